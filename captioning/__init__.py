@@ -1,0 +1,1 @@
+"""Everything language: captioning engines, caption quality, text encoders. Imports only `cluster`."""

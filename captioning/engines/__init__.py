@@ -1,0 +1,1 @@
+"""One file a captioner; the YAML name is the file's name."""

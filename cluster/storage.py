@@ -1,0 +1,189 @@
+"""One way to list, read and atomically write files on local disks, s3:// and gs://.
+
+A URI without a scheme is a local path. A write is visible whole or not at all: local files are written aside, synced and
+renamed; object stores make an object visible only when its upload is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+TEMPORARY = ".part-"
+"""Prefix of a file that is still being written; listings never show one."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file: its URI, size, and a version (etag or mtime in ns) that changes when its content does."""
+
+    uri: str
+    size_bytes: int
+    version: str
+
+
+def is_local(uri: str) -> bool:
+    return "://" not in uri or uri.startswith("file://")
+
+
+def local_path(uri: str) -> Path:
+    """Absolute path of a local URI."""
+    return Path(uri.removeprefix("file://")).absolute()
+
+
+def absolute(uri: str) -> str:
+    """The URI as every machine would write it: remote ones unchanged, local ones as absolute paths."""
+    return os.path.normpath(str(local_path(uri))) if is_local(uri) else uri.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+@cache
+def _filesystem(scheme: str) -> pafs.FileSystem:
+    if scheme == "":
+        return pafs.LocalFileSystem()
+    return pafs.FileSystem.from_uri(f"{scheme}://bucket")[0]
+
+
+def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a URI, and the path on it. Raises `ValueError` for a scheme nobody knows."""
+    if is_local(uri):
+        return _filesystem(""), str(local_path(uri))
+    scheme, _, path = uri.partition("://")
+    try:
+        return _filesystem(scheme), path
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{uri}: cannot open '{scheme}://': {error}; local paths, s3:// and gs:// are supported") from error
+
+
+def exists(uri: str) -> bool:
+    filesystem, path = resolve(uri)
+    return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def list_files(uri: str, suffix: str = "") -> list[Entry]:
+    """Files below a folder, recursively, sorted by URI; empty when the folder does not exist."""
+    filesystem, path = resolve(uri)
+    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    prefix = "" if is_local(uri) else uri.partition("://")[0] + "://"
+    return sorted(
+        (
+            Entry(prefix + info.path, info.size, str(info.mtime_ns))
+            for info in infos
+            if info.is_file and info.path.endswith(suffix) and not info.base_name.startswith(TEMPORARY)
+        ),
+        key=lambda entry: entry.uri,
+    )
+
+
+def glob(pattern: str) -> list[Entry]:
+    """Files that match a pattern with `*`, `?`, `**` and `{a,b}`, sorted by URI."""
+    pattern = absolute(pattern)
+    wild = re.search(r"[*?{\[]", pattern)
+    if wild is None:
+        filesystem, path = resolve(pattern)
+        info = filesystem.get_file_info(path)
+        return [Entry(pattern, info.size, str(info.mtime_ns))] if info.is_file else []
+    root = pattern[: pattern.rindex("/", 0, wild.start())] or "/"
+    expression = re.compile(_glob_expression(pattern))
+    return [entry for entry in list_files(root) if expression.fullmatch(entry.uri)]
+
+
+def _glob_expression(pattern: str) -> str:
+    tokens = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]", "{": "(?:", "}": ")"}
+    parts, depth = [], 0
+    for token in re.findall(r"\*\*/|\*\*|[*?{},]|[^*?{},]+", pattern):
+        depth += (token == "{") - (token == "}")
+        parts.append("|" if token == "," and depth else tokens.get(token) or re.escape(token))
+    return "".join(parts)
+
+
+def open_input(uri: str) -> BinaryIO:
+    """Open for reading at any offset."""
+    filesystem, path = resolve(uri)
+    handle: BinaryIO = filesystem.open_input_file(path)
+    return handle
+
+
+def read_bytes(uri: str) -> bytes:
+    with open_input(uri) as handle:
+        return handle.read()
+
+
+@contextlib.contextmanager
+def atomic_output(uri: str) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name only when the block ends without an error."""
+    filesystem, path = resolve(uri)
+    if not is_local(uri):
+        with filesystem.open_output_stream(path) as stream:
+            yield stream
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{target.name}")
+    try:
+        with aside.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_output(uri) as handle:
+        handle.write(data)
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Read one Parquet file."""
+    with open_input(uri) as handle:
+        return pq.ParquetFile(handle).read(columns)
+
+
+def read_schema(uri: str) -> pa.Schema:
+    """Schema of one Parquet file, its footer's metadata included."""
+    with open_input(uri) as handle:
+        return pq.ParquetFile(handle).schema_arrow
+
+
+def write_table(uri: str, table: pa.Table, **options: Any) -> None:
+    """Write one Parquet file atomically; `options` are those of `pyarrow.parquet.write_table`."""
+    with atomic_output(uri) as handle:
+        pq.write_table(table, handle, **options)
+
+
+def remove(uri: str) -> None:
+    """Remove a file or a folder with all it holds; one that is not there is no error."""
+    filesystem, path = resolve(uri)
+    kind = filesystem.get_file_info(path).type
+    if kind == pafs.FileType.Directory:
+        filesystem.delete_dir(path)
+    elif kind == pafs.FileType.File:
+        filesystem.delete_file(path)
+
+
+def digest(*parts: str | bytes, size_bytes: int = 10) -> str:
+    """Hex digest (BLAKE2b) of a sequence of strings; unlike a plain join, ('a', 'b') and ('ab',) differ."""
+    state = hashlib.blake2b(digest_size=size_bytes)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
+    return state.hexdigest()

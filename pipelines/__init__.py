@@ -1,0 +1,1 @@
+"""Raw video to shards, and the command line that runs a whole recipe."""

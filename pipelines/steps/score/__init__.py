@@ -1,0 +1,1 @@
+"""Scores: each writes documented columns and never drops a row."""

@@ -1,0 +1,1 @@
+"""One file an autoencoder (pixels <-> latents); the YAML name is the file's name."""

@@ -1,0 +1,1 @@
+"""One file a denoising model, and the layers they share; the YAML name is the file's name."""
