@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 Location = tuple[str | int, ...]
 T = TypeVar("T", bound=BaseModel)
@@ -26,28 +26,22 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    extra_keys: ClassVar[bool] = False
-    """True for the rare class whose keys are free, as a filter's column names are."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or cls.extra_keys:
-            return data
-        known = [field.alias or name for name, field in cls.model_fields.items()]
-        for key in data:
-            if key not in known:
-                raise PydanticCustomError("unknown_key", "{message}", {"message": unknown_message("key", str(key), known), "key": str(key)})
-        return data
-
 
 class NestedError(ValueError):
     """Carries the errors of settings validated inside other settings, so that their locations are kept."""
 
-    def __init__(self, error: ValidationError, prefix: Location = ()) -> None:
+    def __init__(self, model: type[BaseModel], error: ValidationError) -> None:
         super().__init__(str(error))
+        self.model = model
         self.error = error
-        self.prefix = prefix
+
+
+class LocatedError(ValueError):
+    """A fault that a validator of an outer model found at a place inside it."""
+
+    def __init__(self, location: Location, message: str) -> None:
+        super().__init__(message)
+        self.location = location
 
 
 def unknown_message(what: str, name: str, known: Sequence[str]) -> str:
@@ -194,7 +188,7 @@ def parse(model: type[T], document: Document) -> T:
     try:
         return validate(model, document.data)
     except ValidationError as error:
-        faults = [document.error(location, message) for location, message in flatten(error)]
+        faults = [document.error(location, message) for location, message in flatten(model, error)]
         raise ConfigError("\n".join(str(fault) for fault in faults)) from None
 
 
@@ -203,19 +197,41 @@ def validate(model: type[T], data: Any) -> T:
     return model.model_validate_json(json.dumps(data, default=str), strict=True)
 
 
-def flatten(error: ValidationError, prefix: Location = ()) -> Iterator[tuple[Location, str]]:
+def flatten(model: type[BaseModel], error: ValidationError, prefix: Location = ()) -> Iterator[tuple[Location, str]]:
     """Each fault as (location, message), those of nested settings with their whole location."""
     for fault in error.errors():
         location = (*prefix, *fault["loc"])
-        context = fault.get("ctx", {})
-        nested = context.get("error")
-        if isinstance(nested, NestedError):
-            yield from flatten(nested.error, (*location, *nested.prefix))
-        elif fault["type"] == "unknown_key":
-            yield (*location, context["key"]), context["message"]
+        cause = fault.get("ctx", {}).get("error")
+        if isinstance(cause, NestedError):
+            yield from flatten(cause.model, cause.error, location)
+        elif isinstance(cause, LocatedError):
+            yield (*location, *cause.location), str(cause)
+        elif fault["type"] == "extra_forbidden":
+            yield location, unknown_message("key", str(fault["loc"][-1]), known_keys(model, fault["loc"][:-1]))
         elif fault["type"] == "value_error":
-            yield location, str(nested)
+            yield location, str(cause)
         elif fault["type"] == "missing":
             yield location, "is required and missing"
         else:
             yield location, f"{fault['msg']} (got {json.dumps(fault['input'], default=str)[:120]})"
+
+
+def known_keys(model: type[BaseModel], location: Location) -> list[str]:
+    """Keys of the settings class that stands at a location inside another; empty where that cannot be told."""
+    for part in location:
+        if not isinstance(part, str):
+            continue
+        extras = typing.get_type_hints(model).get("__pydantic_extra__")
+        annotation = model.model_fields[part].annotation if part in model.model_fields else extras
+        inner = next(_models_in(annotation), None)
+        if inner is None:
+            return []
+        model = inner
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)

@@ -81,7 +81,7 @@ def build(folder: str, contract: type[P], data: Any) -> P:
     try:
         return validate(part, data)
     except ValidationError as error:
-        raise NestedError(error) from error
+        raise NestedError(part, error) from error
 
 
 @dataclass(frozen=True)
