@@ -1,0 +1,40 @@
+"""The contract of an objective: how latents are noised, what the model learns to predict, and how noise becomes latents."""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor
+
+from cluster.plugins import Plugin
+
+FOLDER = "training.objectives"
+
+
+class ObjectiveSettings(Plugin):
+    """Settings of an objective, by `name`. One subclass a file in `training/objectives/`.
+
+    Time runs from 0 (clean latents) to 1 (pure noise). `n_tokens` is the length of the model's sequence, because larger
+    pictures need more noise to lose the same information. Times are tensors that broadcast against the latents.
+    """
+
+    @abc.abstractmethod
+    def draw_time(self, generator: torch.Generator, n_tokens: int) -> float:
+        """The noise level at which one sample is trained, in [0, 1]."""
+
+    @abc.abstractmethod
+    def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """Latents at noise level `time`."""
+
+    @abc.abstractmethod
+    def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """What the model should return for `corrupt(clean, noise, time)`."""
+
+    @abc.abstractmethod
+    def velocity(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """dx/dt of the sampling equation, from the model's prediction at `noisy`."""
+
+    @abc.abstractmethod
+    def schedule(self, steps: int, n_tokens: int) -> tuple[float, ...]:
+        """`steps + 1` strictly falling times from 1 to 0, at which a sampler evaluates the model."""

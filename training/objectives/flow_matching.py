@@ -1,0 +1,51 @@
+"""Flow matching on straight lines between data and noise, with the noise level shifted by resolution."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from training.objective import ObjectiveSettings
+
+
+class FlowMatching(ObjectiveSettings):
+    """Rectified flow (Liu et al. 2022, Lipman et al. 2022): x_t = (1 - t) x + t e, and the model predicts v = e - x.
+
+    Training times are logit-normal and both training and sampling times are shifted by t' = a t / (1 + (a - 1) t) with
+    a = clip(sqrt(S / shift_tokens), 1, max_shift) (Esser et al. 2024, sections 3.1 and 5.3.2).
+    """
+
+    name: str = "flow_matching"
+    time_mean: float = Field(0.0, description="Mean of the normal whose sigmoid is the training time; higher trains noisier latents.")
+    time_std: float = Field(1.0, gt=0, description="Standard deviation of that normal.")
+    shift_tokens: int = Field(256, ge=1, description="Sequence length at which times are not shifted; Esser et al. use 256x256 pixels, 256 tokens.")
+    max_shift: float = Field(12.0, ge=1, description="Largest shift a, however long the sequence.")
+
+    def shift(self, n_tokens: int) -> float:
+        """The shift a for sequences of that many tokens."""
+        return min(max(math.sqrt(n_tokens / self.shift_tokens), 1.0), self.max_shift)
+
+    def draw_time(self, generator: torch.Generator, n_tokens: int) -> float:
+        normal = torch.randn((), generator=generator, dtype=torch.float64).item()
+        return shifted(1 / (1 + math.exp(-(self.time_mean + self.time_std * normal))), self.shift(n_tokens))
+
+    def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        return (1 - time) * clean + time * noise
+
+    def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        return noise - clean
+
+    def velocity(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        return prediction
+
+    def schedule(self, steps: int, n_tokens: int) -> tuple[float, ...]:
+        shift = self.shift(n_tokens)
+        return tuple(shifted(1 - step / steps, shift) for step in range(steps + 1))
+
+
+def shifted(time: float, shift: float) -> float:
+    """Shift t' = a t / (1 + (a - 1) t): monotone on [0, 1] with both ends fixed; for a > 1 it moves times towards noise."""
+    return shift * time / (1 + (shift - 1) * time)

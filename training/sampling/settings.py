@@ -1,0 +1,45 @@
+"""Settings of one sample: an item of the `sample` section of a recipe."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from cluster.config import Settings
+
+SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+
+
+class SampleSettings(Settings):
+    """What to generate. The same settings and checkpoint give the same file."""
+
+    task: Literal["text"] = Field("text", description="What the model is given: text only.")
+    prompt: str = Field(min_length=1, description="What to show.")
+    seconds: float = Field(2.0, ge=0, le=3600, description="Length, rounded to whole latent frames; 0 makes an image.")
+    fps: float | None = Field(None, gt=0, le=240, description="Frames a second; by default those the model was trained at.")
+    size: str = Field("96x64", description="WIDTHxHEIGHT in pixels, rounded to the nearest size the autoencoder and the model take.")
+    steps: int = Field(50, ge=1, le=1000, description="Evaluations of the velocity; more are slower and follow the path more closely.")
+    guidance: float = Field(5.0, ge=0, description="Classifier-free guidance scale (Ho and Salimans 2022); 1 is none, and halves the cost.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial noise.")
+    name: str | None = Field(None, pattern=r"^[\w][\w.-]*$", description="File name without ending; by default made from the prompt and the seed.")
+
+    @field_validator("size")
+    @classmethod
+    def _size(cls, size: str) -> str:
+        if not SIZE.fullmatch(size):
+            raise ValueError(f"size '{size}' is not WIDTHxHEIGHT in pixels, such as 96x64")
+        return size
+
+    def pixels(self) -> tuple[int, int]:
+        """Wanted width and height."""
+        width, _, height = self.size.partition("x")
+        return int(width), int(height)
+
+    def stem(self) -> str:
+        """File name without ending."""
+        if self.name:
+            return self.name
+        words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:48].strip("-")
+        return f"{words or 'sample'}-{self.size}-seed{self.seed}"

@@ -1,0 +1,60 @@
+"""Settings of a training run: the `train` section of a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cluster.config import Settings
+from cluster.plugins import Chosen
+from training import model, objective
+from training.conditioning import ConditioningRates
+from training.data.plan import PlanSettings
+from training.model import ModelSettings
+from training.models.dit import DiT
+from training.objective import ObjectiveSettings
+from training.objectives.flow_matching import FlowMatching
+
+
+class TrainSettings(Settings):
+    """What to train and how. Defaults without another source are those of published video diffusion transformers."""
+
+    model: Annotated[ModelSettings, Chosen(model.FOLDER, ModelSettings)] = DiT()
+    objective: Annotated[ObjectiveSettings, Chosen(objective.FOLDER, ObjectiveSettings)] = FlowMatching()
+    steps: int = Field(1000, ge=1, description="Optimizer steps of the whole run.")
+    batch: PlanSettings = Field(PlanSettings(), description="Which samples make up a step.")
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate of AdamW; 1e-3 suits models of a few million parameters.")
+    warmup_steps: int = Field(100, ge=0, description="Steps over which the learning rate rises from 0 to `lr`.")
+    decay_steps: int = Field(0, ge=0, description="Last steps, over which the learning rate falls linearly to 0; 0 keeps it constant.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay of matrices; biases, gains and tables have none.")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW moment decays.")
+    clip_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this global norm.")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the averaged weights; in step n it is at most (1 + n) / (10 + n).")
+    caption_drop: float = Field(0.1, ge=0, le=1, description="Share of samples trained with the null caption, for classifier-free guidance.")
+    conditioning: ConditioningRates = Field(ConditioningRates(), description="How often which latent frames are given to the model.")
+    workers: int = Field(1, ge=1, description="Training processes; on GPUs, one GPU each.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage: what is sharded over workers (optimizer, gradients, weights).")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the model; weights are kept and averaged in fp32 either way.")
+    max_failures: int = Field(2, ge=0, description="How often lost workers are replaced and training goes on from the newest checkpoint.")
+    checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints; the last step always writes one.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    validate_every: int = Field(500, ge=0, description="Steps between losses on the validation split; 0 for never.")
+    log_every: int = Field(10, ge=1, description="Steps between points on TensorBoard; metrics.jsonl has every step.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSettings:
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError("precision bf16 needs zero_stage 1, 2 or 3, which keep fp32 weights to update; set zero_stage: 1, or precision: fp32")
+        if self.warmup_steps + self.decay_steps > self.steps:
+            phases = f"warmup_steps {self.warmup_steps} + decay_steps {self.decay_steps}"
+            raise ValueError(f"{phases} exceed the {self.steps} steps of the run; lower one of them or raise steps")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {list(self.betas)} must lie in [0, 1)")
+        return self
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step `step`, counted from 0: linear rise, plateau, linear fall that would reach 0 one step after the last."""
+        rise = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
+        fall = (self.steps - step) / self.decay_steps if self.decay_steps else 1.0
+        return self.lr * max(0.0, min(rise, fall, 1.0))
