@@ -8,11 +8,12 @@ from pydantic import Field, model_validator
 
 from cluster.config import Settings
 from cluster.plugins import Chosen
-from training import model, objective
 from training.conditioning import ConditioningRates
 from training.data.plan import PlanSettings
+from training.model import FOLDER as MODELS
 from training.model import ModelSettings
 from training.models.dit import DiT
+from training.objective import FOLDER as OBJECTIVES
 from training.objective import ObjectiveSettings
 from training.objectives.flow_matching import FlowMatching
 
@@ -20,8 +21,8 @@ from training.objectives.flow_matching import FlowMatching
 class TrainSettings(Settings):
     """What to train and how. Defaults without another source are those of published video diffusion transformers."""
 
-    model: Annotated[ModelSettings, Chosen(model.FOLDER, ModelSettings)] = DiT()
-    objective: Annotated[ObjectiveSettings, Chosen(objective.FOLDER, ObjectiveSettings)] = FlowMatching()
+    model: Annotated[ModelSettings, Chosen(MODELS, ModelSettings)] = DiT()
+    objective: Annotated[ObjectiveSettings, Chosen(OBJECTIVES, ObjectiveSettings)] = FlowMatching()
     steps: int = Field(1000, ge=1, description="Optimizer steps of the whole run.")
     batch: PlanSettings = Field(PlanSettings(), description="Which samples make up a step.")
     lr: float = Field(1e-4, gt=0, description="Peak learning rate of AdamW; 1e-3 suits models of a few million parameters.")
