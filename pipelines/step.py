@@ -83,6 +83,10 @@ class Step(Plugin):
     def writes(self) -> tuple[pa.Field, ...]:
         """Columns the step adds, with a `doc` in each field's metadata."""
 
+    def places(self) -> tuple[str, ...]:
+        """Written columns that follow from the row's uid alone, whatever the settings: its span, its size, its time base."""
+        return ()
+
     def weights(self) -> str:
         """Identity of the weights the results depend on; empty where there are none."""
         return ""
@@ -113,8 +117,12 @@ class Expand(Step):
     def expand(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | Mark:
         """The written columns of each clip of one source row, or the mark of a source that gives none.
 
-        Each clip carries `uid`, `clip_index` and `clip_count`.
+        Each clip carries its own `uid`, and the `source_uid` of the row it came from.
         """
+
+    @abc.abstractmethod
+    def consumes(self) -> tuple[str, ...]:
+        """Columns of the source row that its clips do not inherit; all others they do."""
 
 
 class Global(Step):

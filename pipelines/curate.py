@@ -1,0 +1,150 @@
+"""Drive a recipe's curation: which rows of which segment still want work, and the dataset that comes out. Knows no Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from cluster import storage
+from cluster.telemetry import log, progress
+from pipelines import tables
+from pipelines.recipe import Recipe
+from pipelines.reuse import find_donors
+from pipelines.segments import Segment, segments_of
+from pipelines.sources import list_sources
+from pipelines.step import Context, Expand, Global
+from pipelines.tables import Index
+from pipelines.work import Job
+
+RunOrders = Callable[[Job, list[pa.Table]], Iterator[pa.Table]]
+"""Runs orders somewhere and yields their reports as they end; `pipelines.inline` and `pipelines.run` each have one."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The rows a segment starts from: source files, or rows of the table before."""
+
+    sources: pa.Table
+    upstream: Index | None = None
+
+    @property
+    def uids(self) -> pa.ChunkedArray:
+        return self.sources["uid"] if self.upstream is None else self.upstream.uids
+
+    def digest(self) -> str:
+        """Hash of which rows are live: what a Global step's decisions depend on."""
+        live = self.uids if self.upstream is None else self.upstream.live().uids
+        return storage.digest(*sorted(live.to_pylist()))
+
+    def orders(self, done: pa.ChunkedArray, rows_per_part: int) -> list[pa.Table]:
+        """Orders for the rows that are not done."""
+        if self.upstream is not None:
+            return self.upstream.without_inputs(done).orders(rows_per_part)
+        finished = set(done.to_pylist())
+        rows = self.sources.filter(pa.array([uid not in finished for uid in self.uids.to_pylist()], pa.bool_()))
+        # Largest first: what takes longest must not start last.
+        rows = rows.sort_by([("size_bytes", "descending"), ("uid", "ascending")])
+        size = tables.order_size(len(rows), rows_per_part)
+        return [rows.slice(start, size).combine_chunks() for start in range(0, len(rows), size)]
+
+
+@dataclass(frozen=True)
+class SegmentState:
+    """Where a segment stands: how many rows it has to take, how many were there before this run, and its own rows."""
+
+    segment: Segment
+    folder: str
+    n_inputs: int
+    n_done: int
+    rows: Index
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+
+    @property
+    def n_pending(self) -> int:
+        return self.n_inputs - self.n_done
+
+
+@dataclass(frozen=True)
+class Curation:
+    """How far curation is: every segment up to the first one that is not complete."""
+
+    sources: pa.Table
+    segments: tuple[SegmentState, ...]
+    complete: bool
+
+    @property
+    def final(self) -> SegmentState:
+        assert self.complete, "curation is not complete"
+        return self.segments[-1]
+
+
+def curate(recipe: Recipe, run_orders: RunOrders) -> Curation:
+    """Bring every segment's table up to date. Only rows that are not there yet are worked on."""
+    return _advance(recipe, run_orders)
+
+
+def inspect(recipe: Recipe) -> Curation:
+    """How far each segment is, without working on any."""
+    return _advance(recipe, None)
+
+
+def _advance(recipe: Recipe, run_orders: RunOrders | None) -> Curation:
+    inputs = Inputs(list_sources(recipe.sources))
+    segments = segments_of(recipe.curate, recipe.labels)
+    states: list[SegmentState] = []
+    chain = ""
+    for segment in segments:
+        segment = segment.after(chain, inputs.digest() if isinstance(segment.first, Global) else "")
+        chain = segment.fingerprint
+        state = stand(segment, recipe.tables_uri, inputs)
+        if state.n_pending and run_orders is not None:
+            state = run_segment(recipe, state, inputs, run_orders)
+        states.append(state)
+        if state.n_pending and run_orders is None:
+            return Curation(inputs.sources, tuple(states), complete=False)
+        inputs = Inputs(inputs.sources, state.rows)
+    return Curation(inputs.sources, tuple(states), complete=True)
+
+
+def stand(segment: Segment, tables_uri: str, inputs: Inputs) -> SegmentState:
+    """How many of its input rows a segment's table has."""
+    folder = segment.folder(tables_uri)
+    input_column = "source_uid" if isinstance(segment.first, Expand) else "uid"
+    rows = tables.index_table(folder, input_column).of_inputs(inputs.uids)
+    return SegmentState(segment, folder, len(inputs.uids), len(set(rows.rows["input_uid"].to_pylist())), rows)
+
+
+def run_segment(recipe: Recipe, state: SegmentState, inputs: Inputs, run_orders: RunOrders) -> SegmentState:
+    """Do what a segment still wants, and look again at what its table holds."""
+    start_s, cpu_s = time.monotonic(), 0.0
+    job = prepare(recipe, state, inputs)
+    orders = inputs.orders(state.rows.rows["input_uid"], state.segment.first.rows_per_part)
+    with progress(" > ".join(state.segment.labels), state.n_pending) as bar:
+        for report in run_orders(job, orders):
+            cpu_s += sum(report["cpu_s"].to_pylist())
+            bar.advance(sum(report["n_inputs"].to_pylist()))
+    after = stand(state.segment, recipe.tables_uri, inputs)
+    if after.n_pending:
+        raise RuntimeError(f"{state.segment.label}: {after.n_pending} of {after.n_inputs} rows have no result in {after.folder}; run again")
+    return replace(after, n_done=state.n_done, seconds=time.monotonic() - start_s, cpu_s=cpu_s)
+
+
+def prepare(recipe: Recipe, state: SegmentState, inputs: Inputs) -> Job:
+    """All that a segment's workers need, gathered once."""
+    segment = state.segment
+    contexts = []
+    for step, lineage in zip(segment.steps, segment.lineages, strict=True):
+        context = Context(recipe.tables_uri, recipe.seed, lineage)
+        contexts.append(replace(context, state=step.prepare(context)))
+    solved = None
+    if isinstance(segment.first, Global):
+        assert inputs.upstream is not None, "a Global step cannot be the first"
+        solved = segment.first.solve(inputs.upstream.live().read(["uid", *segment.first.reads()]))
+    donors = find_donors(recipe.tables_uri, segment)
+    for label, donor in donors.items():
+        log.info(f"{label}: {len(donor.index)} rows were worked on before; their results are reused")
+    return Job(segment, state.folder, tuple(contexts), donors, solved)

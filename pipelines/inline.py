@@ -1,0 +1,19 @@
+"""Run orders one after another in this process: for tests and for debugging, with the tables Ray would write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from pipelines.work import Job, Worker
+
+
+def run_orders(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
+    """A report for each order, as it ends."""
+    workers = [Worker(stage) for stage in job.stages()]
+    for order in orders:
+        table = order
+        for worker in workers:
+            table = worker(table)
+        yield table

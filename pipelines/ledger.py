@@ -1,0 +1,69 @@
+"""Every input's fate: counts that must add up, at the level of source files and at the level of clips."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from pipelines.curate import Curation
+from pipelines.step import FATES
+
+LEVELS = ("videos", "images", "clips")
+
+
+@dataclass(frozen=True)
+class Account:
+    """One level of the ledger. `inputs` is counted where the rows came from, the fates where they ended."""
+
+    level: str
+    inputs: int
+    fates: Mapping[str, int]
+    reasons: tuple[tuple[str, str, str, int], ...]
+    """(fate, step, reason, count), most frequent first."""
+
+    @property
+    def balanced(self) -> bool:
+        return self.inputs == sum(self.fates.values())
+
+    def __str__(self) -> str:
+        sums = " + ".join(f"{self.fates[fate]} {fate}" for fate in FATES)
+        return f"{self.level}: {self.inputs} {'=' if self.balanced else '!='} {sums}"
+
+
+def ledger(curation: Curation) -> list[Account]:
+    """Accounts of a complete curation, one a level.
+
+    Inputs are counted in the list of sources and, for clips, in the table that first held them; fates in the last table.
+    A source is kept when it gave at least one clip, whatever became of its clips.
+    """
+    columns = ["uid", "source_uid", "kind", "clip_index", "fate", "fate_step", "fate_reason"]
+    last = curation.final.rows.read(columns)
+    of_clips = pc.is_valid(last["clip_index"])
+    clips, alone = last.filter(of_clips), last.filter(pc.invert(of_clips))
+    fate_of_source = dict.fromkeys(clips["source_uid"].to_pylist(), ("kept", None, None))
+    for row in alone.to_pylist():
+        fate_of_source[row["source_uid"]] = (row["fate"], row["fate_step"], row["fate_reason"])
+    kinds = dict(zip(curation.sources["uid"].to_pylist(), curation.sources["kind"].to_pylist(), strict=True))
+    accounts = []
+    for level, kind in (("videos", "video"), ("images", "image")):
+        ends = [fate_of_source[uid] for uid in kinds if kinds[uid] == kind and uid in fate_of_source]
+        accounts.append(_account(level, sum(1 for value in kinds.values() if value == kind), ends))
+    ends = list(zip(*(clips[name].to_pylist() for name in ("fate", "fate_step", "fate_reason")), strict=True))
+    accounts.append(_account("clips", _clips_cut(curation), ends))
+    return accounts
+
+
+def _clips_cut(curation: Curation) -> int:
+    """Clips counted in the table of the segment that made them."""
+    first = next(state for state in curation.segments if "clip_index" in state.segment.schema.names)
+    return int(pc.sum(pc.is_valid(first.rows.read(["uid", "clip_index"])["clip_index"])).as_py() or 0)
+
+
+def _account(level: str, inputs: int, ends: Sequence[tuple[str, str | None, str | None]]) -> Account:
+    fates = Counter(fate for fate, _, _ in ends)
+    reasons = Counter((fate, step or "", reason or "") for fate, step, reason in ends if fate != "kept")
+    ordered = sorted(((*key, count) for key, count in reasons.items()), key=lambda item: (-item[3], item))
+    return Account(level, inputs, {fate: fates.get(fate, 0) for fate in FATES}, tuple(ordered))

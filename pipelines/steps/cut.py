@@ -1,0 +1,107 @@
+"""cut: from shots to clips, virtual spans in exact PTS."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from cluster.storage import digest
+from pipelines.step import Expand, Mark, column
+from pipelines.steps.scan import SIGNALS, THUMBNAILS
+
+PLACES = (
+    column("uid", pa.string(), "identity of the clip: a hash of its source and span"),
+    column("source_uid", pa.string(), "identity of the source file"),
+    column("start_pts", pa.int64(), "first frame of the clip, in units of the time base"),
+    column("end_pts", pa.int64(), "end of the clip, exclusive, in units of the time base"),
+    column("duration_s", pa.float64(), "length of the clip in seconds; 0 for an image"),
+)
+NUMBERS = (
+    column("clip_index", pa.int32(), "number of the clip in its source, from 0; null for a source that gave no clip"),
+    column("clip_count", pa.int32(), "clips of the source"),
+    column("shot_index", pa.int32(), "number of the shot the clip is part of"),
+)
+PHASH = column("phash", pa.binary(), "perceptual hashes of the clip's first, middle and last sampled frame, 3 x 64 bits little-endian")
+HASHED_FRAMES = 3
+
+
+class Cut(Expand):
+    """Makes clips of shots: shorter ones than `min_s` give none, longer ones than `max_s` are divided into equal parts.
+
+    `trim_s` is taken off where one shot turns into another, never at the ends of the file or between parts of one shot.
+    """
+
+    name: str = "cut"
+    rows_per_part = 64
+    min_s: float = Field(1.0, gt=0, description="Shortest clip, in seconds.")
+    max_s: float = Field(10.0, gt=0, description="Longest clip, in seconds.")
+    trim_s: float = Field(0.0, ge=0, description="Seconds taken off a shot at each transition, where frames may still be mixed.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Cut:
+        if self.max_s < 2 * self.min_s:
+            raise ValueError(f"max_s {self.max_s:g} must be at least twice min_s {self.min_s:g}, or the parts of a long shot could be too short")
+        return self
+
+    def reads(self) -> tuple[str, ...]:
+        return "kind", "time_base_num", "time_base_den", "shots"
+
+    def writes(self) -> tuple[pa.Field, ...]:
+        return (*PLACES, *NUMBERS, *SIGNALS, PHASH, THUMBNAILS)
+
+    def consumes(self) -> tuple[str, ...]:
+        return ("shots",)
+
+    def places(self) -> tuple[str, ...]:
+        return tuple(field.name for field in PLACES)
+
+    def expand(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | Mark:
+        time_base = Fraction(row["time_base_num"], row["time_base_den"])
+        clips = []
+        for number, shot in enumerate(row["shots"]):
+            spans = [(shot["start_pts"], shot["end_pts"])] if row["kind"] == "image" else self._spans(row["shots"], number, time_base)
+            clips += [self._clip(row, number, shot, start, end, time_base) for start, end in spans]
+        if not clips:
+            longest_s = max((float((shot["end_pts"] - shot["start_pts"]) * time_base) for shot in row["shots"]), default=0.0)
+            return Mark("dropped", f"no shot of at least {self.min_s:g} s", longest_s, self.min_s)
+        return [{**clip, "clip_index": index, "clip_count": len(clips)} for index, clip in enumerate(clips)]
+
+    def _spans(self, shots: Sequence[Mapping[str, Any]], number: int, time_base: Fraction) -> list[tuple[int, int]]:
+        """Spans of the clips of one shot; every border is a whole number of time-base units."""
+        trim_pts = round(Fraction(self.trim_s) / time_base)
+        start = shots[number]["start_pts"] + (trim_pts if number > 0 else 0)
+        end = shots[number]["end_pts"] - (trim_pts if number < len(shots) - 1 else 0)
+        length_s = (end - start) * time_base
+        if end <= start or length_s < Fraction(self.min_s).limit_denominator(10**6):
+            return []
+        parts = max(1, -int(-length_s // Fraction(self.max_s).limit_denominator(10**6)))
+        edges = [start + round(Fraction((end - start) * part, parts)) for part in range(parts + 1)]
+        return list(itertools.pairwise(edges))
+
+    def _clip(self, row: Mapping[str, Any], number: int, shot: Mapping[str, Any], start: int, end: int, time_base: Fraction) -> dict[str, Any]:
+        return {
+            "uid": digest(row["uid"], str(start), str(end)),
+            "source_uid": row["uid"],
+            "start_pts": start,
+            "end_pts": end,
+            "duration_s": 0.0 if row["kind"] == "image" else float((end - start) * time_base),
+            "shot_index": number,
+            **{field.name: shot[field.name] for field in SIGNALS},
+            "phash": clip_hash(shot["hashes"], start, end),
+            "thumbnails": shot["thumbnails"],
+        }
+
+
+def clip_hash(hashes: Sequence[Mapping[str, int]], start_pts: int, end_pts: int) -> bytes:
+    """The first, middle and last of a shot's hashes that lie in the span; the nearest one where none does."""
+    inside = [item["phash"] for item in hashes if start_pts <= item["pts"] < end_pts]
+    if not inside:
+        inside = [min(hashes, key=lambda item: abs(item["pts"] - start_pts))["phash"]]
+    chosen = [inside[round(i * (len(inside) - 1) / (HASHED_FRAMES - 1))] for i in range(HASHED_FRAMES)]
+    return np.array(chosen, "<u8").tobytes()

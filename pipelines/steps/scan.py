@@ -1,0 +1,68 @@
+"""scan: the one full pass over the pixels: shots, and every cheap signal of each."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.segments import HEAVY
+from pipelines.sources import read_sidecar
+from pipelines.step import Context, Step, TableFunction, column, map_rows
+from pipelines.video.scan import ScanSettings, scan_image, scan_video
+
+MEDIA = (
+    column("codec", pa.string(), "codec of the stream that was scanned"),
+    column("width", pa.int32(), "width in pixels as displayed, after rotation"),
+    column("height", pa.int32(), "height in pixels as displayed, after rotation"),
+    column("rotation_deg", pa.int32(), "rotation the metadata asks for, already applied to width and height"),
+    column("fps", pa.float64(), "average frame rate; null for an image. Spans never use it"),
+    column("time_base_num", pa.int64(), "numerator of the time base of every pts, in seconds"),
+    column("time_base_den", pa.int64(), "denominator of the time base"),
+    column("pixel_format", pa.string(), "pixel format of the stream"),
+    column("source_duration_s", pa.float64(), "from the first frame to the end of the last one, as decoded"),
+    column("source_caption", pa.string(), "caption from the sidecar file"),
+)
+
+SIGNALS = (
+    column("luma", pa.float64(), "mean luma in [0, 1], of full range"),
+    column("contrast", pa.float64(), "mean standard deviation of luma inside a frame, in [0, 0.5]"),
+    column("sharpness", pa.float64(), "variance of the Laplacian of luma at the scan's size"),
+    column("motion", pa.float64(), "how much the picture moves; 0 for a frozen shot, null for an image"),
+    column("frozen_share", pa.float64(), "share of frames equal to the one before; null for an image"),
+)
+
+
+class Scan(ScanSettings, Step):
+    """Decodes every source once and measures its shots; a file that cannot be decoded is marked as failed with its error."""
+
+    name: str = "scan"
+    rows_per_part = 16
+    version = 1
+
+    def reads(self) -> tuple[str, ...]:
+        return "source", "kind", "sidecar"
+
+    def writes(self) -> tuple[pa.Field, ...]:
+        return (*MEDIA, SHOTS)
+
+    def places(self) -> tuple[str, ...]:
+        return tuple(field.name for field in MEDIA)
+
+    def open(self, context: Context) -> TableFunction:
+        return lambda table: map_rows(table, self.writes(), self._scan)
+
+    def _scan(self, row: dict[str, Any]) -> dict[str, Any]:
+        scan = (scan_image if row["kind"] == "image" else scan_video)(row["source"], self)
+        caption = read_sidecar(row["sidecar"]) if row["sidecar"] else None
+        return {**asdict(scan.media), "shots": [asdict(shot) for shot in scan.shots], "source_caption": caption}
+
+
+SHOT_PLACES = (
+    column("start_pts", pa.int64(), "first frame of the shot"),
+    column("end_pts", pa.int64(), "end of the shot, exclusive"),
+)
+HASHES = pa.field("hashes", pa.list_(pa.struct([("pts", pa.int64()), ("phash", pa.uint64())])), metadata={"doc": "perceptual hashes over time"})
+THUMBNAILS = pa.field("thumbnails", pa.list_(pa.binary()), metadata={"doc": "a few JPEG pictures of the shot, in time order", HEAVY: b"1"})
+SHOTS = pa.field("shots", pa.list_(pa.struct([*SHOT_PLACES, *SIGNALS, HASHES, THUMBNAILS])), metadata={"doc": "the shots of the source", HEAVY: b"1"})
