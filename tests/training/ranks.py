@@ -1,0 +1,48 @@
+"""Run a function in several processes joined by gloo, without Ray."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
+    """`function(*arguments)` in `world_size` processes; returns what each returned, by rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=_rank, args=(function, rank, world_size, port, results, arguments)) for rank in range(world_size)]
+    for process in processes:
+        process.start()
+    got: dict[int, Any] = {}
+    for _ in processes:
+        rank, error, value = results.get(timeout=200)
+        if error:
+            for process in processes:
+                process.kill()
+            raise AssertionError(f"rank {rank}:\n{error}")
+        got[rank] = value
+    for process in processes:
+        process.join()
+    return [got[rank] for rank in range(world_size)]
+
+
+def _rank(function: Callable[..., Any], rank: int, world_size: int, port: int, results: Any, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    try:
+        results.put((rank, None, function(*arguments)))
+    except BaseException:
+        results.put((rank, traceback.format_exc(), None))
+    finally:
+        dist.destroy_process_group()
