@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError, WorkerCrashedError
+from ray.util.annotations import RayDeprecationWarning
 
 from cluster.telemetry import log
 from pipelines.tables import split_order
@@ -53,57 +55,63 @@ def _is_worker_death(error: BaseException | None) -> bool:
 
 
 def _stream(job: Job, orders: list[pa.Table], numbers: list[int], tolerate_deaths: bool = False) -> Iterator[tuple[int, pa.Table]]:
-    """Run orders through Ray Data, each its own block from reading to writing; yields an order's number and its report."""
+    """Run orders through Ray Data; yields an order's number and its report as it ends."""
     context = DataContext.get_current().copy()
     context.max_errored_blocks = -1 if tolerate_deaths else 0
-    # One order is one block from end to end, so that one part holds all of an order's rows or the part is not there.
-    context.target_max_block_size = None
     context.enable_progress_bars = False
     with DataContext.current(context):
-        dataset = ray.data.from_arrow([_numbered(orders[i], i) for i in numbers])
+        dataset = ray.data.from_arrow([pack(number, orders[number]) for number in numbers])
         for stage in job.stages():
-            dataset = dataset.map_batches(**_arguments(stage))
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for row in range(len(table)):
-                report = table.slice(row, 1)
-                yield report["order"][0].as_py(), report.drop_columns(["order"])
+            dataset = _map(dataset, stage)
+        for blocks in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for row in range(len(blocks)):
+                yield unpack(blocks.slice(row, 1))
 
 
-def _numbered(order: pa.Table, number: int) -> pa.Table:
-    return order.append_column("order", pa.array([number] * len(order), pa.int64()))
+def pack(number: int, table: pa.Table) -> pa.Table:
+    """An order, or the rows between two stages, as one row: Ray splits and joins rows as it likes, but never one row.
+
+    So one part holds all of an order's rows, or the part is not there; and a stage on a GPU gets one order a batch.
+    """
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return pa.table({"number": [number], "rows": pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
 
 
-class RayWorker:
-    """A `Worker` that passes the order's number along."""
+def unpack(packed: pa.Table) -> tuple[int, pa.Table]:
+    """The number and the rows of `pack`."""
+    with pa.ipc.open_stream(packed["rows"][0].as_buffer()) as reader:
+        return packed["number"][0].as_py(), reader.read_all()
+
+
+class PackedWorker:
+    """A `Worker` on packed rows."""
 
     def __init__(self, stage: Stage) -> None:
         self._worker = Worker(stage)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        number = table["order"][0].as_py()
-        return _numbered(self._worker(table.drop_columns(["order"]).combine_chunks()), number)
+    def __call__(self, packed: pa.Table) -> pa.Table:
+        number, table = unpack(packed)
+        return pack(number, self._worker(table))
 
 
-def run_task(table: pa.Table, stage: Stage) -> pa.Table:
+def run_task(packed: pa.Table, stage: Stage) -> pa.Table:
     """A stage that loads nothing dear, as a plain task."""
-    return RayWorker(stage)(table)
+    return PackedWorker(stage)(packed)
 
 
-def _arguments(stage: Stage) -> dict[str, Any]:
-    """How Ray Data runs a stage: an actor pool for steps that load weights, tasks for others."""
+def _map(dataset: ray.data.Dataset, stage: Stage) -> ray.data.Dataset:
+    """A stage as Ray Data runs it: an actor pool for steps that load weights, tasks for others."""
     resources = stage.resources
-    common: dict[str, Any] = {
-        "batch_size": None,
-        "batch_format": "pyarrow",
-        "num_cpus": resources.cpus,
-        "num_gpus": resources.gpus or None,
-        "zero_copy_batch": True,
-        "udf_modifying_row_count": True,
-    }
-    if not resources.pooled:
-        return {"fn": run_task, "fn_kwargs": {"stage": stage}, "compute": TaskPoolStrategy(), "max_retries": 1, **common}
-    pool = ActorPoolStrategy(min_size=1, max_size=_pool_limit(resources.cpus, resources.gpus))
-    return {"fn": RayWorker, "fn_constructor_args": (stage,), "compute": pool, "max_restarts": 4, "max_task_retries": 1, **common}
+    common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus, "num_gpus": resources.gpus or None}
+    with warnings.catch_warnings():
+        # Until Ray 2.63 this is the only way to bound retries; without a bound, a row that kills its worker is tried for ever.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        if not resources.pooled:
+            return dataset.map_batches(run_task, fn_kwargs={"stage": stage}, compute=TaskPoolStrategy(), max_retries=1, **common)
+        pool = ActorPoolStrategy(min_size=1, max_size=_pool_limit(resources.cpus, resources.gpus))
+        return dataset.map_batches(PackedWorker, fn_constructor_args=(stage,), compute=pool, max_restarts=4, max_task_retries=1, **common)
 
 
 def _pool_limit(cpus: float, gpus: float) -> int:

@@ -1,0 +1,52 @@
+"""What every test file shares: warnings are errors (pyproject.toml), and so are ERROR log lines and leaked random state."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_error_logs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    # Ray logs the deaths of workers that tests kill on purpose.
+    records = [record for record in caplog.get_records("call") if not record.name.startswith("ray")]
+    errors = [record.getMessage() for record in records if record.levelno >= logging.ERROR]
+    assert not errors, f"errors were logged: {errors}"
+
+
+@pytest.fixture(autouse=True)
+def _no_leaked_random_state() -> Iterator[None]:
+    before = (random.getstate(), np.random.get_state()[1].tobytes())  # noqa: NPY002
+    yield
+    assert (random.getstate(), np.random.get_state()[1].tobytes()) == before, "the test drew from global random state"  # noqa: NPY002
+
+
+@pytest.fixture(scope="session")
+def real_videos() -> Path:
+    """Folder of real footage; tests that need it skip where it is not."""
+    folder = Path(os.environ.get("WORLDLOOM_VIDEOS", ROOT.parent / "shared" / "videos"))
+    if not folder.is_dir():
+        pytest.skip(f"no real footage at {folder}; set WORLDLOOM_VIDEOS")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray for all tests that need one."""
+    from cluster.session import RaySettings, connected
+
+    # Workers are processes of their own: they find the test modules through the environment.
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setenv("PYTHONPATH", os.pathsep.join(str(path) for path in (ROOT / "tests").iterdir() if path.is_dir()), prepend=os.pathsep)
+        stack.enter_context(connected(RaySettings(cpus=2)))
+        yield

@@ -1,0 +1,115 @@
+"""Steps that need no video: a source `n-<clips>.toy` measures to its clips, and file names ask for trouble."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from cluster.storage import digest
+from pipelines.step import FATE_FIELDS, Context, Expand, Global, Mark, Resources, Step, TableFunction, column, map_rows
+
+
+def log_call(path: str | None, uid: str) -> None:
+    if path:
+        with Path(path).open("a") as handle:
+            handle.write(uid + "\n")
+
+
+class Measure(Step):
+    name: str = "measure"
+    rows_per_part = 4
+    calls: str | None = Field(None, exclude=True)
+    scale: float = 1.0
+
+    def reads(self) -> tuple[str, ...]:
+        return ("source",)
+
+    def writes(self) -> tuple[pa.Field, ...]:
+        return (column("n_clips", pa.int64(), "clips"), column("size", pa.float64(), "scaled size"))
+
+    def open(self, context: Context) -> TableFunction:
+        def measure(row: dict[str, Any]) -> dict[str, Any] | Mark:
+            log_call(self.calls, row["uid"])
+            stem = Path(row["source"]).stem
+            if stem.startswith("broken"):
+                raise OSError("cannot be decoded")
+            if stem.startswith("crash"):
+                os._exit(9)
+            clips = int(stem.split("-")[1])
+            return {"n_clips": clips, "size": clips * self.scale}
+
+        return lambda table: map_rows(table, self.writes(), measure)
+
+
+class Split(Expand):
+    name: str = "split"
+
+    def reads(self) -> tuple[str, ...]:
+        return ("n_clips",)
+
+    def writes(self) -> tuple[pa.Field, ...]:
+        places = (column("uid", pa.string(), ""), column("source_uid", pa.string(), ""))
+        return (*places, column("clip_index", pa.int32(), ""), column("number", pa.float64(), ""))
+
+    def consumes(self) -> tuple[str, ...]:
+        return ("n_clips",)
+
+    def places(self) -> tuple[str, ...]:
+        return "uid", "source_uid", "clip_index", "number"
+
+    def expand(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | Mark:
+        if row["n_clips"] == 0:
+            return Mark("dropped", "no clips")
+        return [{"uid": digest(row["uid"], str(i)), "source_uid": row["uid"], "clip_index": i, "number": float(i)} for i in range(row["n_clips"])]
+
+
+class Score(Step):
+    name: str = "score"
+    calls: str | None = Field(None, exclude=True)
+    pooled: bool = False
+    power: float = 2.0
+
+    def reads(self) -> tuple[str, ...]:
+        return ("number",)
+
+    def writes(self) -> tuple[pa.Field, ...]:
+        return (column("score", pa.float64(), "number to a power"),)
+
+    def resources(self) -> Resources:
+        return Resources(pooled=self.pooled)
+
+    def open(self, context: Context) -> TableFunction:
+        def score(row: dict[str, Any]) -> dict[str, Any]:
+            log_call(self.calls, row["uid"])
+            return {"score": row["number"] ** self.power}
+
+        return lambda table: map_rows(table, self.writes(), score)
+
+
+class Pick(Global):
+    """Of clips with the same number the one with the smallest uid stays."""
+
+    name: str = "pick"
+
+    def reads(self) -> tuple[str, ...]:
+        return ("number",)
+
+    def writes(self) -> tuple[pa.Field, ...]:
+        return (column("cluster", pa.string(), ""),)
+
+    def solve(self, rows: pa.Table) -> pa.Table:
+        first: dict[float, str] = {}
+        for row in rows.sort_by("uid").to_pylist():
+            first.setdefault(row["number"], row["uid"])
+        solved = [
+            {"uid": row["uid"], "cluster": first[row["number"]], "fate": "kept"}
+            if first[row["number"]] == row["uid"]
+            else {"uid": row["uid"], "cluster": first[row["number"]], "fate": "duplicate", "fate_reason": "same number"}
+            for row in rows.to_pylist()
+        ]
+        return pa.Table.from_pylist(solved, pa.schema([pa.field("uid", pa.string()), *self.writes(), *FATE_FIELDS]))
