@@ -2,9 +2,116 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
+from cluster import storage
+from training.autoencoder import Autoencoder
+from training.export import ModelCard, read_export
+from training.model import VideoModel
+from training.sampling.media import write_mp4, write_png
+from training.sampling.provenance import provenance, write_provenance
 from training.sampling.settings import SampleSettings
+from training.sampling.solver import euler, guided
+from training.step import conditions, generator
+
+# Shape suffixes: B samples, C latent channels or colours, T H W frames, rows and columns, N text tokens, E text width.
 
 
 def sample(settings: SampleSettings, export_uri: str, out_uri: str) -> str:
-    """Generate and write `<out_uri>/<stem>.mp4`, or `.png` for an image, with a JSON beside it; returns its URI."""
-    raise NotImplementedError
+    """Generate and write `<out_uri>/<stem>.mp4`, or `.png` for an image, with a JSON beside it; returns its URI.
+
+    Raises `ValueError` for a size that cannot be, and for parts whose identity is not the one the model was trained with.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    card, model, null_text = read_export(export_uri)
+    autoencoder = open_autoencoder(card, device)
+    encoder = card.text_encoder.open()
+    if encoder.identity != card.text_encoder_identity:
+        raise ValueError(f"{export_uri} was trained with text encoder {card.text_encoder_identity}, and {encoder.identity} is what opens here")
+    text = torch.from_numpy(encoder.encode([settings.prompt])[0].tokens)
+    fps = settings.fps or card.fps
+    frames = n_frames(settings.seconds, fps, autoencoder.time_factor)
+    width, height = fitted_size(settings, card, autoencoder)
+    latent_BCTHW = generate(card, model.to(device), autoencoder, text, null_text, settings, (frames, height, width), fps)
+    with torch.no_grad():
+        video_THWC = pixels(autoencoder.decode(latent_BCTHW))[0]
+    ending = "png" if frames == 1 else "mp4"
+    uri = storage.join(storage.absolute(out_uri), f"{settings.stem()}.{ending}")
+    if frames == 1:
+        write_png(uri, video_THWC[0].numpy())
+    else:
+        write_mp4(uri, video_THWC.numpy(), fps)
+    write_provenance(uri.removesuffix(ending) + "json", provenance(settings, card, export_uri, frames, width, height, fps))
+    return uri
+
+
+def open_autoencoder(card: ModelCard, device: torch.device) -> Autoencoder:
+    """The autoencoder the model was trained with. Raises `ValueError` when its weights are not the same."""
+    autoencoder = card.autoencoder.open(device)
+    if autoencoder.identity != card.autoencoder_identity:
+        raise ValueError(
+            f"the model was trained on latents of {card.autoencoder_identity}, which do not mix with those of {autoencoder.identity} here"
+        )
+    return autoencoder
+
+
+def n_frames(seconds: float, fps: float, time_factor: int) -> int:
+    """Frames of a video of about that length: 1 + k * time_factor, the nearest k, at least 1; 1 for an image (0 seconds)."""
+    if seconds == 0:
+        return 1
+    # A clip of T frames lasts until its last frame begins, (T - 1) / fps, as the buckets count it too.
+    return 1 + time_factor * max(1, round(seconds * fps / time_factor))
+
+
+def fitted_size(settings: SampleSettings, card: ModelCard, autoencoder: Autoencoder) -> tuple[int, int]:
+    """Wanted width and height, each rounded to the nearest multiple that autoencoder and patches take.
+
+    Raises `ValueError` for a side under half of that multiple, which would have to grow out of all proportion.
+    """
+    sides = []
+    patches = getattr(card.model, "patch", (1, 1, 1))
+    for side, patch in zip(settings.pixels(), (patches[2], patches[1]), strict=True):
+        unit = autoencoder.space_factor * patch
+        if 2 * side < unit:
+            raise ValueError(
+                f"size {settings.size}: {side} pixels are too few; the model makes sides in steps of {unit} pixels, so {unit} is the least"
+            )
+        sides.append(max(unit, round(side / unit) * unit))
+    return sides[0], sides[1]
+
+
+@torch.no_grad()
+def generate(
+    card: ModelCard,
+    model: VideoModel,
+    autoencoder: Autoencoder,
+    text_NE: Tensor,
+    null_text_NE: Tensor,
+    settings: SampleSettings,
+    size: tuple[int, int, int],
+    fps: float,
+) -> Tensor:
+    """Latents `[1, C, t, h, w]` for `size` (frames, height, width) in pixels, on the device of the model."""
+    device = next(model.parameters()).device
+    frames, height, width = size
+    _, *grid = autoencoder.latent_shape(frames, height, width)
+    noise_BCTHW = torch.randn((1, card.channels, *grid), generator=generator(settings.seed, "sample")).to(device)
+    texts = [text_NE.to(device)] if settings.guidance == 1 else [text_NE.to(device), null_text_NE.to(device)]
+    given_BT = torch.zeros(len(texts), grid[0], device=device)
+    fps_B = torch.full((len(texts),), fps, device=device)
+
+    def velocity(x_BCTHW: Tensor, time: float) -> Tensor:
+        condition = conditions(texts, torch.full_like(given_BT, time), given_BT, fps_B, (width, height), autoencoder.time_factor)
+        prediction = model(x_BCTHW.expand(len(texts), -1, -1, -1, -1), condition)
+        joint = prediction if len(texts) == 1 else guided(prediction[:1], prediction[1:], settings.guidance)
+        return card.objective.velocity(joint, x_BCTHW, torch.tensor(time, device=device))
+
+    n_tokens = card.model.tokens(grid[0], grid[1], grid[2])
+    return euler(velocity, noise_BCTHW, card.objective.schedule(settings.steps, n_tokens))
+
+
+def pixels(video_BCTHW: Tensor) -> Tensor:
+    """Decoded video in [-1, 1] as uint8 `[B, T, H, W, C]` on the CPU."""
+    scaled = (video_BCTHW.to(torch.float32).clamp(-1, 1) + 1) * 127.5
+    return scaled.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous().cpu()

@@ -1,0 +1,70 @@
+"""Settings of training and sampling: defaults, refusals, and the learning rate."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.config import ConfigError, parse, parse_document, validate
+from training.models.dit import DiT
+from training.sampling.settings import SampleSettings
+from training.settings import TrainSettings
+
+
+def test_defaults_and_round_trip() -> None:
+    settings = validate(TrainSettings, {"model": {"name": "dit", "depth": 3}, "steps": 200})
+    assert settings.model == DiT(depth=3)
+    assert TrainSettings.model_validate_json(settings.model_dump_json(), strict=True) == settings
+    assert TrainSettings.model_json_schema()["properties"]["model"]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("precision: bf16", "precision bf16 needs zero_stage 1, 2 or 3"),
+        ("{steps: 10, warmup_steps: 8, decay_steps: 4}", "warmup_steps 8 \\+ decay_steps 4 exceed the 10 steps"),
+        ("betas: [0.9, 1.0]", r"betas \[0.9, 1.0\] must lie"),
+        ("zero_stage: 4", "zero_stage"),
+        ("model: {name: dit, deph: 3}", "unknown key 'deph'; did you mean 'depth'"),
+        ("model: dot", "unknown name 'dot'; did you mean 'dit'"),
+        ("conditioning: {none: 0.5}", "the shares must sum to 1"),
+        ("learning_rate: 0.1", "unknown key 'learning_rate'"),
+    ],
+)
+def test_impossible_settings_are_refused_with_the_fix(section: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(TrainSettings, parse_document(section, "recipe.yaml"))
+
+
+def test_bf16_is_allowed_where_fp32_weights_are_kept() -> None:
+    assert TrainSettings(precision="bf16", zero_stage=1).precision == "bf16"
+
+
+def test_learning_rate_rises_stays_and_falls() -> None:
+    settings = TrainSettings(steps=100, lr=1e-3, warmup_steps=10, decay_steps=20)
+    assert settings.lr_at(0) == pytest.approx(1e-4)
+    assert settings.lr_at(9) == settings.lr_at(50) == settings.lr_at(80) == 1e-3
+    assert settings.lr_at(90) == pytest.approx(5e-4)
+    assert settings.lr_at(99) == pytest.approx(5e-5)
+
+
+@given(warmup=st.integers(0, 50), decay=st.integers(0, 50), step=st.integers(0, 99))
+def test_learning_rate_is_positive_and_bounded(warmup: int, decay: int, step: int) -> None:
+    settings = TrainSettings(steps=100, warmup_steps=warmup, decay_steps=decay)
+    assert 0 < settings.lr_at(step) <= settings.lr
+
+
+def test_sample_names() -> None:
+    settings = validate(SampleSettings, {"prompt": "A red circle, above a Blue square!", "size": "96x64", "seed": 3})
+    assert settings.stem() == "a-red-circle-above-a-blue-square-96x64-seed3"
+    assert validate(SampleSettings, {"prompt": "赤い丸"}).stem() == "sample-96x64-seed0"
+    assert validate(SampleSettings, {"prompt": "x", "name": "hero"}).stem() == "hero"
+
+
+@pytest.mark.parametrize(
+    "bad", [{"size": "96"}, {"size": "0x64"}, {"size": "96X64"}, {"seconds": -1}, {"prompt": ""}, {"name": "../up"}, {"task": "txt"}]
+)
+def test_impossible_samples_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        validate(SampleSettings, {"prompt": "a", **bad})

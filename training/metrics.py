@@ -1,0 +1,80 @@
+"""What a run records: `metrics.jsonl` with one line a step, TensorBoard, and a drawing of the loss."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from cluster import storage
+from training.curve import loss_curve
+
+FILE, CURVE, TENSORBOARD = "metrics.jsonl", "loss_curve.svg", "tensorboard"
+
+Record = dict[str, Any]
+
+
+def read_metrics(run_uri: str) -> list[Record]:
+    """Records of a run by step; a last line cut off by a kill is left out."""
+    uri = storage.join(run_uri, FILE)
+    if not storage.exists(uri):
+        return []
+    # Every whole line ends in a line break, so what follows the last one was being written when the process died.
+    *lines, _ = storage.read_bytes(uri).decode().split("\n")
+    return [json.loads(line) for line in lines]
+
+
+class Metrics:
+    """Writer of a run's records, on rank 0.
+
+    A run that goes on drops the records after its checkpoint, so the file has each step once. On object stores, which cannot
+    append, the file is written at each `flush`, and TensorBoard, which needs local files, is left out.
+    """
+
+    def __init__(self, run_uri: str, start_step: int, log_every: int) -> None:
+        self._uri = run_uri
+        self._log_every = log_every
+        self.records = [record for record in read_metrics(run_uri) if record["step"] <= start_step]
+        self._rewrite()
+        self._local = storage.is_local(run_uri)
+        self._writer = SummaryWriter(str(storage.local_path(run_uri) / TENSORBOARD), purge_step=start_step + 1) if self._local else None
+
+    def add(self, record: Record) -> None:
+        """Record a step; `record["step"]` counts from 1."""
+        self.records.append(record)
+        if self._local:
+            with storage.local_path(storage.join(self._uri, FILE)).open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(record) + "\n")
+        if self._writer and (record["step"] % self._log_every == 0 or "val_loss" in record):
+            for key, value in record.items():
+                if key != "step":
+                    self._writer.add_scalar(f"train/{key}" if key != "val_loss" else "val/loss", value, record["step"])
+
+    def flush(self) -> None:
+        """Bring what people look at up to date: the drawing, TensorBoard and, on an object store, the records."""
+        if self._writer:
+            self._writer.flush()
+        else:
+            self._rewrite()
+        if self.records:
+            storage.write_bytes(storage.join(self._uri, CURVE), loss_curve(*curves(self.records)).encode())
+
+    def close(self) -> None:
+        self.flush()
+        if self._writer:
+            self._writer.close()
+
+    def _rewrite(self) -> None:
+        text = "".join(json.dumps(record) + "\n" for record in self.records)
+        storage.write_bytes(storage.join(self._uri, FILE), text.encode())
+
+
+Points = list[tuple[int, float]]
+
+
+def curves(records: list[Record]) -> tuple[Points, Points]:
+    """(step, training loss) and (step, validation loss) of records."""
+    train = [(record["step"], record["loss"]) for record in records]
+    validation = [(record["step"], record["val_loss"]) for record in records if "val_loss" in record]
+    return train, validation
