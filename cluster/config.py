@@ -30,10 +30,11 @@ class Settings(BaseModel):
 class NestedError(ValueError):
     """Carries the errors of settings validated inside other settings, so that their locations are kept."""
 
-    def __init__(self, model: type[BaseModel], error: ValidationError) -> None:
+    def __init__(self, model: type[BaseModel], error: ValidationError, prefix: Location = ()) -> None:
         super().__init__(str(error))
         self.model = model
         self.error = error
+        self.prefix = prefix
 
 
 class LocatedError(ValueError):
@@ -203,7 +204,7 @@ def flatten(model: type[BaseModel], error: ValidationError, prefix: Location = (
         location = (*prefix, *fault["loc"])
         cause = fault.get("ctx", {}).get("error")
         if isinstance(cause, NestedError):
-            yield from flatten(cause.model, cause.error, location)
+            yield from flatten(cause.model, cause.error, (*location, *cause.prefix))
         elif isinstance(cause, LocatedError):
             yield (*location, *cause.location), str(cause)
         elif fault["type"] == "extra_forbidden":

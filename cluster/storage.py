@@ -11,6 +11,8 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -129,8 +131,12 @@ def atomic_output(uri: str) -> Iterator[BinaryIO]:
     """A file to write that appears under its name only when the block ends without an error."""
     filesystem, path = resolve(uri)
     if not is_local(uri):
-        with filesystem.open_output_stream(path) as stream:
-            yield stream
+        # Closing an upload stream completes it, after an error too: so the upload starts when all of it is there.
+        with tempfile.TemporaryFile() as spool:
+            yield spool
+            spool.seek(0)
+            with filesystem.open_output_stream(path) as stream:
+                shutil.copyfileobj(spool, stream, 1 << 20)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ def check_columns(steps: Sequence[Step]) -> None:
     for index, step in enumerate(steps):
         if step.name == "encode" and index != len(steps) - 1:
             raise LocatedError(("curate", index, step.name), "encode must be the last step: nothing can be measured on latents yet")
-        for name in step.reads():
+        for name in step.requires():
             if name not in columns:
                 message = unknown_message("column", name, columns)
                 place = (name,) if name in type(step).model_fields or name in (step.model_extra or {}) else ()

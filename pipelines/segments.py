@@ -61,7 +61,7 @@ def segments_of(steps: Sequence[Step], labels: Sequence[str]) -> list[Segment]:
     for start, end in zip(starts, [*starts[1:], len(steps)], strict=True):
         members = tuple(steps[start:end])
         lineages = tuple(_advance(step, fields, lineage) for step in members)
-        read_later = {name for step in steps[end:] for name in step.reads()}
+        read_later = {name for step in steps[end:] for name in step.requires()}
         written_here = {field.name for step in members for field in step.writes()}
         carried = [field for name, field in fields.items() if not is_heavy(field) or name in read_later | written_here]
         segments.append(Segment(labels[start], tuple(labels[start:end]), members, lineages, pa.schema(carried), ""))

@@ -77,7 +77,11 @@ class Step(Plugin):
 
     @abc.abstractmethod
     def reads(self) -> tuple[str, ...]:
-        """Columns the step needs."""
+        """Columns the step's values depend on."""
+
+    def requires(self) -> tuple[str, ...]:
+        """Columns an earlier step must have written: those it reads, and any that only go along with its results."""
+        return self.reads()
 
     @abc.abstractmethod
     def writes(self) -> tuple[pa.Field, ...]:

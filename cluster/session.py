@@ -1,0 +1,58 @@
+"""Connect to a Ray cluster, or start one on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+from pydantic import Field, field_validator
+
+from cluster.config import Settings
+from cluster.telemetry import log
+
+
+class RaySettings(Settings):
+    """The recipe's `ray` section."""
+
+    address: str = Field("local", description="local: start Ray here; auto: the cluster this machine belongs to; ray://host:10001: a remote one.")
+    cpus: int | None = Field(None, ge=1, description="Cores that a local Ray may use; all of them when not given.")
+
+    @field_validator("address")
+    @classmethod
+    def _known(cls, address: str) -> str:
+        if address not in ("local", "auto") and not address.startswith("ray://"):
+            raise ValueError(f"'{address}' is not an address; write local, auto or ray://host:10001")
+        return address
+
+
+@contextlib.contextmanager
+def connected(settings: RaySettings) -> Iterator[None]:
+    """Ray for the length of the block; a Ray that was connected before is used and left as it is."""
+    if ray.is_initialized():
+        yield
+        return
+    # Ray's own progress bars and usage questions have no place between ours.
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local = settings.address == "local"
+    log.info("starting Ray on this machine" if local else f"connecting to Ray at {settings.address}")
+    ray.init(
+        address=settings.address,
+        num_cpus=settings.cpus if local else None,
+        include_dashboard=False if local else None,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_resources() -> dict[str, float]:
+    """What the connected Ray has in all: CPU, GPU, memory (bytes)."""
+    return dict(ray.cluster_resources())

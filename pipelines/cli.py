@@ -1,0 +1,171 @@
+"""The command line, `worldloom`. Exit codes: 0 all done, 1 something failed, 2 bad input, 130 stopped by Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from cluster import storage
+from cluster.config import ConfigError
+from cluster.telemetry import configure_logging, console
+from pipelines import doctor as doctoring
+from pipelines import footage, job, show
+from pipelines.costs import cpu_per_row
+from pipelines.curate import inspect
+from pipelines.ledger import ledger as accounts_of
+from pipelines.recipe import Recipe, load_recipe
+from pipelines.segments import segments_of
+from training.data import shards
+from training.sampling.settings import SampleSettings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+RecipeFile = Annotated[Path, typer.Argument(help="Recipe (YAML), or the folder of a run, which holds its resolved recipe.")]
+Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value: --set train.steps=50. Repeatable.")]
+InProcess = Annotated[bool, typer.Option("--inline", help="Without Ray and DeepSpeed, in this process: for debugging.")]
+
+
+def read(path: Path, assignments: list[str] | None) -> Recipe:
+    return load_recipe(path / "run.yaml" if path.is_dir() else path, assignments or [])
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    set_: Assignments = None,
+    only: Annotated[str | None, typer.Option(help="curate, train or sample: that part alone.")] = None,
+    inline: InProcess = False,
+) -> None:
+    """Run a recipe. What is done already is not done again; a run that was stopped goes on."""
+    if only not in (None, "curate", "train", "sample"):
+        raise ConfigError(f"--only {only}: write curate, train or sample")
+    settings = read(recipe, set_)
+    result = job.run_recipe(settings, only, inline)  # type: ignore[arg-type]
+    show.outcome(result, settings.out_uri)
+    if not all(account.balanced for account in result.accounts):
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(recipe: RecipeFile, set_: Assignments = None, inline: InProcess = False) -> None:
+    """Train on a recipe's dataset: `run --only train`."""
+    run(recipe, set_, "train", inline)
+
+
+@app.command()
+def sample(
+    recipe: RecipeFile,
+    set_: Assignments = None,
+    prompt: Annotated[str | None, typer.Option(help="What to show; without it, the recipe's own samples are made.")] = None,
+    seconds: Annotated[float, typer.Option(help="Length; 0 makes an image.")] = 2.0,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels.")] = "96x64",
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 5.0,
+    steps: Annotated[int, typer.Option(help="Solver steps.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+) -> None:
+    """Sample video or images from a recipe's trained model."""
+    settings = read(recipe, set_)
+    if prompt is not None:
+        one = SampleSettings(prompt=prompt, seconds=seconds, size=size, guidance=guidance, steps=steps, seed=seed)
+        settings = settings.model_copy(update={"sample": (one,)})
+    for uri in job.run_recipe(settings, "sample").samples:
+        print(uri)
+
+
+@app.command()
+def plan(recipe: RecipeFile, set_: Assignments = None) -> None:
+    """Say for each segment what a run would do: reuse, resume or run, why, on how many rows, at what cost."""
+    settings = read(recipe, set_)
+    labels = [segment.labels for segment in segments_of(settings.curate, settings.labels)]
+    show.plan(inspect(settings), labels, cpu_per_row(settings.tables_uri))
+
+
+@app.command()
+def validate(recipe: RecipeFile, set_: Assignments = None) -> None:
+    """Check a recipe without starting anything."""
+    settings = read(recipe, set_)
+    console.print(f"{recipe}: ok: {len(settings.curate)} steps, {'trains ' + settings.train.model.name if settings.train else 'does not train'}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    print(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+@app.command()
+def steps() -> None:
+    """List every curation step with its settings and the columns it writes."""
+    show.steps()
+
+
+@app.command()
+def ledger(
+    recipe: RecipeFile,
+    set_: Assignments = None,
+    reasons: Annotated[int, typer.Option(help="How many reasons to list.")] = 12,
+) -> None:
+    """Every input's fate; exits 1 when inputs are not kept + dropped + failed + duplicate."""
+    curation = inspect(read(recipe, set_))
+    if not curation.complete:
+        waiting = curation.segments[-1]
+        console.print(f"curation is not complete: {waiting.segment.label} has {waiting.n_done} of {waiting.n_inputs} rows")
+        raise typer.Exit(1)
+    accounts = accounts_of(curation)
+    show.accounts(accounts, reasons)
+    if not all(account.balanced for account in accounts):
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(recipe: RecipeFile, set_: Assignments = None) -> None:
+    """Load every shard as training would and check shapes, checksums and values; exits 1 when anything is wrong."""
+    settings = read(recipe, set_)
+    manifests = [entry.uri for entry in storage.list_files(settings.tables_uri, "_manifest.parquet")]
+    if not manifests:
+        raise ConfigError(f"{settings.tables_uri}: no manifest; run the recipe first")
+    problems = [problem for uri in manifests for problem in shards.verify(uri)]
+    for problem in problems:
+        show.console.print(f"[red]{problem}[/]", highlight=False, soft_wrap=True)
+    show.console.print(f"{len(manifests)} manifest(s), {len(problems)} problem(s)")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command("demo-footage")
+def demo_footage(
+    folder: Annotated[Path, typer.Argument(help="Where to write it.")],
+    videos: Annotated[int, typer.Option(min=6, help="How many videos.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other footage.")] = 0,
+) -> None:
+    """Draw footage of moving shapes with captions, known cuts and a few troubles, to try worldloom on."""
+    truth = footage.make_footage(folder, videos=videos, seed=seed)
+    console.print(f"{folder}: {len(truth['files'])} files; what is in them is in {folder / 'truth.json'}")
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, which accelerators there are, what Ray sees, what is missing and how to get it."""
+    if not doctoring.report(show.console):
+        raise typer.Exit(1)
+
+
+def main() -> NoReturn:
+    """Entry point: turns errors into messages and exit codes."""
+    configure_logging()
+    try:
+        app(standalone_mode=True)
+    except ConfigError as error:
+        console.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("stopped; what is done is kept, and the same command goes on from there")
+        sys.exit(130)
+    except RuntimeError as error:
+        console.print(f"[bold red]failed[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    raise AssertionError("typer exits by itself")

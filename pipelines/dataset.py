@@ -1,0 +1,130 @@
+"""From curated clips to what training reads: text embeddings, one a distinct caption, and the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from training.data.shards import MANIFEST_SCHEMA, DatasetInfo
+
+from captioning.encoder import NULL_CAPTION, TextEncoder, text_key
+from cluster import storage
+from cluster.telemetry import progress
+from pipelines.curate import Curation, SegmentState
+from pipelines.recipe import Recipe
+from pipelines.steps.encode import Encode
+from training.data import shards, texts
+
+CAPTIONS_PER_PART = 4096
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A finished dataset: where its manifest is, and what is in it."""
+
+    manifest_uri: str
+    n_train: int
+    n_val: int
+    n_tokens: int
+    n_captions: int
+
+
+def build_dataset(recipe: Recipe, curation: Curation) -> Dataset:
+    """Write the text embeddings that are missing and the manifest of the kept clips. Raises `RuntimeError` if none was kept."""
+    state = curation.final
+    encode = state.segment.steps[-1]
+    assert isinstance(encode, Encode)
+    clips = kept_clips(state)
+    if not len(clips):
+        raise RuntimeError("no clip was kept, so there is nothing to train on; `worldloom ledger` says what became of each")
+    identity = encode.text.identity()
+    name = storage.digest(state.segment.fingerprint, identity, str(encode.val_share), *clips["uid"].to_pylist(), size_bytes=8)
+    manifest_uri = storage.join(recipe.tables_uri, f"manifest-{name}", "_manifest.parquet")
+    if not storage.exists(manifest_uri):
+        texts_name = f"texts-{storage.digest(identity, size_bytes=8)}"
+        lengths = embed_captions(storage.join(recipe.tables_uri, texts_name), encode, clips["caption"].to_pylist())
+        latents_folder = encode.latents_folder(recipe.tables_uri, state.segment.lineages[-1])
+        table = manifest_rows(clips, shard_rows(recipe.tables_uri, latents_folder), identity, lengths, encode.val_share)
+        autoencoder = encode.autoencoder.open()
+        info = DatasetInfo(
+            tables_root="..",
+            autoencoder=encode.autoencoder.model_dump(mode="json"),
+            autoencoder_identity=autoencoder.identity,
+            channels=autoencoder.channels,
+            time_factor=autoencoder.time_factor,
+            space_factor=autoencoder.space_factor,
+            text_encoder=encode.text.model_dump(mode="json"),
+            text_encoder_identity=identity,
+            text_folder=texts_name,
+            null_text_key=text_key(NULL_CAPTION, identity),
+            fingerprint=name,
+        )
+        shards.write_manifest(manifest_uri, table, info)
+    table, _ = shards.read_manifest(manifest_uri)
+    n_val = int(pc.sum(pc.equal(table["split"], "val")).as_py() or 0)
+    n_captions = len(set(table["text_key"].to_pylist()))
+    return Dataset(manifest_uri, len(table) - n_val, n_val, int(pc.sum(table["n_tokens"]).as_py()), n_captions)
+
+
+def kept_clips(state: SegmentState) -> pa.Table:
+    """The rows of kept clips, sorted by uid."""
+    names = ["uid", "kind", "caption", "source", "start_pts", "end_pts", "time_base_num", "time_base_den", "bucket", "n_tokens", "clip_index"]
+    columns = [*names, *(["cluster"] if "cluster" in state.segment.schema.names else [])]
+    rows = state.rows.live().read(columns)
+    rows = rows.filter(pc.is_valid(rows["clip_index"])).drop_columns(["clip_index"])
+    return rows if "cluster" in columns else rows.append_column("cluster", rows["uid"])
+
+
+def shard_rows(tables_uri: str, latents_folder: str) -> pa.Table:
+    """Where each uid's latents are: file (relative to the tables), row group, row, checksum, frame rate."""
+    pieces = []
+    for entry in storage.list_files(latents_folder, ".parquet"):
+        index = shards.read_index(entry.uri).select(["uid", "row_group", "row", "checksum", "fps"])
+        file = entry.uri.removeprefix(tables_uri.rstrip("/") + "/")
+        pieces.append(index.append_column("file", pa.array([file] * len(index), pa.string())))
+    return pa.concat_tables(pieces)
+
+
+def embed_captions(folder: str, encode: Encode, captions: Sequence[str]) -> dict[str, int]:
+    """Embed the distinct captions, and the null one, that the folder does not hold yet. Returns every key's token count."""
+    identity = encode.text.identity()
+    wanted = {text_key(caption, identity): caption for caption in [NULL_CAPTION, *captions]}
+    missing = sorted(set(wanted) - texts.text_keys(folder))
+    if missing:
+        encoder: TextEncoder = encode.text.open()
+        with progress("text embeddings", len(missing)) as bar:
+            for start in range(0, len(missing), CAPTIONS_PER_PART):
+                keys = missing[start : start + CAPTIONS_PER_PART]
+                embeddings = encoder.encode([wanted[key] for key in keys])
+                part = storage.join(folder, f"part-{storage.digest(*keys)}.parquet")
+                texts.write_texts(part, {key: embedding.tokens for key, embedding in zip(keys, embeddings, strict=True)}, identity)
+                bar.advance(len(keys))
+    return texts.text_lengths(folder)
+
+
+def manifest_rows(clips: pa.Table, places: pa.Table, encoder_identity: str, lengths: dict[str, int], val_share: float) -> pa.Table:
+    """One row a kept clip, sorted by uid."""
+    joined = clips.join(places, "uid", join_type="left outer").sort_by("uid")
+    lost = joined.filter(pc.is_null(joined["file"]))["uid"].to_pylist()
+    if lost:
+        raise RuntimeError(f"{len(lost)} kept clips have no latents in any shard, {lost[0]} first; remove the encode table and run again")
+    keys = [text_key(caption, encoder_identity) for caption in joined["caption"].to_pylist()]
+    joined = joined.append_column("text_key", pa.array(keys, pa.string()))
+    joined = joined.append_column("n_text", pa.array([lengths[key] for key in keys], pa.int64()))
+    joined = joined.append_column("split", pa.array(splits(joined["cluster"].to_pylist(), val_share), pa.string()))
+    return joined.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
+
+
+def splits(clusters: Sequence[str], val_share: float) -> list[str]:
+    """Train or val for each row, by a hash of its near-duplicate group: a group is never in both.
+
+    With two groups or more and a share above 0, at least one group is held out, the one whose hash is smallest.
+    """
+    place = {cluster: int(storage.digest("split", cluster, size_bytes=8), 16) / 2**64 for cluster in set(clusters)}
+    if len(place) < 2 or val_share == 0:
+        return ["train"] * len(clusters)
+    threshold = max(val_share, float(np.nextafter(min(place.values()), 1)))
+    return ["val" if place[cluster] < threshold else "train" for cluster in clusters]

@@ -1,0 +1,108 @@
+"""A whole recipe: curate, train, sample, in that order, each from where it stands."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from cluster import storage
+from cluster.config import ConfigError
+from cluster.session import RaySettings, connected
+from cluster.telemetry import progress
+from pipelines import inline
+from pipelines.curate import Curation, RunOrders, curate, inspect
+from pipelines.dataset import Dataset, build_dataset
+from pipelines.ledger import Account, ledger
+from pipelines.recipe import Recipe, resolved
+from pipelines.steps.encode import Encode
+from training import checkpoint
+from training.run import TrainResult, result, train
+from training.sampling.tasks import sample
+from training.settings import TrainSettings
+
+Part = Literal["curate", "train", "sample"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to; parts that were not asked for are None or empty."""
+
+    curation: Curation | None = None
+    accounts: tuple[Account, ...] = ()
+    dataset: Dataset | None = None
+    training: TrainResult | None = None
+    samples: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def run_recipe(recipe: Recipe, only: Part | None = None, in_process: bool = False) -> Outcome:
+    """Run a recipe, or one part of it. `in_process` uses neither Ray nor DeepSpeed: slower, and easy to debug.
+
+    Raises `ConfigError` when the part asked for lacks what an earlier part makes.
+    """
+    start_s = time.monotonic()
+    storage.write_bytes(storage.join(recipe.out_uri, "run.yaml"), resolved(recipe).encode())
+    with contextlib.ExitStack() as stack:
+        ray = _LazyRay(recipe.ray, stack)
+        curation = curate(recipe, inline.run_orders if in_process else ray.run_orders) if only in (None, "curate") else inspect(recipe)
+        if not curation.complete:
+            raise ConfigError(f"{recipe.name}: curation is not complete; run `worldloom run` without --only, or with --only curate, first")
+        accounts = tuple(ledger(curation))
+        storage.write_bytes(storage.join(recipe.out_uri, "ledger.json"), json.dumps([asdict(account) for account in accounts], indent=1).encode())
+        dataset = build_dataset(recipe, curation) if isinstance(recipe.curate[-1], Encode) else None
+        training = None
+        settings = train_settings(recipe, in_process)
+        if settings and dataset and only in (None, "train"):
+            training = result(settings, checkpoint.run_folder(settings, dataset.manifest_uri, recipe.out_uri, recipe.seed))
+            if training is None:
+                if not in_process:
+                    ray.connect()
+                training = train(settings, dataset.manifest_uri, recipe.out_uri, seed=recipe.seed, distributed=not in_process)
+        samples = tuple(_samples(recipe, settings, dataset)) if only in (None, "sample") else ()
+    return Outcome(curation, accounts, dataset, training, samples, time.monotonic() - start_s)
+
+
+class _LazyRay:
+    """Connects to Ray when the first piece of work needs it, so that a run with nothing to do does not wait for it."""
+
+    def __init__(self, settings: RaySettings, stack: contextlib.ExitStack) -> None:
+        self._settings = settings
+        self._stack = stack
+
+    def connect(self) -> None:
+        self._stack.enter_context(connected(self._settings))
+
+    @property
+    def run_orders(self) -> RunOrders:
+        from pipelines import run  # Ray Data takes half a second to import, which a run with nothing to do need not wait for
+
+        def orders(*arguments: object) -> Iterator[object]:
+            self.connect()
+            return run.run_orders(*arguments)  # type: ignore[arg-type]
+
+        return orders  # type: ignore[return-value]
+
+
+def train_settings(recipe: Recipe, in_process: bool) -> TrainSettings | None:
+    """The recipe's training, or the same on one worker where there is no Ray."""
+    if recipe.train is None or not in_process:
+        return recipe.train
+    return recipe.train.model_copy(update={"workers": 1, "zero_stage": 0})
+
+
+def _samples(recipe: Recipe, settings: TrainSettings | None, dataset: Dataset | None) -> Iterator[str]:
+    if not recipe.sample:
+        return
+    if settings is None or dataset is None:
+        raise ConfigError(f"{recipe.name}: sample needs the sections that make a model: an encode step and train")
+    trained = result(settings, checkpoint.run_folder(settings, dataset.manifest_uri, recipe.out_uri, recipe.seed))
+    if trained is None:
+        raise ConfigError(f"{recipe.name}: no model is trained to step {settings.steps} yet; run the recipe without --only, or with --only train")
+    with progress("sampling", len(recipe.sample)) as bar:
+        for wanted in recipe.sample:
+            yield sample(wanted, trained.export_uri, storage.join(recipe.out_uri, "samples"))
+            bar.advance()

@@ -1,0 +1,119 @@
+"""What the command line prints: tables of a run, a plan, a ledger, the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+
+from cluster import plugins
+from pipelines.curate import Curation, SegmentState
+from pipelines.job import Outcome
+from pipelines.ledger import Account
+from pipelines.step import FATES, FOLDER, Step
+
+console = Console()
+
+
+def outcome(result: Outcome, out_uri: str) -> None:
+    """The summary at the end of a run, and where everything is."""
+    if result.curation:
+        console.print(segments_table(result.curation.segments))
+        accounts(result.accounts)
+    rows: list[tuple[str, str]] = []
+    if result.curation and result.curation.complete:
+        rows.append(("curated table", result.curation.final.folder))
+    if result.dataset:
+        data = result.dataset
+        rows.append(("dataset", f"{data.n_train} train and {data.n_val} val clips, {data.n_tokens:,} latent cells, {data.n_captions} captions"))
+        rows.append(("manifest", data.manifest_uri))
+    if result.training:
+        trained = result.training
+        rows.append(
+            (
+                "training",
+                f"step {trained.steps}, loss {trained.losses[0]:.3f} -> {trained.losses[-1]:.3f}" if trained.losses else f"step {trained.steps}",
+            )
+        )
+        rows.append(("loss curve", trained.curve_uri))
+        rows.append(("model", trained.export_uri))
+    rows += [("sample", uri) for uri in result.samples]
+    rows.append(("everything", out_uri))
+    console.print()
+    for name, value in rows:
+        console.print(f"[bold]{name:>14}[/]  {value}", soft_wrap=True, highlight=False)
+    console.print(f"[bold]{'took':>14}[/]  {result.seconds:.0f} s", highlight=False)
+
+
+def segments_table(states: Sequence[SegmentState]) -> Table:
+    table = Table(title="Curation", title_justify="left")
+    for name in ("segment", "rows in", "new", *FATES, "seconds", "CPU s"):
+        table.add_column(name, justify="left" if name == "segment" else "right")
+    for state in states:
+        counts = {item["values"]: item["counts"] for item in pc.value_counts(state.rows.rows["fate"]).to_pylist()}
+        cells = [" > ".join(state.segment.labels), str(state.n_inputs), str(state.n_pending if state.seconds else 0)]
+        table.add_row(*cells, *(str(counts.get(fate, 0)) for fate in FATES), f"{state.seconds:.1f}", f"{state.cpu_s:.1f}")
+    return table
+
+
+def accounts(entries: Sequence[Account], reasons: int = 12) -> None:
+    """The ledger, with the most frequent reasons."""
+    for account in entries:
+        console.print(str(account), style="" if account.balanced else "bold red", highlight=False, soft_wrap=True)
+    table = Table(title="What became of the rest", title_justify="left")
+    for name in ("level", "fate", "step", "reason", "count"):
+        table.add_column(name, justify="right" if name == "count" else "left", overflow="fold")
+    listed = [(entry.level, *reason) for entry in entries for reason in entry.reasons]
+    for level, fate, step, reason, count in listed[:reasons]:
+        table.add_row(level, fate, step, reason, str(count))
+    if listed:
+        console.print(table)
+    if len(listed) > reasons:
+        console.print(f"and {len(listed) - reasons} reasons more; `worldloom ledger --reasons {len(listed)}` lists all")
+
+
+def plan(curation: Curation, labels: Sequence[Sequence[str]], costs: dict[str, float | None]) -> None:
+    """What a run would do with each segment, and why."""
+    table = Table(title="Plan", title_justify="left")
+    for name in ("segment", "action", "why", "rows in", "to do", "est. CPU s"):
+        table.add_column(name, justify="right" if name in ("rows in", "to do", "est. CPU s") else "left", overflow="fold")
+    for position, names in enumerate(labels):
+        if position >= len(curation.segments):
+            table.add_row(" > ".join(names), "run", "waits for the segment before it", "?", "?", "?")
+            continue
+        state = curation.segments[position]
+        action, why = _action(state)
+        cost = costs.get(state.segment.label)
+        estimate = "0" if not state.n_pending else "?" if cost is None else f"{cost * state.n_pending:.1f}"
+        table.add_row(" > ".join(names), action, why, str(state.n_inputs), str(state.n_pending), estimate)
+    console.print(table)
+
+
+def _action(state: SegmentState) -> tuple[str, str]:
+    where = state.folder.rpartition("/")[2]
+    if not state.n_pending:
+        return "reuse", f"{where} has every row"
+    if state.n_done:
+        return "resume", f"{where} has {state.n_done} of {state.n_inputs} rows"
+    return "run", f"no table {where} yet: new settings, new input, or a first run"
+
+
+def steps() -> None:
+    """Every step with its settings and columns, from the code."""
+    for name, step in plugins.classes(FOLDER, Step):
+        console.print(f"\n[bold]{name}[/]  {' '.join((step.__doc__ or '').split())}", highlight=False)
+        for key, field in step.model_fields.items():
+            if key != "name":
+                default = "required" if field.is_required() else f"default {_brief(field.default)}"
+                console.print(f"    {key}  [dim]{default}.[/] {field.description or ''}", highlight=False, soft_wrap=True)
+        if any(field.is_required() for field in step.model_fields.values()) or name == "keep":
+            continue
+        for field in step(name=name).writes():
+            doc = (field.metadata or {}).get(b"doc", b"").decode()
+            console.print(f"    writes [green]{field.name}[/]  {doc}", highlight=False, soft_wrap=True)
+
+
+def _brief(value: object) -> str:
+    return getattr(value, "name", None) or repr(value)

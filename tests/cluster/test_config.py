@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from captioning.engine import FOLDER, CaptionerSettings
+from captioning.engines.signals import Signals
+from cluster.config import ConfigError, LocatedError, Settings, known_keys, labelled, override, parse, parse_document, read_document
+from cluster.plugins import Chosen, build, load, names
+
+
+class Inner(Settings):
+    size: int = Field(1, ge=1)
+    ratio: float = 1.0
+    names: tuple[str, ...] = ()
+
+
+class Outer(Settings):
+    title: str
+    inner: Inner = Inner()
+    many: tuple[Inner, ...] = ()
+    engine: Annotated[CaptionerSettings, Chosen(FOLDER, CaptionerSettings)] = Signals()
+
+
+def fault(text: str, *assignments: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(Outer, override(parse_document(text, "recipe.yaml"), assignments))
+    return str(caught.value)
+
+
+def test_good_input() -> None:
+    outer = parse(Outer, parse_document("title: t\ninner: {size: 3, ratio: 2, names: [a, b]}\nengine: signals\n", "recipe.yaml"))
+    assert outer.inner == Inner(size=3, ratio=2.0, names=("a", "b"))
+    assert isinstance(outer.engine, Signals)
+    assert Outer.model_validate_json(outer.model_dump_json()) == outer
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("title: t\ninner:\n  siez: 3\n", ["recipe.yaml:3", "inner.siez", "did you mean 'size'"]),
+        ("title: t\ninner:\n  size: '3'\n", ["recipe.yaml:3", "inner.size", "valid integer", '"3"']),
+        ("title: t\ninner:\n  size: true\n", ["recipe.yaml:3", "inner.size", "true"]),
+        ("title: t\ninner:\n  size: 0\n", ["recipe.yaml:3", "inner.size", "greater than or equal to 1"]),
+        ("title: t\nmany:\n  - size: 2\n  - sice: 2\n", ["recipe.yaml:4", "many.1.sice", "did you mean 'size'"]),
+        ("inner: {size: 2}\n", ["recipe.yaml:1", "title", "missing"]),
+        ("title: t\nengine:\n  name: signal\n", ["recipe.yaml:2", "engine", "did you mean 'signals'"]),
+        ("title: t\nengine:\n  name: signals\n  loud: 1\n", ["recipe.yaml:4", "engine.loud", "unknown key"]),
+        ("title: t\ntitle: u\n", ["recipe.yaml:2", "given twice"]),
+        ("title: [t\n", ["recipe.yaml:2", "not valid YAML"]),
+        ("", ["recipe.yaml", "empty"]),
+    ],
+)
+def test_faults_name_file_line_key_value_and_the_closest_key(text: str, expected: list[str]) -> None:
+    message = fault(text)
+    for part in expected:
+        assert part in message
+
+
+def test_every_fault_is_named_at_once() -> None:
+    assert len(fault("inner: {siez: 1, ratio: a}\n").splitlines()) == 3
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
+        read_document(tmp_path / "none.yaml")
+
+
+def test_override_reaches_mappings_lists_and_labelled_items() -> None:
+    document = parse_document("a: {b: 1}\nsteps:\n  - keep: {x: 1}\n  - cut: {}\n  - keep: {x: 2}\nlist: [{k: 1}, {k: 2}]\n", "f.yaml")
+    changed = override(document, ["a.b=2", "a.c=[1, 2]", "steps.keep#2.x=5", "steps.cut.max_s=3.5", "list.1.k=9", "new.deep=text"]).data
+    assert changed == {
+        "a": {"b": 2, "c": [1, 2]},
+        "steps": [{"keep": {"x": 1}}, {"cut": {"max_s": 3.5}}, {"keep": {"x": 5}}],
+        "list": [{"k": 1}, {"k": 9}],
+        "new": {"deep": "text"},
+    }
+    assert document.data["a"] == {"b": 1}, "the document itself is left alone"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("a", "write it as key.key=value"),
+        ("steps.cat.x=1", "did you mean 'cut'"),
+        ("steps.7=1", "no item 7"),
+        ("a.b.c=1", "plain value"),
+        ("a=[", "not valid YAML"),
+    ],
+)
+def test_bad_overrides_are_named(assignment: str, expected: str) -> None:
+    document = parse_document("a: {b: 1}\nsteps: [{cut: {}}]\n", "f.yaml")
+    with pytest.raises(ConfigError, match="--set") as caught:
+        override(document, [assignment])
+    assert expected in str(caught.value)
+
+
+def test_located_errors_point_into_the_document() -> None:
+    class Checked(Settings):
+        items: tuple[int, ...]
+
+        def model_post_init(self, context: object) -> None:
+            if 0 in self.items:
+                raise LocatedError(("items", self.items.index(0)), "zero is refused")
+
+    with pytest.raises(ConfigError, match=r"f\.yaml:3: items\.1: zero is refused"):
+        parse(Checked, parse_document("items:\n- 1\n- 0\n", "f.yaml"))
+
+
+def test_labels_count_repeats() -> None:
+    assert list(labelled([{"keep": 1}, {"cut": 1}, {"keep": 2}])) == ["keep", "cut", "keep#2"]
+
+
+def test_known_keys_walks_lists_and_unions() -> None:
+    assert known_keys(Outer, ("many", 3)) == ["size", "ratio", "names"]
+
+
+def test_plugins_are_found_by_name_and_contract() -> None:
+    assert "signals" in names(FOLDER)
+    assert load(FOLDER, "signals", CaptionerSettings) is Signals
+    with pytest.raises(ValueError, match="unknown name 'os.path'"):
+        load(FOLDER, "os.path", CaptionerSettings)
+    with pytest.raises(ValueError, match="write a name"):
+        build(FOLDER, CaptionerSettings, 3)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", min_size=1, max_size=2), inner, max_size=3),
+    )
+)
+def test_any_document_is_parsed_or_refused_in_words(data: object) -> None:
+    import yaml
+
+    try:
+        parse(Outer, parse_document(yaml.safe_dump({"title": "t", "inner": data}), "f.yaml"))
+    except ConfigError as error:
+        assert "f.yaml" in str(error)

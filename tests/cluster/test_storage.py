@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster import storage
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.mp4", {"a.mp4"}),
+        ("**/*.mp4", {"a.mp4", "d/b.mp4", "d/e/c.mp4"}),
+        ("d/*.{mp4,mov}", {"d/b.mp4", "d/b.mov"}),
+        ("d/?.mp4", {"d/b.mp4"}),
+        ("a.mp4", {"a.mp4"}),
+        ("none.mp4", set()),
+        ("x(1)+.mp4", {"x(1)+.mp4"}),
+        ("d", set()),
+    ],
+)
+def test_glob(tmp_path: Path, pattern: str, expected: set[str]) -> None:
+    touch(tmp_path, "a.mp4", "a.txt", "d/b.mp4", "d/b.mov", "d/e/c.mp4", "x(1)+.mp4")
+    if pattern == "*.mp4":
+        expected = expected | {"x(1)+.mp4"}
+    if pattern == "**/*.mp4":
+        expected = expected | {"x(1)+.mp4"}
+    assert {str(Path(entry.uri).relative_to(tmp_path)) for entry in storage.glob(str(tmp_path / pattern))} == expected
+
+
+def test_a_write_that_fails_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
+    uri = str(tmp_path / "sub" / "file")
+    storage.write_bytes(uri, b"old")
+
+    def die() -> None:
+        with storage.atomic_output(uri) as handle:
+            handle.write(b"half of the n")
+            raise RuntimeError("the writer died")
+
+    with pytest.raises(RuntimeError, match="the writer died"):
+        die()
+    assert storage.read_bytes(uri) == b"old"
+    assert [entry.uri for entry in storage.list_files(str(tmp_path))] == [uri]
+    assert len(list((tmp_path / "sub").iterdir())) == 1
+
+
+def test_a_file_being_written_is_not_listed(tmp_path: Path) -> None:
+    with storage.atomic_output(str(tmp_path / "file")) as handle:
+        handle.write(b"x")
+        assert storage.list_files(str(tmp_path)) == []
+    assert len(storage.list_files(str(tmp_path))) == 1
+
+
+def test_tables_round_trip(tmp_path: Path) -> None:
+    table = pa.table({"a": [1, 2], "b": ["x", None]})
+    uri = str(tmp_path / "t.parquet")
+    storage.write_table(uri, table)
+    assert storage.read_table(uri).equals(table)
+    assert storage.read_table(uri, ["b"]).column_names == ["b"]
+
+
+def test_unknown_schemes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"ftp://host/x: cannot open 'ftp://'"):
+        storage.resolve("ftp://host/x")
+
+
+def test_versions_change_with_content(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4")
+    (before,) = storage.glob(str(tmp_path / "a.mp4"))
+    storage.write_bytes(before.uri, b"other")
+    (after,) = storage.glob(str(tmp_path / "a.mp4"))
+    assert before.version != after.version
+
+
+@given(st.lists(st.text(max_size=4), max_size=4), st.lists(st.text(max_size=4), max_size=4))
+def test_digests_tell_sequences_apart(a: list[str], b: list[str]) -> None:
+    assert (storage.digest(*a) == storage.digest(*b)) == (a == b)
+
+
+def test_remove_takes_files_folders_and_nothing(tmp_path: Path) -> None:
+    touch(tmp_path, "d/a", "f")
+    for name in ("d", "f", "never"):
+        storage.remove(str(tmp_path / name))
+    assert list(tmp_path.iterdir()) == []
