@@ -1,0 +1,377 @@
+"""Decode videos by exact presentation time stamps (PTS): probe, iterate, and read sampled spans at the size they are needed.
+
+Every open of a video goes through `open_video`. Times are integers in units of the stream's time base, never frame numbers
+divided by an average rate, which is wrong for a variable frame rate.
+
+Shape legend: T frames, H height, W width, C colour channels (red, green, blue).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import PurePosixPath
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from cluster import storage
+from pipelines.video.errors import DecodeError as DecodeError
+from pipelines.video.errors import decode_error
+from pipelines.video.scale import Box, Pixels, centre_crop, crop_scaled, pixels, plane, rescale, scaled_size, to_upright
+from pipelines.video.still import IMAGE_SUFFIXES, read_image, resize_image
+
+OPEN_LOG = "WORLDLOOM_OPEN_LOG"
+"""Environment variable: a file that gets one line with the URI each time a video is opened, in whatever process."""
+
+BAD_PACKETS = 64
+"""Packets that may fail before the first frame, and frames that may step back in time, before a stream is given up. Streams
+cut out of a broadcast start with up to a group of pictures (about 12 to 60 frames) that cannot be decoded."""
+
+NO_PTS_FORMATS = frozenset({"avi"})
+"""Containers that store no PTS: FFmpeg guesses them, wrongly for packed B-frames (54 of 164 frames out of order in an Xvid
+file), while the decoding times of frames in the order they come out do rise."""
+
+MISSING_S = 1.0
+MISSING_SHARE = 0.1
+"""A stream that ends this much before the end its header declares is truncated: more than 1 s and more than a tenth. Honest
+headers are off by a few frames: rounding, edit lists, a last frame without duration."""
+
+HD_LINES = 720
+"""Untagged video with at least this many lines is BT.709, and less is BT.601, as players assume."""
+
+_RANGES = {int(ColorRange.MPEG): "limited", int(ColorRange.JPEG): "full"}
+_UNSPECIFIED_COLORSPACE = 2
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a file's headers and its first frame say.
+
+    `width` and `height` are those of the picture as displayed, after rotation and with square pixels. `rotation_deg` is the
+    counter-clockwise rotation that makes it upright, already applied. `duration_s` is what the header claims, None if nothing.
+    """
+
+    codec: str
+    width: int
+    height: int
+    coded_width: int
+    coded_height: int
+    rotation_deg: int
+    fps: float | None
+    time_base_num: int
+    time_base_den: int
+    start_pts: int
+    duration_s: float | None
+    pixel_format: str
+    color_range: str
+    n_video_streams: int
+
+    @property
+    def time_base(self) -> Fraction:
+        """Seconds a PTS unit lasts."""
+        return Fraction(self.time_base_num, self.time_base_den)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded frame with its exact PTS and its duration, in units of the time base (0 where the file does not say)."""
+
+    pts: int
+    duration: int
+    frame: VideoFrame
+
+
+@dataclass(frozen=True)
+class Span:
+    """Sampled frames: `frames` is uint8 `[T, H, W, 3]` RGB, `pts` the source frame each one shows, `crop` the box kept.
+
+    `crop` is (x0, y0, x1, y1) in pixels of the picture as displayed (`MediaInfo.width` x `MediaInfo.height`), exclusive ends.
+    """
+
+    frames: Pixels
+    pts: tuple[int, ...]
+    crop: Box
+
+
+class Video:
+    """An open video stream; `open_video` makes it. It reads forward, or from a key frame after `seek`."""
+
+    def __init__(self, uri: str, container: InputContainer, threads: int) -> None:
+        self.uri = uri
+        self._container = container
+        self._stream = _choose_stream(uri, container)
+        self._stream.codec_context.thread_count = threads
+        self._reformatter, self._bgr_reformatter = VideoReformatter(), VideoReformatter()
+        self._pictures = self._decode()
+        first = next(self._pictures, None)
+        if first is None:
+            raise DecodeError(f"{_name(uri)}: no frame can be decoded")
+        self.info = _media_info(container, self._stream, first)
+        self._pictures = itertools.chain([first], self._pictures)
+
+    def pictures(self) -> Iterator[Picture]:
+        """The frames in presentation order, PTS strictly rising. Raises `DecodeError` where the stream is damaged or ends too early.
+
+        Packets that fail before the first frame are passed over, as at the start of a broadcast; after it, a packet that fails
+        fails the file: what follows is drawn on top of damage, and nobody wants to train on that.
+        """
+        return self._pictures
+
+    def seek(self, pts: int) -> bool:
+        """Continue with a key frame shown at `pts` or before. False where the container cannot do that; then open it anew.
+
+        Frames that come out before the first key frame are passed over: they may refer to frames that were not decoded
+        (open groups of pictures).
+        """
+        one_second = int(1 / self.info.time_base)
+        # Containers index decoding times, which lie a few frames before the PTS: the first try may land too late.
+        for target in (pts, pts - one_second):
+            try:
+                self._container.seek(target, stream=self._stream, backward=True)
+            except av.error.FFmpegError:
+                return False
+            pictures = self._decode()
+            key = next((picture for picture in pictures if picture.frame.key_frame), None)
+            if key is None:
+                return False
+            if key.pts <= pts:
+                self._pictures = itertools.chain([key], pictures)
+                return True
+        return False
+
+    def array(self, frame: VideoFrame, width: int, height: int, pixel_format: str = "rgb24") -> Pixels:
+        """A frame as an upright uint8 array of displayed size `width` x `height`, in full range; antialiased."""
+        scaled = rescale(self._reformatter, frame, *self._coded(width, height), pixel_format, _colorspace(frame))
+        return to_upright(pixels(scaled), self.info.rotation_deg)
+
+    def luma_and_bgr(self, frame: VideoFrame, width: int, height: int) -> tuple[Pixels, Pixels]:
+        """Luma `[H, W]` and blue-green-red `[H, W, 3]` of a frame at a small displayed size, both full range; the frame is scaled once."""
+        colorspace = _colorspace(frame)
+        small = rescale(self._reformatter, frame, *self._coded(width, height), "yuv444p", colorspace)
+        bgr = rescale(self._bgr_reformatter, small, small.width, small.height, "bgr24", colorspace)
+        return to_upright(plane(small, 0), self.info.rotation_deg), to_upright(pixels(bgr), self.info.rotation_deg)
+
+    def _coded(self, width: int, height: int) -> tuple[int, int]:
+        """A displayed size as the frame lies in the file."""
+        return (height, width) if self.info.rotation_deg % 180 else (width, height)
+
+    def _decode(self) -> Iterator[Picture]:
+        last: Picture | None = None
+        failures, steps_back = 0, 0
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    break
+                frames = self._stream.codec_context.decode(packet if packet.size else None)
+            except av.error.EOFError:
+                break
+            except av.error.FFmpegError as error:
+                failures += 1
+                if last is not None or failures > BAD_PACKETS:
+                    raise decode_error(self.uri, error) from error
+                failed = error
+                continue
+            for frame in frames:
+                picture = self._place(frame, last)
+                if last is not None and picture.pts <= last.pts:
+                    steps_back += 1
+                    if steps_back > BAD_PACKETS:
+                        raise DecodeError(f"{_name(self.uri)}: time stamps step back at PTS {last.pts}")
+                    continue
+                last = picture
+                yield picture
+        if last is None and failures:
+            raise decode_error(self.uri, failed) from failed
+        if last is not None:
+            self._check_complete(last)
+
+    def _place(self, frame: VideoFrame, last: Picture | None) -> Picture:
+        """PTS of a frame; where the container has none (raw streams), frames follow each other at the stream's rate."""
+        duration = int(frame.duration or 0)
+        pts = frame.dts if self._container.format.name in NO_PTS_FORMATS else frame.pts
+        if pts is not None:
+            return Picture(int(pts), duration, frame)
+        assert self._stream.time_base is not None
+        if not duration and self._stream.guessed_rate:
+            duration = round(1 / (self._stream.guessed_rate * self._stream.time_base))
+        if last is None:
+            return Picture(int(self._stream.start_time or 0), max(duration, 1), frame)
+        return Picture(last.pts + max(last.duration, 1), max(duration, 1), frame)
+
+    def _check_complete(self, last: Picture) -> None:
+        stream = self._stream
+        if not stream.duration or stream.time_base is None:
+            return
+        declared_s = float(stream.duration * stream.time_base)
+        decoded_s = float((last.pts + last.duration - (stream.start_time or 0)) * stream.time_base)
+        if declared_s - decoded_s > max(MISSING_S, MISSING_SHARE * declared_s):
+            raise DecodeError(f"{_name(self.uri)}: truncated: frames end at {decoded_s:.2f} s of the {declared_s:.2f} s the header declares")
+
+
+@contextlib.contextmanager
+def open_video(uri: str, threads: int = 1) -> Iterator[Video]:
+    """Open a local or remote video; the one place where a video is opened. Raises `DecodeError`.
+
+    One decoder thread by default: workers come one a core, and threads of theirs would only fight. The stream is the one
+    FFmpeg takes for the best, which passes over cover pictures. Errors of remote storage are raised as they are.
+    """
+    if log := os.environ.get(OPEN_LOG):
+        with open(log, "a", encoding="utf-8") as handle:
+            handle.write(uri + "\n")
+    with contextlib.ExitStack() as stack:
+        source: Any = str(storage.local_path(uri)) if storage.is_local(uri) else stack.enter_context(storage.open_input(uri))
+        try:
+            container = stack.enter_context(av.open(source, metadata_errors="ignore"))
+        except av.error.FFmpegError as error:
+            raise decode_error(uri, error) from error
+        yield Video(uri, container, threads)
+
+
+def probe(uri: str) -> MediaInfo:
+    """Read a video's headers and decode its first frame. Raises `DecodeError`."""
+    with open_video(uri) as video:
+        return video.info
+
+
+def frames(uri: str, width: int | None = None, height: int | None = None, pixel_format: str = "rgb24") -> Iterator[tuple[int, Pixels]]:
+    """Every frame in presentation order as (PTS, uint8 array), upright and straight at the size wanted.
+
+    The array is `[H, W, 3]` for rgb24 and bgr24, `[H, W]` for gray8. The size defaults to the displayed one. Raises `DecodeError`.
+    """
+    with open_video(uri) as video:
+        for picture in video.pictures():
+            yield picture.pts, video.array(picture.frame, width or video.info.width, height or video.info.height, pixel_format)
+
+
+def read_span(uri: str, start_pts: int, end_pts: int, *, fps: float, frames: int, width: int, height: int, crop: Box | None = None) -> Span:
+    """Decode `frames` frames of a span, sampled at `fps` from `start_pts`, as RGB of `width` x `height`.
+
+    Frame k is the one shown at start + k/fps: the last whose PTS is not later than that moment, rounded to the time base
+    as the container rounded its PTS. `end_pts` is exclusive: frames at or past it are never used. The picture is scaled
+    (antialiased) to cover the size and cropped around its centre, or `crop` is kept: (x0, y0, x1, y1) in displayed pixels.
+
+    An image (by its suffix) gives its one picture, whatever the span. Raises `DecodeError` for a file that cannot be decoded
+    or has no frame in the span, and `ValueError` for a span too short for the frames asked for.
+    """
+    if frames < 1 or width < 1 or height < 1 or not fps > 0:
+        raise ValueError(f"{frames} frames of {width}x{height} at {fps:g} fps: all of them must be positive")
+    if is_image(uri):
+        if frames != 1:
+            raise ValueError(f"{frames} frames of {_name(uri)}: an image has 1")
+        image = read_image(uri)
+        box = crop or centre_crop(image.width, image.height, width, height)
+        return Span(resize_image(image, box, width, height)[None], (0,), box)
+    with open_video(uri) as video:
+        if start_pts <= video.info.start_pts or video.seek(start_pts):
+            return _sample(video, start_pts, end_pts, fps, frames, width, height, crop)
+    with open_video(uri) as video:
+        return _sample(video, start_pts, end_pts, fps, frames, width, height, crop)
+
+
+def target_pts(start_pts: int, end_pts: int, fps: float, frames: int, time_base: Fraction) -> list[int]:
+    """The moments of a sampled span, in units of the time base; the last one is kept inside the span.
+
+    Raises `ValueError` when the span ends before the last moment: it may start at `end_pts`, but not lie past it.
+    """
+    step = 1 / (Fraction(fps).limit_denominator(1001) * time_base)
+    # Half up, so that 66.67 ms finds the frame that a time base of 1 ms puts at 67.
+    targets = [start_pts + int(k * step + Fraction(1, 2)) for k in range(frames)]
+    if end_pts <= start_pts or targets[-1] > end_pts:
+        span_s = float((end_pts - start_pts) * time_base)
+        raise ValueError(f"{frames} frames at {fps:g} fps need {(frames - 1) / fps:g} s, but the span has {span_s:g} s; ask for fewer frames")
+    return [min(target, end_pts - 1) for target in targets]
+
+
+def is_image(uri: str) -> bool:
+    """Whether the suffix of a URI is that of a still image."""
+    return PurePosixPath(uri).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _sample(video: Video, start_pts: int, end_pts: int, fps: float, frames: int, width: int, height: int, crop: Box | None) -> Span:
+    targets = target_pts(start_pts, end_pts, fps, frames, video.info.time_base)
+    box = crop or centre_crop(video.info.width, video.info.height, width, height)
+    size = scaled_size(video.info.width, video.info.height, box, width, height)
+    output: NDArray[np.uint8] = np.empty((frames, height, width, 3), np.uint8)
+    used: list[int] = []
+
+    def show(picture: Picture, until: int) -> None:
+        """Fill all frames whose moment comes before `until`, when the next picture is shown."""
+        first = len(used)
+        while len(used) < frames and targets[len(used)] < until:
+            used.append(picture.pts)
+        if len(used) > first:
+            output[first : len(used)] = crop_scaled(video.array(picture.frame, *size), box, video.info.width, video.info.height, width, height)
+
+    shown: Picture | None = None
+    for picture in video.pictures():
+        if shown is not None:
+            show(shown, picture.pts)
+        if len(used) == frames or picture.pts >= end_pts:
+            break
+        shown = picture
+    if shown is None:
+        raise DecodeError(f"{_name(video.uri)}: no frame before PTS {end_pts}")
+    show(shown, end_pts)
+    if used[0] > start_pts and shown.pts >= end_pts:
+        raise DecodeError(f"{_name(video.uri)}: no frame in PTS {start_pts} to {end_pts}")
+    return Span(output, tuple(used), box)
+
+
+def _choose_stream(uri: str, container: InputContainer) -> VideoStream:
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream):
+        raise DecodeError(f"{_name(uri)}: no video stream")
+    return stream
+
+
+def _media_info(container: InputContainer, stream: VideoStream, first: Picture) -> MediaInfo:
+    assert stream.time_base is not None
+    frame, aspect = first.frame, stream.sample_aspect_ratio
+    # Square pixels: the wider side is stretched to what is displayed, the lines are kept.
+    width = round(frame.width * aspect) if aspect else frame.width
+    turned = frame.rotation % 180 != 0
+    duration_s = float(stream.duration * stream.time_base) if stream.duration else None
+    if duration_s is None and container.duration:
+        duration_s = container.duration / av.time_base
+    rate = stream.average_rate or stream.guessed_rate
+    return MediaInfo(
+        codec=stream.codec_context.codec.canonical_name,
+        width=frame.height if turned else width,
+        height=width if turned else frame.height,
+        coded_width=frame.width,
+        coded_height=frame.height,
+        rotation_deg=frame.rotation,
+        fps=float(rate) if rate else None,
+        time_base_num=stream.time_base.numerator,
+        time_base_den=stream.time_base.denominator,
+        start_pts=first.pts,
+        duration_s=duration_s,
+        pixel_format=frame.format.name,
+        color_range="full" if frame.format.name.startswith("yuvj") else _RANGES.get(int(frame.color_range), "unspecified"),
+        n_video_streams=len(container.streams.video),
+    )
+
+
+def _colorspace(frame: VideoFrame) -> Colorspace | None:
+    """The matrix of an untagged frame; None where the frame says it."""
+    if int(frame.colorspace) != _UNSPECIFIED_COLORSPACE:
+        return None
+    return Colorspace.ITU709 if frame.height >= HD_LINES else Colorspace.ITU601
+
+
+def _name(uri: str) -> str:
+    return PurePosixPath(uri).name
