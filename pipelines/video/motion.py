@@ -15,14 +15,13 @@ from fractions import Fraction
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from pipelines.video.luma import Floats, shrink
+from pipelines.video.luma import Floats
 
-LONG_SIDE = 64
 BLOCK = 8
-"""Pictures are matched at 64 pixels on the long side in blocks of 8 x 8: about 32 blocks, an eighth of the picture wide."""
+"""Pictures of about 64 x 36 pixels are matched in blocks of 8 x 8: about 32 blocks, an eighth of the picture wide."""
 
 REACH = 6
-"""Displacements up to 6 of 64 pixels are found, so speeds saturate near 1.1 long sides per second: past that a picture is blurred."""
+"""Displacements up to 6 of about 64 pixels are found, so speeds saturate near 1.1 long sides per second: past that a picture is blurred."""
 
 PAIR_S = Fraction(8, 100)
 """Frames of a pair are at least this far apart, so that 12, 24, 25, 30 and 60 fps all use pairs 0.08 to 0.1 s apart and a
@@ -32,7 +31,9 @@ NOISE = 1.0
 """Mean difference of a block, in levels of 255, that counts as none. Compression noise, averaged to this size, stays below."""
 
 GAIN = 0.2
-"""A displacement must explain this share of the difference, or the block counts as changed but not moved (flicker, fades)."""
+GAIN_LEVELS = 1.0
+"""A displacement must explain a fifth of a block's difference and a level of it. Otherwise the block has changed but not moved
+(flicker, fades), or is flat, where noise alone would match best at a random place."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +49,26 @@ class MotionMeter:
     """Fed with every frame; yields the motion of pairs of frames, and whether a frame is frozen."""
 
     def __init__(self, height: int, width: int, time_base: Fraction) -> None:
-        long_side = max(height, width)
-        self._height, self._width = (max(BLOCK, round(LONG_SIDE * side / long_side / BLOCK) * BLOCK) for side in (height, width))
-        # One pixel of the matching picture, in long sides.
-        self._pixel_y, self._pixel_x = height / self._height / long_side, width / self._width / long_side
+        """`height` and `width` are those of the pictures that will be pushed, at least 8 pixels each."""
+        self._pixel = 1 / max(height, width)
         self._time_base = time_base
         self._last_HW: Floats | None = None
         self._reference: tuple[int, Floats] | None = None
 
     def push(self, pts: int, luma_HW: Floats) -> tuple[bool, Move | None]:
         """Take a frame, in levels of 0 to 255: whether it shows the same as the one before, and the motion of a pair it completes."""
-        now_HW = shrink(luma_HW, self._height, self._width)
-        frozen = self._last_HW is not None and bool(_blocks(np.abs(now_HW - self._last_HW)).max() <= NOISE)
-        self._last_HW = now_HW
+        frozen = self._last_HW is not None and bool(_blocks(np.abs(luma_HW - self._last_HW)).max() <= NOISE)
+        self._last_HW = luma_HW
         if self._reference is None:
-            self._reference = (pts, now_HW)
+            self._reference = (pts, luma_HW)
             return frozen, None
         start_pts, before_HW = self._reference
         elapsed_s = (pts - start_pts) * self._time_base
         if elapsed_s < PAIR_S:
             return frozen, None
-        self._reference = (pts, now_HW)
-        dy_IJ, dx_IJ = displacements(before_HW, now_HW)
-        length = np.hypot(dy_IJ * self._pixel_y, dx_IJ * self._pixel_x).mean()
+        self._reference = (pts, luma_HW)
+        dy_IJ, dx_IJ = displacements(before_HW, luma_HW)
+        length = np.hypot(dy_IJ, dx_IJ).mean() * self._pixel
         return frozen, Move(start_pts, pts, float(length) / float(elapsed_s))
 
 
@@ -80,8 +78,11 @@ def displacements(before_HW: Floats, after_HW: Floats) -> tuple[Floats, Floats]:
     Exhaustive search of the least mean absolute difference, refined by a parabola through its neighbours. A change of
     overall brightness is taken out first.
     """
-    level = after_HW.mean() - before_HW.mean()
-    padded = np.pad(before_HW + level, REACH, mode="edge")
+    before_HW = before_HW + (after_HW.mean() - before_HW.mean())
+    if _blocks(np.abs(after_HW - before_HW)).max() <= NOISE:
+        still_IJ = np.zeros((after_HW.shape[0] // BLOCK, after_HW.shape[1] // BLOCK), np.float32)
+        return still_IJ, still_IJ
+    padded = np.pad(before_HW, REACH, mode="edge")
     shifted_DDHW = sliding_window_view(padded, before_HW.shape)
     cost_DDIJ = _blocks(np.abs(shifted_DDHW - after_HW))
     side, shape = 2 * REACH + 1, cost_DDIJ.shape[2:]
@@ -90,7 +91,7 @@ def displacements(before_HW: Floats, after_HW: Floats) -> tuple[Floats, Floats]:
     i, j = np.indices(shape)
     still = cost_DDIJ[REACH, REACH]
     least = cost_DDIJ[y, x, i, j]
-    moved = (still > NOISE) & ((least < (1 - GAIN) * still) | ((y == REACH) & (x == REACH)))
+    moved = (still > NOISE) & ((least < np.minimum((1 - GAIN) * still, still - GAIN_LEVELS)) | ((y == REACH) & (x == REACH)))
     # The window at index 0 shows what has moved down and to the right by REACH.
     dy = REACH - y - _vertex(cost_DDIJ[np.maximum(y - 1, 0), x, i, j], least, cost_DDIJ[np.minimum(y + 1, side - 1), x, i, j])
     dx = REACH - x - _vertex(cost_DDIJ[y, np.maximum(x - 1, 0), i, j], least, cost_DDIJ[y, np.minimum(x + 1, side - 1), i, j])
@@ -106,8 +107,12 @@ def _vertex(left: Floats, middle: Floats, right: Floats) -> Floats:
 
 
 def _blocks(values: Floats) -> Floats:
-    """Mean over the blocks of the last two axes."""
+    """Mean over the whole blocks of the last two axes, those around the centre."""
     height, width = values.shape[-2:]
-    split = values.reshape(*values.shape[:-2], height // BLOCK, BLOCK, width // BLOCK, BLOCK)
-    means: Floats = split.mean(axis=(-3, -1))
+    rows, columns = height // BLOCK, width // BLOCK
+    y, x = height % BLOCK // 2, width % BLOCK // 2
+    inner = values[..., y : y + rows * BLOCK, x : x + columns * BLOCK]
+    # Rows first: that sum runs along memory and leaves an eighth for the slow one.
+    bands = inner.reshape(*inner.shape[:-2], rows, BLOCK, columns * BLOCK).sum(axis=-2)
+    means: Floats = bands.reshape(*bands.shape[:-1], columns, BLOCK).sum(axis=-1) / BLOCK**2
     return means

@@ -19,7 +19,7 @@ from pydantic import Field
 from cluster.config import Settings
 from pipelines.video.decode import MediaInfo, Picture, open_video
 from pipelines.video.errors import DecodeError
-from pipelines.video.luma import Floats, sharpness
+from pipelines.video.luma import Floats, sharpness, shrink
 from pipelines.video.motion import MotionMeter, Move
 from pipelines.video.phash import phash
 from pipelines.video.scale import Pixels
@@ -28,6 +28,9 @@ from pipelines.video.still import jpeg, read_image
 
 AREA = 256 * 144
 """Pixels of the analysis picture; 256 is the width to which PySceneDetect itself shrinks frames before it compares them."""
+
+SHRINK = 4
+"""Motion is matched and hashes are made on a quarter of that, 64 x 36 pixels: details and compression noise are averaged away."""
 
 HASH_EVERY_S = Fraction(1, 2)
 """A shot's first and last frame are hashed, and one each half second: clips cut out of it find hashes of their own."""
@@ -136,7 +139,8 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
     height, width = analysis_size(image.height, image.width)
     rgb = np.asarray(image.resize((width, height), Image.Resampling.BOX), np.uint8)
     luma = np.asarray(Image.fromarray(rgb).convert("L"), np.uint8)
-    record = _record(0, luma.astype(np.float32), False)
+    levels = luma.astype(np.float32)
+    record = _record(0, levels, shrink(levels, SHRINK), False)
     thumbnails = (_thumbnail(rgb[..., ::-1], settings.thumbnail_px),) if settings.thumbnails else ()
     hashes = (FrameHash(0, record.phash),)
     shot = Shot(0, 1, 1, record.luma, record.contrast, record.sharpness, None, None, hashes, thumbnails)
@@ -162,9 +166,9 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
 
 
 def analysis_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) of the analysis picture: always about the same area, the aspect kept, both sides even and at least 16."""
-    scale = (AREA / (height * width)) ** 0.5
-    return max(16, 2 * round(height * scale / 2)), max(16, 2 * round(width * scale / 2))
+    """(height, width) of the analysis picture: always about the same area, the aspect kept, in multiples of 4 and at least 32."""
+    scale = (AREA / (height * width)) ** 0.5 / SHRINK
+    return max(8, round(height * scale)) * SHRINK, max(8, round(width * scale)) * SHRINK
 
 
 class _ShotMeter:
@@ -173,7 +177,7 @@ class _ShotMeter:
     def __init__(self, height: int, width: int, time_base: Fraction, settings: ScanSettings) -> None:
         self._time_base = time_base
         self._settings = settings
-        self._motion = MotionMeter(height, width, time_base)
+        self._motion = MotionMeter(height // SHRINK, width // SHRINK, time_base)
         self._records: list[_Record] = []
         self._moves: list[Move] = []
         self._recent: deque[tuple[int, Pixels]] = deque(maxlen=LATENCY + 1)
@@ -183,8 +187,9 @@ class _ShotMeter:
 
     def push(self, pts: int, luma: Pixels, bgr: Pixels) -> None:
         levels = luma.astype(np.float32)
-        frozen, move = self._motion.push(pts, levels)
-        self._records.append(_record(pts, levels, frozen))
+        shrunk = shrink(levels, SHRINK)
+        frozen, move = self._motion.push(pts, shrunk)
+        self._records.append(_record(pts, levels, shrunk, frozen))
         if move is not None:
             self._moves.append(move)
         self._recent.append((pts, bgr))
@@ -248,9 +253,9 @@ class _ShotMeter:
         return tuple(_thumbnail(bgr, self._settings.thumbnail_px) for _, bgr in sorted(chosen.items(), key=lambda item: item[0]))
 
 
-def _record(pts: int, levels: Floats, frozen: bool) -> _Record:
+def _record(pts: int, levels: Floats, shrunk: Floats, frozen: bool) -> _Record:
     luma = levels / np.float32(255)
-    return _Record(pts, float(luma.mean()), float(luma.std()), sharpness(luma), frozen, phash(levels))
+    return _Record(pts, float(luma.mean()), float(luma.std()), sharpness(luma), frozen, phash(shrunk))
 
 
 def _thumbnail(bgr: Pixels, long_side: int) -> bytes:
