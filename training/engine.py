@@ -63,6 +63,14 @@ class Engine(abc.ABC):
             dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
+    def gather(self, values: list[str]) -> list[str]:
+        """All ranks' values, in order of rank."""
+        if self.world_size == 1:
+            return values
+        by_rank: list[list[str]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(by_rank, values)
+        return [value for one in by_rank for value in one]
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:

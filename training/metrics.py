@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from cluster import storage
+from cluster.telemetry import Bar, progress
 from training.curve import loss_curve
 
 FILE, CURVE, TENSORBOARD = "metrics.jsonl", "loss_curve.svg", "tensorboard"
+
+TAIL_BYTES = 8192
+"""More than any record."""
+FOLLOW_S = 0.5
+"""How often the progress bar looks for a new record."""
 
 Record = dict[str, Any]
 
@@ -23,6 +32,44 @@ def read_metrics(run_uri: str) -> list[Record]:
     # Every whole line ends in a line break, so what follows the last one was being written when the process died.
     *lines, _ = storage.read_bytes(uri).decode().split("\n")
     return [json.loads(line) for line in lines]
+
+
+def last_record(run_uri: str) -> Record | None:
+    """The newest record of a run, from the end of its file alone; None before the first."""
+    uri = storage.join(run_uri, FILE)
+    if not storage.exists(uri):
+        return None
+    with storage.open_input(uri) as handle:
+        handle.seek(max(0, handle.seek(0, 2) - TAIL_BYTES))
+        *lines, _ = handle.read().decode().split("\n")
+    record: Record | None = json.loads(lines[-1]) if lines else None
+    return record
+
+
+@contextlib.contextmanager
+def shown(run_uri: str, steps: int) -> Iterator[None]:
+    """A progress bar for the length of the block, which follows the records that another process or thread writes."""
+    ended = threading.Event()
+
+    def follow(bar: Bar) -> None:
+        shown_step = 0
+        while True:
+            last_look = ended.wait(FOLLOW_S)
+            record = last_record(run_uri)
+            if record is not None and record["step"] > shown_step:
+                bar.advance(record["step"] - shown_step, f"loss {record['loss']:.4f}, {record['tokens_per_s']:,.0f} tokens/s")
+                shown_step = record["step"]
+            if last_look:
+                return
+
+    with progress("train", steps) as bar:
+        follower = threading.Thread(target=follow, args=(bar,), name="training-progress", daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            follower.join()
 
 
 class Metrics:

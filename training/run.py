@@ -1,10 +1,25 @@
-"""Start a training run, on Ray Train's workers or in this process."""
+"""Start a training run, on Ray Train's workers or in this process. The only module of training that imports Ray."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cluster import storage
+from training import checkpoint
+from training.export import CARD, read_card
+from training.loop import NonFiniteLossError, train_loop
+from training.metrics import CURVE, FILE, curves, read_metrics, shown
 from training.settings import TrainSettings
+
+FAILURE = "failure.txt"
+"""Why the run's last try ended for good, when no other try could end otherwise."""
 
 
 @dataclass(frozen=True)
@@ -14,9 +29,11 @@ class TrainResult:
     export_uri: str
     """Folder with the model to sample from: `model.safetensors` and `model.json`."""
     checkpoint_uri: str
-    """Newest checkpoint, from which a longer run goes on."""
+    """Newest checkpoint, from which a run of more steps goes on."""
     metrics_uri: str
     """`metrics.jsonl`, one line a step."""
+    curve_uri: str
+    """`loss_curve.svg`."""
     steps: int
     losses: tuple[float, ...]
     """Training loss of every step of the whole run, those before a restart included."""
@@ -27,7 +44,91 @@ class TrainResult:
 def train(settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int = 0, distributed: bool = True) -> TrainResult:
     """Train a model on a data set of latents, going on from the newest checkpoint under `out_uri` if there is one.
 
-    With `distributed`, Ray is connected already and `settings.workers` processes train with DeepSpeed; else this process
+    With `distributed`, Ray is connected already and `settings.workers` processes train, with DeepSpeed when they are several
+    or ZeRO is on; workers that are lost are replaced, and all go on from the newest checkpoint. Otherwise this process
     trains alone, without Ray or DeepSpeed.
+
+    The run's folder is named by its settings, data and seed (see `checkpoint.run_folder`); a run that is finished is returned
+    as it is. Raises `ValueError` for settings that this way of training cannot honour.
     """
-    raise NotImplementedError
+    run_uri = checkpoint.run_folder(settings, manifest_uri, out_uri, seed)
+    if (done := result(settings, run_uri)) is not None:
+        return done
+    if not distributed and (settings.workers > 1 or settings.zero_stage > 0):
+        raise ValueError(
+            f"workers {settings.workers} with zero_stage {settings.zero_stage} need Ray; train in one process with workers 1, zero_stage 0"
+        )
+    with shown(run_uri, settings.steps):
+        if distributed:
+            _train_on_ray(settings, storage.absolute(manifest_uri), run_uri, seed)
+        else:
+            train_loop(settings, manifest_uri, run_uri, seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    done = result(settings, run_uri)
+    assert done is not None, run_uri
+    return done
+
+
+def result(settings: TrainSettings, run_uri: str) -> TrainResult | None:
+    """What a run left behind if it is finished for these settings, else None."""
+    export_uri = storage.join(run_uri, "export")
+    newest = checkpoint.newest(run_uri)
+    if (
+        newest is None
+        or newest.step < settings.steps
+        or not storage.exists(storage.join(export_uri, CARD))
+        or read_card(export_uri).step < newest.step
+    ):
+        return None
+    train_points, validation = curves(read_metrics(run_uri))
+    return TrainResult(
+        export_uri=export_uri,
+        checkpoint_uri=newest.uri,
+        metrics_uri=storage.join(run_uri, FILE),
+        curve_uri=storage.join(run_uri, CURVE),
+        steps=newest.step,
+        losses=tuple(loss for _, loss in train_points),
+        validation=tuple(validation),
+    )
+
+
+def _train_on_ray(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: int) -> None:
+    n_gpus = ray.cluster_resources().get("GPU", 0)
+    if 0 < n_gpus < settings.workers:
+        raise ValueError(f"workers {settings.workers}: the cluster has {n_gpus:g} GPUs and each worker needs one; lower workers")
+    use_gpu = n_gpus > 0
+    ray_uri = storage.join(run_uri, "ray")
+    # What Ray Train keeps of an earlier try would be resumed in place of our checkpoints.
+    storage.remove(ray_uri)
+    # A finished run is noticed at the next look, so the default of 2 s is waited for at every end.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"settings": settings.model_dump_json(), "manifest_uri": manifest_uri, "run_uri": run_uri, "seed": seed},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=use_gpu),
+        run_config=RunConfig(name="train", storage_path=ray_uri, failure_config=FailureConfig(max_failures=settings.max_failures)),
+    )
+    failure_uri = storage.join(run_uri, FAILURE)
+    storage.remove(failure_uri)
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        causes = "; ".join(f"worker {rank}: {type(cause).__name__}: {cause}" for rank, cause in sorted(error.worker_failures.items()))
+        raise RuntimeError(f"training failed {1 + settings.max_failures} times, at last with {causes}") from error
+    if storage.exists(failure_uri):
+        raise NonFiniteLossError(storage.read_bytes(failure_uri).decode())
+
+
+def _worker(arguments: dict[str, Any]) -> None:
+    """One rank, in a process of Ray Train."""
+    settings = TrainSettings.model_validate_json(arguments["settings"], strict=True)
+    context = ray.train.get_context()
+    # Ray gives each worker one thread; the cores of a node are shared out among its workers instead.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    device = ray.train.torch.get_device()
+    try:
+        train_loop(settings, arguments["manifest_uri"], arguments["run_uri"], arguments["seed"], device)
+    except NonFiniteLossError as error:
+        # All ranks raise this one together, and another try would only find it again: it must not look like a lost worker.
+        if context.get_world_rank() == 0:
+            storage.write_bytes(storage.join(arguments["run_uri"], FAILURE), str(error).encode())

@@ -1,0 +1,66 @@
+"""From settings and a data set to what is trained, and from what was trained to its card."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+
+from captioning.encoder import FOLDER as ENCODERS
+from captioning.encoder import TextEncoderSettings
+from cluster.plugins import build
+from training.autoencoder import FOLDER as AUTOENCODERS
+from training.autoencoder import AutoencoderSettings
+from training.data.loader import Dataset
+from training.export import ModelCard
+from training.model import VideoModel
+from training.sampling.provenance import version
+from training.settings import TrainSettings
+from training.step import Task
+
+
+def task_of(settings: TrainSettings, dataset: Dataset, seed: int) -> Task:
+    """What is trained on this data set."""
+    return Task(
+        model=settings.model,
+        objective=settings.objective,
+        conditioning=settings.conditioning,
+        caption_drop=settings.caption_drop,
+        null_text=dataset.null_text().to(torch.float32),
+        time_factor=dataset.info.time_factor,
+        space_factor=dataset.info.space_factor,
+        seed=seed,
+    )
+
+
+def initial_model(settings: TrainSettings, channels: int, text_dim: int, seed: int) -> VideoModel:
+    """The untrained model, the same on every rank; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return settings.model.build(channels, text_dim)
+
+
+def card_of(settings: TrainSettings, dataset: Dataset, text_dim: int, step: int, seed: int) -> ModelCard:
+    """The card of a model trained for `step` steps; its weights' digest is filled in when they are written."""
+    info = dataset.info
+    table = dataset.table
+    videos = [fps for fps, kind in zip(table["fps"].to_pylist(), table["kind"].to_pylist(), strict=True) if kind == "video"]
+    # Images have no frame rate of their own; without any video, 8 frames a second is as good as another.
+    fps = Counter(videos).most_common(1)[0][0] if videos else 8.0
+    return ModelCard(
+        model=settings.model,
+        objective=settings.objective,
+        channels=info.channels,
+        text_dim=text_dim,
+        autoencoder=build(AUTOENCODERS, AutoencoderSettings, info.autoencoder),
+        autoencoder_identity=info.autoencoder_identity,
+        text_encoder=build(ENCODERS, TextEncoderSettings, info.text_encoder),
+        text_encoder_identity=info.text_encoder_identity,
+        fps=fps,
+        buckets=tuple(sorted(set(table["bucket"].to_pylist()))),
+        step=step,
+        seed=seed,
+        data=info.fingerprint,
+        weights="",
+        worldloom=version(),
+    )

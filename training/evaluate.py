@@ -1,0 +1,50 @@
+"""Loss on the validation split, with the same noise every time, so that two values differ by the weights alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from cluster.telemetry import log
+from training.conditioning import ConditioningRates
+from training.data.loader import Batch, Dataset, Loader
+from training.engine import Engine
+from training.settings import TrainSettings
+from training.step import Task, losses, prepare
+
+EPOCH = "validation"
+"""Takes the epoch's place in the key of each sample's noise."""
+
+
+class Validation:
+    """The validation split of a data set, measured as often as asked."""
+
+    def __init__(self, manifest_uri: str, settings: TrainSettings, task: Task, engine: Engine) -> None:
+        self._dataset = Dataset.open(manifest_uri, "val")
+        self._settings, self._engine = settings, engine
+        # Captions are kept and no frame is given: the plain task, whatever the mixture that is trained.
+        self._task = replace(task, caption_drop=0.0, conditioning=ConditioningRates(none=1.0, first=0.0))
+        if len(self._dataset) == 0 and engine.rank == 0:
+            log.info("no sample is in the validation split, so only the training loss is recorded")
+
+    def record(self) -> dict[str, float]:
+        """`val_loss`, the mean over the samples of the split; empty when the split is."""
+        if len(self._dataset) == 0:
+            return {}
+        loss, weight = 0.0, 0.0
+        engine = self._engine
+        loader = Loader(self._dataset, self._settings.batch, seed=0, rank=engine.rank, world_size=engine.world_size, start_step=0)
+        with loader, torch.no_grad():
+            for _, batches in loader:
+                if batches[0].epoch > 0:
+                    break
+                for batch in batches:
+                    loss += self._loss(batch)
+                    weight += float(batch.weights.sum())
+        loss, weight = engine.sum([loss, weight])
+        return {"val_loss": loss / weight}
+
+    def _loss(self, batch: Batch) -> float:
+        inputs = prepare(self._task, batch.latent_BCTHW, batch.texts, batch.uids, batch.fps, EPOCH, self._engine.device)
+        return float((losses(self._engine.forward, inputs) * batch.weights.to(self._engine.device)).sum())

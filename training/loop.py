@@ -1,0 +1,164 @@
+"""The training loop of one rank: read, step, record, validate, checkpoint, export. Knows neither Ray nor DeepSpeed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+
+from cluster import storage
+from cluster.telemetry import log
+from training import checkpoint
+from training.assembly import card_of, initial_model, task_of
+from training.checkpoint import Checkpoint
+from training.data.loader import Batch, Dataset, Loader
+from training.ema import Ema
+from training.engine import Engine, open_engine
+from training.evaluate import Validation
+from training.export import write_export
+from training.metrics import Metrics, Record
+from training.settings import TrainSettings
+from training.step import Task, losses, prepare
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, and did so after writing a checkpoint."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss is not a number; the message names the samples. The weights were not updated with it."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a call of `train_loop` ended."""
+
+    export_uri: str
+    checkpoint_uri: str
+    step: int
+
+
+def train_loop(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: int, device: torch.device) -> Progress:
+    """Train to `settings.steps` from the newest checkpoint of the run, or from the start; every rank calls it.
+
+    Raises `NonFiniteLossError`, and `Interrupted` on SIGINT or SIGTERM.
+    """
+    dataset = Dataset.open(manifest_uri, "train")
+    task = task_of(settings, dataset, seed)
+    text_dim = task.null_text.shape[-1]
+    engine = open_engine(initial_model(settings, dataset.info.channels, text_dim, seed), settings, device)
+    ema = Ema(engine.shards(), settings.ema_decay)
+    reached = checkpoint.newest(run_uri)
+    if reached is not None:
+        checkpoint.load(reached, engine, ema, settings)
+    if reached is None or reached.step < settings.steps:
+        reached = _steps(settings, manifest_uri, run_uri, dataset, task, engine, ema, reached.step if reached else 0)
+    export_uri = storage.join(run_uri, "export")
+    raw = engine.full_parameters()
+    with engine.swapped(ema.averages):
+        averaged = engine.full_parameters()
+    if engine.rank == 0:
+        write_export(export_uri, raw, averaged, task.null_text, card_of(settings, dataset, text_dim, reached.step, seed))
+    engine.barrier()
+    return Progress(export_uri, reached.uri, reached.step)
+
+
+def _steps(
+    settings: TrainSettings, manifest_uri: str, run_uri: str, dataset: Dataset, task: Task, engine: Engine, ema: Ema, start_step: int
+) -> Checkpoint:
+    """Take steps `start_step` to `settings.steps`, counted from 0, and return the last checkpoint."""
+    validation = Validation(manifest_uri, settings, task, engine) if settings.validate_every else None
+    reached: Checkpoint | None = None
+    with contextlib.ExitStack() as stack:
+        loader = stack.enter_context(
+            Loader(dataset, settings.batch, seed=task.seed, rank=engine.rank, world_size=engine.world_size, start_step=start_step)
+        )
+        metrics = stack.enter_context(contextlib.closing(Metrics(run_uri, start_step, settings.log_every))) if engine.rank == 0 else None
+        stop_asked = stack.enter_context(stop_signals())
+        batches_of_steps = iter(loader)
+        for step in range(start_step, settings.steps):
+            asked_s = time.perf_counter()
+            planned, batches = next(batches_of_steps)
+            assert planned == step
+            record = {"data_wait_s": time.perf_counter() - asked_s}
+            stopping = take_step(settings, task, engine, step, batches, stop_asked(), record)
+            ema.update(engine.shards(), step)
+            done = step + 1
+            record["step_s"] = time.perf_counter() - asked_s
+            record["tokens_per_s"] = record["tokens"] / record["step_s"]
+            if validation and (done % settings.validate_every == 0 or done == settings.steps):
+                record |= validation.record()
+            if metrics:
+                metrics.add({"step": done, **record})
+            if stopping or done % settings.checkpoint_every == 0 or done == settings.steps:
+                reached = checkpoint.save(run_uri, done, engine, ema, settings)
+                if metrics:
+                    metrics.flush()
+            if stopping and done < settings.steps:
+                raise Interrupted(f"stopped after step {done} of {settings.steps}; run again to go on from there")
+    assert reached is not None
+    return reached
+
+
+def take_step(settings: TrainSettings, task: Task, engine: Engine, step: int, batches: list[Batch], stop: bool, record: Record) -> bool:
+    """One optimizer step over this rank's micro-batches; fills the record; True when any rank wants to stop.
+
+    The loss is the mean over the samples of all ranks and micro-steps, each weighing the same, so it does not depend on
+    how many workers share the step.
+    """
+    n_tokens = sum(task.model.tokens(*batch.latent_BCTHW.shape[2:]) * int((batch.weights > 0).sum()) for batch in batches)
+    weight, tokens, stopping = engine.sum([sum(float(batch.weights.sum()) for batch in batches), n_tokens, stop])
+    local_loss = 0.0
+    bad: list[str] = []
+    for position, batch in enumerate(batches):
+        inputs = prepare(task, batch.latent_BCTHW, batch.texts, batch.uids, batch.fps, batch.epoch, engine.device)
+        losses_B = losses(engine.forward, inputs)
+        share_B = batch.weights.to(engine.device) / weight
+        # A sample of weight 0 only keeps ranks in step; times 0 would not silence a NaN, so it is left out.
+        loss = torch.where(share_B > 0, losses_B * share_B, torch.zeros_like(losses_B)).sum()
+        engine.backward(loss, last=position == len(batches) - 1)
+        finite = torch.isfinite(losses_B.detach()).tolist()
+        bad += [uid for uid, fine in zip(batch.uids, finite, strict=True) if not fine]
+        local_loss += float(loss.detach())
+    (loss_sum,) = engine.sum([local_loss])
+    if not math.isfinite(loss_sum):
+        names = ", ".join(engine.gather(bad))
+        raise NonFiniteLossError(
+            f"step {step + 1}: the loss is {loss_sum}, from samples {names}; nothing was updated. Lower lr, or run `worldloom verify`"
+        )
+    lr = settings.lr_at(step)
+    norm = engine.step(lr)
+    record |= {"loss": loss_sum, "lr": lr, "grad_norm": norm, "tokens": int(tokens), "samples": round(weight), "epoch": batches[0].epoch}
+    return stopping > 0
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM has arrived since the block began; a second SIGINT interrupts at once.
+
+    Signals reach the main thread only; in a thread, as on Ray's workers, the answer is always no.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    arrived: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if arrived and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        arrived.append(number)
+        log.warning("asked to stop; writing a checkpoint after this step")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(arrived)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
