@@ -211,6 +211,8 @@ def flatten(model: type[BaseModel], error: ValidationError, prefix: Location = (
             yield location, unknown_message("key", str(fault["loc"][-1]), known_keys(model, fault["loc"][:-1]))
         elif fault["type"] == "value_error":
             yield location, str(cause)
+        elif fault["type"] == "too_short" and fault["input"]:
+            continue  # its items were refused, and each has an error of its own
         elif fault["type"] == "missing":
             yield location, "is required and missing"
         else:

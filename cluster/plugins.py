@@ -48,16 +48,16 @@ def load(folder: str, name: str, contract: type[P]) -> type[P]:
     outside = _entry_points(folder)
     module_name = outside.get(name, f"{folder}.{name}")
     if name not in outside and (not all(part.isidentifier() for part in name.split(".")) or name not in names(folder)):
-        raise ValueError(unknown_message("name", name, names(folder)))
+        raise ValueError(unknown_message("name", name, [known for known, _ in classes(folder, contract)]))
     module = importlib.import_module(module_name)
-    classes = [
+    found = [
         value
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, contract) and value.__module__ == module.__name__ and not value.__name__.startswith("_")
     ]
-    if len(classes) != 1:
-        raise ValueError(f"'{module_name}' holds {len(classes)} classes that keep the contract {contract.__name__}; it must hold exactly one")
-    return classes[0]
+    if len(found) != 1:
+        raise ValueError(f"'{module_name}' holds {len(found)} classes that keep the contract {contract.__name__}; it must hold exactly one")
+    return found[0]
 
 
 def classes(folder: str, contract: type[P]) -> Iterator[tuple[str, type[P]]]:
@@ -98,8 +98,9 @@ class Chosen:
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        options: list[dict[str, Any]] = [{"type": "string", "enum": names(self.folder)}]
-        for name, part in classes(self.folder, self.contract):
+        parts = list(classes(self.folder, self.contract))
+        options: list[dict[str, Any]] = [{"type": "string", "enum": [name for name, _ in parts]}]
+        for name, part in parts:
             option = part.model_json_schema()
             option["properties"]["name"] = {"const": name}
             options.append(option)

@@ -169,3 +169,7 @@ def main() -> NoReturn:
         console.print(f"[bold red]failed[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
     raise AssertionError("typer exits by itself")
+
+
+if __name__ == "__main__":
+    main()

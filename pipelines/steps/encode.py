@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Annotated, Any
 
 import pyarrow as pa
 import torch
 from pydantic import Field
-from training.data.buckets import Bucket, BucketSettings, all_buckets, assign
+from training.data.buckets import Bucket, BucketSettings, assign
 from training.data.shards import LatentRow, ShardInfo
 
 from captioning.encoder import FOLDER as ENCODERS
@@ -87,12 +86,11 @@ class _Encoder:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         stored = set(self.context.state.to_pylist())
-        buckets = all_buckets(self.settings.buckets)
         marks: list[Mark | None] = []
         values: list[dict[str, Any]] = []
         encoded: dict[Bucket, list[LatentRow]] = defaultdict(list)
         for row in table.to_pylist():
-            bucket = assign(buckets, row["width"], row["height"], row["duration_s"], row["kind"] == "image")
+            bucket = assign(self.settings.buckets, row["width"], row["height"], row["duration_s"], row["kind"] == "image")
             if isinstance(bucket, str):
                 marks.append(Mark("dropped", bucket))
                 values.append({})
@@ -117,17 +115,8 @@ class _Encoder:
         return t * h * w
 
     def _encode(self, row: dict[str, Any], bucket: Bucket) -> LatentRow:
-        span = read_span(
-            row["source"],
-            is_image=row["kind"] == "image",
-            start_pts=row["start_pts"],
-            end_pts=row["end_pts"],
-            time_base=Fraction(row["time_base_num"], row["time_base_den"]),
-            fps=bucket.fps,
-            frames=bucket.frames,
-            width=bucket.width,
-            height=bucket.height,
-        )
+        size = {"fps": bucket.fps, "frames": bucket.frames, "width": bucket.width, "height": bucket.height}
+        span = read_span(row["source"], row["start_pts"], row["end_pts"], **size)
         pixels_THWC = torch.from_numpy(span.frames).to(self.device)
         video_BCTHW = pixels_THWC.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
         with torch.inference_mode():

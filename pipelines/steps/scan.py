@@ -29,7 +29,7 @@ SIGNALS = (
     column("luma", pa.float64(), "mean luma in [0, 1], of full range"),
     column("contrast", pa.float64(), "mean standard deviation of luma inside a frame, in [0, 0.5]"),
     column("sharpness", pa.float64(), "variance of the Laplacian of luma at the scan's size"),
-    column("motion", pa.float64(), "how much the picture moves; 0 for a frozen shot, null for an image"),
+    column("motion", pa.float64(), "median speed of what moves, in long sides of the picture per second; 0 for a frozen shot, null for an image"),
     column("frozen_share", pa.float64(), "share of frames equal to the one before; null for an image"),
 )
 

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.step import Mark
+from pipelines.steps.cut import Cut, clip_hash
+
+
+def shot(start: int, end: int) -> dict[str, Any]:
+    signals = dict.fromkeys(("luma", "contrast", "sharpness", "motion", "frozen_share"), 0.5)
+    hashes = [{"pts": pts, "phash": pts} for pts in range(start, end, max(1, (end - start) // 5))]
+    return {"start_pts": start, "end_pts": end, **signals, "hashes": hashes, "thumbnails": [b"jpeg"]}
+
+
+def row(*shots: tuple[int, int], kind: str = "video", base: tuple[int, int] = (1, 100)) -> dict[str, Any]:
+    spans = [shot(start, end) for start, end in shots]
+    return {"uid": "source", "kind": kind, "time_base_num": base[0], "time_base_den": base[1], "shots": spans}
+
+
+def spans(result: Any) -> list[tuple[int, int]]:
+    assert not isinstance(result, Mark)
+    return [(clip["start_pts"], clip["end_pts"]) for clip in result]
+
+
+def test_short_shots_give_no_clip_and_long_ones_several_equal_ones() -> None:
+    clips = Cut(min_s=1, max_s=4).expand(row((0, 90), (90, 390), (390, 1390)))
+    assert spans(clips) == [(90, 390), (390, 723), (723, 1057), (1057, 1390)]
+    assert [(clip["clip_index"], clip["clip_count"], clip["shot_index"]) for clip in clips] == [(0, 4, 1), (1, 4, 2), (2, 4, 2), (3, 4, 2)]  # type: ignore[index]
+
+
+def test_trimming_is_done_at_transitions_only() -> None:
+    clips = Cut(min_s=1, max_s=4, trim_s=0.1).expand(row((0, 300), (300, 1100)))
+    assert spans(clips) == [(0, 290), (310, 705), (705, 1100)]
+
+
+def test_a_source_without_a_long_enough_shot_is_dropped_with_the_longest() -> None:
+    assert Cut(min_s=1).expand(row((0, 50), (50, 120))) == Mark("dropped", "no shot of at least 1 s", 0.7, 1.0)
+
+
+def test_an_image_is_one_clip() -> None:
+    (clip,) = Cut().expand(row((0, 1), kind="image", base=(1, 1)))  # type: ignore[misc]
+    assert (clip["start_pts"], clip["end_pts"], clip["duration_s"]) == (0, 1, 0.0)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 5000), min_size=1, max_size=6),
+    base=st.sampled_from([(1, 1000), (1001, 30000), (1, 12800), (1, 24)]),
+    min_s=st.floats(0.05, 3),
+    ratio=st.floats(2, 10),
+    trim_s=st.floats(0, 0.3),
+)
+def test_clips_lie_inside_their_shots_do_not_overlap_and_keep_the_lengths(
+    lengths: list[int], base: tuple[int, int], min_s: float, ratio: float, trim_s: float
+) -> None:
+    edges = np.concatenate([[0], np.cumsum(lengths)]).tolist()
+    shots = list(itertools.pairwise(edges))
+    result = Cut(min_s=min_s, max_s=min_s * ratio, trim_s=trim_s).expand(row(*shots, base=base))
+    if isinstance(result, Mark):
+        return
+    unit = Fraction(*base)
+    previous = 0
+    for clip in result:
+        start, end = clip["start_pts"], clip["end_pts"]
+        assert previous <= start < end
+        low, high = shots[clip["shot_index"]]
+        assert low <= start < end <= high
+        # Equal parts are rounded to whole units, so a part may be one unit off.
+        assert float((end - start + 1) * unit) >= min_s - 1e-6
+        assert float((end - start - 1) * unit) <= min_s * ratio + 1e-6
+        previous = end
+    assert len({clip["uid"] for clip in result}) == len(result)
+
+
+def test_uids_depend_on_the_source_and_the_span_alone() -> None:
+    (a,) = Cut(min_s=1, max_s=10).expand(row((0, 300)))  # type: ignore[misc]
+    (b,) = Cut(min_s=2, max_s=8).expand(row((0, 300)))  # type: ignore[misc]
+    assert a["uid"] == b["uid"]
+
+
+def test_lengths_that_no_part_can_keep_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_s 3 must be at least twice min_s 2"):
+        Cut(min_s=2, max_s=3)
+
+
+def test_clip_hash_takes_first_middle_and_last_inside_the_span() -> None:
+    hashes = [{"pts": pts, "phash": pts + 1} for pts in range(0, 100, 10)]
+    assert np.frombuffer(clip_hash(hashes, 20, 61), "<u8").tolist() == [21, 41, 61]
+    assert np.frombuffer(clip_hash(hashes, 33, 38), "<u8").tolist() == [31, 31, 31]
