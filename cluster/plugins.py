@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.metadata
 import importlib.util
@@ -101,7 +102,8 @@ class Chosen:
         parts = list(classes(self.folder, self.contract))
         options: list[dict[str, Any]] = [{"type": "string", "enum": [name for name, _ in parts]}]
         for name, part in parts:
-            option = part.model_json_schema()
+            option = copy.deepcopy(handler.resolve_ref_schema(handler(part.__pydantic_core_schema__)))
             option["properties"]["name"] = {"const": name}
+            option["required"] = sorted({"name", *option.get("required", [])})
             options.append(option)
         return {"anyOf": options}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,8 +30,8 @@ class _StepItem:
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         options = []
         for name, step in plugins.classes(FOLDER, Step):
-            inner = step.model_json_schema()
-            inner.get("properties", {}).pop("name", None)
+            inner = copy.deepcopy(handler.resolve_ref_schema(handler(step.__pydantic_core_schema__)))
+            del inner["properties"]["name"]
             options.append({"type": "object", "properties": {name: inner}, "required": [name], "additionalProperties": False})
         return {"anyOf": options}
 
