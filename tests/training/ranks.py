@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import traceback
@@ -30,10 +31,17 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
             for process in processes:
                 process.kill()
             raise AssertionError(f"rank {rank}:\n{error}")
-        got[rank] = value
+        got[rank] = torch.load(io.BytesIO(value), weights_only=True)
     for process in processes:
         process.join()
     return [got[rank] for rank in range(world_size)]
+
+
+def _packed(value: Any) -> bytes:
+    """As bytes: tensors in a queue are shared memory that dies with the process that put them there."""
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
 
 
 def _rank(function: Callable[..., Any], rank: int, world_size: int, port: int, results: Any, arguments: tuple[Any, ...]) -> None:
@@ -41,7 +49,7 @@ def _rank(function: Callable[..., Any], rank: int, world_size: int, port: int, r
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     try:
-        results.put((rank, None, function(*arguments)))
+        results.put((rank, None, _packed(function(*arguments))))
     except BaseException:
         results.put((rank, traceback.format_exc(), None))
     finally:

@@ -1,0 +1,109 @@
+"""Engines: every ZeRO stage on two workers trains as plain PyTorch on one, and resumes bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from training.conditioning import ConditioningRates
+from training.ema import Ema
+from training.engine import open_engine, parameter_groups
+from training.models.dit import DiT
+from training.objectives.flow_matching import FlowMatching
+from training.settings import TrainSettings
+from training.step import Task, losses, prepare
+
+N_SAMPLES = 8
+CPU = torch.device("cpu")
+
+
+def train(options: dict[str, Any], steps: int = 5, save_to: str | None = None, go_on_from: str | None = None) -> dict[str, Any]:
+    """Five steps of two micro-steps over eight samples, shared out among the ranks; saved or resumed after step 3."""
+    settings = TrainSettings(model=DiT(depth=2, dim=32, heads=2), lr=1e-3, **options)
+    torch.manual_seed(0)
+    model = settings.model.build(4, 8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape))
+    engine = open_engine(model, settings, CPU)
+    ema = Ema(engine.shards(), settings.ema_decay)
+    task = Task(settings.model, FlowMatching(), ConditioningRates(), 0.1, torch.ones(1, 8), 4, 8, seed=0)
+    chance = torch.Generator().manual_seed(5)
+    latents = torch.randn(N_SAMPLES, 4, 3, 4, 6, generator=chance)
+    texts = [torch.randn(1 + index % 3, 8, generator=chance) for index in range(N_SAMPLES)]
+    if go_on_from:
+        engine.load(Path(go_on_from))
+    seen, norms = [], []
+    for step in range(3 if go_on_from else 0, steps):
+        mine = list(range(engine.rank, N_SAMPLES, engine.world_size))
+        total = 0.0
+        for part, last in ((mine[: len(mine) // 2], False), (mine[len(mine) // 2 :], True)):
+            inputs = prepare(task, latents[part], [texts[i] for i in part], [str(i) for i in part], torch.full((len(part),), 8.0), step, CPU)
+            loss = losses(engine.forward, inputs).sum() / N_SAMPLES
+            engine.backward(loss, last)
+            total += loss.item()
+        norms.append(engine.step(1e-3))
+        ema.update(engine.shards(), step)
+        seen.append(engine.sum([total])[0])
+        if save_to and step == 2:
+            engine.save(Path(save_to))
+    weights = engine.full_parameters()
+    with engine.swapped(ema.averages):
+        averaged = engine.full_parameters()
+    untouched = engine.full_parameters()
+    assert all(weights[name].equal(untouched[name]) for name in weights)
+    gathered = engine.gather([f"rank {engine.rank}"])
+    return {"losses": seen, "norms": norms, "weights": weights, "averaged": averaged, "gathered": gathered}
+
+
+def test_same_seed_same_bits() -> None:
+    first, second = train({}), train({})
+    assert first["losses"] == second["losses"]
+    assert all(first["weights"][name].equal(second["weights"][name]) for name in first["weights"])
+
+
+def test_one_process_resumes_bit_for_bit(tmp_path: Path) -> None:
+    whole = train({}, save_to=str(tmp_path))
+    assert train({}, go_on_from=str(tmp_path))["losses"] == whole["losses"][3:]
+
+
+def test_only_matrices_decay() -> None:
+    model = DiT(depth=1, dim=32, heads=2).build(4, 8)
+    decayed, free = parameter_groups(model, 0.1)
+    assert decayed["weight_decay"] == 0.1
+    assert free["weight_decay"] == 0.0
+    assert all(parameter.ndim == 2 for parameter in decayed["params"])
+    assert any(parameter is model.get_parameter("blocks.0.table_MD") for parameter in free["params"])
+    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_two_workers_train_as_one_and_resume_bit_for_bit(zero_stage: int, tmp_path: Path) -> None:
+    alone = train({})
+    options = {"workers": 2, "zero_stage": zero_stage}
+    first, second = run_ranks(train, 2, options, 5, str(tmp_path))
+    assert first["losses"] == second["losses"]
+    assert first["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+    assert first["norms"] == pytest.approx(alone["norms"], rel=1e-4)
+    for kind in ("weights", "averaged"):
+        assert first[kind].keys() == alone[kind].keys()
+        for name, value in alone[kind].items():
+            torch.testing.assert_close(first[kind][name], value, atol=2e-5, rtol=1e-4)
+    assert first["gathered"] == ["rank 0", "rank 1"]
+    resumed, _ = run_ranks(train, 2, options, 5, None, str(tmp_path))
+    assert resumed["losses"] == first["losses"][3:]
+    assert all(resumed["weights"][name].equal(first["weights"][name]) for name in first["weights"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_bf16_follows_fp32(zero_stage: int) -> None:
+    alone = train({})
+    first, _ = run_ranks(train, 2, {"workers": 2, "zero_stage": zero_stage, "precision": "bf16"})
+    assert first["losses"] == pytest.approx(alone["losses"], abs=5e-3)
+    assert all(value.dtype == torch.float32 for value in first["averaged"].values())
