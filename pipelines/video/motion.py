@@ -20,6 +20,10 @@ from pipelines.video.luma import Floats
 BLOCK = 8
 """Pictures of about 64 x 36 pixels are matched in blocks of 8 x 8: about 32 blocks, an eighth of the picture wide."""
 
+FROZEN = 0.5
+"""A frame is frozen when no block differs by more than this, in levels of 255: repeated frames in compressed video differ by
+up to 0.4 there, a person who sits still by more."""
+
 REACH = 6
 """Displacements up to 6 of about 64 pixels are found, so speeds saturate near 1.1 long sides per second: past that a picture is blurred."""
 
@@ -30,9 +34,9 @@ frame rate does not change what is measured."""
 NOISE = 1.0
 """Mean difference of a block, in levels of 255, that counts as none. Compression noise, averaged to this size, stays below."""
 
-GAIN = 0.2
+GAIN = 0.3
 GAIN_LEVELS = 1.0
-"""A displacement must explain a fifth of a block's difference and a level of it. Otherwise the block has changed but not moved
+"""A displacement must explain 0.3 of a block's difference and a level of it (on real footage this agrees best with dense flow). Otherwise the block has changed but not moved
 (flicker, fades), or is flat, where noise alone would match best at a random place."""
 
 
@@ -57,7 +61,7 @@ class MotionMeter:
 
     def push(self, pts: int, luma_HW: Floats) -> tuple[bool, Move | None]:
         """Take a frame, in levels of 0 to 255: whether it shows the same as the one before, and the motion of a pair it completes."""
-        frozen = self._last_HW is not None and bool(_blocks(np.abs(luma_HW - self._last_HW)).max() <= NOISE)
+        frozen = self._last_HW is not None and bool(_blocks(np.abs(luma_HW - self._last_HW)).max() <= FROZEN)
         self._last_HW = luma_HW
         if self._reference is None:
             self._reference = (pts, luma_HW)

@@ -1,0 +1,136 @@
+"""Draw one frame of a scene in numpy: a graded background with a floor, and a few large antialiased shapes.
+
+World units: the short side of the picture is 1 long at zoom 1, the world's origin is the picture's centre, y points down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Kind = Literal["circle", "square", "triangle", "star"]
+
+KINDS: tuple[Kind, ...] = ("circle", "square", "triangle", "star")
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (225, 35, 40),
+    "orange": (250, 135, 20),
+    "yellow": (250, 215, 40),
+    "green": (30, 165, 65),
+    "blue": (35, 85, 225),
+    "purple": (140, 50, 180),
+    "pink": (245, 95, 165),
+    "white": (250, 250, 250),
+}
+
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "light blue": (160, 210, 245),
+    "cream": (248, 236, 205),
+    "mint green": (175, 235, 200),
+    "lavender": (210, 195, 240),
+    "dark blue": (20, 30, 75),
+    "dark green": (15, 60, 45),
+    "dark grey": (52, 54, 60),
+    "maroon": (85, 20, 40),
+}
+
+STRIPE = 0.5
+"""Width of the background's pale stripes in world units: without them a pan over a plain wall could not be seen."""
+
+
+@dataclass
+class Body:
+    """A shape and its state: centre, velocity per second, radius of the circle around it, angle in radians."""
+
+    kind: Kind
+    colour: str
+    radius: float
+    x: float = 0.0
+    y: float = 0.0
+    vx: float = 0.0
+    vy: float = 0.0
+    angle: float = 0.0
+    spin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Camera:
+    """What is looked at: the world point at the picture's centre, and the magnification."""
+
+    x: float = 0.0
+    y: float = 0.0
+    zoom: float = 1.0
+
+
+def draw(width: int, height: int, background: str, floor_y: float | None, bodies: list[Body], camera: Camera) -> Pixels:
+    """One frame, uint8 `[height, width, 3]`. Later bodies lie over earlier ones; there is no floor where `floor_y` is None."""
+    scale = min(width, height) * camera.zoom
+    x_W = ((np.arange(width) + 0.5 - width / 2) / scale + camera.x).astype(np.float32)
+    y_H = ((np.arange(height) + 0.5 - height / 2) / scale + camera.y).astype(np.float32)
+    canvas = _background(x_W, y_H, BACKGROUNDS[background], floor_y, scale)
+    for body in bodies:
+        _paint(canvas, x_W, y_H, body, scale)
+    return np.asarray(np.clip(canvas + 0.5, 0, 255), np.uint8)
+
+
+def _background(x_W: Floats, y_H: Floats, colour: tuple[int, int, int], floor_y: float | None, scale: float) -> Floats:
+    base = np.array(colour, np.float32)
+    # Lighter above, darker below, and stripes fixed to the world.
+    shade_H = np.interp(y_H, [-1, 1], [1.12, 0.82]).astype(np.float32)
+    if floor_y is not None:
+        below_H = np.clip((y_H - floor_y) * scale + 0.5, 0, 1)
+        shade_H = shade_H * (1 - 0.38 * below_H)
+    phase_W = np.abs((x_W / STRIPE) % 2 - 1)
+    stripes_W = 1 + 0.09 * np.clip((phase_W - 0.5) * STRIPE * scale, -0.5, 0.5)
+    return np.asarray(shade_H[:, None, None] * stripes_W[None, :, None] * base, np.float32)
+
+
+def _paint(canvas: Floats, x_W: Floats, y_H: Floats, body: Body, scale: float) -> None:
+    reach = body.radius + 2 / scale
+    left, right = np.searchsorted(x_W, [body.x - reach, body.x + reach])
+    top, bottom = np.searchsorted(y_H, [body.y - reach, body.y + reach])
+    if left == right or top == bottom:
+        return
+    dx, dy = x_W[None, left:right] - body.x, y_H[top:bottom, None] - body.y
+    cos, sin = np.cos(body.angle), np.sin(body.angle)
+    u, v = (dx * cos + dy * sin) / body.radius, (dy * cos - dx * sin) / body.radius
+    distance = _distance(body.kind, np.asarray(u, np.float32), np.asarray(v, np.float32)) * (body.radius * scale)
+    cover = np.clip(0.5 - distance, 0, 1)[..., None]
+    # Lit from above: a tenth brighter at the top, darker at the bottom and along the rim.
+    light = 1.0 - 0.12 * np.clip(dy / body.radius, -1, 1)
+    rim = 1.0 - 0.3 * np.clip(distance + 2.5, 0, 1)
+    colour = np.minimum((light * rim)[..., None] * np.array(COLOURS[body.colour], np.float32), 255)
+    window = canvas[top:bottom, left:right]
+    window += cover * (colour - window)
+
+
+def _distance(kind: Kind, u: Floats, v: Floats) -> Floats:
+    """Signed distance to the edge, negative inside, in radii."""
+    if kind == "circle":
+        return np.asarray(np.hypot(u, v) - 1, np.float32)
+    corners = polygon(kind)
+    nearest = np.full(np.broadcast_shapes(u.shape, v.shape), np.inf, np.float32)
+    inside = np.zeros(nearest.shape, bool)
+    for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        ex, ey = bx - ax, by - ay
+        along = np.clip(((u - ax) * ex + (v - ay) * ey) / (ex * ex + ey * ey), 0, 1)
+        nearest = np.minimum(nearest, (u - ax - along * ex) ** 2 + (v - ay - along * ey) ** 2)
+        # Even-odd rule: a ray to the right crosses this edge.
+        inside ^= ((ay > v) != (by > v)) & (u < ex * (v - ay) / (ey if ey else 1.0) + ax)
+    return np.asarray(np.where(inside, -1, 1) * np.sqrt(nearest), np.float32)
+
+
+@cache
+def polygon(kind: Kind) -> NDArray[np.float64]:
+    """`[n, 2]` corners on the unit circle, the first one at the top; a star has inner corners at 0.45."""
+    n = {"square": 4, "triangle": 3, "star": 10}[kind]
+    turn = np.pi / 4 if kind == "square" else 0.0
+    angles = np.arange(n) * 2 * np.pi / n - np.pi / 2 + turn
+    radii = np.where(np.arange(n) % 2, 0.45, 1.0) if kind == "star" else np.ones(n)
+    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
