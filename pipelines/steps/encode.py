@@ -115,8 +115,9 @@ class _Encoder:
         return t * h * w
 
     def _encode(self, row: dict[str, Any], bucket: Bucket) -> LatentRow:
-        size = {"fps": bucket.fps, "frames": bucket.frames, "width": bucket.width, "height": bucket.height}
-        span = read_span(row["source"], row["start_pts"], row["end_pts"], **size)
+        span = read_span(
+            row["source"], row["start_pts"], row["end_pts"], fps=bucket.fps, frames=bucket.frames, width=bucket.width, height=bucket.height
+        )
         pixels_THWC = torch.from_numpy(span.frames).to(self.device)
         video_BCTHW = pixels_THWC.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
         with torch.inference_mode():

@@ -1,0 +1,314 @@
+"""The main job on drawn footage and on real footage: whole, repeated, changed, killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster import storage
+from pipelines import inline, job
+from pipelines.curate import Curation, curate, inspect
+from pipelines.dataset import build_dataset
+from pipelines.footage import make_footage
+from pipelines.ledger import ledger
+from pipelines.recipe import Recipe, load_recipe
+from pipelines.video.decode import OPEN_LOG
+from training.data import shards
+
+pytestmark = pytest.mark.slow
+
+QUICKSTART = Path(__file__).resolve().parents[1] / "pipelines" / "recipes" / "quickstart.yaml"
+TINY_TRAINING = (
+    "train.model={name: dit, depth: 2, dim: 64, heads: 2}",
+    "train.steps=6",
+    "train.warmup_steps=2",
+    "train.checkpoint_every=2",
+    "train.validate_every=3",
+    "train.batch.tokens_per_step=4096",
+)
+
+
+@pytest.fixture(scope="session")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("footage")
+    make_footage(folder, videos=12, seed=0)
+    return folder
+
+
+def assignments(footage: Path, out: Path) -> list[str]:
+    videos, images = f"{{videos: '{footage}/*.mp4', captions: sidecar}}", f"{{images: '{footage}/*.{{png,jpg}}', captions: sidecar}}"
+    return [f"out={out}", f"sources=[{videos}, {images}]", "train=null", "sample=[]"]
+
+
+def recipe_for(footage: Path, out: Path, *changes: str) -> Recipe:
+    return load_recipe(QUICKSTART, [*assignments(footage, out), *changes])
+
+
+def run_inline(recipe: Recipe) -> Curation:
+    curation = curate(recipe, inline.run_orders)
+    build_dataset(recipe, curation)
+    return curation
+
+
+def rows_of(curation: Curation) -> list[dict[str, Any]]:
+    return curation.final.rows.read().to_pylist()
+
+
+def latents_of(recipe: Recipe) -> dict[str, tuple[bytes, bytes | None]]:
+    """Latent bytes of every uid in the shards; a uid must be there once."""
+    files = [entry.uri for entry in storage.list_files(recipe.tables_uri, ".parquet") if "/latents-" in entry.uri]
+    rows = [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
+    assert max(Counter(row["uid"] for row in rows).values()) == 1
+    return {row["uid"]: (row["latent"], row["tail_latent"]) for row in rows}
+
+
+def manifest_of(recipe: Recipe, curation: Curation) -> pa.Table:
+    table, _ = shards.read_manifest(build_dataset(recipe, curation).manifest_uri)
+    return table.drop_columns(["file", "row_group", "row"])
+
+
+@pytest.fixture(scope="session")
+def undisturbed(footage: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Curation]:
+    recipe = recipe_for(footage, tmp_path_factory.mktemp("undisturbed"))
+    return recipe, run_inline(recipe)
+
+
+class Opens:
+    """Which videos are opened, in whatever process, while the block runs."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._path = folder / "opens"
+        self._path.touch()
+        monkeypatch.setenv(OPEN_LOG, str(self._path))
+
+    def take(self) -> list[str]:
+        names = [Path(line).name for line in self._path.read_text().splitlines()]
+        self._path.write_text("")
+        return names
+
+
+@pytest.fixture
+def opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opens:
+    return Opens(tmp_path, monkeypatch)
+
+
+def test_every_trouble_of_the_demo_footage_is_found(footage: Path, undisturbed: tuple[Recipe, Curation]) -> None:
+    _, curation = undisturbed
+    troubles = json.loads((footage / "truth.json").read_text())["troubles"]
+    fates: dict[str, Counter[str]] = {}
+    for row in rows_of(curation):
+        fates.setdefault(Path(row["source"]).name, Counter())[f"{row['fate']} {row['fate_step'] or ''}".strip()] += 1
+    assert fates[troubles["truncated"]] == {"failed scan": 1}
+    copies = [troubles[name] for name in ("exact_copy", "reencoded_copy")]
+    originals = [troubles[f"{name}_of"] for name in ("exact_copy", "reencoded_copy")]
+    for copy, original in zip(copies, originals, strict=True):
+        assert fates[copy]["duplicate dedup"] + fates[original]["duplicate dedup"] >= 1, (copy, fates[copy], fates[original])
+    assert all(account.balanced for account in ledger(curation))
+
+
+def test_captions_hold_the_sidecar_text(footage: Path, undisturbed: tuple[Recipe, Curation]) -> None:
+    for row in rows_of(undisturbed[1]):
+        if row["fate"] == "kept":
+            text = " ".join(Path(row["source"]).with_suffix(".txt").read_text().split()).rstrip(".")
+            assert row["caption"].startswith(text)
+
+
+def test_the_manifest_is_sound_and_splits_keep_groups_apart(undisturbed: tuple[Recipe, Curation]) -> None:
+    recipe, curation = undisturbed
+    dataset = build_dataset(recipe, curation)
+    assert shards.verify(dataset.manifest_uri) == []
+    table, _ = shards.read_manifest(dataset.manifest_uri)
+    assert dataset.n_val >= 1
+    assert len(table) == sum(row["fate"] == "kept" and row["clip_index"] is not None for row in rows_of(curation))
+    split_of: dict[str, set[str]] = {}
+    for row in table.to_pylist():
+        split_of.setdefault(row["cluster"], set()).add(row["split"])
+    assert all(len(splits) == 1 for splits in split_of.values())
+
+
+def test_a_rerun_opens_no_video_and_a_threshold_none_either(
+    footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path, opens: Opens
+) -> None:
+    recipe, curation = undisturbed
+    out = tmp_path / "out"
+    shutil.copytree(recipe.out_uri, out)
+    # A tighter bound keeps fewer clips; a looser one (below) keeps more, and only those are decoded.
+    motions = sorted(row["motion"] for row in rows_of(curation) if row["fate"] == "kept" and row["motion"] is not None)
+    middle = motions[len(motions) // 2]
+    run_inline(recipe_for(footage, out))
+    assert opens.take() == []
+    tight = run_inline(recipe_for(footage, out, f"curate.keep.motion={{min: {middle}}}"))
+    assert opens.take() == []
+    assert 0 < tight.final.rows.live().rows.num_rows < curation.final.rows.live().rows.num_rows
+    loose = run_inline(recipe_for(footage, out, "curate.keep.luma={min: 0.0, max: 1.0}"))
+    new = {row["uid"] for row in rows_of(loose) if row["fate"] == "kept"} - {row["uid"] for row in rows_of(curation) if row["fate"] == "kept"}
+    assert len(opens.take()) == len(new)
+
+
+def test_only_a_new_file_is_scanned(footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path, opens: Opens) -> None:
+    more = tmp_path / "more"
+    shutil.copytree(footage, more)  # other paths: other files
+    added = sorted(more.glob("*.mp4"))[0]
+    aside = tmp_path / added.name
+    added.rename(aside)
+    recipe = recipe_for(more, tmp_path / "out")
+    run_inline(recipe)
+    opens.take()
+    aside.rename(added)
+    run_inline(recipe)
+    assert set(opens.take()) == {added.name}
+
+
+def test_ray_and_inline_give_identical_tables(footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path, ray_session: None) -> None:
+    from pipelines import run
+
+    recipe, by_hand = undisturbed
+    on_ray = recipe_for(footage, tmp_path / "out")
+    by_ray = curate(on_ray, run.run_orders)
+    for one, other in zip(by_ray.segments, by_hand.segments, strict=True):
+        assert one.segment == other.segment
+        assert one.rows.read().equals(other.rows.read())
+    assert manifest_of(on_ray, by_ray).equals(manifest_of(recipe, by_hand))
+    assert latents_of(on_ray) == latents_of(recipe)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pipelines.cli", *arguments]
+
+
+def run_cli(name: str, sets: Sequence[str], *options: str) -> subprocess.CompletedProcess[str]:
+    sets_ = [part for assignment in sets for part in ("--set", assignment)]
+    return subprocess.run(command(name, str(QUICKSTART), *options, *sets_), capture_output=True, text=True, check=False, timeout=280)
+
+
+def kill_when(sets: Sequence[str], ready: Callable[[], bool], *options: str) -> None:
+    """Start a run and kill -9 its driver as soon as something is there."""
+    sets_ = [part for assignment in sets for part in ("--set", assignment)]
+    process = subprocess.Popen(command("run", str(QUICKSTART), *options, *sets_), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 240
+    while not ready():
+        assert process.poll() is None, f"the run ended before it could be killed: {process.stderr and process.stderr.read()!r}"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    # The workers of a dead driver go with it; what they were writing must not disturb the run after.
+    time.sleep(2)
+
+
+@pytest.mark.parametrize("table", ["scan", "encode"])
+def test_killed_while_curating_a_rerun_ends_as_if_undisturbed(
+    footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path, table: str
+) -> None:
+    recipe, straight = undisturbed
+    sets = assignments(footage, tmp_path / "out")
+    killed = recipe_for(footage, tmp_path / "out")
+
+    def some_parts() -> bool:
+        return any(f"/{table}-" in entry.uri for entry in storage.list_files(killed.tables_uri, ".parquet"))
+
+    kill_when(sets, some_parts)
+    assert not inspect(killed).complete
+    ended = run_cli("run", sets)
+    assert ended.returncode == 0, ended.stderr
+    curation = inspect(killed)
+    assert curation.complete
+    for one, other in zip(curation.segments, straight.segments, strict=True):
+        assert one.rows.read().equals(other.rows.read())
+    assert manifest_of(killed, curation).equals(manifest_of(recipe, straight))
+    assert latents_of(killed) == latents_of(recipe)
+
+
+def losses_of(out: Path) -> list[float]:
+    (metrics,) = out.rglob("metrics.jsonl")
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    return [record["loss"] for record in records]
+
+
+def test_killed_while_training_a_rerun_goes_on_with_the_same_losses(footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path) -> None:
+    recipe, _ = undisturbed
+    outs = [tmp_path / "killed", tmp_path / "straight"]
+    for out in outs:
+        shutil.copytree(recipe.out_uri, out)
+    sets = [[*assignments(footage, out)[:2], "sample=[]", *TINY_TRAINING, "train.steps=20"] for out in outs]
+    kill_when(sets[0], lambda: any((outs[0]).rglob("checkpoints/step-*")))
+    straight = run_cli("run", sets[1])
+    assert straight.returncode == 0, straight.stderr
+    resumed = run_cli("run", sets[0])
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(losses_of(outs[1])) == 20
+    assert losses_of(outs[0]) == losses_of(outs[1])
+
+
+def test_the_whole_recipe_samples_a_playable_clip_in_process(footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path) -> None:
+    recipe, _ = undisturbed
+    out = tmp_path / "out"
+    shutil.copytree(recipe.out_uri, out)
+    samples = "[{prompt: a red circle, seconds: 2, size: 96x64, steps: 2}, {prompt: a star, seconds: 0, size: 64x96, steps: 2}]"
+    whole = load_recipe(QUICKSTART, [*assignments(footage, out)[:2], *TINY_TRAINING, f"sample={samples}"])
+    outcome = job.run_recipe(whole, in_process=True)
+    assert outcome.training is not None
+    assert outcome.training.steps == 6
+    clip, image = outcome.samples
+    with av.open(clip) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 17
+    assert frames[0].shape == (64, 96, 3)
+    assert image.endswith(".png")
+    again = job.run_recipe(whole, in_process=True)
+    assert again.training == outcome.training
+    assert again.samples == outcome.samples
+
+
+def test_the_command_line_reports_ledger_plan_and_verify(footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path) -> None:
+    recipe, _ = undisturbed
+    sets = [*assignments(footage, Path(recipe.out_uri))]
+    ledger_, plan, verify = (run_cli(name, sets) for name in ("ledger", "plan", "verify"))
+    assert (ledger_.returncode, plan.returncode, verify.returncode) == (0, 0, 0), ledger_.stderr + plan.stderr + verify.stderr
+    assert "clips: " in ledger_.stdout
+    assert plan.stdout.count("reuse") == 4
+    assert "0 problem(s)" in verify.stdout
+    out = tmp_path / "out"
+    unfinished = run_cli("ledger", assignments(footage, out))
+    assert unfinished.returncode == 1
+
+
+def test_real_footage_ends_well(real_videos: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(
+        QUICKSTART,
+        [f"out={tmp_path}", f"sources=[{{videos: '{real_videos}/*.{{mp4,mov,mkv,avi}}'}}]", "train=null", "sample=[]"],
+    )
+    curation = run_inline(recipe)
+    accounts = ledger(curation)
+    assert all(account.balanced for account in accounts)
+    videos, _, _ = accounts
+    assert videos.inputs == 17
+    assert videos.fates["failed"] == 1
+    rows = rows_of(curation)
+    by_file: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_file.setdefault(Path(row["source"]).name, []).append(row)
+    (corrupted,) = by_file["corrupted.mp4"]
+    assert corrupted["fate"] == "failed"
+    assert "InvalidDataError" in corrupted["fate_reason"]
+    upright = by_file["rotated_90.mov"][0]
+    assert upright["height"] > upright["width"]
+    pair = {row["fate"]: row for name in ("carphone_pristine.mp4", "carphone_distorted.mp4") for row in by_file[name]}
+    assert set(pair) == {"kept", "duplicate"}
+    assert pair["duplicate"]["cluster"] == pair["kept"]["uid"]
+    assert shards.verify(build_dataset(recipe, curation).manifest_uri) == []
