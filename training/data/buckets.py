@@ -1,0 +1,122 @@
+"""Buckets: the few shapes that videos and images are cropped and scaled to, so that samples of one shape can share a batch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pydantic import Field, field_validator
+
+from cluster.config import Settings
+
+SIDE_MULTIPLE = 16
+"""Sides are multiples of this many pixels: 8 for the autoencoder times 2 for the model's patches."""
+
+FRAMES_STEP = 4
+"""Frame counts are 1 + a multiple of this: an autoencoder's first latent frame is one frame, each later one four."""
+
+TOLERANCE_S = 1e-6
+"""Durations come from time stamps by way of floats; a clip is not too short for lack of a microsecond."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A shape: sides in pixels, number of frames, and the frames a second they are sampled at."""
+
+    width: int
+    height: int
+    frames: int
+    fps: float
+
+    @property
+    def name(self) -> str:
+        """`WIDTHxHEIGHTxFRAMES`; samples of one name can share a batch, whatever their frame rate."""
+        return f"{self.width}x{self.height}x{self.frames}"
+
+    @property
+    def duration_s(self) -> float:
+        """Time from the first frame to the last."""
+        return (self.frames - 1) / self.fps
+
+
+class BucketSettings(Settings):
+    """Buckets of about equal area: each aspect with each number of frames."""
+
+    size: int = Field(ge=16, description="Side in pixels of the square that has the area of every bucket.")
+    frames: tuple[int, ...] = Field(min_length=1, description="Numbers of frames, each 1 + a multiple of 4; images need a 1.")
+    fps: float = Field(gt=0, allow_inf_nan=False, description="Frames a second that videos are sampled at.")
+    aspects: tuple[str, ...] = Field(("16:9", "4:3", "1:1", "3:4", "9:16"), min_length=1, description="Width to height.")
+
+    @field_validator("frames")
+    @classmethod
+    def _causal(cls, frames: tuple[int, ...]) -> tuple[int, ...]:
+        for count in frames:
+            if count < 1 or (count - 1) % FRAMES_STEP:
+                below = max(1, 1 + (count - 1) // FRAMES_STEP * FRAMES_STEP)
+                raise ValueError(f"{count} frames: numbers of frames are 1 + a multiple of {FRAMES_STEP}; take {below} or {below + FRAMES_STEP}")
+        if len(set(frames)) < len(frames):
+            raise ValueError(f"frames {list(frames)}: a number is there twice; keep one of them")
+        return frames
+
+    @field_validator("aspects")
+    @classmethod
+    def _ratios(cls, aspects: tuple[str, ...]) -> tuple[str, ...]:
+        for aspect in aspects:
+            if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", aspect):
+                raise ValueError(f"aspect '{aspect}': write width:height in whole numbers, as in 16:9")
+        return aspects
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each aspect, both the nearest multiples of 16; aspects that round to one shape give it once."""
+        return tuple(dict.fromkeys(self._shape(*(int(side) for side in aspect.split(":"))) for aspect in self.aspects))
+
+    def _shape(self, across: int, down: int) -> tuple[int, int]:
+        ratio = math.sqrt(across / down)
+        return _nearest_multiple(self.size * ratio), _nearest_multiple(self.size / ratio)
+
+    def nearest_shape(self, width: int, height: int) -> tuple[int, int]:
+        """The shape whose aspect is nearest to that of `width` x `height`, by the logarithm of their ratio."""
+        return min(self.shapes, key=lambda shape: abs(math.log(shape[0] / shape[1]) - math.log(width / height)))
+
+    def buckets(self) -> tuple[Bucket, ...]:
+        """All buckets, shapes in the order of `aspects`."""
+        return tuple(Bucket(width, height, frames, self.fps) for width, height in self.shapes for frames in self.frames)
+
+
+def _nearest_multiple(side: float) -> int:
+    return max(1, math.floor(side / SIDE_MULTIPLE + 0.5)) * SIDE_MULTIPLE
+
+
+def assign(buckets: Sequence[BucketSettings], width: int, height: int, duration_s: float, is_image: bool) -> Bucket | str:
+    """The bucket for a picture or clip of this size and duration, or the reason why none takes it.
+
+    Among the nearest aspects: the largest area that does not enlarge the source, then the most frames that its duration
+    holds, then the highest frame rate. Images go to buckets of 1 frame.
+    """
+    if not buckets:
+        raise ValueError("no buckets: give at least one size")
+    if width < 1 or height < 1:
+        return f"the picture is {width}x{height}, which is empty"
+    nearest = [(settings, settings.nearest_shape(width, height)) for settings in buckets]
+    # Scaling to cover the bucket enlarges exactly when either side of the source is the shorter one.
+    fitting = [(settings, shape) for settings, shape in nearest if shape[0] <= width and shape[1] <= height]
+    if not fitting:
+        smallest = min((shape for _, shape in nearest), key=math.prod)
+        return f"{width}x{height} is smaller than {smallest[0]}x{smallest[1]}, the smallest bucket of its aspect, and would have to be enlarged"
+    candidates = [Bucket(*shape, frames, settings.fps) for settings, shape in fitting for frames in settings.frames]
+    if is_image:
+        stills = [bucket for bucket in candidates if bucket.frames == 1]
+        return max(stills, key=_preference) if stills else "it is an image, and no bucket it could fill has 1 among its frames"
+    held = [bucket for bucket in candidates if bucket.duration_s <= duration_s + TOLERANCE_S]
+    if not held:
+        shortest = min(candidates, key=lambda bucket: bucket.duration_s)
+        return f"{duration_s:.2f} s is shorter than {shortest.duration_s:.2f} s, which {shortest.frames} frames at {shortest.fps:g} a second take"
+    return max(held, key=_preference)
+
+
+def _preference(bucket: Bucket) -> tuple[int, int, float]:
+    return bucket.width * bucket.height, bucket.frames, bucket.fps

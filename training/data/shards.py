@@ -1,0 +1,342 @@
+"""Latent shards and their manifest: the format that curation writes and training reads.
+
+A shard is a Parquet file of latents of one bucket. Everything that can change without encoding again (caption, near-duplicate
+group, split) is in the manifest only, which also says where each sample's latent is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from cluster import storage
+from training.autoencoder import Autoencoder, AutoencoderSettings
+from training.data.buckets import Bucket
+from training.data.footer import DamagedError, metadata, parse_metadata
+from training.data.row_groups import RowGroups
+
+# Latents are [C, t, h, w]; all stored numbers are little-endian.
+
+PIXEL_RANGE = "[-1,1]"
+BYTES_PER_VALUE = 2
+ROW_GROUP_BYTES = 2 * 2**20
+"""Middle of 1 to 4 MB. One row group of 64 float rows with zstd was measured 1,500 times slower to read at random."""
+
+SCALARS = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("n_tokens", pa.int64(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("start_pts", pa.int64(), nullable=False),
+        pa.field("end_pts", pa.int64(), nullable=False),
+        pa.field("time_base_num", pa.int64(), nullable=False),
+        pa.field("time_base_den", pa.int64(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),
+        *(pa.field(f"crop_{side}", pa.int64(), nullable=False) for side in ("x0", "y0", "x1", "y1")),
+        pa.field("checksum", pa.int64(), nullable=False),
+    ]
+)
+"""Columns of a shard besides `latent` and `tail_latent`."""
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("n_tokens", pa.int64(), nullable=False),
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("row_group", pa.int64(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("checksum", pa.int64(), nullable=False),
+        pa.field("text_key", pa.string(), nullable=False),
+        pa.field("n_text", pa.int64(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("start_pts", pa.int64(), nullable=False),
+        pa.field("end_pts", pa.int64(), nullable=False),
+        pa.field("time_base_num", pa.int64(), nullable=False),
+        pa.field("time_base_den", pa.int64(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("cluster", pa.string()),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+"""One row a sample: `kind` is image or video, `split` train or val, `file` relative to the tables' root, `row` counted
+within the row group, `cluster` the near-duplicate group."""
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What a shard's footer says of all its rows."""
+
+    autoencoder: Mapping[str, Any]
+    """Settings, `name` included, from which the autoencoder can be opened again."""
+    autoencoder_identity: str
+    channels: int
+    time_factor: int
+    space_factor: int
+    latent_mean: tuple[float, ...]
+    latent_std: tuple[float, ...]
+    """Statistics that the stored latents were normalised with; see `Autoencoder.mean`."""
+    bucket: Bucket
+    fingerprint: str
+    """Of the curation that wrote the shard."""
+    pixel_range: str = PIXEL_RANGE
+
+    @classmethod
+    def of(cls, settings: AutoencoderSettings, autoencoder: Autoencoder, bucket: Bucket, fingerprint: str) -> ShardInfo:
+        return cls(
+            autoencoder=settings.model_dump(mode="json"),
+            autoencoder_identity=autoencoder.identity,
+            channels=autoencoder.channels,
+            time_factor=autoencoder.time_factor,
+            space_factor=autoencoder.space_factor,
+            latent_mean=autoencoder.mean,
+            latent_std=autoencoder.std,
+            bucket=bucket,
+            fingerprint=fingerprint,
+        )
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """`(C, t, h, w)` of every latent of the shard."""
+        frames = 1 + (self.bucket.frames - 1) // self.time_factor
+        return self.channels, frames, self.bucket.height // self.space_factor, self.bucket.width // self.space_factor
+
+    @property
+    def n_tokens(self) -> int:
+        """Latent cells of a sample, t * h * w."""
+        return int(np.prod(self.latent_shape[1:]))
+
+
+@dataclass(frozen=True)
+class LatentRow:
+    """One encoded clip or image."""
+
+    uid: str
+    latent: Tensor
+    """bfloat16 `[C, t, h, w]`, normalised."""
+    tail_latent: Tensor | None
+    """The last frame encoded as an image, `[C, 1, h, w]`: the last latent frame mixes several frames. None for an image."""
+    source: str
+    start_pts: int
+    end_pts: int
+    time_base_num: int
+    time_base_den: int
+    fps: float
+    crop: tuple[int, int, int, int]
+    """x0, y0, x1, y1 in pixels of the source, ends exclusive."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a manifest's footer says of the data set."""
+
+    tables_root: str
+    """Folder that `file` and `text_folder` start from, relative to the manifest's own."""
+    autoencoder: Mapping[str, Any]
+    autoencoder_identity: str
+    channels: int
+    time_factor: int
+    space_factor: int
+    text_encoder: Mapping[str, Any]
+    text_encoder_identity: str
+    text_folder: str
+    null_text_key: str
+    """Key of the null caption's embedding."""
+    fingerprint: str
+
+
+def write_shard(uri: str, rows: Sequence[LatentRow], info: ShardInfo) -> None:
+    """Write a shard atomically. Raises `ValueError` naming the row whose shape, type or values are not storable."""
+    if not rows:
+        raise ValueError(f"{uri}: a shard needs at least one row")
+    shape = info.latent_shape
+    latents = [_to_bytes(row.latent, shape, f"{row.uid}: latent") for row in rows]
+    tails = [_tail_bytes(row, info) for row in rows]
+    scalars = {
+        "uid": [row.uid for row in rows],
+        "n_tokens": [info.n_tokens] * len(rows),
+        "checksum": [zlib.crc32(tail or b"", zlib.crc32(latent)) for latent, tail in zip(latents, tails, strict=True)],
+        **{f"crop_{side}": [row.crop[place] for row in rows] for place, side in enumerate(("x0", "y0", "x1", "y1"))},
+    }
+    for name in ("source", "start_pts", "end_pts", "time_base_num", "time_base_den", "fps"):
+        scalars[name] = [getattr(row, name) for row in rows]
+    schema, n_bytes, n_tail_bytes = _shard_schema(info)
+    table = pa.table({**scalars, "latent": pa.array(latents, pa.binary(n_bytes)), "tail_latent": pa.array(tails, pa.binary(n_tail_bytes))}, schema)
+    storage.write_table(
+        uri,
+        table,
+        row_group_size=max(1, ROW_GROUP_BYTES // (n_bytes + n_tail_bytes)),
+        compression="NONE",
+        use_dictionary=False,
+        write_statistics=SCALARS.names,
+        data_page_size=4 * ROW_GROUP_BYTES,
+    )
+
+
+def _shard_schema(info: ShardInfo) -> tuple[pa.Schema, int, int]:
+    channels, frames, height, width = info.latent_shape
+    n_tail_bytes = channels * height * width * BYTES_PER_VALUE
+    n_bytes = frames * n_tail_bytes
+    latents = [pa.field("latent", pa.binary(n_bytes), nullable=False), pa.field("tail_latent", pa.binary(n_tail_bytes))]
+    return pa.schema([*SCALARS, *latents], metadata("latents", dataclasses.asdict(info))), n_bytes, n_tail_bytes
+
+
+def _to_bytes(latent: Tensor, shape: tuple[int, ...], name: str) -> bytes:
+    if latent.dtype != torch.bfloat16 or tuple(latent.shape) != shape:
+        raise ValueError(f"{name} is {latent.dtype} {list(latent.shape)}; this shard holds torch.bfloat16 {list(shape)}")
+    if not torch.isfinite(latent).all():
+        raise ValueError(f"{name} holds a value that is not finite")
+    return latent.contiguous().view(torch.int16).cpu().numpy().astype("<i2", copy=False).tobytes()
+
+
+def _tail_bytes(row: LatentRow, info: ShardInfo) -> bytes | None:
+    channels, frames, height, width = info.latent_shape
+    if (row.tail_latent is None) != (frames == 1):
+        raise ValueError(f"{row.uid}: an image has no tail_latent and a video has one; this shard's latents have {frames} frames")
+    return None if row.tail_latent is None else _to_bytes(row.tail_latent, (channels, 1, height, width), f"{row.uid}: tail_latent")
+
+
+def _parse_shard_info(schema: pa.Schema, uri: str) -> ShardInfo:
+    data = parse_metadata(schema, "latents", uri)
+    try:
+        mean, std = tuple(data.pop("latent_mean")), tuple(data.pop("latent_std"))
+        return ShardInfo(latent_mean=mean, latent_std=std, bucket=Bucket(**data.pop("bucket")), **data)
+    except (KeyError, TypeError) as error:
+        raise DamagedError(f"{uri}: its footer is incomplete: {error}") from error
+
+
+def read_info(uri: str) -> ShardInfo:
+    """A shard's footer. Raises `DamagedError`, a `ValueError`, when it cannot be read or has another format version."""
+    return _parse_shard_info(RowGroups([]).schema(uri), uri)
+
+
+def read_index(uri: str) -> pa.Table:
+    """Scalar columns of a shard's rows, and `row_group` and `row` within it (int64); no latent is read."""
+    try:
+        with storage.open_input(uri) as handle:
+            file = pq.ParquetFile(handle)
+            table = file.read(SCALARS.names)
+            sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedError(f"{uri}: cannot be read: {error}") from error
+    groups = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+    rows = np.concatenate([np.arange(size, dtype=np.int64) for size in sizes]) if sizes else groups
+    return table.append_column("row_group", pa.array(groups)).append_column("row", pa.array(rows))
+
+
+class ShardReader:
+    """Latents of any row of any shard below a root; from any thread, local or remote. Files stay open.
+
+    Every method raises `DamagedError`, naming the file, for what cannot be read.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._groups = RowGroups(["latent", "tail_latent"])
+        self._infos: dict[str, ShardInfo] = {}
+
+    def info(self, file: str) -> ShardInfo:
+        """Footer of a shard; `file` is relative to the root."""
+        if file not in self._infos:
+            uri = self._uri(file)
+            self._infos[file] = _parse_shard_info(self._groups.schema(uri), uri)
+        return self._infos[file]
+
+    def latent(self, file: str, row_group: int, row: int) -> Tensor:
+        """bfloat16 `[C, t, h, w]`."""
+        data = self._bytes("latent", file, row_group, row)
+        assert data is not None
+        return _from_bytes(data, self.info(file).latent_shape)
+
+    def tail_latent(self, file: str, row_group: int, row: int) -> Tensor | None:
+        """bfloat16 `[C, 1, h, w]`; None for an image."""
+        data = self._bytes("tail_latent", file, row_group, row)
+        channels, _, height, width = self.info(file).latent_shape
+        return None if data is None else _from_bytes(data, (channels, 1, height, width))
+
+    def checksum(self, file: str, row_group: int, row: int) -> int:
+        """CRC-32 of the bytes of the latent and the tail latent as they are now; the column `checksum` has it as written."""
+        latent, tail = (self._bytes(column, file, row_group, row) for column in ("latent", "tail_latent"))
+        assert latent is not None
+        return zlib.crc32(b"" if tail is None else tail, zlib.crc32(latent))
+
+    def _uri(self, file: str) -> str:
+        return storage.join(self._root, file)
+
+    def _bytes(self, column: str, file: str, row_group: int, row: int) -> pa.Buffer | None:
+        uri = self._uri(file)
+        table = self._groups.read(uri, row_group)
+        if not 0 <= row < len(table):
+            raise DamagedError(f"{uri}: row group {row_group} has no row {row}; it has {len(table)}")
+        value = table[column][row]
+        if not value.is_valid:
+            return None
+        expected = self.info(file).latent_shape
+        frames = expected[1] if column == "latent" else 1
+        buffer = value.as_buffer()
+        if buffer.size != expected[0] * frames * expected[2] * expected[3] * BYTES_PER_VALUE:
+            raise DamagedError(f"{uri}: its {column} holds {buffer.size} bytes a row, which is not the shape {expected} of its footer")
+        return buffer
+
+
+def _from_bytes(data: pa.Buffer, shape: tuple[int, ...]) -> Tensor:
+    # Copied, since Arrow's memory is read-only and shared with the cache: half a megabyte takes 0.05 ms.
+    values = np.frombuffer(data, "<i2").astype(np.int16)
+    return torch.from_numpy(values).view(torch.bfloat16).reshape(shape)
+
+
+def write_manifest(uri: str, table: pa.Table, info: DatasetInfo) -> None:
+    """Write a manifest atomically, sorted by uid, so that it does not depend on the order in which shards were written.
+
+    Raises `ValueError` for a missing column or value, a uid given twice, or an unknown kind or split.
+    """
+    missing = [name for name in MANIFEST_SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{uri}: the manifest lacks columns {missing}")
+    table = table.select(MANIFEST_SCHEMA.names).sort_by("uid")
+    empty = [field.name for field in MANIFEST_SCHEMA if not field.nullable and table[field.name].null_count]
+    if empty:
+        raise ValueError(f"{uri}: columns {empty} have rows without a value")
+    counts = pc.value_counts(table["uid"].combine_chunks())
+    if len(counts) < len(table):
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))
+        raise ValueError(f"{uri}: uid {twice[0]['values']} is there {twice[0]['counts']} times; each sample has one row")
+    for name, known in (("kind", {"image", "video"}), ("split", {"train", "val"})):
+        unknown = set(pc.unique(table[name]).to_pylist()) - known
+        if unknown:
+            raise ValueError(f"{uri}: {name} holds {sorted(unknown)}; it is one of {sorted(known)}")
+    storage.write_table(uri, table.cast(MANIFEST_SCHEMA).replace_schema_metadata(metadata("manifest", dataclasses.asdict(info))))
+
+
+def read_manifest(uri: str) -> tuple[pa.Table, DatasetInfo]:
+    """A manifest's rows, in `MANIFEST_SCHEMA`, and its footer. Raises `DamagedError` for any other file."""
+    try:
+        table = storage.read_table(uri)
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedError(f"{uri}: cannot be read: {error}") from error
+    data = parse_metadata(table.schema, "manifest", uri)
+    try:
+        info = DatasetInfo(**data)
+        return table.cast(MANIFEST_SCHEMA), info
+    except (TypeError, pa.ArrowException, ValueError) as error:
+        raise DamagedError(f"{uri}: is not a manifest of this version: {error}") from error
+
+
+def tables_root(manifest_uri: str, info: DatasetInfo) -> str:
+    """URI of the folder that a manifest's files are relative to."""
+    folder = storage.absolute(manifest_uri).rpartition("/")[0]
+    for part in info.tables_root.split("/"):
+        folder = folder.rpartition("/")[0] if part == ".." else storage.join(folder, part) if part not in ("", ".") else folder
+    return folder
