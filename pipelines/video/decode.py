@@ -261,7 +261,7 @@ def read_span(uri: str, start_pts: int, end_pts: int, *, fps: float, frames: int
     """Decode `frames` frames of a span, sampled at `fps` from `start_pts`, as RGB of `width` x `height`.
 
     Frame k is the one shown at start + k/fps: the last whose PTS is not later than that moment, rounded to the time base
-    as the container rounded its PTS. `end_pts` is exclusive: frames at or past it are never used. The picture is scaled
+    as the container rounded its PTS; before the first frame, the first. `end_pts` is exclusive: no frame at or past it is used. The picture is scaled
     (antialiased) to cover the size and cropped around its centre, or `crop` is kept: (x0, y0, x1, y1) in displayed pixels.
 
     An image (by its suffix) gives its one picture, whatever the span. Raises `DecodeError` for a file that cannot be decoded
@@ -326,8 +326,8 @@ def _sample(video: Video, start_pts: int, end_pts: int, fps: float, frames: int,
     if shown is None:
         raise DecodeError(f"{_name(video.uri)}: no frame before PTS {end_pts}")
     show(shown, end_pts)
-    if used[0] > start_pts and shown.pts >= end_pts:
-        raise DecodeError(f"{_name(video.uri)}: no frame in PTS {start_pts} to {end_pts}")
+    if shown.duration and shown.pts + shown.duration <= start_pts and picture is shown:
+        raise DecodeError(f"{_name(video.uri)}: the frames end at PTS {shown.pts + shown.duration}, before the span from {start_pts}")
     return Span(output, tuple(used), box)
 
 
@@ -335,6 +335,8 @@ def _choose_stream(uri: str, container: InputContainer) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream):
         raise DecodeError(f"{_name(uri)}: no video stream")
+    if stream.codec_context is None:
+        raise DecodeError(f"{_name(uri)}: the video stream is in a codec nobody knows")
     return stream
 
 
