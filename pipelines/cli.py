@@ -19,7 +19,7 @@ from pipelines.curate import inspect
 from pipelines.ledger import ledger as accounts_of
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.segments import segments_of
-from training.data import shards
+from training.data.verify import verify as verify_dataset
 from training.sampling.settings import SampleSettings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -128,7 +128,7 @@ def verify(recipe: RecipeFile, set_: Assignments = None) -> None:
     manifests = [entry.uri for entry in storage.list_files(settings.tables_uri, "_manifest.parquet")]
     if not manifests:
         raise ConfigError(f"{settings.tables_uri}: no manifest; run the recipe first")
-    problems = [problem for uri in manifests for problem in shards.verify(uri)]
+    problems = [problem for uri in manifests for problem in verify_dataset(uri)]
     for problem in problems:
         show.console.print(f"[red]{problem}[/]", highlight=False, soft_wrap=True)
     show.console.print(f"{len(manifests)} manifest(s), {len(problems)} problem(s)")

@@ -28,6 +28,7 @@ from pipelines.ledger import ledger
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.video.decode import OPEN_LOG
 from training.data import shards
+from training.data.verify import verify
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +131,7 @@ def test_captions_hold_the_sidecar_text(footage: Path, undisturbed: tuple[Recipe
 def test_the_manifest_is_sound_and_splits_keep_groups_apart(undisturbed: tuple[Recipe, Curation]) -> None:
     recipe, curation = undisturbed
     dataset = build_dataset(recipe, curation)
-    assert shards.verify(dataset.manifest_uri) == []
+    assert verify(dataset.manifest_uri) == []
     table, _ = shards.read_manifest(dataset.manifest_uri)
     assert dataset.n_val >= 1
     assert len(table) == sum(row["fate"] == "kept" and row["clip_index"] is not None for row in rows_of(curation))
@@ -311,4 +312,4 @@ def test_real_footage_ends_well(real_videos: Path, tmp_path: Path) -> None:
     pair = {row["fate"]: row for name in ("carphone_pristine.mp4", "carphone_distorted.mp4") for row in by_file[name]}
     assert set(pair) == {"kept", "duplicate"}
     assert pair["duplicate"]["cluster"] == pair["kept"]["uid"]
-    assert shards.verify(build_dataset(recipe, curation).manifest_uri) == []
+    assert verify(build_dataset(recipe, curation).manifest_uri) == []
