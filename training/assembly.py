@@ -12,6 +12,7 @@ from cluster.plugins import build
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
 from training.data.loader import Dataset
+from training.data.plan import Planner
 from training.export import ModelCard
 from training.model import VideoModel
 from training.sampling.provenance import version
@@ -31,6 +32,11 @@ def task_of(settings: TrainSettings, dataset: Dataset, seed: int) -> Task:
         space_factor=dataset.info.space_factor,
         seed=seed,
     )
+
+
+def planner_of(dataset: Dataset, settings: TrainSettings, seed: int) -> Planner:
+    """Which samples of the data set make up which step."""
+    return Planner(dataset.table["bucket"].to_pylist(), dataset.table["n_tokens"].to_pylist(), settings.batch, seed)
 
 
 def initial_model(settings: TrainSettings, channels: int, text_dim: int, seed: int) -> VideoModel:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import torch
 
 from cluster.telemetry import log
+from training.assembly import planner_of
 from training.conditioning import ConditioningRates
 from training.data.loader import Batch, Dataset, Loader
 from training.engine import Engine
@@ -34,11 +36,9 @@ class Validation:
             return {}
         loss, weight = 0.0, 0.0
         engine = self._engine
-        loader = Loader(self._dataset, self._settings.batch, seed=0, rank=engine.rank, world_size=engine.world_size, start_step=0)
-        with loader, torch.no_grad():
-            for _, batches in loader:
-                if batches[0].epoch > 0:
-                    break
+        planner = planner_of(self._dataset, self._settings, seed=0)
+        with Loader(self._dataset, planner, engine.rank, engine.world_size, 0) as loader, torch.no_grad():
+            for _, batches in itertools.islice(loader, planner.steps_per_epoch):
                 for batch in batches:
                     loss += self._loss(batch)
                     weight += float(batch.weights.sum())

@@ -16,7 +16,7 @@ import torch
 from cluster import storage
 from cluster.telemetry import log
 from training import checkpoint
-from training.assembly import card_of, initial_model, task_of
+from training.assembly import card_of, initial_model, planner_of, task_of
 from training.checkpoint import Checkpoint
 from training.data.loader import Batch, Dataset, Loader
 from training.ema import Ema
@@ -77,9 +77,8 @@ def _steps(
     validation = Validation(manifest_uri, settings, task, engine) if settings.validate_every else None
     reached: Checkpoint | None = None
     with contextlib.ExitStack() as stack:
-        loader = stack.enter_context(
-            Loader(dataset, settings.batch, seed=task.seed, rank=engine.rank, world_size=engine.world_size, start_step=start_step)
-        )
+        planner = planner_of(dataset, settings, task.seed)
+        loader = stack.enter_context(Loader(dataset, planner, engine.rank, engine.world_size, start_step))
         metrics = stack.enter_context(contextlib.closing(Metrics(run_uri, start_step, settings.log_every))) if engine.rank == 0 else None
         stop_asked = stack.enter_context(stop_signals())
         batches_of_steps = iter(loader)
@@ -98,9 +97,9 @@ def _steps(
             if metrics:
                 metrics.add({"step": done, **record})
             if stopping or done % settings.checkpoint_every == 0 or done == settings.steps:
-                reached = checkpoint.save(run_uri, done, engine, ema, settings)
                 if metrics:
                     metrics.flush()
+                reached = checkpoint.save(run_uri, done, engine, ema, settings)
             if stopping and done < settings.steps:
                 raise Interrupted(f"stopped after step {done} of {settings.steps}; run again to go on from there")
     assert reached is not None

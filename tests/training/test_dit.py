@@ -105,9 +105,11 @@ def test_modulation_follows_each_frame() -> None:
     assert changed[0] == changed[2] == 0
 
 
-def test_video_at_another_rate_is_the_same_when_seconds_are() -> None:
-    """Positions in time are seconds: shifting all of them changes nothing."""
+def test_attention_sees_differences_of_seconds_only() -> None:
+    """Without the absolute places, shifting all times changes nothing."""
     model, one = moved(), condition(1, 4)
+    with torch.no_grad():
+        model.get_parameter("seconds_in.weight").zero_()
     x = torch.randn(1, 5, 4, 4, 4)
     torch.testing.assert_close(model(x, one), model(x, replace(one, seconds_BT=one.seconds_BT + 2.5)), atol=1e-4, rtol=1e-4)
 

@@ -17,6 +17,8 @@ from training.models.layers import EPSILON, Attention, Rotation, mlp, pad_texts,
 
 TIME_SCALE = 1000.0
 """Noise levels in [0, 1] are scaled to the range of discrete diffusion steps before their sinusoids (Peebles and Xie 2023)."""
+PLACES_PER_S = 8.0
+"""Seconds are scaled to steps of about a latent cell before their sinusoids."""
 N_FEATURES = 128
 """Sinusoidal features of each scalar of the condition."""
 
@@ -83,6 +85,7 @@ class DiffusionTransformer(VideoModel):
         self.text_dim = text_dim
         dim, patch_size = settings.dim, channels * math.prod(settings.patch)
         self.patch_in = nn.Linear(patch_size, dim)
+        self.seconds_in, self.row_in, self.column_in = (nn.Linear(N_FEATURES, dim, bias=False) for _ in range(3))
         self.text_in = mlp(text_dim, dim, dim)
         self.time_in = mlp(N_FEATURES, dim, dim)
         self.shape_in = mlp(3 * N_FEATURES, dim, dim)
@@ -99,7 +102,8 @@ class DiffusionTransformer(VideoModel):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for linear in (self.modulation, self.modulation_out, self.patch_out):
             nn.init.zeros_(linear.weight)
         for block in self.blocks:
@@ -111,8 +115,10 @@ class DiffusionTransformer(VideoModel):
         text_BND, mask_B11N = self._text(condition)
         c_BTD = self._condition(condition, text_BND, mask_B11N)
         modulation_BTMD = torch.unflatten(self.modulation(c_BTD), -1, (6, -1))
-        turn = self._turn(condition, x_BCTHW)
-        x_BSD = self.patch_in(self.patchify(x_BCTHW).to(self.patch_in.weight.dtype))
+        seconds_BT = self._frame_mean(condition.seconds_BT[..., None])[..., 0]
+        row_H, column_W = (self._centres(size, patch, x_BCTHW.device) for size, patch in zip(x_BCTHW.shape[3:], self.patch[1:], strict=True))
+        turn = rotation(seconds_BT, row_H, column_W, self.n_pairs)
+        x_BSD = self.patch_in(self.patchify(x_BCTHW).to(self.patch_in.weight.dtype)) + self._place(seconds_BT, row_H, column_W)
         for block in self.blocks:
             x_BSD = block(x_BSD, modulation_BTMD, turn, text_BND, mask_B11N)
         shift_BTD, scale_BTD = self.modulation_out(c_BTD).chunk(2, dim=-1)
@@ -157,11 +163,17 @@ class DiffusionTransformer(VideoModel):
         frame_BTD = frame_BTD + condition.given_BT[..., None].to(dtype) * self.given_D
         return F.silu(self._frame_mean(frame_BTD) + sample_BD[:, None])
 
-    def _turn(self, condition: Condition, x_BCTHW: Tensor) -> Rotation:
-        _, height, width = x_BCTHW.shape[2:]
-        seconds_BT = self._frame_mean(condition.seconds_BT[..., None])[..., 0]
-        rows, columns = (self._centres(size, patch, x_BCTHW.device) for size, patch in zip((height, width), self.patch[1:], strict=True))
-        return rotation(seconds_BT, rows, columns, self.n_pairs)
+    def _place(self, seconds_BT: Tensor, row_H: Tensor, column_W: Tensor) -> Tensor:
+        """Absolute positions as vectors `[B, S, D]`, beside the relative ones of attention.
+
+        In pure noise all tokens look alike, so relative positions alone cannot agree on where a thing is to be; and the first
+        latent frame, which an autoencoder encodes alone, has to be told from the others.
+        """
+        dtype = self.patch_in.weight.dtype
+        seconds_BTD = self.seconds_in(sinusoids(PLACES_PER_S * seconds_BT, N_FEATURES).to(dtype))
+        row_HD, column_WD = self.row_in(sinusoids(row_H, N_FEATURES).to(dtype)), self.column_in(sinusoids(column_W, N_FEATURES).to(dtype))
+        place_BTHWD: Tensor = seconds_BTD[:, :, None, None] + row_HD[:, None] + column_WD
+        return place_BTHWD.flatten(1, 3)
 
     def _frame_mean(self, x_BTD: Tensor) -> Tensor:
         """Means over the latent frames of each token frame; a last, partly filled one repeats its last latent frame."""

@@ -1,0 +1,187 @@
+"""Whole runs in one process: they learn, resume bit for bit after a kill, stop on signals, and name bad samples."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drawn import write_dataset
+
+from training import checkpoint, run
+from training.data.plan import PlanSettings
+from training.export import read_card, read_export
+from training.loop import NonFiniteLossError, take_step
+from training.metrics import read_metrics
+from training.models.dit import DiT
+from training.settings import TrainSettings
+
+SETTINGS = TrainSettings(
+    model=DiT(depth=2, dim=48, heads=2),
+    steps=12,
+    batch=PlanSettings(tokens_per_step=200),
+    lr=2e-3,
+    warmup_steps=2,
+    checkpoint_every=4,
+    validate_every=6,
+    log_every=4,
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("data"), [(32, 32, 5, 14), (48, 32, 1, 10)], n_val=2)
+
+
+def train(manifest: str, out: Path, **changes: Any) -> run.TrainResult:
+    return run.train(SETTINGS.model_copy(update=changes), manifest, str(out), seed=3, distributed=False)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> run.TrainResult:
+    return train(manifest, tmp_path_factory.mktemp("undisturbed"))
+
+
+def test_a_run_leaves_all_that_it_promises(undisturbed: run.TrainResult) -> None:
+    assert undisturbed.steps == 12
+    assert len(undisturbed.losses) == 12
+    assert [step for step, _ in undisturbed.validation] == [6, 12]
+    folder = Path(undisturbed.export_uri).parent
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000008", "step-00000012"]
+    assert Path(undisturbed.curve_uri).read_text().startswith("<svg")
+    assert list((folder / "tensorboard").iterdir())
+    records = [json.loads(line) for line in Path(undisturbed.metrics_uri).read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 13))
+    assert {"loss", "lr", "grad_norm", "tokens", "samples", "epoch", "tokens_per_s", "data_wait_s", "step_s"} <= records[0].keys()
+
+
+def test_the_export_stands_alone(undisturbed: run.TrainResult) -> None:
+    card, model, null_text = read_export(undisturbed.export_uri)
+    assert (card.step, card.seed, card.fps, card.buckets) == (12, 3, 8.0, ("32x32x5", "48x32x1"))
+    assert null_text.shape == (1, 128)
+    raw = read_export(undisturbed.export_uri, averaged=False)[1]
+    assert any(not a.equal(b) for a, b in zip(model.parameters(), raw.parameters(), strict=True))
+    weights = Path(undisturbed.export_uri) / "model.safetensors"
+    assert read_card(undisturbed.export_uri).weights == card.weights
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    (copy := weights.parent.parent / "damaged").mkdir()
+    (copy / "model.json").write_bytes((weights.parent / "model.json").read_bytes())
+    (copy / "model.safetensors").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not the file"):
+        read_export(str(copy))
+
+
+def test_same_seed_same_losses(undisturbed: run.TrainResult, manifest: str, tmp_path: Path) -> None:
+    again = train(manifest, tmp_path)
+    assert again.losses == undisturbed.losses
+    assert again.validation == undisturbed.validation
+    assert read_card(again.export_uri).weights == read_card(undisturbed.export_uri).weights
+
+
+def test_a_finished_run_is_returned_as_it_is(undisturbed: run.TrainResult, manifest: str) -> None:
+    out = Path(undisturbed.export_uri).parent.parent
+    before = Path(undisturbed.metrics_uri).stat().st_mtime_ns
+    assert train(manifest, out) == undisturbed
+    assert Path(undisturbed.metrics_uri).stat().st_mtime_ns == before
+
+
+def test_a_longer_run_goes_on(undisturbed: run.TrainResult, manifest: str, tmp_path: Path) -> None:
+    first = train(manifest, tmp_path, steps=6)
+    whole = train(manifest, tmp_path)
+    assert first.losses == whole.losses[:6]
+    assert whole.losses == undisturbed.losses
+
+
+PROGRAM = """
+import sys, torch
+import test_loop
+torch.set_num_threads(1)
+test_loop.train(sys.argv[1], test_loop.Path(sys.argv[2]), steps=int(sys.argv[3]), checkpoint_every=4)
+"""
+
+
+def start(manifest: str, out: Path, steps: int) -> subprocess.Popen[str]:
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(Path(__file__).parent)]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, manifest, str(out), str(steps)], env=environment, text=True, stderr=subprocess.PIPE)
+
+
+def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> str:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for folder in out.glob("run-*"):
+            if any(record["step"] >= step for record in read_metrics(str(folder))):
+                return str(folder)
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step} in 60 s")
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_it_goes_on_with_the_same_losses(manifest: str, tmp_path: Path) -> None:
+    for step in (6, 17):
+        process = start(manifest, tmp_path / "killed", 30)
+        wait_for_step(tmp_path / "killed", step, process)
+        process.kill()
+        process.communicate()
+    resumed = train(manifest, tmp_path / "killed", steps=30)
+    whole = train(manifest, tmp_path / "whole", steps=30)
+    assert resumed.losses == whole.losses
+    assert resumed.validation == whole.validation
+    assert [record["step"] for record in read_metrics(str(Path(resumed.export_uri).parent))] == list(range(1, 31))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_writes_a_checkpoint_first(number: signal.Signals, manifest: str, tmp_path: Path) -> None:
+    process = start(manifest, tmp_path, 100_000)
+    folder = wait_for_step(tmp_path, 5, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "run again to go on from there" in errors
+    newest = checkpoint.newest(folder)
+    assert newest is not None
+    assert newest.step == read_metrics(folder)[-1]["step"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sample(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poisoned: list[str] = []
+
+    def poison(settings: Any, task: Any, engine: Any, step: int, batches: Any, *rest: Any) -> bool:
+        if step == 5:
+            batches[0].latent_BCTHW[0, 0, 0, 0, 0] = float("nan")
+            poisoned.append(batches[0].uids[0])
+        return take_step(settings, task, engine, step, batches, *rest)
+
+    monkeypatch.setattr("training.loop.take_step", poison)
+    with pytest.raises(NonFiniteLossError, match="step 6: the loss is nan, from samples") as caught:
+        train(manifest, tmp_path)
+    assert poisoned[0] in str(caught.value)
+    (folder,) = tmp_path.glob("run-*")
+    assert [record["step"] for record in read_metrics(str(folder))] == [1, 2, 3, 4, 5]
+    assert [one.step for one in checkpoint.whole(str(folder))] == [4]
+
+
+def test_micro_batches_and_their_number_do_not_change_the_loss(undisturbed: run.TrainResult, manifest: str, tmp_path: Path) -> None:
+    small = train(manifest, tmp_path, batch=PlanSettings(tokens_per_step=200, max_tokens_per_micro=40))
+    assert small.losses == pytest.approx(undisturbed.losses, abs=1e-4)
+
+
+def test_several_workers_need_ray(manifest: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="workers 2 with zero_stage 0 need Ray"):
+        train(manifest, tmp_path, workers=2)
+
+
+@pytest.mark.slow
+def test_it_overfits_a_tiny_data_set(tmp_path: Path) -> None:
+    manifest = write_dataset(tmp_path / "data", [(32, 32, 1, 4)], n_val=0)
+    result = train(manifest, tmp_path / "out", steps=300, validate_every=0, checkpoint_every=300, caption_drop=0.0, decay_steps=100)
+    assert sum(result.losses[-30:]) / 30 < 0.45 * sum(result.losses[:5]) / 5

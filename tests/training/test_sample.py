@@ -1,0 +1,126 @@
+"""Generated files: any size and length, the same for the same seed, and honest about how they came to be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captioning.encoders.hashing import Hashing
+from training.autoencoders.linear import Linear
+from training.export import ModelCard, write_export
+from training.models.dit import DiT
+from training.objectives.flow_matching import FlowMatching
+from training.sampling.settings import SampleSettings
+from training.sampling.tasks import n_frames, pixels, sample
+
+SETTINGS = SampleSettings(prompt="a red circle", seconds=1, size="48x32", steps=4)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that was never trained, away from its zero initialisation."""
+    folder = str(tmp_path_factory.mktemp("export"))
+    encoder = Hashing().open()
+    settings = DiT(depth=1, dim=32, heads=2)
+    chance = torch.Generator().manual_seed(0)
+    weights = {name: 0.1 * torch.randn(value.shape, generator=chance) for name, value in settings.build(16, encoder.dim).state_dict().items()}
+    card = ModelCard(
+        model=settings,
+        objective=FlowMatching(),
+        channels=16,
+        text_dim=encoder.dim,
+        autoencoder=Linear(),
+        autoencoder_identity=Linear().identity(),
+        text_encoder=Hashing(),
+        text_encoder_identity=encoder.identity,
+        fps=8.0,
+        buckets=("48x32x9",),
+        step=1,
+        seed=0,
+        data="none",
+        weights="",
+        worldloom="0",
+    )
+    write_export(folder, weights, {name: value.clone() for name, value in weights.items()}, torch.from_numpy(encoder.encode([""])[0].tokens), card)
+    return folder
+
+
+def frames_of(uri: str) -> list[np.ndarray]:
+    with av.open(uri) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize(("size", "seconds", "shape"), [("48x32", 1, (9, 32, 48)), ("32x64", 2.1, (17, 64, 32)), ("100x50", 0.01, (5, 48, 96))])
+def test_any_size_length_and_aspect(export: str, tmp_path: Path, size: str, seconds: float, shape: tuple[int, ...]) -> None:
+    uri = sample(SETTINGS.model_copy(update={"size": size, "seconds": seconds}), export, str(tmp_path))
+    assert np.stack(frames_of(uri)).shape == (*shape, 3)
+    with av.open(uri) as container:
+        assert container.streams.video[0].average_rate == 8
+
+
+def test_zero_seconds_make_an_image(export: str, tmp_path: Path) -> None:
+    uri = sample(SETTINGS.model_copy(update={"seconds": 0.0, "name": "still"}), export, str(tmp_path))
+    assert Path(uri).name == "still.png"
+    assert Image.open(uri).size == (48, 32)
+
+
+def test_the_same_seed_gives_the_same_file(export: str, tmp_path: Path) -> None:
+    first, second = (sample(SETTINGS, export, str(tmp_path / name)) for name in ("a", "b"))
+    other = sample(SETTINGS.model_copy(update={"seed": 1}), export, str(tmp_path))
+    assert Path(first).read_bytes() == Path(second).read_bytes() != Path(other).read_bytes()
+
+
+def test_the_file_beside_says_how_it_was_made(export: str, tmp_path: Path) -> None:
+    uri = sample(SETTINGS, export, str(tmp_path))
+    record = json.loads(Path(uri).with_suffix(".json").read_text())
+    assert (record["prompt"], record["seed"], record["frames"], record["width"], record["height"], record["fps"]) == (
+        "a red circle",
+        0,
+        9,
+        48,
+        32,
+        8.0,
+    )
+    assert SampleSettings.model_validate(record["settings"]) == SETTINGS
+    assert record["model"]["autoencoder"] == Linear().identity()
+    assert sample(SampleSettings.model_validate(record["settings"]), record["model"]["export"], str(tmp_path / "again"))
+
+
+def test_prompt_and_guidance_matter(export: str, tmp_path: Path) -> None:
+    changes: list[dict[str, object]] = [{}, {"prompt": "a blue square"}, {"guidance": 1.0}, {"steps": 8}]
+    files = [Path(sample(SETTINGS.model_copy(update={**change, "name": f"f{i}"}), export, str(tmp_path))) for i, change in enumerate(changes)]
+    assert len({file.read_bytes() for file in files}) == len(files)
+
+
+@pytest.mark.parametrize(("seconds", "fps", "frames"), [(0, 8, 1), (1, 8, 9), (2, 8, 17), (2, 24, 49), (0.01, 8, 5), (2.3, 8, 21), (2.3, 10, 25)])
+def test_lengths_are_whole_latent_frames(seconds: float, fps: float, frames: int) -> None:
+    assert n_frames(seconds, fps, 4) == frames
+
+
+def test_impossible_sizes_are_refused(export: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="size 48x6: 6 pixels are too few; the model makes sides in steps of 16 pixels"):
+        sample(SETTINGS.model_copy(update={"size": "48x6"}), export, str(tmp_path))
+
+
+def test_another_autoencoder_is_refused(export: str, tmp_path: Path) -> None:
+    card = json.loads((Path(export) / "model.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes((Path(export) / "model.safetensors").read_bytes())
+    (tmp_path / "model.json").write_text(json.dumps(card | {"autoencoder_identity": "linear16-other"}))
+    with pytest.raises(ValueError, match="trained on latents of linear16-other"):
+        sample(SETTINGS, str(tmp_path), str(tmp_path))
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no model\.json there"):
+        sample(SETTINGS, str(tmp_path), str(tmp_path))
+
+
+def test_pixels_round_and_clamp() -> None:
+    video = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).view(1, 1, 1, 1, 5).expand(1, 3, 1, 1, 5)
+    assert pixels(video)[0, 0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]

@@ -1,0 +1,91 @@
+"""Runs on Ray Train with DeepSpeed: the losses of one process, and none lost or changed when workers die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from drawn import write_dataset
+
+from training import checkpoint, run
+from training.data.plan import PlanSettings
+from training.data.shards import ShardReader
+from training.export import read_export
+from training.metrics import read_metrics
+from training.models.dit import DiT
+from training.settings import TrainSettings
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+
+SETTINGS = TrainSettings(
+    model=DiT(depth=2, dim=48, heads=2),
+    steps=40,
+    batch=PlanSettings(tokens_per_step=200),
+    lr=2e-3,
+    warmup_steps=2,
+    workers=2,
+    zero_stage=2,
+    checkpoint_every=8,
+    validate_every=20,
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    # 13 clips of 5 frames: steps of an odd number of samples, and leftovers.
+    return write_dataset(tmp_path_factory.mktemp("data"), [(32, 32, 5, 15), (48, 32, 1, 9)], n_val=2)
+
+
+def kill_a_worker_after(step: int, run_uri: str) -> None:
+    """Kill the process of rank 1, as a lost node would end it."""
+    while not any(record["step"] >= step for record in read_metrics(run_uri)):
+        time.sleep(0.05)
+    pid = int((Path(run_uri) / "pid-1").read_text())
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = run.train(SETTINGS.model_copy(update={"workers": 1, "zero_stage": 0}), manifest, str(tmp_path / "alone"), distributed=False)
+    run_uri = checkpoint.run_folder(SETTINGS, manifest, str(tmp_path / "two"), 0)
+    worker = run._worker
+
+    def worker_with_pid(arguments: dict[str, object]) -> None:
+        import ray.train
+
+        rank = ray.train.get_context().get_world_rank()
+        Path(run_uri).mkdir(parents=True, exist_ok=True)
+        Path(run_uri, f"pid-{rank}").write_text(str(os.getpid()))
+        worker(arguments)
+
+    monkeypatch.setattr(run, "_worker", worker_with_pid)
+    killer = threading.Thread(target=kill_a_worker_after, args=(13, run_uri))
+    killer.start()
+    two = run.train(SETTINGS, manifest, str(tmp_path / "two"), distributed=True)
+    killer.join()
+    assert len(two.losses) == SETTINGS.steps
+    assert two.losses == pytest.approx(alone.losses, abs=1e-4)
+    assert [loss for _, loss in two.validation] == pytest.approx([loss for _, loss in alone.validation], abs=1e-4)
+    assert [record["step"] for record in read_metrics(run_uri)] == list(range(1, SETTINGS.steps + 1))
+    # The first try reached step 13 at least and left a checkpoint at 8, so the second began there or later.
+    assert checkpoint.whole(run_uri)[-1].workers == 2
+    for averaged in (True, False):
+        ours, theirs = (read_export(result.export_uri, averaged=averaged)[1] for result in (two, alone))
+        assert all((a - b).abs().max() < 1e-3 for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_errors_of_workers_reach_the_user(manifest: str, tmp_path: Path) -> None:
+    broken = tmp_path / "data"
+    target = write_dataset(broken, [(32, 32, 1, 6)], n_val=0)
+    (shard,) = (broken / "latents").rglob("*.parquet")
+    latent = ShardReader(str(broken)).latent(str(shard.relative_to(broken)), 0, 2)
+    data = bytearray(shard.read_bytes())
+    data[data.index(latent.view(torch.int16).numpy().tobytes())] ^= 0xFF
+    shard.write_bytes(data)
+    settings = SETTINGS.model_copy(update={"max_failures": 0, "validate_every": 0})
+    with pytest.raises(RuntimeError, match=r"training failed.*DamagedError.*part-0\.parquet.*sample 32x32x1-"):
+        run.train(settings, target, str(tmp_path / "out"), distributed=True)
