@@ -19,9 +19,9 @@ from training.data.footer import DamagedError
 from training.data.shards import DatasetInfo, ShardInfo, ShardReader, read_index, read_manifest, tables_root
 from training.data.texts import TextReader
 
-MIN_PSNR_DB = 10.0
-"""Least likeness of a decoded video's last frame and its decoded tail latent, two encodings of one picture. Those of the
-autoencoder `linear` agree to about 20 dB; unrelated pictures, or latents normalised otherwise, to below 10 dB."""
+MIN_PSNR_DB = 12.0
+"""Least likeness of a decoded video's last frame and its decoded tail latent, two encodings of one picture. Of 280 real clips
+encoded by `linear` at 64² and 128² pixels none was below 16 dB; clips paired with another's tail had a median of 9 dB."""
 
 
 @dataclass(frozen=True)
