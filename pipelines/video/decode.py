@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from cluster import storage
 from pipelines.video.errors import DecodeError as DecodeError
 from pipelines.video.errors import decode_error
-from pipelines.video.scale import Box, Pixels, centre_crop, crop_scaled, pixels, plane, rescale, scaled_size, to_upright
+from pipelines.video.scale import Box, LumaScaler, Pixels, centre_crop, crop_scaled, pixels, rescale, scaled_size, to_upright
 from pipelines.video.still import IMAGE_SUFFIXES, read_image, resize_image
 
 OPEN_LOG = "WORLDLOOM_OPEN_LOG"
@@ -113,7 +113,7 @@ class Video:
         self._container = container
         self._stream = _choose_stream(uri, container)
         self._stream.codec_context.thread_count = threads
-        self._reformatter, self._bgr_reformatter = VideoReformatter(), VideoReformatter()
+        self._reformatter, self._luma_scaler = VideoReformatter(), LumaScaler()
         self._pictures = self._decode()
         first = next(self._pictures, None)
         if first is None:
@@ -158,10 +158,8 @@ class Video:
 
     def luma_and_bgr(self, frame: VideoFrame, width: int, height: int) -> tuple[Pixels, Pixels]:
         """Luma `[H, W]` and blue-green-red `[H, W, 3]` of a frame at a small displayed size, both full range; the frame is scaled once."""
-        colorspace = _colorspace(frame)
-        small = rescale(self._reformatter, frame, *self._coded(width, height), "yuv444p", colorspace)
-        bgr = rescale(self._bgr_reformatter, small, small.width, small.height, "bgr24", colorspace)
-        return to_upright(plane(small, 0), self.info.rotation_deg), to_upright(pixels(bgr), self.info.rotation_deg)
+        luma, bgr = self._luma_scaler.scale(frame, *self._coded(width, height), _colorspace(frame))
+        return to_upright(luma, self.info.rotation_deg), to_upright(bgr, self.info.rotation_deg)
 
     def _coded(self, width: int, height: int) -> tuple[int, int]:
         """A displayed size as the frame lies in the file."""

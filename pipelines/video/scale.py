@@ -36,6 +36,18 @@ def rescale(
     )
 
 
+class LumaScaler:
+    """Small luma and colour pictures of frames; holds what swscale prepares for one size."""
+
+    def __init__(self) -> None:
+        self._small, self._bgr = VideoReformatter(), VideoReformatter()
+
+    def scale(self, frame: VideoFrame, width: int, height: int, colorspace: Colorspace | None) -> tuple[Pixels, Pixels]:
+        """Luma `[H, W]` and blue-green-red `[H, W, 3]`, both full range, not yet upright; the large frame is read once."""
+        small = rescale(self._small, frame, width, height, "yuv444p", colorspace)
+        return plane(small, 0), pixels(rescale(self._bgr, small, width, height, "bgr24", colorspace))
+
+
 def pixels(frame: VideoFrame) -> Pixels:
     """The array of a frame in a format of 8 bits: `[H, W, 3]` for rgb24 and bgr24, `[H, W]` for gray8."""
     return frame.to_ndarray().astype(np.uint8, copy=False)

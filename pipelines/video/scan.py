@@ -13,6 +13,8 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import Colorspace
 from PIL import Image
 from pydantic import Field
 
@@ -22,7 +24,7 @@ from pipelines.video.errors import DecodeError
 from pipelines.video.luma import Floats, sharpness, shrink
 from pipelines.video.motion import MotionMeter, Move
 from pipelines.video.phash import phash
-from pipelines.video.scale import Pixels
+from pipelines.video.scale import LumaScaler, Pixels
 from pipelines.video.shots import LATENCY, DetectorName, ShotDetector
 from pipelines.video.still import jpeg, read_image
 
@@ -137,11 +139,12 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
     settings = settings or ScanSettings()
     image = read_image(uri)
     height, width = analysis_size(image.height, image.width)
-    rgb = np.asarray(image.resize((width, height), Image.Resampling.BOX), np.uint8)
-    luma = np.asarray(Image.fromarray(rgb).convert("L"), np.uint8)
+    # Through the same scaler as a video's frames, so that the same picture measures the same.
+    frame = VideoFrame.from_ndarray(np.asarray(image, np.uint8), "rgb24")
+    luma, bgr = LumaScaler().scale(frame, width, height, Colorspace.ITU601)
     levels = luma.astype(np.float32)
     record = _record(0, levels, shrink(levels, SHRINK), False)
-    thumbnails = (_thumbnail(rgb[..., ::-1], settings.thumbnail_px),) if settings.thumbnails else ()
+    thumbnails = (_thumbnail(bgr, settings.thumbnail_px),) if settings.thumbnails else ()
     hashes = (FrameHash(0, record.phash),)
     shot = Shot(0, 1, 1, record.luma, record.contrast, record.sharpness, None, None, hashes, thumbnails)
     media = ScannedMedia(

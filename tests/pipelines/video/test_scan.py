@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import io
+import tracemalloc
+from dataclasses import asdict
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from videos import encode, numbered, sliding
+
+from cluster.config import validate
+from pipelines.video.decode import OPEN_LOG, DecodeError, frames
+from pipelines.video.phash import hamming
+from pipelines.video.scan import MAX_VIEWS, ScanSettings, Shot, VideoScan, analysis_size, scan_image, scan_video
+
+LOSSLESS = {"crf": "0", "preset": "ultrafast"}
+
+
+def tinted(n: int, colour: tuple[int, int, int], step: float = 1.0, seed: int = 0, width: int = 160, height: int = 96) -> np.ndarray:
+    """A sliding texture in one colour."""
+    return (sliding(n, step, width, height, seed) * (np.array(colour) / 255)).astype(np.uint8)
+
+
+def three_shots() -> tuple[np.ndarray, list[int]]:
+    parts = [tinted(40, (255, 80, 60), seed=1), tinted(31, (60, 120, 255), seed=2), tinted(25, (240, 240, 90), seed=3)]
+    return np.concatenate(parts), [40, 71]
+
+
+def patches(n: int, seed: int) -> np.ndarray:
+    """Soft patches of random colours, which move to the right: most of the picture is in its low frequencies, as in photographs."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 13, 3)).astype(np.uint8)
+    wide = np.asarray(Image.fromarray(coarse).resize((208, 96), Image.Resampling.BICUBIC))
+    return np.stack([wide[:, k : k + 160] for k in range(n)])
+
+
+def only(scan: VideoScan) -> Shot:
+    assert len(scan.shots) == 1
+    return scan.shots[0]
+
+
+@pytest.mark.parametrize("detector", ["adaptive", "content"])
+def test_cuts_are_found_in_one_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str) -> None:
+    pictures, cuts = three_shots()
+    path = str(encode(tmp_path / "cuts.mp4", pictures, time_base=Fraction(1, 24), options={"bf": "3"}))
+    pts = [p for p, _ in frames(path, 32, 32)]
+    monkeypatch.setenv(OPEN_LOG, str(tmp_path / "opens.txt"))
+    scan = scan_video(path, validate(ScanSettings, {"detector": detector}))
+    assert (tmp_path / "opens.txt").read_text().splitlines() == [path]
+    assert [shot.start_pts for shot in scan.shots] == [pts[0], *(pts[cut] for cut in cuts)]
+    assert [shot.n_frames for shot in scan.shots] == [40, 31, 25]
+    assert scan.media.n_frames == 96
+    assert scan.media.source_duration_s == pytest.approx(4.0)
+    assert all(a.end_pts == b.start_pts for a, b in pairwise(scan.shots))
+
+
+def test_cuts_of_a_variable_frame_rate_are_exact_pts(tmp_path: Path) -> None:
+    pictures, cuts = three_shots()
+    pts = (np.cumsum(np.random.default_rng(0).integers(10, 120, len(pictures))) - 10).tolist()
+    path = str(encode(tmp_path / "vfr.mkv", pictures, pts=pts, time_base=Fraction(1, 1000)))
+    scan = scan_video(path)
+    assert [shot.start_pts for shot in scan.shots] == [pts[0], *(pts[cut] for cut in cuts)]
+    assert scan.shots[-1].end_pts > pts[-1]
+
+
+def test_shots_shorter_than_the_least_are_joined(tmp_path: Path) -> None:
+    pictures = np.concatenate([tinted(30, (255, 60, 60), seed=1), tinted(5, (60, 60, 255), seed=2), tinted(30, (60, 255, 60), seed=3)])
+    path = str(encode(tmp_path / "flash.mp4", pictures, time_base=Fraction(1, 30)))
+    assert len(scan_video(path, ScanSettings(min_shot_s=0.0)).shots) == 3
+    assert [shot.n_frames for shot in scan_video(path, ScanSettings(min_shot_s=0.5)).shots] == [30, 35]
+
+
+def test_a_threshold_of_its_own(tmp_path: Path) -> None:
+    path = str(encode(tmp_path / "cuts.mp4", three_shots()[0], time_base=Fraction(1, 24)))
+    assert len(scan_video(path, ScanSettings(detector="content", threshold=200.0)).shots) == 1
+
+
+def test_luma_and_contrast_of_known_pictures_in_both_ranges(tmp_path: Path) -> None:
+    half = np.zeros((96, 160, 3), np.uint8)
+    half[:, 80:] = 255
+    for color_range in (1, 2):
+        path = encode(tmp_path / f"half{color_range}.mp4", [half] * 10, options=LOSSLESS, color_range=color_range, colorspace=1)
+        shot = only(scan_video(str(path)))
+        assert shot.luma == pytest.approx(0.5, abs=0.01)
+        assert shot.contrast == pytest.approx(0.5, abs=0.01)
+        assert (shot.motion, shot.frozen_share) == (0.0, 1.0)
+    black = only(scan_video(str(encode(tmp_path / "black.mp4", [half * 0] * 10, options=LOSSLESS))))
+    assert (black.luma, black.contrast, black.sharpness, black.motion) == pytest.approx((0, 0, 0, 0), abs=0.003)
+
+
+def test_ten_bits_measure_as_eight(tmp_path: Path) -> None:
+    pictures = np.where(sliding(12, 2.0) > 128, 220, 30).astype(np.uint8)
+    eight = only(scan_video(str(encode(tmp_path / "8.mkv", pictures, codec="ffv1"))))
+    ten = only(scan_video(str(encode(tmp_path / "10.mkv", pictures, codec="ffv1", pixel_format="yuv420p10le"))))
+    for signal in ("luma", "contrast", "sharpness", "motion"):
+        assert getattr(ten, signal) == pytest.approx(getattr(eight, signal), rel=0.03)
+
+
+@pytest.mark.parametrize(("width", "height", "fps"), [(256, 144, 12), (512, 288, 24), (854, 480, 30), (320, 180, 60)])
+def test_motion_compares_across_sizes_and_frame_rates(tmp_path: Path, width: int, height: int, fps: int) -> None:
+    pictures = sliding(fps, 0.2 * width / fps, width, height)
+    path = encode(tmp_path / "pan.mp4", pictures, time_base=Fraction(1, fps), options={"preset": "ultrafast", "crf": "18"})
+    shot = only(scan_video(str(path)))
+    assert shot.motion == pytest.approx(0.2, rel=0.15)
+    assert shot.frozen_share == 0.0
+
+
+def test_a_cut_is_no_motion(tmp_path: Path) -> None:
+    still = [np.repeat(tinted(1, colour, seed=seed), 24, axis=0) for seed, colour in enumerate([(255, 60, 60), (60, 60, 255)])]
+    scan = scan_video(str(encode(tmp_path / "slides.mp4", np.concatenate(still), time_base=Fraction(1, 24), options=LOSSLESS)))
+    assert [(shot.motion, shot.frozen_share) for shot in scan.shots] == [(0.0, 1.0)] * 2
+
+
+def test_thumbnails_are_spread_over_the_shot(tmp_path: Path) -> None:
+    """The left edge brightens from black to white, so a thumbnail tells when it was taken."""
+    n = 100
+    pictures = np.repeat(np.linspace(0, 255, n).astype(np.uint8), 96 * 160 * 3).reshape(n, 96, 160, 3)
+    path = str(encode(tmp_path / "ramp.mp4", pictures, time_base=Fraction(1, 25), options=LOSSLESS))
+    for count in (0, 1, 3, 8):
+        shot = only(scan_video(path, ScanSettings(thumbnails=count, thumbnail_px=80)))
+        images = [Image.open(io.BytesIO(data)) for data in shot.thumbnails]
+        assert [(image.format, image.size) for image in images] == [("JPEG", (80, 48))] * count
+        times = [np.asarray(image).mean() / 255 for image in images]
+        assert times == pytest.approx([(i + 0.5) / count for i in range(count)], abs=0.06)
+
+
+def test_every_shot_has_its_own_thumbnails(tmp_path: Path) -> None:
+    pictures, _ = three_shots()
+    scan = scan_video(str(encode(tmp_path / "cuts.mp4", pictures, time_base=Fraction(1, 24), options={"crf": "10"})))
+    strongest = [[int(np.asarray(Image.open(io.BytesIO(data))).mean(axis=(0, 1)).argmax()) for data in shot.thumbnails] for shot in scan.shots]
+    assert strongest[:2] == [[0, 0, 0], [2, 2, 2]]
+
+
+def test_hashes_cover_the_shot_and_survive_recompression(tmp_path: Path) -> None:
+    cuts = [40, 71]
+    pictures = np.concatenate([patches(n, seed) for seed, n in enumerate((40, 31, 25))])
+    fine = scan_video(str(encode(tmp_path / "fine.mp4", pictures, time_base=Fraction(1, 24), options={"crf": "12"})))
+    small = np.stack([np.asarray(Image.fromarray(picture).resize((112, 68), Image.Resampling.BOX)) for picture in pictures])
+    rough = scan_video(str(encode(tmp_path / "rough.mp4", small, time_base=Fraction(1, 24), options={"crf": "35"})))
+    pts = [p for p, _ in frames(str(tmp_path / "fine.mp4"), 32, 32)]
+    assert [item.pts for item in fine.shots[0].hashes] == [pts[0], pts[12], pts[24], pts[36], pts[cuts[0] - 1]]
+    for a, b in zip(fine.shots, rough.shots, strict=True):
+        assert np.mean([hamming(x.phash, y.phash) for x, y in zip(a.hashes, b.hashes, strict=True)]) <= 4
+    assert min(hamming(x.phash, y.phash) for x in fine.shots[0].hashes for y in fine.shots[1].hashes) >= 10
+
+
+def test_memory_does_not_grow_with_the_shot(tmp_path: Path) -> None:
+    def peak(n: int) -> int:
+        path = str(encode(tmp_path / f"{n}.mp4", tinted(n, (200, 220, 240)), options={"preset": "ultrafast"}))
+        scan_video(path)
+        tracemalloc.start()
+        scan_video(path)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    frame = 256 * 144 * 3
+    assert peak(300) - peak(60) < 4 * frame, f"240 more frames cost as much as {MAX_VIEWS} kept pictures or more"
+
+
+def test_a_scan_is_deterministic(tmp_path: Path) -> None:
+    path = str(encode(tmp_path / "cuts.mp4", three_shots()[0], time_base=Fraction(1, 24)))
+    assert scan_video(path) == scan_video(path)
+
+
+def test_a_video_of_one_frame(tmp_path: Path) -> None:
+    scan = scan_video(str(encode(tmp_path / "one.mp4", numbered(1))))
+    shot = only(scan)
+    assert (shot.n_frames, shot.motion, shot.frozen_share, len(shot.hashes), len(shot.thumbnails)) == (1, 0.0, 0.0, 1, 1)
+    assert shot.end_pts > shot.start_pts
+
+
+def test_rotation_does_not_change_hashes_or_signals(tmp_path: Path) -> None:
+    upright = sliding(10, 3.0, 144, 256)
+    plain = only(scan_video(str(encode(tmp_path / "plain.mkv", upright, codec="ffv1"))))
+    lying = np.rot90(upright, 1, axes=(1, 2))
+    turned = only(scan_video(str(encode(tmp_path / "turned.mp4", lying, options=LOSSLESS, rotation_deg=-90))))
+    assert [hamming(a.phash, b.phash) for a, b in zip(plain.hashes, turned.hashes, strict=True)] <= [1] * len(plain.hashes)
+    assert turned.motion == pytest.approx(plain.motion, rel=0.02)
+    assert Image.open(io.BytesIO(turned.thumbnails[0])).size == (90, 160)
+
+
+@pytest.mark.parametrize("size", [(144, 256), (2160, 3840), (640, 362), (64, 64), (20, 2000), (480, 854)])
+def test_the_analysis_picture_has_one_area_and_the_aspect(size: tuple[int, int]) -> None:
+    height, width = analysis_size(*size)
+    assert height % 4 == width % 4 == 0
+    assert min(height, width) >= 32
+    if max(size) < 10 * min(size):
+        assert height * width == pytest.approx(256 * 144, rel=0.05)
+        assert height / width == pytest.approx(size[0] / size[1], rel=0.05)
+
+
+def test_broken_files_raise(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"not a video")
+    with pytest.raises(DecodeError, match=r"a\.mp4"):
+        scan_video(str(tmp_path / "a.mp4"))
+
+
+def test_an_image_is_a_shot_of_one_frame(tmp_path: Path) -> None:
+    picture = np.where(sliding(1, 0, 320, 180)[0] > 128, 220, 30).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    scan = scan_image(str(tmp_path / "a.png"))
+    shot = only(scan)
+    assert (shot.start_pts, shot.end_pts, shot.n_frames, shot.motion, shot.frozen_share) == (0, 1, 1, None, None)
+    assert (scan.media.width, scan.media.height, scan.media.codec, scan.media.fps, scan.media.source_duration_s) == (320, 180, "png", None, 0.0)
+    assert shot.luma == pytest.approx(picture.mean() / 255, abs=0.01)
+    video = only(scan_video(str(encode(tmp_path / "a.mp4", [picture] * 3, options=LOSSLESS))))
+    assert hamming(shot.hashes[0].phash, video.hashes[0].phash) <= 2
+    assert shot.sharpness == pytest.approx(video.sharpness, rel=0.1)
+    assert {*asdict(scan.media)} >= {"codec", "width", "height", "rotation_deg", "fps", "time_base_num", "pixel_format", "source_duration_s"}
+
+
+def test_settings_are_checked() -> None:
+    for bad in ({"detector": "magic"}, {"threshold": 0}, {"thumbnails": -1}, {"thumbnail_px": 4000}, {"min_shot_s": "0.3"}, {"detecter": "content"}):
+        with pytest.raises(ValueError, match="validation error"):
+            validate(ScanSettings, bad)
+
+
+@pytest.mark.slow
+def test_real_footage_scans_or_fails_as_it_should(real_videos: Path) -> None:
+    scans: dict[str, VideoScan] = {}
+    for path in sorted(real_videos.glob("*.*")):
+        if path.suffix == ".md":
+            continue
+        if path.stem == "corrupted":
+            with pytest.raises(DecodeError, match=r"corrupted\.mp4: InvalidDataError"):
+                scan_video(str(path))
+            continue
+        scans[path.stem] = scan = scan_video(str(path))
+        assert sum(shot.n_frames for shot in scan.shots) == scan.media.n_frames
+        for shot in scan.shots:
+            assert 0 <= shot.luma <= 1
+            assert 0 <= shot.contrast <= 0.5
+            assert 0 <= (shot.motion or 0) < 2
+            assert 1 <= len(shot.thumbnails) <= 3
+    assert len(scans) == 16
+    # The times of the cuts were read off the pictures.
+    seconds = {name: [round(float(shot.start_pts * scan.media.time_base), 2) for shot in scan.shots[1:]] for name, scan in scans.items()}
+    assert seconds["talk_640x360"] == [6.0, 9.88]
+    assert seconds["talk_portrait_480x640"] == seconds["hydraulic_press_832x480"] == seconds["motorcycle_2160p"] == []
+    pristine, distorted, other = (scans[name].shots[0].hashes for name in ("carphone_pristine", "carphone_distorted", "talk_640x360"))
+    assert np.mean([hamming(a.phash, b.phash) for a, b in zip(pristine, distorted, strict=True)]) <= 6
+    assert min(hamming(a.phash, b.phash) for a in pristine for b in other) >= 12
+    assert (scans["rotated_90"].media.width, scans["rotated_90"].media.height) == (320, 568)
