@@ -11,7 +11,7 @@ import typer
 
 from cluster import storage
 from cluster.config import ConfigError
-from cluster.telemetry import configure_logging, console
+from cluster.telemetry import configure_logging, console, progress
 from pipelines import doctor as doctoring
 from pipelines import footage, job, show
 from pipelines.costs import cpu_per_row
@@ -143,8 +143,9 @@ def demo_footage(
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other footage.")] = 0,
 ) -> None:
     """Draw footage of moving shapes with captions, known cuts and a few troubles, to try worldloom on."""
-    truth = footage.make_footage(folder, videos=videos, seed=seed)
-    console.print(f"{folder}: {len(truth['files'])} files; what is in them is in {folder / 'truth.json'}")
+    with progress("drawing", videos) as bar:
+        truth = footage.make_footage(folder, videos, seed, bar)
+    console.print(f"{folder}: {len(truth['videos'])} videos and {len(truth['images'])} images; what is in them is in {folder / 'truth.json'}")
 
 
 @app.command()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from training.data.shards import MANIFEST_SCHEMA, DatasetInfo
 
 from captioning.encoder import NULL_CAPTION, TextEncoder, text_key
 from cluster import storage
@@ -17,6 +16,7 @@ from pipelines.curate import Curation, SegmentState
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
 from training.data import shards, texts
+from training.data.shards import MANIFEST_SCHEMA, DatasetInfo
 
 CAPTIONS_PER_PART = 4096
 

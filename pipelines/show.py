@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import pyarrow.compute as pc
@@ -14,7 +15,8 @@ from pipelines.job import Outcome
 from pipelines.ledger import Account
 from pipelines.step import FATES, FOLDER, Step
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 140)
+"""Where results go; files and pipes get lines wide enough for the tables."""
 
 
 def outcome(result: Outcome, out_uri: str) -> None:

@@ -109,15 +109,17 @@ def opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opens:
 
 def test_every_trouble_of_the_demo_footage_is_found(footage: Path, undisturbed: tuple[Recipe, Curation]) -> None:
     _, curation = undisturbed
-    troubles = json.loads((footage / "truth.json").read_text())["troubles"]
+    truth = json.loads((footage / "truth.json").read_text())
+    troubled = {video["trouble"]: video for video in truth["videos"] if video["trouble"]}
     fates: dict[str, Counter[str]] = {}
     for row in rows_of(curation):
         fates.setdefault(Path(row["source"]).name, Counter())[f"{row['fate']} {row['fate_step'] or ''}".strip()] += 1
-    assert fates[troubles["truncated"]] == {"failed scan": 1}
-    copies = [troubles[name] for name in ("exact_copy", "reencoded_copy")]
-    originals = [troubles[f"{name}_of"] for name in ("exact_copy", "reencoded_copy")]
-    for copy, original in zip(copies, originals, strict=True):
-        assert fates[copy]["duplicate dedup"] + fates[original]["duplicate dedup"] >= 1, (copy, fates[copy], fates[original])
+    assert fates[troubled["truncated"]["file"]] == {"failed scan": 1}
+    for kind in ("copy", "recompressed"):
+        one, other = fates[troubled[kind]["file"]], fates[troubled[kind]["copy_of"]]
+        assert {one["duplicate dedup"], other["duplicate dedup"]} == {0, one.total()}, (kind, one, other)
+    for kind in ("black", "frozen"):
+        assert fates[troubled[kind]["file"]]["dropped keep"] >= 1, (kind, fates[troubled[kind]["file"]])
     assert all(account.balanced for account in ledger(curation))
 
 

@@ -27,7 +27,7 @@ class Dedup(Global):
     """Clips whose frame hashes differ by at most `max_distance` bits on average are near-duplicates, and so are their duplicates.
 
     Clips of one source are not compared: the parts of a long shot look alike and are not copies. Of a group, the clip with
-    the most pixels stays, then the longest, then the sharpest, then the one with the smallest uid.
+    the most pixels stays, then the longest, then the sharpest, then the first by source.
     """
 
     name: str = "dedup"
@@ -59,7 +59,7 @@ class Dedup(Global):
             row: dict[str, object] = {"uid": uids[i], "cluster": uids[chosen], "fate": "kept"}
             if i != chosen:
                 distance = float(mean_distance(hashes_NF[i], hashes_NF[chosen]))
-                reason = f"near-duplicate of clip {uids[chosen]} in {sources[chosen]}"
+                reason = f"near-duplicate of a clip of {sources[chosen]}"
                 row |= {"duplicate_distance": distance, "fate": "duplicate", "fate_reason": reason}
                 row |= {"fate_value": distance, "fate_bound": float(self.max_distance)}
             solved.append(row)
@@ -118,8 +118,8 @@ def _unite(group: NDArray[np.int64], i: int, j: int) -> None:
 
 def _best_of_groups(root: NDArray[np.int64], rows: pa.Table) -> list[int]:
     """For each row the index of the best row of its group."""
-    columns = [rows[name].to_pylist() for name in ("width", "height", "duration_s", "sharpness", "uid")]
-    quality = [(-w * h, -(d or 0.0), -(s or 0.0), uid) for w, h, d, s, uid in zip(*columns, strict=True)]
+    columns = [rows[name].to_pylist() for name in ("width", "height", "duration_s", "sharpness", "source", "uid")]
+    quality = [(-w * h, -(d or 0.0), -(s or 0.0), source, uid) for w, h, d, s, source, uid in zip(*columns, strict=True)]
     best: dict[int, int] = {}
     for i, r in enumerate(root.tolist()):
         if r not in best or quality[i] < quality[best[r]]:

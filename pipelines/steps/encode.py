@@ -10,8 +10,6 @@ from typing import Annotated, Any
 import pyarrow as pa
 import torch
 from pydantic import Field
-from training.data.buckets import Bucket, BucketSettings, assign
-from training.data.shards import LatentRow, ShardInfo
 
 from captioning.encoder import FOLDER as ENCODERS
 from captioning.encoder import TextEncoderSettings
@@ -24,6 +22,8 @@ from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders.linear import Linear
 from training.data import shards
+from training.data.buckets import Bucket, BucketSettings, assign
+from training.data.shards import LatentRow, ShardInfo
 
 WRITES = (
     column("bucket", pa.string(), "width x height x frames the clip was encoded at"),

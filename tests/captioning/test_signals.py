@@ -53,6 +53,7 @@ def test_sentences_end_once() -> None:
         ("A dog runs on a beach.", None),
         ("the cat sat on the mat and " * 5, "looping"),
         ("A sorry sight: a wet dog.", None),
+        (" Then".join(f" a {colour} ball rolls in front of a wall." for colour in ("red", "blue", "green", "grey", "white")), None),
     ],
 )
 def test_quality(caption: str, reason: str | None) -> None:

@@ -58,7 +58,7 @@ def test_the_best_of_a_group_stays_whatever_the_order() -> None:
         solved = {row["uid"]: row for row in Dedup().solve(rows.take(order)).to_pylist()}
         assert {uid: row["cluster"] for uid, row in solved.items()} == {"0000": "0001", "0001": "0001", "0002": "0001", "0003": "0003"}
         assert {uid: row["fate"] for uid, row in solved.items()} == {"0000": "duplicate", "0001": "kept", "0002": "duplicate", "0003": "kept"}
-        assert solved["0000"]["fate_reason"] == "near-duplicate of clip 0001 in file1"
+        assert solved["0000"]["fate_reason"] == "near-duplicate of a clip of file1"
         assert solved["0000"]["fate_bound"] == 6.0
 
 
