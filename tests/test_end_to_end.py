@@ -37,6 +37,7 @@ TINY_TRAINING = (
     "train.model={name: dit, depth: 2, dim: 64, heads: 2}",
     "train.steps=6",
     "train.warmup_steps=2",
+    "train.decay_steps=0",
     "train.checkpoint_every=2",
     "train.validate_every=3",
     "train.batch.tokens_per_step=4096",
@@ -311,7 +312,7 @@ def test_real_footage_ends_well(real_videos: Path, tmp_path: Path) -> None:
     assert "InvalidDataError" in corrupted["fate_reason"]
     upright = by_file["rotated_90.mov"][0]
     assert upright["height"] > upright["width"]
-    pair = {row["fate"]: row for name in ("carphone_pristine.mp4", "carphone_distorted.mp4") for row in by_file[name]}
-    assert set(pair) == {"kept", "duplicate"}
-    assert pair["duplicate"]["cluster"] == pair["kept"]["uid"]
+    kept, duplicates = ([row for row in rows if "carphone" in row["source"] and row["fate"] == fate] for fate in ("kept", "duplicate"))
+    assert len(kept) == len(duplicates) >= 1
+    assert {row["cluster"] for row in duplicates} == {row["uid"] for row in kept}
     assert verify(build_dataset(recipe, curation).manifest_uri) == []
