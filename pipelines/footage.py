@@ -84,7 +84,7 @@ def make_footage(folder: str | Path, videos: int = 12, seed: int = 0, progress: 
 
     The same arguments give the same bytes on the same machine. Of 12 videos three are faulty copies (exact, recompressed,
     truncated), three hold a title card, a frozen and a black shot, one joins its shots with a dissolve, one by a fade
-    through black; all others are shots of 2 to 4 s joined by hard cuts. `clip_000.txt` captions `clip_000.mp4`.
+    through black; all others are shots of 2 to 4 s joined by hard cuts. `clip_000.json` captions `clip_000.mp4`.
 
     Truth: `videos` (file, width, height, fps, n_frames, duration_s, caption, trouble, copy_of, shots with frames
     `start_frame` to `end_frame` exclusive and a caption, transitions) and `images` (file, width, height, caption).
@@ -114,7 +114,7 @@ def _make_video(folder: Path, index: int, plan: _Plan, seed: int, before: Sequen
         assert plan.of is not None
         entry = before[plan.of] | {"file": path.name, "trouble": "copy", "copy_of": before[plan.of]["file"]}
         _write(path, (folder / before[plan.of]["file"]).read_bytes())
-        _write(path.with_suffix(".txt"), (entry["caption"] + "\n").encode())
+        _write_captions(path, entry)
         return entry
     film, caption = _film(source, plan, seed, width, height, fps)
     crf = 20
@@ -126,8 +126,7 @@ def _make_video(folder: Path, index: int, plan: _Plan, seed: int, before: Sequen
         data = path.read_bytes()
         _write(path, data[: int(TRUNCATED_SHARE * len(data))])
     _stamp(path)
-    _write(path.with_suffix(".txt"), (caption + "\n").encode())
-    return {
+    entry = {
         "file": path.name,
         "width": width,
         "height": height,
@@ -140,6 +139,17 @@ def _make_video(folder: Path, index: int, plan: _Plan, seed: int, before: Sequen
         "shots": film.shots,
         "transitions": [asdict(transition) for transition in film.transitions],
     }
+    _write_captions(path, entry)
+    return entry
+
+
+def _write_captions(path: Path, entry: dict[str, Any]) -> None:
+    """The sidecar of a video: a caption of all of it, and one of each shot."""
+    shots = [
+        {"start_s": shot["start_frame"] / entry["fps"], "end_s": shot["end_frame"] / entry["fps"], "caption": shot["caption"]}
+        for shot in entry["shots"]
+    ]
+    _write(path.with_suffix(".json"), (json.dumps({"caption": entry["caption"], "shots": shots}, indent=1) + "\n").encode())
 
 
 def _film(index: int, plan: _Plan, seed: int, width: int, height: int, fps: int) -> tuple[_Film, str]:

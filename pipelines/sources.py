@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
@@ -31,7 +32,9 @@ class SourceSettings(Settings):
 
     videos: str | None = Field(None, description="Pattern of video files: *, **, ? and {a,b} are understood; local, s3:// or gs://.")
     images: str | None = Field(None, description="Pattern of still images.")
-    captions: Literal["sidecar", "none"] = Field("none", description="sidecar: clip.txt, or clip.json with the key 'caption', beside clip.mp4.")
+    captions: Literal["sidecar", "none"] = Field(
+        "none", description="sidecar: clip.txt or clip.json beside clip.mp4 (see read_sidecar)."
+    )
 
     @model_validator(mode="after")
     def _one_pattern(self) -> SourceSettings:
@@ -77,14 +80,42 @@ def _sidecars(files: list[storage.Entry]) -> dict[str, storage.Entry]:
     return found
 
 
-def read_sidecar(uri: str) -> str:
-    """The caption in a sidecar file. Raises `ValueError` naming the file when it holds none."""
+@dataclass(frozen=True)
+class TimedCaption:
+    """Caption of a span of the file, in seconds from its first frame."""
+
+    start_s: float
+    end_s: float
+    caption: str
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What a caption file says: of the whole file, and of spans of it."""
+
+    caption: str
+    timed: tuple[TimedCaption, ...] = ()
+
+
+def read_sidecar(uri: str) -> Sidecar:
+    """Read a caption file: text, or JSON as `{"caption": "...", "shots": [{"start_s": 0, "end_s": 2.5, "caption": "..."}]}`.
+
+    `shots` may be left out. Raises `ValueError` naming the file when it holds no caption.
+    """
     try:
         text = storage.read_bytes(uri).decode("utf-8")
-        if uri.endswith(".json"):
-            text = json.loads(text)["caption"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{uri}: no caption in it: {type(error).__name__}: {error}; a .json needs the key 'caption'") from error
+        if not uri.endswith(".json"):
+            return Sidecar(_folded(text))
+        data = json.loads(text)
+        timed = [TimedCaption(float(shot["start_s"]), float(shot["end_s"]), _folded(shot["caption"])) for shot in data.get("shots", [])]
+        return Sidecar(_folded(data["caption"]), tuple(timed))
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        form = '{"caption": "...", "shots": [{"start_s": 0, "end_s": 2.5, "caption": "..."}]}, shots optional'
+        raise ValueError(f"{uri}: no caption in it: {type(error).__name__}: {error}; a .json is {form}") from error
+
+
+def _folded(text: str) -> str:
+    """Text on one line. Raises `TypeError` for anything else."""
     if not isinstance(text, str):
-        raise ValueError(f"{uri}: the caption is {type(text).__name__}, not text")
+        raise TypeError(f"a caption is {type(text).__name__}, not text")
     return " ".join(text.split())

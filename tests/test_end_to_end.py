@@ -124,11 +124,19 @@ def test_every_trouble_of_the_demo_footage_is_found(footage: Path, undisturbed: 
     assert all(account.balanced for account in ledger(curation))
 
 
-def test_captions_hold_the_sidecar_text(footage: Path, undisturbed: tuple[Recipe, Curation]) -> None:
+def test_every_clip_has_the_caption_of_its_own_shot(footage: Path, undisturbed: tuple[Recipe, Curation]) -> None:
+    truth = {video["file"]: video for video in json.loads((footage / "truth.json").read_text())["videos"]}
+    checked = 0
     for row in rows_of(undisturbed[1]):
-        if row["fate"] == "kept":
-            text = " ".join(Path(row["source"]).with_suffix(".txt").read_text().split()).rstrip(".")
-            assert row["caption"].startswith(text)
+        video = truth.get(Path(row["source"]).name)
+        if row["fate"] != "kept" or video is None or any(transition["kind"] != "cut" for transition in video["transitions"]):
+            continue
+        seconds_per_pts = row["time_base_num"] / row["time_base_den"]
+        middle_frame = (row["start_pts"] + row["end_pts"]) / 2 * seconds_per_pts * video["fps"]
+        (shot,) = [shot for shot in video["shots"] if shot["start_frame"] <= middle_frame < shot["end_frame"]]
+        assert row["caption"].startswith(shot["caption"])
+        checked += 1
+    assert checked > 10
 
 
 def test_the_manifest_is_sound_and_splits_keep_groups_apart(undisturbed: tuple[Recipe, Curation]) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from cluster.storage import digest
 from pipelines.step import Expand, Mark, column
-from pipelines.steps.scan import SIGNALS, THUMBNAILS
+from pipelines.steps.scan import MEDIA, SIGNALS, THUMBNAILS
 
 PLACES = (
     column("uid", pa.string(), "identity of the clip: a hash of its source and span"),
@@ -29,6 +29,7 @@ NUMBERS = (
 )
 PHASH = column("phash", pa.binary(), "perceptual hashes of the clip's first, middle and last sampled frame, 3 x 64 bits little-endian")
 HASHED_FRAMES = 3
+SOURCE_CAPTION = next(field for field in MEDIA if field.name == "source_caption")
 
 
 class Cut(Expand):
@@ -50,13 +51,13 @@ class Cut(Expand):
         return self
 
     def reads(self) -> tuple[str, ...]:
-        return "kind", "time_base_num", "time_base_den", "shots"
+        return "kind", "time_base_num", "time_base_den", "source_caption", "timed_captions", "shots"
 
     def writes(self) -> tuple[pa.Field, ...]:
-        return (*PLACES, *NUMBERS, *SIGNALS, PHASH, THUMBNAILS)
+        return (*PLACES, *NUMBERS, SOURCE_CAPTION, *SIGNALS, PHASH, THUMBNAILS)
 
     def consumes(self) -> tuple[str, ...]:
-        return ("shots",)
+        return "shots", "timed_captions"
 
     def places(self) -> tuple[str, ...]:
         return tuple(field.name for field in PLACES)
@@ -92,10 +93,24 @@ class Cut(Expand):
             "end_pts": end,
             "duration_s": 0.0 if row["kind"] == "image" else float((end - start) * time_base),
             "shot_index": number,
+            "source_caption": self._caption(row, start, end, time_base),
             **{field.name: shot[field.name] for field in SIGNALS},
             "phash": clip_hash(shot["hashes"], start, end),
             "thumbnails": shot["thumbnails"],
         }
+
+    @staticmethod
+    def _caption(row: Mapping[str, Any], start: int, end: int, time_base: Fraction) -> str | None:
+        """The caption whose span covers the most of the clip, if it covers half of it; else that of the whole file."""
+        first_pts = row["shots"][0]["start_pts"]
+        start_s, end_s = (float((pts - first_pts) * time_base) for pts in (start, end))
+
+        def shared_s(timed: Mapping[str, Any]) -> float:
+            return float(min(end_s, timed["end_s"]) - max(start_s, timed["start_s"]))
+
+        best = max(row["timed_captions"] or [], key=shared_s, default=None)
+        caption = row["source_caption"] if best is None or shared_s(best) < (end_s - start_s) / 2 else best["caption"]
+        return None if caption is None else str(caption)
 
 
 def clip_hash(hashes: Sequence[Mapping[str, int]], start_pts: int, end_pts: int) -> bytes:

@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.segments import HEAVY
-from pipelines.sources import read_sidecar
+from pipelines.sources import Sidecar, read_sidecar
 from pipelines.step import Context, Step, TableFunction, column, map_rows
 from pipelines.video.scan import ScanSettings, scan_image, scan_video
 
+TIMED = pa.list_(pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("caption", pa.string())]))
 MEDIA = (
     column("codec", pa.string(), "codec of the stream that was scanned"),
     column("width", pa.int32(), "width in pixels as displayed, after rotation"),
@@ -22,7 +23,8 @@ MEDIA = (
     column("time_base_den", pa.int64(), "denominator of the time base"),
     column("pixel_format", pa.string(), "pixel format of the stream"),
     column("source_duration_s", pa.float64(), "from the first frame to the end of the last one, as decoded"),
-    column("source_caption", pa.string(), "caption from the sidecar file"),
+    column("source_caption", pa.string(), "caption from the sidecar file; from cut on, the one it gives for the clip's span of time, if any"),
+    column("timed_captions", TIMED, "captions of spans, in seconds from the first frame, from the sidecar file"),
 )
 
 SIGNALS = (
@@ -55,8 +57,9 @@ class Scan(ScanSettings, Step):
 
     def _scan(self, row: dict[str, Any]) -> dict[str, Any]:
         scan = (scan_image if row["kind"] == "image" else scan_video)(row["source"], self)
-        caption = read_sidecar(row["sidecar"]) if row["sidecar"] else None
-        return {**asdict(scan.media), "shots": [asdict(shot) for shot in scan.shots], "source_caption": caption}
+        sidecar = read_sidecar(row["sidecar"]) if row["sidecar"] else Sidecar("")
+        captions = {"source_caption": sidecar.caption or None, "timed_captions": [asdict(timed) for timed in sidecar.timed]}
+        return {**asdict(scan.media), **captions, "shots": [asdict(shot) for shot in scan.shots]}
 
 
 SHOT_PLACES = (

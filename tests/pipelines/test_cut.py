@@ -21,7 +21,8 @@ def shot(start: int, end: int) -> dict[str, Any]:
 
 def row(*shots: tuple[int, int], kind: str = "video", base: tuple[int, int] = (1, 100)) -> dict[str, Any]:
     spans = [shot(start, end) for start, end in shots]
-    return {"uid": "source", "kind": kind, "time_base_num": base[0], "time_base_den": base[1], "shots": spans}
+    captions = {"source_caption": "the file", "timed_captions": [{"start_s": 1.0, "end_s": 3.0, "caption": "the middle"}]}
+    return {"uid": "source", "kind": kind, "time_base_num": base[0], "time_base_den": base[1], "shots": spans, **captions}
 
 
 def spans(result: Any) -> list[tuple[int, int]]:
@@ -93,3 +94,10 @@ def test_clip_hash_takes_first_middle_and_last_inside_the_span() -> None:
     hashes = [{"pts": pts, "phash": pts + 1} for pts in range(0, 100, 10)]
     assert np.frombuffer(clip_hash(hashes, 20, 61), "<u8").tolist() == [21, 41, 61]
     assert np.frombuffer(clip_hash(hashes, 33, 38), "<u8").tolist() == [31, 31, 31]
+
+
+def test_a_clip_has_the_caption_of_its_span_if_half_of_it_is_captioned() -> None:
+    clips = Cut(min_s=1, max_s=10).expand(row((1000, 1100), (1100, 1300), (1300, 1500), (1500, 1700)))
+    assert [clip["source_caption"] for clip in clips] == ["the file", "the middle", "the file", "the file"]  # type: ignore[index]
+    (half,) = Cut(min_s=1, max_s=10).expand(row((1000, 1400)))  # type: ignore[misc]
+    assert half["source_caption"] == "the middle"

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pipelines.footage import IMAGES, MTIME_S, make_footage
+from pipelines.sources import read_sidecar
 from pipelines.video.decode import DecodeError, probe
 from pipelines.video.phash import hamming
 from pipelines.video.scan import VideoScan, scan_image, scan_video
@@ -50,7 +51,9 @@ def test_every_file_is_there_with_its_caption_and_date(footage: tuple[Path, dict
     assert json.loads((folder / "truth.json").read_text()) == truth
     for entry in [*truth["videos"], *truth["images"]]:
         path = folder / entry["file"]
-        assert path.with_suffix(".txt").read_text() == entry["caption"] + "\n"
+        sidecar = read_sidecar(str(path.with_suffix(".json" if "shots" in entry else ".txt")))
+        assert sidecar.caption == entry["caption"]
+        assert [timed.caption for timed in sidecar.timed] == [shot["caption"] for shot in entry.get("shots", [])]
     assert len(list(folder.iterdir())) == 2 * (12 + IMAGES) + 1
     assert {os.stat(path).st_mtime for path in folder.iterdir()} == {MTIME_S}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config import ConfigError
-from pipelines.sources import SourceSettings, list_sources, read_sidecar
+from pipelines.sources import Sidecar, SourceSettings, TimedCaption, list_sources, read_sidecar
 
 
 def touch(folder: Path, **files: str) -> None:
@@ -65,8 +65,10 @@ def test_faults_name_the_pattern_or_the_file(tmp_path: Path) -> None:
 def test_sidecars_are_read_or_refused_by_name(tmp_path: Path) -> None:
     touch(tmp_path, a__txt=" a  red\nball ", b__json='{"caption": "x y"}', c__json='{"text": "x"}', d__json="{", e__json='{"caption": 3}')
     (tmp_path / "f.txt").write_bytes(b"\xff\xfe\x00bad")
-    assert read_sidecar(str(tmp_path / "a.txt")) == "a red ball"
-    assert read_sidecar(str(tmp_path / "b.json")) == "x y"
+    (tmp_path / "g.json").write_text('{"caption": "all", "shots": [{"start_s": 0, "end_s": 1.5, "caption": "one"}]}')
+    assert read_sidecar(str(tmp_path / "a.txt")) == Sidecar("a red ball")
+    assert read_sidecar(str(tmp_path / "b.json")) == Sidecar("x y")
+    assert read_sidecar(str(tmp_path / "g.json")) == Sidecar("all", (TimedCaption(0.0, 1.5, "one"),))
     for name in ("c.json", "d.json", "e.json", "f.txt"):
         with pytest.raises(ValueError, match=name.replace(".", r"\.")):
             read_sidecar(str(tmp_path / name))
