@@ -14,6 +14,10 @@ VERSION = 1
 KEY = b"worldloom"
 
 
+READ_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError)
+"""What reading a missing or altered Parquet file raises; the last is a column's name with a flipped bit."""
+
+
 class DamagedError(ValueError):
     """A stored file or row is not what was written; the message names it."""
 

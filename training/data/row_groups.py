@@ -5,19 +5,38 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import accumulate
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import storage
-from training.data.footer import DamagedError
+from training.data.footer import READ_ERRORS, DamagedError
 
 MAX_OPEN_FILES = 128
 """Most files kept open, well below the usual limit of 1,024 a process."""
 
 CACHE_BYTES = 64 * 2**20
 """Row groups kept in memory: a small data set is read once, and neighbouring rows cost one read."""
+
+
+def read_scalars(uri: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of every row of a file, and `row_group` and `row` within it (int64). Raises `DamagedError` when they cannot be read."""
+    try:
+        with storage.open_input(uri) as handle:
+            file = pq.ParquetFile(handle)
+            table = file.read(list(columns))
+            sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            names = file.schema_arrow.names
+        # A flipped bit can make text that is not UTF-8, which Arrow reads and Python cannot.
+        table.validate(full=True)
+    except READ_ERRORS as error:
+        raise DamagedError(f"{uri}: cannot be read: {error}") from error
+    if table.column_names != list(columns) or len(table) != sum(sizes):
+        raise DamagedError(f"{uri}: has {sum(sizes)} rows of {names}; {len(table)} of {list(columns)} can be read")
+    groups = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+    rows = np.concatenate([np.arange(0, dtype=np.int64), *(np.arange(size, dtype=np.int64) for size in sizes)])
+    return table.append_column("row_group", pa.array(groups)).append_column("row", pa.array(rows))
 
 
 class RowGroups:
@@ -54,10 +73,6 @@ class RowGroups:
         """Schema and metadata of a file. Raises `DamagedError` when it has no readable footer."""
         return self._file(uri).schema
 
-    def row_group_starts(self, uri: str) -> list[int]:
-        """Number of the first row of each row group."""
-        return self._file(uri).starts
-
     def _file(self, uri: str) -> _OpenFile:
         with self._lock:
             if uri in self._files:
@@ -80,9 +95,7 @@ class _OpenFile:
         try:
             self._parquet = pq.ParquetFile(storage.open_input(uri), pre_buffer=not storage.is_local(uri))
             self.schema: pa.Schema = self._parquet.schema_arrow
-            sizes = [self._parquet.metadata.row_group(number).num_rows for number in range(self._parquet.num_row_groups)]
-            self.starts = [0, *accumulate(sizes[:-1])] if sizes else []
-        except (OSError, pa.ArrowException) as error:
+        except READ_ERRORS as error:
             raise DamagedError(f"{uri}: cannot be opened: {error}") from error
 
     def read(self, row_group: int, columns: list[str]) -> pa.Table:
@@ -93,5 +106,5 @@ class _OpenFile:
         with self._lock:
             try:
                 return self._parquet.read_row_group(row_group, columns, use_threads=False)
-            except (OSError, pa.ArrowException) as error:
+            except READ_ERRORS as error:
                 raise DamagedError(f"{self._uri}: row group {row_group} cannot be read: {error}") from error

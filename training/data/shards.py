@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from cluster import storage
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.data.buckets import Bucket
-from training.data.footer import DamagedError, metadata, parse_metadata
-from training.data.row_groups import RowGroups
+from training.data.footer import READ_ERRORS, DamagedError, metadata, parse_metadata
+from training.data.row_groups import RowGroups, read_scalars
 
 # Latents are [C, t, h, w]; all stored numbers are little-endian.
 
@@ -224,16 +223,7 @@ def read_info(uri: str) -> ShardInfo:
 
 def read_index(uri: str) -> pa.Table:
     """Scalar columns of a shard's rows, and `row_group` and `row` within it (int64); no latent is read."""
-    try:
-        with storage.open_input(uri) as handle:
-            file = pq.ParquetFile(handle)
-            table = file.read(SCALARS.names)
-            sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
-    except (OSError, pa.ArrowException) as error:
-        raise DamagedError(f"{uri}: cannot be read: {error}") from error
-    groups = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
-    rows = np.concatenate([np.arange(size, dtype=np.int64) for size in sizes]) if sizes else groups
-    return table.append_column("row_group", pa.array(groups)).append_column("row", pa.array(rows))
+    return read_scalars(uri, SCALARS.names)
 
 
 class ShardReader:
@@ -324,7 +314,8 @@ def read_manifest(uri: str) -> tuple[pa.Table, DatasetInfo]:
     """A manifest's rows, in `MANIFEST_SCHEMA`, and its footer. Raises `DamagedError` for any other file."""
     try:
         table = storage.read_table(uri)
-    except (OSError, pa.ArrowException) as error:
+        table.validate(full=True)
+    except READ_ERRORS as error:
         raise DamagedError(f"{uri}: cannot be read: {error}") from error
     data = parse_metadata(table.schema, "manifest", uri)
     try:

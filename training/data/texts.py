@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cluster import storage
 from training.data.footer import DamagedError, metadata, parse_metadata
-from training.data.row_groups import RowGroups
+from training.data.row_groups import RowGroups, read_scalars
 
 BYTES_PER_VALUE = 2
 ROW_GROUP_BYTES = 2 * 2**20
@@ -63,7 +63,7 @@ def text_lengths(folder: str) -> dict[str, int]:
     """Number of tokens n of every key of a folder's tables; empty where there is no folder."""
     lengths: dict[str, int] = {}
     for entry in storage.list_files(folder, ".parquet"):
-        table = _read_index(entry.uri)
+        table = read_scalars(entry.uri, ["key", "n"])
         lengths.update(zip(table["key"].to_pylist(), table["n"].to_pylist(), strict=True))
     return lengths
 
@@ -71,13 +71,6 @@ def text_lengths(folder: str) -> dict[str, int]:
 def text_keys(folder: str) -> set[str]:
     """Keys whose embeddings a folder holds."""
     return set(text_lengths(folder))
-
-
-def _read_index(uri: str) -> pa.Table:
-    try:
-        return storage.read_table(uri, ["key", "n", "checksum"])
-    except (OSError, pa.ArrowException) as error:
-        raise DamagedError(f"{uri}: cannot be read: {error}") from error
 
 
 class TextReader:
@@ -113,14 +106,13 @@ class TextReader:
 
     def _add(self, uri: str) -> None:
         description = parse_metadata(self._groups.schema(uri), "texts", uri)
+        if not {"identity", "dim"} <= description.keys():
+            raise DamagedError(f"{uri}: its footer is incomplete: it says {sorted(description)}")
         identity, dim = str(description["identity"]), int(description["dim"])
         if self.identity is not None and (identity, dim) != (self.identity, self.dim):
             raise DamagedError(f"{uri}: was written by text encoder {identity}, other tables of the folder by {self.identity}; keep them apart")
         self.identity, self.dim = identity, dim
-        index = _read_index(uri)
-        starts = self._groups.row_group_starts(uri)
-        row_group = -1
-        for number, (key, n, checksum) in enumerate(zip(*(index[name].to_pylist() for name in ("key", "n", "checksum")), strict=True)):
-            while row_group + 1 < len(starts) and number >= starts[row_group + 1]:
-                row_group += 1
-            self._places[key] = uri, row_group, number - starts[row_group], n, checksum
+        names = ("row_group", "row", "n", "checksum")
+        index = read_scalars(uri, ["key", "n", "checksum"])
+        places = zip(*(index[name].to_pylist() for name in names), strict=True)
+        self._places |= {key: (uri, *place) for key, place in zip(index["key"].to_pylist(), places, strict=True)}
