@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test check format clean
 
 demo: .venv/installed
-	$(BIN)/worldloom demo-footage footage/demo
+	$(BIN)/worldloom demo-footage footage/demo --videos 24
 	$(BIN)/worldloom run pipelines/recipes/quickstart.yaml
 
 test: check

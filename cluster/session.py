@@ -38,6 +38,7 @@ def connected(settings: RaySettings) -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     local = settings.address == "local"
     log.info("starting Ray on this machine" if local else f"connecting to Ray at {settings.address}")
     ray.init(
