@@ -32,9 +32,7 @@ class SourceSettings(Settings):
 
     videos: str | None = Field(None, description="Pattern of video files: *, **, ? and {a,b} are understood; local, s3:// or gs://.")
     images: str | None = Field(None, description="Pattern of still images.")
-    captions: Literal["sidecar", "none"] = Field(
-        "none", description="sidecar: clip.txt or clip.json beside clip.mp4 (see read_sidecar)."
-    )
+    captions: Literal["sidecar", "none"] = Field("none", description="sidecar: clip.txt or clip.json beside clip.mp4 (see read_sidecar).")
 
     @model_validator(mode="after")
     def _one_pattern(self) -> SourceSettings:

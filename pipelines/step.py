@@ -35,6 +35,11 @@ FATE_FIELDS = (
 )
 FATE_COLUMNS = tuple(field.name for field in FATE_FIELDS)
 
+
+class RunError(RuntimeError):
+    """A fault that is no row's, as a disk that is full: it ends the run, and the next run goes on from what is done."""
+
+
 TableFunction = Callable[[pa.Table], pa.Table]
 
 

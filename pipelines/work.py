@@ -20,6 +20,7 @@ from pipelines.step import (
     Global,
     Mark,
     Resources,
+    RunError,
     Step,
     TableFunction,
     failure,
@@ -136,6 +137,8 @@ def guarded(function: TableFunction, table: pa.Table, fields: Sequence[pa.Field]
     """The function's result; where it raises, each row alone, so that only the rows at fault are marked as failed."""
     try:
         return function(table)
+    except RunError:
+        raise
     except Exception as error:  # nothing is hidden: the rows at fault carry the error
         if len(table) == 1:
             for written in fields:

@@ -122,6 +122,7 @@ def test_every_trouble_of_the_demo_footage_is_found(footage: Path, undisturbed: 
     for kind in ("black", "frozen"):
         assert fates[troubled[kind]["file"]]["dropped keep"] >= 1, (kind, fates[troubled[kind]["file"]])
     assert all(account.balanced for account in ledger(curation))
+    assert [row["source"] for row in rows_of(curation) if row["fate"] == "failed"] == [str(footage / troubled["truncated"]["file"])]
 
 
 def test_every_clip_has_the_caption_of_its_own_shot(footage: Path, undisturbed: tuple[Recipe, Curation]) -> None:
@@ -166,9 +167,9 @@ def test_a_rerun_opens_no_video_and_a_threshold_none_either(
     tight = run_inline(recipe_for(footage, out, f"curate.keep.motion={{min: {middle}}}"))
     assert opens.take() == []
     assert 0 < tight.final.rows.live().rows.num_rows < curation.final.rows.live().rows.num_rows
-    loose = run_inline(recipe_for(footage, out, "curate.keep.luma={min: 0.0, max: 1.0}"))
+    loose = run_inline(recipe_for(footage, out, "curate.keep.frozen_share={max: 1.0}"))
     new = {row["uid"] for row in rows_of(loose) if row["fate"] == "kept"} - {row["uid"] for row in rows_of(curation) if row["fate"] == "kept"}
-    assert len(opens.take()) == len(new)
+    assert len(opens.take()) == len(new) == 1
 
 
 def test_only_a_new_file_is_scanned(footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path, opens: Opens) -> None:

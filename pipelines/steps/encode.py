@@ -16,7 +16,7 @@ from captioning.encoder import TextEncoderSettings
 from captioning.encoders.hashing import Hashing
 from cluster import storage
 from cluster.plugins import Chosen
-from pipelines.step import Context, Mark, Resources, Step, TableFunction, column, failure, set_column, set_marks
+from pipelines.step import Context, Mark, Resources, RunError, Step, TableFunction, column, failure, set_column, set_marks
 from pipelines.video.decode import read_span
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import Autoencoder, AutoencoderSettings
@@ -118,7 +118,7 @@ class _Encoder:
         span = read_span(
             row["source"], row["start_pts"], row["end_pts"], fps=bucket.fps, frames=bucket.frames, width=bucket.width, height=bucket.height
         )
-        pixels_THWC = torch.from_numpy(span.frames).to(self.device)
+        pixels_THWC = torch.tensor(span.frames, device=self.device)
         video_BCTHW = pixels_THWC.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
         with torch.inference_mode():
             latent = self.autoencoder.encode(video_BCTHW)[0]
@@ -140,4 +140,7 @@ class _Encoder:
         folder = self.settings.latents_folder(self.context.tables_uri, self.context.lineage)
         part = f"part-{storage.digest(*(row.uid for row in rows))}.parquet"
         info = ShardInfo.of(self.settings.autoencoder, self.autoencoder, bucket, self.context.lineage)
-        shards.write_shard(storage.join(folder, f"bucket={bucket.name}", part), rows, info)
+        try:
+            shards.write_shard(storage.join(folder, f"bucket={bucket.name}", part), rows, info)
+        except Exception as error:
+            raise RunError(f"{folder}: a shard of bucket {bucket.name} cannot be written: {type(error).__name__}: {error}") from error

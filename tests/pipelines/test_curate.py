@@ -19,7 +19,7 @@ from pipelines.curate import Curation, curate, inspect
 from pipelines.ledger import ledger
 from pipelines.recipe import Recipe
 from pipelines.sources import SourceSettings
-from pipelines.step import FATES, Step, map_rows
+from pipelines.step import FATES, RunError, Step, map_rows
 from pipelines.steps.keep import Bound, Keep
 from pipelines.work import Job, guarded, run_step
 
@@ -227,6 +227,14 @@ def test_a_function_that_fails_on_a_batch_costs_only_the_row_at_fault() -> None:
     result = guarded(batch, table, Score().writes())
     assert result["fate"].to_pylist() == ["kept", "failed", "kept"]
     assert result["fate_reason"].to_pylist()[1] == "MemoryError: too large"
+
+
+def test_a_fault_that_is_no_rows_ends_the_run() -> None:
+    def full(rows: pa.Table) -> pa.Table:
+        raise RunError("the disk is full")
+
+    with pytest.raises(RunError, match="the disk is full"):
+        guarded(full, pa.table({"uid": ["a", "b"]}), ())
 
 
 @pytest.mark.slow
