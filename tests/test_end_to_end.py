@@ -283,9 +283,11 @@ def test_the_whole_recipe_samples_a_playable_clip_in_process(footage: Path, undi
     assert len(frames) == 17
     assert frames[0].shape == (64, 96, 3)
     assert image.endswith(".png")
+    times = [os.stat(sample).st_mtime_ns for sample in outcome.samples]
     again = job.run_recipe(whole, in_process=True)
     assert again.training == outcome.training
     assert again.samples == outcome.samples
+    assert [os.stat(sample).st_mtime_ns for sample in again.samples] == times, "samples that are there are kept"
 
 
 def test_the_command_line_reports_ledger_plan_and_verify(footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path) -> None:

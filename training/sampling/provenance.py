@@ -39,6 +39,19 @@ def provenance(settings: SampleSettings, card: ModelCard, export_uri: str, frame
     }
 
 
+def provenance_uri(uri: str) -> str:
+    """Where the record of a generated file stands."""
+    return uri.rpartition(".")[0] + ".json"
+
+
 def write_provenance(uri: str, record: dict[str, Any]) -> None:
-    """Write a record beside the file it is about."""
-    storage.write_bytes(uri, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write the record of a generated file beside it."""
+    storage.write_bytes(provenance_uri(uri), (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_provenance(uri: str) -> dict[str, Any] | None:
+    """The record of a generated file; None where there is none."""
+    if not storage.exists(provenance_uri(uri)):
+        return None
+    record: dict[str, Any] = json.loads(storage.read_bytes(provenance_uri(uri)))
+    return record

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from cluster import storage
 from training.autoencoder import Autoencoder
-from training.export import ModelCard, read_export
+from training.export import ModelCard, read_card, read_export
 from training.model import VideoModel
 from training.sampling.media import write_mp4, write_png
-from training.sampling.provenance import provenance, write_provenance
+from training.sampling.provenance import provenance, provenance_uri, read_provenance, write_provenance
 from training.sampling.settings import SampleSettings
 from training.sampling.solver import euler, guided
 from training.step import conditions, generator
@@ -21,28 +21,36 @@ from training.step import conditions, generator
 def sample(settings: SampleSettings, export_uri: str, out_uri: str) -> str:
     """Generate and write `<out_uri>/<stem>.mp4`, or `.png` for an image, with a JSON beside it; returns its URI.
 
+    A file that the same settings and weights made before is returned as it is.
+
     Raises `ValueError` for a size that cannot be, and for parts whose identity is not the one the model was trained with.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    card, model, null_text = read_export(export_uri)
+    card = read_card(export_uri)
     autoencoder = open_autoencoder(card, device)
+    fps = settings.fps or card.fps
+    frames = n_frames(settings.seconds, fps, autoencoder.time_factor)
+    width, height = fitted_size(settings, card, autoencoder)
+    ending = "png" if frames == 1 else "mp4"
+    uri = storage.join(storage.absolute(out_uri), f"{settings.stem()}.{ending}")
+    record = provenance(settings, card, export_uri, frames, width, height, fps)
+    if storage.exists(uri) and read_provenance(uri) == record:
+        return uri
     encoder = card.text_encoder.open()
     if encoder.identity != card.text_encoder_identity:
         raise ValueError(f"{export_uri} was trained with text encoder {card.text_encoder_identity}, and {encoder.identity} is what opens here")
     text = torch.from_numpy(encoder.encode([settings.prompt])[0].tokens)
-    fps = settings.fps or card.fps
-    frames = n_frames(settings.seconds, fps, autoencoder.time_factor)
-    width, height = fitted_size(settings, card, autoencoder)
+    _, model, null_text = read_export(export_uri)
     latent_BCTHW = generate(card, model.to(device), autoencoder, text, null_text, settings, (frames, height, width), fps)
     with torch.no_grad():
         video_THWC = pixels(autoencoder.decode(latent_BCTHW))[0]
-    ending = "png" if frames == 1 else "mp4"
-    uri = storage.join(storage.absolute(out_uri), f"{settings.stem()}.{ending}")
+    # The record says the file is there and whole, so it is written last, and one of another file goes first.
+    storage.remove(provenance_uri(uri))
     if frames == 1:
         write_png(uri, video_THWC[0].numpy())
     else:
         write_mp4(uri, video_THWC.numpy(), fps)
-    write_provenance(uri.removesuffix(ending) + "json", provenance(settings, card, export_uri, frames, width, height, fps))
+    write_provenance(uri, record)
     return uri
 
 
