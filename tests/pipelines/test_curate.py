@@ -104,9 +104,6 @@ def test_a_changed_threshold_measures_nothing_again(tmp_path: Path) -> None:
     changed = curate(make_recipe(tmp_path, steps_of(calls, max_score=4.0)), inline.run_orders)
     assert calls_of(calls + ".measure") == measured
     assert calls_of(calls + ".score") == scored, "scores under the same settings are reused"
-    fresh = tmp_path / "fresh"
-    (fresh).mkdir()
-    (fresh / "in").symlink_to(tmp_path / "in")
     assert sum(row["fate"] == "kept" for row in content(changed)) == 3
 
 
