@@ -1,133 +1,239 @@
-"""How much a picture moves: block matching on small luma pictures, in numpy.
+"""How a picture moves: dense optical flow on small luma pictures, and the camera's part in it.
 
-Motion is the mean, over blocks of the picture and pairs of frames about 0.1 s apart, of the length of each block's
-displacement, in long sides of the picture per second: 0 for a frozen shot, 0.1 for a pan that takes ten seconds to cross
-the picture. Lengths are averaged, never signed vectors, which cancel out when a camera shakes or zooms.
+Flow is found by DIS (Kroeger et al., 'Fast Optical Flow using Dense Inverse Search', ECCV 2016), averaged over blocks, and
+checked: a block counts as moved only where the flow explains how it has changed. What is common to the blocks (shift, zoom,
+rotation) is the camera's, the rest is movement within the picture.
 
-Shape legend: H height, W width of the matching picture, I x J blocks, D displacements tried along an axis.
+Shape legend: H height, W width of the analysis picture (128 x 72 in area), I x J blocks of 8 x 8 pixels, K = I J of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
+from typing import Any
 
+import cv2
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
-from pipelines.video.luma import Floats
-
-BLOCK = 8
-"""Pictures of about 64 x 36 pixels are matched in blocks of 8 x 8: about 32 blocks, an eighth of the picture wide."""
-
-FROZEN = 0.5
-"""A frame is frozen when no block differs by more than this, in levels of 255: repeated frames in compressed video differ by
-up to 0.4 there, a person who sits still by more."""
-
-REACH = 6
-"""Displacements up to 6 of about 64 pixels are found, so speeds saturate near 1.1 long sides per second: past that a picture is blurred."""
+from pipelines.video.luma import BLOCK, Floats, block_means
+from pipelines.video.scale import Pixels
 
 PAIR_S = Fraction(8, 100)
 """Frames of a pair are at least this far apart, so that 12, 24, 25, 30 and 60 fps all use pairs 0.08 to 0.1 s apart and a
 frame rate does not change what is measured."""
 
+STILL_S = Fraction(1, 2)
+"""While no block has changed, a pair grows up to this: a slow pan, under a tenth of a pixel in 0.1 s, is seen all the same."""
+
 NOISE = 1.0
 """Mean difference of a block, in levels of 255, that counts as none. Compression noise, averaged to this size, stays below."""
 
-GAIN = 0.3
-GAIN_LEVELS = 1.0
-"""A displacement of more than a pixel must explain 0.3 of a block's difference and a level of it. Otherwise the block has
-changed but not moved (flicker, fades). With 0.3, motion agrees best with dense optical flow on real footage."""
+CHANGED = 0.5
+"""Mean difference of a block at half the size that its motion must explain. With 1.0, displacements under half a pixel are lost."""
 
-DISTINCT = 2.0
-"""The best match must be this many times better than the average one, or the block is flat, where noise alone decides."""
+EXPLAINED = 0.1
+"""The flow must explain this share of a block's difference, or the block has changed but not moved (flicker, fades, noise)."""
+
+TEXTURE = 3.0
+"""Local contrast (largest less smallest of 3 x 3 pixels, mean over the block, in levels) with which a block has half the weight
+of a crisp one in the fit of the camera's motion. Below a half of it a block is flat, and noise alone would decide where it went."""
+
+SCALES = (None, 3.0, 0.7)
+"""Pixels from which a block counts as moving by itself, in successive fits of the camera's motion: from wide to narrow, so that
+the fit ends on what most of the picture does wherever it started (Black and Rangarajan, 1996)."""
+
+MATCH = (0.5, 2.0)
+"""Range of gains by which a picture's brightness is matched to that of the one before: wider is a cut or a flash, not a fade."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """Motion between two frames: mean block displacement in long sides per second."""
+    """Motion between two frames.
+
+    `speed` is the mean length of the blocks' displacement, in long sides of the picture per second: 0 for a frozen picture, 0.1
+    for a pan that takes ten seconds to cross the picture. Lengths are averaged, never signed vectors, which cancel out when a
+    camera shakes or zooms. The camera's part: `pan` (positive when it turns right, so that the picture moves left) and `tilt`
+    (positive when it turns up) in long sides per second, `zoom` (positive when it goes in: growth per second), `roll` (radians
+    per second, positive when the camera turns clockwise, so that the picture turns counter-clockwise). `local` is what is left of
+    `speed` when the camera's part is taken out of each block.
+    """
 
     start_pts: int
     end_pts: int
     speed: float
+    pan: float = 0.0
+    tilt: float = 0.0
+    zoom: float = 0.0
+    roll: float = 0.0
+    local: float = 0.0
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Displacements of the blocks in pixels, `[I, J]` (x to the right, y down); 0 where `weight` is 0.
+
+    `weight` in [0, 1] tells how well a block's displacement is known: 0 for flat blocks, and for those that changed otherwise
+    than by moving; those are not `known`.
+    """
+
+    dx_IJ: Floats
+    dy_IJ: Floats
+    weight_IJ: Floats
+    known_IJ: NDArray[np.bool_]
 
 
 class MotionMeter:
-    """Fed with every frame; yields the motion of pairs of frames, and whether a frame is frozen."""
+    """Fed with frames in order; yields the motion of pairs of them. State is the first frame of the open pair only."""
 
-    def __init__(self, height: int, width: int, time_base: Fraction) -> None:
-        """`height` and `width` are those of the pictures that will be pushed, at least 8 pixels each."""
-        self._pixel = 1 / max(height, width)
+    def __init__(self, time_base: Fraction) -> None:
+        """`time_base`: seconds a PTS unit lasts."""
         self._time_base = time_base
-        self._last_HW: Floats | None = None
-        self._reference: tuple[int, Floats] | None = None
+        self._reference: tuple[int, Pixels] | None = None
 
-    def push(self, pts: int, luma_HW: Floats) -> tuple[bool, Move | None]:
-        """Take a frame, in levels of 0 to 255: whether it shows the same as the one before, and the motion of a pair it completes."""
-        frozen = self._last_HW is not None and bool(_blocks(np.abs(luma_HW - self._last_HW)).max() <= FROZEN)
-        self._last_HW = luma_HW
+    def reset(self) -> None:
+        """Forget the open pair: the next frame starts one."""
+        self._reference = None
+
+    def push(self, pts: int, luma_HW: Pixels) -> Move | None:
+        """Take a frame (uint8, sides multiples of 8, always the same size): the motion of the pair it completes, if it does.
+
+        The picture is kept, not copied; it must not be written to afterwards.
+        """
         if self._reference is None:
             self._reference = (pts, luma_HW)
-            return frozen, None
+            return None
         start_pts, before_HW = self._reference
-        elapsed_s = (pts - start_pts) * self._time_base
-        if elapsed_s < PAIR_S:
-            return frozen, None
+        elapsed = (pts - start_pts) * self._time_base
+        if elapsed < PAIR_S:
+            return None
+        difference_HW = cv2.absdiff(before_HW, luma_HW)
+        still = bool(block_means(difference_HW).max() <= NOISE)
+        if still and elapsed < STILL_S:
+            return None
         self._reference = (pts, luma_HW)
-        dy_IJ, dx_IJ = displacements(before_HW, luma_HW)
-        length = np.hypot(dy_IJ, dx_IJ).mean() * self._pixel
-        return frozen, Move(start_pts, pts, float(length) / float(elapsed_s))
+        if still:
+            return Move(start_pts, pts, 0.0)
+        return _move(start_pts, pts, float(elapsed), block_flow(before_HW, luma_HW), max(luma_HW.shape))
 
 
-def displacements(before_HW: Floats, after_HW: Floats) -> tuple[Floats, Floats]:
-    """(dy, dx) `[I, J]` in pixels by which each block of `after` has moved since `before`.
+def block_flow(before_HW: Pixels, after_HW: Pixels) -> Flow:
+    """By how many pixels each block of `before` has moved until `after`; a change of overall brightness and contrast is no motion."""
+    before_HW = _matched(before_HW, after_HW)
+    flow_HW2 = _dis().calc(before_HW, after_HW, None)
+    # Checked at half the size, a quarter of the cost, where what the flow leaves is less noise and more motion.
+    height, width = before_HW.shape[0] // 2, before_HW.shape[1] // 2
+    before_hw, after_hw = _resized(before_HW, width, height), _resized(after_HW, width, height)
+    where_hw2 = _grid(height, width) + _resized(flow_HW2, width, height) / 2
+    found_hw = cv2.remap(after_hw, where_hw2, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    changed_IJ = block_means(cv2.absdiff(before_hw, after_hw), BLOCK // 2)
+    left_IJ = block_means(cv2.absdiff(before_hw, found_hw), BLOCK // 2)
+    texture_IJ = block_means(cv2.morphologyEx(before_hw, cv2.MORPH_GRADIENT, _KERNEL), BLOCK // 2)
+    flow_IJ2 = _resized(flow_HW2, width * 2 // BLOCK, height * 2 // BLOCK)
+    moved_IJ = changed_IJ > CHANGED
+    known_IJ = ~moved_IJ | (left_IJ < (1 - EXPLAINED) * changed_IJ)
+    square_IJ = texture_IJ * texture_IJ
+    weight_IJ = square_IJ / (square_IJ + TEXTURE**2) * (known_IJ & (texture_IJ > TEXTURE / 2))
+    seen_IJ = moved_IJ & (weight_IJ > 0)
+    return Flow(flow_IJ2[..., 0] * seen_IJ, flow_IJ2[..., 1] * seen_IJ, weight_IJ, known_IJ)
 
-    Exhaustive search of the least mean absolute difference, refined to a fraction of a pixel by its neighbours. A change of
-    overall brightness is taken out first.
+
+def camera_fit(flow: Flow) -> tuple[float, float, float, float]:
+    """(shift x, shift y, growth, turn) of the similarity that most of the blocks' displacements follow, in pixels and radians.
+
+    A point (x, y) from the centre moves by (shift x + growth x - turn y, shift y + turn x + growth y). Weighted least squares in
+    closed form, reweighted by how far a block is from the fit (Geman and McClure's function), from wide to narrow.
     """
-    before_HW = before_HW + (after_HW.mean() - before_HW.mean())
-    if _blocks(np.abs(after_HW - before_HW)).max() <= NOISE:
-        still_IJ = np.zeros((after_HW.shape[0] // BLOCK, after_HW.shape[1] // BLOCK), np.float32)
-        return still_IJ, still_IJ
-    padded = np.pad(before_HW, REACH, mode="edge")
-    shifted_DDHW = sliding_window_view(padded, before_HW.shape)
-    cost_DDIJ = _blocks(np.abs(shifted_DDHW - after_HW))
-    side, shape = 2 * REACH + 1, cost_DDIJ.shape[2:]
-    best = cost_DDIJ.reshape(side * side, *shape).argmin(axis=0)
-    y, x = best // side, best % side
-    i, j = np.indices(shape)
-    still = cost_DDIJ[REACH, REACH]
-    least = cost_DDIJ[y, x, i, j]
-    near = (np.abs(y - REACH) <= 1) & (np.abs(x - REACH) <= 1)
-    explains = near | (least < np.minimum((1 - GAIN) * still, still - GAIN_LEVELS))
-    moved = (still > NOISE) & explains & (DISTINCT * least < cost_DDIJ.mean(axis=(0, 1)))
-    last = side - 1
-    part_y = _vertex(cost_DDIJ[np.maximum(y - 1, 0), x, i, j], least, cost_DDIJ[np.minimum(y + 1, last), x, i, j])
-    part_x = _vertex(cost_DDIJ[y, np.maximum(x - 1, 0), i, j], least, cost_DDIJ[y, np.minimum(x + 1, last), i, j])
-    # The window at index 0 shows what has moved down and to the right by REACH; at the ends one neighbour is missing.
-    dy = REACH - y - np.where((y > 0) & (y < last), part_y, 0)
-    dx = REACH - x - np.where((x > 0) & (x < last), part_x, 0)
-    return np.where(moved, dy, 0).astype(np.float32), np.where(moved, dx, 0).astype(np.float32)
+    place = _places(*flow.weight_IJ.shape)
+    move_K, known_K = _complex(flow), flow.weight_IJ.ravel()
+    if int(np.count_nonzero(known_K)) < 4:
+        return 0.0, 0.0, 0.0, 0.0
+    # In complex numbers a similarity is shift + turn place: half the operations, each of which costs a microsecond.
+    across_K, conjugate_K = place.squared_K, place.conjugate_K * move_K
+    weight_K, shift, turn = known_K, 0j, 0j
+    for scale in SCALES:
+        if scale is not None:
+            off_K = move_K - shift - turn * place.at_K
+            weight_K = known_K / (1 + (off_K.real**2 + off_K.imag**2) / scale**2) ** 2
+        # Sums, not matrix products, for which BLAS would wake its threads.
+        total = float(weight_K.sum())
+        at, move = complex((weight_K * place.at_K).sum()) / total, complex((weight_K * move_K).sum()) / total
+        spread = float((weight_K * across_K).sum()) / total - abs(at) ** 2
+        turn = (complex((weight_K * conjugate_K).sum()) / total - at.conjugate() * move) / spread if spread > 1 else 0j
+        shift = move - turn * at
+    return shift.real, shift.imag, turn.real, turn.imag
 
 
-def _vertex(left: Floats, middle: Floats, right: Floats) -> Floats:
-    """Position of the least cost between three, in [-0.5, 0.5]; 0 where they are flat.
+def _move(start_pts: int, end_pts: int, elapsed_s: float, flow: Flow, long_side: int) -> Move:
+    shift_x, shift_y, growth, turn = camera_fit(flow)
+    place, move_K = _places(*flow.weight_IJ.shape), _complex(flow)
+    off_K = (move_K - complex(shift_x, shift_y) - complex(growth, turn) * place.at_K) * (flow.weight_IJ.ravel() > 0)
+    # Blocks that changed otherwise than by moving are left out, but of a picture that mostly flickers the rest is no sample.
+    blocks = max(int(np.count_nonzero(flow.known_IJ)), flow.known_IJ.size // 2)
+    per_s = 1 / (long_side * elapsed_s)
+    return Move(
+        start_pts,
+        end_pts,
+        speed=float(np.abs(move_K).sum()) / blocks * per_s,
+        pan=-shift_x * per_s,
+        tilt=shift_y * per_s,
+        zoom=growth / elapsed_s,
+        roll=-turn / elapsed_s,
+        local=float(np.abs(off_K).sum()) / blocks * per_s,
+    )
 
-    Two lines of opposite slope are laid through them, for absolute differences rise linearly from their least; the usual
-    parabola would find two thirds of small displacements (Shimizu and Okutomi 2001).
-    """
-    slope = np.maximum(left, right) - middle
-    offset: Floats = np.clip((left - right) / (2 * np.where(slope > 0.5, slope, np.inf)), -0.5, 0.5)
-    return offset
+
+def _complex(flow: Flow) -> NDArray[np.complex64]:
+    """Displacements as dx + i dy, `[K]`."""
+    return (flow.dx_IJ + 1j * flow.dy_IJ).ravel().astype(np.complex64)
 
 
-def _blocks(values: Floats) -> Floats:
-    """Mean over the whole blocks of the last two axes, those around the centre."""
-    height, width = values.shape[-2:]
-    rows, columns = height // BLOCK, width // BLOCK
-    y, x = height % BLOCK // 2, width % BLOCK // 2
-    inner = values[..., y : y + rows * BLOCK, x : x + columns * BLOCK]
-    # Rows first: that sum runs along memory and leaves an eighth for the slow one.
-    bands = inner.reshape(*inner.shape[:-2], rows, BLOCK, columns * BLOCK).sum(axis=-2)
-    means: Floats = bands.reshape(*bands.shape[:-1], columns, BLOCK).sum(axis=-1) / BLOCK**2
-    return means
+def _matched(before_HW: Pixels, after_HW: Pixels) -> Pixels:
+    """`before` with the mean and the deviation of `after`, where that brings it nearer."""
+    (mean_a,), (deviation_a,) = (value[0] for value in cv2.meanStdDev(before_HW))
+    (mean_b,), (deviation_b,) = (value[0] for value in cv2.meanStdDev(after_HW))
+    gain = deviation_b / deviation_a if deviation_a > 1 else 1.0
+    if abs(gain - 1) < 0.01 and abs(mean_a - mean_b) < 0.5 or not MATCH[0] <= gain <= MATCH[1]:
+        return before_HW
+    matched_HW = cv2.LUT(before_HW, np.clip(np.rint((_LEVELS - mean_a) * gain + mean_b), 0, 255).astype(np.uint8))
+    closer = cv2.norm(matched_HW, after_HW, cv2.NORM_L1) < cv2.norm(before_HW, after_HW, cv2.NORM_L1)
+    return matched_HW if closer else before_HW
+
+
+_LEVELS = np.arange(256)
+_KERNEL = np.ones((3, 3), np.uint8)
+
+
+@cache
+def _dis() -> cv2.DISOpticalFlow:
+    """Ultrafast: patches of 8 pixels on a quarter of the size, 0.06 ms; the finer presets take 5 and 15 times that for the same mean."""
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+
+
+@cache
+def _grid(height: int, width: int) -> Floats:
+    """`[H, W, 2]` position (x, y) of each pixel."""
+    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
+
+
+def _resized(picture: Any, width: int, height: int) -> Any:
+    """Averaged over areas."""
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Centres of the blocks as x + i y in pixels from the centre of the picture, with what the fit needs of them, `[K]`."""
+
+    at_K: NDArray[np.complex64]
+    conjugate_K: NDArray[np.complex64]
+    squared_K: Floats
+
+
+@cache
+def _places(rows: int, columns: int) -> _Places:
+    y_K, x_K = np.indices((rows, columns)).reshape(2, -1)
+    at_K = ((x_K - (columns - 1) / 2) + 1j * (y_K - (rows - 1) / 2)).astype(np.complex64) * BLOCK
+    return _Places(at_K, at_K.conj(), (np.abs(at_K) ** 2).astype(np.float32))

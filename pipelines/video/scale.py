@@ -36,18 +36,6 @@ def rescale(
     )
 
 
-class LumaScaler:
-    """Small luma and colour pictures of frames; holds what swscale prepares for one size."""
-
-    def __init__(self) -> None:
-        self._small, self._bgr = VideoReformatter(), VideoReformatter()
-
-    def scale(self, frame: VideoFrame, width: int, height: int, colorspace: Colorspace | None) -> tuple[Pixels, Pixels]:
-        """Luma `[H, W]` and blue-green-red `[H, W, 3]`, both full range, not yet upright; the large frame is read once."""
-        small = rescale(self._small, frame, width, height, "yuv444p", colorspace)
-        return plane(small, 0), pixels(rescale(self._bgr, small, width, height, "bgr24", colorspace))
-
-
 def pixels(frame: VideoFrame) -> Pixels:
     """The array of a frame in a format of 8 bits: `[H, W, 3]` for rgb24 and bgr24, `[H, W]` for gray8."""
     return frame.to_ndarray().astype(np.uint8, copy=False)
@@ -57,6 +45,16 @@ def plane(frame: VideoFrame, index: int) -> Pixels:
     """One plane of a planar frame of 8 bits without subsampling, `[H, W]`."""
     buffer = frame.planes[index]
     lines: Pixels = np.frombuffer(memoryview(buffer), np.uint8).reshape(buffer.height, buffer.line_size)
+    return lines[:, : buffer.width]
+
+
+def native_luma(frame: VideoFrame) -> Pixels | NDArray[np.uint16] | None:
+    """Luma as it was decoded, `[H, W]` without a copy: uint8, or uint16 for more bits (at the low end). None for other formats than YUV."""
+    if frame.format.is_rgb or not frame.format.is_planar or frame.format.is_big_endian or not frame.format.name.startswith(("yuv", "gray", "nv12")):
+        return None
+    buffer = frame.planes[0]
+    deep = frame.format.components[0].bits > 8
+    lines = np.frombuffer(memoryview(buffer), np.uint16 if deep else np.uint8).reshape(buffer.height, -1)
     return lines[:, : buffer.width]
 
 

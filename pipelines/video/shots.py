@@ -1,7 +1,15 @@
-"""Where one shot ends and the next begins: PySceneDetect's detectors, fed frame by frame from the one decode pass."""
+"""Where one shot ends and the next begins, decided from the signatures of a series.
+
+`signature` is our own detector: cuts here, fades and dissolves in `gradual.py`. `content` and `adaptive` are PySceneDetect's,
+its own decision code fed with recorded scores. `transnetv2` is ours, whose doubtful candidates `transnet.py` settles.
+
+Shape legend: N frames of a series, C candidates for a cut, W frames on either side of one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
@@ -11,38 +19,230 @@ from scenedetect.common import FrameTimecode, Timecode
 from scenedetect.detector import FlashFilter, SceneDetector
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
-DetectorName = Literal["adaptive", "content"]
+from pipelines.video.gradual import Ramp, correlation, find_dissolves, find_fades
+from pipelines.video.series import Series
+from pipelines.video.track import Ints, Track
 
-LATENCY = 2
-"""A cut is reported at most this many frames late: the adaptive detector looks at two frames on either side."""
+DetectorName = Literal["signature", "transnetv2", "content", "adaptive"]
+Kind = Literal["cut", "dissolve", "fade"]
+
+THRESHOLD = 0.5
+"""Least score of a boundary; scores are probabilities fitted to edits with known transitions."""
+POSSIBLE = 0.02
+"""Where frames were passed over, a candidate with at least this score is looked at frame by frame."""
+DOUBT = (0.02, 0.98)
+"""Scores in between are doubtful: what the network is asked about."""
+
+SIDE = 4
+"""Frames on either side that are compared across a candidate: flashes last 1 to 3 frames, the shortest shots wanted 7 (0.3 s at 24 fps)."""
+LEAST_STEP = 4.0
+"""Levels between neighbours below which there is no cut: two dim shots by a fire are 9 apart, noise and coding 0.5 to 2."""
+MARGIN = 6
+"""Frames around a candidate that are decoded, so that both of its sides are judged frame by frame."""
 
 
-class ShotDetector:
-    """Finds hard cuts. Gradual transitions are found where their frames differ enough, and belong to the shot before.
+@dataclass(frozen=True)
+class Boundary:
+    """A transition between two shots, or into or out of a plain colour at the ends of a file.
 
-    `threshold` None is PySceneDetect's default: 3.0 times the change of the frames around (adaptive), or a change of 27 in
-    mean HSV distance (content). No shot is shorter than `min_shot_s`, measured in real time, whatever the frame rate.
+    A cut: `start_pts` and `end_pts` are both the first frame of the new shot. A dissolve or fade: `start_pts` is the first mixed
+    or plain frame, `end_pts` the first pure frame of the next shot (one past the last frame where the file ends first).
+    `score` is a probability in [0, 1]; PySceneDetect's detectors give 1.
     """
 
-    def __init__(self, name: DetectorName, threshold: float | None, min_shot_s: float, time_base: Fraction, fps: float | None) -> None:
-        self._detector = _detector(name, threshold, min_shot_s)
-        self._time_base = time_base
-        # PySceneDetect needs some rate for frame numbers; all that is compared here are times.
-        self._rate = Fraction(fps or 25.0).limit_denominator(1001)
-        self._start_pts: int | None = None
-
-    def push(self, pts: int, bgr: NDArray[np.uint8]) -> list[int]:
-        """Take the next frame, uint8 `[H, W, 3]` blue-green-red: the PTS of first frames of new shots that are certain now."""
-        if self._start_pts is None:
-            self._start_pts = pts
-        # From zero: a negative PTS is legal in a file and refused as a timecode.
-        code = FrameTimecode(Timecode(pts - self._start_pts, self._time_base), self._rate)
-        return [cut.pts + self._start_pts for cut in self._detector.process_frame(code, bgr)]
+    kind: Kind
+    start_pts: int
+    end_pts: int
+    score: float
 
 
-def _detector(name: DetectorName, threshold: float | None, min_shot_s: float) -> SceneDetector:
+@dataclass(frozen=True)
+class Found:
+    """Boundaries in time order, not overlapping.
+
+    `uncertain` are spans of PTS, from the frame before to the frame after, in which frames passed over must be decoded to place
+    or decide a boundary. `doubtful` are the candidates that stay between yes and no, among them some of the boundaries.
+    """
+
+    boundaries: tuple[Boundary, ...]
+    uncertain: tuple[tuple[int, int], ...] = ()
+    doubtful: tuple[Boundary, ...] = ()
+
+
+def find_boundaries(series: Series, detector: str, threshold: float | None, min_shot_s: float) -> Found:
+    """Find the boundaries of a series of N frames.
+
+    `threshold` None is 0.5 for `signature` and `transnetv2` (a probability), 27 for `content` (mean HSV distance) and 3.0 for
+    `adaptive` (times the change around): PySceneDetect's defaults. Shots between boundaries last `min_shot_s` seconds at
+    least: of two boundaries that are closer, the one with the lower score goes. Raises `ValueError` for an unknown detector.
+    """
+    if detector in ("content", "adaptive"):
+        return Found(_recorded(series, detector, threshold, min_shot_s))
+    if detector not in ("signature", "transnetv2"):
+        raise ValueError(f"detector {detector!r}: it must be signature, transnetv2, content or adaptive")
+    if len(series) < 2:
+        return Found(())
+    track = Track(series)
+    cuts = find_cuts(track)
+    certain = [ramp.start for ramp in cuts if ramp.score > THRESHOLD]
+    fades, dips = find_fades(track, certain)
+    dissolves = find_dissolves(track, certain)
+    ramps = _compatible([*cuts, *fades, *dissolves])
+    level = THRESHOLD if threshold is None else threshold
+    found = tuple(_boundary(track, ramp) for ramp in ramps if ramp.score >= level)
+    doubtful = tuple(_boundary(track, ramp) for ramp in ramps if DOUBT[0] <= ramp.score <= DOUBT[1])
+    spans = [(ramp.start - 1, ramp.end) for ramp in ramps if ramp.score >= POSSIBLE] + dips
+    return Found(join_short(found, min_shot_s, series.time_base), _passed_over(series, track, spans), doubtful)
+
+
+def join_short(boundaries: Iterable[Boundary], min_shot_s: float, time_base: Fraction) -> tuple[Boundary, ...]:
+    """Boundaries without those that make a shot shorter than `min_shot_s`: the one with the lower score goes, of equals the later."""
+    kept: list[Boundary] = []
+    for boundary in boundaries:
+        keep = True
+        while kept and float((boundary.start_pts - kept[-1].end_pts) * time_base) < min_shot_s - 1e-9:
+            if boundary.score <= kept[-1].score:
+                keep = False
+                break
+            kept.pop()
+        if keep:
+            kept.append(boundary)
+    return tuple(kept)
+
+
+def find_cuts(track: Track) -> list[Ramp]:
+    """Every candidate for a hard cut with its score: a ramp that starts and ends at the first frame of the new shot."""
+    step = track.step_N
+    higher = np.maximum(np.concatenate([step[1:], [0.0]]), np.concatenate([[0.0], step[:-1]]))
+    at_C = np.flatnonzero((step > LEAST_STEP) & (step >= 0.6 * higher))
+    if len(at_C) == 0:
+        return []
+    scores = cut_scores(cut_features(track, at_C))
+    return [Ramp("cut", int(k), int(k), float(s)) for k, s in zip(at_C, scores, strict=True) if s >= POSSIBLE / 10]
+
+
+def cut_features(track: Track, at_C: Ints) -> NDArray[np.float64]:
+    """`[C, F]`: what tells a cut from flashes and motion; see `CUT_WEIGHTS` for the order."""
+    before_CW = np.clip(at_C[:, None] - 1 - np.arange(SIDE), 0, track.n - 1)
+    after_CW = np.clip(at_C[:, None] + np.arange(SIDE), 0, track.n - 1)
+    # After a flash comes what was before it: the least distance between frames of the two sides is small.
+    pairs = np.repeat(before_CW, SIDE, axis=1).ravel(), np.tile(after_CW, (1, SIDE)).ravel()
+    jump = track.distance(*pairs).reshape(len(at_C), -1).min(axis=1).astype(np.float64)
+    steps = np.concatenate([track.step_N, np.zeros(SIDE + 1, np.float32)])
+    left = np.where(at_C[:, None] - 1 - np.arange(SIDE - 1) > 0, steps[at_C[:, None] - 1 - np.arange(SIDE - 1)], 0).max(axis=1)
+    right = steps[at_C[:, None] + 1 + np.arange(SIDE - 1)].max(axis=1)
+    a_C, b_C = at_C - 1, at_C
+    histogram = track.histogram_distance(a_C, b_C)
+    contrast = (track.contrast_N[a_C] + track.contrast_N[b_C]) / 2
+    likeness = np.array([correlation(track.luma_ND[a].astype(np.float32), track.luma_ND[b].astype(np.float32)) for a, b in zip(a_C, b_C, strict=True)])
+    moved = track.residual_N[at_C] / np.maximum(track.change_N[at_C], 0.5)
+    return np.stack(
+        [
+            np.log(jump + 1),
+            np.log((jump + 1) / (np.minimum(left, right) + 1)),
+            np.log((jump + 1) / (np.maximum(left, right) + 1)),
+            histogram / (track.step_N[at_C] + 1),
+            moved,
+            np.log((jump + 1) / (contrast + 4)),
+            1 - likeness,
+        ],
+        axis=1,
+    ).astype(np.float64)
+
+
+CUT_WEIGHTS = np.array([0.8, 1.25, 1.4, 1.9, 1.15, 0.6, 4.1])
+CUT_BIAS = -10.6
+
+
+def cut_scores(features_CF: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logistic scores `[C]` in [0, 1]."""
+    return 1 / (1 + np.exp(-np.clip((features_CF * CUT_WEIGHTS).sum(axis=1) + CUT_BIAS, -30, 30)))
+
+
+def _compatible(ramps: list[Ramp]) -> list[Ramp]:
+    """Of ramps that overlap, the one with the highest score; a gradual one beats a cut at one of its own frames that is no surer."""
+    kept: list[Ramp] = []
+    for ramp in sorted(ramps, key=lambda item: (-item.score, item.kind == "cut", item.start)):
+        if not any(ramp.start <= other.end and other.start <= ramp.end for other in kept):
+            kept.append(ramp)
+    return sorted(kept, key=lambda item: item.start)
+
+
+def _boundary(track: Track, ramp: Ramp) -> Boundary:
+    kind: Kind = "cut" if ramp.kind == "cut" else "fade" if ramp.kind == "fade" else "dissolve"
+    end = int(track.pts_N[ramp.end]) if ramp.end < track.n else int(track.pts_N[-1]) + 1
+    return Boundary(kind, int(track.pts_N[ramp.start]), end, round(ramp.score, 4))
+
+
+def _passed_over(series: Series, track: Track, spans: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Spans of indices, with a margin, in which frames were passed over, joined where they touch, as PTS."""
+    position = track.position_N
+    out: list[list[int]] = []
+    for lo, hi in sorted(spans):
+        a = max(0, int(np.searchsorted(position, position[max(lo, 0)] - MARGIN, "right")) - 1)
+        b = min(track.n - 1, int(np.searchsorted(position, position[min(hi, track.n - 1)] + MARGIN)))
+        if out and a <= out[-1][1]:
+            out[-1][1] = max(b, out[-1][1])
+        elif b > a:
+            out.append([a, b])
+    return tuple((int(series.pts_N[a]), int(series.pts_N[b])) for a, b in out if series.passed_over_N[a + 1 : b + 1].any())
+
+
+class ContentScore:
+    """PySceneDetect's content score of each picture against the one before: its own code, on pictures of 128 x 72 in area.
+
+    The mean over hue, saturation and value of their mean absolute differences, in levels of 8 bits; 0 for the first picture.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last picture."""
+        self._detector = ContentDetector()
+
+    def push(self, bgr_HW3: NDArray[np.uint8]) -> float:
+        """The score of the next picture, uint8 `[H, W, 3]` in blue, green, red."""
+        return float(self._detector._calculate_frame_score(_NO_TIME, bgr_HW3))
+
+
+_NO_TIME = FrameTimecode(0, 25.0)
+_NO_PICTURE: NDArray[np.uint8] = np.zeros((1, 1, 3), np.uint8)
+
+
+class _RecordedContent(ContentDetector):
+    """PySceneDetect's detector with scores that were computed before."""
+
+    recorded = 0.0
+
+    def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: NDArray[np.uint8]) -> float:
+        return self.recorded
+
+
+class _RecordedAdaptive(AdaptiveDetector):
+    recorded = 0.0
+
+    def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: NDArray[np.uint8]) -> float:
+        return self.recorded
+
+
+def _recorded(series: Series, name: str, threshold: float | None, min_shot_s: float) -> tuple[Boundary, ...]:
+    """PySceneDetect's decisions over recorded content scores. Raises `ValueError` where there are none."""
+    if len(series) and np.isnan(series.content_N).any():
+        raise ValueError(f"detector {name}: the content score was not recorded for every frame")
     if name == "adaptive":
-        return AdaptiveDetector(**({} if threshold is None else {"adaptive_threshold": threshold}), min_scene_len=float(min_shot_s))
-    # SUPPRESS decides at once; MERGE moves cuts after the fact, when the frames beside them are gone.
-    options = {"min_scene_len": float(min_shot_s), "filter_mode": FlashFilter.Mode.SUPPRESS}
-    return ContentDetector(**options) if threshold is None else ContentDetector(threshold=threshold, **options)
+        detector: SceneDetector = _RecordedAdaptive(**({} if threshold is None else {"adaptive_threshold": threshold}), min_scene_len=float(min_shot_s))
+    else:
+        # SUPPRESS decides at once; MERGE moves cuts after the fact.
+        detector = _RecordedContent(**({} if threshold is None else {"threshold": threshold}), min_scene_len=float(min_shot_s), filter_mode=FlashFilter.Mode.SUPPRESS)
+    seconds = float((series.pts_N[-1] - series.pts_N[0]) * series.time_base) if len(series) > 1 else 0.0
+    # PySceneDetect needs some rate for frame numbers; all that is compared are times.
+    rate = Fraction((len(series) - 1) / seconds if seconds else 25.0).limit_denominator(1001)
+    start = int(series.pts_N[0]) if len(series) else 0
+    found = []
+    for pts, score in zip(series.pts_N.tolist(), series.content_N.tolist(), strict=True):
+        detector.recorded = score
+        # From zero: a negative PTS is legal in a file and refused as a timecode.
+        for cut in detector.process_frame(FrameTimecode(Timecode(pts - start, series.time_base), rate), _NO_PICTURE):
+            found.append(Boundary("cut", cut.pts + start, cut.pts + start, 1.0))
+    return tuple(found)

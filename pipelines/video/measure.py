@@ -1,0 +1,273 @@
+"""What the pass takes down of a stretch: a row for each frame looked at, moves between frames, and a closer look now and then.
+
+Shape legend: H height, W width of the analysis picture, lower-case letters for its chroma, half of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from itertools import groupby
+from operator import itemgetter
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from pipelines.video.decode import Picture, Video, VideoPacket
+from pipelines.video.look import Look, take_look
+from pipelines.video.luma import BLOCK
+from pipelines.video.motion import MotionMeter, Move
+from pipelines.video.scale import Pixels, native_luma, pixels, plane, rescale, to_upright
+from pipelines.video.series import SIGNATURE_SHRINK, Series
+from pipelines.video.shots import ContentScore, find_boundaries
+from pipelines.video.still import jpeg
+from pipelines.video.stretches import Decoders, Seen, Stretch, Window, decode, decode_windows, group_start
+
+ANALYSIS_AREA = 128 * 72
+"""Pixels of the picture that every frame is scaled to: scaling 480p to it costs 0.05 ms, and optical flow on it another 0.05 ms."""
+
+LOOK_AREA = 256 * 144
+"""Pixels of the picture a look is taken at."""
+
+LOOK_EVERY_S = 1.0
+LOOK_AGAIN_S = 0.2
+NEW_PICTURE = 20.0
+"""A look is taken each second, and 0.2 s after the last one at the earliest where the picture has changed by so many levels of 255
+since that a new shot may have begun."""
+
+WARP_FROM = 3.0
+"""Mean change, in levels of 255, from which it is asked how much of it motion explains; with less, no shot begins."""
+
+BLOCK_FRAMES = 256
+"""Frames measured at a time: 3.5 MB of small pictures."""
+
+PYSCENEDETECT = frozenset({"content", "adaptive"})
+
+Floats = NDArray[np.float32]
+T = TypeVar("T", np.uint8, np.float32)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is known of a stretch, or of several in a row. `last` is the PTS and the duration of the last frame, 0 if not known."""
+
+    series: Series
+    moves: tuple[Move, ...]
+    looks: tuple[Look, ...]
+    pictures: tuple[tuple[int, bytes], ...]
+    last: tuple[int, int]
+
+    @staticmethod
+    def joined(parts: Sequence[Part]) -> Part:
+        """Parts of one video in order. A frame in which two of them meet is taken from the first, which knows the one before it."""
+        rows: list[Series] = []
+        looks: list[Look] = []
+        pictures: list[tuple[int, bytes]] = []
+        for part in parts:
+            meets = bool(rows) and rows[-1].pts_N[-1] == part.series.pts_N[0]
+            rows.append(part.series.rows(slice(1, None)) if meets else part.series)
+            # A part begins with a look; the one before may have taken one of the same frame.
+            known = {look.pts for look in looks[-1:]}
+            looks += [look for look in part.looks if look.pts not in known]
+            pictures += [picture for picture in part.pictures if picture[0] not in known]
+        moves = tuple(move for part in parts for move in part.moves)
+        return Part(Series.joined(rows), moves, tuple(looks), tuple(pictures), parts[-1].last)
+
+
+class Meter:
+    """Measures the frames of one video. It holds what scaling prepares, and nothing of any frame."""
+
+    def __init__(self, video: Video, detector: str, threshold: float | None, min_shot_s: float, thumbnail_px: int) -> None:
+        self._video = video
+        self._find = (detector, threshold, min_shot_s)
+        self._scores = detector in PYSCENEDETECT
+        self._thumbnail_px = thumbnail_px
+        self._analysis, self._look, self._bgr = VideoReformatter(), VideoReformatter(), VideoReformatter()
+        self._decoders = Decoders(video)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every frame is wanted: PySceneDetect compares neighbours, and its thresholds are made for these."""
+        return self._scores
+
+    def stretch(self, stretch: Stretch) -> Part | None:
+        """Decode and measure a stretch; where frames that were passed over could tell where a shot ends, these too.
+
+        None for a stretch without a frame. Raises `DecodeError`.
+        """
+        time_base = self._video.info.time_base
+        motion, rows = MotionMeter(time_base), self._rows()
+        moves: list[Move] = []
+        looks: list[Look] = []
+        pictures: list[tuple[int, bytes]] = []
+        looked_HW: Pixels | None = None
+        picture: Picture | None = None
+        for seen in decode(self._decoders, stretch):
+            picture = seen.picture
+            luma_HW = rows.push(picture.pts, seen.passed_over, *self._planes(picture.frame))
+            if (move := motion.push(picture.pts, luma_HW)) is not None:
+                moves.append(move)
+            if looked_HW is None or self._wants_look(float((picture.pts - looks[-1].pts) * time_base), looked_HW, luma_HW):
+                looks.append(self._take_look(seen))
+                if self._thumbnail_px:
+                    pictures.append((picture.pts, self._thumbnail(picture.frame)))
+                looked_HW = luma_HW
+        if picture is None:
+            return None
+        series = rows.series()
+        if stretch.thin and isinstance(stretch.packets, list):
+            packets = stretch.packets
+            windows = find_boundaries(series, *self._find).uncertain
+            for start, group in groupby(windows, lambda window: group_start(packets, window[0])):
+                series = self.closer(series, packets[start:], list(group))
+        return Part(series, tuple(moves), tuple(looks), tuple(pictures), (picture.pts, picture.duration))
+
+    def closer(self, series: Series, packets: Iterable[VideoPacket], windows: Sequence[Window]) -> Series:
+        """The series with every frame of the windows in it. `packets` begin with a key frame at or before the first window."""
+        for (start, end), decoded in groupby(decode_windows(self._decoders, packets, windows), itemgetter(0)):
+            rows = self._rows()
+            for _, picture in decoded:
+                rows.push(picture.pts, 0, *self._planes(picture.frame))
+            series = series.replaced(start, end, rows.series())
+        return series
+
+    def _rows(self) -> Rows:
+        return Rows(self._video.info.time_base, self._scores)
+
+    def _planes(self, frame: VideoFrame) -> tuple[Pixels, Pixels, Pixels, Pixels | None]:
+        """Luma and chroma of the analysis picture, and its colours for PySceneDetect if these are wanted."""
+        info = self._video.info
+        small = self._video.small(self._analysis, frame, *picture_size(info.height, info.width, ANALYSIS_AREA))
+        y, u, v = upright_planes(small, info.rotation_deg)
+        if not self._scores:
+            return y, u, v, None
+        return y, u, v, to_upright(pixels(rescale(self._bgr, small, small.width, small.height, "bgr24", None)), info.rotation_deg)
+
+    def _wants_look(self, since_s: float, looked_HW: Pixels, luma_HW: Pixels) -> bool:
+        if since_s < LOOK_AGAIN_S:
+            return False
+        return since_s >= LOOK_EVERY_S or cv2.norm(looked_HW, luma_HW, cv2.NORM_L1) >= NEW_PICTURE * luma_HW.size
+
+    def _take_look(self, seen: Seen) -> Look:
+        info = self._video.info
+        small = self._video.small(self._look, seen.picture.frame, *picture_size(info.height, info.width, LOOK_AREA))
+        return take_look(seen.picture.pts, *upright_planes(small, info.rotation_deg), native_luma(seen.picture.frame), seen.filtered)
+
+    def _thumbnail(self, frame: VideoFrame) -> bytes:
+        info = self._video.info
+        scale = self._thumbnail_px / max(info.width, info.height)
+        return jpeg(self._video.array(frame, max(1, round(info.width * scale)), max(1, round(info.height * scale))))
+
+
+class Rows:
+    """Gathers frames and measures them many at a time, so that what a frame costs is its decoding and its scaling."""
+
+    def __init__(self, time_base: Fraction, scores: bool) -> None:
+        self._time_base = time_base
+        self._content = ContentScore() if scores else None
+        self._blocks: list[Series] = []
+        self._pts: list[int] = []
+        self._passed_over: list[int] = []
+        self._scores: list[float] = []
+        self._pictures: tuple[Pixels, Pixels, Pixels] | None = None
+
+    def push(self, pts: int, passed_over: int, luma_HW: Pixels, cb_hw: Pixels, cr_hw: Pixels, bgr_HW3: Pixels | None) -> Pixels:
+        """Take a frame; returns its luma, which stays as it is."""
+        if self._pictures is None:
+            # One row before the block is the frame before, which the first is compared with.
+            luma_NHW, cb_Nhw, cr_Nhw = (np.empty((BLOCK_FRAMES + 1, *picture.shape), np.uint8) for picture in (luma_HW, cb_hw, cr_hw))
+            luma_NHW[0] = luma_HW
+            self._pictures = luma_NHW, cb_Nhw, cr_Nhw
+        elif len(self._pts) == BLOCK_FRAMES:
+            last = self._pictures[0][BLOCK_FRAMES]
+            self._measure()
+            self._pictures = tuple(np.empty_like(stack) for stack in self._pictures)
+            self._pictures[0][0] = last
+        self._pts.append(pts)
+        self._passed_over.append(passed_over)
+        self._scores.append(float("nan") if self._content is None or bgr_HW3 is None else self._content.push(bgr_HW3))
+        row = len(self._pts)
+        for stack, picture in zip(self._pictures, (luma_HW, cb_hw, cr_hw), strict=True):
+            stack[row] = picture
+        return self._pictures[0][row]
+
+    def series(self) -> Series:
+        """All frames that were pushed, at least one."""
+        self._measure()
+        return Series.joined(self._blocks)
+
+    def _measure(self) -> None:
+        assert self._pictures is not None, "no frame was pushed"
+        n = len(self._pts)
+        luma_NHW, cb_Nhw, cr_Nhw = (stack[: n + 1] for stack in self._pictures)
+        chroma_N2hw = np.stack([_shrunk(cb_Nhw[1:], SIGNATURE_SHRINK), _shrunk(cr_Nhw[1:], SIGNATURE_SHRINK)], axis=1)
+        changes = differences(luma_NHW)
+        self._blocks.append(
+            Series(
+                self._time_base,
+                np.array(self._pts, np.int64),
+                np.array(self._passed_over, np.int32),
+                _shrunk(luma_NHW[1:], SIGNATURE_SHRINK),
+                chroma_N2hw,
+                *changes,
+                np.array(self._scores, np.float32),
+            )
+        )
+        self._pts, self._passed_over, self._scores = [], [], []
+
+
+def differences(luma_NHW: Pixels) -> tuple[Floats, Floats, Floats]:
+    """(change, residual, peak) of all pictures but the first against the one before, in levels: see `Series`."""
+    n, height, width = luma_NHW.shape
+    # One tall picture: OpenCV takes as long for 300 frames in one call as for 30 in a call each.
+    flat = luma_NHW.reshape(n * height, width)
+    difference = cv2.absdiff(flat[height:], flat[:-height]).reshape(n - 1, height, width)
+    blocks_NIJ = _shrunk(difference.astype(np.float32), BLOCK)
+    change_N, peak_N = blocks_NIJ.mean(axis=(1, 2)), blocks_NIJ.max(axis=(1, 2))
+    residual_N = change_N.copy()
+    for i in np.flatnonzero(change_N >= WARP_FROM):
+        residual_N[i] = min(change_N[i], unexplained(luma_NHW[i], luma_NHW[i + 1]))
+    return change_N, residual_N, peak_N
+
+
+def unexplained(before_HW: Pixels, after_HW: Pixels) -> float:
+    """Mean absolute difference of two pictures, in levels, that is left when each pixel has been followed along optical flow."""
+    flow_HW2 = _flow().calc(after_HW, before_HW, None)
+    found_HW = cv2.remap(before_HW, flow_HW2 + _grid(*after_HW.shape), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return float(cv2.norm(found_HW, after_HW, cv2.NORM_L1)) / after_HW.size
+
+
+def picture_size(height: int, width: int, area: int) -> tuple[int, int]:
+    """(width, height) of about an area, the aspect kept, in multiples of 8 and at least 32."""
+    scale = (area / (height * width)) ** 0.5 / 8
+    return max(4, round(width * scale)) * 8, max(4, round(height * scale)) * 8
+
+
+def upright_planes(small: VideoFrame, rotation_deg: int) -> tuple[Pixels, Pixels, Pixels]:
+    """Luma and chroma of a yuv420p frame."""
+    y, u, v = (to_upright(plane(small, i), rotation_deg) for i in range(3))
+    return y, u, v
+
+
+def _shrunk(stack_NHW: NDArray[T], factor: int) -> NDArray[T]:
+    """Each picture of a stack averaged over squares of `factor` pixels, which divides its sides."""
+    n, height, width = stack_NHW.shape
+    flat = cv2.resize(stack_NHW.reshape(n * height, width), (width // factor, n * height // factor), interpolation=cv2.INTER_AREA)
+    return np.asarray(flat, stack_NHW.dtype).reshape(n, height // factor, width // factor)
+
+
+@cache
+def _flow() -> cv2.DISOpticalFlow:
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+
+
+@cache
+def _grid(height: int, width: int) -> NDArray[np.float32]:
+    """`[H, W, 2]` position (x, y) of each pixel."""
+    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)

@@ -1,0 +1,72 @@
+"""What the pass keeps of every frame it looks at: small enough for a film, rich enough to find its shots afterwards.
+
+Shape legend: N frames looked at, H height, W width of the signature; lower-case letters for its chroma, half of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIGNATURE_SHRINK = 4
+"""A signature is the analysis picture (128 x 72 in area) averaged over squares of 4 pixels: 32 x 18, with chroma at 16 x 9."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """The frames looked at, in presentation order; all arrays have N rows. About 1 kB a frame.
+
+    `passed_over` counts the frames of the source between this one and the one before that were not decoded. `luma` and
+    `chroma` (Cb, Cr) are signatures in levels of full range. `change` is the mean absolute difference of luma to the frame
+    before at analysis size, `residual` what is left of it after motion is compensated, `peak` the largest mean difference
+    of a block of 8 x 8 pixels, all in levels; for the first frame 0.
+    `content` is PySceneDetect's content score against the frame before, NaN where its detectors were not asked for.
+    """
+
+    time_base: Fraction
+    pts_N: NDArray[np.int64]
+    passed_over_N: NDArray[np.int32]
+    luma_NHW: NDArray[np.uint8]
+    chroma_N2hw: NDArray[np.uint8]
+    change_N: NDArray[np.float32]
+    residual_N: NDArray[np.float32]
+    peak_N: NDArray[np.float32]
+    content_N: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.pts_N)
+
+    @staticmethod
+    def joined(parts: Sequence[Series]) -> Series:
+        """Series one after another as one; the same time base and signature size in all of them."""
+        return Series(parts[0].time_base, *(np.concatenate(arrays) for arrays in zip(*(part._arrays() for part in parts), strict=True)))
+
+    def rows(self, which: slice) -> Series:
+        """Some rows, without a copy."""
+        return Series(self.time_base, *(array[which] for array in self._arrays()))
+
+    def between(self, start_pts: int, end_pts: int) -> Series:
+        """The frames of a span, `end_pts` exclusive."""
+        first, end = np.searchsorted(self.pts_N, [start_pts, end_pts])
+        return self.rows(slice(int(first), int(end)))
+
+    def replaced(self, start_pts: int, end_pts: int, by: Series) -> Series:
+        """The frames after `start_pts` up to and with `end_pts` replaced by those of `by`, which has both ends and all between.
+
+        The first one's row stays, for `by` does not know the frame before it; the last one is compared with its neighbour now.
+        """
+        first, end = np.searchsorted(self.pts_N, [start_pts, end_pts], side="right")
+        return Series.joined([self.rows(slice(None, int(first))), by.rows(slice(1, None)), self.rows(slice(int(end), None))])
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of the source, with those that were passed over."""
+        return len(self) + int(self.passed_over_N.sum())
+
+    def _arrays(self) -> list[NDArray[Any]]:
+        return [getattr(self, field.name) for field in fields(self)[1:]]

@@ -1,0 +1,138 @@
+"""A series of signatures as rows of numbers that can be compared: distances, contrast, and the plain colour of a frame.
+
+Distances are in levels: the mean absolute difference of luma plus that of chroma. Letterbox bars are left out.
+
+Shape legend: N frames, D elements of a signature, C candidates, K frames of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.video.series import Series
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+Bools = NDArray[np.bool_]
+
+CHUNK = 2048
+"""Frames handled at once: 1.8 MB of signatures, which stay in a core's cache; those of a film would take 1 GB as floats."""
+
+BAR_LEVEL = 32
+"""A line of the signature whose brightest element in the whole file is darker than this is a letterbox bar: it fades with no picture."""
+
+
+class Track:
+    """What is measured of each frame of a series by itself and against others."""
+
+    def __init__(self, series: Series) -> None:
+        self.n = len(series)
+        self.pts_N, self.change_N, self.residual_N = series.pts_N, series.change_N, series.residual_N
+        self.seconds_N = (series.pts_N - series.pts_N[:1]).astype(np.float64) * float(series.time_base)
+        self.position_N: Ints = np.cumsum(series.passed_over_N.astype(np.int64) + 1)
+        """Number of each frame among those of the source, passed-over ones counted."""
+        luma_NHW, chroma_N2hw = series.luma_NHW, series.chroma_N2hw
+        rows, columns = _picture_lines(luma_NHW)
+        if not (rows.all() and columns.all()):
+            luma_NHW = luma_NHW[:, rows][:, :, columns]
+            chroma_N2hw = chroma_N2hw[:, :, _half(rows, chroma_N2hw.shape[2])][:, :, :, _half(columns, chroma_N2hw.shape[3])]
+        self.luma_ND: Bytes = np.ascontiguousarray(luma_NHW).reshape(self.n, -1)
+        self.chroma_ND: Bytes = np.ascontiguousarray(chroma_N2hw).reshape(self.n, -1)
+
+    @cached_property
+    def step_N(self) -> Floats:
+        """Distance of every frame to the one before; 0 for the first."""
+        out = np.zeros(self.n, np.float32)
+        for lo, hi in _chunks(1, self.n):
+            out[lo:hi] = _row_distance(self.luma_ND[lo - 1 : hi - 1], self.luma_ND[lo:hi])
+            out[lo:hi] += _row_distance(self.chroma_ND[lo - 1 : hi - 1], self.chroma_ND[lo:hi])
+        return out
+
+    @cached_property
+    def contrast_N(self) -> Floats:
+        """Standard deviation over the picture of luma plus that of Cb and of Cr, in levels; 0 for a plain colour."""
+        out = np.zeros(self.n, np.float32)
+        half = self.chroma_ND.shape[1] // 2
+        for lo, hi in _chunks(0, self.n):
+            for plane in (self.luma_ND[lo:hi], self.chroma_ND[lo:hi, :half], self.chroma_ND[lo:hi, half:]):
+                levels = plane.astype(np.float32)
+                levels -= levels.mean(axis=1, keepdims=True)
+                out[lo:hi] += np.sqrt(np.einsum("nd,nd->n", levels, levels) / np.float32(levels.shape[1]))
+        return out
+
+    def distance(self, a_C: Ints, b_C: Ints) -> Floats:
+        """Distances of C pairs of frames."""
+        out = np.empty(len(a_C), np.float32)
+        for lo, hi in _chunks(0, len(a_C)):
+            a, b = a_C[lo:hi], b_C[lo:hi]
+            out[lo:hi] = _row_distance(self.luma_ND[a], self.luma_ND[b]) + _row_distance(self.chroma_ND[a], self.chroma_ND[b])
+        return out
+
+    def histogram_distance(self, a_C: Ints, b_C: Ints) -> Floats:
+        """Earth mover's distance of the luma histograms of C pairs plus that of their chroma's, in levels; motion inside the picture leaves it small.
+
+        In one dimension it is the mean absolute difference of the sorted values (Vallender 1974).
+        """
+        out = np.zeros(len(a_C), np.float32)
+        half = self.chroma_ND.shape[1] // 2
+        for plane in (self.luma_ND, self.chroma_ND[:, :half], self.chroma_ND[:, half:]):
+            for lo, hi in _chunks(0, len(a_C)):
+                a, b = np.sort(plane[a_C[lo:hi]], axis=1), np.sort(plane[b_C[lo:hi]], axis=1)
+                out[lo:hi] += _row_distance(a, b) * np.float32(1.0 if plane is self.luma_ND else 0.5)
+        return out
+
+    def rows(self, lo: int, hi: int) -> Floats:
+        """Signatures of frames `lo` to `hi` as floats `[K, D]`; chroma is scaled so that the sum of differences over `n_luma` is a distance."""
+        luma, chroma = self.luma_ND[lo:hi], self.chroma_ND[lo:hi]
+        weight = np.float32(luma.shape[1] / chroma.shape[1])
+        return np.concatenate([luma.astype(np.float32), chroma.astype(np.float32) * weight], axis=1)
+
+    @property
+    def n_luma(self) -> int:
+        """Elements of luma in a signature."""
+        return self.luma_ND.shape[1]
+
+
+def _row_distance(a_CD: Bytes, b_CD: Bytes) -> Floats:
+    """Mean absolute difference of each pair of rows; OpenCV's bytes cost a twentieth of numpy's."""
+    difference = cv2.absdiff(np.ascontiguousarray(a_CD), np.ascontiguousarray(b_CD))
+    sums = cv2.reduce(difference, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
+    return np.asarray(sums.reshape(-1) / np.float32(a_CD.shape[1]), np.float32)
+
+
+def _chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    return ((lo, min(lo + CHUNK, stop)) for lo in range(start, stop, CHUNK))
+
+
+def _picture_lines(luma_NHW: Bytes) -> tuple[Bools, Bools]:
+    """Rows and columns of the signature inside the letterbox; all of them where nothing is ever bright.
+
+    The line next to a bar is left out too: it is part bar. Bars are cut in pairs of lines, as chroma has half the lines.
+    """
+    brightest = luma_NHW.max(axis=0, initial=0)
+    return _inside(brightest.max(axis=1)), _inside(brightest.max(axis=0))
+
+
+def _inside(brightest: Bytes) -> Bools:
+    keep = np.ones(len(brightest), np.bool_)
+    bright = np.flatnonzero(brightest >= BAR_LEVEL)
+    if len(bright) == 0:
+        return keep
+    first, last = int(bright[0]), int(bright[-1])
+    # A file with bars of half of its height or more is a dark film rather than a letterbox.
+    if last - first < len(brightest) // 2:
+        return keep
+    start = 0 if first == 0 else (first + 2) // 2 * 2
+    stop = len(keep) if last == len(keep) - 1 else last // 2 * 2
+    keep[:start] = keep[stop:] = False
+    return keep
+
+
+def _half(lines: Bools, n: int) -> Bools:
+    return np.ascontiguousarray(lines[: 2 * n : 2])
