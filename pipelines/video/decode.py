@@ -57,13 +57,27 @@ headers are off by a few frames: rounding, edit lists, a last frame without dura
 HD_LINES = 720
 """Untagged video with at least this many lines is BT.709, and less is BT.601, as players assume."""
 
+MAX_PIXELS = 1 << 26
+"""Largest picture that is decoded: 8192 x 8192. A damaged header may claim far more, and 5 kB of it then take minutes and gigabytes."""
+
+ASPECTS = (Fraction(1, 16), Fraction(16))
+"""Widths of a pixel to its height that are believed; others are damage, and square is the better guess."""
+
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,gif,image2,h264,hevc,obu,m4v,y4m,"
+    "yuv4mpegpipe,rm,dv,wav,mp3,aac,flac"
+)
+"""Containers that are opened. Not playlists, which make a file name other files, and text that FFmpeg would draw."""
+
 HDR_TRANSFERS = {16: "pq", 18: "hlg"}
 """Transfer functions of high dynamic range, by their number in ITU-T H.273: SMPTE ST 2084 and ARIB STD-B67."""
 
 VideoPacket: TypeAlias = "Packet[VideoStream]"
 
 _RANGES = {int(ColorRange.MPEG): "limited", int(ColorRange.JPEG): "full"}
-_UNSPECIFIED_COLORSPACE = 2
+_KNOWN_COLORSPACES = frozenset({0, 1, 4, 5, 6, 7, 9})
+"""Matrix coefficients of ITU-T H.273 that swscale converts: RGB, BT.709, FCC, BT.601 twice, SMPTE 240M, BT.2020. The others
+(YCgCo, ICtCp and reserved numbers) are taken for untagged: rare, and a wrong tint costs less than the file."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,8 @@ class Video:
         self._container = container
         self._stream = _choose_stream(uri, container)
         self._stream.codec_context.thread_count = threads
+        self._stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        _check_size(uri, self._stream)
         self._threads = threads
         self._reformatter = VideoReformatter()
         # What opening reads until the first frame, for those who want the packets from the start.
@@ -158,7 +174,7 @@ class Video:
 
     def packets_from(self, pts: int) -> Iterator[VideoPacket]:
         """The packets from a key frame shown at `pts` or before it. Raises `DecodeError`, also where the container cannot seek."""
-        one_second = int(1 / self.info.time_base)
+        one_second = max(1, int(1 / self.info.time_base))
         # Containers index decoding times, which lie a few frames before the PTS: the first try may land too late.
         for target in (pts, pts - one_second, pts - 10 * one_second, self.info.start_pts):
             try:
@@ -180,8 +196,7 @@ class Video:
         decoder.thread_count = self._threads
         if context.codec_tag:
             decoder.codec_tag = context.codec_tag
-        if not loop_filter:
-            decoder.options = {"skip_loop_filter": "nokey"}
+        decoder.options = {"max_pixels": str(MAX_PIXELS)} | ({} if loop_filter else {"skip_loop_filter": "nokey"})
         return decoder
 
     def _demux(self, head: list[VideoPacket]) -> Iterator[VideoPacket]:
@@ -207,7 +222,7 @@ class Video:
         Frames that come out before the first key frame are passed over: they may refer to frames that were not decoded
         (open groups of pictures).
         """
-        one_second = int(1 / self.info.time_base)
+        one_second = max(1, int(1 / self.info.time_base))
         # Containers index decoding times, which lie a few frames before the PTS: the first try may land too late.
         for target in (pts, pts - one_second):
             try:
@@ -234,7 +249,7 @@ class Video:
 
     def _coded(self, width: int, height: int) -> tuple[int, int]:
         """A displayed size as the frame lies in the file."""
-        return (height, width) if self.info.rotation_deg % 180 else (width, height)
+        return (height, width) if round(self.info.rotation_deg / 90) % 2 else (width, height)
 
     def _decode(self) -> Iterator[Picture]:
         last: Picture | None = None
@@ -268,7 +283,7 @@ class Video:
         if last is None and failures:
             raise decode_error(self.uri, failed) from failed
         if last is not None:
-            self.check_complete(last)
+            self.check_complete(last.pts + last.duration)
 
     def place(self, frame: VideoFrame, last: Picture | None) -> Picture:
         """PTS of a frame; where the container has none (raw streams), frames follow each other at the stream's rate."""
@@ -283,13 +298,13 @@ class Video:
             return Picture(int(self._stream.start_time or 0), max(duration, 1), frame)
         return Picture(last.pts + max(last.duration, 1), max(duration, 1), frame)
 
-    def check_complete(self, last: Picture) -> None:
+    def check_complete(self, end_pts: int) -> None:
         """Raises `DecodeError` where the frames end long before what the header declares."""
         stream = self._stream
         if not stream.duration or stream.time_base is None:
             return
         declared_s = float(stream.duration * stream.time_base)
-        decoded_s = float((last.pts + last.duration - (stream.start_time or 0)) * stream.time_base)
+        decoded_s = float((end_pts - (stream.start_time or 0)) * stream.time_base)
         if declared_s - decoded_s > max(MISSING_S, MISSING_SHARE * declared_s):
             raise DecodeError(f"{_name(self.uri)}: truncated: frames end at {decoded_s:.2f} s of the {declared_s:.2f} s the header declares")
 
@@ -307,7 +322,7 @@ def open_video(uri: str, threads: int = 1) -> Iterator[Video]:
     with contextlib.ExitStack() as stack:
         source: Any = str(storage.local_path(uri)) if storage.is_local(uri) else stack.enter_context(storage.open_input(uri))
         try:
-            container = stack.enter_context(av.open(source, metadata_errors="ignore"))
+            container = stack.enter_context(av.open(source, metadata_errors="ignore", options={"format_whitelist": FORMATS}))
         except av.error.FFmpegError as error:
             raise decode_error(uri, error) from error
         yield Video(uri, container, threads)
@@ -412,12 +427,18 @@ def _choose_stream(uri: str, container: InputContainer) -> VideoStream:
     return stream
 
 
+def _check_size(uri: str, stream: VideoStream) -> None:
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MAX_PIXELS:
+        raise DecodeError(f"{_name(uri)}: the picture is {width}x{height}, more than {MAX_PIXELS} pixels")
+
+
 def _media_info(container: InputContainer, stream: VideoStream, first: Picture) -> MediaInfo:
     assert stream.time_base is not None
     frame, aspect = first.frame, stream.sample_aspect_ratio
     # Square pixels: the wider side is stretched to what is displayed, the lines are kept.
-    width = round(frame.width * aspect) if aspect else frame.width
-    turned = frame.rotation % 180 != 0
+    width = max(1, round(frame.width * aspect)) if aspect and ASPECTS[0] <= aspect <= ASPECTS[1] else frame.width
+    turned = round(frame.rotation / 90) % 2 != 0
     duration_s = float(stream.duration * stream.time_base) if stream.duration else None
     if duration_s is None and container.duration:
         duration_s = container.duration / av.time_base
@@ -444,8 +465,8 @@ def _media_info(container: InputContainer, stream: VideoStream, first: Picture) 
 
 
 def _colorspace(frame: VideoFrame) -> Colorspace | None:
-    """The matrix of an untagged frame; None where the frame says it."""
-    if int(frame.colorspace) != _UNSPECIFIED_COLORSPACE:
+    """The matrix of an untagged frame, or of one tagged with a matrix that swscale does not know; None where the frame says it."""
+    if int(frame.colorspace) in _KNOWN_COLORSPACES:
         return None
     return Colorspace.ITU709 if frame.height >= HD_LINES else Colorspace.ITU601
 

@@ -15,9 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.video.track import Floats, Ints, Track
-
-Doubles = NDArray[np.float64]
+from pipelines.video.track import Doubles, Floats, Ints, Track
 
 FLAT = 2.5
 """Levels of contrast below which a picture is a plain colour: coded black, white and grey measure 0 to 0.6, a small title 4."""
@@ -26,8 +24,13 @@ LONGEST = 64
 """Frames of the longest ramp looked for: 2.7 s at 24 fps."""
 HARD = 2
 """A ramp of contrast of at most this many frames is a cut to or from a plain colour."""
+FLASH_S, SAME = 0.35, 0.8
+"""A plain run and its ramps of at most this long between pictures that correlate by this much is a flash; a fade each way takes 0.2 s at least."""
 DIP = 0.4
 """Where contrast dips to this share of what is on both sides, there may be a plain frame among those passed over."""
+
+SHORT_FRAMES, SHORT = 3, -2.0
+"""One or two mixed frames say little: a blurred frame in the middle of a whip of the camera is on the line as well."""
 
 PLAIN_SHARE = 0.2
 """A transition whose contrast falls to this share of its ends' goes through a plain colour, though no frame of it may be plain."""
@@ -35,9 +38,10 @@ PLAIN_SHARE = 0.2
 SCALES = (8, 16, 32)
 """Frames over which a dissolve is looked for; the ramp is fitted to up to twice as many on either side."""
 LEAST_DISTANCE = 6.0
+LEAST_SHARE = 0.3
 MOST_OFF_LINE = 0.35
-"""A window is a candidate when its ends are this many levels apart and its middle is off their line by at most this share of it.
-Dissolves of moving shots are off by 0.02 to 0.25, pans by 0.4 to 1; the score decides between."""
+"""A window is a candidate when its ends are this many levels and this share of their contrast apart, and the frames at its quarters
+are off their line by at most this share of it. Dissolves of moving shots are off by 0.02 to 0.25, pans by 0.4 to 1."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,22 @@ def find_fades(track: Track, cuts: Sequence[int]) -> tuple[list[Ramp], list[tupl
         high = min([runs[number + 1][0] if number + 1 < len(runs) else n, *(cut for cut in cuts if cut > end + HARD)])
         down = _contrast_ramp(track, start, low, -1)
         up = _contrast_ramp(track, end - 1, high - 1, 1)
-        if max(down[0], up[0]) > HARD or start == 0 or end == n:
+        if (max(down[0], up[0]) > HARD or start == 0 or end == n) and not _flash(track, start, end, down[0], up[0]):
             score = max(down[1] if down[0] > HARD else 0.0, up[1] if up[0] > HARD else 0.0, float(start == 0 or end == n))
             first = start if down[0] <= HARD else int(np.searchsorted(track.position_N, track.position_N[start] - down[0], "right"))
             last = end if up[0] <= HARD else int(np.searchsorted(track.position_N, track.position_N[end - 1] + up[0], "left"))
             fades.append(Ramp("fade", first, min(last, n), score))
     fades += _edge_fades(track, flat, cuts)
     return _joined(fades), _dips(track, runs)
+
+
+def _flash(track: Track, start: int, end: int, down: int, up: int) -> bool:
+    """Whether a short plain run with its ramps is a flash: the same picture before and after it."""
+    lo = max(0, int(np.searchsorted(track.position_N, track.position_N[start] - max(down, 1), "right")) - 1)
+    hi = min(track.n - 1, int(np.searchsorted(track.position_N, track.position_N[end - 1] + max(up, 1))))
+    if track.seconds_N[hi] - track.seconds_N[lo] > FLASH_S or start == 0 or end == track.n:
+        return False
+    return float(track.correlation(np.array([lo]), np.array([hi]))[0]) > SAME
 
 
 def _contrast_ramp(track: Track, plain: int, stop: int, direction: int) -> tuple[int, float]:
@@ -177,20 +190,27 @@ def _straight_windows(track: Track) -> tuple[Ints, Ints, Floats]:
     """First and last frames of windows whose middle is on the line between their ends, and how well, at all scales."""
     lows, highs, qualities = [], [], []
     for scale in SCALES:
-        start = np.arange(track.position_N[0] if track.n else 0, (track.position_N[-1] if track.n else 0) - scale + 1, scale // 4)
+        start = np.arange(track.position_N[0], track.position_N[-1] - scale + 1, scale // 4)
         lo, mid, hi = (np.searchsorted(track.position_N, start + offset) for offset in (0, scale // 2, scale))
         distance = track.distance(lo, hi)
-        some = (distance > LEAST_DISTANCE) & (lo < mid) & (mid < hi)
+        # The ends of a dissolve are different pictures, those of a slow pan are much alike.
+        different = distance > LEAST_SHARE * (track.contrast_N[lo] + track.contrast_N[hi]) / 2
+        some = (distance > LEAST_DISTANCE) & different & (lo < mid) & (mid < hi)
         lo, mid, hi, distance = lo[some], mid[some], hi[some], distance[some]
-        off, share = _off_line(track, lo, mid, hi, distance)
+        off, share = _off_line(track, lo, mid, hi)
         fits = (off < MOST_OFF_LINE) & (share > 0.2) & (share < 0.8)
+        lo, hi, distance, off = lo[fits], hi[fits], distance[fits], off[fits]
+        for quarter in ((3 * lo + hi) // 4, (lo + 3 * hi) // 4):
+            also, _ = _off_line(track, lo, quarter, hi)
+            off = np.maximum(off, also)
+        fits = off < MOST_OFF_LINE
         lows.append(lo[fits])
         highs.append(hi[fits])
         qualities.append((distance * (1 - off / MOST_OFF_LINE))[fits])
     return np.concatenate(lows), np.concatenate(highs), np.concatenate(qualities)
 
 
-def _off_line(track: Track, lo_C: Ints, mid_C: Ints, hi_C: Ints, distance_C: Floats) -> tuple[Floats, Floats]:
+def _off_line(track: Track, lo_C: Ints, mid_C: Ints, hi_C: Ints) -> tuple[Floats, Floats]:
     """How far luma of the middle frame is from the line between the ends, as a share of their distance, and where along it."""
     off, share = np.empty(len(lo_C), np.float32), np.empty(len(lo_C), np.float32)
     for at in range(0, len(lo_C), 512):
@@ -208,22 +228,25 @@ def _fit_dissolve(track: Track, lo: int, hi: int, low: int, high: int) -> Ramp |
     position = track.position_N
     if hi <= lo + 1:
         return None
-    reach = int(position[hi] - position[lo]) + 8
+    reach = int(position[hi] - position[lo]) // 2 + 8
     first = max(low, int(np.searchsorted(position, position[lo] - reach)))
     last = min(high, int(np.searchsorted(position, position[hi] + reach, "right")) - 1)
     rows_KD = track.rows(first, last + 1)
     t_K = (position[first : last + 1] - position[first]).astype(np.float64)
     a, b = lo - first, hi - first
-    for _ in range(3):
+    for _ in range(2):
         share_K = _shares(rows_KD, a, b)
         a, b, _ = _fit_ramp(t_K, share_K, a, b)
     if b - a < 2:
         return None
     features = measure(track, rows_KD, t_K, a, b, first)
+    if features[0] > MOST_OFF_LINE or features[3] < 1 - SAME:
+        return None
     # On the way to a plain colour contrast goes to nothing, on the way to another picture to 0.7 of what it was.
     lowest = float(track.contrast_N[first + a + 1 : first + b].min())
     dims = lowest < PLAIN_SHARE * float(track.contrast_N[[first + a, first + b]].max())
-    return Ramp("fade" if dims else "dissolve", first + a + 1, first + b, score(features))
+    evidence = SHORT if t_K[b] - t_K[a] <= SHORT_FRAMES else 0.0
+    return Ramp("fade" if dims else "dissolve", first + a + 1, first + b, score(features, evidence))
 
 
 def _shares(rows_KD: Floats, a: int, b: int) -> Doubles:
@@ -270,28 +293,20 @@ def measure(track: Track, rows_KD: Floats, t_K: Doubles, a: int, b: int, first: 
     ramp = (t_K - t_K[a]) / (t_K[b] - t_K[a])
     uneven = float(np.sqrt(np.mean((share_K[inside] - ramp[inside]) ** 2)))
     biggest = float(np.diff(share_K[a : b + 1]).max())
-    drift = float(np.abs(np.diff(rows_KD[max(0, a - 4) : a + 1], axis=0)).mean()) if a else 0.0
-    drift = max(drift, float(np.abs(np.diff(rows_KD[b : b + 5], axis=0)).mean()) if b + 1 < len(rows_KD) else 0.0)
-    novelty = 1 - correlation(rows_KD[a][: track.n_luma], rows_KD[b][: track.n_luma])
+    ends = np.array([first + a]), np.array([first + b])
+    novelty = 1 - float(track.correlation(*ends)[0])
     contrast = float(track.contrast_N[first + a] + track.contrast_N[first + b]) / 2
-    distance = float(track.distance(np.array([first + a]), np.array([first + b]))[0])
-    return np.array([off, uneven, biggest, novelty, np.log((distance + 1) / (contrast + 4)), np.log(distance + 1), np.log((b - a) * drift / max(length, 1e-3) + 0.05)])
+    distance = float(track.distance(*ends)[0])
+    return np.array([off, uneven, biggest, novelty, np.log((distance + 1) / (contrast + 4))])
 
 
-def correlation(a_D: Floats, b_D: Floats) -> float:
-    """Pearson's correlation of two pictures: 1 for the same picture, however bright; 0 where one is plain."""
-    a, b = a_D - a_D.mean(), b_D - b_D.mean()
-    scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
-    return float((a * b).sum()) / scale if scale > len(a_D) else 0.0
+WEIGHTS = np.array([-12.4, -4.0, -2.6, 3.3, 2.8])
+BIAS = 2.2
 
 
-WEIGHTS = np.array([-6.6, -5.7, -4.4, 5.9, 4.0, 2.2, -0.65])
-BIAS = -6.3
-
-
-def score(features: Doubles) -> float:
-    """Logistic score in [0, 1] of a candidate."""
-    return float(1 / (1 + np.exp(-np.clip(float((features * WEIGHTS).sum()) + BIAS, -30, 30))))
+def score(features: Doubles, evidence: float = 0.0) -> float:
+    """Logistic score in [0, 1] of a candidate; `evidence` is added before."""
+    return float(1 / (1 + np.exp(-np.clip(float((features * WEIGHTS).sum()) + BIAS + evidence, -30, 30))))
 
 
 def _best(ramps: list[Ramp]) -> list[Ramp]:

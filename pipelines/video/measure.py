@@ -19,7 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from pipelines.video.decode import Picture, Video, VideoPacket
+from pipelines.video.decode import DecodeError, Picture, Video, VideoPacket
 from pipelines.video.look import Look, take_look
 from pipelines.video.luma import BLOCK
 from pipelines.video.motion import MotionMeter, Move
@@ -88,6 +88,8 @@ class Meter:
         self._find = (detector, threshold, min_shot_s)
         self._scores = detector in PYSCENEDETECT
         self._thumbnail_px = thumbnail_px
+        self._size = picture_size(video.info.height, video.info.width, ANALYSIS_AREA)
+        self._look_size = picture_size(video.info.height, video.info.width, LOOK_AREA)
         self._analysis, self._look, self._bgr = VideoReformatter(), VideoReformatter(), VideoReformatter()
         self._decoders = Decoders(video)
 
@@ -114,9 +116,9 @@ class Meter:
             if (move := motion.push(picture.pts, luma_HW)) is not None:
                 moves.append(move)
             if looked_HW is None or self._wants_look(float((picture.pts - looks[-1].pts) * time_base), looked_HW, luma_HW):
-                looks.append(self._take_look(seen))
-                if self._thumbnail_px:
-                    pictures.append((picture.pts, self._thumbnail(picture.frame)))
+                look, thumbnail = self._look_and_thumbnail(seen)
+                looks.append(look)
+                pictures.append((picture.pts, thumbnail))
                 looked_HW = luma_HW
         if picture is None:
             return None
@@ -137,13 +139,19 @@ class Meter:
             series = series.replaced(start, end, rows.series())
         return series
 
+    def look_at(self, packets: Iterable[VideoPacket], pts: int) -> tuple[Look, bytes]:
+        """A look at one frame and its thumbnail. `packets` begin with a key frame at or before it."""
+        for _, picture in decode_windows(self._decoders, packets, [(pts, pts)]):
+            return self._look_and_thumbnail(Seen(picture, 0, filtered=picture.frame.key_frame))
+        raise DecodeError(f"{self._video.uri}: the frame at PTS {pts} is not there when it is decoded again")
+
     def _rows(self) -> Rows:
         return Rows(self._video.info.time_base, self._scores)
 
     def _planes(self, frame: VideoFrame) -> tuple[Pixels, Pixels, Pixels, Pixels | None]:
         """Luma and chroma of the analysis picture, and its colours for PySceneDetect if these are wanted."""
         info = self._video.info
-        small = self._video.small(self._analysis, frame, *picture_size(info.height, info.width, ANALYSIS_AREA))
+        small = self._video.small(self._analysis, frame, *self._size)
         y, u, v = upright_planes(small, info.rotation_deg)
         if not self._scores:
             return y, u, v, None
@@ -154,15 +162,14 @@ class Meter:
             return False
         return since_s >= LOOK_EVERY_S or cv2.norm(looked_HW, luma_HW, cv2.NORM_L1) >= NEW_PICTURE * luma_HW.size
 
-    def _take_look(self, seen: Seen) -> Look:
-        info = self._video.info
-        small = self._video.small(self._look, seen.picture.frame, *picture_size(info.height, info.width, LOOK_AREA))
-        return take_look(seen.picture.pts, *upright_planes(small, info.rotation_deg), native_luma(seen.picture.frame), seen.filtered)
-
-    def _thumbnail(self, frame: VideoFrame) -> bytes:
-        info = self._video.info
+    def _look_and_thumbnail(self, seen: Seen) -> tuple[Look, bytes]:
+        info, frame = self._video.info, seen.picture.frame
+        large = self._video.small(self._look, frame, *self._look_size)
+        look = take_look(seen.picture.pts, *upright_planes(large, info.rotation_deg), native_luma(frame), seen.filtered)
+        if not self._thumbnail_px:
+            return look, b""
         scale = self._thumbnail_px / max(info.width, info.height)
-        return jpeg(self._video.array(frame, max(1, round(info.width * scale)), max(1, round(info.height * scale))))
+        return look, jpeg(self._video.array(large, max(1, round(info.width * scale)), max(1, round(info.height * scale))))
 
 
 class Rows:

@@ -1,54 +1,70 @@
-"""The one full pass over a source: its shots, and every cheap signal of each, measured while it is decoded once.
+"""The one pass over a source: its shots and every cheap signal of each, for less than it costs to decode the video.
 
-All is measured on a small picture of always the same area, so that values compare across sizes. Memory is bounded: of a
-shot, a few numbers a frame and at most 17 small pictures are kept.
+A video is decoded once, in stretches (`stretches.py`), each frame at a small size (`measure.py`); what is left of it is a
+series of a kilobyte a frame, in which the shots are then found (`shots.py`) and measured (`signals.py`). A long video can be
+scanned in pieces by several workers; joined, they give the scan of the whole, bit for bit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections import deque
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from operator import attrgetter, itemgetter
+from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import Colorspace
+from av.video.reformatter import Colorspace, VideoReformatter
 from PIL import Image
 from pydantic import Field
 
 from cluster.config import Settings
-from pipelines.video.decode import MediaInfo, Picture, open_video
+from pipelines.video.decode import MediaInfo, Video, open_video
 from pipelines.video.errors import DecodeError
-from pipelines.video.luma import Floats, sharpness, shrink
-from pipelines.video.motion import MotionMeter, Move
+from pipelines.video.look import take_look
+from pipelines.video.measure import ANALYSIS_AREA, LOOK_AREA, Meter, Part, Rows, picture_size, upright_planes
 from pipelines.video.phash import phash
-from pipelines.video.scale import LumaScaler, Pixels
-from pipelines.video.shots import LATENCY, DetectorName, ShotDetector
+from pipelines.video.scale import rescale
+from pipelines.video.series import Series
+from pipelines.video.shots import Boundary, DetectorName, Kind, find_boundaries
+from pipelines.video.signals import Signals, shot_signals
 from pipelines.video.still import jpeg, read_image
-
-AREA = 256 * 144
-"""Pixels of the analysis picture; 256 is the width to which PySceneDetect itself shrinks frames before it compares them."""
-
-SHRINK = 4
-"""Motion is matched and hashes are made on a quarter of that, 64 x 36 pixels: details and compression noise are averaged away."""
+from pipelines.video.stretches import ANCHOR_S, NotSplittableError, Stretches, Window
 
 HASH_EVERY_S = Fraction(1, 2)
 """A shot's first and last frame are hashed, and one each half second: clips cut out of it find hashes of their own."""
 
-MAX_VIEWS = 16
-"""Small pictures kept of the open shot; when there are more, every second one goes, so they stay spread evenly."""
+PIECE_COST = 1e10
+"""Pixels times frames of a piece of a long video: about 15 s of work, 8 minutes of 1080p or 40 of 480p at 24 fps."""
+
+ROUNDS = 4
+"""How often frames that were passed over are asked for once stretches are joined; one round is the rule."""
+
+
+T = TypeVar("T")
+LOOK_PTS, PICTURE_PTS, MOVE_PTS = attrgetter("pts"), itemgetter(0), attrgetter("start_pts")
 
 
 class ScanSettings(Settings):
     """How shots are found and what is kept of them."""
 
-    detector: DetectorName = Field("adaptive", description="adaptive: a change far above its neighbours'; content: a change above a fixed value.")
-    threshold: float | None = Field(None, gt=0, description="Sensitivity of the detector; null for PySceneDetect's default (3.0 or 27).")
+    detector: DetectorName = Field(
+        "signature",
+        description="signature: cuts, dissolves and fades, told from motion and flashes; transnetv2: the same, with a network where that is "
+        "uncertain; content, adaptive: PySceneDetect's, cuts only.",
+    )
+    threshold: float | None = Field(None, gt=0, description="Sensitivity of the detector; null for its default.")
     min_shot_s: float = Field(0.3, ge=0, description="Shots shorter than this are joined to the one before, in seconds.")
-    thumbnails: int = Field(3, ge=0, le=MAX_VIEWS, description="JPEG pictures kept of each shot.")
-    thumbnail_px: int = Field(160, ge=16, le=192, description="Long side of a thumbnail in pixels.")
+    stitch: float | None = Field(
+        None, gt=0, description="Join shots that a cut parted when the pictures on its two sides differ by less than this, in levels of 255."
+    )
+    thumbnails: int = Field(3, ge=0, le=16, description="JPEG pictures kept of each shot.")
+    thumbnail_px: int = Field(160, ge=16, le=256, description="Long side of a thumbnail in pixels.")
 
 
 @dataclass(frozen=True)
@@ -70,83 +86,201 @@ class FrameHash:
 
 @dataclass(frozen=True)
 class Shot:
-    """A run of frames without a cut, `end_pts` exclusive, and its signals.
+    """A run of frames without a transition, `end_pts` exclusive, and its signals.
 
-    `luma` is the mean of Y in [0, 1] of full range, `contrast` the mean over frames of its standard deviation, `sharpness`
-    the mean variance of the Laplacian, `motion` in long sides per second (see `motion.py`), `frozen_share` the share of
-    frames equal to the one before; the last two are None for an image. `thumbnails` are JPEG files in time order.
+    `opens` and `closes` are what it begins and ends with: a kind of transition, or None where the video begins or ends.
+    `thumbnails` are JPEG files in time order.
     """
 
     start_pts: int
     end_pts: int
     n_frames: int
-    luma: float
-    contrast: float
-    sharpness: float
-    motion: float | None
-    frozen_share: float | None
+    opens: Kind | None
+    closes: Kind | None
+    signals: Signals
     hashes: tuple[FrameHash, ...]
     thumbnails: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
 class VideoScan:
-    """A source and its shots, which cover all of its frames without gaps."""
+    """A source, its shots, and the transitions between them; every frame is in a shot or in a gradual transition."""
 
     media: ScannedMedia
     shots: tuple[Shot, ...]
+    boundaries: tuple[Boundary, ...]
 
 
 @dataclass(frozen=True)
-class _Record:
-    """Numbers of one frame."""
+class Piece:
+    """Part of a long video: stretches from cell `first` to `end` (exclusive; None: to the end), and about what it costs."""
 
-    pts: int
-    luma: float
-    contrast: float
-    sharpness: float
-    frozen: bool
-    phash: int
+    first: int
+    end: int | None
+    cost: float
 
 
 def scan_video(uri: str, settings: ScanSettings | None = None) -> VideoScan:
     """Decode a video once, from end to end. Raises `DecodeError` for one that does not decode to its end."""
     settings = settings or ScanSettings()
+    with one_thread(), open_video(uri) as video:
+        try:
+            part = _measured(video, settings, 0, None)
+            return _finished(video, settings, part)
+        except NotSplittableError:
+            pass
+    with one_thread(), open_video(uri) as video:
+        return _finished(video, settings, _measured(video, settings, 0, None, split=False))
+
+
+def divide(uri: str) -> list[Piece]:
+    """Pieces that workers can scan apart; none for a video that is not worth it. Reads the headers only. Raises `DecodeError`."""
     with open_video(uri) as video:
         info = video.info
-        height, width = analysis_size(info.height, info.width)
-        detector = ShotDetector(settings.detector, settings.threshold, settings.min_shot_s, info.time_base, info.fps)
-        meter = _ShotMeter(height, width, info.time_base, settings)
-        shots: list[Shot] = []
-        n_frames, gap, last = 0, 0, None
-        for picture in video.pictures():
-            luma, bgr = video.luma_and_bgr(picture.frame, width, height)
-            gap = picture.pts - last.pts if last else 0
-            meter.push(picture.pts, luma, bgr)
-            for cut_pts in detector.push(picture.pts, bgr):
-                shots.append(meter.close(cut_pts))
-            n_frames, last = n_frames + 1, picture
-        if last is None:
-            raise DecodeError(f"{uri}: no frame can be decoded")
-        end_pts = last.pts + _last_duration(last, gap, info)
-        shots.append(meter.close(end_pts))
-    media = ScannedMedia(**_fields(info), source_duration_s=float((end_pts - info.start_pts) * info.time_base), n_frames=n_frames)
-    return VideoScan(media, tuple(shots))
+        if not video.has_pts or not info.duration_s or not info.fps:
+            return []
+        cost_per_s = info.coded_width * info.coded_height * info.fps
+        n = int(info.duration_s * cost_per_s / PIECE_COST)
+        cells = int(info.duration_s / ANCHOR_S) + 1
+        n = min(n, cells)
+        if n < 2:
+            return []
+        edges = [cells * i // n for i in range(n)]
+        return [
+            Piece(first, end, cost_per_s * ANCHOR_S * ((cells if end is None else end) - first))
+            for first, end in zip(edges, [*edges[1:], None], strict=True)
+        ]
+
+
+def scan_piece(uri: str, settings: ScanSettings, piece: Piece) -> Part | None:
+    """Scan a piece. None where nothing begins in it. Raises `DecodeError`, and `NotSplittableError` for a video that has no pieces."""
+    with one_thread(), open_video(uri) as video:
+        return _measured(video, settings, piece.first, piece.end)
+
+
+def join_pieces(uri: str, settings: ScanSettings, parts: Sequence[Part | None]) -> VideoScan:
+    """The scan of a video from its pieces, in order: what `scan_video` gives. Raises `DecodeError`."""
+    with one_thread(), open_video(uri) as video:
+        return _finished(video, settings, Part.joined([part for part in parts if part is not None]))
+
+
+def _measured(video: Video, settings: ScanSettings, first: int, end: int | None, split: bool = True) -> Part | None:
+    meter = _meter(video, settings)
+    stretches = Stretches(video, first, end, thin=not meter.whole, split=split)
+    parts = [part for part in map(meter.stretch, stretches) if part is not None]
+    return Part.joined(parts) if parts else None
+
+
+def _finished(video: Video, settings: ScanSettings, part: Part | None) -> VideoScan:
+    """Shots and signals of a video that was measured to its end."""
+    if part is None:
+        raise DecodeError(f"{video.uri}: no frame can be decoded")
+    info = video.info
+    series, boundaries = _boundaries(video, settings, part.series)
+    end_pts = part.last[0] + _last_duration(part, info)
+    video.check_complete(end_pts)
+    part = dataclasses.replace(part, series=series)
+    shots = [_shot(video, part, span, settings) for span in spans(boundaries, info.start_pts, end_pts)]
+    duration_s = float((end_pts - info.start_pts) * info.time_base)
+    return VideoScan(ScannedMedia(**_fields(info), source_duration_s=duration_s, n_frames=series.n_frames), tuple(shots), boundaries)
+
+
+def _boundaries(video: Video, settings: ScanSettings, series: Series) -> tuple[Series, tuple[Boundary, ...]]:
+    """The boundaries, and the series with the frames that had to be decoded for them: where stretches meet, what one of them
+    could not know."""
+    found = find_boundaries(series, settings.detector, settings.threshold, settings.min_shot_s)
+    meter = _meter(video, settings)
+    for _ in range(ROUNDS):
+        if not found.uncertain:
+            break
+        near = int(ANCHOR_S / video.info.time_base)
+        for windows in _near(found.uncertain, near):
+            series = meter.closer(series, video.packets_from(windows[0][0]), windows)
+        found = find_boundaries(series, settings.detector, settings.threshold, settings.min_shot_s)
+    boundaries = found.boundaries
+    if settings.stitch is not None:
+        boundaries = stitched(series, boundaries, settings.stitch)
+    return series, boundaries
+
+
+def stitched(series: Series, boundaries: Sequence[Boundary], most: float) -> tuple[Boundary, ...]:
+    """The boundaries without cuts whose two sides show almost the same picture: less than `most` levels of 255 apart on average."""
+    kept = []
+    for boundary in boundaries:
+        after = int(np.searchsorted(series.pts_N, boundary.start_pts))
+        if boundary.kind != "cut" or after == 0 or series.distance(after - 1, after) >= most:
+            kept.append(boundary)
+    return tuple(kept)
+
+
+@dataclass(frozen=True)
+class ShotSpan:
+    """Where a shot lies and which kinds of transition it lies between."""
+
+    start_pts: int
+    end_pts: int
+    opens: Kind | None
+    closes: Kind | None
+
+
+def spans(boundaries: Sequence[Boundary], start_pts: int, end_pts: int) -> list[ShotSpan]:
+    """The shots between boundaries: the frames of a gradual transition belong to none."""
+    starts = [(start_pts, None), *((boundary.end_pts, boundary.kind) for boundary in boundaries)]
+    ends = [*((boundary.start_pts, boundary.kind) for boundary in boundaries), (end_pts, None)]
+    return [ShotSpan(start, end, opens, closes) for (start, opens), (end, closes) in zip(starts, ends, strict=True) if start < end]
+
+
+def _shot(video: Video, part: Part, span: ShotSpan, settings: ScanSettings) -> Shot:
+    info = video.info
+    series = part.series.between(span.start_pts, span.end_pts)
+    looks, pictures = _inside(part.looks, span, LOOK_PTS), _inside(part.pictures, span, PICTURE_PTS)
+    if not looks:
+        # A shot too short for a look of its own, and too like the one before to be noticed while it was decoded.
+        middle_pts = int(series.pts_N[len(series) // 2])
+        look, thumbnail = _meter(video, settings).look_at(video.packets_from(middle_pts), middle_pts)
+        looks, pictures = [look], [(middle_pts, thumbnail)]
+    # A pair of frames across a transition is no motion.
+    moves = [move for move in _inside(part.moves, span, MOVE_PTS) if move.end_pts < span.end_pts]
+    signals = shot_signals(series, moves, looks, info.width, info.height)
+    thumbnails = spread(pictures, span, settings.thumbnails)
+    return Shot(span.start_pts, span.end_pts, series.n_frames, span.opens, span.closes, signals, hashes(series), thumbnails)
+
+
+def hashes(series: Series) -> tuple[FrameHash, ...]:
+    """Hashes of the first frame, of the last, and of one each half second."""
+    step = max(1, int(HASH_EVERY_S / series.time_base))
+    pts_N = series.pts_N
+    _, first_of_cell = np.unique((pts_N - pts_N[0]) // step, return_index=True)
+    chosen = sorted({*first_of_cell.tolist(), len(series) - 1})
+    return tuple(FrameHash(int(pts_N[i]), phash(series.luma_NHW[i])) for i in chosen)
+
+
+def spread(pictures: Sequence[tuple[int, bytes]], span: ShotSpan, count: int) -> tuple[bytes, ...]:
+    """Up to `count` of the pictures, those nearest to moments spread evenly over a shot, in time order."""
+    chosen: dict[int, bytes] = {}
+    for i in range(count):
+        moment = span.start_pts + (span.end_pts - span.start_pts) * (i + 0.5) / count
+        pts, picture = min(pictures, key=lambda item: abs(item[0] - moment))
+        chosen[pts] = picture
+    return tuple(picture for _, picture in sorted(chosen.items()))
 
 
 def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
     """Measure a still image: one shot of one frame, PTS 0 to 1. Raises `DecodeError`."""
     settings = settings or ScanSettings()
     image = read_image(uri)
-    height, width = analysis_size(image.height, image.width)
     # Through the same scaler as a video's frames, so that the same picture measures the same.
     frame = VideoFrame.from_ndarray(np.asarray(image, np.uint8), "rgb24")
-    luma, bgr = LumaScaler().scale(frame, width, height, Colorspace.ITU601)
-    levels = luma.astype(np.float32)
-    record = _record(0, levels, shrink(levels, SHRINK), False)
-    thumbnails = (_thumbnail(bgr, settings.thumbnail_px),) if settings.thumbnails else ()
-    hashes = (FrameHash(0, record.phash),)
-    shot = Shot(0, 1, 1, record.luma, record.contrast, record.sharpness, None, None, hashes, thumbnails)
+
+    def small(area: int) -> VideoFrame:
+        return rescale(VideoReformatter(), frame, *picture_size(image.height, image.width, area), "yuv420p", Colorspace.ITU601)
+
+    rows = Rows(Fraction(1), scores=False)
+    rows.push(0, 0, *upright_planes(small(ANALYSIS_AREA), 0), None)
+    series = rows.series()
+    native = np.asarray(image.convert("L"), np.uint8)
+    signals = shot_signals(series, None, [take_look(0, *upright_planes(small(LOOK_AREA), 0), native, True)], image.width, image.height)
+    thumbnails = (thumbnail(image, settings.thumbnail_px),) if settings.thumbnails else ()
     media = ScannedMedia(
         codec=str(image.info["codec"]),
         width=image.width,
@@ -161,117 +295,61 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
         duration_s=None,
         pixel_format="rgb24",
         color_range="full",
+        bit_depth=8,
+        hdr=None,
+        interlaced=False,
         n_video_streams=0,
         source_duration_s=0.0,
         n_frames=1,
     )
-    return VideoScan(media, (shot,))
+    return VideoScan(media, (Shot(0, 1, 1, None, None, signals, hashes(series), thumbnails),), ())
 
 
-def analysis_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) of the analysis picture: always about the same area, the aspect kept, in multiples of 4 and at least 32."""
-    scale = (AREA / (height * width)) ** 0.5 / SHRINK
-    return max(8, round(height * scale)) * SHRINK, max(8, round(width * scale)) * SHRINK
-
-
-class _ShotMeter:
-    """Gathers the numbers and views of the open shot until a cut closes it."""
-
-    def __init__(self, height: int, width: int, time_base: Fraction, settings: ScanSettings) -> None:
-        self._time_base = time_base
-        self._settings = settings
-        self._motion = MotionMeter(height // SHRINK, width // SHRINK, time_base)
-        self._records: list[_Record] = []
-        self._moves: list[Move] = []
-        self._recent: deque[tuple[int, Pixels]] = deque(maxlen=LATENCY + 1)
-        self._views: list[tuple[int, Pixels]] = []
-        self._stride = 1
-        self._seen = 0
-
-    def push(self, pts: int, luma: Pixels, bgr: Pixels) -> None:
-        levels = luma.astype(np.float32)
-        shrunk = shrink(levels, SHRINK)
-        frozen, move = self._motion.push(pts, shrunk)
-        self._records.append(_record(pts, levels, shrunk, frozen))
-        if move is not None:
-            self._moves.append(move)
-        self._recent.append((pts, bgr))
-        self._add_view((pts, bgr))
-
-    def close(self, end_pts: int) -> Shot:
-        """The shot of all frames before `end_pts`; later frames, seen while the cut was not yet certain, start the next."""
-        records = [record for record in self._records if record.pts < end_pts]
-        assert records, "a shot has at least one frame"
-        start_pts = records[0].pts
-        # The first frame of a shot has no frame before it, and a pair across a cut is no motion.
-        speeds = [move.speed for move in self._moves if start_pts <= move.start_pts and move.end_pts < end_pts]
-        frozen = [record.frozen for record in records[1:]]
-        shot = Shot(
-            start_pts=start_pts,
-            end_pts=end_pts,
-            n_frames=len(records),
-            luma=float(np.mean([record.luma for record in records])),
-            contrast=float(np.mean([record.contrast for record in records])),
-            sharpness=float(np.mean([record.sharpness for record in records])),
-            motion=float(np.mean(speeds)) if speeds else 0.0,
-            frozen_share=float(np.mean(frozen)) if frozen else 0.0,
-            hashes=self._hashes(records),
-            thumbnails=self._thumbnails(start_pts, end_pts),
-        )
-        self._records = self._records[len(records) :]
-        self._moves = [move for move in self._moves if move.end_pts >= end_pts]
-        self._views, self._stride, self._seen = [], 1, 0
-        for view in self._recent:
-            if view[0] >= end_pts:
-                self._add_view(view)
-        return shot
-
-    def _add_view(self, view: tuple[int, Pixels]) -> None:
-        if self._seen % self._stride == 0:
-            self._views.append(view)
-        self._seen += 1
-        if len(self._views) > MAX_VIEWS:
-            self._views = self._views[::2]
-            self._stride *= 2
-
-    def _hashes(self, records: list[_Record]) -> tuple[FrameHash, ...]:
-        step = max(1, int(HASH_EVERY_S / self._time_base))
-        hashes: list[FrameHash] = []
-        due = records[0].pts
-        for record in records:
-            if record.pts >= due:
-                hashes.append(FrameHash(record.pts, record.phash))
-                due += step * ((record.pts - due) // step + 1)
-        if hashes[-1].pts != records[-1].pts:
-            hashes.append(FrameHash(records[-1].pts, records[-1].phash))
-        return tuple(hashes)
-
-    def _thumbnails(self, start_pts: int, end_pts: int) -> tuple[bytes, ...]:
-        views = [view for view in self._views if view[0] < end_pts]
-        chosen: dict[int, Pixels] = {}
-        for i in range(self._settings.thumbnails):
-            moment = start_pts + (end_pts - start_pts) * (i + 0.5) / self._settings.thumbnails
-            pts, bgr = min(views, key=lambda view: abs(view[0] - moment))
-            chosen[pts] = bgr
-        return tuple(_thumbnail(bgr, self._settings.thumbnail_px) for _, bgr in sorted(chosen.items(), key=lambda item: item[0]))
-
-
-def _record(pts: int, levels: Floats, shrunk: Floats, frozen: bool) -> _Record:
-    luma = levels / np.float32(255)
-    return _Record(pts, float(luma.mean()), float(luma.std()), sharpness(luma), frozen, phash(shrunk))
-
-
-def _thumbnail(bgr: Pixels, long_side: int) -> bytes:
-    image = Image.fromarray(np.ascontiguousarray(bgr[..., ::-1]))
+def thumbnail(image: Image.Image, long_side: int) -> bytes:
+    """A picture as a JPEG with this long side."""
     scale = long_side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return jpeg(np.asarray(image.resize(size, Image.Resampling.LANCZOS), np.uint8))
 
 
-def _last_duration(last: Picture, gap: int, info: MediaInfo) -> int:
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """OpenCV without threads of its own: workers come one a core, and its flow depends on how many threads share a picture."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+def _meter(video: Video, settings: ScanSettings) -> Meter:
+    return Meter(video, settings.detector, settings.threshold, settings.min_shot_s, settings.thumbnail_px if settings.thumbnails else 0)
+
+
+def _inside(items: Sequence[T], span: ShotSpan, pts: Callable[[T], int]) -> Sequence[T]:
+    """Those items of a list in time order that lie in a span."""
+    return items[bisect_left(items, span.start_pts, key=pts) : bisect_left(items, span.end_pts, key=pts)]
+
+
+def _near(windows: Sequence[Window], most: int) -> Iterator[list[Window]]:
+    """Windows in groups that are decoded in one go: each starts at most this far after the one before ended."""
+    group: list[Window] = []
+    for window in windows:
+        if group and window[0] - group[-1][1] > most:
+            yield group
+            group = []
+        group.append(window)
+    if group:
+        yield group
+
+
+def _last_duration(part: Part, info: MediaInfo) -> int:
     """How long the last frame is shown: as the file says, or as long as the one before, or one frame at the average rate."""
-    by_rate = round(1 / (Fraction(info.fps).limit_denominator(1001) * info.time_base)) if info.fps else 0
-    return max(1, last.duration or gap or by_rate)
+    pts_N = part.series.pts_N
+    gap = int(pts_N[-1] - pts_N[-2]) // (int(part.series.passed_over_N[-1]) + 1) if len(pts_N) > 1 else 0
+    rate = Fraction(info.fps).limit_denominator(1001) if info.fps else 0
+    return max(1, part.last[1] or gap or (round(1 / (rate * info.time_base)) if rate else 0))
 
 
 def _fields(info: MediaInfo) -> dict[str, Any]:

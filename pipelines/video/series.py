@@ -55,6 +55,10 @@ class Series:
         first, end = np.searchsorted(self.pts_N, [start_pts, end_pts])
         return self.rows(slice(int(first), int(end)))
 
+    def distance(self, i: int, j: int) -> float:
+        """Mean absolute difference of luma between two signatures, in levels."""
+        return float(np.abs(self.luma_NHW[i].astype(np.int16) - self.luma_NHW[j]).mean())
+
     def replaced(self, start_pts: int, end_pts: int, by: Series) -> Series:
         """The frames after `start_pts` up to and with `end_pts` replaced by those of `by`, which has both ends and all between.
 

@@ -19,9 +19,9 @@ from scenedetect.common import FrameTimecode, Timecode
 from scenedetect.detector import FlashFilter, SceneDetector
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
-from pipelines.video.gradual import Ramp, correlation, find_dissolves, find_fades
+from pipelines.video.gradual import Ramp, find_dissolves, find_fades
 from pipelines.video.series import Series
-from pipelines.video.track import Ints, Track
+from pipelines.video.track import Doubles, Ints, Track
 
 DetectorName = Literal["signature", "transnetv2", "content", "adaptive"]
 Kind = Literal["cut", "dissolve", "fade"]
@@ -91,7 +91,7 @@ def find_boundaries(series: Series, detector: str, threshold: float | None, min_
     level = THRESHOLD if threshold is None else threshold
     found = tuple(_boundary(track, ramp) for ramp in ramps if ramp.score >= level)
     doubtful = tuple(_boundary(track, ramp) for ramp in ramps if DOUBT[0] <= ramp.score <= DOUBT[1])
-    spans = [(ramp.start - 1, ramp.end) for ramp in ramps if ramp.score >= POSSIBLE] + dips
+    spans = [span for ramp in ramps if ramp.score >= POSSIBLE for span in _to_decode(ramp)] + dips
     return Found(join_short(found, min_shot_s, series.time_base), _passed_over(series, track, spans), doubtful)
 
 
@@ -115,48 +115,57 @@ def find_cuts(track: Track) -> list[Ramp]:
     step = track.step_N
     higher = np.maximum(np.concatenate([step[1:], [0.0]]), np.concatenate([[0.0], step[:-1]]))
     at_C = np.flatnonzero((step > LEAST_STEP) & (step >= 0.6 * higher))
-    if len(at_C) == 0:
-        return []
-    scores = cut_scores(cut_features(track, at_C))
-    return [Ramp("cut", int(k), int(k), float(s)) for k, s in zip(at_C, scores, strict=True) if s >= POSSIBLE / 10]
+    # The costly features are bounded, and the jump is at most the step: most candidates go before any of it is computed.
+    at_C = at_C[_bound(track, at_C, step[at_C].astype(np.float64)) >= NEVER]
+    jump_C = _jumps(track, at_C)
+    keep = _bound(track, at_C, jump_C) >= NEVER
+    at_C, jump_C = at_C[keep], jump_C[keep]
+    scores_C = _logistic((cut_features(track, at_C, jump_C) * CUT_WEIGHTS).sum(axis=1) + CUT_BIAS)
+    return [Ramp("cut", int(k), int(k), float(s)) for k, s in zip(at_C, scores_C, strict=True) if s >= NEVER]
 
 
-def cut_features(track: Track, at_C: Ints) -> NDArray[np.float64]:
+def cut_features(track: Track, at_C: Ints, jump_C: Doubles) -> Doubles:
     """`[C, F]`: what tells a cut from flashes and motion; see `CUT_WEIGHTS` for the order."""
+    histogram_C = track.histogram_distance(at_C - 1, at_C) / (track.step_N[at_C] + 1)
+    moved_C = track.residual_N[at_C] / np.maximum(track.change_N[at_C], 0.5)
+    return np.concatenate([_cheap(track, at_C, jump_C), np.stack([histogram_C, moved_C, 1 - track.correlation(at_C - 1, at_C)], axis=1)], axis=1)
+
+
+def _cheap(track: Track, at_C: Ints, jump_C: Doubles) -> Doubles:
+    """The features `[C, 4]` that need no picture but the jump."""
+    padded = np.concatenate([np.zeros(SIDE, np.float32), track.step_N, np.zeros(SIDE, np.float32)])
+    left_C = padded[SIDE + at_C[:, None] - 1 - np.arange(SIDE - 1)].max(axis=1, initial=0)
+    right_C = padded[SIDE + at_C[:, None] + 1 + np.arange(SIDE - 1)].max(axis=1, initial=0)
+    contrast_C = (track.contrast_N[at_C - 1] + track.contrast_N[at_C]) / 2
+    scales = (1.0, np.minimum(left_C, right_C) + 1, np.maximum(left_C, right_C) + 1, contrast_C + 4)
+    return np.stack([np.log((jump_C + 1) / scale) for scale in scales], axis=1).astype(np.float64)
+
+
+def _jumps(track: Track, at_C: Ints) -> Doubles:
+    """Least distance between frames of the two sides: small after a flash, where what was before it comes back."""
     before_CW = np.clip(at_C[:, None] - 1 - np.arange(SIDE), 0, track.n - 1)
     after_CW = np.clip(at_C[:, None] + np.arange(SIDE), 0, track.n - 1)
-    # After a flash comes what was before it: the least distance between frames of the two sides is small.
     pairs = np.repeat(before_CW, SIDE, axis=1).ravel(), np.tile(after_CW, (1, SIDE)).ravel()
-    jump = track.distance(*pairs).reshape(len(at_C), -1).min(axis=1).astype(np.float64)
-    steps = np.concatenate([track.step_N, np.zeros(SIDE + 1, np.float32)])
-    left = np.where(at_C[:, None] - 1 - np.arange(SIDE - 1) > 0, steps[at_C[:, None] - 1 - np.arange(SIDE - 1)], 0).max(axis=1)
-    right = steps[at_C[:, None] + 1 + np.arange(SIDE - 1)].max(axis=1)
-    a_C, b_C = at_C - 1, at_C
-    histogram = track.histogram_distance(a_C, b_C)
-    contrast = (track.contrast_N[a_C] + track.contrast_N[b_C]) / 2
-    likeness = np.array([correlation(track.luma_ND[a].astype(np.float32), track.luma_ND[b].astype(np.float32)) for a, b in zip(a_C, b_C, strict=True)])
-    moved = track.residual_N[at_C] / np.maximum(track.change_N[at_C], 0.5)
-    return np.stack(
-        [
-            np.log(jump + 1),
-            np.log((jump + 1) / (np.minimum(left, right) + 1)),
-            np.log((jump + 1) / (np.maximum(left, right) + 1)),
-            histogram / (track.step_N[at_C] + 1),
-            moved,
-            np.log((jump + 1) / (contrast + 4)),
-            1 - likeness,
-        ],
-        axis=1,
-    ).astype(np.float64)
+    return track.distance(*pairs).reshape(len(at_C), SIDE * SIDE).min(axis=1, initial=np.inf).astype(np.float64)
 
 
-CUT_WEIGHTS = np.array([0.8, 1.25, 1.4, 1.9, 1.15, 0.6, 4.1])
+def _bound(track: Track, at_C: Ints, jump_C: Doubles) -> Doubles:
+    """The highest score that candidates with at most this jump can have."""
+    return _logistic((_cheap(track, at_C, jump_C) * CUT_WEIGHTS[:4]).sum(axis=1) + (CUT_WEIGHTS[4:] * MOST).sum() + CUT_BIAS)
+
+
+def _logistic(z: Doubles) -> Doubles:
+    return np.asarray(1 / (1 + np.exp(-np.clip(z, -30, 30))), np.float64)
+
+
+CUT_WEIGHTS = np.array([0.8, 1.25, 1.4, 0.6, 1.9, 1.15, 4.1])
 CUT_BIAS = -10.6
-
-
-def cut_scores(features_CF: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logistic scores `[C]` in [0, 1]."""
-    return 1 / (1 + np.exp(-np.clip((features_CF * CUT_WEIGHTS).sum(axis=1) + CUT_BIAS, -30, 30)))
+"""Logarithms of the jump in levels, and of its ratio to the livelier step beside it on the calmer side, on the livelier side, and to
+contrast; the histogram's share of the change; the share of it that motion does not explain; 1 - correlation of the two frames."""
+MOST = np.array([1.0, 1.0, 1.5])
+"""The most that the last three can be (a correlation below -0.5 does not occur between neighbours)."""
+NEVER = 0.002
+"""Candidates below this score are forgotten."""
 
 
 def _compatible(ramps: list[Ramp]) -> list[Ramp]:
@@ -166,6 +175,13 @@ def _compatible(ramps: list[Ramp]) -> list[Ramp]:
         if not any(ramp.start <= other.end and other.start <= ramp.end for other in kept):
             kept.append(ramp)
     return sorted(kept, key=lambda item: item.start)
+
+
+def _to_decode(ramp: Ramp) -> list[tuple[int, int]]:
+    """Where frames are needed to place a candidate: only at the two ends of a gradual one that is certain."""
+    if ramp.kind != "cut" and ramp.score > DOUBT[1]:
+        return [(ramp.start - 1, ramp.start), (ramp.end - 1, ramp.end)]
+    return [(ramp.start - 1, ramp.end)]
 
 
 def _boundary(track: Track, ramp: Ramp) -> Boundary:

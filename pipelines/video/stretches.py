@@ -34,7 +34,7 @@ frame: 1 to 3 levels of 255 over the usual 250 frames, but 9 in fades after 600.
 MOST_BYTES = 64 << 20
 """Packets of a stretch that are kept; a stretch with more is decoded whole."""
 
-DENSE_S = Fraction(1, 2)
+DENSE_S = Fraction(1, 4)
 """Every frame is decoded this long after an anchor: flicker and repeated frames can only be seen between neighbours."""
 
 Window = tuple[int, int]

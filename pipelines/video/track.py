@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipelines.video.series import Series
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 Bools = NDArray[np.bool_]
@@ -72,6 +73,17 @@ class Track:
         for lo, hi in _chunks(0, len(a_C)):
             a, b = a_C[lo:hi], b_C[lo:hi]
             out[lo:hi] = _row_distance(self.luma_ND[a], self.luma_ND[b]) + _row_distance(self.chroma_ND[a], self.chroma_ND[b])
+        return out
+
+    def correlation(self, a_C: Ints, b_C: Ints) -> Floats:
+        """Pearson's correlation of luma of C pairs: 1 for the same picture, however bright; 0 where one is plain."""
+        out = np.zeros(len(a_C), np.float32)
+        for lo, hi in _chunks(0, len(a_C)):
+            a, b = (self.luma_ND[index[lo:hi]].astype(np.float32) for index in (a_C, b_C))
+            a -= a.mean(axis=1, keepdims=True)
+            b -= b.mean(axis=1, keepdims=True)
+            scale = np.sqrt(np.einsum("cd,cd->c", a, a) * np.einsum("cd,cd->c", b, b))
+            out[lo:hi] = np.where(scale > self.n_luma, np.einsum("cd,cd->c", a, b) / np.maximum(scale, 1), 0)
         return out
 
     def histogram_distance(self, a_C: Ints, b_C: Ints) -> Floats:
