@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster import storage
 from cluster.telemetry import log, progress
-from pipelines import tables
+from pipelines import pieces, tables
 from pipelines.recipe import Recipe
 from pipelines.reuse import find_donors
 from pipelines.segments import Segment, segments_of
 from pipelines.sources import list_sources
-from pipelines.step import Context, Expand, Global
+from pipelines.step import Context, Divisible, Expand, Global
 from pipelines.tables import Index
 from pipelines.work import Job
 
@@ -124,13 +125,27 @@ def run_segment(recipe: Recipe, state: SegmentState, inputs: Inputs, run_orders:
     job = prepare(recipe, state, inputs)
     orders = inputs.orders(state.rows.rows["input_uid"], state.segment.first.rows_per_part)
     with progress(" > ".join(state.segment.labels), state.n_pending) as bar:
-        for report in run_orders(job, orders):
-            cpu_s += sum(report["cpu_s"].to_pylist())
-            bar.advance(sum(report["n_inputs"].to_pylist()))
+        for wanted in _rounds(state.segment, state.folder, inputs, orders):
+            for report in run_orders(job, wanted) if wanted else ():
+                cpu_s += sum(report["cpu_s"].to_pylist())
+                bar.advance(sum(report["n_inputs"].to_pylist()))
     after = stand(state.segment, recipe.tables_uri, inputs)
     if after.n_pending:
         raise RuntimeError(f"{state.segment.label}: {after.n_pending} of {after.n_inputs} rows have no result in {after.folder}; run again")
     return replace(after, n_done=state.n_done, seconds=time.monotonic() - start_s, cpu_s=cpu_s)
+
+
+def _rounds(segment: Segment, folder: str, inputs: Inputs, orders: list[pa.Table]) -> Iterator[list[pa.Table]]:
+    """The orders of a segment; then, where its workers met rows that want to be done in pieces, these and what joins them."""
+    yield orders
+    if isinstance(segment.first, Divisible) and pieces.planned(folder):
+
+        def left() -> pa.Table:
+            return inputs.sources.filter(pc.invert(pc.is_in(inputs.uids, tables.index_table(folder).uids)))
+
+        yield pieces.piece_orders(folder, left())
+        yield pieces.join_orders(folder, left())
+        pieces.clear(folder)
 
 
 def prepare(recipe: Recipe, state: SegmentState, inputs: Inputs) -> Job:

@@ -116,6 +116,35 @@ class Step(Plugin):
         return digest(self.name, str(self.version), self.model_dump_json(), self.weights())
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Part number `number` of `count` of a long row's work, what the step says of it, and about what it costs, in any unit."""
+
+    number: int
+    count: int
+    what: dict[str, Any]
+    cost: float
+
+
+class Divisible(Step):
+    """A step that can do a long row's work in pieces, so that one row does not hold up a run.
+
+    It has to be the first of its segment. Its pieces, joined, give what the whole would.
+    """
+
+    @abc.abstractmethod
+    def divide(self, row: Mapping[str, Any]) -> Sequence[Piece]:
+        """Pieces of a row's work, in order; none for a row that is done whole."""
+
+    @abc.abstractmethod
+    def do(self, row: Mapping[str, Any], piece: Piece) -> bytes:
+        """The result of a piece, for `join` alone to read. What it raises fails the row."""
+
+    @abc.abstractmethod
+    def join(self, row: Mapping[str, Any], results: Sequence[bytes]) -> Mapping[str, Any] | Mark:
+        """The written columns of a row from the results of its pieces."""
+
+
 class Expand(Step):
     """A step after which one row stands for part of its source."""
 

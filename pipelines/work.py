@@ -10,12 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import tables
+from pipelines import pieces, tables
 from pipelines.reuse import Donor
 from pipelines.segments import Segment, footer
 from pipelines.step import (
     FATE_COLUMNS,
     Context,
+    Divisible,
     Expand,
     Global,
     Mark,
@@ -31,7 +32,7 @@ from pipelines.step import (
 )
 
 REPORT_SCHEMA = pa.schema([("part", pa.string()), ("n_inputs", pa.int64()), ("n_rows", pa.int64()), ("cpu_s", pa.float64())])
-"""What a finished order sends back: nothing but where its part is and what it cost."""
+"""What a finished order sends back: where its part is (empty if no row of it was done), and what it cost."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,21 @@ class Worker:
         start_s = time.process_time()
         stage, job = self._stage, self._stage.job
         n_inputs = 0
+        if table.schema == REPORT_SCHEMA:
+            # A stage before was through with it.
+            return table
         if stage.reads:
             table = tables.read_order(table)
+            first = job.segment.first
+            if isinstance(first, Divisible):
+                if pieces.is_piece(table):
+                    pieces.do_piece(first, job.folder, table)
+                    return report("", 0, 0, time.process_time() - start_s)
+                table = self._whole_or_joined(first, table)
             n_inputs = len(table)
             table = table if "fate" in table.column_names else start_fates(table)
+            if not n_inputs:
+                return report("", 0, 0, time.process_time() - start_s)
         for position in stage.positions:
             table = self._take(position, table)
         if not stage.writes:
@@ -92,6 +104,18 @@ class Worker:
         table = tables.conform(table, job.segment.schema)
         part = tables.write_part(job.folder, table, {**footer(job.segment), "cpu_s": round(cpu_s, 4), "n_inputs": n_inputs})
         return report(part, n_inputs, len(table), cpu_s)
+
+    def _whole_or_joined(self, step: Divisible, table: pa.Table) -> pa.Table:
+        """The rows to be worked on: those whose pieces are done, or those that are not to be divided."""
+        job = self._stage.job
+        if pieces.is_join(table):
+            counts = dict(zip(table["uid"].to_pylist(), table[pieces.JOIN_COLUMN].to_pylist(), strict=True))
+            self._functions[0] = pieces.join_function(step, job.folder, counts)
+            return table.drop_columns([pieces.JOIN_COLUMN])
+        self._functions.pop(0, None)
+        donor = job.donors.get(job.segment.labels[0])
+        stored = pc.is_in(table["uid"], donor.index["uid"]) if donor else pa.array([False] * len(table))
+        return pa.concat_tables([table.filter(stored), pieces.plan_long_rows(step, job.folder, table.filter(pc.invert(stored)))])
 
     def _take(self, position: int, table: pa.Table) -> pa.Table:
         segment = self._stage.job.segment

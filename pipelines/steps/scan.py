@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,8 +11,9 @@ import pyarrow as pa
 
 from pipelines.segments import HEAVY
 from pipelines.sources import Sidecar, read_sidecar
-from pipelines.step import Context, Step, TableFunction, column, map_rows
-from pipelines.video.scan import ScanSettings, scan_image, scan_video
+from pipelines.step import Context, Divisible, Piece, TableFunction, column, map_rows
+from pipelines.video import scan
+from pipelines.video.stretches import NotSplittableError
 
 TIMED = pa.list_(pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("caption", pa.string())]))
 MEDIA = (
@@ -36,12 +39,16 @@ SIGNALS = (
 )
 
 
-class Scan(ScanSettings, Step):
+LARGE_BYTES = 16 << 20
+"""Files up to this size are scanned whole without a look at how long they are: a minute of work at most."""
+
+
+class Scan(scan.ScanSettings, Divisible):
     """Decodes every source once and measures its shots; a file that cannot be decoded is marked as failed with its error."""
 
     name: str = "scan"
     rows_per_part = 16
-    version = 1
+    version = 2
 
     def reads(self) -> tuple[str, ...]:
         return "source", "kind", "sidecar"
@@ -55,12 +62,37 @@ class Scan(ScanSettings, Step):
     def open(self, context: Context) -> TableFunction:
         return lambda table: map_rows(table, self.writes(), self._scan)
 
-    def _scan(self, row: dict[str, Any]) -> dict[str, Any]:
-        scan = (scan_image if row["kind"] == "image" else scan_video)(row["source"], self)
+    def divide(self, row: Mapping[str, Any]) -> Sequence[Piece]:
+        if row["kind"] == "image" or row["size_bytes"] < LARGE_BYTES:
+            return ()
+        parts = scan.divide(row["source"])
+        return [Piece(i, len(parts), {"first": part.first, "end": part.end}, part.cost) for i, part in enumerate(parts)]
+
+    def do(self, row: Mapping[str, Any], piece: Piece) -> bytes:
+        try:
+            part = scan.scan_piece(row["source"], self, piece.what["first"], piece.what["end"])
+        except NotSplittableError:
+            return pickle.dumps(NOT_SPLITTABLE)
+        # Read by `join` alone, in the same run of the same version.
+        return pickle.dumps(part, protocol=pickle.HIGHEST_PROTOCOL)
+
+    def join(self, row: Mapping[str, Any], results: Sequence[bytes]) -> dict[str, Any]:
+        parts = [pickle.loads(result) for result in results]
+        if NOT_SPLITTABLE in parts:
+            return self._scan(row)
+        return self._columns(row, scan.join_pieces(row["source"], self, parts))
+
+    def _scan(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return self._columns(row, (scan.scan_image if row["kind"] == "image" else scan.scan_video)(row["source"], self))
+
+    def _columns(self, row: Mapping[str, Any], scanned: scan.VideoScan) -> dict[str, Any]:
         sidecar = read_sidecar(row["sidecar"]) if row["sidecar"] else Sidecar("")
         captions = {"source_caption": sidecar.caption or None, "timed_captions": [asdict(timed) for timed in sidecar.timed]}
-        return {**asdict(scan.media), **captions, "shots": [asdict(shot) for shot in scan.shots]}
+        shots = [{**asdict(shot), **asdict(shot.signals)} for shot in scanned.shots]
+        return {**asdict(scanned.media), **captions, "shots": shots}
 
+
+NOT_SPLITTABLE = "not splittable"
 
 SHOT_PLACES = (
     column("start_pts", pa.int64(), "first frame of the shot"),

@@ -182,27 +182,29 @@ class Rows:
         self._pts: list[int] = []
         self._passed_over: list[int] = []
         self._scores: list[float] = []
-        self._pictures: tuple[Pixels, Pixels, Pixels] | None = None
+        self._stacks: list[Pixels] = []
 
     def push(self, pts: int, passed_over: int, luma_HW: Pixels, cb_hw: Pixels, cr_hw: Pixels, bgr_HW3: Pixels | None) -> Pixels:
         """Take a frame; returns its luma, which stays as it is."""
-        if self._pictures is None:
-            # One row before the block is the frame before, which the first is compared with.
-            luma_NHW, cb_Nhw, cr_Nhw = (np.empty((BLOCK_FRAMES + 1, *picture.shape), np.uint8) for picture in (luma_HW, cb_hw, cr_hw))
-            luma_NHW[0] = luma_HW
-            self._pictures = luma_NHW, cb_Nhw, cr_Nhw
+        pictures = (luma_HW, cb_hw, cr_hw)
+        if not self._stacks:
+            self._stacks = [np.empty((BLOCK_FRAMES + 1, *picture.shape), np.uint8) for picture in pictures]
+            # One row before the block is the frame before, which its first is compared with.
+            self._stacks[0][0] = luma_HW
         elif len(self._pts) == BLOCK_FRAMES:
-            last = self._pictures[0][BLOCK_FRAMES]
             self._measure()
-            self._pictures = tuple(np.empty_like(stack) for stack in self._pictures)
-            self._pictures[0][0] = last
+            # New ones, for the rows of the old are in use.
+            fresh = [np.empty_like(stack) for stack in self._stacks]
+            fresh[0][0] = self._stacks[0][BLOCK_FRAMES]
+            self._stacks = fresh
         self._pts.append(pts)
         self._passed_over.append(passed_over)
         self._scores.append(float("nan") if self._content is None or bgr_HW3 is None else self._content.push(bgr_HW3))
         row = len(self._pts)
-        for stack, picture in zip(self._pictures, (luma_HW, cb_hw, cr_hw), strict=True):
+        for stack, picture in zip(self._stacks, pictures, strict=True):
             stack[row] = picture
-        return self._pictures[0][row]
+        kept: Pixels = self._stacks[0][row]
+        return kept
 
     def series(self) -> Series:
         """All frames that were pushed, at least one."""
@@ -210,9 +212,8 @@ class Rows:
         return Series.joined(self._blocks)
 
     def _measure(self) -> None:
-        assert self._pictures is not None, "no frame was pushed"
-        n = len(self._pts)
-        luma_NHW, cb_Nhw, cr_Nhw = (stack[: n + 1] for stack in self._pictures)
+        assert self._pts, "no frame was pushed"
+        luma_NHW, cb_Nhw, cr_Nhw = (stack[: len(self._pts) + 1] for stack in self._stacks)
         chroma_N2hw = np.stack([_shrunk(cb_Nhw[1:], SIGNATURE_SHRINK), _shrunk(cr_Nhw[1:], SIGNATURE_SHRINK)], axis=1)
         changes = differences(luma_NHW)
         self._blocks.append(

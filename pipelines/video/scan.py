@@ -152,10 +152,10 @@ def divide(uri: str) -> list[Piece]:
         ]
 
 
-def scan_piece(uri: str, settings: ScanSettings, piece: Piece) -> Part | None:
-    """Scan a piece. None where nothing begins in it. Raises `DecodeError`, and `NotSplittableError` for a video that has no pieces."""
+def scan_piece(uri: str, settings: ScanSettings, first: int, end: int | None) -> Part | None:
+    """Scan cells `first` to `end` of a video. None where nothing begins in it. Raises `DecodeError`, and `NotSplittableError` for a video that has no pieces."""
     with one_thread(), open_video(uri) as video:
-        return _measured(video, settings, piece.first, piece.end)
+        return _measured(video, settings, first, end)
 
 
 def join_pieces(uri: str, settings: ScanSettings, parts: Sequence[Part | None]) -> VideoScan:
