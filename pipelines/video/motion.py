@@ -45,6 +45,9 @@ SCALES = (None, 3.0, 0.7)
 """Pixels from which a block counts as moving by itself, in successive fits of the camera's motion: from wide to narrow, so that
 the fit ends on what most of the picture does wherever it started (Black and Rangarajan, 1996)."""
 
+LEAST = 0.05
+"""Share of the picture, by weight, that must be known for a camera's motion to be told from it."""
+
 MATCH = (0.5, 2.0)
 """Range of gains by which a picture's brightness is matched to that of the one before: wider is a cut or a flash, not a fade."""
 
@@ -148,7 +151,7 @@ def camera_fit(flow: Flow) -> tuple[float, float, float, float]:
     """
     place = _places(*flow.weight_IJ.shape)
     move_K, known_K = _complex(flow), flow.weight_IJ.ravel()
-    if int(np.count_nonzero(known_K)) < 4:
+    if float(known_K.sum()) < LEAST * known_K.size:
         return 0.0, 0.0, 0.0, 0.0
     # In complex numbers a similarity is shift + turn place: half the operations, each of which costs a microsecond.
     across_K, conjugate_K = place.squared_K, place.conjugate_K * move_K
@@ -195,7 +198,7 @@ def _matched(before_HW: Pixels, after_HW: Pixels) -> Pixels:
     (mean_a,), (deviation_a,) = (value[0] for value in cv2.meanStdDev(before_HW))
     (mean_b,), (deviation_b,) = (value[0] for value in cv2.meanStdDev(after_HW))
     gain = deviation_b / deviation_a if deviation_a > 1 else 1.0
-    if abs(gain - 1) < 0.01 and abs(mean_a - mean_b) < 0.5 or not MATCH[0] <= gain <= MATCH[1]:
+    if (abs(gain - 1) < 0.01 and abs(mean_a - mean_b) < 0.5) or not MATCH[0] <= gain <= MATCH[1]:
         return before_HW
     matched_HW = cv2.LUT(before_HW, np.clip(np.rint((_LEVELS - mean_a) * gain + mean_b), 0, 255).astype(np.uint8))
     closer = cv2.norm(matched_HW, after_HW, cv2.NORM_L1) < cv2.norm(before_HW, after_HW, cv2.NORM_L1)
@@ -207,7 +210,7 @@ _KERNEL = np.ones((3, 3), np.uint8)
 
 
 @cache
-def _dis() -> cv2.DISOpticalFlow:
+def _dis() -> Any:
     """Ultrafast: patches of 8 pixels on a quarter of the size, 0.06 ms; the finer presets take 5 and 15 times that for the same mean."""
     return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
 

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import av.error
+import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
+from numpy.lib.stride_tricks import sliding_window_view
 
 from pipelines.video.decode import BAD_PACKETS, DecodeError, Picture, Video, VideoPacket
 from pipelines.video.errors import decode_error
@@ -36,6 +38,12 @@ MOST_BYTES = 64 << 20
 
 DENSE_S = Fraction(1, 4)
 """Every frame is decoded this long after an anchor: flicker and repeated frames can only be seen between neighbours."""
+
+DENSE_FRAMES = 8
+"""Frames decoded on either side of a packet that looks like a cut."""
+
+SPIKE, SPIKE_REACH = 2.0, 12
+"""A packet twice as large as any other of the 12 before and after it looks like a cut."""
 
 Window = tuple[int, int]
 """PTS of two frames looked at, with frames between them that were passed over."""
@@ -170,12 +178,11 @@ def decode(decoders: Decoders, stretch: Stretch) -> Iterator[Seen]:
     """
     video = decoders.video
     shown = _shown(stretch.packets) if isinstance(stretch.packets, list) else []
-    start_pts = video.info.start_pts if stretch.anchor_pts is None else stretch.anchor_pts
-    dense_until = start_pts + int(DENSE_S / video.info.time_base)
+    dense = likely_cuts(stretch.packets, shown, int(DENSE_S / video.info.time_base)) if isinstance(stretch.packets, list) else frozenset()
     failures, steps_back = 0, 0
     last: Picture | None = None
     decoder = decoders.get(loop_filter=not stretch.thin)
-    for outcome in _run(decoder, stretch.packets, lambda pts: not stretch.thin or pts is None or pts < dense_until):
+    for outcome in _run(decoder, stretch.packets, lambda pts: not stretch.thin or pts in dense):
         if isinstance(outcome, av.error.FFmpegError):
             failures += 1
             if stretch.anchor_pts is not None or last is not None or failures > BAD_PACKETS:
@@ -248,6 +255,26 @@ def _run(
             yield error
     with contextlib.suppress(av.error.EOFError):
         yield from decoder.decode(None)
+
+
+def likely_cuts(packets: Sequence[VideoPacket], shown: Sequence[int], start: int) -> frozenset[int]:
+    """PTS of the frames of a stretch that are decoded in any case: its first ones, and those around each packet that looks like a cut.
+
+    An encoder that meets a cut starts a group of pictures there, shorter than the others, or writes one packet that is much
+    larger than those around it. To decode these frames at once costs a few of them; to come back for them costs their group again.
+    """
+    sizes = np.array([0 if packet.is_keyframe else packet.size for packet in packets], np.int64)
+    keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
+    groups = np.diff(keys)
+    likely = [keys[i + 1] for i in np.flatnonzero((groups < groups.max(initial=0)) | (len(groups) == 1))]
+    if len(sizes) > 2 * SPIKE_REACH:
+        around = sliding_window_view(np.pad(sizes, SPIKE_REACH), 2 * SPIKE_REACH + 1)
+        likely += np.flatnonzero((sizes > 0) & (sizes >= SPIKE * np.partition(around, -2, axis=1)[:, -2])).tolist()
+    dense = set(itertools.takewhile(lambda pts: pts < shown[0] + start, shown))
+    for i in likely:
+        at = bisect_left(shown, packets[i].pts or 0)
+        dense.update(shown[max(0, at - DENSE_FRAMES) : at + DENSE_FRAMES])
+    return frozenset(dense)
 
 
 def _shown(packets: Iterable[VideoPacket]) -> list[int]:

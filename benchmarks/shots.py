@@ -1,0 +1,173 @@
+"""Shot boundaries: ours, ours with the network where it is unsure, PySceneDetect and TransNetV2 on the same edits.
+
+    python -m benchmarks.shots [--seeds 100-119] [--videos FOLDER]
+
+Prints a table, and one line of JSON last. The same edits for all; see `edits.py`. A hard cut is found by a prediction at most 2
+frames off, a gradual transition by one that overlaps its labelled span, each label and each prediction counted once. What is
+left over inside a labelled span is a false gradual transition (the shot is split twice), elsewhere it is false of its own kind.
+Methods that know cuts only are credited with gradual ones for a cut inside the span, and never charged with a false cut there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scenedetect import AdaptiveDetector, ContentDetector, detect
+from scenedetect.detector import SceneDetector
+
+from benchmarks.edits import Label, make_edit
+from pipelines.video.decode import frames, open_video
+from pipelines.video.measure import Meter, Part
+from pipelines.video.scan import one_thread, scan_video
+from pipelines.video.series import Series
+from pipelines.video.shots import Boundary, find_boundaries
+from pipelines.video.stretches import Stretches
+from pipelines.video.transnet import TransNet, refine
+
+TOLERANCE = 2
+SHORT = 6
+"""Frames of the longest predicted transition that may stand for a hard cut."""
+MIN_SHOT_S = 0.25
+"""Below the shortest shot in the edits, 0.3 s."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Frames `start` to `end` of a predicted transition; for a cut both are the first frame of the new shot."""
+
+    is_cut: bool
+    start: int
+    end: int
+
+
+@dataclass
+class Tally:
+    """Counts over all edits."""
+
+    found: dict[str, int]
+    labelled: dict[str, int]
+    false: dict[str, int]
+    overlap: float = 0.0
+    cpu_s: float = 0.0
+
+    def row(self, name: str) -> dict[str, float | str]:
+        """Precision, recall and F1 of both kinds, and the mean overlap (intersection over union) of the gradual ones found."""
+        out: dict[str, float | str] = {"method": name}
+        for kind in ("hard", "gradual"):
+            found = self.found[kind]
+            precision, recall = found / max(1, found + self.false[kind]), found / max(1, self.labelled[kind])
+            f1 = 2 * found / max(1, found + self.false[kind] + self.labelled[kind])
+            out |= {f"{kind}_f1": round(f1, 4), f"{kind}_precision": round(precision, 4), f"{kind}_recall": round(recall, 4)}
+        return out | {"gradual_iou": round(self.overlap / max(1, self.found["gradual"]), 3), "cpu_s": round(self.cpu_s, 2)}
+
+
+def series_of(path: Path) -> Series:
+    """Every frame of a file, measured by the pass."""
+    with one_thread(), open_video(str(path)) as video:
+        meter = Meter(video, "signature", None, MIN_SHOT_S, 0)
+        return Part.joined([part for part in map(meter.stretch, Stretches(video, thin=False)) if part is not None]).series
+
+
+def add(tally: Tally, labels: Sequence[Label], predictions: Sequence[Predicted]) -> None:
+    """Match the predictions of one edit with its labels; see the top of the file for the rules."""
+    left = list(predictions)
+    hard = [label for label in labels if label.kind == "cut"]
+    gradual = [label for label in labels if label.kind != "cut"]
+    tally.labelled["hard"] += len(hard)
+    tally.labelled["gradual"] += len(gradual)
+    for label in hard:
+        near = [p for p in left if p.start - TOLERANCE <= label.start <= p.end + TOLERANCE and p.end - p.start <= SHORT]
+        if near:
+            left.remove(min(near, key=lambda p: abs(p.start + p.end - 2 * label.start)))
+            tally.found["hard"] += 1
+    for label in gradual:
+        near = [p for p in left if p.start <= label.end and p.end >= label.start]
+        if near:
+            best = max(near, key=lambda p: _iou(p, label))
+            left.remove(best)
+            tally.found["gradual"] += 1
+            tally.overlap += _iou(best, label)
+    for p in left:
+        inside = any(p.start <= label.end and p.end >= label.start for label in gradual)
+        tally.false["hard" if p.is_cut and not inside else "gradual"] += 1
+
+
+def _iou(p: Predicted, label: Label) -> float:
+    return max(0, min(p.end, label.end) - max(p.start, label.start)) / max(1, max(p.end, label.end) - min(p.start, label.start))
+
+
+def _ours(pts_N: NDArray[np.int64], boundaries: Sequence[Boundary]) -> list[Predicted]:
+    return [Predicted(b.kind == "cut", *(int(np.searchsorted(pts_N, pts)) for pts in (b.start_pts, b.end_pts))) for b in boundaries]
+
+
+def _pyscenedetect(path: Path, detector: SceneDetector) -> list[Predicted]:
+    return [Predicted(True, start.frame_num, start.frame_num) for start, _ in detect(str(path), detector)[1:]]
+
+
+def _transnet(single_N: NDArray[np.float32], threshold: float = 0.5) -> list[Predicted]:
+    """Runs of marked frames; the frame after the marked one is the first of the new shot (as the authors' `predictions_to_scenes`)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], single_N > threshold, [False]]).astype(np.int8)))
+    return [Predicted(end - start <= 2, int(start) + 1 if end - start > 1 else int(end), int(end)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def run(seeds: Sequence[int], videos: Path, folder: Path) -> list[dict[str, float | str]]:
+    """Make the edits of the seeds, run every method, and return a row for each."""
+    names = ("signature, as the pass looks", "signature, all frames", "signature + transnetv2", "pyscenedetect content", "pyscenedetect adaptive", "transnetv2")
+    tallies = {name: Tally(*({"hard": 0, "gradual": 0} for _ in range(3))) for name in names}
+    network = TransNet()
+    for seed in seeds:
+        edit = make_edit(seed, videos, folder)
+        series = series_of(edit.path)
+        pixels = list(frames(str(edit.path), 48, 27))
+        pts_N, small = np.array([pts for pts, _ in pixels]), np.stack([picture for _, picture in pixels])
+
+        def read(start: int, end: int, pts_N: NDArray[np.int64] = pts_N, small: NDArray[np.uint8] = small) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+            inside = (pts_N >= start) & (pts_N < end)
+            return pts_N[inside], small[inside]
+
+        methods = (
+            lambda: _ours(pts_N, scan_video(str(edit.path)).boundaries),  # noqa: B023
+            lambda: _ours(pts_N, find_boundaries(series, "signature", None, MIN_SHOT_S).boundaries),  # noqa: B023
+            lambda: _ours(pts_N, refine(find_boundaries(series, "transnetv2", None, MIN_SHOT_S), series, read, network, MIN_SHOT_S)),  # noqa: B023
+            lambda: _pyscenedetect(edit.path, ContentDetector()),  # noqa: B023
+            lambda: _pyscenedetect(edit.path, AdaptiveDetector()),  # noqa: B023
+            lambda: _transnet(network.predict(small).single_N),  # noqa: B023
+        )
+        for name, method in zip(names, methods, strict=True):
+            started = time.process_time()
+            predictions = method()
+            tallies[name].cpu_s += time.process_time() - started
+            add(tallies[name], edit.labels, predictions)
+        edit.path.unlink()
+    return [tallies[name].row(name) for name in names]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="100-119", help="first-last, both included; 0 to 19 are what the weights were fitted to")
+    default = os.environ.get("WORLDLOOM_VIDEOS", str(Path(__file__).resolve().parents[2] / "shared" / "videos"))
+    parser.add_argument("--videos", type=Path, default=Path(default))
+    arguments = parser.parse_args()
+    first, last = (int(part) for part in arguments.seeds.split("-"))
+    with tempfile.TemporaryDirectory() as folder:
+        rows = run(range(first, last + 1), arguments.videos, Path(folder))
+    columns = [("hard_f1", "hard F1"), ("hard_precision", "P"), ("hard_recall", "R"), ("gradual_f1", "gradual F1"), ("gradual_precision", "P")]
+    columns += [("gradual_recall", "R"), ("gradual_iou", "IoU"), ("cpu_s", "CPU s")]
+    print(f"{'method':32}" + "".join(f"{title:>11}" for _, title in columns))
+    for row in rows:
+        print(f"{row['method']:32}" + "".join(f"{row[key]:>11}" for key, _ in columns))
+    print(json.dumps({"benchmark": "shots", "seeds": arguments.seeds, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The signals of a shot, from what the pass over the video took down of it: each a number that a threshold can be set on.
+
+What they mean, their ranges and sensible thresholds: docs/signals.md.
+
+Shape legend: N frames looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+
+from pipelines.video.camera import Camera, camera_motion
+from pipelines.video.letterbox import crop_box
+from pipelines.video.look import Look
+from pipelines.video.motion import Move
+from pipelines.video.scale import Box
+from pipelines.video.series import Series
+
+FROZEN = 0.5
+"""A frame repeats the one before when no block of the analysis picture differs by more than this, in levels of 255."""
+
+FREEZE_S = 0.2
+"""Repeats that last this long are a freeze; shorter ones are frames shown more than once: animation on twos and threes at 24 fps, pull-up."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What is measured of one shot; units and sources in docs/signals.md. None where there is nothing to measure: see `image_signals`.
+
+    `crop` is (x0, y0, x1, y1) of the picture without bars, in displayed pixels.
+    """
+
+    luma: float
+    contrast: float
+    clipped_black: float
+    clipped_white: float
+    sharpness: float
+    colourfulness: float
+    noise: float | None
+    blockiness: float | None
+    crop: Box
+    motion: float | None
+    local_motion: float | None
+    camera: Camera | None
+    frozen_share: float | None
+    duplicate_share: float | None
+    flicker: float | None
+
+
+class _OfLooks(TypedDict):
+    luma: float
+    contrast: float
+    clipped_black: float
+    clipped_white: float
+    sharpness: float
+    colourfulness: float
+    noise: float | None
+    blockiness: float | None
+    crop: Box
+
+
+def shot_signals(series: Series, moves: Sequence[Move], looks: Sequence[Look], width: int, height: int, cut_in: float | None = None) -> Signals:
+    """Signals of a shot: the rows of its frames, the moves and looks within it (one look at least), the displayed size of the video.
+
+    Means over moves are weighted by time, those over looks are not, for they are evenly spread. `cut_in` is the enlargement
+    with which the shot continues the one before (`camera.cut_in`), if it does: its camera is then "cut-in" where it would be "still".
+    """
+    camera = camera_motion(moves, series.time_base)
+    frozen_share, duplicate_share = repeats(series)
+    return Signals(
+        **_of_looks(looks, width, height),
+        motion=_over_time(moves, [move.speed for move in moves]),
+        local_motion=_over_time(moves, [move.local for move in moves]),
+        camera="cut-in" if cut_in is not None and camera == "still" else camera,
+        frozen_share=frozen_share,
+        duplicate_share=duplicate_share,
+        flicker=flicker(series),
+    )
+
+
+def image_signals(look: Look, width: int, height: int) -> Signals:
+    """Signals of a still image from a look at it; what needs a second frame is None."""
+    return Signals(
+        **_of_looks([look], width, height), motion=None, local_motion=None, camera=None, frozen_share=None, duplicate_share=None, flicker=None
+    )
+
+
+def repeats(series: Series) -> tuple[float, float | None]:
+    """(share of time in freezes, share of frames that repeat the one before outside of freezes).
+
+    Freezes are told from all frames looked at, also those with others passed over between them. Repeats are counted among frames
+    whose neighbour before was looked at; None where there is none, which is all that can be said of a shot without.
+    """
+    if len(series) < 2:
+        return 0.0, None
+    same_N = series.peak_N[1:] <= FROZEN
+    seconds_N = np.diff(series.pts_N) * float(series.time_base)
+    frozen_N = np.zeros(len(same_N), np.bool_)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], same_N, [False]]).astype(np.int8)))
+    for start, end in edges.reshape(-1, 2).tolist():
+        frozen_N[start:end] = float(seconds_N[start:end].sum()) >= FREEZE_S
+    neighbours_N = (series.passed_over_N[1:] == 0) & ~frozen_N
+    n = int(np.count_nonzero(neighbours_N))
+    duplicates = int(np.count_nonzero(neighbours_N & same_N)) / n if n else None
+    return float(seconds_N[frozen_N].sum() / seconds_N.sum()), duplicates
+
+
+def flicker(series: Series) -> float | None:
+    """Mean of |m(k) - (m(k-1) + m(k+1)) / 2| over frames whose two neighbours were looked at, m the mean luma in [0, 1].
+
+    The second difference lets steady fades and exposure drifts through as 0 and keeps what goes up and down from frame to frame, as
+    the measures of van Roosmalen ('Restoration of Archived Film and Video', 1999) do. Lamps at mains frequency give 0.005 to 0.05.
+    None where no three neighbours were looked at.
+    """
+    whole_N = series.passed_over_N == 0
+    middle_N = whole_N[1:-1] & whole_N[2:]
+    if not middle_N.any():
+        return None
+    mean_N = series.luma_NHW.mean(axis=(1, 2), dtype=np.float64) / 255
+    return float(np.abs(mean_N[1:-1] - (mean_N[:-2] + mean_N[2:]) / 2)[middle_N].mean())
+
+
+def _of_looks(looks: Sequence[Look], width: int, height: int) -> _OfLooks:
+    assert looks, "a shot has at least one look"
+    # The loop filter takes away blocks, and with them some of what passes for noise.
+    native = [look for look in looks if look.filtered] or looks
+    noise = [look.noise for look in native if look.noise is not None]
+    blockiness = [look.blockiness for look in native if look.blockiness is not None]
+    return {
+        "luma": _mean([look.luma for look in looks]),
+        "contrast": _mean([look.contrast for look in looks]),
+        "clipped_black": _mean([look.clipped_black for look in looks]),
+        "clipped_white": _mean([look.clipped_white for look in looks]),
+        "sharpness": _mean([look.sharpness for look in looks]),
+        "colourfulness": _mean([look.colourfulness for look in looks]),
+        "noise": _mean(noise) if noise else None,
+        "blockiness": _mean(blockiness) if blockiness else None,
+        "crop": crop_box([look.borders for look in looks], width, height),
+    }
+
+
+def _over_time(moves: Sequence[Move], values: Sequence[float]) -> float:
+    """Mean of values of moves, weighted by how long they take; 0 without moves, in shots of under a tenth of a second."""
+    total = sum(move.end_pts - move.start_pts for move in moves)
+    return math.fsum(value * (move.end_pts - move.start_pts) for move, value in zip(moves, values, strict=True)) / total if total else 0.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
