@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from cluster.storage import digest
 from pipelines.step import Expand, Mark, column
-from pipelines.steps.scan import MEDIA, SIGNALS, THUMBNAILS
+from pipelines.steps.scan import MEDIA, SIGNALS, THUMBNAILS, TRANSITIONS
 
 PLACES = (
     column("uid", pa.string(), "identity of the clip: a hash of its source and span"),
@@ -35,7 +35,8 @@ SOURCE_CAPTION = next(field for field in MEDIA if field.name == "source_caption"
 class Cut(Expand):
     """Makes clips of shots: shorter ones than `min_s` give none, longer ones than `max_s` are divided into equal parts.
 
-    `trim_s` is taken off where one shot turns into another, never at the ends of the file or between parts of one shot.
+    `trim_s` is taken off where one shot turns into another, never at the ends of the file or between parts of one shot. With
+    `lengths_s`, clips have these lengths: as many of the longest as fit, then of the next; what is left of a shot is in no clip.
     """
 
     name: str = "cut"
@@ -43,21 +44,25 @@ class Cut(Expand):
     min_s: float = Field(1.0, gt=0, description="Shortest clip, in seconds.")
     max_s: float = Field(10.0, gt=0, description="Longest clip, in seconds.")
     trim_s: float = Field(0.0, ge=0, description="Seconds taken off a shot at each transition, where frames may still be mixed.")
+    lengths_s: tuple[float, ...] | None = Field(None, min_length=1, description="Lengths that clips may have, in seconds; null for any up to max_s.")
 
     @model_validator(mode="after")
     def _fits(self) -> Cut:
         if self.max_s < 2 * self.min_s:
             raise ValueError(f"max_s {self.max_s:g} must be at least twice min_s {self.min_s:g}, or the parts of a long shot could be too short")
+        for length_s in self.lengths_s or ():
+            if not self.min_s <= length_s <= self.max_s:
+                raise ValueError(f"lengths_s has {length_s:g}: it must be between min_s {self.min_s:g} and max_s {self.max_s:g}")
         return self
 
     def reads(self) -> tuple[str, ...]:
-        return "kind", "time_base_num", "time_base_den", "source_caption", "timed_captions", "shots"
+        return "kind", "time_base_num", "time_base_den", "first_pts", "source_caption", "timed_captions", "shots"
 
     def writes(self) -> tuple[pa.Field, ...]:
-        return (*PLACES, *NUMBERS, SOURCE_CAPTION, *SIGNALS, PHASH, THUMBNAILS)
+        return (*PLACES, *NUMBERS, SOURCE_CAPTION, *TRANSITIONS, *SIGNALS, PHASH, THUMBNAILS)
 
     def consumes(self) -> tuple[str, ...]:
-        return "shots", "timed_captions"
+        return "shots", "boundaries", "timed_captions"
 
     def places(self) -> tuple[str, ...]:
         return tuple(field.name for field in PLACES)
@@ -76,16 +81,29 @@ class Cut(Expand):
     def _spans(self, shots: Sequence[Mapping[str, Any]], number: int, time_base: Fraction) -> list[tuple[int, int]]:
         """Spans of the clips of one shot; every border is a whole number of time-base units."""
         trim_pts = round(Fraction(self.trim_s) / time_base)
-        start = shots[number]["start_pts"] + (trim_pts if number > 0 else 0)
-        end = shots[number]["end_pts"] - (trim_pts if number < len(shots) - 1 else 0)
+        shot = shots[number]
+        start = shot["start_pts"] + (trim_pts if shot["opens"] else 0)
+        end = shot["end_pts"] - (trim_pts if shot["closes"] else 0)
         length_s = (end - start) * time_base
         if end <= start or length_s < Fraction(self.min_s).limit_denominator(10**6):
             return []
+        if self.lengths_s is not None:
+            return self._of_lengths(start, end, time_base)
         parts = max(1, -int(-length_s // Fraction(self.max_s).limit_denominator(10**6)))
         edges = [start + round(Fraction((end - start) * part, parts)) for part in range(parts + 1)]
         return list(itertools.pairwise(edges))
 
+    def _of_lengths(self, start: int, end: int, time_base: Fraction) -> list[tuple[int, int]]:
+        spans = []
+        for length_s in sorted(self.lengths_s or (), reverse=True):
+            length_pts = round(Fraction(length_s).limit_denominator(10**6) / time_base)
+            while end - start >= length_pts:
+                spans.append((start, start + length_pts))
+                start += length_pts
+        return spans
+
     def _clip(self, row: Mapping[str, Any], number: int, shot: Mapping[str, Any], start: int, end: int, time_base: Fraction) -> dict[str, Any]:
+        trim_pts = round(Fraction(self.trim_s) / time_base)
         return {
             "uid": digest(row["uid"], str(start), str(end)),
             "source_uid": row["uid"],
@@ -94,6 +112,9 @@ class Cut(Expand):
             "duration_s": 0.0 if row["kind"] == "image" else float((end - start) * time_base),
             "shot_index": number,
             "source_caption": self._caption(row, start, end, time_base),
+            # Parts of one shot touch without a transition between them.
+            "opens": shot["opens"] if start <= shot["start_pts"] + trim_pts else None,
+            "closes": shot["closes"] if end >= shot["end_pts"] - trim_pts else None,
             **{field.name: shot[field.name] for field in SIGNALS},
             "phash": clip_hash(shot["hashes"], start, end),
             "thumbnails": shot["thumbnails"],
@@ -102,7 +123,7 @@ class Cut(Expand):
     @staticmethod
     def _caption(row: Mapping[str, Any], start: int, end: int, time_base: Fraction) -> str | None:
         """The caption whose span covers the most of the clip, if it covers half of it; else that of the whole file."""
-        first_pts = row["shots"][0]["start_pts"]
+        first_pts = row["first_pts"]
         start_s, end_s = (float((pts - first_pts) * time_base) for pts in (start, end))
 
         def shared_s(timed: Mapping[str, Any]) -> float:

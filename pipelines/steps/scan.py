@@ -24,7 +24,11 @@ MEDIA = (
     column("fps", pa.float64(), "average frame rate; null for an image. Spans never use it"),
     column("time_base_num", pa.int64(), "numerator of the time base of every pts, in seconds"),
     column("time_base_den", pa.int64(), "denominator of the time base"),
+    column("first_pts", pa.int64(), "first frame of the source, in units of the time base"),
     column("pixel_format", pa.string(), "pixel format of the stream"),
+    column("bit_depth", pa.int32(), "bits of a sample"),
+    column("hdr", pa.string(), "pq or hlg for high dynamic range, which shows pale when it is taken for standard; null for standard range"),
+    column("interlaced", pa.bool_(), "whether frames are two fields of different times"),
     column("source_duration_s", pa.float64(), "from the first frame to the end of the last one, as decoded"),
     column("source_caption", pa.string(), "caption from the sidecar file; from cut on, the one it gives for the clip's span of time, if any"),
     column("timed_captions", TIMED, "captions of spans, in seconds from the first frame, from the sidecar file"),
@@ -33,11 +37,29 @@ MEDIA = (
 SIGNALS = (
     column("luma", pa.float64(), "mean luma in [0, 1], of full range"),
     column("contrast", pa.float64(), "mean standard deviation of luma inside a frame, in [0, 0.5]"),
+    column("clipped_black", pa.float64(), "share of pixels that are black"),
+    column("clipped_white", pa.float64(), "share of pixels that are white"),
     column("sharpness", pa.float64(), "variance of the Laplacian of luma at the scan's size"),
-    column("motion", pa.float64(), "median speed of what moves, in long sides of the picture per second; 0 for a frozen shot, null for an image"),
-    column("frozen_share", pa.float64(), "share of frames equal to the one before; null for an image"),
+    column("colourfulness", pa.float64(), "Hasler and Süsstrunk's measure: 0 grey, 15 slightly, 45 averagely, 80 highly colourful"),
+    column("noise", pa.float64(), "standard deviation of noise, in levels of 255"),
+    column("blockiness", pa.float64(), "steps at the borders of coding blocks to those beside them: 1 for none"),
+    column("crop", pa.list_(pa.int32()), "x0, y0, x1, y1 of the picture without letterbox or pillarbox, in pixels as displayed"),
+    column("motion", pa.float64(), "mean speed of the picture's blocks, in long sides per second; 0 for a frozen shot, null for an image"),
+    column("local_motion", pa.float64(), "motion that is left when the camera's is taken out"),
+    column("camera", pa.string(), "still, pan, tilt, zoom, handheld or cut-in; null for an image"),
+    column("frozen_share", pa.float64(), "share of time in which the picture stands still; null for an image"),
+    column("duplicate_share", pa.float64(), "share of frames that repeat the one before while the shot moves; null where it could not be seen"),
+    column("flicker", pa.float64(), "mean change of brightness up and down between neighbouring frames, in [0, 1]; null where it could not be seen"),
 )
-
+TRANSITIONS = (
+    column("opens", pa.string(), "transition the shot begins with: cut, dissolve or fade; null at the start of the file"),
+    column("closes", pa.string(), "transition the shot ends with; null at the end of the file"),
+)
+BOUNDARIES = pa.field(
+    "boundaries",
+    pa.list_(pa.struct([("kind", pa.string()), ("start_pts", pa.int64()), ("end_pts", pa.int64()), ("score", pa.float64())])),
+    metadata={"doc": "transitions between shots; frames from start_pts to end_pts (exclusive) belong to none"},
+)
 
 LARGE_BYTES = 16 << 20
 """Files up to this size are scanned whole without a look at how long they are: a minute of work at most."""
@@ -54,7 +76,7 @@ class Scan(scan.ScanSettings, Divisible):
         return "source", "kind", "sidecar"
 
     def writes(self) -> tuple[pa.Field, ...]:
-        return (*MEDIA, SHOTS)
+        return (*MEDIA, BOUNDARIES, SHOTS)
 
     def places(self) -> tuple[str, ...]:
         return tuple(field.name for field in MEDIA)
@@ -89,7 +111,8 @@ class Scan(scan.ScanSettings, Divisible):
         sidecar = read_sidecar(row["sidecar"]) if row["sidecar"] else Sidecar("")
         captions = {"source_caption": sidecar.caption or None, "timed_captions": [asdict(timed) for timed in sidecar.timed]}
         shots = [{**asdict(shot), **asdict(shot.signals)} for shot in scanned.shots]
-        return {**asdict(scanned.media), **captions, "shots": shots}
+        media = {**asdict(scanned.media), "first_pts": scanned.media.start_pts}
+        return {**media, **captions, "boundaries": [asdict(boundary) for boundary in scanned.boundaries], "shots": shots}
 
 
 NOT_SPLITTABLE = "not splittable"
@@ -100,4 +123,6 @@ SHOT_PLACES = (
 )
 HASHES = pa.field("hashes", pa.list_(pa.struct([("pts", pa.int64()), ("phash", pa.uint64())])), metadata={"doc": "perceptual hashes over time"})
 THUMBNAILS = pa.field("thumbnails", pa.list_(pa.binary()), metadata={"doc": "a few JPEG pictures of the shot, in time order", HEAVY: b"1"})
-SHOTS = pa.field("shots", pa.list_(pa.struct([*SHOT_PLACES, *SIGNALS, HASHES, THUMBNAILS])), metadata={"doc": "the shots of the source", HEAVY: b"1"})
+SHOTS = pa.field(
+    "shots", pa.list_(pa.struct([*SHOT_PLACES, *TRANSITIONS, *SIGNALS, HASHES, THUMBNAILS])), metadata={"doc": "the shots of the source", HEAVY: b"1"}
+)

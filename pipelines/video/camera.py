@@ -44,7 +44,7 @@ PLAIN = 6.0
 
 
 def camera_motion(moves: Sequence[Move], time_base: Fraction) -> Camera:
-    """ "still", "pan", "tilt", "zoom", or "handheld" (it moves without getting anywhere), from the moves of one shot in order.
+    """What the camera does, from the moves of one shot in order; "handheld" is one that moves without getting anywhere.
 
     Each part of the motion has a path (the sum of its lengths) and a net (the sum with its signs). The part with the greatest net
     names the shot, if it is fast enough and most of its path. Zoom and roll are counted by how far they move the points of a picture.

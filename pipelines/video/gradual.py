@@ -29,6 +29,9 @@ FLASH_S, SAME = 0.35, 0.8
 DIP = 0.4
 """Where contrast dips to this share of what is on both sides, there may be a plain frame among those passed over."""
 
+EDGE = 2
+"""Pure frames that must be there before and after a dissolve."""
+
 SHORT_FRAMES, SHORT = 3, -2.0
 """One or two mixed frames say little: a blurred frame in the middle of a whip of the camera is on the line as well."""
 
@@ -240,7 +243,9 @@ def _fit_dissolve(track: Track, lo: int, hi: int, low: int, high: int) -> Ramp |
     if b - a < 2:
         return None
     features = measure(track, rows_KD, t_K, a, b, first)
-    if features[0] > MOST_OFF_LINE or features[3] < 1 - SAME:
+    # With nothing of a next shot seen, a brightening or a pan says no more than a transition cut off by the end of the file.
+    at_edge = first + a < EDGE or first + b >= track.n - EDGE
+    if features[0] > MOST_OFF_LINE or features[3] < 1 - SAME or at_edge:
         return None
     # On the way to a plain colour contrast goes to nothing, on the way to another picture to 0.7 of what it was.
     lowest = float(track.contrast_N[first + a + 1 : first + b].min())
@@ -294,14 +299,14 @@ def measure(track: Track, rows_KD: Floats, t_K: Doubles, a: int, b: int, first: 
     uneven = float(np.sqrt(np.mean((share_K[inside] - ramp[inside]) ** 2)))
     biggest = float(np.diff(share_K[a : b + 1]).max())
     ends = np.array([first + a]), np.array([first + b])
-    novelty = 1 - float(track.correlation(*ends)[0])
+    novelty = 1 - track.likeness(first + a, first + b)
     contrast = float(track.contrast_N[first + a] + track.contrast_N[first + b]) / 2
     distance = float(track.distance(*ends)[0])
     return np.array([off, uneven, biggest, novelty, np.log((distance + 1) / (contrast + 4))])
 
 
-WEIGHTS = np.array([-12.4, -4.0, -2.6, 3.3, 2.8])
-BIAS = 2.2
+WEIGHTS = np.array([-9.3, -10.5, -4.6, 3.9, 5.5])
+BIAS = 4.7
 
 
 def score(features: Doubles, evidence: float = 0.0) -> float:

@@ -113,7 +113,8 @@ def _bars(looks: Sequence[Lines]) -> tuple[float, float]:
     high, end_high = (np.max([getattr(look, name) for look in looks], axis=0).astype(int) for name in ("high", "end_high"))
     step = np.max([look.step for look in looks], axis=0)
     # Backwards, the step from a line to the third-next one is that of the line three before it.
-    return tuple(_bar(*(profile[::way] for profile in (low, high, end_low, end_high, step))) for way in (1, -1))
+    start, end = (_bar(low[::way], high[::way], end_low[::way], end_high[::way], step[::way]) for way in (1, -1))
+    return start, end
 
 
 def _bar(low: Levels, high: Levels, end_low: Levels, end_high: Levels, step: NDArray[np.float32]) -> float:

@@ -212,7 +212,7 @@ _KERNEL = np.ones((3, 3), np.uint8)
 @cache
 def _dis() -> Any:
     """Ultrafast: patches of 8 pixels on a quarter of the size, 0.06 ms; the finer presets take 5 and 15 times that for the same mean."""
-    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # type: ignore[attr-defined]
 
 
 @cache

@@ -142,6 +142,8 @@ def _fill_jump(track: Track, at_C: Ints, features_CF: Doubles, jump_C: Doubles) 
     padded = np.concatenate([np.zeros(SIDE, np.float32), track.step_N, np.zeros(SIDE, np.float32)])
     left_C = padded[SIDE + at_C[:, None] - 1 - np.arange(SIDE - 1)].max(axis=1, initial=0)
     right_C = padded[SIDE + at_C[:, None] + 1 + np.arange(SIDE - 1)].max(axis=1, initial=0)
+    # Nothing is known of a side that has but one frame.
+    left_C, right_C = np.where(at_C == 1, right_C, left_C), np.where(at_C == track.n - 1, left_C, right_C)
     contrast_C = (track.contrast_N[at_C - 1] + track.contrast_N[at_C]) / 2
     for column, scale in enumerate((1.0, np.minimum(left_C, right_C) + 1, np.maximum(left_C, right_C) + 1, contrast_C + 4)):
         features_CF[:, column] = np.log((jump_C + 1) / scale)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from pipelines.video.camera import Camera, camera_motion
 from pipelines.video.letterbox import crop_box
@@ -22,7 +23,12 @@ from pipelines.video.scale import Box
 from pipelines.video.series import Series
 
 FROZEN = 0.5
-"""A frame repeats the one before when no block of the analysis picture differs by more than this, in levels of 255."""
+"""The picture stands still while no block of the analysis picture differs by more than this from the frame before, in levels of 255:
+a still encoded by x264 at crf 18 to 26 gives up to 0.4, at crf 34 rarely 1.6; a person who sits still 2 and more."""
+
+REPEAT = 0.15
+"""A frame repeats the one before when it also differs by less than this share of what its neighbours do: a repeat in compressed motion is
+touched up, by 0.3 to 3 levels where the frames around it change by 6 to 20."""
 
 FREEZE_S = 0.2
 """Repeats that last this long are a freeze; shorter ones are frames shown more than once: animation on twos and threes at 24 fps, pull-up."""
@@ -30,7 +36,7 @@ FREEZE_S = 0.2
 
 @dataclass(frozen=True)
 class Signals:
-    """What is measured of one shot; units and sources in docs/signals.md. None where there is nothing to measure: see `image_signals`.
+    """What is measured of one shot; units and sources in docs/signals.md. None where there is nothing to measure.
 
     `crop` is (x0, y0, x1, y1) of the picture without bars, in displayed pixels.
     """
@@ -64,29 +70,31 @@ class _OfLooks(TypedDict):
     crop: Box
 
 
-def shot_signals(series: Series, moves: Sequence[Move], looks: Sequence[Look], width: int, height: int, cut_in: float | None = None) -> Signals:
+def shot_signals(
+    series: Series, moves: Sequence[Move] | None, looks: Sequence[Look], width: int, height: int, cut_in: float | None = None
+) -> Signals:
     """Signals of a shot: the rows of its frames, the moves and looks within it (one look at least), the displayed size of the video.
 
-    Means over moves are weighted by time, those over looks are not, for they are evenly spread. `cut_in` is the enlargement
-    with which the shot continues the one before (`camera.cut_in`), if it does: its camera is then "cut-in" where it would be "still".
+    None for the moves of a still image: what needs a second frame is None then. Means over moves are weighted by time; those over
+    looks are not, for they are evenly spread. `cut_in` is the enlargement with which the shot continues the one before
+    (`camera.cut_in`), if it does: its camera is "cut-in" where it would be "still".
     """
-    camera = camera_motion(moves, series.time_base)
-    frozen_share, duplicate_share = repeats(series)
+    camera: Camera | None = None
+    motion = local_motion = frozen_share = duplicate_share = None
+    if moves is not None:
+        camera = camera_motion(moves, series.time_base)
+        camera = "cut-in" if cut_in is not None and camera == "still" else camera
+        motion = _over_time(moves, [move.speed for move in moves])
+        local_motion = _over_time(moves, [move.local for move in moves])
+        frozen_share, duplicate_share = repeats(series)
     return Signals(
         **_of_looks(looks, width, height),
-        motion=_over_time(moves, [move.speed for move in moves]),
-        local_motion=_over_time(moves, [move.local for move in moves]),
-        camera="cut-in" if cut_in is not None and camera == "still" else camera,
+        motion=motion,
+        local_motion=local_motion,
+        camera=camera,
         frozen_share=frozen_share,
         duplicate_share=duplicate_share,
         flicker=flicker(series),
-    )
-
-
-def image_signals(look: Look, width: int, height: int) -> Signals:
-    """Signals of a still image from a look at it; what needs a second frame is None."""
-    return Signals(
-        **_of_looks([look], width, height), motion=None, local_motion=None, camera=None, frozen_share=None, duplicate_share=None, flicker=None
     )
 
 
@@ -104,6 +112,8 @@ def repeats(series: Series) -> tuple[float, float | None]:
     edges = np.flatnonzero(np.diff(np.concatenate([[False], same_N, [False]]).astype(np.int8)))
     for start, end in edges.reshape(-1, 2).tolist():
         frozen_N[start:end] = float(seconds_N[start:end].sum()) >= FREEZE_S
+    around_N = sliding_window_view(np.pad(series.peak_N[1:], 2), 5).max(axis=1)
+    same_N |= series.peak_N[1:] <= REPEAT * around_N
     neighbours_N = (series.passed_over_N[1:] == 0) & ~frozen_N
     n = int(np.count_nonzero(neighbours_N))
     duplicates = int(np.count_nonzero(neighbours_N & same_N)) / n if n else None

@@ -29,6 +29,10 @@ BAR_LEVEL = 32
 """A line of the signature whose brightest element in the whole file is darker than this is a letterbox bar: it fades with no picture."""
 
 
+REACH = 4
+"""Elements of the signature, an eighth of its width, by which a pan is followed."""
+
+
 class Track:
     """What is measured of each frame of a series by itself and against others."""
 
@@ -43,6 +47,7 @@ class Track:
         if not (rows.all() and columns.all()):
             luma_NHW = luma_NHW[:, rows][:, :, columns]
             chroma_N2hw = chroma_N2hw[:, :, _half(rows, chroma_N2hw.shape[2])][:, :, :, _half(columns, chroma_N2hw.shape[3])]
+        self._shape = luma_NHW.shape[1:]
         self.luma_ND: Bytes = np.ascontiguousarray(luma_NHW).reshape(self.n, -1)
         self.chroma_ND: Bytes = np.ascontiguousarray(chroma_N2hw).reshape(self.n, -1)
 
@@ -85,6 +90,16 @@ class Track:
             scale = np.sqrt(np.einsum("cd,cd->c", a, a) * np.einsum("cd,cd->c", b, b))
             out[lo:hi] = np.where(scale > self.n_luma, np.einsum("cd,cd->c", a, b) / np.maximum(scale, 1), 0)
         return out
+
+    def likeness(self, a: int, b: int) -> float:
+        """Highest correlation of luma of two frames over shifts of up to `REACH` elements: 1 where a pan or a change of light is all there is."""
+        height, width = self._shape
+        y, x = min(REACH, height // 4), min(REACH, width // 4)
+        one, other = self.luma_ND[a].reshape(height, width), self.luma_ND[b].reshape(height, width)
+        middle = np.ascontiguousarray(one[y : height - y, x : width - x])
+        if min(float(middle.std()), float(other.std())) < 1:
+            return 0.0
+        return float(cv2.matchTemplate(other, middle, cv2.TM_CCOEFF_NORMED).max())
 
     def histogram_distance(self, a_C: Ints, b_C: Ints) -> Floats:
         """Earth mover's distance of the luma histograms of C pairs plus that of their chroma's, in levels; motion inside the picture leaves it small.

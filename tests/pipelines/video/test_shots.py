@@ -91,7 +91,7 @@ def test_dissolves_are_found_and_measured(n: int, speed: float) -> None:
     pictures = dissolve(shot(1, 60, speed), shot(2, 60, speed), n)
     ((kind, start, end),) = spans(series(pictures))
     assert kind == "dissolve"
-    assert (start, end) == pytest.approx((60 - n, 60), abs=1 + n // 10)
+    assert (start, end) == pytest.approx((60 - n, 60), abs=1 + n // 10 if speed == 0 else 1 + n // 4)
 
 
 @pytest.mark.parametrize("colour", [(16, 128, 128), (235, 128, 128), (81, 90, 240)])

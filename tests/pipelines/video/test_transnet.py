@@ -74,7 +74,7 @@ class Fake(TransNet):
         self.seen: list[int] = []
 
     def predict(self, frames_NHW3: np.ndarray) -> Probabilities:
-        numbers = frames_NHW3[:, 0, 0, 0].astype(int) + 256 * frames_NHW3[:, 0, 0, 1]
+        numbers = frames_NHW3[:, 0, 0, 0].astype(int) + 256 * frames_NHW3[:, 0, 0, 1].astype(int)
         self.seen += numbers.tolist()
         single = np.array([self.marked.get(int(k), 0.01) for k in numbers], np.float32)
         return Probabilities(single, single)
