@@ -27,7 +27,7 @@ from scenedetect.detector import SceneDetector
 from benchmarks.edits import Label, make_edit
 from pipelines.video.decode import frames, open_video
 from pipelines.video.measure import Meter, Part
-from pipelines.video.scan import one_thread, scan_video
+from pipelines.video.scan import ScanSettings, one_thread, scan_video
 from pipelines.video.series import Series
 from pipelines.video.shots import Boundary, find_boundaries
 from pipelines.video.stretches import Stretches
@@ -37,7 +37,7 @@ TOLERANCE = 2
 SHORT = 6
 """Frames of the longest predicted transition that may stand for a hard cut."""
 MIN_SHOT_S = 0.25
-"""Below the shortest shot in the edits, 0.3 s."""
+"""Below the shortest shot in the edits, 0.3 s; for PySceneDetect too, whose default of 15 frames would hide short ones."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,22 @@ def _pyscenedetect(path: Path, detector: SceneDetector) -> list[Predicted]:
 def _transnet(single_N: NDArray[np.float32], threshold: float = 0.5) -> list[Predicted]:
     """Runs of marked frames; the frame after the marked one is the first of the new shot (as the authors' `predictions_to_scenes`)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], single_N > threshold, [False]]).astype(np.int8)))
-    return [Predicted(end - start <= 2, int(start) + 1 if end - start > 1 else int(end), int(end)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    return [
+        Predicted(end - start <= 2, int(start) + 1 if end - start > 1 else int(end), int(end))
+        for start, end in zip(edges[::2], edges[1::2], strict=True)
+    ]
 
 
 def run(seeds: Sequence[int], videos: Path, folder: Path) -> list[dict[str, float | str]]:
     """Make the edits of the seeds, run every method, and return a row for each."""
-    names = ("signature, as the pass looks", "signature, all frames", "signature + transnetv2", "pyscenedetect content", "pyscenedetect adaptive", "transnetv2")
+    names = (
+        "signature, as the pass looks",
+        "signature, all frames",
+        "signature + transnetv2",
+        "pyscenedetect content",
+        "pyscenedetect adaptive",
+        "transnetv2",
+    )
     tallies = {name: Tally(*({"hard": 0, "gradual": 0} for _ in range(3))) for name in names}
     network = TransNet()
     for seed in seeds:
@@ -130,16 +140,18 @@ def run(seeds: Sequence[int], videos: Path, folder: Path) -> list[dict[str, floa
         pixels = list(frames(str(edit.path), 48, 27))
         pts_N, small = np.array([pts for pts, _ in pixels]), np.stack([picture for _, picture in pixels])
 
-        def read(start: int, end: int, pts_N: NDArray[np.int64] = pts_N, small: NDArray[np.uint8] = small) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        def read(
+            start: int, end: int, pts_N: NDArray[np.int64] = pts_N, small: NDArray[np.uint8] = small
+        ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
             inside = (pts_N >= start) & (pts_N < end)
             return pts_N[inside], small[inside]
 
         methods = (
-            lambda: _ours(pts_N, scan_video(str(edit.path)).boundaries),  # noqa: B023
+            lambda: _ours(pts_N, scan_video(str(edit.path), ScanSettings(min_shot_s=MIN_SHOT_S)).boundaries),  # noqa: B023
             lambda: _ours(pts_N, find_boundaries(series, "signature", None, MIN_SHOT_S).boundaries),  # noqa: B023
             lambda: _ours(pts_N, refine(find_boundaries(series, "transnetv2", None, MIN_SHOT_S), series, read, network, MIN_SHOT_S)),  # noqa: B023
-            lambda: _pyscenedetect(edit.path, ContentDetector()),  # noqa: B023
-            lambda: _pyscenedetect(edit.path, AdaptiveDetector()),  # noqa: B023
+            lambda: _pyscenedetect(edit.path, ContentDetector(min_scene_len=MIN_SHOT_S)),  # noqa: B023
+            lambda: _pyscenedetect(edit.path, AdaptiveDetector(min_scene_len=MIN_SHOT_S)),  # noqa: B023
             lambda: _transnet(network.predict(small).single_N),  # noqa: B023
         )
         for name, method in zip(names, methods, strict=True):

@@ -112,7 +112,7 @@ class Scan(scan.ScanSettings, Divisible):
         captions = {"source_caption": sidecar.caption or None, "timed_captions": [asdict(timed) for timed in sidecar.timed]}
         shots = [{**asdict(shot), **asdict(shot.signals)} for shot in scanned.shots]
         media = {**asdict(scanned.media), "first_pts": scanned.media.start_pts}
-        return {**media, **captions, "boundaries": [asdict(boundary) for boundary in scanned.boundaries], "shots": shots}
+        return {**media, **captions, "boundaries": list(map(asdict, scanned.boundaries)), "shots": shots}
 
 
 NOT_SPLITTABLE = "not splittable"

@@ -188,15 +188,18 @@ class Video:
         raise DecodeError(f"{_name(self.uri)}: the container cannot seek to PTS {pts}")
 
     def decoder(self, loop_filter: bool = True) -> VideoCodecContext:
-        """A decoder of this stream of its own, for packets; without the loop filter, key frames excepted, it is 1.2 to 1.7 times as fast."""
+        """A decoder for this stream's packets: the stream's own, or one of its own without the loop filter (but for key frames).
+
+        Only the codecs that `can_skip` have the latter; it is 1.2 to 1.7 times as fast.
+        """
         context = self._stream.codec_context
+        if loop_filter:
+            return context
         decoder = CodecContext.create(context.name, "r")
         assert isinstance(decoder, VideoCodecContext)
         decoder.extradata = context.extradata
         decoder.thread_count = self._threads
-        if context.codec_tag:
-            decoder.codec_tag = context.codec_tag
-        decoder.options = {"max_pixels": str(MAX_PIXELS)} | ({} if loop_filter else {"skip_loop_filter": "nokey"})
+        decoder.options = {"max_pixels": str(MAX_PIXELS), "skip_loop_filter": "nokey"}
         return decoder
 
     def _demux(self, head: list[VideoPacket]) -> Iterator[VideoPacket]:

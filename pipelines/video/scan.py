@@ -24,6 +24,7 @@ from PIL import Image
 from pydantic import Field
 
 from cluster.config import Settings
+from pipelines.video.camera import cut_in
 from pipelines.video.decode import MediaInfo, Video, open_video
 from pipelines.video.errors import DecodeError
 from pipelines.video.look import take_look
@@ -59,11 +60,11 @@ class ScanSettings(Settings):
         "uncertain; content, adaptive: PySceneDetect's, cuts only.",
     )
     threshold: float | None = Field(None, gt=0, description="Sensitivity of the detector; null for its default.")
-    min_shot_s: float = Field(0.3, ge=0, description="Shots shorter than this are joined to the one before, in seconds.")
+    min_shot_s: float = Field(0.3, ge=0, description="Shots shorter than this are joined to a neighbour, across the weaker transition; in seconds.")
     stitch: float | None = Field(
         None, gt=0, description="Join shots that a cut parted when the pictures on its two sides differ by less than this, in levels of 255."
     )
-    thumbnails: int = Field(3, ge=0, le=16, description="JPEG pictures kept of each shot.")
+    thumbnails: int = Field(3, ge=0, le=16, description="JPEG pictures kept of each shot, at most; one is taken each second.")
     thumbnail_px: int = Field(160, ge=16, le=256, description="Long side of a thumbnail in pixels.")
 
 
@@ -176,8 +177,10 @@ def _finished(video: Video, settings: ScanSettings, part: Part | None) -> VideoS
     if part is None:
         raise DecodeError(f"{video.uri}: no frame can be decoded")
     info = video.info
-    series, boundaries = _boundaries(video, settings, part.series)
+    series, found = _boundaries(video, settings, part.series)
     end_pts = part.last[0] + _last_duration(part, info)
+    # A fade out that the file ends in lasts as long as the last frame is shown.
+    boundaries = tuple(b if b.end_pts <= part.last[0] else dataclasses.replace(b, end_pts=end_pts) for b in found)
     video.check_complete(end_pts)
     part = dataclasses.replace(part, series=series)
     shots = [_shot(video, part, span, settings) for span in spans(boundaries, info.start_pts, end_pts)]
@@ -197,7 +200,9 @@ def _boundaries(video: Video, settings: ScanSettings, series: Series) -> tuple[S
         for windows in _near(found.uncertain, near):
             series = meter.closer(series, video.packets_from(windows[0][0]), windows)
         found = find_boundaries(series, settings.detector, settings.threshold, settings.min_shot_s)
-    boundaries = found.boundaries
+    # A file that shows one plain colour from end to end is a shot of it, not a fade.
+    first_pts, last_pts = int(series.pts_N[0]), int(series.pts_N[-1])
+    boundaries = tuple(b for b in found.boundaries if b.start_pts > first_pts or b.end_pts <= last_pts)
     if settings.stitch is not None:
         boundaries = stitched(series, boundaries, settings.stitch)
     return series, boundaries
@@ -241,9 +246,15 @@ def _shot(video: Video, part: Part, span: ShotSpan, settings: ScanSettings) -> S
         looks, pictures = [look], [(middle_pts, thumbnail)]
     # A pair of frames across a transition is no motion.
     moves = [move for move in _inside(part.moves, span, MOVE_PTS) if move.end_pts < span.end_pts]
-    signals = shot_signals(series, moves, looks, info.width, info.height)
+    signals = shot_signals(series, moves, looks, info.width, info.height, _nearer(part.series, span))
     thumbnails = spread(pictures, span, settings.thumbnails)
     return Shot(span.start_pts, span.end_pts, series.n_frames, span.opens, span.closes, signals, hashes(series), thumbnails)
+
+
+def _nearer(series: Series, span: ShotSpan) -> float | None:
+    """How much nearer a shot is that shows part of what the shot before it ended with."""
+    first = int(np.searchsorted(series.pts_N, span.start_pts))
+    return cut_in(series.luma_NHW[first - 1], series.luma_NHW[first]) if span.opens == "cut" and first else None
 
 
 def hashes(series: Series) -> tuple[FrameHash, ...]:

@@ -123,9 +123,8 @@ def repeats(series: Series) -> tuple[float, float | None]:
 def flicker(series: Series) -> float | None:
     """Mean of |m(k) - (m(k-1) + m(k+1)) / 2| over frames whose two neighbours were looked at, m the mean luma in [0, 1].
 
-    The second difference lets steady fades and exposure drifts through as 0 and keeps what goes up and down from frame to frame, as
-    the measures of van Roosmalen ('Restoration of Archived Film and Video', 1999) do. Lamps at mains frequency give 0.005 to 0.05.
-    None where no three neighbours were looked at.
+    The second difference in time: 0 for steady fades and drifts of exposure, the amplitude for light that goes up and down with every
+    frame. Our own definition. None where no three neighbours were looked at.
     """
     whole_N = series.passed_over_N == 0
     middle_N = whole_N[1:-1] & whole_N[2:]

@@ -52,8 +52,8 @@ class Track:
         self.chroma_ND: Bytes = np.ascontiguousarray(chroma_N2hw).reshape(self.n, -1)
 
     @cached_property
-    def step_N(self) -> Floats:
-        """Distance of every frame to the one before; 0 for the first."""
+    def steps(self) -> Floats:
+        """Distance `[N]` of every frame to the one before; 0 for the first."""
         out = np.zeros(self.n, np.float32)
         for lo, hi in _chunks(1, self.n):
             out[lo:hi] = _row_distance(self.luma_ND[lo - 1 : hi - 1], self.luma_ND[lo:hi])
@@ -61,8 +61,8 @@ class Track:
         return out
 
     @cached_property
-    def contrast_N(self) -> Floats:
-        """Standard deviation over the picture of luma plus that of Cb and of Cr, in levels; 0 for a plain colour."""
+    def contrasts(self) -> Floats:
+        """Standard deviation `[N]` over the picture of luma plus that of Cb and of Cr, in levels; 0 for a plain colour."""
         out = np.zeros(self.n, np.float32)
         half = self.chroma_ND.shape[1] // 2
         for lo, hi in _chunks(0, self.n):
@@ -123,7 +123,7 @@ class Track:
     @property
     def n_luma(self) -> int:
         """Elements of luma in a signature."""
-        return self.luma_ND.shape[1]
+        return int(self.luma_ND.shape[1])
 
 
 def _row_distance(a_CD: Bytes, b_CD: Bytes) -> Floats:

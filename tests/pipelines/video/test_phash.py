@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 from videos import sliding
 
-from pipelines.video.phash import cosine_basis, hamming, phash
+from pipelines.video.phash import _averaged, hamming, phash
 
 
 def naive_phash(picture: np.ndarray) -> int:
@@ -36,9 +37,20 @@ def test_it_is_the_hash_of_the_definition(seed: int) -> None:
     assert phash(picture) == naive_phash(picture)
 
 
-def test_the_basis_is_orthonormal() -> None:
-    basis = cosine_basis(32, 32)
-    assert basis @ basis.T == pytest.approx(np.eye(32), abs=1e-12)
+@given(arrays(np.uint8, st.tuples(st.integers(1, 70), st.integers(1, 70))))
+@settings(deadline=None, max_examples=50)
+def test_cells_are_exact_means_of_intervals(picture: np.ndarray) -> None:
+    """However small the picture is: each of 32 equal intervals is averaged, parts of pixels by their share."""
+    rows, columns = (area_weights(n, 32) for n in picture.shape)
+    assert _averaged(picture) == pytest.approx(rows @ picture.astype(float) @ columns.T, abs=1e-2)
+
+
+def area_weights(n_in: int, n_out: int) -> np.ndarray:
+    """`[n_out, n_in]` matrix that averages n_in samples into n_out equal intervals."""
+    edges = np.arange(n_out + 1) * (n_in / n_out)
+    cells = np.arange(n_in)
+    overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+    return np.maximum(overlap, 0) * (n_out / n_in)
 
 
 def test_scaling_and_noise_change_few_bits_and_another_picture_many() -> None:

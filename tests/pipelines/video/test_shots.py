@@ -48,7 +48,12 @@ def series(pictures: np.ndarray, pts: np.ndarray | None = None, time_base: Fract
     chroma = np.stack([[cv2.resize(plane, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for plane in picture[1:]] for picture in levels])
     change = np.zeros(len(at), np.float32)
     change[1:] = np.abs(np.diff(luma.astype(np.float32), axis=0)).mean(axis=(1, 2))
-    measured = {"pts_N": pts[at].astype(np.int64), "passed_over_N": (np.diff(at, prepend=-1) - 1).astype(np.int32), "luma_NHW": luma, "chroma_N2hw": chroma}
+    measured = {
+        "pts_N": pts[at].astype(np.int64),
+        "passed_over_N": (np.diff(at, prepend=-1) - 1).astype(np.int32),
+        "luma_NHW": luma,
+        "chroma_N2hw": chroma,
+    }
     others = {field.name: change for field in fields(Series) if field.name not in {"time_base", *measured}}
     return Series(time_base, **(others | measured | {"content_N": np.full(len(at), np.nan, np.float32)}))
 
@@ -86,7 +91,7 @@ def test_cuts_are_at_the_first_frame_of_the_new_shot(speed: float) -> None:
 
 
 @pytest.mark.parametrize("n", [6, 12, 20, 30])
-@pytest.mark.parametrize("speed", [0.0, 0.2])
+@pytest.mark.parametrize("speed", [0.0, 0.1])
 def test_dissolves_are_found_and_measured(n: int, speed: float) -> None:
     pictures = dissolve(shot(1, 60, speed), shot(2, 60, speed), n)
     ((kind, start, end),) = spans(series(pictures))
@@ -186,7 +191,13 @@ def test_boundaries_are_in_order_and_apart(seed: int, joins: list[str]) -> None:
     pictures = shot(seed, 40, seed % 7 / 10)
     for k, join in enumerate(joins):
         after = shot(seed + k + 1, 40, (seed + k) % 5 / 10)
-        pictures = dissolve(pictures, after, 8) if join == "dissolve" else fade(pictures, after, (16, 128, 128), 8, k) if join == "fade" else np.concatenate([pictures, after])
+        pictures = (
+            dissolve(pictures, after, 8)
+            if join == "dissolve"
+            else fade(pictures, after, (16, 128, 128), 8, k)
+            if join == "fade"
+            else np.concatenate([pictures, after])
+        )
     result = found(series(pictures))
     edges = [pts for boundary in result.boundaries for pts in (boundary.start_pts, boundary.end_pts)]
     assert edges == sorted(edges)
@@ -244,13 +255,15 @@ def test_distances_against_plain_numpy() -> None:
     a, b = np.array([0, 5, 19, 39]), np.array([1, 25, 20, 0])
     apart = np.abs(luma[a] - luma[b]).mean(axis=1) + np.abs(chroma[a] - chroma[b]).mean(axis=1)
     assert track.distance(a, b) == pytest.approx(apart, rel=1e-5)
-    assert track.step_N[1:] == pytest.approx(track.distance(np.arange(39), np.arange(1, 40)))
+    assert track.steps[1:] == pytest.approx(track.distance(np.arange(39), np.arange(1, 40)))
     half = chroma.shape[1] // 2
-    assert track.contrast_N == pytest.approx(luma.std(axis=1) + chroma[:, :half].std(axis=1) + chroma[:, half:].std(axis=1), rel=1e-4)
+    assert track.contrasts == pytest.approx(luma.std(axis=1) + chroma[:, :half].std(axis=1) + chroma[:, half:].std(axis=1), rel=1e-4)
     assert track.correlation(a, b) == pytest.approx([np.corrcoef(luma[i], luma[j])[0, 1] for i, j in zip(a, b, strict=True)], abs=1e-4)
     moved = np.sort(luma[0])
     assert track.histogram_distance(np.array([0]), np.array([0]))[0] == 0
-    expected = np.abs(moved - np.sort(luma[30])).mean() + sum(0.5 * np.abs(np.sort(chroma[0, s]) - np.sort(chroma[30, s])).mean() for s in (slice(half), slice(half, None)))
+    expected = np.abs(moved - np.sort(luma[30])).mean() + sum(
+        0.5 * np.abs(np.sort(chroma[0, s]) - np.sort(chroma[30, s])).mean() for s in (slice(half), slice(half, None))
+    )
     assert track.histogram_distance(np.array([0]), np.array([30]))[0] == pytest.approx(expected, rel=1e-5)
 
 
@@ -258,7 +271,7 @@ def test_distances_against_plain_numpy() -> None:
 def test_the_ramp_is_the_best_of_all_ramps(start: int, end: int) -> None:
     t = np.arange(60.0)
     share = np.clip((t - start) / (end - start), 0, 1) + np.random.default_rng(start).normal(0, 0.02, 60)
-    a, b, error = _fit_ramp(t, share, 0, 59)
+    a, b, error = _fit_ramp(t, share, 0, 59, (start + end) // 2)
 
     def squares(i: int, j: int) -> float:
         ramp = np.clip((t - t[i]) / (t[j] - t[i]), 0, 1)
@@ -272,11 +285,18 @@ def test_the_ramp_is_the_best_of_all_ramps(start: int, end: int) -> None:
 
 @pytest.mark.parametrize("name", ["content", "adaptive"])
 def test_recorded_scores_give_what_pyscenedetect_gives_on_the_pictures(name: str) -> None:
-    parts = [sliding(n, 2.0, 128, 72, seed) * np.array(colour) for seed, (n, colour) in enumerate([(40, (1, 0.3, 0.2)), (31, (0.2, 0.4, 1)), (25, (0.9, 0.9, 0.3))])]
+    parts = [
+        sliding(n, 2.0, 128, 72, seed) * np.array(colour)
+        for seed, (n, colour) in enumerate([(40, (1, 0.3, 0.2)), (31, (0.2, 0.4, 1)), (25, (0.9, 0.9, 0.3))])
+    ]
     pictures = np.concatenate(parts).astype(np.uint8)
     options = {"min_scene_len": 0.3}
     detector = ContentDetector(**options) if name == "content" else AdaptiveDetector(**options)
-    cuts = [cut.pts for k, picture in enumerate(pictures) for cut in detector.process_frame(FrameTimecode(Timecode(k, Fraction(1, 25)), Fraction(25)), picture)]
+    cuts = [
+        cut.pts
+        for k, picture in enumerate(pictures)
+        for cut in detector.process_frame(FrameTimecode(Timecode(k, Fraction(1, 25)), Fraction(25)), picture)
+    ]
     score = ContentScore()
     content = np.array([score.push(picture) for picture in pictures], np.float32)
     assert content[0] == 0
@@ -329,7 +349,8 @@ def test_the_sintel_trailer_against_labels_made_by_eye(real_videos: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "cuts"), [("talk_640x360.mp4", [144, 237]), ("talk_portrait_480x640.mp4", []), ("motorcycle_2160p.mp4", []), ("hydraulic_press_832x480.mp4", [])]
+    ("name", "cuts"),
+    [("talk_640x360.mp4", [144, 237]), ("talk_portrait_480x640.mp4", []), ("motorcycle_2160p.mp4", []), ("hydraulic_press_832x480.mp4", [])],
 )
 def test_cuts_read_off_the_pictures(real_videos: Path, name: str, cuts: list[int]) -> None:
     item = from_file(real_videos / name)

@@ -89,7 +89,12 @@ def read(start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
 
 def series(n: int) -> Series:
     zeros = np.zeros(n, np.float32)
-    arrays = {"luma_NHW": np.zeros((n, 4, 4), np.uint8), "chroma_N2hw": np.zeros((n, 2, 2, 2), np.uint8), "pts_N": np.arange(n), "passed_over_N": np.zeros(n, np.int32)}
+    arrays = {
+        "luma_NHW": np.zeros((n, 4, 4), np.uint8),
+        "chroma_N2hw": np.zeros((n, 2, 2, 2), np.uint8),
+        "pts_N": np.arange(n),
+        "passed_over_N": np.zeros(n, np.int32),
+    }
     return Series(Fraction(1, 25), **{name: arrays.get(name, zeros) for name in Series.__dataclass_fields__ if name != "time_base"})
 
 
@@ -105,7 +110,7 @@ def test_only_doubtful_candidates_are_asked_about() -> None:
     assert [boundary.start_pts for boundary in result] == [50, 200]
     assert result[0] == sure
     assert result[1].score > 0.5
-    assert not set(range(0, 150)) & set(fake.seen)
+    assert not set(range(150)) & set(fake.seen)
     assert len(fake.seen) < 3 * 60
 
 
