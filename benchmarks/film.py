@@ -32,15 +32,15 @@ def make_film(source: Path, film: Path, hours: float) -> int:
         stream = once.streams.video[0]
         target = out.add_stream_from_template(stream)
         target.time_base = stream.time_base
-        assert stream.time_base is not None and stream.duration is not None
+        assert stream.time_base is not None
+        assert stream.duration is not None
         packets = [(bytes(packet), packet.pts, packet.dts, packet.duration, packet.is_keyframe) for packet in once.demux(stream) if packet.size]
         loops = int(hours * 3600 / float(stream.duration * stream.time_base)) + 1
         for loop in range(loops):
             shift = loop * stream.duration
             for data, pts, dts, duration, is_key in packets:
                 packet = av.Packet(data)
-                assert pts is not None and dts is not None
-                packet.pts, packet.dts, packet.duration = pts + shift, dts + shift, duration
+                packet.pts, packet.dts, packet.duration = (pts or 0) + shift, (dts or 0) + shift, duration
                 packet.time_base, packet.stream, packet.is_keyframe = stream.time_base, target, is_key
                 out.mux(packet)
                 n_frames += 1
@@ -78,6 +78,8 @@ def main() -> None:
         film = str(Path(folder) / "film.mp4")
         n_frames = make_film(arguments.folder / arguments.source, Path(film), arguments.hours)
         pieces = divide(film)
+        if len(pieces) < 2:
+            raise SystemExit(f"{film} is too short to be divided; ask for more hours")
         print(f"{n_frames} frames, {Path(film).stat().st_size >> 20} MB, {len(pieces)} pieces", flush=True)
         with spawn.Pool(1, maxtasksperchild=1) as pool:
             whole, whole_s, whole_mb = pool.apply(scan_whole, (film,))

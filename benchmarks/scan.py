@@ -97,7 +97,7 @@ def main() -> None:
             skipped.append(path.name)
             continue
         rows.append(row)
-        print(f"{row['file']:34} {row['codec']:6} {row['size']:>10}  to decode {row['to_decode']:6.2f}  to PySceneDetect {row['to_pyscenedetect']:6.2f}")
+        print(f"{row['file']:34} {row['codec']:6} {row['size']:>10}  {row['to_decode']:6.2f} decodes  {row['to_pyscenedetect']:6.2f} PySceneDetects")
     counted = [row for row in rows if row["counts"]]
     result = {
         "cpu_ratio_to_decode": ratio(counted, "decode"),

@@ -93,7 +93,7 @@ def _flash(track: Track, start: int, end: int, down: int, up: int) -> bool:
     hi = min(track.n - 1, int(np.searchsorted(track.position_N, track.position_N[end - 1] + max(up, 1))))
     if track.seconds_N[hi] - track.seconds_N[lo] > FLASH_S or start == 0 or end == track.n:
         return False
-    return float(track.correlation(np.array([lo]), np.array([hi]))[0]) > SAME
+    return track.likeness(lo, hi) > SAME
 
 
 def _contrast_ramp(track: Track, plain: int, stop: int, direction: int) -> tuple[int, float]:
@@ -192,7 +192,7 @@ def find_dissolves(track: Track, cuts: Sequence[int], fades: Sequence[Ramp]) -> 
         found.append(ramp)
         taken[ramp.start : ramp.end + 1] = True
         taken[lo + (hi - lo) // 4 : hi - (hi - lo) // 4 + 1] = True
-    return _best(found)
+    return sorted(found, key=lambda ramp: ramp.start)
 
 
 def _straight_windows(track: Track) -> tuple[Ints, Ints, Floats]:
@@ -328,12 +328,3 @@ same), with a penalty of 1e-2 on the squared weights of standardised features; r
 def score(features: Doubles, evidence: float = 0.0) -> float:
     """Logistic score in [0, 1] of a candidate; `evidence` is added before."""
     return float(1 / (1 + np.exp(-np.clip(float((features * WEIGHTS).sum()) + BIAS + evidence, -30, 30))))
-
-
-def _best(ramps: list[Ramp]) -> list[Ramp]:
-    """Of ramps that overlap, the one with the highest score."""
-    kept: list[Ramp] = []
-    for ramp in sorted(ramps, key=lambda item: (-item.score, item.start)):
-        if all(ramp.end <= other.start or ramp.start >= other.end for other in kept):
-            kept.append(ramp)
-    return sorted(kept, key=lambda item: item.start)

@@ -72,12 +72,13 @@ class Borders:
 def borders(luma_HW: Pixels) -> Borders:
     """What is kept of a picture (luma of full range) to find bars with. 0.06 ms for 256 x 144."""
     height, width = luma_HW.shape
-    ends_Hw = np.concatenate([luma_HW[:, : -(-width // ENDS)], luma_HW[:, -(-width // ENDS) :]], axis=1)
-    ends_hW = np.concatenate([luma_HW[: -(-height // ENDS)], luma_HW[-(-height // ENDS) :]])
-    down = cv2.threshold(cv2.absdiff(luma_HW[EDGE_LINES:], luma_HW[:-EDGE_LINES]), STEP, 1, cv2.THRESH_BINARY)[1]
-    across = cv2.threshold(cv2.absdiff(luma_HW[:, EDGE_LINES:], luma_HW[:, :-EDGE_LINES]), STEP, 1, cv2.THRESH_BINARY)[1]
-    rows_H = cv2.reduce(down, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() / width
-    columns_W = cv2.reduce(across, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() / height
+    across, down = -(-width // ENDS), -(-height // ENDS)
+    ends_Hw = np.concatenate([luma_HW[:, :across], luma_HW[:, -across:]], axis=1)
+    ends_hW = np.concatenate([luma_HW[:down], luma_HW[-down:]])
+    differs_down = cv2.threshold(cv2.absdiff(luma_HW[EDGE_LINES:], luma_HW[:-EDGE_LINES]), STEP, 1, cv2.THRESH_BINARY)[1]
+    differs_across = cv2.threshold(cv2.absdiff(luma_HW[:, EDGE_LINES:], luma_HW[:, :-EDGE_LINES]), STEP, 1, cv2.THRESH_BINARY)[1]
+    rows_H = cv2.reduce(differs_down, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() / width
+    columns_W = cv2.reduce(differs_across, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() / height
     return Borders(_lines(luma_HW, ends_Hw, 1, rows_H), _lines(luma_HW, ends_hW, 0, columns_W))
 
 

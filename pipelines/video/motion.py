@@ -258,4 +258,4 @@ def _patch_centres(blocks: int) -> NDArray[np.float64]:
     nearest = np.minimum(np.arange(pixels), starts[-1] + PATCH - 1)[:, None]
     covers = (starts <= nearest) & (nearest < starts + PATCH)
     centres = (covers * (starts + (PATCH - 1) / 2)).sum(axis=1) / covers.sum(axis=1)
-    return 4 * (centres.reshape(blocks, -1).mean(axis=1) - (pixels - 1) / 2)
+    return np.asarray(4 * (centres.reshape(blocks, -1).mean(axis=1) - (pixels - 1) / 2))

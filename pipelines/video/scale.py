@@ -53,9 +53,10 @@ def native_luma(frame: VideoFrame) -> Pixels | NDArray[np.uint16] | None:
     if frame.format.is_rgb or not frame.format.is_planar or frame.format.is_big_endian or not frame.format.name.startswith(("yuv", "gray", "nv12")):
         return None
     buffer = frame.planes[0]
-    deep = frame.format.components[0].bits > 8
-    lines = np.frombuffer(memoryview(buffer), np.uint16 if deep else np.uint8).reshape(buffer.height, -1)
-    return lines[:, : buffer.width]
+    data = memoryview(buffer)
+    if frame.format.components[0].bits > 8:
+        return np.frombuffer(data, np.uint16).reshape(buffer.height, -1)[:, : buffer.width]
+    return np.frombuffer(data, np.uint8).reshape(buffer.height, -1)[:, : buffer.width]
 
 
 def to_upright(picture: Pixels, rotation_deg: int) -> Pixels:

@@ -154,7 +154,10 @@ def divide(uri: str) -> list[Piece]:
 
 
 def scan_piece(uri: str, settings: ScanSettings, first: int, end: int | None) -> Part | None:
-    """Scan cells `first` to `end` of a video. None where nothing begins in it. Raises `DecodeError`, and `NotSplittableError` for a video that has no pieces."""
+    """Scan cells `first` to `end` of a video; None where none begins there.
+
+    Raises `DecodeError`, of which `NotSplittableError` says that the video has to be scanned whole.
+    """
     with one_thread(), open_video(uri) as video:
         return _measured(video, settings, first, end)
 
@@ -189,8 +192,7 @@ def _finished(video: Video, settings: ScanSettings, part: Part | None) -> VideoS
 
 
 def _boundaries(video: Video, settings: ScanSettings, series: Series) -> tuple[Series, tuple[Boundary, ...]]:
-    """The boundaries, and the series with the frames that had to be decoded for them: where stretches meet, what one of them
-    could not know."""
+    """The boundaries, and the series with the frames that had to be decoded for them where stretches meet."""
     found = find_boundaries(series, settings.detector, settings.threshold, settings.min_shot_s)
     meter = _meter(video, settings)
     for _ in range(ROUNDS):

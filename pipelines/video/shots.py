@@ -48,7 +48,7 @@ class Boundary:
     """A transition between two shots, or into or out of a plain colour at the ends of a file.
 
     A cut: `start_pts` and `end_pts` are both the first frame of the new shot. A dissolve or fade: `start_pts` is the first mixed
-    or plain frame, `end_pts` the first pure frame of the next shot (one past the last frame where the file ends first).
+    or plain frame, `end_pts` the first pure frame of the next shot (the end of the last frame where the file ends first).
     `score` is a probability in [0, 1]; PySceneDetect's detectors give 1.
     """
 
@@ -89,7 +89,7 @@ def find_boundaries(series: Series, detector: str, threshold: float | None, min_
     certain = [ramp.start for ramp in cuts if ramp.score > THRESHOLD]
     fades, dips = find_fades(track, certain)
     dissolves = find_dissolves(track, certain, [fade for fade in fades if fade.score > THRESHOLD])
-    ramps = _compatible([*cuts, *fades, *dissolves])
+    ramps = _compatible([*cuts, *fades, *dissolves], track.n)
     level = THRESHOLD if threshold is None else threshold
     found = tuple(_boundary(track, ramp) for ramp in ramps if ramp.score >= level)
     doubtful = tuple(_boundary(track, ramp) for ramp in ramps if DOUBT[0] <= ramp.score <= DOUBT[1])
@@ -179,11 +179,13 @@ NEVER = 0.002
 """Candidates below this score are forgotten."""
 
 
-def _compatible(ramps: list[Ramp]) -> list[Ramp]:
-    """Of ramps that overlap, the one with the highest score; a gradual one beats a cut at one of its own frames that is no surer."""
+def _compatible(ramps: list[Ramp], n: int) -> list[Ramp]:
+    """Of ramps that share a frame, the first pure one of each counted, the one with the highest score; of equals the gradual one."""
+    taken = np.zeros(n + 1, np.bool_)
     kept: list[Ramp] = []
     for ramp in sorted(ramps, key=lambda item: (-item.score, item.kind == "cut", item.start)):
-        if not any(ramp.start <= other.end and other.start <= ramp.end for other in kept):
+        if not taken[ramp.start : ramp.end + 1].any():
+            taken[ramp.start : ramp.end + 1] = True
             kept.append(ramp)
     return sorted(kept, key=lambda item: item.start)
 
@@ -197,7 +199,12 @@ def _to_decode(ramp: Ramp) -> list[tuple[int, int]]:
 
 def _boundary(track: Track, ramp: Ramp) -> Boundary:
     kind: Kind = "cut" if ramp.kind == "cut" else "fade" if ramp.kind == "fade" else "dissolve"
-    end = int(track.pts_N[ramp.end]) if ramp.end < track.n else int(track.pts_N[-1]) + 1
+    if ramp.end < track.n:
+        end = int(track.pts_N[ramp.end])
+    else:
+        # As long as the frame before it: the series does not know how long the last one is shown.
+        frames = int(track.position_N[-1] - track.position_N[-2])
+        end = int(track.pts_N[-1]) + max(1, round(int(track.pts_N[-1] - track.pts_N[-2]) / frames))
     return Boundary(kind, int(track.pts_N[ramp.start]), end, round(ramp.score, 4))
 
 

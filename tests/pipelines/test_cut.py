@@ -11,18 +11,20 @@ from hypothesis import strategies as st
 
 from pipelines.step import Mark
 from pipelines.steps.cut import Cut, clip_hash
+from pipelines.steps.scan import SIGNALS
 
 
-def shot(start: int, end: int) -> dict[str, Any]:
-    signals = dict.fromkeys(("luma", "contrast", "sharpness", "motion", "frozen_share"), 0.5)
+def shot(start: int, end: int, opens: str | None, closes: str | None) -> dict[str, Any]:
+    signals = dict.fromkeys((field.name for field in SIGNALS), 0.5)
     hashes = [{"pts": pts, "phash": pts} for pts in range(start, end, max(1, (end - start) // 5))]
-    return {"start_pts": start, "end_pts": end, **signals, "hashes": hashes, "thumbnails": [b"jpeg"]}
+    return {"start_pts": start, "end_pts": end, "opens": opens, "closes": closes, **signals, "hashes": hashes, "thumbnails": [b"jpeg"]}
 
 
 def row(*shots: tuple[int, int], kind: str = "video", base: tuple[int, int] = (1, 100)) -> dict[str, Any]:
-    spans = [shot(start, end) for start, end in shots]
+    last = len(shots) - 1
+    spans = [shot(start, end, "cut" if i else None, "cut" if i < last else None) for i, (start, end) in enumerate(shots)]
     captions = {"source_caption": "the file", "timed_captions": [{"start_s": 1.0, "end_s": 3.0, "caption": "the middle"}]}
-    return {"uid": "source", "kind": kind, "time_base_num": base[0], "time_base_den": base[1], "shots": spans, **captions}
+    return {"uid": "source", "kind": kind, "time_base_num": base[0], "time_base_den": base[1], "first_pts": shots[0][0], "shots": spans, **captions}
 
 
 def spans(result: Any) -> list[tuple[int, int]]:
@@ -39,6 +41,21 @@ def test_short_shots_give_no_clip_and_long_ones_several_equal_ones() -> None:
 def test_trimming_is_done_at_transitions_only() -> None:
     clips = Cut(min_s=1, max_s=4, trim_s=0.1).expand(row((0, 300), (300, 1100)))
     assert spans(clips) == [(0, 290), (310, 705), (705, 1100)]
+    assert [(clip["opens"], clip["closes"]) for clip in clips] == [(None, "cut"), ("cut", None), (None, None)]  # type: ignore[index]
+
+
+def test_a_file_that_ends_in_a_transition_is_trimmed_there() -> None:
+    only = row((0, 500))
+    only["shots"][0] |= {"opens": "fade", "closes": "fade"}
+    assert spans(Cut(min_s=1, max_s=10, trim_s=0.5).expand(only)) == [(50, 450)]
+
+
+def test_clips_of_given_lengths() -> None:
+    """The longest that fits, as often as it fits, then the next; the last half second of the shot is in no clip."""
+    clips = Cut(min_s=1, max_s=8, lengths_s=(2.0, 4.0)).expand(row((0, 1050), (1050, 1200)))
+    assert spans(clips) == [(0, 400), (400, 800), (800, 1000)]
+    with pytest.raises(ValueError, match="lengths_s has 20"):
+        Cut(min_s=1, max_s=8, lengths_s=(20.0,))
 
 
 def test_a_source_without_a_long_enough_shot_is_dropped_with_the_longest() -> None:

@@ -57,7 +57,7 @@ def test_a_thing_that_crosses_the_picture_is_no_camera() -> None:
 
 def test_no_moves_are_still_and_long_moves_weigh_more() -> None:
     assert camera_motion([], Fraction(1, 24)) == "still"
-    moves = [Move(0, 90, 0.2, pan=0.2), Move(90, 100, 0.9, pan=-0.9)]
+    moves = [Move(0, 90, 0.2, pan=0.2), Move(90, 100, 0.6, pan=-0.6)]
     assert camera_motion(moves, Fraction(1, 100)) == "pan"
 
 

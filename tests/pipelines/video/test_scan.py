@@ -14,8 +14,8 @@ from videos import encode, numbered, sliding
 
 from cluster.config import validate
 from pipelines.video.decode import OPEN_LOG, DecodeError, frames
-from pipelines.video.phash import hamming
 from pipelines.video.measure import ANALYSIS_AREA, picture_size
+from pipelines.video.phash import hamming
 from pipelines.video.scan import ScanSettings, Shot, VideoScan, scan_image, scan_video
 
 LOSSLESS = {"crf": "0", "preset": "ultrafast"}
