@@ -34,7 +34,8 @@ EDGE = 2
 
 SHORT_FRAMES, LOOSE, AGAINST = 3, 0.3, -2.0
 """One or two mixed frames say little, as a blurred frame in the middle of a whip of the camera is on the line as well, and so do frames
-this far off the line, as 0.98 of dissolves are not: either counts this much in log odds."""
+this far off the line, as 1 of 93 dissolves is: either counts this much in log odds. Set by hand, on a whip of the
+camera in the Sintel trailer, which therefore is no independent test of them."""
 
 MOST_FITS = 6
 """The ends of the ramp decide what line the frames are on, so it is fitted again until they stay; most do after two fits."""
@@ -321,7 +322,7 @@ BIAS = 2.4
 along it; 1 - likeness of its ends; the logarithm of their distance as a share of their contrast, up to `DIFFERENT`, beyond which pictures
 are different and a plain one is no more so.
 
-Logistic regression on the candidates of 20 edits of `benchmarks/edits.py` (seeds 0 to 19; 93 dissolves and 264 others, weighing the
+Logistic regression on the candidates of 20 edits of `benchmarks/edits.py` (seeds 0 to 19; 93 dissolves and 297 others, weighing the
 same), with a penalty of 1e-2 on the squared weights of standardised features; rounded. Other seeds are what is reported."""
 
 

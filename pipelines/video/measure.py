@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from itertools import groupby
 from operator import itemgetter
 from typing import TypeVar
@@ -19,10 +18,11 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from pipelines.video.camera import cut_in
 from pipelines.video.decode import DecodeError, Picture, Video, VideoPacket
 from pipelines.video.look import Look, take_look
 from pipelines.video.luma import BLOCK
-from pipelines.video.motion import MotionMeter, Move
+from pipelines.video.motion import MotionMeter, Move, unexplained
 from pipelines.video.scale import Pixels, native_luma, pixels, plane, rescale, to_upright
 from pipelines.video.series import SIGNATURE_SHRINK, Series
 from pipelines.video.shots import ContentScore, find_boundaries
@@ -36,13 +36,17 @@ LOOK_AREA = 256 * 144
 """Pixels of the picture a look is taken at."""
 
 LOOK_EVERY_S = 1.0
-LOOK_AGAIN_S = 0.2
+LOOK_AGAIN_S = 0.3
 NEW_PICTURE = 20.0
-"""A look is taken each second, and 0.2 s after the last one at the earliest where the picture has changed by so many levels of 255
+"""A look is taken each second, and 0.3 s after the last one at the earliest where the picture has changed by so many levels of 255
 since that a new shot may have begun."""
 
 WARP_FROM = 3.0
 """Mean change, in levels of 255, from which it is asked how much of it motion explains; with less, no shot begins."""
+
+CUT_FROM = 12.0
+"""Change that motion does not explain, in levels, from which it is asked whether a cut only went nearer, which takes 1 ms; it must also
+be twice that of the frames beside it."""
 
 BLOCK_FRAMES = 256
 """Frames measured at a time: 3.5 MB of small pictures."""
@@ -230,8 +234,8 @@ class Rows:
         self._pts, self._passed_over, self._scores = [], [], []
 
 
-def differences(luma_NHW: Pixels) -> tuple[Floats, Floats, Floats]:
-    """(change, residual, peak) of all pictures but the first against the one before, in levels: see `Series`."""
+def differences(luma_NHW: Pixels) -> tuple[Floats, Floats, Floats, Floats]:
+    """(change, residual, peak, nearer) of all pictures but the first against the one before: see `Series`."""
     n, height, width = luma_NHW.shape
     # One tall picture: OpenCV takes as long for 300 frames in one call as for 30 in a call each.
     flat = luma_NHW.reshape(n * height, width)
@@ -241,14 +245,11 @@ def differences(luma_NHW: Pixels) -> tuple[Floats, Floats, Floats]:
     residual_N = change_N.copy()
     for i in np.flatnonzero(change_N >= WARP_FROM):
         residual_N[i] = min(change_N[i], unexplained(luma_NHW[i], luma_NHW[i + 1]))
-    return change_N, residual_N, peak_N
-
-
-def unexplained(before_HW: Pixels, after_HW: Pixels) -> float:
-    """Mean absolute difference of two pictures, in levels, that is left when each pixel has been followed along optical flow."""
-    flow_HW2 = _flow().calc(after_HW, before_HW, None)
-    found_HW = cv2.remap(before_HW, flow_HW2 + _grid(*after_HW.shape), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return float(cv2.norm(found_HW, after_HW, cv2.NORM_L1)) / after_HW.size
+    nearer_N = np.full(n - 1, np.nan, np.float32)
+    beside_N = np.maximum(np.append(residual_N[1:], 0), np.insert(residual_N[:-1], 0, 0))
+    for i in np.flatnonzero((residual_N >= CUT_FROM) & (residual_N >= 2 * beside_N)):
+        nearer_N[i] = cut_in(luma_NHW[i], luma_NHW[i + 1]) or np.nan
+    return change_N, residual_N, peak_N, nearer_N
 
 
 def picture_size(height: int, width: int, area: int) -> tuple[int, int]:
@@ -268,14 +269,3 @@ def _shrunk(stack_NHW: NDArray[T], factor: int) -> NDArray[T]:
     n, height, width = stack_NHW.shape
     flat = cv2.resize(stack_NHW.reshape(n * height, width), (width // factor, n * height // factor), interpolation=cv2.INTER_AREA)
     return np.asarray(flat, stack_NHW.dtype).reshape(n, height // factor, width // factor)
-
-
-@cache
-def _flow() -> cv2.DISOpticalFlow:
-    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-
-
-@cache
-def _grid(height: int, width: int) -> NDArray[np.float32]:
-    """`[H, W, 2]` position (x, y) of each pixel."""
-    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from PIL import Image
 from pydantic import Field
 
 from cluster.config import Settings
-from pipelines.video.camera import cut_in
 from pipelines.video.decode import MediaInfo, Video, open_video
 from pipelines.video.errors import DecodeError
 from pipelines.video.look import take_look
@@ -248,15 +248,15 @@ def _shot(video: Video, part: Part, span: ShotSpan, settings: ScanSettings) -> S
         looks, pictures = [look], [(middle_pts, thumbnail)]
     # A pair of frames across a transition is no motion.
     moves = [move for move in _inside(part.moves, span, MOVE_PTS) if move.end_pts < span.end_pts]
-    signals = shot_signals(series, moves, looks, info.width, info.height, _nearer(part.series, span))
+    signals = shot_signals(series, moves, looks, info.width, info.height, _nearer(series, span))
     thumbnails = spread(pictures, span, settings.thumbnails)
     return Shot(span.start_pts, span.end_pts, series.n_frames, span.opens, span.closes, signals, hashes(series), thumbnails)
 
 
 def _nearer(series: Series, span: ShotSpan) -> float | None:
     """How much nearer a shot is that shows part of what the shot before it ended with."""
-    first = int(np.searchsorted(series.pts_N, span.start_pts))
-    return cut_in(series.luma_NHW[first - 1], series.luma_NHW[first]) if span.opens == "cut" and first else None
+    scale = float(series.nearer_N[0])
+    return scale if span.opens == "cut" and not math.isnan(scale) else None
 
 
 def hashes(series: Series) -> tuple[FrameHash, ...]:

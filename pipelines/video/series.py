@@ -24,7 +24,8 @@ class Series:
     `passed_over` counts the frames of the source between this one and the one before that were not decoded. `luma` and
     `chroma` (Cb, Cr) are signatures in levels of full range. `change` is the mean absolute difference of luma to the frame
     before at analysis size, `residual` what is left of it after motion is compensated, `peak` the largest mean difference
-    of a block of 8 x 8 pixels, all in levels; for the first frame 0.
+    of a block of 8 x 8 pixels, all in levels; for the first frame 0. `nearer` is the scale by which the frame
+    enlarges part of the one before (`camera.cut_in`), NaN where it does not or the change is too small for a cut.
     `content` is PySceneDetect's content score against the frame before, NaN where its detectors were not asked for.
     """
 
@@ -36,6 +37,7 @@ class Series:
     change_N: NDArray[np.float32]
     residual_N: NDArray[np.float32]
     peak_N: NDArray[np.float32]
+    nearer_N: NDArray[np.float32]
     content_N: NDArray[np.float32]
 
     def __len__(self) -> int:

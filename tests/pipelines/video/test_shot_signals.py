@@ -41,6 +41,7 @@ def series(peaks: list[float], *, fps: int = 24, passed_over: list[int] | None =
         change_N=zeros,
         residual_N=zeros,
         peak_N=np.array(peaks, np.float32),
+        nearer_N=np.full(n, np.nan, np.float32),
         content_N=zeros,
     )
 
