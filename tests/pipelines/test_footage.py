@@ -139,7 +139,7 @@ def test_troubles_are_what_they_say(footage: tuple[Path, dict[str, Any]], scans:
     black, frozen, title = (scans[by_trouble(truth, trouble)["file"]].shots[1] for trouble in ("black", "frozen", "title_card"))
     assert black.signals.luma < 0.02
     assert (frozen.signals.motion, title.signals.motion) == pytest.approx((0, 0), abs=1e-4)
-    assert frozen.signals.frozen_share == title.signals.frozen_share == 1.0
+    assert min(frozen.signals.frozen_share or 0, title.signals.frozen_share or 0) > 0.95
     assert title.signals.sharpness > 0.02
 
 

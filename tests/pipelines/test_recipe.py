@@ -76,7 +76,7 @@ def test_faults_are_refused_by_place_and_closest_name(assignment: str, expected:
 
 
 def test_line_numbers_are_those_of_the_file(tmp_path: Path) -> None:
-    text = QUICKSTART.read_text().replace("detector: adaptive", "detecter: adaptive")
+    text = QUICKSTART.read_text().replace("detector: signature", "detecter: signature")
     path = tmp_path / "typo.yaml"
     path.write_text(text)
     line = next(number for number, content in enumerate(text.splitlines(), 1) if "detecter" in content)

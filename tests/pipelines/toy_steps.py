@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from cluster.storage import digest
-from pipelines.step import FATE_FIELDS, Context, Expand, Global, Mark, Resources, Step, TableFunction, column, map_rows
+from pipelines.step import FATE_FIELDS, Context, Divisible, Expand, Global, Mark, Piece, Resources, RunError, Step, TableFunction, column, map_rows
 
 
 def log_call(path: str | None, uid: str) -> None:
@@ -113,3 +113,44 @@ class Pick(Global):
             for row in rows.to_pylist()
         ]
         return pa.Table.from_pylist(solved, pa.schema([pa.field("uid", pa.string()), *self.writes(), *FATE_FIELDS]))
+
+
+class LongMeasure(Divisible):
+    """As `Measure`; a source of several clips is measured in as many pieces. `bad-<n>` fails in its last piece."""
+
+    name: str = "long_measure"
+    rows_per_part = 4
+    calls: str | None = Field(None, exclude=True)
+    stop_at: int | None = Field(None, exclude=True)
+
+    def reads(self) -> tuple[str, ...]:
+        return ("source",)
+
+    def writes(self) -> tuple[pa.Field, ...]:
+        return (column("n_clips", pa.int64(), "clips"),)
+
+    def open(self, context: Context) -> TableFunction:
+        def measure(row: dict[str, Any]) -> dict[str, Any]:
+            log_call(self.calls, f"{Path(row['source']).stem}:whole")
+            return {"n_clips": int(Path(row["source"]).stem.split("-")[1])}
+
+        return lambda table: map_rows(table, self.writes(), measure)
+
+    def divide(self, row: Mapping[str, Any]) -> Sequence[Piece]:
+        count = int(Path(row["source"]).stem.split("-")[1])
+        return [Piece(i, count, {"adds": 1}, float(count)) for i in range(count)] if count > 1 else ()
+
+    def do(self, row: Mapping[str, Any], piece: Piece) -> bytes:
+        stem = Path(row["source"]).stem
+        if self.stop_at is not None and self.calls and len(Path(self.calls).read_text().split()) >= self.stop_at:
+            raise RunError("the disk is full")
+        log_call(self.calls, f"{stem}:{piece.number}")
+        if stem.startswith("bad") and piece.number == piece.count - 1:
+            raise OSError("cannot be decoded")
+        if stem.startswith("crash"):
+            os._exit(9)
+        return str(piece.what["adds"]).encode()
+
+    def join(self, row: Mapping[str, Any], results: Sequence[bytes]) -> Mapping[str, Any]:
+        log_call(self.calls, f"{Path(row['source']).stem}:join")
+        return {"n_clips": sum(map(int, results))}
