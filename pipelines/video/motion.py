@@ -162,7 +162,9 @@ def block_flow(before_HW: Pixels, after_HW: Pixels) -> Flow:
     changed_hw, left_hw = cv2.absdiff(before_hw, after_hw), cv2.absdiff(before_hw, found_hw)
     texture_hw = cv2.morphologyEx(before_hw, cv2.MORPH_GRADIENT, _KERNEL)
     # In one call: OpenCV's own work is the smaller part of one of this size.
-    changed_IJ, left_IJ, texture_IJ = np.split(block_means(cv2.vconcat([changed_hw, left_hw, texture_hw]), BLOCK // 2), 3)
+    means = block_means(cv2.vconcat([changed_hw, left_hw, texture_hw]), BLOCK // 2)
+    rows = len(means) // 3
+    changed_IJ, left_IJ, texture_IJ = means[:rows], means[rows : 2 * rows], means[2 * rows :]
     flow_IJ2 = _resized(flow_hw2, width * 2 // BLOCK, height * 2 // BLOCK)
     moved_IJ = changed_IJ > CHANGED
     known_IJ = ~moved_IJ | (left_IJ < (1 - EXPLAINED) * changed_IJ)
