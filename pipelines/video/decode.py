@@ -181,10 +181,10 @@ class Video:
                 self._container.seek(target, stream=self._stream, backward=True)
             except av.error.FFmpegError as error:
                 raise decode_error(self.uri, error) from error
-            packets = self._demux([])
-            first = next(packets, None)
-            if first is not None and first.pts is not None and (first.pts <= pts or target == self.info.start_pts):
-                return itertools.chain([first], packets)
+            packets = itertools.dropwhile(lambda packet: not packet.is_keyframe, self._demux([]))
+            key = next(packets, None)
+            if key is not None and key.pts is not None and (key.pts <= pts or target == self.info.start_pts):
+                return itertools.chain([key], packets)
         raise DecodeError(f"{_name(self.uri)}: the container cannot seek to PTS {pts}")
 
     def decoder(self, loop_filter: bool = True) -> VideoCodecContext:

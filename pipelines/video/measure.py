@@ -91,17 +91,13 @@ class Meter:
     def __init__(self, video: Video, detector: str, threshold: float | None, min_shot_s: float, thumbnail_px: int) -> None:
         self._video = video
         self._find = (detector, threshold, min_shot_s)
-        self._scores = detector in PYSCENEDETECT
+        self.whole = detector in PYSCENEDETECT
+        """Whether every frame is wanted: PySceneDetect compares neighbours, and its thresholds are made for these."""
         self._thumbnail_px = thumbnail_px
         self._size = picture_size(video.info.height, video.info.width, ANALYSIS_AREA)
         self._look_size = picture_size(video.info.height, video.info.width, LOOK_AREA)
         self._analysis, self._look, self._bgr = VideoReformatter(), VideoReformatter(), VideoReformatter()
         self._decoders = Decoders(video)
-
-    @property
-    def whole(self) -> bool:
-        """Whether every frame is wanted: PySceneDetect compares neighbours, and its thresholds are made for these."""
-        return self._scores
 
     def stretch(self, stretch: Stretch) -> Part | None:
         """Decode and measure a stretch; where frames that were passed over could tell where a shot ends, these too.
@@ -164,14 +160,14 @@ class Meter:
         return np.array(pts, np.int64), np.stack(pictures) if pictures else np.empty((0, *FRAME_SHAPE), np.uint8)
 
     def _rows(self) -> Rows:
-        return Rows(self._video.info.time_base, self._scores)
+        return Rows(self._video.info.time_base, scores=self.whole)
 
     def _planes(self, frame: VideoFrame) -> tuple[Pixels, Pixels, Pixels, Pixels | None]:
         """Luma and chroma of the analysis picture, and its colours for PySceneDetect if these are wanted."""
         info = self._video.info
         small = self._video.small(self._analysis, frame, *self._size)
         y, u, v = upright_planes(small, info.rotation_deg)
-        if not self._scores:
+        if not self.whole:
             return y, u, v, None
         return y, u, v, to_upright(pixels(rescale(self._bgr, small, small.width, small.height, "bgr24", None)), info.rotation_deg)
 
@@ -183,7 +179,7 @@ class Meter:
     def _look_and_thumbnail(self, seen: Seen) -> tuple[Look, bytes]:
         info, frame = self._video.info, seen.picture.frame
         large = self._video.small(self._look, frame, *self._look_size)
-        look = take_look(seen.picture.pts, *upright_planes(large, info.rotation_deg), native_luma(frame), seen.filtered)
+        look = take_look(seen.picture.pts, *upright_planes(large, info.rotation_deg), native_luma(frame), seen.filtered, info.bit_depth)
         if not self._thumbnail_px:
             return look, b""
         scale = self._thumbnail_px / max(info.width, info.height)

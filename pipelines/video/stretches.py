@@ -62,7 +62,7 @@ class Seen:
     filtered: bool
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stretch:
     """Packets from an anchor up to the next one, that one included, with the frames that are shown before it but stored after.
 
@@ -258,7 +258,7 @@ def _run(
 
 
 def likely_cuts(packets: Sequence[VideoPacket], shown: Sequence[int], start: int) -> frozenset[int]:
-    """PTS of the frames of a stretch that are decoded in any case: its first ones, and those around each packet that looks like a cut.
+    """PTS of the frames of a stretch that are decoded in any case: its first ones, its last, and those around each packet that looks like a cut.
 
     An encoder that meets a cut starts a group of pictures there, shorter than the others, or writes one packet that is much
     larger than those around it. To decode these frames at once costs a few of them; to come back for them costs their group again.
@@ -270,7 +270,7 @@ def likely_cuts(packets: Sequence[VideoPacket], shown: Sequence[int], start: int
     if len(sizes) > 2 * SPIKE_REACH:
         around = sliding_window_view(np.pad(sizes, SPIKE_REACH), 2 * SPIKE_REACH + 1)
         likely += np.flatnonzero((sizes > 0) & (sizes >= SPIKE * np.partition(around, -2, axis=1)[:, -2])).tolist()
-    dense = set(itertools.takewhile(lambda pts: pts < shown[0] + start, shown))
+    dense = {*itertools.takewhile(lambda pts: pts < shown[0] + start, shown), shown[-1]}
     for i in likely:
         at = bisect_left(shown, packets[i].pts or 0)
         dense.update(shown[max(0, at - DENSE_FRAMES) : at + DENSE_FRAMES])

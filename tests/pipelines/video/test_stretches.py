@@ -126,11 +126,11 @@ def test_packets_that_look_like_cuts() -> None:
 
     shown = list(range(199))
     even = [packet(i, 3000 if i % 66 == 0 else 400 if i % 4 == 0 else 80, i % 66 == 0) for i in shown]
-    assert likely_cuts(even, shown, 6) == frozenset(range(6)), "groups of one length and even packets"
+    assert likely_cuts(even, shown, 6) == frozenset([*range(6), 198]), "groups of one length and even packets"
     even[150] = packet(150, 2500)
-    assert likely_cuts(even, shown, 6) == frozenset([*range(6), *range(142, 158)])
+    assert likely_cuts(even, shown, 6) == frozenset([*range(6), *range(142, 158), 198])
     early = [packet(i, 3000 if i in (0, 100, 130) else 100, i in (0, 100, 130)) for i in shown]
-    assert likely_cuts(early, shown, 0) == frozenset(range(122, 138)), "a group that is shorter than the others was begun for a cut"
+    assert likely_cuts(early, shown, 0) == frozenset([*range(122, 138), 198]), "a group that is shorter than the others was begun for a cut"
 
 
 def test_a_long_video_is_divided_by_what_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +140,22 @@ def test_a_long_video_is_divided_by_what_it_costs(tmp_path: Path, monkeypatch: p
     pieces = divide(path)
     assert [(piece.first, piece.end) for piece in pieces] == [(0, 1), (1, 3), (3, None)]
     assert sum(piece.cost for piece in pieces) == pytest.approx(160 * 96 * 24 * 25)
+
+
+def test_a_last_frame_that_nobody_refers_to_counts(tmp_path: Path) -> None:
+    """As from encoders that leave out every second frame for slow receivers; here a file that was cut off after such a frame."""
+    whole = encode(tmp_path / "whole.mp4", film(3), time_base=Fraction(1, 24), options={"x264-params": "bframes=0:ref=1:nal-hrd=none", "bf": "0"})
+    cut = tmp_path / "cut.mkv"
+    with av.open(str(encode(tmp_path / "b.mp4", film(3), time_base=Fraction(1, 24), options=CLOSED))) as source, av.open(str(cut), "w") as out:
+        stream = source.streams.video[0]
+        target = out.add_stream_from_template(stream)
+        packets = [packet for packet in source.demux(stream) if packet.size]
+        last = max(i for i, packet in enumerate(packets) if packet.pts and packet.size < 60)
+        for packet in packets[: last + 1]:
+            packet.stream = target
+            out.mux(packet)
+    for path in (whole, cut):
+        assert scan_video(str(path)).media.n_frames == len(list(frames(str(path), 16, 16)))
 
 
 @pytest.mark.slow
