@@ -5,7 +5,7 @@ Shape legend: H height, W width of the analysis picture, lower-case letters for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
@@ -69,20 +69,32 @@ class Part:
     last: tuple[int, int]
 
     @staticmethod
-    def joined(parts: Sequence[Part]) -> Part:
-        """Parts of one video in order. A frame in which two of them meet is taken from the first, which knows the one before it."""
-        rows: list[Series] = []
+    def joined(parts: list[Part]) -> Part:
+        """Parts of one video in order as one; the list is emptied, so that no frame of a film is held twice.
+
+        A frame in which two parts meet is taken from the first, which knows the one before it; of looks at it there may be two.
+        """
+        moves: list[Move] = []
         looks: list[Look] = []
         pictures: list[tuple[int, bytes]] = []
-        for part in parts:
-            meets = bool(rows) and rows[-1].pts_N[-1] == part.series.pts_N[0]
-            rows.append(part.series.rows(slice(1, None)) if meets else part.series)
-            # A part begins with a look; the one before may have taken one of the same frame.
-            known = {look.pts for look in looks[-1:]}
-            looks += [look for look in part.looks if look.pts not in known]
-            pictures += [picture for picture in part.pictures if picture[0] not in known]
-        moves = tuple(move for part in parts for move in part.moves)
-        return Part(Series.joined(rows), moves, tuple(looks), tuple(pictures), parts[-1].last)
+        firsts = [part.series.pts_N[0] for part in parts]
+        lasts = [None, *(part.series.pts_N[-1] for part in parts)]
+        meets = [first == last for first, last in zip(firsts, lasts, strict=False)]
+        n_frames = sum(len(part.series) for part in parts) - sum(meets)
+        last = parts[-1].last
+        parts.reverse()
+
+        def rows() -> Iterator[Series]:
+            for meet in meets:
+                part = parts.pop()
+                known = {look.pts for look in looks[-1:]}
+                moves.extend(part.moves)
+                looks.extend(look for look in part.looks if look.pts not in known)
+                pictures.extend(picture for picture in part.pictures if picture[0] not in known)
+                yield part.series.rows(slice(1, None)) if meet else part.series
+
+        series = Series.joined(rows(), n_frames)
+        return Part(series, tuple(moves), tuple(looks), tuple(pictures), last)
 
 
 class Meter:
@@ -223,7 +235,7 @@ class Rows:
     def series(self) -> Series:
         """All frames that were pushed, at least one."""
         self._measure()
-        return Series.joined(self._blocks)
+        return Series.joined(self._blocks, sum(map(len, self._blocks)))
 
     def _measure(self) -> None:
         assert self._pts, "no frame was pushed"

@@ -5,7 +5,7 @@ Shape legend: N frames looked at, H height, W width of the signature; lower-case
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
@@ -44,9 +44,22 @@ class Series:
         return len(self.pts_N)
 
     @staticmethod
-    def joined(parts: Sequence[Series]) -> Series:
-        """Series one after another as one; the same time base and signature size in all of them."""
-        return Series(parts[0].time_base, *(np.concatenate(arrays) for arrays in zip(*(part._arrays() for part in parts), strict=True)))
+    def joined(parts: Iterable[Series], n_frames: int) -> Series:
+        """Series one after another as one of `n_frames` frames; the same time base and signature size in all of them.
+
+        Each part is let go of when it has been copied: a film takes its own size in memory, not twice.
+        """
+        whole: Series | None = None
+        at = 0
+        for part in parts:
+            if whole is None:
+                whole = Series(part.time_base, *(np.empty((n_frames, *array.shape[1:]), array.dtype) for array in part._arrays()))
+            for to, array in zip(whole._arrays(), part._arrays(), strict=True):
+                to[at : at + len(part)] = array
+            at += len(part)
+        assert whole is not None, "nothing to join"
+        assert at == n_frames, f"{at} frames were joined, not {n_frames}"
+        return whole
 
     def rows(self, which: slice) -> Series:
         """Some rows, without a copy."""
@@ -67,7 +80,8 @@ class Series:
         The first one's row stays, for `by` does not know the frame before it; the last one is compared with its neighbour now.
         """
         first, end = np.searchsorted(self.pts_N, [start_pts, end_pts], side="right")
-        return Series.joined([self.rows(slice(None, int(first))), by.rows(slice(1, None)), self.rows(slice(int(end), None))])
+        parts = [self.rows(slice(None, int(first))), by.rows(slice(1, None)), self.rows(slice(int(end), None))]
+        return Series.joined(parts, sum(map(len, parts)))
 
     @property
     def n_frames(self) -> int:
