@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_curate import calls_of, content, make_recipe, make_sources
 from toy_steps import LongMeasure, Measure, Split
+from videos import encode, sliding
 
 from pipelines import inline, pieces, run
 from pipelines.curate import curate
+from pipelines.recipe import Recipe
+from pipelines.sources import SourceSettings
 from pipelines.step import RunError
+from pipelines.steps.scan import Scan
 
 NAMES = ["a-3", "b-0", "c-8", "d-1", "e-5"]
 
@@ -85,3 +91,21 @@ def test_on_ray_a_piece_whose_worker_dies_fails_its_row_alone(tmp_path: Path, ra
     assert (dead["fate"], dead["fate_reason"].split(":")[0]) == ("failed", "WorkerDied")
     assert sum(row["fate"] == "kept" for row in rows) == 17
     assert leftovers(tmp_path) == []
+
+
+def test_a_long_video_scanned_in_pieces_gives_the_row_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    film = np.concatenate([sliding(n, 1.0, 160, 96, seed) for seed, n in enumerate((70, 83, 95, 61, 107, 88))])
+    encode(tmp_path / "in" / "film.mp4", film, time_base=Fraction(1, 24), options={"bf": "3", "g": "60"})
+    (tmp_path / "in" / "text.mp4").write_bytes(b"no video" * 100)
+    sources = (SourceSettings(videos=str(tmp_path / "in" / "*.mp4")),)
+    whole = curate(Recipe(name="whole", out=str(tmp_path / "whole"), sources=sources, curate=(Scan(),)), inline.run_orders)
+    done: list[int] = []
+    original = Scan.do
+    monkeypatch.setattr(Scan, "do", lambda self, row, piece: done.append(piece.number) or original(self, row, piece))
+    monkeypatch.setattr("pipelines.steps.scan.LARGE_BYTES", 0)
+    monkeypatch.setattr("pipelines.video.scan.PIECE_COST", 160 * 96 * 24 * 6)
+    divided = curate(Recipe(name="divided", out=str(tmp_path / "divided"), sources=sources, curate=(Scan(),)), inline.run_orders)
+    assert sorted(done) == [0, 1, 2]
+    assert content(divided) == content(whole)
+    assert [row["fate"] for row in sorted(content(divided), key=lambda row: row["source"])] == ["kept", "failed"]
