@@ -48,17 +48,20 @@ class Result:
 
 
 def check_scan(scan: VideoScan) -> None:
-    """What holds of any scan, whatever the file: shots follow each other without gaps and their numbers are finite. Raises `AssertionError`."""
+    """What holds of any scan, whatever the file: between shots lie transitions and nothing else, and numbers are finite. Raises `AssertionError`."""
     shots = scan.shots
+    gradual = {(boundary.start_pts, boundary.end_pts) for boundary in scan.boundaries}
     assert shots, "no shots"
     assert scan.media.n_frames >= 1, f"{scan.media.n_frames} frames"
     assert math.isfinite(scan.media.source_duration_s), f"{scan.media.source_duration_s} s"
     for shot in shots:
         assert shot.start_pts < shot.end_pts, f"a shot from {shot.start_pts} to {shot.end_pts}"
-        numbers = [value for value in vars(shot).values() if isinstance(value, float)]
+        numbers = [value for value in vars(shot.signals).values() if isinstance(value, float)]
         assert all(math.isfinite(number) for number in numbers), f"a number of the shot at {shot.start_pts} is not finite: {numbers}"
     for before, after in itertools.pairwise(shots):
-        assert before.end_pts == after.start_pts, f"a shot ends at {before.end_pts} and the next starts at {after.start_pts}"
+        assert (before.end_pts, after.start_pts) in gradual, (
+            f"a shot ends at {before.end_pts} and the next starts at {after.start_pts}, without a transition"
+        )
 
 
 def scan_outcome(path: Path) -> tuple[str, str]:

@@ -9,7 +9,6 @@ filter are passed over. What is passed over is known, and can be decoded afterwa
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -249,12 +248,17 @@ def _run(
         if skip is not skipping:
             decoder.skip_frame = "NONREF" if skip else "DEFAULT"
             skipping = skip
-        try:
-            yield from decoder.decode(packet)
-        except av.error.FFmpegError as error:
-            yield error
-    with contextlib.suppress(av.error.EOFError):
-        yield from decoder.decode(None)
+        yield from _decoded(decoder, packet)
+    yield from _decoded(decoder, None)
+
+
+def _decoded(decoder: VideoCodecContext, packet: VideoPacket | None) -> Iterator[VideoFrame | av.error.FFmpegError]:
+    try:
+        yield from decoder.decode(packet)
+    except av.error.EOFError:
+        return
+    except av.error.FFmpegError as error:
+        yield error
 
 
 def likely_cuts(packets: Sequence[VideoPacket], shown: Sequence[int], start: int) -> frozenset[int]:
@@ -270,7 +274,7 @@ def likely_cuts(packets: Sequence[VideoPacket], shown: Sequence[int], start: int
     if len(sizes) > 2 * SPIKE_REACH:
         around = sliding_window_view(np.pad(sizes, SPIKE_REACH), 2 * SPIKE_REACH + 1)
         likely += np.flatnonzero((sizes > 0) & (sizes >= SPIKE * np.partition(around, -2, axis=1)[:, -2])).tolist()
-    dense = {*itertools.takewhile(lambda pts: pts < shown[0] + start, shown), shown[-1]}
+    dense = {*itertools.takewhile(lambda pts: pts < shown[0] + start, shown), *shown[-1:]}
     for i in likely:
         at = bisect_left(shown, packets[i].pts or 0)
         dense.update(shown[max(0, at - DENSE_FRAMES) : at + DENSE_FRAMES])
