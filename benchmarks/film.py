@@ -47,16 +47,24 @@ def make_film(source: Path, film: Path, hours: float) -> int:
     return n_frames
 
 
+def peak_mb() -> float:
+    """Highest resident memory of this program in MB; `getrusage` would count what the parent held when it started this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def scan_whole(path: str) -> tuple[VideoScan, float, float]:
     """The scan, its wall seconds, and the peak resident memory of this process in MB."""
     start = time.monotonic()
     scan = scan_video(path, ScanSettings())
-    return scan, time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return scan, time.monotonic() - start, peak_mb()
 
 
 def scan_one(task: tuple[str, Piece]) -> tuple[Part | None, float]:
     path, piece = task
-    return scan_piece(path, ScanSettings(), piece.first, piece.end), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return scan_piece(path, ScanSettings(), piece.first, piece.end), peak_mb()
 
 
 def scan_divided(pool: Pool, path: str, pieces: Sequence[Piece]) -> tuple[VideoScan, float, float]:
@@ -98,6 +106,7 @@ def main() -> None:
         "shots": len(whole.shots),
         "whole_s": round(whole_s, 1),
         "whole_peak_mb": round(whole_mb),
+        "piece_peak_mb": round(piece_mb),
         "one_worker_s": round(walls[1], 1),
         "two_workers_s": round(walls[2], 1),
         "speedup": round(walls[1] / walls[2], 2),

@@ -50,7 +50,7 @@ class Result:
 def check_scan(scan: VideoScan) -> None:
     """What holds of any scan, whatever the file: between shots lie transitions and nothing else, and numbers are finite. Raises `AssertionError`."""
     shots = scan.shots
-    gradual = {(boundary.start_pts, boundary.end_pts) for boundary in scan.boundaries}
+    transitions = {(boundary.start_pts, boundary.end_pts) for boundary in scan.boundaries}
     assert shots, "no shots"
     assert scan.media.n_frames >= 1, f"{scan.media.n_frames} frames"
     assert math.isfinite(scan.media.source_duration_s), f"{scan.media.source_duration_s} s"
@@ -59,7 +59,7 @@ def check_scan(scan: VideoScan) -> None:
         numbers = [value for value in vars(shot.signals).values() if isinstance(value, float)]
         assert all(math.isfinite(number) for number in numbers), f"a number of the shot at {shot.start_pts} is not finite: {numbers}"
     for before, after in itertools.pairwise(shots):
-        assert (before.end_pts, after.start_pts) in gradual, (
+        assert (before.end_pts, after.start_pts) in transitions, (
             f"a shot ends at {before.end_pts} and the next starts at {after.start_pts}, without a transition"
         )
 

@@ -139,18 +139,19 @@ class Meter:
         if stretch.thin and isinstance(stretch.packets, list):
             packets = stretch.packets
             windows = find_boundaries(series, *self._find).uncertain
-            for start, group in groupby(windows, lambda window: group_start(packets, window[0])):
-                series = self.closer(series, packets[start:], list(group))
+            groups = groupby(windows, lambda window: group_start(packets, window[0]))
+            series = series.with_windows([closer for start, group in groups for closer in self.windows(packets[start:], list(group))])
         return Part(series, tuple(moves), tuple(looks), tuple(pictures), (picture.pts, picture.duration))
 
-    def closer(self, series: Series, packets: Iterable[VideoPacket], windows: Sequence[Window]) -> Series:
-        """The series with every frame of the windows in it. `packets` begin with a key frame at or before the first window."""
-        for (start, end), decoded in groupby(decode_windows(self._decoders, packets, windows), itemgetter(0)):
+    def windows(self, packets: Iterable[VideoPacket], windows: Sequence[Window]) -> list[Series]:
+        """Every frame of some windows, each as a series. `packets` begin with a key frame at or before the first window."""
+        found = []
+        for _, decoded in groupby(decode_windows(self._decoders, packets, windows), itemgetter(0)):
             rows = self._rows()
             for _, picture in decoded:
                 rows.push(picture.pts, 0, *self._planes(picture.frame))
-            series = series.replaced(start, end, rows.series())
-        return series
+            found.append(rows.series())
+        return found
 
     def look_at(self, packets: Iterable[VideoPacket], pts: int) -> tuple[Look, bytes]:
         """A look at one frame and its thumbnail. `packets` begin with a key frame at or before it."""

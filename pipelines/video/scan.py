@@ -201,9 +201,8 @@ def _boundaries(video: Video, settings: ScanSettings, series: Series) -> tuple[S
     for _ in range(ROUNDS):
         if not found.uncertain:
             break
-        near = int(ANCHOR_S / video.info.time_base)
-        for windows in _near(found.uncertain, near):
-            series = meter.closer(series, video.packets_from(windows[0][0]), windows)
+        groups = _near(found.uncertain, int(ANCHOR_S / video.info.time_base))
+        series = series.with_windows([closer for group in groups for closer in meter.windows(video.packets_from(group[0][0]), group)])
         found = find_boundaries(series, settings.detector, settings.threshold, settings.min_shot_s)
     # A file that shows one plain colour from end to end is a shot of it, not a fade.
     first_pts, last_pts = int(series.pts_N[0]), int(series.pts_N[-1])

@@ -5,7 +5,7 @@ Shape legend: N frames looked at, H height, W width of the signature; lower-case
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
@@ -74,13 +74,18 @@ class Series:
         """Mean absolute difference of luma between two signatures, in levels."""
         return float(np.abs(self.luma_NHW[i].astype(np.int16) - self.luma_NHW[j]).mean())
 
-    def replaced(self, start_pts: int, end_pts: int, by: Series) -> Series:
-        """The frames after `start_pts` up to and with `end_pts` replaced by those of `by`, which has both ends and all between.
+    def with_windows(self, windows: Sequence[Series]) -> Series:
+        """With every frame of some windows, in order, that may touch: each begins and ends with a frame that is here and has all between.
 
-        The first one's row stays, for `by` does not know the frame before it; the last one is compared with its neighbour now.
+        The row of a window's first frame stays as it is, for the window does not know the frame before it; that of its last one
+        is now compared with its neighbour.
         """
-        first, end = np.searchsorted(self.pts_N, [start_pts, end_pts], side="right")
-        parts = [self.rows(slice(None, int(first))), by.rows(slice(1, None)), self.rows(slice(int(end), None))]
+        parts, done = [], 0
+        for window in windows:
+            first, end = np.searchsorted(self.pts_N, [window.pts_N[0], window.pts_N[-1]], side="right")
+            parts += [self.rows(slice(done, int(first))), window.rows(slice(1, None))]
+            done = int(end)
+        parts.append(self.rows(slice(done, None)))
         return Series.joined(parts, sum(map(len, parts)))
 
     @property

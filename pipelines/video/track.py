@@ -20,7 +20,6 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
-Bools = NDArray[np.bool_]
 
 CHUNK = 2048
 """Frames handled at once: 1.8 MB of signatures, which stay in a core's cache; those of a film would take 1 GB as floats."""
@@ -44,9 +43,7 @@ class Track:
         """Number of each frame among those of the source, passed-over ones counted."""
         luma_NHW, chroma_N2hw = series.luma_NHW, series.chroma_N2hw
         rows, columns = _picture_lines(luma_NHW)
-        if not (rows.all() and columns.all()):
-            luma_NHW = luma_NHW[:, rows][:, :, columns]
-            chroma_N2hw = chroma_N2hw[:, :, _half(rows, chroma_N2hw.shape[2])][:, :, :, _half(columns, chroma_N2hw.shape[3])]
+        luma_NHW, chroma_N2hw = luma_NHW[:, rows, columns], chroma_N2hw[:, :, _half(rows), _half(columns)]
         self._shape = luma_NHW.shape[1:]
         self.luma_ND: Bytes = np.ascontiguousarray(luma_NHW).reshape(self.n, -1)
         self.chroma_ND: Bytes = np.ascontiguousarray(chroma_N2hw).reshape(self.n, -1)
@@ -137,7 +134,7 @@ def _chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:
     return ((lo, min(lo + CHUNK, stop)) for lo in range(start, stop, CHUNK))
 
 
-def _picture_lines(luma_NHW: Bytes) -> tuple[Bools, Bools]:
+def _picture_lines(luma_NHW: Bytes) -> tuple[slice, slice]:
     """Rows and columns of the signature inside the letterbox; all of them where nothing is ever bright.
 
     The line next to a bar is left out too: it is part bar. Bars are cut in pairs of lines, as chroma has half the lines.
@@ -146,20 +143,15 @@ def _picture_lines(luma_NHW: Bytes) -> tuple[Bools, Bools]:
     return _inside(brightest.max(axis=1)), _inside(brightest.max(axis=0))
 
 
-def _inside(brightest: Bytes) -> Bools:
-    keep = np.ones(len(brightest), np.bool_)
+def _inside(brightest: Bytes) -> slice:
+    n = len(brightest)
     bright = np.flatnonzero(brightest >= BAR_LEVEL)
-    if len(bright) == 0:
-        return keep
-    first, last = int(bright[0]), int(bright[-1])
     # A file with bars of half of its height or more is a dark film rather than a letterbox.
-    if last - first < len(brightest) // 2:
-        return keep
-    start = 0 if first == 0 else (first + 2) // 2 * 2
-    stop = len(keep) if last == len(keep) - 1 else last // 2 * 2
-    keep[:start] = keep[stop:] = False
-    return keep
+    if len(bright) == 0 or int(bright[-1]) - int(bright[0]) < n // 2:
+        return slice(0, n)
+    first, last = int(bright[0]), int(bright[-1])
+    return slice(0 if first == 0 else (first + 2) // 2 * 2, n if last == n - 1 else last // 2 * 2)
 
 
-def _half(lines: Bools, n: int) -> Bools:
-    return np.ascontiguousarray(lines[: 2 * n : 2])
+def _half(lines: slice) -> slice:
+    return slice(lines.start // 2, (lines.stop + 1) // 2)

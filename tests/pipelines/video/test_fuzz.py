@@ -183,7 +183,7 @@ def test_summary_accounts_for_every_variant() -> None:
 
 
 def shot(start: int, end: int, luma: float = 0.5) -> SimpleNamespace:
-    return SimpleNamespace(start_pts=start, end_pts=end, luma=luma)
+    return SimpleNamespace(start_pts=start, end_pts=end, signals=SimpleNamespace(luma=luma))
 
 
 @pytest.mark.parametrize(
@@ -196,6 +196,6 @@ def shot(start: int, end: int, luma: float = 0.5) -> SimpleNamespace:
     ],
 )
 def test_unsound_scans_are_found(shots: list[SimpleNamespace], fault: str) -> None:
-    scan = SimpleNamespace(shots=shots, media=SimpleNamespace(n_frames=3, source_duration_s=1.0))
+    scan = SimpleNamespace(shots=shots, boundaries=[], media=SimpleNamespace(n_frames=3, source_duration_s=1.0))
     with pytest.raises(AssertionError, match=fault):
         check_scan(scan)
