@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import scenedetect
 
 from pipelines.video.decode import DecodeError, probe
@@ -50,18 +52,22 @@ def cpu_s(function: Callable[[str], Any], path: str) -> float:
 
 
 def measure(path: Path, settings: ScanSettings, repeats: int) -> dict[str, Any] | None:
-    """Medians of `repeats` rounds, in which each of the three takes its turn; None for a file that cannot be decoded."""
+    """Medians of `repeats` rounds, in which each of the three takes its turn; None for a file that cannot be decoded. PySceneDetect is left out
+    where OpenCV cannot read the file (AV1)."""
     try:
         info = probe(str(path))
         scan_video(str(path), settings)
     except DecodeError:
         return None
-    works: dict[str, Callable[[str], Any]] = {"decode": decode, "scan": lambda p: scan_video(p, settings), "pyscenedetect": detect}
+    works: dict[str, Callable[[str], Any]] = {"decode": decode, "scan": lambda p: scan_video(p, settings)}
+    if cv2.VideoCapture(str(path)).read()[0]:
+        works["pyscenedetect"] = detect
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
             times[name].append(cpu_s(work, str(path)))
     median = {f"{name}_cpu_s": round(statistics.median(values), 4) for name, values in times.items()}
+    beside = median.get("pyscenedetect_cpu_s")
     size = (info.coded_width, info.coded_height)
     return {
         "file": path.name,
@@ -70,13 +76,14 @@ def measure(path: Path, settings: ScanSettings, repeats: int) -> dict[str, Any] 
         "counts": info.codec in CODECS and min(size) >= SHORT_SIDE,
         **median,
         "to_decode": round(median["scan_cpu_s"] / median["decode_cpu_s"], 3),
-        "to_pyscenedetect": round(median["scan_cpu_s"] / median["pyscenedetect_cpu_s"], 3),
+        "to_pyscenedetect": round(median["scan_cpu_s"] / beside, 3) if beside else None,
     }
 
 
 def ratio(rows: Sequence[dict[str, Any]], to: str) -> float | None:
-    total = sum(row[f"{to}_cpu_s"] for row in rows)
-    return round(sum(row["scan_cpu_s"] for row in rows) / total, 3) if total else None
+    both = [row for row in rows if f"{to}_cpu_s" in row]
+    total = sum(row[f"{to}_cpu_s"] for row in both)
+    return round(sum(row["scan_cpu_s"] for row in both) / total, 3) if total else None
 
 
 def main() -> None:
@@ -97,7 +104,9 @@ def main() -> None:
             skipped.append(path.name)
             continue
         rows.append(row)
-        print(f"{row['file']:34} {row['codec']:6} {row['size']:>10}  {row['to_decode']:6.2f} decodes  {row['to_pyscenedetect']:6.2f} PySceneDetects")
+        print(
+            f"{row['file']:34} {row['codec']:6} {row['size']:>10}  {row['to_decode']:6.2f} decodes  {row['to_pyscenedetect'] or math.nan:6.2f} PySceneDetects"
+        )
     counted = [row for row in rows if row["counts"]]
     result = {
         "cpu_ratio_to_decode": ratio(counted, "decode"),
