@@ -52,8 +52,10 @@ def cpu_s(function: Callable[[str], Any], path: str) -> float:
 
 
 def measure(path: Path, settings: ScanSettings, repeats: int) -> dict[str, Any] | None:
-    """Medians of `repeats` rounds, in which each of the three takes its turn; None for a file that cannot be decoded. PySceneDetect is left out
-    where OpenCV cannot read the file (AV1)."""
+    """Medians of `repeats` rounds, in which each of the three takes its turn; None for a file that cannot be decoded.
+
+    PySceneDetect is left out where OpenCV cannot read the file (AV1).
+    """
     try:
         info = probe(str(path))
         scan_video(str(path), settings)
@@ -104,9 +106,8 @@ def main() -> None:
             skipped.append(path.name)
             continue
         rows.append(row)
-        print(
-            f"{row['file']:34} {row['codec']:6} {row['size']:>10}  {row['to_decode']:6.2f} decodes  {row['to_pyscenedetect'] or math.nan:6.2f} PySceneDetects"
-        )
+        beside = row["to_pyscenedetect"] or math.nan
+        print(f"{row['file']:34} {row['codec']:6} {row['size']:>10}  {row['to_decode']:6.2f} decodes  {beside:6.2f} PySceneDetects")
     counted = [row for row in rows if row["counts"]]
     result = {
         "cpu_ratio_to_decode": ratio(counted, "decode"),
