@@ -24,11 +24,6 @@ def block_means(values_HW: Pixels | Floats, side: int = BLOCK) -> Floats:
     return np.asarray(cv2.resize(np.asarray(values_HW, np.float32), (width // side, height // side), interpolation=cv2.INTER_AREA), np.float32)
 
 
-def peak(before_HW: Pixels, after_HW: Pixels) -> float:
-    """Largest mean absolute difference of a block between two pictures, in levels of 255: small only where nothing at all has changed."""
-    return float(block_means(cv2.absdiff(before_HW, after_HW)).max())
-
-
 def sharpness(luma_HW: Pixels) -> float:
     """Variance of the Laplacian of luma (Pech-Pacheco et al., 'Diatom autofocusing in brightfield microscopy', 2000), 4 neighbours, luma in [0, 1].
 

@@ -104,10 +104,6 @@ class MotionMeter:
         # In units of PTS, for a comparison of fractions takes longer than one of pictures.
         self._pair_pts, self._still_pts = (math.ceil(seconds / time_base) for seconds in (PAIR_S, STILL_S))
         self._time_base = float(time_base)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the open pair: the next frame starts one."""
         self._reference: tuple[int, Pixels] | None = None
 
     def push(self, pts: int, luma_HW: Pixels) -> Move | None:

@@ -4,22 +4,13 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.video.luma import block_means, peak, sharpness
+from pipelines.video.luma import block_means, sharpness
 
 
 def test_block_means_are_the_means_of_blocks() -> None:
     picture = np.random.default_rng(1).integers(0, 256, (72, 128)).astype(np.uint8)
     assert block_means(picture) == pytest.approx(picture.reshape(9, 8, 16, 8).mean(axis=(1, 3)), abs=1e-4)
     assert block_means(picture, 4) == pytest.approx(picture.reshape(18, 4, 32, 4).mean(axis=(1, 3)), abs=1e-4)
-
-
-def test_the_peak_is_the_block_that_changed_most() -> None:
-    before = np.full((72, 128), 100, np.uint8)
-    after = before.copy()
-    after[16:24, 40:48] = 90
-    after[0, 0] = 255
-    assert peak(before, after) == 10
-    assert peak(before, before) == 0
 
 
 def test_sharpness_is_the_variance_of_the_laplacian() -> None:

@@ -170,18 +170,6 @@ def test_flat_pictures_do_not_move_however_bright() -> None:
         assert all(move.speed < 0.01 and move.pan == move.tilt == move.zoom == 0 for move in measured(pictures, 5))
 
 
-def test_a_reset_begins_a_pair() -> None:
-    pictures = small(sliding(5, 4.0))
-    meter = MotionMeter(Fraction(1, 5))
-    assert meter.push(0, pictures[0]) is None
-    assert meter.push(1, pictures[1]) is not None
-    meter.reset()
-    assert meter.push(2, pictures[2]) is None
-    move = meter.push(3, pictures[3])
-    assert move is not None
-    assert (move.start_pts, move.end_pts) == (2, 3)
-
-
 def test_state_is_the_last_frame_only() -> None:
     """What is measured from an anchor on is the same whatever was measured before, bit for bit."""
     pictures = small(sliding(20, 3.0))
