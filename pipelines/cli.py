@@ -19,6 +19,7 @@ from pipelines.curate import inspect
 from pipelines.ledger import ledger as accounts_of
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.segments import segments_of
+from pipelines.whatif import whatif as answer_whatif
 from training.data.verify import verify as verify_dataset
 from training.sampling.settings import SampleSettings
 
@@ -82,6 +83,17 @@ def plan(recipe: RecipeFile, set_: Assignments = None) -> None:
     settings = read(recipe, set_)
     labels = [segment.labels for segment in segments_of(settings.curate, settings.labels)]
     show.plan(inspect(settings), labels, cpu_per_row(settings.tables_uri))
+
+
+@app.command()
+def whatif(
+    recipe: RecipeFile,
+    set_: Assignments = None,
+    curves: Annotated[bool, typer.Option(help="Also what other thresholds on the same columns would keep.")] = True,
+) -> None:
+    """Say what other thresholds would keep and lose, without running anything: --set 'keep.motion.min=0.02'."""
+    before = read(recipe, None)
+    show.whatif(answer_whatif(inspect(before), before, read(recipe, set_)), curves)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from pipelines.curate import Curation, SegmentState
 from pipelines.job import Outcome
 from pipelines.ledger import Account
 from pipelines.step import FATES, FOLDER, Step
+from pipelines.whatif import Answer
 
 console = Console(width=None if sys.stdout.isatty() else 140)
 """Where results go; files and pipes get lines wide enough for the tables."""
@@ -91,6 +92,35 @@ def plan(curation: Curation, labels: Sequence[Sequence[str]], costs: dict[str, f
         estimate = "0" if not state.n_pending else "?" if cost is None else f"{cost * state.n_pending:.1f}"
         table.add_row(" > ".join(names), action, why, str(state.n_inputs), str(state.n_pending), estimate)
     console.print(table)
+
+
+def whatif(answer: Answer, curves: bool) -> None:
+    """What other thresholds would keep, which clips change sides and why, and yield curves."""
+    console.print(f"[dim]{answer.table}[/]", soft_wrap=True, highlight=False)
+    table = Table(title="What if", title_justify="left")
+    for name in ("clips", "now", "then", "hours now", "hours then"):
+        table.add_column(name, justify="left" if name == "clips" else "right")
+    for fate, now in answer.before.items():
+        then = answer.after[fate]
+        if now.clips or then.clips:
+            table.add_row(fate, str(now.clips), str(then.clips), f"{now.hours:.3f}", f"{then.hours:.3f}")
+    console.print(table)
+    if answer.changes:
+        changed = Table(title="Clips that change sides", title_justify="left")
+        for name in ("now", "then", "clips"):
+            changed.add_column(name, justify="right" if name == "clips" else "left", overflow="fold")
+        for old, new, count in answer.changes:
+            changed.add_row(old, new, str(count))
+        console.print(changed)
+    for curve in answer.curves if curves else ():
+        most = max(amount.clips for _, amount in curve.points) or 1
+        yields = Table(title=f"{curve.label}: {curve.column} {curve.side}", title_justify="left")
+        for name in (curve.side, "clips", "hours", ""):
+            yields.add_column(name, justify="left" if not name else "right")
+        for point, amount in curve.points:
+            mark = "[bold]" if point == curve.now else ""
+            yields.add_row(f"{mark}{point:.4g}", str(amount.clips), f"{amount.hours:.3f}", "█" * round(40 * amount.clips / most))
+        console.print(yields)
 
 
 def _action(state: SegmentState) -> tuple[str, str]:

@@ -7,11 +7,11 @@ from typing import Any
 
 from captioning.engine import Caption, Captioner, CaptionerSettings, ClipContext
 
-VERSION = 1
+VERSION = 2
 
 DARK, BRIGHT = 0.25, 0.65
 """Mean luma in [0, 1] under which a clip is called dark, and over which bright."""
-STILL, SLOW, FAST = 0.005, 0.05, 0.25
+STILL, SLOW, FAST = 0.003, 0.03, 0.2
 """Motion, as the scan measures it, up to which a clip is called still, slow or moving; beyond, fast."""
 LONG_ASPECT = 1.1
 """Ratio of the sides beyond which a picture is landscape or portrait rather than square."""
