@@ -54,18 +54,19 @@ class Split(Expand):
 
     def writes(self) -> tuple[pa.Field, ...]:
         places = (column("uid", pa.string(), ""), column("source_uid", pa.string(), ""))
-        return (*places, column("clip_index", pa.int32(), ""), column("number", pa.float64(), ""))
+        return (*places, column("clip_index", pa.int32(), ""), column("duration_s", pa.float64(), ""), column("number", pa.float64(), ""))
 
     def consumes(self) -> tuple[str, ...]:
         return ("n_clips",)
 
     def places(self) -> tuple[str, ...]:
-        return "uid", "source_uid", "clip_index", "number"
+        return "uid", "source_uid", "clip_index", "duration_s", "number"
 
     def expand(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | Mark:
         if row["n_clips"] == 0:
             return Mark("dropped", "no clips")
-        return [{"uid": digest(row["uid"], str(i)), "source_uid": row["uid"], "clip_index": i, "number": float(i)} for i in range(row["n_clips"])]
+        uids = [digest(row["uid"], str(i)) for i in range(row["n_clips"])]
+        return [{"uid": uid, "source_uid": row["uid"], "clip_index": i, "duration_s": 36.0, "number": float(i)} for i, uid in enumerate(uids)]
 
 
 class Score(Step):

@@ -1,0 +1,99 @@
+"""Thresholds told from stored columns against a run with them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_curate import NAMES, content, keep, make_recipe, make_sources
+from toy_steps import Measure, Pick, Score, Split
+
+from cluster.config import ConfigError
+from pipelines import inline
+from pipelines.curate import curate, inspect
+from pipelines.step import Step
+from pipelines.steps.keep import Bound
+from pipelines.whatif import OPEN, broken, whatif
+
+
+def steps_of(number: float = 5, score: float = 9, last: Step | None = None, power: float = 2.0) -> list[Step]:
+    return [Measure(), Split(), keep(number=Bound(max=number)), Score(power=power), keep(score=Bound(max=score)), *([last] if last else [])]
+
+
+def fates_of_a_run(folder: Path, steps: list[Step]) -> Counter[str]:
+    rows = content(curate(make_recipe(folder, steps), inline.run_orders))
+    return Counter(row["fate"] for row in rows if row["clip_index"] is not None)
+
+
+@pytest.mark.parametrize(("number", "score"), [(5, 9), (5, 4), (3, 9), (1, 0), (5, 1e9), (0, 9)])
+def test_tighter_thresholds_and_a_looser_last_one_are_told_exactly(tmp_path: Path, number: float, score: float) -> None:
+    make_sources(tmp_path, NAMES)
+    before = make_recipe(tmp_path, steps_of())
+    curate(before, inline.run_orders)
+    answer = whatif(inspect(before), before, make_recipe(tmp_path, steps_of(number, score)))
+    assert {fate: amount.clips for fate, amount in answer.before.items() if amount.clips} == fates_of_a_run(tmp_path, steps_of())
+    assert {fate: amount.clips for fate, amount in answer.after.items() if amount.clips} == fates_of_a_run(tmp_path, steps_of(number, score))
+
+
+def test_what_later_steps_have_not_seen_stays_open(tmp_path: Path) -> None:
+    """Clips numbered 6 and 7 were dropped before they had a score; whether they stay is for the score to say."""
+    make_sources(tmp_path, NAMES)
+    before = make_recipe(tmp_path, steps_of())
+    curate(before, inline.run_orders)
+    answer = whatif(inspect(before), before, make_recipe(tmp_path, steps_of(number=7)))
+    assert answer.after[OPEN].clips == 2
+    assert answer.changes == (("keep: number over 5", "passes; later steps have not seen it", 2),)
+
+
+def test_changes_are_counted_by_reason_and_curves_cover_every_bound(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    before = make_recipe(tmp_path, steps_of(last=Pick()))
+    curate(before, inline.run_orders)
+    answer = whatif(inspect(before), before, make_recipe(tmp_path, steps_of(score=1, last=Pick())))
+    assert answer.before["duplicate"].clips == 8
+    assert answer.before["duplicate"].hours == pytest.approx(0.08)
+    assert ("kept", "keep#2: score over 1", 2) in answer.changes
+    assert [(curve.label, curve.column, curve.side, curve.now) for curve in answer.curves] == [
+        ("keep", "number", "max", 5.0),
+        ("keep#2", "score", "max", 1.0),
+    ]
+    for curve in answer.curves:
+        kept = [amount.clips for _, amount in curve.points]
+        assert kept == sorted(kept), "a looser bound never keeps less"
+        assert curve.now in [point for point, _ in curve.points]
+
+
+def test_only_thresholds_may_differ(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    before = make_recipe(tmp_path, steps_of())
+    with pytest.raises(ConfigError, match="no clips have been measured yet"):
+        whatif(inspect(before), before, before)
+    curate(before, inline.run_orders)
+    with pytest.raises(ConfigError, match="score: its settings differ"):
+        whatif(inspect(before), before, make_recipe(tmp_path, steps_of(power=3.0)))
+    with pytest.raises(ConfigError, match="the steps differ"):
+        whatif(inspect(before), before, make_recipe(tmp_path, steps_of(last=Pick())))
+
+
+VALUES = st.one_of(st.none(), st.floats(-10, 10), st.just(float("nan")))
+
+
+@given(st.lists(VALUES, min_size=1, max_size=20), st.none() | st.floats(-5, 0), st.none() | st.floats(0, 5))
+def test_bounds_on_columns_are_those_on_rows(values: list[float | None], low: float | None, high: float | None) -> None:
+    if low is None and high is None:
+        return
+    bound = Bound(min=low, max=high)
+    expected = [bound.broken_by("x", value) is not None for value in values]
+    assert broken(pa.chunked_array([pa.array(values, pa.float64())]), bound).tolist() == expected
+
+
+@given(st.lists(st.sampled_from(["still", "pan", "zoom", None]), min_size=1), st.sets(st.sampled_from(["still", "pan"]), min_size=1))
+def test_names_are_matched_as_on_rows(values: list[str | None], among: set[str]) -> None:
+    bound = Bound(**{"in": tuple(sorted(among))})  # type: ignore[arg-type]
+    expected: list[Any] = [bound.broken_by("camera", value) is not None for value in values]
+    assert broken(pa.chunked_array([pa.array(values, pa.string())]), bound).tolist() == expected
