@@ -143,7 +143,9 @@ def _rounds(segment: Segment, folder: str, inputs: Inputs, orders: list[pa.Table
         def left() -> pa.Table:
             return inputs.sources.filter(pc.invert(pc.is_in(inputs.uids, tables.index_table(folder).uids)))
 
-        yield pieces.piece_orders(folder, left())
+        parts = pieces.piece_orders(folder, left())
+        log.info(f"{segment.label}: long rows are done in {len(parts)} pieces")
+        yield parts
         yield pieces.join_orders(folder, left())
         pieces.clear(folder)
 

@@ -45,7 +45,9 @@ def run_recipe(recipe: Recipe, only: Part | None = None, in_process: bool = Fals
     Raises `ConfigError` when the part asked for lacks what an earlier part makes.
     """
     start_s = time.monotonic()
-    storage.write_bytes(storage.join(recipe.out_uri, "run.yaml"), resolved(recipe).encode())
+    if only != "sample":
+        # What is sampled of the moment is not what the run is.
+        storage.write_bytes(storage.join(recipe.out_uri, "run.yaml"), resolved(recipe).encode())
     with contextlib.ExitStack() as stack:
         ray = _LazyRay(recipe.ray, stack)
         curation = curate(recipe, inline.run_orders if in_process else ray.run_orders) if only in (None, "curate") else inspect(recipe)
