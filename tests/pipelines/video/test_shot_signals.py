@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -13,7 +12,7 @@ from videos import encode
 
 from pipelines.video.decode import frames, probe
 from pipelines.video.look import Look, take_look
-from pipelines.video.luma import peak
+from pipelines.video.measure import differences
 from pipelines.video.motion import MotionMeter, Move
 from pipelines.video.scale import Pixels
 from pipelines.video.series import Series
@@ -58,7 +57,7 @@ def signals_of(pictures: list[tuple[int, Pixels]], time_base: Fraction, width: i
             moves.append(move)
         if not looks or (pts - looks[-1].pts) * time_base >= 0.5:
             looks.append(take_look(pts, cv2.resize(luma, (256, 144), interpolation=cv2.INTER_AREA), GREY, GREY, luma, True))
-    rows = series([0.0, *(peak(a, b) for a, b in pairwise(small))])
+    rows = series([0.0, *differences(np.stack(small))[2].tolist()])
     rows = dataclasses.replace(rows, time_base=time_base, pts_N=np.array([pts for pts, _ in pictures]))
     return shot_signals(rows, moves, looks, width, height)
 
