@@ -28,7 +28,7 @@ from benchmarks.edits import Label, make_edit
 from pipelines.video.decode import frames, open_video
 from pipelines.video.measure import Meter, Part
 from pipelines.video.scan import ScanSettings, one_thread, scan_video
-from pipelines.video.series import Series
+from pipelines.video.series import Series, runs
 from pipelines.video.shots import Boundary, find_boundaries
 from pipelines.video.stretches import Stretches
 from pipelines.video.transnet import TransNet, refine
@@ -115,11 +115,7 @@ def _pyscenedetect(path: Path, detector: SceneDetector) -> list[Predicted]:
 
 def _transnet(single_N: NDArray[np.float32], threshold: float = 0.5) -> list[Predicted]:
     """Runs of marked frames; the frame after the marked one is the first of the new shot (as the authors' `predictions_to_scenes`)."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], single_N > threshold, [False]]).astype(np.int8)))
-    return [
-        Predicted(end - start <= 2, int(start) + 1 if end - start > 1 else int(end), int(end))
-        for start, end in zip(edges[::2], edges[1::2], strict=True)
-    ]
+    return [Predicted(end - start <= 2, start + 1 if end - start > 1 else end, end) for start, end in runs(single_N > threshold)]
 
 
 def run(seeds: Sequence[int], videos: Path, folder: Path) -> list[dict[str, float | str]]:

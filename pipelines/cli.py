@@ -91,7 +91,7 @@ def whatif(
     set_: Assignments = None,
     curves: Annotated[bool, typer.Option(help="Also what other thresholds on the same columns would keep.")] = True,
 ) -> None:
-    """Say what other thresholds would keep and lose, without running anything: --set 'keep.motion.min=0.02'."""
+    """Say what other thresholds would keep and lose, without running anything: --set curate.keep.motion.min=0.02."""
     before = read(recipe, None)
     show.whatif(answer_whatif(inspect(before), before, read(recipe, set_)), curves)
 

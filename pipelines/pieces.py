@@ -45,7 +45,7 @@ def plan_long_rows(step: Divisible, folder: str, table: pa.Table) -> pa.Table:
 
 def piece_orders(folder: str, rows: pa.Table) -> list[pa.Table]:
     """An order for each piece that is still to be done, the dearest first; `rows` are those of the table that are not done."""
-    done = {entry.uri.rsplit("/", 1)[-1] for entry in storage.list_files(folder, PIECE_SUFFIX)}
+    done = _names(folder, PIECE_SUFFIX)
     orders: list[tuple[float, pa.Table]] = []
     for i, plan in _plans(folder, rows):
         row = rows.slice(i, 1)
@@ -108,10 +108,14 @@ def clear(folder: str) -> None:
 
 
 def _plans(folder: str, rows: pa.Table) -> list[tuple[int, list[Piece]]]:
-    plans = {entry.uri.rsplit("/", 1)[-1] for entry in storage.list_files(folder, PLAN_SUFFIX)}
+    plans = _names(folder, PLAN_SUFFIX)
     uids = rows["uid"].to_pylist()
     found = [(i, uid) for i, uid in enumerate(uids) if uid + PLAN_SUFFIX in plans]
     return [(i, [Piece(**piece) for piece in json.loads(storage.read_bytes(_plan_uri(folder, uid)))]) for i, uid in found]
+
+
+def _names(folder: str, suffix: str) -> set[str]:
+    return {entry.uri.rsplit("/", 1)[-1] for entry in storage.list_files(folder, suffix)}
 
 
 def _plan_uri(folder: str, uid: str) -> str:

@@ -80,7 +80,7 @@ class Worker:
     def __call__(self, table: pa.Table) -> pa.Table:
         start_s = time.process_time()
         stage, job = self._stage, self._stage.job
-        n_inputs = 0
+        n_inputs, joined = 0, None
         if table.schema == REPORT_SCHEMA:
             # A stage before was through with it.
             return table
@@ -91,13 +91,13 @@ class Worker:
                 if pieces.is_piece(table):
                     pieces.do_piece(first, job.folder, table)
                     return report("", 0, 0, time.process_time() - start_s)
-                table = self._whole_or_joined(first, table)
+                table, joined = self._whole_or_joined(first, table)
             n_inputs = len(table)
             table = table if "fate" in table.column_names else start_fates(table)
             if not n_inputs:
                 return report("", 0, 0, time.process_time() - start_s)
         for position in stage.positions:
-            table = self._take(position, table)
+            table = self._take(position, table, joined if position == 0 else None)
         if not stage.writes:
             return table
         cpu_s = time.process_time() - start_s
@@ -105,19 +105,18 @@ class Worker:
         part = tables.write_part(job.folder, table, {**footer(job.segment), "cpu_s": round(cpu_s, 4), "n_inputs": n_inputs})
         return report(part, n_inputs, len(table), cpu_s)
 
-    def _whole_or_joined(self, step: Divisible, table: pa.Table) -> pa.Table:
-        """The rows to be worked on: those whose pieces are done, or those that are not to be divided."""
+    def _whole_or_joined(self, step: Divisible, table: pa.Table) -> tuple[pa.Table, TableFunction | None]:
+        """The rows to be worked on: those whose pieces are done, with what joins these, or those that are not to be divided."""
         job = self._stage.job
         if pieces.is_join(table):
             counts = dict(zip(table["uid"].to_pylist(), table[pieces.JOIN_COLUMN].to_pylist(), strict=True))
-            self._functions[0] = pieces.join_function(step, job.folder, counts)
-            return table.drop_columns([pieces.JOIN_COLUMN])
-        self._functions.pop(0, None)
+            return table.drop_columns([pieces.JOIN_COLUMN]), pieces.join_function(step, job.folder, counts)
         donor = job.donors.get(job.segment.labels[0])
         stored = pc.is_in(table["uid"], donor.index["uid"]) if donor else pa.array([False] * len(table))
-        return pa.concat_tables([table.filter(stored), pieces.plan_long_rows(step, job.folder, table.filter(pc.invert(stored)))])
+        return pa.concat_tables([table.filter(stored), pieces.plan_long_rows(step, job.folder, table.filter(pc.invert(stored)))]), None
 
-    def _take(self, position: int, table: pa.Table) -> pa.Table:
+    def _take(self, position: int, table: pa.Table, instead: TableFunction | None) -> pa.Table:
+        """Take a table through a step, or through what does a plain step's work instead."""
         segment = self._stage.job.segment
         step, label = segment.steps[position], segment.labels[position]
         if isinstance(step, Expand):
@@ -125,9 +124,9 @@ class Worker:
         if isinstance(step, Global):
             assert self._stage.job.solved is not None
             return join_solved(step, label, table, self._stage.job.solved)
-        if position not in self._functions:
+        if instead is None and position not in self._functions:
             self._functions[position] = step.open(self._stage.job.contexts[position])
-        return run_step(step, label, table, self._functions[position], self._stage.job.donors.get(label))
+        return run_step(step, label, table, instead or self._functions[position], self._stage.job.donors.get(label))
 
 
 def run_step(step: Step, label: str, table: pa.Table, function: TableFunction, donor: Donor | None = None) -> pa.Table:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.video.series import runs
 from pipelines.video.track import Doubles, Floats, Ints, Track
 
 FLAT = 2.5
@@ -71,12 +72,11 @@ def find_fades(track: Track, cuts: Sequence[int]) -> tuple[list[Ramp], list[tupl
     if n < 3:
         return [], []
     flat = contrast < FLAT
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], flat, [False]]).astype(np.int8)))
-    runs = [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    plain = runs(flat)
     fades = []
-    for number, (start, end) in enumerate(runs):
-        low = max([runs[number - 1][1] if number else 0, *(cut for cut in cuts if cut <= start - HARD)])
-        high = min([runs[number + 1][0] if number + 1 < len(runs) else n, *(cut for cut in cuts if cut > end + HARD)])
+    for number, (start, end) in enumerate(plain):
+        low = max([plain[number - 1][1] if number else 0, *(cut for cut in cuts if cut <= start - HARD)])
+        high = min([plain[number + 1][0] if number + 1 < len(plain) else n, *(cut for cut in cuts if cut > end + HARD)])
         down = _contrast_ramp(track, start, low, -1)
         up = _contrast_ramp(track, end - 1, high - 1, 1)
         if (max(down[0], up[0]) > HARD or start == 0 or end == n) and not _flash(track, start, end, down[0], up[0]):
@@ -85,7 +85,7 @@ def find_fades(track: Track, cuts: Sequence[int]) -> tuple[list[Ramp], list[tupl
             last = end if up[0] <= HARD else int(np.searchsorted(track.position_N, track.position_N[end - 1] + up[0], "left"))
             fades.append(Ramp("fade", first, min(last, n), score))
     fades += _edge_fades(track, flat, cuts)
-    return _joined(fades), _dips(track, runs)
+    return _joined(fades), _dips(track, plain)
 
 
 def _flash(track: Track, start: int, end: int, down: int, up: int) -> bool:
@@ -162,7 +162,7 @@ def _joined(fades: list[Ramp]) -> list[Ramp]:
     return out
 
 
-def _dips(track: Track, runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _dips(track: Track, plain: list[tuple[int, int]]) -> list[tuple[int, int]]:
     contrast = track.contrasts[:, None]
     reach = 16
     kernel = np.ones((reach + 1, 1), np.uint8)
@@ -170,7 +170,7 @@ def _dips(track: Track, runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     after = cv2.dilate(contrast, kernel, anchor=(0, 0)).reshape(-1)
     lowest = cv2.erode(contrast, np.ones((5, 1), np.uint8)).reshape(-1)
     dips = np.flatnonzero((contrast[:, 0] < DIP * np.minimum(before, after)) & (contrast[:, 0] <= lowest))
-    return [(max(0, int(k) - 2), min(track.n - 1, int(k) + 2)) for k in dips if not any(start <= k < end for start, end in runs)]
+    return [(max(0, int(k) - 2), min(track.n - 1, int(k) + 2)) for k in dips if not any(start <= k < end for start, end in plain)]
 
 
 def find_dissolves(track: Track, cuts: Sequence[int], fades: Sequence[Ramp]) -> list[Ramp]:

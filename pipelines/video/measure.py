@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
 from operator import itemgetter
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -21,12 +20,12 @@ from numpy.typing import NDArray
 from pipelines.video.camera import cut_in
 from pipelines.video.decode import DecodeError, Picture, Video, VideoPacket
 from pipelines.video.look import Look, take_look
-from pipelines.video.luma import BLOCK
+from pipelines.video.luma import BLOCK, Floats, block_means
 from pipelines.video.motion import MotionMeter, Move, unexplained
 from pipelines.video.scale import Pixels, native_luma, pixels, plane, rescale, to_upright
 from pipelines.video.series import SIGNATURE_SHRINK, Series
-from pipelines.video.shots import ContentScore, find_boundaries
-from pipelines.video.still import jpeg
+from pipelines.video.shots import PYSCENEDETECT, ContentScore, find_boundaries
+from pipelines.video.still import jpeg, with_long_side
 from pipelines.video.stretches import Decoders, Seen, Stretch, Window, decode, decode_windows, group_start
 from pipelines.video.transnet import FRAME_SHAPE
 
@@ -52,10 +51,17 @@ be twice that of the frames beside it."""
 BLOCK_FRAMES = 256
 """Frames measured at a time: 3.5 MB of small pictures."""
 
-PYSCENEDETECT = frozenset({"content", "adaptive"})
 
-Floats = NDArray[np.float32]
-T = TypeVar("T", np.uint8, np.float32)
+@dataclass(frozen=True)
+class View:
+    """A look at a frame, and its thumbnail as a JPEG file (empty where none are wanted)."""
+
+    look: Look
+    thumbnail: bytes
+
+    @property
+    def pts(self) -> int:
+        return self.look.pts
 
 
 @dataclass(frozen=True)
@@ -64,19 +70,17 @@ class Part:
 
     series: Series
     moves: tuple[Move, ...]
-    looks: tuple[Look, ...]
-    pictures: tuple[tuple[int, bytes], ...]
+    views: tuple[View, ...]
     last: tuple[int, int]
 
     @staticmethod
     def joined(parts: list[Part]) -> Part:
         """Parts of one video in order as one; the list is emptied, so that no frame of a film is held twice.
 
-        A frame in which two parts meet is taken from the first, which knows the one before it; of looks at it there may be two.
+        A frame in which two parts meet is taken from the first, which knows the one before it; of views of it there may be two.
         """
         moves: list[Move] = []
-        looks: list[Look] = []
-        pictures: list[tuple[int, bytes]] = []
+        views: list[View] = []
         firsts = [part.series.pts_N[0] for part in parts]
         lasts = [None, *(part.series.pts_N[-1] for part in parts)]
         meets = [first == last for first, last in zip(firsts, lasts, strict=False)]
@@ -87,14 +91,13 @@ class Part:
         def rows() -> Iterator[Series]:
             for meet in meets:
                 part = parts.pop()
-                known = {look.pts for look in looks[-1:]}
+                known = {view.pts for view in views[-1:]}
                 moves.extend(part.moves)
-                looks.extend(look for look in part.looks if look.pts not in known)
-                pictures.extend(picture for picture in part.pictures if picture[0] not in known)
+                views.extend(view for view in part.views if view.pts not in known)
                 yield part.series.rows(slice(1, None)) if meet else part.series
 
         series = Series.joined(rows(), n_frames)
-        return Part(series, tuple(moves), tuple(looks), tuple(pictures), last)
+        return Part(series, tuple(moves), tuple(views), last)
 
 
 class Meter:
@@ -119,8 +122,7 @@ class Meter:
         time_base = self._video.info.time_base
         motion, rows = MotionMeter(time_base), self._rows()
         moves: list[Move] = []
-        looks: list[Look] = []
-        pictures: list[tuple[int, bytes]] = []
+        views: list[View] = []
         looked_HW: Pixels | None = None
         picture: Picture | None = None
         for seen in decode(self._decoders, stretch):
@@ -128,20 +130,17 @@ class Meter:
             luma_HW = rows.push(picture.pts, seen.passed_over, *self._planes(picture.frame))
             if (move := motion.push(picture.pts, luma_HW)) is not None:
                 moves.append(move)
-            if looked_HW is None or self._wants_look(float((picture.pts - looks[-1].pts) * time_base), looked_HW, luma_HW):
-                look, thumbnail = self._look_and_thumbnail(seen)
-                looks.append(look)
-                pictures.append((picture.pts, thumbnail))
+            if looked_HW is None or self._wants_look(float((picture.pts - views[-1].pts) * time_base), looked_HW, luma_HW):
+                views.append(self._view(seen))
                 looked_HW = luma_HW
         if picture is None:
             return None
         series = rows.series()
-        if stretch.thin and isinstance(stretch.packets, list):
-            packets = stretch.packets
+        if (packets := stretch.kept) is not None:
             windows = find_boundaries(series, *self._find).uncertain
             groups = groupby(windows, lambda window: group_start(packets, window[0]))
             series = series.with_windows([closer for start, group in groups for closer in self.windows(packets[start:], list(group))])
-        return Part(series, tuple(moves), tuple(looks), tuple(pictures), (picture.pts, picture.duration))
+        return Part(series, tuple(moves), tuple(views), (picture.pts, picture.duration))
 
     def windows(self, packets: Iterable[VideoPacket], windows: Sequence[Window]) -> list[Series]:
         """Every frame of some windows, each as a series. `packets` begin with a key frame at or before the first window."""
@@ -153,10 +152,10 @@ class Meter:
             found.append(rows.series())
         return found
 
-    def look_at(self, packets: Iterable[VideoPacket], pts: int) -> tuple[Look, bytes]:
-        """A look at one frame and its thumbnail. `packets` begin with a key frame at or before it."""
+    def view_of(self, packets: Iterable[VideoPacket], pts: int) -> View:
+        """A view of one frame. `packets` begin with a key frame at or before it."""
         for _, picture in decode_windows(self._decoders, packets, [(pts, pts)]):
-            return self._look_and_thumbnail(Seen(picture, 0, filtered=picture.frame.key_frame))
+            return self._view(Seen(picture, 0, filtered=picture.frame.key_frame))
         raise DecodeError(f"{self._video.uri}: the frame at PTS {pts} is not there when it is decoded again")
 
     def colours(self, packets: Iterable[VideoPacket], start_pts: int, end_pts: int) -> tuple[NDArray[np.int64], Pixels]:
@@ -189,14 +188,13 @@ class Meter:
             return False
         return since_s >= LOOK_EVERY_S or cv2.norm(looked_HW, luma_HW, cv2.NORM_L1) >= NEW_PICTURE * luma_HW.size
 
-    def _look_and_thumbnail(self, seen: Seen) -> tuple[Look, bytes]:
+    def _view(self, seen: Seen) -> View:
         info, frame = self._video.info, seen.picture.frame
         large = self._video.small(self._look, frame, *self._look_size)
         look = take_look(seen.picture.pts, *upright_planes(large, info.rotation_deg), native_luma(frame), seen.filtered, info.bit_depth)
         if not self._thumbnail_px:
-            return look, b""
-        scale = self._thumbnail_px / max(info.width, info.height)
-        return look, jpeg(self._video.array(large, max(1, round(info.width * scale)), max(1, round(info.height * scale))))
+            return View(look, b"")
+        return View(look, jpeg(self._video.array(large, *with_long_side(info.width, info.height, self._thumbnail_px))))
 
 
 class Rows:
@@ -241,14 +239,14 @@ class Rows:
     def _measure(self) -> None:
         assert self._pts, "no frame was pushed"
         luma_NHW, cb_Nhw, cr_Nhw = (stack[: len(self._pts) + 1] for stack in self._stacks)
-        chroma_N2hw = np.stack([_shrunk(cb_Nhw[1:], SIGNATURE_SHRINK), _shrunk(cr_Nhw[1:], SIGNATURE_SHRINK)], axis=1)
+        chroma_N2hw = np.stack([_signatures(cb_Nhw[1:]), _signatures(cr_Nhw[1:])], axis=1)
         changes = differences(luma_NHW)
         self._blocks.append(
             Series(
                 self._time_base,
                 np.array(self._pts, np.int64),
                 np.array(self._passed_over, np.int32),
-                _shrunk(luma_NHW[1:], SIGNATURE_SHRINK),
+                _signatures(luma_NHW[1:]),
                 chroma_N2hw,
                 *changes,
                 np.array(self._scores, np.float32),
@@ -262,8 +260,7 @@ def differences(luma_NHW: Pixels) -> tuple[Floats, Floats, Floats, Floats]:
     n, height, width = luma_NHW.shape
     # One tall picture: OpenCV takes as long for 300 frames in one call as for 30 in a call each.
     flat = luma_NHW.reshape(n * height, width)
-    difference = cv2.absdiff(flat[height:], flat[:-height]).reshape(n - 1, height, width)
-    blocks_NIJ = _shrunk(difference.astype(np.float32), BLOCK)
+    blocks_NIJ = block_means(cv2.absdiff(flat[height:], flat[:-height])).reshape(n - 1, height // BLOCK, width // BLOCK)
     change_N, peak_N = blocks_NIJ.mean(axis=(1, 2)), blocks_NIJ.max(axis=(1, 2))
     residual_N = change_N.copy()
     for i in np.flatnonzero(change_N >= WARP_FROM):
@@ -287,8 +284,9 @@ def upright_planes(small: VideoFrame, rotation_deg: int) -> tuple[Pixels, Pixels
     return y, u, v
 
 
-def _shrunk(stack_NHW: NDArray[T], factor: int) -> NDArray[T]:
-    """Each picture of a stack averaged over squares of `factor` pixels, which divides its sides."""
+def _signatures(stack_NHW: Pixels) -> Pixels:
+    """Each picture of a stack averaged over the squares of a signature, which divide its sides."""
     n, height, width = stack_NHW.shape
-    flat = cv2.resize(stack_NHW.reshape(n * height, width), (width // factor, n * height // factor), interpolation=cv2.INTER_AREA)
-    return np.asarray(flat, stack_NHW.dtype).reshape(n, height // factor, width // factor)
+    size = width // SIGNATURE_SHRINK, n * height // SIGNATURE_SHRINK
+    flat = cv2.resize(stack_NHW.reshape(n * height, width), size, interpolation=cv2.INTER_AREA)
+    return np.asarray(flat, np.uint8).reshape(n, height // SIGNATURE_SHRINK, width // SIGNATURE_SHRINK)

@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import cv2
@@ -29,13 +29,13 @@ from pipelines.video import transnet
 from pipelines.video.decode import MediaInfo, Video, open_video
 from pipelines.video.errors import DecodeError
 from pipelines.video.look import take_look
-from pipelines.video.measure import ANALYSIS_AREA, LOOK_AREA, Meter, Part, Rows, picture_size, upright_planes
+from pipelines.video.measure import ANALYSIS_AREA, LOOK_AREA, Meter, Part, Rows, View, picture_size, upright_planes
 from pipelines.video.phash import phash
 from pipelines.video.scale import rescale
 from pipelines.video.series import Series
 from pipelines.video.shots import Boundary, DetectorName, Kind, find_boundaries
 from pipelines.video.signals import Signals, shot_signals
-from pipelines.video.still import jpeg, read_image
+from pipelines.video.still import jpeg, read_image, with_long_side
 from pipelines.video.stretches import ANCHOR_S, NotSplittableError, Stretches, Window
 
 HASH_EVERY_S = Fraction(1, 2)
@@ -49,7 +49,7 @@ ROUNDS = 4
 
 
 T = TypeVar("T")
-LOOK_PTS, PICTURE_PTS, MOVE_PTS = attrgetter("pts"), itemgetter(0), attrgetter("start_pts")
+VIEW_PTS, MOVE_PTS = attrgetter("pts"), attrgetter("start_pts")
 
 
 class ScanSettings(Settings):
@@ -181,23 +181,25 @@ def _finished(video: Video, settings: ScanSettings, part: Part | None) -> VideoS
     if part is None:
         raise DecodeError(f"{video.uri}: no frame can be decoded")
     info = video.info
-    series, found = _boundaries(video, settings, part.series)
+    meter = _meter(video, settings)
+    series, found = _boundaries(video, settings, meter, part.series)
     end_pts = part.last[0] + _last_duration(part, info)
     # A fade out that the file ends in lasts as long as the last frame is shown.
     boundaries = tuple(b if b.end_pts <= part.last[0] else dataclasses.replace(b, end_pts=end_pts) for b in found)
     video.check_complete(end_pts)
     part = dataclasses.replace(part, series=series)
     shots = [
-        _shot(video, part, span, settings) for span in spans(boundaries, info.start_pts, end_pts) if len(series.between(span.start_pts, span.end_pts))
+        _shot(video, meter, part, span, settings)
+        for span in spans(boundaries, info.start_pts, end_pts)
+        if len(series.between(span.start_pts, span.end_pts))
     ]
     duration_s = float((end_pts - info.start_pts) * info.time_base)
     return VideoScan(ScannedMedia(**_fields(info), source_duration_s=duration_s, n_frames=series.n_frames), tuple(shots), boundaries)
 
 
-def _boundaries(video: Video, settings: ScanSettings, series: Series) -> tuple[Series, tuple[Boundary, ...]]:
+def _boundaries(video: Video, settings: ScanSettings, meter: Meter, series: Series) -> tuple[Series, tuple[Boundary, ...]]:
     """The boundaries, and the series with the frames that had to be decoded for them where stretches meet."""
     found = find_boundaries(series, settings.detector, settings.threshold, settings.min_shot_s)
-    meter = _meter(video, settings)
     for _ in range(ROUNDS):
         if not found.uncertain:
             break
@@ -244,19 +246,18 @@ def spans(boundaries: Sequence[Boundary], start_pts: int, end_pts: int) -> list[
     return [ShotSpan(start, end, opens, closes) for (start, opens), (end, closes) in zip(starts, ends, strict=True) if start < end]
 
 
-def _shot(video: Video, part: Part, span: ShotSpan, settings: ScanSettings) -> Shot:
+def _shot(video: Video, meter: Meter, part: Part, span: ShotSpan, settings: ScanSettings) -> Shot:
     info = video.info
     series = part.series.between(span.start_pts, span.end_pts)
-    looks, pictures = _inside(part.looks, span, LOOK_PTS), _inside(part.pictures, span, PICTURE_PTS)
-    if not looks:
+    views = _inside(part.views, span, VIEW_PTS)
+    if not views:
         # A shot too short for a look of its own, and too like the one before to be noticed while it was decoded.
         middle_pts = int(series.pts_N[len(series) // 2])
-        look, thumbnail = _meter(video, settings).look_at(video.packets_from(middle_pts), middle_pts)
-        looks, pictures = [look], [(middle_pts, thumbnail)]
+        views = [meter.view_of(video.packets_from(middle_pts), middle_pts)]
     # A pair of frames across a transition is no motion.
     moves = [move for move in _inside(part.moves, span, MOVE_PTS) if move.end_pts < span.end_pts]
-    signals = shot_signals(series, moves, looks, info.width, info.height, _nearer(series, span))
-    thumbnails = spread(pictures, span, settings.thumbnails)
+    signals = shot_signals(series, moves, [view.look for view in views], info.width, info.height, _nearer(series, span))
+    thumbnails = spread(views, span, settings.thumbnails)
     return Shot(span.start_pts, span.end_pts, series.n_frames, span.opens, span.closes, signals, hashes(series), thumbnails)
 
 
@@ -275,14 +276,14 @@ def hashes(series: Series) -> tuple[FrameHash, ...]:
     return tuple(FrameHash(int(pts_N[i]), phash(series.luma_NHW[i])) for i in chosen)
 
 
-def spread(pictures: Sequence[tuple[int, bytes]], span: ShotSpan, count: int) -> tuple[bytes, ...]:
-    """Up to `count` of the pictures, those nearest to moments spread evenly over a shot, in time order."""
+def spread(views: Sequence[View], span: ShotSpan, count: int) -> tuple[bytes, ...]:
+    """Thumbnails of up to `count` of the views, those nearest to moments spread evenly over a shot, in time order."""
     chosen: dict[int, bytes] = {}
     for i in range(count):
         moment = span.start_pts + (span.end_pts - span.start_pts) * (i + 0.5) / count
-        pts, picture = min(pictures, key=lambda item: abs(item[0] - moment))
-        chosen[pts] = picture
-    return tuple(picture for _, picture in sorted(chosen.items()))
+        view = min(views, key=lambda item: abs(item.pts - moment))
+        chosen[view.pts] = view.thumbnail
+    return tuple(thumbnail for _, thumbnail in sorted(chosen.items()))
 
 
 def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
@@ -327,9 +328,7 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
 
 def thumbnail(image: Image.Image, long_side: int) -> bytes:
     """A picture as a JPEG with this long side."""
-    scale = long_side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return jpeg(np.asarray(image.resize(size, Image.Resampling.LANCZOS), np.uint8))
+    return jpeg(np.asarray(image.resize(with_long_side(image.width, image.height, long_side), Image.Resampling.LANCZOS), np.uint8))
 
 
 @contextlib.contextmanager

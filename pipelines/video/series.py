@@ -17,6 +17,12 @@ SIGNATURE_SHRINK = 4
 """A signature is the analysis picture (128 x 72 in area) averaged over squares of 4 pixels: 32 x 18, with chroma at 16 x 9."""
 
 
+def runs(mask_N: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """First and end (exclusive) of each run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask_N, [False]]).astype(np.int8)))
+    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
+
+
 @dataclass(frozen=True)
 class Series:
     """The frames looked at, in presentation order; all arrays have N rows. About 1 kB a frame.

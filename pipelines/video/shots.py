@@ -26,6 +26,9 @@ from pipelines.video.track import Doubles, Ints, Track
 DetectorName = Literal["signature", "transnetv2", "content", "adaptive"]
 Kind = Literal["cut", "dissolve", "fade"]
 
+PYSCENEDETECT = frozenset({"content", "adaptive"})
+"""Detectors that want the recorded content score of every frame."""
+
 THRESHOLD = 0.5
 """Least score of a boundary; scores are probabilities fitted to edits with known transitions."""
 POSSIBLE = 0.02
@@ -78,7 +81,7 @@ def find_boundaries(series: Series, detector: str, threshold: float | None, min_
     `adaptive` (times the change around): PySceneDetect's defaults. Shots between boundaries last `min_shot_s` seconds at
     least: of two boundaries that are closer, the one with the lower score goes. Raises `ValueError` for an unknown detector.
     """
-    if detector in ("content", "adaptive"):
+    if detector in PYSCENEDETECT:
         return Found(_recorded(series, detector, threshold, min_shot_s))
     if detector not in ("signature", "transnetv2"):
         raise ValueError(f"detector {detector!r}: it must be signature, transnetv2, content or adaptive")

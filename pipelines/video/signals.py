@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -20,7 +19,7 @@ from pipelines.video.letterbox import crop_box
 from pipelines.video.look import Look
 from pipelines.video.motion import Move
 from pipelines.video.scale import Box
-from pipelines.video.series import Series
+from pipelines.video.series import Series, runs
 
 FROZEN = 0.5
 """The picture stands still while no block of the analysis picture differs by more than this from the frame before, in levels of 255:
@@ -61,18 +60,6 @@ class Signals:
     flicker: float | None
 
 
-class _OfLooks(TypedDict):
-    luma: float
-    contrast: float
-    clipped_black: float
-    clipped_white: float
-    sharpness: float
-    colourfulness: float
-    noise: float | None
-    blockiness: float | None
-    crop: Box
-
-
 def shot_signals(
     series: Series, moves: Sequence[Move] | None, looks: Sequence[Look], width: int, height: int, cut_in: float | None = None
 ) -> Signals:
@@ -82,6 +69,9 @@ def shot_signals(
     looks are not, for they are evenly spread. `cut_in` is the enlargement with which the shot continues the one before
     (`camera.cut_in`), if it does: its camera is "cut-in" where it would be "still".
     """
+    assert looks, "a shot has at least one look"
+    # The loop filter takes away blocks, and with them some of what passes for noise.
+    native = [look for look in looks if look.filtered] or looks
     camera: Camera | None = None
     motion = local_motion = frozen_share = duplicate_share = None
     if moves is not None:
@@ -91,7 +81,15 @@ def shot_signals(
         local_motion = _over_time(moves, [move.local for move in moves])
         frozen_share, duplicate_share = repeats(series)
     return Signals(
-        **_of_looks(looks, width, height),
+        luma=_mean([look.luma for look in looks]),
+        contrast=_mean([look.contrast for look in looks]),
+        clipped_black=_mean([look.clipped_black for look in looks]),
+        clipped_white=_mean([look.clipped_white for look in looks]),
+        sharpness=_mean([look.sharpness for look in looks]),
+        colourfulness=_mean([look.colourfulness for look in looks]),
+        noise=_mean_of_known([look.noise for look in native]),
+        blockiness=_mean_of_known([look.blockiness for look in native]),
+        crop=crop_box([look.borders for look in looks], width, height),
         motion=motion,
         local_motion=local_motion,
         camera=camera,
@@ -112,8 +110,7 @@ def repeats(series: Series) -> tuple[float, float | None]:
     same_N = series.peak_N[1:] <= FROZEN
     seconds_N = np.diff(series.pts_N) * float(series.time_base)
     frozen_N = np.zeros(len(same_N), np.bool_)
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], same_N, [False]]).astype(np.int8)))
-    for start, end in edges.reshape(-1, 2).tolist():
+    for start, end in runs(same_N):
         frozen_N[start:end] = float(seconds_N[start:end].sum()) >= FREEZE_S
     around_N = sliding_window_view(np.pad(series.peak_N[1:], 2), 5).max(axis=1)
     same_N |= series.peak_N[1:] <= REPEAT * around_N
@@ -137,29 +134,15 @@ def flicker(series: Series) -> float | None:
     return float(np.abs(mean_N[1:-1] - (mean_N[:-2] + mean_N[2:]) / 2)[middle_N].mean())
 
 
-def _of_looks(looks: Sequence[Look], width: int, height: int) -> _OfLooks:
-    assert looks, "a shot has at least one look"
-    # The loop filter takes away blocks, and with them some of what passes for noise.
-    native = [look for look in looks if look.filtered] or looks
-    noise = [look.noise for look in native if look.noise is not None]
-    blockiness = [look.blockiness for look in native if look.blockiness is not None]
-    return {
-        "luma": _mean([look.luma for look in looks]),
-        "contrast": _mean([look.contrast for look in looks]),
-        "clipped_black": _mean([look.clipped_black for look in looks]),
-        "clipped_white": _mean([look.clipped_white for look in looks]),
-        "sharpness": _mean([look.sharpness for look in looks]),
-        "colourfulness": _mean([look.colourfulness for look in looks]),
-        "noise": _mean(noise) if noise else None,
-        "blockiness": _mean(blockiness) if blockiness else None,
-        "crop": crop_box([look.borders for look in looks], width, height),
-    }
-
-
 def _over_time(moves: Sequence[Move], values: Sequence[float]) -> float:
     """Mean of values of moves, weighted by how long they take; 0 without moves, in shots of under a tenth of a second."""
     total = sum(move.end_pts - move.start_pts for move in moves)
     return math.fsum(value * (move.end_pts - move.start_pts) for move, value in zip(moves, values, strict=True)) / total if total else 0.0
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _mean(known) if known else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -38,6 +38,12 @@ def resize_image(image: Image.Image, box: Box, width: int, height: int) -> Pixel
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box), np.uint8)
 
 
+def with_long_side(width: int, height: int, long_side: int) -> tuple[int, int]:
+    """(width, height) with this long side and the same aspect."""
+    scale = long_side / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
 def jpeg(pixels: Pixels, quality: int = 85) -> bytes:
     """A uint8 `[H, W, 3]` RGB picture as a JPEG file."""
     buffer = io.BytesIO()

@@ -65,12 +65,21 @@ class Seen:
 class Stretch:
     """Packets from an anchor up to the next one, that one included, with the frames that are shown before it but stored after.
 
-    `thin`: all packets are in a list, and frames may be passed over. Otherwise they are read as they are asked for.
+    Where all packets are in a list, frames may be passed over. Otherwise they are read as they are asked for.
     """
 
     anchor_pts: int | None
     packets: Iterable[VideoPacket]
-    thin: bool
+
+    @property
+    def kept(self) -> list[VideoPacket] | None:
+        """The packets of a stretch that keeps them."""
+        return self.packets if isinstance(self.packets, list) else None
+
+    @property
+    def thin(self) -> bool:
+        """Whether frames may be passed over: they can be decoded afterwards."""
+        return self.kept is not None
 
 
 class Decoders:
@@ -116,7 +125,7 @@ class Stretches:
             kept, whole = _take(packets) if self._thin else ([], False)
             anchor_pts = None if first and self._anchor_is_start(anchor) else anchor.pts
             first = False
-            yield Stretch(anchor_pts, kept if whole else itertools.chain(kept, packets), whole)
+            yield Stretch(anchor_pts, kept if whole else itertools.chain(kept, packets))
 
     def _anchor_is_start(self, anchor: VideoPacket) -> bool:
         return not self._split or anchor.pts is None or self._cell(anchor) <= 0
@@ -176,8 +185,11 @@ def decode(decoders: Decoders, stretch: Stretch) -> Iterator[Seen]:
     A packet that fails fails the file, except up to 64 before a video's first frame, as at the start of a broadcast.
     """
     video = decoders.video
-    shown = _shown(stretch.packets) if isinstance(stretch.packets, list) else []
-    dense = likely_cuts(stretch.packets, shown, int(DENSE_S / video.info.time_base)) if isinstance(stretch.packets, list) else frozenset()
+    shown: list[int] = []
+    dense: frozenset[int] = frozenset()
+    if stretch.kept is not None:
+        shown = _shown(stretch.kept)
+        dense = likely_cuts(stretch.kept, shown, int(DENSE_S / video.info.time_base))
     failures, steps_back = 0, 0
     last: Picture | None = None
     decoder = decoders.get(loop_filter=not stretch.thin)
