@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,13 +16,24 @@ from pipelines import pieces, tables
 from pipelines.recipe import Recipe
 from pipelines.reuse import find_donors
 from pipelines.segments import Segment, segments_of
+from pipelines.shuffle import Rows
+from pipelines.sources import FIELDS as SOURCE_FIELDS
 from pipelines.sources import list_sources
-from pipelines.step import Context, Divisible, Expand, Global
+from pipelines.step import FATE_FIELDS, Context, Divisible, Expand, Global
 from pipelines.tables import Index
 from pipelines.work import Job
 
-RunOrders = Callable[[Job, list[pa.Table]], Iterator[pa.Table]]
-"""Runs orders somewhere and yields their reports as they end; `pipelines.inline` and `pipelines.run` each have one."""
+
+class Engine(Protocol):
+    """Where work is done: the modules `pipelines.inline`, in this process, and `pipelines.run`, on Ray."""
+
+    def run_orders(self, job: Job, orders: list[pa.Table], /) -> Iterator[pa.Table]:
+        """Runs orders and yields their reports as they end."""
+        ...
+
+    def rows(self, orders: list[pa.Table], columns: list[str], /) -> Rows:
+        """Some columns of the rows that orders are for, for work over all of them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -83,9 +95,9 @@ class Curation:
         return self.segments[-1]
 
 
-def curate(recipe: Recipe, run_orders: RunOrders) -> Curation:
+def curate(recipe: Recipe, engine: Engine) -> Curation:
     """Bring every segment's table up to date. Only rows that are not there yet are worked on."""
-    return _advance(recipe, run_orders)
+    return _advance(recipe, engine)
 
 
 def inspect(recipe: Recipe) -> Curation:
@@ -93,7 +105,7 @@ def inspect(recipe: Recipe) -> Curation:
     return _advance(recipe, None)
 
 
-def _advance(recipe: Recipe, run_orders: RunOrders | None) -> Curation:
+def _advance(recipe: Recipe, engine: Engine | None) -> Curation:
     inputs = Inputs(list_sources(recipe.sources))
     segments = segments_of(recipe.curate, recipe.labels)
     states: list[SegmentState] = []
@@ -102,10 +114,10 @@ def _advance(recipe: Recipe, run_orders: RunOrders | None) -> Curation:
         segment = segment.after(chain, inputs.digest() if isinstance(segment.first, Global) else "")
         chain = segment.fingerprint
         state = stand(segment, recipe.tables_uri, inputs)
-        if state.n_pending and run_orders is not None:
-            state = run_segment(recipe, state, inputs, run_orders)
+        if state.n_pending and engine is not None:
+            state = run_segment(recipe, state, inputs, engine)
         states.append(state)
-        if state.n_pending and run_orders is None:
+        if state.n_pending and engine is None:
             return Curation(inputs.sources, tuple(states), complete=False)
         inputs = Inputs(inputs.sources, state.rows)
     return Curation(inputs.sources, tuple(states), complete=True)
@@ -119,14 +131,14 @@ def stand(segment: Segment, tables_uri: str, inputs: Inputs) -> SegmentState:
     return SegmentState(segment, folder, len(inputs.uids), len(set(rows.rows["input_uid"].to_pylist())), rows)
 
 
-def run_segment(recipe: Recipe, state: SegmentState, inputs: Inputs, run_orders: RunOrders) -> SegmentState:
+def run_segment(recipe: Recipe, state: SegmentState, inputs: Inputs, engine: Engine) -> SegmentState:
     """Do what a segment still wants, and look again at what its table holds."""
     start_s, cpu_s = time.monotonic(), 0.0
-    job = prepare(recipe, state, inputs)
+    job = prepare(recipe, state, inputs, engine)
     orders = inputs.orders(state.rows.rows["input_uid"], state.segment.first.rows_per_part)
     with progress(" > ".join(state.segment.labels), state.n_pending) as bar:
         for wanted in _rounds(state.segment, state.folder, inputs, orders):
-            for report in run_orders(job, wanted) if wanted else ():
+            for report in engine.run_orders(job, wanted) if wanted else ():
                 cpu_s += sum(report["cpu_s"].to_pylist())
                 bar.advance(sum(report["n_inputs"].to_pylist()))
     after = stand(state.segment, recipe.tables_uri, inputs)
@@ -150,7 +162,7 @@ def _rounds(segment: Segment, folder: str, inputs: Inputs, orders: list[pa.Table
         pieces.clear(folder)
 
 
-def prepare(recipe: Recipe, state: SegmentState, inputs: Inputs) -> Job:
+def prepare(recipe: Recipe, state: SegmentState, inputs: Inputs, engine: Engine) -> Job:
     """All that a segment's workers need, gathered once."""
     segment = state.segment
     contexts = []
@@ -160,8 +172,16 @@ def prepare(recipe: Recipe, state: SegmentState, inputs: Inputs) -> Job:
     solved = None
     if isinstance(segment.first, Global):
         assert inputs.upstream is not None, "a Global step cannot be the first"
-        solved = segment.first.solve(inputs.upstream.live().read(["uid", *segment.first.reads()]))
+        solved = solve(segment.first, inputs.upstream.live(), engine)
     donors = find_donors(recipe.tables_uri, segment)
     for label, donor in donors.items():
         log.info(f"{label}: {len(donor.index)} rows were worked on before; their results are reused")
     return Job(segment, state.folder, tuple(contexts), donors, solved)
+
+
+def solve(step: Global, live: Index, engine: Engine) -> pa.Table:
+    """What a Global step decides about live rows."""
+    schema = pa.schema([field for field in SOURCE_FIELDS if field.name == "uid"] + [*step.writes(), *FATE_FIELDS])
+    orders = live.orders(step.rows_per_part)
+    solved = step.solve(engine.rows(orders, ["uid", *step.reads()])) if orders else schema.empty_table()
+    return tables.conform(solved, schema)

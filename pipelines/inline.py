@@ -1,4 +1,4 @@
-"""Run orders one after another in this process: for tests and for debugging, with the tables Ray would write."""
+"""All work one piece after another in this process: for tests and for debugging, with the tables Ray would write."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from pipelines import tables
+from pipelines.shuffle import LocalRows
 from pipelines.work import Job, Worker
 
 
@@ -17,3 +19,8 @@ def run_orders(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
         for worker in workers:
             table = worker(table)
         yield table
+
+
+def rows(orders: list[pa.Table], columns: list[str]) -> LocalRows:
+    """Some columns of the rows that orders are for."""
+    return LocalRows([tables.read_order(order, columns) for order in orders])

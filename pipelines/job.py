@@ -9,16 +9,20 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+import pyarrow as pa
+
 from cluster import storage
 from cluster.config import ConfigError
 from cluster.session import RaySettings, connected
 from cluster.telemetry import progress
-from pipelines import inline
-from pipelines.curate import Curation, RunOrders, curate, inspect
+from pipelines import inline, splits
+from pipelines.curate import Curation, Engine, curate, inspect
 from pipelines.dataset import Dataset, build_dataset
 from pipelines.ledger import Account, ledger
 from pipelines.recipe import Recipe, resolved
+from pipelines.shuffle import Rows
 from pipelines.steps.encode import Encode
+from pipelines.work import Job
 from training import checkpoint
 from training.run import TrainResult, result, train
 from training.sampling.tasks import sample
@@ -50,12 +54,16 @@ def run_recipe(recipe: Recipe, only: Part | None = None, in_process: bool = Fals
         storage.write_bytes(storage.join(recipe.out_uri, "run.yaml"), resolved(recipe).encode())
     with contextlib.ExitStack() as stack:
         ray = _LazyRay(recipe.ray, stack)
-        curation = curate(recipe, inline.run_orders if in_process else ray.run_orders) if only in (None, "curate") else inspect(recipe)
+        curation = curate(recipe, inline if in_process else ray) if only in (None, "curate") else inspect(recipe)
         if not curation.complete:
             raise ConfigError(f"{recipe.name}: curation is not complete; run `worldloom run` without --only, or with --only curate, first")
         accounts = tuple(ledger(curation))
         storage.write_bytes(storage.join(recipe.out_uri, "ledger.json"), json.dumps([asdict(account) for account in accounts], indent=1).encode())
-        dataset = build_dataset(recipe, curation) if isinstance(recipe.curate[-1], Encode) else None
+        dataset = None
+        if isinstance(recipe.curate[-1], Encode):
+            dataset = build_dataset(recipe, curation)
+        else:
+            splits.store(recipe, curation)
         training = None
         settings = train_settings(recipe, in_process)
         if settings and dataset and only in (None, "train"):
@@ -69,7 +77,7 @@ def run_recipe(recipe: Recipe, only: Part | None = None, in_process: bool = Fals
 
 
 class _LazyRay:
-    """Connects to Ray when the first piece of work needs it, so that a run with nothing to do does not wait for it."""
+    """The engine that connects to Ray when the first piece of work needs it, so that a run with nothing to do does not wait for it."""
 
     def __init__(self, settings: RaySettings, stack: contextlib.ExitStack) -> None:
         self._settings = settings
@@ -78,15 +86,17 @@ class _LazyRay:
     def connect(self) -> None:
         self._stack.enter_context(connected(self._settings))
 
-    @property
-    def run_orders(self) -> RunOrders:
+    def run_orders(self, work: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
+        return self._engine().run_orders(work, orders)
+
+    def rows(self, orders: list[pa.Table], columns: list[str]) -> Rows:
+        return self._engine().rows(orders, columns)
+
+    def _engine(self) -> Engine:
         from pipelines import run  # Ray Data takes half a second to import, which a run with nothing to do need not wait for
 
-        def orders(*arguments: object) -> Iterator[object]:
-            self.connect()
-            return run.run_orders(*arguments)  # type: ignore[arg-type]
-
-        return orders  # type: ignore[return-value]
+        self.connect()
+        return run
 
 
 def train_settings(recipe: Recipe, in_process: bool) -> TrainSettings | None:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from cluster.plugins import Plugin
 from cluster.storage import digest
+from pipelines.shuffle import Rows
 
 FOLDER = "pipelines.steps"
 
@@ -36,11 +37,11 @@ FATE_FIELDS = (
 FATE_COLUMNS = tuple(field.name for field in FATE_FIELDS)
 
 
+TableFunction = Callable[[pa.Table], pa.Table]
+
+
 class RunError(RuntimeError):
     """A fault that is no row's, as a disk that is full: it ends the run, and the next run goes on from what is done."""
-
-
-TableFunction = Callable[[pa.Table], pa.Table]
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,15 @@ class Global(Step):
         raise AssertionError("a Global step is driven through solve()")
 
     @abc.abstractmethod
-    def solve(self, rows: pa.Table) -> pa.Table:
-        """From `uid` and the read columns of every live row to `uid`, the written columns and, for marked rows, `FATE_FIELDS`."""
+    def solve(self, rows: Rows) -> pa.Table:
+        """From `uid` and the read columns of every live row to what is decided of some: `uid`, the written columns and `FATE_FIELDS`.
+
+        Rows that are not in the result stay as they are, with the written columns that `alone` gives them.
+        """
+
+    @abc.abstractmethod
+    def alone(self, rows: pa.Table) -> pa.Table:
+        """The written columns of live rows of which `solve` said nothing; gets `uid` and the read columns."""
 
 
 def column(name: str, kind: pa.DataType, doc: str) -> pa.Field:

@@ -89,11 +89,11 @@ def split_order(order: pa.Table) -> list[pa.Table]:
     return [_order({item["part"]: [row]}) for item in order.to_pylist() for row in item["rows"]]
 
 
-def read_order(order: pa.Table) -> pa.Table:
-    """The rows an order is for."""
+def read_order(order: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows an order is for, all columns of them or some."""
     if order.schema != ORDER_SCHEMA:
         return order
-    return pa.concat_tables(read_rows(item["part"], item["rows"], None) for item in order.to_pylist()).combine_chunks()
+    return pa.concat_tables(read_rows(item["part"], item["rows"], columns) for item in order.to_pylist()).combine_chunks()
 
 
 def read_rows(part: str, rows: Sequence[int], columns: Sequence[str] | None) -> pa.Table:
@@ -143,3 +143,29 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table with exactly the columns of the schema: missing ones null, others left out."""
     columns = [table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def replace_part(part: str, table: pa.Table) -> None:
+    """Put other rows in a part's place, under the same name and with the same footer; a part without rows is removed.
+
+    The rename is the only moment anything changes, so whoever is killed leaves either all rows of before or all of after: a new
+    name would show rows twice between the writing of the one and the removal of the other. The name still is the digest of the
+    rows the part was written with. That is safe: work that is done again is on rows which no part holds, and a part of exactly
+    those would have been removed.
+    """
+    if not len(table):
+        storage.remove(part)
+        return
+    # Reading adds the number of each column to its metadata, which would be written as part of it.
+    fields = [field.with_metadata({k: v for k, v in (field.metadata or {}).items() if k != b"PARQUET:field_id"}) for field in table.schema]
+    schema = pa.schema(fields, table.schema.metadata)
+    storage.write_table(part, pa.Table.from_arrays(table.columns, schema=schema), compression="zstd")
+
+
+def remove_rows(part: str, values: pa.Array, column: str = "uid") -> int:
+    """Rewrite a part without the rows whose `column` is one of the values; returns how many there were."""
+    gone = pc.is_in(storage.read_table(part, [column])[column], values)
+    count = int(pc.sum(gone).as_py() or 0)
+    if count:
+        replace_part(part, storage.read_table(part).filter(pc.invert(gone)))
+    return count

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -44,6 +45,7 @@ class Job:
     contexts: tuple[Context, ...]
     donors: Mapping[str, Donor] = field(default_factory=dict)
     solved: pa.Table | None = None
+    """What a Global step decided."""
 
     def stages(self) -> list[Stage]:
         """The steps grouped by what their workers hold: neighbours that hold the same share a worker."""
@@ -70,6 +72,27 @@ class Stage:
         return self.job.segment.steps[self.positions[0]].resources()
 
 
+COSTS_KEY = b"worldloom_costs"
+
+
+@dataclass
+class Costs:
+    """What an order cost so far. `steps` holds for each label the rows that were worked on, CPU seconds and seconds."""
+
+    n_inputs: int = 0
+    cpu_s: float = 0.0
+    steps: dict[str, tuple[int, float, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of_stages_before(cls, table: pa.Table) -> Costs:
+        stored = (table.schema.metadata or {}).get(COSTS_KEY)
+        return cls(**json.loads(stored)) if stored else cls()
+
+    def carried_by(self, table: pa.Table) -> pa.Table:
+        """The table on its way to the next stage."""
+        return table.replace_schema_metadata({COSTS_KEY: json.dumps(asdict(self)).encode()})
+
+
 class Worker:
     """A stage with its weights loaded. Call it with an order (or with the rows of the stage before)."""
 
@@ -80,10 +103,11 @@ class Worker:
     def __call__(self, table: pa.Table) -> pa.Table:
         start_s = time.process_time()
         stage, job = self._stage, self._stage.job
-        n_inputs, joined = 0, None
+        joined = None
         if table.schema == REPORT_SCHEMA:
             # A stage before was through with it.
             return table
+        costs = Costs.of_stages_before(table)
         if stage.reads:
             table = tables.read_order(table)
             first = job.segment.first
@@ -92,18 +116,20 @@ class Worker:
                     pieces.do_piece(first, job.folder, table)
                     return report("", 0, 0, time.process_time() - start_s)
                 table, joined = self._whole_or_joined(first, table)
-            n_inputs = len(table)
+            costs.n_inputs = len(table)
             table = table if "fate" in table.column_names else start_fates(table)
-            if not n_inputs:
+            if not len(table):
                 return report("", 0, 0, time.process_time() - start_s)
         for position in stage.positions:
-            table = self._take(position, table, joined if position == 0 else None)
+            step_cpu_s, step_s = time.process_time(), time.monotonic()
+            table, n_rows = self._take(position, table, joined if position == 0 else None)
+            costs.steps[job.segment.labels[position]] = (n_rows, time.process_time() - step_cpu_s, time.monotonic() - step_s)
+        costs.cpu_s += time.process_time() - start_s
         if not stage.writes:
-            return table
-        cpu_s = time.process_time() - start_s
+            return costs.carried_by(table)
         table = tables.conform(table, job.segment.schema)
-        part = tables.write_part(job.folder, table, {**footer(job.segment), "cpu_s": round(cpu_s, 4), "n_inputs": n_inputs})
-        return report(part, n_inputs, len(table), cpu_s)
+        part = tables.write_part(job.folder, table, {**footer(job.segment), **asdict(costs)})
+        return report(part, costs.n_inputs, len(table), costs.cpu_s)
 
     def _whole_or_joined(self, step: Divisible, table: pa.Table) -> tuple[pa.Table, TableFunction | None]:
         """The rows to be worked on: those whose pieces are done, with what joins these, or those that are not to be divided."""
@@ -115,22 +141,25 @@ class Worker:
         stored = pc.is_in(table["uid"], donor.index["uid"]) if donor else pa.array([False] * len(table))
         return pa.concat_tables([table.filter(stored), pieces.plan_long_rows(step, job.folder, table.filter(pc.invert(stored)))]), None
 
-    def _take(self, position: int, table: pa.Table, instead: TableFunction | None) -> pa.Table:
-        """Take a table through a step, or through what does a plain step's work instead."""
+    def _take(self, position: int, table: pa.Table, instead: TableFunction | None) -> tuple[pa.Table, int]:
+        """Take a table through a step, or through what does a plain step's work instead. Also says how many rows were worked on."""
         segment = self._stage.job.segment
         step, label = segment.steps[position], segment.labels[position]
         if isinstance(step, Expand):
-            return expand(step, label, table)
+            return expand(step, label, table), len(table)
         if isinstance(step, Global):
             assert self._stage.job.solved is not None
-            return join_solved(step, label, table, self._stage.job.solved)
+            return join_solved(step, label, table, self._stage.job.solved), len(table)
         if instead is None and position not in self._functions:
             self._functions[position] = step.open(self._stage.job.contexts[position])
         return run_step(step, label, table, instead or self._functions[position], self._stage.job.donors.get(label))
 
 
-def run_step(step: Step, label: str, table: pa.Table, function: TableFunction, donor: Donor | None = None) -> pa.Table:
-    """Take the live rows of a table through a step; marked rows pass it by with nulls. The order of rows stays."""
+def run_step(step: Step, label: str, table: pa.Table, function: TableFunction, donor: Donor | None = None) -> tuple[pa.Table, int]:
+    """Take the live rows of a table through a step; marked rows pass it by with nulls. The order of rows stays.
+
+    Also gives the number of rows that were worked on: live ones without values from a donor.
+    """
     fields = list(step.writes())
     for written in fields:
         table = set_column(table, written, pa.nulls(len(table), written.type))
@@ -153,7 +182,7 @@ def run_step(step: Step, label: str, table: pa.Table, function: TableFunction, d
         done = set_column(done, table.schema.field("fate_step"), pc.if_else(marked, pa.scalar(label), pa.scalar(None, pa.string())))
         pieces.append(done.select(table.column_names))
         orders.append(work_order)
-    return pa.concat_tables(pieces).take(pc.sort_indices(pa.concat_arrays(orders))).combine_chunks()
+    return pa.concat_tables(pieces).take(pc.sort_indices(pa.concat_arrays(orders))).combine_chunks(), len(work)
 
 
 def guarded(function: TableFunction, table: pa.Table, fields: Sequence[pa.Field]) -> pa.Table:
@@ -198,12 +227,15 @@ def _clips_of(step: Expand, label: str, row: dict[str, Any]) -> list[dict[str, A
 
 
 def join_solved(step: Global, label: str, table: pa.Table, solved: pa.Table) -> pa.Table:
-    """Give each live row what a Global step decided about it."""
+    """Give each live row what a Global step decided about it; marked rows keep what they had."""
+    live, alone = is_live(table), step.alone(table)
     position = pc.index_in(table["uid"].combine_chunks(), solved["uid"].combine_chunks())
-    found = solved.take(position)
+    found, decided = solved.take(position), pc.is_valid(position)
     for written in step.writes():
-        table = set_column(table, written, found[written.name].cast(written.type))
-    marked = pc.fill_null(pc.and_(is_live(table), pc.not_equal(found["fate"], "kept")), False)
+        before = table[written.name] if written.name in table.column_names else pa.nulls(len(table), written.type)
+        now = pc.if_else(decided, found[written.name], alone[written.name])
+        table = set_column(table, written, pc.if_else(live, now, before))
+    marked = pc.fill_null(pc.and_(live, pc.not_equal(found["fate"], "kept")), False)
     for name in FATE_COLUMNS:
         values = pa.scalar(label) if name == "fate_step" else found[name]
         table = set_column(table, table.schema.field(name), pc.if_else(marked, values, table[name]))

@@ -61,7 +61,7 @@ def recipe_for(footage: Path, out: Path, *changes: str) -> Recipe:
 
 
 def run_inline(recipe: Recipe) -> Curation:
-    curation = curate(recipe, inline.run_orders)
+    curation = curate(recipe, inline)
     build_dataset(recipe, curation)
     return curation
 
@@ -191,7 +191,7 @@ def test_ray_and_inline_give_identical_tables(footage: Path, undisturbed: tuple[
 
     recipe, by_hand = undisturbed
     on_ray = recipe_for(footage, tmp_path / "out")
-    by_ray = curate(on_ray, run.run_orders)
+    by_ray = curate(on_ray, run)
     for one, other in zip(by_ray.segments, by_hand.segments, strict=True):
         assert one.segment == other.segment
         assert one.rows.read().equals(other.rows.read())

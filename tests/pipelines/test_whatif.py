@@ -26,7 +26,7 @@ def steps_of(number: float = 5, score: float = 9, last: Step | None = None, powe
 
 
 def fates_of_a_run(folder: Path, steps: list[Step]) -> Counter[str]:
-    rows = content(curate(make_recipe(folder, steps), inline.run_orders))
+    rows = content(curate(make_recipe(folder, steps), inline))
     return Counter(row["fate"] for row in rows if row["clip_index"] is not None)
 
 
@@ -34,7 +34,7 @@ def fates_of_a_run(folder: Path, steps: list[Step]) -> Counter[str]:
 def test_tighter_thresholds_and_a_looser_last_one_are_told_exactly(tmp_path: Path, number: float, score: float) -> None:
     make_sources(tmp_path, NAMES)
     before = make_recipe(tmp_path, steps_of())
-    curate(before, inline.run_orders)
+    curate(before, inline)
     answer = whatif(inspect(before), before, make_recipe(tmp_path, steps_of(number, score)))
     assert {fate: amount.clips for fate, amount in answer.before.items() if amount.clips} == fates_of_a_run(tmp_path, steps_of())
     assert {fate: amount.clips for fate, amount in answer.after.items() if amount.clips} == fates_of_a_run(tmp_path, steps_of(number, score))
@@ -44,7 +44,7 @@ def test_what_later_steps_have_not_seen_stays_open(tmp_path: Path) -> None:
     """Clips numbered 6 and 7 were dropped before they had a score; whether they stay is for the score to say."""
     make_sources(tmp_path, NAMES)
     before = make_recipe(tmp_path, steps_of())
-    curate(before, inline.run_orders)
+    curate(before, inline)
     answer = whatif(inspect(before), before, make_recipe(tmp_path, steps_of(number=7)))
     assert answer.after[OPEN].clips == 2
     assert answer.changes == (("keep: number over 5", "passes; later steps have not seen it", 2),)
@@ -53,7 +53,7 @@ def test_what_later_steps_have_not_seen_stays_open(tmp_path: Path) -> None:
 def test_changes_are_counted_by_reason_and_curves_cover_every_bound(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
     before = make_recipe(tmp_path, steps_of(last=Pick()))
-    curate(before, inline.run_orders)
+    curate(before, inline)
     answer = whatif(inspect(before), before, make_recipe(tmp_path, steps_of(score=1, last=Pick())))
     assert answer.before["duplicate"].clips == 8
     assert answer.before["duplicate"].hours == pytest.approx(0.08)
@@ -73,7 +73,7 @@ def test_only_thresholds_may_differ(tmp_path: Path) -> None:
     before = make_recipe(tmp_path, steps_of())
     with pytest.raises(ConfigError, match="no clips have been measured yet"):
         whatif(inspect(before), before, before)
-    curate(before, inline.run_orders)
+    curate(before, inline)
     with pytest.raises(ConfigError, match="score: its settings differ"):
         whatif(inspect(before), before, make_recipe(tmp_path, steps_of(power=3.0)))
     with pytest.raises(ConfigError, match="the steps differ"):

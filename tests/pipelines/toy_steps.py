@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from cluster.storage import digest
+from pipelines.shuffle import Rows
 from pipelines.step import FATE_FIELDS, Context, Divisible, Expand, Global, Mark, Piece, Resources, RunError, Step, TableFunction, column, map_rows
 
 
@@ -103,17 +105,23 @@ class Pick(Global):
     def writes(self) -> tuple[pa.Field, ...]:
         return (column("cluster", pa.string(), ""),)
 
-    def solve(self, rows: pa.Table) -> pa.Table:
-        first: dict[float, str] = {}
-        for row in rows.sort_by("uid").to_pylist():
-            first.setdefault(row["number"], row["uid"])
-        solved = [
-            {"uid": row["uid"], "cluster": first[row["number"]], "fate": "kept"}
-            if first[row["number"]] == row["uid"]
-            else {"uid": row["uid"], "cluster": first[row["number"]], "fate": "duplicate", "fate_reason": "same number"}
-            for row in rows.to_pylist()
-        ]
-        return pa.Table.from_pylist(solved, pa.schema([pa.field("uid", pa.string()), *self.writes(), *FATE_FIELDS]))
+    def solve(self, rows: Rows) -> pa.Table:
+        return rows.grouped("number", partial(same_number, schema=pa.schema([pa.field("uid", pa.string()), *self.writes(), *FATE_FIELDS]))).collect()
+
+    def alone(self, rows: pa.Table) -> pa.Table:
+        return pa.table({"cluster": rows["uid"]})
+
+
+def same_number(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    groups: dict[float, list[str]] = {}
+    for row in rows.sort_by("uid").to_pylist():
+        groups.setdefault(row["number"], []).append(row["uid"])
+    solved = []
+    for first, *others in groups.values():
+        if others:
+            solved.append({"uid": first, "cluster": first, "fate": "kept"})
+        solved += [{"uid": uid, "cluster": first, "fate": "duplicate", "fate_reason": "same number"} for uid in others]
+    return pa.Table.from_pylist(solved, schema)
 
 
 class LongMeasure(Divisible):
