@@ -9,6 +9,7 @@ import importlib.util
 import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
@@ -39,7 +40,9 @@ def names(folder: str) -> list[str]:
     return sorted(found) + sorted(_entry_points(folder))
 
 
+@cache
 def _entry_points(folder: str) -> dict[str, str]:
+    # Reads what is installed, 9 ms with 170 packages; a recipe asks some 14 times.
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
     return {point.name.removeprefix(folder + "."): point.value for point in points if point.name.startswith(folder + ".")}
 

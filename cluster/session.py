@@ -8,24 +8,9 @@ import os
 from collections.abc import Iterator
 
 import ray
-from pydantic import Field, field_validator
 
-from cluster.config import Settings
+from cluster.ray_settings import RaySettings
 from cluster.telemetry import log
-
-
-class RaySettings(Settings):
-    """The recipe's `ray` section."""
-
-    address: str = Field("local", description="local: start Ray here; auto: the cluster this machine belongs to; ray://host:10001: a remote one.")
-    cpus: int | None = Field(None, ge=1, description="Cores that a local Ray may use; all of them when not given.")
-
-    @field_validator("address")
-    @classmethod
-    def _known(cls, address: str) -> str:
-        if address not in ("local", "auto") and not address.startswith("ray://"):
-            raise ValueError(f"'{address}' is not an address; write local, auto or ray://host:10001")
-        return address
 
 
 @contextlib.contextmanager

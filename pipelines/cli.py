@@ -13,9 +13,16 @@ from cluster import storage
 from cluster.config import ConfigError
 from cluster.telemetry import configure_logging, console, progress
 from pipelines import doctor as doctoring
-from pipelines import footage, job, show
+from pipelines import footage, job, show, upkeep
+from pipelines import gc as collecting
+from pipelines import inline as inline_engine
+from pipelines import quarantine as quarantining
+from pipelines.audit import audit as audit_splits
 from pipelines.costs import cpu_per_row
 from pipelines.curate import inspect
+from pipelines.export import command as exporting
+from pipelines.forgetting import request as forgetting
+from pipelines.forgetting.work import Work
 from pipelines.ledger import ledger as accounts_of
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.segments import segments_of
@@ -134,6 +141,31 @@ def ledger(
 
 
 @app.command()
+def report(recipe: RecipeFile, set_: Assignments = None) -> None:
+    """Write out/report.html: what came in, what was kept and why not, thresholds with the clips beside them, balance, lineage; one file."""
+    from pipelines.report.page import write_report  # the chart library is read for a report alone
+
+    settings = read(recipe, set_)
+    written = write_report(settings, inspect(settings))
+    console.print(f"{written.uri}: {written.size_bytes / 1e6:.1f} MB in {written.seconds:.1f} s", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def audit(
+    recipe: RecipeFile,
+    set_: Assignments = None,
+    pairs: Annotated[int, typer.Option(min=0, help="How many of the closest pairs across splits to list; 0 looks for none.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check that no source, near-duplicate group or content is in two splits, and list the closest clips across them; exits 1 when any is."""
+    settings = read(recipe, set_)
+    found = audit_splits(settings.out_uri, inspect(settings), inline_engine, pairs)
+    print(json.dumps(found.as_json(), indent=1)) if as_json else show.audit(found)
+    if not found.clean:
+        raise typer.Exit(1)
+
+
+@app.command()
 def verify(recipe: RecipeFile, set_: Assignments = None) -> None:
     """Load every shard as training would and check shapes, checksums and values; exits 1 when anything is wrong."""
     settings = read(recipe, set_)
@@ -146,6 +178,93 @@ def verify(recipe: RecipeFile, set_: Assignments = None) -> None:
     show.console.print(f"{len(manifests)} manifest(s), {len(problems)} problem(s)")
     if problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    recipe: RecipeFile,
+    to: Annotated[str, typer.Option(help="mp4, webdataset, hf-parquet or fastvideo.")],
+    set_: Assignments = None,
+    out: Annotated[str | None, typer.Option(help="Folder to write to; out/export/FORMAT when not given.")] = None,
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "all",
+    copies: Annotated[bool, typer.Option("--copy/--no-copy", help="Copy the stream where that is exact; otherwise clips are encoded.")] = True,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of encoded clips, 0 best.")] = 18,
+    preset: Annotated[str, typer.Option(help="x264's preset for encoded clips.")] = "medium",
+    check: Annotated[bool, typer.Option("--verify/--no-verify", help="Decode every clip that was written and compare its frames' moments.")] = True,
+    shard_mb: Annotated[int, typer.Option(min=1, help="Largest shard of webdataset and hf-parquet, in MB.")] = 512,
+    inline: InProcess = False,
+) -> None:
+    """Export the kept clips as files that other tools read; a run that was stopped goes on. Exits 1 when a clip failed."""
+    cut = {"copies": copies, "crf": crf, "preset": preset, "verify": check}
+    summary = exporting.run_export(read(recipe, set_), to, out, split, cut, shard_mb, inline)
+    exporting.show(summary)
+    if summary.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def forget(
+    recipe: RecipeFile,
+    set_: Assignments = None,
+    source: Annotated[str | None, typer.Option(help="URI or path of a source file.")] = None,
+    uid: Annotated[str | None, typer.Option(help="uid of a source file, or of a clip: then its span of the file.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove a source or a clip from every table, shard, manifest and export in the run's folder, prove it, and keep it out of later runs.
+
+    The file itself stays, and models that were trained on it stay as they are. With neither --source nor --uid, a removal that was
+    cut short is finished. No run may be going on in the same folder.
+    """
+    settings = read(recipe, set_)
+
+    def agree(work: Work) -> bool:
+        upkeep.to_forget(work)
+        return yes or typer.confirm("Remove it for good?")
+
+    outcome = forgetting.forget(settings, source, uid, agree)
+    if outcome is None:
+        raise typer.Exit(1)
+    upkeep.forgotten(outcome, settings.out_uri)
+
+
+@app.command()
+def quarantine(
+    recipe: RecipeFile,
+    set_: Assignments = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Take the failed rows out of the tables and curate again.")] = False,
+    error: Annotated[str | None, typer.Option("--class", metavar="NAME", help="Only failures of this error class.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of all failures.")] = False,
+    inline: InProcess = False,
+) -> None:
+    """List what failed by step and error class; --retry does it again, once the cause is gone. Exits 1 when a retried row failed again."""
+    settings = read(recipe, set_)
+    found = quarantining.chosen(quarantining.failures(inspect(settings)), error)
+    if not retry or not found:
+        print(upkeep.failures_json(found)) if as_json else upkeep.failures(found)
+        return
+    again, outcome = quarantining.retry(settings, found, inline)
+    show.outcome(outcome, settings.out_uri)
+    print(upkeep.failures_json(again)) if as_json else upkeep.failures(again)
+    if again:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    recipe: RecipeFile,
+    set_: Assignments = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+) -> None:
+    """Remove tables that the recipe last run in this folder does not reach. Training runs, samples, exports and records stay.
+
+    What other settings computed is then computed again if they come back: thresholds and captions of before, latents of other
+    buckets, manifests of other data sets.
+    """
+    settings = read(recipe, set_)
+    folders = collecting.survey(settings)
+    if not dry_run:
+        collecting.collect(settings, folders)
+    upkeep.collected(folders, dry_run)
 
 
 @app.command("demo-footage")

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from cluster import storage
 from cluster.telemetry import log, progress
 from pipelines import pieces, tables
+from pipelines.forgetting.records import forgotten
 from pipelines.recipe import Recipe
 from pipelines.reuse import find_donors
 from pipelines.segments import Segment, segments_of
@@ -106,7 +107,7 @@ def inspect(recipe: Recipe) -> Curation:
 
 
 def _advance(recipe: Recipe, engine: Engine | None) -> Curation:
-    inputs = Inputs(list_sources(recipe.sources))
+    inputs = Inputs(forgotten(recipe.out_uri).leave_out(list_sources(recipe.sources)))
     segments = segments_of(recipe.curate, recipe.labels)
     states: list[SegmentState] = []
     chain = ""
@@ -176,7 +177,7 @@ def prepare(recipe: Recipe, state: SegmentState, inputs: Inputs, engine: Engine)
     donors = find_donors(recipe.tables_uri, segment)
     for label, donor in donors.items():
         log.info(f"{label}: {len(donor.index)} rows were worked on before; their results are reused")
-    return Job(segment, state.folder, tuple(contexts), donors, solved)
+    return Job(segment, state.folder, tuple(contexts), donors, solved, forgotten(recipe.out_uri))
 
 
 def solve(step: Global, live: Index, engine: Engine) -> pa.Table:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.encoder import NULL_CAPTION, TextEncoder, text_key
 from cluster import storage
 from cluster.telemetry import progress
+from pipelines import splits
 from pipelines.curate import Curation, SegmentState
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
@@ -28,26 +28,31 @@ class Dataset:
     manifest_uri: str
     n_train: int
     n_val: int
+    n_test: int
     n_tokens: int
     n_captions: int
 
 
 def build_dataset(recipe: Recipe, curation: Curation) -> Dataset:
-    """Write the text embeddings that are missing and the manifest of the kept clips. Raises `RuntimeError` if none was kept."""
+    """Write the text embeddings that are missing and the manifest of the kept clips, each in the split that `pipelines.splits` gives it.
+
+    A clip that is left out of all splits is not in the manifest. Raises `RuntimeError` if no clip was kept.
+    """
     state = curation.final
     encode = state.segment.steps[-1]
     assert isinstance(encode, Encode)
-    clips = kept_clips(state)
+    clips = with_splits(kept_clips(state), splits.store(recipe, curation))
     if not len(clips):
         raise RuntimeError("no clip was kept, so there is nothing to train on; `worldloom ledger` says what became of each")
     identity = encode.text.identity()
-    name = storage.digest(state.segment.fingerprint, identity, str(encode.val_share), *clips["uid"].to_pylist(), size_bytes=8)
+    divided = [value for name in ("uid", "split", "cluster") for value in clips[name].to_pylist()]
+    name = storage.digest(state.segment.fingerprint, identity, *divided, size_bytes=8)
     manifest_uri = storage.join(recipe.tables_uri, f"manifest-{name}", "_manifest.parquet")
     if not storage.exists(manifest_uri):
         texts_name = f"texts-{storage.digest(identity, size_bytes=8)}"
         lengths = embed_captions(storage.join(recipe.tables_uri, texts_name), encode, clips["caption"].to_pylist())
         latents_folder = encode.latents_folder(recipe.tables_uri, state.segment.lineages[-1])
-        table = manifest_rows(clips, shard_rows(recipe.tables_uri, latents_folder), identity, lengths, encode.val_share)
+        table = manifest_rows(clips, shard_rows(recipe.tables_uri, latents_folder), identity, lengths)
         autoencoder = encode.autoencoder.open()
         info = DatasetInfo(
             tables_root="..",
@@ -64,18 +69,24 @@ def build_dataset(recipe: Recipe, curation: Curation) -> Dataset:
         )
         shards.write_manifest(manifest_uri, table, info)
     table, _ = shards.read_manifest(manifest_uri)
-    n_val = int(pc.sum(pc.equal(table["split"], "val")).as_py() or 0)
+    n_train, n_val, n_test = (int(pc.sum(pc.equal(table["split"], split)).as_py() or 0) for split in splits.SPLITS)
     n_captions = len(set(table["text_key"].to_pylist()))
-    return Dataset(manifest_uri, len(table) - n_val, n_val, int(pc.sum(table["n_tokens"]).as_py()), n_captions)
+    return Dataset(manifest_uri, n_train, n_val, n_test, int(pc.sum(table["n_tokens"]).as_py()), n_captions)
 
 
 def kept_clips(state: SegmentState) -> pa.Table:
     """The rows of kept clips, sorted by uid."""
     names = ["uid", "kind", "caption", "source", "start_pts", "end_pts", "time_base_num", "time_base_den", "bucket", "n_tokens", "clip_index"]
-    columns = [*names, *(["cluster"] if "cluster" in state.segment.schema.names else [])]
-    rows = state.rows.live().read(columns)
-    rows = rows.filter(pc.is_valid(rows["clip_index"])).drop_columns(["clip_index"])
-    return rows if "cluster" in columns else rows.append_column("cluster", rows["uid"])
+    rows = state.rows.live().read(names)
+    return rows.filter(pc.is_valid(rows["clip_index"])).drop_columns(["clip_index"])
+
+
+def with_splits(clips: pa.Table, divided: pa.Table) -> pa.Table:
+    """The clips that are in a split, with their `split` and `cluster`."""
+    place = pc.index_in(clips["uid"].combine_chunks(), divided["uid"].combine_chunks())
+    for name in ("split", "cluster"):
+        clips = clips.append_column(name, divided[name].combine_chunks().take(place))
+    return clips.filter(pc.is_valid(clips["split"]))
 
 
 def shard_rows(tables_uri: str, latents_folder: str) -> pa.Table:
@@ -105,7 +116,7 @@ def embed_captions(folder: str, encode: Encode, captions: Sequence[str]) -> dict
     return texts.text_lengths(folder)
 
 
-def manifest_rows(clips: pa.Table, places: pa.Table, encoder_identity: str, lengths: dict[str, int], val_share: float) -> pa.Table:
+def manifest_rows(clips: pa.Table, places: pa.Table, encoder_identity: str, lengths: dict[str, int]) -> pa.Table:
     """One row a kept clip, sorted by uid."""
     joined = clips.join(places, "uid", join_type="left outer").sort_by("uid")
     lost = joined.filter(pc.is_null(joined["file"]))["uid"].to_pylist()
@@ -114,17 +125,4 @@ def manifest_rows(clips: pa.Table, places: pa.Table, encoder_identity: str, leng
     keys = [text_key(caption, encoder_identity) for caption in joined["caption"].to_pylist()]
     joined = joined.append_column("text_key", pa.array(keys, pa.string()))
     joined = joined.append_column("n_text", pa.array([lengths[key] for key in keys], pa.int64()))
-    joined = joined.append_column("split", pa.array(splits(joined["cluster"].to_pylist(), val_share), pa.string()))
     return joined.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
-
-
-def splits(clusters: Sequence[str], val_share: float) -> list[str]:
-    """Train or val for each row, by a hash of its near-duplicate group: a group is never in both.
-
-    With two groups or more and a share above 0, at least one group is held out, the one whose hash is smallest.
-    """
-    place = {cluster: int(storage.digest("split", cluster, size_bytes=8), 16) / 2**64 for cluster in set(clusters)}
-    if len(place) < 2 or val_share == 0:
-        return ["train"] * len(clusters)
-    threshold = max(val_share, float(np.nextafter(min(place.values()), 1)))
-    return ["val" if place[cluster] < threshold else "train" for cluster in clusters]

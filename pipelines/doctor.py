@@ -11,7 +11,7 @@ import av
 import torch
 from rich.console import Console
 
-from cluster.session import RaySettings, cluster_resources, connected
+from cluster.ray_settings import RaySettings
 
 REQUIRED = ("torch", "torchvision", "ray", "deepspeed", "av", "scenedetect", "pyarrow", "pydantic", "safetensors", "tensorboard")
 OPTIONAL = {
@@ -34,14 +34,20 @@ def report(console: Console) -> bool:
     lines.append(("encoder", "libx264" if _encodes("libx264") else "no libx264: demo footage and samples are written as mpeg4"))
     lines.append(("accelerators", _accelerators()))
     lines.append(("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"))
-    with connected(RaySettings()):
-        seen = cluster_resources()
+    seen = _ray_sees()
     lines.append(("ray sees", f"{seen.get('CPU', 0):g} CPUs, {seen.get('GPU', 0):g} GPUs, {seen.get('memory', 0) / 2**30:.0f} GiB"))
     for name, text in lines:
         console.print(f"[bold]{name:>16}[/]  {text}", style="red" if "MISSING" in text else "", highlight=False, soft_wrap=True)
     healthy = all(_version(name) for name in REQUIRED) and sys.version_info >= (3, 11)
     console.print("all that is needed is here" if healthy else "something that is needed is missing: see above")
     return healthy
+
+
+def _ray_sees() -> dict[str, float]:
+    from cluster.session import cluster_resources, connected  # imports Ray, which other commands need not wait for
+
+    with connected(RaySettings()):
+        return cluster_resources()
 
 
 def _version(package: str) -> str | None:

@@ -13,18 +13,19 @@ import pyarrow as pa
 
 from cluster import storage
 from cluster.config import ConfigError
-from cluster.session import RaySettings, connected
-from cluster.telemetry import progress
+from cluster.ray_settings import RaySettings
+from cluster.telemetry import log, progress
 from pipelines import inline, splits
 from pipelines.curate import Curation, Engine, curate, inspect
 from pipelines.dataset import Dataset, build_dataset
+from pipelines.forgetting.request import check_finished, go_on
 from pipelines.ledger import Account, ledger
 from pipelines.recipe import Recipe, resolved
 from pipelines.shuffle import Rows
 from pipelines.steps.encode import Encode
 from pipelines.work import Job
 from training import checkpoint
-from training.run import TrainResult, result, train
+from training.result import TrainResult, result
 from training.sampling.tasks import sample
 from training.settings import TrainSettings
 
@@ -40,6 +41,7 @@ class Outcome:
     dataset: Dataset | None = None
     training: TrainResult | None = None
     samples: tuple[str, ...] = ()
+    report: str | None = None
     seconds: float = 0.0
 
 
@@ -49,6 +51,7 @@ def run_recipe(recipe: Recipe, only: Part | None = None, in_process: bool = Fals
     Raises `ConfigError` when the part asked for lacks what an earlier part makes.
     """
     start_s = time.monotonic()
+    check_finished(recipe.out_uri)
     if only != "sample":
         # What is sampled of the moment is not what the run is.
         storage.write_bytes(storage.join(recipe.out_uri, "run.yaml"), resolved(recipe).encode())
@@ -64,16 +67,35 @@ def run_recipe(recipe: Recipe, only: Part | None = None, in_process: bool = Fals
             dataset = build_dataset(recipe, curation)
         else:
             splits.store(recipe, curation)
+        # Before training too, so that there is something to look at while it lasts.
+        report = _report(recipe, curation) if only != "sample" else None
         training = None
         settings = train_settings(recipe, in_process)
+        if settings and dataset and only != "curate":
+            go_on(recipe, curation.sources["uid"].to_pylist(), checkpoint.run_folder(settings, dataset.manifest_uri, recipe.out_uri, recipe.seed))
         if settings and dataset and only in (None, "train"):
             training = result(settings, checkpoint.run_folder(settings, dataset.manifest_uri, recipe.out_uri, recipe.seed))
             if training is None:
+                from training.run import train  # imports Ray Train, which takes half a second
+
                 if not in_process:
                     ray.connect()
                 training = train(settings, dataset.manifest_uri, recipe.out_uri, seed=recipe.seed, distributed=not in_process)
         samples = tuple(_samples(recipe, settings, dataset)) if only in (None, "sample") else ()
-    return Outcome(curation, accounts, dataset, training, samples, time.monotonic() - start_s)
+    if only != "sample" and (training or samples):
+        report = _report(recipe, curation)
+    return Outcome(curation, accounts, dataset, training, samples, report, time.monotonic() - start_s)
+
+
+def _report(recipe: Recipe, curation: Curation) -> str | None:
+    """Write the report; what is wrong with it is said, and does not undo a run that is done."""
+    from pipelines.report.page import write_report  # the chart library is read for a report alone
+
+    try:
+        return write_report(recipe, curation).uri
+    except Exception as error:  # whatever it is, the tables are whole and the error is in the log
+        log.error(f"{recipe.out_uri}: the report could not be written: {type(error).__name__}: {error}; `worldloom report` tries again")
+        return None
 
 
 class _LazyRay:
@@ -84,6 +106,8 @@ class _LazyRay:
         self._stack = stack
 
     def connect(self) -> None:
+        from cluster.session import connected  # imports Ray, which takes a third of a second
+
         self._stack.enter_context(connected(self._settings))
 
     def run_orders(self, work: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:

@@ -13,7 +13,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from cluster import plugins, storage
 from cluster.config import LocatedError, NestedError, Settings, labelled, override, parse, read_document, unknown_message
-from cluster.session import RaySettings
+from cluster.ray_settings import RaySettings
 from pipelines.sources import SCHEMA as SOURCE_SCHEMA
 from pipelines.sources import SourceSettings
 from pipelines.step import FOLDER, Expand, Step
@@ -57,6 +57,19 @@ def dump_step(step: Step) -> dict[str, Any]:
     return {settings.pop("name"): settings}
 
 
+class SplitSettings(Settings):
+    """Shares of kept clips that are not trained on; the rest is `train`. What was assigned once stays, whatever the shares become."""
+
+    val: float = Field(0.1, ge=0, lt=1, description="Share on which training is validated.")
+    test: float = Field(0.0, ge=0, lt=1, description="Share that training never looks at.")
+
+    @model_validator(mode="after")
+    def _leaves_some_to_train_on(self) -> SplitSettings:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val {self.val:g} + test {self.test:g} leave nothing to train on; their sum must be under 1")
+        return self
+
+
 class Recipe(Settings):
     """One run, whole: where the footage is, how it is curated, what is trained on it and what is sampled."""
 
@@ -66,6 +79,7 @@ class Recipe(Settings):
     ray: RaySettings = RaySettings()
     sources: tuple[SourceSettings, ...] = Field(min_length=1)
     curate: tuple[Annotated[Step, _StepItem()], ...] = Field(min_length=1)
+    splits: SplitSettings = SplitSettings()
     train: TrainSettings | None = None
     sample: tuple[SampleSettings, ...] = ()
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import pyarrow.compute as pc
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster import plugins
+from pipelines.audit import Audit
 from pipelines.curate import Curation, SegmentState
 from pipelines.job import Outcome
 from pipelines.ledger import Account
@@ -18,6 +20,9 @@ from pipelines.whatif import Answer
 
 console = Console(width=None if sys.stdout.isatty() else 140)
 """Where results go; files and pipes get lines wide enough for the tables."""
+
+
+MAX_STRADDLES = 20
 
 
 def outcome(result: Outcome, out_uri: str) -> None:
@@ -30,7 +35,12 @@ def outcome(result: Outcome, out_uri: str) -> None:
         rows.append(("curated table", result.curation.final.folder))
     if result.dataset:
         data = result.dataset
-        rows.append(("dataset", f"{data.n_train} train and {data.n_val} val clips, {data.n_tokens:,} latent cells, {data.n_captions} captions"))
+        rows.append(
+            (
+                "dataset",
+                f"{data.n_train} train, {data.n_val} val and {data.n_test} test clips, {data.n_tokens:,} latent cells, {data.n_captions} captions",
+            )
+        )
         rows.append(("manifest", data.manifest_uri))
     if result.training:
         trained = result.training
@@ -43,6 +53,8 @@ def outcome(result: Outcome, out_uri: str) -> None:
         rows.append(("loss curve", trained.curve_uri))
         rows.append(("model", trained.export_uri))
     rows += [("sample", uri) for uri in result.samples]
+    if result.report:
+        rows.append(("report", result.report))
     rows.append(("everything", out_uri))
     console.print()
     for name, value in rows:
@@ -121,6 +133,41 @@ def whatif(answer: Answer, curves: bool) -> None:
             mark = "[bold]" if point == curve.now else ""
             yields.add_row(f"{mark}{point:.4g}", str(amount.clips), f"{amount.hours:.3f}", "█" * round(40 * amount.clips / most))
         console.print(yields)
+
+
+def audit(found: Audit) -> None:
+    """Clips in each split, whatever straddles, and the closest pairs across splits."""
+    table = Table(title="Splits", title_justify="left")
+    for name in ("split", "clips", "source files"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for split, clips in found.clips.items():
+        table.add_row(split, f"{clips:,}", f"{found.sources[split]:,}")
+    console.print(table)
+    if found.left_out:
+        console.print(f"{found.left_out:,} kept clips are left out of every split: near-duplicates of them are held out")
+    for straddle in found.straddles[:MAX_STRADDLES]:
+        console.print(
+            f"[bold red]{straddle.kind} {straddle.name}[/] is in {' and '.join(straddle.splits)}: clips {', '.join(straddle.clips)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if len(found.straddles) > MAX_STRADDLES:
+        console.print(f"[bold red]and {len(found.straddles) - MAX_STRADDLES:,} more[/]; --json lists all", highlight=False)
+    if found.without_split:
+        console.print(
+            f"[bold red]{len(found.without_split):,} kept clips have no split[/], {found.without_split[0]} first: run again", highlight=False
+        )
+    if found.closest:
+        pairs = Table(title="Closest clips of different splits", title_justify="left")
+        for name in ("bits apart", "share", "split", "clip", "source"):
+            pairs.add_column(name, justify="right" if name in ("bits apart", "share") else "left", overflow="fold")
+        for pair in found.closest:
+            pairs.add_row(f"{pair.distance:.1f}", f"{pair.share:.2f}", pair.split_a, pair.uid_a, escape(pair.source_a))
+            pairs.add_row("", "", pair.split_b, pair.uid_b, escape(pair.source_b), end_section=True)
+        console.print(pairs)
+    else:
+        console.print(f"closest clips of different splits: {found.not_compared or 'none that look alike'}", highlight=False)
+    console.print("clean: nothing is in two splits" if found.clean else "[bold red]not clean[/]")
 
 
 def _action(state: SegmentState) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from pipelines.step import Step
 from pipelines.steps.keep import Bound, Keep
 
 Bools = NDArray[np.bool_]
+Texts = NDArray[np.object_]
 
 OPEN = "open"
 """The fate of a clip that would pass the thresholds on to steps that have not seen it yet."""
@@ -78,33 +79,46 @@ def whatif(curation: Curation, before: Recipe, after: Recipe) -> Answer:
         raise ConfigError(f"{', '.join(missing)}: not in {state.folder}; only columns that are measured there can be asked about")
     table = state.rows.read(["uid", "clip_index", "duration_s", "fate", "fate_step", "fate_reason", *known])
     table = table.filter(pc.is_valid(table["clip_index"]))
-    fates, reasons = apply(table, labels, [steps[label] for label in labels])
-    old_fates, old_reasons = table["fate"].to_pylist(), _reasons(table)
-    rows = zip(old_fates, old_reasons, fates, reasons, strict=True)
-    changes = Counter((old or "kept", new or "kept") for old_fate, old, fate, new in rows if old_fate != fate)
+    ends = Ends.of(table, labels)
+    fates_N, reasons_N = apply(table, ends, labels, [steps[label] for label in labels])
+    moved_N = ends.fates_N != fates_N
+    changes = Counter(zip(ends.reasons_N[moved_N].tolist(), reasons_N[moved_N].tolist(), strict=True))
     hours_N = np.nan_to_num(table["duration_s"].to_numpy().astype(np.float64)) / 3600
     return Answer(
         state.folder,
-        _amounts(old_fates, hours_N),
-        _amounts(fates, hours_N),
-        tuple((old, new, count) for (old, new), count in sorted(changes.items(), key=lambda item: (-item[1], item[0]))),
-        tuple(_curves(table, labels, steps, hours_N)),
+        _amounts(ends.fates_N, hours_N),
+        _amounts(fates_N, hours_N),
+        tuple((old or "kept", new or "kept", count) for (old, new), count in sorted(changes.items(), key=lambda item: (-item[1], item[0]))),
+        tuple(_curves(table, ends, labels, steps, hours_N)),
     )
 
 
-def apply(table: pa.Table, labels: Sequence[str], steps: Sequence[Step], without: tuple[str, str] | None = None) -> tuple[list[str], list[str]]:
+@dataclass(frozen=True)
+class Ends:
+    """How each clip of a table ended: its fate, the reason in words (empty while it is kept), and the position of the step."""
+
+    fates_N: Texts
+    reasons_N: Texts
+    positions_N: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, table: pa.Table, labels: Sequence[str]) -> Ends:
+        """The ends that are stored. A clip that is kept, or was ended by a step that is not in `labels`, ended after all of them."""
+        position = pc.index_in(table["fate_step"], pa.array(labels, pa.string()))
+        positions_N = np.asarray(pc.fill_null(position, len(labels)).to_numpy(), np.int64)
+        return cls(np.array(table["fate"].to_pylist(), object), np.array(_reasons(table), object), positions_N)
+
+
+def apply(table: pa.Table, ends: Ends, labels: Sequence[str], steps: Sequence[Step], without: tuple[str, str] | None = None) -> tuple[Texts, Texts]:
     """(fate, reason) of each clip of a table under the thresholds of `steps`, which made it under others.
 
     A clip that a step other than `keep` ended ends there again, unless a threshold before that ends it first. `without`: label
     and column of a threshold that is left out.
     """
-    n = table.num_rows
-    position = {label: i for i, label in enumerate(labels)}
-    ended_N = np.array([position.get(step, len(labels)) if step else len(labels) for step in table["fate_step"].to_pylist()], np.int64)
+    ended_N = ends.positions_N
     written_at = {field.name: i for i, step in enumerate(steps) for field in step.writes()}
-    fates = np.array(table["fate"].to_pylist(), object)
-    reasons = np.array(_reasons(table), object)
-    undecided_N = np.ones(n, np.bool_)
+    fates, reasons = ends.fates_N.copy(), ends.reasons_N.copy()
+    undecided_N = np.ones(len(fates), np.bool_)
     for i, (label, step) in enumerate(zip(labels, steps, strict=True)):
         if not isinstance(step, Keep):
             undecided_N &= ended_N != i
@@ -121,7 +135,7 @@ def apply(table: pa.Table, labels: Sequence[str], steps: Sequence[Step], without
     fates[let_through_N], reasons[let_through_N] = OPEN, "passes; later steps have not seen it"
     done_N = let_through_N & (ended_N > last_work)
     fates[done_N], reasons[done_N] = "kept", ""
-    return fates.tolist(), reasons.tolist()
+    return fates, reasons
 
 
 def broken(column: pa.ChunkedArray, bound: Bound) -> Bools:
@@ -148,7 +162,7 @@ def _sides(bound: Bound) -> list[tuple[str, Bound]]:
     return sides
 
 
-def _curves(table: pa.Table, labels: Sequence[str], steps: Mapping[str, Step], hours_N: NDArray[np.float64]) -> list[YieldCurve]:
+def _curves(table: pa.Table, ends: Ends, labels: Sequence[str], steps: Mapping[str, Step], hours_N: NDArray[np.float64]) -> list[YieldCurve]:
     """A curve for each bound on numbers: of the clips that every other step lets through as far as is known."""
     curves = []
     for label in labels:
@@ -158,8 +172,8 @@ def _curves(table: pa.Table, labels: Sequence[str], steps: Mapping[str, Step], h
         for column, bound in step.bounds.items():
             if not pa.types.is_floating(table[column].type) and not pa.types.is_integer(table[column].type):
                 continue
-            fates, _ = apply(table, labels, [steps[name] for name in labels], without=(label, column))
-            reach_N = np.array([fate in ("kept", OPEN) for fate in fates], np.bool_) & pc.is_valid(table[column]).to_numpy()
+            fates_N, _ = apply(table, ends, labels, [steps[name] for name in labels], without=(label, column))
+            reach_N = ((fates_N == "kept") | (fates_N == OPEN)) & pc.is_valid(table[column]).to_numpy()
             values_N = table[column].cast(pa.float64()).to_numpy()[reach_N]
             if not len(values_N):
                 continue
@@ -191,10 +205,17 @@ def _last_complete(curation: Curation) -> SegmentState:
 
 
 def _reasons(table: pa.Table) -> list[str]:
-    pairs = zip(table["fate_step"].to_pylist(), table["fate_reason"].to_pylist(), strict=True)
-    return [f"{step}: {reason}" if step else "" for step, reason in pairs]
+    """Why each clip ended, empty while it is kept, in as few words as tell kinds apart."""
+    columns = zip(*(table[name].to_pylist() for name in ("fate", "fate_step", "fate_reason")), strict=True)
+    return [f"{step}: {_kind(fate, reason or '')}" if step else "" for fate, step, reason in columns]
 
 
-def _amounts(fates: Sequence[str], hours_N: NDArray[np.float64]) -> dict[str, Amount]:
-    of = np.array(fates, object)
-    return {fate: Amount(int((of == fate).sum()), float(hours_N[of == fate].sum())) for fate in ("kept", OPEN, "dropped", "failed", "duplicate")}
+def _kind(fate: str, reason: str) -> str:
+    """A reason without what is one clip's own: those of duplicates and failures name files."""
+    return "duplicate" if fate == "duplicate" else f"failed, {reason.partition(':')[0]}" if fate == "failed" else reason
+
+
+def _amounts(fates_N: Texts, hours_N: NDArray[np.float64]) -> dict[str, Amount]:
+    return {
+        fate: Amount(int((fates_N == fate).sum()), float(hours_N[fates_N == fate].sum())) for fate in ("kept", OPEN, "dropped", "failed", "duplicate")
+    }

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import pieces, tables
+from pipelines.forgetting.records import NOTHING, Forgotten
 from pipelines.reuse import Donor
 from pipelines.segments import Segment, footer
 from pipelines.step import (
@@ -45,6 +46,7 @@ class Job:
     contexts: tuple[Context, ...]
     donors: Mapping[str, Donor] = field(default_factory=dict)
     solved: pa.Table | None = None
+    forgotten: Forgotten = NOTHING
     """What a Global step decided."""
 
     def stages(self) -> list[Stage]:
@@ -127,7 +129,7 @@ class Worker:
         costs.cpu_s += time.process_time() - start_s
         if not stage.writes:
             return costs.carried_by(table)
-        table = tables.conform(table, job.segment.schema)
+        table = job.forgotten.scrub(tables.conform(table, job.segment.schema))
         part = tables.write_part(job.folder, table, {**footer(job.segment), **asdict(costs)})
         return report(part, costs.n_inputs, len(table), costs.cpu_s)
 
@@ -146,7 +148,7 @@ class Worker:
         segment = self._stage.job.segment
         step, label = segment.steps[position], segment.labels[position]
         if isinstance(step, Expand):
-            return expand(step, label, table), len(table)
+            return expand(step, label, table, self._stage.job.forgotten), len(table)
         if isinstance(step, Global):
             assert self._stage.job.solved is not None
             return join_solved(step, label, table, self._stage.job.solved), len(table)
@@ -199,24 +201,25 @@ def guarded(function: TableFunction, table: pa.Table, fields: Sequence[pa.Field]
     return pa.concat_tables(guarded(function, table.slice(i, 1), fields).combine_chunks() for i in range(len(table)))
 
 
-def expand(step: Expand, label: str, table: pa.Table) -> pa.Table:
+def expand(step: Expand, label: str, table: pa.Table, forgotten: Forgotten = NOTHING) -> pa.Table:
     """Each live source row becomes its clips; one that gives none, or was marked before, stays as a single marked row."""
     inherited = [name for name in table.column_names if name not in step.consumes()]
     fields = {name: table.schema.field(name) for name in inherited} | {written.name: written for written in step.writes()}
     columns: dict[str, list[Any]] = {name: [] for name in fields}
     for row in table.to_pylist():
-        for clip in _clips_of(step, label, row):
+        for clip in _clips_of(step, label, row, forgotten):
             for name in fields:
                 columns[name].append(clip.get(name))
     return pa.table({name: pa.array(values, fields[name].type) for name, values in columns.items()}, pa.schema(list(fields.values())))
 
 
-def _clips_of(step: Expand, label: str, row: dict[str, Any]) -> list[dict[str, Any]]:
+def _clips_of(step: Expand, label: str, row: dict[str, Any], forgotten: Forgotten) -> list[dict[str, Any]]:
     alone = {**row, "source_uid": row["uid"]}
     if row["fate"] != "kept":
         return [alone]
     try:
         clips = step.expand(row)
+        clips = clips if isinstance(clips, Mark) else forgotten.spare(row, clips)
     except Exception as error:  # the row carries it
         clips = failure(error)
     if isinstance(clips, Mark):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich.style  # noqa: F401  draws from the global generator when it is imported, which is no test's doing
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -38,9 +38,31 @@ class Checkpoint:
 
 def run_folder(settings: TrainSettings, manifest_uri: str, out_uri: str, seed: int) -> str:
     """Folder of a run under `out_uri`, named by its settings, data and seed, so that runs that differ never mix."""
-    shaping = {key: value for key, value in settings.model_dump(mode="json").items() if key not in FREE_TO_CHANGE}
-    key = storage.digest(json.dumps(shaping, sort_keys=True), str(seed), storage.read_bytes(manifest_uri))
+    key = storage.digest(_shaping(settings), str(seed), storage.read_bytes(manifest_uri))
     return storage.join(storage.absolute(out_uri), f"run-{key[:12]}")
+
+
+def settings_digest(settings: TrainSettings, seed: int) -> str:
+    """Hash of what shapes a run besides its data."""
+    return storage.digest(_shaping(settings), str(seed))
+
+
+def _shaping(settings: TrainSettings) -> str:
+    shaping = {key: value for key, value in settings.model_dump(mode="json").items() if key not in FREE_TO_CHANGE}
+    return json.dumps(shaping, sort_keys=True)
+
+
+def move(run_uri: str, to_uri: str) -> None:
+    """Move a run's folder. Killed at any moment, one of the two is a whole run, and moving again does the rest."""
+    if storage.is_local(run_uri):
+        storage.remove(to_uri)
+        storage.local_path(run_uri).rename(storage.local_path(to_uri))
+        return
+    # An object store has no rename. Markers go last, so that no checkpoint counts before its files are there.
+    for entry in sorted(storage.list_files(run_uri), key=lambda entry: entry.uri.endswith(MARKER)):
+        with storage.open_input(entry.uri) as source, storage.atomic_output(to_uri + entry.uri.removeprefix(run_uri)) as target:
+            shutil.copyfileobj(source, target)
+    storage.remove(run_uri)
 
 
 def newest(run_uri: str) -> Checkpoint | None:

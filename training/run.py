@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -13,32 +12,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import storage
 from training import checkpoint
-from training.export import CARD, read_card
 from training.loop import NonFiniteLossError, train_loop
-from training.metrics import CURVE, FILE, curves, read_metrics, shown
+from training.metrics import shown
+from training.result import TrainResult, result
 from training.settings import TrainSettings
 
 FAILURE = "failure.txt"
 """Why the run's last try ended for good, when no other try could end otherwise."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a finished run left behind."""
-
-    export_uri: str
-    """Folder with the model to sample from: `model.safetensors` and `model.json`."""
-    checkpoint_uri: str
-    """Newest checkpoint, from which a run of more steps goes on."""
-    metrics_uri: str
-    """`metrics.jsonl`, one line a step."""
-    curve_uri: str
-    """`loss_curve.svg`."""
-    steps: int
-    losses: tuple[float, ...]
-    """Training loss of every step of the whole run, those before a restart included."""
-    validation: tuple[tuple[int, float], ...]
-    """Steps done and the validation loss then."""
 
 
 def train(settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int = 0, distributed: bool = True) -> TrainResult:
@@ -66,29 +46,6 @@ def train(settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int
     done = result(settings, run_uri)
     assert done is not None, run_uri
     return done
-
-
-def result(settings: TrainSettings, run_uri: str) -> TrainResult | None:
-    """What a run left behind if it is finished for these settings, else None."""
-    export_uri = storage.join(run_uri, "export")
-    newest = checkpoint.newest(run_uri)
-    if (
-        newest is None
-        or newest.step < settings.steps
-        or not storage.exists(storage.join(export_uri, CARD))
-        or read_card(export_uri).step < newest.step
-    ):
-        return None
-    train_points, validation = curves(read_metrics(run_uri))
-    return TrainResult(
-        export_uri=export_uri,
-        checkpoint_uri=newest.uri,
-        metrics_uri=storage.join(run_uri, FILE),
-        curve_uri=storage.join(run_uri, CURVE),
-        steps=newest.step,
-        losses=tuple(loss for _, loss in train_points),
-        validation=tuple(validation),
-    )
 
 
 def _train_on_ray(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: int) -> None:

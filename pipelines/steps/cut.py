@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -27,8 +29,7 @@ NUMBERS = (
     column("clip_count", pa.int32(), "clips of the source"),
     column("shot_index", pa.int32(), "number of the shot the clip is part of"),
 )
-PHASH = column("phash", pa.binary(), "perceptual hashes of the clip's first, middle and last sampled frame, 3 x 64 bits little-endian")
-HASHED_FRAMES = 3
+PHASH = column("phash", pa.binary(), "perceptual hashes, 64 bits each, little-endian: one each 0.25 s of the source's clock, at least one")
 SOURCE_CAPTION = next(field for field in MEDIA if field.name == "source_caption")
 
 
@@ -41,6 +42,7 @@ class Cut(Expand):
 
     name: str = "cut"
     rows_per_part = 64
+    version = 2
     min_s: float = Field(1.0, gt=0, description="Shortest clip, in seconds.")
     max_s: float = Field(10.0, gt=0, description="Longest clip, in seconds.")
     trim_s: float = Field(0.0, ge=0, description="Seconds taken off a shot at each transition, where frames may still be mixed.")
@@ -135,9 +137,7 @@ class Cut(Expand):
 
 
 def clip_hash(hashes: Sequence[Mapping[str, int]], start_pts: int, end_pts: int) -> bytes:
-    """The first, middle and last of a shot's hashes that lie in the span; the nearest one where none does."""
-    inside = [item["phash"] for item in hashes if start_pts <= item["pts"] < end_pts]
-    if not inside:
-        inside = [min(hashes, key=lambda item: abs(item["pts"] - start_pts))["phash"]]
-    chosen = [inside[round(i * (len(inside) - 1) / (HASHED_FRAMES - 1))] for i in range(HASHED_FRAMES)]
-    return np.array(chosen, "<u8").tobytes()
+    """Those of a shot's hashes, in order of time, that lie in the span; where none does, the one nearest to its middle."""
+    first, end = (bisect_left(hashes, pts, key=itemgetter("pts")) for pts in (start_pts, end_pts))
+    inside = hashes[first:end] or [min(hashes, key=lambda item: abs(2 * item["pts"] - start_pts - end_pts))]
+    return np.array([item["phash"] for item in inside], "<u8").tobytes()

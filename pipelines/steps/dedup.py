@@ -1,127 +1,145 @@
-"""dedup: near-duplicate clips by perceptual hash; the best of each group stays."""
+"""dedup: clips that repeat others, exactly, nearly or in meaning; of each group the best stays."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 from pydantic import Field
 
+from cluster.telemetry import log
+from pipelines.duplicates import cells
+from pipelines.duplicates.clips import RANKED, READS, as_clips
+from pipelines.duplicates.clusters import Decision, Member, Pair, best_copies, decide, members, unmet
+from pipelines.duplicates.exact import exact_copies
+from pipelines.duplicates.near import Nearness, again, near_pairs
+from pipelines.shuffle import Rows
 from pipelines.step import FATE_FIELDS, Global, column
 
-HASH_BITS = 64
-LONGEST_RUN = 64
-"""In a band shared by very many clips (black frames), each is compared with this many neighbours, so cost stays linear."""
+ROUNDS = 3
+"""How often kept clips of one cluster are compared that the keys did not bring together."""
+BETTER = 16
+"""With how many better ones each is."""
 
 WRITES = (
-    column("cluster", pa.string(), "uid of the clip that stands for the near-duplicate group; a clip without duplicates is its own"),
-    column("duplicate_distance", pa.float64(), "mean Hamming distance (bits of 64) to that clip; null where there is none"),
+    column("cluster", pa.string(), "uid of the best clip of the group of duplicates that the clip is in; its own where it is alone"),
+    column("duplicate_of", pa.string(), "uid of the kept clip that a duplicate repeats; null for others"),
+    column("duplicate_kind", pa.string(), "exact, near or semantic; null where it is no duplicate"),
+    column("duplicate_distance", pa.float64(), "mean bits of 64 by which the hashes of the two differ; for semantic 1 less the cosine"),
+    column("duplicate_overlap", pa.float64(), "share of the clip that is found in the one it repeats"),
 )
 
 
 class Dedup(Global):
-    """Clips whose frame hashes differ by at most `max_distance` bits on average are near-duplicates, and so are their duplicates.
+    """Marks clips that repeat a clip of another file; the one with the most pixels stays, then the longest, then the sharpest.
 
-    Clips of one source are not compared: the parts of a long shot look alike and are not copies. Of a group, the clip with
-    the most pixels stays, then the longest, then the sharpest, then the first by source.
+    `near` finds copies that were compressed, scaled, cut, mirrored, framed or coloured differently, and exact ones. `semantic` compares
+    embeddings, and comes after a near dedup. Clips of one file are not compared: parts of a long shot look alike and are no copies.
     """
 
     name: str = "dedup"
     rows_per_part = 1024
-    method: Literal["phash"] = "phash"
-    max_distance: int = Field(
-        6, ge=0, le=20, description="Bits of 64 by which hashes of the same frame may differ; 6 survives re-encoding and rescaling."
+    version = 2
+    method: Literal["near", "exact", "semantic"] = Field(
+        "near", description="near: by hashes over time, exact copies included; exact: same compressed pictures and same span; semantic: by embedding."
     )
+    max_distance: float = Field(
+        9.0,
+        ge=0,
+        lt=16,
+        description="near: bits of 64 by which hashes of the same moments may differ on average; copies differ by 0 to 8, strangers by 32, drawn "
+        "scenes of one kind by 11 and more.",
+    )
+    image_max_distance: int = Field(4, ge=0, le=12, description="near: the same for images, which have one hash each.")
+    min_share: float = Field(0.5, gt=0, le=1, description="near: share of a clip that must be found in a kept one for it to be a duplicate.")
+    mirrored: bool = Field(True, description="near: whether mirrored copies are found.")
+    min_cosine: float = Field(0.99, gt=0, le=1, description="semantic: cosine of two embeddings from which clips are taken for the same.")
+    seed: int = Field(0, ge=0, description="semantic: what the first centres of k-means are drawn with.")
 
     def reads(self) -> tuple[str, ...]:
-        return "source", "kind", "width", "height", "duration_s", "sharpness", "phash"
+        columns = READS[1:]
+        return (*columns, "embedding", "cluster") if self.method == "semantic" else columns
 
     def writes(self) -> tuple[pa.Field, ...]:
         return WRITES
 
-    def solve(self, rows: pa.Table) -> pa.Table:
-        """Groups are the connected components of the near-duplicate pairs."""
-        uids, sources, kinds = (rows[name].to_pylist() for name in ("uid", "source", "kind"))
-        hashes_NF = frame_hashes(rows["phash"].to_pylist())
-        group = np.arange(len(uids))
-        for kind in sorted(set(kinds)):
-            members = np.flatnonzero(np.array(kinds) == kind)
-            for i, j in near_pairs(hashes_NF[members], self.max_distance):
-                if sources[members[i]] != sources[members[j]]:
-                    _unite(group, int(members[i]), int(members[j]))
-        best = _best_of_groups(np.array([_root(group, i) for i in range(len(uids))], int), rows)
-        solved: list[dict[str, object]] = []
-        for i, chosen in enumerate(best):
-            row: dict[str, object] = {"uid": uids[i], "cluster": uids[chosen], "fate": "kept"}
-            if i != chosen:
-                distance = float(mean_distance(hashes_NF[i], hashes_NF[chosen]))
-                reason = f"near-duplicate of a clip of {sources[chosen]}"
-                row |= {"duplicate_distance": distance, "fate": "duplicate", "fate_reason": reason}
-                row |= {"fate_value": distance, "fate_bound": float(self.max_distance)}
-            solved.append(row)
-        return pa.Table.from_pylist(solved, pa.schema([rows.schema.field("uid"), *WRITES, *FATE_FIELDS]))
+    def alone(self, rows: pa.Table) -> pa.Table:
+        """A clip without duplicates is a cluster of its own, or stays in that of the dedup before."""
+        cluster = rows["cluster"] if self.method == "semantic" else rows["uid"]
+        nothing = [pa.nulls(len(rows), field.type) for field in WRITES[1:]]
+        return pa.table([cluster, *nothing], schema=pa.schema(WRITES))
+
+    def solve(self, rows: Rows) -> pa.Table:
+        if self.method == "semantic":
+            return self._semantic(rows)
+        clips = rows.map(as_clips)
+        same = exact_copies(clips)
+        everyone = members(same)
+        copies = best_copies(dict(zip(same["uid"].to_pylist(), same["identity"].to_pylist(), strict=True)), everyone)
+        pairs: list[Pair] = []
+        if self.method == "near":
+            everyone, pairs = self._near(clips, everyone, copies)
+        return self._table(decide(everyone, copies, pairs, self.min_share), everyone)
+
+    def _near(self, clips: Rows, everyone: dict[str, Member], copies: Mapping[str, str]) -> tuple[dict[str, Member], list[Pair]]:
+        """The near-copies, and everyone who has any."""
+        nearness = Nearness(
+            max_distance=self.max_distance, image_max_distance=self.image_max_distance, min_share=self.min_share, mirrored=self.mirrored
+        )
+        found = near_pairs(clips, nearness)
+        everyone = {**everyone, **members(found, "a_"), **members(found, "b_")}
+        pairs = _pairs(found)
+        known = {(pair.a, pair.b) for pair in pairs}
+        for _ in range(ROUNDS):
+            asked = unmet(decide(everyone, copies, pairs, self.min_share), everyone, known, BETTER)
+            if not asked:
+                break
+            log.info(f"dedup: {len(asked)} pairs of clips of one cluster are compared as well")
+            known.update(asked)
+            a, b = zip(*asked, strict=True)
+            pairs += _pairs(again(clips, pa.table({"a": pa.array(a, pa.string()), "b": pa.array(b, pa.string())}), nearness))
+        return everyone, pairs
+
+    def _semantic(self, rows: Rows) -> pa.Table:
+        """As the others; clusters of the dedup before that a pair joins become one."""
+        found = cells.semantic_pairs(rows, self.min_cosine, self.seed)
+        everyone = {**members(found, "a_"), **members(found, "b_")}
+        columns = (found[name].to_pylist() for name in ("a_uid", "b_uid", "cosine"))
+        pairs = [Pair(a, b, "semantic", max(0.0, 1.0 - cosine)) for a, b, cosine in zip(*columns, strict=True)]
+        # One row carries one name, so where a pair joins two clusters, all their live clips take the name of the joint one.
+        own = rows.map(partial(_ranked, column="uid", values=pa.array(sorted(everyone), pa.string()))).collect()
+        touched = pa.array(sorted(set(own["cluster"].to_pylist())), pa.string())
+        table = rows.map(partial(_ranked, column="cluster", values=touched)).collect().sort_by("uid")
+        first: dict[str, str] = {}
+        clusters = zip(table["uid"].to_pylist(), table["cluster"].to_pylist(), strict=True)
+        links = [(uid, first.setdefault(cluster, uid)) for uid, cluster in clusters]
+        everyone = members(table)
+        return self._table(decide(everyone, {}, pairs, 1.0, links), everyone)
+
+    def _table(self, decisions: Sequence[Decision], clips: Mapping[str, Member]) -> pa.Table:
+        """What the step says of the clips that have duplicates."""
+        bound = 1.0 - self.min_cosine if self.method == "semantic" else self.max_distance
+        rows = []
+        for one in decisions:
+            row: dict[str, object] = {"uid": one.uid, "cluster": one.cluster, "fate": "kept"}
+            if one.duplicate_of is not None:
+                what = {"exact": "exact copy", "near": "near-duplicate", "semantic": "semantic duplicate"}[one.kind or "near"]
+                row |= {"duplicate_of": one.duplicate_of, "duplicate_kind": one.kind, "duplicate_distance": one.distance}
+                row |= {"duplicate_overlap": one.share, "fate": "duplicate", "fate_reason": f"{what} of a clip of {clips[one.duplicate_of].source}"}
+                row |= {"fate_value": one.distance, "fate_bound": 0.0 if one.kind == "exact" else bound}
+            rows.append(row)
+        return pa.Table.from_pylist(rows, pa.schema([pa.field("uid", pa.string()), *WRITES, *FATE_FIELDS]))
 
 
-def frame_hashes(columns: list[bytes]) -> NDArray[np.uint64]:
-    """`[N, F]` hashes of the same F frames (first, middle, last) of each clip."""
-    if not columns:
-        return np.zeros((0, 1), np.uint64)
-    return np.stack([np.frombuffer(value, "<u8") for value in columns])
+def _pairs(found: pa.Table) -> list[Pair]:
+    columns = (found[name].to_pylist() for name in ("a_uid", "b_uid", "distance", "share_a", "share_b"))
+    return [Pair(a, b, "near", distance, share_a, share_b) for a, b, distance, share_a, share_b in zip(*columns, strict=True)]
 
 
-def mean_distance(a_F: NDArray[np.uint64], b_F: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Mean Hamming distance in bits over the frames (the last axis)."""
-    distance: NDArray[np.float64] = np.bitwise_count(a_F ^ b_F).mean(axis=-1)
-    return distance
-
-
-def near_pairs(hashes_NF: NDArray[np.uint64], max_distance: int) -> Iterator[tuple[int, int]]:
-    """Pairs at most `max_distance` apart, found by banding.
-
-    If the mean distance of F frames is at most d, some frame differs in at most d bits, so of its d + 1 bands of bits one
-    is equal (the pigeonhole principle): only clips that share a band of the same frame are compared.
-    """
-    edges = np.linspace(0, HASH_BITS, max_distance + 2).astype(int)
-    seen: set[tuple[int, int]] = set()
-    for frame in range(hashes_NF.shape[1]):
-        for low, high in itertools.pairwise(edges):
-            band = (hashes_NF[:, frame] >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
-            order = np.argsort(band, kind="stable")
-            for step in range(1, min(LONGEST_RUN, len(order))):
-                same = np.flatnonzero(band[order[step:]] == band[order[:-step]])
-                if not len(same):
-                    break
-                left, right = order[same], order[same + step]
-                near = mean_distance(hashes_NF[left], hashes_NF[right]) <= max_distance
-                for i, j in zip(left[near].tolist(), right[near].tolist(), strict=True):
-                    pair = (i, j) if i < j else (j, i)
-                    if pair not in seen:
-                        seen.add(pair)
-                        yield pair
-
-
-def _root(group: NDArray[np.int64], i: int) -> int:
-    while group[i] != i:
-        group[i] = group[group[i]]
-        i = int(group[i])
-    return i
-
-
-def _unite(group: NDArray[np.int64], i: int, j: int) -> None:
-    i, j = _root(group, i), _root(group, j)
-    group[max(i, j)] = min(i, j)
-
-
-def _best_of_groups(root: NDArray[np.int64], rows: pa.Table) -> list[int]:
-    """For each row the index of the best row of its group."""
-    columns = [rows[name].to_pylist() for name in ("width", "height", "duration_s", "sharpness", "source", "uid")]
-    quality = [(-w * h, -(d or 0.0), -(s or 0.0), source, uid) for w, h, d, s, source, uid in zip(*columns, strict=True)]
-    best: dict[int, int] = {}
-    for i, r in enumerate(root.tolist()):
-        if r not in best or quality[i] < quality[best[r]]:
-            best[r] = i
-    return [best[r] for r in root.tolist()]
+def _ranked(rows: pa.Table, column: str, values: pa.Array) -> pa.Table:
+    """What ranks the clips that have one of these values in a column, and their cluster."""
+    rows = rows.filter(pc.is_in(rows[column], value_set=values))
+    return as_clips(rows).select(list(RANKED)).append_column("cluster", rows["cluster"])

@@ -42,7 +42,6 @@ class Encode(Step):
     autoencoder: Annotated[AutoencoderSettings, Chosen(AUTOENCODERS, AutoencoderSettings)] = Linear()
     text: Annotated[TextEncoderSettings, Chosen(ENCODERS, TextEncoderSettings)] = Hashing()
     buckets: tuple[BucketSettings, ...] = Field(min_length=1, description="Sizes, frame counts, frame rates; each clip goes where it fits best.")
-    val_share: float = Field(0.1, ge=0, lt=1, description="Share of near-duplicate groups held out for validation.")
     gpus: float = Field(0.0, ge=0, description="GPUs each encoding worker holds; 0 encodes on the CPU.")
 
     def reads(self) -> tuple[str, ...]:
@@ -61,7 +60,7 @@ class Encode(Step):
         return Resources(gpus=self.gpus, pooled=True)
 
     def settings_digest(self) -> str:
-        """Latents depend on the autoencoder and the buckets; not on the text encoder or the split, which only the manifest knows."""
+        """Latents depend on the autoencoder and the buckets; not on the text encoder, which only the manifest knows."""
         return storage.digest(self.name, str(self.version), self.weights(), *(bucket.model_dump_json() for bucket in self.buckets))
 
     def latents_folder(self, tables_uri: str, lineage: str) -> str:

@@ -32,6 +32,7 @@ MEDIA = (
     column("bit_depth", pa.int32(), "bits of a sample"),
     column("hdr", pa.string(), "pq or hlg for high dynamic range, which shows pale when it is taken for standard; null for standard range"),
     column("interlaced", pa.bool_(), "whether frames are two fields of different times"),
+    column("content_hash", pa.string(), "hash of the compressed packets of the stream, or of an image's file: the same for a remux"),
     column("source_duration_s", pa.float64(), "from the first frame to the end of the last one, as decoded"),
     column("source_caption", pa.string(), "caption from the sidecar file; from cut on, the one it gives for the clip's span of time, if any"),
     column("timed_captions", TIMED, "captions of spans, in seconds from the first frame, from the sidecar file"),
@@ -73,7 +74,7 @@ class Scan(scan.ScanSettings, Divisible):
 
     name: str = "scan"
     rows_per_part = 16
-    version = 2
+    version = 3
 
     def reads(self) -> tuple[str, ...]:
         return "source", "kind", "sidecar"
@@ -133,7 +134,9 @@ SHOT_PLACES = (
     column("start_pts", pa.int64(), "first frame of the shot"),
     column("end_pts", pa.int64(), "end of the shot, exclusive"),
 )
-HASHES = pa.field("hashes", pa.list_(pa.struct([("pts", pa.int64()), ("phash", pa.uint64())])), metadata={"doc": "perceptual hashes over time"})
+HASHES = pa.field(
+    "hashes", pa.list_(pa.struct([("pts", pa.int64()), ("phash", pa.uint64())])), metadata={"doc": "perceptual hash each 0.25 s of the source"}
+)
 THUMBNAILS = pa.field("thumbnails", pa.list_(pa.binary()), metadata={"doc": "a few JPEG pictures of the shot, in time order", HEAVY: b"1"})
 SHOTS = pa.field(
     "shots", pa.list_(pa.struct([*SHOT_PLACES, *TRANSITIONS, *SIGNALS, HASHES, THUMBNAILS])), metadata={"doc": "the shots of the source", HEAVY: b"1"}

@@ -21,6 +21,7 @@ from pipelines.video.camera import cut_in
 from pipelines.video.decode import DecodeError, Picture, Video, VideoPacket
 from pipelines.video.look import Look, take_look
 from pipelines.video.luma import BLOCK, Floats, block_means
+from pipelines.video.moments import Moments, Still, still
 from pipelines.video.motion import MotionMeter, Move, unexplained
 from pipelines.video.scale import Pixels, native_luma, pixels, plane, rescale, to_upright
 from pipelines.video.series import SIGNATURE_SHRINK, Series
@@ -66,38 +67,47 @@ class View:
 
 @dataclass(frozen=True)
 class Part:
-    """What is known of a stretch, or of several in a row. `last` is the PTS and the duration of the last frame, 0 if not known."""
+    """What is known of a stretch, or of several in a row.
+
+    `stills` are the frames shown at the moments that are hashed. `last` is the PTS and the duration of the last frame, 0 if not known.
+    `payload` are the digests of the packets, which whoever reads them adds.
+    """
 
     series: Series
     moves: tuple[Move, ...]
     views: tuple[View, ...]
+    stills: tuple[Still, ...]
     last: tuple[int, int]
+    payload: bytes = b""
 
     @staticmethod
     def joined(parts: list[Part]) -> Part:
         """Parts of one video in order as one; the list is emptied, so that no frame of a film is held twice.
 
-        A frame in which two parts meet is taken from the first, which knows the one before it; of views of it there may be two.
+        A frame in which two parts meet is taken from the first, which knows the one before it; of views and stills of it there may be two.
         """
         moves: list[Move] = []
         views: list[View] = []
+        stills: list[Still] = []
         firsts = [part.series.pts_N[0] for part in parts]
         lasts = [None, *(part.series.pts_N[-1] for part in parts)]
         meets = [first == last for first, last in zip(firsts, lasts, strict=False)]
         n_frames = sum(len(part.series) for part in parts) - sum(meets)
-        last = parts[-1].last
+        last, payload = parts[-1].last, b"".join(part.payload for part in parts)
         parts.reverse()
 
         def rows() -> Iterator[Series]:
             for meet in meets:
                 part = parts.pop()
                 known = {view.pts for view in views[-1:]}
+                shown = {item.pts for item in stills[-1:]}
                 moves.extend(part.moves)
                 views.extend(view for view in part.views if view.pts not in known)
+                stills.extend(item for item in part.stills if item.pts not in shown)
                 yield part.series.rows(slice(1, None)) if meet else part.series
 
         series = Series.joined(rows(), n_frames)
-        return Part(series, tuple(moves), tuple(views), last)
+        return Part(series, tuple(moves), tuple(views), tuple(stills), last, payload)
 
 
 class Meter:
@@ -113,6 +123,7 @@ class Meter:
         self._look_size = picture_size(video.info.height, video.info.width, LOOK_AREA)
         self._analysis, self._look, self._bgr = VideoReformatter(), VideoReformatter(), VideoReformatter()
         self._decoders = Decoders(video)
+        self._moments = Moments(video.info.start_pts, video.info.time_base)
 
     def stretch(self, stretch: Stretch) -> Part | None:
         """Decode and measure a stretch; where frames that were passed over could tell where a shot ends, these too.
@@ -123,9 +134,16 @@ class Meter:
         motion, rows = MotionMeter(time_base), self._rows()
         moves: list[Move] = []
         views: list[View] = []
+        stills: list[Still] = []
         looked_HW: Pixels | None = None
+        luma_HW: Pixels | None = None
         picture: Picture | None = None
+        number = 0
         for seen in decode(self._decoders, stretch):
+            before, number = number, self._moments.before(seen.picture.pts)
+            if picture is not None and luma_HW is not None and number > before:
+                # The frame before was shown at a moment.
+                stills.append(still(picture.pts, luma_HW))
             picture = seen.picture
             luma_HW = rows.push(picture.pts, seen.passed_over, *self._planes(picture.frame))
             if (move := motion.push(picture.pts, luma_HW)) is not None:
@@ -133,14 +151,16 @@ class Meter:
             if looked_HW is None or self._wants_look(float((picture.pts - views[-1].pts) * time_base), looked_HW, luma_HW):
                 views.append(self._view(seen))
                 looked_HW = luma_HW
-        if picture is None:
+        if picture is None or luma_HW is None:
             return None
+        # The last frame of a video is shown until its end; of others the next stretch knows.
+        stills.append(still(picture.pts, luma_HW))
         series = rows.series()
         if (packets := stretch.kept) is not None:
             windows = find_boundaries(series, *self._find).uncertain
             groups = groupby(windows, lambda window: group_start(packets, window[0]))
             series = series.with_windows([closer for start, group in groups for closer in self.windows(packets[start:], list(group))])
-        return Part(series, tuple(moves), tuple(views), (picture.pts, picture.duration))
+        return Part(series, tuple(moves), tuple(views), tuple(stills), (picture.pts, picture.duration))
 
     def windows(self, packets: Iterable[VideoPacket], windows: Sequence[Window]) -> list[Series]:
         """Every frame of some windows, each as a series. `packets` begin with a key frame at or before the first window."""

@@ -26,20 +26,19 @@ from pydantic import Field
 
 from cluster.config import Settings
 from pipelines.video import transnet
+from pipelines.video.content import content_hash
 from pipelines.video.decode import MediaInfo, Video, open_video
 from pipelines.video.errors import DecodeError
 from pipelines.video.look import take_look
 from pipelines.video.measure import ANALYSIS_AREA, LOOK_AREA, Meter, Part, Rows, View, picture_size, upright_planes
-from pipelines.video.phash import phash
+from pipelines.video.moments import HASH_EVERY_S, FrameHash, Moments, Still, shot_hashes, still
+from pipelines.video.phash import Box
 from pipelines.video.scale import rescale
 from pipelines.video.series import Series
 from pipelines.video.shots import Boundary, DetectorName, Kind, find_boundaries
 from pipelines.video.signals import Signals, shot_signals
 from pipelines.video.still import jpeg, read_image, with_long_side
 from pipelines.video.stretches import ANCHOR_S, NotSplittableError, Stretches, Window
-
-HASH_EVERY_S = Fraction(1, 2)
-"""A shot's first and last frame are hashed, and one each half second: clips cut out of it find hashes of their own."""
 
 PIECE_COST = 1e10
 """Pixels times frames of a piece of a long video: about 15 s of work, 8 minutes of 1080p or 40 of 480p at 24 fps."""
@@ -49,7 +48,7 @@ ROUNDS = 4
 
 
 T = TypeVar("T")
-VIEW_PTS, MOVE_PTS = attrgetter("pts"), attrgetter("start_pts")
+VIEW_PTS, MOVE_PTS, STILL_PTS = attrgetter("pts"), attrgetter("start_pts"), attrgetter("pts")
 
 
 class ScanSettings(Settings):
@@ -76,14 +75,8 @@ class ScannedMedia(MediaInfo):
     source_duration_s: float
     """From the first frame to the end of the last, as decoded; 0 for an image."""
     n_frames: int
-
-
-@dataclass(frozen=True)
-class FrameHash:
-    """Perceptual hash (unsigned 64 bits) of the frame at a PTS."""
-
-    pts: int
-    phash: int
+    content_hash: str
+    """Hash of the compressed packets of the stream in order, or of an image's file: the same for a remux (`content.py`)."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +84,7 @@ class Shot:
     """A run of frames without a transition, `end_pts` exclusive, and its signals.
 
     `opens` and `closes` are what it begins and ends with: a kind of transition, or None where the video begins or ends.
+    `hashes` are of the picture inside the shot's crop, each quarter of a second of the source (`moments.py`), at least one.
     `thumbnails` are JPEG files in time order.
     """
 
@@ -173,7 +167,8 @@ def _measured(video: Video, settings: ScanSettings, first: int, end: int | None,
     meter = _meter(video, settings)
     stretches = Stretches(video, first, end, thin=not meter.whole, split=split)
     parts = [part for part in map(meter.stretch, stretches) if part is not None]
-    return Part.joined(parts) if parts else None
+    # Stretches are measured as they are read, so by now all of them are.
+    return dataclasses.replace(Part.joined(parts), payload=stretches.payload) if parts else None
 
 
 def _finished(video: Video, settings: ScanSettings, part: Part | None) -> VideoScan:
@@ -194,7 +189,8 @@ def _finished(video: Video, settings: ScanSettings, part: Part | None) -> VideoS
         if len(series.between(span.start_pts, span.end_pts))
     ]
     duration_s = float((end_pts - info.start_pts) * info.time_base)
-    return VideoScan(ScannedMedia(**_fields(info), source_duration_s=duration_s, n_frames=series.n_frames), tuple(shots), boundaries)
+    media = ScannedMedia(**_fields(info), source_duration_s=duration_s, n_frames=series.n_frames, content_hash=content_hash([part.payload]))
+    return VideoScan(media, tuple(shots), boundaries)
 
 
 def _boundaries(video: Video, settings: ScanSettings, meter: Meter, series: Series) -> tuple[Series, tuple[Boundary, ...]]:
@@ -258,22 +254,22 @@ def _shot(video: Video, meter: Meter, part: Part, span: ShotSpan, settings: Scan
     moves = [move for move in _inside(part.moves, span, MOVE_PTS) if move.end_pts < span.end_pts]
     signals = shot_signals(series, moves, [view.look for view in views], info.width, info.height, _nearer(series, span))
     thumbnails = spread(views, span, settings.thumbnails)
-    return Shot(span.start_pts, span.end_pts, series.n_frames, span.opens, span.closes, signals, hashes(series), thumbnails)
+    # A shot too short for a moment of its own has the small picture that is kept of every frame.
+    stills = _inside(part.stills, span, STILL_PTS) or [Still(int(series.pts_N[len(series) // 2]), series.luma_NHW[len(series) // 2])]
+    hashes = shot_hashes(stills, Moments(info.start_pts, info.time_base), span.start_pts, span.end_pts, _share(signals.crop, info.width, info.height))
+    return Shot(span.start_pts, span.end_pts, series.n_frames, span.opens, span.closes, signals, hashes, thumbnails)
+
+
+def _share(crop: tuple[int, int, int, int], width: int, height: int) -> Box:
+    """A box in displayed pixels as shares of the picture's width and height."""
+    x0, y0, x1, y1 = crop
+    return x0 / width, y0 / height, x1 / width, y1 / height
 
 
 def _nearer(series: Series, span: ShotSpan) -> float | None:
     """How much nearer a shot is that shows part of what the shot before it ended with."""
     scale = float(series.nearer_N[0])
     return scale if span.opens == "cut" and not math.isnan(scale) else None
-
-
-def hashes(series: Series) -> tuple[FrameHash, ...]:
-    """Hashes of the first frame, of the last, and of one each half second."""
-    step = max(1, int(HASH_EVERY_S / series.time_base))
-    pts_N = series.pts_N
-    _, first_of_cell = np.unique((pts_N - pts_N[0]) // step, return_index=True)
-    chosen = sorted({*first_of_cell.tolist(), len(series) - 1})
-    return tuple(FrameHash(int(pts_N[i]), phash(series.luma_NHW[i])) for i in chosen)
 
 
 def spread(views: Sequence[View], span: ShotSpan, count: int) -> tuple[bytes, ...]:
@@ -297,7 +293,7 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
         return rescale(VideoReformatter(), frame, *picture_size(image.height, image.width, area), "yuv420p", Colorspace.ITU601)
 
     rows = Rows(Fraction(1), scores=False)
-    rows.push(0, 0, *upright_planes(small(ANALYSIS_AREA), 0), None)
+    luma_HW = rows.push(0, 0, *upright_planes(small(ANALYSIS_AREA), 0), None)
     series = rows.series()
     native = np.asarray(image.convert("L"), np.uint8)
     signals = shot_signals(series, None, [take_look(0, *upright_planes(small(LOOK_AREA), 0), native, True)], image.width, image.height)
@@ -322,8 +318,11 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
         n_video_streams=0,
         source_duration_s=0.0,
         n_frames=1,
+        content_hash=str(image.info["content_hash"]),
     )
-    return VideoScan(media, (Shot(0, 1, 1, None, None, signals, hashes(series), thumbnails),), ())
+    # A time base in which it lasts for one moment.
+    hashes = shot_hashes([still(0, luma_HW)], Moments(0, HASH_EVERY_S), 0, 1, _share(signals.crop, image.width, image.height))
+    return VideoScan(media, (Shot(0, 1, 1, None, None, signals, hashes, thumbnails),), ())
 
 
 def thumbnail(image: Image.Image, long_side: int) -> bytes:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from cluster import storage
+from pipelines.video.content import content_hash
 from pipelines.video.errors import decode_error
 from pipelines.video.scale import Box, Pixels, scaled_size
 
@@ -20,7 +21,10 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
 
 
 def read_image(uri: str) -> Image.Image:
-    """Decode an image to RGB, turned as its EXIF says, transparent parts over white. Raises `DecodeError`."""
+    """Decode an image to RGB, turned as its EXIF says, transparent parts over white. Raises `DecodeError`.
+
+    Its `info` has the `codec` and the `content_hash` of the file.
+    """
     data = storage.read_bytes(uri)
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -28,7 +32,7 @@ def read_image(uri: str) -> Image.Image:
             upright = _to_rgb(ImageOps.exif_transpose(image))
     except _BROKEN as error:
         raise decode_error(uri, error) from error
-    upright.info["codec"] = codec
+    upright.info["codec"], upright.info["content_hash"] = codec, content_hash([data])
     return upright
 
 

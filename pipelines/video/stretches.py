@@ -21,6 +21,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from numpy.lib.stride_tricks import sliding_window_view
 
+from pipelines.video.content import Payload
 from pipelines.video.decode import BAD_PACKETS, DecodeError, Picture, Video, VideoPacket
 from pipelines.video.errors import decode_error
 
@@ -107,15 +108,17 @@ class Stretches:
         self._end = end
         self._split = split and video.has_pts
         self._pushed: VideoPacket | None = None
+        self._payload = Payload()
+        self._groups: int | None = None
         start_pts = video.info.start_pts + round(first * ANCHOR_S / video.info.time_base)
         self._packets = video.packets_from(start_pts) if first else video.packets()
-        self._anchor: VideoPacket | None = next(self._packets, None)
         if first:
-            while self._anchor is not None and not (self._anchor.is_keyframe and self._cell(self._anchor) >= first):
-                self._anchor = next(self._packets, None)
-            if self._anchor is not None:
-                # Shown before the anchor: the stretch before has them.
-                list(self._leading(self._anchor))
+            # What lies before the anchor is in the piece before.
+            self._packets = itertools.dropwhile(lambda packet: not (packet.is_keyframe and self._cell(packet) >= first), self._packets)
+        self._anchor: VideoPacket | None = self._read()
+        if first and self._anchor is not None:
+            # Shown before the anchor: the stretch before has them.
+            list(self._leading(self._anchor))
 
     def __iter__(self) -> Iterator[Stretch]:
         first = True
@@ -126,6 +129,11 @@ class Stretches:
             anchor_pts = None if first and self._anchor_is_start(anchor) else anchor.pts
             first = False
             yield Stretch(anchor_pts, kept if whole else itertools.chain(kept, packets))
+
+    @property
+    def payload(self) -> bytes:
+        """Digests of the packets of all stretches, when they have been read: without those of the anchor the next piece begins with."""
+        return self._payload.digests(None if self._anchor is None else self._groups)
 
     def _anchor_is_start(self, anchor: VideoPacket) -> bool:
         return not self._split or anchor.pts is None or self._cell(anchor) <= 0
@@ -144,6 +152,8 @@ class Stretches:
         while (packet := self._next()) is not None:
             if self._split and packet.is_keyframe and self._cell(packet) > self._cell(anchor):
                 self._anchor = packet
+                # The anchor has begun one.
+                self._groups = self._payload.groups - 1
                 yield packet
                 yield from self._leading(packet)
                 return
@@ -161,7 +171,13 @@ class Stretches:
 
     def _next(self) -> VideoPacket | None:
         packet, self._pushed = self._pushed, None
-        return next(self._packets, None) if packet is None else packet
+        return self._read() if packet is None else packet
+
+    def _read(self) -> VideoPacket | None:
+        packet = next(self._packets, None)
+        if packet is not None:
+            self._payload.push(packet)
+        return packet
 
 
 def _take(packets: Iterator[VideoPacket]) -> tuple[list[VideoPacket], bool]:

@@ -107,10 +107,25 @@ def test_lengths_that_no_part_can_keep_are_refused() -> None:
         Cut(min_s=2, max_s=3)
 
 
-def test_clip_hash_takes_first_middle_and_last_inside_the_span() -> None:
-    hashes = [{"pts": pts, "phash": pts + 1} for pts in range(0, 100, 10)]
-    assert np.frombuffer(clip_hash(hashes, 20, 61), "<u8").tolist() == [21, 41, 61]
-    assert np.frombuffer(clip_hash(hashes, 33, 38), "<u8").tolist() == [31, 31, 31]
+def test_a_clip_has_all_hashes_of_its_span() -> None:
+    hashes = [{"pts": pts, "phash": (1 << 63) + pts} for pts in range(0, 100, 10)]
+    assert np.frombuffer(clip_hash(hashes, 20, 60), "<u8").tolist() == [(1 << 63) + pts for pts in (20, 30, 40, 50)]
+    assert clip_hash(hashes, 10, 11) == (10).to_bytes(7, "little") + b"\x80"
+
+
+def test_a_clip_without_a_hash_in_its_span_has_the_one_nearest_to_its_middle() -> None:
+    hashes = [{"pts": pts, "phash": pts} for pts in range(0, 100, 10)]
+    spans = [(31, 34), (33, 39), (94, 99), (500, 900)]
+    assert [np.frombuffer(clip_hash(hashes, *span), "<u8").tolist() for span in spans] == [[30], [40], [90], [90]]
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.lists(st.integers(0, 400), max_size=5, unique=True).map(sorted))
+def test_clips_share_out_the_hashes_of_their_shot(length: int, step: int, edges: list[int]) -> None:
+    """Each hash is in exactly one of the clips that cover the shot, in order."""
+    hashes = [{"pts": pts, "phash": pts} for pts in range(0, length, step)]
+    spans = list(itertools.pairwise(sorted({0, length, *(edge for edge in edges if edge < length)})))
+    inside = [np.frombuffer(clip_hash(hashes, start, end), "<u8") for start, end in spans if any(start <= item["pts"] < end for item in hashes)]
+    assert np.concatenate(inside).tolist() == [item["phash"] for item in hashes]
 
 
 def test_a_clip_has_the_caption_of_its_span_if_half_of_it_is_captioned() -> None:

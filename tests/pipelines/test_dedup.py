@@ -5,74 +5,182 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from clip_rows import Hashes, ScatteredRows, clip_table, noisy, strangers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from pipelines.steps.dedup import Dedup, mean_distance, near_pairs
+from pipelines.duplicates.alignment import align
+from pipelines.shuffle import LocalRows
+from pipelines.step import FATE_FIELDS
+from pipelines.steps.dedup import WRITES, Dedup
+from pipelines.video.phash import mirrored
 
-
-def hashes(rng: np.random.Generator, n: int, frames: int = 3) -> NDArray[np.uint64]:
-    return rng.integers(0, 2**64, (n, frames), np.uint64)
-
-
-def flip(value_F: NDArray[np.uint64], bits: int, rng: np.random.Generator) -> NDArray[np.uint64]:
-    """The hashes with this many bits flipped in each frame."""
-    masks = [sum(1 << int(bit) for bit in rng.choice(64, bits, replace=False)) for _ in value_F.flat]
-    return value_F ^ np.array(masks, np.uint64).reshape(value_F.shape)
+SCHEMA = pa.schema([pa.field("uid", pa.string()), *WRITES, *FATE_FIELDS])
 
 
-def table(hashes_NF: NDArray[np.uint64], **columns: list[Any]) -> pa.Table:
-    n = len(hashes_NF)
-    defaults: dict[str, list[Any]] = {
-        "uid": [f"{i:04d}" for i in range(n)],
-        "source": [f"file{i}" for i in range(n)],
-        "kind": ["video"] * n,
-        "width": [100] * n,
-        "height": [100] * n,
-        "duration_s": [2.0] * n,
-        "sharpness": [0.1] * n,
-        "phash": [row.astype("<u8").tobytes() for row in hashes_NF],
-    }
-    return pa.table({**defaults, **columns})
+def solve(table: pa.Table, **settings_: Any) -> dict[str, dict[str, Any]]:
+    solved = Dedup(**settings_).solve(LocalRows([table]))
+    assert solved.schema.equals(SCHEMA)
+    return {row["uid"]: row for row in solved.to_pylist()}
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 8))
-def test_pairs_are_those_of_comparing_all_with_all(seed: int, max_distance: int) -> None:
+def fates(solved: dict[str, dict[str, Any]]) -> dict[str, str | None]:
+    return {uid: row["duplicate_of"] for uid, row in solved.items()}
+
+
+def library(seed: int, n: int = 8) -> tuple[pa.Table, set[frozenset[str]]]:
+    """Clips with copies of some: noisy, mirrored, cut, exact."""
     rng = np.random.default_rng(seed)
-    base = hashes(rng, 6)
-    hashes_NF = np.concatenate([base, *(flip(base, bits, rng) for bits in (0, 3, 6, 9))])
-    found = set(near_pairs(hashes_NF, max_distance))
-    n = len(hashes_NF)
-    brute = {(i, j) for i in range(n) for j in range(i + 1, n) if mean_distance(hashes_NF[i], hashes_NF[j]) <= max_distance}
-    assert found == brute
+    films = strangers(rng, n, 16)
+    made: list[Hashes] = []
+    contents = [f"film{i}" for i in range(n)]
+    wanted = set()
+    for i, film in enumerate(films[: n // 2]):
+        kind = int(rng.integers(4))
+        copy = noisy(rng, film, 0.05) if kind < 3 else film
+        copy = mirrored(copy) if kind == 1 else copy[4:14] if kind == 2 else copy
+        made.append(copy)
+        contents.append(f"film{i}" if kind == 3 else f"copy{i}")
+        wanted.add(frozenset((f"{i:04d}", f"{n + i:04d}")))
+    widths = rng.choice([100, 200], n + len(made)).tolist()
+    return clip_table(films + made, content_hash=contents, width=widths), wanted
 
 
-def test_the_best_of_a_group_stays_whatever_the_order() -> None:
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_copies_are_found_and_nothing_else(seed: int) -> None:
+    table, wanted = library(seed)
+    solved = solve(table)
+    groups: dict[str, set[str]] = {}
+    for uid, row in solved.items():
+        groups.setdefault(row["cluster"], set()).add(uid)
+    assert {frozenset(group) for group in groups.values()} == wanted
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_order_and_parts_change_nothing(seed: int) -> None:
+    table, _ = library(seed)
+    wanted = Dedup().solve(LocalRows([table])).to_pylist()
+    rows = table.take(pa.array(np.random.default_rng(seed).permutation(len(table))))
+    assert Dedup().solve(LocalRows([rows.slice(0, 5), rows.slice(5)])).to_pylist() == wanted
+    assert Dedup().solve(ScatteredRows([rows], seed % 1000)).to_pylist() == wanted
+
+
+def test_a_pair_is_one_of_comparing_all_with_all() -> None:
+    """The keys lose no pair that laying all clips on each other finds, up to the noise that re-encoding and scaling leave."""
+    rng = np.random.default_rng(11)
+    films = strangers(rng, 30, 16)
+    clips = films + [noisy(rng, film, chance) for film, chance in zip(films, np.linspace(0, 0.07, 30), strict=True)]
+    table = clip_table(clips)
+    solved = solve(table)
+    for i in range(30):
+        found = align(clips[i], clips[30 + i])
+        assert found is not None
+        assert found.distance <= 9
+        assert solved[f"{30 + i:04d}"]["duplicate_of"] == f"{i:04d}"
+    assert len(solved) == 60
+
+
+def test_what_is_said_of_a_near_duplicate() -> None:
     rng = np.random.default_rng(0)
-    one = hashes(rng, 1)[0]
-    hashes_NF = np.stack([one, flip(one, 2, rng), flip(one, 2, rng), hashes(rng, 1)[0]])
-    rows = table(hashes_NF, width=[100, 200, 100, 50], sharpness=[0.9, 0.1, 0.5, 0.5])
-    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
-        solved = {row["uid"]: row for row in Dedup().solve(rows.take(order)).to_pylist()}
-        assert {uid: row["cluster"] for uid, row in solved.items()} == {"0000": "0001", "0001": "0001", "0002": "0001", "0003": "0003"}
-        assert {uid: row["fate"] for uid, row in solved.items()} == {"0000": "duplicate", "0001": "kept", "0002": "duplicate", "0003": "kept"}
-        assert solved["0000"]["fate_reason"] == "near-duplicate of a clip of file1"
-        assert solved["0000"]["fate_bound"] == 6.0
+    film = strangers(rng, 1, 20)[0]
+    solved = solve(clip_table([noisy(rng, film), film[5:17]], width=[100, 200], source=["a.mp4", "b.mp4"]))
+    row = solved["0000"]
+    assert (row["cluster"], row["duplicate_of"], row["duplicate_kind"], row["duplicate_overlap"]) == ("0001", "0001", "near", 0.6)
+    assert row["fate"] == "duplicate"
+    assert row["fate_reason"] == "near-duplicate of a clip of b.mp4"
+    assert row["fate_value"] == row["duplicate_distance"] < row["fate_bound"] == 9.0
+    kept = solved["0001"]
+    assert (kept["cluster"], kept["fate"], kept["duplicate_of"], kept["duplicate_overlap"]) == ("0001", "kept", None, None)
 
 
-@pytest.mark.parametrize(("column", "value"), [("kind", ["video", "image"]), ("source", ["same", "same"])])
-def test_images_and_videos_and_clips_of_one_source_are_not_compared(column: str, value: list[str]) -> None:
-    one = hashes(np.random.default_rng(1), 1)[0]
-    solved = Dedup().solve(table(np.stack([one, one]), **{column: value}))
-    assert solved["fate"].to_pylist() == ["kept", "kept"]
+def test_exact_copies_are_found_in_black_and_need_the_same_span() -> None:
+    black = np.zeros(8, np.uint64)
+    table = clip_table([black] * 4, content_hash=["x", "x", "x", "y"], first_pts=[0, 100, 0, 0], start_pts=[0, 100, 4, 0], end_pts=[8, 108, 12, 8])
+    for method in ("near", "exact"):
+        solved = solve(table, method=method)
+        assert fates(solved) == {"0000": None, "0001": "0000"}
+        row = solved["0001"]
+        assert (row["duplicate_kind"], row["duplicate_distance"], row["duplicate_overlap"], row["fate_bound"]) == ("exact", 0.0, 1.0, 0.0)
+        assert row["fate_reason"] == "exact copy of a clip of file0.mp4"
 
 
-def test_a_thousand_black_clips_are_one_group_without_comparing_all_with_all() -> None:
-    solved = Dedup().solve(table(np.zeros((1000, 3), np.uint64)))
-    assert solved["fate"].to_pylist().count("kept") == 1
+def test_exact_leaves_near_copies() -> None:
+    rng = np.random.default_rng(1)
+    film = strangers(rng, 1)[0]
+    assert solve(clip_table([film, film]), method="exact") == {}
+    assert len(solve(clip_table([film, film]))) == 2
+
+
+@pytest.mark.parametrize("columns", [{"kind": ["video", "image"]}, {"content_hash": ["x", "x"], "start_pts": [0, 12]}, {"source": ["s", "s"]}])
+def test_other_kinds_and_clips_of_one_file_are_not_compared(columns: dict[str, Any]) -> None:
+    film = strangers(np.random.default_rng(1), 1)[0]
+    assert solve(clip_table([film, film], **columns)) == {}
+
+
+def test_clips_without_a_content_hash_go_by_their_source() -> None:
+    rng = np.random.default_rng(2)
+    film = strangers(rng, 1)[0]
+    table = clip_table([film, film, film], content_hash=[None, None, None], source=["s", "s", "t"])
+    assert fates(solve(table)) == {"0000": None, "0001": None, "0002": "0000"}
+
+
+def test_images_have_a_bound_of_their_own() -> None:
+    rng = np.random.default_rng(3)
+    one = strangers(rng, 1, 1)[0]
+    images = [one, one ^ np.uint64(0b11), one ^ np.uint64(0b111111 << 20)]
+    table = clip_table(images, kind=["image"] * 3, end_pts=[1] * 3)
+    assert fates(solve(table)) == {"0000": None, "0001": "0000"}
+    assert fates(solve(table, image_max_distance=8))["0002"] == "0000"
+
+
+def test_a_thousand_copies_leave_one() -> None:
+    rng = np.random.default_rng(4)
+    film = strangers(rng, 1, 8)[0]
+    table = clip_table([noisy(rng, film, 0.02) for _ in range(1000)], width=rng.integers(100, 2000, 1000).tolist())
+    solved = solve(table)
+    assert len(solved) == 1000
+    assert [row["fate"] for row in solved.values()].count("kept") == 1
+
+
+def test_a_thousand_black_clips_stay() -> None:
+    assert solve(clip_table([np.zeros(8, np.uint64)] * 1000)) == {}
+
+
+def test_alone_is_every_row_of_which_nothing_is_said() -> None:
+    table = clip_table(strangers(np.random.default_rng(5), 2))
+    alone = Dedup().alone(table)
+    assert alone.schema.equals(pa.schema(WRITES))
+    assert alone["cluster"] == table["uid"]
+    assert alone["duplicate_of"].null_count == 2
+    later = table.append_column("cluster", pa.array(["x", "y"])).append_column("embedding", pa.nulls(2, pa.list_(pa.float32())))
+    assert Dedup(method="semantic").alone(later)["cluster"].to_pylist() == ["x", "y"]
 
 
 def test_no_rows() -> None:
-    assert len(Dedup().solve(table(np.zeros((0, 3), np.uint64)).cast(table(np.zeros((1, 3), np.uint64)).schema))) == 0
+    table = clip_table(strangers(np.random.default_rng(6), 1)).slice(0, 0)
+    assert solve(table) == {}
+    assert len(Dedup().alone(table)) == 0
+
+
+def test_semantic_joins_the_clusters_before() -> None:
+    films = [np.zeros(1, np.uint64)] * 5
+    table = clip_table(films, width=[500, 400, 300, 200, 100], cluster=["0000", "0000", "0002", "0002", "0004"])
+    vectors = [[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 1.0, 0.01, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]]
+    table = table.append_column("embedding", pa.array(vectors, pa.list_(pa.float32())))
+    solved = solve(table, method="semantic")
+    assert {uid: row["cluster"] for uid, row in solved.items()} == dict.fromkeys(("0000", "0001", "0002", "0003"), "0000")
+    assert fates(solved) == {"0000": None, "0001": None, "0002": "0001", "0003": None}
+    assert solved["0002"]["duplicate_kind"] == "semantic"
+    assert solved["0002"]["duplicate_distance"] == pytest.approx(5e-5, rel=0.01)
+    assert solved["0002"]["fate_bound"] == pytest.approx(0.01)
+    assert Dedup(method="semantic").solve(ScatteredRows([table], 1)).to_pylist() == list(solved.values())
+
+
+def test_settings() -> None:
+    assert set(Dedup(method="semantic").reads()) == {*Dedup().reads(), "embedding", "cluster"}
+    for wrong in ({"max_distance": 16}, {"min_share": 0}, {"method": "phash"}):
+        with pytest.raises(ValidationError):
+            Dedup(**wrong)

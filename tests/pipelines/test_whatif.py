@@ -16,9 +16,9 @@ from toy_steps import Measure, Pick, Score, Split
 from cluster.config import ConfigError
 from pipelines import inline
 from pipelines.curate import curate, inspect
-from pipelines.step import Step
+from pipelines.step import Context, Step, TableFunction, column, map_rows
 from pipelines.steps.keep import Bound
-from pipelines.whatif import OPEN, broken, whatif
+from pipelines.whatif import OPEN, Ends, broken, whatif
 
 
 def steps_of(number: float = 5, score: float = 9, last: Step | None = None, power: float = 2.0) -> list[Step]:
@@ -38,6 +38,51 @@ def test_tighter_thresholds_and_a_looser_last_one_are_told_exactly(tmp_path: Pat
     answer = whatif(inspect(before), before, make_recipe(tmp_path, steps_of(number, score)))
     assert {fate: amount.clips for fate, amount in answer.before.items() if amount.clips} == fates_of_a_run(tmp_path, steps_of())
     assert {fate: amount.clips for fate, amount in answer.after.items() if amount.clips} == fates_of_a_run(tmp_path, steps_of(number, score))
+
+
+class Halved(Score):
+    """A second score, that reads another way."""
+
+    name: str = "halved"
+
+    def writes(self) -> tuple[pa.Field, ...]:
+        return (column("halved", pa.float64(), "half the number"),)
+
+    def open(self, context: Context) -> TableFunction:
+        return lambda table: map_rows(table, self.writes(), lambda row: {"halved": row["number"] / 2})
+
+
+def long_recipe(low: float, high: float, score: float, halved: float) -> list[Step]:
+    """Four `keep`, two of them on one column, two scores, and a Global step between, which makes another segment."""
+    scores: list[Step] = [Score(), keep(number=Bound(max=high), score=Bound(max=score)), Halved()]
+    return [Measure(), Split(), keep(number=Bound(min=low)), *scores, Pick(), keep(halved=Bound(max=halved)), keep(number=Bound(max=6))]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "score", "halved"), [(0, 7, 40, 3), (1, 7, 40, 3), (0, 3, 40, 3), (0, 7, 10, 3), (0, 7, 40, 1), (2, 5, 20, 9)]
+)
+def test_several_thresholds_and_new_scores_are_told_as_a_run_would(tmp_path: Path, low: float, high: float, score: float, halved: float) -> None:
+    """Pick decides by the number alone, so thresholds on what follows from it do not change its choice among the rest."""
+    make_sources(tmp_path, NAMES)
+    before = make_recipe(tmp_path, long_recipe(0, 7, 40, 3))
+    assert [label for label in before.labels if label.startswith("keep")] == ["keep", "keep#2", "keep#3", "keep#4"]
+    curate(before, inline)
+    answer = whatif(inspect(before), before, make_recipe(tmp_path, long_recipe(low, high, score, halved)))
+    expected = fates_of_a_run(tmp_path, long_recipe(low, high, score, halved))
+    assert {fate: amount.clips for fate, amount in answer.after.items() if amount.clips} == expected
+
+
+def test_reasons_that_name_files_are_one_kind() -> None:
+    rows = [
+        ("duplicate", "dedup", "near-duplicate of a clip of a.mp4"),
+        ("failed", "encode", "DecodeError: a.mp4: cut short"),
+        ("dropped", "keep", "luma under 0.1"),
+        ("kept", None, None),
+    ]
+    table = pa.table(dict(zip(("fate", "fate_step", "fate_reason"), map(list, zip(*rows, strict=True)), strict=True)))
+    ends = Ends.of(table, ["scan", "keep", "dedup", "encode"])
+    assert ends.reasons_N.tolist() == ["dedup: duplicate", "encode: failed, DecodeError", "keep: luma under 0.1", ""]
+    assert ends.positions_N.tolist() == [2, 3, 1, 4]
 
 
 def test_what_later_steps_have_not_seen_stays_open(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from training.data.texts import TextReader
 
 # Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns.
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test"]
 
 READERS = 4
 """Threads that read samples; they wait for storage most of the time, and one reads 1,100 MiB/s from a local disk."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +70,8 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("split", pa.string(), nullable=False),
     ]
 )
-"""One row a sample: `kind` is image or video, `split` train or val, `file` relative to the tables' root, `row` counted
-within the row group, `cluster` the near-duplicate group."""
+"""One row a sample: `kind` is image or video, `split` train, val or test (which training never reads), `file` relative to
+the tables' root, `row` counted within the row group, `cluster` the near-duplicate group."""
 
 
 @dataclass(frozen=True)
@@ -173,10 +173,14 @@ def write_shard(uri: str, rows: Sequence[LatentRow], info: ShardInfo) -> None:
         scalars[name] = [getattr(row, name) for row in rows]
     schema, n_bytes, n_tail_bytes = _shard_schema(info)
     table = pa.table({**scalars, "latent": pa.array(latents, pa.binary(n_bytes)), "tail_latent": pa.array(tails, pa.binary(n_tail_bytes))}, schema)
+    _write_rows(uri, table, n_bytes + n_tail_bytes)
+
+
+def _write_rows(uri: str, table: pa.Table, bytes_per_row: int) -> None:
     storage.write_table(
         uri,
         table,
-        row_group_size=max(1, ROW_GROUP_BYTES // (n_bytes + n_tail_bytes)),
+        row_group_size=max(1, ROW_GROUP_BYTES // bytes_per_row),
         compression="NONE",
         use_dictionary=False,
         write_statistics=SCALARS.names,
@@ -303,7 +307,7 @@ def write_manifest(uri: str, table: pa.Table, info: DatasetInfo) -> None:
     if len(counts) < len(table):
         twice = counts.filter(pc.greater(counts.field("counts"), 1))
         raise ValueError(f"{uri}: uid {twice[0]['values']} is there {twice[0]['counts']} times; each sample has one row")
-    for name, known in (("kind", {"image", "video"}), ("split", {"train", "val"})):
+    for name, known in (("kind", {"image", "video"}), ("split", {"train", "val", "test"})):
         unknown = set(pc.unique(table[name]).to_pylist()) - known
         if unknown:
             raise ValueError(f"{uri}: {name} holds {sorted(unknown)}; it is one of {sorted(known)}")
@@ -331,3 +335,38 @@ def tables_root(manifest_uri: str, info: DatasetInfo) -> str:
     for part in info.tables_root.split("/"):
         folder = folder.rpartition("/")[0] if part == ".." else storage.join(folder, part) if part not in ("", ".") else folder
     return folder
+
+
+def remove_rows(uri: str, uids: Collection[str]) -> int:
+    """Rewrite a shard without these uids, in place and atomically; returns how many rows it had of them.
+
+    The result is what `write_shard` would have written without them, so row groups and rows after them move: a manifest that
+    names this shard has to be brought up to date with `with_places`. A shard without rows is removed.
+    """
+    stored = read_index(uri)["uid"]
+    left = pc.invert(pc.is_in(stored, pa.array(sorted(uids), pa.string())))
+    count = len(stored) - int(pc.sum(left).as_py() or 0)
+    if count == len(stored):
+        storage.remove(uri)
+    elif count:
+        schema, n_bytes, n_tail_bytes = _shard_schema(read_info(uri))
+        table = storage.read_table(uri).filter(left).select(schema.names).cast(schema)
+        _write_rows(uri, table, n_bytes + n_tail_bytes)
+    return count
+
+
+def with_places(table: pa.Table, places: pa.Table) -> pa.Table:
+    """Rows of a manifest with `row_group` and `row` as the shards have them now.
+
+    `places` has `uid`, `file`, `row_group` and `row` of every row of the shards. A sample that is in none of them keeps its place,
+    where `verify` will miss it.
+    """
+    found = pc.index_in(_places_key(table), _places_key(places))
+    for name in ("row_group", "row"):
+        moved = pc.coalesce(places[name].take(found), table[name])
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), moved)
+    return table
+
+
+def _places_key(table: pa.Table) -> pa.Array:
+    return pc.binary_join_element_wise(table["file"], table["uid"], "|").combine_chunks()

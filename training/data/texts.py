@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -48,10 +49,14 @@ def write_texts(uri: str, embeddings: Mapping[str, NDArray[np.float32]], identit
             raise ValueError(f"text {key}: its embedding holds a value that is not finite")
         data = rounded.view(torch.int16).numpy().astype("<i2", copy=False).tobytes()
         rows.append({"key": key, "n": tokens.shape[0], "embedding": data, "checksum": zlib.crc32(data)})
-    longest_bytes = max(len(row["embedding"]) for row in rows)
+    _write_rows(uri, pa.Table.from_pylist(rows, SCHEMA.with_metadata(metadata("texts", {"identity": identity, "dim": dim}))))
+
+
+def _write_rows(uri: str, table: pa.Table) -> None:
+    longest_bytes = pc.max(pc.binary_length(table["embedding"])).as_py()
     storage.write_table(
         uri,
-        pa.Table.from_pylist(rows, SCHEMA.with_metadata(metadata("texts", {"identity": identity, "dim": dim}))),
+        table,
         row_group_size=max(1, ROW_GROUP_BYTES // longest_bytes),
         compression="NONE",
         use_dictionary=False,
@@ -116,3 +121,21 @@ class TextReader:
         index = read_scalars(uri, ["key", "n", "checksum"])
         places = zip(*(index[name].to_pylist() for name in names), strict=True)
         self._places |= {key: (uri, *place) for key, place in zip(index["key"].to_pylist(), places, strict=True)}
+
+
+def read_identity(uri: str) -> str:
+    """Identity of the text encoder of one table. Raises `DamagedError` for a file that is none."""
+    return str(parse_metadata(RowGroups([]).schema(uri), "texts", uri)["identity"])
+
+
+def remove_keys(uri: str, keys: Collection[str]) -> int:
+    """Rewrite a table without these keys, in place and atomically; returns how many it had. A table without rows is removed."""
+    stored = read_scalars(uri, ["key"])["key"]
+    left = pc.invert(pc.is_in(stored, pa.array(sorted(keys), pa.string())))
+    count = len(stored) - int(pc.sum(left).as_py() or 0)
+    if count == len(stored):
+        storage.remove(uri)
+    elif count:
+        table = storage.read_table(uri)
+        _write_rows(uri, table.filter(left).cast(SCHEMA.with_metadata(table.schema.metadata)))
+    return count

@@ -48,6 +48,17 @@ def steps_of(dataset: Dataset, n: int, rank: int = 0, world_size: int = 1, start
     return [batches for _, batches in found]
 
 
+def test_training_and_validation_see_no_test_rows(manifest_uri: str) -> None:
+    table, info = read_manifest(manifest_uri)
+    split_of = {
+        uid: "test" if i % 5 == 0 else split for i, (uid, split) in enumerate(zip(table["uid"].to_pylist(), table["split"].to_pylist(), strict=True))
+    }
+    write_manifest(manifest_uri, table.set_column(table.column_names.index("split"), "split", pa.array(list(split_of.values()))), info)
+    seen = {split: set(Dataset.open(manifest_uri, split).table["uid"].to_pylist()) for split in ("train", "val", "test")}
+    assert seen == {split: {uid for uid, own in split_of.items() if own == split} for split in seen}
+    assert all(seen.values())
+
+
 def test_a_sample_is_what_was_stored(manifest_uri: str) -> None:
     dataset = Dataset.open(manifest_uri, "train")
     for index, row in enumerate(dataset.table.to_pylist()):

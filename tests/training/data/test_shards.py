@@ -240,7 +240,7 @@ def test_manifests_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
         write_manifest(uri, table.drop_columns(["n_text"]), info)
     with pytest.raises(ValueError, match=r"uid 32x16x9-0001 is there 2 times"):
         write_manifest(uri, pa.concat_tables([table, table.slice(1, 1)]), info)
-    for name, value, message in [("split", "test", r"split holds \['test'\]"), ("kind", "gif", r"kind holds \['gif'\]")]:
+    for name, value, message in [("split", "holdout", r"split holds \['holdout'\]"), ("kind", "gif", r"kind holds \['gif'\]")]:
         place = table.column_names.index(name)
         with pytest.raises(ValueError, match=message):
             write_manifest(uri, table.set_column(place, name, pa.array([value] * 4)), info)

@@ -1,0 +1,155 @@
+"""What pictures and scores of clips cost in CPU time, and what the scores say of each clip.
+
+    python -m benchmarks.scores DIR [--steps score.text_area,score.people] [--clip ViT-B-32] [--subtitles]
+
+Every video in DIR is scanned and cut with the defaults; then step `frames` and each score take all clips. Loading a network is not
+counted. `--subtitles` draws a line of white letters with a black rim low into every picture of the clips that have a text_area of 0.01 at most,
+in several sizes, and tells which share of these clips comes over 0.01. `plain_decode_cpu_s` is PyAV reading every frame of the files that gave a clip, for comparison with `frames`. `--clip`
+adds `score.embedding` on a model of open_clip with random weights, which cost what trained ones cost. Prints a line a clip and one line
+of JSON last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from benchmarks.scan import cpu_s, decode
+from pipelines.recipe import build_step
+from pipelines.sources import SourceSettings, list_sources
+from pipelines.step import Context, Mark, Step, set_column, start_fates
+from pipelines.steps.cut import Cut
+from pipelines.steps.frames import FRAMES
+from pipelines.steps.scan import Scan
+from pipelines.steps.score._base import decode_jpeg
+from pipelines.video.still import jpeg
+
+CONTEXT = Context("", 0)
+BOUND = 0.01
+LINE = "where were you last night"
+LETTERS = (1.5, 2, 3, 4, 6)
+CAPITAL_PX = 22
+"""Height of a capital of OpenCV's plain letters at scale 1."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step cost over all clips, in CPU seconds of this process."""
+
+    cpu_s: float
+    clips: int
+    pictures: int
+    seconds: float
+
+    def figures(self) -> dict[str, float]:
+        per = {"clip": self.clips, "picture": self.pictures, "second": self.seconds}
+        return {"cpu_s": round(self.cpu_s, 3), **{f"cpu_ms_per_{unit}": round(1000 * self.cpu_s / n, 2) for unit, n in per.items()}}
+
+
+def clips_of(folder: Path) -> pa.Table:
+    """A live row for each clip of every video that can be decoded."""
+    sources = start_fates(list_sources((SourceSettings(videos=f"{folder}/*.{{mp4,mkv,webm,mov,avi}}"),)))
+    clips: list[dict[str, Any]] = []
+    for row in Scan().open(CONTEXT)(sources).to_pylist():
+        found = Cut().expand(row) if row["fate"] == "kept" else Mark("failed", row["fate_reason"])
+        if not isinstance(found, Mark):
+            clips += [{**{key: row[key] for key in ("source", "kind", "width", "height")}, **clip} for clip in found]
+    names = ("uid", "source", "kind", "width", "height", "clip_index", "start_pts", "end_pts", "duration_s")
+    return start_fates(pa.table({name: [clip[name] for clip in clips] for name in names}))
+
+
+def take(step: Step, table: pa.Table) -> tuple[pa.Table, float]:
+    """The table after a step, and the CPU seconds of that."""
+    function = step.open(CONTEXT)
+    start_s = time.process_time()
+    table = function(table)
+    return table, time.process_time() - start_s
+
+
+def subtitled(data: bytes, letters: float) -> bytes:
+    """A JPEG picture with a line of text whose capitals are `letters` of its height."""
+    picture = decode_jpeg(data).copy()
+    height = picture.shape[0]
+    scale = letters * height / CAPITAL_PX
+    for colour, extra in (((0, 0, 0), 4), ((255, 255, 255), 0)):
+        place = (picture.shape[1] // 10, height * 9 // 10)
+        cv2.putText(picture, LINE, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, max(1, round(2 * scale)) + extra, cv2.LINE_AA)
+    return jpeg(picture, 90)
+
+
+def recall(table: pa.Table) -> dict[str, float]:
+    """For sizes of letters, in percent of the picture's height, the share of clips without text that are over `BOUND` with it."""
+    step = build_step({"score.text_area": {}})
+    plain = take(step, table)[0]
+    plain = plain.filter(pc.less_equal(plain["text_area"], BOUND))
+    shares = {}
+    for percent in LETTERS:
+        drawn = [[subtitled(data, percent / 100) for data in pictures] for pictures in plain["frames"].to_pylist()]
+        found, _ = take(step, set_column(plain, FRAMES, drawn))
+        shares[f"{percent:g}"] = round(float(pc.mean(pc.greater(found["text_area"], BOUND)).as_py()), 3)
+    return {"clips": len(plain), **shares}
+
+
+def random_model(name: str, folder: str) -> str:
+    """A folder with a model of open_clip that has random weights."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    (Path(folder) / "open_clip_config.json").write_text(json.dumps({"model_cfg": open_clip.get_model_config(name)}))
+    save_file(open_clip.create_model(name).state_dict(), str(Path(folder) / "open_clip_model.safetensors"))
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", default="score.text_area,score.people", help="scores by name, with a comma between")
+    parser.add_argument("--clip", help="a model of open_clip, to be run with random weights")
+    parser.add_argument("--subtitles", action="store_true", help="also how small letters may be to be found")
+    arguments = parser.parse_args()
+    table = clips_of(arguments.folder)
+    files = sorted(set(table["source"].to_pylist()))
+    plain_s = sum(cpu_s(decode, file) for file in files)
+    table, frames_s = take(build_step({"frames": {}}), table)
+    n_pictures = sum(len(pictures or ()) for pictures in table["frames"].to_pylist())
+    n_bytes = sum(len(picture) for pictures in table["frames"].to_pylist() for picture in pictures or ())
+    seconds = sum(table["duration_s"].to_pylist())
+    costs = {"frames": Cost(frames_s, len(table), n_pictures, seconds)}
+    columns: list[str] = []
+    for name in filter(None, arguments.steps.split(",")):
+        step = build_step({name: {}})
+        table, step_s = take(step, table)
+        costs[name] = Cost(step_s, len(table), n_pictures, seconds)
+        columns += [field.name for field in step.writes()]
+    if arguments.clip:
+        with tempfile.TemporaryDirectory() as folder:
+            _, step_s = take(build_step({"score.embedding": {"model": random_model(arguments.clip, folder)}}), table)
+        costs[f"score.embedding {arguments.clip}"] = Cost(step_s, len(table), n_pictures, seconds)
+    print(f"{'clip':36}", *(f"{name:>18}" for name in columns))
+    for row in table.sort_by([("source", "ascending"), ("clip_index", "ascending")]).to_pylist():
+        values = ("-" if row[name] is None else f"{row[name]:.4f}" if isinstance(row[name], float) else str(row[name]) for name in columns)
+        print(f"{Path(row['source']).name[:32]:32} {row['clip_index']:3}", *(f"{value:>18}" for value in values))
+    result: dict[str, Any] = {
+        "clips": len(table),
+        "pictures": n_pictures,
+        "seconds": round(seconds, 2),
+        "kb_per_picture": round(n_bytes / n_pictures / 1000, 1),
+        "plain_decode_cpu_s": round(plain_s, 3),
+        "steps": {name: cost.figures() for name, cost in costs.items()},
+    }
+    if arguments.subtitles:
+        result["subtitles_found_by_letter_percent"] = recall(table)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""A complete curation of made-up footage, for benchmarks of what works on tables alone (whatif, report, splits).
+
+    python -m benchmarks.synthetic OUT [--clips 10000] [--seed 0]
+
+The table of `scan` is drawn: shots, signals, hashes over time, captions, thumbnails from a pool of small pictures; some sources are
+copies of others, smaller and with bits of their hashes flipped, and some failed. All later tables are written by the real steps, so they
+have today's columns, fates and fingerprints. The source files exist and are empty. Distributions are plausible, not fitted to anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from cluster import storage
+from pipelines import inline, tables
+from pipelines.curate import curate
+from pipelines.recipe import load_recipe
+from pipelines.segments import footer, segments_of
+from pipelines.sources import list_sources
+from pipelines.step import FATE_COLUMNS, Mark
+from pipelines.steps.scan import SHOTS
+
+Floats = NDArray[np.float64]
+
+RECIPE = """\
+name: synthetic
+out: {out}
+sources:
+  - videos: "{folder}/footage/*.mp4"
+  - images: "{folder}/photos/*.jpg"
+curate:
+  - scan: {{}}
+  - cut: {{min_s: 1.0, max_s: 10.0}}
+  - keep:
+      luma: {{min: 0.08, max: 0.92}}
+      sharpness: {{min: 0.0005}}
+      motion: {{min: 0.003}}
+      frozen_share: {{max: 0.5}}
+  - dedup: {{}}
+  - caption: {{engine: signals}}
+  - keep:
+      noise: {{max: 4.0}}
+      flicker: {{max: 0.02}}
+      camera: {{in: [still, pan, tilt, zoom, handheld]}}
+"""
+SOURCES_PER_PART = 128
+PICTURES = 50
+TICKS = 90_000
+"""Time base of every source: 1/90000 s."""
+HASH_EVERY = TICKS // 4
+SIZES = ((1920, 1080), (1280, 720), (3840, 2160), (854, 480), (640, 480), (1080, 1920), (720, 1280), (1440, 1080))
+SIZE_SHARES = (0.34, 0.2, 0.08, 0.1, 0.08, 0.1, 0.06, 0.04)
+RATES = (24000 / 1001, 24.0, 25.0, 30000 / 1001, 30.0, 50.0, 60000 / 1001)
+CAMERAS = ("still", "pan", "tilt", "zoom", "handheld", "cut-in")
+CAMERA_SHARES = (0.42, 0.14, 0.07, 0.1, 0.25, 0.02)
+FAILURES = (
+    "DecodeError: {source}: moov atom not found",
+    "DecodeError: {source}: no video stream",
+    "WorkerDied: the worker died each time it took this row: out of memory",
+)
+WHO = ("A woman", "An old man", "Two children", "A brown dog", "A red tram", "A crowd", "A cook", "A cyclist", "A small boat", "A football team")
+DOES = ("walks along", "waits beside", "turns around in", "crosses", "looks over", "runs through", "rests near", "comes out of", "passes")
+WHERE = (
+    "a narrow street",
+    "the harbour at dusk",
+    "a snowy field",
+    "an open kitchen",
+    "a concert hall",
+    "a rocky beach",
+    "the old bridge",
+    "a forest path",
+)
+REFUSED = "I'm sorry, I can't describe this video."
+LOOPING = "the man and the man and the man and the man and the man and the man and the man and the man and"
+
+
+@dataclass(frozen=True)
+class Video:
+    """Shots of one source (S of them), and hashes over time, those of shot i from `firsts[i]` to `firsts[i + 1]`."""
+
+    seconds_S: Floats
+    hashes_H: NDArray[np.uint64]
+    firsts_S: NDArray[np.int64]
+
+
+def write_run(out_folder: str | Path, n_clips: int, seed: int = 0) -> Path:
+    """Write sources, recipe and tables of about `n_clips` clips below a folder. Returns the recipe's path."""
+    folder = Path(out_folder).absolute()
+    random = np.random.default_rng(seed)
+    n_images = n_clips // 50
+    counts = _clip_counts(n_clips - n_images, random)
+    n_without = max(len(FAILURES) + 1, len(counts) // 25)
+    names = [f"footage/v{i:06d}.mp4" for i in range(len(counts) + n_without)] + [f"photos/p{i:06d}.jpg" for i in range(max(1, n_images))]
+    for i, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (1_600_000_000 + i, 1_600_000_000 + i))
+    recipe_path = folder / "recipe.yaml"
+    recipe_path.write_text(RECIPE.format(out=json.dumps(str(folder / "out")), folder=folder))
+    recipe = load_recipe(recipe_path)
+    first = segments_of(recipe.curate, recipe.labels)[0].after("")
+    sources = list_sources(recipe.sources)
+    kinds = ["image" if kind == "image" else "video" for kind in sources["kind"].to_pylist()]
+    # Sources without clips are spread over the list: failures of every class, and files with shots too short to cut.
+    without = set(random.choice(len(counts) + n_without, n_without, replace=False).tolist())
+    left = iter(counts)
+    wanted = [1 if kind == "image" else 0 if i in without else next(left) for i, kind in enumerate(kinds)]
+    draw = _Draw(random, pictures(random))
+    for start in range(0, len(sources), SOURCES_PER_PART):
+        part = sources.slice(start, SOURCES_PER_PART)
+        table = draw.scan_rows(part, wanted[start : start + SOURCES_PER_PART])
+        about = {**footer(first), "cpu_s": 0.9 * len(part), "n_inputs": len(part)}
+        tables.write_part(first.folder(recipe.tables_uri), tables.conform(table, first.schema), about)
+    curate(recipe, inline)
+    return recipe_path
+
+
+def _clip_counts(n_clips: int, random: np.random.Generator) -> list[int]:
+    """Clips of each source, 10 to 40, as many together as asked for."""
+    counts: list[int] = []
+    while n_clips > 0:
+        counts.append(min(n_clips, int(random.integers(10, 41))))
+        n_clips -= counts[-1]
+    return counts
+
+
+def pictures(random: np.random.Generator) -> list[bytes]:
+    """Small JPEG pictures, all different: a horizon, a sun and some grain."""
+    found = []
+    y, x = np.mgrid[0:72, 0:128]
+    for _ in range(PICTURES):
+        sky, ground, sun = random.uniform(0, 255, (3, 3))
+        horizon, cx, cy, radius = random.uniform(20, 60), random.uniform(0, 128), random.uniform(0, 72), random.uniform(5, 25)
+        image = np.where((y < horizon)[..., None], sky, ground) * (0.7 + 0.3 * y / 72)[..., None]
+        image = np.where(((x - cx) ** 2 + (y - cy) ** 2 < radius**2)[..., None], sun, image) + random.normal(0, 4, (72, 128, 1))
+        handle = io.BytesIO()
+        Image.fromarray(cv2.GaussianBlur(image.clip(0, 255).astype(np.uint8), (3, 3), 0)).save(handle, "JPEG", quality=60)
+        found.append(handle.getvalue())
+    return found
+
+
+class _Draw:
+    """Draws rows as `scan` writes them."""
+
+    def __init__(self, random: np.random.Generator, pool: Sequence[bytes]) -> None:
+        self._random = random
+        self._pool = pa.array(pool, pa.binary())
+        self._made: list[tuple[Video, str]] = []
+        self._n_without = 0
+
+    def scan_rows(self, sources: pa.Table, counts: Sequence[int]) -> pa.Table:
+        rows = sources.to_pylist()
+        shots: list[pa.Array] = []
+        for row, count in zip(rows, counts, strict=True):
+            columns, table = self._image(row) if row["kind"] == "image" else self._video(row, count)
+            row.update({**dict.fromkeys(FATE_COLUMNS), "fate": "kept", **columns})
+            shots.append(table)
+        lengths = [len(table) if table is not None else 0 for table in shots]
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+        held = [table for table in shots if table is not None]
+        values = pa.concat_arrays(held) if held else pa.array([], SHOTS.type.value_type)
+        masked = pa.array([table is None for table in shots])
+        names = sorted({name for row in rows for name in row} - {"boundaries"})
+        table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
+        return table.append_column("shots", pa.ListArray.from_arrays(offsets, values, SHOTS.type, mask=masked))
+
+    def _video(self, row: Mapping[str, Any], count: int) -> tuple[dict[str, Any], pa.Array | None]:
+        random = self._random
+        if count == 0:
+            self._n_without += 1
+            kind = self._n_without % (len(FAILURES) + 1)
+            if kind:
+                mark = Mark("failed", FAILURES[kind - 1].format(source=row["source"]))
+                return {"fate": mark.fate, "fate_step": "scan", "fate_reason": mark.reason}, None
+        copied = self._made[int(random.integers(len(self._made)))] if count and self._made and random.random() < 0.08 else None
+        remuxed = copied is not None and random.random() < 0.25
+        video = self._copy(copied[0], count, remuxed) if copied else self._new(count)
+        content = copied[1] if copied and remuxed else storage.digest(row["uid"], "content", size_bytes=16)
+        if count:
+            self._made.append((video, content))
+        width, height = SIZES[int(random.choice(len(SIZES), p=SIZE_SHARES))] if copied is None else SIZES[3]
+        edges = np.concatenate([[0], np.cumsum(np.round(video.seconds_S * TICKS).astype(np.int64))])
+        media = {
+            **_media("h264" if random.random() < 0.8 else "hevc", width, height, TICKS),
+            "fps": float(random.choice(RATES)),
+            "source_duration_s": float(edges[-1] / TICKS),
+            "content_hash": content,
+            "timed_captions": [
+                {"start_s": float(a), "end_s": float(b), "caption": self._words()} for a, b in zip(edges[:-1] / TICKS, edges[1:] / TICKS, strict=True)
+            ],
+        }
+        return media, self._shots(video, edges, width, height, still=False)
+
+    def _image(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], pa.Array]:
+        width, height = (1600, 1200) if self._random.random() < 0.7 else (1200, 1600)
+        video = self._new(1)
+        video = Video(video.seconds_S, video.hashes_H[:1], np.array([0, 1]))
+        media = {**_media("mjpeg", width, height, 1), "source_duration_s": 0.0, "content_hash": storage.digest(row["uid"], "content", size_bytes=16)}
+        return {**media, "source_caption": self._words()}, self._shots(video, np.array([0, 1]), width, height, still=True)
+
+    def _words(self) -> str | None:
+        random = self._random
+        fate = random.random()
+        if fate < 0.01:
+            return REFUSED if fate < 0.006 else LOOPING
+        return f"{random.choice(WHO)} {random.choice(DOES)} {random.choice(WHERE)}." if fate < 0.9 else None
+
+    def _new(self, count: int) -> Video:
+        """Shots of 1.2 to 10 s, each of which gives one clip, and some too short to give any."""
+        random = self._random
+        seconds = np.clip(random.lognormal(1.2, 0.6, count), 1.2, 9.9)
+        seconds = np.concatenate([seconds, random.uniform(0.2, 0.9, count // 8 + (count == 0))])
+        random.shuffle(seconds)
+        lengths = np.ceil(seconds * TICKS / HASH_EVERY).astype(np.int64) + 1
+        firsts = np.concatenate([[0], np.cumsum(lengths)])
+        # Within a shot two of 64 bits change from one hash to the next; from shot to shot all are drawn anew.
+        steps = np.bitwise_and.reduce(_bits(random, 5, int(firsts[-1])))
+        steps[firsts[:-1]] = _bits(random, 1, len(lengths))[0]
+        return Video(seconds, np.bitwise_xor.accumulate(steps), firsts)
+
+    def _copy(self, video: Video, count: int, whole: bool) -> Video:
+        """The same video; or its first shots with one of 64 bits of the hashes flipped, and shots of its own after them, to `count` clips."""
+        if whole:
+            return video
+        n_taken = min(int(np.searchsorted(np.cumsum(video.seconds_S > 1), count)) + 1, len(video.seconds_S))
+        firsts, seconds = video.firsts_S[: n_taken + 1], video.seconds_S[:n_taken]
+        hashes = video.hashes_H[: firsts[-1]] ^ np.bitwise_and.reduce(_bits(self._random, 6, int(firsts[-1])))
+        own = self._new(count - int((seconds > 1).sum()))
+        joined = np.concatenate([firsts, firsts[-1] + own.firsts_S[1:]])
+        return Video(np.concatenate([seconds, own.seconds_S]), np.concatenate([hashes, own.hashes_H]), joined)
+
+    def _shots(self, video: Video, edges: NDArray[np.int64], width: int, height: int, still: bool) -> pa.Array:
+        random, n = self._random, len(edges) - 1
+        columns = signals(random, n, width, height, still)
+        opens = pa.array([None] + ["cut" if u < 0.93 else "dissolve" for u in random.random(n - 1)], pa.string())
+        columns |= {"start_pts": pa.array(edges[:-1]), "end_pts": pa.array(edges[1:]), "opens": opens}
+        columns["closes"] = pa.concat_arrays([opens.slice(1), pa.nulls(1, pa.string())])
+        # Grid points inside each shot, one at least; what a copy lacks at the end of a shot is its last hash again.
+        first, last = -(-edges[:-1] // HASH_EVERY), np.maximum(-(-edges[:-1] // HASH_EVERY) + 1, -(-edges[1:] // HASH_EVERY))
+        counts = last - first
+        shot = np.repeat(np.arange(n), counts)
+        number = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        place = np.minimum(video.firsts_S[shot] + number, video.firsts_S[shot + 1] - 1)
+        pts = np.minimum((first[shot] + number) * HASH_EVERY, edges[1:][shot] - 1)
+        field = SHOTS.type.value_type.field("hashes")
+        hashes = pa.StructArray.from_arrays([pa.array(pts), pa.array(video.hashes_H[place])], fields=list(field.type.value_type))
+        columns["hashes"] = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), hashes, field.type)
+        drawn = self._pool.take(pa.array(random.integers(0, len(self._pool), n * (1 if still else 3))))
+        columns["thumbnails"] = pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * (1 if still else 3), pa.int32()), drawn)
+        fields = list(SHOTS.type.value_type)
+        arrays = [columns[f.name].cast(f.type) if f.name in columns else pa.nulls(n, f.type) for f in fields]
+        return pa.StructArray.from_arrays(arrays, fields=fields)
+
+
+def _bits(random: np.random.Generator, k: int, n: int) -> NDArray[np.uint64]:
+    return random.integers(0, 2**64, (k, n), np.uint64, endpoint=False)
+
+
+def _media(codec: str, width: int, height: int, ticks: int) -> dict[str, Any]:
+    media = {"codec": codec, "width": width, "height": height, "rotation_deg": 0, "time_base_num": 1, "time_base_den": ticks, "first_pts": 0}
+    return {**media, "pixel_format": "yuv420p", "bit_depth": 8, "interlaced": False}
+
+
+def signals(random: np.random.Generator, n: int, width: int, height: int, still: bool) -> dict[str, pa.Array]:
+    """The signals of N shots; the thresholds of `RECIPE` drop a fifth of them or so."""
+    boxed = random.random(n) < 0.08
+    bar = np.where(boxed, height // 8, 0)
+    crop = np.stack([np.zeros(n, np.int64), bar, np.full(n, width), height - bar], 1)
+    motion = random.lognormal(-3.7, 1.1, n)
+    frozen = np.where(random.random(n) < 0.85, 0.0, random.uniform(0, 1, n))
+    repeated = np.where(random.random(n) < 0.9, random.uniform(0, 0.02, n), random.uniform(0.1, 0.5, n))
+    drawn: dict[str, Floats] = {
+        "luma": random.beta(3.5, 4.5, n),
+        "contrast": 0.5 * random.beta(4, 5, n),
+        "clipped_black": random.beta(0.6, 12, n),
+        "clipped_white": random.beta(0.5, 20, n),
+        "sharpness": random.lognormal(-4.9, 1.1, n),
+        "colourfulness": random.gamma(4, 11, n),
+        "noise": random.gamma(1.2, 0.9, n),
+        "blockiness": 1 + random.gamma(1.5, 0.15, n),
+    }
+    moving = {"motion": motion, "local_motion": motion * random.beta(4, 3, n), "frozen_share": frozen, "duplicate_share": repeated}
+    moving["flicker"] = random.lognormal(-7, 1.2, n)
+    columns = {name: pa.array(values) for name, values in {**drawn, **({} if still else moving)}.items()}
+    if not still:
+        columns["camera"] = pa.array(random.choice(CAMERAS, n, p=CAMERA_SHARES).tolist(), pa.string())
+    columns["crop"] = pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * 4, pa.int32()), pa.array(crop.ravel(), pa.int32()))
+    return columns
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--clips", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    recipe = write_run(arguments.folder, arguments.clips, arguments.seed)
+    print(json.dumps({"recipe": str(recipe), "clips": arguments.clips, "seconds": round(time.monotonic() - start, 1)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The report of a curation: one HTML page that holds all it shows."""

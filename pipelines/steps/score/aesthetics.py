@@ -1,0 +1,63 @@
+"""score.aesthetics: how much people like how a clip looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, field_validator
+
+from pipelines.step import column
+from pipelines.steps.score import _files, _head
+from pipelines.steps.score._base import Look
+from pipelines.steps.score._clip import ClipScore
+from pipelines.steps.score._files import HUB
+from pipelines.video.scale import Pixels
+
+AESTHETICS = column("aesthetics", pa.float64(), "LAION aesthetic score, about 1 (ugly) to 10, mean over the pictures")
+
+
+class Aesthetics(ClipScore):
+    """LAION's aesthetic predictor: a linear head on CLIP embeddings, trained on people's ratings of pictures.
+
+    The default is the head NVIDIA's curators use, on the CLIP model that it was trained on, OpenAI's ViT-L/14.
+    """
+
+    name: str = "score.aesthetics"
+    not_in_digest: ClassVar[frozenset[str]] = ClipScore.not_in_digest | {"head", "head_revision"}
+
+    head: str = Field(
+        f"{HUB}ttj/sac-logos-ava1-l14-linearMSE/model.safetensors",
+        description="Weights of the head: a .safetensors, .pth or .pt file, or hf-hub:owner/name/file.",
+    )
+    head_revision: str = Field("1e77fa05081323d99725fc40a9bf9f88180490e7", min_length=1, description="Commit of the head on the hub.")
+
+    _absolute_head = field_validator("head")(_files.absolute)
+
+    @field_validator("head")
+    @classmethod
+    def _names_a_file(cls, head: str) -> str:
+        if head.startswith(HUB) and head.count("/") < 2:
+            raise ValueError(f"{head} names no file: write hf-hub:owner/name/file")
+        return head
+
+    def writes(self) -> tuple[pa.Field, ...]:
+        return (AESTHETICS,)
+
+    def weights(self) -> str:
+        head = f"{self.head}@{self.head_revision}" if self.head.startswith(HUB) else _files.identity(self.head)
+        return f"{super().weights()} {head}"
+
+    def load(self) -> Look:
+        tower = self.tower()
+        head = _head.load_head(_head.fetch(self.head, self.head_revision), tower.dim, self.model)
+
+        def look(pictures: Sequence[Pixels]) -> list[float]:
+            return [head(embedding) for embedding in tower.images(pictures)]
+
+        return look
+
+    def sum_up(self, row: Mapping[str, Any], seen: Sequence[float]) -> dict[str, float]:
+        return {"aesthetics": float(np.mean(seen))}

@@ -1,0 +1,275 @@
+"""Cutting clips: a copy is the source bit for bit, an encoded clip has the same frames at the same moments, at any span."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import videos
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.export.clips import Cut, CutSettings, cut_image, cut_video
+from pipelines.export.copying import decoding_times, nal_types
+from pipelines.video.decode import DecodeError, MediaInfo, open_video
+
+FAST = CutSettings(preset="ultrafast")
+GROUP = 10
+X264 = {"g": str(GROUP), "bf": "3", "x264-params": "scenecut=0:keyint=10:min-keyint=10:b-adapt=0"}
+
+
+def read(uri: Path | str, start_pts: int = -(1 << 60), end_pts: int = 1 << 60) -> tuple[MediaInfo, list[tuple[Fraction, NDArray[Any]]]]:
+    """The frames of a span as (seconds from the first of them, pixels as they are stored)."""
+    found = []
+    with open_video(str(uri)) as video:
+        for picture in video.pictures():
+            if picture.pts >= end_pts:
+                break
+            if picture.pts >= start_pts:
+                found.append((picture.pts, picture.frame.to_ndarray()))
+        return video.info, [((pts - found[0][0]) * video.info.time_base, pixels) for pts, pixels in found]
+
+
+def moments(uri: Path | str) -> list[int]:
+    with open_video(str(uri)) as video:
+        return [picture.pts for picture in video.pictures()]
+
+
+def check(uri: Path | str, start_pts: int, end_pts: int, cut: Cut, path: Path, decibels: float = 30.0) -> None:
+    """The clip has the frames of the span, at their moments; bit for bit when it was copied, else alike."""
+    before, wanted = read(uri, start_pts, end_pts)
+    after, found = read(path)
+    assert [moment for moment, _ in found] == [moment for moment, _ in wanted]
+    assert moments(path)[0] == 0
+    assert (cut.n_frames, cut.width, cut.height) == (len(wanted), after.width, after.height)
+    assert (after.width, after.height, after.rotation_deg, after.bit_depth) == (before.width, before.height, before.rotation_deg, before.bit_depth)
+    errors = [np.square(one.astype(float) - other.astype(float)).mean() for (_, one), (_, other) in zip(found, wanted, strict=True)]
+    if cut.mode == "copied":
+        assert max(errors) == 0
+    else:
+        peak = 2**before.bit_depth - 1
+        assert 10 * np.log10(peak**2 / max(float(np.mean(errors)), 1e-9)) > decibels
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """35 frames in closed groups of 10, with B-frames."""
+    return videos.encode(tmp_path_factory.mktemp("grouped") / "grouped.mp4", videos.numbered(35), options=X264)
+
+
+@pytest.fixture(scope="module")
+def grouped_moments(grouped: Path) -> list[int]:
+    return moments(grouped)
+
+
+def span(pts: list[int], first: int, end: int) -> tuple[int, int]:
+    """PTS of the span from frame `first` to before frame `end`."""
+    return pts[first], pts[end] if end < len(pts) else pts[-1] + 101
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(first=st.integers(0, 34), length=st.integers(1, 35), early=st.integers(0, 100), late=st.integers(0, 100))
+def test_any_span_gives_exactly_its_frames(
+    tmp_path: Path, grouped: Path, grouped_moments: list[int], first: int, length: int, early: int, late: int
+) -> None:
+    end = min(first + length, 35)
+    start_pts, end_pts = span(grouped_moments, first, end)
+    # Spans may begin and end between frames.
+    start_pts, end_pts = start_pts - early, end_pts - min(late, 100)
+    path = tmp_path / "clip.mp4"
+    cut = cut_video(str(grouped), start_pts, end_pts, path, FAST)
+    check(grouped, start_pts, end_pts, cut, path)
+    assert [videos.number_of(_rgb(path, k)) for k in (0, cut.n_frames - 1)] == [first, end - 1]
+    assert cut.first_pts == grouped_moments[first]
+    if first % GROUP:
+        assert cut.mode == "encoded"
+    elif end % GROUP == 0 or end == 35:
+        assert cut.mode == "copied", "whole groups are always copied"
+
+
+def _rgb(path: Path, number: int) -> NDArray[np.uint8]:
+    with open_video(str(path)) as video:
+        for k, picture in enumerate(video.pictures()):
+            if k == number:
+                return video.array(picture.frame, video.info.width, video.info.height)
+    raise AssertionError(f"{path} has no frame {number}")
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_span_that_ends_between_frames_that_need_each_other_is_encoded(
+    tmp_path: Path, grouped: Path, grouped_moments: list[int], verify: bool
+) -> None:
+    # In decoding order 0 4 2 1 3 ...: frame 4 is needed by frames 1 to 3, so only [0, 5) and [0, 1) can be copied of these.
+    modes = {}
+    for end in (1, 2, 3, 4, 5):
+        start_pts, end_pts = span(grouped_moments, 0, end)
+        cut = cut_video(str(grouped), start_pts, end_pts, tmp_path / "clip.mp4", FAST.model_copy(update={"verify": verify}))
+        check(grouped, start_pts, end_pts, cut, tmp_path / "clip.mp4")
+        modes[end] = cut.mode
+    assert modes == {1: "copied", 2: "encoded", 3: "encoded", 4: "encoded", 5: "copied"}
+
+
+def test_a_group_whose_first_pictures_look_back_is_encoded(tmp_path: Path) -> None:
+    options = {**X264, "x264-params": "scenecut=0:keyint=10:min-keyint=10:open-gop=1:b-adapt=0"}
+    source = videos.encode(tmp_path / "open.mp4", videos.sliding(35, 2.0, 96, 64), options=options)
+    pts = moments(source)
+    cuts = {}
+    for first in (0, 9, 10, 11):
+        cuts[first] = cut_video(str(source), *span(pts, first, 35), tmp_path / "clip.mp4", FAST)
+        check(source, *span(pts, first, 35), cuts[first], tmp_path / "clip.mp4")
+    assert cuts.pop(0).mode == "copied"
+    assert {cut.mode for cut in cuts.values()} == {"encoded"}
+
+
+def test_copying_can_be_switched_off(tmp_path: Path, grouped: Path, grouped_moments: list[int]) -> None:
+    cut = cut_video(str(grouped), *span(grouped_moments, 0, 35), tmp_path / "clip.mp4", FAST.model_copy(update={"copies": False}))
+    assert (cut.mode, cut.n_frames) == ("encoded", 35)
+
+
+CONTAINERS = [
+    ("a.mp4", "libx264", {"bf": "0"}),
+    ("a.mkv", "libx264", X264),
+    ("a.ts", "libx264", X264),
+    ("a.mp4", "libx265", {"x265-params": "keyint=10:min-keyint=10:scenecut=0:log-level=0"}),
+    ("a.mkv", "libsvtav1", {"preset": "12", "g": "10"}),
+    ("a.webm", "libvpx-vp9", {"cpu-used": "8", "g": "10"}),
+    ("a.mp4", "mpeg4", {"g": "10"}),
+    ("a.avi", "mpeg4", {"g": "10", "bf": "2"}),
+    ("a.webm", "libvpx", {"g": "10"}),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), CONTAINERS, ids=[f"{codec}-{name}" for name, codec, _ in CONTAINERS])
+def test_containers_and_codecs(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+    source = videos.encode(tmp_path / name, videos.sliding(24, 2.0, 96, 64), codec=codec, options=options)
+    pts = moments(source)
+    for first, end in ((0, 24), (0, 11), (7, 20)):
+        cut = cut_video(str(source), *span(pts, first, end), tmp_path / "clip.mp4", FAST)
+        check(source, *span(pts, first, end), cut, tmp_path / "clip.mp4")
+        if (first, end) == (0, 24):
+            assert cut.mode == ("encoded" if codec == "libvpx" or name.endswith("avi") else "copied")
+
+
+def test_moments_of_a_variable_frame_rate_are_kept(tmp_path: Path) -> None:
+    pts = [0, 3, 4, 11, 12, 30, 31, 32, 60, 61, 90, 200]
+    source = videos.encode(tmp_path / "vfr.mp4", videos.numbered(12), pts=pts, time_base=Fraction(1001, 30000), options={"g": "4", "bf": "2"})
+    found = moments(source)
+    for first, end in ((0, 12), (4, 8), (5, 11), (3, 4)):
+        cut = cut_video(str(source), *span(found, first, end), tmp_path / "clip.mp4", FAST)
+        check(source, *span(found, first, end), cut, tmp_path / "clip.mp4")
+        if cut.n_frames > 1:
+            seconds = (pts[end - 1] - pts[first]) * 1001 / 30000
+            assert cut.fps == pytest.approx((end - first - 1) / seconds)
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_rotation_aspect_and_colour_go_with_the_clip(tmp_path: Path, copies: bool) -> None:
+    source = videos.encode(
+        tmp_path / "turned.mov", videos.numbered(8), rotation_deg=90, aspect=Fraction(4, 3), color_range=2, colorspace=1, options={"bf": "0"}
+    )
+    cut = cut_video(str(source), 0, 1 << 40, tmp_path / "clip.mp4", FAST.model_copy(update={"copies": copies}))
+    check(source, 0, 1 << 40, cut, tmp_path / "clip.mp4")
+    assert cut.mode == ("copied" if copies else "encoded")
+    tags = []
+    for path in (source, tmp_path / "clip.mp4"):
+        with open_video(str(path)) as video:
+            frame = next(video.pictures()).frame
+            tags.append((frame.rotation, int(frame.color_range), int(frame.colorspace), video.info.width, video.info.height))
+    assert tags[0] == tags[1]
+    assert tags[0][1:3] == (2, 1)
+
+
+def test_ten_bits_stay_ten_bits(tmp_path: Path) -> None:
+    source = videos.encode(tmp_path / "deep.mp4", videos.numbered(6), pixel_format="yuv420p10le", options={"g": "6"})
+    cut = cut_video(str(source), *span(moments(source), 2, 6), tmp_path / "clip.mp4", FAST)
+    check(source, *span(moments(source), 2, 6), cut, tmp_path / "clip.mp4")
+    assert read(tmp_path / "clip.mp4")[0].pixel_format == "yuv420p10le"
+
+
+def test_odd_sides_and_other_chroma_become_what_players_take(tmp_path: Path) -> None:
+    source = videos.encode(tmp_path / "odd.mp4", videos.numbered(4, 131, 67), pixel_format="yuv444p", options={"g": "4"})
+    cut = cut_video(str(source), *span(moments(source), 1, 4), tmp_path / "clip.mp4", FAST)
+    info, found = read(tmp_path / "clip.mp4")
+    assert (cut.mode, len(found), info.pixel_format, info.width, info.height) == ("encoded", 3, "yuv420p", 130, 66)
+
+
+def test_the_same_clip_is_the_same_file(tmp_path: Path) -> None:
+    source = videos.encode(tmp_path / "a.mp4", videos.sliding(40, 3.0, 352, 288), options={"g": "40"})
+    files = []
+    for number in range(6):
+        # x264 on AVX-512 was seen to depend on what lay in memory.
+        rubbish = [np.full(50_000 * (k + number), number, np.uint8) for k in range(9)]
+        cut_video(str(source), *span(moments(source), 3, 38), tmp_path / "clip.mp4", CutSettings(preset="veryfast", verify=False))
+        files.append((tmp_path / "clip.mp4").read_bytes())
+        del rubbish
+    assert len(set(files)) == 1
+
+
+def test_a_span_without_frames_fails(tmp_path: Path, grouped: Path, grouped_moments: list[int]) -> None:
+    with pytest.raises(DecodeError, match="no frame between"):
+        cut_video(str(grouped), grouped_moments[3] + 1, grouped_moments[4], tmp_path / "clip.mp4", FAST)
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_damage_fails_the_clip_and_is_not_copied(tmp_path: Path, grouped: Path, grouped_moments: list[int], copies: bool) -> None:
+    data = bytearray(grouped.read_bytes())
+    with av.open(str(grouped)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    # The length of the packet's first NAL unit.
+    data[places[13] : places[13] + 4] = b"\x7f\xff\xff\xff"
+    (tmp_path / "bad.mp4").write_bytes(data)
+    with pytest.raises(DecodeError):
+        cut_video(
+            str(tmp_path / "bad.mp4"), grouped_moments[0], grouped_moments[-1] + 1, tmp_path / "clip.mp4", FAST.model_copy(update={"copies": copies})
+        )
+
+
+def test_nal_types_of_both_framings() -> None:
+    units = [b"\x67abc", b"\x68d", b"\x65pic"]
+    prefixed = b"".join(len(unit).to_bytes(4, "big") + unit for unit in units)
+    started = b"\0\0\0\1" + b"\0\0\1".join(units)
+    assert nal_types(prefixed, b"\x01\x64\x00\x1f\xff", "h264") == [7, 8, 5] == nal_types(started, b"", "h264")
+    hevc = [bytes([19 << 1, 1]) + b"idr", bytes([35 << 1, 1])]
+    assert nal_types(b"".join(len(unit).to_bytes(2, "big") + unit for unit in hevc), b"\x01" + bytes(20) + b"\x01", "hevc") == [19, 35]
+
+
+@given(st.permutations(list(range(12))))
+def test_decoding_times_rise_and_come_before_their_frames(order: list[int]) -> None:
+    times = decoding_times(order)
+    assert all(one < other for one, other in itertools.pairwise(times))
+    gaps = [shown - decoded for shown, decoded in zip(order, times, strict=True)]
+    assert min(gaps) == 0, "later ones would come too late for some frame"
+
+
+def test_images_are_copied_or_written_upright(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels).save(tmp_path / "a.bmp")
+    copied = cut_image(str(tmp_path / "a.png"), tmp_path / "x.png")
+    assert (copied.mode, copied.width, copied.height, copied.n_frames) == ("copied", 30, 20, 1)
+    assert (tmp_path / "x.png").read_bytes() == (tmp_path / "a.png").read_bytes()
+    encoded = cut_image(str(tmp_path / "a.bmp"), tmp_path / "y.png")
+    assert encoded.mode == "encoded"
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "y.png")), pixels)
+
+
+REAL = ["av1_640x360.mkv", "bt709_full_range_720p.mp4", "hevc_10bit_200x200.mp4", "mpeg4_320x240.avi", "nasa_320x180.mp4", "rotated_90.mov"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*REAL, "short_1s_340x256.mp4", "subtitled_portrait_362x640.mp4"])
+def test_real_footage(tmp_path: Path, real_videos: Path, name: str) -> None:
+    source = real_videos / name
+    pts = moments(source)[:160]
+    n = len(pts)
+    for first, end in ((0, n), (0, max(1, n // 2)), (n // 3, max(n // 3 + 1, 2 * n // 3))):
+        start_pts, end_pts = span(pts, first, end)
+        cut = cut_video(str(source), start_pts, end_pts, tmp_path / "clip.mp4", FAST)
+        check(source, start_pts, end_pts, cut, tmp_path / "clip.mp4", 38)

@@ -1,0 +1,312 @@
+"""Exports as a whole: every clip once with what is known of it, whatever is killed, changed, added or taken away in between."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import videos
+
+from cluster import storage
+from cluster.config import ConfigError
+from pipelines import inline
+from pipelines.export import run as exporting
+from pipelines.export.clips import CutSettings
+from pipelines.export.format import find
+from pipelines.export.run import Summary, Target, export
+from pipelines.work import Job
+
+FORMATS = ("mp4", "webdataset", "hf-parquet", "fastvideo")
+SHARDED = ("webdataset", "hf-parquet")
+FAST = CutSettings(preset="ultrafast", verify=False)
+FRAMES = 12
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("footage")
+    for name in ("a", "b"):
+        videos.encode(folder / f"{name}.mp4", videos.numbered(FRAMES, 64, 32), options={"g": "4", "bf": "0", "x264-params": "scenecut=0"})
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+def clip(footage: Path, number: int, **changes: Any) -> dict[str, Any]:
+    """Clip `number`: 4 frames of one of two files, the even ones from a key frame on."""
+    first = number % 4 * 2
+    row = {
+        "uid": f"clip{number:02d}",
+        "source_uid": f"source{number % 2}",
+        "source": str(footage / f"{'ab'[number % 2]}.mp4"),
+        "kind": "video",
+        "start_pts": first * 512,
+        "end_pts": (first + 4) * 512,
+        "time_base_num": 1,
+        "time_base_den": 15360,
+        "duration_s": 4 / 30,
+        "caption": f"clip number {number}",
+        "split": "val" if number % 5 == 4 else "train",
+        "motion": number / 10,
+        "crop": [0, 0, 64, 32],
+        "fps": 30.0,
+        "width": 64,
+        "height": 32,
+    }
+    return {**row, **changes}
+
+
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("uid", "source_uid", "source", "kind", "caption", "split", "described")),
+        *((name, pa.int64()) for name in ("start_pts", "end_pts", "time_base_num", "time_base_den", "width", "height")),
+        *((name, pa.float64()) for name in ("duration_s", "motion", "fps")),
+        ("crop", pa.list_(pa.int32())),
+    ]
+)
+
+
+def table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist([{**row, "described": storage.digest(repr(row))} for row in rows], SCHEMA)
+
+
+def target(folder: Path, name: str, shard_mb: int = 1, **cut: Any) -> Target:
+    return Target(str(folder / name), find(name, {"shard_mb": shard_mb}), FAST.model_copy(update=cut), "all")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def clips_in(folder: Path) -> dict[str, tuple[str, dict[str, Any], bytes]]:
+    """Of an export in any format: for each uid its split, what is said of it (caption, motion where the format has it) and its file."""
+    found: list[tuple[str, str, dict[str, Any], bytes]] = []
+    for path in sorted(folder.rglob("*")):
+        name = path.name
+        if path.suffix == ".tar":
+            with tarfile.open(path) as tar:
+                members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+            for uid in sorted({member.partition(".")[0] for member in members}):
+                about = json.loads(members[f"{uid}.json"])
+                assert members[f"{uid}.txt"].decode() == about["caption"]
+                found.append((uid, name.partition("-")[0], about | about["scores"], members[f"{uid}.mp4"]))
+        elif path.parent.name == "data":
+            for row in pq.read_table(path).to_pylist():
+                assert row["video"]["path"] == f"{row['uid']}.mp4"
+                found.append((row["uid"], name.partition("-")[0].replace("validation", "val"), row, row["video"]["bytes"]))
+        elif name == "videos2caption.json":
+            for entry in json.loads(path.read_text()):
+                data = (path.parent / "videos" / entry["path"]).read_bytes()
+                found.append((entry["path"].partition(".")[0], path.parent.name, entry | {"caption": entry["cap"]}, data))
+        elif path.suffix == ".json":
+            about = json.loads(path.read_text())
+            assert path.with_suffix(".txt").read_text() == about["caption"] + "\n"
+            found.append((path.stem, about["split"], about | about["scores"], path.with_suffix(".mp4").read_bytes()))
+    assert len({uid for uid, *_ in found}) == len(found), "a clip is there twice"
+    return {uid: (split, about, data) for uid, split, about, data in found}
+
+
+def check(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """The export holds exactly these clips, each as it is now, and the index says so."""
+    found = clips_in(folder)
+    assert set(found) == {row["uid"] for row in rows}
+    index = {row["uid"]: row for row in pq.read_table(folder / "index.parquet").to_pylist()}
+    for row in rows:
+        split, about, data = found[row["uid"]]
+        assert (split, about["caption"]) == (row["split"], row["caption"])
+        assert about.get("motion", row["motion"]) == row["motion"]
+        assert (about.get("n_frames") or about.get("num_frames")) == 4
+        with av.open(io.BytesIO(data)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 4
+        entry = index[row["uid"]]
+        assert (folder / entry["file"]).is_file()
+        assert (entry["split"], entry["n_frames"], entry["error"]) == (row["split"], 4, None)
+        assert entry["mode"] == ("encoded" if row["start_pts"] % 2048 else "copied")
+    assert not (folder / ".work").exists()
+    assert not [path for path in folder.rglob("*") if path.name.startswith(storage.TEMPORARY)]
+    for split in {row["split"] for row in rows}:
+        numbers = [int(match[1]) for path in folder.rglob("*") if (match := re.fullmatch(rf"{split}-(\d+)(-of-\d+)?\.(tar|parquet)", path.name))]
+        assert sorted(numbers) == list(range(len(numbers))), "shards are numbered without gaps"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_clip_is_there_once_and_a_rerun_changes_nothing(tmp_path: Path, footage: Path, name: str) -> None:
+    rows = [clip(footage, number) for number in range(10)]
+    summary = export(table(rows), target(tmp_path, name), inline.run_orders)
+    assert (summary.n_clips, summary.n_new, summary.failures) == (10, 10, ())
+    check(tmp_path / name, rows)
+    before = tree(tmp_path / name)
+
+    def refuse(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
+        raise AssertionError("nothing is left to do")
+
+    again = export(table(rows), target(tmp_path, name), refuse)
+    assert again.n_new == 0
+    assert tree(tmp_path / name) == before
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_order_of_rows_does_not_matter(tmp_path: Path, footage: Path, name: str) -> None:
+    rows = [clip(footage, number) for number in range(7)]
+    export(table(rows), target(tmp_path / "one", name), inline.run_orders)
+    export(table(rows[::-1]), target(tmp_path / "other", name), inline.run_orders)
+    assert tree(tmp_path / "one" / name) == tree(tmp_path / "other" / name)
+
+
+def changed(footage: Path) -> list[dict[str, Any]]:
+    """Of seven clips: 0 and 1 gone, and with them a whole shard; 3 said otherwise, 5 in another split, 7 and 8 new."""
+    rows = [clip(footage, number) for number in range(2, 9)]
+    rows[1]["caption"] = "said anew"
+    rows[3]["split"] = "val"
+    rows[4]["motion"] = 9.0
+    return rows
+
+
+class _Killed(BaseException):
+    """As a kill: nothing of ours catches it."""
+
+
+def small_shards(monkeypatch: pytest.MonkeyPatch, clips: int = 2) -> None:
+    """Shards of a few clips, however small these are."""
+    monkeypatch.setattr("pipelines.export.shards.MEMBER_BYTES", 10**6 // clips - 10_000)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_changes_are_followed_without_cutting_again(tmp_path: Path, footage: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    small_shards(monkeypatch)
+    export(table([clip(footage, number) for number in range(7)]), target(tmp_path, name), inline.run_orders)
+    rows = changed(footage)
+    summary = export(table(rows), target(tmp_path, name), inline.run_orders)
+    assert summary.n_new == 2, "only clips 7 and 8 are cut"
+    check(tmp_path / name, rows)
+    assert not list((tmp_path / name).rglob("clip01*"))
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[str]:
+    """Dies before the file operation of this number; returns the log of those that were done."""
+    done: list[str] = []
+
+    def counted(what: str, function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if len(done) == number:
+                raise _Killed
+            done.append(f"{what} {arguments[0]}")
+            return function(*arguments, **options)
+
+        return call
+
+    for what in ("atomic_output", "remove"):
+        monkeypatch.setattr(storage, what, counted(what, getattr(storage, what)))
+    monkeypatch.setattr("pipelines.export.shards.move", counted("move", _move))
+    return done
+
+
+def _move(folder: str, old: str, new: str) -> None:
+    Path(folder, old).replace(Path(folder, new))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_killed_between_any_two_file_operations_a_rerun_ends_as_if_undisturbed(tmp_path: Path, footage: Path, name: str) -> None:
+    first, then = [clip(footage, number) for number in range(7)], changed(footage)
+    with pytest.MonkeyPatch.context() as patch:
+        small_shards(patch)
+        export(table(first), target(tmp_path / "whole", name), inline.run_orders)
+        once = tree(tmp_path / "whole" / name)
+        export(table(then), target(tmp_path / "whole", name), inline.run_orders)
+        twice = tree(tmp_path / "whole" / name)
+        number = 0
+        while True:
+            folder = tmp_path / str(number)
+            if number % 2:
+                # Every other time the run before was undisturbed, and the one that is killed follows changes.
+                for file, data in once.items():
+                    path = folder / name / file
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(data)
+            rows = then if number % 2 else first
+            killed = False
+            with pytest.MonkeyPatch.context() as inner:
+                done = kill_at(inner, number // 2)
+                try:
+                    export(table(rows), target(folder, name), inline.run_orders)
+                except _Killed:
+                    killed = True
+            export(table(rows), target(folder, name), inline.run_orders)
+            assert tree(folder / name) == (twice if number % 2 else once), f"killed after {done[-1:]}"
+            if not killed and number % 2:
+                break
+            number += 1
+    assert number > 20
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_clip_that_fails_is_in_the_index_and_is_tried_again(tmp_path: Path, footage: Path, name: str) -> None:
+    bad = clip(footage, 3, source=str(footage / "broken.mp4"))
+    rows = [clip(footage, 0), bad, clip(footage, 5)]
+    summary = export(table(rows), target(tmp_path, name), inline.run_orders)
+    assert summary.n_clips == 2
+    ((uid, error),) = summary.failures
+    assert uid == "clip03"
+    assert error.startswith("DecodeError: broken.mp4: ")
+    entry = pq.read_table(tmp_path / name / "index.parquet").to_pylist()[1]
+    assert (entry["uid"], entry["file"], entry["mode"], entry["error"]) == ("clip03", None, None, error)
+    check(tmp_path / name, [rows[0], rows[2]])
+    mended = [rows[0], clip(footage, 3), rows[2]]
+    summary = export(table(mended), target(tmp_path, name), inline.run_orders)
+    assert (summary.n_clips, summary.n_new, summary.failures) == (3, 1, ())
+    check(tmp_path / name, mended)
+
+
+def test_a_file_that_is_gone_is_made_again(tmp_path: Path, footage: Path) -> None:
+    rows = [clip(footage, number) for number in range(4)]
+    for name in ("mp4", "webdataset"):
+        export(table(rows), target(tmp_path, name), inline.run_orders)
+        before = tree(tmp_path / name)
+        next((tmp_path / name).glob("clip02.mp4" if name == "mp4" else "*.tar")).unlink()
+        export(table(rows), target(tmp_path, name), inline.run_orders)
+        assert tree(tmp_path / name) == before
+
+
+def test_what_a_format_cannot_hold_and_what_is_in_no_split_is_left_out_with_a_reason(tmp_path: Path, footage: Path) -> None:
+    rows = [clip(footage, 0), clip(footage, 1, kind="image"), clip(footage, 2, split=None)]
+    summary = export(table(rows), target(tmp_path, "fastvideo"), inline.run_orders)
+    assert (summary.n_clips, summary.n_left_out, summary.failures) == (1, 2, ())
+    index = pq.read_table(tmp_path / "fastvideo" / "index.parquet").to_pylist()
+    assert [row["reason"] for row in index] == [None, "fastvideo takes no images", "left out: in no split"]
+
+
+def test_other_settings_do_not_mix(tmp_path: Path, footage: Path) -> None:
+    rows = [clip(footage, 1)]
+    export(table(rows), target(tmp_path, "mp4"), inline.run_orders)
+    export(table(rows), target(tmp_path, "mp4", verify=True), inline.run_orders)
+    with pytest.raises(ConfigError, match="crf: 18, now 20"):
+        export(table(rows), target(tmp_path, "mp4", crf=20), inline.run_orders)
+
+
+def test_shards_are_no_larger_than_asked_for(tmp_path: Path, footage: Path) -> None:
+    sizes = [300_000, 300_000, 300_000, 1_500_000, 10, 10]
+    rows = [{"uid": str(k), "cut_size_bytes": size} for k, size in enumerate(sizes)]
+    groups = exporting.shards._fill(rows, 10**6)
+    assert [[row["uid"] for row in group] for group in groups] == [["0", "1", "2"], ["3"], ["4", "5"]]
+
+
+@pytest.mark.slow
+def test_ray_writes_what_one_process_writes(tmp_path: Path, footage: Path, ray_session: None) -> None:
+    from pipelines import run
+
+    rows = [clip(footage, number) for number in range(6)] + [clip(footage, 7, source=str(footage / "broken.mp4"))]
+    summaries: list[Summary] = []
+    for name in ("mp4", "webdataset"):
+        for place, orders in (("ray", run.run_orders), ("here", inline.run_orders)):
+            summaries.append(export(table(rows), target(tmp_path / place, name), orders))
+        assert tree(tmp_path / "ray" / name) == tree(tmp_path / "here" / name)
+    assert {(summary.n_clips, len(summary.failures)) for summary in summaries} == {(6, 1)}

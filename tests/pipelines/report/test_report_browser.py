@@ -1,0 +1,160 @@
+"""The page in a real browser: charts are drawn, filters work, nothing is loaded, and it fits wide and narrow screens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from made_tables import make_curation, make_rows
+
+from cluster import storage
+from pipelines.report.page import write_report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
+
+BROWSER = os.environ.get("WORLDLOOM_CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium; set WORLDLOOM_CHROMIUM")]
+
+ROWS = make_rows(60)
+SECTIONS = ("measures", "balance", "time", "training")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    recipe, curation = make_curation(tmp_path_factory.mktemp("browser"), ROWS)
+    uids = [row["uid"] for row in ROWS if row["fate"] == "kept"]
+    splits = {"uid": uids, "split": ["val" if i % 5 == 0 else "train" for i in range(len(uids))]}
+    storage.write_table(storage.join(recipe.out_uri, "splits.parquet"), pa.table(splits))
+    records = "".join(f'{{"step": {step}, "loss": {1 / step}, "tokens_per_s": 5.0}}\n' for step in range(1, 50))
+    storage.write_bytes(storage.join(recipe.out_uri, "run-1", "metrics.jsonl"), records.encode())
+    return Path(write_report(recipe, curation, datetime(2026, 1, 2, tzinfo=UTC)).uri).as_uri()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[(1400, "light"), (390, "dark")], ids=["wide", "narrow"])
+def page(chromium: Any, report: str, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A page that is open; at the end it must have had no error, no message and no request but its own."""
+    width, scheme = request.param
+    opened = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    faults: list[str] = []
+    opened.on("pageerror", lambda error: faults.append(f"error: {error}"))
+    opened.on("console", lambda message: faults.append(f"{message.type}: {message.text}"))
+    opened.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else faults.append(f"request: {asked.url}"))
+    opened.goto(report)
+    yield opened
+    assert opened.evaluate("window.hurt") is None, "a text of the footage ran as script"
+    opened.close()
+    assert not faults
+
+
+def scroll(page: Any) -> None:
+    """Down the whole page, so that every chart comes into view."""
+    at = 0
+    while at < page.evaluate("document.documentElement.scrollHeight"):
+        page.evaluate(f"window.scrollTo({{top: {at}, behavior: 'instant'}})")
+        page.wait_for_timeout(40)
+        at += 500
+
+
+def shown(page: Any) -> list[int]:
+    return [int(row) for row in page.eval_on_selector_all("#rows tbody tr", "rows => rows.map(row => row.dataset.row)")]
+
+
+def column(page: Any, name: str) -> list[Any]:
+    values: list[Any] = page.evaluate(f"table[{name!r}]")
+    return values
+
+
+def test_charts_are_drawn_when_they_are_scrolled_to_and_the_page_fits(page: Any) -> None:
+    assert page.evaluate("document.querySelectorAll('#balance .plot svg').length") == 0, "not before they are needed"
+    scroll(page)
+    page.wait_for_function("[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg'))")
+    for name in SECTIONS:
+        assert page.locator(f"#{name} .plot svg").count() > 0, name
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out at the side"
+    wide = "[...document.querySelectorAll('main *')].filter(n => !n.closest('.scroll, pre, .plot, .bar') && n.getBoundingClientRect().right > innerWidth + 1).length"
+    assert page.evaluate(wide) == 0
+    unnamed = "[...document.querySelectorAll('button, select, input, .plot, a')].filter(n => !n.hidden && !(n.textContent.trim() || n.ariaLabel || n.labels?.length))"
+    assert page.evaluate(f"{unnamed}.length") == 0, "every control has a name"
+
+
+def test_filters_and_search_change_the_rows(page: Any) -> None:
+    fates, captions = column(page, "fate"), column(page, "caption")
+    assert len(shown(page)) == 25
+    page.click(".chip[data-fate='dropped']")
+    assert {fates[i] for i in shown(page)} == {"dropped"}
+    n_dropped = sum(row["fate"] == "dropped" for row in ROWS)
+    assert f"{n_dropped} in all" in page.inner_text("#shown")
+    page.select_option("select >> nth=0", "keep#2")
+    assert {column(page, "step")[i] for i in shown(page)} == {"keep#2"}
+    page.click(".chip[data-fate='']")
+    page.fill("input[type=search]", "GREY heron")
+    assert shown(page)
+    assert all("heron" in captions[i] for i in shown(page))
+    page.fill("input[type=search]", "no such words")
+    assert shown(page) == []
+    assert "Nothing here matches" in page.inner_text("#shown")
+
+
+def test_pages_follow_each_other_and_sorting_sorts(page: Any) -> None:
+    first = shown(page)
+    page.click("text=Next")
+    second = shown(page)
+    assert len(second) == 25
+    assert not set(first) & set(second)
+    page.click("text=Previous")
+    assert shown(page) == first
+    page.select_option("label:has-text('Sort by') select", "motion")
+    values = [column(page, "motion")[i] for i in shown(page)]
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_reason_of_the_funnel_leads_to_its_clips(page: Any) -> None:
+    page.click("#funnel button:has-text('motion under 0.02')")
+    assert {column(page, "reason")[i] for i in shown(page)} == {"motion under 0.02"}
+
+
+def test_duplicates_and_failures_are_there(page: Any) -> None:
+    groups = page.evaluate("data.duplicates.groups.length")
+    assert groups
+    assert page.locator("#duplicates .pairs").count() == min(6, groups)
+    assert page.locator("#duplicates .pairs >> nth=0 >> .copies .strip").count() >= 1
+    assert "distance" in page.inner_text("#duplicates")
+    assert {"DecodeError", "OSError"} <= set(page.inner_text("#failures").replace("\n", " ").split())
+
+
+def test_pictures_move_and_a_clip_opens_and_closes(page: Any) -> None:
+    page.wait_for_selector(".hero .strip img.on")
+    before = page.get_attribute(".hero .strip img.on", "src")
+    page.wait_for_function("before => document.querySelector('.hero .strip img.on').src !== before", arg=before)
+    page.click("#motion")
+    assert page.get_attribute("#motion", "aria-pressed") == "true"
+    page.click(".hero .strip >> nth=0")
+    assert page.locator("dialog[open] .film img").count() == 3
+    assert "luma" in page.inner_text("dialog")
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+
+
+def test_pictures_stand_still_where_motion_is_not_wanted(chromium: Any, report: str) -> None:
+    opened = chromium.new_page(reduced_motion="reduce")
+    opened.goto(report)
+    opened.wait_for_selector(".hero .strip img.on")
+    before = opened.get_attribute(".hero .strip img.on", "src")
+    opened.wait_for_timeout(1700)
+    assert opened.get_attribute(".hero .strip img.on", "src") == before
+    assert opened.inner_text("#motion") == "Play pictures"
+    opened.close()

@@ -1,0 +1,168 @@
+"""The page as text: whole, self-contained, and safe against what footage says of itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import logging
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_tables import EVIL, make_curation, make_rows
+
+from cluster import storage
+from pipelines import job
+from pipelines.curate import inspect
+from pipelines.recipe import Recipe
+from pipelines.report import page, picks
+from pipelines.report.gather import gather
+from pipelines.report.page import FILE, render, script_json, write_report
+
+WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+
+
+class Elements(HTMLParser):
+    """All elements of a page with their attributes, and the text of each script."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.texts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.texts:
+            self.texts[-1] += data
+
+    def scripts(self) -> Iterator[tuple[dict[str, str | None], str]]:
+        for (tag, attributes), text in zip(self.tags, self.texts, strict=True):
+            if tag == "script":
+                yield attributes, text
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return gather(*make_curation(tmp_path_factory.mktemp("page"), make_rows(40)), WHEN)
+
+
+@pytest.fixture(scope="module")
+def elements(data: dict[str, Any]) -> Elements:
+    found = Elements()
+    found.feed(render(data))
+    return found
+
+
+def test_nothing_is_loaded_from_anywhere(elements: Elements) -> None:
+    for tag, attributes in elements.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "img", "base", "form"), tag
+        for name in ("src", "href", "action", "data", "poster", "srcset"):
+            assert not (attributes.get(name) or "").startswith(("http", "//", "data:")), (tag, attributes)
+    for name in ("report.html", "report.css", "report.js"):
+        text = page._asset(name)
+        assert not re.search(r"https?://|//cdn|@import|url\(|\bfetch\s*\(|XMLHttpRequest|WebSocket|\bimport\s*\(|sendBeacon", text), name
+
+
+def test_the_policy_allows_the_two_scripts_and_no_connection(elements: Elements) -> None:
+    policy = next(a["content"] or "" for tag, a in elements.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "connect-src" not in policy
+    assert "http" not in policy
+    scripts = {attributes.get("id", "main"): text for attributes, text in elements.scripts()}
+    assert set(scripts) == {"data", "charts", "main"}
+    for name in ("charts", "main"):
+        assert base64.b64encode(hashlib.sha256(scripts[name].encode()).digest()).decode() in policy
+    assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
+
+
+def test_what_footage_says_cannot_become_markup(data: dict[str, Any], elements: Elements) -> None:
+    assert any(EVIL in caption for caption in data["rows"]["table"]["caption"]), "the test would prove nothing"
+    text = render(data)
+    assert EVIL not in text
+    assert "<img src=x" not in text
+    assert html.escape(data["name"]) in text
+    found = next(text for attributes, text in elements.scripts() if attributes.get("id") == "data")
+    assert json.loads(found) == json.loads(json.dumps(data)), "the data comes through whole"
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", page._asset("report.js"))
+
+
+@given(st.text())
+def test_any_text_survives_in_a_script_element(text: str) -> None:
+    written = script_json({"text": text.encode("utf-8", "replace").decode()})
+    assert not set("<>&\u2028\u2029") & set(written)
+    assert json.loads(written) == {"text": text.encode("utf-8", "replace").decode()}
+
+
+def test_the_page_is_limited_whatever_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picks, "STRIP_BYTES", 100_000)
+    rows = make_rows(700)
+    recipe, curation = make_curation(tmp_path, rows)
+    monkeypatch.setattr("pipelines.report.gather.picks.chosen", lambda *arguments: picks.chosen(*arguments, limit=500))
+    found = gather(recipe, curation, WHEN)
+    assert len(rows) > 3000
+    assert len(found["rows"]["table"]["uid"]) == 500
+    strips = [strip for strip in found["rows"]["strips"] if strip]
+    assert 0 < len(strips) <= picks.MAX_STRIPS
+    assert sum(len(base64.b64decode(text)) for strip in strips for text in strip) <= 100_000
+    assert sum(cause["rows"] for cause in found["causes"]) == len(rows), "counts are of all"
+    named = {(cause["fate"], cause["step"]) for cause in found["causes"] if cause["fate"] != "kept"}
+    table = found["rows"]["table"]
+    assert named <= set(zip(table["fate"], table["step"], strict=True)), "of every cause there is something to look at"
+
+
+def test_a_report_is_written_beside_the_tables(tmp_path: Path) -> None:
+    recipe, curation = make_curation(tmp_path, make_rows(20))
+    written = write_report(recipe, curation, WHEN)
+    assert written.uri == storage.join(recipe.out_uri, FILE)
+    assert written.size_bytes == Path(written.uri).stat().st_size
+    assert Path(written.uri).read_text(encoding="utf-8").startswith("<!doctype html>")
+    again = write_report(recipe, curation, WHEN)
+    assert Path(again.uri).read_bytes() == Path(written.uri).read_bytes(), "the same rows give the same page"
+
+
+def test_training_curves_and_samples_are_found(tmp_path: Path) -> None:
+    recipe, curation = make_curation(tmp_path, make_rows(20))
+    records = [{"step": step, "loss": 1 / step, "tokens_per_s": 10.0} | ({"val_loss": 0.5} if step % 500 == 0 else {}) for step in range(1, 1001)]
+    storage.write_bytes(storage.join(recipe.out_uri, "run-abc", "metrics.jsonl"), "".join(json.dumps(record) + "\n" for record in records).encode())
+    storage.write_bytes(storage.join(recipe.out_uri, "samples", "a.mp4"), b"")
+    found = gather(recipe, curation, WHEN)
+    assert [run["name"] for run in found["training"]] == ["run-abc"]
+    assert len(found["training"][0]["train"]) <= 400
+    assert found["training"][0]["validation"] == [[500, 0.5], [1000, 0.5]]
+    assert [sample["file"] for sample in found["samples"]] == ["samples/a.mp4"]
+
+
+def test_a_report_that_cannot_be_written_is_said_and_undoes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, curation = make_curation(tmp_path, make_rows(3))
+
+    def fail(*arguments: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("pipelines.report.page.write_report", fail)
+    assert job._report(recipe, curation) is None
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "report could not be written: OSError: the disk is full" in record.getMessage()
+    caplog.clear()
+
+
+def test_an_unfinished_run_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"")
+    recipe = Recipe.model_validate(
+        {"name": "a", "out": str(tmp_path / "out"), "sources": [{"videos": str(tmp_path / "*.mp4")}], "curate": [{"scan": {}}]}
+    )
+    with pytest.raises(ValueError, match="scan has 0 of 1 rows; run the recipe"):
+        write_report(recipe, inspect(recipe), WHEN)
