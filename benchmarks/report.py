@@ -62,7 +62,7 @@ def browse(uri: str) -> dict[str, float | None]:
             page.evaluate(f"window.scrollTo({{top: {at}, behavior: 'instant'}})")
             page.wait_for_timeout(20)
             at += 800
-        page.wait_for_function("[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg'))")
+        page.wait_for_function("() => [...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg'))")
         scroll_s = time.monotonic() - start
         browser.close()
     return {"open_s": round(statistics.median(opens), 2), "filter_ms": round(statistics.median(filters), 1), "scroll_s": round(scroll_s, 2)}

@@ -19,6 +19,7 @@ from cluster.config import ConfigError
 from cluster.telemetry import log
 from pipelines import job, tables
 from pipelines.curate import Curation
+from pipelines.forgetting.request import check_finished
 from pipelines.forgetting.traces import is_in
 from pipelines.pieces import PIECE_SUFFIX, PLAN_SUFFIX
 from pipelines.recipe import Recipe
@@ -111,6 +112,7 @@ def take_out(recipe: Recipe, wanted: Sequence[Failure]) -> int:
 
 def retry(recipe: Recipe, wanted: Sequence[Failure], in_process: bool = False) -> tuple[list[Failure], job.Outcome]:
     """Do failed rows again, by a run of the recipe's curation; returns what fails of the same files after that, and the run's outcome."""
+    check_finished(recipe.out_uri)
     count = take_out(recipe, wanted)
     log.info(f"{len(wanted)} failed rows are done again; {count} rows of tables were taken out for that")
     outcome = job.run_recipe(recipe, "curate", in_process)

@@ -77,7 +77,7 @@ def forgotten(outcome: Outcome, out_uri: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    for run in record.runs:
+    for run in (run for run in record.runs if run.saw_it):
         console.print(f"[yellow]{run.folder} was trained on it: its checkpoints and its model cannot unlearn it[/]", highlight=False)
     console.print(
         f"record: {out_uri}/forgotten/{record.id}.json; exports to other folders, samples and backups are yours to look after", soft_wrap=True

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.duplicates.clips import Hashes
-from pipelines.video.phash import is_informative
+from pipelines.video.phash import is_informative, mirrored
 
 EVEN = 16.0
 """Bits at which it is even whether two frames are the same: half way between 0, of copies, and 32, of strangers. Nearer frames speak for a
@@ -34,16 +34,17 @@ class Alignment:
     """Mean bits by which their hashes differ, over the frames in which at least one shows something."""
 
 
-def align(a: Hashes, b: Hashes) -> Alignment | None:
+def align(a: Hashes, b: Hashes, mirror: bool = False) -> Alignment | None:
     """The run of frames, the same long in both clips, of the greatest sum of `EVEN` less distance; None where no frame is alike.
 
     A local alignment without gaps, as in sequence search (Altschul et al., BLAST, 1990): at every offset the run of the greatest sum is
-    found at once (Kadane). Frames that are flat in both clips count for nothing, so black alone matches nothing.
+    found at once (Kadane). With `mirror`, b is mirrored first. Frames that are flat in both clips count for nothing, so black alone matches nothing.
     """
     n_a, n_b = len(a), len(b)
     if not n_a or not n_b:
         return None
     known_a, known_b = is_informative(a), is_informative(b)
+    b = mirrored(b) if mirror else b
     distance = frame_distances(a, b)
     either = known_a[:, None] | known_b[None, :]
     # In whole 64ths, whose sums are exact: which run is best does not hang on rounding.

@@ -6,18 +6,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.duplicates.keys import distances, unique_rows
+from pipelines.duplicates.keys import distances
 
-NEIGHBOURS = 64
+NEIGHBOURS = 32
 """Each of the clips that share one key is compared with this many after it. The order puts clips of different files next to each other,
 and of those the ones with like hashes. So thousands of copies cost as much as they are many, and not their square."""
 
-CANDIDATES = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("mirrored", pa.bool_())])
-"""Two clips by number, a < b, and whether one of them would have to be mirrored to look like the other."""
+CANDIDATES = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("mirrored", pa.bool_()), ("votes", pa.int64())])
+"""Two clips by number, a < b, whether one of them would have to be mirrored to look like the other, and how many keys say so."""
+
+Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 def candidates(keys: pa.Table, frame_distance: int, still_distance: int) -> pa.Table:
-    """Rows of `CANDIDATES` from rows of `KEYS`, each once. All rows of a key have to be there; `origin` is what parts clips not to be compared.
+    """Rows of `CANDIDATES` from rows of `KEYS`, each pair once. All rows of a key have to be there; `origin` parts clips not to be compared.
 
     Hashes that share a key have to lie within `frame_distance` bits of each other, those of images within `still_distance`.
     """
@@ -37,20 +40,22 @@ def candidates(keys: pa.Table, frame_distance: int, still_distance: int) -> pa.T
         second = first + step
         near = (origin[first] != origin[second]) & (distances(hashes[first], hashes[second]) <= most[first])
         i, j = first[near], second[near]
-        found.append(unique_pairs(clip[i], clip[j], turned[i] != turned[j]))
+        votes = np.ones(len(i), np.int64)
+        found.append(counted(np.minimum(clip[i], clip[j]), np.maximum(clip[i], clip[j]), turned[i] != turned[j], votes))
     if not found:
         return CANDIDATES.empty_table()
-    a, b, mirror = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return pa.table(list(unique_pairs(a, b, mirror)), schema=CANDIDATES)
+    a, b, mirror, votes = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return pa.table(list(counted(a, b, mirror, votes)), schema=CANDIDATES)
 
 
-def unique_pairs(
-    i: NDArray[np.int64], j: NDArray[np.int64], mirror: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Pairs with the smaller number first, each once."""
-    a, b = np.minimum(i, j), np.maximum(i, j)
-    chosen = unique_rows((a, b, mirror))
-    return a[chosen], b[chosen], mirror[chosen]
+def counted(a: Ints, b: Ints, mirror: Flags, votes: Ints) -> tuple[Ints, Ints, Flags, Ints]:
+    """Each distinct row of the first three once, ordered by them, with the sum of its votes."""
+    order = np.lexsort((mirror, b, a))
+    a, b, mirror, votes = a[order], b[order], mirror[order], votes[order]
+    new = np.ones(len(a), bool)
+    new[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1]) | (mirror[1:] != mirror[:-1])
+    starts = np.flatnonzero(new)
+    return a[new], b[new], mirror[new], np.add.reduceat(votes, starts) if len(starts) else votes
 
 
 def _in_order(key: NDArray[np.int64], clip: NDArray[np.int64], origin: NDArray[np.int64], bits: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -69,7 +74,9 @@ def _in_order(key: NDArray[np.int64], clip: NDArray[np.int64], origin: NDArray[n
     begin = np.maximum.accumulate(np.where(starts_origin, np.arange(len(order)), 0)) if len(order) else np.zeros(0, np.int64)
     rank = np.arange(len(order)) - begin
     order, rank = order[mixed], rank[mixed]
-    return np.asarray(order[np.lexsort((clip[order], bits[order], rank, key[order]))], np.int64)
+    # The low bytes first: they are of the steady bits.
+    like = bits[order].byteswap().view(np.uint64)
+    return np.asarray(order[np.lexsort((clip[order], like, rank, key[order]))], np.int64)
 
 
 def _sharing(key: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ k-means. Here each clip is in its two nearest cells, so that a pair with a borde
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.duplicates.clips import RANKED, as_clips, numbers
+from pipelines.duplicates.clips import CLIPS, RANKED, as_clips, numbers
 from pipelines.duplicates.keys import unique_rows
 from pipelines.shuffle import Rows
 
@@ -30,14 +31,7 @@ BLOCK = 1024
 
 Vectors = NDArray[np.float32]
 
-EMBEDDED = pa.schema(
-    [
-        *[(name, kind) for name, kind in zip(RANKED, [pa.string(), pa.string(), pa.int64(), pa.float64(), pa.float64()], strict=True)],
-        ("origin", pa.int64()),
-        ("still", pa.bool_()),
-        ("vector", pa.binary()),
-    ]
-)
+EMBEDDED = pa.schema([*(CLIPS.field(name) for name in (*RANKED, "origin")), ("vector", pa.binary())])
 """A clip and its embedding, scaled to length 1, as 32-bit floats."""
 
 PAIRS = pa.schema([*(EMBEDDED.field(name).with_name(f"{side}_{name}") for side in "ab" for name in RANKED), ("cosine", pa.float64())])
@@ -77,7 +71,7 @@ def as_embedded(rows: pa.Table) -> pa.Table:
         if not (math.isfinite(length) and length > 0):
             raise ValueError(f"clip {uid}: its embedding has the length {length:g}; it must be finite and not 0")
         unit.append((vector / length).astype("<f4").tobytes())
-    return clips.select([*RANKED, "origin", "still"]).append_column("vector", pa.array(unit, pa.binary())).cast(EMBEDDED)
+    return clips.select([*RANKED, "origin"]).append_column("vector", pa.array(unit, pa.binary())).cast(EMBEDDED)
 
 
 def counted(embedded: pa.Table) -> pa.Table:
@@ -147,9 +141,9 @@ def alike(cells: pa.Table, min_cosine: float) -> pa.Table:
     cells = cells.sort_by([("cell", "ascending"), ("uid", "ascending")])
     data, origin = vectors(cells), np.asarray(cells["origin"].to_numpy(), np.int64)
     still = np.asarray(cells["still"].to_numpy(zero_copy_only=False), bool)
-    _, starts = np.unique(np.asarray(cells["cell"].to_numpy(), np.int64), return_index=True)
+    edges = [*np.unique(np.asarray(cells["cell"].to_numpy(), np.int64), return_index=True)[1].tolist(), len(cells)]
     left, right, cosines = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
-    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(cells)], strict=True):
+    for start, end in itertools.pairwise(edges):
         for i in range(start, end, BLOCK):
             for j in range(i, end, BLOCK):
                 a, b = data[i : min(i + BLOCK, end)], data[j : min(j + BLOCK, end)]
@@ -163,5 +157,5 @@ def alike(cells: pa.Table, min_cosine: float) -> pa.Table:
                 right.append(second[exact >= min_cosine])
                 cosines.append(exact[exact >= min_cosine])
     sides = [cells.select(list(RANKED)).take(pa.array(np.concatenate(side))) for side in (left, right)]
-    columns = [column for side in sides for column in side.columns]
-    return pa.table([*columns, pa.array(np.concatenate(cosines), pa.float64())], schema=PAIRS)
+    found = [column for side in sides for column in side.columns]
+    return pa.table([*found, pa.array(np.concatenate(cosines), pa.float64())], schema=PAIRS)

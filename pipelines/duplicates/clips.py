@@ -19,8 +19,8 @@ READS = (
 )
 """Columns of clips that `as_clips` needs, `uid` among them."""
 
-RANKED = ("uid", "source", "pixels", "duration_s", "sharpness")
-"""What decides which clip of several stays."""
+RANKED = ("uid", "source", "pixels", "duration_s", "sharpness", "still")
+"""What decides which clip of several stays, and whether it is an image."""
 
 CLIPS = pa.schema(
     [

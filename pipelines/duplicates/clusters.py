@@ -22,6 +22,7 @@ class Member:
     pixels: int
     duration_s: float
     sharpness: float
+    still: bool = False
 
     def rank(self) -> tuple[int, float, float, str, str]:
         """Smaller is better: most pixels, then longest, then sharpest, then by name, so that there is one order only."""
@@ -129,18 +130,21 @@ def best_copies(identities: Mapping[str, str], clips: Mapping[str, Member]) -> d
 
 
 def unmet(decisions: Sequence[Decision], clips: Mapping[str, Member], known: Set[tuple[str, str]], better: int) -> list[tuple[str, str]]:
-    """Pairs of kept clips of one cluster, but of different files, that are not `known`: each with the `better` best that are better than it.
+    """Pairs of clips of one cluster, but of different files, that are worth comparing and not `known`.
 
-    A cluster of thousands of copies is found through each one's neighbours, not by comparing all with all.
+    A cluster of thousands of copies is found through some others of each, not by comparing all with all. So each clip that is no duplicate of
+    its cluster's best is compared with that, and a kept one with the `better` best of those kept that are better than it.
     """
-    kept: dict[str, list[str]] = {}
+    members_of: dict[str, list[Decision]] = {}
     for decision in decisions:
-        if decision.duplicate_of is None:
-            kept.setdefault(decision.cluster, []).append(decision.uid)
-    wanted = []
-    for uids in kept.values():
-        ordered = sorted(uids, key=lambda uid: clips[uid].rank())
-        for number, uid in enumerate(ordered):
-            asked = [(min(uid, other), max(uid, other)) for other in ordered[: min(number, better)] if clips[other].source != clips[uid].source]
-            wanted += [pair for pair in asked if pair not in known]
-    return sorted(wanted)
+        members_of.setdefault(decision.cluster, []).append(decision)
+    wanted = set()
+    for best, group in members_of.items():
+        ordered = sorted(group, key=lambda one: clips[one.uid].rank())
+        kept: list[str] = []
+        for one in ordered:
+            others = {best, *kept[:better]} if one.duplicate_of is None else {best} if one.duplicate_of != best and one.kind != "exact" else set()
+            wanted |= {(min(one.uid, other), max(one.uid, other)) for other in others if clips[other].source != clips[one.uid].source}
+            if one.duplicate_of is None:
+                kept.append(one.uid)
+    return sorted(wanted - known)

@@ -6,6 +6,7 @@ a hash's 64 bits. Two hashes whose bits differ independently with probability p 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import cache
 
@@ -22,9 +23,14 @@ WIDTH = 26
 SAMPLED_BITS = 52
 """Masks take their bits from the lowest frequencies only, which change least when a picture is scaled and compressed."""
 
+BLOCKS, CLEAN_BLOCKS = 7, 3
+"""For images: masks of all choices of 3 of 7 blocks of the 64 bits, 27 bits each (Manku, Jain and Das Sarma, 'Detecting near-duplicates for
+web crawling', 2007). Four bits that differ leave three blocks untouched, so no image within 4 bits is missed."""
+
 KEYS_A_CLIP, KEYS_A_HASH = 16, 8
-"""A clip of u different hashes emits about 16 + 8 u keys, and at most TABLES u: a still picture, which has one hash to be found by,
-emits them all, a moving one about eight a hash. Which ones follows from the keys: of two copies, both emit a key or neither does."""
+"""A clip of u different hashes emits about 16 + 8 u keys, and at most TABLES u: a still one, which has one hash to be found by, emits them
+all (an image those of its own masks), a moving one about eight a hash. Which ones follows from the keys alone: a key that two copies share
+is emitted by both, or its chance is that of the one which emits fewer."""
 
 TURN = mirrored(np.zeros(1, np.uint64))[0]
 """The bits that mirroring turns over."""
@@ -48,6 +54,13 @@ def masks() -> tuple[int, ...]:
     return tuple(chosen)
 
 
+@cache
+def block_masks() -> tuple[int, ...]:
+    """The masks of images: every bit is in one block, and blocks hold bits of all frequencies, some of which mirroring turns over."""
+    blocks = [sum(1 << bit for bit in range(number, 64, BLOCKS)) for number in range(BLOCKS)]
+    return tuple(sum(chosen) for chosen in itertools.combinations(blocks, CLEAN_BLOCKS))
+
+
 def key_rows(clips: pa.Table, mirror: bool) -> pa.Table:
     """Rows of `KEYS` for rows of `pipelines.duplicates.clips.CLIPS`."""
     hashes_N, counts = sequences(clips["phash"], clips["uid"].to_pylist())
@@ -64,7 +77,10 @@ def key_rows(clips: pa.Table, mirror: bool) -> pa.Table:
     share = np.minimum(1.0, (KEYS_A_CLIP + KEYS_A_HASH * distinct) / (TABLES * distinct))
     highest_N = (share * float(2**64 - 2**12)).astype(np.uint64)[row_N]
     still = clips["still"].to_numpy().astype(bool)
-    found = [_table_keys(number, hashes_N, row_N, highest_N, still[row_N], mirror) for number in range(TABLES)]
+    still_N = still[row_N]
+    moving, resting = np.flatnonzero(~still_N), np.flatnonzero(still_N)
+    tables = [(mask, moving) for mask in masks()] + [(mask, resting) for mask in block_masks()]
+    found = [_table_keys(number, mask, hashes_N, row_N, highest_N, chosen, mirror) for number, (mask, chosen) in enumerate(tables)]
     keys, positions, turned = (np.concatenate(parts) for parts in zip(*found, strict=True))
     rows = row_N[positions]
     hashes = np.where(turned, mirrored(hashes_N[positions]), hashes_N[positions])
@@ -74,25 +90,24 @@ def key_rows(clips: pa.Table, mirror: bool) -> pa.Table:
 
 
 def _table_keys(
-    number: int, hashes_N: Hashes, row_N: Ints, highest_N: Hashes, still_N: NDArray[np.bool_], mirror: bool
+    number: int, mask: int, hashes_N: Hashes, row_N: Ints, highest_N: Hashes, chosen: Ints, mirror: bool
 ) -> tuple[Hashes, Ints, NDArray[np.bool_]]:
-    """Keys of one table, up to each clip's highest; of which hash each is, and whether that was mirrored first.
+    """Keys of the chosen hashes in one table, up to each clip's highest; of which hash each is, and whether that was mirrored first.
 
     A picture and its mirrored copy have one key: each is turned so that the first of the mask's bits that mirroring turns over is 0.
     """
-    mask = masks()[number]
+    hashes = hashes_N[chosen]
+    turned = np.zeros(len(hashes), bool)
     if mirror:
         odd = mask & int(TURN)
-        turned = (hashes_N & np.uint64(odd & -odd)) != 0
-        hashes_N = np.where(turned, hashes_N ^ TURN, hashes_N)
-    else:
-        turned = np.zeros(len(hashes_N), bool)
-    # An image meets images only.
-    keys = mixed((hashes_N & np.uint64(mask)) ^ np.where(still_N, np.uint64(1 << 63), np.uint64(0)), 2 * number + 1)
-    positions = np.flatnonzero(keys <= highest_N)
+        turned = (hashes & np.uint64(odd & -odd)) != 0
+        hashes = np.where(turned, mirrored(hashes), hashes)
+    keys = mixed(hashes & np.uint64(mask), 2 * number + 1)
+    low = np.flatnonzero(keys <= highest_N[chosen])
     # Hashes that differ outside the mask only have the same key; the first of them by value speaks for the clip.
-    positions = positions[np.sort(np.unique(mixed(row_N.view(np.uint64), 0)[positions] ^ keys[positions], return_index=True)[1])]
-    return keys[positions], positions, turned[positions]
+    _, first = np.unique(mixed(row_N.view(np.uint64)[chosen[low]], 0) ^ keys[low], return_index=True)
+    low = low[np.sort(first)]
+    return keys[low], chosen[low], turned[low]
 
 
 def mixed(values: Hashes, salt: int) -> Hashes:
@@ -107,7 +122,7 @@ def mixed(values: Hashes, salt: int) -> Hashes:
 
 def distances(a: Hashes, b: Hashes | np.uint64) -> NDArray[np.int64]:
     """Bits in which hashes differ."""
-    return np.bitwise_count(a ^ b).astype(np.int64)
+    return np.asarray(np.bitwise_count(a ^ b), np.int64)
 
 
 def unique_rows(columns: Sequence[NDArray[np.generic]]) -> Ints:

@@ -17,11 +17,10 @@ from pydantic import Field
 
 from cluster.config import Settings
 from pipelines.duplicates.alignment import align
-from pipelines.duplicates.candidates import candidates
+from pipelines.duplicates.candidates import candidates, counted
 from pipelines.duplicates.clips import CLIPS, RANKED, Ints, numbers, sequences
-from pipelines.duplicates.keys import key_rows, mixed, unique_rows
+from pipelines.duplicates.keys import key_rows, mixed
 from pipelines.shuffle import Rows
-from pipelines.video.phash import mirrored
 
 FRAME_SLACK = 2
 """A frame by which two clips become candidates may differ by this many bits more than the mean of all frames may."""
@@ -36,6 +35,10 @@ class Nearness(Settings):
     mirrored: bool = True
 
 
+PARTNERS, SENT = 32, 256
+"""A pair is compared if it is among the first 32 of one of its clips, by how many keys they share, and among the first 256 of the other. Of thousands
+of copies each needs only some others to be found with: `pipelines.steps.dedup` then compares those with the best."""
+
 MEMBER = tuple(CLIPS.field(name) for name in (*RANKED, "origin"))
 PAIRS = pa.schema(
     [
@@ -48,10 +51,11 @@ PAIRS = pa.schema(
 )
 """Two clips, how far they are apart in mean bits of 64, and which share of each the frames that both show are."""
 
-_SIDES = pa.schema([*CLIPS, ("other", pa.int64()), ("mirrored", pa.bool_())])
+_SIDES = pa.schema([*CLIPS, ("other", pa.int64()), ("mirrored", pa.bool_()), ("votes", pa.int64())])
 """A clip, or, with `other`, a clip asked for by a candidate pair."""
 
-_SEQUENCES = pa.schema([("pair", pa.int64()), *_SIDES])
+_SEQUENCES = pa.schema([("pair", pa.int64()), *CLIPS, ("other", pa.int64()), ("mirrored", pa.bool_()), ("place", pa.int64())])
+"""A clip as one of a pair, which is in this place among all its pairs."""
 
 
 def near_pairs(clips: Rows, nearness: Nearness) -> pa.Table:
@@ -60,9 +64,18 @@ def near_pairs(clips: Rows, nearness: Nearness) -> pa.Table:
     return nearest(found.collect())
 
 
-def again(clips: Rows, asked: pa.Table, nearness: Nearness) -> pa.Table:
-    """As `near_pairs`, of the pairs of clips asked for: their uids in the columns `a` and `b`, few enough to be sent to every worker."""
-    return nearest(clips.map(partial(brought, asked=asked)).grouped("pair", partial(compared, nearness=nearness)).collect())
+def again(clips: Rows, asked: Sequence[tuple[str, str]], nearness: Nearness) -> pa.Table:
+    """As `near_pairs`, of the pairs of clips asked for by their uids, few enough to be sent to every worker."""
+    a, b = zip(*asked, strict=True) if asked else ((), ())
+    turns = (False, True) if nearness.mirrored else (False,)
+    ways = pa.table(
+        {
+            "uid": pa.array((a + b) * len(turns), pa.string()),
+            "other": pa.array((b + a) * len(turns), pa.string()),
+            "mirrored": pa.array([turn for turn in turns for _ in (*a, *b)], pa.bool_()),
+        }
+    )
+    return nearest(clips.map(partial(brought, ways=ways)).grouped("pair", partial(compared, nearness=nearness)).collect())
 
 
 def verified(clips: Rows, nearness: Nearness, frame_distance: int, still_distance: int) -> Rows:
@@ -82,6 +95,7 @@ def asking(met: pa.Table) -> pa.Table:
             "clip": pa.chunked_array([*a.chunks, *b.chunks], pa.int64()),
             "other": pa.chunked_array([*b.chunks, *a.chunks], pa.int64()),
             "mirrored": pa.chunked_array([*met["mirrored"].chunks] * 2, pa.bool_()),
+            "votes": pa.chunked_array([*met["votes"].chunks] * 2, pa.int64()),
         }
     )
     return _conform(rows, _SIDES)
@@ -93,21 +107,30 @@ def telling(clips: pa.Table) -> pa.Table:
 
 
 def answered(sides: pa.Table) -> pa.Table:
-    """Each asking row once, with the sequence of its clip; of exact copies, which share a number, that of the best."""
+    """The first `SENT` asking rows of each clip, each once, with the clip's sequence; of exact copies, which share a number, that of the best."""
     asks = sides.filter(pc.is_valid(sides["other"]))
-    names = np.asarray(asks["clip"].to_numpy(), np.int64)
-    others = np.asarray(asks["other"].to_numpy(), np.int64)
+    names, others, votes = (np.asarray(asks[name].to_numpy(), np.int64) for name in ("clip", "other", "votes"))
     mirror = np.asarray(asks["mirrored"].to_numpy(zero_copy_only=False), bool)
-    chosen = unique_rows((names, others, mirror))
-    names, others, mirror = names[chosen], others[chosen], mirror[chosen]
+    names, others, mirror, votes = counted(names, others, mirror, votes)
+    pairs = _pair_numbers(names, others, mirror)
+    # Of as many votes by the pair's number, which both its clips see.
+    order = np.lexsort((pairs, -votes, names))
+    names, others, mirror, pairs = names[order], others[order], mirror[order], pairs[order]
+    place = np.arange(len(names)) - np.searchsorted(names, names)
+    sent = place < SENT
+    names, others, mirror, pairs, place = names[sent], others[sent], mirror[sent], pairs[sent], place[sent]
     wanted = pa.array(np.unique(names))
     tells = sides.filter(pc.and_(pc.is_null(sides["other"]), pc.is_in(sides["clip"], wanted)))
     tells = tells.sort_by([("clip", "ascending"), *BEST_FIRST])
-    numbers, first = np.unique(np.asarray(tells["clip"].to_numpy(), np.int64), return_index=True)
-    assert len(numbers) == len(wanted), "a candidate's own row is missing"
-    rows = tells.take(pa.array(first[np.searchsorted(numbers, names)]))
-    rows = rows.drop_columns(["other", "mirrored"]).append_column("other", pa.array(others)).append_column("mirrored", pa.array(mirror))
-    return rows.add_column(0, "pair", pa.array(_pair_numbers(names, others, mirror))).cast(_SEQUENCES)
+    told, at = np.unique(np.asarray(tells["clip"].to_numpy(), np.int64), return_index=True)
+    assert len(told) == len(wanted), "a candidate's own row is missing"
+    rows = tells.take(pa.array(at[np.searchsorted(told, names)]))
+    return _asked_with(rows.select(CLIPS.names), pairs, others, mirror, place)
+
+
+def _asked_with(clips: pa.Table, pairs: Ints, others: Ints, mirror: NDArray[np.bool_], place: Ints) -> pa.Table:
+    """Rows of `_SEQUENCES`."""
+    return pa.table([pa.array(pairs), *clips.columns, pa.array(others), pa.array(mirror), pa.array(place)], schema=_SEQUENCES)
 
 
 BEST_FIRST: list[tuple[str, str]] = [
@@ -131,16 +154,18 @@ def compared(sides: pa.Table, nearness: Nearness) -> pa.Table:
     edges = np.concatenate([[0], np.cumsum(counts)])
     clip, other = (np.asarray(sides[name].to_numpy(), np.int64) for name in ("clip", "other"))
     pair = np.asarray(sides["pair"].to_numpy(), np.int64)
+    place = np.asarray(sides["place"].to_numpy(), np.int64)
     turn, still = (sides[name].to_pylist() for name in ("mirrored", "still"))
     sources, origins = sides["source"].to_pylist(), sides["origin"].to_pylist()
     first: list[int] = []
     values: list[tuple[bool, float, float, float]] = []
-    for i in np.flatnonzero((pair[1:] == pair[:-1]) & (clip[1:] == other[:-1]) & (clip[:-1] == other[1:])).tolist():
+    meets = (pair[1:] == pair[:-1]) & (clip[1:] == other[:-1]) & (clip[:-1] == other[1:])
+    for i in np.flatnonzero(meets & (np.minimum(place[1:], place[:-1]) < PARTNERS)).tolist():
         j = i + 1
         if turn[i] != turn[j] or sources[i] == sources[j] or origins[i] == origins[j] or still[i] != still[j]:
             continue
         a, b = (hashes[edges[k] : edges[k + 1]] for k in (i, j))
-        laid = align(a, mirrored(b) if turn[i] else b)
+        laid = align(a, b, turn[i])
         if laid is None or laid.distance > (nearness.image_max_distance if still[i] else nearness.max_distance):
             continue
         if laid.length < nearness.min_share * min(len(a), len(b)):
@@ -150,24 +175,14 @@ def compared(sides: pa.Table, nearness: Nearness) -> pa.Table:
     return _pairs(sides, first, values)
 
 
-def brought(clips: pa.Table, asked: pa.Table) -> pa.Table:
-    """Both ways round of the pairs asked for: the sequences of those of their clips that are among these."""
-    ways = [(a, b, way) for a, b in zip(asked["a"].to_pylist(), asked["b"].to_pylist(), strict=True) for way in (False, True)]
-    of: dict[str, list[tuple[str, bool]]] = {}
-    for a, b, way in ways:
-        of.setdefault(a, []).append((b, way))
-        of.setdefault(b, []).append((a, way))
-    rows, others, mirror = [], [], []
-    for row, uid in enumerate(clips["uid"].to_pylist()):
-        for other, way in of.get(uid, ()):
-            rows.append(row)
-            others.append(other)
-            mirror.append(way)
+def brought(clips: pa.Table, ways: pa.Table) -> pa.Table:
+    """For each `uid` in `ways` that is among these clips its sequence, to meet that of the `other` one."""
+    ways = ways.filter(pc.is_in(ways["uid"], value_set=clips["uid"].combine_chunks()))
+    taken = clips.take(pc.index_in(ways["uid"].combine_chunks(), clips["uid"].combine_chunks()))
     # Here a clip goes by its uid: copies that share a number are not to be taken for each other.
-    taken = clips.take(pa.array(rows, pa.int64()))
-    names, met, turn = numbers(taken["uid"].to_pylist()), numbers(others), np.array(mirror, bool)
-    taken = taken.set_column(0, "clip", pa.array(names)).append_column("other", pa.array(met)).append_column("mirrored", pa.array(turn))
-    return taken.add_column(0, "pair", pa.array(_pair_numbers(names, met, turn))).cast(_SEQUENCES)
+    names, others = numbers(ways["uid"].to_pylist()), numbers(ways["other"].to_pylist())
+    mirror = np.asarray(ways["mirrored"].to_numpy(), bool)
+    return _asked_with(taken.set_column(0, "clip", pa.array(names)), _pair_numbers(names, others, mirror), others, mirror, np.zeros_like(names))
 
 
 def nearest(pairs: pa.Table) -> pa.Table:

@@ -76,15 +76,14 @@ def export(clips: pa.Table, target: Target, run_orders: RunOrders) -> Summary:
     Files appear under their names when they are whole, and the index comes last. Clips that failed in an earlier export are tried
     again. What is no longer wanted goes. Raises `ConfigError` where the folder holds an export with other settings.
     """
-    if isinstance(target.layout, Sharded) and shards.is_planned(target.work):
+    begun = shards.planned(target.work)
+    _check_settings(target, begun)
+    if begun and isinstance(target.layout, Sharded):
         # A run was stopped after all was cut: what it began is ended first, so that every name means what it says.
         log.info(f"{target.folder}: a run was stopped while it wrote shards; these are finished first")
         shards.carry_out(target.folder, target.work, target.layout, run_orders)
     listed, settings = index.read(target.folder)
-    if settings and settings != target.settings:
-        changed = [name for name in settings if settings[name] != target.settings.get(name)]
-        told = ", ".join(f"{name}: {settings[name]}, now {target.settings.get(name)}" for name in changed)
-        raise ConfigError(f"{target.folder} holds an export with other settings ({told}); choose another --out, or remove it")
+    _check_settings(target, settings)
     there = {entry.uri for entry in storage.list_files(target.folder)}
     before = listed.filter(pa.array([bool(file) and storage.join(target.folder, file) in there for file in listed["file"].to_pylist()], pa.bool_()))
     clips = _with_reasons(clips, target.layout)
@@ -96,6 +95,13 @@ def export(clips: pa.Table, target: Target, run_orders: RunOrders) -> Summary:
     else:
         _commit_files(rows, listed, target)
     return summary(target.folder, n_new)
+
+
+def _check_settings(target: Target, settings: Mapping[str, Any] | None) -> None:
+    changed = [name for name in settings or {} if (settings or {})[name] != target.settings.get(name)]
+    if settings and changed:
+        told = ", ".join(f"{name}: {settings[name]}, now {target.settings.get(name)}" for name in changed)
+        raise ConfigError(f"{target.folder} holds an export with other settings ({told}); choose another --out, or remove it")
 
 
 def _with_reasons(clips: pa.Table, layout: Format) -> pa.Table:

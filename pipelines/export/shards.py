@@ -36,8 +36,11 @@ MEMBER_BYTES = 4096
 KEY = b"worldloom.export"
 
 
-def is_planned(work: str) -> bool:
-    return storage.exists(storage.join(work, PLAN))
+def planned(work: str) -> dict[str, Any] | None:
+    """The settings of an export that was stopped while it wrote shards; None where none was."""
+    uri = storage.join(work, PLAN)
+    settings: dict[str, Any] | None = json.loads(storage.read_schema(uri).metadata[KEY])["settings"] if storage.exists(uri) else None
+    return settings
 
 
 def make_plan(work: str, layout: Sharded, rows: pa.Table, before: pa.Table, settings: dict[str, Any]) -> None:

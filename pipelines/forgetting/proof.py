@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,8 @@ from pipelines.forgetting.traces import Names, is_in, payloads, text_cells
 CHUNK_BYTES = 64 << 20
 OVERLAP_BYTES = 8192
 """More than any name, so that none is missed between two chunks."""
+THREADS = min(8, os.cpu_count() or 1)
+"""Reading, hashing and looking for bytes release Python's lock; each thread holds a row group or a chunk."""
 TEXTS = (".json", ".jsonl", ".html", ".htm", ".yaml", ".yml", ".txt", ".md", ".svg", ".csv", ".log", ".err", ".out")
 
 
@@ -32,6 +36,11 @@ class Proof:
     bytes: int = 0
     shared: int = 0
     left: list[str] = field(default_factory=list)
+
+    def add(self, other: Proof) -> None:
+        for name in ("files", "tables", "cells", "bytes", "shared"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.left += other.left
 
     def counts(self) -> dict[str, int]:
         return {"files": self.files, "tables": self.tables, "cells": self.cells, "bytes": self.bytes, "shared": self.shared, "left": len(self.left)}
@@ -56,20 +65,24 @@ def prove(
     """
     wanted, proof = _Wanted(names, whole, uri, payloads, captions, keys), Proof()
     files = [entry for entry in storage.list_files(out_uri) if not entry.uri.startswith(storage.join(out_uri, records.FOLDER) + "/")]
-    with progress("proving", len(files)) as bar:
-        for entry in files:
-            path = entry.uri.removeprefix(out_uri + "/")
-            proof.files += 1
-            proof.bytes += entry.size_bytes
-            if names.in_text(path):
-                proof.left.append(f"{path}: its name")
-            if path.endswith(".parquet"):
-                proof.tables += 1
-                proof.left += [f"{path}: {what}" for what in sorted(set(_in_table(entry.uri, wanted, proof)))]
-            elif _in_file(entry.uri, names):
-                proof.left.append(f"{path}: its content")
+    with progress("proving", len(files)) as bar, ThreadPoolExecutor(THREADS) as pool:
+        for of_file in pool.map(lambda entry: _prove_file(entry, out_uri, wanted), files):
+            proof.add(of_file)
             bar.advance()
     proof.left += [f"{leftover.removeprefix(out_uri + '/')}: a file that was being written" for leftover in leftovers(out_uri)]
+    return proof
+
+
+def _prove_file(entry: storage.Entry, out_uri: str, wanted: _Wanted) -> Proof:
+    path = entry.uri.removeprefix(out_uri + "/")
+    proof = Proof(files=1, bytes=entry.size_bytes)
+    found = {"its name"} if wanted.names.in_text(path) else set[str]()
+    if path.endswith(".parquet"):
+        proof.tables = 1
+        found |= set(_in_table(entry.uri, wanted, proof))
+    elif _in_file(entry.uri, wanted.names):
+        found.add("its content")
+    proof.left = [f"{path}: {what}" for what in sorted(found)]
     return proof
 
 

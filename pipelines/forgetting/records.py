@@ -48,10 +48,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Run:
-    """A training run that had seen what was forgotten: its folder's name, and the digest of the settings that shape it."""
+    """A training run of the data set as it was: its folder's name, the digest of the settings that shape it, and what it was trained on."""
 
     folder: str
     settings: str
+    saw_it: bool
+    """Whether what was forgotten was in the manifest it was trained on."""
 
 
 @dataclass(frozen=True)

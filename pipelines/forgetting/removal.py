@@ -163,7 +163,7 @@ def _remove_exports(out: str, work: Work) -> int:
             continue
         folder = entry.uri.rpartition("/")[0]
         for file in files:
-            uri = file if storage.exists(storage.absolute(file)) and file.startswith(out) else storage.join(folder, file)
+            uri = storage.join(folder, file)
             removed += storage.exists(uri)
             storage.remove(uri)
         with_them = pc.or_(own, is_in(index["file"], files))

@@ -24,7 +24,7 @@ from pipelines.forgetting import proof, records
 from pipelines.forgetting.records import Record, Run, Span
 from pipelines.forgetting.removal import remove
 from pipelines.forgetting.traces import is_in
-from pipelines.forgetting.work import Work, gather, light_columns, listed_sources, span_of
+from pipelines.forgetting.work import Work, gather, light_columns, listed_sources, span_of, table_name
 from pipelines.recipe import Recipe
 from training import checkpoint
 
@@ -53,7 +53,7 @@ def forget(recipe: Recipe, source: str | None = None, uid: str | None = None, ag
         return None
     known = {earlier.id: earlier for earlier in records.read_records(out)}
     # The day of the first request stays, whatever is found by a second one.
-    record = known.get(record.id) or replace(record, **_standing(recipe, record, [*known.values()]), rows=dict(work.rows))
+    record = known.get(record.id) or replace(record, **_standing(recipe, record, work, [*known.values()]), rows=dict(work.rows))
     storage.write_bytes(records.work_uri(out, record.id), json.dumps(_plain(work)).encode())
     records.write_record(out, record)
     mentions, files = remove(recipe, work)
@@ -99,18 +99,23 @@ def go_on(recipe: Recipe, source_uids: Iterable[str], run_uri: str) -> None:
     now, settings = standing(recipe, source_uids), checkpoint.settings_digest(recipe.train, recipe.seed)
     for record in reversed(records.read_records(recipe.out_uri)):
         folders = [storage.join(recipe.out_uri, run.folder) for run in record.runs if run.settings == settings]
-        before = [(reached, folder) for folder in folders if folder != run_uri and (reached := checkpoint.newest(folder))]
+        before = [(_written_at(reached.uri), folder, reached) for folder in folders if folder != run_uri and (reached := checkpoint.newest(folder))]
         if not before:
             continue
         if record.standing != now:
             log.info("what was trained on before something was forgotten is not gone on from: steps or sources have changed as well")
             return
-        reached, folder = max(before, key=lambda item: (item[0].step, item[1]))
+        # Of runs on data sets of other settings, which were there too, the last one trained is the one that stood.
+        _, folder, reached = max(before, key=lambda item: item[:2])
         checkpoint.move(folder, run_uri)
         log.info(f"training goes on from step {reached.step} without what was forgotten; the weights have seen it")
         if recipe.train.steps <= reached.step:
             log.warning(f"that run is finished at step {reached.step}: raise train.steps to train on, or remove {run_uri} to start over without it")
         return
+
+
+def _written_at(checkpoint_uri: str) -> int:
+    return max(int(entry.version) for entry in storage.list_files(checkpoint_uri, checkpoint.MARKER))
 
 
 def _begun(out: str) -> dict[str, Work]:
@@ -162,10 +167,12 @@ def _whom(recipe: Recipe, source: str | None, uid: str | None, begun: dict[str, 
             continue
         own = table.filter(pc.or_(is_in(table["uid"], [uid]), is_in(table["source_uid"] if "source_uid" in names else table["uid"], [uid])))
         for row in own.to_pylist():
-            if row.get("kind") == "image" or row.get("source_uid") == uid or row.get("start_pts") is None:
+            # A source's own row has no span, and an image is nothing but its one clip.
+            if row.get("source_uid") == uid or row.get("kind") == "image" or ("source_uid" not in row and row.get("start_pts") is None):
                 _check_not_in_recipe(recipe, row["source"])
                 return row["source"], None
-            clip = row["source"], Span.of(row)
+            if row.get("start_pts") is not None:
+                clip = row["source"], Span.of(row)
     if clip is None:
         raise ConfigError(f"uid {uid}: is of no source and no clip in {recipe.out_uri}")
     return clip
@@ -180,7 +187,7 @@ def _check_not_in_recipe(recipe: Recipe, uri: str) -> None:
             )
 
 
-def _standing(recipe: Recipe, record: Record, earlier: list[Record]) -> dict[str, Any]:
+def _standing(recipe: Recipe, record: Record, work: Work, earlier: list[Record]) -> dict[str, Any]:
     """How things stand before and after, and the training runs that have seen what goes."""
     listed = listed_sources(recipe)
     before = records.forgotten(recipe.out_uri)
@@ -193,8 +200,8 @@ def _standing(recipe: Recipe, record: Record, earlier: list[Record]) -> dict[str
         for entry in storage.list_files(recipe.tables_uri, "_manifest.parquet"):
             folder = checkpoint.run_folder(recipe.train, entry.uri, recipe.out_uri, recipe.seed)
             if checkpoint.newest(folder) is not None:
-                runs.add(Run(folder.rpartition("/")[2], settings))
+                runs.add(Run(folder.rpartition("/")[2], settings, table_name(recipe.out_uri, entry.uri) in dict(work.rows)))
     # A run that an earlier removal left waiting under its old name still waits.
     runs |= {run for other in earlier if other.standing == now for run in other.runs if storage.exists(storage.join(recipe.out_uri, run.folder))}
-    ordered = tuple(sorted(runs, key=lambda run: (run.folder, run.settings)))
+    ordered = tuple(sorted(runs, key=lambda run: (run.folder, run.settings, run.saw_it)))
     return {"standing_before": now, "standing": standing(recipe, after), "runs": ordered}

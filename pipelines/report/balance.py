@@ -44,9 +44,10 @@ BINS = 24
 
 def nearest(values_N: Floats, marks: Sequence[float], log: bool = False) -> NDArray[np.int64]:
     """`[N]` index of the nearest mark, by ratio if `log`."""
-    scale: Callable[[Any], Any] = np.log if log else np.asarray
-    filled_N = np.where(np.isfinite(values_N) & (values_N > 0), values_N, 1.0)
-    return np.abs(scale(filled_N)[:, None] - scale(np.array(marks))[None]).argmin(1)
+    filled_N, marks_M = np.where(np.isfinite(values_N) & (values_N > 0), values_N, 1.0), np.array(marks, np.float64)
+    if log:
+        filled_N, marks_M = np.log(filled_N), np.log(marks_M)
+    return np.asarray(np.abs(filled_N[:, None] - marks_M[None]).argmin(1), np.int64)
 
 
 @dataclass

@@ -120,7 +120,7 @@ def funnel(totals: Totals, labels: Sequence[str], cuts: str, images: bool) -> di
     left_files, left_clips, left = n_files, 0, whole
     known = [*labels, *sorted({cause.step for cause in (*files, *clips) if cause.is_loss} - set(labels))]
     for label in known:
-        losses = []
+        losses: list[dict[str, Any]] = []
         for unit, sums in (("files", files), ("clips", clips)):
             for cause, amount in sums.items():
                 if cause.is_loss and cause.step == label:

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
+from urllib.parse import quote
 
 import pyarrow as pa
 
@@ -17,6 +18,7 @@ from pipelines.step import Step
 from training.data import shards
 from training.data.footer import DamagedError
 from training.metrics import FILE, curves, read_metrics
+from training.sampling.provenance import read_provenance
 
 PACKAGES = (
     *("worldloom", "av", "numpy", "opencv-python-headless", "pillow", "pyarrow", "scenedetect-headless", "torch", "torchvision", "ray", "deepspeed"),
@@ -133,12 +135,12 @@ def training_runs(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def samples(recipe: Recipe) -> list[dict[str, str]]:
-    """Sampled videos and pictures beside the page, as relative links, with their prompts where these are written down."""
+    """Sampled videos and pictures beside the page, as relative links, with the prompts that their records name."""
     folder = storage.join(recipe.out_uri, "samples")
-    entries = storage.list_files(folder)
+    entries = [entry.uri for entry in storage.list_files(folder)]
     found = []
-    for entry in entries:
-        name = entry.uri.removeprefix(folder).strip("/")
-        if name.endswith((".mp4", ".png")) and len(found) < MAX_SAMPLES:
-            found.append({"file": f"samples/{name}", "kind": "video" if name.endswith(".mp4") else "image"})
+    for uri in [uri for uri in entries if uri.endswith((".mp4", ".png"))][:MAX_SAMPLES]:
+        prompt = str((read_provenance(uri) or {}).get("prompt", ""))
+        name = uri.removeprefix(folder).strip("/")
+        found.append({"file": f"samples/{quote(name)}", "kind": "video" if name.endswith(".mp4") else "image", "prompt": prompt})
     return found

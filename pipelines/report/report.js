@@ -32,12 +32,12 @@ function time(hours) {
   if (hours >= 100) return `${count(hours)} h`;
   if (hours >= 0.995) return `${hours.toFixed(hours < 9.95 ? 2 : 1)} h`;
   if (hours * 60 >= 1) return `${(hours * 60).toFixed(hours * 60 < 9.95 ? 1 : 0)} min`;
-  return `${(hours * 3600).toFixed(hours * 3600 < 9.95 ? 1 : 0)} s`;
+  return hours * 3600 >= 9.95 ? `${(hours * 3600).toFixed(0)} s` : seconds(hours * 3600);
 }
 
 /** A short time: 3.2 s, 14 ms, 80 µs. */
 function seconds(s) {
-  const [scale, unit] = s >= 1 ? [1, 's'] : s >= 1e-3 ? [1e3, 'ms'] : [1e6, 'µs'];
+  const [scale, unit] = s >= 0.0995 ? [1, 's'] : s >= 1e-3 ? [1e3, 'ms'] : [1e6, 'µs'];
   return `${Number((s * scale).toPrecision(2))} ${unit}`;
 }
 

@@ -99,8 +99,7 @@ class Dedup(Global):
                 break
             log.info(f"dedup: {len(asked)} pairs of clips of one cluster are compared as well")
             known.update(asked)
-            a, b = zip(*asked, strict=True)
-            pairs += _pairs(again(clips, pa.table({"a": pa.array(a, pa.string()), "b": pa.array(b, pa.string())}), nearness))
+            pairs += _pairs(again(clips, asked, nearness))
         return everyone, pairs
 
     def _semantic(self, rows: Rows) -> pa.Table:
@@ -121,7 +120,6 @@ class Dedup(Global):
 
     def _table(self, decisions: Sequence[Decision], clips: Mapping[str, Member]) -> pa.Table:
         """What the step says of the clips that have duplicates."""
-        bound = 1.0 - self.min_cosine if self.method == "semantic" else self.max_distance
         rows = []
         for one in decisions:
             row: dict[str, object] = {"uid": one.uid, "cluster": one.cluster, "fate": "kept"}
@@ -129,9 +127,17 @@ class Dedup(Global):
                 what = {"exact": "exact copy", "near": "near-duplicate", "semantic": "semantic duplicate"}[one.kind or "near"]
                 row |= {"duplicate_of": one.duplicate_of, "duplicate_kind": one.kind, "duplicate_distance": one.distance}
                 row |= {"duplicate_overlap": one.share, "fate": "duplicate", "fate_reason": f"{what} of a clip of {clips[one.duplicate_of].source}"}
-                row |= {"fate_value": one.distance, "fate_bound": 0.0 if one.kind == "exact" else bound}
+                row |= {"fate_value": one.distance, "fate_bound": self._bound(one, clips)}
             rows.append(row)
         return pa.Table.from_pylist(rows, pa.schema([pa.field("uid", pa.string()), *WRITES, *FATE_FIELDS]))
+
+    def _bound(self, one: Decision, clips: Mapping[str, Member]) -> float:
+        """The distance up to which the clip is a duplicate."""
+        if one.kind == "exact":
+            return 0.0
+        if one.kind == "semantic":
+            return 1.0 - self.min_cosine
+        return self.image_max_distance if clips[one.uid].still else self.max_distance
 
 
 def _pairs(found: pa.Table) -> list[Pair]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import random
 import re
 import shutil
@@ -33,7 +34,7 @@ from pipelines.forgetting.records import Forgotten, Span
 from pipelines.forgetting.request import check_finished, forget
 from pipelines.forgetting.traces import REDACTED, Names, hex_words, payload_digest, payloads, text_cells
 from pipelines.ledger import ledger
-from pipelines.recipe import Recipe, load_recipe
+from pipelines.recipe import Recipe, load_recipe, resolved
 from pipelines.sources import SourceSettings
 from pipelines.step import Step
 from pipelines.steps.keep import Bound, Keep
@@ -139,8 +140,8 @@ def test_rows_that_name_it_no_longer_do(tmp_path: Path) -> None:
 def _odds_and_ends(out: str, recipe: Recipe) -> str:
     """What else a run leaves that names a file and its clips: exports, splits, a summary, a plan with pieces. Returns the file."""
     rows = content(inspect(recipe))
-    clips = [row for row in rows if row["source"].endswith("c-6.toy")]
-    others = [row for row in rows if row["source"].endswith("e-5.toy")]
+    clips = [row for row in rows if "/c-" in row["source"]]
+    others = [row for row in rows if "/e-" in row["source"]]
     split = pa.table({"uid": [row["uid"] for row in rows], "source_uid": [row["source_uid"] for row in rows], "split": ["train"] * len(rows)})
     storage.write_table(f"{out}/splits.parquet", split)
     storage.write_bytes(f"{out}/ledger.json", json.dumps({"reason": f"near-duplicate of a clip of {clips[0]['source']}"}).encode())
@@ -165,7 +166,10 @@ def test_exports_summaries_and_pieces_go_too(tmp_path: Path) -> None:
     curate(recipe, inline)
     source = _odds_and_ends(recipe.out_uri, recipe)
     uids = _uids(content(inspect(recipe)), source)
+    run = Path(recipe.out_uri) / "run.yaml"
+    run.write_text(f"name: earlier\nsources:\n  - videos: {source}\n")
     forget(recipe, source=source)
+    assert run.read_text() == resolved(recipe)
     assert raw_files_naming(recipe.out_uri, source, *uids) == []
     names = set(files_of(recipe.out_uri))
     assert not {name for name in names if name.endswith((".piece", ".plan.json", "ledger.json", "report.html", ".tar", "all.json"))}
@@ -181,7 +185,7 @@ def _stable(files: dict[str, bytes]) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_killed_at_any_file_operation_it_can_be_finished(tmp_path: Path) -> None:
-    make_sources(tmp_path, ["c-6", "e-5"])
+    make_sources(tmp_path, ["c-2", "e-2"])
     recipe = make_recipe(tmp_path)
     curate(recipe, inline)
     source = _odds_and_ends(recipe.out_uri, recipe)
@@ -408,6 +412,7 @@ def test_a_span_stays_out_whatever_clips_it_is_cut_into() -> None:
     assert forgotten.spare({**row, "source": "/in/b.mp4"}, clips) == clips
     longer = [{"uid": "long", "start_pts": 0, "end_pts": 31}]
     assert getattr(forgotten.spare(row, longer), "reason", None) == records.REASON
+    assert pickle.loads(pickle.dumps(forgotten)) == forgotten, "it travels to workers"
 
 
 # Real footage, drawn: scan, cut, dedup, captions, latents, training.
@@ -458,7 +463,7 @@ def test_training_goes_on_without_the_file(trained: tuple[Path, Path], tmp_path:
     outcome = forget(recipe, source=source)
     assert outcome is not None
     assert raw_files_naming(str(out), source, *uids) == []
-    assert [run_.folder for run_ in outcome.record.runs] == [run.name]
+    assert [(run_.folder, run_.saw_it) for run_ in outcome.record.runs] == [(run.name, True)]
     assert outcome.proof.shared > 0, "its copy has the same pictures, and stays"
     assert [problem for uri in manifests_of(out) for problem in verify(uri)] == []
     opened = tmp_path / "opens"

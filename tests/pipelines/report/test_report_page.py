@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import html
 import json
@@ -74,15 +75,14 @@ def test_nothing_is_loaded_from_anywhere(elements: Elements) -> None:
         assert not re.search(r"https?://|//cdn|@import|url\(|\bfetch\s*\(|XMLHttpRequest|WebSocket|\bimport\s*\(|sendBeacon", text), name
 
 
-def test_the_policy_allows_the_two_scripts_and_no_connection(elements: Elements) -> None:
+def test_the_policy_allows_the_two_scripts_and_no_connection(data: dict[str, Any], elements: Elements) -> None:
     policy = next(a["content"] or "" for tag, a in elements.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "connect-src" not in policy
     assert "http" not in policy
-    scripts = {attributes.get("id", "main"): text for attributes, text in elements.scripts()}
-    assert set(scripts) == {"data", "charts", "main"}
-    for name in ("charts", "main"):
-        assert base64.b64encode(hashlib.sha256(scripts[name].encode()).digest()).decode() in policy
+    assert [attributes.get("id") for attributes, _ in elements.scripts()] == ["data", "charts", None]
+    for script in re.findall(r"<script[^>]*>(.*?)</script>", render(data), re.DOTALL)[1:]:
+        assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
     assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
 
 
@@ -108,7 +108,7 @@ def test_the_page_is_limited_whatever_the_size(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(picks, "STRIP_BYTES", 100_000)
     rows = make_rows(700)
     recipe, curation = make_curation(tmp_path, rows)
-    monkeypatch.setattr("pipelines.report.gather.picks.chosen", lambda *arguments: picks.chosen(*arguments, limit=500))
+    monkeypatch.setattr(picks, "chosen", functools.partial(picks.chosen, limit=500))
     found = gather(recipe, curation, WHEN)
     assert len(rows) > 3000
     assert len(found["rows"]["table"]["uid"]) == 500
@@ -135,12 +135,13 @@ def test_training_curves_and_samples_are_found(tmp_path: Path) -> None:
     recipe, curation = make_curation(tmp_path, make_rows(20))
     records = [{"step": step, "loss": 1 / step, "tokens_per_s": 10.0} | ({"val_loss": 0.5} if step % 500 == 0 else {}) for step in range(1, 1001)]
     storage.write_bytes(storage.join(recipe.out_uri, "run-abc", "metrics.jsonl"), "".join(json.dumps(record) + "\n" for record in records).encode())
-    storage.write_bytes(storage.join(recipe.out_uri, "samples", "a.mp4"), b"")
+    storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.mp4"), b"")
+    storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.json"), b'{"prompt": "a heron"}')
     found = gather(recipe, curation, WHEN)
     assert [run["name"] for run in found["training"]] == ["run-abc"]
     assert len(found["training"][0]["train"]) <= 400
     assert found["training"][0]["validation"] == [[500, 0.5], [1000, 0.5]]
-    assert [sample["file"] for sample in found["samples"]] == ["samples/a.mp4"]
+    assert found["samples"] == [{"file": "samples/a%20b.mp4", "kind": "video", "prompt": "a heron"}]
 
 
 def test_a_report_that_cannot_be_written_is_said_and_undoes_nothing(

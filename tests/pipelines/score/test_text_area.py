@@ -107,10 +107,10 @@ def test_boxes_are_those_of_rapidocr() -> None:
         theirs = detector(page[..., ::-1].copy())
         size = input_size(*page.shape[:2], 448)
         assert size == page.shape[:2]
-        ours = boxes_of(network([to_input(page, size)])[0, 0]).over(0.5)
+        ours = boxes_of(network([to_input(page, size)])[0, 0]).over(0.5, 0.5)
         assert theirs.boxes is not None
         assert len(ours.boxes) == len(theirs.boxes) >= 2
-        their_mask = Text(np.asarray(theirs.boxes, np.float32), np.ones(len(theirs.boxes), np.float32), size).masks()
+        their_mask = Text(np.asarray(theirs.boxes, np.float32), *[np.ones(len(theirs.boxes), np.float32)] * 2, size).masks()
         union, their_union = np.any(ours.masks(), axis=0), np.any(their_mask, axis=0)
         assert (union & their_union).sum() / (union | their_union).sum() > 0.93
         # rapidocr cuts corners off to whole pixels before it takes the mean; here they are rounded.
@@ -122,7 +122,7 @@ BOXES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1
 
 def text_of(boxes: list[tuple[int, int, int, int]], shape: tuple[int, int] = (64, 96)) -> Text:
     corners = [[(x, y), (x + w, y), (x + w, y + h), (x, y + h)] for x, y, w, h in boxes]
-    return Text(np.array(corners, np.float32).reshape(-1, 4, 2), np.ones(len(boxes), np.float32), shape)
+    return Text(np.array(corners, np.float32).reshape(-1, 4, 2), *[np.ones(len(boxes), np.float32)] * 2, shape)
 
 
 @given(BOXES)
@@ -152,6 +152,16 @@ def test_a_box_from_edge_to_edge_is_no_text() -> None:
     assert len(boxes_of(probability).boxes) == 0
     probability[20:] = 0
     assert len(boxes_of(probability).boxes) == 1
+
+
+def test_what_is_as_high_as_long_must_be_surer() -> None:
+    probability = np.full((96, 160), 0.0, np.float32)
+    probability[10:18, 20:80] = probability[50:70, 20:44] = 0.6
+    found = boxes_of(probability)
+    assert sorted(found.lengths.tolist()) == pytest.approx([24 / 20, 60 / 8], rel=0.1)
+    assert found.over(0.5, 0.7).lengths.tolist() == [max(found.lengths)]
+    assert len(found.over(0.5, 0.5).boxes) == 2
+    assert len(found.over(0.65, 0.5).boxes) == 1
 
 
 def test_pictures_that_cannot_be_read_fail_alone() -> None:
