@@ -41,7 +41,7 @@ class People(PictureScore):
     _absolute = field_validator("model")(_files.absolute)
 
     def packages(self) -> Mapping[str, str]:
-        return {"onnxruntime": "scores"} | ({} if self.model else {"nudenet": "scores"})
+        return {"onnxruntime": "people"} | ({} if self.model else {"nudenet": "people"})
 
     def writes(self) -> tuple[pa.Field, ...]:
         return WRITES
