@@ -8,7 +8,7 @@ Shape suffixes: N clips, S sources, K near-duplicate groups, C components.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cluster import storage
 from cluster.config import ConfigError
 from cluster.telemetry import log
+from pipelines.components import components
 from pipelines.curate import Curation
 from pipelines.recipe import Recipe, SplitSettings
 from pipelines.step import Global, column
@@ -65,25 +66,6 @@ def codes(strings: pa.ChunkedArray | pa.Array, values: pa.Array) -> Ints:
     place = pc.index_in(strings, value_set=values)
     place = place.combine_chunks() if isinstance(place, pa.ChunkedArray) else place
     return np.asarray(pc.fill_null(place, NONE), np.int64)
-
-
-def components(n: int, edges: Iterable[tuple[int, int]]) -> Ints:
-    """For each of n nodes the smallest node it is connected with (union by smallest, path halving)."""
-    parent = list(range(n))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for i, j in edges:
-        a, b = root(i), root(j)
-        parent[max(a, b)] = min(a, b)
-    # A parent is never larger than its child, so one pass in order is enough.
-    for i in range(n):
-        parent[i] = parent[parent[i]]
-    return np.array(parent, np.int64)
 
 
 def bridges(source_N: Ints, group_N: Ints) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from pipelines.components import components
 from pipelines.duplicates.clips import RANKED
 
 Kind = Literal["exact", "near", "semantic"]
@@ -80,10 +81,11 @@ def decide(
         if a != b:
             found.setdefault(a, []).append((place[b], pair.distance, -pair.share_a, b, pair.kind))
             found.setdefault(b, []).append((place[a], pair.distance, -pair.share_b, a, pair.kind))
-    cluster = components(order, [*((pair.a, pair.b) for pair in pairs), *copies.items(), *links])
+    joined = [*((pair.a, pair.b) for pair in pairs), *copies.items(), *links]
+    best_of = components(len(order), ((place[a], place[b]) for a, b in joined))
     decisions: dict[str, Decision] = {}
     for uid in order:
-        name = cluster[uid]
+        name = order[best_of[place[uid]]]
         best = copies.get(uid, uid)
         if best != uid:
             above = decisions[best]
@@ -102,23 +104,6 @@ def decide(
 def _covers(other: tuple[int, float, float, str, Kind], place: int, min_share: float, decisions: Mapping[str, Decision]) -> bool:
     """Whether a better clip is kept in which enough of this one is found."""
     return other[0] < place and -other[2] >= min_share and decisions[other[3]].duplicate_of is None
-
-
-def components(order: Sequence[str], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """For each of the items the first one, in their order, of its connected component."""
-    place = {item: number for number, item in enumerate(order)}
-    root = list(range(len(order)))
-
-    def top(i: int) -> int:
-        while root[i] != i:
-            root[i] = root[root[i]]
-            i = root[i]
-        return i
-
-    for a, b in pairs:
-        i, j = top(place[a]), top(place[b])
-        root[max(i, j)] = min(i, j)
-    return {item: order[top(number)] for number, item in enumerate(order)}
 
 
 def best_copies(identities: Mapping[str, str], clips: Mapping[str, Member]) -> dict[str, str]:

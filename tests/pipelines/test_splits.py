@@ -8,7 +8,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -21,7 +20,7 @@ from pipelines import inline
 from pipelines.curate import curate
 from pipelines.dataset import with_splits
 from pipelines.recipe import SplitSettings, load_recipe
-from pipelines.splits import SCHEMA, SPLITS, assign, clip_rows, components, joined_groups, read_splits, splits_uri, store
+from pipelines.splits import SCHEMA, SPLITS, assign, clip_rows, joined_groups, read_splits, splits_uri, store
 from pipelines.steps.keep import Bound
 
 SHARES = SplitSettings(val=0.1, test=0.1)
@@ -177,17 +176,6 @@ def test_files_of_one_content_are_one_component() -> None:
     splits = [row["split"] for row in sorted(assign(table(clips, contents), SplitSettings(val=0.3)).to_pylist(), key=lambda row: int(row["uid"][1:]))]
     assert splits[::2] == splits[1::2]
     assert splits.count("val") == 12
-
-
-def test_components_against_a_slow_reference() -> None:
-    random = np.random.default_rng(3)
-    for n in (1, 5, 40):
-        edges = [(int(a), int(b)) for a, b in random.integers(0, n, (n // 2, 2))]
-        label = list(range(n))
-        for _ in range(n):
-            for a, b in edges:
-                label[a] = label[b] = min(label[a], label[b])
-        assert components(n, edges).tolist() == label
 
 
 def test_groups_of_two_steps_are_joined() -> None:

@@ -5,7 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.duplicates.clusters import Member, Pair, best_copies, components, decide, unmet
+from pipelines.duplicates.clusters import Member, Pair, best_copies, decide, unmet
 
 HALF = 0.5
 
@@ -108,18 +108,3 @@ def test_unmet_are_kept_clips_of_one_cluster_and_of_different_files() -> None:
     decisions = decide(clips, {}, pairs, HALF)
     assert unmet(decisions, clips, {("a", "b")}, 16) == [("a", "c"), ("a", "d"), ("a", "e"), ("c", "d"), ("c", "e")]
     assert unmet(decisions, clips, {("a", "c")}, 1) == [("a", "d"), ("a", "e")]
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=15))
-def test_components_are_those_of_walking(pairs: list[tuple[int, int]]) -> None:
-    items = [str(i) for i in range(10)]
-    found = components(items, [(str(a), str(b)) for a, b in pairs])
-    for start in range(10):
-        reached, todo = {start}, [start]
-        while todo:
-            at = todo.pop()
-            new = {b for a, b in pairs if a == at} | {a for a, b in pairs if b == at}
-            todo += sorted(new - reached)
-            reached |= new
-        assert found[str(start)] == str(min(reached))
