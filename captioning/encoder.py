@@ -21,6 +21,8 @@ class TextEmbedding:
 
     tokens: NDArray[np.float32]
     truncated: bool = False
+    pooled: NDArray[np.float32] | None = None
+    """float32 `[P]`: the caption as one vector, of encoders that have one."""
 
 
 class TextEncoder(abc.ABC):

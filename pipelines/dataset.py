@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -46,11 +46,11 @@ def build_dataset(recipe: Recipe, curation: Curation) -> Dataset:
         raise RuntimeError("no clip was kept, so there is nothing to train on; `worldloom ledger` says what became of each")
     identity = encode.text.identity()
     divided = [value for name in ("uid", "split", "cluster") for value in clips[name].to_pylist()]
-    name = storage.digest(state.segment.fingerprint, identity, *divided, size_bytes=8)
+    name = storage.digest(str(MANIFEST_SCHEMA), state.segment.fingerprint, identity, *divided, size_bytes=8)
     manifest_uri = storage.join(recipe.tables_uri, f"manifest-{name}", "_manifest.parquet")
     if not storage.exists(manifest_uri):
         texts_name = f"texts-{storage.digest(identity, size_bytes=8)}"
-        lengths = embed_captions(storage.join(recipe.tables_uri, texts_name), encode, clips["caption"].to_pylist())
+        lengths = embed_captions(storage.join(recipe.tables_uri, texts_name), encode, distinct_captions(clips))
         latents_folder = encode.latents_folder(recipe.tables_uri, state.segment.lineages[-1])
         table = manifest_rows(clips, shard_rows(recipe.tables_uri, latents_folder), identity, lengths)
         autoencoder = encode.autoencoder.open()
@@ -70,15 +70,21 @@ def build_dataset(recipe: Recipe, curation: Curation) -> Dataset:
         shards.write_manifest(manifest_uri, table, info)
     table, _ = shards.read_manifest(manifest_uri)
     n_train, n_val, n_test = (int(pc.sum(pc.equal(table["split"], split)).as_py() or 0) for split in splits.SPLITS)
-    n_captions = len(set(table["text_key"].to_pylist()))
+    keys = [table["text_key"].combine_chunks(), pc.struct_field(pc.list_flatten(table["other_captions"]), "text_key").combine_chunks()]
+    n_captions = len(pc.unique(pa.concat_arrays(keys)))
     return Dataset(manifest_uri, n_train, n_val, n_test, int(pc.sum(table["n_tokens"]).as_py()), n_captions)
 
 
 def kept_clips(state: SegmentState) -> pa.Table:
     """The rows of kept clips, sorted by uid."""
-    names = ["uid", "kind", "caption", "source", "start_pts", "end_pts", "time_base_num", "time_base_den", "bucket", "n_tokens", "clip_index"]
+    names = ["uid", "kind", "captions", "source", "start_pts", "end_pts", "time_base_num", "time_base_den", "bucket", "n_tokens", "clip_index"]
     rows = state.rows.live().read(names)
     return rows.filter(pc.is_valid(rows["clip_index"])).drop_columns(["clip_index"])
+
+
+def distinct_captions(clips: pa.Table) -> list[str]:
+    """Every text that a clip may be trained with, once."""
+    return pc.unique(pc.struct_field(pc.list_flatten(clips["captions"]), "text")).to_pylist()  # type: ignore[no-any-return]
 
 
 def with_splits(clips: pa.Table, divided: pa.Table) -> pa.Table:
@@ -118,11 +124,19 @@ def embed_captions(folder: str, encode: Encode, captions: Sequence[str]) -> dict
 
 def manifest_rows(clips: pa.Table, places: pa.Table, encoder_identity: str, lengths: dict[str, int]) -> pa.Table:
     """One row a kept clip, sorted by uid."""
-    joined = clips.join(places, "uid", join_type="left outer").sort_by("uid")
-    lost = joined.filter(pc.is_null(joined["file"]))["uid"].to_pylist()
+    clips = clips.sort_by("uid").combine_chunks()
+    place = pc.index_in(clips["uid"], places["uid"].combine_chunks())
+    lost = clips["uid"].filter(pc.is_null(place)).to_pylist()
     if lost:
         raise RuntimeError(f"{len(lost)} kept clips have no latents in any shard, {lost[0]} first; remove the encode table and run again")
-    keys = [text_key(caption, encoder_identity) for caption in joined["caption"].to_pylist()]
-    joined = joined.append_column("text_key", pa.array(keys, pa.string()))
-    joined = joined.append_column("n_text", pa.array([lengths[key] for key in keys], pa.int64()))
-    return joined.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
+    columns = {name: clips[name] for name in clips.column_names} | {name: places[name].take(place) for name in places.column_names if name != "uid"}
+    said = [[_said(one, encoder_identity, lengths) for one in captions] for captions in clips["captions"].to_pylist()]
+    columns |= {name: pa.array([mine[0][name] for mine in said]) for name in ("caption", "text_key", "n_text")}
+    columns["caption_kind"] = pa.array([mine[0]["kind"] for mine in said])
+    columns["other_captions"] = pa.array([mine[1:] for mine in said], pa.list_(shards.OTHER_CAPTION))
+    return pa.table(columns).select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
+
+
+def _said(caption: Mapping[str, str], encoder_identity: str, lengths: Mapping[str, int]) -> dict[str, str | int]:
+    key = text_key(caption["text"], encoder_identity)
+    return {"kind": caption["kind"], "caption": caption["text"], "text_key": key, "n_text": lengths[key]}

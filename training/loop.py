@@ -78,7 +78,7 @@ def _steps(
     reached: Checkpoint | None = None
     with contextlib.ExitStack() as stack:
         planner = planner_of(dataset, settings, task.seed)
-        loader = stack.enter_context(Loader(dataset, planner, engine.rank, engine.world_size, start_step))
+        loader = stack.enter_context(Loader(dataset, planner, engine.rank, engine.world_size, start_step, captions=settings.captions, seed=task.seed))
         metrics = stack.enter_context(contextlib.closing(Metrics(run_uri, start_step, settings.log_every))) if engine.rank == 0 else None
         stop_asked = stack.enter_context(stop_signals())
         batches_of_steps = iter(loader)

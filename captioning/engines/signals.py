@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
-from captioning.engine import Caption, Captioner, CaptionerSettings, ClipContext
+from captioning.engine import Answer, Captioner, CaptionerSettings, Question
 
 VERSION = 2
 
@@ -19,6 +19,8 @@ LONG_ASPECT = 1.1
 
 class Signals(CaptionerSettings):
     """Deterministic captions for smoke runs: they say what was measured and nothing else."""
+
+    sees: ClassVar[bool] = False
 
     name: str = "signals"
 
@@ -35,8 +37,10 @@ class Signals(CaptionerSettings):
 class SignalsCaptioner(Captioner):
     """See `Signals`."""
 
-    def caption(self, clips: Sequence[ClipContext]) -> list[Caption]:
-        return [Caption(clip.uid, " ".join(filter(None, [sentence(clip.source_caption or ""), describe(clip.columns)]))) for clip in clips]
+    def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
+        for question in questions:
+            words = (sentence(question.source_caption or ""), describe(question.columns))
+            yield Answer(question.key, question.uid, " ".join(filter(None, words)))
 
 
 def sentence(text: str) -> str:

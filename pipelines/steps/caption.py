@@ -7,13 +7,18 @@ from typing import Annotated, Any
 import pyarrow as pa
 
 from captioning import quality
-from captioning.engine import FOLDER, CaptionerSettings, ClipContext
+from captioning.engine import FOLDER, CaptionerSettings, Question
 from captioning.engines.signals import Signals
 from cluster.plugins import Chosen
 from pipelines.step import Context, Mark, Step, TableFunction, column, map_rows
 
 WRITES = (
     column("caption", pa.string(), "the caption the clip is trained with"),
+    column(
+        "captions",
+        pa.list_(pa.struct([pa.field("kind", pa.string()), pa.field("text", pa.string())])),
+        "all captions the clip may be trained with, by kind, the one in `caption` first; kind source is the one that came with the source",
+    ),
     column("caption_engine", pa.string(), "identity of the engine that wrote it"),
 )
 
@@ -40,14 +45,22 @@ class Caption(Step):
 
         def apply(table: pa.Table) -> pa.Table:
             rows = table.to_pylist()
-            clips = [ClipContext(row["uid"], {name: row[name] for name in columns}, row["source_caption"]) for row in rows]
-            captions = {caption.uid: caption.text for caption in captioner.caption(clips)}
+            questions = [
+                Question(row["uid"], row["uid"], "", columns={name: row[name] for name in columns}, source_caption=row["source_caption"])
+                for row in rows
+            ]
+            captions = {answer.uid: answer.text for answer in captioner.answer(questions)}
+
+            def given(row: dict[str, Any]) -> dict[str, Any]:
+                source = [{"kind": "source", "text": row["source_caption"]}] if row["source_caption"] else []
+                captions_of = [{"kind": "signals", "text": captions[row["uid"]]}, *source]
+                return {"caption": captions[row["uid"]], "captions": captions_of, "caption_engine": identity}
 
             def attach(row: dict[str, Any]) -> dict[str, Any] | Mark:
                 if row["uid"] not in captions:
                     return Mark("failed", f"{identity} gave no caption")
                 reason = quality.fault(captions[row["uid"]])
-                return Mark("failed", reason) if reason else {"caption": captions[row["uid"]], "caption_engine": identity}
+                return Mark("failed", reason) if reason else given(row)
 
             return map_rows(table, WRITES, attach)
 

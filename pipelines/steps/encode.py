@@ -48,7 +48,7 @@ class Encode(Step):
         return "source", "kind", "width", "height", "start_pts", "end_pts", "time_base_num", "time_base_den", "duration_s"
 
     def requires(self) -> tuple[str, ...]:
-        return (*self.reads(), "caption")
+        return (*self.reads(), "captions")
 
     def writes(self) -> tuple[pa.Field, ...]:
         return WRITES

@@ -14,7 +14,7 @@ from captioning.encoder import NULL_CAPTION, text_key
 from captioning.encoders.hashing import Hashing
 from training.autoencoders.linear import Linear
 from training.data.buckets import Bucket
-from training.data.shards import DatasetInfo, LatentRow, ShardInfo, read_index, write_manifest, write_shard
+from training.data.shards import OTHER_CAPTION, DatasetInfo, LatentRow, ShardInfo, read_index, write_manifest, write_shard
 from training.data.texts import write_texts
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 70), "blue": (50, 80, 220), "yellow": (240, 210, 50), "white": (240, 240, 240)}
@@ -70,6 +70,8 @@ def write_dataset(folder: Path, counts: Sequence[tuple[int, int, int, int]], n_v
             "text_key": [key for key, _, _ in columns],
             "n_text": [len(caption.split()) for _, caption, _ in columns],
             "caption": [caption for _, caption, _ in columns],
+            "caption_kind": ["words"] * n_rows,
+            "other_captions": [[]] * n_rows,
             "cluster": [None] * n_rows,
             "split": [split for _, _, split in columns],
         }
@@ -77,7 +79,11 @@ def write_dataset(folder: Path, counts: Sequence[tuple[int, int, int, int]], n_v
         take = [order[uid] for uid in index_table["uid"].to_pylist()]
         for name, values in extra.items():
             index_table = index_table.append_column(
-                name, pa.array([values[position] for position in take], pa.string() if name == "cluster" else None)
+                name,
+                pa.array(
+                    [values[position] for position in take],
+                    pa.string() if name == "cluster" else pa.list_(OTHER_CAPTION) if name == "other_captions" else None,
+                ),
             )
         tables.append(index_table)
     embeddings = {text_key(caption, encoder.identity): encoder.encode([caption])[0].tokens for caption in sorted(captions)}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cluster import storage
+from training.data.captions import choose
 from training.data.footer import DamagedError
 from training.data.plan import MicroBatch, Planner, share
 from training.data.shards import DatasetInfo, ShardReader, read_manifest, tables_root
@@ -68,13 +70,29 @@ class Batch:
     epoch: int
 
 
+@dataclass(frozen=True)
+class CaptionDraw:
+    """What decides which captions the samples of an epoch have; see `training.data.captions.choose`."""
+
+    weights: Mapping[str, float]
+    seed: int
+    epoch: int
+
+    def of(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`caption` and `text_key` of a manifest's row in this epoch."""
+        kinds = [row["caption_kind"], *(other["kind"] for other in row["other_captions"])]
+        number = choose(kinds, self.weights, self.seed, self.epoch, row["uid"])
+        return row["other_captions"][number - 1] if number else row  # type: ignore[no-any-return]
+
+
 class Dataset:
     """The samples of one split, by row number."""
 
     def __init__(self, table: pa.Table, info: DatasetInfo, shards: ShardReader, texts: TextReader) -> None:
         self.table, self.info = table, info
         self._shards, self._texts = shards, texts
-        self._rows = table.select(["uid", "kind", "bucket", "file", "row_group", "row", "checksum", "text_key", "n_text", "caption", "fps"])
+        names = ["uid", "kind", "bucket", "file", "row_group", "row", "checksum", "fps"]
+        self._rows = table.select([*names, "text_key", "caption", "caption_kind", "other_captions"])
 
     @classmethod
     def open(cls, manifest_uri: str, split: Split) -> Dataset:
@@ -101,19 +119,23 @@ class Dataset:
         """Embedding of the null caption, bfloat16 `[n, D]`."""
         return self._texts.get(self.info.null_text_key)
 
-    def sample(self, index: int) -> Sample:
-        """Row `index` of `table`. Raises `DamagedError` with file, row and uid when its bytes are not those that were written."""
+    def sample(self, index: int, draw: CaptionDraw | None = None) -> Sample:
+        """Row `index` of `table`, with its main caption or the one that is drawn.
+
+        Raises `DamagedError` with file, row and uid when its bytes are not those that were written.
+        """
         (row,) = self._rows.slice(index, 1).to_pylist()
         place = row["file"], row["row_group"], row["row"]
+        said = draw.of(row) if draw else row
         try:
             if self._shards.checksum(*place) != row["checksum"]:
                 raise DamagedError("the latent's bytes are not those that were written")
             latent, tail_latent = self._shards.latent(*place), self._shards.tail_latent(*place)
-            text = self._texts.get(row["text_key"])
+            text = self._texts.get(said["text_key"])
         except DamagedError as error:
             where = f"{row['file']}: row {row['row']} of row group {row['row_group']}, sample {row['uid']}"
             raise DamagedError(f"{where}: {error}. Run `worldloom verify`, remove the file and curate again") from error
-        return Sample(row["uid"], latent, tail_latent, text, row["caption"], row["fps"], row["kind"], row["bucket"])
+        return Sample(row["uid"], latent, tail_latent, text, said["caption"], row["fps"], row["kind"], row["bucket"])
 
 
 def _check_shard(shards: ShardReader, file: str, buckets: Sequence[str], info: DatasetInfo) -> None:
@@ -128,7 +150,8 @@ def _check_shard(shards: ShardReader, file: str, buckets: Sequence[str], info: D
 
 
 def _check_texts(texts: TextReader, table: pa.Table, info: DatasetInfo, manifest_uri: str) -> None:
-    needed = {info.null_text_key, *pc.unique(table["text_key"]).to_pylist()}
+    others = pc.struct_field(pc.list_flatten(table["other_captions"]), "text_key")
+    needed = {info.null_text_key, *pc.unique(table["text_key"]).to_pylist(), *pc.unique(others).to_pylist()}
     missing = sorted(key for key in needed if key not in texts)
     if missing:
         raise DamagedError(f"{manifest_uri}: {len(missing)} of {len(needed)} text embeddings are missing from {info.text_folder}, {missing[0]} first")
@@ -145,12 +168,23 @@ class Loader:
     ```
     """
 
-    def __init__(self, dataset: Dataset, planner: Planner, rank: int = 0, world_size: int = 1, start_step: int = 0, prefetch: int = 2) -> None:
-        """`prefetch` is the number of steps that wait ready."""
+    def __init__(
+        self,
+        dataset: Dataset,
+        planner: Planner,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        prefetch: int = 2,
+        captions: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`prefetch` is the number of steps that wait ready; `captions` are weights of kinds of captions, drawn by `seed`; None takes main ones."""
         if prefetch < 1:
             raise ValueError(f"prefetch {prefetch}: at least 1 step is read ahead")
         self._dataset, self._planner = dataset, planner
         self._rank, self._world_size, self._start_step = rank, world_size, start_step
+        self._captions, self._seed = captions, seed
         self._ready: queue.Queue[tuple[int, list[Batch]] | BaseException] = queue.Queue(prefetch)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
@@ -204,8 +238,9 @@ class Loader:
 
     def _read(self, step: int, pool: ThreadPoolExecutor) -> list[Batch]:
         planned = self._planner.step(step)
+        draw = CaptionDraw(self._captions, self._seed, planned.epoch) if self._captions else None
         return [
-            collate(list(pool.map(self._dataset.sample, micro.samples)), micro, planned.epoch, self._dataset.info.space_factor)
+            collate(list(pool.map(partial(self._dataset.sample, draw=draw), micro.samples)), micro, planned.epoch, self._dataset.info.space_factor)
             for micro in share(planned, self._rank, self._world_size)
         ]
 

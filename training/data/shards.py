@@ -47,6 +47,16 @@ SCALARS = pa.schema(
 )
 """Columns of a shard besides `latent` and `tail_latent`."""
 
+OTHER_CAPTION = pa.struct(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("text_key", pa.string(), nullable=False),
+        pa.field("n_text", pa.int64(), nullable=False),
+    ]
+)
+"""One of a sample's further captions, with the key and the length of its embedding."""
+
 MANIFEST_SCHEMA = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
@@ -60,6 +70,8 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("text_key", pa.string(), nullable=False),
         pa.field("n_text", pa.int64(), nullable=False),
         pa.field("caption", pa.string(), nullable=False),
+        pa.field("caption_kind", pa.string(), nullable=False),
+        pa.field("other_captions", pa.list_(OTHER_CAPTION), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("start_pts", pa.int64(), nullable=False),
         pa.field("end_pts", pa.int64(), nullable=False),
@@ -71,7 +83,8 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 """One row a sample: `kind` is image or video, `split` train, val or test (which training never reads), `file` relative to
-the tables' root, `row` counted within the row group, `cluster` the near-duplicate group."""
+the tables' root, `row` counted within the row group, `cluster` the near-duplicate group; `caption` is the main caption, of kind
+`caption_kind`, and `other_captions` are those of other kinds."""
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,7 @@ def _faults_of_texts(folder: str, table: pa.Table, info: DatasetInfo) -> Iterato
         yield Problem(info.text_folder, None, None, None, f"holds embeddings by {texts.identity}, the manifest says {info.text_encoder_identity}")
     lengths: dict[str, int | None] = {info.null_text_key: None}
     lengths |= dict(zip(table["text_key"].to_pylist(), table["n_text"].to_pylist(), strict=True))
+    lengths |= {other["text_key"]: other["n_text"] for other in pc.list_flatten(table["other_captions"]).to_pylist()}
     for key, length in sorted(lengths.items()):
         try:
             tokens = texts.get(key)

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
+from cluster import weight_files
+from cluster.weight_files import HUB
 from pipelines.step import RunError
-from pipelines.steps.score import _files
 from pipelines.steps.score._base import Look, PictureScore
-from pipelines.steps.score._files import HUB
 from pipelines.video.scale import Pixels
 
 Floats = NDArray[np.float32]
@@ -47,19 +47,19 @@ class ClipScore(PictureScore):
     )
     revision: str = Field("main", min_length=1, description="Commit, tag or branch for hf-hub:; give a commit, for a branch may move unnoticed.")
 
-    _absolute = field_validator("model", "pretrained")(_files.absolute)
+    _absolute = field_validator("model", "pretrained")(weight_files.absolute)
 
     @model_validator(mode="after")
     def _names_weights(self) -> ClipScore:
         if not self.has_own_weights and not self.pretrained:
             raise ValueError(f"model {self.model} has no weights: set pretrained to a tag of open_clip (openai) or to a file")
-        if _files.is_path(self.model) and not Path(self.model).is_dir():
+        if weight_files.is_path(self.model) and not Path(self.model).is_dir():
             raise ValueError(f"model {self.model}: no such folder; it should hold open_clip_config.json and the weights")
         return self
 
     @property
     def has_own_weights(self) -> bool:
-        return self.model.startswith(HUB) or _files.is_path(self.model)
+        return self.model.startswith(HUB) or weight_files.is_path(self.model)
 
     def packages(self) -> dict[str, str]:
         return {"open_clip": "models"}
@@ -68,8 +68,8 @@ class ClipScore(PictureScore):
         if self.model.startswith(HUB):
             return f"{self.model}@{self.revision}"
         if self.has_own_weights:
-            return _files.identity(self.model)
-        return f"{self.model} {_files.identity(self.pretrained) if _files.is_path(self.pretrained) else self.pretrained}"
+            return weight_files.identity(self.model)
+        return f"{self.model} {weight_files.identity(self.pretrained) if weight_files.is_path(self.pretrained) else self.pretrained}"
 
     def tower(self) -> Tower:
         """The model, loaded once a process whatever number of scores use it. Raises `RunError` where it cannot be."""
@@ -139,7 +139,7 @@ def load_tower(model: str, pretrained: str, revision: str, gpu: bool, at_once: i
     if gpu and not torch.cuda.is_available():
         raise RunError("gpus is over 0, but torch sees no GPU; set gpus to 0")
     device = "cuda" if gpu else "cpu"
-    what = model if _files.is_path(model) or model.startswith(HUB) else f"{model} with weights {pretrained}"
+    what = model if weight_files.is_path(model) or model.startswith(HUB) else f"{model} with weights {pretrained}"
     try:
         with warnings.catch_warnings():
             # OpenAI's weights in a model with another activation load without an error and see next to nothing.
@@ -162,7 +162,7 @@ def _place(model: str, revision: str) -> str:
         # open_clip takes the safetensors file where there are two.
         patterns = ["*.json", "*.txt", "*.model", "open_clip_model.safetensors", "open_clip_pytorch_model.*"]
         return LOCAL_DIR + snapshot_download(model.removeprefix(HUB), revision=revision, allow_patterns=patterns)
-    return LOCAL_DIR + model if _files.is_path(model) else model
+    return LOCAL_DIR + model if weight_files.is_path(model) else model
 
 
 def unit_rows(vectors_ND: NDArray[Any]) -> Floats:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.weight_files import HUB
 from pipelines.step import RunError
-from pipelines.steps.score._files import HUB
 
 Wide = NDArray[np.float64]
 

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from cluster import weight_files
+from cluster.weight_files import HUB
 from pipelines.step import column
-from pipelines.steps.score import _files, _head
+from pipelines.steps.score import _head
 from pipelines.steps.score._base import Look
 from pipelines.steps.score._clip import ClipScore
-from pipelines.steps.score._files import HUB
 from pipelines.video.scale import Pixels
 
 AESTHETICS = column("aesthetics", pa.float64(), "LAION aesthetic score, about 1 (ugly) to 10, mean over the pictures")
@@ -34,7 +35,7 @@ class Aesthetics(ClipScore):
     )
     head_revision: str = Field("1e77fa05081323d99725fc40a9bf9f88180490e7", min_length=1, description="Commit of the head on the hub.")
 
-    _absolute_head = field_validator("head")(_files.absolute)
+    _absolute_head = field_validator("head")(weight_files.absolute)
 
     @field_validator("head")
     @classmethod
@@ -47,7 +48,7 @@ class Aesthetics(ClipScore):
         return (AESTHETICS,)
 
     def weights(self) -> str:
-        head = f"{self.head}@{self.head_revision}" if self.head.startswith(HUB) else _files.identity(self.head)
+        head = f"{self.head}@{self.head_revision}" if self.head.startswith(HUB) else weight_files.identity(self.head)
         return f"{super().weights()} {head}"
 
     def load(self) -> Look:

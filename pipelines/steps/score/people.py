@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from cluster import weight_files
 from pipelines.step import column
-from pipelines.steps.score import _files
 from pipelines.steps.score._base import Look, PictureScore
 from pipelines.steps.score._onnx import load_network
 from pipelines.steps.score._people import People as Found
@@ -38,7 +38,7 @@ class People(PictureScore):
     model: str = Field("", description="ONNX file of another detector with NudeNet's classes; by default the one in the package nudenet.")
     confidence: float = Field(0.4, ge=0, le=1, description="Score from which a face counts; nsfw is the score itself.")
 
-    _absolute = field_validator("model")(_files.absolute)
+    _absolute = field_validator("model")(weight_files.absolute)
 
     def packages(self) -> Mapping[str, str]:
         return {"onnxruntime": "people"} | ({} if self.model else {"nudenet": "people"})
@@ -47,7 +47,7 @@ class People(PictureScore):
         return WRITES
 
     def weights(self) -> str:
-        return _files.identity(self._path())
+        return weight_files.identity(self._path())
 
     def load(self) -> Look:
         network = load_network(self._path(), self.gpus, self.at_once)
@@ -67,4 +67,4 @@ class People(PictureScore):
         }
 
     def _path(self) -> str:
-        return self.model or str(_files.packaged(*PACKAGED))
+        return self.model or str(weight_files.packaged(*PACKAGED))

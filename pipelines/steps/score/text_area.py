@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from cluster import weight_files
 from pipelines.step import column
-from pipelines.steps.score import _files
 from pipelines.steps.score._base import Look, PictureScore
 from pipelines.steps.score._onnx import load_network
 from pipelines.steps.score._text import Text, area, boxes_of, input_size, staying, to_input
@@ -41,7 +41,7 @@ class TextArea(PictureScore):
     confidence: float = Field(0.5, ge=0, le=1, description="Mean probability of text from which a box counts that is long, as a line is.")
     confidence_square: float = Field(0.7, ge=0, le=1, description="The same for boxes that are not: a face may have 0.65.")
 
-    _absolute = field_validator("model")(_files.absolute)
+    _absolute = field_validator("model")(weight_files.absolute)
 
     def packages(self) -> Mapping[str, str]:
         return {"onnxruntime": "scores"} | ({} if self.model else {"rapidocr": "scores"})
@@ -50,7 +50,7 @@ class TextArea(PictureScore):
         return WRITES
 
     def weights(self) -> str:
-        return _files.identity(self._path())
+        return weight_files.identity(self._path())
 
     def load(self) -> Look:
         network = load_network(self._path(), self.gpus, self.at_once)
@@ -78,4 +78,4 @@ class TextArea(PictureScore):
         return {"text_area": total, "text_area_stable": stable, "text_area_moving": total - stable}
 
     def _path(self) -> str:
-        return self.model or str(_files.packaged(*PACKAGED))
+        return self.model or str(weight_files.packaged(*PACKAGED))

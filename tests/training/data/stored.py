@@ -82,6 +82,8 @@ def write_dataset(root: Path, counts: Mapping[Bucket, int], info: DatasetInfo | 
                 "text_key": text_key(caption, ENCODER.identity),
                 "n_text": len(caption.split()),
                 "caption": caption,
+                "caption_kind": "words",
+                "other_captions": [],
                 "cluster": str(number),
                 "split": "val" if number % 4 == 3 else "train",
             }

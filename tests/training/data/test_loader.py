@@ -234,7 +234,7 @@ def test_closing_is_prompt_at_any_moment(manifest_uri: str) -> None:
 
 def test_an_exception_of_the_reader_is_not_doubled_or_lost(manifest_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Dataset.open(manifest_uri, "train")
-    monkeypatch.setattr(dataset, "sample", lambda index: (_ for _ in ()).throw(OSError("disk on fire")))
+    monkeypatch.setattr(dataset, "sample", lambda index, draw: (_ for _ in ()).throw(OSError("disk on fire")))
     loader = Loader(dataset, planner_of(dataset))
     with pytest.raises(OSError, match="disk on fire"):
         next(iter(loader))
