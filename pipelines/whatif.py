@@ -30,8 +30,8 @@ Texts = NDArray[np.object_]
 OPEN = "open"
 """The fate of a clip that would pass the thresholds on to steps that have not seen it yet."""
 
-CURVE_POINTS = 9
-"""Thresholds of a yield curve: the deciles of the column."""
+CURVE_POINTS = 11
+"""Thresholds of a yield curve: the smallest value, the deciles and the largest."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,13 @@ class Ends:
         return cls(np.array(table["fate"].to_pylist(), object), np.array(_reasons(table), object), positions_N)
 
 
-def apply(table: pa.Table, ends: Ends, labels: Sequence[str], steps: Sequence[Step], without: tuple[str, str] | None = None) -> tuple[Texts, Texts]:
+def apply(
+    table: pa.Table, ends: Ends, labels: Sequence[str], steps: Sequence[Step], without: tuple[str, str, str] | None = None
+) -> tuple[Texts, Texts]:
     """(fate, reason) of each clip of a table under the thresholds of `steps`, which made it under others.
 
-    A clip that a step other than `keep` ended ends there again, unless a threshold before that ends it first. `without`: label
-    and column of a threshold that is left out.
+    A clip that a step other than `keep` ended ends there again, unless a threshold before that ends it first. `without`: label,
+    column and side of a threshold that is left out.
     """
     ended_N = ends.positions_N
     written_at = {field.name: i for i, step in enumerate(steps) for field in step.writes()}
@@ -126,7 +128,9 @@ def apply(table: pa.Table, ends: Ends, labels: Sequence[str], steps: Sequence[St
         for column, bound in step.bounds.items():
             # What a step after the clip's end would have measured is not known.
             measured_N = written_at.get(column, -1) < ended_N
-            for words, side in _sides(bound) if (label, column) != without else ():
+            for name, words, side in _sides(bound):
+                if (label, column, name) == without:
+                    continue
                 broken_N = undecided_N & measured_N & broken(table[column], side)
                 fates[broken_N], reasons[broken_N] = "dropped", f"{label}: {column} {words}"
                 undecided_N &= ~broken_N
@@ -150,20 +154,20 @@ def broken(column: pa.ChunkedArray, bound: Bound) -> Bools:
     return measured_N & ~((values_N >= low) & (values_N <= high))
 
 
-def _sides(bound: Bound) -> list[tuple[str, Bound]]:
-    """A bound one side at a time, in the words of `keep`."""
+def _sides(bound: Bound) -> list[tuple[str, str, Bound]]:
+    """A bound one side at a time: its name, and in the words of `keep`."""
     sides = []
     if bound.among is not None:
-        sides.append((f"not one of {', '.join(map(str, bound.among))}", Bound(**{"in": bound.among})))  # type: ignore[arg-type]
+        sides.append(("in", f"not one of {', '.join(map(str, bound.among))}", Bound(**{"in": bound.among})))  # type: ignore[arg-type]
     if bound.min is not None:
-        sides.append((f"under {bound.min:g}", Bound(min=bound.min)))
+        sides.append(("min", f"under {bound.min:g}", Bound(min=bound.min)))
     if bound.max is not None:
-        sides.append((f"over {bound.max:g}", Bound(max=bound.max)))
+        sides.append(("max", f"over {bound.max:g}", Bound(max=bound.max)))
     return sides
 
 
 def _curves(table: pa.Table, ends: Ends, labels: Sequence[str], steps: Mapping[str, Step], hours_N: NDArray[np.float64]) -> list[YieldCurve]:
-    """A curve for each bound on numbers: of the clips that every other step lets through as far as is known."""
+    """A curve for each side of each bound on numbers: of the clips that all else lets through as far as is known."""
     curves = []
     for label in labels:
         step = steps[label]
@@ -172,17 +176,17 @@ def _curves(table: pa.Table, ends: Ends, labels: Sequence[str], steps: Mapping[s
         for column, bound in step.bounds.items():
             if not pa.types.is_floating(table[column].type) and not pa.types.is_integer(table[column].type):
                 continue
-            fates_N, _ = apply(table, ends, labels, [steps[name] for name in labels], without=(label, column))
-            reach_N = ((fates_N == "kept") | (fates_N == OPEN)) & pc.is_valid(table[column]).to_numpy()
-            values_N = table[column].cast(pa.float64()).to_numpy()[reach_N]
-            if not len(values_N):
-                continue
+            values_N = np.asarray(pc.fill_null(table[column].cast(pa.float64()), np.nan).to_numpy(), np.float64)
             for side, now in (("min", bound.min), ("max", bound.max)):
                 if now is None:
                     continue
-                at = sorted({*np.quantile(values_N, np.linspace(0.1, 0.9, CURVE_POINTS)).tolist(), now})
-                passes = [values_N >= point if side == "min" else values_N <= point for point in at]
-                amounts = [Amount(int(mask.sum()), float(hours_N[reach_N][mask].sum())) for mask in passes]
+                fates_N, _ = apply(table, ends, labels, [steps[name] for name in labels], without=(label, column, side))
+                reach_N = ((fates_N == "kept") | (fates_N == OPEN)) & ~np.isnan(values_N)
+                if not reach_N.any():
+                    continue
+                at = sorted({*np.quantile(values_N[reach_N], np.linspace(0, 1, CURVE_POINTS)).tolist(), now})
+                passes = [reach_N & (values_N >= point if side == "min" else values_N <= point) for point in at]
+                amounts = [Amount(int(mask.sum()), float(hours_N[mask].sum())) for mask in passes]
                 curves.append(YieldCurve(label, column, side, now, tuple(zip(at, amounts, strict=True))))
     return curves
 
@@ -198,7 +202,8 @@ def _check_only_thresholds_differ(before: Recipe, after: Recipe) -> None:
 
 
 def _last_complete(curation: Curation) -> SegmentState:
-    complete = [state for state in curation.segments if not state.n_pending and "clip_index" in state.segment.schema.names]
+    done = curation.segments if curation.complete else curation.segments[:-1]
+    complete = [state for state in done if "clip_index" in state.segment.schema.names]
     if not complete:
         raise ConfigError("no clips have been measured yet: run the recipe first, at least to the end of its first segment after cut")
     return complete[-1]

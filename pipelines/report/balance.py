@@ -1,13 +1,13 @@
 """What the kept clips are like, by split: a set that is held out should look like the one that is trained on.
 
 How far two splits are apart is the total variation distance, half the sum of differences of shares: the share of clips that would
-have to change. Even splits drawn at random differ; `chance` is the distance to expect of them, from the mean absolute deviation of
-a normal variable, sigma sqrt(2 / pi), with sigma^2 = p (1 - p) (1/n + 1/m) for a share p. Clips of one source are alike, so that true chance
-is higher.
+have to change. Splits drawn at random differ too; `chance` is the distance to expect of the same clips dealt out at random. Clips of one
+source are alike and stay together, so that true chance is higher.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -82,10 +82,28 @@ def apart(counts: Mapping[str, Sequence[int]], first: str = "train") -> dict[str
         if split == first or not m:
             continue
         q = np.array(values, float) / m
-        both = (np.array(counts[first]) + np.array(values)) / (n + m)
-        chance = 0.5 * float(np.sqrt(2 / np.pi * both * (1 - both) * (1 / n + 1 / m)).sum())
+        # Of K clips of a class, Y are in a split: |(K - Y) / n - Y / m| is |Y - mean of Y| (1/n + 1/m).
+        both = [a + b for a, b in zip(counts[first], values, strict=True)]
+        chance = 0.5 * (1 / n + 1 / m) * sum(mean_deviation(n + m, k, m) for k in both)
         found[split] = {"distance": round(0.5 * float(np.abs(p - q).sum()), 4), "chance": round(chance, 4)}
     return found
+
+
+def mean_deviation(n: int, k: int, m: int) -> float:
+    """Mean absolute deviation of how many of k marked clips are among m drawn of n.
+
+    De Moivre's telescoping sum for the hypergeometric distribution, after Diaconis and Zabell, Closed Form Summation for Classical
+    Distributions, Statistical Science 6 (1991): 2 v (n - k - m + v) P(v) / n, with v the first whole number above the mean.
+    """
+    v = m * k // n + 1
+    if v > min(k, m):
+        return 0.0
+    log_p = _log_choose(k, v) + _log_choose(n - k, m - v) - _log_choose(n, m)
+    return 2 * v * (n - k - m + v) / n * math.exp(log_p)
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 class Balance:
@@ -113,7 +131,7 @@ class Balance:
         for name, title in (("duration_s", "Duration, seconds"), ("motion", "Motion"), ("luma", "Brightness (luma)")):
             values = sample.values(name, kept=True)
             if len(values):
-                axis = axis_of(values[values > 0] if name == "duration_s" else values, bins=BINS)
+                axis = axis_of(values[values > 0] if name == "duration_s" else values, most=BINS)
                 self._spread[name] = (Shares(name, title, [f"{edge:.3g}" for edge in axis.edges[:-1]], axis), name)
         self._lengths: dict[str, Counter[int]] = {}
 
@@ -165,8 +183,9 @@ class Balance:
         }
 
     def _caption_lengths(self) -> Shares:
-        longest = max((length for lengths in self._lengths.values() for length in lengths), default=1)
-        axis = axis_of(np.arange(0, longest + 2, dtype=np.float64), bins=min(BINS, longest + 1))
+        found = [length for lengths in self._lengths.values() for length in lengths] or [0]
+        step = -(-(max(found) - min(found) + 1) // BINS)
+        axis = Axis(np.arange(min(found), max(found) + 1 + step, step, dtype=np.float64), False)
         shares = Shares("words", "Words in a caption", [f"{edge:.0f}" for edge in axis.edges[:-1]], axis)
         for split, lengths in self._lengths.items():
             values, n = np.array(list(lengths), np.float64), np.array(list(lengths.values()), np.int64)
@@ -185,8 +204,7 @@ class Balance:
         ordered = sorted(self._sources, key=lambda uid: (-sum(self._sources[uid].values()), uid))
         top, rest = ordered[:N_SOURCES], ordered[N_SOURCES:]
         counts = {split: [self._sources[uid][split] for uid in top] for split in splits}
-        others = {split: sum(self._sources[uid][split] for uid in rest) for split in splits}
-        return {"names": [name_of_source(uid) for uid in top], "counts": counts, "others": others, "n_others": len(rest), "n": len(ordered)}
+        return {"names": [name_of_source(uid) for uid in top], "counts": counts, "n_others": len(rest), "n": len(ordered)}
 
 
 def _aspect(batch: Batch) -> NDArray[np.int64]:

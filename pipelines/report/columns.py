@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ PLAIN = frozenset(
 """Numbers that are places and sizes, not measures; they get a histogram only where a threshold stands on them."""
 
 BINS = 48
+"""At most; few values get fewer bins, `bins_for`."""
 SAMPLED = 20_000
 """Values that settle the range of a column's histogram: those of the clips with the smallest uids, which are hashes."""
 TAIL = 0.004
@@ -116,8 +118,14 @@ class Axis:
         return np.clip(np.searchsorted(self.edges, filled_N, side="right") - 1, 0, len(self.edges) - 2), valid_N
 
 
-def axis_of(values: Floats, marks: Sequence[float] = (), bins: int = BINS) -> Axis:
-    """An axis for sorted values that shows all but the tails, with an edge on every mark."""
+def bins_for(n: int, most: int = BINS) -> int:
+    """How many bins suit n values: twice their square root, and 20 at least."""
+    return min(most, max(20, 2 * math.isqrt(n)))
+
+
+def axis_of(values: Floats, marks: Sequence[float] = (), most: int = BINS) -> Axis:
+    """An axis of at most `most` bins for sorted values that shows all but the tails, with an edge on every mark."""
+    bins = bins_for(len(values), most)
     inner = [mark for mark in marks if np.isfinite(mark)]
     if not len(values):
         values = np.array(inner or [0.0, 1.0])

@@ -1,6 +1,7 @@
 """All that the page shows, read from stored tables: two passes over a few columns of the last one, part by part, and no video.
 
-The result is one mapping of plain values, which is the data of the page as it stands in it.
+What other thresholds would keep is `whatif`'s answer, which holds the columns with a threshold of all clips at once. The result
+is one mapping of plain values, which is the data of the page as it stands in it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pipelines.report.funnel import Amount, Totals
 from pipelines.report.lineage import costs, lineage, manifest_of, packages, samples, splits_of, training_runs
 from pipelines.report.picks import DUPLICATE_COLUMNS, Groups, Picks
 from pipelines.step import FATE_COLUMNS, Expand
+from pipelines.whatif import whatif
 
 ROW_COLUMNS = (
     *("uid", "source_uid", "source", "kind", "clip_index", "start_pts", "first_pts", "time_base_num", "time_base_den"),
@@ -76,6 +78,7 @@ def gather(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, Any]
     number = {place: i for i, place in enumerate(places)}
     cuts = next((label for label, step in zip(recipe.labels, recipe.curate, strict=True) if isinstance(step, Expand)), "")
     causes = first.totals.causes()
+    yields = yields_of(recipe, curation)
     return {
         "name": recipe.name,
         "when": when.isoformat(timespec="minutes"),
@@ -90,7 +93,12 @@ def gather(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, Any]
         "causes": [{**cause._asdict(), "rows": amount.rows, "hours": amount.hours} for cause, amount in sorted(causes.items())],
         "histograms": [histogram.as_json() for histogram in histograms],
         "thresholds": [
-            {**t.as_json(causes), "near": [[number[p] for p in side.places if p in number] for side in (t.dropped, t.kept)]} for t in first.thresholds
+            {
+                **t.as_json(causes),
+                "near": [[number[p] for p in side.places if p in number] for side in (t.dropped, t.kept)],
+                "yields": yields.get((t.label, t.column.name, t.side), []),
+            }
+            for t in first.thresholds
         ],
         "balance": balanced.as_json(lambda uid: os.path.basename(sources.get(uid, uid))),
         "duplicates": duplicates_json(first.picks, groups, number) if "duplicate_of" in present else None,
@@ -137,6 +145,17 @@ def _first_pass(curation: Curation, columns: Sequence[Measured], names: Sequence
         for threshold in found.thresholds:
             threshold.add(batch)
     return found
+
+
+def yields_of(recipe: Recipe, curation: Curation) -> dict[tuple[str, str, str], list[tuple[float | None, int, float]]]:
+    """(threshold, clips, hours) that other thresholds would keep, by the label, column and side of each bound on numbers."""
+    curves = whatif(curation, recipe, recipe).curves
+    return {
+        (curve.label, curve.column, curve.side): [
+            (point if point == curve.now else round_to(point), amount.clips, amount.hours) for point, amount in curve.points
+        ]
+        for curve in curves
+    }
 
 
 def account_json(account: Account) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from pipelines.recipe import Recipe
 from pipelines.report.gather import gather
 
 FILE = "report.html"
+SCRIPTS = ("tools.js", "charts.js", "clips.js", "sections.js")
+"""The page's own script, in parts that are joined in this order."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def write_report(recipe: Recipe, curation: Curation, when: datetime | None = Non
 
 def render(data: Mapping[str, Any]) -> str:
     """The whole page, from what `gather` gives."""
-    script, charts = _asset("report.js"), get_plotlyjs()
+    script, charts = "\n".join(_asset(name) for name in SCRIPTS), get_plotlyjs()
     policy = (
         f"default-src 'none'; script-src {_hash_source(script)} {_hash_source(charts)}; style-src 'unsafe-inline'; "
         "img-src data: blob: file: 'self'; media-src file: 'self'; form-action 'none'; base-uri 'none'"

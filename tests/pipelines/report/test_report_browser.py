@@ -94,6 +94,20 @@ def test_charts_are_drawn_when_they_are_scrolled_to_and_the_page_fits(page: Any)
     assert page.evaluate(UNNAMED) == 0, "every control has a name"
 
 
+def test_a_threshold_has_its_yields_under_its_histogram(page: Any) -> None:
+    plot = page.locator("#measures .plot.tall >> nth=0")
+    plot.scroll_into_view_if_needed()
+    page.wait_for_function("() => document.querySelector('#measures .plot.tall svg .scatterlayer .trace')")
+    marks = page.evaluate("data.thresholds.filter(mark => mark.column === 'luma')")
+    assert [mark["side"] for mark in marks] == ["min", "max"]
+    assert plot.locator(".scatterlayer .trace").count() == 2
+    assert plot.locator(".scatterlayer .point").count() == sum(len(mark["yields"]) for mark in marks)
+    said = plot.get_attribute("aria-label")
+    for at, n_clips, _ in marks[0]["yields"]:
+        assert f"{n_clips} clips at {float(f'{at:.3g}'):g}" in said or n_clips == 1
+    assert page.locator("#measures .card:has(h3:text-is('camera')) .scatterlayer .trace").count() == 0, "names have no curve"
+
+
 def test_filters_and_search_change_the_rows(page: Any) -> None:
     fates, captions = column(page, "fate"), column(page, "caption")
     assert len(shown(page)) == 25

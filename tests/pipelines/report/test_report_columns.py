@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from made_tables import make_curation, make_rows
 from cluster import storage
 from cluster.config import ConfigError
 from pipelines.curate import Curation
-from pipelines.report.balance import apart
+from pipelines.report.balance import apart, mean_deviation
 from pipelines.report.columns import axis_of, round_to
 from pipelines.report.gather import gather
 from pipelines.report.picks import MAX_FRAMES, evenly, in_turn, small
+from pipelines.whatif import whatif
 
 WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
@@ -81,6 +84,48 @@ def test_thresholds_count_what_they_drop_and_name_the_nearest(rows: list[dict[st
             expected = sorted(candidates, key=lambda row: (abs(row[t["column"]] - t["bound"]), row["uid"]))[: len(side)]
             assert [table["uid"][i] for i in side] == [row["uid"] for row in expected]
             assert len(side) == min(6, len(candidates))
+
+
+def passes(row: dict[str, Any], bounds: dict[tuple[str, str], float], on: tuple[str, str, float]) -> bool:
+    """Whether a clip is kept when one bound of the recipe is another; nulls break none, but have no place on the curve of theirs."""
+    column, side, at = on
+    if row["fate"] == "duplicate" or row[column] is None or row["camera"] not in (None, "still", "pan"):
+        return False
+    return all(
+        row[name] is None or (row[name] >= bound if which == "min" else row[name] <= bound)
+        for (name, which), bound in {**bounds, (column, side): at}.items()
+    )
+
+
+def test_yields_are_those_of_whatif_and_of_counting(rows: list[dict[str, Any]], data: dict[str, Any], tmp_path: Path) -> None:
+    recipe, curation = make_curation(tmp_path, rows)
+    curves = {(curve.label, curve.column, curve.side): curve.points for curve in whatif(curation, recipe, recipe).curves}
+    told = {(t["label"], t["column"], t["side"]): t for t in data["thresholds"]}
+    assert set(curves) == set(told) - {("keep", "camera", "in")}
+    assert told["keep", "camera", "in"]["yields"] == []
+    bounds = {(column, side): t["bound"] for (_, column, side), t in told.items() if side != "in"}
+    for (label, column, side), points in curves.items():
+        yields = told[label, column, side]["yields"]
+        assert yields == [(pytest.approx(at, rel=1e-4), amount.clips, pytest.approx(amount.hours)) for at, amount in points]
+        for at, amount in points:
+            mine = [row for row in clips(rows) if passes(row, bounds, (column, side, at))]
+            assert (amount.clips, amount.hours) == (len(mine), pytest.approx(sum(row["duration_s"] for row in mine) / 3600))
+        kept = [row for row in clips(rows) if row["fate"] == "kept" and row[column] is not None]
+        assert next(n for at, n, _ in yields if at == told[label, column, side]["bound"]) == len(kept), "as it is, it keeps what is kept"
+
+
+def test_a_run_that_kept_no_clip_has_a_report(tmp_path: Path) -> None:
+    lost = [row for row in make_rows(60) if row["fate"] in ("failed", "dropped")]
+    found = gather(*make_curation(tmp_path, [row for row in lost if "clip_index" not in row] + clips(lost)[:1]), WHEN)
+    assert found["balance"]["clips"] == {}
+    assert {t["column"] for t in found["thresholds"]} == {"luma", "motion", "camera", "sharpness"}
+
+
+def test_at_the_end_of_a_run_the_page_is_what_it_is_later(rows: list[dict[str, Any]], data: dict[str, Any], tmp_path: Path) -> None:
+    """Then the segments still say how much of them was there before the run."""
+    recipe, curation = make_curation(tmp_path, rows)
+    fresh = replace(curation, segments=tuple(replace(state, n_done=0, seconds=1.0) for state in curation.segments))
+    assert gather(recipe, fresh, WHEN)["thresholds"] == data["thresholds"]
 
 
 def test_the_same_rows_in_other_parts_give_the_same_page(rows: list[dict[str, Any]], data: dict[str, Any], tmp_path: Path) -> None:
@@ -179,6 +224,18 @@ def test_how_far_splits_are_apart() -> None:
     assert apart({"train": [50, 50], "val": [5, 5]})["val"]["distance"] == 0
     assert apart({"train": [10, 0], "val": [0, 10]})["val"]["distance"] == 1
     assert apart({"kept": [1, 2]}) == {}
+
+
+@given(st.integers(1, 40), st.data())
+def test_the_mean_deviation_is_that_of_all_draws(n: int, data: st.DataObject) -> None:
+    k, m = data.draw(st.integers(0, n)), data.draw(st.integers(0, n))
+    expected = sum(abs(y - m * k / n) * comb(k, y) * comb(n - k, m - y) for y in range(min(k, m) + 1)) / comb(n, m)
+    assert mean_deviation(n, k, m) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_split_of_one_clip_is_never_more_than_wholly_apart() -> None:
+    found = apart({"train": [4, 3, 2, 1, 1], "val": [0, 0, 1, 0, 0]})["val"]
+    assert 0 <= found["chance"] <= 1
 
 
 def test_chance_is_what_even_splits_are_apart_on_average() -> None:

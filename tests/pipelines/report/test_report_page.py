@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_nothing_is_loaded_from_anywhere(elements: Elements) -> None:
         assert tag not in ("link", "iframe", "object", "embed", "img", "base", "form"), tag
         for name in ("src", "href", "action", "data", "poster", "srcset"):
             assert not (attributes.get(name) or "").startswith(("http", "//", "data:")), (tag, attributes)
-    for name in ("report.html", "report.css", "report.js"):
+    for name in ("report.html", "report.css", *page.SCRIPTS):
         text = page._asset(name)
         assert not re.search(r"https?://|//cdn|@import|url\(|\bfetch\s*\(|XMLHttpRequest|WebSocket|\bimport\s*\(|sendBeacon", text), name
 
@@ -94,7 +95,13 @@ def test_what_footage_says_cannot_become_markup(data: dict[str, Any], elements: 
     assert html.escape(data["name"]) in text
     found = next(text for attributes, text in elements.scripts() if attributes.get("id") == "data")
     assert json.loads(found) == json.loads(json.dumps(data)), "the data comes through whole"
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", page._asset("report.js"))
+    for name in page.SCRIPTS:
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", page._asset(name)), name
+
+
+def test_the_script_is_all_of_its_files() -> None:
+    assert {path.name for path in files("pipelines.report").iterdir() if path.name.endswith(".js")} == set(page.SCRIPTS)
+    assert page._asset(page.SCRIPTS[0]).startswith("'use strict';"), "which holds for what is joined to it"
 
 
 @given(st.text())

@@ -1,0 +1,70 @@
+'use strict';
+// The script of a report is these files joined in order: tools.js, charts.js, clips.js, sections.js.
+// Here: the data of the page, elements, and numbers in words.
+// All texts of footage (captions, file names, errors) are set as text, never as markup.
+
+const data = JSON.parse(document.getElementById('data').textContent);
+const table = data.rows.table;
+
+function el(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
+    else if (name === 'style') Object.assign(node.style, value);
+    else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? '' : value);
+  }
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+const count = (n) => Math.round(n).toLocaleString('en-US');
+const plural = (n, one, many) => `${count(n)} ${n === 1 ? one : many || one + 's'}`;
+const percent = (share) => (share > 0 && share < 0.001 ? 'under 0.1%' : `${(100 * share).toFixed(share < 0.0995 || share > 0.995 && share < 1 ? 1 : 0)}%`);
+const baseName = (uri) => uri.slice(uri.lastIndexOf('/') + 1);
+/** A file name, or words with one, that breaks behind its separators. */
+const breakable = (name) => name.split(/(?<=[_./-])/).flatMap((part, k) => (k ? [el('wbr'), part] : [part]));
+const dot = (fate) => el('span', { class: `dot ${fate}`, 'aria-hidden': 'true' });
+
+/** A length of time in the unit that suits it: 2.4 h, 35 min, 12 s. */
+function time(hours) {
+  if (!hours) return '0 h';
+  if (hours >= 100) return `${count(hours)} h`;
+  if (hours >= 0.995) return `${hours.toFixed(hours < 9.95 ? 2 : 1)} h`;
+  if (hours * 60 >= 1) return `${(hours * 60).toFixed(hours * 60 < 9.95 ? 1 : 0)} min`;
+  return hours * 3600 >= 9.95 ? `${(hours * 3600).toFixed(0)} s` : seconds(hours * 3600);
+}
+
+/** A short time: 3.2 s, 14 ms, 80 µs. */
+function seconds(s) {
+  const [scale, unit] = s >= 0.0995 ? [1, 's'] : s >= 1e-3 ? [1e3, 'ms'] : [1e6, 'µs'];
+  return `${Number((s * scale).toPrecision(2))} ${unit}`;
+}
+
+function value(x) {
+  if (x === null || x === undefined || x === '') return '–';
+  if (typeof x === 'string') return x;
+  if (typeof x === 'boolean') return x ? 'yes' : 'no';
+  if (Number.isInteger(x)) return count(x);
+  const size = Math.abs(x);
+  return size >= 1000 ? count(x) : size >= 1e-4 || size === 0 ? String(Number(x.toPrecision(3))) : x.toExponential(1);
+}
+
+/** With a digit more, for values close to a bound. */
+const precise = (x) => (typeof x === 'number' && !Number.isInteger(x) ? String(Number(x.toPrecision(4))) : value(x));
+
+/** A place in a source: 1:02:03.4 */
+function clock(seconds) {
+  const minutes = Math.floor(seconds / 60);
+  const rest = (seconds - 60 * minutes).toFixed(1).padStart(4, '0');
+  return minutes < 60 ? `${minutes}:${rest}` : `${Math.floor(minutes / 60)}:${String(minutes % 60).padStart(2, '0')}:${rest}`;
+}
+
+const source = (i) => data.rows.sources[table.source[i]];
+
+function clipName(i) {
+  const start = table.start_s[i];
+  return baseName(source(i)) + (start === null ? '' : ` at ${clock(start)}`);
+}
+
+const why = (i) => (table.fate[i] === 'kept' ? '' : `${table.step[i]}: ${table.reason[i]}`);
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
