@@ -5,10 +5,12 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from captioning.engine import Needs
 from cluster.plugins import Plugin
 from cluster.storage import digest
 
@@ -30,20 +32,37 @@ class TextEncoder(abc.ABC):
 
     dim: int
     identity: str
+    padding: int = 0
+    """Tokens that were computed so far only to fill up batches."""
 
     @abc.abstractmethod
-    def encode(self, captions: Sequence[str]) -> list[TextEmbedding]: ...
+    def encode(self, captions: Sequence[str]) -> list[TextEmbedding]:
+        """Embeds each caption by itself: what is said with it makes no difference but that of rounding."""
 
 
 class TextEncoderSettings(Plugin):
     """Settings of a text encoder, by `name`. One subclass a file in `captioning/encoders/`."""
 
+    light: ClassVar[bool] = False
+    """Whether opening it costs next to nothing, and a caption a fraction of a millisecond: a few are then not worth a start of Ray."""
+
     @abc.abstractmethod
-    def open(self) -> TextEncoder: ...
+    def open(self, device: str | None = None) -> TextEncoder:
+        """Loads it on a device of torch: cuda where the settings want GPUs, else cpu, if none is given.
+
+        The identity is that of the settings on every device. Raises `EngineError` with the fix where it cannot be loaded.
+        """
 
     @abc.abstractmethod
     def identity(self) -> str:
-        """As `TextEncoder.identity`, without loading anything large."""
+        """What embeddings depend on: version, weights, precision, most tokens, GPU or CPU; not how many captions go at once.
+
+        Found without loading anything large.
+        """
+
+    def needs(self) -> Needs:
+        """What one worker with this encoder holds."""
+        return Needs()
 
 
 NULL_CAPTION = ""

@@ -71,6 +71,10 @@ class Captioner(abc.ABC):
         question's fault (`EngineError`): a budget that is spent, a key that is refused, a device that is out of memory at one question.
         """
 
+    def spent_before(self, usd: float) -> None:
+        """Called once, before any question, with what earlier runs spent on these clips: a budget counts it."""
+        return
+
     def close(self) -> None:
         """Gives back what it holds."""
         return

@@ -198,6 +198,15 @@ def validate(model: type[T], data: Any) -> T:
     return model.model_validate_json(json.dumps(data, default=str), strict=True)
 
 
+def from_options(model: type[T], values: Mapping[str, Any]) -> T:
+    """Settings from options of the command line. Raises `ConfigError` naming each wrong option with its value."""
+    try:
+        return validate(model, dict(values))
+    except ValidationError as error:
+        faults = [f"--{str(fault['loc'][-1]).replace('_', '-')} {fault['input']}: {fault['msg']}" for fault in error.errors()]
+        raise ConfigError("; ".join(faults)) from None
+
+
 def flatten(model: type[BaseModel], error: ValidationError, prefix: Location = ()) -> Iterator[tuple[Location, str]]:
     """Each fault as (location, message), those of nested settings with their whole location."""
     for fault in error.errors():

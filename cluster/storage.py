@@ -105,6 +105,11 @@ def glob(pattern: str) -> list[Entry]:
     return [entry for entry in list_files(root) if expression.fullmatch(entry.uri)]
 
 
+def matches(pattern: str, uri: str) -> bool:
+    """Whether `glob` of a pattern would find a file of this name."""
+    return re.fullmatch(_glob_expression(absolute(pattern)), absolute(uri)) is not None
+
+
 def _glob_expression(pattern: str) -> str:
     tokens = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]", "{": "(?:", "}": ")"}
     parts, depth = [], 0

@@ -51,7 +51,7 @@ class _LineBar:
         tenths = int(10 * self._done / self._total)
         if tenths > self._tenths:
             self._tenths = tenths
-            console.print(f"{self._description}: {self._done:g} of {self._total:g} {note}", highlight=False)
+            console.print(f"{self._description}: {self._done:g} of {self._total:g} {note}".rstrip(), highlight=False, markup=False)
 
 
 @contextlib.contextmanager

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from rich.markup import escape
 
 from cluster import storage
-from cluster.config import ConfigError
+from cluster.config import ConfigError, from_options
 from cluster.telemetry import configure_logging, console, progress
 from pipelines import doctor as doctoring
 from pipelines import footage, job, show, upkeep
@@ -26,7 +27,9 @@ from pipelines.forgetting.work import Work
 from pipelines.ledger import ledger as accounts_of
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.segments import segments_of
+from pipelines.steps.encode import Encode
 from pipelines.whatif import whatif as answer_whatif
+from training.data.footer import DamagedError
 from training.data.verify import verify as verify_dataset
 from training.sampling.settings import SampleSettings
 
@@ -74,11 +77,15 @@ def sample(
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 5.0,
     steps: Annotated[int, typer.Option(help="Solver steps.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    upsample: Annotated[bool, typer.Option(help="Make the prompt detailed first, as the recipe's `upsample` says.")] = False,
 ) -> None:
     """Sample video or images from a recipe's trained model."""
     settings = read(recipe, set_)
+    if upsample:
+        settings = settings.model_copy(update={"sample": tuple(one.model_copy(update={"upsample": True}) for one in settings.sample)})
     if prompt is not None:
-        one = SampleSettings(prompt=prompt, seconds=seconds, size=size, guidance=guidance, steps=steps, seed=seed)
+        asked = {"prompt": prompt, "upsample": upsample, "seconds": seconds, "size": size, "guidance": guidance, "steps": steps, "seed": seed}
+        one = from_options(SampleSettings, asked)
         settings = settings.model_copy(update={"sample": (one,)})
     for uri in job.run_recipe(settings, "sample").samples:
         print(uri)
@@ -126,7 +133,7 @@ def steps() -> None:
 def ledger(
     recipe: RecipeFile,
     set_: Assignments = None,
-    reasons: Annotated[int, typer.Option(help="How many reasons to list.")] = 12,
+    reasons: Annotated[int, typer.Option(min=0, help="How many reasons to list.")] = 12,
 ) -> None:
     """Every input's fate; exits 1 when inputs are not kept + dropped + failed + duplicate."""
     curation = inspect(read(recipe, set_))
@@ -169,12 +176,14 @@ def audit(
 def verify(recipe: RecipeFile, set_: Assignments = None) -> None:
     """Load every shard as training would and check shapes, checksums and values; exits 1 when anything is wrong."""
     settings = read(recipe, set_)
+    if not isinstance(settings.curate[-1], Encode):
+        raise ConfigError(f"{settings.name}: the recipe does not end in an encode step, so it has no shards to verify")
     manifests = [entry.uri for entry in storage.list_files(settings.tables_uri, "_manifest.parquet")]
     if not manifests:
         raise ConfigError(f"{settings.tables_uri}: no manifest; run the recipe first")
     problems = [problem for uri in manifests for problem in verify_dataset(uri)]
     for problem in problems:
-        show.console.print(f"[red]{problem}[/]", highlight=False, soft_wrap=True)
+        show.console.print(f"[red]{escape(str(problem))}[/]", highlight=False, soft_wrap=True)
     show.console.print(f"{len(manifests)} manifest(s), {len(problems)} problem(s)")
     if problems:
         raise typer.Exit(1)
@@ -238,7 +247,12 @@ def quarantine(
 ) -> None:
     """List what failed by step and error class; --retry does it again, once the cause is gone. Exits 1 when a retried row failed again."""
     settings = read(recipe, set_)
-    found = quarantining.chosen(quarantining.failures(inspect(settings)), error)
+    curation = inspect(settings)
+    if not curation.complete:
+        waiting = curation.segments[-1]
+        state = f"{waiting.segment.label} has {waiting.n_done} of {waiting.n_inputs} rows"
+        console.print(f"curation is not complete: {state}; `worldloom run` does the rest, new and changed files too", highlight=False, soft_wrap=True)
+    found = quarantining.chosen(quarantining.failures(curation), error)
     if not retry or not found:
         print(upkeep.failures_json(found)) if as_json else upkeep.failures(found)
         return
@@ -286,19 +300,28 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+def _complain(what: str, message: str) -> None:
+    # Paths may hold what looks like markup.
+    console.print(f"[bold red]{what}[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
 def main() -> NoReturn:
     """Entry point: turns errors into messages and exit codes."""
     configure_logging()
     try:
         app(standalone_mode=True)
     except ConfigError as error:
-        console.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+        _complain("error", str(error))
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("stopped; what is done is kept, and the same command goes on from there")
         sys.exit(130)
-    except RuntimeError as error:
-        console.print(f"[bold red]failed[/] {error}", highlight=False, soft_wrap=True)
+    except (RuntimeError, DamagedError) as error:
+        _complain("failed", str(error))
+        sys.exit(1)
+    except OSError as error:
+        # No such folder, no rights to write there, a full disk, an object store that cannot be reached.
+        _complain("failed", f"{type(error).__name__}: {error}")
         sys.exit(1)
     raise AssertionError("typer exits by itself")
 

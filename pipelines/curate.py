@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import storage
+from cluster.config import ConfigError
 from cluster.telemetry import log, progress
 from pipelines import pieces, tables
 from pipelines.forgetting.records import forgotten
@@ -20,7 +21,7 @@ from pipelines.segments import Segment, segments_of
 from pipelines.shuffle import Rows
 from pipelines.sources import FIELDS as SOURCE_FIELDS
 from pipelines.sources import list_sources
-from pipelines.step import FATE_FIELDS, Context, Divisible, Expand, Global
+from pipelines.step import FATE_FIELDS, Context, Divisible, Expand, Global, Resources, TableFunction
 from pipelines.tables import Index
 from pipelines.work import Job
 
@@ -34,6 +35,10 @@ class Engine(Protocol):
 
     def rows(self, orders: list[pa.Table], columns: list[str], /) -> Rows:
         """Some columns of the rows that orders are for, for work over all of them."""
+        ...
+
+    def map_tables(self, load: Callable[[], TableFunction], wanted: list[pa.Table], resources: Resources, /) -> Iterator[pa.Table]:
+        """What the function makes of each table, as it ends. `load` gets what it needs ready, once a worker with these resources."""
         ...
 
 
@@ -53,12 +58,16 @@ class Inputs:
         live = self.uids if self.upstream is None else self.upstream.live().uids
         return storage.digest(*sorted(live.to_pylist()))
 
+    def pending(self, done: pa.ChunkedArray) -> list[str]:
+        """Uids of the rows that are not done."""
+        finished = set(done.to_pylist())
+        return [uid for uid in self.uids.to_pylist() if uid not in finished]
+
     def orders(self, done: pa.ChunkedArray, rows_per_part: int) -> list[pa.Table]:
         """Orders for the rows that are not done."""
         if self.upstream is not None:
             return self.upstream.without_inputs(done).orders(rows_per_part)
-        finished = set(done.to_pylist())
-        rows = self.sources.filter(pa.array([uid not in finished for uid in self.uids.to_pylist()], pa.bool_()))
+        rows = self.sources.filter(pc.is_in(self.uids, pa.array(self.pending(done), pa.string())))
         # Largest first: what takes longest must not start last.
         rows = rows.sort_by([("size_bytes", "descending"), ("uid", "ascending")])
         size = tables.order_size(len(rows), rows_per_part)
@@ -107,7 +116,9 @@ def inspect(recipe: Recipe) -> Curation:
 
 
 def _advance(recipe: Recipe, engine: Engine | None) -> Curation:
-    inputs = Inputs(forgotten(recipe.out_uri).leave_out(list_sources(recipe.sources)))
+    listed = list_sources(recipe.sources)
+    _check_not_made_here(listed, recipe.out_uri)
+    inputs = Inputs(forgotten(recipe.out_uri).leave_out(listed))
     segments = segments_of(recipe.curate, recipe.labels)
     states: list[SegmentState] = []
     chain = ""
@@ -117,11 +128,22 @@ def _advance(recipe: Recipe, engine: Engine | None) -> Curation:
         state = stand(segment, recipe.tables_uri, inputs)
         if state.n_pending and engine is not None:
             state = run_segment(recipe, state, inputs, engine)
+        if engine is not None:
+            for step, context in zip(segment.steps, contexts_of(recipe, segment), strict=True):
+                step.settle(context)
         states.append(state)
         if state.n_pending and engine is None:
             return Curation(inputs.sources, tuple(states), complete=False)
         inputs = Inputs(inputs.sources, state.rows)
     return Curation(inputs.sources, tuple(states), complete=True)
+
+
+def _check_not_made_here(sources: pa.Table, out_uri: str) -> None:
+    """Raises `ConfigError` where samples or exported clips would be taken for footage."""
+    for folder in ("samples/", "export"):
+        made = sources.filter(pc.starts_with(sources["source"], f"{out_uri}/{folder}"))
+        if len(made):
+            raise ConfigError(f"sources: {made['source'][0]} is no footage, but was written by this recipe; narrow the pattern, or move `out`")
 
 
 def stand(segment: Segment, tables_uri: str, inputs: Inputs) -> SegmentState:
@@ -165,11 +187,10 @@ def _rounds(segment: Segment, folder: str, inputs: Inputs, orders: list[pa.Table
 
 def prepare(recipe: Recipe, state: SegmentState, inputs: Inputs, engine: Engine) -> Job:
     """All that a segment's workers need, gathered once."""
-    segment = state.segment
-    contexts = []
-    for step, lineage in zip(segment.steps, segment.lineages, strict=True):
-        context = Context(recipe.tables_uri, recipe.seed, lineage)
-        contexts.append(replace(context, state=step.prepare(context)))
+    segment, pending = state.segment, inputs.pending(state.rows.rows["input_uid"])
+    contexts = [
+        replace(context, state=step.prepare(context, pending)) for step, context in zip(segment.steps, contexts_of(recipe, segment), strict=True)
+    ]
     solved = None
     if isinstance(segment.first, Global):
         assert inputs.upstream is not None, "a Global step cannot be the first"
@@ -178,6 +199,10 @@ def prepare(recipe: Recipe, state: SegmentState, inputs: Inputs, engine: Engine)
     for label, donor in donors.items():
         log.info(f"{label}: {len(donor.index)} rows were worked on before; their results are reused")
     return Job(segment, state.folder, tuple(contexts), donors, solved, forgotten(recipe.out_uri))
+
+
+def contexts_of(recipe: Recipe, segment: Segment) -> list[Context]:
+    return [Context(recipe.tables_uri, recipe.seed, lineage) for lineage in segment.lineages]
 
 
 def solve(step: Global, live: Index, engine: Engine) -> pa.Table:

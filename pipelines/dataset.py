@@ -1,24 +1,22 @@
-"""From curated clips to what training reads: text embeddings, one a distinct caption, and the manifest."""
+"""From curated clips to what training reads: text embeddings and the manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captioning.encoder import NULL_CAPTION, TextEncoder, text_key
+from captioning.encoder import NULL_CAPTION, text_key
 from cluster import storage
-from cluster.telemetry import progress
-from pipelines import splits
-from pipelines.curate import Curation, SegmentState
+from pipelines import inline, splits
+from pipelines.curate import Curation, Engine, SegmentState
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
+from pipelines.texts import embed_captions
 from training.data import shards, texts
 from training.data.shards import MANIFEST_SCHEMA, DatasetInfo
-
-CAPTIONS_PER_PART = 4096
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,10 @@ class Dataset:
     n_captions: int
 
 
-def build_dataset(recipe: Recipe, curation: Curation) -> Dataset:
+def build_dataset(recipe: Recipe, curation: Curation, engine: Engine = inline) -> Dataset:
     """Write the text embeddings that are missing and the manifest of the kept clips, each in the split that `pipelines.splits` gives it.
 
+    The captions are embedded where the engine works.
     A clip that is left out of all splits is not in the manifest. Raises `RuntimeError` if no clip was kept.
     """
     state = curation.final
@@ -46,11 +45,11 @@ def build_dataset(recipe: Recipe, curation: Curation) -> Dataset:
         raise RuntimeError("no clip was kept, so there is nothing to train on; `worldloom ledger` says what became of each")
     identity = encode.text.identity()
     divided = [value for name in ("uid", "split", "cluster") for value in clips[name].to_pylist()]
-    name = storage.digest(str(MANIFEST_SCHEMA), state.segment.fingerprint, identity, *divided, size_bytes=8)
+    name = storage.digest(str(MANIFEST_SCHEMA), str(texts.SCHEMA), state.segment.fingerprint, identity, *divided, size_bytes=8)
     manifest_uri = storage.join(recipe.tables_uri, f"manifest-{name}", "_manifest.parquet")
     if not storage.exists(manifest_uri):
-        texts_name = f"texts-{storage.digest(identity, size_bytes=8)}"
-        lengths = embed_captions(storage.join(recipe.tables_uri, texts_name), encode, distinct_captions(clips))
+        texts_name = f"texts-{storage.digest(str(texts.SCHEMA), identity, size_bytes=8)}"
+        lengths = embed_captions(storage.join(recipe.tables_uri, texts_name), encode.text, distinct_captions(clips), engine)
         latents_folder = encode.latents_folder(recipe.tables_uri, state.segment.lineages[-1])
         table = manifest_rows(clips, shard_rows(recipe.tables_uri, latents_folder), identity, lengths)
         autoencoder = encode.autoencoder.open()
@@ -73,6 +72,18 @@ def build_dataset(recipe: Recipe, curation: Curation) -> Dataset:
     keys = [table["text_key"].combine_chunks(), pc.struct_field(pc.list_flatten(table["other_captions"]), "text_key").combine_chunks()]
     n_captions = len(pc.unique(pa.concat_arrays(keys)))
     return Dataset(manifest_uri, n_train, n_val, n_test, int(pc.sum(table["n_tokens"]).as_py()), n_captions)
+
+
+STYLE_CAPTIONS = 512
+"""Captions that show the style of a data set: enough for one that resembles a prompt, and read in a moment."""
+
+
+def training_captions(manifest_uri: str) -> list[str]:
+    """Up to `STYLE_CAPTIONS` main captions of the training split, the same ones each time."""
+    table, _ = shards.read_manifest(manifest_uri)
+    mine = table.filter(pc.equal(table["split"], "train"))
+    rows = sorted(zip(mine["uid"].to_pylist(), mine["caption"].to_pylist(), strict=True), key=lambda row: storage.digest(row[0]))
+    return [caption for _, caption in rows[:STYLE_CAPTIONS]]
 
 
 def kept_clips(state: SegmentState) -> pa.Table:
@@ -103,23 +114,6 @@ def shard_rows(tables_uri: str, latents_folder: str) -> pa.Table:
         file = entry.uri.removeprefix(tables_uri.rstrip("/") + "/")
         pieces.append(index.append_column("file", pa.array([file] * len(index), pa.string())))
     return pa.concat_tables(pieces)
-
-
-def embed_captions(folder: str, encode: Encode, captions: Sequence[str]) -> dict[str, int]:
-    """Embed the distinct captions, and the null one, that the folder does not hold yet. Returns every key's token count."""
-    identity = encode.text.identity()
-    wanted = {text_key(caption, identity): caption for caption in [NULL_CAPTION, *captions]}
-    missing = sorted(set(wanted) - texts.text_keys(folder))
-    if missing:
-        encoder: TextEncoder = encode.text.open()
-        with progress("text embeddings", len(missing)) as bar:
-            for start in range(0, len(missing), CAPTIONS_PER_PART):
-                keys = missing[start : start + CAPTIONS_PER_PART]
-                embeddings = encoder.encode([wanted[key] for key in keys])
-                part = storage.join(folder, f"part-{storage.digest(*keys)}.parquet")
-                texts.write_texts(part, {key: embedding.tokens for key, embedding in zip(keys, embeddings, strict=True)}, identity)
-                bar.advance(len(keys))
-    return texts.text_lengths(folder)
 
 
 def manifest_rows(clips: pa.Table, places: pa.Table, encoder_identity: str, lengths: dict[str, int]) -> pa.Table:

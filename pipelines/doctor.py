@@ -10,6 +10,7 @@ import sys
 import av
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from cluster.ray_settings import RaySettings
 
@@ -40,7 +41,7 @@ def report(console: Console) -> bool:
     seen = _ray_sees()
     lines.append(("ray sees", f"{seen.get('CPU', 0):g} CPUs, {seen.get('GPU', 0):g} GPUs, {seen.get('memory', 0) / 2**30:.0f} GiB"))
     for name, text in lines:
-        console.print(f"[bold]{name:>16}[/]  {text}", style="red" if "MISSING" in text else "", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{name:>16}[/]  {escape(text)}", style="red" if "MISSING" in text else "", highlight=False, soft_wrap=True)
     healthy = all(_version(name) for name in REQUIRED) and sys.version_info >= (3, 11)
     console.print("all that is needed is here" if healthy else "something that is needed is missing: see above")
     return healthy

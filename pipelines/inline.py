@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
 from pipelines import tables
 from pipelines.shuffle import LocalRows
+from pipelines.step import Resources, TableFunction
 from pipelines.work import Job, Worker
 
 
 def run_orders(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
     """A report for each order, as it ends."""
     workers = [Worker(stage) for stage in job.stages()]
-    for order in orders:
-        table = order
+    try:
+        for order in orders:
+            table = order
+            for worker in workers:
+                table = worker(table)
+            yield table
+    finally:
         for worker in workers:
-            table = worker(table)
-        yield table
+            worker.close()
 
 
 def rows(orders: list[pa.Table], columns: list[str]) -> LocalRows:
     """Some columns of the rows that orders are for."""
     return LocalRows([tables.read_order(order, columns) for order in orders])
+
+
+def map_tables(load: Callable[[], TableFunction], wanted: list[pa.Table], resources: Resources) -> Iterator[pa.Table]:
+    """What the function makes of each table, in order."""
+    function = load()
+    for table in wanted:
+        yield function(table)

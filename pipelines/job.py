@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import pyarrow as pa
 
+from captioning.upsample import Upsampler
 from cluster import storage
 from cluster.config import ConfigError
 from cluster.ray_settings import RaySettings
 from cluster.telemetry import log, progress
 from pipelines import inline, splits
 from pipelines.curate import Curation, Engine, curate, inspect
-from pipelines.dataset import Dataset, build_dataset
+from pipelines.dataset import Dataset, build_dataset, training_captions
 from pipelines.forgetting.request import check_finished, go_on
 from pipelines.ledger import Account, ledger
 from pipelines.recipe import Recipe, resolved
 from pipelines.shuffle import Rows
+from pipelines.step import Resources, TableFunction
 from pipelines.steps.encode import Encode
 from pipelines.work import Job
 from training import checkpoint
@@ -57,14 +59,15 @@ def run_recipe(recipe: Recipe, only: Part | None = None, in_process: bool = Fals
         storage.write_bytes(storage.join(recipe.out_uri, "run.yaml"), resolved(recipe).encode())
     with contextlib.ExitStack() as stack:
         ray = _LazyRay(recipe.ray, stack)
-        curation = curate(recipe, inline if in_process else ray) if only in (None, "curate") else inspect(recipe)
+        engine: Engine = inline if in_process else ray
+        curation = curate(recipe, engine) if only in (None, "curate") else inspect(recipe)
         if not curation.complete:
             raise ConfigError(f"{recipe.name}: curation is not complete; run `worldloom run` without --only, or with --only curate, first")
         accounts = tuple(ledger(curation))
         storage.write_bytes(storage.join(recipe.out_uri, "ledger.json"), json.dumps([asdict(account) for account in accounts], indent=1).encode())
         dataset = None
         if isinstance(recipe.curate[-1], Encode):
-            dataset = build_dataset(recipe, curation)
+            dataset = build_dataset(recipe, curation, engine)
         else:
             splits.store(recipe, curation)
         # Before training too, so that there is something to look at while it lasts.
@@ -116,6 +119,9 @@ class _LazyRay:
     def rows(self, orders: list[pa.Table], columns: list[str]) -> Rows:
         return self._engine().rows(orders, columns)
 
+    def map_tables(self, load: Callable[[], TableFunction], wanted: list[pa.Table], resources: Resources) -> Iterator[pa.Table]:
+        return self._engine().map_tables(load, wanted, resources)
+
     def _engine(self) -> Engine:
         from pipelines import run  # Ray Data takes half a second to import, which a run with nothing to do need not wait for
 
@@ -138,7 +144,9 @@ def _samples(recipe: Recipe, settings: TrainSettings | None, dataset: Dataset | 
     trained = result(settings, checkpoint.run_folder(settings, dataset.manifest_uri, recipe.out_uri, recipe.seed))
     if trained is None:
         raise ConfigError(f"{recipe.name}: no model is trained to step {settings.steps} yet; run the recipe without --only, or with --only train")
+    manifest_uri = dataset.manifest_uri
+    upsampler = Upsampler(recipe.upsample, lambda: training_captions(manifest_uri))
     with progress("sampling", len(recipe.sample)) as bar:
         for wanted in recipe.sample:
-            yield sample(wanted, trained.export_uri, storage.join(recipe.out_uri, "samples"))
+            yield sample(wanted, trained.export_uri, storage.join(recipe.out_uri, "samples"), upsampler)
             bar.advance()

@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
 
+from captioning.upsample import UpsampleSettings
 from cluster import plugins, storage
 from cluster.config import LocatedError, NestedError, Settings, labelled, override, parse, read_document, unknown_message
 from cluster.ray_settings import RaySettings
@@ -82,6 +83,7 @@ class Recipe(Settings):
     splits: SplitSettings = SplitSettings()
     train: TrainSettings | None = None
     sample: tuple[SampleSettings, ...] = ()
+    upsample: UpsampleSettings = Field(default_factory=UpsampleSettings)
 
     @model_validator(mode="after")
     def _steps_fit_together(self) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,8 +21,9 @@ from ray.util.annotations import RayDeprecationWarning
 
 from cluster.telemetry import log
 from pipelines.shuffle import Rows, RowsFunction
+from pipelines.step import Resources, TableFunction
 from pipelines.tables import read_order, split_order
-from pipelines.work import Job, Stage, Worker, failed_rows
+from pipelines.work import Job, Worker, failed_rows
 
 WORKER_DEATHS = (WorkerCrashedError, ActorDiedError, ActorUnavailableError, OutOfMemoryError)
 
@@ -66,10 +67,23 @@ def _stream(job: Job, orders: list[pa.Table], numbers: list[int], tolerate_death
     with _context(max_errored_blocks=-1 if tolerate_deaths else 0):
         dataset = ray.data.from_arrow([pack(number, orders[number]) for number in numbers])
         for stage in job.stages():
-            dataset = _map(dataset, stage)
-        for blocks in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for row in range(len(blocks)):
-                yield unpack(blocks.slice(row, 1))
+            dataset = _map(dataset, partial(Worker, stage), stage.resources)
+        yield from _results(dataset)
+
+
+def map_tables(load: Callable[[], TableFunction], wanted: list[pa.Table], resources: Resources) -> Iterator[pa.Table]:
+    """What the function makes of each table, as it ends. A worker that dies is replaced, and its table done once more."""
+    with _context():
+        packed = ray.data.from_arrow([pack(number, table) for number, table in enumerate(wanted)])
+        for _, result in _results(_map(packed, load, resources)):
+            yield result
+
+
+def _results(dataset: ray.data.Dataset) -> Iterator[tuple[int, pa.Table]]:
+    """Numbers and rows of packed tables, as they end."""
+    for blocks in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in range(len(blocks)):
+            yield unpack(blocks.slice(row, 1))
 
 
 @contextlib.contextmanager
@@ -102,38 +116,38 @@ def unpack(packed: pa.Table) -> tuple[int, pa.Table]:
 
 
 class PackedWorker:
-    """A `Worker` on packed rows."""
+    """A function on packed rows, with what it needs."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._worker = Worker(stage)
+    def __init__(self, load: Callable[[], TableFunction]) -> None:
+        self._function = load()
 
     def __call__(self, packed: pa.Table) -> pa.Table:
         number, table = unpack(packed)
-        return pack(number, self._worker(table))
+        return pack(number, self._function(table))
 
 
-def run_task(packed: pa.Table, stage: Stage) -> pa.Table:
-    """A stage that loads nothing dear, as a plain task."""
-    return PackedWorker(stage)(packed)
+def run_task(packed: pa.Table, load: Callable[[], TableFunction]) -> pa.Table:
+    """A function that loads nothing dear, as a plain task."""
+    return PackedWorker(load)(packed)
 
 
-def _map(dataset: ray.data.Dataset, stage: Stage) -> ray.data.Dataset:
-    """A stage as Ray Data runs it: an actor pool for steps that load weights, tasks for others."""
-    resources = stage.resources
+def _map(dataset: ray.data.Dataset, load: Callable[[], TableFunction], resources: Resources) -> ray.data.Dataset:
+    """A function as Ray Data runs it: in an actor pool if it needs weights, else in tasks."""
     common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus, "num_gpus": resources.gpus or None}
     with warnings.catch_warnings():
         # Until Ray 2.63 this is the only way to bound retries; without a bound, a row that kills its worker is tried for ever.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         if not resources.pooled:
-            return dataset.map_batches(run_task, fn_kwargs={"stage": stage}, compute=TaskPoolStrategy(), max_retries=1, **common)
-        pool = ActorPoolStrategy(min_size=1, max_size=_pool_limit(resources.cpus, resources.gpus))
-        return dataset.map_batches(PackedWorker, fn_constructor_args=(stage,), compute=pool, max_restarts=4, max_task_retries=1, **common)
+            return dataset.map_batches(run_task, fn_kwargs={"load": load}, compute=TaskPoolStrategy(), max_retries=1, **common)
+        pool = ActorPoolStrategy(min_size=1, max_size=_pool_limit(resources))
+        return dataset.map_batches(PackedWorker, fn_constructor_args=(load,), compute=pool, max_restarts=4, max_task_retries=1, **common)
 
 
-def _pool_limit(cpus: float, gpus: float) -> int:
+def _pool_limit(resources: Resources) -> int:
     total = ray.cluster_resources()
-    by_gpu = total.get("GPU", 0) / gpus if gpus else float("inf")
-    return max(1, int(min(total.get("CPU", 1) / max(cpus, 0.01), by_gpu)))
+    by_gpu = total.get("GPU", 0) / resources.gpus if resources.gpus else float("inf")
+    most = resources.most or float("inf")
+    return max(1, int(min(total.get("CPU", 1) / max(resources.cpus, 0.01), by_gpu, most)))
 
 
 PARTITION = "__partition"

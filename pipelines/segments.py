@@ -49,7 +49,7 @@ class Segment:
 
 
 def starts_segment(step: Step) -> bool:
-    return isinstance(step, Expand | Global) or step.name == "encode"
+    return isinstance(step, Expand | Global) or step.starts_segment()
 
 
 def segments_of(steps: Sequence[Step], labels: Sequence[str]) -> list[Segment]:

@@ -58,7 +58,7 @@ def outcome(result: Outcome, out_uri: str) -> None:
     rows.append(("everything", out_uri))
     console.print()
     for name, value in rows:
-        console.print(f"[bold]{name:>14}[/]  {value}", soft_wrap=True, highlight=False)
+        console.print(f"[bold]{name:>14}[/]  {escape(value)}", soft_wrap=True, highlight=False)
     console.print(f"[bold]{'took':>14}[/]  {result.seconds:.0f} s", highlight=False)
 
 
@@ -82,7 +82,7 @@ def accounts(entries: Sequence[Account], reasons: int = 12) -> None:
         table.add_column(name, justify="right" if name == "count" else "left", overflow="fold")
     listed = [(entry.level, *reason) for entry in entries for reason in entry.reasons]
     for level, fate, step, reason, count in listed[:reasons]:
-        table.add_row(level, fate, step, reason, str(count))
+        table.add_row(level, fate, step, escape(reason), str(count))
     if listed:
         console.print(table)
     if len(listed) > reasons:
@@ -108,7 +108,7 @@ def plan(curation: Curation, labels: Sequence[Sequence[str]], costs: dict[str, f
 
 def whatif(answer: Answer, curves: bool) -> None:
     """What other thresholds would keep, which clips change sides and why, and yield curves."""
-    console.print(f"[dim]{answer.table}[/]", soft_wrap=True, highlight=False)
+    console.print(f"[dim]{escape(answer.table)}[/]", soft_wrap=True, highlight=False)
     table = Table(title="What if", title_justify="left")
     for name in ("clips", "now", "then", "hours now", "hours then"):
         table.add_column(name, justify="left" if name == "clips" else "right")
@@ -122,7 +122,7 @@ def whatif(answer: Answer, curves: bool) -> None:
         for name in ("now", "then", "clips"):
             changed.add_column(name, justify="right" if name == "clips" else "left", overflow="fold")
         for old, new, count in answer.changes:
-            changed.add_row(old, new, str(count))
+            changed.add_row(escape(old), escape(new), str(count))
         console.print(changed)
     for curve in answer.curves if curves else ():
         most = max(amount.clips for _, amount in curve.points) or 1
@@ -182,16 +182,16 @@ def _action(state: SegmentState) -> tuple[str, str]:
 def steps() -> None:
     """Every step with its settings and columns, from the code."""
     for name, step in plugins.classes(FOLDER, Step):
-        console.print(f"\n[bold]{name}[/]  {' '.join((step.__doc__ or '').split())}", highlight=False)
+        console.print(f"\n[bold]{name}[/]  {escape(' '.join((step.__doc__ or '').split()))}", highlight=False)
         for key, field in step.model_fields.items():
             if key != "name":
                 default = "required" if field.is_required() else f"default {_brief(field.default)}"
-                console.print(f"    {key}  [dim]{default}.[/] {field.description or ''}", highlight=False, soft_wrap=True)
+                console.print(f"    {key}  [dim]{escape(default)}.[/] {escape(field.description or '')}", highlight=False, soft_wrap=True)
         if any(field.is_required() for field in step.model_fields.values()) or name == "keep":
             continue
         for field in step(name=name).writes():
             doc = (field.metadata or {}).get(b"doc", b"").decode()
-            console.print(f"    writes [green]{field.name}[/]  {doc}", highlight=False, soft_wrap=True)
+            console.print(f"    writes [green]{field.name}[/]  {escape(doc)}", highlight=False, soft_wrap=True)
 
 
 def _brief(value: object) -> str:

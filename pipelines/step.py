@@ -11,7 +11,7 @@ marked row skips the work of all later steps. Three contracts cover all there is
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -66,11 +66,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker of a step holds. `pooled` steps load something dear and live in an actor pool."""
+    """What one worker of a step holds. `pooled` steps load something dear and live in an actor pool, of `most` workers if that is set."""
 
     cpus: float = 1.0
     gpus: float = 0.0
     pooled: bool = False
+    most: int | None = None
 
 
 class Step(Plugin):
@@ -104,9 +105,20 @@ class Step(Plugin):
     def resources(self) -> Resources:
         return Resources()
 
-    def prepare(self, context: Context) -> Any:
-        """Runs once on the driver before the segment; what it returns travels to every worker as `context.state`."""
+    def starts_segment(self) -> bool:
+        """Whether what comes before is to be in a table first: where the step's work is dear, or must not depend on doing theirs again."""
+        return False
+
+    def prepare(self, context: Context, pending: Collection[str]) -> Any:
+        """Runs once on the driver before the segment; what it returns travels to every worker as `context.state`.
+
+        `pending` are the uids of the rows that the segment still has to take.
+        """
         return None
+
+    def settle(self, context: Context) -> None:
+        """Runs on the driver when the segment's table is complete, also where it was so before: removes what only unfinished work needs."""
+        return
 
     @abc.abstractmethod
     def open(self, context: Context) -> TableFunction:

@@ -29,7 +29,7 @@ def failures(found: Sequence[Failure], files: int = 3) -> None:
         lines = [(_place(failure), failure.message) for failure in members[:files]]
         more = [(f"and {len(members) - files} more (--json has all)", "")] if len(members) > files else []
         for i, (place, message) in enumerate([*lines, *more]):
-            table.add_row(*((step, error, str(len(members))) if i == 0 else ("", "", "")), escape(place), escape(message))
+            table.add_row(*((step, escape(error), str(len(members))) if i == 0 else ("", "", "")), escape(place), escape(message))
     if found:
         console.print(table)
     console.print(f"{len(found)} failed rows in {len({failure.source for failure in found})} files", highlight=False)
@@ -80,7 +80,9 @@ def forgotten(outcome: Outcome, out_uri: str) -> None:
     for run in (run for run in record.runs if run.saw_it):
         console.print(f"[yellow]{run.folder} was trained on it: its checkpoints and its model cannot unlearn it[/]", highlight=False)
     console.print(
-        f"record: {out_uri}/forgotten/{record.id}.json; exports to other folders, samples and backups are yours to look after", soft_wrap=True
+        f"record: {escape(out_uri)}/forgotten/{record.id}.json; exports to other folders, samples and backups are yours to look after",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -91,7 +93,7 @@ def collected(folders: Sequence[Folder], dry_run: bool) -> None:
         table.add_column(name, justify="right" if name in ("files", "MB") else "left", overflow="fold")
     for folder in sorted(folders, key=lambda folder: (folder.reached_by is None, -folder.size_bytes, folder.name)):
         kept_for = folder.reached_by or f"[red]{'would be removed' if dry_run else 'removed'}[/]"
-        table.add_row(folder.name, kept_for, str(folder.files), f"{folder.size_bytes / 1e6:,.1f}")
+        table.add_row(escape(folder.name), kept_for, str(folder.files), f"{folder.size_bytes / 1e6:,.1f}")
     console.print(table)
     gone = [folder for folder in folders if folder.reached_by is None]
     words = "would be removed" if dry_run else "removed"

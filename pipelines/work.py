@@ -133,6 +133,11 @@ class Worker:
         part = tables.write_part(job.folder, table, {**footer(job.segment), **asdict(costs)})
         return report(part, costs.n_inputs, len(table), costs.cpu_s)
 
+    def close(self) -> None:
+        """Give back what steps hold that they do not just leave to Python: their functions have a `close` then."""
+        for function in self._functions.values():
+            getattr(function, "close", lambda: None)()
+
     def _whole_or_joined(self, step: Divisible, table: pa.Table) -> tuple[pa.Table, TableFunction | None]:
         """The rows to be worked on: those whose pieces are done, with what joins these, or those that are not to be divided."""
         job = self._stage.job

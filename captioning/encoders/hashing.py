@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ class Hashing(TextEncoderSettings):
     `dim` signs drawn from SHAKE-128 of the lower-cased word; the null caption is a token of its own.
     """
 
+    light: ClassVar[bool] = True
+
     name: str = "hashing"
     dim: int = Field(128, ge=8, le=8192, multiple_of=8, description="Width D of the token embeddings.")
     max_tokens: int = Field(256, ge=1, description="Words beyond this many are cut off, and the row says so.")
@@ -32,7 +35,8 @@ class Hashing(TextEncoderSettings):
     def identity(self) -> str:
         return f"hashing-v{VERSION}-{self.dim}-{self.max_tokens}"
 
-    def open(self) -> TextEncoder:
+    def open(self, device: str | None = None) -> TextEncoder:
+        """It computes with numpy, whatever the device."""
         return HashingEncoder(self)
 
 

@@ -7,16 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast, get_args
 
 import pyarrow as pa
-from pydantic import ValidationError
 
 from cluster import plugins, storage
-from cluster.config import ConfigError, validate
-from cluster.session import connected
+from cluster.config import ConfigError, from_options
 from cluster.telemetry import console
 from pipelines import inline
 from pipelines.curate import inspect
 from pipelines.export.clips import CutSettings
-from pipelines.export.format import FOLDER, find
+from pipelines.export.format import FOLDER, Format, Sharded, find
 from pipelines.export.index import FILE
 from pipelines.export.run import Split, Summary, Target, export
 from pipelines.export.steps import RunOrders
@@ -39,10 +37,7 @@ def run_export(recipe: Recipe, to: str, out: str | None, split: str, cut: Mappin
         raise ConfigError(f"--split {split}: write {', '.join(get_args(Split))}")
     if to not in formats():
         raise ConfigError(f"--to {to}: write {', '.join(formats())}")
-    try:
-        settings, layout = validate(CutSettings, dict(cut)), find(to, {"shard_mb": shard_mb})
-    except ValidationError as error:
-        raise ConfigError("; ".join(f"--{fault['loc'][-1]} {fault['input']}: {fault['msg']}" for fault in error.errors())) from error
+    settings, layout = from_options(CutSettings, cut), find(to, {"shard_mb": shard_mb})
     curation = inspect(recipe)
     if not curation.complete:
         waiting = curation.segments[-1]
@@ -50,15 +45,32 @@ def run_export(recipe: Recipe, to: str, out: str | None, split: str, cut: Mappin
         raise ConfigError(f"curation is not complete: {state}; run `worldloom run --only curate` first")
     clips = wanted_clips(curation.final, storage.join(recipe.out_uri, "splits.parquet"), split)
     folder = storage.absolute(out) if out else storage.join(recipe.out_uri, "export", layout.name.replace("_", "-"))
+    _check_outside_sources(recipe, folder, layout)
     with contextlib.ExitStack() as stack:
         return export(clips, Target(folder, layout, settings, cast(Split, split)), inline.run_orders if in_process else _on_ray(recipe, stack))
+
+
+def _check_outside_sources(recipe: Recipe, folder: str, layout: Format) -> None:
+    """Raises `ConfigError` where the next run would take exported clips for footage."""
+    if isinstance(layout, Sharded):
+        return
+    for kind in layout.kinds:
+        file = storage.join(folder, layout.clip_file({"uid": "uid", "kind": kind, "split": "train"}))
+        for pattern in (entry.videos or entry.images or "" for entry in recipe.sources):
+            if storage.matches(pattern, file):
+                raise ConfigError(
+                    f"--out {folder}: the recipe's source {pattern} matches files there, so the next run would take exported clips for footage; "
+                    "choose a folder that no source matches"
+                )
 
 
 def _on_ray(recipe: Recipe, stack: contextlib.ExitStack) -> RunOrders:
     """Runs orders on Ray, which is connected when the first ones come."""
 
     def orders(job: Job, wanted: list[pa.Table]) -> Iterator[pa.Table]:
-        from pipelines import run  # Ray Data takes half a second to import, which an export with nothing to do need not wait for
+        # Ray takes a second to import, which an export with nothing to do, and every other command, need not wait for.
+        from cluster.session import connected
+        from pipelines import run
 
         stack.enter_context(connected(recipe.ray))
         return run.run_orders(job, wanted)
@@ -74,8 +86,9 @@ def show(summary: Summary, failures: int = 12) -> None:
         f"{summary.size_bytes / 1e6:.1f} MB{left_out}, {len(summary.failures)} failed",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
     for uid, error in summary.failures[:failures]:
         console.print(f"  {uid}: {error}", highlight=False, soft_wrap=True, markup=False)
     if len(summary.failures) > failures:
-        console.print(f"  and {len(summary.failures) - failures} more, in {summary.folder}/{FILE}", highlight=False, soft_wrap=True)
+        console.print(f"  and {len(summary.failures) - failures} more, in {summary.folder}/{FILE}", highlight=False, soft_wrap=True, markup=False)

@@ -28,6 +28,7 @@ VERSION = 1
 """Raise it when the same clip is cut otherwise, so that what is stored is not taken for it."""
 
 WORK = ".work"
+BEGUN = "begun"
 
 Split = Literal["train", "val", "test", "all"]
 
@@ -74,7 +75,7 @@ def export(clips: pa.Table, target: Target, run_orders: RunOrders) -> Summary:
     """Bring an export up to date with the clips that are wanted (`wanted_clips`): only what is not there yet is cut.
 
     Files appear under their names when they are whole, and the index comes last. Clips that failed in an earlier export are tried
-    again. What is no longer wanted goes. Raises `ConfigError` where the folder holds an export with other settings.
+    again. What is no longer wanted goes. Raises `ConfigError` where the folder holds an export with other settings, or other things.
     """
     begun = shards.planned(target.work)
     _check_settings(target, begun)
@@ -85,6 +86,10 @@ def export(clips: pa.Table, target: Target, run_orders: RunOrders) -> Summary:
     listed, settings = index.read(target.folder)
     _check_settings(target, settings)
     there = {entry.uri for entry in storage.list_files(target.folder)}
+    if there and not settings and not any(uri.startswith(target.work + "/") for uri in there):
+        raise ConfigError(f"{target.folder} is not empty, and what is in it is no export; choose another --out")
+    # From here on the folder is known for an export's, whatever it holds when a run is stopped.
+    storage.write_bytes(storage.join(target.work, BEGUN), b"")
     before = listed.filter(pa.array([bool(file) and storage.join(target.folder, file) in there for file in listed["file"].to_pylist()], pa.bool_()))
     clips = _with_reasons(clips, target.layout)
     n_new = _cut(clips, before, target, run_orders)

@@ -17,6 +17,7 @@ from cluster import storage
 from cluster.telemetry import progress
 from pipelines.forgetting import records
 from pipelines.forgetting.traces import Names, is_in, payloads, text_cells
+from pipelines.forgetting.work import CAPTION_COLUMNS
 
 CHUNK_BYTES = 64 << 20
 OVERLAP_BYTES = 8192
@@ -118,7 +119,7 @@ def _in_column(name: str, column: pa.Array, wanted: _Wanted) -> Iterator[str]:
     for cells, _ in text_cells(column):
         if pc.any(wanted.names.in_column(cells)).as_py():
             yield f"column {name} names it"
-        if name == "caption" and wanted.captions and pc.any(is_in(cells, wanted.captions)).as_py():
+        if name in CAPTION_COLUMNS and wanted.captions and pc.any(is_in(cells, wanted.captions)).as_py():
             yield f"column {name} has a caption of it"
 
 

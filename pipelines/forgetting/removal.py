@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from captioning import journal
 from cluster import storage
 from cluster.telemetry import log, progress
 from pipelines import tables
@@ -19,6 +20,7 @@ from pipelines.pieces import PIECE_SUFFIX, PLAN_SUFFIX
 from pipelines.recipe import Recipe, resolved
 from pipelines.step import set_column
 from training.data import shards, texts
+from training.data.footer import DamagedError
 
 PICTURES = ("thumbnails", "shots")
 """Columns in which the clips of one shot, and the row of its source, have the same pictures."""
@@ -34,6 +36,8 @@ def remove(recipe: Recipe, work: Work) -> tuple[Counter[str], int]:
     out = recipe.out_uri
     mentions = Counter[str]()
     removed = _remove_files(recipe, work) + _remove_exports(out, work)
+    for folder in sorted({entry.uri.rpartition("/")[0] for entry in storage.list_files(out, journal.SUFFIX)}):
+        journal.rewrite(folder, lambda record: record["uid"] not in work.uids)
     parts: dict[str, list[str]] = {}
     for part in parquet_files(out):
         parts.setdefault(kind_of(part), []).append(part)
@@ -54,7 +58,13 @@ def remove(recipe: Recipe, work: Work) -> tuple[Counter[str], int]:
 
 
 def _rewrite_manifest(recipe: Recipe, uri: str, work: Work) -> int:
-    table, info = shards.read_manifest(uri)
+    try:
+        table, info = shards.read_manifest(uri)
+    except DamagedError as error:
+        # Its rows cannot be told where they are in shards that were rewritten; the next run writes a new one.
+        log.warning(f"{error}; it is removed as a whole")
+        storage.remove(uri)
+        return 0
     root = shards.tables_root(uri, info)
     left, mentions = _blacked_out(table.filter(pc.invert(work.of(table))), work.names)
     if not len(left):

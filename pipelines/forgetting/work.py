@@ -22,6 +22,8 @@ from pipelines.sources import list_sources
 from training.data import texts
 from training.data.footer import KEY
 
+CAPTION_COLUMNS = ("caption", "captions", "other_captions")
+"""The main caption; of clips all captions, with their kinds; of samples those of other kinds."""
 PLACE_COLUMNS = ["start_pts", "end_pts", "time_base_num", "time_base_den"]
 
 
@@ -89,21 +91,22 @@ def gather(recipe: Recipe, uri: str, span: Span | None) -> Work:
         if not count:
             continue
         rows[table_name(out, part)] += count
-        captions |= set(table.filter(own)["caption"].to_pylist()) if "caption" in table.column_names else set()
+        captions |= set(captions_of(table.filter(own)).to_pylist())
         sidecars |= set(table.filter(own)["sidecar"].to_pylist()) if "sidecar" in table.column_names and span is None else set()
         found |= _payloads_of(storage.read_table(part).filter(own))
     captions -= {None, NULL_CAPTION}
     sidecars -= {None}
     for _, table in light_columns(out):
-        others = pc.invert(work.of(table))
-        for name, values in (("caption", captions), ("sidecar", sidecars)):
-            if values and name in table.column_names:
-                values -= set(pc.unique(table.filter(pc.and_(others, is_in(table[name], values)))[name]).to_pylist())
+        others = table.filter(pc.invert(work.of(table)))
+        said = captions_of(others)
+        captions -= set(said.filter(is_in(said, captions)).to_pylist())
+        if "sidecar" in table.column_names:
+            sidecars -= set(pc.unique(others["sidecar"]).to_pylist())
     keys = set[str]()
     for part in parquet_files(out):
         if kind_of(part) == "texts":
             own_keys = {text_key(caption, texts.read_identity(part)) for caption in captions}
-            table = storage.read_table(part, ["key", "embedding"])
+            table = storage.read_table(part, ["key", "embedding", "pooled"])
             table = table.filter(is_in(table["key"], own_keys))
             rows[table_name(out, part)] += len(table)
             keys |= set(table["key"].to_pylist())
@@ -143,11 +146,22 @@ def parquet_files(out: str) -> list[str]:
 
 def light_columns(out: str) -> Iterable[tuple[str, pa.Table]]:
     """The columns of every table that tell whose a row is, and its caption."""
-    wanted = {"uid", "source_uid", "source", "kind", "key", "caption", "sidecar", *PLACE_COLUMNS}
+    wanted = {"uid", "source_uid", "source", "kind", "key", "sidecar", *CAPTION_COLUMNS, *PLACE_COLUMNS}
     for uri in parquet_files(out):
         names = [name for name in storage.read_schema(uri).names if name in wanted]
         if names:
             yield uri, storage.read_table(uri, names)
+
+
+def captions_of(table: pa.Table) -> pa.Array:
+    """Every caption in a table, of whatever kind, once."""
+    found = [table["caption"]] if "caption" in table.column_names else []
+    found += [
+        pc.struct_field(pc.list_flatten(table[name]), text)
+        for name, text in (("captions", "text"), ("other_captions", "caption"))
+        if name in table.column_names
+    ]
+    return pc.unique(pa.chunked_array([chunk.cast(pa.string()) for column in found for chunk in column.chunks], pa.string()))
 
 
 def table_name(out: str, part: str) -> str:

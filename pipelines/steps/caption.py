@@ -2,35 +2,111 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import pyarrow as pa
+from pydantic import Field, model_validator
 
-from captioning import quality
-from captioning.engine import FOLDER, CaptionerSettings, Question
+from captioning import journal
+from captioning.asking import Asking, Origin
+from captioning.conversation import Clip, Done, Failed, Script, Spent, Who
+from captioning.engine import FOLDER, CaptionerSettings, EngineError
 from captioning.engines.signals import Signals
+from captioning.language import check_code
+from captioning.prompt import DESCRIBES, MERGES, REWRITES, FromFile, Prompt, load_prompt
+from cluster import storage
+from cluster.config import LocatedError, Settings
 from cluster.plugins import Chosen
-from pipelines.step import Context, Mark, Step, TableFunction, column, map_rows
+from pipelines.step import Context, Mark, Resources, RunError, Step, TableFunction, column, set_column, set_marks
 
+T = TypeVar("T")
+
+KINDS = pa.list_(pa.struct([pa.field("kind", pa.string()), pa.field("text", pa.string())]))
 WRITES = (
-    column("caption", pa.string(), "the caption the clip is trained with"),
-    column(
-        "captions",
-        pa.list_(pa.struct([pa.field("kind", pa.string()), pa.field("text", pa.string())])),
-        "all captions the clip may be trained with, by kind, the one in `caption` first; kind source is the one that came with the source",
-    ),
-    column("caption_engine", pa.string(), "identity of the engine that wrote it"),
+    column("caption", pa.string(), "the caption the clip is trained with unless training asks for other kinds"),
+    column("captions", KINDS, "every caption with its kind: those the prompt names, the main one first, and the one that came with the source"),
+    column("caption_fields", pa.string(), "JSON object of the fields the prompt asks for, as subject or lighting; null where it asks for none"),
+    column("caption_engine", pa.string(), "identity of the engines that wrote it"),
+    column("caption_prompt", pa.string(), "name and hash of the prompts; null for an engine that needs none"),
+    column("caption_attempts", pa.int32(), "answers it took: one a window, one to merge windows, one to rewrite, and one for each that was unfit"),
+    column("caption_tokens_in", pa.int64(), "tokens of all questions"),
+    column("caption_tokens_out", pa.int64(), "tokens of all answers"),
+    column("caption_cost_usd", pa.float64(), "what all answers cost; 0 where nothing is charged or no price is given"),
 )
+JOURNALS = "answers-"
+"""Beginning of the name of a folder in the tables with answers that are in no table yet."""
+
+
+class WindowSettings(Settings):
+    """How the pictures of a clip are divided where they are too many for one question."""
+
+    size: int = Field(256, ge=1, description="Pictures of a window; a clip with no more is asked about as a whole.")
+    least: int = Field(128, ge=1, description="Pictures of a remainder that is a window of its own; a smaller one joins the window before.")
+    merge: Annotated[Prompt, FromFile("merges")] = Field(load_prompt("merge", MERGES), description="Prompt that joins the windows' captions.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> WindowSettings:
+        if self.least > self.size:
+            raise ValueError(f"least {self.least} is over size {self.size}: no remainder is so long")
+        return self
+
+
+class RewriteSettings(Settings):
+    """A second engine that sees words alone and says the main caption again."""
+
+    engine: Annotated[CaptionerSettings, Chosen(FOLDER, CaptionerSettings)]
+    prompt: Annotated[Prompt, FromFile("rewrites")] = Field(load_prompt("rewrite", REWRITES), description="What it is asked to do with a caption.")
 
 
 class Caption(Step):
-    """Captions every live clip; one that is empty, refused or looping marks its clip as failed."""
+    """Captions every live clip; one that gets no fit caption in all its tries is failed with the reason of each.
+
+    An engine that looks at pictures works in a segment of its own, and what it answers is kept from the moment it comes
+    (`captioning.journal`): a run that is stopped asks for nothing twice.
+    """
+
+    version = 2
+    rows_per_part = 256
 
     name: str = "caption"
     engine: Annotated[CaptionerSettings, Chosen(FOLDER, CaptionerSettings)] = Signals()
+    prompt: Annotated[Prompt, FromFile("describes")] = Field(load_prompt("levels", DESCRIBES), description="What an engine that sees is asked.")
+    pictures: Literal["frames", "thumbnails"] = Field(
+        "frames", description="Column of pictures it sees: those of step frames, or the scan's thumbnails."
+    )
+    windows: WindowSettings = WindowSettings()
+    language: str = Field("en", description="Code of the language captions are in, as en, de or zh; a caption in another one is unfit.")
+    rewrite: RewriteSettings | None = Field(None, description="A second engine that says the main caption in other words.")
+    retries: int = Field(1, ge=0, le=10, description="How often a clip is asked about again, with another seed, when an answer is unfit.")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Caption:
+        try:
+            check_code(self.language)
+        except ValueError as error:
+            raise LocatedError(("language",), str(error)) from error
+        if self.rewrite and not self.rewrite.engine.sees:
+            raise LocatedError(("rewrite", "engine"), f"'{self.rewrite.engine.name}' does not answer prompts, so it cannot rewrite")
+        return self
+
+    @property
+    def asks(self) -> bool:
+        """Whether engines are asked questions whose answers are dear."""
+        return self.engine.sees or self.rewrite is not None
+
+    def starts_segment(self) -> bool:
+        return self.asks
 
     def reads(self) -> tuple[str, ...]:
-        return ("source_caption", *self.engine.reads())
+        columns = dict.fromkeys(("source_caption", *self.engine.reads()))
+        if self.engine.sees:
+            columns |= dict.fromkeys((self.pictures, *(("frames_s",) if self.pictures == "frames" else ()), "duration_s"))
+        spoken_of = {name for prompt in self._prompts() for name in prompt.variables}
+        columns |= dict.fromkeys(name for name in ("kind", "camera") if name in spoken_of)
+        columns |= {"duration_s": None} if "duration" in spoken_of else {}
+        return tuple(columns)
 
     def writes(self) -> tuple[pa.Field, ...]:
         return WRITES
@@ -38,30 +114,143 @@ class Caption(Step):
     def weights(self) -> str:
         return self.engine.identity()
 
+    def resources(self) -> Resources:
+        if not self.asks:
+            return Resources()
+        needs = [engine.needs() for engine in self.engines().values()]
+        most = min((need.most for need in needs if need.most is not None), default=None)
+        return Resources(sum(need.cpus for need in needs), sum(need.gpus for need in needs), pooled=True, most=most)
+
+    def settings_digest(self) -> str:
+        """Of engines only what they say of themselves, not where or how fast they work; of prompts the words, not where the file is."""
+        parts = [self.name, str(self.version), self.engine.identity()]
+        if self.asks:
+            settings = self.model_dump(mode="json", include={"pictures", "language", "retries"})
+            windows = (self.windows.size, self.windows.least)
+            rewriter = self.rewrite.engine.identity() if self.rewrite else ""
+            parts += [json.dumps([settings, windows, [prompt.hash for prompt in self._prompts()]]), rewriter]
+        return storage.digest(*parts)
+
+    def script(self) -> Script:
+        """How clips are talked about."""
+        sees, rewrite = self.engine.sees, self.rewrite
+        return Script(
+            captioner=self.engine.identity(),
+            describe=self.prompt if sees else None,
+            merge=self.windows.merge if sees else None,
+            window=self.windows.size,
+            least=self.windows.least,
+            language=self.language,
+            retries=self.retries,
+            rewriter=rewrite.engine.identity() if rewrite else "",
+            rewrite=rewrite.prompt if rewrite else None,
+            columns=self.engine.reads(),
+        )
+
+    def prepare(self, context: Context, pending: Collection[str]) -> None:
+        """Answers of clips that have their caption go; what they cost stays known."""
+        if self.asks:
+            _or_run_error(lambda: journal.prune(journal_folder(context), set(pending)))
+
+    def settle(self, context: Context) -> None:
+        if self.asks:
+            journal.remove(journal_folder(context))
+
     def open(self, context: Context) -> TableFunction:
-        captioner = self.engine.open()
-        identity = self.engine.identity()
-        columns = self.engine.reads()
+        return _Captions(self, context)
 
-        def apply(table: pa.Table) -> pa.Table:
-            rows = table.to_pylist()
-            questions = [
-                Question(row["uid"], row["uid"], "", columns={name: row[name] for name in columns}, source_caption=row["source_caption"])
-                for row in rows
-            ]
-            captions = {answer.uid: answer.text for answer in captioner.answer(questions)}
+    def engines(self) -> dict[Who, CaptionerSettings]:
+        """Whom to ask, the captioner first."""
+        return {"captioner": self.engine, **({"rewriter": self.rewrite.engine} if self.rewrite else {})}
 
-            def given(row: dict[str, Any]) -> dict[str, Any]:
-                source = [{"kind": "source", "text": row["source_caption"]}] if row["source_caption"] else []
-                captions_of = [{"kind": "signals", "text": captions[row["uid"]]}, *source]
-                return {"caption": captions[row["uid"]], "captions": captions_of, "caption_engine": identity}
+    def _prompts(self) -> list[Prompt]:
+        seeing = [self.prompt, self.windows.merge] if self.engine.sees else []
+        return [*seeing, *([self.rewrite.prompt] if self.rewrite else [])]
 
-            def attach(row: dict[str, Any]) -> dict[str, Any] | Mark:
-                if row["uid"] not in captions:
-                    return Mark("failed", f"{identity} gave no caption")
-                reason = quality.fault(captions[row["uid"]])
-                return Mark("failed", reason) if reason else given(row)
 
-            return map_rows(table, WRITES, attach)
+def journal_folder(context: Context) -> str:
+    """Where answers are kept until they are in the table."""
+    return storage.join(context.tables_uri, JOURNALS + context.lineage[:16])
 
-        return apply
+
+class _Captions:
+    """The step's work with its engines open."""
+
+    def __init__(self, step: Caption, context: Context) -> None:
+        self._step = step
+        self._script = step.script()
+        self._engine = " > ".join(filter(None, (self._script.captioner, self._script.rewriter)))
+        folder = journal_folder(context) if step.asks else None
+        self._asking = _or_run_error(lambda: Asking(self._script, step.engines(), folder))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        optional = {"content_hash", "source", "cluster"} & set(table.column_names)
+        rows = table.select(list({"uid", *self._step.reads(), *optional})).to_pylist()
+        ends: dict[str, Done | Failed] = {}
+        clips = []
+        for row in rows:
+            try:
+                clips.append(self._clip(row))
+            except ValueError as error:
+                ends[row["uid"]] = Failed(f"{type(error).__name__}: {error}", Spent())
+        ends |= _or_run_error(lambda: self._asking.caption(clips, {row["uid"]: origin_of(row) for row in rows}))
+        values, marks = zip(*(self._written(ends[row["uid"]]) for row in rows), strict=True)
+        for field in WRITES:
+            table = set_column(table, field, [value.get(field.name) for value in values])
+        table = set_marks(table, marks)
+        self._asking.release(ends)
+        return table
+
+    def close(self) -> None:
+        self._asking.close()
+
+    def _clip(self, row: Mapping[str, Any]) -> Clip:
+        """Raises `ValueError` for a row without pictures."""
+        if not self._step.engine.sees:
+            return Clip(row["uid"], row, source_caption=row["source_caption"])
+        name = self._step.pictures
+        pictures = tuple(row[name] or ())
+        if not pictures:
+            raise ValueError(f"the clip has no {name}" + ("; set thumbnails of scan to 1 or more" * (name == "thumbnails")))
+        at_s = row["frames_s"] if name == "frames" else evenly(len(pictures), row["duration_s"])
+        return Clip(row["uid"], row, pictures, tuple(at_s), row["source_caption"])
+
+    def _written(self, end: Done | Failed) -> tuple[dict[str, Any], Mark | None]:
+        """The written columns of a clip; what was spent on it is known too where nothing came of it."""
+        spent = end.spent
+        values: dict[str, Any] = {
+            "caption_attempts": spent.answers,
+            "caption_tokens_in": spent.tokens_in,
+            "caption_tokens_out": spent.tokens_out,
+            "caption_cost_usd": spent.cost_usd,
+        }
+        if isinstance(end, Failed):
+            return values, Mark("failed", end.reason[:2000])
+        values |= {
+            "caption": end.main,
+            "captions": [{"kind": kind, "text": text} for kind, text in end.captions.items()],
+            "caption_fields": json.dumps(end.fields, ensure_ascii=False) if end.fields else None,
+            "caption_engine": self._engine,
+            "caption_prompt": self._script.label,
+        }
+        return values, None
+
+
+def evenly(count: int, duration_s: float) -> Sequence[float]:
+    """The middles of equal parts, for pictures whose times were not kept."""
+    return [(k + 0.5) * duration_s / count for k in range(count)]
+
+
+def origin_of(row: Mapping[str, Any]) -> Origin:
+    """Where a clip comes from, as far as is known here: files with the same packets are one.
+
+    These columns are not among those the step reads: a caption depends on them only where two clips got the very same words.
+    """
+    return row.get("content_hash") or row.get("source"), row.get("cluster")
+
+
+def _or_run_error(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except (EngineError, journal.JournalError) as error:
+        raise RunError(str(error)) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -66,7 +66,10 @@ class Encode(Step):
     def latents_folder(self, tables_uri: str, lineage: str) -> str:
         return storage.join(tables_uri, f"latents-{lineage[:16]}")
 
-    def prepare(self, context: Context) -> pa.Array:
+    def starts_segment(self) -> bool:
+        return True
+
+    def prepare(self, context: Context, pending: Collection[str]) -> pa.Array:
         """Uids that shards already hold, from a run that was cut short or had other thresholds."""
         files = storage.list_files(self.latents_folder(context.tables_uri, context.lineage), ".parquet")
         return pa.array([uid for file in files for uid in shards.read_index(file.uri)["uid"].to_pylist()], pa.string())

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from killing import Killed, Killer, files_of
 from toy_steps import LongMeasure, Measure, Pick, Score, Split
 
+from captioning.encoder import TextEmbedding
 from cluster import storage
 from cluster.config import ConfigError
 from pipelines import inline, job, tables
@@ -280,7 +281,7 @@ def test_a_shard_without_rows_is_the_shard_written_without_them(tmp_path_factory
 
 def test_a_text_table_without_keys_is_the_one_written_without_them(tmp_path: Path) -> None:
     chance = np.random.default_rng(0)
-    embeddings = {f"k{i}": chance.standard_normal((1 + i % 3, 8)).astype(np.float32) for i in range(7)}
+    embeddings = {f"k{i}": TextEmbedding(chance.standard_normal((1 + i % 3, 8)).astype(np.float32)) for i in range(7)}
     texts.write_texts(str(tmp_path / "all.parquet"), embeddings, "me")
     assert texts.remove_keys(str(tmp_path / "all.parquet"), {"k0", "k5", "k9"}) == 2
     texts.write_texts(str(tmp_path / "left.parquet"), {key: value for key, value in embeddings.items() if key not in {"k0", "k5"}}, "me")

@@ -86,7 +86,7 @@ def write_dataset(folder: Path, counts: Sequence[tuple[int, int, int, int]], n_v
                 ),
             )
         tables.append(index_table)
-    embeddings = {text_key(caption, encoder.identity): encoder.encode([caption])[0].tokens for caption in sorted(captions)}
+    embeddings = {text_key(caption, encoder.identity): encoder.encode([caption])[0] for caption in sorted(captions)}
     write_texts(str(folder / "texts/part-0.parquet"), embeddings, encoder.identity)
     info = DatasetInfo(
         tables_root="",

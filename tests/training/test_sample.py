@@ -92,6 +92,34 @@ def test_the_file_beside_says_how_it_was_made(export: str, tmp_path: Path) -> No
     assert sample(SampleSettings.model_validate(record["settings"]), record["model"]["export"], str(tmp_path / "again"))
 
 
+class Doubler:
+    """Says a prompt twice, and counts how often it is asked."""
+
+    identity = "doubler"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, float]] = []
+
+    def detailed(self, prompt: str, seconds: float) -> str:
+        self.asked.append((prompt, seconds))
+        return f"{prompt}, {prompt}"
+
+
+def test_an_upsampled_prompt_is_what_the_model_sees_and_both_are_recorded(export: str, tmp_path: Path) -> None:
+    doubler = Doubler()
+    wanted = SETTINGS.model_copy(update={"upsample": True})
+    uri = sample(wanted, export, str(tmp_path), doubler)
+    record = json.loads(Path(uri).with_suffix(".json").read_text())
+    assert (record["prompt"], record["prompt_asked_for"], record["upsampler"]) == ("a red circle, a red circle", "a red circle", "doubler")
+    whole = sample(SETTINGS.model_copy(update={"prompt": "a red circle, a red circle", "name": "whole"}), export, str(tmp_path))
+    assert Path(uri).read_bytes() == Path(whole).read_bytes()
+    assert sample(wanted, export, str(tmp_path), doubler) == uri
+    sample(wanted.model_copy(update={"steps": 5}), export, str(tmp_path), doubler)
+    assert doubler.asked == [("a red circle", 1.0)], "what was paid for is not asked again"
+    with pytest.raises(ValueError, match="asks to be upsampled"):
+        sample(wanted, export, str(tmp_path / "other"))
+
+
 def test_prompt_and_guidance_matter(export: str, tmp_path: Path) -> None:
     changes: list[dict[str, object]] = [{}, {"prompt": "a blue square"}, {"guidance": 1.0}, {"steps": 8}]
     files = [Path(sample(SETTINGS.model_copy(update={**change, "name": f"f{i}"}), export, str(tmp_path))) for i, change in enumerate(changes)]

@@ -16,10 +16,17 @@ def version() -> str:
     return importlib.metadata.version("worldloom")
 
 
-def provenance(settings: SampleSettings, card: ModelCard, export_uri: str, frames: int, width: int, height: int, fps: float) -> dict[str, Any]:
-    """All that is needed to generate the file again: request, what it was rounded to, and the identity of every part."""
+def provenance(
+    settings: SampleSettings, prompt: str, upsampler: str | None, card: ModelCard, export_uri: str, frames: int, width: int, height: int, fps: float
+) -> dict[str, Any]:
+    """All that is needed to generate the file again: request, what it was rounded to, and the identity of every part.
+
+    `prompt` is what the model is given, and `upsampler` who made it of the one in `settings`, None where they are the same.
+    """
     return {
-        "prompt": settings.prompt,
+        "prompt": prompt,
+        "prompt_asked_for": settings.prompt,
+        "upsampler": upsampler,
         "seed": settings.seed,
         "settings": settings.model_dump(mode="json"),
         "frames": frames,

@@ -17,6 +17,7 @@ class SampleSettings(Settings):
 
     task: Literal["text"] = Field("text", description="What the model is given: text only.")
     prompt: str = Field(min_length=1, description="What to show.")
+    upsample: bool = Field(False, description="Whether the prompt is made detailed first, as section `upsample` says.")
     seconds: float = Field(2.0, ge=0, le=3600, description="Length, rounded to whole latent frames; 0 makes an image.")
     fps: float | None = Field(None, gt=0, le=240, description="Frames a second; by default those the model was trained at.")
     size: str = Field("96x64", description="WIDTHxHEIGHT in pixels, rounded to the nearest size the autoencoder and the model take.")

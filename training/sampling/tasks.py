@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from cluster import storage
+from cluster.telemetry import log
 from training.autoencoder import Autoencoder
 from training.export import ModelCard, read_card, read_export
 from training.model import VideoModel
@@ -18,10 +21,23 @@ from training.step import conditions, generator
 # Shape suffixes: B samples, C latent channels or colours, T H W frames, rows and columns, N text tokens, E text width.
 
 
-def sample(settings: SampleSettings, export_uri: str, out_uri: str) -> str:
+class Upsampling(Protocol):
+    """Whatever makes a prompt detailed."""
+
+    @property
+    def identity(self) -> str:
+        """Who it is: the same one need not be asked twice."""
+        ...
+
+    def detailed(self, prompt: str, seconds: float) -> str:
+        """The detailed prompt of a video of this length; of an image for 0."""
+        ...
+
+
+def sample(settings: SampleSettings, export_uri: str, out_uri: str, upsampling: Upsampling | None = None) -> str:
     """Generate and write `<out_uri>/<stem>.mp4`, or `.png` for an image, with a JSON beside it; returns its URI.
 
-    A file that the same settings and weights made before is returned as it is.
+    A file that the same settings and weights made before is returned as it is, and a prompt that was made detailed for it is not made so again.
 
     Raises `ValueError` for a size that cannot be, and for parts whose identity is not the one the model was trained with.
     """
@@ -33,13 +49,18 @@ def sample(settings: SampleSettings, export_uri: str, out_uri: str) -> str:
     width, height = fitted_size(settings, card, autoencoder)
     ending = "png" if frames == 1 else "mp4"
     uri = storage.join(storage.absolute(out_uri), f"{settings.stem()}.{ending}")
-    record = provenance(settings, card, export_uri, frames, width, height, fps)
-    if storage.exists(uri) and read_provenance(uri) == record:
+    before = read_provenance(uri)
+    prompt, upsampler = settings.prompt, None
+    if settings.upsample:
+        if upsampling is None:
+            raise ValueError(f"'{settings.prompt}' asks to be upsampled, and nothing was given to do it with")
+        upsampler = upsampling.identity
+        known = before is not None and (before.get("prompt_asked_for"), before.get("upsampler")) == (settings.prompt, upsampler)
+        prompt = before["prompt"] if before is not None and known else upsampling.detailed(settings.prompt, 0.0 if frames == 1 else settings.seconds)
+    record = provenance(settings, prompt, upsampler, card, export_uri, frames, width, height, fps)
+    if storage.exists(uri) and before == record:
         return uri
-    encoder = card.text_encoder.open()
-    if encoder.identity != card.text_encoder_identity:
-        raise ValueError(f"{export_uri} was trained with text encoder {card.text_encoder_identity}, and {encoder.identity} is what opens here")
-    text = torch.from_numpy(encoder.encode([settings.prompt])[0].tokens)
+    text = embedded(prompt, card, export_uri, device)
     _, model, null_text = read_export(export_uri)
     latent_BCTHW = generate(card, model.to(device), autoencoder, text, null_text, settings, (frames, height, width), fps)
     with torch.no_grad():
@@ -52,6 +73,21 @@ def sample(settings: SampleSettings, export_uri: str, out_uri: str) -> str:
         write_mp4(uri, video_THWC.numpy(), fps)
     write_provenance(uri, record)
     return uri
+
+
+def embedded(prompt: str, card: ModelCard, export_uri: str, device: torch.device) -> Tensor:
+    """A prompt's embedding, float32 `[N, E]` on the CPU. The encoder is gone afterwards, so that it and the model never share the device.
+
+    Raises `ValueError` when the encoder's weights are not the ones the model was trained with, `EngineError` when there are none.
+    """
+    if card.text_encoder.identity() != card.text_encoder_identity:
+        raise ValueError(
+            f"{export_uri} was trained with text encoder {card.text_encoder_identity}, and {card.text_encoder.identity()} is what opens here"
+        )
+    (embedding,) = card.text_encoder.open(device.type).encode([prompt])
+    if embedding.truncated:
+        log.warning(f"the prompt is longer than the text encoder takes; all after token {len(embedding.tokens)} is cut off: {prompt!r}")
+    return torch.from_numpy(embedding.tokens)
 
 
 def open_autoencoder(card: ModelCard, device: torch.device) -> Autoencoder:

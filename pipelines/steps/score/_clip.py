@@ -1,4 +1,4 @@
-"""A CLIP model for pictures and texts: where its weights come from, and unit vectors of one space for both.
+"""A CLIP model for pictures and texts: unit vectors of one space for both.
 
 Shape legend: N pictures or texts, D numbers of an embedding.
 """
@@ -6,19 +6,16 @@ Shape legend: N pictures or texts, D numbers of an embedding.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
 
-from cluster import weight_files
-from cluster.weight_files import HUB
+from captioning.clip_weights import ClipWeights, load_clip
+from captioning.engine import EngineError
 from pipelines.step import RunError
 from pipelines.steps.score._base import Look, PictureScore
 from pipelines.video.scale import Pixels
@@ -29,47 +26,14 @@ REMEMBERED = 4096
 """Embeddings of pictures a worker remembers (12 MB at 768 numbers): two scores of one worker look at the same pictures one after the
 other, and the second pays for none of them."""
 
-LOCAL_DIR = "local-dir:"
 
-
-class ClipScore(PictureScore):
+class ClipScore(ClipWeights, PictureScore):
     """A score that looks at pictures with CLIP."""
 
     not_in_digest: ClassVar[frozenset[str]] = PictureScore.not_in_digest | {"model", "pretrained", "revision"}
 
-    model: str = Field(
-        "ViT-L-14-quickgelu",
-        min_length=1,
-        description="Name of a model in open_clip, a folder with open_clip_config.json and weights, or hf-hub:owner/name.",
-    )
-    pretrained: str = Field(
-        "openai", description="Weights for a model named from open_clip: a tag of open_clip or a file; a folder and the hub have their own."
-    )
-    revision: str = Field("main", min_length=1, description="Commit, tag or branch for hf-hub:; give a commit, for a branch may move unnoticed.")
-
-    _absolute = field_validator("model", "pretrained")(weight_files.absolute)
-
-    @model_validator(mode="after")
-    def _names_weights(self) -> ClipScore:
-        if not self.has_own_weights and not self.pretrained:
-            raise ValueError(f"model {self.model} has no weights: set pretrained to a tag of open_clip (openai) or to a file")
-        if weight_files.is_path(self.model) and not Path(self.model).is_dir():
-            raise ValueError(f"model {self.model}: no such folder; it should hold open_clip_config.json and the weights")
-        return self
-
-    @property
-    def has_own_weights(self) -> bool:
-        return self.model.startswith(HUB) or weight_files.is_path(self.model)
-
     def packages(self) -> dict[str, str]:
         return {"open_clip": "models"}
-
-    def weights(self) -> str:
-        if self.model.startswith(HUB):
-            return f"{self.model}@{self.revision}"
-        if self.has_own_weights:
-            return weight_files.identity(self.model)
-        return f"{self.model} {weight_files.identity(self.pretrained) if weight_files.is_path(self.pretrained) else self.pretrained}"
 
     def tower(self) -> Tower:
         """The model, loaded once a process whatever number of scores use it. Raises `RunError` where it cannot be."""
@@ -83,7 +47,7 @@ class Tower:
     """A loaded model. It computes in float32 on the CPU and in bfloat16 on a GPU."""
 
     def __init__(self, model: Any, preprocess: Any, tokenizer: Any, device: str, at_once: int) -> None:
-        self._model = model.eval()
+        self._model = model
         self._preprocess = preprocess
         self._tokenizer = tokenizer
         self._device = device
@@ -133,36 +97,15 @@ class Tower:
 @lru_cache(maxsize=2)
 def load_tower(model: str, pretrained: str, revision: str, gpu: bool, at_once: int) -> Tower:
     """Load a model of open_clip. Raises `RunError` that says what cannot be loaded, or that there is no GPU."""
-    import open_clip  # type: ignore[import-untyped,unused-ignore]
     import torch
 
     if gpu and not torch.cuda.is_available():
         raise RunError("gpus is over 0, but torch sees no GPU; set gpus to 0")
     device = "cuda" if gpu else "cpu"
-    what = model if weight_files.is_path(model) or model.startswith(HUB) else f"{model} with weights {pretrained}"
     try:
-        with warnings.catch_warnings():
-            # OpenAI's weights in a model with another activation load without an error and see next to nothing.
-            warnings.filterwarnings("error", message="QuickGELU mismatch")
-            place = _place(model, revision)
-            loaded, preprocess = open_clip.create_model_from_pretrained(
-                place, None if place.startswith(LOCAL_DIR) else pretrained, precision="bf16" if gpu else "fp32", device=device
-            )
-        tokenizer = open_clip.get_tokenizer(place)
-    except Exception as error:
-        raise RunError(f"{what} cannot be loaded by open_clip: {type(error).__name__}: {error}") from error
-    return Tower(loaded, preprocess, tokenizer, device, at_once)
-
-
-def _place(model: str, revision: str) -> str:
-    """What open_clip calls a model; one on the hub is fetched first, because open_clip itself knows no revisions."""
-    if model.startswith(HUB):
-        from huggingface_hub import snapshot_download
-
-        # open_clip takes the safetensors file where there are two.
-        patterns = ["*.json", "*.txt", "*.model", "open_clip_model.safetensors", "open_clip_pytorch_model.*"]
-        return LOCAL_DIR + snapshot_download(model.removeprefix(HUB), revision=revision, allow_patterns=patterns)
-    return LOCAL_DIR + model if weight_files.is_path(model) else model
+        return Tower(*load_clip(model, pretrained, revision, "bfloat16" if gpu else "float32", device), device, at_once)
+    except EngineError as error:
+        raise RunError(str(error)) from error
 
 
 def unit_rows(vectors_ND: NDArray[Any]) -> Floats:

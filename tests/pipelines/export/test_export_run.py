@@ -325,3 +325,25 @@ def test_ray_writes_what_one_process_writes(tmp_path: Path, footage: Path, ray_s
             summaries.append(export(table(rows), target(tmp_path / place, name), orders))
         assert tree(tmp_path / "ray" / name) == tree(tmp_path / "here" / name)
     assert {(summary.n_clips, len(summary.failures)) for summary in summaries} == {(6, 1)}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_folder_with_other_things_in_it_is_left_alone(name: str, footage: Path, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "holiday.mp4").write_bytes(b"not ours")
+    with pytest.raises(ConfigError, match="is not empty, and what is in it is no export"):
+        export(table([clip(footage, 0)]), target(tmp_path, name), inline.run_orders)
+    assert tree(tmp_path / name) == {"holiday.mp4": b"not ours"}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_killed_before_anything_was_noted_it_goes_on(name: str, footage: Path, tmp_path: Path) -> None:
+    def killed(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
+        storage.write_bytes(str(tmp_path / name / "clip00.mp4"), b"cut, and not noted")
+        raise RuntimeError("killed")
+
+    clips = table([clip(footage, 0)])
+    with pytest.raises(RuntimeError, match="killed"):
+        export(clips, target(tmp_path, name), killed)
+    assert export(clips, target(tmp_path, name), inline.run_orders).n_clips == 1
+    assert not (tmp_path / name / ".work").exists()

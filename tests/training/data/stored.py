@@ -88,7 +88,7 @@ def write_dataset(root: Path, counts: Mapping[Bucket, int], info: DatasetInfo | 
                 "split": "val" if number % 4 == 3 else "train",
             }
             rows.append({**row, **extra})
-    embeddings = {text_key(caption, ENCODER.identity): ENCODER.encode([caption])[0].tokens for caption in (NULL_CAPTION, *CAPTIONS)}
+    embeddings = {text_key(caption, ENCODER.identity): ENCODER.encode([caption])[0] for caption in (NULL_CAPTION, *CAPTIONS)}
     write_texts(str(root / "texts/part-0.parquet"), embeddings, ENCODER.identity)
     manifest_uri = str(root / "manifest-0/_manifest.parquet")
     write_manifest(manifest_uri, pa.Table.from_pylist(rows), info or dataset_info())

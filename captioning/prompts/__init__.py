@@ -1,0 +1,1 @@
+"""One file a prompt; the YAML name is the file's name."""
