@@ -6,6 +6,7 @@ Copies of every video in `DIR` that can be decoded, of the kinds in `benchmarks/
 default settings, one kind at a time beside the originals. Recall is the share of copied clips that come to be in one cluster with the
 clip they are of, of those that show at least 60 % of it or are to 60 % in it. False pairs are near-duplicates among clips of different
 files: of the files as they are, of all their copies, and of drawn demo footage, whose scenes look alike.
+`DIR` may itself be drawn by `worldloom demo-footage`; which of its files are copies is then read from there.
 
 Growth is the CPU time of `dedup` for `--hashes` synthetic hashes over that for 10,000, divided by how many times as many they are: 1 is
 linear. Sequences of 16 hashes, of which 5 % are planted copies. Prints one line of JSON last.
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from benchmarks.variants import KINDS, Variant, write_variants
 from pipelines.duplicates.clips import READS, as_clips
 from pipelines.duplicates.near import Nearness, near_pairs
-from pipelines.footage import make_footage
+from pipelines.footage import TRUTH, make_footage
 from pipelines.shuffle import LocalRows
 from pipelines.step import Mark
 from pipelines.steps.cut import Cut
@@ -92,9 +93,11 @@ def true_pairs(originals: Sequence[dict[str, Any]], copies: Sequence[dict[str, A
     return found
 
 
-def base(stem: str) -> str:
-    """What a file shows: its name, or the first of the files that show the same."""
-    return next((min(group) for group in SAME if stem in group), stem)
+def base(path: Path) -> str:
+    """What a file shows: its name, or the first of the files that show the same. Drawn footage says so itself."""
+    if (truth := path.parent / TRUTH).exists():
+        return next(Path(entry["copy_of"] or entry["file"]).stem for entry in json.loads(truth.read_bytes())["videos"] if entry["file"] == path.name)
+    return next((min(group) for group in SAME if path.stem in group), path.stem)
 
 
 def recall_of(kind: str, originals: dict[str, list[dict[str, Any]]], copies: dict[str, tuple[Variant, list[dict[str, Any]]]]) -> dict[str, Any]:
@@ -134,10 +137,11 @@ def footage(folder: Path, n_demo: int, work: Path) -> dict[str, Any]:
     recall = {kind.name: recall_of(kind.name, originals, copies[kind.name]) for kind in KINDS}
     for kind, row in recall.items():
         print(f"{kind:12} {row['recall']:6.3f} of {row['clips']:3} clips; missed {', '.join(row['missed']) or 'none'}", flush=True)
-    real = {path: base(stem) for stem, clips in whole.items() for path in {clip["source"] for clip in clips}}
+    real = {clip["source"]: base(Path(clip["source"])) for clips in whole.values() for clip in clips}
+    shown = {Path(source).stem: name for source, name in real.items()}
     made = [clip for group in copies.values() for _, clips in group.values() for clip in clips]
     every = [clip for clips in (*whole.values(), *originals.values()) for clip in clips] + made
-    of = {clip["source"]: base(Path(clip["source"]).stem.split("__")[0]) for clip in every}
+    of = {clip["source"]: shown[Path(clip["source"]).stem.split("__")[0]] for clip in every}
     drawn, drawn_of = demo(work / "demo", n_demo) if n_demo else ([], {})
     return {
         "recall": {kind: row["recall"] for kind, row in recall.items()},

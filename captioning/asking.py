@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from captioning import journal
@@ -17,92 +18,158 @@ Origin = tuple[Hashable, Hashable]
 
 @dataclass(frozen=True)
 class _Engine:
+    """An engine, open unless it answers in bulk."""
+
     identity: str
-    captioner: Captioner
+    captioner: Captioner | None
+
+
+class _Answers:
+    """Answers by uid and key: those a folder of the journal holds, and those that come."""
+
+    def __init__(self, folder: str | None, kept: journal.Kept) -> None:
+        self._journal = Journal(folder) if folder else None
+        self.of: dict[str, dict[str, Answer]] = {}
+        for answer in kept.answers.values():
+            self.put(answer)
+
+    def keep(self, engine: str, answer: Answer) -> None:
+        if self._journal:
+            self._journal.add(engine, answer)
+        self.put(answer)
+
+    def put(self, answer: Answer) -> None:
+        self.of.setdefault(answer.uid, {})[answer.key] = answer
+
+    def flush(self) -> None:
+        if self._journal:
+            self._journal.flush()
+
+    def close(self) -> None:
+        if self._journal:
+            self._journal.close()
 
 
 class Asking:
     """Engines with a script. `folder` is where answers are kept (`captioning.journal`); None keeps none.
 
+    Of an engine that answers in bulk nothing is asked here: what it said lies on the shelf of the clips that are asked about together.
     Raises `EngineError` where an engine cannot be opened, and `JournalError` for a journal that cannot be read.
     """
 
     def __init__(self, script: Script, engines: Mapping[Who, CaptionerSettings], folder: str | None = None) -> None:
         self._script = script
-        self._journal = Journal(folder) if folder else None
-        kept = journal.read(folder) if folder else journal.Kept()
-        self._answers: dict[str, dict[str, Answer]] = {}
-        for answer in kept.answers.values():
-            self._answers.setdefault(answer.uid, {})[answer.key] = answer
-        self._engines = {who: _Engine(settings.identity(), settings.open()) for who, settings in engines.items()}
-        for engine in self._engines.values():
-            engine.captioner.spent_before(kept.spent_usd.get(engine.identity, 0.0))
+        self._folder = folder
+        self._engines = {who: _Engine(settings.identity(), None if settings.in_bulk else settings.open()) for who, settings in engines.items()}
+        opened = [(engine.identity, engine.captioner) for engine in self._engines.values() if engine.captioner]
+        kept = journal.read(folder) if folder and opened else journal.Kept()
+        for identity, captioner in opened:
+            captioner.spent_before(kept.spent_usd.get(identity, 0.0))
+        self._shelved = len(opened) < len(engines)
+        self._answers = _Answers(None, journal.Kept()) if self._shelved else _Answers(folder, kept)
 
     def caption(self, clips: Sequence[Clip], origins: Mapping[str, Origin]) -> dict[str, Done | Failed]:
         """How the conversation about each clip ends, by uid. `origins` are by uid too.
 
         Raises `EngineError` where an engine gives up, or answers what it was not asked: then nothing it says can be trusted.
         """
-        refused: dict[str, str] = {}
-        ends: dict[str, Done | Failed] = {}
-        while True:
-            asked: list[Asked] = []
-            for clip in clips:
-                if clip.uid not in ends:
-                    state = self._advance(clip, refused)
-                    if isinstance(state, Open):
-                        asked += state.asked
-                    else:
-                        ends[clip.uid] = state
-            if asked:
-                self._ask(asked)
-                continue
-            # An engine that says what was measured says the same of clips that measure the same.
-            captions = {uid: end.main for uid, end in ends.items() if isinstance(end, Done)} if self._script.describe else {}
-            found = duplicates(captions, origins)
-            if not found:
-                return ends
-            for uid, fault in found.items():
-                end = ends.pop(uid)
-                assert isinstance(end, Done)
-                refused[end.key] = fault
+        with self._answers_about(origins) as answers:
+            talks = _Talks(self._script, clips, origins, answers.of)
+            while asked := talks.open():
+                self._ask(asked, answers)
+            return talks.ends
+
+    def open_in_bulk(self, clips: Sequence[Clip], origins: Mapping[str, Origin]) -> list[Asked]:
+        """What engines that answer in bulk are to be asked about clips now; the others are asked what can be asked until then.
+
+        Raises as `caption` does.
+        """
+        with self._answers_about(origins, alone=True) as answers:
+            talks = _Talks(self._script, clips, origins, answers.of)
+            while asked := talks.open():
+                now = [item for item in asked if self._engines[item.who].captioner]
+                if not now:
+                    return asked
+                self._ask(now, answers)
+            return []
 
     def release(self, uids: Collection[str]) -> None:
         """Forget the answers of clips whose captions are put away; on disk they stay."""
         for uid in uids:
-            self._answers.pop(uid, None)
+            self._answers.of.pop(uid, None)
 
     def close(self) -> None:
-        if self._journal:
-            self._journal.close()
+        self._answers.close()
         for engine in self._engines.values():
-            engine.captioner.close()
+            if engine.captioner:
+                engine.captioner.close()
 
-    def _advance(self, clip: Clip, refused: Mapping[str, str]) -> Open | Done | Failed:
+    @contextlib.contextmanager
+    def _answers_about(self, uids: Collection[str], alone: bool = False) -> Iterator[_Answers]:
+        """All answers there are, or those on the shelf of these clips. `alone` says that these clips are always asked about together."""
+        if not self._shelved or self._folder is None:
+            yield self._answers
+            return
+        shelf = journal.shelf(self._folder, uids)
+        kept = journal.read(shelf, errors=True)
+        if not (kept.answers or alone):
+            # A worker died, and its rows are done one by one: their answers lie on the shelf of the order they were in.
+            kept = journal.read(self._folder, errors=True)
+        answers = _Answers(shelf, kept)
         try:
-            return advance(clip, self._script, self._answers.get(clip.uid, {}), refused)
-        except Exception as error:  # a clip whose values fit no prompt costs no other clip anything, and says so
-            return Failed(f"{type(error).__name__}: {error}", Spent())
+            yield answers
+        finally:
+            answers.close()
 
-    def _ask(self, asked: Sequence[Asked]) -> None:
+    def _ask(self, asked: Sequence[Asked], answers: _Answers) -> None:
         for who, engine in self._engines.items():
             still_open = {item.question.key: item.question for item in asked if item.who == who}
             try:
-                for answer in engine.captioner.answer(list(still_open.values())) if still_open else ():
+                for answer in engine.captioner.answer(list(still_open.values())) if still_open and engine.captioner else ():
                     question = still_open.pop(answer.key, None)
                     if question is None:
                         raise EngineError(f"{engine.identity} answered twice, or what it was not asked: key {answer.key}, clip {answer.uid}")
                     if answer.uid != question.uid:
                         raise EngineError(f"{engine.identity} gave clip {question.uid} an answer of clip {answer.uid}: key {answer.key}")
-                    self._keep(engine.identity, answer)
+                    answers.keep(engine.identity, answer)
             finally:
-                if self._journal:
-                    self._journal.flush()
+                answers.flush()
             for question in still_open.values():
-                unanswered = Answer(question.key, question.uid, error=f"{engine.identity} gave none")
-                self._answers.setdefault(question.uid, {})[question.key] = unanswered
+                answers.put(Answer(question.key, question.uid, error=f"{engine.identity} gave none"))
 
-    def _keep(self, engine: str, answer: Answer) -> None:
-        if self._journal:
-            self._journal.add(engine, answer)
-        self._answers.setdefault(answer.uid, {})[answer.key] = answer
+
+class _Talks:
+    """Conversations about some clips, with the answers that are known; `ends` holds how those that are over ended, by uid."""
+
+    def __init__(self, script: Script, clips: Sequence[Clip], origins: Mapping[str, Origin], answers: Mapping[str, Mapping[str, Answer]]) -> None:
+        self._script, self._clips, self._origins, self._answers = script, clips, origins, answers
+        self._refused: dict[str, str] = {}
+        self.ends: dict[str, Done | Failed] = {}
+
+    def open(self) -> list[Asked]:
+        """What can be asked now; nothing when all have ended."""
+        while True:
+            asked: list[Asked] = []
+            for clip in self._clips:
+                if clip.uid not in self.ends:
+                    state = self._advance(clip)
+                    if isinstance(state, Open):
+                        asked += state.asked
+                    else:
+                        self.ends[clip.uid] = state
+            # An engine that says what was measured says the same of clips that measure the same.
+            if asked or not self._script.describe:
+                return asked
+            found = duplicates({uid: end.main for uid, end in self.ends.items() if isinstance(end, Done)}, self._origins)
+            if not found:
+                return []
+            for uid, fault in found.items():
+                end = self.ends.pop(uid)
+                assert isinstance(end, Done)
+                self._refused[end.key] = fault
+
+    def _advance(self, clip: Clip) -> Open | Done | Failed:
+        try:
+            return advance(clip, self._script, self._answers.get(clip.uid, {}), self._refused)
+        except Exception as error:  # a clip whose values fit no prompt costs no other clip anything, and says so
+            return Failed(f"{type(error).__name__}: {error}", Spent())

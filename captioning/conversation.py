@@ -170,10 +170,16 @@ class _Talk:
         duration_s = clip.columns.get("duration_s") or 0.0
         spans = spans_s(clip.at_s, duration_s, cuts)
         words = [in_words(span, duration_s) if len(cuts) > 1 else None for span in spans]
-        acts = []
+        acts: list[Open | tuple[Written, str]] = []
+        unfit: list[_UnfitError] = []
         for number, (cut, span_words) in enumerate(zip(cuts, words, strict=True)):
             values = {"n_pictures": cut[1] - cut[0], "span": span_words}
-            acts.append(self._act("captioner", prompt, f"window {number}", values, cut, spans[number][0]))
+            try:
+                acts.append(self._act("captioner", prompt, f"window {number}", values, cut, spans[number][0]))
+            except _UnfitError as error:  # the answers of the windows after it count as spent
+                unfit.append(error)
+        if unfit:
+            raise unfit[0]
         if still_open := tuple(asked for act in acts if isinstance(act, Open) for asked in act.asked):
             return Open(still_open)
         done = [act for act in acts if not isinstance(act, Open)]

@@ -98,6 +98,8 @@ class CaptionerSettings(Plugin):
 
     sees: ClassVar[bool] = True
     """Whether it answers prompts about pictures. False for one that only says what was measured, in an answer to any question."""
+    in_bulk: ClassVar[bool] = False
+    """Whether it wants all questions of a segment at once, before its orders run (`pipelines.bulk`), and cannot be opened for a few."""
 
     @abc.abstractmethod
     def identity(self) -> str:

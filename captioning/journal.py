@@ -3,6 +3,9 @@
 A folder of JSON lines, one an answer; each writer has files of its own and adds to no other's, so a line that is torn is the last of its
 file. Reading asks for nothing but the folder. Before a run goes on, `prune` leaves the answers of clips that still want a caption,
 and of the others what they cost.
+
+Answers that are asked for in bulk lie on shelves, sub-folders for the clips of one order, so that who works on these reads no others'.
+Whatever reads the folder sees the shelves too.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import os
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
@@ -100,8 +103,13 @@ class Journal:
         return storage.join(self._folder, f"{self._name}-{self._number:06d}{SUFFIX}")
 
 
-def read(folder: str) -> Kept:
-    """What a folder holds; nothing where there is none. An answer with an error cost what it cost, and is none.
+def shelf(folder: str, uids: Collection[str]) -> str:
+    """Where answers about these clips lie, when they are asked about together."""
+    return storage.join(folder, storage.digest(*sorted(uids)))
+
+
+def read(folder: str, errors: bool = False) -> Kept:
+    """What a folder holds; nothing where there is none. An answer with an error cost what it cost, and is none, unless `errors` are asked for.
 
     Raises `JournalError` naming file and line of one that is no record, unless it is the torn last one.
     """
@@ -114,9 +122,10 @@ def read(folder: str) -> Kept:
         engine = record.pop("engine")
         answer = Answer(**record)
         spent[engine] += answer.cost_usd
-        if answer.error is None:
-            answers.setdefault(answer.key, answer)
-    return Kept(answers, dict(spent))
+        before = answers.get(answer.key)
+        if before is None or before.error is not None:
+            answers[answer.key] = answer
+    return Kept({key: answer for key, answer in answers.items() if errors or answer.error is None}, dict(spent))
 
 
 def prune(folder: str, pending: Collection[str]) -> None:
@@ -127,25 +136,45 @@ def prune(folder: str, pending: Collection[str]) -> None:
 def rewrite(folder: str, keep: Callable[[Mapping[str, Any]], bool]) -> int:
     """Write a folder's records anew as one file without those that are not to be kept; returns how many these are.
 
-    The new file names those it stands for, so that whoever is killed before they are removed counts nothing twice. A single file with
-    nothing to leave out stays as it is.
+    A single file with nothing to leave out stays as it is.
     """
-    left: list[dict[str, Any]] = []
+    return _place(folder, lambda record: folder if keep(record) else None)
+
+
+def deal(folder: str, together: Iterable[Collection[str]]) -> None:
+    """Put answers on the shelves of clips, by uid, that are asked about together now. Those of other clips, and errors, leave what they cost.
+
+    No run may be writing to the folder.
+    """
+    if storage.list_files(folder, SUFFIX):
+        shelves = {uid: place for uids in together for place in [shelf(folder, uids)] for uid in uids}
+        _place(folder, lambda record: shelves.get(record["uid"]) if record["error"] is None else None)
+
+
+def _place(folder: str, where: Callable[[Mapping[str, Any]], str | None]) -> int:
+    """Write a folder's records anew, one file in each folder that they are to be in; returns how many are to be in none.
+
+    The last file, which holds the cost of these, names those it stands for, so that whoever is killed before they are removed counts
+    nothing twice. Whoever is killed between files on several shelves loses nothing either, and counts the cost of some twice.
+    """
+    left: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     spent: defaultdict[str, float] = defaultdict(float)
     dropped = 0
     for record in _records(folder):
         if record["key"] == TOTAL:
             _add(spent, record["spent_usd"])
-        elif keep(record):
-            left.append(record)
+        elif place := where(record):
+            left[place].append(record)
         else:
             spent[record["engine"]] += record["cost_usd"]
             dropped += 1
     files = [entry.uri for entry in storage.list_files(folder, SUFFIX)]
-    if dropped or len(files) > 1 or any(_is_torn(uri) for uri in files):
+    if dropped or len(files) > 1 or left.keys() - {folder} or any(_is_torn(uri) for uri in files):
         total = {"key": TOTAL, "spent_usd": spent, "replaces": [uri.rpartition("/")[2] for uri in files]}
-        name = f"{secrets.token_hex(6)}-{0:06d}{SUFFIX}"
-        storage.write_bytes(storage.join(folder, name), b"".join(map(_line, [total, *left])))
+        last = [total, *left.pop(folder, [])]
+        for place, records in [*left.items(), (folder, last)]:
+            name = f"{secrets.token_hex(6)}-{0:06d}{SUFFIX}"
+            storage.write_bytes(storage.join(place, name), b"".join(map(_line, records)))
         for uri in files:
             storage.remove(uri)
     return dropped

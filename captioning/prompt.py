@@ -98,7 +98,7 @@ class PromptText(Settings):
     @property
     def variables(self) -> set[str]:
         """Names the templates speak of."""
-        return {name for key in ("system", "user") for name in jinja2.meta.find_undeclared_variables(_templates.parse(getattr(self, key)))}
+        return {*_variables(self.system), *_variables(self.user)}
 
 
 class Prompt(PromptText):
@@ -106,6 +106,9 @@ class Prompt(PromptText):
 
     name: str
     hash: str
+
+    def __repr__(self) -> str:
+        return repr(self.name)
 
     @property
     def label(self) -> str:
@@ -146,6 +149,11 @@ class Prompt(PromptText):
 
 
 @cache
+def _variables(text: str) -> frozenset[str]:
+    return frozenset(jinja2.meta.find_undeclared_variables(_templates.parse(text)))
+
+
+@cache
 def _template(text: str) -> jinja2.Template:
     return _templates.from_string(text)
 
@@ -165,7 +173,7 @@ def load_prompt(name: str, variables: Mapping[str, str]) -> Prompt:
     document = read_document(path)
     text = parse(PromptText, document)
     for variable in sorted(text.variables - set(variables)):
-        key = next(key for key in ("system", "user") if variable in jinja2.meta.find_undeclared_variables(_templates.parse(getattr(text, key))))
+        key = "system" if variable in _variables(text.system) else "user"
         raise document.error((key,), unknown_message("variable", variable, list(variables)))
     if (text.answer == "same") != ("parts" in variables):
         wanted = "same, for it joins captions it is given" if "parts" in variables else "text or json; only a prompt that joins windows has 'same'"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pyarrow as pa
 
 from pipelines import tables
+from pipelines.bulk import refuse_in_process
 from pipelines.shuffle import LocalRows
 from pipelines.step import Resources, TableFunction
 from pipelines.work import Job, Worker
@@ -14,6 +15,7 @@ from pipelines.work import Job, Worker
 
 def run_orders(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
     """A report for each order, as it ends."""
+    refuse_in_process(job)
     workers = [Worker(stage) for stage in job.stages()]
     try:
         for order in orders:

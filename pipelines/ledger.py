@@ -56,6 +56,24 @@ def ledger(curation: Curation) -> list[Account]:
     return accounts
 
 
+def captioning(curation: Curation) -> str | None:
+    """What the captions in the last table of a complete curation took, in words; None where no engine was asked."""
+    final = curation.final
+    columns = ["caption_attempts", "caption_tokens_in", "caption_tokens_out", "caption_cost_usd"]
+    if not set(columns) <= set(final.segment.schema.names):
+        return None
+    rows = final.rows.read(["uid", "fate", *columns])
+    answers, tokens_in, tokens_out, usd = (pc.sum(rows[name]).as_py() or 0 for name in columns)
+    if not tokens_in + usd:
+        return None
+    n_clips = pc.sum(pc.greater(rows["caption_attempts"], 0)).as_py()
+    return f"{n_clips:,} clips in {answers:,} answers, {_in_millions(tokens_in)} tokens in, {_in_millions(tokens_out)} out, ${usd:,.2f}"
+
+
+def _in_millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1_000_000 else f"{count:,}"
+
+
 def _clips_cut(curation: Curation) -> int:
     """Clips counted in the table of the segment that made them."""
     first = next(state for state in curation.segments if "clip_index" in state.segment.schema.names)

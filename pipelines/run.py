@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,12 +17,16 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.data.context import ShuffleStrategy
-from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError, WorkerCrashedError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError, RuntimeEnvSetupError, WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
 
+from captioning.conversation import Who
+from captioning.engine import EngineError
+from captioning.engines.vllm import PACKAGE, VLLM
 from cluster.telemetry import log
+from pipelines.bulk import Batches, Bulk, bulk_of, trimmed
 from pipelines.shuffle import Rows, RowsFunction
-from pipelines.step import Resources, TableFunction
+from pipelines.step import Resources, RunError, TableFunction
 from pipelines.tables import read_order, split_order
 from pipelines.work import Job, Worker, failed_rows
 
@@ -35,6 +40,8 @@ def run_orders(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
     again a row an order, and the rows whose worker dies again are written as failed. An error in our own code or in the
     storage ends the run instead; it is no row's fault.
     """
+    if bulk := bulk_of(job):
+        ask_in_bulk(bulk, orders)
     left = list(range(len(orders)))
     try:
         for number, report in _stream(job, orders, left):
@@ -65,18 +72,86 @@ def _is_worker_death(error: BaseException | None) -> bool:
 def _stream(job: Job, orders: list[pa.Table], numbers: list[int], tolerate_deaths: bool = False) -> Iterator[tuple[int, pa.Table]]:
     """Run orders through Ray Data; yields an order's number and its report as it ends."""
     with _context(max_errored_blocks=-1 if tolerate_deaths else 0):
-        dataset = ray.data.from_arrow([pack(number, orders[number]) for number in numbers])
+        dataset = _packed(orders, numbers)
         for stage in job.stages():
             dataset = _map(dataset, partial(Worker, stage), stage.resources)
         yield from _results(dataset)
 
 
+def ask_in_bulk(bulk: Bulk, orders: list[pa.Table]) -> None:
+    """Have every question of orders answered by Ray Data's own LLM processors.
+
+    Raises `RunError` where these cannot be had, before anything is asked, and where an engine fails; what was answered is kept.
+    """
+    configs = {who: _config(bulk.label, settings) for who, settings in bulk.engines.items()}
+    resources = bulk.step.resources()
+
+    def count(numbers: Sequence[int]) -> Iterator[tuple[int, pa.Table]]:
+        return _results(_map(_packed(orders, numbers), bulk.counting, resources))
+
+    def put(who: Who, numbers: Sequence[int]) -> Iterator[pa.Table]:
+        questions = _map(_packed(orders, numbers), partial(bulk.asking, who), resources, SpreadWorker)
+        answered = _processed(questions, bulk.engines[who], configs[who])
+        kept = answered.map_batches(partial(bulk.keep, who=who, identity=bulk.identity(who)), batch_size=None, batch_format="pyarrow")
+        yield from kept.iter_batches(batch_size=None, batch_format="pyarrow")
+
+    try:
+        with _context():
+            bulk.ask(orders, count, put)
+    except RayError as error:
+        reason = str(getattr(error, "cause", None) or error).strip().rpartition("\n")[2]
+        raise RunError(f"{bulk.label}: asking in bulk failed: {reason}. Answers so far are kept; run again") from error
+
+
+def _config(label: str, settings: VLLM) -> Any:
+    """The processor's configuration, when all that it needs is there."""
+    try:
+        from ray.data.llm import vLLMEngineProcessorConfig  # takes two seconds, which nobody else need wait for
+
+        config = vLLMEngineProcessorConfig(**settings.config(ray.cluster_resources()))
+        if not _is_installed(settings):
+            raise EngineError(settings.not_installed)
+    except (EngineError, ImportError, RuntimeEnvSetupError) as error:
+        reason = f"engine {settings.name} needs Ray Data's LLM processors: {error}" if isinstance(error, ImportError) else error
+        raise RunError(f"{label}: {reason}") from error
+    return config
+
+
+def _is_installed(settings: VLLM, gpus: float = 1) -> bool:
+    """Whether a worker as the engine's has the package. An environment that is made for it is made here."""
+
+    # A function without a name to import it by travels as code: an environment of the workers' own may lack this package.
+    def find() -> bool:
+        return importlib.util.find_spec(PACKAGE) is not None
+
+    options = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": settings.runtime_env, "accelerator_type": settings.accelerator_type}
+    found: bool = ray.get(ray.remote(find).options(**options).remote())
+    return found
+
+
+def _processed(questions: ray.data.Dataset, settings: VLLM, config: Any) -> ray.data.Dataset:
+    """Answered questions."""
+    from ray.data.llm import build_processor
+
+    processor = build_processor(config, preprocess=settings.request, postprocess=trimmed)
+    for name in processor.list_stage_names():
+        # By default a batch that kills its engine is tried for ever.
+        processor.get_stage_by_name(name).map_batches_kwargs["max_task_retries"] = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return processor(questions)
+
+
 def map_tables(load: Callable[[], TableFunction], wanted: list[pa.Table], resources: Resources) -> Iterator[pa.Table]:
     """What the function makes of each table, as it ends. A worker that dies is replaced, and its table done once more."""
     with _context():
-        packed = ray.data.from_arrow([pack(number, table) for number, table in enumerate(wanted)])
+        packed = _packed(wanted, range(len(wanted)))
         for _, result in _results(_map(packed, load, resources)):
             yield result
+
+
+def _packed(wanted: Sequence[pa.Table], numbers: Sequence[int]) -> ray.data.Dataset:
+    return ray.data.from_arrow([pack(number, wanted[number]) for number in numbers])
 
 
 def _results(dataset: ray.data.Dataset) -> Iterator[tuple[int, pa.Table]]:
@@ -98,6 +173,9 @@ def _context(max_errored_blocks: int = 0) -> Iterator[None]:
         yield
 
 
+PACKED_SCHEMA = pa.schema([("number", pa.int64()), ("rows", pa.large_binary()), ("fault", pa.string())])
+
+
 def pack(number: int, table: pa.Table) -> pa.Table:
     """An order, or the rows between two stages, as one row: Ray splits and joins rows as it likes, but never one row.
 
@@ -106,24 +184,47 @@ def pack(number: int, table: pa.Table) -> pa.Table:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return pa.table({"number": [number], "rows": pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
+    return pa.table({"number": [number], "rows": [sink.getvalue().to_pybytes()], "fault": [None]}, PACKED_SCHEMA)
+
+
+def pack_fault(number: int, error: RunError) -> pa.Table:
+    """In place of rows, what ends the run: raised in a worker, Ray would bury it in its own errors, or take it for the worker's death."""
+    return pa.table({"number": [number], "rows": [None], "fault": [str(error)]}, PACKED_SCHEMA)
 
 
 def unpack(packed: pa.Table) -> tuple[int, pa.Table]:
-    """The number and the rows of `pack`."""
+    """The number and the rows of `pack`. Raises the `RunError` of `pack_fault`."""
+    if packed["fault"][0].is_valid:
+        raise RunError(packed["fault"][0].as_py())
     with pa.ipc.open_stream(packed["rows"][0].as_buffer()) as reader:
         return packed["number"][0].as_py(), reader.read_all()
 
 
 class PackedWorker:
-    """A function on packed rows, with what it needs."""
+    """A function on packed rows, with what it needs, which is loaded with the first of them."""
 
     def __init__(self, load: Callable[[], TableFunction]) -> None:
-        self._function = load()
+        self._load = load
+        self._function: TableFunction | None = None
 
     def __call__(self, packed: pa.Table) -> pa.Table:
-        number, table = unpack(packed)
-        return pack(number, self._function(table))
+        number = packed["number"][0].as_py()
+        try:
+            number, table = unpack(packed)
+            self._function = self._function or self._load()
+            return pack(number, self._function(table))
+        except RunError as error:
+            return pack_fault(number, error)
+
+
+class SpreadWorker:
+    """A function from packed rows to several tables, whose rows go on each by itself."""
+
+    def __init__(self, load: Callable[[], Batches]) -> None:
+        self._function = load()
+
+    def __call__(self, packed: pa.Table) -> Iterator[pa.Table]:
+        yield from self._function(unpack(packed)[1])
 
 
 def run_task(packed: pa.Table, load: Callable[[], TableFunction]) -> pa.Table:
@@ -131,7 +232,7 @@ def run_task(packed: pa.Table, load: Callable[[], TableFunction]) -> pa.Table:
     return PackedWorker(load)(packed)
 
 
-def _map(dataset: ray.data.Dataset, load: Callable[[], TableFunction], resources: Resources) -> ray.data.Dataset:
+def _map(dataset: ray.data.Dataset, load: Callable[[], Any], resources: Resources, worker: type = PackedWorker) -> ray.data.Dataset:
     """A function as Ray Data runs it: in an actor pool if it needs weights, else in tasks."""
     common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus, "num_gpus": resources.gpus or None}
     with warnings.catch_warnings():
@@ -140,7 +241,8 @@ def _map(dataset: ray.data.Dataset, load: Callable[[], TableFunction], resources
         if not resources.pooled:
             return dataset.map_batches(run_task, fn_kwargs={"load": load}, compute=TaskPoolStrategy(), max_retries=1, **common)
         pool = ActorPoolStrategy(min_size=1, max_size=_pool_limit(resources))
-        return dataset.map_batches(PackedWorker, fn_constructor_args=(load,), compute=pool, max_restarts=4, max_task_retries=1, **common)
+        # An order takes at most two workers with it. A bound on restarts would leave the orders behind it without any, waiting for ever.
+        return dataset.map_batches(worker, fn_constructor_args=(load,), compute=pool, max_restarts=-1, max_task_retries=1, **common)
 
 
 def _pool_limit(resources: Resources) -> int:

@@ -14,7 +14,7 @@ from cluster import plugins
 from pipelines.audit import Audit
 from pipelines.curate import Curation, SegmentState
 from pipelines.job import Outcome
-from pipelines.ledger import Account
+from pipelines.ledger import Account, captioning
 from pipelines.step import FATES, FOLDER, Step
 from pipelines.whatif import Answer
 
@@ -33,6 +33,8 @@ def outcome(result: Outcome, out_uri: str) -> None:
     rows: list[tuple[str, str]] = []
     if result.curation and result.curation.complete:
         rows.append(("curated table", result.curation.final.folder))
+        if spent := captioning(result.curation):
+            rows.append(("captions", spent))
     if result.dataset:
         data = result.dataset
         rows.append(

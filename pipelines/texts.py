@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.encoder import NULL_CAPTION, TextEncoderSettings, text_key
+from captioning.engine import EngineError
 from cluster import storage
 from cluster.telemetry import log, progress
 from pipelines import inline
@@ -34,7 +36,7 @@ REPORT_SCHEMA = pa.schema([("captions", pa.int64()), ("tokens", pa.int64()), ("p
 def embed_captions(folder: str, settings: TextEncoderSettings, captions: Sequence[str], engine: Engine) -> dict[str, int]:
     """Embed the distinct captions, and the null one, that the folder does not hold yet. Returns the token count of each, by key.
 
-    What a run that was stopped has embedded stays. Raises `EngineError` where the encoder cannot be loaded.
+    What a run that was stopped has embedded stays. Raises `RunError` where the encoder cannot be loaded.
     """
     identity = settings.identity()
     wanted = {text_key(caption, identity): caption for caption in [NULL_CAPTION, *captions]}
@@ -88,14 +90,19 @@ class Embedding:
     folder: str
 
     def open(self) -> TableFunction:
-        """Loads the encoder. What it returns writes the part of an order and reports. Raises `RunError` for weights that are not the driver's."""
-        encoder = self.settings.open()
+        """Loads the encoder. What it returns writes the part of an order and reports.
+
+        Both raise `RunError`: for an encoder that cannot be loaded or go on, weights that are not the driver's, a part that cannot be written.
+        """
+        with _fatal():
+            encoder = self.settings.open()
         if encoder.identity != self.identity:
             raise RunError(f"this worker has text encoder {encoder.identity}, and the run is for {self.identity}; give every node the same files")
 
         def embed(order: pa.Table) -> pa.Table:
             keys, before = order["key"].to_pylist(), encoder.padding
-            embeddings = encoder.encode(order["caption"].to_pylist())
+            with _fatal():
+                embeddings = encoder.encode(order["caption"].to_pylist())
             part = storage.join(self.folder, f"part-{storage.digest(*keys)}.parquet")
             try:
                 texts.write_texts(part, dict(zip(keys, embeddings, strict=True)), self.identity)
@@ -105,6 +112,14 @@ class Embedding:
             return pa.table([[len(keys)], [n_tokens], [encoder.padding - before]], REPORT_SCHEMA)
 
         return embed
+
+
+@contextlib.contextmanager
+def _fatal() -> Iterator[None]:
+    try:
+        yield
+    except EngineError as error:
+        raise RunError(str(error)) from error
 
 
 def _tell(table: pa.Table, n_new: int, reports: pa.Table) -> None:

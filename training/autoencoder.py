@@ -39,9 +39,13 @@ class Autoencoder(abc.ABC):
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """`(C, t, h, w)` for a video of that size. Raises `ValueError` for a size this autoencoder cannot take."""
         if frames < 1 or (frames - 1) % self.time_factor:
-            raise ValueError(f"{frames} frames: this autoencoder takes 1 + a multiple of {self.time_factor} frames")
+            below = max(1, 1 + (frames - 1) // self.time_factor * self.time_factor)
+            raise ValueError(
+                f"{frames} frames: this autoencoder takes 1 + a multiple of {self.time_factor} frames; take {below} or {below + self.time_factor}"
+            )
         if height % self.space_factor or width % self.space_factor or height < 1 or width < 1:
-            raise ValueError(f"{width}x{height}: both sides must be multiples of {self.space_factor}")
+            near = "x".join(str(max(1, round(side / self.space_factor)) * self.space_factor) for side in (width, height))
+            raise ValueError(f"{width}x{height}: both sides must be multiples of {self.space_factor}; {near} is near")
         return self.channels, 1 + (frames - 1) // self.time_factor, height // self.space_factor, width // self.space_factor
 
 

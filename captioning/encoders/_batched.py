@@ -102,7 +102,7 @@ class BatchedEncoder(TextEncoder):
             return [TextEmbedding(tokens_LD[: len(text.ids)].copy(), text.truncated, pooled_P) for text, tokens_LD, pooled_P in rows]
         # Here the failed try's tensors are gone, which the error had held.
         torch.cuda.empty_cache()
-        half = len(batch) // 2
+        half = (len(batch) + 1) // 2
         self._batch_tokens = max(lengths[0], min(self._batch_tokens, half * lengths[0]))
         log.warning(f"text encoder {self._name}: out of memory with {len(batch)} captions at once; batch_tokens is {self._batch_tokens} from here on")
         return self._embed(batch[:half]) + self._embed(batch[half:])

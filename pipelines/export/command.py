@@ -54,8 +54,8 @@ def _check_outside_sources(recipe: Recipe, folder: str, layout: Format) -> None:
     """Raises `ConfigError` where the next run would take exported clips for footage."""
     if isinstance(layout, Sharded):
         return
-    for kind in layout.kinds:
-        file = storage.join(folder, layout.clip_file({"uid": "uid", "kind": kind, "split": "train"}))
+    for kind, source in (("video", "clip.mp4"), ("image", "picture.png"), ("image", "picture.jpg")):
+        file = storage.join(folder, layout.clip_file({"uid": "uid", "kind": kind, "split": "train", "source": source}))
         for pattern in (entry.videos or entry.images or "" for entry in recipe.sources):
             if storage.matches(pattern, file):
                 raise ConfigError(

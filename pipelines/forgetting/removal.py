@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -37,7 +38,7 @@ def remove(recipe: Recipe, work: Work) -> tuple[Counter[str], int]:
     mentions = Counter[str]()
     removed = _remove_files(recipe, work) + _remove_exports(out, work)
     for folder in sorted({entry.uri.rpartition("/")[0] for entry in storage.list_files(out, journal.SUFFIX)}):
-        journal.rewrite(folder, lambda record: record["uid"] not in work.uids)
+        journal.rewrite(folder, lambda record: record["uid"] not in work.uids and not work.names.in_text(json.dumps(record)))
     parts: dict[str, list[str]] = {}
     for part in parquet_files(out):
         parts.setdefault(kind_of(part), []).append(part)

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from captioning import journal
 from captioning.asking import Asking, Origin
-from captioning.conversation import Clip, Done, Failed, Script, Spent, Who
+from captioning.conversation import Asked, Clip, Done, Failed, Script, Spent, Who
 from captioning.engine import FOLDER, CaptionerSettings, EngineError
 from captioning.engines.signals import Signals
 from captioning.language import check_code
@@ -19,7 +19,7 @@ from captioning.prompt import DESCRIBES, MERGES, REWRITES, FromFile, Prompt, loa
 from cluster import storage
 from cluster.config import LocatedError, Settings
 from cluster.plugins import Chosen
-from pipelines.step import Context, Mark, Resources, RunError, Step, TableFunction, column, set_column, set_marks
+from pipelines.step import Context, Mark, Resources, RunError, Step, column, set_column, set_marks
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ class Caption(Step):
     pictures: Literal["frames", "thumbnails"] = Field(
         "frames", description="Column of pictures it sees: those of step frames, or the scan's thumbnails."
     )
-    windows: WindowSettings = WindowSettings()
+    windows: WindowSettings = Field(WindowSettings(), description="How many pictures one question may have, and what joins the answers.")
     language: str = Field("en", description="Code of the language captions are in, as en, de or zh; a caption in another one is unfit.")
     rewrite: RewriteSettings | None = Field(None, description="A second engine that says the main caption in other words.")
     retries: int = Field(1, ge=0, le=10, description="How often a clip is asked about again, with another seed, when an answer is unfit.")
@@ -95,6 +95,11 @@ class Caption(Step):
     def asks(self) -> bool:
         """Whether engines are asked questions whose answers are dear."""
         return self.engine.sees or self.rewrite is not None
+
+    @property
+    def in_bulk(self) -> bool:
+        """Whether an engine wants all questions before the orders run (`pipelines.bulk`)."""
+        return any(engine.in_bulk for engine in self.engines().values())
 
     def starts_segment(self) -> bool:
         return self.asks
@@ -156,8 +161,8 @@ class Caption(Step):
         if self.asks:
             journal.remove(journal_folder(context))
 
-    def open(self, context: Context) -> TableFunction:
-        return _Captions(self, context)
+    def open(self, context: Context) -> Captions:
+        return Captions(self, context)
 
     def engines(self) -> dict[Who, CaptionerSettings]:
         """Whom to ask, the captioner first."""
@@ -173,7 +178,7 @@ def journal_folder(context: Context) -> str:
     return storage.join(context.tables_uri, JOURNALS + context.lineage[:16])
 
 
-class _Captions:
+class Captions:
     """The step's work with its engines open."""
 
     def __init__(self, step: Caption, context: Context) -> None:
@@ -184,6 +189,25 @@ class _Captions:
         self._asking = _or_run_error(lambda: Asking(self._script, step.engines(), folder))
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        rows, clips, ends = self._clips(table)
+        ends |= _or_run_error(lambda: self._asking.caption(clips, {row["uid"]: origin_of(row) for row in rows}))
+        values, marks = zip(*(self._written(ends[row["uid"]]) for row in rows), strict=True)
+        for field in WRITES:
+            table = set_column(table, field, [value.get(field.name) for value in values])
+        table = set_marks(table, marks)
+        self._asking.release(ends)
+        return table
+
+    def open_in_bulk(self, table: pa.Table) -> list[Asked]:
+        """What engines that answer in bulk are to be asked about live rows before these are captioned."""
+        rows, clips, _ = self._clips(table)
+        return _or_run_error(lambda: self._asking.open_in_bulk(clips, {row["uid"]: origin_of(row) for row in rows}))
+
+    def close(self) -> None:
+        self._asking.close()
+
+    def _clips(self, table: pa.Table) -> tuple[list[dict[str, Any]], list[Clip], dict[str, Done | Failed]]:
+        """Rows, their clips, and by uid the end of those that are none."""
         optional = {"content_hash", "source", "cluster"} & set(table.column_names)
         rows = table.select(list({"uid", *self._step.reads(), *optional})).to_pylist()
         ends: dict[str, Done | Failed] = {}
@@ -193,16 +217,7 @@ class _Captions:
                 clips.append(self._clip(row))
             except ValueError as error:
                 ends[row["uid"]] = Failed(f"{type(error).__name__}: {error}", Spent())
-        ends |= _or_run_error(lambda: self._asking.caption(clips, {row["uid"]: origin_of(row) for row in rows}))
-        values, marks = zip(*(self._written(ends[row["uid"]]) for row in rows), strict=True)
-        for field in WRITES:
-            table = set_column(table, field, [value.get(field.name) for value in values])
-        table = set_marks(table, marks)
-        self._asking.release(ends)
-        return table
-
-    def close(self) -> None:
-        self._asking.close()
+        return rows, clips, ends
 
     def _clip(self, row: Mapping[str, Any]) -> Clip:
         """Raises `ValueError` for a row without pictures."""

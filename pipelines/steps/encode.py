@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,23 @@ class Encode(Step):
 
     def open(self, context: Context) -> TableFunction:
         device = torch.device("cuda" if self.gpus and torch.cuda.is_available() else "cpu")
-        return _Encoder(self, self.autoencoder.open(device), device, context)
+        try:
+            autoencoder = self.autoencoder.open(device)
+            self._check_buckets(autoencoder)
+        except ValueError as error:
+            raise RunError(f"encode: {error}") from error
+        return _Encoder(self, autoencoder, device, context)
+
+    def _check_buckets(self, autoencoder: Autoencoder) -> None:
+        """Raises `ValueError` for a bucket that the autoencoder cannot take, before any clip is decoded for it."""
+        unit = autoencoder.space_factor
+        for settings in self.buckets:
+            for bucket in settings.buckets():
+                try:
+                    autoencoder.latent_shape(bucket.frames, bucket.height, bucket.width)
+                except ValueError as error:
+                    fix = f"; set multiple: {math.lcm(unit, settings.multiple)} in it" if bucket.width % unit or bucket.height % unit else ""
+                    raise ValueError(f"the bucket of size {settings.size} cannot be encoded by {self.autoencoder.name}: {error}{fix}") from error
 
 
 @dataclass(frozen=True)

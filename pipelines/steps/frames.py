@@ -7,17 +7,18 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
+from cluster.storage import digest
 from pipelines.segments import HEAVY
 from pipelines.step import Context, Step, TableFunction, column, map_rows
 from pipelines.video import pictures
-from pipelines.video.pictures import Manner, Taken
+from pipelines.video.pictures import At, Manner, Taken
 
 FRAMES = pa.field("frames", pa.list_(pa.binary()), metadata={"doc": "JPEG pictures of the clip, upright, in time order", HEAVY: b"1"})
 FRAMES_S = column("frames_s", pa.list_(pa.float64()), "when each of the frames is shown, in seconds from the clip's start; 0 for an image")
 
 
 class Frames(Step):
-    """Decodes each live clip once and keeps pictures from the middles of equal parts of it; a clip that does not decode is failed.
+    """Decodes each live clip once and keeps a picture of each of its equal parts; a clip that does not decode is failed.
 
     Scores and captioners read these pictures and never open the video. With the defaults a picture takes about 23 kB and a clip 100 kB
     in the table of this step's segment; later tables hold them only as far as a step there reads them.
@@ -28,6 +29,7 @@ class Frames(Step):
     most: int = Field(8, ge=1, le=256, description="Pictures of a clip at most; a longer clip has them further apart.")
     long_side: int = Field(448, ge=32, le=4096, description="Long side of a picture in pixels; smaller sources are not enlarged.")
     quality: int = Field(90, ge=1, le=100, description="JPEG quality.")
+    at: At = Field("middles", description="Which frame of each of a clip's equal parts: the one in its middle, or at peaks of change, for captions.")
 
     def reads(self) -> tuple[str, ...]:
         return "source", "kind", "start_pts", "end_pts"
@@ -35,8 +37,13 @@ class Frames(Step):
     def writes(self) -> tuple[pa.Field, ...]:
         return FRAMES, FRAMES_S
 
+    def settings_digest(self) -> str:
+        """As it was before there was a choice, where pictures are of the middles: they are the same."""
+        settings = self.model_dump_json(exclude={"at"} if self.at == "middles" else set())
+        return digest(self.name, str(self.version), settings, self.weights())
+
     def open(self, context: Context) -> TableFunction:
-        manner = Manner(self.per_s, self.most, self.long_side, self.quality)
+        manner = Manner(self.per_s, self.most, self.long_side, self.quality, self.at)
 
         def apply(table: pa.Table) -> pa.Table:
             taken = iter(take(table.select(self.reads()).to_pylist(), manner))

@@ -74,7 +74,7 @@ class Scan(scan.ScanSettings, Divisible):
 
     name: str = "scan"
     rows_per_part = 16
-    version = 3
+    version = 4
 
     def reads(self) -> tuple[str, ...]:
         return "source", "kind", "sidecar"

@@ -1,4 +1,4 @@
-"""A few pictures of each clip, taken at exact times: decoded once, for every score and captioner that looks at the clip.
+"""A few pictures of each clip, taken at exact times or where most changes: decoded once, for every score and captioner that looks at it.
 
 Clips of one file share the opened file and, one after the other, the decoding. What a clip gives does not depend on which others
 are asked for with it.
@@ -6,9 +6,14 @@ are asked for with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.video.decode import DecodeError, Picture, Video, open_video
 from pipelines.video.still import jpeg, read_image, resize_image, with_long_side
@@ -22,14 +27,24 @@ GO_ON_S = 5
 cost the decoding of all that was before them: 1.2 CPU s instead of 0.5 for the six of a trailer of 30 s that has one key frame."""
 
 
+At = Literal["middles", "peaks"]
+
+SMALL_AREA = 64 * 36
+"""Pixels of the picture on which changes are measured: enough for what moves, and small against the decoding of a frame."""
+
+
 @dataclass(frozen=True)
 class Manner:
-    """How pictures are taken: `per_s` a second and at most `most`; `long_side` in pixels, never enlarged; JPEG `quality` of 100."""
+    """How pictures are taken: `per_s` a second and at most `most`; `long_side` in pixels, never enlarged; JPEG `quality` of 100.
+
+    `at` says which frame stands for each of the clip's equal parts: the one in its middle, or the one in which most changes.
+    """
 
     per_s: float = 1.0
     most: int = 8
     long_side: int = 448
     quality: int = 90
+    at: At = "middles"
 
     def count(self, duration_s: Fraction) -> int:
         """Pictures of a clip: `per_s` a second, rounded half up, one at least and `most` at most."""
@@ -55,6 +70,11 @@ class _CannotSeekError(Exception):
 def moments(start_pts: int, end_pts: int, count: int) -> list[int]:
     """The middles of `count` equal parts of a span, in whole units of the time base, rounded down."""
     return [start_pts + (end_pts - start_pts) * (2 * k + 1) // (2 * count) for k in range(count)]
+
+
+def parts(start_pts: int, end_pts: int, count: int) -> list[int]:
+    """The starts of `count` equal parts of a span, in whole units of the time base, rounded up."""
+    return [start_pts + -(-(end_pts - start_pts) * k // count) for k in range(count)]
 
 
 def of_image(uri: str, manner: Manner) -> Taken:
@@ -97,8 +117,8 @@ def _take(video: Video, reader: _Reader, start_pts: int, end_pts: int, manner: M
     time_base = video.info.time_base
     size = manner.size(video.info.width, video.info.height)
     shown: dict[int, bytes] = {}
-    for moment in moments(start_pts, end_pts, manner.count((end_pts - start_pts) * time_base)):
-        picture = reader.at(moment)
+    count = manner.count((end_pts - start_pts) * time_base)
+    for picture in _middles(reader, start_pts, end_pts, count) if manner.at == "middles" else _peaks(video, reader, start_pts, end_pts, count):
         if picture.pts >= end_pts:
             raise DecodeError(f"{_name(video.uri)}: no frame from PTS {start_pts} to {end_pts}")
         if reader.ended and picture.duration and picture.pts + picture.duration <= start_pts:
@@ -107,6 +127,37 @@ def _take(video: Video, reader: _Reader, start_pts: int, end_pts: int, manner: M
             shown[picture.pts] = jpeg(video.array(picture.frame, *size), manner.quality)
     # A clip that starts between two frames shows the earlier one at first.
     return Taken(tuple(shown.values()), tuple(float(max(0, pts - start_pts) * time_base) for pts in shown))
+
+
+def _middles(reader: _Reader, start_pts: int, end_pts: int, count: int) -> Iterator[Picture]:
+    return (reader.at(moment) for moment in moments(start_pts, end_pts, count))
+
+
+def _peaks(video: Video, reader: _Reader, start_pts: int, end_pts: int, count: int) -> Iterator[Picture]:
+    """Of each part the frame that differs most from the one before it, the earliest of equals; none of a part in which no frame begins.
+
+    The clip's first frame has none before it, and stands for its part only if nothing else does. Holds one frame besides the one
+    that is decoded.
+    """
+    info = video.info
+    scale = math.sqrt(SMALL_AREA / (info.width * info.height))
+    size = max(1, round(info.width * scale)), max(1, round(info.height * scale))
+    ends = [*parts(start_pts, end_pts, count)[1:], end_pts]
+    before: NDArray[np.int16] | None = None
+    best: tuple[float, Picture] | None = None
+    part = 0
+    for picture in reader.through(start_pts, end_pts):
+        now = video.array(picture.frame, *size, "gray8").astype(np.int16)
+        change = -1.0 if before is None else float(np.abs(now - before).mean())
+        before = now
+        while picture.pts >= ends[part] and part < count - 1:
+            if best is not None:
+                yield best[1]
+            best, part = None, part + 1
+        if best is None or change > best[0]:
+            best = change, picture
+    if best is not None:
+        yield best[1]
 
 
 class _Reader:
@@ -160,6 +211,12 @@ class _Reader:
             self._read()
         assert self._shown is not None
         return self._shown
+
+    def through(self, start_pts: int, end_pts: int) -> Iterator[Picture]:
+        """The frame shown at the start of a span, and every one that begins in it."""
+        yield self.at(start_pts)
+        while not self.ended and self._next is not None and self._next.pts < end_pts:
+            yield self.at(self._next.pts)
 
     def _read(self) -> None:
         picture = next(self._pictures, None)

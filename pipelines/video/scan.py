@@ -25,15 +25,15 @@ from PIL import Image
 from pydantic import Field
 
 from cluster.config import Settings
-from pipelines.video import transnet
+from pipelines.video import phash, transnet
 from pipelines.video.content import content_hash
 from pipelines.video.decode import MediaInfo, Video, open_video
 from pipelines.video.errors import DecodeError
+from pipelines.video.letterbox import crop_boxes
 from pipelines.video.look import take_look
 from pipelines.video.measure import ANALYSIS_AREA, LOOK_AREA, Meter, Part, Rows, View, picture_size, upright_planes
 from pipelines.video.moments import HASH_EVERY_S, FrameHash, Moments, Still, shot_hashes, still
-from pipelines.video.phash import Box
-from pipelines.video.scale import rescale
+from pipelines.video.scale import Box, rescale
 from pipelines.video.series import Series
 from pipelines.video.shots import Boundary, DetectorName, Kind, find_boundaries
 from pipelines.video.signals import Signals, shot_signals
@@ -183,11 +183,10 @@ def _finished(video: Video, settings: ScanSettings, part: Part | None) -> VideoS
     boundaries = tuple(b if b.end_pts <= part.last[0] else dataclasses.replace(b, end_pts=end_pts) for b in found)
     video.check_complete(end_pts)
     part = dataclasses.replace(part, series=series)
-    shots = [
-        _shot(video, meter, part, span, settings)
-        for span in spans(boundaries, info.start_pts, end_pts)
-        if len(series.between(span.start_pts, span.end_pts))
-    ]
+    found_spans = [span for span in spans(boundaries, info.start_pts, end_pts) if len(series.between(span.start_pts, span.end_pts))]
+    views = [_views(video, meter, part, span) for span in found_spans]
+    crops = crop_boxes([[view.look.borders for view in seen] for seen in views], info.width, info.height)
+    shots = [_shot(info, part, span, seen, crop, settings) for span, seen, crop in zip(found_spans, views, crops, strict=True)]
     duration_s = float((end_pts - info.start_pts) * info.time_base)
     media = ScannedMedia(**_fields(info), source_duration_s=duration_s, n_frames=series.n_frames, content_hash=content_hash([part.payload]))
     return VideoScan(media, tuple(shots), boundaries)
@@ -242,25 +241,29 @@ def spans(boundaries: Sequence[Boundary], start_pts: int, end_pts: int) -> list[
     return [ShotSpan(start, end, opens, closes) for (start, opens), (end, closes) in zip(starts, ends, strict=True) if start < end]
 
 
-def _shot(video: Video, meter: Meter, part: Part, span: ShotSpan, settings: ScanSettings) -> Shot:
-    info = video.info
+def _views(video: Video, meter: Meter, part: Part, span: ShotSpan) -> Sequence[View]:
+    """The views of a shot, at least one."""
+    if views := _inside(part.views, span, VIEW_PTS):
+        return views
+    # A shot too short for a look of its own, and too like the one before to be noticed while it was decoded.
     series = part.series.between(span.start_pts, span.end_pts)
-    views = _inside(part.views, span, VIEW_PTS)
-    if not views:
-        # A shot too short for a look of its own, and too like the one before to be noticed while it was decoded.
-        middle_pts = int(series.pts_N[len(series) // 2])
-        views = [meter.view_of(video.packets_from(middle_pts), middle_pts)]
+    middle_pts = int(series.pts_N[len(series) // 2])
+    return [meter.view_of(video.packets_from(middle_pts), middle_pts)]
+
+
+def _shot(info: MediaInfo, part: Part, span: ShotSpan, views: Sequence[View], crop: Box, settings: ScanSettings) -> Shot:
+    series = part.series.between(span.start_pts, span.end_pts)
     # A pair of frames across a transition is no motion.
     moves = [move for move in _inside(part.moves, span, MOVE_PTS) if move.end_pts < span.end_pts]
-    signals = shot_signals(series, moves, [view.look for view in views], info.width, info.height, _nearer(series, span))
+    signals = shot_signals(series, moves, [view.look for view in views], crop, _nearer(series, span))
     thumbnails = spread(views, span, settings.thumbnails)
     # A shot too short for a moment of its own has the small picture that is kept of every frame.
     stills = _inside(part.stills, span, STILL_PTS) or [Still(int(series.pts_N[len(series) // 2]), series.luma_NHW[len(series) // 2])]
-    hashes = shot_hashes(stills, Moments(info.start_pts, info.time_base), span.start_pts, span.end_pts, _share(signals.crop, info.width, info.height))
+    hashes = shot_hashes(stills, Moments(info.start_pts, info.time_base), span.start_pts, span.end_pts, _share(crop, info.width, info.height))
     return Shot(span.start_pts, span.end_pts, series.n_frames, span.opens, span.closes, signals, hashes, thumbnails)
 
 
-def _share(crop: tuple[int, int, int, int], width: int, height: int) -> Box:
+def _share(crop: Box, width: int, height: int) -> phash.Box:
     """A box in displayed pixels as shares of the picture's width and height."""
     x0, y0, x1, y1 = crop
     return x0 / width, y0 / height, x1 / width, y1 / height
@@ -296,7 +299,9 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
     luma_HW = rows.push(0, 0, *upright_planes(small(ANALYSIS_AREA), 0), None)
     series = rows.series()
     native = np.asarray(image.convert("L"), np.uint8)
-    signals = shot_signals(series, None, [take_look(0, *upright_planes(small(LOOK_AREA), 0), native, True)], image.width, image.height)
+    look = take_look(0, *upright_planes(small(LOOK_AREA), 0), native, True)
+    (crop,) = crop_boxes([[look.borders]], image.width, image.height)
+    signals = shot_signals(series, None, [look], crop)
     thumbnails = (thumbnail(image, settings.thumbnail_px),) if settings.thumbnails else ()
     media = ScannedMedia(
         codec=str(image.info["codec"]),
@@ -321,7 +326,7 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
         content_hash=str(image.info["content_hash"]),
     )
     # A time base in which it lasts for one moment.
-    hashes = shot_hashes([still(0, luma_HW)], Moments(0, HASH_EVERY_S), 0, 1, _share(signals.crop, image.width, image.height))
+    hashes = shot_hashes([still(0, luma_HW)], Moments(0, HASH_EVERY_S), 0, 1, _share(crop, image.width, image.height))
     return VideoScan(media, (Shot(0, 1, 1, None, None, signals, hashes, thumbnails),), ())
 
 

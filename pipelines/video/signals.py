@@ -15,7 +15,6 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from pipelines.video.camera import Camera, camera_motion
-from pipelines.video.letterbox import crop_box
 from pipelines.video.look import Look
 from pipelines.video.motion import Move
 from pipelines.video.scale import Box
@@ -60,10 +59,8 @@ class Signals:
     flicker: float | None
 
 
-def shot_signals(
-    series: Series, moves: Sequence[Move] | None, looks: Sequence[Look], width: int, height: int, cut_in: float | None = None
-) -> Signals:
-    """Signals of a shot: the rows of its frames, the moves and looks within it (one look at least), the displayed size of the video.
+def shot_signals(series: Series, moves: Sequence[Move] | None, looks: Sequence[Look], crop: Box, cut_in: float | None = None) -> Signals:
+    """Signals of a shot: the rows of its frames, the moves and looks within it (one look at least), and its box (`letterbox.crop_boxes`).
 
     None for the moves of a still image: what needs a second frame is None then. Means over moves are weighted by time; those over
     looks are not, for they are evenly spread. `cut_in` is the enlargement with which the shot continues the one before
@@ -89,7 +86,7 @@ def shot_signals(
         colourfulness=_mean([look.colourfulness for look in looks]),
         noise=_mean_of_known([look.noise for look in native]),
         blockiness=_mean_of_known([look.blockiness for look in native]),
-        crop=crop_box([look.borders for look in looks], width, height),
+        crop=crop,
         motion=motion,
         local_motion=local_motion,
         camera=camera,

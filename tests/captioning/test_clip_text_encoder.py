@@ -54,10 +54,10 @@ def reference(folder: Path, captions: list[str]) -> list[tuple[np.ndarray, np.nd
     return [(state[0].numpy(), vector) for state, vector in zip(states, pooled, strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("custom", "text"),
-    [(False, {}), (True, {}), (True, {"pool_type": "eos", "eos_id": 49407}), (True, {"proj_type": "none"}), (True, {"proj_bias": True})],
-)
+TOWERS = [(False, {}), (True, {}), (True, {"pool_type": "eos", "eos_id": 49407}), (True, {"proj_type": "none"}), (True, {"proj_bias": True})]
+
+
+@pytest.mark.parametrize(("custom", "text"), TOWERS)
 def test_embeddings_are_those_of_open_clip(custom: bool, text: dict[str, Any], tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", custom=custom, **text)
     encoder = Clip(model=str(folder)).open()

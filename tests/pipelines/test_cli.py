@@ -55,7 +55,7 @@ def recipe_file(folder: Path, pattern: str, curate_: str = "[{scan: {}}, {cut: {
 
 
 def test_paths_are_printed_as_they_are(printed: Callable[[], str]) -> None:
-    show.accounts([Account("videos", 1, {"failed": 1}, (("failed", "scan", f"DecodeError: {ODD}", 1),))])
+    show.accounts([Account("videos", 1, {"kept": 0, "dropped": 0, "failed": 1, "duplicate": 0}, (("failed", "scan", f"DecodeError: {ODD}", 1),))])
     upkeep.failures([Failure("uid", ODD, None, "scan", "DecodeError", f"of {ODD}")])
     exporting.show(Summary(ODD, 1, 0, 1, 0, 5, (("uid", f"of {ODD}"),) * 13))
     assert printed().count(ODD) == 17
@@ -119,6 +119,12 @@ def test_samples_and_exports_are_not_taken_for_footage(tmp_path: Path, printed: 
     assert ended(monkeypatch, "run", recipe, "--only", "curate", "--inline") == 0
     assert ended(monkeypatch, "export", recipe, "--to", "mp4", "--inline") == 2
     assert "would take exported clips for footage" in printed()
+    for layout in ("webdataset", "hf-parquet"):
+        assert ended(monkeypatch, "export", recipe, "--to", layout, "--inline") == 0, "what is packed in other files is no footage"
+    elsewhere = recipe_file(tmp_path, f"{tmp_path}/in/*.mp4", name="elsewhere.yaml")
+    for layout in ("mp4", "fastvideo"):
+        assert ended(monkeypatch, "export", elsewhere, "--to", layout, "--inline") == 0
+        assert ended(monkeypatch, "export", elsewhere, "--to", layout, "--inline", "--out", tmp_path / "in") == 2
     for made in ("samples/x.mp4", "export-2/train/x.mp4"):
         storage.write_bytes(str(tmp_path / "out" / made), b"made here")
         assert ended(monkeypatch, "plan", recipe) == 2

@@ -213,3 +213,67 @@ def test_a_span_before_the_frames_of_a_file_shows_its_first(tmp_path: Path) -> N
     assert numbers_of(taken) == [0]
     (error,) = of_spans(str(path), [(first - 100, first - 50)], MANNER)
     assert isinstance(error, DecodeError)
+
+
+def every_frame(path: Path, size: tuple[int, int]) -> list[tuple[int, np.ndarray[Any, np.dtype[np.int16]]]]:
+    with open_video(str(path)) as video:
+        return [(picture.pts, video.array(picture.frame, *size, "gray8").astype(np.int16)) for picture in video.pictures()]
+
+
+def peaks(every: list[tuple[int, np.ndarray[Any, np.dtype[np.int16]]]], start: int, end: int, count: int) -> list[int]:
+    """PTS of the frame of each part that differs most from the one before, from all frames at once."""
+    first = max((i for i, (pts, _) in enumerate(every) if pts <= start), default=0)
+    own = [i for i in range(first, len(every)) if every[i][0] < end]
+    found = []
+    for k in range(count):
+        low, high = start + Fraction((end - start) * k, count), start + Fraction((end - start) * (k + 1), count)
+        inside = [i for i in own if low <= every[i][0] < high or (k == 0 and i == first)]
+        if inside:
+            changes = {i: -1.0 if i == first else float(np.abs(every[i][1] - every[i - 1][1]).mean()) for i in inside}
+            found.append(every[max(inside, key=lambda i: (changes[i], -i))][0])
+    return found
+
+
+@pytest.mark.parametrize("gaps", [[1], [1, 3, 1, 7, 2, 2, 5, 1, 1, 4], [40]])
+def test_peaks_are_the_frames_that_differ_most_from_the_one_before(tmp_path: Path, gaps: list[int]) -> None:
+    n = 60 if gaps != [40] else 8
+    steps = np.random.default_rng(1).choice([0, 1, 2, 9], n).cumsum()
+    texture = sliding(int(steps.max()) + 1, 1.0)
+    pts = [1000, *itertools.accumulate((gaps * n)[: n - 1], initial=1000)][1:]
+    path = encode(tmp_path / "jumps.mkv", [texture[step] for step in steps], pts=pts, time_base=Fraction(1, 30), options={"g": "12", "bf": "2"})
+    every = every_frame(path, (64, 36))
+    first, end = every[0][0], every[-1][0] + 30
+    third = (end - first) // 3
+    spans = [(first, end), (first + third + 1, first + 2 * third), (first + 2 * third, end)]
+    manner = Manner(per_s=4.0, most=6, long_side=128, quality=95, at="peaks")
+    time_base = probe(str(path)).time_base
+    for (start, stop), taken in zip(spans, of_spans(str(path), spans, manner), strict=True):
+        count = manner.count((stop - start) * time_base)
+        wanted = list(dict.fromkeys(peaks(every, start, stop, count)))
+        assert isinstance(taken, Taken), taken
+        assert taken.at_s == tuple(float(max(0, pts - start) * time_base) for pts in wanted)
+    assert [of_spans(str(path), [span], manner)[0] for span in spans] == of_spans(str(path), spans, manner)
+
+
+def test_a_flash_is_seen_at_peaks_and_not_in_the_middles(tmp_path: Path) -> None:
+    frames = np.full((60, 64, 128, 3), 60, np.uint8)
+    frames[23] = 230
+    path = encode(tmp_path / "flash.mp4", frames, options={"g": "30"})
+    bright = {
+        at: [decoded(data).mean() > 150 for data in run(table_of([(path, "video", 0, 512 * 60)]), at=at)[0]["frames"]] for at in ("middles", "peaks")
+    }
+    assert bright == {"middles": [False, False], "peaks": [True, False]}
+
+
+def test_a_flat_clip_gives_a_picture_a_part_and_never_its_first_frame_but_alone(tmp_path: Path) -> None:
+    path = encode(tmp_path / "flat.mp4", np.full((60, 64, 128, 3), 60, np.uint8), options={"g": "30", "crf": "0"})
+    (row,) = run(table_of([(path, "video", 0, 512 * 60)]), at="peaks")
+    assert row["frames_s"] == [1 / 30, 1.0]
+    (row,) = run(table_of([(path, "video", 0, 512)]), at="peaks")
+    assert row["frames_s"] == [0.0]
+
+
+def test_pictures_of_the_middles_are_found_again_under_the_digest_they_had_before_there_was_a_choice() -> None:
+    assert Frames().settings_digest() == "64430e35bb25427c4310"
+    assert Frames(per_s=2.0, most=256).settings_digest() == "b892dbd0c0177888fee4"
+    assert Frames(at="peaks").settings_digest() != Frames().settings_digest()

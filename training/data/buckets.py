@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from cluster.config import Settings
 
 SIDE_MULTIPLE = 16
-"""Sides are multiples of this many pixels: 8 for the autoencoder times 2 for the model's patches."""
+"""Sides are multiples of this many pixels if nothing else is said: 8 for the autoencoder times 2 for the model's patches."""
 
 FRAMES_STEP = 4
 """Frame counts are 1 + a multiple of this: an autoencoder's first latent frame is one frame, each later one four."""
@@ -48,6 +48,7 @@ class BucketSettings(Settings):
     size: int = Field(ge=16, description="Side in pixels of the square that has the area of every bucket.")
     frames: tuple[int, ...] = Field(min_length=1, description="Numbers of frames, each 1 + a multiple of 4; images need a 1.")
     fps: float = Field(gt=0, allow_inf_nan=False, description="Frames a second that videos are sampled at.")
+    multiple: int = Field(SIDE_MULTIPLE, ge=1, description="Sides are multiples of this many pixels: those of an autoencoder's cell times a patch.")
     aspects: tuple[str, ...] = Field(("16:9", "4:3", "1:1", "3:4", "9:16"), min_length=1, description="Width to height.")
 
     @field_validator("frames")
@@ -71,12 +72,12 @@ class BucketSettings(Settings):
 
     @cached_property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """(width, height) of each aspect, both the nearest multiples of 16; aspects that round to one shape give it once."""
+        """(width, height) of each aspect, both the nearest multiples of `multiple`; aspects that round to one shape give it once."""
         return tuple(dict.fromkeys(self._shape(*(int(side) for side in aspect.split(":"))) for aspect in self.aspects))
 
     def _shape(self, across: int, down: int) -> tuple[int, int]:
         ratio = math.sqrt(across / down)
-        return _nearest_multiple(self.size * ratio), _nearest_multiple(self.size / ratio)
+        return _nearest_multiple(self.size * ratio, self.multiple), _nearest_multiple(self.size / ratio, self.multiple)
 
     def nearest_shape(self, width: int, height: int) -> tuple[int, int]:
         """The shape whose aspect is nearest to that of `width` x `height`, by the logarithm of their ratio."""
@@ -87,8 +88,8 @@ class BucketSettings(Settings):
         return tuple(Bucket(width, height, frames, self.fps) for width, height in self.shapes for frames in self.frames)
 
 
-def _nearest_multiple(side: float) -> int:
-    return max(1, math.floor(side / SIDE_MULTIPLE + 0.5)) * SIDE_MULTIPLE
+def _nearest_multiple(side: float, multiple: int) -> int:
+    return max(1, math.floor(side / multiple + 0.5)) * multiple
 
 
 def assign(buckets: Sequence[BucketSettings], width: int, height: int, duration_s: float, is_image: bool) -> Bucket | str:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_motion import texture
 
-from pipelines.video.letterbox import borders, crop_box
 from pipelines.video.look import GRID, Look, blockiness, colourfulness, noise_sigma, take_look
 from pipelines.video.scale import Pixels
 
@@ -128,72 +127,6 @@ def test_ten_bits_strides_and_sizes_measure_alike() -> None:
     tiny = look(luma, native[:20, :400])
     assert (tiny.noise, tiny.blockiness) == (None, None)
     assert look(luma, native[:33, :40]).noise is not None
-
-
-def boxed(picture: Pixels, top: int, bottom: int, left: int = 0, right: int = 0, level: int = 0) -> Pixels:
-    """A picture of 1280 x 720 with bars of these many pixels, looked at."""
-    frame = np.full((720, 1280), level, np.uint8)
-    inner = cv2.resize(picture, (1280 - left - right, 720 - top - bottom), interpolation=cv2.INTER_AREA)
-    frame[top : 720 - bottom, left : 1280 - right] = inner
-    return np.asarray(cv2.resize(frame, (256, 144), interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def box_of(*pictures: Pixels) -> tuple[int, int, int, int]:
-    return crop_box([borders(picture) for picture in pictures], 1280, 720)
-
-
-@pytest.mark.parametrize(
-    ("top", "bottom", "left", "right"),
-    [(0, 0, 0, 0), (90, 90, 0, 0), (87, 93, 0, 0), (0, 60, 0, 0), (0, 0, 437, 437), (60, 60, 100, 40), (3, 0, 0, 0)],
-)
-@pytest.mark.parametrize("level", [0, 16, 255])
-def test_bars_are_found_to_a_line(top: int, bottom: int, left: int, right: int, level: int) -> None:
-    content = [texture(seed) // 2 + 50 for seed in (1, 2, 3)]
-    box = box_of(*(boxed(picture, top, bottom, left, right, level) for picture in content))
-    expected = (left, top, 1280 - right, 720 - bottom)
-    # To half a line of the picture looked at, which has 144: 2.5 pixels, and bars of less than one are not seen.
-    assert box == pytest.approx(expected, abs=3)
-
-
-@settings(deadline=None, max_examples=25)
-@given(st.integers(0, 250), st.integers(0, 250))
-def test_no_more_than_a_line_of_the_picture_is_lost(top: int, bottom: int) -> None:
-    x0, y0, x1, y1 = box_of(*(boxed(texture(seed) // 2 + 60, top, bottom) for seed in (6, 7)))
-    assert (x0, x1) == (0, 1280)
-    assert top - 5 <= y0 <= top + 5
-    assert 720 - bottom - 5 <= y1 <= 720 - bottom + 5
-
-
-def test_a_night_is_no_bar() -> None:
-    rng = np.random.default_rng(8)
-    night = np.clip(rng.normal(3, 1, (144, 256)), 0, 255)
-    # Lamps low in the picture, a glow that fades upwards, and stars in one look only.
-    rows, columns = np.mgrid[:144, :256]
-    glow = 120 * np.exp(-(((columns - 120) / 60) ** 2) - ((rows - 110) / 25) ** 2)
-    lamps = night + glow
-    assert box_of(np.clip(lamps, 0, 255).astype(np.uint8)) == (0, 0, 1280, 720)
-    assert box_of(*[np.clip(night, 0, 255).astype(np.uint8)] * 3) == (0, 0, 1280, 720)
-    assert box_of(np.zeros((144, 256), np.uint8)) == (0, 0, 1280, 720)
-
-
-def test_a_bar_stays_over_the_whole_shot() -> None:
-    bars, none = boxed(texture(1), 90, 90), boxed(texture(1), 0, 0)
-    assert box_of(bars, bars) == pytest.approx((0, 90, 1280, 630), abs=3)
-    assert box_of(bars, none) == (0, 0, 1280, 720)
-
-
-def test_a_dark_shot_has_the_bars_that_one_look_shows() -> None:
-    dark, bright = boxed(texture(1) // 32, 90, 90), boxed(texture(1), 90, 90)
-    assert box_of(dark, bright, dark) == pytest.approx((0, 90, 1280, 630), abs=3)
-
-
-def test_a_subtitle_in_a_bar_leaves_it_a_bar() -> None:
-    plain, titled = boxed(texture(1), 90, 90), boxed(texture(2), 90, 90)
-    titled[133:138, 80:176:2] = 235
-    assert box_of(plain, titled) == pytest.approx((0, 90, 1280, 630), abs=3)
-    # Text that begins at the bar's end is taken for picture: what reaches there may be more than text.
-    titled[131:143, 0:200:2] = 235
-    assert box_of(plain, titled)[3] >= 715
 
 
 def test_a_look_is_deterministic() -> None:

@@ -11,6 +11,7 @@ from test_motion import texture
 from videos import encode
 
 from pipelines.video.decode import frames, probe
+from pipelines.video.letterbox import crop_boxes
 from pipelines.video.look import Look, take_look
 from pipelines.video.measure import differences
 from pipelines.video.motion import MotionMeter, Move
@@ -19,6 +20,7 @@ from pipelines.video.series import Series
 from pipelines.video.signals import Signals, flicker, repeats, shot_signals
 
 GREY = np.full((72, 128), 128, np.uint8)
+WHOLE = (0, 0, 1280, 720)
 
 
 def series(peaks: list[float], *, fps: int = 24, passed_over: list[int] | None = None, means: list[float] | None = None) -> Series:
@@ -59,7 +61,8 @@ def signals_of(pictures: list[tuple[int, Pixels]], time_base: Fraction, width: i
             looks.append(take_look(pts, cv2.resize(luma, (256, 144), interpolation=cv2.INTER_AREA), GREY, GREY, luma, True))
     rows = series([0.0, *differences(np.stack(small))[2].tolist()])
     rows = dataclasses.replace(rows, time_base=time_base, pts_N=np.array([pts for pts, _ in pictures]))
-    return shot_signals(rows, moves, looks, width, height)
+    (crop,) = crop_boxes([[look.borders for look in looks]], width, height)
+    return shot_signals(rows, moves, looks, crop)
 
 
 def decoded(path: Path) -> Signals:
@@ -120,14 +123,14 @@ def test_a_letterboxed_copy_has_its_bars_cut_off(tmp_path: Path) -> None:
 
 def test_an_image_has_only_what_one_frame_tells() -> None:
     luma = cv2.resize(texture(1), (256, 144), interpolation=cv2.INTER_AREA)
-    signals = shot_signals(series([0.0]), None, [take_look(0, luma, GREY, GREY, texture(1), True)], 1280, 720)
+    signals = shot_signals(series([0.0]), None, [take_look(0, luma, GREY, GREY, texture(1), True)], WHOLE)
     none = {field.name for field in dataclasses.fields(Signals) if getattr(signals, field.name) is None}
     assert none == {"motion", "local_motion", "camera", "frozen_share", "duplicate_share", "flicker"}
 
 
 def test_a_shot_of_one_frame_stands_still() -> None:
     luma = cv2.resize(texture(1), (256, 144), interpolation=cv2.INTER_AREA)
-    signals = shot_signals(series([9.0]), [], [take_look(0, luma, GREY, GREY, None, True)], 1280, 720)
+    signals = shot_signals(series([9.0]), [], [take_look(0, luma, GREY, GREY, None, True)], WHOLE)
     assert (signals.motion, signals.local_motion, signals.camera, signals.frozen_share) == (0.0, 0.0, "still", 0.0)
     assert (signals.duplicate_share, signals.flicker, signals.noise, signals.blockiness) == (None, None, None, None)
 
@@ -135,8 +138,8 @@ def test_a_shot_of_one_frame_stands_still() -> None:
 def test_a_cut_in_names_only_a_shot_that_stands_still() -> None:
     luma = cv2.resize(texture(1), (256, 144), interpolation=cv2.INTER_AREA)
     looks = [take_look(0, luma, GREY, GREY, None, True)]
-    assert shot_signals(series([0.0] * 9), [Move(0, 8, 0.0)], looks, 1280, 720, cut_in=1.3).camera == "cut-in"
-    assert shot_signals(series([0.0] * 9), [Move(0, 8, 0.2, pan=0.2)], looks, 1280, 720, cut_in=1.3).camera == "pan"
+    assert shot_signals(series([0.0] * 9), [Move(0, 8, 0.0)], looks, WHOLE, cut_in=1.3).camera == "cut-in"
+    assert shot_signals(series([0.0] * 9), [Move(0, 8, 0.2, pan=0.2)], looks, WHOLE, cut_in=1.3).camera == "pan"
 
 
 def test_motion_is_weighted_by_time_and_looks_with_the_loop_filter_are_preferred() -> None:
@@ -147,9 +150,9 @@ def test_motion_is_weighted_by_time_and_looks_with_the_loop_filter_are_preferred
     assert with_blocks.blockiness is not None
     assert with_blocks.blockiness > 5
     moves = [Move(0, 30, 0.1, local=0.1), Move(30, 40, 0.5)]
-    signals = shot_signals(series([5.0] * 9), moves, [with_blocks, without], 1280, 720)
+    signals = shot_signals(series([5.0] * 9), moves, [with_blocks, without], WHOLE)
     assert signals.blockiness == without.blockiness
-    assert shot_signals(series([5.0] * 9), moves, [with_blocks], 1280, 720).blockiness == with_blocks.blockiness
+    assert shot_signals(series([5.0] * 9), moves, [with_blocks], WHOLE).blockiness == with_blocks.blockiness
     assert (signals.motion, signals.local_motion) == pytest.approx((0.2, 0.075))
 
 

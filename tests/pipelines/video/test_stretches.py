@@ -44,6 +44,21 @@ def test_pieces_join_to_the_scan_of_the_whole(tmp_path: Path, options: dict[str,
         assert join_pieces(path, settings, parts) == whole, edges
 
 
+def test_a_dark_piece_has_the_bars_of_the_whole(tmp_path: Path) -> None:
+    """Bars are agreed on over all shots, when the pieces are joined: the piece in the middle shows none of them."""
+    day, night = film(12), np.zeros((6 * 24, 96, 160, 3), np.uint8)
+    lamp = patches(1, 3)[0, 30:60, 50:90] // 2
+    for number, picture in enumerate(night):
+        picture[30:60, 30 + number // 3 : 70 + number // 3] = lamp
+    boxed = np.pad(np.concatenate([day[:144], night, day[144:]]), ((0, 0), (16, 16), (0, 0), (0, 0)))
+    path = str(encode(tmp_path / "film.mp4", boxed, time_base=Fraction(1, 24), options=CLOSED))
+    settings = ScanSettings()
+    whole = scan_video(path, settings)
+    assert {shot.signals.crop for shot in whole.shots} == {(0, 16, 160, 112)}
+    assert any(shot.signals.luma < 0.1 for shot in whole.shots)
+    assert join_pieces(path, settings, [scan_piece(path, settings, first, end) for first, end in ((0, 1), (1, 2), (2, None))]) == whole
+
+
 @pytest.mark.parametrize("detector", ["content", "adaptive"])
 def test_pieces_join_for_detectors_that_see_every_frame(tmp_path: Path, detector: Any) -> None:
     path = str(encode(tmp_path / "film.mp4", film(), time_base=Fraction(1, 24), options=OPEN))

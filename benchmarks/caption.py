@@ -1,0 +1,174 @@
+"""What captioning costs besides the engine: our own work on a clip, and how often its video is decoded.
+
+    python -m benchmarks.caption [DIR] [--clips 1000] [--pictures 8]
+
+The first figure is of clips with made pictures of 23 kB each, in orders of the size a run makes, asked of an engine that takes no time:
+all of step `caption` with its checks and its journal on a disk, in milliseconds of CPU a clip (`wall_ms_per_clip` also has the waiting
+for the disk). The second is of videos: those in DIR, or drawn ones that give 1,000 clips of a second; `scan`, `cut`, `frames` and
+`caption` run in this process as `--inline` does, and every clip whose pictures are taken and every file that is opened after the cut
+is counted. Prints one line of JSON last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+
+from captioning.engine import Answer, Captioner, CaptionerSettings, Question
+from pipelines import inline
+from pipelines.curate import curate
+from pipelines.recipe import Recipe
+from pipelines.sources import SourceSettings
+from pipelines.step import Context, start_fates
+from pipelines.steps.caption import Caption
+from pipelines.steps.cut import Cut
+from pipelines.steps.frames import FRAMES, Frames
+from pipelines.steps.scan import Scan
+from pipelines.tables import order_size
+from pipelines.video import pictures
+from pipelines.video.decode import OPEN_LOG
+
+PICTURE_BYTES = 23_000
+SECONDS, FPS = 250, 8
+"""Of a drawn video; four of them give 1,000 clips of a second."""
+WORDS = (
+    *("brown", "dog", "runs", "along", "wet", "beach", "while", "low", "waves", "break", "behind", "it"),
+    *("under", "grey", "clouds", "and", "gulls", "turn", "over", "old", "wooden", "pier", "with", "lamps"),
+)
+
+
+class Instant(CaptionerSettings):
+    """Answers at once, with other words for each clip."""
+
+    name: str = "instant"
+
+    def identity(self) -> str:
+        return "instant-v1"
+
+    def open(self) -> Captioner:
+        return InstantCaptioner()
+
+
+class InstantCaptioner(Captioner):
+    """See `Instant`."""
+
+    def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
+        for question in questions:
+            order = np.random.default_rng(int(question.uid, 16) % 2**63)
+            captions = {name: "A " + " ".join(order.permutation(WORDS)[:n]) + "." for name, n in (("dense", 22), ("medium", 15), ("short", 9))}
+            captions["dense"] = " ".join([captions["dense"]] + ["The " + " ".join(order.permutation(WORDS)) + "." for _ in range(4)])
+            yield Answer(question.key, question.uid, json.dumps(captions), tokens_in=1000, tokens_out=180)
+
+
+def clips(count: int, n_pictures: int) -> pa.Table:
+    """Live rows with made pictures."""
+    rng = np.random.default_rng(0)
+    columns: dict[str, Any] = {
+        "uid": [rng.bytes(10).hex() for _ in range(count)],
+        "source": [f"video{i // 10}.mp4" for i in range(count)],
+        "source_caption": [f"holiday {i}" if i % 2 else None for i in range(count)],
+        "kind": ["video"] * count,
+        "camera": ["pan"] * count,
+        "duration_s": [4.0] * count,
+        "frames": pa.array([[rng.bytes(PICTURE_BYTES) for _ in range(n_pictures)] for _ in range(count)], FRAMES.type),
+        "frames_s": [[4.0 * (k + 0.5) / n_pictures for k in range(n_pictures)] for _ in range(count)],
+    }
+    return start_fates(pa.table(columns))
+
+
+def overhead(count: int, n_pictures: int, folder: str) -> dict[str, float]:
+    """Milliseconds a clip of the step, of CPU and on the clock, its start (loading what tells languages apart) not counted."""
+    table = clips(count, n_pictures)
+    function = Caption(engine=Instant()).open(Context(folder, 0, "benchmark"))
+    function(clips(1, n_pictures))
+    size = order_size(count, Caption.rows_per_part)
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
+    for start in range(0, count, size):
+        done = function(table.slice(start, size).combine_chunks())
+        assert set(done["fate"].to_pylist()) == {"kept"}, done["fate_reason"].to_pylist()
+    cpu_s, wall_s = time.process_time() - start_cpu_s, time.perf_counter() - start_s
+    return {"overhead_ms_per_clip": round(1000 * cpu_s / count, 3), "wall_ms_per_clip": round(1000 * wall_s / count, 3)}
+
+
+def draw(folder: Path) -> None:
+    """Four videos of slowly changing stripes without a cut, each of `SECONDS` seconds."""
+    for number in range(4):
+        with av.open(str(folder / f"{number}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=FPS, options={"g": "32", "preset": "ultrafast"})
+            stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+            y, x = np.mgrid[0:96, 0:160]
+            for k in range(SECONDS * FPS):
+                grey = 128 + 60 * np.sin(0.08 * x + 0.05 * number * y + 0.05 * k)
+                frame = av.VideoFrame.from_ndarray(np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+
+
+@contextmanager
+def counted() -> Iterator[list[tuple[str, int, int]]]:
+    """The spans whose pictures are taken in the block."""
+    taken: list[tuple[str, int, int]] = []
+    take = pictures._take
+
+    def counting(video: Any, reader: Any, start_pts: int, end_pts: int, manner: Any) -> Any:
+        taken.append((video.uri, start_pts, end_pts))
+        return take(video, reader, start_pts, end_pts, manner)
+
+    pictures._take = counting
+    try:
+        yield taken
+    finally:
+        pictures._take = take
+
+
+def decodes(folder: Path, out: Path) -> dict[str, float]:
+    """Decodes a clip, and opened files, between the cut and the last caption."""
+    log = out / "opens"
+    sources = (SourceSettings(videos=f"{folder}/*.{{mp4,mkv,webm,mov,avi}}"),)
+    before = (Scan(), Cut(lengths_s=(1.0,)))
+    curate(Recipe(name="benchmark", out=str(out), sources=sources, curate=before), inline)
+    os.environ[OPEN_LOG] = str(log)
+    with counted() as taken:
+        steps = (*before, Frames(), Caption(engine=Instant()))
+        curation = curate(Recipe(name="benchmark", out=str(out), sources=sources, curate=steps), inline)
+    rows = curation.final.rows.read(["uid", "clip_index", "fate"])
+    n_clips = sum(index is not None for index in rows["clip_index"].to_pylist())
+    opened = log.read_text().splitlines() if log.exists() else []
+    return {
+        "clips": n_clips,
+        "captioned": rows["fate"].to_pylist().count("kept"),
+        "decodes_per_clip": round(len(taken) / n_clips, 3),
+        "opens_per_clip": round(len(opened) / n_clips, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="videos to count decodes on; without it, four are drawn")
+    parser.add_argument("--clips", type=int, default=1000)
+    parser.add_argument("--pictures", type=int, default=8, help="pictures of a clip in the measurement of overhead")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        result: dict[str, float] = overhead(arguments.clips, arguments.pictures, temporary)
+        folder = arguments.folder
+        if folder is None:
+            folder = Path(temporary) / "drawn"
+            folder.mkdir()
+            draw(folder)
+        result |= decodes(folder, Path(temporary))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
