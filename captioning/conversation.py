@@ -218,7 +218,7 @@ class _Talk:
                 return written, question.key
             faults.append(reason)
         where = "" if name in ("measured", "window 0") and len(self.clip.pictures) <= self.script.window else f" ({name})"
-        raise _UnfitError("; asked again: ".join(faults) + where)
+        raise _UnfitError(quality.AGAIN.join(faults) + where)
 
     def _judged(self, prompt: Prompt | None, answer: Answer) -> tuple[Written, str | None]:
         if prompt is None:

@@ -130,6 +130,17 @@ def _runs(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
 
 
+AGAIN = "; asked again: "
+"""Between the faults of one try and of the next."""
+_CLASS = re.compile(r"(?:empty|placeholder|refused|looping|prompt-echoing|wrong-language|duplicated) caption|(?:truncated|malformed) answer")
+
+
+def in_brief(reason: str) -> str:
+    """The classes of the faults in a reason, 'refused caption, then looping caption', without the words of each clip; any other reason whole."""
+    tries = [_CLASS.match(one) for one in reason.split(AGAIN)]
+    return ", then ".join(one[0] for one in tries if one) if all(tries) else reason
+
+
 def duplicates(captions: Mapping[str, str], origins: Mapping[str, tuple[Hashable, Hashable]]) -> dict[str, str]:
     """Clips whose caption says nothing of them in particular: another clip has the very same, of another source and another cluster.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
+from captioning.quality import in_brief
 from pipelines.curate import Curation
 from pipelines.step import FATES
 
@@ -82,6 +83,6 @@ def _clips_cut(curation: Curation) -> int:
 
 def _account(level: str, inputs: int, ends: Sequence[tuple[str, str | None, str | None]]) -> Account:
     fates = Counter(fate for fate, _, _ in ends)
-    reasons = Counter((fate, step or "", reason or "") for fate, step, reason in ends if fate != "kept")
+    reasons = Counter((fate, step or "", in_brief(reason or "")) for fate, step, reason in ends if fate != "kept")
     ordered = sorted(((*key, count) for key, count in reasons.items()), key=lambda item: (-item[3], item))
     return Account(level, inputs, {fate: fates.get(fate, 0) for fate in FATES}, tuple(ordered))

@@ -18,6 +18,7 @@ from cluster.ray_settings import RaySettings
 from pipelines.sources import SCHEMA as SOURCE_SCHEMA
 from pipelines.sources import SourceSettings
 from pipelines.step import FOLDER, Expand, Step
+from pipelines.steps.caption import Caption
 from training.sampling.settings import SampleSettings
 from training.settings import TrainSettings
 
@@ -90,6 +91,10 @@ class Recipe(Settings):
         check_columns(self.curate)
         if self.train and self.curate[-1].name != "encode":
             raise LocatedError(("train",), "training reads latents, so 'encode' must be the last step of curate")
+        kinds = [kind for step in self.curate if isinstance(step, Caption) for kind in step.kinds()]
+        for kind in self.train.captions if self.train else ():
+            if kinds and kind not in kinds:
+                raise LocatedError(("train", "captions", kind), unknown_message("caption kind", kind, kinds))
         return self
 
     @property

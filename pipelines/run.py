@@ -99,7 +99,8 @@ def ask_in_bulk(bulk: Bulk, orders: list[pa.Table]) -> None:
         with _context():
             bulk.ask(orders, count, put)
     except RayError as error:
-        reason = str(getattr(error, "cause", None) or error).strip().rpartition("\n")[2]
+        # The first error of a chain is ours or the engine's; those after it are Ray's.
+        reason = str(error).partition("\n\nThe above exception")[0].strip().rpartition("\n")[2]
         raise RunError(f"{bulk.label}: asking in bulk failed: {reason}. Answers so far are kept; run again") from error
 
 

@@ -15,7 +15,7 @@ from captioning.conversation import Asked, Clip, Done, Failed, Script, Spent, Wh
 from captioning.engine import FOLDER, CaptionerSettings, EngineError
 from captioning.engines.signals import Signals
 from captioning.language import check_code
-from captioning.prompt import DESCRIBES, MERGES, REWRITES, FromFile, Prompt, load_prompt
+from captioning.prompt import DESCRIBES, MERGES, RESERVED, REWRITES, FromFile, Prompt, load_prompt
 from cluster import storage
 from cluster.config import LocatedError, Settings
 from cluster.plugins import Chosen
@@ -135,6 +135,12 @@ class Caption(Step):
             rewriter = self.rewrite.engine.identity() if self.rewrite else ""
             parts += [json.dumps([settings, windows, [prompt.hash for prompt in self._prompts()]]), rewriter]
         return storage.digest(*parts)
+
+    def kinds(self) -> list[str]:
+        """Kinds of captions a clip may have, the main one first."""
+        written = list(self.prompt.captions) if self.engine.sees else [Script.kind]
+        rewritten = list(self.rewrite.prompt.captions) if self.rewrite else []
+        return list(dict.fromkeys([*rewritten, *written, RESERVED]))
 
     def script(self) -> Script:
         """How clips are talked about."""

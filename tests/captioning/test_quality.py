@@ -256,3 +256,16 @@ def test_which_are_duplicates_does_not_depend_on_the_order(order: list[int], ori
         apart = [o for o, (s, c) in by_uid.items() if o != uid and s != source and (cluster is None or c != cluster)]
         assert (uid in straight) == bool(apart)
     assert json.dumps(straight)
+
+
+@pytest.mark.parametrize(("caption", "kind"), FAULTY)
+def test_reasons_are_grouped_by_class(caption: str, kind: str) -> None:
+    found = fault(caption)
+    assert found is not None
+    assert quality.in_brief(found) == kind
+    assert quality.in_brief(f"{found}{quality.AGAIN}truncated answer: at 9 tokens (window 2)") == f"{kind}, then truncated answer"
+
+
+@pytest.mark.parametrize("reason", ["", "OSError: a.mp4: cannot be decoded", "unanswered question: BadRequest: too long", "no shot of at least 1 s"])
+def test_other_reasons_stay_whole(reason: str) -> None:
+    assert quality.in_brief(reason) == reason

@@ -124,7 +124,9 @@ def test_an_unfit_clip_fails_with_the_reasons_and_its_cost(tmp_path: Path) -> No
         assert (row["fate"], row["fate_step"]) == ("failed", "caption")
         assert row["fate_reason"].count("refused caption: ") == 2
         assert (row["caption"], row["caption_attempts"], row["caption_cost_usd"]) == (None, 2, 2 * COST_USD)
-    assert all(account.balanced for account in ledger(curation))
+    accounts = ledger(curation)
+    assert all(account.balanced for account in accounts)
+    assert accounts[-1].reasons == (("failed", "caption", "refused caption, then refused caption", N_CLIPS),)
 
 
 def test_a_clip_without_pictures_fails_alone(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from clip_rows import Hashes, ScatteredRows, clip_table, noisy, strangers
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from pipelines.step import FATE_FIELDS, Mark, map_rows
 from pipelines.steps.cut import Cut
 from pipelines.steps.dedup import WRITES, Dedup
 from pipelines.steps.scan import Scan
+from pipelines.tables import ORDER_SCHEMA
 from pipelines.video.phash import mirrored
 
 SCHEMA = pa.schema([pa.field("uid", pa.string()), *WRITES, *FATE_FIELDS])
@@ -222,3 +224,19 @@ def test_settings() -> None:
     for wrong in ({"max_distance": 16}, {"min_share": 0}, {"method": "phash"}):
         with pytest.raises(ValidationError):
             Dedup(**wrong)
+
+
+@pytest.mark.slow
+def test_on_ray_the_same_is_decided(ray_session: None, tmp_path: Path) -> None:
+    from pipelines import run
+
+    table, wanted = library(7, n=60)
+    orders = []
+    for part, start in enumerate(range(0, len(table), 16)):
+        rows = table.slice(start, 16)
+        path = str(tmp_path / f"{part}.parquet")
+        pq.write_table(rows, path)
+        orders.append(pa.table({"part": [path], "rows": [list(range(len(rows)))]}, ORDER_SCHEMA))
+    on_ray = Dedup().solve(run.rows(orders, table.column_names)).sort_by("uid")
+    assert on_ray.equals(Dedup().solve(LocalRows([table])).sort_by("uid"))
+    assert len(set(on_ray["cluster"].to_pylist())) == len(wanted)

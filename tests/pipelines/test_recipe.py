@@ -60,6 +60,7 @@ FAULTS = [
     ("train.model.name=dot", "did you mean 'dit'"),
     ("train.steps=-1", "train.steps"),
     ("train.stepz=1", "did you mean 'steps'"),
+    ("train.captions={measurd: 1}", "train.captions.measurd: unknown caption kind 'measurd'; did you mean 'measured'"),
     ("ray.address=here", "ray.address: 'here' is not an address"),
     ("sources=[{videos: a, images: b}]", "give either videos or images"),
     ("sample.0.size=big", "WIDTHxHEIGHT"),

@@ -14,7 +14,7 @@ from drawn import write_dataset
 
 from training import checkpoint, run
 from training.data.plan import PlanSettings
-from training.data.shards import ShardReader
+from training.data.shard_reader import ShardReader
 from training.export import read_export
 from training.metrics import read_metrics
 from training.models.dit import DiT
@@ -82,7 +82,7 @@ def test_errors_of_workers_reach_the_user(manifest: str, tmp_path: Path) -> None
     broken = tmp_path / "data"
     target = write_dataset(broken, [(32, 32, 1, 6)], n_val=0)
     (shard,) = (broken / "latents").rglob("*.parquet")
-    latent = ShardReader(str(broken)).latent(str(shard.relative_to(broken)), 0, 2)
+    latent = ShardReader(str(broken)).read(str(shard.relative_to(broken)), 0, 2).latent
     data = bytearray(shard.read_bytes())
     data[data.index(latent.view(torch.int16).numpy().tobytes())] ^= 0xFF
     shard.write_bytes(data)

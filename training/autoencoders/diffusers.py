@@ -137,7 +137,7 @@ def load_model(settings: Diffusers) -> tuple[str, Any]:
         "subfolder": settings.subfolder or None,
         **({"revision": settings.revision} if settings.path.startswith(HUB) else {"local_files_only": True}),
     }
-    with _errors(where), _quiet():
+    with _errors(where), _quiet(), torch.random.fork_rng(devices=[]):
         declared = diffusers.AutoencoderKL.load_config(**place).get("_class_name", "")
         name = _chosen(settings.class_name, declared)
         model, report = getattr(diffusers, name).from_pretrained(**place, output_loading_info=True)

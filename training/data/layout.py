@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from training.data.footer import DamagedError
+
 PAGE_HEADER_BYTES = 17
 """Least size of a data page's header: seven numbers of one byte with a tag each, a struct's tag, and two ends (Thrift's compact protocol).
 So a chunk with less than twice that beside its values has one page."""
@@ -29,6 +31,13 @@ class Layout:
     """`[G]`."""
     starts: Mapping[str, NDArray[np.int64]]
     """`[G]` by column."""
+
+    def check(self, uri: str, row_group: int, row: int) -> None:
+        """Raises `DamagedError` for a row that is not there."""
+        if not 0 <= row_group < len(self.n_rows):
+            raise DamagedError(f"{uri}: no row group {row_group}; it has {len(self.n_rows)}")
+        if not 0 <= row < self.n_rows[row_group]:
+            raise DamagedError(f"{uri}: row group {row_group} has no row {row}; it has {self.n_rows[row_group]}")
 
 
 def locate(metadata: pq.FileMetaData, widths: Mapping[str, int]) -> Layout | None:

@@ -20,15 +20,13 @@ from cluster import storage
 from training.data.captions import choose
 from training.data.footer import DamagedError
 from training.data.plan import MicroBatch, Planner, share
-from training.data.shards import DatasetInfo, ShardReader, read_manifest, tables_root
+from training.data.shard_reader import READERS, ShardReader
+from training.data.shards import DatasetInfo, read_manifest, tables_root
 from training.data.texts import TextReader
 
 # Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns.
 
 Split = Literal["train", "val", "test"]
-
-READERS = 4
-"""Threads that read samples; they wait for storage most of the time, and one reads 1,100 MiB/s from a local disk."""
 
 POLL_S = 0.1
 """How often a waiting thread looks whether it should stop."""
@@ -128,9 +126,9 @@ class Dataset:
         place = row["file"], row["row_group"], row["row"]
         said = draw.of(row) if draw else row
         try:
-            if self._shards.checksum(*place) != row["checksum"]:
+            latent, tail_latent, checksum = self._shards.read(*place)
+            if checksum != row["checksum"]:
                 raise DamagedError("the latent's bytes are not those that were written")
-            latent, tail_latent = self._shards.latent(*place), self._shards.tail_latent(*place)
             text = self._texts.get(said["text_key"])
         except DamagedError as error:
             where = f"{row['file']}: row {row['row']} of row group {row['row_group']}, sample {row['uid']}"

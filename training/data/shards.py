@@ -7,7 +7,6 @@ group, split) is in the manifest only, which also says where each sample's laten
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
+from zlib_ng.zlib_ng import crc32
 
 from cluster import storage
 from training.autoencoder import Autoencoder, AutoencoderSettings
@@ -126,6 +126,12 @@ class ShardInfo:
         return self.channels, frames, self.bucket.height // self.space_factor, self.bucket.width // self.space_factor
 
     @property
+    def tail_shape(self) -> tuple[int, int, int, int]:
+        """`(C, 1, h, w)` of every tail latent."""
+        channels, _, height, width = self.latent_shape
+        return channels, 1, height, width
+
+    @property
     def n_tokens(self) -> int:
         """Latent cells of a sample, t * h * w."""
         return int(np.prod(self.latent_shape[1:]))
@@ -179,7 +185,7 @@ def write_shard(uri: str, rows: Sequence[LatentRow], info: ShardInfo) -> None:
     scalars = {
         "uid": [row.uid for row in rows],
         "n_tokens": [info.n_tokens] * len(rows),
-        "checksum": [zlib.crc32(tail or b"", zlib.crc32(latent)) for latent, tail in zip(latents, tails, strict=True)],
+        "checksum": [checksum_of(latent, tail or b"") for latent, tail in zip(latents, tails, strict=True)],
         **{f"crop_{side}": [row.crop[place] for row in rows] for place, side in enumerate(("x0", "y0", "x1", "y1"))},
     }
     for name in ("source", "start_pts", "end_pts", "time_base_num", "time_base_den", "fps"):
@@ -187,6 +193,11 @@ def write_shard(uri: str, rows: Sequence[LatentRow], info: ShardInfo) -> None:
     schema, n_bytes, n_tail_bytes = _shard_schema(info)
     table = pa.table({**scalars, "latent": pa.array(latents, pa.binary(n_bytes)), "tail_latent": pa.array(tails, pa.binary(n_tail_bytes))}, schema)
     _write_rows(uri, table, n_bytes + n_tail_bytes)
+
+
+def checksum_of(latent: bytes | memoryview, tail: bytes | memoryview = b"") -> int:
+    """CRC-32 (that of zlib and PNG) of a latent's bytes followed by its tail latent's."""
+    return crc32(tail, crc32(latent))
 
 
 def _write_rows(uri: str, table: pa.Table, bytes_per_row: int) -> None:
@@ -224,7 +235,8 @@ def _tail_bytes(row: LatentRow, info: ShardInfo) -> bytes | None:
     return None if row.tail_latent is None else _to_bytes(row.tail_latent, (channels, 1, height, width), f"{row.uid}: tail_latent")
 
 
-def _parse_shard_info(schema: pa.Schema, uri: str) -> ShardInfo:
+def parse_shard_info(schema: pa.Schema, uri: str) -> ShardInfo:
+    """What a shard's schema says. Raises `DamagedError` when it is of no shard, or of another format version."""
     data = parse_metadata(schema, "latents", uri)
     try:
         mean, std = tuple(data.pop("latent_mean")), tuple(data.pop("latent_std"))
@@ -235,73 +247,12 @@ def _parse_shard_info(schema: pa.Schema, uri: str) -> ShardInfo:
 
 def read_info(uri: str) -> ShardInfo:
     """A shard's footer. Raises `DamagedError`, a `ValueError`, when it cannot be read or has another format version."""
-    return _parse_shard_info(RowGroups([]).schema(uri), uri)
+    return parse_shard_info(RowGroups([]).schema(uri), uri)
 
 
 def read_index(uri: str) -> pa.Table:
     """Scalar columns of a shard's rows, and `row_group` and `row` within it (int64); no latent is read."""
     return read_scalars(uri, SCALARS.names)
-
-
-class ShardReader:
-    """Latents of any row of any shard below a root; from any thread, local or remote. Files stay open.
-
-    Every method raises `DamagedError`, naming the file, for what cannot be read.
-    """
-
-    def __init__(self, root: str) -> None:
-        self._root = root
-        self._groups = RowGroups(["latent", "tail_latent"])
-        self._infos: dict[str, ShardInfo] = {}
-
-    def info(self, file: str) -> ShardInfo:
-        """Footer of a shard; `file` is relative to the root."""
-        if file not in self._infos:
-            uri = self._uri(file)
-            self._infos[file] = _parse_shard_info(self._groups.schema(uri), uri)
-        return self._infos[file]
-
-    def latent(self, file: str, row_group: int, row: int) -> Tensor:
-        """bfloat16 `[C, t, h, w]`."""
-        data = self._bytes("latent", file, row_group, row)
-        assert data is not None
-        return _from_bytes(data, self.info(file).latent_shape)
-
-    def tail_latent(self, file: str, row_group: int, row: int) -> Tensor | None:
-        """bfloat16 `[C, 1, h, w]`; None for an image."""
-        data = self._bytes("tail_latent", file, row_group, row)
-        channels, _, height, width = self.info(file).latent_shape
-        return None if data is None else _from_bytes(data, (channels, 1, height, width))
-
-    def checksum(self, file: str, row_group: int, row: int) -> int:
-        """CRC-32 of the bytes of the latent and the tail latent as they are now; the column `checksum` has it as written."""
-        latent, tail = (self._bytes(column, file, row_group, row) for column in ("latent", "tail_latent"))
-        assert latent is not None
-        return zlib.crc32(b"" if tail is None else tail, zlib.crc32(latent))
-
-    def _uri(self, file: str) -> str:
-        return storage.join(self._root, file)
-
-    def _bytes(self, column: str, file: str, row_group: int, row: int) -> pa.Buffer | None:
-        uri = self._uri(file)
-        table = self._groups.read(uri, row_group)
-        if not 0 <= row < len(table):
-            raise DamagedError(f"{uri}: row group {row_group} has no row {row}; it has {len(table)}")
-        value = table[column][row]
-        if not value.is_valid:
-            return None
-        expected = self.info(file).latent_shape
-        frames = expected[1] if column == "latent" else 1
-        buffer = value.as_buffer()
-        if buffer.size != expected[0] * frames * expected[2] * expected[3] * BYTES_PER_VALUE:
-            raise DamagedError(f"{uri}: its {column} holds {buffer.size} bytes a row, which is not the shape {expected} of its footer")
-        return buffer
-
-
-def _from_bytes(data: pa.Buffer, shape: tuple[int, ...]) -> Tensor:
-    # Copied, since Arrow's memory is read-only and shared with the cache: half a megabyte takes 0.05 ms.
-    values = np.frombuffer(data, "<i2").astype(np.int16)
-    return torch.from_numpy(values).view(torch.bfloat16).reshape(shape)
 
 
 def write_manifest(uri: str, table: pa.Table, info: DatasetInfo) -> None:

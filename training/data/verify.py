@@ -16,7 +16,8 @@ from cluster import storage
 from cluster.plugins import build
 from training.autoencoder import FOLDER, Autoencoder, AutoencoderSettings
 from training.data.footer import DamagedError
-from training.data.shards import DatasetInfo, ShardInfo, ShardReader, read_index, read_manifest, tables_root
+from training.data.shard_reader import Place, ShardReader, StoredLatents
+from training.data.shards import DatasetInfo, ShardInfo, read_index, read_manifest, tables_root
 from training.data.texts import TextReader
 
 MIN_PSNR_DB = 12.0
@@ -85,13 +86,18 @@ def _faults_of_file(reader: ShardReader, root: str, file: str, rows: list[dict[s
     for name in ("autoencoder_identity", "channels", "time_factor", "space_factor"):
         if getattr(shard, name) != getattr(info, name):
             yield Problem(file, None, None, None, f"its {name} is {getattr(shard, name)}, and the manifest's {getattr(info, name)}")
-    for row in rows:
-        message = _fault_of_row(reader, shard, row, stored.get((row["row_group"], row["row"])))
+    samples = reader.read_many(_place(row) for row in rows)
+    for row, sample in zip(rows, samples, strict=True):
+        message = _fault_of_place(shard, row, stored.get((row["row_group"], row["row"]))) or _fault_of_sample(shard, row, sample)
         if message is not None:
             yield Problem(file, row["row_group"], row["row"], row["uid"], message)
 
 
-def _fault_of_row(reader: ShardReader, shard: ShardInfo, row: Mapping[str, Any], stored: Mapping[str, Any] | None) -> str | None:
+def _place(row: Mapping[str, Any]) -> Place:
+    return Place(row["file"], row["row_group"], row["row"])
+
+
+def _fault_of_place(shard: ShardInfo, row: Mapping[str, Any], stored: Mapping[str, Any] | None) -> str | None:
     if stored is None:
         return "the shard has no such row"
     expected = {"bucket": shard.bucket.name, **{name: stored[name] for name in ("uid", "n_tokens", "checksum", "fps")}}
@@ -100,17 +106,17 @@ def _fault_of_row(reader: ShardReader, shard: ShardInfo, row: Mapping[str, Any],
             return f"{name} is {value} in the shard and {row[name]} in the manifest"
     if row["n_tokens"] != shard.n_tokens:
         return f"n_tokens is {row['n_tokens']}, and latents of shape {list(shard.latent_shape)} have {shard.n_tokens}"
-    place = row["file"], row["row_group"], row["row"]
-    try:
-        checksum = reader.checksum(*place)
-        latents = [reader.latent(*place), reader.tail_latent(*place)]
-    except DamagedError as error:
-        return str(error)
-    if checksum != row["checksum"]:
-        return f"the checksum of its latents is {checksum}, and {row['checksum']} was written: the bytes have changed"
-    if (latents[1] is None) != (shard.bucket.frames == 1):
+    return None
+
+
+def _fault_of_sample(shard: ShardInfo, row: Mapping[str, Any], sample: StoredLatents | DamagedError) -> str | None:
+    if isinstance(sample, DamagedError):
+        return str(sample)
+    if sample.checksum != row["checksum"]:
+        return f"the checksum of its latents is {sample.checksum}, and {row['checksum']} was written: the bytes have changed"
+    if (sample.tail_latent is None) != (shard.bucket.frames == 1):
         return "a video has a tail latent and an image has none; this row does not keep to it"
-    if not all(latent is None or bool(torch.isfinite(latent).all()) for latent in latents):
+    if not all(latent is None or bool(torch.isfinite(latent).all()) for latent in (sample.latent, sample.tail_latent)):
         return "its latents hold a value that is not finite"
     return None
 
@@ -137,25 +143,24 @@ def _faults_of_texts(folder: str, table: pa.Table, info: DatasetInfo) -> Iterato
 
 
 def _faults_of_decoding(reader: ShardReader, rows: list[Mapping[str, Any]], info: DatasetInfo, sample: int) -> Iterator[Problem]:
-    places = [(row["file"], row["row_group"], row["row"], row["uid"]) for row in rows]
-    videos = [place for place in places if reader.info(place[0]).bucket.frames > 1]
+    videos = [row for row in rows if reader.info(row["file"]).bucket.frames > 1]
     if not videos or sample < 1:
         return
     settings = build(FOLDER, AutoencoderSettings, dict(info.autoencoder))
     if settings.identity() != info.autoencoder_identity:
         yield Problem(
-            videos[0][0], None, None, None, f"its latents are by {info.autoencoder_identity}; here '{settings.name}' is {settings.identity()}"
+            videos[0]["file"], None, None, None, f"its latents are by {info.autoencoder_identity}; here '{settings.name}' is {settings.identity()}"
         )
         return
     autoencoder = settings.open()
     step = max(1, len(videos) // sample)
-    for file, row_group, row, uid in videos[::step][:sample]:
-        tail = reader.tail_latent(file, row_group, row)
-        assert tail is not None
-        likeness_db = psnr_db(_last_frame(autoencoder, reader.latent(file, row_group, row)), _last_frame(autoencoder, tail))
+    for row in videos[::step][:sample]:
+        stored = reader.read(*_place(row))
+        assert stored.tail_latent is not None
+        likeness_db = psnr_db(_last_frame(autoencoder, stored.latent), _last_frame(autoencoder, stored.tail_latent))
         if likeness_db < MIN_PSNR_DB:
             message = f"its decoded last frame and its decoded tail latent differ: {likeness_db:.1f} dB, below {MIN_PSNR_DB:g} dB"
-            yield Problem(file, row_group, row, uid, message)
+            yield Problem(row["file"], row["row_group"], row["row"], row["uid"], message)
 
 
 @torch.inference_mode()

@@ -138,7 +138,7 @@ def test_mean_and_std_say_how_latents_were_normalised(kind: str, folders: Callab
     output = model.encode(still if kind in VIDEO else still[:, :, 0])
     raw = output.latent_dist.mode() if "latent_dist" in output else output[0]
     expected = (raw.reshape(1, autoencoder.channels, 1, 2, 3) - per_channel(autoencoder.mean)) / per_channel(autoencoder.std)
-    torch.testing.assert_close(autoencoder.encode(still).double(), expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(autoencoder.encode(still), expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,7 +165,7 @@ def test_latents_depend_on_no_later_frame(kind: str, folders: Callable[[str], Pa
     changed = video.clone()
     changed[:, :, 1 + autoencoder.time_factor :] = 0
     torch.testing.assert_close(autoencoder.encode(changed)[:, :, :2], latent[:, :, :2], atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(autoencoder.encode(changed)[:, :, 2:], latent[:, :, 2:], atol=1e-2)
+    assert (autoencoder.encode(changed)[:, :, 2:] - latent[:, :, 2:]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["hunyuan", "cogvideox"])
@@ -390,14 +390,14 @@ def test_what_cannot_be_loaded_says_why(folders: Callable[[str], Path], tmp_path
 def test_the_hub_is_asked_for_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def offline(place: str, **how: Any) -> Any:
-        asked.update(how, place=place)
+    def offline(**how: Any) -> Any:
+        asked.update(how)
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(library.AutoencoderKL, "load_config", offline)
     with pytest.raises(ValueError, match=r"hf-hub:a/b, subfolder vae cannot be loaded by diffusers: .*no connection; .*without a network, a folder"):
         Diffusers(path="hf-hub:a/b", subfolder="vae", revision="0123abc").open()
-    assert asked == {"place": "a/b", "subfolder": "vae", "revision": "0123abc"}
+    assert asked == {"pretrained_model_name_or_path": "a/b", "subfolder": "vae", "revision": "0123abc"}
 
 
 def test_importing_it_does_not_load_the_library() -> None:

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from stored import AUTOENCODER, CLIPS, STILLS, dataset_info, latent_row, shard_info, write_dataset
 
 from cluster import storage
-from training.data import footer, row_groups, shards
+from training.data import byte_ranges, footer, shards
 from training.data.buckets import Bucket
 from training.data.footer import DamagedError
+from training.data.shard_reader import ShardReader
 from training.data.shards import (
     MANIFEST_SCHEMA,
     SCALARS,
     LatentRow,
-    ShardReader,
     read_index,
     read_info,
     read_manifest,
@@ -67,14 +67,14 @@ def test_every_bit_of_every_finite_value_comes_back(tmp_path_factory: pytest.Tem
     reader = ShardReader(str(Path(uri).parent))
     for place, row in zip(read_index(uri).to_pylist(), rows, strict=True):
         where = "part.parquet", place["row_group"], place["row"]
-        assert np.array_equal(bits_of(reader.latent(*where)), bits_of(row.latent))
-        tail = reader.tail_latent(*where)
+        latent, tail, checksum = reader.read(*where)
+        assert np.array_equal(bits_of(latent), bits_of(row.latent))
         if row.tail_latent is None:
             assert tail is None
         else:
             assert tail is not None
             assert np.array_equal(bits_of(tail), bits_of(row.tail_latent))
-        assert reader.checksum(*where) == place["checksum"]
+        assert checksum == place["checksum"]
 
 
 def test_index_has_every_scalar_and_no_latent(clips: tuple[Path, list[LatentRow]]) -> None:
@@ -131,7 +131,7 @@ def test_a_row_too_large_for_a_row_group_has_one_of_its_own(tmp_path: Path, monk
     assert index["row_group"].to_pylist() == [0, 1, 2]
     assert index["row"].to_pylist() == [0, 0, 0]
     reader = ShardReader(str(tmp_path))
-    assert torch.equal(reader.latent("a.parquet", 2, 0), latent_row(CLIPS, 2).latent)
+    assert torch.equal(reader.read("a.parquet", 2, 0).latent, latent_row(CLIPS, 2).latent)
 
 
 def test_the_same_rows_give_the_same_bytes(clips: tuple[Path, list[LatentRow]], tmp_path: Path) -> None:
@@ -141,8 +141,7 @@ def test_the_same_rows_give_the_same_bytes(clips: tuple[Path, list[LatentRow]], 
 
 def test_many_threads_read_the_same_as_one(clips: tuple[Path, list[LatentRow]], monkeypatch: pytest.MonkeyPatch) -> None:
     """With a cache and a file limit so small that entries come and go all the time."""
-    monkeypatch.setattr(row_groups, "CACHE_BYTES", 1)
-    monkeypatch.setattr(row_groups, "MAX_OPEN_FILES", 1)
+    monkeypatch.setattr(byte_ranges, "MAX_OPEN_FILES", 1)
     monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 10)
     path, rows = clips
     for name in ("x.parquet", "y.parquet"):
@@ -150,14 +149,14 @@ def test_many_threads_read_the_same_as_one(clips: tuple[Path, list[LatentRow]], 
     reader = ShardReader(str(path.parent))
     wanted = [(name, number) for number in range(7) for name in ("x.parquet", "y.parquet")] * 20
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda item: reader.latent(item[0], item[1], 0), wanted))
+        found = list(pool.map(lambda item: reader.read(item[0], item[1], 0).latent, wanted))
     assert all(torch.equal(latent, rows[number].latent) for latent, (_, number) in zip(found, wanted, strict=True))
 
 
 def test_what_is_read_may_be_written_to_without_changing_what_is_read_next(clips: tuple[Path, list[LatentRow]]) -> None:
     reader = ShardReader(str(clips[0].parent))
-    reader.latent(clips[0].name, 0, 0).zero_()
-    assert torch.equal(reader.latent(clips[0].name, 0, 0), clips[1][0].latent)
+    reader.read(clips[0].name, 0, 0).latent.zero_()
+    assert torch.equal(reader.read(clips[0].name, 0, 0).latent, clips[1][0].latent)
 
 
 def test_a_remote_filesystem_is_read_and_written_alike(clips: tuple[Path, list[LatentRow]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +166,7 @@ def test_a_remote_filesystem_is_read_and_written_alike(clips: tuple[Path, list[L
     write_shard("memory://bucket/latents/part.parquet", clips[1], shard_info(CLIPS))
     reader = ShardReader("memory://bucket")
     assert read_info("memory://bucket/latents/part.parquet") == shard_info(CLIPS)
-    assert all(torch.equal(reader.latent("latents/part.parquet", 0, number), row.latent) for number, row in enumerate(clips[1]))
+    assert all(torch.equal(reader.read("latents/part.parquet", 0, number).latent, row.latent) for number, row in enumerate(clips[1]))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +190,7 @@ def test_a_latent_in_any_memory_layout_is_stored_in_order(tmp_path: Path) -> Non
     strided = row.latent.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     assert not strided.is_contiguous()
     write_shard(str(tmp_path / "a.parquet"), [replace(row, latent=strided)], shard_info(CLIPS))
-    assert torch.equal(ShardReader(str(tmp_path)).latent("a.parquet", 0, 0), row.latent)
+    assert torch.equal(ShardReader(str(tmp_path)).read("a.parquet", 0, 0).latent, row.latent)
 
 
 def test_files_that_are_no_shards_are_named(tmp_path: Path, clips: tuple[Path, list[LatentRow]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,9 +216,9 @@ def test_files_that_are_no_shards_are_named(tmp_path: Path, clips: tuple[Path, l
 def test_rows_that_are_not_there_are_named(clips: tuple[Path, list[LatentRow]]) -> None:
     reader = ShardReader(str(clips[0].parent))
     with pytest.raises(DamagedError, match=r"part-0.parquet: no row group 9; it has 1"):
-        reader.latent(clips[0].name, 9, 0)
+        reader.read(clips[0].name, 9, 0)
     with pytest.raises(DamagedError, match=r"part-0.parquet: row group 0 has no row 7; it has 7"):
-        reader.latent(clips[0].name, 0, 7)
+        reader.read(clips[0].name, 0, 7)
 
 
 def test_manifest_comes_back_sorted_with_its_description(tmp_path: Path) -> None:
