@@ -51,7 +51,7 @@ class _Answers:
 
 
 class Asking:
-    """Engines with a script. `folder` is where answers are kept (`captioning.journal`); None keeps none.
+    """Engines with a script, which holds their identities. `folder` is where answers are kept (`captioning.journal`); None keeps none.
 
     Of an engine that answers in bulk nothing is asked here: what it said lies on the shelf of the clips that are asked about together.
     Raises `EngineError` where an engine cannot be opened, and `JournalError` for a journal that cannot be read.
@@ -60,7 +60,8 @@ class Asking:
     def __init__(self, script: Script, engines: Mapping[Who, CaptionerSettings], folder: str | None = None) -> None:
         self._script = script
         self._folder = folder
-        self._engines = {who: _Engine(settings.identity(), None if settings.in_bulk else settings.open()) for who, settings in engines.items()}
+        identities = {"captioner": script.captioner, "rewriter": script.rewriter}
+        self._engines = {who: _Engine(identities[who], None if settings.in_bulk else settings.open()) for who, settings in engines.items()}
         opened = [(engine.identity, engine.captioner) for engine in self._engines.values() if engine.captioner]
         kept = journal.read(folder) if folder and opened else journal.Kept()
         for identity, captioner in opened:

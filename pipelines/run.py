@@ -228,19 +228,22 @@ class SpreadWorker:
         yield from self._function(unpack(packed)[1])
 
 
-def run_task(packed: pa.Table, load: Callable[[], TableFunction]) -> pa.Table:
+LoadingWorker = type[PackedWorker] | type[SpreadWorker]
+
+
+def run_task(packed: pa.Table, load: Callable[[], Any], worker: LoadingWorker) -> pa.Table | Iterator[pa.Table]:
     """A function that loads nothing dear, as a plain task."""
-    return PackedWorker(load)(packed)
+    return worker(load)(packed)
 
 
-def _map(dataset: ray.data.Dataset, load: Callable[[], Any], resources: Resources, worker: type = PackedWorker) -> ray.data.Dataset:
+def _map(dataset: ray.data.Dataset, load: Callable[[], Any], resources: Resources, worker: LoadingWorker = PackedWorker) -> ray.data.Dataset:
     """A function as Ray Data runs it: in an actor pool if it needs weights, else in tasks."""
     common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus, "num_gpus": resources.gpus or None}
     with warnings.catch_warnings():
         # Until Ray 2.63 this is the only way to bound retries; without a bound, a row that kills its worker is tried for ever.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         if not resources.pooled:
-            return dataset.map_batches(run_task, fn_kwargs={"load": load}, compute=TaskPoolStrategy(), max_retries=1, **common)
+            return dataset.map_batches(run_task, fn_kwargs={"load": load, "worker": worker}, compute=TaskPoolStrategy(), max_retries=1, **common)
         pool = ActorPoolStrategy(min_size=1, max_size=_pool_limit(resources))
         # An order takes at most two workers with it. A bound on restarts would leave the orders behind it without any, waiting for ever.
         return dataset.map_batches(worker, fn_constructor_args=(load,), compute=pool, max_restarts=-1, max_task_retries=1, **common)

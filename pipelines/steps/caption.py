@@ -124,7 +124,9 @@ class Caption(Step):
             return Resources()
         needs = [engine.needs() for engine in self.engines().values()]
         most = min((need.most for need in needs if need.most is not None), default=None)
-        return Resources(sum(need.cpus for need in needs), sum(need.gpus for need in needs), pooled=True, most=most)
+        # An engine that answers in bulk is not loaded by those who work on orders.
+        pooled = not all(engine.in_bulk for engine in self.engines().values())
+        return Resources(sum(need.cpus for need in needs), sum(need.gpus for need in needs), pooled, most)
 
     def settings_digest(self) -> str:
         """Of engines only what they say of themselves, not where or how fast they work; of prompts the words, not where the file is."""
@@ -158,10 +160,11 @@ class Caption(Step):
             columns=self.engine.reads(),
         )
 
-    def prepare(self, context: Context, pending: Collection[str]) -> None:
-        """Answers of clips that have their caption go; what they cost stays known."""
+    def prepare(self, context: Context, pending: Collection[str]) -> Script:
+        """Answers of clips that have their caption go; what they cost stays known. Weights are looked at here, and by no worker again."""
         if self.asks:
             _or_run_error(lambda: journal.prune(journal_folder(context), set(pending)))
+        return self.script()
 
     def settle(self, context: Context) -> None:
         if self.asks:
@@ -189,7 +192,7 @@ class Captions:
 
     def __init__(self, step: Caption, context: Context) -> None:
         self._step = step
-        self._script = step.script()
+        self._script: Script = context.state or step.script()
         self._engine = " > ".join(filter(None, (self._script.captioner, self._script.rewriter)))
         folder = journal_folder(context) if step.asks else None
         self._asking = _or_run_error(lambda: Asking(self._script, step.engines(), folder))

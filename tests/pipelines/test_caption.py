@@ -30,7 +30,7 @@ from pipelines.ledger import captioning, ledger
 from pipelines.recipe import Recipe, resolved
 from pipelines.segments import is_heavy, segments_of
 from pipelines.sources import SourceSettings
-from pipelines.step import Context, RunError, Step, start_fates
+from pipelines.step import Context, Resources, RunError, Step, start_fates
 from pipelines.steps.caption import JOURNALS, WRITES, Caption, RewriteSettings, WindowSettings, origin_of
 from pipelines.steps.cut import Cut
 from pipelines.steps.encode import Encode
@@ -281,6 +281,32 @@ def test_another_prompt_decodes_nothing_and_encodes_nothing_again(tmp_path: Path
     assert all(row["bucket"] and row["caption_prompt"].startswith("dense@") for row in clips_of(again))
 
 
+def test_a_looser_threshold_asks_only_about_the_clips_it_lets_through(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    calls = str(tmp_path / "calls")
+    recipe = make_recipe(tmp_path, Caption(engine=Counting(calls=calls)))
+
+    def run(most: float) -> list[dict[str, Any]]:
+        steps = (*recipe.curate[:3], Keep(name="keep", number=Bound(max=most)), recipe.curate[3])  # type: ignore[call-arg]
+        return clips_of(curate(recipe.model_copy(update={"curate": steps}), inline))
+
+    tight = run(1)
+    assert len(calls_of(calls)) == sum(row["fate"] == "kept" for row in tight) == 5
+    loose = run(9)
+    assert Counter(calls_of(calls)) == {row["uid"]: 1 for row in loose}
+    assert [row["captions"] for row in loose] == [
+        row["captions"] for row in clips_of(curate(make_recipe(tmp_path, Caption(engine=Counting()), "b"), inline))
+    ]
+
+
+def test_a_pool_has_no_more_workers_than_an_engine_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines import run
+
+    monkeypatch.setattr(run.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
+    assert [run._pool_limit(Resources(cpus=2, pooled=True, most=most)) for most in (None, 1, 3, 99)] == [8, 1, 3, 8]
+    assert [run._pool_limit(Resources(gpus=0.5, pooled=True, most=most)) for most in (None, 1)] == [8, 1]
+
+
 # Killed, resumed, forgotten, collected
 
 SCRIPT = """
@@ -421,14 +447,14 @@ def test_a_worker_that_dies_under_ray_loses_no_answer(tmp_path: Path, ray_sessio
     """The engine kills its worker after three answers, whenever it is started: every restart finds them, and the run ends with failed rows."""
     from pipelines import run
 
-    make_sources(tmp_path, ["a-3", "d-2"])
+    make_sources(tmp_path, ["a-3", "d-3"])
     calls = str(tmp_path / "calls")
     dying = make_recipe(tmp_path, Caption(engine=Counting(calls=calls, most_answers=3)))
     clips = clips_of(curate(dying, run))
     assert Counter(calls_of(calls)).most_common(1)[0][1] == 1
     kept = [row for row in clips if row["fate"] == "kept"]
     assert {row["uid"] for row in kept} == set(calls_of(calls))
-    assert ["WorkerDied" in row["fate_reason"] for row in clips if row["fate"] == "failed"] == [True] * 2
+    assert ["WorkerDied" in row["fate_reason"] for row in clips if row["fate"] == "failed"] == [True] * 3
 
 
 def test_a_duplicate_group_is_known_from_dedup(tmp_path: Path) -> None:

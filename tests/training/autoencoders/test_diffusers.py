@@ -1,4 +1,4 @@
-"""Pretrained autoencoders, on tiny ones of the real classes with random weights; diffusers' own calls and its pipelines' formulas are the reference."""
+"""Pretrained autoencoders, on tiny ones of the real classes with random weights; diffusers' own calls and pipelines are the reference."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from random_autoencoders import CONFIGS, random_autoencoder, save_autoencoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
 
-from cluster.config import ConfigError, Settings, parse, parse_document, validate
+from cluster.config import validate
 from cluster.plugins import build
 from training.autoencoder import FOLDER, Autoencoder, AutoencoderSettings
 from training.autoencoders import diffusers
@@ -196,33 +197,57 @@ def test_an_even_number_of_cogvideox_latents_begins_as_an_odd_one(folders: Calla
     assert torch.equal(autoencoder.decode(latent), autoencoder.decode(longer)[:, :, :13])
 
 
-@pytest.mark.parametrize("kind", ["sd", "wan", "ltx", "tiny"])
-def test_tiles_come_close_and_no_part_is_larger(kind: str, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = settings(folders(kind), tile=0).open()
+def smooth(frames: int, height: int, width: int, seed: int) -> Tensor:
+    return functional.interpolate(noise(1, 3, 1, 4, 5, seed=seed), (frames, height, width), mode="trilinear")
+
+
+def tile_as_diffusers_does(model: Any, side: int) -> None:
+    """Its own tiles of 8 x 8 cells that share 2."""
+    model.use_tiling = True
+    own = {"tile_sample_min": 8 * side, "tile_latent_min": 8, "tile_sample_stride": 6 * side, "tile_overlap_factor": 0.25}
+    for start, value in own.items():
+        for name in (start, f"{start}_size", f"{start}_height", f"{start}_width"):
+            if name in vars(model):
+                setattr(model, name, value)
+
+
+@pytest.mark.parametrize("kind", ["sd", "dc", "wan", "ltx", "hunyuan", "cogvideox"])
+def test_tiles_come_closer_to_the_whole_than_those_of_diffusers(kind: str, folders: Callable[[str], Path]) -> None:
+    whole, own = (settings(folders(kind), tile=0).open() for _ in range(2))
     side = whole.space_factor
-    tile = 8 * side
-    parts = settings(folders(kind), tile=tile).open()
-    groups = 1 if kind in VIDEO else 0
-    # Smooth pictures: what a network sees of white noise differs more at a tile's edge than it ever would.
-    video = torch.nn.functional.interpolate(noise(1, 3, 1, 4, 5), (1 + groups * whole.time_factor, 10 * side, 13 * side), mode="trilinear")
+    tile_as_diffusers_does(own._model, side)  # type: ignore[attr-defined]
+    ours = settings(folders(kind), tile=8 * side).open()
+    errors = {ours: [0.0, 0.0], own: [0.0, 0.0]}
+    for seed in range(3):
+        video = smooth(1 + (whole.time_factor if kind in VIDEO else 0), 10 * side, 13 * side, seed)
+        latent = whole.encode(video)
+        decoded = whole.decode(latent)
+        for autoencoder, sums in errors.items():
+            sums[0] += float((autoencoder.encode(video) - latent).square().mean().sqrt() / latent.std())
+            sums[1] += float((autoencoder.decode(latent) - decoded).square().mean().sqrt() / decoded.std())
+    assert errors[own][0] > 0.1, "diffusers makes tiles, too"
+    assert errors[ours][0] < errors[own][0]
+    assert errors[ours][1] < errors[own][1]
+
+
+@pytest.mark.parametrize("kind", ["sd", "wan", "tiny"])
+def test_no_part_is_larger_than_a_tile(kind: str, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = settings(folders(kind), tile=0).open(), settings(folders(kind), tile=64).open()
+    model_class = type(parts._model)  # type: ignore[attr-defined]
     sizes = []
-    encode = type(parts._model).encode  # type: ignore[attr-defined]
+    encode = model_class.encode
 
     def spy(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         sizes.append(tuple(x.shape[-2:]))
         return encode(self, x, *args, **kwargs)
 
-    monkeypatch.setattr(type(parts._model), "encode", spy)  # type: ignore[attr-defined]
+    monkeypatch.setattr(model_class, "encode", spy)
+    video = smooth(1, 80, 104, 0)
     latent = parts.encode(video)
-    assert len(sizes) == 4
-    assert max(max(size) for size in sizes) <= tile
-    sizes.clear()
-    expected = whole.encode(video)
-    assert sizes == [(10 * side, 13 * side)]
-    assert float((latent - expected).square().mean().sqrt() / expected.std()) < 0.2
-    decoded, wanted = parts.decode(expected), whole.decode(expected)
-    assert float((decoded - wanted).square().mean().sqrt() / wanted.std()) < 0.2
-    small = video[..., : 8 * side, : 8 * side]
+    assert latent.shape == whole.encode(video).shape
+    assert sizes == [(48, 64)] * 4 + [(80, 104)]
+    assert parts.decode(latent).shape == video.shape
+    small = video[..., :64, :64]
     assert torch.equal(parts.encode(small), whole.encode(small)), "what fits one tile goes through as it is"
 
 
@@ -234,7 +259,8 @@ def test_bfloat16_is_close_and_types_are_kept(kind: str, folders: Callable[[str]
     latent, expected = rough.encode(video), exact.encode(video)
     assert latent.dtype == torch.float32
     assert float((latent - expected).square().mean().sqrt() / expected.std()) < 0.1
-    assert float((rough.decode(expected) - exact.decode(expected)).square().mean().sqrt() / exact.decode(expected).std()) < 0.1
+    if kind != "ltx091":  # the noise of its decoder is drawn in the type of the network
+        assert float((rough.decode(expected) - exact.decode(expected)).square().mean().sqrt() / exact.decode(expected).std()) < 0.1
     assert exact.encode(video.to(torch.bfloat16)).dtype == exact.decode(latent.to(torch.bfloat16)).dtype == torch.bfloat16
     assert torch.equal(settings(folders(kind), dtype="float32").open().encode(video), expected), "on a CPU auto is float32"
 
@@ -278,7 +304,12 @@ def test_what_latents_depend_on(folders: Callable[[str], Path], tmp_path: Path) 
     assert settings(tmp_path / "a", subfolder="vae").identity() == identity
     others = [settings(save_autoencoder(tmp_path / "b", "tiny", seed=1)), settings(folder, dtype="bfloat16"), settings(folder, tile=512)]
     hub = "hf-hub:owner/name"
-    others += [Diffusers(path=hub), Diffusers(path=hub, revision="0123abc"), Diffusers(path=hub, subfolder="vae"), Diffusers(path="hf-hub:owner/other")]
+    others += [
+        Diffusers(path=hub),
+        Diffusers(path=hub, revision="0123abc"),
+        Diffusers(path=hub, subfolder="vae"),
+        Diffusers(path="hf-hub:owner/other"),
+    ]
     assert len({identity, *(other.identity() for other in others)}) == 1 + len(others)
     assert others[4].identity() == "diffusers-v1 hf-hub:owner/name@0123abc auto tile768"
 
@@ -288,12 +319,6 @@ def test_every_class_is_there_and_keeps_nothing_in_float32() -> None:
     assert {class_name for class_name, _ in CONFIGS.values()} == set(CLASSES)
     for name in CLASSES:
         assert not getattr(library, name)._keep_in_fp32_modules
-
-
-class Holder(Settings):
-    """Stands for a recipe."""
-
-    autoencoder: dict[str, Any]
 
 
 def test_the_name_in_a_recipe_finds_it_and_what_is_written_down_opens_again(folders: Callable[[str], Path]) -> None:
@@ -347,17 +372,6 @@ def test_folders_are_looked_at_before_anything_runs(folders: Callable[[str], Pat
     file.write_text("[]")
     with pytest.raises(ValidationError, match=r"config.json: not a configuration of diffusers"):
         settings(tmp_path / "vae")
-
-
-def test_errors_of_a_recipe_name_file_line_and_key() -> None:
-    from pipelines.recipe import Recipe
-
-    text = (
-        "name: a\nout: /tmp/a\nsources: [{videos: '*.mp4'}]\ncurate:\n- scan: {}\n- cut: {}\n- caption: {}\n"
-        "- encode:\n    autoencoder: {name: diffusers, paht: ./vae}\n    buckets: [{size: 64, frames: [1], fps: 8}]\n"
-    )
-    with pytest.raises(ConfigError, match=r"recipe.yaml:9: .*unknown key 'paht'; did you mean 'path'.*subfolder, revision, class, dtype, tile"):
-        parse(Recipe, parse_document(text, "recipe.yaml"))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

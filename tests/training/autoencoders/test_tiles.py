@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +13,9 @@ from torch.nn import functional as F
 
 from training.autoencoders._tiles import spans, tiled, weights
 
-LENGTHS = st.tuples(st.integers(1, 300), st.integers(4, 64)).flatmap(lambda two: st.tuples(st.just(two[0]), st.just(two[1]), st.integers(0, two[1] - 1)))
+LENGTHS = st.tuples(st.integers(1, 300), st.integers(4, 64)).flatmap(
+    lambda two: st.tuples(st.just(two[0]), st.just(two[1]), st.integers(0, two[1] - 1))
+)
 
 
 @given(LENGTHS)
@@ -21,7 +25,7 @@ def test_spans_cover_all_with_the_fewest_tiles_that_overlap_enough(case: tuple[i
     assert size <= most
     assert starts[0] == 0
     assert starts[-1] + size == length
-    assert all(after - before <= size - overlap for before, after in zip(starts, starts[1:], strict=False))
+    assert all(after - before <= size - overlap for before, after in itertools.pairwise(starts))
     assert (len(starts) - 1) * (most - overlap) + overlap < length or len(starts) == 1, "one tile less would not be enough"
     assert starts == sorted(set(starts))
 

@@ -25,6 +25,11 @@ def test_256_pixel_shapes() -> None:
     assert BucketSettings(size=256, frames=(1,), fps=24).shapes == ((336, 192), (288, 224), (256, 256), (224, 288), (192, 336))
 
 
+def test_an_autoencoder_with_larger_cells_sets_what_sides_are_multiples_of() -> None:
+    assert BucketSettings(size=256, frames=(1,), fps=24, multiple=32).shapes == ((352, 192), (288, 224), (256, 256), (224, 288), (192, 352))
+    assert BucketSettings(size=64, frames=(1,), fps=24, multiple=64, aspects=("16:9",)).shapes == ((64, 64),)
+
+
 @pytest.mark.parametrize("frames", [(0,), (2,), (1, 16), (-3,), (9, 9), ()])
 def test_frames_that_no_causal_autoencoder_takes_are_refused(frames: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"frames|at least 1 item"):

