@@ -98,14 +98,12 @@ def ranges_of(root: str, places: Sequence[Place]) -> list[list[Range]]:
             parquet = pq.ParquetFile(handle)
             frames = int(file.split("/")[0].rpartition("x")[2])
             widths = {name: parquet.schema_arrow.field(name).type.byte_width for name in ("latent", "tail_latent")[: 1 + (frames > 1)]}
-            layout = locate(parquet.metadata, widths)
+            layout = locate(file, parquet.metadata, widths)
         assert layout is not None, file
-        layouts[file] = layout, widths
-    found = []
-    for file, group, row in places:
-        layout, widths = layouts[file]
-        found.append([(file, int(layout.starts[name][group]) + row * width, width) for name, width in widths.items()])
-    return found
+        layouts[file] = layout
+    return [
+        [(file, layouts[file].offset(column, group, row), width) for column, width in layouts[file].widths.items()] for file, group, row in places
+    ]
 
 
 def seconds(read: Reader, rows: Sequence[int], threads: int) -> tuple[float, float]:
@@ -269,7 +267,7 @@ def _bucket(uri: str, patience_s: float = 60) -> Any:
     while True:
         try:
             filesystem, path = storage.resolve(uri)
-            pafs.S3FileSystem(allow_bucket_creation=True).create_dir(path)
+            pafs.S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"], allow_bucket_creation=True).create_dir(path)
             return filesystem
         except (OSError, ValueError):
             if time.monotonic() > until:

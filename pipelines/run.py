@@ -83,7 +83,7 @@ def ask_in_bulk(bulk: Bulk, orders: list[pa.Table]) -> None:
 
     Raises `RunError` where these cannot be had, before anything is asked, and where an engine fails; what was answered is kept.
     """
-    configs = {who: _config(bulk.label, settings) for who, settings in bulk.engines.items()}
+    processors = {who: _processor(bulk.label, settings) for who, settings in bulk.engines.items()}
     resources = bulk.step.resources()
 
     def count(numbers: Sequence[int]) -> Iterator[tuple[int, pa.Table]]:
@@ -91,8 +91,8 @@ def ask_in_bulk(bulk: Bulk, orders: list[pa.Table]) -> None:
 
     def put(who: Who, numbers: Sequence[int]) -> Iterator[pa.Table]:
         questions = _map(_packed(orders, numbers), partial(bulk.asking, who), resources, SpreadWorker)
-        answered = _processed(questions, bulk.engines[who], configs[who])
-        kept = answered.map_batches(partial(bulk.keep, who=who, identity=bulk.identity(who)), batch_size=None, batch_format="pyarrow")
+        keep = partial(bulk.keep, who=who, identity=bulk.identity(who))
+        kept = processors[who](questions).map_batches(keep, batch_size=None, batch_format="pyarrow")
         yield from kept.iter_batches(batch_size=None, batch_format="pyarrow")
 
     try:
@@ -104,18 +104,29 @@ def ask_in_bulk(bulk: Bulk, orders: list[pa.Table]) -> None:
         raise RunError(f"{bulk.label}: asking in bulk failed: {reason}. Answers so far are kept; run again") from error
 
 
-def _config(label: str, settings: VLLM) -> Any:
-    """The processor's configuration, when all that it needs is there."""
+def _processor(label: str, settings: VLLM) -> Callable[[ray.data.Dataset], ray.data.Dataset]:
+    """From questions to answers, when all that it takes is there."""
     try:
-        from ray.data.llm import vLLMEngineProcessorConfig  # takes two seconds, which nobody else need wait for
+        from ray.data.llm import build_processor, vLLMEngineProcessorConfig  # takes two seconds, which nobody else need wait for
 
         config = vLLMEngineProcessorConfig(**settings.config(ray.cluster_resources()))
         if not _is_installed(settings):
             raise EngineError(settings.not_installed)
-    except (EngineError, ImportError, RuntimeEnvSetupError) as error:
-        reason = f"engine {settings.name} needs Ray Data's LLM processors: {error}" if isinstance(error, ImportError) else error
-        raise RunError(f"{label}: {reason}") from error
-    return config
+        processor = build_processor(config, preprocess=settings.request, postprocess=trimmed)
+    except ImportError as error:
+        raise RunError(f"{label}: engine {settings.name} needs Ray Data's LLM processors ({error}): pip install 'worldloom[models]'") from error
+    except (EngineError, RuntimeEnvSetupError) as error:
+        raise RunError(f"{label}: {error}") from error
+    for name in processor.list_stage_names():
+        # By default a batch that kills its engine is tried for ever.
+        processor.get_stage_by_name(name).map_batches_kwargs["max_task_retries"] = 1
+
+    def process(questions: ray.data.Dataset) -> ray.data.Dataset:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            return processor(questions)
+
+    return process
 
 
 def _is_installed(settings: VLLM, gpus: float = 1) -> bool:
@@ -128,19 +139,6 @@ def _is_installed(settings: VLLM, gpus: float = 1) -> bool:
     options = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": settings.runtime_env, "accelerator_type": settings.accelerator_type}
     found: bool = ray.get(ray.remote(find).options(**options).remote())
     return found
-
-
-def _processed(questions: ray.data.Dataset, settings: VLLM, config: Any) -> ray.data.Dataset:
-    """Answered questions."""
-    from ray.data.llm import build_processor
-
-    processor = build_processor(config, preprocess=settings.request, postprocess=trimmed)
-    for name in processor.list_stage_names():
-        # By default a batch that kills its engine is tried for ever.
-        processor.get_stage_by_name(name).map_batches_kwargs["max_task_retries"] = 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        return processor(questions)
 
 
 def map_tables(load: Callable[[], TableFunction], wanted: list[pa.Table], resources: Resources) -> Iterator[pa.Table]:

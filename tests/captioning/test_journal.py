@@ -181,3 +181,52 @@ def test_records_are_plain_json_lines(tmp_path: Path) -> None:
     (record,) = [json.loads(line) for line in file.read_bytes().splitlines()]
     assert (record["key"], record["uid"], record["tokens_in"], record["cost_usd"], record["engine"]) == ("k1", "u1", 3, 0.5, "e")
     assert read(str(tmp_path)).answers["k1"].text == "line\u2028separator\nand \ud800 half a character"
+
+
+def test_answers_are_dealt_to_the_shelves_of_those_asked_about_together(tmp_path: Path) -> None:
+    folder = tmp_path / "answers"
+    written(folder, *(Answer(f"k{i}", f"u{i}", cost_usd=0.25, error="Timeout" if i == 3 else None) for i in range(6)))
+    assert len(read(str(folder), errors=True).answers) == 6
+    together = [["u0", "u1"], ["u3", "u2"]]
+    journal.deal(str(folder), together)
+    shelves = [read(journal.shelf(str(folder), reversed(uids)), errors=True) for uids in together]
+    assert [set(shelf.answers) for shelf in shelves] == [{"k0", "k1"}, {"k2"}]
+    assert read(str(folder)).spent_usd == {"e": 1.5}, "of other clips and of errors the cost is left"
+    # On whole other shelves, and as one again.
+    written(Path(journal.shelf(str(folder), ["u0", "u1"])), Answer("k9", "u1"))
+    journal.deal(str(folder), [["u0", "u2"], ["u1"]])
+    assert set(read(journal.shelf(str(folder), ["u0", "u2"])).answers) == {"k0", "k2"}
+    assert set(read(journal.shelf(str(folder), ["u1"])).answers) == {"k1", "k9"}
+    assert rewrite(str(folder), lambda record: record["uid"] != "u1") == 2
+    assert set(read(str(folder)).answers) == {"k0", "k2"}
+    assert read(str(folder)).spent_usd == {"e": 1.5}
+    assert [path for path in folder.rglob("*") if path.is_file()] == [path for path in folder.iterdir() if path.is_file()]
+
+
+@pytest.mark.parametrize("killed_at", range(8))
+def test_a_deal_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int) -> None:
+    folder = tmp_path / "answers"
+    for i in range(3):
+        written(folder, Answer(f"k{i}", f"u{i}", cost_usd=0.25))
+    left = iter(range(killed_at))
+
+    def counted(name: str) -> None:
+        real = getattr(storage, name)
+
+        def call(*args: object) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            real(*args)
+
+        monkeypatch.setattr(storage, name, call)
+
+    counted("write_bytes")
+    counted("remove")
+    together = [["u0"], ["u1"], ["u2"]]
+    with contextlib.suppress(KeyboardInterrupt):
+        journal.deal(str(folder), together)
+    monkeypatch.undo()
+    assert set(read(str(folder)).answers) == {"k0", "k1", "k2"}
+    journal.deal(str(folder), together)
+    assert [set(read(journal.shelf(str(folder), uids)).answers) for uids in together] == [{"k0"}, {"k1"}, {"k2"}]
+    assert read(str(folder)).spent_usd["e"] >= 0.75

@@ -414,3 +414,31 @@ def test_ray_a_row_of_another_clip_ends_the_run(tmp_path: Path, ray_run: Callabl
     uids_of(tmp_path, names=FEW)
     with pytest.raises(RunError, match="is not the one it was given"):
         curate(make_recipe(tmp_path, Caption(engine=MODEL), names=FEW), ray_run(Manner(log_of(tmp_path)), swapped=True))
+
+
+@pytest.mark.slow
+def test_ray_builds_its_real_processor_of_our_settings(tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    import ray.data.llm
+
+    from pipelines import run
+
+    built = []
+
+    def build_processor(*args: Any, **options: Any) -> Any:
+        built.append(real(*args, **options))
+        return built[-1]
+
+    real = ray.data.llm.build_processor
+    monkeypatch.setattr(ray.data.llm, "build_processor", build_processor)
+    monkeypatch.setattr(run, "_is_installed", lambda settings: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 2.0})
+    # A folder without a model: only the workers would load it.
+    for engine in (VLLM(model=str(tmp_path), tensor_parallel=2), VLLM(model=str(tmp_path), images=0)):
+        questions = ray.data.from_arrow(bulk.QUESTIONS.empty_table())
+        run._processor("caption", engine)(questions)
+        stages = built[-1].list_stage_names()
+        assert stages == ["PrepareMultimodalStage"] * bool(engine.images) + ["ChatTemplateStage", "vLLMEngineStage"]
+        columns = dict.fromkeys(bulk.QUESTIONS.names) | {"pictures": [], "text": "", "system": ""}
+        given = {*columns, *engine.request(columns)}
+        assert all(set(built[-1].get_stage_by_name(name).get_required_input_keys()) <= given for name in stages)

@@ -71,7 +71,7 @@ def test_a_clip_is_encoded_and_everything_after_opens_the_same_autoencoder(kind:
     assert torch.equal(dataset.sample(0).latent, again.encode(video)[0].to(torch.bfloat16))
     assert verify(made.manifest_uri, psnr_sample=0) == []
 
-    settings = TrainSettings(model=DiT(depth=1, dim=32, heads=2), steps=1)
+    settings = TrainSettings(model=DiT(depth=1, dim=32, heads=2))
     null_text = dataset.null_text().float()
     card = card_of(settings, dataset, null_text.shape[1], step=1, seed=0)
     assert open_autoencoder(card, torch.device("cpu")).identity == again.identity

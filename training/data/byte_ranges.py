@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -64,31 +63,27 @@ def _after(targets: Sequence[memoryview], done: int) -> list[memoryview]:
 
 
 class ByteRanges:
-    """Reads byte ranges of any files; the files last read from stay open."""
+    """Reads byte ranges of any files; the files opened last stay open."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: OrderedDict[str, OpenFile] = OrderedDict()
+        self._files: dict[str, OpenFile] = {}
 
     def read_into(self, uri: str, offset: int, targets: Sequence[memoryview]) -> None:
         """Fill `targets`, views of single bytes, with what is at `offset`, in one read. Raises `DamagedError` when it is not all there."""
         wanted = sum(map(len, targets))
         try:
-            found = self._file(uri).read_into(offset, targets)
+            found = (self._files.get(uri) or self._open(uri)).read_into(offset, targets)
         except READ_ERRORS as error:
             raise DamagedError(f"{uri}: {wanted} bytes at {offset} cannot be read: {error}") from error
         if found != wanted:
             raise DamagedError(f"{uri}: {wanted} bytes at {offset} cannot be read: {found} are there")
 
-    def _file(self, uri: str) -> OpenFile:
-        with self._lock:
-            if uri in self._files:
-                self._files.move_to_end(uri)
-                return self._files[uri]
+    def _open(self, uri: str) -> OpenFile:
         # Opened outside the lock, so that a slow object store delays nobody else; of two that race, the first stays.
         opened: OpenFile = _LocalFile(uri) if storage.is_local(uri) else _RemoteFile(uri)
         with self._lock:
             kept = self._files.setdefault(uri, opened)
             if len(self._files) > MAX_OPEN_FILES:
-                self._files.popitem(last=False)
+                del self._files[next(iter(self._files))]
             return kept

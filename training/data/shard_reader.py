@@ -7,9 +7,9 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -74,7 +74,7 @@ class ShardReader:
 
     def read(self, file: str, row_group: int, row: int) -> StoredLatents:
         """One sample."""
-        return self._read_run(Place(file, row_group, row), 1)[0]
+        return self._shard(file).read(row_group, row, 1)[0]
 
     def read_many(self, places: Iterable[Place], threads: int = READERS) -> Iterator[StoredLatents | DamagedError]:
         """Samples in the order given, read ahead by threads; places that follow each other in a row group are read at once.
@@ -96,80 +96,100 @@ class ShardReader:
 
     def _try_run(self, first: Place, count: int) -> list[StoredLatents | DamagedError]:
         try:
-            return [*self._read_run(first, count)]
+            return [*self._shard(first.file).read(first.row_group, first.row, count)]
         except DamagedError as error:
             if count == 1:
                 return [error]
         return [sample for number in range(count) for sample in self._try_run(first._replace(row=first.row + number), 1)]
 
-    def _read_run(self, first: Place, count: int) -> list[StoredLatents]:
-        shard = self._shard(first.file)
-        if shard.layout is None:
-            return [self._read_as_parquet(shard, first.row_group, first.row + number) for number in range(count)]
-        shard.layout.check(shard.uri, first.row_group, first.row + count - 1)
-        latents = torch.empty((count, *shard.info.latent_shape), dtype=torch.bfloat16)
-        latent_bytes, latent_at = _bytes_of(latents), shard.offset("latent", first)
-        if not shard.has_tails:
-            self._ranges.read_into(shard.uri, latent_at, [latent_bytes])
-            return [StoredLatents(latent, None, checksum_of(data)) for latent, data in zip(latents, _split(latent_bytes, count), strict=True)]
-        tails = torch.empty((count, *shard.info.tail_shape), dtype=torch.bfloat16)
-        tail_bytes, tail_at = _bytes_of(tails), shard.offset("tail_latent", first)
-        gap = tail_at - latent_at - len(latent_bytes)
-        if 0 <= gap <= (MAX_LOCAL_GAP_BYTES if storage.is_local(shard.uri) else MAX_REMOTE_GAP_BYTES):
-            self._ranges.read_into(shard.uri, latent_at, [latent_bytes, memoryview(bytearray(gap)), tail_bytes])
-        else:
-            self._ranges.read_into(shard.uri, latent_at, [latent_bytes])
-            self._ranges.read_into(shard.uri, tail_at, [tail_bytes])
-        checksums = map(checksum_of, _split(latent_bytes, count), _split(tail_bytes, count))
-        return [StoredLatents(*sample) for sample in zip(latents, tails, checksums, strict=True)]
-
-    def _read_as_parquet(self, shard: _Shard, row_group: int, row: int) -> StoredLatents:
-        table = self._groups.read(shard.uri, row_group)
-        if not 0 <= row < len(table):
-            raise DamagedError(f"{shard.uri}: row group {row_group} has no row {row}; it has {len(table)}")
-        latent = _value(shard, table, "latent", row, shard.info.latent_shape)
-        if latent is None:
-            raise DamagedError(f"{shard.uri}: row {row} of row group {row_group} has no latent")
-        tail = _value(shard, table, "tail_latent", row, shard.info.tail_shape)
-        return StoredLatents(latent, tail, checksum_of(_bytes_of(latent), b"" if tail is None else _bytes_of(tail)))
-
     def _shard(self, file: str) -> _Shard:
-        if file not in self._shards:
-            # Two threads may both open it; one is kept, and they are the same.
-            self._shards[file] = _open(storage.join(self._root, file))
-        return self._shards[file]
+        # Two threads may both open it; they find the same, and one is kept.
+        return self._shards.get(file) or self._shards.setdefault(file, self._open(storage.join(self._root, file)))
+
+    def _open(self, uri: str) -> _Shard:
+        try:
+            with storage.open_input(uri) as handle:
+                parquet = pq.ParquetFile(handle)
+                schema, metadata = parquet.schema_arrow, parquet.metadata
+        except READ_ERRORS as error:
+            raise DamagedError(f"{uri}: cannot be opened: {error}") from error
+        info = parse_shard_info(schema, uri)
+        width, tail_width = (math.prod(shape) * BYTES_PER_VALUE for shape in (info.latent_shape, info.tail_shape))
+        layout = locate(uri, metadata, {"latent": width, "tail_latent": tail_width if info.bucket.frames > 1 else 0})
+        if layout is None:
+            LOG.warning("%s: is not laid out as `write_shard` does; whole row groups of it are read, which takes longer", uri)
+            return _ForeignShard(uri, info, self._groups)
+        return _OwnShard(uri, info, layout, self._ranges)
 
 
-@dataclass(frozen=True)
-class _Shard:
-    uri: str
-    info: ShardInfo
-    layout: Layout | None
-    """None for a file that can only be read as any Parquet file is."""
+class _OwnShard:
+    """A shard as `write_shard` lays it out: of each row, exactly its bytes are read."""
 
-    @property
-    def has_tails(self) -> bool:
-        return self.info.bucket.frames > 1
+    def __init__(self, uri: str, info: ShardInfo, layout: Layout, ranges: ByteRanges) -> None:
+        self.info = info
+        self._uri, self._layout, self._ranges = uri, layout, ranges
+        self._width, self._tail_width = layout.widths["latent"], layout.widths["tail_latent"]
+        self._shape, self._tail_shape = info.latent_shape, info.tail_shape
+        self._max_gap_bytes = MAX_LOCAL_GAP_BYTES if storage.is_local(uri) else MAX_REMOTE_GAP_BYTES
 
-    def offset(self, column: str, first: Place) -> int:
-        assert self.layout is not None
-        shape = self.info.latent_shape if column == "latent" else self.info.tail_shape
-        return int(self.layout.starts[column][first.row_group]) + first.row * math.prod(shape) * BYTES_PER_VALUE
+    def read(self, row_group: int, row: int, count: int) -> list[StoredLatents]:
+        """`count` rows that follow each other."""
+        self._layout.check(row_group, row + count - 1)
+        # Latents, and after them tail latents; memory that nobody has zeroed first.
+        data = np.empty(count * (self._width + self._tail_width), np.uint8).data
+        tails_start = count * self._width
+        latents, tails = data[:tails_start], data[tails_start:]
+        latents_at, tails_at = (self._layout.offset(column, row_group, row) for column in ("latent", "tail_latent"))
+        gap = tails_at - latents_at - tails_start
+        if not self._tail_width:
+            self._ranges.read_into(self._uri, latents_at, [latents])
+        elif 0 <= gap <= self._max_gap_bytes:
+            self._ranges.read_into(self._uri, latents_at, [latents, memoryview(bytearray(gap)), tails])
+        else:
+            self._ranges.read_into(self._uri, latents_at, [latents])
+            self._ranges.read_into(self._uri, tails_at, [tails])
+        return [self._sample(data, number * self._width, tails_start + number * self._tail_width, count) for number in range(count)]
+
+    def _sample(self, data: memoryview, at: int, tail_at: int, count: int) -> StoredLatents:
+        latent = torch.frombuffer(data, dtype=torch.bfloat16, count=self._width // BYTES_PER_VALUE, offset=at).view(self._shape)
+        tail = None
+        if self._tail_width:
+            tail = torch.frombuffer(data, dtype=torch.bfloat16, count=self._tail_width // BYTES_PER_VALUE, offset=tail_at).view(self._tail_shape)
+        # The two of a single row are next to each other: one sum is quicker than two.
+        checksum = checksum_of(data if count == 1 else data[at : at + self._width], b"" if count == 1 else data[tail_at : tail_at + self._tail_width])
+        return StoredLatents(latent, tail, checksum)
 
 
-def _open(uri: str) -> _Shard:
-    try:
-        with storage.open_input(uri) as handle:
-            file = pq.ParquetFile(handle)
-            schema, metadata = file.schema_arrow, file.metadata
-    except READ_ERRORS as error:
-        raise DamagedError(f"{uri}: cannot be opened: {error}") from error
-    info = parse_shard_info(schema, uri)
-    tail_width = math.prod(info.tail_shape) * BYTES_PER_VALUE if info.bucket.frames > 1 else 0
-    layout = locate(metadata, {"latent": math.prod(info.latent_shape) * BYTES_PER_VALUE, "tail_latent": tail_width})
-    if layout is None:
-        LOG.warning("%s: is not laid out as `write_shard` does; it is read row group by row group, which is slower", uri)
-    return _Shard(uri, info, layout)
+class _ForeignShard:
+    """A shard that another program has written anew, compressed for instance: read as any Parquet file is."""
+
+    def __init__(self, uri: str, info: ShardInfo, groups: RowGroups) -> None:
+        self.info = info
+        self._uri, self._groups = uri, groups
+
+    def read(self, row_group: int, row: int, count: int) -> list[StoredLatents]:
+        """`count` rows that follow each other."""
+        table = self._groups.read(self._uri, row_group)
+        return [self._sample(table, row_group, number) for number in range(row, row + count)]
+
+    def _sample(self, table: pa.Table, row_group: int, row: int) -> StoredLatents:
+        if not 0 <= row < len(table):
+            raise DamagedError(f"{self._uri}: row group {row_group} has no row {row}; it has {len(table)}")
+        latent, tail = (table[column][row].as_buffer() for column in ("latent", "tail_latent"))
+        if latent is None:
+            raise DamagedError(f"{self._uri}: row {row} of row group {row_group} has no latent")
+        values = self._tensor(latent, self.info.latent_shape)
+        tail_values = None if tail is None else self._tensor(tail, self.info.tail_shape)
+        return StoredLatents(values, tail_values, checksum_of(latent, b"" if tail is None else tail))
+
+    def _tensor(self, data: pa.Buffer, shape: tuple[int, ...]) -> Tensor:
+        if data.size != math.prod(shape) * BYTES_PER_VALUE:
+            raise DamagedError(f"{self._uri}: it holds {data.size} bytes a row where the shape {list(shape)} of its footer has another number")
+        # Copied: Arrow's memory is read-only, and the cache has it too.
+        return torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(shape)
+
+
+_Shard = _OwnShard | _ForeignShard
 
 
 def _runs(places: Iterable[Place]) -> Iterator[tuple[Place, int]]:
@@ -184,22 +204,3 @@ def _runs(places: Iterable[Place]) -> Iterator[tuple[Place, int]]:
         first, count = place, 1
     if first is not None:
         yield first, count
-
-
-def _bytes_of(values: Tensor) -> memoryview:
-    return values.view(-1).view(torch.uint8).numpy().data
-
-
-def _split(data: memoryview, count: int) -> Iterator[memoryview]:
-    size = len(data) // count
-    return (data[start : start + size] for start in range(0, len(data), size))
-
-
-def _value(shard: _Shard, table: pa.Table, column: str, row: int, shape: tuple[int, ...]) -> Tensor | None:
-    value = table[column][row]
-    if not value.is_valid:
-        return None
-    data = bytearray(value.as_buffer())
-    if len(data) != math.prod(shape) * BYTES_PER_VALUE:
-        raise DamagedError(f"{shard.uri}: its {column} holds {len(data)} bytes a row, which is not the shape {shape} of its footer")
-    return torch.frombuffer(data, dtype=torch.bfloat16).reshape(shape)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from score_rows import run, table_of, texture
 
-from pipelines.steps.score import _files
+from cluster import weight_files
 from pipelines.steps.score._base import decode_jpeg
 from pipelines.steps.score._people import CLASSES, FACES, NSFW, OVERLAP, _overlap, apart, people_of
 from pipelines.steps.score.people import PACKAGED, People
@@ -70,7 +70,7 @@ def test_rows_do_not_depend_on_each_other() -> None:
 
 def test_the_classes_are_those_the_file_names() -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    path = _files.packaged(*PACKAGED)
+    path = weight_files.packaged(*PACKAGED)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     import ast
 

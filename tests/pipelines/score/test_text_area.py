@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from score_rows import Pixels, run, table_of, texture
 
+from cluster import weight_files
 from cluster.config import ConfigError
 from pipelines.recipe import Recipe, load_recipe
-from pipelines.steps.score import _base, _files
+from pipelines.steps.score import _base
 from pipelines.steps.score._onnx import load_network
 from pipelines.steps.score._text import MEAN, Text, area, boxes_of, input_size, staying, to_input
 from pipelines.steps.score.text_area import PACKAGED, TextArea
@@ -75,7 +76,7 @@ def test_boxes_are_those_of_rapidocr() -> None:
     from rapidocr.ch_ppocr_det.main import TextDetector
     from rapidocr.utils.typings import EngineType
 
-    path = _files.packaged(*PACKAGED)
+    path = weight_files.packaged(*PACKAGED)
     engine = {
         "intra_op_num_threads": 1,
         "inter_op_num_threads": 1,
@@ -182,7 +183,7 @@ def test_what_results_depend_on(tmp_path: Path) -> None:
     assert TextArea(pictures="thumbnails").settings_digest() != digest
     assert TextArea(gpus=0.5).settings_digest() == TextArea(gpus=1).settings_digest() != digest
     copy = tmp_path / "copy.onnx"
-    copy.write_bytes(_files.packaged(*PACKAGED).read_bytes())
+    copy.write_bytes(weight_files.packaged(*PACKAGED).read_bytes())
     assert TextArea(model=str(copy)).settings_digest() == digest, "where the same weights lie does not matter"
     copy.write_bytes(b"other weights")
     assert TextArea(model=str(copy)).settings_digest() != digest
