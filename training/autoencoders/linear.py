@@ -43,12 +43,17 @@ class Linear(AutoencoderSettings):
         return f"linear{self.channels}-{digest(_weights_bytes(self.channels), size_bytes=6)}"
 
     def open(self, device: torch.device | str = "cpu") -> Autoencoder:
-        return LinearAutoencoder(load_tensors(_weights_bytes(self.channels)), self.identity(), device)
+        return LinearAutoencoder(load_weights(self), self.identity(), device)
 
 
 @cache
 def _weights_bytes(channels: int) -> bytes:
     return resources.files("training.autoencoders.weights").joinpath(f"linear{channels}.safetensors").read_bytes()
+
+
+def load_weights(settings: Linear) -> dict[str, Tensor]:
+    """The shipped weights, as `LinearAutoencoder` takes them."""
+    return load_tensors(_weights_bytes(settings.channels))
 
 
 class LinearAutoencoder(Autoencoder):
