@@ -74,7 +74,8 @@ def _stream(job: Job, orders: list[pa.Table], numbers: list[int], tolerate_death
     with _context(max_errored_blocks=-1 if tolerate_deaths else 0):
         dataset = _packed(orders, numbers)
         for stage in job.stages():
-            dataset = _map(dataset, partial(Worker, stage), stage.resources)
+            # A worker that dies fails what waits for it, too.
+            dataset = _map(dataset, partial(Worker, stage), stage.resources, in_flight=1 if tolerate_deaths else None)
         yield from _results(dataset)
 
 
@@ -234,15 +235,17 @@ def run_task(packed: pa.Table, load: Callable[[], Any], worker: LoadingWorker) -
     return worker(load)(packed)
 
 
-def _map(dataset: ray.data.Dataset, load: Callable[[], Any], resources: Resources, worker: LoadingWorker = PackedWorker) -> ray.data.Dataset:
-    """A function as Ray Data runs it: in an actor pool if it needs weights, else in tasks."""
+def _map(
+    dataset: ray.data.Dataset, load: Callable[[], Any], resources: Resources, worker: LoadingWorker = PackedWorker, in_flight: int | None = None
+) -> ray.data.Dataset:
+    """A function as Ray Data runs it: in an actor pool if it needs weights, else in tasks. A worker is given `in_flight` tables at once at most."""
     common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus, "num_gpus": resources.gpus or None}
     with warnings.catch_warnings():
         # Until Ray 2.63 this is the only way to bound retries; without a bound, a row that kills its worker is tried for ever.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         if not resources.pooled:
             return dataset.map_batches(run_task, fn_kwargs={"load": load, "worker": worker}, compute=TaskPoolStrategy(), max_retries=1, **common)
-        pool = ActorPoolStrategy(min_size=1, max_size=_pool_limit(resources))
+        pool = ActorPoolStrategy(min_size=1, max_size=_pool_limit(resources), max_tasks_in_flight_per_actor=in_flight)
         # An order takes at most two workers with it. A bound on restarts would leave the orders behind it without any, waiting for ever.
         return dataset.map_batches(worker, fn_constructor_args=(load,), compute=pool, max_restarts=-1, max_task_retries=1, **common)
 

@@ -437,8 +437,13 @@ def test_ctrl_c_while_waiting(server: Server) -> None:
     main = threading.main_thread().ident
     assert main is not None
     server.reset({"a": [Act(do=lambda: signal.pthread_kill(main, signal.SIGINT), hold=go)]})
-    with pytest.raises(KeyboardInterrupt):
-        list(captioner(server).answer([question("a")]))
+    # Python leaves the signal ignored where it was started in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(captioner(server).answer([question("a")]))
+    finally:
+        signal.signal(signal.SIGINT, before)
     go.set()
     assert no_thread_left()
 

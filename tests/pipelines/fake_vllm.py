@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import pyarrow as pa
 from PIL import Image
 from toy_steps import log_call
 
+from captioning import journal
 from captioning.engines.vllm import ERROR
 from pipelines.step import Context, Step, TableFunction, column, map_rows
 from pipelines.steps.frames import FRAMES, FRAMES_S
@@ -61,13 +63,17 @@ class Manner:
     alike: tuple[str, ...] = ()
     """Clips that get the same words as each other at first."""
     dies_at: int | None = None
-    """The answers after which the whole batch is lost, and the run with it."""
+    """The answers after which the whole batch is lost, and the run with it, once one is in a journal under `tables`."""
+    tables: str = ""
 
 
 def answered(row: dict[str, Any], manner: Manner) -> dict[str, Any]:
     """What the engine's stage adds to a row, as `vLLMEngineStageUDF` does."""
     uid = uid_of(row["messages"])
     if manner.dies_at is not None and len(asked_of(manner.log)) >= manner.dies_at:
+        end_s = time.monotonic() + 60
+        while not list(Path(manner.tables).rglob(f"*{journal.SUFFIX}")) and time.monotonic() < end_s:
+            time.sleep(0.05)
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     log_call(manner.log, uid)
     sampling = row["sampling_params"]

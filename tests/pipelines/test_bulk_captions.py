@@ -380,7 +380,7 @@ def test_ray_a_run_that_dies_in_a_round_goes_on(tmp_path: Path, ray_run: Callabl
     uids_of(tmp_path, names=FEW)
     recipe = make_recipe(tmp_path, Caption(engine=MODEL.model_copy(update={"batch": 1})), names=FEW)
     with pytest.raises(RunError, match=r"caption: asking in bulk failed: .*illegal memory access.*Answers so far are kept; run again"):
-        curate(recipe, ray_run(Manner(log_of(tmp_path), dies_at=4)))
+        curate(recipe, ray_run(Manner(log_of(tmp_path), dies_at=4, tables=str(tmp_path / "out" / "tables"))))
     folder = next((tmp_path / "out" / "tables").glob(f"{JOURNALS}*"))
     kept = len(journal.read(str(folder)).answers)
     assert 1 <= kept <= 4

@@ -14,7 +14,10 @@ from pipelines.recipe import Recipe, load_recipe, resolved
 from pipelines.segments import segments_of
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted(path for folder in ("pipelines", "docs", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.yaml"))
+OTHERS = {"autoencoder.yaml"}
+"""Recipes of another kind."""
+FOLDERS = ("pipelines", "docs", "benchmarks", "tests")
+RECIPES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.yaml") if path.name not in OTHERS)
 QUICKSTART = ROOT / "pipelines" / "recipes" / "quickstart.yaml"
 
 
