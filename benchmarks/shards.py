@@ -20,8 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ import torch
 
 from cluster import storage
 from training.data.buckets import Bucket
-from training.data.layout import locate
+from training.data.layout import parse_layout
 from training.data.shard_reader import Place, ShardReader, StoredLatents
 from training.data.shards import LatentRow, ShardInfo, read_index, write_shard
 
@@ -51,7 +52,7 @@ MIX = {
 }
 """Width, height and frames of each bucket, and its share of the rows."""
 ROWS_PER_SHARD = 100
-BLOCK = 200
+BLOCK, AHEAD_BLOCK = 200, 2000
 FASTVIDEO_ROWS_PER_GROUP, FASTVIDEO_READS = 64, 8
 OWN_READS = 64
 """Of the rows that FastVideo's layout holds, by our reader."""
@@ -96,14 +97,12 @@ def ranges_of(root: str, places: Sequence[Place]) -> list[list[Range]]:
     layouts = {}
     for file in {place.file for place in places}:
         with storage.open_input(storage.join(root, file)) as handle:
-            parquet = pq.ParquetFile(handle)
-            frames = int(file.split("/")[0].rpartition("x")[2])
-            widths = {name: parquet.schema_arrow.field(name).type.byte_width for name in ("latent", "tail_latent")[: 1 + (frames > 1)]}
-            layout = locate(file, parquet.metadata, widths)
+            layout = parse_layout(pq.read_metadata(handle).metadata, file)
         assert layout is not None, file
         layouts[file] = layout
     return [
-        [(file, layouts[file].offset(column, group, row), width) for column, width in layouts[file].widths.items()] for file, group, row in places
+        [(file, layouts[file].offset(column, group, row), width) for column, width in layouts[file].widths.items() if width]
+        for file, group, row in places
     ]
 
 
@@ -115,13 +114,15 @@ def seconds(read: Reader, rows: Sequence[int], pool: ThreadPoolExecutor, threads
     return time.perf_counter() - started, time.process_time() - cpu
 
 
-def compare(readers: dict[str, Reader], rows: Sequence[int], sizes: Sequence[int], threads: dict[str, int], repeats: int) -> dict[str, Any]:
+def compare(
+    readers: dict[str, Reader], rows: Sequence[int], sizes: Sequence[int], threads: dict[str, int], repeats: int, block: int = BLOCK
+) -> dict[str, Any]:
     """Seconds of two readers for all rows, and how fast the first is beside the second.
 
-    They take turns every `BLOCK` rows, and are half of the rows apart: other work on the machine delays both alike, and neither
+    They take turns every `block` rows, and are half of the rows apart: other work on the machine delays both alike, and neither
     finds what the other has left in the processor's caches.
     """
-    blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+    blocks = [rows[start : start + block] for start in range(0, len(rows), block)]
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
     with ThreadPoolExecutor(max(threads.values())) as pool:
         for _ in range(repeats):
@@ -155,8 +156,18 @@ def local(root: Path, places: list[Place], threads: int, repeats: int) -> dict[s
         for number in rows:
             reader.read(*places[number])
 
-    def epoch(rows: Sequence[int]) -> None:
+    def ahead(rows: Sequence[int]) -> None:
         assert all(isinstance(sample, StoredLatents) for sample in reader.read_many([places[number] for number in rows], threads))
+
+    def pread_ahead(rows: Sequence[int]) -> None:
+        # As many rows at once as `read_many` takes on average, and as far ahead.
+        waiting: deque[Future[list[bytes]]] = deque()
+        with ThreadPoolExecutor(threads) as pool:
+            for start in range(0, len(rows), 8):
+                some = [each for number in rows[start : start + 8] for each in ranges[number]]
+                waiting.append(pool.submit(lambda some: [os.pread(files[file], size, offset) for file, offset, size in some], some))
+                if len(waiting) > 2 * threads:
+                    waiting.popleft().result()
 
     in_order = list(range(len(places)))
     shuffled = np.random.default_rng(0).permutation(len(places)).tolist()
@@ -166,8 +177,9 @@ def local(root: Path, places: list[Place], threads: int, repeats: int) -> dict[s
     same = {"ours": threads, "pread": threads}
     found = {
         "random": compare({"ours": ours, "pread": pread}, shuffled, sizes, same, repeats),
-        # `read_many` has threads of its own.
-        "sequential": compare({"ours": epoch, "pread": pread}, in_order, sizes, {"ours": 1, "pread": threads}, repeats),
+        "sequential": compare({"ours": ours, "pread": pread}, in_order, sizes, same, repeats),
+        # Threads of their own, which hand over to one reader.
+        "ahead": compare({"ours": ahead, "pread": pread_ahead}, in_order, sizes, {"ours": 1, "pread": 1}, repeats, AHEAD_BLOCK),
         "bytes": sum(sizes),
     }
     for descriptor in files.values():
@@ -289,7 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--s3-rows", type=int, default=600)
-    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--weed", default=shutil.which("weed"), help="SeaweedFS; without it S3 is left out")
     parser.add_argument("--folder", help="where the data set is written for the time being")
@@ -308,6 +320,7 @@ def main() -> None:
         "random_ratio_to_pread": found["random"]["ratio"],
         "random_ratio_to_fastvideo_layout": found["fastvideo_layout"]["ratio"],
         "sequential_ratio_to_pread": found["sequential"]["ratio"],
+        "ahead_ratio_to_pread_ahead": found["ahead"]["ratio"],
         "s3_ratio_to_ranged_get": found["s3"]["ratio"] if "s3" in found else None,
         "rows": len(places),
         "threads": arguments.threads,

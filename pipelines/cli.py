@@ -91,6 +91,21 @@ def sample(
         print(uri)
 
 
+@app.command("train-autoencoder")
+def train_autoencoder(
+    recipe: Annotated[Path, typer.Argument(help="Recipe of an autoencoder (YAML), as pipelines/recipes/autoencoder.yaml.")],
+    set_: Assignments = None,
+    only: Annotated[str | None, typer.Option(help="clips: make the clips that are trained on, and no more.")] = None,
+    inline: InProcess = False,
+) -> None:
+    """Train the autoencoder `causal` on your own footage, and print where its weights are; a run that was stopped goes on."""
+    from pipelines import autoencoder as autoencoders  # the training loop is loaded for this command alone
+
+    if only not in (None, "clips"):
+        raise ConfigError(f"--only {only}: write clips")
+    print(autoencoders.run_autoencoder(autoencoders.load_autoencoder_recipe(recipe, set_ or []), only == "clips", inline))
+
+
 @app.command()
 def plan(recipe: RecipeFile, set_: Assignments = None) -> None:
     """Say for each segment what a run would do: reuse, resume or run, why, on how many rows, at what cost."""

@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.model import Condition, VideoModel
 from training.settings import TrainSettings
 
 
@@ -29,8 +28,8 @@ class Engine(abc.ABC):
     device: torch.device
 
     @abc.abstractmethod
-    def forward(self, x_BCTHW: Tensor, condition: Condition) -> Tensor:
-        """The model's prediction; inside `torch.no_grad` it trains nothing."""
+    def forward(self, *inputs: Any) -> Any:
+        """What the model makes of its inputs; inside `torch.no_grad` it trains nothing."""
 
     @abc.abstractmethod
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -88,7 +87,7 @@ class Engine(abc.ABC):
                 torch._foreach_copy_(self.shards(), kept)
 
 
-def open_engine(model: VideoModel, settings: TrainSettings, device: torch.device) -> Engine:
+def open_engine(model: nn.Module, settings: TrainSettings, device: torch.device) -> Engine:
     """The engine for these settings; with several workers or ZeRO, `torch.distributed` is initialised already."""
     if settings.workers == 1 and settings.zero_stage == 0:
         return TorchEngine(model, settings, device)
@@ -112,15 +111,14 @@ def adamw(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
 class TorchEngine(Engine):
     """One process, fp32, plain PyTorch."""
 
-    def __init__(self, model: VideoModel, settings: TrainSettings, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device) -> None:
         self.rank, self.world_size, self.device = 0, 1, device
         self._model = model.to(device)
         self._optimizer = adamw(self._model, settings)
         self._clip_norm = settings.clip_norm
 
-    def forward(self, x_BCTHW: Tensor, condition: Condition) -> Tensor:
-        y_BCTHW: Tensor = self._model(x_BCTHW, condition)
-        return y_BCTHW
+    def forward(self, *inputs: Any) -> Any:
+        return self._model(*inputs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         torch.autograd.backward(loss)
@@ -152,7 +150,7 @@ class DeepSpeedEngine(Engine):
 
     TAG = "engine"
 
-    def __init__(self, model: VideoModel, settings: TrainSettings, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device) -> None:
         deepspeed = import_deepspeed(device)
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
         self._stage, self._clip_norm = settings.zero_stage, settings.clip_norm
@@ -174,9 +172,8 @@ class DeepSpeedEngine(Engine):
             },
         )
 
-    def forward(self, x_BCTHW: Tensor, condition: Condition) -> Tensor:
-        y_BCTHW: Tensor = self._engine(x_BCTHW, condition)
-        return y_BCTHW
+    def forward(self, *inputs: Any) -> Any:
+        return self._engine(*inputs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -40,7 +41,8 @@ def train(settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int
         )
     with shown(run_uri, settings.steps):
         if distributed:
-            _train_on_ray(settings, storage.absolute(manifest_uri), run_uri, seed)
+            arguments = {"settings": settings, "manifest_uri": storage.absolute(manifest_uri), "run_uri": run_uri, "seed": seed}
+            on_workers(train_loop, arguments, settings, run_uri)
         else:
             train_loop(settings, manifest_uri, run_uri, seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     done = result(settings, run_uri)
@@ -48,7 +50,12 @@ def train(settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int
     return done
 
 
-def _train_on_ray(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: int) -> None:
+def on_workers(loop: Callable[..., object], arguments: Mapping[str, Any], settings: TrainSettings, run_uri: str) -> None:
+    """Call `loop(device=..., **arguments)`, a module's function, in each of `settings.workers` processes of Ray Train; Ray is connected already.
+
+    Workers that are lost are replaced, and all start again. Raises `NonFiniteLossError` where all of them do, and
+    `RuntimeError` with the workers' errors when replacements have run out.
+    """
     n_gpus = ray.cluster_resources().get("GPU", 0)
     if 0 < n_gpus < settings.workers:
         raise ValueError(f"workers {settings.workers}: the cluster has {n_gpus:g} GPUs and each worker needs one; lower workers")
@@ -60,7 +67,7 @@ def _train_on_ray(settings: TrainSettings, manifest_uri: str, run_uri: str, seed
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"settings": settings.model_dump_json(), "manifest_uri": manifest_uri, "run_uri": run_uri, "seed": seed},
+        train_loop_config={"loop": loop, "arguments": dict(arguments), "run_uri": run_uri},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=use_gpu),
         run_config=RunConfig(name="train", storage_path=ray_uri, failure_config=FailureConfig(max_failures=settings.max_failures)),
@@ -78,13 +85,12 @@ def _train_on_ray(settings: TrainSettings, manifest_uri: str, run_uri: str, seed
 
 def _worker(arguments: dict[str, Any]) -> None:
     """One rank, in a process of Ray Train."""
-    settings = TrainSettings.model_validate_json(arguments["settings"], strict=True)
     context = ray.train.get_context()
     # Ray gives each worker one thread; the cores of a node are shared out among its workers instead.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     device = ray.train.torch.get_device()
     try:
-        train_loop(settings, arguments["manifest_uri"], arguments["run_uri"], arguments["seed"], device)
+        arguments["loop"](device=device, **arguments["arguments"])
     except NonFiniteLossError as error:
         # All ranks raise this one together, and another try would only find it again: it must not look like a lost worker.
         if context.get_world_rank() == 0:

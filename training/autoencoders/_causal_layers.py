@@ -18,7 +18,7 @@ Past = dict[nn.Module, Tensor]
 
 
 class Norm(nn.Module):
-    """Root mean square over channels, at each position by itself: nothing of other frames or places comes in, so neither streams nor tiles change it."""
+    """Root mean square over channels, at each position by itself, so that nothing of other frames or places comes in."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -36,8 +36,8 @@ class SpaceConv(nn.Conv2d):
         super().__init__(channels, made, 3, padding=1)
 
     def forward(self, x_BTHWC: Tensor) -> Tensor:
-        y_NCHW = super().forward(x_BTHWC.flatten(0, 1).movedim(-1, 1))
-        return y_NCHW.movedim(1, -1).unflatten(0, x_BTHWC.shape[:2])
+        y_NHWC: Tensor = super().forward(x_BTHWC.flatten(0, 1).movedim(-1, 1)).movedim(1, -1)
+        return y_NHWC.reshape(*x_BTHWC.shape[:4], -1)
 
 
 class TimeConv(nn.Conv2d):
@@ -54,8 +54,8 @@ class TimeConv(nn.Conv2d):
         all_BTHWC = torch.cat([before_BTHWC, x_BTHWC], dim=1)
         if past is not None:
             past[self] = all_BTHWC[:, 1 - TAPS :].clone()
-        y_BCTN = super().forward(all_BTHWC.flatten(2, 3).movedim(-1, 1))
-        return y_BCTN.movedim(1, -1).unflatten(2, x_BTHWC.shape[2:4])
+        y_BTNC: Tensor = super().forward(all_BTHWC.flatten(2, 3).movedim(-1, 1)).movedim(1, -1)
+        return y_BTNC.reshape(*x_BTHWC.shape[:4], -1)
 
 
 class Block(nn.Module):
@@ -68,8 +68,9 @@ class Block(nn.Module):
         zero(self.time)
 
     def forward(self, x_BTHWC: Tensor, past: Past | None = None) -> Tensor:
-        y_BTHWC = self.space(F.silu(self.space_norm(x_BTHWC)))
-        return x_BTHWC + self.time(F.silu(self.time_norm(y_BTHWC)), past)
+        y_BTHWC: Tensor = self.space(F.silu(self.space_norm(x_BTHWC)))
+        y_BTHWC = self.time(F.silu(self.time_norm(y_BTHWC)), past)
+        return x_BTHWC + y_BTHWC
 
 
 class Head(nn.Module):

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from training.autoencoders._causal_layers import Block, Head, Past, SpaceConv, fold, unfold
-from training.autoencoders.linear import FIRST_VALUES, GROUP_VALUES, SPACE_FACTOR, TIME_FACTOR, Linear, from_blocks, load_weights, to_blocks
+from training.autoencoders.linear import FIRST_VALUES, SPACE_FACTOR, TIME_FACTOR, Linear, from_blocks, load_weights, to_blocks
 
 CHANNELS = 16
 PATCH_TIME, PATCH_SPACE = 2, 4
@@ -99,46 +100,43 @@ class Decoder(nn.Module):
 
 
 class BlockTransform(nn.Module):
-    """A linear map of blocks of pixels to latents and one back, which start as the linear autoencoder's."""
+    """The linear autoencoder's map of blocks of pixels to latents, and back. Not trained: Adam's steps, of one size for all weights, would undo it."""
 
-    def __init__(self, values: int) -> None:
+    project: Tensor
+    project_bias: Tensor
+    restore: Tensor
+    restore_bias: Tensor
+
+    def __init__(self, weights: Mapping[str, Tensor], kind: str, row: int) -> None:
         super().__init__()
-        self.project = nn.Linear(values, CHANNELS)
-        self.restore = nn.Linear(CHANNELS, values)
-        self.frames = values // FIRST_VALUES
-
-    @torch.no_grad()
-    def start(self, weights: Mapping[str, Tensor], kind: str, row: int) -> None:
         basis_PC, mean_P, mean_C, std_C = weights[f"{kind}.basis"], weights[f"{kind}.mean"], weights["mean"][row], weights["std"][row]
-        self.project.weight.copy_(basis_PC.T / std_C[:, None])
-        self.project.bias.copy_(-(mean_P @ basis_PC + mean_C) / std_C)
-        self.restore.weight.copy_(basis_PC * std_C)
-        self.restore.bias.copy_(mean_P + basis_PC @ mean_C)
+        self.register_buffer("project", basis_PC.T / std_C[:, None])
+        self.register_buffer("project_bias", -(mean_P @ basis_PC + mean_C) / std_C)
+        self.register_buffer("restore", basis_PC * std_C)
+        self.register_buffer("restore_bias", mean_P + basis_PC @ mean_C)
+        self.frames = basis_PC.shape[0] // FIRST_VALUES
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         """`[B, 3, T, H, W]` to `[B, T / frames, H / 8, W / 8, CHANNELS]`."""
-        latent_BTHWC: Tensor = self.project(to_blocks(video_BCTHW, self.frames))
-        return latent_BTHWC
+        return F.linear(to_blocks(video_BCTHW, self.frames), self.project, self.project_bias)
 
     def decode(self, latent_BTHWC: Tensor) -> Tensor:
-        return from_blocks(self.restore(latent_BTHWC), self.frames)
+        return from_blocks(F.linear(latent_BTHWC, self.restore, self.restore_bias), self.frames)
 
 
 class CausalNetwork(nn.Module):
     """Encoder, decoder and the linear maps beside them. Weights and inputs are fp32; the convolutions may compute in bfloat16.
 
-    The linear maps start as the linear autoencoder `linear16` and the convolutions add nothing yet, so training starts at its
-    quality and its latents, of unit variance. Where a video begins is passed in, since pieces of a stream look alike.
+    The linear maps are those of `linear16`, and the convolutions add nothing yet, so training starts at its quality and its
+    latents, of unit variance. Where a video begins is passed in, since pieces of a stream look alike.
     """
 
-    def __init__(self, shape: Shape, half: bool = False) -> None:
+    def __init__(self, shape: Shape, bf16: bool = False) -> None:
         super().__init__()
-        self.shape, self.half = shape, half
+        self.shape, self.bf16 = shape, bf16
         self.encoder, self.decoder = Encoder(shape), Decoder(shape)
-        self.first, self.group = BlockTransform(FIRST_VALUES), BlockTransform(GROUP_VALUES)
         weights = load_weights(Linear(channels=CHANNELS))
-        self.first.start(weights, "first", 0)
-        self.group.start(weights, "group", 1)
+        self.first, self.group = BlockTransform(weights, "first", 0), BlockTransform(weights, "group", 1)
 
     def encode(self, video_BCTHW: Tensor, past: Past | None = None, begins: bool = True) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the posterior, `[B, CHANNELS, t, h, w]` each, not normalised.
@@ -168,7 +166,8 @@ class CausalNetwork(nn.Module):
             latent_BTHWC, added_BCTHW = latent_BTHWC[:, 1:], added_BCTHW[:, :, TIME_FACTOR - 1 :]
         if latent_BTHWC.shape[1]:
             straight.append(self.group.decode(latent_BTHWC))
-        return torch.cat(straight, dim=2) + added_BCTHW
+        video_BCTHW: Tensor = torch.cat(straight, dim=2) + added_BCTHW
+        return video_BCTHW
 
     def forward(self, video_BCTHW: Tensor, noise_BCTHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What training needs: the reconstruction from a sample of the posterior, and the posterior's mean and log-variance."""
@@ -180,4 +179,4 @@ class CausalNetwork(nn.Module):
         return asdict(self.shape)
 
     def _precision(self, x: Tensor) -> torch.autocast:
-        return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.half)
+        return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bf16)

@@ -31,22 +31,27 @@ class Trained:
     """How it was trained, for people."""
 
 
-def new_network(shape: Shape, seed: int, half: bool = False) -> CausalNetwork:
+def new_network(shape: Shape, seed: int, bf16: bool = False) -> CausalNetwork:
     """An untrained network; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CausalNetwork(shape, half)
+        return CausalNetwork(shape, bf16)
 
 
 def write_trained(trained: Trained) -> bytes:
-    """As the bytes of a file: weights in bfloat16, statistics in fp32."""
-    tensors = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in trained.network.state_dict().items()}
+    """As the bytes of a file: what was trained in bfloat16, linear maps and statistics in fp32."""
+    halved = dict(trained.network.named_parameters())
+    tensors = {
+        name: value.detach().to("cpu", torch.bfloat16 if name in halved else torch.float32).contiguous()
+        for name, value in trained.network.state_dict().items()
+    }
     tensors |= {MEAN: trained.mean_2C.float().contiguous(), STD: trained.std_2C.float().contiguous()}
     card = {"format": FORMAT, "shape": trained.network.card(), "about": dict(trained.about)}
-    return save_tensors(tensors, {HEADER: json.dumps(card, sort_keys=True)})
+    data: bytes = save_tensors(tensors, {HEADER: json.dumps(card, sort_keys=True)})
+    return data
 
 
-def read_trained(data: bytes, name: str, half: bool = False) -> Trained:
+def read_trained(data: bytes, name: str, bf16: bool = False) -> Trained:
     """The network, in fp32, from a file's bytes. Raises `ValueError` naming the file for one that is not ours or is damaged."""
     try:
         tensors = load_tensors(data)
@@ -55,7 +60,7 @@ def read_trained(data: bytes, name: str, half: bool = False) -> Trained:
         if card["format"] != FORMAT:
             raise ValueError(f"format {card['format']}; this version reads {FORMAT}")
         mean_2C, std_2C = tensors.pop(MEAN), tensors.pop(STD)
-        network = new_network(Shape(**card["shape"]), 0, half)
+        network = new_network(Shape(**card["shape"]), 0, bf16)
         network.load_state_dict({key: value.float() for key, value in tensors.items()})
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())[:300]

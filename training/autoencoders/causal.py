@@ -17,9 +17,10 @@ from cluster import weight_files
 from cluster.config import unknown_message
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders._causal_layers import Past
-from training.autoencoders._causal_network import CHANNELS, SPACE_FACTOR, TIME_FACTOR
+from training.autoencoders._causal_network import CHANNELS
 from training.autoencoders._causal_weights import Trained, read_trained
 from training.autoencoders._halo import in_tiles
+from training.autoencoders.linear import SPACE_FACTOR, TIME_FACTOR
 
 # Shape suffixes: B videos, C latent channels or colours, T H W frames, rows and columns.
 
@@ -44,7 +45,7 @@ class Causal(AutoencoderSettings):
     )
     tile: int = Field(768, ge=64, multiple_of=SPACE_FACTOR, description="Most pixels a side that go through at once, but for a tile's surroundings.")
     chunk: int = Field(
-        1, ge=1, description="Latent frames that go through at once; more is faster on a GPU, and with 1 a prefix has the latents of the whole bit for bit."
+        1, ge=1, description="Latent frames that go through at once; more are faster on a GPU. With 1 a prefix has the whole's latents bit for bit."
     )
 
     _absolute = field_validator("weights")(weight_files.absolute)
@@ -55,8 +56,8 @@ class Causal(AutoencoderSettings):
 
     def open(self, device: torch.device | str = "cpu") -> CausalAutoencoder:
         device = torch.device(device)
-        half = self.dtype == "bfloat16" or (self.dtype == "auto" and device.type == "cuda")
-        trained = read_trained(self._file().read_bytes(), self.weights, half)
+        bf16 = self.dtype == "bfloat16" or (self.dtype == "auto" and device.type == "cuda")
+        trained = read_trained(self._file().read_bytes(), self.weights, bf16)
         return CausalAutoencoder(trained, self.identity(), device, self.tile, self.chunk)
 
     def _file(self) -> Path:

@@ -53,7 +53,8 @@ def _weights_bytes(channels: int) -> bytes:
 
 def load_weights(settings: Linear) -> dict[str, Tensor]:
     """The shipped weights, as `LinearAutoencoder` takes them."""
-    return load_tensors(_weights_bytes(settings.channels))
+    weights: dict[str, Tensor] = load_tensors(_weights_bytes(settings.channels))
+    return weights
 
 
 class LinearAutoencoder(Autoencoder):

@@ -7,13 +7,14 @@ group, split) is in the manifest only, which also says where each sample's laten
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from zlib_ng.zlib_ng import crc32
@@ -22,6 +23,7 @@ from cluster import storage
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.data.buckets import Bucket
 from training.data.footer import READ_ERRORS, DamagedError, metadata, parse_metadata
+from training.data.layout import locate
 from training.data.row_groups import RowGroups, read_scalars
 
 # Latents are [C, t, h, w]; all stored numbers are little-endian.
@@ -46,6 +48,14 @@ SCALARS = pa.schema(
     ]
 )
 """Columns of a shard besides `latent` and `tail_latent`."""
+
+PARQUET_OPTIONS = {
+    "compression": "NONE",
+    "use_dictionary": False,
+    "write_statistics": SCALARS.names,
+    "data_page_size": 4 * ROW_GROUP_BYTES,
+}
+"""Plain values, statistics on scalars only, and one page a column chunk."""
 
 OTHER_CAPTION = pa.struct(
     [
@@ -132,9 +142,19 @@ class ShardInfo:
         return channels, 1, height, width
 
     @property
+    def latent_bytes(self) -> int:
+        """Of one latent."""
+        return math.prod(self.latent_shape) * BYTES_PER_VALUE
+
+    @property
+    def tail_bytes(self) -> int:
+        """Of one tail latent; an image's is null."""
+        return math.prod(self.tail_shape) * BYTES_PER_VALUE
+
+    @property
     def n_tokens(self) -> int:
         """Latent cells of a sample, t * h * w."""
-        return int(np.prod(self.latent_shape[1:]))
+        return math.prod(self.latent_shape[1:])
 
 
 @dataclass(frozen=True)
@@ -190,9 +210,10 @@ def write_shard(uri: str, rows: Sequence[LatentRow], info: ShardInfo) -> None:
     }
     for name in ("source", "start_pts", "end_pts", "time_base_num", "time_base_den", "fps"):
         scalars[name] = [getattr(row, name) for row in rows]
-    schema, n_bytes, n_tail_bytes = _shard_schema(info)
-    table = pa.table({**scalars, "latent": pa.array(latents, pa.binary(n_bytes)), "tail_latent": pa.array(tails, pa.binary(n_tail_bytes))}, schema)
-    _write_rows(uri, table, n_bytes + n_tail_bytes)
+    schema = _shard_schema(info)
+    binaries = {name: pa.array(values, schema.field(name).type) for name, values in (("latent", latents), ("tail_latent", tails))}
+    table = pa.table({**scalars, **binaries}, schema)
+    _write_rows(uri, table, info)
 
 
 def checksum_of(latent: bytes | memoryview, tail: bytes | memoryview = b"") -> int:
@@ -200,24 +221,24 @@ def checksum_of(latent: bytes | memoryview, tail: bytes | memoryview = b"") -> i
     return crc32(tail, crc32(latent))
 
 
-def _write_rows(uri: str, table: pa.Table, bytes_per_row: int) -> None:
-    storage.write_table(
-        uri,
-        table,
-        row_group_size=max(1, ROW_GROUP_BYTES // bytes_per_row),
-        compression="NONE",
-        use_dictionary=False,
-        write_statistics=SCALARS.names,
-        data_page_size=4 * ROW_GROUP_BYTES,
-    )
+def _write_rows(uri: str, table: pa.Table, info: ShardInfo) -> None:
+    tail_bytes = info.tail_bytes if info.bucket.frames > 1 else 0
+    rows_per_group = max(1, ROW_GROUP_BYTES // (info.latent_bytes + tail_bytes))
+    # Written twice: where the values come to be is only known then, and a longer footer does not move them.
+    trial = pa.BufferOutputStream()
+    with pq.ParquetWriter(trial, table.schema, **PARQUET_OPTIONS) as writer:
+        writer.write_table(table, rows_per_group)
+    buffer = trial.getvalue()
+    layout = locate(pq.ParquetFile(buffer).metadata, buffer.size, {"latent": info.latent_bytes, "tail_latent": tail_bytes})
+    with storage.atomic_output(uri) as handle, pq.ParquetWriter(handle, table.schema, **PARQUET_OPTIONS) as writer:
+        writer.write_table(table, rows_per_group)
+        if layout is not None:
+            writer.add_key_value_metadata(layout.dump())
 
 
-def _shard_schema(info: ShardInfo) -> tuple[pa.Schema, int, int]:
-    channels, frames, height, width = info.latent_shape
-    n_tail_bytes = channels * height * width * BYTES_PER_VALUE
-    n_bytes = frames * n_tail_bytes
-    latents = [pa.field("latent", pa.binary(n_bytes), nullable=False), pa.field("tail_latent", pa.binary(n_tail_bytes))]
-    return pa.schema([*SCALARS, *latents], metadata("latents", dataclasses.asdict(info))), n_bytes, n_tail_bytes
+def _shard_schema(info: ShardInfo) -> pa.Schema:
+    latents = [pa.field("latent", pa.binary(info.latent_bytes), nullable=False), pa.field("tail_latent", pa.binary(info.tail_bytes))]
+    return pa.schema([*SCALARS, *latents], metadata("latents", dataclasses.asdict(info)))
 
 
 def _to_bytes(latent: Tensor, shape: tuple[int, ...], name: str) -> bytes:
@@ -240,9 +261,12 @@ def parse_shard_info(schema: pa.Schema, uri: str) -> ShardInfo:
     data = parse_metadata(schema, "latents", uri)
     try:
         mean, std = tuple(data.pop("latent_mean")), tuple(data.pop("latent_std"))
-        return ShardInfo(latent_mean=mean, latent_std=std, bucket=Bucket(**data.pop("bucket")), **data)
-    except (KeyError, TypeError) as error:
-        raise DamagedError(f"{uri}: its footer is incomplete: {error}") from error
+        info = ShardInfo(latent_mean=mean, latent_std=std, bucket=Bucket(**data.pop("bucket")), **data)
+        if min(info.latent_shape) < 1:
+            raise ValueError(f"latents of shape {list(info.latent_shape)}")
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise DamagedError(f"{uri}: its footer is incomplete or damaged: {error}") from error
+    return info
 
 
 def read_info(uri: str) -> ShardInfo:
@@ -313,9 +337,10 @@ def remove_rows(uri: str, uids: Collection[str]) -> int:
     if count == len(stored):
         storage.remove(uri)
     elif count:
-        schema, n_bytes, n_tail_bytes = _shard_schema(read_info(uri))
+        info = read_info(uri)
+        schema = _shard_schema(info)
         table = storage.read_table(uri).filter(left).select(schema.names).cast(schema)
-        _write_rows(uri, table, n_bytes + n_tail_bytes)
+        _write_rows(uri, table, info)
     return count
 
 

@@ -124,6 +124,17 @@ def test_the_layout_is_as_measured_to_be_fast(tmp_path: Path) -> None:
     assert pq.read_schema(path).field("latent").type == pa.binary(2 * channels * frames * height * width)
 
 
+@pytest.mark.parametrize("side", [16, 256, 432, 512, 1088])
+def test_row_groups_of_images_are_no_smaller(tmp_path: Path, side: int) -> None:
+    """An image has no tail latent, so none is counted."""
+    bucket = Bucket(side, side, 1, 8.0)
+    blank = replace(latent_row(STILLS, 0), latent=torch.zeros(shard_info(bucket).latent_shape, dtype=torch.bfloat16))
+    n_rows = 3 * 2**20 // shard_info(bucket).latent_bytes
+    write_shard(str(tmp_path / "part.parquet"), [replace(blank, uid=str(number)) for number in range(n_rows)], shard_info(bucket))
+    meta = pq.ParquetFile(tmp_path / "part.parquet").metadata
+    assert 2**20 <= meta.row_group(0).total_byte_size <= 4 * 2**20
+
+
 def test_a_row_too_large_for_a_row_group_has_one_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 10)
     write_shard(str(tmp_path / "a.parquet"), [latent_row(CLIPS, number) for number in range(3)], shard_info(CLIPS))

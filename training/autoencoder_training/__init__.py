@@ -1,0 +1,1 @@
+"""Training of the autoencoder `causal` on clips of raw footage."""
