@@ -299,7 +299,7 @@ def test_parts_of_the_loss_are_what_they_say() -> None:
 
 def test_the_command_trains_and_prints_where_the_weights_are(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "s.yaml").write_text("preset: tiny\nwarmup_steps: 1\ncrops: [{size: 16, frames: 5, batch: 2}]\n")
-    main([str(data), str(tmp_path / "out"), "--settings", str(tmp_path / "s.yaml"), "--set", "steps=2", "--minutes", "5"])
+    main([str(data), str(tmp_path / "out"), "--settings", str(tmp_path / "s.yaml"), "--set", "steps=2", "--set", "precision=bf16", "--minutes", "5"])
     path, report = capsys.readouterr().out.splitlines()
     assert Causal(weights=path).open().channels == 16
     assert json.loads(report)["steps"] == 2

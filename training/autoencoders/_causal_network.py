@@ -100,7 +100,7 @@ class Decoder(nn.Module):
 
 
 class BlockTransform(nn.Module):
-    """The linear autoencoder's map of blocks of pixels to latents, and back. Not trained: Adam's steps, of one size for all weights, would undo it."""
+    """The linear autoencoder's map of blocks of pixels to latents, and back. Not trained: Adam's steps, as large for all weights, would undo it."""
 
     project: Tensor
     project_bias: Tensor

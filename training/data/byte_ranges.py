@@ -18,8 +18,8 @@ MAX_OPEN_FILES = 128
 class OpenFile(Protocol):
     """A file that is open."""
 
-    def read_into(self, offset: int, targets: Sequence[memoryview]) -> int:
-        """Fill `targets`, one after the other, with what is at `offset`; returns how many bytes there were."""
+    def read_into(self, offset: int, targets: Sequence[memoryview], wanted: int) -> int:
+        """Fill `targets`, of `wanted` bytes, one after the other with what is at `offset`; returns how many bytes there were."""
 
 
 class _LocalFile:
@@ -28,8 +28,7 @@ class _LocalFile:
         # When the last thread that reads from it lets go of it.
         weakref.finalize(self, os.close, self._descriptor)
 
-    def read_into(self, offset: int, targets: Sequence[memoryview]) -> int:
-        wanted = sum(map(len, targets))
+    def read_into(self, offset: int, targets: Sequence[memoryview], wanted: int) -> int:
         done = os.preadv(self._descriptor, targets, offset)
         while 0 < done < wanted:
             more = os.preadv(self._descriptor, _after(targets, done), offset + done)
@@ -44,8 +43,8 @@ class _RemoteFile:
         # Its `read_at` is one ranged GET and keeps no position, so threads need not take turns.
         self._handle = storage.open_input(uri)
 
-    def read_into(self, offset: int, targets: Sequence[memoryview]) -> int:
-        data = memoryview(self._handle.read_at(sum(map(len, targets)), offset))  # type: ignore[attr-defined]
+    def read_into(self, offset: int, targets: Sequence[memoryview], wanted: int) -> int:
+        data = memoryview(self._handle.read_at(wanted, offset))  # type: ignore[attr-defined]
         start = 0
         for target in targets:
             part = data[start : start + len(target)]
@@ -73,7 +72,7 @@ class ByteRanges:
         """Fill `targets`, views of single bytes, with what is at `offset`, in one read. Raises `DamagedError` when it is not all there."""
         wanted = sum(map(len, targets))
         try:
-            found = (self._files.get(uri) or self._open(uri)).read_into(offset, targets)
+            found = (self._files.get(uri) or self._open(uri)).read_into(offset, targets, wanted)
         except READ_ERRORS as error:
             raise DamagedError(f"{uri}: {wanted} bytes at {offset} cannot be read: {error}") from error
         if found != wanted:

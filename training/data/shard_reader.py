@@ -140,7 +140,7 @@ class _OwnShard:
     def read(self, row_group: int, row: int, count: int) -> list[StoredLatents]:
         """`count` rows that follow each other; of an object store in one request or two."""
         self._layout.check(self._uri, row_group, row + count - 1)
-        if self._is_local:
+        if self._is_local and count > 1:
             # A system call costs less than a larger allocation does.
             return [self._samples(row_group, row + number, 1)[0] for number in range(count)]
         return self._samples(row_group, row, count)

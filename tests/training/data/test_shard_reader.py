@@ -339,3 +339,12 @@ def test_a_shard_without_row_groups_fits_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match="row group 0 has no row 0; it has 0"):
         Dataset.open(manifest_uri, "train").sample(0)
     assert len(table) == 2
+
+
+def test_the_example_of_the_docs_reads_a_shard(shard: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "shards.md").read_text()
+    latents: dict[str, torch.Tensor] = {}
+    exec(text.split("```python\n")[1].split("```")[0], {"path": str(shard), "latents": latents})
+    expected = dict(zip(read_index(str(shard))["uid"].to_pylist(), by_pyarrow(shard), strict=True))
+    assert {uid: bytes_of(latent) for uid, latent in latents.items()} == {uid: row[0] for uid, row in expected.items()}
+    assert all(tuple(latent.shape) in (shard_info(CLIPS).latent_shape, shard_info(STILLS).latent_shape) for latent in latents.values())
