@@ -68,9 +68,7 @@ def sources_of(patterns: tuple[SourceSettings, ...], shares: SplitSettings) -> l
     split = {row["uid"]: row["split"] for row in assign(rows, shares).to_pylist()}
     found = [Source(row["uid"], row["source"], row["kind"], split[row["uid"]]) for row in table.to_pylist()]
     if not {"train", "val"} <= {source.split for source in found}:
-        raise ConfigError(
-            f"sources: {len(found)} file(s) and splits.val {shares.val:g} leave none to train on or none to measure on; add files"
-        )
+        raise ConfigError(f"sources: {len(found)} file(s) and splits.val {shares.val:g} leave none to train on or none to measure on; add files")
     return [source for source in found if source.split != "test"]
 
 
