@@ -8,8 +8,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from cluster import storage
 from cluster.telemetry import Bar, progress
 from training.curve import loss_curve
@@ -85,6 +83,8 @@ class Metrics:
         self.records = [record for record in read_metrics(run_uri) if record["step"] <= start_step]
         self._rewrite()
         self._local = storage.is_local(run_uri)
+        from torch.utils.tensorboard import SummaryWriter  # takes a third of a second, which whoever only reads metrics need not wait for
+
         self._writer = SummaryWriter(str(storage.local_path(run_uri) / TENSORBOARD), purge_step=start_step + 1) if self._local else None
 
     def add(self, record: Record) -> None:
