@@ -4,17 +4,17 @@
 
 Copies of the footage, each with a name of its own, are curated to shards as `worldloom run --only curate` does it, without
 neural scores: scan, cut, keep, dedup, captions by rule, linear autoencoder. Once on Ray, once in one process, each in a process
-of its own whose CPU time is read when all it started has ended. Beside that, a plain PyAV decode of the same files; the same run
+of its own whose CPU time is read with that of all it starts. Beside that, a plain PyAV decode of the same files; the same run
 of the footage as it is, of which nothing is a copy; and that run with `frames` and `score.text_area` in it.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
+import contextlib
 import json
 import os
-import resource
+import secrets
 import shutil
 import subprocess
 import sys
@@ -47,26 +47,42 @@ for path in sys.argv[1:]:
 """
 """A file that does not decode costs what it costs until it fails."""
 
-PR_SET_CHILD_SUBREAPER = 36
+MARK = "WORLDLOOM_BENCHMARK"
+"""Environment variable by which all processes of a run are known, also those whose parents do not wait for them, as Ray's workers."""
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+LOOK_S = 0.1
 
 
 def cpu_of(command: list[str]) -> tuple[float, float]:
-    """(CPU seconds, seconds) of a command with all it starts: also what outlives it, as Ray's processes do for a moment."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    before, start_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    seconds = time.monotonic() - start_s
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
-    while True:
-        try:
-            os.wait()
-        except ChildProcessError:
-            break
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, seconds
+    """(CPU seconds, seconds) of a command with all it starts, looked up ten times a second: a process loses what it did after the last look."""
+    mark = secrets.token_hex(8)
+    start_s = time.monotonic()
+    ticks: dict[tuple[str, str], int] = {}
+    with tempfile.TemporaryFile("w+") as errors:
+        started = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, MARK: mark, "OMP_NUM_THREADS": "1"}, start_new_session=True
+        )
+        while (running := _ticks(mark)) or started.poll() is None:
+            ticks |= running
+            time.sleep(LOOK_S)
+        seconds = time.monotonic() - start_s
+        if started.returncode:
+            errors.seek(0)
+            sys.exit(f"{' '.join(command)} ended with {started.returncode}:\n{errors.read()[-4000:]}")
+    return sum(ticks.values()) / TICKS_PER_S, seconds
+
+
+def _ticks(mark: str) -> dict[tuple[str, str], int]:
+    """Clock ticks of CPU that each marked process has taken, by pid and start time."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
+                # After the name, which may hold anything: state is field 3, utime and stime are 14 and 15, the start time is 22.
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                found[folder.name, fields[19]] = int(fields[11]) + int(fields[12])
+    return found
 
 
 def copies(footage: list[Path], folder: Path, n: int) -> list[str]:

@@ -95,6 +95,9 @@ def make_clips(patterns: tuple[SourceSettings, ...], shares: SplitSettings, sett
             else:
                 written += found
             bar.advance(1, source.uri)
+    for split in ("train", "val"):
+        if not any(source.split == split and source.uri not in failures for source in sources):
+            raise ConfigError(f"sources: no file of split {split} gives a clip ({len(failures)} of {len(sources)} failed); add files")
     index = {"clips": written, "sources": {source.uri: source.split for source in sources}, "failures": failures}
     storage.write_bytes(str(folder / INDEX), json.dumps(index, indent=1).encode())
     return folder

@@ -111,7 +111,7 @@ def plan(recipe: RecipeFile, set_: Assignments = None) -> None:
     """Say for each segment what a run would do: reuse, resume or run, why, on how many rows, at what cost."""
     settings = read(recipe, set_)
     labels = [segment.labels for segment in segments_of(settings.curate, settings.labels)]
-    show.plan(inspect(settings), labels, cpu_per_row(settings.tables_uri))
+    show.plan(settings, inspect(settings), labels, cpu_per_row(settings.tables_uri))
 
 
 @app.command()

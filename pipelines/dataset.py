@@ -14,7 +14,7 @@ from pipelines import inline, splits
 from pipelines.curate import Curation, Engine, SegmentState
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
-from pipelines.texts import embed_captions
+from pipelines.texts import embed_captions, stand
 from training.data import shards, texts
 from training.data.shards import MANIFEST_SCHEMA, DatasetInfo
 
@@ -48,7 +48,7 @@ def build_dataset(recipe: Recipe, curation: Curation, engine: Engine = inline) -
     name = storage.digest(str(MANIFEST_SCHEMA), str(texts.SCHEMA), state.segment.fingerprint, identity, *divided, size_bytes=8)
     manifest_uri = storage.join(recipe.tables_uri, f"manifest-{name}", "_manifest.parquet")
     if not storage.exists(manifest_uri):
-        texts_name = f"texts-{storage.digest(str(texts.SCHEMA), identity, size_bytes=8)}"
+        texts_name = texts_folder(identity)
         lengths = embed_captions(storage.join(recipe.tables_uri, texts_name), encode.text, distinct_captions(clips), engine)
         latents_folder = encode.latents_folder(recipe.tables_uri, state.segment.lineages[-1])
         table = manifest_rows(clips, shard_rows(recipe.tables_uri, latents_folder), identity, lengths)
@@ -72,6 +72,34 @@ def build_dataset(recipe: Recipe, curation: Curation, engine: Engine = inline) -
     keys = [table["text_key"].combine_chunks(), pc.struct_field(pc.list_flatten(table["other_captions"]), "text_key").combine_chunks()]
     n_captions = len(pc.unique(pa.concat_arrays(keys)))
     return Dataset(manifest_uri, n_train, n_val, n_test, int(pc.sum(table["n_tokens"]).as_py()), n_captions)
+
+
+def texts_folder(identity: str) -> str:
+    """Name of the folder of embeddings by a text encoder."""
+    return f"texts-{storage.digest(str(texts.SCHEMA), identity, size_bytes=8)}"
+
+
+@dataclass(frozen=True)
+class TextsState:
+    """Where text embeddings stand: how many distinct captions there are, and how many of them have none yet."""
+
+    folder: str
+    n_captions: int
+    n_pending: int
+
+
+def inspect_texts(recipe: Recipe, curation: Curation) -> TextsState | None:
+    """How far the text embeddings of a data set are; None where curation is not complete, so that captions are not known."""
+    if not curation.complete:
+        return None
+    clips, divided = kept_clips(curation.final), splits.read_splits(recipe.out_uri)
+    clips = clips if divided is None else with_splits(clips, divided)
+    encode = curation.final.segment.steps[-1]
+    assert isinstance(encode, Encode)
+    identity = encode.text.identity()
+    folder = texts_folder(identity)
+    wanted, missing = stand(storage.join(recipe.tables_uri, folder), identity, distinct_captions(clips))
+    return TextsState(folder, len(wanted), len(missing))
 
 
 STYLE_CAPTIONS = 512

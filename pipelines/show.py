@@ -13,9 +13,12 @@ from rich.table import Table
 from cluster import plugins
 from pipelines.audit import Audit
 from pipelines.curate import Curation, SegmentState
+from pipelines.dataset import TextsState, inspect_texts
 from pipelines.job import Outcome
 from pipelines.ledger import Account, captioning
+from pipelines.recipe import Recipe
 from pipelines.step import FATES, FOLDER, Step
+from pipelines.steps.encode import Encode
 from pipelines.whatif import Answer
 
 console = Console(width=None if sys.stdout.isatty() else 140)
@@ -91,8 +94,8 @@ def accounts(entries: Sequence[Account], reasons: int = 12) -> None:
         console.print(f"and {len(listed) - reasons} reasons more; `worldloom ledger --reasons {len(listed)}` lists all")
 
 
-def plan(curation: Curation, labels: Sequence[Sequence[str]], costs: dict[str, float | None]) -> None:
-    """What a run would do with each segment, and why."""
+def plan(recipe: Recipe, curation: Curation, labels: Sequence[Sequence[str]], costs: dict[str, float | None]) -> None:
+    """What a run would do with each segment and with text embeddings, and why."""
     table = Table(title="Plan", title_justify="left")
     for name in ("segment", "action", "why", "rows in", "to do", "est. CPU s"):
         table.add_column(name, justify="right" if name in ("rows in", "to do", "est. CPU s") else "left", overflow="fold")
@@ -105,7 +108,19 @@ def plan(curation: Curation, labels: Sequence[Sequence[str]], costs: dict[str, f
         cost = costs.get(state.segment.label)
         estimate = "0" if not state.n_pending else "?" if cost is None else f"{cost * state.n_pending:.1f}"
         table.add_row(" > ".join(names), action, why, str(state.n_inputs), str(state.n_pending), estimate)
+    if isinstance(recipe.curate[-1], Encode):
+        table.add_row("text embeddings", *_texts(inspect_texts(recipe, curation)))
     console.print(table)
+
+
+def _texts(state: TextsState | None) -> tuple[str, str, str, str, str]:
+    if state is None:
+        return "run", "waits for the captions", "?", "?", "?"
+    if not state.n_pending:
+        return "reuse", f"{state.folder} has every caption", str(state.n_captions), "0", "0"
+    n_done = state.n_captions - state.n_pending
+    why = f"{state.folder} has {n_done} of {state.n_captions}" if n_done else f"no {state.folder} yet"
+    return "resume" if n_done else "run", why, str(state.n_captions), str(state.n_pending), "?"
 
 
 def whatif(answer: Answer, curves: bool) -> None:

@@ -39,9 +39,7 @@ def embed_captions(folder: str, settings: TextEncoderSettings, captions: Sequenc
     What a run that was stopped has embedded stays. Raises `RunError` where the encoder cannot be loaded.
     """
     identity = settings.identity()
-    wanted = {text_key(caption, identity): caption for caption in [NULL_CAPTION, *captions]}
-    stored = set(texts.read_texts(folder)["key"].to_pylist())
-    missing = {key: caption for key, caption in wanted.items() if key not in stored}
+    wanted, missing = stand(folder, identity, captions)
     place: Engine = inline if settings.light and len(missing) < FEW else engine
     reports = [REPORT_SCHEMA.empty_table()]
     if missing:
@@ -58,6 +56,13 @@ def embed_captions(folder: str, settings: TextEncoderSettings, captions: Sequenc
         raise RuntimeError(f"{folder}: {len(wanted) - len(table)} of {len(wanted)} captions have no embedding; run again")
     _tell(table, len(missing), pa.concat_tables(reports))
     return dict(zip(table["key"].to_pylist(), table["n"].to_pylist(), strict=True))
+
+
+def stand(folder: str, identity: str, captions: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """By key, the distinct captions with the null one, and those of them that the folder does not hold yet."""
+    wanted = {text_key(caption, identity): caption for caption in [NULL_CAPTION, *captions]}
+    stored = set(texts.read_texts(folder)["key"].to_pylist())
+    return wanted, {key: caption for key, caption in wanted.items() if key not in stored}
 
 
 def orders_of(captions: Mapping[str, str]) -> Iterator[pa.Table]:
