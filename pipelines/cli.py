@@ -26,7 +26,6 @@ from pipelines.forgetting import request as forgetting
 from pipelines.forgetting.work import Work
 from pipelines.ledger import ledger as accounts_of
 from pipelines.recipe import Recipe, load_recipe
-from pipelines.segments import segments_of
 from pipelines.steps.encode import Encode
 from pipelines.whatif import whatif as answer_whatif
 from training.data.footer import DamagedError
@@ -110,8 +109,7 @@ def train_autoencoder(
 def plan(recipe: RecipeFile, set_: Assignments = None) -> None:
     """Say for each segment what a run would do: reuse, resume or run, why, on how many rows, at what cost."""
     settings = read(recipe, set_)
-    labels = [segment.labels for segment in segments_of(settings.curate, settings.labels)]
-    show.plan(settings, inspect(settings), labels, cpu_per_row(settings.tables_uri))
+    show.plan(settings, inspect(settings), cpu_per_row(settings.tables_uri))
 
 
 @app.command()

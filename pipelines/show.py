@@ -17,6 +17,8 @@ from pipelines.dataset import TextsState, inspect_texts
 from pipelines.job import Outcome
 from pipelines.ledger import Account, captioning
 from pipelines.recipe import Recipe
+from pipelines.reuse import find_donors
+from pipelines.segments import Segment, segments_of
 from pipelines.step import FATES, FOLDER, Step
 from pipelines.steps.encode import Encode
 from pipelines.whatif import Answer
@@ -94,14 +96,15 @@ def accounts(entries: Sequence[Account], reasons: int = 12) -> None:
         console.print(f"and {len(listed) - reasons} reasons more; `worldloom ledger --reasons {len(listed)}` lists all")
 
 
-def plan(recipe: Recipe, curation: Curation, labels: Sequence[Sequence[str]], costs: dict[str, float | None]) -> None:
+def plan(recipe: Recipe, curation: Curation, costs: dict[str, float | None]) -> None:
     """What a run would do with each segment and with text embeddings, and why."""
     table = Table(title="Plan", title_justify="left")
     for name in ("segment", "action", "why", "rows in", "to do", "est. CPU s"):
         table.add_column(name, justify="right" if name in ("rows in", "to do", "est. CPU s") else "left", overflow="fold")
-    for position, names in enumerate(labels):
+    for position, segment in enumerate(segments_of(recipe.curate, recipe.labels)):
+        names = segment.labels
         if position >= len(curation.segments):
-            table.add_row(" > ".join(names), "run", "waits for the segment before it", "?", "?", "?")
+            table.add_row(" > ".join(names), "run", f"waits for the segment before it{_stored(recipe, segment)}", "?", "?", "?")
             continue
         state = curation.segments[position]
         action, why = _action(state)
@@ -111,6 +114,12 @@ def plan(recipe: Recipe, curation: Curation, labels: Sequence[Sequence[str]], co
     if isinstance(recipe.curate[-1], Encode):
         table.add_row("text embeddings", *_texts(inspect_texts(recipe, curation)))
     console.print(table)
+
+
+def _stored(recipe: Recipe, segment: Segment) -> str:
+    """What is known already of the rows a segment will get: values of the same settings, which another table holds."""
+    donors = find_donors(recipe.tables_uri, segment)
+    return "".join(f"; {label} has values of {len(donor.index)} rows to reuse" for label, donor in donors.items())
 
 
 def _texts(state: TextsState | None) -> tuple[str, str, str, str, str]:
