@@ -4,8 +4,12 @@
 
 Copies of the footage, each with a name of its own, are curated to shards as `worldloom run --only curate` does it, without
 neural scores: scan, cut, keep, dedup, captions by rule, linear autoencoder. Once on Ray, once in one process, each in a process
-of its own whose CPU time is read with that of all it starts. Beside that, a plain PyAV decode of the same files; the same run
-of the footage as it is, of which nothing is a copy; and that run with `frames` and `score.text_area` in it.
+of its own whose CPU time is read with that of all it starts. Beside that, a plain PyAV decode of the same files; the same runs
+of the footage as it is, of which nothing is a copy; and that run in one process with `frames` and `score.text_area` in it.
+
+Ray's share is what a run takes on it more than in one process. Most of it is paid once a run, however long: Ray's own
+processes, and the imports of each worker. What the short run takes more stands for that, so that `start_cpu_s` and
+`share_after_start` tell the two parts apart.
 """
 
 from __future__ import annotations
@@ -115,9 +119,11 @@ def main() -> None:
         decode_once, _ = cpu_of([sys.executable, "-c", DECODE, *once])
         decode_many, _ = cpu_of([sys.executable, "-c", DECODE, *many])
         curate_once, _ = run(scratch / "once", scratch / "out-once", STEPS, "--inline")
+        ray_once, _ = run(scratch / "once", scratch / "out-ray-once", STEPS)
         text_once, _ = run(scratch / "once", scratch / "out-text", [*STEPS[:4], *TEXT_AREA, *STEPS[4:]], "--inline")
         inline, _ = run(scratch / "many", scratch / "out-inline", STEPS, "--inline")
         on_ray, ray_s = run(scratch / "many", scratch / "out-ray", STEPS)
+    start = ray_once - curate_once
     result = {
         "files": len(many),
         "decode_cpu_s": round(decode_many, 1),
@@ -125,7 +131,9 @@ def main() -> None:
         "ray_cpu_s": round(on_ray, 1),
         "ray_s": round(ray_s, 1),
         "cpu_ratio_to_decode": round(on_ray / decode_many, 3),
+        "inline_cpu_ratio_to_decode": round(inline / decode_many, 3),
         "ray_share": round((on_ray - inline) / on_ray, 3),
+        "ray": {"start_cpu_s": round(start, 1), "share_after_start": round((on_ray - start - inline) / (on_ray - start), 3)},
         "without_copies": {
             "files": len(once),
             "decode_cpu_s": round(decode_once, 1),

@@ -8,7 +8,6 @@ import shutil
 import sys
 
 import av
-import torch
 from rich.console import Console
 from rich.markup import escape
 
@@ -78,6 +77,8 @@ def _known(codec: str, mode: str) -> bool:
 
 
 def _accelerators() -> str:
+    import torch  # takes two seconds, which no other command need wait for
+
     if not torch.cuda.is_available():
         return "none; everything runs on the CPU"
     names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]

@@ -12,8 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rich.style  # noqa: F401  draws from the global generator when it is imported, which is no test's doing
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# How long an example takes is the machine's affair.
+settings.register_profile("worldloom", deadline=None)
+settings.load_profile("worldloom")
 
 
 @pytest.fixture(autouse=True)

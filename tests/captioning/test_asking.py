@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captioning import journal
@@ -113,7 +113,6 @@ which = st.sets(st.integers(0, 12))
 honest = st.one_of(st.builds(shuffled, st.integers(0, 99)), st.builds(dropped, which), st.builds(failing, which), st.builds(unfit, which))
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(UIDS), st.integers(1, 5)), min_size=1, max_size=6, unique_by=lambda item: item[0]),
     st.lists(honest, max_size=3),
@@ -150,7 +149,6 @@ def unasked(i: int) -> Deed:
     return lambda answers: [*answers[:i], replace(answers[0], key="0" * 20), *answers[i:]]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 3), st.sampled_from([doubled, renamed, swapped_uids, unasked]), st.integers(0, 99))
 def test_an_engine_that_mixes_answers_up_ends_the_run(i: int, deed: Callable[[int], Deed], seed: int) -> None:
     uids = UIDS[:4]

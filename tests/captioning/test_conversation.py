@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captioning.conversation import Asked, Clip, Done, Failed, Open, Script, advance
@@ -218,7 +218,6 @@ def keys(clip: Clip, script: Script) -> list[str]:
 REPLIES = ["", "{", "I'm sorry.", levels("a boat"), levels("a ship"), levels("a boat", dense="string"), "A boat in few words.", "error"]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 14), st.lists(st.sampled_from(REPLIES), min_size=1, max_size=12), st.booleans(), st.integers(0, 3))
 def test_any_answers_end_it_and_order_does_not_matter(n_pictures: int, replies: list[str], rewrites: bool, retries: int) -> None:
     script = replace(REWRITTEN if rewrites else SCRIPT, retries=retries)

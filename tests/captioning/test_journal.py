@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captioning import journal
@@ -42,7 +42,6 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.exists() else []
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(answers, max_size=6, unique_by=lambda a: a.key), max_size=4), st.sets(st.integers(0, 5).map("u{}".format)))
 def test_what_was_added_is_read_and_pruning_keeps_the_pending_and_the_cost(
     tmp_path_factory: pytest.TempPathFactory, writers: list[list[Answer]], pending: set[str]

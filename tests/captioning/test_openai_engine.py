@@ -568,7 +568,7 @@ def test_one_worker_so_that_limits_are_those_of_the_run() -> None:
 ACTS = {**PASSING, **{name: act for name, (act, _) in QUESTIONS_OWN.items()}}
 
 
-@examples(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(script=st.lists(st.lists(st.sampled_from(sorted(ACTS)), max_size=5), max_size=7), concurrency=st.integers(1, 5))
 def test_each_question_is_answered_once_or_fails_once(shared_server: Server, script: list[list[str]], concurrency: int) -> None:
     names = [f"q{i}" for i in range(len(script))]

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captioning import quality
@@ -214,7 +214,6 @@ def test_languages(code: str, caption: str, fits: bool) -> None:
     assert fits or str(found).startswith("wrong-language caption")
 
 
-@settings(deadline=None)
 @given(st.text(max_size=400))
 def test_any_text_gets_a_verdict(text: str) -> None:
     found = fault(text)
@@ -245,7 +244,6 @@ def test_the_same_words_for_clips_of_other_sources_say_nothing() -> None:
     assert quality.duplicates(captions, origins) == {}
 
 
-@settings(deadline=None)
 @given(st.permutations(range(6)), st.lists(st.tuples(st.integers(0, 2), st.none() | st.integers(0, 2)), min_size=6, max_size=6))
 def test_which_are_duplicates_does_not_depend_on_the_order(order: list[int], origins: list[tuple[int, int | None]]) -> None:
     by_uid = {str(i): origins[i] for i in range(6)}

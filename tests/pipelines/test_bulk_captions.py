@@ -130,7 +130,7 @@ def test_every_clip_is_asked_about_once_and_gets_its_own_words(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_answer_lands_on_another_clip_whatever_comes_back_and_in_which_order(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipelines.components import components
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=15))
 def test_components_are_those_of_walking(pairs: list[tuple[int, int]]) -> None:
     found = components(10, pairs)

@@ -200,7 +200,7 @@ def test_stopped_anywhere_a_rerun_ends_as_if_undisturbed(tmp_path: Path, after: 
     assert resumed == content(curate(undisturbed, inline))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(marks=st.lists(st.sampled_from(FATES), max_size=12), bad=st.sets(st.integers(0, 11)))
 def test_a_step_keeps_rows_order_and_marks(marks: list[str], bad: set[int]) -> None:
     n = len(marks)

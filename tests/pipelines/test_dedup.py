@@ -53,7 +53,7 @@ def library(seed: int, n: int = 8) -> tuple[pa.Table, set[frozenset[str]]]:
     return clip_table(films + made, content_hash=contents, width=widths), wanted
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1))
 def test_copies_are_found_and_nothing_else(seed: int) -> None:
     table, wanted = library(seed)
@@ -64,7 +64,7 @@ def test_copies_are_found_and_nothing_else(seed: int) -> None:
     assert {frozenset(group) for group in groups.values()} == wanted
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 2**32 - 1))
 def test_order_and_parts_change_nothing(seed: int) -> None:
     table, _ = library(seed)

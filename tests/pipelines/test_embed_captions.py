@@ -78,7 +78,7 @@ def test_a_few_captions_of_a_light_encoder_do_not_wait_for_an_engine(tmp_path: P
     assert len(engine.captions) == 10
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(captions=st.lists(st.text(max_size=40), max_size=60, unique=True), most=st.integers(1, 20), n_bytes=st.integers(1, 300))
 def test_orders_hold_every_caption_once_the_longest_first(captions: list[str], most: int, n_bytes: int) -> None:
     by_key = {text_key(caption, "me"): caption for caption in captions}

@@ -76,7 +76,7 @@ def raw_files_naming(out: str, *words: str) -> list[str]:
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(clips=st.lists(st.integers(0, 6), min_size=2, max_size=6), chosen=st.integers(0, 5), by_uid=st.booleans())
 def test_what_is_left_is_what_there_would_be_without_it(
     tmp_path_factory: pytest.TempPathFactory, clips: list[int], chosen: int, by_uid: bool
@@ -259,7 +259,7 @@ def latent_rows(count: int) -> list[LatentRow]:
     ]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(left=st.lists(st.booleans(), min_size=1, max_size=12))
 def test_a_shard_without_rows_is_the_shard_written_without_them(tmp_path_factory: pytest.TempPathFactory, left: list[bool]) -> None:
     folder = tmp_path_factory.mktemp("shards")

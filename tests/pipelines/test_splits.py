@@ -55,7 +55,7 @@ def footage(draw: st.DrawFn, most: int = 12) -> list[Clip]:
     return clips
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(footage(), st.randoms(use_true_random=False))
 def test_neither_group_nor_source_straddles_and_order_does_not_matter(clips: list[Clip], chance: random.Random) -> None:
     assigned = assign(table(clips), SHARES)
@@ -69,7 +69,7 @@ def test_neither_group_nor_source_straddles_and_order_does_not_matter(clips: lis
     assert assign(table(shuffled), SHARES).equals(assigned)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(footage(), footage(), st.sampled_from([SHARES, SplitSettings(), SplitSettings(val=0.4, test=0.3)]))
 def test_what_was_assigned_does_not_move_and_a_second_look_changes_nothing(old: list[Clip], more: list[Clip], shares: SplitSettings) -> None:
     """New footage, other shares and other fates of old clips, with groups that may join what was apart."""
@@ -90,7 +90,7 @@ def test_what_was_assigned_does_not_move_and_a_second_look_changes_nothing(old: 
         assert all(row["split"] for row in second.to_pylist() if row["uid"] in kept), groups
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 6), min_size=40, max_size=120), st.sampled_from([(0.1, 0.0), (0.1, 0.1), (0.3, 0.05)]))
 def test_shares_are_met_by_many_sources(sizes: list[int], shares: tuple[float, float]) -> None:
     clips = [(f"c{i}-{j}", f"s{i}", None, True) for i, size in enumerate(sizes) for j in range(size)]

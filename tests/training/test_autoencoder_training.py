@@ -184,7 +184,7 @@ def test_gradients_reach_every_weight() -> None:
         assert (weight.grad != 0).float().mean() > 0.5, name
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(step=st.integers(0, 100), world_size=st.sampled_from([1, 2]))
 def test_crops_of_a_step_do_not_depend_on_workers(data: Path, step: int, world_size: int) -> None:
     crops = Crops(Clips(data, "train"), SETTINGS, 7)

@@ -42,7 +42,7 @@ def turned_product(query: torch.Tensor, key: torch.Tensor, at: tuple[float, floa
 offsets = st.tuples(st.floats(-20, 20), st.floats(-100, 100), st.floats(-100, 100))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(at=offsets, to=offsets, shift=offsets)
 def test_rotary_products_depend_on_relative_positions_only(
     at: tuple[float, float, float], to: tuple[float, float, float], shift: tuple[float, ...]

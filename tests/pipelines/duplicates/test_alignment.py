@@ -42,7 +42,7 @@ def reference_score(a: Hashes, b: Hashes) -> int:
     return best
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(1, 7))
 def test_no_run_at_any_offset_scores_higher(seed: int, n_a: int, n_b: int) -> None:
     rng = np.random.default_rng(seed)
@@ -62,7 +62,7 @@ def test_no_run_at_any_offset_scores_higher(seed: int, n_a: int, n_b: int) -> No
     assert found.distance == pytest.approx(np.mean([distances[k] for k in counted]))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12))
 def test_the_best_run_is_that_of_trying_all(gains: list[int]) -> None:
     start, end = best_run(np.array(gains, float))

@@ -31,7 +31,7 @@ def groups(draw: st.DrawFn) -> tuple[dict[str, Member], list[Pair]]:
     return clips, [Pair(a, b, "near", draw(st.sampled_from([1.0, 2.0])), draw(shares), draw(shares)) for a, b in chosen]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(groups(), st.randoms(use_true_random=False))
 def test_what_holds_of_every_decision(group: tuple[dict[str, Member], list[Pair]], order: random.Random) -> None:
     clips, pairs = group

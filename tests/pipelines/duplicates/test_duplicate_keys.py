@@ -36,7 +36,7 @@ def test_flat_hashes_emit_nothing() -> None:
     assert keys_of(np.zeros(0, np.uint64)).schema == keys_of(np.arange(1, 9, dtype=np.uint64) << 40).schema
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_a_mirrored_copy_has_the_same_keys_turned_the_other_way(seed: int) -> None:
     film = np.random.default_rng(seed).integers(0, 2**64, 6, np.uint64)
@@ -53,7 +53,7 @@ def test_images_and_videos_share_no_key() -> None:
     assert len(set(both["key"].to_pylist())) == len(both)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_keys_do_not_depend_on_what_comes_along(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -64,7 +64,7 @@ def test_keys_do_not_depend_on_what_comes_along(seed: int) -> None:
     assert whole.sort_by(order) == parts.sort_by(order).combine_chunks() or whole.sort_by(order).to_pylist() == parts.sort_by(order).to_pylist()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**64 - 1).filter(lambda value: value.bit_count() >= 10), st.sets(st.integers(0, 63), max_size=4), st.booleans())
 def test_no_image_within_four_bits_is_missed(value: int, flipped: set[int], turned: bool) -> None:
     one, other = np.array([value], np.uint64), np.array([value ^ sum(1 << bit for bit in flipped)], np.uint64)

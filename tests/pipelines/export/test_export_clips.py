@@ -74,7 +74,7 @@ def span(pts: list[int], first: int, end: int) -> tuple[int, int]:
     return pts[first], pts[end] if end < len(pts) else pts[-1] + 101
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=st.integers(0, 34), length=st.integers(1, 35), early=st.integers(0, 100), late=st.integers(0, 100))
 def test_any_span_gives_exactly_its_frames(
     tmp_path: Path, grouped: Path, grouped_moments: list[int], first: int, length: int, early: int, late: int

@@ -44,7 +44,7 @@ def test_bars_are_found_to_a_line(top: int, bottom: int, left: int, right: int, 
     assert box == pytest.approx(expected, abs=3)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 250), st.integers(0, 250))
 def test_no_more_than_a_line_of_the_picture_is_lost(top: int, bottom: int) -> None:
     x0, y0, x1, y1 = box_of(*(boxed(texture(seed) // 2 + 60, top, bottom) for seed in (6, 7)))
@@ -127,7 +127,7 @@ def coast(seed: int) -> Pixels:
 CONTENT = {"day": small, "evening": evening, "coast": coast}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.sampled_from(sorted(CONTENT)),
     st.lists(st.integers(0, 60), min_size=1, max_size=3, unique=True),
@@ -145,7 +145,7 @@ def test_bars_around_a_picture_leave_its_box_where_it_is(kind: str, seeds: list[
     assert boxed == pytest.approx(moved(plain, around[2], around[0]), abs=1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sampled_from(sorted(CONTENT)), st.integers(0, 60), *[st.integers(0, 40)] * 4)
 def test_the_box_of_a_mirrored_picture_is_the_mirrored_box(kind: str, seed: int, top: int, bottom: int, left: int, right: int) -> None:
     picture = padded(CONTENT[kind](seed), top, bottom, left, right)
@@ -226,7 +226,7 @@ def test_of_two_formats_a_dark_shot_has_the_one_that_is_seen_more() -> None:
     assert crops(wide, tall, dark)[:2] == list(boxes.values())
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.permutations(range(5)))
 def test_the_order_of_shots_changes_nothing(order: list[int]) -> None:
     shots = [[padded(picture, 24, 24)] for picture in (small(1), night(2), small(3), night(4), coast(5))]

@@ -40,7 +40,7 @@ def hasler(rgb: np.ndarray) -> float:
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(arrays(np.uint8, (18, 32, 3), elements=st.integers(20, 235)))
 def test_colourfulness_is_that_of_its_authors(rgb: np.ndarray) -> None:
     ycc = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)

@@ -180,7 +180,7 @@ def test_state_is_the_last_frame_only() -> None:
     assert whole == [MotionMeter(Fraction(1, 5)).push(k, picture) for k, picture in enumerate(pictures)][:1] + whole[1:]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.floats(-12, 12), st.floats(-12, 12), st.floats(-0.1, 0.1), st.floats(-0.1, 0.1), st.integers(0, 2**32 - 1))
 def test_the_fit_is_exact_on_a_similarity_and_ignores_a_third_of_outliers(x: float, y: float, growth: float, turn: float, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -71,7 +71,7 @@ def test_many_pictures_at_once_hash_as_each_alone() -> None:
 
 
 @given(arrays(np.uint8, (18, 32)))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_mirrored_picture_has_the_mirrored_hash(picture: np.ndarray) -> None:
     """In every bit whose coefficient is not next to 0."""
     clear = sum(1 << i for i, value in enumerate(naive_coefficients(picture)) if abs(value) > NOISE + 1e-3)
@@ -89,7 +89,7 @@ def test_mirroring_twice_changes_nothing(hashes: np.ndarray) -> None:
     gain=st.floats(1.5, 4.0),
     offset=st.floats(-100, 100),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_brightness_has_no_bit_and_contrast_adds_only_what_was_nearly_flat(picture: np.ndarray, gain: float, offset: float) -> None:
     """Without clipping: a bit that was set stays, and one that comes up belonged to a coefficient under the bound."""
     values = np.array(naive_coefficients(picture))

@@ -185,7 +185,7 @@ def test_nothing_is_asked_of_a_quiet_shot() -> None:
 # Properties
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.lists(st.sampled_from(["cut", "dissolve", "fade"]), min_size=1, max_size=4))
 def test_boundaries_are_in_order_and_apart(seed: int, joins: list[str]) -> None:
     pictures = shot(seed, 40, seed % 7 / 10)
@@ -206,7 +206,7 @@ def test_boundaries_are_in_order_and_apart(seed: int, joins: list[str]) -> None:
     assert result.uncertain == ()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 5000), st.integers(-(10**6), 10**6))
 def test_only_times_matter_not_their_units(scale: int, offset: int) -> None:
     pictures = np.concatenate([shot(1, 40), dissolve(shot(2, 40), shot(3, 40), 10)])

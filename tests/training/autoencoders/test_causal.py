@@ -54,7 +54,7 @@ def autoencoder(weights: Path) -> CausalAutoencoder:
 LENGTHS = st.integers(0, 5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(groups=LENGTHS, cut=LENGTHS, rows=st.integers(1, 3), columns=st.integers(1, 3))
 def test_latents_do_not_depend_on_later_frames(autoencoder: CausalAutoencoder, groups: int, cut: int, rows: int, columns: int) -> None:
     """Bit for bit, whether the later frames are others or not there."""
@@ -79,7 +79,7 @@ def test_earlier_frames_do_count(autoencoder: CausalAutoencoder) -> None:
     assert ((autoencoder.decode(changed) - autoencoder.decode(latent_BCTHW)).abs().amax((0, 1, 3, 4)) > 1e-4).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data(), groups=st.integers(0, 5), chunk=st.integers(1, 3))
 def test_a_stream_is_the_whole(weights: Path, data: st.DataObject, groups: int, chunk: int) -> None:
     """However it is cut into pieces; and pieces of several latent frames are the whole but for rounding."""

@@ -79,7 +79,7 @@ def test_statistics_are_of_both_kinds_of_frame(autoencoder: LinearAutoencoder) -
     assert min(autoencoder.std) > 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shape=VIDEO_SHAPES, channels=st.sampled_from(CHANNELS), seed=st.integers(0, 1000))
 def test_shapes_and_idempotence(shape: tuple[int, ...], channels: int, seed: int) -> None:
     """encode(decode(z)) = z: the decoder's pictures lie in the space the encoder keeps."""
@@ -167,7 +167,7 @@ def test_the_same_bits_in_another_process(autoencoder: LinearAutoencoder) -> Non
     assert hashlib.sha256(latent_BCTHW.contiguous().numpy().tobytes()).hexdigest() == found
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(frames=st.sampled_from([1, 4]), groups=st.integers(1, 3), rows=st.integers(1, 3), columns=st.integers(1, 3))
 def test_blocks_are_cut_and_put_together_without_loss(frames: int, groups: int, rows: int, columns: int) -> None:
     video_BCTHW = noise((2, 3, frames * groups, 8 * rows, 8 * columns))

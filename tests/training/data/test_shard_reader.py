@@ -59,7 +59,7 @@ def as_bytes(sample: StoredLatents | DamagedError) -> tuple[bytes | None, bytes 
     return bytes_of(sample.latent), bytes_of(sample.tail_latent), sample.checksum
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(bucket=st.sampled_from([CLIPS, STILLS, Bucket(16, 32, 5, 8.0)]), n_rows=st.integers(1, 12), group_bytes=st.integers(1, 20_000), data=st.data())
 def test_what_arrow_reads_is_read(
     tmp_path_factory: pytest.TempPathFactory, bucket: Bucket, n_rows: int, group_bytes: int, data: st.DataObject
@@ -266,7 +266,7 @@ def test_a_flipped_bit_in_any_byte_gives_an_error_or_a_checksum_that_is_not_the_
     assert all(found.values()), found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), bucket=st.sampled_from([CLIPS, STILLS]))
 def test_whatever_bit_is_flipped_verify_says_so_or_every_sample_is_right(damaged: Path, place: float, bit: int, bucket: Bucket) -> None:
     file = f"latents/bucket={bucket.name}/part-0.parquet"

@@ -53,7 +53,7 @@ def bits_of(tensor: torch.Tensor) -> np.ndarray:
     return tensor.contiguous().view(torch.int16).numpy()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32), bucket=st.sampled_from([CLIPS, STILLS]), n_rows=st.integers(1, 5))
 def test_every_bit_of_every_finite_value_comes_back(tmp_path_factory: pytest.TempPathFactory, seed: int, bucket: Bucket, n_rows: int) -> None:
     uri = str(tmp_path_factory.mktemp("bits") / "part.parquet")

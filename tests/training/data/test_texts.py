@@ -37,7 +37,7 @@ def keys_of(folder: Path) -> set[str]:
     return set(read_texts(str(folder))["key"].to_pylist())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30),
     dim=st.integers(1, 24),
