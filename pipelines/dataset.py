@@ -116,7 +116,7 @@ def training_captions(manifest_uri: str) -> list[str]:
 
 def kept_clips(state: SegmentState) -> pa.Table:
     """The rows of kept clips, sorted by uid."""
-    names = ["uid", "kind", "captions", "source", "start_pts", "end_pts", "time_base_num", "time_base_den", "bucket", "n_tokens", "clip_index"]
+    names = ["uid", "kind", "captions", "source", "start_pts", "end_pts", "time_base_num", "time_base_den", "clip_index"]
     rows = state.rows.live().read(names)
     return rows.filter(pc.is_valid(rows["clip_index"])).drop_columns(["clip_index"])
 
@@ -135,23 +135,27 @@ def with_splits(clips: pa.Table, divided: pa.Table) -> pa.Table:
 
 
 def shard_rows(tables_uri: str, latents_folder: str) -> pa.Table:
-    """Where each uid's latents are: file (relative to the tables), row group, row, checksum, frame rate."""
+    """Where each sample's latents are: file (relative to the tables), bucket, row group, row, checksum; its frame rate and tokens."""
     pieces = []
     for entry in storage.list_files(latents_folder, ".parquet"):
-        index = shards.read_index(entry.uri).select(["uid", "row_group", "row", "checksum", "fps"])
+        index = shards.read_index(entry.uri).select(["uid", "n_tokens", "row_group", "row", "checksum", "fps"])
         file = entry.uri.removeprefix(tables_uri.rstrip("/") + "/")
-        pieces.append(index.append_column("file", pa.array([file] * len(index), pa.string())))
+        bucket = file.rpartition("/")[0].rpartition("bucket=")[2]
+        for name, value in (("file", file), ("bucket", bucket)):
+            index = index.append_column(name, pa.array([value] * len(index), pa.string()))
+        pieces.append(index)
     return pa.concat_tables(pieces)
 
 
-def manifest_rows(clips: pa.Table, places: pa.Table, encoder_identity: str, lengths: dict[str, int]) -> pa.Table:
-    """One row a kept clip, sorted by uid."""
-    clips = clips.sort_by("uid").combine_chunks()
-    place = pc.index_in(clips["uid"], places["uid"].combine_chunks())
-    lost = clips["uid"].filter(pc.is_null(place)).to_pylist()
+def manifest_rows(clips: pa.Table, samples: pa.Table, encoder_identity: str, lengths: dict[str, int]) -> pa.Table:
+    """One row a sample of a kept clip, sorted by uid."""
+    place = pc.index_in(pa.array([shards.clip_uid(uid) for uid in samples["uid"].to_pylist()], pa.string()), clips["uid"].combine_chunks())
+    samples = samples.append_column("place", place).filter(pc.is_valid(place)).sort_by("uid").combine_chunks()
+    lost = clips["uid"].filter(pc.invert(pc.is_in(clips["uid"], samples["uid"]))).to_pylist()
     if lost:
         raise RuntimeError(f"{len(lost)} kept clips have no latents in any shard, {lost[0]} first; remove the encode table and run again")
-    columns = {name: clips[name] for name in clips.column_names} | {name: places[name].take(place) for name in places.column_names if name != "uid"}
+    clips = clips.take(samples["place"])
+    columns = {name: clips[name] for name in clips.column_names} | {name: samples[name] for name in samples.column_names}
     said = [[_said(one, encoder_identity, lengths) for one in captions] for captions in clips["captions"].to_pylist()]
     columns |= {name: pa.array([mine[0][name] for mine in said]) for name in ("caption", "text_key", "n_text")}
     columns["caption_kind"] = pa.array([mine[0]["kind"] for mine in said])

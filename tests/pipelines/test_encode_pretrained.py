@@ -31,6 +31,8 @@ from training.sampling.settings import SampleSettings
 from training.sampling.tasks import open_autoencoder, sample
 from training.settings import TrainSettings
 
+BUCKET = {"size": 32, "frames": [9], "fps": 8, "aspects": ["1:1"]}
+
 
 def recipe_of(folder: Path, autoencoder: dict[str, Any], **bucket: Any) -> Recipe:
     """A recipe of all that `folder` holds."""
@@ -42,7 +44,13 @@ def recipe_of(folder: Path, autoencoder: dict[str, Any], **bucket: Any) -> Recip
             {"scan": {}},
             {"cut": {"min_s": 0.5}},
             {"caption": {"engine": "signals"}},
-            {"encode": {"autoencoder": autoencoder, "buckets": [{"size": 32, "frames": [9], "fps": 8, "aspects": ["1:1"], **bucket}]}},
+            {
+                "encode": {
+                    "autoencoder": autoencoder,
+                    "min_psnr_db": 0,
+                    "buckets": [{"size": 32, "frames": [9], "fps": 8, "aspects": ["1:1"], **bucket}],
+                }
+            },
         ],
     }
     return parse(Recipe, parse_document(yaml.safe_dump(text), "recipe.yaml"))
@@ -67,7 +75,7 @@ def test_a_clip_is_encoded_and_everything_after_opens_the_same_autoencoder(kind:
     assert again.identity == dataset.info.autoencoder_identity
     (row,) = [row for row in inspect(recipe).final.rows.read().to_pylist() if row["clip_index"] is not None]
     span = read_span(row["source"], row["start_pts"], row["end_pts"], fps=8, frames=9, width=32, height=32)
-    video = torch.from_numpy(span.frames.copy()).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    video = torch.from_numpy(span.frames.copy()).permute(3, 0, 1, 2)[None].contiguous().float() / 127.5 - 1
     assert torch.equal(dataset.sample(0).latent, again.encode(video)[0].to(torch.bfloat16))
     assert verify(made.manifest_uri, psnr_sample=0) == []
 

@@ -26,11 +26,12 @@ from training.autoencoder_training import loop
 from training.autoencoder_training.__main__ import main
 from training.autoencoder_training.clips import Clips, Crops
 from training.autoencoder_training.loop import WEIGHTS, run_folder, train_autoencoder
-from training.autoencoder_training.losses import divergence, psnr_db, reconstruction_loss, ssim
+from training.autoencoder_training.losses import divergence, reconstruction_loss
 from training.autoencoder_training.settings import AutoencoderTraining, CropSettings, LossSettings
 from training.autoencoders._causal_network import PRESETS
 from training.autoencoders._causal_weights import new_network, read_trained
 from training.autoencoders.causal import Causal
+from training.fidelity import psnr_db, ssim
 from training.loop import NonFiniteLossError
 from training.metrics import read_metrics
 

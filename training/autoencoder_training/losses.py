@@ -1,21 +1,14 @@
-"""What a reconstruction is judged by: the loss it is trained with, PSNR and SSIM.
+"""The loss that an autoencoder is trained with.
 
-Shape suffixes: B videos, C colours or channels, T H W frames, rows and columns, N pictures.
+Shape suffixes: B videos, C colours or channels, T H W frames, rows and columns.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from training.autoencoder_training.settings import LossSettings
-
-RANGE = 2.0
-"""Of pixels in [-1, 1]."""
-WINDOW, SIGMA = 11, 1.5
-K1, K2 = 0.01, 0.03
-"""Window and constants of SSIM, from Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity (2004)."""
 
 
 def reconstruction_loss(settings: LossSettings, made_BCTHW: Tensor, video_BCTHW: Tensor) -> Tensor:
@@ -31,29 +24,3 @@ def reconstruction_loss(settings: LossSettings, made_BCTHW: Tensor, video_BCTHW:
 def divergence(mean_BCTHW: Tensor, log_variance_BCTHW: Tensor) -> Tensor:
     """`[B]`: Kullback-Leibler divergence of the posterior from a standard normal distribution, in nats, a mean over latent values."""
     return 0.5 * (mean_BCTHW.square() + log_variance_BCTHW.exp() - 1 - log_variance_BCTHW).mean(dim=(1, 2, 3, 4))
-
-
-def psnr_db(made_BCTHW: Tensor, video_BCTHW: Tensor) -> Tensor:
-    """`[B]`: peak signal-to-noise ratio, of pixels clamped to [-1, 1]."""
-    squared_B = (made_BCTHW.float().clamp(-1, 1) - video_BCTHW.float()).square().mean(dim=(1, 2, 3, 4))
-    return 10 * torch.log10(RANGE**2 / squared_B.clamp(min=1e-10))
-
-
-def ssim(made_BCTHW: Tensor, video_BCTHW: Tensor) -> Tensor:
-    """`[B]`: structural similarity of each frame and colour, averaged; windows stay inside the picture, whose sides are 11 at least."""
-    # From 0 up: unlike PSNR it is not the same of shifted pixels.
-    a_NHW, b_NHW = (x.float().clamp(-1, 1).flatten(0, 2)[:, None] + 1 for x in (made_BCTHW, video_BCTHW))
-    places = torch.arange(WINDOW, dtype=torch.float32, device=a_NHW.device) - WINDOW // 2
-    bell = (-places.square() / (2 * SIGMA**2)).exp()
-    bell = bell / bell.sum()
-
-    def blurred(x_NHW: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(x_NHW, bell[None, None, :, None]), bell[None, None, None])
-
-    mean_a, mean_b = blurred(a_NHW), blurred(b_NHW)
-    variance_a, variance_b = blurred(a_NHW.square()) - mean_a.square(), blurred(b_NHW.square()) - mean_b.square()
-    covariance = blurred(a_NHW * b_NHW) - mean_a * mean_b
-    c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
-    similar = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    found = similar / ((mean_a.square() + mean_b.square() + c1) * (variance_a + variance_b + c2))
-    return found.reshape(made_BCTHW.shape[0], -1).mean(1)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from cluster import storage
 from training.autoencoder_training.clips import Clips, to_pixels
-from training.autoencoder_training.losses import psnr_db, reconstruction_loss, ssim
+from training.autoencoder_training.losses import reconstruction_loss
 from training.autoencoder_training.settings import AutoencoderTraining
 from training.engine import Engine
+from training.fidelity import psnr_db, ssim
 
 Reconstruct = Callable[[Tensor], Tensor]
 """`[1, 3, T, H, W]` pixels to what comes back of them."""

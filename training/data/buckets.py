@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pydantic import Field, field_validator
@@ -117,6 +117,13 @@ def assign(buckets: Sequence[BucketSettings], width: int, height: int, duration_
         shortest = min(candidates, key=lambda bucket: bucket.duration_s)
         return f"{duration_s:.2f} s is shorter than {shortest.duration_s:.2f} s, which {shortest.frames} frames at {shortest.fps:g} a second take"
     return max(held, key=_preference)
+
+
+def lengths_of(buckets: Sequence[BucketSettings], bucket: Bucket) -> tuple[Bucket, ...]:
+    """A video's bucket and all shorter ones of its shape and frame rate, longest first; each takes the first frames of the longest."""
+    alike = [settings for settings in buckets if settings.fps == bucket.fps and (bucket.width, bucket.height) in settings.shapes]
+    frames = {count for settings in alike for count in settings.frames if count <= bucket.frames}
+    return tuple(replace(bucket, frames=count) for count in sorted(frames, reverse=True))
 
 
 def _preference(bucket: Bucket) -> tuple[int, int, float]:

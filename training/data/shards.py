@@ -113,10 +113,19 @@ class ShardInfo:
     bucket: Bucket
     fingerprint: str
     """Of the curation that wrote the shard."""
+    fidelity: Mapping[str, float] | None = None
+    """Of rows that were decoded again when the shard was written: `rows`, means `psnr_db` and `ssim`, and `least_psnr_db`."""
     pixel_range: str = PIXEL_RANGE
 
     @classmethod
-    def of(cls, settings: AutoencoderSettings, autoencoder: Autoencoder, bucket: Bucket, fingerprint: str) -> ShardInfo:
+    def of(
+        cls,
+        settings: AutoencoderSettings,
+        autoencoder: Autoencoder,
+        bucket: Bucket,
+        fingerprint: str,
+        fidelity: Mapping[str, float] | None = None,
+    ) -> ShardInfo:
         return cls(
             autoencoder=settings.model_dump(mode="json"),
             autoencoder_identity=autoencoder.identity,
@@ -127,6 +136,7 @@ class ShardInfo:
             latent_std=autoencoder.std,
             bucket=bucket,
             fingerprint=fingerprint,
+            fidelity=fidelity,
         )
 
     @property
@@ -162,6 +172,7 @@ class LatentRow:
     """One encoded clip or image."""
 
     uid: str
+    """Of the sample, see `sample_uid`."""
     latent: Tensor
     """bfloat16 `[C, t, h, w]`, normalised."""
     tail_latent: Tensor | None
@@ -193,6 +204,21 @@ class DatasetInfo:
     null_text_key: str
     """Key of the null caption's embedding."""
     fingerprint: str
+
+
+def sample_uid(clip_uid: str, frames: int | None = None, mirrored: bool = False) -> str:
+    """Identity of a clip as it is encoded: the clip's own; for a further, shorter length or the mirror image with these after a full stop.
+
+    >>> sample_uid("ab12"), sample_uid("ab12", 17), sample_uid("ab12", 17, mirrored=True), sample_uid("ab12", mirrored=True)
+    ('ab12', 'ab12.17', 'ab12.17m', 'ab12.m')
+    """
+    variant = f"{frames or ''}{'m' if mirrored else ''}"
+    return f"{clip_uid}.{variant}" if variant else clip_uid
+
+
+def clip_uid(sample_uid: str) -> str:
+    """Of the clip that a sample was encoded from."""
+    return sample_uid.partition(".")[0]
 
 
 def write_shard(uri: str, rows: Sequence[LatentRow], info: ShardInfo) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from training.data.footer import DamagedError
 from training.data.shard_reader import Place, ShardReader, StoredLatents
 from training.data.shards import DatasetInfo, ShardInfo, read_index, read_manifest, tables_root
 from training.data.texts import TextReader
+from training.fidelity import psnr_db
 
 MIN_PSNR_DB = 12.0
 """Least likeness of a decoded video's last frame and its decoded tail latent, two encodings of one picture. Of 280 real clips
@@ -157,7 +157,7 @@ def _faults_of_decoding(reader: ShardReader, rows: list[Mapping[str, Any]], info
     for row in videos[::step][:sample]:
         stored = reader.read(*_place(row))
         assert stored.tail_latent is not None
-        likeness_db = psnr_db(_last_frame(autoencoder, stored.latent), _last_frame(autoencoder, stored.tail_latent))
+        likeness_db = float(psnr_db(_last_frame(autoencoder, stored.latent), _last_frame(autoencoder, stored.tail_latent)))
         if likeness_db < MIN_PSNR_DB:
             message = f"its decoded last frame and its decoded tail latent differ: {likeness_db:.1f} dB, below {MIN_PSNR_DB:g} dB"
             yield Problem(row["file"], row["row_group"], row["row"], row["uid"], message)
@@ -165,10 +165,5 @@ def _faults_of_decoding(reader: ShardReader, rows: list[Mapping[str, Any]], info
 
 @torch.inference_mode()
 def _last_frame(autoencoder: Autoencoder, latent_CTHW: Tensor) -> Tensor:
-    return autoencoder.decode(latent_CTHW[None].to(torch.float32))[0, :, -1].clamp(-1, 1)
-
-
-def psnr_db(first: Tensor, second: Tensor) -> float:
-    """Peak signal-to-noise ratio of pictures in [-1, 1]; infinite for equal ones."""
-    squared_error = float((first - second).square().mean())
-    return math.inf if squared_error == 0 else 10 * math.log10(4 / squared_error)
+    """`[1, 3, 1, H, W]`."""
+    return autoencoder.decode(latent_CTHW[None].to(torch.float32))[:, :, -1:].clamp(-1, 1)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from stored import CLIPS, STILLS, flip_bit, latent_row, shard_info, write_datase
 
 from training.data import footer
 from training.data.shards import read_manifest, write_manifest, write_shard
-from training.data.verify import Problem, psnr_db, verify
+from training.data.verify import Problem, verify
 
 CLIPS_FILE = f"latents/bucket={CLIPS.name}/part-0.parquet"
 STILLS_FILE = f"latents/bucket={STILLS.name}/part-0.parquet"
@@ -184,12 +183,6 @@ def test_latents_of_weights_that_are_not_here_are_named_and_not_decoded(tmp_path
     write_shard(str(tmp_path / CLIPS_FILE), [latent_row(CLIPS, number) for number in range(2)], older)
     (problem,) = verify(manifest_uri)
     assert "its latents are by linear16-older; here 'linear' is linear16-" in problem.message
-
-
-def test_psnr_of_a_known_error() -> None:
-    """An error of 0.2 in a range of 2 is a tenth of the peak: 20 dB."""
-    assert psnr_db(torch.zeros(3, 4, 4), torch.full((3, 4, 4), 0.2)) == pytest.approx(20, abs=1e-4)
-    assert psnr_db(torch.ones(2), torch.ones(2)) == math.inf
 
 
 def test_a_problem_of_a_file_reads_as_a_sentence() -> None:
