@@ -20,7 +20,7 @@ from pipelines.recipe import Recipe
 from pipelines.reuse import find_donors
 from pipelines.segments import Segment, segments_of
 from pipelines.step import FATES, FOLDER, Step
-from pipelines.steps.encode import Encode
+from pipelines.steps.encode import FITS, Encode
 from pipelines.whatif import Answer
 
 console = Console(width=None if sys.stdout.isatty() else 140)
@@ -28,6 +28,9 @@ console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 MAX_STRADDLES = 20
+
+MAX_LOST = 0.05
+"""Share of clips that buckets may lose before `plan` says so."""
 
 
 def outcome(result: Outcome, out_uri: str) -> None:
@@ -111,9 +114,27 @@ def plan(recipe: Recipe, curation: Curation, costs: dict[str, float | None]) -> 
         cost = costs.get(state.segment.label)
         estimate = "0" if not state.n_pending else "?" if cost is None else f"{cost * state.n_pending:.1f}"
         table.add_row(" > ".join(names), action, why, str(state.n_inputs), str(state.n_pending), estimate)
-    if isinstance(recipe.curate[-1], Encode):
+    encode = recipe.curate[-1]
+    if isinstance(encode, Encode):
         table.add_row("text embeddings", *_texts(inspect_texts(recipe, curation)))
     console.print(table)
+    if isinstance(encode, Encode) and (warning := bucket_losses(encode, curation)):
+        console.print(f"[bold yellow]warning[/]  {escape(warning)}", soft_wrap=True, highlight=False)
+
+
+def bucket_losses(encode: Encode, curation: Curation) -> str | None:
+    """Which share of the clips that reach `encode` no bucket takes, and why, where that is more than `MAX_LOST`; None while they are not known."""
+    reached = next((i for i, state in enumerate(curation.segments) if state.segment.first is encode), None)
+    if not reached or curation.segments[reached - 1].n_pending:
+        return None
+    clips = curation.segments[reached - 1].rows.live().read(["uid", *FITS])
+    lost = encode.misfits(clips)
+    if lost.total() <= MAX_LOST * len(clips):
+        return None
+    listed = "; ".join(f"{count} because {reason}" for reason, count in lost.most_common(3))
+    rest = f"; and {len(lost) - 3} reasons more" if len(lost) > 3 else ""
+    share = f"{lost.total()} of {len(clips)} clips ({lost.total() / len(clips):.1%})"
+    return f"buckets lose {share} that filters keep: {listed}{rest}. Add smaller or shorter ones"
 
 
 def _stored(recipe: Recipe, segment: Segment) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections import Counter
 from fractions import Fraction
@@ -13,13 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 from videos import encode, sliding
 
 from cluster import storage
-from pipelines import encoding
+from cluster.config import parse, parse_document
+from pipelines import encoding, inline
+from pipelines.curate import curate, inspect
 from pipelines.encoding import Encoder
+from pipelines.recipe import Recipe
+from pipelines.show import bucket_losses
 from pipelines.step import Context, start_fates
 from pipelines.steps.encode import Encode
 from pipelines.video.decode import Span, read_span
@@ -306,3 +312,37 @@ def test_an_image_is_one_frame_whatever_lengths_are_asked_for(tmp_path: Path) ->
     done = encoder(tmp_path / "out", lengths="all", mirror=True)(start_fates(pa.Table.from_pylist([row])))
     assert done["fate_reason"].to_pylist() == [None]
     assert stored(tmp_path / "out").keys() == {"0a", "0a.m"}
+
+
+def recipe_of(folder: Path, size: int) -> Recipe:
+    text = {
+        "name": "losses",
+        "out": str(folder / "out"),
+        "sources": [{"videos": str(folder / "*.mp4")}],
+        "curate": [
+            {"scan": {}},
+            {"cut": {"min_s": 0.5}},
+            {"caption": {"engine": "signals"}},
+            {"encode": {"buckets": [{"size": size, "frames": [9], "fps": 8, "aspects": ["1:1", "2:1"]}]}},
+        ],
+    }
+    return parse(Recipe, parse_document(yaml.safe_dump(text), "recipe.yaml"))
+
+
+def losses(recipe: Recipe) -> str | None:
+    encode_step = recipe.curate[-1]
+    assert isinstance(encode_step, Encode)
+    return bucket_losses(encode_step, inspect(recipe))
+
+
+def test_plan_warns_where_buckets_lose_what_filters_kept(footage: dict[str, Path], tmp_path: Path) -> None:
+    for path in footage.values():
+        shutil.copyfile(path, tmp_path / path.name)
+    fitting, large = recipe_of(tmp_path, 32), recipe_of(tmp_path, 64)
+    assert losses(fitting) is None
+    curate(fitting, inline)
+    assert losses(fitting) is None
+    warning = losses(large)
+    assert warning is not None
+    assert warning.startswith("buckets lose 1 of 2 clips (50.0%) that filters keep: 1 because 48x48 is smaller than 64x64")
+    assert warning.endswith("Add smaller or shorter ones")

@@ -1,0 +1,142 @@
+"""What `encode` costs beside what nobody can save: decoding the frames it uses, and the autoencoder alone.
+
+    python -m benchmarks.encode FOLDER [--size 256] [--repeats 3]
+
+Every clip of 1 to 5 s of the footage goes through the step, in this process, with `linear` and with `causal`, if the latter's weights
+are shipped. Beside that, in CPU seconds: a plain PyAV decode of the same spans at full size, from the key frame before each to its
+last sampled frame, in one thread, of which nothing is converted or kept; and the autoencoder's forward pass of ready pixels, in
+the same batches, tail latents included. `cpu_ratio` is the step over the sum of the two: seeking, scaling, cropping, checks by decoding some
+clips again, SSIM, checksums and the writing of shards are on top. The least of several repeats counts for each. Prints one line of JSON last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from pipelines import encoding, inline
+from pipelines.curate import curate
+from pipelines.recipe import Recipe
+from pipelines.sources import SourceSettings
+from pipelines.step import Context, start_fates
+from pipelines.steps.caption import Caption
+from pipelines.steps.cut import Cut
+from pipelines.steps.encode import Encode
+from pipelines.steps.scan import Scan
+from pipelines.video.decode import target_pts
+from training.autoencoder import Autoencoder, AutoencoderSettings
+from training.autoencoders.causal import Causal
+from training.autoencoders.linear import Linear
+from training.data.buckets import Bucket, BucketSettings, assign
+
+FPS, FRAMES = 8.0, (1, 9, 17, 33)
+READS = Encode(buckets=(BucketSettings(size=64, frames=FRAMES, fps=FPS),)).requires()
+
+
+def clips_of(folder: Path, out: Path) -> pa.Table:
+    """Clips of 1 to 5 s of every file, as a run without filters has them."""
+    steps = (Scan(), Cut(min_s=1.0, max_s=5.0), Caption(engine="signals"))
+    recipe = Recipe(name="encode", out=str(out), sources=(SourceSettings(videos=f"{folder}/*"),), curate=steps)
+    rows = curate(recipe, inline).final.rows.live().read(["uid", "clip_index", *READS])
+    return start_fates(rows.filter(pc.is_valid(rows["clip_index"])))
+
+
+def cpu_of(work: Callable[[], Any], repeats: int) -> float:
+    """Least CPU seconds of this process, all threads, over several repeats."""
+    found = []
+    for _ in range(repeats):
+        start_s = time.process_time()
+        work()
+        found.append(time.process_time() - start_s)
+    return min(found)
+
+
+def plain_decode(clips: list[tuple[dict[str, Any], Bucket]]) -> None:
+    for row, bucket in clips:
+        base = Fraction(row["time_base_num"], row["time_base_den"])
+        last = target_pts(row["start_pts"], row["end_pts"], bucket.fps, bucket.frames, base)[-1]
+        with av.open(row["source"]) as container:
+            stream = container.streams.video[0]
+            stream.thread_count = 1
+            container.seek(row["start_pts"], stream=stream)
+            for frame in container.decode(stream):
+                if frame.pts is not None and frame.pts >= last:
+                    break
+
+
+def forward(autoencoder: Autoencoder, clips: list[tuple[dict[str, Any], Bucket]]) -> Callable[[], None]:
+    sizes: dict[Bucket, int] = defaultdict(int)
+    for _, bucket in clips:
+        sizes[bucket] += 1
+    batches = []
+    for bucket, count in sizes.items():
+        most = max(1, encoding.BATCH_VALUES // (3 * bucket.frames * bucket.height * bucket.width))
+        video_BCTHW = torch.rand(min(most, count), 3, bucket.frames, bucket.height, bucket.width) * 2 - 1
+        batches += [video_BCTHW[: min(most, count - start)] for start in range(0, count, most)]
+
+    @torch.inference_mode()
+    def run() -> None:
+        for video_BCTHW in batches:
+            autoencoder.encode(video_BCTHW)
+            if video_BCTHW.shape[2] > 1:
+                autoencoder.encode(video_BCTHW[:, :, -1:])
+
+    return run
+
+
+def measured(settings: AutoencoderSettings, table: pa.Table, size: int, repeats: int, decode_s: float) -> dict[str, float]:
+    step = Encode(autoencoder=settings, buckets=(BucketSettings(size=size, frames=FRAMES, fps=FPS),))
+    nothing = pa.array([], pa.string())
+    placed = placed_clips(step, table)
+
+    def encode() -> None:
+        with tempfile.TemporaryDirectory() as out:
+            done = step.open(Context(out, 0, "0" * 32, nothing))(table)
+            failed = [row["fate_reason"] for row in done.to_pylist() if row["fate"] == "failed"]
+            assert not failed, failed[0]
+
+    forward_s = cpu_of(forward(settings.open(), placed), repeats)
+    step_s = cpu_of(encode, repeats)
+    return {"step_cpu_s": round(step_s, 2), "forward_cpu_s": round(forward_s, 2), "cpu_ratio": round(step_s / (decode_s + forward_s), 3)}
+
+
+def placed_clips(step: Encode, table: pa.Table) -> list[tuple[dict[str, Any], Bucket]]:
+    placed = [(row, assign(step.buckets, row["width"], row["height"], row["duration_s"], row["kind"] == "image")) for row in table.to_pylist()]
+    return [(row, bucket) for row, bucket in placed if isinstance(bucket, Bucket)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    kinds: dict[str, AutoencoderSettings] = {"linear16": Linear()}
+    with contextlib.suppress(ValueError):
+        Causal().identity()
+        kinds["causal16"] = Causal()
+    with tempfile.TemporaryDirectory() as out:
+        table = clips_of(arguments.folder, Path(out))
+        step = Encode(buckets=(BucketSettings(size=arguments.size, frames=FRAMES, fps=FPS),))
+        placed = placed_clips(step, table)
+        decode_s = cpu_of(lambda: plain_decode(placed), arguments.repeats)
+        found = {name: measured(settings, table, arguments.size, arguments.repeats, decode_s) for name, settings in kinds.items()}
+    print(json.dumps({"clips": len(placed), "size": arguments.size, "decode_cpu_s": round(decode_s, 2), **found}))
+
+
+if __name__ == "__main__":
+    main()
