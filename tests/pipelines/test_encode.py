@@ -250,7 +250,7 @@ def test_the_footer_says_how_like_its_pixels_a_clip_is(footage: dict[str, Path],
 def test_a_clip_unlike_its_pixels_fails_and_has_all_the_others_checked(
     footage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "BATCH_VALUES", 1)
+    monkeypatch.setitem(encoding.BATCH_VALUES, "cpu", 1)
     table = clips(footage)
     decoded = []
 
@@ -269,7 +269,7 @@ def test_a_clip_unlike_its_pixels_fails_and_has_all_the_others_checked(
 
 
 def test_the_next_batch_is_decoded_while_the_device_works(footage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "BATCH_VALUES", 1)
+    monkeypatch.setitem(encoding.BATCH_VALUES, "cpu", 1)
     decoded = threading.Semaphore(0)
     first = threading.Event()
     plain = encoding.read_span
