@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -38,6 +38,9 @@ from training.sampling.tasks import pixels
 
 GREY, GAIN = 128, 4
 """The difference is `GREY + GAIN * (reconstruction - source)` in 8-bit levels of each colour: grey where they agree, errors of 32 levels saturate."""
+
+GAP_WIDTH = 4
+"""White columns between the pictures: dark ones would run into each other."""
 
 PIECE_PIXELS = 1 << 23
 """Pixels of all frames of a piece, about: 20 frames of 854x480; 100 MB a copy in fp32."""
@@ -140,11 +143,11 @@ def _run(video_uri: str, settings: AutoencoderSettings, part: Part, out_uri: str
             waiting: deque[Pixels] = deque()
             frames = sampled(video_uri, part.start_s, fps, width, height)
             for made_BCTHW in reconstructed(autoencoder, _pieces(frames, part.frames, autoencoder.time_factor, waiting), device):
-                for made_BC1HW in made_BCTHW.split(1, dim=2):
+                for made_BC1HW in torch.split(made_BCTHW, 1, dim=2):
                     source_HWC = waiting.popleft()
                     made_HWC = scores.add(source_HWC, made_BC1HW)
                     bar.advance()
-                    yield np.concatenate([source_HWC, made_HWC, difference(source_HWC, made_HWC)], axis=1)
+                    yield side_by_side([source_HWC, made_HWC, difference(source_HWC, made_HWC)])
             if not scores.frames:
                 raise ValueError(f"{video_uri}: no frame at {part.start_s:g} s or later; give an earlier --start")
 
@@ -162,7 +165,7 @@ def picture_size(info: MediaInfo, size: int | None, unit: int) -> tuple[int, int
     width, height = (max(unit, math.floor(side * scale / unit + 1e-6) * unit) for side in (info.width, info.height))
     if min(width, height) < WINDOW:
         raise ValueError(f"{width}x{height}: SSIM looks at {WINDOW} pixels a side; give a larger --size")
-    if 3 * width > MAX_WIDTH:
+    if 3 * width + 2 * GAP_WIDTH > MAX_WIDTH:
         raise ValueError(f"{width}x{height}: three pictures side by side may be {MAX_WIDTH} pixels wide; give a smaller --size")
     return width, height
 
@@ -251,6 +254,12 @@ def difference(source_HWC: Pixels, made_HWC: Pixels) -> Pixels:
     """How two uint8 pictures differ, amplified by `GAIN` and centred on `GREY`."""
     error_HWC = made_HWC.astype(np.int16) - source_HWC.astype(np.int16)
     return np.clip(GREY + GAIN * error_HWC, 0, 255).astype(np.uint8)
+
+
+def side_by_side(pictures: Sequence[Pixels]) -> Pixels:
+    """uint8 pictures `[H, W, 3]` of one height as one, with gaps between them."""
+    gap_HWC = np.full((pictures[0].shape[0], GAP_WIDTH, 3), 255, np.uint8)
+    return np.concatenate([part for picture in pictures for part in (gap_HWC, picture)][1:], axis=1)
 
 
 def _all(pictures: Iterator[Pixels], uri: str, part: Part) -> Iterator[Pixels]:
