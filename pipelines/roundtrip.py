@@ -42,8 +42,8 @@ GREY, GAIN = 128, 4
 GAP_WIDTH = 4
 """White columns between the pictures: dark ones would run into each other."""
 
-PIECE_PIXELS = 1 << 23
-"""Pixels of all frames of a piece, about: 20 frames of 854x480; 100 MB a copy in fp32."""
+PIECE_PIXELS = 1 << 21
+"""Pixels of all frames of a piece, about: 4 frames of 854x480, and one group of larger ones; 25 MB a copy in fp32."""
 
 ONE_PASS_PIXELS = 1 << 26
 """Most pixels of all frames of a video for an autoencoder that takes it whole: 168 frames of 832x480; 800 MB a copy in fp32."""
