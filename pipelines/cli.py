@@ -18,6 +18,7 @@ from pipelines import footage, job, show, upkeep
 from pipelines import gc as collecting
 from pipelines import inline as inline_engine
 from pipelines import quarantine as quarantining
+from pipelines import roundtrip as roundtripping
 from pipelines.audit import audit as audit_splits
 from pipelines.costs import cpu_per_row
 from pipelines.curate import inspect
@@ -103,6 +104,24 @@ def train_autoencoder(
     if only not in (None, "clips"):
         raise ConfigError(f"--only {only}: write clips")
     print(autoencoders.run_autoencoder(autoencoders.load_autoencoder_recipe(recipe, set_ or []), only == "clips", inline))
+
+
+@app.command()
+def encode(
+    video: Annotated[str, typer.Option("--roundtrip", metavar="VIDEO", help="The video to encode and decode.")],
+    recipe: Annotated[Path | None, typer.Option(help="Take the autoencoder of this recipe's encode step.")] = None,
+    autoencoder: Annotated[str | None, typer.Option(metavar="YAML", help="The autoencoder: '{name: linear, channels: 48}'.")] = None,
+    out: Annotated[str | None, typer.Option(help="The mp4 to write; VIDEO's name with -roundtrip in this folder when not given.")] = None,
+    start: Annotated[float, typer.Option(min=0, help="Where to begin, in seconds.")] = 0.0,
+    frames: Annotated[int | None, typer.Option(min=1, help="How many frames; all when not given.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Shorter side in pixels; the video's own when not given.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second; the video's own when not given.")] = None,
+) -> None:
+    """Write a video, what an autoencoder makes of it and the difference (4x, on grey) side by side as an mp4, and print PSNR and SSIM."""
+    made = roundtripping.run_roundtrip(video, roundtripping.choose(recipe, autoencoder), roundtripping.Part(start, frames, size, fps), out)
+    shape = f"{made.frames} frames of {made.width}x{made.height} at {made.fps:g} fps"
+    console.print(f"{made.autoencoder}: {shape}: PSNR {made.psnr_db:.2f} dB, SSIM {made.ssim:.4f}", highlight=False, markup=False, soft_wrap=True)
+    print(made.uri)
 
 
 @app.command()

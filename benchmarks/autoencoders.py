@@ -1,0 +1,263 @@
+"""How well autoencoders bring footage back, at what rate and speed: linear with 16 and 48 channels, and causal, side by side.
+
+    python -m benchmarks.autoencoders [DIR] [--causal PATH] [--spans 3] [--size 256] [--frames 17] [--picture PATH.png]
+
+Footage that causal was trained on is left out: the card beside its weights (`causal-small.json`) lists the files' hashes. From each
+other file a few spans are taken, spread evenly over it, at its own rate or 24 frames a second, whichever is lower: the square in the
+middle of the picture, scaled to `--size` pixels a side; smaller pictures are not enlarged. All figures are means over these clips:
+
+- `psnr`: of each clip the PSNR in dB of the mean squared error over all its values; means are of the decibels.
+- `ssim`: Wang et al. (2004), of each frame and colour.
+- `flicker`: mean absolute difference of neighbouring frames of the error (reconstruction minus source), in levels of 255. VBench
+  (Huang et al., CVPR 2024) takes that of the video itself to measure its flicker; of the error, motion in the source counts for nothing.
+- `lpips`: Zhang et al. (2018), AlexNet; null where the package lpips or the weights of AlexNet (in torch's cache) are not to hand.
+- `latents_per_pixel`: values of the latent over values of the pixels, three a pixel.
+- `encode_mpix_s`, `decode_mpix_s`: pixels of all frames a second, in millions, median over clips, one at a time, fp32 on the CPU;
+  with `_gpu` on a GPU in the precision that the autoencoder chooses there, null without one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from pipelines.autoencoder_clips import spans
+from pipelines.roundtrip import GAIN, difference, side_by_side
+from pipelines.video.decode import DecodeError, probe, read_span
+from pipelines.video.scale import Pixels
+from training.autoencoder import Autoencoder, AutoencoderSettings
+from training.autoencoder_training.losses import psnr_db, ssim
+from training.autoencoders.causal import Causal
+from training.autoencoders.linear import Linear
+from training.sampling.media import write_png
+from training.sampling.tasks import pixels
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ROOT / "training" / "autoencoders" / "weights" / "causal-small.safetensors"
+SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi"})
+MULTIPLE = 16
+MAX_FPS = 24.0
+SHOWN = 5
+"""Files in the picture."""
+LABEL_HEIGHT = 22
+
+Distance = Callable[[Tensor, Tensor], float]
+
+
+@dataclass(frozen=True)
+class Clip:
+    file: str
+    video_BCTHW: Tensor
+    """In [-1, 1], fp32, on the CPU."""
+
+
+@dataclass
+class Figures:
+    """Of one autoencoder, one value a clip."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, **values: float) -> None:
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value)
+
+    def mean(self, name: str, digits: int) -> float | None:
+        return round(statistics.fmean(self.values[name]), digits) if name in self.values else None
+
+    def median(self, name: str) -> float | None:
+        return round(statistics.median(self.values[name]), 3) if name in self.values else None
+
+    def summary(self) -> dict[str, float | None]:
+        found = {name: self.mean(name, digits) for name, digits in {"psnr": 2, "ssim": 4, "flicker": 3, "lpips": 4, "latents_per_pixel": 5}.items()}
+        return found | {f"{way}_mpix_s{where}": self.median(f"{way}_mpix_s{where}") for where in ("", "_gpu") for way in ("encode", "decode")}
+
+
+def footage(folder: Path, trained_on: dict[str, str]) -> tuple[list[Path], dict[str, str]]:
+    """Videos of a folder, and those left out because causal was trained on them."""
+    found, left_out = [], {}
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
+        with path.open("rb") as handle:
+            known = hashlib.file_digest(handle, "sha256").hexdigest() in trained_on
+        if known:
+            left_out[path.name] = "causal was trained on it"
+        else:
+            found.append(path)
+    return found, left_out
+
+
+def clips_of(path: Path, most: int, size: int, frames: int) -> list[Clip]:
+    """Raises `DecodeError` for a file that cannot be decoded, `ValueError` for one that is too short or too small."""
+    info = probe(str(path))
+    fps = min(MAX_FPS, info.fps or MAX_FPS)
+    side = min(size, info.width, info.height) // MULTIPLE * MULTIPLE
+    if not side:
+        raise ValueError(f"{info.width}x{info.height}: smaller than {MULTIPLE} pixels")
+    found = []
+    for start_s, length in spans(info.duration_s or 0.0, fps, frames, most):
+        if length < frames:
+            raise ValueError(f"has {length} frames of {frames} at {fps:g} a second")
+        start_pts, end_pts = (info.start_pts + round(at_s / info.time_base) for at_s in (start_s, start_s + frames / fps))
+        span = read_span(str(path), start_pts, end_pts, fps=fps, frames=frames, width=side, height=side)
+        found.append(Clip(path.name, torch.from_numpy(span.frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1))
+    return found
+
+
+def flicker(made_BCTHW: Tensor, video_BCTHW: Tensor) -> float:
+    """In levels of 255; see the top of this file."""
+    error_BCTHW = made_BCTHW.float().clamp(-1, 1) - video_BCTHW
+    return float(error_BCTHW.diff(dim=2).abs().mean()) * 127.5
+
+
+def perceptual_distance() -> Distance | None:
+    """LPIPS with AlexNet, a mean over frames; None where its weights are not to hand: nothing is downloaded."""
+    if not find_spec("lpips") or not any(Path(torch.hub.get_dir(), "checkpoints").glob("alexnet-owt-*.pth")):
+        return None
+    import lpips  # an extra that nothing else needs
+
+    network = lpips.LPIPS(net="alex", verbose=False).eval()
+
+    def distance(made_BCTHW: Tensor, video_BCTHW: Tensor) -> float:
+        made_NCHW, video_NCHW = (x[0].movedim(1, 0).contiguous() for x in (made_BCTHW.clamp(-1, 1), video_BCTHW))
+        return float(network(made_NCHW, video_NCHW).mean())
+
+    return distance
+
+
+def timed(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, float]:
+    def now() -> float:
+        if x.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    started = now()
+    made = run(x)
+    return made, now() - started
+
+
+def through(autoencoder: Autoencoder, clip: Clip, device: str, suffix: str) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Latent, what comes back (both on the CPU), and the speeds."""
+    latent, encode_s = timed(autoencoder.encode, clip.video_BCTHW.to(device))
+    made, decode_s = timed(autoencoder.decode, latent)
+    mpix = math.prod(clip.video_BCTHW.shape[2:]) / 1e6
+    return latent.cpu(), made.cpu(), {f"encode_mpix_s{suffix}": mpix / encode_s, f"decode_mpix_s{suffix}": mpix / decode_s}
+
+
+@torch.inference_mode()
+def measure(clips: list[Clip], settings: dict[str, AutoencoderSettings]) -> dict[str, Figures]:
+    found = {name: Figures() for name in settings}
+    distance = perceptual_distance()
+    for name, one in settings.items():
+        autoencoder = one.open()
+        through(autoencoder, clips[0], "cpu", "")  # the first time is slower
+        for clip in clips:
+            latent, made, speeds = through(autoencoder, clip, "cpu", "")
+            pair = made, clip.video_BCTHW
+            found[name].add(psnr=float(psnr_db(*pair)), ssim=float(ssim(*pair)), flicker=flicker(*pair), **speeds)
+            found[name].add(latents_per_pixel=latent.numel() / clip.video_BCTHW.numel())
+            if distance is not None:
+                found[name].add(lpips=distance(*pair))
+        if torch.cuda.is_available():
+            autoencoder = one.open("cuda")
+            for number, clip in enumerate([clips[0], *clips]):
+                _, _, speeds = through(autoencoder, clip, "cuda", "_gpu")
+                if number:
+                    found[name].add(**speeds)
+        print(f"{name}: {found[name].summary()}", file=sys.stderr, flush=True)
+    return found
+
+
+@torch.inference_mode()
+def picture(clips: list[Clip], settings: dict[str, AutoencoderSettings], path: str) -> None:
+    """The middle frame of the middle clip of a few files: source, linear16, causal16, and what each of the two gets wrong."""
+    files = list(dict.fromkeys(clip.file for clip in clips))
+    files = [files[index * len(files) // min(SHOWN, len(files))] for index in range(min(SHOWN, len(files)))]
+    shown = [name for name in ("linear16", "causal16") if name in settings]
+    autoencoders = {name: settings[name].open() for name in shown}
+    labels = ["source", *shown, *(f"{name} - source, x{GAIN}" for name in shown)]
+    rows = []
+    for file in files:
+        same = [clip for clip in clips if clip.file == file]
+        video_BCTHW = same[len(same) // 2].video_BCTHW
+        middle = video_BCTHW.shape[2] // 2
+        made = {name: one.decode(one.encode(video_BCTHW)) for name, one in autoencoders.items()}
+        source_HWC = pixels(video_BCTHW)[0, middle].numpy()
+        made_HWC = [pixels(value)[0, middle].numpy() for value in made.values()]
+        titles = [f"{label} {float(psnr_db(made[label], video_BCTHW)):.1f} dB" if label in made else label for label in labels]
+        titles[0] = file
+        cells = [source_HWC, *made_HWC, *(difference(source_HWC, one) for one in made_HWC)]
+        rows.append(side_by_side([_labelled(cell, title) for cell, title in zip(cells, titles, strict=True)]))
+    width = max(row.shape[1] for row in rows)
+    write_png(path, np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]))
+
+
+def _labelled(image_HWC: Pixels, title: str) -> Pixels:
+    canvas = Image.new("RGB", (image_HWC.shape[1], image_HWC.shape[0] + LABEL_HEIGHT), "white")
+    canvas.paste(Image.fromarray(image_HWC), (0, LABEL_HEIGHT))
+    ImageDraw.Draw(canvas).text((2, 4), title, fill="black", font=ImageFont.load_default(13))
+    return np.asarray(canvas)
+
+
+def readable(paths: list[Path], left_out: dict[str, str], spans_: int, size: int, frames: int) -> Iterator[Clip]:
+    for path in paths:
+        try:
+            yield from clips_of(path, spans_, size, frames)
+        except (DecodeError, ValueError) as error:
+            left_out[path.name] = f"{type(error).__name__}: {error}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(os.environ.get("WORLDLOOM_VIDEOS", ROOT.parent / "shared" / "videos")))
+    parser.add_argument("--causal", type=Path, default=SHIPPED, help="weights that train-autoencoder wrote; those shipped when not given")
+    parser.add_argument("--spans", type=int, default=3, help="clips a file, at most")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--frames", type=int, default=17)
+    parser.add_argument("--picture", help="PNG to write")
+    arguments = parser.parse_args()
+    settings = {"linear16": Linear(channels=16), "linear48": Linear(channels=48), "causal16": Causal(weights=str(arguments.causal))}
+    try:
+        settings["causal16"].identity()
+    except ValueError as error:
+        parser.error(f"--causal: {error}")
+    card = arguments.causal.with_suffix(".json")
+    trained_on = json.loads(card.read_text())["trained_on"] if card.is_file() else {}
+    if not card.is_file():
+        print(f"{card}: no card, so nothing is known of what causal was trained on, and all files are used", file=sys.stderr)
+    paths, left_out = footage(arguments.folder, trained_on)
+    clips = list(readable(paths, left_out, arguments.spans, arguments.size, arguments.frames))
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    if not clips:
+        raise SystemExit(f"{arguments.folder}: no footage that can be measured on; give a folder of videos that causal was not trained on")
+    if arguments.picture:
+        picture(clips, settings, arguments.picture)
+    found = measure(clips, settings)
+    files: list[dict[str, Any]] = []
+    for name in dict.fromkeys(clip.file for clip in clips):
+        places = [number for number, clip in enumerate(clips) if clip.file == name]
+        psnr = {kind: round(statistics.fmean(figures.values["psnr"][at] for at in places), 2) for kind, figures in found.items()}
+        files.append({"file": name, "clips": len(places), "psnr": psnr})
+    result: dict[str, Any] = {name: figures.summary() for name, figures in found.items()}
+    result["causal16_over_linear16_db"] = round(result["causal16"]["psnr"] - result["linear16"]["psnr"], 2)
+    result |= {"clips": len(clips), "card": card.is_file(), "threads": torch.get_num_threads(), "files": files, "left_out": left_out}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
