@@ -42,9 +42,9 @@ from pipelines.roundtrip import GAIN, difference, side_by_side
 from pipelines.video.decode import DecodeError, probe, read_span
 from pipelines.video.scale import Pixels
 from training.autoencoder import Autoencoder, AutoencoderSettings
-from training.autoencoder_training.losses import psnr_db, ssim
 from training.autoencoders.causal import Causal
 from training.autoencoders.linear import Linear
+from training.fidelity import psnr_db, ssim
 from training.sampling.media import write_png
 from training.sampling.tasks import pixels
 

@@ -20,12 +20,12 @@ from pipelines import cli, roundtrip
 from pipelines.roundtrip import GAP_WIDTH, Part, choose, difference, reconstructed, run_roundtrip, sampled
 from pipelines.video.decode import probe, read_span
 from training.autoencoder import AutoencoderSettings
-from training.autoencoder_training.losses import psnr_db, ssim
 from training.autoencoders._causal_network import PRESETS
 from training.autoencoders._causal_weights import Trained, new_network, write_trained
 from training.autoencoders.causal import Causal
 from training.autoencoders.diffusers import Diffusers
 from training.autoencoders.linear import Linear
+from training.fidelity import psnr_db, ssim
 from training.sampling.media import write_mp4
 
 WIDTH, HEIGHT = 64, 48
