@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from zlib_ng.zlib_ng import crc32
 
 from cluster import storage
 from training.data.byte_ranges import ByteRanges
@@ -26,8 +27,8 @@ from training.data.shards import BYTES_PER_VALUE, ShardInfo, checksum_of, parse_
 READERS = 4
 """Threads that read ahead."""
 
-MAX_LOCAL_GAP_BYTES, MAX_REMOTE_GAP_BYTES = 2**12, 2**18
-"""Most bytes between a latent and its tail latent that are read along with them. What an object store takes to begin an answer, some
+MAX_GAP_BYTES = 2**18
+"""Most bytes between a latent and its tail latent that are read along with them from an object store. What it takes to begin an answer, some
 10 ms, it would also take to send a few hundred kilobytes."""
 
 LOG = logging.getLogger(__name__)
@@ -135,27 +136,39 @@ class _OwnShard:
         self._width, self._tail_width = layout.widths["latent"], layout.widths["tail_latent"]
         self._shape, self._tail_shape = info.latent_shape, info.tail_shape
         self._is_local = storage.is_local(uri)
-        self._max_gap_bytes = MAX_LOCAL_GAP_BYTES if self._is_local else MAX_REMOTE_GAP_BYTES
 
     def read(self, row_group: int, row: int, count: int) -> list[StoredLatents]:
         """`count` rows that follow each other; of an object store in one request or two."""
         self._layout.check(self._uri, row_group, row + count - 1)
-        if self._is_local and count > 1:
+        if self._is_local:
             # A system call costs less than a larger allocation does.
-            return [self._samples(row_group, row + number, 1)[0] for number in range(count)]
+            return [self._one(row_group, row + number) for number in range(count)]
         return self._samples(row_group, row, count)
+
+    def _one(self, row_group: int, row: int) -> StoredLatents:
+        """`_samples` of one row of a local file, written out: threads take turns at what is not a system call, so each call counts."""
+        width, tail_width, starts = self._width, self._tail_width, self._layout.starts
+        # Arrow's allocator keeps what other threads give back; malloc returns it to the system, and a third of the time of reading then
+        # went into page faults.
+        data = memoryview(pa.allocate_buffer(width + tail_width))
+        self._ranges.read_into(self._uri, starts["latent"][row_group] + row * width, [data[:width]])
+        latent = torch.frombuffer(data, dtype=torch.bfloat16, count=width // BYTES_PER_VALUE).view(self._shape)
+        if not tail_width:
+            return StoredLatents(latent, None, crc32(data))
+        self._ranges.read_into(self._uri, starts["tail_latent"][row_group] + row * tail_width, [data[width:]])
+        tail = torch.frombuffer(data, dtype=torch.bfloat16, offset=width).view(self._tail_shape)
+        return StoredLatents(latent, tail, crc32(data))
 
     def _samples(self, row_group: int, row: int, count: int) -> list[StoredLatents]:
         width, tail_width = self._width, self._tail_width
         n_latent = count * width
-        # Latents, and after them tail latents. Arrow's allocator keeps what other threads give back; malloc returns it to the system, and
-        # a third of the time of reading then went into page faults.
+        # Latents, and after them tail latents.
         data = memoryview(pa.allocate_buffer(n_latent + count * tail_width)).cast("B")
         latent_at = self._layout.offset("latent", row_group, row)
         if tail_width:
             tail_at = self._layout.offset("tail_latent", row_group, row)
             gap = tail_at - latent_at - n_latent
-            if 0 <= gap <= self._max_gap_bytes:
+            if 0 <= gap <= MAX_GAP_BYTES:
                 self._ranges.read_into(self._uri, latent_at, [data[:n_latent], memoryview(bytearray(gap)), data[n_latent:]])
             else:
                 self._ranges.read_into(self._uri, latent_at, [data[:n_latent]])

@@ -174,7 +174,7 @@ def test_neighbouring_rows_of_an_object_store_are_one_request(shard: Path, monke
     assert len(CountedFile.requests) == 1
     backwards = list(reader.read_many(places[::-1]))
     assert [as_bytes(sample) for sample in backwards] == expected[::-1]
-    monkeypatch.setattr("training.data.shard_reader.MAX_REMOTE_GAP_BYTES", -1)
+    monkeypatch.setattr("training.data.shard_reader.MAX_GAP_BYTES", -1)
     apart = ShardReader("s3://bucket")
     monkeypatch.setattr(storage, "open_input", lambda uri: open_input(uri.replace("s3://bucket", str(shard.parent))))
     assert [as_bytes(sample) for sample in apart.read_many(places)] == expected
