@@ -43,7 +43,7 @@ SIZES = (256, 768)
 IMAGES = 0.2
 ASPECTS = {"16:9": 0.5, "4:3": 0.125, "1:1": 0.125, "3:4": 0.125, "9:16": 0.125}
 RANKS = (8, 64, 512)
-CELLS_PER_RANK = 4 * 76032 * PATCH**2
+CELLS_PER_RANK = 4 * 76230 * PATCH**2
 
 BATCH_SIZES = {256: {1: 130, 33: 14, 65: 10, 97: 7, 129: 6}, 768: {1: 38, 33: 6, 65: 4, 97: 3, 129: 2}}
 """Open-Sora 2's, stage 2: by size, of buckets of up to so many frames."""
@@ -84,7 +84,7 @@ def _cells(bucket: Bucket) -> int:
 def planned(samples: Mix, policy: Policy, ranks: int, steps: int) -> tuple[float, float, float]:
     """(idle share, milliseconds of planning a step, micro-steps a step) of one policy."""
     settings = PlanSettings(tokens_per_step=ranks * CELLS_PER_RANK, max_tokens_per_micro=CELLS_PER_RANK, policy=policy)
-    planner = Planner(samples.buckets, samples.cells.tolist(), settings, 0, SampleCosts(samples.flops, samples.tokens))
+    planner = Planner(samples.buckets, samples.cells.tolist(), settings, 0, SampleCosts.of_flops(samples.flops, samples.tokens.tolist()))
     start_s = time.perf_counter()
     planner.step(0)
     epoch_ms = (time.perf_counter() - start_s) * 1e3

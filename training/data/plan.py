@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat
 
 from cluster.config import Settings
-from cluster.storage import digest
 from training.data.costs import SampleCosts
 from training.data.deal import POLICIES, Policy, Samples
+from training.data.order import permutation
 from training.data.views import Bucket, by_bucket, factors_of
 
 Int64s = NDArray[np.int64]
@@ -92,7 +92,13 @@ class Planner:
         self._costs = costs or SampleCosts.of_tokens(n_tokens)
         factors = factors_of(settings.weights, names)
         self._buckets = [
-            Bucket(names[number], rows, _tokens_of(names[number], self._tokens[rows]), factors[number], permutation(len(rows), seed, 0, f"turns {names[number]}"))
+            Bucket(
+                names[number],
+                rows,
+                _tokens_of(names[number], self._tokens[rows]),
+                factors[number],
+                permutation(len(rows), seed, 0, f"turns {names[number]}"),
+            )
             for number, rows in enumerate(_rows_by_number(self._shapes, len(names)))
             if factors[number]
         ]
@@ -146,36 +152,37 @@ class Planner:
             return [1] * len(self._buckets)
         if settings.policy == "same":
             return [max(1, settings.tokens_per_step // bucket.tokens) for bucket in self._buckets]
-        means = [float(self._costs.flops_N[bucket.rows].mean()) for bucket in self._buckets]
-        most = max(float(self._costs.flops_N[bucket.rows].max()) for bucket in self._buckets)
-        limits = [settings.tokens_per_step if settings.max_tokens_per_micro is None else settings.max_tokens_per_micro] * len(means)
+        limit = settings.max_tokens_per_micro or settings.tokens_per_step
+        costs = [self._costs.by_formula_N[bucket.rows] for bucket in self._buckets]
+        dearest = max(int(cost.max()) for cost in costs)
         return [
-            max(1, min(int(most / mean), limit // bucket.tokens)) for bucket, mean, limit in zip(self._buckets, means, limits, strict=True)
+            max(1, min(dearest * len(cost) // int(cost.sum()), limit // bucket.tokens)) for bucket, cost in zip(self._buckets, costs, strict=True)
         ]
 
     def _plan(self, epoch: int) -> _Epoch:
         """The buckets' views shuffled and cut into groups, the groups shuffled, and cut into steps."""
-        samples, passes, sizes = [], [], []
-        for bucket, together in zip(self._buckets, self._together, strict=True):
-            rows, seen = bucket.views(epoch)
-            shuffle = permutation(len(rows), self._seed, epoch, bucket.name)
-            samples.append(rows[shuffle])
-            passes.append(seen[shuffle])
+        views = [bucket.views(epoch) for bucket in self._buckets]
+        samples, passes = (np.concatenate(columns) for columns in zip(*views, strict=True))
+        if self._settings.policy == "pack":
+            order = permutation(len(samples), self._seed, epoch, "steps")
+            starts = _even_cuts(self._tokens[samples[order]], self.steps_in(epoch))
+            return _Epoch(samples[order], passes[order], starts.tolist())
+        first = 0
+        shuffled, sizes = [], []
+        for bucket, (rows, _), together in zip(self._buckets, views, self._together, strict=True):
+            shuffled.append(first + permutation(len(rows), self._seed, epoch, bucket.name))
             sizes.append(_even_sizes(len(rows), -(-len(rows) // together)))
+            first += len(rows)
         sizes_G = np.concatenate(sizes)
-        firsts_G = sizes_G.cumsum() - sizes_G
         order_G = permutation(len(sizes_G), self._seed, epoch, "steps")
-        sizes_G, firsts_G = sizes_G[order_G], firsts_G[order_G]
-        # Place of every view of the shuffled groups in the views by bucket.
-        ends_G = sizes_G.cumsum()
-        places = np.arange(ends_G[-1]) + np.repeat(firsts_G - (ends_G - sizes_G), sizes_G)
-        ordered = np.concatenate(samples)[places]
-        if self._settings.policy == "same":
-            cuts = np.arange(len(sizes_G) + 1)
-        else:
-            tokens_G = np.add.reduceat(self._tokens[ordered], ends_G - sizes_G)
-            cuts = _even_cuts(tokens_G, self.steps_in(epoch))
-        return _Epoch(ordered, np.concatenate(passes)[places], np.append(0, ends_G)[cuts].tolist())
+        firsts_G = (sizes_G.cumsum() - sizes_G)[order_G]
+        sizes_G = sizes_G[order_G]
+        ends_G = np.append(0, sizes_G.cumsum())
+        # Views of the shuffled groups, one group after the other.
+        order = np.concatenate(shuffled)[np.arange(len(samples)) + np.repeat(firsts_G - ends_G[:-1], sizes_G)]
+        if self._settings.policy == "slot":
+            ends_G = ends_G[_even_cuts(sizes_G * self._tokens[samples[order[ends_G[:-1]]]], self.steps_in(epoch))]
+        return _Epoch(samples[order], passes[order], ends_G.tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,12 +214,6 @@ def _micro_batch(step: GlobalStep, places: Int64s) -> MicroBatch:
     return MicroBatch(tuple(step.samples[places].tolist()), tuple(step.passes[places].tolist()), (weight,) * len(places))
 
 
-def permutation(count: int, seed: int, epoch: int, purpose: str) -> Int64s:
-    """A permutation from the raw bits of Philox, which numpy keeps the same for ever, as it does not its own shuffles."""
-    key = int(digest(str(seed), str(epoch), purpose, size_bytes=16), 16)
-    return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
-
-
 def _even_sizes(count: int, parts: int) -> Int64s:
     """Sizes of `parts` parts of `count` things, which differ by one at most, larger ones first."""
     size, larger = divmod(count, parts) if parts else (0, 0)
@@ -227,11 +228,12 @@ def _even_cuts(amounts: Int64s, parts: int) -> Int64s:
     ends = amounts.cumsum()
     middles_twice = 2 * ends - amounts
     # Compared in whole numbers: parts * middle >= number * total.
-    cuts = np.searchsorted(middles_twice * parts, 2 * ends[-1] * np.arange(parts + 1))
-    cuts[-1] = len(amounts)
     number = np.arange(parts + 1)
+    cuts: Int64s = np.searchsorted(middles_twice * parts, 2 * ends[-1] * number)
+    cuts[-1] = len(amounts)
     cuts = np.maximum.accumulate(cuts - number) + number
-    return np.minimum(cuts, len(amounts) - parts + number)
+    np.minimum(cuts, len(amounts) - parts + number, out=cuts)
+    return cuts
 
 
 def _rows_by_number(numbers: Int64s, count: int) -> list[Int64s]:

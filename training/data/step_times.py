@@ -38,7 +38,7 @@ class Fit:
 
 
 def moments(n_micro: int, tokens: Sequence[int], seconds: float) -> list[float]:
-    """One rank's measurement of `n_micro` micro-steps, whose samples have `tokens`, in `seconds`; sums of these over ranks and steps are all a fit needs."""
+    """One rank's measurement: `n_micro` micro-steps, whose samples have `tokens`, took `seconds`. Sums over ranks and steps are all a fit needs."""
     row = float(n_micro), float(sum(tokens)), float(sum(count**2 for count in tokens)), seconds
     return [row[i] * row[j] for i, j in PAIRS]
 

@@ -47,6 +47,8 @@ class Bucket:
 
     def views(self, epoch: int) -> tuple[Int64s, Int64s]:
         """Row of every view in an epoch, and how often that sample was seen before; ordered by row."""
+        if self.factor == 1:
+            return self.rows, np.full(len(self.rows), epoch)
         before, after = self._seen(epoch), self._seen(epoch + 1)
         counts = after - before
         copy = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)

@@ -1,0 +1,36 @@
+"""Orders that are the same on every machine and with every version of numpy, several times as fast as a stable argsort.
+
+Each key takes its own place as its low bits, so that no two keys are equal, and sorting the keys sorts the places.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.storage import digest
+
+Int64s = NDArray[np.int64]
+
+
+def rising(values: Int64s) -> Int64s:
+    """Places of numbers from the least to the greatest, ties in order. The numbers are not negative and leave as many bits free as a place takes."""
+    bits = _place_bits(len(values))
+    assert not len(values) or (values.min() >= 0 and int(values.max()) < 2 ** (63 - bits)), bits
+    places: Int64s = np.sort(values << bits | np.arange(len(values))) & (2**bits - 1)
+    return places
+
+
+def falling(values: Int64s) -> Int64s:
+    """Places of numbers from the greatest to the least, ties in order, under the same condition."""
+    return rising(values.max() - values) if len(values) else np.zeros(0, np.int64)
+
+
+def permutation(count: int, seed: int, epoch: int, purpose: str) -> Int64s:
+    """A permutation from the raw bits of Philox, which numpy keeps the same for ever, as it does not its own shuffles."""
+    key = int(digest(str(seed), str(epoch), purpose, size_bytes=16), 16)
+    return rising((np.random.Philox(key=key).random_raw(count) >> np.uint64(_place_bits(count) + 1)).astype(np.int64))
+
+
+def _place_bits(count: int) -> int:
+    return max(count - 1, 0).bit_length()
