@@ -24,8 +24,8 @@ Policy = Literal["same", "slot", "pack"]
 
 SMALL, TINY = 128, 2048
 """Samples cheaper than a worker's mean share over this are poured over the workers instead of being dealt one after the other; tiny ones last."""
-CEILINGS = np.arange(48, 3, -1)
-"""Costs of a micro-batch that `slot` tries, in sixteenths of the dearest bucket's; among equals the first is taken, which has the fewest micro-steps."""
+CEILINGS = np.arange(24, 3, -1)
+"""Costs of a micro-batch that `slot` tries, in eighths of the dearest bucket's. Of equals it takes the first, which has the fewest micro-steps."""
 HEADROOMS = (8, 9)
 """Costs of a micro-step that `pack` tries, in eighths of an even share."""
 UNBOUNDED = 2**62
@@ -80,7 +80,7 @@ def slot(samples: Samples, world_size: int, limit: int | None) -> Deal:
     counts = np.diff(first, append=len(order))
     cost = np.add.reduceat(costs, first) // counts
     most = counts if limit is None else np.minimum(counts, limit // samples.tokens[order[first]])
-    ceilings = cost.max() * CEILINGS[:, None] // 16
+    ceilings = cost.max() * CEILINGS[:, None] // 8
     n_batches = -(-counts // np.clip(ceilings // cost, 1, most))
     dearest = cost * -(-counts // n_batches)
     by_cost = np.argsort(-dearest, axis=1, kind="stable")

@@ -27,9 +27,20 @@ def falling(values: Int64s) -> Int64s:
 
 
 def permutation(count: int, seed: int, epoch: int, purpose: str) -> Int64s:
-    """A permutation from the raw bits of Philox, which numpy keeps the same for ever, as it does not its own shuffles."""
+    """A permutation of 0 to `count - 1`."""
+    return shuffled_within(np.zeros(count, np.int64), seed, epoch, purpose)
+
+
+def shuffled_within(groups: Int64s, seed: int, epoch: int, purpose: str) -> Int64s:
+    """Places by group, those of one group in random order. Groups are small numbers, not negative.
+
+    By the raw bits of Philox, which numpy keeps the same for ever, as it does not its own shuffles: 33 of them a place, for a million places in a
+    thousand groups. Equal ones, which leave two places in order, are then expected for about one pair in 10^10.
+    """
+    bits = 63 - _place_bits(len(groups)) - int(groups.max(initial=0)).bit_length()
     key = int(digest(str(seed), str(epoch), purpose, size_bytes=16), 16)
-    return rising((np.random.Philox(key=key).random_raw(count) >> np.uint64(_place_bits(count) + 1)).astype(np.int64))
+    random = np.random.Philox(key=key).random_raw(len(groups)) >> np.uint64(64 - bits)
+    return rising(groups << bits | random.astype(np.int64))
 
 
 def _place_bits(count: int) -> int:

@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeFloat
 from cluster.config import Settings
 from training.data.costs import SampleCosts
 from training.data.deal import POLICIES, Policy, Samples
-from training.data.order import permutation
+from training.data.order import permutation, shuffled_within
 from training.data.views import Bucket, by_bucket, factors_of
 
 Int64s = NDArray[np.int64]
@@ -167,19 +167,16 @@ class Planner:
             order = permutation(len(samples), self._seed, epoch, "steps")
             starts = _even_cuts(self._tokens[samples[order]], self.steps_in(epoch))
             return _Epoch(samples[order], passes[order], starts.tolist())
-        first = 0
-        shuffled, sizes = [], []
-        for bucket, (rows, _), together in zip(self._buckets, views, self._together, strict=True):
-            shuffled.append(first + permutation(len(rows), self._seed, epoch, bucket.name))
-            sizes.append(_even_sizes(len(rows), -(-len(rows) // together)))
-            first += len(rows)
-        sizes_G = np.concatenate(sizes)
+        counts = np.array([len(rows) for rows, _ in views])
+        n_groups = -(-counts // np.array(self._together))
+        sizes_G = _even_sizes(counts, n_groups)
         order_G = permutation(len(sizes_G), self._seed, epoch, "steps")
         firsts_G = (sizes_G.cumsum() - sizes_G)[order_G]
         sizes_G = sizes_G[order_G]
         ends_G = np.append(0, sizes_G.cumsum())
         # Views of the shuffled groups, one group after the other.
-        order = np.concatenate(shuffled)[np.arange(len(samples)) + np.repeat(firsts_G - ends_G[:-1], sizes_G)]
+        shuffled = shuffled_within(np.repeat(np.arange(len(counts)), counts), self._seed, epoch, "buckets")
+        order = shuffled[np.arange(len(samples)) + np.repeat(firsts_G - ends_G[:-1], sizes_G)]
         if self._settings.policy == "slot":
             ends_G = ends_G[_even_cuts(sizes_G * self._tokens[samples[order[ends_G[:-1]]]], self.steps_in(epoch))]
         return _Epoch(samples[order], passes[order], ends_G.tolist())
@@ -214,10 +211,11 @@ def _micro_batch(step: GlobalStep, places: Int64s) -> MicroBatch:
     return MicroBatch(tuple(step.samples[places].tolist()), tuple(step.passes[places].tolist()), (weight,) * len(places))
 
 
-def _even_sizes(count: int, parts: int) -> Int64s:
-    """Sizes of `parts` parts of `count` things, which differ by one at most, larger ones first."""
-    size, larger = divmod(count, parts) if parts else (0, 0)
-    return size + (np.arange(parts) < larger).astype(np.int64)
+def _even_sizes(counts: Int64s, parts: Int64s) -> Int64s:
+    """Sizes of the parts of each count, which differ by one at most, larger ones first; no parts where a count is 0."""
+    size, larger = np.divmod(counts, np.maximum(parts, 1))
+    number = np.arange(parts.sum()) - np.repeat(parts.cumsum() - parts, parts)
+    return np.repeat(size, parts) + (number < np.repeat(larger, parts))
 
 
 def _even_cuts(amounts: Int64s, parts: int) -> Int64s:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from training.data import deal
 from training.data.costs import forward_flops
 from training.data.deal import Samples, pack, same, slot
-from training.data.order import falling, permutation, rising
+from training.data.order import falling, permutation, rising, shuffled_within
 
 
 def samples_of(sizes: list[int], shapes: list[int] | None = None) -> Samples:
@@ -139,6 +139,13 @@ def test_orders_are_those_of_a_stable_sort(values: list[int]) -> None:
     numbers = np.array(values, np.int64)
     assert rising(numbers).tolist() == np.argsort(numbers, kind="stable").tolist()
     assert falling(numbers).tolist() == np.argsort(-numbers, kind="stable").tolist()
+
+
+@given(st.lists(st.integers(0, 5), max_size=60), st.integers(0, 9))
+def test_groups_stay_together_when_their_places_are_shuffled(groups: list[int], seed: int) -> None:
+    order = shuffled_within(np.array(groups, np.int64), seed, 0, "").tolist()
+    assert sorted(order) == list(range(len(groups)))
+    assert [groups[place] for place in order] == sorted(groups)
 
 
 @given(st.integers(0, 300), st.integers(0, 9))
