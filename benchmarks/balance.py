@@ -3,20 +3,24 @@
     python -m benchmarks.balance [--samples 200000] [--steps 60]
 
 Nothing is trained: a sample costs its forward FLOPs, and all workers wait for the dearest one in every micro-step. Idle share is
-1 - sum(cost) / (ranks * sum over micro-steps of the dearest rank's cost).
+1 - sum(cost) / (ranks * sum over micro-steps of the dearest rank's cost), over an epoch's steps, but `--steps` of them at most.
 
 The mix is like that of stage 2 of Open-Sora 2: sizes of 256 and 768 px in five aspects, 1 and 5, 9, ... 129 frames, as in its shipped
-`configs/diffusion/train/stage2.py`. How many samples each has is not published: here half are of either size, a fifth are images, all numbers
-of frames are equally frequent, and of the aspects 16:9 has a half and the others an eighth each. Captions have 20 to 300 tokens. The model is XL
-(28 layers, 1152 wide, patches of 2 x 2), the autoencoder 4 x 8 x 8, so samples have 256 to 77,000 tokens and costs of 1 to 3,600.
+`configs/diffusion/train/stage2.py`. How many samples each has is not published: here half are of either size, a fifth are images, all other
+numbers of frames are equally frequent, and of the aspects 16:9 has a half and the others an eighth each. Captions have 20 to 300 tokens. The
+model is XL (28 layers, 1152 wide, patches of 2 x 2), the autoencoder 4 x 8 x 8, so samples have 256 to 76,230 tokens, and the dearest costs
+3,300 times the cheapest.
 
-A global step has 4 * 76,032 tokens a rank (four of the dearest samples, `tokens_per_step`), a rank holds as many at once at most
-(`max_tokens_per_micro`). The sum over all steps simulated is told, an epoch's or `--steps` of them.
+A rank holds four of the longest samples at once at most (305,000 tokens, `max_tokens_per_micro`). A global step has `tokens_per_step` of two of
+them a rank, which `pack` does in one micro-step. `slot`, which balances by sorting, needs several, so its steps have eight of them a rank
+(about 8 micro-steps); `pack_8` is `pack` with the same. `tight` is `pack` with steps of four and room for one and a half: memory, not cost, then
+decides what goes together.
 
 `random` is Open-Sora's way: in every micro-step each rank draws a bucket, in proportion to its number of batches, with the batch size that
 its configuration has for the bucket's size and length.
 
-`plan_ms` is what one rank takes for a step: planning the epoch, divided by its steps, and dealing the step; the median of the steps.
+`plan_ms` is the CPU time that one rank takes for a step, all of it on the loader's thread: planning the epoch, divided by its steps, and dealing
+the step, of which the median is taken. `padding` is the share of tokens that are none of a sample's: batches are lists of samples.
 """
 
 from __future__ import annotations
@@ -43,10 +47,38 @@ SIZES = (256, 768)
 IMAGES = 0.2
 ASPECTS = {"16:9": 0.5, "4:3": 0.125, "1:1": 0.125, "3:4": 0.125, "9:16": 0.125}
 RANKS = (8, 64, 512)
-CELLS_PER_RANK = 4 * 76230 * PATCH**2
+LONGEST_CELLS = 76230 * PATCH**2
 
 BATCH_SIZES = {256: {1: 130, 33: 14, 65: 10, 97: 7, 129: 6}, 768: {1: 38, 33: 6, 65: 4, 97: 3, 129: 2}}
 """Open-Sora 2's, stage 2: by size, of buckets of up to so many frames."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is simulated: tokens of a step a rank and room of a rank, both in samples of the longest kind."""
+
+    policy: Policy
+    step: float
+    room: float
+
+
+CASES = {
+    "pack": Case("pack", 2, 4),
+    "slot": Case("slot", 8, 4),
+    "same": Case("same", 2, 4),
+    "pack_8": Case("pack", 8, 4),
+    "tight": Case("pack", 4, 1.5),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """Means over the steps of a case."""
+
+    idle: float
+    plan_ms: float
+    n_micro: float
+    n_samples: float
 
 
 @dataclass(frozen=True)
@@ -81,25 +113,26 @@ def _cells(bucket: Bucket) -> int:
     return (1 + (bucket.frames - 1) // TIME_FACTOR) * (bucket.height // SPACE_FACTOR) * (bucket.width // SPACE_FACTOR)
 
 
-def planned(samples: Mix, policy: Policy, ranks: int, steps: int) -> tuple[float, float, float]:
-    """(idle share, milliseconds of planning a step, micro-steps a step) of one policy."""
-    settings = PlanSettings(tokens_per_step=ranks * CELLS_PER_RANK, max_tokens_per_micro=CELLS_PER_RANK, policy=policy)
+def simulated(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
+    limit = int(case.room * LONGEST_CELLS)
+    settings = PlanSettings(tokens_per_step=int(ranks * case.step * LONGEST_CELLS), max_tokens_per_micro=limit, policy=case.policy)
     planner = Planner(samples.buckets, samples.cells.tolist(), settings, 0, SampleCosts.of_flops(samples.flops, samples.tokens.tolist()))
-    start_s = time.perf_counter()
+    start_s = time.thread_time()
     planner.step(0)
-    epoch_ms = (time.perf_counter() - start_s) * 1e3
-    busy = longest = 0.0
-    step_ms, n_micro = [], 0
+    epoch_ms = (time.thread_time() - start_s) * 1e3
+    busy = longest = n_micro = n_samples = 0
+    step_ms = []
     chosen = range(min(steps, planner.steps_in(0)))
     for index in chosen:
-        start_s = time.perf_counter()
+        start_s = time.thread_time()
         step = planner.step(index)
-        share(step, ranks - 1, ranks)
-        step_ms.append((time.perf_counter() - start_s) * 1e3)
-        deal = POLICIES[policy](step.dealt, ranks, CELLS_PER_RANK)
-        loads = np.bincount(deal.micro * ranks + deal.rank, step.dealt.costs, deal.n_micro * ranks).reshape(-1, ranks)
-        busy, longest, n_micro = busy + loads.sum(), longest + loads.max(axis=1).sum(), n_micro + deal.n_micro
-    return 1 - busy / (ranks * longest), epoch_ms / planner.steps_in(0) + statistics.median(step_ms), n_micro / len(chosen)
+        micros = share(step, ranks - 1, ranks)
+        step_ms.append((time.thread_time() - start_s) * 1e3)
+        loads = POLICIES[case.policy](step.dealt, ranks, limit).loads(step.dealt.costs, ranks)
+        busy, longest = busy + int(loads.sum()), longest + int(loads.max(axis=1).sum())
+        n_micro, n_samples = n_micro + len(micros), n_samples + len(step.samples)
+    plan_ms = epoch_ms / planner.steps_in(0) + statistics.median(step_ms)
+    return Result(1 - busy / (ranks * longest), plan_ms, n_micro / len(chosen), n_samples / len(chosen))
 
 
 def at_random(samples: Mix, ranks: int, micro_steps: int) -> float:
@@ -121,15 +154,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args(arguments)
     samples = mix(options.samples)
-    policies: tuple[Policy, ...] = ("pack", "slot", "same")
-    found = {policy: {ranks: planned(samples, policy, ranks, options.steps) for ranks in RANKS} for policy in policies}
-    for policy, by_ranks in found.items():
-        for ranks, (idle, plan_ms, n_micro) in by_ranks.items():
-            print(f"{policy}, {ranks} ranks: idle {idle:.2%}, {n_micro:.1f} micro-steps a step, planning {plan_ms:.2f} ms a step and rank")
-    result: dict[str, object] = {policy: {str(ranks): round(one[0], 4) for ranks, one in by_ranks.items()} for policy, by_ranks in found.items()}
+    found = {name: {ranks: simulated(samples, case, ranks, options.steps) for ranks in RANKS} for name, case in CASES.items()}
+    for name, by_ranks in found.items():
+        for ranks, one in by_ranks.items():
+            print(
+                f"{name}, {ranks} ranks: idle {one.idle:.2%}, {one.n_samples:,.0f} samples and {one.n_micro:.1f} micro-steps a step, "
+                f"planning {one.plan_ms:.2f} ms a step and rank"
+            )
+    result: dict[str, object] = {name: {str(ranks): round(one.idle, 4) for ranks, one in by_ranks.items()} for name, by_ranks in found.items()}
     result["random"] = {str(ranks): round(at_random(samples, ranks, 1000), 4) for ranks in RANKS}
     result["padding"] = 0.0
-    result["plan_ms"] = {policy: {str(ranks): round(one[1], 3) for ranks, one in by_ranks.items()} for policy, by_ranks in found.items()}
+    result["plan_ms"] = {name: {str(ranks): round(one.plan_ms, 3) for ranks, one in by_ranks.items()} for name, by_ranks in found.items()}
     print(json.dumps(result))
 
 
