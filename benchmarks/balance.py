@@ -20,7 +20,8 @@ decides what goes together.
 its configuration has for the bucket's size and length.
 
 `plan_ms` is the CPU time that one rank takes for a step, all of it on the loader's thread: planning the epoch, divided by its steps, and dealing
-the step, of which the median is taken. `padding` is the share of tokens that are none of a sample's: batches are lists of samples.
+the step, of which the median is taken. `stand_ins` is the share of micro-batches that only keep a
+rank in step with the others. Nothing is padded in any case: batches are lists of samples.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Result:
     plan_ms: float
     n_micro: float
     n_samples: float
+    stand_ins: float
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def simulated(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
     start_s = time.thread_time()
     planner.step(0)
     epoch_ms = (time.thread_time() - start_s) * 1e3
-    busy = longest = n_micro = n_samples = 0
+    busy = longest = n_micro = n_samples = stand_ins = 0
     step_ms = []
     chosen = range(min(steps, planner.steps_in(0)))
     for index in chosen:
@@ -130,9 +132,10 @@ def simulated(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
         step_ms.append((time.thread_time() - start_s) * 1e3)
         loads = POLICIES[case.policy](step.dealt, ranks, limit).loads(step.dealt.costs, ranks)
         busy, longest = busy + int(loads.sum()), longest + int(loads.max(axis=1).sum())
+        stand_ins += int((loads == 0).sum())
         n_micro, n_samples = n_micro + len(micros), n_samples + len(step.samples)
     plan_ms = epoch_ms / planner.steps_in(0) + statistics.median(step_ms)
-    return Result(1 - busy / (ranks * longest), plan_ms, n_micro / len(chosen), n_samples / len(chosen))
+    return Result(1 - busy / (ranks * longest), plan_ms, n_micro / len(chosen), n_samples / len(chosen), stand_ins / (n_micro * ranks))
 
 
 def at_random(samples: Mix, ranks: int, micro_steps: int) -> float:
@@ -163,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
     result: dict[str, object] = {name: {str(ranks): round(one.idle, 4) for ranks, one in by_ranks.items()} for name, by_ranks in found.items()}
     result["random"] = {str(ranks): round(at_random(samples, ranks, 1000), 4) for ranks in RANKS}
-    result["padding"] = 0.0
+    result["stand_ins"] = {name: {str(ranks): round(one.stand_ins, 4) for ranks, one in by_ranks.items()} for name, by_ranks in found.items()}
     result["plan_ms"] = {name: {str(ranks): round(one.plan_ms, 3) for ranks, one in by_ranks.items()} for name, by_ranks in found.items()}
     print(json.dumps(result))
 

@@ -26,8 +26,10 @@ SMALL, TINY = 128, 2048
 """Samples cheaper than a worker's mean share over this are poured over the workers instead of being dealt one after the other; tiny ones last."""
 CEILINGS = np.arange(24, 3, -1)
 """Costs of a micro-batch that `slot` tries, in eighths of the dearest bucket's. Of equals it takes the first, which has the fewest micro-steps."""
-HEADROOMS = (8, 9)
-"""Costs of a micro-step that `pack` tries, in eighths of an even share."""
+HEADROOM = 9
+"""Eighths of an even share that `pack` fills a worker to: at exactly an even share, samples of half of it just do not fit twice."""
+GOOD_IDLE = 50
+"""An idle share of one part in so many is good enough for `pack` to look no further."""
 UNBOUNDED = 2**62
 
 
@@ -100,22 +102,26 @@ def slot(samples: Samples, world_size: int, limit: int | None) -> Deal:
 
 
 def pack(samples: Samples, world_size: int, limit: int | None) -> Deal:
-    """Several samples of any shapes a worker and micro-step, in as few micro-steps as the limit of tokens allows, or about.
+    """Several samples of any shapes a worker and micro-step, in about as few micro-steps as the limit of tokens allows.
 
-    With room for all at once this is one micro-step. Otherwise a few ways of dividing the samples are tried, and the one is taken whose
-    micro-steps take the least time.
+    With room for all at once this is one micro-step. Otherwise there are two ways of dividing the samples; the second is tried where the first
+    leaves workers idle, and the better one is taken.
     """
     if limit is None or int(samples.tokens.sum()) <= world_size * limit:
-        return _pack(samples, world_size, limit, True, HEADROOMS[0])
-    ways = [_pack(samples, world_size, limit, whole, headroom) for whole in (True, False) for headroom in HEADROOMS]
-    return min(ways, key=lambda deal: int(deal.loads(samples.costs, world_size).max(axis=1).sum()))
+        return _pack(samples, world_size, limit, True)
+    first = _pack(samples, world_size, limit, True)
+    seconds = int(first.loads(samples.costs, world_size).max(axis=1).sum())
+    if (GOOD_IDLE - 1) * world_size * seconds <= GOOD_IDLE * int(samples.costs.sum()):
+        return first
+    second = _pack(samples, world_size, limit, False)
+    return second if int(second.loads(samples.costs, world_size).max(axis=1).sum()) < seconds else first
 
 
-def _pack(samples: Samples, world_size: int, limit: int | None, whole: bool, headroom: int) -> Deal:
+def _pack(samples: Samples, world_size: int, limit: int | None, whole: bool) -> Deal:
     """Micro-steps filled one after the other, from the dearest sample down.
 
     In each, all workers are filled to the same cost: an even share of what is left over as many micro-steps as its memory takes (a whole
-    number of them, or a fraction, which leaves little for the last), times `headroom` / 8; but no less than the dearest sample's. What does
+    number of them; or a fraction, which leaves little for the last), and some headroom; but no less than the dearest sample's. What does
     not fit waits for the next micro-step.
     """
     rank, micro = np.zeros_like(samples.costs), np.zeros_like(samples.costs)
@@ -127,7 +133,7 @@ def _pack(samples: Samples, world_size: int, limit: int | None, whole: bool, hea
         ceiling = UNBOUNDED
         if limit is not None and size > world_size * limit:
             even = total // (world_size * -(-size // (world_size * limit))) if whole else total * limit // size
-            ceiling = max(int(costs[0]), even * headroom // 8)
+            ceiling = max(int(costs[0]), even * HEADROOM // 8)
         placed = _fill(costs, tokens, world_size, limit, ceiling)
         here = placed >= 0
         rank[left[here]], micro[left[here]] = placed[here], n_micro

@@ -17,7 +17,11 @@ def rising(values: Int64s) -> Int64s:
     """Places of numbers from the least to the greatest, ties in order. The numbers are not negative and leave as many bits free as a place takes."""
     bits = _place_bits(len(values))
     assert not len(values) or (values.min() >= 0 and int(values.max()) < 2 ** (63 - bits)), bits
-    places: Int64s = np.sort(values << bits | np.arange(len(values))) & (2**bits - 1)
+    # In place: a new array of a million numbers costs more than what is done with it.
+    places: Int64s = values << bits
+    places |= np.arange(len(values))
+    places.sort()
+    places &= 2**bits - 1
     return places
 
 
@@ -39,8 +43,11 @@ def shuffled_within(groups: Int64s, seed: int, epoch: int, purpose: str) -> Int6
     """
     bits = 63 - _place_bits(len(groups)) - int(groups.max(initial=0)).bit_length()
     key = int(digest(str(seed), str(epoch), purpose, size_bytes=16), 16)
-    random = np.random.Philox(key=key).random_raw(len(groups)) >> np.uint64(64 - bits)
-    return rising(groups << bits | random.astype(np.int64))
+    random = np.random.Philox(key=key).random_raw(len(groups))
+    random >>= np.uint64(64 - bits)
+    keys: Int64s = random.view(np.int64)
+    keys |= groups << bits
+    return rising(keys)
 
 
 def _place_bits(count: int) -> int:

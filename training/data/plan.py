@@ -165,8 +165,8 @@ class Planner:
         samples, passes = (np.concatenate(columns) for columns in zip(*views, strict=True))
         if self._settings.policy == "pack":
             order = permutation(len(samples), self._seed, epoch, "steps")
-            starts = _even_cuts(self._tokens[samples[order]], self.steps_in(epoch))
-            return _Epoch(samples[order], passes[order], starts.tolist())
+            samples = samples[order]
+            return _Epoch(samples, passes[order], _even_cuts(self._tokens[samples], self.steps_in(epoch)).tolist())
         counts = np.array([len(rows) for rows, _ in views])
         n_groups = -(-counts // np.array(self._together))
         sizes_G = _even_sizes(counts, n_groups)
@@ -223,11 +223,12 @@ def _even_cuts(amounts: Int64s, parts: int) -> Int64s:
 
     A thing goes to the part its middle lies in, so a part of several things is off the mean by less than one of them.
     """
-    ends = amounts.cumsum()
-    middles_twice = 2 * ends - amounts
-    # Compared in whole numbers: parts * middle >= number * total.
     number = np.arange(parts + 1)
-    cuts: Int64s = np.searchsorted(middles_twice * parts, 2 * ends[-1] * number)
+    twice = 2 * amounts.cumsum()
+    total_twice = twice[-1]
+    twice -= amounts
+    # Twice the middles, so that they are whole numbers.
+    cuts: Int64s = np.searchsorted(twice, -(-total_twice * number // parts))
     cuts[-1] = len(amounts)
     cuts = np.maximum.accumulate(cuts - number) + number
     np.minimum(cuts, len(amounts) - parts + number, out=cuts)
