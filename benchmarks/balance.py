@@ -8,8 +8,8 @@ Nothing is trained: a sample costs its forward FLOPs, and all workers wait for t
 The mix is like that of stage 2 of Open-Sora 2: sizes of 256 and 768 px in five aspects, 1 and 5, 9, ... 129 frames, as in its shipped
 `configs/diffusion/train/stage2.py`. How many samples each has is not published: here half are of either size, a fifth are images, all other
 numbers of frames are equally frequent, and of the aspects 16:9 has a half and the others an eighth each. Captions have 20 to 300 tokens. The
-model is XL (28 layers, 1152 wide, patches of 2 x 2), the autoencoder 4 x 8 x 8, so samples have 256 to 76,230 tokens, and the dearest costs
-3,300 times the cheapest.
+model is XL (28 layers, 1152 wide, patches of 2 x 2), the autoencoder 4 x 8 x 8, so samples have 252 to 76,230 tokens, and the dearest costs
+3,000 times the cheapest.
 
 A rank holds four of the longest samples at once at most (305,000 tokens, `max_tokens_per_micro`). A global step has `tokens_per_step` of two of
 them a rank, which `pack` does in one micro-step. `slot`, which balances by sorting, needs several, so its steps have eight of them a rank
