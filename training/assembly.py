@@ -11,10 +11,13 @@ from captioning.encoder import TextEncoderSettings
 from cluster.plugins import build
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
+from training.data.costs import SampleCosts, forward_flops
 from training.data.loader import Dataset
 from training.data.plan import Planner
+from training.data.step_times import StepTimes
 from training.export import ModelCard
 from training.model import VideoModel
+from training.models.dit import DiT
 from training.sampling.provenance import version
 from training.settings import TrainSettings
 from training.step import Task
@@ -34,9 +37,22 @@ def task_of(settings: TrainSettings, dataset: Dataset, seed: int) -> Task:
     )
 
 
-def planner_of(dataset: Dataset, settings: TrainSettings, seed: int) -> Planner:
-    """Which samples of the data set make up which step."""
-    return Planner(dataset.table["bucket"].to_pylist(), dataset.table["n_tokens"].to_pylist(), settings.batch, seed)
+def planner_of(dataset: Dataset, settings: TrainSettings, seed: int, times: StepTimes | None = None) -> Planner:
+    """Which samples of the data set make up which step, and who computes them: by arithmetic, or by `times` where they are given."""
+    table, info = dataset.table, dataset.info
+    buckets, n_text = table["bucket"].to_pylist(), table["n_text"].to_numpy()
+    tokens_of = {name: settings.model.tokens(*latent_size(name, info.time_factor, info.space_factor)) for name in set(buckets)}
+    tokens = [tokens_of[name] for name in buckets]
+    model = settings.model
+    assert isinstance(model, DiT)
+    flops = forward_flops(tokens, n_text, model.depth, model.dim, model.mlp_ratio)
+    return Planner(buckets, table["n_tokens"].to_pylist(), settings.batch, seed, SampleCosts.of_flops(flops, tokens, times))
+
+
+def latent_size(bucket: str, time_factor: int, space_factor: int) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a bucket `WIDTHxHEIGHTxFRAMES`."""
+    width, height, frames = (int(number) for number in bucket.split("x"))
+    return 1 + (frames - 1) // time_factor, height // space_factor, width // space_factor
 
 
 def initial_model(settings: TrainSettings, channels: int, text_dim: int, seed: int) -> VideoModel:

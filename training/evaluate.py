@@ -36,9 +36,11 @@ class Validation:
             return {}
         loss, weight = 0.0, 0.0
         engine = self._engine
-        planner = planner_of(self._dataset, self._settings, seed=0)
+        # Weights of buckets are for training: here each sample counts once.
+        plan = self._settings.batch.model_copy(update={"weights": {}})
+        planner = planner_of(self._dataset, self._settings.model_copy(update={"batch": plan}), seed=0)
         with Loader(self._dataset, planner, engine.rank, engine.world_size, 0) as loader, torch.no_grad():
-            for _, batches in itertools.islice(loader, planner.steps_per_epoch):
+            for _, batches in itertools.islice(loader, planner.steps_in(0)):
                 for batch in batches:
                     loss += self._loss(batch)
                     weight += float(batch.weights.sum())
@@ -46,5 +48,5 @@ class Validation:
         return {"val_loss": loss / weight}
 
     def _loss(self, batch: Batch) -> float:
-        inputs = prepare(self._task, batch.latent_BCTHW, batch.texts, batch.uids, batch.fps, EPOCH, self._engine.device)
+        inputs = prepare(self._task, torch.stack(batch.latents), batch.texts, batch.uids, batch.fps, EPOCH, self._engine.device)
         return float((losses(self._engine.forward, inputs) * batch.weights.to(self._engine.device)).sum())

@@ -19,6 +19,7 @@ from training import checkpoint
 from training.assembly import card_of, initial_model, planner_of, task_of
 from training.checkpoint import Checkpoint
 from training.data.loader import Batch, Dataset, Loader
+from training.data.step_times import StepTimes, moments
 from training.ema import Ema
 from training.engine import Engine, open_engine
 from training.evaluate import Validation
@@ -77,7 +78,8 @@ def _steps(
     validation = Validation(manifest_uri, settings, task, engine) if settings.validate_every else None
     reached: Checkpoint | None = None
     with contextlib.ExitStack() as stack:
-        planner = planner_of(dataset, settings, task.seed)
+        times = StepTimes(start_step) if settings.batch.refit else None
+        planner = planner_of(dataset, settings, task.seed, times)
         loader = stack.enter_context(Loader(dataset, planner, engine.rank, engine.world_size, start_step, captions=settings.captions, seed=task.seed))
         metrics = stack.enter_context(contextlib.closing(Metrics(run_uri, start_step, settings.log_every))) if engine.rank == 0 else None
         stop_asked = stack.enter_context(stop_signals())
@@ -91,6 +93,9 @@ def _steps(
             ema.update(engine.shards(), step)
             done = step + 1
             record["step_s"] = time.perf_counter() - asked_s
+            if times:
+                tokens = [task.model.tokens(*latent.shape[1:]) for batch in batches for latent in batch.latents]
+                times.add(step, engine.sum(moments(len(batches), tokens, record["step_s"] - record["data_wait_s"])))
             record["tokens_per_s"] = record["tokens"] / record["step_s"]
             if validation and (done % settings.validate_every == 0 or done == settings.steps):
                 record |= validation.record()
@@ -112,12 +117,14 @@ def take_step(settings: TrainSettings, task: Task, engine: Engine, step: int, ba
     The loss is the mean over the samples of all ranks and micro-steps, each weighing the same, so it does not depend on
     how many workers share the step.
     """
-    n_tokens = sum(task.model.tokens(*batch.latent_BCTHW.shape[2:]) * int((batch.weights > 0).sum()) for batch in batches)
+    n_tokens = sum(
+        task.model.tokens(*latent.shape[1:]) for batch in batches for latent, weight in zip(batch.latents, batch.weights, strict=True) if weight > 0
+    )
     weight, tokens, stopping = engine.sum([sum(float(batch.weights.sum()) for batch in batches), n_tokens, stop])
     local_loss = 0.0
     bad: list[str] = []
     for position, batch in enumerate(batches):
-        inputs = prepare(task, batch.latent_BCTHW, batch.texts, batch.uids, batch.fps, batch.epoch, engine.device)
+        inputs = prepare(task, torch.stack(batch.latents), batch.texts, batch.uids, batch.fps, batch.epoch, engine.device)
         losses_B = losses(engine.forward, inputs)
         share_B = batch.weights.to(engine.device) / weight
         # A sample of weight 0 only keeps ranks in step; times 0 would not silence a NaN, so it is left out.

@@ -157,7 +157,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sample(manifest: s
 
     def poison(settings: Any, task: Any, engine: Any, step: int, batches: Any, *rest: Any) -> bool:
         if step == 5:
-            batches[0].latent_BCTHW[0, 0, 0, 0, 0] = float("nan")
+            batches[0].latents[0][0, 0, 0, 0] = float("nan")
             poisoned.append(batches[0].uids[0])
         return take_step(settings, task, engine, step, batches, *rest)
 
@@ -173,6 +173,19 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sample(manifest: s
 def test_micro_batches_and_their_number_do_not_change_the_loss(undisturbed: run.TrainResult, manifest: str, tmp_path: Path) -> None:
     small = train(manifest, tmp_path, batch=PlanSettings(tokens_per_step=200, max_tokens_per_micro=40))
     assert small.losses == pytest.approx(undisturbed.losses, abs=1e-4)
+
+
+def test_slots_of_several_buckets_a_step_resume_bit_for_bit_and_dealing_by_times_changes_no_sample(manifest: str, tmp_path: Path) -> None:
+    """Stopped after step 7 of 20, inside an epoch; the weight makes passes of images differ from epochs."""
+    plan = PlanSettings(tokens_per_step=300, max_tokens_per_micro=60, policy="slot", weights={"*x1": 1.5})
+    whole = train(manifest, tmp_path / "whole", steps=20, batch=plan)
+    stopped = train(manifest, tmp_path / "stopped", steps=7, batch=plan)
+    resumed = train(manifest, tmp_path / "stopped", steps=20, batch=plan)
+    assert stopped.losses == whole.losses[:7]
+    assert resumed.losses == whole.losses
+    assert read_card(resumed.export_uri).weights == read_card(whole.export_uri).weights
+    timed = train(manifest, tmp_path / "timed", steps=20, batch=plan.model_copy(update={"refit": True}))
+    assert timed.losses == pytest.approx(whole.losses, abs=1e-4)
 
 
 def test_several_workers_need_ray(manifest: str, tmp_path: Path) -> None:

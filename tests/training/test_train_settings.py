@@ -26,6 +26,8 @@ def test_defaults_and_round_trip() -> None:
         ("{steps: 10, warmup_steps: 8, decay_steps: 4}", "warmup_steps 8 \\+ decay_steps 4 exceed the 10 steps"),
         ("betas: [0.9, 1.0]", r"betas \[0.9, 1.0\] must lie"),
         ("zero_stage: 4", "zero_stage"),
+        ("batch: {policy: random}", "policy"),
+        ("batch: {weights: {'*x1': -1}}", "greater than or equal to 0"),
         ("model: {name: dit, deph: 3}", "unknown key 'deph'; did you mean 'depth'"),
         ("model: dot", "unknown name 'dot'; did you mean 'dit'"),
         ("conditioning: {none: 0.5}", "the shares must sum to 1"),

@@ -1,7 +1,8 @@
-"""From a manifest to batches: one rank's samples of each step, read ahead and checked."""
+"""From a manifest to micro-batches: one rank's samples of each step, read ahead and checked."""
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +24,6 @@ from training.data.plan import MicroBatch, Planner, share
 from training.data.shard_reader import READERS, ShardReader
 from training.data.shards import DatasetInfo, read_manifest, tables_root
 from training.data.texts import TextReader
-
-# Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns.
 
 Split = Literal["train", "val", "test"]
 
@@ -51,10 +50,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: samples of one shape."""
+    """A micro-batch of B samples, whose shapes may differ; in pinned memory where there is CUDA."""
 
-    latent_BCTHW: Tensor
-    """float32."""
+    latents: list[Tensor]
+    """float32 `[C, t, h, w]` of each sample."""
     texts: list[Tensor]
     """Embedding of each caption, float32 `[n, D]`, unpadded."""
     uids: list[str]
@@ -62,24 +61,26 @@ class Batch:
     """float32 `[B]`: 1 for a sample, 0 for a repeated one that counts for nothing; see `training.data.plan.MicroBatch`."""
     fps: Tensor
     """float32 `[B]`, frames a second."""
-    width: int
-    height: int
-    """Pixels of the bucket."""
+    sizes: list[tuple[int, int]]
+    """Width and height of each sample in pixels."""
+    buckets: list[str]
+    """Name of each sample's bucket."""
+    passes: list[int]
+    """How often each sample has been seen before. Chance is keyed on it: it is the epoch, unless the sample's bucket has a weight."""
     epoch: int
 
 
 @dataclass(frozen=True)
 class CaptionDraw:
-    """What decides which captions the samples of an epoch have; see `training.data.captions.choose`."""
+    """What decides which caption a sample has; see `training.data.captions.choose`."""
 
     weights: Mapping[str, float]
     seed: int
-    epoch: int
 
-    def of(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`caption` and `text_key` of a manifest's row in this epoch."""
+    def of(self, row: Mapping[str, Any], seen: int) -> Mapping[str, Any]:
+        """`caption` and `text_key` of a manifest's row that has been seen so often before."""
         kinds = [row["caption_kind"], *(other["kind"] for other in row["other_captions"])]
-        number = choose(kinds, self.weights, self.seed, self.epoch, row["uid"])
+        number = choose(kinds, self.weights, self.seed, seen, row["uid"])
         return row["other_captions"][number - 1] if number else row  # type: ignore[no-any-return]
 
 
@@ -117,14 +118,14 @@ class Dataset:
         """Embedding of the null caption, bfloat16 `[n, D]`."""
         return self._texts.get(self.info.null_text_key)
 
-    def sample(self, index: int, draw: CaptionDraw | None = None) -> Sample:
-        """Row `index` of `table`, with its main caption or the one that is drawn.
+    def sample(self, index: int, seen: int = 0, draw: CaptionDraw | None = None) -> Sample:
+        """Row `index` of `table`, seen so often before, with its main caption or the one that is drawn.
 
         Raises `DamagedError` with file, row and uid when its bytes are not those that were written.
         """
         (row,) = self._rows.slice(index, 1).to_pylist()
         place = row["file"], row["row_group"], row["row"]
-        said = draw.of(row) if draw else row
+        said = draw.of(row, seen) if draw else row
         try:
             latent, tail_latent, checksum = self._shards.read(*place)
             if checksum != row["checksum"]:
@@ -182,7 +183,8 @@ class Loader:
             raise ValueError(f"prefetch {prefetch}: at least 1 step is read ahead")
         self._dataset, self._planner = dataset, planner
         self._rank, self._world_size, self._start_step = rank, world_size, start_step
-        self._captions, self._seed = captions, seed
+        self._draw = CaptionDraw(captions, seed) if captions else None
+        self._pin = torch.cuda.is_available()
         self._ready: queue.Queue[tuple[int, list[Batch]] | BaseException] = queue.Queue(prefetch)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
@@ -236,23 +238,29 @@ class Loader:
 
     def _read(self, step: int, pool: ThreadPoolExecutor) -> list[Batch]:
         planned = self._planner.step(step)
-        draw = CaptionDraw(self._captions, self._seed, planned.epoch) if self._captions else None
-        return [
-            collate(list(pool.map(partial(self._dataset.sample, draw=draw), micro.samples)), micro, planned.epoch, self._dataset.info.space_factor)
-            for micro in share(planned, self._rank, self._world_size)
-        ]
+        read = partial(self._dataset.sample, draw=self._draw)
+        micros = share(planned, self._rank, self._world_size)
+        # All of a step at once: a micro-batch of few samples would not keep the readers busy.
+        samples = pool.map(read, *(itertools.chain.from_iterable(rows) for rows in zip(*((m.samples, m.passes) for m in micros), strict=True)))
+        space_factor = self._dataset.info.space_factor
+        return [collate(list(itertools.islice(samples, len(micro.samples))), micro, planned.epoch, space_factor, self._pin) for micro in micros]
 
 
-def collate(samples: Sequence[Sample], micro: MicroBatch, epoch: int, space_factor: int) -> Batch:
-    """Samples of one bucket as a batch."""
-    latent_BCTHW = torch.stack([sample.latent for sample in samples]).to(torch.float32)
+def collate(samples: Sequence[Sample], micro: MicroBatch, epoch: int, space_factor: int, pin: bool) -> Batch:
+    """Samples as a micro-batch; `pin` puts its tensors where CUDA copies from without waiting."""
+
+    def ready(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(torch.float32)
+        return tensor.pin_memory() if pin else tensor
+
     return Batch(
-        latent_BCTHW=latent_BCTHW,
-        texts=[sample.text.to(torch.float32) for sample in samples],
+        latents=[ready(sample.latent) for sample in samples],
+        texts=[ready(sample.text) for sample in samples],
         uids=[sample.uid for sample in samples],
-        weights=torch.tensor(micro.weights, dtype=torch.float32),
-        fps=torch.tensor([sample.fps for sample in samples], dtype=torch.float32),
-        width=latent_BCTHW.shape[-1] * space_factor,
-        height=latent_BCTHW.shape[-2] * space_factor,
+        weights=ready(torch.tensor(micro.weights)),
+        fps=ready(torch.tensor([sample.fps for sample in samples])),
+        sizes=[(sample.latent.shape[-1] * space_factor, sample.latent.shape[-2] * space_factor) for sample in samples],
+        buckets=[sample.bucket for sample in samples],
+        passes=list(micro.passes),
         epoch=epoch,
     )

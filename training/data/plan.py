@@ -1,15 +1,26 @@
-"""Which samples make up which step: a pure function of the manifest, the seed and the step's number."""
+"""Which samples make up which step: a pure function of the manifest, the settings, the seed and the step's number.
+
+Who computes them is a second one, of the step and the number of workers: `share`.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import Field
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeFloat
 
 from cluster.config import Settings
-from cluster.storage import digest
+from training.data.costs import SampleCosts
+from training.data.deal import POLICIES, Policy, Samples
+from training.data.order import permutation, shuffled_within
+from training.data.views import Bucket, by_bucket, factors_of
+
+Int64s = NDArray[np.int64]
+Float64s = NDArray[np.float64]
 
 
 class PlanSettings(Settings):
@@ -19,19 +30,35 @@ class PlanSettings(Settings):
     max_tokens_per_micro: int | None = Field(
         None, ge=1, description="Most latent cells a worker holds at once; a larger share is split and its gradients are added up."
     )
+    policy: Policy = Field(
+        "same",
+        description="same: one bucket a step; slot: one bucket a worker and micro-step; pack: any samples in one sequence. See docs/batches.md.",
+    )
+    weights: dict[str, NonNegativeFloat] = Field(
+        {},
+        description="How often samples are seen in an epoch, by pattern of bucket or size, say {'*x1': 0.5, 768x432: 2}: half of the images each "
+        "epoch, in turn, and 768x432 twice; 1 for all others, the product where several match, 0 leaves out.",
+    )
+    refit: bool = Field(
+        False,
+        description="Deal samples to workers by measured step times instead of arithmetic. The samples of a step stay the same, but sums are "
+        "taken in another order in each run, so losses are no longer equal to the last bit.",
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GlobalStep:
-    """The samples of one optimizer step, all of one bucket, whatever the number of workers."""
+    """The samples of one optimizer step, whatever the number of workers."""
 
     index: int
     epoch: int
-    bucket: str
-    samples: tuple[int, ...]
-    """Row numbers of the manifest's table, in order."""
-    max_micro_samples: int
-    """Most samples that one worker may hold at once."""
+    samples: Int64s
+    """Row numbers of the manifest's table."""
+    passes: Int64s
+    """How often each has been seen before: the epoch, unless its bucket has a weight. Chance is keyed on it."""
+    dealt: Samples
+    """Their costs, tokens and buckets."""
+    settings: PlanSettings
 
 
 @dataclass(frozen=True)
@@ -39,6 +66,7 @@ class MicroBatch:
     """What one worker puts through the model at once."""
 
     samples: tuple[int, ...]
+    passes: tuple[int, ...]
     weights: tuple[float, ...]
     """1 for a sample; 0 for one that only keeps this worker in step with the others, and counts for nothing.
 
@@ -50,90 +78,171 @@ class MicroBatch:
 class Planner:
     """Steps over rows of a manifest. Its state is the number of the next step, so resuming is exact."""
 
-    def __init__(self, buckets: Sequence[str], n_tokens: Sequence[int], settings: PlanSettings, seed: int) -> None:
-        """`buckets[i]` and `n_tokens[i]` are those of row i.
+    def __init__(self, buckets: Sequence[str], n_tokens: Sequence[int], settings: PlanSettings, seed: int, costs: SampleCosts | None = None) -> None:
+        """`buckets[i]` and `n_tokens[i]` are those of row i; without `costs`, tokens are what a sample costs.
 
-        Raises `ValueError` for no rows, for a bucket whose samples differ in tokens, and for a sample above `max_tokens_per_micro`.
+        Raises `ValueError` for no rows, for a bucket whose samples differ in tokens, for a sample above `max_tokens_per_micro`, and for
+        weights of unknown buckets or that leave nothing to see.
         """
         if not len(buckets):
             raise ValueError("no samples to plan steps for; curation kept none, or this split is empty")
         self._settings, self._seed = settings, seed
-        self._rows = _rows_of_buckets(buckets)
-        self._tokens = {bucket: _tokens_of(bucket, n_tokens, rows) for bucket, rows in self._rows.items()}
-        for bucket, tokens in self._tokens.items():
-            if settings.max_tokens_per_micro is not None and tokens > settings.max_tokens_per_micro:
+        names, self._shapes = by_bucket(buckets)
+        self._tokens = np.asarray(n_tokens, np.int64)
+        self._costs = costs or SampleCosts.of_tokens(n_tokens)
+        factors = factors_of(settings.weights, names)
+        self._buckets = [
+            Bucket(
+                names[number],
+                rows,
+                _tokens_of(names[number], self._tokens[rows]),
+                factors[number],
+                permutation(len(rows), seed, 0, f"turns {names[number]}"),
+            )
+            for number, rows in enumerate(_rows_by_number(self._shapes, len(names)))
+            if factors[number]
+        ]
+        if not sum(bucket.least_views for bucket in self._buckets):
+            raise ValueError(f"weights {settings.weights} leave epochs without a single sample; raise them")
+        limit = settings.max_tokens_per_micro
+        for bucket in self._buckets:
+            if limit is not None and bucket.tokens > limit:
                 raise ValueError(
-                    f"a sample of bucket {bucket} has {tokens} tokens, more than max_tokens_per_micro {settings.max_tokens_per_micro}; "
-                    f"raise it to {tokens} or more, or leave the bucket out"
+                    f"a sample of bucket {bucket.name} has {bucket.tokens} tokens, more than max_tokens_per_micro {limit}; "
+                    f"raise it to {bucket.tokens} or more, or leave the bucket out with a weight of 0"
                 )
-        self.steps_per_epoch = sum(-(-len(rows) // self._samples_per_step(bucket)) for bucket, rows in self._rows.items())
-        self._epoch = -1
-        self._epoch_steps: list[tuple[str, tuple[int, ...]]] = []
+        self._together = self._samples_together()
+        self._first_steps = [0]
+        self._planned: tuple[int, _Epoch] | None = None
+
+    def steps_in(self, epoch: int) -> int:
+        """Number of steps of an epoch; alike in all of them unless a bucket's weight is a fraction."""
+        groups, tokens = 0, 0
+        for bucket, together in zip(self._buckets, self._together, strict=True):
+            n_views = bucket.n_views(epoch)
+            groups += -(-n_views // together)
+            tokens += n_views * bucket.tokens
+        if self._settings.policy == "same":
+            return groups
+        return min(groups, -(-tokens // self._settings.tokens_per_step))
 
     def step(self, index: int) -> GlobalStep:
-        """Global step `index`, counted from 0 without an end. Every sample is in exactly one step of each epoch."""
+        """Global step `index`, counted from 0 without an end. Every sample is in exactly one step of each epoch, but for `weights`."""
         if index < 0:
             raise ValueError(f"step {index}: steps are counted from 0")
-        epoch, position = divmod(index, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._epoch_steps = epoch, self._plan_epoch(epoch)
-        bucket, samples = self._epoch_steps[position]
-        limit = self._settings.max_tokens_per_micro
-        return GlobalStep(index, epoch, bucket, samples, len(samples) if limit is None else limit // self._tokens[bucket])
+        while self._first_steps[-1] <= index:
+            self._first_steps.append(self._first_steps[-1] + self.steps_in(len(self._first_steps) - 1))
+        epoch = bisect_right(self._first_steps, index) - 1
+        if self._planned is None or self._planned[0] != epoch:
+            self._planned = epoch, self._plan(epoch)
+        plan = self._planned[1]
+        start, stop = plan.starts[index - self._first_steps[epoch]], plan.starts[index - self._first_steps[epoch] + 1]
+        samples = plan.samples[start:stop]
+        dealt = Samples(self._costs.of(samples, index), self._tokens[samples], self._shapes[samples])
+        return GlobalStep(index, epoch, samples, plan.passes[start:stop], dealt, self._settings)
 
-    def _samples_per_step(self, bucket: str) -> int:
-        return max(1, self._settings.tokens_per_step // self._tokens[bucket])
+    def _samples_together(self) -> list[int]:
+        """How many samples of each bucket stay together when the epoch is shuffled: for `pack` one, for `same` a step's.
 
-    def _plan_epoch(self, epoch: int) -> list[tuple[str, tuple[int, ...]]]:
-        """Each bucket shuffled and cut into steps, the last one smaller where samples are left over; then the steps shuffled."""
-        steps = []
-        for bucket, rows in self._rows.items():
-            shuffled = rows[_permutation(len(rows), self._seed, epoch, bucket)]
-            size = self._samples_per_step(bucket)
-            steps += [(bucket, tuple(shuffled[start : start + size].tolist())) for start in range(0, len(rows), size)]
-        return [steps[place] for place in _permutation(len(steps), self._seed, epoch, "steps")]
+        For `slot` as many as cost no more than the dearest sample, so that there are micro-batches of one bucket to deal; by the formula,
+        since what a step has must not depend on measured times.
+        """
+        settings = self._settings
+        if settings.policy == "pack":
+            return [1] * len(self._buckets)
+        if settings.policy == "same":
+            return [max(1, settings.tokens_per_step // bucket.tokens) for bucket in self._buckets]
+        limit = settings.max_tokens_per_micro or settings.tokens_per_step
+        costs = [self._costs.by_formula_N[bucket.rows] for bucket in self._buckets]
+        dearest = max(int(cost.max()) for cost in costs)
+        return [
+            max(1, min(dearest * len(cost) // int(cost.sum()), limit // bucket.tokens)) for bucket, cost in zip(self._buckets, costs, strict=True)
+        ]
+
+    def _plan(self, epoch: int) -> _Epoch:
+        """The buckets' views shuffled and cut into groups, the groups shuffled, and cut into steps."""
+        views = [bucket.views(epoch) for bucket in self._buckets]
+        samples, passes = (np.concatenate(columns) for columns in zip(*views, strict=True))
+        if self._settings.policy == "pack":
+            order = permutation(len(samples), self._seed, epoch, "steps")
+            samples = samples[order]
+            return _Epoch(samples, passes[order], _even_cuts(self._tokens[samples], self.steps_in(epoch)).tolist())
+        counts = np.array([len(rows) for rows, _ in views])
+        n_groups = -(-counts // np.array(self._together))
+        sizes_G = _even_sizes(counts, n_groups)
+        order_G = permutation(len(sizes_G), self._seed, epoch, "steps")
+        firsts_G = (sizes_G.cumsum() - sizes_G)[order_G]
+        sizes_G = sizes_G[order_G]
+        ends_G = np.append(0, sizes_G.cumsum())
+        # Views of the shuffled groups, one group after the other.
+        shuffled = shuffled_within(np.repeat(np.arange(len(counts)), counts), self._seed, epoch, "buckets")
+        order = shuffled[np.arange(len(samples)) + np.repeat(firsts_G - ends_G[:-1], sizes_G)]
+        if self._settings.policy == "slot":
+            ends_G = ends_G[_even_cuts(sizes_G * self._tokens[samples[order[ends_G[:-1]]]], self.steps_in(epoch))]
+        return _Epoch(samples[order], passes[order], ends_G.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class _Epoch:
+    """All views of an epoch in order, and where in them its steps begin, followed by where the last one ends."""
+
+    samples: Int64s
+    passes: Int64s
+    starts: list[int]
 
 
 def share(step: GlobalStep, rank: int, world_size: int) -> list[MicroBatch]:
     """The micro-batches of one worker: as many as every other worker's, since ZeRO's collectives need all of them each time.
 
-    Shares differ by a sample at most. A worker without a sample left repeats one of the step's with weight 0.
+    A worker without a sample in a micro-step repeats the cheapest of the step with weight 0.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size} workers: ranks are 0 to world_size - 1")
-    samples = step.samples
-    largest_share = -(-len(samples) // world_size)
-    n_micro = -(-largest_share // step.max_micro_samples)
-    own = _part(samples, rank, world_size)
-    return [_micro_batch(_part(own, position, n_micro), samples[0]) for position in range(n_micro)]
+    deal = POLICIES[step.settings.policy](step.dealt, world_size, step.settings.max_tokens_per_micro)
+    own = np.flatnonzero(deal.rank == rank)
+    micro = deal.micro[own]
+    return [_micro_batch(step, own[micro == number]) for number in range(deal.n_micro)]
 
 
-def _micro_batch(samples: Sequence[int], stand_in: int) -> MicroBatch:
-    if not samples:
-        return MicroBatch((stand_in,), (0.0,))
-    return MicroBatch(tuple(samples), (1.0,) * len(samples))
+def _micro_batch(step: GlobalStep, places: Int64s) -> MicroBatch:
+    weight = 1.0 if len(places) else 0.0
+    if not len(places):
+        places = np.array([np.argmin(step.dealt.costs)])
+    return MicroBatch(tuple(step.samples[places].tolist()), tuple(step.passes[places].tolist()), (weight,) * len(places))
 
 
-def _part(items: Sequence[int], index: int, count: int) -> Sequence[int]:
-    """Part `index` of `count` consecutive parts whose sizes differ by one at most, larger ones first."""
-    size, larger = divmod(len(items), count)
-    start = index * size + min(index, larger)
-    return items[start : start + size + (index < larger)]
+def _even_sizes(counts: Int64s, parts: Int64s) -> Int64s:
+    """Sizes of the parts of each count, which differ by one at most, larger ones first; no parts where a count is 0."""
+    size, larger = np.divmod(counts, np.maximum(parts, 1))
+    number = np.arange(parts.sum()) - np.repeat(parts.cumsum() - parts, parts)
+    return np.repeat(size, parts) + (number < np.repeat(larger, parts))
 
 
-def _rows_of_buckets(buckets: Sequence[str]) -> dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    names, numbers = np.unique(np.asarray(buckets, dtype=np.str_), return_inverse=True)
-    return {str(name): np.flatnonzero(numbers == number) for number, name in enumerate(names)}
+def _even_cuts(amounts: Int64s, parts: int) -> Int64s:
+    """Where to cut a sequence into `parts` of about equal amounts, none empty: `parts + 1` places, from 0 to its length.
+
+    A thing goes to the part its middle lies in, so a part of several things is off the mean by less than one of them.
+    """
+    number = np.arange(parts + 1)
+    twice = 2 * amounts.cumsum()
+    total_twice = twice[-1]
+    twice -= amounts
+    # Twice the middles, so that they are whole numbers.
+    cuts: Int64s = np.searchsorted(twice, -(-total_twice * number // parts))
+    cuts[-1] = len(amounts)
+    cuts = np.maximum.accumulate(cuts - number) + number
+    np.minimum(cuts, len(amounts) - parts + number, out=cuts)
+    return cuts
 
 
-def _tokens_of(bucket: str, n_tokens: Sequence[int], rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> int:
-    tokens = np.unique(np.asarray(n_tokens, dtype=np.int64)[rows])
+def _rows_by_number(numbers: Int64s, count: int) -> list[Int64s]:
+    """Places of 0, 1, ... `count - 1`, each in order."""
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.searchsorted(numbers[order], np.arange(1, count)))
+
+
+def _tokens_of(bucket: str, n_tokens: Int64s) -> int:
+    tokens = np.unique(n_tokens)
     if len(tokens) != 1 or tokens[0] < 1:
         raise ValueError(f"bucket {bucket}: its samples have {tokens.tolist()} tokens; samples of one bucket have one shape, and at least 1 token")
     return int(tokens[0])
-
-
-def _permutation(count: int, seed: int, epoch: int, purpose: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """A permutation from the raw bits of Philox, which numpy keeps the same for ever, as it does not its own shuffles."""
-    key = int(digest(str(seed), str(epoch), purpose, size_bytes=16), 16)
-    return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -16,9 +17,10 @@ from stored import CLIPS, ENCODER, STILLS, dataset_info, flip_bit, latent_row, s
 
 from captioning.encoder import NULL_CAPTION
 from training.data.buckets import Bucket
+from training.data.deal import Policy
 from training.data.footer import DamagedError
 from training.data.loader import Batch, Dataset, Loader
-from training.data.plan import Planner, PlanSettings
+from training.data.plan import Planner, PlanSettings, share
 from training.data.shards import read_manifest, write_manifest, write_shard
 
 COUNTS = {CLIPS: 13, STILLS: 9}
@@ -36,13 +38,13 @@ def _no_thread_is_left() -> Iterator[None]:
     assert set(threading.enumerate()) <= before
 
 
-def planner_of(dataset: Dataset, budget: int = 100, limit: int | None = None) -> Planner:
-    settings = PlanSettings(tokens_per_step=budget, max_tokens_per_micro=limit)
+def planner_of(dataset: Dataset, budget: int = 100, limit: int | None = None, policy: Policy = "same", **weights: float) -> Planner:
+    settings = PlanSettings(tokens_per_step=budget, max_tokens_per_micro=limit, policy=policy, weights=weights)
     return Planner(dataset.table["bucket"].to_pylist(), dataset.table["n_tokens"].to_pylist(), settings, seed=5)
 
 
-def steps_of(dataset: Dataset, n: int, rank: int = 0, world_size: int = 1, start_step: int = 0, limit: int | None = None) -> list[list[Batch]]:
-    with Loader(dataset, planner_of(dataset, limit=limit), rank, world_size, start_step) as loader:
+def steps_of(dataset: Dataset, n: int, rank: int = 0, world_size: int = 1, start_step: int = 0, **plan: Any) -> list[list[Batch]]:
+    with Loader(dataset, planner_of(dataset, **plan), rank, world_size, start_step) as loader:
         found = list(itertools.islice(loader, n))
     assert [step for step, _ in found] == list(range(start_step, start_step + n))
     return [batches for _, batches in found]
@@ -89,54 +91,77 @@ def test_an_empty_split_can_be_opened(tmp_path: Path) -> None:
     assert dataset.null_text().shape[1] == 16
 
 
-def test_batches_hold_each_sample_once_an_epoch(manifest_uri: str) -> None:
+@pytest.mark.parametrize("policy", ["same", "slot", "pack"])
+def test_batches_hold_each_sample_once_an_epoch(manifest_uri: str, policy: Policy) -> None:
     dataset = Dataset.open(manifest_uri, "train")
-    n = planner_of(dataset).steps_per_epoch
-    steps = steps_of(dataset, 2 * n)
+    n = planner_of(dataset, policy=policy).steps_in(0)
+    steps = steps_of(dataset, 2 * n, policy=policy)
     for epoch in range(2):
         batches = [batch for step in steps[epoch * n : (epoch + 1) * n] for batch in step]
         assert sorted(uid for batch in batches for uid in batch.uids) == dataset.table["uid"].to_pylist()
         assert {batch.epoch for batch in batches} == {epoch}
 
 
-def test_a_batch_is_float32_of_one_shape_with_unpadded_texts(manifest_uri: str) -> None:
+@pytest.mark.parametrize("policy", ["same", "slot", "pack"])
+def test_the_loader_yields_what_the_plan_says(manifest_uri: str, policy: Policy) -> None:
     dataset = Dataset.open(manifest_uri, "train")
-    seen = set()
-    for (batch,) in steps_of(dataset, 12):
-        bucket = CLIPS if (batch.width, batch.height) == (32, 16) else STILLS
-        seen.add(bucket)
-        assert batch.latent_BCTHW.dtype == batch.weights.dtype == batch.fps.dtype == torch.float32
-        assert tuple(batch.latent_BCTHW.shape[1:]) == shard_info(bucket).latent_shape
-        assert len(batch.uids) == len(batch.texts) == len(batch.weights) == len(batch.fps) == batch.latent_BCTHW.shape[0]
-        assert (batch.width, batch.height) == (bucket.width, bucket.height)
-        rows = {row["uid"]: row for row in dataset.table.to_pylist()}
-        for place, uid in enumerate(batch.uids):
-            assert torch.equal(batch.latent_BCTHW[place], latent_row(bucket, int(uid[-4:])).latent.float())
-            assert batch.texts[place].shape == (rows[uid]["n_text"], 16)
-            assert batch.texts[place].dtype == torch.float32
-    assert seen == {CLIPS, STILLS}
+    uids = dataset.table["uid"].to_pylist()
+    planner = planner_of(dataset, limit=48, policy=policy, **{"*x1": 2.0})
+    for rank in range(3):
+        steps = steps_of(dataset, 8, rank, 3, limit=48, policy=policy, **{"*x1": 2.0})
+        for index, batches in enumerate(steps):
+            micros = share(planner.step(index), rank, 3)
+            assert [(batch.uids, batch.passes, batch.weights.tolist()) for batch in batches] == [
+                ([uids[row] for row in micro.samples], list(micro.passes), list(micro.weights)) for micro in micros
+            ]
 
 
-def test_resuming_at_a_step_gives_the_same_batches(manifest_uri: str) -> None:
+def test_a_batch_holds_float32_samples_of_their_own_shapes_with_unpadded_texts(manifest_uri: str) -> None:
     dataset = Dataset.open(manifest_uri, "train")
-    whole, resumed = steps_of(dataset, 12), steps_of(dataset, 5, start_step=7)
+    rows = {row["uid"]: row for row in dataset.table.to_pylist()}
+    mixed = 0
+    for (batch,) in steps_of(dataset, 12, policy="pack"):
+        mixed += len(set(batch.sizes)) == 2
+        assert batch.weights.dtype == batch.fps.dtype == torch.float32
+        per_sample = (batch.latents, batch.texts, batch.sizes, batch.buckets, batch.passes, batch.weights, batch.fps)
+        assert {len(values) for values in per_sample} == {len(batch.uids)}
+        for latent, text, size, name, uid in zip(batch.latents, batch.texts, batch.sizes, batch.buckets, batch.uids, strict=True):
+            bucket = CLIPS if name == CLIPS.name else STILLS
+            assert name == bucket.name
+            assert size == (bucket.width, bucket.height)
+            assert latent.dtype == text.dtype == torch.float32
+            assert tuple(latent.shape) == shard_info(bucket).latent_shape
+            assert torch.equal(latent, latent_row(bucket, int(uid[-4:])).latent.float())
+            assert text.shape == (rows[uid]["n_text"], 16)
+    assert mixed
+
+
+@pytest.mark.parametrize("policy", ["same", "slot", "pack"])
+def test_resuming_at_a_step_gives_the_same_batches(manifest_uri: str, policy: Policy) -> None:
+    dataset = Dataset.open(manifest_uri, "train")
+    whole, resumed = steps_of(dataset, 12, policy=policy), steps_of(dataset, 5, start_step=7, policy=policy)
     for step, again in zip(whole[7:], resumed, strict=True):
         for batch, other in zip(step, again, strict=True):
-            assert batch.uids == other.uids
-            assert torch.equal(batch.latent_BCTHW, other.latent_BCTHW)
+            assert (batch.uids, batch.passes) == (other.uids, other.passes)
+            assert all(torch.equal(latent, same) for latent, same in zip(batch.latents, other.latents, strict=True))
 
 
+@pytest.mark.parametrize("policy", ["same", "slot", "pack"])
 @pytest.mark.parametrize("world_size", [2, 3, 7])
-def test_ranks_together_read_what_one_would(manifest_uri: str, world_size: int) -> None:
+def test_ranks_together_read_what_one_would(manifest_uri: str, world_size: int, policy: Policy) -> None:
     dataset = Dataset.open(manifest_uri, "train")
-    alone = steps_of(dataset, 6)
-    ranks = [steps_of(dataset, 6, rank, world_size, limit=48) for rank in range(world_size)]
-    for number, (single,) in enumerate(alone):
+    alone = steps_of(dataset, 6, policy=policy)
+    ranks = [steps_of(dataset, 6, rank, world_size, limit=48, policy=policy) for rank in range(world_size)]
+    for number, single in enumerate(alone):
         assert len({len(rank[number]) for rank in ranks}) == 1
         together = [batch for rank in ranks for batch in rank[number]]
         counted = [uid for batch in together for uid, weight in zip(batch.uids, batch.weights.tolist(), strict=True) if weight]
-        assert counted == single.uids
-        assert {tuple(batch.latent_BCTHW.shape[1:]) for batch in together} == {tuple(single.latent_BCTHW.shape[1:])}
+        assert sorted(counted) == sorted(uid for batch in single for uid in batch.uids)
+
+
+def test_tensors_wait_in_pinned_memory_where_there_is_cuda(manifest_uri: str) -> None:
+    (batch,) = steps_of(Dataset.open(manifest_uri, "train"), 1)[0]
+    assert {tensor.is_pinned() for tensor in (*batch.latents, *batch.texts, batch.weights, batch.fps)} == {torch.cuda.is_available()}
 
 
 def test_a_flipped_bit_raises_with_file_row_and_uid_and_never_gives_a_tensor(manifest_uri: str, tmp_path: Path) -> None:
@@ -234,7 +259,7 @@ def test_closing_is_prompt_at_any_moment(manifest_uri: str) -> None:
 
 def test_an_exception_of_the_reader_is_not_doubled_or_lost(manifest_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Dataset.open(manifest_uri, "train")
-    monkeypatch.setattr(dataset, "sample", lambda index, draw: (_ for _ in ()).throw(OSError("disk on fire")))
+    monkeypatch.setattr(dataset, "sample", lambda *arguments, **options: (_ for _ in ()).throw(OSError("disk on fire")))
     loader = Loader(dataset, planner_of(dataset))
     with pytest.raises(OSError, match="disk on fire"):
         next(iter(loader))

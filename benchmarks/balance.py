@@ -1,0 +1,175 @@
+"""How long workers wait for each other, by policy of dealing, when resolutions and durations mix; and what planning costs.
+
+    python -m benchmarks.balance [--samples 200000] [--steps 60]
+
+Nothing is trained: a sample costs its forward FLOPs, and all workers wait for the dearest one in every micro-step. Idle share is
+1 - sum(cost) / (ranks * sum over micro-steps of the dearest rank's cost), over an epoch's steps, but `--steps` of them at most.
+
+The mix is like that of stage 2 of Open-Sora 2: sizes of 256 and 768 px in five aspects, 1 and 5, 9, ... 129 frames, as in its shipped
+`configs/diffusion/train/stage2.py`. How many samples each has is not published: here half are of either size, a fifth are images, all other
+numbers of frames are equally frequent, and of the aspects 16:9 has a half and the others an eighth each. Captions have 20 to 300 tokens. The
+model is XL (28 layers, 1152 wide, patches of 2 x 2), the autoencoder 4 x 8 x 8, so samples have 252 to 76,230 tokens, and the dearest costs
+3,000 times the cheapest.
+
+A rank holds four of the longest samples at once at most (305,000 tokens, `max_tokens_per_micro`). A global step has `tokens_per_step` of two of
+them a rank, which `pack` does in one micro-step. `slot`, which balances by sorting, needs several, so its steps have eight of them a rank
+(about 8 micro-steps); `pack_8` is `pack` with the same. `tight` is `pack` with steps of four and room for one and a half: memory, not cost, then
+decides what goes together.
+
+`random` is Open-Sora's way: in every micro-step each rank draws a bucket, in proportion to its number of batches, with the batch size that
+its configuration has for the bucket's size and length.
+
+`plan_ms` is the CPU time that one rank takes for a step, all of it on the loader's thread: planning the epoch, divided by its steps, and dealing
+the step, of which the median is taken. `stand_ins` is the share of micro-batches that only keep a
+rank in step with the others. Nothing is padded in any case: batches are lists of samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.buckets import Bucket, BucketSettings
+from training.data.costs import SampleCosts, forward_flops
+from training.data.deal import POLICIES, Policy
+from training.data.plan import Planner, PlanSettings, share
+
+LAYERS, WIDTH, MLP_RATIO = 28, 1152, 4.0
+TIME_FACTOR, SPACE_FACTOR, PATCH = 4, 8, 2
+FRAMES = (1, *range(5, 130, 4))
+SIZES = (256, 768)
+IMAGES = 0.2
+ASPECTS = {"16:9": 0.5, "4:3": 0.125, "1:1": 0.125, "3:4": 0.125, "9:16": 0.125}
+RANKS = (8, 64, 512)
+LONGEST_CELLS = 76230 * PATCH**2
+
+BATCH_SIZES = {256: {1: 130, 33: 14, 65: 10, 97: 7, 129: 6}, 768: {1: 38, 33: 6, 65: 4, 97: 3, 129: 2}}
+"""Open-Sora 2's, stage 2: by size, of buckets of up to so many frames."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is simulated: tokens of a step a rank and room of a rank, both in samples of the longest kind."""
+
+    policy: Policy
+    step: float
+    room: float
+
+
+CASES = {
+    "pack": Case("pack", 2, 4),
+    "slot": Case("slot", 8, 4),
+    "same": Case("same", 2, 4),
+    "pack_8": Case("pack", 8, 4),
+    "tight": Case("pack", 4, 1.5),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """Means over the steps of a case."""
+
+    idle: float
+    plan_ms: float
+    n_micro: float
+    n_samples: float
+    stand_ins: float
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Samples by row: bucket, latent cells, cost, and the batch size that Open-Sora has for the bucket."""
+
+    buckets: list[str]
+    cells: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    flops: NDArray[np.float64]
+    batch_sizes: NDArray[np.int64]
+
+
+def mix(n_samples: int) -> Mix:
+    kinds: list[tuple[Bucket, int, float]] = []
+    for size in SIZES:
+        shapes = BucketSettings(size=size, frames=FRAMES, fps=24, aspects=tuple(ASPECTS)).shapes
+        for (width, height), of_aspect in zip(shapes, ASPECTS.values(), strict=True):
+            for frames in FRAMES:
+                of_length = IMAGES if frames == 1 else (1 - IMAGES) / (len(FRAMES) - 1)
+                kinds.append((Bucket(width, height, frames, 24), size, of_aspect * of_length / len(SIZES)))
+    chance = np.random.default_rng(0)
+    drawn = chance.choice(len(kinds), n_samples, p=[share for _, _, share in kinds])
+    cells = np.array([_cells(bucket) for bucket, _, _ in kinds])[drawn]
+    tokens = cells // PATCH**2
+    flops = forward_flops(tokens, chance.integers(20, 301, n_samples), LAYERS, WIDTH, MLP_RATIO)
+    batch_sizes = [next(n for frames, n in BATCH_SIZES[size].items() if bucket.frames <= frames) for bucket, size, _ in kinds]
+    return Mix([kinds[number][0].name for number in drawn], cells, tokens, flops, np.array(batch_sizes)[drawn])
+
+
+def _cells(bucket: Bucket) -> int:
+    return (1 + (bucket.frames - 1) // TIME_FACTOR) * (bucket.height // SPACE_FACTOR) * (bucket.width // SPACE_FACTOR)
+
+
+def simulated(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
+    limit = int(case.room * LONGEST_CELLS)
+    settings = PlanSettings(tokens_per_step=int(ranks * case.step * LONGEST_CELLS), max_tokens_per_micro=limit, policy=case.policy)
+    planner = Planner(samples.buckets, samples.cells.tolist(), settings, 0, SampleCosts.of_flops(samples.flops, samples.tokens.tolist()))
+    start_s = time.thread_time()
+    planner.step(0)
+    epoch_ms = (time.thread_time() - start_s) * 1e3
+    busy = longest = n_micro = n_samples = stand_ins = 0
+    step_ms = []
+    chosen = range(min(steps, planner.steps_in(0)))
+    for index in chosen:
+        start_s = time.thread_time()
+        step = planner.step(index)
+        micros = share(step, ranks - 1, ranks)
+        step_ms.append((time.thread_time() - start_s) * 1e3)
+        loads = POLICIES[case.policy](step.dealt, ranks, limit).loads(step.dealt.costs, ranks)
+        busy, longest = busy + int(loads.sum()), longest + int(loads.max(axis=1).sum())
+        stand_ins += int((loads == 0).sum())
+        n_micro, n_samples = n_micro + len(micros), n_samples + len(step.samples)
+    plan_ms = epoch_ms / planner.steps_in(0) + statistics.median(step_ms)
+    return Result(1 - busy / (ranks * longest), plan_ms, n_micro / len(chosen), n_samples / len(chosen), stand_ins / (n_micro * ranks))
+
+
+def at_random(samples: Mix, ranks: int, micro_steps: int) -> float:
+    """Idle share when each rank draws its own bucket."""
+    chance = np.random.default_rng(1)
+    names, numbers = np.unique(samples.buckets, return_inverse=True)
+    counts = np.bincount(numbers)
+    cost = np.bincount(numbers, samples.flops) / counts
+    size = np.zeros(len(names), np.int64)
+    size[numbers] = samples.batch_sizes
+    batches = counts / size
+    costs = (cost * size)[chance.choice(len(names), (micro_steps, ranks), p=batches / batches.sum())]
+    return float(1 - costs.sum() / (ranks * costs.max(axis=1).sum()))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=200_000)
+    parser.add_argument("--steps", type=int, default=60)
+    options = parser.parse_args(arguments)
+    samples = mix(options.samples)
+    found = {name: {ranks: simulated(samples, case, ranks, options.steps) for ranks in RANKS} for name, case in CASES.items()}
+    for name, by_ranks in found.items():
+        for ranks, one in by_ranks.items():
+            print(
+                f"{name}, {ranks} ranks: idle {one.idle:.2%}, {one.n_samples:,.0f} samples and {one.n_micro:.1f} micro-steps a step, "
+                f"planning {one.plan_ms:.2f} ms a step and rank"
+            )
+    result: dict[str, object] = {name: {str(ranks): round(one.idle, 4) for ranks, one in by_ranks.items()} for name, by_ranks in found.items()}
+    result["random"] = {str(ranks): round(at_random(samples, ranks, 1000), 4) for ranks in RANKS}
+    result["stand_ins"] = {name: {str(ranks): round(one.stand_ins, 4) for ranks, one in by_ranks.items()} for name, by_ranks in found.items()}
+    result["plan_ms"] = {name: {str(ranks): round(one.plan_ms, 3) for ranks, one in by_ranks.items()} for name, by_ranks in found.items()}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Orders that are the same on every machine and with every version of numpy, several times as fast as a stable argsort.
+
+Each key takes its own place as its low bits, so that no two keys are equal, and sorting the keys sorts the places.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.storage import digest
+
+Int64s = NDArray[np.int64]
+
+
+def rising(values: Int64s) -> Int64s:
+    """Places of numbers from the least to the greatest, ties in order. The numbers are not negative and leave as many bits free as a place takes."""
+    bits = _place_bits(len(values))
+    assert not len(values) or (values.min() >= 0 and int(values.max()) < 2 ** (63 - bits)), bits
+    # In place: a new array of a million numbers costs more than what is done with it.
+    places: Int64s = values << bits
+    places |= np.arange(len(values))
+    places.sort()
+    places &= 2**bits - 1
+    return places
+
+
+def falling(values: Int64s) -> Int64s:
+    """Places of numbers from the greatest to the least, ties in order, under the same condition."""
+    return rising(values.max() - values) if len(values) else np.zeros(0, np.int64)
+
+
+def permutation(count: int, seed: int, epoch: int, purpose: str) -> Int64s:
+    """A permutation of 0 to `count - 1`."""
+    return shuffled_within(np.zeros(count, np.int64), seed, epoch, purpose)
+
+
+def shuffled_within(groups: Int64s, seed: int, epoch: int, purpose: str) -> Int64s:
+    """Places by group, those of one group in random order. Groups are small numbers, not negative.
+
+    By the raw bits of Philox, which numpy keeps the same for ever, as it does not its own shuffles: 33 of them a place, for a million places in a
+    thousand groups. Equal ones, which leave two places in order, are then expected for about one pair in 10^10.
+    """
+    bits = 63 - _place_bits(len(groups)) - int(groups.max(initial=0)).bit_length()
+    key = int(digest(str(seed), str(epoch), purpose, size_bytes=16), 16)
+    random = np.random.Philox(key=key).random_raw(len(groups))
+    random >>= np.uint64(64 - bits)
+    keys: Int64s = random.view(np.int64)
+    keys |= groups << bits
+    return rising(keys)
+
+
+def _place_bits(count: int) -> int:
+    return max(count - 1, 0).bit_length()
