@@ -14,7 +14,7 @@ from training.autoencoder import AutoencoderSettings
 from training.data.loader import Dataset
 from training.data.plan import Planner
 from training.export import ModelCard
-from training.model import VideoModel
+from training.network import VideoModel
 from training.sampling.provenance import version
 from training.settings import TrainSettings
 from training.step import Task
@@ -29,7 +29,6 @@ def task_of(settings: TrainSettings, dataset: Dataset, seed: int) -> Task:
         caption_drop=settings.caption_drop,
         null_text=dataset.null_text().to(torch.float32),
         time_factor=dataset.info.time_factor,
-        space_factor=dataset.info.space_factor,
         seed=seed,
     )
 

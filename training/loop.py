@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from types import FrameType
 
 import torch
+from torch import Tensor
 
 from cluster import storage
 from cluster.telemetry import log
 from training import checkpoint
 from training.assembly import card_of, initial_model, planner_of, task_of
+from training.breakdown import breakdown, outcomes, shared
 from training.checkpoint import Checkpoint
 from training.data.loader import Batch, Dataset, Loader
 from training.ema import Ema
@@ -25,7 +27,7 @@ from training.evaluate import Validation
 from training.export import write_export
 from training.metrics import Metrics, Record
 from training.settings import TrainSettings
-from training.step import Task, losses, prepare
+from training.step import Inputs, Task, key, losses, prepare, quantiles
 
 
 class Interrupted(KeyboardInterrupt):
@@ -109,32 +111,36 @@ def _steps(
 def take_step(settings: TrainSettings, task: Task, engine: Engine, step: int, batches: list[Batch], stop: bool, record: Record) -> bool:
     """One optimizer step over this rank's micro-batches; fills the record; True when any rank wants to stop.
 
-    The loss is the mean over the samples of all ranks and micro-steps, each weighing the same, so it does not depend on
-    how many workers share the step.
+    The loss is the mean over the samples of all ranks and micro-steps by their weights, so it does not depend on how many
+    workers share the step. Neither do noise levels, which are spread evenly over the samples of the whole step.
     """
-    n_tokens = sum(task.model.tokens(*batch.latent_BCTHW.shape[2:]) * int((batch.weights > 0).sum()) for batch in batches)
+    n_tokens = sum(
+        task.model.tokens(*latent.shape[1:])
+        for batch in batches
+        for latent, sample_weight in zip(batch.latents, batch.weights.tolist(), strict=True)
+        if sample_weight > 0
+    )
     weight, tokens, stopping = engine.sum([sum(float(batch.weights.sum()) for batch in batches), n_tokens, stop])
-    local_loss = 0.0
-    bad: list[str] = []
+    quantile_of = quantiles(task.seed, engine.gather([key(batch.epoch, uid) for batch in batches for uid in batch.uids]))
+    seen: list[tuple[Batch, Inputs, Tensor]] = []
     for position, batch in enumerate(batches):
-        inputs = prepare(task, batch.latent_BCTHW, batch.texts, batch.uids, batch.fps, batch.epoch, engine.device)
+        inputs = prepare(task, batch, quantile_of, batch.epoch, engine.device)
         losses_B = losses(engine.forward, inputs)
         share_B = batch.weights.to(engine.device) / weight
         # A sample of weight 0 only keeps ranks in step; times 0 would not silence a NaN, so it is left out.
         loss = torch.where(share_B > 0, losses_B * share_B, torch.zeros_like(losses_B)).sum()
         engine.backward(loss, last=position == len(batches) - 1)
-        finite = torch.isfinite(losses_B.detach()).tolist()
-        bad += [uid for uid, fine in zip(batch.uids, finite, strict=True) if not fine]
-        local_loss += float(loss.detach())
-    (loss_sum,) = engine.sum([local_loss])
-    if not math.isfinite(loss_sum):
-        names = ", ".join(engine.gather(bad))
+        seen.append((batch, inputs, losses_B.detach()))
+    done = shared([one for batch, inputs, losses_B in seen for one in outcomes(task, batch, inputs, losses_B.tolist())], engine)
+    parts = breakdown(done, "loss")
+    if not math.isfinite(parts["loss"]):
+        names = ", ".join(one.uid for one in done if not math.isfinite(one.loss))
         raise NonFiniteLossError(
-            f"step {step + 1}: the loss is {loss_sum}, from samples {names}; nothing was updated. Lower lr, or run `worldloom verify`"
+            f"step {step + 1}: the loss is {parts['loss']}, from samples {names}; nothing was updated. Lower lr, or run `worldloom verify`"
         )
     lr = settings.lr_at(step)
     norm = engine.step(lr)
-    record |= {"loss": loss_sum, "lr": lr, "grad_norm": norm, "tokens": int(tokens), "samples": round(weight), "epoch": batches[0].epoch}
+    record |= {**parts, "lr": lr, "grad_norm": norm, "tokens": int(tokens), "samples": round(weight), "epoch": batches[0].epoch}
     return stopping > 0
 
 

@@ -157,7 +157,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sample(manifest: s
 
     def poison(settings: Any, task: Any, engine: Any, step: int, batches: Any, *rest: Any) -> bool:
         if step == 5:
-            batches[0].latent_BCTHW[0, 0, 0, 0, 0] = float("nan")
+            batches[0].latents[0][0, 0, 0, 0] = float("nan")
             poisoned.append(batches[0].uids[0])
         return take_step(settings, task, engine, step, batches, *rest)
 

@@ -51,10 +51,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: samples of one shape."""
+    """A micro-batch: samples whose shapes may differ."""
 
-    latent_BCTHW: Tensor
-    """float32."""
+    latents: list[Tensor]
+    """float32 `[C, t, h, w]` each."""
     texts: list[Tensor]
     """Embedding of each caption, float32 `[n, D]`, unpadded."""
     uids: list[str]
@@ -62,9 +62,8 @@ class Batch:
     """float32 `[B]`: 1 for a sample, 0 for a repeated one that counts for nothing; see `training.data.plan.MicroBatch`."""
     fps: Tensor
     """float32 `[B]`, frames a second."""
-    width: int
-    height: int
-    """Pixels of the bucket."""
+    sizes: list[tuple[int, int]]
+    """Width and height of each sample in pixels."""
     epoch: int
 
 
@@ -244,15 +243,14 @@ class Loader:
 
 
 def collate(samples: Sequence[Sample], micro: MicroBatch, epoch: int, space_factor: int) -> Batch:
-    """Samples of one bucket as a batch."""
-    latent_BCTHW = torch.stack([sample.latent for sample in samples]).to(torch.float32)
+    """Samples as a batch."""
+    latents = [sample.latent.to(torch.float32) for sample in samples]
     return Batch(
-        latent_BCTHW=latent_BCTHW,
+        latents=latents,
         texts=[sample.text.to(torch.float32) for sample in samples],
         uids=[sample.uid for sample in samples],
         weights=torch.tensor(micro.weights, dtype=torch.float32),
         fps=torch.tensor([sample.fps for sample in samples], dtype=torch.float32),
-        width=latent_BCTHW.shape[-1] * space_factor,
-        height=latent_BCTHW.shape[-2] * space_factor,
+        sizes=[(latent.shape[-1] * space_factor, latent.shape[-2] * space_factor) for latent in latents],
         epoch=epoch,
     )

@@ -103,15 +103,15 @@ def test_a_batch_is_float32_of_one_shape_with_unpadded_texts(manifest_uri: str) 
     dataset = Dataset.open(manifest_uri, "train")
     seen = set()
     for (batch,) in steps_of(dataset, 12):
-        bucket = CLIPS if (batch.width, batch.height) == (32, 16) else STILLS
+        bucket = CLIPS if batch.sizes[0] == (32, 16) else STILLS
         seen.add(bucket)
-        assert batch.latent_BCTHW.dtype == batch.weights.dtype == batch.fps.dtype == torch.float32
-        assert tuple(batch.latent_BCTHW.shape[1:]) == shard_info(bucket).latent_shape
-        assert len(batch.uids) == len(batch.texts) == len(batch.weights) == len(batch.fps) == batch.latent_BCTHW.shape[0]
-        assert (batch.width, batch.height) == (bucket.width, bucket.height)
+        assert batch.weights.dtype == batch.fps.dtype == torch.float32
+        assert {(tuple(latent.shape), latent.dtype) for latent in batch.latents} == {(shard_info(bucket).latent_shape, torch.float32)}
+        assert len(batch.uids) == len(batch.texts) == len(batch.weights) == len(batch.fps) == len(batch.sizes) == len(batch.latents)
+        assert set(batch.sizes) == {(bucket.width, bucket.height)}
         rows = {row["uid"]: row for row in dataset.table.to_pylist()}
         for place, uid in enumerate(batch.uids):
-            assert torch.equal(batch.latent_BCTHW[place], latent_row(bucket, int(uid[-4:])).latent.float())
+            assert torch.equal(batch.latents[place], latent_row(bucket, int(uid[-4:])).latent.float())
             assert batch.texts[place].shape == (rows[uid]["n_text"], 16)
             assert batch.texts[place].dtype == torch.float32
     assert seen == {CLIPS, STILLS}
@@ -123,7 +123,7 @@ def test_resuming_at_a_step_gives_the_same_batches(manifest_uri: str) -> None:
     for step, again in zip(whole[7:], resumed, strict=True):
         for batch, other in zip(step, again, strict=True):
             assert batch.uids == other.uids
-            assert torch.equal(batch.latent_BCTHW, other.latent_BCTHW)
+            assert all(torch.equal(mine, theirs) for mine, theirs in zip(batch.latents, other.latents, strict=True))
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
@@ -136,7 +136,7 @@ def test_ranks_together_read_what_one_would(manifest_uri: str, world_size: int) 
         together = [batch for rank in ranks for batch in rank[number]]
         counted = [uid for batch in together for uid, weight in zip(batch.uids, batch.weights.tolist(), strict=True) if weight]
         assert counted == single.uids
-        assert {tuple(batch.latent_BCTHW.shape[1:]) for batch in together} == {tuple(single.latent_BCTHW.shape[1:])}
+        assert {latent.shape for batch in together for latent in batch.latents} == {single.latents[0].shape}
 
 
 def test_a_flipped_bit_raises_with_file_row_and_uid_and_never_gives_a_tensor(manifest_uri: str, tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""A step's loss by noise level, by bucket, and of images and videos: a mean alone hides which of them does not learn."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from training.data.loader import Batch
+from training.engine import Engine
+from training.step import Inputs, Task
+
+
+class Outcome(NamedTuple):
+    """What became of one sample in one step."""
+
+    uid: str
+    loss: float
+    weight: float
+    time: float
+    """Noise level of its generated frames."""
+    bucket: str
+    """`WIDTHxHEIGHTxFRAMES` in pixels."""
+
+
+def outcomes(task: Task, batch: Batch, inputs: Inputs, losses: Sequence[float]) -> list[Outcome]:
+    """Of the samples of a micro-batch that count."""
+    return [
+        Outcome(uid, loss, weight, time, f"{width}x{height}x{1 + (latent.shape[1] - 1) * task.time_factor}")
+        for uid, loss, weight, time, (width, height), latent in zip(
+            batch.uids, losses, batch.weights.tolist(), inputs.times, batch.sizes, batch.latents, strict=True
+        )
+        if weight > 0
+    ]
+
+
+def shared(own: Sequence[Outcome], engine: Engine) -> list[Outcome]:
+    """Those of all ranks, in order of rank."""
+    return [Outcome(*json.loads(line)) for line in engine.gather([json.dumps(one) for one in own])]
+
+
+def breakdown(done: Sequence[Outcome], name: str) -> dict[str, float]:
+    """Weighted means: `name` over all samples, and over those of each part that has any.
+
+    The parts are `name_time/0.3` (noise levels from 0.3 to 0.4), `name_bucket/256x256x33`, `name_kind/image` and `name_kind/video`.
+    """
+    parts: dict[str, list[Outcome]] = defaultdict(list)
+    for one in done:
+        parts[f"{name}_time/0.{min(int(one.time * 10), 9)}"].append(one)
+        parts[f"{name}_bucket/{one.bucket}"].append(one)
+        parts[f"{name}_kind/{'image' if one.bucket.endswith('x1') else 'video'}"].append(one)
+    return {name: _mean(done)} | {part: _mean(parts[part]) for part in sorted(parts)}
+
+
+def _mean(done: Iterable[Outcome]) -> float:
+    done = list(done)
+    return sum(one.loss * one.weight for one in done) / sum(one.weight for one in done)
