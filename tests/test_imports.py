@@ -49,7 +49,15 @@ def test_files_stay_readable(path: Path) -> None:
         assert all(isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body), "a docstring at most"
 
 
-PLAIN = ["pipelines.steps.keep", "pipelines.steps.dedup", "pipelines.steps.scan", "pipelines.work", "captioning.encoders.hashing"]
+PLAIN = [
+    "pipelines.steps.keep",
+    "pipelines.steps.dedup",
+    "pipelines.steps.scan",
+    "pipelines.work",
+    "captioning.encoders.hashing",
+    "training.settings",
+    "training.models.dit",
+]
 
 
 @pytest.mark.parametrize("module", PLAIN)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 
 from cluster.config import validate
-from training.models._dit_network import DiffusionTransformer
+from training.models._dit_network import DiffusionTransformer, compiled_block
 from training.models.dit import DiT
 from training.network import Condition, VideoModel
 
@@ -237,6 +240,69 @@ def test_shared_modulation_is_a_small_part() -> None:
     model = DiT(depth=12, dim=384, heads=6).build(16, 512)
     modulation = sum(value.numel() for name, value in model.named_parameters() if "modulation" in name or "table" in name)
     assert modulation < 0.05 * sum(value.numel() for value in model.parameters())
+
+
+def gradients(model: VideoModel, latents: Sequence[torch.Tensor], one: Condition) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    sum(prediction.square().mean() for prediction in model(latents, one)).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("checkpointing", "again"), [("none", 0), ("blocks", 5), (2, 3), (3, 2)])
+def test_checkpointing_computes_blocks_again_and_changes_not_one_bit(checkpointing: Literal["none", "blocks"] | int, again: int) -> None:
+    plain, saving = (moved(DiT(depth=5, dim=32, heads=2, checkpointing=how)) for how in ("none", checkpointing))
+    latents, one = packed(SHAPES, TEXTS)
+    calls: list[int] = []
+    for index in range(5):
+        saving.get_submodule(f"blocks.{index}").register_forward_pre_hook(lambda *_, index=index: calls.append(index))
+    expected, got = gradients(plain, latents, one), gradients(saving, latents, one)
+    assert all(expected[name].equal(got[name]) for name in expected)
+    assert len(calls) == 5 + again
+    with torch.no_grad():
+        assert all(a.equal(b) for a, b in zip(plain(latents, one), saving(latents, one), strict=True))
+
+
+@pytest.fixture
+def compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Counts what is compiled. Code is not generated: that takes a C++ compiler minutes, and changes nothing of when it is."""
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: plain(function, backend="aot_eager", **options))
+    torch._dynamo.reset()
+    compiled_block.cache_clear()
+    counters["stats"].clear()
+    yield counters["stats"]
+    compiled_block.cache_clear()
+    torch._dynamo.reset()
+
+
+def test_compiled_blocks_give_the_same_numbers(compiled_graphs: Counter[str]) -> None:
+    plain, compiled = moved(), moved(SMALL.model_copy(update={"compile": True, "checkpointing": 2}))
+    latents, one = packed(SHAPES, TEXTS)
+    expected, got = gradients(plain, latents, one), gradients(compiled, latents, one)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, atol=1e-6, rtol=1e-4)
+    assert compiled_graphs["unique_graphs"] > 0
+    compiled_graphs.clear()
+    compiled.eval()(latents, one)
+    assert not compiled_graphs, "sampling takes any shape, and would wait for each"
+
+
+def test_blocks_are_compiled_once_for_a_shape_and_once_for_all_mixtures(compiled_graphs: Counter[str]) -> None:
+    model = moved(SMALL.model_copy(update={"compile": True}))
+
+    def graphs(shapes: list[tuple[int, int, int]], lengths: list[int]) -> int:
+        before = compiled_graphs["unique_graphs"]
+        model(*packed(shapes, lengths))
+        return compiled_graphs["unique_graphs"] - before
+
+    for shape in [(3, 4, 6), (1, 8, 8)]:
+        assert graphs([shape] * 2, [3, 3]) > 0
+        graphs([shape] * 2, [3, 5])
+        assert sum(graphs([shape] * 2, [n, m]) for n, m in [(4, 4), (7, 7), (5, 9), (6, 2)]) == 0
+    graphs([(3, 4, 6), (1, 8, 8), (2, 3, 5)], [2, 3, 4])
+    graphs([(3, 4, 6), (1, 8, 8), (1, 8, 8)], [5, 3, 4])
+    others = [[(2, 3, 5), (4, 2, 2)], [(1, 6, 6), (3, 5, 7), (2, 2, 2), (2, 2, 2)], [(1, 3, 3), (1, 9, 9), (5, 2, 6)]]
+    assert sum(graphs(shapes, list(range(2, 2 + len(shapes)))) for shapes in others) == 0
 
 
 @pytest.mark.parametrize(
