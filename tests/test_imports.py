@@ -69,7 +69,7 @@ def test_plain_modules_load_neither_ray_nor_torch(module: str) -> None:
 
 def test_the_training_benchmark_needs_torch_alone() -> None:
     """So that it runs on a machine with a GPU and nothing of ours installed."""
-    others = "pydantic ray deepspeed av pyarrow yaml numpy PIL cv2 safetensors".split()
+    others = ["pydantic", "ray", "deepspeed", "av", "pyarrow", "yaml", "numpy", "PIL", "cv2", "safetensors"]
     code = f"import sys; sys.modules.update(dict.fromkeys({others})); import benchmarks.train_step"
     # NumPy's absence is torch's to warn of.
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT)

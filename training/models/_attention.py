@@ -109,7 +109,10 @@ class Flex:
 
 def document_mask(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> BlockMask:
     """The mask of FlexAttention for such a pack."""
-    sample_S, sample_N = (torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device)) for sizes in (queries, keys))
+    sample_S, sample_N = (
+        torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device), output_size=sum(sizes))
+        for sizes in (queries, keys)
+    )
 
     def same(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return sample_S[query] == sample_N[key]
