@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from training.data.loader import Batch
 from training.engine import Engine
-from training.step import Inputs, Task
+from training.step import Task
 
 SIDE_STEP = 32
 """Buckets of one size differ in area by less, and a record stays short however many aspects there are."""
@@ -29,13 +29,11 @@ class Outcome(NamedTuple):
     frames: int
 
 
-def outcomes(task: Task, batch: Batch, inputs: Inputs, losses: Sequence[float]) -> list[Outcome]:
-    """Of the samples of a micro-batch that count."""
+def outcomes(task: Task, batch: Batch, times: Sequence[float], losses: Sequence[float]) -> list[Outcome]:
+    """Of the samples of a micro-batch that count, from their noise levels and losses."""
     return [
         Outcome(uid, loss, weight, time, _side(*size), 1 + (latent.shape[1] - 1) * task.time_factor)
-        for uid, loss, weight, time, size, latent in zip(
-            batch.uids, losses, batch.weights.tolist(), inputs.times, batch.sizes, batch.latents, strict=True
-        )
+        for uid, loss, weight, time, size, latent in zip(batch.uids, losses, batch.weights.tolist(), times, batch.sizes, batch.latents, strict=True)
         if weight > 0
     ]
 

@@ -43,5 +43,5 @@ class Validation:
             for _, batches in itertools.islice(loader, planner.steps_per_epoch):
                 for batch in batches:
                     inputs = prepare(self._task, batch, self._quantiles, EPOCH, engine.device)
-                    done += outcomes(self._task, batch, inputs, losses(engine.forward, inputs).tolist())
+                    done += outcomes(self._task, batch, inputs.times, losses(engine.forward, inputs).tolist())
         return breakdown(shared(done, engine), "val_loss")

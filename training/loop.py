@@ -27,7 +27,7 @@ from training.evaluate import Validation
 from training.export import write_export
 from training.metrics import Metrics, Record
 from training.settings import TrainSettings
-from training.step import Inputs, Task, key, losses, prepare, quantiles
+from training.step import Task, key, losses, prepare, quantiles
 
 
 class Interrupted(KeyboardInterrupt):
@@ -114,24 +114,26 @@ def take_step(settings: TrainSettings, task: Task, engine: Engine, step: int, ba
     The loss is the mean over the samples of all ranks and micro-steps by their weights, so it does not depend on how many
     workers share the step. Neither do noise levels, which are spread evenly over the samples of the whole step.
     """
-    n_tokens = sum(
-        task.model.tokens(*latent.shape[1:])
+    samples = [
+        (key(batch.epoch, uid), latent, counts)
         for batch in batches
-        for latent, sample_weight in zip(batch.latents, batch.weights.tolist(), strict=True)
-        if sample_weight > 0
-    )
+        for uid, latent, counts in zip(batch.uids, batch.latents, (batch.weights > 0).tolist(), strict=True)
+    ]
+    n_tokens = sum(task.model.tokens(*latent.shape[1:]) for _, latent, counts in samples if counts)
     weight, tokens, stopping = engine.sum([sum(float(batch.weights.sum()) for batch in batches), n_tokens, stop])
-    quantile_of = quantiles(task.seed, engine.gather([key(batch.epoch, uid) for batch in batches for uid in batch.uids]))
-    seen: list[tuple[Batch, Inputs, Tensor]] = []
+    quantile_of = quantiles(task.seed, engine.gather([name for name, _, counts in samples if counts]))
+    # A sample of weight 0 only keeps ranks in step, and must not move the others' noise levels, or workers would matter.
+    quantile_of |= {name: 0.5 for name, _, _ in samples if name not in quantile_of}
+    seen: list[tuple[Batch, list[float], Tensor]] = []
     for position, batch in enumerate(batches):
         inputs = prepare(task, batch, quantile_of, batch.epoch, engine.device)
         losses_B = losses(engine.forward, inputs)
         share_B = batch.weights.to(engine.device) / weight
-        # A sample of weight 0 only keeps ranks in step; times 0 would not silence a NaN, so it is left out.
+        # Times 0 would not silence a NaN, so a sample of weight 0 is left out.
         loss = torch.where(share_B > 0, losses_B * share_B, torch.zeros_like(losses_B)).sum()
         engine.backward(loss, last=position == len(batches) - 1)
-        seen.append((batch, inputs, losses_B.detach()))
-    done = shared([one for batch, inputs, losses_B in seen for one in outcomes(task, batch, inputs, losses_B.tolist())], engine)
+        seen.append((batch, inputs.times, losses_B.detach()))
+    done = shared([one for batch, times, losses_B in seen for one in outcomes(task, batch, times, losses_B.tolist())], engine)
     parts = breakdown(done, "loss")
     if not math.isfinite(parts["loss"]):
         names = ", ".join(one.uid for one in done if not math.isfinite(one.loss))
@@ -140,7 +142,7 @@ def take_step(settings: TrainSettings, task: Task, engine: Engine, step: int, ba
         )
     lr = settings.lr_at(step)
     norm = engine.step(lr)
-    record |= {**parts, "lr": lr, "grad_norm": norm, "tokens": int(tokens), "samples": round(weight), "epoch": batches[0].epoch}
+    record |= {**parts, "lr": lr, "grad_norm": norm, "tokens": int(tokens), "samples": len(done), "epoch": batches[0].epoch}
     return stopping > 0
 
 

@@ -50,7 +50,7 @@ def test_all_aspects_of_a_size_are_one_class_and_stand_ins_count_for_nothing(siz
     batch = Batch([torch.zeros(1, 3, 2, 2)] * count, [torch.zeros(1, 8)] * count, names, weights, torch.full((count,), 8.0), sides, 0)
     task = Task(DiT(depth=1, dim=32, heads=2), FlowMatching(), ConditioningRates(none=1.0), 0.0, torch.zeros(1, 8), 4, seed=0)
     inputs = prepare(task, batch, quantiles(0, [key(0, name) for name in names]), 0, torch.device("cpu"))
-    done = outcomes(task, batch, inputs, [1.0] * count)
+    done = outcomes(task, batch, inputs.times, [1.0] * count)
     assert {(one.side, one.frames) for one in done} == {(size, 9)}
     assert [one.uid for one in done] == names[:1] + names[2:]
     assert [one.time for one in done] == inputs.times[:1] + inputs.times[2:]

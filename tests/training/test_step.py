@@ -100,6 +100,7 @@ def test_the_global_random_state_is_left_alone() -> None:
 def test_generators_are_the_same_on_every_machine() -> None:
     """A golden value: it changes only when every run's noise would, which breaks resuming them."""
     assert torch.rand(2, generator=generator(0, 1, "clip")).tolist() == [0.38539034128189087, 0.7468018531799316]
+    assert quantiles(0, ["0/a", "0/b", "1/a"]) == {"0/b": 0.12234898039605469, "1/a": 0.5954692204250023, "0/a": 0.9039448992116377}
 
 
 def test_captions_are_dropped_at_their_rate_and_not_always_the_same() -> None:

@@ -108,6 +108,7 @@ class DiffusionTransformer(VideoModel):
 
     def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
         """Predict `[C, T, H, W]` float32 for each latent; sides that patches do not divide are padded and cropped."""
+        assert len(latents) == len(condition.texts) > 0
         groups = grouped(latents, condition.texts)
         order = list(itertools.chain(*groups))
         text_ND, text_lengths = self._text([condition.texts[place] for place in order])
@@ -116,7 +117,8 @@ class DiffusionTransformer(VideoModel):
             self._enter([latents[place] for place in group], condition, group, group_BD)
             for group, group_BD in zip(groups, torch.split(sample_BD, [len(group) for group in groups]), strict=True)
         ]
-        x_SD, frame_FD, turn = joined([x for x, _, _ in entries]), joined([frame for _, frame, _ in entries]), turns([turn for _, _, turn in entries])
+        tokens, frame_vectors, rotations = zip(*entries, strict=True)
+        x_SD, frame_FD, turn = joined(tokens), joined(frame_vectors), Rotation(*(joined(parts) for parts in zip(*rotations, strict=True)))
         lengths, frames = zip(*(self._grid(latents[place].shape) for place in order), strict=True)
         frame_S = frame_of_token(lengths, frames, x_SD.device)
         modulation_FMD = torch.unflatten(self.modulation(frame_FD), -1, (6, -1))
@@ -132,10 +134,8 @@ class DiffusionTransformer(VideoModel):
                 x_SD = step(*inputs)
         shift_FD, scale_FD = self.modulation_out(frame_FD).chunk(2, dim=-1)
         y_SD = self.patch_out(per_frame(self.norm_out(x_SD), frame_S, 1 + scale_FD, shift_FD)).to(torch.float32)
-        predictions: list[Tensor] = [y_SD] * len(order)
-        for place, y in zip(order, torch.split(y_SD, list(lengths)), strict=True):
-            predictions[place] = self.unpatchify(y[None], torch.Size((1, *latents[place].shape)))[0]
-        return predictions
+        predictions = {place: self.unpatchify(y, latents[place].shape) for place, y in zip(order, torch.split(y_SD, list(lengths)), strict=True)}
+        return [predictions[place] for place in range(len(order))]
 
     def patchify(self, x_BCTHW: Tensor) -> Tensor:
         """`[B, C, T, H, W]` to tokens `[B, S, C * patch]`, frames first, then rows, then columns."""
@@ -146,13 +146,13 @@ class DiffusionTransformer(VideoModel):
         # B C T p H q W r -> B T H W C p q r
         return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
-    def unpatchify(self, x_BSD: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `patchify` for latents of that shape."""
-        (batch, channels, *sizes), (p, q, r) = shape, self.patch
+    def unpatchify(self, x_SD: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `patchify` for one latent of that shape `[C, T, H, W]`."""
+        (channels, *sizes), (p, q, r) = shape, self.patch
         frames, height, width = (-(-size // patch) for size, patch in zip(sizes, self.patch, strict=True))
-        x = x_BSD.reshape(batch, frames, height, width, channels, p, q, r)
-        x = x.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(batch, channels, frames * p, height * q, width * r)
-        return x[:, :, : sizes[0], : sizes[1], : sizes[2]]
+        x = x_SD.reshape(frames, height, width, channels, p, q, r)
+        x = x.permute(3, 0, 4, 1, 5, 2, 6).reshape(channels, frames * p, height * q, width * r)
+        return x[:, : sizes[0], : sizes[1], : sizes[2]]
 
     def _grid(self, shape: torch.Size) -> tuple[int, int]:
         """Tokens and token frames of a latent `[C, T, H, W]`."""
@@ -258,14 +258,9 @@ def frame_of_token(lengths: Sequence[int], frames: Sequence[int], device: torch.
     return torch.arange(sum(frames), device=device).repeat_interleave(of_frames, output_size=sum(lengths))
 
 
-def joined(parts: list[Tensor]) -> Tensor:
+def joined(parts: Sequence[Tensor]) -> Tensor:
     """Parts after one another; a single one as it is, without a copy."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def turns(parts: list[Rotation]) -> Rotation:
-    """The rotations of parts after one another."""
-    return Rotation(joined([part.cos for part in parts]), joined([part.sin for part in parts]))
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def run_block(block: nn.Module, *inputs: object) -> Tensor:

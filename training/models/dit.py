@@ -72,17 +72,9 @@ class DiT(ModelSettings):
     def build(self, channels: int, text_dim: int) -> VideoModel:
         from training.models._dit_network import DiffusionTransformer  # torch, which whoever reads settings need not wait for
 
-        every = {"none": 0, "blocks": 1}.get(str(self.checkpointing)) if isinstance(self.checkpointing, str) else self.checkpointing
-        assert every is not None
+        every = {"none": 0, "blocks": 1}[self.checkpointing] if isinstance(self.checkpointing, str) else self.checkpointing
         return DiffusionTransformer(
-            self.size,
-            self.hidden,
-            self.patch,
-            channels,
-            text_dim,
-            kernel=self.attention,
-            checkpoint_every=every,
-            compiled=self.compile,
+            self.size, self.hidden, self.patch, channels, text_dim, kernel=self.attention, checkpoint_every=every, compiled=self.compile
         )
 
     def tokens(self, frames: int, height: int, width: int) -> int:
