@@ -37,11 +37,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.buckets import Bucket, BucketSettings
-from training.data.costs import SampleCosts, forward_flops
+from training.data.costs import SampleCosts
 from training.data.deal import POLICIES, Policy
 from training.data.plan import Planner, PlanSettings, share
+from training.models.dit import DiT
 
-LAYERS, WIDTH, MLP_RATIO = 28, 1152, 4.0
+MODEL = DiT(preset="XL")
 TIME_FACTOR, SPACE_FACTOR, PATCH = 4, 8, 2
 FRAMES = (1, *range(5, 130, 4))
 SIZES = (256, 768)
@@ -106,7 +107,8 @@ def mix(n_samples: int) -> Mix:
     drawn = chance.choice(len(kinds), n_samples, p=[share for _, _, share in kinds])
     cells = np.array([_cells(bucket) for bucket, _, _ in kinds])[drawn]
     tokens = cells // PATCH**2
-    flops = forward_flops(tokens, chance.integers(20, 301, n_samples), LAYERS, WIDTH, MLP_RATIO)
+    text = chance.integers(20, 301, n_samples)
+    flops = np.array([MODEL.flops(*counts) for counts in zip(tokens.tolist(), text.tolist(), strict=True)], float)
     batch_sizes = [next(n for frames, n in BATCH_SIZES[size].items() if bucket.frames <= frames) for bucket, size, _ in kinds]
     return Mix([kinds[number][0].name for number in drawn], cells, tokens, flops, np.array(batch_sizes)[drawn])
 

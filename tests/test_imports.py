@@ -49,7 +49,15 @@ def test_files_stay_readable(path: Path) -> None:
         assert all(isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body), "a docstring at most"
 
 
-PLAIN = ["pipelines.steps.keep", "pipelines.steps.dedup", "pipelines.steps.scan", "pipelines.work", "captioning.encoders.hashing"]
+PLAIN = [
+    "pipelines.steps.keep",
+    "pipelines.steps.dedup",
+    "pipelines.steps.scan",
+    "pipelines.work",
+    "captioning.encoders.hashing",
+    "training.settings",
+    "training.models.dit",
+]
 
 
 @pytest.mark.parametrize("module", PLAIN)
@@ -57,3 +65,11 @@ def test_plain_modules_load_neither_ray_nor_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'ray', 'torch', 'deepspeed'}} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
     assert found == "[]", f"{module} loads {found}"
+
+
+def test_the_training_benchmark_needs_torch_alone() -> None:
+    """So that it runs on a machine with a GPU and nothing of ours installed."""
+    others = ["pydantic", "ray", "deepspeed", "av", "pyarrow", "yaml", "numpy", "PIL", "cv2", "safetensors"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({others})); import benchmarks.train_step"
+    # NumPy's absence is torch's to warn of.
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT)

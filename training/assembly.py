@@ -11,13 +11,12 @@ from captioning.encoder import TextEncoderSettings
 from cluster.plugins import build
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
-from training.data.costs import SampleCosts, forward_flops
+from training.data.costs import SampleCosts
 from training.data.loader import Dataset
 from training.data.plan import Planner
 from training.data.step_times import StepTimes
 from training.export import ModelCard
-from training.model import VideoModel
-from training.models.dit import DiT
+from training.network import VideoModel
 from training.sampling.provenance import version
 from training.settings import TrainSettings
 from training.step import Task
@@ -32,7 +31,6 @@ def task_of(settings: TrainSettings, dataset: Dataset, seed: int) -> Task:
         caption_drop=settings.caption_drop,
         null_text=dataset.null_text().to(torch.float32),
         time_factor=dataset.info.time_factor,
-        space_factor=dataset.info.space_factor,
         seed=seed,
     )
 
@@ -40,12 +38,10 @@ def task_of(settings: TrainSettings, dataset: Dataset, seed: int) -> Task:
 def planner_of(dataset: Dataset, settings: TrainSettings, seed: int, times: StepTimes | None = None) -> Planner:
     """Which samples of the data set make up which step, and who computes them: by arithmetic, or by `times` where they are given."""
     table, info = dataset.table, dataset.info
-    buckets, n_text = table["bucket"].to_pylist(), table["n_text"].to_numpy()
+    buckets, n_text = table["bucket"].to_pylist(), table["n_text"].to_pylist()
     tokens_of = {name: settings.model.tokens(*latent_size(name, info.time_factor, info.space_factor)) for name in set(buckets)}
     tokens = [tokens_of[name] for name in buckets]
-    model = settings.model
-    assert isinstance(model, DiT)
-    flops = forward_flops(tokens, n_text, model.depth, model.dim, model.mlp_ratio)
+    flops = [settings.model.flops(size, length) for size, length in zip(tokens, n_text, strict=True)]
     return Planner(buckets, table["n_tokens"].to_pylist(), settings.batch, seed, SampleCosts.of_flops(flops, tokens, times))
 
 

@@ -1,51 +1,100 @@
-"""Which latent frames are given to the model, which it generates, and when each is shown."""
+"""Which latent frames are given to the model in training, which it generates, and how noisy given ones are."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from cluster.config import Settings
 
-# Shape suffixes: B samples, T latent frames.
+Uniform = Callable[[], float]
+"""A source of independent numbers, uniform in [0, 1)."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What one sample is given."""
+
+    frames: tuple[bool, ...]
+    """For every latent frame, whether it is given; at least one is generated."""
+    time: float = 0.0
+    """Noise level of the given frames, 0 for clean."""
+
+
+DEFAULT_RATES = {"none": 0.75, "first": 0.13, "last": 0.02, "both": 0.04, "prefix": 0.03, "suffix": 0.02, "middle": 0.01}
+"""A quarter of samples is conditioned, most of them on the first frame."""
 
 
 class ConditioningRates(Settings):
-    """Shares of training samples by the frames they are given; they sum to 1."""
+    """Shares of training samples by the frames they are given; they sum to 1. Where any is written, those that are not are 0.
 
-    none: float = Field(0.75, ge=0, le=1, description="Nothing is given: text to video.")
-    first: float = Field(0.25, ge=0, le=1, description="The first frame is given: image to video. An image has no other frame, so nothing is given.")
+    An image has no other frame, so nothing of it is given; where a video is too short for both ends or the middle, its first frame is.
+    """
+
+    none: float = Field(DEFAULT_RATES["none"], ge=0, le=1, description="Nothing is given: text to video.")
+    first: float = Field(DEFAULT_RATES["first"], ge=0, le=1, description="The first frame: image to video.")
+    last: float = Field(DEFAULT_RATES["last"], ge=0, le=1, description="The last latent frame: a video that ends as wanted.")
+    both: float = Field(DEFAULT_RATES["both"], ge=0, le=1, description="The first and the last latent frame: connecting two pictures.")
+    prefix: float = Field(DEFAULT_RATES["prefix"], ge=0, le=1, description="Some frames from the first on, any number: extending forward.")
+    suffix: float = Field(DEFAULT_RATES["suffix"], ge=0, le=1, description="Some frames up to the last, any number: extending backward.")
+    middle: float = Field(DEFAULT_RATES["middle"], ge=0, le=1, description="Some frames with generated ones on both sides: extending both ways.")
+    given_noise: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="Given frames are noised up to this level, drawn for each sample and told to the model, "
+        "so that it forgives faults in what it is given later (as Ho et al. 2021, section 4.2, do with cascades); 0 for never.",
+    )
+
+    @model_validator(mode="after")
+    def _others_are_0(self) -> ConditioningRates:
+        if self.model_fields_set & DEFAULT_RATES.keys():
+            for kind in DEFAULT_RATES.keys() - self.model_fields_set:
+                # Frozen from here on. A validator before the fields would see JSON as Python, where rules are others.
+                object.__setattr__(self, kind, 0.0)
+        return self
 
     @model_validator(mode="after")
     def _sum(self) -> ConditioningRates:
-        total = self.none + self.first
+        rates = {kind: rate for kind, rate in self._rates().items() if rate}
+        total = sum(rates.values())
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"none {self.none} + first {self.first} is {total:g}; the shares must sum to 1")
+            terms = " + ".join(f"{kind} {rate:g}" for kind, rate in rates.items()) or "the sum of all"
+            raise ValueError(f"{terms} is {total:g}; the shares must sum to 1")
         return self
 
-    def draw(self, generator: torch.Generator, n_frames: int) -> Tensor:
-        """`[n_frames]` float mask of one sample, 1.0 where a latent frame is given; at least one frame is generated."""
-        first = torch.rand((), generator=generator, dtype=torch.float64).item() < self.first
-        return first_frames(1 if first and n_frames > 1 else 0, n_frames)
+    def _rates(self) -> dict[str, float]:
+        return {kind: getattr(self, kind) for kind in DEFAULT_RATES}
+
+    def draw(self, uniform: Uniform, n_frames: int) -> Given:
+        """What a sample of `n_frames` latent frames is given; the same numbers give the same."""
+        frames = given_frames(self._kind(uniform()), n_frames, uniform)
+        return Given(frames, self.given_noise * uniform() if any(frames) else 0.0)
+
+    def _kind(self, place: float) -> str:
+        total = 0.0
+        for kind, rate in self._rates().items():
+            total += rate
+            if place < total:
+                return kind
+        # Rates sum to 1 but for rounding.
+        return max(self._rates(), key=lambda kind: self._rates()[kind])
 
 
-def first_frames(n_given: int, n_frames: int) -> Tensor:
-    """`[n_frames]` mask with the first `n_given` latent frames given."""
-    return (torch.arange(n_frames) < n_given).to(torch.float32)
-
-
-def frame_times(time_B: Tensor, given_BT: Tensor, given_time: float = 0.0) -> Tensor:
-    """Noise level of every latent frame `[B, T]`: the sample's own where a frame is generated, `given_time` where it is given."""
-    return torch.where(given_BT > 0, torch.full_like(given_BT, given_time), time_B[:, None].expand_as(given_BT))
-
-
-def latent_seconds(n_frames: int, fps_B: Tensor, time_factor: int) -> Tensor:
-    """Presentation time `[B, T]` of latent frames in seconds: the mean of the times of the pixel frames each covers.
-
-    The first latent frame is pixel frame 0 alone; latent frame k >= 1 is pixel frames (k - 1) r + 1 to k r, whose mean
-    is ((2k - 1) r + 1) / 2, for r = `time_factor`.
-    """
-    k = torch.arange(n_frames, dtype=torch.float32, device=fps_B.device)
-    centre_T = torch.where(k > 0, ((2 * k - 1) * time_factor + 1) / 2, torch.zeros_like(k))
-    return centre_T / fps_B[:, None]
+def given_frames(kind: str, n_frames: int, uniform: Uniform) -> tuple[bool, ...]:
+    """For every latent frame whether it is given; lengths and places of a prefix, suffix or middle are equally likely."""
+    if kind == "none" or n_frames == 1:
+        return (False,) * n_frames
+    if kind in ("both", "middle") and n_frames == 2:
+        kind = "first"
+    if kind == "both":
+        return (True, *(False,) * (n_frames - 2), True)
+    if kind == "middle":
+        length = 1 + int(uniform() * (n_frames - 2))
+        start = 1 + int(uniform() * (n_frames - 1 - length))
+    else:
+        length = 1 if kind in ("first", "last") else 1 + int(uniform() * (n_frames - 1))
+        start = 0 if kind in ("first", "prefix") else n_frames - length
+    return tuple(start <= frame < start + length for frame in range(n_frames))

@@ -9,11 +9,12 @@ import torch
 
 from cluster.telemetry import log
 from training.assembly import planner_of
+from training.breakdown import Outcome, breakdown, outcomes, shared
 from training.conditioning import ConditioningRates
-from training.data.loader import Batch, Dataset, Loader
+from training.data.loader import Dataset, Loader
 from training.engine import Engine
 from training.settings import TrainSettings
-from training.step import Task, losses, prepare
+from training.step import Task, key, losses, prepare, quantiles
 
 EPOCH = "validation"
 """Takes the epoch's place in the key of each sample's noise."""
@@ -26,27 +27,23 @@ class Validation:
         self._dataset = Dataset.open(manifest_uri, "val")
         self._settings, self._engine = settings, engine
         # Captions are kept and no frame is given: the plain task, whatever the mixture that is trained.
-        self._task = replace(task, caption_drop=0.0, conditioning=ConditioningRates(none=1.0, first=0.0))
+        self._task = replace(task, caption_drop=0.0, conditioning=ConditioningRates(none=1.0))
+        self._quantiles = quantiles(task.seed, [key(EPOCH, uid) for uid in self._dataset.table["uid"].to_pylist()])
         if len(self._dataset) == 0 and engine.rank == 0:
             log.info("no sample is in the validation split, so only the training loss is recorded")
 
     def record(self) -> dict[str, float]:
-        """`val_loss`, the mean over the samples of the split; empty when the split is."""
+        """`val_loss`, the mean over the samples of the split, and its parts as `training.breakdown` names them; empty when the split is."""
         if len(self._dataset) == 0:
             return {}
-        loss, weight = 0.0, 0.0
         engine = self._engine
         # Weights of buckets are for training: here each sample counts once.
         plan = self._settings.batch.model_copy(update={"weights": {}})
         planner = planner_of(self._dataset, self._settings.model_copy(update={"batch": plan}), seed=0)
+        done: list[Outcome] = []
         with Loader(self._dataset, planner, engine.rank, engine.world_size, 0) as loader, torch.no_grad():
             for _, batches in itertools.islice(loader, planner.steps_in(0)):
                 for batch in batches:
-                    loss += self._loss(batch)
-                    weight += float(batch.weights.sum())
-        loss, weight = engine.sum([loss, weight])
-        return {"val_loss": loss / weight}
-
-    def _loss(self, batch: Batch) -> float:
-        inputs = prepare(self._task, torch.stack(batch.latents), batch.texts, batch.uids, batch.fps, EPOCH, self._engine.device)
-        return float((losses(self._engine.forward, inputs) * batch.weights.to(self._engine.device)).sum())
+                    inputs = prepare(self._task, batch, self._quantiles, engine.device, EPOCH)
+                    done += outcomes(self._task, batch, inputs.times, losses(engine.forward, inputs).tolist())
+        return breakdown(shared(done, engine), "val_loss")

@@ -18,7 +18,8 @@ from cluster.plugins import Chosen
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
 from training.model import FOLDER as MODELS
-from training.model import ModelSettings, VideoModel
+from training.model import ModelSettings
+from training.network import VideoModel
 from training.objective import FOLDER as OBJECTIVES
 from training.objective import ObjectiveSettings
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from types import FrameType
 
 import torch
+from torch import Tensor
 
 from cluster import storage
 from cluster.telemetry import log
 from training import checkpoint
 from training.assembly import card_of, initial_model, planner_of, task_of
+from training.breakdown import breakdown, outcomes, shared
 from training.checkpoint import Checkpoint
 from training.data.loader import Batch, Dataset, Loader
 from training.data.step_times import StepTimes, moments
@@ -26,7 +28,7 @@ from training.evaluate import Validation
 from training.export import write_export
 from training.metrics import Metrics, Record
 from training.settings import TrainSettings
-from training.step import Task, losses, prepare
+from training.step import Task, key, losses, prepare, quantiles
 
 
 class Interrupted(KeyboardInterrupt):
@@ -114,34 +116,38 @@ def _steps(
 def take_step(settings: TrainSettings, task: Task, engine: Engine, step: int, batches: list[Batch], stop: bool, record: Record) -> bool:
     """One optimizer step over this rank's micro-batches; fills the record; True when any rank wants to stop.
 
-    The loss is the mean over the samples of all ranks and micro-steps, each weighing the same, so it does not depend on
-    how many workers share the step.
+    The loss is the mean over the samples of all ranks and micro-steps by their weights, so it does not depend on how many
+    workers share the step. Neither do noise levels, which are spread evenly over the samples of the whole step.
     """
-    n_tokens = sum(
-        task.model.tokens(*latent.shape[1:]) for batch in batches for latent, weight in zip(batch.latents, batch.weights, strict=True) if weight > 0
-    )
+    samples = [
+        (key(seen, uid), latent, counts)
+        for batch in batches
+        for uid, seen, latent, counts in zip(batch.uids, batch.passes, batch.latents, (batch.weights > 0).tolist(), strict=True)
+    ]
+    n_tokens = sum(task.model.tokens(*latent.shape[1:]) for _, latent, counts in samples if counts)
     weight, tokens, stopping = engine.sum([sum(float(batch.weights.sum()) for batch in batches), n_tokens, stop])
-    local_loss = 0.0
-    bad: list[str] = []
+    quantile_of = quantiles(task.seed, engine.gather([name for name, _, counts in samples if counts]))
+    # A sample of weight 0 only keeps ranks in step, and must not move the others' noise levels, or workers would matter.
+    quantile_of |= {name: 0.5 for name, _, _ in samples if name not in quantile_of}
+    results: list[tuple[Batch, list[float], Tensor]] = []
     for position, batch in enumerate(batches):
-        inputs = prepare(task, torch.stack(batch.latents), batch.texts, batch.uids, batch.fps, batch.epoch, engine.device)
+        inputs = prepare(task, batch, quantile_of, engine.device)
         losses_B = losses(engine.forward, inputs)
         share_B = batch.weights.to(engine.device) / weight
-        # A sample of weight 0 only keeps ranks in step; times 0 would not silence a NaN, so it is left out.
+        # Times 0 would not silence a NaN, so a sample of weight 0 is left out.
         loss = torch.where(share_B > 0, losses_B * share_B, torch.zeros_like(losses_B)).sum()
         engine.backward(loss, last=position == len(batches) - 1)
-        finite = torch.isfinite(losses_B.detach()).tolist()
-        bad += [uid for uid, fine in zip(batch.uids, finite, strict=True) if not fine]
-        local_loss += float(loss.detach())
-    (loss_sum,) = engine.sum([local_loss])
-    if not math.isfinite(loss_sum):
-        names = ", ".join(engine.gather(bad))
+        results.append((batch, inputs.times, losses_B.detach()))
+    done = shared([one for batch, times, losses_B in results for one in outcomes(task, batch, times, losses_B.tolist())], engine)
+    parts = breakdown(done, "loss")
+    if not math.isfinite(parts["loss"]):
+        names = ", ".join(one.uid for one in done if not math.isfinite(one.loss))
         raise NonFiniteLossError(
-            f"step {step + 1}: the loss is {loss_sum}, from samples {names}; nothing was updated. Lower lr, or run `worldloom verify`"
+            f"step {step + 1}: the loss is {parts['loss']}, from samples {names}; nothing was updated. Lower lr, or run `worldloom verify`"
         )
     lr = settings.lr_at(step)
     norm = engine.step(lr)
-    record |= {"loss": loss_sum, "lr": lr, "grad_norm": norm, "tokens": int(tokens), "samples": round(weight), "epoch": batches[0].epoch}
+    record |= {**parts, "lr": lr, "grad_norm": norm, "tokens": int(tokens), "samples": len(done), "epoch": batches[0].epoch}
     return stopping > 0
 
 

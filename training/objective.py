@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import abc
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from cluster.plugins import Plugin
+
+if TYPE_CHECKING:
+    # Settings are read by every command, and importing torch takes 2 s.
+    from torch import Tensor
 
 FOLDER = "training.objectives"
 
@@ -20,15 +22,15 @@ class ObjectiveSettings(Plugin):
     """
 
     @abc.abstractmethod
-    def draw_time(self, generator: torch.Generator, n_tokens: int) -> float:
-        """The noise level at which one sample is trained, in [0, 1]."""
+    def time(self, quantile: float, n_tokens: int) -> float:
+        """The noise level below which a share `quantile`, in (0, 1), of samples of that size is trained; in [0, 1], never falling."""
 
     @abc.abstractmethod
     def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """Latents at noise level `time`."""
 
     @abc.abstractmethod
-    def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    def target_of(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """What the model should return for `corrupt(clean, noise, time)`."""
 
     @abc.abstractmethod

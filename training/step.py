@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cluster.storage import digest
-from training.conditioning import ConditioningRates, frame_times, latent_seconds
-from training.model import Condition, ModelSettings
+from training.conditioning import ConditioningRates, Given
+from training.data.loader import Batch
+from training.model import ModelSettings
+from training.network import Condition
 from training.objective import ObjectiveSettings
 
 # Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns.
 
-Forward = Callable[[Tensor, Condition], Tensor]
+Forward = Callable[[Sequence[Tensor], Condition], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,7 @@ class Draw:
     """What chance decides for one sample in one epoch."""
 
     noise_CTHW: Tensor
-    time: float
-    given_T: Tensor
+    given: Given
     drop_caption: bool
 
 
@@ -39,7 +40,6 @@ class Task:
     null_text: Tensor
     """Embedding `[N, E]` of the null caption."""
     time_factor: int
-    space_factor: int
     seed: int
 
 
@@ -47,8 +47,11 @@ class Task:
 class Inputs:
     """A micro-batch ready for the model, on its device."""
 
-    noisy_BCTHW: Tensor
-    target_BCTHW: Tensor
+    noisy: list[Tensor]
+    targets: list[Tensor]
+    """`[C, T, H, W]` each."""
+    times: list[float]
+    """Noise level of each sample's generated frames."""
     condition: Condition
 
 
@@ -58,55 +61,94 @@ def generator(seed: int, *keys: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(state % 2**63)
 
 
+def key(epoch: int | str, uid: str) -> str:
+    """What a sample is called among the samples of a step, which may have it twice, in two passes."""
+    return f"{epoch}/{uid}"
+
+
+def quantiles(seed: int, keys: Iterable[str]) -> dict[str, float]:
+    """Numbers in (0, 1), one for each of the samples that train together, spread evenly: one in each of n equal strata.
+
+    Hashes decide which sample has which stratum, and where in it. So over seeds and epochs each sample's number is uniform, and for one
+    set of samples it does not depend on how they are shared out, nor on their order. The mean of n losses then varies only by what a loss
+    varies within strata; against independent numbers, the variance by noise level falls about with n^2 (stratified sampling; Kingma et al.
+    2021, appendix I.1, do the same with one offset for a batch).
+    """
+    ordered = sorted(set(keys), key=lambda one: digest(str(seed), "stratum", one))
+    return {one: (stratum + _uniform(str(seed), "within", one)) / len(ordered) for stratum, one in enumerate(ordered)}
+
+
+def _uniform(*keys: str) -> float:
+    """A number inside (0, 1) by 32 bits of a hash: few enough that the sum with a stratum is exact, and a quantile never 1."""
+    return (int(digest(*keys, size_bytes=4), 16) + 0.5) / 2**32
+
+
 def draw(task: Task, shape: Sequence[int], epoch: int | str, uid: str) -> Draw:
     """Chance for a sample with latents of `shape` (C, T, H, W), from (seed, epoch, uid) alone."""
     chance = generator(task.seed, epoch, uid)
-    _, frames, height, width = shape
-    drop = torch.rand((), generator=chance, dtype=torch.float64).item() < task.caption_drop
-    given_T = task.conditioning.draw(chance, frames)
-    time = task.objective.draw_time(chance, task.model.tokens(frames, height, width))
-    return Draw(torch.randn(tuple(shape), generator=chance), time, given_T, drop)
+
+    def uniform() -> float:
+        return torch.rand((), generator=chance, dtype=torch.float64).item()
+
+    drop = uniform() < task.caption_drop
+    given = task.conditioning.draw(uniform, shape[1])
+    return Draw(torch.randn(tuple(shape), generator=chance), given, drop)
 
 
-def prepare(
-    task: Task,
-    latent_BCTHW: Tensor,
+def prepare(task: Task, batch: Batch, quantile_of: Mapping[str, float], device: torch.device, epoch: str | None = None) -> Inputs:
+    """Noise a micro-batch: given frames are at their own noise level, all others at their sample's, by its quantile (see `quantiles`).
+
+    Chance is keyed on each sample's pass, or on `epoch` where that is given.
+    """
+    noisy, targets, texts, levels, given, times = [], [], [], [], [], []
+    for latent_CTHW, text, uid, seen in zip(batch.latents, batch.texts, batch.uids, batch.passes, strict=True):
+        drawn = draw(task, latent_CTHW.shape, epoch or seen, uid)
+        time = task.objective.time(quantile_of[key(epoch or seen, uid)], task.model.tokens(*latent_CTHW.shape[1:]))
+        level_T = torch.tensor([drawn.given.time if is_given else time for is_given in drawn.given.frames], device=device)
+        clean_CTHW, noise_CTHW = latent_CTHW.to(device, non_blocking=True), drawn.noise_CTHW.to(device)
+        noisy.append(task.objective.corrupt(clean_CTHW, noise_CTHW, level_T[:, None, None]))
+        targets.append(task.objective.target_of(clean_CTHW, noise_CTHW, level_T[:, None, None]))
+        texts.append((task.null_text if drawn.drop_caption else text).to(device, non_blocking=True))
+        given.append(torch.tensor(drawn.given.frames, dtype=torch.float32, device=device))
+        levels.append(level_T)
+        times.append(time)
+    return Inputs(noisy, targets, times, conditions(texts, levels, given, batch.fps.tolist(), batch.sizes, task.time_factor))
+
+
+def conditions(
     texts: Sequence[Tensor],
-    uids: Sequence[str],
-    fps_B: Tensor,
-    epoch: int | str,
-    device: torch.device,
-) -> Inputs:
-    """Noise a micro-batch: given frames stay clean, all others are at their sample's noise level."""
-    draws = [draw(task, latent_BCTHW.shape[1:], epoch, uid) for uid in uids]
-    clean_BCTHW = latent_BCTHW.to(device)
-    noise_BCTHW = torch.stack([one.noise_CTHW for one in draws]).to(device)
-    given_BT = torch.stack([one.given_T for one in draws]).to(device)
-    time_BT = frame_times(torch.tensor([one.time for one in draws], dtype=torch.float32, device=device), given_BT)
-    time_B1T11 = time_BT[:, None, :, None, None]
-    condition = conditions(
-        [(task.null_text if one.drop_caption else text).to(device) for one, text in zip(draws, texts, strict=True)],
-        time_BT,
-        given_BT,
-        fps_B.to(device),
-        (latent_BCTHW.shape[-1] * task.space_factor, latent_BCTHW.shape[-2] * task.space_factor),
-        task.time_factor,
-    )
-    return Inputs(
-        task.objective.corrupt(clean_BCTHW, noise_BCTHW, time_B1T11), task.objective.target(clean_BCTHW, noise_BCTHW, time_B1T11), condition
+    times: Sequence[Tensor],
+    given: Sequence[Tensor],
+    fps: Sequence[float],
+    sizes: Sequence[tuple[int, int]],
+    time_factor: int,
+) -> Condition:
+    """The model's condition for samples of these sizes (width, height) in pixels; training and sampling build it here."""
+    device = times[0].device
+    return Condition(
+        texts=texts,
+        times=times,
+        given=given,
+        seconds=[latent_seconds(len(time_T), rate, time_factor).to(device) for time_T, rate in zip(times, fps, strict=True)],
+        fps_B=torch.tensor(fps, dtype=torch.float32, device=device),
+        size_B2=torch.tensor(sizes, dtype=torch.float32, device=device),
     )
 
 
-def conditions(texts: Sequence[Tensor], time_BT: Tensor, given_BT: Tensor, fps_B: Tensor, size: tuple[int, int], time_factor: int) -> Condition:
-    """The model's condition for samples of one size (width, height) in pixels; training and sampling build it here."""
-    size_B2 = torch.tensor(size, dtype=torch.float32, device=time_BT.device).expand(len(texts), 2)
-    seconds_BT = latent_seconds(time_BT.shape[1], fps_B, time_factor)
-    return Condition(texts=texts, time_BT=time_BT, given_BT=given_BT, seconds_BT=seconds_BT, fps_B=fps_B, size_B2=size_B2)
+def latent_seconds(n_frames: int, fps: float, time_factor: int) -> Tensor:
+    """Presentation time `[T]` of latent frames in seconds: the mean of the times of the pixel frames each covers.
+
+    The first latent frame is pixel frame 0 alone; latent frame k >= 1 is pixel frames (k - 1) r + 1 to k r, whose mean
+    is ((2k - 1) r + 1) / 2, for r = `time_factor`.
+    """
+    k = torch.arange(n_frames, dtype=torch.float32)
+    return torch.where(k > 0, ((2 * k - 1) * time_factor + 1) / 2, torch.zeros_like(k)) / fps
 
 
 def losses(forward: Forward, inputs: Inputs) -> Tensor:
     """Mean squared error `[B]` of each sample over its generated frames, in fp32."""
-    prediction_BCTHW = forward(inputs.noisy_BCTHW, inputs.condition)
-    error_BT = (prediction_BCTHW.to(torch.float32) - inputs.target_BCTHW).square().mean(dim=(1, 3, 4))
-    generated_BT = 1 - inputs.condition.given_BT
-    return (error_BT * generated_BT).sum(dim=1) / generated_BT.sum(dim=1)
+    found = []
+    for prediction_CTHW, target_CTHW, given_T in zip(forward(inputs.noisy, inputs.condition), inputs.targets, inputs.condition.given, strict=True):
+        error_T = (prediction_CTHW.to(torch.float32) - target_CTHW).square().mean(dim=(0, 2, 3))
+        found.append((error_T * (1 - given_T)).sum() / (1 - given_T).sum())
+    return torch.stack(found)

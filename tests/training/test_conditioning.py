@@ -1,43 +1,88 @@
-"""Which frames are given, at which noise level, and when they are shown."""
+"""Which frames are given, how often, and at which noise level."""
 
 from __future__ import annotations
 
-import numpy as np
+import random
+from collections import Counter
+
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config import validate
-from training.conditioning import ConditioningRates, first_frames, frame_times, latent_seconds
+from training.conditioning import DEFAULT_RATES, ConditioningRates, given_frames
+
+KINDS = sorted(DEFAULT_RATES)
+
+
+@given(kind=st.sampled_from(KINDS), n_frames=st.integers(1, 40), seed=st.integers(0, 2**31))
+def test_what_is_given_is_what_its_name_says(kind: str, n_frames: int, seed: int) -> None:
+    frames = given_frames(kind, n_frames, random.Random(seed).random)
+    assert len(frames) == n_frames
+    assert not all(frames), "something is left to generate"
+    places = [place for place, is_given in enumerate(frames) if is_given]
+    if kind == "none" or n_frames == 1:
+        assert places == []
+        return
+    assert places
+    if kind == "both" and n_frames > 2:
+        assert places == [0, n_frames - 1]
+        return
+    assert places == list(range(places[0], places[-1] + 1)), "one run"
+    if kind in ("first", "prefix") or (n_frames == 2 and kind in ("both", "middle")):
+        assert places[0] == 0
+    elif kind in ("last", "suffix"):
+        assert places[-1] == n_frames - 1
+    else:
+        assert 0 < places[0] <= places[-1] < n_frames - 1
+    assert kind not in ("first", "last") or len(places) == 1
+
+
+@pytest.mark.parametrize(("kind", "n_runs"), [("prefix", 4), ("suffix", 4), ("middle", 6)])
+def test_every_length_and_place_occurs(kind: str, n_runs: int) -> None:
+    """Of 5 frames: 1 to 4 at an end, or 1 to 3 inside at any place."""
+    chance = random.Random(0)
+    seen = Counter(given_frames(kind, 5, chance.random) for _ in range(4000))
+    assert len(seen) == n_runs
+    assert min(seen.values()) > 300
 
 
 def test_rates_hold_over_many_draws() -> None:
-    chance = torch.Generator().manual_seed(0)
-    masks = [ConditioningRates(none=0.75, first=0.25).draw(chance, 5) for _ in range(4000)]
-    assert {tuple(mask.tolist()) for mask in masks} == {(0.0,) * 5, (1.0, 0.0, 0.0, 0.0, 0.0)}
-    assert np.mean([mask[0] for mask in masks]) == pytest.approx(0.25, abs=0.02)
+    rates = ConditioningRates(none=0.4, first=0.1, last=0.1, both=0.1, prefix=0.1, suffix=0.1, middle=0.1)
+    chance = random.Random(0)
+    seen = Counter(rates.draw(chance.random, 9).frames for _ in range(20000))
+    assert seen[(False,) * 9] / 20000 == pytest.approx(0.4, abs=0.015)
+    assert seen[(True, *(False,) * 7, True)] / 20000 == pytest.approx(0.1, abs=0.01)
+    assert seen[(True, *(False,) * 8)] / 20000 == pytest.approx(0.1 + 0.1 / 8, abs=0.01)
 
 
-def test_an_image_is_never_given_whole() -> None:
-    chance = torch.Generator().manual_seed(0)
-    assert not any(ConditioningRates(none=0.0, first=1.0).draw(chance, 1).any() for _ in range(20))
+def test_an_image_is_never_given() -> None:
+    chance = random.Random(0)
+    rates = ConditioningRates(first=0.5, prefix=0.5, given_noise=0.1)
+    assert {rates.draw(chance.random, 1) for _ in range(50)} == {rates.draw(chance.random, 1)}
+    assert not any(rates.draw(chance.random, 1).frames)
+
+
+def test_given_frames_are_clean_or_have_a_noise_level_of_their_own() -> None:
+    chance = random.Random(0)
+    assert {ConditioningRates(first=1.0).draw(chance.random, 3).time for _ in range(20)} == {0.0}
+    noisy = [ConditioningRates(first=1.0, given_noise=0.3).draw(chance.random, 3).time for _ in range(2000)]
+    assert max(noisy) <= 0.3
+    assert sum(noisy) / 2000 == pytest.approx(0.15, abs=0.01)
+
+
+def test_what_is_written_is_all_there_is() -> None:
+    """A recipe that names some rates has no others, as when there were only `none` and `first`."""
+    assert validate(ConditioningRates, {"none": 0.5, "first": 0.5}).model_dump() == dict.fromkeys(DEFAULT_RATES, 0.0) | {
+        "none": 0.5,
+        "first": 0.5,
+        "given_noise": 0.0,
+    }
+    default = validate(ConditioningRates, {"given_noise": 0.1})
+    assert default.model_dump() == DEFAULT_RATES | {"given_noise": 0.1}
+    assert validate(ConditioningRates, default.model_dump()) == default
 
 
 def test_rates_must_sum_to_one() -> None:
     with pytest.raises(ValueError, match=r"none 0\.5 \+ first 0\.25 is 0\.75; the shares must sum to 1"):
-        validate(ConditioningRates, {"none": 0.5})
-
-
-def test_given_frames_take_their_own_noise_level() -> None:
-    given = torch.stack([first_frames(1, 3), first_frames(0, 3)])
-    times = frame_times(torch.tensor([0.5, 0.75]), given)
-    assert times.tolist() == [[0.0, 0.5, 0.5], [0.75, 0.75, 0.75]]
-    assert frame_times(torch.tensor([0.5, 0.75]), given, given_time=0.125)[0, 0] == 0.125
-
-
-@given(n_frames=st.integers(1, 40), fps=st.floats(1, 120), factor=st.integers(1, 8))
-def test_latent_seconds_are_the_mean_of_the_frames_they_cover(n_frames: int, fps: float, factor: int) -> None:
-    got = latent_seconds(n_frames, torch.tensor([fps]), factor)[0]
-    covered = [[0], *([1 + (k - 1) * factor + i for i in range(factor)] for k in range(1, n_frames))]
-    np.testing.assert_allclose(got, [np.mean(frames) / fps for frames in covered], rtol=1e-5)
+        validate(ConditioningRates, {"none": 0.5, "first": 0.25})

@@ -10,12 +10,13 @@ import torch
 from ranks import run_ranks
 
 from training.conditioning import ConditioningRates
+from training.data.loader import Batch
 from training.ema import Ema
 from training.engine import open_engine, parameter_groups
 from training.models.dit import DiT
 from training.objectives.flow_matching import FlowMatching
 from training.settings import TrainSettings
-from training.step import Task, losses, prepare
+from training.step import Task, key, losses, prepare, quantiles
 
 N_SAMPLES = 8
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ def train(options: dict[str, Any], steps: int = 5, save_to: str | None = None, g
             parameter.add_(0.02 * torch.randn(parameter.shape))
     engine = open_engine(model, settings, CPU)
     ema = Ema(engine.shards(), settings.ema_decay)
-    task = Task(settings.model, FlowMatching(), ConditioningRates(), 0.1, torch.ones(1, 8), 4, 8, seed=0)
+    task = Task(settings.model, FlowMatching(), ConditioningRates(), 0.1, torch.ones(1, 8), 4, seed=0)
     chance = torch.Generator().manual_seed(5)
     latents = torch.randn(N_SAMPLES, 4, 3, 4, 6, generator=chance)
     texts = [torch.randn(1 + index % 3, 8, generator=chance) for index in range(N_SAMPLES)]
@@ -41,8 +42,20 @@ def train(options: dict[str, Any], steps: int = 5, save_to: str | None = None, g
     for step in range(3 if go_on_from else 0, steps):
         mine = list(range(engine.rank, N_SAMPLES, engine.world_size))
         total = 0.0
+        quantile_of = quantiles(task.seed, [key(step, str(index)) for index in range(N_SAMPLES)])
         for part, last in ((mine[: len(mine) // 2], False), (mine[len(mine) // 2 :], True)):
-            inputs = prepare(task, latents[part], [texts[i] for i in part], [str(i) for i in part], torch.full((len(part),), 8.0), step, CPU)
+            batch = Batch(
+                [latents[i] for i in part],
+                [texts[i] for i in part],
+                [str(i) for i in part],
+                torch.ones(len(part)),
+                torch.full((len(part),), 8.0),
+                [(48, 32)] * len(part),
+                [""] * len(part),
+                [step] * len(part),
+                step,
+            )
+            inputs = prepare(task, batch, quantile_of, CPU)
             loss = losses(engine.forward, inputs).sum() / N_SAMPLES
             engine.backward(loss, last)
             total += loss.item()

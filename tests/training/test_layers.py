@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.models.layers import Attention, Rotation, pad_texts, per_frame, rotary_split, rotate, rotation, sinusoids
+from training.models._attention import Even
+from training.models._layers import Attention, Rotation, per_frame, rotary_split, rotate, rotation, sinusoids
 
 
 def test_sinusoids_match_the_formula() -> None:
@@ -34,7 +35,7 @@ def turned_product(query: torch.Tensor, key: torch.Tensor, at: tuple[float, floa
 
     def turn(x: torch.Tensor, place: tuple[float, float, float]) -> torch.Tensor:
         by = rotation(torch.tensor([[place[0]]]), torch.tensor([place[1]]), torch.tensor([place[2]]), n_pairs)
-        return rotate(x.view(1, 1, 1, -1), by)
+        return rotate(x.view(1, 1, -1), by)
 
     return float((turn(query, at) * turn(key, to)).sum())
 
@@ -57,7 +58,7 @@ def test_rotary_products_depend_on_relative_positions_only(
 def test_rotation_matches_complex_multiplication_and_keeps_lengths() -> None:
     seconds = torch.tensor([[0.0, 0.5], [0.0, 0.25]])
     by = rotation(seconds, torch.tensor([-1.0, 1.0]), torch.tensor([-2.0, 0.0, 2.0]), 8)
-    x = torch.randn(2, 3, 12, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(24, 3, 16, generator=torch.Generator().manual_seed(0))
     got = rotate(x, by)
     as_complex = torch.complex(x[..., :8], x[..., 8:]) * torch.complex(by.cos, by.sin)
     torch.testing.assert_close(got, torch.cat((as_complex.real, as_complex.imag), dim=-1))
@@ -67,7 +68,7 @@ def test_rotation_matches_complex_multiplication_and_keeps_lengths() -> None:
 def test_rotation_orders_tokens_by_frame_row_column() -> None:
     by = rotation(torch.tensor([[0.0, 1.5]]), torch.tensor([0.0, 3.0]), torch.tensor([0.0, 5.0, 7.0]), 8)
     alone = rotation(torch.tensor([[1.5]]), torch.tensor([3.0]), torch.tensor([5.0]), 8)
-    torch.testing.assert_close(by.cos[:, :, 1 * 6 + 1 * 3 + 1], alone.cos[:, :, 0])
+    torch.testing.assert_close(by.cos[1 * 6 + 1 * 3 + 1], alone.cos[0])
 
 
 def naive_attention(layer: Attention, x: torch.Tensor, to: torch.Tensor, turn: Rotation | None) -> torch.Tensor:
@@ -85,7 +86,7 @@ def naive_attention(layer: Attention, x: torch.Tensor, to: torch.Tensor, turn: R
         if turn is None:
             return value
         half = width // 2
-        cos, sin = turn.cos[0, 0, token].double(), turn.sin[0, 0, token].double()
+        cos, sin = turn.cos[token, 0].double(), turn.sin[token, 0].double()
         return torch.cat((value[:half] * cos - value[half:] * sin, value[half:] * cos + value[:half] * sin))
 
     x, to = x.double(), to.double()
@@ -105,26 +106,18 @@ def test_attention_matches_a_naive_one(cross: bool) -> None:
     torch.manual_seed(0)
     layer = Attention(32, 2)
     torch.nn.init.normal_(layer.query_norm.weight)
-    x = torch.randn(1, 6, 32)
-    to = torch.randn(1, 4, 32) if cross else x
+    x = torch.randn(6, 32)
+    to = torch.randn(4, 32) if cross else x
     turn = None if cross else rotation(torch.tensor([[0.0, 0.7]]), torch.tensor([1.0]), torch.tensor([0.0, 2.0, 4.0]), 8)
-    expected = naive_attention(layer, x[0], to[0], turn)
-    torch.testing.assert_close(layer(x, to, turn)[0].double(), expected, atol=1e-5, rtol=1e-5)
+    expected = naive_attention(layer, x, to, turn)
+    torch.testing.assert_close(layer(x, to, Even(1), turn).double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_per_frame_scales_the_tokens_of_each_frame() -> None:
-    x = torch.ones(1, 6, 2)
-    scale = torch.tensor([[[1.0, 2.0], [10.0, 20.0]]])
-    got = per_frame(x, scale, torch.full((1, 2, 2), 0.5))
-    np.testing.assert_allclose(got[0, :, 0], [1.5, 1.5, 1.5, 10.5, 10.5, 10.5])
-    np.testing.assert_allclose(got[0, :, 1], [2.5, 2.5, 2.5, 20.5, 20.5, 20.5])
-
-
-def test_texts_are_padded_and_masked() -> None:
-    texts, mask = pad_texts([torch.ones(1, 4), torch.ones(3, 4)])
-    assert texts.shape == (2, 3, 4)
-    assert mask is not None
-    assert mask[:, 0, 0].tolist() == [[True, False, False], [True, True, True]]
-    assert pad_texts([torch.ones(2, 4), torch.ones(2, 4)])[1] is None
-    with pytest.raises(ValueError, match="text 1 of the batch has no token"):
-        pad_texts([torch.ones(2, 4), torch.ones(0, 4)])
+    x = torch.ones(6, 2)
+    scale, shift = torch.tensor([[1.0, 2.0], [10.0, 20.0]]), torch.full((2, 2), 0.5)
+    np.testing.assert_allclose(per_frame(x, None, scale, shift)[:, 0], [1.5, 1.5, 1.5, 10.5, 10.5, 10.5])
+    np.testing.assert_allclose(per_frame(x, None, scale, shift)[:, 1], [2.5, 2.5, 2.5, 20.5, 20.5, 20.5])
+    np.testing.assert_allclose(per_frame(x, torch.tensor([0, 1, 1, 1, 1, 1]), scale, shift)[:, 0], [1.5, 10.5, 10.5, 10.5, 10.5, 10.5])
+    even = torch.tensor([0, 0, 0, 1, 1, 1])
+    assert per_frame(x, even, scale).equal(per_frame(x, None, scale))

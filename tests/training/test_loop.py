@@ -58,6 +58,14 @@ def test_a_run_leaves_all_that_it_promises(undisturbed: run.TrainResult) -> None
     assert list((folder / "tensorboard").iterdir())
     records = [json.loads(line) for line in Path(undisturbed.metrics_uri).read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, 13))
+    assert sum(name.startswith("loss_time/") for name in records[0]) >= 1
+    assert {name for record in records for name in record if name.startswith(("loss_bucket/", "loss_kind/"))} == {
+        "loss_bucket/32px_5f",
+        "loss_bucket/32px_1f",
+        "loss_kind/image",
+        "loss_kind/video",
+    }
+    assert {name.partition("_bucket")[0] for name in records[5] if "bucket" in name} == {"loss", "val_loss"}
     assert {"loss", "lr", "grad_norm", "tokens", "samples", "epoch", "tokens_per_s", "data_wait_s", "step_s"} <= records[0].keys()
 
 

@@ -1,4 +1,4 @@
-"""What a sample costs a worker: the arithmetic of the model's forward pass, or step times that were measured."""
+"""What a sample costs a worker: the operations of the model's forward pass, or step times that were measured."""
 
 from __future__ import annotations
 
@@ -17,19 +17,6 @@ Int64s = NDArray[np.int64]
 
 DEAREST = 2**30
 """Cost of the dearest sample: fine enough for samples a million times as cheap, and a million of them add up far below 2 ** 63."""
-
-
-def forward_flops(tokens_N: ArrayLike, text_N: ArrayLike, layers: int, width: int, mlp_ratio: float) -> Float64s:
-    """Floating-point operations `[N]` of a transformer's forward pass over samples of that many tokens and text tokens.
-
-    With S tokens, T text tokens, L layers of width d and feed-forward layers r times as wide, a multiplication and an addition counting as two:
-    L ((8 + 4r) d² S + 4 d S² for the queries, keys, values, output and feed-forward layers and self-attention, and 4 d² S + 4 d² T + 4 d S T for
-    cross-attention). Self-attention costs as much as the linear layers before it at S = (2 + r) d.
-    """
-    tokens_N, text_N = np.asarray(tokens_N, np.float64), np.asarray(text_N, np.float64)
-    own_N = (8 + 4 * mlp_ratio) * width**2 * tokens_N + 4 * width * tokens_N**2
-    across_N = 4 * width**2 * (tokens_N + text_N) + 4 * width * tokens_N * text_N
-    return np.asarray(layers * (own_N + across_N), np.float64)
 
 
 @dataclass(frozen=True, eq=False)

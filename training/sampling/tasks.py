@@ -11,7 +11,7 @@ from cluster import storage
 from cluster.telemetry import log
 from training.autoencoder import Autoencoder
 from training.export import ModelCard, read_card, read_export
-from training.model import VideoModel
+from training.network import VideoModel
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import provenance, provenance_uri, read_provenance, write_provenance
 from training.sampling.settings import SampleSettings
@@ -142,14 +142,14 @@ def generate(
     _, *grid = autoencoder.latent_shape(frames, height, width)
     noise_BCTHW = torch.randn((1, card.channels, *grid), generator=generator(settings.seed, "sample")).to(device)
     texts = [text_NE.to(device)] if settings.guidance == 1 else [text_NE.to(device), null_text_NE.to(device)]
-    given_BT = torch.zeros(len(texts), grid[0], device=device)
-    fps_B = torch.full((len(texts),), fps, device=device)
+    given_T = torch.zeros(grid[0], device=device)
 
     def velocity(x_BCTHW: Tensor, time: float) -> Tensor:
-        condition = conditions(texts, torch.full_like(given_BT, time), given_BT, fps_B, (width, height), autoencoder.time_factor)
-        prediction = model(x_BCTHW.expand(len(texts), -1, -1, -1, -1), condition)
-        joint = prediction if len(texts) == 1 else guided(prediction[:1], prediction[1:], settings.guidance)
-        return card.objective.velocity(joint, x_BCTHW, torch.tensor(time, device=device))
+        times = [torch.full_like(given_T, time)] * len(texts)
+        condition = conditions(texts, times, [given_T] * len(texts), [fps] * len(texts), [(width, height)] * len(texts), autoencoder.time_factor)
+        predictions = model([x_BCTHW[0]] * len(texts), condition)
+        joint = predictions[0] if len(texts) == 1 else guided(predictions[0], predictions[1], settings.guidance)
+        return card.objective.velocity(joint[None], x_BCTHW, torch.tensor(time, device=device))
 
     n_tokens = card.model.tokens(grid[0], grid[1], grid[2])
     return euler(velocity, noise_BCTHW, card.objective.schedule(settings.steps, n_tokens))

@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.costs import SampleCosts, forward_flops
+from training.data.costs import SampleCosts
 from training.data.deal import Policy
 from training.data.plan import GlobalStep, MicroBatch, Planner, PlanSettings, share
+from training.models.dit import DiT
 
 TOKENS = {"64x64x17": 320, "64x64x1": 64, "80x48x9": 180, "128x128x33": 2304}
 BUCKETS = st.lists(st.sampled_from(list(TOKENS)), min_size=1, max_size=120)
 BUDGET = st.integers(1, 6000)
+MODEL = DiT(depth=12, dim=64, heads=4)
 LIMIT = st.none() | st.integers(max(TOKENS.values()), 8000)
 SEED = st.integers(0, 2**32)
 POLICIES: tuple[Policy, ...] = ("same", "slot", "pack")
@@ -34,8 +36,9 @@ def planner(
 ) -> Planner:
     settings = PlanSettings(tokens_per_step=budget, max_tokens_per_micro=limit, policy=policy, weights=weights or {})
     tokens = [TOKENS[bucket] for bucket in buckets]
-    text = np.random.default_rng(0).integers(1, 300, len(tokens))
-    return Planner(buckets, tokens, settings, seed, SampleCosts.of_flops(forward_flops(tokens, text, 12, 64, 4.0), tokens))
+    text = np.random.default_rng(0).integers(1, 300, len(tokens)).tolist()
+    flops = [MODEL.flops(*counts) for counts in zip(tokens, text, strict=True)]
+    return Planner(buckets, tokens, settings, seed, SampleCosts.of_flops(flops, tokens))
 
 
 def epoch_of(plan: Planner, epoch: int) -> list[GlobalStep]:

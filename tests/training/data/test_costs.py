@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.costs import DEAREST, SampleCosts, forward_flops
+from training.data.costs import DEAREST, SampleCosts
 from training.data.plan import Planner, PlanSettings, share
 from training.data.step_times import EVERY_STEPS, LEAD_STEPS, MIN_STEPS, Fit, StepTimes, least_squares, moments
 
@@ -28,26 +28,6 @@ def sums_of(fit: Fit, seed: int, steps: int, noise: float = 0.0) -> list[float]:
         n_micro = int(chance.integers(1, 4))
         total += moments(n_micro, tokens, seconds_of(fit, n_micro, tokens) * (1 + noise * chance.standard_normal()))
     return total.tolist()
-
-
-def multiplied(rows: int, inner: int, columns: int) -> int:
-    """Operations of a product of matrices, rows x inner and inner x columns."""
-    return 2 * rows * inner * columns
-
-
-def test_the_formula_is_a_count_of_matrix_products() -> None:
-    tokens, text, width, hidden, layers = 96, 7, 64, 192, 5
-    own = 4 * multiplied(tokens, width, width) + multiplied(tokens, width, tokens) + multiplied(tokens, tokens, width)
-    across = (
-        2 * multiplied(tokens, width, width) + 2 * multiplied(text, width, width) + multiplied(tokens, width, text) + multiplied(tokens, text, width)
-    )
-    feed_forward = multiplied(tokens, width, hidden) + multiplied(tokens, hidden, width)
-    assert forward_flops(tokens, text, layers, width, hidden / width) == layers * (own + across + feed_forward)
-
-
-def test_attention_costs_as_much_as_the_linear_layers_at_six_widths() -> None:
-    linear = 24 * 128**2 * 768
-    assert forward_flops(768, 0, 1, 128, 4.0) - 4 * 128**2 * 768 == 2 * linear
 
 
 def test_costs_are_whole_numbers_in_proportion() -> None:

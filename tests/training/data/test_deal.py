@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data import deal
-from training.data.costs import forward_flops
 from training.data.deal import Samples, pack, same, slot
 from training.data.order import falling, permutation, rising, shuffled_within
+from training.models.dit import DiT
 
 
 def samples_of(sizes: list[int], shapes: list[int] | None = None) -> Samples:
@@ -98,7 +98,9 @@ MIX = np.array([64, 256, 1024, 2304, 4000, 9000, 20000, 38000, 76000])
 def test_packing_a_wide_mix_leaves_little_idle(world_size: int, per_worker: int, limit: int | None, bound: float) -> None:
     chance = np.random.default_rng(0)
     sizes = chance.choice(MIX, per_worker * world_size)
-    costs = forward_flops(sizes, chance.integers(1, 300, len(sizes)), 28, 1152, 4.0)
+    model = DiT(preset="XL")
+    text = chance.integers(1, 300, len(sizes)).tolist()
+    costs = np.array([model.flops(*counts) for counts in zip(sizes.tolist(), text, strict=True)], float)
     samples = Samples((costs / 1e6).astype(np.int64), sizes, sizes)
     found = pack(samples, world_size, limit)
     assert idle(samples, found, world_size) <= bound

@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Shape suffixes: B samples, T H W token frames, rows and columns, S = T * H * W tokens, P = H * W tokens of a frame,
-# N text tokens, D model width, A heads, K rotary pairs of a head (half its width).
+from training.models._attention import Attend
+
+# Shape suffixes: B samples, T H W token frames, rows and columns of a sample; S tokens, F token frames and N text tokens of a
+# whole pack, whose samples stand one after the other; P = H * W tokens of a frame, D model width, A heads, K rotary pairs of a
+# head (half its width).
 
 EPSILON = 1e-6
 SHORTEST_S, LONGEST_S = 1.0, 128.0
@@ -27,7 +30,7 @@ def sinusoids(value: Tensor, dim: int, longest: float = 10_000.0) -> Tensor:
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines `[B, 1, S, K]` by which queries and keys are turned, shared by all heads."""
+    """Cosines and sines `[S, 1, K]` by which queries and keys are turned, shared by all heads."""
 
     cos: Tensor
     sin: Tensor
@@ -40,7 +43,7 @@ def rotary_split(n_pairs: int) -> tuple[int, int, int]:
 
 
 def rotation(seconds_BT: Tensor, row_H: Tensor, column_W: Tensor, n_pairs: int) -> Rotation:
-    """3-D rotary positions (Su et al. 2021, per axis): time in seconds, rows and columns in latent cells.
+    """3-D rotary positions (Su et al. 2021, per axis) of B samples of one shape: time in seconds, rows and columns in latent cells.
 
     An inner product of a turned query and key depends on the differences of their positions alone.
     """
@@ -51,8 +54,8 @@ def rotation(seconds_BT: Tensor, row_H: Tensor, column_W: Tensor, n_pairs: int) 
     size = (*seconds_BT.shape, len(row_H), len(column_W))
     parts = (time_BTK[:, :, None, None], row_HK[None, None, :, None], column_WK[None, None, None])
     angle_BTHWK = torch.cat([part.expand(*size, part.shape[-1]) for part in parts], dim=-1)
-    angle_B1SK = angle_BTHWK.flatten(1, 3)[:, None]
-    return Rotation(angle_B1SK.cos(), angle_B1SK.sin())
+    angle_S1K = angle_BTHWK.flatten(0, 3)[:, None]
+    return Rotation(angle_S1K.cos(), angle_S1K.sin())
 
 
 def _frequencies(count: int, shortest: float, longest: float, device: torch.device) -> Tensor:
@@ -60,10 +63,10 @@ def _frequencies(count: int, shortest: float, longest: float, device: torch.devi
     return 2 * math.pi / wavelength
 
 
-def rotate(x_BASK2: Tensor, by: Rotation) -> Tensor:
-    """Turn each pair (k, k + K) of the last axis of `[B, A, S, 2K]` by its angle; computed in fp32, returned as given."""
-    left, right = x_BASK2.to(torch.float32).chunk(2, dim=-1)
-    return torch.cat((left * by.cos - right * by.sin, right * by.cos + left * by.sin), dim=-1).to(x_BASK2.dtype)
+def rotate(x_SAK2: Tensor, by: Rotation) -> Tensor:
+    """Turn each pair (k, k + K) of the last axis of `[S, A, 2K]` by its angle; computed in fp32, returned as given."""
+    left, right = x_SAK2.to(torch.float32).chunk(2, dim=-1)
+    return torch.cat((left * by.cos - right * by.sin, right * by.cos + left * by.sin), dim=-1).to(x_SAK2.dtype)
 
 
 class Attention(nn.Module):
@@ -78,19 +81,18 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(dim // heads, eps=EPSILON)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x_BSD: Tensor, to_BND: Tensor, turn: Rotation | None = None, mask_B11N: Tensor | None = None) -> Tensor:
-        """Queries of `x` attend to keys and values of `to`; `turn` rotates both, `mask` is True where a key exists."""
-        q_BASK2 = self.query_norm(self._split(self.query(x_BSD)))
-        key, value = self.key_value(to_BND).chunk(2, dim=-1)
-        k_BANK2, v_BANK2 = self.key_norm(self._split(key)), self._split(value)
+    def forward(self, x_SD: Tensor, to_ND: Tensor, attend: Attend, turn: Rotation | None = None) -> Tensor:
+        """Queries of `x` attend to keys and values of `to`, each sample to its own; `turn` rotates both."""
+        q_SAK2 = self.query_norm(self._split(self.query(x_SD)))
+        key, value = self.key_value(to_ND).chunk(2, dim=-1)
+        k_NAK2, v_NAK2 = self.key_norm(self._split(key)), self._split(value)
         if turn is not None:
-            q_BASK2, k_BANK2 = rotate(q_BASK2, turn), rotate(k_BANK2, turn)
-        y_BASK2 = F.scaled_dot_product_attention(q_BASK2, k_BANK2, v_BANK2, attn_mask=mask_B11N)
-        y_BSD: Tensor = self.out(y_BASK2.transpose(1, 2).flatten(2))
-        return y_BSD
+            q_SAK2, k_NAK2 = rotate(q_SAK2, turn), rotate(k_NAK2, turn)
+        y_SD: Tensor = self.out(attend(q_SAK2, k_NAK2, v_NAK2).flatten(1))
+        return y_SD
 
-    def _split(self, x_BSD: Tensor) -> Tensor:
-        return torch.unflatten(x_BSD, -1, (self.heads, -1)).transpose(1, 2)
+    def _split(self, x_SD: Tensor) -> Tensor:
+        return torch.unflatten(x_SD, -1, (self.heads, -1))
 
 
 def mlp(dim_in: int, dim_hidden: int, dim_out: int) -> nn.Sequential:
@@ -98,24 +100,14 @@ def mlp(dim_in: int, dim_hidden: int, dim_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim_in, dim_hidden), nn.GELU(approximate="tanh"), nn.Linear(dim_hidden, dim_out))
 
 
-def per_frame(x_BSD: Tensor, scale_BTD: Tensor, shift_BTD: Tensor | None = None) -> Tensor:
-    """Affine x * scale + shift, where all P tokens of a frame share its frame's scale and shift; S = T * P."""
-    x_BTPD = torch.unflatten(x_BSD, 1, (scale_BTD.shape[1], -1)) * scale_BTD[:, :, None]
-    if shift_BTD is not None:
-        x_BTPD = x_BTPD + shift_BTD[:, :, None]
-    return x_BTPD.flatten(1, 2)
+def per_frame(x_SD: Tensor, frame_S: Tensor | None, scale_FD: Tensor, shift_FD: Tensor | None = None) -> Tensor:
+    """Affine x * scale + shift, where all tokens of a frame share their frame's scale and shift.
 
-
-def pad_texts(texts_ND: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Texts of different lengths as `[B, N, D]` zero-padded to the longest, and a mask that hides the padding exactly.
-
-    The mask `[B, 1, 1, N]` is True at real tokens, and None when all texts are equally long.
+    `frame_S` is the frame of each token, or None where every frame has as many tokens, in order: then nothing is copied.
     """
-    lengths = [len(text) for text in texts_ND]
-    if min(lengths) < 1:
-        raise ValueError(f"text {lengths.index(0)} of the batch has no token; the null caption has at least one")
-    text_BND = nn.utils.rnn.pad_sequence(texts_ND, batch_first=True)
-    if min(lengths) == max(lengths):
-        return text_BND, None
-    positions = torch.arange(max(lengths), device=text_BND.device)
-    return text_BND, (positions < torch.tensor(lengths, device=text_BND.device)[:, None])[:, None, None]
+    if frame_S is None:
+        x_FPD = torch.unflatten(x_SD, 0, (len(scale_FD), -1)) * scale_FD[:, None]
+        return (x_FPD if shift_FD is None else x_FPD + shift_FD[:, None]).flatten(0, 1)
+    # F.embedding rather than indexing: its backward sums in a fixed order on a GPU too.
+    x_SD = x_SD * F.embedding(frame_S, scale_FD)
+    return x_SD if shift_FD is None else x_SD + F.embedding(frame_S, shift_FD)

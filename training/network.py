@@ -1,0 +1,49 @@
+"""The contract of a denoising network: what it takes and returns. Needs nothing but torch."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+# Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns, N text tokens, E text width.
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What samples are denoised under, one entry a sample. Every tensor lies on the model's device."""
+
+    texts: Sequence[Tensor]
+    """Unpadded text embeddings `[N, E]`, each of its own length N >= 1."""
+    times: Sequence[Tensor]
+    """Noise level `[T]` of every latent frame, 0 (clean) to 1 (noise); frames of one sample may differ."""
+    given: Sequence[Tensor]
+    """`[T]`: 1.0 where a latent frame is given to the model, 0.0 where the model generates it."""
+    seconds: Sequence[Tensor]
+    """Presentation time `[T]` of every latent frame in seconds, see `training.step.latent_seconds`."""
+    fps_B: Tensor
+    """Frames a second of the pixels."""
+    size_B2: Tensor
+    """Width and height in pixels."""
+
+
+class VideoModel(nn.Module, abc.ABC):
+    """A pack of noisy latents and their condition to a prediction of the same shape for each.
+
+    Samples of a pack may differ in T, H, W and in the length of their text. What is predicted for one does not depend on the
+    others, nor on their order, but for rounding.
+    """
+
+    @abc.abstractmethod
+    def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
+        """Latents `[C, T, H, W]` each, of any T, H, W, to float32 predictions of the same shapes."""
+
+    @abc.abstractmethod
+    def initialise(self) -> None:
+        """Fill all weights, from one draw of torch's global random state; each weight's numbers depend on that draw and its name alone.
+
+        So a model built under `torch.device("meta")` and then given memory, whole or weight by weight, starts as one that was built in
+        memory.
+        """
