@@ -1,18 +1,18 @@
 """What `encode` costs beside what nobody can save: decoding the frames it uses, and the autoencoder alone.
 
-    python -m benchmarks.encode FOLDER [--size 256] [--repeats 3]
+    python -m benchmarks.encode FOLDER [--size 256] [--repeats 5] [--causal WEIGHTS]
 
-Every clip of 1 to 5 s of the footage goes through the step, in this process, with `linear` and with `causal`, if the latter's weights
-are shipped. Beside that, in CPU seconds: a plain PyAV decode of the same spans at full size, from the key frame before each to its
-last sampled frame, in one thread, of which nothing is converted or kept; and the autoencoder's forward pass of ready pixels, in
-the same batches, tail latents included. `cpu_ratio` is the step over the sum of the two: seeking, scaling, cropping, checks by decoding some
+Every clip of 1 to 5 s of the footage goes through the step, in this process, with `linear` and, if weights are given, with
+`causal`. Beside that, in CPU seconds: a plain PyAV decode of the same spans at full size, from the key frame before each to its
+last sampled frame, in one thread, of which nothing is converted or kept; the same with the sampled frames turned into full-size RGB arrays, as
+any program gets them; and the autoencoder's forward pass of ready pixels, in the same batches, tail latents included. `cpu_ratio` is the step over
+the sum of decode and forward pass, `cpu_ratio_to_rgb` that with arrays: seeking, scaling, cropping, checks by decoding some
 clips again, SSIM, checksums and the writing of shards are on top. The least of several repeats counts for each. Prints one line of JSON last.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import tempfile
 import time
@@ -43,6 +43,7 @@ from training.autoencoders.linear import Linear
 from training.data.buckets import Bucket, BucketSettings, assign
 
 FPS, FRAMES = 8.0, (1, 9, 17, 33)
+RATIOS = {"cpu_ratio": "decode", "cpu_ratio_to_rgb": "decode_rgb"}
 READS = Encode(buckets=(BucketSettings(size=64, frames=FRAMES, fps=FPS),)).requires()
 
 
@@ -61,16 +62,23 @@ def cpu_of(work: Callable[[], Any]) -> float:
     return time.process_time() - start_s
 
 
-def plain_decode(clips: list[tuple[dict[str, Any], Bucket]]) -> None:
+def plain_decode(clips: list[tuple[dict[str, Any], Bucket]], as_rgb: bool) -> None:
     for row, bucket in clips:
         base = Fraction(row["time_base_num"], row["time_base_den"])
-        last = target_pts(row["start_pts"], row["end_pts"], bucket.fps, bucket.frames, base)[-1]
+        targets = target_pts(row["start_pts"], row["end_pts"], bucket.fps, bucket.frames, base)
         with av.open(row["source"]) as container:
             stream = container.streams.video[0]
             stream.thread_count = 1
             container.seek(row["start_pts"], stream=stream)
+            number = 0
             for frame in container.decode(stream):
-                if frame.pts is not None and frame.pts >= last:
+                if frame.pts is None or frame.pts < targets[number]:
+                    continue
+                if as_rgb:
+                    frame.to_ndarray(format="rgb24")
+                while number < len(targets) and frame.pts >= targets[number]:
+                    number += 1
+                if number == len(targets):
                     break
 
 
@@ -105,12 +113,17 @@ def measured(settings: AutoencoderSettings, table: pa.Table, size: int, repeats:
             failed = [row["fate_reason"] for row in done.to_pylist() if row["fate"] == "failed"]
             assert not failed, failed[0]
 
-    works = {"decode": lambda: plain_decode(placed), "forward": forward(settings.open(), placed), "step": encode}
+    works = {
+        "decode": lambda: plain_decode(placed, as_rgb=False),
+        "decode_rgb": lambda: plain_decode(placed, as_rgb=True),
+        "forward": forward(settings.open(), placed),
+        "step": encode,
+    }
     # In turn, so that what else the machine does falls on all of them.
     seconds = [{name: cpu_of(work) for name, work in works.items()} for _ in range(repeats)]
     least = {name: min(repeat[name] for repeat in seconds) for name in works}
-    ratio = least["step"] / (least["decode"] + least["forward"])
-    return {**{f"{name}_cpu_s": round(value, 2) for name, value in least.items()}, "cpu_ratio": round(ratio, 3)}
+    ratios = {name: round(least["step"] / (least[decode] + least["forward"]), 3) for name, decode in RATIOS.items()}
+    return {**{f"{name}_cpu_s": round(value, 2) for name, value in least.items()}, **ratios}
 
 
 def placed_clips(step: Encode, table: pa.Table) -> list[tuple[dict[str, Any], Bucket]]:
@@ -123,12 +136,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--causal", help="Weights that train-autoencoder wrote.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     kinds: dict[str, AutoencoderSettings] = {"linear16": Linear()}
-    with contextlib.suppress(ValueError):
-        Causal().identity()
-        kinds["causal16"] = Causal()
+    if arguments.causal:
+        kinds["causal16"] = Causal(weights=arguments.causal)
     with tempfile.TemporaryDirectory() as out:
         table = clips_of(arguments.folder, Path(out))
         step = Encode(buckets=(BucketSettings(size=arguments.size, frames=FRAMES, fps=FPS),))

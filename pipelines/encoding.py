@@ -178,7 +178,7 @@ class Encoder:
     @torch.inference_mode()
     def _encode_together(self, spans: Sequence[tuple[Clip, Span]], checked: Sequence[bool]) -> list[tuple[list[LatentRow], Likeness | None] | Mark]:
         levels_BTHWC = torch.from_numpy(np.stack([span.frames for _, span in spans])).to(self._device)
-        video_BCTHW = levels_BTHWC.movedim(-1, 1).contiguous().float().div_(127.5).sub_(1)
+        video_BCTHW = levels_BTHWC.movedim(-1, 1).contiguous().div(127.5).sub_(1)
         latents: dict[tuple[int, bool], tuple[Tensor, Tensor | None]] = {}
         results: list[tuple[list[LatentRow], Likeness | None] | Mark] = []
         for place, (clip, span) in enumerate(spans):
