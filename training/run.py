@@ -13,6 +13,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import storage
 from training import checkpoint
+from training.engine import NonFiniteGradientError
 from training.loop import NonFiniteLossError, train_loop
 from training.metrics import shown
 from training.result import TrainResult, result
@@ -91,7 +92,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     try:
         arguments["loop"](device=device, **arguments["arguments"])
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, NonFiniteGradientError) as error:
         # All ranks raise this one together, and another try would only find it again: it must not look like a lost worker.
         if context.get_world_rank() == 0:
             storage.write_bytes(storage.join(arguments["run_uri"], FAILURE), str(error).encode())
