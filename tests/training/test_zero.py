@@ -17,7 +17,13 @@ from ranks import run_ranks
 from zero_runs import run, runs
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
-KINDS: tuple[dict[str, Any], ...] = ({"zero_stage": 0}, {"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 3}, {"zero_stage": 2, "cpu_offload": True})
+KINDS: tuple[dict[str, Any], ...] = (
+    {"zero_stage": 0},
+    {"zero_stage": 1},
+    {"zero_stage": 2},
+    {"zero_stage": 3},
+    {"zero_stage": 2, "cpu_offload": True},
+)
 
 
 def assert_alike(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -38,15 +44,17 @@ def test_losses_are_the_golden_ones() -> None:
     golden = json.loads(GOLDEN.read_text())
     assert run({})["losses"] == pytest.approx(golden, abs=1e-4)
     assert run({}, micro_steps=3)["losses"] == pytest.approx(golden, abs=1e-4)
-    assert golden[-1] < 0.7 * golden[0]
+    assert sum(golden[-4:]) < 0.5 * sum(golden[:4])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_every_sharding_trains_as_plain_pytorch(world_size: int) -> None:
     alone = run({})
-    calls = [{"options": {"workers": world_size, **kind}, "micro_steps": micro} for kind in KINDS for micro in (1, 2)]
+    # Some accumulate two micro-steps and some take one, of each stage both over the world sizes.
+    calls = [{"options": {"workers": world_size, **kind}, "micro_steps": 1 + (i + world_size // 2) % 2} for i, kind in enumerate(KINDS)]
     # Alone without ZeRO is plain PyTorch.
+    calls = calls[world_size == 1 :]
     found = run_ranks(runs, world_size, calls)[0]
     for one in found:
         assert_alike(one, alone)
