@@ -130,9 +130,13 @@ def test_an_error_surfaces_at_a_later_step(tmp_path: Path, monkeypatch: pytest.M
     with contextlib.closing(checkpoint.Writer(str(tmp_path), engine, ema, SETTINGS)) as writer:
         writer.start(5, {})
         with pytest.raises(checkpoint.CheckpointError, match="disk full"):
-            for _ in range(1000):
-                writer.poll()
-                time.sleep(0.01)
+            take_steps(writer, 1000)
+
+
+def take_steps(writer: checkpoint.Writer, count: int) -> None:
+    for _ in range(count):
+        writer.poll()
+        time.sleep(0.01)
 
 
 def test_files_are_safetensors_that_other_programs_read(tmp_path: Path) -> None:
