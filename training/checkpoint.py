@@ -26,6 +26,7 @@ FREE_TO_CHANGE = frozenset(
     (
         "steps",
         "workers",
+        "min_workers",
         "zero_stage",
         "cpu_offload",
         "communication_bucket",
@@ -134,8 +135,10 @@ class Writer:
         """Take the checkpoint under way a phase further where all ranks are done with one. Raises, on all ranks, what went wrong on any."""
         if self._job is None:
             return
-        error = self._job.exception() if self._job.done() else None
-        n_done, n_failed = self._engine.sum([self._job.done(), error is not None])
+        # Asked once: the thread may end between two questions.
+        done = self._job.done()
+        error = self._job.exception() if done else None
+        n_done, n_failed = self._engine.sum([done, error is not None])
         if n_failed:
             self._job = self._commit = None
             assert self._reached is not None

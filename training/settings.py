@@ -47,6 +47,9 @@ class TrainSettings(Settings):
     caption_drop: float = Field(0.1, ge=0, le=1, description="Share of samples trained with the null caption, for classifier-free guidance.")
     conditioning: ConditioningRates = Field(ConditioningRates(), description="How often which latent frames are given to the model.")
     workers: int = Field(1, ge=1, description="Training processes; on GPUs, one GPU each.")
+    min_workers: int | None = Field(
+        None, ge=1, description="Fewest processes to go on with while lost ones have no replacement; without it, `workers` are waited for."
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage: what is sharded over workers (optimizer, gradients, weights).")
     cpu_offload: bool = Field(False, description="Optimizer state, fp32 weights and their average in host memory; needs zero_stage 1, 2 or 3.")
     communication_bucket: int = Field(
@@ -63,6 +66,8 @@ class TrainSettings(Settings):
     def _consistent(self) -> TrainSettings:
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("precision bf16 needs zero_stage 1, 2 or 3, which keep fp32 weights to update; set zero_stage: 1, or precision: fp32")
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is over workers {self.workers}; lower it, or raise workers")
         if self.cpu_offload and self.zero_stage == 0:
             raise ValueError("cpu_offload needs zero_stage 1, 2 or 3, which shard what it moves; set zero_stage: 2, or cpu_offload: false")
         if self.warmup_steps + self.decay_steps > self.steps:

@@ -10,8 +10,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
+import pyarrow.fs as pafs
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file
 
 from cluster import storage
@@ -159,6 +161,22 @@ def test_another_model_and_another_version_are_refused(tmp_path: Path) -> None:
     (Path(saved.uri) / "index.json").unlink()
     with pytest.raises(ValueError, match="a checkpoint of another version of worldloom"):
         checkpoint.load(saved, engine, ema)
+
+
+def test_object_stores_keep_checkpoints_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system in memory stands for them: like them it knows no folders, and nothing is renamed in it."""
+    memory = pafs.PyFileSystem(pafs.FSSpecHandler(MemoryFileSystem()))
+    monkeypatch.setattr(storage, "_filesystem", {"memory": memory}.__getitem__)
+    engine, ema = fresh()
+    for step in (5, 10, 15):
+        checkpoint.save("memory:///bucket/run", step, engine, ema, SETTINGS)
+    checkpoint.move("memory:///bucket/run", "memory://bucket/moved")
+    assert [one.step for one in checkpoint.whole("memory:///bucket/moved")] == [10, 15]
+    other, other_ema = fresh(seed=1)
+    newest = checkpoint.newest("memory:///bucket/moved")
+    assert newest is not None
+    checkpoint.load(newest, other, other_ema)
+    assert all(a.equal(b) for a, b in zip(engine.shards(), other.shards(), strict=True))
 
 
 def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:

@@ -78,6 +78,17 @@ def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypa
         assert all((a - b).abs().max() < 1e-3 for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
+def test_it_trains_on_as_many_workers_as_there_is_room_for(manifest: str, tmp_path: Path) -> None:
+    """Asked for three where two fit, it takes two, and the losses are those of one."""
+    changes = {"steps": 6, "workers": 3, "min_workers": 1, "validate_every": 0}
+    alone = run.train(SETTINGS.model_copy(update=changes | {"workers": 1, "zero_stage": 0}), manifest, str(tmp_path / "alone"), distributed=False)
+    elastic = run.train(SETTINGS.model_copy(update=changes), manifest, str(tmp_path / "elastic"), distributed=True)
+    assert elastic.losses == pytest.approx(alone.losses, abs=1e-4)
+    newest = checkpoint.newest(elastic.checkpoint_uri.rpartition("/checkpoints/")[0])
+    assert newest is not None
+    assert newest.workers in (1, 2)
+
+
 def test_errors_of_workers_reach_the_user(manifest: str, tmp_path: Path) -> None:
     broken = tmp_path / "data"
     target = write_dataset(broken, [(32, 32, 1, 6)], n_val=0)
