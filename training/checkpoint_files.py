@@ -41,29 +41,30 @@ class Layout:
     """What one rank writes."""
 
     rank: int
+    world_size: int
     fragments: tuple[Fragment, ...]
 
     @classmethod
     def of(cls, engine: Engine) -> Layout:
         held = engine.fragments()
-        return cls(engine.rank, tuple(share(held, engine.rank, engine.world_size) if engine.replicated else held))
+        return cls(engine.rank, engine.world_size, tuple(share(held, engine.rank, engine.world_size) if engine.replicated else held))
 
     @property
     def file(self) -> str:
-        return f"rank-{self.rank:05d}.safetensors"
+        return f"rank-{self.rank:05d}-of-{self.world_size:05d}.safetensors"
 
     @property
     def elements(self) -> int:
         return sum(fragment.length for fragment in self.fragments)
 
     def json(self) -> str:
-        return json.dumps([self.rank, [[one.name, one.start, one.length] for one in self.fragments]])
+        return json.dumps([self.rank, self.world_size, [[one.name, one.start, one.length] for one in self.fragments]])
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
         """What `json` wrote, but for where its rank held the elements."""
-        rank, fragments = json.loads(text)
-        return cls(rank, tuple(Fragment(name, start, length, 0, 0) for name, start, length in fragments))
+        rank, world_size, fragments = json.loads(text)
+        return cls(rank, world_size, tuple(Fragment(name, start, length, 0, 0) for name, start, length in fragments))
 
 
 @dataclass(frozen=True)

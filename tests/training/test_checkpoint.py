@@ -145,7 +145,7 @@ def test_files_are_safetensors_that_other_programs_read(tmp_path: Path) -> None:
     engine, ema = fresh()
     ema.averages[0].fill_(3.0)
     saved = checkpoint.save(str(tmp_path), 5, engine, ema, SETTINGS)
-    tensors = load_file(f"{saved.uri}/rank-00000.safetensors")
+    tensors = load_file(f"{saved.uri}/rank-00000-of-00001.safetensors")
     assert tensors.keys() == {"weight", "exp_avg", "exp_avg_sq", "ema"}
     assert tensors["weight"].equal(torch.cat([shard.flatten() for shard in engine.shards()]))
     assert tensors["ema"].equal(torch.cat([average.flatten() for average in ema.averages]))
@@ -182,7 +182,7 @@ def test_object_stores_keep_checkpoints_too(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     engine, ema = fresh()
     saved = checkpoint.save(str(tmp_path), 5, engine, ema, SETTINGS)
-    file = Path(saved.uri) / "rank-00000.safetensors"
+    file = Path(saved.uri) / "rank-00000-of-00001.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ValueError, match="ends 10 bytes early"):
         checkpoint.load(saved, engine, ema)
