@@ -167,7 +167,7 @@ def take_step(
     except NonFiniteGradientError as error:
         names = ", ".join(engine.gather([uid for batch in batches for uid in batch.uids]))
         raise NonFiniteLossError(f"step {step + 1}: {error}, from samples {names}; nothing was updated. Lower lr") from error
-    if norm > max_norm:
+    if norm > max_norm and engine.rank == 0:
         log.warning("step %d skipped: the gradient's norm is %.3g, and the most is %.3g", step + 1, norm, max_norm)
     record |= {"skipped": int(norm > max_norm), **engine.memory()}
     record |= {"loss": loss_sum, "lr": lr, "grad_norm": norm, "tokens": int(tokens), "samples": round(weight), "epoch": batches[0].epoch}
