@@ -198,6 +198,9 @@ def load(checkpoint: Checkpoint, engine: Engine, ema: Ema) -> dict[str, Any]:
     Returns the state that it was written with. Raises `ValueError` when the checkpoint is of another model or format.
     """
     index = Index.read(checkpoint.uri)
+    written, (here,) = sum(layout.elements for layout in index.layouts), engine.sum([Layout.of(engine).elements])
+    if written != here:
+        raise ValueError(f"{checkpoint.uri} is of another model: it holds {written} weights, and this one has {here:.0f}")
     checkpoint_files.load(checkpoint.uri, index, engine.fragments(), shards_of(engine, ema))
     engine.updates = index.updates
     engine.weights_changed()
