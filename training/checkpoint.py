@@ -4,25 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
-
-import torch
+from functools import partial
+from typing import Any
 
 from cluster import storage
+from training import checkpoint_files
+from training.checkpoint_files import Index, Layout, Snapshot, shards_of
 from training.ema import Ema
 from training.engine import Engine
 from training.settings import TrainSettings
 
 MARKER = "complete.json"
 """Written last, by rank 0, when every rank's files are in place; a folder without it is no checkpoint."""
-FREE_TO_CHANGE = frozenset(("steps", "workers", "zero_stage", "max_failures", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"))
+FREE_TO_CHANGE = frozenset(
+    (
+        "steps",
+        "workers",
+        "min_workers",
+        "zero_stage",
+        "cpu_offload",
+        "communication_bucket",
+        "max_failures",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "validate_every",
+        "log_every",
+    )
+)
 """Settings that may differ when a run goes on; a change of any other starts a run of its own."""
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written; the ones before it are as they were."""
 
 
 @dataclass(frozen=True)
@@ -80,25 +99,90 @@ def whole(run_uri: str) -> list[Checkpoint]:
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
-def save(run_uri: str, step: int, engine: Engine, ema: Ema, settings: TrainSettings) -> Checkpoint:
-    """Write a checkpoint after `step` steps and remove the oldest beyond `settings.keep_checkpoints`; all ranks call it."""
-    uri = storage.join(run_uri, "checkpoints", f"step-{step:08d}")
-    checkpoint = Checkpoint(uri, step, engine.world_size, settings.zero_stage)
-    if engine.rank == 0:
-        storage.remove(uri)
-    engine.barrier()
-    with _outgoing(uri) as folder:
-        engine.save(folder)
-        torch.save(ema.averages, folder / f"ema-rank{engine.rank:05d}.pt")
-    engine.barrier()
-    if engine.rank == 0:
-        storage.write_bytes(storage.join(uri, MARKER), json.dumps(asdict(checkpoint)).encode())
-        _prune(run_uri, settings.keep_checkpoints)
-    engine.barrier()
-    return checkpoint
+class Writer:
+    """Writes the checkpoints of a run while training goes on; every rank has one and makes the same calls at the same steps.
+
+    A checkpoint begins with a copy in host memory, which training waits for. A thread then writes the rank's file. When `poll` finds that
+    all ranks have, a thread of rank 0 writes the index and the marker and removes old checkpoints. One is under way at a time.
+    """
+
+    def __init__(self, run_uri: str, engine: Engine, ema: Ema, settings: TrainSettings) -> None:
+        self._run_uri, self._engine, self._ema, self._settings = run_uri, engine, ema, settings
+        layout = Layout.of(engine)
+        self._layouts = tuple(Layout.from_json(text) for text in engine.gather([layout.json()]))
+        self._snapshot = Snapshot(layout, engine.device)
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._commit: Callable[[], None] | None = None
+        """What rank 0 does when all files are written; None once it does it."""
+        self._job: Future[None] | None = None
+        self._reached: Checkpoint | None = None
+
+    def start(self, step: int, state: Mapping[str, Any]) -> None:
+        """Begin a checkpoint after `step` steps; `state`, of JSON's types, is what `load` returns. Waits for the one before."""
+        self.wait()
+        uri = storage.join(self._run_uri, "checkpoints", f"step-{step:08d}")
+        if self._engine.rank == 0:
+            # What an earlier try left unfinished here.
+            storage.remove(uri)
+        self._engine.barrier()
+        reached = Checkpoint(uri, step, self._engine.world_size, self._settings.zero_stage)
+        index = Index(self._engine.updates, dict(state), self._layouts)
+        self._snapshot.take(shards_of(self._engine, self._ema))
+        self._reached, self._commit = reached, partial(_commit, self._run_uri, reached, index, self._settings.keep_checkpoints)
+        self._job = self._pool.submit(self._snapshot.write, uri)
+
+    def poll(self) -> None:
+        """Take the checkpoint under way a phase further where all ranks are done with one. Raises, on all ranks, what went wrong on any."""
+        if self._job is None:
+            return
+        # Asked once: the thread may end between two questions.
+        done = self._job.done()
+        error = self._job.exception() if done else None
+        n_done, n_failed = self._engine.sum([done, error is not None])
+        if n_failed:
+            self._job = self._commit = None
+            assert self._reached is not None
+            failure = f"the checkpoint of step {self._reached.step} could not be written by {n_failed:.0f} of {self._engine.world_size} workers"
+            raise CheckpointError(f"{failure}: {error}" if error else failure) from error
+        if n_done < self._engine.world_size:
+            return
+        commit, self._commit, self._job = self._commit, None, None
+        if commit is not None:
+            self._job = self._pool.submit(commit if self._engine.rank == 0 else _nothing)
+
+    def wait(self) -> Checkpoint | None:
+        """Wait until the last checkpoint that was begun is whole, and return it; None when none was. Raises as `poll` does."""
+        while self._job is not None:
+            futures.wait([self._job])
+            self.poll()
+        return self._reached
+
+    def close(self) -> None:
+        """Let the thread end; a checkpoint under way that was not waited for stays unfinished."""
+        self._pool.shutdown()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _commit(run_uri: str, reached: Checkpoint, index: Index, keep: int) -> None:
+    index.write(reached.uri)
+    storage.write_bytes(storage.join(reached.uri, MARKER), json.dumps(asdict(reached)).encode())
+    _prune(run_uri, keep)
+
+
+def save(run_uri: str, step: int, engine: Engine, ema: Ema, settings: TrainSettings, state: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Write a checkpoint after `step` steps, and wait for it; all ranks call it."""
+    with contextlib.closing(Writer(run_uri, engine, ema, settings)) as writer:
+        writer.start(step, state or {})
+        written = writer.wait()
+    assert written is not None
+    return written
 
 
 def _prune(run_uri: str, keep: int) -> None:
+    """Remove all but the newest `keep` whole checkpoints."""
     kept = {checkpoint.uri for checkpoint in whole(run_uri)[-keep:]}
     for entry in storage.list_files(storage.join(run_uri, "checkpoints")):
         folder = re.sub(r"(/step-\d+)/.*", r"\1", entry.uri)
@@ -108,54 +192,17 @@ def _prune(run_uri: str, keep: int) -> None:
             storage.remove(folder)
 
 
-def load(checkpoint: Checkpoint, engine: Engine, ema: Ema, settings: TrainSettings) -> None:
-    """Bring a fresh engine and average to where the checkpoint left them; all ranks call it.
+def load(checkpoint: Checkpoint, engine: Engine, ema: Ema) -> dict[str, Any]:
+    """Bring an engine and an average to where a checkpoint left them, whatever its workers and ZeRO stage were; all ranks call it.
 
-    Raises `ValueError` when weights are sharded, now or then, and the workers or the ZeRO stage differ.
+    Returns the state that it was written with. Raises `ValueError` when the checkpoint is of another model or format.
     """
-    then, now = (checkpoint.workers, checkpoint.zero_stage), (engine.world_size, settings.zero_stage)
-    if then != now:
-        written, here = (f"{workers} workers with zero_stage {stage}" for workers, stage in (then, now))
-        raise ValueError(f"{checkpoint.uri} was written by {written}, and this run has {here}; go on as before, or remove the folder to start over")
-    with _incoming(checkpoint.uri) as folder:
-        engine.load(folder)
-        ema.load(torch.load(folder / f"ema-rank{engine.rank:05d}.pt", map_location=engine.device, weights_only=True))
+    index = Index.read(checkpoint.uri)
+    written, (here,) = sum(layout.elements for layout in index.layouts), engine.sum([Layout.of(engine).elements])
+    if written != here:
+        raise ValueError(f"{checkpoint.uri} is of another model: it holds {written} weights, and this one has {here:.0f}")
+    checkpoint_files.load(checkpoint.uri, index, engine.fragments(), shards_of(engine, ema))
+    engine.updates = index.updates
+    engine.weights_changed()
     engine.barrier()
-
-
-@contextlib.contextmanager
-def _outgoing(uri: str) -> Iterator[Path]:
-    """A local folder whose files are under `uri` when the block ends, safely on disk."""
-    if not storage.is_local(uri):
-        with tempfile.TemporaryDirectory() as name:
-            yield Path(name)
-            for file in _files(Path(name)):
-                with file.open("rb") as source, storage.atomic_output(storage.join(uri, str(file.relative_to(name)))) as target:
-                    shutil.copyfileobj(source, target)
-        return
-    folder = storage.local_path(uri)
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder
-    for file in _files(folder):
-        # Another rank may be replacing a file of its own: only what can still be opened is ours to wait for.
-        with contextlib.suppress(FileNotFoundError), file.open("rb") as handle:
-            os.fsync(handle.fileno())
-
-
-@contextlib.contextmanager
-def _incoming(uri: str) -> Iterator[Path]:
-    """A local folder that holds the files under `uri`."""
-    if storage.is_local(uri):
-        yield storage.local_path(uri)
-        return
-    with tempfile.TemporaryDirectory() as name:
-        for entry in storage.list_files(uri):
-            target = Path(name) / entry.uri.removeprefix(uri).strip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with storage.open_input(entry.uri) as source, target.open("wb") as handle:
-                shutil.copyfileobj(source, handle)
-        yield Path(name)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return index.state

@@ -29,10 +29,3 @@ class Ema:
     def update(self, shards: list[Tensor], step: int) -> None:
         """Take in the weights after step `step`, counted from 0."""
         torch._foreach_lerp_(self.averages, shards, 1 - decay_at(step, self.decay))
-
-    def load(self, averages: list[Tensor]) -> None:
-        """Go on from saved averages. Raises `ValueError` when they belong to another sharding."""
-        if [average.shape for average in averages] != [average.shape for average in self.averages]:
-            raise ValueError("the checkpoint's averaged weights are sharded differently; use as many workers and the ZeRO stage it was written with")
-        for target, average in zip(self.averages, averages, strict=True):
-            target.copy_(average)

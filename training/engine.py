@@ -8,16 +8,24 @@ from __future__ import annotations
 import abc
 import contextlib
 import logging
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from training.fragments import Fragment
 from training.settings import TrainSettings
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's running means of gradients and of their squares, as PyTorch calls them."""
+
+
+class NonFiniteGradientError(ArithmeticError):
+    """The gradient's norm is not a number or has no bound; the weights were not updated with it."""
 
 
 class Engine(abc.ABC):
@@ -26,6 +34,9 @@ class Engine(abc.ABC):
     rank: int
     world_size: int
     device: torch.device
+    replicated: bool
+    """Whether every rank holds all weights and moments, and not only a part of its own."""
+    _optimizer: GuardedAdamW
 
     @abc.abstractmethod
     def forward(self, *inputs: Any) -> Any:
@@ -36,24 +47,47 @@ class Engine(abc.ABC):
         """Add a micro-step's gradients, which are summed over micro-steps and ranks; `last` is the step's last micro-step."""
 
     @abc.abstractmethod
-    def step(self, lr: float) -> float:
-        """Clip, update the weights, clear the gradients; returns the gradient's global norm before clipping."""
+    def step(self, lr: float, max_norm: float = math.inf) -> float:
+        """Clip, update the weights, clear the gradients; returns the gradient's global norm before clipping, the same on all ranks.
+
+        With a norm above `max_norm` the step is skipped: gradients are cleared, weights and moments stay. Raises
+        `NonFiniteGradientError`, on all ranks, where the norm is not finite.
+        """
 
     @abc.abstractmethod
     def shards(self) -> list[Tensor]:
         """The part this rank holds of the fp32 weights, the very tensors that are updated; flat and anonymous under ZeRO."""
 
     @abc.abstractmethod
+    def fragments(self) -> list[Fragment]:
+        """Which elements of which parameters the shards hold; what no fragment covers is padding."""
+
+    @abc.abstractmethod
     def full_parameters(self) -> dict[str, Tensor]:
         """All weights by name, fp32, on the CPU, copied from the shards of all ranks."""
 
     @abc.abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write weights and optimizer state of this rank into a folder that all ranks of a node share."""
+    def weights_changed(self) -> None:
+        """Bring the weights the model computes with up to date after the shards were written to."""
 
     @abc.abstractmethod
-    def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, in as many processes; only into an engine that has not stepped yet."""
+    def _updated(self) -> list[Tensor]:
+        """The tensors that the optimizer updates, as it knows them."""
+
+    def moments(self) -> dict[str, list[Tensor]]:
+        """For each of `MOMENTS` a tensor for each shard, the very ones that are updated; zeros before the first step."""
+        states = [self._optimizer.state_of(tensor) for tensor in self._updated()]
+        return {name: [state[name] for state in states] for name in MOMENTS}
+
+    @property
+    def updates(self) -> int:
+        """How often the weights were updated, which skipped steps do not count in: what Adam's bias correction goes by."""
+        return int(self._optimizer.state_of(self._updated()[0])["step"])
+
+    @updates.setter
+    def updates(self, count: int) -> None:
+        for tensor in self._updated():
+            self._optimizer.state_of(tensor)["step"].fill_(count)
 
     def sum(self, values: Iterable[float]) -> list[float]:
         """Sums over ranks, in float64."""
@@ -69,6 +103,10 @@ class Engine(abc.ABC):
         by_rank: list[list[str]] = [[] for _ in range(self.world_size)]
         dist.all_gather_object(by_rank, values)
         return [value for one in by_rank for value in one]
+
+    def memory(self) -> dict[str, float]:
+        """`memory_gb`, the most that this rank's tensors have taken on its GPU so far; nothing on a CPU."""
+        return {"memory_gb": torch.cuda.max_memory_allocated(self.device) / 1e9} if self.device.type == "cuda" else {}
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -103,13 +141,36 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
-def adamw(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """PyTorch's fused AdamW; DeepSpeed's own would compile C++ on first use, 163 s on two cores."""
-    return torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True)
+class GuardedAdamW(torch.optim.AdamW):
+    """PyTorch's fused AdamW, which updates nothing while `refuses` says so.
+
+    DeepSpeed's own would compile C++ on first use, 163 s on two cores. DeepSpeed knows the gradient's norm only inside of its step, so a
+    step cannot be called off from outside; here it is, after all that DeepSpeed does to gradients and before anything is changed.
+    """
+
+    refuses: Callable[[], bool] = staticmethod(lambda: False)
+
+    def step(self, closure: Any = None) -> Any:
+        return None if self.refuses() else super().step(closure)
+
+    def state_of(self, tensor: Tensor) -> dict[str, Tensor]:
+        """Step and moments of a tensor, made as the first step would make them where there are none yet."""
+        state: dict[str, Tensor] = self.state[tensor]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device)
+            state.update((name, torch.zeros_like(tensor, requires_grad=False)) for name in MOMENTS)
+        return state
+
+
+def adamw(model: nn.Module, settings: TrainSettings) -> GuardedAdamW:
+    """The optimizer of all engines."""
+    return GuardedAdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True)
 
 
 class TorchEngine(Engine):
     """One process, fp32, plain PyTorch."""
+
+    replicated = True
 
     def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device) -> None:
         self.rank, self.world_size, self.device = 0, 1, device
@@ -123,41 +184,43 @@ class TorchEngine(Engine):
     def backward(self, loss: Tensor, last: bool) -> None:
         torch.autograd.backward(loss)
 
-    def step(self, lr: float) -> float:
-        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._clip_norm)
+    def step(self, lr: float, max_norm: float = math.inf) -> float:
+        norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), self._clip_norm))
         set_lr(self._optimizer, lr)
-        self._optimizer.step()
+        if _accepted(norm, max_norm):
+            self._optimizer.step()
         self._optimizer.zero_grad()
-        return float(norm)
+        return _finite(norm)
 
     def shards(self) -> list[Tensor]:
-        return [parameter.data for parameter in self._model.parameters()]
+        return [parameter.data for parameter in self._updated()]
+
+    def fragments(self) -> list[Fragment]:
+        return _whole(self._model)
 
     def full_parameters(self) -> dict[str, Tensor]:
         return {name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in self._model.named_parameters()}
 
-    def save(self, folder: Path) -> None:
-        torch.save({"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}, folder / "engine.pt")
+    def weights_changed(self) -> None:
+        pass
 
-    def load(self, folder: Path) -> None:
-        state = torch.load(folder / "engine.pt", map_location=self.device, weights_only=True)
-        self._model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+    def _updated(self) -> list[Tensor]:
+        return list(self._model.parameters())
 
 
 class DeepSpeedEngine(Engine):
     """Data parallel in any number of processes, with ZeRO stage 0 (nothing sharded) to 3 (weights sharded)."""
 
-    TAG = "engine"
-
     def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device) -> None:
         deepspeed = import_deepspeed(device)
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
         self._stage, self._clip_norm = settings.zero_stage, settings.clip_norm
+        self.replicated = self._stage == 0
         model = model.to(device)
+        self._optimizer = adamw(model, settings)
         self._engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=adamw(model, settings),
+            optimizer=self._optimizer,
             dist_init_required=False,
             config={
                 # Batches come ready from the loader; these two only have to agree with each other.
@@ -166,8 +229,9 @@ class DeepSpeedEngine(Engine):
                 # Stage 0 reports no norm, so it is clipped here.
                 "gradient_clipping": settings.clip_norm if settings.zero_stage else 0.0,
                 "bf16": {"enabled": settings.precision == "bf16"},
-                "zero_optimization": {"stage": settings.zero_stage},
+                "zero_optimization": zero_options(settings),
                 "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
                 "steps_per_print": 10**9,
             },
         )
@@ -180,22 +244,40 @@ class DeepSpeedEngine(Engine):
         # DeepSpeed averages over ranks.
         self._engine.backward(loss * self.world_size)
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, max_norm: float = math.inf) -> float:
         set_lr(self._engine.optimizer, lr)
         if self._stage == 0:
-            norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), self._clip_norm)
+            norm = float(nn.utils.clip_grad_norm_(self._engine.module.parameters(), self._clip_norm))
+            self._optimizer.refuses = lambda: not _accepted(norm, max_norm)
             self._engine.step()
-        else:
-            self._engine.step()
-            norm = self._engine.get_global_grad_norm()
-        return float(norm)
+            return _finite(norm)
+        optimizer = self._engine.optimizer
+        self._optimizer.refuses = lambda: not _accepted(float(optimizer._global_grad_norm), max_norm)
+        self._engine.step()
+        return _finite(float(optimizer._global_grad_norm))
 
     def shards(self) -> list[Tensor]:
+        return [tensor.data for tensor in self._updated()]
+
+    def fragments(self) -> list[Fragment]:
         if self._stage == 0:
-            return [parameter.data for parameter in self._engine.module.parameters()]
+            return _whole(self._engine.module)
+        held = [self._fragment(name, parameter) for name, parameter in self._engine.module.named_parameters()]
+        return sorted((one for one in held if one and one.length > 0), key=lambda one: (one.shard, one.offset))
+
+    def _fragment(self, name: str, parameter: Any) -> Fragment | None:
+        """What this rank holds of a parameter, as DeepSpeed has noted it on the parameter."""
+        if self._stage < 3:
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                return None
+            here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+            return Fragment(name, there.start, here.numel, mapping.param_group_index, here.start)
+        # Stage 3 cuts each parameter into as many equal parts as there are ranks, the last ones padded.
         optimizer = self._engine.optimizer
-        flat = optimizer.fp32_partitioned_groups_flat if self._stage == 3 else optimizer.single_partition_of_fp32_groups
-        return [shard.data for shard in flat]
+        shard, offset, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        start = self.rank * part
+        return Fragment(name, start, min(part, parameter.ds_numel - start), shard, offset)
 
     def full_parameters(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
@@ -206,13 +288,49 @@ class DeepSpeedEngine(Engine):
             full[name] = whole.to("cpu", torch.float32, copy=True)
         return full
 
-    def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag=self.TAG, save_latest=False)
+    def weights_changed(self) -> None:
+        """As DeepSpeed's own loading of checkpoints does it."""
+        optimizer = self._engine.optimizer
+        if self._stage in (1, 2):
+            optimizer.update_lp_params()
+        elif self._stage == 3:
+            optimizer._partition_all_parameters()
+            for group in range(len(optimizer.fp16_groups)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(group)
+            if optimizer.persistent_parameters:
+                optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
-    def load(self, folder: Path) -> None:
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=self.TAG)
-        if loaded is None:
-            raise ValueError(f"{folder}: DeepSpeed finds no checkpoint of {self.world_size} workers there")
+    def _updated(self) -> list[Tensor]:
+        if self._stage == 0:
+            return list(self._engine.module.parameters())
+        optimizer = self._engine.optimizer
+        flat: list[Tensor] = optimizer.fp32_partitioned_groups_flat if self._stage == 3 else optimizer.single_partition_of_fp32_groups
+        return flat
+
+
+def zero_options(settings: TrainSettings) -> dict[str, Any]:
+    """DeepSpeed's section `zero_optimization`; its names count elements, not bytes."""
+    bucket = settings.communication_bucket
+    options: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if settings.zero_stage == 3:
+        options["stage3_prefetch_bucket_size"] = bucket // 10
+    if settings.cpu_offload:
+        options["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return options
+
+
+def _whole(model: nn.Module) -> list[Fragment]:
+    return [Fragment(name, 0, parameter.numel(), shard, 0) for shard, (name, parameter) in enumerate(model.named_parameters())]
+
+
+def _accepted(norm: float, max_norm: float) -> bool:
+    return math.isfinite(norm) and norm <= max_norm
+
+
+def _finite(norm: float) -> float:
+    if not math.isfinite(norm):
+        raise NonFiniteGradientError(f"the gradient's norm is {norm}")
+    return norm
 
 
 def set_lr(optimizer: Any, lr: float) -> None:

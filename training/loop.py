@@ -7,9 +7,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,12 @@ from training.checkpoint import Checkpoint
 from training.data.loader import Batch, Dataset, Loader
 from training.data.step_times import StepTimes, moments
 from training.ema import Ema
-from training.engine import Engine, open_engine
+from training.engine import Engine, NonFiniteGradientError, open_engine
 from training.evaluate import Validation
 from training.export import write_export
 from training.metrics import Metrics, Record
 from training.settings import TrainSettings
+from training.spikes import NormGuard
 from training.step import Task, key, losses, prepare, quantiles
 
 
@@ -59,10 +61,9 @@ def train_loop(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: i
     engine = open_engine(initial_model(settings, dataset.info.channels, text_dim, seed), settings, device)
     ema = Ema(engine.shards(), settings.ema_decay)
     reached = checkpoint.newest(run_uri)
-    if reached is not None:
-        checkpoint.load(reached, engine, ema, settings)
+    state = checkpoint.load(reached, engine, ema) if reached else {}
     if reached is None or reached.step < settings.steps:
-        reached = _steps(settings, manifest_uri, run_uri, dataset, task, engine, ema, reached.step if reached else 0)
+        reached = _steps(settings, manifest_uri, run_uri, dataset, task, engine, ema, reached.step if reached else 0, state)
     export_uri = storage.join(run_uri, "export")
     raw = engine.full_parameters()
     with engine.swapped(ema.averages):
@@ -74,13 +75,24 @@ def train_loop(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: i
 
 
 def _steps(
-    settings: TrainSettings, manifest_uri: str, run_uri: str, dataset: Dataset, task: Task, engine: Engine, ema: Ema, start_step: int
+    settings: TrainSettings,
+    manifest_uri: str,
+    run_uri: str,
+    dataset: Dataset,
+    task: Task,
+    engine: Engine,
+    ema: Ema,
+    start_step: int,
+    state: Mapping[str, Any],
 ) -> Checkpoint:
-    """Take steps `start_step` to `settings.steps`, counted from 0, and return the last checkpoint."""
+    """Take steps `start_step` to `settings.steps`, counted from 0, and return the last checkpoint; `state` is that of the one before."""
     validation = Validation(manifest_uri, settings, task, engine) if settings.validate_every else None
-    reached: Checkpoint | None = None
+    guard = NormGuard(settings.skip_grad_norm, state.get("norms", ()))
     with contextlib.ExitStack() as stack:
-        times = StepTimes(start_step) if settings.batch.refit else None
+        writer = stack.enter_context(contextlib.closing(checkpoint.Writer(run_uri, engine, ema, settings)))
+        times = None
+        if settings.batch.refit:
+            times = StepTimes.from_state(state["step_times"]) if state.get("step_times") else StepTimes(start_step)
         planner = planner_of(dataset, settings, task.seed, times)
         loader = stack.enter_context(Loader(dataset, planner, engine.rank, engine.world_size, start_step, captions=settings.captions, seed=task.seed))
         metrics = stack.enter_context(contextlib.closing(Metrics(run_uri, start_step, settings.log_every))) if engine.rank == 0 else None
@@ -91,8 +103,15 @@ def _steps(
             planned, batches = next(batches_of_steps)
             assert planned == step
             record = {"data_wait_s": time.perf_counter() - asked_s}
-            stopping = take_step(settings, task, engine, step, batches, stop_asked(), record)
-            ema.update(engine.shards(), step)
+            try:
+                stopping = take_step(settings, task, engine, step, batches, stop_asked(), record, guard.limit())
+            except NonFiniteLossError:
+                # All ranks raise it, so the checkpoint under way can be finished together.
+                writer.wait()
+                raise
+            guard.add(record["grad_norm"])
+            if not record["skipped"]:
+                ema.update(engine.shards(), step)
             done = step + 1
             record["step_s"] = time.perf_counter() - asked_s
             if times:
@@ -106,14 +125,26 @@ def _steps(
             if stopping or done % settings.checkpoint_every == 0 or done == settings.steps:
                 if metrics:
                     metrics.flush()
-                reached = checkpoint.save(run_uri, done, engine, ema, settings)
+                writer.start(done, {"norms": guard.norms, "step_times": times.state() if times else None})
+            writer.poll()
             if stopping and done < settings.steps:
+                writer.wait()
                 raise Interrupted(f"stopped after step {done} of {settings.steps}; run again to go on from there")
+        reached = writer.wait()
     assert reached is not None
     return reached
 
 
-def take_step(settings: TrainSettings, task: Task, engine: Engine, step: int, batches: list[Batch], stop: bool, record: Record) -> bool:
+def take_step(
+    settings: TrainSettings,
+    task: Task,
+    engine: Engine,
+    step: int,
+    batches: list[Batch],
+    stop: bool,
+    record: Record,
+    max_norm: float = math.inf,
+) -> bool:
     """One optimizer step over this rank's micro-batches; fills the record; True when any rank wants to stop.
 
     The loss is the mean over the samples of all ranks and micro-steps by their weights, so it does not depend on how many
@@ -146,7 +177,14 @@ def take_step(settings: TrainSettings, task: Task, engine: Engine, step: int, ba
             f"step {step + 1}: the loss is {parts['loss']}, from samples {names}; nothing was updated. Lower lr, or run `worldloom verify`"
         )
     lr = settings.lr_at(step)
-    norm = engine.step(lr)
+    try:
+        norm = engine.step(lr, max_norm)
+    except NonFiniteGradientError as error:
+        names = ", ".join(engine.gather([uid for batch in batches for uid in batch.uids]))
+        raise NonFiniteLossError(f"step {step + 1}: {error}, from samples {names}; nothing was updated. Lower lr") from error
+    if norm > max_norm and engine.rank == 0:
+        log.warning("step %d skipped: the gradient's norm is %.3g, and the most is %.3g", step + 1, norm, max_norm)
+    record |= {"skipped": int(norm > max_norm), **engine.memory()}
     record |= {**parts, "lr": lr, "grad_norm": norm, "tokens": int(tokens), "samples": len(done), "epoch": batches[0].epoch}
     return stopping > 0
 

@@ -13,6 +13,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import storage
 from training import checkpoint
+from training.engine import NonFiniteGradientError
 from training.loop import NonFiniteLossError, train_loop
 from training.metrics import shown
 from training.result import TrainResult, result
@@ -53,12 +54,13 @@ def train(settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int
 def on_workers(loop: Callable[..., object], arguments: Mapping[str, Any], settings: TrainSettings, run_uri: str) -> None:
     """Call `loop(device=..., **arguments)`, a module's function, in each of `settings.workers` processes of Ray Train; Ray is connected already.
 
-    Workers that are lost are replaced, and all start again. Raises `NonFiniteLossError` where all of them do, and
-    `RuntimeError` with the workers' errors when replacements have run out.
+    Workers that are lost are replaced, and all start again; with `settings.min_workers`, as many as there is room for. Raises
+    `NonFiniteLossError` where all of them do, and `RuntimeError` with the workers' errors when replacements have run out.
     """
     n_gpus = ray.cluster_resources().get("GPU", 0)
-    if 0 < n_gpus < settings.workers:
-        raise ValueError(f"workers {settings.workers}: the cluster has {n_gpus:g} GPUs and each worker needs one; lower workers")
+    fewest = settings.min_workers or settings.workers
+    if 0 < n_gpus < fewest:
+        raise ValueError(f"workers {fewest} at least: the cluster has {n_gpus:g} GPUs and each worker needs one; lower workers or min_workers")
     use_gpu = n_gpus > 0
     ray_uri = storage.join(run_uri, "ray")
     # What Ray Train keeps of an earlier try would be resumed in place of our checkpoints.
@@ -69,7 +71,7 @@ def on_workers(loop: Callable[..., object], arguments: Mapping[str, Any], settin
         _worker,
         train_loop_config={"loop": loop, "arguments": dict(arguments), "run_uri": run_uri},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=use_gpu),
+        scaling_config=ScalingConfig(num_workers=settings.workers if fewest == settings.workers else (fewest, settings.workers), use_gpu=use_gpu),
         run_config=RunConfig(name="train", storage_path=ray_uri, failure_config=FailureConfig(max_failures=settings.max_failures)),
     )
     failure_uri = storage.join(run_uri, FAILURE)
@@ -91,7 +93,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     try:
         arguments["loop"](device=device, **arguments["arguments"])
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, NonFiniteGradientError) as error:
         # All ranks raise this one together, and another try would only find it again: it must not look like a lost worker.
         if context.get_world_rank() == 0:
             storage.write_bytes(storage.join(arguments["run_uri"], FAILURE), str(error).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
@@ -27,10 +28,16 @@ class TrainSettings(Settings):
     batch: PlanSettings = Field(PlanSettings(), description="Which samples make up a step.")
     lr: float = Field(1e-4, gt=0, description="Peak learning rate of AdamW; 1e-3 suits models of a few million parameters.")
     warmup_steps: int = Field(100, ge=0, description="Steps over which the learning rate rises from 0 to `lr`.")
-    decay_steps: int = Field(0, ge=0, description="Last steps, over which the learning rate falls linearly to 0; 0 keeps it constant.")
+    decay_steps: int = Field(0, ge=0, description="Last steps, over which the learning rate falls to 0; 0 keeps it constant.")
+    decay: Literal["linear", "cosine"] = Field(
+        "linear", description="Shape of the fall; cosine over the whole run is `decay: cosine` with decay_steps all steps after warmup_steps."
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay of matrices; biases, gains and tables have none.")
     betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW moment decays.")
     clip_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this global norm.")
+    skip_grad_norm: float | None = Field(
+        None, gt=1, description="A step whose gradient norm is over so many times the median of the last 128 is skipped and recorded, say 5."
+    )
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the averaged weights; in step n it is at most (1 + n) / (10 + n).")
     captions: dict[str, PositiveFloat] = Field(
         {},
@@ -40,7 +47,14 @@ class TrainSettings(Settings):
     caption_drop: float = Field(0.1, ge=0, le=1, description="Share of samples trained with the null caption, for classifier-free guidance.")
     conditioning: ConditioningRates = Field(ConditioningRates(), description="How often which latent frames are given to the model.")
     workers: int = Field(1, ge=1, description="Training processes; on GPUs, one GPU each.")
+    min_workers: int | None = Field(
+        None, ge=1, description="Fewest processes to go on with while lost ones have no replacement; without it, `workers` are waited for."
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage: what is sharded over workers (optimizer, gradients, weights).")
+    cpu_offload: bool = Field(False, description="Optimizer state, fp32 weights and their average in host memory; needs zero_stage 1, 2 or 3.")
+    communication_bucket: int = Field(
+        500_000_000, ge=1_000_000, description="Elements that ZeRO reduces or gathers at once; smaller ones overlap better and take less memory."
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the model; weights are kept and averaged in fp32 either way.")
     max_failures: int = Field(2, ge=0, description="How often lost workers are replaced and training goes on from the newest checkpoint.")
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints; the last step always writes one.")
@@ -52,6 +66,10 @@ class TrainSettings(Settings):
     def _consistent(self) -> TrainSettings:
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("precision bf16 needs zero_stage 1, 2 or 3, which keep fp32 weights to update; set zero_stage: 1, or precision: fp32")
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is over workers {self.workers}; lower it, or raise workers")
+        if self.cpu_offload and self.zero_stage == 0:
+            raise ValueError("cpu_offload needs zero_stage 1, 2 or 3, which shard what it moves; set zero_stage: 2, or cpu_offload: false")
         if self.warmup_steps + self.decay_steps > self.steps:
             phases = f"warmup_steps {self.warmup_steps} + decay_steps {self.decay_steps}"
             raise ValueError(f"{phases} exceed the {self.steps} steps of the run; lower one of them or raise steps")
@@ -60,7 +78,10 @@ class TrainSettings(Settings):
         return self
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step `step`, counted from 0: linear rise, plateau, linear fall that would reach 0 one step after the last."""
+        """Learning rate of step `step`, counted from 0: linear rise, plateau, fall that would reach 0 one step after the last."""
         rise = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
         fall = (self.steps - step) / self.decay_steps if self.decay_steps else 1.0
-        return self.lr * max(0.0, min(rise, fall, 1.0))
+        left = max(0.0, min(fall, 1.0))
+        if self.decay == "cosine":
+            left = (1 - math.cos(math.pi * left)) / 2
+        return self.lr * min(rise, left)

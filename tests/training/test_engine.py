@@ -9,6 +9,7 @@ import pytest
 import torch
 from ranks import run_ranks
 
+from training import checkpoint
 from training.conditioning import ConditioningRates
 from training.data.loader import Batch
 from training.ema import Ema
@@ -37,7 +38,9 @@ def train(options: dict[str, Any], steps: int = 5, save_to: str | None = None, g
     latents = torch.randn(N_SAMPLES, 4, 3, 4, 6, generator=chance)
     texts = [torch.randn(1 + index % 3, 8, generator=chance) for index in range(N_SAMPLES)]
     if go_on_from:
-        engine.load(Path(go_on_from))
+        reached = checkpoint.newest(go_on_from)
+        assert reached
+        checkpoint.load(reached, engine, ema)
     seen, norms = [], []
     for step in range(3 if go_on_from else 0, steps):
         mine = list(range(engine.rank, N_SAMPLES, engine.world_size))
@@ -63,7 +66,7 @@ def train(options: dict[str, Any], steps: int = 5, save_to: str | None = None, g
         ema.update(engine.shards(), step)
         seen.append(engine.sum([total])[0])
         if save_to and step == 2:
-            engine.save(Path(save_to))
+            checkpoint.save(save_to, 3, engine, ema, settings)
     weights = engine.full_parameters()
     with engine.swapped(ema.averages):
         averaged = engine.full_parameters()

@@ -15,7 +15,9 @@ import pytest
 from drawn import write_dataset
 
 from training import checkpoint, run
+from training.checkpoint_files import Index
 from training.data.plan import PlanSettings
+from training.engine import TorchEngine
 from training.export import read_card, read_export
 from training.loop import NonFiniteLossError, take_step
 from training.metrics import read_metrics
@@ -115,10 +117,10 @@ test_loop.train(sys.argv[1], test_loop.Path(sys.argv[2]), steps=int(sys.argv[3])
 """
 
 
-def start(manifest: str, out: Path, steps: int) -> subprocess.Popen[str]:
+def start(manifest: str, out: Path, steps: int, program: str = PROGRAM) -> subprocess.Popen[str]:
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(Path(__file__).parent)]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, manifest, str(out), str(steps)], env=environment, text=True, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", program, manifest, str(out), str(steps)], env=environment, text=True, stderr=subprocess.PIPE)
 
 
 def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> str:
@@ -143,7 +145,63 @@ def test_killed_at_any_time_it_goes_on_with_the_same_losses(manifest: str, tmp_p
     whole = train(manifest, tmp_path / "whole", steps=30)
     assert resumed.losses == whole.losses
     assert resumed.validation == whole.validation
+    assert read_card(resumed.export_uri).weights == read_card(whole.export_uri).weights
     assert [record["step"] for record in read_metrics(str(Path(resumed.export_uri).parent))] == list(range(1, 31))
+
+
+STUCK = """
+import contextlib, time
+from cluster import storage
+write = storage.atomic_output
+
+@contextlib.contextmanager
+def output(uri):
+    with write(uri) as handle:
+        yield handle
+        if "step-00000008/rank-" in uri:
+            time.sleep(1000)
+
+storage.atomic_output = output
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before(undisturbed: run.TrainResult, manifest: str, tmp_path: Path) -> None:
+    process = start(manifest, tmp_path, 12, STUCK + PROGRAM)
+    folder = wait_for_step(tmp_path, 11, process)
+    process.kill()
+    process.communicate()
+    assert [one.step for one in checkpoint.whole(folder)] == [4]
+    assert list((Path(folder) / "checkpoints" / "step-00000008").iterdir())
+    resumed = train(manifest, tmp_path)
+    assert resumed.losses == undisturbed.losses
+    assert read_card(resumed.export_uri).weights == read_card(undisturbed.export_uri).weights
+    assert sorted(path.name for path in (Path(folder) / "checkpoints").iterdir()) == ["step-00000008", "step-00000012"]
+
+
+def test_a_step_with_a_spike_is_skipped_and_recorded(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.spikes.MIN_NORMS", 3)
+    backward = TorchEngine.backward
+    spikes = iter([1.0] * 5 + [1e6] + [1.0] * 20)
+    monkeypatch.setattr(TorchEngine, "backward", lambda engine, loss, last: backward(engine, loss * next(spikes), last))
+    result = train(manifest, tmp_path, skip_grad_norm=20.0, validate_every=0)
+    records = read_metrics(str(Path(result.export_uri).parent))
+    assert [record["step"] for record in records if record["skipped"]] == [6]
+    newest = checkpoint.newest(str(Path(result.export_uri).parent))
+    assert newest is not None
+    index = Index.read(newest.uri)
+    assert index.updates == 11
+    assert index.state == {"norms": [record["grad_norm"] for record in records]}
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backward = TorchEngine.backward
+    factors = iter([1.0] * 5 + [float("inf")])
+    monkeypatch.setattr(TorchEngine, "backward", lambda engine, loss, last: backward(engine, loss * next(factors), last))
+    with pytest.raises(NonFiniteLossError, match=r"step 6: the gradient's norm is (nan|inf), from samples \d+x\d+x\d+-\d+.*nothing was updated"):
+        train(manifest, tmp_path)
+    (folder,) = tmp_path.glob("run-*")
+    assert [one.step for one in checkpoint.whole(str(folder))] == [4]
 
 
 @pytest.mark.slow

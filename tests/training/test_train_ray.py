@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from drawn import write_dataset
+from ranks import run_ranks
 
 from training import checkpoint, run
 from training.data.plan import PlanSettings
 from training.data.shard_reader import ShardReader
-from training.export import read_export
+from training.export import read_card, read_export
+from training.loop import train_loop
 from training.metrics import read_metrics
 from training.models.dit import DiT
 from training.settings import TrainSettings
@@ -49,6 +51,10 @@ def kill_a_worker_after(step: int, run_uri: str) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+def train_undisturbed(manifest: str, run_uri: str) -> None:
+    train_loop(SETTINGS, manifest, run_uri, 0, torch.device("cpu"))
+
+
 def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = run.train(SETTINGS.model_copy(update={"workers": 1, "zero_stage": 0}), manifest, str(tmp_path / "alone"), distributed=False)
     run_uri = checkpoint.run_folder(SETTINGS, manifest, str(tmp_path / "two"), 0)
@@ -73,9 +79,25 @@ def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypa
     assert [record["step"] for record in read_metrics(run_uri)] == list(range(1, SETTINGS.steps + 1))
     # The first try reached step 13 at least and left a checkpoint at 8, so the second began there or later.
     assert checkpoint.whole(run_uri)[-1].workers == 2
+    # The same two ranks that nobody killed, without Ray: the same bits at the end.
+    undisturbed = str(tmp_path / "undisturbed")
+    run_ranks(train_undisturbed, 2, manifest, undisturbed)
+    assert tuple(record["loss"] for record in read_metrics(undisturbed)) == two.losses
+    assert read_card(f"{undisturbed}/export").weights == read_card(two.export_uri).weights
     for averaged in (True, False):
         ours, theirs = (read_export(result.export_uri, averaged=averaged)[1] for result in (two, alone))
         assert all((a - b).abs().max() < 1e-3 for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_it_trains_on_as_many_workers_as_there_is_room_for(manifest: str, tmp_path: Path) -> None:
+    """Asked for three where two fit, it takes two, and the losses are those of one."""
+    changes = {"steps": 6, "workers": 3, "min_workers": 1, "validate_every": 0}
+    alone = run.train(SETTINGS.model_copy(update=changes | {"workers": 1, "zero_stage": 0}), manifest, str(tmp_path / "alone"), distributed=False)
+    elastic = run.train(SETTINGS.model_copy(update=changes), manifest, str(tmp_path / "elastic"), distributed=True)
+    assert elastic.losses == pytest.approx(alone.losses, abs=1e-4)
+    newest = checkpoint.newest(elastic.checkpoint_uri.rpartition("/checkpoints/")[0])
+    assert newest is not None
+    assert newest.workers in (1, 2)
 
 
 def test_errors_of_workers_reach_the_user(manifest: str, tmp_path: Path) -> None:

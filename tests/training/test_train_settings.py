@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +27,8 @@ def test_defaults_and_round_trip() -> None:
     [
         ("precision: bf16", "precision bf16 needs zero_stage 1, 2 or 3"),
         ("{steps: 10, warmup_steps: 8, decay_steps: 4}", "warmup_steps 8 \\+ decay_steps 4 exceed the 10 steps"),
+        ("cpu_offload: true", "cpu_offload needs zero_stage 1, 2 or 3"),
+        ("{workers: 2, min_workers: 3}", "min_workers 3 is over workers 2"),
         ("betas: [0.9, 1.0]", r"betas \[0.9, 1.0\] must lie"),
         ("zero_stage: 4", "zero_stage"),
         ("batch: {policy: random}", "policy"),
@@ -51,9 +56,16 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert settings.lr_at(99) == pytest.approx(5e-5)
 
 
-@given(warmup=st.integers(0, 50), decay=st.integers(0, 50), step=st.integers(0, 99))
-def test_learning_rate_is_positive_and_bounded(warmup: int, decay: int, step: int) -> None:
-    settings = TrainSettings(steps=100, warmup_steps=warmup, decay_steps=decay)
+def test_learning_rate_falls_along_a_cosine() -> None:
+    settings = TrainSettings(steps=100, lr=1e-3, warmup_steps=10, decay_steps=90, decay="cosine")
+    for step in range(10, 100):
+        assert settings.lr_at(step) == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * (step - 10) / 90)))
+    assert settings.model_copy(update={"decay_steps": 0}).lr_at(99) == 1e-3
+
+
+@given(warmup=st.integers(0, 50), decay_steps=st.integers(0, 50), decay=st.sampled_from(["linear", "cosine"]), step=st.integers(0, 99))
+def test_learning_rate_is_positive_and_bounded(warmup: int, decay_steps: int, decay: Literal["linear", "cosine"], step: int) -> None:
+    settings = TrainSettings(steps=100, warmup_steps=warmup, decay_steps=decay_steps, decay=decay)
     assert 0 < settings.lr_at(step) <= settings.lr
 
 

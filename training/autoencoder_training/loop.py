@@ -83,7 +83,7 @@ def train_autoencoder(
     validation = Validation(Clips(data, "val"), settings, engine)
     reached = checkpoint.newest(run_uri)
     if reached is not None:
-        checkpoint.load(reached, engine, ema, shared)
+        checkpoint.load(reached, engine, ema)
     step = reached.step if reached else 0
     if step < settings.steps:
         step = _steps(settings, run_uri, seed, crops, validation, engine, ema, step, time.monotonic() + seconds)

@@ -1,0 +1,94 @@
+"""How long training waits for a checkpoint: written while it goes on, written while it waits, and by DeepSpeed's own writer.
+
+Opens an engine for a model of `--preset` (weights, Adam's moments and averages: 16 bytes a weight), takes checkpoints into a temporary
+folder or one under `--out`, and measures what the training thread waits in each. Loading is measured too. In one process, so what is
+measured is one rank's share; on `--device cuda` the copy is the one from the GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from cluster import storage
+from training import checkpoint
+from training.ema import Ema
+from training.engine import DeepSpeedEngine, Engine
+from training.models.dit import DiT
+from training.settings import TrainSettings
+
+SIZES = {"nano": (4, 128, 4), "S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16)}
+"""Depth, width and heads."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=sorted(SIZES), default="S")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", default=tempfile.gettempdir(), help="Where the folder for checkpoints is made and removed.")
+    arguments = parser.parse_args()
+    depth, dim, heads = SIZES[arguments.preset]
+    settings = TrainSettings(model=DiT(depth=depth, dim=dim, heads=heads), zero_stage=2, keep_checkpoints=1)
+    with single_rank(), tempfile.TemporaryDirectory(dir=arguments.out) as out:
+        engine = DeepSpeedEngine(settings.model.build(16, 512), settings, torch.device(arguments.device))
+        ema = Ema(engine.shards(), settings.ema_decay)
+        line = measure(engine, ema, settings, out, arguments.rounds)
+    print(json.dumps({"preset": arguments.preset, "device": arguments.device, **line}))
+
+
+def measure(engine: DeepSpeedEngine, ema: Ema, settings: TrainSettings, out: str, rounds: int) -> dict[str, float]:
+    """Medians over rounds, in seconds; the first round, which allocates, is left out. The ways take turns."""
+    run_uri = storage.join(out, "run")
+    waits: dict[str, list[float]] = {"copy_s": [], "whole_s": [], "deepspeed_s": [], "load_s": []}
+    with contextlib.closing(checkpoint.Writer(run_uri, engine, ema, settings)) as writer:
+        for number in range(rounds + 1):
+            began_s = time.perf_counter()
+            waits["copy_s"].append(timed(lambda step=number + 1: writer.start(step, {})))
+            writer.wait()
+            waits["whole_s"].append(time.perf_counter() - began_s)
+            waits["deepspeed_s"].append(timed(lambda: engine._engine.save_checkpoint(str(Path(out) / "deepspeed"), tag="step", save_latest=False)))
+            waits["load_s"].append(timed(lambda: load_newest(run_uri, engine, ema)))
+    size_gb = sum(entry.size_bytes for entry in storage.list_files(run_uri)) / 1e9
+    return {"gb": round(size_gb, 3), **{name: round(statistics.median(seconds[1:]), 4) for name, seconds in waits.items()}}
+
+
+def load_newest(run_uri: str, engine: Engine, ema: Ema) -> None:
+    newest = checkpoint.newest(run_uri)
+    assert newest is not None
+    checkpoint.load(newest, engine, ema)
+
+
+def timed(call: Callable[[], object]) -> float:
+    began_s = time.perf_counter()
+    call()
+    return time.perf_counter() - began_s
+
+
+@contextlib.contextmanager
+def single_rank() -> Iterator[None]:
+    """A process group of this process alone."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    dist.init_process_group("gloo", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
