@@ -92,7 +92,7 @@ def _steps(
         writer = stack.enter_context(contextlib.closing(checkpoint.Writer(run_uri, engine, ema, settings)))
         times = None
         if settings.batch.refit:
-            times = StepTimes.from_state(state["step_times"]) if state.get("step_times") else StepTimes(start_step)
+            times = StepTimes.from_state(state["step_times"]) if "step_times" in state else StepTimes(start_step)
         planner = planner_of(dataset, settings, task.seed, times)
         loader = stack.enter_context(Loader(dataset, planner, engine.rank, engine.world_size, start_step, captions=settings.captions, seed=task.seed))
         metrics = stack.enter_context(contextlib.closing(Metrics(run_uri, start_step, settings.log_every))) if engine.rank == 0 else None
@@ -125,7 +125,7 @@ def _steps(
             if stopping or done % settings.checkpoint_every == 0 or done == settings.steps:
                 if metrics:
                     metrics.flush()
-                writer.start(done, {"norms": guard.norms, "step_times": times.state() if times else None})
+                writer.start(done, {"norms": guard.norms} | ({"step_times": times.state()} if times else {}))
             writer.poll()
             if stopping and done < settings.steps:
                 writer.wait()
