@@ -36,7 +36,8 @@ from cluster import storage
 from training.data.buckets import Bucket
 from training.data.layout import parse_layout
 from training.data.shard_reader import Place, ShardReader, StoredLatents
-from training.data.shards import LatentRow, ShardInfo, read_index, write_shard
+from training.data.shard_writer import LatentRow, write_shard
+from training.data.shards import ShardInfo, read_index
 
 CHANNELS, TIME_FACTOR, SPACE_FACTOR = 16, 4, 8
 MIX = {

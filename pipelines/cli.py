@@ -1,11 +1,14 @@
-"""The command line, `worldloom`. Exit codes: 0 all done, 1 something failed, 2 bad input, 130 stopped by Ctrl-C."""
+"""The command line, `worldloom`. Exit codes: 0 all done, 1 something failed, 2 bad input, 130 stopped by Ctrl-C.
+
+Commands that work with tensors import what does so when they are called: torch takes 2 s, which those that answer from tables need not wait for.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.markup import escape
@@ -14,24 +17,21 @@ from cluster import storage
 from cluster.config import ConfigError, from_options
 from cluster.telemetry import configure_logging, console, progress
 from pipelines import doctor as doctoring
-from pipelines import footage, job, show, upkeep
-from pipelines import gc as collecting
+from pipelines import footage, show
 from pipelines import inline as inline_engine
-from pipelines import quarantine as quarantining
-from pipelines import roundtrip as roundtripping
 from pipelines.audit import audit as audit_splits
 from pipelines.costs import cpu_per_row
 from pipelines.curate import inspect
 from pipelines.export import command as exporting
-from pipelines.forgetting import request as forgetting
-from pipelines.forgetting.work import Work
 from pipelines.ledger import ledger as accounts_of
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.steps.encode import Encode
 from pipelines.whatif import whatif as answer_whatif
 from training.data.footer import DamagedError
-from training.data.verify import verify as verify_dataset
 from training.sampling.settings import SampleSettings
+
+if TYPE_CHECKING:
+    from pipelines.forgetting.work import Work
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -55,6 +55,8 @@ def run(
     if only not in (None, "curate", "train", "sample"):
         raise ConfigError(f"--only {only}: write curate, train or sample")
     settings = read(recipe, set_)
+    from pipelines import job
+
     result = job.run_recipe(settings, only, inline)  # type: ignore[arg-type]
     show.outcome(result, settings.out_uri)
     if not all(account.balanced for account in result.accounts):
@@ -87,6 +89,8 @@ def sample(
         asked = {"prompt": prompt, "upsample": upsample, "seconds": seconds, "size": size, "guidance": guidance, "steps": steps, "seed": seed}
         one = from_options(SampleSettings, asked)
         settings = settings.model_copy(update={"sample": (one,)})
+    from pipelines import job
+
     for uri in job.run_recipe(settings, "sample").samples:
         print(uri)
 
@@ -118,6 +122,8 @@ def encode(
     fps: Annotated[float | None, typer.Option(help="Frames a second; the video's own when not given.")] = None,
 ) -> None:
     """Write a video, what an autoencoder makes of it and the difference (4x, on grey) side by side as an mp4, and print PSNR and SSIM."""
+    from pipelines import roundtrip as roundtripping
+
     made = roundtripping.run_roundtrip(video, roundtripping.choose(recipe, autoencoder), roundtripping.Part(start, frames, size, fps), out)
     shape = f"{made.frames} frames of {made.width}x{made.height} at {made.fps:g} fps"
     console.print(f"{made.autoencoder}: {shape}: PSNR {made.psnr_db:.2f} dB, SSIM {made.ssim:.4f}", highlight=False, markup=False, soft_wrap=True)
@@ -128,7 +134,11 @@ def encode(
 def plan(recipe: RecipeFile, set_: Assignments = None) -> None:
     """Say for each segment what a run would do: reuse, resume or run, why, on how many rows, at what cost."""
     settings = read(recipe, set_)
-    show.plan(settings, inspect(settings), cpu_per_row(settings.tables_uri))
+    from pipelines.dataset import inspect_texts
+
+    curation = inspect(settings)
+    texts = inspect_texts(settings, curation) if isinstance(settings.curate[-1], Encode) else None
+    show.plan(settings, curation, cpu_per_row(settings.tables_uri), texts)
 
 
 @app.command()
@@ -213,6 +223,8 @@ def verify(recipe: RecipeFile, set_: Assignments = None) -> None:
     manifests = [entry.uri for entry in storage.list_files(settings.tables_uri, "_manifest.parquet")]
     if not manifests:
         raise ConfigError(f"{settings.tables_uri}: no manifest; run the recipe first")
+    from training.data.verify import verify as verify_dataset
+
     problems = [problem for uri in manifests for problem in verify_dataset(uri)]
     for problem in problems:
         show.console.print(f"[red]{escape(str(problem))}[/]", highlight=False, soft_wrap=True)
@@ -258,6 +270,9 @@ def forget(
     """
     settings = read(recipe, set_)
 
+    from pipelines import upkeep
+    from pipelines.forgetting import request as forgetting
+
     def agree(work: Work) -> bool:
         upkeep.to_forget(work)
         return yes or typer.confirm("Remove it for good?")
@@ -284,6 +299,9 @@ def quarantine(
         waiting = curation.segments[-1]
         state = f"{waiting.segment.label} has {waiting.n_done} of {waiting.n_inputs} rows"
         console.print(f"curation is not complete: {state}; `worldloom run` does the rest, new and changed files too", highlight=False, soft_wrap=True)
+    from pipelines import quarantine as quarantining
+    from pipelines import upkeep
+
     found = quarantining.chosen(quarantining.failures(curation), error)
     if not retry or not found:
         print(upkeep.failures_json(found)) if as_json else upkeep.failures(found)
@@ -307,6 +325,9 @@ def gc(
     buckets, manifests of other data sets.
     """
     settings = read(recipe, set_)
+    from pipelines import gc as collecting
+    from pipelines import upkeep
+
     folders = collecting.survey(settings)
     if not dry_run:
         collecting.collect(settings, folders)

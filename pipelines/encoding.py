@@ -15,23 +15,18 @@ import torch
 from torch import Tensor
 
 from cluster import storage
-from pipelines.step import Context, Mark, RunError, column, failure, set_column, set_marks
+from pipelines.step import Context, Mark, RunError, failure, set_column, set_marks
 from pipelines.video.decode import Span, read_span
 from training.autoencoder import Autoencoder
-from training.data import shards
 from training.data.buckets import Bucket, assign, lengths_of
-from training.data.shards import LatentRow, ShardInfo, sample_uid
+from training.data.shard_writer import LatentRow, write_shard
+from training.data.shards import ShardInfo, sample_uid
 from training.fidelity import psnr_db, ssim
 
 if TYPE_CHECKING:
     from pipelines.steps.encode import Encode
 
 # Shape suffixes: B clips of a batch, C colours or latent channels, T H W frames, rows and columns.
-
-WRITES = (
-    column("bucket", pa.string(), "width x height x frames the clip was encoded at"),
-    column("n_tokens", pa.int64(), "latent cells of the clip"),
-)
 
 BATCH_VALUES = {"cpu": 2**22, "cuda": 2**26}
 """Pixel values that go to the device at once, unless one clip has more. A CPU gains nothing from a batch, and the memory of a small
@@ -115,8 +110,9 @@ class Encoder:
         for bucket, shard in written.items():
             self._write(bucket, shard)
         kept = [None if mark else bucket for mark, bucket in zip(marks, buckets, strict=True)]
-        table = set_column(table, WRITES[0], [bucket and bucket.name for bucket in kept])
-        return set_marks(set_column(table, WRITES[1], [bucket and self._n_tokens(bucket) for bucket in kept]), marks)
+        bucket_field, tokens_field = self._settings.writes()
+        table = set_column(table, bucket_field, [bucket and bucket.name for bucket in kept])
+        return set_marks(set_column(table, tokens_field, [bucket and self._n_tokens(bucket) for bucket in kept]), marks)
 
     def _wanted(self, row: Mapping[str, Any], bucket: Bucket) -> tuple[Variant, ...]:
         lengths = lengths_of(self._settings.buckets, bucket) if self._settings.lengths == "all" else (bucket,)
@@ -217,7 +213,7 @@ class Encoder:
         part = f"part-{storage.digest(*(row.uid for row in shard.rows))}.parquet"
         info = ShardInfo.of(self._settings.autoencoder, self._autoencoder, bucket, self._lineage, shard.fidelity())
         try:
-            shards.write_shard(storage.join(self._folder, f"bucket={bucket.name}", part), shard.rows, info)
+            write_shard(storage.join(self._folder, f"bucket={bucket.name}", part), shard.rows, info)
         except Exception as error:
             raise RunError(f"{self._folder}: a shard of bucket {bucket.name} cannot be written: {type(error).__name__}: {error}") from error
 

@@ -30,8 +30,9 @@ from pipelines.video.decode import MediaInfo, Video, is_image, open_video, probe
 from pipelines.video.scale import Pixels, centre_crop, crop_scaled, scaled_size
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import Autoencoder, AutoencoderSettings
+from training.autoencoders._linear_blocks import LinearAutoencoder
 from training.autoencoders.causal import CausalAutoencoder
-from training.autoencoders.linear import Linear, LinearAutoencoder
+from training.autoencoders.linear import Linear
 from training.fidelity import RANGE, WINDOW, ssim
 from training.sampling.media import write_mp4
 from training.sampling.tasks import pixels

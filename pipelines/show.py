@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 from rich.console import Console
@@ -13,8 +14,6 @@ from rich.table import Table
 from cluster import plugins
 from pipelines.audit import Audit
 from pipelines.curate import Curation, SegmentState
-from pipelines.dataset import TextsState, inspect_texts
-from pipelines.job import Outcome
 from pipelines.ledger import Account, captioning
 from pipelines.recipe import Recipe
 from pipelines.reuse import find_donors
@@ -22,6 +21,10 @@ from pipelines.segments import Segment, segments_of
 from pipelines.step import FATES, FOLDER, Step
 from pipelines.steps.encode import FITS, Encode
 from pipelines.whatif import Answer
+
+if TYPE_CHECKING:
+    from pipelines.dataset import TextsState
+    from pipelines.job import Outcome
 
 console = Console(width=None if sys.stdout.isatty() else 140)
 """Where results go; files and pipes get lines wide enough for the tables."""
@@ -99,8 +102,8 @@ def accounts(entries: Sequence[Account], reasons: int = 12) -> None:
         console.print(f"and {len(listed) - reasons} reasons more; `worldloom ledger --reasons {len(listed)}` lists all")
 
 
-def plan(recipe: Recipe, curation: Curation, costs: dict[str, float | None]) -> None:
-    """What a run would do with each segment and with text embeddings, and why."""
+def plan(recipe: Recipe, curation: Curation, costs: dict[str, float | None], texts: TextsState | None) -> None:
+    """What a run would do with each segment and with text embeddings, whose state is `texts` where the captions are known, and why."""
     table = Table(title="Plan", title_justify="left")
     for name in ("segment", "action", "why", "rows in", "to do", "est. CPU s"):
         table.add_column(name, justify="right" if name in ("rows in", "to do", "est. CPU s") else "left", overflow="fold")
@@ -116,7 +119,7 @@ def plan(recipe: Recipe, curation: Curation, costs: dict[str, float | None]) -> 
         table.add_row(" > ".join(names), action, why, str(state.n_inputs), str(state.n_pending), estimate)
     encode = recipe.curate[-1]
     if isinstance(encode, Encode):
-        table.add_row("text embeddings", *_texts(inspect_texts(recipe, curation)))
+        table.add_row("text embeddings", *_texts(texts))
     console.print(table)
     if isinstance(encode, Encode) and (warning := bucket_losses(encode, curation)):
         console.print(f"[bold yellow]warning[/]  {escape(warning)}", soft_wrap=True, highlight=False)

@@ -57,6 +57,10 @@ PLAIN = [
     "captioning.encoders.hashing",
     "training.settings",
     "training.models.dit",
+    "training.autoencoders.linear",
+    "training.data.shards",
+    "pipelines.steps.encode",
+    "pipelines.cli",
 ]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from cluster.plugins import Plugin
+
+if TYPE_CHECKING:
+    # Settings are read by every command, and importing torch takes 2 s.
+    import torch
+    from torch import Tensor
 
 FOLDER = "training.autoencoders"
 

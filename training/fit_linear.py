@@ -19,7 +19,8 @@ from torch import Tensor
 
 from cluster.storage import digest, write_bytes
 from cluster.telemetry import configure_logging, log, progress
-from training.autoencoders.linear import FIRST_VALUES, GROUP_VALUES, SPACE_FACTOR, TIME_FACTOR, to_blocks
+from training.autoencoders._linear_blocks import FIRST_VALUES, GROUP_VALUES, to_blocks
+from training.autoencoders.linear import SPACE_FACTOR, TIME_FACTOR
 
 SIZES = (64, 128, 256, 512)
 """Sides, in pixels, of the squares with the areas that footage is scaled to; fine detail is stronger in small pictures."""

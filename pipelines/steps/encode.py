@@ -8,7 +8,6 @@ from collections.abc import Collection
 from typing import Annotated, Literal
 
 import pyarrow as pa
-import torch
 from pydantic import Field
 
 from captioning.encoder import FOLDER as ENCODERS
@@ -16,8 +15,7 @@ from captioning.encoder import TextEncoderSettings
 from captioning.encoders.hashing import Hashing
 from cluster import storage
 from cluster.plugins import Chosen
-from pipelines.encoding import WRITES, Encoder
-from pipelines.step import Context, Resources, RunError, Step, TableFunction
+from pipelines.step import Context, Resources, RunError, Step, TableFunction, column
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders.linear import Linear
@@ -26,6 +24,11 @@ from training.data.buckets import BucketSettings, assign
 
 FITS = ("width", "height", "duration_s", "kind")
 """What decides about a clip's bucket."""
+
+WRITES = (
+    column("bucket", pa.string(), "width x height x frames the clip was encoded at"),
+    column("n_tokens", pa.int64(), "latent cells of the clip"),
+)
 
 
 class Encode(Step):
@@ -90,6 +93,11 @@ class Encode(Step):
         return pa.array([uid for file in files for uid in shards.read_index(file.uri)["uid"].to_pylist()], pa.string())
 
     def open(self, context: Context) -> TableFunction:
+        # Settings are read by every command, and importing torch takes 2 s.
+        import torch
+
+        from pipelines.encoding import Encoder
+
         device = torch.device("cuda" if self.gpus and torch.cuda.is_available() else "cpu")
         try:
             autoencoder = self.autoencoder.open(device)

@@ -41,7 +41,8 @@ from pipelines.video.decode import OPEN_LOG
 from training.autoencoders.linear import Linear
 from training.data import shards, texts
 from training.data.buckets import Bucket
-from training.data.shards import LatentRow, ShardInfo
+from training.data.shard_writer import LatentRow, write_shard
+from training.data.shards import ShardInfo
 from training.data.verify import verify
 
 NAMES = ["a-3", "b-0", "c-6", "broken-1", "d-1", "e-5"]
@@ -267,14 +268,14 @@ def test_a_shard_without_rows_is_the_shard_written_without_them(tmp_path_factory
     with pytest.MonkeyPatch.context() as patch:
         # Several row groups, so that rows move from one to another.
         patch.setattr(shards, "ROW_GROUP_BYTES", 40_000)
-        shards.write_shard(str(folder / "all.parquet"), rows, info)
+        write_shard(str(folder / "all.parquet"), rows, info)
         gone = {row.uid for row, stays in zip(rows, left, strict=True) if not stays}
         before = (folder / "all.parquet").read_bytes()
         assert shards.remove_rows(str(folder / "all.parquet"), gone) == len(gone)
         if not any(left):
             assert not (folder / "all.parquet").exists()
             return
-        shards.write_shard(str(folder / "left.parquet"), [row for row in rows if row.uid not in gone], info)
+        write_shard(str(folder / "left.parquet"), [row for row in rows if row.uid not in gone], info)
         assert (folder / "all.parquet").read_bytes() == (folder / "left.parquet").read_bytes()
         assert gone or before == (folder / "all.parquet").read_bytes()
 

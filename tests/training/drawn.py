@@ -14,7 +14,8 @@ from captioning.encoder import NULL_CAPTION, text_key
 from captioning.encoders.hashing import Hashing
 from training.autoencoders.linear import Linear
 from training.data.buckets import Bucket
-from training.data.shards import OTHER_CAPTION, DatasetInfo, LatentRow, ShardInfo, read_index, write_manifest, write_shard
+from training.data.shard_writer import LatentRow, write_shard
+from training.data.shards import OTHER_CAPTION, DatasetInfo, ShardInfo, read_index, write_manifest
 from training.data.texts import write_texts
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 70), "blue": (50, 80, 220), "yellow": (240, 210, 50), "white": (240, 240, 240)}

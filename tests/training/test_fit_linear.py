@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from training import fit_linear
-from training.autoencoders.linear import FIRST_VALUES, GROUP_VALUES, LinearAutoencoder, to_blocks
+from training.autoencoders._linear_blocks import FIRST_VALUES, GROUP_VALUES, LinearAutoencoder, to_blocks
 from training.fit_linear import Moments, fit, held_out, main, measure, principal_components, psnr_db, read_sources, report, source_of, symmetric
 
 

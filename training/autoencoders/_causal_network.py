@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.autoencoders._causal_layers import Block, Head, Past, SpaceConv, fold, unfold
-from training.autoencoders.linear import FIRST_VALUES, SPACE_FACTOR, TIME_FACTOR, Linear, from_blocks, load_weights, to_blocks
+from training.autoencoders._linear_blocks import FIRST_VALUES, from_blocks, load_weights, to_blocks
+from training.autoencoders.linear import SPACE_FACTOR, TIME_FACTOR, Linear
 
 CHANNELS = 16
 PATCH_TIME, PATCH_SPACE = 2, 4

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
-from safetensors.torch import load as load_tensors
-from torch import Tensor
 
 from cluster.storage import digest
 from training.autoencoder import Autoencoder, AutoencoderSettings
 
-# Shape suffixes: B videos, C latent channels, T H W latent frames, rows and columns, P pixel values of a block.
+if TYPE_CHECKING:
+    import torch
 
 TIME_FACTOR = 4
 """Frames of a group, which share one latent frame."""
 
 SPACE_FACTOR = 8
 """Side of a block in pixels."""
-
-FIRST_VALUES = 3 * SPACE_FACTOR**2
-"""Pixel values of a block of the first frame: 192."""
-
-GROUP_VALUES = TIME_FACTOR * FIRST_VALUES
-"""Pixel values of a block of a group of frames: 768."""
 
 
 class Linear(AutoencoderSettings):
@@ -40,92 +32,16 @@ class Linear(AutoencoderSettings):
     channels: Literal[16, 48] = Field(16, description="Latent channels; 48 keep more detail and cost the model three times the values.")
 
     def identity(self) -> str:
-        return f"linear{self.channels}-{digest(_weights_bytes(self.channels), size_bytes=6)}"
+        return f"linear{self.channels}-{digest(weights_bytes(self.channels), size_bytes=6)}"
 
     def open(self, device: torch.device | str = "cpu") -> Autoencoder:
+        # Settings are read by every command, and importing torch takes 2 s.
+        from training.autoencoders._linear_blocks import LinearAutoencoder, load_weights
+
         return LinearAutoencoder(load_weights(self), self.identity(), device)
 
 
 @cache
-def _weights_bytes(channels: int) -> bytes:
+def weights_bytes(channels: int) -> bytes:
+    """The shipped file for so many channels."""
     return resources.files("training.autoencoders.weights").joinpath(f"linear{channels}.safetensors").read_bytes()
-
-
-def load_weights(settings: Linear) -> dict[str, Tensor]:
-    """The shipped weights, as `LinearAutoencoder` takes them."""
-    weights: dict[str, Tensor] = load_tensors(_weights_bytes(settings.channels))
-    return weights
-
-
-class LinearAutoencoder(Autoencoder):
-    """See `Linear`. Takes and returns any floating-point type; the arithmetic is always fp32.
-
-    `mean` and `std` hold 2 * C values, since the first latent frame has statistics of its own: first those of the C
-    channels of the first frame, then those of the C channels of all later ones.
-    """
-
-    time_factor = TIME_FACTOR
-    space_factor = SPACE_FACTOR
-
-    def __init__(self, weights: dict[str, Tensor], identity: str, device: torch.device | str) -> None:
-        """`weights` are `first.basis` [192, C], `first.mean` [192], `group.basis` [768, C], `group.mean` [768], and `mean` and `std` [2, C]."""
-        self.identity = identity
-        self.channels = weights["mean"].shape[1]
-        self.mean = tuple(weights["mean"].flatten().tolist())
-        self.std = tuple(weights["std"].flatten().tolist())
-        self._first = _BlockBasis(weights, 0, "first", device)
-        self._group = _BlockBasis(weights, 1, "group", device)
-
-    def encode(self, video_BCTHW: Tensor) -> Tensor:
-        _, colours, frames, height, width = video_BCTHW.shape
-        if colours != 3:
-            raise ValueError(f"video of shape {tuple(video_BCTHW.shape)}: give [B, 3, T, H, W]")
-        self.latent_shape(frames, height, width)
-        latents = [self._first.encode(video_BCTHW[:, :, :1])]
-        if frames > 1:
-            latents.append(self._group.encode(video_BCTHW[:, :, 1:]))
-        return torch.cat(latents, dim=2)
-
-    def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        if latent_BCTHW.ndim != 5 or latent_BCTHW.shape[1] != self.channels or latent_BCTHW.shape[2] < 1:
-            raise ValueError(f"latent of shape {tuple(latent_BCTHW.shape)}: give [B, {self.channels}, t, h, w] with t of at least 1")
-        videos = [self._first.decode(latent_BCTHW[:, :, :1])]
-        if latent_BCTHW.shape[2] > 1:
-            videos.append(self._group.decode(latent_BCTHW[:, :, 1:]))
-        return torch.cat(videos, dim=2)
-
-
-class _BlockBasis:
-    """Blocks of one length in time: their mean, orthonormal basis and latent statistics."""
-
-    def __init__(self, weights: dict[str, Tensor], row: int, kind: str, device: torch.device | str) -> None:
-        self._basis_PC = weights[f"{kind}.basis"].to(device)
-        self._mean_P = weights[f"{kind}.mean"].to(device)
-        self._latent_mean_C = weights["mean"][row].to(device)
-        self._latent_std_C = weights["std"][row].to(device)
-        self._frames = self._basis_PC.shape[0] // FIRST_VALUES
-
-    def encode(self, video_BCTHW: Tensor) -> Tensor:
-        blocks_BTHWP = to_blocks(video_BCTHW, self._frames).to(torch.float32)
-        latent_BTHWC = (blocks_BTHWP - self._mean_P) @ self._basis_PC
-        return ((latent_BTHWC - self._latent_mean_C) / self._latent_std_C).movedim(-1, 1).to(video_BCTHW.dtype)
-
-    def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        latent_BTHWC = latent_BCTHW.movedim(1, -1).to(torch.float32) * self._latent_std_C + self._latent_mean_C
-        return from_blocks(latent_BTHWC @ self._basis_PC.T + self._mean_P, self._frames).to(latent_BCTHW.dtype)
-
-
-def to_blocks(video_BCTHW: Tensor, frames: int) -> Tensor:
-    """`[B, 3, T, H, W]` to `[B, T / frames, H / 8, W / 8, P]`; a block's values are ordered colour, time, row, column."""
-    batch, colours, length, height, width = video_BCTHW.shape
-    side = SPACE_FACTOR
-    split = video_BCTHW.reshape(batch, colours, length // frames, frames, height // side, side, width // side, side)
-    return split.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
-
-
-def from_blocks(blocks_BTHWP: Tensor, frames: int) -> Tensor:
-    """The inverse of `to_blocks`."""
-    batch, groups, rows, columns, _ = blocks_BTHWP.shape
-    side = SPACE_FACTOR
-    split = blocks_BTHWP.reshape(batch, groups, rows, columns, 3, frames, side, side)
-    return split.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(batch, 3, groups * frames, rows * side, columns * side)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 from zlib_ng.zlib_ng import crc32
 
 from cluster import storage
@@ -168,26 +166,6 @@ class ShardInfo:
 
 
 @dataclass(frozen=True)
-class LatentRow:
-    """One encoded clip or image."""
-
-    uid: str
-    """Of the sample, see `sample_uid`."""
-    latent: Tensor
-    """bfloat16 `[C, t, h, w]`, normalised."""
-    tail_latent: Tensor | None
-    """The last frame encoded as an image, `[C, 1, h, w]`: the last latent frame mixes several frames. None for an image."""
-    source: str
-    start_pts: int
-    end_pts: int
-    time_base_num: int
-    time_base_den: int
-    fps: float
-    crop: tuple[int, int, int, int]
-    """x0, y0, x1, y1 in pixels of the source, ends exclusive."""
-
-
-@dataclass(frozen=True)
 class DatasetInfo:
     """What a manifest's footer says of the data set."""
 
@@ -221,33 +199,12 @@ def clip_uid(sample_uid: str) -> str:
     return sample_uid.partition(".")[0]
 
 
-def write_shard(uri: str, rows: Sequence[LatentRow], info: ShardInfo) -> None:
-    """Write a shard atomically. Raises `ValueError` naming the row whose shape, type or values are not storable."""
-    if not rows:
-        raise ValueError(f"{uri}: a shard needs at least one row")
-    shape = info.latent_shape
-    latents = [_to_bytes(row.latent, shape, f"{row.uid}: latent") for row in rows]
-    tails = [_tail_bytes(row, info) for row in rows]
-    scalars = {
-        "uid": [row.uid for row in rows],
-        "n_tokens": [info.n_tokens] * len(rows),
-        "checksum": [checksum_of(latent, tail or b"") for latent, tail in zip(latents, tails, strict=True)],
-        **{f"crop_{side}": [row.crop[place] for row in rows] for place, side in enumerate(("x0", "y0", "x1", "y1"))},
-    }
-    for name in ("source", "start_pts", "end_pts", "time_base_num", "time_base_den", "fps"):
-        scalars[name] = [getattr(row, name) for row in rows]
-    schema = _shard_schema(info)
-    binaries = {name: pa.array(values, schema.field(name).type) for name, values in (("latent", latents), ("tail_latent", tails))}
-    table = pa.table({**scalars, **binaries}, schema)
-    _write_rows(uri, table, info)
-
-
 def checksum_of(latent: bytes | memoryview, tail: bytes | memoryview = b"") -> int:
     """CRC-32 (that of zlib and PNG) of a latent's bytes followed by its tail latent's."""
     return crc32(tail, crc32(latent))
 
 
-def _write_rows(uri: str, table: pa.Table, info: ShardInfo) -> None:
+def write_rows(uri: str, table: pa.Table, info: ShardInfo) -> None:
     tail_bytes = info.tail_bytes if info.bucket.frames > 1 else 0
     rows_per_group = max(1, ROW_GROUP_BYTES // (info.latent_bytes + tail_bytes))
     # Written twice: where the values come to be is only known then, and a longer footer does not move them.
@@ -262,24 +219,9 @@ def _write_rows(uri: str, table: pa.Table, info: ShardInfo) -> None:
             writer.add_key_value_metadata(layout.dump())
 
 
-def _shard_schema(info: ShardInfo) -> pa.Schema:
+def shard_schema(info: ShardInfo) -> pa.Schema:
     latents = [pa.field("latent", pa.binary(info.latent_bytes), nullable=False), pa.field("tail_latent", pa.binary(info.tail_bytes))]
     return pa.schema([*SCALARS, *latents], metadata("latents", dataclasses.asdict(info)))
-
-
-def _to_bytes(latent: Tensor, shape: tuple[int, ...], name: str) -> bytes:
-    if latent.dtype != torch.bfloat16 or tuple(latent.shape) != shape:
-        raise ValueError(f"{name} is {latent.dtype} {list(latent.shape)}; this shard holds torch.bfloat16 {list(shape)}")
-    if not torch.isfinite(latent).all():
-        raise ValueError(f"{name} holds a value that is not finite")
-    return latent.contiguous().view(torch.int16).cpu().numpy().astype("<i2", copy=False).tobytes()
-
-
-def _tail_bytes(row: LatentRow, info: ShardInfo) -> bytes | None:
-    channels, frames, height, width = info.latent_shape
-    if (row.tail_latent is None) != (frames == 1):
-        raise ValueError(f"{row.uid}: an image has no tail_latent and a video has one; this shard's latents have {frames} frames")
-    return None if row.tail_latent is None else _to_bytes(row.tail_latent, (channels, 1, height, width), f"{row.uid}: tail_latent")
 
 
 def parse_shard_info(schema: pa.Schema, uri: str) -> ShardInfo:
@@ -364,9 +306,9 @@ def remove_rows(uri: str, uids: Collection[str]) -> int:
         storage.remove(uri)
     elif count:
         info = read_info(uri)
-        schema = _shard_schema(info)
+        schema = shard_schema(info)
         table = storage.read_table(uri).filter(left).select(schema.names).cast(schema)
-        _write_rows(uri, table, info)
+        write_rows(uri, table, info)
     return count
 
 

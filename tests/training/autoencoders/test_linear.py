@@ -16,7 +16,8 @@ from torch import Tensor
 
 from cluster.plugins import build
 from training.autoencoder import FOLDER, AutoencoderSettings
-from training.autoencoders.linear import Linear, LinearAutoencoder, from_blocks, to_blocks
+from training.autoencoders._linear_blocks import LinearAutoencoder, from_blocks, to_blocks
+from training.autoencoders.linear import Linear
 
 CHANNELS = (16, 48)
 VIDEO_SHAPES = st.tuples(st.integers(1, 2), st.integers(0, 3), st.integers(1, 4), st.integers(1, 4)).map(

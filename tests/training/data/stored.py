@@ -12,7 +12,8 @@ from captioning.encoder import NULL_CAPTION, text_key
 from captioning.encoders.hashing import Hashing
 from training.autoencoders.linear import Linear
 from training.data.buckets import Bucket
-from training.data.shards import DatasetInfo, LatentRow, ShardInfo, read_index, write_manifest, write_shard
+from training.data.shard_writer import LatentRow, write_shard
+from training.data.shards import DatasetInfo, ShardInfo, read_index, write_manifest
 from training.data.texts import write_texts
 
 SETTINGS = Linear()

@@ -21,7 +21,8 @@ from training.data.deal import Policy
 from training.data.footer import DamagedError
 from training.data.loader import Batch, Dataset, Loader
 from training.data.plan import Planner, PlanSettings, share
-from training.data.shards import read_manifest, write_manifest, write_shard
+from training.data.shard_writer import write_shard
+from training.data.shards import read_manifest, write_manifest
 
 COUNTS = {CLIPS: 13, STILLS: 9}
 

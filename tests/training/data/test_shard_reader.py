@@ -22,7 +22,8 @@ from training.data.buckets import Bucket
 from training.data.footer import DamagedError
 from training.data.loader import Dataset
 from training.data.shard_reader import Place, ShardReader, StoredLatents
-from training.data.shards import checksum_of, read_index, read_manifest, write_shard
+from training.data.shard_writer import write_shard
+from training.data.shards import checksum_of, read_index, read_manifest
 from training.data.verify import verify
 
 T = TypeVar("T")

@@ -19,16 +19,15 @@ from training.data import byte_ranges, footer, shards
 from training.data.buckets import Bucket
 from training.data.footer import DamagedError
 from training.data.shard_reader import ShardReader
+from training.data.shard_writer import LatentRow, write_shard
 from training.data.shards import (
     MANIFEST_SCHEMA,
     SCALARS,
-    LatentRow,
     read_index,
     read_info,
     read_manifest,
     tables_root,
     write_manifest,
-    write_shard,
 )
 
 

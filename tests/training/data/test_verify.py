@@ -12,7 +12,8 @@ import torch
 from stored import CLIPS, STILLS, flip_bit, latent_row, shard_info, write_dataset
 
 from training.data import footer
-from training.data.shards import read_manifest, write_manifest, write_shard
+from training.data.shard_writer import write_shard
+from training.data.shards import read_manifest, write_manifest
 from training.data.verify import Problem, verify
 
 CLIPS_FILE = f"latents/bucket={CLIPS.name}/part-0.parquet"
