@@ -35,9 +35,6 @@ one is used again: with batches of 2**25 the whole step took 1.3 times the CPU."
 CHECK_EVERY = 16
 """Of so many clips of a bucket one is decoded again, and one of each part at least."""
 
-SSIM_FRAMES = 3
-"""Frames that SSIM is taken of: the first, the last and one between. PSNR is of all."""
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -64,6 +61,7 @@ class Likeness:
 
     psnr_db: float
     ssim: float
+    """Of the first frame, the last and one between."""
 
 
 @dataclass
@@ -206,7 +204,7 @@ class Encoder:
 
     def _compare(self, latent_CTHW: Tensor, video_BCTHW: Tensor) -> Likeness:
         made_BCTHW = self._autoencoder.decode(latent_CTHW[None].to(self._device, torch.float32))
-        shown = sorted({0, video_BCTHW.shape[2] // 2, video_BCTHW.shape[2] - 1})[:SSIM_FRAMES]
+        shown = sorted({0, video_BCTHW.shape[2] // 2, video_BCTHW.shape[2] - 1})
         return Likeness(float(psnr_db(made_BCTHW, video_BCTHW)), float(ssim(made_BCTHW[:, :, shown], video_BCTHW[:, :, shown])))
 
     def _write(self, bucket: Bucket, shard: Shard) -> None:
