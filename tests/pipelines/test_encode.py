@@ -23,6 +23,7 @@ from cluster import storage
 from cluster.config import parse, parse_document
 from pipelines import encoding, inline
 from pipelines.curate import curate, inspect
+from pipelines.dataset import build_dataset
 from pipelines.encoding import Encoder
 from pipelines.recipe import Recipe
 from pipelines.show import bucket_losses
@@ -33,7 +34,8 @@ from training.autoencoder import Autoencoder
 from training.autoencoders.linear import Linear
 from training.data.buckets import BucketSettings
 from training.data.shard_reader import Place, ShardReader
-from training.data.shards import clip_uid, read_index, read_info, sample_uid
+from training.data.shards import clip_uid, read_index, read_info, read_manifest, sample_uid
+from training.data.verify import verify
 from training.fidelity import psnr_db, ssim
 
 BUCKETS = (BucketSettings(size=32, frames=(1, 5, 9), fps=8, aspects=("1:1", "2:1")),)
@@ -314,7 +316,7 @@ def test_an_image_is_one_frame_whatever_lengths_are_asked_for(tmp_path: Path) ->
     assert stored(tmp_path / "out").keys() == {"0a", "0a.m"}
 
 
-def recipe_of(folder: Path, size: int) -> Recipe:
+def recipe_of(folder: Path, size: int, **settings: Any) -> Recipe:
     text = {
         "name": "losses",
         "out": str(folder / "out"),
@@ -323,7 +325,7 @@ def recipe_of(folder: Path, size: int) -> Recipe:
             {"scan": {}},
             {"cut": {"min_s": 0.5}},
             {"caption": {"engine": "signals"}},
-            {"encode": {"buckets": [{"size": size, "frames": [9], "fps": 8, "aspects": ["1:1", "2:1"]}]}},
+            {"encode": {"buckets": [{"size": size, "frames": [1, 9], "fps": 8, "aspects": ["1:1", "2:1"]}], **settings}},
         ],
     }
     return parse(Recipe, parse_document(yaml.safe_dump(text), "recipe.yaml"))
@@ -346,3 +348,24 @@ def test_plan_warns_where_buckets_lose_what_filters_kept(footage: dict[str, Path
     assert warning is not None
     assert warning.startswith("buckets lose 1 of 2 clips (50.0%) that filters keep: 1 because 48x48 is smaller than 64x64")
     assert warning.endswith("Add smaller or shorter ones")
+
+
+def test_a_manifest_has_every_sample_of_a_clip_with_what_is_known_of_the_clip(footage: dict[str, Path], tmp_path: Path) -> None:
+    for path in footage.values():
+        shutil.copyfile(path, tmp_path / path.name)
+    recipe = recipe_of(tmp_path, 32, lengths="all", mirror=True)
+    made = build_dataset(recipe, curate(recipe, inline))
+    table, _ = read_manifest(made.manifest_uri)
+    rows = table.to_pylist()
+    clips = {clip_uid(row["uid"]) for row in rows}
+    assert len(clips) == 2
+    assert {row["uid"].partition(".")[2] for row in rows} == {"", "m", "1", "1m"}
+    assert len(rows) == 8
+    for row in rows:
+        still = ".1" in row["uid"]
+        (main,) = [other for other in rows if other["uid"] == clip_uid(row["uid"])]
+        assert row["bucket"].endswith("x1" if still else "x9")
+        assert row["n_tokens"] * (3 if still else 1) == main["n_tokens"]
+        same = ("kind", "caption", "text_key", "source", "start_pts", "end_pts", "cluster", "split", "fps")
+        assert [row[name] for name in same] == [main[name] for name in same]
+    assert verify(made.manifest_uri) == []
