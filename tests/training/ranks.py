@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import os
+import queue
 import socket
 import traceback
 from collections.abc import Callable
@@ -12,6 +14,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+TIMEOUT_S = 300
+"""A rank that is not done by then hangs: it says where and ends."""
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
@@ -26,7 +31,10 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
         process.start()
     got: dict[int, Any] = {}
     for _ in processes:
-        rank, error, value = results.get(timeout=200)
+        try:
+            rank, error, value = results.get(timeout=TIMEOUT_S)
+        except queue.Empty:
+            rank, error, value = -1, f"of {world_size} ranks only {sorted(got)} are done after {TIMEOUT_S} s; where the others are is on stderr", None
         if error:
             for process in processes:
                 process.kill()
@@ -46,6 +54,7 @@ def _packed(value: Any) -> bytes:
 
 def _rank(function: Callable[..., Any], rank: int, world_size: int, port: int, results: Any, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(TIMEOUT_S - 10, exit=True)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     try:
