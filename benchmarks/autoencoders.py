@@ -45,6 +45,7 @@ from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders.causal import Causal
 from training.autoencoders.linear import Linear
 from training.fidelity import psnr_db, ssim
+from training.pixels import HALF_RANGE, from_levels
 from training.sampling.media import write_png
 from training.sampling.tasks import pixels
 
@@ -114,14 +115,14 @@ def clips_of(path: Path, most: int, size: int, frames: int) -> list[Clip]:
             raise ValueError(f"has {length} frames of {frames} at {fps:g} a second")
         start_pts, end_pts = (info.start_pts + round(at_s / info.time_base) for at_s in (start_s, start_s + frames / fps))
         span = read_span(str(path), start_pts, end_pts, fps=fps, frames=frames, width=side, height=side)
-        found.append(Clip(path.name, torch.from_numpy(span.frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1))
+        found.append(Clip(path.name, from_levels(torch.from_numpy(span.frames).permute(3, 0, 1, 2)[None])))
     return found
 
 
 def flicker(made_BCTHW: Tensor, video_BCTHW: Tensor) -> float:
     """In levels of 255; see the top of this file."""
     error_BCTHW = made_BCTHW.float().clamp(-1, 1) - video_BCTHW
-    return float(error_BCTHW.diff(dim=2).abs().mean()) * 127.5
+    return float(error_BCTHW.diff(dim=2).abs().mean()) * HALF_RANGE
 
 
 def perceptual_distance() -> Distance | None:

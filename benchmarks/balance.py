@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.buckets import Bucket, BucketSettings
+from training.data.buckets import Bucket, BucketSettings, latent_size
 from training.data.costs import SampleCosts
 from training.data.deal import POLICIES, Policy
 from training.data.plan import Planner, PlanSettings, share
@@ -114,7 +115,7 @@ def mix(n_samples: int) -> Mix:
 
 
 def _cells(bucket: Bucket) -> int:
-    return (1 + (bucket.frames - 1) // TIME_FACTOR) * (bucket.height // SPACE_FACTOR) * (bucket.width // SPACE_FACTOR)
+    return math.prod(latent_size(bucket.width, bucket.height, bucket.frames, TIME_FACTOR, SPACE_FACTOR))
 
 
 def simulated(samples: Mix, case: Case, ranks: int, steps: int) -> Result:

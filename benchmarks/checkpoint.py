@@ -25,22 +25,19 @@ from cluster import storage
 from training import checkpoint
 from training.ema import Ema
 from training.engine import DeepSpeedEngine, Engine
+from training.models._dit_size import PRESETS
 from training.models.dit import DiT
 from training.settings import TrainSettings
-
-SIZES = {"nano": (4, 128, 4), "S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16)}
-"""Depth, width and heads."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=sorted(SIZES), default="S")
+    parser.add_argument("--preset", choices=PRESETS, default="S")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", default=tempfile.gettempdir(), help="Where the folder for checkpoints is made and removed.")
     arguments = parser.parse_args()
-    depth, dim, heads = SIZES[arguments.preset]
-    settings = TrainSettings(model=DiT(depth=depth, dim=dim, heads=heads), zero_stage=2, keep_checkpoints=1)
+    settings = TrainSettings(model=DiT(preset=arguments.preset), zero_stage=2, keep_checkpoints=1)
     with single_rank(), tempfile.TemporaryDirectory(dir=arguments.out) as out:
         engine = DeepSpeedEngine(settings.model.build(16, 512), settings, torch.device(arguments.device))
         ema = Ema(engine.shards(), settings.ema_decay)

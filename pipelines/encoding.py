@@ -22,6 +22,7 @@ from training.data.buckets import Bucket, assign, lengths_of
 from training.data.shard_writer import LatentRow, write_shard
 from training.data.shards import ShardInfo, sample_uid
 from training.fidelity import psnr_db, ssim
+from training.pixels import from_levels
 
 if TYPE_CHECKING:
     from pipelines.steps.encode import Encode
@@ -172,7 +173,7 @@ class Encoder:
     @torch.inference_mode()
     def _encode_together(self, spans: Sequence[tuple[Clip, Span]], checked: Sequence[bool]) -> list[tuple[list[LatentRow], Likeness | None] | Mark]:
         levels_BTHWC = torch.from_numpy(np.stack([span.frames for _, span in spans])).to(self._device)
-        video_BCTHW = levels_BTHWC.movedim(-1, 1).contiguous().div(127.5).sub_(1)
+        video_BCTHW = from_levels(levels_BTHWC.movedim(-1, 1).contiguous())
         latents: dict[tuple[int, bool], tuple[Tensor, Tensor | None]] = {}
         results: list[tuple[list[LatentRow], Likeness | None] | Mark] = []
         for place, (clip, span) in enumerate(spans):

@@ -33,7 +33,8 @@ from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders._linear_blocks import LinearAutoencoder
 from training.autoencoders.causal import CausalAutoencoder
 from training.autoencoders.linear import Linear
-from training.fidelity import RANGE, WINDOW, ssim
+from training.fidelity import WINDOW, decibels, squared_error, ssim
+from training.pixels import from_levels
 from training.sampling.media import write_mp4
 from training.sampling.tasks import pixels
 
@@ -228,7 +229,7 @@ def reconstructed(autoencoder: Autoencoder, pieces: Iterable[Tensor], device: to
     It is what one pass gives: `causal` streams; of `linear`, and of autoencoders for images, no frame depends on others than its group's. Any
     other one is given the whole, which must fit in `ONE_PASS_PIXELS`; raises `ValueError` where it does not.
     """
-    videos = (piece.to(device).float() / 127.5 - 1 for piece in pieces)
+    videos = (from_levels(piece.to(device)) for piece in pieces)
     if isinstance(autoencoder, CausalAutoencoder):
         yield from autoencoder.decode_stream(autoencoder.encode_stream(videos))
     elif isinstance(autoencoder, LinearAutoencoder) or autoencoder.time_factor == 1:
@@ -282,15 +283,15 @@ class _Scores:
 
     def add(self, source_HWC: Pixels, made_BC1HW: Tensor) -> Pixels:
         """Returns the frame made as uint8 `[H, W, 3]`."""
-        source_BC1HW = torch.from_numpy(source_HWC).to(made_BC1HW.device).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1
-        self._squared += float((made_BC1HW.float().clamp(-1, 1) - source_BC1HW).square().mean())
+        source_BC1HW = from_levels(torch.from_numpy(source_HWC).to(made_BC1HW.device).permute(2, 0, 1)[None, :, None])
+        self._squared += float(squared_error(made_BC1HW, source_BC1HW))
         self._similar += float(ssim(made_BC1HW, source_BC1HW))
         self.frames += 1
         return pixels(made_BC1HW)[0, 0].numpy()
 
     @property
     def psnr_db(self) -> float:
-        return 10 * math.log10(RANGE**2 / max(self._squared / self.frames, 1e-10))
+        return float(decibels(torch.tensor(self._squared / self.frames)))
 
     @property
     def ssim(self) -> float:

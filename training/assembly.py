@@ -11,6 +11,7 @@ from captioning.encoder import TextEncoderSettings
 from cluster.plugins import build
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
+from training.data.buckets import latent_size, shape_of
 from training.data.costs import SampleCosts
 from training.data.loader import Dataset
 from training.data.plan import Planner
@@ -39,16 +40,10 @@ def planner_of(dataset: Dataset, settings: TrainSettings, seed: int, times: Step
     """Which samples of the data set make up which step, and who computes them: by arithmetic, or by `times` where they are given."""
     table, info = dataset.table, dataset.info
     buckets, n_text = table["bucket"].to_pylist(), table["n_text"].to_pylist()
-    tokens_of = {name: settings.model.tokens(*latent_size(name, info.time_factor, info.space_factor)) for name in set(buckets)}
+    tokens_of = {name: settings.model.tokens(*latent_size(*shape_of(name), info.time_factor, info.space_factor)) for name in set(buckets)}
     tokens = [tokens_of[name] for name in buckets]
     flops = [settings.model.flops(size, length) for size, length in zip(tokens, n_text, strict=True)]
     return Planner(buckets, table["n_tokens"].to_pylist(), settings.batch, seed, SampleCosts.of_flops(flops, tokens, times))
-
-
-def latent_size(bucket: str, time_factor: int, space_factor: int) -> tuple[int, int, int]:
-    """Latent frames, rows and columns of a bucket `WIDTHxHEIGHTxFRAMES`."""
-    width, height, frames = (int(number) for number in bucket.split("x"))
-    return 1 + (frames - 1) // time_factor, height // space_factor, width // space_factor
 
 
 def initial_model(settings: TrainSettings, channels: int, text_dim: int, seed: int) -> VideoModel:

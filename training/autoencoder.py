@@ -6,6 +6,7 @@ import abc
 from typing import TYPE_CHECKING, ClassVar
 
 from cluster.plugins import Plugin
+from training.data.buckets import latent_size
 
 if TYPE_CHECKING:
     # Settings are read by every command, and importing torch takes 2 s.
@@ -48,7 +49,7 @@ class Autoencoder(abc.ABC):
         if height % self.space_factor or width % self.space_factor or height < 1 or width < 1:
             near = "x".join(str(max(1, round(side / self.space_factor)) * self.space_factor) for side in (width, height))
             raise ValueError(f"{width}x{height}: both sides must be multiples of {self.space_factor}; {near} is near")
-        return self.channels, 1 + (frames - 1) // self.time_factor, height // self.space_factor, width // self.space_factor
+        return self.channels, *latent_size(width, height, frames, self.time_factor, self.space_factor)
 
 
 class AutoencoderSettings(Plugin):

@@ -17,8 +17,17 @@ K1, K2 = 0.01, 0.03
 
 def psnr_db(made_BCTHW: Tensor, video_BCTHW: Tensor) -> Tensor:
     """`[B]`: peak signal-to-noise ratio, of pixels clamped to [-1, 1]."""
-    squared_B = (made_BCTHW.float().clamp(-1, 1) - video_BCTHW.float()).square().mean(dim=(1, 2, 3, 4))
-    return 10 * torch.log10(RANGE**2 / squared_B.clamp(min=1e-10))
+    return decibels(squared_error(made_BCTHW, video_BCTHW))
+
+
+def squared_error(made_BCTHW: Tensor, video_BCTHW: Tensor) -> Tensor:
+    """`[B]`: mean over values, of pixels clamped to [-1, 1]."""
+    return (made_BCTHW.float().clamp(-1, 1) - video_BCTHW.float()).square().mean(dim=(1, 2, 3, 4))
+
+
+def decibels(squared_error: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of mean squared errors; 106 dB at most, of what is equal."""
+    return 10 * torch.log10(RANGE**2 / squared_error.clamp(min=1e-10))
 
 
 def ssim(made_BCTHW: Tensor, video_BCTHW: Tensor) -> Tensor:

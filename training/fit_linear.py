@@ -21,6 +21,7 @@ from cluster.storage import digest, write_bytes
 from cluster.telemetry import configure_logging, log, progress
 from training.autoencoders._linear_blocks import FIRST_VALUES, GROUP_VALUES, to_blocks
 from training.autoencoders.linear import SPACE_FACTOR, TIME_FACTOR
+from training.pixels import from_levels
 
 SIZES = (64, 128, 256, 512)
 """Sides, in pixels, of the squares with the areas that footage is scaled to; fine detail is stronger in small pictures."""
@@ -134,7 +135,7 @@ def to_video(pictures: Sequence[NDArray[np.uint8]], chance: np.random.Generator)
     height, width = pictures[0].shape[:2]
     y, x = int(chance.integers(height % SPACE_FACTOR + 1)), int(chance.integers(width % SPACE_FACTOR + 1))
     cut = np.stack(pictures)[:, y : y + height // SPACE_FACTOR * SPACE_FACTOR, x : x + width // SPACE_FACTOR * SPACE_FACTOR]
-    return torch.from_numpy(np.ascontiguousarray(cut)).permute(3, 0, 1, 2)[None].to(torch.float32) / 127.5 - 1
+    return from_levels(torch.from_numpy(np.ascontiguousarray(cut)).permute(3, 0, 1, 2)[None])
 
 
 def measure(path: Path, seed: int) -> dict[tuple[Cell, str], Moments]:

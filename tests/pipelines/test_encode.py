@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
-import yaml
+from encode_recipes import recipe_of
 from PIL import Image
 from torch import Tensor
 from videos import encode, sliding
 
 from cluster import storage
-from cluster.config import parse, parse_document
 from pipelines import encoding, inline
 from pipelines.curate import curate, inspect
 from pipelines.dataset import build_dataset
@@ -316,19 +315,7 @@ def test_an_image_is_one_frame_whatever_lengths_are_asked_for(tmp_path: Path) ->
     assert stored(tmp_path / "out").keys() == {"0a", "0a.m"}
 
 
-def recipe_of(folder: Path, size: int, **settings: Any) -> Recipe:
-    text = {
-        "name": "losses",
-        "out": str(folder / "out"),
-        "sources": [{"videos": str(folder / "*.mp4")}],
-        "curate": [
-            {"scan": {}},
-            {"cut": {"min_s": 0.5}},
-            {"caption": {"engine": "signals"}},
-            {"encode": {"buckets": [{"size": size, "frames": [1, 9], "fps": 8, "aspects": ["1:1", "2:1"]}], **settings}},
-        ],
-    }
-    return parse(Recipe, parse_document(yaml.safe_dump(text), "recipe.yaml"))
+TWO_LENGTHS = {"frames": [1, 9], "aspects": ["1:1", "2:1"]}
 
 
 def losses(recipe: Recipe) -> str | None:
@@ -340,7 +327,7 @@ def losses(recipe: Recipe) -> str | None:
 def test_plan_warns_where_buckets_lose_what_filters_kept(footage: dict[str, Path], tmp_path: Path) -> None:
     for path in footage.values():
         shutil.copyfile(path, tmp_path / path.name)
-    fitting, large = recipe_of(tmp_path, 32), recipe_of(tmp_path, 64)
+    fitting, large = (recipe_of(tmp_path, {**TWO_LENGTHS, "size": size}) for size in (32, 64))
     assert losses(fitting) is None
     curate(fitting, inline)
     assert losses(fitting) is None
@@ -353,7 +340,7 @@ def test_plan_warns_where_buckets_lose_what_filters_kept(footage: dict[str, Path
 def test_a_manifest_has_every_sample_of_a_clip_with_what_is_known_of_the_clip(footage: dict[str, Path], tmp_path: Path) -> None:
     for path in footage.values():
         shutil.copyfile(path, tmp_path / path.name)
-    recipe = recipe_of(tmp_path, 32, lengths="all", mirror=True)
+    recipe = recipe_of(tmp_path, TWO_LENGTHS, lengths="all", mirror=True)
     made = build_dataset(recipe, curate(recipe, inline))
     table, _ = read_manifest(made.manifest_uri)
     rows = table.to_pylist()

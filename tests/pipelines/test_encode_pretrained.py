@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from encode_recipes import recipe_of
 from random_autoencoders import save_autoencoder
 from videos import encode, sliding
 
-from cluster.config import ConfigError, parse, parse_document
+from cluster.config import ConfigError
 from cluster.plugins import build
 from pipelines import inline
 from pipelines.curate import curate, inspect
@@ -31,29 +31,10 @@ from training.sampling.settings import SampleSettings
 from training.sampling.tasks import open_autoencoder, sample
 from training.settings import TrainSettings
 
-BUCKET = {"size": 32, "frames": [9], "fps": 8, "aspects": ["1:1"]}
 
-
-def recipe_of(folder: Path, autoencoder: dict[str, Any], **bucket: Any) -> Recipe:
-    """A recipe of all that `folder` holds."""
-    text = {
-        "name": "pretrained",
-        "out": str(folder / "out"),
-        "sources": [{"videos": str(folder / "*.mp4")}],
-        "curate": [
-            {"scan": {}},
-            {"cut": {"min_s": 0.5}},
-            {"caption": {"engine": "signals"}},
-            {
-                "encode": {
-                    "autoencoder": autoencoder,
-                    "min_psnr_db": 0,
-                    "buckets": [{"size": 32, "frames": [9], "fps": 8, "aspects": ["1:1"], **bucket}],
-                }
-            },
-        ],
-    }
-    return parse(Recipe, parse_document(yaml.safe_dump(text), "recipe.yaml"))
+def pretrained_recipe(folder: Path, autoencoder: dict[str, Any], **bucket: Any) -> Recipe:
+    # Random weights give back nothing of what they are given.
+    return recipe_of(folder, bucket, autoencoder=autoencoder, min_psnr_db=0)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +48,7 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_clip_is_encoded_and_everything_after_opens_the_same_autoencoder(kind: str, bucket: dict[str, Any], footage: Path, tmp_path: Path) -> None:
     shutil.copytree(footage, tmp_path, dirs_exist_ok=True)
     folder = save_autoencoder(tmp_path / "vae", kind)
-    recipe = recipe_of(tmp_path, {"name": "diffusers", "path": str(folder)}, **bucket)
+    recipe = pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}, **bucket)
     made = build_dataset(recipe, curate(recipe, inline))
     dataset = Dataset.open(made.manifest_uri, "train")
     assert len(dataset.table) == made.n_train == 1
@@ -96,9 +77,9 @@ def test_a_clip_is_encoded_and_everything_after_opens_the_same_autoencoder(kind:
 def test_weights_that_moved_are_the_same_and_changed_ones_are_not(footage: Path, tmp_path: Path) -> None:
     shutil.copytree(footage, tmp_path, dirs_exist_ok=True)
     folder = save_autoencoder(tmp_path / "vae", "tiny")
-    curate(recipe_of(tmp_path, {"name": "diffusers", "path": str(folder)}), inline)
+    curate(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}), inline)
     shutil.move(folder, tmp_path / "moved")
-    moved = recipe_of(tmp_path, {"name": "diffusers", "path": str(tmp_path / "moved")})
+    moved = pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(tmp_path / "moved")})
     assert inspect(moved).complete
     save_autoencoder(tmp_path / "moved", "tiny", seed=1)
     assert not inspect(moved).complete
@@ -115,7 +96,7 @@ def test_a_bucket_it_cannot_take_ends_the_run_before_anything_is_encoded(bucket:
     shutil.copytree(footage, tmp_path, dirs_exist_ok=True)
     folder = save_autoencoder(tmp_path / "vae", "ltx")
     with pytest.raises(RunError, match=message):
-        curate(recipe_of(tmp_path, {"name": "diffusers", "path": str(folder)}, **bucket), inline)
+        curate(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}, **bucket), inline)
 
 
 def test_weights_that_cannot_be_loaded_end_the_run(footage: Path, tmp_path: Path) -> None:
@@ -123,11 +104,11 @@ def test_weights_that_cannot_be_loaded_end_the_run(footage: Path, tmp_path: Path
     folder = save_autoencoder(tmp_path / "vae", "tiny")
     (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(RunError, match=r"encode: .*vae cannot be loaded by diffusers"):
-        curate(recipe_of(tmp_path, {"name": "diffusers", "path": str(folder)}), inline)
+        curate(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}), inline)
 
 
 def test_mistakes_in_a_recipe_are_named_with_line_and_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"recipe.yaml:\d+: .*unknown key 'paht'; did you mean 'path'.*subfolder, revision, class, dtype, tile"):
-        recipe_of(tmp_path, {"name": "diffusers", "paht": "./vae"})
+        pretrained_recipe(tmp_path, {"name": "diffusers", "paht": "./vae"})
     with pytest.raises(ConfigError, match=r"recipe.yaml:\d+: .*path /none/there: no such folder"):
-        recipe_of(tmp_path, {"name": "diffusers", "path": "/none/there"})
+        pretrained_recipe(tmp_path, {"name": "diffusers", "path": "/none/there"})

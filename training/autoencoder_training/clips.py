@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cluster import storage
 from training.autoencoder_training.settings import AutoencoderTraining, CropSettings
+from training.pixels import from_levels
 
 Pixels = NDArray[np.uint8]
 
@@ -102,11 +103,7 @@ class Batch:
 
     def pixels(self, device: torch.device) -> Tensor:
         """In [-1, 1], fp32."""
-        return to_pixels(self.video_BCTHW, device)
-
-
-def to_pixels(video_BCTHW: Tensor, device: torch.device) -> Tensor:
-    return video_BCTHW.to(device, non_blocking=True).float() / 127.5 - 1
+        return from_levels(self.video_BCTHW.to(device, non_blocking=True))
 
 
 class Crops:

@@ -11,11 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from cluster import storage
-from training.autoencoder_training.clips import Clips, to_pixels
+from training.autoencoder_training.clips import Clips
 from training.autoencoder_training.losses import reconstruction_loss
 from training.autoencoder_training.settings import AutoencoderTraining
 from training.engine import Engine
 from training.fidelity import psnr_db, ssim
+from training.pixels import from_levels, to_levels
 
 Reconstruct = Callable[[Tensor], Tensor]
 """`[1, 3, T, H, W]` pixels to what comes back of them."""
@@ -62,13 +63,13 @@ class Validation:
         storage.write_bytes(uri, _png([video_BCTHW[0, :, shown], made_BCTHW[0, :, shown]]))
 
     def _video(self, pixels_THWC: np.ndarray) -> Tensor:  # type: ignore[type-arg]
-        return to_pixels(torch.from_numpy(pixels_THWC).movedim(-1, 0)[None], self._engine.device)
+        return from_levels(torch.from_numpy(pixels_THWC).movedim(-1, 0)[None].to(self._engine.device))
 
 
 def _png(rows: Sequence[Tensor]) -> bytes:
     """Rows of frames `[3, n, H, W]` in [-1, 1] as one picture."""
     picture_CHW = torch.cat([torch.cat(list(row.unbind(1)), dim=-1) for row in rows], dim=-2)
-    levels_HWC = ((picture_CHW.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8).movedim(0, -1)
+    levels_HWC = to_levels(picture_CHW).cpu().movedim(0, -1)
     buffer = io.BytesIO()
     Image.fromarray(levels_HWC.contiguous().numpy()).save(buffer, "PNG")
     return buffer.getvalue()

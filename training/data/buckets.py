@@ -42,6 +42,17 @@ class Bucket:
         return (self.frames - 1) / self.fps
 
 
+def shape_of(name: str) -> tuple[int, int, int]:
+    """(width, height, frames) of a bucket's name."""
+    width, height, frames = (int(number) for number in name.split("x"))
+    return width, height, frames
+
+
+def latent_size(width: int, height: int, frames: int, time_factor: int, space_factor: int) -> tuple[int, int, int]:
+    """Latent frames, rows and columns: the first frame has one of its own, each later one stands for `time_factor` frames."""
+    return 1 + (frames - 1) // time_factor, height // space_factor, width // space_factor
+
+
 class BucketSettings(Settings):
     """Buckets of about equal area: each aspect with each number of frames."""
 

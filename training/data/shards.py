@@ -19,7 +19,7 @@ from zlib_ng.zlib_ng import crc32
 
 from cluster import storage
 from training.autoencoder import Autoencoder, AutoencoderSettings
-from training.data.buckets import Bucket
+from training.data.buckets import Bucket, latent_size
 from training.data.footer import READ_ERRORS, DamagedError, metadata, parse_metadata
 from training.data.layout import locate
 from training.data.row_groups import RowGroups, read_scalars
@@ -140,8 +140,8 @@ class ShardInfo:
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """`(C, t, h, w)` of every latent of the shard."""
-        frames = 1 + (self.bucket.frames - 1) // self.time_factor
-        return self.channels, frames, self.bucket.height // self.space_factor, self.bucket.width // self.space_factor
+        bucket = self.bucket
+        return self.channels, *latent_size(bucket.width, bucket.height, bucket.frames, self.time_factor, self.space_factor)
 
     @property
     def tail_shape(self) -> tuple[int, int, int, int]:

@@ -12,6 +12,7 @@ from cluster.telemetry import log
 from training.autoencoder import Autoencoder
 from training.export import ModelCard, read_card, read_export
 from training.network import VideoModel
+from training.pixels import to_levels
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import provenance, provenance_uri, read_provenance, write_provenance
 from training.sampling.settings import SampleSettings
@@ -157,5 +158,4 @@ def generate(
 
 def pixels(video_BCTHW: Tensor) -> Tensor:
     """Decoded video in [-1, 1] as uint8 `[B, T, H, W, C]` on the CPU."""
-    scaled = (video_BCTHW.to(torch.float32).clamp(-1, 1) + 1) * 127.5
-    return scaled.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous().cpu()
+    return to_levels(video_BCTHW).permute(0, 2, 3, 4, 1).contiguous().cpu()
