@@ -1,4 +1,4 @@
-"""What every test file shares: warnings are errors (pyproject.toml), and so are ERROR log lines and leaked random state."""
+"""What every test file shares: warnings are errors (pyproject.toml), and so are ERROR log lines, leaked random state and changed scheduling."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ def _no_leaked_random_state() -> Iterator[None]:
     before = (random.getstate(), np.random.get_state()[1].tobytes())  # noqa: NPY002
     yield
     assert (random.getstate(), np.random.get_state()[1].tobytes()) == before, "the test drew from global random state"  # noqa: NPY002
+
+
+@pytest.fixture(autouse=True)
+def _same_scheduling() -> Iterator[None]:
+    """A process that a library makes real-time, as it can make root's, starves what all tests after it start, until they hang."""
+    policy = getattr(os, "sched_getscheduler", lambda _: None)
+    before = policy(0)
+    yield
+    assert policy(0) == before, "the test left its process with another scheduling policy"
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -43,6 +45,19 @@ def sliding(n: int, step: float, width: int = 256, height: int = 144, seed: int 
     return np.repeat(np.clip(np.stack(frames), 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 
+@contextlib.contextmanager
+def same_scheduling() -> Iterator[None]:
+    """SVT-AV1 gives root's thread that opens it real-time priority for good: whatever that thread starts later then starves the machine."""
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def encode(
     path: Path,
     frames: Sequence[Pixels] | Pixels,
@@ -60,7 +75,7 @@ def encode(
     aspect: Fraction | None = None,
 ) -> Path:
     """Write RGB frames at the given PTS. `color_range` and `colorspace` convert, and are written to the file if `tag`."""
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    with same_scheduling(), av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=round(1 / time_base), options=options or {})
         assert isinstance(stream, VideoStream)
         stream.height, stream.width = frames[0].shape[:2]
