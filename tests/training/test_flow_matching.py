@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from training.objectives.flow_matching import FlowMatching, shifted
@@ -23,6 +23,7 @@ def test_shift_follows_the_square_root_of_tokens_within_bounds(tokens: int, shif
 
 
 @given(time=st.floats(0, 1), shift=st.floats(1, 12))
+@example(time=0.9999999999999999, shift=1.25)
 def test_shifting_equals_scaling_the_noise_to_signal_ratio(time: float, shift: float) -> None:
     """An independent form: the odds of noise to data t / (1 - t) grow by the factor a."""
     got = shifted(time, shift)

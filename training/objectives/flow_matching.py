@@ -62,4 +62,6 @@ class FlowMatching(ObjectiveSettings):
 
 def shifted(time: float, shift: float) -> float:
     """Shift t' = a t / (1 + (a - 1) t): monotone on [0, 1] with both ends fixed; for a > 1 it moves times towards noise."""
-    return shift * time / (1 + (shift - 1) * time)
+    more = (shift - 1) * time
+    # Written as what is added, so that rounding too leaves it between `time` and 1.
+    return time + (1 - time) * (more / (1 + more))
