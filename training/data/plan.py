@@ -31,7 +31,7 @@ class PlanSettings(Settings):
         None, ge=1, description="Most latent cells a worker holds at once; a larger share is split and its gradients are added up."
     )
     policy: Policy = Field(
-        "same",
+        "pack",
         description="same: one bucket a step; slot: one bucket a worker and micro-step; pack: any samples in one sequence. See docs/batches.md.",
     )
     weights: dict[str, NonNegativeFloat] = Field(
