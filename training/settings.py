@@ -61,6 +61,9 @@ class TrainSettings(Settings):
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
     validate_every: int = Field(500, ge=0, description="Steps between losses on the validation split; 0 for never.")
     log_every: int = Field(10, ge=1, description="Steps between points on TensorBoard; metrics.jsonl has every step.")
+    peak_tflops: float | None = Field(
+        None, gt=0, description="TFLOP/s that a device could reach, for mfu and hfu; without it, that of the GPU's data sheet where it is known."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
