@@ -35,6 +35,7 @@ FREE_TO_CHANGE = frozenset(
         "keep_checkpoints",
         "validate_every",
         "log_every",
+        "trackers",
         "peak_tflops",
     )
 )
