@@ -130,9 +130,13 @@ class MLflow(Tracker):
         self._client = MlflowClient(uri)
         known = run.known_as("mlflow")
         if known is not None:
-            self._id = known
-            self._client.update_run(known, status="RUNNING")
-            self._last_step = max((point.step for point in self._client.get_metric_history(known, "train/loss")), default=0)
+            try:
+                self._client.update_run(known, status="RUNNING")
+                points = self._client.get_metric_history(known, "train/loss")
+            except Exception as error:  # whatever its store raises
+                named = f"run {known} of {storage.join(run.uri, IDS)}"
+                raise ValueError(f"tracker mlflow: {uri} cannot go on with {named}: {error}; without its entry there it is a new one") from error
+            self._id, self._last_step = known, max((point.step for point in points), default=0)
             return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         experiment = self._client.get_experiment_by_name(name)
