@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cluster import storage
 from cluster.telemetry import Bar, log, progress
 from training.curve import loss_curve
@@ -128,6 +131,10 @@ class Metrics:
         if record["step"] % self._log_every == 0 or "val_loss" in record:
             values = tags(record)
             self._tell(lambda tracker: tracker.log(record["step"], values))
+
+    def picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
+        """Show a picture `[H, W, 3]` of a step, before its record is added."""
+        self._tell(lambda tracker: tracker.picture(step, name, picture))
 
     def flush(self) -> None:
         """Bring what people look at up to date: the drawing and, on an object store, the records."""

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cluster import storage
 from cluster.telemetry import log
 
@@ -65,6 +68,10 @@ class Tracker(abc.ABC):
         """Take the values of a step, counted from 1; steps come in order, and after a restart some come again."""
 
     @abc.abstractmethod
+    def picture(self, step: int, tag: str, picture: NDArray[np.uint8]) -> None:
+        """Take a picture `[H, W, 3]` of a step, before the step's values."""
+
+    @abc.abstractmethod
     def finish(self, failed: bool) -> None:
         """The run ends, at its last step or, failed, before."""
 
@@ -82,6 +89,9 @@ class TensorBoard(Tracker):
             self._writer.add_scalar(tag, value, step)
         # By itself it does so every two minutes.
         self._writer.flush()
+
+    def picture(self, step: int, tag: str, picture: NDArray[np.uint8]) -> None:
+        self._writer.add_image(tag, picture, step, dataformats="HWC")
 
     def finish(self, failed: bool) -> None:
         self._writer.close()
@@ -112,6 +122,12 @@ class WeightsAndBiases(Tracker):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         if step >= self._first_step:
             self._run.log(dict(values), step=step)
+
+    def picture(self, step: int, tag: str, picture: NDArray[np.uint8]) -> None:
+        from wandb import Image
+
+        if step >= self._first_step:
+            self._run.log({tag: Image(picture)}, step=step)
 
     def finish(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
@@ -154,6 +170,10 @@ class MLflow(Tracker):
         if step > self._last_step:
             now_ms = int(time.time() * 1000)
             self._client.log_batch(self._id, metrics=[Metric(tag, value, now_ms, step) for tag, value in values.items()])
+
+    def picture(self, step: int, tag: str, picture: NDArray[np.uint8]) -> None:
+        if step > self._last_step:
+            self._client.log_image(self._id, picture, key=tag, step=step)
 
     def finish(self, failed: bool) -> None:
         self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")

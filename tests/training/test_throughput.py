@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -133,6 +134,54 @@ def test_it_takes_one_sum_over_ranks_and_a_step_begins_anew() -> None:
     assert empty["tflops"] == 0
     assert empty["step_s"] < 0.1
     assert first["host_memory_gb"] <= empty["host_memory_gb"] == pytest.approx(host_memory_gb(), abs=0.01)
+
+
+class Event:
+    """A stand-in for CUDA's, on a GPU whose clock is set by hand."""
+
+    now_s = 0.0
+    waited_for = 0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self, stream: object) -> None:
+        self.at_s = Event.now_s
+
+    def synchronize(self) -> None:
+        Event.waited_for += 1
+
+    def elapsed_time(self, other: Event) -> float:
+        return 1000 * (other.at_s - self.at_s)
+
+
+def test_a_gpu_is_timed_by_events_and_its_memory_read_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = iter([3e9, 5e9])
+    resets: list[object] = []
+    for name, stand_in in {
+        "Event": Event,
+        "current_stream": lambda device: None,
+        "max_memory_allocated": lambda device: next(peaks),
+        "reset_peak_memory_stats": resets.append,
+        "get_device_name": lambda device: "NVIDIA H200",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    gpu = torch.device("cuda", 0)
+    # The other rank had 4 GB at most, and its ways forward took 4 s.
+    engine: Any = SimpleNamespace(rank=0, world_size=2, device=gpu, sum=lambda values: [*list(values)[:6], 0, 0, 0, 4.0, 0, 4.0])
+    meter = Meter(SETTINGS.model_copy(update={"precision": "bf16"}), engine)
+    for expected_gb, n_resets in ((4.0, 1), (5.0, 2)):
+        meter.start()
+        meter.loaded()
+        for seconds in (0.5, 1.5):
+            with meter.forward(batch([0]), [1.0]):
+                Event.now_s += seconds
+        assert Event.waited_for == 2 * (n_resets - 1), "no forward waits for the GPU"
+        record = meter.read(12)
+        assert (record["memory_gb"], len(resets)) == (expected_gb, n_resets)
+        assert record["idle_share"] == pytest.approx(1 - 3 / 4)
+        assert record["slowest_rank"] == 1
+        assert record["mfu"] == record["tflops"] / 989.5
 
 
 def on_two() -> list[dict[str, float]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from drawn import write_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -57,12 +58,15 @@ class WandbRun:
 
     options: dict[str, Any]
     step: int = 0
-    history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    history: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     exit_codes: list[int] = field(default_factory=list)
 
-    def log(self, values: dict[str, float], step: int) -> None:
-        assert step >= self.step, "W&B drops what comes late"
-        self.history.append((step, values))
+    def log(self, values: dict[str, Any], step: int) -> None:
+        assert step >= (self.history or [(0, {})])[-1][0], "W&B drops what comes late"
+        if self.history and self.history[-1][0] == step:
+            self.history[-1][1].update(values)
+        else:
+            self.history.append((step, values))
         self.step = step + 1
 
     def finish(self, exit_code: int) -> None:
@@ -82,7 +86,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> dict[str, WandbRun]:
 
     module = ModuleType("wandb")
     module.__spec__ = ModuleSpec("wandb", None, origin="here")
-    module.init = init  # type: ignore[attr-defined]
+    module.__dict__.update(init=init, Image=lambda picture: picture)
     monkeypatch.setitem(sys.modules, "wandb", module)
     return runs
 
@@ -115,7 +119,7 @@ class MlflowClient:
 
     def create_run(self, experiment_id: str, run_name: str) -> SimpleNamespace:
         info = SimpleNamespace(run_id=f"id-{len(self.runs)}", run_name=run_name, status="RUNNING")
-        self.runs[info.run_id] = SimpleNamespace(experiment=experiment_id, info=info, data=SimpleNamespace(params={}), points=[])
+        self.runs[info.run_id] = SimpleNamespace(experiment=experiment_id, info=info, data=SimpleNamespace(params={}), points=[], pictures=[])
         return self.runs[info.run_id]
 
     def get_run(self, run_id: str) -> SimpleNamespace:
@@ -129,6 +133,13 @@ class MlflowClient:
     def log_batch(self, run_id: str, metrics: list[Metric] | None = None, params: list[Param] | None = None) -> None:
         self.runs[run_id].points += metrics or []
         self.runs[run_id].data.params.update(params or [])
+
+    def log_image(self, run_id: str, image: Any, key: str, step: int) -> None:
+        self.runs[run_id].pictures.append((key, step, image))
+
+    def list_artifacts(self, run_id: str, path: str) -> list[str]:
+        assert path == "images"
+        return [key for key, _, _ in self.runs[run_id].pictures]
 
     def get_metric_history(self, run_id: str, key: str) -> list[Metric]:
         return [point for point in self.runs[run_id].points if point.key == key]
@@ -216,6 +227,20 @@ def test_mlflow_goes_on_with_the_same_run(mlflow: Any, tmp_path: Path) -> None:
     assert mlflow.get_experiment_by_name("worldloom")
 
 
+def test_pictures_are_shown_beside_the_values_of_their_step(wandb: dict[str, WandbRun], mlflow: Any, tmp_path: Path) -> None:
+    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    with Metrics(str(tmp_path), 0, 2, ("tensorboard", "wandb", "mlflow")) as metrics:
+        metrics.picture("previews", picture, 2)
+        metrics.add({"step": 2, "loss": 1.0, "tokens_per_s": 1.0})
+    (shown,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("previews")
+    assert (shown.step, shown.height, shown.width) == (2, 4, 6)
+    ids = json.loads((tmp_path / IDS).read_text())
+    ((step, values),) = wandb[ids["wandb"]].history
+    assert step == 2
+    assert values.keys() == {"previews", "train/loss", "speed/tokens_per_s"}
+    assert mlflow.list_artifacts(ids["mlflow"], "images")
+
+
 @pytest.mark.parametrize("service", ["wandb", "mlflow"])
 def test_a_run_that_breaks_off_failed(service: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     service_side = request.getfixturevalue(service)
@@ -258,12 +283,15 @@ def test_wandb_writes_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     tell(tmp_path, 0, range(1, 8), "wandb")
-    tell(tmp_path, 4, range(5, 11), "wandb", workers=2)
+    with Metrics(str(tmp_path), 4, 1, ("wandb",), SETTINGS | {"workers": 2}) as metrics:
+        metrics.picture("previews", np.zeros((4, 6, 3), np.uint8), 5)
+        metrics.add({"step": 5, "loss": 1.0, "tokens_per_s": 1.0})
     (name,) = json.loads((tmp_path / IDS).read_text()).values()
     parts = sorted((tmp_path / "wandb").glob(f"offline-run-*/run-{name}.wandb"))
     # Two, unless both began in the same second.
     assert parts
     assert all(b"train/loss" in part.read_bytes() for part in parts)
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/files/media/images/previews_5_*.png"))) == 1
 
 
 @pytest.mark.parametrize(
