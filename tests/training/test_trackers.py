@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
@@ -279,6 +280,7 @@ def test_a_tracker_that_fails_is_left_out_and_training_goes_on(
     assert [event.step for event in EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_wandb_writes_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -290,8 +292,12 @@ def test_wandb_writes_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     parts = sorted((tmp_path / "wandb").glob(f"offline-run-*/run-{name}.wandb"))
     # Two, unless both began in the same second.
     assert parts
-    assert all(b"train/loss" in part.read_bytes() for part in parts)
-    assert len(list((tmp_path / "wandb").glob("offline-run-*/files/media/images/previews_5_*.png"))) == 1
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/files/media/images/previews_*.png"))) == 1
+    # Another process writes them, not always by the time that the run has ended.
+    deadline_s = time.monotonic() + 30
+    while not all(b"train/loss" in part.read_bytes() for part in parts):
+        assert time.monotonic() < deadline_s, parts
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
