@@ -28,7 +28,7 @@ def operations(model: ModelSettings, inputs: Inputs, weights: Sequence[float]) -
     """Operations of training on a micro-batch: the model's, and the hardware's.
 
     The model's are three times those of the way forward, since the way back takes twice as many, of each sample that counts (Chowdhery et
-    al. 2022, appendix B). The hardware's add what is computed twice to save memory, and samples of weight 0.
+    al. 2022, appendix B). The hardware's add what is computed twice to save memory (Korthikanti et al. 2022), and samples of weight 0.
     """
     useful = done = 0.0
     for latent, text, weight in zip(inputs.noisy, inputs.condition.texts, weights, strict=True):
