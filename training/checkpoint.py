@@ -35,9 +35,11 @@ FREE_TO_CHANGE = frozenset(
         "keep_checkpoints",
         "validate_every",
         "log_every",
+        "trackers",
+        "peak_tflops",
     )
 )
-"""Settings that may differ when a run goes on; a change of any other starts a run of its own."""
+"""Settings that may differ when a run goes on, as may a model's `free_to_change`; a change of any other starts a run of its own."""
 
 
 class CheckpointError(OSError):
@@ -68,6 +70,7 @@ def settings_digest(settings: TrainSettings, seed: int) -> str:
 
 def _shaping(settings: TrainSettings) -> str:
     shaping = {key: value for key, value in settings.model_dump(mode="json").items() if key not in FREE_TO_CHANGE}
+    shaping["model"] = {key: value for key, value in shaping["model"].items() if key not in settings.model.free_to_change}
     return json.dumps(shaping, sort_keys=True)
 
 

@@ -104,10 +104,6 @@ class Engine(abc.ABC):
         dist.all_gather_object(by_rank, values)
         return [value for one in by_rank for value in one]
 
-    def memory(self) -> dict[str, float]:
-        """`memory_gb`, the most that this rank's tensors have taken on its GPU so far; nothing on a CPU."""
-        return {"memory_gb": torch.cuda.max_memory_allocated(self.device) / 1e9} if self.device.type == "cuda" else {}
-
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:

@@ -6,7 +6,6 @@ import contextlib
 import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
@@ -31,6 +30,7 @@ from training.metrics import Metrics, Record
 from training.settings import TrainSettings
 from training.spikes import NormGuard
 from training.step import Task, key, losses, prepare, quantiles
+from training.throughput import Meter
 
 
 class Interrupted(KeyboardInterrupt):
@@ -95,16 +95,19 @@ def _steps(
             times = StepTimes.from_state(state["step_times"]) if "step_times" in state else StepTimes(start_step)
         planner = planner_of(dataset, settings, task.seed, times)
         loader = stack.enter_context(Loader(dataset, planner, engine.rank, engine.world_size, start_step, captions=settings.captions, seed=task.seed))
-        metrics = stack.enter_context(contextlib.closing(Metrics(run_uri, start_step, settings.log_every))) if engine.rank == 0 else None
+        told = settings.model_dump(mode="json")
+        metrics = stack.enter_context(Metrics(run_uri, start_step, settings.log_every, settings.trackers, told)) if engine.rank == 0 else None
         stop_asked = stack.enter_context(stop_signals())
         batches_of_steps = iter(loader)
+        meter = Meter(settings, engine)
         for step in range(start_step, settings.steps):
-            asked_s = time.perf_counter()
+            meter.start()
             planned, batches = next(batches_of_steps)
+            meter.loaded()
             assert planned == step
-            record = {"data_wait_s": time.perf_counter() - asked_s}
+            record: Record = {}
             try:
-                stopping = take_step(settings, task, engine, step, batches, stop_asked(), record, guard.limit())
+                stopping = take_step(settings, task, engine, step, batches, stop_asked(), meter, record, guard.limit())
             except NonFiniteLossError:
                 # All ranks raise it, so the checkpoint under way can be finished together.
                 writer.wait()
@@ -113,11 +116,10 @@ def _steps(
             if not record["skipped"]:
                 ema.update(engine.shards(), step)
             done = step + 1
-            record["step_s"] = time.perf_counter() - asked_s
+            record |= meter.read(record["tokens"])
             if times:
                 tokens = [task.model.tokens(*latent.shape[1:]) for batch in batches for latent in batch.latents]
                 times.add(step, engine.sum(moments(len(batches), tokens, record["step_s"] - record["data_wait_s"])))
-            record["tokens_per_s"] = record["tokens"] / record["step_s"]
             if validation and (done % settings.validate_every == 0 or done == settings.steps):
                 record |= validation.record()
             if metrics:
@@ -142,6 +144,7 @@ def take_step(
     step: int,
     batches: list[Batch],
     stop: bool,
+    meter: Meter,
     record: Record,
     max_norm: float = math.inf,
 ) -> bool:
@@ -163,7 +166,8 @@ def take_step(
     results: list[tuple[Batch, list[float], Tensor]] = []
     for position, batch in enumerate(batches):
         inputs = prepare(task, batch, quantile_of, engine.device)
-        losses_B = losses(engine.forward, inputs)
+        with meter.forward(inputs, batch.weights.tolist()):
+            losses_B = losses(engine.forward, inputs)
         share_B = batch.weights.to(engine.device) / weight
         # Times 0 would not silence a NaN, so a sample of weight 0 is left out.
         loss = torch.where(share_B > 0, losses_B * share_B, torch.zeros_like(losses_B)).sum()
@@ -184,8 +188,8 @@ def take_step(
         raise NonFiniteLossError(f"step {step + 1}: {error}, from samples {names}; nothing was updated. Lower lr") from error
     if norm > max_norm and engine.rank == 0:
         log.warning("step %d skipped: the gradient's norm is %.3g, and the most is %.3g", step + 1, norm, max_norm)
-    record |= {"skipped": int(norm > max_norm), **engine.memory()}
-    record |= {**parts, "lr": lr, "grad_norm": norm, "tokens": int(tokens), "samples": len(done), "epoch": batches[0].epoch}
+    record |= {**parts, "skipped": int(norm > max_norm), "lr": lr, "grad_norm": norm}
+    record |= {"tokens": int(tokens), "samples": len(done), "epoch": batches[0].epoch}
     return stopping > 0
 
 

@@ -1,25 +1,33 @@
-"""What a run records: `metrics.jsonl` with one line a step, TensorBoard, and a drawing of the loss."""
+"""What a run records: `metrics.jsonl` with one line a step, a drawing of the loss, and what trackers are told."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cluster import storage
-from cluster.telemetry import Bar, progress
+from cluster.telemetry import Bar, log, progress
 from training.curve import loss_curve
+from training.trackers import Name, Run, Tracker, open_trackers
 
-FILE, CURVE, TENSORBOARD = "metrics.jsonl", "loss_curve.svg", "tensorboard"
+FILE, CURVE = "metrics.jsonl", "loss_curve.svg"
 
-TAIL_BYTES = 8192
-"""More than any record."""
+TAIL_BYTES = 65536
+"""More than any record, also one of a validation over hundreds of buckets."""
 FOLLOW_S = 0.5
 """How often the progress bar looks for a new record."""
 
 Record = dict[str, Any]
+
+SPEED = frozenset(("step_s", "data_wait_s", "tokens_per_s", "tflops", "mfu", "hfu", "idle_share", "slowest_rank", "memory_gb", "host_memory_gb"))
+"""Keys of a record that say how fast a step was, not what was learnt in it."""
 
 
 def read_metrics(run_uri: str) -> list[Record]:
@@ -55,7 +63,7 @@ def shown(run_uri: str, steps: int) -> Iterator[None]:
             last_look = ended.wait(FOLLOW_S)
             record = last_record(run_uri)
             if record is not None and record["step"] > shown_step:
-                bar.advance(record["step"] - shown_step, f"loss {record['loss']:.4f}, {record['tokens_per_s']:,.0f} tokens/s")
+                bar.advance(record["step"] - shown_step, note(record))
                 shown_step = record["step"]
             if last_look:
                 return
@@ -70,22 +78,49 @@ def shown(run_uri: str, steps: int) -> Iterator[None]:
             follower.join()
 
 
+def note(record: Record) -> str:
+    """A record in a few words."""
+    share = f", MFU {record['mfu']:.1%}" if "mfu" in record else ""
+    return f"loss {record['loss']:.4f}, {record['tokens_per_s']:,.0f} tokens/s{share}"
+
+
+def tags(record: Record) -> dict[str, float]:
+    """The numbers of a record as trackers group them: `train/loss_time/0.3`, `val/loss`, `speed/step_s`."""
+    numbers = {key: value for key, value in record.items() if key != "step" and isinstance(value, int | float)}
+    return {
+        f"speed/{key}" if key in SPEED else f"val/{key.removeprefix('val_')}" if key.startswith("val_") else f"train/{key}": value
+        for key, value in numbers.items()
+    }
+
+
 class Metrics:
-    """Writer of a run's records, on rank 0.
+    """Writer of a run's records, on rank 0; a context manager.
 
     A run that goes on drops the records after its checkpoint, so the file has each step once. On object stores, which cannot
-    append, the file is written at each `flush`, and TensorBoard, which needs local files, is left out.
+    append, the file is written at each `flush`. A tracker that fails is left out from then on, with a warning: training does not end for it.
     """
 
-    def __init__(self, run_uri: str, start_step: int, log_every: int) -> None:
+    def __init__(
+        self,
+        run_uri: str,
+        start_step: int,
+        log_every: int,
+        trackers: Sequence[Name] = ("tensorboard",),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`trackers` are told `settings`, and the records of every `log_every`-th step and of steps with a validation."""
         self._uri = run_uri
         self._log_every = log_every
         self.records = [record for record in read_metrics(run_uri) if record["step"] <= start_step]
         self._rewrite()
         self._local = storage.is_local(run_uri)
-        from torch.utils.tensorboard import SummaryWriter  # takes a third of a second, which whoever only reads metrics need not wait for
+        self._trackers = open_trackers(trackers, Run(run_uri, start_step, settings or {}))
 
-        self._writer = SummaryWriter(str(storage.local_path(run_uri) / TENSORBOARD), purge_step=start_step + 1) if self._local else None
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close(failed=kind is not None)
 
     def add(self, record: Record) -> None:
         """Record a step; `record["step"]` counts from 1."""
@@ -93,24 +128,33 @@ class Metrics:
         if self._local:
             with storage.local_path(storage.join(self._uri, FILE)).open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(record) + "\n")
-        if self._writer and (record["step"] % self._log_every == 0 or "val_loss" in record):
-            for key, value in record.items():
-                if key != "step":
-                    self._writer.add_scalar(f"train/{key}" if key != "val_loss" else "val/loss", value, record["step"])
+        if record["step"] % self._log_every == 0 or "val_loss" in record:
+            values = tags(record)
+            self._tell(lambda tracker: tracker.log(record["step"], values))
+
+    def picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
+        """Show a picture `[H, W, 3]` of a step, before its record is added."""
+        self._tell(lambda tracker: tracker.picture(step, name, picture))
 
     def flush(self) -> None:
-        """Bring what people look at up to date: the drawing, TensorBoard and, on an object store, the records."""
-        if self._writer:
-            self._writer.flush()
-        else:
+        """Bring what people look at up to date: the drawing and, on an object store, the records."""
+        if not self._local:
             self._rewrite()
         if self.records:
             storage.write_bytes(storage.join(self._uri, CURVE), loss_curve(*curves(self.records)).encode())
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
+        """The run ends; `failed` when that was before its last step."""
         self.flush()
-        if self._writer:
-            self._writer.close()
+        self._tell(lambda tracker: tracker.finish(failed))
+
+    def _tell(self, what: Callable[[Tracker], None]) -> None:
+        for tracker in tuple(self._trackers):
+            try:
+                what(tracker)
+            except Exception as error:  # each service has errors of its own, and none is worth a run of days
+                log.warning(f"{type(tracker).__name__} is told no more of this run: {type(error).__name__}: {error}; {FILE} goes on")
+                self._trackers.remove(tracker)
 
     def _rewrite(self) -> None:
         text = "".join(json.dumps(record) + "\n" for record in self.records)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cluster.plugins import Plugin
 
@@ -16,6 +16,9 @@ FOLDER = "training.models"
 
 class ModelSettings(Plugin):
     """Settings of a model, by `name`. One subclass a file in `training/models/`."""
+
+    free_to_change: ClassVar[frozenset[str]] = frozenset()
+    """Settings that say how the model is computed and not what: a run goes on with others, and its losses differ by rounding at most."""
 
     @abc.abstractmethod
     def build(self, channels: int, text_dim: int) -> VideoModel:
@@ -31,3 +34,8 @@ class ModelSettings(Plugin):
     @abc.abstractmethod
     def flops(self, tokens: int, text_tokens: int) -> int:
         """Floating-point operations of one sample's way forward, a multiplication and an addition counting as two."""
+
+    @property
+    def recomputed(self) -> float:
+        """Share of `flops` that training computes a second time on the way back, in the place of activations it did not keep."""
+        return 0.0

@@ -17,6 +17,8 @@ from training.models.dit import DiT
 from training.objective import FOLDER as OBJECTIVES
 from training.objective import ObjectiveSettings
 from training.objectives.flow_matching import FlowMatching
+from training.trackers import Name as TrackerName
+from training.trackers import check
 
 
 class TrainSettings(Settings):
@@ -60,7 +62,11 @@ class TrainSettings(Settings):
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints; the last step always writes one.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
     validate_every: int = Field(500, ge=0, description="Steps between losses on the validation split; 0 for never.")
-    log_every: int = Field(10, ge=1, description="Steps between points on TensorBoard; metrics.jsonl has every step.")
+    log_every: int = Field(10, ge=1, description="Steps between points on trackers; metrics.jsonl has every step.")
+    trackers: tuple[TrackerName, ...] = Field(("tensorboard",), description="Where curves are shown while the run goes on.")
+    peak_tflops: float | None = Field(
+        None, gt=0, description="TFLOP/s that a device could reach, for mfu and hfu; without it, that of the GPU's data sheet where it is known."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
@@ -73,6 +79,7 @@ class TrainSettings(Settings):
         if self.warmup_steps + self.decay_steps > self.steps:
             phases = f"warmup_steps {self.warmup_steps} + decay_steps {self.decay_steps}"
             raise ValueError(f"{phases} exceed the {self.steps} steps of the run; lower one of them or raise steps")
+        check(self.trackers)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {list(self.betas)} must lie in [0, 1)")
         return self

@@ -69,6 +69,8 @@ def test_a_run_leaves_all_that_it_promises(undisturbed: run.TrainResult) -> None
     }
     assert {name.partition("_bucket")[0] for name in records[5] if "bucket" in name} == {"loss", "val_loss"}
     assert {"loss", "lr", "grad_norm", "tokens", "samples", "epoch", "tokens_per_s", "data_wait_s", "step_s"} <= records[0].keys()
+    assert {"tflops", "host_memory_gb"} <= records[0].keys()
+    assert not {"mfu", "hfu", "idle_share", "slowest_rank", "memory_gb"} & records[0].keys(), "one process on a CPU, whose peak nobody knows"
 
 
 def test_the_export_stands_alone(undisturbed: run.TrainResult) -> None:

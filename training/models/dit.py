@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,8 @@ class DiT(ModelSettings):
     adaLN-Zero in each block would be a third of its parameters; here blocks share one network and add a learned table each
     (PixArt, Chen et al. 2023).
     """
+
+    free_to_change: ClassVar[frozenset[str]] = frozenset(("attention", "checkpointing", "compile"))
 
     name: str = "dit"
     preset: Literal["nano", "S", "B", "L", "XL", "1.3B"] | None = Field(None, description="Depth, dim and heads by name, in their place.")
@@ -69,10 +71,15 @@ class DiT(ModelSettings):
         """Width of the feed-forward layers."""
         return int(self.dim * self.mlp_ratio)
 
+    @property
+    def checkpoint_every(self) -> int:
+        """Activations of every n-th block are computed again, the first block's among them; 0 keeps them all."""
+        return {"none": 0, "blocks": 1}[self.checkpointing] if isinstance(self.checkpointing, str) else self.checkpointing
+
     def build(self, channels: int, text_dim: int) -> VideoModel:
         from training.models._dit_network import DiffusionTransformer  # torch, which whoever reads settings need not wait for
 
-        every = {"none": 0, "blocks": 1}[self.checkpointing] if isinstance(self.checkpointing, str) else self.checkpointing
+        every = self.checkpoint_every
         return DiffusionTransformer(
             self.size, self.hidden, self.patch, channels, text_dim, kernel=self.attention, checkpoint_every=every, compiled=self.compile
         )
@@ -82,3 +89,7 @@ class DiT(ModelSettings):
 
     def flops(self, tokens: int, text_tokens: int) -> int:
         return flops(self.size, self.hidden, tokens, text_tokens)
+
+    @property
+    def recomputed(self) -> float:
+        return len(range(0, self.depth, self.checkpoint_every)) / self.depth if self.checkpoint_every else 0.0
