@@ -8,6 +8,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cluster import storage
 from cluster.telemetry import Bar, progress
 from training.curve import loss_curve
@@ -97,6 +100,11 @@ class Metrics:
             for key, value in record.items():
                 if key != "step":
                     self._writer.add_scalar(f"train/{key}" if key != "val_loss" else "val/loss", value, record["step"])
+
+    def picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
+        """Show a picture `[H, W, 3]` on TensorBoard."""
+        if self._writer:
+            self._writer.add_image(name, picture, step, dataformats="HWC")
 
     def flush(self) -> None:
         """Bring what people look at up to date: the drawing, TensorBoard and, on an object store, the records."""
