@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -35,6 +36,10 @@ LIMIT_S = 1200.0
 """Longest that sampling may take: the other ranks wait in a collective, which fails after 30 minutes on Ray Train's workers."""
 
 
+class TooSlowError(Exception):
+    """Sampling would keep the other ranks waiting for too long."""
+
+
 class Previews:
     """The previews of a run, as often as its settings say; every rank has one and makes the same calls at the same steps.
 
@@ -64,7 +69,7 @@ class Previews:
         error = self._attempt(step, weights, metrics) if self._engine.rank == 0 else None
         # All ranks hold a copy, and here the others wait.
         del weights
-        (too_long,) = self._engine.sum([isinstance(error, TimeoutError)])
+        (too_long,) = self._engine.sum([isinstance(error, TooSlowError)])
         self._given_up = too_long > 0
         return {"preview_s": time.perf_counter() - start_s} | ({"preview_failed": 1} if error else {})
 
@@ -79,18 +84,14 @@ class Previews:
         except Exception as error:  # whatever it is, training does not depend on it
             failure = f"{type(error).__name__}: {error}"
             if failure != self._failure:
-                after = "there are no more of them" if isinstance(error, TimeoutError) else "the next one is tried"
+                after = "there are no more of them" if isinstance(error, TooSlowError) else "the next one is tried"
                 log.warning(f"no preview of step {step}: {failure}. Training goes on and {after}; `previews: {{every: 0}}` makes none")
             self._failure = failure
-            self._name_failure(uri, step)
+            # Where nothing can be written, that may be the failure itself.
+            with contextlib.suppress(OSError):
+                write_provenance(f"{uri}.png", {"step": step, "failed": failure})
             return error
         return None
-
-    def _name_failure(self, uri: str, step: int) -> None:
-        try:
-            write_provenance(f"{uri}.png", {"step": step, "failed": self._failure})
-        except OSError as error:
-            log.debug(f"{uri}: {error}")
 
     def _write(self, uri: str, step: int, weights: Mapping[str, Tensor]) -> NDArray[np.uint8]:
         """Write all files of a preview; its poster `[H, W, 3]`."""
@@ -115,11 +116,12 @@ class Previews:
         # Opened anew each time, so that between previews neither takes memory from training.
         autoencoder = open_autoencoder(card, device)
         model = _model(card, weights).to(device)
-        return [
-            generate(card, model, autoencoder, sample.text.float(), null_text, solver, _size(sample), sample.fps)
-            for seed, sample in enumerate(self._samples)
-            for solver in [SolverSettings(steps=settings.steps, guidance=settings.guidance, seed=seed)]
-        ]
+        solver = SolverSettings(steps=settings.steps, guidance=settings.guidance)
+        videos = []
+        for seed, sample in enumerate(self._samples):
+            own = solver.model_copy(update={"seed": seed})
+            videos.append(generate(card, model, autoencoder, sample.text.float(), null_text, own, _size(sample), sample.fps))
+        return videos
 
     @cached_property
     def _samples(self) -> list[Sample]:
@@ -139,7 +141,7 @@ def _model(card: ModelCard, weights: Mapping[str, Tensor]) -> VideoModel:
 
     def in_time(module: VideoModel, inputs: Sequence[Any]) -> None:
         if time.monotonic() > end_s:
-            raise TimeoutError(f"sampling took over {LIMIT_S:g} s; lower its count or steps")
+            raise TooSlowError(f"sampling took over {LIMIT_S:g} s; lower count or steps of `previews`")
 
     model.register_forward_pre_hook(in_time)
     return model.eval()
