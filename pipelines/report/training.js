@@ -75,7 +75,7 @@ function lossCard(runs) {
 
 /** Charts of one number a run: all runs in one chart. */
 function overlays(runs) {
-  const items = [['lr', 'Learning rate', {}], ['grad_norm', 'Gradient norm', { type: 'log', nticks: 3 }], ['mean/tokens_per_s', 'Tokens a second', { rangemode: 'tozero', tickformat: '.3~s' }],
+  const items = [['lr', 'Learning rate', {}], ['grad_norm', 'Gradient norm', { type: 'log', nticks: 3, tickformat: '~g' }], ['mean/tokens_per_s', 'Tokens a second', { rangemode: 'tozero', tickformat: '.3~s' }],
     ['mean/mfu', 'Model FLOPs utilisation', { rangemode: 'tozero', tickformat: '.0%' }], ['mean/tflops', 'Model TFLOP/s a rank', { rangemode: 'tozero' }], ['mean/idle_share', 'Idle: ranks that wait for others', { rangemode: 'tozero', tickformat: '.0%' }]];
   return items.filter(([key]) => runs.some((run) => run.curves[key])).map(([key, title, yaxis]) => {
     const having = runs.filter((run) => run.curves[key]);

@@ -83,10 +83,11 @@ def test_a_preview_is_a_video_a_poster_and_what_they_show(whole: Path, manifest:
     assert [image.step for image in events.Images("previews")] == [4, 8, 10]
 
 
-def test_the_last_preview_is_what_the_export_samples(whole: Path, manifest: str) -> None:
-    about = json.loads((whole / "previews/step-000010.json").read_text())
-    poster = np.asarray(Image.open(whole / "previews/step-000010.png"))
-    card, model, null_text = read_export(str(whole / "export"))
+def assert_shows_what_the_export_samples(folder: Path, manifest: str, name: str) -> None:
+    """Whether a preview has, bit for bit, what the averaged weights of the run's export sample."""
+    about = json.loads((folder / f"previews/{name}.json").read_text())
+    poster = np.asarray(Image.open(folder / f"previews/{name}.png"))
+    card, model, null_text = read_export(str(folder / "export"))
     dataset = Dataset.open(manifest, "val")
     rows = {uid: row for row, uid in enumerate(dataset.table["uid"].to_pylist())}
     for seed, shown in enumerate(about["samples"]):
@@ -95,6 +96,10 @@ def test_the_last_preview_is_what_the_export_samples(whole: Path, manifest: str)
         video = generate(card, model, Linear().open(), dataset.sample(rows[shown["uid"]]).text.float(), null_text, solver, size, shown["fps"])
         cell = poster[shown["y"] : shown["y"] + shown["height"], shown["x"] : shown["x"] + shown["width"]]
         np.testing.assert_array_equal(cell, video[min(2, len(video) - 1)])
+
+
+def test_the_last_preview_is_what_the_export_samples(whole: Path, manifest: str) -> None:
+    assert_shows_what_the_export_samples(whole, manifest, "step-000010")
 
 
 def test_nothing_of_training_depends_on_previews(whole: Path, manifest: str, tmp_path: Path) -> None:
@@ -158,14 +163,14 @@ def test_a_folder_that_cannot_be_written_to_stops_no_run(whole: Path, manifest: 
 
 
 # Stage 3 wants all ranks to call the same layers as often, so each has one sample a step.
-ONE_EACH = {"batch": PlanSettings(tokens_per_step=64, policy="same"), "steps": 6}
+ONE_EACH = {"batch": PlanSettings(tokens_per_step=64, policy="same"), "steps": 3}
 STAGES = (0, 2, 3)
 
 
 def pairs(manifest: str, out: str) -> None:
     """The same run with and without previews, under each stage."""
     for stage in STAGES:
-        for name, chosen in (("on", SETTINGS.previews), ("off", OFF)):
+        for name, chosen in (("on", PreviewSettings(every=2, steps=3)), ("off", OFF)):
             settings = SETTINGS.model_copy(update=ONE_EACH | {"workers": 2, "zero_stage": stage, "previews": chosen})
             train_loop(settings, manifest, f"{out}/{stage}-{name}", 3, torch.device("cpu"))
 
@@ -173,11 +178,9 @@ def pairs(manifest: str, out: str) -> None:
 @pytest.mark.slow
 def test_under_every_stage_previews_are_of_the_averaged_weights_and_change_nothing(manifest: str, tmp_path: Path) -> None:
     run_ranks(pairs, 2, manifest, str(tmp_path))
-    expected = np.asarray(Image.open(train(manifest, tmp_path / "alone", **ONE_EACH) / "previews/step-000004.png")).astype(int)
     for stage in STAGES:
         on, off = tmp_path / f"{stage}-on", tmp_path / f"{stage}-off"
         assert losses(on) == losses(off)
         assert read_card(str(on / "export")).weights == read_card(str(off / "export")).weights
-        assert sorted(files(on)) == [f"step-{step:06d}.{ending}" for step in (4, 6) for ending in ("json", "mp4", "png")]
-        shown = np.asarray(Image.open(on / "previews/step-000004.png")).astype(int)
-        assert np.abs(shown - expected).max() <= 2, "as one process samples, but for rounding"
+        assert sorted(files(on)) == [f"step-{step:06d}.{ending}" for step in (2, 3) for ending in ("json", "mp4", "png")]
+        assert_shows_what_the_export_samples(on, manifest, "step-000003")
