@@ -37,8 +37,8 @@ POSTER_BYTES = 4_000_000
 CAPTION_CHARACTERS = 300
 
 
-def training_runs(recipe: Recipe) -> list[dict[str, Any]]:
-    """Curves and previews of the runs under `out`, the newest first, `MAX_RUNS` of them.
+def training_runs(recipe: Recipe) -> dict[str, Any]:
+    """How many runs there are under `out`, and curves and previews of the newest `MAX_RUNS`, newest first.
 
     A curve is `[steps, values]`. Those of `RAW` have what each step recorded; `mean/` before a name stands for its running mean, `val_` for
     values on the validation split, all of them.
@@ -46,10 +46,10 @@ def training_runs(recipe: Recipe) -> list[dict[str, Any]]:
     entries = sorted(storage.list_files(recipe.out_uri, f"/{FILE}"), key=lambda entry: (-int(entry.version), entry.uri))
     runs: list[dict[str, Any]] = []
     left_bytes = POSTER_BYTES
-    for entry in entries:
+    for entry in entries[:MAX_RUNS]:
         folder = entry.uri.removesuffix(f"/{FILE}")
         records = read_metrics(folder)
-        if records and len(runs) < MAX_RUNS:
+        if records:
             name = folder.removeprefix(storage.absolute(recipe.out_uri)).strip("/")
             shown, left_bytes = previews(folder, name, left_bytes)
             speeds = sorted(record["tokens_per_s"] for record in records if "tokens_per_s" in record)
@@ -62,7 +62,7 @@ def training_runs(recipe: Recipe) -> list[dict[str, Any]]:
                     "previews": shown,
                 }
             )
-    return runs
+    return {"n_runs": len(entries), "runs": runs}
 
 
 def curves(records: Sequence[Record]) -> dict[str, list[list[Any]]]:

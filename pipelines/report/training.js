@@ -5,8 +5,8 @@ const hiddenRuns = new Set();
 /** What is looked at closely: one run, its training or its validation losses. */
 const focus = { run: 0, prefix: 'mean/' };
 
-const runTone = (run) => RUN_TONES[data.training.indexOf(run) % RUN_TONES.length];
-const shownRuns = () => data.training.filter((run) => !hiddenRuns.has(run.name));
+const runTone = (run) => RUN_TONES[data.training.runs.indexOf(run) % RUN_TONES.length];
+const shownRuns = () => data.training.runs.filter((run) => !hiddenRuns.has(run.name));
 const last = (line) => (line ? line[1][line[1].length - 1] : null);
 const precisely = (x) => (x === null ? '–' : String(Number(x.toPrecision(4))));
 const finePointer = () => matchMedia('(pointer: fine)').matches;
@@ -14,10 +14,11 @@ const finePointer = () => matchMedia('(pointer: fine)').matches;
 const shade = (k, n, depth) => `hsl(${215 + (n > 1 ? (150 * k) / (n - 1) : 0)} ${depth})`;
 
 function training() {
-  if (!data.training.length && !data.samples.length) return;
-  const runs = data.training;
+  const { runs, n_runs: nRuns } = data.training;
+  if (!runs.length && !data.samples.length) return;
   const sample = (item) => el('figure', { style: { margin: 0 } }, item.kind === 'video' ? el('video', { class: 'media', src: item.file, controls: true, loop: true, muted: true, preload: 'metadata' }) : el('img', { class: 'media', src: item.file, alt: item.prompt || '', loading: 'lazy' }), el('figcaption', {}, item.prompt || item.file));
-  section('training', 'Training', runs.length ? `Strong lines are means over the last fiftieth of a run.${finePointer() ? ' Drag over a chart to look closer, press twice to come back.' : ''}` : '',
+  const older = runs.length < nRuns ? ` The newest ${count(runs.length)} of ${count(nRuns)} runs are shown.` : '';
+  section('training', 'Training', runs.length ? `Strong lines are means over the last fiftieth of a run.${finePointer() ? ' Drag over a chart to look closer, press twice to come back.' : ''}${older}` : '',
     runs.length ? el('div', { class: 'stack' }, runTable(runs), lossCard(runs), ...closely(runs), el('div', { class: 'grid' }, overlays(runs))) : '',
     data.samples.length ? [el('h3', { class: 'sub' }, 'Samples'), el('div', { class: 'grid' }, data.samples.map(sample))] : '');
 }
@@ -89,11 +90,11 @@ function overlays(runs) {
 /** Parts of the loss and previews of the run that is chosen. */
 function closely(runs) {
   const place = el('div', { class: 'stack' });
-  const show = () => place.replaceChildren(...partCards(data.training[focus.run]), previewCard(data.training[focus.run]));
+  const show = () => place.replaceChildren(...partCards(data.training.runs[focus.run]), previewCard(data.training.runs[focus.run]));
   const select = (name, key, options) => el('label', {}, name, el('select', { onchange: (event) => { focus[key] = key === 'run' ? Number(event.target.value) : event.target.value; show(); } }, options.map(([value_, text]) => el('option', { value: value_ }, text))));
   const choices = [runs.length > 1 ? select('Run', 'run', runs.map((run, k) => [k, run.name])) : '', runs.some((run) => run.curves.val_loss) ? select('Parts of', 'prefix', [['mean/', 'the training loss'], ['val_', 'the validation loss']]) : ''];
   show();
-  return [choices.some(Boolean) ? el('div', { class: 'fields choices' }, choices) : '', place];
+  return [choices.some(Boolean) ? el('div', { class: 'choices' }, choices) : '', place];
 }
 
 function partCards(run) {

@@ -150,7 +150,7 @@ def test_runs_and_samples_are_found(tmp_path: Path) -> None:
     storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.mp4"), b"")
     storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.json"), b'{"prompt": "a heron"}')
     found = gather(recipe, curation, WHEN)
-    (run,) = found["training"]
+    (run,) = found["training"]["runs"]
     assert (run["name"], run["steps"], run["tokens_per_s"], run["previews"]) == ("run-abc", 1000, 10.0, [])
     assert run["curves"]["val_loss"] == [[500, 1000], [0.5, 0.5]]
     assert found["samples"] == [{"file": "samples/a%20b.mp4", "kind": "video", "prompt": "a heron"}]
@@ -161,7 +161,7 @@ def test_previews_are_links_with_posters_and_one_that_failed_says_why(tmp_path: 
     write_run(recipe.out_uri, "run-abc", make_records(30), (10, 20, 30), [EVIL, "a lake"])
     write_failed_preview(recipe.out_uri, "run-abc", 25, "ValueError: no weights")
     data = gather(recipe, curation, WHEN)
-    previews = data["training"][0]["previews"]
+    previews = data["training"]["runs"][0]["previews"]
     assert [item["step"] for item in previews] == [10, 20, 25, 30]
     assert previews[2] == {"step": 25, "failed": "ValueError: no weights"}
     assert (previews[0]["video"], previews[0]["picture"]) == ("run-abc/previews/step-000010.mp4", "run-abc/previews/step-000010.png")
@@ -171,10 +171,10 @@ def test_previews_are_links_with_posters_and_one_that_failed_says_why(tmp_path: 
     with Image.open(io.BytesIO(base64.b64decode(previews[0]["poster"]))) as poster:
         assert (poster.format, poster.size) == ("JPEG", (160, 48))
     monkeypatch.setattr(runs, "POSTER_BYTES", 1)
-    limited = gather(recipe, curation, WHEN)["training"][0]["previews"]
+    limited = gather(recipe, curation, WHEN)["training"]["runs"][0]["previews"]
     assert ["poster" in item for item in limited] == [True, False, False, False], "the others are links only"
     (tmp_path / "out" / "run-abc" / "previews" / "step-000010.png").unlink()
-    assert gather(recipe, curation, WHEN)["training"][0]["previews"][0]["poster"] == ""
+    assert gather(recipe, curation, WHEN)["training"]["runs"][0]["previews"][0]["poster"] == ""
 
 
 def test_many_runs_and_previews_are_limited_to_the_newest_runs_and_to_previews_from_first_to_last(tmp_path: Path) -> None:
@@ -185,8 +185,9 @@ def test_many_runs_and_previews_are_limited_to_the_newest_runs_and_to_previews_f
     for step in range(1, 100):
         write_failed_preview(recipe.out_uri, "run-13", step, "late")
     found = gather(recipe, curation, WHEN)["training"]
-    assert [run["name"] for run in found] == [f"run-{number:02d}" for number in range(13, 1, -1)]
-    steps = [item["step"] for item in found[0]["previews"]]
+    assert found["n_runs"] == 14
+    assert [run["name"] for run in found["runs"]] == [f"run-{number:02d}" for number in range(13, 1, -1)]
+    steps = [item["step"] for item in found["runs"][0]["previews"]]
     assert 12 < len(steps) <= runs.MAX_PREVIEWS
     assert steps[-1] == 99
     assert len({b - a for a, b in itertools.pairwise(steps)}) == 1
