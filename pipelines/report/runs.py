@@ -7,7 +7,7 @@ import io
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from PIL import Image
@@ -26,8 +26,7 @@ MEAN_POINTS = 500
 """A mean over a fiftieth of the run says no more with more points."""
 RAW = ("loss", "grad_norm")
 """Each step of these is shown, spikes too."""
-LEVEL = ("lr",)
-MEANS = ("loss", "tokens_per_s", "tflops", "mfu", "hfu", "idle_share")
+MEANS = ("loss", "tokens_per_s", "tflops", "mfu", "idle_share")
 PARTS = ("loss_time/", "loss_bucket/", "loss_kind/")
 
 MAX_PREVIEWS = 24
@@ -35,6 +34,8 @@ POSTER_WIDTH = 960
 POSTER_BYTES = 4_000_000
 """All posters of the page together, before base64 makes them a third larger; those of further previews are links."""
 CAPTION_CHARACTERS = 300
+
+T = TypeVar("T")
 
 
 def training_runs(recipe: Recipe) -> dict[str, Any]:
@@ -73,15 +74,15 @@ def curves(records: Sequence[Record]) -> dict[str, list[list[Any]]]:
             if isinstance(value, int | float) and math.isfinite(value):
                 points.setdefault(name, []).append((record["step"], value))
     found = {name: extremes(points[name], RAW_POINTS) for name in RAW if name in points}
-    found |= {name: evenly(points[name], RAW_POINTS) for name in points if name in LEVEL or name.startswith("val_")}
+    found |= {name: evenly(points[name], RAW_POINTS) for name in points if name == "lr" or name.startswith("val_")}
     found |= {f"mean/{name}": evenly(running_mean(points[name]), MEAN_POINTS) for name in points if name in MEANS or name.startswith(PARTS)}
     return {name: [[step for step, _ in line], [round_to(value) for _, value in line]] for name, line in found.items()}
 
 
-def evenly(points: Points, most: int) -> Points:
-    """At most so many of the points, as far apart as whole numbers allow, the last one among them."""
-    stride = -(-len(points) // most)
-    return points[(len(points) - 1) % stride :: stride] if points else []
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items, every second, third and so on, the last one among them."""
+    stride = -(-len(items) // most)
+    return list(items[(len(items) - 1) % stride :: stride]) if items else []
 
 
 def extremes(points: Points, most: int) -> Points:
@@ -101,7 +102,7 @@ def previews(folder: str, name: str, left_bytes: int) -> tuple[list[dict[str, An
     """Previews of a run by step, `MAX_PREVIEWS` of them: links to video and poster, the poster itself while bytes are left; and what is left then."""
     uris = [entry.uri for entry in storage.list_files(storage.join(folder, FOLDER), ".json")]
     found: list[dict[str, Any]] = []
-    for uri in [uris[at] for at, _ in evenly([(at, 0.0) for at in range(len(uris))], MAX_PREVIEWS)]:
+    for uri in evenly(uris, MAX_PREVIEWS):
         about = read_provenance(uri) or {}
         if "failed" in about:
             found.append({"step": about["step"], "failed": str(about["failed"])[:CAPTION_CHARACTERS]})

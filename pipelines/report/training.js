@@ -3,12 +3,11 @@
 const RUN_TONES = ['train', 'dropped', 'kept', 'duplicate', 'failed', 'accent', 'uncut'];
 const hiddenRuns = new Set();
 /** What is looked at closely: one run, its training or its validation losses. */
-const focus = { run: 0, prefix: 'mean/' };
+const lens = { run: 0, prefix: 'mean/' };
 
 const runTone = (run) => RUN_TONES[data.training.runs.indexOf(run) % RUN_TONES.length];
 const shownRuns = () => data.training.runs.filter((run) => !hiddenRuns.has(run.name));
 const last = (line) => (line ? line[1][line[1].length - 1] : null);
-const precisely = (x) => (x === null ? '–' : String(Number(x.toPrecision(4))));
 const finePointer = () => matchMedia('(pointer: fine)').matches;
 /** Of n colours from blue over purple to red. */
 const shade = (k, n, depth) => `hsl(${215 + (n > 1 ? (150 * k) / (n - 1) : 0)} ${depth})`;
@@ -25,7 +24,7 @@ function training() {
 
 /** What came of each run; where there are several, a press on one takes it out of the charts. */
 function runTable(runs) {
-  const numbers = [['steps', (run) => count(run.steps)], ['loss', (run) => precisely(last(run.curves['mean/loss']))], ['validation', (run) => precisely(last(run.curves.val_loss))],
+  const numbers = [['steps', (run) => count(run.steps)], ['loss', (run) => precise(last(run.curves['mean/loss']))], ['validation', (run) => precise(last(run.curves.val_loss))],
     ['tokens/s', (run) => (run.tokens_per_s ? count(run.tokens_per_s) : '–')], ...(runs.some((run) => run.curves['mean/mfu']) ? [['MFU', (run) => (run.curves['mean/mfu'] ? percent(last(run.curves['mean/mfu'])) : '–')]] : [])];
   const toggle = (run) => (event) => {
     if (!hiddenRuns.delete(run.name)) hiddenRuns.add(run.name);
@@ -53,13 +52,13 @@ function overSteps(layout = {}) {
 /** From a little under the lowest to a little over what all but a hundredth are below: one spike must not flatten the rest. */
 function range(values) {
   const sorted = values.slice().sort((a, b) => a - b);
-  const [low, high] = [sorted[0], sorted[Math.min(sorted.length - 1, Math.floor(0.995 * sorted.length))]];
+  const [low, high] = [sorted[0], sorted[Math.min(sorted.length - 1, Math.floor(0.99 * sorted.length))]];
   const space = 0.06 * (high - low || Math.abs(high) || 1);
   return sorted.length ? [low - space, high + space] : undefined;
 }
 
 const legend = (items) => el('ul', { class: 'legend' }, items.map(([background, name]) => el('li', {}, el('span', { class: 'dot', style: { background } }), name)));
-const words = (runs, of) => runs.map((run) => `${run.name} ${precisely(of(run))} after ${plural(run.steps, 'step')}`).join('; ');
+const words = (runs, of) => runs.map((run) => `${run.name} ${precise(of(run))} after ${plural(run.steps, 'step')}`).join('; ');
 
 function lossCard(runs) {
   const alone = runs.length === 1;
@@ -90,8 +89,8 @@ function overlays(runs) {
 /** Parts of the loss and previews of the run that is chosen. */
 function closely(runs) {
   const place = el('div', { class: 'stack' });
-  const show = () => place.replaceChildren(...partCards(data.training.runs[focus.run]), previewCard(data.training.runs[focus.run]));
-  const select = (name, key, options) => el('label', {}, name, el('select', { onchange: (event) => { focus[key] = key === 'run' ? Number(event.target.value) : event.target.value; show(); } }, options.map(([value_, text]) => el('option', { value: value_ }, text))));
+  const show = () => place.replaceChildren(...partCards(data.training.runs[lens.run]), previewCard(data.training.runs[lens.run]));
+  const select = (name, key, options) => el('label', {}, name, el('select', { onchange: (event) => { lens[key] = key === 'run' ? Number(event.target.value) : event.target.value; show(); } }, options.map(([value_, text]) => el('option', { value: value_ }, text))));
   const choices = [runs.length > 1 ? select('Run', 'run', runs.map((run, k) => [k, run.name])) : '', runs.some((run) => run.curves.val_loss) ? select('Parts of', 'prefix', [['mean/', 'the training loss'], ['val_', 'the validation loss']]) : ''];
   show();
   return [choices.some(Boolean) ? el('div', { class: 'choices' }, choices) : '', place];
@@ -101,12 +100,12 @@ function partCards(run) {
   const parts = [['loss_time/', 'Loss by noise level', (name) => `${name} to ${(Number(name) + 0.1).toFixed(1)}`], ['loss_bucket/', 'Loss by size and frames', (name) => name.replace('_', ', ').replace(/px/, ' px').replace(/(\d)f$/, '$1 f')], ['loss_kind/', 'Loss of images and videos', (name) => name]];
   const order = new Intl.Collator('en', { numeric: true }).compare;
   const cards = parts.flatMap(([part, title, label]) => {
-    const start = `${focus.prefix}${part}`;
+    const start = `${lens.prefix}${part}`;
     const keys = Object.keys(run.curves).filter((key) => key.startsWith(start)).sort(order);
     if (!keys.length) return [];
     const name = (key) => label(key.slice(start.length));
-    const mode = focus.prefix === 'val_' ? { mode: 'lines+markers', marker: { size: 5 } } : {};
-    return [el('div', { class: 'card' }, el('h3', {}, title), chart('', `${title}, last: ${keys.map((key) => `${name(key)} ${precisely(last(run.curves[key]))}`).join('; ')}`, () => {
+    const mode = lens.prefix === 'val_' ? { mode: 'lines+markers', marker: { size: 5 } } : {};
+    return [el('div', { class: 'card' }, el('h3', {}, title), chart('', `${title}, last: ${keys.map((key) => `${name(key)} ${precise(last(run.curves[key]))}`).join('; ')}`, () => {
       const traces = keys.map((key, k) => curve(run.curves[key], shade(k, keys.length, color('shade')), name(key), { line: { width: 1.5 }, ...mode }));
       return { traces, layout: overSteps({ yaxis: { range: range(traces.flatMap((trace) => trace.y)) } }) };
     }), legend(keys.map((key, k) => [shade(k, keys.length, 'var(--shade)'), name(key)])))];

@@ -177,7 +177,7 @@ def test_previews_are_links_with_posters_and_one_that_failed_says_why(tmp_path: 
     assert gather(recipe, curation, WHEN)["training"]["runs"][0]["previews"][0]["poster"] == ""
 
 
-def test_many_runs_and_previews_are_limited_to_the_newest_runs_and_to_previews_from_first_to_last(tmp_path: Path) -> None:
+def test_many_runs_and_previews_are_limited_to_the_newest_runs_and_to_previews_evenly_apart(tmp_path: Path) -> None:
     recipe, curation = make_curation(tmp_path, make_rows(3))
     for number in range(14):
         write_run(recipe.out_uri, f"run-{number:02d}", make_records(2))
