@@ -38,7 +38,7 @@ from training.loop import train_loop
 from training.models.dit import DiT
 from training.sampling.settings import SampleSettings
 from training.sampling.tasks import sample
-from training.settings import TrainSettings
+from training.settings import PreviewSettings, TrainSettings
 from training.step import key, losses, prepare, quantiles
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,9 +65,9 @@ def recipe_of(out: Path, videos: int) -> Recipe:
 def settings_of(recipe: Recipe, preset: Any, steps: int) -> TrainSettings:
     """The demo's training, at another size and length, in one process."""
     assert recipe.train is not None
-    changed = {"model": DiT(preset=preset), "steps": steps, "decay_steps": steps // 2, "warmup_steps": min(40, steps // 4)}
-    plan = recipe.train.batch.model_copy(update={"tokens_per_step": 2000})
-    return recipe.train.model_copy(update={**changed, "batch": plan, "workers": 1, "zero_stage": 0, "validate_every": 0, "checkpoint_every": 250})
+    changed: dict[str, Any] = {"model": DiT(preset=preset), "steps": steps, "decay_steps": steps // 2, "warmup_steps": min(40, steps // 4)}
+    changed |= {"batch": recipe.train.batch.model_copy(update={"tokens_per_step": 2000}), "workers": 1, "zero_stage": 0}
+    return recipe.train.model_copy(update={**changed, "validate_every": 0, "previews": PreviewSettings(every=0), "checkpoint_every": 250})
 
 
 @torch.no_grad()

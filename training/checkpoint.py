@@ -34,6 +34,7 @@ FREE_TO_CHANGE = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "validate_every",
+        "previews",
         "log_every",
         "trackers",
         "peak_tflops",

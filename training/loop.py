@@ -27,6 +27,7 @@ from training.engine import Engine, NonFiniteGradientError, open_engine
 from training.evaluate import Validation
 from training.export import write_export
 from training.metrics import Metrics, Record
+from training.previews import Previews
 from training.settings import TrainSettings
 from training.spikes import NormGuard
 from training.step import Task, key, losses, prepare, quantiles
@@ -87,6 +88,7 @@ def _steps(
 ) -> Checkpoint:
     """Take steps `start_step` to `settings.steps`, counted from 0, and return the last checkpoint; `state` is that of the one before."""
     validation = Validation(manifest_uri, settings, task, engine) if settings.validate_every else None
+    previews = Previews(run_uri, manifest_uri, settings, dataset, task, engine)
     guard = NormGuard(settings.skip_grad_norm, state.get("norms", ()))
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(contextlib.closing(checkpoint.Writer(run_uri, engine, ema, settings)))
@@ -122,6 +124,8 @@ def _steps(
                 times.add(step, engine.sum(moments(len(batches), tokens, record["step_s"] - record["data_wait_s"])))
             if validation and (done % settings.validate_every == 0 or done == settings.steps):
                 record |= validation.record()
+            if previews.due(done):
+                record |= previews.record(done, ema.averages, metrics)
             if metrics:
                 metrics.add({"step": done, **record})
             if stopping or done % settings.checkpoint_every == 0 or done == settings.steps:

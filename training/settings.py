@@ -21,6 +21,15 @@ from training.trackers import Name as TrackerName
 from training.trackers import check
 
 
+class PreviewSettings(Settings):
+    """Samples made while training goes on: always of the same captions, from the same noise."""
+
+    every: int = Field(500, ge=0, description="Steps between previews; the last step always makes one. 0 for never, not even then.")
+    count: int = Field(4, ge=1, le=64, description="Samples of a preview.")
+    steps: int = Field(20, ge=1, le=1000, description="Evaluations of the velocity of each sample.")
+    guidance: float = Field(5.0, ge=0, description="Classifier-free guidance scale; 1 is none, and halves the cost.")
+
+
 class TrainSettings(Settings):
     """What to train and how. Defaults without another source are those of published video diffusion transformers."""
 
@@ -62,6 +71,7 @@ class TrainSettings(Settings):
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints; the last step always writes one.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
     validate_every: int = Field(500, ge=0, description="Steps between losses on the validation split; 0 for never.")
+    previews: PreviewSettings = Field(PreviewSettings(), description="Samples made while training goes on.")
     log_every: int = Field(10, ge=1, description="Steps between points on trackers; metrics.jsonl has every step.")
     trackers: tuple[TrackerName, ...] = Field(("tensorboard",), description="Where curves are shown while the run goes on.")
     peak_tflops: float | None = Field(

@@ -196,7 +196,8 @@ def _remove_files(recipe: Recipe, work: Work) -> int:
         if path.startswith(f"{records.FOLDER}/"):
             continue
         piece_of = name.partition("~")[0] if name.endswith(PIECE_SUFFIX) else name.removesuffix(PLAN_SUFFIX) if name.endswith(PLAN_SUFFIX) else None
-        of_a_run = path.startswith("run-") and ("/ray/" in path or name == "failure.txt") and _names_it(entry.uri, work.names)
+        says_why = "/ray/" in path or "/previews/" in path or name == "failure.txt"
+        of_a_run = path.startswith("run-") and says_why and _names_it(entry.uri, work.names)
         # Of an export: what a run that was stopped has cut so far, and lists of its clips; the next export makes both.
         of_an_export = path.startswith("export") and ("/.work/" in path or (proof.is_text(path) and _names_it(entry.uri, work.names)))
         # Pieces of a file that is listed no more may be of an earlier version of this one, which no table tells.

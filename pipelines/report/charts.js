@@ -35,6 +35,9 @@ function chart(className, label, make) {
   return node;
 }
 
+/** Draw again what has been drawn and is still there, as after a change of colours. */
+const redraw = () => drawn.filter((node) => node.isConnected).forEach((node) => node.draw());
+
 const baseLayout = () => ({
   margin: { l: 44, r: 10, t: 14, b: 34 }, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', showlegend: false, dragmode: false,
   font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: color('muted') }, hovermode: 'closest', bargap: 0.08,

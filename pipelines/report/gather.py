@@ -23,8 +23,9 @@ from pipelines.report.batches import Place, batches, fetch
 from pipelines.report.causes import Cause, error_message
 from pipelines.report.columns import Histogram, Measured, Threshold, ValueSample, axis_of, measured_columns, round_to, thresholds
 from pipelines.report.funnel import Amount, Totals
-from pipelines.report.lineage import costs, lineage, manifest_of, packages, samples, splits_of, training_runs
+from pipelines.report.lineage import costs, lineage, manifest_of, packages, samples, splits_of
 from pipelines.report.picks import DUPLICATE_COLUMNS, Groups, Picks
+from pipelines.report.runs import training_runs
 from pipelines.step import FATE_COLUMNS, Expand
 from pipelines.whatif import whatif
 

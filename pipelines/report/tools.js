@@ -1,5 +1,5 @@
 'use strict';
-// The script of a report is these files joined in order: tools.js, charts.js, clips.js, sections.js.
+// The script of a report is these files joined in order: tools.js, charts.js, clips.js, training.js, sections.js.
 // Here: the data of the page, elements, and numbers in words.
 // All texts of footage (captions, file names, errors) are set as text, never as markup.
 

@@ -153,6 +153,8 @@ def _odds_and_ends(out: str, recipe: Recipe) -> str:
         storage.write_table(f"{out}/export/{kind}/index.parquet", index)
     storage.write_bytes(f"{out}/export/mp4/{clips[0]['uid']}.json", json.dumps({"source": clips[0]["source"]}).encode())
     storage.write_bytes(f"{out}/export/mp4/all.json", json.dumps([f"{clips[0]['uid']}.mp4"]).encode())
+    for step, uid in ((500, clips[0]["uid"]), (1000, others[0]["uid"])):
+        storage.write_bytes(f"{out}/run-0/previews/step-{step:06d}.json", json.dumps({"samples": [{"uid": uid}]}).encode())
     source_uid = clips[0]["source_uid"]
     storage.write_bytes(f"{out}/tables/scan-0/{source_uid}.plan.json", b"[]")
     storage.write_bytes(f"{out}/tables/scan-0/{source_uid}~3.piece", b"D...")
@@ -173,6 +175,7 @@ def test_exports_summaries_and_pieces_go_too(tmp_path: Path) -> None:
     assert raw_files_naming(recipe.out_uri, source, *uids) == []
     names = set(files_of(recipe.out_uri))
     assert not {name for name in names if name.endswith((".piece", ".plan.json", "ledger.json", "report.html", ".tar", "all.json"))}
+    assert {name for name in names if "/previews/" in name} == {"run-0/previews/step-001000.json"}
     assert "export/webdataset/index.parquet" not in names, "its only file had clips of both"
     left = pq.read_table(f"{recipe.out_uri}/export/mp4/index.parquet")
     assert {name for name in names if name.endswith(".mp4")} == {f"export/mp4/{file}" for file in left["file"].to_pylist()} != set()

@@ -12,7 +12,15 @@ from cluster.config import Settings
 SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
 
-class SampleSettings(Settings):
+class SolverSettings(Settings):
+    """How a sample is made of noise."""
+
+    steps: int = Field(50, ge=1, le=1000, description="Evaluations of the velocity; more are slower and follow the path more closely.")
+    guidance: float = Field(5.0, ge=0, description="Classifier-free guidance scale (Ho and Salimans 2022); 1 is none, and halves the cost.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial noise.")
+
+
+class SampleSettings(SolverSettings):
     """What to generate. The same settings and checkpoint give the same file."""
 
     task: Literal["text"] = Field("text", description="What the model is given: text only.")
@@ -21,9 +29,6 @@ class SampleSettings(Settings):
     seconds: float = Field(2.0, ge=0, le=3600, description="Length, rounded to whole latent frames; 0 makes an image.")
     fps: float | None = Field(None, gt=0, le=240, description="Frames a second; by default those the model was trained at.")
     size: str = Field("96x64", description="WIDTHxHEIGHT in pixels, rounded to the nearest size the autoencoder and the model take.")
-    steps: int = Field(50, ge=1, le=1000, description="Evaluations of the velocity; more are slower and follow the path more closely.")
-    guidance: float = Field(5.0, ge=0, description="Classifier-free guidance scale (Ho and Salimans 2022); 1 is none, and halves the cost.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial noise.")
     name: str | None = Field(None, pattern=r"^[\w][\w.-]*$", description="File name without ending; by default made from the prompt and the seed.")
 
     @field_validator("size")

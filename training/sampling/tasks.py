@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster import storage
@@ -15,7 +17,7 @@ from training.network import VideoModel
 from training.pixels import to_levels
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import provenance, provenance_uri, read_provenance, write_provenance
-from training.sampling.settings import SampleSettings
+from training.sampling.settings import SampleSettings, SolverSettings
 from training.sampling.solver import euler, guided
 from training.step import conditions, generator
 
@@ -63,15 +65,13 @@ def sample(settings: SampleSettings, export_uri: str, out_uri: str, upsampling: 
         return uri
     text = embedded(prompt, card, export_uri, device)
     _, model, null_text = read_export(export_uri)
-    latent_BCTHW = generate(card, model.to(device), autoencoder, text, null_text, settings, (frames, height, width), fps)
-    with torch.no_grad():
-        video_THWC = pixels(autoencoder.decode(latent_BCTHW))[0]
+    video_THWC = generate(card, model.to(device), autoencoder, text, null_text, settings, (frames, height, width), fps)
     # The record says the file is there and whole, so it is written last, and one of another file goes first.
     storage.remove(provenance_uri(uri))
     if frames == 1:
-        write_png(uri, video_THWC[0].numpy())
+        write_png(uri, video_THWC[0])
     else:
-        write_mp4(uri, video_THWC.numpy(), fps)
+        write_mp4(uri, video_THWC, fps)
     write_provenance(uri, record)
     return uri
 
@@ -133,11 +133,11 @@ def generate(
     autoencoder: Autoencoder,
     text_NE: Tensor,
     null_text_NE: Tensor,
-    settings: SampleSettings,
+    settings: SolverSettings,
     size: tuple[int, int, int],
     fps: float,
-) -> Tensor:
-    """Latents `[1, C, t, h, w]` for `size` (frames, height, width) in pixels, on the device of the model."""
+) -> NDArray[np.uint8]:
+    """A video `[T, H, W, 3]` of `size` (frames, height, width) in pixels, made on the device of model and autoencoder."""
     device = next(model.parameters()).device
     frames, height, width = size
     _, *grid = autoencoder.latent_shape(frames, height, width)
@@ -153,7 +153,8 @@ def generate(
         return card.objective.velocity(joint[None], x_BCTHW, torch.tensor(time, device=device))
 
     n_tokens = card.model.tokens(grid[0], grid[1], grid[2])
-    return euler(velocity, noise_BCTHW, card.objective.schedule(settings.steps, n_tokens))
+    latent_BCTHW = euler(velocity, noise_BCTHW, card.objective.schedule(settings.steps, n_tokens))
+    return pixels(autoencoder.decode(latent_BCTHW))[0].numpy()
 
 
 def pixels(video_BCTHW: Tensor) -> Tensor:

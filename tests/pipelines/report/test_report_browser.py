@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from made_tables import make_curation, make_rows, picture
+from made_runs import make_records, write_failed_preview, write_run
+from made_tables import EVIL, make_curation, make_rows, picture
 
 from cluster import storage
 from pipelines.report.page import write_report
@@ -35,8 +36,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     uids = [row["uid"] for row in ROWS if row["fate"] == "kept"]
     splits = {"uid": uids, "split": ["val" if i % 5 == 0 else "train" for i in range(len(uids))]}
     storage.write_table(storage.join(recipe.out_uri, "splits.parquet"), pa.table(splits))
-    records = "".join(f'{{"step": {step}, "loss": {1 / step}, "tokens_per_s": 5.0}}\n' for step in range(1, 50))
-    storage.write_bytes(storage.join(recipe.out_uri, "run-1", "metrics.jsonl"), records.encode())
+    write_run(recipe.out_uri, "run-2", make_records(80, seed=1))
+    write_run(recipe.out_uri, "run-1", make_records(120), (40, 80, 120), [EVIL, "a lake"])
+    write_failed_preview(recipe.out_uri, "run-1", 100, "ValueError: no weights")
+    for number in (1, 2):
+        os.utime(storage.join(recipe.out_uri, f"run-{number}", "metrics.jsonl"), (9 - number, 9 - number))
     storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.png"), picture(7))
     return Path(write_report(recipe, curation, datetime(2026, 1, 2, tzinfo=UTC)).uri).as_uri()
 
@@ -169,6 +173,49 @@ def test_pictures_move_and_a_clip_opens_and_closes(page: Any) -> None:
 def test_samples_beside_the_page_are_shown(page: Any) -> None:
     page.locator("#training img.media").scroll_into_view_if_needed()
     page.wait_for_function("() => document.querySelector('#training img.media').naturalWidth === 64")
+
+
+def test_runs_are_compared_and_one_can_be_taken_out(page: Any) -> None:
+    page.locator("#training .plot.tall").scroll_into_view_if_needed()
+    lines = "document.querySelectorAll('#training .plot.tall .scatterlayer .trace').length"
+    page.wait_for_function(f"() => {lines} === 6")  # of each run: steps, means, validation
+    page.click("#training .chip:has-text('run-2')")
+    page.wait_for_function(f"() => {lines} === 3")
+    assert page.get_attribute("#training .chip:has-text('run-2')", "aria-pressed") == "false"
+
+
+def test_parts_of_the_loss_are_of_the_run_and_split_that_are_chosen(page: Any) -> None:
+    card = page.locator("#training .card:has(h3:text-is('Loss by noise level'))")
+    card.scroll_into_view_if_needed()
+    page.wait_for_function("() => document.querySelectorAll('#training .card .legend').length")
+    assert card.locator(".legend li").count() == 10
+    before = card.locator(".plot").get_attribute("aria-label")
+    page.select_option("#training label:has-text('Run') select", label="run-2")
+    other = card.locator(".plot").get_attribute("aria-label")
+    page.select_option("#training label:has-text('Parts of') select", label="the validation loss")
+    assert len({before, other, card.locator(".plot").get_attribute("aria-label")}) == 3
+    assert page.locator("#training .preview").count() == 0, "run-2 has none"
+
+
+def test_the_slider_moves_through_previews_and_their_video_plays(page: Any) -> None:
+    shown = page.locator("#training .preview")
+    shown.scroll_into_view_if_needed()
+    assert page.inner_text("#training .slide output") == "step 120"
+    assert page.locator("#training .captions li").count() == 2
+    last = shown.locator("img").get_attribute("src")
+    assert last is not None
+    assert last.startswith("data:image/jpeg")
+    slider = page.locator("#training input[type=range]")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    assert "There are none: ValueError: no weights" in shown.inner_text()
+    page.keyboard.press("Home")
+    assert page.inner_text("#training .slide output") == "step 40"
+    assert shown.locator("img").get_attribute("src") != last
+    page.click("#training .slide button")
+    page.wait_for_function("() => document.querySelector('#training video').currentTime > 0")
+    page.click("#training .slide button")
+    assert shown.locator("video").count() == 0
 
 
 def test_pictures_stand_still_where_motion_is_not_wanted(chromium: Any, report: str) -> None:

@@ -6,8 +6,11 @@ import base64
 import functools
 import hashlib
 import html
+import io
+import itertools
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,13 +22,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_runs import make_records, write_failed_preview, write_run
 from made_tables import EVIL, make_curation, make_rows
+from PIL import Image
 
 from cluster import storage
 from pipelines import job
 from pipelines.curate import inspect
 from pipelines.recipe import Recipe
-from pipelines.report import page, picks
+from pipelines.report import page, picks, runs
 from pipelines.report.gather import gather
 from pipelines.report.page import FILE, render, script_json, write_report
 
@@ -138,17 +143,54 @@ def test_a_report_is_written_beside_the_tables(tmp_path: Path) -> None:
     assert Path(again.uri).read_bytes() == Path(written.uri).read_bytes(), "the same rows give the same page"
 
 
-def test_training_curves_and_samples_are_found(tmp_path: Path) -> None:
+def test_runs_and_samples_are_found(tmp_path: Path) -> None:
     recipe, curation = make_curation(tmp_path, make_rows(20))
     records = [{"step": step, "loss": 1 / step, "tokens_per_s": 10.0} | ({"val_loss": 0.5} if step % 500 == 0 else {}) for step in range(1, 1001)]
-    storage.write_bytes(storage.join(recipe.out_uri, "run-abc", "metrics.jsonl"), "".join(json.dumps(record) + "\n" for record in records).encode())
+    write_run(recipe.out_uri, "run-abc", records)
     storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.mp4"), b"")
     storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.json"), b'{"prompt": "a heron"}')
     found = gather(recipe, curation, WHEN)
-    assert [run["name"] for run in found["training"]] == ["run-abc"]
-    assert len(found["training"][0]["train"]) <= 400
-    assert found["training"][0]["validation"] == [[500, 0.5], [1000, 0.5]]
+    (run,) = found["training"]["runs"]
+    assert (run["name"], run["steps"], run["tokens_per_s"], run["previews"]) == ("run-abc", 1000, 10.0, [])
+    assert run["curves"]["val_loss"] == [[500, 1000], [0.5, 0.5]]
     assert found["samples"] == [{"file": "samples/a%20b.mp4", "kind": "video", "prompt": "a heron"}]
+
+
+def test_previews_are_links_with_posters_and_one_that_failed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, curation = make_curation(tmp_path, make_rows(3))
+    write_run(recipe.out_uri, "run-abc", make_records(30), (10, 20, 30), [EVIL, "a lake"])
+    write_failed_preview(recipe.out_uri, "run-abc", 25, "ValueError: no weights")
+    data = gather(recipe, curation, WHEN)
+    previews = data["training"]["runs"][0]["previews"]
+    assert [item["step"] for item in previews] == [10, 20, 25, 30]
+    assert previews[2] == {"step": 25, "failed": "ValueError: no weights"}
+    assert (previews[0]["video"], previews[0]["picture"]) == ("run-abc/previews/step-000010.mp4", "run-abc/previews/step-000010.png")
+    assert (tmp_path / "out" / previews[0]["video"]).exists()
+    assert EVIL.startswith(previews[0]["captions"][0])
+    assert EVIL not in render(data)
+    with Image.open(io.BytesIO(base64.b64decode(previews[0]["poster"]))) as poster:
+        assert (poster.format, poster.size) == ("JPEG", (160, 48))
+    monkeypatch.setattr(runs, "POSTER_BYTES", 1)
+    limited = gather(recipe, curation, WHEN)["training"]["runs"][0]["previews"]
+    assert ["poster" in item for item in limited] == [True, False, False, False], "the others are links only"
+    (tmp_path / "out" / "run-abc" / "previews" / "step-000010.png").unlink()
+    assert gather(recipe, curation, WHEN)["training"]["runs"][0]["previews"][0]["poster"] == ""
+
+
+def test_many_runs_and_previews_are_limited_to_the_newest_runs_and_to_previews_evenly_apart(tmp_path: Path) -> None:
+    recipe, curation = make_curation(tmp_path, make_rows(3))
+    for number in range(14):
+        write_run(recipe.out_uri, f"run-{number:02d}", make_records(2))
+        os.utime(tmp_path / "out" / f"run-{number:02d}" / "metrics.jsonl", (number, number))
+    for step in range(1, 100):
+        write_failed_preview(recipe.out_uri, "run-13", step, "late")
+    found = gather(recipe, curation, WHEN)["training"]
+    assert found["n_runs"] == 14
+    assert [run["name"] for run in found["runs"]] == [f"run-{number:02d}" for number in range(13, 1, -1)]
+    steps = [item["step"] for item in found["runs"][0]["previews"]]
+    assert 12 < len(steps) <= runs.MAX_PREVIEWS
+    assert steps[-1] == 99
+    assert len({b - a for a, b in itertools.pairwise(steps)}) == 1
 
 
 def test_a_report_that_cannot_be_written_is_said_and_undoes_nothing(

@@ -1,0 +1,64 @@
+"""Curves of a run: thinned without losing what matters, whatever was recorded."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_runs import make_records
+
+from pipelines.report.runs import MEAN_POINTS, RAW_POINTS, curves, evenly, extremes
+
+POINTS = st.lists(st.floats(-1e6, 1e6), max_size=300).map(lambda values: list(enumerate(values)))
+
+
+@given(POINTS, st.integers(2, 50))
+def test_thinning_keeps_the_order_the_last_point_and_for_raw_values_every_record(points: list[tuple[int, float]], most: int) -> None:
+    even, extreme = evenly(points, most), extremes(points, most)
+    for thinned in (even, extreme):
+        assert len(thinned) <= most
+        assert thinned == sorted(thinned)
+        assert set(thinned) <= set(points)
+    if points:
+        assert even[-1] == points[-1]
+        for best in (min, max):
+            assert best(value for _, value in extreme) == best(value for _, value in points)
+
+
+def test_a_run_has_curves_of_all_that_it_recorded() -> None:
+    found = curves(make_records(120))
+    assert found["loss"][0] == list(range(1, 121))
+    assert len(found["mean/loss"][0]) == 120
+    assert {
+        "lr",
+        "grad_norm",
+        "mean/tokens_per_s",
+        "mean/mfu",
+        "mean/idle_share",
+        "val_loss",
+        "mean/loss_kind/image",
+        "val_loss_kind/video",
+    } <= found.keys()
+    assert sum(name.startswith("mean/loss_time/") for name in found) == 10
+    assert max(found["grad_norm"][1]) == 80
+    sparse = found["mean/loss_time/0.3"]
+    assert 40 < len(sparse[0]) < 120, "steps without a sample of that noise level have no point"
+
+
+def test_a_long_run_is_thinned_and_its_spike_is_still_there() -> None:
+    found = curves(make_records(9000, validate_every=1))
+    for name, (steps, values) in found.items():
+        assert len(steps) == len(values) <= (MEAN_POINTS if name.startswith("mean/") else RAW_POINTS), name
+    assert max(found["grad_norm"][1]) == 80
+    assert found["mean/loss"][0][-1] == 9000
+
+
+def test_what_is_no_finite_number_has_no_point() -> None:
+    records = [{"step": 1, "loss": 1.0, "note": "a word"}, {"step": 2, "loss": math.nan, "lr": 1.0}, {"step": 3, "loss": 2.0}]
+    found = curves(records)
+    assert found["loss"] == [[1, 3], [1.0, 2.0]]
+    assert found["mean/loss"][1] == pytest.approx([1.0, 1.5])
+    assert found["lr"] == [[2], [1.0]]
+    assert "note" not in found
