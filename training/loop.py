@@ -121,7 +121,7 @@ def _steps(
             record |= meter.read(record["tokens"])
             if times:
                 tokens = [task.model.tokens(*latent.shape[1:]) for batch in batches for latent in batch.latents]
-                times.add(step, engine.sum(moments(len(batches), tokens, record["step_s"] - record["data_wait_s"])))
+                times.add(step, engine.sum(moments(len(batches), tokens, meter.forward_s)))
             if validation and (done % settings.validate_every == 0 or done == settings.steps):
                 record |= validation.record()
             if previews.due(done):

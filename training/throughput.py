@@ -72,6 +72,8 @@ class Meter:
     def __init__(self, settings: TrainSettings, engine: Engine) -> None:
         self._model, self._engine, self._stage = settings.model, engine, settings.zero_stage
         self._peak_tflops = settings.peak_tflops or peak_tflops(engine.device, settings.precision)
+        self.forward_s = 0.0
+        """Seconds of this rank's own ways forward in the step that was read last."""
         self.start()
 
     def start(self) -> None:
@@ -102,7 +104,9 @@ class Meter:
         engine, on_gpu = self._engine, self._engine.device.type == "cuda"
         memory_gb = torch.cuda.max_memory_allocated(engine.device) / 1e9 if on_gpu else 0.0
         own = [*self._operations, self._data_wait_s, memory_gb, host_memory_gb()]
-        ranks = by_rank(engine, [*own, *self._stretches()])
+        seconds_M = [_seconds(before, after) for before, after in self._forwards]
+        self.forward_s = sum(seconds_M)
+        ranks = by_rank(engine, [*own, *self._stretches(seconds_M)])
         step_s = time.perf_counter() - self._started_s
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(engine.device)
@@ -118,9 +122,8 @@ class Meter:
             record |= {"idle_share": idle_share(seconds_RM), "slowest_rank": max(range(len(ranks)), key=lambda rank: sum(seconds_RM[rank]))}
         return record
 
-    def _stretches(self) -> list[float]:
-        """Seconds of this rank's ways forward between each two moments at which ranks wait for each other."""
-        seconds_M = [_seconds(before, after) for before, after in self._forwards]
+    def _stretches(self, seconds_M: list[float]) -> list[float]:
+        """Seconds of this rank's ways forward, given for each micro-step, between each two moments at which ranks wait for each other."""
         return [] if self._stage == 3 else seconds_M if self._stage == 2 else [sum(seconds_M)]
 
     def _now(self) -> Moment:

@@ -1,4 +1,4 @@
-"""How long micro-steps really take: seconds fitted to their tokens, so that dealing can follow the machine.
+"""How long micro-steps really take: seconds of the way forward, in which no rank waits, fitted to tokens, so that dealing can follow the machine.
 
 A fit decides which worker computes what, never which samples a step has.
 """
@@ -30,7 +30,7 @@ PAIRS = tuple(itertools.combinations_with_replacement(range(4), 2))
 
 @dataclass(frozen=True)
 class Fit:
-    """Seconds of a micro-step: `start_s` + `per_token_s` * sum(S) + `per_square_s` * sum(S²) over its samples of S tokens; none is negative."""
+    """Seconds of a micro-step's way forward: `start_s` + `per_token_s` * sum(S) + `per_square_s` * sum(S²) over samples of S tokens; none is negative."""
 
     start_s: float
     per_token_s: float
