@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,14 @@ from training.network import Condition, VideoModel
 
 TIME_SCALE = 1000.0
 """Noise levels in [0, 1] are scaled to the range of discrete diffusion steps before their sinusoids (Peebles and Xie 2023)."""
+SHARE_SCALE = 1000.0
+"""Shares of a picture in [0, 1) are scaled to about the range of its pixels, in which SDXL gives them."""
 PLACES_PER_S = 8.0
 """Seconds are scaled to steps of about a latent cell before their sinusoids."""
 N_FEATURES = 128
 """Sinusoidal features of each scalar of the condition."""
+N_SHAPE = 7
+"""Scalars of a sample's shape: frame rate, size, crop and the source's size."""
 MOST_COMPILATIONS = 256
 """Shapes a block is compiled for before torch gives up and runs it uncompiled; its default of 8 is fewer than a data set's buckets."""
 
@@ -89,7 +93,7 @@ class DiffusionTransformer(VideoModel):
             self.seconds_in, self.row_in, self.column_in = (nn.Linear(N_FEATURES, dim, bias=False) for _ in range(3))
             self.text_in = mlp(text_dim, dim, dim)
             self.time_in = mlp(N_FEATURES, dim, dim)
-            self.shape_in = mlp(3 * N_FEATURES, dim, dim)
+            self.shape_in = mlp(N_SHAPE * N_FEATURES, dim, dim)
             self.pooled_in = nn.Linear(dim, dim)
             self.given_D = nn.Parameter(torch.empty(dim))
             self.modulation = nn.Linear(dim, 6 * dim)
@@ -101,10 +105,8 @@ class DiffusionTransformer(VideoModel):
             self.to_empty(device=device)
             self.initialise()
 
-    def initialise(self) -> None:
-        drawn = int(torch.randint(2**62, (), device="cpu"))
-        for name, parameter in self.named_parameters():
-            fill(parameter, name, drawn)
+    def filler(self) -> Callable[[nn.Parameter, str], None]:
+        return partial(fill, drawn=int(torch.randint(2**62, (), device="cpu")))
 
     def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
         """Predict `[C, T, H, W]` float32 for each latent; sides that patches do not divide are padded and cropped."""
@@ -174,10 +176,11 @@ class DiffusionTransformer(VideoModel):
         return text_ND + sinusoids(order_N, text_ND.shape[-1]).to(text_ND.dtype), lengths
 
     def _sample(self, condition: Condition, order: Sequence[int], text_ND: Tensor, text_lengths: Sequence[int]) -> Tensor:
-        """Vector of every sample `[B, D]`: its frame rate, its size, and its mean text token."""
+        """Vector of every sample `[B, D]`: its frame rate, its size, how it was cut out of its source, and its mean text token."""
         pooled_BD = torch.stack([text.mean(dim=0) for text in torch.split(text_ND, list(text_lengths))])
-        shape_B3 = torch.cat((condition.fps_B[:, None], condition.size_B2), dim=-1)[list(order)]
-        sample_BD: Tensor = self.shape_in(sinusoids(shape_B3, N_FEATURES).flatten(1).to(text_ND.dtype)) + self.pooled_in(pooled_BD)
+        parts = (condition.fps_B[:, None], condition.size_B2, SHARE_SCALE * condition.crop_B2, condition.source_B2)
+        shape_B7 = torch.cat(parts, dim=-1)[list(order)]
+        sample_BD: Tensor = self.shape_in(sinusoids(shape_B7, N_FEATURES).flatten(1).to(text_ND.dtype)) + self.pooled_in(pooled_BD)
         return sample_BD
 
     def _enter(self, latents: Sequence[Tensor], condition: Condition, places: Sequence[int], sample_BD: Tensor) -> tuple[Tensor, Tensor, Rotation]:
