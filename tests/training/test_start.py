@@ -41,9 +41,9 @@ def trained(engine: Engine) -> dict[str, Any]:
     initial = engine.full_parameters()
     latents, condition = packed([(3, 4, 6), (1, 8, 8)], [2, 5])
     for _ in range(3):
-        engine.backward(
-            sum((prediction - latent).square().mean() for prediction, latent in zip(engine.forward(latents, condition), latents, strict=True)), True
-        )
+        predictions = engine.forward(latents, condition)
+        loss = torch.stack([(prediction - latent).square().mean() for prediction, latent in zip(predictions, latents, strict=True)]).sum()
+        engine.backward(loss, last=True)
         engine.step(1e-2)
     return {"initial": initial, "final": engine.full_parameters()}
 
