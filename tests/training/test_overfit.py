@@ -17,7 +17,7 @@ from training.objectives.flow_matching import FlowMatching
 from training.settings import TrainSettings
 from training.step import Task, key, losses, prepare, quantiles
 
-N_CLIPS, CHANNELS, TEXT_DIM, STEPS = 8, 4, 8, 900
+N_CLIPS, CHANNELS, TEXT_DIM, STEPS = 8, 4, 8, 400
 
 
 def waves(seed: int) -> Tensor:

@@ -170,7 +170,8 @@ def test_ranks_together_read_what_one_would(manifest_uri: str, world_size: int, 
 
 def test_tensors_wait_in_pinned_memory_where_there_is_cuda(manifest_uri: str) -> None:
     (batch,) = steps_of(Dataset.open(manifest_uri, "train"), 1)[0]
-    assert {tensor.is_pinned() for tensor in (*batch.latents, *batch.texts, batch.weights, batch.fps)} == {torch.cuda.is_available()}
+    tails = [tail for tail in batch.tails if tail is not None]
+    assert {tensor.is_pinned() for tensor in (*batch.latents, *tails, *batch.texts, batch.weights, batch.fps)} == {torch.cuda.is_available()}
 
 
 def test_a_flipped_bit_raises_with_file_row_and_uid_and_never_gives_a_tensor(manifest_uri: str, tmp_path: Path) -> None:
