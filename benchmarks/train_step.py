@@ -70,6 +70,8 @@ def pack(shapes: Sequence[tuple[int, int, int]], device: torch.device) -> tuple[
         seconds=[torch.arange(count, device=device) / 6 for count in frames],
         fps_B=torch.full((len(shapes),), 24.0, device=device),
         size_B2=torch.full((len(shapes), 2), 256.0, device=device),
+        crop_B2=torch.zeros(len(shapes), 2, device=device),
+        source_B2=torch.full((len(shapes), 2), 1024.0, device=device),
     )
     return [torch.randn(CHANNELS, *shape, device=device) for shape in shapes], condition
 

@@ -116,9 +116,10 @@ def training_captions(manifest_uri: str) -> list[str]:
 
 def kept_clips(state: SegmentState) -> pa.Table:
     """The rows of kept clips, sorted by uid."""
-    names = ["uid", "kind", "captions", "source", "start_pts", "end_pts", "time_base_num", "time_base_den", "clip_index"]
+    names = ["uid", "kind", "captions", "source", "start_pts", "end_pts", "time_base_num", "time_base_den", "width", "height", "clip_index"]
     rows = state.rows.live().read(names)
-    return rows.filter(pc.is_valid(rows["clip_index"])).drop_columns(["clip_index"])
+    clips = rows.filter(pc.is_valid(rows["clip_index"])).drop_columns(["clip_index"])
+    return clips.rename_columns({"width": "source_width", "height": "source_height"})
 
 
 def distinct_captions(clips: pa.Table) -> list[str]:
@@ -135,10 +136,10 @@ def with_splits(clips: pa.Table, divided: pa.Table) -> pa.Table:
 
 
 def shard_rows(tables_uri: str, latents_folder: str) -> pa.Table:
-    """Where each sample's latents are: file (relative to the tables), bucket, row group, row, checksum; its frame rate and tokens."""
+    """Where each sample's latents are: file (relative to the tables), bucket, row group, row, checksum; its frame rate, tokens and crop box."""
     pieces = []
     for entry in storage.list_files(latents_folder, ".parquet"):
-        index = shards.read_index(entry.uri).select(["uid", "n_tokens", "row_group", "row", "checksum", "fps"])
+        index = shards.read_index(entry.uri).select(["uid", "n_tokens", "row_group", "row", "checksum", "fps", *shards.CROP])
         file = entry.uri.removeprefix(tables_uri.rstrip("/") + "/")
         bucket = file.rpartition("/")[0].rpartition("bucket=")[2]
         for name, value in (("file", file), ("bucket", bucket)):

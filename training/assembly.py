@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pyarrow.compute as pc
 import torch
 
 from captioning.encoder import FOLDER as ENCODERS
@@ -16,8 +17,8 @@ from training.data.costs import SampleCosts
 from training.data.loader import Dataset
 from training.data.plan import Planner
 from training.data.step_times import StepTimes
+from training.engine import Engine, open_engine
 from training.export import ModelCard
-from training.network import VideoModel
 from training.sampling.provenance import version
 from training.settings import TrainSettings
 from training.step import Task
@@ -46,11 +47,13 @@ def planner_of(dataset: Dataset, settings: TrainSettings, seed: int, times: Step
     return Planner(buckets, table["n_tokens"].to_pylist(), settings.batch, seed, SampleCosts.of_flops(flops, tokens, times))
 
 
-def initial_model(settings: TrainSettings, channels: int, text_dim: int, seed: int) -> VideoModel:
-    """The untrained model, the same on every rank; the global random state is left as it was."""
+def untrained(settings: TrainSettings, channels: int, text_dim: int, seed: int, device: torch.device) -> Engine:
+    """An engine with the untrained model, the same on every rank and by every engine; the global random state is left as it was."""
+    with torch.device("meta"):
+        model = settings.model.build(channels, text_dim)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return settings.model.build(channels, text_dim)
+        return open_engine(model, settings, device)
 
 
 def card_of(settings: TrainSettings, dataset: Dataset, text_dim: int, step: int, seed: int) -> ModelCard:
@@ -70,6 +73,7 @@ def card_of(settings: TrainSettings, dataset: Dataset, text_dim: int, step: int,
         text_encoder=build(ENCODERS, TextEncoderSettings, info.text_encoder),
         text_encoder_identity=info.text_encoder_identity,
         fps=fps,
+        source_side=float(pc.quantile(pc.sqrt(pc.multiply(table["source_width"], table["source_height"])), interpolation="lower")[0].as_py()),
         buckets=tuple(sorted(set(table["bucket"].to_pylist()))),
         step=step,
         seed=seed,

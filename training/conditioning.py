@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import Field, model_validator
 
@@ -19,8 +19,15 @@ class Given:
 
     frames: tuple[bool, ...]
     """For every latent frame, whether it is given; at least one is generated."""
+    tail: bool = False
+    """Whether the last picture is given: encoded as an image, as one more latent frame at its own time. The last latent frame, which mixes
+    that picture with those before it, is generated then."""
     time: float = 0.0
-    """Noise level of the given frames, 0 for clean."""
+    """Noise level of what is given, 0 for clean."""
+
+    def __bool__(self) -> bool:
+        """Whether anything is given."""
+        return self.tail or any(self.frames)
 
 
 DEFAULT_RATES = {"none": 0.75, "first": 0.13, "last": 0.02, "both": 0.04, "prefix": 0.03, "suffix": 0.02, "middle": 0.01}
@@ -30,13 +37,13 @@ DEFAULT_RATES = {"none": 0.75, "first": 0.13, "last": 0.02, "both": 0.04, "prefi
 class ConditioningRates(Settings):
     """Shares of training samples by the frames they are given; they sum to 1. Where any is written, those that are not are 0.
 
-    An image has no other frame, so nothing of it is given; where a video is too short for both ends or the middle, its first frame is.
+    An image has no other frame, so nothing of it is given; where a video is too short for the middle, its first frame is.
     """
 
     none: float = Field(DEFAULT_RATES["none"], ge=0, le=1, description="Nothing is given: text to video.")
     first: float = Field(DEFAULT_RATES["first"], ge=0, le=1, description="The first frame: image to video.")
-    last: float = Field(DEFAULT_RATES["last"], ge=0, le=1, description="The last latent frame: a video that ends as wanted.")
-    both: float = Field(DEFAULT_RATES["both"], ge=0, le=1, description="The first and the last latent frame: connecting two pictures.")
+    last: float = Field(DEFAULT_RATES["last"], ge=0, le=1, description="The last picture: a video that ends as wanted.")
+    both: float = Field(DEFAULT_RATES["both"], ge=0, le=1, description="The first and the last picture: connecting two pictures.")
     prefix: float = Field(DEFAULT_RATES["prefix"], ge=0, le=1, description="Some frames from the first on, any number: extending forward.")
     suffix: float = Field(DEFAULT_RATES["suffix"], ge=0, le=1, description="Some frames up to the last, any number: extending backward.")
     middle: float = Field(DEFAULT_RATES["middle"], ge=0, le=1, description="Some frames with generated ones on both sides: extending both ways.")
@@ -65,13 +72,18 @@ class ConditioningRates(Settings):
             raise ValueError(f"{terms} is {total:g}; the shares must sum to 1")
         return self
 
+    @property
+    def gives_tails(self) -> bool:
+        """Whether the last picture of a sample is ever given."""
+        return self.last + self.both > 0
+
     def _rates(self) -> dict[str, float]:
         return {kind: getattr(self, kind) for kind in DEFAULT_RATES}
 
     def draw(self, uniform: Uniform, n_frames: int) -> Given:
         """What a sample of `n_frames` latent frames is given; the same numbers give the same."""
-        frames = given_frames(self._kind(uniform()), n_frames, uniform)
-        return Given(frames, self.given_noise * uniform() if any(frames) else 0.0)
+        given = given_of(self._kind(uniform()), n_frames, uniform)
+        return replace(given, time=self.given_noise * uniform()) if given else given
 
     def _kind(self, place: float) -> str:
         total = 0.0
@@ -83,18 +95,19 @@ class ConditioningRates(Settings):
         return max(self._rates(), key=lambda kind: self._rates()[kind])
 
 
-def given_frames(kind: str, n_frames: int, uniform: Uniform) -> tuple[bool, ...]:
-    """For every latent frame whether it is given; lengths and places of a prefix, suffix or middle are equally likely."""
+def given_of(kind: str, n_frames: int, uniform: Uniform) -> Given:
+    """What is given of a sample of `n_frames` latent frames, clean; lengths and places of a prefix, suffix or middle are equally likely."""
+    nothing = (False,) * n_frames
     if kind == "none" or n_frames == 1:
-        return (False,) * n_frames
-    if kind in ("both", "middle") and n_frames == 2:
+        return Given(nothing)
+    if kind == "last":
+        return Given(nothing, tail=True)
+    if kind == "middle" and n_frames == 2:
         kind = "first"
-    if kind == "both":
-        return (True, *(False,) * (n_frames - 2), True)
     if kind == "middle":
         length = 1 + int(uniform() * (n_frames - 2))
         start = 1 + int(uniform() * (n_frames - 1 - length))
     else:
-        length = 1 if kind in ("first", "last") else 1 + int(uniform() * (n_frames - 1))
-        start = 0 if kind in ("first", "prefix") else n_frames - length
-    return tuple(start <= frame < start + length for frame in range(n_frames))
+        length = 1 if kind in ("first", "both") else 1 + int(uniform() * (n_frames - 1))
+        start = n_frames - length if kind == "suffix" else 0
+    return Given(tuple(start <= frame < start + length for frame in range(n_frames)), tail=kind == "both")

@@ -11,13 +11,14 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.fragments import Fragment
+from training.network import VideoModel
 from training.settings import TrainSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -122,7 +123,14 @@ class Engine(abc.ABC):
 
 
 def open_engine(model: nn.Module, settings: TrainSettings, device: torch.device) -> Engine:
-    """The engine for these settings; with several workers or ZeRO, `torch.distributed` is initialised already."""
+    """The engine for these settings; with several workers or ZeRO, `torch.distributed` is initialised already.
+
+    A `VideoModel` that was built under `torch.device("meta")` gets memory here and its initial weights, from torch's global random state.
+    With ZeRO-3 that is one weight at a time, of which each rank keeps its part, so a model may be larger than what a device holds.
+    """
+    if settings.zero_stage != 3 and is_on_meta(model):
+        model.to_empty(device=device)
+        model.initialise()
     if settings.workers == 1 and settings.zero_stage == 0:
         return TorchEngine(model, settings, device)
     return DeepSpeedEngine(model, settings, device)
@@ -133,7 +141,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (free if parameter.ndim < 2 or "table" in name else decayed).append(parameter)
+        # Of a weight that is spread over ranks there is but its shape.
+        n_axes = len(getattr(parameter, "ds_shape", parameter.shape))
+        (free if n_axes < 2 or "table" in name else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
@@ -212,28 +222,30 @@ class DeepSpeedEngine(Engine):
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
         self._stage, self._clip_norm = settings.zero_stage, settings.clip_norm
         self.replicated = self._stage == 0
-        model = model.to(device)
+        config = {
+            # Batches come ready from the loader; these two only have to agree with each other.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            # Stage 0 reports no norm, so it is clipped here.
+            "gradient_clipping": settings.clip_norm if settings.zero_stage else 0.0,
+            "bf16": {"enabled": settings.precision == "bf16"},
+            "zero_optimization": zero_options(settings),
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 10**9,
+        }
+        if is_on_meta(model):
+            spread(deepspeed, model, config, torch.bfloat16 if settings.precision == "bf16" else torch.float32, device)
+        else:
+            model = model.to(device)
+        if self._stage == 3:
+            self._outputs = OneOutput(model)
         self._optimizer = adamw(model, settings)
-        self._engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=self._optimizer,
-            dist_init_required=False,
-            config={
-                # Batches come ready from the loader; these two only have to agree with each other.
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1,
-                # Stage 0 reports no norm, so it is clipped here.
-                "gradient_clipping": settings.clip_norm if settings.zero_stage else 0.0,
-                "bf16": {"enabled": settings.precision == "bf16"},
-                "zero_optimization": zero_options(settings),
-                "zero_allow_untested_optimizer": True,
-                "zero_force_ds_cpu_optimizer": False,
-                "steps_per_print": 10**9,
-            },
-        )
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=self._optimizer, dist_init_required=False, config=config)
 
     def forward(self, *inputs: Any) -> Any:
-        return self._engine(*inputs)
+        made = self._engine(*inputs)
+        return self._outputs.apart(made) if self._stage == 3 else made
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -302,6 +314,51 @@ class DeepSpeedEngine(Engine):
         optimizer = self._engine.optimizer
         flat: list[Tensor] = optimizer.fp32_partitioned_groups_flat if self._stage == 3 else optimizer.single_partition_of_fp32_groups
         return flat
+
+
+def is_on_meta(model: nn.Module) -> TypeGuard[VideoModel]:
+    """Whether a model has no memory yet; only those can be that know how to fill themselves later."""
+    return isinstance(model, VideoModel) and any(parameter.is_meta for parameter in model.parameters())
+
+
+def spread(deepspeed: Any, model: VideoModel, config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> None:
+    """Give a model without memory its initial weights, spread over the ranks as ZeRO-3 has them; one weight at a time is whole.
+
+    `deepspeed.zero.Init` around the building of a model would do so as each of its layers is made, which is before its weights are filled.
+    """
+    fill = model.filler()
+    deepspeed.init_distributed(dist_init_required=False)
+    for name, parameter in list(model.named_parameters()):
+        folder, _, last = name.rpartition(".")
+        weight = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
+        fill(weight, name)
+        model.get_submodule(folder).register_parameter(last, weight)
+        deepspeed.zero.Init(module=nn.ParameterList([weight]), config_dict_or_path=config)
+
+
+class OneOutput:
+    """Makes a model that returns a list of tensors return them as one, and takes that apart again.
+
+    ZeRO-3 hooks into the way back at every tensor that a layer returns, and ranks must have as many hooks; they need not have as many samples.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._forward, self._shapes = model.forward, list[torch.Size]()
+        model.forward = self._joined
+
+    def _joined(self, *inputs: Any) -> Tensor:
+        parts = self._forward(*inputs)
+        if isinstance(parts, Tensor):
+            self._shapes = []
+            return parts
+        self._shapes = [part.shape for part in parts]
+        return torch.cat([part.flatten() for part in parts])
+
+    def apart(self, made: Tensor) -> Any:
+        """What the model would have returned, of what it did."""
+        if not self._shapes:
+            return made
+        return [part.view(shape) for part, shape in zip(torch.split(made, [shape.numel() for shape in self._shapes]), self._shapes, strict=True)]
 
 
 def zero_options(settings: TrainSettings) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class ModelCard(Settings):
     text_encoder: Annotated[TextEncoderSettings, Chosen(ENCODERS, TextEncoderSettings)]
     text_encoder_identity: str
     fps: float = Field(description="Frames a second of most training videos; the default when sampling.")
+    source_side: float = Field(gt=0, description="Median side of the squares with the areas of the sources, in pixels; the default when sampling.")
     buckets: tuple[str, ...] = Field(description="Shapes trained on, WIDTHxHEIGHTxFRAMES.")
     step: int = Field(description="Optimizer steps taken.")
     seed: int = Field(description="Seed of the run.")

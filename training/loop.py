@@ -17,13 +17,13 @@ from torch import Tensor
 from cluster import storage
 from cluster.telemetry import log
 from training import checkpoint
-from training.assembly import card_of, initial_model, planner_of, task_of
+from training.assembly import card_of, planner_of, task_of, untrained
 from training.breakdown import breakdown, outcomes, shared
 from training.checkpoint import Checkpoint
 from training.data.loader import Batch, Dataset, Loader
 from training.data.step_times import StepTimes, moments
 from training.ema import Ema
-from training.engine import Engine, NonFiniteGradientError, open_engine
+from training.engine import Engine, NonFiniteGradientError
 from training.evaluate import Validation
 from training.export import write_export
 from training.metrics import Metrics, Record
@@ -59,7 +59,7 @@ def train_loop(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: i
     dataset = Dataset.open(manifest_uri, "train")
     task = task_of(settings, dataset, seed)
     text_dim = task.null_text.shape[-1]
-    engine = open_engine(initial_model(settings, dataset.info.channels, text_dim, seed), settings, device)
+    engine = untrained(settings, dataset.info.channels, text_dim, seed, device)
     ema = Ema(engine.shards(), settings.ema_decay)
     reached = checkpoint.newest(run_uri)
     state = checkpoint.load(reached, engine, ema) if reached else {}

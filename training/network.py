@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -22,11 +22,16 @@ class Condition:
     given: Sequence[Tensor]
     """`[T]`: 1.0 where a latent frame is given to the model, 0.0 where the model generates it."""
     seconds: Sequence[Tensor]
-    """Presentation time `[T]` of every latent frame in seconds, see `training.step.latent_seconds`."""
+    """Presentation time `[T]` of every latent frame in seconds, see `training.step.latent_seconds`; it tells a picture that was encoded
+    alone from a latent frame of several."""
     fps_B: Tensor
     """Frames a second of the pixels."""
     size_B2: Tensor
     """Width and height in pixels."""
+    crop_B2: Tensor
+    """Shares of the source's width and height that were cut away at the left and at the top, in [0, 1); see `training.framing`."""
+    source_B2: Tensor
+    """Width and height of the source in pixels."""
 
 
 class VideoModel(nn.Module, abc.ABC):
@@ -41,9 +46,15 @@ class VideoModel(nn.Module, abc.ABC):
         """Latents `[C, T, H, W]` each, of any T, H, W, to float32 predictions of the same shapes."""
 
     @abc.abstractmethod
-    def initialise(self) -> None:
-        """Fill all weights, from one draw of torch's global random state; each weight's numbers depend on that draw and its name alone.
+    def filler(self) -> Callable[[nn.Parameter, str], None]:
+        """What fills a weight, given its name, with its initial numbers; they depend on that name and one draw of torch's global random state.
 
         So a model built under `torch.device("meta")` and then given memory, whole or weight by weight, starts as one that was built in
         memory.
         """
+
+    def initialise(self) -> None:
+        """Fill all weights, which have memory."""
+        fill = self.filler()
+        for name, parameter in self.named_parameters():
+            fill(parameter, name)

@@ -11,11 +11,12 @@ from torch import Tensor
 from cluster.storage import digest
 from training.conditioning import ConditioningRates, Given
 from training.data.loader import Batch
+from training.framing import Framing
 from training.model import ModelSettings
 from training.network import Condition
 from training.objective import ObjectiveSettings
 
-# Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns.
+# Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns. Where the last picture is given, T counts it too.
 
 Forward = Callable[[Sequence[Tensor], Condition], Sequence[Tensor]]
 
@@ -25,6 +26,7 @@ class Draw:
     """What chance decides for one sample in one epoch."""
 
     noise_CTHW: Tensor
+    """For every latent frame, and after them for the tail latent where that is given."""
     given: Given
     drop_caption: bool
 
@@ -49,7 +51,7 @@ class Inputs:
 
     noisy: list[Tensor]
     targets: list[Tensor]
-    """`[C, T, H, W]` each."""
+    """`[C, T, H, W]` each, the last frame a tail latent where that is given."""
     times: list[float]
     """Noise level of each sample's generated frames."""
     condition: Condition
@@ -92,57 +94,87 @@ def draw(task: Task, shape: Sequence[int], epoch: int | str, uid: str) -> Draw:
 
     drop = uniform() < task.caption_drop
     given = task.conditioning.draw(uniform, shape[1])
-    return Draw(torch.randn(tuple(shape), generator=chance), given, drop)
+    noise_CTHW = torch.randn(tuple(shape), generator=chance)
+    if given.tail:
+        noise_CTHW = torch.cat((noise_CTHW, torch.randn((shape[0], 1, *shape[2:]), generator=chance)), dim=1)
+    return Draw(noise_CTHW, given, drop)
 
 
 def prepare(task: Task, batch: Batch, quantile_of: Mapping[str, float], device: torch.device, epoch: str | None = None) -> Inputs:
     """Noise a micro-batch: given frames are at their own noise level, all others at their sample's, by its quantile (see `quantiles`).
 
-    Chance is keyed on each sample's pass, or on `epoch` where that is given.
+    Chance is keyed on each sample's pass, or on `epoch` where that is given. Raises `ValueError` for a video without a tail latent where
+    the conditioning gives any.
     """
-    noisy, targets, texts, levels, given, times = [], [], [], [], [], []
-    for latent_CTHW, text, uid, seen in zip(batch.latents, batch.texts, batch.uids, batch.passes, strict=True):
+    noisy, targets, texts, levels, given, tails, times = [], [], [], [], [], [], []
+    for latent_CTHW, tail_CTHW, text, uid, seen in zip(batch.latents, batch.tails, batch.texts, batch.uids, batch.passes, strict=True):
+        if tail_CTHW is None and latent_CTHW.shape[1] > 1 and task.conditioning.gives_tails:
+            raise ValueError(
+                f"sample {uid} has no tail latent, its last picture encoded as an image, which conditioning `last` and `both` give: "
+                "encode its clips again, or set both to 0"
+            )
         drawn = draw(task, latent_CTHW.shape, epoch or seen, uid)
         time = task.objective.time(quantile_of[key(epoch or seen, uid)], task.model.tokens(*latent_CTHW.shape[1:]))
-        level_T = torch.tensor([drawn.given.time if is_given else time for is_given in drawn.given.frames], device=device)
+        given_T = given_frames(drawn.given).to(device)
+        level_T = torch.where(given_T > 0, drawn.given.time, time)
         clean_CTHW, noise_CTHW = latent_CTHW.to(device, non_blocking=True), drawn.noise_CTHW.to(device)
+        if drawn.given.tail:
+            assert tail_CTHW is not None
+            clean_CTHW = torch.cat((clean_CTHW, tail_CTHW.to(device, non_blocking=True)), dim=1)
         noisy.append(task.objective.corrupt(clean_CTHW, noise_CTHW, level_T[:, None, None]))
         targets.append(task.objective.target_of(clean_CTHW, noise_CTHW, level_T[:, None, None]))
         texts.append((task.null_text if drawn.drop_caption else text).to(device, non_blocking=True))
-        given.append(torch.tensor(drawn.given.frames, dtype=torch.float32, device=device))
+        given.append(given_T)
         levels.append(level_T)
+        tails.append(drawn.given.tail)
         times.append(time)
-    return Inputs(noisy, targets, times, conditions(texts, levels, given, batch.fps.tolist(), batch.sizes, task.time_factor))
+    condition = conditions(texts, levels, given, tails, batch.fps.tolist(), batch.sizes, batch.framings, task.time_factor)
+    return Inputs(noisy, targets, times, condition)
+
+
+def given_frames(given: Given) -> Tensor:
+    """`[T]`: 1.0 for every latent frame that is given, 0.0 for the others; the tail latent, if it is given, is one more."""
+    return torch.tensor([*given.frames, *([True] if given.tail else [])], dtype=torch.float32)
 
 
 def conditions(
     texts: Sequence[Tensor],
     times: Sequence[Tensor],
     given: Sequence[Tensor],
+    tails: Sequence[bool],
     fps: Sequence[float],
     sizes: Sequence[tuple[int, int]],
+    framings: Sequence[Framing],
     time_factor: int,
 ) -> Condition:
-    """The model's condition for samples of these sizes (width, height) in pixels; training and sampling build it here."""
+    """The model's condition for samples of these sizes (width, height) in pixels; training and sampling build it here.
+
+    `tails` says of which samples the last frame is the last picture by itself, and not a latent frame like the others.
+    """
     device = times[0].device
     return Condition(
         texts=texts,
         times=times,
         given=given,
-        seconds=[latent_seconds(len(time_T), rate, time_factor).to(device) for time_T, rate in zip(times, fps, strict=True)],
+        seconds=[latent_seconds(len(time_T), rate, time_factor, tail).to(device) for time_T, rate, tail in zip(times, fps, tails, strict=True)],
         fps_B=torch.tensor(fps, dtype=torch.float32, device=device),
         size_B2=torch.tensor(sizes, dtype=torch.float32, device=device),
+        crop_B2=torch.tensor([(framing.left, framing.top) for framing in framings], dtype=torch.float32, device=device),
+        source_B2=torch.tensor([(framing.source_width, framing.source_height) for framing in framings], dtype=torch.float32, device=device),
     )
 
 
-def latent_seconds(n_frames: int, fps: float, time_factor: int) -> Tensor:
+def latent_seconds(n_frames: int, fps: float, time_factor: int, tail: bool = False) -> Tensor:
     """Presentation time `[T]` of latent frames in seconds: the mean of the times of the pixel frames each covers.
 
     The first latent frame is pixel frame 0 alone; latent frame k >= 1 is pixel frames (k - 1) r + 1 to k r, whose mean
-    is ((2k - 1) r + 1) / 2, for r = `time_factor`.
+    is ((2k - 1) r + 1) / 2, for r = `time_factor`. With `tail` the last one is a tail latent: the last pixel frame of those before it, alone.
     """
     k = torch.arange(n_frames, dtype=torch.float32)
-    return torch.where(k > 0, ((2 * k - 1) * time_factor + 1) / 2, torch.zeros_like(k)) / fps
+    place = torch.where(k > 0, ((2 * k - 1) * time_factor + 1) / 2, torch.zeros_like(k))
+    if tail:
+        place[-1] = (n_frames - 2) * time_factor
+    return place / fps
 
 
 def losses(forward: Forward, inputs: Inputs) -> Tensor:

@@ -21,7 +21,7 @@ from pipelines.dataset import build_dataset
 from pipelines.recipe import Recipe
 from pipelines.step import RunError
 from pipelines.video.decode import read_span
-from training.assembly import card_of, initial_model
+from training.assembly import card_of
 from training.autoencoder import FOLDER, AutoencoderSettings
 from training.data.loader import Dataset
 from training.data.verify import verify
@@ -64,7 +64,7 @@ def test_a_clip_is_encoded_and_everything_after_opens_the_same_autoencoder(kind:
     null_text = dataset.null_text().float()
     card = card_of(settings, dataset, null_text.shape[1], step=1, seed=0)
     assert open_autoencoder(card, torch.device("cpu")).identity == again.identity
-    weights = initial_model(settings, dataset.info.channels, null_text.shape[1], 0).state_dict()
+    weights = settings.model.build(dataset.info.channels, null_text.shape[1]).state_dict()
     write_export(str(tmp_path / "export"), weights, {name: value.clone() for name, value in weights.items()}, null_text, card)
     uri = sample(SampleSettings(prompt="a boat", seconds=1, size="64x64", steps=2), str(tmp_path / "export"), str(tmp_path / "samples"))
     assert Path(uri).stat().st_size

@@ -73,6 +73,8 @@ def write_dataset(folder: Path, counts: Sequence[tuple[int, int, int, int]], n_v
             "caption": [caption for _, caption, _ in columns],
             "caption_kind": ["words"] * n_rows,
             "other_captions": [[]] * n_rows,
+            "source_width": [width] * n_rows,
+            "source_height": [height] * n_rows,
             "cluster": [None] * n_rows,
             "split": [split for _, _, split in columns],
         }

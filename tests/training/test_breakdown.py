@@ -9,6 +9,7 @@ from training.breakdown import Outcome, breakdown, outcomes
 from training.conditioning import ConditioningRates
 from training.data.buckets import BucketSettings
 from training.data.loader import Batch
+from training.framing import uncut
 from training.models.dit import DiT
 from training.objectives.flow_matching import FlowMatching
 from training.step import Task, key, prepare, quantiles
@@ -48,7 +49,17 @@ def test_all_aspects_of_a_size_are_one_class_and_stand_ins_count_for_nothing(siz
     weights = torch.ones(count)
     weights[1] = 0
     batch = Batch(
-        [torch.zeros(1, 3, 2, 2)] * count, [torch.zeros(1, 8)] * count, names, weights, torch.full((count,), 8.0), sides, [""] * count, [0] * count, 0
+        latents=[torch.zeros(1, 3, 2, 2)] * count,
+        tails=[None] * count,
+        texts=[torch.zeros(1, 8)] * count,
+        uids=names,
+        weights=weights,
+        fps=torch.full((count,), 8.0),
+        sizes=sides,
+        framings=[uncut(*side, 0.0) for side in sides],
+        buckets=[""] * count,
+        passes=[0] * count,
+        epoch=0,
     )
     task = Task(DiT(depth=1, dim=32, heads=2), FlowMatching(), ConditioningRates(none=1.0), 0.0, torch.zeros(1, 8), 4, seed=0)
     inputs = prepare(task, batch, quantiles(0, [key(0, name) for name in names]), torch.device("cpu"))

@@ -10,39 +10,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config import validate
-from training.conditioning import DEFAULT_RATES, ConditioningRates, given_frames
+from training.conditioning import DEFAULT_RATES, ConditioningRates, Given, given_of
 
 KINDS = sorted(DEFAULT_RATES)
 
 
 @given(kind=st.sampled_from(KINDS), n_frames=st.integers(1, 40), seed=st.integers(0, 2**31))
 def test_what_is_given_is_what_its_name_says(kind: str, n_frames: int, seed: int) -> None:
-    frames = given_frames(kind, n_frames, random.Random(seed).random)
-    assert len(frames) == n_frames
-    assert not all(frames), "something is left to generate"
-    places = [place for place, is_given in enumerate(frames) if is_given]
+    given = given_of(kind, n_frames, random.Random(seed).random)
+    assert len(given.frames) == n_frames
+    assert not all(given.frames), "something is left to generate"
+    places = [place for place, is_given in enumerate(given.frames) if is_given]
     if kind == "none" or n_frames == 1:
+        assert (places, given.tail, bool(given)) == ([], False, False)
+        return
+    assert given
+    assert given.tail == (kind in ("last", "both")), "the last picture is given by itself, and never as a latent frame of several"
+    if kind == "last":
         assert places == []
         return
-    assert places
-    if kind == "both" and n_frames > 2:
-        assert places == [0, n_frames - 1]
-        return
     assert places == list(range(places[0], places[-1] + 1)), "one run"
-    if kind in ("first", "prefix") or (n_frames == 2 and kind in ("both", "middle")):
+    if kind in ("first", "both", "prefix") or (n_frames == 2 and kind == "middle"):
         assert places[0] == 0
-    elif kind in ("last", "suffix"):
+    elif kind == "suffix":
         assert places[-1] == n_frames - 1
     else:
         assert 0 < places[0] <= places[-1] < n_frames - 1
-    assert kind not in ("first", "last") or len(places) == 1
+    assert kind not in ("first", "both") or len(places) == 1
 
 
 @pytest.mark.parametrize(("kind", "n_runs"), [("prefix", 4), ("suffix", 4), ("middle", 6)])
 def test_every_length_and_place_occurs(kind: str, n_runs: int) -> None:
     """Of 5 frames: 1 to 4 at an end, or 1 to 3 inside at any place."""
     chance = random.Random(0)
-    seen = Counter(given_frames(kind, 5, chance.random) for _ in range(4000))
+    seen = Counter(given_of(kind, 5, chance.random) for _ in range(4000))
     assert len(seen) == n_runs
     assert min(seen.values()) > 300
 
@@ -50,23 +51,26 @@ def test_every_length_and_place_occurs(kind: str, n_runs: int) -> None:
 def test_rates_hold_over_many_draws() -> None:
     rates = ConditioningRates(none=0.4, first=0.1, last=0.1, both=0.1, prefix=0.1, suffix=0.1, middle=0.1)
     chance = random.Random(0)
-    seen = Counter(rates.draw(chance.random, 9).frames for _ in range(20000))
-    assert seen[(False,) * 9] / 20000 == pytest.approx(0.4, abs=0.015)
-    assert seen[(True, *(False,) * 7, True)] / 20000 == pytest.approx(0.1, abs=0.01)
-    assert seen[(True, *(False,) * 8)] / 20000 == pytest.approx(0.1 + 0.1 / 8, abs=0.01)
+    seen = Counter(rates.draw(chance.random, 9) for _ in range(20000))
+    nothing, first = (False,) * 9, (True, *(False,) * 8)
+    assert seen[Given(nothing)] / 20000 == pytest.approx(0.4, abs=0.015)
+    assert seen[Given(nothing, tail=True)] / 20000 == pytest.approx(0.1, abs=0.01)
+    assert seen[Given(first, tail=True)] / 20000 == pytest.approx(0.1, abs=0.01)
+    assert seen[Given(first)] / 20000 == pytest.approx(0.1 + 0.1 / 8, abs=0.01)
 
 
 def test_an_image_is_never_given() -> None:
     chance = random.Random(0)
-    rates = ConditioningRates(first=0.5, prefix=0.5, given_noise=0.1)
+    rates = ConditioningRates(first=0.3, last=0.2, both=0.2, prefix=0.3, given_noise=0.1)
     assert {rates.draw(chance.random, 1) for _ in range(50)} == {rates.draw(chance.random, 1)}
-    assert not any(rates.draw(chance.random, 1).frames)
+    assert not rates.draw(chance.random, 1)
 
 
 def test_given_frames_are_clean_or_have_a_noise_level_of_their_own() -> None:
     chance = random.Random(0)
-    assert {ConditioningRates(first=1.0).draw(chance.random, 3).time for _ in range(20)} == {0.0}
-    noisy = [ConditioningRates(first=1.0, given_noise=0.3).draw(chance.random, 3).time for _ in range(2000)]
+    assert {ConditioningRates(first=0.5, last=0.5).draw(chance.random, 3).time for _ in range(20)} == {0.0}
+    noisy = [ConditioningRates(first=0.5, last=0.5, given_noise=0.3).draw(chance.random, 3).time for _ in range(2000)]
+    assert min(noisy) > 0
     assert max(noisy) <= 0.3
     assert sum(noisy) / 2000 == pytest.approx(0.15, abs=0.01)
 

@@ -30,17 +30,20 @@ def condition(batch: int, frames: int, lengths: list[int] | None = None, text_di
         seconds=[torch.arange(frames) * 0.5] * batch,
         fps_B=torch.full((batch,), 8.0),
         size_B2=torch.tensor([[96.0, 64.0]]).expand(batch, 2),
+        crop_B2=torch.tensor([[0.125, 0.0]]).expand(batch, 2),
+        source_B2=torch.tensor([[1920.0, 960.0]]).expand(batch, 2),
     )
 
 
 def packed(shapes: Sequence[tuple[int, int, int]], lengths: Sequence[int], seed: int = 0) -> tuple[list[torch.Tensor], Condition]:
-    """A pack of random samples of 5 channels, each with shape, text, noise level, frame rate and size of its own."""
+    """A pack of random samples of 5 channels, each with shape, text, noise level, frame rate, size and crop of its own."""
     chance = torch.Generator().manual_seed(seed)
     ones = [condition(1, frames, [length], seed=seed + place) for place, ((frames, _, _), length) in enumerate(zip(shapes, lengths, strict=True))]
     latents = [torch.randn(5, *shape, generator=chance) for shape in shapes]
     lists = {name: [getattr(one, name)[0] for one in ones] for name in ("texts", "times", "given", "seconds")}
     fps_B, size_B2 = 8 + 4 * torch.rand(len(shapes), generator=chance), 64 + 64 * torch.rand(len(shapes), 2, generator=chance)
-    return latents, Condition(**lists, fps_B=fps_B, size_B2=size_B2)
+    crop_B2, source_B2 = 0.5 * torch.rand(len(shapes), 2, generator=chance), 128 + 64 * torch.rand(len(shapes), 2, generator=chance)
+    return latents, Condition(**lists, fps_B=fps_B, size_B2=size_B2, crop_B2=crop_B2, source_B2=source_B2)
 
 
 def predict(model: VideoModel, x_BCTHW: torch.Tensor, one: Condition) -> torch.Tensor:
@@ -148,7 +151,7 @@ def test_a_neighbour_that_is_no_number_spoils_nothing() -> None:
     assert all(expected[place].equal(spoiled[place]) for place in (0, 2, 3, 4, 5))
 
 
-@pytest.mark.parametrize("field", ["texts", "times", "given", "seconds", "fps_B", "size_B2"])
+@pytest.mark.parametrize("field", ["texts", "times", "given", "seconds", "fps_B", "size_B2", "crop_B2", "source_B2"])
 def test_every_part_of_the_condition_matters(field: str) -> None:
     model, one = moved(), condition(1, 3)
     x = torch.randn(1, 5, 3, 4, 6)

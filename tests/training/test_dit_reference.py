@@ -84,7 +84,7 @@ def reference(settings: DiT, weights: Weights, x: Tensor, one: Condition) -> Ten
     seconds = [sum(float(one.seconds[0][m]) for m in frames) / p for frames in members]
     text = rms(one.texts[0].double())
     text = two_layers(weights, "text_in", text) + torch.stack([features(n, settings.dim) for n in range(len(text))])
-    scalars = [float(one.fps_B[0]), float(one.size_B2[0, 0]), float(one.size_B2[0, 1])]
+    scalars = [float(one.fps_B[0]), *one.size_B2[0].tolist(), *(1000 * one.crop_B2[0].double()).tolist(), *one.source_B2[0].tolist()]
     sample = two_layers(weights, "shape_in", torch.cat([features(value, 128) for value in scalars])) + linear(weights, "pooled_in")(text.mean(0))
     frames = [
         two_layers(weights, "time_in", features(1000 * float(time), 128)) + float(is_given) * weights["given_D"]

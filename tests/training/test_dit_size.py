@@ -15,7 +15,7 @@ from training.models._dit_size import PRESETS
 from training.models.dit import DiT
 from training.network import Condition, VideoModel
 
-WEIGHTS = {"nano": 1_455_296, "S": 30_777_280, "B": 121_713_472, "L": 417_348_672, "XL": 612_942_400, "1.3B": 1_164_142_144}
+WEIGHTS = {"nano": 1_520_832, "S": 30_973_888, "B": 122_106_688, "L": 417_872_960, "XL": 613_532_224, "1.3B": 1_164_928_576}
 """For 16 channels and text tokens of width 512; counted by hand, layer by layer."""
 
 
@@ -44,7 +44,8 @@ def meta_pack(shapes: list[tuple[int, int, int]], lengths: list[int]) -> tuple[l
     ones = [condition(1, frames, [length], text_dim=512) for (frames, _, _), length in zip(shapes, lengths, strict=True)]
     lists = {name: [getattr(one, name)[0].to("meta") for one in ones] for name in ("texts", "times", "given", "seconds")}
     latents = [torch.empty(16, *shape, device="meta") for shape in shapes]
-    return latents, Condition(**lists, fps_B=torch.empty(len(shapes), device="meta"), size_B2=torch.empty(len(shapes), 2, device="meta"))
+    pairs = {name: torch.empty(len(shapes), 2, device="meta") for name in ("size_B2", "crop_B2", "source_B2")}
+    return latents, Condition(**lists, fps_B=torch.empty(len(shapes), device="meta"), **pairs)
 
 
 def counted(model: VideoModel, shapes: list[tuple[int, int, int]], lengths: list[int], part: str) -> int:

@@ -14,6 +14,7 @@ from training.conditioning import ConditioningRates
 from training.data.loader import Batch
 from training.ema import Ema
 from training.engine import open_engine, parameter_groups
+from training.framing import uncut
 from training.models.dit import DiT
 from training.objectives.flow_matching import FlowMatching
 from training.settings import TrainSettings
@@ -46,17 +47,21 @@ def train(options: dict[str, Any], steps: int = 5, save_to: str | None = None, g
         mine = list(range(engine.rank, N_SAMPLES, engine.world_size))
         total = 0.0
         quantile_of = quantiles(task.seed, [key(step, str(index)) for index in range(N_SAMPLES)])
-        for part, last in ((mine[: len(mine) // 2], False), (mine[len(mine) // 2 :], True)):
+        # Not as many on each rank: a plan gives them equal work, not equal numbers.
+        cut = len(mine) // 2 + engine.rank
+        for part, last in ((mine[:cut], False), (mine[cut:], True)):
             batch = Batch(
-                [latents[i] for i in part],
-                [texts[i] for i in part],
-                [str(i) for i in part],
-                torch.ones(len(part)),
-                torch.full((len(part),), 8.0),
-                [(48, 32)] * len(part),
-                [""] * len(part),
-                [step] * len(part),
-                step,
+                latents=[latents[i] for i in part],
+                tails=[latents[i][:, -1:].neg() for i in part],
+                texts=[texts[i] for i in part],
+                uids=[str(i) for i in part],
+                weights=torch.ones(len(part)),
+                fps=torch.full((len(part),), 8.0),
+                sizes=[(48, 32)] * len(part),
+                framings=[uncut(48, 32, 200.0)] * len(part),
+                buckets=[""] * len(part),
+                passes=[step] * len(part),
+                epoch=step,
             )
             inputs = prepare(task, batch, quantile_of, CPU)
             loss = losses(engine.forward, inputs).sum() / N_SAMPLES

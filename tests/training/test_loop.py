@@ -76,6 +76,7 @@ def test_a_run_leaves_all_that_it_promises(undisturbed: run.TrainResult) -> None
 def test_the_export_stands_alone(undisturbed: run.TrainResult) -> None:
     card, model, null_text = read_export(undisturbed.export_uri)
     assert (card.step, card.seed, card.fps, card.buckets) == (12, 3, 8.0, ("32x32x5", "48x32x1"))
+    assert card.source_side == 32, "of 12 clips cut out of 32x32 pixels, and 8 stills of 48x32"
     assert null_text.shape == (1, 128)
     raw = read_export(undisturbed.export_uri, averaged=False)[1]
     assert any(not a.equal(b) for a, b in zip(model.parameters(), raw.parameters(), strict=True))

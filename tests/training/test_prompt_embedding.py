@@ -31,6 +31,7 @@ def card(encoder: TextEncoderSettings, **changes: Any) -> ModelCard:
         text_encoder=encoder,
         **{"text_encoder_identity": encoder.identity()} | changes,
         fps=8.0,
+        source_side=64.0,
         buckets=("48x32x9",),
         step=1,
         seed=0,

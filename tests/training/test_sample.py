@@ -40,6 +40,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> str:
         text_encoder=Hashing(),
         text_encoder_identity=encoder.identity,
         fps=8.0,
+        source_side=64.0,
         buckets=("48x32x9",),
         step=1,
         seed=0,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from training.conditioning import ConditioningRates
 from training.data.loader import Batch
+from training.framing import Framing
 from training.models.dit import DiT
 from training.network import Condition
 from training.objectives.flow_matching import FlowMatching
@@ -32,6 +33,8 @@ TASK = Task(
 )
 UIDS = [f"clip-{index}" for index in range(12)]
 SHAPES = [(3, 3, 4, 4), (3, 1, 6, 4)]
+TAILS = [None if index % 2 else torch.randn((3, 1, 4, 4), generator=torch.Generator().manual_seed(100 + index)) for index in range(12)]
+FRAMINGS = [Framing(0.25, 0.0, 64, 32), Framing(0.0, 0.125, 64, 128)]
 
 
 def stored(indices: list[int], epoch: int = 0) -> Batch:
@@ -44,7 +47,9 @@ def stored(indices: list[int], epoch: int = 0) -> Batch:
         uids=[UIDS[i] for i in indices],
         weights=torch.ones(len(indices)),
         fps=torch.full((len(indices),), 8.0),
+        tails=[TAILS[i] for i in indices],
         sizes=[(latents[i].shape[3] * 8, latents[i].shape[2] * 8) for i in indices],
+        framings=[FRAMINGS[i % 2] for i in indices],
         buckets=[""] * len(indices),
         passes=[epoch] * len(indices),
         epoch=epoch,
@@ -135,6 +140,60 @@ def test_given_frames_may_be_noisy_and_are_then_said_to_be() -> None:
         torch.testing.assert_close(noisy[:, 0], (1 - level) * clean[:, 0] + level * noise[:, 0])
 
 
+@pytest.mark.parametrize(("kind", "first"), [("last", 0.0), ("both", 1.0)])
+def test_the_last_picture_is_given_by_itself_and_the_last_latent_frame_is_generated(kind: str, first: float) -> None:
+    task = replace(TASK, conditioning=ConditioningRates(**{kind: 1.0}))
+    inputs = batch([0, 2, 1], task=task)
+    for place, index in enumerate((0, 2)):
+        clean, noisy, time = stored([index]).latents[0], inputs.noisy[place], inputs.times[place]
+        assert noisy.shape == (3, 4, 4, 4)
+        assert noisy[:, 3:].equal(TAILS[index])
+        assert inputs.condition.given[place].tolist() == [first, 0, 0, 1]
+        assert inputs.condition.times[place].tolist() == pytest.approx([0.0 if first else time, time, time, 0.0])
+        # Of 9 pixel frames at 8 a second, the last is at 1 s, and the last latent frame's mean at 6.5 / 8 s.
+        torch.testing.assert_close(inputs.condition.seconds[place], torch.tensor([0.0, 2.5 / 8, 6.5 / 8, 1.0]))
+        assert noisy[:, 0].equal(clean[:, 0]) == bool(first)
+        assert not noisy[:, 2].equal(clean[:, 2])
+    assert inputs.noisy[2].shape == (3, 1, 6, 4), "an image has no other picture"
+    assert inputs.condition.given[2].tolist() == [0]
+
+
+def test_the_tail_changes_nothing_of_what_is_generated() -> None:
+    """The same noise, the same noise level, the same targets: only one more frame to look at, which costs nothing however wrong."""
+    plain, tailed = (batch([0, 2], task=replace(TASK, conditioning=ConditioningRates(**{kind: 1.0}))) for kind in ("first", "both"))
+    assert plain.times == tailed.times
+    for kind in ("noisy", "targets"):
+        assert all(a.equal(b[:, :3]) for a, b in zip(getattr(plain, kind), getattr(tailed, kind), strict=True))
+    said = [torch.cat((target[:, :3] + 2, torch.full_like(target[:, 3:], 1e6)), dim=1) for target in tailed.targets]
+    torch.testing.assert_close(losses(lambda noisy, condition: said, tailed), torch.full((2,), 4.0))
+
+
+def test_a_noisy_tail_has_noise_of_its_own_and_is_said_to_be_noisy() -> None:
+    task = replace(TASK, conditioning=ConditioningRates(both=1.0, given_noise=0.2))
+    inputs, noise = batch([0], task=task), draw(task, SHAPES[0], 0, UIDS[0]).noise_CTHW
+    level = float(inputs.condition.times[0][3])
+    assert 0 < level < 0.2
+    assert float(inputs.condition.times[0][0]) == level
+    torch.testing.assert_close(inputs.noisy[0][:, 3:], (1 - level) * TAILS[0] + level * noise[:, 3:])
+    assert noise[:, :3].equal(draw(replace(task, conditioning=ConditioningRates(first=1.0, given_noise=0.2)), SHAPES[0], 0, UIDS[0]).noise_CTHW)
+
+
+def test_a_video_without_a_tail_latent_is_refused_before_one_is_wanted() -> None:
+    """At the first sample, and not at the first that chance gives its last picture."""
+    older = replace(stored([0]), tails=[None])
+    prepare(TASK, older, {key(0, UIDS[0]): 0.5}, CPU)
+    task = replace(TASK, conditioning=ConditioningRates(none=0.999999, last=0.000001))
+    with pytest.raises(ValueError, match=r"clip-0 has no tail latent.*`last` and `both`.*encode its clips again, or set both to 0"):
+        prepare(task, older, {key(0, UIDS[0]): 0.5}, CPU)
+    prepare(task, stored([1]), {key(0, UIDS[1]): 0.5}, CPU)
+
+
+def test_the_model_is_told_how_samples_were_cut_out() -> None:
+    condition = batch([0, 1]).condition
+    assert condition.crop_B2.tolist() == [[0.25, 0.0], [0.0, 0.125]]
+    assert condition.source_B2.tolist() == [[64, 32], [64, 128]]
+
+
 def test_sizes_are_in_pixels_and_times_in_seconds() -> None:
     condition = batch([0, 1]).condition
     assert condition.size_B2.tolist() == [[32, 32], [32, 48]]
@@ -146,6 +205,8 @@ def test_sizes_are_in_pixels_and_times_in_seconds() -> None:
 def test_latent_seconds_are_the_mean_of_the_frames_they_cover(n_frames: int, fps: float, factor: int) -> None:
     covered = [[0], *([1 + (k - 1) * factor + i for i in range(factor)] for k in range(1, n_frames))]
     np.testing.assert_allclose(latent_seconds(n_frames, fps, factor), [np.mean(frames) / fps for frames in covered], rtol=1e-5)
+    with_tail = [*covered, [covered[-1][-1]]]
+    np.testing.assert_allclose(latent_seconds(n_frames + 1, fps, factor, tail=True), [np.mean(frames) / fps for frames in with_tail], rtol=1e-5)
 
 
 def test_losses_are_the_mean_square_of_generated_frames() -> None:

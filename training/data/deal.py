@@ -76,20 +76,18 @@ def slot(samples: Samples, world_size: int, limit: int | None) -> Deal:
     `world_size` of them are a micro-step. Of a few ceilings the one is taken whose micro-steps take the least time.
     """
     # By bucket, and from the dearest to the cheapest in each: those of long and of short texts.
-    order = rising(samples.shapes * (1 + samples.costs.max()) + samples.costs.max() - samples.costs)
-    shapes, costs = samples.shapes[order], samples.costs[order]
-    first = np.flatnonzero(np.diff(shapes, prepend=-1))
-    counts = np.diff(first, append=len(order))
+    bits = int(samples.costs.max()).bit_length()
+    keys = samples.shapes << bits
+    keys -= samples.costs
+    keys += (1 << bits) - 1
+    order = rising(keys)
+    costs = samples.costs[order]
+    counts = np.bincount(samples.shapes)
+    counts = counts[counts > 0]
+    first = counts.cumsum() - counts
     cost = np.add.reduceat(costs, first) // counts
     most = counts if limit is None else np.minimum(counts, limit // samples.tokens[order[first]])
-    ceilings = cost.max() * CEILINGS[:, None] // 8
-    n_batches = -(-counts // np.clip(ceilings // cost, 1, most))
-    dearest = cost * -(-counts // n_batches)
-    by_cost = np.argsort(-dearest, axis=1, kind="stable")
-    ends = np.take_along_axis(n_batches, by_cost, axis=1).cumsum(axis=1)
-    # A micro-step takes as long as its first micro-batch, and those at multiples of `world_size` are first.
-    n_first = np.diff(-(-ends // world_size), axis=1, prepend=0)
-    n_batches = n_batches[np.argmin((n_first * np.take_along_axis(dearest, by_cost, axis=1)).sum(axis=1))]
+    n_batches = _fewest_seconds(cost, counts, most, world_size)
     # The samples of a bucket go to its micro-batches in turn.
     turn = (np.arange(len(order)) - np.repeat(first, counts)) % np.repeat(n_batches, counts)
     batch = np.repeat(n_batches.cumsum() - n_batches, counts) + turn
@@ -99,6 +97,31 @@ def slot(samples: Samples, world_size: int, limit: int | None) -> Deal:
     where = np.empty(len(order), np.int64)
     where[order] = place[batch]
     return Deal(-(-len(by_load) // world_size), where // world_size, where % world_size)
+
+
+def _fewest_seconds(cost: Int64s, counts: Int64s, most: Int64s, world_size: int) -> Int64s:
+    """Numbers of micro-batches of each bucket, under the ceiling whose micro-steps take the least time.
+
+    Buckets have `counts` samples, of which `most` fit together, of a mean `cost`. All ceilings are tried at once, one a row; floats divide
+    several times as fast as whole numbers, and quotients of ones this small are exact when rounded.
+    """
+    ceilings = cost.max() * CEILINGS[:, None] // 8
+    held = np.minimum(np.maximum(np.floor(ceilings / cost), 1), most)
+    n_batches = np.ceil(counts / held)
+    dearest = cost * np.ceil(counts / n_batches).astype(np.int64)
+    n_batches = n_batches.astype(np.int64)
+    # As `falling` does, in every row.
+    bits = len(cost).bit_length()
+    keys = (dearest.max() - dearest) << bits
+    keys |= np.arange(len(cost))
+    keys.sort(axis=1)
+    ends = np.take_along_axis(n_batches, keys & ((1 << bits) - 1), axis=1).cumsum(axis=1)
+    # A micro-step takes as long as its first micro-batch, and those at multiples of `world_size` are first.
+    n_first = -(-ends // world_size)
+    n_first[:, 1:] -= n_first[:, :-1].copy()
+    seconds = (n_first * (dearest.max() - (keys >> bits))).sum(axis=1)
+    fewest: Int64s = n_batches[np.argmin(seconds)]
+    return fewest
 
 
 def pack(samples: Samples, world_size: int, limit: int | None) -> Deal:

@@ -22,8 +22,9 @@ from training.data.captions import choose
 from training.data.footer import DamagedError
 from training.data.plan import MicroBatch, Planner, share
 from training.data.shard_reader import READERS, ShardReader
-from training.data.shards import DatasetInfo, read_manifest, tables_root
+from training.data.shards import CROP, DatasetInfo, is_mirrored, read_manifest, tables_root
 from training.data.texts import TextReader
+from training.framing import Framing, cut_out
 
 Split = Literal["train", "val", "test"]
 
@@ -46,6 +47,7 @@ class Sample:
     fps: float
     kind: Literal["image", "video"]
     bucket: str
+    framing: Framing
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Batch:
 
     latents: list[Tensor]
     """float32 `[C, t, h, w]` of each sample."""
+    tails: list[Tensor | None]
+    """The last picture of each by itself, float32 `[C, 1, h, w]`; None for an image."""
     texts: list[Tensor]
     """Embedding of each caption, float32 `[n, D]`, unpadded."""
     uids: list[str]
@@ -63,6 +67,8 @@ class Batch:
     """float32 `[B]`, frames a second."""
     sizes: list[tuple[int, int]]
     """Width and height of each sample in pixels."""
+    framings: list[Framing]
+    """How each was cut out of its source."""
     buckets: list[str]
     """Name of each sample's bucket."""
     passes: list[int]
@@ -90,7 +96,7 @@ class Dataset:
     def __init__(self, table: pa.Table, info: DatasetInfo, shards: ShardReader, texts: TextReader) -> None:
         self.table, self.info = table, info
         self._shards, self._texts = shards, texts
-        names = ["uid", "kind", "bucket", "file", "row_group", "row", "checksum", "fps"]
+        names = ["uid", "kind", "bucket", "file", "row_group", "row", "checksum", "fps", *CROP, "source_width", "source_height"]
         self._rows = table.select([*names, "text_key", "caption", "caption_kind", "other_captions"])
 
     @classmethod
@@ -134,7 +140,9 @@ class Dataset:
         except DamagedError as error:
             where = f"{row['file']}: row {row['row']} of row group {row['row_group']}, sample {row['uid']}"
             raise DamagedError(f"{where}: {error}. Run `worldloom verify`, remove the file and curate again") from error
-        return Sample(row["uid"], latent, tail_latent, text, said["caption"], row["fps"], row["kind"], row["bucket"])
+        x0, y0, x1, y1 = (row[name] for name in CROP)
+        framing = cut_out((x0, y0, x1, y1), row["source_width"], row["source_height"], is_mirrored(row["uid"]))
+        return Sample(row["uid"], latent, tail_latent, text, said["caption"], row["fps"], row["kind"], row["bucket"], framing)
 
 
 def _check_shard(shards: ShardReader, file: str, buckets: Sequence[str], info: DatasetInfo) -> None:
@@ -255,11 +263,13 @@ def collate(samples: Sequence[Sample], micro: MicroBatch, epoch: int, space_fact
 
     return Batch(
         latents=[ready(sample.latent) for sample in samples],
+        tails=[None if sample.tail_latent is None else ready(sample.tail_latent) for sample in samples],
         texts=[ready(sample.text) for sample in samples],
         uids=[sample.uid for sample in samples],
         weights=ready(torch.tensor(micro.weights)),
         fps=ready(torch.tensor([sample.fps for sample in samples])),
         sizes=[(sample.latent.shape[-1] * space_factor, sample.latent.shape[-2] * space_factor) for sample in samples],
+        framings=[sample.framing for sample in samples],
         buckets=[sample.bucket for sample in samples],
         passes=list(micro.passes),
         epoch=epoch,

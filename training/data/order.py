@@ -17,7 +17,6 @@ def rising(values: Int64s) -> Int64s:
     """Places of numbers from the least to the greatest, ties in order. The numbers are not negative and leave as many bits free as a place takes."""
     bits = _place_bits(len(values))
     assert not len(values) or (values.min() >= 0 and int(values.max()) < 2 ** (63 - bits)), bits
-    # In place: a new array of a million numbers costs more than what is done with it.
     places: Int64s = values << bits
     places |= np.arange(len(values))
     places.sort()
@@ -36,18 +35,36 @@ def permutation(count: int, seed: int, epoch: int, purpose: str) -> Int64s:
 
 
 def shuffled_within(groups: Int64s, seed: int, epoch: int, purpose: str) -> Int64s:
-    """Places by group, those of one group in random order. Groups are small numbers, not negative.
+    """Places by group, those of one group in random order. Groups are small numbers, not negative."""
+    return Shuffle(groups).order(seed, epoch, purpose)
+
+
+class Shuffle:
+    """`shuffled_within` for the same groups again and again.
 
     By the raw bits of Philox, which numpy keeps the same for ever, as it does not its own shuffles: 33 of them a place, for a million places in a
     thousand groups. Equal ones, which leave two places in order, are then expected for about one pair in 10^10.
     """
-    bits = 63 - _place_bits(len(groups)) - int(groups.max(initial=0)).bit_length()
-    key = int(digest(str(seed), str(epoch), purpose, size_bytes=16), 16)
-    random = np.random.Philox(key=key).random_raw(len(groups))
-    random >>= np.uint64(64 - bits)
-    keys: Int64s = random.view(np.int64)
-    keys |= groups << bits
-    return rising(keys)
+
+    def __init__(self, groups: Int64s) -> None:
+        self._place_bits = _place_bits(len(groups))
+        self._bits = 63 - self._place_bits - int(groups.max(initial=0)).bit_length()
+        # What is the same in every order's keys: the group above the random bits, the place below them.
+        self._keys = groups << (self._place_bits + self._bits)
+        self._keys |= np.arange(len(groups))
+
+    def order(self, seed: int, epoch: int, purpose: str) -> Int64s:
+        """One order."""
+        key = int(digest(str(seed), str(epoch), purpose, size_bytes=16), 16)
+        random = np.random.Philox(key=key).random_raw(len(self._keys))
+        # In place: a new array of a million numbers costs more than what is done with it.
+        random >>= np.uint64(64 - self._bits)
+        random <<= np.uint64(self._place_bits)
+        places: Int64s = random.view(np.int64)
+        places |= self._keys
+        places.sort()
+        places &= 2**self._place_bits - 1
+        return places
 
 
 def _place_bits(count: int) -> int:

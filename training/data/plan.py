@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from pydantic import Field, NonNegativeFloat
 from cluster.config import Settings
 from training.data.costs import SampleCosts
 from training.data.deal import POLICIES, Policy, Samples
-from training.data.order import permutation, shuffled_within
+from training.data.order import Shuffle, permutation
 from training.data.views import Bucket, by_bucket, factors_of
 
 Int64s = NDArray[np.int64]
@@ -87,20 +88,18 @@ class Planner:
         if not len(buckets):
             raise ValueError("no samples to plan steps for; curation kept none, or this split is empty")
         self._settings, self._seed = settings, seed
-        names, self._shapes = by_bucket(buckets)
-        self._tokens = np.asarray(n_tokens, np.int64)
+        names, shapes = by_bucket(buckets)
+        tokens = np.asarray(n_tokens, np.int64)
         self._costs = costs or SampleCosts.of_tokens(n_tokens)
         factors = factors_of(settings.weights, names)
+        by_number = _rows_by_number(shapes, len(names))
+        self._tokens = np.array([_tokens_of(name, tokens[rows]) for name, rows in zip(names, by_number, strict=True)])
+        """Of a sample of each bucket."""
+        self._shapes = shapes.astype(np.min_scalar_type(len(names)))
         self._buckets = [
-            Bucket(
-                names[number],
-                rows,
-                _tokens_of(names[number], self._tokens[rows]),
-                factors[number],
-                permutation(len(rows), seed, 0, f"turns {names[number]}"),
-            )
-            for number, rows in enumerate(_rows_by_number(self._shapes, len(names)))
-            if factors[number]
+            Bucket(name, rows, int(of_one), factor, permutation(len(rows), seed, 0, f"turns {name}"))
+            for name, rows, of_one, factor in zip(names, by_number, self._tokens, factors, strict=True)
+            if factor
         ]
         if not sum(bucket.least_views for bucket in self._buckets):
             raise ValueError(f"weights {settings.weights} leave epochs without a single sample; raise them")
@@ -111,20 +110,21 @@ class Planner:
                     f"a sample of bucket {bucket.name} has {bucket.tokens} tokens, more than max_tokens_per_micro {limit}; "
                     f"raise it to {bucket.tokens} or more, or leave the bucket out with a weight of 0"
                 )
-        self._together = self._samples_together()
+        self._bucket_tokens = np.array([bucket.tokens for bucket in self._buckets])
+        self._together = np.array(self._samples_together())
+        self._once = self._seen(np.concatenate(by_number), None) if all(factor == 1 for factor in factors) else None
+        """The views of every epoch, where each has every sample once."""
+        self._shuffle = _shuffle_of(self._n_views(0)) if self._once and settings.policy != "pack" else None
         self._first_steps = [0]
         self._planned: tuple[int, _Epoch] | None = None
 
     def steps_in(self, epoch: int) -> int:
         """Number of steps of an epoch; alike in all of them unless a bucket's weight is a fraction."""
-        groups, tokens = 0, 0
-        for bucket, together in zip(self._buckets, self._together, strict=True):
-            n_views = bucket.n_views(epoch)
-            groups += -(-n_views // together)
-            tokens += n_views * bucket.tokens
+        counts = self._n_views(epoch)
+        n_groups = int((-(-counts // self._together)).sum())
         if self._settings.policy == "same":
-            return groups
-        return min(groups, -(-tokens // self._settings.tokens_per_step))
+            return n_groups
+        return min(n_groups, -(-int(counts @ self._bucket_tokens) // self._settings.tokens_per_step))
 
     def step(self, index: int) -> GlobalStep:
         """Global step `index`, counted from 0 without an end. Every sample is in exactly one step of each epoch, but for `weights`."""
@@ -137,9 +137,11 @@ class Planner:
             self._planned = epoch, self._plan(epoch)
         plan = self._planned[1]
         start, stop = plan.starts[index - self._first_steps[epoch]], plan.starts[index - self._first_steps[epoch] + 1]
-        samples = plan.samples[start:stop]
-        dealt = Samples(self._costs.of(samples, index), self._tokens[samples], self._shapes[samples])
-        return GlobalStep(index, epoch, samples, plan.passes[start:stop], dealt, self._settings)
+        views = plan.views.at(slice(start, stop))
+        passes = np.full(len(views.samples), epoch) if views.passes is None else views.passes
+        costs = self._costs.of(views.samples, index) if self._costs.times else views.costs.astype(np.int64)
+        dealt = Samples(costs, self._tokens[views.shapes], views.shapes.astype(np.int64))
+        return GlobalStep(index, epoch, views.samples, passes, dealt, self._settings)
 
     def _samples_together(self) -> list[int]:
         """How many samples of each bucket stay together when the epoch is shuffled: for `pack` one, for `same` a step's.
@@ -161,33 +163,60 @@ class Planner:
 
     def _plan(self, epoch: int) -> _Epoch:
         """The buckets' views shuffled and cut into groups, the groups shuffled, and cut into steps."""
-        views = [bucket.views(epoch) for bucket in self._buckets]
-        samples, passes = (np.concatenate(columns) for columns in zip(*views, strict=True))
+        views, counts = self._views(epoch), self._n_views(epoch)
         if self._settings.policy == "pack":
-            order = permutation(len(samples), self._seed, epoch, "steps")
-            samples = samples[order]
-            return _Epoch(samples, passes[order], _even_cuts(self._tokens[samples], self.steps_in(epoch)).tolist())
-        counts = np.array([len(rows) for rows, _ in views])
-        n_groups = -(-counts // np.array(self._together))
+            views = views.at(permutation(len(views.samples), self._seed, epoch, "steps"))
+            return _Epoch(views, _even_cuts(self._tokens[views.shapes], self.steps_in(epoch)).tolist())
+        n_groups = -(-counts // self._together)
         sizes_G = _even_sizes(counts, n_groups)
         order_G = permutation(len(sizes_G), self._seed, epoch, "steps")
         firsts_G = (sizes_G.cumsum() - sizes_G)[order_G]
         sizes_G = sizes_G[order_G]
         ends_G = np.append(0, sizes_G.cumsum())
         # Views of the shuffled groups, one group after the other.
-        shuffled = shuffled_within(np.repeat(np.arange(len(counts)), counts), self._seed, epoch, "buckets")
-        order = shuffled[np.arange(len(samples)) + np.repeat(firsts_G - ends_G[:-1], sizes_G)]
+        shuffle = self._shuffle or _shuffle_of(counts)
+        places = shuffle.order(self._seed, epoch, "buckets")[_runs(firsts_G, sizes_G)]
         if self._settings.policy == "slot":
-            ends_G = ends_G[_even_cuts(sizes_G * self._tokens[samples[order[ends_G[:-1]]]], self.steps_in(epoch))]
-        return _Epoch(samples[order], passes[order], ends_G.tolist())
+            tokens_G = np.repeat(self._bucket_tokens, n_groups)[order_G]
+            ends_G = ends_G[_even_cuts(sizes_G * tokens_G, self.steps_in(epoch))]
+        return _Epoch(views.at(places), ends_G.tolist())
+
+    def _n_views(self, epoch: int) -> Int64s:
+        """How many views each bucket has in an epoch."""
+        return np.array([bucket.n_views(epoch) if self._once is None else len(bucket.rows) for bucket in self._buckets])
+
+    def _views(self, epoch: int) -> _Views:
+        """Those of an epoch, bucket after bucket."""
+        if self._once is not None:
+            return self._once
+        samples, passes = (np.concatenate(columns) for columns in zip(*(bucket.views(epoch) for bucket in self._buckets), strict=True))
+        return self._seen(samples, passes)
+
+    def _seen(self, samples: Int64s, passes: Int64s | None) -> _Views:
+        return _Views(samples, passes, self._shapes[samples], self._costs.by_formula_N[samples].astype(np.int32))
+
+
+@dataclass(frozen=True, eq=False)
+class _Views:
+    """Samples to be seen, and what dealing needs of them, which is looked up for a whole epoch: step by step it would take five times as long."""
+
+    samples: Int64s
+    passes: Int64s | None
+    """How often each has been seen before; None where that is the epoch."""
+    shapes: NDArray[np.unsignedinteger[Any]]
+    """Number of each one's bucket."""
+    costs: NDArray[np.int32]
+    """By the formula. Narrow like the buckets, since what this takes is the time to bring it from memory."""
+
+    def at(self, places: Int64s | slice) -> _Views:
+        return _Views(self.samples[places], None if self.passes is None else self.passes[places], self.shapes[places], self.costs[places])
 
 
 @dataclass(frozen=True, eq=False)
 class _Epoch:
     """All views of an epoch in order, and where in them its steps begin, followed by where the last one ends."""
 
-    samples: Int64s
-    passes: Int64s
+    views: _Views
     starts: list[int]
 
 
@@ -209,6 +238,19 @@ def _micro_batch(step: GlobalStep, places: Int64s) -> MicroBatch:
     if not len(places):
         places = np.array([np.argmin(step.dealt.costs)])
     return MicroBatch(tuple(step.samples[places].tolist()), tuple(step.passes[places].tolist()), (weight,) * len(places))
+
+
+def _shuffle_of(counts: Int64s) -> Shuffle:
+    """Of so many views of each bucket."""
+    return Shuffle(np.repeat(np.arange(len(counts)), counts))
+
+
+def _runs(firsts: Int64s, sizes: Int64s) -> Int64s:
+    """Numbers that count up from each of `firsts`, as many as the sizes say, which are above 0."""
+    numbers = np.ones(sizes.sum(), np.int64)
+    # Sums of 1, but for the leap from where one run ends to where the next begins.
+    numbers[sizes.cumsum() - sizes] = np.diff(firsts, prepend=0) - np.append(0, sizes[:-1] - 1)
+    return numbers.cumsum(out=numbers)
 
 
 def _even_sizes(counts: Int64s, parts: Int64s) -> Int64s:

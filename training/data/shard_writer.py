@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from training.data.shards import ShardInfo, checksum_of, shard_schema, write_rows
+from training.data.shards import CROP, ShardInfo, checksum_of, shard_schema, write_rows
 
 # Latents are [C, t, h, w].
 
@@ -45,7 +45,7 @@ def write_shard(uri: str, rows: Sequence[LatentRow], info: ShardInfo) -> None:
         "uid": [row.uid for row in rows],
         "n_tokens": [info.n_tokens] * len(rows),
         "checksum": [checksum_of(latent, tail or b"") for latent, tail in zip(latents, tails, strict=True)],
-        **{f"crop_{side}": [row.crop[place] for row in rows] for place, side in enumerate(("x0", "y0", "x1", "y1"))},
+        **{name: [row.crop[place] for row in rows] for place, name in enumerate(CROP)},
     }
     for name in ("source", "start_pts", "end_pts", "time_base_num", "time_base_den", "fps"):
         scalars[name] = [getattr(row, name) for row in rows]

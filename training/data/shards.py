@@ -31,6 +31,9 @@ BYTES_PER_VALUE = 2
 ROW_GROUP_BYTES = 2 * 2**20
 """Middle of 1 to 4 MB. One row group of 64 float rows with zstd was measured 1,500 times slower to read at random."""
 
+CROP = ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
+"""Columns of the box that a sample was cut out of its source by, in pixels of the source, ends exclusive."""
+
 SCALARS = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
@@ -41,7 +44,7 @@ SCALARS = pa.schema(
         pa.field("time_base_num", pa.int64(), nullable=False),
         pa.field("time_base_den", pa.int64(), nullable=False),
         pa.field("fps", pa.float64(), nullable=False),
-        *(pa.field(f"crop_{side}", pa.int64(), nullable=False) for side in ("x0", "y0", "x1", "y1")),
+        *(pa.field(name, pa.int64(), nullable=False) for name in CROP),
         pa.field("checksum", pa.int64(), nullable=False),
     ]
 )
@@ -86,13 +89,14 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("time_base_num", pa.int64(), nullable=False),
         pa.field("time_base_den", pa.int64(), nullable=False),
         pa.field("fps", pa.float64(), nullable=False),
+        *(pa.field(name, pa.int64(), nullable=False) for name in (*CROP, "source_width", "source_height")),
         pa.field("cluster", pa.string()),
         pa.field("split", pa.string(), nullable=False),
     ]
 )
 """One row a sample: `kind` is image or video, `split` train, val or test (which training never reads), `file` relative to
-the tables' root, `row` counted within the row group, `cluster` the near-duplicate group; `caption` is the main caption, of kind
-`caption_kind`, and `other_captions` are those of other kinds."""
+the tables' root, `row` counted within the row group, `source_width` and `source_height` the source's in pixels, `cluster` the
+near-duplicate group; `caption` is the main caption, of kind `caption_kind`, and `other_captions` are those of other kinds."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,15 @@ def clip_uid(sample_uid: str) -> str:
     return sample_uid.partition(".")[0]
 
 
+def is_mirrored(sample_uid: str) -> bool:
+    """Whether a sample is its clip's mirror image.
+
+    >>> is_mirrored("ab12"), is_mirrored("ab12.17"), is_mirrored("ab12.17m"), is_mirrored("mm")
+    (False, False, True, False)
+    """
+    return sample_uid.partition(".")[2].endswith("m")
+
+
 def checksum_of(latent: bytes | memoryview, tail: bytes | memoryview = b"") -> int:
     """CRC-32 (that of zlib and PNG) of a latent's bytes followed by its tail latent's."""
     return crc32(tail, crc32(latent))
@@ -278,6 +291,9 @@ def read_manifest(uri: str) -> tuple[pa.Table, DatasetInfo]:
     except READ_ERRORS as error:
         raise DamagedError(f"{uri}: cannot be read: {error}") from error
     data = parse_metadata(table.schema, "manifest", uri)
+    missing = [name for name in MANIFEST_SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise DamagedError(f"{uri}: was written by an earlier version, without columns {missing}; run the recipe again, which encodes nothing anew")
     try:
         info = DatasetInfo(**data)
         return table.cast(MANIFEST_SCHEMA), info

@@ -30,7 +30,7 @@ PAIRS = tuple(itertools.combinations_with_replacement(range(4), 2))
 
 @dataclass(frozen=True)
 class Fit:
-    """Seconds of a micro-step's way forward: `start_s` + `per_token_s` * sum(S) + `per_square_s` * sum(S²) over samples of S tokens; none is negative."""
+    """Seconds of a micro-step's way forward: `start_s` + `per_token_s` * sum(S) + `per_square_s` * sum(S²) over samples of S tokens, none below 0."""
 
     start_s: float
     per_token_s: float

@@ -16,7 +16,7 @@ from cluster.plugins import build
 from training.autoencoder import FOLDER, Autoencoder, AutoencoderSettings
 from training.data.footer import DamagedError
 from training.data.shard_reader import Place, ShardReader, StoredLatents
-from training.data.shards import DatasetInfo, ShardInfo, read_index, read_manifest, tables_root
+from training.data.shards import CROP, DatasetInfo, ShardInfo, read_index, read_manifest, tables_root
 from training.data.texts import TextReader
 from training.fidelity import psnr_db
 
@@ -67,7 +67,7 @@ def verify(manifest_uri: str, psnr_sample: int = 8) -> list[Problem]:
 
 def _rows_of_files(table: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Rows of each file in the order in which they are stored, so that each row group is read once."""
-    names = ["file", "row_group", "row", "uid", "bucket", "n_tokens", "checksum", "fps"]
+    names = ["file", "row_group", "row", "uid", "bucket", "n_tokens", "checksum", "fps", *CROP]
     ordered = table.select(names).sort_by([(name, "ascending") for name in names[:3]])
     runs = pc.run_end_encode(ordered["file"].combine_chunks())
     start = 0
@@ -100,7 +100,7 @@ def _place(row: Mapping[str, Any]) -> Place:
 def _fault_of_place(shard: ShardInfo, row: Mapping[str, Any], stored: Mapping[str, Any] | None) -> str | None:
     if stored is None:
         return "the shard has no such row"
-    expected = {"bucket": shard.bucket.name, **{name: stored[name] for name in ("uid", "n_tokens", "checksum", "fps")}}
+    expected = {"bucket": shard.bucket.name, **{name: stored[name] for name in ("uid", "n_tokens", "checksum", "fps", *CROP)}}
     for name, value in expected.items():
         if row[name] != value:
             return f"{name} is {value} in the shard and {row[name]} in the manifest"

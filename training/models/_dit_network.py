@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,14 @@ from training.network import Condition, VideoModel
 
 TIME_SCALE = 1000.0
 """Noise levels in [0, 1] are scaled to the range of discrete diffusion steps before their sinusoids (Peebles and Xie 2023)."""
+SHARE_SCALE = 1000.0
+"""Shares of a picture in [0, 1) are scaled to about the range of its pixels, in which SDXL gives them."""
 PLACES_PER_S = 8.0
 """Seconds are scaled to steps of about a latent cell before their sinusoids."""
 N_FEATURES = 128
 """Sinusoidal features of each scalar of the condition."""
+N_SHAPE = 7
+"""Scalars of a sample's shape: frame rate, size, crop and the source's size."""
 MOST_COMPILATIONS = 256
 """Shapes a block is compiled for before torch gives up and runs it uncompiled; its default of 8 is fewer than a data set's buckets."""
 
@@ -89,7 +93,7 @@ class DiffusionTransformer(VideoModel):
             self.seconds_in, self.row_in, self.column_in = (nn.Linear(N_FEATURES, dim, bias=False) for _ in range(3))
             self.text_in = mlp(text_dim, dim, dim)
             self.time_in = mlp(N_FEATURES, dim, dim)
-            self.shape_in = mlp(3 * N_FEATURES, dim, dim)
+            self.shape_in = mlp(N_SHAPE * N_FEATURES, dim, dim)
             self.pooled_in = nn.Linear(dim, dim)
             self.given_D = nn.Parameter(torch.empty(dim))
             self.modulation = nn.Linear(dim, 6 * dim)
@@ -101,10 +105,8 @@ class DiffusionTransformer(VideoModel):
             self.to_empty(device=device)
             self.initialise()
 
-    def initialise(self) -> None:
-        drawn = int(torch.randint(2**62, (), device="cpu"))
-        for name, parameter in self.named_parameters():
-            fill(parameter, name, drawn)
+    def filler(self) -> Callable[[nn.Parameter, str], None]:
+        return partial(fill, drawn=int(torch.randint(2**62, (), device="cpu")))
 
     def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
         """Predict `[C, T, H, W]` float32 for each latent; sides that patches do not divide are padded and cropped."""
@@ -113,12 +115,7 @@ class DiffusionTransformer(VideoModel):
         order = list(itertools.chain(*groups))
         text_ND, text_lengths = self._text([condition.texts[place] for place in order])
         sample_BD = self._sample(condition, order, text_ND, text_lengths)
-        entries = [
-            self._enter([latents[place] for place in group], condition, group, group_BD)
-            for group, group_BD in zip(groups, torch.split(sample_BD, [len(group) for group in groups]), strict=True)
-        ]
-        tokens, frame_vectors, rotations = zip(*entries, strict=True)
-        x_SD, frame_FD, turn = joined(tokens), joined(frame_vectors), Rotation(*(joined(parts) for parts in zip(*rotations, strict=True)))
+        x_SD, frame_FD, turn = self._enter(latents, condition, groups, sample_BD)
         lengths, frames = zip(*(self._grid(latents[place].shape) for place in order), strict=True)
         frame_S = frame_of_token(lengths, frames, x_SD.device)
         modulation_FMD = torch.unflatten(self.modulation(frame_FD), -1, (6, -1))
@@ -174,37 +171,47 @@ class DiffusionTransformer(VideoModel):
         return text_ND + sinusoids(order_N, text_ND.shape[-1]).to(text_ND.dtype), lengths
 
     def _sample(self, condition: Condition, order: Sequence[int], text_ND: Tensor, text_lengths: Sequence[int]) -> Tensor:
-        """Vector of every sample `[B, D]`: its frame rate, its size, and its mean text token."""
+        """Vector of every sample `[B, D]`: its frame rate, its size, how it was cut out of its source, and its mean text token."""
         pooled_BD = torch.stack([text.mean(dim=0) for text in torch.split(text_ND, list(text_lengths))])
-        shape_B3 = torch.cat((condition.fps_B[:, None], condition.size_B2), dim=-1)[list(order)]
-        sample_BD: Tensor = self.shape_in(sinusoids(shape_B3, N_FEATURES).flatten(1).to(text_ND.dtype)) + self.pooled_in(pooled_BD)
+        parts = (condition.fps_B[:, None], condition.size_B2, SHARE_SCALE * condition.crop_B2, condition.source_B2)
+        shape_B7 = torch.cat(parts, dim=-1)[list(order)]
+        sample_BD: Tensor = self.shape_in(sinusoids(shape_B7, N_FEATURES).flatten(1).to(text_ND.dtype)) + self.pooled_in(pooled_BD)
         return sample_BD
 
-    def _enter(self, latents: Sequence[Tensor], condition: Condition, places: Sequence[int], sample_BD: Tensor) -> tuple[Tensor, Tensor, Rotation]:
-        """Samples of one shape: their tokens `[S, D]`, the condition of their token frames `[F, D]`, and how their tokens are turned."""
-        dtype, device = self.patch_in.weight.dtype, self.patch_in.weight.device
-        x_BCTHW = torch.stack(list(latents))
-        time_BT, given_BT, seconds_BT = (
-            torch.stack([part[place] for place in places]) for part in (condition.times, condition.given, condition.seconds)
-        )
-        seconds_BT = self._frame_mean(seconds_BT[..., None])[..., 0]
-        row_H, column_W = (self._centres(size, patch, device) for size, patch in zip(x_BCTHW.shape[3:], self.patch[1:], strict=True))
-        x_BSD = self.patch_in(self.patchify(x_BCTHW).to(dtype)) + self._place(seconds_BT, row_H, column_W)
-        frame_BTD = self.time_in(sinusoids(TIME_SCALE * time_BT, N_FEATURES).to(dtype)) + given_BT[..., None].to(dtype) * self.given_D
-        frame_BTD = F.silu(self._frame_mean(frame_BTD) + sample_BD[:, None])
-        return x_BSD.flatten(0, 1), frame_BTD.flatten(0, 1), rotation(seconds_BT, row_H, column_W, self.n_pairs)
+    def _enter(
+        self, latents: Sequence[Tensor], condition: Condition, groups: Sequence[Sequence[int]], sample_BD: Tensor
+    ) -> tuple[Tensor, Tensor, Rotation]:
+        """The pack's tokens `[S, D]`, the condition of their token frames `[F, D]`, and how the tokens are turned; groups have one shape each.
 
-    def _place(self, seconds_BT: Tensor, row_H: Tensor, column_W: Tensor) -> Tensor:
-        """Absolute positions as vectors `[B, S, D]`, beside the relative ones of attention.
-
-        In pure noise all tokens look alike, so relative positions alone cannot agree on where a thing is to be; and the first
-        latent frame, which an autoencoder encodes alone, has to be told from the others.
+        Every layer is called once, however many shapes there are: ZeRO-3 gathers its weights at each call, and all ranks have to make as many.
         """
-        dtype = self.patch_in.weight.dtype
-        seconds_BTD = self.seconds_in(sinusoids(PLACES_PER_S * seconds_BT, N_FEATURES).to(dtype))
-        row_HD, column_WD = self.row_in(sinusoids(row_H, N_FEATURES).to(dtype)), self.column_in(sinusoids(column_W, N_FEATURES).to(dtype))
-        place_BTHWD: Tensor = seconds_BTD[:, :, None, None] + row_HD[:, None] + column_WD
-        return place_BTHWD.flatten(1, 3)
+        dtype, device = self.patch_in.weight.dtype, self.patch_in.weight.device
+        videos = [torch.stack([latents[place] for place in group]) for group in groups]
+        times, given, seconds = (
+            [torch.stack([part[place] for place in group]) for group in groups] for part in (condition.times, condition.given, condition.seconds)
+        )
+        seconds = [self._frame_mean(seconds_BT[..., None])[..., 0] for seconds_BT in seconds]
+        rows, columns = (
+            [self._centres(x_BCTHW.shape[axis], patch, device) for x_BCTHW in videos] for axis, patch in ((3, self.patch[1]), (4, self.patch[2]))
+        )
+        # Absolute positions, beside the relative ones of attention. In pure noise all tokens look alike, so relative positions alone cannot
+        # agree on where a thing is to be; and the first latent frame, which an autoencoder encodes alone, has to be told from the others.
+        second_parts = at_once(self.seconds_in, [sinusoids(PLACES_PER_S * seconds_BT, N_FEATURES).to(dtype) for seconds_BT in seconds])
+        row_parts, column_parts = (
+            at_once(layer, [sinusoids(place, N_FEATURES).to(dtype) for place in places])
+            for layer, places in ((self.row_in, rows), (self.column_in, columns))
+        )
+        tokens = at_once(self.patch_in, [self.patchify(x_BCTHW).to(dtype) for x_BCTHW in videos])
+        levels = at_once(self.time_in, [sinusoids(TIME_SCALE * time_BT, N_FEATURES).to(dtype) for time_BT in times])
+        samples = torch.split(sample_BD, [len(group) for group in groups])
+        entered, frames = [], []
+        for x_BSD, second_BTD, row_HD, column_WD in zip(tokens, second_parts, row_parts, column_parts, strict=True):
+            entered.append((x_BSD + (second_BTD[:, :, None, None] + row_HD[:, None] + column_WD).flatten(1, 3)).flatten(0, 1))
+        for level_BTD, given_BT, one_BD in zip(levels, given, samples, strict=True):
+            frame_BTD = level_BTD + given_BT[..., None].to(dtype) * self.given_D
+            frames.append(F.silu(self._frame_mean(frame_BTD) + one_BD[:, None]).flatten(0, 1))
+        turns = [rotation(seconds_BT, row_H, column_W, self.n_pairs) for seconds_BT, row_H, column_W in zip(seconds, rows, columns, strict=True)]
+        return joined(entered), joined(frames), Rotation(*(joined(parts) for parts in zip(*turns, strict=True)))
 
     def _frame_mean(self, x_BTD: Tensor) -> Tensor:
         """Means over the latent frames of each token frame; a last, partly filled one repeats its last latent frame."""
@@ -261,6 +268,13 @@ def frame_of_token(lengths: Sequence[int], frames: Sequence[int], device: torch.
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Parts after one another; a single one as it is, without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def at_once(layer: nn.Module, parts: Sequence[Tensor]) -> list[Tensor]:
+    """What a layer makes of each of several tensors `[..., features]`, by one call."""
+    made: Tensor = layer(joined([part.flatten(0, -2) for part in parts]))
+    sizes = [part.shape[:-1] for part in parts]
+    return [torch.unflatten(one, 0, size) for one, size in zip(torch.split(made, [size.numel() for size in sizes]), sizes, strict=True)]
 
 
 def run_block(block: nn.Module, *inputs: object) -> Tensor:

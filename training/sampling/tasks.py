@@ -12,14 +12,16 @@ from torch import Tensor
 from cluster import storage
 from cluster.telemetry import log
 from training.autoencoder import Autoencoder
+from training.conditioning import Given
 from training.export import ModelCard, read_card, read_export
+from training.framing import uncut
 from training.network import VideoModel
 from training.pixels import to_levels
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import provenance, provenance_uri, read_provenance, write_provenance
 from training.sampling.settings import SampleSettings, SolverSettings
 from training.sampling.solver import euler, guided
-from training.step import conditions, generator
+from training.step import conditions, generator, given_frames
 
 # Shape suffixes: B samples, C latent channels or colours, T H W frames, rows and columns, N text tokens, E text width.
 
@@ -136,24 +138,40 @@ def generate(
     settings: SolverSettings,
     size: tuple[int, int, int],
     fps: float,
+    first_C1HW: Tensor | None = None,
+    last_C1HW: Tensor | None = None,
 ) -> NDArray[np.uint8]:
-    """A video `[T, H, W, 3]` of `size` (frames, height, width) in pixels, made on the device of model and autoencoder."""
+    """A video `[T, H, W, 3]` of `size` (frames, height, width) in pixels, made on the device of model and autoencoder.
+
+    `first_C1HW` and `last_C1HW` are pictures that the video begins or ends with, encoded as images. The last one is shown to the model
+    as in training, as a latent frame more than there are (`training.conditioning.Given.tail`), which is not decoded.
+    """
     device = next(model.parameters()).device
     frames, height, width = size
     _, *grid = autoencoder.latent_shape(frames, height, width)
-    noise_BCTHW = torch.randn((1, card.channels, *grid), generator=generator(settings.seed, "sample")).to(device)
+    start_BCTHW = torch.randn((1, card.channels, *grid), generator=generator(settings.seed, "sample")).to(device)
+    given = Given((first_C1HW is not None, *(False,) * (grid[0] - 1)), tail=last_C1HW is not None)
+    if first_C1HW is not None:
+        start_BCTHW[0, :, :1] = first_C1HW
+    if last_C1HW is not None:
+        start_BCTHW = torch.cat((start_BCTHW, last_C1HW.to(start_BCTHW)[None]), dim=2)
     texts = [text_NE.to(device)] if settings.guidance == 1 else [text_NE.to(device), null_text_NE.to(device)]
-    given_T = torch.zeros(grid[0], device=device)
+    given_T, framing = given_frames(given).to(device), uncut(width, height, card.source_side)
 
     def velocity(x_BCTHW: Tensor, time: float) -> Tensor:
-        times = [torch.full_like(given_T, time)] * len(texts)
-        condition = conditions(texts, times, [given_T] * len(texts), [fps] * len(texts), [(width, height)] * len(texts), autoencoder.time_factor)
-        predictions = model([x_BCTHW[0]] * len(texts), condition)
-        joint = predictions[0] if len(texts) == 1 else guided(predictions[0], predictions[1], settings.guidance)
-        return card.objective.velocity(joint[None], x_BCTHW, torch.tensor(time, device=device))
+        n, time_T = len(texts), torch.where(given_T > 0, given.time, time)
+        condition = conditions(
+            texts, [time_T] * n, [given_T] * n, [given.tail] * n, [fps] * n, [(width, height)] * n, [framing] * n, autoencoder.time_factor
+        )
+        predictions = model([x_BCTHW[0]] * n, condition)
+        joint = predictions[0] if n == 1 else guided(predictions[0], predictions[1], settings.guidance)
+        towards_BCTHW = card.objective.velocity(joint[None], x_BCTHW, torch.tensor(time, device=device))
+        # What is given stays as it is; a factor of 0 would let numbers that are none through.
+        return towards_BCTHW.masked_fill(given_T[:, None, None] > 0, 0.0)
 
+    # By what is generated, as in training.
     n_tokens = card.model.tokens(grid[0], grid[1], grid[2])
-    latent_BCTHW = euler(velocity, noise_BCTHW, card.objective.schedule(settings.steps, n_tokens))
+    latent_BCTHW = euler(velocity, start_BCTHW, card.objective.schedule(settings.steps, n_tokens))[:, :, : grid[0]]
     return pixels(autoencoder.decode(latent_BCTHW))[0].numpy()
 
 

@@ -85,6 +85,8 @@ def write_dataset(root: Path, counts: Mapping[Bucket, int], info: DatasetInfo | 
                 "caption": caption,
                 "caption_kind": "words",
                 "other_captions": [],
+                "source_width": 4 + 2 * bucket.width,
+                "source_height": 4 + bucket.height,
                 "cluster": str(number),
                 "split": "val" if number % 4 == 3 else "train",
             }

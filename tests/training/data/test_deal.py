@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from training.data import deal
 from training.data.deal import Samples, pack, same, slot
-from training.data.order import falling, permutation, rising, shuffled_within
+from training.data.order import Shuffle, falling, permutation, rising, shuffled_within
 from training.models.dit import DiT
 
 
@@ -118,6 +118,29 @@ def test_slots_hold_one_bucket_a_worker_and_fill_up_from_the_dearest(sizes: list
         assert limit is None or sum(held) <= limit
 
 
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(1, 2**30), st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=40), st.integers(1, 600))
+def test_the_ceiling_is_the_best_of_all_tried_one_by_one_in_whole_numbers(buckets: list[tuple[int, int, int]], world_size: int) -> None:
+    cost, counts, most = (np.array(column) for column in zip(*((one, count, min(most, count)) for one, count, most in buckets), strict=True))
+
+    def seconds(n_batches: list[int]) -> int:
+        dearest = sorted(
+            itertools.chain.from_iterable(
+                [int(one) * -(-int(count) // n)] * n for one, count, n in zip(cost.tolist(), counts.tolist(), n_batches, strict=True)
+            )
+        )
+        return sum(dearest[::-1][::world_size])
+
+    tried = [
+        [
+            -(-count // max(1, min(int(cost.max()) * ceiling // 8 // one, fits)))
+            for one, count, fits in zip(cost.tolist(), counts.tolist(), most.tolist(), strict=True)
+        ]
+        for ceiling in deal.CEILINGS.tolist()
+    ]
+    assert deal._fewest_seconds(cost, counts, most, world_size).tolist() == min(tried, key=seconds)
+
+
 def test_slots_of_equal_cost_are_found() -> None:
     """4 dear samples, and 12 of a quarter of their cost: two workers need two micro-steps of 2, or one of all; not one is idle."""
     samples = Samples(np.array([400] * 4 + [100] * 16), np.array([40] * 4 + [10] * 16), np.array([1] * 4 + [0] * 16))
@@ -148,6 +171,13 @@ def test_groups_stay_together_when_their_places_are_shuffled(groups: list[int], 
     order = shuffled_within(np.array(groups, np.int64), seed, 0, "").tolist()
     assert sorted(order) == list(range(len(groups)))
     assert [groups[place] for place in order] == sorted(groups)
+
+
+@given(st.lists(st.integers(0, 5), max_size=60), st.integers(0, 9))
+def test_a_shuffle_gives_the_same_orders_again_and_again(groups: list[int], seed: int) -> None:
+    shuffle = Shuffle(np.array(groups, np.int64))
+    for epoch in (0, 1, 0):
+        assert shuffle.order(seed, epoch, "").tolist() == shuffled_within(np.array(groups, np.int64), seed, epoch, "").tolist()
 
 
 @given(st.integers(0, 300), st.integers(0, 9))

@@ -23,6 +23,7 @@ from training.data.loader import Batch, Dataset, Loader
 from training.data.plan import Planner, PlanSettings, share
 from training.data.shard_writer import write_shard
 from training.data.shards import read_manifest, write_manifest
+from training.framing import Framing
 
 COUNTS = {CLIPS: 13, STILLS: 9}
 
@@ -76,6 +77,8 @@ def test_a_sample_is_what_was_stored(manifest_uri: str) -> None:
             assert torch.equal(sample.tail_latent, written.tail_latent)
         assert torch.equal(sample.text.float(), torch.from_numpy(ENCODER.encode([row["caption"]])[0].tokens))
         assert (sample.caption, sample.fps, sample.kind, sample.bucket) == (row["caption"], 8.0, row["kind"], bucket.name)
+        width, height = 4 + 2 * bucket.width, 4 + bucket.height
+        assert sample.framing == Framing(1 / width, 2 / height, width, height)
     assert torch.equal(dataset.null_text().float(), torch.from_numpy(ENCODER.encode([NULL_CAPTION])[0].tokens))
 
 
@@ -124,8 +127,13 @@ def test_a_batch_holds_float32_samples_of_their_own_shapes_with_unpadded_texts(m
     for (batch,) in steps_of(dataset, 12, policy="pack"):
         mixed += len(set(batch.sizes)) == 2
         assert batch.weights.dtype == batch.fps.dtype == torch.float32
-        per_sample = (batch.latents, batch.texts, batch.sizes, batch.buckets, batch.passes, batch.weights, batch.fps)
+        per_sample = (batch.latents, batch.tails, batch.texts, batch.sizes, batch.framings, batch.buckets, batch.passes, batch.weights, batch.fps)
         assert {len(values) for values in per_sample} == {len(batch.uids)}
+        for tail, framing, uid in zip(batch.tails, batch.framings, batch.uids, strict=True):
+            sample = dataset.sample(dataset.table["uid"].to_pylist().index(uid))
+            assert framing == sample.framing
+            assert (tail is None) == (sample.tail_latent is None)
+            assert tail is None or (tail.dtype == torch.float32 and tail.equal(sample.tail_latent.float()))
         for latent, text, size, name, uid in zip(batch.latents, batch.texts, batch.sizes, batch.buckets, batch.uids, strict=True):
             bucket = CLIPS if name == CLIPS.name else STILLS
             assert name == bucket.name
@@ -162,7 +170,8 @@ def test_ranks_together_read_what_one_would(manifest_uri: str, world_size: int, 
 
 def test_tensors_wait_in_pinned_memory_where_there_is_cuda(manifest_uri: str) -> None:
     (batch,) = steps_of(Dataset.open(manifest_uri, "train"), 1)[0]
-    assert {tensor.is_pinned() for tensor in (*batch.latents, *batch.texts, batch.weights, batch.fps)} == {torch.cuda.is_available()}
+    tails = [tail for tail in batch.tails if tail is not None]
+    assert {tensor.is_pinned() for tensor in (*batch.latents, *tails, *batch.texts, batch.weights, batch.fps)} == {torch.cuda.is_available()}
 
 
 def test_a_flipped_bit_raises_with_file_row_and_uid_and_never_gives_a_tensor(manifest_uri: str, tmp_path: Path) -> None:

@@ -242,6 +242,14 @@ def test_manifest_comes_back_sorted_with_its_description(tmp_path: Path) -> None
     assert read_manifest(str(tmp_path / "again"))[0].equals(table)
 
 
+def test_a_manifest_of_an_earlier_version_says_what_to_do(tmp_path: Path) -> None:
+    uri = write_dataset(tmp_path, {CLIPS: 4})
+    stored = storage.read_table(uri)
+    storage.write_table(uri, stored.drop_columns(["source_width"]))
+    with pytest.raises(DamagedError, match=r"written by an earlier version, without columns \['source_width'\]; run the recipe again"):
+        read_manifest(uri)
+
+
 def test_manifests_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
     table, info = read_manifest(write_dataset(tmp_path, {CLIPS: 4}))
     uri = str(tmp_path / "bad.parquet")
