@@ -127,7 +127,7 @@ class Dataset:
     def sample(self, index: int, seen: int = 0, draw: CaptionDraw | None = None) -> Sample:
         """Row `index` of `table`, seen so often before, with its main caption or the one that is drawn.
 
-        Raises `DamagedError` with file, row and uid when its bytes are not those that were written.
+        Raises `DamagedError` with file, row and uid when its bytes are not those that were written, or its crop box is not inside its source.
         """
         (row,) = self._rows.slice(index, 1).to_pylist()
         place = row["file"], row["row_group"], row["row"]
@@ -137,11 +137,11 @@ class Dataset:
             if checksum != row["checksum"]:
                 raise DamagedError("the latent's bytes are not those that were written")
             text = self._texts.get(said["text_key"])
-        except DamagedError as error:
+            x0, y0, x1, y1 = (row[name] for name in CROP)
+            framing = cut_out((x0, y0, x1, y1), row["source_width"], row["source_height"], is_mirrored(row["uid"]))
+        except (DamagedError, ValueError) as error:
             where = f"{row['file']}: row {row['row']} of row group {row['row_group']}, sample {row['uid']}"
             raise DamagedError(f"{where}: {error}. Run `worldloom verify`, remove the file and curate again") from error
-        x0, y0, x1, y1 = (row[name] for name in CROP)
-        framing = cut_out((x0, y0, x1, y1), row["source_width"], row["source_height"], is_mirrored(row["uid"]))
         return Sample(row["uid"], latent, tail_latent, text, said["caption"], row["fps"], row["kind"], row["bucket"], framing)
 
 
