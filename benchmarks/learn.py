@@ -1,8 +1,8 @@
 """What more training buys: one small model with several budgets of steps, on the demo's footage, from the same seeds.
 
-    python -m benchmarks.learn [OUT] [--steps 125 500 2000] [--videos 24] [--preset nano] [--picture PATH.png]
+    python -m benchmarks.learn [OUT] [--steps 125 500 2000] [--videos 96] [--preset nano] [--picture PATH.png]
 
-Draws the demo's footage, curates it without Ray and trains the preset once for each budget, in this process. Of each model's averaged
+Draws footage of the demo's kind, curates it without Ray and trains the preset once for each budget, in this process. Of each model's averaged
 weights: the loss on clips of files held out (`val_loss`), the same with the null caption in place of theirs and the same noise
 (`val_loss_null`; what it is above the other is what captions tell the model), and frames sampled from the same prompts and noise.
 Rows of the picture are prompts, columns budgets. Prints one line of JSON last. A folder OUT is gone on with where it was.
@@ -110,10 +110,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--steps", type=int, nargs="+", default=[125, 500, 2000])
-    parser.add_argument("--videos", type=int, default=24)
+    parser.add_argument("--videos", type=int, default=96)
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
+    # Products of matrices this small take longer on several.
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         out = (arguments.out or Path(scratch)).absolute()
         recipe = recipe_of(out, arguments.videos)
