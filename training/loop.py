@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
@@ -31,15 +28,8 @@ from training.previews import Previews
 from training.settings import TrainSettings
 from training.spikes import NormGuard
 from training.step import Task, key, losses, prepare, quantiles
+from training.stopping import Interrupted, NonFiniteLossError, stop_signals
 from training.throughput import Meter
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and did so after writing a checkpoint."""
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The loss is not a number; the message names the samples. The weights were not updated with it."""
 
 
 @dataclass(frozen=True)
@@ -195,28 +185,3 @@ def take_step(
     record |= {**parts, "skipped": int(norm > max_norm), "lr": lr, "grad_norm": norm}
     record |= {"tokens": int(tokens), "samples": len(done), "epoch": batches[0].epoch}
     return stopping > 0
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM has arrived since the block began; a second SIGINT interrupts at once.
-
-    Signals reach the main thread only; in a thread, as on Ray's workers, the answer is always no.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    arrived: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if arrived and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        arrived.append(number)
-        log.warning("asked to stop; writing a checkpoint after this step")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(arrived)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

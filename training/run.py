@@ -14,10 +14,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cluster import storage
 from training import checkpoint
 from training.engine import NonFiniteGradientError
-from training.loop import NonFiniteLossError, train_loop
+from training.loop import train_loop
 from training.metrics import shown
 from training.result import TrainResult, result
 from training.settings import TrainSettings
+from training.stopping import NonFiniteLossError
 
 FAILURE = "failure.txt"
 """Why the run's last try ended for good, when no other try could end otherwise."""

@@ -32,8 +32,8 @@ from training.autoencoders._causal_network import PRESETS
 from training.autoencoders._causal_weights import new_network, read_trained
 from training.autoencoders.causal import Causal
 from training.fidelity import psnr_db, ssim
-from training.loop import NonFiniteLossError
 from training.metrics import read_metrics
+from training.stopping import NonFiniteLossError
 
 CPU = torch.device("cpu")
 SETTINGS = AutoencoderTraining(

@@ -19,10 +19,11 @@ from training.checkpoint_files import Index
 from training.data.plan import PlanSettings
 from training.engine import TorchEngine
 from training.export import read_card, read_export
-from training.loop import NonFiniteLossError, take_step
+from training.loop import take_step
 from training.metrics import read_metrics
 from training.models.dit import DiT
 from training.settings import TrainSettings
+from training.stopping import NonFiniteLossError
 
 SETTINGS = TrainSettings(
     model=DiT(depth=2, dim=48, heads=2),

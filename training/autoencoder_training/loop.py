@@ -25,9 +25,9 @@ from training.autoencoders._causal_weights import Trained, new_network, read_tra
 from training.autoencoders.linear import SPACE_FACTOR, TIME_FACTOR, Linear
 from training.ema import Ema
 from training.engine import Engine, open_engine
-from training.loop import Interrupted, NonFiniteLossError, stop_signals
 from training.metrics import Metrics, Record
 from training.step import generator
+from training.stopping import Interrupted, NonFiniteLossError, stop_signals
 
 WEIGHTS, REPORT = "causal.safetensors", "report.json"
 
