@@ -27,7 +27,7 @@ from training.sampling.grid import grid
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import version, write_provenance
 from training.sampling.settings import SolverSettings
-from training.sampling.tasks import generate, open_autoencoder
+from training.sampling.tasks import decoded, generate, open_autoencoder
 from training.settings import TrainSettings
 from training.step import Task
 
@@ -120,7 +120,8 @@ class Previews:
         videos = []
         for seed, sample in enumerate(self._samples):
             own = solver.model_copy(update={"seed": seed})
-            videos.append(generate(card, model, autoencoder, sample.text.float(), null_text, own, _size(sample), sample.fps))
+            latent_BCTHW = generate(card, model, autoencoder, sample.text.float(), null_text, own, _size(sample), sample.fps)
+            videos.append(decoded(autoencoder, latent_BCTHW))
         return videos
 
     @cached_property

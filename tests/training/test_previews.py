@@ -25,7 +25,7 @@ from training.loop import train_loop
 from training.metrics import read_metrics
 from training.models.dit import DiT
 from training.sampling.settings import SolverSettings
-from training.sampling.tasks import generate
+from training.sampling.tasks import decoded, generate
 from training.settings import PreviewSettings, TrainSettings
 
 OFF = PreviewSettings(every=0)
@@ -93,7 +93,8 @@ def assert_shows_what_the_export_samples(folder: Path, manifest: str, name: str)
     for seed, shown in enumerate(about["samples"]):
         solver = SolverSettings(steps=3, guidance=SETTINGS.previews.guidance, seed=seed)
         size = (shown["frames"], shown["height"], shown["width"])
-        video = generate(card, model, Linear().open(), dataset.sample(rows[shown["uid"]]).text.float(), null_text, solver, size, shown["fps"])
+        text, autoencoder = dataset.sample(rows[shown["uid"]]).text.float(), Linear().open()
+        video = decoded(autoencoder, generate(card, model, autoencoder, text, null_text, solver, size, shown["fps"]))
         cell = poster[shown["y"] : shown["y"] + shown["height"], shown["x"] : shown["x"] + shown["width"]]
         np.testing.assert_array_equal(cell, video[min(2, len(video) - 1)])
 

@@ -67,7 +67,8 @@ def sample(settings: SampleSettings, export_uri: str, out_uri: str, upsampling: 
         return uri
     text = embedded(prompt, card, export_uri, device)
     _, model, null_text = read_export(export_uri)
-    video_THWC = generate(card, model.to(device), autoencoder, text, null_text, settings, (frames, height, width), fps)
+    latent_BCTHW = generate(card, model.to(device), autoencoder, text, null_text, settings, (frames, height, width), fps)
+    video_THWC = decoded(autoencoder, latent_BCTHW)
     # The record says the file is there and whole, so it is written last, and one of another file goes first.
     storage.remove(provenance_uri(uri))
     if frames == 1:
@@ -140,11 +141,11 @@ def generate(
     fps: float,
     first_C1HW: Tensor | None = None,
     last_C1HW: Tensor | None = None,
-) -> NDArray[np.uint8]:
-    """A video `[T, H, W, 3]` of `size` (frames, height, width) in pixels, made on the device of model and autoencoder.
+) -> Tensor:
+    """Latents `[1, C, t, h, w]` for `size` (frames, height, width) in pixels, on the device of the model.
 
     `first_C1HW` and `last_C1HW` are pictures that the video begins or ends with, encoded as images. The last one is shown to the model
-    as in training, as a latent frame more than there are (`training.conditioning.Given.tail`), which is not decoded.
+    as in training, as a latent frame more than there are (`training.conditioning.Given.tail`), which is not among those returned.
     """
     device = next(model.parameters()).device
     frames, height, width = size
@@ -171,7 +172,12 @@ def generate(
 
     # By what is generated, as in training.
     n_tokens = card.model.tokens(grid[0], grid[1], grid[2])
-    latent_BCTHW = euler(velocity, start_BCTHW, card.objective.schedule(settings.steps, n_tokens))[:, :, : grid[0]]
+    return euler(velocity, start_BCTHW, card.objective.schedule(settings.steps, n_tokens))[:, :, : grid[0]]
+
+
+@torch.no_grad()
+def decoded(autoencoder: Autoencoder, latent_BCTHW: Tensor) -> NDArray[np.uint8]:
+    """The video `[T, H, W, 3]` of one sample's latents."""
     return pixels(autoencoder.decode(latent_BCTHW))[0].numpy()
 
 
