@@ -253,6 +253,7 @@ def losses_of(out: Path) -> list[float]:
     return [record["loss"] for record in records]
 
 
+@pytest.mark.timeout(900)  # its runs take 112 s on two free cores, and must not be cut off on busy ones
 def test_killed_while_training_a_rerun_goes_on_with_the_same_losses(footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path) -> None:
     recipe, _ = undisturbed
     outs = [tmp_path / "killed", tmp_path / "straight"]
