@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -68,6 +69,14 @@ def read_card(uri: str) -> ModelCard:
     return config.parse(ModelCard, config.parse_document(storage.read_bytes(card_uri).decode(), card_uri))
 
 
+def model_of(card: ModelCard, weights: Mapping[str, Tensor]) -> VideoModel:
+    """The model with these weights themselves, in evaluation mode: nothing is drawn that would be replaced, and nothing is copied."""
+    with torch.device("meta"):
+        model = card.model.build(card.channels, card.text_dim)
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
 def read_export(uri: str, averaged: bool = True) -> tuple[ModelCard, VideoModel, Tensor]:
     """Card, model on the CPU in evaluation mode, and the null caption's embedding `[N, E]`.
 
@@ -79,6 +88,5 @@ def read_export(uri: str, averaged: bool = True) -> tuple[ModelCard, VideoModel,
         raise ValueError(f"{uri}: {WEIGHTS} is not the file that {CARD} was written for; export the run again")
     tensors = load_tensors(data)
     prefix = "ema." if averaged else "raw."
-    model = card.model.build(card.channels, card.text_dim)
-    model.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)})
-    return card, model.eval(), tensors[NULL_TEXT]
+    model = model_of(card, {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)})
+    return card, model, tensors[NULL_TEXT]

@@ -20,7 +20,7 @@ from training.assembly import card_of
 from training.data.buckets import shape_of
 from training.data.loader import Dataset, Sample
 from training.engine import Engine
-from training.export import ModelCard
+from training.export import model_of
 from training.metrics import Metrics
 from training.network import VideoModel
 from training.sampling.grid import grid
@@ -115,7 +115,8 @@ class Previews:
         card = card_of(self._settings, self._train, null_text.shape[-1], step, self._task.seed)
         # Opened anew each time, so that between previews neither takes memory from training.
         autoencoder = open_autoencoder(card, device)
-        model = _model(card, weights).to(device)
+        model = model_of(card, weights).to(device)
+        _stop_in_time(model)
         solver = SolverSettings(steps=settings.steps, guidance=settings.guidance)
         videos = []
         for seed, sample in enumerate(self._samples):
@@ -133,11 +134,8 @@ class Previews:
         return [dataset.sample(row) for row in np.argsort(hashes)[: self._settings.previews.count].tolist()]
 
 
-def _model(card: ModelCard, weights: Mapping[str, Tensor]) -> VideoModel:
-    """The model with these weights themselves: nothing is drawn that would be replaced, and nothing is copied."""
-    with torch.device("meta"):
-        model = card.model.build(card.channels, card.text_dim)
-    model.load_state_dict(weights, assign=True)
+def _stop_in_time(model: VideoModel) -> None:
+    """Let the model raise `TooSlowError` where it is called later than `LIMIT_S` from now."""
     end_s = time.monotonic() + LIMIT_S
 
     def in_time(module: VideoModel, inputs: Sequence[Any]) -> None:
@@ -145,7 +143,6 @@ def _model(card: ModelCard, weights: Mapping[str, Tensor]) -> VideoModel:
             raise TooSlowError(f"sampling took over {LIMIT_S:g} s; lower count or steps of `previews`")
 
     model.register_forward_pre_hook(in_time)
-    return model.eval()
 
 
 def _size(sample: Sample) -> tuple[int, int, int]:

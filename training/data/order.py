@@ -31,16 +31,11 @@ def falling(values: Int64s) -> Int64s:
 
 def permutation(count: int, seed: int, epoch: int, purpose: str) -> Int64s:
     """A permutation of 0 to `count - 1`."""
-    return shuffled_within(np.zeros(count, np.int64), seed, epoch, purpose)
-
-
-def shuffled_within(groups: Int64s, seed: int, epoch: int, purpose: str) -> Int64s:
-    """Places by group, those of one group in random order. Groups are small numbers, not negative."""
-    return Shuffle(groups).order(seed, epoch, purpose)
+    return Shuffle(np.zeros(count, np.int64)).order(seed, epoch, purpose)
 
 
 class Shuffle:
-    """`shuffled_within` for the same groups again and again.
+    """Places by group, those of one group in random order. Groups are small numbers, not negative.
 
     By the raw bits of Philox, which numpy keeps the same for ever, as it does not its own shuffles: 33 of them a place, for a million places in a
     thousand groups. Equal ones, which leave two places in order, are then expected for about one pair in 10^10.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from training.data import deal
 from training.data.deal import Samples, pack, same, slot
-from training.data.order import Shuffle, falling, permutation, rising, shuffled_within
+from training.data.order import Shuffle, falling, permutation, rising
 from training.models.dit import DiT
 
 
@@ -168,7 +168,7 @@ def test_orders_are_those_of_a_stable_sort(values: list[int]) -> None:
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(0, 9))
 def test_groups_stay_together_when_their_places_are_shuffled(groups: list[int], seed: int) -> None:
-    order = shuffled_within(np.array(groups, np.int64), seed, 0, "").tolist()
+    order = Shuffle(np.array(groups, np.int64)).order(seed, 0, "").tolist()
     assert sorted(order) == list(range(len(groups)))
     assert [groups[place] for place in order] == sorted(groups)
 
@@ -177,7 +177,7 @@ def test_groups_stay_together_when_their_places_are_shuffled(groups: list[int], 
 def test_a_shuffle_gives_the_same_orders_again_and_again(groups: list[int], seed: int) -> None:
     shuffle = Shuffle(np.array(groups, np.int64))
     for epoch in (0, 1, 0):
-        assert shuffle.order(seed, epoch, "").tolist() == shuffled_within(np.array(groups, np.int64), seed, epoch, "").tolist()
+        assert shuffle.order(seed, epoch, "").tolist() == Shuffle(np.array(groups, np.int64)).order(seed, epoch, "").tolist()
 
 
 @given(st.integers(0, 300), st.integers(0, 9))
