@@ -122,8 +122,10 @@ class Engine(abc.ABC):
                 torch._foreach_copy_(self.shards(), kept)
 
 
-def open_engine(model: nn.Module, settings: TrainSettings, device: torch.device) -> Engine:
+def open_engine(model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: MakeOptimizer | None = None) -> Engine:
     """The engine for these settings; with several workers or ZeRO, `torch.distributed` is initialised already.
+
+    Without an `optimizer` it is `adamw`; any other one takes the place of it only where weights are whole, with `zero_stage` 0.
 
     A `VideoModel` that was built under `torch.device("meta")` gets memory here and its initial weights, from torch's global random state.
     With ZeRO-3 that is one weight at a time, of which each rank keeps its part, so a model may be larger than what a device holds.
@@ -132,8 +134,8 @@ def open_engine(model: nn.Module, settings: TrainSettings, device: torch.device)
         model.to_empty(device=device)
         model.initialise()
     if settings.workers == 1 and settings.zero_stage == 0:
-        return TorchEngine(model, settings, device)
-    return DeepSpeedEngine(model, settings, device)
+        return TorchEngine(model, settings, device, optimizer or adamw)
+    return DeepSpeedEngine(model, settings, device, optimizer or adamw)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -169,8 +171,12 @@ class GuardedAdamW(torch.optim.AdamW):
 
 
 def adamw(model: nn.Module, settings: TrainSettings) -> GuardedAdamW:
-    """The optimizer of all engines."""
+    """The optimizer of transformers."""
     return GuardedAdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True)
+
+
+MakeOptimizer = Callable[[nn.Module, TrainSettings], GuardedAdamW]
+"""Makes the optimizer of a model that is on its device."""
 
 
 class TorchEngine(Engine):
@@ -178,10 +184,10 @@ class TorchEngine(Engine):
 
     replicated = True
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: MakeOptimizer) -> None:
         self.rank, self.world_size, self.device = 0, 1, device
         self._model = model.to(device)
-        self._optimizer = adamw(self._model, settings)
+        self._optimizer = optimizer(self._model, settings)
         self._clip_norm = settings.clip_norm
 
     def forward(self, *inputs: Any) -> Any:
@@ -217,7 +223,7 @@ class TorchEngine(Engine):
 class DeepSpeedEngine(Engine):
     """Data parallel in any number of processes, with ZeRO stage 0 (nothing sharded) to 3 (weights sharded)."""
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: MakeOptimizer) -> None:
         deepspeed = import_deepspeed(device)
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
         self._stage, self._clip_norm = settings.zero_stage, settings.clip_norm
@@ -240,7 +246,7 @@ class DeepSpeedEngine(Engine):
             model = model.to(device)
         if self._stage == 3:
             self._outputs = OneOutput(model)
-        self._optimizer = adamw(model, settings)
+        self._optimizer = optimizer(model, settings)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=self._optimizer, dist_init_required=False, config=config)
 
     def forward(self, *inputs: Any) -> Any:

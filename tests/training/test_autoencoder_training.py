@@ -197,26 +197,28 @@ def test_crops_of_a_step_do_not_depend_on_workers(data: Path, step: int, world_s
 
 
 def test_crops_are_what_the_clips_show(tmp_path: Path) -> None:
-    """Each is somewhere in its clip, at one of the strides, mirrored or not; no kind of draw is left out."""
+    """Each is somewhere in its clip, at one of the strides, in one of eight ways of turning and playing it; no kind of draw is left out."""
     (tmp_path / "train").mkdir()
     t, y, x = np.meshgrid(np.arange(12), np.arange(32), np.arange(40), indexing="ij")
     np.save(tmp_path / "train" / "a.npy", np.stack([t, y, x], -1).astype(np.uint8))
     crops = Crops(Clips(tmp_path, "train"), SETTINGS, 0)
-    kinds, strides, mirrored = set(), set(), set()
+    kinds, strides, ways = set(), set(), set()
     for step in range(60):
         batch = crops.batch(step)
         assert set(batch.names) == {"a.npy"}
         for crop_CTHW in batch.video_BCTHW.int():
             frames, size = crop_CTHW.shape[1:3]
             kinds.add((frames, size))
-            assert (crop_CTHW[1].diff(dim=1) == 1).all()
-            across = crop_CTHW[2].diff(dim=-1).unique().tolist()
-            assert across in ([1], [-1])
-            mirrored.add(across[0])
+            turned = bool((crop_CTHW[1].diff(dim=1) == 0).all())
+            down, across = (2, 1) if turned else (1, 2)
+            assert (crop_CTHW[1].diff(dim=down) == 1).all()
+            (side,) = crop_CTHW[2].diff(dim=across).unique().tolist()
+            assert side in (1, -1)
             if frames > 1:
                 (stride,) = crop_CTHW[0].diff(dim=0).unique().tolist()
-                strides.add(stride)
-    assert (kinds, strides, mirrored) == ({(5, 16), (1, 24)}, {1, 2}, {1, -1})
+                strides.add(abs(stride))
+                ways.add((turned, side, stride > 0))
+    assert (kinds, strides, len(ways)) == ({(5, 16), (1, 24)}, {1, 2}, 8)
 
 
 def test_a_loss_that_is_no_number_names_the_clips(data: Path, tmp_path: Path) -> None:

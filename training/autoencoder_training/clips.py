@@ -124,14 +124,20 @@ class Crops:
         return Batch(video_BTHWC.movedim(-1, 1).contiguous(), items, tuple(clip.path.name for clip, _ in drawn))
 
     def _draw(self, kind: int, step: int, item: int) -> tuple[Clip, Pixels]:
-        """A random clip, span, rate and place; half of all crops are mirrored left to right."""
+        """A random clip, span, rate and place; half of all crops each are mirrored, turned on their side and played backwards."""
         crop, chance = self._settings.crops[kind], np.random.default_rng([self._seed, step, item + 1])
         clip = self._fitting[kind][chance.integers(len(self._fitting[kind]))]
         stride = int(chance.choice([stride for stride in self._settings.strides if clip.fits(crop, stride)] or [1]))
         start = int(chance.integers(clip.frames - (crop.frames - 1) * stride))
         y, x = int(chance.integers(clip.height - crop.size + 1)), int(chance.integers(clip.width - crop.size + 1))
         pixels = clip.crop(start, stride, y, x, crop)
-        return clip, pixels[:, :, ::-1] if chance.random() < 0.5 else pixels
+        if chance.random() < 0.5:
+            pixels = pixels[:, :, ::-1]
+        if chance.random() < 0.5:
+            pixels = pixels.swapaxes(1, 2)
+        if chance.random() < 0.5:
+            pixels = pixels[::-1]
+        return clip, pixels
 
     def from_step(self, start_step: int, rank: int, world_size: int) -> closing[Generator[tuple[int, Batch], None, None]]:
         """Steps and batches without an end, read ahead by threads; a context manager."""

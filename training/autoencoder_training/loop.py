@@ -26,6 +26,7 @@ from training.autoencoders.linear import SPACE_FACTOR, TIME_FACTOR, Linear
 from training.ema import Ema
 from training.engine import Engine, open_engine
 from training.metrics import Metrics, Record
+from training.muon import GuardedMuon
 from training.step import generator
 from training.stopping import Interrupted, NonFiniteLossError, stop_signals
 
@@ -77,7 +78,7 @@ def train_autoencoder(
         network.encoder.compile()
         network.decoder.compile()
     shared = settings.optimisation()
-    engine = open_engine(network, shared, device)
+    engine = open_engine(network, shared, device, GuardedMuon)
     ema = Ema(engine.shards(), settings.ema_decay)
     crops = Crops(Clips(data, "train"), settings, seed)
     validation = Validation(Clips(data, "val"), settings, engine)
