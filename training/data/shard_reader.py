@@ -151,12 +151,13 @@ class _OwnShard:
         # Arrow's allocator keeps what other threads give back; malloc returns it to the system, and a third of the time of reading then
         # went into page faults.
         data = memoryview(pa.allocate_buffer(width + tail_width))
-        self._ranges.read_into(self._uri, starts["latent"][row_group] + row * width, [data[:width]])
-        latent = torch.frombuffer(data, dtype=torch.bfloat16, count=width // BYTES_PER_VALUE).view(self._shape)
-        if not tail_width:
-            return StoredLatents(latent, None, crc32(data))
-        self._ranges.read_into(self._uri, starts["tail_latent"][row_group] + row * tail_width, [data[width:]])
-        tail = torch.frombuffer(data, dtype=torch.bfloat16, offset=width).view(self._tail_shape)
+        reads = [(starts["latent"][row_group] + row * width, (data[:width],), width)]
+        if tail_width:
+            reads.append((starts["tail_latent"][row_group] + row * tail_width, (data[width:],), tail_width))
+        self._ranges.read_each(self._uri, reads)
+        # Sizes one by one, which torch takes in half the time that a tuple of them takes.
+        latent = torch.frombuffer(data, dtype=torch.bfloat16, count=width // BYTES_PER_VALUE).view(*self._shape)
+        tail = torch.frombuffer(data, dtype=torch.bfloat16, offset=width).view(*self._tail_shape) if tail_width else None
         return StoredLatents(latent, tail, crc32(data))
 
     def _samples(self, row_group: int, row: int, count: int) -> list[StoredLatents]:
