@@ -128,7 +128,7 @@ class Metrics:
         if self._local:
             with storage.local_path(storage.join(self._uri, FILE)).open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(record) + "\n")
-        if record["step"] % self._log_every == 0 or "val_loss" in record:
+        if record["step"] % self._log_every == 0 or any(key.startswith("val_") for key in record):
             values = tags(record)
             self._tell(lambda tracker: tracker.log(record["step"], values))
 

@@ -106,7 +106,8 @@ def _steps(
     done = start_step
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(crops.from_step(start_step, engine.rank, engine.world_size))
-        metrics = stack.enter_context(contextlib.closing(Metrics(run_uri, start_step, settings.log_every))) if engine.rank == 0 else None
+        told = settings.model_dump(mode="json")
+        metrics = stack.enter_context(Metrics(run_uri, start_step, settings.log_every, settings.trackers, told)) if engine.rank == 0 else None
         stop_asked = stack.enter_context(stop_signals())
         while done < settings.steps:
             asked_s = time.perf_counter()
