@@ -180,7 +180,7 @@ def _export(
 ) -> AutoencoderResult:
     """Write the averaged weights, with the statistics of their latents, and how well they do; every rank calls it."""
     with engine.swapped(ema.averages):
-        averaged = engine.full_parameters()
+        averaged = engine.full_parameters(everywhere=True)
     rounded = new_network(PRESETS[settings.preset], seed)
     rounded.load_state_dict({**rounded.state_dict(), **{name: value.to(torch.bfloat16).float() for name, value in averaged.items()}})
     rounded = rounded.to(engine.device).eval()
