@@ -19,7 +19,7 @@ from training.data.costs import SampleCosts
 from training.data.deal import POLICIES, Policy, Samples
 from training.data.order import Shuffle, permutation
 from training.data.tails import Tails
-from training.data.views import Bucket, by_bucket, factors_of
+from training.data.views import BucketViews, by_bucket, factors_of
 
 Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
@@ -113,7 +113,7 @@ class Planner:
         """Of a sample of each bucket."""
         self._shapes = shapes.astype(np.min_scalar_type(len(names)))
         self._buckets = [
-            Bucket(name, rows, int(of_one), factor, permutation(len(rows), seed, 0, f"turns {name}"))
+            BucketViews(name, rows, int(of_one), factor, permutation(len(rows), seed, 0, f"turns {name}"))
             for name, rows, of_one, factor in zip(names, by_number, self._tokens, factors, strict=True)
             if factor
         ]
