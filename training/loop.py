@@ -87,7 +87,7 @@ def _steps(
             times = StepTimes.from_state(state["step_times"]) if "step_times" in state else StepTimes(start_step)
         planner = planner_of(dataset, settings, task.seed, times)
         loader = stack.enter_context(Loader(dataset, planner, engine.rank, engine.world_size, start_step, captions=settings.captions, seed=task.seed))
-        told = settings.model_dump(mode="json")
+        told = settings.model_dump(mode="json") | {"seed": task.seed, "data": dataset.info.fingerprint}
         metrics = stack.enter_context(Metrics(run_uri, start_step, settings.log_every, settings.trackers, told)) if engine.rank == 0 else None
         stop_asked = stack.enter_context(stop_signals())
         batches_of_steps = iter(loader)

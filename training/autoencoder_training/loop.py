@@ -86,7 +86,7 @@ def train_autoencoder(
         checkpoint.load(reached, engine, ema)
     step = reached.step if reached else 0
     if step < settings.steps:
-        step = _steps(settings, run_uri, seed, crops, validation, engine, ema, step, time.monotonic() + seconds)
+        step = _steps(settings, run_uri, seed, fingerprint(data), crops, validation, engine, ema, step, time.monotonic() + seconds)
     return _export(settings, data, run_uri, seed, validation, engine, ema, step)
 
 
@@ -94,6 +94,7 @@ def _steps(
     settings: AutoencoderTraining,
     run_uri: str,
     seed: int,
+    data: str,
     crops: Crops,
     validation: Validation,
     engine: Engine,
@@ -101,12 +102,12 @@ def _steps(
     start_step: int,
     deadline_s: float,
 ) -> int:
-    """Take steps from `start_step`, counted from 0, to the last or the deadline; returns how many are done then."""
+    """Take steps from `start_step`, counted from 0, to the last or the deadline; returns how many are done then. `data` is the clips' fingerprint."""
     shared = settings.optimisation()
     done = start_step
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(crops.from_step(start_step, engine.rank, engine.world_size))
-        told = settings.model_dump(mode="json")
+        told = settings.model_dump(mode="json") | {"seed": seed, "data": data}
         metrics = stack.enter_context(Metrics(run_uri, start_step, settings.log_every, settings.trackers, told)) if engine.rank == 0 else None
         stop_asked = stack.enter_context(stop_signals())
         while done < settings.steps:
