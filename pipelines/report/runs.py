@@ -89,11 +89,12 @@ def _label(settings: Mapping[str, Any], steps: int) -> str:
 
 def differences(settings: Sequence[Mapping[str, Any] | None]) -> list[dict[str, str]]:
     """Of each run the settings by which runs of its kind, of models or of autoencoders, differ, but for `steps`, which the page has anyway."""
+    flats = [flat(told) if told else {} for told in settings]
     found = []
-    for told in settings:
-        alike = [flat(other) for other in settings if told and other and ("model" in other) == ("model" in told)]
+    for told in flats:
+        alike = [other for other in flats if other and ("model.name" in other) == ("model.name" in told)]
         keys = dict.fromkeys(key for other in alike for key in other if key != "steps" and len({one.get(key) for one in alike}) > 1)
-        found.append({key: (flat(told).get(key, "–") if told else "–")[:VALUE_CHARACTERS] for key in keys})
+        found.append({key: told.get(key, "–")[:VALUE_CHARACTERS] for key in keys} if told else {})
     return found
 
 
