@@ -77,6 +77,8 @@ def sample(
     seconds: Annotated[float, typer.Option(help="Length; 0 makes an image.")] = 2.0,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels.")] = "96x64",
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 5.0,
+    first: Annotated[str | None, typer.Option(metavar="PICTURE", help="Picture file that the video begins with.")] = None,
+    last: Annotated[str | None, typer.Option(metavar="PICTURE", help="Picture file that the video ends with.")] = None,
     steps: Annotated[int, typer.Option(help="Solver steps.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     upsample: Annotated[bool, typer.Option(help="Make the prompt detailed first, as the recipe's `upsample` says.")] = False,
@@ -85,8 +87,11 @@ def sample(
     settings = read(recipe, set_)
     if upsample:
         settings = settings.model_copy(update={"sample": tuple(one.model_copy(update={"upsample": True}) for one in settings.sample)})
+    if prompt is None and (first or last):
+        raise ConfigError("--first and --last are of one video: say what it shows with --prompt")
     if prompt is not None:
         asked = {"prompt": prompt, "upsample": upsample, "seconds": seconds, "size": size, "guidance": guidance, "steps": steps, "seed": seed}
+        asked |= {"first": first, "last": last}
         one = from_options(SampleSettings, asked)
         settings = settings.model_copy(update={"sample": (one,)})
     from pipelines import job

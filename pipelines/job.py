@@ -20,6 +20,7 @@ from pipelines import inline, splits
 from pipelines.curate import Curation, Engine, curate, inspect
 from pipelines.dataset import Dataset, build_dataset, training_captions
 from pipelines.forgetting.request import check_finished, go_on
+from pipelines.given_pictures import check_pictures, read_picture
 from pipelines.ledger import Account, ledger
 from pipelines.recipe import Recipe, resolved
 from pipelines.shuffle import Rows
@@ -54,6 +55,8 @@ def run_recipe(recipe: Recipe, only: Part | None = None, in_process: bool = Fals
     """
     start_s = time.monotonic()
     check_finished(recipe.out_uri)
+    if only in (None, "sample"):
+        check_pictures(recipe.sample)
     if only != "sample":
         # What is sampled of the moment is not what the run is.
         storage.write_bytes(storage.join(recipe.out_uri, "run.yaml"), resolved(recipe).encode())
@@ -148,5 +151,5 @@ def _samples(recipe: Recipe, settings: TrainSettings | None, dataset: Dataset | 
     upsampler = Upsampler(recipe.upsample, lambda: training_captions(manifest_uri))
     with progress("sampling", len(recipe.sample)) as bar:
         for wanted in recipe.sample:
-            yield sample(wanted, trained.export_uri, storage.join(recipe.out_uri, "samples"), upsampler)
+            yield sample(wanted, trained.export_uri, storage.join(recipe.out_uri, "samples"), upsampler, read_picture)
             bar.advance()

@@ -273,7 +273,9 @@ def test_the_whole_recipe_samples_a_playable_clip_in_process(footage: Path, undi
     recipe, _ = undisturbed
     out = tmp_path / "out"
     shutil.copytree(recipe.out_uri, out)
-    samples = "[{prompt: a red circle, seconds: 2, size: 96x64, steps: 2}, {prompt: a star, seconds: 0, size: 64x96, steps: 2}]"
+    picture = min(footage.glob("*.png"))
+    clip_of = f"{{prompt: a red circle, seconds: 2, size: 96x64, steps: 2, first: '{picture}'}}"
+    samples = f"[{clip_of}, {{prompt: a star, seconds: 0, size: 64x96, steps: 2}}]"
     whole = load_recipe(QUICKSTART, [*assignments(footage, out)[:2], *TINY_TRAINING, f"sample={samples}"])
     outcome = job.run_recipe(whole, in_process=True)
     assert outcome.training is not None

@@ -64,8 +64,11 @@ class Engine(abc.ABC):
         """Which elements of which parameters the shards hold; what no fragment covers is padding."""
 
     @abc.abstractmethod
-    def full_parameters(self) -> dict[str, Tensor]:
-        """All weights by name, fp32, on the CPU, copied from the shards of all ranks."""
+    def full_parameters(self, everywhere: bool = False) -> dict[str, Tensor]:
+        """All weights by name, fp32, on the CPU, copied from the shards of all ranks; on ranks other than 0 nothing, unless they come `everywhere`.
+
+        Weights are gathered one at a time, so a rank that keeps none never holds more than one.
+        """
 
     @abc.abstractmethod
     def weights_changed(self) -> None:
@@ -210,7 +213,7 @@ class TorchEngine(Engine):
     def fragments(self) -> list[Fragment]:
         return _whole(self._model)
 
-    def full_parameters(self) -> dict[str, Tensor]:
+    def full_parameters(self, everywhere: bool = False) -> dict[str, Tensor]:
         return {name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in self._model.named_parameters()}
 
     def weights_changed(self) -> None:
@@ -293,13 +296,14 @@ class DeepSpeedEngine(Engine):
         start = self.rank * part
         return Fragment(name, start, min(part, parameter.ds_numel - start), shard, offset)
 
-    def full_parameters(self) -> dict[str, Tensor]:
+    def full_parameters(self, everywhere: bool = False) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
 
-        full = {}
+        full: dict[str, Tensor] = {}
         for name, parameter in self._engine.module.named_parameters():
             whole = parameter.detach() if self._stage == 0 else safe_get_full_fp32_param(parameter)
-            full[name] = whole.to("cpu", torch.float32, copy=True)
+            if everywhere or self.rank == 0:
+                full[name] = whole.to("cpu", torch.float32, copy=True)
         return full
 
     def weights_changed(self) -> None:

@@ -39,7 +39,8 @@ class Validation:
         engine = self._engine
         # Weights of buckets are for training: here each sample counts once.
         plan = self._settings.batch.model_copy(update={"weights": {}})
-        planner = planner_of(self._dataset, self._settings.model_copy(update={"batch": plan}), seed=0)
+        settings = self._settings.model_copy(update={"batch": plan, "conditioning": self._task.conditioning})
+        planner = planner_of(self._dataset, settings, seed=0)
         done: list[Outcome] = []
         with Loader(self._dataset, planner, engine.rank, engine.world_size, 0) as loader, torch.no_grad():
             for _, batches in itertools.islice(loader, planner.steps_in(0)):

@@ -87,7 +87,7 @@ def _steps(
             times = StepTimes.from_state(state["step_times"]) if "step_times" in state else StepTimes(start_step)
         planner = planner_of(dataset, settings, task.seed, times)
         loader = stack.enter_context(Loader(dataset, planner, engine.rank, engine.world_size, start_step, captions=settings.captions, seed=task.seed))
-        told = settings.model_dump(mode="json")
+        told = settings.model_dump(mode="json") | {"seed": task.seed, "data": dataset.info.fingerprint}
         metrics = stack.enter_context(Metrics(run_uri, start_step, settings.log_every, settings.trackers, told)) if engine.rank == 0 else None
         stop_asked = stack.enter_context(stop_signals())
         batches_of_steps = iter(loader)
@@ -108,10 +108,9 @@ def _steps(
             if not record["skipped"]:
                 ema.update(engine.shards(), step)
             done = step + 1
-            record |= meter.read(record["tokens"])
+            record |= meter.read()
             if times:
-                tokens = [task.model.tokens(*latent.shape[1:]) for batch in batches for latent in batch.latents]
-                times.add(step, engine.sum(moments(len(batches), tokens, meter.forward_s)))
+                times.add(step, engine.sum(moments(len(batches), meter.tokens, meter.forward_s)))
             if validation and (done % settings.validate_every == 0 or done == settings.steps):
                 record |= validation.record()
             if previews.due(done):
@@ -148,15 +147,14 @@ def take_step(
     workers share the step. Neither do noise levels, which are spread evenly over the samples of the whole step.
     """
     samples = [
-        (key(seen, uid), latent, counts)
+        (key(seen, uid), counts)
         for batch in batches
-        for uid, seen, latent, counts in zip(batch.uids, batch.passes, batch.latents, (batch.weights > 0).tolist(), strict=True)
+        for uid, seen, counts in zip(batch.uids, batch.passes, (batch.weights > 0).tolist(), strict=True)
     ]
-    n_tokens = sum(task.model.tokens(*latent.shape[1:]) for _, latent, counts in samples if counts)
-    weight, tokens, stopping = engine.sum([sum(float(batch.weights.sum()) for batch in batches), n_tokens, stop])
-    quantile_of = quantiles(task.seed, engine.gather([name for name, _, counts in samples if counts]))
+    weight, stopping = engine.sum([sum(float(batch.weights.sum()) for batch in batches), stop])
+    quantile_of = quantiles(task.seed, engine.gather([name for name, counts in samples if counts]))
     # A sample of weight 0 only keeps ranks in step, and must not move the others' noise levels, or workers would matter.
-    quantile_of |= {name: 0.5 for name, _, _ in samples if name not in quantile_of}
+    quantile_of |= {name: 0.5 for name, _ in samples if name not in quantile_of}
     results: list[tuple[Batch, list[float], Tensor]] = []
     for position, batch in enumerate(batches):
         inputs = prepare(task, batch, quantile_of, engine.device)
@@ -183,5 +181,5 @@ def take_step(
     if norm > max_norm and engine.rank == 0:
         log.warning("step %d skipped: the gradient's norm is %.3g, and the most is %.3g", step + 1, norm, max_norm)
     record |= {**parts, "skipped": int(norm > max_norm), "lr": lr, "grad_norm": norm}
-    record |= {"tokens": int(tokens), "samples": len(done), "epoch": batches[0].epoch}
+    record |= {"samples": len(done), "epoch": batches[0].epoch}
     return stopping > 0

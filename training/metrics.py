@@ -17,7 +17,7 @@ from cluster.telemetry import Bar, log, progress
 from training.curve import loss_curve
 from training.trackers import Name, Run, Tracker, open_trackers
 
-FILE, CURVE = "metrics.jsonl", "loss_curve.svg"
+FILE, CURVE, SETTINGS = "metrics.jsonl", "loss_curve.svg", "settings.json"
 
 TAIL_BYTES = 65536
 """More than any record, also one of a validation over hundreds of buckets."""
@@ -38,6 +38,13 @@ def read_metrics(run_uri: str) -> list[Record]:
     # Every whole line ends in a line break, so what follows the last one was being written when the process died.
     *lines, _ = storage.read_bytes(uri).decode().split("\n")
     return [json.loads(line) for line in lines]
+
+
+def read_settings(run_uri: str) -> Mapping[str, Any] | None:
+    """What the last start of a run was told, seed and fingerprint of its data among it; None of a run that wrote none."""
+    uri = storage.join(run_uri, SETTINGS)
+    settings: Mapping[str, Any] | None = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
+    return settings
 
 
 def last_record(run_uri: str) -> Record | None:
@@ -108,11 +115,13 @@ class Metrics:
         trackers: Sequence[Name] = ("tensorboard",),
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """`trackers` are told `settings`, and the records of every `log_every`-th step and of steps with a validation."""
+        """`trackers` are told `settings`, which are written too, and the records of every `log_every`-th step and of steps with a validation."""
         self._uri = run_uri
         self._log_every = log_every
         self.records = [record for record in read_metrics(run_uri) if record["step"] <= start_step]
         self._rewrite()
+        if settings:
+            storage.write_bytes(storage.join(run_uri, SETTINGS), (json.dumps(settings, indent=1) + "\n").encode())
         self._local = storage.is_local(run_uri)
         self._trackers = open_trackers(trackers, Run(run_uri, start_step, settings or {}))
 
@@ -128,7 +137,7 @@ class Metrics:
         if self._local:
             with storage.local_path(storage.join(self._uri, FILE)).open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(record) + "\n")
-        if record["step"] % self._log_every == 0 or "val_loss" in record:
+        if record["step"] % self._log_every == 0 or any(key.startswith("val_") for key in record):
             values = tags(record)
             self._tell(lambda tracker: tracker.log(record["step"], values))
 

@@ -67,8 +67,6 @@ class Previews:
         with self._engine.swapped(averages):
             weights = self._engine.full_parameters()
         error = self._attempt(step, weights, metrics) if self._engine.rank == 0 else None
-        # All ranks hold a copy, and here the others wait.
-        del weights
         (too_long,) = self._engine.sum([isinstance(error, TooSlowError)])
         self._given_up = too_long > 0
         return {"preview_s": time.perf_counter() - start_s} | ({"preview_failed": 1} if error else {})

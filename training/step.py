@@ -89,15 +89,25 @@ def draw(task: Task, shape: Sequence[int], epoch: int | str, uid: str) -> Draw:
     """Chance for a sample with latents of `shape` (C, T, H, W), from (seed, epoch, uid) alone."""
     chance = generator(task.seed, epoch, uid)
 
-    def uniform() -> float:
-        return torch.rand((), generator=chance, dtype=torch.float64).item()
-
-    drop = uniform() < task.caption_drop
-    given = task.conditioning.draw(uniform, shape[1])
+    drop, given = _decided(task.conditioning, shape[1], chance)
     noise_CTHW = torch.randn(tuple(shape), generator=chance)
     if given.tail:
         noise_CTHW = torch.cat((noise_CTHW, torch.randn((shape[0], 1, *shape[2:]), generator=chance)), dim=1)
-    return Draw(noise_CTHW, given, drop)
+    return Draw(noise_CTHW, given, drop < task.caption_drop)
+
+
+def given_of_sample(conditioning: ConditioningRates, seed: int, n_frames: int, epoch: int | str, uid: str) -> Given:
+    """What `draw` gives a sample of so many latent frames, without drawing its noise."""
+    return _decided(conditioning, n_frames, generator(seed, epoch, uid))[1]
+
+
+def _decided(conditioning: ConditioningRates, n_frames: int, chance: torch.Generator) -> tuple[float, Given]:
+    """What is drawn before the noise: a uniform number for the caption, and what is given."""
+
+    def uniform() -> float:
+        return torch.rand((), generator=chance, dtype=torch.float64).item()
+
+    return uniform(), conditioning.draw(uniform, n_frames)
 
 
 def prepare(task: Task, batch: Batch, quantile_of: Mapping[str, float], device: torch.device, epoch: str | None = None) -> Inputs:

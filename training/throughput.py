@@ -74,6 +74,8 @@ class Meter:
         self._peak_tflops = settings.peak_tflops or peak_tflops(engine.device, settings.precision)
         self.forward_s = 0.0
         """Seconds of this rank's own ways forward in the step that was read last."""
+        self.tokens: list[int] = []
+        """Of each sample in these, last pictures that are given included."""
         self.start()
 
     def start(self) -> None:
@@ -81,6 +83,7 @@ class Meter:
         self._started_s = time.perf_counter()
         self._data_wait_s = 0.0
         self._operations = 0.0, 0.0
+        self.tokens, self._n_useful = [], 0
         self._forwards: list[tuple[Moment, Moment]] = []
 
     def loaded(self) -> None:
@@ -92,27 +95,30 @@ class Meter:
         """Around the way forward of a micro-batch, whose samples weigh so much."""
         useful, done = operations(self._model, inputs, weights)
         self._operations = self._operations[0] + useful, self._operations[1] + done
+        tokens = [self._model.tokens(*latent.shape[1:]) for latent in inputs.noisy]
+        self.tokens += tokens
+        self._n_useful += sum(count for count, weight in zip(tokens, weights, strict=True) if weight > 0)
         before = self._now()
         yield
         self._forwards.append((before, self._now()))
 
-    def read(self, tokens: int) -> dict[str, Any]:
-        """What all ranks measured of the step that ends here, in which all of them trained on so many tokens; every rank calls it.
+    def read(self) -> dict[str, Any]:
+        """What all ranks measured of the step that ends here; every rank calls it.
 
         `memory_gb` is the most since it was read before, so nothing between two steps is lost.
         """
         engine, on_gpu = self._engine, self._engine.device.type == "cuda"
         memory_gb = torch.cuda.max_memory_allocated(engine.device) / 1e9 if on_gpu else 0.0
-        own = [*self._operations, self._data_wait_s, memory_gb, host_memory_gb()]
+        own = [*self._operations, self._n_useful, self._data_wait_s, memory_gb, host_memory_gb()]
         seconds_M = [_seconds(before, after) for before, after in self._forwards]
         self.forward_s = sum(seconds_M)
         ranks = by_rank(engine, [*own, *self._stretches(seconds_M)])
         step_s = time.perf_counter() - self._started_s
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(engine.device)
-        useful, done, waits_s, device_gb, host_gb = zip(*(row[: len(own)] for row in ranks), strict=True)
+        useful, done, tokens, waits_s, device_gb, host_gb = zip(*(row[: len(own)] for row in ranks), strict=True)
         tflops, hardware_tflops = (sum(each) / 1e12 / step_s / engine.world_size for each in (useful, done))
-        record = {"step_s": step_s, "data_wait_s": max(waits_s), "tokens_per_s": tokens / step_s, "tflops": tflops}
+        record = {"tokens": int(sum(tokens)), "step_s": step_s, "data_wait_s": max(waits_s), "tokens_per_s": sum(tokens) / step_s, "tflops": tflops}
         if self._peak_tflops:
             record |= {"mfu": tflops / self._peak_tflops, "hfu": hardware_tflops / self._peak_tflops}
         record |= {"memory_gb": max(device_gb)} if on_gpu else {}

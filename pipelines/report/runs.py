@@ -6,7 +6,7 @@ import base64
 import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -16,9 +16,10 @@ from cluster import storage
 from pipelines.recipe import Recipe
 from pipelines.report.columns import round_to
 from training.curve import Points, running_mean
-from training.metrics import FILE, Record, read_metrics
+from training.metrics import FILE, Record, read_metrics, read_settings
 from training.previews import FOLDER
 from training.sampling.provenance import read_provenance
+from training.trackers import flat
 
 MAX_RUNS = 12
 RAW_POINTS = 2000
@@ -34,6 +35,8 @@ POSTER_WIDTH = 960
 POSTER_BYTES = 4_000_000
 """All posters of the page together, before base64 makes them a third larger; those of further previews are links."""
 CAPTION_CHARACTERS = 300
+VALUE_CHARACTERS = 80
+"""Of a setting."""
 
 T = TypeVar("T")
 
@@ -41,11 +44,13 @@ T = TypeVar("T")
 def training_runs(recipe: Recipe) -> dict[str, Any]:
     """How many runs there are under `out`, and curves and previews of the newest `MAX_RUNS`, newest first.
 
-    A curve is `[steps, values]`. Those of `RAW` have what each step recorded; `mean/` before a name stands for its running mean, `val_` for
-    values on the validation split, all of them.
+    A run is named by `label`, and `differs` has those of its settings that are not alike in all runs of its kind. A curve is `[steps, values]`.
+    Those of `RAW` have what each step recorded; `mean/` before a name stands for its running mean, `val_` for values on the validation split,
+    all of them.
     """
     entries = sorted(storage.list_files(recipe.out_uri, f"/{FILE}"), key=lambda entry: (-int(entry.version), entry.uri))
     runs: list[dict[str, Any]] = []
+    settings: list[Mapping[str, Any] | None] = []
     left_bytes = POSTER_BYTES
     for entry in entries[:MAX_RUNS]:
         folder = entry.uri.removesuffix(f"/{FILE}")
@@ -53,6 +58,7 @@ def training_runs(recipe: Recipe) -> dict[str, Any]:
         if records:
             name = folder.removeprefix(storage.absolute(recipe.out_uri)).strip("/")
             shown, left_bytes = previews(folder, name, left_bytes)
+            settings.append(read_settings(folder))
             speeds = sorted(record["tokens_per_s"] for record in records if "tokens_per_s" in record)
             runs.append(
                 {
@@ -63,7 +69,33 @@ def training_runs(recipe: Recipe) -> dict[str, Any]:
                     "previews": shown,
                 }
             )
-    return {"n_runs": len(entries), "runs": runs}
+    names = labels([run["name"] for run in runs], settings, [run["steps"] for run in runs])
+    about = [{"label": label, "differs": differs} for label, differs in zip(names, differences(settings), strict=True)]
+    return {"n_runs": len(entries), "runs": [run | more for run, more in zip(runs, about, strict=True)]}
+
+
+def labels(names: Sequence[str], settings: Sequence[Mapping[str, Any] | None], steps: Sequence[int]) -> list[str]:
+    """What runs are called: `dit L, pack, 900 steps`; with the folder's name where runs share that, and by it alone where settings are unknown."""
+    found = [_label(told, done) if told else name for name, told, done in zip(names, settings, steps, strict=True)]
+    return [f"{label}, {name}" if found.count(label) > 1 else label for label, name in zip(found, names, strict=True)]
+
+
+def _label(settings: Mapping[str, Any], steps: int) -> str:
+    model = settings.get("model", {"name": "autoencoder", "preset": settings.get("preset")})
+    size = model.get("preset") or "x".join(str(model[key]) for key in ("depth", "dim", "heads") if key in model)
+    parts = [f"{model['name']} {size}".strip(), settings.get("batch", {}).get("policy"), f"{steps:,} steps"]
+    return ", ".join(part for part in parts if part)
+
+
+def differences(settings: Sequence[Mapping[str, Any] | None]) -> list[dict[str, str]]:
+    """Of each run the settings by which runs of its kind, of models or of autoencoders, differ, but for `steps`, which the page has anyway."""
+    flats = [flat(told) if told else {} for told in settings]
+    found = []
+    for told in flats:
+        alike = [other for other in flats if other and ("model.name" in other) == ("model.name" in told)]
+        keys = dict.fromkeys(key for other in alike for key in other if key != "steps" and len({one.get(key) for one in alike}) > 1)
+        found.append({key: told.get(key, "–")[:VALUE_CHARACTERS] for key in keys} if told else {})
+    return found
 
 
 def curves(records: Sequence[Record]) -> dict[str, list[list[Any]]]:

@@ -32,11 +32,12 @@ function runTable(runs) {
     redraw();
   };
   const name = (run) => {
-    const content = [el('span', { class: 'dot', 'aria-hidden': 'true', style: { background: `var(--${runTone(run)})` } }), run.name];
+    const content = [el('span', { class: 'dot', 'aria-hidden': 'true', style: { background: `var(--${runTone(run)})` } }), run.label];
     return runs.length > 1 ? el('button', { type: 'button', class: 'chip', 'aria-pressed': String(!hiddenRuns.has(run.name)), title: 'in the charts, or not', onclick: toggle(run) }, content) : el('span', { class: 'fate' }, content);
   };
+  const about = (run) => (run.label === run.name ? '' : el('div', { class: 'note' }, [run.name, ...Object.entries(run.differs).map(([key, text]) => `${key} ${text}`)].join(' · ')));
   return el('div', { class: 'card' }, el('div', { class: 'scroll' }, el('table', { class: 'table' }, el('thead', {}, el('tr', {}, el('th', { scope: 'col' }, 'run'), numbers.map(([title]) => el('th', { scope: 'col', class: 'num' }, title)))),
-    el('tbody', {}, runs.map((run) => el('tr', {}, el('td', {}, name(run)), numbers.map(([, of]) => el('td', { class: 'num' }, of(run)))))))));
+    el('tbody', {}, runs.map((run) => el('tr', {}, el('td', {}, name(run), about(run)), numbers.map(([, of]) => el('td', { class: 'num' }, of(run)))))))));
 }
 
 /** One line of a chart, of `[steps, values]`; `more` may hold further settings of the line and of the trace. */
@@ -58,15 +59,15 @@ function range(values) {
 }
 
 const legend = (items) => el('ul', { class: 'legend' }, items.map(([background, name]) => el('li', {}, el('span', { class: 'dot', style: { background } }), name)));
-const words = (runs, of) => runs.map((run) => `${run.name} ${precise(of(run))} after ${plural(run.steps, 'step')}`).join('; ');
+const words = (runs, of) => runs.map((run) => `${run.label} ${precise(of(run))} after ${plural(run.steps, 'step')}`).join('; ');
 
 function lossCard(runs) {
   const alone = runs.length === 1;
   const tones = (run) => [color(runTone(run)), color(alone ? 'val' : runTone(run))];
   const plot = chart('tall', `Loss: ${words(runs, (run) => last(run.curves['mean/loss']))}`, () => {
-    const raws = shownRuns().map((run) => curve(run.curves.loss, tones(run)[0], alone ? 'each step' : run.name, { opacity: 0.25, line: { width: 1 }, hoverinfo: 'skip', hovertemplate: null }));
-    const means = shownRuns().map((run) => curve(run.curves['mean/loss'], tones(run)[0], alone ? 'mean' : run.name));
-    const held = shownRuns().filter((run) => run.curves.val_loss).map((run) => curve(run.curves.val_loss, tones(run)[1], alone ? 'validation' : `${run.name}, validation`, { mode: 'lines+markers', line: { dash: alone ? 'solid' : 'dot' }, marker: { size: 6 } }));
+    const raws = shownRuns().map((run) => curve(run.curves.loss, tones(run)[0], alone ? 'each step' : run.label, { opacity: 0.25, line: { width: 1 }, hoverinfo: 'skip', hovertemplate: null }));
+    const means = shownRuns().map((run) => curve(run.curves['mean/loss'], tones(run)[0], alone ? 'mean' : run.label));
+    const held = shownRuns().filter((run) => run.curves.val_loss).map((run) => curve(run.curves.val_loss, tones(run)[1], alone ? 'validation' : `${run.label}, validation`, { mode: 'lines+markers', line: { dash: alone ? 'solid' : 'dot' }, marker: { size: 6 } }));
     return { traces: [...raws, ...means, ...held], layout: overSteps({ yaxis: { range: range([...raws, ...held].flatMap((trace) => trace.y)) } }) };
   });
   const kinds = alone ? [[`var(--${runTone(runs[0])})`, 'training loss: each step pale, mean strong'], ...(runs[0].curves.val_loss ? [['var(--val)', 'validation loss']] : [])] : [];
@@ -80,7 +81,7 @@ function overlays(runs) {
   return items.filter(([key]) => runs.some((run) => run.curves[key])).map(([key, title, yaxis]) => {
     const having = runs.filter((run) => run.curves[key]);
     return el('div', { class: 'card' }, el('h3', {}, title), chart('small', `${title}: ${words(having, (run) => last(run.curves[key]))}`, () => ({
-      traces: shownRuns().filter((run) => run.curves[key]).map((run) => curve(run.curves[key], color(runTone(run)), run.name, { line: { width: 1.5 } })), layout: overSteps({ yaxis }) })));
+      traces: shownRuns().filter((run) => run.curves[key]).map((run) => curve(run.curves[key], color(runTone(run)), run.label, { line: { width: 1.5 } })), layout: overSteps({ yaxis }) })));
   });
 }
 
@@ -91,7 +92,7 @@ function closely(runs) {
   const place = el('div', { class: 'stack' });
   const show = () => place.replaceChildren(...partCards(data.training.runs[lens.run]), previewCard(data.training.runs[lens.run]));
   const select = (name, key, options) => el('label', {}, name, el('select', { onchange: (event) => { lens[key] = key === 'run' ? Number(event.target.value) : event.target.value; show(); } }, options.map(([value_, text]) => el('option', { value: value_ }, text))));
-  const choices = [runs.length > 1 ? select('Run', 'run', runs.map((run, k) => [k, run.name])) : '', runs.some((run) => run.curves.val_loss) ? select('Parts of', 'prefix', [['mean/', 'the training loss'], ['val_', 'the validation loss']]) : ''];
+  const choices = [runs.length > 1 ? select('Run', 'run', runs.map((run, k) => [k, run.label])) : '', runs.some((run) => run.curves.val_loss) ? select('Parts of', 'prefix', [['mean/', 'the training loss'], ['val_', 'the validation loss']]) : ''];
   show();
   return [choices.some(Boolean) ? el('div', { class: 'choices' }, choices) : '', place];
 }

@@ -93,6 +93,23 @@ def test_a_wrong_size_to_sample_is_bad_input(tmp_path: Path, printed: Callable[[
     assert "such as 96x64" in printed()
 
 
+@pytest.mark.parametrize("option", ["--first", "--last"])
+def test_a_picture_that_cannot_be_given_is_bad_input(
+    option: str, tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything else is looked at: the recipe has neither clips nor a model."""
+    recipe = recipe_file(tmp_path, f"{tmp_path}/in/*.mp4")
+    no_picture = tmp_path / "words.png"
+    no_picture.write_text("words")
+    for picture, complaint in ((tmp_path / "gone.png", "gone.png: cannot be read: "), (no_picture, "words.png: cannot be read as a picture: ")):
+        assert ended(monkeypatch, "sample", recipe, "--prompt", "x", option, picture) == 2
+        assert complaint in printed()
+    assert ended(monkeypatch, "sample", recipe, option, "a.png") == 2
+    assert "say what it shows with --prompt" in printed()
+    assert ended(monkeypatch, "sample", recipe, "--prompt", "x", option, "a.png", "--seconds", "0") == 2
+    assert f"{option} a.png: " in printed()
+
+
 def test_verify_says_that_a_recipe_makes_no_shards(tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended(monkeypatch, "verify", recipe_file(tmp_path, f"{tmp_path}/in/*.mp4")) == 2
     assert "does not end in an encode step" in printed()

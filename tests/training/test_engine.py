@@ -72,11 +72,14 @@ def train(options: dict[str, Any], steps: int = 5, save_to: str | None = None, g
         seen.append(engine.sum([total])[0])
         if save_to and step == 2:
             checkpoint.save(save_to, 3, engine, ema, settings)
-    weights = engine.full_parameters()
+    weights = engine.full_parameters(everywhere=True)
     with engine.swapped(ema.averages):
         averaged = engine.full_parameters()
-    untouched = engine.full_parameters()
+    untouched = engine.full_parameters(everywhere=True)
     assert all(weights[name].equal(untouched[name]) for name in weights)
+    kept = engine.full_parameters()
+    assert kept.keys() == averaged.keys() == (weights.keys() if engine.rank == 0 else set()), "one copy, not one a rank"
+    assert all(weights[name].equal(kept[name]) for name in kept)
     gathered = engine.gather([f"rank {engine.rank}"])
     return {"losses": seen, "norms": norms, "weights": weights, "averaged": averaged, "gathered": gathered}
 

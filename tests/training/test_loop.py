@@ -59,6 +59,9 @@ def test_a_run_leaves_all_that_it_promises(undisturbed: run.TrainResult) -> None
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000008", "step-00000012"]
     assert Path(undisturbed.curve_uri).read_text().startswith("<svg")
     assert list((folder / "tensorboard").iterdir())
+    told = json.loads((folder / "settings.json").read_text())
+    assert TrainSettings.model_validate_json(json.dumps({key: told[key] for key in told.keys() - {"seed", "data"}})) == SETTINGS
+    assert (told["seed"], told["data"]) == (3, read_card(undisturbed.export_uri).data)
     records = [json.loads(line) for line in Path(undisturbed.metrics_uri).read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, 13))
     assert sum(name.startswith("loss_time/") for name in records[0]) >= 1
@@ -241,7 +244,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sample(manifest: s
 
 
 def test_micro_batches_and_their_number_do_not_change_the_loss(undisturbed: run.TrainResult, manifest: str, tmp_path: Path) -> None:
-    small = train(manifest, tmp_path, batch=PlanSettings(tokens_per_step=200, max_tokens_per_micro=40))
+    small = train(manifest, tmp_path, batch=PlanSettings(tokens_per_step=200, max_tokens_per_micro=48))
     assert small.losses == pytest.approx(undisturbed.losses, abs=1e-4)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.metrics import FILE, Metrics, last_record, read_metrics, shown
+from training.metrics import FILE, Metrics, last_record, read_metrics, read_settings, shown
 
 
 def record(step: int, loss: float = 1.0) -> dict[str, float]:
@@ -22,6 +22,14 @@ def test_a_restart_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
     with contextlib.closing(Metrics(str(tmp_path), 4, 1)) as metrics:
         metrics.add(record(5, loss=2.0))
     assert [(one["step"], one["loss"]) for one in read_metrics(str(tmp_path))] == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2)]
+
+
+def test_settings_are_those_of_the_last_start(tmp_path: Path) -> None:
+    assert read_settings(str(tmp_path)) is None
+    for steps in (5, 9):
+        with Metrics(str(tmp_path), 0, 1, (), {"steps": steps, "batch": {"policy": "pack"}}):
+            pass
+        assert read_settings(str(tmp_path)) == {"steps": steps, "batch": {"policy": "pack"}}
 
 
 def test_a_line_cut_off_by_a_kill_is_not_a_record(tmp_path: Path) -> None:

@@ -121,6 +121,46 @@ def test_an_upsampled_prompt_is_what_the_model_sees_and_both_are_recorded(export
         sample(wanted, export, str(tmp_path / "other"))
 
 
+def test_a_video_begins_and_ends_with_the_pictures_it_is_given(export: str, tmp_path: Path) -> None:
+    """The model was never trained: what stays as given shows, and everything else is noise."""
+    asked: list[tuple[str, int, int]] = []
+    ramp_HWC = np.broadcast_to(np.linspace(20, 220, 48)[None, :, None], (32, 48, 3)).astype(np.uint8)
+    pictures = {"ramp.png": ramp_HWC, "turned.png": ramp_HWC[:, ::-1]}
+
+    def read(uri: str, width: int, height: int) -> np.ndarray:
+        asked.append((uri, width, height))
+        return pictures[uri]
+
+    wanted = SETTINGS.model_copy(update={"first": "ramp.png"})
+    uri = sample(wanted, export, str(tmp_path), read_picture=read)
+    free = sample(SETTINGS, export, str(tmp_path), read_picture=read)
+    assert asked == [("ramp.png", 48, 32)], "at the size of the video, and nothing where nothing is given"
+    given, other = (np.stack(frames_of(one)).astype(int) for one in (uri, free))
+    assert given.shape == other.shape == (9, 32, 48, 3)
+    # The autoencoder and the video's compression lose a little.
+    assert abs(given[0] - ramp_HWC).mean() < 8
+    assert abs(other[0] - ramp_HWC).mean() > 30
+    both = sample(wanted.model_copy(update={"last": "turned.png"}), export, str(tmp_path), read_picture=read)
+    assert len(frames_of(both)) == 9
+    assert len({Path(one).read_bytes() for one in (uri, free, both)}) == 3
+
+
+def test_another_picture_under_the_same_name_is_another_sample(export: str, tmp_path: Path) -> None:
+    shown = [np.zeros((32, 48, 3), np.uint8)]
+    wanted = SETTINGS.model_copy(update={"last": "x.png"})
+
+    def made() -> tuple[str, int]:
+        uri = sample(wanted, export, str(tmp_path), read_picture=lambda *_: shown[-1])
+        return json.loads(Path(uri).with_suffix(".json").read_text())["pictures"]["last"], Path(uri).stat().st_mtime_ns
+
+    before = made()
+    assert made() == before, "what is there is kept"
+    shown.append(np.full((32, 48, 3), 255, np.uint8))
+    assert made()[0] != before[0]
+    with pytest.raises(ValueError, match=r"is given x\.png, and nothing was given to read it with"):
+        sample(wanted, export, str(tmp_path))
+
+
 def test_prompt_and_guidance_matter(export: str, tmp_path: Path) -> None:
     changes: list[dict[str, object]] = [{}, {"prompt": "a blue square"}, {"guidance": 1.0}, {"steps": 8}]
     files = [Path(sample(SETTINGS.model_copy(update={**change, "name": f"f{i}"}), export, str(tmp_path))) for i, change in enumerate(changes)]

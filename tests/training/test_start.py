@@ -38,14 +38,14 @@ def held_bytes(model: nn.Module) -> int:
 
 def trained(engine: Engine) -> dict[str, Any]:
     """The initial weights, and those after three steps, which also differ where other weights decay. Ranks have packs of one shape and of two."""
-    initial = engine.full_parameters()
+    initial = engine.full_parameters(everywhere=True)
     latents, condition = packed([(3, 4, 6), (3, 4, 6) if engine.rank == 0 else (1, 8, 8)], [2, 5])
     for _ in range(3):
         predictions = engine.forward(latents, condition)
         loss = torch.stack([(prediction - latent).square().mean() for prediction, latent in zip(predictions, latents, strict=True)]).sum()
         engine.backward(loss, last=True)
         engine.step(1e-2)
-    return {"initial": initial, "final": engine.full_parameters()}
+    return {"initial": initial, "final": engine.full_parameters(everywhere=True)}
 
 
 def started(precision: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ranks import run_ranks
 from test_step import TASK, batch
 from torch.utils.flop_counter import FlopCounterMode
 
+from training.conditioning import ConditioningRates
 from training.engine import Engine, open_engine
 from training.models.dit import DiT
 from training.settings import TrainSettings
@@ -24,7 +25,7 @@ from training.throughput import Meter, by_rank, host_memory_gb, idle_share, oper
 
 CPU = torch.device("cpu")
 SETTINGS = TrainSettings(model=TASK.model)
-EVERY = {"step_s", "data_wait_s", "tokens_per_s", "tflops", "host_memory_gb"}
+EVERY = {"tokens", "step_s", "data_wait_s", "tokens_per_s", "tflops", "host_memory_gb"}
 
 
 def counted(model: DiT, inputs: Inputs) -> int:
@@ -100,14 +101,27 @@ def measured(settings: TrainSettings, engine: Engine, forwards: Sequence[float] 
     for seconds in forwards:
         with meter.forward(inputs, [1.0, 1.0]):
             time.sleep(seconds)
-    return meter.read(tokens=360)
+    return meter.read()
+
+
+def test_a_last_picture_that_is_given_counts() -> None:
+    """A latent frame of 4x4 cells is 4 tokens more, in all that is told; an image has none."""
+    engine = alone(SETTINGS)
+    inputs = batch([0, 1], task=replace(TASK, caption_drop=0.0, conditioning=ConditioningRates(last=1.0)))
+    meter = Meter(SETTINGS, engine)
+    with meter.forward(inputs, [1.0, 0.0]):
+        pass
+    record = meter.read()
+    assert (meter.tokens, record["tokens"]) == ([16, 6], 16), "and one of weight 0 for no more than the worker's time"
+    assert record["tflops"] * record["step_s"] == pytest.approx(3 * TASK.model.flops(16, 1) / 1e12)
 
 
 def test_shares_of_a_peak_are_told_where_one_is_known() -> None:
     record = measured(SETTINGS, alone(SETTINGS), [0.01, 0.02], data_s=0.01)
     assert record.keys() == EVERY
     assert record["step_s"] > record["data_wait_s"] + 0.03 > 0.04
-    assert record["tokens_per_s"] == 360 / record["step_s"]
+    assert record["tokens"] == 2 * (12 + 6)
+    assert record["tokens_per_s"] == record["tokens"] / record["step_s"]
     expected = 2 * 3 * (TASK.model.flops(12, 1) + TASK.model.flops(6, 2))
     assert record["tflops"] * record["step_s"] == pytest.approx(expected / 1e12)
     settings = SETTINGS.model_copy(update={"peak_tflops": 2.0, "model": TASK.model.model_copy(update={"checkpointing": "blocks"})})
@@ -127,10 +141,10 @@ def test_it_takes_one_sum_over_ranks_and_a_step_begins_anew() -> None:
     meter = Meter(SETTINGS, engine)
     with meter.forward(batch([0]), [1.0]):
         time.sleep(0.2)
-    meter.read(12)
+    meter.read()
     meter.start()
     meter.loaded()
-    empty = meter.read(12)
+    empty = meter.read()
     assert empty["tflops"] == 0
     assert empty["step_s"] < 0.1
     assert first["host_memory_gb"] <= empty["host_memory_gb"] == pytest.approx(host_memory_gb(), abs=0.01)
@@ -168,7 +182,7 @@ def test_a_gpu_is_timed_by_events_and_its_memory_read_once_a_step(monkeypatch: p
         monkeypatch.setattr(torch.cuda, name, stand_in)
     gpu = torch.device("cuda", 0)
     # The other rank had 4 GB at most, and its ways forward took 4 s.
-    engine: Any = SimpleNamespace(rank=0, world_size=2, device=gpu, sum=lambda values: [*list(values)[:6], 0, 0, 0, 4.0, 0, 4.0])
+    engine: Any = SimpleNamespace(rank=0, world_size=2, device=gpu, sum=lambda values: [*list(values)[:7], 0, 0, 0, 0, 4.0, 0, 4.0])
     meter = Meter(SETTINGS.model_copy(update={"precision": "bf16"}), engine)
     for expected_gb, n_resets in ((4.0, 1), (5.0, 2)):
         meter.start()
@@ -177,7 +191,7 @@ def test_a_gpu_is_timed_by_events_and_its_memory_read_once_a_step(monkeypatch: p
             with meter.forward(batch([0]), [1.0]):
                 Event.now_s += seconds
         assert Event.waited_for == 2 * (n_resets - 1), "no forward waits for the GPU"
-        record = meter.read(12)
+        record = meter.read()
         assert (record["memory_gb"], len(resets)) == (expected_gb, n_resets)
         assert record["idle_share"] == pytest.approx(1 - 3 / 4)
         assert record["slowest_rank"] == 1

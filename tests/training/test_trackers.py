@@ -17,11 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from drawn import write_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.config import ConfigError, parse, parse_document
 from training import checkpoint, run
+from training.autoencoder_training.loop import train_autoencoder
+from training.autoencoder_training.settings import AutoencoderTraining, CropSettings
 from training.data.plan import PlanSettings
 from training.metrics import Metrics, note, read_metrics, tags
 from training.models.dit import DiT
@@ -278,6 +281,34 @@ def test_a_tracker_that_fails_is_left_out_and_training_goes_on(
     ]
     assert len(read_metrics(str(tmp_path))) == 6
     assert [event.step for event in EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")] == [2, 4, 6]
+
+
+def test_the_autoencoder_is_told_of_like_the_model(wandb: dict[str, WandbRun], tmp_path: Path) -> None:
+    """Every second step, and each that has a measurement; when the run goes on, as the same one."""
+    data = tmp_path / "clips"
+    for number, split in enumerate(("train", "val")):
+        (data / split).mkdir(parents=True)
+        np.save(data / split / "0.npy", np.random.default_rng(number).integers(0, 256, (6, 24, 24, 3), np.uint8))
+    settings = AutoencoderTraining(
+        preset="tiny",
+        steps=3,
+        crops=(CropSettings(size=16, frames=5, batch=1),),
+        strides=(1,),
+        warmup_steps=1,
+        validate_every=3,
+        log_every=2,
+        trackers=("wandb",),
+    )
+    run_uri = str(tmp_path / "run")
+    for steps in (3, 4):
+        train_autoencoder(settings.model_copy(update={"steps": steps}), data, run_uri, 0, torch.device("cpu"))
+    (told,) = wandb.values()
+    assert told.options["config"]["preset"] == "tiny"
+    assert [step for step, _ in told.history] == [2, 3, 4]
+    assert {"train/loss", "train/kl", "val/psnr_db", "val/ssim", "speed/step_s"} <= told.history[1][1].keys()
+    assert told.exit_codes == [0, 0]
+    with pytest.raises(ConfigError, match="wandb is there 2 times"):
+        parse(AutoencoderTraining, parse_document("trackers: [wandb, wandb]", "train"))
 
 
 @pytest.mark.slow

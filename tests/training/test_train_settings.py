@@ -74,10 +74,24 @@ def test_sample_names() -> None:
     assert settings.stem() == "a-red-circle-above-a-blue-square-96x64-seed3"
     assert validate(SampleSettings, {"prompt": "赤い丸"}).stem() == "sample-96x64-seed0"
     assert validate(SampleSettings, {"prompt": "x", "name": "hero"}).stem() == "hero"
+    between = {"prompt": "x", "first": "/photos/A dog.jpg", "last": "s3://bucket/猫.png"}
+    assert validate(SampleSettings, between).stem() == "x-96x64-seed0-first-a-dog-last-picture", "no sample takes another one's name"
 
 
 @pytest.mark.parametrize(
-    "bad", [{"size": "96"}, {"size": "0x64"}, {"size": "96X64"}, {"seconds": -1}, {"prompt": ""}, {"name": "../up"}, {"task": "txt"}]
+    "bad",
+    [
+        {"size": "96"},
+        {"size": "0x64"},
+        {"size": "96X64"},
+        {"seconds": -1},
+        {"prompt": ""},
+        {"name": "../up"},
+        {"task": "txt"},
+        {"first": ""},
+        {"first": "a.png", "seconds": 0},
+        {"last": "a.png", "seconds": 0},
+    ],
 )
 def test_impossible_samples_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -87,7 +87,7 @@ def train_autoencoder(
         checkpoint.load(reached, engine, ema)
     step = reached.step if reached else 0
     if step < settings.steps:
-        step = _steps(settings, run_uri, seed, crops, validation, engine, ema, step, time.monotonic() + seconds)
+        step = _steps(settings, run_uri, seed, fingerprint(data), crops, validation, engine, ema, step, time.monotonic() + seconds)
     return _export(settings, data, run_uri, seed, validation, engine, ema, step)
 
 
@@ -95,6 +95,7 @@ def _steps(
     settings: AutoencoderTraining,
     run_uri: str,
     seed: int,
+    data: str,
     crops: Crops,
     validation: Validation,
     engine: Engine,
@@ -102,12 +103,13 @@ def _steps(
     start_step: int,
     deadline_s: float,
 ) -> int:
-    """Take steps from `start_step`, counted from 0, to the last or the deadline; returns how many are done then."""
+    """Take steps from `start_step`, counted from 0, to the last or the deadline; returns how many are done then. `data` is the clips' fingerprint."""
     shared = settings.optimisation()
     done = start_step
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(crops.from_step(start_step, engine.rank, engine.world_size))
-        metrics = stack.enter_context(contextlib.closing(Metrics(run_uri, start_step, settings.log_every))) if engine.rank == 0 else None
+        told = settings.model_dump(mode="json") | {"seed": seed, "data": data}
+        metrics = stack.enter_context(Metrics(run_uri, start_step, settings.log_every, settings.trackers, told)) if engine.rank == 0 else None
         stop_asked = stack.enter_context(stop_signals())
         while done < settings.steps:
             asked_s = time.perf_counter()
@@ -180,7 +182,7 @@ def _export(
 ) -> AutoencoderResult:
     """Write the averaged weights, with the statistics of their latents, and how well they do; every rank calls it."""
     with engine.swapped(ema.averages):
-        averaged = engine.full_parameters()
+        averaged = engine.full_parameters(everywhere=True)
     rounded = new_network(PRESETS[settings.preset], seed)
     rounded.load_state_dict({**rounded.state_dict(), **{name: value.to(torch.bfloat16).float() for name, value in averaged.items()}})
     rounded = rounded.to(engine.device).eval()

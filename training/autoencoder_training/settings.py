@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from cluster.config import Settings
 from training.autoencoders.linear import SPACE_FACTOR, TIME_FACTOR
 from training.settings import TrainSettings
+from training.trackers import Name as TrackerName
 
 
 class CropSettings(Settings):
@@ -64,7 +65,8 @@ class AutoencoderTraining(Settings):
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
     validate_every: int = Field(1000, ge=0, description="Steps between measurements on clips held out; 0 for never.")
     validation_clips: int = Field(16, ge=1, description="Most clips held out that are measured.")
-    log_every: int = Field(10, ge=1, description="Steps between points on TensorBoard; metrics.jsonl has every step.")
+    log_every: int = Field(10, ge=1, description="Steps between points on trackers; metrics.jsonl has every step.")
+    trackers: tuple[TrackerName, ...] = Field(("tensorboard",), description="Where curves are shown while the run goes on.")
 
     @model_validator(mode="after")
     def _consistent(self) -> AutoencoderTraining:

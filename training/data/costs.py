@@ -30,14 +30,17 @@ class SampleCosts:
     """Where dealing follows measured times; None keeps to the formula."""
 
     @classmethod
-    def of_flops(cls, flops: ArrayLike, n_tokens: Sequence[int], times: StepTimes | None = None) -> SampleCosts:
-        """By the formula, and by `times` wherever those have a fit."""
-        return cls(_whole(np.asarray(flops, np.float64)), np.asarray(n_tokens, np.int64), times)
+    def of_flops(cls, flops: ArrayLike, n_tokens: Sequence[int], times: StepTimes | None = None, n_rows: int | None = None) -> SampleCosts:
+        """By the formula, and by `times` wherever those have a fit.
+
+        `n_rows` says that the dearest is one of the first so many, and that others, which are these with a last picture, may cost more.
+        """
+        return cls(_whole(np.asarray(flops, np.float64), n_rows), np.asarray(n_tokens, np.int64), times)
 
     @classmethod
-    def of_tokens(cls, n_tokens: Sequence[int]) -> SampleCosts:
+    def of_tokens(cls, n_tokens: Sequence[int], n_rows: int | None = None) -> SampleCosts:
         """Costs in proportion to tokens."""
-        return cls.of_flops(n_tokens, n_tokens)
+        return cls.of_flops(n_tokens, n_tokens, n_rows=n_rows)
 
     def of(self, samples: Int64s, step: int) -> Int64s:
         """Costs of these samples in global step `step`."""
@@ -48,6 +51,6 @@ class SampleCosts:
         return _whole(fit.per_token_s * tokens + fit.per_square_s * tokens**2)
 
 
-def _whole(costs: Float64s) -> Int64s:
+def _whole(costs: Float64s, n_rows: int | None = None) -> Int64s:
     """In whole numbers, none below 1."""
-    return np.maximum(1, np.rint(costs * (DEAREST / (float(costs.max(initial=0)) or 1.0)))).astype(np.int64)
+    return np.maximum(1, np.rint(costs * (DEAREST / (float(costs[:n_rows].max(initial=0)) or 1.0)))).astype(np.int64)

@@ -65,7 +65,7 @@ def same(samples: Samples, world_size: int, limit: int | None) -> Deal:
     assert (samples.shapes == samples.shapes[0]).all()
     place = np.arange(len(samples.costs))
     share = -(-len(place) // world_size)
-    n_micro = 1 if limit is None else -(-share // (limit // int(samples.tokens[0])))
+    n_micro = 1 if limit is None else -(-share // (limit // int(samples.tokens.max())))
     return Deal(n_micro, place // world_size % n_micro, place % world_size)
 
 
@@ -86,7 +86,7 @@ def slot(samples: Samples, world_size: int, limit: int | None) -> Deal:
     counts = counts[counts > 0]
     first = counts.cumsum() - counts
     cost = np.add.reduceat(costs, first) // counts
-    most = counts if limit is None else np.minimum(counts, limit // samples.tokens[order[first]])
+    most = counts if limit is None else np.minimum(counts, limit // np.maximum.reduceat(samples.tokens[order], first))
     n_batches = _fewest_seconds(cost, counts, most, world_size)
     # The samples of a bucket go to its micro-batches in turn.
     turn = (np.arange(len(order)) - np.repeat(first, counts)) % np.repeat(n_batches, counts)

@@ -18,7 +18,8 @@ from cluster.config import Settings
 from training.data.costs import SampleCosts
 from training.data.deal import POLICIES, Policy, Samples
 from training.data.order import Shuffle, permutation
-from training.data.views import Bucket, by_bucket, factors_of
+from training.data.tails import Tails
+from training.data.views import BucketViews, by_bucket, factors_of
 
 Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
@@ -29,7 +30,9 @@ class PlanSettings(Settings):
 
     tokens_per_step: int = Field(65536, ge=1, description="Latent cells of one global step, over all workers; at least one sample is taken.")
     max_tokens_per_micro: int | None = Field(
-        None, ge=1, description="Most latent cells a worker holds at once; a larger share is split and its gradients are added up."
+        None,
+        ge=1,
+        description="Most latent cells a worker holds at once, last pictures included; a larger share is split and its gradients are added up.",
     )
     policy: Policy = Field(
         "pack",
@@ -58,7 +61,7 @@ class GlobalStep:
     passes: Int64s
     """How often each has been seen before: the epoch, unless its bucket has a weight. Chance is keyed on it."""
     dealt: Samples
-    """Their costs, tokens and buckets."""
+    """Their costs, tokens and buckets, last pictures that are given included."""
     settings: PlanSettings
 
 
@@ -79,8 +82,19 @@ class MicroBatch:
 class Planner:
     """Steps over rows of a manifest. Its state is the number of the next step, so resuming is exact."""
 
-    def __init__(self, buckets: Sequence[str], n_tokens: Sequence[int], settings: PlanSettings, seed: int, costs: SampleCosts | None = None) -> None:
+    def __init__(
+        self,
+        buckets: Sequence[str],
+        n_tokens: Sequence[int],
+        settings: PlanSettings,
+        seed: int,
+        costs: SampleCosts | None = None,
+        tails: Tails | None = None,
+    ) -> None:
         """`buckets[i]` and `n_tokens[i]` are those of row i; without `costs`, tokens are what a sample costs.
+
+        With `tails`, samples are dealt with the last pictures that they are given; which samples a step has does not depend on them. Then
+        `costs` has the same rows once more, with their last pictures.
 
         Raises `ValueError` for no rows, for a bucket whose samples differ in tokens, for a sample above `max_tokens_per_micro`, and for
         weights of unknown buckets or that leave nothing to see.
@@ -90,14 +104,16 @@ class Planner:
         self._settings, self._seed = settings, seed
         names, shapes = by_bucket(buckets)
         tokens = np.asarray(n_tokens, np.int64)
-        self._costs = costs or SampleCosts.of_tokens(n_tokens)
+        self._tails = tails
+        with_tails = [] if tails is None else (tokens + tails.cells_N).tolist()
+        self._costs = costs or SampleCosts.of_tokens([*n_tokens, *with_tails], len(tokens))
         factors = factors_of(settings.weights, names)
         by_number = _rows_by_number(shapes, len(names))
         self._tokens = np.array([_tokens_of(name, tokens[rows]) for name, rows in zip(names, by_number, strict=True)])
         """Of a sample of each bucket."""
         self._shapes = shapes.astype(np.min_scalar_type(len(names)))
         self._buckets = [
-            Bucket(name, rows, int(of_one), factor, permutation(len(rows), seed, 0, f"turns {name}"))
+            BucketViews(name, rows, int(of_one), factor, permutation(len(rows), seed, 0, f"turns {name}"))
             for name, rows, of_one, factor in zip(names, by_number, self._tokens, factors, strict=True)
             if factor
         ]
@@ -105,10 +121,12 @@ class Planner:
             raise ValueError(f"weights {settings.weights} leave epochs without a single sample; raise them")
         limit = settings.max_tokens_per_micro
         for bucket in self._buckets:
-            if limit is not None and bucket.tokens > limit:
+            most = bucket.tokens + (int(tails.cells_N[bucket.rows].max()) if tails else 0)
+            if limit is not None and most > limit:
+                given = f", {most} with the last picture that `last` and `both` of conditioning give" if most > bucket.tokens else ""
                 raise ValueError(
-                    f"a sample of bucket {bucket.name} has {bucket.tokens} tokens, more than max_tokens_per_micro {limit}; "
-                    f"raise it to {bucket.tokens} or more, or leave the bucket out with a weight of 0"
+                    f"a sample of bucket {bucket.name} has {bucket.tokens} tokens{given}, more than max_tokens_per_micro {limit}; "
+                    f"raise it to {most} or more, or leave the bucket out with a weight of 0"
                 )
         self._bucket_tokens = np.array([bucket.tokens for bucket in self._buckets])
         self._together = np.array(self._samples_together())
@@ -139,8 +157,14 @@ class Planner:
         start, stop = plan.starts[index - self._first_steps[epoch]], plan.starts[index - self._first_steps[epoch] + 1]
         views = plan.views.at(slice(start, stop))
         passes = np.full(len(views.samples), epoch) if views.passes is None else views.passes
-        costs = self._costs.of(views.samples, index) if self._costs.times else views.costs.astype(np.int64)
-        dealt = Samples(costs, self._tokens[views.shapes], views.shapes.astype(np.int64))
+        tokens = self._tokens[views.shapes]
+        if self._tails:
+            given = self._tails.of(views.samples, passes)
+            tokens = tokens + given * self._tails.cells_N[views.samples]
+            costs = self._costs.of(views.samples + given * len(self._shapes), index)
+        else:
+            costs = self._costs.of(views.samples, index) if self._costs.times else views.costs.astype(np.int64)
+        dealt = Samples(costs, tokens, views.shapes.astype(np.int64))
         return GlobalStep(index, epoch, views.samples, passes, dealt, self._settings)
 
     def _samples_together(self) -> list[int]:

@@ -18,7 +18,7 @@ LARGEST_DENOMINATOR = 10**6
 
 
 @dataclass(frozen=True, eq=False)
-class Bucket:
+class BucketViews:
     """The samples of one bucket and how often each is seen.
 
     A sample whose place in `turns` is p of n has been seen floor(E * factor + p / n) times before epoch E. So it is seen `factor` times an

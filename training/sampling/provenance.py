@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cluster import storage
 from training.export import ModelCard
@@ -17,16 +21,27 @@ def version() -> str:
 
 
 def provenance(
-    settings: SampleSettings, prompt: str, upsampler: str | None, card: ModelCard, export_uri: str, frames: int, width: int, height: int, fps: float
+    settings: SampleSettings,
+    prompt: str,
+    upsampler: str | None,
+    pictures: Mapping[str, NDArray[np.uint8]],
+    card: ModelCard,
+    export_uri: str,
+    frames: int,
+    width: int,
+    height: int,
+    fps: float,
 ) -> dict[str, Any]:
     """All that is needed to generate the file again: request, what it was rounded to, and the identity of every part.
 
     `prompt` is what the model is given, and `upsampler` who made it of the one in `settings`, None where they are the same.
+    `pictures` are those it is given, `[H, W, 3]` by place.
     """
     return {
         "prompt": prompt,
         "prompt_asked_for": settings.prompt,
         "upsampler": upsampler,
+        "pictures": {place: storage.digest(picture_HWC.tobytes()) for place, picture_HWC in pictures.items()},
         "seed": settings.seed,
         "settings": settings.model_dump(mode="json"),
         "frames": frames,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from training.conditioning import Given
 from training.export import ModelCard, read_card, read_export
 from training.framing import uncut
 from training.network import VideoModel
-from training.pixels import to_levels
+from training.pixels import from_levels, to_levels
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import provenance, provenance_uri, read_provenance, write_provenance
 from training.sampling.settings import SampleSettings, SolverSettings
@@ -24,6 +25,10 @@ from training.sampling.solver import euler, guided
 from training.step import conditions, generator, given_frames
 
 # Shape suffixes: B samples, C latent channels or colours, T H W frames, rows and columns, N text tokens, E text width.
+
+
+ReadPicture = Callable[[str, int, int], NDArray[np.uint8]]
+"""A picture file as RGB `[height, width, 3]`, given its URI, width and height."""
 
 
 class Upsampling(Protocol):
@@ -39,10 +44,12 @@ class Upsampling(Protocol):
         ...
 
 
-def sample(settings: SampleSettings, export_uri: str, out_uri: str, upsampling: Upsampling | None = None) -> str:
+def sample(
+    settings: SampleSettings, export_uri: str, out_uri: str, upsampling: Upsampling | None = None, read_picture: ReadPicture | None = None
+) -> str:
     """Generate and write `<out_uri>/<stem>.mp4`, or `.png` for an image, with a JSON beside it; returns its URI.
 
-    A file that the same settings and weights made before is returned as it is, and a prompt that was made detailed for it is not made so again.
+    A file that the same settings, pictures and weights made before is returned as it is; a prompt made detailed for it is not made so again.
 
     Raises `ValueError` for a size that cannot be, and for parts whose identity is not the one the model was trained with.
     """
@@ -54,6 +61,9 @@ def sample(settings: SampleSettings, export_uri: str, out_uri: str, upsampling: 
     width, height = fitted_size(settings, card, autoencoder)
     ending = "png" if frames == 1 else "mp4"
     uri = storage.join(storage.absolute(out_uri), f"{settings.stem()}.{ending}")
+    if settings.given() and read_picture is None:
+        raise ValueError(f"'{settings.prompt}' is given {', '.join(settings.given().values())}, and nothing was given to read it with")
+    pictures = {place: read_picture(picture, width, height) for place, picture in settings.given().items()} if read_picture else {}
     before = read_provenance(uri)
     prompt, upsampler = settings.prompt, None
     if settings.upsample:
@@ -62,12 +72,15 @@ def sample(settings: SampleSettings, export_uri: str, out_uri: str, upsampling: 
         upsampler = upsampling.identity
         known = before is not None and (before.get("prompt_asked_for"), before.get("upsampler")) == (settings.prompt, upsampler)
         prompt = before["prompt"] if before is not None and known else upsampling.detailed(settings.prompt, 0.0 if frames == 1 else settings.seconds)
-    record = provenance(settings, prompt, upsampler, card, export_uri, frames, width, height, fps)
+    record = provenance(settings, prompt, upsampler, pictures, card, export_uri, frames, width, height, fps)
     if storage.exists(uri) and before == record:
         return uri
     text = embedded(prompt, card, export_uri, device)
     _, model, null_text = read_export(export_uri)
-    latent_BCTHW = generate(card, model.to(device), autoencoder, text, null_text, settings, (frames, height, width), fps)
+    given = encoded(pictures, autoencoder, device)
+    latent_BCTHW = generate(
+        card, model.to(device), autoencoder, text, null_text, settings, (frames, height, width), fps, given.get("first"), given.get("last")
+    )
     video_THWC = decoded(autoencoder, latent_BCTHW)
     # The record says the file is there and whole, so it is written last, and one of another file goes first.
     storage.remove(provenance_uri(uri))
@@ -92,6 +105,13 @@ def embedded(prompt: str, card: ModelCard, export_uri: str, device: torch.device
     if embedding.truncated:
         log.warning(f"the prompt is longer than the text encoder takes; all after token {len(embedding.tokens)} is cut off: {prompt!r}")
     return torch.from_numpy(embedding.tokens)
+
+
+@torch.no_grad()
+def encoded(pictures: Mapping[str, NDArray[np.uint8]], autoencoder: Autoencoder, device: torch.device) -> dict[str, Tensor]:
+    """Latents `[C, 1, H, W]` of pictures `[H, W, 3]`, each encoded as an image."""
+    videos = {place: from_levels(torch.from_numpy(picture_HWC.copy())).permute(2, 0, 1)[None, :, None] for place, picture_HWC in pictures.items()}
+    return {place: autoencoder.encode(video_BC1HW.to(device))[0] for place, video_BC1HW in videos.items()}
 
 
 def open_autoencoder(card: ModelCard, device: torch.device) -> Autoencoder:

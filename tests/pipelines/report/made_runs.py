@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,17 @@ def make_records(steps: int, seed: int = 0, validate_every: int = 50) -> list[di
 
 
 def write_run(
-    out: str, name: str, records: Sequence[dict[str, Any]], previews: Sequence[int] = (), captions: Sequence[str] = ("a heron", "a lake")
+    out: str,
+    name: str,
+    records: Sequence[dict[str, Any]],
+    previews: Sequence[int] = (),
+    captions: Sequence[str] = ("a heron", "a lake"),
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """A run's `metrics.jsonl`, and at each of the steps a preview: of one column a caption, each in a colour that the step makes lighter."""
     folder = storage.join(out, name)
+    if settings:
+        storage.write_bytes(storage.join(folder, "settings.json"), json.dumps(settings).encode())
     storage.write_bytes(storage.join(folder, "metrics.jsonl"), "".join(json.dumps(record) + "\n" for record in records).encode())
     for step in previews:
         light = round(255 * step / max(previews))

@@ -37,7 +37,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     splits = {"uid": uids, "split": ["val" if i % 5 == 0 else "train" for i in range(len(uids))]}
     storage.write_table(storage.join(recipe.out_uri, "splits.parquet"), pa.table(splits))
     write_run(recipe.out_uri, "run-2", make_records(80, seed=1))
-    write_run(recipe.out_uri, "run-1", make_records(120), (40, 80, 120), [EVIL, "a lake"])
+    settings = {"model": {"name": "dit", "preset": EVIL}, "batch": {"policy": "pack"}}
+    write_run(recipe.out_uri, "run-1", make_records(120), (40, 80, 120), [EVIL, "a lake"], settings)
     write_failed_preview(recipe.out_uri, "run-1", 100, "ValueError: no weights")
     for number in (1, 2):
         os.utime(storage.join(recipe.out_uri, f"run-{number}", "metrics.jsonl"), (9 - number, 9 - number))
@@ -182,6 +183,13 @@ def test_runs_are_compared_and_one_can_be_taken_out(page: Any) -> None:
     page.click("#training .chip:has-text('run-2')")
     page.wait_for_function(f"() => {lines} === 3")
     assert page.get_attribute("#training .chip:has-text('run-2')", "aria-pressed") == "false"
+
+
+def test_a_run_is_named_by_its_settings_and_by_its_folder_where_it_has_none(page: Any) -> None:
+    table = page.inner_text("#training table")
+    assert f"dit {EVIL}, pack, 120 steps" in table
+    assert "run-1" in table
+    assert table.count("run-2") == 1
 
 
 def test_parts_of_the_loss_are_of_the_run_and_split_that_are_chosen(page: Any) -> None:

@@ -33,6 +33,7 @@ from pipelines.recipe import Recipe
 from pipelines.report import page, picks, runs
 from pipelines.report.gather import gather
 from pipelines.report.page import FILE, render, script_json, write_report
+from training.settings import TrainSettings
 
 WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
@@ -154,6 +155,21 @@ def test_runs_and_samples_are_found(tmp_path: Path) -> None:
     assert (run["name"], run["steps"], run["tokens_per_s"], run["previews"]) == ("run-abc", 1000, 10.0, [])
     assert run["curves"]["val_loss"] == [[500, 1000], [0.5, 0.5]]
     assert found["samples"] == [{"file": "samples/a%20b.mp4", "kind": "video", "prompt": "a heron"}]
+
+
+def test_runs_are_shown_by_their_settings(tmp_path: Path) -> None:
+    recipe, curation = make_curation(tmp_path, make_rows(3))
+    for number, lr in enumerate((0.001, 0.002)):
+        settings = TrainSettings(lr=lr).model_dump(mode="json") | {"seed": number, "data": EVIL}
+        write_run(recipe.out_uri, f"run-{number}", make_records(10 + number), settings=settings)
+    write_run(recipe.out_uri, "run-older", make_records(5))
+    data = gather(recipe, curation, WHEN)
+    shown = {run["name"]: (run["label"], run["differs"]) for run in data["training"]["runs"]}
+    assert shown == {
+        "run-0": ("dit 6x192x6, pack, 10 steps", {"lr": "0.001", "seed": "0"}),
+        "run-1": ("dit 6x192x6, pack, 11 steps", {"lr": "0.002", "seed": "1"}),
+        "run-older": ("run-older", {}),
+    }
 
 
 def test_previews_are_links_with_posters_and_one_that_failed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import make_records
 
-from pipelines.report.runs import MEAN_POINTS, RAW_POINTS, curves, evenly, extremes
+from pipelines.report.runs import MEAN_POINTS, RAW_POINTS, curves, differences, evenly, extremes, labels
+from training.autoencoder_training.settings import AutoencoderTraining
+from training.data.plan import PlanSettings
+from training.models.dit import DiT
+from training.settings import TrainSettings
 
 POINTS = st.lists(st.floats(-1e6, 1e6), max_size=300).map(lambda values: list(enumerate(values)))
 
@@ -62,3 +67,36 @@ def test_what_is_no_finite_number_has_no_point() -> None:
     assert found["mean/loss"][1] == pytest.approx([1.0, 1.5])
     assert found["lr"] == [[2], [1.0]]
     assert "note" not in found
+
+
+def told(seed: int = 0, **changes: Any) -> dict[str, Any]:
+    """What training writes of a run."""
+    return TrainSettings(**changes).model_dump(mode="json") | {"seed": seed, "data": "abc"}
+
+
+def test_runs_are_named_by_what_they_are_and_by_their_folder_where_that_is_not_enough() -> None:
+    autoencoder = AutoencoderTraining(steps=9, warmup_steps=0).model_dump(mode="json")
+    settings = [told(model=DiT(preset="L")), told(1), told(2, batch=PlanSettings(policy="slot")), told(2), None, autoencoder]
+    assert labels([f"run-{number}" for number in range(6)], settings, [900, 1200, 1200, 1200, 5, 9]) == [
+        "dit L, pack, 900 steps",
+        "dit 6x192x6, pack, 1,200 steps, run-1",
+        "dit 6x192x6, slot, 1,200 steps",
+        "dit 6x192x6, pack, 1,200 steps, run-3",
+        "run-4",
+        "autoencoder small, 9 steps",
+    ]
+
+
+def test_runs_are_told_apart_by_the_settings_that_differ() -> None:
+    weighted = PlanSettings(weights={"*x1": 0.5})
+    runs = [told(steps=900), None, told(1, lr=0.002, steps=1000), told(lr=0.002, batch=weighted)]
+    assert differences(runs) == [
+        {"lr": "0.0001", "batch.weights.*x1": "–", "seed": "0"},
+        {},
+        {"lr": "0.002", "batch.weights.*x1": "–", "seed": "1"},
+        {"lr": "0.002", "batch.weights.*x1": "0.5", "seed": "0"},
+    ]
+    assert differences([told()]) == [{}]
+    autoencoder = AutoencoderTraining().model_dump(mode="json")
+    assert differences([told(), autoencoder, autoencoder | {"preset": "large"}]) == [{}, {"preset": "small"}, {"preset": "large"}]
+    assert len(differences([told(), told() | {"data": "x" * 999}])[1]["data"]) == 80

@@ -1,0 +1,131 @@
+"""Last pictures in budgets: what a worker holds and computes is what it was dealt, and what is recorded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from drawn import write_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_step import TASK
+
+from training.assembly import planner_of
+from training.conditioning import ConditioningRates
+from training.data.costs import SampleCosts
+from training.data.deal import Policy
+from training.data.loader import Dataset, collate
+from training.data.plan import Planner, PlanSettings, share
+from training.data.tails import Tails
+from training.models.dit import DiT
+from training.settings import TrainSettings
+from training.step import draw, given_of_sample
+
+CELLS = {"64x64x17": (320, 64), "64x64x5": (128, 64), "64x64x1": (64, 0), "128x128x33": (2304, 256)}
+"""Cells of a sample, and of its tail latent."""
+BUCKETS = st.lists(st.sampled_from(list(CELLS)), min_size=1, max_size=80)
+POLICY: st.SearchStrategy[Policy] = st.sampled_from(["same", "slot", "pack"])
+
+
+def is_given(row: int, seen: int) -> bool:
+    """About a third of samples, others in each pass."""
+    return (7 * row + 5 * seen) % 3 == 0
+
+
+def planner(buckets: list[str], budget: int, limit: int | None, policy: Policy, with_tails: bool = True) -> Planner:
+    cells, tails = ([CELLS[name][place] for name in buckets] for place in (0, 1))
+    plan = PlanSettings(tokens_per_step=budget, max_tokens_per_micro=limit, policy=policy)
+    return Planner(buckets, cells, plan, 0, tails=Tails(is_given, np.array(tails)) if with_tails else None)
+
+
+@settings(max_examples=200)
+@given(BUCKETS, st.integers(1, 9000), st.none() | st.integers(2560, 6000), POLICY, st.integers(1, 5), st.integers(0, 100))
+def test_no_worker_holds_more_than_its_limit_with_last_pictures(
+    buckets: list[str], budget: int, limit: int | None, policy: Policy, world_size: int, index: int
+) -> None:
+    step = planner(buckets, budget, limit, policy).step(index)
+    plain = planner(buckets, budget, limit, policy, with_tails=False).step(index)
+    assert np.array_equal(step.samples, plain.samples), "which samples a step has is not theirs to say"
+    assert np.array_equal(step.passes, plain.passes)
+    held = [CELLS[buckets[row]][0] + is_given(row, seen) * CELLS[buckets[row]][1] for row, seen in zip(step.samples, step.passes, strict=True)]
+    assert step.dealt.tokens.tolist() == held
+    counted = []
+    for rank in range(world_size):
+        for micro in share(step, rank, world_size):
+            views = list(zip(micro.samples, micro.passes, strict=True))
+            counted += [view for view, weight in zip(views, micro.weights, strict=True) if weight]
+            cells = sum(CELLS[buckets[row]][0] + is_given(row, seen) * CELLS[buckets[row]][1] for row, seen in views)
+            assert limit is None or cells <= limit
+    assert sorted(counted) == sorted(zip(step.samples.tolist(), step.passes.tolist(), strict=True))
+
+
+def test_a_last_picture_costs_what_a_frame_costs() -> None:
+    step = planner(["64x64x5"] * 6, 10_000, None, "pack").step(0)
+    assert {
+        (CELLS["64x64x5"][0] + 64 * is_given(row, 0), cost) for row, cost in zip(step.samples.tolist(), step.dealt.costs.tolist(), strict=True)
+    } == {
+        (128, 2**30),
+        (192, 3 * 2**29),
+    }
+
+
+def test_a_limit_that_holds_no_last_picture_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"320 tokens, 384 with the last picture that `last` and `both` of conditioning give, more than .* 383; raise it to 384"
+    ):
+        planner(["64x64x17"], 1000, 383, "pack")
+    planner(["64x64x17"], 1000, 384, "pack")
+    planner(["64x64x1"], 1000, 64, "pack")
+
+
+@given(st.integers(0, 2**31), st.integers(1, 9), st.text(max_size=8), st.integers(0, 9))
+def test_the_planner_knows_what_training_draws(seed: int, n_frames: int, uid: str, seen: int) -> None:
+    task = replace(TASK, seed=seed, conditioning=ConditioningRates(none=0.2, first=0.2, last=0.2, both=0.2, middle=0.2, given_noise=0.1))
+    assert given_of_sample(task.conditioning, seed, n_frames, seen, uid) == draw(task, (1, n_frames, 1, 1), seen, uid).given
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("data"), [(32, 32, 9, 12), (32, 32, 1, 6), (48, 16, 5, 8)], n_val=0)
+
+
+def settings_of(**rates: float) -> TrainSettings:
+    batch = PlanSettings(tokens_per_step=300, max_tokens_per_micro=100)
+    return TrainSettings(model=DiT(depth=1, dim=32, heads=2), batch=batch, conditioning=ConditioningRates(**rates))
+
+
+def test_what_is_dealt_is_what_the_model_is_shown(manifest: str) -> None:
+    """Over two epochs, by the latents that training makes of each micro-batch."""
+    dataset, run = Dataset.open(manifest, "train"), settings_of(none=0.4, last=0.4, both=0.2)
+    task = replace(TASK, conditioning=run.conditioning, seed=3)
+    plan = planner_of(dataset, run, seed=3)
+    n_tails = 0
+    for index in range(plan.steps_in(0) + plan.steps_in(1)):
+        step = plan.step(index)
+        shown = []
+        for micro in share(step, 0, 1):
+            samples = [dataset.sample(row, seen) for row, seen in zip(micro.samples, micro.passes, strict=True)]
+            batch = collate(samples, micro, step.epoch, 8, pin=False)
+            noisy = [
+                draw(task, latent.shape, seen, uid).noise_CTHW for latent, seen, uid in zip(batch.latents, batch.passes, batch.uids, strict=True)
+            ]
+            shown += [noise.shape[1:].numel() for noise in noisy]
+            n_tails += sum(noise.shape[1] > latent.shape[1] for noise, latent in zip(noisy, batch.latents, strict=True))
+            assert sum(noise.shape[1:].numel() for noise in noisy) <= 100
+        assert sorted(shown) == sorted(step.dealt.tokens.tolist())
+    assert n_tails > 10
+
+
+def test_without_last_pictures_nothing_is_dealt_otherwise(manifest: str) -> None:
+    dataset, run = Dataset.open(manifest, "train"), settings_of(none=0.5, first=0.5)
+    table = dataset.table
+    tokens = [cells // 4 for cells in table["n_tokens"].to_pylist()]
+    flops = [run.model.flops(*counts) for counts in zip(tokens, table["n_text"].to_pylist(), strict=True)]
+    plain = Planner(table["bucket"].to_pylist(), table["n_tokens"].to_pylist(), run.batch, 3, SampleCosts.of_flops(flops, tokens))
+    plan = planner_of(dataset, run, seed=3)
+    for index in range(10):
+        ours, expected = plan.step(index), plain.step(index)
+        assert np.array_equal(ours.samples, expected.samples)
+        assert np.array_equal(ours.dealt.costs, expected.dealt.costs)
+        assert np.array_equal(ours.dealt.tokens, expected.dealt.tokens)

@@ -1,0 +1,29 @@
+"""Which samples are given their last picture, which is one more latent frame to hold and to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Shape suffixes: N samples of the manifest.
+
+Int64s = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Tails:
+    """What the planner has to know of last pictures: where chance gives one, and what it adds."""
+
+    is_given: Callable[[int, int], bool]
+    """Whether a sample, by its row, is given it when it has been seen so often before. Pure, and the same on every rank."""
+    cells_N: Int64s
+    """Latent cells that it adds to each sample; 0 for an image, which has none."""
+
+    def of(self, samples: Int64s, passes: Int64s) -> NDArray[np.bool_]:
+        """Which of these samples, each with its number of passes before, are given it."""
+        have = self.cells_N[samples] > 0
+        have[have] = [self.is_given(sample, seen) for sample, seen in zip(samples[have].tolist(), passes[have].tolist(), strict=True)]
+        return have
