@@ -41,7 +41,7 @@ class Validation:
         plan = self._settings.batch.model_copy(update={"weights": {}})
         planner = planner_of(self._dataset, self._settings.model_copy(update={"batch": plan}), seed=0)
         done: list[Outcome] = []
-        with Loader(self._dataset, planner, engine.rank, engine.world_size, 0) as loader, torch.no_grad():
+        with Loader(self._dataset, planner, engine.data_rank, engine.data_world_size, 0) as loader, torch.no_grad():
             for _, batches in itertools.islice(loader, planner.steps_in(0)):
                 for batch in batches:
                     inputs = prepare(self._task, batch, self._quantiles, engine.device, EPOCH)
