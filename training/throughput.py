@@ -64,9 +64,9 @@ class Meter:
     """Measures a run's steps, on every rank. Of each step: `start`, `loaded`, `forward` around each way forward, `read`.
 
     What is measured of ranks is their ways forward, by events on a GPU, for which nobody waits. Under ZeRO 0 to 2 nothing is communicated
-    in them but among ranks that share samples, whose waiting for each other counts as work, and the way back takes as much longer on all ranks. Ranks wait for each other where gradients are reduced: after each
-    micro-step under stage 2, after the last one under 0 and 1. Stage 3 fetches weights in the way forward itself, in which all then wait
-    for the slowest, so there it cannot be told.
+    in them, but among ranks that share samples, whose work is even; and the way back takes as much longer on all ranks. Ranks wait for
+    each other where gradients are reduced: after each micro-step under stage 2, after the last one under 0 and 1. Stage 3 fetches weights
+    in the way forward itself, in which all then wait for the slowest, so there it cannot be told.
     """
 
     def __init__(self, settings: TrainSettings, engine: Engine) -> None:

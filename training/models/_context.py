@@ -33,7 +33,7 @@ class Slice:
 
     @classmethod
     def of(cls, group: dist.ProcessGroup, lengths: Sequence[int]) -> Slice:
-        """This rank's slice of a pack whose samples have so many tokens."""
+        """The slice of this rank, of a pack whose samples have so many tokens."""
         starts = [sum(lengths) * rank // group.size() for rank in range(group.size() + 1)]
         return cls(group, group.rank(), tuple(lengths), tuple(stop - start for start, stop in itertools.pairwise(starts)))
 
