@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +29,10 @@ from training.network import VideoModel
 from training.settings import PreviewSettings, TrainSettings
 
 CPU = torch.device("cpu")
-PACKS: tuple[tuple[list[tuple[int, int, int]], list[int]], ...] = (
+Pack = tuple[list[tuple[int, int, int]], list[int]]
+Case = tuple[dict[str, Any], Pack]
+"""Settings of the model, and what it is given."""
+PACKS: tuple[Pack, ...] = (
     # Mixed shapes of 1 to 18 tokens with texts of 1 to 9; one shape; one sample; one token, so that all slices but the last are empty.
     ([(3, 4, 6), (1, 8, 8), (3, 4, 6), (2, 3, 5), (1, 2, 2), (5, 2, 2)], [2, 9, 1, 5, 5, 3]),
     ([(1, 6, 6)] * 3, [4, 4, 4]),
@@ -61,25 +66,26 @@ def kept_bytes(model: VideoModel) -> int:
     return sum(tensor.untyped_storage().nbytes() for address, tensor in held.items() if address not in weights)
 
 
-def differentiated(kinds: list[tuple[dict[str, Any], int]]) -> list[Any]:
-    """Predictions for the first of the packs by each kind of model, and the sums over ranks of its gradients, each rank's loss being 1 / ranks."""
-    plain = torch.compile
-    # Generating code takes a C++ compiler minutes, and changes nothing of what is traced.
-    torch.compile = lambda function, **options: plain(function, backend="aot_eager", **options)  # type: ignore[assignment]
+def differentiated(cases: Sequence[Case]) -> list[Any]:
+    """Of each case the predictions, and the sums over ranks of gradients, each rank's loss counting as 1 / ranks."""
     found = []
-    for options, n_packs in kinds:
-        model = moved(MODEL.model_copy(update=options))
-        model.share_tokens(dist.new_group())
-        for pack in PACKS[:n_packs]:
-            latents, condition = packed(*pack)
-            sums = gradients(model, latents, condition)
-            for gradient in sums.values():
-                dist.all_reduce(gradient)
-                gradient /= dist.get_world_size()
-            with torch.no_grad():
-                found.append((model(latents, condition), sums))
-    torch.compile = plain
+    for options, pack in cases:
+        model = sharing(options)
+        latents, condition = packed(*pack)
+        sums = gradients(model, latents, condition)
+        for gradient in sums.values():
+            dist.all_reduce(gradient)
+            gradient /= dist.get_world_size()
+        with torch.no_grad():
+            found.append((model(latents, condition), sums))
     return found
+
+
+def sharing(options: dict[str, Any]) -> VideoModel:
+    """A model whose packs' tokens all ranks share."""
+    model = moved(MODEL.model_copy(update=options))
+    model.share_tokens(dist.new_group())
+    return model
 
 
 def trained(manifest: str, runs: list[tuple[str, list[dict[str, Any]]]]) -> None:
@@ -89,18 +95,15 @@ def trained(manifest: str, runs: list[tuple[str, list[dict[str, Any]]]]) -> None
             train_loop(SETTINGS.model_copy(update=changes), manifest, run_uri, 3, CPU)
 
 
-def both(kinds: list[tuple[dict[str, Any], int]], manifest: str, runs: list[tuple[str, list[dict[str, Any]]]]) -> dict[str, Any]:
+def both(cases: Sequence[Case], manifest: str, runs: list[tuple[str, list[dict[str, Any]]]]) -> dict[str, Any]:
     """In the same processes, whose start takes longest."""
-    model = moved(MODEL)
-    model.share_tokens(dist.new_group())
     trained(manifest, runs)
-    return {"differentiated": differentiated(kinds), "kept_bytes": kept_bytes(model)}
+    return {"differentiated": differentiated(cases), "kept_bytes": kept_bytes(sharing({}))}
 
 
-def assert_differentiates_as_one(found: list[Any], kinds: list[tuple[dict[str, Any], int]]) -> None:
+def assert_differentiates_as_one(found: list[Any], cases: Sequence[Case]) -> None:
     alone = moved(MODEL)
-    packs = [pack for _, n_packs in kinds for pack in PACKS[:n_packs]]
-    for pack, (predictions, sums) in zip(packs, found, strict=True):
+    for (_, pack), (predictions, sums) in zip(cases, found, strict=True):
         latents, condition = packed(*pack)
         for got, expected in zip(predictions, alone(latents, condition), strict=True):
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
@@ -155,9 +158,9 @@ def test_two_workers_that_share_tokens_are_as_one(manifest: str, alone: str, tmp
         (uris["zero3"], [two | saving | {"zero_stage": 3}]),
         (uris["from-one"], [two | {"zero_stage": 1}]),
     ]
-    kinds: list[tuple[dict[str, Any], int]] = [({}, 4), ({"checkpointing": "blocks"}, 4), ({"compile": True, "checkpointing": 2}, 1)]
-    for found in run_ranks(both, 2, kinds, manifest, runs):
-        assert_differentiates_as_one(found["differentiated"], kinds)
+    cases: list[Case] = [(options, pack) for options in ({}, {"checkpointing": "blocks"}) for pack in PACKS]
+    for found in run_ranks(both, 2, cases, manifest, runs):
+        assert_differentiates_as_one(found["differentiated"], cases)
         assert found["kept_bytes"] < 0.65 * kept_bytes(moved(MODEL))
     for uri in uris.values():
         assert_trains_as_one(uri, alone)
@@ -170,12 +173,23 @@ def test_two_workers_that_share_tokens_are_as_one(manifest: str, alone: str, tmp
 @pytest.mark.slow
 def test_four_workers_are_two_groups_or_one(manifest: str, alone: str, tmp_path: Path) -> None:
     uri = str(tmp_path / "four")
-    kinds: list[tuple[dict[str, Any], int]] = [({}, 4)]
-    for found in run_ranks(both, 4, kinds, manifest, [(uri, [{"workers": 4, "context_parallel": 2, "zero_stage": 2}])]):
-        assert_differentiates_as_one(found["differentiated"], kinds)
+    cases: list[Case] = [({}, pack) for pack in PACKS]
+    for found in run_ranks(both, 4, cases, manifest, [(uri, [{"workers": 4, "context_parallel": 2, "zero_stage": 2}])]):
+        assert_differentiates_as_one(found["differentiated"], cases)
         assert found["kept_bytes"] < 0.4 * kept_bytes(moved(MODEL))
     assert_trains_as_one(uri, alone)
     assert operations(uri, 4) == pytest.approx(operations(alone, 1))
+
+
+def test_compiled_blocks_lose_no_gradient(compiled_graphs: Counter[str]) -> None:
+    """In a group of one rank, which needs no other process and exchanges with itself."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        cases: list[Case] = [({"compile": True, "checkpointing": 2}, PACKS[2])]
+        assert_differentiates_as_one(differentiated(cases), cases)
+    finally:
+        dist.destroy_process_group()
+    assert compiled_graphs["unique_graphs"] > 0
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), n_ranks=st.integers(1, 5), data=st.data())
