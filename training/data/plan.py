@@ -29,7 +29,9 @@ class PlanSettings(Settings):
 
     tokens_per_step: int = Field(65536, ge=1, description="Latent cells of one global step, over all workers; at least one sample is taken.")
     max_tokens_per_micro: int | None = Field(
-        None, ge=1, description="Most latent cells a worker holds at once; a larger share is split and its gradients are added up."
+        None,
+        ge=1,
+        description="Most latent cells a worker, or a group of context_parallel, holds at once; a larger share is split and its gradients are added up.",
     )
     policy: Policy = Field(
         "pack",

@@ -42,19 +42,23 @@ class Slice:
         """Tokens of this slice."""
         return self.sizes[self.rank]
 
+    @property
+    def start(self) -> int:
+        """Tokens of the pack before it."""
+        return sum(self.sizes[: self.rank])
+
     def cut(self, x_S: Tensor) -> Tensor:
         """What belongs to the slice of a tensor `[S, ...]` of the whole pack; a copy, so that the whole need not be kept."""
-        start = sum(self.sizes[: self.rank])
-        return x_S[start : start + self.size].clone()
+        return x_S[self.start : self.start + self.size].clone()
 
     def texts(self, text_ND: Tensor, text_lengths: Sequence[int]) -> tuple[Tensor, list[int], list[int]]:
         """The text tokens of the samples that the slice has a part of, and of each of them the slice's tokens and the text's.
 
         An empty slice has the first sample's text and none of its tokens, since ZeRO-3 needs all ranks to call all layers.
         """
-        start = sum(self.sizes[: self.rank])
+        start, stop = self.start, self.start + self.size
         ends = itertools.accumulate(self.lengths)
-        own = [min(end, start + self.size) - max(end - length, start) for end, length in zip(ends, self.lengths, strict=True)]
+        own = [min(end, stop) - max(end - length, start) for end, length in zip(ends, self.lengths, strict=True)]
         places = [place for place, count in enumerate(own) if count > 0]
         if not places:
             return text_ND[: text_lengths[0]], [0], [text_lengths[0]]
@@ -79,7 +83,7 @@ class Traded:
     """For the whole pack; it gets a share of the heads."""
     own: Slice
 
-    # Left out of compiled graphs: dynamo would trace through the exchange and lose its gradient.
+    # Left out of compiled graphs: sizes differ from pack to pack and from rank to rank, and each would be compiled anew.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, q_SAK: Tensor, k_SAK: Tensor, v_SAK: Tensor) -> Tensor:
         own, n_ranks = self.own, len(self.own.sizes)

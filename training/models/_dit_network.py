@@ -134,6 +134,7 @@ class DiffusionTransformer(VideoModel):
             x_SD, frame_S, turn = own.cut(x_SD), own.cut(frame_S), Rotation(*(own.cut(part) for part in turn))
             text_ND, queries, keys = own.texts(text_ND, text_lengths)
             attend_own = Traded(attend_own, own)
+        # The other kernels are made for at least one query.
         attend_text = attend(self.kernel if any(queries) else "sdpa", queries, keys, x_SD.device, x_SD.dtype)
         step = compiled_block(mixed=len(groups) > 1) if self.compiled and self.training else run_block
         for index, block in enumerate(self.blocks):
