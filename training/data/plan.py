@@ -31,7 +31,7 @@ class PlanSettings(Settings):
     max_tokens_per_micro: int | None = Field(
         None,
         ge=1,
-        description="Most latent cells a worker, or a group of context_parallel, holds at once; a larger share is split and its gradients are added up.",
+        description="Most latent cells a worker, or a group of context_parallel, holds at once; a larger share is split and its gradients added up.",
     )
     policy: Policy = Field(
         "pack",
