@@ -136,7 +136,7 @@ def train_settings(recipe: Recipe, in_process: bool) -> TrainSettings | None:
     """The recipe's training, or the same on one worker where there is no Ray."""
     if recipe.train is None or not in_process:
         return recipe.train
-    return recipe.train.model_copy(update={"workers": 1, "zero_stage": 0})
+    return recipe.train.model_copy(update={"workers": 1, "context_parallel": 1, "zero_stage": 0})
 
 
 def _samples(recipe: Recipe, settings: TrainSettings | None, dataset: Dataset | None) -> Iterator[str]:

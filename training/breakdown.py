@@ -43,8 +43,9 @@ def _side(width: int, height: int) -> int:
 
 
 def shared(own: Sequence[Outcome], engine: Engine) -> list[Outcome]:
-    """Those of all ranks, in order of rank."""
-    return [Outcome(*json.loads(line)) for line in engine.gather([json.dumps(one) for one in own])]
+    """Those of all ranks, in order of rank; of ranks that share their samples, those of the first."""
+    told = [json.dumps(one) for one in own] if engine.rank % engine.context_parallel == 0 else []
+    return [Outcome(*json.loads(line)) for line in engine.gather(told)]
 
 
 def breakdown(done: Sequence[Outcome], name: str) -> dict[str, float]:

@@ -27,6 +27,7 @@ FREE_TO_CHANGE = frozenset(
         "steps",
         "workers",
         "min_workers",
+        "context_parallel",
         "zero_stage",
         "cpu_offload",
         "communication_bucket",

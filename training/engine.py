@@ -34,10 +34,22 @@ class Engine(abc.ABC):
 
     rank: int
     world_size: int
+    context_parallel: int
+    """Neighbouring ranks that are given the same samples and share their tokens."""
     device: torch.device
     replicated: bool
     """Whether every rank holds all weights and moments, and not only a part of its own."""
     _optimizer: GuardedAdamW
+
+    @property
+    def data_rank(self) -> int:
+        """Whose samples this rank is given, of `data_world_size` shares of a step."""
+        return self.rank // self.context_parallel
+
+    @property
+    def data_world_size(self) -> int:
+        """Among how many a step's samples are shared out."""
+        return self.world_size // self.context_parallel
 
     @abc.abstractmethod
     def forward(self, *inputs: Any) -> Any:
@@ -136,6 +148,10 @@ def open_engine(model: nn.Module, settings: TrainSettings, device: torch.device,
     if settings.zero_stage != 3 and is_on_meta(model):
         model.to_empty(device=device)
         model.initialise()
+    if settings.context_parallel > 1:
+        assert isinstance(model, VideoModel)
+        group, _ = dist.new_subgroups(group_size=settings.context_parallel)
+        model.share_tokens(group)
     if settings.workers == 1 and settings.zero_stage == 0:
         return TorchEngine(model, settings, device, optimizer or adamw)
     return DeepSpeedEngine(model, settings, device, optimizer or adamw)
@@ -188,7 +204,7 @@ class TorchEngine(Engine):
     replicated = True
 
     def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: MakeOptimizer) -> None:
-        self.rank, self.world_size, self.device = 0, 1, device
+        self.rank, self.world_size, self.context_parallel, self.device = 0, 1, 1, device
         self._model = model.to(device)
         self._optimizer = optimizer(self._model, settings)
         self._clip_norm = settings.clip_norm
@@ -229,6 +245,7 @@ class DeepSpeedEngine(Engine):
     def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: MakeOptimizer) -> None:
         deepspeed = import_deepspeed(device)
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
+        self.context_parallel = settings.context_parallel
         self._stage, self._clip_norm = settings.zero_stage, settings.clip_norm
         self.replicated = self._stage == 0
         config = {

@@ -42,7 +42,7 @@ class Validation:
         settings = self._settings.model_copy(update={"batch": plan, "conditioning": self._task.conditioning})
         planner = planner_of(self._dataset, settings, seed=0)
         done: list[Outcome] = []
-        with Loader(self._dataset, planner, engine.rank, engine.world_size, 0) as loader, torch.no_grad():
+        with Loader(self._dataset, planner, engine.data_rank, engine.data_world_size, 0) as loader, torch.no_grad():
             for _, batches in itertools.islice(loader, planner.steps_in(0)):
                 for batch in batches:
                     inputs = prepare(self._task, batch, self._quantiles, engine.device, EPOCH)

@@ -86,7 +86,10 @@ def _steps(
         if settings.batch.refit:
             times = StepTimes.from_state(state["step_times"]) if "step_times" in state else StepTimes(start_step)
         planner = planner_of(dataset, settings, task.seed, times)
-        loader = stack.enter_context(Loader(dataset, planner, engine.rank, engine.world_size, start_step, captions=settings.captions, seed=task.seed))
+        captions = settings.captions
+        loader = stack.enter_context(
+            Loader(dataset, planner, engine.data_rank, engine.data_world_size, start_step, captions=captions, seed=task.seed)
+        )
         told = settings.model_dump(mode="json") | {"seed": task.seed, "data": dataset.info.fingerprint}
         metrics = stack.enter_context(Metrics(run_uri, start_step, settings.log_every, settings.trackers, told)) if engine.rank == 0 else None
         stop_asked = stack.enter_context(stop_signals())
@@ -144,7 +147,8 @@ def take_step(
     """One optimizer step over this rank's micro-batches; fills the record; True when any rank wants to stop.
 
     The loss is the mean over the samples of all ranks and micro-steps by their weights, so it does not depend on how many
-    workers share the step. Neither do noise levels, which are spread evenly over the samples of the whole step.
+    workers share the step. Neither do noise levels, which are spread evenly over the samples of the whole step. Where workers
+    share samples, each counts as often among the weights as among the losses: once for each of them.
     """
     samples = [
         (key(seen, uid), counts)
@@ -176,7 +180,7 @@ def take_step(
     try:
         norm = engine.step(lr, max_norm)
     except NonFiniteGradientError as error:
-        names = ", ".join(engine.gather([uid for batch in batches for uid in batch.uids]))
+        names = ", ".join(dict.fromkeys(engine.gather([uid for batch in batches for uid in batch.uids])))
         raise NonFiniteLossError(f"step {step + 1}: {error}, from samples {names}; nothing was updated. Lower lr") from error
     if norm > max_norm and engine.rank == 0:
         log.warning("step %d skipped: the gradient's norm is %.3g, and the most is %.3g", step + 1, norm, max_norm)

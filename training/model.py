@@ -35,6 +35,11 @@ class ModelSettings(Plugin):
     def flops(self, tokens: int, text_tokens: int) -> int:
         """Floating-point operations of one sample's way forward, a multiplication and an addition counting as two."""
 
+    def check_context(self, parallel: int) -> None:
+        """Raise `ValueError` where so many workers cannot share a sample's tokens; see `VideoModel.share_tokens`."""
+        if parallel > 1:
+            raise ValueError(f"context_parallel {parallel}: model {self.name} cannot share a sample's tokens among workers; set context_parallel: 1")
+
     @property
     def recomputed(self) -> float:
         """Share of `flops` that training computes a second time on the way back, in the place of activations it did not keep."""

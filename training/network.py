@@ -6,6 +6,7 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 # Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns, N text tokens, E text width.
@@ -52,6 +53,14 @@ class VideoModel(nn.Module, abc.ABC):
         So a model built under `torch.device("meta")` and then given memory, whole or weight by weight, starts as one that was built in
         memory.
         """
+
+    def share_tokens(self, group: dist.ProcessGroup) -> None:
+        """From now on share the tokens of each pack with the other ranks of a group, all of which are called with the same packs.
+
+        Each predicts all of a pack. A loss that all of them compute counts once for each on the way back, and their gradients add up to the whole.
+        Only models whose settings agree to `check_context` are asked.
+        """
+        raise NotImplementedError(type(self).__name__)
 
     def initialise(self) -> None:
         """Fill all weights, which have memory."""

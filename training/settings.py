@@ -61,6 +61,9 @@ class TrainSettings(Settings):
     min_workers: int | None = Field(
         None, ge=1, description="Fewest processes to go on with while lost ones have no replacement; without it, `workers` are waited for."
     )
+    context_parallel: int = Field(
+        1, ge=1, description="Workers that share each sample's tokens, for samples too long for one; it divides workers and the model's heads."
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage: what is sharded over workers (optimizer, gradients, weights).")
     cpu_offload: bool = Field(False, description="Optimizer state, fp32 weights and their average in host memory; needs zero_stage 1, 2 or 3.")
     communication_bucket: int = Field(
@@ -84,6 +87,17 @@ class TrainSettings(Settings):
             raise ValueError("precision bf16 needs zero_stage 1, 2 or 3, which keep fp32 weights to update; set zero_stage: 1, or precision: fp32")
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is over workers {self.workers}; lower it, or raise workers")
+        if self.workers % self.context_parallel:
+            raise ValueError(
+                f"workers {self.workers} cannot be divided into groups of context_parallel {self.context_parallel}; "
+                f"set workers to a multiple of {self.context_parallel}, or context_parallel to a divisor of {self.workers}"
+            )
+        if self.context_parallel > 1 and self.min_workers not in (None, self.workers):
+            raise ValueError(
+                f"min_workers {self.min_workers} lets any number of workers go on, which context_parallel {self.context_parallel} may not divide; "
+                "leave out min_workers, or set context_parallel: 1"
+            )
+        self.model.check_context(self.context_parallel)
         if self.cpu_offload and self.zero_stage == 0:
             raise ValueError("cpu_offload needs zero_stage 1, 2 or 3, which shard what it moves; set zero_stage: 2, or cpu_offload: false")
         if self.warmup_steps + self.decay_steps > self.steps:

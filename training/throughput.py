@@ -64,13 +64,14 @@ class Meter:
     """Measures a run's steps, on every rank. Of each step: `start`, `loaded`, `forward` around each way forward, `read`.
 
     What is measured of ranks is their ways forward, by events on a GPU, for which nobody waits. Under ZeRO 0 to 2 nothing is communicated
-    in them, and the way back takes as much longer on all ranks. Ranks wait for each other where gradients are reduced: after each
-    micro-step under stage 2, after the last one under 0 and 1. Stage 3 fetches weights in the way forward itself, in which all then wait
-    for the slowest, so there it cannot be told.
+    in them, but among ranks that share samples, whose work is even; and the way back takes as much longer on all ranks. Ranks wait for
+    each other where gradients are reduced: after each micro-step under stage 2, after the last one under 0 and 1. Stage 3 fetches weights
+    in the way forward itself, in which all then wait for the slowest, so there it cannot be told.
     """
 
     def __init__(self, settings: TrainSettings, engine: Engine) -> None:
         self._model, self._engine, self._stage = settings.model, engine, settings.zero_stage
+        self._context_parallel = settings.context_parallel
         self._peak_tflops = settings.peak_tflops or peak_tflops(engine.device, settings.precision)
         self.forward_s = 0.0
         """Seconds of this rank's own ways forward in the step that was read last."""
@@ -92,8 +93,11 @@ class Meter:
 
     @contextlib.contextmanager
     def forward(self, inputs: Inputs, weights: Sequence[float]) -> Iterator[None]:
-        """Around the way forward of a micro-batch, whose samples weigh so much."""
-        useful, done = operations(self._model, inputs, weights)
+        """Around the way forward of a micro-batch, whose samples weigh so much.
+
+        Ranks that share samples share the operations. What is little and each of them does, as to enter tokens and texts, is counted once.
+        """
+        useful, done = (count / self._context_parallel for count in operations(self._model, inputs, weights))
         self._operations = self._operations[0] + useful, self._operations[1] + done
         tokens = [self._model.tokens(*latent.shape[1:]) for latent in inputs.noisy]
         self.tokens += tokens
@@ -116,9 +120,11 @@ class Meter:
         step_s = time.perf_counter() - self._started_s
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(engine.device)
-        useful, done, tokens, waits_s, device_gb, host_gb = zip(*(row[: len(own)] for row in ranks), strict=True)
+        useful, done, n_useful, waits_s, device_gb, host_gb = zip(*(row[: len(own)] for row in ranks), strict=True)
+        # Each rank of those that share a sample has counted it.
+        tokens = int(sum(n_useful)) // self._context_parallel
         tflops, hardware_tflops = (sum(each) / 1e12 / step_s / engine.world_size for each in (useful, done))
-        record = {"tokens": int(sum(tokens)), "step_s": step_s, "data_wait_s": max(waits_s), "tokens_per_s": sum(tokens) / step_s, "tflops": tflops}
+        record = {"tokens": tokens, "step_s": step_s, "data_wait_s": max(waits_s), "tokens_per_s": tokens / step_s, "tflops": tflops}
         if self._peak_tflops:
             record |= {"mfu": tflops / self._peak_tflops, "hfu": hardware_tflops / self._peak_tflops}
         record |= {"memory_gb": max(device_gb)} if on_gpu else {}

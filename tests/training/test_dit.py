@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -11,10 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._dynamo.utils import counters
 
 from cluster.config import validate
-from training.models._dit_network import DiffusionTransformer, compiled_block
+from training.models._dit_network import DiffusionTransformer
 from training.models.dit import DiT
 from training.network import Condition, VideoModel
 
@@ -263,19 +262,6 @@ def test_checkpointing_computes_blocks_again_and_changes_not_one_bit(checkpointi
     assert len(calls) == 5 + again
     with torch.no_grad():
         assert all(a.equal(b) for a, b in zip(plain(latents, one), saving(latents, one), strict=True))
-
-
-@pytest.fixture
-def compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Counts what is compiled. Code is not generated: that takes a C++ compiler minutes, and changes nothing of when it is."""
-    plain = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: plain(function, backend="aot_eager", **options))
-    torch._dynamo.reset()
-    compiled_block.cache_clear()
-    counters["stats"].clear()
-    yield counters["stats"]
-    compiled_block.cache_clear()
-    torch._dynamo.reset()
 
 
 def test_compiled_blocks_give_the_same_numbers(compiled_graphs: Counter[str]) -> None:

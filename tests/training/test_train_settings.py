@@ -29,6 +29,12 @@ def test_defaults_and_round_trip() -> None:
         ("{steps: 10, warmup_steps: 8, decay_steps: 4}", "warmup_steps 8 \\+ decay_steps 4 exceed the 10 steps"),
         ("cpu_offload: true", "cpu_offload needs zero_stage 1, 2 or 3"),
         ("{workers: 2, min_workers: 3}", "min_workers 3 is over workers 2"),
+        ("{workers: 3, context_parallel: 2}", "workers 3 cannot be divided into groups of context_parallel 2; set workers to a multiple of 2"),
+        (
+            "{workers: 4, context_parallel: 4}",
+            "context_parallel 4 does not divide the 6 heads of model dit; set context_parallel to one of 1, 2, 3, 6",
+        ),
+        ("{workers: 4, min_workers: 2, context_parallel: 2}", "min_workers 2 lets any number of workers go on, which context_parallel 2 may not"),
         ("betas: [0.9, 1.0]", r"betas \[0.9, 1.0\] must lie"),
         ("zero_stage: 4", "zero_stage"),
         ("batch: {policy: random}", "policy"),

@@ -32,7 +32,7 @@ class PlanSettings(Settings):
     max_tokens_per_micro: int | None = Field(
         None,
         ge=1,
-        description="Most latent cells a worker holds at once, last pictures included; a larger share is split and its gradients are added up.",
+        description="Most latent cells a worker, or a group of context_parallel, holds at once, last pictures included; a larger share is split.",
     )
     policy: Policy = Field(
         "pack",

@@ -9,17 +9,20 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from training.models._attention import Attend, attend
+from training.models._context import Slice, Traded
 from training.models._dit_size import Size
 from training.models._layers import EPSILON, Attention, Rotation, mlp, per_frame, rotation, sinusoids
 from training.network import Condition, VideoModel
 
 # Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns, E text width, D model width, M modulation
-# vectors of a block. S tokens, F token frames and N text tokens of the whole pack. After patching, T H W count patches.
+# vectors of a block. S tokens, F token frames and N text tokens of the whole pack, or of this rank's slice of it. After patching, T H W count
+# patches.
 
 TIME_SCALE = 1000.0
 """Noise levels in [0, 1] are scaled to the range of discrete diffusion steps before their sinusoids (Peebles and Xie 2023)."""
@@ -85,6 +88,7 @@ class DiffusionTransformer(VideoModel):
         device = torch.get_default_device()
         self.patch, self.text_dim, self.kernel = patch, text_dim, kernel
         self.checkpoint_every, self.compiled = checkpoint_every, compiled
+        self._context: dist.ProcessGroup | None = None
         self.n_pairs = size.dim // size.heads // 2
         dim, patch_size = size.dim, channels * math.prod(patch)
         # What layers would draw for themselves is left out, so that numbers are the same with and without memory.
@@ -108,6 +112,9 @@ class DiffusionTransformer(VideoModel):
     def filler(self) -> Callable[[nn.Parameter, str], None]:
         return partial(fill, drawn=int(torch.randint(2**62, (), device="cpu")))
 
+    def share_tokens(self, group: dist.ProcessGroup) -> None:
+        self._context = group
+
     def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
         """Predict `[C, T, H, W]` float32 for each latent; sides that patches do not divide are padded and cropped."""
         assert len(latents) == len(condition.texts) > 0
@@ -117,10 +124,18 @@ class DiffusionTransformer(VideoModel):
         sample_BD = self._sample(condition, order, text_ND, text_lengths)
         x_SD, frame_FD, turn = self._enter(latents, condition, groups, sample_BD)
         lengths, frames = zip(*(self._grid(latents[place].shape) for place in order), strict=True)
-        frame_S = frame_of_token(lengths, frames, x_SD.device)
+        own = None if self._context is None else Slice.of(self._context, lengths)
+        frame_S = frame_of_token(lengths, frames, x_SD.device, always=own is not None)
         modulation_FMD = torch.unflatten(self.modulation(frame_FD), -1, (6, -1))
         attend_own = attend(self.kernel, lengths, lengths, x_SD.device, x_SD.dtype)
-        attend_text = attend(self.kernel, lengths, text_lengths, x_SD.device, x_SD.dtype)
+        queries, keys = list(lengths), text_lengths
+        if own is not None:
+            assert frame_S is not None
+            x_SD, frame_S, turn = own.cut(x_SD), own.cut(frame_S), Rotation(*(own.cut(part) for part in turn))
+            text_ND, queries, keys = own.texts(text_ND, text_lengths)
+            attend_own = Traded(attend_own, own)
+        # The other kernels are made for at least one query.
+        attend_text = attend(self.kernel if any(queries) else "sdpa", queries, keys, x_SD.device, x_SD.dtype)
         step = compiled_block(mixed=len(groups) > 1) if self.compiled and self.training else run_block
         for index, block in enumerate(self.blocks):
             inputs = (block, x_SD, modulation_FMD, frame_S, turn, text_ND, attend_own, attend_text)
@@ -131,6 +146,8 @@ class DiffusionTransformer(VideoModel):
                 x_SD = step(*inputs)
         shift_FD, scale_FD = self.modulation_out(frame_FD).chunk(2, dim=-1)
         y_SD = self.patch_out(per_frame(self.norm_out(x_SD), frame_S, 1 + scale_FD, shift_FD)).to(torch.float32)
+        if own is not None:
+            y_SD = own.joined(y_SD)
         predictions = {place: self.unpatchify(y, latents[place].shape) for place, y in zip(order, torch.split(y_SD, list(lengths)), strict=True)}
         return [predictions[place] for place in range(len(order))]
 
@@ -256,10 +273,10 @@ def grouped(latents: Sequence[Tensor], texts: Sequence[Tensor]) -> list[list[int
     return [list(places) for _, places in itertools.groupby(order, key=shape)]
 
 
-def frame_of_token(lengths: Sequence[int], frames: Sequence[int], device: torch.device) -> Tensor | None:
-    """`[S]`: which of the pack's token frames each token is in; None where all have as many tokens."""
+def frame_of_token(lengths: Sequence[int], frames: Sequence[int], device: torch.device, always: bool = False) -> Tensor | None:
+    """`[S]`: which of the pack's token frames each token is in; None where all have as many tokens, unless it is wanted `always`."""
     sizes = [length // count for length, count in zip(lengths, frames, strict=True)]
-    if min(sizes) == max(sizes):
+    if min(sizes) == max(sizes) and not always:
         return None
     of_frames = torch.tensor([size for size, count in zip(sizes, frames, strict=True) for _ in range(count)], device=device)
     return torch.arange(sum(frames), device=device).repeat_interleave(of_frames, output_size=sum(lengths))

@@ -90,6 +90,14 @@ class DiT(ModelSettings):
     def flops(self, tokens: int, text_tokens: int) -> int:
         return flops(self.size, self.hidden, tokens, text_tokens)
 
+    def check_context(self, parallel: int) -> None:
+        if self.heads % parallel:
+            fitting = ", ".join(str(count) for count in range(1, self.heads + 1) if self.heads % count == 0)
+            raise ValueError(
+                f"context_parallel {parallel} does not divide the {self.heads} heads of model {self.name}; "
+                f"set context_parallel to one of {fitting}, or heads to a multiple of {parallel}"
+            )
+
     @property
     def recomputed(self) -> float:
         return len(range(0, self.depth, self.checkpoint_every)) / self.depth if self.checkpoint_every else 0.0
