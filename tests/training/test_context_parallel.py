@@ -45,7 +45,7 @@ MODEL = DiT(depth=2, dim=96, heads=4, mlp_ratio=12)
 SETTINGS = TrainSettings(
     model=MODEL,
     steps=6,
-    batch=PlanSettings(tokens_per_step=150, max_tokens_per_micro=80),
+    batch=PlanSettings(tokens_per_step=150, max_tokens_per_micro=100),
     warmup_steps=2,
     validate_every=3,
     previews=PreviewSettings(every=0),
