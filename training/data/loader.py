@@ -133,8 +133,8 @@ class Dataset:
         place = row["file"], row["row_group"], row["row"]
         said = draw.of(row, seen) if draw else row
         try:
-            latent, tail_latent, checksum = self._shards.read(*place)
-            if checksum != row["checksum"]:
+            stored = self._shards.read(*place)
+            if stored.checksum != row["checksum"]:
                 raise DamagedError("the latent's bytes are not those that were written")
             text = self._texts.get(said["text_key"])
             x0, y0, x1, y1 = (row[name] for name in CROP)
@@ -142,7 +142,7 @@ class Dataset:
         except (DamagedError, ValueError) as error:
             where = f"{row['file']}: row {row['row']} of row group {row['row_group']}, sample {row['uid']}"
             raise DamagedError(f"{where}: {error}. Run `worldloom verify`, remove the file and curate again") from error
-        return Sample(row["uid"], latent, tail_latent, text, said["caption"], row["fps"], row["kind"], row["bucket"], framing)
+        return Sample(row["uid"], stored.latent, stored.tail_latent, text, said["caption"], row["fps"], row["kind"], row["bucket"], framing)
 
 
 def _check_shard(shards: ShardReader, file: str, buckets: Sequence[str], info: DatasetInfo) -> None:

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from zlib_ng.zlib_ng import crc32
 
 from cluster import storage
 from training.data.byte_ranges import ByteRanges
@@ -44,15 +43,25 @@ class Place(NamedTuple):
     """Counted within the row group."""
 
 
-class StoredLatents(NamedTuple):
-    """One sample, as its bytes are now. Samples that were read together share an allocation, and no part of it."""
+class StoredLatents:
+    """One sample, as its bytes are now. Samples that were read together share an allocation, and no part of it.
 
-    latent: Tensor
-    """bfloat16 `[C, t, h, w]`."""
-    tail_latent: Tensor | None
-    """bfloat16 `[C, 1, h, w]`; None for an image."""
-    checksum: int
-    """CRC-32 of the bytes of both; the column `checksum` has it as written."""
+    `latent` is bfloat16 `[C, t, h, w]`, `tail_latent` `[C, 1, h, w]`, None for an image.
+    """
+
+    __slots__ = ("_checksum", "_parts", "latent", "tail_latent")
+
+    def __init__(self, latent: Tensor, tail_latent: Tensor | None, *parts: memoryview) -> None:
+        """`parts` are the bytes of both."""
+        self.latent, self.tail_latent, self._parts = latent, tail_latent, parts
+        self._checksum: int | None = None
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of the bytes of both; the column `checksum` has it as written. Taken when first asked for, so ask before changing them."""
+        if self._checksum is None:
+            self._checksum = checksum_of(*self._parts)
+        return self._checksum
 
 
 class ShardReader:
@@ -77,7 +86,8 @@ class ShardReader:
         return self._shard(file).read(row_group, row, 1)[0]
 
     def read_many(self, places: Iterable[Place], threads: int = READERS) -> Iterator[StoredLatents | DamagedError]:
-        """Samples in the order given, read ahead by threads; places that follow each other in a row group are read at once.
+        """Samples in the order given, read ahead by threads, which take their checksums too; places that follow each other in a row group are
+        read at once.
 
         An error is returned in the place of its sample, so that it costs no other one.
         """
@@ -96,7 +106,11 @@ class ShardReader:
 
     def _try_run(self, first: Place, count: int) -> list[StoredLatents | DamagedError]:
         try:
-            return [*self._shard(first.file).read(first.row_group, first.row, count)]
+            samples = self._shard(first.file).read(first.row_group, first.row, count)
+            # While the bytes are in the processor's caches, and not on the thread that waits for them.
+            for sample in samples:
+                sample.checksum  # noqa: B018
+            return [*samples]
         except DamagedError as error:
             if count == 1:
                 return [error]
@@ -158,7 +172,7 @@ class _OwnShard:
         # Sizes one by one, which torch takes in half the time that a tuple of them takes.
         latent = torch.frombuffer(data, dtype=torch.bfloat16, count=width // BYTES_PER_VALUE).view(*self._shape)
         tail = torch.frombuffer(data, dtype=torch.bfloat16, offset=width).view(*self._tail_shape) if tail_width else None
-        return StoredLatents(latent, tail, crc32(data))
+        return StoredLatents(latent, tail, data)
 
     def _samples(self, row_group: int, row: int, count: int) -> list[StoredLatents]:
         width, tail_width = self._width, self._tail_width
@@ -176,20 +190,14 @@ class _OwnShard:
                 self._ranges.read_into(self._uri, tail_at, [data[n_latent:]])
         else:
             self._ranges.read_into(self._uri, latent_at, [data])
-        if count == 1:
-            # The two are next to each other, and one sum is quicker than two.
-            return [self._sample(data, 0, n_latent, checksum_of(data))]
-        return [self._sample(data, at, tail, checksum_of(data[at : at + width], data[tail : tail + tail_width])) for at, tail in self._places(count)]
+        return [self._sample(data, number * width, n_latent + number * tail_width) for number in range(count)]
 
-    def _places(self, count: int) -> Iterator[tuple[int, int]]:
-        return ((number * self._width, count * self._width + number * self._tail_width) for number in range(count))
-
-    def _sample(self, data: memoryview, at: int, tail_at: int, checksum: int) -> StoredLatents:
+    def _sample(self, data: memoryview, at: int, tail_at: int) -> StoredLatents:
         latent = torch.frombuffer(data, dtype=torch.bfloat16, count=self._width // BYTES_PER_VALUE, offset=at).view(self._shape)
         if not self._tail_width:
-            return StoredLatents(latent, None, checksum)
+            return StoredLatents(latent, None, data[at : at + self._width])
         tail = torch.frombuffer(data, dtype=torch.bfloat16, count=self._tail_width // BYTES_PER_VALUE, offset=tail_at)
-        return StoredLatents(latent, tail.view(self._tail_shape), checksum)
+        return StoredLatents(latent, tail.view(self._tail_shape), data[at : at + self._width], data[tail_at : tail_at + self._tail_width])
 
 
 class _ForeignShard:
@@ -211,8 +219,9 @@ class _ForeignShard:
         if latent is None:
             raise DamagedError(f"{self._uri}: row {row} of row group {row_group} has no latent")
         values = self._tensor(latent, self.info.latent_shape)
-        tail_values = None if tail is None else self._tensor(tail, self.info.tail_shape)
-        return StoredLatents(values, tail_values, checksum_of(latent, b"" if tail is None else tail))
+        if tail is None:
+            return StoredLatents(values, None, memoryview(latent))
+        return StoredLatents(values, self._tensor(tail, self.info.tail_shape), memoryview(latent), memoryview(tail))
 
     def _tensor(self, data: pa.Buffer, shape: tuple[int, ...]) -> Tensor:
         if data.size != math.prod(shape) * BYTES_PER_VALUE:

@@ -66,7 +66,8 @@ def test_every_bit_of_every_finite_value_comes_back(tmp_path_factory: pytest.Tem
     reader = ShardReader(str(Path(uri).parent))
     for place, row in zip(read_index(uri).to_pylist(), rows, strict=True):
         where = "part.parquet", place["row_group"], place["row"]
-        latent, tail, checksum = reader.read(*where)
+        found = reader.read(*where)
+        latent, tail, checksum = found.latent, found.tail_latent, found.checksum
         assert np.array_equal(bits_of(latent), bits_of(row.latent))
         if row.tail_latent is None:
             assert tail is None
