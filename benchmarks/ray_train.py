@@ -1,11 +1,14 @@
 """What Ray Train and DeepSpeed cost a step: one worker of theirs beside the plain loop in one process.
 
-    python -m benchmarks.ray_train [OUT] [--steps 30] [--rounds 2] [--preset S]
+    python -m benchmarks.ray_train [OUT] [--steps 16] [--rounds 2] [--preset nano] [--cells 32000]
 
 Both train the same model on the demo's footage from the same seed, so step n has the same samples in both, and the ratio is that of
 step n's times: `step_ratio` is the median over steps, without the first ones, and rounds, in which the two take turns. What the steps lie
 between (the start of Ray, of its workers, of DeepSpeed) is `start_s`: seconds of the whole run without its steps. Prints one line of
 JSON last. A folder OUT keeps the footage and its latents.
+
+What ZeRO does in a step (here stage 1) is by weights, what the model does by weights times tokens. So the ratio goes by the latent cells of a step,
+`--cells`, of which four are a token: a GPU that is kept busy has tens of thousands.
 """
 
 from __future__ import annotations
@@ -44,15 +47,17 @@ def timed(settings: TrainSettings, manifest_uri: str, out_uri: str, seed: int, d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, nargs="?")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--preset", default="S")
+    parser.add_argument("--preset", default="nano")
+    parser.add_argument("--cells", type=int, default=32_000)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         out = (arguments.out or Path(scratch)).absolute()
-        recipe = recipe_of(out, 24)
+        recipe = recipe_of(out, 48)
         manifest_uri = build_dataset(recipe, curate(recipe, inline)).manifest_uri
         plain = settings_of(recipe, arguments.preset, arguments.steps)
+        plain = plain.model_copy(update={"batch": plain.batch.model_copy(update={"tokens_per_step": arguments.cells})})
         ways = {"plain": plain, "ray": plain.model_copy(update={"zero_stage": 1})}
         found: dict[str, list[tuple[list[float], float]]] = {"plain": [], "ray": []}
         for number in range(arguments.rounds):
@@ -71,7 +76,17 @@ def main() -> None:
     ]
     line = {f"{way}_step_s": round(statistics.median(s for steps, _ in runs for s in steps[WARM_STEPS:]), 4) for way, runs in found.items()}
     line |= {f"{way}_start_s": round(statistics.median(rest for _, rest in runs), 1) for way, runs in found.items()}
-    print(json.dumps({"preset": arguments.preset, "steps": arguments.steps, "step_ratio": round(statistics.median(ratios), 3), **line}))
+    print(
+        json.dumps(
+            {
+                "preset": arguments.preset,
+                "steps": arguments.steps,
+                "cells": arguments.cells,
+                "step_ratio": round(statistics.median(ratios), 3),
+                **line,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
