@@ -35,8 +35,9 @@ one is used again: with batches of 2**25 the whole step took 1.3 times the CPU."
 
 CHECK_EVERY = 16
 """Of so many clips of a bucket one is decoded again, and one of each part at least."""
-CHECK_LATENT_FRAMES = 3
-"""Its latent frames that are, at most. Decoding costs more than encoding, and what is wrong with weights or their settings shows in any frame."""
+CHECK_LATENT_FRAMES = 2
+"""Its latent frames that are, at most: the first picture and what follows it, each by its own way. Decoding costs more than encoding, and what is
+wrong with weights or their settings shows in any frame."""
 
 
 @dataclass(frozen=True)
