@@ -63,6 +63,11 @@ class StoredLatents:
             self._checksum = checksum_of(*self._parts)
         return self._checksum
 
+    def summed(self) -> StoredLatents:
+        """Itself, its checksum taken: while the bytes are in the processor's caches, and not on the thread that waits for them."""
+        self._checksum = self.checksum
+        return self
+
 
 class ShardReader:
     """Latents of any row of any shard below a root; from any thread, local or remote. Files stay open, and a footer is read once.
@@ -106,11 +111,7 @@ class ShardReader:
 
     def _try_run(self, first: Place, count: int) -> list[StoredLatents | DamagedError]:
         try:
-            samples = self._shard(first.file).read(first.row_group, first.row, count)
-            # While the bytes are in the processor's caches, and not on the thread that waits for them.
-            for sample in samples:
-                sample.checksum  # noqa: B018
-            return [*samples]
+            return [sample.summed() for sample in self._shard(first.file).read(first.row_group, first.row, count)]
         except DamagedError as error:
             if count == 1:
                 return [error]
