@@ -137,10 +137,10 @@ class Engine(abc.ABC):
                 torch._foreach_copy_(self.shards(), kept)
 
 
-def open_engine(model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: MakeOptimizer | None = None) -> Engine:
+def open_engine(model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: type[GuardedAdamW] | None = None) -> Engine:
     """The engine for these settings; with several workers or ZeRO, `torch.distributed` is initialised already.
 
-    Without an `optimizer` it is `adamw`; any other one takes the place of it only where weights are whole, with `zero_stage` 0.
+    The `optimizer` is `GuardedAdamW`, or one of its kind where weights are whole, with `zero_stage` 0.
 
     A `VideoModel` that was built under `torch.device("meta")` gets memory here and its initial weights, from torch's global random state.
     With ZeRO-3 that is one weight at a time, of which each rank keeps its part, so a model may be larger than what a device holds.
@@ -153,8 +153,8 @@ def open_engine(model: nn.Module, settings: TrainSettings, device: torch.device,
         group, _ = dist.new_subgroups(group_size=settings.context_parallel)
         model.share_tokens(group)
     if settings.workers == 1 and settings.zero_stage == 0:
-        return TorchEngine(model, settings, device, optimizer or adamw)
-    return DeepSpeedEngine(model, settings, device, optimizer or adamw)
+        return TorchEngine(model, settings, device, optimizer or GuardedAdamW)
+    return DeepSpeedEngine(model, settings, device, optimizer or GuardedAdamW)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -177,6 +177,10 @@ class GuardedAdamW(torch.optim.AdamW):
 
     refuses: Callable[[], bool] = staticmethod(lambda: False)
 
+    def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
+        """Of a model that is on its device."""
+        super().__init__(parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True)
+
     def step(self, closure: Any = None) -> Any:
         return None if self.refuses() else super().step(closure)
 
@@ -189,21 +193,12 @@ class GuardedAdamW(torch.optim.AdamW):
         return state
 
 
-def adamw(model: nn.Module, settings: TrainSettings) -> GuardedAdamW:
-    """The optimizer of transformers."""
-    return GuardedAdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True)
-
-
-MakeOptimizer = Callable[[nn.Module, TrainSettings], GuardedAdamW]
-"""Makes the optimizer of a model that is on its device."""
-
-
 class TorchEngine(Engine):
     """One process, fp32, plain PyTorch."""
 
     replicated = True
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: MakeOptimizer) -> None:
+    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: type[GuardedAdamW]) -> None:
         self.rank, self.world_size, self.context_parallel, self.device = 0, 1, 1, device
         self._model = model.to(device)
         self._optimizer = optimizer(self._model, settings)
@@ -242,7 +237,7 @@ class TorchEngine(Engine):
 class DeepSpeedEngine(Engine):
     """Data parallel in any number of processes, with ZeRO stage 0 (nothing sharded) to 3 (weights sharded)."""
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: MakeOptimizer) -> None:
+    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: type[GuardedAdamW]) -> None:
         deepspeed = import_deepspeed(device)
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
         self.context_parallel = settings.context_parallel

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.engine import GuardedAdamW, parameter_groups
+from training.engine import GuardedAdamW
 from training.settings import TrainSettings
 
 
@@ -20,7 +20,7 @@ class GuardedMuon(GuardedAdamW):
     """
 
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
-        super().__init__(parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True)
+        super().__init__(model, settings)
         self._weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
         self._matrices = [nn.Parameter(_matrix(weight.data)) for weight in self._weights]
         self._muon = torch.optim.Muon(self._matrices, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
