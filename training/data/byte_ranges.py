@@ -70,17 +70,13 @@ class ByteRanges:
 
     def read_into(self, uri: str, offset: int, targets: Sequence[memoryview]) -> None:
         """Fill `targets`, views of single bytes, with what is at `offset`, in one read. Raises `DamagedError` when it is not all there."""
-        self.read_each(uri, [(offset, targets, sum(map(len, targets)))])
-
-    def read_each(self, uri: str, reads: Sequence[tuple[int, Sequence[memoryview], int]]) -> None:
-        """As `read_into`, at several offsets; of each the views and their bytes in all."""
-        for offset, targets, wanted in reads:
-            try:
-                found = (self._files.get(uri) or self._open(uri)).read_into(offset, targets, wanted)
-            except READ_ERRORS as error:
-                raise DamagedError(f"{uri}: {wanted} bytes at {offset} cannot be read: {error}") from error
-            if found != wanted:
-                raise DamagedError(f"{uri}: {wanted} bytes at {offset} cannot be read: {found} are there")
+        wanted = sum(map(len, targets))
+        try:
+            found = (self._files.get(uri) or self._open(uri)).read_into(offset, targets, wanted)
+        except READ_ERRORS as error:
+            raise DamagedError(f"{uri}: {wanted} bytes at {offset} cannot be read: {error}") from error
+        if found != wanted:
+            raise DamagedError(f"{uri}: {wanted} bytes at {offset} cannot be read: {found} are there")
 
     def _open(self, uri: str) -> OpenFile:
         # Opened outside the lock, so that a slow object store delays nobody else; of two that race, the first stays.

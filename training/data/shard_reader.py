@@ -166,10 +166,9 @@ class _OwnShard:
         # Arrow's allocator keeps what other threads give back; malloc returns it to the system, and a third of the time of reading then
         # went into page faults.
         data = memoryview(pa.allocate_buffer(width + tail_width))
-        reads = [(starts["latent"][row_group] + row * width, (data[:width],), width)]
+        self._ranges.read_into(self._uri, starts["latent"][row_group] + row * width, [data[:width]])
         if tail_width:
-            reads.append((starts["tail_latent"][row_group] + row * tail_width, (data[width:],), tail_width))
-        self._ranges.read_each(self._uri, reads)
+            self._ranges.read_into(self._uri, starts["tail_latent"][row_group] + row * tail_width, [data[width:]])
         # Sizes one by one, which torch takes in half the time that a tuple of them takes.
         latent = torch.frombuffer(data, dtype=torch.bfloat16, count=width // BYTES_PER_VALUE).view(*self._shape)
         tail = torch.frombuffer(data, dtype=torch.bfloat16, offset=width).view(*self._tail_shape) if tail_width else None
