@@ -9,7 +9,7 @@ The mix is like that of stage 2 of Open-Sora 2: sizes of 256 and 768 px in five 
 `configs/diffusion/train/stage2.py`. How many samples each has is not published: here half are of either size, a fifth are images, all other
 numbers of frames are equally frequent, and of the aspects 16:9 has a half and the others an eighth each. Captions have 20 to 300 tokens. The
 model is XL (28 layers, 1152 wide, patches of 2 x 2), the autoencoder 4 x 8 x 8, so samples have 252 to 76,230 tokens, and the dearest costs
-3,000 times the cheapest.
+3,000 times the cheapest. A sixteenth of the videos is given its last picture, by the default shares of `last` and `both`, and is a latent frame longer.
 
 A rank holds four of the longest samples at once at most (305,000 tokens, `max_tokens_per_micro`). A global step has `tokens_per_step` of two of
 them a rank, which `pack` does in one micro-step. `slot`, which balances by sorting, needs several, so its steps have eight of them a rank
@@ -37,11 +37,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from training.chance import numbers_of
+from training.conditioning import ConditioningRates
 from training.data.buckets import Bucket, BucketSettings, latent_size
 from training.data.costs import SampleCosts
 from training.data.deal import POLICIES, Policy
 from training.data.plan import Planner, PlanSettings, share
+from training.data.tails import Tails
 from training.models.dit import DiT
+from training.step import tails_given
 
 MODEL = DiT(preset="XL")
 TIME_FACTOR, SPACE_FACTOR, PATCH = 4, 8, 2
@@ -91,9 +95,11 @@ class Mix:
 
     buckets: list[str]
     cells: NDArray[np.int64]
-    tokens: NDArray[np.int64]
     flops: NDArray[np.float64]
     batch_sizes: NDArray[np.int64]
+    costs: SampleCosts
+    """Of all rows, and of all rows once more with the last picture."""
+    tails: Tails
 
 
 def mix(n_samples: int) -> Mix:
@@ -106,22 +112,28 @@ def mix(n_samples: int) -> Mix:
                 kinds.append((Bucket(width, height, frames, 24), size, of_aspect * of_length / len(SIZES)))
     chance = np.random.default_rng(0)
     drawn = chance.choice(len(kinds), n_samples, p=[share for _, _, share in kinds])
-    cells = np.array([_cells(bucket) for bucket, _, _ in kinds])[drawn]
-    tokens = cells // PATCH**2
-    text = chance.integers(20, 301, n_samples)
-    flops = np.array([MODEL.flops(*counts) for counts in zip(tokens.tolist(), text.tolist(), strict=True)], float)
+    latents = [latent_size(bucket.width, bucket.height, bucket.frames, TIME_FACTOR, SPACE_FACTOR) for bucket, _, _ in kinds]
+    cells = np.array([math.prod(latent) for latent in latents])[drawn]
+    tail_cells = np.array([rows * columns * (frames > 1) for frames, rows, columns in latents])[drawn]
+    text = chance.integers(20, 301, n_samples).tolist()
+    tokens = np.concatenate((cells, cells + tail_cells)) // PATCH**2
+    flops = [MODEL.flops(*counts) for counts in zip(tokens.tolist(), text * 2, strict=True)]
+    numbers = numbers_of(f"clip-{row}" for row in range(n_samples))
     batch_sizes = [next(n for frames, n in BATCH_SIZES[size].items() if bucket.frames <= frames) for bucket, size, _ in kinds]
-    return Mix([kinds[number][0].name for number in drawn], cells, tokens, flops, np.array(batch_sizes)[drawn])
-
-
-def _cells(bucket: Bucket) -> int:
-    return math.prod(latent_size(bucket.width, bucket.height, bucket.frames, TIME_FACTOR, SPACE_FACTOR))
+    return Mix(
+        [kinds[number][0].name for number in drawn],
+        cells,
+        np.array(flops[:n_samples], float),
+        np.array(batch_sizes)[drawn],
+        SampleCosts.of_flops(flops, tokens.tolist(), n_rows=n_samples),
+        Tails(lambda rows, passes: tails_given(ConditioningRates(), 0, numbers[rows], passes), tail_cells),
+    )
 
 
 def simulated(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
     limit = int(case.room * LONGEST_CELLS)
     settings = PlanSettings(tokens_per_step=int(ranks * case.step * LONGEST_CELLS), max_tokens_per_micro=limit, policy=case.policy)
-    planner = Planner(samples.buckets, samples.cells.tolist(), settings, 0, SampleCosts.of_flops(samples.flops, samples.tokens.tolist()))
+    planner = Planner(samples.buckets, samples.cells.tolist(), settings, 0, samples.costs, samples.tails)
     start_s = time.thread_time()
     planner.step(0)
     epoch_ms = (time.thread_time() - start_s) * 1e3

@@ -1,6 +1,6 @@
 """What Ray Train and DeepSpeed cost a step: one worker of theirs beside the plain loop in one process.
 
-    python -m benchmarks.ray_train [OUT] [--steps 16] [--rounds 2] [--preset nano] [--cells 32000]
+    python -m benchmarks.ray_train [OUT] [--steps 16] [--rounds 2] [--preset nano] [--cells 32000] [--threads N]
 
 Both train the same model on the demo's footage from the same seed, so step n has the same samples in both, and the ratio is that of
 step n's times: `step_ratio` is the median over steps, without the first ones, and rounds, in which the two take turns. What the steps lie
@@ -9,16 +9,23 @@ JSON last. A folder OUT keeps the footage and its latents.
 
 What ZeRO does in a step (here stage 1) is by weights, what the model does by weights times tokens. So the ratio goes by the latent cells of a step,
 `--cells`, of which four are a token: a GPU that is kept busy has tens of thousands.
+
+A step is computed by `--threads`, all cores but one by default. The one is Ray's own: its processes take about a seventh of a core all the time, and
+where the step has all cores they stop it again and again, which is the machine's lack of a core and no part of the step. A worker that
+computes on a GPU shares no core either. With as many threads as cores the ratio is that of a machine without room for Ray.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
+
+import torch
 
 from benchmarks.learn import recipe_of, settings_of
 from cluster import storage
@@ -51,7 +58,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--cells", type=int, default=32_000)
+    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 1) - 1))
     arguments = parser.parse_args()
+    # The variable is for Ray's worker, the call for this process.
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as scratch:
         out = (arguments.out or Path(scratch)).absolute()
         recipe = recipe_of(out, 48)
@@ -82,6 +93,7 @@ def main() -> None:
                 "preset": arguments.preset,
                 "steps": arguments.steps,
                 "cells": arguments.cells,
+                "threads": arguments.threads,
                 "step_ratio": round(statistics.median(ratios), 3),
                 **line,
             }

@@ -14,6 +14,7 @@ from captioning.encoder import TextEncoderSettings
 from cluster.plugins import build
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
+from training.chance import numbers_of
 from training.conditioning import ConditioningRates
 from training.data.buckets import latent_size, shape_of
 from training.data.costs import SampleCosts
@@ -25,7 +26,7 @@ from training.engine import Engine, open_engine
 from training.export import ModelCard
 from training.sampling.provenance import version
 from training.settings import TrainSettings
-from training.step import Task, given_of_sample
+from training.step import Task, tails_given
 
 
 def task_of(settings: TrainSettings, dataset: Dataset, seed: int) -> Task:
@@ -59,10 +60,12 @@ def planner_of(dataset: Dataset, settings: TrainSettings, seed: int, times: Step
 
 def _tails(dataset: Dataset, conditioning: ConditioningRates, seed: int, latents: Mapping[str, tuple[int, int, int]]) -> Tails:
     """Where training with this seed gives last pictures, of buckets whose latents have these frames, rows and columns."""
-    uids, buckets = dataset.table["uid"].combine_chunks(), dataset.table["bucket"].to_pylist()
-    frames = [latents[name][0] for name in buckets]
-    cells = [latents[name][1] * latents[name][2] * (latents[name][0] > 1) for name in buckets]
-    return Tails(lambda row, seen: given_of_sample(conditioning, seed, frames[row], seen, uids[row].as_py()).tail, np.array(cells, np.int64))
+    numbers_N = numbers_of(dataset.table["uid"].to_pylist())
+    cells = {name: rows * columns * (frames > 1) for name, (frames, rows, columns) in latents.items()}
+    return Tails(
+        lambda rows, passes: tails_given(conditioning, seed, numbers_N[rows], passes),
+        np.array([cells[name] for name in dataset.table["bucket"].to_pylist()], np.int64),
+    )
 
 
 def untrained(settings: TrainSettings, channels: int, text_dim: int, seed: int, device: torch.device) -> Engine:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cluster.config import Settings
@@ -32,6 +34,8 @@ class Given:
 
 DEFAULT_RATES = {"none": 0.75, "first": 0.13, "last": 0.02, "both": 0.04, "prefix": 0.03, "suffix": 0.02, "middle": 0.01}
 """A quarter of samples is conditioned, most of them on the first frame."""
+
+KINDS = tuple(DEFAULT_RATES)
 
 
 class ConditioningRates(Settings):
@@ -80,19 +84,25 @@ class ConditioningRates(Settings):
     def _rates(self) -> dict[str, float]:
         return {kind: getattr(self, kind) for kind in DEFAULT_RATES}
 
-    def draw(self, uniform: Uniform, n_frames: int) -> Given:
-        """What a sample of `n_frames` latent frames is given; the same numbers give the same."""
-        given = given_of(self._kind(uniform()), n_frames, uniform)
+    def draw(self, place: float, uniform: Uniform, n_frames: int) -> Given:
+        """What a sample of `n_frames` latent frames is given.
+
+        Which kind follows from its place in [0, 1) among the shares; which frames, and how noisy, from `uniform`.
+        """
+        (kind,) = self._kinds(np.array([place])).tolist()
+        given = given_of(KINDS[kind], n_frames, uniform)
         return replace(given, time=self.given_noise * uniform()) if given else given
 
-    def _kind(self, place: float) -> str:
-        total = 0.0
-        for kind, rate in self._rates().items():
-            total += rate
-            if place < total:
-                return kind
-        # Rates sum to 1 but for rounding.
-        return max(self._rates(), key=lambda kind: self._rates()[kind])
+    def gives_tail(self, places_N: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Whether videos at these places are given their last picture."""
+        tails: NDArray[np.bool_] = np.isin(self._kinds(places_N), [KINDS.index("last"), KINDS.index("both")])
+        return tails
+
+    def _kinds(self, places_N: NDArray[np.float64]) -> NDArray[np.intp]:
+        """Numbers among `KINDS`."""
+        edges = np.cumsum(list(self._rates().values()))
+        # They sum to 1 but for rounding, and every place is below 1.
+        return np.searchsorted(edges / edges[-1], places_N, side="right")
 
 
 def given_of(kind: str, n_frames: int, uniform: Uniform) -> Given:

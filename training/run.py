@@ -12,7 +12,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import storage
-from training import checkpoint
+from training import checkpoint, host_memory
 from training.engine import NonFiniteGradientError
 from training.loop import train_loop
 from training.metrics import shown
@@ -46,7 +46,10 @@ def train(settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int
             arguments = {"settings": settings, "manifest_uri": storage.absolute(manifest_uri), "run_uri": run_uri, "seed": seed}
             on_workers(train_loop, arguments, settings, run_uri)
         else:
-            train_loop(settings, manifest_uri, run_uri, seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            if device.type == "cpu":
+                host_memory.keep()
+            train_loop(settings, manifest_uri, run_uri, seed, device)
     done = result(settings, run_uri)
     assert done is not None, run_uri
     return done
@@ -55,7 +58,8 @@ def train(settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int
 def on_workers(loop: Callable[..., object], arguments: Mapping[str, Any], settings: TrainSettings, run_uri: str) -> None:
     """Call `loop(device=..., **arguments)`, a module's function, in each of `settings.workers` processes of Ray Train; Ray is connected already.
 
-    Workers that are lost are replaced, and all start again; with `settings.min_workers`, as many as there is room for. Raises
+    Workers that are lost are replaced, and all start again; with `settings.min_workers`, as many as there is room for. On CPUs each computes with
+    `OMP_NUM_THREADS` threads, where this process was given that, or with its share of its node's cores. Raises
     `NonFiniteLossError` where all of them do, and `RuntimeError` with the workers' errors when replacements have run out.
     """
     n_gpus = ray.cluster_resources().get("GPU", 0)
@@ -68,12 +72,19 @@ def on_workers(loop: Callable[..., object], arguments: Mapping[str, Any], settin
     storage.remove(ray_uri)
     # A finished run is noticed at the next look, so the default of 2 s is waited for at every end.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Ray sets it in its workers where the user has not, and there the two look alike.
+    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else None
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"loop": loop, "arguments": dict(arguments), "run_uri": run_uri},
+        train_loop_config={"loop": loop, "arguments": dict(arguments), "run_uri": run_uri, "threads": threads},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=settings.workers if fewest == settings.workers else (fewest, settings.workers), use_gpu=use_gpu),
-        run_config=RunConfig(name="train", storage_path=ray_uri, failure_config=FailureConfig(max_failures=settings.max_failures)),
+        run_config=RunConfig(
+            name="train",
+            storage_path=ray_uri,
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            worker_runtime_env=None if use_gpu else {"env_vars": host_memory.environment()},
+        ),
     )
     failure_uri = storage.join(run_uri, FAILURE)
     storage.remove(failure_uri)
@@ -89,8 +100,9 @@ def on_workers(loop: Callable[..., object], arguments: Mapping[str, Any], settin
 def _worker(arguments: dict[str, Any]) -> None:
     """One rank, in a process of Ray Train."""
     context = ray.train.get_context()
-    # Ray gives each worker one thread; the cores of a node are shared out among its workers instead.
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    # Ray gives each worker one thread; the cores of a node are shared out among its workers instead, unless the user has said otherwise.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(arguments["threads"] or max(1, cores // context.get_local_world_size()))
     device = ray.train.torch.get_device()
     try:
         arguments["loop"](device=device, **arguments["arguments"])

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.storage import digest
+from training.chance import Float64s, UInt64s, generator, numbers_of, uniforms
 from training.conditioning import ConditioningRates, Given
 from training.data.loader import Batch
 from training.framing import Framing
@@ -57,12 +60,6 @@ class Inputs:
     condition: Condition
 
 
-def generator(seed: int, *keys: str | int) -> torch.Generator:
-    """A CPU generator for these keys: the same numbers on any machine, device, rank and batch."""
-    state = int.from_bytes(bytes.fromhex(digest(str(seed), *(str(key) for key in keys), size_bytes=8)), "big")
-    return torch.Generator().manual_seed(state % 2**63)
-
-
 def key(epoch: int | str, uid: str) -> str:
     """What a sample is called among the samples of a step, which may have it twice, in two passes."""
     return f"{epoch}/{uid}"
@@ -89,25 +86,30 @@ def draw(task: Task, shape: Sequence[int], epoch: int | str, uid: str) -> Draw:
     """Chance for a sample with latents of `shape` (C, T, H, W), from (seed, epoch, uid) alone."""
     chance = generator(task.seed, epoch, uid)
 
-    drop, given = _decided(task.conditioning, shape[1], chance)
-    noise_CTHW = torch.randn(tuple(shape), generator=chance)
-    if given.tail:
-        noise_CTHW = torch.cat((noise_CTHW, torch.randn((shape[0], 1, *shape[2:]), generator=chance)), dim=1)
-    return Draw(noise_CTHW, given, drop < task.caption_drop)
-
-
-def given_of_sample(conditioning: ConditioningRates, seed: int, n_frames: int, epoch: int | str, uid: str) -> Given:
-    """What `draw` gives a sample of so many latent frames, without drawing its noise."""
-    return _decided(conditioning, n_frames, generator(seed, epoch, uid))[1]
-
-
-def _decided(conditioning: ConditioningRates, n_frames: int, chance: torch.Generator) -> tuple[float, Given]:
-    """What is drawn before the noise: a uniform number for the caption, and what is given."""
-
     def uniform() -> float:
         return torch.rand((), generator=chance, dtype=torch.float64).item()
 
-    return uniform(), conditioning.draw(uniform, n_frames)
+    dropped = uniform() < task.caption_drop
+    (place,) = places_of_given(numbers_of([uid]), task.seed, epoch).tolist()
+    given = task.conditioning.draw(place, uniform, shape[1])
+    noise_CTHW = torch.randn(tuple(shape), generator=chance)
+    if given.tail:
+        noise_CTHW = torch.cat((noise_CTHW, torch.randn((shape[0], 1, *shape[2:]), generator=chance)), dim=1)
+    return Draw(noise_CTHW, given, dropped)
+
+
+def tails_given(conditioning: ConditioningRates, seed: int, numbers_N: UInt64s, passes_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Of which videos `draw` gives the last picture, for samples by `numbers_of` their uids, each in a pass of its own: what planners ask of many."""
+    given_N = np.zeros(len(numbers_N), bool)
+    for seen in np.unique(passes_N).tolist():
+        which = passes_N == seen
+        given_N[which] = conditioning.gives_tail(places_of_given(numbers_N[which], seed, seen))
+    return given_N
+
+
+def places_of_given(numbers_N: UInt64s, seed: int, epoch: int | str) -> Float64s:
+    """Where in the rates of a conditioning each sample falls."""
+    return uniforms(numbers_N, seed, epoch, "given")
 
 
 def prepare(task: Task, batch: Batch, quantile_of: Mapping[str, float], device: torch.device, epoch: str | None = None) -> Inputs:

@@ -51,7 +51,7 @@ def test_every_length_and_place_occurs(kind: str, n_runs: int) -> None:
 def test_rates_hold_over_many_draws() -> None:
     rates = ConditioningRates(none=0.4, first=0.1, last=0.1, both=0.1, prefix=0.1, suffix=0.1, middle=0.1)
     chance = random.Random(0)
-    seen = Counter(rates.draw(chance.random, 9) for _ in range(20000))
+    seen = Counter(rates.draw(chance.random(), chance.random, 9) for _ in range(20000))
     nothing, first = (False,) * 9, (True, *(False,) * 8)
     assert seen[Given(nothing)] / 20000 == pytest.approx(0.4, abs=0.015)
     assert seen[Given(nothing, tail=True)] / 20000 == pytest.approx(0.1, abs=0.01)
@@ -62,14 +62,14 @@ def test_rates_hold_over_many_draws() -> None:
 def test_an_image_is_never_given() -> None:
     chance = random.Random(0)
     rates = ConditioningRates(first=0.3, last=0.2, both=0.2, prefix=0.3, given_noise=0.1)
-    assert {rates.draw(chance.random, 1) for _ in range(50)} == {rates.draw(chance.random, 1)}
-    assert not rates.draw(chance.random, 1)
+    assert {rates.draw(chance.random(), chance.random, 1) for _ in range(50)} == {rates.draw(chance.random(), chance.random, 1)}
+    assert not rates.draw(chance.random(), chance.random, 1)
 
 
 def test_given_frames_are_clean_or_have_a_noise_level_of_their_own() -> None:
     chance = random.Random(0)
-    assert {ConditioningRates(first=0.5, last=0.5).draw(chance.random, 3).time for _ in range(20)} == {0.0}
-    noisy = [ConditioningRates(first=0.5, last=0.5, given_noise=0.3).draw(chance.random, 3).time for _ in range(2000)]
+    assert {ConditioningRates(first=0.5, last=0.5).draw(chance.random(), chance.random, 3).time for _ in range(20)} == {0.0}
+    noisy = [ConditioningRates(first=0.5, last=0.5, given_noise=0.3).draw(chance.random(), chance.random, 3).time for _ in range(2000)]
     assert min(noisy) > 0
     assert max(noisy) <= 0.3
     assert sum(noisy) / 2000 == pytest.approx(0.15, abs=0.01)

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from training.chance import generator
 from training.conditioning import ConditioningRates
 from training.data.loader import Batch
 from training.framing import Framing
 from training.models.dit import DiT
 from training.network import Condition
 from training.objectives.flow_matching import FlowMatching
-from training.step import Inputs, Task, draw, generator, key, latent_seconds, losses, prepare, quantiles
+from training.step import Inputs, Task, draw, key, latent_seconds, losses, prepare, quantiles
 
 CPU = torch.device("cpu")
 TASK = Task(

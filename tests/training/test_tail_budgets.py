@@ -9,9 +9,11 @@ import pytest
 from drawn import write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from test_step import TASK
 
 from training.assembly import planner_of
+from training.chance import numbers_of
 from training.conditioning import ConditioningRates
 from training.data.costs import SampleCosts
 from training.data.deal import Policy
@@ -20,7 +22,7 @@ from training.data.plan import Planner, PlanSettings, share
 from training.data.tails import Tails
 from training.models.dit import DiT
 from training.settings import TrainSettings
-from training.step import draw, given_of_sample
+from training.step import draw, tails_given
 
 CELLS = {"64x64x17": (320, 64), "64x64x5": (128, 64), "64x64x1": (64, 0), "128x128x33": (2304, 256)}
 """Cells of a sample, and of its tail latent."""
@@ -28,9 +30,15 @@ BUCKETS = st.lists(st.sampled_from(list(CELLS)), min_size=1, max_size=80)
 POLICY: st.SearchStrategy[Policy] = st.sampled_from(["same", "slot", "pack"])
 
 
-def is_given(row: int, seen: int) -> bool:
+def is_given(rows: NDArray[np.int64], passes: NDArray[np.int64]) -> NDArray[np.bool_]:
     """About a third of samples, others in each pass."""
-    return (7 * row + 5 * seen) % 3 == 0
+    given: NDArray[np.bool_] = (7 * rows + 5 * passes) % 3 == 0
+    return given
+
+
+def cells_of(name: str, row: int, seen: int) -> int:
+    cells, tail = CELLS[name]
+    return cells + tail * bool(is_given(np.array([row]), np.array([seen]))[0])
 
 
 def planner(buckets: list[str], budget: int, limit: int | None, policy: Policy, with_tails: bool = True) -> Planner:
@@ -48,23 +56,21 @@ def test_no_worker_holds_more_than_its_limit_with_last_pictures(
     plain = planner(buckets, budget, limit, policy, with_tails=False).step(index)
     assert np.array_equal(step.samples, plain.samples), "which samples a step has is not theirs to say"
     assert np.array_equal(step.passes, plain.passes)
-    held = [CELLS[buckets[row]][0] + is_given(row, seen) * CELLS[buckets[row]][1] for row, seen in zip(step.samples, step.passes, strict=True)]
+    held = [cells_of(buckets[row], row, seen) for row, seen in zip(step.samples, step.passes, strict=True)]
     assert step.dealt.tokens.tolist() == held
     counted = []
     for rank in range(world_size):
         for micro in share(step, rank, world_size):
             views = list(zip(micro.samples, micro.passes, strict=True))
             counted += [view for view, weight in zip(views, micro.weights, strict=True) if weight]
-            cells = sum(CELLS[buckets[row]][0] + is_given(row, seen) * CELLS[buckets[row]][1] for row, seen in views)
+            cells = sum(cells_of(buckets[row], row, seen) for row, seen in views)
             assert limit is None or cells <= limit
     assert sorted(counted) == sorted(zip(step.samples.tolist(), step.passes.tolist(), strict=True))
 
 
 def test_a_last_picture_costs_what_a_frame_costs() -> None:
     step = planner(["64x64x5"] * 6, 10_000, None, "pack").step(0)
-    assert {
-        (CELLS["64x64x5"][0] + 64 * is_given(row, 0), cost) for row, cost in zip(step.samples.tolist(), step.dealt.costs.tolist(), strict=True)
-    } == {
+    assert {(cells_of("64x64x5", row, 0), cost) for row, cost in zip(step.samples.tolist(), step.dealt.costs.tolist(), strict=True)} == {
         (128, 2**30),
         (192, 3 * 2**29),
     }
@@ -79,10 +85,11 @@ def test_a_limit_that_holds_no_last_picture_is_refused() -> None:
     planner(["64x64x1"], 1000, 64, "pack")
 
 
-@given(st.integers(0, 2**31), st.integers(1, 9), st.text(max_size=8), st.integers(0, 9))
-def test_the_planner_knows_what_training_draws(seed: int, n_frames: int, uid: str, seen: int) -> None:
+@given(st.integers(0, 2**31), st.lists(st.tuples(st.text(max_size=8), st.integers(0, 3), st.integers(2, 9)), min_size=1, max_size=20))
+def test_the_planner_knows_what_training_draws(seed: int, samples: list[tuple[str, int, int]]) -> None:
     task = replace(TASK, seed=seed, conditioning=ConditioningRates(none=0.2, first=0.2, last=0.2, both=0.2, middle=0.2, given_noise=0.1))
-    assert given_of_sample(task.conditioning, seed, n_frames, seen, uid) == draw(task, (1, n_frames, 1, 1), seen, uid).given
+    planned = tails_given(task.conditioning, seed, numbers_of(uid for uid, _, _ in samples), np.array([seen for _, seen, _ in samples]))
+    assert planned.tolist() == [draw(task, (1, n_frames, 1, 1), seen, uid).given.tail for uid, seen, n_frames in samples]
 
 
 @pytest.fixture(scope="module")

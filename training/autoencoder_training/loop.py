@@ -23,11 +23,11 @@ from training.autoencoder_training.validation import Validation
 from training.autoencoders._causal_network import CHANNELS, PRESETS, CausalNetwork
 from training.autoencoders._causal_weights import Trained, new_network, read_trained, write_trained
 from training.autoencoders.linear import SPACE_FACTOR, TIME_FACTOR, Linear
+from training.chance import generator
 from training.ema import Ema
 from training.engine import Engine, open_engine
 from training.metrics import Metrics, Record
 from training.muon import GuardedMuon
-from training.step import generator
 from training.stopping import Interrupted, NonFiniteLossError, stop_signals
 
 WEIGHTS, REPORT = "causal.safetensors", "report.json"

@@ -17,13 +17,13 @@ Int64s = NDArray[np.int64]
 class Tails:
     """What the planner has to know of last pictures: where chance gives one, and what it adds."""
 
-    is_given: Callable[[int, int], bool]
-    """Whether a sample, by its row, is given it when it has been seen so often before. Pure, and the same on every rank."""
+    is_given: Callable[[Int64s, Int64s], NDArray[np.bool_]]
+    """Whether samples, by their rows, are given it when each has been seen so often before. Pure, and the same on every rank."""
     cells_N: Int64s
     """Latent cells that it adds to each sample; 0 for an image, which has none."""
 
     def of(self, samples: Int64s, passes: Int64s) -> NDArray[np.bool_]:
         """Which of these samples, each with its number of passes before, are given it."""
         have = self.cells_N[samples] > 0
-        have[have] = [self.is_given(sample, seen) for sample, seen in zip(samples[have].tolist(), passes[have].tolist(), strict=True)]
+        have[have] = self.is_given(samples[have], passes[have])
         return have

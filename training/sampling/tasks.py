@@ -13,6 +13,7 @@ from torch import Tensor
 from cluster import storage
 from cluster.telemetry import log
 from training.autoencoder import Autoencoder
+from training.chance import generator
 from training.conditioning import Given
 from training.export import ModelCard, read_card, read_export
 from training.framing import uncut
@@ -22,7 +23,7 @@ from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import provenance, provenance_uri, read_provenance, write_provenance
 from training.sampling.settings import SampleSettings, SolverSettings
 from training.sampling.solver import euler, guided
-from training.step import conditions, generator, given_frames
+from training.step import conditions, given_frames
 
 # Shape suffixes: B samples, C latent channels or colours, T H W frames, rows and columns, N text tokens, E text width.
 
