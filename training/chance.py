@@ -34,12 +34,15 @@ def uniforms(numbers_N: UInt64s, seed: int, *keys: str | int) -> Float64s:
     Hashes of samples and keys are mixed as the output of SplitMix64 is (Steele et al. 2014, Fast splittable pseudorandom number generators).
     """
     mixed = numbers_N ^ np.uint64(_bits(seed, *keys))
-    mixed ^= mixed >> np.uint64(30)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    # In place: new arrays for a whole epoch cost more than what is done with them.
+    shifted = np.empty_like(mixed)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed ^= np.right_shift(mixed, np.uint64(shift), out=shifted)
+        mixed *= np.uint64(factor)
+    mixed ^= np.right_shift(mixed, np.uint64(31), out=shifted)
+    mixed >>= np.uint64(11)
+    uniform: Float64s = np.multiply(mixed, 2.0**-53, out=shifted.view(np.float64))
+    return uniform
 
 
 def _bits(seed: int, *keys: str | int) -> int:

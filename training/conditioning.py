@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -89,20 +90,23 @@ class ConditioningRates(Settings):
 
         Which kind follows from its place in [0, 1) among the shares; which frames, and how noisy, from `uniform`.
         """
-        (kind,) = self._kinds(np.array([place])).tolist()
-        given = given_of(KINDS[kind], n_frames, uniform)
+        kind = KINDS[bisect_right(self._ends().tolist(), place)]
+        given = given_of(kind, n_frames, uniform)
         return replace(given, time=self.given_noise * uniform()) if given else given
 
     def gives_tail(self, places_N: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Whether videos at these places are given their last picture."""
-        tails: NDArray[np.bool_] = np.isin(self._kinds(places_N), [KINDS.index("last"), KINDS.index("both")])
-        return tails
+        ends = dict(zip(KINDS, self._ends().tolist(), strict=True))
+        # Two kinds that follow each other.
+        given: NDArray[np.bool_] = (places_N >= ends["first"]) & (places_N < ends["both"])
+        return given
 
-    def _kinds(self, places_N: NDArray[np.float64]) -> NDArray[np.intp]:
-        """Numbers among `KINDS`."""
-        edges = np.cumsum(list(self._rates().values()))
+    def _ends(self) -> NDArray[np.float64]:
+        """Where in [0, 1) each kind's share ends."""
+        ends = np.cumsum(list(self._rates().values()))
         # They sum to 1 but for rounding, and every place is below 1.
-        return np.searchsorted(edges / edges[-1], places_N, side="right")
+        shares: NDArray[np.float64] = ends / ends[-1]
+        return shares
 
 
 def given_of(kind: str, n_frames: int, uniform: Uniform) -> Given:

@@ -75,19 +75,20 @@ def slot(samples: Samples, world_size: int, limit: int | None) -> Deal:
     Each bucket's samples are split evenly into micro-batches below a ceiling of cost; these are sorted by cost, and each next
     `world_size` of them are a micro-step. Of a few ceilings the one is taken whose micro-steps take the least time.
     """
-    # By bucket, and from the dearest to the cheapest in each: those of long and of short texts.
-    bits = int(samples.costs.max()).bit_length()
+    # By bucket, and from the largest to the smallest in each: a last picture that is given is a latent frame more.
+    bits = int(samples.tokens.max()).bit_length()
     keys = samples.shapes << bits
-    keys -= samples.costs
+    keys -= samples.tokens
     keys += (1 << bits) - 1
     order = rising(keys)
-    costs = samples.costs[order]
+    costs, tokens = samples.costs[order], samples.tokens[order]
     counts = np.bincount(samples.shapes)
     counts = counts[counts > 0]
-    first = counts.cumsum() - counts
+    ends = counts.cumsum()
+    first = ends - counts
     cost = np.add.reduceat(costs, first) // counts
-    most = counts if limit is None else np.minimum(counts, limit // np.maximum.reduceat(samples.tokens[order], first))
-    n_batches = _fewest_seconds(cost, counts, most, world_size)
+    fewest = np.ones_like(counts) if limit is None else _fewest_that_fit(tokens[ends - 1], tokens[first], counts, np.add.reduceat(tokens, first), limit)
+    n_batches = _fewest_seconds(cost, counts, fewest, world_size)
     # The samples of a bucket go to its micro-batches in turn.
     turn = (np.arange(len(order)) - np.repeat(first, counts)) % np.repeat(n_batches, counts)
     batch = np.repeat(n_batches.cumsum() - n_batches, counts) + turn
@@ -96,18 +97,38 @@ def slot(samples: Samples, world_size: int, limit: int | None) -> Deal:
     place[by_load] = np.arange(len(by_load))
     where = np.empty(len(order), np.int64)
     where[order] = place[batch]
-    return Deal(-(-len(by_load) // world_size), where // world_size, where % world_size)
+    micro = where // world_size
+    return Deal(-(-len(by_load) // world_size), micro, where - micro * world_size)
 
 
-def _fewest_seconds(cost: Int64s, counts: Int64s, most: Int64s, world_size: int) -> Int64s:
+def _fewest_that_fit(least: Int64s, most: Int64s, counts: Int64s, sums: Int64s, limit: int) -> Int64s:
+    """Least numbers of micro-batches of each bucket of which none has more tokens than the limit, nor has with any larger number of them.
+
+    Of `counts` samples each has the `least` or the `most` tokens, in all `sums`; those of either kind are dealt to micro-batches in turn.
+    """
+    fewest: Int64s = -(-sums // limit)
+    enough = -(-counts // (limit // most))
+    more = most - least
+    larger = (sums - counts * least) // np.maximum(more, 1)
+    (open_,) = np.nonzero(fewest < enough)
+    while len(open_):
+        tried = fewest[open_]
+        over = -(-counts[open_] // tried) * least[open_] + -(-larger[open_] // tried) * more[open_] > limit
+        open_, tried = open_[over], tried[over]
+        fewest[open_] = np.maximum(tried + 1, tried * 9 // 8)
+        open_ = open_[fewest[open_] < enough[open_]]
+    needed: Int64s = np.minimum(fewest, enough)
+    return needed
+
+
+def _fewest_seconds(cost: Int64s, counts: Int64s, fewest: Int64s, world_size: int) -> Int64s:
     """Numbers of micro-batches of each bucket, under the ceiling whose micro-steps take the least time.
 
-    Buckets have `counts` samples, of which `most` fit together, of a mean `cost`. All ceilings are tried at once, one a row; floats divide
+    Buckets have `counts` samples of a mean `cost`, which fit into `fewest` micro-batches. All ceilings are tried at once, one a row; floats divide
     several times as fast as whole numbers, and quotients of ones this small are exact when rounded.
     """
     ceilings = cost.max() * CEILINGS[:, None] // 8
-    held = np.minimum(np.maximum(np.floor(ceilings / cost), 1), most)
-    n_batches = np.ceil(counts / held)
+    n_batches = np.maximum(np.ceil(counts / np.maximum(np.floor(ceilings / cost), 1)), fewest)
     dearest = cost * np.ceil(counts / n_batches).astype(np.int64)
     n_batches = n_batches.astype(np.int64)
     # As `falling` does, in every row.
@@ -120,8 +141,8 @@ def _fewest_seconds(cost: Int64s, counts: Int64s, most: Int64s, world_size: int)
     n_first = -(-ends // world_size)
     n_first[:, 1:] -= n_first[:, :-1].copy()
     seconds = (n_first * (dearest.max() - (keys >> bits))).sum(axis=1)
-    fewest: Int64s = n_batches[np.argmin(seconds)]
-    return fewest
+    quickest: Int64s = n_batches[np.argmin(seconds)]
+    return quickest
 
 
 def pack(samples: Samples, world_size: int, limit: int | None) -> Deal:

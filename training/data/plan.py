@@ -157,13 +157,16 @@ class Planner:
         start, stop = plan.starts[index - self._first_steps[epoch]], plan.starts[index - self._first_steps[epoch] + 1]
         views = plan.views.at(slice(start, stop))
         passes = np.full(len(views.samples), epoch) if views.passes is None else views.passes
-        tokens = self._tokens[views.shapes]
+        tokens, costs, rows = self._tokens[views.shapes], views.costs.astype(np.int64), views.samples
         if self._tails:
-            given = self._tails.of(views.samples, passes)
-            tokens = tokens + given * self._tails.cells_N[views.samples]
-            costs = self._costs.of(views.samples + given * len(self._shapes), index)
-        else:
-            costs = self._costs.of(views.samples, index) if self._costs.times else views.costs.astype(np.int64)
+            given = self._tails.of(rows, epoch if views.passes is None else passes)
+            tokens[given] += self._tails.cells_N[rows[given]]
+            rows = rows.copy()
+            # The same sample with its last picture.
+            rows[given] += len(self._shapes)
+            costs[given] = self._costs.by_formula_N[rows[given]]
+        if self._costs.times:
+            costs = self._costs.of(rows, index)
         dealt = Samples(costs, tokens, views.shapes.astype(np.int64))
         return GlobalStep(index, epoch, views.samples, passes, dealt, self._settings)
 

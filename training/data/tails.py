@@ -17,13 +17,12 @@ Int64s = NDArray[np.int64]
 class Tails:
     """What the planner has to know of last pictures: where chance gives one, and what it adds."""
 
-    is_given: Callable[[Int64s, Int64s], NDArray[np.bool_]]
-    """Whether samples, by their rows, are given it when each has been seen so often before. Pure, and the same on every rank."""
+    is_given: Callable[[Int64s, Int64s | int], NDArray[np.bool_]]
+    """Whether videos, by their rows, are given it when each has, or all have, been seen so often before. Pure, and the same on every rank."""
     cells_N: Int64s
     """Latent cells that it adds to each sample; 0 for an image, which has none."""
 
-    def of(self, samples: Int64s, passes: Int64s) -> NDArray[np.bool_]:
-        """Which of these samples, each with its number of passes before, are given it."""
-        have = self.cells_N[samples] > 0
-        have[have] = self.is_given(samples[have], passes[have])
-        return have
+    def of(self, samples: Int64s, passes: Int64s | int) -> Int64s:
+        """Places of those of these samples, each or all with so many passes before, that are given it."""
+        (given,) = np.nonzero(self.is_given(samples, passes))
+        return given[self.cells_N[samples[given]] > 0]
