@@ -20,9 +20,9 @@ decides what goes together.
 `random` is Open-Sora's way: in every micro-step each rank draws a bucket, in proportion to its number of batches, with the batch size that
 its configuration has for the bucket's size and length.
 
-`plan_ms` is the CPU time that one rank takes for a step, all of it on the loader's thread: planning the epoch (the second, since memory is allocated in the first), divided by its steps, and dealing
-the step, of which the median is taken. `stand_ins` is the share of micro-batches that only keep a
-rank in step with the others. Nothing is padded in any case: batches are lists of samples.
+`plan_ms` is the CPU time that one rank takes for a step, all of it on the loader's thread: planning the epoch, divided by its steps (the second
+epoch, since memory is allocated in the first), and dealing the step, of which the median is taken. `stand_ins` is the share of micro-batches that
+only keep a rank in step with the others. Nothing is padded in any case: batches are lists of samples.
 """
 
 from __future__ import annotations

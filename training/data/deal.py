@@ -87,7 +87,9 @@ def slot(samples: Samples, world_size: int, limit: int | None) -> Deal:
     ends = counts.cumsum()
     first = ends - counts
     cost = np.add.reduceat(costs, first) // counts
-    fewest = np.ones_like(counts) if limit is None else _fewest_that_fit(tokens[ends - 1], tokens[first], counts, np.add.reduceat(tokens, first), limit)
+    fewest = np.ones_like(counts)
+    if limit is not None:
+        fewest = _fewest_that_fit(tokens[ends - 1], tokens[first], counts, np.add.reduceat(tokens, first), limit)
     n_batches = _fewest_seconds(cost, counts, fewest, world_size)
     # The samples of a bucket go to its micro-batches in turn.
     turn = (np.arange(len(order)) - np.repeat(first, counts)) % np.repeat(n_batches, counts)
@@ -106,19 +108,16 @@ def _fewest_that_fit(least: Int64s, most: Int64s, counts: Int64s, sums: Int64s, 
 
     Of `counts` samples each has the `least` or the `most` tokens, in all `sums`; those of either kind are dealt to micro-batches in turn.
     """
-    fewest: Int64s = -(-sums // limit)
-    enough = -(-counts // (limit // most))
     more = most - least
     larger = (sums - counts * least) // np.maximum(more, 1)
-    (open_,) = np.nonzero(fewest < enough)
-    while len(open_):
-        tried = fewest[open_]
-        over = -(-counts[open_] // tried) * least[open_] + -(-larger[open_] // tried) * more[open_] > limit
-        open_, tried = open_[over], tried[over]
-        fewest[open_] = np.maximum(tried + 1, tried * 9 // 8)
-        open_ = open_[fewest[open_] < enough[open_]]
-    needed: Int64s = np.minimum(fewest, enough)
-    return needed
+    # Between what all tokens together ask for, and what is enough where every sample is a larger one; halved until they meet.
+    low: Int64s = -(-sums // limit)
+    high = -(-counts // (limit // most))
+    while (low < high).any():
+        middle = (low + high) // 2
+        fits = -(-counts // middle) * least + -(-larger // middle) * more <= limit
+        low, high = np.where(fits, low, middle + 1), np.where(fits, middle, high)
+    return low
 
 
 def _fewest_seconds(cost: Int64s, counts: Int64s, fewest: Int64s, world_size: int) -> Int64s:

@@ -121,7 +121,7 @@ def test_slots_hold_one_bucket_a_worker_and_fill_up_from_the_dearest(sizes: list
 @settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(1, 2**30), st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=40), st.integers(1, 600))
 def test_the_ceiling_is_the_best_of_all_tried_one_by_one_in_whole_numbers(buckets: list[tuple[int, int, int]], world_size: int) -> None:
-    cost, counts, most = (np.array(column) for column in zip(*((one, count, min(most, count)) for one, count, most in buckets), strict=True))
+    cost, counts, fewest = (np.array(column) for column in zip(*((one, count, min(few, count)) for one, count, few in buckets), strict=True))
 
     def seconds(n_batches: list[int]) -> int:
         dearest = sorted(
@@ -133,12 +133,28 @@ def test_the_ceiling_is_the_best_of_all_tried_one_by_one_in_whole_numbers(bucket
 
     tried = [
         [
-            -(-count // max(1, min(int(cost.max()) * ceiling // 8 // one, fits)))
-            for one, count, fits in zip(cost.tolist(), counts.tolist(), most.tolist(), strict=True)
+            max(few, -(-count // max(1, int(cost.max()) * ceiling // 8 // one)))
+            for one, count, few in zip(cost.tolist(), counts.tolist(), fewest.tolist(), strict=True)
         ]
         for ceiling in deal.CEILINGS.tolist()
     ]
-    assert deal._fewest_seconds(cost, counts, most, world_size).tolist() == min(tried, key=seconds)
+    assert deal._fewest_seconds(cost, counts, fewest, world_size).tolist() == min(tried, key=seconds)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(0, 40), st.lists(st.booleans(), min_size=1, max_size=50)), min_size=1, max_size=8), st.data()
+)
+def test_no_fewer_micro_batches_would_fit(buckets: list[tuple[int, int, list[bool]]], data: st.DataObject) -> None:
+    """Found one by one, by dealing each bucket's samples in turn, those with a last picture first."""
+    dealt = [sorted((size + tail * given for given in pictures), reverse=True) for size, tail, pictures in buckets]
+    limit = data.draw(st.integers(max(sizes[0] for sizes in dealt), 300))
+    ends = np.cumsum([len(sizes) for sizes in dealt])
+    tokens = np.array(list(itertools.chain.from_iterable(dealt)))
+    counts = np.diff(ends, prepend=0)
+    found = deal._fewest_that_fit(tokens[ends - 1], tokens[ends - counts], counts, np.add.reduceat(tokens, ends - counts), limit).tolist()
+    for sizes, fewest in zip(dealt, found, strict=True):
+        fit = [max(sum(sizes[turn::n]) for turn in range(n)) <= limit for n in range(1, len(sizes) + 1)]
+        assert fit == [n >= fewest for n in range(1, len(sizes) + 1)]
 
 
 def test_slots_of_equal_cost_are_found() -> None:
