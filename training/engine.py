@@ -250,7 +250,7 @@ class DeepSpeedEngine(Engine):
             # Stage 0 reports no norm, so it is clipped here.
             "gradient_clipping": settings.clip_norm if settings.zero_stage else 0.0,
             "bf16": {"enabled": settings.precision == "bf16"},
-            "zero_optimization": zero_options(settings),
+            "zero_optimization": zero_options(settings, sum(parameter.numel() for parameter in model.parameters())),
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 10**9,
@@ -383,12 +383,13 @@ class OneOutput:
         return [part.view(shape) for part, shape in zip(torch.split(made, [shape.numel() for shape in self._shapes]), self._shapes, strict=True)]
 
 
-def zero_options(settings: TrainSettings) -> dict[str, Any]:
+def zero_options(settings: TrainSettings, n_weights: int) -> dict[str, Any]:
     """DeepSpeed's section `zero_optimization`; its names count elements, not bytes."""
-    bucket = settings.communication_bucket
+    # It allocates all of a bucket in each step, 2 GB by default, however few weights there are.
+    bucket = min(settings.communication_bucket, n_weights)
     options: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if settings.zero_stage == 3:
-        options["stage3_prefetch_bucket_size"] = bucket // 10
+        options["stage3_prefetch_bucket_size"] = settings.communication_bucket // 10
     if settings.cpu_offload:
         options["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return options
