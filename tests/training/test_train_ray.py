@@ -89,8 +89,17 @@ def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypa
         assert all((a - b).abs().max() < 1e-3 for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
-def test_it_trains_on_as_many_workers_as_there_is_room_for(manifest: str, tmp_path: Path) -> None:
-    """Asked for three where two fit, it takes two, and the losses are those of one."""
+def test_it_trains_on_as_many_workers_as_there_is_room_for(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for three where two fit, it takes two, and the losses are those of one. Workers have the threads that the command was given."""
+    worker, said = run._worker, tmp_path / "said"
+
+    def worker_that_tells(arguments: dict[str, object]) -> None:
+        worker(arguments)
+        said.write_text(f"{torch.get_num_threads()} {os.environ['MALLOC_ARENA_MAX']}")
+
+    monkeypatch.setattr(run, "_worker", worker_that_tells)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     changes = {"steps": 6, "workers": 3, "min_workers": 1, "validate_every": 0}
     alone = run.train(SETTINGS.model_copy(update=changes | {"workers": 1, "zero_stage": 0}), manifest, str(tmp_path / "alone"), distributed=False)
     elastic = run.train(SETTINGS.model_copy(update=changes), manifest, str(tmp_path / "elastic"), distributed=True)
@@ -98,6 +107,7 @@ def test_it_trains_on_as_many_workers_as_there_is_room_for(manifest: str, tmp_pa
     newest = checkpoint.newest(elastic.checkpoint_uri.rpartition("/checkpoints/")[0])
     assert newest is not None
     assert newest.workers in (1, 2)
+    assert said.read_text() == "3 1"
 
 
 def test_errors_of_workers_reach_the_user(manifest: str, tmp_path: Path) -> None:
