@@ -139,7 +139,9 @@ def axis_of(values: Floats, marks: Sequence[float] = (), most: int = BINS) -> Ax
         low = min([low, *inner])
     span = high - low
     if span <= 0:
-        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+        # Half of the very smallest numbers is 0.
+        half = 0.5 * abs(low) if abs(low) >= np.finfo(np.float64).tiny else 0.5
+        low, high = low - half, high + half
     elif inner:
         # A threshold at the end of the axis would not be seen to divide anything.
         low, high = (low - span / bins if min(inner) == low else low), (high + span / bins if max(inner) == high else high)
@@ -156,7 +158,8 @@ def axis_of(values: Floats, marks: Sequence[float] = (), most: int = BINS) -> Ax
         # An edge that went through the logarithm is put back on its threshold exactly.
         for mark in marks:
             edges[np.argmin(np.abs(edges - mark))] = mark
-    return Axis(edges, is_log)
+    # Where there are fewer numbers between two edges than bins, some are alike.
+    return Axis(np.unique(edges), is_log)
 
 
 GROUPS = ("kept", "here", "else")

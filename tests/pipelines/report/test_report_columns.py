@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from made_tables import make_curation, make_rows
 
@@ -202,6 +202,9 @@ def test_an_incomplete_curation_is_refused_in_words(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200), st.lists(st.floats(-1e3, 1e3), max_size=3))
+@example([5e-324], [])
+@example([0.0], [5e-324])
+@example([1.0, 1.0 + 2**-52], [1.0])
 def test_an_axis_rises_and_has_an_edge_on_every_mark(values: list[float], marks: list[float]) -> None:
     axis = axis_of(np.sort(np.array(values)), marks)
     assert (np.diff(axis.edges) > 0).all()
