@@ -34,7 +34,7 @@ def uniforms(numbers_N: UInt64s, seed: int, *keys: str | int) -> Float64s:
     Hashes of samples and keys are mixed as the output of SplitMix64 is (Steele et al. 2014, Fast splittable pseudorandom number generators).
     """
     mixed = numbers_N ^ np.uint64(_bits(seed, *keys))
-    # In place: new arrays for a whole epoch cost more than what is done with them.
+    # In place: new arrays cost more than what is done with them.
     shifted = np.empty_like(mixed)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed ^= np.right_shift(mixed, np.uint64(shift), out=shifted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,23 +91,22 @@ class ConditioningRates(Settings):
 
         Which kind follows from its place in [0, 1) among the shares; which frames, and how noisy, from `uniform`.
         """
-        kind = KINDS[bisect_right(self._ends().tolist(), place)]
+        kind = KINDS[bisect_right(self._ends(), place)]
         given = given_of(kind, n_frames, uniform)
         return replace(given, time=self.given_noise * uniform()) if given else given
 
-    def gives_tail(self, places_N: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def tails_at(self, places_N: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Whether videos at these places are given their last picture."""
-        ends = dict(zip(KINDS, self._ends().tolist(), strict=True))
+        ends = dict(zip(KINDS, self._ends(), strict=True))
         # Two kinds that follow each other.
         given: NDArray[np.bool_] = (places_N >= ends["first"]) & (places_N < ends["both"])
         return given
 
-    def _ends(self) -> NDArray[np.float64]:
+    def _ends(self) -> list[float]:
         """Where in [0, 1) each kind's share ends."""
-        ends = np.cumsum(list(self._rates().values()))
+        ends = list(accumulate(self._rates().values()))
         # They sum to 1 but for rounding, and every place is below 1.
-        shares: NDArray[np.float64] = ends / ends[-1]
-        return shares
+        return [end / ends[-1] for end in ends]
 
 
 def given_of(kind: str, n_frames: int, uniform: Uniform) -> Given:

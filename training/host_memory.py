@@ -13,14 +13,14 @@ import os
 LARGEST = 1 << 30
 """Bytes of the largest block that is kept."""
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""What `mallopt` of glibc calls them, see `malloc.h`."""
+THRESHOLDS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
+"""What glibc does not keep above: the variable, and the number that `mallopt` knows it by (`malloc.h`)."""
 
 
 def environment() -> dict[str, str]:
     """Variables for a process that is yet to start, in any of whose threads memory is kept; what the user has set stands."""
     # Only the first arena grows to any size, so threads have to share it.
-    ours = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(LARGEST), "MALLOC_TRIM_THRESHOLD_": str(LARGEST)}
+    ours = {"MALLOC_ARENA_MAX": "1"} | dict.fromkeys(THRESHOLDS, str(LARGEST))
     return {name: os.environ.get(name, value) for name, value in ours.items()}
 
 
@@ -28,6 +28,6 @@ def keep() -> None:
     """The same for the main thread of this process; without glibc nothing."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for name, option in (("MALLOC_MMAP_THRESHOLD_", M_MMAP_THRESHOLD), ("MALLOC_TRIM_THRESHOLD_", M_TRIM_THRESHOLD)):
+        for name, option in THRESHOLDS.items():
             if name not in os.environ:
                 mallopt(option, LARGEST)
