@@ -38,15 +38,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.chance import numbers_of
 from training.conditioning import ConditioningRates
 from training.data.buckets import Bucket, BucketSettings, latent_size
 from training.data.costs import SampleCosts
-from training.data.deal import POLICIES, Policy
+from training.data.deal import Policy
 from training.data.plan import Planner, PlanSettings, share
+from training.data.policies import POLICIES
 from training.data.tails import Tails
 from training.models.dit import DiT
-from training.step import tails_given
+from training.planning import costs_of, tails_of
 
 MODEL = DiT(preset="XL")
 TIME_FACTOR, SPACE_FACTOR, PATCH = 4, 8, 2
@@ -90,16 +90,17 @@ class Result:
     stand_ins: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mix:
-    """Samples by row: bucket, latent cells, cost, and the batch size that Open-Sora has for the bucket."""
+    """Samples by row, and what the planner has to know of them."""
 
     buckets: list[str]
     cells: NDArray[np.int64]
-    flops: NDArray[np.float64]
     batch_sizes: NDArray[np.int64]
+    """That Open-Sora has for the row's bucket."""
+    flops: NDArray[np.float64]
+    """With the row's own text, `[rows, 2]`: without and with its last picture."""
     costs: SampleCosts
-    """Of all rows, and of all rows once more with the last picture."""
     tails: Tails
 
 
@@ -113,21 +114,19 @@ def mix(n_samples: int) -> Mix:
                 kinds.append((Bucket(width, height, frames, 24), size, of_aspect * of_length / len(SIZES)))
     chance = np.random.default_rng(0)
     drawn = chance.choice(len(kinds), n_samples, p=[share for _, _, share in kinds])
-    latents = [latent_size(bucket.width, bucket.height, bucket.frames, TIME_FACTOR, SPACE_FACTOR) for bucket, _, _ in kinds]
-    cells = np.array([math.prod(latent) for latent in latents])[drawn]
-    tail_cells = np.array([rows * columns * (frames > 1) for frames, rows, columns in latents])[drawn]
+    latents = {bucket.name: latent_size(bucket.width, bucket.height, bucket.frames, TIME_FACTOR, SPACE_FACTOR) for bucket, _, _ in kinds}
+    cells = np.array([math.prod(latent) for latent in latents.values()])[drawn]
     text = chance.integers(20, 301, n_samples).tolist()
-    tokens = np.concatenate((cells, cells + tail_cells)) // PATCH**2
-    flops = [MODEL.flops(*counts) for counts in zip(tokens.tolist(), text * 2, strict=True)]
-    numbers = numbers_of(f"clip-{row}" for row in range(n_samples))
     batch_sizes = [next(n for frames, n in BATCH_SIZES[size].items() if bucket.frames <= frames) for bucket, size, _ in kinds]
+    buckets = [kinds[number][0].name for number in drawn]
+    costs = costs_of(MODEL, latents, buckets, text)
     return Mix(
-        [kinds[number][0].name for number in drawn],
+        buckets,
         cells,
-        np.array(flops[:n_samples], float),
         np.array(batch_sizes)[drawn],
-        SampleCosts.of_flops(flops, tokens.tolist(), n_rows=n_samples),
-        Tails(lambda rows, passes: tails_given(ConditioningRates(), 0, numbers[rows], passes), tail_cells),
+        np.array([[MODEL.flops(work.tokens, n_text) for work in costs.work[bucket]] for bucket, n_text in zip(buckets, text, strict=True)], float),
+        costs,
+        tails_of(ConditioningRates(), 0, latents, [f"clip-{row}" for row in range(n_samples)]),
     )
 
 
@@ -139,18 +138,22 @@ def simulated(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
     start_s = time.thread_time()
     planner.step(planner.steps_in(0))
     epoch_ms = (time.thread_time() - start_s) * 1e3
-    busy = longest = n_micro = n_samples = stand_ins = 0
-    step_ms = []
     chosen = range(min(steps, planner.steps_in(0)))
+    step_ms, planned, n_micro = [], [], 0
     for index in chosen:
         start_s = time.thread_time()
         step = planner.step(index)
         micros = share(step, ranks - 1, ranks)
         step_ms.append((time.thread_time() - start_s) * 1e3)
-        loads = POLICIES[case.policy](step.dealt, ranks, limit).loads(step.dealt.costs, ranks)
-        busy, longest = busy + int(loads.sum()), longest + int(loads.max(axis=1).sum())
+        planned.append(step)
+        n_micro += len(micros)
+    busy = longest = n_samples = stand_ins = 0
+    for step in planned:
+        flops = samples.flops[step.samples, step.dealt.kinds % 2]
+        loads = POLICIES[case.policy](step.dealt, ranks, limit).loads(flops, ranks)
+        busy, longest = busy + loads.sum(), longest + loads.max(axis=1).sum()
         stand_ins += int((loads == 0).sum())
-        n_micro, n_samples = n_micro + len(micros), n_samples + len(step.samples)
+        n_samples += len(step.samples)
     plan_ms = epoch_ms / planner.steps_in(0) + statistics.median(step_ms)
     return Result(1 - busy / (ranks * longest), plan_ms, n_micro / len(chosen), n_samples / len(chosen), stand_ins / (n_micro * ranks))
 
@@ -160,7 +163,7 @@ def at_random(samples: Mix, ranks: int, micro_steps: int) -> float:
     chance = np.random.default_rng(1)
     names, numbers = np.unique(samples.buckets, return_inverse=True)
     counts = np.bincount(numbers)
-    cost = np.bincount(numbers, samples.flops) / counts
+    cost = np.bincount(numbers, samples.flops[:, 0]) / counts
     size = np.zeros(len(names), np.int64)
     size[numbers] = samples.batch_sizes
     batches = counts / size

@@ -30,12 +30,13 @@ from pipelines.dataset import build_dataset
 from pipelines.footage import make_footage
 from pipelines.recipe import Recipe, load_recipe
 from training import checkpoint
-from training.assembly import planner_of, task_of
+from training.assembly import task_of
 from training.conditioning import ConditioningRates
 from training.data.loader import Dataset, Loader
 from training.export import read_export
 from training.loop import train_loop
 from training.models.dit import DiT
+from training.planning import planner_of
 from training.sampling.settings import SampleSettings
 from training.sampling.tasks import sample
 from training.settings import PreviewSettings, TrainSettings

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 
-import numpy as np
 import pyarrow.compute as pc
 import torch
 
@@ -14,19 +12,12 @@ from captioning.encoder import TextEncoderSettings
 from cluster.plugins import build
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
-from training.chance import numbers_of
-from training.conditioning import ConditioningRates
-from training.data.buckets import latent_size, shape_of
-from training.data.costs import SampleCosts
 from training.data.loader import Dataset
-from training.data.plan import Planner
-from training.data.step_times import StepTimes
-from training.data.tails import Tails
 from training.engine import Engine, open_engine
 from training.export import ModelCard
 from training.sampling.provenance import version
 from training.settings import TrainSettings
-from training.step import Task, tails_given
+from training.step import Task
 
 
 def task_of(settings: TrainSettings, dataset: Dataset, seed: int) -> Task:
@@ -39,32 +30,6 @@ def task_of(settings: TrainSettings, dataset: Dataset, seed: int) -> Task:
         null_text=dataset.null_text().to(torch.float32),
         time_factor=dataset.info.time_factor,
         seed=seed,
-    )
-
-
-def planner_of(dataset: Dataset, settings: TrainSettings, seed: int, times: StepTimes | None = None) -> Planner:
-    """Which samples of the data set make up which step, and who computes them: by arithmetic, or by `times` where they are given."""
-    table, info = dataset.table, dataset.info
-    buckets, n_text = table["bucket"].to_pylist(), table["n_text"].to_pylist()
-    latents = {name: latent_size(*shape_of(name), info.time_factor, info.space_factor) for name in set(buckets)}
-    tokens_of = {name: settings.model.tokens(*latent) for name, latent in latents.items()}
-    tokens, tails = [tokens_of[name] for name in buckets], None
-    if settings.conditioning.gives_tails:
-        tails = _tails(dataset, settings.conditioning, seed, latents)
-        tokens_of = {name: settings.model.tokens(frames + (frames > 1), *area) for name, (frames, *area) in latents.items()}
-        tokens += [tokens_of[name] for name in buckets]
-        n_text *= 2
-    flops = [settings.model.flops(size, length) for size, length in zip(tokens, n_text, strict=True)]
-    return Planner(buckets, table["n_tokens"].to_pylist(), settings.batch, seed, SampleCosts.of_flops(flops, tokens, times, len(buckets)), tails)
-
-
-def _tails(dataset: Dataset, conditioning: ConditioningRates, seed: int, latents: Mapping[str, tuple[int, int, int]]) -> Tails:
-    """Where training with this seed gives last pictures, of buckets whose latents have these frames, rows and columns."""
-    numbers_N = numbers_of(dataset.table["uid"].to_pylist())
-    cells = {name: rows * columns * (frames > 1) for name, (frames, rows, columns) in latents.items()}
-    return Tails(
-        lambda rows, passes: tails_given(conditioning, seed, numbers_N[rows], passes),
-        np.array([cells[name] for name in dataset.table["bucket"].to_pylist()], np.int64),
     )
 
 

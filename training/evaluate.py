@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 
 from cluster.telemetry import log
-from training.assembly import planner_of
 from training.breakdown import Outcome, breakdown, outcomes, shared
 from training.conditioning import ConditioningRates
 from training.data.loader import Dataset, Loader
 from training.engine import Engine
+from training.planning import planner_of
 from training.settings import TrainSettings
 from training.step import Task, key, losses, prepare, quantiles
 

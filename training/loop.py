@@ -14,7 +14,7 @@ from torch import Tensor
 from cluster import storage
 from cluster.telemetry import log
 from training import checkpoint
-from training.assembly import card_of, planner_of, task_of, untrained
+from training.assembly import card_of, task_of, untrained
 from training.breakdown import breakdown, outcomes, shared
 from training.checkpoint import Checkpoint
 from training.data.loader import Batch, Dataset, Loader
@@ -24,6 +24,7 @@ from training.engine import Engine, NonFiniteGradientError
 from training.evaluate import Validation
 from training.export import write_export
 from training.metrics import Metrics, Record
+from training.planning import planner_of
 from training.previews import Previews
 from training.settings import TrainSettings
 from training.spikes import NormGuard

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_step import TASK
 
-from training.assembly import planner_of
 from training.chance import numbers_of
 from training.conditioning import ConditioningRates
-from training.data.costs import SampleCosts
+from training.data.costs import SampleCosts, Work
 from training.data.deal import Policy
 from training.data.loader import Dataset, collate
 from training.data.plan import Planner, PlanSettings, share
 from training.data.tails import Tails
 from training.models.dit import DiT
+from training.planning import planner_of
 from training.settings import TrainSettings
 from training.step import draw, tails_given
 
@@ -42,9 +42,9 @@ def cells_of(name: str, row: int, seen: int) -> int:
 
 
 def planner(buckets: list[str], budget: int, limit: int | None, policy: Policy, with_tails: bool = True) -> Planner:
-    cells, tails = ([CELLS[name][place] for name in buckets] for place in (0, 1))
+    cells = [CELLS[name][0] for name in buckets]
     plan = PlanSettings(tokens_per_step=budget, max_tokens_per_micro=limit, policy=policy)
-    return Planner(buckets, cells, plan, 0, tails=Tails(is_given, np.array(tails)) if with_tails else None)
+    return Planner(buckets, cells, plan, 0, tails=Tails(is_given, {name: tail for name, (_, tail) in CELLS.items()}) if with_tails else None)
 
 
 @settings(max_examples=200)
@@ -127,9 +127,13 @@ def test_what_is_dealt_is_what_the_model_is_shown(manifest: str) -> None:
 def test_without_last_pictures_nothing_is_dealt_otherwise(manifest: str) -> None:
     dataset, run = Dataset.open(manifest, "train"), settings_of(none=0.5, first=0.5)
     table = dataset.table
-    tokens = [cells // 4 for cells in table["n_tokens"].to_pylist()]
-    flops = [run.model.flops(*counts) for counts in zip(tokens, table["n_text"].to_pylist(), strict=True)]
-    plain = Planner(table["bucket"].to_pylist(), table["n_tokens"].to_pylist(), run.batch, 3, SampleCosts.of_flops(flops, tokens))
+    work = {}
+    for name in set(table["bucket"].to_pylist()):
+        rows = [row for row in table.to_pylist() if row["bucket"] == name]
+        tokens = rows[0]["n_tokens"] // 4
+        work[name] = Work(tokens, run.model.flops(tokens, round(sum(row["n_text"] for row in rows) / len(rows))))
+    costs = SampleCosts({name: (one, one) for name, one in work.items()})
+    plain = Planner(table["bucket"].to_pylist(), table["n_tokens"].to_pylist(), run.batch, 3, costs)
     plan = planner_of(dataset, run, seed=3)
     for index in range(10):
         ours, expected = plan.step(index), plain.step(index)

@@ -1,16 +1,16 @@
-"""What a sample costs a worker: the operations of the model's forward pass, or step times that were measured."""
+"""What samples cost a worker: the operations of the model's forward pass, or step times that were measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from training.data.step_times import StepTimes
 
-# Shape suffixes: N samples.
+# Shape suffixes: B buckets; 2: a sample as it is, and with its last picture as one more latent frame.
 
 Float64s = NDArray[np.float64]
 Int64s = NDArray[np.int64]
@@ -19,38 +19,52 @@ DEAREST = 2**30
 """Cost of the dearest sample: fine enough for samples a million times as cheap, and a million of them add up far below 2 ** 63."""
 
 
-@dataclass(frozen=True, eq=False)
-class SampleCosts:
-    """Costs of a data set's samples as whole numbers, the dearest of all `DEAREST`: only their ratios matter."""
+@dataclass(frozen=True)
+class Work:
+    """What the model does for a sample of a bucket."""
 
-    by_formula_N: Int64s
-    tokens_N: Int64s
-    """Tokens that the model makes of each sample."""
-    times: StepTimes | None
+    tokens: int
+    """That it makes of the sample."""
+    flops: float
+    """Of its way forward, with a text of the bucket's mean length."""
+
+
+@dataclass(frozen=True)
+class SampleCosts:
+    """Work by bucket, for a sample as it is and with its last picture; the same twice for an image, which has none."""
+
+    work: Mapping[str, tuple[Work, Work]]
+    times: StepTimes | None = None
     """Where dealing follows measured times; None keeps to the formula."""
 
     @classmethod
-    def of_flops(cls, flops: ArrayLike, n_tokens: Sequence[int], times: StepTimes | None = None, n_rows: int | None = None) -> SampleCosts:
-        """By the formula, and by `times` wherever those have a fit.
-
-        `n_rows` says that the dearest is one of the first so many, and that others, which are these with a last picture, may cost more.
-        """
-        return cls(_whole(np.asarray(flops, np.float64), n_rows), np.asarray(n_tokens, np.int64), times)
-
-    @classmethod
-    def of_tokens(cls, n_tokens: Sequence[int], n_rows: int | None = None) -> SampleCosts:
+    def of_tokens(cls, tokens: Mapping[str, tuple[int, int]]) -> SampleCosts:
         """Costs in proportion to tokens."""
-        return cls.of_flops(n_tokens, n_tokens, n_rows=n_rows)
+        return cls({bucket: (Work(plain, plain), Work(with_tail, with_tail)) for bucket, (plain, with_tail) in tokens.items()})
 
-    def of(self, samples: Int64s, step: int) -> Int64s:
-        """Costs of these samples in global step `step`."""
+    def table(self, buckets: Sequence[str]) -> CostTable:
+        """For buckets by their numbers."""
+        work = [self.work[bucket] for bucket in buckets]
+        flops_B2 = np.array([[one.flops for one in both] for both in work], np.float64)
+        return CostTable(_whole(flops_B2), np.array([[one.tokens for one in both] for both in work], np.float64), self.times)
+
+
+@dataclass(frozen=True, eq=False)
+class CostTable:
+    """Costs as whole numbers, the dearest sample without a last picture `DEAREST`: only their ratios matter."""
+
+    by_formula_B2: Int64s
+    tokens_B2: Float64s
+    times: StepTimes | None
+
+    def at(self, step: int) -> Int64s:
+        """`[B, 2]`, in global step `step`: by measured times wherever those have a fit."""
         fit = self.times.at(step) if self.times else None
         if fit is None:
-            return self.by_formula_N[samples]
-        tokens = self.tokens_N[samples].astype(np.float64)
-        return _whole(fit.per_token_s * tokens + fit.per_square_s * tokens**2)
+            return self.by_formula_B2
+        return _whole(fit.per_token_s * self.tokens_B2 + fit.per_square_s * self.tokens_B2**2)
 
 
-def _whole(costs: Float64s, n_rows: int | None = None) -> Int64s:
+def _whole(costs_B2: Float64s) -> Int64s:
     """In whole numbers, none below 1."""
-    return np.maximum(1, np.rint(costs * (DEAREST / (float(costs[:n_rows].max(initial=0)) or 1.0)))).astype(np.int64)
+    return np.maximum(1, np.rint(costs_B2 * (DEAREST / (float(costs_B2[:, 0].max()) or 1.0)))).astype(np.int64)

@@ -1,6 +1,6 @@
 """Orders that are the same on every machine and with every version of numpy, several times as fast as a stable argsort.
 
-Each key takes its own place as its low bits, so that no two keys are equal, and sorting the keys sorts the places.
+Each key takes its own place, or what is to be put in order, as its low bits: no two keys are equal, and sorting the keys sorts these.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ def falling(values: Int64s) -> Int64s:
 
 def permutation(count: int, seed: int, epoch: int, purpose: str) -> Int64s:
     """A permutation of 0 to `count - 1`."""
-    return Shuffle(np.zeros(count, np.int64)).order(seed, epoch, purpose)
+    return Shuffle(np.zeros(count, np.int64), np.arange(count)).order(seed, epoch, purpose)
 
 
 class Shuffle:
-    """Places by group, those of one group in random order. Groups are small numbers, not negative.
+    """Values by group, those of one group in random order. Groups are small numbers, values different ones, and none is negative.
 
-    By the raw bits of Philox, which numpy keeps the same for ever, as it does not its own shuffles: 33 of them a place, for a million places in a
-    thousand groups. Equal ones, which leave two places in order, are then expected for about one pair in 10^10.
+    By the raw bits of Philox, which numpy keeps the same for ever, as it does not its own shuffles: 33 of them a value, for a million values in a
+    thousand groups. Equal ones, which leave two values in order, are then expected for about one pair in 10^10.
     """
 
-    def __init__(self, groups: Int64s) -> None:
-        self._place_bits = _place_bits(len(groups))
-        self._bits = 63 - self._place_bits - int(groups.max(initial=0)).bit_length()
-        # What is the same in every order's keys: the group above the random bits, the place below them.
-        self._keys = groups << (self._place_bits + self._bits)
-        self._keys |= np.arange(len(groups))
+    def __init__(self, groups: Int64s, values: Int64s) -> None:
+        self._value_bits = int(values.max(initial=0)).bit_length()
+        self._bits = 63 - self._value_bits - int(groups.max(initial=0)).bit_length()
+        # What is the same in every order's keys: the group above the random bits, the value below them.
+        self._keys = groups << (self._value_bits + self._bits)
+        self._keys |= values
 
     def order(self, seed: int, epoch: int, purpose: str) -> Int64s:
         """One order."""
@@ -54,12 +54,12 @@ class Shuffle:
         random = np.random.Philox(key=key).random_raw(len(self._keys))
         # In place: a new array of a million numbers costs more than what is done with it.
         random >>= np.uint64(64 - self._bits)
-        random <<= np.uint64(self._place_bits)
-        places: Int64s = random.view(np.int64)
-        places |= self._keys
-        places.sort()
-        places &= 2**self._place_bits - 1
-        return places
+        random <<= np.uint64(self._value_bits)
+        values: Int64s = random.view(np.int64)
+        values |= self._keys
+        values.sort()
+        values &= 2**self._value_bits - 1
+        return values
 
 
 def _place_bits(count: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +15,9 @@ from pydantic import Field, NonNegativeFloat
 
 from cluster.config import Settings
 from training.data.costs import SampleCosts
-from training.data.deal import POLICIES, Policy, Samples
+from training.data.deal import Policy, Samples
 from training.data.order import Shuffle, permutation
+from training.data.policies import POLICIES
 from training.data.tails import Tails
 from training.data.views import BucketViews, by_bucket, factors_of
 
@@ -61,7 +61,7 @@ class GlobalStep:
     passes: Int64s
     """How often each has been seen before: the epoch, unless its bucket has a weight. Chance is keyed on it."""
     dealt: Samples
-    """Their costs, tokens and buckets, last pictures that are given included."""
+    """Their costs and tokens, last pictures that are given included."""
     settings: PlanSettings
 
 
@@ -93,46 +93,52 @@ class Planner:
     ) -> None:
         """`buckets[i]` and `n_tokens[i]` are those of row i; without `costs`, tokens are what a sample costs.
 
-        With `tails`, samples are dealt with the last pictures that they are given; which samples a step has does not depend on them. Then
-        `costs` has the same rows once more, with their last pictures.
+        With `tails`, samples are dealt with the last pictures that they are given; which samples a step has does not depend on them.
 
         Raises `ValueError` for no rows, for a bucket whose samples differ in tokens, for a sample above `max_tokens_per_micro`, and for
         weights of unknown buckets or that leave nothing to see.
         """
         if not len(buckets):
             raise ValueError("no samples to plan steps for; curation kept none, or this split is empty")
-        self._settings, self._seed = settings, seed
-        names, shapes = by_bucket(buckets)
+        self._settings, self._seed, self._tails = settings, seed, tails
+        names, numbers = by_bucket(buckets)
         tokens = np.asarray(n_tokens, np.int64)
-        self._tails = tails
-        with_tails = [] if tails is None else (tokens + tails.cells_N).tolist()
-        self._costs = costs or SampleCosts.of_tokens([*n_tokens, *with_tails], len(tokens))
+        by_number = _rows_by_number(numbers, len(names))
+        plain = [_tokens_of(name, tokens[rows]) for name, rows in zip(names, by_number, strict=True)]
+        with_tail = [one + (tails.cells[name] if tails else 0) for name, one in zip(names, plain, strict=True)]
+        self._tokens_B2 = np.array((plain, with_tail)).T
+        both = zip(plain, with_tail, strict=True)
+        self._costs = (costs or SampleCosts.of_tokens(dict(zip(names, both, strict=True)))).table(names)
+        self._kinds = (numbers * 2).astype(np.min_scalar_type(2 * len(names)))
+        """Of each row, without its last picture. Narrow, since what looking it up takes is the time to bring it from memory."""
         factors = factors_of(settings.weights, names)
-        by_number = _rows_by_number(shapes, len(names))
-        self._tokens = np.array([_tokens_of(name, tokens[rows]) for name, rows in zip(names, by_number, strict=True)])
-        """Of a sample of each bucket."""
-        self._shapes = shapes.astype(np.min_scalar_type(len(names)))
+        self._seen = np.array([number for number, factor in enumerate(factors) if factor])
+        """Numbers of the buckets that have a weight."""
         self._buckets = [
-            BucketViews(name, rows, int(of_one), factor, permutation(len(rows), seed, 0, f"turns {name}"))
-            for name, rows, of_one, factor in zip(names, by_number, self._tokens, factors, strict=True)
-            if factor
+            BucketViews(
+                names[number],
+                by_number[number],
+                plain[number],
+                factors[number],
+                permutation(len(by_number[number]), seed, 0, f"turns {names[number]}"),
+            )
+            for number in self._seen.tolist()
         ]
         if not sum(bucket.least_views for bucket in self._buckets):
             raise ValueError(f"weights {settings.weights} leave epochs without a single sample; raise them")
         limit = settings.max_tokens_per_micro
-        for bucket in self._buckets:
-            most = bucket.tokens + (int(tails.cells_N[bucket.rows].max()) if tails else 0)
+        for bucket, most in zip(self._buckets, self._tokens_B2[self._seen, 1].tolist(), strict=True):
             if limit is not None and most > limit:
                 given = f", {most} with the last picture that `last` and `both` of conditioning give" if most > bucket.tokens else ""
                 raise ValueError(
                     f"a sample of bucket {bucket.name} has {bucket.tokens} tokens{given}, more than max_tokens_per_micro {limit}; "
                     f"raise it to {most} or more, or leave the bucket out with a weight of 0"
                 )
-        self._bucket_tokens = np.array([bucket.tokens for bucket in self._buckets])
+        self._bucket_tokens = self._tokens_B2[self._seen, 0]
         self._together = np.array(self._samples_together())
-        self._once = self._seen(np.concatenate(by_number), None) if all(factor == 1 for factor in factors) else None
-        """The views of every epoch, where each has every sample once."""
-        self._shuffle = _shuffle_of(self._n_views(0)) if self._once and settings.policy != "pack" else None
+        counts = np.array([len(rows) for rows in by_number])
+        self._once = self._shuffle(counts, np.concatenate(by_number)) if all(factor == 1 for factor in factors) else None
+        """The shuffle of every epoch, where each has every sample once."""
         self._first_steps = [0]
         self._planned: tuple[int, _Epoch] | None = None
 
@@ -154,21 +160,13 @@ class Planner:
         if self._planned is None or self._planned[0] != epoch:
             self._planned = epoch, self._plan(epoch)
         plan = self._planned[1]
-        start, stop = plan.starts[index - self._first_steps[epoch]], plan.starts[index - self._first_steps[epoch] + 1]
-        views = plan.views.at(slice(start, stop))
-        passes = np.full(len(views.samples), epoch) if views.passes is None else views.passes
-        tokens, costs, rows = self._tokens[views.shapes], views.costs.astype(np.int64), views.samples
+        chosen = slice(*plan.starts[index - self._first_steps[epoch] :][:2])
+        samples = plan.samples[chosen]
+        passes = np.full(len(samples), epoch) if plan.passes is None else plan.passes[chosen]
+        kinds = self._kinds[samples].astype(np.int64)
         if self._tails:
-            given = self._tails.of(rows, epoch if views.passes is None else passes)
-            tokens[given] += self._tails.cells_N[rows[given]]
-            rows = rows.copy()
-            # The same sample with its last picture.
-            rows[given] += len(self._shapes)
-            costs[given] = self._costs.by_formula_N[rows[given]]
-        if self._costs.times:
-            costs = self._costs.of(rows, index)
-        dealt = Samples(costs, tokens, views.shapes.astype(np.int64))
-        return GlobalStep(index, epoch, views.samples, passes, dealt, self._settings)
+            kinds += self._tails.is_given(samples, epoch if plan.passes is None else passes)
+        return GlobalStep(index, epoch, samples, passes, Samples(kinds, self._costs.at(index), self._tokens_B2), self._settings)
 
     def _samples_together(self) -> list[int]:
         """How many samples of each bucket stay together when the epoch is shuffled: for `pack` one, for `same` a step's.
@@ -182,69 +180,56 @@ class Planner:
         if settings.policy == "same":
             return [max(1, settings.tokens_per_step // bucket.tokens) for bucket in self._buckets]
         limit = settings.max_tokens_per_micro or settings.tokens_per_step
-        costs = [self._costs.by_formula_N[bucket.rows] for bucket in self._buckets]
-        dearest = max(int(cost.max()) for cost in costs)
-        return [
-            max(1, min(dearest * len(cost) // int(cost.sum()), limit // bucket.tokens)) for bucket, cost in zip(self._buckets, costs, strict=True)
-        ]
+        costs = self._costs.by_formula_B2[self._seen, 0].tolist()
+        return [max(1, min(max(costs) // cost, limit // bucket.tokens)) for bucket, cost in zip(self._buckets, costs, strict=True)]
 
     def _plan(self, epoch: int) -> _Epoch:
         """The buckets' views shuffled and cut into groups, the groups shuffled, and cut into steps."""
-        views, counts = self._views(epoch), self._n_views(epoch)
+        samples, passes = self._shuffled(epoch)
         if self._settings.policy == "pack":
-            views = views.at(permutation(len(views.samples), self._seed, epoch, "steps"))
-            return _Epoch(views, _even_cuts(self._tokens[views.shapes], self.steps_in(epoch)).tolist())
+            tokens = self._tokens_B2.ravel()[self._kinds[samples]]
+            return _Epoch(samples, passes, _even_cuts(tokens, self.steps_in(epoch)).tolist())
+        counts = self._n_views(epoch)
         n_groups = -(-counts // self._together)
         sizes_G = _even_sizes(counts, n_groups)
         order_G = permutation(len(sizes_G), self._seed, epoch, "steps")
         firsts_G = (sizes_G.cumsum() - sizes_G)[order_G]
         sizes_G = sizes_G[order_G]
         ends_G = np.append(0, sizes_G.cumsum())
-        # Views of the shuffled groups, one group after the other.
-        shuffle = self._shuffle or _shuffle_of(counts)
-        places = shuffle.order(self._seed, epoch, "buckets")[_runs(firsts_G, sizes_G)]
         if self._settings.policy == "slot":
             tokens_G = np.repeat(self._bucket_tokens, n_groups)[order_G]
             ends_G = ends_G[_even_cuts(sizes_G * tokens_G, self.steps_in(epoch))]
-        return _Epoch(views.at(places), ends_G.tolist())
+        # Views of the shuffled groups, one group after the other.
+        places = _runs(firsts_G, sizes_G)
+        return _Epoch(samples[places], None if passes is None else passes[places], ends_G.tolist())
 
     def _n_views(self, epoch: int) -> Int64s:
         """How many views each bucket has in an epoch."""
-        return np.array([bucket.n_views(epoch) if self._once is None else len(bucket.rows) for bucket in self._buckets])
+        return np.array([len(bucket.rows) if self._once else bucket.n_views(epoch) for bucket in self._buckets])
 
-    def _views(self, epoch: int) -> _Views:
-        """Those of an epoch, bucket after bucket."""
-        if self._once is not None:
-            return self._once
+    def _shuffled(self, epoch: int) -> tuple[Int64s, Int64s | None]:
+        """Samples of an epoch in random order, and how often each has been seen before; None where that is the epoch."""
+        purpose = "steps" if self._settings.policy == "pack" else "buckets"
+        if self._once:
+            return self._once.order(self._seed, epoch, purpose), None
         samples, passes = (np.concatenate(columns) for columns in zip(*(bucket.views(epoch) for bucket in self._buckets), strict=True))
-        return self._seen(samples, passes)
+        places = self._shuffle(self._n_views(epoch), np.arange(len(samples))).order(self._seed, epoch, purpose)
+        return samples[places], passes[places]
 
-    def _seen(self, samples: Int64s, passes: Int64s | None) -> _Views:
-        return _Views(samples, passes, self._shapes[samples], self._costs.by_formula_N[samples].astype(np.int32))
-
-
-@dataclass(frozen=True, eq=False)
-class _Views:
-    """Samples to be seen, and what dealing needs of them, which is looked up for a whole epoch: step by step it would take five times as long."""
-
-    samples: Int64s
-    passes: Int64s | None
-    """How often each has been seen before; None where that is the epoch."""
-    shapes: NDArray[np.unsignedinteger[Any]]
-    """Number of each one's bucket."""
-    costs: NDArray[np.int32]
-    """By the formula. Narrow like the buckets, since what this takes is the time to bring it from memory."""
-
-    def at(self, places: Int64s | slice) -> _Views:
-        return _Views(self.samples[places], None if self.passes is None else self.passes[places], self.shapes[places], self.costs[places])
+    def _shuffle(self, counts: Int64s, values: Int64s) -> Shuffle:
+        """Of so many values of each bucket, bucket after bucket; with `pack` of all together."""
+        return Shuffle(np.repeat(np.arange(len(counts)), counts) * (self._settings.policy != "pack"), values)
 
 
 @dataclass(frozen=True, eq=False)
 class _Epoch:
-    """All views of an epoch in order, and where in them its steps begin, followed by where the last one ends."""
+    """All views of an epoch in order."""
 
-    views: _Views
+    samples: Int64s
+    passes: Int64s | None
+    """How often each has been seen before; None where that is the epoch."""
     starts: list[int]
+    """Where its steps begin, followed by where the last one ends."""
 
 
 def share(step: GlobalStep, rank: int, world_size: int) -> list[MicroBatch]:
@@ -255,9 +240,7 @@ def share(step: GlobalStep, rank: int, world_size: int) -> list[MicroBatch]:
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size} workers: ranks are 0 to world_size - 1")
     deal = POLICIES[step.settings.policy](step.dealt, world_size, step.settings.max_tokens_per_micro)
-    own = np.flatnonzero(deal.rank == rank)
-    micro = deal.micro[own]
-    return [_micro_batch(step, own[micro == number]) for number in range(deal.n_micro)]
+    return [_micro_batch(step, places) for places in deal.of(rank)]
 
 
 def _micro_batch(step: GlobalStep, places: Int64s) -> MicroBatch:
@@ -265,11 +248,6 @@ def _micro_batch(step: GlobalStep, places: Int64s) -> MicroBatch:
     if not len(places):
         places = np.array([np.argmin(step.dealt.costs)])
     return MicroBatch(tuple(step.samples[places].tolist()), tuple(step.passes[places].tolist()), (weight,) * len(places))
-
-
-def _shuffle_of(counts: Int64s) -> Shuffle:
-    """Of so many views of each bucket."""
-    return Shuffle(np.repeat(np.arange(len(counts)), counts))
 
 
 def _runs(firsts: Int64s, sizes: Int64s) -> Int64s:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.costs import SampleCosts
+from training.data.costs import SampleCosts, Work
 from training.data.deal import Policy
 from training.data.plan import GlobalStep, MicroBatch, Planner, PlanSettings, share
 from training.models.dit import DiT
@@ -36,9 +36,8 @@ def planner(
 ) -> Planner:
     settings = PlanSettings(tokens_per_step=budget, max_tokens_per_micro=limit, policy=policy, weights=weights or {})
     tokens = [TOKENS[bucket] for bucket in buckets]
-    text = np.random.default_rng(0).integers(1, 300, len(tokens)).tolist()
-    flops = [MODEL.flops(*counts) for counts in zip(tokens, text, strict=True)]
-    return Planner(buckets, tokens, settings, seed, SampleCosts.of_flops(flops, tokens))
+    work = {bucket: Work(count, MODEL.flops(count, 150)) for bucket, count in TOKENS.items()}
+    return Planner(buckets, tokens, settings, seed, SampleCosts({bucket: (one, one) for bucket, one in work.items()}))
 
 
 def epoch_of(plan: Planner, epoch: int) -> list[GlobalStep]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.costs import DEAREST, SampleCosts
+from training.data.costs import DEAREST, SampleCosts, Work
 from training.data.plan import Planner, PlanSettings, share
 from training.data.step_times import EVERY_STEPS, LEAD_STEPS, MIN_STEPS, Fit, StepTimes, least_squares, moments
 
@@ -31,9 +31,10 @@ def sums_of(fit: Fit, seed: int, steps: int, noise: float = 0.0) -> list[float]:
 
 
 def test_costs_are_whole_numbers_in_proportion() -> None:
-    costs = SampleCosts.of_flops([3e15, 1e12, 1.5e15], [9, 1, 5]).of(np.array([0, 1, 2, 0]), step=0)
-    assert costs.tolist() == [DEAREST, round(DEAREST / 3000), DEAREST // 2, DEAREST]
-    assert SampleCosts.of_tokens([2, 1]).of(np.array([1]), step=0).tolist() == [DEAREST // 2]
+    work = {"long": (Work(9, 3e15), Work(10, 3.6e15)), "image": (Work(1, 1e12), Work(1, 1e12)), "short": (Work(5, 1.5e15), Work(6, 2e15))}
+    costs = SampleCosts(work).table(["image", "long", "short"]).at(0)
+    assert costs.tolist() == [[round(DEAREST / 3000)] * 2, [DEAREST, round(DEAREST * 1.2)], [DEAREST // 2, round(DEAREST / 1.5)]]
+    assert SampleCosts.of_tokens({"a": (2, 3), "b": (1, 1)}).table(["b", "a"]).at(0).tolist() == [[DEAREST // 2] * 2, [DEAREST, DEAREST * 3 // 2]]
 
 
 def test_a_fit_recovers_what_times_were_made_of() -> None:
@@ -124,7 +125,7 @@ def test_a_fit_changes_who_computes_what_and_never_which(world_size: int, index:
         times.add(step, sums_of(TRUE, step, 1))
     plans = []
     for given_times in (None, times):
-        costs = SampleCosts.of_flops(tokens, tokens, given_times)
+        costs = SampleCosts({bucket: (Work(count, count),) * 2 for bucket, count in zip(buckets, tokens, strict=True)}, given_times)
         plans.append(Planner(buckets, tokens, PlanSettings(tokens_per_step=20_000, policy="pack"), 0, costs).step(EVERY_STEPS + index))
     assert plans[0].samples.tolist() == plans[1].samples.tolist()
     assert plans[0].dealt.costs.tolist() != plans[1].dealt.costs.tolist()
