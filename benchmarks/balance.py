@@ -139,16 +139,15 @@ def simulated(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
     planner.step(planner.steps_in(0))
     epoch_ms = (time.thread_time() - start_s) * 1e3
     chosen = range(min(steps, planner.steps_in(0)))
-    step_ms, planned, n_micro = [], [], 0
+    step_ms, n_micro = [], 0
     for index in chosen:
         start_s = time.thread_time()
         step = planner.step(index)
         micros = share(step, ranks - 1, ranks)
         step_ms.append((time.thread_time() - start_s) * 1e3)
-        planned.append(step)
         n_micro += len(micros)
     busy = longest = n_samples = stand_ins = 0
-    for step in planned:
+    for step in map(planner.step, chosen):
         flops = samples.flops[step.samples, step.dealt.kinds % 2]
         loads = POLICIES[case.policy](step.dealt, ranks, limit).loads(flops, ranks)
         busy, longest = busy + loads.sum(), longest + loads.max(axis=1).sum()

@@ -52,4 +52,4 @@ def tails_of(conditioning: ConditioningRates, seed: int, latents: Latents, uids:
     """Where training with this seed gives last pictures."""
     numbers_N = numbers_of(uids)
     cells = {name: rows * columns * (frames > 1) for name, (frames, rows, columns) in latents.items()}
-    return Tails(lambda rows, passes: tails_given(conditioning, seed, numbers_N[rows], passes), cells)
+    return Tails(lambda rows, seen: tails_given(conditioning, seed, numbers_N[rows], seen), cells)

@@ -98,15 +98,9 @@ def draw(task: Task, shape: Sequence[int], epoch: int | str, uid: str) -> Draw:
     return Draw(noise_CTHW, given, dropped)
 
 
-def tails_given(conditioning: ConditioningRates, seed: int, numbers_N: UInt64s, passes: NDArray[np.int64] | int) -> NDArray[np.bool_]:
-    """Of which videos `draw` gives the last picture, for samples by `numbers_of` their uids, each or all in that pass: what planners ask of many."""
-    if isinstance(passes, int):
-        return conditioning.tails_at(places_of_given(numbers_N, seed, passes))
-    given_N = np.zeros(len(numbers_N), bool)
-    for seen in np.unique(passes).tolist():
-        which = passes == seen
-        given_N[which] = tails_given(conditioning, seed, numbers_N[which], seen)
-    return given_N
+def tails_given(conditioning: ConditioningRates, seed: int, numbers_N: UInt64s, epoch: int) -> NDArray[np.bool_]:
+    """Of which videos `draw` gives the last picture, for samples by `numbers_of` their uids: what planners ask of many."""
+    return conditioning.tails_at(places_of_given(numbers_N, seed, epoch))
 
 
 def places_of_given(numbers_N: UInt64s, seed: int, epoch: int | str) -> Float64s:

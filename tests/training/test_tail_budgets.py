@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -29,31 +30,38 @@ CELLS = {"64x64x17": (320, 64), "64x64x5": (128, 64), "64x64x1": (64, 0), "128x1
 BUCKETS = st.lists(st.sampled_from(list(CELLS)), min_size=1, max_size=80)
 POLICY: st.SearchStrategy[Policy] = st.sampled_from(["same", "slot", "pack"])
 
+WEIGHTS: st.SearchStrategy[dict[str, float]] = st.sampled_from([{}, {"64x64x17": 1.5, "64x64x5": 3.0}])
 
-def is_given(rows: NDArray[np.int64], passes: NDArray[np.int64]) -> NDArray[np.bool_]:
+
+def is_given(rows: NDArray[np.int64], seen: int) -> NDArray[np.bool_]:
     """About a third of samples, others in each pass."""
-    given: NDArray[np.bool_] = (7 * rows + 5 * passes) % 3 == 0
+    given: NDArray[np.bool_] = (7 * rows + 5 * seen) % 3 == 0
     return given
 
 
 def cells_of(name: str, row: int, seen: int) -> int:
     cells, tail = CELLS[name]
-    return cells + tail * bool(is_given(np.array([row]), np.array([seen]))[0])
+    return cells + tail * bool(is_given(np.array([row]), seen)[0])
 
 
-def planner(buckets: list[str], budget: int, limit: int | None, policy: Policy, with_tails: bool = True) -> Planner:
+def planner(
+    buckets: list[str], budget: int, limit: int | None, policy: Policy, with_tails: bool = True, weights: Mapping[str, float] | None = None
+) -> Planner:
     cells = [CELLS[name][0] for name in buckets]
-    plan = PlanSettings(tokens_per_step=budget, max_tokens_per_micro=limit, policy=policy)
-    return Planner(buckets, cells, plan, 0, tails=Tails(is_given, {name: tail for name, (_, tail) in CELLS.items()}) if with_tails else None)
+    known = {name: weight for name, weight in (weights or {}).items() if name in buckets}
+    plan = PlanSettings(tokens_per_step=budget, max_tokens_per_micro=limit, policy=policy, weights=known)
+    rows = np.arange(len(buckets))
+    tails = Tails(lambda chosen, seen: is_given(rows[chosen], seen), {name: tail for name, (_, tail) in CELLS.items()})
+    return Planner(buckets, cells, plan, 0, tails=tails if with_tails else None)
 
 
 @settings(max_examples=200)
-@given(BUCKETS, st.integers(1, 9000), st.none() | st.integers(2560, 6000), POLICY, st.integers(1, 5), st.integers(0, 100))
+@given(BUCKETS, st.integers(1, 9000), st.none() | st.integers(2560, 6000), POLICY, WEIGHTS, st.integers(1, 5), st.integers(0, 100))
 def test_no_worker_holds_more_than_its_limit_with_last_pictures(
-    buckets: list[str], budget: int, limit: int | None, policy: Policy, world_size: int, index: int
+    buckets: list[str], budget: int, limit: int | None, policy: Policy, weights: dict[str, float], world_size: int, index: int
 ) -> None:
-    step = planner(buckets, budget, limit, policy).step(index)
-    plain = planner(buckets, budget, limit, policy, with_tails=False).step(index)
+    step = planner(buckets, budget, limit, policy, weights=weights).step(index)
+    plain = planner(buckets, budget, limit, policy, with_tails=False, weights=weights).step(index)
     assert np.array_equal(step.samples, plain.samples), "which samples a step has is not theirs to say"
     assert np.array_equal(step.passes, plain.passes)
     held = [cells_of(buckets[row], row, seen) for row, seen in zip(step.samples, step.passes, strict=True)]
@@ -88,8 +96,11 @@ def test_a_limit_that_holds_no_last_picture_is_refused() -> None:
 @given(st.integers(0, 2**31), st.lists(st.tuples(st.text(max_size=8), st.integers(0, 3), st.integers(2, 9)), min_size=1, max_size=20))
 def test_the_planner_knows_what_training_draws(seed: int, samples: list[tuple[str, int, int]]) -> None:
     task = replace(TASK, seed=seed, conditioning=ConditioningRates(none=0.2, first=0.2, last=0.2, both=0.2, middle=0.2, given_noise=0.1))
-    planned = tails_given(task.conditioning, seed, numbers_of(uid for uid, _, _ in samples), np.array([seen for _, seen, _ in samples]))
-    assert planned.tolist() == [draw(task, (1, n_frames, 1, 1), seen, uid).given.tail for uid, seen, n_frames in samples]
+    numbers = numbers_of(uid for uid, _, _ in samples)
+    planned = np.array([tails_given(task.conditioning, seed, numbers, seen) for seen in range(4)])
+    assert [planned[seen, place] for place, (_, seen, _) in enumerate(samples)] == [
+        draw(task, (1, n_frames, 1, 1), seen, uid).given.tail for uid, seen, n_frames in samples
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,8 @@ from training.data.tails import Tails
 from training.data.views import BucketViews, by_bucket, factors_of
 
 Int64s = NDArray[np.int64]
-Float64s = NDArray[np.float64]
+Kinds = NDArray[np.unsignedinteger[Any]]
+"""Of samples, as in `Samples`, but narrow, since what looking them up takes is the time to bring them from memory."""
 
 
 class PlanSettings(Settings):
@@ -109,8 +111,8 @@ class Planner:
         self._tokens_B2 = np.array((plain, with_tail)).T
         both = zip(plain, with_tail, strict=True)
         self._costs = (costs or SampleCosts.of_tokens(dict(zip(names, both, strict=True)))).table(names)
-        self._kinds = (numbers * 2).astype(np.min_scalar_type(2 * len(names)))
-        """Of each row, without its last picture. Narrow, since what looking it up takes is the time to bring it from memory."""
+        self._kinds: Kinds = (numbers * 2).astype(np.min_scalar_type(2 * len(names)))
+        """Of each row, without its last picture."""
         factors = factors_of(settings.weights, names)
         self._seen = np.array([number for number, factor in enumerate(factors) if factor])
         """Numbers of the buckets that have a weight."""
@@ -163,10 +165,8 @@ class Planner:
         chosen = slice(*plan.starts[index - self._first_steps[epoch] :][:2])
         samples = plan.samples[chosen]
         passes = np.full(len(samples), epoch) if plan.passes is None else plan.passes[chosen]
-        kinds = self._kinds[samples].astype(np.int64)
-        if self._tails:
-            kinds += self._tails.is_given(samples, epoch if plan.passes is None else passes)
-        return GlobalStep(index, epoch, samples, passes, Samples(kinds, self._costs.at(index), self._tokens_B2), self._settings)
+        dealt = Samples(plan.kinds[chosen].astype(np.int64), self._costs.at(index), self._tokens_B2)
+        return GlobalStep(index, epoch, samples, passes, dealt, self._settings)
 
     def _samples_together(self) -> list[int]:
         """How many samples of each bucket stay together when the epoch is shuffled: for `pack` one, for `same` a step's.
@@ -187,8 +187,8 @@ class Planner:
         """The buckets' views shuffled and cut into groups, the groups shuffled, and cut into steps."""
         samples, passes = self._shuffled(epoch)
         if self._settings.policy == "pack":
-            tokens = self._tokens_B2.ravel()[self._kinds[samples]]
-            return _Epoch(samples, passes, _even_cuts(tokens, self.steps_in(epoch)).tolist())
+            cuts = _even_cuts(self._tokens_B2.ravel()[self._kinds[samples]], self.steps_in(epoch))
+            return _Epoch(samples, passes, self._kinds_of(samples, passes, epoch), cuts.tolist())
         counts = self._n_views(epoch)
         n_groups = -(-counts // self._together)
         sizes_G = _even_sizes(counts, n_groups)
@@ -201,7 +201,21 @@ class Planner:
             ends_G = ends_G[_even_cuts(sizes_G * tokens_G, self.steps_in(epoch))]
         # Views of the shuffled groups, one group after the other.
         places = _runs(firsts_G, sizes_G)
-        return _Epoch(samples[places], None if passes is None else passes[places], ends_G.tolist())
+        samples, passes = samples[places], None if passes is None else passes[places]
+        return _Epoch(samples, passes, self._kinds_of(samples, passes, epoch), ends_G.tolist())
+
+    def _kinds_of(self, samples: Int64s, passes: Int64s | None, epoch: int) -> Kinds:
+        """Kinds of an epoch's views, by the last pictures that are given."""
+        if self._tails is None:
+            return self._kinds[samples]
+        if passes is None:
+            # In the order of the rows, since chance, too, is looked up there.
+            return (self._kinds + self._tails.is_given(slice(None), epoch))[samples]
+        kinds = self._kinds[samples]
+        for seen in np.unique(passes).tolist():
+            which = passes == seen
+            kinds[which] += self._tails.is_given(samples[which], seen)
+        return kinds
 
     def _n_views(self, epoch: int) -> Int64s:
         """How many views each bucket has in an epoch."""
@@ -228,6 +242,7 @@ class _Epoch:
     samples: Int64s
     passes: Int64s | None
     """How often each has been seen before; None where that is the epoch."""
+    kinds: Kinds
     starts: list[int]
     """Where its steps begin, followed by where the last one ends."""
 

@@ -15,8 +15,8 @@ Int64s = NDArray[np.int64]
 class Tails:
     """What the planner has to know of last pictures: where chance gives one, and what it adds."""
 
-    is_given: Callable[[Int64s, Int64s | int], NDArray[np.bool_]]
-    """Whether samples, by their rows, are given it when each has, or all have, been seen so often before. Pure, and the same on every rank;
-    of images, which have none, it may say anything."""
+    is_given: Callable[[Int64s | slice, int], NDArray[np.bool_]]
+    """Whether samples, by their rows, are given it when each has been seen so often before. Pure, and the same on every rank; of images,
+    which have none, it may say anything."""
     cells: Mapping[str, int]
     """Latent cells that it adds to a sample of each bucket; 0 for images."""
