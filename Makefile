@@ -8,8 +8,9 @@ demo: .venv/installed
 	$(BIN)/worldloom demo-footage footage/demo --videos 24
 	$(BIN)/worldloom run pipelines/recipes/quickstart.yaml
 
+# Files go to two processes, each of which has a Ray and models of its own, in their order: the long ones are not the last.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What CI runs before the tests.
 check: .venv/installed
