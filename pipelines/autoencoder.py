@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 
 from cluster import storage
@@ -18,6 +17,7 @@ from pipelines.sources import SourceSettings
 from training.autoencoder_training.clips import Clips
 from training.autoencoder_training.loop import result, run_folder, train_autoencoder
 from training.autoencoder_training.settings import AutoencoderTraining
+from training.device import own_device
 from training.metrics import shown
 
 
@@ -71,7 +71,7 @@ def check_clips(data: Path, settings: AutoencoderTraining) -> None:
 def _train(recipe: AutoencoderRecipe, settings: AutoencoderTraining, data: Path, run_uri: str, in_process: bool) -> None:
     arguments: dict[str, Any] = {"settings": settings, "data": data, "run_uri": run_uri, "seed": recipe.seed}
     if in_process:
-        train_autoencoder(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"), **arguments)
+        train_autoencoder(device=own_device(), **arguments)
         return
     from cluster.session import connected  # imports Ray, which takes a third of a second
     from training.run import on_workers

@@ -13,6 +13,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import storage
 from training import checkpoint, host_memory
+from training.device import own_device
 from training.engine import NonFiniteGradientError
 from training.loop import train_loop
 from training.metrics import shown
@@ -46,10 +47,7 @@ def train(settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int
             arguments = {"settings": settings, "manifest_uri": storage.absolute(manifest_uri), "run_uri": run_uri, "seed": seed}
             on_workers(train_loop, arguments, settings, run_uri)
         else:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            if device.type == "cpu":
-                host_memory.keep()
-            train_loop(settings, manifest_uri, run_uri, seed, device)
+            train_loop(settings, manifest_uri, run_uri, seed, own_device())
     done = result(settings, run_uri)
     assert done is not None, run_uri
     return done

@@ -8,12 +8,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from cluster.config import override, parse, parse_document, read_document
 from cluster.telemetry import configure_logging
 from training.autoencoder_training.loop import run_folder, train_autoencoder
 from training.autoencoder_training.settings import AutoencoderTraining
+from training.device import own_device
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,8 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     document = read_document(options.settings) if options.settings else parse_document("{}", "--set")
     settings = parse(AutoencoderTraining, override(document, options.assignments))
     run_uri = run_folder(settings, options.data, options.out, options.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    done = train_autoencoder(settings, options.data, run_uri, options.seed, device, 60 * options.minutes)
+    done = train_autoencoder(settings, options.data, run_uri, options.seed, own_device(), 60 * options.minutes)
     print(done.weights_uri)
     print(json.dumps(done.report))
 

@@ -114,29 +114,24 @@ class Planner:
         self._kinds: Kinds = (numbers * 2).astype(np.min_scalar_type(2 * len(names)))
         """Of each row, without its last picture."""
         factors = factors_of(settings.weights, names)
-        self._seen = np.array([number for number, factor in enumerate(factors) if factor])
-        """Numbers of the buckets that have a weight."""
         self._buckets = [
-            BucketViews(
-                names[number],
-                by_number[number],
-                plain[number],
-                factors[number],
-                permutation(len(by_number[number]), seed, 0, f"turns {names[number]}"),
-            )
-            for number in self._seen.tolist()
+            BucketViews(name, rows, of_one, factor, permutation(len(rows), seed, 0, f"turns {name}"))
+            for name, rows, of_one, factor in zip(names, by_number, plain, factors, strict=True)
+            if factor
         ]
+        self._in_use = np.flatnonzero([bool(factor) for factor in factors])
+        """Numbers of these buckets, which have a weight, among all."""
         if not sum(bucket.least_views for bucket in self._buckets):
             raise ValueError(f"weights {settings.weights} leave epochs without a single sample; raise them")
         limit = settings.max_tokens_per_micro
-        for bucket, most in zip(self._buckets, self._tokens_B2[self._seen, 1].tolist(), strict=True):
+        for bucket, most in zip(self._buckets, self._tokens_B2[self._in_use, 1].tolist(), strict=True):
             if limit is not None and most > limit:
                 given = f", {most} with the last picture that `last` and `both` of conditioning give" if most > bucket.tokens else ""
                 raise ValueError(
                     f"a sample of bucket {bucket.name} has {bucket.tokens} tokens{given}, more than max_tokens_per_micro {limit}; "
                     f"raise it to {most} or more, or leave the bucket out with a weight of 0"
                 )
-        self._bucket_tokens = self._tokens_B2[self._seen, 0]
+        self._bucket_tokens = self._tokens_B2[self._in_use, 0]
         self._together = np.array(self._samples_together())
         counts = np.array([len(rows) for rows in by_number])
         self._once = self._shuffle(counts, np.concatenate(by_number)) if all(factor == 1 for factor in factors) else None
@@ -180,7 +175,7 @@ class Planner:
         if settings.policy == "same":
             return [max(1, settings.tokens_per_step // bucket.tokens) for bucket in self._buckets]
         limit = settings.max_tokens_per_micro or settings.tokens_per_step
-        costs = self._costs.by_formula_B2[self._seen, 0].tolist()
+        costs = self._costs.by_formula_B2[self._in_use, 0].tolist()
         return [max(1, min(max(costs) // cost, limit // bucket.tokens)) for bucket, cost in zip(self._buckets, costs, strict=True)]
 
     def _plan(self, epoch: int) -> _Epoch:

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from clip_rows import clip_table, noisy, strangers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.duplicates.candidates import NEIGHBOURS, candidates
@@ -38,8 +38,10 @@ def test_flat_hashes_emit_nothing() -> None:
 
 @settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
+@example(25)  # one of its hashes has too few bits to be told by, its mirrored one has enough
 def test_a_mirrored_copy_has_the_same_keys_turned_the_other_way(seed: int) -> None:
     film = np.random.default_rng(seed).integers(0, 2**64, 6, np.uint64)
+    film = film[is_informative(film) & is_informative(mirrored(film))]
     one, other = (keys_of(hashes, content_hash=["same"]).sort_by("key") for hashes in (film, mirrored(film)))
     assert one["key"] == other["key"]
     assert one["hash"] == other["hash"]
