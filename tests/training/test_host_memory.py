@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other
 PAGES_OF_A_STEP = 2**26 // 4096
 STEPS = """
 import resource, sys, threading
-from training import host_memory
+from training.device import own_device
 import torch
 
 def pages():
@@ -29,7 +29,7 @@ def pages():
     print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
 
 if "keep" in sys.argv:
-    host_memory.keep()
+    assert own_device().type == "cpu"
 thread = threading.Thread(target=pages)
 if "thread" in sys.argv:
     thread.start()
@@ -41,7 +41,7 @@ else:
 
 def pages_of_a_step(*options: str, **environment: str) -> float:
     """Pages that a process asks for in each of ten steps, which write to 64 MB and free them."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | {"CUDA_VISIBLE_DEVICES": ""}
     found = subprocess.run([sys.executable, "-c", STEPS, *options], env=clean | environment, capture_output=True, text=True, check=True)
     return float(found.stdout)
 
