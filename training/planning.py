@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from training.chance import numbers_of
 from training.conditioning import ConditioningRates
 from training.data.buckets import latent_size, shape_of
@@ -14,7 +12,6 @@ from training.data.loader import Dataset
 from training.data.plan import Planner
 from training.data.step_times import StepTimes
 from training.data.tails import Tails
-from training.data.views import by_bucket
 from training.model import ModelSettings
 from training.settings import TrainSettings
 from training.step import tails_given
@@ -26,26 +23,27 @@ Latents = Mapping[str, tuple[int, int, int]]
 def planner_of(dataset: Dataset, settings: TrainSettings, seed: int, times: StepTimes | None = None) -> Planner:
     """Which samples of the data set make up which step, and who computes them: by arithmetic, or by `times` where they are given."""
     table, info = dataset.table, dataset.info
-    buckets = table["bucket"].to_pylist()
-    latents = {name: latent_size(*shape_of(name), info.time_factor, info.space_factor) for name in set(buckets)}
-    costs = costs_of(settings.model, latents, buckets, table["n_text"].to_pylist(), times)
+    means = table.group_by("bucket").aggregate([("n_text", "mean")])
+    n_text = dict(zip(means["bucket"].to_pylist(), means["n_text_mean"].to_pylist(), strict=True))
+    latents = {name: latent_size(*shape_of(name), info.time_factor, info.space_factor) for name in n_text}
+    costs = costs_of(settings.model, latents, n_text, times)
     tails = tails_of(settings.conditioning, seed, latents, table["uid"].to_pylist()) if settings.conditioning.gives_tails else None
-    return Planner(buckets, table["n_tokens"].to_pylist(), settings.batch, seed, costs, tails)
+    return Planner(table["bucket"].to_pylist(), table["n_tokens"].to_pylist(), settings.batch, seed, costs, tails)
 
 
-def costs_of(model: ModelSettings, latents: Latents, buckets: Sequence[str], n_text: Sequence[int], times: StepTimes | None = None) -> SampleCosts:
-    """By bucket, for samples whose main captions have so many tokens; `buckets[i]` and `n_text[i]` are those of row i."""
-    names, numbers = by_bucket(buckets)
-    text = dict(zip(names, (np.bincount(numbers, n_text) / np.bincount(numbers)).tolist(), strict=True))
+def costs_of(model: ModelSettings, latents: Latents, n_text: Mapping[str, float], times: StepTimes | None = None) -> SampleCosts:
+    """By bucket, where the main captions of its samples have so many tokens on average; `latents` may have more buckets."""
 
     def work(name: str, frames: int, rows: int, columns: int) -> Work:
         tokens = model.tokens(frames, rows, columns)
-        return Work(tokens, model.flops(tokens, round(text[name])))
+        return Work(tokens, model.flops(tokens, round(n_text[name])))
 
-    # With the last picture a video is a latent frame longer.
-    return SampleCosts(
-        {name: (work(name, frames, *area), work(name, frames + (frames > 1), *area)) for name, (frames, *area) in latents.items()}, times
-    )
+    def both(name: str) -> tuple[Work, Work]:
+        frames, *area = latents[name]
+        # With the last picture a video is a latent frame longer.
+        return work(name, frames, *area), work(name, frames + (frames > 1), *area)
+
+    return SampleCosts({name: both(name) for name in n_text}, times)
 
 
 def tails_of(conditioning: ConditioningRates, seed: int, latents: Latents, uids: Sequence[str]) -> Tails:

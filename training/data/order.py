@@ -15,7 +15,7 @@ Int64s = NDArray[np.int64]
 
 def rising(values: Int64s) -> Int64s:
     """Places of numbers from the least to the greatest, ties in order. The numbers are not negative and leave as many bits free as a place takes."""
-    bits = _place_bits(len(values))
+    bits = max(len(values) - 1, 0).bit_length()
     assert not len(values) or (values.min() >= 0 and int(values.max()) < 2 ** (63 - bits)), bits
     places: Int64s = values << bits
     places |= np.arange(len(values))
@@ -60,7 +60,3 @@ class Shuffle:
         values.sort()
         values &= 2**self._value_bits - 1
         return values
-
-
-def _place_bits(count: int) -> int:
-    return max(count - 1, 0).bit_length()

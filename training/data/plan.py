@@ -157,7 +157,8 @@ class Planner:
         if self._planned is None or self._planned[0] != epoch:
             self._planned = epoch, self._plan(epoch)
         plan = self._planned[1]
-        chosen = slice(*plan.starts[index - self._first_steps[epoch] :][:2])
+        place = index - self._first_steps[epoch]
+        chosen = slice(plan.starts[place], plan.starts[place + 1])
         samples = plan.samples[chosen]
         passes = np.full(len(samples), epoch) if plan.passes is None else plan.passes[chosen]
         dealt = Samples(plan.kinds[chosen].astype(np.int64), self._costs.at(index), self._tokens_B2)

@@ -17,7 +17,7 @@ from training.data.order import falling
 
 # Shape suffixes: B buckets; 2: samples without and with their last picture; R runs of equal micro-batches.
 
-CEILINGS = np.unique(np.rint(np.geomspace(32, 192, 40)).astype(np.int64))[::-1]
+CEILINGS = np.rint(np.geomspace(192, 32, 40)).astype(np.int64)
 """Costs of a micro-batch that are tried, in 64ths of the dearest bucket's. Of equals the first is taken, which has the fewest micro-steps."""
 
 
