@@ -33,12 +33,15 @@ PREFETCH = 4
 
 @dataclass(frozen=True)
 class Clip:
-    """A file and the shape of what is in it."""
+    """A file, and the shape and place of what is in it."""
 
     path: Path
     frames: int
     height: int
     width: int
+    offset: int
+    """Bytes before the first value."""
+    order: Literal["C", "F"]
 
     @classmethod
     def open(cls, path: Path) -> Clip:
@@ -49,11 +52,13 @@ class Clip:
             raise ValueError(f"{path}: not a clip: {error}") from error
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not pixels.size:
             raise ValueError(f"{path}: {pixels.dtype} {list(pixels.shape)}; a clip is uint8 [T, H, W, 3]")
-        return cls(path, *pixels.shape[:3])
+        frames, height, width, _ = pixels.shape
+        return cls(path, frames, height, width, pixels.offset, "C" if pixels.flags.c_contiguous else "F")
 
     def crop(self, start: int, stride: int, y: int, x: int, of: CropSettings) -> Pixels:
         """`[of.frames, of.size, of.size, 3]`."""
-        pixels: Pixels = np.load(self.path, mmap_mode="r")
+        # Crops are read in threads, and CPython 3.11 may fail to parse a literal, which is what a header is, in two at once.
+        pixels = np.memmap(self.path, np.uint8, "r", self.offset, (self.frames, self.height, self.width, 3), self.order)
         stop = start + (of.frames - 1) * stride + 1
         return np.array(pixels[start:stop:stride, y : y + of.size, x : x + of.size])
 
