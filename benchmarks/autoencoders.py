@@ -37,8 +37,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pipelines.autoencoder_clips import spans
-from pipelines.roundtrip import GAIN, difference, side_by_side
+from pipelines.commands.roundtrip import GAIN, difference, side_by_side
+from pipelines.dataset.autoencoder_clips import spans
 from pipelines.video.decode import DecodeError, probe, read_span
 from pipelines.video.scale import Pixels
 from training.autoencoder import Autoencoder, AutoencoderSettings
@@ -85,8 +85,15 @@ class Figures:
         return round(statistics.median(self.values[name]), 3) if name in self.values else None
 
     def summary(self) -> dict[str, float | None]:
-        found = {name: self.mean(name, digits) for name, digits in {"psnr": 2, "ssim": 4, "flicker": 3, "lpips": 4, "latents_per_pixel": 5}.items()}
-        return found | {f"{way}_mpix_s{where}": self.median(f"{way}_mpix_s{where}") for where in ("", "_gpu") for way in ("encode", "decode")}
+        found = {
+            name: self.mean(name, digits)
+            for name, digits in {"psnr": 2, "ssim": 4, "flicker": 3, "lpips": 4, "latents_per_pixel": 5}.items()
+        }
+        return found | {
+            f"{way}_mpix_s{where}": self.median(f"{way}_mpix_s{where}")
+            for where in ("", "_gpu")
+            for way in ("encode", "decode")
+        }
 
 
 def footage(folder: Path, trained_on: dict[str, str]) -> tuple[list[Path], dict[str, str]]:
@@ -113,7 +120,9 @@ def clips_of(path: Path, most: int, size: int, frames: int) -> list[Clip]:
     for start_s, length in spans(info.duration_s or 0.0, fps, frames, most):
         if length < frames:
             raise ValueError(f"has {length} frames of {frames} at {fps:g} a second")
-        start_pts, end_pts = (info.start_pts + round(at_s / info.time_base) for at_s in (start_s, start_s + frames / fps))
+        start_pts, end_pts = (
+            info.start_pts + round(at_s / info.time_base) for at_s in (start_s, start_s + frames / fps)
+        )
         span = read_span(str(path), start_pts, end_pts, fps=fps, frames=frames, width=side, height=side)
         found.append(Clip(path.name, from_levels(torch.from_numpy(span.frames).permute(3, 0, 1, 2)[None])))
     return found
@@ -156,7 +165,11 @@ def through(autoencoder: Autoencoder, clip: Clip, device: str, suffix: str) -> t
     latent, encode_s = timed(autoencoder.encode, clip.video_BCTHW.to(device))
     made, decode_s = timed(autoencoder.decode, latent)
     mpix = math.prod(clip.video_BCTHW.shape[2:]) / 1e6
-    return latent.cpu(), made.cpu(), {f"encode_mpix_s{suffix}": mpix / encode_s, f"decode_mpix_s{suffix}": mpix / decode_s}
+    return (
+        latent.cpu(),
+        made.cpu(),
+        {f"encode_mpix_s{suffix}": mpix / encode_s, f"decode_mpix_s{suffix}": mpix / decode_s},
+    )
 
 
 @torch.inference_mode()
@@ -199,12 +212,17 @@ def picture(clips: list[Clip], settings: dict[str, AutoencoderSettings], path: s
         made = {name: one.decode(one.encode(video_BCTHW)) for name, one in autoencoders.items()}
         source_HWC = pixels(video_BCTHW)[0, middle].numpy()
         made_HWC = [pixels(value)[0, middle].numpy() for value in made.values()]
-        titles = [f"{label} {float(psnr_db(made[label], video_BCTHW)):.1f} dB" if label in made else label for label in labels]
+        titles = [
+            f"{label} {float(psnr_db(made[label], video_BCTHW)):.1f} dB" if label in made else label for label in labels
+        ]
         titles[0] = file
         cells = [source_HWC, *made_HWC, *(difference(source_HWC, one) for one in made_HWC)]
         rows.append(side_by_side([_labelled(cell, title) for cell, title in zip(cells, titles, strict=True)]))
     width = max(row.shape[1] for row in rows)
-    write_png(path, np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]))
+    write_png(
+        path,
+        np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]),
+    )
 
 
 def _labelled(image_HWC: Pixels, title: str) -> Pixels:
@@ -224,14 +242,28 @@ def readable(paths: list[Path], left_out: dict[str, str], spans_: int, size: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, default=Path(os.environ.get("WORLDLOOM_VIDEOS", ROOT.parent / "shared" / "videos")))
-    parser.add_argument("--causal", type=Path, default=SHIPPED, help="weights that train-autoencoder wrote; those shipped when not given")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path(os.environ.get("WORLDLOOM_VIDEOS", ROOT.parent / "shared" / "videos")),
+    )
+    parser.add_argument(
+        "--causal",
+        type=Path,
+        default=SHIPPED,
+        help="weights that train-autoencoder wrote; those shipped when not given",
+    )
     parser.add_argument("--spans", type=int, default=3, help="clips a file, at most")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--picture", help="PNG to write")
     arguments = parser.parse_args()
-    settings = {"linear16": Linear(channels=16), "linear48": Linear(channels=48), "causal16": Causal(weights=str(arguments.causal))}
+    settings = {
+        "linear16": Linear(channels=16),
+        "linear48": Linear(channels=48),
+        "causal16": Causal(weights=str(arguments.causal)),
+    }
     try:
         settings["causal16"].identity()
     except ValueError as error:
@@ -239,24 +271,38 @@ def main() -> None:
     card = arguments.causal.with_suffix(".json")
     trained_on = json.loads(card.read_text())["trained_on"] if card.is_file() else {}
     if not card.is_file():
-        print(f"{card}: no card, so nothing is known of what causal was trained on, and all files are used", file=sys.stderr)
+        print(
+            f"{card}: no card, so nothing is known of what causal was trained on, and all files are used",
+            file=sys.stderr,
+        )
     paths, left_out = footage(arguments.folder, trained_on)
     clips = list(readable(paths, left_out, arguments.spans, arguments.size, arguments.frames))
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
     if not clips:
-        raise SystemExit(f"{arguments.folder}: no footage that can be measured on; give a folder of videos that causal was not trained on")
+        raise SystemExit(
+            f"{arguments.folder}: no footage that can be measured on; give a folder of videos that causal was not trained on"
+        )
     if arguments.picture:
         picture(clips, settings, arguments.picture)
     found = measure(clips, settings)
     files: list[dict[str, Any]] = []
     for name in dict.fromkeys(clip.file for clip in clips):
         places = [number for number, clip in enumerate(clips) if clip.file == name]
-        psnr = {kind: round(statistics.fmean(figures.values["psnr"][at] for at in places), 2) for kind, figures in found.items()}
+        psnr = {
+            kind: round(statistics.fmean(figures.values["psnr"][at] for at in places), 2)
+            for kind, figures in found.items()
+        }
         files.append({"file": name, "clips": len(places), "psnr": psnr})
     result: dict[str, Any] = {name: figures.summary() for name, figures in found.items()}
     result["causal16_over_linear16_db"] = round(result["causal16"]["psnr"] - result["linear16"]["psnr"], 2)
-    result |= {"clips": len(clips), "card": card.is_file(), "threads": torch.get_num_threads(), "files": files, "left_out": left_out}
+    result |= {
+        "clips": len(clips),
+        "card": card.is_file(),
+        "threads": torch.get_num_threads(),
+        "files": files,
+        "left_out": left_out,
+    }
     print(json.dumps(result))
 
 

@@ -114,18 +114,31 @@ def mix(n_samples: int) -> Mix:
                 kinds.append((Bucket(width, height, frames, 24), size, of_aspect * of_length / len(SIZES)))
     chance = np.random.default_rng(0)
     drawn = chance.choice(len(kinds), n_samples, p=[share for _, _, share in kinds])
-    latents = {bucket.name: latent_size(bucket.width, bucket.height, bucket.frames, TIME_FACTOR, SPACE_FACTOR) for bucket, _, _ in kinds}
+    latents = {
+        bucket.name: latent_size(bucket.width, bucket.height, bucket.frames, TIME_FACTOR, SPACE_FACTOR)
+        for bucket, _, _ in kinds
+    }
     cells = np.array([math.prod(latent) for latent in latents.values()])[drawn]
     text = chance.integers(20, 301, n_samples).tolist()
-    batch_sizes = [next(n for frames, n in BATCH_SIZES[size].items() if bucket.frames <= frames) for bucket, size, _ in kinds]
+    batch_sizes = [
+        next(n for frames, n in BATCH_SIZES[size].items() if bucket.frames <= frames) for bucket, size, _ in kinds
+    ]
     buckets = [kinds[number][0].name for number in drawn]
     sums, counts = np.bincount(drawn, text, len(kinds)).tolist(), np.bincount(drawn, minlength=len(kinds)).tolist()
-    costs = costs_of(MODEL, latents, {name: total / count for name, total, count in zip(latents, sums, counts, strict=True) if count})
+    costs = costs_of(
+        MODEL, latents, {name: total / count for name, total, count in zip(latents, sums, counts, strict=True) if count}
+    )
     return Mix(
         buckets,
         cells,
         np.array(batch_sizes)[drawn],
-        np.array([[MODEL.flops(work.tokens, n_text) for work in costs.work[bucket]] for bucket, n_text in zip(buckets, text, strict=True)], float),
+        np.array(
+            [
+                [MODEL.flops(work.tokens, n_text) for work in costs.work[bucket]]
+                for bucket, n_text in zip(buckets, text, strict=True)
+            ],
+            float,
+        ),
         costs,
         tails_of(ConditioningRates(), 0, latents, [f"clip-{row}" for row in range(n_samples)]),
     )
@@ -133,7 +146,9 @@ def mix(n_samples: int) -> Mix:
 
 def simulated(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
     limit = int(case.room * LONGEST_CELLS)
-    settings = PlanSettings(tokens_per_step=int(ranks * case.step * LONGEST_CELLS), max_tokens_per_micro=limit, policy=case.policy)
+    settings = PlanSettings(
+        tokens_per_step=int(ranks * case.step * LONGEST_CELLS), max_tokens_per_micro=limit, policy=case.policy
+    )
     planner = Planner(samples.buckets, samples.cells.tolist(), settings, 0, samples.costs, samples.tails)
     planner.step(0)
     start_s = time.thread_time()
@@ -156,7 +171,13 @@ def simulated(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
         stand_ins += int((loads == 0).sum())
         n_samples += len(step.samples)
     plan_ms = epoch_ms / planner.steps_in(0) + statistics.median(step_ms)
-    return Result(1 - busy / (ranks * longest), plan_ms, n_micro / len(chosen), n_samples / len(chosen), stand_ins / (n_micro * ranks))
+    return Result(
+        1 - busy / (ranks * longest),
+        plan_ms,
+        n_micro / len(chosen),
+        n_samples / len(chosen),
+        stand_ins / (n_micro * ranks),
+    )
 
 
 def at_random(samples: Mix, ranks: int, micro_steps: int) -> float:
@@ -178,17 +199,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args(arguments)
     samples = mix(options.samples)
-    found = {name: {ranks: simulated(samples, case, ranks, options.steps) for ranks in RANKS} for name, case in CASES.items()}
+    found = {
+        name: {ranks: simulated(samples, case, ranks, options.steps) for ranks in RANKS} for name, case in CASES.items()
+    }
     for name, by_ranks in found.items():
         for ranks, one in by_ranks.items():
             print(
                 f"{name}, {ranks} ranks: idle {one.idle:.2%}, {one.n_samples:,.0f} samples and {one.n_micro:.1f} micro-steps a step, "
                 f"planning {one.plan_ms:.2f} ms a step and rank"
             )
-    result: dict[str, object] = {name: {str(ranks): round(one.idle, 4) for ranks, one in by_ranks.items()} for name, by_ranks in found.items()}
+    result: dict[str, object] = {
+        name: {str(ranks): round(one.idle, 4) for ranks, one in by_ranks.items()} for name, by_ranks in found.items()
+    }
     result["random"] = {str(ranks): round(at_random(samples, ranks, 1000), 4) for ranks in RANKS}
-    result["stand_ins"] = {name: {str(ranks): round(one.stand_ins, 4) for ranks, one in by_ranks.items()} for name, by_ranks in found.items()}
-    result["plan_ms"] = {name: {str(ranks): round(one.plan_ms, 3) for ranks, one in by_ranks.items()} for name, by_ranks in found.items()}
+    result["stand_ins"] = {
+        name: {str(ranks): round(one.stand_ins, 4) for ranks, one in by_ranks.items()}
+        for name, by_ranks in found.items()
+    }
+    result["plan_ms"] = {
+        name: {str(ranks): round(one.plan_ms, 3) for ranks, one in by_ranks.items()} for name, by_ranks in found.items()
+    }
     print(json.dumps(result))
 
 

@@ -27,15 +27,15 @@ import pyarrow as pa
 
 from captioning.engine import Answer, Captioner, CaptionerSettings, Question
 from pipelines import inline
-from pipelines.curate import curate
+from pipelines.curation import curate
+from pipelines.engine.sources import SourceSettings
+from pipelines.engine.step import Context, start_fates
+from pipelines.engine.tables import order_size
 from pipelines.recipe import Recipe
-from pipelines.sources import SourceSettings
-from pipelines.step import Context, start_fates
 from pipelines.steps.caption import Caption
 from pipelines.steps.cut import Cut
 from pipelines.steps.frames import FRAMES, Frames
 from pipelines.steps.scan import Scan
-from pipelines.tables import order_size
 from pipelines.video import pictures
 from pipelines.video.decode import OPEN_LOG
 
@@ -66,8 +66,13 @@ class InstantCaptioner(Captioner):
     def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
         for question in questions:
             order = np.random.default_rng(int(question.uid, 16) % 2**63)
-            captions = {name: "A " + " ".join(order.permutation(WORDS)[:n]) + "." for name, n in (("dense", 22), ("medium", 15), ("short", 9))}
-            captions["dense"] = " ".join([captions["dense"]] + ["The " + " ".join(order.permutation(WORDS)) + "." for _ in range(4)])
+            captions = {
+                name: "A " + " ".join(order.permutation(WORDS)[:n]) + "."
+                for name, n in (("dense", 22), ("medium", 15), ("short", 9))
+            }
+            captions["dense"] = " ".join(
+                [captions["dense"]] + ["The " + " ".join(order.permutation(WORDS)) + "." for _ in range(4)]
+            )
             yield Answer(question.key, question.uid, json.dumps(captions), tokens_in=1000, tokens_out=180)
 
 
@@ -110,7 +115,9 @@ def draw(folder: Path) -> None:
             y, x = np.mgrid[0:96, 0:160]
             for k in range(SECONDS * FPS):
                 grey = 128 + 60 * np.sin(0.08 * x + 0.05 * number * y + 0.05 * k)
-                frame = av.VideoFrame.from_ndarray(np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2), format="rgb24")
+                frame = av.VideoFrame.from_ndarray(
+                    np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2), format="rgb24"
+                )
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
 

@@ -22,7 +22,8 @@ import torch
 import torch.distributed as dist
 
 from cluster import storage
-from training import checkpoint
+from training.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
+from training.checkpoints.writer import Writer
 from training.ema import Ema
 from training.engine import DeepSpeedEngine, Engine
 from training.models._dit_size import PRESETS
@@ -35,7 +36,9 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="S")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", default=tempfile.gettempdir(), help="Where the folder for checkpoints is made and removed.")
+    parser.add_argument(
+        "--out", default=tempfile.gettempdir(), help="Where the folder for checkpoints is made and removed."
+    )
     arguments = parser.parse_args()
     settings = TrainSettings(model=DiT(preset=arguments.preset), zero_stage=2, keep_checkpoints=1)
     with single_rank(), tempfile.TemporaryDirectory(dir=arguments.out) as out:
@@ -49,22 +52,29 @@ def measure(engine: DeepSpeedEngine, ema: Ema, settings: TrainSettings, out: str
     """Medians over rounds, in seconds; the first round, which allocates, is left out. The ways take turns."""
     run_uri = storage.join(out, "run")
     waits: dict[str, list[float]] = {"copy_s": [], "whole_s": [], "deepspeed_s": [], "load_s": []}
-    with contextlib.closing(checkpoint.Writer(run_uri, engine, ema, settings)) as writer:
+    with contextlib.closing(Writer(run_uri, engine, ema, settings)) as writer:
         for number in range(rounds + 1):
             began_s = time.perf_counter()
             waits["copy_s"].append(timed(lambda step=number + 1: writer.start(step, {})))
             writer.wait()
             waits["whole_s"].append(time.perf_counter() - began_s)
-            waits["deepspeed_s"].append(timed(lambda: engine._engine.save_checkpoint(str(Path(out) / "deepspeed"), tag="step", save_latest=False)))
+            waits["deepspeed_s"].append(
+                timed(
+                    lambda: engine._engine.save_checkpoint(str(Path(out) / "deepspeed"), tag="step", save_latest=False)
+                )
+            )
             waits["load_s"].append(timed(lambda: load_newest(run_uri, engine, ema)))
     size_gb = sum(entry.size_bytes for entry in storage.list_files(run_uri)) / 1e9
-    return {"gb": round(size_gb, 3), **{name: round(statistics.median(seconds[1:]), 4) for name, seconds in waits.items()}}
+    return {
+        "gb": round(size_gb, 3),
+        **{name: round(statistics.median(seconds[1:]), 4) for name, seconds in waits.items()},
+    }
 
 
 def load_newest(run_uri: str, engine: Engine, ema: Ema) -> None:
-    newest = checkpoint.newest(run_uri)
+    newest = newest_checkpoint(run_uri)
     assert newest is not None
-    checkpoint.load(newest, engine, ema)
+    load_checkpoint(newest, engine, ema)
 
 
 def timed(call: Callable[[], object]) -> float:

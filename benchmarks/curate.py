@@ -34,7 +34,12 @@ STEPS: list[dict[str, object]] = [
     {"keep": {"luma": {"min": 0.05, "max": 0.97}, "frozen_share": {"max": 0.9}}},
     {"dedup": {"method": "near"}},
     {"caption": {"engine": "signals"}},
-    {"encode": {"autoencoder": {"name": "linear", "channels": 16}, "buckets": [{"size": 256, "frames": [1, 17, 33], "fps": 8}]}},
+    {
+        "encode": {
+            "autoencoder": {"name": "linear", "channels": 16},
+            "buckets": [{"size": 256, "frames": [1, 17, 33], "fps": 8}],
+        }
+    },
 ]
 TEXT_AREA: list[dict[str, object]] = [{"frames": {}}, {"score.text_area": {}}]
 
@@ -65,7 +70,11 @@ def cpu_of(command: list[str]) -> tuple[float, float]:
     ticks: dict[tuple[str, str], int] = {}
     with tempfile.TemporaryFile("w+") as errors:
         started = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, MARK: mark, "OMP_NUM_THREADS": "1"}, start_new_session=True
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, MARK: mark, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
         )
         while (running := _ticks(mark)) or started.poll() is None:
             ticks |= running
@@ -112,7 +121,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--files", type=int, default=200)
     arguments = parser.parse_args()
-    footage = sorted(path for path in arguments.folder.iterdir() if path.suffix in {".mp4", ".mkv", ".avi", ".mov", ".webm"})
+    footage = sorted(
+        path for path in arguments.folder.iterdir() if path.suffix in {".mp4", ".mkv", ".avi", ".mov", ".webm"}
+    )
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         once, many = copies(footage, scratch / "once", len(footage)), copies(footage, scratch / "many", arguments.files)
@@ -133,7 +144,10 @@ def main() -> None:
         "cpu_ratio_to_decode": round(on_ray / decode_many, 3),
         "inline_cpu_ratio_to_decode": round(inline / decode_many, 3),
         "ray_share": round((on_ray - inline) / on_ray, 3),
-        "ray": {"start_cpu_s": round(start, 1), "share_after_start": round((on_ray - start - inline) / (on_ray - start), 3)},
+        "ray": {
+            "start_cpu_s": round(start, 1),
+            "share_after_start": round((on_ray - start - inline) / (on_ray - start), 3),
+        },
         "without_copies": {
             "files": len(once),
             "decode_cpu_s": round(decode_once, 1),

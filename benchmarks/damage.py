@@ -215,13 +215,25 @@ def huge_counts(data: bytes, rng: Rng) -> bytes:
 def huge_entries(data: bytes, rng: Rng) -> bytes:
     """The first entries of a table say something absurd: repeated a billion times, of 2 GB, far outside of the file."""
     kind = bytes(rng.choice([b"stts", b"ctts", b"stsc", b"stsz", b"stco", b"elst"]))
-    return _patched(data, kind, 12 if kind == b"stsz" else 8, 8, struct.pack(">I", int(rng.choice([0xFFFFFFFF, 0x7FFFFFFF, 0x0FFFFFFF]))))
+    return _patched(
+        data,
+        kind,
+        12 if kind == b"stsz" else 8,
+        8,
+        struct.pack(">I", int(rng.choice([0xFFFFFFFF, 0x7FFFFFFF, 0x0FFFFFFF]))),
+    )
 
 
 def huge_header_size(data: bytes, rng: Rng) -> bytes:
     """Track header and sample description claim a picture of up to 65535 x 65535."""
     side = int(rng.choice([16384, 30000, 65535, 0]))
-    return _patched(_patched(data, b"tkhd", 76, 88, struct.pack(">II", side << 16, side << 16)), b"stsd", 40, 40, struct.pack(">HH", side, side))
+    return _patched(
+        _patched(data, b"tkhd", 76, 88, struct.pack(">II", side << 16, side << 16)),
+        b"stsd",
+        40,
+        40,
+        struct.pack(">HH", side, side),
+    )
 
 
 def odd_aspect(data: bytes, rng: Rng) -> bytes:
@@ -249,7 +261,9 @@ def huge_picture(data: bytes, rng: Rng) -> bytes:
     side = int(rng.choice([16000, 16383, 30000, 65500]))
     for marker, skip, order in ((b"\xff\xc0\x00\x11\x08", 5, ">HH"), (b"\x9d\x01\x2a", 3, "<HH")):
         if marker in data:
-            return _after_each(data, marker, skip, struct.pack(order, min(side, 16383 if order == "<HH" else side), min(side, 16383)))
+            return _after_each(
+                data, marker, skip, struct.pack(order, min(side, 16383 if order == "<HH" else side), min(side, 16383))
+            )
     return with_huge_sps(data, side) or data
 
 
@@ -270,7 +284,13 @@ def absurd_metadata(data: bytes, rng: Rng) -> bytes:
 
 def odd_matrix(data: bytes, rng: Rng) -> bytes:
     """The display matrix of the tracks turns, shears or flattens the picture."""
-    return _patched(data, b"tkhd", 40, 52, rng.choice([0, 1, 0x10000, 0x7FFFFFFF, 0xFFFF0000, 0x80000000], 9).astype(">u4").tobytes())
+    return _patched(
+        data,
+        b"tkhd",
+        40,
+        52,
+        rng.choice([0, 1, 0x10000, 0x7FFFFFFF, 0xFFFF0000, 0x80000000], 9).astype(">u4").tobytes(),
+    )
 
 
 def doubled_packets(data: bytes, rng: Rng) -> bytes:
@@ -293,7 +313,9 @@ def lost_packets(data: bytes, rng: Rng) -> bytes:
 
 def years_between(data: bytes, rng: Rng) -> bytes:
     """From some packet on, all times are years later."""
-    return remuxed(data, lambda payload: [payload], jump_s=int(rng.choice([10**4, 10**7, 10**9])), jump_at=int(rng.integers(1, 40)))
+    return remuxed(
+        data, lambda payload: [payload], jump_s=int(rng.choice([10**4, 10**7, 10**9])), jump_at=int(rng.integers(1, 40))
+    )
 
 
 KINDS: dict[str, Damage] = {

@@ -29,11 +29,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.variants import KINDS, Variant, write_variants
-from pipelines.duplicates.clips import READS, as_clips
+from pipelines.duplicates.clip_hashes import READS, as_clips
 from pipelines.duplicates.near import Nearness, near_pairs
-from pipelines.footage import TRUTH, make_footage
-from pipelines.shuffle import LocalRows
-from pipelines.step import Mark
+from pipelines.engine.shuffle import LocalRows
+from pipelines.engine.step import Mark
+from pipelines.scenes.footage import TRUTH, make_footage
 from pipelines.steps.cut import Cut
 from pipelines.steps.dedup import Dedup
 from pipelines.steps.scan import Scan
@@ -62,10 +62,18 @@ FLIP, DRIFT = 0.04, 0.05
 
 def clips_of(path: Path, kind: str = "video") -> list[dict[str, Any]]:
     """Clip rows as a recipe's scan and cut give them. Raises `DecodeError`."""
-    row: dict[str, Any] = {"uid": path.name, "source": str(path), "kind": kind, "sidecar": None, "size_bytes": path.stat().st_size}
+    row: dict[str, Any] = {
+        "uid": path.name,
+        "source": str(path),
+        "kind": kind,
+        "sidecar": None,
+        "size_bytes": path.stat().st_size,
+    }
     row |= Scan()._scan(row)
     clips = Cut().expand(row)
-    return [] if isinstance(clips, Mark) else [{name: clip.get(name, row.get(name)) for name in FIELDS} for clip in clips]
+    return (
+        [] if isinstance(clips, Mark) else [{name: clip.get(name, row.get(name)) for name in FIELDS} for clip in clips]
+    )
 
 
 def rows_of(clips: Iterable[dict[str, Any]]) -> LocalRows:
@@ -74,10 +82,14 @@ def rows_of(clips: Iterable[dict[str, Any]]) -> LocalRows:
 
 def span_s(clip: dict[str, Any], start_s: float) -> tuple[float, float]:
     unit_s = clip["time_base_num"] / clip["time_base_den"]
-    return start_s + (clip["start_pts"] - clip["first_pts"]) * unit_s, start_s + (clip["end_pts"] - clip["first_pts"]) * unit_s
+    return start_s + (clip["start_pts"] - clip["first_pts"]) * unit_s, start_s + (
+        clip["end_pts"] - clip["first_pts"]
+    ) * unit_s
 
 
-def true_pairs(originals: Sequence[dict[str, Any]], copies: Sequence[dict[str, Any]], start_s: float) -> list[tuple[str, list[str]]]:
+def true_pairs(
+    originals: Sequence[dict[str, Any]], copies: Sequence[dict[str, Any]], start_s: float
+) -> list[tuple[str, list[str]]]:
     """For each copied clip the originals it repeats; flat ones (black, a plain colour) show nothing and do not count."""
     found = []
     for copy in copies:
@@ -96,12 +108,20 @@ def true_pairs(originals: Sequence[dict[str, Any]], copies: Sequence[dict[str, A
 def base(path: Path) -> str:
     """What a file shows: its name, or the first of the files that show the same. Drawn footage says so itself."""
     if (truth := path.parent / TRUTH).exists():
-        return next(Path(entry["copy_of"] or entry["file"]).stem for entry in json.loads(truth.read_bytes())["videos"] if entry["file"] == path.name)
+        return next(
+            Path(entry["copy_of"] or entry["file"]).stem
+            for entry in json.loads(truth.read_bytes())["videos"]
+            if entry["file"] == path.name
+        )
     return next((min(group) for group in SAME if path.stem in group), path.stem)
 
 
-def recall_of(kind: str, originals: dict[str, list[dict[str, Any]]], copies: dict[str, tuple[Variant, list[dict[str, Any]]]]) -> dict[str, Any]:
-    clips = [clip for clips in originals.values() for clip in clips] + [clip for _, clips in copies.values() for clip in clips]
+def recall_of(
+    kind: str, originals: dict[str, list[dict[str, Any]]], copies: dict[str, tuple[Variant, list[dict[str, Any]]]]
+) -> dict[str, Any]:
+    clips = [clip for clips in originals.values() for clip in clips] + [
+        clip for _, clips in copies.values() for clip in clips
+    ]
     solved = Dedup().solve(rows_of(clips))
     cluster = dict(zip(solved["uid"].to_pylist(), solved["cluster"].to_pylist(), strict=True))
     wanted, missed = 0, []
@@ -133,10 +153,16 @@ def footage(folder: Path, n_demo: int, work: Path) -> dict[str, Any]:
         except DecodeError:
             skipped.append(path.name)
             continue
-        print(f"{path.name:34} {len(whole[path.stem]):3} clips as it is, {len(originals[path.stem]):3} of the first seconds", flush=True)
+        print(
+            f"{path.name:34} {len(whole[path.stem]):3} clips as it is, {len(originals[path.stem]):3} of the first seconds",
+            flush=True,
+        )
     recall = {kind.name: recall_of(kind.name, originals, copies[kind.name]) for kind in KINDS}
     for kind, row in recall.items():
-        print(f"{kind:12} {row['recall']:6.3f} of {row['clips']:3} clips; missed {', '.join(row['missed']) or 'none'}", flush=True)
+        print(
+            f"{kind:12} {row['recall']:6.3f} of {row['clips']:3} clips; missed {', '.join(row['missed']) or 'none'}",
+            flush=True,
+        )
     real = {clip["source"]: base(Path(clip["source"])) for clips in whole.values() for clip in clips}
     shown = {Path(source).stem: name for source, name in real.items()}
     made = [clip for group in copies.values() for _, clips in group.values() for clip in clips]
@@ -178,7 +204,9 @@ def false_pairs(clips: Sequence[dict[str, Any]], of: dict[str, str]) -> int:
     pairs = near_pairs(rows_of(clips).map(as_clips), Nearness()).to_pylist()
     false = [pair for pair in pairs if of[pair["a_source"]] != of[pair["b_source"]]]
     for pair in false[:20]:
-        print(f"false: {pair['a_source']} and {pair['b_source']}, {pair['distance']:.1f} bits, mirrored {pair['mirrored']}")
+        print(
+            f"false: {pair['a_source']} and {pair['b_source']}, {pair['distance']:.1f} bits, mirrored {pair['mirrored']}"
+        )
     return len(false)
 
 

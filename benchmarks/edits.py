@@ -39,7 +39,16 @@ STRETCHES: dict[str, tuple[tuple[int, int], ...]] = {
     "mpeg4_832x480.mp4": ((0, 81),),
     "short_1s_340x256.mp4": ((0, 32),),
     "nasa_320x180.mp4": ((0, 148), (178, 238), (242, 390)),
-    "sintel_trailer_30s.mp4": ((108, 144), (258, 285), (288, 306), (426, 443), (504, 523), (524, 572), (574, 609), (654, 706)),
+    "sintel_trailer_30s.mp4": (
+        (108, 144),
+        (258, 285),
+        (288, 306),
+        (426, 443),
+        (504, 523),
+        (524, 572),
+        (574, 609),
+        (654, 706),
+    ),
 }
 """File and frames, end exclusive, of stretches without a cut. No stretch follows itself in an edit."""
 ONE_SHOT = frozenset({"talk_portrait_480x640.mp4"})
@@ -138,13 +147,17 @@ def _append(out: _Timeline, clip: list[Pixels], into: str, head: int) -> None:
     else:
         colour = out.frames[-1].copy() if out.frames else np.zeros_like(clip[0])
         start = out.labels.pop().start if out.frames else 0
-        out.frames += [_mix(colour, picture, (i + 1) / (head + 1)) for i, picture in enumerate(clip[:head])] + clip[head:]
+        out.frames += [_mix(colour, picture, (i + 1) / (head + 1)) for i, picture in enumerate(clip[:head])] + clip[
+            head:
+        ]
         out.labels.append(Label("fade", start, len(out.frames) - len(clip) + head))
 
 
 def _fade_colour(rng: np.random.Generator) -> Pixels:
     which = rng.random()
-    rgb = (0, 0, 0) if which < 0.6 else (255, 255, 255) if which < 0.8 else tuple(int(v) for v in rng.integers(0, 256, 3))
+    rgb = (
+        (0, 0, 0) if which < 0.6 else (255, 255, 255) if which < 0.8 else tuple(int(v) for v in rng.integers(0, 256, 3))
+    )
     return np.full((HEIGHT, WIDTH, 3), rgb, np.uint8)
 
 
@@ -179,7 +192,10 @@ def _shot(rng: np.random.Generator, videos: Path, n: int, before: str, fps: floa
         what = name if name in ONE_SHOT else f"{name}:{start}"
         if what == before:
             continue
-        pictures = [np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8) for data in _footage(videos / name)[start:end]]
+        pictures = [
+            np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)
+            for data in _footage(videos / name)[start:end]
+        ]
         if which > 0.8:
             return what, list(_camera_move(rng, pictures[int(rng.integers(len(pictures)))], n))
         step = 2 if len(pictures) >= 2 * n and rng.random() < 0.3 else 1
@@ -194,7 +210,9 @@ def _shot(rng: np.random.Generator, videos: Path, n: int, before: str, fps: floa
             clip = [np.ascontiguousarray(picture[:, ::-1]) for picture in clip]
         if rng.random() < 0.25:
             # A dim shot: the differences that tell shots apart are small in the dark.
-            clip = [cv2.convertScaleAbs(picture, alpha=dim) for dim in [float(rng.uniform(0.25, 0.6))] for picture in clip]
+            clip = [
+                cv2.convertScaleAbs(picture, alpha=dim) for dim in [float(rng.uniform(0.25, 0.6))] for picture in clip
+            ]
         if n >= 20 and rng.random() < 0.15:
             _passer(rng, clip)
         return what, clip
@@ -227,7 +245,9 @@ def _drawn(rng: np.random.Generator, n: int, fps: float) -> list[Pixels]:
     action, move = ACTIONS[int(rng.integers(len(ACTIONS)))], MOVES[int(rng.integers(len(MOVES)))]
     scene = Scene(action, move, choose_background(rng, bodies, None), bodies, (n + 0.5) / fps)
     pictures = render(scene, WIDTH, HEIGHT, fps, (int(rng.integers(1 << 30)),))
-    return [np.ascontiguousarray(picture) for picture in pictures[:n]] + [pictures[-1].copy() for _ in range(n - len(pictures))]
+    return [np.ascontiguousarray(picture) for picture in pictures[:n]] + [
+        pictures[-1].copy() for _ in range(n - len(pictures))
+    ]
 
 
 def _camera_move(rng: np.random.Generator, still: Pixels, n: int) -> Iterator[Pixels]:
@@ -238,12 +258,16 @@ def _camera_move(rng: np.random.Generator, still: Pixels, n: int) -> Iterator[Pi
     if n >= 16 and rng.random() < 0.6:
         length = int(rng.integers(4, 13))
         first = int(rng.integers(2, n - length - 1))
-        x = x + float(rng.choice([-1, 1])) * float(rng.uniform(0.5, 0.95)) * WIDTH * ease(np.clip((np.arange(n) - first) / length, 0, 1))
+        x = x + float(rng.choice([-1, 1])) * float(rng.uniform(0.5, 0.95)) * WIDTH * ease(
+            np.clip((np.arange(n) - first) / length, 0, 1)
+        )
     x = x + WIDTH - (x.min() + x.max()) / 2
     speed = np.abs(np.gradient(x)) if n > 1 else np.zeros(n)
     for k in range(n):
         blurred = cv2.blur(wide, (max(1, int(speed[k] / 2)), 1))
-        yield np.asarray(cv2.getRectSubPix(blurred, (WIDTH, HEIGHT), (float(x[k]) + (WIDTH - 1) / 2, (HEIGHT - 1) / 2)), np.uint8)
+        yield np.asarray(
+            cv2.getRectSubPix(blurred, (WIDTH, HEIGHT), (float(x[k]) + (WIDTH - 1) / 2, (HEIGHT - 1) / 2)), np.uint8
+        )
 
 
 def _passer(rng: np.random.Generator, clip: list[Pixels]) -> None:
@@ -263,7 +287,9 @@ def _passer(rng: np.random.Generator, clip: list[Pixels]) -> None:
 
 def _write(path: Path, pictures: list[Pixels], fps: Fraction, crf: int) -> None:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "g": "250", "bf": "3", "preset": "medium"})
+        stream = container.add_stream(
+            "libx264", rate=fps, options={"crf": str(crf), "g": "250", "bf": "3", "preset": "medium"}
+        )
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.thread_count = 1

@@ -27,11 +27,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipelines import encoding, inline
-from pipelines.curate import curate
+from pipelines import inline
+from pipelines.curation import curate
+from pipelines.engine.sources import SourceSettings
+from pipelines.engine.step import Context, start_fates
 from pipelines.recipe import Recipe
-from pipelines.sources import SourceSettings
-from pipelines.step import Context, start_fates
+from pipelines.steps import _encoder
 from pipelines.steps.caption import Caption
 from pipelines.steps.cut import Cut
 from pipelines.steps.encode import Encode
@@ -88,7 +89,7 @@ def forward(autoencoder: Autoencoder, clips: list[tuple[dict[str, Any], Bucket]]
         sizes[bucket] += 1
     batches = []
     for bucket, count in sizes.items():
-        most = encoding.batch_size(bucket, torch.device("cpu"))
+        most = _encoder.batch_size(bucket, torch.device("cpu"))
         video_BCTHW = torch.rand(min(most, count), 3, bucket.frames, bucket.height, bucket.width) * 2 - 1
         batches += [video_BCTHW[: min(most, count - start)] for start in range(0, count, most)]
 
@@ -127,7 +128,10 @@ def measured(settings: AutoencoderSettings, table: pa.Table, size: int, repeats:
 
 
 def placed_clips(step: Encode, table: pa.Table) -> list[tuple[dict[str, Any], Bucket]]:
-    placed = [(row, assign(step.buckets, row["width"], row["height"], row["duration_s"], row["kind"] == "image")) for row in table.to_pylist()]
+    placed = [
+        (row, assign(step.buckets, row["width"], row["height"], row["duration_s"], row["kind"] == "image"))
+        for row in table.to_pylist()
+    ]
     return [(row, bucket) for row, bucket in placed if isinstance(bucket, Bucket)]
 
 

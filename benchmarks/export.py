@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.export.clips import CutSettings, cut_video
+from pipelines.export.clip_files import CutSettings, cut_video
 from pipelines.export.copying import find_run
 from pipelines.video.decode import DecodeError, open_video
 
@@ -67,7 +67,11 @@ def measure(path: Path, n_frames: int, repeats: int, preset: str) -> dict[str, A
         for _ in range(repeats):
             for name, settings in ways.items():
                 times[name].append(cpu_s(str(path), start_pts, end_pts, settings, Path(folder, "clip.mp4")))
-    return {"file": path.name, "frames": count, **{f"{name}_cpu_s": round(statistics.median(values), 4) for name, values in times.items()}}
+    return {
+        "file": path.name,
+        "frames": count,
+        **{f"{name}_cpu_s": round(statistics.median(values), 4) for name, values in times.items()},
+    }
 
 
 def main() -> None:
@@ -90,7 +94,10 @@ def main() -> None:
             f"{row['file']:34} {row['frames']:4} frames  copy {row['copy_cpu_s']:7.3f} s, verified {row['copy_verified_cpu_s']:7.3f} s  "
             f"encode {row['encode_cpu_s']:7.3f} s, verified {row['encode_verified_cpu_s']:7.3f} s"
         )
-    total = {name: sum(row[f"{name}_cpu_s"] for row in rows) for name in ("copy", "copy_verified", "encode", "encode_verified")}
+    total = {
+        name: sum(row[f"{name}_cpu_s"] for row in rows)
+        for name in ("copy", "copy_verified", "encode", "encode_verified")
+    }
     result = {
         "cpu_ratio_copy_to_encode": round(total["copy"] / total["encode"], 4),
         "cpu_ratio_verified": round(total["copy_verified"] / total["encode_verified"], 4),

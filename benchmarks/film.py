@@ -34,7 +34,11 @@ def make_film(source: Path, film: Path, hours: float) -> int:
         target.time_base = stream.time_base
         assert stream.time_base is not None
         assert stream.duration is not None
-        packets = [(bytes(packet), packet.pts, packet.dts, packet.duration, packet.is_keyframe) for packet in once.demux(stream) if packet.size]
+        packets = [
+            (bytes(packet), packet.pts, packet.dts, packet.duration, packet.is_keyframe)
+            for packet in once.demux(stream)
+            if packet.size
+        ]
         loops = int(hours * 3600 / float(stream.duration * stream.time_base)) + 1
         for loop in range(loops):
             shift = loop * stream.duration
@@ -79,7 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hours", type=float, default=2.0)
-    parser.add_argument("--source", default="subtitled_portrait_362x640.mp4", help="the file of the folder that is looped")
+    parser.add_argument(
+        "--source", default="subtitled_portrait_362x640.mp4", help="the file of the folder that is looped"
+    )
     arguments = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:

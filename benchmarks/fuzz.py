@@ -57,7 +57,9 @@ def check_scan(scan: VideoScan) -> None:
     for shot in shots:
         assert shot.start_pts < shot.end_pts, f"a shot from {shot.start_pts} to {shot.end_pts}"
         numbers = [value for value in vars(shot.signals).values() if isinstance(value, float)]
-        assert all(math.isfinite(number) for number in numbers), f"a number of the shot at {shot.start_pts} is not finite: {numbers}"
+        assert all(math.isfinite(number) for number in numbers), (
+            f"a number of the shot at {shot.start_pts} is not finite: {numbers}"
+        )
     for before, after in itertools.pairwise(shots):
         assert (before.end_pts, after.start_pts) in transitions, (
             f"a shot ends at {before.end_pts} and the next starts at {after.start_pts}, without a transition"
@@ -69,7 +71,11 @@ def scan_outcome(path: Path) -> tuple[str, str]:
     try:
         check_scan(scan_video(str(path)))
     except DecodeError as error:
-        return (FAILED, str(error)) if path.name in str(error) else (RAISED, f"DecodeError without the file's name: {error}")
+        return (
+            (FAILED, str(error))
+            if path.name in str(error)
+            else (RAISED, f"DecodeError without the file's name: {error}")
+        )
     except Exception as error:
         return RAISED, f"{type(error).__name__}: {error}"
     return SCANNED, ""
@@ -223,12 +229,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--limit-s", type=float, default=30.0, help="seconds after which a scan counts as hung")
-    parser.add_argument("--memory-gb", type=float, default=8.0, help="address space of a worker; more fails as out of memory")
+    parser.add_argument(
+        "--memory-gb", type=float, default=8.0, help="address space of a worker; more fails as out of memory"
+    )
     parser.add_argument("--write", type=int, metavar="K", help="write variant K to the current folder and scan nothing")
     options = parser.parse_args()
     made = variants(options.folder, options.variants, options.seed)
     if options.write is not None:
-        variant = next(variant for k, variant in enumerate(variants(options.folder, options.write + 1, options.seed)) if k == options.write)
+        variant = next(
+            variant
+            for k, variant in enumerate(variants(options.folder, options.write + 1, options.seed))
+            if k == options.write
+        )
         path = Path(f"variant-{options.write}{variant.suffix}")
         path.write_bytes(variant.data)
         print(f"{path}: {variant.source}, {variant.kind}, {len(variant.data)} bytes")
@@ -239,7 +251,10 @@ def main() -> int:
             results.append(result)
             if result.outcome not in (SCANNED, FAILED):
                 print(f"{result.outcome}: {result.variant.source}, {result.variant.kind}: {result.detail}")
-                print(f"  python -m benchmarks.fuzz {options.folder} --seed {options.seed} --write {result.index}", flush=True)
+                print(
+                    f"  python -m benchmarks.fuzz {options.folder} --seed {options.seed} --write {result.index}",
+                    flush=True,
+                )
     print(_table(results))
     line = summary(results, options.variants)
     print(json.dumps(line))

@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines import inline
-from pipelines.curate import curate
-from pipelines.dataset import build_dataset
-from pipelines.footage import make_footage
+from pipelines.curation import curate
+from pipelines.dataset.build import build_dataset
 from pipelines.recipe import Recipe, load_recipe
-from training import checkpoint
+from pipelines.scenes.footage import make_footage
 from training.assembly import task_of
+from training.checkpoints.export import read_export
+from training.checkpoints.run_folder import run_folder
 from training.conditioning import ConditioningRates
 from training.data.loader import Dataset, Loader
-from training.export import read_export
 from training.loop import train_loop
 from training.models.dit import DiT
 from training.planning import planner_of
@@ -58,17 +58,30 @@ def recipe_of(out: Path, videos: int) -> Recipe:
     footage = out / "footage"
     if not (footage / "truth.json").exists():
         make_footage(footage, videos)
-    sources = [{"videos": f"{footage}/*.mp4", "captions": "sidecar"}, {"images": f"{footage}/*.png", "captions": "sidecar"}]
+    sources = [
+        {"videos": f"{footage}/*.mp4", "captions": "sidecar"},
+        {"images": f"{footage}/*.png", "captions": "sidecar"},
+    ]
     wanted = {"out": str(out), "sources": sources, "splits": {"val": 0.2}}
-    return load_recipe(ROOT / "pipelines" / "recipes" / "quickstart.yaml", [f"{name}={json.dumps(value)}" for name, value in wanted.items()])
+    return load_recipe(
+        ROOT / "pipelines" / "recipes" / "quickstart.yaml",
+        [f"{name}={json.dumps(value)}" for name, value in wanted.items()],
+    )
 
 
 def settings_of(recipe: Recipe, preset: Any, steps: int) -> TrainSettings:
     """The demo's training, at another size and length, in one process."""
     assert recipe.train is not None
-    changed: dict[str, Any] = {"model": DiT(preset=preset), "steps": steps, "decay_steps": steps // 2, "warmup_steps": min(40, steps // 4)}
+    changed: dict[str, Any] = {
+        "model": DiT(preset=preset),
+        "steps": steps,
+        "decay_steps": steps // 2,
+        "warmup_steps": min(40, steps // 4),
+    }
     changed |= {"batch": recipe.train.batch.model_copy(update={"tokens_per_step": 2000}), "workers": 1, "zero_stage": 0}
-    return recipe.train.model_copy(update={**changed, "validate_every": 0, "previews": PreviewSettings(every=0), "checkpoint_every": 250})
+    return recipe.train.model_copy(
+        update={**changed, "validate_every": 0, "previews": PreviewSettings(every=0), "checkpoint_every": 250}
+    )
 
 
 @torch.no_grad()
@@ -86,7 +99,9 @@ def validation(export_uri: str, settings: TrainSettings, manifest_uri: str, seed
                 for name, texts in (("val_loss", batch.texts), ("val_loss_null", [null_text] * len(batch.texts))):
                     inputs = prepare(task, replace(batch, texts=texts), quantile_of, torch.device("cpu"), EPOCH)
                     found[name] += losses(model, inputs).tolist()
-    return {name: round(float(np.mean(values)), 4) for name, values in found.items()} | {"val_clips": len(found["val_loss"])}
+    return {name: round(float(np.mean(values)), 4) for name, values in found.items()} | {
+        "val_clips": len(found["val_loss"])
+    }
 
 
 def frames_of(uri: str) -> NDArray[np.uint8]:
@@ -125,10 +140,13 @@ def main() -> None:
         samples = []
         for steps in arguments.steps:
             settings = settings_of(recipe, arguments.preset, steps)
-            run_uri = checkpoint.run_folder(settings, manifest_uri, str(out / f"steps-{steps}"), recipe.seed)
+            run_uri = run_folder(settings, manifest_uri, str(out / f"steps-{steps}"), recipe.seed)
             start_s = time.process_time()
             export_uri = train_loop(settings, manifest_uri, run_uri, recipe.seed, torch.device("cpu")).export_uri
-            found[str(steps)] = {**validation(export_uri, settings, manifest_uri, recipe.seed), "cpu_s": round(time.process_time() - start_s, 1)}
+            found[str(steps)] = {
+                **validation(export_uri, settings, manifest_uri, recipe.seed),
+                "cpu_s": round(time.process_time() - start_s, 1),
+            }
             print(steps, found[str(steps)], flush=True)
             if arguments.picture:
                 wanted = [SampleSettings(prompt=prompt, seconds=2, size="80x48", guidance=2.0) for prompt in PROMPTS]

@@ -91,10 +91,15 @@ def pictures(path: Path, seconds: float) -> tuple[list[VideoFrame], list[int], F
 def write(path: Path, frames: Sequence[VideoFrame], pts: Sequence[int], time_base: Fraction, edit: Edit) -> Path:
     """Encode frames with an edit by x264."""
     first = next(i for i, p in enumerate(pts) if p * time_base >= edit.skip_s)
-    width, height = (max(32, round(side * share / 2) * 2) for side, share in zip((frames[0].width, frames[0].height), edit.scale, strict=True))
+    width, height = (
+        max(32, round(side * share / 2) * 2)
+        for side, share in zip((frames[0].width, frames[0].height), edit.scale, strict=True)
+    )
     with av.open(str(path), "w") as out:
         stream = None
-        chosen = [frame.reformat(width, height, interpolation=Interpolation.AREA) for frame in frames[first :: edit.every]]
+        chosen = [
+            frame.reformat(width, height, interpolation=Interpolation.AREA) for frame in frames[first :: edit.every]
+        ]
         for frame, p in zip(_filtered(chosen, time_base, edit), pts[first :: edit.every], strict=True):
             if stream is None:
                 options = {"preset": "veryfast", "crf": str(edit.crf), **dict(edit.options)}
@@ -180,8 +185,12 @@ def main() -> None:
                     continue
                 found = hashes(write(copy, *video, edit))
                 # A copy that begins later has its moments between two of the original.
-                tried = [differing(original, found, shift, name == "mirror") for shift in ((1, 2) if edit.skip_s else (0,))]
-                changed[name].append(min(tried, key=lambda one: float(np.bitwise_count(one).mean()) if len(one) else 65.0))
+                tried = [
+                    differing(original, found, shift, name == "mirror") for shift in ((1, 2) if edit.skip_s else (0,))
+                ]
+                changed[name].append(
+                    min(tried, key=lambda one: float(np.bitwise_count(one).mean()) if len(one) else 65.0)
+                )
     edits = {name: summary(files) for name, files in changed.items()}
     for name, row in edits.items():
         print(
@@ -190,7 +199,12 @@ def main() -> None:
     every = [np.array(list(values.values()), np.uint64) for values in originals.values()]
     every = [one[is_informative(one)] for one in every]
     unlike = np.concatenate([np.bitwise_count(a[:, None] ^ b).ravel() for i, a in enumerate(every) for b in every[:i]])
-    unrelated = {"mean": round(float(unlike.mean()), 1), "deviation": round(float(unlike.std()), 1), "least": int(unlike.min()), "pairs": len(unlike)}
+    unrelated = {
+        "mean": round(float(unlike.mean()), 1),
+        "deviation": round(float(unlike.std()), 1),
+        "least": int(unlike.min()),
+        "pairs": len(unlike),
+    }
     print(json.dumps({"files": len(originals), "edits": edits, "unrelated": unrelated}))
 
 

@@ -15,7 +15,9 @@ def save_tokenizer(folder: Path) -> None:
     from transformers import T5Tokenizer
 
     letters = [*"abcdefghijklmnopqrstuvwxyz", "▁"]
-    pieces = [(letter, -9.0) for letter in letters] + [(prefix + syllable, -4.0) for prefix in ("", "▁") for syllable in SYLLABLES]
+    pieces = [(letter, -9.0) for letter in letters] + [
+        (prefix + syllable, -4.0) for prefix in ("", "▁") for syllable in SYLLABLES
+    ]
     T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), *pieces], extra_ids=0).save_pretrained(folder)
 
 
@@ -24,8 +26,17 @@ def save_t5(folder: Path, kind: Kind = "t5", seed: int = 0, tokenizer: bool = Tr
     import torch
     import transformers
 
-    tiny: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "relative_attention_max_distance": 20}
-    config = getattr(transformers, f"{CLASSES[kind]}Config")(vocab_size=160, feed_forward_proj="gated-gelu", decoder_start_token_id=0, **tiny | sizes)
+    tiny: dict[str, Any] = {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "relative_attention_max_distance": 20,
+    }
+    config = getattr(transformers, f"{CLASSES[kind]}Config")(
+        vocab_size=160, feed_forward_proj="gated-gelu", decoder_start_token_id=0, **tiny | sizes
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, f"{CLASSES[kind]}ForConditionalGeneration")(config)

@@ -31,23 +31,25 @@ from benchmarks.learn import recipe_of, settings_of
 from cluster import storage
 from cluster.session import connected
 from pipelines import inline
-from pipelines.curate import curate
-from pipelines.dataset import build_dataset
-from training import checkpoint
-from training.metrics import read_metrics
+from pipelines.curation import curate
+from pipelines.dataset.build import build_dataset
+from training.checkpoints.run_folder import run_folder
 from training.run import train
 from training.settings import TrainSettings
+from training.tracking.metrics import read_metrics
 
 WARM_STEPS = 5
 """First steps that are left out: memory is allocated in them."""
 
 
-def timed(settings: TrainSettings, manifest_uri: str, out_uri: str, seed: int, distributed: bool) -> tuple[list[float], float]:
+def timed(
+    settings: TrainSettings, manifest_uri: str, out_uri: str, seed: int, distributed: bool
+) -> tuple[list[float], float]:
     """Seconds of each step, and of all else."""
     start_s = time.perf_counter()
     train(settings, manifest_uri, out_uri, seed=seed, distributed=distributed)
     whole_s = time.perf_counter() - start_s
-    records = read_metrics(checkpoint.run_folder(settings, manifest_uri, out_uri, seed))
+    records = read_metrics(run_folder(settings, manifest_uri, out_uri, seed))
     return [record["step_s"] for record in records], whole_s - sum(record["step_s"] for record in records)
 
 
@@ -75,17 +77,24 @@ def main() -> None:
             for way, settings in ways.items():
                 with tempfile.TemporaryDirectory(dir=scratch) as folder:
                     if way == "plain":
-                        found[way].append(timed(settings, manifest_uri, storage.absolute(folder), recipe.seed, distributed=False))
+                        found[way].append(
+                            timed(settings, manifest_uri, storage.absolute(folder), recipe.seed, distributed=False)
+                        )
                     else:
                         with connected(recipe.ray):
-                            found[way].append(timed(settings, manifest_uri, storage.absolute(folder), recipe.seed, distributed=True))
+                            found[way].append(
+                                timed(settings, manifest_uri, storage.absolute(folder), recipe.seed, distributed=True)
+                            )
                 print(number, way, round(statistics.median(found[way][-1][0][WARM_STEPS:]), 3), "s a step", flush=True)
     ratios = [
         by_ray / by_plain
         for (ray_s, _), (plain_s, _) in zip(found["ray"], found["plain"], strict=True)
         for by_ray, by_plain in zip(ray_s[WARM_STEPS:], plain_s[WARM_STEPS:], strict=True)
     ]
-    line = {f"{way}_step_s": round(statistics.median(s for steps, _ in runs for s in steps[WARM_STEPS:]), 4) for way, runs in found.items()}
+    line = {
+        f"{way}_step_s": round(statistics.median(s for steps, _ in runs for s in steps[WARM_STEPS:]), 4)
+        for way, runs in found.items()
+    }
     line |= {f"{way}_start_s": round(statistics.median(rest for _, rest in runs), 1) for way, runs in found.items()}
     print(
         json.dumps(

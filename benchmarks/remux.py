@@ -45,7 +45,9 @@ def remuxed(data: bytes, change: Callable[[bytes], list[bytes]], *, jump_s: int 
     return buffer.getvalue()
 
 
-def _changed(packets: Iterable[Packet[Any]], change: Callable[[bytes], list[bytes]], time_base: Fraction) -> Iterator[Packet[Stream]]:
+def _changed(
+    packets: Iterable[Packet[Any]], change: Callable[[bytes], list[bytes]], time_base: Fraction
+) -> Iterator[Packet[Stream]]:
     for packet in packets:
         for k, payload in enumerate(change(bytes(packet)) if packet.size else []):
             changed: Packet[Stream] = Packet(payload)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.synthetic import write_run
-from pipelines.curate import inspect
+from pipelines.curation import inspect
 from pipelines.recipe import load_recipe
 from pipelines.report.page import write_report
 
@@ -39,7 +39,9 @@ TYPE = """text => {
 
 def browse(uri: str) -> dict[str, float | None]:
     """Times in a browser; null where there is none."""
-    chromium = os.environ.get("WORLDLOOM_CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromium = os.environ.get("WORLDLOOM_CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if chromium is None:
         return {"open_s": None, "filter_ms": None, "scroll_s": None}
     from playwright.sync_api import sync_playwright  # not there without a browser to drive
@@ -54,7 +56,9 @@ def browse(uri: str) -> dict[str, float | None]:
             page.wait_for_selector(".strip img.on")
             opens.append(time.monotonic() - start)
         page.wait_for_timeout(500)
-        filters = [page.evaluate(TYPE, word[:n]) for word in ("street", "dedup near", "v0001") for n in range(1, len(word) + 1)]
+        filters = [
+            page.evaluate(TYPE, word[:n]) for word in ("street", "dedup near", "v0001") for n in range(1, len(word) + 1)
+        ]
         page.evaluate(TYPE, "")
         start = time.monotonic()
         at = 0
@@ -65,7 +69,11 @@ def browse(uri: str) -> dict[str, float | None]:
         page.wait_for_function("() => [...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg'))")
         scroll_s = time.monotonic() - start
         browser.close()
-    return {"open_s": round(statistics.median(opens), 2), "filter_ms": round(statistics.median(filters), 1), "scroll_s": round(scroll_s, 2)}
+    return {
+        "open_s": round(statistics.median(opens), 2),
+        "filter_ms": round(statistics.median(filters), 1),
+        "scroll_s": round(scroll_s, 2),
+    }
 
 
 def measure(folder: Path, n_clips: int) -> dict[str, Any]:
@@ -79,7 +87,12 @@ def measure(folder: Path, n_clips: int) -> dict[str, Any]:
     write_report(recipe, curation)
     written = write_report(recipe, curation)
     rows = len(curation.final.rows)
-    built = {"rows": rows, "build_s": round(written.seconds, 2), "inspect_s": round(inspect_s, 2), "page_mb": round(written.size_bytes / 1e6, 2)}
+    built = {
+        "rows": rows,
+        "build_s": round(written.seconds, 2),
+        "inspect_s": round(inspect_s, 2),
+        "page_mb": round(written.size_bytes / 1e6, 2),
+    }
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return {"clips": n_clips, **built, "peak_mb": round(peak_mb), **browse(written.uri)}
 
@@ -87,7 +100,9 @@ def measure(folder: Path, n_clips: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", type=int)
-    parser.add_argument("--folder", type=Path, help="Where the tables are, or are written; a temporary folder when not given.")
+    parser.add_argument(
+        "--folder", type=Path, help="Where the tables are, or are written; a temporary folder when not given."
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         print(json.dumps(measure(arguments.folder or Path(temporary), arguments.clips)))

@@ -107,12 +107,17 @@ def main() -> None:
             continue
         rows.append(row)
         beside = row["to_pyscenedetect"] or math.nan
-        print(f"{row['file']:34} {row['codec']:6} {row['size']:>10}  {row['to_decode']:6.2f} decodes  {beside:6.2f} PySceneDetects")
+        print(
+            f"{row['file']:34} {row['codec']:6} {row['size']:>10}  {row['to_decode']:6.2f} decodes  {beside:6.2f} PySceneDetects"
+        )
     counted = [row for row in rows if row["counts"]]
     result = {
         "cpu_ratio_to_decode": ratio(counted, "decode"),
         "cpu_ratio_to_pyscenedetect": ratio(counted, "pyscenedetect"),
-        "all_files": {"cpu_ratio_to_decode": ratio(rows, "decode"), "cpu_ratio_to_pyscenedetect": ratio(rows, "pyscenedetect")},
+        "all_files": {
+            "cpu_ratio_to_decode": ratio(rows, "decode"),
+            "cpu_ratio_to_pyscenedetect": ratio(rows, "pyscenedetect"),
+        },
         "repeats": arguments.repeats,
         "detector": detector,
         "cannot_be_decoded": skipped,

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks.scan import cpu_s, decode
+from pipelines.engine.sources import SourceSettings, list_sources
+from pipelines.engine.step import Context, Mark, Step, set_column, start_fates
 from pipelines.recipe import build_step
-from pipelines.sources import SourceSettings, list_sources
-from pipelines.step import Context, Mark, Step, set_column, start_fates
 from pipelines.steps.cut import Cut
 from pipelines.steps.frames import FRAMES
 from pipelines.steps.scan import Scan
@@ -53,7 +53,10 @@ class Cost:
 
     def figures(self) -> dict[str, float]:
         per = {"clip": self.clips, "picture": self.pictures, "second": self.seconds}
-        return {"cpu_s": round(self.cpu_s, 3), **{f"cpu_ms_per_{unit}": round(1000 * self.cpu_s / n, 2) for unit, n in per.items()}}
+        return {
+            "cpu_s": round(self.cpu_s, 3),
+            **{f"cpu_ms_per_{unit}": round(1000 * self.cpu_s / n, 2) for unit, n in per.items()},
+        }
 
 
 def clips_of(folder: Path) -> pa.Table:
@@ -138,7 +141,10 @@ def main() -> None:
         costs[f"score.embedding {arguments.clip}"] = Cost(step_s, len(table), n_pictures, seconds)
     print(f"{'clip':36}", *(f"{name:>18}" for name in columns))
     for row in table.sort_by([("source", "ascending"), ("clip_index", "ascending")]).to_pylist():
-        values = ("-" if row[name] is None else f"{row[name]:.4f}" if isinstance(row[name], float) else str(row[name]) for name in columns)
+        values = (
+            "-" if row[name] is None else f"{row[name]:.4f}" if isinstance(row[name], float) else str(row[name])
+            for name in columns
+        )
         print(f"{Path(row['source']).name[:32]:32} {row['clip_index']:3}", *(f"{value:>18}" for value in values))
     result: dict[str, Any] = {
         "clips": len(table),

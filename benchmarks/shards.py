@@ -68,7 +68,9 @@ Range = tuple[str, int, int]
 
 def shard_info(bucket: Bucket) -> ShardInfo:
     statistics_of = tuple([0.0] * CHANNELS), tuple([1.0] * CHANNELS)
-    return ShardInfo({"name": "random"}, "random", CHANNELS, TIME_FACTOR, SPACE_FACTOR, *statistics_of, bucket, "benchmark")
+    return ShardInfo(
+        {"name": "random"}, "random", CHANNELS, TIME_FACTOR, SPACE_FACTOR, *statistics_of, bucket, "benchmark"
+    )
 
 
 def write_rows(root: Path, n_rows: int) -> list[Place]:
@@ -82,10 +84,15 @@ def write_rows(root: Path, n_rows: int) -> list[Place]:
         count = max(1, round(n_rows * share))
         for first in range(0, count, ROWS_PER_SHARD):
             starts = torch.randint(len(noise) // 2, (min(ROWS_PER_SHARD, count - first),), generator=chance).tolist()
-            rows = [_row(info, noise[start:], f"{bucket.name}-{first + number:06d}") for number, start in enumerate(starts)]
+            rows = [
+                _row(info, noise[start:], f"{bucket.name}-{first + number:06d}") for number, start in enumerate(starts)
+            ]
             file = f"bucket={bucket.name}/part-{first:06d}.parquet"
             write_shard(str(root / file), rows, info)
-            places += [Place(file, row["row_group"], row["row"]) for row in read_index(str(root / file)).select(["row_group", "row"]).to_pylist()]
+            places += [
+                Place(file, row["row_group"], row["row"])
+                for row in read_index(str(root / file)).select(["row_group", "row"]).to_pylist()
+            ]
     return places
 
 
@@ -104,7 +111,11 @@ def ranges_of(root: str, places: Sequence[Place]) -> list[list[Range]]:
         assert layout is not None, file
         layouts[file] = layout
     return [
-        [(file, layouts[file].offset(column, group, row), width) for column, width in layouts[file].widths.items() if width]
+        [
+            (file, layouts[file].offset(column, group, row), width)
+            for column, width in layouts[file].widths.items()
+            if width
+        ]
         for file, group, row in places
     ]
 
@@ -118,7 +129,12 @@ def seconds(read: Reader, rows: Sequence[int], pool: ThreadPoolExecutor, threads
 
 
 def compare(
-    readers: dict[str, Reader], rows: Sequence[int], sizes: Sequence[int], threads: dict[str, int], repeats: int, block: int = BLOCK
+    readers: dict[str, Reader],
+    rows: Sequence[int],
+    sizes: Sequence[int],
+    threads: dict[str, int],
+    repeats: int,
+    block: int = BLOCK,
 ) -> dict[str, Any]:
     """Seconds of two readers for all rows, and how fast the first is beside the second.
 
@@ -132,16 +148,25 @@ def compare(
             total = {name: np.zeros(2) for name in readers}
             for turn in range(len(blocks)):
                 for place, (name, read) in enumerate(readers.items()):
-                    total[name] += seconds(read, blocks[(turn + place * len(blocks) // 2) % len(blocks)], pool, threads[name])
+                    total[name] += seconds(
+                        read, blocks[(turn + place * len(blocks) // 2) % len(blocks)], pool, threads[name]
+                    )
             for name, (wall_s, cpu_s) in total.items():
                 taken[name].append((float(wall_s), float(cpu_s)))
     ours, theirs = list(readers)
     ratios = [[b[kind] / a[kind] for a, b in zip(taken[ours], taken[theirs], strict=True)] for kind in (0, 1)]
-    found: dict[str, Any] = {"ratio": round(statistics.median(ratios[0]), 3), "cpu_ratio": round(statistics.median(ratios[1]), 3)}
+    found: dict[str, Any] = {
+        "ratio": round(statistics.median(ratios[0]), 3),
+        "cpu_ratio": round(statistics.median(ratios[1]), 3),
+    }
     found["ratios"] = [round(ratio, 3) for ratio in ratios[0]]
     for name, times in taken.items():
         wall_s, cpu_s = (statistics.median(each) for each in zip(*times, strict=True))
-        found[name] = {"wall_s": round(wall_s, 3), "cpu_s": round(cpu_s, 3), "gb_per_s": round(sum(sizes) / wall_s / 1e9, 2)}
+        found[name] = {
+            "wall_s": round(wall_s, 3),
+            "cpu_s": round(cpu_s, 3),
+            "gb_per_s": round(sum(sizes) / wall_s / 1e9, 2),
+        }
     return found
 
 
@@ -164,7 +189,10 @@ def local(root: Path, places: list[Place], threads: int, repeats: int) -> dict[s
             assert reader.read(*places[number]).checksum
 
     def ahead(rows: Sequence[int]) -> None:
-        assert all(isinstance(sample, StoredLatents) for sample in reader.read_many([places[number] for number in rows], threads))
+        assert all(
+            isinstance(sample, StoredLatents)
+            for sample in reader.read_many([places[number] for number in rows], threads)
+        )
 
     def pread_ahead(rows: Sequence[int]) -> None:
         # As many rows at once as `read_many` takes on average, and as far ahead.
@@ -172,7 +200,9 @@ def local(root: Path, places: list[Place], threads: int, repeats: int) -> dict[s
         with ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(rows), 8):
                 some = [each for number in rows[start : start + 8] for each in ranges[number]]
-                waiting.append(pool.submit(lambda some: [os.pread(files[file], size, offset) for file, offset, size in some], some))
+                waiting.append(
+                    pool.submit(lambda some: [os.pread(files[file], size, offset) for file, offset, size in some], some)
+                )
                 if len(waiting) > 2 * threads:
                     waiting.popleft().result()
 
@@ -187,7 +217,9 @@ def local(root: Path, places: list[Place], threads: int, repeats: int) -> dict[s
         "random_checked": compare({"ours": checked, "pread": pread}, shuffled, sizes, same, repeats),
         "sequential": compare({"ours": ours, "pread": pread}, in_order, sizes, same, repeats),
         # Threads of their own, which hand over to one reader.
-        "ahead": compare({"ours": ahead, "pread": pread_ahead}, in_order, sizes, {"ours": 1, "pread": 1}, repeats, AHEAD_BLOCK),
+        "ahead": compare(
+            {"ours": ahead, "pread": pread_ahead}, in_order, sizes, {"ours": 1, "pread": 1}, repeats, AHEAD_BLOCK
+        ),
         "bytes": sum(sizes),
     }
     for descriptor in files.values():
@@ -229,7 +261,11 @@ def fastvideo(root: Path, places: list[Place], repeats: int) -> dict[str, Any]:
     few, many = (chance.integers(len(chosen), size=size).tolist() for size in (FASTVIDEO_READS, OWN_READS))
     taken = [(per_row_s(ours, many), per_row_s(theirs, few)) for _ in range(repeats)]
     ours_ms, theirs_ms = (statistics.median(pair[side] for pair in taken) * 1e3 for side in (0, 1))
-    return {"ratio": round(theirs_ms / ours_ms), "ours_ms": round(ours_ms, 3), "fastvideo_layout_ms": round(theirs_ms, 1)}
+    return {
+        "ratio": round(theirs_ms / ours_ms),
+        "ours_ms": round(ours_ms, 3),
+        "fastvideo_layout_ms": round(theirs_ms, 1),
+    }
 
 
 @contextlib.contextmanager
@@ -237,14 +273,34 @@ def s3_server(weed: str, folder: Path) -> Iterator[None]:
     """SeaweedFS on free ports of this machine; `s3://` means it while this lasts."""
     ports = _free_ports(4)
     actions = ["Admin", "Read", "Write", "List"]
-    config = {"identities": [{"name": "benchmark", "credentials": [{"accessKey": "benchmark", "secretKey": "benchmark"}], "actions": actions}]}
+    config = {
+        "identities": [
+            {
+                "name": "benchmark",
+                "credentials": [{"accessKey": "benchmark", "secretKey": "benchmark"}],
+                "actions": actions,
+            }
+        ]
+    }
     (folder / "s3.json").write_text(json.dumps(config))
     names = ("s3.port", "master.port", "volume.port", "filer.port")
-    options = {"dir": folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "s3.config": folder / "s3.json", "master.telemetry": "false"}
+    options = {
+        "dir": folder,
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "s3.config": folder / "s3.json",
+        "master.telemetry": "false",
+    }
     options |= {"volume.max": 20, "master.volumeSizeLimitMB": 1000, **dict(zip(names, ports, strict=True))}
     with (folder / "weed.log").open("w") as log:
-        server = subprocess.Popen([weed, "server", "-s3", *(f"-{name}={value}" for name, value in options.items())], stdout=log, stderr=log)
-    address = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+        server = subprocess.Popen(
+            [weed, "server", "-s3", *(f"-{name}={value}" for name, value in options.items())], stdout=log, stderr=log
+        )
+    address = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     os.environ.update(address, AWS_ACCESS_KEY_ID="benchmark", AWS_SECRET_ACCESS_KEY="benchmark")
     try:
         yield
@@ -297,7 +353,9 @@ def _bucket(uri: str, patience_s: float = 60) -> Any:
     while True:
         try:
             filesystem, path = storage.resolve(uri)
-            pafs.S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"], allow_bucket_creation=True).create_dir(path)
+            pafs.S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"], allow_bucket_creation=True).create_dir(
+                path
+            )
             return filesystem
         except (OSError, ValueError):
             if time.monotonic() > until:
@@ -310,7 +368,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--s3-rows", type=int, default=600)
     parser.add_argument(
-        "--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}), help="numbers of threads; the first is the headline's"
+        "--threads",
+        type=int,
+        nargs="+",
+        default=sorted({1, os.cpu_count() or 1}),
+        help="numbers of threads; the first is the headline's",
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--weed", default=shutil.which("weed"), help="SeaweedFS; without it S3 is left out")
@@ -336,7 +398,8 @@ def main() -> None:
         "s3_ratio_to_ranged_get": found["s3"]["ratio"] if "s3" in found else None,
         "rows": len(places),
         "ratios_by_threads": {
-            str(threads): {name: one["ratio"] for name, one in figures.items() if isinstance(one, dict)} for threads, figures in by_threads.items()
+            str(threads): {name: one["ratio"] for name, one in figures.items() if isinstance(one, dict)}
+            for threads, figures in by_threads.items()
         },
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         **found,

@@ -66,15 +66,24 @@ class Tally:
             found = self.found[kind]
             precision, recall = found / max(1, found + self.false[kind]), found / max(1, self.labelled[kind])
             f1 = 2 * found / max(1, found + self.false[kind] + self.labelled[kind])
-            out |= {f"{kind}_f1": round(f1, 4), f"{kind}_precision": round(precision, 4), f"{kind}_recall": round(recall, 4)}
-        return out | {"gradual_iou": round(self.overlap / max(1, self.found["gradual"]), 3), "cpu_s": round(self.cpu_s, 2)}
+            out |= {
+                f"{kind}_f1": round(f1, 4),
+                f"{kind}_precision": round(precision, 4),
+                f"{kind}_recall": round(recall, 4),
+            }
+        return out | {
+            "gradual_iou": round(self.overlap / max(1, self.found["gradual"]), 3),
+            "cpu_s": round(self.cpu_s, 2),
+        }
 
 
 def series_of(path: Path) -> Series:
     """Every frame of a file, measured by the pass."""
     with one_thread(), open_video(str(path)) as video:
         meter = Meter(video, "signature", None, MIN_SHOT_S, 0)
-        return Part.joined([part for part in map(meter.stretch, Stretches(video, thin=False)) if part is not None]).series
+        return Part.joined(
+            [part for part in map(meter.stretch, Stretches(video, thin=False)) if part is not None]
+        ).series
 
 
 def add(tally: Tally, labels: Sequence[Label], predictions: Sequence[Predicted]) -> None:
@@ -102,11 +111,16 @@ def add(tally: Tally, labels: Sequence[Label], predictions: Sequence[Predicted])
 
 
 def _iou(p: Predicted, label: Label) -> float:
-    return max(0, min(p.end, label.end) - max(p.start, label.start)) / max(1, max(p.end, label.end) - min(p.start, label.start))
+    return max(0, min(p.end, label.end) - max(p.start, label.start)) / max(
+        1, max(p.end, label.end) - min(p.start, label.start)
+    )
 
 
 def _ours(pts_N: NDArray[np.int64], boundaries: Sequence[Boundary]) -> list[Predicted]:
-    return [Predicted(b.kind == "cut", *(int(np.searchsorted(pts_N, pts)) for pts in (b.start_pts, b.end_pts))) for b in boundaries]
+    return [
+        Predicted(b.kind == "cut", *(int(np.searchsorted(pts_N, pts)) for pts in (b.start_pts, b.end_pts)))
+        for b in boundaries
+    ]
 
 
 def _pyscenedetect(path: Path, detector: SceneDetector) -> list[Predicted]:
@@ -115,7 +129,10 @@ def _pyscenedetect(path: Path, detector: SceneDetector) -> list[Predicted]:
 
 def _transnet(single_N: NDArray[np.float32], threshold: float = 0.5) -> list[Predicted]:
     """Runs of marked frames; the frame after the marked one is the first of the new shot (as the authors' `predictions_to_scenes`)."""
-    return [Predicted(end - start <= 2, start + 1 if end - start > 1 else end, end) for start, end in runs(single_N > threshold)]
+    return [
+        Predicted(end - start <= 2, start + 1 if end - start > 1 else end, end)
+        for start, end in runs(single_N > threshold)
+    ]
 
 
 def run(seeds: Sequence[int], videos: Path, folder: Path) -> list[dict[str, float | str]]:
@@ -145,7 +162,10 @@ def run(seeds: Sequence[int], videos: Path, folder: Path) -> list[dict[str, floa
         methods = (
             lambda: _ours(pts_N, scan_video(str(edit.path), ScanSettings(min_shot_s=MIN_SHOT_S)).boundaries),  # noqa: B023
             lambda: _ours(pts_N, find_boundaries(series, "signature", None, MIN_SHOT_S).boundaries),  # noqa: B023
-            lambda: _ours(pts_N, refine(find_boundaries(series, "transnetv2", None, MIN_SHOT_S), series, read, network, MIN_SHOT_S)),  # noqa: B023
+            lambda: _ours(
+                pts_N,
+                refine(find_boundaries(series, "transnetv2", None, MIN_SHOT_S), series, read, network, MIN_SHOT_S),
+            ),  # noqa: B023
             lambda: _pyscenedetect(edit.path, ContentDetector(min_scene_len=MIN_SHOT_S)),  # noqa: B023
             lambda: _pyscenedetect(edit.path, AdaptiveDetector(min_scene_len=MIN_SHOT_S)),  # noqa: B023
             lambda: _transnet(network.predict(small).single_N),  # noqa: B023
@@ -162,14 +182,22 @@ def run(seeds: Sequence[int], videos: Path, folder: Path) -> list[dict[str, floa
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="100-119", help="first-last, both included; 0 to 19 are what the weights were fitted to")
+    parser.add_argument(
+        "--seeds", default="100-119", help="first-last, both included; 0 to 19 are what the weights were fitted to"
+    )
     default = os.environ.get("WORLDLOOM_VIDEOS", str(Path(__file__).resolve().parents[2] / "shared" / "videos"))
     parser.add_argument("--videos", type=Path, default=Path(default))
     arguments = parser.parse_args()
     first, last = (int(part) for part in arguments.seeds.split("-"))
     with tempfile.TemporaryDirectory() as folder:
         rows = run(range(first, last + 1), arguments.videos, Path(folder))
-    columns = [("hard_f1", "hard F1"), ("hard_precision", "P"), ("hard_recall", "R"), ("gradual_f1", "gradual F1"), ("gradual_precision", "P")]
+    columns = [
+        ("hard_f1", "hard F1"),
+        ("hard_precision", "P"),
+        ("hard_recall", "R"),
+        ("gradual_f1", "gradual F1"),
+        ("gradual_precision", "P"),
+    ]
     columns += [("gradual_recall", "R"), ("gradual_iou", "IoU"), ("cpu_s", "CPU s")]
     print(f"{'method':32}" + "".join(f"{title:>11}" for _, title in columns))
     for row in rows:

@@ -83,7 +83,9 @@ def raw_h264(data: bytes, edit: str = "") -> bytes | None:
             if stream is None or stream.codec_context is None or stream.codec_context.name != "h264":
                 return None
             filters = BitStreamFilterContext(",".join(name for name in ("h264_mp4toannexb", edit) if name), stream)
-            return b"".join(bytes(raw) for packet in container.demux(stream) if packet.size for raw in filters.filter(packet))
+            return b"".join(
+                bytes(raw) for packet in container.demux(stream) if packet.size for raw in filters.filter(packet)
+            )
     except (av.error.FFmpegError, ValueError):
         return None
 

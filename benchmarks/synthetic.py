@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cluster import storage
-from pipelines import inline, tables
-from pipelines.curate import curate
+from pipelines import inline
+from pipelines.curation import curate
+from pipelines.engine import tables
+from pipelines.engine.segments import footer, segments_of
+from pipelines.engine.sources import list_sources
+from pipelines.engine.step import FATE_COLUMNS, Mark
 from pipelines.recipe import load_recipe
-from pipelines.segments import footer, segments_of
-from pipelines.sources import list_sources
-from pipelines.step import FATE_COLUMNS, Mark
 from pipelines.steps.scan import SHOTS
 
 Floats = NDArray[np.float64]
@@ -72,8 +73,29 @@ FAILURES = (
     "DecodeError: {source}: no video stream",
     "WorkerDied: the worker died each time it took this row: out of memory",
 )
-WHO = ("A woman", "An old man", "Two children", "A brown dog", "A red tram", "A crowd", "A cook", "A cyclist", "A small boat", "A football team")
-DOES = ("walks along", "waits beside", "turns around in", "crosses", "looks over", "runs through", "rests near", "comes out of", "passes")
+WHO = (
+    "A woman",
+    "An old man",
+    "Two children",
+    "A brown dog",
+    "A red tram",
+    "A crowd",
+    "A cook",
+    "A cyclist",
+    "A small boat",
+    "A football team",
+)
+DOES = (
+    "walks along",
+    "waits beside",
+    "turns around in",
+    "crosses",
+    "looks over",
+    "runs through",
+    "rests near",
+    "comes out of",
+    "passes",
+)
 WHERE = (
     "a narrow street",
     "the harbour at dusk",
@@ -104,7 +126,9 @@ def write_run(out_folder: str | Path, n_clips: int, seed: int = 0) -> Path:
     n_images = n_clips // 50
     counts = _clip_counts(n_clips - n_images, random)
     n_without = max(len(FAILURES) + 1, len(counts) // 25)
-    names = [f"footage/v{i:06d}.mp4" for i in range(len(counts) + n_without)] + [f"photos/p{i:06d}.jpg" for i in range(max(1, n_images))]
+    names = [f"footage/v{i:06d}.mp4" for i in range(len(counts) + n_without)] + [
+        f"photos/p{i:06d}.jpg" for i in range(max(1, n_images))
+    ]
     for i, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,11 +169,20 @@ def pictures(random: np.random.Generator) -> list[bytes]:
     y, x = np.mgrid[0:72, 0:128]
     for _ in range(PICTURES):
         sky, ground, sun = random.uniform(0, 255, (3, 3))
-        horizon, cx, cy, radius = random.uniform(20, 60), random.uniform(0, 128), random.uniform(0, 72), random.uniform(5, 25)
+        horizon, cx, cy, radius = (
+            random.uniform(20, 60),
+            random.uniform(0, 128),
+            random.uniform(0, 72),
+            random.uniform(5, 25),
+        )
         image = np.where((y < horizon)[..., None], sky, ground) * (0.7 + 0.3 * y / 72)[..., None]
-        image = np.where(((x - cx) ** 2 + (y - cy) ** 2 < radius**2)[..., None], sun, image) + random.normal(0, 4, (72, 128, 1))
+        image = np.where(((x - cx) ** 2 + (y - cy) ** 2 < radius**2)[..., None], sun, image) + random.normal(
+            0, 4, (72, 128, 1)
+        )
         handle = io.BytesIO()
-        Image.fromarray(cv2.GaussianBlur(image.clip(0, 255).astype(np.uint8), (3, 3), 0)).save(handle, "JPEG", quality=60)
+        Image.fromarray(cv2.GaussianBlur(image.clip(0, 255).astype(np.uint8), (3, 3), 0)).save(
+            handle, "JPEG", quality=60
+        )
         found.append(handle.getvalue())
     return found
 
@@ -187,7 +220,11 @@ class _Draw:
             if kind:
                 mark = Mark("failed", FAILURES[kind - 1].format(source=row["source"]))
                 return {"fate": mark.fate, "fate_step": "scan", "fate_reason": mark.reason}, None
-        copied = self._made[int(random.integers(len(self._made)))] if count and self._made and random.random() < 0.08 else None
+        copied = (
+            self._made[int(random.integers(len(self._made)))]
+            if count and self._made and random.random() < 0.08
+            else None
+        )
         remuxed = copied is not None and random.random() < 0.25
         video = self._copy(copied[0], count, remuxed) if copied else self._new(count)
         content = copied[1] if copied and remuxed else storage.digest(row["uid"], "content", size_bytes=16)
@@ -201,7 +238,8 @@ class _Draw:
             "source_duration_s": float(edges[-1] / TICKS),
             "content_hash": content,
             "timed_captions": [
-                {"start_s": float(a), "end_s": float(b), "caption": self._words()} for a, b in zip(edges[:-1] / TICKS, edges[1:] / TICKS, strict=True)
+                {"start_s": float(a), "end_s": float(b), "caption": self._words()}
+                for a, b in zip(edges[:-1] / TICKS, edges[1:] / TICKS, strict=True)
             ],
         }
         return media, self._shots(video, edges, width, height, still=False)
@@ -210,8 +248,14 @@ class _Draw:
         width, height = (1600, 1200) if self._random.random() < 0.7 else (1200, 1600)
         video = self._new(1)
         video = Video(video.seconds_S, video.hashes_H[:1], np.array([0, 1]))
-        media = {**_media("mjpeg", width, height, 1), "source_duration_s": 0.0, "content_hash": storage.digest(row["uid"], "content", size_bytes=16)}
-        return {**media, "source_caption": self._words()}, self._shots(video, np.array([0, 1]), width, height, still=True)
+        media = {
+            **_media("mjpeg", width, height, 1),
+            "source_duration_s": 0.0,
+            "content_hash": storage.digest(row["uid"], "content", size_bytes=16),
+        }
+        return {**media, "source_caption": self._words()}, self._shots(
+            video, np.array([0, 1]), width, height, still=True
+        )
 
     def _words(self) -> str | None:
         random = self._random
@@ -251,17 +295,26 @@ class _Draw:
         columns |= {"start_pts": pa.array(edges[:-1]), "end_pts": pa.array(edges[1:]), "opens": opens}
         columns["closes"] = pa.concat_arrays([opens.slice(1), pa.nulls(1, pa.string())])
         # Grid points inside each shot, one at least; what a copy lacks at the end of a shot is its last hash again.
-        first, last = -(-edges[:-1] // HASH_EVERY), np.maximum(-(-edges[:-1] // HASH_EVERY) + 1, -(-edges[1:] // HASH_EVERY))
+        first, last = (
+            -(-edges[:-1] // HASH_EVERY),
+            np.maximum(-(-edges[:-1] // HASH_EVERY) + 1, -(-edges[1:] // HASH_EVERY)),
+        )
         counts = last - first
         shot = np.repeat(np.arange(n), counts)
         number = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
         place = np.minimum(video.firsts_S[shot] + number, video.firsts_S[shot + 1] - 1)
         pts = np.minimum((first[shot] + number) * HASH_EVERY, edges[1:][shot] - 1)
         field = SHOTS.type.value_type.field("hashes")
-        hashes = pa.StructArray.from_arrays([pa.array(pts), pa.array(video.hashes_H[place])], fields=list(field.type.value_type))
-        columns["hashes"] = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), hashes, field.type)
+        hashes = pa.StructArray.from_arrays(
+            [pa.array(pts), pa.array(video.hashes_H[place])], fields=list(field.type.value_type)
+        )
+        columns["hashes"] = pa.ListArray.from_arrays(
+            pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), hashes, field.type
+        )
         drawn = self._pool.take(pa.array(random.integers(0, len(self._pool), n * (1 if still else 3))))
-        columns["thumbnails"] = pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * (1 if still else 3), pa.int32()), drawn)
+        columns["thumbnails"] = pa.ListArray.from_arrays(
+            pa.array(np.arange(n + 1) * (1 if still else 3), pa.int32()), drawn
+        )
         fields = list(SHOTS.type.value_type)
         arrays = [columns[f.name].cast(f.type) if f.name in columns else pa.nulls(n, f.type) for f in fields]
         return pa.StructArray.from_arrays(arrays, fields=fields)
@@ -272,7 +325,15 @@ def _bits(random: np.random.Generator, k: int, n: int) -> NDArray[np.uint64]:
 
 
 def _media(codec: str, width: int, height: int, ticks: int) -> dict[str, Any]:
-    media = {"codec": codec, "width": width, "height": height, "rotation_deg": 0, "time_base_num": 1, "time_base_den": ticks, "first_pts": 0}
+    media = {
+        "codec": codec,
+        "width": width,
+        "height": height,
+        "rotation_deg": 0,
+        "time_base_num": 1,
+        "time_base_den": ticks,
+        "first_pts": 0,
+    }
     return {**media, "pixel_format": "yuv420p", "bit_depth": 8, "interlaced": False}
 
 
@@ -294,12 +355,19 @@ def signals(random: np.random.Generator, n: int, width: int, height: int, still:
         "noise": random.gamma(1.2, 0.9, n),
         "blockiness": 1 + random.gamma(1.5, 0.15, n),
     }
-    moving = {"motion": motion, "local_motion": motion * random.beta(4, 3, n), "frozen_share": frozen, "duplicate_share": repeated}
+    moving = {
+        "motion": motion,
+        "local_motion": motion * random.beta(4, 3, n),
+        "frozen_share": frozen,
+        "duplicate_share": repeated,
+    }
     moving["flicker"] = random.lognormal(-7, 1.2, n)
     columns = {name: pa.array(values) for name, values in {**drawn, **({} if still else moving)}.items()}
     if not still:
         columns["camera"] = pa.array(random.choice(CAMERAS, n, p=CAMERA_SHARES).tolist(), pa.string())
-    columns["crop"] = pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * 4, pa.int32()), pa.array(crop.ravel(), pa.int32()))
+    columns["crop"] = pa.ListArray.from_arrays(
+        pa.array(np.arange(n + 1) * 4, pa.int32()), pa.array(crop.ravel(), pa.int32())
+    )
     return columns
 
 

@@ -25,7 +25,7 @@ import torch
 from benchmarks.random_t5 import SYLLABLES, save_t5
 from captioning.encoders.t5 import T5
 from pipelines import inline
-from pipelines.texts import embed_captions, orders_of
+from pipelines.dataset.text_embeddings import embed_captions, orders_of
 
 BATCH = 32
 CLIPS_PER_SOURCE = 8
@@ -39,7 +39,11 @@ def make_captions(clips: int, seed: int = 0) -> list[str]:
         return " ".join(chance.choice(SYLLABLES, max(1, round(words))))
 
     sources = [caption(chance.lognormal(np.log(12), 0.5)) for _ in range(-(-clips // CLIPS_PER_SOURCE))]
-    return [text for i in range(clips) for text in (caption(chance.lognormal(np.log(120), 0.5)), sources[i // CLIPS_PER_SOURCE])]
+    return [
+        text
+        for i in range(clips)
+        for text in (caption(chance.lognormal(np.log(120), 0.5)), sources[i // CLIPS_PER_SOURCE])
+    ]
 
 
 def as_they_come(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
@@ -59,7 +63,9 @@ def by_length(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
     """As `as_they_come`, in the orders and batches that `embed_captions` makes."""
     before = encoder.padding
     orders = orders_of({str(number): caption for number, caption in enumerate(captions)})
-    tokens = sum(len(embedding.tokens) for order in orders for embedding in encoder.encode(order["caption"].to_pylist()))
+    tokens = sum(
+        len(embedding.tokens) for order in orders for embedding in encoder.encode(order["caption"].to_pylist())
+    )
     return tokens, encoder.padding - before
 
 
@@ -74,7 +80,13 @@ def main() -> None:
     captions = make_captions(arguments.clips)
     distinct = sorted(set(captions), key=captions.index)
     with tempfile.TemporaryDirectory() as temporary:
-        sizes = {"d_model": arguments.dim, "d_kv": 64, "d_ff": 4 * arguments.dim, "num_layers": arguments.layers, "num_heads": arguments.dim // 64}
+        sizes = {
+            "d_model": arguments.dim,
+            "d_kv": 64,
+            "d_ff": 4 * arguments.dim,
+            "num_layers": arguments.layers,
+            "num_heads": arguments.dim // 64,
+        }
         model = save_t5(Path(temporary) / "model", **sizes, relative_attention_max_distance=128)
         settings = T5(model=str(model), dtype="float32", max_tokens=arguments.max_tokens)
         start_s = time.monotonic()

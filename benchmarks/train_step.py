@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.gpu_peaks import peak_tflops
 from training.models._dit_network import DiffusionTransformer
 from training.models._dit_size import PRESETS, flops
 from training.network import Condition
+from training.tracking.gpu_peaks import peak_tflops
 
 CHANNELS, TEXT_DIM, TEXT_TOKENS, PATCH = 16, 1024, (77, 120, 30, 200), (1, 2, 2)
 """Text lengths are taken in turn."""
@@ -52,7 +52,14 @@ def build(size: str, kernel: str, compiled: bool, checkpoint_every: int, device:
     torch.manual_seed(0)
     with device:
         model = DiffusionTransformer(
-            PRESETS[size], 4 * dim, PATCH, CHANNELS, TEXT_DIM, kernel=kernel, checkpoint_every=checkpoint_every, compiled=compiled
+            PRESETS[size],
+            4 * dim,
+            PATCH,
+            CHANNELS,
+            TEXT_DIM,
+            kernel=kernel,
+            checkpoint_every=checkpoint_every,
+            compiled=compiled,
         )
     with torch.no_grad():
         # Away from zero initialisation, where half of the gradients are zeros.
@@ -64,7 +71,10 @@ def build(size: str, kernel: str, compiled: bool, checkpoint_every: int, device:
 def pack(shapes: Sequence[tuple[int, int, int]], device: torch.device) -> tuple[list[Tensor], Condition]:
     frames = [shape[0] for shape in shapes]
     condition = Condition(
-        texts=[torch.randn(length, TEXT_DIM, device=device) for length, _ in zip(itertools.cycle(TEXT_TOKENS), shapes, strict=False)],
+        texts=[
+            torch.randn(length, TEXT_DIM, device=device)
+            for length, _ in zip(itertools.cycle(TEXT_TOKENS), shapes, strict=False)
+        ],
         times=[torch.full((count,), 0.5, device=device) for count in frames],
         given=[torch.zeros(count, device=device) for count in frames],
         seconds=[torch.arange(count, device=device) / 6 for count in frames],
@@ -97,7 +107,10 @@ def timed(action: Callable[[], object], repeats: int, device: torch.device) -> l
 
 def matmul_s(dim: int, operations: int, tokens: int, repeats: int, device: torch.device, dtype: torch.dtype) -> float:
     """Seconds that plain products `[tokens, dim] x [dim, 4 dim]` of that many operations in all take."""
-    left, right = torch.randn(tokens, dim, device=device, dtype=dtype), torch.randn(dim, 4 * dim, device=device, dtype=dtype)
+    left, right = (
+        torch.randn(tokens, dim, device=device, dtype=dtype),
+        torch.randn(dim, 4 * dim, device=device, dtype=dtype),
+    )
     each = 8 * tokens * dim * dim
     calls = max(1, min(20, round(operations / each)))
     out = left @ right
@@ -121,14 +134,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     def step() -> None:
         predictions = model(latents, condition)
-        torch.stack([(prediction - latent).square().mean() for prediction, latent in zip(predictions, latents, strict=True)]).mean().backward()
+        torch.stack(
+            [(prediction - latent).square().mean() for prediction, latent in zip(predictions, latents, strict=True)]
+        ).mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
     warm_s = sum(timed(step, 2, device))
     tokens, operations = cost(options.size, shapes)
-    found: dict[str, Any] = {"tokens": tokens, "tflop": round(operations / 1e12, 3), "first_two_steps_s": round(warm_s, 2)}
+    found: dict[str, Any] = {
+        "tokens": tokens,
+        "tflop": round(operations / 1e12, 3),
+        "first_two_steps_s": round(warm_s, 2),
+    }
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         step_s = statistics.median(timed(step, options.repeats, device))
@@ -137,7 +156,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     else:
         # In turn, because others on the machine slow both alike.
         pairs = [
-            (timed(step, 1, device)[0], matmul_s(PRESETS[options.size].dim, operations, tokens, 1, device, dtype)) for _ in range(options.repeats)
+            (timed(step, 1, device)[0], matmul_s(PRESETS[options.size].dim, operations, tokens, 1, device, dtype))
+            for _ in range(options.repeats)
         ]
         step_s = statistics.median(pair[0] for pair in pairs)
         plain_s = step_s / statistics.median(pair[0] / pair[1] for pair in pairs)
@@ -154,8 +174,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def run(case: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """One case, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.train_step", "--case", json.dumps(case), "--repeats", str(options.repeats)]
-    done = subprocess.run([*command, "--peak-tflops", str(options.peak_tflops)], capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.train_step",
+        "--case",
+        json.dumps(case),
+        "--repeats",
+        str(options.repeats),
+    ]
+    done = subprocess.run(
+        [*command, "--peak-tflops", str(options.peak_tflops)], capture_output=True, text=True, check=False
+    )
     if done.returncode == 0:
         return case | json.loads(done.stdout.splitlines()[-1])
     return case | {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:300]}
@@ -166,11 +196,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="*", choices=PRESETS, default=["S", "B", "L", "XL"] if gpu else ["nano", "S"])
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--kernels", nargs="*", choices=["auto", "sdpa", "varlen", "flex"], default=["sdpa", "varlen", "flex"] if gpu else ["sdpa"])
-    parser.add_argument("--modes", nargs="*", choices=["eager", "compiled"], default=["eager", "compiled"] if gpu else ["eager"])
-    parser.add_argument("--checkpoint-every", type=int, default=0, help="compute every n-th block's activations again; 0 for none")
+    parser.add_argument(
+        "--kernels",
+        nargs="*",
+        choices=["auto", "sdpa", "varlen", "flex"],
+        default=["sdpa", "varlen", "flex"] if gpu else ["sdpa"],
+    )
+    parser.add_argument(
+        "--modes", nargs="*", choices=["eager", "compiled"], default=["eager", "compiled"] if gpu else ["eager"]
+    )
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=0, help="compute every n-th block's activations again; 0 for none"
+    )
     parser.add_argument("--repeats", type=int, default=10 if gpu else 3)
-    parser.add_argument("--peak-tflops", type=float, default=(peak_tflops(torch.device("cuda"), "bf16") if gpu else None) or 0.0)
+    parser.add_argument(
+        "--peak-tflops", type=float, default=(peak_tflops(torch.device("cuda"), "bf16") if gpu else None) or 0.0
+    )
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case is not None:
@@ -178,7 +219,13 @@ def main() -> None:
         return
     cases = []
     for size, shape, kernel, mode in itertools.product(options.sizes, options.shapes, options.kernels, options.modes):
-        case = {"size": size, "shape": shape, "kernel": kernel, "compiled": mode == "compiled", "checkpoint_every": options.checkpoint_every}
+        case = {
+            "size": size,
+            "shape": shape,
+            "kernel": kernel,
+            "compiled": mode == "compiled",
+            "checkpoint_every": options.checkpoint_every,
+        }
         cases.append(run(case, options))
         print(json.dumps(cases[-1]), file=sys.stderr, flush=True)
     best: dict[str, Any] = {}
@@ -187,7 +234,17 @@ def main() -> None:
         best[name] = max(best.get(name, 0.0), value)
     device = torch.cuda.get_device_name() if gpu else "cpu"
     what = "best_mfu" if options.peak_tflops else "best_tflops"
-    print(json.dumps({what: best, "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__, "cases": cases}))
+    print(
+        json.dumps(
+            {
+                what: best,
+                "device": device,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "cases": cases,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

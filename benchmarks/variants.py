@@ -94,7 +94,9 @@ def _zoom(image: Pixels, number: int) -> Pixels:
     """The middle 92 percent."""
     height, width = image.shape[:2]
     y, x = round(height * 0.04), round(width * 0.04)
-    return np.asarray(cv2.resize(image[y : height - y, x : width - x], (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return np.asarray(
+        cv2.resize(image[y : height - y, x : width - x], (width, height), interpolation=cv2.INTER_LINEAR), np.uint8
+    )
 
 
 def _all_at_once(image: Pixels, number: int) -> Pixels:

@@ -31,7 +31,12 @@ def cpu_of_children_s() -> float:
 def ask(recipe: Path) -> tuple[float, float]:
     """Seconds on the clock and CPU seconds of one `worldloom whatif`."""
     start_s, start_cpu_s = time.monotonic(), cpu_of_children_s()
-    done = subprocess.run([sys.executable, "-m", "pipelines.cli", "whatif", str(recipe), *QUESTION], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "whatif", str(recipe), *QUESTION],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise SystemExit(f"worldloom whatif ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return time.monotonic() - start_s, cpu_of_children_s() - start_cpu_s

@@ -25,18 +25,27 @@ class ClipWeights(Settings):
         description="Name of a model in open_clip, a folder with open_clip_config.json and weights, or hf-hub:owner/name.",
     )
     pretrained: str = Field(
-        "openai", description="Weights for a model named from open_clip: a tag of open_clip or a file; a folder and the hub have their own."
+        "openai",
+        description="Weights for a model named from open_clip: a tag of open_clip or a file; a folder and the hub have their own.",
     )
-    revision: str = Field("main", min_length=1, description="Commit, tag or branch for hf-hub:; give a commit, for a branch may move unnoticed.")
+    revision: str = Field(
+        "main",
+        min_length=1,
+        description="Commit, tag or branch for hf-hub:; give a commit, for a branch may move unnoticed.",
+    )
 
     _absolute = field_validator("model", "pretrained")(weight_files.absolute)
 
     @model_validator(mode="after")
     def _names_weights(self) -> ClipWeights:
         if not self.has_own_weights and not self.pretrained:
-            raise ValueError(f"model {self.model} has no weights: set pretrained to a tag of open_clip (openai) or to a file")
+            raise ValueError(
+                f"model {self.model} has no weights: set pretrained to a tag of open_clip (openai) or to a file"
+            )
         if weight_files.is_path(self.model) and not Path(self.model).is_dir():
-            raise ValueError(f"model {self.model}: no such folder; it should hold open_clip_config.json and the weights")
+            raise ValueError(
+                f"model {self.model}: no such folder; it should hold open_clip_config.json and the weights"
+            )
         return self
 
     @property

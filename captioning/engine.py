@@ -16,7 +16,7 @@ FOLDER = "captioning.engines"
 class Question:
     """One thing to ask about one clip, or, without pictures, about words.
 
-    `key` is a hash of all that the answer depends on: equal keys mean equal answers. It is made in `captioning.conversation`.
+    `key` is a hash of all that the answer depends on: equal keys mean equal answers. It is made in `captioning.dialogue.conversation`.
     """
 
     key: str
@@ -99,7 +99,7 @@ class CaptionerSettings(Plugin):
     sees: ClassVar[bool] = True
     """Whether it answers prompts about pictures. False for one that only says what was measured, in an answer to any question."""
     in_bulk: ClassVar[bool] = False
-    """Whether it wants all questions of a segment at once, before its orders run (`pipelines.bulk`), and cannot be opened for a few."""
+    """Whether it wants all questions of a segment at once, before its orders run (`pipelines.steps._bulk_captions`), and cannot be opened for a few."""
 
     @abc.abstractmethod
     def identity(self) -> str:

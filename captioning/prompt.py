@@ -58,7 +58,9 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 RESERVED = "source"
 """Name under which the caption that came with the source is kept."""
 
-_templates = SandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+_templates = SandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+)
 
 
 class PromptText(Settings):
@@ -78,9 +80,14 @@ class PromptText(Settings):
             try:
                 _templates.parse(getattr(self, key))
             except jinja2.TemplateSyntaxError as error:
-                raise LocatedError((key,), f"line {error.lineno} of it is no Jinja template: {error.message}") from error
+                raise LocatedError(
+                    (key,), f"line {error.lineno} of it is no Jinja template: {error.message}"
+                ) from error
         if self.answer == "same" and (self.captions or self.fields):
-            raise LocatedError(("captions" if self.captions else "fields",), "with 'answer: same' the captions and fields are those it is given")
+            raise LocatedError(
+                ("captions" if self.captions else "fields",),
+                "with 'answer: same' the captions and fields are those it is given",
+            )
         if self.answer != "same" and not self.captions:
             raise LocatedError(("captions",), "name at least one caption, with what it is: {dense: one paragraph}")
         if self.answer == "text" and len(self.captions) > 1:
@@ -90,7 +97,9 @@ class PromptText(Settings):
         for key in ("captions", "fields"):
             for name in getattr(self, key):
                 if not NAME.fullmatch(name) or name == RESERVED:
-                    raise LocatedError((key, name), f"write a name in lower case, as dense or main_subject, and not '{RESERVED}'")
+                    raise LocatedError(
+                        (key, name), f"write a name in lower case, as dense or main_subject, and not '{RESERVED}'"
+                    )
                 if key == "fields" and name in self.captions:
                     raise LocatedError((key, name), "is a caption too; give one of them another name")
         return self
@@ -123,7 +132,11 @@ class Prompt(PromptText):
         """A prompt whose answer is `same`, as it asks for what another one asked for."""
         asks = {name: getattr(asked, name) for name in ("answer", "captions", "fields")}
         return self.model_copy(
-            update={**asks, "max_tokens": max(self.max_tokens, asked.max_tokens), "hash": digest(self.hash, asked.hash, size_bytes=4)}
+            update={
+                **asks,
+                "max_tokens": max(self.max_tokens, asked.max_tokens),
+                "hash": digest(self.hash, asked.hash, size_bytes=4),
+            }
         )
 
     def render(self, values: Mapping[str, Any]) -> tuple[str, str]:
@@ -144,7 +157,9 @@ class Prompt(PromptText):
     @cached_property
     def own_words(self) -> str:
         """The prompt's own text, without what fills its blanks: words an answer must not repeat."""
-        texts = [token for text in (self.system, self.user) for _, kind, token in _templates.lex(text) if kind == "data"]
+        texts = [
+            token for text in (self.system, self.user) for _, kind, token in _templates.lex(text) if kind == "data"
+        ]
         return "\n".join([*texts, *self.captions.values(), *self.fields.values()])
 
 
@@ -169,14 +184,20 @@ def load_prompt(name: str, variables: Mapping[str, str]) -> Prompt:
         path = FOLDER / f"{name}.yaml"
         known = sorted(file.stem for file in FOLDER.glob("*.yaml"))
         if name not in known:
-            raise ConfigError(f"{unknown_message('prompt', name, known)}; a prompt of your own is the path of a .yaml file")
+            raise ConfigError(
+                f"{unknown_message('prompt', name, known)}; a prompt of your own is the path of a .yaml file"
+            )
     document = read_document(path)
     text = parse(PromptText, document)
     for variable in sorted(text.variables - set(variables)):
         key = "system" if variable in _variables(text.system) else "user"
         raise document.error((key,), unknown_message("variable", variable, list(variables)))
     if (text.answer == "same") != ("parts" in variables):
-        wanted = "same, for it joins captions it is given" if "parts" in variables else "text or json; only a prompt that joins windows has 'same'"
+        wanted = (
+            "same, for it joins captions it is given"
+            if "parts" in variables
+            else "text or json; only a prompt that joins windows has 'same'"
+        )
         raise document.error(("answer",), f"must be {wanted}")
     return Prompt(**text.model_dump(), name=name, hash=digest(text.model_dump_json(exclude={"doc"}), size_bytes=4))
 
@@ -203,4 +224,6 @@ class FromFile:
             return data
         if not isinstance(data, str):
             raise ValueError(f"write the name of a prompt or the path of a .yaml file; got {data!r}")
-        return load_prompt(data, {"describes": DESCRIBES, "merges": MERGES, "rewrites": REWRITES, "upsamples": UPSAMPLES}[self.role])
+        return load_prompt(
+            data, {"describes": DESCRIBES, "merges": MERGES, "rewrites": REWRITES, "upsamples": UPSAMPLES}[self.role]
+        )

@@ -132,7 +132,9 @@ def _runs(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
 
 AGAIN = "; asked again: "
 """Between the faults of one try and of the next."""
-_CLASS = re.compile(r"(?:empty|placeholder|refused|looping|prompt-echoing|wrong-language|duplicated) caption|(?:truncated|malformed) answer")
+_CLASS = re.compile(
+    r"(?:empty|placeholder|refused|looping|prompt-echoing|wrong-language|duplicated) caption|(?:truncated|malformed) answer"
+)
 
 
 def in_brief(reason: str) -> str:
@@ -157,7 +159,9 @@ def duplicates(captions: Mapping[str, str], origins: Mapping[str, tuple[Hashable
         for uid in uids:
             others = [other for other in uids if _apart(origins[uid], origins[other])]
             if others:
-                found[uid] = f"duplicated caption: {len(others)} clips of other sources have the same words, {captions[uid][:80]!r}"
+                found[uid] = (
+                    f"duplicated caption: {len(others)} clips of other sources have the same words, {captions[uid][:80]!r}"
+                )
     return found
 
 

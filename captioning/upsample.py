@@ -15,8 +15,8 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from captioning import quality
-from captioning.answers import UnfitAnswerError, parse
-from captioning.conversation import RETRY_TEMPERATURE
+from captioning.dialogue.answers import UnfitAnswerError, parse
+from captioning.dialogue.conversation import RETRY_TEMPERATURE
 from captioning.engine import FOLDER, CaptionerSettings, EngineError, Question
 from captioning.language import LANGUAGES, check_code
 from captioning.prompt import UPSAMPLES, FromFile, Prompt, load_prompt
@@ -35,12 +35,16 @@ class UpsampleSettings(Settings):
     """How short prompts are made detailed where a sample asks for it: section `upsample` of a recipe."""
 
     engine: Annotated[CaptionerSettings, Chosen(FOLDER, CaptionerSettings)] | None = Field(
-        None, description="Engine that writes the detailed prompt from words alone; without one a rule does, which knows no meanings."
+        None,
+        description="Engine that writes the detailed prompt from words alone; without one a rule does, which knows no meanings.",
     )
     prompt: Annotated[Prompt, FromFile("upsamples")] = Field(
-        default_factory=lambda: load_prompt("upsample", UPSAMPLES), description="How it is asked: name of a prompt or path of a .yaml file."
+        default_factory=lambda: load_prompt("upsample", UPSAMPLES),
+        description="How it is asked: name of a prompt or path of a .yaml file.",
     )
-    examples: int = Field(4, ge=0, le=64, description="Training captions that are shown as examples: those most like the prompt.")
+    examples: int = Field(
+        4, ge=0, le=64, description="Training captions that are shown as examples: those most like the prompt."
+    )
     language: str = Field("en", description="Language of the detailed prompt, as ISO 639-1 code.")
     retries: int = Field(1, ge=0, le=8, description="How often an unfit answer is asked for again, with another seed.")
 
@@ -49,7 +53,9 @@ class UpsampleSettings(Settings):
     @model_validator(mode="after")
     def _engine_writes(self) -> UpsampleSettings:
         if self.engine is not None and not self.engine.sees:
-            raise ValueError(f"engine {self.engine.name} only says what was measured of a clip and cannot write; leave engine out for the rule")
+            raise ValueError(
+                f"engine {self.engine.name} only says what was measured of a clip and cannot write; leave engine out for the rule"
+            )
         return self
 
     def identity(self) -> str:
@@ -94,7 +100,14 @@ def upsample(request: Request, captions: Sequence[str], settings: UpsampleSettin
             key = digest(settings.engine.identity(), system, text, str(attempt))
             temperature = RETRY_TEMPERATURE if attempt else 0.0
             question = Question(
-                key, key, text, system, max_tokens=prompt.max_tokens, temperature=temperature, seed=attempt, json_schema=prompt.answer_schema
+                key,
+                key,
+                text,
+                system,
+                max_tokens=prompt.max_tokens,
+                temperature=temperature,
+                seed=attempt,
+                json_schema=prompt.answer_schema,
             )
             (answer,) = engine.answer([question])
             if answer.error is not None:
@@ -110,7 +123,9 @@ def upsample(request: Request, captions: Sequence[str], settings: UpsampleSettin
             faults.append(fault)
     finally:
         engine.close()
-    raise EngineError(f"'{request.prompt}' could not be upsampled: {'; asked again: '.join(faults)}. Leave upsample out, or its engine for the rule")
+    raise EngineError(
+        f"'{request.prompt}' could not be upsampled: {'; asked again: '.join(faults)}. Leave upsample out, or its engine for the rule"
+    )
 
 
 @dataclass(frozen=True)

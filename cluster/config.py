@@ -49,7 +49,11 @@ def unknown_message(what: str, name: str, known: Sequence[str]) -> str:
     """'unknown key 'detecter'; did you mean 'detector'? Known keys: ...', the closest first."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean '{close[0]}'?" if close else ";"
-    plural = what[:-1] + "ies" if what.endswith("y") and what[-2] not in "aeiou" else what + ("es" if what.endswith("ss") else "s")
+    plural = (
+        what[:-1] + "ies"
+        if what.endswith("y") and what[-2] not in "aeiou"
+        else what + ("es" if what.endswith("ss") else "s")
+    )
     return f"unknown {what} '{name}'{hint} Known {plural}: {', '.join(known) or 'none'}"
 
 
@@ -145,7 +149,9 @@ def _assign(data: Any, path: list[str], value: Any, assignment: str) -> None:
         elif isinstance(data, dict):
             data = _enter(data, part)
         else:
-            raise ConfigError(f"--set {assignment}: '{'.'.join(path[:position])}' is a plain value and has no key '{part}'")
+            raise ConfigError(
+                f"--set {assignment}: '{'.'.join(path[:position])}' is a plain value and has no key '{part}'"
+            )
     if isinstance(data, list):
         index = _list_index(data, last, assignment)
         if not last.isdigit() and isinstance(data[index], dict):
@@ -203,7 +209,9 @@ def from_options(model: type[T], values: Mapping[str, Any]) -> T:
     try:
         return validate(model, dict(values))
     except ValidationError as error:
-        faults = [f"--{str(fault['loc'][-1]).replace('_', '-')} {fault['input']}: {fault['msg']}" for fault in error.errors()]
+        faults = [
+            f"--{str(fault['loc'][-1]).replace('_', '-')} {fault['input']}: {fault['msg']}" for fault in error.errors()
+        ]
         raise ConfigError("; ".join(faults)) from None
 
 

@@ -44,7 +44,9 @@ def names(folder: str) -> list[str]:
 def _entry_points(folder: str) -> dict[str, str]:
     # Reads what is installed, 9 ms with 170 packages; a recipe asks some 14 times.
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
-    return {point.name.removeprefix(folder + "."): point.value for point in points if point.name.startswith(folder + ".")}
+    return {
+        point.name.removeprefix(folder + "."): point.value for point in points if point.name.startswith(folder + ".")
+    }
 
 
 def load(folder: str, name: str, contract: type[P]) -> type[P]:
@@ -57,10 +59,15 @@ def load(folder: str, name: str, contract: type[P]) -> type[P]:
     found = [
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, contract) and value.__module__ == module.__name__ and not value.__name__.startswith("_")
+        if isinstance(value, type)
+        and issubclass(value, contract)
+        and value.__module__ == module.__name__
+        and not value.__name__.startswith("_")
     ]
     if len(found) != 1:
-        raise ValueError(f"'{module_name}' holds {len(found)} classes that keep the contract {contract.__name__}; it must hold exactly one")
+        raise ValueError(
+            f"'{module_name}' holds {len(found)} classes that keep the contract {contract.__name__}; it must hold exactly one"
+        )
     return found[0]
 
 

@@ -10,7 +10,10 @@ from cluster.config import Settings
 class RaySettings(Settings):
     """The recipe's `ray` section."""
 
-    address: str = Field("local", description="local: start Ray here; auto: the cluster this machine belongs to; ray://host:10001: a remote one.")
+    address: str = Field(
+        "local",
+        description="local: start Ray here; auto: the cluster this machine belongs to; ray://host:10001: a remote one.",
+    )
     cpus: int | None = Field(None, ge=1, description="Cores that a local Ray may use; all of them when not given.")
 
     @field_validator("address")

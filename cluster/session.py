@@ -26,7 +26,9 @@ def connected(settings: RaySettings) -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # Told at every start: that our progress bars are the only ones, and that the cluster is guarded; that it is not is worth a line.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(lambda record: "is enabled" not in record.getMessage())
+    logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(
+        lambda record: "is enabled" not in record.getMessage()
+    )
     local = settings.address == "local"
     log.info("starting Ray on this machine" if local else f"connecting to Ray at {settings.address}")
     ray.init(

@@ -69,7 +69,9 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         return _filesystem(scheme), path
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{uri}: cannot open '{scheme}://': {error}; local paths, s3:// and gs:// are supported") from error
+        raise ValueError(
+            f"{uri}: cannot open '{scheme}://': {error}; local paths, s3:// and gs:// are supported"
+        ) from error
 
 
 def exists(uri: str) -> bool:

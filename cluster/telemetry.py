@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 console = Console(stderr=True)
 """Where people read; standard output is left for results that programs read."""
@@ -51,7 +59,9 @@ class _LineBar:
         tenths = int(10 * self._done / self._total)
         if tenths > self._tenths:
             self._tenths = tenths
-            console.print(f"{self._description}: {self._done:g} of {self._total:g} {note}".rstrip(), highlight=False, markup=False)
+            console.print(
+                f"{self._description}: {self._done:g} of {self._total:g} {note}".rstrip(), highlight=False, markup=False
+            )
 
 
 @contextlib.contextmanager

@@ -16,17 +16,18 @@ from rich.markup import escape
 from cluster import storage
 from cluster.config import ConfigError, from_options
 from cluster.telemetry import configure_logging, console, progress
-from pipelines import doctor as doctoring
-from pipelines import footage, show
 from pipelines import inline as inline_engine
-from pipelines.audit import audit as audit_splits
-from pipelines.costs import cpu_per_row
-from pipelines.curate import inspect
-from pipelines.export import command as exporting
+from pipelines import show
+from pipelines.commands import doctor as doctoring
+from pipelines.commands import export as exporting
+from pipelines.commands.audit import audit as audit_splits
+from pipelines.commands.plan import cpu_per_row
+from pipelines.curation import inspect
 from pipelines.ledger import ledger as accounts_of
 from pipelines.recipe import Recipe, load_recipe
+from pipelines.report.whatif import whatif as answer_whatif
+from pipelines.scenes import footage
 from pipelines.steps.encode import Encode
-from pipelines.whatif import whatif as answer_whatif
 from training.data.footer import DamagedError
 from training.sampling.settings import SampleSettings
 
@@ -35,8 +36,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
-RecipeFile = Annotated[Path, typer.Argument(help="Recipe (YAML), or the folder of a run, which holds its resolved recipe.")]
-Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value: --set train.steps=50. Repeatable.")]
+RecipeFile = Annotated[
+    Path, typer.Argument(help="Recipe (YAML), or the folder of a run, which holds its resolved recipe.")
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value: --set train.steps=50. Repeatable."),
+]
 InProcess = Annotated[bool, typer.Option("--inline", help="Without Ray and DeepSpeed, in this process: for debugging.")]
 
 
@@ -55,9 +61,9 @@ def run(
     if only not in (None, "curate", "train", "sample"):
         raise ConfigError(f"--only {only}: write curate, train or sample")
     settings = read(recipe, set_)
-    from pipelines import job
+    from pipelines.commands import run
 
-    result = job.run_recipe(settings, only, inline)  # type: ignore[arg-type]
+    result = run.run_recipe(settings, only, inline)  # type: ignore[arg-type]
     show.outcome(result, settings.out_uri)
     if not all(account.balanced for account in result.accounts):
         raise typer.Exit(1)
@@ -73,65 +79,100 @@ def train(recipe: RecipeFile, set_: Assignments = None, inline: InProcess = Fals
 def sample(
     recipe: RecipeFile,
     set_: Assignments = None,
-    prompt: Annotated[str | None, typer.Option(help="What to show; without it, the recipe's own samples are made.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What to show; without it, the recipe's own samples are made.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Length; 0 makes an image.")] = 2.0,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels.")] = "96x64",
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 5.0,
-    first: Annotated[str | None, typer.Option(metavar="PICTURE", help="Picture file that the video begins with.")] = None,
+    first: Annotated[
+        str | None, typer.Option(metavar="PICTURE", help="Picture file that the video begins with.")
+    ] = None,
     last: Annotated[str | None, typer.Option(metavar="PICTURE", help="Picture file that the video ends with.")] = None,
     steps: Annotated[int, typer.Option(help="Solver steps.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    upsample: Annotated[bool, typer.Option(help="Make the prompt detailed first, as the recipe's `upsample` says.")] = False,
+    upsample: Annotated[
+        bool, typer.Option(help="Make the prompt detailed first, as the recipe's `upsample` says.")
+    ] = False,
 ) -> None:
     """Sample video or images from a recipe's trained model."""
     settings = read(recipe, set_)
     if upsample:
-        settings = settings.model_copy(update={"sample": tuple(one.model_copy(update={"upsample": True}) for one in settings.sample)})
+        settings = settings.model_copy(
+            update={"sample": tuple(one.model_copy(update={"upsample": True}) for one in settings.sample)}
+        )
     if prompt is None and (first or last):
         raise ConfigError("--first and --last are of one video: say what it shows with --prompt")
     if prompt is not None:
-        asked = {"prompt": prompt, "upsample": upsample, "seconds": seconds, "size": size, "guidance": guidance, "steps": steps, "seed": seed}
+        asked = {
+            "prompt": prompt,
+            "upsample": upsample,
+            "seconds": seconds,
+            "size": size,
+            "guidance": guidance,
+            "steps": steps,
+            "seed": seed,
+        }
         asked |= {"first": first, "last": last}
         one = from_options(SampleSettings, asked)
         settings = settings.model_copy(update={"sample": (one,)})
-    from pipelines import job
+    from pipelines.commands import run
 
-    for uri in job.run_recipe(settings, "sample").samples:
+    for uri in run.run_recipe(settings, "sample").samples:
         print(uri)
 
 
 @app.command("train-autoencoder")
 def train_autoencoder(
-    recipe: Annotated[Path, typer.Argument(help="Recipe of an autoencoder (YAML), as pipelines/recipes/autoencoder.yaml.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="Recipe of an autoencoder (YAML), as pipelines/recipes/autoencoder.yaml.")
+    ],
     set_: Assignments = None,
     only: Annotated[str | None, typer.Option(help="clips: make the clips that are trained on, and no more.")] = None,
     inline: InProcess = False,
 ) -> None:
     """Train the autoencoder `causal` on your own footage, and print where its weights are; a run that was stopped goes on."""
-    from pipelines import autoencoder as autoencoders  # the training loop is loaded for this command alone
+    from pipelines.commands import (
+        train_autoencoder as autoencoders,
+    )  # the training loop is loaded for this command alone
 
     if only not in (None, "clips"):
         raise ConfigError(f"--only {only}: write clips")
-    print(autoencoders.run_autoencoder(autoencoders.load_autoencoder_recipe(recipe, set_ or []), only == "clips", inline))
+    print(
+        autoencoders.run_autoencoder(autoencoders.load_autoencoder_recipe(recipe, set_ or []), only == "clips", inline)
+    )
 
 
 @app.command()
 def encode(
     video: Annotated[str, typer.Option("--roundtrip", metavar="VIDEO", help="The video to encode and decode.")],
     recipe: Annotated[Path | None, typer.Option(help="Take the autoencoder of this recipe's encode step.")] = None,
-    autoencoder: Annotated[str | None, typer.Option(metavar="YAML", help="The autoencoder: '{name: linear, channels: 48}'.")] = None,
-    out: Annotated[str | None, typer.Option(help="The mp4 to write; VIDEO's name with -roundtrip in this folder when not given.")] = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(metavar="YAML", help="The autoencoder: '{name: linear, channels: 48}'.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="The mp4 to write; VIDEO's name with -roundtrip in this folder when not given.")
+    ] = None,
     start: Annotated[float, typer.Option(min=0, help="Where to begin, in seconds.")] = 0.0,
     frames: Annotated[int | None, typer.Option(min=1, help="How many frames; all when not given.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Shorter side in pixels; the video's own when not given.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Shorter side in pixels; the video's own when not given.")
+    ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second; the video's own when not given.")] = None,
 ) -> None:
     """Write a video, what an autoencoder makes of it and the difference (4x, on grey) side by side as an mp4, and print PSNR and SSIM."""
-    from pipelines import roundtrip as roundtripping
+    from pipelines.commands import roundtrip as roundtripping
 
-    made = roundtripping.run_roundtrip(video, roundtripping.choose(recipe, autoencoder), roundtripping.Part(start, frames, size, fps), out)
+    made = roundtripping.run_roundtrip(
+        video, roundtripping.choose(recipe, autoencoder), roundtripping.Part(start, frames, size, fps), out
+    )
     shape = f"{made.frames} frames of {made.width}x{made.height} at {made.fps:g} fps"
-    console.print(f"{made.autoencoder}: {shape}: PSNR {made.psnr_db:.2f} dB, SSIM {made.ssim:.4f}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{made.autoencoder}: {shape}: PSNR {made.psnr_db:.2f} dB, SSIM {made.ssim:.4f}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     print(made.uri)
 
 
@@ -139,7 +180,7 @@ def encode(
 def plan(recipe: RecipeFile, set_: Assignments = None) -> None:
     """Say for each segment what a run would do: reuse, resume or run, why, on how many rows, at what cost."""
     settings = read(recipe, set_)
-    from pipelines.dataset import inspect_texts
+    from pipelines.dataset.build import inspect_texts
 
     curation = inspect(settings)
     texts = inspect_texts(settings, curation) if isinstance(settings.curate[-1], Encode) else None
@@ -161,7 +202,9 @@ def whatif(
 def validate(recipe: RecipeFile, set_: Assignments = None) -> None:
     """Check a recipe without starting anything."""
     settings = read(recipe, set_)
-    console.print(f"{recipe}: ok: {len(settings.curate)} steps, {'trains ' + settings.train.model.name if settings.train else 'does not train'}")
+    console.print(
+        f"{recipe}: ok: {len(settings.curate)} steps, {'trains ' + settings.train.model.name if settings.train else 'does not train'}"
+    )
 
 
 @app.command()
@@ -186,7 +229,9 @@ def ledger(
     curation = inspect(read(recipe, set_))
     if not curation.complete:
         waiting = curation.segments[-1]
-        console.print(f"curation is not complete: {waiting.segment.label} has {waiting.n_done} of {waiting.n_inputs} rows")
+        console.print(
+            f"curation is not complete: {waiting.segment.label} has {waiting.n_done} of {waiting.n_inputs} rows"
+        )
         raise typer.Exit(1)
     accounts = accounts_of(curation)
     show.accounts(accounts, reasons)
@@ -201,14 +246,18 @@ def report(recipe: RecipeFile, set_: Assignments = None) -> None:
 
     settings = read(recipe, set_)
     written = write_report(settings, inspect(settings))
-    console.print(f"{written.uri}: {written.size_bytes / 1e6:.1f} MB in {written.seconds:.1f} s", highlight=False, soft_wrap=True)
+    console.print(
+        f"{written.uri}: {written.size_bytes / 1e6:.1f} MB in {written.seconds:.1f} s", highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
 def audit(
     recipe: RecipeFile,
     set_: Assignments = None,
-    pairs: Annotated[int, typer.Option(min=0, help="How many of the closest pairs across splits to list; 0 looks for none.")] = 10,
+    pairs: Annotated[
+        int, typer.Option(min=0, help="How many of the closest pairs across splits to list; 0 looks for none.")
+    ] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check that no source, near-duplicate group or content is in two splits, and list the closest clips across them; exits 1 when any is."""
@@ -245,10 +294,17 @@ def export(
     set_: Assignments = None,
     out: Annotated[str | None, typer.Option(help="Folder to write to; out/export/FORMAT when not given.")] = None,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "all",
-    copies: Annotated[bool, typer.Option("--copy/--no-copy", help="Copy the stream where that is exact; otherwise clips are encoded.")] = True,
+    copies: Annotated[
+        bool, typer.Option("--copy/--no-copy", help="Copy the stream where that is exact; otherwise clips are encoded.")
+    ] = True,
     crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of encoded clips, 0 best.")] = 18,
     preset: Annotated[str, typer.Option(help="x264's preset for encoded clips.")] = "medium",
-    check: Annotated[bool, typer.Option("--verify/--no-verify", help="Decode every clip that was written and compare its frames' moments.")] = True,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Decode every clip that was written and compare its frames' moments."
+        ),
+    ] = True,
     shard_mb: Annotated[int, typer.Option(min=1, help="Largest shard of webdataset and hf-parquet, in MB.")] = 512,
     inline: InProcess = False,
 ) -> None:
@@ -265,7 +321,9 @@ def forget(
     recipe: RecipeFile,
     set_: Assignments = None,
     source: Annotated[str | None, typer.Option(help="URI or path of a source file.")] = None,
-    uid: Annotated[str | None, typer.Option(help="uid of a source file, or of a clip: then its span of the file.")] = None,
+    uid: Annotated[
+        str | None, typer.Option(help="uid of a source file, or of a clip: then its span of the file.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove a source or a clip from every table, shard, manifest and export in the run's folder, prove it, and keep it out of later runs.
@@ -292,8 +350,12 @@ def forget(
 def quarantine(
     recipe: RecipeFile,
     set_: Assignments = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Take the failed rows out of the tables and curate again.")] = False,
-    error: Annotated[str | None, typer.Option("--class", metavar="NAME", help="Only failures of this error class.")] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Take the failed rows out of the tables and curate again.")
+    ] = False,
+    error: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="Only failures of this error class.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of all failures.")] = False,
     inline: InProcess = False,
 ) -> None:
@@ -303,9 +365,13 @@ def quarantine(
     if not curation.complete:
         waiting = curation.segments[-1]
         state = f"{waiting.segment.label} has {waiting.n_done} of {waiting.n_inputs} rows"
-        console.print(f"curation is not complete: {state}; `worldloom run` does the rest, new and changed files too", highlight=False, soft_wrap=True)
-    from pipelines import quarantine as quarantining
+        console.print(
+            f"curation is not complete: {state}; `worldloom run` does the rest, new and changed files too",
+            highlight=False,
+            soft_wrap=True,
+        )
     from pipelines import upkeep
+    from pipelines.commands import quarantine as quarantining
 
     found = quarantining.chosen(quarantining.failures(curation), error)
     if not retry or not found:
@@ -330,8 +396,8 @@ def gc(
     buckets, manifests of other data sets.
     """
     settings = read(recipe, set_)
-    from pipelines import gc as collecting
     from pipelines import upkeep
+    from pipelines.commands import gc as collecting
 
     folders = collecting.survey(settings)
     if not dry_run:
@@ -348,7 +414,9 @@ def demo_footage(
     """Draw footage of moving shapes with captions, known cuts and a few troubles, to try worldloom on."""
     with progress("drawing", videos) as bar:
         truth = footage.make_footage(folder, videos, seed, bar)
-    console.print(f"{folder}: {len(truth['videos'])} videos and {len(truth['images'])} images; what is in them is in {folder / 'truth.json'}")
+    console.print(
+        f"{folder}: {len(truth['videos'])} videos and {len(truth['images'])} images; what is in them is in {folder / 'truth.json'}"
+    )
 
 
 @app.command()

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
-from pipelines import tables
-from pipelines.bulk import refuse_in_process
-from pipelines.shuffle import LocalRows
-from pipelines.step import Resources, TableFunction
-from pipelines.work import Job, Worker
+from pipelines.engine import tables
+from pipelines.engine.shuffle import LocalRows
+from pipelines.engine.step import Resources, TableFunction
+from pipelines.engine.worker import Job, Worker
+from pipelines.steps._bulk_captions import refuse_in_process
 
 
 def run_orders(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:

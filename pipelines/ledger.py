@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from captioning.quality import in_brief
-from pipelines.curate import Curation
-from pipelines.step import FATES
+from pipelines.curation import Curation
+from pipelines.engine.step import FATES
 
 LEVELS = ("videos", "images", "clips")
 

@@ -13,11 +13,20 @@ from pydantic_core import CoreSchema, core_schema
 
 from captioning.upsample import UpsampleSettings
 from cluster import plugins, storage
-from cluster.config import LocatedError, NestedError, Settings, labelled, override, parse, read_document, unknown_message
+from cluster.config import (
+    LocatedError,
+    NestedError,
+    Settings,
+    labelled,
+    override,
+    parse,
+    read_document,
+    unknown_message,
+)
 from cluster.ray_settings import RaySettings
-from pipelines.sources import SCHEMA as SOURCE_SCHEMA
-from pipelines.sources import SourceSettings
-from pipelines.step import FOLDER, Expand, Step
+from pipelines.engine.sources import SCHEMA as SOURCE_SCHEMA
+from pipelines.engine.sources import SourceSettings
+from pipelines.engine.step import FOLDER, Expand, Step
 from pipelines.steps.caption import Caption
 from training.sampling.settings import SampleSettings
 from training.settings import TrainSettings
@@ -27,14 +36,18 @@ class _StepItem:
     """Annotation of a step, in YAML a mapping of one key, its name, to its settings: `- cut: {min_s: 1.0}`."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(build_step, serialization=core_schema.plain_serializer_function_ser_schema(dump_step))
+        return core_schema.no_info_plain_validator_function(
+            build_step, serialization=core_schema.plain_serializer_function_ser_schema(dump_step)
+        )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         options = []
         for name, step in plugins.classes(FOLDER, Step):
             inner = copy.deepcopy(handler.resolve_ref_schema(handler(step.__pydantic_core_schema__)))
             del inner["properties"]["name"]
-            options.append({"type": "object", "properties": {name: inner}, "required": [name], "additionalProperties": False})
+            options.append(
+                {"type": "object", "properties": {name: inner}, "required": [name], "additionalProperties": False}
+            )
         return {"anyOf": options}
 
 
@@ -68,7 +81,9 @@ class SplitSettings(Settings):
     @model_validator(mode="after")
     def _leaves_some_to_train_on(self) -> SplitSettings:
         if self.val + self.test >= 1:
-            raise ValueError(f"val {self.val:g} + test {self.test:g} leave nothing to train on; their sum must be under 1")
+            raise ValueError(
+                f"val {self.val:g} + test {self.test:g} leave nothing to train on; their sum must be under 1"
+            )
         return self
 
 
@@ -76,7 +91,9 @@ class Recipe(Settings):
     """One run, whole: where the footage is, how it is curated, what is trained on it and what is sampled."""
 
     name: str = Field(min_length=1)
-    out: str = Field(min_length=1, description="Folder of everything the run writes: a local path or s3://bucket/prefix.")
+    out: str = Field(
+        min_length=1, description="Folder of everything the run writes: a local path or s3://bucket/prefix."
+    )
     seed: int = Field(0, ge=0)
     ray: RaySettings = RaySettings()
     sources: tuple[SourceSettings, ...] = Field(min_length=1)
@@ -120,7 +137,9 @@ def check_columns(steps: Sequence[Step]) -> None:
     columns = list(SOURCE_SCHEMA.names)
     for index, step in enumerate(steps):
         if step.name == "encode" and index != len(steps) - 1:
-            raise LocatedError(("curate", index, step.name), "encode must be the last step: nothing can be measured on latents yet")
+            raise LocatedError(
+                ("curate", index, step.name), "encode must be the last step: nothing can be measured on latents yet"
+            )
         for name in step.requires():
             if name not in columns:
                 message = unknown_message("column", name, columns)
@@ -150,4 +169,6 @@ def load_recipe(path: str | Path, assignments: Sequence[str] = ()) -> Recipe:
 
 def resolved(recipe: Recipe) -> str:
     """The recipe as YAML with every default spelled out; reading it gives the same recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True, by_alias=True), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(
+        recipe.model_dump(mode="json", exclude_none=True, by_alias=True), sort_keys=False, allow_unicode=True
+    )

@@ -17,18 +17,25 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.data.context import ShuffleStrategy
-from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError, RuntimeEnvSetupError, WorkerCrashedError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayError,
+    RuntimeEnvSetupError,
+    WorkerCrashedError,
+)
 from ray.util.annotations import RayDeprecationWarning
 
-from captioning.conversation import Who
+from captioning.dialogue.conversation import Who
 from captioning.engine import EngineError
 from captioning.engines.vllm import PACKAGE, VLLM
 from cluster.telemetry import log
-from pipelines.bulk import Batches, Bulk, bulk_of, trimmed
-from pipelines.shuffle import Rows, RowsFunction
-from pipelines.step import Resources, RunError, TableFunction
-from pipelines.tables import read_order, split_order
-from pipelines.work import Job, Worker, failed_rows
+from pipelines.engine.shuffle import Rows, RowsFunction
+from pipelines.engine.step import Resources, RunError, TableFunction
+from pipelines.engine.tables import read_order, split_order
+from pipelines.engine.worker import Job, Worker, failed_rows
+from pipelines.steps._bulk_captions import Batches, Bulk, bulk_of, trimmed
 
 WORKER_DEATHS = (WorkerCrashedError, ActorDiedError, ActorUnavailableError, OutOfMemoryError)
 
@@ -69,7 +76,9 @@ def _is_worker_death(error: BaseException | None) -> bool:
     return False
 
 
-def _stream(job: Job, orders: list[pa.Table], numbers: list[int], tolerate_deaths: bool = False) -> Iterator[tuple[int, pa.Table]]:
+def _stream(
+    job: Job, orders: list[pa.Table], numbers: list[int], tolerate_deaths: bool = False
+) -> Iterator[tuple[int, pa.Table]]:
     """Run orders through Ray Data; yields an order's number and its report as it ends."""
     with _context(max_errored_blocks=-1 if tolerate_deaths else 0):
         dataset = _packed(orders, numbers)
@@ -108,14 +117,19 @@ def ask_in_bulk(bulk: Bulk, orders: list[pa.Table]) -> None:
 def _processor(label: str, settings: VLLM) -> Callable[[ray.data.Dataset], ray.data.Dataset]:
     """From questions to answers, when all that it takes is there."""
     try:
-        from ray.data.llm import build_processor, vLLMEngineProcessorConfig  # takes two seconds, which nobody else need wait for
+        from ray.data.llm import (
+            build_processor,
+            vLLMEngineProcessorConfig,
+        )  # takes two seconds, which nobody else need wait for
 
         config = vLLMEngineProcessorConfig(**settings.config(ray.cluster_resources()))
         if not _is_installed(settings):
             raise EngineError(settings.not_installed)
         processor = build_processor(config, preprocess=settings.request, postprocess=trimmed)
     except ImportError as error:
-        raise RunError(f"{label}: engine {settings.name} needs Ray Data's LLM processors ({error}): pip install 'worldloom[models]'") from error
+        raise RunError(
+            f"{label}: engine {settings.name} needs Ray Data's LLM processors ({error}): pip install 'worldloom[models]'"
+        ) from error
     except (EngineError, RuntimeEnvSetupError) as error:
         raise RunError(f"{label}: {error}") from error
     for name in processor.list_stage_names():
@@ -137,7 +151,12 @@ def _is_installed(settings: VLLM, gpus: float = 1) -> bool:
     def find() -> bool:
         return importlib.util.find_spec(PACKAGE) is not None
 
-    options = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": settings.runtime_env, "accelerator_type": settings.accelerator_type}
+    options = {
+        "num_cpus": 0,
+        "num_gpus": gpus,
+        "runtime_env": settings.runtime_env,
+        "accelerator_type": settings.accelerator_type,
+    }
     found: bool = ray.get(ray.remote(find).options(**options).remote())
     return found
 
@@ -236,18 +255,35 @@ def run_task(packed: pa.Table, load: Callable[[], Any], worker: LoadingWorker) -
 
 
 def _map(
-    dataset: ray.data.Dataset, load: Callable[[], Any], resources: Resources, worker: LoadingWorker = PackedWorker, in_flight: int | None = None
+    dataset: ray.data.Dataset,
+    load: Callable[[], Any],
+    resources: Resources,
+    worker: LoadingWorker = PackedWorker,
+    in_flight: int | None = None,
 ) -> ray.data.Dataset:
     """A function as Ray Data runs it: in an actor pool if it needs weights, else in tasks. A worker is given `in_flight` tables at once at most."""
-    common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus, "num_gpus": resources.gpus or None}
+    common: dict[str, Any] = {
+        "batch_size": 1,
+        "batch_format": "pyarrow",
+        "num_cpus": resources.cpus,
+        "num_gpus": resources.gpus or None,
+    }
     with warnings.catch_warnings():
         # Until Ray 2.63 this is the only way to bound retries; without a bound, a row that kills its worker is tried for ever.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         if not resources.pooled:
-            return dataset.map_batches(run_task, fn_kwargs={"load": load, "worker": worker}, compute=TaskPoolStrategy(), max_retries=1, **common)
+            return dataset.map_batches(
+                run_task,
+                fn_kwargs={"load": load, "worker": worker},
+                compute=TaskPoolStrategy(),
+                max_retries=1,
+                **common,
+            )
         pool = ActorPoolStrategy(min_size=1, max_size=_pool_limit(resources), max_tasks_in_flight_per_actor=in_flight)
         # An order takes at most two workers with it. A bound on restarts would leave the orders behind it without any, waiting for ever.
-        return dataset.map_batches(worker, fn_constructor_args=(load,), compute=pool, max_restarts=-1, max_task_retries=1, **common)
+        return dataset.map_batches(
+            worker, fn_constructor_args=(load,), compute=pool, max_restarts=-1, max_task_retries=1, **common
+        )
 
 
 def _pool_limit(resources: Resources) -> int:
@@ -268,7 +304,10 @@ def rows(orders: list[pa.Table], columns: list[str]) -> RayRows:
     with _context():
         packed = ray.data.from_arrow([pack(number, order) for number, order in enumerate(orders)])
     read = partial(_read_packed, columns=columns)
-    return RayRows(packed.map_batches(read, batch_size=1, batch_format="pyarrow"), read_order(orders[0].slice(0, 1), columns).slice(0, 0))
+    return RayRows(
+        packed.map_batches(read, batch_size=1, batch_format="pyarrow"),
+        read_order(orders[0].slice(0, 1), columns).slice(0, 0),
+    )
 
 
 def _read_packed(packed: pa.Table, columns: list[str]) -> pa.Table:
@@ -296,7 +335,9 @@ class RayRows:
                 return RayRows(ray.data.from_arrow(none), none)
             groups = numbered.groupby(PARTITION, num_partitions=n)
             # Done at once, and once: a result that is used twice is not made twice.
-            return RayRows(groups.map_groups(partial(_ungrouped, function=function), batch_format="pyarrow").materialize(), none)
+            return RayRows(
+                groups.map_groups(partial(_ungrouped, function=function), batch_format="pyarrow").materialize(), none
+            )
 
     def union(self, *others: Rows) -> RayRows:
         assert all(isinstance(other, RayRows) for other in others)
@@ -304,7 +345,9 @@ class RayRows:
 
     def collect(self) -> pa.Table:
         with _context():
-            tables = [table for table in self.dataset.iter_batches(batch_size=None, batch_format="pyarrow") if len(table)]
+            tables = [
+                table for table in self.dataset.iter_batches(batch_size=None, batch_format="pyarrow") if len(table)
+            ]
         return pa.concat_tables([self.none, *tables]).combine_chunks()
 
 
@@ -315,7 +358,9 @@ def _number(table: pa.Table, key: str, n: int) -> pa.Table:
         numbers = np.array([zlib.crc32(value.encode()) for value in keys.to_pylist()], np.uint64)
     else:
         # Neighbouring keys are spread by a multiplication with 2^64 / golden ratio (Knuth, TAOCP vol. 3, 6.4).
-        numbers = (keys.to_numpy(zero_copy_only=False).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(33)
+        numbers = (keys.to_numpy(zero_copy_only=False).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(
+            33
+        )
     return table.append_column(PARTITION, pa.array((numbers % np.uint64(n)).astype(np.int64)))
 
 

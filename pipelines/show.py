@@ -12,19 +12,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster import plugins
-from pipelines.audit import Audit
-from pipelines.curate import Curation, SegmentState
+from pipelines.commands.audit import Audit
+from pipelines.curation import Curation, SegmentState
+from pipelines.engine.reuse import find_donors
+from pipelines.engine.segments import Segment, segments_of
+from pipelines.engine.step import FATES, FOLDER, Step
 from pipelines.ledger import Account, captioning
 from pipelines.recipe import Recipe
-from pipelines.reuse import find_donors
-from pipelines.segments import Segment, segments_of
-from pipelines.step import FATES, FOLDER, Step
+from pipelines.report.whatif import Answer
 from pipelines.steps.encode import FITS, Encode
-from pipelines.whatif import Answer
 
 if TYPE_CHECKING:
-    from pipelines.dataset import TextsState
-    from pipelines.job import Outcome
+    from pipelines.commands.run import Outcome
+    from pipelines.dataset.build import TextsState
 
 console = Console(width=None if sys.stdout.isatty() else 140)
 """Where results go; files and pipes get lines wide enough for the tables."""
@@ -60,7 +60,9 @@ def outcome(result: Outcome, out_uri: str) -> None:
         rows.append(
             (
                 "training",
-                f"step {trained.steps}, loss {trained.losses[0]:.3f} -> {trained.losses[-1]:.3f}" if trained.losses else f"step {trained.steps}",
+                f"step {trained.steps}, loss {trained.losses[0]:.3f} -> {trained.losses[-1]:.3f}"
+                if trained.losses
+                else f"step {trained.steps}",
             )
         )
         rows.append(("loss curve", trained.curve_uri))
@@ -82,7 +84,9 @@ def segments_table(states: Sequence[SegmentState]) -> Table:
     for state in states:
         counts = {item["values"]: item["counts"] for item in pc.value_counts(state.rows.rows["fate"]).to_pylist()}
         cells = [" > ".join(state.segment.labels), str(state.n_inputs), str(state.n_pending if state.seconds else 0)]
-        table.add_row(*cells, *(str(counts.get(fate, 0)) for fate in FATES), f"{state.seconds:.1f}", f"{state.cpu_s:.1f}")
+        table.add_row(
+            *cells, *(str(counts.get(fate, 0)) for fate in FATES), f"{state.seconds:.1f}", f"{state.cpu_s:.1f}"
+        )
     return table
 
 
@@ -106,11 +110,15 @@ def plan(recipe: Recipe, curation: Curation, costs: dict[str, float | None], tex
     """What a run would do with each segment and with text embeddings, whose state is `texts` where the captions are known, and why."""
     table = Table(title="Plan", title_justify="left")
     for name in ("segment", "action", "why", "rows in", "to do", "est. CPU s"):
-        table.add_column(name, justify="right" if name in ("rows in", "to do", "est. CPU s") else "left", overflow="fold")
+        table.add_column(
+            name, justify="right" if name in ("rows in", "to do", "est. CPU s") else "left", overflow="fold"
+        )
     for position, segment in enumerate(segments_of(recipe.curate, recipe.labels)):
         names = segment.labels
         if position >= len(curation.segments):
-            table.add_row(" > ".join(names), "run", f"waits for the segment before it{_stored(recipe, segment)}", "?", "?", "?")
+            table.add_row(
+                " > ".join(names), "run", f"waits for the segment before it{_stored(recipe, segment)}", "?", "?", "?"
+            )
             continue
         state = curation.segments[position]
         action, why = _action(state)
@@ -181,7 +189,9 @@ def whatif(answer: Answer, curves: bool) -> None:
             yields.add_column(name, justify="left" if not name else "right")
         for point, amount in curve.points:
             mark = "[bold]" if point == curve.now else ""
-            yields.add_row(f"{mark}{point:.4g}", str(amount.clips), f"{amount.hours:.3f}", "█" * round(40 * amount.clips / most))
+            yields.add_row(
+                f"{mark}{point:.4g}", str(amount.clips), f"{amount.hours:.3f}", "█" * round(40 * amount.clips / most)
+            )
         console.print(yields)
 
 
@@ -194,7 +204,9 @@ def audit(found: Audit) -> None:
         table.add_row(split, f"{clips:,}", f"{found.sources[split]:,}")
     console.print(table)
     if found.left_out:
-        console.print(f"{found.left_out:,} kept clips are left out of every split: near-duplicates of them are held out")
+        console.print(
+            f"{found.left_out:,} kept clips are left out of every split: near-duplicates of them are held out"
+        )
     for straddle in found.straddles[:MAX_STRADDLES]:
         console.print(
             f"[bold red]{straddle.kind} {straddle.name}[/] is in {' and '.join(straddle.splits)}: clips {', '.join(straddle.clips)}",
@@ -202,10 +214,13 @@ def audit(found: Audit) -> None:
             soft_wrap=True,
         )
     if len(found.straddles) > MAX_STRADDLES:
-        console.print(f"[bold red]and {len(found.straddles) - MAX_STRADDLES:,} more[/]; --json lists all", highlight=False)
+        console.print(
+            f"[bold red]and {len(found.straddles) - MAX_STRADDLES:,} more[/]; --json lists all", highlight=False
+        )
     if found.without_split:
         console.print(
-            f"[bold red]{len(found.without_split):,} kept clips have no split[/], {found.without_split[0]} first: run again", highlight=False
+            f"[bold red]{len(found.without_split):,} kept clips have no split[/], {found.without_split[0]} first: run again",
+            highlight=False,
         )
     if found.closest:
         pairs = Table(title="Closest clips of different splits", title_justify="left")
@@ -216,7 +231,9 @@ def audit(found: Audit) -> None:
             pairs.add_row("", "", pair.split_b, pair.uid_b, escape(pair.source_b), end_section=True)
         console.print(pairs)
     else:
-        console.print(f"closest clips of different splits: {found.not_compared or 'none that look alike'}", highlight=False)
+        console.print(
+            f"closest clips of different splits: {found.not_compared or 'none that look alike'}", highlight=False
+        )
     console.print("clean: nothing is in two splits" if found.clean else "[bold red]not clean[/]")
 
 
@@ -236,7 +253,11 @@ def steps() -> None:
         for key, field in step.model_fields.items():
             if key != "name":
                 default = "required" if field.is_required() else f"default {_brief(field.default)}"
-                console.print(f"    {key}  [dim]{escape(default)}.[/] {escape(field.description or '')}", highlight=False, soft_wrap=True)
+                console.print(
+                    f"    {key}  [dim]{escape(default)}.[/] {escape(field.description or '')}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
         if any(field.is_required() for field in step.model_fields.values()) or name == "keep":
             continue
         for field in step(name=name).writes():

@@ -10,10 +10,10 @@ from dataclasses import asdict
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.commands.gc import Folder
+from pipelines.commands.quarantine import Failure
 from pipelines.forgetting.request import Outcome
 from pipelines.forgetting.work import Work
-from pipelines.gc import Folder
-from pipelines.quarantine import Failure
 from pipelines.show import console
 
 
@@ -29,7 +29,9 @@ def failures(found: Sequence[Failure], files: int = 3) -> None:
         lines = [(_place(failure), failure.message) for failure in members[:files]]
         more = [(f"and {len(members) - files} more (--json has all)", "")] if len(members) > files else []
         for i, (place, message) in enumerate([*lines, *more]):
-            table.add_row(*((step, escape(error), str(len(members))) if i == 0 else ("", "", "")), escape(place), escape(message))
+            table.add_row(
+                *((step, escape(error), str(len(members))) if i == 0 else ("", "", "")), escape(place), escape(message)
+            )
     if found:
         console.print(table)
     console.print(f"{len(found)} failed rows in {len({failure.source for failure in found})} files", highlight=False)
@@ -40,7 +42,11 @@ def failures_json(found: Sequence[Failure]) -> str:
 
 
 def _place(failure: Failure) -> str:
-    return failure.source if failure.span_s is None else f"{failure.source} {failure.span_s[0]:.2f}-{failure.span_s[1]:.2f} s"
+    return (
+        failure.source
+        if failure.span_s is None
+        else f"{failure.source} {failure.span_s[0]:.2f}-{failure.span_s[1]:.2f} s"
+    )
 
 
 def to_forget(work: Work) -> None:
@@ -71,14 +77,19 @@ def forgotten(outcome: Outcome, out_uri: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    shared = f"; {proof.shared} cells of other files hold the same bytes: copies of it, which stay" if proof.shared else ""
+    shared = (
+        f"; {proof.shared} cells of other files hold the same bytes: copies of it, which stay" if proof.shared else ""
+    )
     console.print(
         f"proof: nothing is left in {proof.files} files ({proof.bytes / 1e6:,.1f} MB), {proof.cells:,} cells of {proof.tables} tables{shared}",
         highlight=False,
         soft_wrap=True,
     )
     for run in (run for run in record.runs if run.saw_it):
-        console.print(f"[yellow]{run.folder} was trained on it: its checkpoints and its model cannot unlearn it[/]", highlight=False)
+        console.print(
+            f"[yellow]{run.folder} was trained on it: its checkpoints and its model cannot unlearn it[/]",
+            highlight=False,
+        )
     console.print(
         f"record: {escape(out_uri)}/forgotten/{record.id}.json; exports to other folders, samples and backups are yours to look after",
         highlight=False,
@@ -98,4 +109,7 @@ def collected(folders: Sequence[Folder], dry_run: bool) -> None:
     gone = [folder for folder in folders if folder.reached_by is None]
     words = "would be removed" if dry_run else "removed"
     kept = sum(folder.size_bytes for folder in folders) - sum(folder.size_bytes for folder in gone)
-    console.print(f"{len(gone)} {words}, {sum(folder.size_bytes for folder in gone) / 1e6:,.1f} MB; {kept / 1e6:,.1f} MB kept", highlight=False)
+    console.print(
+        f"{len(gone)} {words}, {sum(folder.size_bytes for folder in gone) / 1e6:,.1f} MB; {kept / 1e6:,.1f} MB kept",
+        highlight=False,
+    )

@@ -14,7 +14,7 @@ import pytest
 import rich.style  # noqa: F401  draws from the global generator when it is imported, which is no test's doing
 from hypothesis import settings
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
 
 # How long an example takes is the machine's affair.
 settings.register_profile("worldloom", deadline=None)
@@ -62,6 +62,10 @@ def ray_session() -> Iterator[None]:
 
     # Workers are processes of their own: they find the test modules through the environment.
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        patch.setenv("PYTHONPATH", os.pathsep.join(str(path) for path in (ROOT / "tests").iterdir() if path.is_dir()), prepend=os.pathsep)
+        patch.setenv(
+            "PYTHONPATH",
+            str(ROOT),
+            prepend=os.pathsep,
+        )
         stack.enter_context(connected(RaySettings(cpus=2)))
         yield

@@ -20,19 +20,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster import storage
-from pipelines import inline, job
-from pipelines.curate import Curation, curate, inspect
-from pipelines.dataset import build_dataset
-from pipelines.footage import make_footage
+from pipelines import inline
+from pipelines.commands import run
+from pipelines.curation import Curation, curate, inspect
+from pipelines.dataset.build import build_dataset
 from pipelines.ledger import ledger
 from pipelines.recipe import Recipe, load_recipe
+from pipelines.scenes.footage import make_footage
 from pipelines.video.decode import OPEN_LOG
+from tests.support.paths import ROOT
 from training.data import shards
 from training.data.verify import verify
 
 pytestmark = pytest.mark.slow
 
-QUICKSTART = Path(__file__).resolve().parents[1] / "pipelines" / "recipes" / "quickstart.yaml"
+QUICKSTART = ROOT / "pipelines" / "recipes" / "quickstart.yaml"
 TINY_TRAINING = (
     "train.model={name: dit, depth: 2, dim: 64, heads: 2}",
     "train.steps=6",
@@ -52,7 +54,10 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assignments(footage: Path, out: Path) -> list[str]:
-    videos, images = f"{{videos: '{footage}/*.mp4', captions: sidecar}}", f"{{images: '{footage}/*.{{png,jpg}}', captions: sidecar}}"
+    videos, images = (
+        f"{{videos: '{footage}/*.mp4', captions: sidecar}}",
+        f"{{images: '{footage}/*.{{png,jpg}}', captions: sidecar}}",
+    )
     return [f"out={out}", f"sources=[{videos}, {images}]", "train=null", "sample=[]"]
 
 
@@ -122,7 +127,9 @@ def test_every_trouble_of_the_demo_footage_is_found(footage: Path, undisturbed: 
     for kind in ("black", "frozen"):
         assert fates[troubled[kind]["file"]]["dropped keep"] >= 1, (kind, fates[troubled[kind]["file"]])
     assert all(account.balanced for account in ledger(curation))
-    assert [row["source"] for row in rows_of(curation) if row["fate"] == "failed"] == [str(footage / troubled["truncated"]["file"])]
+    assert [row["source"] for row in rows_of(curation) if row["fate"] == "failed"] == [
+        str(footage / troubled["truncated"]["file"])
+    ]
 
 
 def test_every_clip_has_the_caption_of_its_own_shot(footage: Path, undisturbed: tuple[Recipe, Curation]) -> None:
@@ -130,7 +137,11 @@ def test_every_clip_has_the_caption_of_its_own_shot(footage: Path, undisturbed: 
     checked = 0
     for row in rows_of(undisturbed[1]):
         video = truth.get(Path(row["source"]).name)
-        if row["fate"] != "kept" or video is None or any(transition["kind"] != "cut" for transition in video["transitions"]):
+        if (
+            row["fate"] != "kept"
+            or video is None
+            or any(transition["kind"] != "cut" for transition in video["transitions"])
+        ):
             continue
         seconds_per_pts = row["time_base_num"] / row["time_base_den"]
         middle_frame = (row["start_pts"] + row["end_pts"]) / 2 * seconds_per_pts * video["fps"]
@@ -168,11 +179,15 @@ def test_a_rerun_opens_no_video_and_a_threshold_none_either(
     assert opens.take() == []
     assert 0 < tight.final.rows.live().rows.num_rows < curation.final.rows.live().rows.num_rows
     loose = run_inline(recipe_for(footage, out, "curate.keep.frozen_share={max: 1.0}"))
-    new = {row["uid"] for row in rows_of(loose) if row["fate"] == "kept"} - {row["uid"] for row in rows_of(curation) if row["fate"] == "kept"}
+    new = {row["uid"] for row in rows_of(loose) if row["fate"] == "kept"} - {
+        row["uid"] for row in rows_of(curation) if row["fate"] == "kept"
+    }
     assert len(opens.take()) == len(new) == 1
 
 
-def test_only_a_new_file_is_scanned(footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path, opens: Opens) -> None:
+def test_only_a_new_file_is_scanned(
+    footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path, opens: Opens
+) -> None:
     more = tmp_path / "more"
     shutil.copytree(footage, more)  # other paths: other files
     added = sorted(more.glob("*.mp4"))[0]
@@ -186,7 +201,9 @@ def test_only_a_new_file_is_scanned(footage: Path, undisturbed: tuple[Recipe, Cu
     assert set(opens.take()) == {added.name}
 
 
-def test_ray_and_inline_give_identical_tables(footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path, ray_session: None) -> None:
+def test_ray_and_inline_give_identical_tables(
+    footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path, ray_session: None
+) -> None:
     from pipelines import run
 
     recipe, by_hand = undisturbed
@@ -205,16 +222,22 @@ def command(*arguments: str) -> list[str]:
 
 def run_cli(name: str, sets: Sequence[str], *options: str) -> subprocess.CompletedProcess[str]:
     sets_ = [part for assignment in sets for part in ("--set", assignment)]
-    return subprocess.run(command(name, str(QUICKSTART), *options, *sets_), capture_output=True, text=True, check=False, timeout=280)
+    return subprocess.run(
+        command(name, str(QUICKSTART), *options, *sets_), capture_output=True, text=True, check=False, timeout=280
+    )
 
 
 def kill_when(sets: Sequence[str], ready: Callable[[], bool], *options: str) -> None:
     """Start a run and kill -9 its driver as soon as something is there."""
     sets_ = [part for assignment in sets for part in ("--set", assignment)]
-    process = subprocess.Popen(command("run", str(QUICKSTART), *options, *sets_), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command("run", str(QUICKSTART), *options, *sets_), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     deadline = time.monotonic() + 240
     while not ready():
-        assert process.poll() is None, f"the run ended before it could be killed: {process.stderr and process.stderr.read()!r}"
+        assert process.poll() is None, (
+            f"the run ended before it could be killed: {process.stderr and process.stderr.read()!r}"
+        )
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -239,7 +262,10 @@ def test_killed_while_it_scans_encodes_and_trains_a_rerun_ends_as_if_undisturbed
     sets = [[*assignments(footage, out)[:2], "sample=[]", *TINY_TRAINING, "train.steps=20"] for out in outs]
     killed = recipe_for(footage, outs[0])
     for table in ("scan", "encode"):
-        kill_when(sets[0], lambda: any(f"/{table}-" in entry.uri for entry in storage.list_files(killed.tables_uri, ".parquet")))  # noqa: B023
+        kill_when(
+            sets[0],
+            lambda: any(f"/{table}-" in entry.uri for entry in storage.list_files(killed.tables_uri, ".parquet")),
+        )  # noqa: B023
         assert not inspect(killed).complete
     kill_when(sets[0], lambda: any((outs[0]).rglob("checkpoints/step-*")))
     curation = inspect(killed)
@@ -257,7 +283,9 @@ def test_killed_while_it_scans_encodes_and_trains_a_rerun_ends_as_if_undisturbed
     assert losses_of(outs[0]) == losses_of(outs[1])
 
 
-def test_the_whole_recipe_samples_a_playable_clip_in_process(footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path) -> None:
+def test_the_whole_recipe_samples_a_playable_clip_in_process(
+    footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path
+) -> None:
     recipe, _ = undisturbed
     out = tmp_path / "out"
     shutil.copytree(recipe.out_uri, out)
@@ -265,7 +293,7 @@ def test_the_whole_recipe_samples_a_playable_clip_in_process(footage: Path, undi
     clip_of = f"{{prompt: a red circle, seconds: 2, size: 96x64, steps: 2, first: '{picture}'}}"
     samples = f"[{clip_of}, {{prompt: a star, seconds: 0, size: 64x96, steps: 2}}]"
     whole = load_recipe(QUICKSTART, [*assignments(footage, out)[:2], *TINY_TRAINING, f"sample={samples}"])
-    outcome = job.run_recipe(whole, in_process=True)
+    outcome = run.run_recipe(whole, in_process=True)
     assert outcome.training is not None
     assert outcome.training.steps == 6
     clip, image = outcome.samples
@@ -275,17 +303,21 @@ def test_the_whole_recipe_samples_a_playable_clip_in_process(footage: Path, undi
     assert frames[0].shape == (64, 96, 3)
     assert image.endswith(".png")
     times = [os.stat(sample).st_mtime_ns for sample in outcome.samples]
-    again = job.run_recipe(whole, in_process=True)
+    again = run.run_recipe(whole, in_process=True)
     assert again.training == outcome.training
     assert again.samples == outcome.samples
     assert [os.stat(sample).st_mtime_ns for sample in again.samples] == times, "samples that are there are kept"
 
 
-def test_the_command_line_reports_ledger_plan_and_verify(footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path) -> None:
+def test_the_command_line_reports_ledger_plan_and_verify(
+    footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path
+) -> None:
     recipe, _ = undisturbed
     sets = [*assignments(footage, Path(recipe.out_uri))]
     ledger_, plan, verify = (run_cli(name, sets) for name in ("ledger", "plan", "verify"))
-    assert (ledger_.returncode, plan.returncode, verify.returncode) == (0, 0, 0), ledger_.stderr + plan.stderr + verify.stderr
+    assert (ledger_.returncode, plan.returncode, verify.returncode) == (0, 0, 0), (
+        ledger_.stderr + plan.stderr + verify.stderr
+    )
     assert "clips: " in ledger_.stdout
     assert plan.stdout.count("has every row") == 4
     assert "0 problem(s)" in verify.stdout
@@ -314,7 +346,9 @@ def test_real_footage_ends_well(real_videos: Path, tmp_path: Path) -> None:
     assert "InvalidDataError" in corrupted["fate_reason"]
     upright = by_file["rotated_90.mov"][0]
     assert upright["height"] > upright["width"]
-    kept, duplicates = ([row for row in rows if "carphone" in row["source"] and row["fate"] == fate] for fate in ("kept", "duplicate"))
+    kept, duplicates = (
+        [row for row in rows if "carphone" in row["source"] and row["fate"] == fate] for fate in ("kept", "duplicate")
+    )
     assert len(kept) == len(duplicates) >= 1
     assert {row["cluster"] for row in duplicates} == {row["uid"] for row in kept}
     assert verify(build_dataset(recipe, curation).manifest_uri) == []

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
+
 ORDER = ("cluster", "captioning", "training", "pipelines")
 """A package imports itself and those before it."""
 RAY = {"cluster/session.py", "training/run.py", "pipelines/run.py"}
@@ -53,7 +54,7 @@ PLAIN = [
     "pipelines.steps.keep",
     "pipelines.steps.dedup",
     "pipelines.steps.scan",
-    "pipelines.work",
+    "pipelines.engine.worker",
     "captioning.encoders.hashing",
     "training.settings",
     "training.models.dit",
@@ -67,7 +68,9 @@ PLAIN = [
 @pytest.mark.parametrize("module", PLAIN)
 def test_plain_modules_load_neither_ray_nor_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'ray', 'torch', 'deepspeed'}} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.strip()
     assert found == "[]", f"{module} loads {found}"
 
 

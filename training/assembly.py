@@ -12,9 +12,9 @@ from captioning.encoder import TextEncoderSettings
 from cluster.plugins import build
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
+from training.checkpoints.export import ModelCard
 from training.data.loader import Dataset
 from training.engine import Engine, open_engine
-from training.export import ModelCard
 from training.sampling.provenance import version
 from training.settings import TrainSettings
 from training.step import Task
@@ -46,7 +46,9 @@ def card_of(settings: TrainSettings, dataset: Dataset, text_dim: int, step: int,
     """The card of a model trained for `step` steps; its weights' digest is filled in when they are written."""
     info = dataset.info
     table = dataset.table
-    videos = [fps for fps, kind in zip(table["fps"].to_pylist(), table["kind"].to_pylist(), strict=True) if kind == "video"]
+    videos = [
+        fps for fps, kind in zip(table["fps"].to_pylist(), table["kind"].to_pylist(), strict=True) if kind == "video"
+    ]
     # Images have no frame rate of their own; without any video, 8 frames a second is as good as another.
     fps = Counter(videos).most_common(1)[0][0] if videos else 8.0
     return ModelCard(
@@ -59,7 +61,11 @@ def card_of(settings: TrainSettings, dataset: Dataset, text_dim: int, step: int,
         text_encoder=build(ENCODERS, TextEncoderSettings, info.text_encoder),
         text_encoder_identity=info.text_encoder_identity,
         fps=fps,
-        source_side=float(pc.quantile(pc.sqrt(pc.multiply(table["source_width"], table["source_height"])), interpolation="lower")[0].as_py()),
+        source_side=float(
+            pc.quantile(pc.sqrt(pc.multiply(table["source_width"], table["source_height"])), interpolation="lower")[
+                0
+            ].as_py()
+        ),
         buckets=tuple(sorted(set(table["bucket"].to_pylist()))),
         step=step,
         seed=seed,

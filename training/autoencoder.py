@@ -47,7 +47,9 @@ class Autoencoder(abc.ABC):
                 f"{frames} frames: this autoencoder takes 1 + a multiple of {self.time_factor} frames; take {below} or {below + self.time_factor}"
             )
         if height % self.space_factor or width % self.space_factor or height < 1 or width < 1:
-            near = "x".join(str(max(1, round(side / self.space_factor)) * self.space_factor) for side in (width, height))
+            near = "x".join(
+                str(max(1, round(side / self.space_factor)) * self.space_factor) for side in (width, height)
+            )
             raise ValueError(f"{width}x{height}: both sides must be multiples of {self.space_factor}; {near} is near")
         return self.channels, *latent_size(width, height, frames, self.time_factor, self.space_factor)
 

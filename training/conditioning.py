@@ -34,7 +34,15 @@ class Given:
         return self.tail or any(self.frames)
 
 
-DEFAULT_RATES = {"none": 0.75, "first": 0.13, "last": 0.02, "both": 0.04, "prefix": 0.03, "suffix": 0.02, "middle": 0.01}
+DEFAULT_RATES = {
+    "none": 0.75,
+    "first": 0.13,
+    "last": 0.02,
+    "both": 0.04,
+    "prefix": 0.03,
+    "suffix": 0.02,
+    "middle": 0.01,
+}
 """A quarter of samples is conditioned, most of them on the first frame."""
 
 KINDS = tuple(DEFAULT_RATES)
@@ -49,10 +57,21 @@ class ConditioningRates(Settings):
     none: float = Field(DEFAULT_RATES["none"], ge=0, le=1, description="Nothing is given: text to video.")
     first: float = Field(DEFAULT_RATES["first"], ge=0, le=1, description="The first frame: image to video.")
     last: float = Field(DEFAULT_RATES["last"], ge=0, le=1, description="The last picture: a video that ends as wanted.")
-    both: float = Field(DEFAULT_RATES["both"], ge=0, le=1, description="The first and the last picture: connecting two pictures.")
-    prefix: float = Field(DEFAULT_RATES["prefix"], ge=0, le=1, description="Some frames from the first on, any number: extending forward.")
-    suffix: float = Field(DEFAULT_RATES["suffix"], ge=0, le=1, description="Some frames up to the last, any number: extending backward.")
-    middle: float = Field(DEFAULT_RATES["middle"], ge=0, le=1, description="Some frames with generated ones on both sides: extending both ways.")
+    both: float = Field(
+        DEFAULT_RATES["both"], ge=0, le=1, description="The first and the last picture: connecting two pictures."
+    )
+    prefix: float = Field(
+        DEFAULT_RATES["prefix"], ge=0, le=1, description="Some frames from the first on, any number: extending forward."
+    )
+    suffix: float = Field(
+        DEFAULT_RATES["suffix"], ge=0, le=1, description="Some frames up to the last, any number: extending backward."
+    )
+    middle: float = Field(
+        DEFAULT_RATES["middle"],
+        ge=0,
+        le=1,
+        description="Some frames with generated ones on both sides: extending both ways.",
+    )
     given_noise: float = Field(
         0.0,
         ge=0,

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.fragments import Fragment
+from training.checkpoints.fragments import Fragment
 from training.network import VideoModel
 from training.settings import TrainSettings
 
@@ -137,7 +137,9 @@ class Engine(abc.ABC):
                 torch._foreach_copy_(self.shards(), kept)
 
 
-def open_engine(model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: type[GuardedAdamW] | None = None) -> Engine:
+def open_engine(
+    model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: type[GuardedAdamW] | None = None
+) -> Engine:
     """The engine for these settings; with several workers or ZeRO, `torch.distributed` is initialised already.
 
     The `optimizer` is `GuardedAdamW`, or one of its kind where weights are whole, with `zero_stage` 0.
@@ -179,7 +181,9 @@ class GuardedAdamW(torch.optim.AdamW):
 
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
         """Of a model that is on its device."""
-        super().__init__(parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True)
+        super().__init__(
+            parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True
+        )
 
     def step(self, closure: Any = None) -> Any:
         return None if self.refuses() else super().step(closure)
@@ -198,7 +202,9 @@ class TorchEngine(Engine):
 
     replicated = True
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: type[GuardedAdamW]) -> None:
+    def __init__(
+        self, model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: type[GuardedAdamW]
+    ) -> None:
         self.rank, self.world_size, self.context_parallel, self.device = 0, 1, 1, device
         self._model = model.to(device)
         self._optimizer = optimizer(self._model, settings)
@@ -225,7 +231,10 @@ class TorchEngine(Engine):
         return _whole(self._model)
 
     def full_parameters(self, everywhere: bool = False) -> dict[str, Tensor]:
-        return {name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in self._model.named_parameters()}
+        return {
+            name: parameter.detach().to("cpu", torch.float32, copy=True)
+            for name, parameter in self._model.named_parameters()
+        }
 
     def weights_changed(self) -> None:
         pass
@@ -237,7 +246,9 @@ class TorchEngine(Engine):
 class DeepSpeedEngine(Engine):
     """Data parallel in any number of processes, with ZeRO stage 0 (nothing sharded) to 3 (weights sharded)."""
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: type[GuardedAdamW]) -> None:
+    def __init__(
+        self, model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: type[GuardedAdamW]
+    ) -> None:
         deepspeed = import_deepspeed(device)
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
         self.context_parallel = settings.context_parallel
@@ -262,7 +273,9 @@ class DeepSpeedEngine(Engine):
         if self._stage == 3:
             self._outputs = OneOutput(model)
         self._optimizer = optimizer(model, settings)
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=self._optimizer, dist_init_required=False, config=config)
+        self._engine, *_ = deepspeed.initialize(
+            model=model, optimizer=self._optimizer, dist_init_required=False, config=config
+        )
 
     def forward(self, *inputs: Any) -> Any:
         made = self._engine(*inputs)
@@ -334,7 +347,9 @@ class DeepSpeedEngine(Engine):
         if self._stage == 0:
             return list(self._engine.module.parameters())
         optimizer = self._engine.optimizer
-        flat: list[Tensor] = optimizer.fp32_partitioned_groups_flat if self._stage == 3 else optimizer.single_partition_of_fp32_groups
+        flat: list[Tensor] = (
+            optimizer.fp32_partitioned_groups_flat if self._stage == 3 else optimizer.single_partition_of_fp32_groups
+        )
         return flat
 
 
@@ -343,7 +358,9 @@ def is_on_meta(model: nn.Module) -> TypeGuard[VideoModel]:
     return isinstance(model, VideoModel) and any(parameter.is_meta for parameter in model.parameters())
 
 
-def spread(deepspeed: Any, model: VideoModel, config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> None:
+def spread(
+    deepspeed: Any, model: VideoModel, config: Mapping[str, Any], dtype: torch.dtype, device: torch.device
+) -> None:
     """Give a model without memory its initial weights, spread over the ranks as ZeRO-3 has them; one weight at a time is whole.
 
     `deepspeed.zero.Init` around the building of a model would do so as each of its layers is made, which is before its weights are filled.
@@ -380,14 +397,23 @@ class OneOutput:
         """What the model would have returned, of what it did."""
         if not self._shapes:
             return made
-        return [part.view(shape) for part, shape in zip(torch.split(made, [shape.numel() for shape in self._shapes]), self._shapes, strict=True)]
+        return [
+            part.view(shape)
+            for part, shape in zip(
+                torch.split(made, [shape.numel() for shape in self._shapes]), self._shapes, strict=True
+            )
+        ]
 
 
 def zero_options(settings: TrainSettings, n_weights: int) -> dict[str, Any]:
     """DeepSpeed's section `zero_optimization`; its names count elements, not bytes."""
     # It allocates all of a bucket in each step, 2 GB by default, however few weights there are.
     bucket = min(settings.communication_bucket, n_weights)
-    options: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    options: dict[str, Any] = {
+        "stage": settings.zero_stage,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
     if settings.zero_stage == 3:
         options["stage3_prefetch_bucket_size"] = settings.communication_bucket // 10
     if settings.cpu_offload:
@@ -396,7 +422,10 @@ def zero_options(settings: TrainSettings, n_weights: int) -> dict[str, Any]:
 
 
 def _whole(model: nn.Module) -> list[Fragment]:
-    return [Fragment(name, 0, parameter.numel(), shard, 0) for shard, (name, parameter) in enumerate(model.named_parameters())]
+    return [
+        Fragment(name, 0, parameter.numel(), shard, 0)
+        for shard, (name, parameter) in enumerate(model.named_parameters())
+    ]
 
 
 def _accepted(norm: float, max_norm: float) -> bool:

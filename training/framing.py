@@ -31,7 +31,9 @@ def cut_out(box: tuple[int, int, int, int], source_width: int, source_height: in
     x0, y0, x1, y1 = box
     if not (0 <= x0 < x1 <= source_width and 0 <= y0 < y1 <= source_height):
         raise ValueError(f"crop box {list(box)} is not inside its source of {source_width}x{source_height} pixels")
-    return Framing((source_width - x1 if mirrored else x0) / source_width, y0 / source_height, source_width, source_height)
+    return Framing(
+        (source_width - x1 if mirrored else x0) / source_width, y0 / source_height, source_width, source_height
+    )
 
 
 def uncut(width: int, height: int, source_side: float) -> Framing:

@@ -13,24 +13,24 @@ from torch import Tensor
 
 from cluster import storage
 from cluster.telemetry import log
-from training import checkpoint
 from training.assembly import card_of, task_of, untrained
-from training.breakdown import breakdown, outcomes, shared
-from training.checkpoint import Checkpoint
+from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from training.checkpoints.export import write_export
+from training.checkpoints.writer import Writer
 from training.data.loader import Batch, Dataset, Loader
 from training.data.step_times import StepTimes, moments
 from training.ema import Ema
 from training.engine import Engine, NonFiniteGradientError
-from training.evaluate import Validation
-from training.export import write_export
-from training.metrics import Metrics, Record
 from training.planning import planner_of
-from training.previews import Previews
 from training.settings import TrainSettings
 from training.spikes import NormGuard
 from training.step import Task, key, losses, prepare, quantiles
 from training.stopping import Interrupted, NonFiniteLossError, stop_signals
-from training.throughput import Meter
+from training.tracking.breakdown import breakdown, outcomes, shared
+from training.tracking.metrics import Metrics, Record
+from training.tracking.previews import Previews
+from training.tracking.throughput import Meter
+from training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,20 @@ def train_loop(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: i
     text_dim = task.null_text.shape[-1]
     engine = untrained(settings, dataset.info.channels, text_dim, seed, device)
     ema = Ema(engine.shards(), settings.ema_decay)
-    reached = checkpoint.newest(run_uri)
-    state = checkpoint.load(reached, engine, ema) if reached else {}
+    reached = newest_checkpoint(run_uri)
+    state = load_checkpoint(reached, engine, ema) if reached else {}
     if reached is None or reached.step < settings.steps:
-        reached = _steps(settings, manifest_uri, run_uri, dataset, task, engine, ema, reached.step if reached else 0, state)
+        reached = _steps(
+            settings, manifest_uri, run_uri, dataset, task, engine, ema, reached.step if reached else 0, state
+        )
     export_uri = storage.join(run_uri, "export")
     raw = engine.full_parameters()
     with engine.swapped(ema.averages):
         averaged = engine.full_parameters()
     if engine.rank == 0:
-        write_export(export_uri, raw, averaged, task.null_text, card_of(settings, dataset, text_dim, reached.step, seed))
+        write_export(
+            export_uri, raw, averaged, task.null_text, card_of(settings, dataset, text_dim, reached.step, seed)
+        )
     engine.barrier()
     return Progress(export_uri, reached.uri, reached.step)
 
@@ -82,17 +86,29 @@ def _steps(
     previews = Previews(run_uri, manifest_uri, settings, dataset, task, engine)
     guard = NormGuard(settings.skip_grad_norm, state.get("norms", ()))
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(contextlib.closing(checkpoint.Writer(run_uri, engine, ema, settings)))
+        writer = stack.enter_context(contextlib.closing(Writer(run_uri, engine, ema, settings)))
         times = None
         if settings.batch.refit:
             times = StepTimes.from_state(state["step_times"]) if "step_times" in state else StepTimes(start_step)
         planner = planner_of(dataset, settings, task.seed, times)
         captions = settings.captions
         loader = stack.enter_context(
-            Loader(dataset, planner, engine.data_rank, engine.data_world_size, start_step, captions=captions, seed=task.seed)
+            Loader(
+                dataset,
+                planner,
+                engine.data_rank,
+                engine.data_world_size,
+                start_step,
+                captions=captions,
+                seed=task.seed,
+            )
         )
         told = settings.model_dump(mode="json") | {"seed": task.seed, "data": dataset.info.fingerprint}
-        metrics = stack.enter_context(Metrics(run_uri, start_step, settings.log_every, settings.trackers, told)) if engine.rank == 0 else None
+        metrics = (
+            stack.enter_context(Metrics(run_uri, start_step, settings.log_every, settings.trackers, told))
+            if engine.rank == 0
+            else None
+        )
         stop_asked = stack.enter_context(stop_signals())
         batches_of_steps = iter(loader)
         meter = Meter(settings, engine)
@@ -170,7 +186,9 @@ def take_step(
         loss = torch.where(share_B > 0, losses_B * share_B, torch.zeros_like(losses_B)).sum()
         engine.backward(loss, last=position == len(batches) - 1)
         results.append((batch, inputs.times, losses_B.detach()))
-    done = shared([one for batch, times, losses_B in results for one in outcomes(task, batch, times, losses_B.tolist())], engine)
+    done = shared(
+        [one for batch, times, losses_B in results for one in outcomes(task, batch, times, losses_B.tolist())], engine
+    )
     parts = breakdown(done, "loss")
     if not math.isfinite(parts["loss"]):
         names = ", ".join(one.uid for one in done if not math.isfinite(one.loss))
@@ -182,7 +200,9 @@ def take_step(
         norm = engine.step(lr, max_norm)
     except NonFiniteGradientError as error:
         names = ", ".join(dict.fromkeys(engine.gather([uid for batch in batches for uid in batch.uids])))
-        raise NonFiniteLossError(f"step {step + 1}: {error}, from samples {names}; nothing was updated. Lower lr") from error
+        raise NonFiniteLossError(
+            f"step {step + 1}: {error}, from samples {names}; nothing was updated. Lower lr"
+        ) from error
     if norm > max_norm and engine.rank == 0:
         log.warning("step %d skipped: the gradient's norm is %.3g, and the most is %.3g", step + 1, norm, max_norm)
     record |= {**parts, "skipped": int(norm > max_norm), "lr": lr, "grad_norm": norm}

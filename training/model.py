@@ -38,7 +38,9 @@ class ModelSettings(Plugin):
     def check_context(self, parallel: int) -> None:
         """Raise `ValueError` where so many workers cannot share a sample's tokens; see `VideoModel.share_tokens`."""
         if parallel > 1:
-            raise ValueError(f"context_parallel {parallel}: model {self.name} cannot share a sample's tokens among workers; set context_parallel: 1")
+            raise ValueError(
+                f"context_parallel {parallel}: model {self.name} cannot share a sample's tokens among workers; set context_parallel: 1"
+            )
 
     @property
     def recomputed(self) -> float:

@@ -23,7 +23,9 @@ class GuardedMuon(GuardedAdamW):
         super().__init__(model, settings)
         self._weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
         self._matrices = [nn.Parameter(_matrix(weight.data)) for weight in self._weights]
-        self._muon = torch.optim.Muon(self._matrices, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
+        self._muon = torch.optim.Muon(
+            self._matrices, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
 
     def step(self, closure: Any = None) -> Any:
         if self.refuses():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from training.chance import numbers_of
 from training.conditioning import ConditioningRates
 from training.data.buckets import latent_size, shape_of
 from training.data.costs import SampleCosts, Work
@@ -13,6 +12,7 @@ from training.data.plan import Planner
 from training.data.step_times import StepTimes
 from training.data.tails import Tails
 from training.model import ModelSettings
+from training.rng import numbers_of
 from training.settings import TrainSettings
 from training.step import tails_given
 
@@ -27,11 +27,17 @@ def planner_of(dataset: Dataset, settings: TrainSettings, seed: int, times: Step
     n_text = dict(zip(means["bucket"].to_pylist(), means["n_text_mean"].to_pylist(), strict=True))
     latents = {name: latent_size(*shape_of(name), info.time_factor, info.space_factor) for name in n_text}
     costs = costs_of(settings.model, latents, n_text, times)
-    tails = tails_of(settings.conditioning, seed, latents, table["uid"].to_pylist()) if settings.conditioning.gives_tails else None
+    tails = (
+        tails_of(settings.conditioning, seed, latents, table["uid"].to_pylist())
+        if settings.conditioning.gives_tails
+        else None
+    )
     return Planner(table["bucket"].to_pylist(), table["n_tokens"].to_pylist(), settings.batch, seed, costs, tails)
 
 
-def costs_of(model: ModelSettings, latents: Latents, n_text: Mapping[str, float], times: StepTimes | None = None) -> SampleCosts:
+def costs_of(
+    model: ModelSettings, latents: Latents, n_text: Mapping[str, float], times: StepTimes | None = None
+) -> SampleCosts:
     """By bucket, where the main captions of its samples have so many tokens on average; `latents` may have more buckets."""
 
     def work(name: str, frames: int, rows: int, columns: int) -> Work:

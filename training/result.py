@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster import storage
-from training import checkpoint
-from training.export import CARD, read_card
-from training.metrics import CURVE, FILE, curves, read_metrics
+from training.checkpoints.checkpoint import newest_checkpoint
+from training.checkpoints.export import CARD, read_card
 from training.settings import TrainSettings
+from training.tracking.metrics import CURVE, FILE, curves, read_metrics
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TrainResult:
 def result(settings: TrainSettings, run_uri: str) -> TrainResult | None:
     """What a run left behind if it is finished for these settings, else None."""
     export_uri = storage.join(run_uri, "export")
-    newest = checkpoint.newest(run_uri)
+    newest = newest_checkpoint(run_uri)
     if (
         newest is None
         or newest.step < settings.steps

@@ -12,20 +12,23 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import storage
-from training import checkpoint, host_memory
+from training import host_memory
+from training.checkpoints.run_folder import run_folder
 from training.device import own_device
 from training.engine import NonFiniteGradientError
 from training.loop import train_loop
-from training.metrics import shown
 from training.result import TrainResult, result
 from training.settings import TrainSettings
 from training.stopping import NonFiniteLossError
+from training.tracking.metrics import shown
 
 FAILURE = "failure.txt"
 """Why the run's last try ended for good, when no other try could end otherwise."""
 
 
-def train(settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int = 0, distributed: bool = True) -> TrainResult:
+def train(
+    settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int = 0, distributed: bool = True
+) -> TrainResult:
     """Train a model on a data set of latents, going on from the newest checkpoint under `out_uri` if there is one.
 
     With `distributed`, Ray is connected already and `settings.workers` processes train, with DeepSpeed when they are several
@@ -35,7 +38,7 @@ def train(settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int
     The run's folder is named by its settings, data and seed (see `checkpoint.run_folder`); a run that is finished is returned
     as it is. Raises `ValueError` for settings that this way of training cannot honour.
     """
-    run_uri = checkpoint.run_folder(settings, manifest_uri, out_uri, seed)
+    run_uri = run_folder(settings, manifest_uri, out_uri, seed)
     if (done := result(settings, run_uri)) is not None:
         return done
     if not distributed and (settings.workers > 1 or settings.zero_stage > 0):
@@ -44,7 +47,12 @@ def train(settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int
         )
     with shown(run_uri, settings.steps):
         if distributed:
-            arguments = {"settings": settings, "manifest_uri": storage.absolute(manifest_uri), "run_uri": run_uri, "seed": seed}
+            arguments = {
+                "settings": settings,
+                "manifest_uri": storage.absolute(manifest_uri),
+                "run_uri": run_uri,
+                "seed": seed,
+            }
             on_workers(train_loop, arguments, settings, run_uri)
         else:
             train_loop(settings, manifest_uri, run_uri, seed, own_device())
@@ -53,7 +61,9 @@ def train(settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int
     return done
 
 
-def on_workers(loop: Callable[..., object], arguments: Mapping[str, Any], settings: TrainSettings, run_uri: str) -> None:
+def on_workers(
+    loop: Callable[..., object], arguments: Mapping[str, Any], settings: TrainSettings, run_uri: str
+) -> None:
     """Call `loop(device=..., **arguments)`, a module's function, in each of `settings.workers` processes of Ray Train; Ray is connected already.
 
     Workers that are lost are replaced, and all start again; with `settings.min_workers`, as many as there is room for. On CPUs each computes with
@@ -63,7 +73,9 @@ def on_workers(loop: Callable[..., object], arguments: Mapping[str, Any], settin
     n_gpus = ray.cluster_resources().get("GPU", 0)
     fewest = settings.min_workers or settings.workers
     if 0 < n_gpus < fewest:
-        raise ValueError(f"workers {fewest} at least: the cluster has {n_gpus:g} GPUs and each worker needs one; lower workers or min_workers")
+        raise ValueError(
+            f"workers {fewest} at least: the cluster has {n_gpus:g} GPUs and each worker needs one; lower workers or min_workers"
+        )
     use_gpu = n_gpus > 0
     ray_uri = storage.join(run_uri, "ray")
     # What Ray Train keeps of an earlier try would be resumed in place of our checkpoints.
@@ -76,7 +88,9 @@ def on_workers(loop: Callable[..., object], arguments: Mapping[str, Any], settin
         _worker,
         train_loop_config={"loop": loop, "arguments": dict(arguments), "run_uri": run_uri, "threads": threads},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=settings.workers if fewest == settings.workers else (fewest, settings.workers), use_gpu=use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers if fewest == settings.workers else (fewest, settings.workers), use_gpu=use_gpu
+        ),
         run_config=RunConfig(
             name="train",
             storage_path=ray_uri,
@@ -89,7 +103,9 @@ def on_workers(loop: Callable[..., object], arguments: Mapping[str, Any], settin
     try:
         trainer.fit()
     except WorkerGroupError as error:
-        causes = "; ".join(f"worker {rank}: {type(cause).__name__}: {cause}" for rank, cause in sorted(error.worker_failures.items()))
+        causes = "; ".join(
+            f"worker {rank}: {type(cause).__name__}: {cause}" for rank, cause in sorted(error.worker_failures.items())
+        )
         raise RuntimeError(f"training failed {1 + settings.max_failures} times, at last with {causes}") from error
     if storage.exists(failure_uri):
         raise NonFiniteLossError(storage.read_bytes(failure_uri).decode())

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.storage import digest
-from training.chance import Float64s, UInt64s, generator, numbers_of, uniforms
 from training.conditioning import ConditioningRates, Given
 from training.data.loader import Batch
 from training.framing import Framing
 from training.model import ModelSettings
 from training.network import Condition
 from training.objective import ObjectiveSettings
+from training.rng import Float64s, UInt64s, generator, numbers_of, uniforms
 
 # Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns. Where the last picture is given, T counts it too.
 
@@ -108,14 +108,18 @@ def places_of_given(numbers_N: UInt64s, seed: int, epoch: int | str) -> Float64s
     return uniforms(numbers_N, seed, epoch, "given")
 
 
-def prepare(task: Task, batch: Batch, quantile_of: Mapping[str, float], device: torch.device, epoch: str | None = None) -> Inputs:
+def prepare(
+    task: Task, batch: Batch, quantile_of: Mapping[str, float], device: torch.device, epoch: str | None = None
+) -> Inputs:
     """Noise a micro-batch: given frames are at their own noise level, all others at their sample's, by its quantile (see `quantiles`).
 
     Chance is keyed on each sample's pass, or on `epoch` where that is given. Raises `ValueError` for a video without a tail latent where
     the conditioning gives any.
     """
     noisy, targets, texts, levels, given, tails, times = [], [], [], [], [], [], []
-    for latent_CTHW, tail_CTHW, text, uid, seen in zip(batch.latents, batch.tails, batch.texts, batch.uids, batch.passes, strict=True):
+    for latent_CTHW, tail_CTHW, text, uid, seen in zip(
+        batch.latents, batch.tails, batch.texts, batch.uids, batch.passes, strict=True
+    ):
         if tail_CTHW is None and latent_CTHW.shape[1] > 1 and task.conditioning.gives_tails:
             raise ValueError(
                 f"sample {uid} has no tail latent, its last picture encoded as an image, which conditioning `last` and `both` give: "
@@ -136,7 +140,9 @@ def prepare(task: Task, batch: Batch, quantile_of: Mapping[str, float], device: 
         levels.append(level_T)
         tails.append(drawn.given.tail)
         times.append(time)
-    condition = conditions(texts, levels, given, tails, batch.fps.tolist(), batch.sizes, batch.framings, task.time_factor)
+    condition = conditions(
+        texts, levels, given, tails, batch.fps.tolist(), batch.sizes, batch.framings, task.time_factor
+    )
     return Inputs(noisy, targets, times, condition)
 
 
@@ -164,11 +170,16 @@ def conditions(
         texts=texts,
         times=times,
         given=given,
-        seconds=[latent_seconds(len(time_T), rate, time_factor, tail).to(device) for time_T, rate, tail in zip(times, fps, tails, strict=True)],
+        seconds=[
+            latent_seconds(len(time_T), rate, time_factor, tail).to(device)
+            for time_T, rate, tail in zip(times, fps, tails, strict=True)
+        ],
         fps_B=torch.tensor(fps, dtype=torch.float32, device=device),
         size_B2=torch.tensor(sizes, dtype=torch.float32, device=device),
         crop_B2=torch.tensor([(framing.left, framing.top) for framing in framings], dtype=torch.float32, device=device),
-        source_B2=torch.tensor([(framing.source_width, framing.source_height) for framing in framings], dtype=torch.float32, device=device),
+        source_B2=torch.tensor(
+            [(framing.source_width, framing.source_height) for framing in framings], dtype=torch.float32, device=device
+        ),
     )
 
 
@@ -188,7 +199,9 @@ def latent_seconds(n_frames: int, fps: float, time_factor: int, tail: bool = Fal
 def losses(forward: Forward, inputs: Inputs) -> Tensor:
     """Mean squared error `[B]` of each sample over its generated frames, in fp32."""
     found = []
-    for prediction_CTHW, target_CTHW, given_T in zip(forward(inputs.noisy, inputs.condition), inputs.targets, inputs.condition.given, strict=True):
+    for prediction_CTHW, target_CTHW, given_T in zip(
+        forward(inputs.noisy, inputs.condition), inputs.targets, inputs.condition.given, strict=True
+    ):
         error_T = (prediction_CTHW.to(torch.float32) - target_CTHW).square().mean(dim=(0, 2, 3))
         found.append((error_T * (1 - given_T)).sum() / (1 - given_T).sum())
     return torch.stack(found)

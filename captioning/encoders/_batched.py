@@ -26,8 +26,14 @@ MAX_PADDED_SHARE = 0.1
 class BatchedSettings(TextEncoderSettings):
     """Settings of an encoder that has a network."""
 
-    gpus: float = Field(0.0, ge=0, description="GPUs each embedding worker holds, also a fraction; 0 computes on the CPU.")
-    batch_tokens: int = Field(16384, ge=1, description="Tokens that go through the network at once, padding included; halved where memory is short.")
+    gpus: float = Field(
+        0.0, ge=0, description="GPUs each embedding worker holds, also a fraction; 0 computes on the CPU."
+    )
+    batch_tokens: int = Field(
+        16384,
+        ge=1,
+        description="Tokens that go through the network at once, padding included; halved where memory is short.",
+    )
 
     def needs(self) -> Needs:
         return Needs(gpus=self.gpus)
@@ -42,7 +48,9 @@ class BatchedSettings(TextEncoderSettings):
 
         device = wanted or ("cuda" if self.gpus else "cpu")
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise EngineError(f"text encoder {self.name}: gpus is {self.gpus:g}, but torch sees no GPU here; set gpus to 0")
+            raise EngineError(
+                f"text encoder {self.name}: gpus is {self.gpus:g}, but torch sees no GPU here; set gpus to 0"
+            )
         return device
 
 
@@ -99,12 +107,17 @@ class BatchedEncoder(TextEncoder):
         else:
             self.padding += len(batch) * lengths[0] - sum(lengths)
             rows = zip(batch, tokens_BLD, pooled_BP if pooled_BP is not None else [None] * len(batch), strict=True)
-            return [TextEmbedding(tokens_LD[: len(text.ids)].copy(), text.truncated, pooled_P) for text, tokens_LD, pooled_P in rows]
+            return [
+                TextEmbedding(tokens_LD[: len(text.ids)].copy(), text.truncated, pooled_P)
+                for text, tokens_LD, pooled_P in rows
+            ]
         # Here the failed try's tensors are gone, which the error had held.
         torch.cuda.empty_cache()
         half = (len(batch) + 1) // 2
         self._batch_tokens = max(lengths[0], min(self._batch_tokens, half * lengths[0]))
-        log.warning(f"text encoder {self._name}: out of memory with {len(batch)} captions at once; batch_tokens is {self._batch_tokens} from here on")
+        log.warning(
+            f"text encoder {self._name}: out of memory with {len(batch)} captions at once; batch_tokens is {self._batch_tokens} from here on"
+        )
         return self._embed(batch[:half]) + self._embed(batch[half:])
 
     def _through(self, batch: Sequence[Tokens], lengths: list[int]) -> tuple[Any, Any]:
@@ -113,7 +126,9 @@ class BatchedEncoder(TextEncoder):
 
         padded = [[*text.ids, *[self._pad_id] * (lengths[0] - len(text.ids))] for text in batch]
         with torch.inference_mode():
-            tokens_BLD, pooled_BP = self.forward(torch.tensor(padded, device=self._device), torch.tensor(lengths, device=self._device))
+            tokens_BLD, pooled_BP = self.forward(
+                torch.tensor(padded, device=self._device), torch.tensor(lengths, device=self._device)
+            )
             return tokens_BLD.float().cpu().numpy(), None if pooled_BP is None else pooled_BP.float().cpu().numpy()
 
 

@@ -50,7 +50,9 @@ class ClipEncoder(BatchedEncoder):
     """See `Clip`."""
 
     def __init__(self, settings: Clip, device: str) -> None:
-        model, _, self._tokenizer = load_clip(settings.model, settings.pretrained, settings.revision, settings.dtype, "cpu")
+        model, _, self._tokenizer = load_clip(
+            settings.model, settings.pretrained, settings.revision, settings.dtype, "cpu"
+        )
         self._tower = text_tower(model, settings.model).to(device)
         self._most = len(self._tower.positional_embedding)
         self.dim = int(self._tower.positional_embedding.shape[1])
@@ -94,8 +96,14 @@ def text_tower(model: Any, name: str) -> Any:
     else:
         # The tower's parts stand in the model itself.
         tower, model.visual = model, None
-    if getattr(tower, "attn_mask", None) is None or getattr(tower, "cls_emb", None) is not None or _pooling(tower) not in ("argmax", "eos"):
-        raise EngineError(f"model {name}: its text tower is not causal, or has no end token, as CLIP's is and has; take another model, or encoder t5")
+    if (
+        getattr(tower, "attn_mask", None) is None
+        or getattr(tower, "cls_emb", None) is not None
+        or _pooling(tower) not in ("argmax", "eos")
+    ):
+        raise EngineError(
+            f"model {name}: its text tower is not causal, or has no end token, as CLIP's is and has; take another model, or encoder t5"
+        )
     return tower
 
 

@@ -36,11 +36,22 @@ class T5(BatchedSettings):
     """
 
     name: str = "t5"
-    model: str = Field(min_length=1, description="Folder with config.json, weights and tokenizer, or hf-hub:owner/name, or hf-hub:owner/name/folder.")
-    revision: str = Field("main", min_length=1, description="Commit, tag or branch for hf-hub:; give a commit, for a branch may move unnoticed.")
+    model: str = Field(
+        min_length=1,
+        description="Folder with config.json, weights and tokenizer, or hf-hub:owner/name, or hf-hub:owner/name/folder.",
+    )
+    revision: str = Field(
+        "main",
+        min_length=1,
+        description="Commit, tag or branch for hf-hub:; give a commit, for a branch may move unnoticed.",
+    )
     tokenizer: str = Field("", description="Where the tokenizer is, written like model; with the model if empty.")
-    max_tokens: int = Field(512, ge=2, description="Tokens of a caption, its end included; what is longer is cut off, and the row says so.")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Precision of the network; float16 overflows in T5.")
+    max_tokens: int = Field(
+        512, ge=2, description="Tokens of a caption, its end included; what is longer is cut off, and the row says so."
+    )
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="Precision of the network; float16 overflows in T5."
+    )
 
     _absolute = field_validator("model", "tokenizer")(weight_files.absolute)
 
@@ -55,7 +66,9 @@ class T5(BatchedSettings):
             elif where and not weight_files.is_path(where):
                 raise ValueError(f"{key} {where}: write a path with a slash (./{where}), or {HUB}owner/name")
             elif where and not (Path(where).is_dir() and Path(where, file).exists()):
-                raise ValueError(f"{key} {where}: " + ("no such folder" if not Path(where).is_dir() else f"there is no {file} in it"))
+                raise ValueError(
+                    f"{key} {where}: " + ("no such folder" if not Path(where).is_dir() else f"there is no {file} in it")
+                )
         return self
 
     def identity(self) -> str:
@@ -84,7 +97,9 @@ class T5Encoder(BatchedEncoder):
         every = self._tokenizer(folded, verbose=False)["input_ids"] if folded else []
         # The last token is the end of the sequence, which a caption that is cut off keeps.
         return [
-            Tokens([*ids[: self._max_tokens - 1], ids[-1]], truncated=True) if len(ids) > self._max_tokens else Tokens(ids, truncated=False)
+            Tokens([*ids[: self._max_tokens - 1], ids[-1]], truncated=True)
+            if len(ids) > self._max_tokens
+            else Tokens(ids, truncated=False)
             for ids in every
         ]
 
@@ -102,15 +117,27 @@ def load_model(settings: T5) -> Any:
 
     place = _place(settings.model, settings.revision)
     dtype: torch.dtype = getattr(torch, settings.dtype)
-    with _errors(f"model {settings.model}", "give a folder as save_pretrained writes it, or a repository and revision that exist"), _quiet():
+    with (
+        _errors(
+            f"model {settings.model}",
+            "give a folder as save_pretrained writes it, or a repository and revision that exist",
+        ),
+        _quiet(),
+    ):
         kind = transformers.AutoConfig.from_pretrained(**place).model_type
         if kind not in CLASSES:
-            raise EngineError(f"model {settings.model}: its config.json says model_type {kind}; t5 takes {', '.join(CLASSES)}")
-        model, report = getattr(transformers, CLASSES[kind]).from_pretrained(**place, dtype=dtype, output_loading_info=True)
+            raise EngineError(
+                f"model {settings.model}: its config.json says model_type {kind}; t5 takes {', '.join(CLASSES)}"
+            )
+        model, report = getattr(transformers, CLASSES[kind]).from_pretrained(
+            **place, dtype=dtype, output_loading_info=True
+        )
     missing = sorted({*report["missing_keys"], *report["mismatched_keys"]})
     if missing:
         # Transformers would draw them at random, and go on.
-        raise EngineError(f"model {settings.model}: {len(missing)} of its weights are not there, {missing[0]} first; get the files again")
+        raise EngineError(
+            f"model {settings.model}: {len(missing)} of its weights are not there, {missing[0]} first; get the files again"
+        )
     return model.eval()
 
 
@@ -144,7 +171,9 @@ def _errors(what: str, fix: str) -> Iterator[None]:
     except EngineError:
         raise
     except Exception as error:
-        raise EngineError(f"{what} cannot be loaded by transformers: {type(error).__name__}: {str(error).strip()}; {fix}") from error
+        raise EngineError(
+            f"{what} cannot be loaded by transformers: {type(error).__name__}: {str(error).strip()}; {fix}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -26,7 +26,9 @@ class ChatCaptioner(Captioner):
     def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
         """A batch at a time, small questions first, so that what once did not fit is not tried with larger ones."""
         if not self._model.sees and any(question.pictures for question in questions):
-            raise EngineError(f"model {self._model.name} knows words only and was shown pictures; choose one that sees, or use it to rewrite")
+            raise EngineError(
+                f"model {self._model.name} knows words only and was shown pictures; choose one that sees, or use it to rewrite"
+            )
         sized: list[tuple[Alike, tuple[int, int], Question]] = []
         for question in questions:
             try:
@@ -67,7 +69,9 @@ class ChatCaptioner(Captioner):
                 f"model {self._model.name} ran out of GPU memory at one question, of clip {batch[0].uid} with {len(batch[0].pictures)} pictures; "
                 "give it fewer or smaller pictures (max_pixels), or more GPU memory (gpus, device_map: auto, dtype)"
             )
-        log.warning("captioning: %d questions do not fit in GPU memory; going on with %d at once", len(batch), len(batch) // 2)
+        log.warning(
+            "captioning: %d questions do not fit in GPU memory; going on with %d at once", len(batch), len(batch) // 2
+        )
         return len(batch) // 2
 
     def _answer_together(self, batch: Sequence[Question]) -> list[Answer]:
@@ -86,14 +90,23 @@ class ChatCaptioner(Captioner):
         questions, first = [question for question, _ in ready], ready[0][0]
         try:
             said = self._model.complete(
-                [prompt for _, prompt in ready], [question.max_tokens for question in questions], first.temperature, first.seed
+                [prompt for _, prompt in ready],
+                [question.max_tokens for question in questions],
+                first.temperature,
+                first.seed,
             )
         except torch.OutOfMemoryError:
             raise
         except torch.AcceleratorError as error:
-            raise EngineError(f"the GPU failed under model {self._model.name}: {error}; run again: what was answered is kept") from error
+            raise EngineError(
+                f"the GPU failed under model {self._model.name}: {error}; run again: what was answered is kept"
+            ) from error
         except Exception as error:
-            return [_failed(first, error)] if len(ready) == 1 else [answer for one in ready for answer in self._complete([one])]
+            return (
+                [_failed(first, error)]
+                if len(ready) == 1
+                else [answer for one in ready for answer in self._complete([one])]
+            )
         return [
             Answer(question.key, question.uid, one.text, one.truncated, one.tokens_in, one.tokens_out)
             for question, one in zip(questions, said, strict=True)

@@ -10,7 +10,7 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jinja2
 import numpy as np
@@ -21,10 +21,8 @@ from PIL import Image
 
 from captioning.engine import EngineError, Question
 from captioning.engines import _pictures
+from captioning.engines._chat_settings import ChatModelSettings
 from cluster.weight_files import HUB
-
-if TYPE_CHECKING:
-    from captioning.engines.transformers import Transformers
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 THOUGHT_ENDS = "</think>"
@@ -59,7 +57,7 @@ class Completion:
 class ChatModel:
     """A loaded model. `processor` is its tokenizer where it does not see."""
 
-    def __init__(self, name: str, model: Any, processor: Any, settings: Transformers) -> None:
+    def __init__(self, name: str, model: Any, processor: Any, settings: ChatModelSettings) -> None:
         self.name = name
         self._model = model
         self._processor = processor
@@ -91,10 +89,16 @@ class ChatModel:
             system, text = "", f"{system}\n\n{text}".strip()
         text = self._render(system, text, kind, len(pictures))
         if kind == "video":
-            return Prompt(text, video=_pictures.video(pictures), video_metadata=_pictures.video_metadata(question.at_s, len(pictures)))
+            return Prompt(
+                text,
+                video=_pictures.video(pictures),
+                video_metadata=_pictures.video_metadata(question.at_s, len(pictures)),
+            )
         return Prompt(text, pictures)
 
-    def complete(self, prompts: Sequence[Prompt], most_tokens: Sequence[int], temperature: float = 0.0, seed: int = 0) -> list[Completion]:
+    def complete(
+        self, prompts: Sequence[Prompt], most_tokens: Sequence[int], temperature: float = 0.0, seed: int = 0
+    ) -> list[Completion]:
         """Answers prompts of one kind, greedily at temperature 0; above it, give one prompt, for all of a batch draw from one seed."""
         assert temperature == 0 or len(prompts) == 1
         inputs = self._encode(prompts).to(self._model.device)
@@ -104,7 +108,9 @@ class ChatModel:
         mask_BL = inputs["attention_mask"]
         assert bool(mask_BL[:, -1].all()), "padding stands on the left"
         with torch.inference_mode(), _seeded(seed) if temperature > 0 else contextlib.nullcontext():
-            tokens_BN = self._model.generate(**inputs, max_new_tokens=max(most_tokens), **self._decoding(temperature))[:, mask_BL.shape[1] :]
+            tokens_BN = self._model.generate(**inputs, max_new_tokens=max(most_tokens), **self._decoding(temperature))[
+                :, mask_BL.shape[1] :
+            ]
         answers, asked = tokens_BN.tolist(), mask_BL.sum(dim=1).tolist()
         return [self._completion(tokens[:most], n) for tokens, most, n in zip(answers, most_tokens, asked, strict=True)]
 
@@ -121,7 +127,10 @@ class ChatModel:
         if prompts[0].images:
             given["images"] = [list(prompt.images) for prompt in prompts]
         if prompts[0].video is not None:
-            given |= {"videos": [prompt.video for prompt in prompts], "video_metadata": [prompt.video_metadata for prompt in prompts]}
+            given |= {
+                "videos": [prompt.video for prompt in prompts],
+                "video_metadata": [prompt.video_metadata for prompt in prompts],
+            }
             given["do_sample_frames"] = False
         bos = self._tokenizer.bos_token
         if bos and prompts[0].text.startswith(bos):
@@ -141,9 +150,16 @@ class ChatModel:
     def _render(self, system: str, text: str, kind: Kind, n: int) -> str:
         """The prompt in words, of `n` pictures. Raises what the template raises where it knows no such question."""
         shown = [{"type": "video"}] if kind == "video" else [{"type": "image"}] * n
-        asked: list[tuple[str, list[dict[str, str]], str]] = [("system", [], system)] * bool(system) + [("user", shown, text)]
-        messages = [{"role": role, "content": [*parts, {"type": "text", "text": said}] if self.sees else said} for role, parts, said in asked]
-        rendered: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self._template_options)
+        asked: list[tuple[str, list[dict[str, str]], str]] = [("system", [], system)] * bool(system) + [
+            ("user", shown, text)
+        ]
+        messages = [
+            {"role": role, "content": [*parts, {"type": "text", "text": said}] if self.sees else said}
+            for role, parts, said in asked
+        ]
+        rendered: str = self._processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self._template_options
+        )
         return rendered
 
     def _video_is_taken(self, wanted: Literal["auto", "video", "images"]) -> bool:
@@ -174,21 +190,28 @@ class ChatModel:
         return self._control.sub(" ", text)
 
 
-def load(settings: Transformers) -> ChatModel:
+def load(settings: ChatModelSettings) -> ChatModel:
     """Loads what the settings name. Raises `EngineError` that says what could not be loaded, why, and what to do."""
     if settings.gpus and not torch.cuda.is_available():
         raise EngineError("gpus is over 0, but torch sees no GPU; set gpus to 0")
     on_hub = settings.model.startswith(HUB)
     place = settings.model.removeprefix(HUB)
-    common: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code} | ({"revision": settings.revision} if on_hub else {})
+    common: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code} | (
+        {"revision": settings.revision} if on_hub else {}
+    )
     weights: dict[str, Any] = {"dtype": DTYPES[settings.precision], "device_map": settings.device_map}
     if settings.attention != "auto":
         weights["attn_implementation"] = settings.attention
     with _explained(settings):
         config = transformers.AutoConfig.from_pretrained(place, **common)
     if config.is_encoder_decoder:
-        raise EngineError(f"model {settings.model} ({config.model_type}) encodes one text and decodes another; choose one that was trained to chat")
-    sees = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or getattr(config, "vision_config", None) is not None
+        raise EngineError(
+            f"model {settings.model} ({config.model_type}) encodes one text and decodes another; choose one that was trained to chat"
+        )
+    sees = (
+        type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        or getattr(config, "vision_config", None) is not None
+    )
     readers = transformers.AutoProcessor if sees else transformers.AutoTokenizer
     models = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
     with _explained(settings):
@@ -201,7 +224,7 @@ def load(settings: Transformers) -> ChatModel:
 
 
 @contextlib.contextmanager
-def _explained(settings: Transformers) -> Iterator[None]:
+def _explained(settings: ChatModelSettings) -> Iterator[None]:
     """Whatever the library raises while it loads becomes an `EngineError` with the fix."""
     try:
         yield
@@ -220,19 +243,29 @@ def _fix(error: Exception, on_hub: bool) -> str:
     return "the folder should hold config.json, the weights, and the files of tokenizer and processor, as save_pretrained writes them"
 
 
-def _check(settings: Transformers, processor: Any, sees: bool) -> None:
+def _check(settings: ChatModelSettings, processor: Any, sees: bool) -> None:
     """Refuses a model that cannot be asked, and settings it would pass over in silence. Raises `EngineError`."""
-    parts = [part for name in ("image_processor", "video_processor") if (part := getattr(processor, name, None)) is not None]
+    parts = [
+        part for name in ("image_processor", "video_processor") if (part := getattr(processor, name, None)) is not None
+    ]
     if sees and not parts:
-        raise EngineError(f"model {settings.model} sees, but its folder holds no processor of images; copy processor_config.json there too")
+        raise EngineError(
+            f"model {settings.model} sees, but its folder holds no processor of images; copy processor_config.json there too"
+        )
     known = {key for part in parts for key in getattr(getattr(part, "valid_kwargs", None), "__annotations__", ())}
     if unknown := sorted(set(settings.processor) - known):
-        raise EngineError(f"the processor of {settings.model} knows no {', '.join(unknown)}; known: {', '.join(sorted(known)) or 'none'}")
+        raise EngineError(
+            f"the processor of {settings.model} knows no {', '.join(unknown)}; known: {', '.join(sorted(known)) or 'none'}"
+        )
     templates = getattr(processor, "chat_template", None)
     if not templates:
-        raise EngineError(f"model {settings.model} has no chat template, so it cannot be asked; choose one that was trained to chat (instruct)")
+        raise EngineError(
+            f"model {settings.model} has no chat template, so it cannot be asked; choose one that was trained to chat (instruct)"
+        )
     if unused := sorted(key for key in settings.template if key not in str(templates)):
-        raise EngineError(f"the chat template of {settings.model} has no variable {', '.join(unused)}; leave it out of template")
+        raise EngineError(
+            f"the chat template of {settings.model} has no variable {', '.join(unused)}; leave it out of template"
+        )
 
 
 @contextlib.contextmanager

@@ -130,7 +130,9 @@ class Limits:
 
     def wait_s(self, question: Question, now_s: float) -> float:
         """0 where the question may be sent now; else the seconds to wait; infinite: until one in flight is back, or the budget is raised."""
-        if self.in_flight and (self.in_flight >= self.window.size or (self._counted and not self._expected.known(question))):
+        if self.in_flight and (
+            self.in_flight >= self.window.size or (self._counted and not self._expected.known(question))
+        ):
             return math.inf
         if self.budget_usd is not None and self.spent_usd + self._held_usd + self.most_usd(question) > self.budget_usd:
             return math.inf

@@ -36,7 +36,9 @@ def decode(jpeg: bytes, max_pixels: int | None = None) -> Image.Image:
     if max_pixels is None or width * height <= max_pixels:
         return picture
     scale = math.sqrt(max_pixels / (width * height))
-    return picture.resize((max(1, int(width * scale)), max(1, int(height * scale))), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return picture.resize(
+        (max(1, int(width * scale)), max(1, int(height * scale))), Image.Resampling.BICUBIC, reducing_gap=3.0
+    )
 
 
 def video(pictures: Sequence[Image.Image]) -> NDArray[np.uint8]:

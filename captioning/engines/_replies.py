@@ -117,7 +117,9 @@ def _completion(data: Mapping[str, Any]) -> Reply | Failure:
     content = message.get("content") if isinstance(message, dict) else None
     refusal = message.get("refusal") if isinstance(message, dict) else None
     if ended == "content_filter":
-        return Failure(Fault.QUESTION, "the server's content filter withheld the answer", usage=usage, maybe_charged=usage is None)
+        return Failure(
+            Fault.QUESTION, "the server's content filter withheld the answer", usage=usage, maybe_charged=usage is None
+        )
     if not isinstance(content, str) and isinstance(message, dict):
         # A model that thinks may spend all its tokens on that; asked again, it would again.
         content = refusal if isinstance(refusal, str) else "" if ended == "length" else None

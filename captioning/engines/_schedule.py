@@ -80,7 +80,9 @@ class Schedule:
             self._limits.window.answered()
             self._limits.answers += 1
             if outcome.usage is None and self._limits.budget_usd is not None:
-                self._stop("the server reports no usage, so engine.budget_usd cannot be kept; leave it out for this server")
+                self._stop(
+                    "the server reports no usage, so engine.budget_usd cannot be kept; leave it out for this server"
+                )
             return self._found(self._answer(attempt, outcome))
         attempt.cost_usd += self._limits.end(attempt.hold, outcome.usage, outcome.maybe_charged)
         log.debug(f"clip {attempt.question.uid}: try {attempt.number}: {outcome.reason}")
@@ -89,7 +91,9 @@ class Schedule:
         if outcome.fault not in (Fault.RETRY, Fault.SLOW):
             self._stop(outcome.reason)
         elif outcome.wait_s is not None and outcome.wait_s > LONGEST_WAIT_S:
-            self._stop(f"the server asks to wait {outcome.wait_s:.0f} s ({outcome.reason}); run again then: nothing is asked twice")
+            self._stop(
+                f"the server asks to wait {outcome.wait_s:.0f} s ({outcome.reason}); run again then: nothing is asked twice"
+            )
         if self.stopped:
             return []
         if outcome.fault is Fault.SLOW:
@@ -135,7 +139,9 @@ class Schedule:
     def _pause(self, sent_at_s: float, now_s: float, outcome: Failure) -> None:
         pause_s = self._limits.window.refused(sent_at_s, now_s, outcome.wait_s)
         if pause_s is not None:
-            log.warning(f"{outcome.reason}: all requests pause for {pause_s:.1f} s, then at most {self._limits.window.size} at once")
+            log.warning(
+                f"{outcome.reason}: all requests pause for {pause_s:.1f} s, then at most {self._limits.window.size} at once"
+            )
 
     def _over_budget(self, question: Question) -> EngineError:
         limits = self._limits

@@ -29,7 +29,17 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from captioning.engine import Answer, Captioner, CaptionerSettings, EngineError, Needs, Question
 from captioning.engines._limits import Limits
@@ -61,7 +71,9 @@ class OpenAI(CaptionerSettings):
         description="Address up to and with /v1, say http://localhost:8000/v1: /chat/completions is added. The pictures are sent there."
     )
     model: str = Field(min_length=1, description="As the server calls it.")
-    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key; empty for a server that wants none.")
+    api_key_env: str = Field(
+        "OPENAI_API_KEY", description="Environment variable that holds the key; empty for a server that wants none."
+    )
     concurrency: PositiveInt = Field(32, description="Requests in flight at most. Each holds its pictures in memory.")
     requests_per_minute: PositiveFloat | None = None
     tokens_per_minute: PositiveFloat | None = Field(
@@ -69,19 +81,30 @@ class OpenAI(CaptionerSettings):
     )
     timeout_s: PositiveFloat = Field(300.0, description="For one request, from the connection to the last byte.")
     retries: NonNegativeInt = Field(
-        5, description="How often a question is asked again after a time-out, a dropped connection, 408, 409, 429 or 5xx."
+        5,
+        description="How often a question is asked again after a time-out, a dropped connection, 408, 409, 429 or 5xx.",
     )
     price_in: NonNegativeFloat = Field(0.0, description="USD per million tokens of a prompt, pictures included.")
     price_out: NonNegativeFloat = Field(0.0, description="USD per million tokens of an answer.")
-    budget_usd: PositiveFloat | None = Field(None, description="Nothing is asked that could cost more than this in all, earlier runs included.")
+    budget_usd: PositiveFloat | None = Field(
+        None, description="Nothing is asked that could cost more than this in all, earlier runs included."
+    )
     inputs: Literal["images", "video"] = Field(
         "images",
         description="Pictures one by one, or together as one video_url of type video/jpeg, which vLLM reads, as a video of 2 pictures a second.",
     )
-    detail: Literal["low", "high", "auto"] | None = Field(None, description="How closely a hosted model looks at each picture; not sent if empty.")
-    guided: bool = Field(True, description="Send a prompt's JSON schema as response_format. False for servers that refuse it.")
-    limit_field: Literal["max_tokens", "max_completion_tokens"] = Field("max_tokens", description="Newer hosted models know only the second.")
-    extra: Mapping[str, Any] = Field({}, description="More fields of the request, say chat_template_kwargs; null takes one out, say seed.")
+    detail: Literal["low", "high", "auto"] | None = Field(
+        None, description="How closely a hosted model looks at each picture; not sent if empty."
+    )
+    guided: bool = Field(
+        True, description="Send a prompt's JSON schema as response_format. False for servers that refuse it."
+    )
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="Newer hosted models know only the second."
+    )
+    extra: Mapping[str, Any] = Field(
+        {}, description="More fields of the request, say chat_template_kwargs; null takes one out, say seed."
+    )
 
     @field_validator("base_url")
     @classmethod
@@ -90,7 +113,9 @@ class OpenAI(CaptionerSettings):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("write base_url with http:// or https:// and a host, as in http://localhost:8000/v1")
         if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ValueError("base_url takes no user, password, query or fragment; the key belongs into the variable that api_key_env names")
+            raise ValueError(
+                "base_url takes no user, password, query or fragment; the key belongs into the variable that api_key_env names"
+            )
         if parts.path.rstrip("/").endswith("/chat/completions"):
             raise ValueError("leave /chat/completions off base_url: it is added")
         return value.rstrip("/")
@@ -99,7 +124,9 @@ class OpenAI(CaptionerSettings):
     @classmethod
     def _is_a_name(cls, value: str) -> str:
         if value and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-            raise ValueError("write the name of the environment variable that holds the key, say OPENAI_API_KEY, never the key itself")
+            raise ValueError(
+                "write the name of the environment variable that holds the key, say OPENAI_API_KEY, never the key itself"
+            )
         return value
 
     @field_validator("extra")
@@ -134,7 +161,11 @@ class OpenAI(CaptionerSettings):
     def request(self, question: Question) -> dict[str, Any]:
         """The body of a request: pictures in their order, then the words."""
         messages: list[dict[str, Any]] = [{"role": "system", "content": question.system}] if question.system else []
-        content = [*self._pictures(question.pictures), {"type": "text", "text": question.text}] if question.pictures else question.text
+        content = (
+            [*self._pictures(question.pictures), {"type": "text", "text": question.text}]
+            if question.pictures
+            else question.text
+        )
         body = {
             "model": self.model,
             "messages": [*messages, {"role": "user", "content": content}],
@@ -143,7 +174,10 @@ class OpenAI(CaptionerSettings):
             "seed": question.seed,
         }
         if self.guided and question.json_schema:
-            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": question.json_schema}}
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "strict": True, "schema": question.json_schema},
+            }
         return {name: value for name, value in {**body, **self.extra}.items() if value is not None}
 
     def _pictures(self, pictures: Sequence[bytes]) -> list[dict[str, Any]]:
@@ -151,7 +185,10 @@ class OpenAI(CaptionerSettings):
         if self.inputs == "video" and len(encoded) > 1:
             return [{"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(encoded)}"}}]
         detail = {"detail": self.detail} if self.detail else {}
-        return [{"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}", **detail}} for picture in encoded]
+        return [
+            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}", **detail}}
+            for picture in encoded
+        ]
 
 
 class Clock:
@@ -195,7 +232,9 @@ class OpenAICaptioner(Captioner):
     def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
         """See `Captioner.answer`. The requests are made in a thread; closing the iterator cancels those in flight and ends it."""
         if not self._busy.acquire(blocking=False):
-            raise RuntimeError("the last answers of this engine are still under way; read them to the end or close them")
+            raise RuntimeError(
+                "the last answers of this engine are still under way; read them to the end or close them"
+            )
         found: queue.SimpleQueue[Answer | BaseException | None] = queue.SimpleQueue()
         cancels: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
 
@@ -258,21 +297,33 @@ class OpenAICaptioner(Captioner):
             async with session.post(url, data=io.BytesIO(body), proxy=_proxy(url), allow_redirects=False) as response:
                 outcome = read(response.status, response.headers, await response.read(), self._clock.date())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            outcome = Failure(Fault.RETRY, f"{self._settings.base_url}: {type(error).__name__}: {error}", unreachable=True)
+            outcome = Failure(
+                Fault.RETRY, f"{self._settings.base_url}: {type(error).__name__}: {error}", unreachable=True
+            )
         except TimeoutError:
-            outcome = Failure(Fault.RETRY, f"TimeoutError: no answer within {self._settings.timeout_s:g} s (timeout_s)", maybe_charged=True)
+            outcome = Failure(
+                Fault.RETRY,
+                f"TimeoutError: no answer within {self._settings.timeout_s:g} s (timeout_s)",
+                maybe_charged=True,
+            )
         except (aiohttp.ClientError, OSError) as error:
             outcome = Failure(Fault.RETRY, f"{type(error).__name__}: {error}", maybe_charged=True)
         if isinstance(outcome, Reply):
             return dataclasses.replace(outcome, text=self._scrubbed(outcome.text))
-        return dataclasses.replace(outcome, reason=self._advice(outcome.fault, self._scrubbed(outcome.reason)[:MESSAGE_CHARS]))
+        return dataclasses.replace(
+            outcome, reason=self._advice(outcome.fault, self._scrubbed(outcome.reason)[:MESSAGE_CHARS])
+        )
 
     def _advice(self, fault: Fault, reason: str) -> str:
         """The reason, with what to do where all questions would meet the same."""
         settings, again = self._settings, "run again: nothing is asked twice"
         if fault is Fault.KEY:
             # The server's words stay out: servers repeat the key here, whole or in part.
-            where = f"the environment variable {settings.api_key_env}" if settings.api_key_env else "api_key_env, which is empty"
+            where = (
+                f"the environment variable {settings.api_key_env}"
+                if settings.api_key_env
+                else "api_key_env, which is empty"
+            )
             return f"{settings.base_url} refuses the key ({reason.partition(':')[0]}); check {where}, and {again}"
         advice = {
             Fault.CREDIT: f"{settings.base_url} says that the account has nothing left ({reason}); add to it and {again}",

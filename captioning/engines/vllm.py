@@ -1,7 +1,7 @@
 """Captions by vLLM inside the run's own Ray cluster, through Ray Data's LLM processors (`ray.data.llm`).
 
 A processor maps a whole dataset of questions to answers and keeps its GPUs full for as long as there are any. So this engine is asked in
-bulk (`pipelines.bulk`) before the orders of its segment run, and has no `answer` of its own. What is here knows no Ray: the processor's
+bulk (`pipelines.steps._bulk_captions`) before the orders of its segment run, and has no `answer` of its own. What is here knows no Ray: the processor's
 configuration as plain values, the request a question becomes, and the answer its row comes back with.
 """
 
@@ -72,30 +72,57 @@ class VLLM(CaptionerSettings):
     in_bulk: ClassVar[bool] = True
 
     name: str = "vllm"
-    model: str = Field(min_length=1, description="Folder that every node reaches, hf-hub:owner/name, or a folder on s3:// or gs://.")
+    model: str = Field(
+        min_length=1, description="Folder that every node reaches, hf-hub:owner/name, or a folder on s3:// or gs://."
+    )
     revision: str = Field(
         "main",
         min_length=1,
         description="Commit, tag or branch for hf-hub: of weights and tokenizer; the chat template is read from the default branch all the same.",
     )
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share each layer of a replica.")
-    pipeline_parallel: int = Field(1, ge=1, description="Groups of such GPUs that divide a replica's layers among them.")
-    replicas: int | Literal["auto"] = Field("auto", description="Copies of the model at most; auto is as many as the cluster's GPUs hold.")
-    dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="Precision of weights and sums; auto is the model's own.")
-    max_model_len: int | None = Field(None, ge=256, description="Tokens of question and answer together; the model's own limit when not given.")
-    batch: int = Field(16, ge=1, le=1024, description="Questions a replica is handed together; several batches are under way.")
-    images: int = Field(64, ge=0, le=1024, description="Pictures of a question at most, for which memory is set aside; 0 for a model of words alone.")
-    inputs: Literal["images", "video"] = Field("images", description="Several pictures one by one, or together as one video if the model takes it.")
+    pipeline_parallel: int = Field(
+        1, ge=1, description="Groups of such GPUs that divide a replica's layers among them."
+    )
+    replicas: int | Literal["auto"] = Field(
+        "auto", description="Copies of the model at most; auto is as many as the cluster's GPUs hold."
+    )
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="Precision of weights and sums; auto is the model's own."
+    )
+    max_model_len: int | None = Field(
+        None, ge=256, description="Tokens of question and answer together; the model's own limit when not given."
+    )
+    batch: int = Field(
+        16, ge=1, le=1024, description="Questions a replica is handed together; several batches are under way."
+    )
+    images: int = Field(
+        64,
+        ge=0,
+        le=1024,
+        description="Pictures of a question at most, for which memory is set aside; 0 for a model of words alone.",
+    )
+    inputs: Literal["images", "video"] = Field(
+        "images", description="Several pictures one by one, or together as one video if the model takes it."
+    )
     content: Literal["openai", "string"] = Field(
         "openai",
         description="How the chat template takes pictures: as parts of a list, or as placeholders that vLLM writes into the text.",
     )
     guided: bool = Field(True, description="Make answers follow a prompt's JSON schema.")
-    processor: dict[str, Any] = Field(default_factory=dict, description="Settings of the model's own processor to change, say {min_pixels: 3136}.")
-    template: dict[str, Any] = Field(default_factory=dict, description="Variables of the model's chat template to set, say {enable_thinking: false}.")
-    engine: dict[str, Any] = Field(default_factory=dict, description="More arguments of vLLM's engine, say {gpu_memory_utilization: 0.85}.")
+    processor: dict[str, Any] = Field(
+        default_factory=dict, description="Settings of the model's own processor to change, say {min_pixels: 3136}."
+    )
+    template: dict[str, Any] = Field(
+        default_factory=dict, description="Variables of the model's chat template to set, say {enable_thinking: false}."
+    )
+    engine: dict[str, Any] = Field(
+        default_factory=dict, description="More arguments of vLLM's engine, say {gpu_memory_utilization: 0.85}."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model's weights.")
-    accelerator_type: str | None = Field(None, min_length=1, description="Kind of GPU as Ray calls it, say H100, where a cluster has several.")
+    accelerator_type: str | None = Field(
+        None, min_length=1, description="Kind of GPU as Ray calls it, say H100, where a cluster has several."
+    )
     runtime_env: dict[str, Any] | None = Field(
         None,
         description="Ray's runtime environment of the workers with vLLM, which pins a torch of its own, say {uv: [vllm]}; null: they have it.",
@@ -115,7 +142,10 @@ class VLLM(CaptionerSettings):
         if not self.is_remote and not Path(self.model).is_dir():
             raise ValueError(f"model {self.model}: no such folder; for a model on the hub write {HUB}owner/name")
         if taken := sorted(OURS.keys() & self.engine.keys()):
-            raise ValueError(f"engine cannot set {', '.join(taken)}: write " + ", ".join(f"{OURS[name]} instead of {name}" for name in taken))
+            raise ValueError(
+                f"engine cannot set {', '.join(taken)}: write "
+                + ", ".join(f"{OURS[name]} instead of {name}" for name in taken)
+            )
         return self
 
     @property
@@ -133,7 +163,9 @@ class VLLM(CaptionerSettings):
 
     def identity(self) -> str:
         weights = f"{self.model}@{self.revision}" if self.is_remote else weight_files.identity(self.model)
-        changed = self.model_dump(include={"inputs", "content", "guided", "processor", "template"}, exclude_defaults=True)
+        changed = self.model_dump(
+            include={"inputs", "content", "guided", "processor", "template"}, exclude_defaults=True
+        )
         if engine := {name: value for name, value in self.engine.items() if name not in NO_ANSWER_DEPENDS_ON}:
             changed["engine"] = engine
         words = [f"{self.name}-v{VERSION}", weights, self.dtype]
@@ -158,14 +190,22 @@ class VLLM(CaptionerSettings):
         elsewhere = "or write engine: openai with the address of a `vllm serve` elsewhere"
         if gpus < self.gpus:
             wanted = f"{self.gpus} GPU{'s' * (self.gpus > 1)} for each replica (tensor_parallel x pipeline_parallel)"
-            raise EngineError(f"engine {self.name} needs {wanted}, and the Ray cluster has {gpus:g}: run it on one with GPUs, {elsewhere}")
+            raise EngineError(
+                f"engine {self.name} needs {wanted}, and the Ray cluster has {gpus:g}: run it on one with GPUs, {elsewhere}"
+            )
         if self.accelerator_type and f"accelerator_type:{self.accelerator_type}" not in cluster:
-            raise EngineError(f"engine {self.name}: the Ray cluster has no GPU of accelerator_type {self.accelerator_type}")
-        revision = {"revision": self.revision, "tokenizer_revision": self.revision} if self.model.startswith(HUB) else {}
+            raise EngineError(
+                f"engine {self.name}: the Ray cluster has no GPU of accelerator_type {self.accelerator_type}"
+            )
+        revision = (
+            {"revision": self.revision, "tokenizer_revision": self.revision} if self.model.startswith(HUB) else {}
+        )
         common = {**revision, "trust_remote_code": self.trust_remote_code}
         if self.max_model_len is not None:
             common["max_model_len"] = self.max_model_len
-        limit = {"limit_mm_per_prompt": {"image": self.images, "video": int(self.inputs == "video")}} if self.images else {}
+        limit = (
+            {"limit_mm_per_prompt": {"image": self.images, "video": int(self.inputs == "video")}} if self.images else {}
+        )
         return {
             "model_source": self.model.removeprefix(HUB),
             "batch_size": self.batch,
@@ -195,7 +235,7 @@ class VLLM(CaptionerSettings):
         }
 
     def request(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """What the processor gets besides the columns of a question (`pipelines.bulk.QUESTIONS`). One it cannot be asked comes with its error."""
+        """What the processor gets besides the columns of a question (`pipelines.steps._bulk_captions.QUESTIONS`). One it cannot be asked comes with its error."""
         pictures = [bytes(picture) for picture in row["pictures"]]
         fault = self._fault(pictures)
         sampling = {"temperature": row["temperature"], "max_tokens": row["max_tokens"], "seed": row["seed"]}
@@ -212,7 +252,9 @@ class VLLM(CaptionerSettings):
             return Answer(row["key"], row["uid"], error=str(error)[:2000])
         tokens_in, tokens_out = int(row["num_input_tokens"]), int(row["num_generated_tokens"])
         # Why vLLM stopped is not in the row.
-        truncated = tokens_out >= row["max_tokens"] or (self.max_model_len is not None and tokens_in + tokens_out >= self.max_model_len)
+        truncated = tokens_out >= row["max_tokens"] or (
+            self.max_model_len is not None and tokens_in + tokens_out >= self.max_model_len
+        )
         return Answer(row["key"], row["uid"], row["generated_text"], truncated, tokens_in, tokens_out)
 
     def _fault(self, pictures: Sequence[bytes]) -> str | None:
@@ -236,5 +278,7 @@ class VLLM(CaptionerSettings):
         if self.inputs == "video" and len(encoded) > 1:
             shown = [{"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(encoded)}"}}]
         else:
-            shown = [{"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}} for picture in encoded]
+            shown = [
+                {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}} for picture in encoded
+            ]
         return [*shown, {"type": "text", "text": text}]

@@ -7,21 +7,23 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.duplicates.clips import READS, as_clips, numbers
+from pipelines.duplicates.clip_hashes import READS, as_clips, numbers
 from pipelines.duplicates.near import Nearness, nearest, verified
-from pipelines.shuffle import Rows
+from pipelines.engine.shuffle import Rows
 
 LOOSE = Nearness(max_distance=15.0, image_max_distance=12, min_share=0.5)
 """As far apart as two clips can be and still be laid on each other: half way to strangers."""
 FRAME_DISTANCE = 18
 
-CLOSEST = pa.schema([("uid_a", pa.string()), ("uid_b", pa.string()), ("distance", pa.float64()), ("share", pa.float64())])
+CLOSEST = pa.schema(
+    [("uid_a", pa.string()), ("uid_b", pa.string()), ("distance", pa.float64()), ("share", pa.float64())]
+)
 
 
 def closest_across(rows: Rows, column: str, limit: int = 10) -> pa.Table:
     """The closest pairs of clips, exact copies included, whose values of a string column differ; nearest first, at most `limit`.
 
-    `rows` have the columns of `pipelines.duplicates.clips.READS` and `column`; rows in which it is null take no part. Gives `uid_a` and
+    `rows` have the columns of `pipelines.duplicates.clip_hashes.READS` and `column`; rows in which it is null take no part. Gives `uid_a` and
     `uid_b` (of which the first is the smaller), `distance` (mean bits of 64 over the frames both show, below 16; 32 is of strangers) and
     `share` (of the shorter clip that the other shows). Pairs farther apart are not looked for, so there may be fewer or none.
     """
@@ -44,4 +46,6 @@ def _of_groups(rows: pa.Table, column: str) -> pa.Table:
 
 
 def _first(pairs: pa.Table, limit: int) -> pa.Table:
-    return pairs.sort_by([("distance", "ascending"), ("a_uid", "ascending"), ("b_uid", "ascending"), ("mirrored", "ascending")])[:limit]
+    return pairs.sort_by(
+        [("distance", "ascending"), ("a_uid", "ascending"), ("b_uid", "ascending"), ("mirrored", "ascending")]
+    )[:limit]

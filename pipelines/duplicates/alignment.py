@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.duplicates.clips import Hashes
+from pipelines.duplicates.clip_hashes import Hashes
 from pipelines.video.phash import is_informative, mirrored
 
 EVEN = 16.0

@@ -24,7 +24,9 @@ def candidates(keys: pa.Table, frame_distance: int, still_distance: int) -> pa.T
 
     Hashes that share a key have to lie within `frame_distance` bits of each other, those of images within `still_distance`.
     """
-    key, clip, origin, bits = (np.asarray(keys[name].to_numpy(), np.int64) for name in ("key", "clip", "origin", "hash"))
+    key, clip, origin, bits = (
+        np.asarray(keys[name].to_numpy(), np.int64) for name in ("key", "clip", "origin", "hash")
+    )
     turned, still = (np.asarray(keys[name].to_numpy(zero_copy_only=False), bool) for name in ("turned", "still"))
     chosen = _in_order(key, clip, origin, bits)
     key, clip, origin, bits, turned, still = (column[chosen] for column in (key, clip, origin, bits, turned, still))
@@ -58,7 +60,9 @@ def counted(a: Ints, b: Ints, mirror: Flags, votes: Ints) -> tuple[Ints, Ints, F
     return a[new], b[new], mirror[new], np.add.reduceat(votes, starts) if len(starts) else votes
 
 
-def _in_order(key: NDArray[np.int64], clip: NDArray[np.int64], origin: NDArray[np.int64], bits: NDArray[np.int64]) -> NDArray[np.int64]:
+def _in_order(
+    key: NDArray[np.int64], clip: NDArray[np.int64], origin: NDArray[np.int64], bits: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Positions of rows whose key is of several origins, those of a key together, first one of each origin, then the next of each."""
     order = _sharing(key)
     order = order[np.lexsort((bits[order], clip[order], origin[order], key[order]))]
@@ -71,7 +75,11 @@ def _in_order(key: NDArray[np.int64], clip: NDArray[np.int64], origin: NDArray[n
     starts_origin[1:] = starts_key[1:] | (origin[order[1:]] != origin[order[:-1]])
     n_origins = np.bincount(np.cumsum(starts_key) - 1, weights=starts_origin) if len(order) else np.zeros(0)
     mixed = n_origins[np.cumsum(starts_key) - 1] > 1 if len(order) else np.zeros(0, bool)
-    begin = np.maximum.accumulate(np.where(starts_origin, np.arange(len(order)), 0)) if len(order) else np.zeros(0, np.int64)
+    begin = (
+        np.maximum.accumulate(np.where(starts_origin, np.arange(len(order)), 0))
+        if len(order)
+        else np.zeros(0, np.int64)
+    )
     rank = np.arange(len(order)) - begin
     order, rank = order[mixed], rank[mixed]
     # The low bytes first: they are of the steady bits.

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.duplicates.clips import CLIPS, RANKED, as_clips, numbers
+from pipelines.duplicates.clip_hashes import CLIPS, RANKED, as_clips, numbers
 from pipelines.duplicates.keys import unique_rows
-from pipelines.shuffle import Rows
+from pipelines.engine.shuffle import Rows
 
 CELLS_AT_MOST = 50_000
 """SemDeDup's number of cells, for 440 million images."""
@@ -34,13 +34,15 @@ Vectors = NDArray[np.float32]
 EMBEDDED = pa.schema([*(CLIPS.field(name) for name in (*RANKED, "origin")), ("vector", pa.binary())])
 """A clip and its embedding, scaled to length 1, as 32-bit floats."""
 
-PAIRS = pa.schema([*(EMBEDDED.field(name).with_name(f"{side}_{name}") for side in "ab" for name in RANKED), ("cosine", pa.float64())])
+PAIRS = pa.schema(
+    [*(EMBEDDED.field(name).with_name(f"{side}_{name}") for side in "ab" for name in RANKED), ("cosine", pa.float64())]
+)
 
 
 def semantic_pairs(rows: Rows, min_cosine: float, seed: int) -> pa.Table:
     """Rows of `PAIRS`: clips of different files, both videos or both images, whose embeddings have a cosine of at least `min_cosine`.
 
-    `rows` have the columns of `pipelines.duplicates.clips.READS` and `embedding`; one without an embedding is like no other.
+    `rows` have the columns of `pipelines.duplicates.clip_hashes.READS` and `embedding`; one without an embedding is like no other.
     """
     embedded = rows.map(as_embedded)
     n = sum(embedded.map(counted).collect()["n"].to_pylist())
@@ -50,7 +52,9 @@ def semantic_pairs(rows: Rows, min_cosine: float, seed: int) -> pa.Table:
     share = min(1.0, SAMPLED_A_CELL * k / n, SAMPLE_AT_MOST / n)
     sample = embedded.map(partial(sampled, share=share)).collect().sort_by("uid")
     centres = kmeans(vectors(sample), k, seed)
-    found = embedded.map(partial(placed, centres=centres)).grouped("cell", partial(alike, min_cosine=min_cosine)).collect()
+    found = (
+        embedded.map(partial(placed, centres=centres)).grouped("cell", partial(alike, min_cosine=min_cosine)).collect()
+    )
     a, b = (np.array(found[name].to_pylist(), "U") for name in ("a_uid", "b_uid"))
     return found.take(pa.array(unique_rows((a, b)))) if len(found) else found
 
@@ -130,7 +134,9 @@ def placed(embedded: pa.Table, centres: Vectors) -> pa.Table:
     """Each row once for each of its nearest cells, with the number of the `cell`."""
     data = vectors(embedded)
     if len(data) and data.shape[1] != centres.shape[1]:
-        raise ValueError(f"clip {embedded['uid'][0]}: its embedding has {data.shape[1]} numbers, others have {centres.shape[1]}; run its step again")
+        raise ValueError(
+            f"clip {embedded['uid'][0]}: its embedding has {data.shape[1]} numbers, others have {centres.shape[1]}; run its step again"
+        )
     cells = nearest_cells(data, centres, NEAREST) if len(data) else np.zeros((0, NEAREST), np.int64)
     rows = np.repeat(np.arange(len(embedded)), cells.shape[1])
     return embedded.take(pa.array(rows)).append_column("cell", pa.array(cells.ravel(), pa.int64()))

@@ -8,8 +8,8 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipelines.components import components
-from pipelines.duplicates.clips import RANKED
+from pipelines.duplicates.clip_hashes import RANKED
+from pipelines.duplicates.components import components
 
 Kind = Literal["exact", "near", "semantic"]
 
@@ -96,12 +96,16 @@ def decide(
                 else Decision(uid, name, above.duplicate_of, above.kind, above.distance, above.share)
             )
             continue
-        of = min((other for other in found.get(uid, ()) if _covers(other, place[uid], min_share, decisions)), default=None)
+        of = min(
+            (other for other in found.get(uid, ()) if _covers(other, place[uid], min_share, decisions)), default=None
+        )
         decisions[uid] = Decision(uid, name) if of is None else Decision(uid, name, of[3], of[4], of[1], -of[2])
     return [decisions[uid] for uid in sorted(decisions)]
 
 
-def _covers(other: tuple[int, float, float, str, Kind], place: int, min_share: float, decisions: Mapping[str, Decision]) -> bool:
+def _covers(
+    other: tuple[int, float, float, str, Kind], place: int, min_share: float, decisions: Mapping[str, Decision]
+) -> bool:
     """Whether a better clip is kept in which enough of this one is found."""
     return other[0] < place and -other[2] >= min_share and decisions[other[3]].duplicate_of is None
 
@@ -114,7 +118,9 @@ def best_copies(identities: Mapping[str, str], clips: Mapping[str, Member]) -> d
     return {uid: best[identity] for uid, identity in identities.items() if best[identity] != uid}
 
 
-def unmet(decisions: Sequence[Decision], clips: Mapping[str, Member], known: Set[tuple[str, str]], better: int) -> list[tuple[str, str]]:
+def unmet(
+    decisions: Sequence[Decision], clips: Mapping[str, Member], known: Set[tuple[str, str]], better: int
+) -> list[tuple[str, str]]:
     """Pairs of clips of one cluster, but of different files, that are worth comparing and not `known`.
 
     A cluster of thousands of copies is found through some others of each, not by comparing all with all. So each clip that is no duplicate of
@@ -128,8 +134,18 @@ def unmet(decisions: Sequence[Decision], clips: Mapping[str, Member], known: Set
         ordered = sorted(group, key=lambda one: clips[one.uid].rank())
         kept: list[str] = []
         for one in ordered:
-            others = {best, *kept[:better]} if one.duplicate_of is None else {best} if one.duplicate_of != best and one.kind != "exact" else set()
-            wanted |= {(min(one.uid, other), max(one.uid, other)) for other in others if clips[other].source != clips[one.uid].source}
+            others = (
+                {best, *kept[:better]}
+                if one.duplicate_of is None
+                else {best}
+                if one.duplicate_of != best and one.kind != "exact"
+                else set()
+            )
+            wanted |= {
+                (min(one.uid, other), max(one.uid, other))
+                for other in others
+                if clips[other].source != clips[one.uid].source
+            }
             if one.duplicate_of is None:
                 kept.append(one.uid)
     return sorted(wanted - known)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.duplicates.clips import RANKED
-from pipelines.shuffle import Rows
+from pipelines.duplicates.clip_hashes import RANKED
+from pipelines.engine.shuffle import Rows
 
 NAMED = ("clip", "identity", *RANKED)
 
 
 def exact_copies(clips: Rows) -> pa.Table:
-    """Of rows of `pipelines.duplicates.clips.CLIPS` those whose content another has, without their hashes."""
+    """Of rows of `pipelines.duplicates.clip_hashes.CLIPS` those whose content another has, without their hashes."""
     return clips.map(named).grouped("clip", shared).collect()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.duplicates.clips import Hashes, Ints, sequences
+from pipelines.duplicates.clip_hashes import Hashes, Ints, sequences
 from pipelines.video.phash import is_informative, mirrored
 
 TABLES = 24
@@ -36,7 +36,14 @@ TURN = mirrored(np.zeros(1, np.uint64))[0]
 """The bits that mirroring turns over."""
 
 KEYS = pa.schema(
-    [("key", pa.int64()), ("clip", pa.int64()), ("origin", pa.int64()), ("hash", pa.int64()), ("turned", pa.bool_()), ("still", pa.bool_())]
+    [
+        ("key", pa.int64()),
+        ("clip", pa.int64()),
+        ("origin", pa.int64()),
+        ("hash", pa.int64()),
+        ("turned", pa.bool_()),
+        ("still", pa.bool_()),
+    ]
 )
 """A hash and one of its keys; `turned` where the hash stands mirrored here."""
 
@@ -62,7 +69,7 @@ def block_masks() -> tuple[int, ...]:
 
 
 def key_rows(clips: pa.Table, mirror: bool) -> pa.Table:
-    """Rows of `KEYS` for rows of `pipelines.duplicates.clips.CLIPS`."""
+    """Rows of `KEYS` for rows of `pipelines.duplicates.clip_hashes.CLIPS`."""
     hashes_N, counts = sequences(clips["phash"], clips["uid"].to_pylist())
     row_N = np.repeat(np.arange(len(counts)), counts)
     known = is_informative(hashes_N)
@@ -80,7 +87,10 @@ def key_rows(clips: pa.Table, mirror: bool) -> pa.Table:
     still_N = still[row_N]
     moving, resting = np.flatnonzero(~still_N), np.flatnonzero(still_N)
     tables = [(mask, moving) for mask in masks()] + [(mask, resting) for mask in block_masks()]
-    found = [_table_keys(number, mask, hashes_N, row_N, highest_N, chosen, mirror) for number, (mask, chosen) in enumerate(tables)]
+    found = [
+        _table_keys(number, mask, hashes_N, row_N, highest_N, chosen, mirror)
+        for number, (mask, chosen) in enumerate(tables)
+    ]
     keys, positions, turned = (np.concatenate(parts) for parts in zip(*found, strict=True))
     rows = row_N[positions]
     hashes = np.where(turned, mirrored(hashes_N[positions]), hashes_N[positions])

@@ -18,9 +18,9 @@ from pydantic import Field
 from cluster.config import Settings
 from pipelines.duplicates.alignment import align
 from pipelines.duplicates.candidates import candidates, counted
-from pipelines.duplicates.clips import CLIPS, RANKED, Ints, numbers, sequences
+from pipelines.duplicates.clip_hashes import CLIPS, RANKED, Ints, numbers, sequences
 from pipelines.duplicates.keys import key_rows, mixed
-from pipelines.shuffle import Rows
+from pipelines.engine.shuffle import Rows
 
 FRAME_SLACK = 2
 """A frame by which two clips become candidates may differ by this many bits more than the mean of all frames may."""
@@ -54,7 +54,9 @@ PAIRS = pa.schema(
 _SIDES = pa.schema([*CLIPS, ("other", pa.int64()), ("mirrored", pa.bool_()), ("votes", pa.int64())])
 """A clip, or, with `other`, a clip asked for by a candidate pair."""
 
-_SEQUENCES = pa.schema([("pair", pa.int64()), *CLIPS, ("other", pa.int64()), ("mirrored", pa.bool_()), ("place", pa.int64())])
+_SEQUENCES = pa.schema(
+    [("pair", pa.int64()), *CLIPS, ("other", pa.int64()), ("mirrored", pa.bool_()), ("place", pa.int64())]
+)
 """A clip as one of a pair, which is in this place among all its pairs."""
 
 
@@ -75,7 +77,9 @@ def again(clips: Rows, asked: Sequence[tuple[str, str]], nearness: Nearness) -> 
             "mirrored": pa.array([turn for turn in turns for _ in (*a, *b)], pa.bool_()),
         }
     )
-    return nearest(clips.map(partial(brought, ways=ways)).grouped("pair", partial(compared, nearness=nearness)).collect())
+    return nearest(
+        clips.map(partial(brought, ways=ways)).grouped("pair", partial(compared, nearness=nearness)).collect()
+    )
 
 
 def verified(clips: Rows, nearness: Nearness, frame_distance: int, still_distance: int) -> Rows:
@@ -130,7 +134,9 @@ def answered(sides: pa.Table) -> pa.Table:
 
 def _asked_with(clips: pa.Table, pairs: Ints, others: Ints, mirror: NDArray[np.bool_], place: Ints) -> pa.Table:
     """Rows of `_SEQUENCES`."""
-    return pa.table([pa.array(pairs), *clips.columns, pa.array(others), pa.array(mirror), pa.array(place)], schema=_SEQUENCES)
+    return pa.table(
+        [pa.array(pairs), *clips.columns, pa.array(others), pa.array(mirror), pa.array(place)], schema=_SEQUENCES
+    )
 
 
 BEST_FIRST: list[tuple[str, str]] = [
@@ -182,13 +188,25 @@ def brought(clips: pa.Table, ways: pa.Table) -> pa.Table:
     # Here a clip goes by its uid: copies that share a number are not to be taken for each other.
     names, others = numbers(ways["uid"].to_pylist()), numbers(ways["other"].to_pylist())
     mirror = np.asarray(ways["mirrored"].to_numpy(), bool)
-    return _asked_with(taken.set_column(0, "clip", pa.array(names)), _pair_numbers(names, others, mirror), others, mirror, np.zeros_like(names))
+    return _asked_with(
+        taken.set_column(0, "clip", pa.array(names)),
+        _pair_numbers(names, others, mirror),
+        others,
+        mirror,
+        np.zeros_like(names),
+    )
 
 
 def nearest(pairs: pa.Table) -> pa.Table:
     """Rows of `PAIRS`, ordered by the clips' uids, and of those for one pair the nearest."""
     pairs = pairs.sort_by(
-        [("a_uid", "ascending"), ("b_uid", "ascending"), ("distance", "ascending"), ("share_a", "descending"), ("mirrored", "ascending")]
+        [
+            ("a_uid", "ascending"),
+            ("b_uid", "ascending"),
+            ("distance", "ascending"),
+            ("share_a", "descending"),
+            ("mirrored", "ascending"),
+        ]
     )
     a, b = pairs["a_uid"].to_pylist(), pairs["b_uid"].to_pylist()
     return pairs.filter(pa.array([i == 0 or (a[i], b[i]) != (a[i - 1], b[i - 1]) for i in range(len(a))], pa.bool_()))
@@ -200,12 +218,20 @@ def _pairs(sides: pa.Table, first: Sequence[int], values: Sequence[tuple[bool, f
     swap = [uids[i] > uids[i + 1] for i in first]
     positions = [[i + (side != turned) for i, turned in zip(first, swap, strict=True)] for side in (False, True)]
     columns = [sides[field.name].take(pa.array(rows, pa.int64())) for rows in positions for field in MEMBER]
-    ordered = [(way, distance, b, a) if turned else (way, distance, a, b) for (way, distance, a, b), turned in zip(values, swap, strict=True)]
+    ordered = [
+        (way, distance, b, a) if turned else (way, distance, a, b)
+        for (way, distance, a, b), turned in zip(values, swap, strict=True)
+    ]
     found = [[value[k] for value in ordered] for k in range(4)]
-    return pa.table([*columns, *(pa.array(column, field.type) for column, field in zip(found, list(PAIRS)[-4:], strict=True))], schema=PAIRS)
+    return pa.table(
+        [*columns, *(pa.array(column, field.type) for column, field in zip(found, list(PAIRS)[-4:], strict=True))],
+        schema=PAIRS,
+    )
 
 
 def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """The columns of a schema, null where the rows have none."""
-    columns = [rows[field.name] if field.name in rows.column_names else pa.nulls(len(rows), field.type) for field in schema]
+    columns = [
+        rows[field.name] if field.name in rows.column_names else pa.nulls(len(rows), field.type) for field in schema
+    ]
     return pa.table(columns, schema=schema)

@@ -96,7 +96,9 @@ def _fault(packet: VideoPacket, codec: str, first: bool) -> str | None:
 def _is_closed_key(packet: VideoPacket, codec: str) -> bool:
     kinds = nal_types(bytes(packet), bytes(packet.stream.codec_context.extradata or b""), codec)
     pictures = [kind for kind in kinds if (1 <= kind <= 5 if codec == "h264" else kind < 32)]
-    return bool(pictures) and all(kind == H264_IDR if codec == "h264" else kind in HEVC_RANDOM_ACCESS for kind in pictures)
+    return bool(pictures) and all(
+        kind == H264_IDR if codec == "h264" else kind in HEVC_RANDOM_ACCESS for kind in pictures
+    )
 
 
 def nal_types(data: bytes, extradata: bytes, codec: str) -> list[int]:

@@ -52,7 +52,9 @@ def _write(video: Video, start_pts: int, end_pts: int, path: Path, crf: int, pre
         for picture in pictures:
             if (picture.frame.width, picture.frame.height) != size:
                 now = f"{picture.frame.width}x{picture.frame.height}"
-                raise DecodeError(f"{video.uri}: the picture changes from {size[0]}x{size[1]} to {now} at PTS {picture.pts}, inside the clip")
+                raise DecodeError(
+                    f"{video.uri}: the picture changes from {size[0]}x{size[1]} to {now} at PTS {picture.pts}, inside the clip"
+                )
             container.mux(stream.encode(_prepared(stream, reformatter, held, first, picture.pts)))
             written.append(picture.pts)
             held = picture
@@ -73,11 +75,15 @@ def _span(video: Video, start_pts: int, end_pts: int) -> Iterator[Picture]:
 def _open_stream(container: OutputContainer, video: Video, frame: VideoFrame, crf: int, preset: str) -> VideoStream:
     info = video.info
     rate = Fraction(info.fps).limit_denominator(1001) if info.fps else UNKNOWN_FPS
-    stream = container.add_stream(ENCODER, rate=rate, options={"crf": str(crf), "preset": preset, "x264-params": REPRODUCIBLE})
+    stream = container.add_stream(
+        ENCODER, rate=rate, options={"crf": str(crf), "preset": preset, "x264-params": REPRODUCIBLE}
+    )
     assert isinstance(stream, VideoStream)
     # 4:2:0 has no half pixels: an odd side is scaled to one pixel less.
     stream.width, stream.height = max(2, frame.width & ~1), max(2, frame.height & ~1)
-    stream.pix_fmt = frame.format.name if frame.format.name in AS_THEY_ARE else "yuv420p10le" if info.bit_depth > 8 else "yuv420p"
+    stream.pix_fmt = (
+        frame.format.name if frame.format.name in AS_THEY_ARE else "yuv420p10le" if info.bit_depth > 8 else "yuv420p"
+    )
     context = stream.codec_context
     context.time_base = info.time_base
     context.thread_count = 1
@@ -98,11 +104,20 @@ def _range_and_matrix(frame: VideoFrame) -> tuple[int, int]:
     return int(ColorRange.MPEG), int(Colorspace.ITU709 if frame.height >= HD_LINES else Colorspace.ITU601)
 
 
-def _prepared(stream: VideoStream, reformatter: VideoReformatter, picture: Picture, first_pts: int, next_pts: int) -> VideoFrame:
+def _prepared(
+    stream: VideoStream, reformatter: VideoReformatter, picture: Picture, first_pts: int, next_pts: int
+) -> VideoFrame:
     frame = picture.frame
     if (frame.format.name, frame.width, frame.height) != (stream.pix_fmt, stream.width, stream.height):
         span, matrix = _range_and_matrix(frame)
-        frame = reformatter.reformat(frame, stream.width, stream.height, stream.pix_fmt, dst_colorspace=matrix or None, dst_color_range=span or None)
+        frame = reformatter.reformat(
+            frame,
+            stream.width,
+            stream.height,
+            stream.pix_fmt,
+            dst_colorspace=matrix or None,
+            dst_color_range=span or None,
+        )
     # Which frames become key frames is the encoder's choice, not the source's.
     frame.pict_type = PictureType.NONE
     frame.time_base = stream.codec_context.time_base

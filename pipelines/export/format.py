@@ -16,8 +16,8 @@ from pydantic import Field
 
 from cluster import plugins
 from cluster.plugins import Plugin
-from pipelines.export.clips import image_suffix
-from pipelines.step import FATE_COLUMNS, column
+from pipelines.engine.step import FATE_COLUMNS, column
+from pipelines.export.clip_files import image_suffix
 
 FOLDER = "pipelines.export.formats"
 
@@ -27,7 +27,9 @@ CUT = (
     column("cut_mode", pa.string(), "copied (the source's own packets) or encoded"),
     column("cut_reason", pa.string(), "why it was not copied"),
     column("cut_n_frames", pa.int64(), "frames of the clip"),
-    column("cut_first_pts", pa.int64(), "PTS in the source of the clip's first frame, in units of the source's time base"),
+    column(
+        "cut_first_pts", pa.int64(), "PTS in the source of the clip's first frame, in units of the source's time base"
+    ),
     column("cut_width", pa.int64(), "width in pixels as displayed"),
     column("cut_height", pa.int64(), "height in pixels as displayed"),
     column("cut_fps", pa.float64(), "average frame rate of the clip; null for an image"),
@@ -75,7 +77,9 @@ class Format(Plugin):
 class Sharded(Format):
     """A layout that packs clips into shards. A shard is written at once, and its clips are cut to files that do not stay."""
 
-    shard_mb: int = Field(512, ge=1, description="Largest shard, in MB of 10^6 bytes; a clip that is larger has one for itself.")
+    shard_mb: int = Field(
+        512, ge=1, description="Largest shard, in MB of 10^6 bytes; a clip that is larger has one for itself."
+    )
 
     def clip_file(self, clip: Clip) -> str:
         return f"{clip['uid']}{suffix(clip)}"
@@ -115,7 +119,11 @@ def describe(clip: Clip) -> dict[str, Any]:
     named = {name: clip[name] for name in IDENTITY if name in clip}
     named["caption"] = clip.get("caption") or ""
     named |= {field.name.removeprefix("cut_"): clip[field.name] for field in CUT if field.name in clip}
-    scores = {name: clip[name] for name in sorted(clip) if name not in named and name not in UNSAID and not name.startswith(("cut_", "stored_"))}
+    scores = {
+        name: clip[name]
+        for name in sorted(clip)
+        if name not in named and name not in UNSAID and not name.startswith(("cut_", "stored_"))
+    }
     return {**named, "scores": scores}
 
 

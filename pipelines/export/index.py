@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from cluster import storage
+from pipelines.engine.step import column
+from pipelines.engine.tables import conform
 from pipelines.export.format import CUT
-from pipelines.step import column
-from pipelines.tables import conform
 
 FILE = "index.parquet"
 
@@ -30,7 +30,11 @@ INDEX = pa.schema(
         column("end_pts", pa.int64(), "end of the span, exclusive"),
         column("time_base_num", pa.int64(), "numerator of the time base in seconds"),
         column("time_base_den", pa.int64(), "denominator of the time base"),
-        column("file", pa.string(), "path of the clip's file, or of its shard, in the export's folder; null for a clip that has none"),
+        column(
+            "file",
+            pa.string(),
+            "path of the clip's file, or of its shard, in the export's folder; null for a clip that has none",
+        ),
         column("member", pa.string(), "name of the clip's file inside its shard; null where it is a file of its own"),
         column("mode", pa.string(), "copied (the source's own packets) or encoded; null for a clip that has no file"),
         column("reason", pa.string(), "why it was encoded, or why it was left out"),
@@ -41,7 +45,9 @@ INDEX = pa.schema(
         column("fps", pa.float64(), "average frame rate of the clip; null for an image"),
         column("size_bytes", pa.int64(), "size of the clip's file"),
         column("error", pa.string(), "class and message of the error for which the clip has no file"),
-        column("described", pa.string(), "digest of what is said of the clip: of its caption, split and measured columns"),
+        column(
+            "described", pa.string(), "digest of what is said of the clip: of its caption, split and measured columns"
+        ),
     ]
 )
 
@@ -59,7 +65,9 @@ def read(folder: str) -> tuple[pa.Table, dict[str, Any]]:
 def write(folder: str, rows: pa.Table, settings: Mapping[str, Any]) -> None:
     """Write the index, sorted by uid."""
     table = conform(rows, INDEX).sort_by("uid")
-    storage.write_table(storage.join(folder, FILE), table.replace_schema_metadata({KEY: json.dumps(settings, sort_keys=True).encode()}))
+    storage.write_table(
+        storage.join(folder, FILE), table.replace_schema_metadata({KEY: json.dumps(settings, sort_keys=True).encode()})
+    )
 
 
 def named_as_in_index(rows: pa.Table) -> pa.Table:

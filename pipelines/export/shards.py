@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import storage
-from pipelines import tables
+from pipelines.engine import tables
+from pipelines.engine.step import FATE_FIELDS, set_column
 from pipelines.export import index
 from pipelines.export.format import Sharded
 from pipelines.export.steps import PackShards, RunOrders, run_step
-from pipelines.step import FATE_FIELDS, set_column
 
 PLAN = "plan.parquet"
 
@@ -39,7 +39,9 @@ KEY = b"worldloom.export"
 def planned(work: str) -> dict[str, Any] | None:
     """The settings of an export that was stopped while it wrote shards; None where none was."""
     uri = storage.join(work, PLAN)
-    settings: dict[str, Any] | None = json.loads(storage.read_schema(uri).metadata[KEY])["settings"] if storage.exists(uri) else None
+    settings: dict[str, Any] | None = (
+        json.loads(storage.read_schema(uri).metadata[KEY])["settings"] if storage.exists(uri) else None
+    )
     return settings
 
 
@@ -68,7 +70,11 @@ def make_plan(work: str, layout: Sharded, rows: pa.Table, before: pa.Table, sett
         count = len(old) + len(new)
         for number, (name, members) in enumerate([*old, *((None, members) for members in new)]):
             final = layout.shard_file(split, number, count)
-            same = name is not None and len(members) == size_of[name] and all(there[row["uid"]]["described"] == row["described"] for row in members)
+            same = (
+                name is not None
+                and len(members) == size_of[name]
+                and all(there[row["uid"]]["described"] == row["described"] for row in members)
+            )
             shard = None if same else f"{OLD}{name}" if name is not None else f"{NEW}{final}"
             places |= {row["uid"]: (shard, name, final) for row in members}
     for position, name in enumerate(("shard", "old", "final")):
@@ -106,10 +112,15 @@ def carry_out(folder: str, work: str, layout: Sharded, run_orders: RunOrders) ->
     if not storage.exists(storage.join(work, RENAMED)):
         _rename(folder, plan)
         storage.write_bytes(storage.join(work, RENAMED), b"")
-    missing = [shard for shard in _to_write(plan, NEW) if not storage.exists(storage.join(folder, shard.removeprefix(NEW)))]
+    missing = [
+        shard for shard in _to_write(plan, NEW) if not storage.exists(storage.join(folder, shard.removeprefix(NEW)))
+    ]
     _pack(folder, work, layout, missing, run_orders)
     plan = set_column(plan, pa.field("file", pa.string()), plan["final"])
-    members = [layout.clip_file(row) if row["final"] else None for row in plan.select(["uid", "kind", "source", "final"]).to_pylist()]
+    members = [
+        layout.clip_file(row) if row["final"] else None
+        for row in plan.select(["uid", "kind", "source", "final"]).to_pylist()
+    ]
     plan = set_column(plan, pa.field("member", pa.string()), members)
     told = tables.conform(index.named_as_in_index(plan), index.INDEX)
     layout.finish(folder, told)
@@ -130,12 +141,18 @@ def _pack(folder: str, work: str, layout: Sharded, shards: list[str], run_orders
     run_step(step, pa.schema([uid, *FATE_FIELDS]), storage.join(work, "packed"), orders, len(shards), run_orders)
     lost = [shard for shard in shards if not storage.exists(storage.join(folder, shard.partition(":")[2]))]
     if lost:
-        raise RuntimeError(f"{folder}: {len(lost)} shards are not written, {lost[0].partition(':')[2]} first; run again")
+        raise RuntimeError(
+            f"{folder}: {len(lost)} shards are not written, {lost[0].partition(':')[2]} first; run again"
+        )
 
 
 def _rename(folder: str, plan: pa.Table) -> None:
     """Give shards that were there their numbers. In rising order, as each moves to a smaller number or to another count."""
-    pairs = {(row["final"], row["old"]) for row in plan.select(["final", "old"]).to_pylist() if row["old"] and row["old"] != row["final"]}
+    pairs = {
+        (row["final"], row["old"])
+        for row in plan.select(["final", "old"]).to_pylist()
+        if row["old"] and row["old"] != row["final"]
+    }
     for final, old in sorted(pairs):
         # A run that was stopped here may have renamed this one, and then another one to its old name.
         if storage.exists(storage.join(folder, old)) and not storage.exists(storage.join(folder, final)):

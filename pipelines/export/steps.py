@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from cluster import storage
 from cluster.plugins import Chosen
 from cluster.telemetry import progress
-from pipelines.export.clips import Cut, CutSettings, cut_image, cut_video
+from pipelines.engine.segments import Segment
+from pipelines.engine.step import Context, RunError, Step, TableFunction, column, map_rows
+from pipelines.engine.worker import Job
+from pipelines.export.clip_files import Cut, CutSettings, cut_image, cut_video
 from pipelines.export.format import CUT, FOLDER, UNSAID, Clip, Format, Sharded
-from pipelines.segments import Segment
-from pipelines.step import Context, RunError, Step, TableFunction, column, map_rows
-from pipelines.work import Job
 
 RunOrders = Callable[[Job, list[pa.Table]], Iterator[pa.Table]]
 """Runs orders somewhere and yields their reports as they end: `run_orders` of `pipelines.inline` and of `pipelines.run`."""
@@ -35,9 +35,13 @@ STORED = (
 """Columns of a clip that was cut before: where its file is in the export's folder, and what is known of it."""
 
 
-def run_step(step: Step, schema: pa.Schema, folder: str, orders: list[pa.Table], n_rows: int, run_orders: RunOrders) -> None:
+def run_step(
+    step: Step, schema: pa.Schema, folder: str, orders: list[pa.Table], n_rows: int, run_orders: RunOrders
+) -> None:
     """Run orders through a single step, as a segment of its own whose table is in `folder`."""
-    segment = Segment(step.name, (step.name,), (step,), ("",), schema, storage.digest(step.model_dump_json(), size_bytes=8))
+    segment = Segment(
+        step.name, (step.name,), (step,), ("",), schema, storage.digest(step.model_dump_json(), size_bytes=8)
+    )
     with progress(step.name, n_rows) as bar:
         for report in run_orders(Job(segment, folder, (Context(folder, 0),)), orders):
             bar.advance(sum(report["n_inputs"].to_pylist()))

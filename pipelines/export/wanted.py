@@ -7,10 +7,10 @@ import pyarrow.compute as pc
 
 from cluster import storage
 from cluster.config import ConfigError
-from pipelines.curate import SegmentState
+from pipelines.curation import SegmentState
+from pipelines.engine.segments import is_heavy
+from pipelines.engine.step import FATE_COLUMNS, set_column
 from pipelines.export.format import describe
-from pipelines.segments import is_heavy
-from pipelines.step import FATE_COLUMNS, set_column
 
 SPLITS = ("train", "val", "test")
 
@@ -36,13 +36,17 @@ def wanted_clips(state: SegmentState, splits_uri: str, split: str) -> pa.Table:
     clips = set_column(clips, pa.field("split", pa.string()), _splits_of(clips["uid"], splits_uri))
     if split != "all":
         clips = clips.filter(pc.fill_null(pc.equal(clips["split"], split), False))
-    return set_column(clips, pa.field("described", pa.string()), [storage.digest(repr(describe(clip))) for clip in clips.to_pylist()])
+    return set_column(
+        clips, pa.field("described", pa.string()), [storage.digest(repr(describe(clip))) for clip in clips.to_pylist()]
+    )
 
 
 def _is_said(field: pa.Field) -> bool:
     if is_heavy(field) or field.name in UNSAID:
         return False
-    return field.name in LISTS or not (pa.types.is_nested(field.type) or pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type))
+    return field.name in LISTS or not (
+        pa.types.is_nested(field.type) or pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
+    )
 
 
 def _splits_of(uids: pa.ChunkedArray, splits_uri: str) -> pa.Array:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.telemetry import progress
-from pipelines.forgetting import records
+from pipelines.engine import exclusions
 from pipelines.forgetting.traces import Names, is_in, payloads, text_cells
 from pipelines.forgetting.work import CAPTION_COLUMNS
 
@@ -44,7 +44,14 @@ class Proof:
         self.left += other.left
 
     def counts(self) -> dict[str, int]:
-        return {"files": self.files, "tables": self.tables, "cells": self.cells, "bytes": self.bytes, "shared": self.shared, "left": len(self.left)}
+        return {
+            "files": self.files,
+            "tables": self.tables,
+            "cells": self.cells,
+            "bytes": self.bytes,
+            "shared": self.shared,
+            "left": len(self.left),
+        }
 
 
 @dataclass(frozen=True)
@@ -58,19 +65,31 @@ class _Wanted:
 
 
 def prove(
-    out_uri: str, names: Names, whole: bool, uri: str, payloads: frozenset[str], captions: frozenset[str], keys: frozenset[str] = frozenset()
+    out_uri: str,
+    names: Names,
+    whole: bool,
+    uri: str,
+    payloads: frozenset[str],
+    captions: frozenset[str],
+    keys: frozenset[str] = frozenset(),
 ) -> Proof:
     """Look for names, captions and the bytes of pictures, latents and embeddings in every file under a folder but the records.
 
     Tables are read cell by cell, decompressed, with their statistics and footers; any other file byte by byte, and every path.
     """
     wanted, proof = _Wanted(names, whole, uri, payloads, captions, keys), Proof()
-    files = [entry for entry in storage.list_files(out_uri) if not entry.uri.startswith(storage.join(out_uri, records.FOLDER) + "/")]
+    files = [
+        entry
+        for entry in storage.list_files(out_uri)
+        if not entry.uri.startswith(storage.join(out_uri, exclusions.FOLDER) + "/")
+    ]
     with progress("proving", len(files)) as bar, ThreadPoolExecutor(THREADS) as pool:
         for of_file in pool.map(lambda entry: _prove_file(entry, out_uri, wanted), files):
             proof.add(of_file)
             bar.advance()
-    proof.left += [f"{leftover.removeprefix(out_uri + '/')}: a file that was being written" for leftover in leftovers(out_uri)]
+    proof.left += [
+        f"{leftover.removeprefix(out_uri + '/')}: a file that was being written" for leftover in leftovers(out_uri)
+    ]
     return proof
 
 
@@ -132,7 +151,9 @@ def _in_payloads(table: pa.Table, wanted: _Wanted, proof: Proof) -> Iterator[str
             if digest not in wanted.payloads:
                 continue
             others = _of_others(table, wanted) if others is None else others
-            same_shot = not wanted.whole and name in ("thumbnails", "shots") and table["source"][row].as_py() == wanted.uri
+            same_shot = (
+                not wanted.whole and name in ("thumbnails", "shots") and table["source"][row].as_py() == wanted.uri
+            )
             if others[row] and not same_shot:
                 proof.shared += 1
             else:

@@ -9,18 +9,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captioning import journal
+from captioning.dialogue import journal
 from cluster import storage
 from cluster.telemetry import log, progress
-from pipelines import tables
-from pipelines.forgetting import proof, records
-from pipelines.forgetting.records import Forgotten
+from pipelines.engine import exclusions, tables
+from pipelines.engine.exclusions import Forgotten
+from pipelines.engine.pieces import PIECE_SUFFIX, PLAN_SUFFIX
+from pipelines.engine.step import set_column
+from pipelines.forgetting import proof
 from pipelines.forgetting.traces import Names, holds_texts, is_in, payload_digest, text_cells
 from pipelines.forgetting.work import Work, kind_of, listed_sources, parquet_files, span_of, table_name
-from pipelines.pieces import PIECE_SUFFIX, PLAN_SUFFIX
 from pipelines.recipe import Recipe, resolved
-from pipelines.step import set_column
-from training.data import shards, texts
+from training.data import shards, text_tables
 from training.data.footer import DamagedError
 
 PICTURES = ("thumbnails", "shots")
@@ -38,7 +38,9 @@ def remove(recipe: Recipe, work: Work) -> tuple[Counter[str], int]:
     mentions = Counter[str]()
     removed = _remove_files(recipe, work) + _remove_exports(out, work)
     for folder in sorted({entry.uri.rpartition("/")[0] for entry in storage.list_files(out, journal.SUFFIX)}):
-        journal.rewrite(folder, lambda record: record["uid"] not in work.uids and not work.names.in_text(json.dumps(record)))
+        journal.rewrite(
+            folder, lambda record: record["uid"] not in work.uids and not work.names.in_text(json.dumps(record))
+        )
     parts: dict[str, list[str]] = {}
     for part in parquet_files(out):
         parts.setdefault(kind_of(part), []).append(part)
@@ -50,7 +52,7 @@ def remove(recipe: Recipe, work: Work) -> tuple[Counter[str], int]:
             mentions[table_name(out, part)] += _rewrite_manifest(recipe, part, work)
             bar.advance()
         for part in parts.get("texts", []):
-            texts.remove_keys(part, work.keys)
+            text_tables.remove_keys(part, work.keys)
             bar.advance()
         for part in parts.get("", []):
             mentions[table_name(out, part)] += _rewrite(part, work)
@@ -140,12 +142,14 @@ def _without_pictures(table: pa.Table, columns: list[str], work: Work) -> pa.Tab
     """Rows of the same file without the pictures they share with a clip of it that goes."""
     span = span_of(work)
     assert span is not None
-    table = Forgotten(spans={records.uri_digest(work.uri): (span,)}).scrub(table)
+    table = Forgotten(spans={exclusions.uri_digest(work.uri): (span,)}).scrub(table)
     own = is_in(table["source"], [work.uri]).to_pylist()
     for name in columns:
         values = table[name].to_pylist()
         table = set_column(
-            table, table.schema.field(name), [_dropped(value, work.payloads) if mine else value for mine, value in zip(own, values, strict=True)]
+            table,
+            table.schema.field(name),
+            [_dropped(value, work.payloads) if mine else value for mine, value in zip(own, values, strict=True)],
         )
     return table
 
@@ -153,7 +157,9 @@ def _without_pictures(table: pa.Table, columns: list[str], work: Work) -> pa.Tab
 def _dropped(value: Any, gone: frozenset[str]) -> Any:
     """A nested value without the pictures among those that go."""
     if isinstance(value, list):
-        return [_dropped(item, gone) for item in value if not (isinstance(item, bytes) and payload_digest(item) in gone)]
+        return [
+            _dropped(item, gone) for item in value if not (isinstance(item, bytes) and payload_digest(item) in gone)
+        ]
     return {key: _dropped(item, gone) for key, item in value.items()} if isinstance(value, dict) else value
 
 
@@ -193,15 +199,29 @@ def _remove_files(recipe: Recipe, work: Work) -> int:
     for entry in storage.list_files(out):
         path = entry.uri.removeprefix(out + "/")
         name = path.rpartition("/")[2]
-        if path.startswith(f"{records.FOLDER}/"):
+        if path.startswith(f"{exclusions.FOLDER}/"):
             continue
-        piece_of = name.partition("~")[0] if name.endswith(PIECE_SUFFIX) else name.removesuffix(PLAN_SUFFIX) if name.endswith(PLAN_SUFFIX) else None
+        piece_of = (
+            name.partition("~")[0]
+            if name.endswith(PIECE_SUFFIX)
+            else name.removesuffix(PLAN_SUFFIX)
+            if name.endswith(PLAN_SUFFIX)
+            else None
+        )
         says_why = "/ray/" in path or "/previews/" in path or name == "failure.txt"
         of_a_run = path.startswith("run-") and says_why and _names_it(entry.uri, work.names)
         # Of an export: what a run that was stopped has cut so far, and lists of its clips; the next export makes both.
-        of_an_export = path.startswith("export") and ("/.work/" in path or (proof.is_text(path) and _names_it(entry.uri, work.names)))
+        of_an_export = path.startswith("export") and (
+            "/.work/" in path or (proof.is_text(path) and _names_it(entry.uri, work.names))
+        )
         # Pieces of a file that is listed no more may be of an earlier version of this one, which no table tells.
-        if path in MADE_AGAIN or of_a_run or of_an_export or (piece_of is not None and listed and piece_of not in listed) or work.names.in_text(name):
+        if (
+            path in MADE_AGAIN
+            or of_a_run
+            or of_an_export
+            or (piece_of is not None and listed and piece_of not in listed)
+            or work.names.in_text(name)
+        ):
             storage.remove(entry.uri)
             removed += 1
     for uri in proof.leftovers(out):

@@ -119,7 +119,11 @@ _IS_HEX = np.isin(np.arange(256), np.frombuffer(b"0123456789abcdef", np.uint8))
 
 def text_cells(column: pa.Array | pa.ChunkedArray, rows: pa.Array | None = None) -> Iterator[tuple[pa.Array, pa.Array]]:
     """Every text in a column, however nested, as (texts, number of the row each is in)."""
-    return ((array, owner) for array, owner in _leaves(column, rows) if pa.types.is_string(array.type) or pa.types.is_large_string(array.type))
+    return (
+        (array, owner)
+        for array, owner in _leaves(column, rows)
+        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
+    )
 
 
 def payloads(column: pa.Array | pa.ChunkedArray) -> Iterator[tuple[int, str]]:
@@ -130,8 +134,16 @@ def payloads(column: pa.Array | pa.ChunkedArray) -> Iterator[tuple[int, str]]:
         for value, row in zip(array, owner.to_pylist(), strict=True):
             if not value.is_valid:
                 continue
-            if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
-                data = value.values.to_numpy(zero_copy_only=False).tobytes() if len(value.values) >= MIN_PAYLOAD_VALUES else b""
+            if (
+                pa.types.is_list(array.type)
+                or pa.types.is_large_list(array.type)
+                or pa.types.is_fixed_size_list(array.type)
+            ):
+                data = (
+                    value.values.to_numpy(zero_copy_only=False).tobytes()
+                    if len(value.values) >= MIN_PAYLOAD_VALUES
+                    else b""
+                )
             else:
                 data = value.as_py()
             if len(data) >= MIN_PAYLOAD_BYTES:
@@ -169,7 +181,12 @@ def _leaf_types(kind: pa.DataType) -> Iterator[pa.DataType]:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_map(kind))
+    return bool(
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_map(kind)
+    )
 
 
 def _leaves(column: pa.Array | pa.ChunkedArray, rows: pa.Array | None) -> Iterator[tuple[pa.Array, pa.Array]]:
@@ -185,7 +202,9 @@ def _leaves(column: pa.Array | pa.ChunkedArray, rows: pa.Array | None) -> Iterat
     elif _holds_payloads(array.type) or not _is_list(array.type):
         yield array, rows
     elif pa.types.is_fixed_size_list(array.type):
-        parents = np.repeat(np.arange(len(array)), np.where(array.is_valid().to_numpy(zero_copy_only=False), array.type.list_size, 0))
+        parents = np.repeat(
+            np.arange(len(array)), np.where(array.is_valid().to_numpy(zero_copy_only=False), array.type.list_size, 0)
+        )
         yield from _leaves(array.flatten(), rows.take(pa.array(parents)))
     else:
         lengths = np.diff(array.offsets.to_numpy()) * array.is_valid().to_numpy(zero_copy_only=False)

@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from captioning.encoder import NULL_CAPTION, text_key
 from cluster import storage
 from cluster.config import ConfigError
-from pipelines.forgetting.records import Span
+from pipelines.engine.exclusions import Span
+from pipelines.engine.sources import list_sources
 from pipelines.forgetting.traces import Names, is_in, payloads
 from pipelines.recipe import Recipe
-from pipelines.sources import list_sources
-from training.data import texts
+from training.data import text_tables
 from training.data.footer import KEY
 
 CAPTION_COLUMNS = ("caption", "captions", "other_captions")
@@ -92,7 +92,9 @@ def gather(recipe: Recipe, uri: str, span: Span | None) -> Work:
             continue
         rows[table_name(out, part)] += count
         captions |= set(captions_of(table.filter(own)).to_pylist())
-        sidecars |= set(table.filter(own)["sidecar"].to_pylist()) if "sidecar" in table.column_names and span is None else set()
+        sidecars |= (
+            set(table.filter(own)["sidecar"].to_pylist()) if "sidecar" in table.column_names and span is None else set()
+        )
         found |= _payloads_of(storage.read_table(part).filter(own))
     captions -= {None, NULL_CAPTION}
     sidecars -= {None}
@@ -105,14 +107,21 @@ def gather(recipe: Recipe, uri: str, span: Span | None) -> Work:
     keys = set[str]()
     for part in parquet_files(out):
         if kind_of(part) == "texts":
-            own_keys = {text_key(caption, texts.read_identity(part)) for caption in captions}
+            own_keys = {text_key(caption, text_tables.read_identity(part)) for caption in captions}
             table = storage.read_table(part, ["key", "embedding", "pooled"])
             table = table.filter(is_in(table["key"], own_keys))
             rows[table_name(out, part)] += len(table)
             keys |= set(table["key"].to_pylist())
             found |= _payloads_of(table)
     counts = tuple(sorted((name, count) for name, count in rows.items() if count))
-    return replace(work, captions=frozenset(captions), sidecars=frozenset(sidecars), keys=frozenset(keys), payloads=frozenset(found), rows=counts)
+    return replace(
+        work,
+        captions=frozenset(captions),
+        sidecars=frozenset(sidecars),
+        keys=frozenset(keys),
+        payloads=frozenset(found),
+        rows=counts,
+    )
 
 
 def span_of(work: Work) -> Span | None:
@@ -122,7 +131,9 @@ def span_of(work: Work) -> Span | None:
 def _uids_of(rows: pa.Table, span: Span | None) -> set[str]:
     """Uids of rows of a file: all, or those of clips that overlap a span of it."""
     if span is None:
-        return {uid for name in ("uid", "source_uid") if name in rows.column_names for uid in rows[name].to_pylist()} - {None}
+        return {
+            uid for name in ("uid", "source_uid") if name in rows.column_names for uid in rows[name].to_pylist()
+        } - {None}
     if not set(PLACE_COLUMNS) <= set(rows.column_names):
         return set()
     return {row["uid"] for row in rows.to_pylist() if row["start_pts"] is not None and span.overlaps(Span.of(row))}
@@ -141,7 +152,11 @@ def listed_sources(recipe: Recipe) -> dict[str, str]:
 
 
 def parquet_files(out: str) -> list[str]:
-    return [entry.uri for entry in storage.list_files(out, ".parquet") if not entry.uri.removeprefix(out).startswith("/run-")]
+    return [
+        entry.uri
+        for entry in storage.list_files(out, ".parquet")
+        if not entry.uri.removeprefix(out).startswith("/run-")
+    ]
 
 
 def light_columns(out: str) -> Iterable[tuple[str, pa.Table]]:
@@ -161,7 +176,9 @@ def captions_of(table: pa.Table) -> pa.Array:
         for name, text in (("captions", "text"), ("other_captions", "caption"))
         if name in table.column_names
     ]
-    return pc.unique(pa.chunked_array([chunk.cast(pa.string()) for column in found for chunk in column.chunks], pa.string()))
+    return pc.unique(
+        pa.chunked_array([chunk.cast(pa.string()) for column in found for chunk in column.chunks], pa.string())
+    )
 
 
 def table_name(out: str, part: str) -> str:

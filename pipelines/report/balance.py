@@ -21,9 +21,34 @@ from pipelines.report.batches import Batch, Bools, Floats
 from pipelines.report.columns import Axis, ValueSample, axis_of, round_to
 from pipelines.report.funnel import HOUR
 
-COLUMNS = ("uid", "source_uid", "kind", "clip_index", "duration_s", "fate", "width", "height", "fps", "codec", "camera", "motion", "luma", "caption")
+COLUMNS = (
+    "uid",
+    "source_uid",
+    "kind",
+    "clip_index",
+    "duration_s",
+    "fate",
+    "width",
+    "height",
+    "fps",
+    "codec",
+    "camera",
+    "motion",
+    "luma",
+    "caption",
+)
 
-ASPECTS = {"9:21": 9 / 21, "9:16": 9 / 16, "2:3": 2 / 3, "3:4": 3 / 4, "1:1": 1.0, "4:3": 4 / 3, "3:2": 3 / 2, "16:9": 16 / 9, "21:9": 21 / 9}
+ASPECTS = {
+    "9:21": 9 / 21,
+    "9:16": 9 / 16,
+    "2:3": 2 / 3,
+    "3:4": 3 / 4,
+    "1:1": 1.0,
+    "4:3": 4 / 3,
+    "3:2": 3 / 2,
+    "16:9": 16 / 9,
+    "21:9": 21 / 9,
+}
 SHORT_SIDES = (240, 360, 480, 720, 1080, 1440, 2160)
 RATES = (12, 15, 24, 25, 30, 48, 50, 60, 120)
 WORD = re.compile(r"[^\W\d_][^\W\d_'’-]+")
@@ -67,8 +92,19 @@ class Shares:
     def as_json(self, splits: Sequence[str]) -> dict[str, Any]:
         used = [i for i in range(len(self.labels)) if self.axis or any(self.counts[split][i] for split in self.counts)]
         counts = {split: [int(self.counts[split][i]) for i in used] for split in splits if split in self.counts}
-        axis = {"edges": [round_to(edge) for edge in self.axis.edges.tolist()], "log": self.axis.is_log} if self.axis else {}
-        return {"name": self.name, "title": self.title, "labels": [self.labels[i] for i in used], "counts": counts, "apart": apart(counts), **axis}
+        axis = (
+            {"edges": [round_to(edge) for edge in self.axis.edges.tolist()], "log": self.axis.is_log}
+            if self.axis
+            else {}
+        )
+        return {
+            "name": self.name,
+            "title": self.title,
+            "labels": [self.labels[i] for i in used],
+            "counts": counts,
+            "apart": apart(counts),
+            **axis,
+        }
 
 
 def apart(counts: Mapping[str, Sequence[int]], first: str = "train") -> dict[str, dict[str, float]]:
@@ -125,7 +161,10 @@ class Balance:
                 _aspect,
             ),
             "side": (Shares("side", "Short side, pixels", sides), _short_side),
-            "fps": (Shares("fps", "Frames per second", list(map(str, RATES))), lambda b: nearest(b.floats("fps"), RATES, True)),
+            "fps": (
+                Shares("fps", "Frames per second", list(map(str, RATES))),
+                lambda b: nearest(b.floats("fps"), RATES, True),
+            ),
         }
         self._spread: dict[str, tuple[Shares, str]] = {}
         for name, title in (("duration_s", "Duration, seconds"), ("motion", "Motion"), ("luma", "Brightness (luma)")):
@@ -136,7 +175,11 @@ class Balance:
         self._lengths: dict[str, Counter[int]] = {}
 
     def add(self, batch: Batch) -> None:
-        splits_N = np.array([self._split_of.get(uid, "") or "kept" for uid in batch.uids.tolist()]) if len(batch) else np.array([], str)
+        splits_N = (
+            np.array([self._split_of.get(uid, "") or "kept" for uid in batch.uids.tolist()])
+            if len(batch)
+            else np.array([], str)
+        )
         captions = batch.texts("caption")
         sources = batch.texts("source_uid")
         names = {name: batch.texts(name) for name in self._names}
@@ -152,7 +195,11 @@ class Balance:
             for shares, name in self._spread.values():
                 assert shares.axis is not None
                 bin_N, valid_N = shares.axis.place(batch.floats(name))
-                shares.add(split, bin_N, chosen_N & valid_N & ~(batch.is_image if name == "duration_s" else np.zeros(len(batch), np.bool_)))
+                shares.add(
+                    split,
+                    bin_N,
+                    chosen_N & valid_N & ~(batch.is_image if name == "duration_s" else np.zeros(len(batch), np.bool_)),
+                )
             for name, values in names.items():
                 self._names[name].setdefault(split, Counter()).update(values[i] for i in at if values[i])
             for i in at:
@@ -170,14 +217,21 @@ class Balance:
     def as_json(self, name_of_source: Callable[[str], str]) -> dict[str, Any]:
         splits = [split for split in (*self._splits, "kept") if self._sizes[split]]
         shares = [shares for shares, _ in self._spread.values()] + [shares for shares, _ in self._fixed.values()]
-        shares += [_counted(name, title, self._names[name]) for name, title in (("camera", "Camera"), ("codec", "Codec"), ("kind", "Kind"))]
+        shares += [
+            _counted(name, title, self._names[name])
+            for name, title in (("camera", "Camera"), ("codec", "Codec"), ("kind", "Kind"))
+        ]
         if self._captions:
             shares.append(self._caption_lengths())
         return {
             "splits": splits,
             "clips": {split: self._sizes[split] for split in splits},
             "hours": {split: self._micros[split] / HOUR for split in splits},
-            "shares": [item for item in (share.as_json(splits) for share in shares) if len(item["labels"]) > 1 and item["counts"]],
+            "shares": [
+                item
+                for item in (share.as_json(splits) for share in shares)
+                if len(item["labels"]) > 1 and item["counts"]
+            ],
             "words": self._common_words(splits),
             "sources": self._top_sources(splits, name_of_source),
         }
@@ -204,7 +258,12 @@ class Balance:
         ordered = sorted(self._sources, key=lambda uid: (-sum(self._sources[uid].values()), uid))
         top, rest = ordered[:N_SOURCES], ordered[N_SOURCES:]
         counts = {split: [self._sources[uid][split] for uid in top] for split in splits}
-        return {"names": [name_of_source(uid) for uid in top], "counts": counts, "n_others": len(rest), "n": len(ordered)}
+        return {
+            "names": [name_of_source(uid) for uid in top],
+            "counts": counts,
+            "n_others": len(rest),
+            "n": len(ordered),
+        }
 
 
 def _aspect(batch: Batch) -> NDArray[np.int64]:
@@ -212,7 +271,9 @@ def _aspect(batch: Batch) -> NDArray[np.int64]:
 
 
 def _short_side(batch: Batch) -> NDArray[np.int64]:
-    return np.searchsorted(SHORT_SIDES, np.nan_to_num(np.minimum(batch.floats("width"), batch.floats("height"))), side="right")
+    return np.searchsorted(
+        SHORT_SIDES, np.nan_to_num(np.minimum(batch.floats("width"), batch.floats("height"))), side="right"
+    )
 
 
 def _counted(name: str, title: str, counters: Mapping[str, Counter[str]]) -> Shares:
@@ -220,4 +281,10 @@ def _counted(name: str, title: str, counters: Mapping[str, Counter[str]]) -> Sha
     for counter in counters.values():
         total.update(counter)
     labels = [label for label, _ in sorted(total.items(), key=lambda item: (-item[1], item[0]))[:20]]
-    return Shares(name, title, labels, None, {split: np.array([counter[label] for label in labels]) for split, counter in counters.items()})
+    return Shares(
+        name,
+        title,
+        labels,
+        None,
+        {split: np.array([counter[label] for label in labels]) for split, counter in counters.items()},
+    )

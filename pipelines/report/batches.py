@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines import tables
+from pipelines.engine import tables
+from pipelines.engine.tables import Index
 from pipelines.report.causes import Cause, cause_of
-from pipelines.tables import Index
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -75,7 +75,9 @@ class Batch:
     @cached_property
     def causes(self) -> tuple[NDArray[np.int64], list[Cause]]:
         """`[N]` indices into the distinct causes of this part, and these."""
-        joined = pc.binary_join_element_wise(*(pc.fill_null(self.table[name], "") for name in ("fate", "fate_step", "fate_reason")), BETWEEN)
+        joined = pc.binary_join_element_wise(
+            *(pc.fill_null(self.table[name], "") for name in ("fate", "fate_step", "fate_reason")), BETWEEN
+        )
         encoded = joined.combine_chunks().dictionary_encode()
         causes = [cause_of(*value.split(BETWEEN, 2)) for value in encoded.dictionary.to_pylist()]
         distinct = sorted(set(causes))

@@ -13,17 +13,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.engine.segments import is_heavy
+from pipelines.engine.step import FATE_COLUMNS
 from pipelines.recipe import Recipe
 from pipelines.report.batches import Batch, Bools, Floats, Smallest
 from pipelines.report.causes import Cause
 from pipelines.report.funnel import HOUR, Amount
-from pipelines.segments import is_heavy
-from pipelines.step import FATE_COLUMNS
 from pipelines.steps.keep import Bound, Keep
 
 PLAIN = frozenset(
     (
-        *("uid", "source_uid", "size_bytes", "rotation_deg", "time_base_num", "time_base_den", "first_pts", "bit_depth", "source_duration_s"),
+        *(
+            "uid",
+            "source_uid",
+            "size_bytes",
+            "rotation_deg",
+            "time_base_num",
+            "time_base_den",
+            "first_pts",
+            "bit_depth",
+            "source_duration_s",
+        ),
         *("start_pts", "end_pts", "clip_index", "clip_count", "shot_index", "width", "height", "fps", "n_tokens"),
         *("duplicate_distance", "duplicate_overlap"),
         *FATE_COLUMNS,
@@ -87,7 +97,11 @@ class ValueSample:
 
     def add(self, batch: Batch) -> None:
         arrays = {name: pa.array(batch.floats(name)) for name in self._names}
-        self._pieces.append(pa.table({"uid": batch.table["uid"], "kept": pa.array(batch.is_kept), **arrays}).filter(pa.array(batch.is_clip)))
+        self._pieces.append(
+            pa.table({"uid": batch.table["uid"], "kept": pa.array(batch.is_kept), **arrays}).filter(
+                pa.array(batch.is_clip)
+            )
+        )
         self._n += len(batch)
         if self._n > 2 * self._size:
             self._trim()
@@ -131,7 +145,12 @@ def axis_of(values: Floats, marks: Sequence[float] = (), most: int = BINS) -> Ax
         values = np.array(inner or [0.0, 1.0])
     low, median, high = np.quantile(values, [TAIL, 0.5, 1 - TAIL]).tolist()
     smallest = float(np.quantile(values, 0.02))
-    is_log = median > 0 and smallest > 0 and float(np.quantile(values, 0.99)) > LOG_RATIO * median and all(mark > 0 for mark in inner)
+    is_log = (
+        median > 0
+        and smallest > 0
+        and float(np.quantile(values, 0.99)) > LOG_RATIO * median
+        and all(mark > 0 for mark in inner)
+    )
     low, high = min([low, *inner]), max([high, *inner])
     if is_log:
         low, high = np.log10(max(low, smallest / 4)), np.log10(high)
@@ -144,7 +163,10 @@ def axis_of(values: Floats, marks: Sequence[float] = (), most: int = BINS) -> Ax
         low, high = low - half, high + half
     elif inner:
         # A threshold at the end of the axis would not be seen to divide anything.
-        low, high = (low - span / bins if min(inner) == low else low), (high + span / bins if max(inner) == high else high)
+        low, high = (
+            (low - span / bins if min(inner) == low else low),
+            (high + span / bins if max(inner) == high else high),
+        )
     if not is_log and low < 0 <= values[0]:
         low = 0.0 if not inner or min(inner) > 0 else low
     pieces = []
@@ -195,7 +217,9 @@ class Histogram:
         self.below += int((chosen_N & (values_N < self.axis.edges[0])).sum())
         self.above += int((chosen_N & (values_N > self.axis.edges[-1])).sum())
         n = self.counts.shape[1]
-        self.counts += np.bincount(group_N[chosen_N] * n + bin_N[chosen_N], minlength=len(GROUPS) * n).reshape(len(GROUPS), n)
+        self.counts += np.bincount(group_N[chosen_N] * n + bin_N[chosen_N], minlength=len(GROUPS) * n).reshape(
+            len(GROUPS), n
+        )
 
     def _add_names(self, batch: Batch, group_N: NDArray[np.int64]) -> None:
         encoded = batch.table[self.column.name].cast(pa.string()).combine_chunks().dictionary_encode()
@@ -209,8 +233,15 @@ class Histogram:
     def as_json(self) -> dict[str, Any]:
         common = {"name": self.column.name, "doc": self.column.doc, "missing": self.missing}
         if self.axis is None:
-            order = sorted((name for name in self.names if self.names[name].sum()), key=lambda name: (-int(self.names[name].sum()), name))[:40]
-            return {**common, "names": order, "counts": [[int(self.names[name][group]) for name in order] for group in range(len(GROUPS))]}
+            order = sorted(
+                (name for name in self.names if self.names[name].sum()),
+                key=lambda name: (-int(self.names[name].sum()), name),
+            )[:40]
+            return {
+                **common,
+                "names": order,
+                "counts": [[int(self.names[name][group]) for name in order] for group in range(len(GROUPS))],
+            }
         edges = [round_to(edge) for edge in self.axis.edges.tolist()]
         ends = {"below": self.below, "above": self.above}
         return {**common, **ends, "edges": edges, "log": self.axis.is_log, "counts": self.counts.tolist()}
@@ -218,7 +249,11 @@ class Histogram:
 
 def drops_on(cause: Cause, column: Measured) -> bool:
     """Whether a cause is a threshold on this column; `keep` begins its reasons with the column."""
-    return cause.fate == "dropped" and cause.reason.startswith(f"{column.name} ") and any(label == cause.step for label, _ in column.bounds)
+    return (
+        cause.fate == "dropped"
+        and cause.reason.startswith(f"{column.name} ")
+        and any(label == cause.step for label, _ in column.bounds)
+    )
 
 
 @dataclass
@@ -247,12 +282,26 @@ class Threshold:
         """Reasons of names are not one of a few words, so that all of a column's belong to its one bound."""
         if cause.fate != "dropped" or cause.step != self.label:
             return False
-        return cause.reason == f"{self.column.name} {self.words}" if self.bound is not None else cause.reason.startswith(f"{self.column.name} is ")
+        return (
+            cause.reason == f"{self.column.name} {self.words}"
+            if self.bound is not None
+            else cause.reason.startswith(f"{self.column.name} is ")
+        )
 
     def as_json(self, causes: Mapping[Cause, Amount]) -> dict[str, Any]:
         mine = [amount for cause, amount in causes.items() if self.is_mine(cause)]
-        said = {"label": self.label, "column": self.column.name, "side": self.side, "bound": self.bound, "words": self.words}
-        return {**said, "dropped": sum(amount.rows for amount in mine), "hours": sum(amount.micros for amount in mine) / HOUR}
+        said = {
+            "label": self.label,
+            "column": self.column.name,
+            "side": self.side,
+            "bound": self.bound,
+            "words": self.words,
+        }
+        return {
+            **said,
+            "dropped": sum(amount.rows for amount in mine),
+            "hours": sum(amount.micros for amount in mine) / HOUR,
+        }
 
 
 def thresholds(columns: Sequence[Measured], size: int) -> list[Threshold]:
@@ -267,7 +316,10 @@ def thresholds(columns: Sequence[Measured], size: int) -> list[Threshold]:
                 sides.append(("max", bound.max, f"over {bound.max:g}"))
             if bound.among is not None:
                 sides.append(("in", None, f"not one of {', '.join(map(str, bound.among))}"))
-            found += [Threshold(label, column, side, value, words, Smallest(size), Smallest(size)) for side, value, words in sides]
+            found += [
+                Threshold(label, column, side, value, words, Smallest(size), Smallest(size))
+                for side, value, words in sides
+            ]
     return found
 
 

@@ -13,11 +13,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.engine.step import FATES
 from pipelines.report.batches import Batch, Floats
 from pipelines.report.causes import Cause
-from pipelines.step import FATES
 
-COLUMNS = ("uid", "source_uid", "kind", "clip_index", "duration_s", "source_duration_s", "fate", "fate_step", "fate_reason")
+COLUMNS = (
+    "uid",
+    "source_uid",
+    "kind",
+    "clip_index",
+    "duration_s",
+    "source_duration_s",
+    "fate",
+    "fate_step",
+    "fate_reason",
+)
 HOUR = 3.6e9
 """Microseconds."""
 IN_NO_CLIP = "in no clip: transitions, short shots, remainders"
@@ -115,7 +125,10 @@ def funnel(totals: Totals, labels: Sequence[str], cuts: str, images: bool) -> di
     sources = [time for uid, time in totals.sources.items() if (uid in totals.images) == images]
     of_sources = sum(max(time.micros, time.clips_micros) for time in sources)
     n_files = len(sources) + sum(amount.rows for amount in files.values())
-    n_clips, whole = sum(amount.rows for amount in clips.values()), of_sources + sum(amount.micros for amount in files.values())
+    n_clips, whole = (
+        sum(amount.rows for amount in clips.values()),
+        of_sources + sum(amount.micros for amount in files.values()),
+    )
     stages = []
     left_files, left_clips, left = n_files, 0, whole
     known = [*labels, *sorted({cause.step for cause in (*files, *clips) if cause.is_loss} - set(labels))]
@@ -124,7 +137,15 @@ def funnel(totals: Totals, labels: Sequence[str], cuts: str, images: bool) -> di
         for unit, sums in (("files", files), ("clips", clips)):
             for cause, amount in sums.items():
                 if cause.is_loss and cause.step == label:
-                    losses.append({"fate": cause.fate, "reason": cause.reason, "unit": unit, "rows": amount.rows, "hours": amount.hours})
+                    losses.append(
+                        {
+                            "fate": cause.fate,
+                            "reason": cause.reason,
+                            "unit": unit,
+                            "rows": amount.rows,
+                            "hours": amount.hours,
+                        }
+                    )
                     left -= amount.micros
         left_files -= sum(loss["rows"] for loss in losses if loss["unit"] == "files")
         left_clips -= sum(loss["rows"] for loss in losses if loss["unit"] == "clips")
@@ -136,7 +157,16 @@ def funnel(totals: Totals, labels: Sequence[str], cuts: str, images: bool) -> di
                 losses.append({"fate": "uncut", "reason": IN_NO_CLIP, "unit": "", "rows": 0, "hours": between / HOUR})
         losses.sort(key=lambda loss: (-loss["hours"], -loss["rows"], loss["fate"], loss["reason"], loss["unit"]))
         made = n_clips if label == cuts else 0
-        stages.append({"label": label, "losses": losses, "made": made, "files": left_files, "clips": left_clips, "hours": left / HOUR})
+        stages.append(
+            {
+                "label": label,
+                "losses": losses,
+                "made": made,
+                "files": left_files,
+                "clips": left_clips,
+                "hours": left / HOUR,
+            }
+        )
     kept = [amount for cause, amount in clips.items() if not cause.is_loss]
     return {
         "files": n_files,

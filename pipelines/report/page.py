@@ -22,7 +22,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from cluster import storage
-from pipelines.curate import Curation
+from pipelines.curation import Curation
 from pipelines.recipe import Recipe
 from pipelines.report.gather import gather
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from pipelines import tables
-from pipelines.curate import Curation
+from pipelines.curation import Curation
+from pipelines.engine import tables
 from pipelines.report.batches import Batch, Place, Smallest
 from pipelines.report.causes import Cause
 
@@ -96,7 +96,12 @@ def chosen(picks: Picks, first: Sequence[Place], limit: int = MAX_ROWS) -> list[
     """Rows of the page in order of need, none twice: `first`, then a turn of every cause until the page is full."""
     lost = [smallest.places for cause, smallest in sorted(picks.causes.items()) if cause.is_loss]
     kept = [place for cause, smallest in picks.causes.items() if not cause.is_loss for place in smallest.places]
-    order = [*first, *kept[:HERO], *in_turn([*(places[:PER_ERROR] for places in lost), kept[: 2 * PER_ERROR]]), *kept[: KEPT // 3]]
+    order = [
+        *first,
+        *kept[:HERO],
+        *in_turn([*(places[:PER_ERROR] for places in lost), kept[: 2 * PER_ERROR]]),
+        *kept[: KEPT // 3],
+    ]
     order += [*in_turn(lost), *kept]
     return list(dict.fromkeys(order))[:limit]
 

@@ -15,11 +15,11 @@ from PIL import Image
 from cluster import storage
 from pipelines.recipe import Recipe
 from pipelines.report.columns import round_to
-from training.curve import Points, running_mean
-from training.metrics import FILE, Record, read_metrics, read_settings
-from training.previews import FOLDER
 from training.sampling.provenance import read_provenance
-from training.trackers import flat
+from training.tracking.loss_curve import Points, running_mean
+from training.tracking.metrics import FILE, Record, read_metrics, read_settings
+from training.tracking.previews import FOLDER
+from training.tracking.trackers import flat
 
 MAX_RUNS = 12
 RAW_POINTS = 2000
@@ -93,7 +93,9 @@ def differences(settings: Sequence[Mapping[str, Any] | None]) -> list[dict[str, 
     found = []
     for told in flats:
         alike = [other for other in flats if other and ("model.name" in other) == ("model.name" in told)]
-        keys = dict.fromkeys(key for other in alike for key in other if key != "steps" and len({one.get(key) for one in alike}) > 1)
+        keys = dict.fromkeys(
+            key for other in alike for key in other if key != "steps" and len({one.get(key) for one in alike}) > 1
+        )
         found.append({key: told.get(key, "–")[:VALUE_CHARACTERS] for key in keys} if told else {})
     return found
 
@@ -107,7 +109,11 @@ def curves(records: Sequence[Record]) -> dict[str, list[list[Any]]]:
                 points.setdefault(name, []).append((record["step"], value))
     found = {name: extremes(points[name], RAW_POINTS) for name in RAW if name in points}
     found |= {name: evenly(points[name], RAW_POINTS) for name in points if name == "lr" or name.startswith("val_")}
-    found |= {f"mean/{name}": evenly(running_mean(points[name]), MEAN_POINTS) for name in points if name in MEANS or name.startswith(PARTS)}
+    found |= {
+        f"mean/{name}": evenly(running_mean(points[name]), MEAN_POINTS)
+        for name in points
+        if name in MEANS or name.startswith(PARTS)
+    }
     return {name: [[step for step, _ in line], [round_to(value) for _, value in line]] for name, line in found.items()}
 
 
@@ -141,7 +147,11 @@ def previews(folder: str, name: str, left_bytes: int) -> tuple[list[dict[str, An
             continue
         stem = uri.removesuffix(".json")
         link = "/".join(quote(part) for part in (*name.split("/"), FOLDER, stem.rpartition("/")[2]))
-        item = {"step": about["step"], "picture": f"{link}.png", "video": f"{link}.mp4" if about["frames"] > 1 else None}
+        item = {
+            "step": about["step"],
+            "picture": f"{link}.png",
+            "video": f"{link}.mp4" if about["frames"] > 1 else None,
+        }
         item["captions"] = [str(sample["caption"])[:CAPTION_CHARACTERS] for sample in about["samples"]]
         if left_bytes > 0:
             poster = small_poster(f"{stem}.png")

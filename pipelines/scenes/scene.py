@@ -69,17 +69,26 @@ def cast(rng: np.random.Generator, n: int) -> tuple[Body, ...]:
     while len(backgrounds_for(colours)) < 3:
         colours = rng.permutation(list(COLOURS))[:n].tolist()
     radii = rng.uniform(0.19, 0.25, n)
-    return tuple(Body(KINDS[kind], str(colour), float(radius)) for kind, colour, radius in zip(kinds[:n], colours, radii, strict=True))
+    return tuple(
+        Body(KINDS[kind], str(colour), float(radius))
+        for kind, colour, radius in zip(kinds[:n], colours, radii, strict=True)
+    )
 
 
 def backgrounds_for(colours: Sequence[str]) -> list[str]:
     """Backgrounds on which shapes of all these colours stand out."""
-    return [name for name, rgb in BACKGROUNDS.items() if all(np.linalg.norm(np.subtract(COLOURS[c], rgb)) >= MIN_CONTRAST for c in colours)]
+    return [
+        name
+        for name, rgb in BACKGROUNDS.items()
+        if all(np.linalg.norm(np.subtract(COLOURS[c], rgb)) >= MIN_CONTRAST for c in colours)
+    ]
 
 
 def choose_background(rng: np.random.Generator, bodies: Sequence[Body], before: str | None) -> str:
     """Another background on which every shape stands out, light after dark and dark after light where possible."""
-    names = [name for name in rng.permutation(backgrounds_for([body.colour for body in bodies])).tolist() if name != before]
+    names = [
+        name for name in rng.permutation(backgrounds_for([body.colour for body in bodies])).tolist() if name != before
+    ]
     if before is not None:
         names.sort(key=lambda name: _is_dark(name) == _is_dark(before))
     return str(names[0])
@@ -96,7 +105,9 @@ def render(scene: Scene, width: int, height: int, fps: float, seed: Sequence[int
     n_frames = round(scene.seconds * fps)
     steps = max(1, round(1 / fps / STEP_S))
     for k in range(n_frames):
-        frames.append(draw(width, height, scene.background, floor_y, bodies, camera_at(scene.camera, k / max(1, n_frames - 1))))
+        frames.append(
+            draw(width, height, scene.background, floor_y, bodies, camera_at(scene.camera, k / max(1, n_frames - 1)))
+        )
         for _ in range(steps):
             advance(bodies, scene.action, half_x, floor_y if floor_y is not None else half_y, -half_y, 1 / fps / steps)
     return frames
@@ -128,7 +139,9 @@ def place(bodies: list[Body], action: Action, half_x: float, half_y: float, rng:
         elif action == "collide":
             along, across = slot * 0.95, float(rng.uniform(-0.04, 0.04))
             speed = -np.sign(slot) * float(rng.uniform(0.5, 0.7)) if n > 1 else 0.6
-            body.x, body.y = (across, along * (half_y - body.radius)) if upright else (along * (half_x - body.radius), across)
+            body.x, body.y = (
+                (across, along * (half_y - body.radius)) if upright else (along * (half_x - body.radius), across)
+            )
             body.vx, body.vy = (0.0, float(speed)) if upright else (float(speed), 0.0)
         elif action == "glide":
             body.x, body.y = slot * (half_x - body.radius) * 0.8, float(rng.uniform(-0.5, 0.5)) * (half_y - body.radius)

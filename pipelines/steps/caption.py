@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from captioning import journal
-from captioning.asking import Asking, Origin
-from captioning.conversation import Asked, Clip, Done, Failed, Script, Spent, Who
+from captioning.dialogue import journal
+from captioning.dialogue.asking import Asking, Origin
+from captioning.dialogue.conversation import Asked, Clip, Done, Failed, Script, Spent, Who
 from captioning.engine import FOLDER, CaptionerSettings, EngineError
 from captioning.engines.signals import Signals
 from captioning.language import check_code
@@ -19,18 +19,30 @@ from captioning.prompt import DESCRIBES, MERGES, RESERVED, REWRITES, FromFile, P
 from cluster import storage
 from cluster.config import LocatedError, Settings
 from cluster.plugins import Chosen
-from pipelines.step import Context, Mark, Resources, RunError, Step, column, set_column, set_marks
+from pipelines.engine.step import Context, Mark, Resources, RunError, Step, column, set_column, set_marks
 
 T = TypeVar("T")
 
 KINDS = pa.list_(pa.struct([pa.field("kind", pa.string()), pa.field("text", pa.string())]))
 WRITES = (
     column("caption", pa.string(), "the caption the clip is trained with unless training asks for other kinds"),
-    column("captions", KINDS, "every caption with its kind: those the prompt names, the main one first, and the one that came with the source"),
-    column("caption_fields", pa.string(), "JSON object of the fields the prompt asks for, as subject or lighting; null where it asks for none"),
+    column(
+        "captions",
+        KINDS,
+        "every caption with its kind: those the prompt names, the main one first, and the one that came with the source",
+    ),
+    column(
+        "caption_fields",
+        pa.string(),
+        "JSON object of the fields the prompt asks for, as subject or lighting; null where it asks for none",
+    ),
     column("caption_engine", pa.string(), "identity of the engines that wrote it"),
     column("caption_prompt", pa.string(), "name and hash of the prompts; null for an engine that needs none"),
-    column("caption_attempts", pa.int32(), "answers it took: one a window, one to merge windows, one to rewrite, and one for each that was unfit"),
+    column(
+        "caption_attempts",
+        pa.int32(),
+        "answers it took: one a window, one to merge windows, one to rewrite, and one for each that was unfit",
+    ),
     column("caption_tokens_in", pa.int64(), "tokens of all questions"),
     column("caption_tokens_out", pa.int64(), "tokens of all answers"),
     column("caption_cost_usd", pa.float64(), "what all answers cost; 0 where nothing is charged or no price is given"),
@@ -43,8 +55,14 @@ class WindowSettings(Settings):
     """How the pictures of a clip are divided where they are too many for one question."""
 
     size: int = Field(256, ge=1, description="Pictures of a window; a clip with no more is asked about as a whole.")
-    least: int = Field(128, ge=1, description="Pictures of a remainder that is a window of its own; a smaller one joins the window before.")
-    merge: Annotated[Prompt, FromFile("merges")] = Field(load_prompt("merge", MERGES), description="Prompt that joins the windows' captions.")
+    least: int = Field(
+        128,
+        ge=1,
+        description="Pictures of a remainder that is a window of its own; a smaller one joins the window before.",
+    )
+    merge: Annotated[Prompt, FromFile("merges")] = Field(
+        load_prompt("merge", MERGES), description="Prompt that joins the windows' captions."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> WindowSettings:
@@ -57,14 +75,16 @@ class RewriteSettings(Settings):
     """A second engine that sees words alone and says the main caption again."""
 
     engine: Annotated[CaptionerSettings, Chosen(FOLDER, CaptionerSettings)]
-    prompt: Annotated[Prompt, FromFile("rewrites")] = Field(load_prompt("rewrite", REWRITES), description="What it is asked to do with a caption.")
+    prompt: Annotated[Prompt, FromFile("rewrites")] = Field(
+        load_prompt("rewrite", REWRITES), description="What it is asked to do with a caption."
+    )
 
 
 class Caption(Step):
     """Captions every live clip; one that gets no fit caption in all its tries is failed with the reason of each.
 
     An engine that looks at pictures works in a segment of its own, and what it answers is kept from the moment it comes
-    (`captioning.journal`): a run that is stopped asks for nothing twice.
+    (`captioning.dialogue.journal`): a run that is stopped asks for nothing twice.
     """
 
     version = 2
@@ -72,14 +92,24 @@ class Caption(Step):
 
     name: str = "caption"
     engine: Annotated[CaptionerSettings, Chosen(FOLDER, CaptionerSettings)] = Signals()
-    prompt: Annotated[Prompt, FromFile("describes")] = Field(load_prompt("levels", DESCRIBES), description="What an engine that sees is asked.")
+    prompt: Annotated[Prompt, FromFile("describes")] = Field(
+        load_prompt("levels", DESCRIBES), description="What an engine that sees is asked."
+    )
     pictures: Literal["frames", "thumbnails"] = Field(
         "frames", description="Column of pictures it sees: those of step frames, or the scan's thumbnails."
     )
-    windows: WindowSettings = Field(WindowSettings(), description="How many pictures one question may have, and what joins the answers.")
-    language: str = Field("en", description="Code of the language captions are in, as en, de or zh; a caption in another one is unfit.")
-    rewrite: RewriteSettings | None = Field(None, description="A second engine that says the main caption in other words.")
-    retries: int = Field(1, ge=0, le=10, description="How often a clip is asked about again, with another seed, when an answer is unfit.")
+    windows: WindowSettings = Field(
+        WindowSettings(), description="How many pictures one question may have, and what joins the answers."
+    )
+    language: str = Field(
+        "en", description="Code of the language captions are in, as en, de or zh; a caption in another one is unfit."
+    )
+    rewrite: RewriteSettings | None = Field(
+        None, description="A second engine that says the main caption in other words."
+    )
+    retries: int = Field(
+        1, ge=0, le=10, description="How often a clip is asked about again, with another seed, when an answer is unfit."
+    )
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Caption:
@@ -88,7 +118,9 @@ class Caption(Step):
         except ValueError as error:
             raise LocatedError(("language",), str(error)) from error
         if self.rewrite and not self.rewrite.engine.sees:
-            raise LocatedError(("rewrite", "engine"), f"'{self.rewrite.engine.name}' does not answer prompts, so it cannot rewrite")
+            raise LocatedError(
+                ("rewrite", "engine"), f"'{self.rewrite.engine.name}' does not answer prompts, so it cannot rewrite"
+            )
         return self
 
     @property
@@ -98,7 +130,7 @@ class Caption(Step):
 
     @property
     def in_bulk(self) -> bool:
-        """Whether an engine wants all questions before the orders run (`pipelines.bulk`)."""
+        """Whether an engine wants all questions before the orders run (`pipelines.steps._bulk_captions`)."""
         return any(engine.in_bulk for engine in self.engines().values())
 
     def starts_segment(self) -> bool:
@@ -107,7 +139,9 @@ class Caption(Step):
     def reads(self) -> tuple[str, ...]:
         columns = dict.fromkeys(("source_caption", *self.engine.reads()))
         if self.engine.sees:
-            columns |= dict.fromkeys((self.pictures, *(("frames_s",) if self.pictures == "frames" else ()), "duration_s"))
+            columns |= dict.fromkeys(
+                (self.pictures, *(("frames_s",) if self.pictures == "frames" else ()), "duration_s")
+            )
         spoken_of = {name for prompt in self._prompts() for name in prompt.variables}
         columns |= dict.fromkeys(name for name in ("kind", "camera") if name in spoken_of)
         columns |= {"duration_s": None} if "duration" in spoken_of else {}
@@ -235,7 +269,9 @@ class Captions:
         name = self._step.pictures
         pictures = tuple(row[name] or ())
         if not pictures:
-            raise ValueError(f"the clip has no {name}" + ("; set thumbnails of scan to 1 or more" * (name == "thumbnails")))
+            raise ValueError(
+                f"the clip has no {name}" + ("; set thumbnails of scan to 1 or more" * (name == "thumbnails"))
+            )
         at_s = row["frames_s"] if name == "frames" else evenly(len(pictures), row["duration_s"])
         return Clip(row["uid"], row, pictures, tuple(at_s), row["source_caption"])
 

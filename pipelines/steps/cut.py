@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from cluster.storage import digest
-from pipelines.step import Expand, Mark, column
+from pipelines.engine.step import Expand, Mark, column
 from pipelines.steps.scan import MEDIA, SIGNALS, THUMBNAILS, TRANSITIONS
 
 PLACES = (
@@ -29,7 +29,11 @@ NUMBERS = (
     column("clip_count", pa.int32(), "clips of the source"),
     column("shot_index", pa.int32(), "number of the shot the clip is part of"),
 )
-PHASH = column("phash", pa.binary(), "perceptual hashes, 64 bits each, little-endian: one each 0.25 s of the source's clock, at least one")
+PHASH = column(
+    "phash",
+    pa.binary(),
+    "perceptual hashes, 64 bits each, little-endian: one each 0.25 s of the source's clock, at least one",
+)
 SOURCE_CAPTION = next(field for field in MEDIA if field.name == "source_caption")
 
 
@@ -45,16 +49,24 @@ class Cut(Expand):
     version = 2
     min_s: float = Field(1.0, gt=0, description="Shortest clip, in seconds.")
     max_s: float = Field(10.0, gt=0, description="Longest clip, in seconds.")
-    trim_s: float = Field(0.0, ge=0, description="Seconds taken off a shot at each transition, where frames may still be mixed.")
-    lengths_s: tuple[float, ...] | None = Field(None, min_length=1, description="Lengths that clips may have, in seconds; null for any up to max_s.")
+    trim_s: float = Field(
+        0.0, ge=0, description="Seconds taken off a shot at each transition, where frames may still be mixed."
+    )
+    lengths_s: tuple[float, ...] | None = Field(
+        None, min_length=1, description="Lengths that clips may have, in seconds; null for any up to max_s."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Cut:
         if self.max_s < 2 * self.min_s:
-            raise ValueError(f"max_s {self.max_s:g} must be at least twice min_s {self.min_s:g}, or the parts of a long shot could be too short")
+            raise ValueError(
+                f"max_s {self.max_s:g} must be at least twice min_s {self.min_s:g}, or the parts of a long shot could be too short"
+            )
         for length_s in self.lengths_s or ():
             if not self.min_s <= length_s <= self.max_s:
-                raise ValueError(f"lengths_s has {length_s:g}: it must be between min_s {self.min_s:g} and max_s {self.max_s:g}")
+                raise ValueError(
+                    f"lengths_s has {length_s:g}: it must be between min_s {self.min_s:g} and max_s {self.max_s:g}"
+                )
         return self
 
     def reads(self) -> tuple[str, ...]:
@@ -73,10 +85,16 @@ class Cut(Expand):
         time_base = Fraction(row["time_base_num"], row["time_base_den"])
         clips = []
         for number, shot in enumerate(row["shots"]):
-            spans = [(shot["start_pts"], shot["end_pts"])] if row["kind"] == "image" else self._spans(row["shots"], number, time_base)
+            spans = (
+                [(shot["start_pts"], shot["end_pts"])]
+                if row["kind"] == "image"
+                else self._spans(row["shots"], number, time_base)
+            )
             clips += [self._clip(row, number, shot, start, end, time_base) for start, end in spans]
         if not clips:
-            longest_s = max((float((shot["end_pts"] - shot["start_pts"]) * time_base) for shot in row["shots"]), default=0.0)
+            longest_s = max(
+                (float((shot["end_pts"] - shot["start_pts"]) * time_base) for shot in row["shots"]), default=0.0
+            )
             return Mark("dropped", f"no shot of at least {self.min_s:g} s", longest_s, self.min_s)
         return [{**clip, "clip_index": index, "clip_count": len(clips)} for index, clip in enumerate(clips)]
 
@@ -104,7 +122,9 @@ class Cut(Expand):
                 start += length_pts
         return spans
 
-    def _clip(self, row: Mapping[str, Any], number: int, shot: Mapping[str, Any], start: int, end: int, time_base: Fraction) -> dict[str, Any]:
+    def _clip(
+        self, row: Mapping[str, Any], number: int, shot: Mapping[str, Any], start: int, end: int, time_base: Fraction
+    ) -> dict[str, Any]:
         trim_pts = round(Fraction(self.trim_s) / time_base)
         return {
             "uid": digest(row["uid"], str(start), str(end)),

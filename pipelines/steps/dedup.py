@@ -12,12 +12,12 @@ from pydantic import Field
 
 from cluster.telemetry import log
 from pipelines.duplicates import cells
-from pipelines.duplicates.clips import RANKED, READS, as_clips
+from pipelines.duplicates.clip_hashes import RANKED, READS, as_clips
 from pipelines.duplicates.clusters import Decision, Member, Pair, best_copies, decide, members, unmet
 from pipelines.duplicates.exact import exact_copies
 from pipelines.duplicates.near import Nearness, again, near_pairs
-from pipelines.shuffle import Rows
-from pipelines.step import FATE_FIELDS, Global, column
+from pipelines.engine.shuffle import Rows
+from pipelines.engine.step import FATE_FIELDS, Global, column
 
 ROUNDS = 3
 """How often kept clips of one cluster are compared that the keys did not bring together."""
@@ -25,10 +25,18 @@ BETTER = 16
 """With how many better ones each is."""
 
 WRITES = (
-    column("cluster", pa.string(), "uid of the best clip of the group of duplicates that the clip is in; its own where it is alone"),
+    column(
+        "cluster",
+        pa.string(),
+        "uid of the best clip of the group of duplicates that the clip is in; its own where it is alone",
+    ),
     column("duplicate_of", pa.string(), "uid of the kept clip that a duplicate repeats; null for others"),
     column("duplicate_kind", pa.string(), "exact, near or semantic; null where it is no duplicate"),
-    column("duplicate_distance", pa.float64(), "mean bits of 64 by which the hashes of the two differ; for semantic 1 less the cosine"),
+    column(
+        "duplicate_distance",
+        pa.float64(),
+        "mean bits of 64 by which the hashes of the two differ; for semantic 1 less the cosine",
+    ),
     column("duplicate_overlap", pa.float64(), "share of the clip that is found in the one it repeats"),
 )
 
@@ -44,7 +52,8 @@ class Dedup(Global):
     rows_per_part = 1024
     version = 2
     method: Literal["near", "exact", "semantic"] = Field(
-        "near", description="near: by hashes over time, exact copies included; exact: same compressed pictures and same span; semantic: by embedding."
+        "near",
+        description="near: by hashes over time, exact copies included; exact: same compressed pictures and same span; semantic: by embedding.",
     )
     max_distance: float = Field(
         9.0,
@@ -54,9 +63,13 @@ class Dedup(Global):
         "scenes of one kind by 11 and more.",
     )
     image_max_distance: int = Field(4, ge=0, le=12, description="near: the same for images, which have one hash each.")
-    min_share: float = Field(0.5, gt=0, le=1, description="near: share of a clip that must be found in a kept one for it to be a duplicate.")
+    min_share: float = Field(
+        0.5, gt=0, le=1, description="near: share of a clip that must be found in a kept one for it to be a duplicate."
+    )
     mirrored: bool = Field(True, description="near: whether mirrored copies are found.")
-    min_cosine: float = Field(0.99, gt=0, le=1, description="semantic: cosine of two embeddings from which clips are taken for the same.")
+    min_cosine: float = Field(
+        0.99, gt=0, le=1, description="semantic: cosine of two embeddings from which clips are taken for the same."
+    )
     seed: int = Field(0, ge=0, description="semantic: what the first centres of k-means are drawn with.")
 
     def reads(self) -> tuple[str, ...]:
@@ -84,10 +97,15 @@ class Dedup(Global):
             everyone, pairs = self._near(clips, everyone, copies)
         return self._table(decide(everyone, copies, pairs, self.min_share), everyone)
 
-    def _near(self, clips: Rows, everyone: dict[str, Member], copies: Mapping[str, str]) -> tuple[dict[str, Member], list[Pair]]:
+    def _near(
+        self, clips: Rows, everyone: dict[str, Member], copies: Mapping[str, str]
+    ) -> tuple[dict[str, Member], list[Pair]]:
         """The near-copies, and everyone who has any."""
         nearness = Nearness(
-            max_distance=self.max_distance, image_max_distance=self.image_max_distance, min_share=self.min_share, mirrored=self.mirrored
+            max_distance=self.max_distance,
+            image_max_distance=self.image_max_distance,
+            min_share=self.min_share,
+            mirrored=self.mirrored,
         )
         found = near_pairs(clips, nearness)
         everyone = {**everyone, **members(found, "a_"), **members(found, "b_")}
@@ -124,9 +142,19 @@ class Dedup(Global):
         for one in decisions:
             row: dict[str, object] = {"uid": one.uid, "cluster": one.cluster, "fate": "kept"}
             if one.duplicate_of is not None:
-                what = {"exact": "exact copy", "near": "near-duplicate", "semantic": "semantic duplicate"}[one.kind or "near"]
-                row |= {"duplicate_of": one.duplicate_of, "duplicate_kind": one.kind, "duplicate_distance": one.distance}
-                row |= {"duplicate_overlap": one.share, "fate": "duplicate", "fate_reason": f"{what} of a clip of {clips[one.duplicate_of].source}"}
+                what = {"exact": "exact copy", "near": "near-duplicate", "semantic": "semantic duplicate"}[
+                    one.kind or "near"
+                ]
+                row |= {
+                    "duplicate_of": one.duplicate_of,
+                    "duplicate_kind": one.kind,
+                    "duplicate_distance": one.distance,
+                }
+                row |= {
+                    "duplicate_overlap": one.share,
+                    "fate": "duplicate",
+                    "fate_reason": f"{what} of a clip of {clips[one.duplicate_of].source}",
+                }
                 row |= {"fate_value": one.distance, "fate_bound": self._bound(one, clips)}
             rows.append(row)
         return pa.Table.from_pylist(rows, pa.schema([pa.field("uid", pa.string()), *WRITES, *FATE_FIELDS]))
@@ -142,7 +170,10 @@ class Dedup(Global):
 
 def _pairs(found: pa.Table) -> list[Pair]:
     columns = (found[name].to_pylist() for name in ("a_uid", "b_uid", "distance", "share_a", "share_b"))
-    return [Pair(a, b, "near", distance, share_a, share_b) for a, b, distance, share_a, share_b in zip(*columns, strict=True)]
+    return [
+        Pair(a, b, "near", distance, share_a, share_b)
+        for a, b, distance, share_a, share_b in zip(*columns, strict=True)
+    ]
 
 
 def _ranked(rows: pa.Table, column: str, values: pa.Array) -> pa.Table:

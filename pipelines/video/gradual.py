@@ -80,9 +80,19 @@ def find_fades(track: Track, cuts: Sequence[int]) -> tuple[list[Ramp], list[tupl
         down = _contrast_ramp(track, start, low, -1)
         up = _contrast_ramp(track, end - 1, high - 1, 1)
         if (max(down[0], up[0]) > HARD or start == 0 or end == n) and not _flash(track, start, end, down[0], up[0]):
-            score = max(down[1] if down[0] > HARD else 0.0, up[1] if up[0] > HARD else 0.0, float(start == 0 or end == n))
-            first = start if down[0] <= HARD else int(np.searchsorted(track.position_N, track.position_N[start] - down[0], "right"))
-            last = end if up[0] <= HARD else int(np.searchsorted(track.position_N, track.position_N[end - 1] + up[0], "left"))
+            score = max(
+                down[1] if down[0] > HARD else 0.0, up[1] if up[0] > HARD else 0.0, float(start == 0 or end == n)
+            )
+            first = (
+                start
+                if down[0] <= HARD
+                else int(np.searchsorted(track.position_N, track.position_N[start] - down[0], "right"))
+            )
+            last = (
+                end
+                if up[0] <= HARD
+                else int(np.searchsorted(track.position_N, track.position_N[end - 1] + up[0], "left"))
+            )
             fades.append(Ramp("fade", first, min(last, n), score))
     fades += _edge_fades(track, flat, cuts)
     return _joined(fades), _dips(track, plain)
@@ -144,7 +154,9 @@ def _edge_fades(track: Track, flat: NDArray[np.bool_], cuts: Sequence[int]) -> l
     if not flat[-1]:
         start = max([0, *(cut for cut in cuts if cut <= n - HARD)])
         t_K = (position[-1] - position[start:][::-1] + 1).astype(np.float64)
-        length, score = _fit_rise(t_K[t_K <= LONGEST + 16], contrast[start:][::-1][t_K <= LONGEST + 16].astype(np.float64))
+        length, score = _fit_rise(
+            t_K[t_K <= LONGEST + 16], contrast[start:][::-1][t_K <= LONGEST + 16].astype(np.float64)
+        )
         first = int(np.searchsorted(position, position[-1] + 1 - length, "right"))
         if length > 2 * HARD and 0 < first < n and contrast[-1] < DIP * contrast[first - 1]:
             fades.append(Ramp("fade", first, n, score))
@@ -170,7 +182,11 @@ def _dips(track: Track, plain: list[tuple[int, int]]) -> list[tuple[int, int]]:
     after = cv2.dilate(contrast, kernel, anchor=(0, 0)).reshape(-1)
     lowest = cv2.erode(contrast, np.ones((5, 1), np.uint8)).reshape(-1)
     dips = np.flatnonzero((contrast[:, 0] < DIP * np.minimum(before, after)) & (contrast[:, 0] <= lowest))
-    return [(max(0, int(k) - 2), min(track.n - 1, int(k) + 2)) for k in dips if not any(start <= k < end for start, end in plain)]
+    return [
+        (max(0, int(k) - 2), min(track.n - 1, int(k) + 2))
+        for k in dips
+        if not any(start <= k < end for start, end in plain)
+    ]
 
 
 def find_dissolves(track: Track, cuts: Sequence[int], fades: Sequence[Ramp]) -> list[Ramp]:
@@ -229,7 +245,9 @@ def _off_line(track: Track, lo_C: Ints, mid_C: Ints, hi_C: Ints) -> tuple[Floats
         along = track.luma_ND[hi_C[part]].astype(np.float32) - first
         middle = track.luma_ND[mid_C[part]].astype(np.float32) - first
         share[part] = np.einsum("cd,cd->c", middle, along) / np.maximum(np.einsum("cd,cd->c", along, along), 1e-3)
-        off[part] = np.abs(middle - share[part, None] * along).mean(axis=1) / np.maximum(np.abs(along).mean(axis=1), 1e-3)
+        off[part] = np.abs(middle - share[part, None] * along).mean(axis=1) / np.maximum(
+            np.abs(along).mean(axis=1), 1e-3
+        )
     return off, share
 
 
@@ -267,7 +285,10 @@ def _fit_dissolve(track: Track, lo: int, hi: int, low: int, high: int) -> Ramp |
 def _shares(rows_KD: Floats, a: int, b: int) -> Doubles:
     """Where each frame is along the line from frame `a` (0) to frame `b` (1)."""
     along = rows_KD[b] - rows_KD[a]
-    return np.asarray(np.einsum("kd,d->k", rows_KD - rows_KD[a], along) / max(float(np.einsum("d,d->", along, along)), 1e-3), np.float64)
+    return np.asarray(
+        np.einsum("kd,d->k", rows_KD - rows_KD[a], along) / max(float(np.einsum("d,d->", along, along)), 1e-3),
+        np.float64,
+    )
 
 
 def _fit_ramp(t_K: Doubles, share_K: Doubles, a: int, b: int, middle: int) -> tuple[int, int, float]:
@@ -281,7 +302,10 @@ def _fit_ramp(t_K: Doubles, share_K: Doubles, a: int, b: int, middle: int) -> tu
         if step == 3:
             starts, ends = np.arange(0, n - 1, 3), np.arange(1, n, 3)
         else:
-            starts, ends = np.arange(max(0, best[0] - 3), min(n - 1, best[0] + 4)), np.arange(max(1, best[1] - 3), min(n, best[1] + 4))
+            starts, ends = (
+                np.arange(max(0, best[0] - 3), min(n - 1, best[0] + 4)),
+                np.arange(max(1, best[1] - 3), min(n, best[1] + 4)),
+            )
         start_G, end_G = (grid.ravel() for grid in np.meshgrid(starts, ends, indexing="ij"))
         fits = (start_G < end_G) & (start_G < middle + 2) & (end_G > middle - 2)
         start_G, end_G = start_G[fits], end_G[fits]
@@ -291,7 +315,9 @@ def _fit_ramp(t_K: Doubles, share_K: Doubles, a: int, b: int, middle: int) -> tu
         centred_GK = r_GK - r_GK.mean(axis=1, keepdims=True)
         centred_K = share_K - share_K.mean()
         along_G = np.einsum("gk,k->g", centred_GK, centred_K)
-        error_G = (centred_K @ centred_K - along_G**2 / np.maximum(np.einsum("gk,gk->g", centred_GK, centred_GK), 1e-9)) / n
+        error_G = (
+            centred_K @ centred_K - along_G**2 / np.maximum(np.einsum("gk,gk->g", centred_GK, centred_GK), 1e-9)
+        ) / n
         k = int(np.argmin(error_G))
         if error_G[k] <= best[2]:
             best = (int(start_G[k]), int(end_G[k]), float(error_G[k]))
@@ -304,7 +330,9 @@ def measure(track: Track, rows_KD: Floats, t_K: Doubles, a: int, b: int, first: 
     along = rows_KD[b] - rows_KD[a]
     inside = slice(a + 1, b)
     length = float(np.abs(along).mean())
-    off = float(np.abs(rows_KD[inside] - rows_KD[a] - share_K[inside, None].astype(np.float32) * along).mean()) / max(length, 1e-3)
+    off = float(np.abs(rows_KD[inside] - rows_KD[a] - share_K[inside, None].astype(np.float32) * along).mean()) / max(
+        length, 1e-3
+    )
     ramp = (t_K - t_K[a]) / (t_K[b] - t_K[a])
     uneven = float(np.sqrt(np.mean((share_K[inside] - ramp[inside]) ** 2)))
     biggest = float(np.diff(share_K[a : b + 1]).max())

@@ -120,8 +120,12 @@ def borders(luma_HW: Pixels) -> Borders:
     across, down = -(-width // ENDS), -(-height // ENDS)
     ends_Hw = np.concatenate([luma_HW[:, :across], luma_HW[:, -across:]], axis=1)
     ends_hW = np.concatenate([luma_HW[:down], luma_HW[-down:]])
-    differs_down = cv2.threshold(cv2.absdiff(luma_HW[EDGE_LINES:], luma_HW[:-EDGE_LINES]), STEP, 1, cv2.THRESH_BINARY)[1]
-    differs_across = cv2.threshold(cv2.absdiff(luma_HW[:, EDGE_LINES:], luma_HW[:, :-EDGE_LINES]), STEP, 1, cv2.THRESH_BINARY)[1]
+    differs_down = cv2.threshold(cv2.absdiff(luma_HW[EDGE_LINES:], luma_HW[:-EDGE_LINES]), STEP, 1, cv2.THRESH_BINARY)[
+        1
+    ]
+    differs_across = cv2.threshold(
+        cv2.absdiff(luma_HW[:, EDGE_LINES:], luma_HW[:, :-EDGE_LINES]), STEP, 1, cv2.THRESH_BINARY
+    )[1]
     rows_H = cv2.reduce(differs_down, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() / width
     columns_W = cv2.reduce(differs_across, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() / height
     return Borders(_lines(luma_HW, ends_Hw, 1, rows_H), _lines(luma_HW, ends_hW, 0, columns_W))
@@ -164,7 +168,9 @@ def _lines(luma_HW: Pixels, ends: Pixels, axis: int, step: NDArray[np.float64]) 
 def _sides(looks: Sequence[Lines]) -> tuple[Side, Side]:
     """The start and the end of the picture over all looks."""
     low, end_low = (np.min([getattr(look, name) for look in looks], axis=0).astype(int) for name in ("low", "end_low"))
-    high, end_high = (np.max([getattr(look, name) for look in looks], axis=0).astype(int) for name in ("high", "end_high"))
+    high, end_high = (
+        np.max([getattr(look, name) for look in looks], axis=0).astype(int) for name in ("high", "end_high")
+    )
     step = np.max([look.step for look in looks], axis=0)
     # Backwards, the step from a line to the third-next one is that of the line three before it.
     start, end = (_side(low[::way], high[::way], end_low[::way], end_high[::way], step[::way]) for way in (1, -1))
@@ -210,7 +216,14 @@ def _bars(start: Side, end: Side) -> Bars | None:
     enough = STEP_SHARE if black else SURE_SHARE
     if alike and abs(start.width - end.width) <= PAIR_LINES and min(start.share, end.share) >= enough:
         return start.width, end.width
-    common = max((one.width for one, other in ((start, end), (end, start)) if alike and one.share >= enough and other.holds(one.width)), default=0.0)
+    common = max(
+        (
+            one.width
+            for one, other in ((start, end), (end, start))
+            if alike and one.share >= enough and other.holds(one.width)
+        ),
+        default=0.0,
+    )
     first, last = (max(common, side.width) if side.alone else common for side in (start, end))
     hidden = first == last == 0 and min(start.reach, end.reach) > 0 and black
     return None if hidden else (first, last)
@@ -226,7 +239,11 @@ def _agreed(shots: Sequence[tuple[Side, Side]], weights: Sequence[int]) -> list[
             weight_of[round(4 * bars[0]) / 4, round(4 * bars[1]) / 4] += weight
 
     def votes(bars: Bars) -> int:
-        return sum(weight for other, weight in weight_of.items() if max(abs(bars[0] - other[0]), abs(bars[1] - other[1])) <= PAIR_LINES)
+        return sum(
+            weight
+            for other, weight in weight_of.items()
+            if max(abs(bars[0] - other[0]), abs(bars[1] - other[1])) <= PAIR_LINES
+        )
 
     # Of equals the first.
     usual = max(weight_of, key=votes, default=NONE)

@@ -61,7 +61,15 @@ class Look:
     borders: Borders = field(compare=False)
 
 
-def take_look(pts: int, luma_HW: Pixels, cb_hw: Pixels, cr_hw: Pixels, native_YX: Native | None, filtered: bool, bits: int | None = None) -> Look:
+def take_look(
+    pts: int,
+    luma_HW: Pixels,
+    cb_hw: Pixels,
+    cr_hw: Pixels,
+    native_YX: Native | None,
+    filtered: bool,
+    bits: int | None = None,
+) -> Look:
     """Measure a frame: upright full-range pictures, and luma as decoded (in its own range and orientation; any strides).
 
     `bits` of the values of `native_YX`: 8 for uint8 and 10 for uint16 by default.
@@ -111,7 +119,9 @@ def noise_sigma(tiles_YX: Native) -> float:
     response = cv2.convertScaleAbs(response) if small else np.abs(response)
     # What lies next to another tile is not noise.
     response[:, 0] = response[:, -1] = response[::TILE] = response[TILE - 1 :: TILE] = 0
-    sums_n = cv2.reduce(response.reshape(n, TILE * TILE), 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S if small else cv2.CV_32F).ravel()
+    sums_n = cv2.reduce(
+        response.reshape(n, TILE * TILE), 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S if small else cv2.CV_32F
+    ).ravel()
     means_n = cv2.resize(pixels_YX, (TILE // GRID, n * TILE // GRID), interpolation=cv2.INTER_AREA).reshape(n, -1)
     unclipped = np.flatnonzero(sums_n > 0)
     if len(unclipped) == 0:

@@ -21,7 +21,10 @@ def block_means(values_HW: Pixels | Floats, side: int = BLOCK) -> Floats:
     """Mean of each block of `side` x `side` pixels, float32; the picture's sides are multiples of it. 5 us for 128 x 72."""
     height, width = values_HW.shape
     # As float32, for uint8 would round the means to whole levels.
-    return np.asarray(cv2.resize(np.asarray(values_HW, np.float32), (width // side, height // side), interpolation=cv2.INTER_AREA), np.float32)
+    return np.asarray(
+        cv2.resize(np.asarray(values_HW, np.float32), (width // side, height // side), interpolation=cv2.INTER_AREA),
+        np.float32,
+    )
 
 
 def sharpness(luma_HW: Pixels) -> float:

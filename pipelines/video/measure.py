@@ -113,7 +113,9 @@ class Part:
 class Meter:
     """Measures the frames of one video. It holds what scaling prepares, and nothing of any frame."""
 
-    def __init__(self, video: Video, detector: str, threshold: float | None, min_shot_s: float, thumbnail_px: int) -> None:
+    def __init__(
+        self, video: Video, detector: str, threshold: float | None, min_shot_s: float, thumbnail_px: int
+    ) -> None:
         self._video = video
         self._find = (detector, threshold, min_shot_s)
         self.whole = detector in PYSCENEDETECT
@@ -148,7 +150,9 @@ class Meter:
             luma_HW = rows.push(picture.pts, seen.passed_over, *self._planes(picture.frame))
             if (move := motion.push(picture.pts, luma_HW)) is not None:
                 moves.append(move)
-            if looked_HW is None or self._wants_look(float((picture.pts - views[-1].pts) * time_base), looked_HW, luma_HW):
+            if looked_HW is None or self._wants_look(
+                float((picture.pts - views[-1].pts) * time_base), looked_HW, luma_HW
+            ):
                 views.append(self._view(seen))
                 looked_HW = luma_HW
         if picture is None or luma_HW is None:
@@ -159,7 +163,9 @@ class Meter:
         if (packets := stretch.kept) is not None:
             windows = find_boundaries(series, *self._find).uncertain
             groups = groupby(windows, lambda window: group_start(packets, window[0]))
-            series = series.with_windows([closer for start, group in groups for closer in self.windows(packets[start:], list(group))])
+            series = series.with_windows(
+                [closer for start, group in groups for closer in self.windows(packets[start:], list(group))]
+            )
         return Part(series, tuple(moves), tuple(views), tuple(stills), (picture.pts, picture.duration))
 
     def windows(self, packets: Iterable[VideoPacket], windows: Sequence[Window]) -> list[Series]:
@@ -201,7 +207,12 @@ class Meter:
         y, u, v = upright_planes(small, info.rotation_deg)
         if not self.whole:
             return y, u, v, None
-        return y, u, v, to_upright(pixels(rescale(self._bgr, small, small.width, small.height, "bgr24", None)), info.rotation_deg)
+        return (
+            y,
+            u,
+            v,
+            to_upright(pixels(rescale(self._bgr, small, small.width, small.height, "bgr24", None)), info.rotation_deg),
+        )
 
     def _wants_look(self, since_s: float, looked_HW: Pixels, luma_HW: Pixels) -> bool:
         if since_s < LOOK_AGAIN_S:
@@ -211,7 +222,13 @@ class Meter:
     def _view(self, seen: Seen) -> View:
         info, frame = self._video.info, seen.picture.frame
         large = self._video.small(self._look, frame, *self._look_size)
-        look = take_look(seen.picture.pts, *upright_planes(large, info.rotation_deg), native_luma(frame), seen.filtered, info.bit_depth)
+        look = take_look(
+            seen.picture.pts,
+            *upright_planes(large, info.rotation_deg),
+            native_luma(frame),
+            seen.filtered,
+            info.bit_depth,
+        )
         if not self._thumbnail_px:
             return View(look, b"")
         return View(look, jpeg(self._video.array(large, *with_long_side(info.width, info.height, self._thumbnail_px))))
@@ -229,7 +246,9 @@ class Rows:
         self._scores: list[float] = []
         self._stacks: list[Pixels] = []
 
-    def push(self, pts: int, passed_over: int, luma_HW: Pixels, cb_hw: Pixels, cr_hw: Pixels, bgr_HW3: Pixels | None) -> Pixels:
+    def push(
+        self, pts: int, passed_over: int, luma_HW: Pixels, cb_hw: Pixels, cr_hw: Pixels, bgr_HW3: Pixels | None
+    ) -> Pixels:
         """Take a frame; returns its luma, which stays as it is."""
         pictures = (luma_HW, cb_hw, cr_hw)
         if not self._stacks:

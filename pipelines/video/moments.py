@@ -50,7 +50,15 @@ class Moments:
         """How many moments lie before a PTS; so also the number of the first one at it or after."""
         # Integers, for it is asked of every frame.
         time_base, every = self.time_base, HASH_EVERY_S
-        return max(0, -((self.start_pts - pts) * time_base.numerator * every.denominator // (time_base.denominator * every.numerator)))
+        return max(
+            0,
+            -(
+                (self.start_pts - pts)
+                * time_base.numerator
+                * every.denominator
+                // (time_base.denominator * every.numerator)
+            ),
+        )
 
     def pts(self, number: int) -> int:
         """The moment in units of the time base, rounded down."""
@@ -60,10 +68,14 @@ class Moments:
 def still(pts: int, analysis_HW: Pixels) -> Still:
     """What is kept of a frame, given its analysis picture."""
     height, width = analysis_HW.shape
-    return Still(pts, np.asarray(cv2.resize(analysis_HW, (width // 2, height // 2), interpolation=cv2.INTER_AREA), np.uint8))
+    return Still(
+        pts, np.asarray(cv2.resize(analysis_HW, (width // 2, height // 2), interpolation=cv2.INTER_AREA), np.uint8)
+    )
 
 
-def shot_hashes(stills: Sequence[Still], moments: Moments, start_pts: int, end_pts: int, crop: Box) -> tuple[FrameHash, ...]:
+def shot_hashes(
+    stills: Sequence[Still], moments: Moments, start_pts: int, end_pts: int, crop: Box
+) -> tuple[FrameHash, ...]:
     """A hash for each moment from `start_pts` to `end_pts` (exclusive), or one at the middle where there is none.
 
     `stills` are those of the shot, at least one, PTS rising. A moment has the latest that is not after it, or else the next. `crop` is
@@ -71,7 +83,9 @@ def shot_hashes(stills: Sequence[Still], moments: Moments, start_pts: int, end_p
     """
     height, width = stills[0].luma_HW.shape
     x0, y0, x1, y1 = crop
-    hashes = phashes(np.stack([item.luma_HW for item in stills]), (x0 * width, y0 * height, x1 * width, y1 * height)).tolist()
+    hashes = phashes(
+        np.stack([item.luma_HW for item in stills]), (x0 * width, y0 * height, x1 * width, y1 * height)
+    ).tolist()
     edges = [moments.before(pts) for pts in (start_pts, *(item.pts for item in stills[1:]), end_pts)]
     found = [
         FrameHash(moments.pts(number), phash)

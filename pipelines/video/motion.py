@@ -130,7 +130,9 @@ class MotionMeter:
 def unexplained(before_HW: Pixels, after_HW: Pixels) -> float:
     """Mean absolute difference of two pictures, in levels, that is left when each pixel has been followed along the flow."""
     flow_HW2 = dis().calc(after_HW, before_HW, None)
-    found_HW = cv2.remap(before_HW, flow_HW2 + grid(*after_HW.shape), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    found_HW = cv2.remap(
+        before_HW, flow_HW2 + grid(*after_HW.shape), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     return float(cv2.norm(found_HW, after_HW, cv2.NORM_L1)) / after_HW.size
 
 
@@ -154,7 +156,9 @@ def block_flow(before_HW: Pixels, after_HW: Pixels) -> Flow:
     height, width = before_HW.shape[0] // 2, before_HW.shape[1] // 2
     before_hw, after_hw = _resized(before_HW, width, height), _resized(after_HW, width, height)
     flow_hw2 = _resized(flow_HW2, width, height)
-    found_hw = cv2.remap(after_hw, grid(height, width) + flow_hw2 / 2, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    found_hw = cv2.remap(
+        after_hw, grid(height, width) + flow_hw2 / 2, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     changed_hw, left_hw = cv2.absdiff(before_hw, after_hw), cv2.absdiff(before_hw, found_hw)
     texture_hw = cv2.morphologyEx(before_hw, cv2.MORPH_GRADIENT, _KERNEL)
     # In one call: OpenCV's own work is the smaller part of one of this size.

@@ -99,12 +99,17 @@ def _waves(n: int, start: float, end: float) -> NDArray[np.float32]:
     """
     edges = start + np.arange(SIDE + 1) * ((end - start) / SIDE)
     samples = np.arange(n)
-    cells_Sn = np.maximum(np.minimum(edges[1:, None], samples + 1) - np.maximum(edges[:-1, None], samples), 0) * (SIDE / (end - start))
+    cells_Sn = np.maximum(np.minimum(edges[1:, None], samples + 1) - np.maximum(edges[:-1, None], samples), 0) * (
+        SIDE / (end - start)
+    )
     first, last = math.ceil(start - (1 - INSIDE)), math.floor(end + (1 - INSIDE)) - 1
     if 0 <= first <= last < n:
         cells_Sn[:, first] += cells_Sn[:, :first].sum(axis=1)
         cells_Sn[:, last] += cells_Sn[:, last + 1 :].sum(axis=1)
         cells_Sn[:, :first] = cells_Sn[:, last + 1 :] = 0
     frequencies = np.arange(max(max(rc) for rc in FREQUENCIES) + 1)
-    waves_FS = np.cos(np.pi / SIDE * frequencies[:, None] * (np.arange(SIDE) + 0.5)) * np.sqrt(np.where(frequencies, 2, 1) / SIDE)[:, None]
+    waves_FS = (
+        np.cos(np.pi / SIDE * frequencies[:, None] * (np.arange(SIDE) + 0.5))
+        * np.sqrt(np.where(frequencies, 2, 1) / SIDE)[:, None]
+    )
     return np.asarray(waves_FS @ cells_Sn, np.float32)

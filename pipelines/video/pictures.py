@@ -118,11 +118,17 @@ def _take(video: Video, reader: _Reader, start_pts: int, end_pts: int, manner: M
     size = manner.size(video.info.width, video.info.height)
     shown: dict[int, bytes] = {}
     count = manner.count((end_pts - start_pts) * time_base)
-    for picture in _middles(reader, start_pts, end_pts, count) if manner.at == "middles" else _peaks(video, reader, start_pts, end_pts, count):
+    for picture in (
+        _middles(reader, start_pts, end_pts, count)
+        if manner.at == "middles"
+        else _peaks(video, reader, start_pts, end_pts, count)
+    ):
         if picture.pts >= end_pts:
             raise DecodeError(f"{_name(video.uri)}: no frame from PTS {start_pts} to {end_pts}")
         if reader.ended and picture.duration and picture.pts + picture.duration <= start_pts:
-            raise DecodeError(f"{_name(video.uri)}: the frames end at PTS {picture.pts + picture.duration}, before the clip from {start_pts}")
+            raise DecodeError(
+                f"{_name(video.uri)}: the frames end at PTS {picture.pts + picture.duration}, before the clip from {start_pts}"
+            )
         if picture.pts not in shown:
             shown[picture.pts] = jpeg(video.array(picture.frame, *size), manner.quality)
     # A clip that starts between two frames shows the earlier one at first.
@@ -188,7 +194,11 @@ class _Reader:
             return True
         if from_start:
             return False
-        if self._next is not None and self._shown is not None and self._shown.pts <= start_pts <= self._next.pts + self._far():
+        if (
+            self._next is not None
+            and self._shown is not None
+            and self._shown.pts <= start_pts <= self._next.pts + self._far()
+        ):
             self.went_on = True
         elif start_pts <= self._video.info.start_pts:
             return False

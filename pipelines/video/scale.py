@@ -16,7 +16,12 @@ _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolati
 
 
 def rescale(
-    reformatter: VideoReformatter, frame: VideoFrame, width: int, height: int, pixel_format: str, colorspace: Colorspace | None
+    reformatter: VideoReformatter,
+    frame: VideoFrame,
+    width: int,
+    height: int,
+    pixel_format: str,
+    colorspace: Colorspace | None,
 ) -> VideoFrame:
     """A frame at another size, in another format and in full range, without a full-size copy in between.
 
@@ -50,7 +55,12 @@ def plane(frame: VideoFrame, index: int) -> Pixels:
 
 def native_luma(frame: VideoFrame) -> Pixels | NDArray[np.uint16] | None:
     """Luma as it was decoded, `[H, W]` without a copy: uint8, or uint16 for more bits (at the low end). None for other formats than YUV."""
-    if frame.format.is_rgb or not frame.format.is_planar or frame.format.is_big_endian or not frame.format.name.startswith(("yuv", "gray", "nv12")):
+    if (
+        frame.format.is_rgb
+        or not frame.format.is_planar
+        or frame.format.is_big_endian
+        or not frame.format.name.startswith(("yuv", "gray", "nv12"))
+    ):
         return None
     buffer = frame.planes[0]
     data = memoryview(buffer)

@@ -60,11 +60,19 @@ class ScanSettings(Settings):
         "uncertain; content, adaptive: PySceneDetect's, cuts only.",
     )
     threshold: float | None = Field(None, gt=0, description="Sensitivity of the detector; null for its default.")
-    min_shot_s: float = Field(0.3, ge=0, description="Shots shorter than this are joined to a neighbour, across the weaker transition; in seconds.")
-    stitch: float | None = Field(
-        None, gt=0, description="Join shots that a cut parted when the pictures on its two sides differ by less than this, in levels of 255."
+    min_shot_s: float = Field(
+        0.3,
+        ge=0,
+        description="Shots shorter than this are joined to a neighbour, across the weaker transition; in seconds.",
     )
-    thumbnails: int = Field(3, ge=0, le=16, description="JPEG pictures kept of each shot, at most; one is taken each second.")
+    stitch: float | None = Field(
+        None,
+        gt=0,
+        description="Join shots that a cut parted when the pictures on its two sides differ by less than this, in levels of 255.",
+    )
+    thumbnails: int = Field(
+        3, ge=0, le=16, description="JPEG pictures kept of each shot, at most; one is taken each second."
+    )
     thumbnail_px: int = Field(160, ge=16, le=256, description="Long side of a thumbnail in pixels.")
 
 
@@ -183,30 +191,47 @@ def _finished(video: Video, settings: ScanSettings, part: Part | None) -> VideoS
     boundaries = tuple(b if b.end_pts <= part.last[0] else dataclasses.replace(b, end_pts=end_pts) for b in found)
     video.check_complete(end_pts)
     part = dataclasses.replace(part, series=series)
-    found_spans = [span for span in spans(boundaries, info.start_pts, end_pts) if len(series.between(span.start_pts, span.end_pts))]
+    found_spans = [
+        span for span in spans(boundaries, info.start_pts, end_pts) if len(series.between(span.start_pts, span.end_pts))
+    ]
     views = [_views(video, meter, part, span) for span in found_spans]
     crops = crop_boxes([[view.look.borders for view in seen] for seen in views], info.width, info.height)
-    shots = [_shot(info, part, span, seen, crop, settings) for span, seen, crop in zip(found_spans, views, crops, strict=True)]
+    shots = [
+        _shot(info, part, span, seen, crop, settings)
+        for span, seen, crop in zip(found_spans, views, crops, strict=True)
+    ]
     duration_s = float((end_pts - info.start_pts) * info.time_base)
-    media = ScannedMedia(**_fields(info), source_duration_s=duration_s, n_frames=series.n_frames, content_hash=content_hash([part.payload]))
+    media = ScannedMedia(
+        **_fields(info),
+        source_duration_s=duration_s,
+        n_frames=series.n_frames,
+        content_hash=content_hash([part.payload]),
+    )
     return VideoScan(media, tuple(shots), boundaries)
 
 
-def _boundaries(video: Video, settings: ScanSettings, meter: Meter, series: Series) -> tuple[Series, tuple[Boundary, ...]]:
+def _boundaries(
+    video: Video, settings: ScanSettings, meter: Meter, series: Series
+) -> tuple[Series, tuple[Boundary, ...]]:
     """The boundaries, and the series with the frames that had to be decoded for them where stretches meet."""
     found = find_boundaries(series, settings.detector, settings.threshold, settings.min_shot_s)
     for _ in range(ROUNDS):
         if not found.uncertain:
             break
         groups = _near(found.uncertain, int(ANCHOR_S / video.info.time_base))
-        series = series.with_windows([closer for group in groups for closer in meter.windows(video.packets_from(group[0][0]), group)])
+        series = series.with_windows(
+            [closer for group in groups for closer in meter.windows(video.packets_from(group[0][0]), group)]
+        )
         found = find_boundaries(series, settings.detector, settings.threshold, settings.min_shot_s)
     # A file that shows one plain colour from end to end is a shot of it, not a fade.
     first_pts, last_pts = int(series.pts_N[0]), int(series.pts_N[-1])
     decided = found.boundaries
     if settings.detector == "transnetv2":
         decided = transnet.refine(
-            found, series, lambda start, end: meter.colours(video.packets_from(start), start, end), min_shot_s=settings.min_shot_s
+            found,
+            series,
+            lambda start, end: meter.colours(video.packets_from(start), start, end),
+            min_shot_s=settings.min_shot_s,
         )
     boundaries = tuple(b for b in decided if b.start_pts > first_pts or b.end_pts <= last_pts)
     if settings.stitch is not None:
@@ -238,7 +263,11 @@ def spans(boundaries: Sequence[Boundary], start_pts: int, end_pts: int) -> list[
     """The shots between boundaries: the frames of a gradual transition belong to none."""
     starts = [(start_pts, None), *((boundary.end_pts, boundary.kind) for boundary in boundaries)]
     ends = [*((boundary.start_pts, boundary.kind) for boundary in boundaries), (end_pts, None)]
-    return [ShotSpan(start, end, opens, closes) for (start, opens), (end, closes) in zip(starts, ends, strict=True) if start < end]
+    return [
+        ShotSpan(start, end, opens, closes)
+        for (start, opens), (end, closes) in zip(starts, ends, strict=True)
+        if start < end
+    ]
 
 
 def _views(video: Video, meter: Meter, part: Part, span: ShotSpan) -> Sequence[View]:
@@ -251,15 +280,25 @@ def _views(video: Video, meter: Meter, part: Part, span: ShotSpan) -> Sequence[V
     return [meter.view_of(video.packets_from(middle_pts), middle_pts)]
 
 
-def _shot(info: MediaInfo, part: Part, span: ShotSpan, views: Sequence[View], crop: Box, settings: ScanSettings) -> Shot:
+def _shot(
+    info: MediaInfo, part: Part, span: ShotSpan, views: Sequence[View], crop: Box, settings: ScanSettings
+) -> Shot:
     series = part.series.between(span.start_pts, span.end_pts)
     # A pair of frames across a transition is no motion.
     moves = [move for move in _inside(part.moves, span, MOVE_PTS) if move.end_pts < span.end_pts]
     signals = shot_signals(series, moves, [view.look for view in views], crop, _nearer(series, span))
     thumbnails = spread(views, span, settings.thumbnails)
     # A shot too short for a moment of its own has the small picture that is kept of every frame.
-    stills = _inside(part.stills, span, STILL_PTS) or [Still(int(series.pts_N[len(series) // 2]), series.luma_NHW[len(series) // 2])]
-    hashes = shot_hashes(stills, Moments(info.start_pts, info.time_base), span.start_pts, span.end_pts, _share(crop, info.width, info.height))
+    stills = _inside(part.stills, span, STILL_PTS) or [
+        Still(int(series.pts_N[len(series) // 2]), series.luma_NHW[len(series) // 2])
+    ]
+    hashes = shot_hashes(
+        stills,
+        Moments(info.start_pts, info.time_base),
+        span.start_pts,
+        span.end_pts,
+        _share(crop, info.width, info.height),
+    )
     return Shot(span.start_pts, span.end_pts, series.n_frames, span.opens, span.closes, signals, hashes, thumbnails)
 
 
@@ -293,7 +332,9 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
     frame = VideoFrame.from_ndarray(np.asarray(image, np.uint8), "rgb24")
 
     def small(area: int) -> VideoFrame:
-        return rescale(VideoReformatter(), frame, *picture_size(image.height, image.width, area), "yuv420p", Colorspace.ITU601)
+        return rescale(
+            VideoReformatter(), frame, *picture_size(image.height, image.width, area), "yuv420p", Colorspace.ITU601
+        )
 
     rows = Rows(Fraction(1), scores=False)
     luma_HW = rows.push(0, 0, *upright_planes(small(ANALYSIS_AREA), 0), None)
@@ -332,7 +373,11 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
 
 def thumbnail(image: Image.Image, long_side: int) -> bytes:
     """A picture as a JPEG with this long side."""
-    return jpeg(np.asarray(image.resize(with_long_side(image.width, image.height, long_side), Image.Resampling.LANCZOS), np.uint8))
+    return jpeg(
+        np.asarray(
+            image.resize(with_long_side(image.width, image.height, long_side), Image.Resampling.LANCZOS), np.uint8
+        )
+    )
 
 
 @contextlib.contextmanager
@@ -347,7 +392,13 @@ def one_thread() -> Iterator[None]:
 
 
 def _meter(video: Video, settings: ScanSettings) -> Meter:
-    return Meter(video, settings.detector, settings.threshold, settings.min_shot_s, settings.thumbnail_px if settings.thumbnails else 0)
+    return Meter(
+        video,
+        settings.detector,
+        settings.threshold,
+        settings.min_shot_s,
+        settings.thumbnail_px if settings.thumbnails else 0,
+    )
 
 
 def _inside(items: Sequence[T], span: ShotSpan, pts: Callable[[T], int]) -> Sequence[T]:

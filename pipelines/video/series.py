@@ -59,7 +59,9 @@ class Series:
         at = 0
         for part in parts:
             if whole is None:
-                whole = Series(part.time_base, *(np.empty((n_frames, *array.shape[1:]), array.dtype) for array in part._arrays()))
+                whole = Series(
+                    part.time_base, *(np.empty((n_frames, *array.shape[1:]), array.dtype) for array in part._arrays())
+                )
             for to, array in zip(whole._arrays(), part._arrays(), strict=True):
                 to[at : at + len(part)] = array
             at += len(part)

@@ -127,7 +127,10 @@ def find_cuts(track: Track) -> list[Ramp]:
         keep = cut_scores(features_CF) >= NEVER
         at_C, features_CF = at_C[keep], features_CF[keep]
     new_C = features_CF[:, 5] > LEAST_NEW
-    return [Ramp("cut", int(k), int(k), float(score)) for k, score in zip(at_C[new_C], cut_scores(features_CF[new_C]), strict=True)]
+    return [
+        Ramp("cut", int(k), int(k), float(score))
+        for k, score in zip(at_C[new_C], cut_scores(features_CF[new_C]), strict=True)
+    ]
 
 
 def _steps(track: Track, at_C: Ints, features_CF: Doubles) -> None:
@@ -151,7 +154,9 @@ def _fill_jump(track: Track, at_C: Ints, features_CF: Doubles, jump_C: Doubles) 
     # Nothing is known of a side that has but one frame.
     left_C, right_C = np.where(at_C == 1, right_C, left_C), np.where(at_C == track.n - 1, left_C, right_C)
     contrast_C = (track.contrasts[at_C - 1] + track.contrasts[at_C]) / 2
-    for column, scale in enumerate((1.0, np.minimum(left_C, right_C) + 1, np.maximum(left_C, right_C) + 1, contrast_C + 4)):
+    for column, scale in enumerate(
+        (1.0, np.minimum(left_C, right_C) + 1, np.maximum(left_C, right_C) + 1, contrast_C + 4)
+    ):
         features_CF[:, column] = np.log((jump_C + 1) / scale)
 
 
@@ -166,7 +171,9 @@ def _histograms(track: Track, at_C: Ints, features_CF: Doubles) -> None:
 
 def cut_scores(features_CF: Doubles) -> Doubles:
     """Logistic scores `[C]` in [0, 1] of features `[C, F]` in the order of `CUT_WEIGHTS`."""
-    return np.asarray(1 / (1 + np.exp(-np.clip((features_CF * CUT_WEIGHTS).sum(axis=1) + CUT_BIAS, -30, 30))), np.float64)
+    return np.asarray(
+        1 / (1 + np.exp(-np.clip((features_CF * CUT_WEIGHTS).sum(axis=1) + CUT_BIAS, -30, 30))), np.float64
+    )
 
 
 CUT_WEIGHTS = np.array([0.8, 1.25, 1.4, 0.6, 1.15, 4.1, 1.9])
@@ -222,7 +229,9 @@ def _passed_over(series: Series, track: Track, spans: list[tuple[int, int]]) -> 
             out[-1][1] = max(b, out[-1][1])
         elif b > a:
             out.append([a, b])
-    return tuple((int(series.pts_N[a]), int(series.pts_N[b])) for a, b in out if series.passed_over_N[a + 1 : b + 1].any())
+    return tuple(
+        (int(series.pts_N[a]), int(series.pts_N[b])) for a, b in out if series.passed_over_N[a + 1 : b + 1].any()
+    )
 
 
 class ContentScore:
@@ -274,7 +283,9 @@ def _recorded(series: Series, name: str, threshold: float | None, min_shot_s: fl
     else:
         # SUPPRESS decides at once; MERGE moves cuts after the fact.
         detector = _RecordedContent(
-            **({} if threshold is None else {"threshold": threshold}), min_scene_len=float(min_shot_s), filter_mode=FlashFilter.Mode.SUPPRESS
+            **({} if threshold is None else {"threshold": threshold}),
+            min_scene_len=float(min_shot_s),
+            filter_mode=FlashFilter.Mode.SUPPRESS,
         )
     seconds = float((series.pts_N[-1] - series.pts_N[0]) * series.time_base) if len(series) > 1 else 0.0
     # PySceneDetect needs some rate for frame numbers; all that is compared are times.

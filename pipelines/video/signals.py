@@ -59,7 +59,9 @@ class Signals:
     flicker: float | None
 
 
-def shot_signals(series: Series, moves: Sequence[Move] | None, looks: Sequence[Look], crop: Box, cut_in: float | None = None) -> Signals:
+def shot_signals(
+    series: Series, moves: Sequence[Move] | None, looks: Sequence[Look], crop: Box, cut_in: float | None = None
+) -> Signals:
     """Signals of a shot: the rows of its frames, the moves and looks within it (one look at least), and its box (`letterbox.crop_boxes`).
 
     None for the moves of a still image: what needs a second frame is None then. Means over moves are weighted by time; those over
@@ -134,7 +136,11 @@ def flicker(series: Series) -> float | None:
 def _over_time(moves: Sequence[Move], values: Sequence[float]) -> float:
     """Mean of values of moves, weighted by how long they take; 0 without moves, in shots of under a tenth of a second."""
     total = sum(move.end_pts - move.start_pts for move in moves)
-    return math.fsum(value * (move.end_pts - move.start_pts) for move, value in zip(moves, values, strict=True)) / total if total else 0.0
+    return (
+        math.fsum(value * (move.end_pts - move.start_pts) for move, value in zip(moves, values, strict=True)) / total
+        if total
+        else 0.0
+    )
 
 
 def _mean_of_known(values: Sequence[float | None]) -> float | None:

@@ -102,7 +102,9 @@ class Stretches:
     `thin=False` passes over nothing. `split=False` takes the whole video for one stretch, for streams without reliable key frames.
     """
 
-    def __init__(self, video: Video, first: int = 0, end: int | None = None, *, thin: bool = True, split: bool = True) -> None:
+    def __init__(
+        self, video: Video, first: int = 0, end: int | None = None, *, thin: bool = True, split: bool = True
+    ) -> None:
         self._video = video
         self._thin = thin and split and video.can_skip
         self._end = end
@@ -114,7 +116,9 @@ class Stretches:
         self._packets = video.packets_from(start_pts) if first else video.packets()
         if first:
             # What lies before the anchor is in the piece before.
-            self._packets = itertools.dropwhile(lambda packet: not (packet.is_keyframe and self._cell(packet) >= first), self._packets)
+            self._packets = itertools.dropwhile(
+                lambda packet: not (packet.is_keyframe and self._cell(packet) >= first), self._packets
+            )
         self._anchor: VideoPacket | None = self._read()
         if first and self._anchor is not None:
             # Shown before the anchor: the stretch before has them.
@@ -217,18 +221,24 @@ def decode(decoders: Decoders, stretch: Stretch) -> Iterator[Seen]:
             continue
         picture = video.place(outcome, last)
         if last is None and stretch.anchor_pts is not None and picture.pts != stretch.anchor_pts:
-            raise NotSplittableError(f"{video.uri}: the key frame at PTS {stretch.anchor_pts} does not decode on its own")
+            raise NotSplittableError(
+                f"{video.uri}: the key frame at PTS {stretch.anchor_pts} does not decode on its own"
+            )
         if last is not None and picture.pts <= last.pts:
             steps_back += 1
             if steps_back > BAD_PACKETS:
                 raise DecodeError(f"{video.uri}: time stamps step back at PTS {last.pts}")
             continue
-        passed_over = bisect_left(shown, picture.pts) - bisect_right(shown, last.pts) if shown and last is not None else 0
+        passed_over = (
+            bisect_left(shown, picture.pts) - bisect_right(shown, last.pts) if shown and last is not None else 0
+        )
         yield Seen(picture, max(0, passed_over), not stretch.thin or outcome.key_frame)
         last = picture
 
 
-def decode_windows(decoders: Decoders, packets: Iterable[VideoPacket], windows: Sequence[Window]) -> Iterator[tuple[Window, Picture]]:
+def decode_windows(
+    decoders: Decoders, packets: Iterable[VideoPacket], windows: Sequence[Window]
+) -> Iterator[tuple[Window, Picture]]:
     """For each window, all frames from its first to its last. `packets` begin with a key frame shown no later than the first.
 
     Windows are in order and do not overlap, except at their ends; such a frame comes for both.
@@ -240,7 +250,9 @@ def decode_windows(decoders: Decoders, packets: Iterable[VideoPacket], windows: 
         position = bisect_left(ends, pts)
         return [window for window in windows[position : position + 2] if window[0] <= pts]
 
-    for outcome in _run(decoders.get(loop_filter=False), _up_to(packets, ends[-1]), lambda pts: pts is not None and bool(at(pts))):
+    for outcome in _run(
+        decoders.get(loop_filter=False), _up_to(packets, ends[-1]), lambda pts: pts is not None and bool(at(pts))
+    ):
         if isinstance(outcome, av.error.FFmpegError):
             raise decode_error(decoders.video.uri, outcome) from outcome
         last = decoders.video.place(outcome, last)
@@ -250,7 +262,10 @@ def decode_windows(decoders: Decoders, packets: Iterable[VideoPacket], windows: 
 
 def group_start(packets: Sequence[VideoPacket], pts: int) -> int:
     """Position of the last key frame shown at `pts` or before it."""
-    return max((i for i, packet in enumerate(packets) if packet.is_keyframe and packet.pts is not None and packet.pts <= pts), default=0)
+    return max(
+        (i for i, packet in enumerate(packets) if packet.is_keyframe and packet.pts is not None and packet.pts <= pts),
+        default=0,
+    )
 
 
 def _up_to(packets: Iterable[VideoPacket], pts: int) -> Iterator[VideoPacket]:

@@ -74,7 +74,9 @@ class Track:
         out = np.empty(len(a_C), np.float32)
         for lo, hi in _chunks(0, len(a_C)):
             a, b = a_C[lo:hi], b_C[lo:hi]
-            out[lo:hi] = _row_distance(self.luma_ND[a], self.luma_ND[b]) + _row_distance(self.chroma_ND[a], self.chroma_ND[b])
+            out[lo:hi] = _row_distance(self.luma_ND[a], self.luma_ND[b]) + _row_distance(
+                self.chroma_ND[a], self.chroma_ND[b]
+            )
         return out
 
     def correlation(self, a_C: Ints, b_C: Ints) -> Floats:

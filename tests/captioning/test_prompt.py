@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import pytest
 
-from captioning.conversation import CAMERA
+from captioning.dialogue.conversation import CAMERA
 from captioning.prompt import DESCRIBES, FOLDER, MERGES, REWRITES, FromFile, Prompt, load_prompt
 from cluster.config import ConfigError, Settings, validate
 
@@ -80,7 +80,9 @@ def test_a_structured_answer_has_its_aspects_before_the_caption_made_of_them() -
 
 def test_merging_asks_for_what_the_windows_were_asked_for() -> None:
     merge = load_prompt("merge", MERGES)
-    parts = [{"span": f"from {i} to {i + 1} seconds", "captions": {"dense": f"part {i}"}, "fields": {}} for i in range(2)]
+    parts = [
+        {"span": f"from {i} to {i + 1} seconds", "captions": {"dense": f"part {i}"}, "fields": {}} for i in range(2)
+    ]
     for name in NAMES:
         asked = load_prompt(name, DESCRIBES)
         prompt = merge.after(asked)
@@ -118,8 +120,14 @@ FAULTS = [
     (GOOD + "colour: red\n", "mine.yaml:5: colour: unknown key 'colour'"),
     (GOOD.replace("doc: d\n", ""), "doc: is required"),
     (GOOD.replace("{dense: a paragraph}", "{}"), "mine.yaml:3: captions: name at least one caption"),
-    (GOOD.replace("answer: json", "answer: text").replace("{dense: a paragraph}", "{dense: a, short: b}"), "captions: a text is one caption, not 2"),
-    (GOOD.replace("answer: json", "answer: text") + "fields: {subject: who}\n", "fields: only a JSON answer has fields"),
+    (
+        GOOD.replace("answer: json", "answer: text").replace("{dense: a paragraph}", "{dense: a, short: b}"),
+        "captions: a text is one caption, not 2",
+    ),
+    (
+        GOOD.replace("answer: json", "answer: text") + "fields: {subject: who}\n",
+        "fields: only a JSON answer has fields",
+    ),
     (GOOD.replace("{dense: a paragraph}", "{source: a}"), "captions.source: write a name in lower case"),
     (GOOD.replace("{dense: a paragraph}", "{Dense one: a}"), "captions.Dense one: write a name in lower case"),
     (GOOD + "fields: {dense: who}\n", "fields.dense: is a caption too"),

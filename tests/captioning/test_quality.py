@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioning import quality
-from captioning.conversation import CAMERA
+from captioning.dialogue.conversation import CAMERA
 from captioning.prompt import DESCRIBES, REWRITES, Prompt, load_prompt
 
-PROMPTS = [load_prompt(name, DESCRIBES) for name in ("levels", "dense", "structured")] + [load_prompt("rewrite", REWRITES)]
+PROMPTS = [load_prompt(name, DESCRIBES) for name in ("levels", "dense", "structured")] + [
+    load_prompt("rewrite", REWRITES)
+]
 OWN_WORDS = "\n\n".join(prompt.own_words for prompt in PROMPTS)
 
 GOOD = """
@@ -138,16 +140,31 @@ FAULTY: list[tuple[str, str]] = [
     ("the cat sat on the mat and " * 5, "looping caption"),
     ("A man walks. " * 3 + "He walks on a road, past a house, and a tree." + " He walks on." * 8, "looping caption"),
     ("A man in a blue shirt walks down the road. " * 3, "looping caption"),
-    ("A field with flowers, and flowers, and flowers, and flowers, and flowers, and flowers, and flowers", "looping caption"),
+    (
+        "A field with flowers, and flowers, and flowers, and flowers, and flowers, and flowers, and flowers",
+        "looping caption",
+    ),
     ("红色的球在滚动红色的球在滚动红色的球在滚动红色的球在滚动", "looping caption"),
     ("Answer with one JSON object and nothing else.", "prompt-echoing caption"),
-    ("A dog. State facts. Leave out guesses, purposes, opinions, and all that is not in the picture.", "prompt-echoing caption"),
+    (
+        "A dog. State facts. Leave out guesses, purposes, opinions, and all that is not in the picture.",
+        "prompt-echoing caption",
+    ),
     ("one paragraph of 60 to 140 words", "prompt-echoing caption"),
     ("Две собаки бегут по пляжу.", "wrong-language caption"),
     ("两只狗在沙滩上奔跑，海浪拍打着岸边。", "wrong-language caption"),
-    ("Ein Mann in einer roten Jacke geht am Strand entlang, während hinter ihm Wellen heranrollen.", "wrong-language caption"),
-    ("Un hombre con una chaqueta roja camina por la playa mientras las olas rompen detrás de él.", "wrong-language caption"),
-    ("Une femme en manteau rouge traverse la place pavée de gauche à droite et les pigeons s'envolent.", "wrong-language caption"),
+    (
+        "Ein Mann in einer roten Jacke geht am Strand entlang, während hinter ihm Wellen heranrollen.",
+        "wrong-language caption",
+    ),
+    (
+        "Un hombre con una chaqueta roja camina por la playa mientras las olas rompen detrás de él.",
+        "wrong-language caption",
+    ),
+    (
+        "Une femme en manteau rouge traverse la place pavée de gauche à droite et les pigeons s'envolent.",
+        "wrong-language caption",
+    ),
 ]
 
 
@@ -171,7 +188,9 @@ def test_every_sentence_of_a_prompt_is_an_echo_of_it(prompt: Prompt) -> None:
 
 def test_good_captions_share_few_words_in_a_row_with_the_prompts() -> None:
     """How much room there is below `ECHO_WORDS`: the longest run of words that any of them shares."""
-    shared = [size for size in range(1, 12) for caption in GOOD if set(_runs(caption, size)) & set(_runs(OWN_WORDS, size))]
+    shared = [
+        size for size in range(1, 12) for caption in GOOD if set(_runs(caption, size)) & set(_runs(OWN_WORDS, size))
+    ]
     assert max(shared) == 2
     assert 2 * max(shared) <= quality.ECHO_WORDS
 
@@ -185,7 +204,13 @@ def test_what_filled_a_blank_is_no_echo() -> None:
     """A caption that repeats the hint or the camera's motion repeats what is true, not the prompt."""
     hint = "My aunt Gerda shows her prize-winning cucumbers to the mayor of our town"
     camera = CAMERA["cut-in"]
-    values: dict[str, Any] = {"kind": "video", "duration": "4 seconds", "language": "English", "n_pictures": 4, "span": None}
+    values: dict[str, Any] = {
+        "kind": "video",
+        "duration": "4 seconds",
+        "language": "English",
+        "n_pictures": 4,
+        "span": None,
+    }
     for prompt in PROMPTS[:3]:
         _, text = prompt.render({**values, "hint": hint, "camera": camera})
         assert hint in text
@@ -221,7 +246,8 @@ def test_any_text_gets_a_verdict(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "fits"), [("not visible", True), ("none", True), ("a dog", True), ("", False), ("string", False), ("<subject>", False)]
+    ("field", "fits"),
+    [("not visible", True), ("none", True), ("a dog", True), ("", False), ("string", False), ("<subject>", False)],
 )
 def test_fields_may_be_brief(field: str, fits: bool) -> None:
     assert (quality.field_fault(field) is None) == fits
@@ -232,7 +258,14 @@ SAME = "A person stands in a bright room and talks to the camera."
 
 def test_the_same_words_for_clips_of_other_sources_say_nothing() -> None:
     captions = {"a": SAME, "b": SAME.upper().replace(".", "!"), "c": SAME, "d": "A dog.", "e": "A dog.", "f": SAME}
-    origins = {"a": ("one", "g1"), "b": ("two", "g2"), "c": ("three", "g1"), "d": ("four", "g4"), "e": ("five", "g5"), "f": ("one", "g6")}
+    origins = {
+        "a": ("one", "g1"),
+        "b": ("two", "g2"),
+        "c": ("three", "g1"),
+        "d": ("four", "g4"),
+        "e": ("five", "g5"),
+        "f": ("one", "g6"),
+    }
     found = quality.duplicates(captions, origins)
     # b differs from a, c and f in both; a and c are near-duplicates; a and f are of one file; short ones are let be.
     assert set(found) == {"a", "b", "c", "f"}
@@ -244,8 +277,13 @@ def test_the_same_words_for_clips_of_other_sources_say_nothing() -> None:
     assert quality.duplicates(captions, origins) == {}
 
 
-@given(st.permutations(range(6)), st.lists(st.tuples(st.integers(0, 2), st.none() | st.integers(0, 2)), min_size=6, max_size=6))
-def test_which_are_duplicates_does_not_depend_on_the_order(order: list[int], origins: list[tuple[int, int | None]]) -> None:
+@given(
+    st.permutations(range(6)),
+    st.lists(st.tuples(st.integers(0, 2), st.none() | st.integers(0, 2)), min_size=6, max_size=6),
+)
+def test_which_are_duplicates_does_not_depend_on_the_order(
+    order: list[int], origins: list[tuple[int, int | None]]
+) -> None:
     by_uid = {str(i): origins[i] for i in range(6)}
     straight = quality.duplicates({str(i): SAME for i in range(6)}, by_uid)
     assert quality.duplicates({str(i): SAME for i in order}, by_uid) == straight
@@ -261,9 +299,15 @@ def test_reasons_are_grouped_by_class(caption: str, kind: str) -> None:
     found = fault(caption)
     assert found is not None
     assert quality.in_brief(found) == kind
-    assert quality.in_brief(f"{found}{quality.AGAIN}truncated answer: at 9 tokens (window 2)") == f"{kind}, then truncated answer"
+    assert (
+        quality.in_brief(f"{found}{quality.AGAIN}truncated answer: at 9 tokens (window 2)")
+        == f"{kind}, then truncated answer"
+    )
 
 
-@pytest.mark.parametrize("reason", ["", "OSError: a.mp4: cannot be decoded", "unanswered question: BadRequest: too long", "no shot of at least 1 s"])
+@pytest.mark.parametrize(
+    "reason",
+    ["", "OSError: a.mp4: cannot be decoded", "unanswered question: BadRequest: too long", "no shot of at least 1 s"],
+)
 def test_other_reasons_stay_whole(reason: str) -> None:
     assert quality.in_brief(reason) == reason

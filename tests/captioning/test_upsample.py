@@ -98,12 +98,16 @@ def test_an_unfit_answer_is_asked_for_again_with_another_seed_and_then_told() ->
     assert upsample(Request("a heron"), [], settings) == GOOD
     assert [(question.seed, question.temperature > 0) for question in asked] == [(0, False), (1, True)]
     settings, asked = scripted("", "I'm sorry, I cannot help with that.")
-    with pytest.raises(EngineError, match=r"'a heron' could not be upsampled: empty caption; asked again: refused caption"):
+    with pytest.raises(
+        EngineError, match=r"'a heron' could not be upsampled: empty caption; asked again: refused caption"
+    ):
         upsample(Request("a heron"), [], settings)
 
 
 def test_an_engine_that_fails_says_why() -> None:
-    settings = UpsampleSettings(engine=Scripted(say=lambda question: Answer(question.key, question.uid, error="TimeoutError: 30 s")))
+    settings = UpsampleSettings(
+        engine=Scripted(say=lambda question: Answer(question.key, question.uid, error="TimeoutError: 30 s"))
+    )
     with pytest.raises(EngineError, match="TimeoutError: 30 s"):
         upsample(Request("a heron"), [], settings)
 

@@ -12,7 +12,17 @@ from pydantic import Field
 
 from captioning.engine import FOLDER, CaptionerSettings
 from captioning.engines.signals import Signals
-from cluster.config import ConfigError, LocatedError, Settings, known_keys, labelled, override, parse, parse_document, read_document
+from cluster.config import (
+    ConfigError,
+    LocatedError,
+    Settings,
+    known_keys,
+    labelled,
+    override,
+    parse,
+    parse_document,
+    read_document,
+)
 from cluster.plugins import Chosen, build, load, names
 
 
@@ -36,7 +46,9 @@ def fault(text: str, *assignments: str) -> str:
 
 
 def test_good_input() -> None:
-    outer = parse(Outer, parse_document("title: t\ninner: {size: 3, ratio: 2, names: [a, b]}\nengine: signals\n", "recipe.yaml"))
+    outer = parse(
+        Outer, parse_document("title: t\ninner: {size: 3, ratio: 2, names: [a, b]}\nengine: signals\n", "recipe.yaml")
+    )
     assert outer.inner == Inner(size=3, ratio=2.0, names=("a", "b"))
     assert isinstance(outer.engine, Signals)
     assert Outer.model_validate_json(outer.model_dump_json()) == outer
@@ -74,8 +86,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_override_reaches_mappings_lists_and_labelled_items() -> None:
-    document = parse_document("a: {b: 1}\nsteps:\n  - keep: {x: 1}\n  - cut: {}\n  - keep: {x: 2}\nlist: [{k: 1}, {k: 2}]\n", "f.yaml")
-    changed = override(document, ["a.b=2", "a.c=[1, 2]", "steps.keep#2.x=5", "steps.cut.max_s=3.5", "list.1.k=9", "new.deep=text"]).data
+    document = parse_document(
+        "a: {b: 1}\nsteps:\n  - keep: {x: 1}\n  - cut: {}\n  - keep: {x: 2}\nlist: [{k: 1}, {k: 2}]\n", "f.yaml"
+    )
+    changed = override(
+        document, ["a.b=2", "a.c=[1, 2]", "steps.keep#2.x=5", "steps.cut.max_s=3.5", "list.1.k=9", "new.deep=text"]
+    ).data
     assert changed == {
         "a": {"b": 2, "c": [1, 2]},
         "steps": [{"keep": {"x": 1}}, {"cut": {"max_s": 3.5}}, {"keep": {"x": 5}}],

@@ -13,16 +13,17 @@ import pytest
 from rich.console import Console
 
 from cluster import storage, telemetry
-from pipelines import cli, doctor, inline, show, upkeep
-from pipelines.curate import curate
-from pipelines.export import command as exporting
-from pipelines.export.run import Summary
+from pipelines import cli, inline, show, upkeep
+from pipelines.commands import doctor
+from pipelines.commands import export as exporting
+from pipelines.commands.quarantine import Failure
+from pipelines.curation import curate
+from pipelines.export.exporter import Summary
 from pipelines.ledger import Account
-from pipelines.quarantine import Failure
 from pipelines.recipe import load_recipe
+from tests.support.paths import ROOT
 from training.data.footer import DamagedError
 
-ROOT = Path(__file__).resolve().parents[2]
 ODD = "/films/[bold]a [/dim] b.mp4"
 """A path that is markup to the library that prints: the one tag would vanish, and the other, which closes nothing, is an error."""
 
@@ -55,16 +56,29 @@ def recipe_file(folder: Path, pattern: str, curate_: str = "[{scan: {}}, {cut: {
 
 
 def test_paths_are_printed_as_they_are(printed: Callable[[], str]) -> None:
-    show.accounts([Account("videos", 1, {"kept": 0, "dropped": 0, "failed": 1, "duplicate": 0}, (("failed", "scan", f"DecodeError: {ODD}", 1),))])
+    show.accounts(
+        [
+            Account(
+                "videos",
+                1,
+                {"kept": 0, "dropped": 0, "failed": 1, "duplicate": 0},
+                (("failed", "scan", f"DecodeError: {ODD}", 1),),
+            )
+        ]
+    )
     upkeep.failures([Failure("uid", ODD, None, "scan", "DecodeError", f"of {ODD}")])
     exporting.show(Summary(ODD, 1, 0, 1, 0, 5, (("uid", f"of {ODD}"),) * 13))
     assert printed().count(ODD) == 17
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError(ODD), DamagedError(ODD), OSError(28, "No space left on device", ODD)], ids=lambda error: type(error).__name__
+    "error",
+    [RuntimeError(ODD), DamagedError(ODD), OSError(28, "No space left on device", ODD)],
+    ids=lambda error: type(error).__name__,
 )
-def test_an_error_is_a_line_and_not_a_traceback(error: Exception, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_a_line_and_not_a_traceback(
+    error: Exception, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(path: Path, assignments: list[str] | None) -> None:
         raise error
 
@@ -86,7 +100,9 @@ def test_what_to_install_is_told_with_its_extra(printed: Callable[[], str], monk
     assert "pip install 'worldloom[models]'" in printed()
 
 
-def test_a_wrong_size_to_sample_is_bad_input(tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_size_to_sample_is_bad_input(
+    tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = recipe_file(tmp_path, f"{tmp_path}/in/*.mp4")
     assert ended(monkeypatch, "sample", recipe, "--prompt", "x", "--size", "7") == 2
     assert "--size 7: " in printed()
@@ -101,7 +117,10 @@ def test_a_picture_that_cannot_be_given_is_bad_input(
     recipe = recipe_file(tmp_path, f"{tmp_path}/in/*.mp4")
     no_picture = tmp_path / "words.png"
     no_picture.write_text("words")
-    for picture, complaint in ((tmp_path / "gone.png", "gone.png: cannot be read: "), (no_picture, "words.png: cannot be read as a picture: ")):
+    for picture, complaint in (
+        (tmp_path / "gone.png", "gone.png: cannot be read: "),
+        (no_picture, "words.png: cannot be read as a picture: "),
+    ):
         assert ended(monkeypatch, "sample", recipe, "--prompt", "x", option, picture) == 2
         assert complaint in printed()
     assert ended(monkeypatch, "sample", recipe, option, "a.png") == 2
@@ -110,12 +129,16 @@ def test_a_picture_that_cannot_be_given_is_bad_input(
     assert f"{option} a.png: " in printed()
 
 
-def test_verify_says_that_a_recipe_makes_no_shards(tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_says_that_a_recipe_makes_no_shards(
+    tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert ended(monkeypatch, "verify", recipe_file(tmp_path, f"{tmp_path}/in/*.mp4")) == 2
     assert "does not end in an encode step" in printed()
 
 
-def test_quarantine_says_what_it_cannot_know(tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quarantine_says_what_it_cannot_know(
+    tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = recipe_file(tmp_path, f"{tmp_path}/in/*.mp4")
     broken = tmp_path / "in" / "a.mp4"
     broken.write_bytes(b"no video")
@@ -129,7 +152,9 @@ def test_quarantine_says_what_it_cannot_know(tmp_path: Path, printed: Callable[[
     assert "curation is not complete: scan has 0 of 1 rows" in printed()
 
 
-def test_samples_and_exports_are_not_taken_for_footage(tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_and_exports_are_not_taken_for_footage(
+    tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = recipe_file(tmp_path, f"{tmp_path}/**/*.mp4")
     (tmp_path / "in" / "a.mp4").write_bytes(b"no video")
     assert ended(monkeypatch, "plan", recipe) == 0
@@ -137,7 +162,9 @@ def test_samples_and_exports_are_not_taken_for_footage(tmp_path: Path, printed: 
     assert ended(monkeypatch, "export", recipe, "--to", "mp4", "--inline") == 2
     assert "would take exported clips for footage" in printed()
     for layout in ("webdataset", "hf-parquet"):
-        assert ended(monkeypatch, "export", recipe, "--to", layout, "--inline") == 0, "what is packed in other files is no footage"
+        assert ended(monkeypatch, "export", recipe, "--to", layout, "--inline") == 0, (
+            "what is packed in other files is no footage"
+        )
     elsewhere = recipe_file(tmp_path, f"{tmp_path}/in/*.mp4", name="elsewhere.yaml")
     for layout in ("mp4", "fastvideo"):
         assert ended(monkeypatch, "export", elsewhere, "--to", layout, "--inline") == 0
@@ -157,5 +184,7 @@ def test_footage_may_lie_in_the_folder_of_the_run(tmp_path: Path) -> None:
 
 def test_the_command_line_starts_without_ray() -> None:
     code = "import sys, pipelines.cli; print(sorted({'ray', 'deepspeed', 'plotly'} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.strip()
     assert found == "[]"

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from cluster.config import ConfigError
+from pipelines.engine.segments import segments_of
 from pipelines.recipe import Recipe, load_recipe, resolved
-from pipelines.segments import segments_of
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 OTHERS = {"autoencoder.yaml"}
 """Recipes of another kind."""
 FOLDERS = ("pipelines", "docs", "benchmarks", "tests")
@@ -84,13 +84,26 @@ def test_line_numbers_are_those_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "typo.yaml"
     path.write_text(text)
     line = next(number for number, content in enumerate(text.splitlines(), 1) if "detecter" in content)
-    with pytest.raises(ConfigError, match=rf"typo\.yaml:{line}: curate\.0\.scan\.detecter: unknown key 'detecter'; did you mean 'detector'"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"typo\.yaml:{line}: curate\.0\.scan\.detecter: unknown key 'detecter'; did you mean 'detector'",
+    ):
         load_recipe(path)
 
 
 @pytest.mark.slow
 def test_bad_input_exits_2_before_ray_starts(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipelines.cli", "run", str(QUICKSTART), "--set", "train.stepz=1", "--set", f"out={tmp_path / 'out'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "run",
+        str(QUICKSTART),
+        "--set",
+        "train.stepz=1",
+        "--set",
+        f"out={tmp_path / 'out'}",
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert ended.returncode == 2
     assert "stepz" in ended.stderr
@@ -102,14 +115,26 @@ def test_bad_input_exits_2_before_ray_starts(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_pattern_that_matches_nothing_exits_2(tmp_path: Path) -> None:
     assignments = [f"out={tmp_path / 'out'}", f"sources=[{{videos: '{tmp_path}/*.mp4'}}]"]
-    command = [sys.executable, "-m", "pipelines.cli", "run", str(QUICKSTART), *(part for a in assignments for part in ("--set", a))]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "run",
+        str(QUICKSTART),
+        *(part for a in assignments for part in ("--set", a)),
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (ended.returncode, "no file matches" in ended.stderr) == (2, True), ended.stderr
 
 
 def test_labels_address_repeated_steps() -> None:
     recipe = load_recipe(
-        QUICKSTART, ["curate=[{scan: {}}, {cut: {}}, {keep: {luma: {min: 0.1}}}, {keep: {motion: {min: 0.1}}}]", "train=null", "sample=[]"]
+        QUICKSTART,
+        [
+            "curate=[{scan: {}}, {cut: {}}, {keep: {luma: {min: 0.1}}}, {keep: {motion: {min: 0.1}}}]",
+            "train=null",
+            "sample=[]",
+        ],
     )
     assert recipe.labels == ["scan", "cut", "keep", "keep#2"]
     assert json.loads(recipe.curate[3].model_dump_json())["motion"]["min"] == 0.1

@@ -25,7 +25,9 @@ def test_what_is_given_is_what_its_name_says(kind: str, n_frames: int, seed: int
         assert (places, given.tail, bool(given)) == ([], False, False)
         return
     assert given
-    assert given.tail == (kind in ("last", "both")), "the last picture is given by itself, and never as a latent frame of several"
+    assert given.tail == (kind in ("last", "both")), (
+        "the last picture is given by itself, and never as a latent frame of several"
+    )
     if kind == "last":
         assert places == []
         return
@@ -62,14 +64,21 @@ def test_rates_hold_over_many_draws() -> None:
 def test_an_image_is_never_given() -> None:
     chance = random.Random(0)
     rates = ConditioningRates(first=0.3, last=0.2, both=0.2, prefix=0.3, given_noise=0.1)
-    assert {rates.draw(chance.random(), chance.random, 1) for _ in range(50)} == {rates.draw(chance.random(), chance.random, 1)}
+    assert {rates.draw(chance.random(), chance.random, 1) for _ in range(50)} == {
+        rates.draw(chance.random(), chance.random, 1)
+    }
     assert not rates.draw(chance.random(), chance.random, 1)
 
 
 def test_given_frames_are_clean_or_have_a_noise_level_of_their_own() -> None:
     chance = random.Random(0)
-    assert {ConditioningRates(first=0.5, last=0.5).draw(chance.random(), chance.random, 3).time for _ in range(20)} == {0.0}
-    noisy = [ConditioningRates(first=0.5, last=0.5, given_noise=0.3).draw(chance.random(), chance.random, 3).time for _ in range(2000)]
+    assert {ConditioningRates(first=0.5, last=0.5).draw(chance.random(), chance.random, 3).time for _ in range(20)} == {
+        0.0
+    }
+    noisy = [
+        ConditioningRates(first=0.5, last=0.5, given_noise=0.3).draw(chance.random(), chance.random, 3).time
+        for _ in range(2000)
+    ]
     assert min(noisy) > 0
     assert max(noisy) <= 0.3
     assert sum(noisy) / 2000 == pytest.approx(0.15, abs=0.01)
@@ -77,7 +86,9 @@ def test_given_frames_are_clean_or_have_a_noise_level_of_their_own() -> None:
 
 def test_what_is_written_is_all_there_is() -> None:
     """A recipe that names some rates has no others, as when there were only `none` and `first`."""
-    assert validate(ConditioningRates, {"none": 0.5, "first": 0.5}).model_dump() == dict.fromkeys(DEFAULT_RATES, 0.0) | {
+    assert validate(ConditioningRates, {"none": 0.5, "first": 0.5}).model_dump() == dict.fromkeys(
+        DEFAULT_RATES, 0.0
+    ) | {
         "none": 0.5,
         "first": 0.5,
         "given_noise": 0.0,

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
 
-from training import checkpoint
+from tests.support.ranks import run_ranks
+from training.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
+from training.checkpoints.writer import save_checkpoint
 from training.conditioning import ConditioningRates
 from training.data.loader import Batch
 from training.ema import Ema
@@ -24,7 +25,9 @@ N_SAMPLES = 8
 CPU = torch.device("cpu")
 
 
-def train(options: dict[str, Any], steps: int = 5, save_to: str | None = None, go_on_from: str | None = None) -> dict[str, Any]:
+def train(
+    options: dict[str, Any], steps: int = 5, save_to: str | None = None, go_on_from: str | None = None
+) -> dict[str, Any]:
     """Five steps of two micro-steps over eight samples, shared out among the ranks; saved or resumed after step 3."""
     settings = TrainSettings(model=DiT(depth=2, dim=32, heads=2), lr=1e-3, **options)
     torch.manual_seed(0)
@@ -39,9 +42,9 @@ def train(options: dict[str, Any], steps: int = 5, save_to: str | None = None, g
     latents = torch.randn(N_SAMPLES, 4, 3, 4, 6, generator=chance)
     texts = [torch.randn(1 + index % 3, 8, generator=chance) for index in range(N_SAMPLES)]
     if go_on_from:
-        reached = checkpoint.newest(go_on_from)
+        reached = newest_checkpoint(go_on_from)
         assert reached
-        checkpoint.load(reached, engine, ema)
+        load_checkpoint(reached, engine, ema)
     seen, norms = [], []
     for step in range(3 if go_on_from else 0, steps):
         mine = list(range(engine.rank, N_SAMPLES, engine.world_size))
@@ -71,7 +74,7 @@ def train(options: dict[str, Any], steps: int = 5, save_to: str | None = None, g
         ema.update(engine.shards(), step)
         seen.append(engine.sum([total])[0])
         if save_to and step == 2:
-            checkpoint.save(save_to, 3, engine, ema, settings)
+            save_checkpoint(save_to, 3, engine, ema, settings)
     weights = engine.full_parameters(everywhere=True)
     with engine.swapped(ema.averages):
         averaged = engine.full_parameters()

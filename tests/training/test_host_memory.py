@@ -41,8 +41,12 @@ else:
 
 def pages_of_a_step(*options: str, **environment: str) -> float:
     """Pages that a process asks for in each of ten steps, which write to 64 MB and free them."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | {"CUDA_VISIBLE_DEVICES": ""}
-    found = subprocess.run([sys.executable, "-c", STEPS, *options], env=clean | environment, capture_output=True, text=True, check=True)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | {
+        "CUDA_VISIBLE_DEVICES": ""
+    }
+    found = subprocess.run(
+        [sys.executable, "-c", STEPS, *options], env=clean | environment, capture_output=True, text=True, check=True
+    )
     return float(found.stdout)
 
 

@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawn import write_dataset
 
-from training import checkpoint, run
-from training.checkpoint_files import Index
+from tests.support.drawn import write_dataset
+from tests.support.paths import ROOT
+from training import run
+from training.checkpoints.checkpoint import newest_checkpoint, whole_checkpoints
+from training.checkpoints.export import read_card, read_export
+from training.checkpoints.files import Index
 from training.data.plan import PlanSettings
 from training.engine import TorchEngine
-from training.export import read_card, read_export
 from training.loop import take_step
-from training.metrics import read_metrics
 from training.models.dit import DiT
 from training.settings import TrainSettings
 from training.stopping import NonFiniteLossError
+from training.tracking.metrics import read_metrics
 
 SETTINGS = TrainSettings(
     model=DiT(depth=2, dim=48, heads=2),
@@ -60,7 +62,10 @@ def test_a_run_leaves_all_that_it_promises(undisturbed: run.TrainResult) -> None
     assert Path(undisturbed.curve_uri).read_text().startswith("<svg")
     assert list((folder / "tensorboard").iterdir())
     told = json.loads((folder / "settings.json").read_text())
-    assert TrainSettings.model_validate_json(json.dumps({key: told[key] for key in told.keys() - {"seed", "data"}})) == SETTINGS
+    assert (
+        TrainSettings.model_validate_json(json.dumps({key: told[key] for key in told.keys() - {"seed", "data"}}))
+        == SETTINGS
+    )
     assert (told["seed"], told["data"]) == (3, read_card(undisturbed.export_uri).data)
     records = [json.loads(line) for line in Path(undisturbed.metrics_uri).read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, 13))
@@ -72,9 +77,21 @@ def test_a_run_leaves_all_that_it_promises(undisturbed: run.TrainResult) -> None
         "loss_kind/video",
     }
     assert {name.partition("_bucket")[0] for name in records[5] if "bucket" in name} == {"loss", "val_loss"}
-    assert {"loss", "lr", "grad_norm", "tokens", "samples", "epoch", "tokens_per_s", "data_wait_s", "step_s"} <= records[0].keys()
+    assert {
+        "loss",
+        "lr",
+        "grad_norm",
+        "tokens",
+        "samples",
+        "epoch",
+        "tokens_per_s",
+        "data_wait_s",
+        "step_s",
+    } <= records[0].keys()
     assert {"tflops", "host_memory_gb"} <= records[0].keys()
-    assert not {"mfu", "hfu", "idle_share", "slowest_rank", "memory_gb"} & records[0].keys(), "one process on a CPU, whose peak nobody knows"
+    assert not {"mfu", "hfu", "idle_share", "slowest_rank", "memory_gb"} & records[0].keys(), (
+        "one process on a CPU, whose peak nobody knows"
+    )
 
 
 def test_the_export_stands_alone(undisturbed: run.TrainResult) -> None:
@@ -118,16 +135,23 @@ def test_a_longer_run_goes_on(undisturbed: run.TrainResult, manifest: str, tmp_p
 
 PROGRAM = """
 import sys, torch
-import test_loop
+from tests.training import test_loop
 torch.set_num_threads(1)
 test_loop.train(sys.argv[1], test_loop.Path(sys.argv[2]), steps=int(sys.argv[3]), checkpoint_every=4)
 """
 
 
 def start(manifest: str, out: Path, steps: int, program: str = PROGRAM) -> subprocess.Popen[str]:
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(Path(__file__).parent)]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", program, manifest, str(out), str(steps)], env=environment, text=True, stderr=subprocess.PIPE)
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", program, manifest, str(out), str(steps)],
+        env=environment,
+        text=True,
+        stderr=subprocess.PIPE,
+    )
 
 
 def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> str:
@@ -173,12 +197,14 @@ storage.atomic_output = output
 
 
 @pytest.mark.slow
-def test_killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before(undisturbed: run.TrainResult, manifest: str, tmp_path: Path) -> None:
+def test_killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before(
+    undisturbed: run.TrainResult, manifest: str, tmp_path: Path
+) -> None:
     process = start(manifest, tmp_path, 12, STUCK + PROGRAM)
     folder = wait_for_step(tmp_path, 11, process)
     process.kill()
     process.communicate()
-    assert [one.step for one in checkpoint.whole(folder)] == [4]
+    assert [one.step for one in whole_checkpoints(folder)] == [4]
     assert list((Path(folder) / "checkpoints" / "step-00000008").iterdir())
     resumed = train(manifest, tmp_path)
     assert resumed.losses == undisturbed.losses
@@ -186,7 +212,9 @@ def test_killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before(und
     assert sorted(path.name for path in (Path(folder) / "checkpoints").iterdir()) == ["step-00000008", "step-00000012"]
 
 
-def test_a_step_with_a_spike_is_skipped_and_recorded(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_with_a_spike_is_skipped_and_recorded(
+    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("training.spikes.MIN_NORMS", 3)
     backward = TorchEngine.backward
     spikes = iter([1.0] * 5 + [1e6] + [1.0] * 20)
@@ -194,21 +222,28 @@ def test_a_step_with_a_spike_is_skipped_and_recorded(manifest: str, tmp_path: Pa
     result = train(manifest, tmp_path, skip_grad_norm=20.0, validate_every=0)
     records = read_metrics(str(Path(result.export_uri).parent))
     assert [record["step"] for record in records if record["skipped"]] == [6]
-    newest = checkpoint.newest(str(Path(result.export_uri).parent))
+    newest = newest_checkpoint(str(Path(result.export_uri).parent))
     assert newest is not None
     index = Index.read(newest.uri)
     assert index.updates == 11
     assert index.state == {"norms": [record["grad_norm"] for record in records]}
 
 
-def test_a_gradient_that_is_no_number_stops_the_run(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_is_no_number_stops_the_run(
+    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backward = TorchEngine.backward
     factors = iter([1.0] * 5 + [float("inf")])
-    monkeypatch.setattr(TorchEngine, "backward", lambda engine, loss, last: backward(engine, loss * next(factors), last))
-    with pytest.raises(NonFiniteLossError, match=r"step 6: the gradient's norm is (nan|inf), from samples \d+x\d+x\d+-\d+.*nothing was updated"):
+    monkeypatch.setattr(
+        TorchEngine, "backward", lambda engine, loss, last: backward(engine, loss * next(factors), last)
+    )
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"step 6: the gradient's norm is (nan|inf), from samples \d+x\d+x\d+-\d+.*nothing was updated",
+    ):
         train(manifest, tmp_path)
     (folder,) = tmp_path.glob("run-*")
-    assert [one.step for one in checkpoint.whole(str(folder))] == [4]
+    assert [one.step for one in whole_checkpoints(str(folder))] == [4]
 
 
 @pytest.mark.slow
@@ -220,12 +255,14 @@ def test_asked_to_stop_it_writes_a_checkpoint_first(number: signal.Signals, mani
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "run again to go on from there" in errors
-    newest = checkpoint.newest(folder)
+    newest = newest_checkpoint(folder)
     assert newest is not None
     assert newest.step == read_metrics(folder)[-1]["step"]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sample(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sample(
+    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     poisoned: list[str] = []
 
     def poison(settings: Any, task: Any, engine: Any, step: int, batches: Any, *rest: Any) -> bool:
@@ -240,15 +277,19 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sample(manifest: s
     assert poisoned[0] in str(caught.value)
     (folder,) = tmp_path.glob("run-*")
     assert [record["step"] for record in read_metrics(str(folder))] == [1, 2, 3, 4, 5]
-    assert [one.step for one in checkpoint.whole(str(folder))] == [4]
+    assert [one.step for one in whole_checkpoints(str(folder))] == [4]
 
 
-def test_micro_batches_and_their_number_do_not_change_the_loss(undisturbed: run.TrainResult, manifest: str, tmp_path: Path) -> None:
+def test_micro_batches_and_their_number_do_not_change_the_loss(
+    undisturbed: run.TrainResult, manifest: str, tmp_path: Path
+) -> None:
     small = train(manifest, tmp_path, batch=PlanSettings(tokens_per_step=200, max_tokens_per_micro=48))
     assert small.losses == pytest.approx(undisturbed.losses, abs=1e-4)
 
 
-def test_slots_of_several_buckets_a_step_resume_bit_for_bit_and_dealing_by_times_changes_no_sample(manifest: str, tmp_path: Path) -> None:
+def test_slots_of_several_buckets_a_step_resume_bit_for_bit_and_dealing_by_times_changes_no_sample(
+    manifest: str, tmp_path: Path
+) -> None:
     """Stopped after step 7 of 20, inside an epoch; the weight makes passes of images differ from epochs."""
     plan = PlanSettings(tokens_per_step=300, max_tokens_per_micro=60, policy="slot", weights={"*x1": 1.5})
     whole = train(manifest, tmp_path / "whole", steps=20, batch=plan)
@@ -269,5 +310,7 @@ def test_several_workers_need_ray(manifest: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_it_overfits_a_tiny_data_set(tmp_path: Path) -> None:
     manifest = write_dataset(tmp_path / "data", [(32, 32, 1, 4)], n_val=0)
-    result = train(manifest, tmp_path / "out", steps=300, validate_every=0, checkpoint_every=300, caption_drop=0.0, decay_steps=100)
+    result = train(
+        manifest, tmp_path / "out", steps=300, validate_every=0, checkpoint_every=300, caption_drop=0.0, decay_steps=100
+    )
     assert sum(result.losses[-30:]) / 30 < 0.45 * sum(result.losses[:5]) / 5

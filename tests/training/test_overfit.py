@@ -23,7 +23,8 @@ N_CLIPS, CHANNELS, TEXT_DIM, STEPS = 8, 4, 8, 400
 def waves(seed: int) -> Tensor:
     """Latents `[C, 3, 4, 4]` of about unit variance: waves that move, of another phase, speed and slope in each channel."""
     phase, speed, slope = (
-        torch.rand(CHANNELS, 1, 1, 1, generator=torch.Generator().manual_seed(3 * seed + kind)) * most for kind, most in enumerate((6.3, 2.0, 1.5))
+        torch.rand(CHANNELS, 1, 1, 1, generator=torch.Generator().manual_seed(3 * seed + kind)) * most
+        for kind, most in enumerate((6.3, 2.0, 1.5))
     )
     t, y, x = torch.meshgrid(*(torch.arange(float(count)) for count in (3, 4, 4)), indexing="ij")
     return 1.4 * torch.sin(phase + speed * t + slope * (x + 0.5 * y))
@@ -32,11 +33,23 @@ def waves(seed: int) -> Tensor:
 @pytest.mark.slow
 def test_eight_clips_are_learnt_to_under_a_tenth_of_the_loss() -> None:
     """Of one number for noise and data each, an untrained model's loss is 2; memory alone tells what of the latents was noise."""
-    settings = TrainSettings(model=DiT(preset="nano"), lr=2e-3, warmup_steps=50, decay_steps=STEPS // 2, steps=STEPS, weight_decay=0.0)
+    settings = TrainSettings(
+        model=DiT(preset="nano"), lr=2e-3, warmup_steps=50, decay_steps=STEPS // 2, steps=STEPS, weight_decay=0.0
+    )
     engine = untrained(settings, CHANNELS, TEXT_DIM, seed=0, device=torch.device("cpu"))
-    task = Task(settings.model, FlowMatching(), ConditioningRates(none=1.0), 0.0, torch.zeros(1, TEXT_DIM), time_factor=4, seed=0)
+    task = Task(
+        settings.model,
+        FlowMatching(),
+        ConditioningRates(none=1.0),
+        0.0,
+        torch.zeros(1, TEXT_DIM),
+        time_factor=4,
+        seed=0,
+    )
     names = [f"clip-{number}" for number in range(N_CLIPS)]
-    texts = [torch.randn(3, TEXT_DIM, generator=torch.Generator().manual_seed(100 + number)) for number in range(N_CLIPS)]
+    texts = [
+        torch.randn(3, TEXT_DIM, generator=torch.Generator().manual_seed(100 + number)) for number in range(N_CLIPS)
+    ]
     clips = [waves(number) for number in range(N_CLIPS)]
     seen = []
     for step in range(STEPS):

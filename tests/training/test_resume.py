@@ -7,20 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from drawn import write_dataset
-from ranks import run_ranks
 
+from tests.support.drawn import write_dataset
+from tests.support.ranks import run_ranks
+from training.checkpoints.export import read_card, read_export
 from training.data.plan import PlanSettings
-from training.export import read_card, read_export
 from training.loop import train_loop
-from training.metrics import read_metrics
 from training.models.dit import DiT
 from training.settings import TrainSettings
+from training.tracking.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 
 SETTINGS = TrainSettings(
-    model=DiT(depth=1, dim=48, heads=2), batch=PlanSettings(tokens_per_step=120), lr=2e-3, warmup_steps=2, skip_grad_norm=50.0, validate_every=0
+    model=DiT(depth=1, dim=48, heads=2),
+    batch=PlanSettings(tokens_per_step=120),
+    lr=2e-3,
+    warmup_steps=2,
+    skip_grad_norm=50.0,
+    validate_every=0,
 )
 
 

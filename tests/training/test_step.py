@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.chance import generator
 from training.conditioning import ConditioningRates
 from training.data.loader import Batch
 from training.framing import Framing
 from training.models.dit import DiT
 from training.network import Condition
 from training.objectives.flow_matching import FlowMatching
+from training.rng import generator
 from training.step import Inputs, Task, draw, key, latent_seconds, losses, prepare, quantiles
 
 CPU = torch.device("cpu")
@@ -34,7 +34,10 @@ TASK = Task(
 )
 UIDS = [f"clip-{index}" for index in range(12)]
 SHAPES = [(3, 3, 4, 4), (3, 1, 6, 4)]
-TAILS = [None if index % 2 else torch.randn((3, 1, 4, 4), generator=torch.Generator().manual_seed(100 + index)) for index in range(12)]
+TAILS = [
+    None if index % 2 else torch.randn((3, 1, 4, 4), generator=torch.Generator().manual_seed(100 + index))
+    for index in range(12)
+]
 FRAMINGS = [Framing(0.25, 0.0, 64, 32), Framing(0.0, 0.125, 64, 128)]
 
 
@@ -95,7 +98,12 @@ def test_a_step_s_mean_varies_far_less_than_by_independent_times() -> None:
 
 
 def test_epochs_samples_and_seeds_see_different_noise() -> None:
-    noises = [draw(replace(TASK, seed=seed), (3, 1, 4, 4), epoch, uid).noise_CTHW for seed in (1, 2) for epoch in (0, 1) for uid in ("a", "b")]
+    noises = [
+        draw(replace(TASK, seed=seed), (3, 1, 4, 4), epoch, uid).noise_CTHW
+        for seed in (1, 2)
+        for epoch in (0, 1)
+        for uid in ("a", "b")
+    ]
     assert all(not first.equal(second) for index, first in enumerate(noises) for second in noises[:index])
 
 
@@ -108,7 +116,11 @@ def test_the_global_random_state_is_left_alone() -> None:
 def test_generators_are_the_same_on_every_machine() -> None:
     """A golden value: it changes only when every run's noise would, which breaks resuming them."""
     assert torch.rand(2, generator=generator(0, 1, "clip")).tolist() == [0.38539034128189087, 0.7468018531799316]
-    assert quantiles(0, ["0/a", "0/b", "1/a"]) == {"0/b": 0.12234898039605469, "1/a": 0.5954692204250023, "0/a": 0.9039448992116377}
+    assert quantiles(0, ["0/a", "0/b", "1/a"]) == {
+        "0/b": 0.12234898039605469,
+        "1/a": 0.5954692204250023,
+        "0/a": 0.9039448992116377,
+    }
 
 
 def test_captions_are_dropped_at_their_rate_and_not_always_the_same() -> None:
@@ -122,7 +134,12 @@ def test_captions_are_dropped_at_their_rate_and_not_always_the_same() -> None:
 def test_given_frames_are_clean_and_known_as_given() -> None:
     inputs = batch([0, 2, 4], task=replace(TASK, conditioning=ConditioningRates(first=1.0)))
     for noisy, clean, given_T, time_T, time in zip(
-        inputs.noisy, stored([0, 2, 4]).latents, inputs.condition.given, inputs.condition.times, inputs.times, strict=True
+        inputs.noisy,
+        stored([0, 2, 4]).latents,
+        inputs.condition.given,
+        inputs.condition.times,
+        inputs.times,
+        strict=True,
     ):
         assert noisy[:, 0].equal(clean[:, 0])
         assert not noisy[:, 1].equal(clean[:, 1])
@@ -136,7 +153,9 @@ def test_given_frames_may_be_noisy_and_are_then_said_to_be() -> None:
     levels = [float(time_T[0]) for time_T in inputs.condition.times]
     assert len(set(levels)) == 3
     assert all(0 < level < 0.2 for level in levels)
-    for uid, noisy, clean, level in zip([UIDS[i] for i in (0, 2, 4)], inputs.noisy, stored([0, 2, 4]).latents, levels, strict=True):
+    for uid, noisy, clean, level in zip(
+        [UIDS[i] for i in (0, 2, 4)], inputs.noisy, stored([0, 2, 4]).latents, levels, strict=True
+    ):
         noise = draw(task, clean.shape, 0, uid).noise_CTHW
         torch.testing.assert_close(noisy[:, 0], (1 - level) * clean[:, 0] + level * noise[:, 0])
 
@@ -161,7 +180,9 @@ def test_the_last_picture_is_given_by_itself_and_the_last_latent_frame_is_genera
 
 def test_the_tail_changes_nothing_of_what_is_generated() -> None:
     """The same noise, the same noise level, the same targets: only one more frame to look at, which costs nothing however wrong."""
-    plain, tailed = (batch([0, 2], task=replace(TASK, conditioning=ConditioningRates(**{kind: 1.0}))) for kind in ("first", "both"))
+    plain, tailed = (
+        batch([0, 2], task=replace(TASK, conditioning=ConditioningRates(**{kind: 1.0}))) for kind in ("first", "both")
+    )
     assert plain.times == tailed.times
     for kind in ("noisy", "targets"):
         assert all(a.equal(b[:, :3]) for a, b in zip(getattr(plain, kind), getattr(tailed, kind), strict=True))
@@ -176,7 +197,11 @@ def test_a_noisy_tail_has_noise_of_its_own_and_is_said_to_be_noisy() -> None:
     assert 0 < level < 0.2
     assert float(inputs.condition.times[0][0]) == level
     torch.testing.assert_close(inputs.noisy[0][:, 3:], (1 - level) * TAILS[0] + level * noise[:, 3:])
-    assert noise[:, :3].equal(draw(replace(task, conditioning=ConditioningRates(first=1.0, given_noise=0.2)), SHAPES[0], 0, UIDS[0]).noise_CTHW)
+    assert noise[:, :3].equal(
+        draw(
+            replace(task, conditioning=ConditioningRates(first=1.0, given_noise=0.2)), SHAPES[0], 0, UIDS[0]
+        ).noise_CTHW
+    )
 
 
 def test_a_video_without_a_tail_latent_is_refused_before_one_is_wanted() -> None:
@@ -184,7 +209,9 @@ def test_a_video_without_a_tail_latent_is_refused_before_one_is_wanted() -> None
     older = replace(stored([0]), tails=[None])
     prepare(TASK, older, {key(0, UIDS[0]): 0.5}, CPU)
     task = replace(TASK, conditioning=ConditioningRates(none=0.999999, last=0.000001))
-    with pytest.raises(ValueError, match=r"clip-0 has no tail latent.*`last` and `both`.*encode its clips again, or set both to 0"):
+    with pytest.raises(
+        ValueError, match=r"clip-0 has no tail latent.*`last` and `both`.*encode its clips again, or set both to 0"
+    ):
         prepare(task, older, {key(0, UIDS[0]): 0.5}, CPU)
     prepare(task, stored([1]), {key(0, UIDS[1]): 0.5}, CPU)
 
@@ -205,9 +232,13 @@ def test_sizes_are_in_pixels_and_times_in_seconds() -> None:
 @given(n_frames=st.integers(1, 40), fps=st.floats(1, 120), factor=st.integers(1, 8))
 def test_latent_seconds_are_the_mean_of_the_frames_they_cover(n_frames: int, fps: float, factor: int) -> None:
     covered = [[0], *([1 + (k - 1) * factor + i for i in range(factor)] for k in range(1, n_frames))]
-    np.testing.assert_allclose(latent_seconds(n_frames, fps, factor), [np.mean(frames) / fps for frames in covered], rtol=1e-5)
+    np.testing.assert_allclose(
+        latent_seconds(n_frames, fps, factor), [np.mean(frames) / fps for frames in covered], rtol=1e-5
+    )
     with_tail = [*covered, [covered[-1][-1]]]
-    np.testing.assert_allclose(latent_seconds(n_frames + 1, fps, factor, tail=True), [np.mean(frames) / fps for frames in with_tail], rtol=1e-5)
+    np.testing.assert_allclose(
+        latent_seconds(n_frames + 1, fps, factor, tail=True), [np.mean(frames) / fps for frames in with_tail], rtol=1e-5
+    )
 
 
 def test_losses_are_the_mean_square_of_generated_frames() -> None:
@@ -224,7 +255,10 @@ def test_losses_are_the_mean_square_of_generated_frames() -> None:
 
 def test_a_perfect_prediction_costs_nothing_whatever_is_said_of_given_frames() -> None:
     inputs = batch(list(range(12)))
-    said = [torch.where(given_T[:, None, None] > 0, 1e6, target) for target, given_T in zip(inputs.targets, inputs.condition.given, strict=True)]
+    said = [
+        torch.where(given_T[:, None, None] > 0, 1e6, target)
+        for target, given_T in zip(inputs.targets, inputs.condition.given, strict=True)
+    ]
     assert losses(lambda noisy, condition: said, inputs).max() == 0
 
 

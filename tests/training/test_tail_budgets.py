@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn import write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_step import TASK
 
-from training.chance import numbers_of
+from tests.support.drawn import write_dataset
+from tests.training.test_step import TASK
 from training.conditioning import ConditioningRates
 from training.data.costs import SampleCosts, Work
 from training.data.deal import Policy
@@ -22,6 +21,7 @@ from training.data.plan import Planner, PlanSettings, share
 from training.data.tails import Tails
 from training.models.dit import DiT
 from training.planning import planner_of
+from training.rng import numbers_of
 from training.settings import TrainSettings
 from training.step import draw, tails_given
 
@@ -45,7 +45,12 @@ def cells_of(name: str, row: int, seen: int) -> int:
 
 
 def planner(
-    buckets: list[str], budget: int, limit: int | None, policy: Policy, with_tails: bool = True, weights: Mapping[str, float] | None = None
+    buckets: list[str],
+    budget: int,
+    limit: int | None,
+    policy: Policy,
+    with_tails: bool = True,
+    weights: Mapping[str, float] | None = None,
 ) -> Planner:
     cells = [CELLS[name][0] for name in buckets]
     known = {name: weight for name, weight in (weights or {}).items() if name in buckets}
@@ -56,9 +61,23 @@ def planner(
 
 
 @settings(max_examples=200)
-@given(BUCKETS, st.integers(1, 9000), st.none() | st.integers(2560, 6000), POLICY, WEIGHTS, st.integers(1, 5), st.integers(0, 100))
+@given(
+    BUCKETS,
+    st.integers(1, 9000),
+    st.none() | st.integers(2560, 6000),
+    POLICY,
+    WEIGHTS,
+    st.integers(1, 5),
+    st.integers(0, 100),
+)
 def test_no_worker_holds_more_than_its_limit_with_last_pictures(
-    buckets: list[str], budget: int, limit: int | None, policy: Policy, weights: dict[str, float], world_size: int, index: int
+    buckets: list[str],
+    budget: int,
+    limit: int | None,
+    policy: Policy,
+    weights: dict[str, float],
+    world_size: int,
+    index: int,
 ) -> None:
     step = planner(buckets, budget, limit, policy, weights=weights).step(index)
     plain = planner(buckets, budget, limit, policy, with_tails=False, weights=weights).step(index)
@@ -78,7 +97,10 @@ def test_no_worker_holds_more_than_its_limit_with_last_pictures(
 
 def test_a_last_picture_costs_what_a_frame_costs() -> None:
     step = planner(["64x64x5"] * 6, 10_000, None, "pack").step(0)
-    assert {(cells_of("64x64x5", row, 0), cost) for row, cost in zip(step.samples.tolist(), step.dealt.costs.tolist(), strict=True)} == {
+    assert {
+        (cells_of("64x64x5", row, 0), cost)
+        for row, cost in zip(step.samples.tolist(), step.dealt.costs.tolist(), strict=True)
+    } == {
         (128, 2**30),
         (192, 3 * 2**29),
     }
@@ -86,16 +108,24 @@ def test_a_last_picture_costs_what_a_frame_costs() -> None:
 
 def test_a_limit_that_holds_no_last_picture_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"320 tokens, 384 with the last picture that `last` and `both` of conditioning give, more than .* 383; raise it to 384"
+        ValueError,
+        match=r"320 tokens, 384 with the last picture that `last` and `both` of conditioning give, more than .* 383; raise it to 384",
     ):
         planner(["64x64x17"], 1000, 383, "pack")
     planner(["64x64x17"], 1000, 384, "pack")
     planner(["64x64x1"], 1000, 64, "pack")
 
 
-@given(st.integers(0, 2**31), st.lists(st.tuples(st.text(max_size=8), st.integers(0, 3), st.integers(2, 9)), min_size=1, max_size=20))
+@given(
+    st.integers(0, 2**31),
+    st.lists(st.tuples(st.text(max_size=8), st.integers(0, 3), st.integers(2, 9)), min_size=1, max_size=20),
+)
 def test_the_planner_knows_what_training_draws(seed: int, samples: list[tuple[str, int, int]]) -> None:
-    task = replace(TASK, seed=seed, conditioning=ConditioningRates(none=0.2, first=0.2, last=0.2, both=0.2, middle=0.2, given_noise=0.1))
+    task = replace(
+        TASK,
+        seed=seed,
+        conditioning=ConditioningRates(none=0.2, first=0.2, last=0.2, both=0.2, middle=0.2, given_noise=0.1),
+    )
     numbers = numbers_of(uid for uid, _, _ in samples)
     planned = np.array([tails_given(task.conditioning, seed, numbers, seen) for seen in range(4)])
     assert [planned[seen, place] for place, (_, seen, _) in enumerate(samples)] == [
@@ -126,7 +156,8 @@ def test_what_is_dealt_is_what_the_model_is_shown(manifest: str) -> None:
             samples = [dataset.sample(row, seen) for row, seen in zip(micro.samples, micro.passes, strict=True)]
             batch = collate(samples, micro, step.epoch, 8, pin=False)
             noisy = [
-                draw(task, latent.shape, seen, uid).noise_CTHW for latent, seen, uid in zip(batch.latents, batch.passes, batch.uids, strict=True)
+                draw(task, latent.shape, seen, uid).noise_CTHW
+                for latent, seen, uid in zip(batch.latents, batch.passes, batch.uids, strict=True)
             ]
             shown += [noise.shape[1:].numel() for noise in noisy]
             n_tails += sum(noise.shape[1] > latent.shape[1] for noise, latent in zip(noisy, batch.latents, strict=True))

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn import write_dataset
-from ranks import run_ranks
 
-from training import checkpoint, run
+from tests.support.drawn import write_dataset
+from tests.support.ranks import run_ranks
+from training import run
+from training.checkpoints.checkpoint import newest_checkpoint, whole_checkpoints
+from training.checkpoints.export import read_card, read_export
+from training.checkpoints.run_folder import run_folder
 from training.data.plan import PlanSettings
 from training.data.shard_reader import ShardReader
-from training.export import read_card, read_export
 from training.loop import train_loop
-from training.metrics import read_metrics
 from training.models.dit import DiT
 from training.settings import TrainSettings
+from training.tracking.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
@@ -56,8 +58,13 @@ def train_undisturbed(manifest: str, run_uri: str) -> None:
 
 
 def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = run.train(SETTINGS.model_copy(update={"workers": 1, "zero_stage": 0}), manifest, str(tmp_path / "alone"), distributed=False)
-    run_uri = checkpoint.run_folder(SETTINGS, manifest, str(tmp_path / "two"), 0)
+    alone = run.train(
+        SETTINGS.model_copy(update={"workers": 1, "zero_stage": 0}),
+        manifest,
+        str(tmp_path / "alone"),
+        distributed=False,
+    )
+    run_uri = run_folder(SETTINGS, manifest, str(tmp_path / "two"), 0)
     worker = run._worker
 
     def worker_with_pid(arguments: dict[str, object]) -> None:
@@ -78,7 +85,7 @@ def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypa
     assert [loss for _, loss in two.validation] == pytest.approx([loss for _, loss in alone.validation], abs=1e-4)
     assert [record["step"] for record in read_metrics(run_uri)] == list(range(1, SETTINGS.steps + 1))
     # The first try reached step 13 at least and left a checkpoint at 8, so the second began there or later.
-    assert checkpoint.whole(run_uri)[-1].workers == 2
+    assert whole_checkpoints(run_uri)[-1].workers == 2
     # The same two ranks that nobody killed, without Ray: the same bits at the end.
     undisturbed = str(tmp_path / "undisturbed")
     run_ranks(train_undisturbed, 2, manifest, undisturbed)
@@ -89,7 +96,9 @@ def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypa
         assert all((a - b).abs().max() < 1e-3 for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
-def test_it_trains_on_as_many_workers_as_there_is_room_for(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_trains_on_as_many_workers_as_there_is_room_for(
+    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Asked for three where two fit, it takes two, and the losses are those of one. Workers have the threads that the command was given."""
     worker, said = run._worker, tmp_path / "said"
 
@@ -101,10 +110,15 @@ def test_it_trains_on_as_many_workers_as_there_is_room_for(manifest: str, tmp_pa
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     changes = {"steps": 6, "workers": 3, "min_workers": 1, "validate_every": 0}
-    alone = run.train(SETTINGS.model_copy(update=changes | {"workers": 1, "zero_stage": 0}), manifest, str(tmp_path / "alone"), distributed=False)
+    alone = run.train(
+        SETTINGS.model_copy(update=changes | {"workers": 1, "zero_stage": 0}),
+        manifest,
+        str(tmp_path / "alone"),
+        distributed=False,
+    )
     elastic = run.train(SETTINGS.model_copy(update=changes), manifest, str(tmp_path / "elastic"), distributed=True)
     assert elastic.losses == pytest.approx(alone.losses, abs=1e-4)
-    newest = checkpoint.newest(elastic.checkpoint_uri.rpartition("/checkpoints/")[0])
+    newest = newest_checkpoint(elastic.checkpoint_uri.rpartition("/checkpoints/")[0])
     assert newest is not None
     assert newest.workers in (1, 2)
     assert said.read_text() == "3 1"

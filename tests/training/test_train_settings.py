@@ -29,12 +29,18 @@ def test_defaults_and_round_trip() -> None:
         ("{steps: 10, warmup_steps: 8, decay_steps: 4}", "warmup_steps 8 \\+ decay_steps 4 exceed the 10 steps"),
         ("cpu_offload: true", "cpu_offload needs zero_stage 1, 2 or 3"),
         ("{workers: 2, min_workers: 3}", "min_workers 3 is over workers 2"),
-        ("{workers: 3, context_parallel: 2}", "workers 3 cannot be divided into groups of context_parallel 2; set workers to a multiple of 2"),
+        (
+            "{workers: 3, context_parallel: 2}",
+            "workers 3 cannot be divided into groups of context_parallel 2; set workers to a multiple of 2",
+        ),
         (
             "{workers: 4, context_parallel: 4}",
             "context_parallel 4 does not divide the 6 heads of model dit; set context_parallel to one of 1, 2, 3, 6",
         ),
-        ("{workers: 4, min_workers: 2, context_parallel: 2}", "min_workers 2 lets any number of workers go on, which context_parallel 2 may not"),
+        (
+            "{workers: 4, min_workers: 2, context_parallel: 2}",
+            "min_workers 2 lets any number of workers go on, which context_parallel 2 may not",
+        ),
         ("betas: [0.9, 1.0]", r"betas \[0.9, 1.0\] must lie"),
         ("zero_stage: 4", "zero_stage"),
         ("batch: {policy: random}", "policy"),
@@ -69,8 +75,15 @@ def test_learning_rate_falls_along_a_cosine() -> None:
     assert settings.model_copy(update={"decay_steps": 0}).lr_at(99) == 1e-3
 
 
-@given(warmup=st.integers(0, 50), decay_steps=st.integers(0, 50), decay=st.sampled_from(["linear", "cosine"]), step=st.integers(0, 99))
-def test_learning_rate_is_positive_and_bounded(warmup: int, decay_steps: int, decay: Literal["linear", "cosine"], step: int) -> None:
+@given(
+    warmup=st.integers(0, 50),
+    decay_steps=st.integers(0, 50),
+    decay=st.sampled_from(["linear", "cosine"]),
+    step=st.integers(0, 99),
+)
+def test_learning_rate_is_positive_and_bounded(
+    warmup: int, decay_steps: int, decay: Literal["linear", "cosine"], step: int
+) -> None:
     settings = TrainSettings(steps=100, warmup_steps=warmup, decay_steps=decay_steps, decay=decay)
     assert 0 < settings.lr_at(step) <= settings.lr
 
@@ -81,7 +94,9 @@ def test_sample_names() -> None:
     assert validate(SampleSettings, {"prompt": "赤い丸"}).stem() == "sample-96x64-seed0"
     assert validate(SampleSettings, {"prompt": "x", "name": "hero"}).stem() == "hero"
     between = {"prompt": "x", "first": "/photos/A dog.jpg", "last": "s3://bucket/猫.png"}
-    assert validate(SampleSettings, between).stem() == "x-96x64-seed0-first-a-dog-last-picture", "no sample takes another one's name"
+    assert validate(SampleSettings, between).stem() == "x-96x64-seed0-first-a-dog-last-picture", (
+        "no sample takes another one's name"
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
-from zero_runs import run, runs
+
+from tests.support.ranks import run_ranks
+from tests.support.zero_runs import run, runs
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 KINDS: tuple[dict[str, Any], ...] = (
@@ -52,7 +53,10 @@ def test_losses_are_the_golden_ones() -> None:
 def test_every_sharding_trains_as_plain_pytorch(world_size: int) -> None:
     alone = run({})
     # Some accumulate two micro-steps and some take one, of each stage both over the world sizes.
-    calls = [{"options": {"workers": world_size, **kind}, "micro_steps": 1 + (i + world_size // 2) % 2} for i, kind in enumerate(KINDS)]
+    calls = [
+        {"options": {"workers": world_size, **kind}, "micro_steps": 1 + (i + world_size // 2) % 2}
+        for i, kind in enumerate(KINDS)
+    ]
     # Alone without ZeRO is plain PyTorch.
     calls = calls[world_size == 1 :]
     found = run_ranks(runs, world_size, calls)[0]
@@ -66,7 +70,11 @@ def test_checkpoints_go_from_any_sharding_to_any(tmp_path: Path) -> None:
     """Stopped at step 7 of 20 under each sharding of 2 ranks, and of 1 and 3; gone on with under others, and under the same."""
     alone = run({}, out=str(tmp_path / "alone"), save_at=(7,))
     two = [{"workers": 2, **kind} for kind in KINDS]
-    written = run_ranks(runs, 2, [{"options": options, "out": str(tmp_path / f"two-{i}"), "save_at": (7,)} for i, options in enumerate(two)])[0]
+    written = run_ranks(
+        runs,
+        2,
+        [{"options": options, "out": str(tmp_path / f"two-{i}"), "save_at": (7,)} for i, options in enumerate(two)],
+    )[0]
 
     def copied(name: str, times: str) -> str:
         shutil.copytree(tmp_path / name, tmp_path / f"{name}-{times}")
@@ -79,7 +87,9 @@ def test_checkpoints_go_from_any_sharding_to_any(tmp_path: Path) -> None:
     for one, undisturbed in zip(found, written[2:], strict=False):
         assert_same_bits(one, undisturbed)
     # The names of the first four say their stage.
-    three = [{"options": {"workers": 3, "zero_stage": stage}, "out": copied(f"two-{stage}", "three")} for stage in (2, 3)]
+    three = [
+        {"options": {"workers": 3, "zero_stage": stage}, "out": copied(f"two-{stage}", "three")} for stage in (2, 3)
+    ]
     found += run_ranks(runs, 3, three)[0]
     found += [run({}, out=copied(f"two-{i}", "one")) for i in range(len(two))]
     for one in found:
@@ -109,9 +119,16 @@ def test_bf16_goes_on_at_another_sharding(tmp_path: Path) -> None:
     """Weights and averages are in fp32 in a checkpoint, so only the arithmetic of the steps is coarse."""
     bf16 = {"precision": "bf16"}
     stages = (1, 2, 3)
-    calls = [{"options": {"workers": 2, "zero_stage": stage, **bf16}, "out": str(tmp_path / str(stage)), "save_at": (7,)} for stage in stages]
+    calls = [
+        {"options": {"workers": 2, "zero_stage": stage, **bf16}, "out": str(tmp_path / str(stage)), "save_at": (7,)}
+        for stage in stages
+    ]
     written = run_ranks(runs, 2, calls)[0]
-    resumed = run_ranks(runs, 1, [{"options": {"zero_stage": stage % 3 + 1, **bf16}, "out": str(tmp_path / str(stage))} for stage in stages])[0]
+    resumed = run_ranks(
+        runs,
+        1,
+        [{"options": {"zero_stage": stage % 3 + 1, **bf16}, "out": str(tmp_path / str(stage))} for stage in stages],
+    )[0]
     for one, whole in zip(resumed, written, strict=True):
         assert one["losses"][:7] == whole["losses"][:7]
         assert one["losses"] == pytest.approx(whole["losses"], abs=0.1)

@@ -16,12 +16,28 @@ from training.device import own_device
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train the autoencoder 'causal' on clips: DATA/train/*.npy and DATA/val/*.npy, uint8 [T, H, W, 3].")
+    parser = argparse.ArgumentParser(
+        description="Train the autoencoder 'causal' on clips: DATA/train/*.npy and DATA/val/*.npy, uint8 [T, H, W, 3]."
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("out", help="Folder of runs; the same command goes on from the newest checkpoint there.")
-    parser.add_argument("--settings", type=Path, help="YAML of training settings, as the train section of the recipe has them.")
-    parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="KEY=VALUE", help="Override a setting. Repeatable.")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="Stop after about so many, with a checkpoint and weights to use.")
+    parser.add_argument(
+        "--settings", type=Path, help="YAML of training settings, as the train section of the recipe has them."
+    )
+    parser.add_argument(
+        "--set",
+        dest="assignments",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="Override a setting. Repeatable.",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="Stop after about so many, with a checkpoint and weights to use.",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     configure_logging()

@@ -15,20 +15,23 @@ from torch import Tensor
 
 from cluster import storage
 from cluster.telemetry import log
-from training import checkpoint
-from training.autoencoder_training.clips import Batch, Clips, Crops, fingerprint
+from training.autoencoder_training.crops import Batch, Clips, Crops, fingerprint
 from training.autoencoder_training.losses import divergence, reconstruction_loss
 from training.autoencoder_training.settings import AutoencoderTraining
 from training.autoencoder_training.validation import Validation
 from training.autoencoders._causal_network import CHANNELS, PRESETS, CausalNetwork
 from training.autoencoders._causal_weights import Trained, new_network, read_trained, write_trained
-from training.autoencoders.linear import SPACE_FACTOR, TIME_FACTOR, Linear
-from training.chance import generator
+from training.autoencoders._linear_weights import SPACE_FACTOR, TIME_FACTOR
+from training.autoencoders.linear import Linear
+from training.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
+from training.checkpoints.run_folder import FREE_TO_CHANGE
+from training.checkpoints.writer import save_checkpoint
 from training.ema import Ema
 from training.engine import Engine, open_engine
-from training.metrics import Metrics, Record
 from training.muon import GuardedMuon
+from training.rng import generator
 from training.stopping import Interrupted, NonFiniteLossError, stop_signals
+from training.tracking.metrics import Metrics, Record
 
 WEIGHTS, REPORT = "causal.safetensors", "report.json"
 
@@ -50,7 +53,7 @@ class AutoencoderResult:
 
 def run_folder(settings: AutoencoderTraining, data: Path, out_uri: str, seed: int) -> str:
     """Folder of a run under `out_uri`, named by what shapes it, so that runs that differ never mix."""
-    free = {*checkpoint.FREE_TO_CHANGE, "loaders", "compile", "validation_clips"}
+    free = {*FREE_TO_CHANGE, "loaders", "compile", "validation_clips"}
     key = storage.digest(settings.model_dump_json(exclude=free), str(seed), fingerprint(data))
     return storage.join(storage.absolute(out_uri), f"autoencoder-{key[:12]}")
 
@@ -61,7 +64,11 @@ def result(settings: AutoencoderTraining, run_uri: str) -> AutoencoderResult | N
     if not storage.exists(uri):
         return None
     report = json.loads(storage.read_bytes(uri))
-    return AutoencoderResult(storage.join(run_uri, "export", WEIGHTS), report) if report["steps"] >= settings.steps else None
+    return (
+        AutoencoderResult(storage.join(run_uri, "export", WEIGHTS), report)
+        if report["steps"] >= settings.steps
+        else None
+    )
 
 
 def train_autoencoder(
@@ -82,12 +89,14 @@ def train_autoencoder(
     ema = Ema(engine.shards(), settings.ema_decay)
     crops = Crops(Clips(data, "train"), settings, seed)
     validation = Validation(Clips(data, "val"), settings, engine)
-    reached = checkpoint.newest(run_uri)
+    reached = newest_checkpoint(run_uri)
     if reached is not None:
-        checkpoint.load(reached, engine, ema)
+        load_checkpoint(reached, engine, ema)
     step = reached.step if reached else 0
     if step < settings.steps:
-        step = _steps(settings, run_uri, seed, fingerprint(data), crops, validation, engine, ema, step, time.monotonic() + seconds)
+        step = _steps(
+            settings, run_uri, seed, fingerprint(data), crops, validation, engine, ema, step, time.monotonic() + seconds
+        )
     return _export(settings, data, run_uri, seed, validation, engine, ema, step)
 
 
@@ -109,7 +118,11 @@ def _steps(
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(crops.from_step(start_step, engine.rank, engine.world_size))
         told = settings.model_dump(mode="json") | {"seed": seed, "data": data}
-        metrics = stack.enter_context(Metrics(run_uri, start_step, settings.log_every, settings.trackers, told)) if engine.rank == 0 else None
+        metrics = (
+            stack.enter_context(Metrics(run_uri, start_step, settings.log_every, settings.trackers, told))
+            if engine.rank == 0
+            else None
+        )
         stop_asked = stack.enter_context(stop_signals())
         while done < settings.steps:
             asked_s = time.perf_counter()
@@ -127,13 +140,16 @@ def _steps(
                 with engine.swapped(ema.averages):
                     record |= validation.measure(lambda video: reconstructed(engine, video))
                     if engine.rank == 0:
-                        validation.strip(lambda video: reconstructed(engine, video), storage.join(run_uri, "strips", f"step-{done:08d}.png"))
+                        validation.strip(
+                            lambda video: reconstructed(engine, video),
+                            storage.join(run_uri, "strips", f"step-{done:08d}.png"),
+                        )
             if metrics:
                 metrics.add({"step": done, **record})
             if last or done % settings.checkpoint_every == 0:
                 if metrics:
                     metrics.flush()
-                checkpoint.save(run_uri, done, engine, ema, shared)
+                save_checkpoint(run_uri, done, engine, ema, shared)
             if stopping and done < settings.steps:
                 raise Interrupted(f"stopped after step {done} of {settings.steps}; run again to go on from there")
             if out_of_time:
@@ -141,7 +157,9 @@ def _steps(
     return done
 
 
-def take_step(settings: AutoencoderTraining, engine: Engine, seed: int, step: int, batch: Batch, record: Record) -> None:
+def take_step(
+    settings: AutoencoderTraining, engine: Engine, seed: int, step: int, batch: Batch, record: Record
+) -> None:
     """One optimizer step over this rank's crops; fills the record. Every crop weighs the same, whatever the number of workers."""
     video_BCTHW = batch.pixels(engine.device)
     noise_BCTHW = torch.stack([_noise(seed, step, item, video_BCTHW.shape) for item in batch.items]).to(engine.device)
@@ -154,7 +172,9 @@ def take_step(settings: AutoencoderTraining, engine: Engine, seed: int, step: in
     count, cells, loss, pixels, kl = engine.sum([len(losses_B), n_cells, *totals])
     if not math.isfinite(loss):
         names = ", ".join(sorted(set(engine.gather(list(batch.names)))))
-        raise NonFiniteLossError(f"step {step + 1}: the loss is {loss}, from clips {names}; nothing was updated. Lower lr")
+        raise NonFiniteLossError(
+            f"step {step + 1}: the loss is {loss}, from clips {names}; nothing was updated. Lower lr"
+        )
     engine.backward(losses_B.sum() / count, last=True)
     lr = settings.optimisation().lr_at(step)
     record |= {"loss": loss / count, "pixel_loss": pixels / count, "kl": kl / count, "lr": lr}
@@ -178,22 +198,42 @@ def _noise(seed: int, step: int, item: int, shape: torch.Size) -> Tensor:
 
 
 def _export(
-    settings: AutoencoderTraining, data: Path, run_uri: str, seed: int, validation: Validation, engine: Engine, ema: Ema, step: int
+    settings: AutoencoderTraining,
+    data: Path,
+    run_uri: str,
+    seed: int,
+    validation: Validation,
+    engine: Engine,
+    ema: Ema,
+    step: int,
 ) -> AutoencoderResult:
     """Write the averaged weights, with the statistics of their latents, and how well they do; every rank calls it."""
     with engine.swapped(ema.averages):
         averaged = engine.full_parameters(everywhere=True)
     rounded = new_network(PRESETS[settings.preset], seed)
-    rounded.load_state_dict({**rounded.state_dict(), **{name: value.to(torch.bfloat16).float() for name, value in averaged.items()}})
+    rounded.load_state_dict(
+        {**rounded.state_dict(), **{name: value.to(torch.bfloat16).float() for name, value in averaged.items()}}
+    )
     rounded = rounded.to(engine.device).eval()
     scores = validation.measure(lambda video: rounded.decode(rounded.encode(video)[0]))
     linear = Linear(channels=CHANNELS).open(engine.device)
     baseline = validation.measure(lambda video: linear.decode(linear.encode(video)))
     export_uri = storage.join(run_uri, "export")
-    report = {"steps": step, "seed": seed, "preset": settings.preset, "data": fingerprint(data), **scores, "linear": baseline}
+    report = {
+        "steps": step,
+        "seed": seed,
+        "preset": settings.preset,
+        "data": fingerprint(data),
+        **scores,
+        "linear": baseline,
+    }
     if engine.rank == 0:
-        mean_2C, std_2C = latent_statistics(rounded, Crops(Clips(data, "train"), settings, seed + STATISTICS_SEED_OFFSET), engine.device)
-        weights = write_trained(Trained(rounded, mean_2C, std_2C, {key: report[key] for key in ("steps", "seed", "preset", "data")}))
+        mean_2C, std_2C = latent_statistics(
+            rounded, Crops(Clips(data, "train"), settings, seed + STATISTICS_SEED_OFFSET), engine.device
+        )
+        weights = write_trained(
+            Trained(rounded, mean_2C, std_2C, {key: report[key] for key in ("steps", "seed", "preset", "data")})
+        )
         read_trained(weights, WEIGHTS)
         storage.write_bytes(storage.join(export_uri, WEIGHTS), weights)
         storage.write_bytes(storage.join(export_uri, REPORT), json.dumps(report, indent=1).encode())
@@ -211,7 +251,9 @@ def latent_statistics(network: CausalNetwork, crops: Crops, device: torch.device
         latent_BCTHW = network.encode(crops.batch(step).pixels(device))[0].double().cpu()
         for row, part_BCTHW in enumerate((latent_BCTHW[:, :, :1], latent_BCTHW[:, :, 1:])):
             values_CN = part_BCTHW.movedim(1, 0).flatten(1)
-            sums[row] += torch.stack([values_CN.sum(1), values_CN.square().sum(1), torch.full((CHANNELS,), float(values_CN.shape[1]))])
+            sums[row] += torch.stack(
+                [values_CN.sum(1), values_CN.square().sum(1), torch.full((CHANNELS,), float(values_CN.shape[1]))]
+            )
     if not sums[1, 2].any():
         # Trained on pictures alone: later frames are normalised as first ones are.
         sums[1] = sums[0]

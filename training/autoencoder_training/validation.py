@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from cluster import storage
-from training.autoencoder_training.clips import Clips
+from training.autoencoder_training.crops import Clips
 from training.autoencoder_training.losses import reconstruction_loss
 from training.autoencoder_training.settings import AutoencoderTraining
 from training.engine import Engine

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.autoencoders._causal_layers import Block, Head, Past, SpaceConv, fold, unfold
-from training.autoencoders._linear_blocks import FIRST_VALUES, from_blocks, load_weights, to_blocks
-from training.autoencoders.linear import SPACE_FACTOR, TIME_FACTOR, Linear
+from training.autoencoders._linear_blocks import from_blocks, load_weights, to_blocks
+from training.autoencoders._linear_weights import FIRST_VALUES, SPACE_FACTOR, TIME_FACTOR
 
 CHANNELS = 16
 PATCH_TIME, PATCH_SPACE = 2, 4
@@ -110,7 +110,12 @@ class BlockTransform(nn.Module):
 
     def __init__(self, weights: Mapping[str, Tensor], kind: str, row: int) -> None:
         super().__init__()
-        basis_PC, mean_P, mean_C, std_C = weights[f"{kind}.basis"], weights[f"{kind}.mean"], weights["mean"][row], weights["std"][row]
+        basis_PC, mean_P, mean_C, std_C = (
+            weights[f"{kind}.basis"],
+            weights[f"{kind}.mean"],
+            weights["mean"][row],
+            weights["std"][row],
+        )
         self.register_buffer("project", basis_PC.T / std_C[:, None])
         self.register_buffer("project_bias", -(mean_P @ basis_PC + mean_C) / std_C)
         self.register_buffer("restore", basis_PC * std_C)
@@ -136,7 +141,7 @@ class CausalNetwork(nn.Module):
         super().__init__()
         self.shape, self.bf16 = shape, bf16
         self.encoder, self.decoder = Encoder(shape), Decoder(shape)
-        weights = load_weights(Linear(channels=CHANNELS))
+        weights = load_weights(CHANNELS)
         self.first, self.group = BlockTransform(weights, "first", 0), BlockTransform(weights, "group", 1)
 
     def encode(self, video_BCTHW: Tensor, past: Past | None = None, begins: bool = True) -> tuple[Tensor, Tensor]:
@@ -147,7 +152,10 @@ class CausalNetwork(nn.Module):
         straight, pixels = [], [video_BCTHW]
         if begins:
             first_BCTHW, video_BCTHW = video_BCTHW[:, :, :1], video_BCTHW[:, :, 1:]
-            straight, pixels = [self.first.encode(first_BCTHW)], [first_BCTHW.expand(-1, -1, TIME_FACTOR, -1, -1), video_BCTHW]
+            straight, pixels = (
+                [self.first.encode(first_BCTHW)],
+                [first_BCTHW.expand(-1, -1, TIME_FACTOR, -1, -1), video_BCTHW],
+            )
         if video_BCTHW.shape[2]:
             straight.append(self.group.encode(video_BCTHW))
         with self._precision(video_BCTHW):

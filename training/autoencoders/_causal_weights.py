@@ -64,5 +64,7 @@ def read_trained(data: bytes, name: str, bf16: bool = False) -> Trained:
         network.load_state_dict({key: value.float() for key, value in tensors.items()})
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())[:300]
-        raise ValueError(f"{name}: no weights of the autoencoder causal: {type(error).__name__}: {message}; train some anew") from error
+        raise ValueError(
+            f"{name}: no weights of the autoencoder causal: {type(error).__name__}: {message}; train some anew"
+        ) from error
     return Trained(network.eval().requires_grad_(False), mean_2C, std_2C, card["about"])

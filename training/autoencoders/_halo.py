@@ -27,10 +27,14 @@ def spans(length: int, most: int, halo: int) -> list[Span]:
     """The fewest spans of at most `most` cells that cover `length` cells, their sizes equal but for one cell."""
     count = -(-length // most)
     bounds = [length * index // count for index in range(count + 1)]
-    return [Span(start, stop, max(0, start - halo), min(length, stop + halo)) for start, stop in itertools.pairwise(bounds)]
+    return [
+        Span(start, stop, max(0, start - halo), min(length, stop + halo)) for start, stop in itertools.pairwise(bounds)
+    ]
 
 
-def in_tiles(run: Callable[[Tensor, int], Tensor], x_BCTHW: Tensor, most: int, halo: int, cell: int, made: int) -> Tensor:
+def in_tiles(
+    run: Callable[[Tensor, int], Tensor], x_BCTHW: Tensor, most: int, halo: int, cell: int, made: int
+) -> Tensor:
     """`run(part, number)` over a video tile by tile; `run(x, 0)` where one tile is enough.
 
     A cell is `cell` values of x a side and becomes `made` values a side; `most` and `halo` are in cells. Tiles of videos of one size have the
@@ -42,11 +46,18 @@ def in_tiles(run: Callable[[Tensor, int], Tensor], x_BCTHW: Tensor, most: int, h
         return run(x_BCTHW, 0)
     result: Tensor | None = None
     for number, (down, across) in enumerate(tiles):
-        seen = x_BCTHW[..., down.seen_start * cell : down.seen_stop * cell, across.seen_start * cell : across.seen_stop * cell]
+        seen = x_BCTHW[
+            ..., down.seen_start * cell : down.seen_stop * cell, across.seen_start * cell : across.seen_stop * cell
+        ]
         part = run(seen, number)
         if result is None:
             result = part.new_empty((*part.shape[:-2], height * made, width * made))
-        rows, columns = (slice((span.start - span.seen_start) * made, (span.stop - span.seen_start) * made) for span in (down, across))
-        result[..., down.start * made : down.stop * made, across.start * made : across.stop * made] = part[..., rows, columns]
+        rows, columns = (
+            slice((span.start - span.seen_start) * made, (span.stop - span.seen_start) * made)
+            for span in (down, across)
+        )
+        result[..., down.start * made : down.stop * made, across.start * made : across.stop * made] = part[
+            ..., rows, columns
+        ]
     assert result is not None
     return result

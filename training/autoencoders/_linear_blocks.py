@@ -7,20 +7,14 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from training.autoencoder import Autoencoder
-from training.autoencoders.linear import SPACE_FACTOR, TIME_FACTOR, Linear, weights_bytes
+from training.autoencoders._linear_weights import FIRST_VALUES, SPACE_FACTOR, TIME_FACTOR, weights_bytes
 
 # Shape suffixes: B videos, C latent channels, T H W latent frames, rows and columns, P pixel values of a block.
 
-FIRST_VALUES = 3 * SPACE_FACTOR**2
-"""Pixel values of a block of the first frame: 192."""
 
-GROUP_VALUES = TIME_FACTOR * FIRST_VALUES
-"""Pixel values of a block of a group of frames: 768."""
-
-
-def load_weights(settings: Linear) -> dict[str, Tensor]:
-    """The shipped weights, as `LinearAutoencoder` takes them."""
-    weights: dict[str, Tensor] = load_tensors(weights_bytes(settings.channels))
+def load_weights(channels: int) -> dict[str, Tensor]:
+    """Return the shipped weights for that many latent channels, as `LinearAutoencoder` takes them."""
+    weights: dict[str, Tensor] = load_tensors(weights_bytes(channels))
     return weights
 
 
@@ -55,7 +49,9 @@ class LinearAutoencoder(Autoencoder):
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
         if latent_BCTHW.ndim != 5 or latent_BCTHW.shape[1] != self.channels or latent_BCTHW.shape[2] < 1:
-            raise ValueError(f"latent of shape {tuple(latent_BCTHW.shape)}: give [B, {self.channels}, t, h, w] with t of at least 1")
+            raise ValueError(
+                f"latent of shape {tuple(latent_BCTHW.shape)}: give [B, {self.channels}, t, h, w] with t of at least 1"
+            )
         videos = [self._first.decode(latent_BCTHW[:, :, :1])]
         if latent_BCTHW.shape[2] > 1:
             videos.append(self._group.decode(latent_BCTHW[:, :, 1:]))

@@ -100,8 +100,12 @@ CLASSES: Mapping[str, Published] = {
     "AutoencoderKLLTXVideo": Published(_ratios, _encode_video, _decode_ltx),
     "AutoencoderKLHunyuanVideo": Published(_ratios, _encode_video, _decode_video),
     "AutoencoderKLCogVideoX": Published(_cogvideox_factors, _encode_video, _decode_cogvideox),
-    "AutoencoderKL": Published(lambda model: (1, 2 ** (len(model.config.block_out_channels) - 1)), _encode_frames, _decode_frames),
+    "AutoencoderKL": Published(
+        lambda model: (1, 2 ** (len(model.config.block_out_channels) - 1)), _encode_frames, _decode_frames
+    ),
     "AutoencoderDC": Published(lambda model: (1, model.spatial_compression_ratio), _encode_frames, _decode_frames),
-    "AutoencoderTiny": Published(lambda model: (1, 2 ** (len(model.config.num_encoder_blocks) - 1)), _encode_frames, _decode_frames),
+    "AutoencoderTiny": Published(
+        lambda model: (1, 2 ** (len(model.config.num_encoder_blocks) - 1)), _encode_frames, _decode_frames
+    ),
 }
 """The classes this autoencoder takes, as they are called in diffusers."""

@@ -20,7 +20,7 @@ from training.autoencoders._causal_layers import Past
 from training.autoencoders._causal_network import CHANNELS
 from training.autoencoders._causal_weights import Trained, read_trained
 from training.autoencoders._halo import in_tiles
-from training.autoencoders.linear import SPACE_FACTOR, TIME_FACTOR
+from training.autoencoders._linear_weights import SPACE_FACTOR, TIME_FACTOR
 
 # Shape suffixes: B videos, C latent channels or colours, T H W frames, rows and columns.
 
@@ -39,13 +39,22 @@ class Causal(AutoencoderSettings):
     """
 
     name: str = "causal"
-    weights: str = Field("small", min_length=1, description="Name of shipped weights, or path of a file that train-autoencoder wrote.")
+    weights: str = Field(
+        "small", min_length=1, description="Name of shipped weights, or path of a file that train-autoencoder wrote."
+    )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Precision of the convolutions; auto is bfloat16 on a GPU, float32 on a CPU."
     )
-    tile: int = Field(768, ge=64, multiple_of=SPACE_FACTOR, description="Most pixels a side that go through at once, but for a tile's surroundings.")
+    tile: int = Field(
+        768,
+        ge=64,
+        multiple_of=SPACE_FACTOR,
+        description="Most pixels a side that go through at once, but for a tile's surroundings.",
+    )
     chunk: int = Field(
-        1, ge=1, description="Latent frames that go through at once; more are faster on a GPU. With 1 a prefix has the whole's latents bit for bit."
+        1,
+        ge=1,
+        description="Latent frames that go through at once; more are faster on a GPU. With 1 a prefix has the whole's latents bit for bit.",
     )
 
     _absolute = field_validator("weights")(weight_files.absolute)
@@ -121,7 +130,9 @@ class CausalAutoencoder(Autoencoder):
                     begins = False
                 waiting = waiting[:, :, ready:]
         if waiting is not None and waiting.shape[2]:
-            raise ValueError(f"the video ends {waiting.shape[2]} frames after a group; it must have 1 + a multiple of {TIME_FACTOR} frames")
+            raise ValueError(
+                f"the video ends {waiting.shape[2]} frames after a group; it must have 1 + a multiple of {TIME_FACTOR} frames"
+            )
 
     def decode_stream(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
         """Pixels of latents `[B, C, t, h, w]` that come in pieces of any length; joined they are what `decode` makes of the whole."""
@@ -137,7 +148,9 @@ class CausalAutoencoder(Autoencoder):
 
         def through(part_BCTHW: Tensor, _: int) -> Tensor:
             past: Past = {}
-            return torch.cat([run(piece, past, number == 0) for number, piece in enumerate(cut(part_BCTHW, self._chunk))], dim=2)
+            return torch.cat(
+                [run(piece, past, number == 0) for number, piece in enumerate(cut(part_BCTHW, self._chunk))], dim=2
+            )
 
         return in_tiles(through, x_BCTHW, self._tile, self._halo, cell, made)
 
@@ -162,7 +175,9 @@ class CausalAutoencoder(Autoencoder):
 
     def _check_latent(self, latent_BCTHW: Tensor) -> None:
         if latent_BCTHW.ndim != 5 or latent_BCTHW.shape[1] != CHANNELS or latent_BCTHW.shape[2] < 1:
-            raise ValueError(f"latent of shape {tuple(latent_BCTHW.shape)}: give [B, {CHANNELS}, t, h, w] with t of at least 1")
+            raise ValueError(
+                f"latent of shape {tuple(latent_BCTHW.shape)}: give [B, {CHANNELS}, t, h, w] with t of at least 1"
+            )
 
 
 def _check_video(video_BCTHW: Tensor) -> None:

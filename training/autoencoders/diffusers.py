@@ -37,14 +37,27 @@ class Diffusers(AutoencoderSettings):
     model_config = ConfigDict(serialize_by_alias=True)
 
     name: str = "diffusers"
-    path: str = Field(min_length=1, description="Folder with config.json and weights, as save_pretrained writes it, or hf-hub:owner/name.")
-    subfolder: str = Field("", description="Folder inside it that holds the autoencoder: vae, where it is that of a whole pipeline.")
-    revision: str = Field("main", min_length=1, description="Commit, tag or branch for hf-hub:; give a commit, for a branch may move unnoticed.")
+    path: str = Field(
+        min_length=1,
+        description="Folder with config.json and weights, as save_pretrained writes it, or hf-hub:owner/name.",
+    )
+    subfolder: str = Field(
+        "", description="Folder inside it that holds the autoencoder: vae, where it is that of a whole pipeline."
+    )
+    revision: str = Field(
+        "main",
+        min_length=1,
+        description="Commit, tag or branch for hf-hub:; give a commit, for a branch may move unnoticed.",
+    )
     class_name: str = Field("", alias="class", description="Class in diffusers; what config.json says if empty.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Precision of the network; auto is bfloat16 on a GPU, float32 on a CPU."
     )
-    tile: int = Field(768, ge=0, description="Most pixels a side that go through at once; larger pictures go in overlapping tiles. 0: no tiles.")
+    tile: int = Field(
+        768,
+        ge=0,
+        description="Most pixels a side that go through at once; larger pictures go in overlapping tiles. 0: no tiles.",
+    )
 
     _absolute = field_validator("path")(weight_files.absolute)
 
@@ -67,7 +80,9 @@ class Diffusers(AutoencoderSettings):
             where = f"{self.path}@{self.revision}" + (f"/{self.subfolder}" if self.subfolder else "")
         else:
             where = weight_files.identity(self._folder())
-        return " ".join(filter(None, (f"diffusers-v{self.version}", where, self.class_name, self.dtype, f"tile{self.tile}")))
+        return " ".join(
+            filter(None, (f"diffusers-v{self.version}", where, self.class_name, self.dtype, f"tile{self.tile}"))
+        )
 
     def open(self, device: torch.device | str = "cpu") -> Autoencoder:
         return DiffusersAutoencoder(self, torch.device(device))
@@ -89,7 +104,11 @@ class DiffusersAutoencoder(Autoencoder):
         mean_C, std_C = statistics_of(model)
         self.mean, self.std = tuple(mean_C.tolist()), tuple(std_C.tolist())
         self._mean, self._std = (value_C.to(device, torch.float32)[:, None, None, None] for value_C in (mean_C, std_C))
-        self._dtype = torch.bfloat16 if settings.dtype == "bfloat16" or (settings.dtype == "auto" and device.type == "cuda") else torch.float32
+        self._dtype = (
+            torch.bfloat16
+            if settings.dtype == "bfloat16" or (settings.dtype == "auto" and device.type == "cuda")
+            else torch.float32
+        )
         with _quiet():
             self._model = model.to(device, self._dtype)
         self._tile = _tile_cells(settings.tile, self.space_factor)
@@ -99,15 +118,21 @@ class DiffusersAutoencoder(Autoencoder):
         if video_BCTHW.ndim != 5 or video_BCTHW.shape[1] != 3:
             raise ValueError(f"video of shape {tuple(video_BCTHW.shape)}: give [B, 3, T, H, W]")
         self.latent_shape(*video_BCTHW.shape[2:])
-        latents = [self._in_tiles(self._published.encode, video, self.space_factor, 1) for video in torch.split(video_BCTHW, 1)]
+        latents = [
+            self._in_tiles(self._published.encode, video, self.space_factor, 1) for video in torch.split(video_BCTHW, 1)
+        ]
         return ((torch.cat(latents) - self._mean) / self._std).to(video_BCTHW.dtype)
 
     @torch.no_grad()
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
         if latent_BCTHW.ndim != 5 or latent_BCTHW.shape[1] != self.channels or latent_BCTHW.shape[2] < 1:
-            raise ValueError(f"latent of shape {tuple(latent_BCTHW.shape)}: give [B, {self.channels}, t, h, w] with t of at least 1")
+            raise ValueError(
+                f"latent of shape {tuple(latent_BCTHW.shape)}: give [B, {self.channels}, t, h, w] with t of at least 1"
+            )
         raw_BCTHW = latent_BCTHW.float() * self._std + self._mean
-        videos = [self._in_tiles(self._published.decode, latent, 1, self.space_factor) for latent in torch.split(raw_BCTHW, 1)]
+        videos = [
+            self._in_tiles(self._published.decode, latent, 1, self.space_factor) for latent in torch.split(raw_BCTHW, 1)
+        ]
         return torch.cat(videos).to(latent_BCTHW.dtype)
 
     def _in_tiles(self, run: Callable[[Any, Tensor], Tensor], x_1CTHW: Tensor, cell: int, made: int) -> Tensor:
@@ -123,7 +148,9 @@ def _tile_cells(tile: int, space_factor: int) -> int:
     """Most latent cells a side of a tile; no picture has as many as stand for none."""
     least = int(space_factor / TILE_OVERLAP)
     if 0 < tile < least:
-        raise ValueError(f"tile {tile}: this autoencoder's cells are {space_factor} pixels wide, so a tile is at least {least}; or 0 for no tiles")
+        raise ValueError(
+            f"tile {tile}: this autoencoder's cells are {space_factor} pixels wide, so a tile is at least {least}; or 0 for no tiles"
+        )
     return tile // space_factor if tile else sys.maxsize
 
 
@@ -144,7 +171,9 @@ def load_model(settings: Diffusers) -> tuple[str, Any]:
     missing = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
     if missing:
         # Diffusers would draw them at random, and go on.
-        raise ValueError(f"{where}: {len(missing)} of its weights are not there, {missing[0]} first; get the files again")
+        raise ValueError(
+            f"{where}: {len(missing)} of its weights are not there, {missing[0]} first; get the files again"
+        )
     return name, model.eval().requires_grad_(False)
 
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from cluster.storage import digest
 from training.autoencoder import Autoencoder, AutoencoderSettings
+from training.autoencoders._linear_weights import weights_bytes
 
 if TYPE_CHECKING:
     import torch
-
-TIME_FACTOR = 4
-"""Frames of a group, which share one latent frame."""
-
-SPACE_FACTOR = 8
-"""Side of a block in pixels."""
 
 
 class Linear(AutoencoderSettings):
@@ -29,7 +22,9 @@ class Linear(AutoencoderSettings):
     """
 
     name: str = "linear"
-    channels: Literal[16, 48] = Field(16, description="Latent channels; 48 keep more detail and cost the model three times the values.")
+    channels: Literal[16, 48] = Field(
+        16, description="Latent channels; 48 keep more detail and cost the model three times the values."
+    )
 
     def identity(self) -> str:
         return f"linear{self.channels}-{digest(weights_bytes(self.channels), size_bytes=6)}"
@@ -38,10 +33,4 @@ class Linear(AutoencoderSettings):
         # Settings are read by every command, and importing torch takes 2 s.
         from training.autoencoders._linear_blocks import LinearAutoencoder, load_weights
 
-        return LinearAutoencoder(load_weights(self), self.identity(), device)
-
-
-@cache
-def weights_bytes(channels: int) -> bytes:
-    """The shipped file for so many channels."""
-    return resources.files("training.autoencoders.weights").joinpath(f"linear{channels}.safetensors").read_bytes()
+        return LinearAutoencoder(load_weights(self.channels), self.identity(), device)

@@ -57,10 +57,18 @@ class BucketSettings(Settings):
     """Buckets of about equal area: each aspect with each number of frames."""
 
     size: int = Field(ge=16, description="Side in pixels of the square that has the area of every bucket.")
-    frames: tuple[int, ...] = Field(min_length=1, description="Numbers of frames, each 1 + a multiple of 4; images need a 1.")
+    frames: tuple[int, ...] = Field(
+        min_length=1, description="Numbers of frames, each 1 + a multiple of 4; images need a 1."
+    )
     fps: float = Field(gt=0, allow_inf_nan=False, description="Frames a second that videos are sampled at.")
-    multiple: int = Field(SIDE_MULTIPLE, ge=1, description="Sides are multiples of this many pixels: those of an autoencoder's cell times a patch.")
-    aspects: tuple[str, ...] = Field(("16:9", "4:3", "1:1", "3:4", "9:16"), min_length=1, description="Width to height.")
+    multiple: int = Field(
+        SIDE_MULTIPLE,
+        ge=1,
+        description="Sides are multiples of this many pixels: those of an autoencoder's cell times a patch.",
+    )
+    aspects: tuple[str, ...] = Field(
+        ("16:9", "4:3", "1:1", "3:4", "9:16"), min_length=1, description="Width to height."
+    )
 
     @field_validator("frames")
     @classmethod
@@ -68,7 +76,9 @@ class BucketSettings(Settings):
         for count in frames:
             if count < 1 or (count - 1) % FRAMES_STEP:
                 below = max(1, 1 + (count - 1) // FRAMES_STEP * FRAMES_STEP)
-                raise ValueError(f"{count} frames: numbers of frames are 1 + a multiple of {FRAMES_STEP}; take {below} or {below + FRAMES_STEP}")
+                raise ValueError(
+                    f"{count} frames: numbers of frames are 1 + a multiple of {FRAMES_STEP}; take {below} or {below + FRAMES_STEP}"
+                )
         if len(set(frames)) < len(frames):
             raise ValueError(f"frames {list(frames)}: a number is there twice; keep one of them")
         return frames
@@ -103,7 +113,9 @@ def _nearest_multiple(side: float, multiple: int) -> int:
     return max(1, math.floor(side / multiple + 0.5)) * multiple
 
 
-def assign(buckets: Sequence[BucketSettings], width: int, height: int, duration_s: float, is_image: bool) -> Bucket | str:
+def assign(
+    buckets: Sequence[BucketSettings], width: int, height: int, duration_s: float, is_image: bool
+) -> Bucket | str:
     """The bucket for a picture or clip of this size and duration, or the reason why none takes it.
 
     Among the nearest aspects: the largest area that does not enlarge the source, then the most frames that its duration
@@ -122,7 +134,11 @@ def assign(buckets: Sequence[BucketSettings], width: int, height: int, duration_
     candidates = [Bucket(*shape, frames, settings.fps) for settings, shape in fitting for frames in settings.frames]
     if is_image:
         stills = [bucket for bucket in candidates if bucket.frames == 1]
-        return max(stills, key=_preference) if stills else "it is an image, and no bucket it could fill has 1 among its frames"
+        return (
+            max(stills, key=_preference)
+            if stills
+            else "it is an image, and no bucket it could fill has 1 among its frames"
+        )
     held = [bucket for bucket in candidates if bucket.duration_s <= duration_s + TOLERANCE_S]
     if not held:
         shortest = min(candidates, key=lambda bucket: bucket.duration_s)
@@ -132,7 +148,11 @@ def assign(buckets: Sequence[BucketSettings], width: int, height: int, duration_
 
 def lengths_of(buckets: Sequence[BucketSettings], bucket: Bucket) -> tuple[Bucket, ...]:
     """A video's bucket and all shorter ones of its shape and frame rate, longest first; each takes the first frames of the longest."""
-    alike = [settings for settings in buckets if settings.fps == bucket.fps and (bucket.width, bucket.height) in settings.shapes]
+    alike = [
+        settings
+        for settings in buckets
+        if settings.fps == bucket.fps and (bucket.width, bucket.height) in settings.shapes
+    ]
     frames = {count for settings in alike for count in settings.frames if count <= bucket.frames}
     return tuple(replace(bucket, frames=count) for count in sorted(frames, reverse=True))
 

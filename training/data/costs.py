@@ -40,13 +40,17 @@ class SampleCosts:
     @classmethod
     def of_tokens(cls, tokens: Mapping[str, tuple[int, int]]) -> SampleCosts:
         """Costs in proportion to tokens."""
-        return cls({bucket: (Work(plain, plain), Work(with_tail, with_tail)) for bucket, (plain, with_tail) in tokens.items()})
+        return cls(
+            {bucket: (Work(plain, plain), Work(with_tail, with_tail)) for bucket, (plain, with_tail) in tokens.items()}
+        )
 
     def table(self, buckets: Sequence[str]) -> CostTable:
         """For buckets by their numbers."""
         work = [self.work[bucket] for bucket in buckets]
         flops_B2 = np.array([[one.flops for one in both] for both in work], np.float64)
-        return CostTable(_whole(flops_B2), np.array([[one.tokens for one in both] for both in work], np.float64), self.times)
+        return CostTable(
+            _whole(flops_B2), np.array([[one.tokens for one in both] for both in work], np.float64), self.times
+        )
 
 
 @dataclass(frozen=True, eq=False)

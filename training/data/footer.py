@@ -33,9 +33,13 @@ def parse_metadata(schema: pa.Schema, kind: str, uri: str) -> dict[str, Any]:
         data: dict[str, Any] = json.loads((schema.metadata or {})[KEY])
         found, version = data.pop("kind"), data.pop("version")
     except (KeyError, ValueError, AttributeError, TypeError) as error:
-        raise DamagedError(f"{uri}: its footer holds no description by worldloom, so it is no file of {kind}") from error
+        raise DamagedError(
+            f"{uri}: its footer holds no description by worldloom, so it is no file of {kind}"
+        ) from error
     if found != kind:
         raise DamagedError(f"{uri}: is a file of {found}, not of {kind}")
     if version != VERSION:
-        raise DamagedError(f"{uri}: has format version {version}, and this program reads version {VERSION}; write it again with this program")
+        raise DamagedError(
+            f"{uri}: has format version {version}, and this program reads version {VERSION}; write it again with this program"
+        )
     return data

@@ -51,7 +51,9 @@ class Layout:
     def dump(self) -> dict[bytes, bytes]:
         """As metadata of a file: the CRC-32 of what follows, and that as JSON."""
         starts = {name: list(values) for name, values in self.starts.items()}
-        data = json.dumps({"data_end": self.data_end, "widths": dict(self.widths), "n_rows": list(self.n_rows), "starts": starts}).encode()
+        data = json.dumps(
+            {"data_end": self.data_end, "widths": dict(self.widths), "n_rows": list(self.n_rows), "starts": starts}
+        ).encode()
         return {KEY: b"%08x " % crc32(data) + data}
 
 
@@ -61,7 +63,9 @@ def parse_layout(metadata: Mapping[bytes, bytes] | None, uri: str) -> Layout | N
     if not data:
         return None
     if checksum != b"%08x" % crc32(data):
-        raise DamagedError(f"{uri}: its footer is damaged: the checksum of its layout is not {checksum.decode(errors='replace')}")
+        raise DamagedError(
+            f"{uri}: its footer is damaged: the checksum of its layout is not {checksum.decode(errors='replace')}"
+        )
     found = json.loads(data)
     starts = {name: array("q", values) for name, values in found["starts"].items()}
     return Layout(found["data_end"], found["widths"], array("q", found["n_rows"]), starts)

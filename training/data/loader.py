@@ -23,7 +23,7 @@ from training.data.footer import DamagedError
 from training.data.plan import MicroBatch, Planner, share
 from training.data.shard_reader import READERS, ShardReader
 from training.data.shards import CROP, DatasetInfo, is_mirrored, read_manifest, tables_root
-from training.data.texts import TextReader
+from training.data.text_tables import TextReader
 from training.framing import Framing, cut_out
 
 Split = Literal["train", "val", "test"]
@@ -96,7 +96,19 @@ class Dataset:
     def __init__(self, table: pa.Table, info: DatasetInfo, shards: ShardReader, texts: TextReader) -> None:
         self.table, self.info = table, info
         self._shards, self._texts = shards, texts
-        names = ["uid", "kind", "bucket", "file", "row_group", "row", "checksum", "fps", *CROP, "source_width", "source_height"]
+        names = [
+            "uid",
+            "kind",
+            "bucket",
+            "file",
+            "row_group",
+            "row",
+            "checksum",
+            "fps",
+            *CROP,
+            "source_width",
+            "source_height",
+        ]
         self._rows = table.select([*names, "text_key", "caption", "caption_kind", "other_captions"])
 
     @classmethod
@@ -142,7 +154,17 @@ class Dataset:
         except (DamagedError, ValueError) as error:
             where = f"{row['file']}: row {row['row']} of row group {row['row_group']}, sample {row['uid']}"
             raise DamagedError(f"{where}: {error}. Run `worldloom verify`, remove the file and curate again") from error
-        return Sample(row["uid"], stored.latent, stored.tail_latent, text, said["caption"], row["fps"], row["kind"], row["bucket"], framing)
+        return Sample(
+            row["uid"],
+            stored.latent,
+            stored.tail_latent,
+            text,
+            said["caption"],
+            row["fps"],
+            row["kind"],
+            row["bucket"],
+            framing,
+        )
 
 
 def _check_shard(shards: ShardReader, file: str, buckets: Sequence[str], info: DatasetInfo) -> None:
@@ -153,7 +175,9 @@ def _check_shard(shards: ShardReader, file: str, buckets: Sequence[str], info: D
             "latents of two autoencoders do not mix: curate again with one"
         )
     if list(buckets) != [shard.bucket.name]:
-        raise DamagedError(f"{file}: holds bucket {shard.bucket.name}, and the manifest says {' and '.join(sorted(buckets))}; curate again")
+        raise DamagedError(
+            f"{file}: holds bucket {shard.bucket.name}, and the manifest says {' and '.join(sorted(buckets))}; curate again"
+        )
 
 
 def _check_texts(texts: TextReader, table: pa.Table, info: DatasetInfo, manifest_uri: str) -> None:
@@ -161,9 +185,13 @@ def _check_texts(texts: TextReader, table: pa.Table, info: DatasetInfo, manifest
     needed = {info.null_text_key, *pc.unique(table["text_key"]).to_pylist(), *pc.unique(others).to_pylist()}
     missing = sorted(key for key in needed if key not in texts)
     if missing:
-        raise DamagedError(f"{manifest_uri}: {len(missing)} of {len(needed)} text embeddings are missing from {info.text_folder}, {missing[0]} first")
+        raise DamagedError(
+            f"{manifest_uri}: {len(missing)} of {len(needed)} text embeddings are missing from {info.text_folder}, {missing[0]} first"
+        )
     if texts.identity != info.text_encoder_identity:
-        raise DamagedError(f"{info.text_folder}: holds embeddings by {texts.identity}, and the manifest says {info.text_encoder_identity}")
+        raise DamagedError(
+            f"{info.text_folder}: holds embeddings by {texts.identity}, and the manifest says {info.text_encoder_identity}"
+        )
 
 
 class Loader:
@@ -200,7 +228,9 @@ class Loader:
     def __enter__(self) -> Loader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
@@ -249,9 +279,18 @@ class Loader:
         read = partial(self._dataset.sample, draw=self._draw)
         micros = share(planned, self._rank, self._world_size)
         # All of a step at once: a micro-batch of few samples would not keep the readers busy.
-        samples = pool.map(read, *(itertools.chain.from_iterable(rows) for rows in zip(*((m.samples, m.passes) for m in micros), strict=True)))
+        samples = pool.map(
+            read,
+            *(
+                itertools.chain.from_iterable(rows)
+                for rows in zip(*((m.samples, m.passes) for m in micros), strict=True)
+            ),
+        )
         space_factor = self._dataset.info.space_factor
-        return [collate(list(itertools.islice(samples, len(micro.samples))), micro, planned.epoch, space_factor, self._pin) for micro in micros]
+        return [
+            collate(list(itertools.islice(samples, len(micro.samples))), micro, planned.epoch, space_factor, self._pin)
+            for micro in micros
+        ]
 
 
 def collate(samples: Sequence[Sample], micro: MicroBatch, epoch: int, space_factor: int, pin: bool) -> Batch:

@@ -30,7 +30,9 @@ Kinds = NDArray[np.unsignedinteger[Any]]
 class PlanSettings(Settings):
     """How samples are grouped into steps. A sample's tokens are the t * h * w cells of its latent."""
 
-    tokens_per_step: int = Field(65536, ge=1, description="Latent cells of one global step, over all workers; at least one sample is taken.")
+    tokens_per_step: int = Field(
+        65536, ge=1, description="Latent cells of one global step, over all workers; at least one sample is taken."
+    )
     max_tokens_per_micro: int | None = Field(
         None,
         ge=1,
@@ -126,7 +128,11 @@ class Planner:
         limit = settings.max_tokens_per_micro
         for bucket, most in zip(self._buckets, self._tokens_B2[self._in_use, 1].tolist(), strict=True):
             if limit is not None and most > limit:
-                given = f", {most} with the last picture that `last` and `both` of conditioning give" if most > bucket.tokens else ""
+                given = (
+                    f", {most} with the last picture that `last` and `both` of conditioning give"
+                    if most > bucket.tokens
+                    else ""
+                )
                 raise ValueError(
                     f"a sample of bucket {bucket.name} has {bucket.tokens} tokens{given}, more than max_tokens_per_micro {limit}; "
                     f"raise it to {most} or more, or leave the bucket out with a weight of 0"
@@ -134,7 +140,9 @@ class Planner:
         self._bucket_tokens = self._tokens_B2[self._in_use, 0]
         self._together = np.array(self._samples_together())
         counts = np.array([len(rows) for rows in by_number])
-        self._once = self._shuffle(counts, np.concatenate(by_number)) if all(factor == 1 for factor in factors) else None
+        self._once = (
+            self._shuffle(counts, np.concatenate(by_number)) if all(factor == 1 for factor in factors) else None
+        )
         """The shuffle of every epoch, where each has every sample once."""
         self._first_steps = [0]
         self._planned: tuple[int, _Epoch] | None = None
@@ -177,7 +185,10 @@ class Planner:
             return [max(1, settings.tokens_per_step // bucket.tokens) for bucket in self._buckets]
         limit = settings.max_tokens_per_micro or settings.tokens_per_step
         costs = self._costs.by_formula_B2[self._in_use, 0].tolist()
-        return [max(1, min(max(costs) // cost, limit // bucket.tokens)) for bucket, cost in zip(self._buckets, costs, strict=True)]
+        return [
+            max(1, min(max(costs) // cost, limit // bucket.tokens))
+            for bucket, cost in zip(self._buckets, costs, strict=True)
+        ]
 
     def _plan(self, epoch: int) -> _Epoch:
         """The buckets' views shuffled and cut into groups, the groups shuffled, and cut into steps."""
@@ -222,7 +233,9 @@ class Planner:
         purpose = "steps" if self._settings.policy == "pack" else "buckets"
         if self._once:
             return self._once.order(self._seed, epoch, purpose), None
-        samples, passes = (np.concatenate(columns) for columns in zip(*(bucket.views(epoch) for bucket in self._buckets), strict=True))
+        samples, passes = (
+            np.concatenate(columns) for columns in zip(*(bucket.views(epoch) for bucket in self._buckets), strict=True)
+        )
         places = self._shuffle(self._n_views(epoch), np.arange(len(samples))).order(self._seed, epoch, purpose)
         return samples[places], passes[places]
 
@@ -258,7 +271,9 @@ def _micro_batch(step: GlobalStep, places: Int64s) -> MicroBatch:
     weight = 1.0 if len(places) else 0.0
     if not len(places):
         places = np.array([np.argmin(step.dealt.costs)])
-    return MicroBatch(tuple(step.samples[places].tolist()), tuple(step.passes[places].tolist()), (weight,) * len(places))
+    return MicroBatch(
+        tuple(step.samples[places].tolist()), tuple(step.passes[places].tolist()), (weight,) * len(places)
+    )
 
 
 def _runs(firsts: Int64s, sizes: Int64s) -> Int64s:
@@ -302,5 +317,7 @@ def _rows_by_number(numbers: Int64s, count: int) -> list[Int64s]:
 def _tokens_of(bucket: str, n_tokens: Int64s) -> int:
     tokens = np.unique(n_tokens)
     if len(tokens) != 1 or tokens[0] < 1:
-        raise ValueError(f"bucket {bucket}: its samples have {tokens.tolist()} tokens; samples of one bucket have one shape, and at least 1 token")
+        raise ValueError(
+            f"bucket {bucket}: its samples have {tokens.tolist()} tokens; samples of one bucket have one shape, and at least 1 token"
+        )
     return int(tokens[0])

@@ -115,7 +115,9 @@ class ShardReader:
         except DamagedError as error:
             if count == 1:
                 return [error]
-        return [sample for number in range(count) for sample in self._try_run(first._replace(row=first.row + number), 1)]
+        return [
+            sample for number in range(count) for sample in self._try_run(first._replace(row=first.row + number), 1)
+        ]
 
     def _shard(self, file: str) -> _Shard:
         # Two threads may both open it; they find the same, and one is kept.
@@ -134,10 +136,18 @@ class ShardReader:
         for name, width in widths.items():
             found = schema.field(name).type if name in schema.names else None
             if found not in (pa.binary(width), pa.binary()):
-                raise DamagedError(f"{uri}: its column {name} is {found}, and by its footer it should be {pa.binary(width)}")
+                raise DamagedError(
+                    f"{uri}: its column {name} is {found}, and by its footer it should be {pa.binary(width)}"
+                )
         layout = parse_layout(metadata.metadata, uri)
-        if layout is None or layout.data_end != data_end or layout.widths != (widths if info.bucket.frames > 1 else {**widths, "tail_latent": 0}):
-            LOG.warning("%s: is not laid out as `write_shard` does; whole row groups of it are read, which takes longer", uri)
+        if (
+            layout is None
+            or layout.data_end != data_end
+            or layout.widths != (widths if info.bucket.frames > 1 else {**widths, "tail_latent": 0})
+        ):
+            LOG.warning(
+                "%s: is not laid out as `write_shard` does; whole row groups of it are read, which takes longer", uri
+            )
             return _ForeignShard(uri, info, self._groups)
         return _OwnShard(uri, info, layout, self._ranges)
 
@@ -171,7 +181,9 @@ class _OwnShard:
             self._ranges.read_into(self._uri, starts["tail_latent"][row_group] + row * tail_width, [data[width:]])
         # Sizes one by one, which torch takes in half the time that a tuple of them takes.
         latent = torch.frombuffer(data, dtype=torch.bfloat16, count=width // BYTES_PER_VALUE).view(*self._shape)
-        tail = torch.frombuffer(data, dtype=torch.bfloat16, offset=width).view(*self._tail_shape) if tail_width else None
+        tail = (
+            torch.frombuffer(data, dtype=torch.bfloat16, offset=width).view(*self._tail_shape) if tail_width else None
+        )
         return StoredLatents(latent, tail, data)
 
     def _samples(self, row_group: int, row: int, count: int) -> list[StoredLatents]:
@@ -184,7 +196,9 @@ class _OwnShard:
             tail_at = self._layout.offset("tail_latent", row_group, row)
             gap = tail_at - latent_at - n_latent
             if 0 <= gap <= MAX_GAP_BYTES:
-                self._ranges.read_into(self._uri, latent_at, [data[:n_latent], memoryview(bytearray(gap)), data[n_latent:]])
+                self._ranges.read_into(
+                    self._uri, latent_at, [data[:n_latent], memoryview(bytearray(gap)), data[n_latent:]]
+                )
             else:
                 self._ranges.read_into(self._uri, latent_at, [data[:n_latent]])
                 self._ranges.read_into(self._uri, tail_at, [data[n_latent:]])
@@ -193,11 +207,15 @@ class _OwnShard:
         return [self._sample(data, number * width, n_latent + number * tail_width) for number in range(count)]
 
     def _sample(self, data: memoryview, at: int, tail_at: int) -> StoredLatents:
-        latent = torch.frombuffer(data, dtype=torch.bfloat16, count=self._width // BYTES_PER_VALUE, offset=at).view(self._shape)
+        latent = torch.frombuffer(data, dtype=torch.bfloat16, count=self._width // BYTES_PER_VALUE, offset=at).view(
+            self._shape
+        )
         if not self._tail_width:
             return StoredLatents(latent, None, data[at : at + self._width])
         tail = torch.frombuffer(data, dtype=torch.bfloat16, count=self._tail_width // BYTES_PER_VALUE, offset=tail_at)
-        return StoredLatents(latent, tail.view(self._tail_shape), data[at : at + self._width], data[tail_at : tail_at + self._tail_width])
+        return StoredLatents(
+            latent, tail.view(self._tail_shape), data[at : at + self._width], data[tail_at : tail_at + self._tail_width]
+        )
 
 
 class _ForeignShard:
@@ -225,7 +243,9 @@ class _ForeignShard:
 
     def _tensor(self, data: pa.Buffer, shape: tuple[int, ...]) -> Tensor:
         if data.size != math.prod(shape) * BYTES_PER_VALUE:
-            raise DamagedError(f"{self._uri}: it holds {data.size} bytes a row where the shape {list(shape)} of its footer has another number")
+            raise DamagedError(
+                f"{self._uri}: it holds {data.size} bytes a row where the shape {list(shape)} of its footer has another number"
+            )
         # Copied: Arrow's memory is read-only, and the cache has it too.
         return torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(shape)
 

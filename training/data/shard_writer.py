@@ -50,14 +50,19 @@ def write_shard(uri: str, rows: Sequence[LatentRow], info: ShardInfo) -> None:
     for name in ("source", "start_pts", "end_pts", "time_base_num", "time_base_den", "fps"):
         scalars[name] = [getattr(row, name) for row in rows]
     schema = shard_schema(info)
-    binaries = {name: pa.array(values, schema.field(name).type) for name, values in (("latent", latents), ("tail_latent", tails))}
+    binaries = {
+        name: pa.array(values, schema.field(name).type)
+        for name, values in (("latent", latents), ("tail_latent", tails))
+    }
     table = pa.table({**scalars, **binaries}, schema)
     write_rows(uri, table, info)
 
 
 def _to_bytes(latent: Tensor, shape: tuple[int, ...], name: str) -> bytes:
     if latent.dtype != torch.bfloat16 or tuple(latent.shape) != shape:
-        raise ValueError(f"{name} is {latent.dtype} {list(latent.shape)}; this shard holds torch.bfloat16 {list(shape)}")
+        raise ValueError(
+            f"{name} is {latent.dtype} {list(latent.shape)}; this shard holds torch.bfloat16 {list(shape)}"
+        )
     if not torch.isfinite(latent).all():
         raise ValueError(f"{name} holds a value that is not finite")
     return latent.contiguous().view(torch.int16).cpu().numpy().astype("<i2", copy=False).tobytes()
@@ -66,5 +71,11 @@ def _to_bytes(latent: Tensor, shape: tuple[int, ...], name: str) -> bytes:
 def _tail_bytes(row: LatentRow, info: ShardInfo) -> bytes | None:
     channels, frames, height, width = info.latent_shape
     if (row.tail_latent is None) != (frames == 1):
-        raise ValueError(f"{row.uid}: an image has no tail_latent and a video has one; this shard's latents have {frames} frames")
-    return None if row.tail_latent is None else _to_bytes(row.tail_latent, (channels, 1, height, width), f"{row.uid}: tail_latent")
+        raise ValueError(
+            f"{row.uid}: an image has no tail_latent and a video has one; this shard's latents have {frames} frames"
+        )
+    return (
+        None
+        if row.tail_latent is None
+        else _to_bytes(row.tail_latent, (channels, 1, height, width), f"{row.uid}: tail_latent")
+    )

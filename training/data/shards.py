@@ -145,7 +145,9 @@ class ShardInfo:
     def latent_shape(self) -> tuple[int, int, int, int]:
         """`(C, t, h, w)` of every latent of the shard."""
         bucket = self.bucket
-        return self.channels, *latent_size(bucket.width, bucket.height, bucket.frames, self.time_factor, self.space_factor)
+        return self.channels, *latent_size(
+            bucket.width, bucket.height, bucket.frames, self.time_factor, self.space_factor
+        )
 
     @property
     def tail_shape(self) -> tuple[int, int, int, int]:
@@ -225,7 +227,9 @@ def write_rows(uri: str, table: pa.Table, info: ShardInfo) -> None:
     with pq.ParquetWriter(trial, table.schema, **PARQUET_OPTIONS) as writer:
         writer.write_table(table, rows_per_group)
     buffer = trial.getvalue()
-    layout = locate(pq.ParquetFile(buffer).metadata, buffer.size, {"latent": info.latent_bytes, "tail_latent": tail_bytes})
+    layout = locate(
+        pq.ParquetFile(buffer).metadata, buffer.size, {"latent": info.latent_bytes, "tail_latent": tail_bytes}
+    )
     with storage.atomic_output(uri) as handle, pq.ParquetWriter(handle, table.schema, **PARQUET_OPTIONS) as writer:
         writer.write_table(table, rows_per_group)
         if layout is not None:
@@ -233,7 +237,10 @@ def write_rows(uri: str, table: pa.Table, info: ShardInfo) -> None:
 
 
 def shard_schema(info: ShardInfo) -> pa.Schema:
-    latents = [pa.field("latent", pa.binary(info.latent_bytes), nullable=False), pa.field("tail_latent", pa.binary(info.tail_bytes))]
+    latents = [
+        pa.field("latent", pa.binary(info.latent_bytes), nullable=False),
+        pa.field("tail_latent", pa.binary(info.tail_bytes)),
+    ]
     return pa.schema([*SCALARS, *latents], metadata("latents", dataclasses.asdict(info)))
 
 
@@ -275,12 +282,16 @@ def write_manifest(uri: str, table: pa.Table, info: DatasetInfo) -> None:
     counts = pc.value_counts(table["uid"].combine_chunks())
     if len(counts) < len(table):
         twice = counts.filter(pc.greater(counts.field("counts"), 1))
-        raise ValueError(f"{uri}: uid {twice[0]['values']} is there {twice[0]['counts']} times; each sample has one row")
+        raise ValueError(
+            f"{uri}: uid {twice[0]['values']} is there {twice[0]['counts']} times; each sample has one row"
+        )
     for name, known in (("kind", {"image", "video"}), ("split", {"train", "val", "test"})):
         unknown = set(pc.unique(table[name]).to_pylist()) - known
         if unknown:
             raise ValueError(f"{uri}: {name} holds {sorted(unknown)}; it is one of {sorted(known)}")
-    storage.write_table(uri, table.cast(MANIFEST_SCHEMA).replace_schema_metadata(metadata("manifest", dataclasses.asdict(info))))
+    storage.write_table(
+        uri, table.cast(MANIFEST_SCHEMA).replace_schema_metadata(metadata("manifest", dataclasses.asdict(info)))
+    )
 
 
 def read_manifest(uri: str) -> tuple[pa.Table, DatasetInfo]:
@@ -293,7 +304,9 @@ def read_manifest(uri: str) -> tuple[pa.Table, DatasetInfo]:
     data = parse_metadata(table.schema, "manifest", uri)
     missing = [name for name in MANIFEST_SCHEMA.names if name not in table.column_names]
     if missing:
-        raise DamagedError(f"{uri}: was written by an earlier version, without columns {missing}; run the recipe again, which encodes nothing anew")
+        raise DamagedError(
+            f"{uri}: was written by an earlier version, without columns {missing}; run the recipe again, which encodes nothing anew"
+        )
     try:
         info = DatasetInfo(**data)
         return table.cast(MANIFEST_SCHEMA), info
@@ -305,7 +318,13 @@ def tables_root(manifest_uri: str, info: DatasetInfo) -> str:
     """URI of the folder that a manifest's files are relative to."""
     folder = storage.absolute(manifest_uri).rpartition("/")[0]
     for part in info.tables_root.split("/"):
-        folder = folder.rpartition("/")[0] if part == ".." else storage.join(folder, part) if part not in ("", ".") else folder
+        folder = (
+            folder.rpartition("/")[0]
+            if part == ".."
+            else storage.join(folder, part)
+            if part not in ("", ".")
+            else folder
+        )
     return folder
 
 

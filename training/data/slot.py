@@ -27,7 +27,9 @@ def slot(samples: Samples, world_size: int, limit: int | None) -> Deal:
     (buckets_B,) = np.nonzero(every_B2.any(axis=1))
     counts_B2, costs_B2 = every_B2[buckets_B], samples.costs_B2[buckets_B]
     counts_B = counts_B2.sum(axis=1)
-    fewest_B = np.ones_like(counts_B) if limit is None else _fewest_that_fit(samples.tokens_B2[buckets_B], counts_B2, limit)
+    fewest_B = (
+        np.ones_like(counts_B) if limit is None else _fewest_that_fit(samples.tokens_B2[buckets_B], counts_B2, limit)
+    )
     n_batches_B = _fewest_seconds((counts_B2 * costs_B2).sum(axis=1) // counts_B, counts_B, fewest_B, world_size)
     return _deal(samples, world_size, buckets_B, counts_B2, costs_B2, n_batches_B)
 
@@ -73,20 +75,26 @@ def _fewest_seconds(cost_B: Int64s, counts_B: Int64s, fewest_B: Int64s, world_si
     return quickest
 
 
-def _deal(samples: Samples, world_size: int, buckets_B: Int64s, counts_B2: Int64s, costs_B2: Int64s, n_batches_B: Int64s) -> _Runs:
+def _deal(
+    samples: Samples, world_size: int, buckets_B: Int64s, counts_B2: Int64s, costs_B2: Int64s, n_batches_B: Int64s
+) -> _Runs:
     """Micro-batches sorted by cost: each bucket's are of three kinds at most, since its samples of either kind are dealt to them in turn."""
     # Samples of each micro-batch, and with their last picture; the first few have one more.
     size_B, first_B = np.divmod(counts_B2.sum(axis=1), n_batches_B)
     larger_B, first_larger_B = np.divmod(counts_B2[:, 1], n_batches_B)
     turns = np.stack((np.zeros_like(first_B), np.minimum(first_B, first_larger_B), np.maximum(first_B, first_larger_B)))
     lengths = np.diff(turns, axis=0, append=n_batches_B[None])
-    costs = (size_B + (turns < first_B)) * costs_B2[:, 0] + (larger_B + (turns < first_larger_B)) * (costs_B2[:, 1] - costs_B2[:, 0])
+    costs = (size_B + (turns < first_B)) * costs_B2[:, 0] + (larger_B + (turns < first_larger_B)) * (
+        costs_B2[:, 1] - costs_B2[:, 0]
+    )
     (some,) = np.nonzero(lengths.ravel())
     order_R = some[falling(costs.ravel()[some])]
     ends_R = lengths.ravel()[order_R].cumsum()
     bucket_R = order_R % len(buckets_B)
     n_micro = -(-int(ends_R[-1]) // world_size)
-    return _Runs(n_micro, samples, world_size, buckets_B[bucket_R], n_batches_B[bucket_R], turns.ravel()[order_R], ends_R)
+    return _Runs(
+        n_micro, samples, world_size, buckets_B[bucket_R], n_batches_B[bucket_R], turns.ravel()[order_R], ends_R
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +122,9 @@ class _Runs(Deal):
         (places,) = np.nonzero(is_own.ravel()[self.samples.kinds])
         kinds = self.samples.kinds[places]
         own = []
-        for bucket, turn, n_batches in zip(buckets.tolist(), turns.tolist(), self.n_batches_R[run].tolist(), strict=True):
+        for bucket, turn, n_batches in zip(
+            buckets.tolist(), turns.tolist(), self.n_batches_R[run].tolist(), strict=True
+        ):
             in_turn = np.concatenate((places[kinds == 2 * bucket + 1], places[kinds == 2 * bucket]))
             own.append(np.sort(in_turn[turn::n_batches]))
         return own + [places[:0]] * (self.n_micro - len(own))

@@ -104,7 +104,11 @@ class StepTimes:
     def from_state(cls, state: dict[str, Any]) -> StepTimes:
         """What `state` was asked of."""
         times = cls()
-        times._sums, times._steps, times._final_until = np.asarray(state["sums"], np.float64), state["steps"], state["final_until"]
+        times._sums, times._steps, times._final_until = (
+            np.asarray(state["sums"], np.float64),
+            state["steps"],
+            state["final_until"],
+        )
         times._fits = [(first, None if fit is None else Fit(**fit)) for first, fit in state["fits"]]
         return times
 

@@ -17,7 +17,7 @@ from training.autoencoder import FOLDER, Autoencoder, AutoencoderSettings
 from training.data.footer import DamagedError
 from training.data.shard_reader import Place, ShardReader, StoredLatents
 from training.data.shards import CROP, DatasetInfo, ShardInfo, read_index, read_manifest, tables_root
-from training.data.texts import TextReader
+from training.data.text_tables import TextReader
 from training.fidelity import psnr_db
 
 MIN_PSNR_DB = 12.0
@@ -76,7 +76,9 @@ def _rows_of_files(table: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]
         start = end
 
 
-def _faults_of_file(reader: ShardReader, root: str, file: str, rows: list[dict[str, Any]], info: DatasetInfo) -> Iterator[Problem]:
+def _faults_of_file(
+    reader: ShardReader, root: str, file: str, rows: list[dict[str, Any]], info: DatasetInfo
+) -> Iterator[Problem]:
     try:
         shard = reader.info(file)
         stored = {(row["row_group"], row["row"]): row for row in read_index(storage.join(root, file)).to_pylist()}
@@ -85,10 +87,18 @@ def _faults_of_file(reader: ShardReader, root: str, file: str, rows: list[dict[s
         return
     for name in ("autoencoder_identity", "channels", "time_factor", "space_factor"):
         if getattr(shard, name) != getattr(info, name):
-            yield Problem(file, None, None, None, f"its {name} is {getattr(shard, name)}, and the manifest's {getattr(info, name)}")
+            yield Problem(
+                file,
+                None,
+                None,
+                None,
+                f"its {name} is {getattr(shard, name)}, and the manifest's {getattr(info, name)}",
+            )
     samples = reader.read_many(_place(row) for row in rows)
     for row, sample in zip(rows, samples, strict=True):
-        message = _fault_of_place(shard, row, stored.get((row["row_group"], row["row"]))) or _fault_of_sample(shard, row, sample)
+        message = _fault_of_place(shard, row, stored.get((row["row_group"], row["row"]))) or _fault_of_sample(
+            shard, row, sample
+        )
         if message is not None:
             yield Problem(file, row["row_group"], row["row"], row["uid"], message)
 
@@ -100,7 +110,10 @@ def _place(row: Mapping[str, Any]) -> Place:
 def _fault_of_place(shard: ShardInfo, row: Mapping[str, Any], stored: Mapping[str, Any] | None) -> str | None:
     if stored is None:
         return "the shard has no such row"
-    expected = {"bucket": shard.bucket.name, **{name: stored[name] for name in ("uid", "n_tokens", "checksum", "fps", *CROP)}}
+    expected = {
+        "bucket": shard.bucket.name,
+        **{name: stored[name] for name in ("uid", "n_tokens", "checksum", "fps", *CROP)},
+    }
     for name, value in expected.items():
         if row[name] != value:
             return f"{name} is {value} in the shard and {row[name]} in the manifest"
@@ -128,7 +141,13 @@ def _faults_of_texts(folder: str, table: pa.Table, info: DatasetInfo) -> Iterato
         yield Problem(info.text_folder, None, None, None, str(error))
         return
     if texts.identity != info.text_encoder_identity:
-        yield Problem(info.text_folder, None, None, None, f"holds embeddings by {texts.identity}, the manifest says {info.text_encoder_identity}")
+        yield Problem(
+            info.text_folder,
+            None,
+            None,
+            None,
+            f"holds embeddings by {texts.identity}, the manifest says {info.text_encoder_identity}",
+        )
     lengths: dict[str, int | None] = {info.null_text_key: None}
     lengths |= dict(zip(table["text_key"].to_pylist(), table["n_text"].to_pylist(), strict=True))
     lengths |= {other["text_key"]: other["n_text"] for other in pc.list_flatten(table["other_captions"]).to_pylist()}
@@ -139,17 +158,29 @@ def _faults_of_texts(folder: str, table: pa.Table, info: DatasetInfo) -> Iterato
             yield Problem(info.text_folder, None, None, None, str(error))
             continue
         if length not in (None, len(tokens)):
-            yield Problem(info.text_folder, None, None, None, f"text {key} has {len(tokens)} tokens, and the manifest says {length}")
+            yield Problem(
+                info.text_folder,
+                None,
+                None,
+                None,
+                f"text {key} has {len(tokens)} tokens, and the manifest says {length}",
+            )
 
 
-def _faults_of_decoding(reader: ShardReader, rows: list[Mapping[str, Any]], info: DatasetInfo, sample: int) -> Iterator[Problem]:
+def _faults_of_decoding(
+    reader: ShardReader, rows: list[Mapping[str, Any]], info: DatasetInfo, sample: int
+) -> Iterator[Problem]:
     videos = [row for row in rows if reader.info(row["file"]).bucket.frames > 1]
     if not videos or sample < 1:
         return
     settings = build(FOLDER, AutoencoderSettings, dict(info.autoencoder))
     if settings.identity() != info.autoencoder_identity:
         yield Problem(
-            videos[0]["file"], None, None, None, f"its latents are by {info.autoencoder_identity}; here '{settings.name}' is {settings.identity()}"
+            videos[0]["file"],
+            None,
+            None,
+            None,
+            f"its latents are by {info.autoencoder_identity}; here '{settings.name}' is {settings.identity()}",
         )
         return
     autoencoder = settings.open()
@@ -157,7 +188,9 @@ def _faults_of_decoding(reader: ShardReader, rows: list[Mapping[str, Any]], info
     for row in videos[::step][:sample]:
         stored = reader.read(*_place(row))
         assert stored.tail_latent is not None
-        likeness_db = float(psnr_db(_last_frame(autoencoder, stored.latent), _last_frame(autoencoder, stored.tail_latent)))
+        likeness_db = float(
+            psnr_db(_last_frame(autoencoder, stored.latent), _last_frame(autoencoder, stored.tail_latent))
+        )
         if likeness_db < MIN_PSNR_DB:
             message = f"its decoded last frame and its decoded tail latent differ: {likeness_db:.1f} dB, below {MIN_PSNR_DB:g} dB"
             yield Problem(row["file"], row["row_group"], row["row"], row["uid"], message)

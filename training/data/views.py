@@ -42,7 +42,9 @@ class BucketViews:
     def n_views(self, epoch: int) -> int:
         """How many samples are seen in an epoch, those that are seen twice counted twice."""
         # Hermite's identity: the sum of floor(x + p / n) over p is floor(n * x).
-        before, after = (len(self.rows) * number * self.factor.numerator // self.factor.denominator for number in (epoch, epoch + 1))
+        before, after = (
+            len(self.rows) * number * self.factor.numerator // self.factor.denominator for number in (epoch, epoch + 1)
+        )
         return after - before
 
     def views(self, epoch: int) -> tuple[Int64s, Int64s]:
@@ -77,7 +79,10 @@ def factors_of(weights: Mapping[str, float], names: Sequence[str]) -> list[Fract
         if not any(_matches(pattern, name) for name in names):
             raise ValueError(f"weights: no bucket matches '{pattern}'; there are {', '.join(names)}")
     exact = {pattern: Fraction(weight).limit_denominator(LARGEST_DENOMINATOR) for pattern, weight in weights.items()}
-    return [prod((factor for pattern, factor in exact.items() if _matches(pattern, name)), start=Fraction(1)) for name in names]
+    return [
+        prod((factor for pattern, factor in exact.items() if _matches(pattern, name)), start=Fraction(1))
+        for name in names
+    ]
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -29,7 +29,9 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 KERNELS = ("sdpa", "varlen", "flex")
 
 
-def attend(kernel: str, queries: Sequence[int], keys: Sequence[int], device: torch.device, dtype: torch.dtype) -> Attend:
+def attend(
+    kernel: str, queries: Sequence[int], keys: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> Attend:
     """Attention for samples with that many queries and keys each; `kernel` is `auto` or one of `KERNELS`.
 
     Raises `ValueError` for a kernel that cannot run on this device or in this precision.
@@ -43,7 +45,9 @@ def attend(kernel: str, queries: Sequence[int], keys: Sequence[int], device: tor
         return Even(len(queries)) if len(runs) == 1 else Runs(tuple((count, *length) for length, count in runs))
     if kernel == "varlen":
         if not can_varlen:
-            raise ValueError(f"attention varlen needs a GPU, bf16 and torch 2.10 or newer; this is {device.type}, {dtype}; take auto or sdpa")
+            raise ValueError(
+                f"attention varlen needs a GPU, bf16 and torch 2.10 or newer; this is {device.type}, {dtype}; take auto or sdpa"
+            )
         return Varlen(_starts(queries, device), _starts(keys, device), _at_most(queries), _at_most(keys))
     assert kernel == "flex", kernel
     if device.type != "cuda":
@@ -58,7 +62,9 @@ class Even:
     n_samples: int
 
     def __call__(self, q_SAK: Tensor, k_NAK: Tensor, v_NAK: Tensor) -> Tensor:
-        q_BASK, k_BANK, v_BANK = (torch.unflatten(x, 0, (self.n_samples, -1)).transpose(1, 2) for x in (q_SAK, k_NAK, v_NAK))
+        q_BASK, k_BANK, v_BANK = (
+            torch.unflatten(x, 0, (self.n_samples, -1)).transpose(1, 2) for x in (q_SAK, k_NAK, v_NAK)
+        )
         return F.scaled_dot_product_attention(q_BASK, k_BANK, v_BANK).transpose(1, 2).flatten(0, 1)
 
 
@@ -73,7 +79,9 @@ class Runs:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, q_SAK: Tensor, k_NAK: Tensor, v_NAK: Tensor) -> Tensor:
         queries, keys = ([count * lengths[kind] for count, *lengths in self.runs] for kind in (0, 1))
-        parts = zip(self.runs, torch.split(q_SAK, queries), torch.split(k_NAK, keys), torch.split(v_NAK, keys), strict=True)
+        parts = zip(
+            self.runs, torch.split(q_SAK, queries), torch.split(k_NAK, keys), torch.split(v_NAK, keys), strict=True
+        )
         return torch.cat([Even(count)(q, k, v) for (count, _, _), q, k, v in parts])
 
 
@@ -110,7 +118,9 @@ class Flex:
 def document_mask(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> BlockMask:
     """The mask of FlexAttention for such a pack."""
     sample_S, sample_N = (
-        torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device), output_size=sum(sizes))
+        torch.arange(len(sizes), device=device).repeat_interleave(
+            torch.tensor(sizes, device=device), output_size=sum(sizes)
+        )
         for sizes in (queries, keys)
     )
 

@@ -35,7 +35,9 @@ class Slice:
     def of(cls, group: dist.ProcessGroup, lengths: Sequence[int]) -> Slice:
         """The slice of this rank, of a pack whose samples have so many tokens."""
         starts = [sum(lengths) * rank // group.size() for rank in range(group.size() + 1)]
-        return cls(group, group.rank(), tuple(lengths), tuple(stop - start for start, stop in itertools.pairwise(starts)))
+        return cls(
+            group, group.rank(), tuple(lengths), tuple(stop - start for start, stop in itertools.pairwise(starts))
+        )
 
     @property
     def size(self) -> int:
@@ -103,7 +105,9 @@ def exchange(x_S: Tensor, group: dist.ProcessGroup, send: Sequence[int], receive
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_S: Tensor, group: dist.ProcessGroup, send: tuple[int, ...], receive: tuple[int, ...]) -> Tensor:
+    def forward(
+        ctx: Any, x_S: Tensor, group: dist.ProcessGroup, send: tuple[int, ...], receive: tuple[int, ...]
+    ) -> Tensor:
         ctx.group, ctx.send, ctx.receive = group, send, receive
         return _all_to_all(x_S, group, send, receive)
 

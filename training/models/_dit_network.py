@@ -148,12 +148,19 @@ class DiffusionTransformer(VideoModel):
         y_SD = self.patch_out(per_frame(self.norm_out(x_SD), frame_S, 1 + scale_FD, shift_FD)).to(torch.float32)
         if own is not None:
             y_SD = own.joined(y_SD)
-        predictions = {place: self.unpatchify(y, latents[place].shape) for place, y in zip(order, torch.split(y_SD, list(lengths)), strict=True)}
+        predictions = {
+            place: self.unpatchify(y, latents[place].shape)
+            for place, y in zip(order, torch.split(y_SD, list(lengths)), strict=True)
+        }
         return [predictions[place] for place in range(len(order))]
 
     def patchify(self, x_BCTHW: Tensor) -> Tensor:
         """`[B, C, T, H, W]` to tokens `[B, S, C * patch]`, frames first, then rows, then columns."""
-        pads = [side for size, patch in zip(reversed(x_BCTHW.shape[2:]), reversed(self.patch), strict=True) for side in (0, -size % patch)]
+        pads = [
+            side
+            for size, patch in zip(reversed(x_BCTHW.shape[2:]), reversed(self.patch), strict=True)
+            for side in (0, -size % patch)
+        ]
         x = F.pad(x_BCTHW, pads)
         (batch, channels, *sizes), (p, q, r) = x.shape, self.patch
         x = x.reshape(batch, channels, sizes[0] // p, p, sizes[1] // q, q, sizes[2] // r, r)
@@ -180,19 +187,25 @@ class DiffusionTransformer(VideoModel):
             raise ValueError("a text of the pack has no token; the null caption has at least one")
         text_NE = torch.cat(list(texts))
         if text_NE.shape[-1] != self.text_dim:
-            raise ValueError(f"text tokens have width {text_NE.shape[-1]}, and the model was built for {self.text_dim}; use its own text encoder")
+            raise ValueError(
+                f"text tokens have width {text_NE.shape[-1]}, and the model was built for {self.text_dim}; use its own text encoder"
+            )
         # Encoders differ in scale by orders of magnitude; and some, as hashing, do not mark the order of words.
         text_NE = F.rms_norm(text_NE.to(torch.float32), (self.text_dim,), eps=EPSILON)
         text_ND = self.text_in(text_NE.to(self.patch_in.weight.dtype))
         order_N = torch.cat([torch.arange(length, device=text_ND.device) for length in lengths])
         return text_ND + sinusoids(order_N, text_ND.shape[-1]).to(text_ND.dtype), lengths
 
-    def _sample(self, condition: Condition, order: Sequence[int], text_ND: Tensor, text_lengths: Sequence[int]) -> Tensor:
+    def _sample(
+        self, condition: Condition, order: Sequence[int], text_ND: Tensor, text_lengths: Sequence[int]
+    ) -> Tensor:
         """Vector of every sample `[B, D]`: its frame rate, its size, how it was cut out of its source, and its mean text token."""
         pooled_BD = torch.stack([text.mean(dim=0) for text in torch.split(text_ND, list(text_lengths))])
         parts = (condition.fps_B[:, None], condition.size_B2, SHARE_SCALE * condition.crop_B2, condition.source_B2)
         shape_B7 = torch.cat(parts, dim=-1)[list(order)]
-        sample_BD: Tensor = self.shape_in(sinusoids(shape_B7, N_FEATURES).flatten(1).to(text_ND.dtype)) + self.pooled_in(pooled_BD)
+        sample_BD: Tensor = self.shape_in(
+            sinusoids(shape_B7, N_FEATURES).flatten(1).to(text_ND.dtype)
+        ) + self.pooled_in(pooled_BD)
         return sample_BD
 
     def _enter(
@@ -205,15 +218,19 @@ class DiffusionTransformer(VideoModel):
         dtype, device = self.patch_in.weight.dtype, self.patch_in.weight.device
         videos = [torch.stack([latents[place] for place in group]) for group in groups]
         times, given, seconds = (
-            [torch.stack([part[place] for place in group]) for group in groups] for part in (condition.times, condition.given, condition.seconds)
+            [torch.stack([part[place] for place in group]) for group in groups]
+            for part in (condition.times, condition.given, condition.seconds)
         )
         seconds = [self._frame_mean(seconds_BT[..., None])[..., 0] for seconds_BT in seconds]
         rows, columns = (
-            [self._centres(x_BCTHW.shape[axis], patch, device) for x_BCTHW in videos] for axis, patch in ((3, self.patch[1]), (4, self.patch[2]))
+            [self._centres(x_BCTHW.shape[axis], patch, device) for x_BCTHW in videos]
+            for axis, patch in ((3, self.patch[1]), (4, self.patch[2]))
         )
         # Absolute positions, beside the relative ones of attention. In pure noise all tokens look alike, so relative positions alone cannot
         # agree on where a thing is to be; and the first latent frame, which an autoencoder encodes alone, has to be told from the others.
-        second_parts = at_once(self.seconds_in, [sinusoids(PLACES_PER_S * seconds_BT, N_FEATURES).to(dtype) for seconds_BT in seconds])
+        second_parts = at_once(
+            self.seconds_in, [sinusoids(PLACES_PER_S * seconds_BT, N_FEATURES).to(dtype) for seconds_BT in seconds]
+        )
         row_parts, column_parts = (
             at_once(layer, [sinusoids(place, N_FEATURES).to(dtype) for place in places])
             for layer, places in ((self.row_in, rows), (self.column_in, columns))
@@ -223,11 +240,16 @@ class DiffusionTransformer(VideoModel):
         samples = torch.split(sample_BD, [len(group) for group in groups])
         entered, frames = [], []
         for x_BSD, second_BTD, row_HD, column_WD in zip(tokens, second_parts, row_parts, column_parts, strict=True):
-            entered.append((x_BSD + (second_BTD[:, :, None, None] + row_HD[:, None] + column_WD).flatten(1, 3)).flatten(0, 1))
+            entered.append(
+                (x_BSD + (second_BTD[:, :, None, None] + row_HD[:, None] + column_WD).flatten(1, 3)).flatten(0, 1)
+            )
         for level_BTD, given_BT, one_BD in zip(levels, given, samples, strict=True):
             frame_BTD = level_BTD + given_BT[..., None].to(dtype) * self.given_D
             frames.append(F.silu(self._frame_mean(frame_BTD) + one_BD[:, None]).flatten(0, 1))
-        turns = [rotation(seconds_BT, row_H, column_W, self.n_pairs) for seconds_BT, row_H, column_W in zip(seconds, rows, columns, strict=True)]
+        turns = [
+            rotation(seconds_BT, row_H, column_W, self.n_pairs)
+            for seconds_BT, row_H, column_W in zip(seconds, rows, columns, strict=True)
+        ]
         return joined(entered), joined(frames), Rotation(*(joined(parts) for parts in zip(*turns, strict=True)))
 
     def _frame_mean(self, x_BTD: Tensor) -> Tensor:
@@ -273,12 +295,16 @@ def grouped(latents: Sequence[Tensor], texts: Sequence[Tensor]) -> list[list[int
     return [list(places) for _, places in itertools.groupby(order, key=shape)]
 
 
-def frame_of_token(lengths: Sequence[int], frames: Sequence[int], device: torch.device, always: bool = False) -> Tensor | None:
+def frame_of_token(
+    lengths: Sequence[int], frames: Sequence[int], device: torch.device, always: bool = False
+) -> Tensor | None:
     """`[S]`: which of the pack's token frames each token is in; None where all have as many tokens, unless it is wanted `always`."""
     sizes = [length // count for length, count in zip(lengths, frames, strict=True)]
     if min(sizes) == max(sizes) and not always:
         return None
-    of_frames = torch.tensor([size for size, count in zip(sizes, frames, strict=True) for _ in range(count)], device=device)
+    of_frames = torch.tensor(
+        [size for size, count in zip(sizes, frames, strict=True) for _ in range(count)], device=device
+    )
     return torch.arange(sum(frames), device=device).repeat_interleave(of_frames, output_size=sum(lengths))
 
 
@@ -291,7 +317,10 @@ def at_once(layer: nn.Module, parts: Sequence[Tensor]) -> list[Tensor]:
     """What a layer makes of each of several tensors `[..., features]`, by one call."""
     made: Tensor = layer(joined([part.flatten(0, -2) for part in parts]))
     sizes = [part.shape[:-1] for part in parts]
-    return [torch.unflatten(one, 0, size) for one, size in zip(torch.split(made, [size.numel() for size in sizes]), sizes, strict=True)]
+    return [
+        torch.unflatten(one, 0, size)
+        for one, size in zip(torch.split(made, [size.numel() for size in sizes]), sizes, strict=True)
+    ]
 
 
 def run_block(block: nn.Module, *inputs: object) -> Tensor:
@@ -307,7 +336,13 @@ def compiled_block(mixed: bool) -> Callable[..., Tensor]:
     compiled = torch.compile(run_block, dynamic=mixed)
 
     def run(
-        block: nn.Module, x_SD: Tensor, modulation_FMD: Tensor, frame_S: Tensor | None, turn: Rotation, text_ND: Tensor, *attends: Attend
+        block: nn.Module,
+        x_SD: Tensor,
+        modulation_FMD: Tensor,
+        frame_S: Tensor | None,
+        turn: Rotation,
+        text_ND: Tensor,
+        *attends: Attend,
     ) -> Tensor:
         # Texts differ in length from one batch to the next whatever the shapes.
         torch._dynamo.maybe_mark_dynamic(text_ND, 0)

@@ -24,7 +24,9 @@ SHORTEST_CELLS, LONGEST_CELLS = 8.0, 512.0
 
 def sinusoids(value: Tensor, dim: int, longest: float = 10_000.0) -> Tensor:
     """`[..., dim]` cosines and sines of values at dim / 2 geometric frequencies from 1 to 1 / longest radians (Vaswani et al. 2017)."""
-    frequency = torch.exp(-math.log(longest) / (dim // 2) * torch.arange(dim // 2, dtype=torch.float32, device=value.device))
+    frequency = torch.exp(
+        -math.log(longest) / (dim // 2) * torch.arange(dim // 2, dtype=torch.float32, device=value.device)
+    )
     angle = value.to(torch.float32)[..., None] * frequency
     return torch.cat((angle.cos(), angle.sin()), dim=-1)
 
@@ -50,7 +52,9 @@ def rotation(seconds_BT: Tensor, row_H: Tensor, column_W: Tensor, n_pairs: int) 
     n_time, n_row, n_column = rotary_split(n_pairs)
     time_BTK = seconds_BT.to(torch.float32)[..., None] * _frequencies(n_time, SHORTEST_S, LONGEST_S, seconds_BT.device)
     row_HK = row_H.to(torch.float32)[:, None] * _frequencies(n_row, SHORTEST_CELLS, LONGEST_CELLS, row_H.device)
-    column_WK = column_W.to(torch.float32)[:, None] * _frequencies(n_column, SHORTEST_CELLS, LONGEST_CELLS, column_W.device)
+    column_WK = column_W.to(torch.float32)[:, None] * _frequencies(
+        n_column, SHORTEST_CELLS, LONGEST_CELLS, column_W.device
+    )
     size = (*seconds_BT.shape, len(row_H), len(column_W))
     parts = (time_BTK[:, :, None, None], row_HK[None, None, :, None], column_WK[None, None, None])
     angle_BTHWK = torch.cat([part.expand(*size, part.shape[-1]) for part in parts], dim=-1)
@@ -59,7 +63,9 @@ def rotation(seconds_BT: Tensor, row_H: Tensor, column_W: Tensor, n_pairs: int) 
 
 
 def _frequencies(count: int, shortest: float, longest: float, device: torch.device) -> Tensor:
-    wavelength = shortest * (longest / shortest) ** (torch.arange(count, dtype=torch.float32, device=device) / max(count - 1, 1))
+    wavelength = shortest * (longest / shortest) ** (
+        torch.arange(count, dtype=torch.float32, device=device) / max(count - 1, 1)
+    )
     return 2 * math.pi / wavelength
 
 

@@ -24,20 +24,25 @@ class DiT(ModelSettings):
     free_to_change: ClassVar[frozenset[str]] = frozenset(("attention", "checkpointing", "compile"))
 
     name: str = "dit"
-    preset: Literal["nano", "S", "B", "L", "XL", "1.3B"] | None = Field(None, description="Depth, dim and heads by name, in their place.")
+    preset: Literal["nano", "S", "B", "L", "XL", "1.3B"] | None = Field(
+        None, description="Depth, dim and heads by name, in their place."
+    )
     depth: int = Field(6, ge=1, le=128, description="Transformer blocks.")
     dim: int = Field(192, ge=16, le=16384, description="Model width D.")
     heads: int = Field(6, ge=1, description="Attention heads; dim / heads is a head's width, even and at least 16.")
     mlp_ratio: float = Field(4.0, gt=0, le=16, description="Hidden width of the feed-forward layers over dim.")
     patch: tuple[int, int, int] = Field((1, 2, 2), description="Latent frames, rows and columns of one token.")
     attention: Literal["auto", "sdpa", "varlen", "flex"] = Field(
-        "auto", description="Kernel of attention; varlen and flex need a GPU. auto takes varlen for unequal lengths in bf16 on a GPU, sdpa else."
+        "auto",
+        description="Kernel of attention; varlen and flex need a GPU. auto takes varlen for unequal lengths in bf16 on a GPU, sdpa else.",
     )
     checkpointing: Literal["none", "blocks"] | Annotated[int, Field(ge=1, le=128)] = Field(
-        "none", description="Blocks whose activations are computed again on the way back, for less memory: none, all, or every n-th."
+        "none",
+        description="Blocks whose activations are computed again on the way back, for less memory: none, all, or every n-th.",
     )
     compile: bool = Field(
-        False, description="Whether blocks go through torch.compile in training: once for each shape, and once for all packs of mixed ones."
+        False,
+        description="Whether blocks go through torch.compile in training: once for each shape, and once for all packs of mixed ones.",
     )
 
     @model_validator(mode="after")
@@ -46,7 +51,9 @@ class DiT(ModelSettings):
             return self
         for key, value in PRESETS[self.preset]._asdict().items():
             if key in self.model_fields_set and getattr(self, key) != value:
-                raise ValueError(f"preset {self.preset} has {key} {value}, and {key} {getattr(self, key)} is given; leave out one of them")
+                raise ValueError(
+                    f"preset {self.preset} has {key} {value}, and {key} {getattr(self, key)} is given; leave out one of them"
+                )
             # Frozen from here on. A validator before the fields would see JSON as Python, where a list is no tuple.
             object.__setattr__(self, key, value)
         return self
@@ -74,14 +81,25 @@ class DiT(ModelSettings):
     @property
     def checkpoint_every(self) -> int:
         """Activations of every n-th block are computed again, the first block's among them; 0 keeps them all."""
-        return {"none": 0, "blocks": 1}[self.checkpointing] if isinstance(self.checkpointing, str) else self.checkpointing
+        return (
+            {"none": 0, "blocks": 1}[self.checkpointing] if isinstance(self.checkpointing, str) else self.checkpointing
+        )
 
     def build(self, channels: int, text_dim: int) -> VideoModel:
-        from training.models._dit_network import DiffusionTransformer  # torch, which whoever reads settings need not wait for
+        from training.models._dit_network import (
+            DiffusionTransformer,
+        )  # torch, which whoever reads settings need not wait for
 
         every = self.checkpoint_every
         return DiffusionTransformer(
-            self.size, self.hidden, self.patch, channels, text_dim, kernel=self.attention, checkpoint_every=every, compiled=self.compile
+            self.size,
+            self.hidden,
+            self.patch,
+            channels,
+            text_dim,
+            kernel=self.attention,
+            checkpoint_every=every,
+            compiled=self.compile,
         )
 
     def tokens(self, frames: int, height: int, width: int) -> int:

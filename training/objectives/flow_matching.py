@@ -28,10 +28,18 @@ class FlowMatching(ObjectiveSettings):
     """
 
     name: str = "flow_matching"
-    target: Literal["v", "x", "eps"] = Field("v", description="What the model predicts: the velocity, the clean latents or the noise.")
-    time_mean: float = Field(0.0, description="Mean of the normal whose sigmoid is the training time; higher trains noisier latents.")
+    target: Literal["v", "x", "eps"] = Field(
+        "v", description="What the model predicts: the velocity, the clean latents or the noise."
+    )
+    time_mean: float = Field(
+        0.0, description="Mean of the normal whose sigmoid is the training time; higher trains noisier latents."
+    )
     time_std: float = Field(1.0, gt=0, description="Standard deviation of that normal.")
-    shift_tokens: int = Field(256, ge=1, description="Sequence length at which times are not shifted; Esser et al. use 256x256 pixels, 256 tokens.")
+    shift_tokens: int = Field(
+        256,
+        ge=1,
+        description="Sequence length at which times are not shifted; Esser et al. use 256x256 pixels, 256 tokens.",
+    )
     max_shift: float = Field(12.0, ge=1, description="Largest shift a, however long the sequence.")
 
     def shift(self, n_tokens: int) -> float:

@@ -32,7 +32,9 @@ def grid(videos: Sequence[NDArray[np.uint8]], fps: Sequence[float]) -> tuple[NDA
     """
     height, width = (max(video.shape[axis] for video in videos) for axis in (1, 2))
     rate = max((own for video, own in zip(videos, fps, strict=True) if len(video) > 1), default=max(fps))
-    n_frames = max(math.ceil(len(video) * rate / own) if len(video) > 1 else 1 for video, own in zip(videos, fps, strict=True))
+    n_frames = max(
+        math.ceil(len(video) * rate / own) if len(video) > 1 else 1 for video, own in zip(videos, fps, strict=True)
+    )
     columns = min(len(videos), COLUMNS)
     rows = math.ceil(len(videos) / columns)
     sides = [count * (side + GAP) - GAP for count, side in ((rows, height), (columns, width))]

@@ -101,4 +101,6 @@ def _codec() -> str:
 
 def _check(image: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.shape != shape:
-        raise ValueError(f"a frame is {image.dtype} {list(image.shape)}; it must be uint8 [H, W, 3] as the first one, {list(shape)}")
+        raise ValueError(
+            f"a frame is {image.dtype} {list(image.shape)}; it must be uint8 [H, W, 3] as the first one, {list(shape)}"
+        )

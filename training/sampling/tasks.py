@@ -13,12 +13,12 @@ from torch import Tensor
 from cluster import storage
 from cluster.telemetry import log
 from training.autoencoder import Autoencoder
-from training.chance import generator
+from training.checkpoints.export import ModelCard, read_card, read_export
 from training.conditioning import Given
-from training.export import ModelCard, read_card, read_export
 from training.framing import uncut
 from training.network import VideoModel
 from training.pixels import from_levels, to_levels
+from training.rng import generator
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import provenance, provenance_uri, read_provenance, write_provenance
 from training.sampling.settings import SampleSettings, SolverSettings
@@ -46,7 +46,11 @@ class Upsampling(Protocol):
 
 
 def sample(
-    settings: SampleSettings, export_uri: str, out_uri: str, upsampling: Upsampling | None = None, read_picture: ReadPicture | None = None
+    settings: SampleSettings,
+    export_uri: str,
+    out_uri: str,
+    upsampling: Upsampling | None = None,
+    read_picture: ReadPicture | None = None,
 ) -> str:
     """Generate and write `<out_uri>/<stem>.mp4`, or `.png` for an image, with a JSON beside it; returns its URI.
 
@@ -63,16 +67,29 @@ def sample(
     ending = "png" if frames == 1 else "mp4"
     uri = storage.join(storage.absolute(out_uri), f"{settings.stem()}.{ending}")
     if settings.given() and read_picture is None:
-        raise ValueError(f"'{settings.prompt}' is given {', '.join(settings.given().values())}, and nothing was given to read it with")
-    pictures = {place: read_picture(picture, width, height) for place, picture in settings.given().items()} if read_picture else {}
+        raise ValueError(
+            f"'{settings.prompt}' is given {', '.join(settings.given().values())}, and nothing was given to read it with"
+        )
+    pictures = (
+        {place: read_picture(picture, width, height) for place, picture in settings.given().items()}
+        if read_picture
+        else {}
+    )
     before = read_provenance(uri)
     prompt, upsampler = settings.prompt, None
     if settings.upsample:
         if upsampling is None:
             raise ValueError(f"'{settings.prompt}' asks to be upsampled, and nothing was given to do it with")
         upsampler = upsampling.identity
-        known = before is not None and (before.get("prompt_asked_for"), before.get("upsampler")) == (settings.prompt, upsampler)
-        prompt = before["prompt"] if before is not None and known else upsampling.detailed(settings.prompt, 0.0 if frames == 1 else settings.seconds)
+        known = before is not None and (before.get("prompt_asked_for"), before.get("upsampler")) == (
+            settings.prompt,
+            upsampler,
+        )
+        prompt = (
+            before["prompt"]
+            if before is not None and known
+            else upsampling.detailed(settings.prompt, 0.0 if frames == 1 else settings.seconds)
+        )
     record = provenance(settings, prompt, upsampler, pictures, card, export_uri, frames, width, height, fps)
     if storage.exists(uri) and before == record:
         return uri
@@ -80,7 +97,16 @@ def sample(
     _, model, null_text = read_export(export_uri)
     given = encoded(pictures, autoencoder, device)
     latent_BCTHW = generate(
-        card, model.to(device), autoencoder, text, null_text, settings, (frames, height, width), fps, given.get("first"), given.get("last")
+        card,
+        model.to(device),
+        autoencoder,
+        text,
+        null_text,
+        settings,
+        (frames, height, width),
+        fps,
+        given.get("first"),
+        given.get("last"),
     )
     video_THWC = decoded(autoencoder, latent_BCTHW)
     # The record says the file is there and whole, so it is written last, and one of another file goes first.
@@ -104,14 +130,21 @@ def embedded(prompt: str, card: ModelCard, export_uri: str, device: torch.device
         )
     (embedding,) = card.text_encoder.open(device.type).encode([prompt])
     if embedding.truncated:
-        log.warning(f"the prompt is longer than the text encoder takes; all after token {len(embedding.tokens)} is cut off: {prompt!r}")
+        log.warning(
+            f"the prompt is longer than the text encoder takes; all after token {len(embedding.tokens)} is cut off: {prompt!r}"
+        )
     return torch.from_numpy(embedding.tokens)
 
 
 @torch.no_grad()
-def encoded(pictures: Mapping[str, NDArray[np.uint8]], autoencoder: Autoencoder, device: torch.device) -> dict[str, Tensor]:
+def encoded(
+    pictures: Mapping[str, NDArray[np.uint8]], autoencoder: Autoencoder, device: torch.device
+) -> dict[str, Tensor]:
     """Latents `[C, 1, H, W]` of pictures `[H, W, 3]`, each encoded as an image."""
-    videos = {place: from_levels(torch.from_numpy(picture_HWC.copy())).permute(2, 0, 1)[None, :, None] for place, picture_HWC in pictures.items()}
+    videos = {
+        place: from_levels(torch.from_numpy(picture_HWC.copy())).permute(2, 0, 1)[None, :, None]
+        for place, picture_HWC in pictures.items()
+    }
     return {place: autoencoder.encode(video_BC1HW.to(device))[0] for place, video_BC1HW in videos.items()}
 
 
@@ -183,7 +216,14 @@ def generate(
     def velocity(x_BCTHW: Tensor, time: float) -> Tensor:
         n, time_T = len(texts), torch.where(given_T > 0, given.time, time)
         condition = conditions(
-            texts, [time_T] * n, [given_T] * n, [given.tail] * n, [fps] * n, [(width, height)] * n, [framing] * n, autoencoder.time_factor
+            texts,
+            [time_T] * n,
+            [given_T] * n,
+            [given.tail] * n,
+            [fps] * n,
+            [(width, height)] * n,
+            [framing] * n,
+            autoencoder.time_factor,
         )
         predictions = model([x_BCTHW[0]] * n, condition)
         joint = predictions[0] if n == 1 else guided(predictions[0], predictions[1], settings.guidance)

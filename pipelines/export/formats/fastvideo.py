@@ -47,7 +47,10 @@ class FastVideo(Format):
                 }
                 for row in rows
             ]
-            storage.write_bytes(storage.join(folder, split, CAPTIONS), (json.dumps(entries, ensure_ascii=False, indent=1) + "\n").encode())
+            storage.write_bytes(
+                storage.join(folder, split, CAPTIONS),
+                (json.dumps(entries, ensure_ascii=False, indent=1) + "\n").encode(),
+            )
             storage.write_bytes(storage.join(folder, split, MERGE), f"{VIDEOS},{CAPTIONS}\n".encode())
         for entry in storage.list_files(folder, CAPTIONS):
             split_folder = entry.uri.removesuffix("/" + CAPTIONS)

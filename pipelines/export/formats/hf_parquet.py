@@ -47,14 +47,21 @@ class HfParquet(Sharded):
 
     def write_shard(self, uri: str, clips: pa.Table, contents: Iterator[bytes]) -> None:
         columns = named_as_in_index(clips).drop_columns(["split"])
-        columns = columns.select([name for name in FIRST if name in columns.column_names] + [n for n in columns.column_names if n not in FIRST])
-        schema = _with_features(pa.schema([pa.field("video", VIDEO), *(pa.field(field.name, field.type) for field in columns.schema)]))
+        columns = columns.select(
+            [name for name in FIRST if name in columns.column_names]
+            + [n for n in columns.column_names if n not in FIRST]
+        )
+        schema = _with_features(
+            pa.schema([pa.field("video", VIDEO), *(pa.field(field.name, field.type) for field in columns.schema)])
+        )
         with storage.atomic_output(uri) as handle, pq.ParquetWriter(handle, schema, compression="NONE") as writer:
             start, videos = 0, []
             for number, (clip, content) in enumerate(zip(clips.to_pylist(), contents, strict=True)):
                 videos.append({"bytes": content, "path": f"{clip['uid']}{suffix(clip)}"})
                 if sum(len(video["bytes"]) for video in videos) >= ROW_GROUP_BYTES or number + 1 == len(clips):
-                    rows = columns.slice(start, len(videos)).add_column(0, schema.field("video"), pa.array(videos, VIDEO))
+                    rows = columns.slice(start, len(videos)).add_column(
+                        0, schema.field("video"), pa.array(videos, VIDEO)
+                    )
                     writer.write_table(rows.cast(schema))
                     start, videos = number + 1, []
 
@@ -71,7 +78,10 @@ class HfParquet(Sharded):
             storage.remove(storage.join(folder, CARD))
             return
         files = sorted(set(there["file"].to_pylist()))
-        sizes = {entry.uri.removeprefix(folder.rstrip("/") + "/"): entry.size_bytes for entry in storage.list_files(folder, ".parquet")}
+        sizes = {
+            entry.uri.removeprefix(folder.rstrip("/") + "/"): entry.size_bytes
+            for entry in storage.list_files(folder, ".parquet")
+        }
         splits, paths = [], []
         for split in sorted(set(there["split"].to_pylist())):
             rows = there.filter(pc.equal(there["split"], split))
@@ -86,9 +96,16 @@ class HfParquet(Sharded):
             "dataset_info": {"features": features, "splits": splits, "download_size": size, "dataset_size": size},
             "task_categories": ["text-to-video"],
         }
-        hours = sum(n / fps for n, fps in zip(there["n_frames"].to_pylist(), there["fps"].to_pylist(), strict=True) if fps) / 3600
-        text = f"Clips: {len(there)}, {hours:.2f} hours. Sources and spans are in `source`, `start_pts` and `end_pts`.\n"
-        storage.write_bytes(storage.join(folder, CARD), f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n{text}".encode())
+        hours = (
+            sum(n / fps for n, fps in zip(there["n_frames"].to_pylist(), there["fps"].to_pylist(), strict=True) if fps)
+            / 3600
+        )
+        text = (
+            f"Clips: {len(there)}, {hours:.2f} hours. Sources and spans are in `source`, `start_pts` and `end_pts`.\n"
+        )
+        storage.write_bytes(
+            storage.join(folder, CARD), f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n{text}".encode()
+        )
 
 
 def _with_features(schema: pa.Schema) -> pa.Schema:
@@ -98,7 +115,10 @@ def _with_features(schema: pa.Schema) -> pa.Schema:
         if field.name == "video":
             features[field.name] = {"_type": "Video"}
         elif pa.types.is_list(field.type):
-            features[field.name] = {"feature": {"dtype": _dtype(field.type.value_type), "_type": "Value"}, "_type": "Sequence"}
+            features[field.name] = {
+                "feature": {"dtype": _dtype(field.type.value_type), "_type": "Value"},
+                "_type": "Sequence",
+            }
         else:
             features[field.name] = {"dtype": _dtype(field.type), "_type": "Value"}
     return schema.with_metadata({b"huggingface": json.dumps({"info": {"features": features}}).encode()})

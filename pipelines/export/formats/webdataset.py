@@ -30,7 +30,10 @@ class WebDataset(Sharded):
         return f"{split}-{number:06d}.tar"
 
     def write_shard(self, uri: str, clips: pa.Table, contents: Iterator[bytes]) -> None:
-        with storage.atomic_output(uri) as handle, tarfile.open(fileobj=handle, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        with (
+            storage.atomic_output(uri) as handle,
+            tarfile.open(fileobj=handle, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
             for clip, content in zip(clips.to_pylist(), contents, strict=True):
                 for ending, data in ((".json", as_json(clip)), (suffix(clip), content), (".txt", caption_of(clip))):
                     _add(tar, f"{clip['uid']}{ending}", data)

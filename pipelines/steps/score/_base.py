@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from cluster.storage import digest
-from pipelines.step import Context, Mark, Resources, Step, TableFunction, failure, set_column, set_marks
+from pipelines.engine.step import Context, Mark, Resources, Step, TableFunction, failure, set_column, set_marks
 from pipelines.video.scale import Pixels
 
 Look = Callable[[Sequence[Pixels]], Sequence[Any]]
@@ -38,15 +38,25 @@ class PictureScore(Step):
     not_in_digest: ClassVar[frozenset[str]] = frozenset({"batch", "gpus"})
     """Settings that say nothing about the results, or only what `weights` says better: where a file is."""
 
-    pictures: Literal["frames", "thumbnails"] = Field("frames", description="Column of pictures: those of step frames, or the scan's thumbnails.")
-    batch: int = Field(32, ge=1, le=4096, description="Pictures that go through the network at once on a GPU; on the CPU it is one.")
-    gpus: float = Field(0.0, ge=0, description="GPUs each worker holds, also a fraction (0.25: four workers share one); 0 works on the CPU.")
+    pictures: Literal["frames", "thumbnails"] = Field(
+        "frames", description="Column of pictures: those of step frames, or the scan's thumbnails."
+    )
+    batch: int = Field(
+        32, ge=1, le=4096, description="Pictures that go through the network at once on a GPU; on the CPU it is one."
+    )
+    gpus: float = Field(
+        0.0,
+        ge=0,
+        description="GPUs each worker holds, also a fraction (0.25: four workers share one); 0 works on the CPU.",
+    )
 
     @model_validator(mode="after")
     def _packages_are_there(self) -> PictureScore:
         for package, extra in self.packages().items():
             if not find_spec(package):
-                raise ValueError(f"{self.name} needs the package {PIP_NAMES.get(package, package)}: pip install 'worldloom[{extra}]'")
+                raise ValueError(
+                    f"{self.name} needs the package {PIP_NAMES.get(package, package)}: pip install 'worldloom[{extra}]'"
+                )
         return self
 
     @property
@@ -108,7 +118,10 @@ class PictureScore(Step):
         for number, row in enumerate(rows):
             try:
                 if not row[self.pictures]:
-                    raise ValueError(f"the clip has no {self.pictures}" + ("; set thumbnails of scan to 1 or more" * (self.pictures == "thumbnails")))
+                    raise ValueError(
+                        f"the clip has no {self.pictures}"
+                        + ("; set thumbnails of scan to 1 or more" * (self.pictures == "thumbnails"))
+                    )
                 pictures = [decode_jpeg(data) for data in row[self.pictures]]
             except Exception as error:  # the row carries it
                 errors[number] = error

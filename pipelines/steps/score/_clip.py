@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from captioning.clip_weights import ClipWeights, load_clip
 from captioning.engine import EngineError
-from pipelines.step import RunError
+from pipelines.engine.step import RunError
 from pipelines.steps.score._base import Look, PictureScore
 from pipelines.video.scale import Pixels
 
@@ -61,7 +61,10 @@ class Tower:
 
     def images(self, pictures: Sequence[Pixels]) -> list[Floats]:
         """Unit vectors `[D]` of pictures, prepared as the model's own settings say (CLIP: short side to 224, the middle square)."""
-        keys = [hashlib.sha1(picture.tobytes(), usedforsecurity=False).digest() + bytes(str(picture.shape), "ascii") for picture in pictures]
+        keys = [
+            hashlib.sha1(picture.tobytes(), usedforsecurity=False).digest() + bytes(str(picture.shape), "ascii")
+            for picture in pictures
+        ]
         new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._known}
         found = {key: self._known[key] for key in keys if key in self._known}
         if new:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.weight_files import HUB
-from pipelines.step import RunError
+from pipelines.engine.step import RunError
 
 Wide = NDArray[np.float64]
 
@@ -54,18 +54,30 @@ def load_head(path: Path, dim: int, tower: str) -> Head:
     for key, tensor in _tensors(path).items():
         match = _LAYER.fullmatch(key)
         if not match:
-            raise RunError(f"{path}: '{key}' is in no head we know: weight and bias of one layer, or layers.N.weight and layers.N.bias of several")
+            raise RunError(
+                f"{path}: '{key}' is in no head we know: weight and bias of one layer, or layers.N.weight and layers.N.bias of several"
+            )
         layers.setdefault(int(match[1] or 0), {})[match[2]] = tensor
     if not layers:
         raise RunError(f"{path} is empty")
     weight, bias = np.eye(dim), np.zeros(dim)
     for number, layer in sorted(layers.items()):
-        if set(layer) != {"weight", "bias"} or layer["weight"].ndim != 2 or layer["bias"].shape != layer["weight"].shape[:1]:
+        if (
+            set(layer) != {"weight", "bias"}
+            or layer["weight"].ndim != 2
+            or layer["bias"].shape != layer["weight"].shape[:1]
+        ):
             raise RunError(f"{path}: layer {number} is not a weight of two dimensions with its bias")
         if layer["weight"].shape[1] != len(bias):
             wants, gets = layer["weight"].shape[1], len(bias)
-            of = f"embeddings of {wants} numbers, and {tower} gives {gets}: take the CLIP model it was trained on" if number == min(layers) else ""
-            raise RunError(f"{path}: layer {number} takes " + (of or f"{wants} numbers, and the layer before gives {gets}"))
+            of = (
+                f"embeddings of {wants} numbers, and {tower} gives {gets}: take the CLIP model it was trained on"
+                if number == min(layers)
+                else ""
+            )
+            raise RunError(
+                f"{path}: layer {number} takes " + (of or f"{wants} numbers, and the layer before gives {gets}")
+            )
         weight, bias = layer["weight"] @ weight, layer["weight"] @ bias + layer["bias"]
     if len(bias) != 1:
         raise RunError(f"{path}: the head gives {len(bias)} numbers for a picture; a score is one")
@@ -80,6 +92,9 @@ def _tensors(path: Path) -> dict[str, Wide]:
             return {key: value.astype(np.float64) for key, value in load_file(path).items()}
         import torch
 
-        return {key: value.double().numpy() for key, value in torch.load(path, map_location="cpu", weights_only=True).items()}
+        return {
+            key: value.double().numpy()
+            for key, value in torch.load(path, map_location="cpu", weights_only=True).items()
+        }
     except Exception as error:
         raise RunError(f"{path} cannot be read as the weights of a head: {type(error).__name__}: {error}") from error

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.step import RunError
+from pipelines.engine.step import RunError
 
 Floats = NDArray[np.float32]
 Network = Callable[[Sequence[Floats]], Floats]
@@ -34,7 +34,9 @@ def load_network(path: str | Path, gpus: float, at_once: int) -> Network:
     providers: list[Any] = ["CPUExecutionProvider"]
     if gpus:
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise RunError(f"gpus is {gpus:g}, but this onnxruntime has no CUDA: pip install onnxruntime-gpu in its place, or set gpus to 0")
+            raise RunError(
+                f"gpus is {gpus:g}, but this onnxruntime has no CUDA: pip install onnxruntime-gpu in its place, or set gpus to 0"
+            )
         # The default takes the kernels that are fastest in a trial, which may be others on another day.
         providers.insert(0, ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}))
     try:

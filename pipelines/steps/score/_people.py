@@ -36,7 +36,13 @@ CLASSES = (
 )
 """What the network tells apart, in the order of its outputs; the file's own metadata lists them."""
 
-NSFW = ("ANUS_EXPOSED", "BUTTOCKS_EXPOSED", "FEMALE_BREAST_EXPOSED", "FEMALE_GENITALIA_EXPOSED", "MALE_GENITALIA_EXPOSED")
+NSFW = (
+    "ANUS_EXPOSED",
+    "BUTTOCKS_EXPOSED",
+    "FEMALE_BREAST_EXPOSED",
+    "FEMALE_GENITALIA_EXPOSED",
+    "MALE_GENITALIA_EXPOSED",
+)
 """The classes that count as nudity. Bare feet, armpits, bellies and men's chests do not: a beach is full of them."""
 
 FACES = ("FACE_FEMALE", "FACE_MALE")

@@ -78,7 +78,9 @@ def input_size(height: int, width: int, long_side: int) -> tuple[int, int]:
 
 def to_input(picture: Pixels, size: tuple[int, int]) -> NDArray[np.float32]:
     """`[3, H, W]` blue, green, red, normalised as PP-OCR was trained."""
-    resized = cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_AREA if size[1] <= picture.shape[1] else cv2.INTER_LINEAR)
+    resized = cv2.resize(
+        picture, (size[1], size[0]), interpolation=cv2.INTER_AREA if size[1] <= picture.shape[1] else cv2.INTER_LINEAR
+    )
     scaled = (resized[..., ::-1].astype(np.float32) / np.float32(255) - MEAN) / DEVIATION
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
@@ -101,7 +103,12 @@ def boxes_of(probability_HW: NDArray[np.float32]) -> Text:
         scores.append(float(probability_HW[inside].mean()))
         lengths.append(max(width, height) / min(width, height))
     shape = (ink.shape[0], ink.shape[1])
-    return Text(np.array(boxes, np.float32).reshape(-1, 4, 2), np.array(scores, np.float32), np.array(lengths, np.float32), shape)
+    return Text(
+        np.array(boxes, np.float32).reshape(-1, 4, 2),
+        np.array(scores, np.float32),
+        np.array(lengths, np.float32),
+        shape,
+    )
 
 
 def area(masks: Sequence[Mask], shape: tuple[int, int]) -> float:

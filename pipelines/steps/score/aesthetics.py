@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from cluster import weight_files
 from cluster.weight_files import HUB
-from pipelines.step import column
+from pipelines.engine.step import column
 from pipelines.steps.score import _head
 from pipelines.steps.score._base import Look
 from pipelines.steps.score._clip import ClipScore
@@ -33,7 +33,9 @@ class Aesthetics(ClipScore):
         f"{HUB}ttj/sac-logos-ava1-l14-linearMSE/model.safetensors",
         description="Weights of the head: a .safetensors, .pth or .pt file, or hf-hub:owner/name/file.",
     )
-    head_revision: str = Field("1e77fa05081323d99725fc40a9bf9f88180490e7", min_length=1, description="Commit of the head on the hub.")
+    head_revision: str = Field(
+        "1e77fa05081323d99725fc40a9bf9f88180490e7", min_length=1, description="Commit of the head on the hub."
+    )
 
     _absolute_head = field_validator("head")(weight_files.absolute)
 

@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.step import column
+from pipelines.engine.step import column
 from pipelines.steps.score._clip import ClipScore, Floats, dot
 
-CLIP_TEXT = column("clip_text", pa.float64(), "100 x cosine of the caption and each picture, at least 0, mean over the pictures; 0 to 100")
+CLIP_TEXT = column(
+    "clip_text",
+    pa.float64(),
+    "100 x cosine of the caption and each picture, at least 0, mean over the pictures; 0 to 100",
+)
 
 
 class ClipText(ClipScore):

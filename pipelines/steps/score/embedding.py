@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.segments import HEAVY
+from pipelines.engine.segments import HEAVY
 from pipelines.steps.score._clip import ClipScore, Floats, unit_rows
 
-EMBEDDING = pa.field("embedding", pa.list_(pa.float32()), metadata={"doc": "unit vector of what the clip shows: mean over its pictures", HEAVY: b"1"})
+EMBEDDING = pa.field(
+    "embedding",
+    pa.list_(pa.float32()),
+    metadata={"doc": "unit vector of what the clip shows: mean over its pictures", HEAVY: b"1"},
+)
 
 
 class Embedding(ClipScore):

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from cluster import weight_files
-from pipelines.step import column
+from pipelines.engine.step import column
 from pipelines.steps.score._base import Look, PictureScore
 from pipelines.steps.score._onnx import load_network
 from pipelines.steps.score._people import People as Found
@@ -35,7 +35,10 @@ class People(PictureScore):
     name: str = "score.people"
     not_in_digest: ClassVar[frozenset[str]] = PictureScore.not_in_digest | {"model"}
 
-    model: str = Field("", description="ONNX file of another detector with NudeNet's classes; by default the one in the package nudenet.")
+    model: str = Field(
+        "",
+        description="ONNX file of another detector with NudeNet's classes; by default the one in the package nudenet.",
+    )
     confidence: float = Field(0.4, ge=0, le=1, description="Score from which a face counts; nsfw is the score itself.")
 
     _absolute = field_validator("model")(weight_files.absolute)

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from clip_rows import ScatteredRows, clip_table, flips, noisy, strangers
 
 from pipelines.duplicates.across import CLOSEST, closest_across
-from pipelines.shuffle import LocalRows
+from pipelines.engine.shuffle import LocalRows
 from pipelines.video.phash import mirrored
+from tests.support.clip_rows import ScatteredRows, clip_table, flips, noisy, strangers
 
 
 def split_rows() -> pa.Table:
@@ -22,7 +22,11 @@ def split_rows() -> pa.Table:
 def test_closest_pairs_across_splits_come_first_exact_copies_included() -> None:
     found = closest_across(LocalRows([split_rows()]), "split")
     assert found.schema == CLOSEST
-    assert [(row["uid_a"], row["uid_b"]) for row in found.to_pylist()] == [("0000", "0006"), ("0001", "0007"), ("0002", "0008")]
+    assert [(row["uid_a"], row["uid_b"]) for row in found.to_pylist()] == [
+        ("0000", "0006"),
+        ("0001", "0007"),
+        ("0002", "0008"),
+    ]
     distances = found["distance"].to_pylist()
     assert distances[0] == 0 < distances[1] < distances[2] < 16
     assert found["share"].to_pylist() == [1.0, 1.0, 1.0]
@@ -32,7 +36,9 @@ def test_limit_order_and_parts() -> None:
     table = split_rows()
     wanted = closest_across(LocalRows([table]), "split", 2)
     assert len(wanted) == 2
-    assert all(closest_across(ScatteredRows([table], seed), "split", 2).to_pylist() == wanted.to_pylist() for seed in range(4))
+    assert all(
+        closest_across(ScatteredRows([table], seed), "split", 2).to_pylist() == wanted.to_pylist() for seed in range(4)
+    )
     with pytest.raises(ValueError, match="limit=0"):
         closest_across(LocalRows([table]), "split", 0)
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from clip_rows import Hashes, noisy, strangers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.duplicates.alignment import EVEN, LEAST_STEADY, align, best_run, frame_distances
 from pipelines.video.phash import is_informative, mirrored
+from tests.support.clip_rows import Hashes, noisy, strangers
 
 
 def bits(value: int) -> list[int]:
@@ -35,7 +35,9 @@ def reference_score(a: Hashes, b: Hashes) -> int:
     for ahead in range(-len(a) + 1, len(b)):
         run = [(i, i + ahead) for i in range(len(a)) if 0 <= i + ahead < len(b)]
         gains = [
-            round((EVEN - reference_distance(a, b, i, j)) * 64) if is_informative(a[i : i + 1])[0] or is_informative(b[j : j + 1])[0] else 0
+            round((EVEN - reference_distance(a, b, i, j)) * 64)
+            if is_informative(a[i : i + 1])[0] or is_informative(b[j : j + 1])[0]
+            else 0
             for i, j in run
         ]
         best = max(best, *(sum(gains[s:e]) for s in range(len(gains)) for e in range(s, len(gains) + 1)), 0)
@@ -57,7 +59,9 @@ def test_no_run_at_any_offset_scores_higher(seed: int, n_a: int, n_b: int) -> No
         return
     i, j, n = found.start_a, found.start_b, found.length
     distances = [reference_distance(a, b, i + k, j + k) for k in range(n)]
-    counted = [k for k in range(n) if is_informative(a[i + k : i + k + 1])[0] or is_informative(b[j + k : j + k + 1])[0]]
+    counted = [
+        k for k in range(n) if is_informative(a[i + k : i + k + 1])[0] or is_informative(b[j + k : j + k + 1])[0]
+    ]
     assert sum(round((EVEN - distances[k]) * 64) for k in counted) == wanted
     assert found.distance == pytest.approx(np.mean([distances[k] for k in counted]))
 
@@ -126,7 +130,10 @@ def test_flat_frames_match_nothing_and_do_not_part_what_matches() -> None:
 
 
 def test_hashes_with_few_bits_are_not_near_by_that_alone() -> None:
-    cards = [np.full(4, sum(1 << int(i) for i in np.random.default_rng(seed).choice(64, 12, replace=False)), np.uint64) for seed in range(20)]
+    cards = [
+        np.full(4, sum(1 << int(i) for i in np.random.default_rng(seed).choice(64, 12, replace=False)), np.uint64)
+        for seed in range(20)
+    ]
     plain = [float(np.bitwise_count(a[0] ^ b[0])) for a in cards for b in cards if a is not b]
     weighted = [float(frame_distances(a, b)[0, 0]) for a in cards for b in cards if a is not b]
     assert np.mean(plain) < 21

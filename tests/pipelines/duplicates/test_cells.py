@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from clip_rows import ScatteredRows, clip_table
 from numpy.typing import NDArray
 
 from pipelines.duplicates.cells import cells_for, kmeans, nearest_cells, semantic_pairs
-from pipelines.shuffle import LocalRows
+from pipelines.engine.shuffle import LocalRows
+from tests.support.clip_rows import ScatteredRows, clip_table
 
 
 def embedded(vectors_ND: NDArray[np.float64], **columns: object) -> pa.Table:
@@ -25,7 +25,9 @@ def clouds(seed: int, n: int = 60, dim: int = 16) -> NDArray[np.float64]:
 def all_pairs(vectors_ND: NDArray[np.float64], least: float) -> set[tuple[str, str]]:
     unit = vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     cosine = unit @ unit.T
-    return {(f"{i:04d}", f"{j:04d}") for i in range(len(unit)) for j in range(i + 1, len(unit)) if cosine[i, j] >= least}
+    return {
+        (f"{i:04d}", f"{j:04d}") for i in range(len(unit)) for j in range(i + 1, len(unit)) if cosine[i, j] >= least
+    }
 
 
 def found_pairs(table: pa.Table) -> list[tuple[str, str]]:
@@ -55,11 +57,19 @@ def test_parts_and_order_change_nothing() -> None:
 
 def test_clips_of_one_file_of_other_kinds_and_without_embedding_are_not_compared() -> None:
     vectors = np.tile(np.array([[1.0, 2.0, 3.0]]), (6, 1))
-    table = embedded(vectors, content_hash=["a", "a", "b", "c", "d", "e"], kind=["video"] * 3 + ["image"] * 2 + ["video"])
+    table = embedded(
+        vectors, content_hash=["a", "a", "b", "c", "d", "e"], kind=["video"] * 3 + ["image"] * 2 + ["video"]
+    )
     values = table["embedding"].to_pylist()
     values[5] = None
-    table = table.set_column(table.column_names.index("embedding"), "embedding", pa.array(values, pa.list_(pa.float32())))
-    assert set(found_pairs(semantic_pairs(LocalRows([table]), 0.99, 0))) == {("0000", "0002"), ("0001", "0002"), ("0003", "0004")}
+    table = table.set_column(
+        table.column_names.index("embedding"), "embedding", pa.array(values, pa.list_(pa.float32()))
+    )
+    assert set(found_pairs(semantic_pairs(LocalRows([table]), 0.99, 0))) == {
+        ("0000", "0002"),
+        ("0001", "0002"),
+        ("0003", "0004"),
+    }
 
 
 def test_embeddings_that_cannot_be_compared_are_named() -> None:
@@ -74,7 +84,11 @@ def test_embeddings_that_cannot_be_compared_are_named() -> None:
 
 def test_nothing_to_compare() -> None:
     table = embedded(np.ones((1, 4)))
-    assert len(semantic_pairs(LocalRows([table]), 0.99, 0)) == len(semantic_pairs(LocalRows([table.slice(0, 0)]), 0.99, 0)) == 0
+    assert (
+        len(semantic_pairs(LocalRows([table]), 0.99, 0))
+        == len(semantic_pairs(LocalRows([table.slice(0, 0)]), 0.99, 0))
+        == 0
+    )
 
 
 def test_cells_grow_with_the_data() -> None:

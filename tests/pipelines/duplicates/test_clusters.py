@@ -10,7 +10,9 @@ from pipelines.duplicates.clusters import Member, Pair, best_copies, decide, unm
 HALF = 0.5
 
 
-def member(uid: str, pixels: int = 100, duration_s: float = 4.0, sharpness: float = 0.1, source: str | None = None) -> Member:
+def member(
+    uid: str, pixels: int = 100, duration_s: float = 4.0, sharpness: float = 0.1, source: str | None = None
+) -> Member:
     return Member(uid, source or f"{uid}.mp4", pixels, duration_s, sharpness)
 
 
@@ -22,7 +24,13 @@ def near(a: str, b: str, share_a: float = 1.0, share_b: float = 1.0) -> Pair:
 def groups(draw: st.DrawFn) -> tuple[dict[str, Member], list[Pair]]:
     n = draw(st.integers(2, 9))
     clips = {
-        f"c{i}": Member(f"c{i}", f"f{i % 5}", draw(st.integers(1, 3)), draw(st.sampled_from([1.0, 2.0])), draw(st.sampled_from([0.1, 0.2])))
+        f"c{i}": Member(
+            f"c{i}",
+            f"f{i % 5}",
+            draw(st.integers(1, 3)),
+            draw(st.sampled_from([1.0, 2.0])),
+            draw(st.sampled_from([0.1, 0.2])),
+        )
         for i in range(n)
     }
     every = [(f"c{i}", f"c{j}") for i in range(n) for j in range(i + 1, n)]
@@ -39,17 +47,30 @@ def test_what_holds_of_every_decision(group: tuple[dict[str, Member], list[Pair]
     shares = {(p.a, p.b): p.share_a for p in pairs} | {(p.b, p.a): p.share_b for p in pairs}
     assert set(decisions) == set(clips)
     for uid, one in decisions.items():
-        better = [other for (x, other), share in shares.items() if x == uid and share >= HALF and clips[other].rank() < clips[uid].rank()]
-        kept = sorted((other for other in better if decisions[other].duplicate_of is None), key=lambda other: clips[other].rank())
+        better = [
+            other
+            for (x, other), share in shares.items()
+            if x == uid and share >= HALF and clips[other].rank() < clips[uid].rank()
+        ]
+        kept = sorted(
+            (other for other in better if decisions[other].duplicate_of is None), key=lambda other: clips[other].rank()
+        )
         assert one.duplicate_of == (kept[0] if kept else None)
         if one.duplicate_of is not None:
             assert one.share == shares[uid, one.duplicate_of]
             assert decisions[one.duplicate_of].cluster == one.cluster
         assert decisions[one.cluster].duplicate_of is None
-        assert all(clips[one.cluster].rank() <= clips[other].rank() for other in clips if decisions[other].cluster == one.cluster)
+        assert all(
+            clips[one.cluster].rank() <= clips[other].rank()
+            for other in clips
+            if decisions[other].cluster == one.cluster
+        )
     assert all(decisions[pair.a].cluster == decisions[pair.b].cluster for pair in pairs)
     # Any order, and either way round.
-    turned = [Pair(p.b, p.a, p.kind, p.distance, p.share_b, p.share_a) if order.random() < 0.5 else p for p in order.sample(pairs, len(pairs))]
+    turned = [
+        Pair(p.b, p.a, p.kind, p.distance, p.share_b, p.share_a) if order.random() < 0.5 else p
+        for p in order.sample(pairs, len(pairs))
+    ]
     uids = order.sample(list(clips), len(clips))
     assert decide({uid: clips[uid] for uid in uids}, {}, turned, HALF) == list(decisions.values())
 
@@ -62,7 +83,10 @@ def test_pixels_then_duration_then_sharpness_then_name() -> None:
         (member("b", source="1.mp4"), member("a", source="2.mp4")),
         (member("a", source="1.mp4"), member("b", source="1.mp4")),
     ):
-        decisions = {one.uid: one for one in decide({"a": member("a"), **{m.uid: m for m in (better, worse)}}, {}, [near("a", "b")], HALF)}
+        decisions = {
+            one.uid: one
+            for one in decide({"a": member("a"), **{m.uid: m for m in (better, worse)}}, {}, [near("a", "b")], HALF)
+        }
         assert decisions[worse.uid].duplicate_of == better.uid
 
 
@@ -71,7 +95,12 @@ def test_a_long_clip_is_not_dropped_for_a_short_part_of_it() -> None:
     decisions = {one.uid: one for one in decide(clips, {}, [near("long", "short", 0.2, 1.0)], HALF)}
     assert decisions["long"].duplicate_of is decisions["short"].duplicate_of is None
     assert decisions["long"].cluster == decisions["short"].cluster == "short"
-    decisions = {one.uid: one for one in decide({**clips, "short": member("short", duration_s=2.0)}, {}, [near("long", "short", 0.2, 1.0)], HALF)}
+    decisions = {
+        one.uid: one
+        for one in decide(
+            {**clips, "short": member("short", duration_s=2.0)}, {}, [near("long", "short", 0.2, 1.0)], HALF
+        )
+    }
     assert (decisions["short"].duplicate_of, decisions["short"].share) == ("long", 1.0)
 
 
@@ -88,7 +117,11 @@ def test_exact_copies_share_what_the_best_of_them_is_paired_with() -> None:
     copies = best_copies({"a": "x", "b": "x", "c": "x"}, clips)
     assert copies == {"b": "a", "c": "a"}
     alone = {one.uid: one for one in decide({uid: clips[uid] for uid in "abc"}, copies, [], HALF)}
-    assert [(alone[uid].duplicate_of, alone[uid].kind) for uid in "abc"] == [(None, None), ("a", "exact"), ("a", "exact")]
+    assert [(alone[uid].duplicate_of, alone[uid].kind) for uid in "abc"] == [
+        (None, None),
+        ("a", "exact"),
+        ("a", "exact"),
+    ]
     # A pair found through any of them is one of all.
     decisions = {one.uid: one for one in decide(clips, copies, [near("c", "z")], HALF)}
     assert [(decisions[uid].duplicate_of, decisions[uid].kind) for uid in "abc"] == [("z", "near")] * 3

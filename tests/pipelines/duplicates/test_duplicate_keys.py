@@ -3,14 +3,26 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from clip_rows import clip_table, noisy, strangers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.duplicates.candidates import NEIGHBOURS, candidates
-from pipelines.duplicates.clips import as_clips, identity, sequences
-from pipelines.duplicates.keys import KEYS_A_CLIP, KEYS_A_HASH, SAMPLED_BITS, TABLES, TURN, WIDTH, block_masks, key_rows, masks, mixed, unique_rows
+from pipelines.duplicates.clip_hashes import as_clips, identity, sequences
+from pipelines.duplicates.keys import (
+    KEYS_A_CLIP,
+    KEYS_A_HASH,
+    SAMPLED_BITS,
+    TABLES,
+    TURN,
+    WIDTH,
+    block_masks,
+    key_rows,
+    masks,
+    mixed,
+    unique_rows,
+)
 from pipelines.video.phash import is_informative, mirrored
+from tests.support.clip_rows import clip_table, noisy, strangers
 
 
 def keys_of(*sequences_: np.ndarray, mirror: bool = True, **columns: object) -> pa.Table:
@@ -46,7 +58,9 @@ def test_a_mirrored_copy_has_the_same_keys_turned_the_other_way(seed: int) -> No
     assert one["key"] == other["key"]
     assert one["hash"] == other["hash"]
     assert all(a != b for a, b in zip(one["turned"].to_pylist(), other["turned"].to_pylist(), strict=True))
-    assert not set(keys_of(film, mirror=False)["key"].to_pylist()) & set(keys_of(mirrored(film), mirror=False)["key"].to_pylist())
+    assert not set(keys_of(film, mirror=False)["key"].to_pylist()) & set(
+        keys_of(mirrored(film), mirror=False)["key"].to_pylist()
+    )
 
 
 def test_images_and_videos_share_no_key() -> None:
@@ -63,11 +77,18 @@ def test_keys_do_not_depend_on_what_comes_along(seed: int) -> None:
     whole = key_rows(table, True)
     parts = pa.concat_tables([key_rows(table.slice(start, 2), True) for start in (4, 0, 2)])
     order = [(name, "ascending") for name in ("key", "clip")]
-    assert whole.sort_by(order) == parts.sort_by(order).combine_chunks() or whole.sort_by(order).to_pylist() == parts.sort_by(order).to_pylist()
+    assert (
+        whole.sort_by(order) == parts.sort_by(order).combine_chunks()
+        or whole.sort_by(order).to_pylist() == parts.sort_by(order).to_pylist()
+    )
 
 
 @settings(max_examples=30)
-@given(st.integers(0, 2**64 - 1).filter(lambda value: value.bit_count() >= 10), st.sets(st.integers(0, 63), max_size=4), st.booleans())
+@given(
+    st.integers(0, 2**64 - 1).filter(lambda value: value.bit_count() >= 10),
+    st.sets(st.integers(0, 63), max_size=4),
+    st.booleans(),
+)
 def test_no_image_within_four_bits_is_missed(value: int, flipped: set[int], turned: bool) -> None:
     one, other = np.array([value], np.uint64), np.array([value ^ sum(1 << bit for bit in flipped)], np.uint64)
     if not (is_informative(one)[0] and is_informative(other)[0] and is_informative(mirrored(other))[0]):
@@ -89,7 +110,10 @@ def test_candidates_are_all_pairs_of_a_key_of_different_files_with_near_hashes()
     table = as_clips(clip_table(clips, content_hash=["a", "b", "a", "c", "d", "e"]))
     numbers = table["clip"].to_pylist()
     found = candidates(key_rows(table, True), 11, 4).to_pylist()
-    assert {frozenset((row["a"], row["b"])) for row in found} == {frozenset((numbers[0], numbers[1])), frozenset((numbers[1], numbers[2]))}
+    assert {frozenset((row["a"], row["b"])) for row in found} == {
+        frozenset((numbers[0], numbers[1])),
+        frozenset((numbers[1], numbers[2])),
+    }
     assert all(row["a"] < row["b"] and not row["mirrored"] for row in found)
     assert len(candidates(key_rows(table, True), 0, 4)) < 2
     assert max(found, key=lambda row: row["votes"])["votes"] > 20

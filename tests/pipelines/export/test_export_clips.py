@@ -10,22 +10,24 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import videos
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.export.clips import Cut, CutSettings, cut_image, cut_video
+from pipelines.export.clip_files import Cut, CutSettings, cut_image, cut_video
 from pipelines.export.copying import decoding_times, nal_types
 from pipelines.video.decode import DecodeError, MediaInfo, open_video
+from tests.support import videos
 
 FAST = CutSettings(preset="ultrafast")
 GROUP = 10
 X264 = {"g": str(GROUP), "bf": "3", "x264-params": "scenecut=0:keyint=10:min-keyint=10:b-adapt=0"}
 
 
-def read(uri: Path | str, start_pts: int = -(1 << 60), end_pts: int = 1 << 60) -> tuple[MediaInfo, list[tuple[Fraction, NDArray[Any]]]]:
+def read(
+    uri: Path | str, start_pts: int = -(1 << 60), end_pts: int = 1 << 60
+) -> tuple[MediaInfo, list[tuple[Fraction, NDArray[Any]]]]:
     """The frames of a span as (seconds from the first of them, pixels as they are stored)."""
     found = []
     with open_video(str(uri)) as video:
@@ -49,8 +51,16 @@ def check(uri: Path | str, start_pts: int, end_pts: int, cut: Cut, path: Path, d
     assert [moment for moment, _ in found] == [moment for moment, _ in wanted]
     assert moments(path)[0] == 0
     assert (cut.n_frames, cut.width, cut.height) == (len(wanted), after.width, after.height)
-    assert (after.width, after.height, after.rotation_deg, after.bit_depth) == (before.width, before.height, before.rotation_deg, before.bit_depth)
-    errors = [np.square(one.astype(float) - other.astype(float)).mean() for (_, one), (_, other) in zip(found, wanted, strict=True)]
+    assert (after.width, after.height, after.rotation_deg, after.bit_depth) == (
+        before.width,
+        before.height,
+        before.rotation_deg,
+        before.bit_depth,
+    )
+    errors = [
+        np.square(one.astype(float) - other.astype(float)).mean()
+        for (_, one), (_, other) in zip(found, wanted, strict=True)
+    ]
     if cut.mode == "copied":
         assert max(errors) == 0
     else:
@@ -110,7 +120,9 @@ def test_a_span_that_ends_between_frames_that_need_each_other_is_encoded(
     modes = {}
     for end in (1, 2, 3, 4, 5):
         start_pts, end_pts = span(grouped_moments, 0, end)
-        cut = cut_video(str(grouped), start_pts, end_pts, tmp_path / "clip.mp4", FAST.model_copy(update={"verify": verify}))
+        cut = cut_video(
+            str(grouped), start_pts, end_pts, tmp_path / "clip.mp4", FAST.model_copy(update={"verify": verify})
+        )
         check(grouped, start_pts, end_pts, cut, tmp_path / "clip.mp4")
         modes[end] = cut.mode
     assert modes == {1: "copied", 2: "encoded", 3: "encoded", 4: "encoded", 5: "copied"}
@@ -129,7 +141,9 @@ def test_a_group_whose_first_pictures_look_back_is_encoded(tmp_path: Path) -> No
 
 
 def test_copying_can_be_switched_off(tmp_path: Path, grouped: Path, grouped_moments: list[int]) -> None:
-    cut = cut_video(str(grouped), *span(grouped_moments, 0, 35), tmp_path / "clip.mp4", FAST.model_copy(update={"copies": False}))
+    cut = cut_video(
+        str(grouped), *span(grouped_moments, 0, 35), tmp_path / "clip.mp4", FAST.model_copy(update={"copies": False})
+    )
     assert (cut.mode, cut.n_frames) == ("encoded", 35)
 
 
@@ -146,7 +160,9 @@ CONTAINERS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "codec", "options"), CONTAINERS, ids=[f"{codec}-{name}" for name, codec, _ in CONTAINERS])
+@pytest.mark.parametrize(
+    ("name", "codec", "options"), CONTAINERS, ids=[f"{codec}-{name}" for name, codec, _ in CONTAINERS]
+)
 def test_containers_and_codecs(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
     source = videos.encode(tmp_path / name, videos.sliding(24, 2.0, 96, 64), codec=codec, options=options)
     pts = moments(source)
@@ -159,7 +175,13 @@ def test_containers_and_codecs(tmp_path: Path, name: str, codec: str, options: d
 
 def test_moments_of_a_variable_frame_rate_are_kept(tmp_path: Path) -> None:
     pts = [0, 3, 4, 11, 12, 30, 31, 32, 60, 61, 90, 200]
-    source = videos.encode(tmp_path / "vfr.mp4", videos.numbered(12), pts=pts, time_base=Fraction(1001, 30000), options={"g": "4", "bf": "2"})
+    source = videos.encode(
+        tmp_path / "vfr.mp4",
+        videos.numbered(12),
+        pts=pts,
+        time_base=Fraction(1001, 30000),
+        options={"g": "4", "bf": "2"},
+    )
     found = moments(source)
     for first, end in ((0, 12), (4, 8), (5, 11), (3, 4)):
         cut = cut_video(str(source), *span(found, first, end), tmp_path / "clip.mp4", FAST)
@@ -172,7 +194,13 @@ def test_moments_of_a_variable_frame_rate_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("copies", [True, False])
 def test_rotation_aspect_and_colour_go_with_the_clip(tmp_path: Path, copies: bool) -> None:
     source = videos.encode(
-        tmp_path / "turned.mov", videos.numbered(8), rotation_deg=90, aspect=Fraction(4, 3), color_range=2, colorspace=1, options={"bf": "0"}
+        tmp_path / "turned.mov",
+        videos.numbered(8),
+        rotation_deg=90,
+        aspect=Fraction(4, 3),
+        color_range=2,
+        colorspace=1,
+        options={"bf": "0"},
     )
     cut = cut_video(str(source), 0, 1 << 40, tmp_path / "clip.mp4", FAST.model_copy(update={"copies": copies}))
     check(source, 0, 1 << 40, cut, tmp_path / "clip.mp4")
@@ -181,7 +209,9 @@ def test_rotation_aspect_and_colour_go_with_the_clip(tmp_path: Path, copies: boo
     for path in (source, tmp_path / "clip.mp4"):
         with open_video(str(path)) as video:
             frame = next(video.pictures()).frame
-            tags.append((frame.rotation, int(frame.color_range), int(frame.colorspace), video.info.width, video.info.height))
+            tags.append(
+                (frame.rotation, int(frame.color_range), int(frame.colorspace), video.info.width, video.info.height)
+            )
     assert tags[0] == tags[1]
     assert tags[0][1:3] == (2, 1)
 
@@ -194,7 +224,9 @@ def test_ten_bits_stay_ten_bits(tmp_path: Path) -> None:
 
 
 def test_odd_sides_and_other_chroma_become_what_players_take(tmp_path: Path) -> None:
-    source = videos.encode(tmp_path / "odd.mp4", videos.numbered(4, 131, 67), pixel_format="yuv444p", options={"g": "4"})
+    source = videos.encode(
+        tmp_path / "odd.mp4", videos.numbered(4, 131, 67), pixel_format="yuv444p", options={"g": "4"}
+    )
     cut = cut_video(str(source), *span(moments(source), 1, 4), tmp_path / "clip.mp4", FAST)
     info, found = read(tmp_path / "clip.mp4")
     assert (cut.mode, len(found), info.pixel_format, info.width, info.height) == ("encoded", 3, "yuv420p", 130, 66)
@@ -206,7 +238,12 @@ def test_the_same_clip_is_the_same_file(tmp_path: Path) -> None:
     for number in range(6):
         # x264 on AVX-512 was seen to depend on what lay in memory.
         rubbish = [np.full(50_000 * (k + number), number, np.uint8) for k in range(9)]
-        cut_video(str(source), *span(moments(source), 3, 38), tmp_path / "clip.mp4", CutSettings(preset="veryfast", verify=False))
+        cut_video(
+            str(source),
+            *span(moments(source), 3, 38),
+            tmp_path / "clip.mp4",
+            CutSettings(preset="veryfast", verify=False),
+        )
         files.append((tmp_path / "clip.mp4").read_bytes())
         del rubbish
     assert len(set(files)) == 1
@@ -218,7 +255,9 @@ def test_a_span_without_frames_fails(tmp_path: Path, grouped: Path, grouped_mome
 
 
 @pytest.mark.parametrize("copies", [True, False])
-def test_damage_fails_the_clip_and_is_not_copied(tmp_path: Path, grouped: Path, grouped_moments: list[int], copies: bool) -> None:
+def test_damage_fails_the_clip_and_is_not_copied(
+    tmp_path: Path, grouped: Path, grouped_moments: list[int], copies: bool
+) -> None:
     data = bytearray(grouped.read_bytes())
     with av.open(str(grouped)) as container:
         places = [packet.pos for packet in container.demux(video=0) if packet.size]
@@ -227,7 +266,11 @@ def test_damage_fails_the_clip_and_is_not_copied(tmp_path: Path, grouped: Path, 
     (tmp_path / "bad.mp4").write_bytes(data)
     with pytest.raises(DecodeError):
         cut_video(
-            str(tmp_path / "bad.mp4"), grouped_moments[0], grouped_moments[-1] + 1, tmp_path / "clip.mp4", FAST.model_copy(update={"copies": copies})
+            str(tmp_path / "bad.mp4"),
+            grouped_moments[0],
+            grouped_moments[-1] + 1,
+            tmp_path / "clip.mp4",
+            FAST.model_copy(update={"copies": copies}),
         )
 
 
@@ -237,7 +280,9 @@ def test_nal_types_of_both_framings() -> None:
     started = b"\0\0\0\1" + b"\0\0\1".join(units)
     assert nal_types(prefixed, b"\x01\x64\x00\x1f\xff", "h264") == [7, 8, 5] == nal_types(started, b"", "h264")
     hevc = [bytes([19 << 1, 1]) + b"idr", bytes([35 << 1, 1])]
-    assert nal_types(b"".join(len(unit).to_bytes(2, "big") + unit for unit in hevc), b"\x01" + bytes(20) + b"\x01", "hevc") == [19, 35]
+    assert nal_types(
+        b"".join(len(unit).to_bytes(2, "big") + unit for unit in hevc), b"\x01" + bytes(20) + b"\x01", "hevc"
+    ) == [19, 35]
 
 
 @given(st.permutations(list(range(12))))
@@ -260,7 +305,14 @@ def test_images_are_copied_or_written_upright(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "y.png")), pixels)
 
 
-REAL = ["av1_640x360.mkv", "bt709_full_range_720p.mp4", "hevc_10bit_200x200.mp4", "mpeg4_320x240.avi", "nasa_320x180.mp4", "rotated_90.mov"]
+REAL = [
+    "av1_640x360.mkv",
+    "bt709_full_range_720p.mp4",
+    "hevc_10bit_200x200.mp4",
+    "mpeg4_320x240.avi",
+    "nasa_320x180.mp4",
+    "rotated_90.mov",
+]
 
 
 @pytest.mark.slow

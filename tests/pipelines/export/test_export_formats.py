@@ -13,17 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import videos
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
 from cluster.config import ConfigError
 from pipelines import cli, inline
-from pipelines.curate import Curation, curate
-from pipelines.export.command import formats, run_export
+from pipelines.commands.export import formats, run_export
+from pipelines.curation import Curation, curate
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.video.decode import open_video
+from tests.support import videos
 
 CUT = {"copies": True, "crf": 18, "preset": "ultrafast", "verify": True}
 
@@ -32,7 +32,9 @@ def write_recipe(folder: Path, videos_glob: str, images_glob: str | None = None,
     sources = [{"videos": videos_glob, "captions": "sidecar"}, *([{"images": images_glob}] if images_glob else [])]
     steps = [{"scan": {}}, {"cut": {"min_s": 0.4, "max_s": 1.0}}, {"caption": {"engine": "signals"}}]
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"name": "toy", "out": str(folder / "out"), "sources": sources, "curate": steps, **more}))
+    path.write_text(
+        yaml.safe_dump({"name": "toy", "out": str(folder / "out"), "sources": sources, "curate": steps, **more})
+    )
     return path
 
 
@@ -53,7 +55,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 @pytest.fixture(scope="module")
 def rows(recipe: Recipe) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [row for row in curate(recipe, inline).final.rows.read().to_pylist() if row["clip_index"] is not None]
+    found: list[dict[str, Any]] = [
+        row for row in curate(recipe, inline).final.rows.read().to_pylist() if row["clip_index"] is not None
+    ]
     assert len(found) == 5
     return found
 
@@ -71,7 +75,11 @@ def n_frames(uri: str, start_pts: int = 0, end_pts: int = 1 << 60) -> int:
 
 def test_a_folder_of_mp4_files_is_itself_a_source(recipe: Recipe, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     folder = exported(recipe, "mp4", tmp_path / "mp4")
-    again = load_recipe(write_recipe(tmp_path, f"{folder}/*.mp4", f"{folder}/*.png", curate=[{"scan": {}}, {"cut": {"min_s": 0.2, "max_s": 9}}]))
+    again = load_recipe(
+        write_recipe(
+            tmp_path, f"{folder}/*.mp4", f"{folder}/*.png", curate=[{"scan": {}}, {"cut": {"min_s": 0.2, "max_s": 9}}]
+        )
+    )
     curation: Curation = curate(again, inline)
     clips = {Path(row["source"]).stem: row for row in curation.final.rows.read().to_pylist()}
     assert set(clips) == {row["uid"] for row in rows}
@@ -82,14 +90,18 @@ def test_a_folder_of_mp4_files_is_itself_a_source(recipe: Recipe, rows: list[dic
             assert clip["source_caption"] == row["caption"]
             assert n_frames(clip["source"]) == n_frames(row["source"], row["start_pts"], row["end_pts"])
     image = next(row for row in rows if row["kind"] == "image")
-    assert np.array_equal(np.asarray(Image.open(folder / f"{image['uid']}.png")), np.asarray(Image.open(image["source"])))
+    assert np.array_equal(
+        np.asarray(Image.open(folder / f"{image['uid']}.png")), np.asarray(Image.open(image["source"]))
+    )
 
 
 def test_webdataset_reads_the_shards(recipe: Recipe, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     folder = exported(recipe, "webdataset", tmp_path / "shards")
     state = random.getstate()
-    samples: Iterator[dict[str, Any]] = iter(webdataset.WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=False))
+    samples: Iterator[dict[str, Any]] = iter(
+        webdataset.WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=False)
+    )
     found = {sample["__key__"]: sample for sample in samples}
     # It draws a seed from Python's own generator.
     random.setstate(state)
@@ -104,15 +116,24 @@ def test_webdataset_reads_the_shards(recipe: Recipe, rows: list[dict[str, Any]],
             assert n_frames(str(tmp_path / "clip.mp4")) == about["n_frames"]
 
 
-def test_the_card_of_a_hugging_face_data_set_describes_its_files(recipe: Recipe, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_the_card_of_a_hugging_face_data_set_describes_its_files(
+    recipe: Recipe, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
     folder = exported(recipe, "hf-parquet", tmp_path / "hf")
     head = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
     (split,) = head["dataset_info"]["splits"]
     files = sorted(folder.glob(head["configs"][0]["data_files"][0]["path"]))
     assert [file.name for file in files] == ["train-00000-of-00001.parquet"]
-    assert (split["name"], split["num_examples"], split["num_bytes"]) == ("train", len(rows) - 1, files[0].stat().st_size)
+    assert (split["name"], split["num_examples"], split["num_bytes"]) == (
+        "train",
+        len(rows) - 1,
+        files[0].stat().st_size,
+    )
     schema = pq.read_schema(files[0])
-    types = {feature["name"]: feature.get("dtype") or f"list of {feature['sequence']}" for feature in head["dataset_info"]["features"]}
+    types = {
+        feature["name"]: feature.get("dtype") or f"list of {feature['sequence']}"
+        for feature in head["dataset_info"]["features"]
+    }
     assert list(types) == schema.names
     assert (types["video"], types["caption"], types["n_frames"], types["luma"], types["crop"]) == (
         "video",
@@ -129,7 +150,9 @@ def test_the_card_of_a_hugging_face_data_set_describes_its_files(recipe: Recipe,
         assert n_frames(str(tmp_path / "clip.mp4")) == row["n_frames"]
 
 
-def test_a_row_group_holds_no_more_than_a_reader_can(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_group_holds_no_more_than_a_reader_can(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipelines.export.formats.hf_parquet.ROW_GROUP_BYTES", 1)
     folder = exported(recipe, "hf-parquet", tmp_path / "hf")
     file = pq.ParquetFile(next((folder / "data").glob("*.parquet")))
@@ -137,7 +160,9 @@ def test_a_row_group_holds_no_more_than_a_reader_can(recipe: Recipe, tmp_path: P
     assert file.read()["uid"].to_pylist() == sorted(file.read()["uid"].to_pylist())
 
 
-def test_fastvideo_finds_what_its_validators_ask_for(recipe: Recipe, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_fastvideo_finds_what_its_validators_ask_for(
+    recipe: Recipe, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
     folder = exported(recipe, "fastvideo", tmp_path / "fastvideo") / "train"
     videos_folder, captions = (folder / "merge.txt").read_text().strip().split(",")
     entries = json.loads((folder / captions).read_text())
@@ -157,7 +182,10 @@ def test_splits_come_from_their_table(recipe: Recipe, rows: list[dict[str, Any]]
     path = Path(recipe.out_uri) / "splits.parquet"
     pq.write_table(pq_table(splits), path)
     try:
-        counts = {split: run_export(recipe, "mp4", str(tmp_path / split), split, CUT, 1, True) for split in ("all", "train", "val", "test")}
+        counts = {
+            split: run_export(recipe, "mp4", str(tmp_path / split), split, CUT, 1, True)
+            for split in ("all", "train", "val", "test")
+        }
         assert {split: (summary.n_clips, summary.n_left_out) for split, summary in counts.items()} == {
             "all": (4, 1),
             "train": (2, 0),
@@ -178,7 +206,15 @@ def pq_table(columns: dict[str, list[str | None]]) -> Any:
 
 def test_the_command(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipe.yaml").write_text(Path(recipe.out_uri).parent.joinpath("recipe.yaml").read_text())
-    arguments = ["export", str(tmp_path / "recipe.yaml"), "--inline", "--preset", "ultrafast", "--out", str(tmp_path / "out")]
+    arguments = [
+        "export",
+        str(tmp_path / "recipe.yaml"),
+        "--inline",
+        "--preset",
+        "ultrafast",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     runner = CliRunner()
     assert runner.invoke(cli.app, [*arguments, "--to", "mp4"], catch_exceptions=False).exit_code == 0
     with pytest.raises(ConfigError, match="write fastvideo, hf-parquet, mp4, webdataset"):
@@ -188,7 +224,9 @@ def test_the_command(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match="--preset quick"):
         runner.invoke(cli.app, [*arguments, "--to", "mp4", "--preset", "quick"], catch_exceptions=False)
     with pytest.raises(ConfigError, match="curation is not complete: scan has 0 of 3 rows"):
-        runner.invoke(cli.app, [*arguments, "--to", "mp4", "--set", f"out={tmp_path / 'elsewhere'}"], catch_exceptions=False)
+        runner.invoke(
+            cli.app, [*arguments, "--to", "mp4", "--set", f"out={tmp_path / 'elsewhere'}"], catch_exceptions=False
+        )
     assert formats() == ["fastvideo", "hf-parquet", "mp4", "webdataset"]
 
 
@@ -200,7 +238,9 @@ def test_the_command_exits_1_when_a_clip_failed(recipe: Recipe, tmp_path: Path) 
     try:
         os.utime(moved, ns=(times.st_atime_ns, times.st_mtime_ns))
         path = Path(recipe.out_uri).parent / "recipe.yaml"
-        result = CliRunner().invoke(cli.app, ["export", str(path), "--inline", "--to", "webdataset", "--out", str(tmp_path / "out")])
+        result = CliRunner().invoke(
+            cli.app, ["export", str(path), "--inline", "--to", "webdataset", "--out", str(tmp_path / "out")]
+        )
         assert result.exit_code == 1
         index = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()
         assert sum((row["error"] or "").startswith("DecodeError: two.mp4") for row in index) == 2

@@ -14,16 +14,16 @@ import av
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import videos
 
 from cluster import storage
 from cluster.config import ConfigError
 from pipelines import inline
-from pipelines.export import run as exporting
-from pipelines.export.clips import CutSettings
+from pipelines.engine.worker import Job
+from pipelines.export import exporter as exporting
+from pipelines.export.clip_files import CutSettings
+from pipelines.export.exporter import Summary, Target, export
 from pipelines.export.format import find
-from pipelines.export.run import Summary, Target, export
-from pipelines.work import Job
+from tests.support import videos
 
 FORMATS = ("mp4", "webdataset", "hf-parquet", "fastvideo")
 SHARDED = ("webdataset", "hf-parquet")
@@ -35,7 +35,11 @@ FRAMES = 12
 def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("footage")
     for name in ("a", "b"):
-        videos.encode(folder / f"{name}.mp4", videos.numbered(FRAMES, 64, 32), options={"g": "4", "bf": "0", "x264-params": "scenecut=0"})
+        videos.encode(
+            folder / f"{name}.mp4",
+            videos.numbered(FRAMES, 64, 32),
+            options={"g": "4", "bf": "0", "x264-params": "scenecut=0"},
+        )
     (folder / "broken.mp4").write_bytes(b"no video")
     return folder
 
@@ -101,11 +105,15 @@ def clips_in(folder: Path) -> dict[str, tuple[str, dict[str, Any], bytes]]:
         elif path.parent.name == "data":
             for row in pq.read_table(path).to_pylist():
                 assert row["video"]["path"] == f"{row['uid']}.mp4"
-                found.append((row["uid"], name.partition("-")[0].replace("validation", "val"), row, row["video"]["bytes"]))
+                found.append(
+                    (row["uid"], name.partition("-")[0].replace("validation", "val"), row, row["video"]["bytes"])
+                )
         elif name == "videos2caption.json":
             for entry in json.loads(path.read_text()):
                 data = (path.parent / "videos" / entry["path"]).read_bytes()
-                found.append((entry["path"].partition(".")[0], path.parent.name, entry | {"caption": entry["cap"]}, data))
+                found.append(
+                    (entry["path"].partition(".")[0], path.parent.name, entry | {"caption": entry["cap"]}, data)
+                )
         elif path.suffix == ".json":
             about = json.loads(path.read_text())
             assert path.with_suffix(".txt").read_text() == about["caption"] + "\n"
@@ -133,7 +141,11 @@ def check(folder: Path, rows: list[dict[str, Any]]) -> None:
     assert not (folder / ".work").exists()
     assert not [path for path in folder.rglob("*") if path.name.startswith(storage.TEMPORARY)]
     for split in {row["split"] for row in rows}:
-        numbers = [int(match[1]) for path in folder.rglob("*") if (match := re.fullmatch(rf"{split}-(\d+)(-of-\d+)?\.(tar|parquet)", path.name))]
+        numbers = [
+            int(match[1])
+            for path in folder.rglob("*")
+            if (match := re.fullmatch(rf"{split}-(\d+)(-of-\d+)?\.(tar|parquet)", path.name))
+        ]
         assert sorted(numbers) == list(range(len(numbers))), "shards are numbered without gaps"
 
 
@@ -180,7 +192,9 @@ def small_shards(monkeypatch: pytest.MonkeyPatch, clips: int = 2) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_changes_are_followed_without_cutting_again(tmp_path: Path, footage: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_changes_are_followed_without_cutting_again(
+    tmp_path: Path, footage: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     small_shards(monkeypatch)
     export(table([clip(footage, number) for number in range(7)]), target(tmp_path, name), inline.run_orders)
     rows = changed(footage)
@@ -215,7 +229,9 @@ def _move(folder: str, old: str, new: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
-def test_killed_between_any_two_file_operations_a_rerun_ends_as_if_undisturbed(tmp_path: Path, footage: Path, name: str) -> None:
+def test_killed_between_any_two_file_operations_a_rerun_ends_as_if_undisturbed(
+    tmp_path: Path, footage: Path, name: str
+) -> None:
     first, then = [clip(footage, number) for number in range(7)], changed(footage)
     with pytest.MonkeyPatch.context() as patch:
         small_shards(patch)
@@ -278,7 +294,9 @@ def test_a_file_that_is_gone_is_made_again(tmp_path: Path, footage: Path) -> Non
         assert tree(tmp_path / name) == before
 
 
-def test_what_a_format_cannot_hold_and_what_is_in_no_split_is_left_out_with_a_reason(tmp_path: Path, footage: Path) -> None:
+def test_what_a_format_cannot_hold_and_what_is_in_no_split_is_left_out_with_a_reason(
+    tmp_path: Path, footage: Path
+) -> None:
     rows = [clip(footage, 0), clip(footage, 1, kind="image"), clip(footage, 2, split=None)]
     summary = export(table(rows), target(tmp_path, "fastvideo"), inline.run_orders)
     assert (summary.n_clips, summary.n_left_out, summary.failures) == (1, 2, ())

@@ -11,15 +11,17 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from made_runs import make_records, write_failed_preview, write_run
-from made_tables import EVIL, make_curation, make_rows, picture
 
 from cluster import storage
 from pipelines.report.page import write_report
+from tests.support.made_runs import make_records, write_failed_preview, write_run
+from tests.support.made_tables import EVIL, make_curation, make_rows, picture
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
 
-BROWSER = os.environ.get("WORLDLOOM_CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = os.environ.get("WORLDLOOM_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium; set WORLDLOOM_CHROMIUM")]
 
 ROWS = make_rows(60)
@@ -62,7 +64,10 @@ def page(chromium: Any, report: str, request: pytest.FixtureRequest) -> Iterator
     faults: list[str] = []
     opened.on("pageerror", lambda error: faults.append(f"error: {error}"))
     opened.on("console", lambda message: faults.append(f"{message.type}: {message.text}"))
-    opened.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else faults.append(f"request: {asked.url}"))
+    opened.on(
+        "request",
+        lambda asked: None if asked.url.startswith(("file:", "data:")) else faults.append(f"request: {asked.url}"),
+    )
     opened.goto(report)
     yield opened
     assert opened.evaluate("window.hurt") is None, "a text of the footage ran as script"
@@ -110,7 +115,9 @@ def test_a_threshold_has_its_yields_under_its_histogram(page: Any) -> None:
     said = plot.get_attribute("aria-label")
     for at, n_clips, _ in marks[0]["yields"]:
         assert f"{n_clips} clips at {float(f'{at:.3g}'):g}" in said or n_clips == 1
-    assert page.locator("#measures .card:has(h3:text-is('camera')) .scatterlayer .trace").count() == 0, "names have no curve"
+    assert page.locator("#measures .card:has(h3:text-is('camera')) .scatterlayer .trace").count() == 0, (
+        "names have no curve"
+    )
 
 
 def test_filters_and_search_change_the_rows(page: Any) -> None:

@@ -14,16 +14,16 @@ import pyarrow as pa
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from made_tables import make_curation, make_rows
 
 from cluster import storage
 from cluster.config import ConfigError
-from pipelines.curate import Curation
+from pipelines.curation import Curation
 from pipelines.report.balance import apart, mean_deviation
 from pipelines.report.columns import axis_of, round_to
 from pipelines.report.gather import gather
 from pipelines.report.picks import MAX_FRAMES, evenly, in_turn, small
-from pipelines.whatif import whatif
+from pipelines.report.whatif import whatif
+from tests.support.made_tables import make_curation, make_rows
 
 WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
@@ -44,12 +44,18 @@ def clips(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_histograms_count_every_clip_once(rows: list[dict[str, Any]], data: dict[str, Any]) -> None:
     names = [item["name"] for item in data["histograms"]]
-    assert names[:4] == ["luma", "motion", "camera", "sharpness"], "columns with a threshold come first, in the recipe's order"
+    assert names[:4] == ["luma", "motion", "camera", "sharpness"], (
+        "columns with a threshold come first, in the recipe's order"
+    )
     for item in data["histograms"][:4]:
         measured = [row for row in clips(rows) if row[item["name"]] is not None]
         here = [row for row in measured if row["fate"] == "dropped" and row["fate_reason"].startswith(item["name"])]
         kept = [row for row in measured if row["fate"] == "kept"]
-        assert [sum(counts) for counts in item["counts"]] == [len(kept), len(here), len(measured) - len(kept) - len(here)]
+        assert [sum(counts) for counts in item["counts"]] == [
+            len(kept),
+            len(here),
+            len(measured) - len(kept) - len(here),
+        ]
         assert item["missing"] == len(clips(rows)) - len(measured)
 
 
@@ -79,7 +85,9 @@ def test_thresholds_count_what_they_drop_and_name_the_nearest(rows: list[dict[st
         if t["side"] == "in":
             continue
         for side, candidates in zip(
-            t["near"], (mine, [row for row in rows if row["fate"] == "kept" and row.get(t["column"]) is not None]), strict=True
+            t["near"],
+            (mine, [row for row in rows if row["fate"] == "kept" and row.get(t["column"]) is not None]),
+            strict=True,
         ):
             expected = sorted(candidates, key=lambda row: (abs(row[t["column"]] - t["bound"]), row["uid"]))[: len(side)]
             assert [table["uid"][i] for i in side] == [row["uid"] for row in expected]
@@ -97,21 +105,32 @@ def passes(row: dict[str, Any], bounds: dict[tuple[str, str], float], on: tuple[
     )
 
 
-def test_yields_are_those_of_whatif_and_of_counting(rows: list[dict[str, Any]], data: dict[str, Any], tmp_path: Path) -> None:
+def test_yields_are_those_of_whatif_and_of_counting(
+    rows: list[dict[str, Any]], data: dict[str, Any], tmp_path: Path
+) -> None:
     recipe, curation = make_curation(tmp_path, rows)
-    curves = {(curve.label, curve.column, curve.side): curve.points for curve in whatif(curation, recipe, recipe).curves}
+    curves = {
+        (curve.label, curve.column, curve.side): curve.points for curve in whatif(curation, recipe, recipe).curves
+    }
     told = {(t["label"], t["column"], t["side"]): t for t in data["thresholds"]}
     assert set(curves) == set(told) - {("keep", "camera", "in")}
     assert told["keep", "camera", "in"]["yields"] == []
     bounds = {(column, side): t["bound"] for (_, column, side), t in told.items() if side != "in"}
     for (label, column, side), points in curves.items():
         yields = told[label, column, side]["yields"]
-        assert yields == [(pytest.approx(at, rel=1e-4), amount.clips, pytest.approx(amount.hours)) for at, amount in points]
+        assert yields == [
+            (pytest.approx(at, rel=1e-4), amount.clips, pytest.approx(amount.hours)) for at, amount in points
+        ]
         for at, amount in points:
             mine = [row for row in clips(rows) if passes(row, bounds, (column, side, at))]
-            assert (amount.clips, amount.hours) == (len(mine), pytest.approx(sum(row["duration_s"] for row in mine) / 3600))
+            assert (amount.clips, amount.hours) == (
+                len(mine),
+                pytest.approx(sum(row["duration_s"] for row in mine) / 3600),
+            )
         kept = [row for row in clips(rows) if row["fate"] == "kept" and row[column] is not None]
-        assert next(n for at, n, _ in yields if at == told[label, column, side]["bound"]) == len(kept), "as it is, it keeps what is kept"
+        assert next(n for at, n, _ in yields if at == told[label, column, side]["bound"]) == len(kept), (
+            "as it is, it keeps what is kept"
+        )
 
 
 def test_a_run_that_kept_no_clip_has_a_report(tmp_path: Path) -> None:
@@ -121,14 +140,18 @@ def test_a_run_that_kept_no_clip_has_a_report(tmp_path: Path) -> None:
     assert {t["column"] for t in found["thresholds"]} == {"luma", "motion", "camera", "sharpness"}
 
 
-def test_at_the_end_of_a_run_the_page_is_what_it_is_later(rows: list[dict[str, Any]], data: dict[str, Any], tmp_path: Path) -> None:
+def test_at_the_end_of_a_run_the_page_is_what_it_is_later(
+    rows: list[dict[str, Any]], data: dict[str, Any], tmp_path: Path
+) -> None:
     """Then the segments still say how much of them was there before the run."""
     recipe, curation = make_curation(tmp_path, rows)
     fresh = replace(curation, segments=tuple(replace(state, n_done=0, seconds=1.0) for state in curation.segments))
     assert gather(recipe, fresh, WHEN)["thresholds"] == data["thresholds"]
 
 
-def test_the_same_rows_in_other_parts_give_the_same_page(rows: list[dict[str, Any]], data: dict[str, Any], tmp_path: Path) -> None:
+def test_the_same_rows_in_other_parts_give_the_same_page(
+    rows: list[dict[str, Any]], data: dict[str, Any], tmp_path: Path
+) -> None:
     again = gather(*make_curation(tmp_path, rows[::-1], n_parts=5), WHEN)
     for key in set(data) - {"time", "lineage"}:
         assert again[key] == data[key], key
@@ -153,7 +176,9 @@ def test_failures_are_by_class_with_file_and_message(rows: list[dict[str, Any]],
     assert {item["error"]: item["rows"] for item in data["failures"]} == expected
     for item in data["failures"]:
         assert len(item["listed"]) == item["rows"]
-        assert all(data["rows"]["table"]["fate"][listed["row"]] == "failed" and listed["message"] for listed in item["listed"])
+        assert all(
+            data["rows"]["table"]["fate"][listed["row"]] == "failed" and listed["message"] for listed in item["listed"]
+        )
 
 
 def test_rows_carry_pictures_and_places(rows: list[dict[str, Any]], data: dict[str, Any]) -> None:
@@ -171,25 +196,37 @@ def test_splits_are_read_and_compared(rows: list[dict[str, Any]], tmp_path: Path
     recipe, curation = make_curation(tmp_path, rows)
     kept = [row for row in rows if row["fate"] == "kept"]
     split = ["val" if i % 4 == 0 else "train" for i in range(len(kept))]
-    storage.write_table(storage.join(recipe.out_uri, "splits.parquet"), pa.table({"uid": [row["uid"] for row in kept], "split": split}))
+    storage.write_table(
+        storage.join(recipe.out_uri, "splits.parquet"), pa.table({"uid": [row["uid"] for row in kept], "split": split})
+    )
     found = gather(recipe, curation, WHEN)["balance"]
     assert found["splits"] == ["train", "val"]
     assert found["clips"] == Counter(split)
     kinds = next(item for item in found["shares"] if item["name"] == "kind")
     expected = Counter((row["kind"], name) for row, name in zip(kept, split, strict=True))
-    assert {(label, name): kinds["counts"][name][k] for k, label in enumerate(kinds["labels"]) for name in ("train", "val")} == expected
+    assert {
+        (label, name): kinds["counts"][name][k] for k, label in enumerate(kinds["labels"]) for name in ("train", "val")
+    } == expected
     assert found["words"]["counts"]["val"][found["words"]["words"].index("heron")] == sum(
         "heron" in row["caption"] for row, name in zip(kept, split, strict=True) if name == "val"
     )
     assert "the" not in found["words"]["words"]
 
 
-def test_tables_without_duplicate_columns_or_signals_are_reported_too(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_tables_without_duplicate_columns_or_signals_are_reported_too(
+    rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
     recipe, curation = make_curation(tmp_path, rows)
     state = curation.final
     gone = ("duplicate_of", "duplicate_kind", "duplicate_distance", "duplicate_overlap", "caption", "fps")
     schema = pa.schema([field for field in state.segment.schema if field.name not in gone])
-    older = type(state)(type(state.segment)(**{**vars(state.segment), "schema": schema}), state.folder, state.n_inputs, state.n_done, state.rows)
+    older = type(state)(
+        type(state.segment)(**{**vars(state.segment), "schema": schema}),
+        state.folder,
+        state.n_inputs,
+        state.n_done,
+        state.rows,
+    )
     found = gather(recipe, Curation(curation.sources, (*curation.segments[:-1], older), complete=True), WHEN)
     assert found["duplicates"] is None
     assert found["balance"]["words"]["words"] == []
@@ -244,8 +281,13 @@ def test_a_split_of_one_clip_is_never_more_than_wholly_apart() -> None:
 def test_chance_is_what_even_splits_are_apart_on_average() -> None:
     random = np.random.default_rng(0)
     shares = [0.4, 0.3, 0.2, 0.1]
-    drawn = [apart({"train": random.multinomial(900, shares), "val": random.multinomial(100, shares)})["val"] for _ in range(400)]
-    assert np.mean([item["distance"] for item in drawn]) == pytest.approx(np.mean([item["chance"] for item in drawn]), rel=0.05)
+    drawn = [
+        apart({"train": random.multinomial(900, shares), "val": random.multinomial(100, shares)})["val"]
+        for _ in range(400)
+    ]
+    assert np.mean([item["distance"] for item in drawn]) == pytest.approx(
+        np.mean([item["chance"] for item in drawn]), rel=0.05
+    )
 
 
 def test_pictures_are_few_and_small() -> None:
@@ -255,6 +297,9 @@ def test_pictures_are_few_and_small() -> None:
     assert in_turn([[("a", 1), ("a", 2)], [("b", 1)]]) == [("a", 1), ("b", 1), ("a", 2)]
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.123456789, 0.12346), (float("nan"), None), (float("inf"), None), (None, None), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.123456789, 0.12346), (float("nan"), None), (float("inf"), None), (None, None), (0.0, 0.0)],
+)
 def test_numbers_of_the_page(value: float | None, expected: float | None) -> None:
     assert round_to(value) == expected

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_tables import make_curation, make_rows
 
 from pipelines.ledger import ledger
 from pipelines.report.batches import Batch, Smallest, batches
 from pipelines.report.causes import Cause, cause_of, error_class, error_message
 from pipelines.report.funnel import COLUMNS, IN_NO_CLIP, Totals, funnel
+from tests.support.made_tables import make_curation, make_rows
 
 LABELS = ["scan", "cut", "keep", "dedup", "caption", "keep#2"]
 TYPES = {"clip_index": pa.int32(), "duration_s": pa.float64(), "source_duration_s": pa.float64()}
@@ -24,7 +24,12 @@ TYPES = {"clip_index": pa.int32(), "duration_s": pa.float64(), "source_duration_
 
 def batch_of(rows: list[dict[str, Any]], part: str = "part") -> Batch:
     names = [*COLUMNS, "luma"]
-    columns = {name: pa.array([row.get(name) for row in rows], TYPES.get(name, pa.float64() if name == "luma" else pa.string())) for name in names}
+    columns = {
+        name: pa.array(
+            [row.get(name) for row in rows], TYPES.get(name, pa.float64() if name == "luma" else pa.string())
+        )
+        for name in names
+    }
     return Batch(part, np.arange(len(rows)), pa.table(columns))
 
 
@@ -66,13 +71,17 @@ def test_sums_do_not_depend_on_parts(seed: int, n_sources: int) -> None:
 def test_every_fate_and_reason_of_the_ledger_is_in_the_funnel(tmp_path: Path) -> None:
     recipe, curation = make_curation(tmp_path, make_rows())
     totals = Totals()
-    for batch in batches(curation.final.rows, [name for name in COLUMNS if name in curation.final.segment.schema.names]):
+    for batch in batches(
+        curation.final.rows, [name for name in COLUMNS if name in curation.final.segment.schema.names]
+    ):
         totals.add(batch)
     accounts = {account.level: account for account in ledger(curation)}
     assert all(account.balanced for account in accounts.values())
     videos, images = (funnel(totals, recipe.labels, "cut", flag) for flag in (False, True))
     assert (videos["files"], images["files"]) == (accounts["videos"].inputs, accounts["images"].inputs)
-    assert {fate: videos["fates"][fate] + images["fates"][fate] for fate in videos["fates"]} == dict(accounts["clips"].fates)
+    assert {fate: videos["fates"][fate] + images["fates"][fate] for fate in videos["fates"]} == dict(
+        accounts["clips"].fates
+    )
     expected: Counter[tuple[str, str, str, str]] = Counter()
     for level, account in accounts.items():
         for fate, step, reason, count in account.reasons:
@@ -131,7 +140,9 @@ def test_an_error_is_its_class_and_its_message() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10**6)), min_size=1, max_size=60, unique_by=lambda item: item[1]),
+    st.lists(
+        st.tuples(st.integers(0, 5), st.integers(0, 10**6)), min_size=1, max_size=60, unique_by=lambda item: item[1]
+    ),
     st.integers(1, 8),
     st.integers(1, 4),
 )

@@ -22,17 +22,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_runs import make_records, write_failed_preview, write_run
-from made_tables import EVIL, make_curation, make_rows
 from PIL import Image
 
 from cluster import storage
-from pipelines import job
-from pipelines.curate import inspect
+from pipelines.commands import run
+from pipelines.curation import inspect
 from pipelines.recipe import Recipe
 from pipelines.report import page, picks, runs
 from pipelines.report.gather import gather
 from pipelines.report.page import FILE, render, script_json, write_report
+from tests.support.made_runs import make_records, write_failed_preview, write_run
+from tests.support.made_tables import EVIL, make_curation, make_rows
 from training.settings import TrainSettings
 
 WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
@@ -79,11 +79,17 @@ def test_nothing_is_loaded_from_anywhere(elements: Elements) -> None:
             assert not (attributes.get(name) or "").startswith(("http", "//", "data:")), (tag, attributes)
     for name in ("report.html", "report.css", *page.SCRIPTS):
         text = page._asset(name)
-        assert not re.search(r"https?://|//cdn|@import|url\(|\bfetch\s*\(|XMLHttpRequest|WebSocket|\bimport\s*\(|sendBeacon", text), name
+        assert not re.search(
+            r"https?://|//cdn|@import|url\(|\bfetch\s*\(|XMLHttpRequest|WebSocket|\bimport\s*\(|sendBeacon", text
+        ), name
 
 
 def test_the_policy_allows_the_two_scripts_and_no_connection(data: dict[str, Any], elements: Elements) -> None:
-    policy = next(a["content"] or "" for tag, a in elements.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] or ""
+        for tag, a in elements.tags
+        if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "connect-src" not in policy
     assert "http" not in policy
@@ -102,7 +108,9 @@ def test_what_footage_says_cannot_become_markup(data: dict[str, Any], elements: 
     found = next(text for attributes, text in elements.scripts() if attributes.get("id") == "data")
     assert json.loads(found) == json.loads(json.dumps(data)), "the data comes through whole"
     for name in page.SCRIPTS:
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", page._asset(name)), name
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", page._asset(name)
+        ), name
 
 
 def test_the_script_is_all_of_its_files() -> None:
@@ -146,7 +154,10 @@ def test_a_report_is_written_beside_the_tables(tmp_path: Path) -> None:
 
 def test_runs_and_samples_are_found(tmp_path: Path) -> None:
     recipe, curation = make_curation(tmp_path, make_rows(20))
-    records = [{"step": step, "loss": 1 / step, "tokens_per_s": 10.0} | ({"val_loss": 0.5} if step % 500 == 0 else {}) for step in range(1, 1001)]
+    records = [
+        {"step": step, "loss": 1 / step, "tokens_per_s": 10.0} | ({"val_loss": 0.5} if step % 500 == 0 else {})
+        for step in range(1, 1001)
+    ]
     write_run(recipe.out_uri, "run-abc", records)
     storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.mp4"), b"")
     storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.json"), b'{"prompt": "a heron"}')
@@ -172,7 +183,9 @@ def test_runs_are_shown_by_their_settings(tmp_path: Path) -> None:
     }
 
 
-def test_previews_are_links_with_posters_and_one_that_failed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_previews_are_links_with_posters_and_one_that_failed_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe, curation = make_curation(tmp_path, make_rows(3))
     write_run(recipe.out_uri, "run-abc", make_records(30), (10, 20, 30), [EVIL, "a lake"])
     write_failed_preview(recipe.out_uri, "run-abc", 25, "ValueError: no weights")
@@ -180,7 +193,10 @@ def test_previews_are_links_with_posters_and_one_that_failed_says_why(tmp_path: 
     previews = data["training"]["runs"][0]["previews"]
     assert [item["step"] for item in previews] == [10, 20, 25, 30]
     assert previews[2] == {"step": 25, "failed": "ValueError: no weights"}
-    assert (previews[0]["video"], previews[0]["picture"]) == ("run-abc/previews/step-000010.mp4", "run-abc/previews/step-000010.png")
+    assert (previews[0]["video"], previews[0]["picture"]) == (
+        "run-abc/previews/step-000010.mp4",
+        "run-abc/previews/step-000010.png",
+    )
     assert (tmp_path / "out" / previews[0]["video"]).exists()
     assert EVIL.startswith(previews[0]["captions"][0])
     assert EVIL not in render(data)
@@ -218,7 +234,7 @@ def test_a_report_that_cannot_be_written_is_said_and_undoes_nothing(
         raise OSError("the disk is full")
 
     monkeypatch.setattr("pipelines.report.page.write_report", fail)
-    assert job._report(recipe, curation) is None
+    assert run._report(recipe, curation) is None
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert "report could not be written: OSError: the disk is full" in record.getMessage()
@@ -228,7 +244,12 @@ def test_a_report_that_cannot_be_written_is_said_and_undoes_nothing(
 def test_an_unfinished_run_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"")
     recipe = Recipe.model_validate(
-        {"name": "a", "out": str(tmp_path / "out"), "sources": [{"videos": str(tmp_path / "*.mp4")}], "curate": [{"scan": {}}]}
+        {
+            "name": "a",
+            "out": str(tmp_path / "out"),
+            "sources": [{"videos": str(tmp_path / "*.mp4")}],
+            "curate": [{"scan": {}}],
+        }
     )
     with pytest.raises(ValueError, match="scan has 0 of 1 rows; run the recipe"):
         write_report(recipe, inspect(recipe), WHEN)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_runs import make_records
 
 from pipelines.report.runs import MEAN_POINTS, RAW_POINTS, curves, differences, evenly, extremes, labels
+from tests.support.made_runs import make_records
 from training.autoencoder_training.settings import AutoencoderTraining
 from training.data.plan import PlanSettings
 from training.models.dit import DiT
@@ -20,7 +20,9 @@ POINTS = st.lists(st.floats(-1e6, 1e6), max_size=300).map(lambda values: list(en
 
 
 @given(POINTS, st.integers(2, 50))
-def test_thinning_keeps_the_order_the_last_point_and_for_raw_values_every_record(points: list[tuple[int, float]], most: int) -> None:
+def test_thinning_keeps_the_order_the_last_point_and_for_raw_values_every_record(
+    points: list[tuple[int, float]], most: int
+) -> None:
     even, extreme = evenly(points, most), extremes(points, most)
     for thinned in (even, extreme):
         assert len(thinned) <= most
@@ -61,7 +63,11 @@ def test_a_long_run_is_thinned_and_its_spike_is_still_there() -> None:
 
 
 def test_what_is_no_finite_number_has_no_point() -> None:
-    records = [{"step": 1, "loss": 1.0, "note": "a word"}, {"step": 2, "loss": math.nan, "lr": 1.0}, {"step": 3, "loss": 2.0}]
+    records = [
+        {"step": 1, "loss": 1.0, "note": "a word"},
+        {"step": 2, "loss": math.nan, "lr": 1.0},
+        {"step": 3, "loss": 2.0},
+    ]
     found = curves(records)
     assert found["loss"] == [[1, 3], [1.0, 2.0]]
     assert found["mean/loss"][1] == pytest.approx([1.0, 1.5])
@@ -76,7 +82,14 @@ def told(seed: int = 0, **changes: Any) -> dict[str, Any]:
 
 def test_runs_are_named_by_what_they_are_and_by_their_folder_where_that_is_not_enough() -> None:
     autoencoder = AutoencoderTraining(steps=9, warmup_steps=0).model_dump(mode="json")
-    settings = [told(model=DiT(preset="L")), told(1), told(2, batch=PlanSettings(policy="slot")), told(2), None, autoencoder]
+    settings = [
+        told(model=DiT(preset="L")),
+        told(1),
+        told(2, batch=PlanSettings(policy="slot")),
+        told(2),
+        None,
+        autoencoder,
+    ]
     assert labels([f"run-{number}" for number in range(6)], settings, [900, 1200, 1200, 1200, 5, 9]) == [
         "dit L, pack, 900 steps",
         "dit 6x192x6, pack, 1,200 steps, run-1",
@@ -98,5 +111,9 @@ def test_runs_are_told_apart_by_the_settings_that_differ() -> None:
     ]
     assert differences([told()]) == [{}]
     autoencoder = AutoencoderTraining().model_dump(mode="json")
-    assert differences([told(), autoencoder, autoencoder | {"preset": "large"}]) == [{}, {"preset": "small"}, {"preset": "large"}]
+    assert differences([told(), autoencoder, autoencoder | {"preset": "large"}]) == [
+        {},
+        {"preset": "small"},
+        {"preset": "large"},
+    ]
     assert len(differences([told(), told() | {"data": "x" * 999}])[1]["data"]) == 80

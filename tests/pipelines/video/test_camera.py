@@ -6,12 +6,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from test_motion import measured, texture, view
 
 from pipelines.video.camera import camera_motion, cut_in
 from pipelines.video.decode import frames
 from pipelines.video.motion import Move
 from pipelines.video.scale import Pixels
+from tests.pipelines.video.test_motion import measured, texture, view
 
 FPS = 12
 
@@ -37,7 +37,12 @@ def test_cameras_by_name(seed: int) -> None:
     assert named([{"zoom": 1.25**t} for t in times], seed) == "zoom"
     assert named([{"zoom": 0.85**t, "x": 0.01 * t} for t in times], seed) == "zoom"
     assert named([{"x": x, "y": y} for x, y in shake(len(times), 0.01, seed)], seed) == "handheld"
-    assert named([{"x": 0.1 * t + x, "y": y} for t, (x, y) in zip(times, shake(len(times), 0.004, seed), strict=True)], seed) == "pan"
+    assert (
+        named(
+            [{"x": 0.1 * t + x, "y": y} for t, (x, y) in zip(times, shake(len(times), 0.004, seed), strict=True)], seed
+        )
+        == "pan"
+    )
 
 
 def test_there_and_back_is_no_pan() -> None:
@@ -109,7 +114,13 @@ def test_real_footage_by_eye(real_videos: Path, name: str, cameras: set[str]) ->
 
 @pytest.mark.slow
 def test_real_pictures_are_not_taken_for_parts_of_others(real_videos: Path) -> None:
-    names = ("hydraulic_press_832x480.mp4", "mpeg4_832x480.mp4", "carphone_pristine.mp4", "short_1s_340x256.mp4", "nasa_320x180.mp4")
+    names = (
+        "hydraulic_press_832x480.mp4",
+        "mpeg4_832x480.mp4",
+        "carphone_pristine.mp4",
+        "short_1s_340x256.mp4",
+        "nasa_320x180.mp4",
+    )
     pictures = [lumas(real_videos / name)[k][1] for name in names for k in (0, 25)]
     for i, before in enumerate(pictures):
         for j, after in enumerate(pictures):

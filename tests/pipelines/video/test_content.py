@@ -13,13 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_scan import patches
-from videos import encode
 
 from pipelines.video.content import GROUP_BYTES, Payload, content_hash
 from pipelines.video.scan import ScanSettings, join_pieces, scan_image, scan_piece, scan_video
+from tests.pipelines.video.test_scan import patches
+from tests.support.videos import encode
 
-CODECS = {"libx264": {"bf": "3", "g": "30"}, "libx265": {"x265-params": "keyint=30:log-level=error"}, "mpeg4": {"g": "20"}, "libvpx-vp9": {"g": "30"}}
+CODECS = {
+    "libx264": {"bf": "3", "g": "30"},
+    "libx265": {"x265-params": "keyint=30:log-level=error"},
+    "mpeg4": {"g": "20"},
+    "libvpx-vp9": {"g": "30"},
+}
 
 
 def film(seconds: int = 3, seed: int = 0) -> np.ndarray:
@@ -53,7 +58,13 @@ def test_a_remux_is_the_same_content_and_a_re_encode_is_not(tmp_path: Path, code
     for suffix in suffixes:
         assert content(remux(source, tmp_path / f"b.{suffix}", title="another", comment="name")) == known, suffix
     assert content(remux(tmp_path / "b.mkv", tmp_path / "c.mp4")) == known, "and back"
-    again = encode(tmp_path / "d.mp4", film(), codec=codec, time_base=Fraction(1, 24), options={**CODECS[codec], "b": "200k", "crf": "40"})
+    again = encode(
+        tmp_path / "d.mp4",
+        film(),
+        codec=codec,
+        time_base=Fraction(1, 24),
+        options={**CODECS[codec], "b": "200k", "crf": "40"},
+    )
     assert content(again) != known
 
 
@@ -65,7 +76,9 @@ def test_sound_does_not_count(tmp_path: Path) -> None:
         target = out.add_stream_from_template(stream)
         sound = out.add_stream("aac", rate=16000, layout="mono")
         for k in range(48):
-            frame = av.AudioFrame.from_ndarray(np.full((1, 1024), 0.1 * (k % 3), np.float32), format="fltp", layout="mono")
+            frame = av.AudioFrame.from_ndarray(
+                np.full((1, 1024), 0.1 * (k % 3), np.float32), format="fltp", layout="mono"
+            )
             frame.sample_rate, frame.pts = 16000, k * 1024
             out.mux(sound.encode(frame))
         for packet in given_.demux(stream):
@@ -122,7 +135,9 @@ def test_an_image_has_the_hash_of_its_file(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.binary(min_size=1, max_size=9)), min_size=1, max_size=12), st.data())
-def test_parts_that_begin_with_a_key_frame_join_to_the_whole(stream: list[tuple[bool, bytes]], data: st.DataObject) -> None:
+def test_parts_that_begin_with_a_key_frame_join_to_the_whole(
+    stream: list[tuple[bool, bytes]], data: st.DataObject
+) -> None:
     packets = []
     for key, payload in stream:
         packet = av.Packet(payload)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from videos import encode, number_of, numbered
 
 from cluster import storage
 from pipelines.video.decode import OPEN_LOG, DecodeError, frames, open_video, probe, read_span, target_pts
+from tests.support.videos import encode, number_of, numbered
 
 LOSSLESS = {"crf": "0", "preset": "ultrafast"}
 B_FRAMES = {"crf": "10", "preset": "medium", "bf": "3", "g": "12"}
@@ -52,7 +52,9 @@ def test_variable_frame_rate_keeps_every_pts(tmp_path: Path) -> None:
     assert [p for p, _ in frames(str(path))] == pts
 
 
-@pytest.mark.parametrize("options", [B_FRAMES, {**B_FRAMES, "x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=10:min-keyint=10"}])
+@pytest.mark.parametrize(
+    "options", [B_FRAMES, {**B_FRAMES, "x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=10:min-keyint=10"}]
+)
 def test_any_frame_can_be_sought_bit_for_bit(tmp_path: Path, options: dict[str, str]) -> None:
     path = str(encode(tmp_path / "gop.mp4", numbered(45), options=options))
     sequential = list(frames(path, 64, 32))
@@ -78,7 +80,9 @@ def test_a_span_decodes_no_more_than_its_group_of_pictures(tmp_path: Path) -> No
 
 
 @given(data=st.data(), n=st.integers(1, 12), fps=st.sampled_from([1.0, 4.0, 8.0, 23.976, 24000 / 1001, 30.0]))
-def test_spans_show_the_frame_not_later_than_each_moment(data: st.DataObject, n: int, fps: float, vfr: tuple[str, list[int], Fraction]) -> None:
+def test_spans_show_the_frame_not_later_than_each_moment(
+    data: st.DataObject, n: int, fps: float, vfr: tuple[str, list[int], Fraction]
+) -> None:
     path, pts, time_base = vfr
     start = data.draw(st.sampled_from(pts[:-2]))
     needed = (n - 1) / (Fraction(fps).limit_denominator(1001) * time_base)
@@ -125,7 +129,12 @@ def test_a_span_past_the_end_of_the_file_is_no_picture(tmp_path: Path) -> None:
         read_span(path, 60_000, 61_000, fps=10, frames=3, width=64, height=32)
 
 
-@given(start=st.integers(-(10**6), 10**9), fps=st.floats(0.5, 120), n=st.integers(1, 64), den=st.sampled_from([1000, 12288, 90000, 1000000]))
+@given(
+    start=st.integers(-(10**6), 10**9),
+    fps=st.floats(0.5, 120),
+    n=st.integers(1, 64),
+    den=st.sampled_from([1000, 12288, 90000, 1000000]),
+)
 def test_moments_rise_and_stay_inside_the_span(start: int, fps: float, n: int, den: int) -> None:
     length = int((n - 1) / fps * den) + 2 * den
     targets = target_pts(start, start + length, fps, n, Fraction(1, den))
@@ -164,17 +173,28 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pixel_format", "codec"), [("yuv420p10le", "libx265"), ("yuv420p", "libx264"), ("yuv444p10le", "ffv1"), ("rgb24", "libx264rgb")]
+    ("pixel_format", "codec"),
+    [("yuv420p10le", "libx265"), ("yuv420p", "libx264"), ("yuv444p10le", "ffv1"), ("rgb24", "libx264rgb")],
 )
 @pytest.mark.parametrize("color_range", [1, 2])
-def test_depth_and_range_do_not_change_the_picture(tmp_path: Path, pixel_format: str, codec: str, color_range: int) -> None:
+def test_depth_and_range_do_not_change_the_picture(
+    tmp_path: Path, pixel_format: str, codec: str, color_range: int
+) -> None:
     if pixel_format == "rgb24" and color_range == 1:
         pytest.skip("RGB has the full range")
     levels = np.linspace(0, 255, 8).astype(np.uint8)
     picture = np.repeat(np.repeat(np.repeat(levels[None, :, None], 16, axis=1), 64, axis=0), 3, axis=2)
-    options = {"x265-params": "lossless=1:log-level=none:pools=1:frame-threads=1"} if codec == "libx265" else LOSSLESS if "264" in codec else {}
+    options = (
+        {"x265-params": "lossless=1:log-level=none:pools=1:frame-threads=1"}
+        if codec == "libx265"
+        else LOSSLESS
+        if "264" in codec
+        else {}
+    )
     colours = {} if pixel_format == "rgb24" else {"color_range": color_range, "colorspace": 1}
-    path = encode(tmp_path / "levels.mkv", [picture] * 2, codec=codec, pixel_format=pixel_format, options=options, **colours)
+    path = encode(
+        tmp_path / "levels.mkv", [picture] * 2, codec=codec, pixel_format=pixel_format, options=options, **colours
+    )
     decoded = next(frames(str(path)))[1]
     assert np.abs(decoded.astype(int) - picture).max() <= 2
     assert probe(str(path)).color_range == ("full" if color_range == 2 else "limited")
@@ -200,7 +220,12 @@ def test_shrinking_leaves_no_aliases(tmp_path: Path) -> None:
 
 def test_crops(tmp_path: Path) -> None:
     picture = np.zeros((64, 128, 3), np.uint8)
-    picture[:32, :64], picture[:32, 64:], picture[32:, :64], picture[32:, 64:] = (250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 250)
+    picture[:32, :64], picture[:32, 64:], picture[32:, :64], picture[32:, 64:] = (
+        (250, 0, 0),
+        (0, 250, 0),
+        (0, 0, 250),
+        (250, 250, 250),
+    )
     path = str(encode(tmp_path / "quarters.mp4", [picture] * 2, options=LOSSLESS))
     centred = read_span(path, 0, 10**6, fps=1, frames=1, width=32, height=32)
     assert centred.crop == (32, 0, 96, 64)
@@ -235,7 +260,15 @@ def test_streams_without_pts_follow_their_rate(tmp_path: Path) -> None:
     assert numbers(path) == list(range(20))
     pts = [p for p, _ in frames(str(path))]
     assert len(set(np.diff(pts))) == 1
-    span = read_span(str(path), pts[7], pts[11], fps=1 / float(probe(str(path)).time_base * (pts[1] - pts[0])), frames=4, width=128, height=64)
+    span = read_span(
+        str(path),
+        pts[7],
+        pts[11],
+        fps=1 / float(probe(str(path)).time_base * (pts[1] - pts[0])),
+        frames=4,
+        width=128,
+        height=64,
+    )
     assert [number_of(frame) for frame in span.frames] == [7, 8, 9, 10]
 
 
@@ -248,7 +281,12 @@ def test_packed_b_frames_in_avi_lose_no_frame(real_videos: Path) -> None:
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.4, 0.6, 0.8])
 def test_truncated_files_fail(tmp_path: Path, share: float) -> None:
     noise = np.random.default_rng(4).integers(0, 256, (90, 64, 64, 3)).astype(np.uint8)
-    path = encode(tmp_path / "whole.mp4", noise, container_options={"movflags": "faststart"}, options={"crf": "30", "preset": "ultrafast"})
+    path = encode(
+        tmp_path / "whole.mp4",
+        noise,
+        container_options={"movflags": "faststart"},
+        options={"crf": "30", "preset": "ultrafast"},
+    )
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(DecodeError, match=r"cut\.mp4: (truncated: frames end at|\w+Error: )"):
@@ -262,7 +300,9 @@ def test_a_stream_that_just_ends_early_is_named_truncated(tmp_path: Path) -> Non
         position = [packet.pos for packet in container.demux(video=0) if packet.size][40]
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(path.read_bytes()[:position])
-    with pytest.raises(DecodeError, match=r"cut\.mp4: truncated: frames end at 1\.33 s of the 3\.00 s the header declares"):
+    with pytest.raises(
+        DecodeError, match=r"cut\.mp4: truncated: frames end at 1\.33 s of the 3\.00 s the header declares"
+    ):
         list(frames(str(cut)))
 
 
@@ -295,7 +335,9 @@ def test_undecodable_starts_are_passed_over(tmp_path: Path) -> None:
     assert found[-40:] == list(range(20, 60))
 
 
-@pytest.mark.parametrize(("name", "data"), [("empty.mp4", b""), ("text.mp4", b"no video, really\n" * 100), ("zeros.mkv", bytes(5000))])
+@pytest.mark.parametrize(
+    ("name", "data"), [("empty.mp4", b""), ("text.mp4", b"no video, really\n" * 100), ("zeros.mkv", bytes(5000))]
+)
 def test_files_that_are_no_video(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DecodeError, match=rf"{name}: \w+Error"):
@@ -321,7 +363,13 @@ def test_random_damage_ends_in_frames_or_in_an_error(tmp_path: Path, seed: int) 
     """Never a hang, a crash or another kind of error (the test's time limit is the bound on hanging)."""
     rng = np.random.default_rng(seed)
     codec, suffix = [("libx264", "mp4"), ("mpeg4", "avi"), ("libvpx-vp9", "webm"), ("libx264", "ts")][seed % 4]
-    options = {"preset": "ultrafast"} if codec == "libx264" else {"cpu-used": "8", "deadline": "realtime"} if "vp9" in codec else {}
+    options = (
+        {"preset": "ultrafast"}
+        if codec == "libx264"
+        else {"cpu-used": "8", "deadline": "realtime"}
+        if "vp9" in codec
+        else {}
+    )
     path = encode(tmp_path / f"fuzz.{suffix}", numbered(24), codec=codec, options=options)
     data = np.frombuffer(path.read_bytes(), np.uint8).copy()
     hits = rng.integers(0, len(data), 30)
@@ -381,7 +429,11 @@ def test_rotated_footage_is_upright(real_videos: Path) -> None:
 @pytest.mark.slow
 def test_spans_of_real_footage_are_those_of_a_full_decode(real_videos: Path) -> None:
     rng = np.random.default_rng(5)
-    paths = [path for path in sorted(real_videos.glob("*.*")) if path.suffix != ".md" and path.stem not in ("corrupted", "motorcycle_2160p")]
+    paths = [
+        path
+        for path in sorted(real_videos.glob("*.*"))
+        if path.suffix != ".md" and path.stem not in ("corrupted", "motorcycle_2160p")
+    ]
     for path in map(str, paths):
         sequential = list(frames(path, 64, 64))
         crop = (0, 0, probe(path).width, probe(path).height)

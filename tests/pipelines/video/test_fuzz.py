@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from videos import encode, sliding
 
 from benchmarks.damage import KINDS, MP4_KINDS, boxes, is_mp4, make_variant
 from benchmarks.fuzz import FAILED, SCANNED, check_scan, scan_outcome, summary, variants
 from benchmarks.sps import raw_h264, with_huge_sps
 from pipelines.video.errors import DecodeError
 from pipelines.video.scan import scan_video
+from tests.support.videos import encode, sliding
 
 FORMATS = {"h264.mp4": "libx264", "mpeg4.avi": "mpeg4", "jpeg.mkv": "mjpeg", "vp8.webm": "libvpx"}
 CASES = [("h264.mp4", kind) for kind in KINDS] + [
@@ -41,7 +41,14 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frames = sliding(24, 2.0, width=128, height=64)
     for name, codec in FORMATS.items():
         pixel_format = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        encode(folder / name, frames, codec=codec, time_base=Fraction(1, 12), pixel_format=pixel_format, aspect=Fraction(4, 3))
+        encode(
+            folder / name,
+            frames,
+            codec=codec,
+            time_base=Fraction(1, 12),
+            pixel_format=pixel_format,
+            aspect=Fraction(4, 3),
+        )
     return folder
 
 
@@ -126,7 +133,12 @@ def test_years_between_two_frames_cost_no_memory_or_time(tmp_path: Path, years: 
 
 def test_frame_an_hour_is_scanned(tmp_path: Path) -> None:
     # Rates so low that fractions of them round to zero.
-    path = encode(tmp_path / "slow.mkv", sliding(4, 2.0, width=128, height=64), pts=[k * 3600 * 12 for k in range(4)], time_base=Fraction(1, 12))
+    path = encode(
+        tmp_path / "slow.mkv",
+        sliding(4, 2.0, width=128, height=64),
+        pts=[k * 3600 * 12 for k in range(4)],
+        time_base=Fraction(1, 12),
+    )
     assert scan_outcome(path) == (SCANNED, "")
 
 
@@ -135,7 +147,9 @@ def test_damage_is_the_same_again_and_differs_by_seed(footage: Path, kind: str) 
     data = (footage / "h264.mp4").read_bytes()
     first, again = (make_variant("a", data, ".mp4", kind, np.random.default_rng(3)) for _ in range(2))
     assert first == again
-    assert kind in {"twice"} or any(make_variant("a", data, ".mp4", kind, np.random.default_rng(seed)).data != data for seed in range(4))
+    assert kind in {"twice"} or any(
+        make_variant("a", data, ".mp4", kind, np.random.default_rng(seed)).data != data for seed in range(4)
+    )
     assert len(first.data) <= max(3 * len(data), 100_000)
 
 
@@ -174,7 +188,13 @@ def test_summary_accounts_for_every_variant() -> None:
     def result(outcome: str, detail: str = "", peak_mb: float = 100.0) -> SimpleNamespace:
         return SimpleNamespace(outcome=outcome, detail=detail, seconds=1.0, peak_mb=peak_mb)
 
-    results = [result("scanned"), result("failed"), result("failed"), result("raised", "ValueError: x"), result("hung", peak_mb=float("nan"))]
+    results = [
+        result("scanned"),
+        result("failed"),
+        result("failed"),
+        result("raised", "ValueError: x"),
+        result("hung", peak_mb=float("nan")),
+    ]
     line = summary(results, 6)
     counts = {key: line[key] for key in ("scanned", "failed", "crashed", "hung", "unaccounted")}
     assert counts == {"scanned": 1, "failed": 2, "crashed": 0, "hung": 1, "unaccounted": 2}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_motion import texture
 
 from pipelines.video.letterbox import borders, crop_boxes
 from pipelines.video.scale import Box, Pixels
+from tests.pipelines.video.test_motion import texture
 
 
 def boxed(picture: Pixels, top: int, bottom: int, left: int = 0, right: int = 0, level: int = 0) -> Pixels:
@@ -136,7 +136,9 @@ CONTENT = {"day": small, "evening": evening, "coast": coast}
     st.integers(0, 16),
     st.booleans(),
 )
-def test_bars_around_a_picture_leave_its_box_where_it_is(kind: str, seeds: list[int], bar: int, sides: bool, level: int, mirror: bool) -> None:
+def test_bars_around_a_picture_leave_its_box_where_it_is(
+    kind: str, seeds: list[int], bar: int, sides: bool, level: int, mirror: bool
+) -> None:
     """Whatever of the picture is cut off, as much is with bars around it, on a picture that is mirrored as well; to a line."""
     pictures = [CONTENT[kind](seed) for seed in seeds]
     around = (0, 0, bar, bar) if sides else (bar, bar, 0, 0)
@@ -147,7 +149,9 @@ def test_bars_around_a_picture_leave_its_box_where_it_is(kind: str, seeds: list[
 
 @settings(max_examples=40)
 @given(st.sampled_from(sorted(CONTENT)), st.integers(0, 60), *[st.integers(0, 40)] * 4)
-def test_the_box_of_a_mirrored_picture_is_the_mirrored_box(kind: str, seed: int, top: int, bottom: int, left: int, right: int) -> None:
+def test_the_box_of_a_mirrored_picture_is_the_mirrored_box(
+    kind: str, seed: int, top: int, bottom: int, left: int, right: int
+) -> None:
     picture = padded(CONTENT[kind](seed), top, bottom, left, right)
     width = picture.shape[1]
     (x0, y0, x1, y1), (turned,) = crops([picture])[0], crops([picture[:, ::-1]])
@@ -199,7 +203,9 @@ def test_ringing_on_one_side_hides_no_bar() -> None:
 
 def test_a_dark_shot_has_the_bars_of_the_others() -> None:
     def film(bar: int) -> list[list[Pixels]]:
-        return [[padded(picture, bar, bar) for picture in shot] for shot in ([small(1), small(2)], [night(3)], [small(4)])]
+        return [
+            [padded(picture, bar, bar) for picture in shot] for shot in ([small(1), small(2)], [night(3)], [small(4)])
+        ]
 
     assert crops(*film(0)) == [(0, 0, 256, 144)] * 3
     assert crops(*film(24)) == [(0, 24, 256, 168)] * 3

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from test_motion import texture
 
 from pipelines.video.look import GRID, Look, blockiness, colourfulness, noise_sigma, take_look
 from pipelines.video.scale import Pixels
+from tests.pipelines.video.test_motion import texture
 
 GREY = np.full((72, 128), 128, np.uint8)
 
@@ -19,7 +19,10 @@ def look(luma: Pixels, native: np.ndarray | None = None, cb: Pixels = GREY, cr: 
 
 
 def jpeg(picture: Pixels, quality: int) -> Pixels:
-    return np.asarray(cv2.imdecode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE), np.uint8)
+    return np.asarray(
+        cv2.imdecode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE),
+        np.uint8,
+    )
 
 
 def test_luma_contrast_and_clipping_of_known_pictures() -> None:
@@ -30,7 +33,12 @@ def test_luma_contrast_and_clipping_of_known_pictures() -> None:
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None], 144, axis=0)
     seen = look(ramp)
     assert (seen.clipped_black, seen.clipped_white) == pytest.approx((3 / 256, 3 / 256))
-    assert (seen.sharpness, seen.colourfulness, seen.noise, seen.blockiness) == (pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-4), None, None)
+    assert (seen.sharpness, seen.colourfulness, seen.noise, seen.blockiness) == (
+        pytest.approx(0, abs=1e-9),
+        pytest.approx(0, abs=1e-4),
+        None,
+        None,
+    )
 
 
 def hasler(rgb: np.ndarray) -> float:
@@ -45,7 +53,9 @@ def hasler(rgb: np.ndarray) -> float:
 def test_colourfulness_is_that_of_its_authors(rgb: np.ndarray) -> None:
     ycc = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)
     # OpenCV's YCrCb is BT.601 of full range, as in JPEG.
-    assert colourfulness(np.ascontiguousarray(ycc[..., 2]), np.ascontiguousarray(ycc[..., 1])) == pytest.approx(hasler(rgb), rel=0.02, abs=1.0)
+    assert colourfulness(np.ascontiguousarray(ycc[..., 2]), np.ascontiguousarray(ycc[..., 1])) == pytest.approx(
+        hasler(rgb), rel=0.02, abs=1.0
+    )
 
 
 def tiles(picture: np.ndarray) -> np.ndarray:
@@ -57,7 +67,11 @@ def tiles(picture: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("sigma", [0.5, 1, 2, 4, 8])
 def test_noise_is_measured_in_levels_in_flat_and_in_textured_pictures(sigma: float) -> None:
     rng = np.random.default_rng(0)
-    for clean in (np.full((256, 256), 90.0), texture(0)[:256, :256].astype(float), np.tile(np.arange(256.0), (256, 1)) * 0.7 + 30):
+    for clean in (
+        np.full((256, 256), 90.0),
+        texture(0)[:256, :256].astype(float),
+        np.tile(np.arange(256.0), (256, 1)) * 0.7 + 30,
+    ):
         noisy = np.clip(np.rint(clean + rng.normal(0, sigma, clean.shape)), 0, 255).astype(np.uint8)
         # Rounding to whole levels is noise too: 0.29 levels.
         assert noise_sigma(tiles(noisy)) == pytest.approx(np.hypot(sigma, 0.29), rel=0.15, abs=0.1)

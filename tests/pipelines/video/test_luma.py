@@ -16,7 +16,11 @@ def test_block_means_are_the_means_of_blocks() -> None:
 def test_sharpness_is_the_variance_of_the_laplacian() -> None:
     picture = np.random.default_rng(2).integers(0, 256, (6, 7)).astype(np.uint8)
     luma = picture / 255
-    values = [luma[i - 1, j] + luma[i + 1, j] + luma[i, j - 1] + luma[i, j + 1] - 4 * luma[i, j] for i in range(1, 5) for j in range(1, 6)]
+    values = [
+        luma[i - 1, j] + luma[i + 1, j] + luma[i, j - 1] + luma[i, j + 1] - 4 * luma[i, j]
+        for i in range(1, 5)
+        for j in range(1, 6)
+    ]
     assert sharpness(picture) == pytest.approx(np.var(values), rel=1e-5)
 
 

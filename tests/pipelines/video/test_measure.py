@@ -4,12 +4,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from test_scan import patches
-from videos import sliding
 
 from pipelines.video import measure
 from pipelines.video.measure import Rows, differences
 from pipelines.video.series import Series
+from tests.pipelines.video.test_scan import patches
+from tests.support.videos import sliding
 
 
 def luma(pictures: np.ndarray) -> np.ndarray:

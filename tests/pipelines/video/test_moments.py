@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_scan import patches
-from videos import encode
 
 from pipelines.scenes.scene import ACTIONS, MOVES, Scene, cast, choose_background, render
 from pipelines.video.moments import HASH_EVERY_S, MOST_REPEATS, FrameHash, Moments, Still, shot_hashes
 from pipelines.video.phash import hamming, is_informative, mirrored, phash
 from pipelines.video.scan import ScanSettings, VideoScan, scan_image, scan_video
+from tests.pipelines.video.test_scan import patches
+from tests.support.videos import encode
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 BASES = [Fraction(1, 1000), Fraction(1001, 30000), Fraction(1, 12288), Fraction(1, 24), Fraction(1, 4), Fraction(1)]
@@ -77,7 +77,9 @@ def film(seconds: int = 4, fps: int = 24) -> np.ndarray:
 
 @pytest.mark.parametrize("options", [{"bf": "3"}, {"bf": "0", "g": "12"}])
 @pytest.mark.parametrize("fps", [10, 24, 30])
-def test_a_video_has_a_hash_at_each_quarter_of_a_second_whatever_its_shots_are(tmp_path: Path, fps: int, options: dict[str, str]) -> None:
+def test_a_video_has_a_hash_at_each_quarter_of_a_second_whatever_its_shots_are(
+    tmp_path: Path, fps: int, options: dict[str, str]
+) -> None:
     scan = scan_video(str(encode(tmp_path / "a.mp4", film(4, fps), time_base=Fraction(1, fps), options=options)))
     assert len(scan.shots) == 3
     assert sorted(times(scan)) == list(range(16))
@@ -112,7 +114,9 @@ def test_an_image_has_one_hash_that_of_a_video_of_it(tmp_path: Path) -> None:
 
 
 def resized(pictures: np.ndarray, width: int, height: int) -> np.ndarray:
-    return np.stack([np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX)) for picture in pictures])
+    return np.stack(
+        [np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX)) for picture in pictures]
+    )
 
 
 def graded(pictures: np.ndarray, gain: float = 1.0, offset: float = 0.0, gamma: float = 1.0) -> np.ndarray:
@@ -142,7 +146,9 @@ def drawn(seed: int, seconds: float = 2.5) -> np.ndarray:
     """A demo scene: shapes on a plain background."""
     rng = np.random.default_rng(seed)
     bodies = cast(rng, 3)
-    scene = Scene(ACTIONS[seed % len(ACTIONS)], MOVES[seed % len(MOVES)], choose_background(rng, bodies, None), bodies, seconds)
+    scene = Scene(
+        ACTIONS[seed % len(ACTIONS)], MOVES[seed % len(MOVES)], choose_background(rng, bodies, None), bodies, seconds
+    )
     return np.stack(render(scene, 160, 96, 24, (seed,)))
 
 
@@ -150,8 +156,14 @@ def drawn(seed: int, seconds: float = 2.5) -> np.ndarray:
 def test_an_edited_copy_differs_in_few_bits(tmp_path: Path, edit: str) -> None:
     change, crf, bound = EDITS[edit]
     pictures = film()
-    fine = times(scan_video(str(encode(tmp_path / "fine.mp4", pictures, time_base=Fraction(1, 24), options={"crf": "12"}))))
-    copy = times(scan_video(str(encode(tmp_path / "copy.mp4", change(pictures), time_base=Fraction(1, 24), options={"crf": crf}))))
+    fine = times(
+        scan_video(str(encode(tmp_path / "fine.mp4", pictures, time_base=Fraction(1, 24), options={"crf": "12"})))
+    )
+    copy = times(
+        scan_video(
+            str(encode(tmp_path / "copy.mp4", change(pictures), time_base=Fraction(1, 24), options={"crf": crf}))
+        )
+    )
     assert sorted(fine) == sorted(copy)
     a, b = (np.array([hashes[k].phash for k in sorted(fine)], np.uint64) for hashes in (fine, copy))
     assert is_informative(a).all()
@@ -169,18 +181,26 @@ def test_a_copy_that_begins_elsewhere_has_the_same_sequence_moved_along(tmp_path
     pictures = film()
     whole = sequence(encode(tmp_path / "a.mp4", pictures, time_base=Fraction(1, 24), options={"crf": "12"}))
     late = sequence(encode(tmp_path / "b.mp4", pictures[9:], time_base=Fraction(1, 24), options={"crf": "24"}))
-    bits = {offset: np.bitwise_count(whole[offset:][: len(late)] ^ late[: len(whole) - offset]).mean() for offset in range(4)}
+    bits = {
+        offset: np.bitwise_count(whole[offset:][: len(late)] ^ late[: len(whole) - offset]).mean()
+        for offset in range(4)
+    }
     assert min(bits, key=bits.__getitem__) in (1, 2)
     assert min(bits.values()) <= 7
 
 
 def test_unlike_videos_differ_in_half_of_the_bits(tmp_path: Path) -> None:
-    textures = [sequence(encode(tmp_path / f"{seed}.mp4", patches(12, seed), time_base=Fraction(1, 24)))[0] for seed in range(12)]
+    textures = [
+        sequence(encode(tmp_path / f"{seed}.mp4", patches(12, seed), time_base=Fraction(1, 24)))[0]
+        for seed in range(12)
+    ]
     bits = [int(np.bitwise_count(a ^ b)) for i, a in enumerate(textures) for b in textures[:i]]
     assert np.mean(bits) == pytest.approx(32, abs=2)
     assert min(bits) >= 16
     # Shapes on a plain background have less to tell them apart by.
-    scenes = [sequence(encode(tmp_path / f"s{seed}.mp4", drawn(seed, 1.0), time_base=Fraction(1, 24))) for seed in range(8)]
+    scenes = [
+        sequence(encode(tmp_path / f"s{seed}.mp4", drawn(seed, 1.0), time_base=Fraction(1, 24))) for seed in range(8)
+    ]
     means = [np.bitwise_count(a ^ b).mean() for i, a in enumerate(scenes) for b in scenes[:i]]
     assert np.mean(means) > 24
     assert min(means) > 14
@@ -188,7 +208,9 @@ def test_unlike_videos_differ_in_half_of_the_bits(tmp_path: Path) -> None:
 
 def test_a_shot_shorter_than_a_moment_has_a_hash(tmp_path: Path) -> None:
     pictures = np.concatenate([patches(32, 1), patches(4, 2), patches(32, 3)])
-    scan = scan_video(str(encode(tmp_path / "a.mp4", pictures, time_base=Fraction(1, 24))), ScanSettings(min_shot_s=0.0))
+    scan = scan_video(
+        str(encode(tmp_path / "a.mp4", pictures, time_base=Fraction(1, 24))), ScanSettings(min_shot_s=0.0)
+    )
     assert [shot.n_frames for shot in scan.shots] == [32, 4, 32]
     assert [len(shot.hashes) for shot in scan.shots] == [6, 1, 6]
     (between,) = scan.shots[1].hashes

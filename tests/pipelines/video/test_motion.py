@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from videos import sliding
 
 from pipelines.video.decode import frames
 from pipelines.video.luma import Floats
 from pipelines.video.motion import Flow, MotionMeter, Move, _places, block_flow, camera_fit
 from pipelines.video.scale import Pixels
+from tests.support.videos import sliding
 
 
 def small(frames: np.ndarray) -> list[Pixels]:
@@ -53,7 +53,9 @@ def view(picture: Pixels, x: float = 0.0, y: float = 0.0, zoom: float = 1.0, tur
     # Four samples a side for each pixel, then averaged: no aliases.
     matrix[:, :2] /= 8
     matrix[:, 2] = centre - matrix[:, :2] @ np.array([128 * 8 / 2, 72 * 8 / 2])
-    large = cv2.warpAffine(picture, matrix, (128 * 8, 72 * 8), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
+    large = cv2.warpAffine(
+        picture, matrix, (128 * 8, 72 * 8), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
+    )
     return np.asarray(cv2.resize(large, (128, 72), interpolation=cv2.INTER_AREA), np.uint8)
 
 
@@ -182,7 +184,9 @@ def test_state_is_the_last_frame_only() -> None:
 
 @settings(max_examples=40)
 @given(st.floats(-12, 12), st.floats(-12, 12), st.floats(-0.1, 0.1), st.floats(-0.1, 0.1), st.integers(0, 2**32 - 1))
-def test_the_fit_is_exact_on_a_similarity_and_ignores_a_third_of_outliers(x: float, y: float, growth: float, turn: float, seed: int) -> None:
+def test_the_fit_is_exact_on_a_similarity_and_ignores_a_third_of_outliers(
+    x: float, y: float, growth: float, turn: float, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     at = _places(9, 16).at_K.reshape(9, 16)
     at_x, at_y = at.real, at.imag
@@ -205,7 +209,9 @@ def test_the_fit_is_least_squares_where_nothing_stands_out() -> None:
     design = np.concatenate([np.stack([ones, zeros, at_x, -at_y], 1), np.stack([zeros, ones, at_y, at_x], 1)])
     expected = np.linalg.lstsq(design, np.concatenate([dx, dy]), rcond=None)[0]
     known = np.ones((9, 16), np.bool_)
-    flow = Flow(dx.reshape(9, 16).astype(np.float32), dy.reshape(9, 16).astype(np.float32), known.astype(np.float32), known)
+    flow = Flow(
+        dx.reshape(9, 16).astype(np.float32), dy.reshape(9, 16).astype(np.float32), known.astype(np.float32), known
+    )
     assert camera_fit(flow) == pytest.approx(tuple(expected), abs=2e-4)
 
 
@@ -243,7 +249,9 @@ def farneback(before: Pixels, after: Pixels) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["carphone_pristine.mp4", "short_1s_340x256.mp4", "nasa_320x180.mp4", "mpeg4_320x240.avi"])
+@pytest.mark.parametrize(
+    "name", ["carphone_pristine.mp4", "short_1s_340x256.mp4", "nasa_320x180.mp4", "mpeg4_320x240.avi"]
+)
 def test_real_footage_ranks_as_by_another_optical_flow(real_videos: Path, name: str) -> None:
     """Farneback's flow is smooth and reaches into flat parts: it reads up to twice as high, and rises and falls with ours."""
     pictures = lumas(real_videos / name, 128, 72)[:200]

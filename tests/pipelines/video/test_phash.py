@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from videos import sliding
 
 from pipelines.video.phash import FREQUENCIES, NOISE, hamming, is_informative, mirrored, phash, phashes
+from tests.support.videos import sliding
 
 N = 32
 
@@ -32,7 +32,11 @@ def naive_coefficients(picture: np.ndarray) -> list[float]:
         down = [math.cos(math.pi * r * (2 * y + 1) / (2 * N)) for y in range(N)]
         across = [math.cos(math.pi * c * (2 * x + 1) / (2 * N)) for x in range(N)]
         total = sum(small[y, x] * down[y] * across[x] for y in range(N) for x in range(N))
-        found.append(total * (math.sqrt(1 / N) if r == 0 else math.sqrt(2 / N)) * (math.sqrt(1 / N) if c == 0 else math.sqrt(2 / N)))
+        found.append(
+            total
+            * (math.sqrt(1 / N) if r == 0 else math.sqrt(2 / N))
+            * (math.sqrt(1 / N) if c == 0 else math.sqrt(2 / N))
+        )
     return found
 
 
@@ -90,7 +94,9 @@ def test_mirroring_twice_changes_nothing(hashes: np.ndarray) -> None:
     offset=st.floats(-100, 100),
 )
 @settings(max_examples=50)
-def test_brightness_has_no_bit_and_contrast_adds_only_what_was_nearly_flat(picture: np.ndarray, gain: float, offset: float) -> None:
+def test_brightness_has_no_bit_and_contrast_adds_only_what_was_nearly_flat(
+    picture: np.ndarray, gain: float, offset: float
+) -> None:
     """Without clipping: a bit that was set stays, and one that comes up belonged to a coefficient under the bound."""
     values = np.array(naive_coefficients(picture))
     # Sums in single precision are exact to about a thousandth.
@@ -128,7 +134,9 @@ def test_scaling_noise_and_gamma_change_few_bits_and_another_picture_half() -> N
         "gamma": [255 * (p / 255) ** 1.3 for p in pictures],
     }
     for name, copies in edits.items():
-        bits = [hamming(phash(p), phash(np.asarray(copy, np.float32))) for p, copy in zip(pictures, copies, strict=True)]
+        bits = [
+            hamming(phash(p), phash(np.asarray(copy, np.float32))) for p, copy in zip(pictures, copies, strict=True)
+        ]
         assert np.mean(bits) <= 3, name
     unlike = [hamming(phash(a), phash(b)) for i, a in enumerate(pictures) for b in pictures[:i]]
     assert np.mean(unlike) == pytest.approx(32, abs=1)
@@ -147,7 +155,9 @@ def test_flat_pictures_tell_nothing_whatever_the_noise(level: int) -> None:
 
 def test_plain_slopes_and_vignettes_tell_nothing_and_textures_do() -> None:
     y, x = np.mgrid[-1:1:36j, -1:1:64j]
-    slopes = np.stack([128 + 100 * x, 128 - 90 * y, 128 + 60 * x - 60 * y, 200 - 80 * (x * x + y * y)]).astype(np.float32)
+    slopes = np.stack([128 + 100 * x, 128 - 90 * y, 128 + 60 * x - 60 * y, 200 - 80 * (x * x + y * y)]).astype(
+        np.float32
+    )
     assert not is_informative(phashes(slopes)).any()
     assert is_informative(phashes(np.stack([texture(seed, 36, 64) for seed in range(30)]))).all()
     assert is_informative(phashes(sliding(3, 20.0)[..., 0])).all()

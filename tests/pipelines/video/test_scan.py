@@ -12,18 +12,20 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from videos import encode, numbered, sliding
 
 from cluster.config import validate
 from pipelines.video.decode import OPEN_LOG, DecodeError, frames
 from pipelines.video.measure import ANALYSIS_AREA, picture_size
 from pipelines.video.phash import hamming
 from pipelines.video.scan import ScanSettings, Shot, VideoScan, scan_image, scan_video
+from tests.support.videos import encode, numbered, sliding
 
 LOSSLESS = {"crf": "0", "preset": "ultrafast"}
 
 
-def tinted(n: int, colour: tuple[int, int, int], step: float = 1.0, seed: int = 0, width: int = 160, height: int = 96) -> np.ndarray:
+def tinted(
+    n: int, colour: tuple[int, int, int], step: float = 1.0, seed: int = 0, width: int = 160, height: int = 96
+) -> np.ndarray:
     """A sliding texture in one colour."""
     return (sliding(n, step, width, height, seed) * (np.array(colour) / 255)).astype(np.uint8)
 
@@ -70,12 +72,17 @@ def test_cuts_of_a_variable_frame_rate_are_exact_pts(tmp_path: Path) -> None:
 
 
 def test_shots_shorter_than_the_least_are_joined(tmp_path: Path) -> None:
-    pictures = np.concatenate([tinted(30, (255, 60, 60), seed=1), tinted(5, (60, 60, 255), seed=2), tinted(30, (60, 255, 60), seed=3)])
+    pictures = np.concatenate(
+        [tinted(30, (255, 60, 60), seed=1), tinted(5, (60, 60, 255), seed=2), tinted(30, (60, 255, 60), seed=3)]
+    )
     path = str(encode(tmp_path / "flash.mp4", pictures, time_base=Fraction(1, 30)))
     assert len(scan_video(path, ScanSettings(min_shot_s=0.0)).shots) == 3
     joined = scan_video(path, ScanSettings(min_shot_s=0.5))
     assert sorted(shot.n_frames for shot in joined.shots) == [30, 35]
-    assert [shot.n_frames for shot in scan_video(path, ScanSettings(min_shot_s=0.5, detector="content")).shots] == [30, 35]
+    assert [shot.n_frames for shot in scan_video(path, ScanSettings(min_shot_s=0.5, detector="content")).shots] == [
+        30,
+        35,
+    ]
 
 
 def test_a_threshold_of_its_own(tmp_path: Path) -> None:
@@ -87,13 +94,17 @@ def test_luma_and_contrast_of_known_pictures_in_both_ranges(tmp_path: Path) -> N
     half = np.zeros((96, 160, 3), np.uint8)
     half[:, 80:] = 255
     for color_range in (1, 2):
-        path = encode(tmp_path / f"half{color_range}.mp4", [half] * 10, options=LOSSLESS, color_range=color_range, colorspace=1)
+        path = encode(
+            tmp_path / f"half{color_range}.mp4", [half] * 10, options=LOSSLESS, color_range=color_range, colorspace=1
+        )
         shot = only(scan_video(str(path)))
         assert shot.signals.luma == pytest.approx(0.5, abs=0.01)
         assert shot.signals.contrast == pytest.approx(0.5, abs=0.01)
         assert (shot.signals.motion, shot.signals.frozen_share) == (0.0, 1.0)
     black = only(scan_video(str(encode(tmp_path / "black.mp4", [half * 0] * 10, options=LOSSLESS))))
-    assert (black.signals.luma, black.signals.contrast, black.signals.sharpness, black.signals.motion) == pytest.approx((0, 0, 0, 0), abs=0.003)
+    assert (black.signals.luma, black.signals.contrast, black.signals.sharpness, black.signals.motion) == pytest.approx(
+        (0, 0, 0, 0), abs=0.003
+    )
 
 
 def test_ten_bits_measure_as_eight(tmp_path: Path) -> None:
@@ -107,15 +118,22 @@ def test_ten_bits_measure_as_eight(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("width", "height", "fps"), [(256, 144, 12), (512, 288, 24), (854, 480, 30), (320, 180, 60)])
 def test_motion_compares_across_sizes_and_frame_rates(tmp_path: Path, width: int, height: int, fps: int) -> None:
     pictures = sliding(fps, 0.2 * width / fps, width, height)
-    path = encode(tmp_path / "pan.mp4", pictures, time_base=Fraction(1, fps), options={"preset": "ultrafast", "crf": "18"})
+    path = encode(
+        tmp_path / "pan.mp4", pictures, time_base=Fraction(1, fps), options={"preset": "ultrafast", "crf": "18"}
+    )
     shot = only(scan_video(str(path)))
     assert shot.signals.motion == pytest.approx(0.2, rel=0.15)
     assert shot.signals.frozen_share == 0.0
 
 
 def test_a_cut_is_no_motion(tmp_path: Path) -> None:
-    still = [np.repeat(tinted(1, colour, seed=seed), 24, axis=0) for seed, colour in enumerate([(255, 60, 60), (60, 60, 255)])]
-    scan = scan_video(str(encode(tmp_path / "slides.mp4", np.concatenate(still), time_base=Fraction(1, 24), options=LOSSLESS)))
+    still = [
+        np.repeat(tinted(1, colour, seed=seed), 24, axis=0)
+        for seed, colour in enumerate([(255, 60, 60), (60, 60, 255)])
+    ]
+    scan = scan_video(
+        str(encode(tmp_path / "slides.mp4", np.concatenate(still), time_base=Fraction(1, 24), options=LOSSLESS))
+    )
     assert [(shot.signals.motion, shot.signals.frozen_share) for shot in scan.shots] == [(0.0, 1.0)] * 2
 
 
@@ -131,13 +149,18 @@ def test_thumbnails_are_spread_over_the_shot(tmp_path: Path) -> None:
         images = [Image.open(io.BytesIO(data)) for data in shot.thumbnails]
         assert [(image.format, image.size) for image in images] == [("JPEG", (80, 48))] * count
         times = [np.asarray(image).mean(axis=(0, 2)).argmax() / 78 for image in images]
-        assert times == pytest.approx([(i + 0.5) / count for i in range(count)], abs=0.5 / 8 + 0.02), "further than half a second from its moment"
+        assert times == pytest.approx([(i + 0.5) / count for i in range(count)], abs=0.5 / 8 + 0.02), (
+            "further than half a second from its moment"
+        )
 
 
 def test_every_shot_has_its_own_thumbnails(tmp_path: Path) -> None:
     pictures, _ = three_shots()
     scan = scan_video(str(encode(tmp_path / "cuts.mp4", pictures, time_base=Fraction(1, 24), options={"crf": "10"})))
-    strongest = [[int(np.asarray(Image.open(io.BytesIO(data))).mean(axis=(0, 1)).argmax()) for data in shot.thumbnails] for shot in scan.shots]
+    strongest = [
+        [int(np.asarray(Image.open(io.BytesIO(data))).mean(axis=(0, 1)).argmax()) for data in shot.thumbnails]
+        for shot in scan.shots
+    ]
     assert [{*colours} for colours in strongest[:2]] == [{0}, {2}]
     assert all(strongest)
 
@@ -146,7 +169,9 @@ def test_hashes_cover_the_shot_and_survive_recompression(tmp_path: Path) -> None
     cuts = [40, 71]
     pictures = np.concatenate([patches(n, seed) for seed, n in enumerate((40, 31, 25))])
     fine = scan_video(str(encode(tmp_path / "fine.mp4", pictures, time_base=Fraction(1, 24), options={"crf": "12"})))
-    small = np.stack([np.asarray(Image.fromarray(picture).resize((112, 68), Image.Resampling.BOX)) for picture in pictures])
+    small = np.stack(
+        [np.asarray(Image.fromarray(picture).resize((112, 68), Image.Resampling.BOX)) for picture in pictures]
+    )
     rough = scan_video(str(encode(tmp_path / "rough.mp4", small, time_base=Fraction(1, 24), options={"crf": "35"})))
     pts = [p for p, _ in frames(str(tmp_path / "fine.mp4"), 32, 32)]
     # One each quarter of a second of the file's clock, which is every sixth frame.
@@ -179,7 +204,13 @@ def test_a_scan_is_deterministic(tmp_path: Path) -> None:
 def test_a_video_of_one_frame(tmp_path: Path) -> None:
     scan = scan_video(str(encode(tmp_path / "one.mp4", numbered(1))))
     shot = only(scan)
-    assert (shot.n_frames, shot.signals.motion, shot.signals.frozen_share, len(shot.hashes), len(shot.thumbnails)) == (1, 0.0, 0.0, 1, 1)
+    assert (shot.n_frames, shot.signals.motion, shot.signals.frozen_share, len(shot.hashes), len(shot.thumbnails)) == (
+        1,
+        0.0,
+        0.0,
+        1,
+        1,
+    )
     assert shot.end_pts > shot.start_pts
 
 
@@ -188,7 +219,9 @@ def test_rotation_does_not_change_hashes_or_signals(tmp_path: Path) -> None:
     plain = only(scan_video(str(encode(tmp_path / "plain.mkv", upright, codec="ffv1"))))
     lying = np.rot90(upright, 1, axes=(1, 2))
     turned = only(scan_video(str(encode(tmp_path / "turned.mp4", lying, options=LOSSLESS, rotation_deg=-90))))
-    assert [hamming(a.phash, b.phash) for a, b in zip(plain.hashes, turned.hashes, strict=True)] <= [1] * len(plain.hashes)
+    assert [hamming(a.phash, b.phash) for a, b in zip(plain.hashes, turned.hashes, strict=True)] <= [1] * len(
+        plain.hashes
+    )
     assert turned.signals.motion == pytest.approx(plain.signals.motion, rel=0.02)
     assert Image.open(io.BytesIO(turned.thumbnails[0])).size == (90, 160)
 
@@ -204,7 +237,9 @@ def test_the_analysis_picture_has_one_area_and_the_aspect(size: tuple[int, int])
 
 
 def test_frames_before_an_edit_list_begins_are_not_there(tmp_path: Path) -> None:
-    source = encode(tmp_path / "source.mp4", sliding(96, 2.0), time_base=Fraction(1, 24), options={"bf": "3", "g": "48"})
+    source = encode(
+        tmp_path / "source.mp4", sliding(96, 2.0), time_base=Fraction(1, 24), options={"bf": "3", "g": "48"}
+    )
     path = str(tmp_path / "edited.mp4")
     options = {"avoid_negative_ts": "disabled", "movflags": "+negative_cts_offsets", "use_editlist": "1"}
     with av.open(str(source)) as whole, av.open(path, "w", options=options) as out:
@@ -222,7 +257,10 @@ def test_frames_before_an_edit_list_begins_are_not_there(tmp_path: Path) -> None
 
 def test_shots_that_show_the_same_can_be_stitched(tmp_path: Path) -> None:
     """A cut to another picture stays one; a jump within the same picture goes."""
-    still, other = np.repeat(tinted(1, (255, 200, 60), seed=1), 30, axis=0), np.repeat(tinted(1, (60, 60, 255), seed=2), 30, axis=0)
+    still, other = (
+        np.repeat(tinted(1, (255, 200, 60), seed=1), 30, axis=0),
+        np.repeat(tinted(1, (60, 60, 255), seed=2), 30, axis=0),
+    )
     brighter = np.clip(still.astype(int) + 30, 0, 255).astype(np.uint8)
     path = str(encode(tmp_path / "jump.mp4", np.concatenate([still, brighter, other]), time_base=Fraction(1, 24)))
     plain = scan_video(path, ScanSettings(detector="content", threshold=5.0))
@@ -235,9 +273,17 @@ def test_high_dynamic_range_interlacing_and_depth_are_told(tmp_path: Path) -> No
     plain = scan_video(str(encode(tmp_path / "plain.mp4", numbered(5)))).media
     assert (plain.hdr, plain.interlaced, plain.bit_depth) == (None, False, 8)
     options = {"x265-params": "transfer=16:colorprim=9:colormatrix=9:log-level=error"}
-    pq = scan_video(str(encode(tmp_path / "pq.mp4", numbered(5), codec="libx265", pixel_format="yuv420p10le", options=options))).media
+    pq = scan_video(
+        str(encode(tmp_path / "pq.mp4", numbered(5), codec="libx265", pixel_format="yuv420p10le", options=options))
+    ).media
     assert (pq.hdr, pq.bit_depth) == ("pq", 10)
-    fields = scan_video(str(encode(tmp_path / "fields.mp4", numbered(5), options={"flags": "+ilme+ildct", "x264-params": "interlaced=1"}))).media
+    fields = scan_video(
+        str(
+            encode(
+                tmp_path / "fields.mp4", numbered(5), options={"flags": "+ilme+ildct", "x264-params": "interlaced=1"}
+            )
+        )
+    ).media
     assert fields.interlaced
 
 
@@ -252,17 +298,45 @@ def test_an_image_is_a_shot_of_one_frame(tmp_path: Path) -> None:
     Image.fromarray(picture).save(tmp_path / "a.png")
     scan = scan_image(str(tmp_path / "a.png"))
     shot = only(scan)
-    assert (shot.start_pts, shot.end_pts, shot.n_frames, shot.signals.motion, shot.signals.frozen_share) == (0, 1, 1, None, None)
-    assert (scan.media.width, scan.media.height, scan.media.codec, scan.media.fps, scan.media.source_duration_s) == (320, 180, "png", None, 0.0)
+    assert (shot.start_pts, shot.end_pts, shot.n_frames, shot.signals.motion, shot.signals.frozen_share) == (
+        0,
+        1,
+        1,
+        None,
+        None,
+    )
+    assert (scan.media.width, scan.media.height, scan.media.codec, scan.media.fps, scan.media.source_duration_s) == (
+        320,
+        180,
+        "png",
+        None,
+        0.0,
+    )
     assert shot.signals.luma == pytest.approx(picture.mean() / 255, abs=0.01)
     video = only(scan_video(str(encode(tmp_path / "a.mp4", [picture] * 3, options=LOSSLESS))))
     assert hamming(shot.hashes[0].phash, video.hashes[0].phash) <= 2
     assert shot.signals.sharpness == pytest.approx(video.signals.sharpness, rel=0.1)
-    assert {*asdict(scan.media)} >= {"codec", "width", "height", "rotation_deg", "fps", "time_base_num", "pixel_format", "source_duration_s"}
+    assert {*asdict(scan.media)} >= {
+        "codec",
+        "width",
+        "height",
+        "rotation_deg",
+        "fps",
+        "time_base_num",
+        "pixel_format",
+        "source_duration_s",
+    }
 
 
 def test_settings_are_checked() -> None:
-    for bad in ({"detector": "magic"}, {"threshold": 0}, {"thumbnails": -1}, {"thumbnail_px": 4000}, {"min_shot_s": "0.3"}, {"detecter": "content"}):
+    for bad in (
+        {"detector": "magic"},
+        {"threshold": 0},
+        {"thumbnails": -1},
+        {"thumbnail_px": 4000},
+        {"min_shot_s": "0.3"},
+        {"detecter": "content"},
+    ):
         with pytest.raises(ValueError, match="validation error"):
             validate(ScanSettings, bad)
 
@@ -289,10 +363,15 @@ def test_real_footage_scans_or_fails_as_it_should(real_videos: Path) -> None:
             assert 1 <= len(shot.thumbnails) <= 3
     assert len(scans) == 16
     # The times of the cuts were read off the pictures.
-    seconds = {name: [round(float(shot.start_pts * scan.media.time_base), 2) for shot in scan.shots[1:]] for name, scan in scans.items()}
+    seconds = {
+        name: [round(float(shot.start_pts * scan.media.time_base), 2) for shot in scan.shots[1:]]
+        for name, scan in scans.items()
+    }
     assert seconds["talk_640x360"] == [6.0, 9.88]
     assert seconds["talk_portrait_480x640"] == seconds["hydraulic_press_832x480"] == seconds["motorcycle_2160p"] == []
-    pristine, distorted, other = (scans[name].shots[0].hashes for name in ("carphone_pristine", "carphone_distorted", "talk_640x360"))
+    pristine, distorted, other = (
+        scans[name].shots[0].hashes for name in ("carphone_pristine", "carphone_distorted", "talk_640x360")
+    )
     assert np.mean([hamming(a.phash, b.phash) for a, b in zip(pristine, distorted, strict=True)]) <= 6
     assert min(hamming(a.phash, b.phash) for a in pristine for b in other) >= 12
     assert (scans["rotated_90"].media.width, scans["rotated_90"].media.height) == (320, 568)
@@ -303,7 +382,10 @@ def test_the_sintel_trailer_is_cut_as_by_eye(real_videos: Path) -> None:
     """Every plain cut on its frame, every fade where it is, the whip pan and the close fly-bys whole; labels made from contact sheets."""
     labels = json.loads(Path(__file__).with_name("sintel_labels.json").read_text())
     scan = scan_video(str(real_videos / labels["file"]))
-    frame = [(b.kind, *(round(float(pts * scan.media.time_base * labels["fps"])) for pts in (b.start_pts, b.end_pts))) for b in scan.boundaries]
+    frame = [
+        (b.kind, *(round(float(pts * scan.media.time_base * labels["fps"])) for pts in (b.start_pts, b.end_pts)))
+        for b in scan.boundaries
+    ]
     wanted = [(label["kind"], label["start_frame"], label["end_frame"]) for label in labels["boundaries"]]
     assert {start for kind, start, _ in frame if kind == "cut"} == {start for kind, start, _ in wanted if kind == "cut"}
     gradual = [(start, end) for kind, start, end in frame if kind != "cut"]

@@ -7,8 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from test_motion import texture
-from videos import encode
 
 from pipelines.video.decode import frames, probe
 from pipelines.video.letterbox import crop_boxes
@@ -18,12 +16,16 @@ from pipelines.video.motion import MotionMeter, Move
 from pipelines.video.scale import Pixels
 from pipelines.video.series import Series
 from pipelines.video.signals import Signals, flicker, repeats, shot_signals
+from tests.pipelines.video.test_motion import texture
+from tests.support.videos import encode
 
 GREY = np.full((72, 128), 128, np.uint8)
 WHOLE = (0, 0, 1280, 720)
 
 
-def series(peaks: list[float], *, fps: int = 24, passed_over: list[int] | None = None, means: list[float] | None = None) -> Series:
+def series(
+    peaks: list[float], *, fps: int = 24, passed_over: list[int] | None = None, means: list[float] | None = None
+) -> Series:
     """Frames with these largest differences to the one before and these mean levels."""
     n = len(peaks)
     skipped = np.array(passed_over or [0] * n, np.int32)
@@ -58,7 +60,9 @@ def signals_of(pictures: list[tuple[int, Pixels]], time_base: Fraction, width: i
         if (move := meter.push(pts, small[-1])) is not None:
             moves.append(move)
         if not looks or (pts - looks[-1].pts) * time_base >= 0.5:
-            looks.append(take_look(pts, cv2.resize(luma, (256, 144), interpolation=cv2.INTER_AREA), GREY, GREY, luma, True))
+            looks.append(
+                take_look(pts, cv2.resize(luma, (256, 144), interpolation=cv2.INTER_AREA), GREY, GREY, luma, True)
+            )
     rows = series([0.0, *differences(np.stack(small))[2].tolist()])
     rows = dataclasses.replace(rows, time_base=time_base, pts_N=np.array([pts for pts, _ in pictures]))
     (crop,) = crop_boxes([[look.borders for look in looks]], width, height)
@@ -195,7 +199,10 @@ def test_signals_are_the_same_each_time(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_sintel_is_cropped_to_its_picture(real_videos: Path) -> None:
     """854 x 480 with a picture of 2.35:1: 363.4 lines, from 58.3 to 421.7."""
-    pictures = [(pts, luma) for pts, luma in list(frames(str(real_videos / "sintel_trailer_30s.mp4"), pixel_format="gray8"))[250:300]]
+    pictures = [
+        (pts, luma)
+        for pts, luma in list(frames(str(real_videos / "sintel_trailer_30s.mp4"), pixel_format="gray8"))[250:300]
+    ]
     assert signals_of(pictures, Fraction(1, 12288), 854, 480).crop == pytest.approx((0, 58, 854, 422), abs=2)
 
 

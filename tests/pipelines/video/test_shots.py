@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenedetect.common import FrameTimecode, Timecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
-from videos import sliding
 
 from pipelines.video.decode import frames
 from pipelines.video.gradual import _fit_ramp
 from pipelines.video.series import Series
 from pipelines.video.shots import MARGIN, Boundary, ContentScore, Found, find_boundaries, join_short
 from pipelines.video.track import Track
+from tests.support.videos import sliding
 
 LABELS = Path(__file__).with_name("sintel_labels.json")
 
@@ -35,17 +35,29 @@ def shot(seed: int, n: int, speed: float = 0.0, noise: float = 0.5, height: int 
     picture[1:] = 128 + (picture[1:] - 128) * 0.4
     x = np.arange(width) + (abs(speed) * np.arange(n))[:, None]
     low = np.floor(x).astype(int)
-    moved = np.stack([picture[:, :, low[k]] * (1 - (x[k] - low[k])) + picture[:, :, low[k] + 1] * (x[k] - low[k]) for k in range(n)])
+    moved = np.stack(
+        [picture[:, :, low[k]] * (1 - (x[k] - low[k])) + picture[:, :, low[k] + 1] * (x[k] - low[k]) for k in range(n)]
+    )
     return moved + rng.normal(0, noise, moved.shape)
 
 
-def series(pictures: np.ndarray, pts: np.ndarray | None = None, time_base: Fraction = Fraction(1, 25), keep: np.ndarray | None = None) -> Series:
+def series(
+    pictures: np.ndarray,
+    pts: np.ndarray | None = None,
+    time_base: Fraction = Fraction(1, 25),
+    keep: np.ndarray | None = None,
+) -> Series:
     """A series of pictures `[N, 3, H, W]`; where `keep` is false, a frame is passed over."""
     at = np.arange(len(pictures)) if keep is None else np.flatnonzero(keep)
     pts = np.arange(len(pictures)) if pts is None else pts
     levels = np.clip(np.rint(pictures[at]), 0, 255).astype(np.uint8)
     luma = levels[:, 0]
-    chroma = np.stack([[cv2.resize(plane, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for plane in picture[1:]] for picture in levels])
+    chroma = np.stack(
+        [
+            [cv2.resize(plane, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for plane in picture[1:]]
+            for picture in levels
+        ]
+    )
     change = np.zeros(len(at), np.float32)
     change[1:] = np.abs(np.diff(luma.astype(np.float32), axis=0)).mean(axis=(1, 2))
     measured = {
@@ -77,7 +89,15 @@ def fade(a: np.ndarray, b: np.ndarray, colour: tuple[int, int, int], n: int, hol
     plain = np.broadcast_to(np.array(colour, float)[:, None, None], a.shape[1:])
     share = (np.arange(n) + 1)[:, None, None, None] / n
     up = (np.arange(n) + 1)[:, None, None, None] / (n + 1)
-    return np.concatenate([a[:-n], a[-n:] * (1 - share) + plain * share, np.repeat(plain[None], hold, axis=0), plain * (1 - up) + b[:n] * up, b[n:]])
+    return np.concatenate(
+        [
+            a[:-n],
+            a[-n:] * (1 - share) + plain * share,
+            np.repeat(plain[None], hold, axis=0),
+            plain * (1 - up) + b[:n] * up,
+            b[n:],
+        ]
+    )
 
 
 # What is known of the input
@@ -155,7 +175,9 @@ def test_series_too_short_to_hold_a_boundary() -> None:
 
 @pytest.mark.parametrize("every", [2, 3, 4])
 def test_frames_passed_over_are_asked_for_and_then_decide(every: int) -> None:
-    pictures = np.concatenate([shot(0, 50), dissolve(shot(1, 61), fade(shot(2, 70), shot(3, 60), (16, 128, 128), 10, 3), 12), shot(4, 30)])
+    pictures = np.concatenate(
+        [shot(0, 50), dissolve(shot(1, 61), fade(shot(2, 70), shot(3, 60), (16, 128, 128), 10, 3), 12), shot(4, 30)]
+    )
     whole = spans(series(pictures))
     assert [span[0] for span in whole] == ["cut", "dissolve", "fade", "cut"]
     keep = np.zeros(len(pictures), bool)
@@ -230,7 +252,10 @@ def test_the_same_series_gives_the_same_bits() -> None:
 
 def test_a_higher_threshold_finds_no_more() -> None:
     pictures = np.concatenate([shot(1, 40, 0.5), dissolve(shot(2, 40, 0.3), shot(3, 40), 10)])
-    counts = [len(find_boundaries(series(pictures), "signature", threshold, 0.2).boundaries) for threshold in (0.1, 0.5, 0.9, 1.1)]
+    counts = [
+        len(find_boundaries(series(pictures), "signature", threshold, 0.2).boundaries)
+        for threshold in (0.1, 0.5, 0.9, 1.1)
+    ]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == 0
 
@@ -257,8 +282,12 @@ def test_distances_against_plain_numpy() -> None:
     assert track.distance(a, b) == pytest.approx(apart, rel=1e-5)
     assert track.steps[1:] == pytest.approx(track.distance(np.arange(39), np.arange(1, 40)))
     half = chroma.shape[1] // 2
-    assert track.contrasts == pytest.approx(luma.std(axis=1) + chroma[:, :half].std(axis=1) + chroma[:, half:].std(axis=1), rel=1e-4)
-    assert track.correlation(a, b) == pytest.approx([np.corrcoef(luma[i], luma[j])[0, 1] for i, j in zip(a, b, strict=True)], abs=1e-4)
+    assert track.contrasts == pytest.approx(
+        luma.std(axis=1) + chroma[:, :half].std(axis=1) + chroma[:, half:].std(axis=1), rel=1e-4
+    )
+    assert track.correlation(a, b) == pytest.approx(
+        [np.corrcoef(luma[i], luma[j])[0, 1] for i, j in zip(a, b, strict=True)], abs=1e-4
+    )
     moved = np.sort(luma[0])
     assert track.histogram_distance(np.array([0]), np.array([0]))[0] == 0
     expected = np.abs(moved - np.sort(luma[30])).mean() + sum(
@@ -334,7 +363,10 @@ def test_the_sintel_trailer_against_labels_made_by_eye(real_videos: Path) -> Non
     labels = json.loads(LABELS.read_text())
     item = from_file(real_videos / labels["file"])
     at = {int(pts): k for k, pts in enumerate(item.pts_N)}
-    got = [(boundary.kind, at[boundary.start_pts], at.get(boundary.end_pts, labels["frames"])) for boundary in found(item).boundaries]
+    got = [
+        (boundary.kind, at[boundary.start_pts], at.get(boundary.end_pts, labels["frames"]))
+        for boundary in found(item).boundaries
+    ]
     for label in labels["boundaries"]:
         start, end = label["start_frame"], label["end_frame"]
         if label["kind"] == "cut":
@@ -350,7 +382,12 @@ def test_the_sintel_trailer_against_labels_made_by_eye(real_videos: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "cuts"),
-    [("talk_640x360.mp4", [144, 237]), ("talk_portrait_480x640.mp4", []), ("motorcycle_2160p.mp4", []), ("hydraulic_press_832x480.mp4", [])],
+    [
+        ("talk_640x360.mp4", [144, 237]),
+        ("talk_portrait_480x640.mp4", []),
+        ("motorcycle_2160p.mp4", []),
+        ("hydraulic_press_832x480.mp4", []),
+    ],
 )
 def test_cuts_read_off_the_pictures(real_videos: Path, name: str, cuts: list[int]) -> None:
     item = from_file(real_videos / name)

@@ -21,9 +21,16 @@ def quarters(width: int = 64, height: int = 48) -> np.ndarray:
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tiff"])
 def test_a_span_of_an_image_is_its_picture(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
-    Image.fromarray(quarters()).save(path, **({"lossless": True} if suffix == "webp" else {"quality": 95} if suffix == "jpg" else {}))
+    Image.fromarray(quarters()).save(
+        path, **({"lossless": True} if suffix == "webp" else {"quality": 95} if suffix == "jpg" else {})
+    )
     span = read_span(str(path), 0, 1, fps=8, frames=1, width=32, height=32)
-    assert (span.frames.shape, span.frames.dtype, span.pts, span.crop) == ((1, 32, 32, 3), np.uint8, (0,), (8, 0, 56, 48))
+    assert (span.frames.shape, span.frames.dtype, span.pts, span.crop) == (
+        (1, 32, 32, 3),
+        np.uint8,
+        (0,),
+        (8, 0, 56, 48),
+    )
     assert np.abs(span.frames[0, 4, 4].astype(int) - (240, 20, 20)).max() < 12
     assert np.abs(span.frames[0, 4, 28].astype(int) - (20, 240, 20)).max() < 12
     with pytest.raises(ValueError, match=r"9 frames of a\.\w+: an image has 1"):
@@ -48,7 +55,9 @@ def test_transparent_parts_lie_over_white(tmp_path: Path) -> None:
     assert tuple(image[5, 60]) == (20, 240, 20)
 
 
-@pytest.mark.parametrize(("mode", "value"), [("L", 128), ("I;16", 128 << 8), ("1", True), ("CMYK", (0, 0, 0, 127)), ("P", 128)])
+@pytest.mark.parametrize(
+    ("mode", "value"), [("L", 128), ("I;16", 128 << 8), ("1", True), ("CMYK", (0, 0, 0, 127)), ("P", 128)]
+)
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, value: object) -> None:
     if mode == "P":
         image = Image.new("L", (8, 8), 128).convert("P")

@@ -8,13 +8,21 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from test_scan import patches, tinted
-from videos import encode, numbered, sliding
 
 from pipelines.video import scan as scanning
 from pipelines.video.decode import frames, open_video
 from pipelines.video.scan import ScanSettings, divide, join_pieces, scan_piece, scan_video
-from pipelines.video.stretches import ANCHOR_S, Decoders, NotSplittableError, Stretches, decode, decode_windows, likely_cuts
+from pipelines.video.stretches import (
+    ANCHOR_S,
+    Decoders,
+    NotSplittableError,
+    Stretches,
+    decode,
+    decode_windows,
+    likely_cuts,
+)
+from tests.pipelines.video.test_scan import patches, tinted
+from tests.support.videos import encode, numbered, sliding
 
 CLOSED = {"bf": "3", "preset": "veryfast", "x264-params": "keyint=60:min-keyint=60:scenecut=0"}
 OPEN = {"bf": "3", "preset": "veryfast", "x264-params": "keyint=60:min-keyint=60:scenecut=0:open-gop=1"}
@@ -56,14 +64,21 @@ def test_a_dark_piece_has_the_bars_of_the_whole(tmp_path: Path) -> None:
     whole = scan_video(path, settings)
     assert {shot.signals.crop for shot in whole.shots} == {(0, 16, 160, 112)}
     assert any(shot.signals.luma < 0.1 for shot in whole.shots)
-    assert join_pieces(path, settings, [scan_piece(path, settings, first, end) for first, end in ((0, 1), (1, 2), (2, None))]) == whole
+    assert (
+        join_pieces(
+            path, settings, [scan_piece(path, settings, first, end) for first, end in ((0, 1), (1, 2), (2, None))]
+        )
+        == whole
+    )
 
 
 @pytest.mark.parametrize("detector", ["content", "adaptive"])
 def test_pieces_join_for_detectors_that_see_every_frame(tmp_path: Path, detector: Any) -> None:
     path = str(encode(tmp_path / "film.mp4", film(), time_base=Fraction(1, 24), options=OPEN))
     settings = ScanSettings(detector=detector)
-    assert join_pieces(path, settings, [scan_piece(path, settings, 0, 2), scan_piece(path, settings, 2, None)]) == scan_video(path, settings)
+    assert join_pieces(
+        path, settings, [scan_piece(path, settings, 0, 2), scan_piece(path, settings, 2, None)]
+    ) == scan_video(path, settings)
 
 
 def test_every_frame_is_seen_or_counted(tmp_path: Path) -> None:
@@ -95,14 +110,21 @@ def test_frames_passed_over_come_bit_for_bit_when_they_are_wanted(tmp_path: Path
         found: dict[tuple[int, int], list[int]] = {}
         for window, picture in decode_windows(Decoders(video), packets, windows):
             found.setdefault(window, []).append(picture.pts)
-            assert np.array_equal(video.array(picture.frame, video.info.width, video.info.height, "gray8"), full[picture.pts])
+            assert np.array_equal(
+                video.array(picture.frame, video.info.width, video.info.height, "gray8"), full[picture.pts]
+            )
     assert found == {window: [p for p in every if window[0] <= p <= window[1]] for window in windows}
 
 
 def test_a_group_without_an_end_is_decoded_whole_and_with_its_loop_filter(tmp_path: Path) -> None:
     pictures = np.concatenate([patches(48, seed) for seed in range(8)])
     path = str(
-        encode(tmp_path / "endless.mp4", pictures, time_base=Fraction(1, 24), options={"bf": "3", "x264-params": "keyint=infinite:scenecut=0"})
+        encode(
+            tmp_path / "endless.mp4",
+            pictures,
+            time_base=Fraction(1, 24),
+            options={"bf": "3", "x264-params": "keyint=infinite:scenecut=0"},
+        )
     )
     full = dict(frames(path, 64, 40, "gray8"))
     with open_video(path) as video:
@@ -145,7 +167,9 @@ def test_packets_that_look_like_cuts() -> None:
     even[150] = packet(150, 2500)
     assert likely_cuts(even, shown, 6) == frozenset([*range(6), *range(142, 158), 198])
     early = [packet(i, 3000 if i in (0, 100, 130) else 100, i in (0, 100, 130)) for i in shown]
-    assert likely_cuts(early, shown, 0) == frozenset([*range(122, 138), 198]), "a group that is shorter than the others was begun for a cut"
+    assert likely_cuts(early, shown, 0) == frozenset([*range(122, 138), 198]), (
+        "a group that is shorter than the others was begun for a cut"
+    )
 
 
 def test_a_long_video_is_divided_by_what_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,9 +183,17 @@ def test_a_long_video_is_divided_by_what_it_costs(tmp_path: Path, monkeypatch: p
 
 def test_a_last_frame_that_nobody_refers_to_counts(tmp_path: Path) -> None:
     """As from encoders that leave out every second frame for slow receivers; here a file that was cut off after such a frame."""
-    whole = encode(tmp_path / "whole.mp4", film(3), time_base=Fraction(1, 24), options={"x264-params": "bframes=0:ref=1:nal-hrd=none", "bf": "0"})
+    whole = encode(
+        tmp_path / "whole.mp4",
+        film(3),
+        time_base=Fraction(1, 24),
+        options={"x264-params": "bframes=0:ref=1:nal-hrd=none", "bf": "0"},
+    )
     cut = tmp_path / "cut.mkv"
-    with av.open(str(encode(tmp_path / "b.mp4", film(3), time_base=Fraction(1, 24), options=CLOSED))) as source, av.open(str(cut), "w") as out:
+    with (
+        av.open(str(encode(tmp_path / "b.mp4", film(3), time_base=Fraction(1, 24), options=CLOSED))) as source,
+        av.open(str(cut), "w") as out,
+    ):
         stream = source.streams.video[0]
         target = out.add_stream_from_template(stream)
         packets = [packet for packet in source.demux(stream) if packet.size]
@@ -176,7 +208,13 @@ def test_a_last_frame_that_nobody_refers_to_counts(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_is_left_out_does_not_change_what_is_found(real_videos: Path) -> None:
     """Against every frame with its loop filter: the same boundaries to a frame or two, and signals within a few percent."""
-    for name in ("talk_640x360.mp4", "talk_portrait_480x640.mp4", "nasa_320x180.mp4", "hydraulic_press_832x480.mp4", "hevc_10bit_200x200.mp4"):
+    for name in (
+        "talk_640x360.mp4",
+        "talk_portrait_480x640.mp4",
+        "nasa_320x180.mp4",
+        "hydraulic_press_832x480.mp4",
+        "hevc_10bit_200x200.mp4",
+    ):
         path = str(real_videos / name)
         fast = scan_video(path)
         with open_video(path) as video:

@@ -95,7 +95,10 @@ def series(n: int) -> Series:
         "pts_N": np.arange(n),
         "passed_over_N": np.zeros(n, np.int32),
     }
-    return Series(Fraction(1, 25), **{name: arrays.get(name, zeros) for name in Series.__dataclass_fields__ if name != "time_base"})
+    return Series(
+        Fraction(1, 25),
+        **{name: arrays.get(name, zeros) for name in Series.__dataclass_fields__ if name != "time_base"},
+    )
 
 
 def cut(pts: int, score: float) -> Boundary:

@@ -60,7 +60,9 @@ LENGTHS = st.integers(0, 5)
 
 @settings(max_examples=25)
 @given(groups=LENGTHS, cut=LENGTHS, rows=st.integers(1, 3), columns=st.integers(1, 3))
-def test_latents_do_not_depend_on_later_frames(autoencoder: CausalAutoencoder, groups: int, cut: int, rows: int, columns: int) -> None:
+def test_latents_do_not_depend_on_later_frames(
+    autoencoder: CausalAutoencoder, groups: int, cut: int, rows: int, columns: int
+) -> None:
     """Bit for bit, whether the later frames are others or not there."""
     cut = min(cut, groups)
     video_BCTHW = noise((1, 3, 1 + 4 * groups, 8 * rows, 8 * columns))
@@ -69,7 +71,9 @@ def test_latents_do_not_depend_on_later_frames(autoencoder: CausalAutoencoder, g
     changed[:, :, 1 + 4 * cut :] = 0.5
     assert torch.equal(autoencoder.encode(changed)[:, :, : 1 + cut], latent_BCTHW[:, :, : 1 + cut])
     assert torch.equal(autoencoder.encode(video_BCTHW[:, :, : 1 + 4 * cut]), latent_BCTHW[:, :, : 1 + cut])
-    assert torch.equal(autoencoder.decode(latent_BCTHW[:, :, : 1 + cut]), autoencoder.decode(latent_BCTHW)[:, :, : 1 + 4 * cut])
+    assert torch.equal(
+        autoencoder.decode(latent_BCTHW[:, :, : 1 + cut]), autoencoder.decode(latent_BCTHW)[:, :, : 1 + 4 * cut]
+    )
 
 
 def test_earlier_frames_do_count(autoencoder: CausalAutoencoder) -> None:
@@ -152,7 +156,9 @@ def test_tiles_change_nothing_but_rounding(preset: str) -> None:
     assert torch.allclose(tiled.encode(video_BCTHW), latent_BCTHW, atol=1e-5)
     assert torch.allclose(tiled.decode(latent_BCTHW), whole.decode(latent_BCTHW), atol=1e-5)
     assert torch.allclose(torch.cat(list(tiled.encode_stream(video_BCTHW.split(1, 2))), 2), latent_BCTHW, atol=1e-5)
-    assert torch.allclose(torch.cat(list(tiled.decode_stream(latent_BCTHW.split(1, 2))), 2), whole.decode(latent_BCTHW), atol=1e-5)
+    assert torch.allclose(
+        torch.cat(list(tiled.decode_stream(latent_BCTHW.split(1, 2))), 2), whole.decode(latent_BCTHW), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
@@ -219,7 +225,10 @@ def test_presets_have_the_sizes_they_promise(preset: str, low: float, high: floa
     n_weights = sum(weight.numel() for weight in new_network(PRESETS[preset], 0).parameters())
     assert low < n_weights < high
     if preset == "small":
-        assert len(write_trained(Trained(new_network(PRESETS[preset], 0), torch.zeros(2, 16), torch.ones(2, 16), {}))) < 8e6
+        assert (
+            len(write_trained(Trained(new_network(PRESETS[preset], 0), torch.zeros(2, 16), torch.ones(2, 16), {})))
+            < 8e6
+        )
 
 
 def test_weights_come_back_as_written(tmp_path: Path) -> None:
@@ -242,7 +251,9 @@ def test_identity_is_that_of_what_changes_latents(weights: Path) -> None:
     assert Causal(weights=str(weights), dtype="bfloat16").identity() == f"{plain}-bfloat16"
 
 
-def test_latents_are_normalised_with_statistics_of_their_own_for_the_first(weights: Path, autoencoder: CausalAutoencoder) -> None:
+def test_latents_are_normalised_with_statistics_of_their_own_for_the_first(
+    weights: Path, autoencoder: CausalAutoencoder
+) -> None:
     trained = read_trained(weights.read_bytes(), "it")
     video_BCTHW = noise((1, 3, 9, 16, 16))
     raw_BCTHW, _ = trained.network.encode(video_BCTHW)
@@ -260,7 +271,9 @@ def test_half_precision_of_the_convolutions_differs_by_rounding(weights: Path, a
     assert autoencoder.encode(video_BCTHW.to(torch.bfloat16)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 4, 16, 16), (1, 3, 5, 12, 16), (1, 3, 0, 16, 16), (1, 4, 5, 16, 16), (3, 5, 16, 16)])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 4, 16, 16), (1, 3, 5, 12, 16), (1, 3, 0, 16, 16), (1, 4, 5, 16, 16), (3, 5, 16, 16)]
+)
 def test_videos_it_cannot_take_are_refused(autoencoder: CausalAutoencoder, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"frames|multiples of 8|give \[B, 3"):
         autoencoder.encode(torch.zeros(shape))
@@ -277,7 +290,11 @@ def test_weights_that_are_not_there_or_not_ours_are_named(tmp_path: Path) -> Non
         Causal(weights="smoll").identity()
     with pytest.raises(ValueError, match=r"nowhere\.safetensors: no such file"):
         Causal(weights=str(tmp_path / "nowhere.safetensors")).open()
-    for data in (b"nothing", Path("training/autoencoders/weights/linear16.safetensors").read_bytes(), random_weights()[:-7]):
+    for data in (
+        b"nothing",
+        Path("training/autoencoders/weights/linear16.safetensors").read_bytes(),
+        random_weights()[:-7],
+    ):
         (path := tmp_path / "bad.safetensors").write_bytes(data)
         with pytest.raises(ValueError, match=r"bad\.safetensors: no weights of the autoencoder causal"):
             Causal(weights=str(path)).open()
@@ -295,16 +312,25 @@ def test_shipped_weights_are_small_and_say_what_they_have_seen() -> None:
 
 
 @pytest.mark.parametrize("name", ["nasa_320x180.mp4", "carphone_pristine.mp4"])
-def test_shipped_weights_beat_the_linear_autoencoder_on_footage_they_have_not_seen(real_videos: Path, name: str) -> None:
+def test_shipped_weights_beat_the_linear_autoencoder_on_footage_they_have_not_seen(
+    real_videos: Path, name: str
+) -> None:
     """The linear one has: by 3 dB all the same, on the mean of three spans. And they stream, and a prefix has the whole's latents."""
-    assert hashlib.sha256((real_videos / name).read_bytes()).hexdigest() not in json.loads(SHIPPED.with_suffix(".json").read_text())["trained_on"]
+    assert (
+        hashlib.sha256((real_videos / name).read_bytes()).hexdigest()
+        not in json.loads(SHIPPED.with_suffix(".json").read_text())["trained_on"]
+    )
     with av.open(str(real_videos / name)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     height, width = (side // 16 * 16 for side in frames[0].shape[:2])
     causal, linear = Causal().open(), Linear(channels=16).open()
     gains = []
     for start in (0, len(frames) // 2, len(frames) - 17):
-        video_BCTHW = torch.from_numpy(np.stack(frames[start : start + 17])[:, :height, :width]).movedim(-1, 0)[None].float() / 127.5 - 1
+        video_BCTHW = (
+            torch.from_numpy(np.stack(frames[start : start + 17])[:, :height, :width]).movedim(-1, 0)[None].float()
+            / 127.5
+            - 1
+        )
         latent_BCTHW = causal.encode(video_BCTHW)
         assert latent_BCTHW.shape == linear.encode(video_BCTHW).shape
         made = [one.decode(one.encode(video_BCTHW)) for one in (causal, linear)]
@@ -316,6 +342,8 @@ def test_shipped_weights_beat_the_linear_autoencoder_on_footage_they_have_not_se
 
 
 def test_the_name_in_a_recipe_finds_it(weights: Path) -> None:
-    assert build(FOLDER, AutoencoderSettings, {"name": "causal", "weights": str(weights)}) == Causal(weights=str(weights))
+    assert build(FOLDER, AutoencoderSettings, {"name": "causal", "weights": str(weights)}) == Causal(
+        weights=str(weights)
+    )
     with pytest.raises(ValueError, match="tile"):
         build(FOLDER, AutoencoderSettings, {"name": "causal", "tile": 100})

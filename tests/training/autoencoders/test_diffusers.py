@@ -15,13 +15,13 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from pydantic import ValidationError
-from random_autoencoders import CONFIGS, random_autoencoder, save_autoencoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
 from cluster.config import validate
 from cluster.plugins import build
+from tests.support.random_autoencoders import CONFIGS, random_autoencoder, save_autoencoder
 from training.autoencoder import FOLDER, Autoencoder, AutoencoderSettings
 from training.autoencoders import diffusers
 from training.autoencoders._published import CLASSES
@@ -30,7 +30,14 @@ from training.autoencoders.diffusers import Diffusers
 KINDS = list(CONFIGS)
 VIDEO = ["wan", "wan22", "ltx", "ltx091", "hunyuan", "cogvideox"]
 IMAGE = ["sd", "flux", "playground", "dc", "tiny"]
-FACTORS = {"wan": (4, 8, 16), "wan22": (4, 16, 4), "hunyuan": (4, 8, 4), "cogvideox": (4, 8, 4), "dc": (1, 2, 4), "tiny": (1, 8, 16)}
+FACTORS = {
+    "wan": (4, 8, 16),
+    "wan22": (4, 16, 4),
+    "hunyuan": (4, 8, 4),
+    "cogvideox": (4, 8, 4),
+    "dc": (1, 2, 4),
+    "tiny": (1, 8, 16),
+}
 FACTORS |= dict.fromkeys(("ltx", "ltx091"), (8, 32, 8)) | dict.fromkeys(("sd", "flux", "playground"), (1, 8, 4))
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -74,7 +81,9 @@ def as_its_pipeline_encodes(kind: str, model: Any, video_BCTHW: Tensor) -> Tenso
     """Written down class by class from what the pipelines of diffusers do with latents of their autoencoder."""
     batch, config = len(video_BCTHW), model.config
     if kind.startswith("wan"):
-        return (model.encode(video_BCTHW).latent_dist.mode() - per_channel(config.latents_mean)) * (1 / per_channel(config.latents_std))
+        return (model.encode(video_BCTHW).latent_dist.mode() - per_channel(config.latents_mean)) * (
+            1 / per_channel(config.latents_std)
+        )
     if kind.startswith("ltx"):
         latent = model.encode(video_BCTHW).latent_dist.mode()
         return (latent - per_channel(model.latents_mean)) * config.scaling_factor / per_channel(model.latents_std)
@@ -96,7 +105,9 @@ def as_its_pipeline_encodes(kind: str, model: Any, video_BCTHW: Tensor) -> Tenso
 def as_its_pipeline_decodes(kind: str, model: Any, latent_BCTHW: Tensor) -> Tensor:
     batch, config = len(latent_BCTHW), model.config
     if kind.startswith("wan"):
-        return model.decode(latent_BCTHW / (1 / per_channel(config.latents_std)) + per_channel(config.latents_mean)).sample
+        return model.decode(
+            latent_BCTHW / (1 / per_channel(config.latents_std)) + per_channel(config.latents_mean)
+        ).sample
     if kind.startswith("ltx"):
         latent = latent_BCTHW * per_channel(model.latents_std) / config.scaling_factor + per_channel(model.latents_mean)
         if kind == "ltx":
@@ -138,7 +149,9 @@ def test_mean_and_std_say_how_latents_were_normalised(kind: str, folders: Callab
     still = clip(autoencoder, 0)
     output = model.encode(still if kind in VIDEO else still[:, :, 0])
     raw = output.latent_dist.mode() if "latent_dist" in output else output[0]
-    expected = (raw.reshape(1, autoencoder.channels, 1, 2, 3) - per_channel(autoencoder.mean)) / per_channel(autoencoder.std)
+    expected = (raw.reshape(1, autoencoder.channels, 1, 2, 3) - per_channel(autoencoder.mean)) / per_channel(
+        autoencoder.std
+    )
     torch.testing.assert_close(autoencoder.encode(still), expected, atol=2e-5, rtol=1e-4)
 
 
@@ -204,7 +217,12 @@ def smooth(frames: int, height: int, width: int, seed: int) -> Tensor:
 def tile_as_diffusers_does(model: Any, side: int) -> None:
     """Its own tiles of 8 x 8 cells that share 2."""
     model.use_tiling = True
-    own = {"tile_sample_min": 8 * side, "tile_latent_min": 8, "tile_sample_stride": 6 * side, "tile_overlap_factor": 0.25}
+    own = {
+        "tile_sample_min": 8 * side,
+        "tile_latent_min": 8,
+        "tile_sample_stride": 6 * side,
+        "tile_overlap_factor": 0.25,
+    }
     for start, value in own.items():
         for name in (start, f"{start}_size", f"{start}_height", f"{start}_width"):
             if name in vars(model):
@@ -231,7 +249,9 @@ def test_tiles_come_closer_to_the_whole_than_those_of_diffusers(kind: str, folde
 
 
 @pytest.mark.parametrize("kind", ["sd", "wan", "tiny"])
-def test_no_part_is_larger_than_a_tile(kind: str, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_part_is_larger_than_a_tile(
+    kind: str, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, parts = settings(folders(kind), tile=0).open(), settings(folders(kind), tile=64).open()
     model_class = type(parts._model)  # type: ignore[attr-defined]
     sizes = []
@@ -260,18 +280,32 @@ def test_bfloat16_is_close_and_types_are_kept(kind: str, folders: Callable[[str]
     assert latent.dtype == torch.float32
     assert float((latent - expected).square().mean().sqrt() / expected.std()) < 0.1
     if kind != "ltx091":  # the noise of its decoder is drawn in the type of the network
-        assert float((rough.decode(expected) - exact.decode(expected)).square().mean().sqrt() / exact.decode(expected).std()) < 0.1
-    assert exact.encode(video.to(torch.bfloat16)).dtype == exact.decode(latent.to(torch.bfloat16)).dtype == torch.bfloat16
-    assert torch.equal(settings(folders(kind), dtype="float32").open().encode(video), expected), "on a CPU auto is float32"
+        assert (
+            float(
+                (rough.decode(expected) - exact.decode(expected)).square().mean().sqrt() / exact.decode(expected).std()
+            )
+            < 0.1
+        )
+    assert (
+        exact.encode(video.to(torch.bfloat16)).dtype == exact.decode(latent.to(torch.bfloat16)).dtype == torch.bfloat16
+    )
+    assert torch.equal(settings(folders(kind), dtype="float32").open().encode(video), expected), (
+        "on a CPU auto is float32"
+    )
 
 
 @pytest.mark.parametrize("kind", ["wan", "ltx", "hunyuan", "cogvideox"])
 def test_videos_of_other_lengths_are_refused_with_the_fix(kind: str, folders: Callable[[str], Path]) -> None:
     autoencoder = settings(folders(kind)).open()
     step, side = autoencoder.time_factor, autoencoder.space_factor
-    with pytest.raises(ValueError, match=rf"{step} frames: this autoencoder takes 1 \+ a multiple of {step} frames; take 1 or {1 + step}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{step} frames: this autoencoder takes 1 \+ a multiple of {step} frames; take 1 or {1 + step}",
+    ):
         autoencoder.encode(torch.zeros(1, 3, step, side, side))
-    with pytest.raises(ValueError, match=rf"{3 * side}x{side + 1}: both sides must be multiples of {side}; {3 * side}x{side} is near"):
+    with pytest.raises(
+        ValueError, match=rf"{3 * side}x{side + 1}: both sides must be multiples of {side}; {3 * side}x{side} is near"
+    ):
         autoencoder.encode(torch.zeros(1, 3, 1, side + 1, 3 * side))
 
 
@@ -302,7 +336,11 @@ def test_what_latents_depend_on(folders: Callable[[str], Path], tmp_path: Path) 
     shutil.copytree(folder, tmp_path / "a" / "vae")
     assert settings(tmp_path / "a" / "vae").identity() == identity, "where the same files lie does not matter"
     assert settings(tmp_path / "a", subfolder="vae").identity() == identity
-    others = [settings(save_autoencoder(tmp_path / "b", "tiny", seed=1)), settings(folder, dtype="bfloat16"), settings(folder, tile=512)]
+    others = [
+        settings(save_autoencoder(tmp_path / "b", "tiny", seed=1)),
+        settings(folder, dtype="bfloat16"),
+        settings(folder, tile=512),
+    ]
     hub = "hf-hub:owner/name"
     others += [
         Diffusers(path=hub),
@@ -322,7 +360,9 @@ def test_every_class_is_there_and_keeps_nothing_in_float32() -> None:
 
 
 def test_the_name_in_a_recipe_finds_it_and_what_is_written_down_opens_again(folders: Callable[[str], Path]) -> None:
-    found = build(FOLDER, AutoencoderSettings, {"name": "diffusers", "path": str(folders("flux")), "class": "AutoencoderKL"})
+    found = build(
+        FOLDER, AutoencoderSettings, {"name": "diffusers", "path": str(folders("flux")), "class": "AutoencoderKL"}
+    )
     assert isinstance(found, Diffusers)
     written = found.model_dump(mode="json")
     assert written["class"] == "AutoencoderKL"
@@ -336,7 +376,10 @@ FAULTS = [
     ({"path": "wan-vae"}, r"path wan-vae: write a path with a slash \(./wan-vae\), or hf-hub:owner/name"),
     ({"path": "hf-hub:owner"}, HUB_ONLY),
     ({"path": "hf-hub:owner/name/vae"}, HUB_ONLY),
-    ({"path": "hf-hub:a/b", "class": "AutoencoderKLWann"}, "unknown class 'AutoencoderKLWann'; did you mean 'AutoencoderKLWan'.*AutoencoderTiny"),
+    (
+        {"path": "hf-hub:a/b", "class": "AutoencoderKLWann"},
+        "unknown class 'AutoencoderKLWann'; did you mean 'AutoencoderKLWan'.*AutoencoderTiny",
+    ),
     ({"path": "hf-hub:a/b", "dtype": "float16"}, "bfloat16"),
     ({"path": "hf-hub:a/b", "tile": -1}, "greater than or equal to 0"),
     ({"path": ""}, "at least 1 character"),
@@ -356,12 +399,16 @@ def test_folders_are_looked_at_before_anything_runs(folders: Callable[[str], Pat
     shutil.copytree(folders("tiny"), tmp_path / "vae")
     with pytest.raises(ValidationError, match=r"there is no config.json in it; set subfolder: vae"):
         settings(tmp_path)
-    with pytest.raises(ValidationError, match=r"class is AutoencoderKL, and its config.json says AutoencoderTiny; leave class out"):
+    with pytest.raises(
+        ValidationError, match=r"class is AutoencoderKL, and its config.json says AutoencoderTiny; leave class out"
+    ):
         Diffusers(**{"path": str(tmp_path / "vae"), "class": "AutoencoderKL"})
     file = tmp_path / "vae" / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"_class_name": "AutoencoderOobleck"}))
-    with pytest.raises(ValidationError, match=r"unknown class 'AutoencoderOobleck'.*AutoencoderKLWan, AutoencoderKLLTXVideo"):
+    with pytest.raises(
+        ValidationError, match=r"unknown class 'AutoencoderOobleck'.*AutoencoderKLWan, AutoencoderKLLTXVideo"
+    ):
         settings(tmp_path / "vae")
     file.write_text(json.dumps({key: value for key, value in config.items() if key != "_class_name"}))
     with pytest.raises(ValidationError, match=r"its config.json names no class; set class to one of AutoencoderKLWan"):
@@ -376,7 +423,9 @@ def test_folders_are_looked_at_before_anything_runs(folders: Callable[[str], Pat
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusers, "find_spec", lambda name: None)
-    with pytest.raises(ValidationError, match=r"autoencoder diffusers needs the package diffusers: pip install 'worldloom\[models\]'"):
+    with pytest.raises(
+        ValidationError, match=r"autoencoder diffusers needs the package diffusers: pip install 'worldloom\[models\]'"
+    ):
         Diffusers(path="hf-hub:a/b")
 
 
@@ -392,12 +441,17 @@ def test_what_cannot_be_loaded_says_why(folders: Callable[[str], Path], tmp_path
     with pytest.raises(ValueError, match=rf"vae cannot be loaded by diffusers: .*{first}"):
         settings(folder).open()
     (folder / WEIGHTS).write_bytes(b"no tensors")
-    with pytest.raises(ValueError, match=r"vae cannot be loaded by diffusers: .*; give a folder as save_pretrained writes it"):
+    with pytest.raises(
+        ValueError, match=r"vae cannot be loaded by diffusers: .*; give a folder as save_pretrained writes it"
+    ):
         settings(folder).open()
     (folder / WEIGHTS).unlink()
     with pytest.raises(ValueError, match=r"vae cannot be loaded by diffusers: .*without a network, a folder"):
         settings(folder).open()
-    with pytest.raises(ValueError, match=r"tile 16: this autoencoder's cells are 8 pixels wide, so a tile is at least 32; or 0 for no tiles"):
+    with pytest.raises(
+        ValueError,
+        match=r"tile 16: this autoencoder's cells are 8 pixels wide, so a tile is at least 32; or 0 for no tiles",
+    ):
         settings(folders("tiny"), tile=16).open()
 
 
@@ -409,14 +463,23 @@ def test_the_hub_is_asked_for_what_was_said(monkeypatch: pytest.MonkeyPatch) -> 
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(library.AutoencoderKL, "load_config", offline)
-    with pytest.raises(ValueError, match=r"hf-hub:a/b, subfolder vae cannot be loaded by diffusers: .*no connection; .*without a network, a folder"):
+    with pytest.raises(
+        ValueError,
+        match=r"hf-hub:a/b, subfolder vae cannot be loaded by diffusers: .*no connection; .*without a network, a folder",
+    ):
         Diffusers(path="hf-hub:a/b", subfolder="vae", revision="0123abc").open()
     assert asked == {"pretrained_model_name_or_path": "a/b", "subfolder": "vae", "revision": "0123abc"}
 
 
 def test_importing_it_does_not_load_the_library() -> None:
     code = "import sys, training.autoencoders.diffusers; print(sorted({'ray', 'diffusers', 'transformers'} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(diffusers.__file__).parents[2])
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(diffusers.__file__).parents[2],
+    )
     assert found.stdout.strip() == "[]"
 
 

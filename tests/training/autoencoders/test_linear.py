@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cluster.plugins import build
+from tests.support.paths import ROOT
 from training.autoencoder import FOLDER, AutoencoderSettings
 from training.autoencoders._linear_blocks import LinearAutoencoder, from_blocks, to_blocks
 from training.autoencoders.linear import Linear
@@ -55,7 +56,7 @@ def test_identity_is_a_hash_of_the_shipped_weights(channels: int) -> None:
     assert settings_.identity() == opened.identity
     assert opened.identity.startswith(f"linear{channels}-")
     digests = {16: "63b6f9b6", 48: "db77c796"}
-    path = Path(__file__).parents[3] / f"training/autoencoders/weights/linear{channels}.safetensors"
+    path = ROOT / f"training/autoencoders/weights/linear{channels}.safetensors"
     # Changing the weights makes every stored latent unreadable: only a new fit, with a note in the change log, may do it.
     assert hashlib.sha256(path.read_bytes()).hexdigest()[:8] == digests[channels]
 
@@ -103,7 +104,9 @@ def test_decoding_is_the_exact_transpose(autoencoder: LinearAutoencoder) -> None
     zero = autoencoder.encode(torch.zeros_like(video_BCTHW))
     encoded = (autoencoder.encode(video_BCTHW) - zero) * scale
     decoded = autoencoder.decode(latent_BCTHW / scale) - autoencoder.decode(torch.zeros_like(latent_BCTHW))
-    assert float((encoded.double() * latent_BCTHW).sum()) == pytest.approx(float((video_BCTHW.double() * decoded).sum()), rel=1e-4)
+    assert float((encoded.double() * latent_BCTHW).sum()) == pytest.approx(
+        float((video_BCTHW.double() * decoded).sum()), rel=1e-4
+    )
 
 
 def test_it_projects_as_a_plain_loop_over_blocks_does(autoencoder: LinearAutoencoder) -> None:
@@ -117,7 +120,9 @@ def test_it_projects_as_a_plain_loop_over_blocks_does(autoencoder: LinearAutoenc
         for row in range(2):
             for column in range(3):
                 block = video[:, frames, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].reshape(-1)
-                expected[:, t, row, column] = part._basis_PC.numpy().astype(np.float64).T @ (block - part._mean_P.numpy()) / std
+                expected[:, t, row, column] = (
+                    part._basis_PC.numpy().astype(np.float64).T @ (block - part._mean_P.numpy()) / std
+                )
     assert np.allclose(autoencoder.encode(video_BCTHW)[0].numpy(), expected, atol=1e-4)
 
 
@@ -144,7 +149,9 @@ def test_it_is_causal(autoencoder: LinearAutoencoder) -> None:
 
 def test_a_prefix_decodes_alone(autoencoder: LinearAutoencoder) -> None:
     latent_BCTHW = autoencoder.encode(noise((1, 3, 9, 16, 16)))
-    assert torch.allclose(autoencoder.decode(latent_BCTHW[:, :, :2]), autoencoder.decode(latent_BCTHW)[:, :, :5], atol=1e-6)
+    assert torch.allclose(
+        autoencoder.decode(latent_BCTHW[:, :, :2]), autoencoder.decode(latent_BCTHW)[:, :, :5], atol=1e-6
+    )
 
 
 def test_bfloat16_differs_by_its_rounding_only(autoencoder: LinearAutoencoder) -> None:
@@ -177,7 +184,9 @@ def test_blocks_are_cut_and_put_together_without_loss(frames: int, groups: int, 
     assert torch.equal(from_blocks(blocks_BTHWP, frames), video_BCTHW)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 4, 16, 16), (1, 3, 5, 12, 16), (1, 3, 0, 16, 16), (1, 4, 5, 16, 16), (1, 3, 5, 0, 16)])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 4, 16, 16), (1, 3, 5, 12, 16), (1, 3, 0, 16, 16), (1, 4, 5, 16, 16), (1, 3, 5, 0, 16)]
+)
 def test_videos_it_cannot_take_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"frames|multiples of 8|give \[B, 3"):
         Linear().open().encode(torch.zeros(shape))
@@ -193,7 +202,9 @@ def test_real_footage_comes_back_recognisably(real_videos: Path) -> None:
     """A sharp clip of talking people, which the shipped bases were fitted to among others: 28.3 dB when they were shipped."""
     autoencoder = Linear(channels=48).open()
     with av.open(str(real_videos / "talk_640x360.mp4")) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame, _ in zip(container.decode(video=0), range(17), strict=False)]
+        frames = [
+            frame.to_ndarray(format="rgb24") for frame, _ in zip(container.decode(video=0), range(17), strict=False)
+        ]
         assert container.streams.video[0].average_rate == Fraction(24)
     video_BCTHW = torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     latent_BCTHW = autoencoder.encode(video_BCTHW)

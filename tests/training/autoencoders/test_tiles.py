@@ -26,7 +26,9 @@ def test_spans_cover_all_with_the_fewest_tiles_that_overlap_enough(case: tuple[i
     assert starts[0] == 0
     assert starts[-1] + size == length
     assert all(after - before <= size - overlap for before, after in itertools.pairwise(starts))
-    assert (len(starts) - 1) * (most - overlap) + overlap < length or len(starts) == 1, "one tile less would not be enough"
+    assert (len(starts) - 1) * (most - overlap) + overlap < length or len(starts) == 1, (
+        "one tile less would not be enough"
+    )
     assert starts == sorted(set(starts))
 
 

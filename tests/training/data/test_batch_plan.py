@@ -54,7 +54,9 @@ def shares_of(step: GlobalStep, world_size: int) -> list[list[MicroBatch]]:
 
 
 @given(BUCKETS, BUDGET, LIMIT, SEED, POLICY)
-def test_every_sample_is_in_exactly_one_step_of_each_epoch(buckets: list[str], budget: int, limit: int | None, seed: int, policy: Policy) -> None:
+def test_every_sample_is_in_exactly_one_step_of_each_epoch(
+    buckets: list[str], budget: int, limit: int | None, seed: int, policy: Policy
+) -> None:
     plan = planner(buckets, budget, limit, seed, policy)
     for epoch in range(3):
         steps = epoch_of(plan, epoch)
@@ -97,7 +99,12 @@ def test_shares_of_any_number_of_workers_make_up_the_step(
     shares = shares_of(step, world_size)
     assert len({len(micros) for micros in shares}) == 1
     micros = [micro for micros in shares for micro in micros]
-    counted = [(sample, seen) for micro in micros for sample, seen, weight in zip(micro.samples, micro.passes, micro.weights, strict=True) if weight]
+    counted = [
+        (sample, seen)
+        for micro in micros
+        for sample, seen, weight in zip(micro.samples, micro.passes, micro.weights, strict=True)
+        if weight
+    ]
     assert sorted(counted) == sorted(views_of([step]))  # the set does not depend on the number of workers
     assert sum(weight for micro in micros for weight in micro.weights) == len(step.samples)
     for micro in micros:
@@ -115,7 +122,9 @@ def test_shares_of_any_number_of_workers_make_up_the_step(
 
 
 @given(BUCKETS, BUDGET, SEED, POLICY, st.permutations(range(20)))
-def test_a_step_is_the_same_whenever_it_is_asked_for(buckets: list[str], budget: int, seed: int, policy: Policy, order: list[int]) -> None:
+def test_a_step_is_the_same_whenever_it_is_asked_for(
+    buckets: list[str], budget: int, seed: int, policy: Policy, order: list[int]
+) -> None:
     """So a run that resumes at any step has the rest of the undisturbed plan."""
     straight = [views_of([step]) for step in map(planner(buckets, budget, None, seed, policy).step, range(20))]
     other = planner(buckets, budget, None, seed, policy)
@@ -123,7 +132,9 @@ def test_a_step_is_the_same_whenever_it_is_asked_for(buckets: list[str], budget:
 
 
 @given(st.lists(st.sampled_from(list(TOKENS)), min_size=4, max_size=60), BUDGET, SEED, POLICY, FACTOR, FACTOR)
-def test_weights_are_exact(buckets: list[str], budget: int, seed: int, policy: Policy, images: float, long: float) -> None:
+def test_weights_are_exact(
+    buckets: list[str], budget: int, seed: int, policy: Policy, images: float, long: float
+) -> None:
     """After any number of epochs a sample was seen as often as its weight says, within one; and each time as a pass of its own."""
     buckets = [*buckets, "64x64x1", "64x64x17", "80x48x9"]
     plan = planner(buckets, budget, None, seed, policy, {"*x1": images, "64x64": long})
@@ -158,7 +169,11 @@ def test_the_weighted_loss_is_the_mean_over_samples_for_any_number_of_workers() 
         assert len(step.samples) == len(buckets)
         for world_size in range(1, 40):
             micros = [micro for micros in shares_of(step, world_size) for micro in micros]
-            total = sum(weight * losses[sample] for micro in micros for sample, weight in zip(micro.samples, micro.weights, strict=True))
+            total = sum(
+                weight * losses[sample]
+                for micro in micros
+                for sample, weight in zip(micro.samples, micro.weights, strict=True)
+            )
             assert total / len(step.samples) == pytest.approx(losses.mean(), rel=1e-12)
 
 
@@ -166,7 +181,9 @@ def test_the_order_differs_between_epochs_and_between_seeds() -> None:
     buckets = ["64x64x1"] * 40 + ["64x64x17"] * 40
     for policy in POLICIES:
         orders = [
-            [step.samples.tolist() for step in epoch_of(planner(buckets, seed=seed, policy=policy), epoch)] for seed in (0, 1) for epoch in (0, 1)
+            [step.samples.tolist() for step in epoch_of(planner(buckets, seed=seed, policy=policy), epoch)]
+            for seed in (0, 1)
+            for epoch in (0, 1)
         ]
         assert len({str(order) for order in orders}) == len(orders)
 
@@ -196,7 +213,10 @@ def test_golden_order(policy: Policy) -> None:
         "n = p.steps_in(0)\n"
         "print([[[list(m.samples) for m in share(p.step(n + i), r, 2)] for r in (0, 1)] for i in range(p.steps_in(1))])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == GOLDEN[policy]
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == GOLDEN[policy]
+    )
 
 
 def test_a_rank_without_a_sample_repeats_the_cheapest_with_weight_0() -> None:
@@ -217,7 +237,9 @@ def test_a_rank_without_a_sample_repeats_the_cheapest_with_weight_0() -> None:
         (["8x8x1"], [1], None, {"8x8": 0.5}, "without a single sample"),
     ],
 )
-def test_impossible_plans_are_refused(buckets: list[str], tokens: list[int], limit: int | None, weights: dict[str, float], message: str) -> None:
+def test_impossible_plans_are_refused(
+    buckets: list[str], tokens: list[int], limit: int | None, weights: dict[str, float], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Planner(buckets, tokens, PlanSettings(max_tokens_per_micro=limit, weights=weights), 0)
 

@@ -11,22 +11,43 @@ from training.data.buckets import Bucket, BucketSettings, assign
 
 SIDES = st.integers(1, 5000)
 FRAMES = st.lists(st.integers(0, 40).map(lambda k: 1 + 4 * k), min_size=1, max_size=4, unique=True).map(tuple)
-SETTINGS = st.builds(BucketSettings, size=st.integers(32, 768), frames=FRAMES, fps=st.sampled_from([6.0, 8.0, 16.0, 23.976, 24.0]))
+SETTINGS = st.builds(
+    BucketSettings, size=st.integers(32, 768), frames=FRAMES, fps=st.sampled_from([6.0, 8.0, 16.0, 23.976, 24.0])
+)
 
 
 def test_the_default_aspects_of_a_64_pixel_square_and_their_names() -> None:
     settings = BucketSettings(size=64, frames=(1, 17), fps=8)
     # 64 * sqrt(16 / 9) is 85.3 x 48, and 64 * sqrt(4 / 3) is 73.9 x 55.4: both are nearest to 80 x 48.
     assert settings.shapes == ((80, 48), (64, 64), (48, 80))
-    assert [bucket.name for bucket in settings.buckets()] == ["80x48x1", "80x48x17", "64x64x1", "64x64x17", "48x80x1", "48x80x17"]
+    assert [bucket.name for bucket in settings.buckets()] == [
+        "80x48x1",
+        "80x48x17",
+        "64x64x1",
+        "64x64x17",
+        "48x80x1",
+        "48x80x17",
+    ]
 
 
 def test_256_pixel_shapes() -> None:
-    assert BucketSettings(size=256, frames=(1,), fps=24).shapes == ((336, 192), (288, 224), (256, 256), (224, 288), (192, 336))
+    assert BucketSettings(size=256, frames=(1,), fps=24).shapes == (
+        (336, 192),
+        (288, 224),
+        (256, 256),
+        (224, 288),
+        (192, 336),
+    )
 
 
 def test_an_autoencoder_with_larger_cells_sets_what_sides_are_multiples_of() -> None:
-    assert BucketSettings(size=256, frames=(1,), fps=24, multiple=32).shapes == ((352, 192), (288, 224), (256, 256), (224, 288), (192, 352))
+    assert BucketSettings(size=256, frames=(1,), fps=24, multiple=32).shapes == (
+        (352, 192),
+        (288, 224),
+        (256, 256),
+        (224, 288),
+        (192, 352),
+    )
     assert BucketSettings(size=64, frames=(1,), fps=24, multiple=64, aspects=("16:9",)).shapes == ((64, 64),)
 
 
@@ -44,7 +65,9 @@ def test_messages_name_the_value_and_what_to_take() -> None:
 
 
 def test_settings_read_from_a_recipe() -> None:
-    assert validate(BucketSettings, {"size": 64, "frames": [1, 9], "fps": 8}) == BucketSettings(size=64, frames=(1, 9), fps=8.0)
+    assert validate(BucketSettings, {"size": 64, "frames": [1, 9], "fps": 8}) == BucketSettings(
+        size=64, frames=(1, 9), fps=8.0
+    )
 
 
 @given(SETTINGS)
@@ -68,12 +91,17 @@ def test_a_bucket_never_enlarges_never_outlasts_and_is_the_best_of_its_kind(
         near = [shape for shape in settings.shapes if distance[shape] <= min(distance.values()) + 1e-9]
         for frames in settings.frames:
             if (frames == 1) if is_image else ((frames - 1) / settings.fps <= duration_s + 1e-6):
-                fitting += [Bucket(*shape, frames, settings.fps) for shape in near if shape[0] <= width and shape[1] <= height]
+                fitting += [
+                    Bucket(*shape, frames, settings.fps) for shape in near if shape[0] <= width and shape[1] <= height
+                ]
     if isinstance(found, str):
         clear = [
             settings
             for settings in buckets
-            if any(bucket.fps == settings.fps and (bucket.width, bucket.height) == settings.nearest_shape(width, height) for bucket in fitting)
+            if any(
+                bucket.fps == settings.fps and (bucket.width, bucket.height) == settings.nearest_shape(width, height)
+                for bucket in fitting
+            )
         ]
         assert not clear
         assert found
@@ -87,7 +115,9 @@ def test_a_bucket_never_enlarges_never_outlasts_and_is_the_best_of_its_kind(
 
 
 @given(SETTINGS, SIDES, SIDES)
-def test_a_picture_turned_by_90_degrees_gets_the_turned_bucket(settings: BucketSettings, width: int, height: int) -> None:
+def test_a_picture_turned_by_90_degrees_gets_the_turned_bucket(
+    settings: BucketSettings, width: int, height: int
+) -> None:
     upright, turned = assign([settings], width, height, 1e3, False), assign([settings], height, width, 1e3, False)
     if isinstance(upright, Bucket) and isinstance(turned, Bucket):
         # Two aspects can be equally near, and then the earlier one in the list is taken either way.
@@ -113,7 +143,8 @@ def test_a_smaller_size_is_taken_when_only_its_frames_fit() -> None:
 def test_reasons_name_the_values() -> None:
     settings = [BucketSettings(size=256, frames=(9, 17), fps=8)]
     assert (
-        assign(settings, 320, 180, 5.0, False) == "320x180 is smaller than 336x192, the smallest bucket of its aspect, and would have to be enlarged"
+        assign(settings, 320, 180, 5.0, False)
+        == "320x180 is smaller than 336x192, the smallest bucket of its aspect, and would have to be enlarged"
     )
     assert assign(settings, 640, 360, 0.5, False) == "0.50 s is shorter than 1.00 s, which 9 frames at 8 a second take"
     assert assign(settings, 640, 360, 0.0, True) == "it is an image, and no bucket it could fill has 1 among its frames"

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stored import CAPTIONS, CLIPS, ENCODER, write_dataset
 
 from captioning.encoder import text_key
+from tests.support.stored import CAPTIONS, CLIPS, ENCODER, write_dataset
 from training.data.captions import choose
 from training.data.footer import DamagedError
 from training.data.loader import Dataset, Loader
@@ -21,8 +21,16 @@ KINDS = ("dense", "short", "source")
 weights = st.dictionaries(st.sampled_from((*KINDS, "other")), st.floats(0.01, 100), max_size=4)
 
 
-@given(st.lists(st.sampled_from(KINDS), min_size=1, max_size=4), weights, st.integers(), st.integers(0, 9), st.text("ab", min_size=1))
-def test_only_a_kind_with_a_weight_is_drawn_or_the_main_caption(kinds: list[str], mix: dict[str, float], seed: int, epoch: int, uid: str) -> None:
+@given(
+    st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
+    weights,
+    st.integers(),
+    st.integers(0, 9),
+    st.text("ab", min_size=1),
+)
+def test_only_a_kind_with_a_weight_is_drawn_or_the_main_caption(
+    kinds: list[str], mix: dict[str, float], seed: int, epoch: int, uid: str
+) -> None:
     number = choose(kinds, mix, seed, epoch, uid)
     assert number == choose(kinds, mix, seed, epoch, uid)
     assert kinds[number] in mix if set(kinds) & set(mix) else number == 0
@@ -46,18 +54,30 @@ def mixed(root: Path, key_of_other: str | None = None) -> str:
         key = key_of_other or text_key(other, ENCODER.identity)
         others.append([{"kind": "other", "caption": other, "text_key": key, "n_text": len(other.split())}])
     place = table.column_names.index("other_captions")
-    write_manifest(manifest_uri, table.set_column(place, "other_captions", pa.array(others, pa.list_(OTHER_CAPTION))), info)
+    write_manifest(
+        manifest_uri, table.set_column(place, "other_captions", pa.array(others, pa.list_(OTHER_CAPTION))), info
+    )
     return manifest_uri
 
 
-def lengths_of(manifest_uri: str, mix: dict[str, float], rank: int, world_size: int, steps: int) -> dict[tuple[str, int], int]:
+def lengths_of(
+    manifest_uri: str, mix: dict[str, float], rank: int, world_size: int, steps: int
+) -> dict[tuple[str, int], int]:
     dataset = Dataset.open(manifest_uri, "train")
-    planner = Planner(dataset.table["bucket"].to_pylist(), dataset.table["n_tokens"].to_pylist(), PlanSettings(tokens_per_step=100), seed=5)
+    planner = Planner(
+        dataset.table["bucket"].to_pylist(),
+        dataset.table["n_tokens"].to_pylist(),
+        PlanSettings(tokens_per_step=100),
+        seed=5,
+    )
     found = {}
     with Loader(dataset, planner, rank, world_size, captions=mix, seed=7) as loader:
         for step, batches in loader:
             for batch in batches:
-                found |= {(uid, batch.epoch): hash(text.numpy().tobytes()) for uid, text in zip(batch.uids, batch.texts, strict=True)}
+                found |= {
+                    (uid, batch.epoch): hash(text.numpy().tobytes())
+                    for uid, text in zip(batch.uids, batch.texts, strict=True)
+                }
             if step == steps - 1:
                 return found
     raise AssertionError

@@ -31,16 +31,29 @@ def sums_of(fit: Fit, seed: int, steps: int, noise: float = 0.0) -> list[float]:
 
 
 def test_costs_are_whole_numbers_in_proportion() -> None:
-    work = {"long": (Work(9, 3e15), Work(10, 3.6e15)), "image": (Work(1, 1e12), Work(1, 1e12)), "short": (Work(5, 1.5e15), Work(6, 2e15))}
+    work = {
+        "long": (Work(9, 3e15), Work(10, 3.6e15)),
+        "image": (Work(1, 1e12), Work(1, 1e12)),
+        "short": (Work(5, 1.5e15), Work(6, 2e15)),
+    }
     costs = SampleCosts(work).table(["image", "long", "short"]).at(0)
-    assert costs.tolist() == [[round(DEAREST / 3000)] * 2, [DEAREST, round(DEAREST * 1.2)], [DEAREST // 2, round(DEAREST / 1.5)]]
-    assert SampleCosts.of_tokens({"a": (2, 3), "b": (1, 1)}).table(["b", "a"]).at(0).tolist() == [[DEAREST // 2] * 2, [DEAREST, DEAREST * 3 // 2]]
+    assert costs.tolist() == [
+        [round(DEAREST / 3000)] * 2,
+        [DEAREST, round(DEAREST * 1.2)],
+        [DEAREST // 2, round(DEAREST / 1.5)],
+    ]
+    assert SampleCosts.of_tokens({"a": (2, 3), "b": (1, 1)}).table(["b", "a"]).at(0).tolist() == [
+        [DEAREST // 2] * 2,
+        [DEAREST, DEAREST * 3 // 2],
+    ]
 
 
 def test_a_fit_recovers_what_times_were_made_of() -> None:
     fit = least_squares(sums_of(TRUE, 0, 40))
     assert fit is not None
-    assert (fit.start_s, fit.per_token_s, fit.per_square_s) == pytest.approx((TRUE.start_s, TRUE.per_token_s, TRUE.per_square_s), rel=1e-6)
+    assert (fit.start_s, fit.per_token_s, fit.per_square_s) == pytest.approx(
+        (TRUE.start_s, TRUE.per_token_s, TRUE.per_square_s), rel=1e-6
+    )
     noisy = least_squares(sums_of(TRUE, 1, 1000, noise=0.05))
     assert noisy is not None
     assert (noisy.per_token_s, noisy.per_square_s) == pytest.approx((TRUE.per_token_s, TRUE.per_square_s), rel=0.05)
@@ -125,10 +138,22 @@ def test_a_fit_changes_who_computes_what_and_never_which(world_size: int, index:
         times.add(step, sums_of(TRUE, step, 1))
     plans = []
     for given_times in (None, times):
-        costs = SampleCosts({bucket: (Work(count, count),) * 2 for bucket, count in zip(buckets, tokens, strict=True)}, given_times)
-        plans.append(Planner(buckets, tokens, PlanSettings(tokens_per_step=20_000, policy="pack"), 0, costs).step(EVERY_STEPS + index))
+        costs = SampleCosts(
+            {bucket: (Work(count, count),) * 2 for bucket, count in zip(buckets, tokens, strict=True)}, given_times
+        )
+        plans.append(
+            Planner(buckets, tokens, PlanSettings(tokens_per_step=20_000, policy="pack"), 0, costs).step(
+                EVERY_STEPS + index
+            )
+        )
     assert plans[0].samples.tolist() == plans[1].samples.tolist()
     assert plans[0].dealt.costs.tolist() != plans[1].dealt.costs.tolist()
     for plan in plans:
-        counted = [sample for rank in range(world_size) for micro in share(plan, rank, world_size) if micro.weights[0] for sample in micro.samples]
+        counted = [
+            sample
+            for rank in range(world_size)
+            for micro in share(plan, rank, world_size)
+            if micro.weights[0]
+            for sample in micro.samples
+        ]
         assert sorted(counted) == sorted(plan.samples.tolist())

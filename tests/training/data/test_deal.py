@@ -90,7 +90,8 @@ def test_packing_is_near_the_best_possible(world_size: int) -> None:
     for _ in range(10):
         samples = samples_of(chance.integers(1, 200, 7).tolist())
         best = min(
-            np.bincount(np.array(ranks), samples.costs, world_size).max() for ranks in itertools.product(range(world_size), repeat=len(samples.costs))
+            np.bincount(np.array(ranks), samples.costs, world_size).max()
+            for ranks in itertools.product(range(world_size), repeat=len(samples.costs))
         )
         found = pack(samples, world_size, None)
         assert found.n_micro == 1
@@ -101,8 +102,12 @@ MIX = np.array([64, 256, 1024, 2304, 4000, 9000, 20000, 38000, 76000])
 
 
 @pytest.mark.parametrize("world_size", [1, 8, 64])
-@pytest.mark.parametrize(("per_worker", "limit", "bound"), [(20, None, 0.03), (20, 600_000, 0.03), (40, 300_000, 0.03), (40, 152_000, 0.06)])
-def test_packing_a_wide_mix_leaves_little_idle(world_size: int, per_worker: int, limit: int | None, bound: float) -> None:
+@pytest.mark.parametrize(
+    ("per_worker", "limit", "bound"), [(20, None, 0.03), (20, 600_000, 0.03), (40, 300_000, 0.03), (40, 152_000, 0.06)]
+)
+def test_packing_a_wide_mix_leaves_little_idle(
+    world_size: int, per_worker: int, limit: int | None, bound: float
+) -> None:
     chance = np.random.default_rng(0)
     sizes = chance.choice(MIX, per_worker * world_size)
     model = DiT(preset="XL")
@@ -119,8 +124,14 @@ SLOTS = {1: 1, 5: 2, 20: 7, 70: 12}
 
 
 @settings(max_examples=300)
-@given(st.lists(st.tuples(st.sampled_from(list(SLOTS)), st.booleans()), min_size=1, max_size=80), st.integers(1, 9), st.none() | st.integers(82, 400))
-def test_slots_hold_one_bucket_a_worker_and_fill_up_from_the_dearest(of: list[tuple[int, bool]], world_size: int, limit: int | None) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from(list(SLOTS)), st.booleans()), min_size=1, max_size=80),
+    st.integers(1, 9),
+    st.none() | st.integers(82, 400),
+)
+def test_slots_hold_one_bucket_a_worker_and_fill_up_from_the_dearest(
+    of: list[tuple[int, bool]], world_size: int, limit: int | None
+) -> None:
     tokens_B2 = np.array([(size, size + tail) for size, tail in SLOTS.items()])
     kinds = np.array([2 * list(SLOTS).index(size) + tail for size, tail in of])
     samples = Samples(kinds, tokens_B2 * (64 + tokens_B2), tokens_B2)
@@ -142,18 +153,28 @@ def test_slots_hold_one_bucket_a_worker_and_fill_up_from_the_dearest(of: list[tu
             (bucket,) = set((kinds[places] // 2).tolist())
             counts.setdefault(bucket, []).append((len(places), int((kinds[places] % 2).sum())))
     for alike in counts.values():
-        assert all(max(column) - min(column) <= 1 for column in zip(*alike, strict=True)), "samples are dealt in turn, and last pictures too"
+        assert all(max(column) - min(column) <= 1 for column in zip(*alike, strict=True)), (
+            "samples are dealt in turn, and last pictures too"
+        )
 
 
 @settings(max_examples=200)
-@given(st.lists(st.tuples(st.integers(1, 2**30), st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=40), st.integers(1, 600))
-def test_the_ceiling_is_the_best_of_all_tried_one_by_one_in_whole_numbers(buckets: list[tuple[int, int, int]], world_size: int) -> None:
-    cost, counts, fewest = (np.array(column) for column in zip(*((one, count, min(few, count)) for one, count, few in buckets), strict=True))
+@given(
+    st.lists(st.tuples(st.integers(1, 2**30), st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=40),
+    st.integers(1, 600),
+)
+def test_the_ceiling_is_the_best_of_all_tried_one_by_one_in_whole_numbers(
+    buckets: list[tuple[int, int, int]], world_size: int
+) -> None:
+    cost, counts, fewest = (
+        np.array(column) for column in zip(*((one, count, min(few, count)) for one, count, few in buckets), strict=True)
+    )
 
     def seconds(n_batches: list[int]) -> int:
         dearest = sorted(
             itertools.chain.from_iterable(
-                [int(one) * -(-int(count) // n)] * n for one, count, n in zip(cost.tolist(), counts.tolist(), n_batches, strict=True)
+                [int(one) * -(-int(count) // n)] * n
+                for one, count, n in zip(cost.tolist(), counts.tolist(), n_batches, strict=True)
             )
         )
         return sum(dearest[::-1][::world_size])
@@ -169,7 +190,12 @@ def test_the_ceiling_is_the_best_of_all_tried_one_by_one_in_whole_numbers(bucket
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 60), st.integers(0, 40), st.lists(st.booleans(), min_size=1, max_size=50)), min_size=1, max_size=8), st.data()
+    st.lists(
+        st.tuples(st.integers(1, 60), st.integers(0, 40), st.lists(st.booleans(), min_size=1, max_size=50)),
+        min_size=1,
+        max_size=8,
+    ),
+    st.data(),
 )
 def test_no_fewer_micro_batches_would_fit(buckets: list[tuple[int, int, list[bool]]], data: st.DataObject) -> None:
     """Found one by one, by dealing each bucket's samples in turn, those with a last picture first."""

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from stored import CLIPS, ENCODER, STILLS, dataset_info, flip_bit, latent_row, shard_info, write_dataset
 
 from captioning.encoder import NULL_CAPTION
+from tests.support.stored import CLIPS, ENCODER, STILLS, dataset_info, flip_bit, latent_row, shard_info, write_dataset
 from training.data.buckets import Bucket
 from training.data.deal import Policy
 from training.data.footer import DamagedError
@@ -40,12 +40,16 @@ def _no_thread_is_left() -> Iterator[None]:
     assert set(threading.enumerate()) <= before
 
 
-def planner_of(dataset: Dataset, budget: int = 100, limit: int | None = None, policy: Policy = "same", **weights: float) -> Planner:
+def planner_of(
+    dataset: Dataset, budget: int = 100, limit: int | None = None, policy: Policy = "same", **weights: float
+) -> Planner:
     settings = PlanSettings(tokens_per_step=budget, max_tokens_per_micro=limit, policy=policy, weights=weights)
     return Planner(dataset.table["bucket"].to_pylist(), dataset.table["n_tokens"].to_pylist(), settings, seed=5)
 
 
-def steps_of(dataset: Dataset, n: int, rank: int = 0, world_size: int = 1, start_step: int = 0, **plan: Any) -> list[list[Batch]]:
+def steps_of(
+    dataset: Dataset, n: int, rank: int = 0, world_size: int = 1, start_step: int = 0, **plan: Any
+) -> list[list[Batch]]:
     with Loader(dataset, planner_of(dataset, **plan), rank, world_size, start_step) as loader:
         found = list(itertools.islice(loader, n))
     assert [step for step, _ in found] == list(range(start_step, start_step + n))
@@ -55,10 +59,17 @@ def steps_of(dataset: Dataset, n: int, rank: int = 0, world_size: int = 1, start
 def test_training_and_validation_see_no_test_rows(manifest_uri: str) -> None:
     table, info = read_manifest(manifest_uri)
     split_of = {
-        uid: "test" if i % 5 == 0 else split for i, (uid, split) in enumerate(zip(table["uid"].to_pylist(), table["split"].to_pylist(), strict=True))
+        uid: "test" if i % 5 == 0 else split
+        for i, (uid, split) in enumerate(zip(table["uid"].to_pylist(), table["split"].to_pylist(), strict=True))
     }
-    write_manifest(manifest_uri, table.set_column(table.column_names.index("split"), "split", pa.array(list(split_of.values()))), info)
-    seen = {split: set(Dataset.open(manifest_uri, split).table["uid"].to_pylist()) for split in ("train", "val", "test")}
+    write_manifest(
+        manifest_uri,
+        table.set_column(table.column_names.index("split"), "split", pa.array(list(split_of.values()))),
+        info,
+    )
+    seen = {
+        split: set(Dataset.open(manifest_uri, split).table["uid"].to_pylist()) for split in ("train", "val", "test")
+    }
     assert seen == {split: {uid for uid, own in split_of.items() if own == split} for split in seen}
     assert all(seen.values())
 
@@ -76,7 +87,12 @@ def test_a_sample_is_what_was_stored(manifest_uri: str) -> None:
         if sample.tail_latent is not None and written.tail_latent is not None:
             assert torch.equal(sample.tail_latent, written.tail_latent)
         assert torch.equal(sample.text.float(), torch.from_numpy(ENCODER.encode([row["caption"]])[0].tokens))
-        assert (sample.caption, sample.fps, sample.kind, sample.bucket) == (row["caption"], 8.0, row["kind"], bucket.name)
+        assert (sample.caption, sample.fps, sample.kind, sample.bucket) == (
+            row["caption"],
+            8.0,
+            row["kind"],
+            bucket.name,
+        )
         width, height = 4 + 2 * bucket.width, 4 + bucket.height
         assert sample.framing == Framing(1 / width, 2 / height, width, height)
     assert torch.equal(dataset.null_text().float(), torch.from_numpy(ENCODER.encode([NULL_CAPTION])[0].tokens))
@@ -127,14 +143,26 @@ def test_a_batch_holds_float32_samples_of_their_own_shapes_with_unpadded_texts(m
     for (batch,) in steps_of(dataset, 12, policy="pack"):
         mixed += len(set(batch.sizes)) == 2
         assert batch.weights.dtype == batch.fps.dtype == torch.float32
-        per_sample = (batch.latents, batch.tails, batch.texts, batch.sizes, batch.framings, batch.buckets, batch.passes, batch.weights, batch.fps)
+        per_sample = (
+            batch.latents,
+            batch.tails,
+            batch.texts,
+            batch.sizes,
+            batch.framings,
+            batch.buckets,
+            batch.passes,
+            batch.weights,
+            batch.fps,
+        )
         assert {len(values) for values in per_sample} == {len(batch.uids)}
         for tail, framing, uid in zip(batch.tails, batch.framings, batch.uids, strict=True):
             sample = dataset.sample(dataset.table["uid"].to_pylist().index(uid))
             assert framing == sample.framing
             assert (tail is None) == (sample.tail_latent is None)
             assert tail is None or (tail.dtype == torch.float32 and tail.equal(sample.tail_latent.float()))
-        for latent, text, size, name, uid in zip(batch.latents, batch.texts, batch.sizes, batch.buckets, batch.uids, strict=True):
+        for latent, text, size, name, uid in zip(
+            batch.latents, batch.texts, batch.sizes, batch.buckets, batch.uids, strict=True
+        ):
             bucket = CLIPS if name == CLIPS.name else STILLS
             assert name == bucket.name
             assert size == (bucket.width, bucket.height)
@@ -164,14 +192,18 @@ def test_ranks_together_read_what_one_would(manifest_uri: str, world_size: int, 
     for number, single in enumerate(alone):
         assert len({len(rank[number]) for rank in ranks}) == 1
         together = [batch for rank in ranks for batch in rank[number]]
-        counted = [uid for batch in together for uid, weight in zip(batch.uids, batch.weights.tolist(), strict=True) if weight]
+        counted = [
+            uid for batch in together for uid, weight in zip(batch.uids, batch.weights.tolist(), strict=True) if weight
+        ]
         assert sorted(counted) == sorted(uid for batch in single for uid in batch.uids)
 
 
 def test_tensors_wait_in_pinned_memory_where_there_is_cuda(manifest_uri: str) -> None:
     (batch,) = steps_of(Dataset.open(manifest_uri, "train"), 1)[0]
     tails = [tail for tail in batch.tails if tail is not None]
-    assert {tensor.is_pinned() for tensor in (*batch.latents, *tails, *batch.texts, batch.weights, batch.fps)} == {torch.cuda.is_available()}
+    assert {tensor.is_pinned() for tensor in (*batch.latents, *tails, *batch.texts, batch.weights, batch.fps)} == {
+        torch.cuda.is_available()
+    }
 
 
 def test_a_flipped_bit_raises_with_file_row_and_uid_and_never_gives_a_tensor(manifest_uri: str, tmp_path: Path) -> None:
@@ -217,8 +249,15 @@ def test_no_flipped_bit_anywhere_gives_a_wrong_tensor(manifest_uri: str, tmp_pat
 def test_shards_of_another_autoencoder_or_bucket_are_refused(tmp_path: Path) -> None:
     manifest_uri = write_dataset(tmp_path, {CLIPS: 4})
     file = f"latents/bucket={CLIPS.name}/part-0.parquet"
-    write_shard(str(tmp_path / file), [latent_row(CLIPS, number) for number in range(4)], replace(shard_info(CLIPS), autoencoder_identity="other-1"))
-    with pytest.raises(DamagedError, match=rf"{re.escape(file)}: its latents are by autoencoder other-1, those of the manifest by linear16-"):
+    write_shard(
+        str(tmp_path / file),
+        [latent_row(CLIPS, number) for number in range(4)],
+        replace(shard_info(CLIPS), autoencoder_identity="other-1"),
+    )
+    with pytest.raises(
+        DamagedError,
+        match=rf"{re.escape(file)}: its latents are by autoencoder other-1, those of the manifest by linear16-",
+    ):
         Dataset.open(manifest_uri, "train")
     other = Bucket(16, 32, 9, 8.0)
     write_shard(str(tmp_path / file), [latent_row(other, number) for number in range(4)], shard_info(other))

@@ -14,9 +14,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stored import CLIPS, STILLS, latent_row, shard_info, write_dataset
 
 from cluster import storage
+from tests.support.paths import ROOT
+from tests.support.stored import CLIPS, STILLS, latent_row, shard_info, write_dataset
 from training.data import byte_ranges, footer, layout, shards
 from training.data.buckets import Bucket
 from training.data.footer import DamagedError
@@ -42,7 +43,10 @@ def shard(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def places_of(path: Path) -> list[Place]:
-    return [Place(path.name, row["row_group"], row["row"]) for row in read_index(str(path)).select(["row_group", "row"]).to_pylist()]
+    return [
+        Place(path.name, row["row_group"], row["row"])
+        for row in read_index(str(path)).select(["row_group", "row"]).to_pylist()
+    ]
 
 
 def bytes_of(values: torch.Tensor | None) -> bytes | None:
@@ -61,7 +65,12 @@ def as_bytes(sample: StoredLatents | DamagedError) -> tuple[bytes | None, bytes 
 
 
 @settings(max_examples=15)
-@given(bucket=st.sampled_from([CLIPS, STILLS, Bucket(16, 32, 5, 8.0)]), n_rows=st.integers(1, 12), group_bytes=st.integers(1, 20_000), data=st.data())
+@given(
+    bucket=st.sampled_from([CLIPS, STILLS, Bucket(16, 32, 5, 8.0)]),
+    n_rows=st.integers(1, 12),
+    group_bytes=st.integers(1, 20_000),
+    data=st.data(),
+)
 def test_what_arrow_reads_is_read(
     tmp_path_factory: pytest.TempPathFactory, bucket: Bucket, n_rows: int, group_bytes: int, data: st.DataObject
 ) -> None:
@@ -72,11 +81,15 @@ def test_what_arrow_reads_is_read(
     reader, places, expected = ShardReader(str(path.parent)), places_of(path), by_pyarrow(path)
     order = data.draw(st.lists(st.integers(0, n_rows - 1), max_size=20))
     assert [as_bytes(reader.read(*places[number])) for number in order] == [expected[number] for number in order]
-    assert [as_bytes(sample) for sample in reader.read_many([places[number] for number in order])] == [expected[number] for number in order]
+    assert [as_bytes(sample) for sample in reader.read_many([places[number] for number in order])] == [
+        expected[number] for number in order
+    ]
     assert [as_bytes(sample) for sample in reader.read_many(places)] == expected
 
 
-def test_our_own_files_are_read_in_place(shard: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_our_own_files_are_read_in_place(
+    shard: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Not through Arrow's Parquet reader, of which nothing but the footer is needed."""
     expected = by_pyarrow(shard)
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", None)
@@ -90,7 +103,11 @@ REWRITTEN: dict[str, dict[str, Any]] = {
     "dictionary": {"compression": "none", "use_dictionary": True},
     "defaults": {},
     "two pages": {"compression": "none", "use_dictionary": False, "data_page_size": 1, "write_batch_size": 2},
-    "streams split": {"compression": "none", "use_dictionary": False, "column_encoding": {"latent": "BYTE_STREAM_SPLIT"}},
+    "streams split": {
+        "compression": "none",
+        "use_dictionary": False,
+        "column_encoding": {"latent": "BYTE_STREAM_SPLIT"},
+    },
     "statistics": {"compression": "none", "use_dictionary": False, "write_statistics": True},
     "page version 2": {"compression": "none", "use_dictionary": False, "data_page_version": "2.0"},
     "checksums": {"compression": "none", "use_dictionary": False, "write_page_checksum": True},
@@ -98,7 +115,9 @@ REWRITTEN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", REWRITTEN.values(), ids=REWRITTEN)
-def test_a_shard_that_was_written_anew_is_read_all_the_same(shard: Path, options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shard_that_was_written_anew_is_read_all_the_same(
+    shard: Path, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     table = pq.read_table(shard, partitioning=None)
     pq.write_table(table, shard, row_group_size=4, **options)
     reader, expected = ShardReader(str(shard.parent)), by_pyarrow(shard)
@@ -115,10 +134,17 @@ def test_a_shard_that_was_written_anew_is_read_all_the_same(shard: Path, options
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 @pytest.mark.parametrize("optional", [True, False])
 @pytest.mark.parametrize("rows_per_page", [1, 2, 50])
-def test_a_column_of_several_pages_is_never_taken_for_one(tmp_path: Path, version: str, optional: bool, rows_per_page: int) -> None:
+def test_a_column_of_several_pages_is_never_taken_for_one(
+    tmp_path: Path, version: str, optional: bool, rows_per_page: int
+) -> None:
     values = [bytes([number]) * 2 for number in range(100)]
     table = pa.table([pa.array(values, pa.binary(2))], pa.schema([pa.field("latent", pa.binary(2), nullable=optional)]))
-    options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False, "data_page_version": version}
+    options: dict[str, Any] = {
+        "compression": "none",
+        "use_dictionary": False,
+        "write_statistics": False,
+        "data_page_version": version,
+    }
     pq.write_table(table, tmp_path / "pages", data_page_size=1, write_batch_size=rows_per_page, **options)
     assert layout.locate(pq.read_metadata(tmp_path / "pages"), 0, {"latent": 2}) is None
     pq.write_table(table, tmp_path / "page", **options)
@@ -143,7 +169,11 @@ def test_what_is_wrong_with_a_sample_costs_no_other(shard: Path) -> None:
     found = list(ShardReader(str(shard.parent)).read_many(asked))
     assert [as_bytes(found[number]) for number in (0, 2, 4)] == expected[:3]
     messages = [str(found[number]) for number in (1, 3, 5, 6)]
-    for message, part in zip(messages, ["group 0 has no row 3", "absent.parquet: cannot be opened", "no row group 9", "no row -1"], strict=True):
+    for message, part in zip(
+        messages,
+        ["group 0 has no row 3", "absent.parquet: cannot be opened", "no row group 9", "no row -1"],
+        strict=True,
+    ):
         assert part in message
 
 
@@ -192,7 +222,11 @@ def test_reading_may_stop_at_any_row(shard: Path) -> None:
 
 def test_reads_that_the_system_cuts_short_are_continued(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preadv = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda descriptor, targets, offset: preadv(descriptor, [next(each for each in targets if each)[:100]], offset))
+    monkeypatch.setattr(
+        os,
+        "preadv",
+        lambda descriptor, targets, offset: preadv(descriptor, [next(each for each in targets if each)[:100]], offset),
+    )
     reader = ShardReader(str(shard.parent))
     assert [as_bytes(reader.read(*place)) for place in places_of(shard)] == by_pyarrow(shard)
 
@@ -240,13 +274,20 @@ def test_the_checksum_is_the_one_of_zlib(latent: bytes, tail: bytes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bucket", [STILLS, CLIPS], ids=lambda bucket: bucket.name)
-def test_a_flipped_bit_in_any_byte_gives_an_error_or_a_checksum_that_is_not_the_manifests(tmp_path: Path, bucket: Bucket) -> None:
+def test_a_flipped_bit_in_any_byte_gives_an_error_or_a_checksum_that_is_not_the_manifests(
+    tmp_path: Path, bucket: Bucket
+) -> None:
     rows = [latent_row(bucket, number) for number in range(3)]
     path = tmp_path / "part.parquet"
     write_shard(str(path), rows, shard_info(bucket))
     whole, places, expected = path.read_bytes(), places_of(path), by_pyarrow(path)
     found = {"error": 0, "checksum": 0, "right": 0}
-    values = {start + at for row in expected for start in (whole.index(row[0]), whole.index(row[1] or row[0])) for at in range(len(row[1] or row[0]))}
+    values = {
+        start + at
+        for row in expected
+        for start in (whole.index(row[0]), whole.index(row[1] or row[0]))
+        for at in range(len(row[1] or row[0]))
+    }
     for offset in (each for each in range(len(whole)) if each not in values or each % 13 == 0):
         data = bytearray(whole)
         data[offset] ^= 1 << offset % 8
@@ -269,7 +310,9 @@ def test_a_flipped_bit_in_any_byte_gives_an_error_or_a_checksum_that_is_not_the_
 
 @settings(max_examples=60)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), bucket=st.sampled_from([CLIPS, STILLS]))
-def test_whatever_bit_is_flipped_verify_says_so_or_every_sample_is_right(damaged: Path, place: float, bit: int, bucket: Bucket) -> None:
+def test_whatever_bit_is_flipped_verify_says_so_or_every_sample_is_right(
+    damaged: Path, place: float, bit: int, bucket: Bucket
+) -> None:
     file = f"latents/bucket={bucket.name}/part-0.parquet"
     whole = (damaged / file).read_bytes()
     data = bytearray(whole)
@@ -324,7 +367,9 @@ def test_a_factor_of_nought_in_a_footer_is_damage(tmp_path: Path) -> None:
     table = pq.read_table(path, partitioning=None)
     described = table.schema.metadata[footer.KEY]
     assert b'"space_factor": 8' in described
-    pq.write_table(table.replace_schema_metadata({footer.KEY: described.replace(b'"space_factor": 8', b'"space_factor": 0')}), path)
+    pq.write_table(
+        table.replace_schema_metadata({footer.KEY: described.replace(b'"space_factor": 8', b'"space_factor": 0')}), path
+    )
     (problem,) = verify(manifest_uri)
     assert "its footer is incomplete or damaged" in problem.message
     with pytest.raises(DamagedError, match=r"part-0\.parquet: its footer is incomplete or damaged"):
@@ -343,9 +388,12 @@ def test_a_shard_without_row_groups_fits_no_manifest(tmp_path: Path) -> None:
 
 
 def test_the_example_of_the_docs_reads_a_shard(shard: Path) -> None:
-    text = (Path(__file__).parents[3] / "docs" / "shards.md").read_text()
+    text = (ROOT / "docs" / "shards.md").read_text()
     latents: dict[str, torch.Tensor] = {}
     exec(text.split("```python\n")[1].split("```")[0], {"path": str(shard), "latents": latents})
     expected = dict(zip(read_index(str(shard))["uid"].to_pylist(), by_pyarrow(shard), strict=True))
     assert {uid: bytes_of(latent) for uid, latent in latents.items()} == {uid: row[0] for uid, row in expected.items()}
-    assert all(tuple(latent.shape) in (shard_info(CLIPS).latent_shape, shard_info(STILLS).latent_shape) for latent in latents.values())
+    assert all(
+        tuple(latent.shape) in (shard_info(CLIPS).latent_shape, shard_info(STILLS).latent_shape)
+        for latent in latents.values()
+    )

@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stored import AUTOENCODER, CLIPS, STILLS, dataset_info, latent_row, shard_info, write_dataset
 
 from cluster import storage
+from tests.support.stored import AUTOENCODER, CLIPS, STILLS, dataset_info, latent_row, shard_info, write_dataset
 from training.data import byte_ranges, footer, shards
 from training.data.buckets import Bucket
 from training.data.footer import DamagedError
@@ -54,7 +54,9 @@ def bits_of(tensor: torch.Tensor) -> np.ndarray:
 
 @settings(max_examples=30)
 @given(seed=st.integers(0, 2**32), bucket=st.sampled_from([CLIPS, STILLS]), n_rows=st.integers(1, 5))
-def test_every_bit_of_every_finite_value_comes_back(tmp_path_factory: pytest.TempPathFactory, seed: int, bucket: Bucket, n_rows: int) -> None:
+def test_every_bit_of_every_finite_value_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, bucket: Bucket, n_rows: int
+) -> None:
     uri = str(tmp_path_factory.mktemp("bits") / "part.parquet")
     chance = np.random.default_rng(seed)
     shape = shard_info(bucket).latent_shape
@@ -83,7 +85,12 @@ def test_index_has_every_scalar_and_no_latent(clips: tuple[Path, list[LatentRow]
     assert index.column_names == [*SCALARS.names, "row_group", "row"]
     for stored, row in zip(index.to_pylist(), rows, strict=True):
         assert stored["uid"] == row.uid
-        assert (stored["start_pts"], stored["end_pts"], stored["time_base_num"], stored["time_base_den"]) == (row.start_pts, row.end_pts, 1, 512)
+        assert (stored["start_pts"], stored["end_pts"], stored["time_base_num"], stored["time_base_den"]) == (
+            row.start_pts,
+            row.end_pts,
+            1,
+            512,
+        )
         assert tuple(stored[f"crop_{side}"] for side in ("x0", "y0", "x1", "y1")) == row.crop
         assert stored["n_tokens"] == 3 * 2 * 4
         assert row.tail_latent is not None
@@ -130,7 +137,11 @@ def test_row_groups_of_images_are_no_smaller(tmp_path: Path, side: int) -> None:
     bucket = Bucket(side, side, 1, 8.0)
     blank = replace(latent_row(STILLS, 0), latent=torch.zeros(shard_info(bucket).latent_shape, dtype=torch.bfloat16))
     n_rows = 3 * 2**20 // shard_info(bucket).latent_bytes
-    write_shard(str(tmp_path / "part.parquet"), [replace(blank, uid=str(number)) for number in range(n_rows)], shard_info(bucket))
+    write_shard(
+        str(tmp_path / "part.parquet"),
+        [replace(blank, uid=str(number)) for number in range(n_rows)],
+        shard_info(bucket),
+    )
     meta = pq.ParquetFile(tmp_path / "part.parquet").metadata
     assert 2**20 <= meta.row_group(0).total_byte_size <= 4 * 2**20
 
@@ -150,7 +161,9 @@ def test_the_same_rows_give_the_same_bytes(clips: tuple[Path, list[LatentRow]], 
     assert (tmp_path / "again.parquet").read_bytes() == clips[0].read_bytes()
 
 
-def test_many_threads_read_the_same_as_one(clips: tuple[Path, list[LatentRow]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_threads_read_the_same_as_one(
+    clips: tuple[Path, list[LatentRow]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a cache and a file limit so small that entries come and go all the time."""
     monkeypatch.setattr(byte_ranges, "MAX_OPEN_FILES", 1)
     monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 10)
@@ -170,14 +183,21 @@ def test_what_is_read_may_be_written_to_without_changing_what_is_read_next(clips
     assert torch.equal(reader.read(clips[0].name, 0, 0).latent, clips[1][0].latent)
 
 
-def test_a_remote_filesystem_is_read_and_written_alike(clips: tuple[Path, list[LatentRow]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_filesystem_is_read_and_written_alike(
+    clips: tuple[Path, list[LatentRow]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file system in memory stands for an object store; everything goes through `cluster.storage`."""
     memory = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(pytest.importorskip("fsspec").filesystem("memory")))
-    monkeypatch.setattr(storage, "_filesystem", lambda scheme: memory if scheme == "memory" else pa.fs.LocalFileSystem())
+    monkeypatch.setattr(
+        storage, "_filesystem", lambda scheme: memory if scheme == "memory" else pa.fs.LocalFileSystem()
+    )
     write_shard("memory://bucket/latents/part.parquet", clips[1], shard_info(CLIPS))
     reader = ShardReader("memory://bucket")
     assert read_info("memory://bucket/latents/part.parquet") == shard_info(CLIPS)
-    assert all(torch.equal(reader.read("latents/part.parquet", 0, number).latent, row.latent) for number, row in enumerate(clips[1]))
+    assert all(
+        torch.equal(reader.read("latents/part.parquet", 0, number).latent, row.latent)
+        for number, row in enumerate(clips[1])
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,7 +210,9 @@ def test_a_remote_filesystem_is_read_and_written_alike(clips: tuple[Path, list[L
         ({"tail_latent": torch.zeros(16, 3, 2, 4, dtype=torch.bfloat16)}, "tail_latent is"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused_and_nothing_is_left(tmp_path: Path, change: dict[str, torch.Tensor | None], message: str) -> None:
+def test_rows_that_do_not_fit_are_refused_and_nothing_is_left(
+    tmp_path: Path, change: dict[str, torch.Tensor | None], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         write_shard(str(tmp_path / "a.parquet"), [replace(latent_row(CLIPS, 0, "bad"), **change)], shard_info(CLIPS))
     assert list(tmp_path.iterdir()) == []
@@ -204,7 +226,9 @@ def test_a_latent_in_any_memory_layout_is_stored_in_order(tmp_path: Path) -> Non
     assert torch.equal(ShardReader(str(tmp_path)).read("a.parquet", 0, 0).latent, row.latent)
 
 
-def test_files_that_are_no_shards_are_named(tmp_path: Path, clips: tuple[Path, list[LatentRow]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_no_shards_are_named(
+    tmp_path: Path, clips: tuple[Path, list[LatentRow]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "foreign.parquet")
     (tmp_path / "cut.parquet").write_bytes(clips[0].read_bytes()[:-100])
     manifest = write_dataset(tmp_path / "set", {CLIPS: 2})
@@ -247,7 +271,9 @@ def test_a_manifest_of_an_earlier_version_says_what_to_do(tmp_path: Path) -> Non
     uri = write_dataset(tmp_path, {CLIPS: 4})
     stored = storage.read_table(uri)
     storage.write_table(uri, stored.drop_columns(["source_width"]))
-    with pytest.raises(DamagedError, match=r"written by an earlier version, without columns \['source_width'\]; run the recipe again"):
+    with pytest.raises(
+        DamagedError, match=r"written by an earlier version, without columns \['source_width'\]; run the recipe again"
+    ):
         read_manifest(uri)
 
 
@@ -258,7 +284,10 @@ def test_manifests_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
         write_manifest(uri, table.drop_columns(["n_text"]), info)
     with pytest.raises(ValueError, match=r"uid 32x16x9-0001 is there 2 times"):
         write_manifest(uri, pa.concat_tables([table, table.slice(1, 1)]), info)
-    for name, value, message in [("split", "holdout", r"split holds \['holdout'\]"), ("kind", "gif", r"kind holds \['gif'\]")]:
+    for name, value, message in [
+        ("split", "holdout", r"split holds \['holdout'\]"),
+        ("kind", "gif", r"kind holds \['gif'\]"),
+    ]:
         place = table.column_names.index(name)
         with pytest.raises(ValueError, match=message):
             write_manifest(uri, table.set_column(place, name, pa.array([value] * 4)), info)

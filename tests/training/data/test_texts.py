@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stored import flip_bit
 
 from captioning.encoder import TextEmbedding
-from training.data import texts
+from tests.support.stored import flip_bit
+from training.data import text_tables
 from training.data.footer import DamagedError
-from training.data.texts import TextReader, read_texts, write_texts
+from training.data.text_tables import TextReader, read_texts, write_texts
 
 
 def embeddings(lengths: list[int], dim: int, pooled_dim: int = 0, seed: int = 0) -> dict[str, TextEmbedding]:
@@ -30,7 +30,9 @@ def embeddings(lengths: list[int], dim: int, pooled_dim: int = 0, seed: int = 0)
 
 
 def one(value: float | np.ndarray, n: int = 1, dim: int = 4, pooled: int | None = None) -> TextEmbedding:
-    return TextEmbedding(np.full((n, dim), value, np.float32), pooled=None if pooled is None else np.ones(pooled, np.float32))
+    return TextEmbedding(
+        np.full((n, dim), value, np.float32), pooled=None if pooled is None else np.ones(pooled, np.float32)
+    )
 
 
 def keys_of(folder: Path) -> set[str]:
@@ -50,7 +52,7 @@ def test_what_is_written_comes_back_unpadded(
     folder = tmp_path_factory.mktemp("texts")
     stored = embeddings(lengths, dim, pooled_dim)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texts, "ROW_GROUP_BYTES", row_group_bytes)
+        patch.setattr(text_tables, "ROW_GROUP_BYTES", row_group_bytes)
         write_texts(str(folder / "part.parquet"), stored, "encoder-1")
     reader = TextReader(str(folder))
     assert (reader.identity, reader.dim, reader.pooled_dim) == ("encoder-1", dim, pooled_dim)
@@ -61,7 +63,9 @@ def test_what_is_written_comes_back_unpadded(
         pooled = reader.pooled(key)
         assert (pooled is None) == (not pooled_dim)
         assert pooled is None or torch.equal(pooled, torch.from_numpy(embedding.pooled).to(torch.bfloat16))
-    rows = [{"key": key, "n": len(embedding.tokens), "truncated": embedding.truncated} for key, embedding in stored.items()]
+    rows = [
+        {"key": key, "n": len(embedding.tokens), "truncated": embedding.truncated} for key, embedding in stored.items()
+    ]
     assert read_texts(str(folder)).sort_by("key").to_pylist() == rows
 
 
@@ -94,7 +98,9 @@ def test_no_folder_holds_no_keys(tmp_path: Path) -> None:
         ({"k": one(3.4e38)}, "text k: .*not finite"),  # overflows when rounded to bfloat16
     ],
 )
-def test_embeddings_that_cannot_be_stored_are_refused(tmp_path: Path, stored: dict[str, TextEmbedding], message: str) -> None:
+def test_embeddings_that_cannot_be_stored_are_refused(
+    tmp_path: Path, stored: dict[str, TextEmbedding], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         write_texts(str(tmp_path / "a.parquet"), stored, "e")
     assert list(tmp_path.iterdir()) == []
@@ -103,7 +109,11 @@ def test_embeddings_that_cannot_be_stored_are_refused(tmp_path: Path, stored: di
 def test_a_key_that_was_written_twice_counts_once(tmp_path: Path) -> None:
     write_texts(str(tmp_path / "a.parquet"), {"x": one(1), "y": one(1)}, "e")
     write_texts(str(tmp_path / "b.parquet"), {"y": one(1), "z": one(1, n=2)}, "e")
-    assert sorted(zip(*(read_texts(str(tmp_path))[name].to_pylist() for name in ("key", "n")), strict=True)) == [("x", 1), ("y", 1), ("z", 2)]
+    assert sorted(zip(*(read_texts(str(tmp_path))[name].to_pylist() for name in ("key", "n")), strict=True)) == [
+        ("x", 1),
+        ("y", 1),
+        ("z", 2),
+    ]
 
 
 @pytest.mark.parametrize("part", ["tokens", "pooled"])
@@ -114,14 +124,18 @@ def test_a_flipped_bit_is_named(part: str, tmp_path: Path) -> None:
     flip_bit(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes().index(data) + 100)
     reader = TextReader(str(tmp_path))
     for read in (reader.get, reader.pooled):
-        with pytest.raises(DamagedError, match=r"a.parquet: row 0 of row group 0, text key-000: its bytes are not those"):
+        with pytest.raises(
+            DamagedError, match=r"a.parquet: row 0 of row group 0, text key-000: its bytes are not those"
+        ):
             read("key-000")
 
 
 def test_other_files_and_other_encoders_are_refused(tmp_path: Path) -> None:
     write_texts(str(tmp_path / "a.parquet"), embeddings([1], 8), "e")
     write_texts(str(tmp_path / "b.parquet"), embeddings([1], 8), "f")
-    with pytest.raises(DamagedError, match=r"b.parquet: was written by text encoder f, other tables of the folder by e"):
+    with pytest.raises(
+        DamagedError, match=r"b.parquet: was written by text encoder f, other tables of the folder by e"
+    ):
         TextReader(str(tmp_path))
     names = r"\['key', 'n', 'embedding', 'checksum'\]"
     older = pq.read_table(tmp_path / "a.parquet").drop_columns(["truncated", "pooled"])

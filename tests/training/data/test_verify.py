@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from stored import CLIPS, STILLS, flip_bit, latent_row, shard_info, write_dataset
 
+from tests.support.stored import CLIPS, STILLS, flip_bit, latent_row, shard_info, write_dataset
 from training.data import footer
 from training.data.shard_writer import write_shard
 from training.data.shards import read_manifest, write_manifest
@@ -125,12 +125,16 @@ def test_a_damaged_or_missing_text_table_is_named(manifest_uri: str, tmp_path: P
         ("n_text", 77, "tokens, and the manifest says 77"),
     ],
 )
-def test_a_manifest_that_disagrees_with_its_shards_is_found(manifest_uri: str, column: str, value: object, message: str) -> None:
+def test_a_manifest_that_disagrees_with_its_shards_is_found(
+    manifest_uri: str, column: str, value: object, message: str
+) -> None:
     table, info = read_manifest(manifest_uri)
     last = len(table) - 1
     values = table[column].to_pylist()
     values[last] = value
-    changed = table.set_column(table.column_names.index(column), column, pa.array(values, table.schema.field(column).type))
+    changed = table.set_column(
+        table.column_names.index(column), column, pa.array(values, table.schema.field(column).type)
+    )
     write_manifest(manifest_uri, changed, info)
     (problem,) = verify(manifest_uri)
     assert message in problem.message
@@ -157,7 +161,9 @@ def test_latents_that_are_not_finite_are_found_though_their_checksum_is_right(
     place = table["uid"].to_pylist().index(rows[2].uid)
     checksums = table["checksum"].to_pylist()
     checksums[place] = checksum
-    write_manifest(manifest_uri, table.set_column(table.column_names.index("checksum"), "checksum", pa.array(checksums)), info)
+    write_manifest(
+        manifest_uri, table.set_column(table.column_names.index("checksum"), "checksum", pa.array(checksums)), info
+    )
     (problem,) = verify(manifest_uri)
     assert (problem.uid, problem.message) == (rows[2].uid, "its latents hold a value that is not finite")
 

@@ -1,0 +1,1 @@
+"""Questions to a captioning engine about many clips, and keeping its answers."""

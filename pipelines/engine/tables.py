@@ -1,0 +1,191 @@
+"""Tables on disk: parts that are whole or absent, an index of their rows, and orders for work on some of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster import storage
+
+METADATA_KEY = b"worldloom"
+
+PART_SUFFIX = ".parquet"
+
+ORDER_SCHEMA = pa.schema([("part", pa.string()), ("rows", pa.list_(pa.int64()))])
+"""An order for work on stored rows: which rows of which parts. An order for new sources holds their rows themselves."""
+
+AIMED_ORDERS = 16
+"""Small inputs are split into about this many orders, so that all cores have work and a kill costs little."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Which rows a table holds, without the rows: uid, the uid of the input row each came from, fate, part and row number."""
+
+    rows: pa.Table
+
+    @property
+    def uids(self) -> pa.ChunkedArray:
+        return self.rows["uid"]
+
+    def __len__(self) -> int:
+        return int(self.rows.num_rows)
+
+    def of_inputs(self, uids: pa.ChunkedArray | pa.Array) -> Index:
+        """Rows that came from these input rows."""
+        return Index(self.rows.filter(pc.is_in(self.rows["input_uid"], pa.array(uids.to_pylist(), pa.string()))))
+
+    def live(self) -> Index:
+        return Index(self.rows.filter(pc.equal(self.rows["fate"], "kept")))
+
+    def without_inputs(self, done: pa.ChunkedArray) -> Index:
+        """Rows whose uid is not among those done."""
+        return Index(self.rows.filter(pc.invert(pc.is_in(self.rows["uid"], pa.array(done.to_pylist(), pa.string())))))
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows themselves, sorted by uid so that the result does not depend on who wrote which part."""
+        tables = [read_rows(part, rows, columns) for part, rows in self.by_part()]
+        return (
+            pa.concat_tables(tables).sort_by("uid")
+            if tables
+            else pa.table({name: pa.array([], pa.string()) for name in columns or ["uid"]})
+        )
+
+    def by_part(self) -> Iterator[tuple[str, list[int]]]:
+        parts = self.rows["part"].to_pylist()
+        rows = self.rows["row"].to_pylist()
+        grouped: dict[str, list[int]] = {}
+        for part, row in zip(parts, rows, strict=True):
+            grouped.setdefault(part, []).append(row)
+        yield from sorted(grouped.items())
+
+    def orders(self, rows_per_part: int) -> list[pa.Table]:
+        """Orders for work on these rows, about `AIMED_ORDERS` of them or as many as `rows_per_part` asks for."""
+        size = order_size(len(self), rows_per_part)
+        orders: list[pa.Table] = []
+        pending: dict[str, list[int]] = {}
+        for part, rows in self.by_part():
+            for row in rows:
+                pending.setdefault(part, []).append(row)
+                if sum(map(len, pending.values())) == size:
+                    orders.append(_order(pending))
+                    pending = {}
+        return [*orders, _order(pending)] if pending else orders
+
+
+def order_size(n_rows: int, rows_per_part: int) -> int:
+    return max(1, min(rows_per_part, -(-n_rows // AIMED_ORDERS)))
+
+
+def _order(rows_of_parts: Mapping[str, list[int]]) -> pa.Table:
+    return pa.table({"part": list(rows_of_parts), "rows": list(rows_of_parts.values())}, ORDER_SCHEMA)
+
+
+def split_order(order: pa.Table) -> list[pa.Table]:
+    """The same work, one row an order."""
+    if order.schema != ORDER_SCHEMA:
+        return [order.slice(i, 1) for i in range(len(order))]
+    return [_order({item["part"]: [row]}) for item in order.to_pylist() for row in item["rows"]]
+
+
+def read_order(order: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows an order is for, all columns of them or some."""
+    if order.schema != ORDER_SCHEMA:
+        return order
+    return pa.concat_tables(
+        read_rows(item["part"], item["rows"], columns) for item in order.to_pylist()
+    ).combine_chunks()
+
+
+def read_rows(part: str, rows: Sequence[int], columns: Sequence[str] | None) -> pa.Table:
+    return storage.read_table(part, list(columns) if columns is not None else None).take(pa.array(rows, pa.int64()))
+
+
+def index_table(folder: str, input_column: str = "uid") -> Index:
+    """Index of every row in a table's visible parts."""
+    parts = [entry.uri for entry in storage.list_files(folder, PART_SUFFIX)]
+    tables = []
+    for part in parts:
+        columns = storage.read_table(part, ["uid", "fate"] + ([input_column] if input_column != "uid" else []))
+        tables.append(
+            pa.table(
+                {
+                    "uid": columns["uid"],
+                    "input_uid": columns[input_column],
+                    "fate": columns["fate"],
+                    "part": pa.array([part] * len(columns), pa.string()),
+                    "row": pa.array(np.arange(len(columns)), pa.int64()),
+                }
+            )
+        )
+    empty = pa.table({name: pa.array([], kind) for name, kind in _INDEX_TYPES.items()})
+    return Index(pa.concat_tables([empty, *tables]))
+
+
+_INDEX_TYPES = {
+    "uid": pa.string(),
+    "input_uid": pa.string(),
+    "fate": pa.string(),
+    "part": pa.string(),
+    "row": pa.int64(),
+}
+
+
+def write_part(folder: str, table: pa.Table, metadata: Mapping[str, object]) -> str:
+    """Write one part, named by the rows in it: the same work done twice gives one file, not two."""
+    name = f"part-{storage.digest(*table['uid'].to_pylist())}{PART_SUFFIX}"
+    uri = storage.join(folder, name)
+    storage.write_table(
+        uri, table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata).encode()}), compression="zstd"
+    )
+    return uri
+
+
+def read_metadata(part: str) -> dict[str, object]:
+    """What a part says of itself; empty for a file that is none of ours."""
+    metadata = storage.read_schema(part).metadata or {}
+    loaded: dict[str, object] = json.loads(metadata.get(METADATA_KEY, b"{}"))
+    return loaded
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with exactly the columns of the schema: missing ones null, others left out."""
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def replace_part(part: str, table: pa.Table) -> None:
+    """Put other rows in a part's place, under the same name and with the same footer; a part without rows is removed.
+
+    The rename is the only moment anything changes, so whoever is killed leaves either all rows of before or all of after: a new
+    name would show rows twice between the writing of the one and the removal of the other. The name still is the digest of the
+    rows the part was written with. That is safe: work that is done again is on rows which no part holds, and a part of exactly
+    those would have been removed.
+    """
+    if not len(table):
+        storage.remove(part)
+        return
+    # Reading adds the number of each column to its metadata, which would be written as part of it.
+    fields = [
+        field.with_metadata({k: v for k, v in (field.metadata or {}).items() if k != b"PARQUET:field_id"})
+        for field in table.schema
+    ]
+    schema = pa.schema(fields, table.schema.metadata)
+    storage.write_table(part, pa.Table.from_arrays(table.columns, schema=schema), compression="zstd")
+
+
+def remove_rows(part: str, values: pa.Array, column: str = "uid") -> int:
+    """Rewrite a part without the rows whose `column` is one of the values; returns how many there were."""
+    gone = pc.is_in(storage.read_table(part, [column])[column], values)
+    count = int(pc.sum(gone).as_py() or 0)
+    if count:
+        replace_part(part, storage.read_table(part).filter(pc.invert(gone)))
+    return count

@@ -1,0 +1,284 @@
+"""The work on one order: read its rows, take them through a segment's steps, write one part. Runs anywhere, Ray or not."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.engine import pieces, tables
+from pipelines.engine.exclusions import NOTHING, Forgotten
+from pipelines.engine.reuse import Donor
+from pipelines.engine.segments import Segment, footer
+from pipelines.engine.step import (
+    FATE_COLUMNS,
+    Context,
+    Divisible,
+    Expand,
+    Global,
+    Mark,
+    Resources,
+    RunError,
+    Step,
+    TableFunction,
+    failure,
+    is_live,
+    set_column,
+    set_marks,
+    start_fates,
+)
+
+REPORT_SCHEMA = pa.schema(
+    [("part", pa.string()), ("n_inputs", pa.int64()), ("n_rows", pa.int64()), ("cpu_s", pa.float64())]
+)
+"""What a finished order sends back: where its part is (empty if no row of it was done), and what it cost."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A segment with all its workers need: picklable, and the same for every worker."""
+
+    segment: Segment
+    folder: str
+    contexts: tuple[Context, ...]
+    donors: Mapping[str, Donor] = field(default_factory=dict)
+    solved: pa.Table | None = None
+    forgotten: Forgotten = NOTHING
+    """What a Global step decided."""
+
+    def stages(self) -> list[Stage]:
+        """The steps grouped by what their workers hold: neighbours that hold the same share a worker."""
+        groups: list[list[int]] = []
+        for position, step in enumerate(self.segment.steps):
+            if groups and step.resources() == self.segment.steps[groups[-1][-1]].resources():
+                groups[-1].append(position)
+            else:
+                groups.append([position])
+        return [Stage(self, tuple(group), group is groups[0], group is groups[-1]) for group in groups]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps of a job that one worker runs. The first stage reads the order, the last writes the part."""
+
+    job: Job
+    positions: tuple[int, ...]
+    reads: bool
+    writes: bool
+
+    @property
+    def resources(self) -> Resources:
+        return self.job.segment.steps[self.positions[0]].resources()
+
+
+COSTS_KEY = b"worldloom_costs"
+
+
+@dataclass
+class Costs:
+    """What an order cost so far. `steps` holds for each label the rows that were worked on, CPU seconds and seconds."""
+
+    n_inputs: int = 0
+    cpu_s: float = 0.0
+    steps: dict[str, tuple[int, float, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of_stages_before(cls, table: pa.Table) -> Costs:
+        stored = (table.schema.metadata or {}).get(COSTS_KEY)
+        return cls(**json.loads(stored)) if stored else cls()
+
+    def carried_by(self, table: pa.Table) -> pa.Table:
+        """The table on its way to the next stage."""
+        return table.replace_schema_metadata({COSTS_KEY: json.dumps(asdict(self)).encode()})
+
+
+class Worker:
+    """A stage with its weights loaded. Call it with an order (or with the rows of the stage before)."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._functions: dict[int, TableFunction] = {}
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        start_s = time.process_time()
+        stage, job = self._stage, self._stage.job
+        joined = None
+        if table.schema == REPORT_SCHEMA:
+            # A stage before was through with it.
+            return table
+        costs = Costs.of_stages_before(table)
+        if stage.reads:
+            table = tables.read_order(table)
+            first = job.segment.first
+            if isinstance(first, Divisible):
+                if pieces.is_piece(table):
+                    pieces.do_piece(first, job.folder, table)
+                    return report("", 0, 0, time.process_time() - start_s)
+                table, joined = self._whole_or_joined(first, table)
+            costs.n_inputs = len(table)
+            table = table if "fate" in table.column_names else start_fates(table)
+            if not len(table):
+                return report("", 0, 0, time.process_time() - start_s)
+        for position in stage.positions:
+            step_cpu_s, step_s = time.process_time(), time.monotonic()
+            table, n_rows = self._take(position, table, joined if position == 0 else None)
+            costs.steps[job.segment.labels[position]] = (
+                n_rows,
+                time.process_time() - step_cpu_s,
+                time.monotonic() - step_s,
+            )
+        costs.cpu_s += time.process_time() - start_s
+        if not stage.writes:
+            return costs.carried_by(table)
+        table = job.forgotten.scrub(tables.conform(table, job.segment.schema))
+        part = tables.write_part(job.folder, table, {**footer(job.segment), **asdict(costs)})
+        return report(part, costs.n_inputs, len(table), costs.cpu_s)
+
+    def close(self) -> None:
+        """Give back what steps hold that they do not just leave to Python: their functions have a `close` then."""
+        for function in self._functions.values():
+            getattr(function, "close", lambda: None)()
+
+    def _whole_or_joined(self, step: Divisible, table: pa.Table) -> tuple[pa.Table, TableFunction | None]:
+        """The rows to be worked on: those whose pieces are done, with what joins these, or those that are not to be divided."""
+        job = self._stage.job
+        if pieces.is_join(table):
+            counts = dict(zip(table["uid"].to_pylist(), table[pieces.JOIN_COLUMN].to_pylist(), strict=True))
+            return table.drop_columns([pieces.JOIN_COLUMN]), pieces.join_function(step, job.folder, counts)
+        donor = job.donors.get(job.segment.labels[0])
+        stored = pc.is_in(table["uid"], donor.index["uid"]) if donor else pa.array([False] * len(table))
+        return pa.concat_tables(
+            [table.filter(stored), pieces.plan_long_rows(step, job.folder, table.filter(pc.invert(stored)))]
+        ), None
+
+    def _take(self, position: int, table: pa.Table, instead: TableFunction | None) -> tuple[pa.Table, int]:
+        """Take a table through a step, or through what does a plain step's work instead. Also says how many rows were worked on."""
+        segment = self._stage.job.segment
+        step, label = segment.steps[position], segment.labels[position]
+        if isinstance(step, Expand):
+            return expand(step, label, table, self._stage.job.forgotten), len(table)
+        if isinstance(step, Global):
+            assert self._stage.job.solved is not None
+            return join_solved(step, label, table, self._stage.job.solved), len(table)
+        if instead is None and position not in self._functions:
+            self._functions[position] = step.open(self._stage.job.contexts[position])
+        return run_step(step, label, table, instead or self._functions[position], self._stage.job.donors.get(label))
+
+
+def run_step(
+    step: Step, label: str, table: pa.Table, function: TableFunction, donor: Donor | None = None
+) -> tuple[pa.Table, int]:
+    """Take the live rows of a table through a step; marked rows pass it by with nulls. The order of rows stays.
+
+    Also gives the number of rows that were worked on: live ones without values from a donor.
+    """
+    fields = list(step.writes())
+    for written in fields:
+        table = set_column(table, written, pa.nulls(len(table), written.type))
+    live = pc.fill_null(is_live(table), False).combine_chunks()
+    numbers = pa.array(range(len(table)), pa.int64())
+    pieces, orders = [table.filter(pc.invert(live))], [numbers.filter(pc.invert(live))]
+    work, work_order = table.filter(live), numbers.filter(live)
+    if donor is not None and len(work):
+        stored, values = donor.fetch(work["uid"], fields)
+        given = work.filter(stored)
+        for written in fields:
+            given = set_column(given, written, values[written.name].cast(written.type))
+        pieces.append(given)
+        orders.append(work_order.filter(stored))
+        work, work_order = work.filter(pc.invert(stored)), work_order.filter(pc.invert(stored))
+    if len(work):
+        done = guarded(function, work, fields)
+        assert done["uid"].equals(work["uid"]), f"{label} changed the rows or their order"
+        marked = pc.invert(is_live(done))
+        done = set_column(
+            done, table.schema.field("fate_step"), pc.if_else(marked, pa.scalar(label), pa.scalar(None, pa.string()))
+        )
+        pieces.append(done.select(table.column_names))
+        orders.append(work_order)
+    return pa.concat_tables(pieces).take(pc.sort_indices(pa.concat_arrays(orders))).combine_chunks(), len(work)
+
+
+def guarded(function: TableFunction, table: pa.Table, fields: Sequence[pa.Field]) -> pa.Table:
+    """The function's result; where it raises, each row alone, so that only the rows at fault are marked as failed."""
+    try:
+        return function(table)
+    except RunError:
+        raise
+    except Exception as error:  # nothing is hidden: the rows at fault carry the error
+        if len(table) == 1:
+            for written in fields:
+                table = set_column(table, written, pa.nulls(1, written.type))
+            return set_marks(table, [failure(error)])
+    return pa.concat_tables(guarded(function, table.slice(i, 1), fields).combine_chunks() for i in range(len(table)))
+
+
+def expand(step: Expand, label: str, table: pa.Table, forgotten: Forgotten = NOTHING) -> pa.Table:
+    """Each live source row becomes its clips; one that gives none, or was marked before, stays as a single marked row."""
+    inherited = [name for name in table.column_names if name not in step.consumes()]
+    fields = {name: table.schema.field(name) for name in inherited} | {
+        written.name: written for written in step.writes()
+    }
+    columns: dict[str, list[Any]] = {name: [] for name in fields}
+    for row in table.to_pylist():
+        for clip in _clips_of(step, label, row, forgotten):
+            for name in fields:
+                columns[name].append(clip.get(name))
+    return pa.table(
+        {name: pa.array(values, fields[name].type) for name, values in columns.items()},
+        pa.schema(list(fields.values())),
+    )
+
+
+def _clips_of(step: Expand, label: str, row: dict[str, Any], forgotten: Forgotten) -> list[dict[str, Any]]:
+    alone = {**row, "source_uid": row["uid"]}
+    if row["fate"] != "kept":
+        return [alone]
+    try:
+        clips = step.expand(row)
+        clips = clips if isinstance(clips, Mark) else forgotten.spare(row, clips)
+    except Exception as error:  # the row carries it
+        clips = failure(error)
+    if isinstance(clips, Mark):
+        values = (clips.fate, label, clips.reason, clips.value, clips.bound)
+        return [{**alone, **dict(zip(FATE_COLUMNS, values, strict=True))}]
+    assert clips, f"{label} gave neither clips nor a mark for {row['uid']}"
+    return [{**alone, **clip} for clip in clips]
+
+
+def join_solved(step: Global, label: str, table: pa.Table, solved: pa.Table) -> pa.Table:
+    """Give each live row what a Global step decided about it; marked rows keep what they had."""
+    live, alone = is_live(table), step.alone(table)
+    position = pc.index_in(table["uid"].combine_chunks(), solved["uid"].combine_chunks())
+    found, decided = solved.take(position), pc.is_valid(position)
+    for written in step.writes():
+        before = table[written.name] if written.name in table.column_names else pa.nulls(len(table), written.type)
+        now = pc.if_else(decided, found[written.name], alone[written.name])
+        table = set_column(table, written, pc.if_else(live, now, before))
+    marked = pc.fill_null(pc.and_(live, pc.not_equal(found["fate"], "kept")), False)
+    for name in FATE_COLUMNS:
+        values = pa.scalar(label) if name == "fate_step" else found[name]
+        table = set_column(table, table.schema.field(name), pc.if_else(marked, values, table[name]))
+    return table
+
+
+def failed_rows(job: Job, order: pa.Table, reason: str) -> pa.Table:
+    """Write the part of rows whose worker died each time it took them: those that were live are failed, with the reason."""
+    rows = tables.read_order(order)
+    rows = rows if "fate" in rows.column_names else start_fates(rows)
+    dead = is_live(rows)
+    for name, value in (("fate_step", job.segment.label), ("fate_reason", reason), ("fate", "failed")):
+        rows = set_column(rows, rows.schema.field(name), pc.if_else(dead, pa.scalar(value), rows[name]))
+    if "source_uid" in job.segment.schema.names and "source_uid" not in rows.column_names:
+        rows = rows.append_column("source_uid", rows["uid"])
+    part = tables.write_part(job.folder, tables.conform(rows, job.segment.schema), footer(job.segment))
+    return report(part, len(rows), len(rows), 0.0)
+
+
+def report(part: str, n_inputs: int, n_rows: int, cpu_s: float) -> pa.Table:
+    return pa.table({"part": [part], "n_inputs": [n_inputs], "n_rows": [n_rows], "cpu_s": [cpu_s]}, REPORT_SCHEMA)

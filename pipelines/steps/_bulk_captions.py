@@ -1,0 +1,216 @@
+"""Questions of a caption segment that are answered before its orders run, by an engine that wants all of them at once. Knows no Ray.
+
+Rounds: each order's clips are talked about (`captioning.dialogue.asking`) as far as the answers on the order's shelf of the journal go; what is open then
+goes through the engine's processor, whose rows come back in any order and any company; and each batch of answers is put on its orders'
+shelves at once. When nothing is open, the ordinary orders find every answer there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from captioning.dialogue import journal
+from captioning.dialogue.conversation import Asked, Who
+from captioning.dialogue.journal import Journal
+from captioning.engine import Question
+from captioning.engines.vllm import ERROR, VLLM
+from cluster.storage import digest
+from cluster.telemetry import log
+from pipelines.engine import tables
+from pipelines.engine.step import Context, RunError, TableFunction, is_live
+from pipelines.engine.worker import Job, run_step
+from pipelines.steps.caption import Caption, journal_folder
+
+QUESTIONS = pa.schema(
+    [
+        ("shelf", pa.string()),
+        ("key", pa.string()),
+        ("uid", pa.string()),
+        ("seal", pa.string()),
+        ("system", pa.string()),
+        ("text", pa.string()),
+        ("pictures", pa.list_(pa.large_binary())),
+        ("max_tokens", pa.int64()),
+        ("temperature", pa.float64()),
+        ("seed", pa.int64()),
+        ("json_schema", pa.string()),
+    ]
+)
+"""A question as a row. `seal` is a hash of shelf, key and uid: they travel with the row, and have to come back together."""
+RETURNED = ("shelf", "key", "uid", "seal", "max_tokens", "generated_text", "num_input_tokens", "num_generated_tokens")
+"""Columns that are kept of a row that was answered."""
+KEPT = pa.schema([("answers", pa.int64()), ("errors", pa.int64()), ("fault", pa.string())])
+"""What became of a batch of rows that came back; `fault` ends the run."""
+ROWS = 8
+"""Questions that are handed on together: with 64 pictures each about 13 MB."""
+ACTS = 3
+"""Describe, merge and rewrite follow each other (`captioning.dialogue.conversation`)."""
+
+Batches = Callable[[pa.Table], Iterator[pa.Table]]
+Count = Callable[[Sequence[int]], Iterable[tuple[int, pa.Table]]]
+Put = Callable[[Who, Sequence[int]], Iterable[pa.Table]]
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """A job whose first step asks engines in bulk: picklable, and the same for every worker."""
+
+    job: Job
+    step: Caption
+    context: Context
+
+    @property
+    def engines(self) -> Mapping[Who, VLLM]:
+        return {who: engine for who, engine in self.step.engines().items() if isinstance(engine, VLLM)}
+
+    @property
+    def label(self) -> str:
+        return self.job.segment.labels[0]
+
+    def identity(self, who: Who) -> str:
+        return self.engines[who].identity()
+
+    def ask(self, orders: Sequence[pa.Table], count: Count, put: Put) -> None:
+        """Ask until nothing is open.
+
+        `count` gives the result of `counting` for each of the orders with these numbers, and `put` those of `keep` for all the batches that
+        the questions of such orders to an engine came back in.
+        """
+        journal.deal(journal_folder(self.context), (self._uids(order) for order in orders))
+        left: Sequence[int] = range(len(orders))
+        # No conversation takes more rounds, so a question that is open after them was put and never answered.
+        for number in range(1, ACTS * (self.step.retries + 1) + 1):
+            n_open = {order: counts.to_pylist()[0] for order, counts in count(left)}
+            left = sorted(order for order, counts in n_open.items() if any(counts.values()))
+            for who, engine in self.engines.items():
+                if wanted := [order for order in left if n_open[order][who]]:
+                    n = sum(n_open[order][who] for order in wanted)
+                    log.info(f"{self.label}: round {number}: {n} questions to {engine.name} {engine.model}")
+                    self._check(n, put(who, wanted), engine)
+            if not left:
+                return
+
+    def _check(self, n: int, batches: Iterable[pa.Table], engine: VLLM) -> None:
+        answers = errors = 0
+        for row in (row for batch in batches for row in batch.to_pylist()):
+            if row["fault"]:
+                raise RunError(f"{self.label}: {row['fault']}")
+            answers, errors = answers + row["answers"], errors + row["errors"]
+        if errors or answers < n:
+            log.warning(
+                f"{self.label}: of {n} questions {engine.name} could not answer {errors}, and {n - answers} did not come back"
+            )
+
+    def counting(self) -> TableFunction:
+        """From an order to one row: how many of its questions are open, by who is to answer them."""
+        asked = self._asked()
+
+        def counts(order: pa.Table) -> pa.Table:
+            whom = [item.who for _, item in asked(order)]
+            return pa.table({who: [whom.count(who)] for who in self.engines})
+
+        return counts
+
+    def asking(self, who: Who) -> Batches:
+        """From an order to its open questions to `who`, a few at a time."""
+        asked = self._asked()
+
+        def batches(order: pa.Table) -> Iterator[pa.Table]:
+            rows = [(shelf, item.question) for shelf, item in asked(order) if item.who == who]
+            for start in range(0, len(rows), ROWS):
+                yield pa.Table.from_pylist(
+                    [_row(shelf, question) for shelf, question in rows[start : start + ROWS]], QUESTIONS
+                )
+
+        return batches
+
+    def keep(self, returned: pa.Table, who: Who, identity: str) -> pa.Table:
+        """Journal the answers of a batch of rows that came back from an engine of this identity; returns a row of `KEPT`."""
+        engine = self.engines[who]
+        names = [name for name in (*RETURNED, ERROR) if name in returned.column_names]
+        answers: dict[str, list[Any]] = {}
+        for row in returned.select(names).to_pylist():
+            if row["seal"] != _seal(row["shelf"], row["key"], row["uid"]):
+                fault = f"{identity} gave back a row of clip {row['uid']} that is not the one it was given: key {row['key']}"
+                return pa.Table.from_pylist([{"answers": 0, "errors": 0, "fault": fault}], KEPT)
+            answers.setdefault(row["shelf"], []).append(engine.answer(row))
+        for shelf, several in answers.items():
+            book = Journal(shelf)
+            for answer in several:
+                book.add(identity, answer)
+            book.close()
+        every = [answer for several in answers.values() for answer in several]
+        return pa.Table.from_pylist(
+            [{"answers": len(every), "errors": sum(answer.error is not None for answer in every)}], KEPT
+        )
+
+    def _asked(self) -> Callable[[pa.Table], list[tuple[str, Asked]]]:
+        """From an order to its open questions, each with its shelf. Takes the very rows that the step's own work would get."""
+        captions = self.step.open(self.context)
+
+        def asked(order: pa.Table) -> list[tuple[str, Asked]]:
+            found: list[tuple[str, Asked]] = []
+
+            def look(rows: pa.Table) -> pa.Table:
+                shelf = journal.shelf(journal_folder(self.context), rows["uid"].to_pylist())
+                found.extend((shelf, item) for item in captions.open_in_bulk(rows))
+                return rows
+
+            run_step(self.step, self.label, tables.read_order(order), look, self.job.donors.get(self.label))
+            return found
+
+        return asked
+
+    def _uids(self, order: pa.Table) -> list[str]:
+        """Of the rows of an order that the step works on."""
+        rows = tables.read_order(order, ["uid", "fate"])
+        rows = rows.filter(is_live(rows))
+        donor = self.job.donors.get(self.label)
+        if donor is not None:
+            rows = rows.filter(pc.invert(pc.is_in(rows["uid"], donor.index["uid"].combine_chunks())))
+        uids: list[str] = rows["uid"].to_pylist()
+        return uids
+
+
+def bulk_of(job: Job) -> Bulk | None:
+    """How a job's questions are answered in bulk; None for one without an engine that wants it so."""
+    first = job.segment.first
+    return Bulk(job, first, job.contexts[0]) if isinstance(first, Caption) and first.in_bulk else None
+
+
+def refuse_in_process(job: Job) -> None:
+    """Raises `RunError` for a job that needs Ray Data."""
+    if bulk := bulk_of(job):
+        names = " and ".join(engine.name for engine in bulk.engines.values())
+        raise RunError(f"{bulk.label}: engine {names} answers through Ray Data; run without --inline")
+
+
+def trimmed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of an answered row."""
+    return {name: row[name] for name in RETURNED}
+
+
+def _row(shelf: str, question: Question) -> dict[str, Any]:
+    return {
+        "shelf": shelf,
+        "key": question.key,
+        "uid": question.uid,
+        "seal": _seal(shelf, question.key, question.uid),
+        "system": question.system,
+        "text": question.text,
+        "pictures": question.pictures,
+        "max_tokens": question.max_tokens,
+        "temperature": question.temperature,
+        "seed": question.seed,
+        "json_schema": json.dumps(question.json_schema) if question.json_schema else None,
+    }
+
+
+def _seal(shelf: str, key: str, uid: str) -> str:
+    return digest(shelf, key, uid)

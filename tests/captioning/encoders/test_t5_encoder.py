@@ -1,0 +1,266 @@
+"""T5 encoders on tiny models with random weights, saved and loaded as real ones are; transformers' own forward is the reference."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from benchmarks.random_t5 import CLASSES, SYLLABLES, save_t5
+from captioning.encoders import _batched, t5
+from captioning.encoders._batched import MAX_PADDED_SHARE, fitting
+from captioning.encoders.t5 import T5, _place
+from captioning.engine import EngineError
+
+CAPTIONS = [
+    "",
+    "bada kilo",
+    "a",
+    "mo  na\n\tpi ",
+    "xyz ☃ bada",
+    *(" ".join(SYLLABLES[i % 60] for i in range(n)) for n in (3, 9, 10, 11, 30, 31)),
+]
+
+
+def tiny(folder: Path, **settings: Any) -> T5:
+    return T5(**{"model": str(folder), "dtype": "float32"} | settings)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_t5(tmp_path_factory.mktemp("t5") / "model")
+
+
+@pytest.fixture(scope="module", params=list(CLASSES))
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def reference(folder: Path, kind: str, captions: list[str], max_tokens: int) -> list[np.ndarray]:
+    """Each caption alone through the encoder of the whole model."""
+    model = getattr(transformers, f"{CLASSES[kind]}ForConditionalGeneration").from_pretrained(folder).eval()
+    tokenizer = transformers.T5Tokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        inputs = [
+            tokenizer(caption, truncation=True, max_length=max_tokens, return_tensors="pt") for caption in captions
+        ]
+        return [model.get_encoder()(**one).last_hidden_state[0].numpy() for one in inputs]
+
+
+def test_embeddings_are_those_of_each_caption_alone(kind: Any, tmp_path: Path) -> None:
+    folder = save_t5(tmp_path / kind, kind)
+    encoder = tiny(folder, max_tokens=12).open()
+    found = encoder.encode(CAPTIONS)
+    assert encoder.dim == 32
+    for embedding, expected in zip(found, reference(folder, kind, CAPTIONS, 12), strict=True):
+        assert embedding.tokens.dtype == np.float32
+        assert embedding.pooled is None
+        np.testing.assert_allclose(embedding.tokens, expected, atol=1e-5)
+    assert [len(embedding.tokens) for embedding in found][-5:] == [10, 11, 12, 12, 12]
+    assert [embedding.truncated for embedding in found] == [False] * 9 + [True] * 2
+    assert len(found[0].tokens) == 1, "the null caption is the end of a sequence"
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10**6])
+def test_neighbours_make_no_difference(batch_tokens: int, folder: Path) -> None:
+    encoder = tiny(folder, batch_tokens=batch_tokens).open()
+    together = encoder.encode(CAPTIONS)
+    for caption, embedding in zip(CAPTIONS, together, strict=True):
+        (alone,) = encoder.encode([caption])
+        np.testing.assert_allclose(embedding.tokens, alone.tokens, atol=1e-5)
+    for embedding, again in zip(together, encoder.encode(CAPTIONS), strict=True):
+        np.testing.assert_array_equal(embedding.tokens, again.tokens)
+
+
+def test_words_and_their_order_matter_and_white_space_does_not(folder: Path) -> None:
+    encoder = tiny(folder).open()
+    one, other, spaced = encoder.encode(["bada kilo", "kilo bada", " bada \n kilo"])
+    assert np.abs(one.tokens - other.tokens).max() > 0.1
+    np.testing.assert_array_equal(one.tokens, spaced.tokens)
+    assert encoder.encode([]) == []
+
+
+def test_bfloat16_is_close(folder: Path) -> None:
+    rough, fine = (tiny(folder, dtype=dtype).open().encode(CAPTIONS) for dtype in ("bfloat16", "float32"))
+    for a, b in zip(rough, fine, strict=True):
+        assert a.tokens.dtype == np.float32
+        assert (a.tokens * b.tokens).sum() / np.linalg.norm(a.tokens) / np.linalg.norm(b.tokens) > 0.999
+
+
+def test_padding_is_counted(folder: Path) -> None:
+    encoder = tiny(folder).open()
+    texts = [" ".join(["ba"] * n) for n in range(1, 60)]
+    tokens = sum(len(embedding.tokens) for embedding in encoder.encode(texts))
+    assert tokens == sum(range(2, 61))
+    assert 0 < encoder.padding < MAX_PADDED_SHARE * (tokens + encoder.padding)
+
+
+@given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=300), batch_tokens=st.integers(1, 4000))
+def test_batches_hold_little_padding_and_no_more_than_is_allowed(lengths: list[int], batch_tokens: int) -> None:
+    left = sorted(lengths, reverse=True)
+    while left:
+        count = fitting(left, batch_tokens)
+        assert 1 <= count <= len(left)
+        computed = count * left[0]
+        assert computed <= batch_tokens or count == 1
+        assert computed - sum(left[:count]) < MAX_PADDED_SHARE * computed
+        left = left[count:]
+
+
+def test_a_tokenizer_of_sentencepiece_and_one_elsewhere(folder: Path, tmp_path: Path) -> None:
+    """Only spiece.model is what the first T5 checkpoints have."""
+    bare = save_t5(tmp_path / "bare", tokenizer=False)
+    with pytest.raises(
+        EngineError,
+        match=r"the tokenizer of .*bare knows no words; set tokenizer to a place with tokenizer_config.json",
+    ):
+        tiny(bare).open()
+    (embedding,) = tiny(bare, tokenizer=str(folder)).open().encode(["bada"])
+    np.testing.assert_array_equal(embedding.tokens, tiny(folder).open().encode(["bada"])[0].tokens)
+    corpus = [" ".join(SYLLABLES[(i * j) % 60] for j in range(8)) for i in range(100)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus),
+        model_prefix=str(bare / "spiece"),
+        vocab_size=70,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (bare / "spiece.vocab").unlink()
+    ids = sentencepiece.SentencePieceProcessor(model_file=str(bare / "spiece.model")).encode("bada kilo")
+    with torch.no_grad():
+        model = transformers.T5ForConditionalGeneration.from_pretrained(bare).eval()
+        expected = model.get_encoder()(input_ids=torch.tensor([[*ids, 1]])).last_hidden_state[0].numpy()
+    np.testing.assert_allclose(tiny(bare).open().encode([" bada  kilo"])[0].tokens, expected, atol=1e-5)
+
+
+def test_what_embeddings_depend_on(folder: Path, tmp_path: Path) -> None:
+    identity = tiny(folder).identity()
+    assert tiny(folder).open().identity == tiny(folder).open("cpu").identity == identity
+    assert tiny(save_t5(tmp_path / "copy")).identity() == identity, "where the same files lie does not matter"
+    assert tiny(folder, batch_tokens=5).identity() == identity
+    assert tiny(folder, gpus=0.5).identity() == tiny(folder, gpus=1).identity()
+    others = [
+        tiny(save_t5(tmp_path / "other", seed=1)),
+        tiny(folder, max_tokens=9),
+        tiny(folder, dtype="bfloat16"),
+        tiny(folder, gpus=1),
+    ]
+    others += [
+        T5(model="hf-hub:a/b"),
+        T5(model="hf-hub:a/b", revision="1"),
+        T5(model="hf-hub:a/b", tokenizer="hf-hub:a/c"),
+    ]
+    assert len({identity, *(other.identity() for other in others)}) == 1 + len(others)
+    assert tiny(folder, gpus=0.5).needs().gpus == 0.5
+
+
+def test_places_on_the_hub() -> None:
+    assert _place("hf-hub:owner/name", "abc") == {
+        "pretrained_model_name_or_path": "owner/name",
+        "revision": "abc",
+        "subfolder": "",
+    }
+    assert _place("hf-hub:owner/name/text/encoder", "abc")["subfolder"] == "text/encoder"
+
+
+FAULTS = [
+    ({"model": "/none/there"}, "model /none/there: no such folder"),
+    ({"model": "."}, "write a path with a slash"),
+    ({"model": "umt5-xxl"}, r"model umt5-xxl: write a path with a slash \(./umt5-xxl\), or hf-hub:owner/name"),
+    ({"model": "hf-hub:t5-small"}, "names nothing on the hub: write hf-hub:owner/name"),
+    ({"model": "/tmp"}, r"model /tmp: there is no config.json in it"),
+    ({"model": "hf-hub:a/b", "tokenizer": "/none/there"}, "tokenizer /none/there: no such folder"),
+    ({"model": "hf-hub:a/b", "dtype": "float16"}, "bfloat16"),
+    ({}, "Field required"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), FAULTS)
+def test_faults_are_refused_before_anything_runs(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        T5(**settings)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(t5, "find_spec", lambda name: None)
+    with pytest.raises(ValidationError, match=r"t5 needs the package transformers: pip install 'worldloom\[models\]'"):
+        T5(model="hf-hub:a/b")
+
+
+def test_what_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_t5(tmp_path / "model")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineError, match="gpus is 1, but torch sees no GPU here; set gpus to 0"):
+        tiny(folder, gpus=1).open()
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: value for name, value in weights.items() if name != "encoder.block.1.layer.0.SelfAttention.q.weight"},
+        folder / "model.safetensors",
+    )
+    with pytest.raises(
+        EngineError,
+        match=r"model: 1 of its weights are not there, encoder.block.1.layer.0.SelfAttention.q.weight first",
+    ):
+        tiny(folder).open()
+    (folder / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(
+        EngineError,
+        match=r"model .*model cannot be loaded by transformers: .*; give a folder as save_pretrained writes it",
+    ):
+        tiny(folder).open()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    with pytest.raises(EngineError, match=r"its config.json says model_type bert; t5 takes t5, mt5, umt5"):
+        tiny(folder).open()
+
+
+def test_less_goes_at_once_where_memory_is_short(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = tiny(folder).open().encode(["ba bi bo"] * 9)
+    encoder = tiny(folder).open()
+    tried: list[int] = []
+    forward = t5.T5Encoder.forward
+
+    def short(self: t5.T5Encoder, ids_BL: torch.Tensor, lengths_B: torch.Tensor) -> Any:
+        tried.append(len(ids_BL))
+        if len(ids_BL) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return forward(self, ids_BL, lengths_B)
+
+    monkeypatch.setattr(t5.T5Encoder, "forward", short)
+    for _ in range(2):
+        for found, wanted in zip(encoder.encode(["ba bi bo"] * 9), expected, strict=True):
+            np.testing.assert_allclose(found.tokens, wanted.tokens, atol=1e-5)
+    # 9 are halved until it goes; after that no more than that go at once.
+    assert tried == [9, 5, 3, 2, 1, 2, 4, 2, 2, *[2, 2, 2, 2, 1]]
+    assert "out of memory with 9 captions at once; batch_tokens is 20 from here on" in caplog.text
+    monkeypatch.setattr(t5.T5Encoder, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("too much")))
+    with pytest.raises(EngineError, match=r"no memory on cpu for one caption of 4 tokens; set a lower max_tokens"):
+        encoder.encode(["ba bi bo"])
+
+
+def test_importing_it_loads_no_network_library() -> None:
+    libraries = {"ray", "torch", "transformers", "open_clip"}
+    code = (
+        f"import sys, captioning.encoders.t5, captioning.encoders.clip; print(sorted({libraries} & set(sys.modules)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(_batched.__file__).parents[2]
+    )
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,122 @@
+"""Long rows done in pieces, on toy steps: the table is that of rows done whole, whatever happens in between."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines import inline, run
+from pipelines.curation import curate
+from pipelines.engine import pieces
+from pipelines.engine.sources import SourceSettings
+from pipelines.engine.step import RunError
+from pipelines.recipe import Recipe
+from pipelines.steps.scan import Scan
+from tests.pipelines.test_curation import calls_of, content, make_recipe, make_sources
+from tests.support.toy_steps import LongMeasure, Measure, Split
+from tests.support.videos import encode, sliding
+
+NAMES = ["a-3", "b-0", "c-8", "d-1", "e-5"]
+
+
+def clips(rows: list[dict[str, Any]]) -> list[tuple[str, str, int | None, str]]:
+    return sorted((row["uid"], row["source"], row["clip_index"], row["fate"]) for row in rows)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [
+        path for path in (folder / "out").rglob("*") if path.name.endswith((pieces.PLAN_SUFFIX, pieces.PIECE_SUFFIX))
+    ]
+
+
+def test_pieces_give_the_table_of_whole_rows_and_leave_nothing_behind(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    calls = str(tmp_path / "calls")
+    whole = content(curate(make_recipe(tmp_path, [Measure(), Split()]), inline))
+    divided = content(curate(make_recipe(tmp_path, [LongMeasure(calls=calls), Split()]), inline))
+    # A source without a clip keeps its uid either way.
+    assert clips(divided) == clips(whole)
+    done = calls_of(calls)
+    assert sorted(done) == sorted(
+        [
+            *(f"{n}:{i}" for n, k in (("a-3", 3), ("c-8", 8), ("e-5", 5)) for i in range(k)),
+            "b-0:whole",
+            "d-1:whole",
+            "a-3:join",
+            "c-8:join",
+            "e-5:join",
+        ]
+    )
+    assert [name for name in done if name[-1].isdigit()][:8] == [f"c-8:{i}" for i in range(8)], (
+        "the dearest pieces come first"
+    )
+    assert leftovers(tmp_path) == []
+
+
+def test_a_failed_piece_fails_its_row_alone(tmp_path: Path) -> None:
+    make_sources(tmp_path, [*NAMES, "bad-2"])
+    rows = content(curate(make_recipe(tmp_path, [LongMeasure(), Split()]), inline))
+    (bad,) = (row for row in rows if "bad" in row["source"])
+    assert (bad["fate"], bad["fate_step"], bad["fate_reason"]) == (
+        "failed",
+        "long_measure",
+        "OSError: cannot be decoded",
+    )
+    assert sum(row["fate"] == "kept" for row in rows) == 17
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("stop_at", [2, 5, 12, 17])
+def test_a_run_that_ended_between_pieces_goes_on_with_the_others(tmp_path: Path, stop_at: int) -> None:
+    make_sources(tmp_path, NAMES)
+    calls = str(tmp_path / "calls")
+    with pytest.raises(RunError, match="disk is full"):
+        curate(make_recipe(tmp_path, [LongMeasure(calls=calls, stop_at=stop_at), Split()]), inline)
+    assert leftovers(tmp_path)
+    again = content(curate(make_recipe(tmp_path, [LongMeasure(calls=calls), Split()]), inline))
+    assert sum(row["fate"] == "kept" for row in again) == 17
+    done = calls_of(calls)
+    assert len(done) == len(set(done)), "no piece was done twice"
+    assert leftovers(tmp_path) == []
+
+
+def test_a_row_without_a_plan_that_can_be_made_is_done_whole(tmp_path: Path) -> None:
+    """What goes wrong while a row is looked at is met again by its own work, and the row carries it."""
+    make_sources(tmp_path, ["odd", "d-1"])
+    rows = content(curate(make_recipe(tmp_path, [LongMeasure(), Split()]), inline))
+    assert {Path(row["source"]).stem: row["fate"] for row in rows} == {"odd": "failed", "d-1": "kept"}
+
+
+@pytest.mark.slow
+def test_on_ray_a_piece_whose_worker_dies_fails_its_row_alone(tmp_path: Path, ray_session: None) -> None:
+    make_sources(tmp_path, [*NAMES, "crash-2"])
+    rows = content(curate(make_recipe(tmp_path, [LongMeasure(), Split()]), run))
+    assert len({row["uid"] for row in rows}) == len(rows)
+    (dead,) = (row for row in rows if "crash" in row["source"])
+    assert (dead["fate"], dead["fate_reason"].split(":")[0]) == ("failed", "WorkerDied")
+    assert sum(row["fate"] == "kept" for row in rows) == 17
+    assert leftovers(tmp_path) == []
+
+
+def test_a_long_video_scanned_in_pieces_gives_the_row_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    film = np.concatenate([sliding(n, 1.0, 160, 96, seed) for seed, n in enumerate((70, 83, 95, 61, 107, 88))])
+    encode(tmp_path / "in" / "film.mp4", film, time_base=Fraction(1, 24), options={"bf": "3", "g": "60"})
+    (tmp_path / "in" / "text.mp4").write_bytes(b"no video" * 100)
+    sources = (SourceSettings(videos=str(tmp_path / "in" / "*.mp4")),)
+    whole = curate(Recipe(name="whole", out=str(tmp_path / "whole"), sources=sources, curate=(Scan(),)), inline)
+    done: list[int] = []
+    original = Scan.do
+    monkeypatch.setattr(Scan, "do", lambda self, row, piece: done.append(piece.number) or original(self, row, piece))
+    monkeypatch.setattr("pipelines.steps.scan.LARGE_BYTES", 0)
+    monkeypatch.setattr("pipelines.video.scan.PIECE_COST", 160 * 96 * 24 * 6)
+    divided = curate(Recipe(name="divided", out=str(tmp_path / "divided"), sources=sources, curate=(Scan(),)), inline)
+    assert sorted(done) == [0, 1, 2]
+    assert content(divided) == content(whole)
+    assert [row["fate"] for row in sorted(content(divided), key=lambda row: row["source"])] == ["kept", "failed"]

@@ -1,0 +1,80 @@
+"""Work over all rows gives the same rows in this process and on Ray, and brings a key's rows together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import inline
+from pipelines.curation import Engine
+from pipelines.engine.tables import ORDER_SCHEMA
+
+SCHEMA = pa.schema([("key", pa.int64()), ("n", pa.int64())])
+
+
+@pytest.fixture(scope="module", params=["inline", pytest.param("ray", marks=pytest.mark.slow)])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    if request.param == "inline":
+        return inline
+    request.getfixturevalue("ray_session")
+    from pipelines import run
+
+    return run
+
+
+def orders(folder: Path, n: int = 3000, parts: int = 7) -> list[pa.Table]:
+    """Orders for the even rows of a table of two columns."""
+    made = []
+    for part, numbers in enumerate(np.array_split(np.arange(n), parts)):
+        path = str(folder / f"{part}.parquet")
+        pq.write_table(pa.table({"uid": [f"{i:05d}" for i in numbers], "number": numbers, "other": numbers}), path)
+        made.append(pa.table({"part": [path], "rows": [list(range(0, len(numbers), 2))]}, ORDER_SCHEMA))
+    return made
+
+
+def keyed(table: pa.Table, divisor: int) -> pa.Table:
+    numbers = table["number"].to_numpy()
+    return pa.table({"key": numbers // divisor * 8, "n": numbers}, SCHEMA)
+
+
+def counted(table: pa.Table) -> pa.Table:
+    """For each key its rows, here: a key whose rows did not come together shows twice."""
+    counts = Counter(table["key"].to_pylist())
+    return pa.table({"key": list(counts), "n": list(counts.values())}, SCHEMA)
+
+
+def none_of(table: pa.Table) -> pa.Table:
+    return table.slice(0, 0)
+
+
+def named(table: pa.Table) -> pa.Table:
+    return table.set_column(0, "key", pc.cast(table["key"], pa.string()))
+
+
+def test_rows_of_a_key_come_together(engine: Engine, tmp_path: Path) -> None:
+    rows = engine.rows(orders(tmp_path), ["uid", "number"])
+    together = rows.map(partial(keyed, divisor=10)).grouped("key", counted)
+    result = together.union(together.map(none_of)).collect()
+    assert result.schema == SCHEMA
+    expected = Counter(int(i) // 10 * 8 for numbers in np.array_split(np.arange(3000), 7) for i in numbers[::2])
+    assert dict(zip(result["key"].to_pylist(), result["n"].to_pylist(), strict=True)) == expected
+    assert len(result) == len(expected)
+
+
+def test_keys_may_be_words_and_functions_of_functions(engine: Engine, tmp_path: Path) -> None:
+    rows = engine.rows(orders(tmp_path, 400), ["number"]).map(partial(keyed, divisor=7)).map(named)
+    result = rows.grouped("key", named).grouped("key", named).collect()
+    assert sorted(result["n"].to_pylist()) == sorted(rows.collect()["n"].to_pylist())
+
+
+def test_no_rows_are_no_error(engine: Engine, tmp_path: Path) -> None:
+    rows = engine.rows(orders(tmp_path, 40), ["number"]).map(partial(keyed, divisor=7)).map(none_of)
+    assert len(rows.collect()) == 0
+    assert len(rows.grouped("key", counted).collect()) == 0

@@ -1,0 +1,491 @@
+"""Captions in bulk: rounds of questions before the orders run, through a stand-in for vLLM that keeps the contract of its rows."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from captioning.dialogue import journal
+from captioning.dialogue.conversation import Who
+from captioning.engines.vllm import ERROR, VLLM
+from captioning.prompt import DESCRIBES, load_prompt
+from pipelines import inline
+from pipelines.curation import Curation, curate
+from pipelines.engine.shuffle import Rows
+from pipelines.engine.sources import SourceSettings
+from pipelines.engine.step import Resources, RunError, Step, TableFunction
+from pipelines.engine.tables import split_order
+from pipelines.engine.worker import Job, Worker
+from pipelines.forgetting.request import forget
+from pipelines.ledger import ledger
+from pipelines.recipe import Recipe
+from pipelines.steps import _bulk_captions
+from pipelines.steps._bulk_captions import bulk_of
+from pipelines.steps.caption import JOURNALS, Caption, RewriteSettings, WindowSettings
+from tests.support.fake_vllm import UID, Manner, Shown, answered, asked_of, fake_build_processor
+from tests.support.toy_captioner import Counting, calls_of
+from tests.support.toy_steps import Measure, Split
+
+NAMES = ["a-3", "b-0", "c-5", "broken-1", "d-1"]
+N_CLIPS = 9
+MODEL = VLLM(model="hf-hub:some/model")
+KEPT = {*_bulk_captions.RETURNED, ERROR}
+WRITER = VLLM(model="hf-hub:some/writer", images=0)
+
+
+def make_recipe(
+    folder: Path, caption: Caption | None, shown: Shown | None = None, names: Sequence[str] = NAMES
+) -> Recipe:
+    (folder / "in").mkdir(exist_ok=True, parents=True)
+    for name in names:
+        if not (file := folder / "in" / f"{name}.toy").exists():
+            file.write_text(name)
+    steps: list[Step] = [Measure(), Split(), shown or Shown(), *([caption] if caption else [])]
+    return Recipe(
+        name="toy",
+        out=str(folder / "out"),
+        sources=(SourceSettings(videos=str(folder / "in" / "*.toy")),),
+        curate=tuple(steps),
+    )
+
+
+def clips_of(curation: Curation) -> list[dict[str, Any]]:
+    return [row for row in curation.final.rows.read().to_pylist() if row["clip_index"] is not None]
+
+
+def uids_of(folder: Path, shown: Shown | None = None, names: Sequence[str] = NAMES) -> list[str]:
+    """The clips that there are, all steps before the captions done."""
+    return sorted(row["uid"] for row in clips_of(curate(make_recipe(folder, None, shown, names), inline)))
+
+
+class ByHand:
+    """An engine as `pipelines.run` in this process: what goes to the processor as rows comes back as rows, as the stand-in wants it."""
+
+    rows: Callable[[list[pa.Table], list[str]], Rows] = staticmethod(inline.rows)
+    map_tables: Callable[[Callable[[], TableFunction], list[pa.Table], Resources], Iterator[pa.Table]] = staticmethod(
+        inline.map_tables
+    )
+
+    def __init__(
+        self,
+        manner: Manner,
+        change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = lambda rows: rows,
+        one_by_one: bool = False,
+    ) -> None:
+        self._manner, self._change, self._one_by_one = manner, change, one_by_one
+        self.rounds: list[tuple[Who, int]] = []
+
+    def run_orders(self, job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
+        if asked := bulk_of(job):
+            asking = asked
+
+            def count(numbers: Sequence[int]) -> Iterator[tuple[int, pa.Table]]:
+                counting = asking.counting()
+                return ((number, counting(orders[number])) for number in numbers)
+
+            def put(who: Who, numbers: Sequence[int]) -> Iterator[pa.Table]:
+                batches = asking.asking(who)
+                rows = [row for number in numbers for batch in batches(orders[number]) for row in batch.to_pylist()]
+                self.rounds.append((who, len(rows)))
+                returned = self._change([self._through(row, asking.engines[who]) for row in rows])
+                names = list(dict.fromkeys(name for row in returned for name in (*row, ERROR)))
+                for start in range(0, len(returned), 4):
+                    batch = pa.table(
+                        {name: [row.get(name) for row in returned[start : start + 4]] for name in names if name in KEPT}
+                    )
+                    yield asking.keep(batch, who, asking.identity(who))
+
+            asking.ask(orders, count, put)
+            if self._one_by_one:
+                orders = [single for order in orders for single in split_order(order)]
+        workers = [Worker(stage) for stage in job.stages()]
+        for order in orders:
+            for worker in workers:
+                order = worker(order)
+            yield order
+
+    def _through(self, row: dict[str, Any], engine: VLLM) -> dict[str, Any]:
+        asked = row | engine.request(row)
+        if not asked[ERROR]:
+            asked |= answered(asked, self._manner)
+        return asked if asked[ERROR] else {**_bulk_captions.trimmed(asked), ERROR: ""}
+
+
+def log_of(folder: Path) -> str:
+    return str(folder / "asked")
+
+
+def check_own_words(clips: Sequence[dict[str, Any]]) -> None:
+    for row in clips:
+        if row["fate"] == "kept":
+            assert all(set(UID.findall(item["text"])) == {row["uid"]} for item in row["captions"]), row
+
+
+def test_every_clip_is_asked_about_once_and_gets_its_own_words(tmp_path: Path) -> None:
+    uids_of(tmp_path)
+    engine = ByHand(Manner(log_of(tmp_path)))
+    curation = curate(make_recipe(tmp_path, Caption(engine=MODEL)), engine)
+    clips = clips_of(curation)
+    check_own_words(clips)
+    assert engine.rounds == [("captioner", N_CLIPS)]
+    assert Counter(asked_of(log_of(tmp_path))) == dict.fromkeys((row["uid"] for row in clips), 1)
+    for row in clips:
+        assert (
+            row["caption_attempts"],
+            row["caption_tokens_in"],
+            row["caption_tokens_out"],
+            row["caption_cost_usd"],
+        ) == (1, 100, 20, 0.0)
+        assert row["caption_engine"] == MODEL.identity()
+    assert not list((tmp_path / "out" / "tables").glob(f"{JOURNALS}*")), "what is in the table is not kept twice"
+    assert all(account.balanced for account in ledger(curation))
+
+
+@pytest.mark.slow
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_answer_lands_on_another_clip_whatever_comes_back_and_in_which_order(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("canary")
+    uids = uids_of(folder)
+    some = st.sets(st.sampled_from(uids))
+    fails, lost = data.draw(some), data.draw(some)
+    unfit = data.draw(st.dictionaries(st.sampled_from(uids), st.integers(1, 2)))
+    chance = data.draw(st.randoms(use_true_random=False))
+
+    def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        left = [row for row in rows if row["uid"] not in lost] + [
+            row for row in rows if chance.random() < 0.2 and row["uid"] not in lost
+        ]
+        chance.shuffle(left)
+        return left
+
+    engine = ByHand(Manner(log_of(folder), tuple(fails), unfit), change)
+    curation = curate(make_recipe(folder, Caption(engine=MODEL)), engine)
+    clips = clips_of(curation)
+    check_own_words(clips)
+    assert all(account.balanced for account in ledger(curation))
+    for row in clips:
+        reason = row["fate_reason"] or ""
+        if row["uid"] in lost:
+            assert reason == f"unanswered question: {MODEL.identity()} gave none"
+        elif row["uid"] in fails:
+            assert reason == f"unanswered question: ValueError: the prompt of clip {row['uid']} is too long"
+        elif unfit.get(row["uid"]) == 2:
+            assert reason.count("refused caption: ") == 2
+        else:
+            assert (row["fate"], row["caption_attempts"]) == ("kept", 1 + unfit.get(row["uid"], 0))
+    assert len(engine.rounds) <= _bulk_captions.ACTS * 2
+    assert Counter(asked_of(log_of(folder))).most_common(1)[0][1] <= len(engine.rounds)
+
+
+def test_clips_that_got_the_same_words_are_asked_about_again(tmp_path: Path) -> None:
+    names = [f"{letter}{letter}-1" for letter in "abcdefghijklmnopq"]
+    uids = uids_of(tmp_path, names=names)
+    engine = ByHand(Manner(log_of(tmp_path), alike=tuple(uids)))
+    clips = clips_of(curate(make_recipe(tmp_path, Caption(engine=MODEL), names=names), engine))
+    # Two clips an order, and one in the last.
+    assert engine.rounds == [("captioner", 17), ("captioner", 16)]
+    assert sorted(row["caption_attempts"] for row in clips) == [1] + [2] * 16
+    check_own_words([row for row in clips if row["caption_attempts"] == 2])
+
+
+def test_windows_are_merged_and_a_second_engine_rewrites(tmp_path: Path) -> None:
+    names = ["a-2", "b-1"]
+    first, *_ = uids_of(tmp_path, names=names)
+    caption = Caption(
+        engine=MODEL,
+        prompt=load_prompt("structured", DESCRIBES),
+        windows=WindowSettings(size=2, least=1),
+        rewrite=RewriteSettings(engine=WRITER),
+    )
+    engine = ByHand(Manner(log_of(tmp_path), unfit={first: 1}))
+    clips = clips_of(curate(make_recipe(tmp_path, caption, names=names), engine))
+    check_own_words(clips)
+    # Windows; those of the first again, merges of the others; its merge, and rewriting; and for it alone merge, rewriting and rewriting again.
+    rounds = [
+        ("captioner", 6),
+        ("captioner", 4),
+        ("captioner", 1),
+        ("rewriter", 2),
+        ("captioner", 1),
+        ("rewriter", 1),
+        ("rewriter", 1),
+    ]
+    assert engine.rounds == rounds
+    assert {row["uid"]: row["caption_attempts"] for row in clips} == {
+        row["uid"]: 8 if row["uid"] == first else 4 for row in clips
+    }
+    assert {row["caption_engine"] for row in clips} == {f"{MODEL.identity()} > {WRITER.identity()}"}
+    assert all(
+        item["kind"] != "rewritten" or row["caption"] == item["text"] for row in clips for item in row["captions"]
+    )
+
+
+def test_an_engine_that_is_asked_clip_by_clip_works_beside_one_in_bulk(tmp_path: Path) -> None:
+    uids = uids_of(tmp_path)
+    calls = str(tmp_path / "calls")
+    caption = Caption(engine=Counting(calls=calls), rewrite=RewriteSettings(engine=WRITER))
+    by_hand = ByHand(Manner(log_of(tmp_path)))
+    clips = clips_of(curate(make_recipe(tmp_path, caption), by_hand))
+    assert sorted(calls_of(calls)) == uids, "what is paid for is paid for once"
+    assert by_hand.rounds == [("rewriter", N_CLIPS)]
+    assert all(row["fate"] == "kept" and f"clip {row['uid']}" in row["caption"] for row in clips)
+    assert {row["caption_cost_usd"] for row in clips} == {0.25}
+
+
+def test_a_run_that_ends_in_the_middle_asks_only_for_what_is_missing(tmp_path: Path) -> None:
+    uids = uids_of(tmp_path)
+    recipe = make_recipe(tmp_path, Caption(engine=MODEL))
+    manner = Manner(log_of(tmp_path), unfit={uids[0]: 1, uids[1]: 1})
+
+    def ended(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if len(rows) == 2:
+            raise RunError("killed between rounds")
+        return rows
+
+    with pytest.raises(RunError, match="between rounds"):
+        curate(recipe, ByHand(manner, ended))
+    assert Counter(asked_of(log_of(tmp_path)))[uids[0]] == 2
+    folder = next((tmp_path / "out" / "tables").glob(f"{JOURNALS}*"))
+    shelves = {path.parent.name for path in folder.rglob("*.jsonl")}
+    assert len(shelves) == N_CLIPS, "an order for each of so few clips"
+    assert len(journal.read(str(folder)).answers) == N_CLIPS
+
+    # Two files more: orders are of other clips now, and find what was answered all the same.
+    more = [*NAMES, "e-4", "f-30"]
+    uids_of(tmp_path, names=more)
+    by_hand = ByHand(manner)
+    clips = clips_of(curate(make_recipe(tmp_path, Caption(engine=MODEL), names=more), by_hand))
+    check_own_words(clips)
+    assert len(clips) == N_CLIPS + 34
+    assert by_hand.rounds == [("captioner", 34 + 2)]
+    counts = Counter(asked_of(log_of(tmp_path)))
+    assert {uid: n for uid, n in counts.items() if n > 1} == {uids[0]: 3, uids[1]: 3}, (
+        "the answers that were lost on the way, and no other"
+    )
+
+
+def test_an_order_reads_the_answers_of_its_own_clips_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uids_of(tmp_path)
+    read: list[tuple[str, int]] = []
+
+    def reading(folder: str, errors: bool = False) -> journal.Kept:
+        kept = real(folder, errors)
+        read.append((folder, len(kept.answers)))
+        return kept
+
+    real = journal.read
+    monkeypatch.setattr(journal, "read", reading)
+    curate(make_recipe(tmp_path, Caption(engine=MODEL)), ByHand(Manner(log_of(tmp_path))))
+    assert max(n for _, n in read) == 1, "orders of one clip each"
+    assert all(JOURNALS not in Path(folder).name for folder, _ in read), "never the whole journal"
+
+
+def test_rows_that_are_done_one_by_one_find_their_answers(tmp_path: Path) -> None:
+    """As those of a worker that died are: their answers lie on the shelf of the order they were in."""
+    names = ["c-40"]
+    uids_of(tmp_path, names=names)
+    engine = ByHand(Manner(log_of(tmp_path)), one_by_one=True)
+    clips = clips_of(curate(make_recipe(tmp_path, Caption(engine=MODEL), names=names), engine))
+    check_own_words(clips)
+    assert [row["fate"] for row in clips] == ["kept"] * 40
+    assert len(asked_of(log_of(tmp_path))) == 40
+
+
+def test_captions_that_another_table_holds_are_not_asked_for(tmp_path: Path) -> None:
+    uids_of(tmp_path)
+    recipe = make_recipe(tmp_path, Caption(engine=MODEL))
+    curate(recipe, ByHand(Manner(log_of(tmp_path))))
+    scaled = recipe.model_copy(update={"curate": (Measure(scale=2.0), *recipe.curate[1:])})
+    engine = ByHand(Manner(log_of(tmp_path)))
+    check_own_words(clips_of(curate(scaled, engine)))
+    assert engine.rounds == []
+    assert len(asked_of(log_of(tmp_path))) == N_CLIPS
+
+
+def test_a_damaged_picture_fails_its_clip_alone(tmp_path: Path) -> None:
+    shown = Shown(damaged=(0.0,))
+    uids_of(tmp_path, shown)
+    clips = clips_of(curate(make_recipe(tmp_path, Caption(engine=MODEL), shown), ByHand(Manner(log_of(tmp_path)))))
+    failed = {row["number"]: row["fate_reason"] for row in clips if row["fate"] == "failed"}
+    assert set(failed) == {0.0}
+    assert "a picture cannot be decoded" in failed[0.0]
+    assert len(asked_of(log_of(tmp_path))) == N_CLIPS - 3
+
+
+def test_what_is_forgotten_leaves_the_shelves(tmp_path: Path) -> None:
+    uids_of(tmp_path)
+    recipe = make_recipe(tmp_path, Caption(engine=MODEL))
+
+    def ended(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if len(rows) == 1:
+            raise RunError("killed")
+        return rows
+
+    first, *_ = uids_of(tmp_path)
+    with pytest.raises(RunError):
+        curate(recipe, ByHand(Manner(log_of(tmp_path), unfit={first: 1}), ended))
+    outcome = forget(recipe, source=str(tmp_path / "in" / "c-5.toy"))
+    assert outcome is not None
+    assert outcome.proof.left == []
+    folder = next((tmp_path / "out" / "tables").glob(f"{JOURNALS}*"))
+    assert len(journal.read(str(folder)).answers) == N_CLIPS - 5
+    engine = ByHand(Manner(log_of(tmp_path)))
+    assert len(clips_of(curate(recipe, engine))) == N_CLIPS - 5
+    assert sum(n for _, n in engine.rounds) <= 1
+
+
+def test_a_row_that_comes_back_as_another_clips_ends_the_run(tmp_path: Path) -> None:
+    uids_of(tmp_path)
+
+    def swapped(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**row, "uid": other["uid"]} for row, other in zip(rows, rows[1:] + rows[:1], strict=True)]
+
+    with pytest.raises(RunError, match=r"caption: .* is not the one it was given"):
+        curate(make_recipe(tmp_path, Caption(engine=MODEL)), ByHand(Manner(log_of(tmp_path)), swapped))
+
+
+def test_what_the_engine_could_not_answer_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second, *_ = uids_of(tmp_path)
+
+    def lost(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row for row in rows if row["uid"] != second]
+
+    with caplog.at_level(logging.WARNING, "worldloom"):
+        curate(make_recipe(tmp_path, Caption(engine=MODEL)), ByHand(Manner(log_of(tmp_path), fails=(first,)), lost))
+    assert caplog.messages[0] == f"caption: of {N_CLIPS} questions vllm could not answer 1, and 1 did not come back"
+
+
+def test_without_ray_it_says_what_to_do(tmp_path: Path) -> None:
+    uids_of(tmp_path)
+    for caption in (Caption(engine=MODEL), Caption(engine=Counting(), rewrite=RewriteSettings(engine=WRITER))):
+        with pytest.raises(RunError, match="caption: engine vllm answers through Ray Data; run without --inline"):
+            curate(make_recipe(tmp_path, caption), inline)
+
+
+@pytest.fixture
+def ray_run(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`pipelines.run` on a cluster that says it has a GPU and vLLM, with the stand-in for Ray's builder of processors."""
+    import ray
+    import ray.data.llm
+
+    from pipelines import run
+
+    def with_manner(manner: Manner, **changes: bool) -> Any:
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+        monkeypatch.setattr(run, "_is_installed", lambda settings: True)
+        monkeypatch.setattr(ray.data.llm, "build_processor", fake_build_processor(manner, **changes))
+        return run
+
+    return with_manner
+
+
+FEW = ["a-4", "d-2"]
+
+
+@pytest.mark.slow
+def test_ray_rows_come_back_in_another_order_and_company(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
+    shown = Shown(damaged=(3.0,))
+    uids_of(tmp_path, shown, FEW)
+    clips = clips_of(curate(make_recipe(tmp_path, None, shown, FEW), inline))
+    (damaged,) = [row["uid"] for row in clips if row["number"] == 3.0]
+    fails, once, always, *good = sorted(row["uid"] for row in clips if row["uid"] != damaged)
+    manner = Manner(log_of(tmp_path), fails=(fails,), unfit={once: 1, always: 2})
+    recipe = make_recipe(tmp_path, Caption(engine=MODEL.model_copy(update={"batch": 4})), shown, FEW)
+    clips = clips_of(curate(recipe, ray_run(manner, shuffled=True)))
+    check_own_words(clips)
+    reasons = {row["uid"]: row["fate_reason"] for row in clips if row["fate"] == "failed"}
+    assert set(reasons) == {damaged, fails, always}
+    assert "a picture cannot be decoded" in reasons[damaged]
+    assert reasons[fails].endswith(f"the prompt of clip {fails} is too long")
+    assert Counter(asked_of(log_of(tmp_path))) == {fails: 1, once: 2, always: 2, **dict.fromkeys(good, 1)}
+
+
+@pytest.mark.slow
+def test_ray_a_run_that_dies_in_a_round_goes_on(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
+    uids_of(tmp_path, names=FEW)
+    recipe = make_recipe(tmp_path, Caption(engine=MODEL.model_copy(update={"batch": 1})), names=FEW)
+    with pytest.raises(
+        RunError, match=r"caption: asking in bulk failed: .*illegal memory access.*Answers so far are kept; run again"
+    ):
+        curate(recipe, ray_run(Manner(log_of(tmp_path), dies_at=4, tables=str(tmp_path / "out" / "tables"))))
+    folder = next((tmp_path / "out" / "tables").glob(f"{JOURNALS}*"))
+    kept = len(journal.read(str(folder)).answers)
+    assert 1 <= kept <= 4
+    before = len(asked_of(log_of(tmp_path)))
+    clips = clips_of(curate(recipe, ray_run(Manner(log_of(tmp_path)))))
+    check_own_words(clips)
+    assert [row["fate"] for row in clips] == ["kept"] * 6
+    assert len(asked_of(log_of(tmp_path))) - before == 6 - kept
+
+
+@pytest.mark.slow
+def test_ray_says_what_is_missing_before_anything_is_asked(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from pipelines import run
+
+    uids_of(tmp_path)
+    recipe = make_recipe(tmp_path, Caption(engine=MODEL))
+    with pytest.raises(
+        RunError, match=r"caption: engine vllm needs 1 GPU for each replica .* the Ray cluster has 0: .*openai"
+    ):
+        curate(recipe, run)
+    really = run._is_installed
+    monkeypatch.setattr(run, "_is_installed", lambda settings: really(settings, gpus=0))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    with pytest.raises(
+        RunError,
+        match=r"caption: engine vllm: vllm is not installed on the Ray workers with GPUs: pip install vllm.*openai",
+    ):
+        curate(recipe, run)
+    assert not list((tmp_path / "out" / "tables").glob(f"{JOURNALS}*"))
+
+
+@pytest.mark.slow
+def test_ray_a_row_of_another_clip_ends_the_run(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
+    uids_of(tmp_path, names=FEW)
+    with pytest.raises(RunError, match="is not the one it was given"):
+        curate(make_recipe(tmp_path, Caption(engine=MODEL), names=FEW), ray_run(Manner(log_of(tmp_path)), swapped=True))
+
+
+@pytest.mark.slow
+def test_ray_builds_its_real_processor_of_our_settings(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    import ray.data.llm
+
+    from pipelines import run
+
+    built = []
+
+    def build_processor(*args: Any, **options: Any) -> Any:
+        built.append(real(*args, **options))
+        return built[-1]
+
+    real = ray.data.llm.build_processor
+    monkeypatch.setattr(ray.data.llm, "build_processor", build_processor)
+    monkeypatch.setattr(run, "_is_installed", lambda settings: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 2.0})
+    # A folder without a model: only the workers would load it.
+    for engine in (VLLM(model=str(tmp_path), tensor_parallel=2), VLLM(model=str(tmp_path), images=0)):
+        questions = ray.data.from_arrow(_bulk_captions.QUESTIONS.empty_table())
+        run._processor("caption", engine)(questions)
+        stages = built[-1].list_stage_names()
+        assert stages == ["PrepareMultimodalStage"] * bool(engine.images) + ["ChatTemplateStage", "vLLMEngineStage"]
+        columns = dict.fromkeys(_bulk_captions.QUESTIONS.names) | {"pictures": [], "text": "", "system": ""}
+        given = {*columns, *engine.request(columns)}
+        assert all(set(built[-1].get_stage_by_name(name).get_required_input_keys()) <= given for name in stages)

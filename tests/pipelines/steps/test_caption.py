@@ -1,0 +1,537 @@
+"""The caption step: what a recipe may say, what a clip ends with, and that no answer is paid for twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from captioning.dialogue import journal
+from captioning.engines.signals import Signals
+from captioning.prompt import DESCRIBES, load_prompt
+from cluster import storage
+from cluster.config import ConfigError, parse_document
+from cluster.config import parse as parse_settings
+from pipelines import inline
+from pipelines.commands import gc
+from pipelines.curation import Curation, curate, inspect
+from pipelines.engine.segments import is_heavy, segments_of
+from pipelines.engine.sources import SourceSettings
+from pipelines.engine.step import Context, Resources, RunError, Step, start_fates
+from pipelines.forgetting.request import forget
+from pipelines.ledger import captioning, ledger
+from pipelines.recipe import Recipe, resolved
+from pipelines.steps.caption import JOURNALS, WRITES, Caption, RewriteSettings, WindowSettings, origin_of
+from pipelines.steps.cut import Cut
+from pipelines.steps.encode import Encode
+from pipelines.steps.frames import Frames
+from pipelines.steps.keep import Bound, Keep
+from pipelines.steps.scan import Scan
+from pipelines.video.decode import OPEN_LOG
+from tests.support.killing import files_of
+from tests.support.paths import ROOT
+from tests.support.toy_captioner import COST_USD, Counting, Look, calls_of
+from tests.support.toy_steps import Measure, Pick, Split
+from tests.support.videos import encode, numbered
+from training.data.buckets import BucketSettings
+
+NAMES = ["a-3", "b-0", "c-5", "broken-1", "d-1"]
+N_CLIPS = 9
+
+
+def make_sources(folder: Path, names: list[str]) -> None:
+    (folder / "in").mkdir(exist_ok=True, parents=True)
+    for name in names:
+        (folder / "in" / f"{name}.toy").write_text(name)
+
+
+def make_recipe(folder: Path, caption: Caption, out: str = "out") -> Recipe:
+    steps: list[Step] = [Measure(), Split(), Look(calls=str(folder / "looks")), caption]
+    return Recipe(
+        name="toy",
+        out=str(folder / out),
+        sources=(SourceSettings(videos=str(folder / "in" / "*.toy")),),
+        curate=tuple(steps),
+    )
+
+
+def clips_of(curation: Curation) -> list[dict[str, Any]]:
+    return [row for row in curation.final.rows.read().to_pylist() if row["clip_index"] is not None]
+
+
+def journals(folder: Path) -> list[Path]:
+    return sorted((folder / "out" / "tables").glob(f"{JOURNALS}*/*"))
+
+
+def test_every_clip_has_its_captions_and_what_they_cost(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    calls = str(tmp_path / "calls")
+    curation = curate(make_recipe(tmp_path, Caption(engine=Counting(calls=calls))), inline)
+    clips = clips_of(curation)
+    assert sorted(calls_of(calls)) == sorted(row["uid"] for row in clips)
+    for row in clips:
+        kinds = {item["kind"]: item["text"] for item in row["captions"]}
+        assert list(kinds) == ["dense", "medium", "short"] + ["source"] * (row["number"] == 0)
+        assert all(f"clip {row['uid']}" in text for text in kinds.values())
+        assert (row["caption"], row["caption_engine"]) == (kinds["dense"], "counting-a boat")
+        assert (
+            row["caption_attempts"],
+            row["caption_tokens_in"],
+            row["caption_tokens_out"],
+            row["caption_cost_usd"],
+        ) == (1, 100, 20, COST_USD)
+        assert row["caption_prompt"] == load_prompt("levels", DESCRIBES).label
+        assert row["caption_fields"] is None
+    assert journals(tmp_path) == []
+    assert all(account.balanced for account in ledger(curation))
+    assert captioning(curation) == "9 clips in 9 answers, 900 tokens in, 180 out, $2.25"
+
+
+def test_it_works_in_a_segment_of_its_own_and_hands_no_pictures_on(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    curation = curate(make_recipe(tmp_path, Caption(engine=Counting())), inline)
+    assert [state.segment.labels for state in curation.segments] == [("measure",), ("split", "look"), ("caption",)]
+    assert not any(is_heavy(field) for field in curation.final.segment.schema)
+    assert not Caption().starts_segment()
+    assert Caption(rewrite=RewriteSettings(engine=Counting())).starts_segment()
+    resources = Caption(engine=Counting(), rewrite=RewriteSettings(engine=Counting())).resources()
+    assert (resources.cpus, resources.pooled, resources.most) == (2.0, True, 1)
+    assert not Caption().resources().pooled
+
+
+def test_windows_and_a_rewriter(tmp_path: Path) -> None:
+    make_sources(tmp_path, ["a-2"])
+    seen, written = str(tmp_path / "seen"), str(tmp_path / "written")
+    caption = Caption(
+        engine=Counting(calls=seen),
+        prompt=load_prompt("structured", DESCRIBES),
+        windows=WindowSettings(size=2, least=1),
+        rewrite=RewriteSettings(engine=Counting(calls=written, says="a small boat")),
+    )
+    clips = clips_of(curate(make_recipe(tmp_path, caption), inline))
+    for row in clips:
+        assert row["caption"] == f"A caption of clip {row['uid']}, in which a small boat lies on the sea."
+        assert [item["kind"] for item in row["captions"]][:2] == ["rewritten", "dense"]
+        assert json.loads(row["caption_fields"])["lighting"].startswith("A lighting caption of clip")
+        # Two windows, one merge, one rewriting.
+        assert row["caption_attempts"] == 4
+        assert row["caption_engine"] == "counting-a boat > counting-a small boat"
+        assert "structured@" in row["caption_prompt"]
+        assert " > rewrite@" in row["caption_prompt"]
+    assert Counter(calls_of(seen)) == {row["uid"]: 3 for row in clips}
+
+
+def test_an_unfit_clip_fails_with_the_reasons_and_its_cost(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    curation = curate(make_recipe(tmp_path, Caption(engine=Counting(says="I cannot see any images: nothing"))), inline)
+    clips = clips_of(curation)
+    for row in clips:
+        assert (row["fate"], row["fate_step"]) == ("failed", "caption")
+        assert row["fate_reason"].count("refused caption: ") == 2
+        assert (row["caption"], row["caption_attempts"], row["caption_cost_usd"]) == (None, 2, 2 * COST_USD)
+    accounts = ledger(curation)
+    assert all(account.balanced for account in accounts)
+    assert accounts[-1].reasons == (("failed", "caption", "refused caption, then refused caption", N_CLIPS),)
+
+
+def test_a_clip_without_pictures_fails_alone(tmp_path: Path) -> None:
+    table = start_fates(
+        pa.table(
+            {
+                "uid": ["a", "b"],
+                "source_caption": pa.nulls(2, pa.string()),
+                "kind": ["video", "video"],
+                "camera": ["pan", None],
+                "duration_s": [2.0, 2.0],
+                "frames": pa.array([[b"clip"], None], pa.list_(pa.binary())),
+                "frames_s": pa.array([[1.0], None], pa.list_(pa.float64())),
+            }
+        )
+    )
+    rows = Caption(engine=Counting()).open(Context(str(tmp_path), 0, "lineage"))(table).to_pylist()
+    assert [row["fate"] for row in rows] == ["kept", "failed"]
+    assert rows[1]["fate_reason"] == "ValueError: the clip has no frames"
+    assert rows[1]["caption_attempts"] == 0
+
+
+def test_signals_caption_as_they_always_did() -> None:
+    columns = {"kind": "video", "width": 160, "height": 90, "luma": 0.1, "motion": 0.01}
+    table = start_fates(
+        pa.table(
+            {
+                "uid": ["a", "b"],
+                "source_caption": ["a red\nball", None],
+                **{name: [value] * 2 for name, value in columns.items()},
+            }
+        )
+    )
+    rows = Caption(engine=Signals()).open(Context("", 0))(table).to_pylist()
+    assert [row["caption"] for row in rows] == [
+        "a red ball. A dark landscape video with slow motion.",
+        "A dark landscape video with slow motion.",
+    ]
+    assert [[item["kind"] for item in row["captions"]] for row in rows] == [["measured", "source"], ["measured"]]
+    assert [(row["caption_prompt"], row["caption_cost_usd"], row["fate"]) for row in rows] == [(None, 0.0, "kept")] * 2
+    assert Caption().reads() == ("source_caption", "kind", "width", "height", "luma", "motion")
+
+
+def test_files_with_the_same_packets_are_one_origin() -> None:
+    assert origin_of({"content_hash": "h", "source": "a", "cluster": "g"}) == ("h", "g")
+    assert origin_of({"content_hash": None, "source": "a"}) == ("a", None)
+
+
+# What a recipe may say
+
+
+def parse(text: str) -> Recipe:
+    head = "name: n\nout: out\nsources: [{videos: '*.mp4'}]\ncurate:\n  - scan: {}\n  - cut: {}\n"
+    return parse_settings(Recipe, parse_document(head + text, "r.yaml"))
+
+
+def test_an_engine_that_sees_wants_pictures_and_the_hint_says_whose() -> None:
+    with pytest.raises(
+        ValidationError, match=r"unknown column 'frames'.*It is written by frames: put that step before this one"
+    ):
+        Recipe(
+            name="n",
+            out="out",
+            sources=(SourceSettings(videos="*.mp4"),),
+            curate=(Scan(), Cut(), Caption(engine=Counting())),
+        )
+    for steps in (
+        (Scan(), Cut(), Frames(), Caption(engine=Counting())),
+        (Scan(), Cut(), Caption(engine=Counting(), pictures="thumbnails")),
+    ):
+        Recipe(name="n", out="out", sources=(SourceSettings(videos="*.mp4"),), curate=steps)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("{prompt: level}", "r.yaml:7: curate.2.caption.prompt: unknown prompt 'level'; did you mean 'levels'"),
+        ("{prompt: none.yaml}", "r.yaml:7: curate.2.caption.prompt: none.yaml: no such file"),
+        ("{language: klingon}", "r.yaml:7: curate.2.caption.language: unknown language 'klingon'; write one of ar"),
+        ("{windows: {size: 16}}", "r.yaml:7: curate.2.caption.windows: least 128 is over size 16"),
+        ("{rewrite: {engine: signals}}", "caption.rewrite.engine: 'signals' does not answer prompts"),
+        ("{pictures: shots}", "caption.pictures"),
+        ("{promt: levels}", "unknown key 'promt'; did you mean 'prompt'"),
+        ("{prompt: merge}", "merge.yaml"),
+    ],
+)
+def test_mistakes_are_named_with_their_place(settings: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(f"  - caption: {settings}\n")
+    assert message in str(caught.value)
+
+
+def test_a_recipe_is_written_and_read_again() -> None:
+    recipe = parse(
+        "  - caption: {engine: signals, prompt: dense, windows: {size: 64, least: 8}, retries: 2, language: de}\n"
+    )
+    again = parse_settings(Recipe, parse_document(resolved(recipe), "again.yaml"))
+    assert again == recipe
+    assert "prompt: dense" in resolved(recipe)
+
+
+def test_what_changes_captions_changes_the_digest_and_what_does_not_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text((Path(load_prompt.__code__.co_filename).parent / "prompts" / "levels.yaml").read_text())
+    plain = Caption(engine=Counting()).settings_digest()
+    same = [
+        Caption(engine=Counting(calls="x", budget_usd=1.0)),
+        Caption(engine=Counting(), prompt=load_prompt(str(path), DESCRIBES)),
+    ]
+    assert [step.settings_digest() for step in same] == [plain] * 2
+    other: list[Caption] = [
+        Caption(engine=Counting(says="a ship")),
+        Caption(engine=Counting(), prompt=load_prompt("dense", DESCRIBES)),
+        Caption(engine=Counting(), language="de"),
+        Caption(engine=Counting(), retries=2),
+        Caption(engine=Counting(), windows=WindowSettings(size=128)),
+        Caption(engine=Counting(), rewrite=RewriteSettings(engine=Counting())),
+        Caption(engine=Counting(), pictures="thumbnails"),
+    ]
+    assert len({plain, *(step.settings_digest() for step in other)}) == 1 + len(other)
+    # Signals ask nothing, so that nothing of this is theirs.
+    assert Caption(prompt=load_prompt("dense", DESCRIBES)).settings_digest() == Caption().settings_digest()
+
+
+def test_a_prompt_that_does_not_speak_of_the_camera_does_not_depend_on_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("doc: d\nanswer: text\ncaptions: {dense: a}\nuser: Describe it.\n")
+    merge = tmp_path / "merge.yaml"
+    merge.write_text("doc: d\nanswer: same\nuser: '{{ parts }}'\n")
+    windows = {"size": 256, "least": 128, "merge": str(merge)}
+    reads = Caption.model_validate({"engine": Counting(), "prompt": str(path), "windows": windows}).reads()
+    assert set(reads) == {"source_caption", "frames", "frames_s", "duration_s"}
+    assert "camera" in Caption(engine=Counting()).reads()
+
+
+def test_another_prompt_is_another_caption_and_the_same_latents() -> None:
+    def lineages(caption: Caption) -> dict[str, str]:
+        steps: list[Step] = [
+            Scan(),
+            Cut(),
+            Frames(),
+            caption,
+            Encode(buckets=(BucketSettings(size=32, frames=(1,), fps=8),)),
+        ]
+        labels = [step.name for step in steps]
+        return {
+            label: lineage
+            for segment in segments_of(steps, labels)
+            for label, lineage in zip(segment.labels, segment.lineages, strict=True)
+        }
+
+    one, other = (
+        lineages(Caption(engine=Counting())),
+        lineages(Caption(engine=Counting(), prompt=load_prompt("dense", DESCRIBES))),
+    )
+    assert {label for label in one if one[label] != other[label]} == {"caption"}
+
+
+@pytest.mark.slow
+def test_another_prompt_decodes_nothing_and_encodes_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        encode(tmp_path / "in" / f"{i}.mp4", numbered(40 + i), options={"g": "10"})
+    calls = str(tmp_path / "calls")
+
+    def run(prompt: str) -> Curation:
+        steps = (
+            Scan(),
+            Cut(min_s=0.3),
+            Frames(),
+            Caption(engine=Counting(calls=calls), prompt=load_prompt(prompt, DESCRIBES)),
+            Encode(buckets=(BucketSettings(size=32, frames=(1,), fps=8),)),
+        )
+        recipe = Recipe(
+            name="n",
+            out=str(tmp_path / "out"),
+            sources=(SourceSettings(videos=str(tmp_path / "in" / "*.mp4")),),
+            curate=steps,
+        )
+        plan = inspect(recipe)
+        if prompt == "dense":
+            pending = [(state.segment.labels, state.n_pending) for state in plan.segments]
+            assert pending == [(("scan",), 0), (("cut", "frames"), 0), (("caption",), len(first))]
+        return curate(recipe, inline)
+
+    first = clips_of(run("levels"))
+    latents = {name: data for name, data in files_of(tmp_path / "out" / "tables").items() if name.startswith("latents")}
+    assert latents
+    monkeypatch.setenv(OPEN_LOG, str(tmp_path / "opens"))
+    again = run("dense")
+    assert not (tmp_path / "opens").exists(), "no video is opened"
+    assert Counter(calls_of(calls)) == {row["uid"]: 2 for row in first}
+    assert {
+        name: data for name, data in files_of(tmp_path / "out" / "tables").items() if name.startswith("latents")
+    } == latents
+    assert all(row["bucket"] and row["caption_prompt"].startswith("dense@") for row in clips_of(again))
+
+
+def test_a_looser_threshold_asks_only_about_the_clips_it_lets_through(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    calls = str(tmp_path / "calls")
+    recipe = make_recipe(tmp_path, Caption(engine=Counting(calls=calls)))
+
+    def run(most: float) -> list[dict[str, Any]]:
+        steps = (*recipe.curate[:3], Keep(name="keep", number=Bound(max=most)), recipe.curate[3])  # type: ignore[call-arg]
+        return clips_of(curate(recipe.model_copy(update={"curate": steps}), inline))
+
+    tight = run(1)
+    assert len(calls_of(calls)) == sum(row["fate"] == "kept" for row in tight) == 5
+    loose = run(9)
+    assert Counter(calls_of(calls)) == {row["uid"]: 1 for row in loose}
+    assert [row["captions"] for row in loose] == [
+        row["captions"] for row in clips_of(curate(make_recipe(tmp_path, Caption(engine=Counting()), "b"), inline))
+    ]
+
+
+def test_a_pool_has_no_more_workers_than_an_engine_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines import run
+
+    monkeypatch.setattr(run.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
+    assert [run._pool_limit(Resources(cpus=2, pooled=True, most=most)) for most in (None, 1, 3, 99)] == [8, 1, 3, 8]
+    assert [run._pool_limit(Resources(gpus=0.5, pooled=True, most=most)) for most in (None, 1)] == [8, 1]
+
+
+# Killed, resumed, forgotten, collected
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[4].split(":")
+from tests.pipelines.steps.test_caption import make_recipe
+from tests.support.toy_captioner import Counting
+from pipelines import inline
+from pipelines.curation import curate
+from pipelines.steps.caption import Caption
+folder = Path(sys.argv[1])
+engine = Counting(calls=str(folder / "calls"), most_answers=int(sys.argv[2]), ends_by=sys.argv[3])
+curate(make_recipe(folder, Caption(engine=engine)), inline)
+"""
+
+
+def killed_run(folder: Path, most_answers: int) -> int:
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder), str(most_answers), "kill", str(ROOT)], check=False, timeout=120
+    ).returncode
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_asks_for_nothing_twice(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    calls = str(tmp_path / "calls")
+    for most_answers in (2, 5, 8):
+        assert killed_run(tmp_path, most_answers) == -9
+        assert len(calls_of(calls)) == most_answers
+        assert journals(tmp_path)
+    recipe = make_recipe(tmp_path, Caption(engine=Counting(calls=calls)))
+    ended = clips_of(curate(recipe, inline))
+    assert Counter(calls_of(calls)) == {row["uid"]: 1 for row in ended}
+    assert journals(tmp_path) == []
+    undisturbed = clips_of(curate(make_recipe(tmp_path, Caption(engine=Counting()), "undisturbed"), inline))
+    assert ended == undisturbed
+
+
+def gives_up(folder: Path, most_answers: int, **settings: Any) -> str:
+    caption = Caption(
+        engine=Counting(calls=str(folder / "calls"), most_answers=most_answers, ends_by="giving up"), **settings
+    )
+    with pytest.raises(RunError) as caught:
+        curate(make_recipe(folder, caption), inline)
+    return str(caught.value)
+
+
+def test_an_engine_that_gives_up_ends_the_run_with_its_words_and_the_rest_goes_on_later(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    assert gives_up(tmp_path, 4) == "the server is gone: start it and run again"
+    assert sum(len(journal.read(str(path)).answers) for path in {file.parent for file in journals(tmp_path)}) == 4
+    curate(make_recipe(tmp_path, Caption(engine=Counting(calls=str(tmp_path / "calls")))), inline)
+    assert set(Counter(calls_of(str(tmp_path / "calls"))).values()) == {1}
+
+
+def test_what_was_spent_counts_for_the_budget_of_a_later_run(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    calls = str(tmp_path / "calls")
+    for budget_usd, answered in ((4 * COST_USD, 4), (4 * COST_USD, 4), (6 * COST_USD, 6)):
+        with pytest.raises(RunError, match="budget of"):
+            curate(make_recipe(tmp_path, Caption(engine=Counting(calls=calls, budget_usd=budget_usd))), inline)
+        assert len(calls_of(calls)) == answered
+    done = clips_of(
+        curate(make_recipe(tmp_path, Caption(engine=Counting(calls=calls, budget_usd=N_CLIPS * COST_USD))), inline)
+    )
+    assert len(done) == len(calls_of(calls)) == N_CLIPS
+
+
+def test_a_journal_is_pruned_to_what_is_pending_and_removed_when_all_is_in_the_table(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    gives_up(tmp_path, 6)
+    (file,) = journals(tmp_path)
+    answered = set(calls_of(str(tmp_path / "calls")))
+    recipe = make_recipe(tmp_path, Caption(engine=Counting()))
+    state = inspect(recipe).segments[-1]
+    in_table = set(state.rows.uids.to_pylist())
+    step = state.segment.steps[0]
+    context = Context(recipe.tables_uri, 0, state.segment.lineages[0])
+    pending = set(state.rows.uids.to_pylist()) ^ {
+        row["uid"] for row in inspect(recipe).segments[-2].rows.rows.to_pylist()
+    }
+    step.prepare(context, pending)
+    kept = journal.read(str(file.parent))
+    assert {answer.uid for answer in kept.answers.values()} == answered - in_table
+    assert sum(kept.spent_usd.values()) == 6 * COST_USD
+    # Killed between the last part and the removal: the next run removes it.
+    done = curate(recipe, inline)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("")
+    assert clips_of(curate(recipe, inline)) == clips_of(done)
+    assert not file.parent.exists()
+
+
+def test_answers_about_a_forgotten_file_go_from_the_journal(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    gives_up(tmp_path, N_CLIPS - 1)
+    recipe = make_recipe(tmp_path, Caption(engine=Counting(calls=str(tmp_path / "calls"))))
+    folder = journals(tmp_path)[0].parent
+    clips = [row for row in inspect(recipe).segments[1].rows.read().to_pylist() if row["source"].endswith("c-5.toy")]
+    # A line that was being written when the writer was killed.
+    torn = folder / f"torn-000000{journal.SUFFIX}"
+    torn.write_text(json.dumps({"key": "k", "uid": clips[0]["uid"], "text": "half a"})[:-5])
+    outcome = forget(recipe, source=str(tmp_path / "in" / "c-5.toy"))
+    assert outcome is not None
+    assert outcome.proof.left == []
+    gone = {row["uid"] for row in clips}
+    left = b"".join(path.read_bytes() for path in journals(tmp_path)).decode()
+    assert not any(uid in left for uid in gone)
+    before = set(calls_of(str(tmp_path / "calls")))
+    ended = curate(recipe, inline)
+    assert {row["uid"] for row in clips_of(ended)} == (before - gone) | (
+        set(calls_of(str(tmp_path / "calls"))) - before
+    )
+    assert set(Counter(calls_of(str(tmp_path / "calls"))).values()) == {1}
+
+
+def test_gc_removes_answers_that_the_last_recipe_does_not_want(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    gives_up(tmp_path, 3, prompt=load_prompt("dense", DESCRIBES))
+    recipe = make_recipe(tmp_path, Caption(engine=Counting()))
+    curate(recipe, inline)
+    # A toy step cannot be read from a file: gc is asked what the recipe reaches, and that is no journal.
+    reached = gc.reached_folders(recipe, inspect(recipe))
+    (left,) = {file.parent.name for file in journals(tmp_path)}
+    assert left.startswith(JOURNALS)
+    assert left not in reached
+
+
+@pytest.mark.slow
+def test_ray_writes_the_same_and_goes_on_after_an_engine_gave_up(tmp_path: Path, ray_session: None) -> None:
+    from pipelines import run
+
+    make_sources(tmp_path, NAMES)
+    calls = str(tmp_path / "calls")
+    with pytest.raises(RunError, match=r"^the server is gone: start it and run again$"):
+        curate(make_recipe(tmp_path, Caption(engine=Counting(calls=calls, most_answers=4, ends_by="giving up"))), run)
+    ended = clips_of(curate(make_recipe(tmp_path, Caption(engine=Counting(calls=calls))), run))
+    assert Counter(calls_of(calls)) == {row["uid"]: 1 for row in ended}
+    assert ended == clips_of(curate(make_recipe(tmp_path, Caption(engine=Counting()), "by hand"), inline))
+    assert journals(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_under_ray_loses_no_answer(tmp_path: Path, ray_session: None) -> None:
+    """The engine kills its worker after three answers, whenever it is started: every restart finds them, and the run ends with failed rows."""
+    from pipelines import run
+
+    make_sources(tmp_path, ["a-3", "d-3"])
+    calls = str(tmp_path / "calls")
+    dying = make_recipe(tmp_path, Caption(engine=Counting(calls=calls, most_answers=3)))
+    clips = clips_of(curate(dying, run))
+    assert Counter(calls_of(calls)).most_common(1)[0][1] == 1
+    kept = [row for row in clips if row["fate"] == "kept"]
+    assert {row["uid"] for row in kept} == set(calls_of(calls))
+    assert ["WorkerDied" in row["fate_reason"] for row in clips if row["fate"] == "failed"] == [True] * 3
+
+
+def test_a_duplicate_group_is_known_from_dedup(tmp_path: Path) -> None:
+    make_sources(tmp_path, NAMES)
+    recipe = make_recipe(tmp_path, Caption(engine=Counting()))
+    steps: list[Step] = [*recipe.curate[:3], Pick(), Keep(name="keep", number=Bound(max=9)), recipe.curate[3]]  # type: ignore[call-arg]
+    clips = clips_of(curate(recipe.model_copy(update={"curate": tuple(steps)}), inline))
+    assert {row["fate"] for row in clips} == {"kept", "duplicate"}
+    assert all((row["caption"] is None) == (row["fate"] == "duplicate") for row in clips)
+
+
+def test_every_column_is_documented() -> None:
+    assert all((field.metadata or {}).get(b"doc") for field in WRITES)
+    assert storage.digest(*(field.name for field in WRITES))

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipelines.duplicates.alignment import align
+from pipelines.duplicates.clip_hashes import READS
+from pipelines.engine.shuffle import LocalRows
+from pipelines.engine.step import FATE_FIELDS, Mark, map_rows
+from pipelines.engine.tables import ORDER_SCHEMA
+from pipelines.steps.cut import Cut
+from pipelines.steps.dedup import WRITES, Dedup
+from pipelines.steps.scan import Scan
+from pipelines.video.phash import mirrored
+from tests.support.clip_rows import Hashes, ScatteredRows, clip_table, noisy, strangers
+
+SCHEMA = pa.schema([pa.field("uid", pa.string()), *WRITES, *FATE_FIELDS])
+
+
+def solve(table: pa.Table, **settings_: Any) -> dict[str, dict[str, Any]]:
+    solved = Dedup(**settings_).solve(LocalRows([table]))
+    assert solved.schema.equals(SCHEMA)
+    return {row["uid"]: row for row in solved.to_pylist()}
+
+
+def fates(solved: dict[str, dict[str, Any]]) -> dict[str, str | None]:
+    return {uid: row["duplicate_of"] for uid, row in solved.items()}
+
+
+def library(seed: int, n: int = 8) -> tuple[pa.Table, set[frozenset[str]]]:
+    """Clips with copies of some: noisy, mirrored, cut, exact."""
+    rng = np.random.default_rng(seed)
+    films = strangers(rng, n, 16)
+    made: list[Hashes] = []
+    contents = [f"film{i}" for i in range(n)]
+    wanted = set()
+    for i, film in enumerate(films[: n // 2]):
+        kind = int(rng.integers(4))
+        copy = noisy(rng, film, 0.05) if kind < 3 else film
+        copy = mirrored(copy) if kind == 1 else copy[4:14] if kind == 2 else copy
+        made.append(copy)
+        contents.append(f"film{i}" if kind == 3 else f"copy{i}")
+        wanted.add(frozenset((f"{i:04d}", f"{n + i:04d}")))
+    widths = rng.choice([100, 200], n + len(made)).tolist()
+    return clip_table(films + made, content_hash=contents, width=widths), wanted
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 2**32 - 1))
+def test_copies_are_found_and_nothing_else(seed: int) -> None:
+    table, wanted = library(seed)
+    solved = solve(table)
+    groups: dict[str, set[str]] = {}
+    for uid, row in solved.items():
+        groups.setdefault(row["cluster"], set()).add(uid)
+    assert {frozenset(group) for group in groups.values()} == wanted
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2**32 - 1))
+def test_order_and_parts_change_nothing(seed: int) -> None:
+    table, _ = library(seed)
+    wanted = Dedup().solve(LocalRows([table])).to_pylist()
+    rows = table.take(pa.array(np.random.default_rng(seed).permutation(len(table))))
+    assert Dedup().solve(LocalRows([rows.slice(0, 5), rows.slice(5)])).to_pylist() == wanted
+    assert Dedup().solve(ScatteredRows([rows], seed % 1000)).to_pylist() == wanted
+
+
+def test_a_pair_is_one_of_comparing_all_with_all() -> None:
+    """The keys lose no pair that laying all clips on each other finds, up to the noise that re-encoding and scaling leave."""
+    rng = np.random.default_rng(11)
+    films = strangers(rng, 30, 16)
+    clips = films + [noisy(rng, film, chance) for film, chance in zip(films, np.linspace(0, 0.07, 30), strict=True)]
+    table = clip_table(clips)
+    solved = solve(table)
+    for i in range(30):
+        found = align(clips[i], clips[30 + i])
+        assert found is not None
+        assert found.distance <= 9
+        assert solved[f"{30 + i:04d}"]["cluster"] == solved[f"{i:04d}"]["cluster"]
+    assert len(solved) == 60
+
+
+def test_what_is_said_of_a_near_duplicate() -> None:
+    rng = np.random.default_rng(0)
+    film = strangers(rng, 1, 20)[0]
+    solved = solve(clip_table([noisy(rng, film), film[5:17]], width=[100, 200], source=["a.mp4", "b.mp4"]))
+    row = solved["0000"]
+    assert (row["cluster"], row["duplicate_of"], row["duplicate_kind"], row["duplicate_overlap"]) == (
+        "0001",
+        "0001",
+        "near",
+        0.6,
+    )
+    assert row["fate"] == "duplicate"
+    assert row["fate_reason"] == "near-duplicate of a clip of b.mp4"
+    assert row["fate_value"] == row["duplicate_distance"] < row["fate_bound"] == 9.0
+    kept = solved["0001"]
+    assert (kept["cluster"], kept["fate"], kept["duplicate_of"], kept["duplicate_overlap"]) == (
+        "0001",
+        "kept",
+        None,
+        None,
+    )
+
+
+def test_exact_copies_are_found_in_black_and_need_the_same_span() -> None:
+    black = np.zeros(8, np.uint64)
+    table = clip_table(
+        [black] * 4,
+        content_hash=["x", "x", "x", "y"],
+        first_pts=[0, 100, 0, 0],
+        start_pts=[0, 100, 4, 0],
+        end_pts=[8, 108, 12, 8],
+    )
+    for method in ("near", "exact"):
+        solved = solve(table, method=method)
+        assert fates(solved) == {"0000": None, "0001": "0000"}
+        row = solved["0001"]
+        assert (row["duplicate_kind"], row["duplicate_distance"], row["duplicate_overlap"], row["fate_bound"]) == (
+            "exact",
+            0.0,
+            1.0,
+            0.0,
+        )
+        assert row["fate_reason"] == "exact copy of a clip of file0.mp4"
+
+
+def test_exact_leaves_near_copies() -> None:
+    rng = np.random.default_rng(1)
+    film = strangers(rng, 1)[0]
+    assert solve(clip_table([film, film]), method="exact") == {}
+    assert len(solve(clip_table([film, film]))) == 2
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"kind": ["video", "image"]}, {"content_hash": ["x", "x"], "start_pts": [0, 12]}, {"source": ["s", "s"]}],
+)
+def test_other_kinds_and_clips_of_one_file_are_not_compared(columns: dict[str, Any]) -> None:
+    film = strangers(np.random.default_rng(1), 1)[0]
+    assert solve(clip_table([film, film], **columns)) == {}
+
+
+def test_clips_without_a_content_hash_go_by_their_source() -> None:
+    rng = np.random.default_rng(2)
+    film = strangers(rng, 1)[0]
+    table = clip_table([film, film, film], content_hash=[None, None, None], source=["s", "s", "t"])
+    assert fates(solve(table)) == {"0000": None, "0001": None, "0002": "0000"}
+
+
+def test_images_have_a_bound_of_their_own() -> None:
+    rng = np.random.default_rng(3)
+    one = strangers(rng, 1, 1)[0]
+    images = [one, one ^ np.uint64(0b11), one ^ np.uint64(0b111111 << 20)]
+    table = clip_table(images, kind=["image"] * 3, end_pts=[1] * 3)
+    assert fates(solve(table)) == {"0000": None, "0001": "0000"}
+    assert solve(table, image_max_distance=1) == {}
+    assert solve(table)["0001"]["fate_bound"] == 4.0
+
+
+@pytest.mark.slow
+def test_hundreds_of_copies_leave_one() -> None:
+    rng = np.random.default_rng(4)
+    film = strangers(rng, 1, 8)[0]
+    table = clip_table([noisy(rng, film, 0.02) for _ in range(400)], width=rng.integers(100, 2000, 400).tolist())
+    solved = solve(table)
+    assert len(solved) == 400
+    assert [row["fate"] for row in solved.values()].count("kept") == 1
+
+
+def test_every_part_of_a_long_clip_is_found() -> None:
+    """The long one has more partners than any clip is compared with for its own sake."""
+    rng = np.random.default_rng(12)
+    film = rng.integers(0, 2**64, 400, np.uint64)
+    table = clip_table([film, *(film[start : start + 4] for start in range(0, 400, 4))], width=[200] + [100] * 100)
+    solved = solve(table)
+    assert len(solved) == 101
+    assert {row["duplicate_of"] for row in solved.values() if row["fate"] == "duplicate"} == {"0000"}
+    assert [row["fate"] for row in solved.values()].count("duplicate") == 100
+
+
+def test_a_thousand_black_clips_stay() -> None:
+    assert solve(clip_table([np.zeros(8, np.uint64)] * 1000)) == {}
+
+
+def test_alone_is_every_row_of_which_nothing_is_said() -> None:
+    table = clip_table(strangers(np.random.default_rng(5), 2))
+    alone = Dedup().alone(table)
+    assert alone.schema.equals(pa.schema(WRITES))
+    assert alone["cluster"] == table["uid"]
+    assert alone["duplicate_of"].null_count == 2
+    later = table.append_column("cluster", pa.array(["x", "y"])).append_column(
+        "embedding", pa.nulls(2, pa.list_(pa.float32()))
+    )
+    assert Dedup(method="semantic").alone(later)["cluster"].to_pylist() == ["x", "y"]
+
+
+def test_no_rows() -> None:
+    table = clip_table(strangers(np.random.default_rng(6), 1)).slice(0, 0)
+    assert solve(table) == {}
+    assert len(Dedup().alone(table)) == 0
+
+
+def test_semantic_joins_the_clusters_before() -> None:
+    films = [np.zeros(1, np.uint64)] * 5
+    table = clip_table(films, width=[500, 400, 300, 200, 100], cluster=["0000", "0000", "0002", "0002", "0004"])
+    vectors = [[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 1.0, 0.01, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]]
+    table = table.append_column("embedding", pa.array(vectors, pa.list_(pa.float32())))
+    solved = solve(table, method="semantic")
+    assert {uid: row["cluster"] for uid, row in solved.items()} == dict.fromkeys(
+        ("0000", "0001", "0002", "0003"), "0000"
+    )
+    assert fates(solved) == {"0000": None, "0001": None, "0002": "0001", "0003": None}
+    assert solved["0002"]["duplicate_kind"] == "semantic"
+    assert solved["0002"]["duplicate_distance"] == pytest.approx(5e-5, rel=0.01)
+    assert solved["0002"]["fate_bound"] == pytest.approx(0.01)
+    assert Dedup(method="semantic").solve(ScatteredRows([table], 1)).to_pylist() == list(solved.values())
+
+
+@pytest.mark.slow
+def test_real_footage(real_videos: Path) -> None:
+    """One scene twice, once compressed eighty times as much, among files that have nothing in common."""
+    names = [
+        "carphone_pristine.mp4",
+        "carphone_distorted.mp4",
+        "talk_640x360.mp4",
+        "short_1s_340x256.mp4",
+        "hydraulic_press_832x480.mp4",
+    ]
+    rows = []
+    for name in names:
+        path = real_videos / name
+        row: dict[str, Any] = {
+            "uid": name,
+            "source": str(path),
+            "kind": "video",
+            "sidecar": None,
+            "size_bytes": path.stat().st_size,
+        }
+        scanned = map_rows(pa.Table.from_pylist([row]), Scan().writes(), Scan()._scan).to_pylist()[0]
+        clips = Cut().expand(scanned)
+        assert not isinstance(clips, Mark)
+        rows += [{column: {**scanned, **clip}[column] for column in READS} for clip in clips]
+    table = pa.Table.from_pylist(rows, clip_table([]).schema)
+    solved = solve(table)
+    assert len(solved) == 2
+    dropped = next(row for row in solved.values() if row["fate"] == "duplicate")
+    assert dropped["duplicate_distance"] < 5
+    assert dropped["duplicate_overlap"] > 0.9
+    assert {Path(row["source"]).name for row in rows if row["uid"] in solved} == set(names[:2])
+
+
+def test_settings() -> None:
+    assert set(Dedup(method="semantic").reads()) == {*Dedup().reads(), "embedding", "cluster"}
+    for wrong in ({"max_distance": 16}, {"min_share": 0}, {"method": "phash"}):
+        with pytest.raises(ValidationError):
+            Dedup(**wrong)
+
+
+@pytest.mark.slow
+def test_on_ray_the_same_is_decided(ray_session: None, tmp_path: Path) -> None:
+    from pipelines import run
+
+    table, wanted = library(7, n=60)
+    orders = []
+    for part, start in enumerate(range(0, len(table), 16)):
+        rows = table.slice(start, 16)
+        path = str(tmp_path / f"{part}.parquet")
+        pq.write_table(rows, path)
+        orders.append(pa.table({"part": [path], "rows": [list(range(len(rows)))]}, ORDER_SCHEMA))
+    on_ray = Dedup().solve(run.rows(orders, table.column_names)).sort_by("uid")
+    assert on_ray.equals(Dedup().solve(LocalRows([table])).sort_by("uid"))
+    assert len(set(on_ray["cluster"].to_pylist())) == len(wanted)

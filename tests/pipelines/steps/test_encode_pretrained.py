@@ -1,0 +1,136 @@
+"""A pretrained autoencoder from a recipe to shards, and again from what the manifest and the model's card say of it."""
+
+from __future__ import annotations
+
+import shutil
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster.config import ConfigError
+from cluster.plugins import build
+from pipelines import inline
+from pipelines.curation import curate, inspect
+from pipelines.dataset.build import build_dataset
+from pipelines.engine.step import RunError
+from pipelines.recipe import Recipe
+from pipelines.video.decode import read_span
+from tests.support.encode_recipes import recipe_of
+from tests.support.random_autoencoders import save_autoencoder
+from tests.support.videos import encode, sliding
+from training.assembly import card_of
+from training.autoencoder import FOLDER, AutoencoderSettings
+from training.checkpoints.export import write_export
+from training.data.loader import Dataset
+from training.data.verify import verify
+from training.models.dit import DiT
+from training.sampling.settings import SampleSettings
+from training.sampling.tasks import open_autoencoder, sample
+from training.settings import TrainSettings
+
+
+def pretrained_recipe(folder: Path, autoencoder: dict[str, Any], **bucket: Any) -> Recipe:
+    # Random weights give back nothing of what they are given.
+    return recipe_of(folder, bucket, autoencoder=autoencoder, min_psnr_db=0)
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("footage")
+    encode(folder / "a.mp4", sliding(40, 2.0, 96, 64), time_base=Fraction(1, 24))
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "bucket"), [("wan", {}), ("flux", {}), ("ltx", {"multiple": 32})])
+def test_a_clip_is_encoded_and_everything_after_opens_the_same_autoencoder(
+    kind: str, bucket: dict[str, Any], footage: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(footage, tmp_path, dirs_exist_ok=True)
+    folder = save_autoencoder(tmp_path / "vae", kind)
+    recipe = pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}, **bucket)
+    made = build_dataset(recipe, curate(recipe, inline))
+    dataset = Dataset.open(made.manifest_uri, "train")
+    assert len(dataset.table) == made.n_train == 1
+    again = build(FOLDER, AutoencoderSettings, dict(dataset.info.autoencoder)).open()
+    assert again.identity == dataset.info.autoencoder_identity
+    (row,) = [row for row in inspect(recipe).final.rows.read().to_pylist() if row["clip_index"] is not None]
+    span = read_span(row["source"], row["start_pts"], row["end_pts"], fps=8, frames=9, width=32, height=32)
+    video = torch.from_numpy(span.frames.copy()).permute(3, 0, 1, 2)[None].contiguous().float() / 127.5 - 1
+    assert torch.equal(dataset.sample(0).latent, again.encode(video)[0].to(torch.bfloat16))
+    assert verify(made.manifest_uri, psnr_sample=0) == []
+
+    settings = TrainSettings(model=DiT(depth=1, dim=32, heads=2))
+    null_text = dataset.null_text().float()
+    card = card_of(settings, dataset, null_text.shape[1], step=1, seed=0)
+    assert open_autoencoder(card, torch.device("cpu")).identity == again.identity
+    weights = settings.model.build(dataset.info.channels, null_text.shape[1]).state_dict()
+    write_export(
+        str(tmp_path / "export"), weights, {name: value.clone() for name, value in weights.items()}, null_text, card
+    )
+    uri = sample(
+        SampleSettings(prompt="a boat", seconds=1, size="64x64", steps=2),
+        str(tmp_path / "export"),
+        str(tmp_path / "samples"),
+    )
+    assert Path(uri).stat().st_size
+
+    save_autoencoder(folder, kind, seed=1)
+    with pytest.raises(
+        ValueError,
+        match=r"the model was trained on latents of diffusers-v1 \w+ auto tile768, which do not mix with those of",
+    ):
+        open_autoencoder(card, torch.device("cpu"))
+
+
+def test_weights_that_moved_are_the_same_and_changed_ones_are_not(footage: Path, tmp_path: Path) -> None:
+    shutil.copytree(footage, tmp_path, dirs_exist_ok=True)
+    folder = save_autoencoder(tmp_path / "vae", "tiny")
+    curate(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}), inline)
+    shutil.move(folder, tmp_path / "moved")
+    moved = pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(tmp_path / "moved")})
+    assert inspect(moved).complete
+    save_autoencoder(tmp_path / "moved", "tiny", seed=1)
+    assert not inspect(moved).complete
+
+
+@pytest.mark.parametrize(
+    ("bucket", "message"),
+    [
+        (
+            {"size": 48},
+            r"bucket of size 48 cannot be encoded by diffusers: 48x48: both sides must be multiples of 32; .*; set multiple: 32 in it",
+        ),
+        (
+            {"frames": [1, 5]},
+            r"bucket of size 32 cannot be encoded by diffusers: 5 frames: .* 1 \+ a multiple of 8 frames; take 1 or 9$",
+        ),
+    ],
+)
+def test_a_bucket_it_cannot_take_ends_the_run_before_anything_is_encoded(
+    bucket: dict[str, Any], message: str, footage: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(footage, tmp_path, dirs_exist_ok=True)
+    folder = save_autoencoder(tmp_path / "vae", "ltx")
+    with pytest.raises(RunError, match=message):
+        curate(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}, **bucket), inline)
+
+
+def test_weights_that_cannot_be_loaded_end_the_run(footage: Path, tmp_path: Path) -> None:
+    shutil.copytree(footage, tmp_path, dirs_exist_ok=True)
+    folder = save_autoencoder(tmp_path / "vae", "tiny")
+    (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(RunError, match=r"encode: .*vae cannot be loaded by diffusers"):
+        curate(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}), inline)
+
+
+def test_mistakes_in_a_recipe_are_named_with_line_and_key(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"recipe.yaml:\d+: .*unknown key 'paht'; did you mean 'path'.*subfolder, revision, class, dtype, tile",
+    ):
+        pretrained_recipe(tmp_path, {"name": "diffusers", "paht": "./vae"})
+    with pytest.raises(ConfigError, match=r"recipe.yaml:\d+: .*path /none/there: no such folder"):
+        pretrained_recipe(tmp_path, {"name": "diffusers", "path": "/none/there"})

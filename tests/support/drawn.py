@@ -1,0 +1,119 @@
+"""A real data set, drawn: coloured shapes that move over coloured backgrounds, encoded, written and read as curation does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from captioning.encoder import NULL_CAPTION, text_key
+from captioning.encoders.hashing import Hashing
+from training.autoencoders.linear import Linear
+from training.data.buckets import Bucket
+from training.data.shard_writer import LatentRow, write_shard
+from training.data.shards import OTHER_CAPTION, DatasetInfo, ShardInfo, read_index, write_manifest
+from training.data.text_tables import write_texts
+
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 180, 70),
+    "blue": (50, 80, 220),
+    "yellow": (240, 210, 50),
+    "white": (240, 240, 240),
+}
+BACKGROUNDS = {"black": (16, 16, 20), "grey": (120, 120, 124), "purple": (90, 40, 120)}
+MOVES = {"right": (1.0, 0.0), "left": (-1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
+FPS = 8.0
+
+
+def clip(chance: np.random.Generator, width: int, height: int, frames: int) -> tuple[NDArray[np.float32], str]:
+    """`[3, T, H, W]` in [-1, 1] and its caption."""
+    colour, ground, move = (list(names)[chance.integers(len(names))] for names in (COLOURS, BACKGROUNDS, MOVES))
+    shape = ("circle", "square")[chance.integers(2)]
+    radius = height * 0.22
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32) + 0.5
+    step = np.array(MOVES[move]) * height * 0.05
+    at = np.array([width, height]) / 2 - step * (frames - 1) / 2 + chance.uniform(-0.1, 0.1, 2) * height
+    video = np.empty((frames, height, width, 3), np.float32)
+    for index in range(frames):
+        x, y = columns - at[0] - step[0] * index, rows - at[1] - step[1] * index
+        distance = np.hypot(x, y) if shape == "circle" else np.maximum(np.abs(x), np.abs(y))
+        cover = np.clip(radius - distance + 0.5, 0, 1)[..., None]
+        video[index] = cover * COLOURS[colour] + (1 - cover) * BACKGROUNDS[ground]
+    caption = (
+        f"a {colour} {shape} moves {move} on a {ground} background"
+        if frames > 1
+        else f"a {colour} {shape} on a {ground} background"
+    )
+    return video.transpose(3, 0, 1, 2) / 127.5 - 1, caption
+
+
+def write_dataset(folder: Path, counts: Sequence[tuple[int, int, int, int]], n_val: int = 4, seed: int = 0) -> str:
+    """Data set of `counts`, each (width, height, frames, how many), the first `n_val` of each held out; URI of its manifest."""
+    settings, encoder = Linear(), Hashing().open()
+    autoencoder = settings.open()
+    chance = np.random.default_rng(seed)
+    captions, tables = {NULL_CAPTION}, []
+    for width, height, frames, count in counts:
+        bucket = Bucket(width, height, frames, FPS)
+        rows, columns = [], []
+        for index in range(count):
+            video, caption = clip(chance, width, height, frames)
+            captions.add(caption)
+            pixels = torch.from_numpy(video)[None]
+            latent = autoencoder.encode(pixels)[0].to(torch.bfloat16)
+            tail = autoencoder.encode(pixels[:, :, -1:])[0].to(torch.bfloat16) if frames > 1 else None
+            uid = f"{bucket.name}-{index:04d}"
+            rows.append(LatentRow(uid, latent, tail, f"{uid}.mp4", 0, frames, 1, 8, FPS, (0, 0, width, height)))
+            columns.append((text_key(caption, encoder.identity), caption, "val" if index < n_val else "train"))
+        file = f"latents/bucket={bucket.name}/part-0.parquet"
+        write_shard(str(folder / file), rows, ShardInfo.of(settings, autoencoder, bucket, "drawn"))
+        index_table = read_index(str(folder / file))
+        n_rows = len(rows)
+        extra = {
+            "bucket": [bucket.name] * n_rows,
+            "kind": ["video" if frames > 1 else "image"] * n_rows,
+            "file": [file] * n_rows,
+            "text_key": [key for key, _, _ in columns],
+            "n_text": [len(caption.split()) for _, caption, _ in columns],
+            "caption": [caption for _, caption, _ in columns],
+            "caption_kind": ["words"] * n_rows,
+            "other_captions": [[]] * n_rows,
+            "source_width": [width] * n_rows,
+            "source_height": [height] * n_rows,
+            "cluster": [None] * n_rows,
+            "split": [split for _, _, split in columns],
+        }
+        order = {row.uid: position for position, row in enumerate(rows)}
+        take = [order[uid] for uid in index_table["uid"].to_pylist()]
+        for name, values in extra.items():
+            index_table = index_table.append_column(
+                name,
+                pa.array(
+                    [values[position] for position in take],
+                    pa.string() if name == "cluster" else pa.list_(OTHER_CAPTION) if name == "other_captions" else None,
+                ),
+            )
+        tables.append(index_table)
+    embeddings = {text_key(caption, encoder.identity): encoder.encode([caption])[0] for caption in sorted(captions)}
+    write_texts(str(folder / "texts/part-0.parquet"), embeddings, encoder.identity)
+    info = DatasetInfo(
+        tables_root="",
+        autoencoder=settings.model_dump(mode="json"),
+        autoencoder_identity=autoencoder.identity,
+        channels=autoencoder.channels,
+        time_factor=autoencoder.time_factor,
+        space_factor=autoencoder.space_factor,
+        text_encoder=Hashing().model_dump(mode="json"),
+        text_encoder_identity=encoder.identity,
+        text_folder="texts",
+        null_text_key=text_key(NULL_CAPTION, encoder.identity),
+        fingerprint="drawn",
+    )
+    manifest = str(folder / "_manifest.parquet")
+    write_manifest(manifest, pa.concat_tables([table.select(tables[0].column_names) for table in tables]), info)
+    return manifest

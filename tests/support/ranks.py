@@ -1,0 +1,76 @@
+"""Run a function in several processes joined by gloo, without Ray."""
+
+from __future__ import annotations
+
+import faulthandler
+import io
+import os
+import queue
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+TIMEOUT_S = 300
+"""A rank that is not done by then hangs: it says where and ends."""
+
+
+def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
+    """`function(*arguments)` in `world_size` processes; returns what each returned, by rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    processes = [
+        context.Process(target=_rank, args=(function, rank, world_size, port, results, arguments))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    got: dict[int, Any] = {}
+    for _ in processes:
+        try:
+            rank, error, value = results.get(timeout=TIMEOUT_S)
+        except queue.Empty:
+            rank, error, value = (
+                -1,
+                f"of {world_size} ranks only {sorted(got)} are done after {TIMEOUT_S} s; where the others are is on stderr",
+                None,
+            )
+        if error:
+            for process in processes:
+                process.kill()
+            raise AssertionError(f"rank {rank}:\n{error}")
+        got[rank] = torch.load(io.BytesIO(value), weights_only=True)
+    for process in processes:
+        process.join()
+    return [got[rank] for rank in range(world_size)]
+
+
+def _packed(value: Any) -> bytes:
+    """As bytes: tensors in a queue are shared memory that dies with the process that put them there."""
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
+
+
+def _rank(
+    function: Callable[..., Any], rank: int, world_size: int, port: int, results: Any, arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(TIMEOUT_S - 10, exit=True)
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size)
+    )
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    try:
+        results.put((rank, None, _packed(function(*arguments))))
+    except BaseException:
+        results.put((rank, traceback.format_exc(), None))
+    finally:
+        dist.destroy_process_group()

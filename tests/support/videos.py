@@ -1,0 +1,104 @@
+"""Videos for tests, made with PyAV: exact time stamps, any codec, and frames that carry their number."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+BITS = 8
+
+
+def numbered(n: int, width: int = 128, height: int = 64) -> Pixels:
+    """`[n, height, width, 3]`: frame k shows k in binary as eight black or white columns, over a grey that changes with k."""
+    frames = np.empty((n, height, width, 3), np.uint8)
+    for k in range(n):
+        frames[k] = 90 + (k * 7) % 60
+        for bit in range(BITS):
+            frames[k, height // 4 : height * 3 // 4, bit * width // BITS : (bit + 1) * width // BITS] = (
+                235 if k >> bit & 1 else 20
+            )
+    return frames
+
+
+def number_of(frame: Pixels) -> int:
+    """The number a frame of `numbered` carries, at any size."""
+    height, width = frame.shape[:2]
+    columns = frame[height * 3 // 8 : height * 5 // 8].mean(axis=(0, 2)).reshape(BITS, width // BITS).mean(axis=1)
+    return sum(1 << bit for bit in range(BITS) if columns[bit] > 127)
+
+
+def sliding(n: int, step: float, width: int = 256, height: int = 144, seed: int = 0) -> Pixels:
+    """`[n, height, width, 3]`: a smooth random texture that moves right by `step` pixels a frame."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width].astype(float)
+    waves = [(*rng.uniform(0.05, 0.3, 2) * rng.choice([-1, 1], 2), rng.uniform(0, 6.28)) for _ in range(8)]
+    scale = 256 / max(width, height)
+    frames = [
+        128 + 13 * sum(np.sin(scale * (fx * (x - k * step) + fy * y) + phase) for fx, fy, phase in waves)
+        for k in range(n)
+    ]
+    return np.repeat(np.clip(np.stack(frames), 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+@contextlib.contextmanager
+def same_scheduling() -> Iterator[None]:
+    """SVT-AV1 gives root's thread that opens it real-time priority for good: whatever that thread starts later then starves the machine."""
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
+def encode(
+    path: Path,
+    frames: Sequence[Pixels] | Pixels,
+    *,
+    pts: Sequence[int] | None = None,
+    time_base: Fraction = Fraction(1, 30),
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    color_range: int | None = None,
+    colorspace: int | None = None,
+    tag: bool = True,
+    rotation_deg: int = 0,
+    aspect: Fraction | None = None,
+) -> Path:
+    """Write RGB frames at the given PTS. `color_range` and `colorspace` convert, and are written to the file if `tag`."""
+    with same_scheduling(), av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=round(1 / time_base), options=options or {})
+        assert isinstance(stream, VideoStream)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = pixel_format
+        stream.codec_context.time_base = time_base
+        stream.codec_context.thread_count = 1
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
+        if rotation_deg:
+            stream.set_display_rotation(rotation_deg)
+        if tag and color_range is not None:
+            stream.codec_context.color_range = color_range
+        if tag and colorspace is not None:
+            stream.codec_context.colorspace = colorspace
+        for k, image in enumerate(frames):
+            rgb = VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24")
+            frame = rgb.reformat(format=pixel_format, dst_color_range=color_range, dst_colorspace=colorspace)
+            frame.pts, frame.time_base = (pts[k] if pts is not None else k), time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path

@@ -1,0 +1,218 @@
+"""Checkpoints: visible only when whole, written while training goes on, pruned, refused by another model."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow.fs as pafs
+import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+from safetensors.torch import load_file
+
+from cluster import storage
+from training.checkpoints.checkpoint import load_checkpoint, newest_checkpoint, whole_checkpoints
+from training.checkpoints.run_folder import move_run, run_folder
+from training.checkpoints.writer import CheckpointError, Writer, save_checkpoint
+from training.ema import Ema
+from training.engine import Engine, open_engine
+from training.models.dit import DiT
+from training.settings import TrainSettings
+
+SETTINGS = TrainSettings(model=DiT(depth=1, dim=32, heads=2), keep_checkpoints=2)
+
+
+def fresh(seed: int = 0) -> tuple[Engine, Ema]:
+    torch.manual_seed(seed)
+    engine = open_engine(SETTINGS.model.build(4, 8), SETTINGS, torch.device("cpu"))
+    return engine, Ema(engine.shards(), 0.99)
+
+
+def test_a_checkpoint_brings_weights_and_average_back(tmp_path: Path) -> None:
+    engine, ema = fresh()
+    ema.averages[0].fill_(3.0)
+    saved = save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
+    assert newest_checkpoint(str(tmp_path)) == saved
+    other, other_ema = fresh(seed=1)
+    load_checkpoint(saved, other, other_ema)
+    assert all(a.equal(b) for a, b in zip(engine.shards(), other.shards(), strict=True))
+    assert all(a.equal(b) for a, b in zip(ema.averages, other_ema.averages, strict=True))
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    engine, ema = fresh()
+    for step in (5, 10, 100, 15):
+        save_checkpoint(str(tmp_path), step, engine, ema, SETTINGS)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000015", "step-00000100"]
+
+
+@pytest.mark.parametrize("dies_in", ["rank-00000", "index", "complete"])
+def test_a_checkpoint_cut_short_is_no_checkpoint(dies_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, ema = fresh()
+    save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "atomic_output", full_disk(dies_in))
+        with pytest.raises(CheckpointError, match="step 10 could not be written by 1 of 1 workers: disk full"):
+            save_checkpoint(str(tmp_path), 10, engine, ema, SETTINGS)
+    assert [one.step for one in whole_checkpoints(str(tmp_path))] == [5]
+    assert save_checkpoint(str(tmp_path), 10, engine, ema, SETTINGS).step == 10
+    assert [one.step for one in whole_checkpoints(str(tmp_path))] == [5, 10]
+
+
+def full_disk(at: str) -> Callable[[str], AbstractContextManager[BinaryIO]]:
+    """`storage.atomic_output` but for one file."""
+    write = storage.atomic_output
+
+    @contextlib.contextmanager
+    def output(uri: str) -> Iterator[BinaryIO]:
+        with write(uri) as handle:
+            yield handle
+            if f"/{at}" in uri:
+                raise OSError("disk full")
+
+    return output
+
+
+@contextlib.contextmanager
+def held_back(monkeypatch: pytest.MonkeyPatch, at: str) -> Iterator[threading.Event]:
+    """While the event is not set, files whose name begins so do not become visible."""
+    write, go_on = storage.atomic_output, threading.Event()
+
+    @contextlib.contextmanager
+    def output(uri: str) -> Iterator[BinaryIO]:
+        with write(uri) as handle:
+            yield handle
+            if f"/{at}" in uri:
+                assert go_on.wait(60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "atomic_output", output)
+        try:
+            yield go_on
+        finally:
+            go_on.set()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, ema = fresh()
+    before = [shard.clone() for shard in engine.shards()]
+    with (
+        held_back(monkeypatch, "rank-") as go_on,
+        contextlib.closing(Writer(str(tmp_path), engine, ema, SETTINGS)) as writer,
+    ):
+        writer.start(5, {"norms": [1.5]})
+        for shard in engine.shards():
+            shard.fill_(7.0)
+        writer.poll()
+        assert newest_checkpoint(str(tmp_path)) is None
+        go_on.set()
+        saved = writer.wait()
+    assert saved == newest_checkpoint(str(tmp_path))
+    assert saved is not None
+    other, other_ema = fresh(seed=1)
+    assert load_checkpoint(saved, other, other_ema) == {"norms": [1.5]}
+    assert all(a.equal(b) for a, b in zip(before, other.shards(), strict=True))
+
+
+def test_one_checkpoint_is_under_way_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, ema = fresh()
+    with (
+        held_back(monkeypatch, "index") as go_on,
+        contextlib.closing(Writer(str(tmp_path), engine, ema, SETTINGS)) as writer,
+    ):
+        writer.start(5, {})
+        threading.Timer(0.2, go_on.set).start()
+        writer.start(10, {})
+        assert [one.step for one in whole_checkpoints(str(tmp_path))] == [5]
+        writer.wait()
+    assert [one.step for one in whole_checkpoints(str(tmp_path))] == [5, 10]
+
+
+def test_an_error_surfaces_at_a_later_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, ema = fresh()
+    monkeypatch.setattr(storage, "atomic_output", full_disk("rank-"))
+    with contextlib.closing(Writer(str(tmp_path), engine, ema, SETTINGS)) as writer:
+        writer.start(5, {})
+        with pytest.raises(CheckpointError, match="disk full"):
+            take_steps(writer, 1000)
+
+
+def take_steps(writer: Writer, count: int) -> None:
+    for _ in range(count):
+        writer.poll()
+        time.sleep(0.01)
+
+
+def test_files_are_safetensors_that_other_programs_read(tmp_path: Path) -> None:
+    engine, ema = fresh()
+    ema.averages[0].fill_(3.0)
+    saved = save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
+    tensors = load_file(f"{saved.uri}/rank-00000-of-00001.safetensors")
+    assert tensors.keys() == {"weight", "exp_avg", "exp_avg_sq", "ema"}
+    assert tensors["weight"].equal(torch.cat([shard.flatten() for shard in engine.shards()]))
+    assert tensors["ema"].equal(torch.cat([average.flatten() for average in ema.averages]))
+
+
+def test_another_model_and_another_version_are_refused(tmp_path: Path) -> None:
+    engine, ema = fresh()
+    saved = save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
+    deeper = SETTINGS.model_copy(update={"model": DiT(depth=2, dim=32, heads=2)})
+    other = open_engine(deeper.model.build(4, 8), deeper, torch.device("cpu"))
+    with pytest.raises(
+        ValueError, match=r"step-00000005 is of another model: it holds \d+ weights, and this one has \d+$"
+    ):
+        load_checkpoint(saved, other, Ema(other.shards(), 0.99))
+    index = Path(saved.uri) / "index.json"
+    index.write_text(index.read_text().replace("blocks.0.", "layers.0."))
+    with pytest.raises(
+        ValueError, match=r"step-00000005 is of another model: parameter blocks\.0\.\S+ from element 0 is not in it"
+    ):
+        load_checkpoint(saved, engine, ema)
+    (Path(saved.uri) / "index.json").unlink()
+    with pytest.raises(ValueError, match="a checkpoint of another version of worldloom"):
+        load_checkpoint(saved, engine, ema)
+
+
+def test_object_stores_keep_checkpoints_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system in memory stands for them: like them it knows no folders, and nothing is renamed in it."""
+    memory = pafs.PyFileSystem(pafs.FSSpecHandler(MemoryFileSystem()))
+    monkeypatch.setattr(storage, "_filesystem", {"memory": memory}.__getitem__)
+    engine, ema = fresh()
+    for step in (5, 10, 15):
+        save_checkpoint("memory:///bucket/run", step, engine, ema, SETTINGS)
+    move_run("memory:///bucket/run", "memory://bucket/moved")
+    assert [one.step for one in whole_checkpoints("memory:///bucket/moved")] == [10, 15]
+    other, other_ema = fresh(seed=1)
+    newest = newest_checkpoint("memory:///bucket/moved")
+    assert newest is not None
+    load_checkpoint(newest, other, other_ema)
+    assert all(a.equal(b) for a, b in zip(engine.shards(), other.shards(), strict=True))
+
+
+def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+    engine, ema = fresh()
+    saved = save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
+    file = Path(saved.uri) / "rank-00000-of-00001.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="ends 10 bytes early"):
+        load_checkpoint(saved, engine, ema)
+
+
+def test_a_run_is_named_by_what_shapes_it(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest"
+    manifest.write_bytes(b"rows")
+
+    def folder(seed: int = 0, **changes: object) -> str:
+        return run_folder(SETTINGS.model_copy(update=changes), str(manifest), "out", seed)
+
+    assert folder() == folder(steps=7, checkpoint_every=1, workers=2, zero_stage=2, cpu_offload=True)
+    assert len({folder(), folder(lr=0.5), folder(seed=1), folder(model=DiT(depth=2, dim=32, heads=2))}) == 4
+    before = folder()
+    manifest.write_bytes(b"other rows")
+    assert folder() != before

@@ -1,0 +1,117 @@
+"""Flow matching: its formulae, the distribution of its times, and that they invert."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Literal
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from training.objectives.flow_matching import FlowMatching, shifted
+from training.sampling.solver import euler
+
+OBJECTIVE = FlowMatching()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shift"), [(1, 1.0), (256, 1.0), (1024, 2.0), (4096, 4.0), (256 * 144, 12.0), (10**7, 12.0)]
+)
+def test_shift_follows_the_square_root_of_tokens_within_bounds(tokens: int, shift: float) -> None:
+    assert OBJECTIVE.shift(tokens) == pytest.approx(shift)
+
+
+@given(time=st.floats(0, 1), shift=st.floats(1, 12))
+@example(time=0.9999999999999999, shift=1.25)
+def test_shifting_equals_scaling_the_noise_to_signal_ratio(time: float, shift: float) -> None:
+    """An independent form: the odds of noise to data t / (1 - t) grow by the factor a."""
+    got = shifted(time, shift)
+    assert time <= got <= 1
+    assert got * (1 - time) == pytest.approx(shift * time * (1 - got), abs=1e-9)
+
+
+def test_times_are_logit_normal() -> None:
+    """Quantiles of the standard normal, from a table."""
+    for quantile, normal in [
+        (0.5, 0.0),
+        (0.841344746, 1.0),
+        (0.158655254, -1.0),
+        (0.977249868, 2.0),
+        (0.99, 2.326347874),
+    ]:
+        assert OBJECTIVE.time(quantile, 1) == pytest.approx(1 / (1 + math.exp(-normal)))
+        moved = FlowMatching(time_mean=0.5, time_std=2.0).time(quantile, 1)
+        assert math.log(moved / (1 - moved)) == pytest.approx(0.5 + 2 * normal)
+
+
+@given(low=st.floats(1e-12, 1 - 1e-12), high=st.floats(1e-12, 1 - 1e-12), tokens=st.integers(1, 10**6))
+def test_times_rise_with_the_quantile(low: float, high: float, tokens: int) -> None:
+    low, high = min(low, high), max(low, high)
+    assert 0 < OBJECTIVE.time(low, tokens) <= OBJECTIVE.time(high, tokens) < 1
+
+
+def test_times_of_larger_pictures_are_noisier_by_the_logarithm_of_the_shift() -> None:
+    small, large = OBJECTIVE.time(0.3, 256), OBJECTIVE.time(0.3, 4096)
+    assert math.log(large / (1 - large)) - math.log(small / (1 - small)) == pytest.approx(math.log(4))
+
+
+def test_corruption_runs_from_data_to_noise_in_a_straight_line() -> None:
+    clean, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    assert OBJECTIVE.corrupt(clean, noise, torch.tensor(0.0)).equal(clean)
+    assert OBJECTIVE.corrupt(clean, noise, torch.tensor(1.0)).equal(noise)
+    early, late = (OBJECTIVE.corrupt(clean, noise, torch.tensor(time)) for time in (0.25, 0.75))
+    torch.testing.assert_close((late - early) / 0.5, OBJECTIVE.target_of(clean, noise, torch.tensor(0.5)))
+
+
+def test_target_is_the_velocity_that_removes_the_noise() -> None:
+    clean, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    time = torch.tensor(0.3)
+    noisy = OBJECTIVE.corrupt(clean, noise, time)
+    velocity = OBJECTIVE.velocity(OBJECTIVE.target_of(clean, noise, time), noisy, time)
+    torch.testing.assert_close(noisy - time * velocity, clean)
+
+
+@pytest.mark.parametrize("time", [0.02, 0.3, 0.5, 0.98])
+@pytest.mark.parametrize("target", ["v", "x", "eps"])
+def test_whatever_a_perfect_model_predicts_its_velocity_is_the_same(
+    target: Literal["v", "x", "eps"], time: float
+) -> None:
+    objective = FlowMatching(target=target)
+    clean, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    at = torch.tensor(time)
+    noisy = objective.corrupt(clean, noise, at)
+    torch.testing.assert_close(
+        objective.velocity(objective.target_of(clean, noise, at), noisy, at), noise - clean, atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("target", ["v", "x", "eps"])
+def test_velocities_are_finite_at_both_ends(target: Literal["v", "x", "eps"]) -> None:
+    for time in (0.0, 1.0):
+        assert FlowMatching(target=target).velocity(torch.ones(3), torch.zeros(3), torch.tensor(time)).isfinite().all()
+
+
+@pytest.mark.parametrize("target", ["v", "x", "eps"])
+def test_sampling_with_a_perfect_model_ends_at_the_data(target: Literal["v", "x", "eps"]) -> None:
+    """All data is one point, so the best prediction is known: x is that point, and e = (x_t - (1 - t) x) / t."""
+    objective, clean = FlowMatching(target=target), torch.tensor([0.7, -1.2])
+
+    def velocity(x: torch.Tensor, time: float) -> torch.Tensor:
+        noise = (x - (1 - time) * clean) / time
+        return objective.velocity(objective.target_of(clean, noise, torch.tensor(time)), x, torch.tensor(time))
+
+    reached = euler(velocity, torch.tensor([0.3, 2.0]), objective.schedule(50, 1024))
+    # eps says nothing of the data at t = 1, so its first step stands still and the rest of the way is off by as much.
+    torch.testing.assert_close(reached, clean, atol=0.2 if target == "eps" else 1e-5, rtol=0)
+
+
+@given(steps=st.integers(1, 200), tokens=st.integers(1, 10**6))
+def test_schedules_fall_from_noise_to_data(steps: int, tokens: int) -> None:
+    times = OBJECTIVE.schedule(steps, tokens)
+    assert len(times) == steps + 1
+    assert times[0] == 1.0
+    assert times[-1] == 0.0
+    assert all(later < earlier for earlier, later in itertools.pairwise(times))

@@ -1,0 +1,53 @@
+"""Peaks are found by what torch calls a GPU, and never a wrong one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from training.tracking.gpu_peaks import PEAKS, peak_of, peak_tflops
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 NVL", "H100 NVL"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA GB200", "GB200"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A100 80GB PCIe", "A100"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA A10", "A10"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("AMD Instinct MI300X", "MI300X"),
+    ],
+)
+def test_each_gpu_has_the_peak_of_its_form(name: str, part: str) -> None:
+    assert peak_of(name) is PEAKS[part]
+
+
+@pytest.mark.parametrize(
+    "name", ["Tesla T4", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA L400", ""]
+)
+def test_what_is_unknown_or_a_part_has_none(name: str) -> None:
+    assert peak_of(name) is None
+
+
+def test_fewer_bits_are_never_slower() -> None:
+    assert all(peak.bf16 > peak.tf32 >= peak.fp32 > 0 for peak in PEAKS.values())
+
+
+def test_precision_decides_which_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    gpu = torch.device("cuda", 0)
+    assert (peak_tflops(gpu, "bf16"), peak_tflops(gpu, "fp32")) == (312.0, 19.5)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert peak_tflops(gpu, "fp32") == 156.0
+    assert peak_tflops(torch.device("cpu"), "bf16") is None

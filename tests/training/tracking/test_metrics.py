@@ -1,0 +1,71 @@
+"""Records of a run: one line a step, whatever kills and restarts there were."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from training.tracking.metrics import FILE, Metrics, last_record, read_metrics, read_settings, shown
+
+
+def record(step: int, loss: float = 1.0) -> dict[str, float]:
+    return {"step": step, "loss": loss, "tokens_per_s": 100.0}
+
+
+def test_a_restart_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    with contextlib.closing(Metrics(str(tmp_path), 0, 1)) as metrics:
+        for step in range(1, 8):
+            metrics.add(record(step, loss=1.0))
+    with contextlib.closing(Metrics(str(tmp_path), 4, 1)) as metrics:
+        metrics.add(record(5, loss=2.0))
+    assert [(one["step"], one["loss"]) for one in read_metrics(str(tmp_path))] == [
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (4, 1),
+        (5, 2),
+    ]
+
+
+def test_settings_are_those_of_the_last_start(tmp_path: Path) -> None:
+    assert read_settings(str(tmp_path)) is None
+    for steps in (5, 9):
+        with Metrics(str(tmp_path), 0, 1, (), {"steps": steps, "batch": {"policy": "pack"}}):
+            pass
+        assert read_settings(str(tmp_path)) == {"steps": steps, "batch": {"policy": "pack"}}
+
+
+def test_a_line_cut_off_by_a_kill_is_not_a_record(tmp_path: Path) -> None:
+    with contextlib.closing(Metrics(str(tmp_path), 0, 1)) as metrics:
+        metrics.add(record(1))
+    with (tmp_path / FILE).open("a") as handle:
+        handle.write('{"step": 2, "lo')
+    assert [one["step"] for one in read_metrics(str(tmp_path))] == [1]
+    assert last_record(str(tmp_path)) == record(1)
+    with contextlib.closing(Metrics(str(tmp_path), 1, 1)) as metrics:
+        metrics.add(record(2))
+    assert [one["step"] for one in read_metrics(str(tmp_path))] == [1, 2]
+
+
+def test_tensorboard_has_the_losses(tmp_path: Path) -> None:
+    with contextlib.closing(Metrics(str(tmp_path), 0, 2)) as metrics:
+        for step in range(1, 5):
+            metrics.add(record(step, loss=float(step)) | ({"val_loss": 9.0} if step == 3 else {}))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(2, 2.0), (3, 3.0), (4, 4.0)]
+    assert [(event.step, event.value) for event in events.Scalars("val/loss")] == [(3, 9.0)]
+
+
+def test_nothing_recorded_is_no_record(tmp_path: Path) -> None:
+    assert read_metrics(str(tmp_path)) == []
+    assert last_record(str(tmp_path)) is None
+
+
+def test_the_progress_bar_follows_the_file(tmp_path: Path) -> None:
+    with shown(str(tmp_path), 4), contextlib.closing(Metrics(str(tmp_path), 0, 1)) as metrics:
+        for step in range(1, 5):
+            metrics.add(record(step))
+            time.sleep(0.01)

@@ -1,0 +1,204 @@
+"""Samples made while training goes on: always the same ones, by the averaged weights, and nothing of training depends on them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.support.drawn import write_dataset
+from tests.support.ranks import run_ranks
+from training import run
+from training.autoencoders.linear import Linear
+from training.checkpoints.export import read_card, read_export
+from training.checkpoints.run_folder import run_folder
+from training.data.loader import Dataset
+from training.data.plan import PlanSettings
+from training.loop import train_loop
+from training.models.dit import DiT
+from training.sampling.settings import SolverSettings
+from training.sampling.tasks import decoded, generate
+from training.settings import PreviewSettings, TrainSettings
+from training.tracking import previews
+from training.tracking.metrics import read_metrics
+
+OFF = PreviewSettings(every=0)
+SETTINGS = TrainSettings(
+    model=DiT(depth=1, dim=48, heads=2),
+    steps=10,
+    batch=PlanSettings(tokens_per_step=120),
+    lr=2e-3,
+    warmup_steps=2,
+    checkpoint_every=4,
+    validate_every=0,
+    previews=PreviewSettings(every=4, steps=3),
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("data"), [(32, 32, 5, 10), (48, 32, 1, 8)], n_val=2)
+
+
+def train(manifest: str, out: Path, **changes: Any) -> Path:
+    """The run's folder."""
+    result = run.train(SETTINGS.model_copy(update=changes), manifest, str(out), seed=3, distributed=False)
+    return Path(result.export_uri).parent
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "previews").glob("*")}
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(str(folder))]
+
+
+@pytest.fixture(scope="module")
+def whole(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(manifest, tmp_path_factory.mktemp("whole"))
+
+
+def test_a_preview_is_a_video_a_poster_and_what_they_show(whole: Path, manifest: str) -> None:
+    assert sorted(files(whole)) == [
+        f"step-{step:06d}.{ending}" for step in (4, 8, 10) for ending in ("json", "mp4", "png")
+    ]
+    about = json.loads((whole / "previews/step-000008.json").read_text())
+    assert (about["step"], about["frames"], about["fps"]) == (8, 5, 8.0)
+    assert PreviewSettings.model_validate(about["settings"]) == SETTINGS.previews
+    held_out = Dataset.open(manifest, "val").table
+    captions = dict(zip(held_out["uid"].to_pylist(), held_out["caption"].to_pylist(), strict=True))
+    assert {sample["uid"]: sample["caption"] for sample in about["samples"]} == captions, (
+        "four samples are held out, and four are shown"
+    )
+    with av.open(str(whole / "previews/step-000008.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 5
+    assert (
+        frames[0].shape == np.asarray(Image.open(whole / "previews/step-000008.png")).shape == (32, 4 * 48 + 3 * 2, 3)
+    )
+    recorded = [record["step"] for record in read_metrics(str(whole)) if record.get("preview_s", 0) > 0]
+    assert recorded == [4, 8, 10]
+    events = EventAccumulator(str(whole / "tensorboard")).Reload()
+    assert [image.step for image in events.Images("previews")] == [4, 8, 10]
+
+
+def assert_shows_what_the_export_samples(folder: Path, manifest: str, name: str) -> None:
+    """Whether a preview has, bit for bit, what the averaged weights of the run's export sample."""
+    about = json.loads((folder / f"previews/{name}.json").read_text())
+    poster = np.asarray(Image.open(folder / f"previews/{name}.png"))
+    card, model, null_text = read_export(str(folder / "export"))
+    dataset = Dataset.open(manifest, "val")
+    rows = {uid: row for row, uid in enumerate(dataset.table["uid"].to_pylist())}
+    for seed, shown in enumerate(about["samples"]):
+        solver = SolverSettings(steps=3, guidance=SETTINGS.previews.guidance, seed=seed)
+        size = (shown["frames"], shown["height"], shown["width"])
+        text, autoencoder = dataset.sample(rows[shown["uid"]]).text.float(), Linear().open()
+        video = decoded(autoencoder, generate(card, model, autoencoder, text, null_text, solver, size, shown["fps"]))
+        cell = poster[shown["y"] : shown["y"] + shown["height"], shown["x"] : shown["x"] + shown["width"]]
+        np.testing.assert_array_equal(cell, video[min(2, len(video) - 1)])
+
+
+def test_the_last_preview_is_what_the_export_samples(whole: Path, manifest: str) -> None:
+    assert_shows_what_the_export_samples(whole, manifest, "step-000010")
+
+
+def test_nothing_of_training_depends_on_previews(whole: Path, manifest: str, tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    without = train(manifest, tmp_path, previews=OFF)
+    assert not (without / "previews").exists()
+    assert without.name == whole.name, "previews are no part of what a run is"
+    assert losses(without) == losses(whole)
+    assert read_card(str(without / "export")).weights == read_card(str(whole / "export")).weights
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_run_that_goes_on_writes_the_same_previews(whole: Path, manifest: str, tmp_path: Path) -> None:
+    train(manifest, tmp_path, steps=6, previews=OFF)
+    resumed = train(manifest, tmp_path)
+    assert {name: data for name, data in files(whole).items() if "000004" not in name} == files(resumed)
+
+
+def test_images_alone_are_one_picture_and_without_a_validation_split_samples_are_of_the_training_split(
+    tmp_path: Path,
+) -> None:
+    manifest = write_dataset(tmp_path / "data", [(48, 32, 1, 4)], n_val=0)
+    folder = train(manifest, tmp_path / "out", steps=2, previews=PreviewSettings(every=2, steps=1, count=9))
+    assert sorted(files(folder)) == ["step-000002.json", "step-000002.png"]
+    shown = [sample["uid"] for sample in json.loads(files(folder)["step-000002.json"])["samples"]]
+    assert sorted(shown) == [f"48x32x1-{i:04d}" for i in range(4)], "no more than there are"
+
+
+def test_a_preview_that_fails_stops_no_run(
+    whole: Path, manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(*arguments: object) -> None:
+        raise ValueError("no weights at /models/vae")
+
+    monkeypatch.setattr(previews, "open_autoencoder", missing)
+    folder = train(manifest, tmp_path)
+    assert losses(folder) == losses(whole)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == [
+        "no preview of step 4: ValueError: no weights at /models/vae. Training goes on and the next one is tried; `previews: {every: 0}` makes none"
+    ]
+    assert [record["step"] for record in read_metrics(str(folder)) if record.get("preview_failed")] == [4, 8, 10]
+    assert sorted(files(folder)) == ["step-000004.json", "step-000008.json", "step-000010.json"]
+    assert json.loads(files(folder)["step-000008.json"]) == {
+        "step": 8,
+        "failed": "ValueError: no weights at /models/vae",
+    }
+
+
+def test_one_that_takes_too_long_is_the_last(
+    whole: Path, manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(previews, "LIMIT_S", -1.0)
+    folder = train(manifest, tmp_path)
+    assert losses(folder) == losses(whole)
+    assert "Training goes on and there are no more of them" in caplog.text
+    assert sorted(files(folder)) == ["step-000004.json"]
+
+
+def test_a_folder_that_cannot_be_written_to_stops_no_run(whole: Path, manifest: str, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"previews": PreviewSettings(every=10, steps=1)})
+    folder = Path(run_folder(settings, manifest, str(tmp_path), 3))
+    folder.mkdir()
+    (folder / "previews").write_text("in the way")
+    assert losses(train(manifest, tmp_path, previews=settings.previews)) == losses(whole)
+
+
+# Stage 3 wants all ranks to call the same layers as often, so each has one sample a step.
+ONE_EACH = {"batch": PlanSettings(tokens_per_step=64, policy="same"), "steps": 3}
+STAGES = (0, 2, 3)
+
+
+def pairs(manifest: str, out: str) -> None:
+    """The same run with and without previews, under each stage."""
+    for stage in STAGES:
+        for name, chosen in (("on", PreviewSettings(every=2, steps=3)), ("off", OFF)):
+            settings = SETTINGS.model_copy(update=ONE_EACH | {"workers": 2, "zero_stage": stage, "previews": chosen})
+            train_loop(settings, manifest, f"{out}/{stage}-{name}", 3, torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_under_every_stage_previews_are_of_the_averaged_weights_and_change_nothing(
+    manifest: str, tmp_path: Path
+) -> None:
+    run_ranks(pairs, 2, manifest, str(tmp_path))
+    for stage in STAGES:
+        on, off = tmp_path / f"{stage}-on", tmp_path / f"{stage}-off"
+        assert losses(on) == losses(off)
+        assert read_card(str(on / "export")).weights == read_card(str(off / "export")).weights
+        assert sorted(files(on)) == [
+            f"step-{step:06d}.{ending}" for step in (2, 3) for ending in ("json", "mp4", "png")
+        ]
+        assert_shows_what_the_export_samples(on, manifest, "step-000003")

@@ -1,0 +1,196 @@
+"""Text tables: embeddings of captions, unpadded, stored once however many samples share a caption."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captioning.encoder import TextEmbedding
+from cluster import storage
+from training.data.footer import DamagedError, metadata, parse_metadata
+from training.data.row_groups import RowGroups, read_scalars
+
+BYTES_PER_VALUE = 2
+ROW_GROUP_BYTES = 2 * 2**20
+"""Middle of 1 to 4 MB, as in latent shards."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("n", pa.int64(), nullable=False),
+        pa.field("embedding", pa.binary(), nullable=False),
+        pa.field("checksum", pa.int64(), nullable=False),
+        pa.field("truncated", pa.bool_(), nullable=False),
+        pa.field("pooled", pa.binary()),
+    ]
+)
+"""`embedding` is bfloat16 `[n, D]`, little-endian, of as much of the caption as the encoder takes: `truncated` says that there was more.
+`pooled` is bfloat16 `[P]`, of encoders that have it. `checksum` is the CRC-32 of both, one after the other."""
+
+
+def write_texts(uri: str, embeddings: Mapping[str, TextEmbedding], identity: str) -> None:
+    """Write embeddings by key, atomically, rounded to bfloat16. `identity` is the text encoder's.
+
+    Raises `ValueError` naming the key whose embedding has no token, another D or P than the first, or a value that is not finite.
+    """
+    if not embeddings:
+        raise ValueError(f"{uri}: a text table needs at least one embedding")
+    first = next(iter(embeddings.values()))
+    dim, pooled_dim = first.tokens.shape[-1], 0 if first.pooled is None else first.pooled.shape[-1]
+    rows = []
+    for key in sorted(embeddings):
+        tokens, pooled = embeddings[key].tokens, embeddings[key].pooled
+        if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] != dim:
+            raise ValueError(f"text {key}: embedding of shape {tokens.shape}; give [n, {dim}] with n of at least 1")
+        if (() if pooled is None else pooled.shape) != ((pooled_dim,) if pooled_dim else ()):
+            raise ValueError(
+                f"text {key}: pooled of shape {None if pooled is None else pooled.shape}; give [{pooled_dim}] with every text, or none"
+            )
+        try:
+            data, vector = _to_bytes(tokens), None if pooled is None else _to_bytes(pooled)
+        except ValueError as error:
+            raise ValueError(f"text {key}: its embedding {error}") from error
+        rows.append((key, tokens.shape[0], data, _checksum(data, vector), embeddings[key].truncated, vector))
+    about = {"identity": identity, "dim": dim, "pooled_dim": pooled_dim}
+    columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)]
+    _write_rows(uri, pa.table(columns, SCHEMA.with_metadata(metadata("texts", about))))
+
+
+def _to_bytes(values: NDArray[np.float32]) -> bytes:
+    rounded = torch.tensor(values, dtype=torch.float32).to(torch.bfloat16)
+    if not torch.isfinite(rounded).all():
+        raise ValueError("holds a value that is not finite")
+    return rounded.view(torch.int16).numpy().astype("<i2", copy=False).tobytes()
+
+
+def _from_bytes(buffer: pa.Buffer) -> Tensor:
+    return torch.from_numpy(np.frombuffer(buffer, "<i2").astype(np.int16)).view(torch.bfloat16)
+
+
+def _checksum(embedding: bytes | pa.Buffer, pooled: bytes | pa.Buffer | None) -> int:
+    return zlib.crc32(pooled or b"", zlib.crc32(embedding))
+
+
+def _write_rows(uri: str, table: pa.Table) -> None:
+    longest_bytes = pc.max(pc.binary_length(table["embedding"])).as_py()
+    storage.write_table(
+        uri,
+        table,
+        row_group_size=max(1, ROW_GROUP_BYTES // longest_bytes),
+        compression="NONE",
+        use_dictionary=False,
+        write_statistics=["key", "n", "checksum", "truncated"],
+    )
+
+
+def read_texts(folder: str) -> pa.Table:
+    """`key`, `n` and `truncated` of every embedding of a folder's tables, each key once; no rows where there is no folder."""
+    schema = pa.schema([SCHEMA.field(name) for name in ("key", "n", "truncated")])
+    tables = [
+        read_scalars(entry.uri, schema.names).select(schema.names).cast(schema)
+        for entry in storage.list_files(folder, ".parquet")
+    ]
+    table = pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
+    # Two runs at the same time may both have written a key.
+    first = (
+        table.append_column("row", pa.array(range(len(table)), pa.int64())).group_by("key").aggregate([("row", "min")])
+    )
+    return table.take(first["row_min"])
+
+
+class TextReader:
+    """Embeddings by key, from any thread. Only keys and places are kept in memory."""
+
+    def __init__(self, folder: str) -> None:
+        """Reads the keys of every table in the folder. Raises `DamagedError` for tables of different encoders or of another version."""
+        self._folder = folder
+        self._groups = RowGroups(["embedding", "pooled"])
+        self._places: dict[str, tuple[str, int, int, int, int]] = {}
+        self.identity: str | None = None
+        """Identity of the text encoder; None for an empty folder."""
+        self.dim = 0
+        self.pooled_dim = 0
+        """P of the pooled vectors; 0 where there are none."""
+        for entry in storage.list_files(folder, ".parquet"):
+            self._add(entry.uri)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def get(self, key: str) -> Tensor:
+        """bfloat16 `[n, D]`. Raises `DamagedError` for a key that is not there and for bytes that are not those written."""
+        embedding, _ = self._read(key)
+        return _from_bytes(embedding).reshape(-1, self.dim)
+
+    def pooled(self, key: str) -> Tensor | None:
+        """bfloat16 `[P]`, or None where the encoder has no such vector. Raises `DamagedError` as `get` does."""
+        _, pooled = self._read(key)
+        return None if pooled is None else _from_bytes(pooled)
+
+    def _read(self, key: str) -> tuple[pa.Buffer, pa.Buffer | None]:
+        """The bytes of an embedding and of its pooled vector."""
+        if key not in self._places:
+            raise DamagedError(f"{self._folder}: no embedding of text {key}; run curation again")
+        uri, row_group, row, n, checksum = self._places[key]
+        table = self._groups.read(uri, row_group)
+        if row >= len(table):
+            raise DamagedError(f"{uri}: row group {row_group} has no row {row}; it has {len(table)}")
+        embedding, pooled = table["embedding"][row].as_buffer(), table["pooled"][row].as_buffer()
+        sizes = embedding.size, 0 if pooled is None else pooled.size
+        if _checksum(embedding, pooled) != checksum or sizes != (
+            n * self.dim * BYTES_PER_VALUE,
+            self.pooled_dim * BYTES_PER_VALUE,
+        ):
+            raise DamagedError(
+                f"{uri}: row {row} of row group {row_group}, text {key}: its bytes are not those that were written"
+            )
+        return embedding, pooled
+
+    def _add(self, uri: str) -> None:
+        schema = self._groups.schema(uri)
+        description = parse_metadata(schema, "texts", uri)
+        if schema.names != SCHEMA.names:
+            raise DamagedError(
+                f"{uri}: is not a text table of this version: its columns are {schema.names}; run curation again"
+            )
+        if not {"identity", "dim", "pooled_dim"} <= description.keys():
+            raise DamagedError(f"{uri}: its footer is incomplete: it says {sorted(description)}")
+        identity, dim, pooled_dim = (
+            str(description["identity"]),
+            int(description["dim"]),
+            int(description["pooled_dim"]),
+        )
+        if self.identity is not None and (identity, dim, pooled_dim) != (self.identity, self.dim, self.pooled_dim):
+            raise DamagedError(
+                f"{uri}: was written by text encoder {identity}, other tables of the folder by {self.identity}; keep them apart"
+            )
+        self.identity, self.dim, self.pooled_dim = identity, dim, pooled_dim
+        names = ("row_group", "row", "n", "checksum")
+        index = read_scalars(uri, ["key", "n", "checksum"])
+        places = zip(*(index[name].to_pylist() for name in names), strict=True)
+        self._places |= {key: (uri, *place) for key, place in zip(index["key"].to_pylist(), places, strict=True)}
+
+
+def read_identity(uri: str) -> str:
+    """Identity of the text encoder of one table. Raises `DamagedError` for a file that is none."""
+    return str(parse_metadata(RowGroups([]).schema(uri), "texts", uri)["identity"])
+
+
+def remove_keys(uri: str, keys: Collection[str]) -> int:
+    """Rewrite a table without these keys, in place and atomically; returns how many it had. A table without rows is removed."""
+    stored = read_scalars(uri, ["key"])["key"]
+    left = pc.invert(pc.is_in(stored, pa.array(sorted(keys), pa.string())))
+    count = len(stored) - int(pc.sum(left).as_py() or 0)
+    if count == len(stored):
+        storage.remove(uri)
+    elif count:
+        table = storage.read_table(uri)
+        _write_rows(uri, table.filter(left).cast(SCHEMA.with_metadata(table.schema.metadata)))
+    return count
