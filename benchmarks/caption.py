@@ -27,10 +27,10 @@ import pyarrow as pa
 
 from captioning.engine import Answer, Captioner, CaptionerSettings, Question
 from pipelines import inline
-from pipelines.curation import curate
+from pipelines.curation import run_segments
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import Context, start_fates
-from pipelines.engine.tables import order_size
+from pipelines.engine.tables import task_size
 from pipelines.recipe import Recipe
 from pipelines.steps.caption import Caption
 from pipelines.steps.cut import Cut
@@ -97,7 +97,7 @@ def overhead(count: int, n_pictures: int, folder: str) -> dict[str, float]:
     table = clips(count, n_pictures)
     function = Caption(engine=Instant()).open(Context(folder, 0, "benchmark"))
     function(clips(1, n_pictures))
-    size = order_size(count, Caption.rows_per_part)
+    size = task_size(count, Caption.rows_per_part)
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     for start in range(0, count, size):
         done = function(table.slice(start, size).combine_chunks())
@@ -144,11 +144,11 @@ def decodes(folder: Path, out: Path) -> dict[str, float]:
     log = out / "opens"
     sources = (SourceSettings(videos=f"{folder}/*.{{mp4,mkv,webm,mov,avi}}"),)
     before = (Scan(), Cut(lengths_s=(1.0,)))
-    curate(Recipe(name="benchmark", out=str(out), sources=sources, curate=before), inline)
+    run_segments(Recipe(name="benchmark", out=str(out), sources=sources, curate=before), inline)
     os.environ[OPEN_LOG] = str(log)
     with counted() as taken:
         steps = (*before, Frames(), Caption(engine=Instant()))
-        curation = curate(Recipe(name="benchmark", out=str(out), sources=sources, curate=steps), inline)
+        curation = run_segments(Recipe(name="benchmark", out=str(out), sources=sources, curate=steps), inline)
     rows = curation.final.rows.read(["uid", "clip_index", "fate"])
     n_clips = sum(index is not None for index in rows["clip_index"].to_pylist())
     opened = log.read_text().splitlines() if log.exists() else []

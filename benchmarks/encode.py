@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import torch
 
 from pipelines import inline
-from pipelines.curation import curate
+from pipelines.curation import run_segments
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import Context, start_fates
 from pipelines.recipe import Recipe
@@ -52,7 +52,7 @@ def clips_of(folder: Path, out: Path) -> pa.Table:
     """Clips of 1 to 5 s of every file, as a run without filters has them."""
     steps = (Scan(), Cut(min_s=1.0, max_s=5.0), Caption(engine="signals"))
     recipe = Recipe(name="encode", out=str(out), sources=(SourceSettings(videos=f"{folder}/*"),), curate=steps)
-    rows = curate(recipe, inline).final.rows.live().read(["uid", "clip_index", *READS])
+    rows = run_segments(recipe, inline).final.rows.live().read(["uid", "clip_index", *READS])
     return start_fates(rows.filter(pc.is_valid(rows["clip_index"])))
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines import inline
-from pipelines.curation import curate
+from pipelines.curation import run_segments
 from pipelines.dataset.build import build_dataset
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.scenes.footage import make_footage
@@ -135,7 +135,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         out = (arguments.out or Path(scratch)).absolute()
         recipe = recipe_of(out, arguments.videos)
-        manifest_uri = build_dataset(recipe, curate(recipe, inline)).manifest_uri
+        manifest_uri = build_dataset(recipe, run_segments(recipe, inline)).manifest_uri
         found: dict[str, dict[str, float]] = {}
         samples = []
         for steps in arguments.steps:

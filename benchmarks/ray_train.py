@@ -31,7 +31,7 @@ from benchmarks.learn import recipe_of, settings_of
 from cluster import storage
 from cluster.session import connected
 from pipelines import inline
-from pipelines.curation import curate
+from pipelines.curation import run_segments
 from pipelines.dataset.build import build_dataset
 from training.checkpoints.run_folder import run_folder
 from training.run import train
@@ -68,7 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         out = (arguments.out or Path(scratch)).absolute()
         recipe = recipe_of(out, 48)
-        manifest_uri = build_dataset(recipe, curate(recipe, inline)).manifest_uri
+        manifest_uri = build_dataset(recipe, run_segments(recipe, inline)).manifest_uri
         plain = settings_of(recipe, arguments.preset, arguments.steps)
         plain = plain.model_copy(update={"batch": plain.batch.model_copy(update={"tokens_per_step": arguments.cells})})
         ways = {"plain": plain, "ray": plain.model_copy(update={"zero_stage": 1})}

@@ -27,7 +27,7 @@ from PIL import Image
 
 from cluster import storage
 from pipelines import inline
-from pipelines.curation import curate
+from pipelines.curation import run_segments
 from pipelines.engine import tables
 from pipelines.engine.segments import footer, segments_of
 from pipelines.engine.sources import list_sources
@@ -150,7 +150,7 @@ def write_run(out_folder: str | Path, n_clips: int, seed: int = 0) -> Path:
         table = draw.scan_rows(part, wanted[start : start + SOURCES_PER_PART])
         about = {**footer(first), "cpu_s": 0.9 * len(part), "n_inputs": len(part)}
         tables.write_part(first.folder(recipe.tables_uri), tables.conform(table, first.schema), about)
-    curate(recipe, inline)
+    run_segments(recipe, inline)
     return recipe_path
 
 

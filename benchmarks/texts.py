@@ -25,7 +25,7 @@ import torch
 from benchmarks.random_t5 import SYLLABLES, save_t5
 from captioning.encoders.t5 import T5
 from pipelines import inline
-from pipelines.dataset.text_embeddings import embed_captions, orders_of
+from pipelines.dataset.text_embeddings import embed_captions, tasks_of
 
 BATCH = 32
 CLIPS_PER_SOURCE = 8
@@ -62,7 +62,7 @@ def as_they_come(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
 def by_length(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
     """As `as_they_come`, in the orders and batches that `embed_captions` makes."""
     before = encoder.padding
-    orders = orders_of({str(number): caption for number, caption in enumerate(captions)})
+    orders = tasks_of({str(number): caption for number, caption in enumerate(captions)})
     tokens = sum(
         len(embedding.tokens) for order in orders for embedding in encoder.encode(order["caption"].to_pylist())
     )

@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from captioning.engine import Needs
 from cluster.plugins import Plugin
+from cluster.resources import Resources
 from cluster.storage import digest
 
 FOLDER = "captioning.encoders"
@@ -60,9 +60,9 @@ class TextEncoderSettings(Plugin):
         Found without loading anything large.
         """
 
-    def needs(self) -> Needs:
+    def resources(self) -> Resources:
         """What one worker with this encoder holds."""
-        return Needs()
+        return Resources()
 
 
 NULL_CAPTION = ""

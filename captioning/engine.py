@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from cluster.plugins import Plugin
+from cluster.resources import Resources
 
 FOLDER = "captioning.engines"
 
@@ -84,15 +85,6 @@ class EngineError(RuntimeError):
     """The engine as a whole cannot go on, and says what to do. It ends the run; answers that were yielded before are kept."""
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What one worker with this engine holds, and how many workers there may be (None for as many as fit)."""
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-    most: int | None = None
-
-
 class CaptionerSettings(Plugin):
     """Settings of an engine, by `name`. One subclass a file in `captioning/engines/`."""
 
@@ -116,5 +108,5 @@ class CaptionerSettings(Plugin):
         """Measured columns the engine wants with a question."""
         return ()
 
-    def needs(self) -> Needs:
-        return Needs()
+    def resources(self) -> Resources:
+        return Resources()

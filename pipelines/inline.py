@@ -6,20 +6,21 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
+from cluster.resources import Resources
 from pipelines.engine import tables
 from pipelines.engine.shuffle import LocalRows
-from pipelines.engine.step import Resources, TableFunction
+from pipelines.engine.step import TableFunction
 from pipelines.engine.worker import Job, Worker
 from pipelines.steps._bulk_captions import refuse_in_process
 
 
-def run_orders(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
+def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     """A report for each order, as it ends."""
     refuse_in_process(job)
     workers = [Worker(stage) for stage in job.stages()]
     try:
-        for order in orders:
-            table = order
+        for task in tasks:
+            table = task
             for worker in workers:
                 table = worker(table)
             yield table
@@ -28,9 +29,9 @@ def run_orders(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
             worker.close()
 
 
-def rows(orders: list[pa.Table], columns: list[str]) -> LocalRows:
+def rows(tasks: list[pa.Table], columns: list[str]) -> LocalRows:
     """Some columns of the rows that orders are for."""
-    return LocalRows([tables.read_order(order, columns) for order in orders])
+    return LocalRows([tables.read_task(task, columns) for task in tasks])
 
 
 def map_tables(load: Callable[[], TableFunction], wanted: list[pa.Table], resources: Resources) -> Iterator[pa.Table]:

@@ -30,17 +30,18 @@ from ray.util.annotations import RayDeprecationWarning
 from captioning.dialogue.conversation import Who
 from captioning.engine import EngineError
 from captioning.engines.vllm import PACKAGE, VLLM
+from cluster.resources import Resources
 from cluster.telemetry import log
 from pipelines.engine.shuffle import Rows, RowsFunction
-from pipelines.engine.step import Resources, RunError, TableFunction
-from pipelines.engine.tables import read_order, split_order
+from pipelines.engine.step import RunError, TableFunction
+from pipelines.engine.tables import read_task, split_task
 from pipelines.engine.worker import Job, Worker, failed_rows
 from pipelines.steps._bulk_captions import Batches, Bulk, bulk_of, trimmed
 
 WORKER_DEATHS = (WorkerCrashedError, ActorDiedError, ActorUnavailableError, OutOfMemoryError)
 
 
-def run_orders(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
+def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     """Reports of orders as they end, on whatever Ray is connected.
 
     A worker that dies (a decoder that crashes on one file, say) takes no other row with it: what has no part yet is done
@@ -48,17 +49,17 @@ def run_orders(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
     storage ends the run instead; it is no row's fault.
     """
     if bulk := bulk_of(job):
-        ask_in_bulk(bulk, orders)
-    left = list(range(len(orders)))
+        ask_in_bulk(bulk, tasks)
+    left = list(range(len(tasks)))
     try:
-        for number, report in _stream(job, orders, left):
+        for number, report in _stream(job, tasks, left):
             left.remove(number)
             yield report
         return
     except RayError as error:
         if not _is_worker_death(error):
             raise
-    singles = [single for number in left for single in split_order(orders[number])]
+    singles = [single for number in left for single in split_task(tasks[number])]
     log.warning(f"{job.segment.label}: a worker died; its {len(singles)} rows are done again one by one")
     waiting = list(range(len(singles)))
     for number, report in _stream(job, singles, waiting, tolerate_deaths=True):
@@ -77,18 +78,18 @@ def _is_worker_death(error: BaseException | None) -> bool:
 
 
 def _stream(
-    job: Job, orders: list[pa.Table], numbers: list[int], tolerate_deaths: bool = False
+    job: Job, tasks: list[pa.Table], numbers: list[int], tolerate_deaths: bool = False
 ) -> Iterator[tuple[int, pa.Table]]:
     """Run orders through Ray Data; yields an order's number and its report as it ends."""
     with _context(max_errored_blocks=-1 if tolerate_deaths else 0):
-        dataset = _packed(orders, numbers)
+        dataset = _packed(tasks, numbers)
         for stage in job.stages():
             # A worker that dies fails what waits for it, too.
             dataset = _map(dataset, partial(Worker, stage), stage.resources, in_flight=1 if tolerate_deaths else None)
         yield from _results(dataset)
 
 
-def ask_in_bulk(bulk: Bulk, orders: list[pa.Table]) -> None:
+def ask_in_bulk(bulk: Bulk, tasks: list[pa.Table]) -> None:
     """Have every question of orders answered by Ray Data's own LLM processors.
 
     Raises `RunError` where these cannot be had, before anything is asked, and where an engine fails; what was answered is kept.
@@ -97,17 +98,17 @@ def ask_in_bulk(bulk: Bulk, orders: list[pa.Table]) -> None:
     resources = bulk.step.resources()
 
     def count(numbers: Sequence[int]) -> Iterator[tuple[int, pa.Table]]:
-        return _results(_map(_packed(orders, numbers), bulk.counting, resources))
+        return _results(_map(_packed(tasks, numbers), bulk.counting, resources))
 
     def put(who: Who, numbers: Sequence[int]) -> Iterator[pa.Table]:
-        questions = _map(_packed(orders, numbers), partial(bulk.asking, who), resources, SpreadWorker)
+        questions = _map(_packed(tasks, numbers), partial(bulk.asking, who), resources, SpreadWorker)
         keep = partial(bulk.keep, who=who, identity=bulk.identity(who))
         kept = processors[who](questions).map_batches(keep, batch_size=None, batch_format="pyarrow")
         yield from kept.iter_batches(batch_size=None, batch_format="pyarrow")
 
     try:
         with _context():
-            bulk.ask(orders, count, put)
+            bulk.ask(tasks, count, put)
     except RayError as error:
         # The first error of a chain is ours or the engine's; those after it are Ray's.
         reason = str(error).partition("\n\nThe above exception")[0].strip().rpartition("\n")[2]
@@ -289,8 +290,8 @@ def _map(
 def _pool_limit(resources: Resources) -> int:
     total = ray.cluster_resources()
     by_gpu = total.get("GPU", 0) / resources.gpus if resources.gpus else float("inf")
-    most = resources.most or float("inf")
-    return max(1, int(min(total.get("CPU", 1) / max(resources.cpus, 0.01), by_gpu, most)))
+    limit = resources.max_workers or float("inf")
+    return max(1, int(min(total.get("CPU", 1) / max(resources.cpus, 0.01), by_gpu, limit)))
 
 
 PARTITION = "__partition"
@@ -299,19 +300,19 @@ PARTITIONS_PER_CPU = 4
 """More than one, so that a core that gets heavy keys does not hold up the others for long."""
 
 
-def rows(orders: list[pa.Table], columns: list[str]) -> RayRows:
+def rows(tasks: list[pa.Table], columns: list[str]) -> RayRows:
     """Some columns of the rows that orders are for."""
     with _context():
-        packed = ray.data.from_arrow([pack(number, order) for number, order in enumerate(orders)])
+        packed = ray.data.from_arrow([pack(number, task) for number, task in enumerate(tasks)])
     read = partial(_read_packed, columns=columns)
     return RayRows(
         packed.map_batches(read, batch_size=1, batch_format="pyarrow"),
-        read_order(orders[0].slice(0, 1), columns).slice(0, 0),
+        read_task(tasks[0].slice(0, 1), columns).slice(0, 0),
     )
 
 
 def _read_packed(packed: pa.Table, columns: list[str]) -> pa.Table:
-    return read_order(unpack(packed)[1], columns)
+    return read_task(unpack(packed)[1], columns)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.table import Table
 from cluster import plugins
 from pipelines.commands.audit import Audit
 from pipelines.curation import Curation, SegmentState
-from pipelines.engine.reuse import find_donors
+from pipelines.engine.reuse import find_cached_rows
 from pipelines.engine.segments import Segment, segments_of
 from pipelines.engine.step import FATES, FOLDER, Step
 from pipelines.ledger import Account, captioning
@@ -150,8 +150,8 @@ def bucket_losses(encode: Encode, curation: Curation) -> str | None:
 
 def _stored(recipe: Recipe, segment: Segment) -> str:
     """What is known already of the rows a segment will get: values of the same settings, which another table holds."""
-    donors = find_donors(recipe.tables_uri, segment)
-    return "".join(f"; {label} has values of {len(donor.index)} rows to reuse" for label, donor in donors.items())
+    cached = find_cached_rows(recipe.tables_uri, segment)
+    return "".join(f"; {label} has values of {len(donor.index)} rows to reuse" for label, donor in cached.items())
 
 
 def _texts(state: TextsState | None) -> tuple[str, str, str, str, str]:

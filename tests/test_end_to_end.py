@@ -22,7 +22,7 @@ import pytest
 from cluster import storage
 from pipelines import inline
 from pipelines.commands import run
-from pipelines.curation import Curation, curate, inspect
+from pipelines.curation import Curation, run_segments, inspect
 from pipelines.dataset.build import build_dataset
 from pipelines.ledger import ledger
 from pipelines.recipe import Recipe, load_recipe
@@ -66,7 +66,7 @@ def recipe_for(footage: Path, out: Path, *changes: str) -> Recipe:
 
 
 def run_inline(recipe: Recipe) -> Curation:
-    curation = curate(recipe, inline)
+    curation = run_segments(recipe, inline)
     build_dataset(recipe, curation)
     return curation
 
@@ -208,7 +208,7 @@ def test_ray_and_inline_give_identical_tables(
 
     recipe, by_hand = undisturbed
     on_ray = recipe_for(footage, tmp_path / "out")
-    by_ray = curate(on_ray, run)
+    by_ray = run_segments(on_ray, run)
     for one, other in zip(by_ray.segments, by_hand.segments, strict=True):
         assert one.segment == other.segment
         assert one.rows.read().equals(other.rows.read())

@@ -1,4 +1,4 @@
-"""The contract of a denoising network: what it takes and returns. Needs nothing but torch."""
+"""The contract of a denoising network: what it takes and returns. Resources nothing but torch."""
 
 from __future__ import annotations
 

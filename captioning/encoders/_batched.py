@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from captioning.encoder import TextEmbedding, TextEncoder, TextEncoderSettings
-from captioning.engine import EngineError, Needs
+from captioning.engine import EngineError
+from cluster.resources import Resources
 from cluster.telemetry import log
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class BatchedSettings(TextEncoderSettings):
         description="Tokens that go through the network at once, padding included; halved where memory is short.",
     )
 
-    def needs(self) -> Needs:
-        return Needs(gpus=self.gpus)
+    def resources(self) -> Resources:
+        return Resources(gpus=self.gpus)
 
     def place(self) -> str:
         """GPU or CPU, which round otherwise: part of the identity."""

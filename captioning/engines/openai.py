@@ -41,11 +41,12 @@ from pydantic import (
     model_validator,
 )
 
-from captioning.engine import Answer, Captioner, CaptionerSettings, EngineError, Needs, Question
+from captioning.engine import Answer, Captioner, CaptionerSettings, EngineError, Question
 from captioning.engines._limits import Limits
 from captioning.engines._replies import Failure, Fault, Reply, read
 from captioning.engines._schedule import Schedule, Try
 from cluster import storage
+from cluster.resources import Resources
 
 VERSION = 1
 
@@ -146,8 +147,8 @@ class OpenAI(CaptionerSettings):
         chosen = {"inputs": self.inputs, "detail": self.detail, "guided": self.guided, "extra": self.extra}
         return f"openai-v{VERSION} {self.model} {storage.digest(json.dumps(chosen, sort_keys=True), size_bytes=4)}"
 
-    def needs(self) -> Needs:
-        return Needs(cpus=0.5, most=1)
+    def resources(self) -> Resources:
+        return Resources(cpus=0.5, max_workers=1)
 
     def open(self) -> Captioner:
         key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""

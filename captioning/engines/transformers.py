@@ -6,9 +6,10 @@ import json
 
 from pydantic import Field
 
-from captioning.engine import Captioner, CaptionerSettings, EngineError, Needs
+from captioning.engine import Captioner, CaptionerSettings, EngineError
 from captioning.engines._chat_settings import ChatModelSettings
 from cluster import weight_files
+from cluster.resources import Resources
 from cluster.weight_files import HUB
 
 VERSION = 1
@@ -25,8 +26,8 @@ class Transformers(ChatModelSettings, CaptionerSettings):
         8, ge=1, le=1024, description="Questions answered at once; halved while they do not fit in memory."
     )
 
-    def needs(self) -> Needs:
-        return Needs(gpus=self.gpus)
+    def resources(self) -> Resources:
+        return Resources(gpus=self.gpus)
 
     def identity(self) -> str:
         weights = f"{self.model}@{self.revision}" if self.model.startswith(HUB) else weight_files.identity(self.model)

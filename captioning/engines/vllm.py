@@ -18,8 +18,9 @@ from typing import Any, ClassVar, Literal
 from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
-from captioning.engine import Answer, Captioner, CaptionerSettings, EngineError, Needs
+from captioning.engine import Answer, Captioner, CaptionerSettings, EngineError
 from cluster import weight_files
+from cluster.resources import Resources
 from cluster.weight_files import HUB
 
 VERSION = 1
@@ -157,9 +158,9 @@ class VLLM(CaptionerSettings):
         """GPUs a replica holds."""
         return self.tensor_parallel * self.pipeline_parallel
 
-    def needs(self) -> Needs:
+    def resources(self) -> Resources:
         """Of the worker that puts questions and reads answers; the replicas hold the GPUs."""
-        return Needs()
+        return Resources()
 
     def identity(self) -> str:
         weights = f"{self.model}@{self.revision}" if self.is_remote else weight_files.identity(self.model)

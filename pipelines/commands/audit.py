@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.config import ConfigError
-from pipelines.curation import Curation, Engine
+from pipelines.curation import Curation
+from pipelines.engine.executor import Executor
 from pipelines.dataset.splits import SPLITS, clip_rows, read_splits, splits_uri
 from pipelines.duplicates.across import closest_across
 from pipelines.duplicates.clip_hashes import READS
 from pipelines.engine.tables import Index
 
-ROWS_PER_ORDER = 4096
+ROWS_PER_TASK = 4096
 EXAMPLES = 5
 
 
@@ -66,7 +67,7 @@ class Audit:
         return {"clean": self.clean, **asdict(self)}
 
 
-def audit(out_uri: str, curation: Curation, engine: Engine, limit: int = 10) -> Audit:
+def audit(out_uri: str, curation: Curation, executor: Executor, limit: int = 10) -> Audit:
     """Check the splits of a complete curation, and find the `limit` closest pairs of clips across splits (0 looks for none).
 
     Raises `ConfigError` where curation is not complete, has no clips, or no splits are stored.
@@ -93,7 +94,7 @@ def audit(out_uri: str, curation: Curation, engine: Engine, limit: int = 10) -> 
         *straddling(there, "near-duplicate group", "cluster"),
         *straddling(there, "content", "content_hash"),
     ]
-    pairs, why_not = closest_pairs(curation, there, engine, limit) if limit else ((), "not asked for")
+    pairs, why_not = closest_pairs(curation, there, executor, limit) if limit else ((), "not asked for")
     return Audit(
         clips={split: int(pc.sum(pc.equal(there["split"], split)).as_py() or 0) for split in SPLITS},
         sources={
@@ -135,7 +136,9 @@ def _straddle(kind: str, name: str, rows: list[dict[str, str]]) -> Straddle:
     return Straddle(kind, name, tuple(splits), tuple(turns[:EXAMPLES]))
 
 
-def closest_pairs(curation: Curation, kept: pa.Table, engine: Engine, limit: int) -> tuple[tuple[ClosePair, ...], str]:
+def closest_pairs(
+    curation: Curation, kept: pa.Table, executor: Executor, limit: int
+) -> tuple[tuple[ClosePair, ...], str]:
     """The closest pairs of kept clips of different splits; or why none are looked for."""
     state = curation.final
     if missing := [name for name in READS if name not in state.segment.schema.names]:
@@ -143,8 +146,8 @@ def closest_pairs(curation: Curation, kept: pa.Table, engine: Engine, limit: int
     if len(pc.unique(kept["split"])) < 2:
         return (), "all clips are in one split"
     divided = kept.select(["uid", "split"]).combine_chunks()
-    orders = state.rows.live().orders(ROWS_PER_ORDER)
-    rows = engine.rows(orders, list(READS)).map(partial(_divided, divided=divided))
+    tasks = state.rows.live().tasks(ROWS_PER_TASK)
+    rows = executor.rows(tasks, list(READS)).map(partial(_divided, divided=divided))
     found = closest_across(rows, "split", limit).to_pylist()
     uids = pa.array(sorted({row[side] for row in found for side in ("uid_a", "uid_b")}), pa.string())
     places = state.rows.rows.filter(pc.is_in(state.rows.rows["uid"], uids))

@@ -18,7 +18,7 @@ from pipelines.export.clip_files import CutSettings
 from pipelines.export.exporter import Split, Summary, Target, export
 from pipelines.export.format import FOLDER, Format, Sharded, find
 from pipelines.export.index import FILE
-from pipelines.export.steps import RunOrders
+from pipelines.export.steps import RunTasks
 from pipelines.export.wanted import wanted_clips
 from pipelines.recipe import Recipe
 
@@ -52,7 +52,7 @@ def run_export(
         return export(
             clips,
             Target(folder, layout, settings, cast(Split, split)),
-            inline.run_orders if in_process else _on_ray(recipe, stack),
+            inline.run_tasks if in_process else _on_ray(recipe, stack),
         )
 
 
@@ -70,18 +70,18 @@ def _check_outside_sources(recipe: Recipe, folder: str, layout: Format) -> None:
                 )
 
 
-def _on_ray(recipe: Recipe, stack: contextlib.ExitStack) -> RunOrders:
+def _on_ray(recipe: Recipe, stack: contextlib.ExitStack) -> RunTasks:
     """Runs orders on Ray, which is connected when the first ones come."""
 
-    def orders(job: Job, wanted: list[pa.Table]) -> Iterator[pa.Table]:
+    def tasks(job: Job, wanted: list[pa.Table]) -> Iterator[pa.Table]:
         # Ray takes a second to import, which an export with nothing to do, and every other command, need not wait for.
         from cluster.session import connected
         from pipelines import run
 
         stack.enter_context(connected(recipe.ray))
-        return run.run_orders(job, wanted)
+        return run.run_tasks(job, wanted)
 
-    return orders
+    return tasks
 
 
 def show(summary: Summary, failures: int = 12) -> None:

@@ -29,7 +29,7 @@ from pipelines.recipe import Recipe
 ASIDE = "retried-"
 """Prefix of tables that hold rows taken out, so that what was computed for them serves the next run (`pipelines.engine.reuse`)."""
 
-OF_AN_ORDER = frozenset(("cpu_s", "n_inputs", "steps"))
+TASK_COST_KEYS = frozenset(("cpu_s", "n_inputs", "steps"))
 """What a part's footer says of its costs; rows set aside cost nothing, and must not be counted twice."""
 
 
@@ -174,7 +174,7 @@ def _take_out(part: str, column: str, values: Collection[str], aside: bool) -> i
     if aside:
         table = storage.read_table(part)
         rows = table.filter(is_in(table[column], gone.to_pylist()))
-        about = {key: value for key, value in tables.read_metadata(part).items() if key not in OF_AN_ORDER}
+        about = {key: value for key, value in tables.read_metadata(part).items() if key not in TASK_COST_KEYS}
         folder = part.rpartition("/")[0]
         # Beside the table and not in it, where the rows would be there twice until they are taken out.
         tables.write_part(storage.join(folder.rpartition("/")[0], ASIDE + folder.rpartition("/")[2]), rows, about)

@@ -1,4 +1,4 @@
-"""A whole recipe: curate, train, sample, in that order, each from where it stands."""
+"""A whole recipe: run_segments, train, sample, in that order, each from where it stands."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from captioning.upsample import Upsampler
 from cluster import storage
 from cluster.config import ConfigError
 from cluster.ray_settings import RaySettings
+from cluster.resources import Resources
 from cluster.telemetry import log, progress
 from pipelines import inline
 from pipelines.commands.sample import check_pictures, read_picture
-from pipelines.curation import Curation, Engine, curate, inspect
+from pipelines.curation import Curation, run_segments, inspect
+from pipelines.engine.executor import Executor
 from pipelines.dataset import splits
 from pipelines.dataset.build import Dataset, build_dataset, training_captions
 from pipelines.engine.shuffle import Rows
-from pipelines.engine.step import Resources, TableFunction
+from pipelines.engine.step import TableFunction
 from pipelines.engine.worker import Job
 from pipelines.forgetting.request import check_finished, go_on
 from pipelines.ledger import Account, ledger
@@ -63,11 +65,11 @@ def run_recipe(recipe: Recipe, only: Part | None = None, in_process: bool = Fals
         storage.write_bytes(storage.join(recipe.out_uri, "run.yaml"), resolved(recipe).encode())
     with contextlib.ExitStack() as stack:
         ray = _LazyRay(recipe.ray, stack)
-        engine: Engine = inline if in_process else ray
-        curation = curate(recipe, engine) if only in (None, "curate") else inspect(recipe)
+        executor: Executor = inline if in_process else ray
+        curation = run_segments(recipe, engine) if only in (None, "curate") else inspect(recipe)
         if not curation.complete:
             raise ConfigError(
-                f"{recipe.name}: curation is not complete; run `worldloom run` without --only, or with --only curate, first"
+                f"{recipe.name}: curation is not complete; run `worldloom run` without --only, or with --only run_segments, first"
             )
         accounts = tuple(ledger(curation))
         storage.write_bytes(
@@ -130,8 +132,8 @@ class _LazyRay:
 
         self._stack.enter_context(connected(self._settings))
 
-    def run_orders(self, work: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
-        return self._engine().run_orders(work, orders)
+    def run_tasks(self, work: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
+        return self._engine().run_tasks(work, orders)
 
     def rows(self, orders: list[pa.Table], columns: list[str]) -> Rows:
         return self._engine().rows(orders, columns)
@@ -141,7 +143,7 @@ class _LazyRay:
     ) -> Iterator[pa.Table]:
         return self._engine().map_tables(load, wanted, resources)
 
-    def _engine(self) -> Engine:
+    def _engine(self) -> Executor:
         from pipelines import (
             run,
         )  # Ray Data takes half a second to import, which a run with nothing to do need not wait for

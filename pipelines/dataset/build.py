@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from captioning.encoder import NULL_CAPTION, text_key
 from cluster import storage
 from pipelines import inline
-from pipelines.curation import Curation, Engine, SegmentState
+from pipelines.curation import Curation, SegmentState
+from pipelines.engine.executor import Executor
 from pipelines.dataset import splits
 from pipelines.dataset.text_embeddings import embed_captions, stand
 from pipelines.recipe import Recipe
@@ -32,7 +33,7 @@ class Dataset:
     n_captions: int
 
 
-def build_dataset(recipe: Recipe, curation: Curation, engine: Engine = inline) -> Dataset:
+def build_dataset(recipe: Recipe, curation: Curation, executor: Executor = inline) -> Dataset:
     """Write the text embeddings that are missing and the manifest of the kept clips, each in the split that `pipelines.dataset.splits` gives it.
 
     The captions are embedded where the engine works.
@@ -55,7 +56,7 @@ def build_dataset(recipe: Recipe, curation: Curation, engine: Engine = inline) -
     if not storage.exists(manifest_uri):
         texts_name = texts_folder(identity)
         lengths = embed_captions(
-            storage.join(recipe.tables_uri, texts_name), encode.text, distinct_captions(clips), engine
+            storage.join(recipe.tables_uri, texts_name), encode.text, distinct_captions(clips), executor
         )
         latents_folder = encode.latents_folder(recipe.tables_uri, state.segment.lineages[-1])
         table = manifest_rows(clips, shard_rows(recipe.tables_uri, latents_folder), identity, lengths)

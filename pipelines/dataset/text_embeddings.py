@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,8 +14,8 @@ from captioning.engine import EngineError
 from cluster import storage
 from cluster.telemetry import log, progress
 from pipelines import inline
-from pipelines.curation import Engine
-from pipelines.engine.step import Resources, RunError, TableFunction
+from pipelines.engine.executor import Executor
+from pipelines.engine.step import RunError, TableFunction
 from training.data import text_tables
 
 CAPTIONS_PER_PART = 4096
@@ -28,13 +28,13 @@ FEW = 2000
 WORTH_A_WARNING = 0.05
 """Share of captions that are cut off from which on it is said as a warning."""
 
-ORDER_SCHEMA = pa.schema([("key", pa.string()), ("caption", pa.string())])
+TASK_SCHEMA = pa.schema([("key", pa.string()), ("caption", pa.string())])
 REPORT_SCHEMA = pa.schema([("captions", pa.int64()), ("tokens", pa.int64()), ("padding", pa.int64())])
 """What came of an order: captions embedded, their tokens, and the tokens that were computed only to fill up batches."""
 
 
 def embed_captions(
-    folder: str, settings: TextEncoderSettings, captions: Sequence[str], engine: Engine
+    folder: str, settings: TextEncoderSettings, captions: Sequence[str], executor: Executor
 ) -> dict[str, int]:
     """Embed the distinct captions, and the null one, that the folder does not hold yet. Returns the token count of each, by key.
 
@@ -42,14 +42,13 @@ def embed_captions(
     """
     identity = settings.identity()
     wanted, missing = stand(folder, identity, captions)
-    place: Engine = inline if settings.light and len(missing) < FEW else engine
+    place: Executor = inline if settings.light and len(missing) < FEW else executor
     reports = [REPORT_SCHEMA.empty_table()]
     if missing:
-        needs = settings.needs()
-        resources = Resources(needs.cpus, needs.gpus, pooled=True, most=needs.most)
+        resources = replace(settings.resources(), pooled=True)
         with progress("text embeddings", len(missing)) as bar:
             work = Embedding(settings, identity, folder)
-            for report in place.map_tables(work.open, list(orders_of(missing)), resources):
+            for report in place.map_tables(work.open, list(tasks_of(missing)), resources):
                 reports.append(report)
                 bar.advance(report["captions"][0].as_py())
     table = text_tables.read_texts(folder)
@@ -69,7 +68,7 @@ def stand(folder: str, identity: str, captions: Sequence[str]) -> tuple[dict[str
     return wanted, {key: caption for key, caption in wanted.items() if key not in stored}
 
 
-def orders_of(captions: Mapping[str, str]) -> Iterator[pa.Table]:
+def tasks_of(captions: Mapping[str, str]) -> Iterator[pa.Table]:
     """Orders of captions by key, the longest captions first: neighbours in length go through a network together with little padding.
 
     Each holds up to `CAPTIONS_PER_PART` captions of up to `BYTES_PER_PART` bytes in all, and at least one.
@@ -80,16 +79,16 @@ def orders_of(captions: Mapping[str, str]) -> Iterator[pa.Table]:
         ((len(caption.encode()), key) for key, caption in captions.items()), key=lambda row: (-row[0], row[1])
     ):
         if rows and (len(rows) == CAPTIONS_PER_PART or size_bytes + n_bytes > BYTES_PER_PART):
-            yield _order(rows)
+            yield _task(rows)
             rows, size_bytes = [], 0
         rows.append((key, captions[key]))
         size_bytes += n_bytes
     if rows:
-        yield _order(rows)
+        yield _task(rows)
 
 
-def _order(rows: list[tuple[str, str]]) -> pa.Table:
-    return pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], ORDER_SCHEMA)
+def _task(rows: list[tuple[str, str]]) -> pa.Table:
+    return pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], TASK_SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -112,10 +111,10 @@ class Embedding:
                 f"this worker has text encoder {encoder.identity}, and the run is for {self.identity}; give every node the same files"
             )
 
-        def embed(order: pa.Table) -> pa.Table:
-            keys, before = order["key"].to_pylist(), encoder.padding
+        def embed(task: pa.Table) -> pa.Table:
+            keys, before = task["key"].to_pylist(), encoder.padding
             with _fatal():
-                embeddings = encoder.encode(order["caption"].to_pylist())
+                embeddings = encoder.encode(task["caption"].to_pylist())
             part = storage.join(self.folder, f"part-{storage.digest(*keys)}.parquet")
             try:
                 text_tables.write_texts(part, dict(zip(keys, embeddings, strict=True)), self.identity)

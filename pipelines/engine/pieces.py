@@ -43,38 +43,38 @@ def plan_long_rows(step: Divisible, folder: str, table: pa.Table) -> pa.Table:
     return table.filter(pa.array(whole, pa.bool_()))
 
 
-def piece_orders(folder: str, rows: pa.Table) -> list[pa.Table]:
+def piece_tasks(folder: str, rows: pa.Table) -> list[pa.Table]:
     """An order for each piece that is still to be done, the dearest first; `rows` are those of the table that are not done."""
     done = _names(folder, PIECE_SUFFIX)
-    orders: list[tuple[float, pa.Table]] = []
+    tasks: list[tuple[float, pa.Table]] = []
     for i, plan in _plans(folder, rows):
         row = rows.slice(i, 1)
         uid = row["uid"][0].as_py()
         for piece in plan:
             if _piece_name(uid, piece.number) not in done:
-                orders.append((piece.cost, row.append_column(PIECE_COLUMN, pa.array([json.dumps(asdict(piece))]))))
-    return [order for _, order in sorted(orders, key=lambda item: -item[0])]
+                tasks.append((piece.cost, row.append_column(PIECE_COLUMN, pa.array([json.dumps(asdict(piece))]))))
+    return [task for _, task in sorted(tasks, key=lambda item: -item[0])]
 
 
-def join_orders(folder: str, rows: pa.Table) -> list[pa.Table]:
+def join_tasks(folder: str, rows: pa.Table) -> list[pa.Table]:
     """An order for each row that has a plan: to be run when all its pieces are done."""
     return [rows.slice(i, 1).append_column(JOIN_COLUMN, pa.array([len(plan)])) for i, plan in _plans(folder, rows)]
 
 
-def is_piece(order: pa.Table) -> bool:
-    return PIECE_COLUMN in order.column_names
+def is_piece(task: pa.Table) -> bool:
+    return PIECE_COLUMN in task.column_names
 
 
-def is_join(order: pa.Table) -> bool:
-    return JOIN_COLUMN in order.column_names
+def is_join(task: pa.Table) -> bool:
+    return JOIN_COLUMN in task.column_names
 
 
-def do_piece(step: Divisible, folder: str, order: pa.Table) -> None:
+def do_piece(step: Divisible, folder: str, task: pa.Table) -> None:
     """Do a piece and keep its result. An error is a result too: it fails the row when it is joined."""
-    (row,) = order.to_pylist()
+    (row,) = task.to_pylist()
     piece = Piece(**json.loads(row.pop(PIECE_COLUMN)))
     try:
-        result = DONE + step.do(row, piece)
+        result = DONE + step.run_piece(row, piece)
     except RunError:
         raise
     except Exception as error:  # the row carries it

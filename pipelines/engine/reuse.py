@@ -19,7 +19,7 @@ from pipelines.engine.step import Expand, Global
 
 
 @dataclass(frozen=True)
-class Donor:
+class CachedRows:
     """Stored rows that passed a step of this lineage: uid, part and row of each."""
 
     index: pa.Table
@@ -28,22 +28,22 @@ class Donor:
         """For each uid whether its values are stored, and a table with the values of those that are, in order."""
         position = pc.index_in(uids.combine_chunks(), self.index["uid"].combine_chunks())
         found = pc.is_valid(position)
-        places = self.index.take(position.drop_null())
+        stored = self.index.take(position.drop_null())
         names = [field.name for field in fields]
-        pieces, order = [], []
-        parts = places["part"].to_pylist()
-        rows = places["row"].to_pylist()
+        pieces, positions = [], []
+        parts = stored["part"].to_pylist()
+        rows = stored["row"].to_pylist()
         for part in sorted(set(parts)):
             mine = [i for i, name in enumerate(parts) if name == part]
             pieces.append(tables.read_rows(part, [rows[i] for i in mine], names))
-            order += mine
+            positions += mine
         if not pieces:
             return found, pa.table({field.name: pa.array([], field.type) for field in fields})
-        inverse = pc.sort_indices(pa.array(order))
+        inverse = pc.sort_indices(pa.array(positions))
         return found, pa.concat_tables(pieces).take(inverse)
 
 
-def find_donors(tables_uri: str, segment: Segment) -> dict[str, Donor]:
+def find_cached_rows(tables_uri: str, segment: Segment) -> dict[str, CachedRows]:
     """For each step label of a segment whose values other tables hold, where they are."""
     wanted = {
         lineage: label
@@ -64,7 +64,7 @@ def find_donors(tables_uri: str, segment: Segment) -> dict[str, Donor]:
             if lineage in wanted:
                 passed = labels[position + 1 :]
                 found.setdefault(wanted[lineage], []).extend(_rows_past(part, passed) for part in parts)
-    return {label: Donor(_first_of_each(pa.concat_tables(pieces))) for label, pieces in found.items()}
+    return {label: CachedRows(_first_of_each(pa.concat_tables(pieces))) for label, pieces in found.items()}
 
 
 def _rows_past(part: str, later_labels: list[str]) -> pa.Table:

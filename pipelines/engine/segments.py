@@ -86,7 +86,7 @@ def _advance(step: Step, fields: dict[str, pa.Field], lineage: dict[str, str]) -
     for field in step.writes():
         fields[field.name] = field
         # A uid is the hash of a source and a span, so what follows from it needs no other lineage.
-        lineage[field.name] = "uid" if field.name in step.places() else own
+        lineage[field.name] = "uid" if field.name in step.uid_columns() else own
     return own
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.plugins import Plugin
+from cluster.resources import Resources
 from cluster.storage import digest
 from pipelines.engine.shuffle import Rows
 
@@ -68,16 +69,6 @@ class Context:
     state: Any = None
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What one worker of a step holds. `pooled` steps load something dear and live in an actor pool, of `most` workers if that is set."""
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-    pooled: bool = False
-    most: int | None = None
-
-
 class Step(Plugin):
     """A step's settings are its whole state; `open` gives the function that does the work."""
 
@@ -98,7 +89,7 @@ class Step(Plugin):
     def writes(self) -> tuple[pa.Field, ...]:
         """Columns the step adds, with a `doc` in each field's metadata."""
 
-    def places(self) -> tuple[str, ...]:
+    def uid_columns(self) -> tuple[str, ...]:
         """Written columns that follow from the row's uid alone, whatever the settings: its span, its size, its time base."""
         return ()
 
@@ -120,7 +111,7 @@ class Step(Plugin):
         """
         return None
 
-    def settle(self, context: Context) -> None:
+    def on_complete(self, context: Context) -> None:
         """Runs on the driver when the segment's table is complete, also where it was so before: removes what only unfinished work needs."""
         return
 
@@ -139,7 +130,7 @@ class Piece:
 
     number: int
     count: int
-    what: dict[str, Any]
+    spec: dict[str, Any]
     cost: float
 
 
@@ -154,7 +145,7 @@ class Divisible(Step):
         """Pieces of a row's work, in order; none for a row that is done whole."""
 
     @abc.abstractmethod
-    def do(self, row: Mapping[str, Any], piece: Piece) -> bytes:
+    def run_piece(self, row: Mapping[str, Any], piece: Piece) -> bytes:
         """The result of a piece, for `join` alone to read. What it raises fails the row."""
 
     @abc.abstractmethod
@@ -190,11 +181,11 @@ class Global(Step):
     def solve(self, rows: Rows) -> pa.Table:
         """From `uid` and the read columns of every live row to what is decided of some: `uid`, the written columns and `FATE_FIELDS`.
 
-        Rows that are not in the result stay as they are, with the written columns that `alone` gives them.
+        Rows that are not in the result stay as they are, with the written columns that `defaults` gives them.
         """
 
     @abc.abstractmethod
-    def alone(self, rows: pa.Table) -> pa.Table:
+    def defaults(self, rows: pa.Table) -> pa.Table:
         """The written columns of live rows of which `solve` said nothing; gets `uid` and the read columns."""
 
 

@@ -16,10 +16,10 @@ METADATA_KEY = b"worldloom"
 
 PART_SUFFIX = ".parquet"
 
-ORDER_SCHEMA = pa.schema([("part", pa.string()), ("rows", pa.list_(pa.int64()))])
+TASK_SCHEMA = pa.schema([("part", pa.string()), ("rows", pa.list_(pa.int64()))])
 """An order for work on stored rows: which rows of which parts. An order for new sources holds their rows themselves."""
 
-AIMED_ORDERS = 16
+TARGET_TASKS = 16
 """Small inputs are split into about this many orders, so that all cores have work and a kill costs little."""
 
 
@@ -64,41 +64,41 @@ class Index:
             grouped.setdefault(part, []).append(row)
         yield from sorted(grouped.items())
 
-    def orders(self, rows_per_part: int) -> list[pa.Table]:
-        """Orders for work on these rows, about `AIMED_ORDERS` of them or as many as `rows_per_part` asks for."""
-        size = order_size(len(self), rows_per_part)
-        orders: list[pa.Table] = []
+    def tasks(self, rows_per_part: int) -> list[pa.Table]:
+        """Orders for work on these rows, about `TARGET_TASKS` of them or as many as `rows_per_part` asks for."""
+        size = task_size(len(self), rows_per_part)
+        tasks: list[pa.Table] = []
         pending: dict[str, list[int]] = {}
         for part, rows in self.by_part():
             for row in rows:
                 pending.setdefault(part, []).append(row)
                 if sum(map(len, pending.values())) == size:
-                    orders.append(_order(pending))
+                    tasks.append(_task(pending))
                     pending = {}
-        return [*orders, _order(pending)] if pending else orders
+        return [*tasks, _task(pending)] if pending else tasks
 
 
-def order_size(n_rows: int, rows_per_part: int) -> int:
-    return max(1, min(rows_per_part, -(-n_rows // AIMED_ORDERS)))
+def task_size(n_rows: int, rows_per_part: int) -> int:
+    return max(1, min(rows_per_part, -(-n_rows // TARGET_TASKS)))
 
 
-def _order(rows_of_parts: Mapping[str, list[int]]) -> pa.Table:
-    return pa.table({"part": list(rows_of_parts), "rows": list(rows_of_parts.values())}, ORDER_SCHEMA)
+def _task(rows_of_parts: Mapping[str, list[int]]) -> pa.Table:
+    return pa.table({"part": list(rows_of_parts), "rows": list(rows_of_parts.values())}, TASK_SCHEMA)
 
 
-def split_order(order: pa.Table) -> list[pa.Table]:
+def split_task(task: pa.Table) -> list[pa.Table]:
     """The same work, one row an order."""
-    if order.schema != ORDER_SCHEMA:
-        return [order.slice(i, 1) for i in range(len(order))]
-    return [_order({item["part"]: [row]}) for item in order.to_pylist() for row in item["rows"]]
+    if task.schema != TASK_SCHEMA:
+        return [task.slice(i, 1) for i in range(len(task))]
+    return [_task({item["part"]: [row]}) for item in task.to_pylist() for row in item["rows"]]
 
 
-def read_order(order: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
+def read_task(task: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows an order is for, all columns of them or some."""
-    if order.schema != ORDER_SCHEMA:
-        return order
+    if task.schema != TASK_SCHEMA:
+        return task
     return pa.concat_tables(
-        read_rows(item["part"], item["rows"], columns) for item in order.to_pylist()
+        read_rows(item["part"], item["rows"], columns) for item in task.to_pylist()
     ).combine_chunks()
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.resources import Resources
 from pipelines.engine import pieces, tables
 from pipelines.engine.exclusions import NOTHING, Forgotten
-from pipelines.engine.reuse import Donor
+from pipelines.engine.reuse import CachedRows
 from pipelines.engine.segments import Segment, footer
 from pipelines.engine.step import (
     FATE_COLUMNS,
@@ -22,7 +23,6 @@ from pipelines.engine.step import (
     Expand,
     Global,
     Mark,
-    Resources,
     RunError,
     Step,
     TableFunction,
@@ -46,7 +46,7 @@ class Job:
     segment: Segment
     folder: str
     contexts: tuple[Context, ...]
-    donors: Mapping[str, Donor] = field(default_factory=dict)
+    cached: Mapping[str, CachedRows] = field(default_factory=dict)
     solved: pa.Table | None = None
     forgotten: Forgotten = NOTHING
     """What a Global step decided."""
@@ -113,7 +113,7 @@ class Worker:
             return table
         costs = Costs.of_stages_before(table)
         if stage.reads:
-            table = tables.read_order(table)
+            table = tables.read_task(table)
             first = job.segment.first
             if isinstance(first, Divisible):
                 if pieces.is_piece(table):
@@ -150,7 +150,7 @@ class Worker:
         if pieces.is_join(table):
             counts = dict(zip(table["uid"].to_pylist(), table[pieces.JOIN_COLUMN].to_pylist(), strict=True))
             return table.drop_columns([pieces.JOIN_COLUMN]), pieces.join_function(step, job.folder, counts)
-        donor = job.donors.get(job.segment.labels[0])
+        donor = job.cached.get(job.segment.labels[0])
         stored = pc.is_in(table["uid"], donor.index["uid"]) if donor else pa.array([False] * len(table))
         return pa.concat_tables(
             [table.filter(stored), pieces.plan_long_rows(step, job.folder, table.filter(pc.invert(stored)))]
@@ -167,11 +167,11 @@ class Worker:
             return join_solved(step, label, table, self._stage.job.solved), len(table)
         if instead is None and position not in self._functions:
             self._functions[position] = step.open(self._stage.job.contexts[position])
-        return run_step(step, label, table, instead or self._functions[position], self._stage.job.donors.get(label))
+        return run_step(step, label, table, instead or self._functions[position], self._stage.job.cached.get(label))
 
 
 def run_step(
-    step: Step, label: str, table: pa.Table, function: TableFunction, donor: Donor | None = None
+    step: Step, label: str, table: pa.Table, function: TableFunction, donor: CachedRows | None = None
 ) -> tuple[pa.Table, int]:
     """Take the live rows of a table through a step; marked rows pass it by with nulls. The order of rows stays.
 
@@ -182,7 +182,7 @@ def run_step(
         table = set_column(table, written, pa.nulls(len(table), written.type))
     live = pc.fill_null(is_live(table), False).combine_chunks()
     numbers = pa.array(range(len(table)), pa.int64())
-    pieces, orders = [table.filter(pc.invert(live))], [numbers.filter(pc.invert(live))]
+    pieces, tasks = [table.filter(pc.invert(live))], [numbers.filter(pc.invert(live))]
     work, work_order = table.filter(live), numbers.filter(live)
     if donor is not None and len(work):
         stored, values = donor.fetch(work["uid"], fields)
@@ -190,7 +190,7 @@ def run_step(
         for written in fields:
             given = set_column(given, written, values[written.name].cast(written.type))
         pieces.append(given)
-        orders.append(work_order.filter(stored))
+        tasks.append(work_order.filter(stored))
         work, work_order = work.filter(pc.invert(stored)), work_order.filter(pc.invert(stored))
     if len(work):
         done = guarded(function, work, fields)
@@ -200,8 +200,8 @@ def run_step(
             done, table.schema.field("fate_step"), pc.if_else(marked, pa.scalar(label), pa.scalar(None, pa.string()))
         )
         pieces.append(done.select(table.column_names))
-        orders.append(work_order)
-    return pa.concat_tables(pieces).take(pc.sort_indices(pa.concat_arrays(orders))).combine_chunks(), len(work)
+        tasks.append(work_order)
+    return pa.concat_tables(pieces).take(pc.sort_indices(pa.concat_arrays(tasks))).combine_chunks(), len(work)
 
 
 def guarded(function: TableFunction, table: pa.Table, fields: Sequence[pa.Field]) -> pa.Table:
@@ -253,12 +253,12 @@ def _clips_of(step: Expand, label: str, row: dict[str, Any], forgotten: Forgotte
 
 def join_solved(step: Global, label: str, table: pa.Table, solved: pa.Table) -> pa.Table:
     """Give each live row what a Global step decided about it; marked rows keep what they had."""
-    live, alone = is_live(table), step.alone(table)
+    live, defaults = is_live(table), step.defaults(table)
     position = pc.index_in(table["uid"].combine_chunks(), solved["uid"].combine_chunks())
     found, decided = solved.take(position), pc.is_valid(position)
     for written in step.writes():
         before = table[written.name] if written.name in table.column_names else pa.nulls(len(table), written.type)
-        now = pc.if_else(decided, found[written.name], alone[written.name])
+        now = pc.if_else(decided, found[written.name], defaults[written.name])
         table = set_column(table, written, pc.if_else(live, now, before))
     marked = pc.fill_null(pc.and_(live, pc.not_equal(found["fate"], "kept")), False)
     for name in FATE_COLUMNS:
@@ -267,9 +267,9 @@ def join_solved(step: Global, label: str, table: pa.Table, solved: pa.Table) -> 
     return table
 
 
-def failed_rows(job: Job, order: pa.Table, reason: str) -> pa.Table:
+def failed_rows(job: Job, task: pa.Table, reason: str) -> pa.Table:
     """Write the part of rows whose worker died each time it took them: those that were live are failed, with the reason."""
-    rows = tables.read_order(order)
+    rows = tables.read_task(task)
     rows = rows if "fate" in rows.column_names else start_fates(rows)
     dead = is_live(rows)
     for name, value in (("fate_step", job.segment.label), ("fate_reason", reason), ("fate", "failed")):

@@ -22,7 +22,7 @@ from pipelines.engine.step import FATE_FIELDS, set_column
 from pipelines.export import index, shards
 from pipelines.export.clip_files import CutSettings
 from pipelines.export.format import CUT, Format, Sharded
-from pipelines.export.steps import DESCRIBED, STORED, CutClips, RunOrders, run_step
+from pipelines.export.steps import DESCRIBED, STORED, CutClips, RunTasks, run_step
 
 VERSION = 1
 """Raise it when the same clip is cut otherwise, so that what is stored is not taken for it."""
@@ -71,7 +71,7 @@ class Summary:
         return self.n_copied + self.n_encoded
 
 
-def export(clips: pa.Table, target: Target, run_orders: RunOrders) -> Summary:
+def export(clips: pa.Table, target: Target, run_tasks: RunTasks) -> Summary:
     """Bring an export up to date with the clips that are wanted (`wanted_clips`): only what is not there yet is cut.
 
     Files appear under their names when they are whole, and the index comes last. Clips that failed in an earlier export are tried
@@ -82,7 +82,7 @@ def export(clips: pa.Table, target: Target, run_orders: RunOrders) -> Summary:
     if begun and isinstance(target.layout, Sharded):
         # A run was stopped after all was cut: what it began is ended first, so that every name means what it says.
         log.info(f"{target.folder}: a run was stopped while it wrote shards; these are finished first")
-        shards.carry_out(target.folder, target.work, target.layout, run_orders)
+        shards.carry_out(target.folder, target.work, target.layout, run_tasks)
     listed, settings = index.read(target.folder)
     _check_settings(target, settings)
     there = {entry.uri for entry in storage.list_files(target.folder)}
@@ -97,11 +97,11 @@ def export(clips: pa.Table, target: Target, run_orders: RunOrders) -> Summary:
         )
     )
     clips = _with_reasons(clips, target.layout)
-    n_new = _cut(clips, before, target, run_orders)
+    n_new = _cut(clips, before, target, run_tasks)
     rows = _with_results(clips, _results(target, before))
     if isinstance(target.layout, Sharded):
         shards.make_plan(target.work, target.layout, rows, before, target.settings)
-        shards.carry_out(target.folder, target.work, target.layout, run_orders)
+        shards.carry_out(target.folder, target.work, target.layout, run_tasks)
     else:
         _commit_files(rows, listed, target)
     return summary(target.folder, n_new)
@@ -130,7 +130,7 @@ def _with_reasons(clips: pa.Table, layout: Format) -> pa.Table:
     return set_column(clips, pa.field("left_out", pa.string()), reasons)
 
 
-def _cut(clips: pa.Table, before: pa.Table, target: Target, run_orders: RunOrders) -> int:
+def _cut(clips: pa.Table, before: pa.Table, target: Target, run_tasks: RunTasks) -> int:
     """Cut the clips that are not there yet, and write anew what is said of others; returns how many were cut."""
     stored = _stored(clips["uid"], before)
     for field in STORED:
@@ -151,15 +151,15 @@ def _cut(clips: pa.Table, before: pa.Table, target: Target, run_orders: RunOrder
         [("source", "ascending"), ("start_pts", "ascending"), ("uid", "ascending")]
     ).combine_chunks()
     step = CutClips(layout=target.layout, cut=target.cut, folder=_clips_folder(target), stored=target.folder)
-    size = tables.order_size(len(wanted), step.rows_per_part)
-    orders = [wanted.slice(start, size).combine_chunks() for start in range(0, len(wanted), size)]
+    size = tables.task_size(len(wanted), step.rows_per_part)
+    tasks = [wanted.slice(start, size).combine_chunks() for start in range(0, len(wanted), size)]
     run_step(
         step,
         pa.schema([wanted.schema.field("uid"), *FATE_FIELDS, DESCRIBED, *CUT]),
         _parts_folder(target),
-        orders,
+        tasks,
         len(wanted),
-        run_orders,
+        run_tasks,
     )
     missing = set(wanted["uid"].to_pylist()) - set(_parts(target)["uid"].to_pylist())
     if missing:

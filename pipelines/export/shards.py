@@ -18,7 +18,7 @@ from pipelines.engine import tables
 from pipelines.engine.step import FATE_FIELDS, set_column
 from pipelines.export import index
 from pipelines.export.format import Sharded
-from pipelines.export.steps import PackShards, RunOrders, run_step
+from pipelines.export.steps import PackShards, RunTasks, run_step
 
 PLAN = "plan.parquet"
 
@@ -100,14 +100,14 @@ def _fill(rows: Sequence[dict[str, Any]], limit_bytes: int) -> list[list[dict[st
     return groups
 
 
-def carry_out(folder: str, work: str, layout: Sharded, run_orders: RunOrders) -> None:
+def carry_out(folder: str, work: str, layout: Sharded, run_tasks: RunTasks) -> None:
     """Do what the plan says, from wherever a run before was stopped; ends with the index."""
     plan = storage.read_table(storage.join(work, PLAN))
     about = json.loads(plan.schema.metadata[KEY])
     if not storage.exists(storage.join(work, REWRITTEN)):
         for name in about["gone"]:
             storage.remove(storage.join(folder, name))
-        _pack(folder, work, layout, _to_write(plan, OLD), run_orders)
+        _pack(folder, work, layout, _to_write(plan, OLD), run_tasks)
         storage.write_bytes(storage.join(work, REWRITTEN), b"")
     if not storage.exists(storage.join(work, RENAMED)):
         _rename(folder, plan)
@@ -115,7 +115,7 @@ def carry_out(folder: str, work: str, layout: Sharded, run_orders: RunOrders) ->
     missing = [
         shard for shard in _to_write(plan, NEW) if not storage.exists(storage.join(folder, shard.removeprefix(NEW)))
     ]
-    _pack(folder, work, layout, missing, run_orders)
+    _pack(folder, work, layout, missing, run_tasks)
     plan = set_column(plan, pa.field("file", pa.string()), plan["final"])
     members = [
         layout.clip_file(row) if row["final"] else None
@@ -132,13 +132,13 @@ def _to_write(plan: pa.Table, how: str) -> list[str]:
     return sorted({shard for shard in plan["shard"].to_pylist() if shard and shard.startswith(how)})
 
 
-def _pack(folder: str, work: str, layout: Sharded, shards: list[str], run_orders: RunOrders) -> None:
+def _pack(folder: str, work: str, layout: Sharded, shards: list[str], run_tasks: RunTasks) -> None:
     if not shards:
         return
     step = PackShards(layout=layout, folder=folder, clips=storage.join(work, CLIPS), plan=storage.join(work, PLAN))
     uid = pa.field("uid", pa.string())
-    orders = [pa.table([pa.array([shard], pa.string())], pa.schema([uid])) for shard in shards]
-    run_step(step, pa.schema([uid, *FATE_FIELDS]), storage.join(work, "packed"), orders, len(shards), run_orders)
+    tasks = [pa.table([pa.array([shard], pa.string())], pa.schema([uid])) for shard in shards]
+    run_step(step, pa.schema([uid, *FATE_FIELDS]), storage.join(work, "packed"), tasks, len(shards), run_tasks)
     lost = [shard for shard in shards if not storage.exists(storage.join(folder, shard.partition(":")[2]))]
     if lost:
         raise RuntimeError(

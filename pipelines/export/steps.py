@@ -22,8 +22,8 @@ from pipelines.engine.worker import Job
 from pipelines.export.clip_files import Cut, CutSettings, cut_image, cut_video
 from pipelines.export.format import CUT, FOLDER, UNSAID, Clip, Format, Sharded
 
-RunOrders = Callable[[Job, list[pa.Table]], Iterator[pa.Table]]
-"""Runs orders somewhere and yields their reports as they end: `run_orders` of `pipelines.inline` and of `pipelines.run`."""
+RunTasks = Callable[[Job, list[pa.Table]], Iterator[pa.Table]]
+"""Runs orders somewhere and yields their reports as they end: `run_tasks` of `pipelines.inline` and of `pipelines.run`."""
 
 DESCRIBED = column("described", pa.string(), "digest of what is said of the clip")
 
@@ -36,14 +36,14 @@ STORED = (
 
 
 def run_step(
-    step: Step, schema: pa.Schema, folder: str, orders: list[pa.Table], n_rows: int, run_orders: RunOrders
+    step: Step, schema: pa.Schema, folder: str, tasks: list[pa.Table], n_rows: int, run_tasks: RunTasks
 ) -> None:
     """Run orders through a single step, as a segment of its own whose table is in `folder`."""
     segment = Segment(
         step.name, (step.name,), (step,), ("",), schema, storage.digest(step.model_dump_json(), size_bytes=8)
     )
     with progress(step.name, n_rows) as bar:
-        for report in run_orders(Job(segment, folder, (Context(folder, 0),)), orders):
+        for report in run_tasks(Job(segment, folder, (Context(folder, 0),)), tasks):
             bar.advance(sum(report["n_inputs"].to_pylist()))
 
 

@@ -76,21 +76,21 @@ class Bulk:
     def identity(self, who: Who) -> str:
         return self.engines[who].identity()
 
-    def ask(self, orders: Sequence[pa.Table], count: Count, put: Put) -> None:
+    def ask(self, tasks: Sequence[pa.Table], count: Count, put: Put) -> None:
         """Ask until nothing is open.
 
         `count` gives the result of `counting` for each of the orders with these numbers, and `put` those of `keep` for all the batches that
         the questions of such orders to an engine came back in.
         """
-        journal.deal(journal_folder(self.context), (self._uids(order) for order in orders))
-        left: Sequence[int] = range(len(orders))
+        journal.deal(journal_folder(self.context), (self._uids(task) for task in tasks))
+        left: Sequence[int] = range(len(tasks))
         # No conversation takes more rounds, so a question that is open after them was put and never answered.
         for number in range(1, ACTS * (self.step.retries + 1) + 1):
-            n_open = {order: counts.to_pylist()[0] for order, counts in count(left)}
-            left = sorted(order for order, counts in n_open.items() if any(counts.values()))
+            n_open = {task: counts.to_pylist()[0] for task, counts in count(left)}
+            left = sorted(task for task, counts in n_open.items() if any(counts.values()))
             for who, engine in self.engines.items():
-                if wanted := [order for order in left if n_open[order][who]]:
-                    n = sum(n_open[order][who] for order in wanted)
+                if wanted := [task for task in left if n_open[task][who]]:
+                    n = sum(n_open[task][who] for task in wanted)
                     log.info(f"{self.label}: round {number}: {n} questions to {engine.name} {engine.model}")
                     self._check(n, put(who, wanted), engine)
             if not left:
@@ -111,8 +111,8 @@ class Bulk:
         """From an order to one row: how many of its questions are open, by who is to answer them."""
         asked = self._asked()
 
-        def counts(order: pa.Table) -> pa.Table:
-            whom = [item.who for _, item in asked(order)]
+        def counts(task: pa.Table) -> pa.Table:
+            whom = [item.who for _, item in asked(task)]
             return pa.table({who: [whom.count(who)] for who in self.engines})
 
         return counts
@@ -121,8 +121,8 @@ class Bulk:
         """From an order to its open questions to `who`, a few at a time."""
         asked = self._asked()
 
-        def batches(order: pa.Table) -> Iterator[pa.Table]:
-            rows = [(shelf, item.question) for shelf, item in asked(order) if item.who == who]
+        def batches(task: pa.Table) -> Iterator[pa.Table]:
+            rows = [(shelf, item.question) for shelf, item in asked(task) if item.who == who]
             for start in range(0, len(rows), ROWS):
                 yield pa.Table.from_pylist(
                     [_row(shelf, question) for shelf, question in rows[start : start + ROWS]], QUESTIONS
@@ -154,7 +154,7 @@ class Bulk:
         """From an order to its open questions, each with its shelf. Takes the very rows that the step's own work would get."""
         captions = self.step.open(self.context)
 
-        def asked(order: pa.Table) -> list[tuple[str, Asked]]:
+        def asked(task: pa.Table) -> list[tuple[str, Asked]]:
             found: list[tuple[str, Asked]] = []
 
             def look(rows: pa.Table) -> pa.Table:
@@ -162,16 +162,16 @@ class Bulk:
                 found.extend((shelf, item) for item in captions.open_in_bulk(rows))
                 return rows
 
-            run_step(self.step, self.label, tables.read_order(order), look, self.job.donors.get(self.label))
+            run_step(self.step, self.label, tables.read_task(task), look, self.job.cached.get(self.label))
             return found
 
         return asked
 
-    def _uids(self, order: pa.Table) -> list[str]:
+    def _uids(self, task: pa.Table) -> list[str]:
         """Of the rows of an order that the step works on."""
-        rows = tables.read_order(order, ["uid", "fate"])
+        rows = tables.read_task(task, ["uid", "fate"])
         rows = rows.filter(is_live(rows))
-        donor = self.job.donors.get(self.label)
+        donor = self.job.cached.get(self.label)
         if donor is not None:
             rows = rows.filter(pc.invert(pc.is_in(rows["uid"], donor.index["uid"].combine_chunks())))
         uids: list[str] = rows["uid"].to_pylist()

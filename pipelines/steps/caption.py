@@ -19,7 +19,8 @@ from captioning.prompt import DESCRIBES, MERGES, RESERVED, REWRITES, FromFile, P
 from cluster import storage
 from cluster.config import LocatedError, Settings
 from cluster.plugins import Chosen
-from pipelines.engine.step import Context, Mark, Resources, RunError, Step, column, set_column, set_marks
+from cluster.resources import Resources
+from pipelines.engine.step import Context, Mark, RunError, Step, column, set_column, set_marks
 
 T = TypeVar("T")
 
@@ -156,11 +157,11 @@ class Caption(Step):
     def resources(self) -> Resources:
         if not self.asks:
             return Resources()
-        needs = [engine.needs() for engine in self.engines().values()]
-        most = min((need.most for need in needs if need.most is not None), default=None)
-        # An engine that answers in bulk is not loaded by those who work on orders.
+        each = [engine.resources() for engine in self.engines().values()]
+        max_workers = min((one.max_workers for one in each if one.max_workers is not None), default=None)
+        # An engine that answers in bulk is not loaded by those who work on tasks.
         pooled = not all(engine.in_bulk for engine in self.engines().values())
-        return Resources(sum(need.cpus for need in needs), sum(need.gpus for need in needs), pooled, most)
+        return Resources(sum(one.cpus for one in each), sum(one.gpus for one in each), pooled, max_workers)
 
     def settings_digest(self) -> str:
         """Of engines only what they say of themselves, not where or how fast they work; of prompts the words, not where the file is."""
@@ -200,7 +201,7 @@ class Caption(Step):
             _or_run_error(lambda: journal.prune(journal_folder(context), set(pending)))
         return self.script()
 
-    def settle(self, context: Context) -> None:
+    def on_complete(self, context: Context) -> None:
         if self.asks:
             journal.remove(journal_folder(context))
 

@@ -78,7 +78,7 @@ class Cut(Expand):
     def consumes(self) -> tuple[str, ...]:
         return "shots", "boundaries", "timed_captions"
 
-    def places(self) -> tuple[str, ...]:
+    def uid_columns(self) -> tuple[str, ...]:
         return tuple(field.name for field in PLACES)
 
     def expand(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | Mark:

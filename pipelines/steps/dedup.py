@@ -79,7 +79,7 @@ class Dedup(Global):
     def writes(self) -> tuple[pa.Field, ...]:
         return WRITES
 
-    def alone(self, rows: pa.Table) -> pa.Table:
+    def defaults(self, rows: pa.Table) -> pa.Table:
         """A clip without duplicates is a cluster of its own, or stays in that of the dedup before."""
         cluster = rows["cluster"] if self.method == "semantic" else rows["uid"]
         nothing = [pa.nulls(len(rows), field.type) for field in WRITES[1:]]

@@ -15,7 +15,8 @@ from captioning.encoder import TextEncoderSettings
 from captioning.encoders.hashing import Hashing
 from cluster import storage
 from cluster.plugins import Chosen
-from pipelines.engine.step import Context, Resources, RunError, Step, TableFunction, column
+from cluster.resources import Resources
+from pipelines.engine.step import Context, RunError, Step, TableFunction, column
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders.linear import Linear

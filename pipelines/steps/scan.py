@@ -118,7 +118,7 @@ class Scan(scan.ScanSettings, Divisible):
     def writes(self) -> tuple[pa.Field, ...]:
         return (*MEDIA, BOUNDARIES, SHOTS)
 
-    def places(self) -> tuple[str, ...]:
+    def uid_columns(self) -> tuple[str, ...]:
         return tuple(field.name for field in MEDIA)
 
     @model_validator(mode="after")
@@ -141,9 +141,9 @@ class Scan(scan.ScanSettings, Divisible):
         parts = scan.divide(row["source"])
         return [Piece(i, len(parts), {"first": part.first, "end": part.end}, part.cost) for i, part in enumerate(parts)]
 
-    def do(self, row: Mapping[str, Any], piece: Piece) -> bytes:
+    def run_piece(self, row: Mapping[str, Any], piece: Piece) -> bytes:
         try:
-            part = scan.scan_piece(row["source"], self, piece.what["first"], piece.what["end"])
+            part = scan.scan_piece(row["source"], self, piece.spec["first"], piece.spec["end"])
         except NotSplittableError:
             return pickle.dumps(NOT_SPLITTABLE)
         # Read by `join` alone, in the same run of the same version.

@@ -17,7 +17,7 @@ from pipelines import cli, inline, show, upkeep
 from pipelines.commands import doctor
 from pipelines.commands import export as exporting
 from pipelines.commands.quarantine import Failure
-from pipelines.curation import curate
+from pipelines.curation import run_segments
 from pipelines.export.exporter import Summary
 from pipelines.ledger import Account
 from pipelines.recipe import load_recipe
@@ -179,7 +179,7 @@ def test_samples_and_exports_are_not_taken_for_footage(
 def test_footage_may_lie_in_the_folder_of_the_run(tmp_path: Path) -> None:
     recipe = load_recipe(recipe_file(tmp_path, f"{tmp_path}/out/in/*.mp4"))
     storage.write_bytes(str(tmp_path / "out" / "in" / "a.mp4"), b"no video")
-    assert len(curate(recipe, inline).sources) == 1
+    assert len(run_segments(recipe, inline).sources) == 1
 
 
 def test_the_command_line_starts_without_ray() -> None:

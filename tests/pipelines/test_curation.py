@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cluster import storage
 from pipelines import inline
-from pipelines.curation import Curation, curate, inspect
+from pipelines.curation import Curation, run_segments, inspect
 from pipelines.engine import tables
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import FATES, RunError, Step, map_rows
@@ -69,7 +69,7 @@ NAMES = ["a-3", "b-0", "c-8", "broken-1", "d-1", "e-5"]
 
 def test_every_input_has_one_fate_and_the_ledger_balances(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
-    curation = curate(make_recipe(tmp_path, steps_of()), inline)
+    curation = run_segments(make_recipe(tmp_path, steps_of()), inline)
     videos, images, clips = ledger(curation)
     assert (videos.inputs, dict(videos.fates)) == (6, {"kept": 4, "dropped": 1, "failed": 1, "duplicate": 0})
     assert images.inputs == 0
@@ -89,14 +89,14 @@ def test_every_input_has_one_fate_and_the_ledger_balances(tmp_path: Path) -> Non
 def test_a_rerun_does_nothing(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
     recipe = make_recipe(tmp_path, steps_of(str(tmp_path / "calls")))
-    first = curate(recipe, inline)
+    first = run_segments(recipe, inline)
     files = {entry.uri: entry.version for entry in storage.list_files(recipe.tables_uri)}
     before = calls_of(str(tmp_path / "calls.measure"))
 
-    def refuse(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
+    def refuse(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
         raise AssertionError("nothing is left to do")
 
-    again = curate(recipe, refuse)
+    again = run_segments(recipe, refuse)
     assert content(again) == content(first)
     assert {entry.uri: entry.version for entry in storage.list_files(recipe.tables_uri)} == files
     assert calls_of(str(tmp_path / "calls.measure")) == before
@@ -106,9 +106,9 @@ def test_a_rerun_does_nothing(tmp_path: Path) -> None:
 def test_a_changed_threshold_measures_nothing_again(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
-    curate(make_recipe(tmp_path, steps_of(calls)), inline)
+    run_segments(make_recipe(tmp_path, steps_of(calls)), inline)
     measured, scored = calls_of(calls + ".measure"), calls_of(calls + ".score")
-    changed = curate(make_recipe(tmp_path, steps_of(calls, max_score=4.0)), inline)
+    changed = run_segments(make_recipe(tmp_path, steps_of(calls, max_score=4.0)), inline)
     assert calls_of(calls + ".measure") == measured
     assert calls_of(calls + ".score") == scored, "scores under the same settings are reused"
     assert sum(row["fate"] == "kept" for row in content(changed)) == 3
@@ -117,20 +117,20 @@ def test_a_changed_threshold_measures_nothing_again(tmp_path: Path) -> None:
 def test_a_looser_threshold_scores_only_the_new_rows(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
-    curate(make_recipe(tmp_path, steps_of(calls)), inline)
+    run_segments(make_recipe(tmp_path, steps_of(calls)), inline)
     scored = calls_of(calls + ".score")
     steps = steps_of(calls)
     steps[2] = keep(number=Bound(max=6))
-    curate(make_recipe(tmp_path, steps), inline)
+    run_segments(make_recipe(tmp_path, steps), inline)
     assert len(calls_of(calls + ".score")) == len(scored) + 1  # only the clip numbered 6
 
 
 def test_changed_settings_of_a_step_are_not_reused(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
-    curate(make_recipe(tmp_path, steps_of(calls)), inline)
+    run_segments(make_recipe(tmp_path, steps_of(calls)), inline)
     scored = calls_of(calls + ".score")
-    curate(make_recipe(tmp_path, steps_of(calls, power=1.0)), inline)
+    run_segments(make_recipe(tmp_path, steps_of(calls, power=1.0)), inline)
     assert len(calls_of(calls + ".score")) == 2 * len(scored)
     assert len(calls_of(calls + ".measure")) == len(NAMES)
 
@@ -139,38 +139,38 @@ def test_a_new_file_is_the_only_one_measured_and_decides_anew_with_all(tmp_path:
     make_sources(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
     recipe = make_recipe(tmp_path, steps_of(calls))
-    curate(recipe, inline)
+    run_segments(recipe, inline)
     measured = calls_of(calls + ".measure")
     make_sources(tmp_path, ["new-2"])
-    grown = curate(recipe, inline)
+    grown = run_segments(recipe, inline)
     assert len(calls_of(calls + ".measure")) == len(measured) + 1
     whole = tmp_path / "whole"
     whole.mkdir()
-    straight = curate(recipe.model_copy(update={"out": str(whole)}), inline)
+    straight = run_segments(recipe.model_copy(update={"out": str(whole)}), inline)
     assert content(grown) == content(straight)
 
 
 def test_a_removed_file_leaves_the_result(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
     recipe = make_recipe(tmp_path, steps_of())
-    curate(recipe, inline)
+    run_segments(recipe, inline)
     (tmp_path / "in" / "c-8.toy").unlink()
-    rows = content(curate(recipe, inline))
+    rows = content(run_segments(recipe, inline))
     assert "c-8" not in {Path(row["source"]).stem for row in rows}
     assert len(rows) == 3 + 1 + 1 + 1 + 5
 
 
 def test_a_second_global_step_leaves_what_the_first_decided_of_marked_rows(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
-    once = content(curate(make_recipe(tmp_path, steps_of()), inline))
-    twice = content(curate(make_recipe(tmp_path, [*steps_of(), Pick()]), inline))
+    once = content(run_segments(make_recipe(tmp_path, steps_of()), inline))
+    twice = content(run_segments(make_recipe(tmp_path, [*steps_of(), Pick()]), inline))
     assert "duplicate" in {row["fate"] for row in once}
     assert twice == once
 
 
 def test_a_part_says_what_each_step_cost_whoever_did_it(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
-    states = curate(make_recipe(tmp_path, steps_of(pooled=True)), inline).segments
+    states = run_segments(make_recipe(tmp_path, steps_of(pooled=True)), inline).segments
     split = states[1]
     assert split.segment.labels == ("split", "keep", "score", "keep#2")
     costs = [tables.read_metadata(entry.uri) for entry in storage.list_files(split.folder, tables.PART_SUFFIX)]
@@ -190,20 +190,20 @@ def test_stopped_anywhere_a_rerun_ends_as_if_undisturbed(tmp_path: Path, after: 
     recipe = make_recipe(tmp_path, steps_of())
     done = itertools.count()
 
-    def stops(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
-        for report in inline.run_orders(job, orders):
+    def stops(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
+        for report in inline.run_tasks(job, tasks):
             if next(done) == after:
                 raise _Stop
             yield report
 
     with pytest.raises(_Stop):
-        curate(recipe, SimpleNamespace(run_orders=stops, rows=inline.rows))
+        run_segments(recipe, SimpleNamespace(run_tasks=stops, rows=inline.rows))
     assert not inspect(recipe).complete
-    resumed = content(curate(recipe, inline))
+    resumed = content(run_segments(recipe, inline))
     uids = [row["uid"] for row in resumed]
     assert len(uids) == len(set(uids))
     undisturbed = recipe.model_copy(update={"out": str(tmp_path / "undisturbed")})
-    assert resumed == content(curate(undisturbed, inline))
+    assert resumed == content(run_segments(undisturbed, inline))
 
 
 @settings(max_examples=30)
@@ -274,7 +274,7 @@ def test_ray_writes_the_tables_that_the_inline_runner_writes(tmp_path: Path, ray
     make_sources(tmp_path, NAMES)
     recipe = make_recipe(tmp_path, steps_of(pooled=pooled))
     elsewhere = recipe.model_copy(update={"out": str(tmp_path / "elsewhere")})
-    by_ray, by_hand = curate(recipe, run), curate(elsewhere, inline)
+    by_ray, by_hand = run_segments(recipe, run), run_segments(elsewhere, inline)
     for one, other in zip(by_ray.segments, by_hand.segments, strict=True):
         assert one.segment.fingerprint == other.segment.fingerprint
         assert one.rows.read().equals(other.rows.read())
@@ -285,7 +285,7 @@ def test_a_row_that_kills_its_worker_costs_no_other_row(tmp_path: Path, ray_sess
     from pipelines import run
 
     make_sources(tmp_path, [*NAMES, "crash-1"])
-    rows = content(curate(make_recipe(tmp_path, steps_of()), run))
+    rows = content(run_segments(make_recipe(tmp_path, steps_of()), run))
     crashed = [row for row in rows if Path(row["source"]).stem == "crash-1"]
     assert [(row["fate"], row["fate_step"]) for row in crashed] == [("failed", "measure")]
     assert "WorkerDied" in crashed[0]["fate_reason"]

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from captioning.engine import Answer, Captioner, CaptionerSettings, EngineError, Needs, Question
+from captioning.engine import Answer, Captioner, CaptionerSettings, EngineError, Question
+from cluster.resources import Resources
 from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
 from pipelines.steps.frames import FRAMES, FRAMES_S
 from tests.support.toy_steps import log_call
@@ -34,8 +35,8 @@ class Counting(CaptionerSettings):
     def identity(self) -> str:
         return f"counting-{self.says}"
 
-    def needs(self) -> Needs:
-        return Needs(cpus=1.0, most=1)
+    def resources(self) -> Resources:
+        return Resources(cpus=1.0, max_workers=1)
 
     def open(self) -> Captioner:
         return CountingCaptioner(self)

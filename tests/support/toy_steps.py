@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
+from cluster.resources import Resources
 from cluster.storage import digest
 from pipelines.engine.shuffle import Rows
 from pipelines.engine.step import (
@@ -21,7 +22,6 @@ from pipelines.engine.step import (
     Global,
     Mark,
     Piece,
-    Resources,
     RunError,
     Step,
     TableFunction,
@@ -80,7 +80,7 @@ class Split(Expand):
     def consumes(self) -> tuple[str, ...]:
         return ("n_clips",)
 
-    def places(self) -> tuple[str, ...]:
+    def uid_columns(self) -> tuple[str, ...]:
         return "uid", "source_uid", "clip_index", "duration_s", "number"
 
     def expand(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | Mark:
@@ -133,7 +133,7 @@ class Pick(Global):
             partial(same_number, schema=pa.schema([pa.field("uid", pa.string()), *self.writes(), *FATE_FIELDS])),
         ).collect()
 
-    def alone(self, rows: pa.Table) -> pa.Table:
+    def defaults(self, rows: pa.Table) -> pa.Table:
         return pa.table({"cluster": rows["uid"]})
 
 
@@ -174,7 +174,7 @@ class LongMeasure(Divisible):
         count = int(Path(row["source"]).stem.split("-")[1])
         return [Piece(i, count, {"adds": 1}, float(count)) for i in range(count)] if count > 1 else ()
 
-    def do(self, row: Mapping[str, Any], piece: Piece) -> bytes:
+    def run_piece(self, row: Mapping[str, Any], piece: Piece) -> bytes:
         stem = Path(row["source"]).stem
         if self.stop_at is not None and self.calls and len(Path(self.calls).read_text().split()) >= self.stop_at:
             raise RunError("the disk is full")
@@ -183,7 +183,7 @@ class LongMeasure(Divisible):
             raise OSError("cannot be decoded")
         if stem.startswith("crash"):
             os._exit(9)
-        return str(piece.what["adds"]).encode()
+        return str(piece.spec["adds"]).encode()
 
     def join(self, row: Mapping[str, Any], results: Sequence[bytes]) -> Mapping[str, Any]:
         log_call(self.calls, f"{Path(row['source']).stem}:join")

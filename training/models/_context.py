@@ -1,4 +1,4 @@
-"""Context parallelism: the ranks of a group share a pack's tokens, a slice each. Needs nothing but torch.
+"""Context parallelism: the ranks of a group share a pack's tokens, a slice each. Resources nothing but torch.
 
 All of them are called with the same packs. What is done token by token, each does to its slice. For attention they trade tokens for heads:
 each gets the whole samples for its share of the heads, and gives them back (DeepSpeed-Ulysses, Jacobs et al. 2023).

@@ -1,4 +1,4 @@
-"""The network of `DiT`: a packed sequence of spacetime patches through blocks of attention. Needs nothing but torch."""
+"""The network of `DiT`: a packed sequence of spacetime patches through blocks of attention. Resources nothing but torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What GPUs can do at most, by their data sheets. Needs nothing but torch."""
+"""What GPUs can do at most, by their data sheets. Resources nothing but torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a step was: operations against what the device could do, ranks against each other, and memory. Needs nothing but torch."""
+"""How fast a step was: operations against what the device could do, ranks against each other, and memory. Resources nothing but torch."""
 
 from __future__ import annotations
 

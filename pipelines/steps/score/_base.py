@@ -19,8 +19,9 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import Field, model_validator
 
+from cluster.resources import Resources
 from cluster.storage import digest
-from pipelines.engine.step import Context, Mark, Resources, Step, TableFunction, failure, set_column, set_marks
+from pipelines.engine.step import Context, Mark, Step, TableFunction, failure, set_column, set_marks
 from pipelines.video.scale import Pixels
 
 Look = Callable[[Sequence[Pixels]], Sequence[Any]]

@@ -166,7 +166,7 @@ def test_what_embeddings_depend_on(folder: Path, tmp_path: Path) -> None:
         T5(model="hf-hub:a/b", tokenizer="hf-hub:a/c"),
     ]
     assert len({identity, *(other.identity() for other in others)}) == 1 + len(others)
-    assert tiny(folder, gpus=0.5).needs().gpus == 0.5
+    assert tiny(folder, gpus=0.5).resources().gpus == 0.5
 
 
 def test_places_on_the_hub() -> None:

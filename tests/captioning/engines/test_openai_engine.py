@@ -645,7 +645,7 @@ def test_identity_says_what_answers_depend_on_and_not_where() -> None:
 
 
 def test_one_worker_so_that_limits_are_those_of_the_run() -> None:
-    assert OpenAI(base_url="http://a/v1", model="m").needs().most == 1
+    assert OpenAI(base_url="http://a/v1", model="m").resources().max_workers == 1
 
 
 # Any script

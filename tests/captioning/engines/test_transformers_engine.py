@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from captioning.engine import Answer, CaptionerSettings, EngineError, Needs, Question
+from captioning.engine import Answer, CaptionerSettings, EngineError, Question
 from captioning.engines import _pictures
 from captioning.engines.transformers import Transformers
 from cluster.config import validate
 from cluster.plugins import build
+from cluster.resources import Resources
 from tests.support import tiny_models
 
 VIDEO = ("qwen", "qwen3", "smolvlm", "onevision")
@@ -397,7 +398,7 @@ def test_identity_follows_weights_and_what_changes_answers(folders: dict[str, Pa
     assert Transformers(model=str(copy)).identity() != usual.identity()
     hub = Transformers(model="hf-hub:owner/name", revision="abc", gpus=0.5, batch=64)
     assert hub.identity() == "transformers-v1 hf-hub:owner/name@abc bf16 gpu"
-    assert hub.needs() == Needs(gpus=0.5)
+    assert hub.resources() == Resources(gpus=0.5)
 
 
 @pytest.mark.parametrize(

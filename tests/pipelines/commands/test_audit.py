@@ -16,7 +16,7 @@ from cluster.config import ConfigError
 from pipelines import inline
 from pipelines.cli import app
 from pipelines.commands.audit import Audit, audit, straddling, with_split
-from pipelines.curation import Curation, curate, inspect
+from pipelines.curation import Curation, run_segments, inspect
 from pipelines.dataset.splits import clip_rows, read_splits, splits_uri, store
 from pipelines.engine.shuffle import Rows
 from pipelines.recipe import Recipe, SplitSettings, load_recipe
@@ -30,7 +30,7 @@ NAMES = ["a-3", "b-0", "broken-1", "d-1", *(f"e{i}-2" for i in range(12))]
 def divided(tmp_path: Path) -> tuple[Recipe, Curation]:
     make_sources(tmp_path, NAMES)
     recipe = make_recipe(tmp_path, [Measure(), Split()]).model_copy(update={"splits": SplitSettings(val=0.3, test=0.2)})
-    curation = curate(recipe, inline)
+    curation = run_segments(recipe, inline)
     store(recipe, curation)
     return recipe, curation
 
@@ -99,7 +99,7 @@ def test_a_clip_that_is_left_out_is_counted_and_not_amiss(divided: tuple[Recipe,
     """Clips of one group that were dealt to different splits before the group was known: those of the strictest stay."""
     recipe, _ = divided
     recipe = recipe.model_copy(update={"curate": (Measure(), Split(), Group())})
-    curation = curate(recipe, inline)
+    curation = run_segments(recipe, inline)
     before = look(recipe, curation)
     assert {straddle.kind for straddle in before.straddles} == {"near-duplicate group"}
     assert len(before.straddles) == 2, "of the clips numbered 0, 1 and 2 the last has one only"
@@ -139,10 +139,10 @@ def test_what_cannot_be_audited_says_why(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="measure has 0 of 16 rows"):
         look(recipe, inspect(recipe))
     with pytest.raises(ConfigError, match=r"splits\.parquet is not there"):
-        look(recipe, curate(recipe, inline))
+        look(recipe, run_segments(recipe, inline))
     plain = make_recipe(tmp_path, [Measure(scale=2.0)])
     with pytest.raises(ConfigError, match="needs a cut step"):
-        look(plain, curate(plain, inline))
+        look(plain, run_segments(plain, inline))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "  - dedup: {}\n" in text
     plain.write_text(text.replace("  - dedup: {}\n", "") + "splits: {val: 0.4}\n")
     recipe = load_recipe(plain)
-    store(recipe, curate(recipe, inline))
+    store(recipe, run_segments(recipe, inline))
     return plain
 
 

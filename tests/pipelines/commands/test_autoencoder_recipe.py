@@ -18,7 +18,7 @@ from PIL import Image
 from cluster.config import ConfigError, parse, parse_document
 from pipelines import cli, inline
 from pipelines.commands.train_autoencoder import load_autoencoder_recipe, run_autoencoder
-from pipelines.curation import curate
+from pipelines.curation import run_segments
 from pipelines.dataset.autoencoder_clips import INDEX, fitting_sizes, make_clips, spans
 from pipelines.dataset.build import build_dataset
 from pipelines.recipe import Recipe
@@ -139,7 +139,7 @@ def test_trained_weights_encode_a_recipe_to_shards(footage: Path, weights: str, 
         ],
     }
     recipe = parse(Recipe, parse_document(yaml.safe_dump(text), "recipe.yaml"))
-    made = build_dataset(recipe, curate(recipe, inline))
+    made = build_dataset(recipe, run_segments(recipe, inline))
     dataset = Dataset.open(made.manifest_uri, "train")
     assert dataset.info.autoencoder_identity == Causal(weights=weights).identity()
     assert verify(made.manifest_uri) == []

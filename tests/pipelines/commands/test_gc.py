@@ -11,7 +11,7 @@ from cluster import storage
 from cluster.config import ConfigError
 from pipelines import inline
 from pipelines.commands import gc, run
-from pipelines.curation import curate, inspect
+from pipelines.curation import run_segments, inspect
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import Step
 from pipelines.recipe import Recipe, resolved
@@ -40,7 +40,7 @@ LAST: dict[str, Recipe] = {}
 
 
 def run_toys(recipe: Recipe) -> None:
-    curate(recipe, inline)
+    run_segments(recipe, inline)
     LAST["toy"] = recipe
     storage.write_bytes(storage.join(recipe.out_uri, "run.yaml"), b"name: toy\n")
 
@@ -139,7 +139,7 @@ def test_latents_texts_and_the_manifest_of_the_data_set_stay(tmp_path: Path, mon
         outcome.dataset.manifest_uri
     ]
 
-    def refuse(work: object, orders: list[pa.Table]) -> None:
+    def refuse(work: object, tasks: list[pa.Table]) -> None:
         raise AssertionError("nothing is left to do")
 
     monkeypatch.setattr(inline, "run_orders", refuse)

@@ -17,7 +17,7 @@ from cluster import storage
 from cluster.config import ConfigError
 from pipelines import inline
 from pipelines.commands.quarantine import ASIDE, Failure, chosen, clear, failures, take_out
-from pipelines.curation import Curation, curate, inspect
+from pipelines.curation import Curation, run_segments, inspect
 from pipelines.engine import tables
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
@@ -119,7 +119,7 @@ class Bench:
 
     def retry(self, error: str | None = None) -> Curation:
         take_out(self.recipe, chosen(failures(inspect(self.recipe)), error))
-        curation = curate(self.recipe, inline)
+        curation = run_segments(self.recipe, inline)
         clear(self.recipe.tables_uri)
         return curation
 
@@ -132,12 +132,12 @@ def straight(bench: Bench) -> list[dict[str, Any]]:
     """What a run into an empty folder gives."""
     out = bench.folder / "straight"
     shutil.rmtree(out, ignore_errors=True)
-    return content(curate(bench.recipe.model_copy(update={"out": str(out)}), inline))
+    return content(run_segments(bench.recipe.model_copy(update={"out": str(out)}), inline))
 
 
 def test_failures_are_listed_by_step_and_class(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    curation = curate(bench.recipe, inline)
+    curation = run_segments(bench.recipe, inline)
     source, clip = failures(curation)
     assert (source.step, source.error, Path(source.source).name, source.span_s) == ("read", "ValueError", "c.toy", None)
     assert source.message.endswith("cannot be decoded: broken")
@@ -154,10 +154,10 @@ def test_failures_are_listed_by_step_and_class(tmp_path: Path) -> None:
 
 def test_a_file_mended_in_place_is_done_again_on_request_only(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    curate(bench.recipe, inline)
+    run_segments(bench.recipe, inline)
     bench.mend("c", "2")
     bench.calls()
-    assert [failure.step for failure in failures(curate(bench.recipe, inline))] == ["read", "weigh"]
+    assert [failure.step for failure in failures(run_segments(bench.recipe, inline))] == ["read", "weigh"]
     assert bench.calls() == {"read": 0, "score": 0, "weigh": 0}
     again = bench.retry("ValueError")
     assert [failure.step for failure in failures(again)] == ["weigh"]
@@ -169,7 +169,7 @@ def test_a_file_mended_in_place_is_done_again_on_request_only(tmp_path: Path) ->
 @pytest.mark.parametrize("where", ["split", "pick"])
 def test_a_clip_that_failed_is_done_again_without_its_siblings(tmp_path: Path, where: str) -> None:
     bench = Bench(tmp_path, where)
-    n_rows = len(content(curate(bench.recipe, inline)))
+    n_rows = len(content(run_segments(bench.recipe, inline)))
     bench.troubles.write_text("")
     bench.calls()
     again = bench.retry("MemoryError")
@@ -183,21 +183,21 @@ def test_a_clip_that_failed_is_done_again_without_its_siblings(tmp_path: Path, w
 
 def test_what_fails_again_is_failed_again(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    first = content(curate(bench.recipe, inline))
+    first = content(run_segments(bench.recipe, inline))
     assert content(bench.retry()) == first
 
 
 def test_a_row_that_killed_its_worker_is_done_again(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
 
-    def dying(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
-        for order in orders:
-            for single in tables.split_order(order):
-                rows = tables.read_order(single)
+    def dying(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
+        for task in tasks:
+            for single in tables.split_task(task):
+                rows = tables.read_task(single)
                 dies = rows["source"][0].as_py().endswith("a.toy") and job.segment.label == "split"
-                yield from [failed_rows(job, single, "WorkerDied: twice")] if dies else inline.run_orders(job, [single])
+                yield from [failed_rows(job, single, "WorkerDied: twice")] if dies else inline.run_tasks(job, [single])
 
-    dead = curate(bench.recipe, SimpleNamespace(run_orders=dying, rows=inline.rows))
+    dead = run_segments(bench.recipe, SimpleNamespace(run_tasks=dying, rows=inline.rows))
     assert [(failure.step, failure.error) for failure in failures(dead)][1] == ("split", "WorkerDied")
     bench.calls()
     again = bench.retry("WorkerDied")
@@ -207,27 +207,27 @@ def test_a_row_that_killed_its_worker_is_done_again(tmp_path: Path) -> None:
 
 def test_tables_of_another_recipe_lose_the_row_too(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    curate(bench.recipe, inline)
+    run_segments(bench.recipe, inline)
     steps = list(bench.recipe.curate)
     steps[4] = Keep(name="keep", number=Bound(max=0.5))  # type: ignore[call-arg]
     other = bench.recipe.model_copy(update={"curate": tuple(steps)})
-    curate(other, inline)
+    run_segments(other, inline)
     bench.mend("c", "2")
     bench.retry("ValueError")
-    assert [failure.step for failure in failures(curate(other, inline))] == ["weigh"]
+    assert [failure.step for failure in failures(run_segments(other, inline))] == ["weigh"]
 
 
 def test_an_incomplete_curation_is_listed_as_far_as_it_is(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     assert failures(inspect(bench.recipe)) == []
 
-    def only_reads(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
+    def only_reads(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
         if job.segment.label != "read":
             raise RuntimeError("stopped")
-        yield from inline.run_orders(job, orders)
+        yield from inline.run_tasks(job, tasks)
 
     with pytest.raises(RuntimeError, match="stopped"):
-        curate(bench.recipe, SimpleNamespace(run_orders=only_reads, rows=inline.rows))
+        run_segments(bench.recipe, SimpleNamespace(run_tasks=only_reads, rows=inline.rows))
     assert [failure.step for failure in failures(inspect(bench.recipe))] == ["read"]
     bench.mend("c", "1")
     assert [failure.step for failure in failures(bench.retry())] == ["weigh"]
@@ -235,7 +235,7 @@ def test_an_incomplete_curation_is_listed_as_far_as_it_is(tmp_path: Path) -> Non
 
 def test_killed_at_any_file_operation_a_retry_can_be_repeated(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    curate(bench.recipe, inline)
+    run_segments(bench.recipe, inline)
     whole = tmp_path / "whole"
     shutil.copytree(bench.recipe.out_uri, whole)
     bench.mend("c", "2")
@@ -257,7 +257,7 @@ def test_killed_at_any_file_operation_a_retry_can_be_repeated(tmp_path: Path) ->
             take(failures(inspect(bench.recipe)), at)
         # A run in between does not hurt.
         if at % 2:
-            curate(bench.recipe, inline)
+            run_segments(bench.recipe, inline)
         again = bench.retry()
         rows = content(again)
         assert rows == expected, at

@@ -18,11 +18,12 @@ from benchmarks.random_t5 import save_t5
 from captioning.encoder import NULL_CAPTION, TextEncoderSettings, text_key
 from captioning.encoders.hashing import Hashing
 from captioning.encoders.t5 import T5
+from cluster.resources import Resources
 from pipelines import inline
-from pipelines.curation import Engine
+from pipelines.engine.executor import Executor
 from pipelines.dataset import text_embeddings
-from pipelines.dataset.text_embeddings import Embedding, embed_captions, orders_of
-from pipelines.engine.step import Resources, RunError, TableFunction
+from pipelines.dataset.text_embeddings import Embedding, embed_captions, tasks_of
+from pipelines.engine.step import RunError, TableFunction
 from tests.support.killing import Killed, Killer
 from training.data.text_tables import TextReader, read_texts
 
@@ -49,25 +50,25 @@ class Heavy(Hashing):
     light = False  # type: ignore[misc]
 
 
-def embed(folder: Path, encoder: TextEncoderSettings, captions: list[str], engine: Any = inline) -> dict[str, int]:
-    return embed_captions(str(folder), encoder, captions, engine)
+def embed(folder: Path, encoder: TextEncoderSettings, captions: list[str], executor: Any = inline) -> dict[str, int]:
+    return embed_captions(str(folder), encoder, captions, executor)
 
 
 CAPTIONS = [f"a boat {'very ' * (i % 7)}far number {i}" for i in range(50)]
 
 
 def test_each_distinct_caption_is_embedded_once_however_often_it_is_asked_for(tmp_path: Path) -> None:
-    encoder, engine = Heavy(), Recording()
-    lengths = embed(tmp_path, encoder, CAPTIONS * 2, engine)
-    assert sorted(engine.captions) == sorted([NULL_CAPTION, *CAPTIONS])
+    encoder, executor = Heavy(), Recording()
+    lengths = embed(tmp_path, encoder, CAPTIONS * 2, executor)
+    assert sorted(executor.captions) == sorted([NULL_CAPTION, *CAPTIONS])
     assert lengths == {
         text_key(caption, encoder.identity()): max(1, len(caption.split())) for caption in [NULL_CAPTION, *CAPTIONS]
     }
-    assert embed(tmp_path, encoder, [*CAPTIONS[:20], "something new"], engine).keys() == {
+    assert embed(tmp_path, encoder, [*CAPTIONS[:20], "something new"], executor).keys() == {
         text_key(caption, encoder.identity()) for caption in [NULL_CAPTION, *CAPTIONS[:20], "something new"]
     }
-    assert engine.captions[51:] == ["something new"]
-    assert engine.resources == {Resources(pooled=True)}
+    assert executor.captions[51:] == ["something new"]
+    assert executor.resources == {Resources(pooled=True)}
     reader = TextReader(str(tmp_path))
     for caption in CAPTIONS:
         expected = torch.from_numpy(encoder.open().encode([caption])[0].tokens).to(torch.bfloat16)
@@ -77,12 +78,12 @@ def test_each_distinct_caption_is_embedded_once_however_often_it_is_asked_for(tm
 def test_a_few_captions_of_a_light_encoder_do_not_wait_for_an_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Recording()
-    embed(tmp_path, Hashing(), CAPTIONS, engine)
-    assert engine.captions == []
+    executor = Recording()
+    embed(tmp_path, Hashing(), CAPTIONS, executor)
+    assert executor.captions == []
     monkeypatch.setattr(text_embeddings, "FEW", 10)
-    embed(tmp_path, Hashing(), [*CAPTIONS, *(f"more {i}" for i in range(10))], engine)
-    assert len(engine.captions) == 10
+    embed(tmp_path, Hashing(), [*CAPTIONS, *(f"more {i}" for i in range(10))], executor)
+    assert len(executor.captions) == 10
 
 
 @settings(max_examples=60)
@@ -96,22 +97,21 @@ def test_orders_hold_every_caption_once_the_longest_first(captions: list[str], m
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_embeddings, "CAPTIONS_PER_PART", most)
         patch.setattr(text_embeddings, "BYTES_PER_PART", n_bytes)
-        orders = [
-            list(zip(order["key"].to_pylist(), order["caption"].to_pylist(), strict=True))
-            for order in orders_of(by_key)
+        tasks = [
+            list(zip(task["key"].to_pylist(), task["caption"].to_pylist(), strict=True)) for task in tasks_of(by_key)
         ]
-        assert orders == [
-            list(zip(order["key"].to_pylist(), order["caption"].to_pylist(), strict=True))
-            for order in orders_of(dict(sorted(by_key.items(), reverse=True)))
+        assert tasks == [
+            list(zip(task["key"].to_pylist(), task["caption"].to_pylist(), strict=True))
+            for task in tasks_of(dict(sorted(by_key.items(), reverse=True)))
         ]
-    flat = [row for order in orders for row in order]
+    flat = [row for task in tasks for row in task]
     assert dict(flat) == by_key
     assert len(flat) == len(by_key)
     lengths = [len(caption.encode()) for _, caption in flat]
     assert lengths == sorted(lengths, reverse=True)
-    for order in orders:
-        assert 1 <= len(order) <= most
-        assert len(order) == 1 or sum(len(caption.encode()) for _, caption in order) <= n_bytes
+    for task in tasks:
+        assert 1 <= len(task) <= most
+        assert len(task) == 1 or sum(len(caption.encode()) for _, caption in task) <= n_bytes
 
 
 def test_a_run_that_is_killed_keeps_the_parts_that_were_finished(
@@ -180,9 +180,9 @@ def test_a_worker_with_other_weights_ends_the_run(tmp_path: Path) -> None:
 def test_a_part_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     work = Embedding(Hashing(), Hashing().identity(), str(tmp_path / "file"))
-    (order,) = orders_of({"k": "a boat"})
+    (task,) = tasks_of({"k": "a boat"})
     with pytest.raises(RunError, match=r"file/part-.*: cannot be written: "):
-        work.open()(order)
+        work.open()(task)
 
 
 def test_captions_an_engine_left_out_are_counted(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_ray_embeds_what_this_process_embeds(
 ) -> None:
     from pipelines import run
 
-    ray: Engine = run
+    ray: Executor = run
     monkeypatch.setattr(text_embeddings, "CAPTIONS_PER_PART", 20)
     model = save_t5(tmp_path / "model")
     encoder = T5(model=str(model), dtype="float32")

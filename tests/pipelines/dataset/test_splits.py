@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cluster.config import ConfigError
 from pipelines import inline
-from pipelines.curation import curate
+from pipelines.curation import run_segments
 from pipelines.dataset.build import with_splits
 from pipelines.dataset.splits import SCHEMA, SPLITS, assign, clip_rows, joined_groups, read_splits, splits_uri, store
 from pipelines.recipe import SplitSettings, load_recipe
@@ -220,13 +220,13 @@ def toy_steps() -> list[Any]:
 def test_a_run_stores_what_it_assigned_and_goes_on_from_it(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
     recipe = make_recipe(tmp_path, toy_steps())
-    stored = store(recipe, curate(recipe, inline))
+    stored = store(recipe, run_segments(recipe, inline))
     assert read_splits(recipe.out_uri).equals(stored)
     assert stored.schema.equals(SCHEMA)
     assert len(stored) == 3 + 1 + 24
     assert stored["split"].to_pylist().count("val") in (1, 2)
     make_sources(tmp_path, [f"f{i}-3" for i in range(20)])
-    grown = store(recipe, curate(recipe, inline)).to_pylist()
+    grown = store(recipe, run_segments(recipe, inline)).to_pylist()
     before = {row["uid"]: row["split"] for row in stored.to_pylist()}
     assert all(row["split"] == before.get(row["uid"], row["split"]) for row in grown)
     assert 6 <= sum(row["split"] == "val" for row in grown) <= 8
@@ -235,15 +235,15 @@ def test_a_run_stores_what_it_assigned_and_goes_on_from_it(tmp_path: Path) -> No
     kept = {row["uid"]: row["split"] for row in grown}
     content, times = away.read_bytes(), away.stat()
     away.unlink()
-    assert {row["uid"]: row["split"] for row in store(recipe, curate(recipe, inline)).to_pylist()} == kept
+    assert {row["uid"]: row["split"] for row in store(recipe, run_segments(recipe, inline)).to_pylist()} == kept
     away.write_bytes(content)
     os.utime(away, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert store(recipe, curate(recipe, inline)).to_pylist() == grown
+    assert store(recipe, run_segments(recipe, inline)).to_pylist() == grown
 
 
 def test_rows_of_a_curation_carry_groups_and_leave_out_failures(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
-    rows = clip_rows(curate(make_recipe(tmp_path, [*toy_steps(), Pick()]), inline)).to_pylist()
+    rows = clip_rows(run_segments(make_recipe(tmp_path, [*toy_steps(), Pick()]), inline)).to_pylist()
     assert len(rows) == 28
     assert len({row["cluster"] for row in rows}) == 3, "Pick groups clips by their number"
     assert sum(row["kept"] for row in rows) == 3
@@ -252,7 +252,7 @@ def test_rows_of_a_curation_carry_groups_and_leave_out_failures(tmp_path: Path) 
 def test_the_log_says_when_a_share_is_missed_by_far(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_sources(tmp_path, ["a-300", "b-1"])
     recipe = make_recipe(tmp_path, [Measure(), Split()])
-    store(recipe, curate(recipe, inline))
+    store(recipe, run_segments(recipe, inline))
     assert "splits: val has 0.3% of the clips, 10.0% were asked for" in caplog.text
 
 

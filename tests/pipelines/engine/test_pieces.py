@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipelines import inline, run
-from pipelines.curation import curate
+from pipelines.curation import run_segments
 from pipelines.engine import pieces
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import RunError
@@ -36,8 +36,8 @@ def leftovers(folder: Path) -> list[Path]:
 def test_pieces_give_the_table_of_whole_rows_and_leave_nothing_behind(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
-    whole = content(curate(make_recipe(tmp_path, [Measure(), Split()]), inline))
-    divided = content(curate(make_recipe(tmp_path, [LongMeasure(calls=calls), Split()]), inline))
+    whole = content(run_segments(make_recipe(tmp_path, [Measure(), Split()]), inline))
+    divided = content(run_segments(make_recipe(tmp_path, [LongMeasure(calls=calls), Split()]), inline))
     # A source without a clip keeps its uid either way.
     assert clips(divided) == clips(whole)
     done = calls_of(calls)
@@ -59,7 +59,7 @@ def test_pieces_give_the_table_of_whole_rows_and_leave_nothing_behind(tmp_path: 
 
 def test_a_failed_piece_fails_its_row_alone(tmp_path: Path) -> None:
     make_sources(tmp_path, [*NAMES, "bad-2"])
-    rows = content(curate(make_recipe(tmp_path, [LongMeasure(), Split()]), inline))
+    rows = content(run_segments(make_recipe(tmp_path, [LongMeasure(), Split()]), inline))
     (bad,) = (row for row in rows if "bad" in row["source"])
     assert (bad["fate"], bad["fate_step"], bad["fate_reason"]) == (
         "failed",
@@ -75,9 +75,9 @@ def test_a_run_that_ended_between_pieces_goes_on_with_the_others(tmp_path: Path,
     make_sources(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
     with pytest.raises(RunError, match="disk is full"):
-        curate(make_recipe(tmp_path, [LongMeasure(calls=calls, stop_at=stop_at), Split()]), inline)
+        run_segments(make_recipe(tmp_path, [LongMeasure(calls=calls, stop_at=stop_at), Split()]), inline)
     assert leftovers(tmp_path)
-    again = content(curate(make_recipe(tmp_path, [LongMeasure(calls=calls), Split()]), inline))
+    again = content(run_segments(make_recipe(tmp_path, [LongMeasure(calls=calls), Split()]), inline))
     assert sum(row["fate"] == "kept" for row in again) == 17
     done = calls_of(calls)
     assert len(done) == len(set(done)), "no piece was done twice"
@@ -87,14 +87,14 @@ def test_a_run_that_ended_between_pieces_goes_on_with_the_others(tmp_path: Path,
 def test_a_row_without_a_plan_that_can_be_made_is_done_whole(tmp_path: Path) -> None:
     """What goes wrong while a row is looked at is met again by its own work, and the row carries it."""
     make_sources(tmp_path, ["odd", "d-1"])
-    rows = content(curate(make_recipe(tmp_path, [LongMeasure(), Split()]), inline))
+    rows = content(run_segments(make_recipe(tmp_path, [LongMeasure(), Split()]), inline))
     assert {Path(row["source"]).stem: row["fate"] for row in rows} == {"odd": "failed", "d-1": "kept"}
 
 
 @pytest.mark.slow
 def test_on_ray_a_piece_whose_worker_dies_fails_its_row_alone(tmp_path: Path, ray_session: None) -> None:
     make_sources(tmp_path, [*NAMES, "crash-2"])
-    rows = content(curate(make_recipe(tmp_path, [LongMeasure(), Split()]), run))
+    rows = content(run_segments(make_recipe(tmp_path, [LongMeasure(), Split()]), run))
     assert len({row["uid"] for row in rows}) == len(rows)
     (dead,) = (row for row in rows if "crash" in row["source"])
     assert (dead["fate"], dead["fate_reason"].split(":")[0]) == ("failed", "WorkerDied")
@@ -110,13 +110,15 @@ def test_a_long_video_scanned_in_pieces_gives_the_row_of_the_whole(
     encode(tmp_path / "in" / "film.mp4", film, time_base=Fraction(1, 24), options={"bf": "3", "g": "60"})
     (tmp_path / "in" / "text.mp4").write_bytes(b"no video" * 100)
     sources = (SourceSettings(videos=str(tmp_path / "in" / "*.mp4")),)
-    whole = curate(Recipe(name="whole", out=str(tmp_path / "whole"), sources=sources, curate=(Scan(),)), inline)
+    whole = run_segments(Recipe(name="whole", out=str(tmp_path / "whole"), sources=sources, curate=(Scan(),)), inline)
     done: list[int] = []
     original = Scan.do
     monkeypatch.setattr(Scan, "do", lambda self, row, piece: done.append(piece.number) or original(self, row, piece))
     monkeypatch.setattr("pipelines.steps.scan.LARGE_BYTES", 0)
     monkeypatch.setattr("pipelines.video.scan.PIECE_COST", 160 * 96 * 24 * 6)
-    divided = curate(Recipe(name="divided", out=str(tmp_path / "divided"), sources=sources, curate=(Scan(),)), inline)
+    divided = run_segments(
+        Recipe(name="divided", out=str(tmp_path / "divided"), sources=sources, curate=(Scan(),)), inline
+    )
     assert sorted(done) == [0, 1, 2]
     assert content(divided) == content(whole)
     assert [row["fate"] for row in sorted(content(divided), key=lambda row: row["source"])] == ["kept", "failed"]

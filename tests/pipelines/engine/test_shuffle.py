@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import inline
-from pipelines.curation import Engine
-from pipelines.engine.tables import ORDER_SCHEMA
+from pipelines.engine.executor import Executor
+from pipelines.engine.tables import TASK_SCHEMA
 
 SCHEMA = pa.schema([("key", pa.int64()), ("n", pa.int64())])
 
 
 @pytest.fixture(scope="module", params=["inline", pytest.param("ray", marks=pytest.mark.slow)])
-def engine(request: pytest.FixtureRequest) -> Engine:
+def executor(request: pytest.FixtureRequest) -> Executor:
     if request.param == "inline":
         return inline
     request.getfixturevalue("ray_session")
@@ -29,13 +29,13 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return run
 
 
-def orders(folder: Path, n: int = 3000, parts: int = 7) -> list[pa.Table]:
+def tasks(folder: Path, n: int = 3000, parts: int = 7) -> list[pa.Table]:
     """Orders for the even rows of a table of two columns."""
     made = []
     for part, numbers in enumerate(np.array_split(np.arange(n), parts)):
         path = str(folder / f"{part}.parquet")
         pq.write_table(pa.table({"uid": [f"{i:05d}" for i in numbers], "number": numbers, "other": numbers}), path)
-        made.append(pa.table({"part": [path], "rows": [list(range(0, len(numbers), 2))]}, ORDER_SCHEMA))
+        made.append(pa.table({"part": [path], "rows": [list(range(0, len(numbers), 2))]}, TASK_SCHEMA))
     return made
 
 
@@ -58,8 +58,8 @@ def named(table: pa.Table) -> pa.Table:
     return table.set_column(0, "key", pc.cast(table["key"], pa.string()))
 
 
-def test_rows_of_a_key_come_together(engine: Engine, tmp_path: Path) -> None:
-    rows = engine.rows(orders(tmp_path), ["uid", "number"])
+def test_rows_of_a_key_come_together(executor: Executor, tmp_path: Path) -> None:
+    rows = executor.rows(tasks(tmp_path), ["uid", "number"])
     together = rows.map(partial(keyed, divisor=10)).grouped("key", counted)
     result = together.union(together.map(none_of)).collect()
     assert result.schema == SCHEMA
@@ -68,13 +68,13 @@ def test_rows_of_a_key_come_together(engine: Engine, tmp_path: Path) -> None:
     assert len(result) == len(expected)
 
 
-def test_keys_may_be_words_and_functions_of_functions(engine: Engine, tmp_path: Path) -> None:
-    rows = engine.rows(orders(tmp_path, 400), ["number"]).map(partial(keyed, divisor=7)).map(named)
+def test_keys_may_be_words_and_functions_of_functions(executor: Executor, tmp_path: Path) -> None:
+    rows = executor.rows(tasks(tmp_path, 400), ["number"]).map(partial(keyed, divisor=7)).map(named)
     result = rows.grouped("key", named).grouped("key", named).collect()
     assert sorted(result["n"].to_pylist()) == sorted(rows.collect()["n"].to_pylist())
 
 
-def test_no_rows_are_no_error(engine: Engine, tmp_path: Path) -> None:
-    rows = engine.rows(orders(tmp_path, 40), ["number"]).map(partial(keyed, divisor=7)).map(none_of)
+def test_no_rows_are_no_error(executor: Executor, tmp_path: Path) -> None:
+    rows = executor.rows(tasks(tmp_path, 40), ["number"]).map(partial(keyed, divisor=7)).map(none_of)
     assert len(rows.collect()) == 0
     assert len(rows.grouped("key", counted).collect()) == 0

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from cluster.config import ConfigError
 from pipelines import cli, inline
 from pipelines.commands.export import formats, run_export
-from pipelines.curation import Curation, curate
+from pipelines.curation import Curation, run_segments
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.video.decode import open_video
 from tests.support import videos
@@ -49,14 +49,14 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     (folder / "in" / "one.txt").write_text("A texture that slides.")
     Image.fromarray(videos.sliding(1, 0.0, 64, 48)[0]).save(folder / "in" / "still.bmp")
     recipe = load_recipe(write_recipe(folder, str(folder / "in" / "*.mp4"), str(folder / "in" / "*.bmp")))
-    curate(recipe, inline)
+    run_segments(recipe, inline)
     return recipe
 
 
 @pytest.fixture(scope="module")
 def rows(recipe: Recipe) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
-        row for row in curate(recipe, inline).final.rows.read().to_pylist() if row["clip_index"] is not None
+        row for row in run_segments(recipe, inline).final.rows.read().to_pylist() if row["clip_index"] is not None
     ]
     assert len(found) == 5
     return found
@@ -80,7 +80,7 @@ def test_a_folder_of_mp4_files_is_itself_a_source(recipe: Recipe, rows: list[dic
             tmp_path, f"{folder}/*.mp4", f"{folder}/*.png", curate=[{"scan": {}}, {"cut": {"min_s": 0.2, "max_s": 9}}]
         )
     )
-    curation: Curation = curate(again, inline)
+    curation: Curation = run_segments(again, inline)
     clips = {Path(row["source"]).stem: row for row in curation.final.rows.read().to_pylist()}
     assert set(clips) == {row["uid"] for row in rows}
     for row in rows:

@@ -152,12 +152,12 @@ def check(folder: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_clip_is_there_once_and_a_rerun_changes_nothing(tmp_path: Path, footage: Path, name: str) -> None:
     rows = [clip(footage, number) for number in range(10)]
-    summary = export(table(rows), target(tmp_path, name), inline.run_orders)
+    summary = export(table(rows), target(tmp_path, name), inline.run_tasks)
     assert (summary.n_clips, summary.n_new, summary.failures) == (10, 10, ())
     check(tmp_path / name, rows)
     before = tree(tmp_path / name)
 
-    def refuse(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
+    def refuse(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
         raise AssertionError("nothing is left to do")
 
     again = export(table(rows), target(tmp_path, name), refuse)
@@ -168,8 +168,8 @@ def test_every_clip_is_there_once_and_a_rerun_changes_nothing(tmp_path: Path, fo
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_order_of_rows_does_not_matter(tmp_path: Path, footage: Path, name: str) -> None:
     rows = [clip(footage, number) for number in range(7)]
-    export(table(rows), target(tmp_path / "one", name), inline.run_orders)
-    export(table(rows[::-1]), target(tmp_path / "other", name), inline.run_orders)
+    export(table(rows), target(tmp_path / "one", name), inline.run_tasks)
+    export(table(rows[::-1]), target(tmp_path / "other", name), inline.run_tasks)
     assert tree(tmp_path / "one" / name) == tree(tmp_path / "other" / name)
 
 
@@ -196,9 +196,9 @@ def test_changes_are_followed_without_cutting_again(
     tmp_path: Path, footage: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     small_shards(monkeypatch)
-    export(table([clip(footage, number) for number in range(7)]), target(tmp_path, name), inline.run_orders)
+    export(table([clip(footage, number) for number in range(7)]), target(tmp_path, name), inline.run_tasks)
     rows = changed(footage)
-    summary = export(table(rows), target(tmp_path, name), inline.run_orders)
+    summary = export(table(rows), target(tmp_path, name), inline.run_tasks)
     assert summary.n_new == 2, "only clips 7 and 8 are cut"
     check(tmp_path / name, rows)
     assert not list((tmp_path / name).rglob("clip01*"))
@@ -235,9 +235,9 @@ def test_killed_between_any_two_file_operations_a_rerun_ends_as_if_undisturbed(
     first, then = [clip(footage, number) for number in range(7)], changed(footage)
     with pytest.MonkeyPatch.context() as patch:
         small_shards(patch)
-        export(table(first), target(tmp_path / "whole", name), inline.run_orders)
+        export(table(first), target(tmp_path / "whole", name), inline.run_tasks)
         once = tree(tmp_path / "whole" / name)
-        export(table(then), target(tmp_path / "whole", name), inline.run_orders)
+        export(table(then), target(tmp_path / "whole", name), inline.run_tasks)
         twice = tree(tmp_path / "whole" / name)
         number = 0
         while True:
@@ -255,10 +255,10 @@ def test_killed_between_any_two_file_operations_a_rerun_ends_as_if_undisturbed(
             with pytest.MonkeyPatch.context() as inner:
                 done = kill_at(inner, number // 2)
                 try:
-                    export(table(rows), target(folder, name), inline.run_orders)
+                    export(table(rows), target(folder, name), inline.run_tasks)
                 except _Killed:
                     killed = True
-            export(table(rows), target(folder, name), inline.run_orders)
+            export(table(rows), target(folder, name), inline.run_tasks)
             assert tree(folder / name) == (twice if number % 2 else once), f"killed after {done[-1:]}"
             if not killed and number % 2:
                 break
@@ -270,7 +270,7 @@ def test_killed_between_any_two_file_operations_a_rerun_ends_as_if_undisturbed(
 def test_a_clip_that_fails_is_in_the_index_and_is_tried_again(tmp_path: Path, footage: Path, name: str) -> None:
     bad = clip(footage, 3, source=str(footage / "broken.mp4"))
     rows = [clip(footage, 0), bad, clip(footage, 5)]
-    summary = export(table(rows), target(tmp_path, name), inline.run_orders)
+    summary = export(table(rows), target(tmp_path, name), inline.run_tasks)
     assert summary.n_clips == 2
     ((uid, error),) = summary.failures
     assert uid == "clip03"
@@ -279,7 +279,7 @@ def test_a_clip_that_fails_is_in_the_index_and_is_tried_again(tmp_path: Path, fo
     assert (entry["uid"], entry["file"], entry["mode"], entry["error"]) == ("clip03", None, None, error)
     check(tmp_path / name, [rows[0], rows[2]])
     mended = [rows[0], clip(footage, 3), rows[2]]
-    summary = export(table(mended), target(tmp_path, name), inline.run_orders)
+    summary = export(table(mended), target(tmp_path, name), inline.run_tasks)
     assert (summary.n_clips, summary.n_new, summary.failures) == (3, 1, ())
     check(tmp_path / name, mended)
 
@@ -287,10 +287,10 @@ def test_a_clip_that_fails_is_in_the_index_and_is_tried_again(tmp_path: Path, fo
 def test_a_file_that_is_gone_is_made_again(tmp_path: Path, footage: Path) -> None:
     rows = [clip(footage, number) for number in range(4)]
     for name in ("mp4", "webdataset"):
-        export(table(rows), target(tmp_path, name), inline.run_orders)
+        export(table(rows), target(tmp_path, name), inline.run_tasks)
         before = tree(tmp_path / name)
         next((tmp_path / name).glob("clip02.mp4" if name == "mp4" else "*.tar")).unlink()
-        export(table(rows), target(tmp_path, name), inline.run_orders)
+        export(table(rows), target(tmp_path, name), inline.run_tasks)
         assert tree(tmp_path / name) == before
 
 
@@ -298,7 +298,7 @@ def test_what_a_format_cannot_hold_and_what_is_in_no_split_is_left_out_with_a_re
     tmp_path: Path, footage: Path
 ) -> None:
     rows = [clip(footage, 0), clip(footage, 1, kind="image"), clip(footage, 2, split=None)]
-    summary = export(table(rows), target(tmp_path, "fastvideo"), inline.run_orders)
+    summary = export(table(rows), target(tmp_path, "fastvideo"), inline.run_tasks)
     assert (summary.n_clips, summary.n_left_out, summary.failures) == (1, 2, ())
     index = pq.read_table(tmp_path / "fastvideo" / "index.parquet").to_pylist()
     assert [row["reason"] for row in index] == [None, "fastvideo takes no images", "left out: in no split"]
@@ -306,10 +306,10 @@ def test_what_a_format_cannot_hold_and_what_is_in_no_split_is_left_out_with_a_re
 
 def test_other_settings_do_not_mix(tmp_path: Path, footage: Path) -> None:
     rows = [clip(footage, 1)]
-    export(table(rows), target(tmp_path, "mp4"), inline.run_orders)
-    export(table(rows), target(tmp_path, "mp4", verify=True), inline.run_orders)
+    export(table(rows), target(tmp_path, "mp4"), inline.run_tasks)
+    export(table(rows), target(tmp_path, "mp4", verify=True), inline.run_tasks)
     with pytest.raises(ConfigError, match="crf: 18, now 20"):
-        export(table(rows), target(tmp_path, "mp4", crf=20), inline.run_orders)
+        export(table(rows), target(tmp_path, "mp4", crf=20), inline.run_tasks)
 
 
 def test_a_stopped_export_is_not_ended_by_another_format(tmp_path: Path, footage: Path) -> None:
@@ -317,11 +317,11 @@ def test_a_stopped_export_is_not_ended_by_another_format(tmp_path: Path, footage
     with pytest.MonkeyPatch.context() as patch:
         # The plan is written, and nothing of it carried out.
         patch.setattr("pipelines.export.shards.carry_out", lambda *_: None)
-        export(table(rows), target(tmp_path, "webdataset"), inline.run_orders)
+        export(table(rows), target(tmp_path, "webdataset"), inline.run_tasks)
     other = Target(str(tmp_path / "webdataset"), find("hf-parquet", {}), FAST, "all")
     with pytest.raises(ConfigError, match="format: webdataset, now hf_parquet"):
-        export(table(rows), other, inline.run_orders)
-    export(table(rows), target(tmp_path, "webdataset"), inline.run_orders)
+        export(table(rows), other, inline.run_tasks)
+    export(table(rows), target(tmp_path, "webdataset"), inline.run_tasks)
     check(tmp_path / "webdataset", rows)
 
 
@@ -339,8 +339,8 @@ def test_ray_writes_what_one_process_writes(tmp_path: Path, footage: Path, ray_s
     rows = [clip(footage, number) for number in range(6)] + [clip(footage, 7, source=str(footage / "broken.mp4"))]
     summaries: list[Summary] = []
     for name in ("mp4", "webdataset"):
-        for place, orders in (("ray", run.run_orders), ("here", inline.run_orders)):
-            summaries.append(export(table(rows), target(tmp_path / place, name), orders))
+        for place, run_tasks in (("ray", run.run_tasks), ("here", inline.run_tasks)):
+            summaries.append(export(table(rows), target(tmp_path / place, name), run_tasks))
         assert tree(tmp_path / "ray" / name) == tree(tmp_path / "here" / name)
     assert {(summary.n_clips, len(summary.failures)) for summary in summaries} == {(6, 1)}
 
@@ -350,18 +350,18 @@ def test_a_folder_with_other_things_in_it_is_left_alone(name: str, footage: Path
     (tmp_path / name).mkdir()
     (tmp_path / name / "holiday.mp4").write_bytes(b"not ours")
     with pytest.raises(ConfigError, match="is not empty, and what is in it is no export"):
-        export(table([clip(footage, 0)]), target(tmp_path, name), inline.run_orders)
+        export(table([clip(footage, 0)]), target(tmp_path, name), inline.run_tasks)
     assert tree(tmp_path / name) == {"holiday.mp4": b"not ours"}
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_killed_before_anything_was_noted_it_goes_on(name: str, footage: Path, tmp_path: Path) -> None:
-    def killed(job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
+    def killed(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
         storage.write_bytes(str(tmp_path / name / "clip00.mp4"), b"cut, and not noted")
         raise RuntimeError("killed")
 
     clips = table([clip(footage, 0)])
     with pytest.raises(RuntimeError, match="killed"):
         export(clips, target(tmp_path, name), killed)
-    assert export(clips, target(tmp_path, name), inline.run_orders).n_clips == 1
+    assert export(clips, target(tmp_path, name), inline.run_tasks).n_clips == 1
     assert not (tmp_path / name / ".work").exists()

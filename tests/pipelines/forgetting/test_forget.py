@@ -26,7 +26,7 @@ from cluster import storage
 from cluster.config import ConfigError
 from pipelines import inline
 from pipelines.commands import run
-from pipelines.curation import Curation, curate, inspect
+from pipelines.curation import Curation, run_segments, inspect
 from pipelines.engine import exclusions, tables
 from pipelines.engine.exclusions import Forgotten, Span
 from pipelines.engine.sources import SourceSettings
@@ -96,7 +96,7 @@ def test_what_is_left_is_what_there_would_be_without_it(
     names = [f"{letter}-{count}" for letter, count in zip("abcdef", clips, strict=False)]
     make_sources(folder, names)
     recipe = make_recipe(folder)
-    rows = content(curate(recipe, inline))
+    rows = content(run_segments(recipe, inline))
     gone = folder / "in" / f"{names[chosen % len(names)]}.toy"
     own = [row for row in rows if row["source"] == str(gone)]
     outcome = forget(recipe, uid=own[0]["source_uid"]) if by_uid else forget(recipe, source=str(gone))
@@ -104,9 +104,9 @@ def test_what_is_left_is_what_there_would_be_without_it(
     uids = {row[name] for row in own for name in ("uid", "source_uid")}
     assert raw_files_naming(recipe.out_uri, str(gone), *uids) == []
     assert (outcome.record.state, outcome.proof.left) == ("done", [])
-    after = curate(recipe, inline)
+    after = run_segments(recipe, inline)
     gone.unlink()
-    assert content(after) == content(curate(make_recipe(folder, "straight"), inline))
+    assert content(after) == content(run_segments(make_recipe(folder, "straight"), inline))
     assert all(account.balanced for account in ledger(after))
 
 
@@ -114,13 +114,13 @@ def test_the_rest_is_not_worked_on_again_and_the_file_stays_out(tmp_path: Path) 
     make_sources(tmp_path, NAMES)
     calls = tmp_path / "calls"
     recipe = make_recipe(tmp_path, calls=str(calls))
-    before = content(curate(recipe, inline))
+    before = content(run_segments(recipe, inline))
     calls.write_text("")
     gone = tmp_path / "in" / "c-6.toy"
     forget(recipe, source=str(gone))
-    after = curate(recipe, inline)
+    after = run_segments(recipe, inline)
     gone.write_text("another version of the file")
-    assert content(curate(recipe, inline)) == content(after)
+    assert content(run_segments(recipe, inline)) == content(after)
     assert calls.read_text() == ""
     # A clip that was a duplicate of one of the file's is chosen anew.
     revived = {row["uid"] for row in content(after) if row["fate"] == "kept"} - {
@@ -141,7 +141,7 @@ def _uids(rows: list[dict[str, Any]], source: str) -> set[str]:
 def test_rows_that_name_it_no_longer_do(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
     recipe = make_recipe(tmp_path)
-    rows = content(curate(recipe, inline))
+    rows = content(run_segments(recipe, inline))
     named = Counter(row["cluster"] for row in rows if row["fate"] == "duplicate")
     kept = {row["uid"]: row["source"] for row in rows}
     source = kept[named.most_common(1)[0][0]]
@@ -209,7 +209,7 @@ def _odds_and_ends(out: str, recipe: Recipe) -> str:
 def test_exports_summaries_and_pieces_go_too(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
     recipe = make_recipe(tmp_path)
-    curate(recipe, inline)
+    run_segments(recipe, inline)
     source = _odds_and_ends(recipe.out_uri, recipe)
     uids = _uids(content(inspect(recipe)), source)
     run = Path(recipe.out_uri) / "run.yaml"
@@ -242,7 +242,7 @@ def _stable(files: dict[str, bytes]) -> dict[str, bytes]:
 def test_killed_at_any_file_operation_it_can_be_finished(tmp_path: Path) -> None:
     make_sources(tmp_path, ["c-2", "e-2"])
     recipe = make_recipe(tmp_path)
-    curate(recipe, inline)
+    run_segments(recipe, inline)
     source = _odds_and_ends(recipe.out_uri, recipe)
     whole = tmp_path / "whole"
     shutil.copytree(recipe.out_uri, whole)
@@ -363,7 +363,7 @@ def test_a_text_table_without_keys_is_the_one_written_without_them(tmp_path: Pat
 def test_what_cannot_be_removed_is_told_and_the_request_stays_open(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
     recipe = make_recipe(tmp_path)
-    curate(recipe, inline)
+    run_segments(recipe, inline)
     notes = Path(recipe.out_uri) / "notes.txt"
     source = str(tmp_path / "in" / "a-3.toy")
     notes.write_text(f"look at {source}!")
@@ -416,14 +416,14 @@ def test_a_file_done_in_pieces_leaves_none(tmp_path: Path) -> None:
     steps = (LongMeasure(calls=str(calls), stop_at=3), Split())
     recipe = make_recipe(tmp_path).model_copy(update={"curate": steps})
     with pytest.raises(RuntimeError, match="the disk is full"):
-        curate(recipe, inline)
+        run_segments(recipe, inline)
     assert any(name.endswith(".piece") for name in files_of(recipe.out_uri))
     source = str(tmp_path / "in" / "a-3.toy")
     outcome = forget(recipe, source=source)
     assert outcome is not None
     assert outcome.record.files >= 1
     calls.write_text("")
-    rest = curate(recipe.model_copy(update={"curate": (LongMeasure(calls=str(calls)), Split())}), inline)
+    rest = run_segments(recipe.model_copy(update={"curate": (LongMeasure(calls=str(calls)), Split())}), inline)
     assert {Path(row["source"]).stem for row in content(rest)} == {"b-2"}
 
 

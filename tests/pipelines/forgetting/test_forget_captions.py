@@ -15,7 +15,7 @@ from captioning.encoder import TextEmbedding, text_key
 from captioning.engine import Answer
 from cluster import storage
 from pipelines import inline
-from pipelines.curation import curate
+from pipelines.curation import run_segments
 from pipelines.engine.sources import SourceSettings
 from pipelines.forgetting.request import check_finished, forget
 from pipelines.recipe import Recipe
@@ -38,12 +38,12 @@ def recipe(tmp_path: Path) -> Recipe:
         sources=(SourceSettings(videos=str(tmp_path / "in" / "*.toy")),),
         curate=(Measure(), Split()),
     )
-    curate(made, inline)
+    run_segments(made, inline)
     return made
 
 
 def clips_of(recipe: Recipe) -> list[dict[str, Any]]:
-    found = curate(recipe, inline).final.rows.read(["uid", "source"]).to_pylist()
+    found = run_segments(recipe, inline).final.rows.read(["uid", "source"]).to_pylist()
     return sorted(found, key=lambda row: (row["source"], row["uid"]))
 
 

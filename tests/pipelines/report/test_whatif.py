@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cluster.config import ConfigError
 from pipelines import inline
-from pipelines.curation import curate, inspect
+from pipelines.curation import run_segments, inspect
 from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
 from pipelines.report.whatif import OPEN, Ends, broken, whatif
 from pipelines.steps.keep import Bound
@@ -33,7 +33,7 @@ def steps_of(number: float = 5, score: float = 9, last: Step | None = None, powe
 
 
 def fates_of_a_run(folder: Path, steps: list[Step]) -> Counter[str]:
-    rows = content(curate(make_recipe(folder, steps), inline))
+    rows = content(run_segments(make_recipe(folder, steps), inline))
     return Counter(row["fate"] for row in rows if row["clip_index"] is not None)
 
 
@@ -41,7 +41,7 @@ def fates_of_a_run(folder: Path, steps: list[Step]) -> Counter[str]:
 def test_tighter_thresholds_and_a_looser_last_one_are_told_exactly(tmp_path: Path, number: float, score: float) -> None:
     make_sources(tmp_path, NAMES)
     before = make_recipe(tmp_path, steps_of())
-    curate(before, inline)
+    run_segments(before, inline)
     answer = whatif(inspect(before), before, make_recipe(tmp_path, steps_of(number, score)))
     assert {fate: amount.clips for fate, amount in answer.before.items() if amount.clips} == fates_of_a_run(
         tmp_path, steps_of()
@@ -88,7 +88,7 @@ def test_several_thresholds_and_new_scores_are_told_as_a_run_would(
     make_sources(tmp_path, NAMES)
     before = make_recipe(tmp_path, long_recipe(0, 7, 40, 3))
     assert [label for label in before.labels if label.startswith("keep")] == ["keep", "keep#2", "keep#3", "keep#4"]
-    curate(before, inline)
+    run_segments(before, inline)
     answer = whatif(inspect(before), before, make_recipe(tmp_path, long_recipe(low, high, score, halved)))
     expected = fates_of_a_run(tmp_path, long_recipe(low, high, score, halved))
     assert {fate: amount.clips for fate, amount in answer.after.items() if amount.clips} == expected
@@ -111,7 +111,7 @@ def test_what_later_steps_have_not_seen_stays_open(tmp_path: Path) -> None:
     """Clips numbered 6 and 7 were dropped before they had a score; whether they stay is for the score to say."""
     make_sources(tmp_path, NAMES)
     before = make_recipe(tmp_path, steps_of())
-    curate(before, inline)
+    run_segments(before, inline)
     answer = whatif(inspect(before), before, make_recipe(tmp_path, steps_of(number=7)))
     assert answer.after[OPEN].clips == 2
     assert answer.changes == (("keep: number over 5", "passes; later steps have not seen it", 2),)
@@ -120,7 +120,7 @@ def test_what_later_steps_have_not_seen_stays_open(tmp_path: Path) -> None:
 def test_changes_are_counted_by_reason_and_curves_cover_every_bound(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
     before = make_recipe(tmp_path, steps_of(last=Pick()))
-    curate(before, inline)
+    run_segments(before, inline)
     answer = whatif(inspect(before), before, make_recipe(tmp_path, steps_of(score=1, last=Pick())))
     assert answer.before["duplicate"].clips == 8
     assert answer.before["duplicate"].hours == pytest.approx(0.08)
@@ -140,7 +140,7 @@ def test_only_thresholds_may_differ(tmp_path: Path) -> None:
     before = make_recipe(tmp_path, steps_of())
     with pytest.raises(ConfigError, match="no clips have been measured yet"):
         whatif(inspect(before), before, before)
-    curate(before, inline)
+    run_segments(before, inline)
     with pytest.raises(ConfigError, match="score: its settings differ"):
         whatif(inspect(before), before, make_recipe(tmp_path, steps_of(power=3.0)))
     with pytest.raises(ConfigError, match="the steps differ"):

@@ -17,12 +17,13 @@ from captioning.dialogue import journal
 from captioning.dialogue.conversation import Who
 from captioning.engines.vllm import ERROR, VLLM
 from captioning.prompt import DESCRIBES, load_prompt
+from cluster.resources import Resources
 from pipelines import inline
-from pipelines.curation import Curation, curate
+from pipelines.curation import Curation, run_segments
 from pipelines.engine.shuffle import Rows
 from pipelines.engine.sources import SourceSettings
-from pipelines.engine.step import Resources, RunError, Step, TableFunction
-from pipelines.engine.tables import split_order
+from pipelines.engine.step import RunError, Step, TableFunction
+from pipelines.engine.tables import split_task
 from pipelines.engine.worker import Job, Worker
 from pipelines.forgetting.request import forget
 from pipelines.ledger import ledger
@@ -63,7 +64,7 @@ def clips_of(curation: Curation) -> list[dict[str, Any]]:
 
 def uids_of(folder: Path, shown: Shown | None = None, names: Sequence[str] = NAMES) -> list[str]:
     """The clips that there are, all steps before the captions done."""
-    return sorted(row["uid"] for row in clips_of(curate(make_recipe(folder, None, shown, names), inline)))
+    return sorted(row["uid"] for row in clips_of(run_segments(make_recipe(folder, None, shown, names), inline)))
 
 
 class ByHand:
@@ -83,17 +84,17 @@ class ByHand:
         self._manner, self._change, self._one_by_one = manner, change, one_by_one
         self.rounds: list[tuple[Who, int]] = []
 
-    def run_orders(self, job: Job, orders: list[pa.Table]) -> Iterator[pa.Table]:
+    def run_tasks(self, job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
         if asked := bulk_of(job):
             asking = asked
 
             def count(numbers: Sequence[int]) -> Iterator[tuple[int, pa.Table]]:
                 counting = asking.counting()
-                return ((number, counting(orders[number])) for number in numbers)
+                return ((number, counting(tasks[number])) for number in numbers)
 
             def put(who: Who, numbers: Sequence[int]) -> Iterator[pa.Table]:
                 batches = asking.asking(who)
-                rows = [row for number in numbers for batch in batches(orders[number]) for row in batch.to_pylist()]
+                rows = [row for number in numbers for batch in batches(tasks[number]) for row in batch.to_pylist()]
                 self.rounds.append((who, len(rows)))
                 returned = self._change([self._through(row, asking.engines[who]) for row in rows])
                 names = list(dict.fromkeys(name for row in returned for name in (*row, ERROR)))
@@ -103,14 +104,14 @@ class ByHand:
                     )
                     yield asking.keep(batch, who, asking.identity(who))
 
-            asking.ask(orders, count, put)
+            asking.ask(tasks, count, put)
             if self._one_by_one:
-                orders = [single for order in orders for single in split_order(order)]
+                tasks = [single for task in tasks for single in split_task(task)]
         workers = [Worker(stage) for stage in job.stages()]
-        for order in orders:
+        for task in tasks:
             for worker in workers:
-                order = worker(order)
-            yield order
+                task = worker(task)
+            yield task
 
     def _through(self, row: dict[str, Any], engine: VLLM) -> dict[str, Any]:
         asked = row | engine.request(row)
@@ -132,7 +133,7 @@ def check_own_words(clips: Sequence[dict[str, Any]]) -> None:
 def test_every_clip_is_asked_about_once_and_gets_its_own_words(tmp_path: Path) -> None:
     uids_of(tmp_path)
     engine = ByHand(Manner(log_of(tmp_path)))
-    curation = curate(make_recipe(tmp_path, Caption(engine=MODEL)), engine)
+    curation = run_segments(make_recipe(tmp_path, Caption(engine=MODEL)), engine)
     clips = clips_of(curation)
     check_own_words(clips)
     assert engine.rounds == [("captioner", N_CLIPS)]
@@ -170,7 +171,7 @@ def test_no_answer_lands_on_another_clip_whatever_comes_back_and_in_which_order(
         return left
 
     engine = ByHand(Manner(log_of(folder), tuple(fails), unfit), change)
-    curation = curate(make_recipe(folder, Caption(engine=MODEL)), engine)
+    curation = run_segments(make_recipe(folder, Caption(engine=MODEL)), engine)
     clips = clips_of(curation)
     check_own_words(clips)
     assert all(account.balanced for account in ledger(curation))
@@ -192,7 +193,7 @@ def test_clips_that_got_the_same_words_are_asked_about_again(tmp_path: Path) -> 
     names = [f"{letter}{letter}-1" for letter in "abcdefghijklmnopq"]
     uids = uids_of(tmp_path, names=names)
     engine = ByHand(Manner(log_of(tmp_path), alike=tuple(uids)))
-    clips = clips_of(curate(make_recipe(tmp_path, Caption(engine=MODEL), names=names), engine))
+    clips = clips_of(run_segments(make_recipe(tmp_path, Caption(engine=MODEL), names=names), engine))
     # Two clips an order, and one in the last.
     assert engine.rounds == [("captioner", 17), ("captioner", 16)]
     assert sorted(row["caption_attempts"] for row in clips) == [1] + [2] * 16
@@ -209,7 +210,7 @@ def test_windows_are_merged_and_a_second_engine_rewrites(tmp_path: Path) -> None
         rewrite=RewriteSettings(engine=WRITER),
     )
     engine = ByHand(Manner(log_of(tmp_path), unfit={first: 1}))
-    clips = clips_of(curate(make_recipe(tmp_path, caption, names=names), engine))
+    clips = clips_of(run_segments(make_recipe(tmp_path, caption, names=names), engine))
     check_own_words(clips)
     # Windows; those of the first again, merges of the others; its merge, and rewriting; and for it alone merge, rewriting and rewriting again.
     rounds = [
@@ -236,7 +237,7 @@ def test_an_engine_that_is_asked_clip_by_clip_works_beside_one_in_bulk(tmp_path:
     calls = str(tmp_path / "calls")
     caption = Caption(engine=Counting(calls=calls), rewrite=RewriteSettings(engine=WRITER))
     by_hand = ByHand(Manner(log_of(tmp_path)))
-    clips = clips_of(curate(make_recipe(tmp_path, caption), by_hand))
+    clips = clips_of(run_segments(make_recipe(tmp_path, caption), by_hand))
     assert sorted(calls_of(calls)) == uids, "what is paid for is paid for once"
     assert by_hand.rounds == [("rewriter", N_CLIPS)]
     assert all(row["fate"] == "kept" and f"clip {row['uid']}" in row["caption"] for row in clips)
@@ -254,7 +255,7 @@ def test_a_run_that_ends_in_the_middle_asks_only_for_what_is_missing(tmp_path: P
         return rows
 
     with pytest.raises(RunError, match="between rounds"):
-        curate(recipe, ByHand(manner, ended))
+        run_segments(recipe, ByHand(manner, ended))
     assert Counter(asked_of(log_of(tmp_path)))[uids[0]] == 2
     folder = next((tmp_path / "out" / "tables").glob(f"{JOURNALS}*"))
     shelves = {path.parent.name for path in folder.rglob("*.jsonl")}
@@ -265,7 +266,7 @@ def test_a_run_that_ends_in_the_middle_asks_only_for_what_is_missing(tmp_path: P
     more = [*NAMES, "e-4", "f-30"]
     uids_of(tmp_path, names=more)
     by_hand = ByHand(manner)
-    clips = clips_of(curate(make_recipe(tmp_path, Caption(engine=MODEL), names=more), by_hand))
+    clips = clips_of(run_segments(make_recipe(tmp_path, Caption(engine=MODEL), names=more), by_hand))
     check_own_words(clips)
     assert len(clips) == N_CLIPS + 34
     assert by_hand.rounds == [("captioner", 34 + 2)]
@@ -286,7 +287,7 @@ def test_an_order_reads_the_answers_of_its_own_clips_alone(tmp_path: Path, monke
 
     real = journal.read
     monkeypatch.setattr(journal, "read", reading)
-    curate(make_recipe(tmp_path, Caption(engine=MODEL)), ByHand(Manner(log_of(tmp_path))))
+    run_segments(make_recipe(tmp_path, Caption(engine=MODEL)), ByHand(Manner(log_of(tmp_path))))
     assert max(n for _, n in read) == 1, "orders of one clip each"
     assert all(JOURNALS not in Path(folder).name for folder, _ in read), "never the whole journal"
 
@@ -296,7 +297,7 @@ def test_rows_that_are_done_one_by_one_find_their_answers(tmp_path: Path) -> Non
     names = ["c-40"]
     uids_of(tmp_path, names=names)
     engine = ByHand(Manner(log_of(tmp_path)), one_by_one=True)
-    clips = clips_of(curate(make_recipe(tmp_path, Caption(engine=MODEL), names=names), engine))
+    clips = clips_of(run_segments(make_recipe(tmp_path, Caption(engine=MODEL), names=names), engine))
     check_own_words(clips)
     assert [row["fate"] for row in clips] == ["kept"] * 40
     assert len(asked_of(log_of(tmp_path))) == 40
@@ -305,10 +306,10 @@ def test_rows_that_are_done_one_by_one_find_their_answers(tmp_path: Path) -> Non
 def test_captions_that_another_table_holds_are_not_asked_for(tmp_path: Path) -> None:
     uids_of(tmp_path)
     recipe = make_recipe(tmp_path, Caption(engine=MODEL))
-    curate(recipe, ByHand(Manner(log_of(tmp_path))))
+    run_segments(recipe, ByHand(Manner(log_of(tmp_path))))
     scaled = recipe.model_copy(update={"curate": (Measure(scale=2.0), *recipe.curate[1:])})
     engine = ByHand(Manner(log_of(tmp_path)))
-    check_own_words(clips_of(curate(scaled, engine)))
+    check_own_words(clips_of(run_segments(scaled, engine)))
     assert engine.rounds == []
     assert len(asked_of(log_of(tmp_path))) == N_CLIPS
 
@@ -316,7 +317,9 @@ def test_captions_that_another_table_holds_are_not_asked_for(tmp_path: Path) -> 
 def test_a_damaged_picture_fails_its_clip_alone(tmp_path: Path) -> None:
     shown = Shown(damaged=(0.0,))
     uids_of(tmp_path, shown)
-    clips = clips_of(curate(make_recipe(tmp_path, Caption(engine=MODEL), shown), ByHand(Manner(log_of(tmp_path)))))
+    clips = clips_of(
+        run_segments(make_recipe(tmp_path, Caption(engine=MODEL), shown), ByHand(Manner(log_of(tmp_path))))
+    )
     failed = {row["number"]: row["fate_reason"] for row in clips if row["fate"] == "failed"}
     assert set(failed) == {0.0}
     assert "a picture cannot be decoded" in failed[0.0]
@@ -334,14 +337,14 @@ def test_what_is_forgotten_leaves_the_shelves(tmp_path: Path) -> None:
 
     first, *_ = uids_of(tmp_path)
     with pytest.raises(RunError):
-        curate(recipe, ByHand(Manner(log_of(tmp_path), unfit={first: 1}), ended))
+        run_segments(recipe, ByHand(Manner(log_of(tmp_path), unfit={first: 1}), ended))
     outcome = forget(recipe, source=str(tmp_path / "in" / "c-5.toy"))
     assert outcome is not None
     assert outcome.proof.left == []
     folder = next((tmp_path / "out" / "tables").glob(f"{JOURNALS}*"))
     assert len(journal.read(str(folder)).answers) == N_CLIPS - 5
     engine = ByHand(Manner(log_of(tmp_path)))
-    assert len(clips_of(curate(recipe, engine))) == N_CLIPS - 5
+    assert len(clips_of(run_segments(recipe, engine))) == N_CLIPS - 5
     assert sum(n for _, n in engine.rounds) <= 1
 
 
@@ -352,7 +355,7 @@ def test_a_row_that_comes_back_as_another_clips_ends_the_run(tmp_path: Path) -> 
         return [{**row, "uid": other["uid"]} for row, other in zip(rows, rows[1:] + rows[:1], strict=True)]
 
     with pytest.raises(RunError, match=r"caption: .* is not the one it was given"):
-        curate(make_recipe(tmp_path, Caption(engine=MODEL)), ByHand(Manner(log_of(tmp_path)), swapped))
+        run_segments(make_recipe(tmp_path, Caption(engine=MODEL)), ByHand(Manner(log_of(tmp_path)), swapped))
 
 
 def test_what_the_engine_could_not_answer_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -362,7 +365,9 @@ def test_what_the_engine_could_not_answer_is_said(tmp_path: Path, caplog: pytest
         return [row for row in rows if row["uid"] != second]
 
     with caplog.at_level(logging.WARNING, "worldloom"):
-        curate(make_recipe(tmp_path, Caption(engine=MODEL)), ByHand(Manner(log_of(tmp_path), fails=(first,)), lost))
+        run_segments(
+            make_recipe(tmp_path, Caption(engine=MODEL)), ByHand(Manner(log_of(tmp_path), fails=(first,)), lost)
+        )
     assert caplog.messages[0] == f"caption: of {N_CLIPS} questions vllm could not answer 1, and 1 did not come back"
 
 
@@ -370,7 +375,7 @@ def test_without_ray_it_says_what_to_do(tmp_path: Path) -> None:
     uids_of(tmp_path)
     for caption in (Caption(engine=MODEL), Caption(engine=Counting(), rewrite=RewriteSettings(engine=WRITER))):
         with pytest.raises(RunError, match="caption: engine vllm answers through Ray Data; run without --inline"):
-            curate(make_recipe(tmp_path, caption), inline)
+            run_segments(make_recipe(tmp_path, caption), inline)
 
 
 @pytest.fixture
@@ -397,12 +402,12 @@ FEW = ["a-4", "d-2"]
 def test_ray_rows_come_back_in_another_order_and_company(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
     shown = Shown(damaged=(3.0,))
     uids_of(tmp_path, shown, FEW)
-    clips = clips_of(curate(make_recipe(tmp_path, None, shown, FEW), inline))
+    clips = clips_of(run_segments(make_recipe(tmp_path, None, shown, FEW), inline))
     (damaged,) = [row["uid"] for row in clips if row["number"] == 3.0]
     fails, once, always, *good = sorted(row["uid"] for row in clips if row["uid"] != damaged)
     manner = Manner(log_of(tmp_path), fails=(fails,), unfit={once: 1, always: 2})
     recipe = make_recipe(tmp_path, Caption(engine=MODEL.model_copy(update={"batch": 4})), shown, FEW)
-    clips = clips_of(curate(recipe, ray_run(manner, shuffled=True)))
+    clips = clips_of(run_segments(recipe, ray_run(manner, shuffled=True)))
     check_own_words(clips)
     reasons = {row["uid"]: row["fate_reason"] for row in clips if row["fate"] == "failed"}
     assert set(reasons) == {damaged, fails, always}
@@ -418,12 +423,12 @@ def test_ray_a_run_that_dies_in_a_round_goes_on(tmp_path: Path, ray_run: Callabl
     with pytest.raises(
         RunError, match=r"caption: asking in bulk failed: .*illegal memory access.*Answers so far are kept; run again"
     ):
-        curate(recipe, ray_run(Manner(log_of(tmp_path), dies_at=4, tables=str(tmp_path / "out" / "tables"))))
+        run_segments(recipe, ray_run(Manner(log_of(tmp_path), dies_at=4, tables=str(tmp_path / "out" / "tables"))))
     folder = next((tmp_path / "out" / "tables").glob(f"{JOURNALS}*"))
     kept = len(journal.read(str(folder)).answers)
     assert 1 <= kept <= 4
     before = len(asked_of(log_of(tmp_path)))
-    clips = clips_of(curate(recipe, ray_run(Manner(log_of(tmp_path)))))
+    clips = clips_of(run_segments(recipe, ray_run(Manner(log_of(tmp_path)))))
     check_own_words(clips)
     assert [row["fate"] for row in clips] == ["kept"] * 6
     assert len(asked_of(log_of(tmp_path))) - before == 6 - kept
@@ -442,7 +447,7 @@ def test_ray_says_what_is_missing_before_anything_is_asked(
     with pytest.raises(
         RunError, match=r"caption: engine vllm needs 1 GPU for each replica .* the Ray cluster has 0: .*openai"
     ):
-        curate(recipe, run)
+        run_segments(recipe, run)
     really = run._is_installed
     monkeypatch.setattr(run, "_is_installed", lambda settings: really(settings, gpus=0))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
@@ -450,7 +455,7 @@ def test_ray_says_what_is_missing_before_anything_is_asked(
         RunError,
         match=r"caption: engine vllm: vllm is not installed on the Ray workers with GPUs: pip install vllm.*openai",
     ):
-        curate(recipe, run)
+        run_segments(recipe, run)
     assert not list((tmp_path / "out" / "tables").glob(f"{JOURNALS}*"))
 
 
@@ -458,7 +463,9 @@ def test_ray_says_what_is_missing_before_anything_is_asked(
 def test_ray_a_row_of_another_clip_ends_the_run(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
     uids_of(tmp_path, names=FEW)
     with pytest.raises(RunError, match="is not the one it was given"):
-        curate(make_recipe(tmp_path, Caption(engine=MODEL), names=FEW), ray_run(Manner(log_of(tmp_path)), swapped=True))
+        run_segments(
+            make_recipe(tmp_path, Caption(engine=MODEL), names=FEW), ray_run(Manner(log_of(tmp_path)), swapped=True)
+        )
 
 
 @pytest.mark.slow

@@ -19,12 +19,13 @@ from captioning.prompt import DESCRIBES, load_prompt
 from cluster import storage
 from cluster.config import ConfigError, parse_document
 from cluster.config import parse as parse_settings
+from cluster.resources import Resources
 from pipelines import inline
 from pipelines.commands import gc
-from pipelines.curation import Curation, curate, inspect
+from pipelines.curation import Curation, run_segments, inspect
 from pipelines.engine.segments import is_heavy, segments_of
 from pipelines.engine.sources import SourceSettings
-from pipelines.engine.step import Context, Resources, RunError, Step, start_fates
+from pipelines.engine.step import Context, RunError, Step, start_fates
 from pipelines.forgetting.request import forget
 from pipelines.ledger import captioning, ledger
 from pipelines.recipe import Recipe, resolved
@@ -73,7 +74,7 @@ def journals(folder: Path) -> list[Path]:
 def test_every_clip_has_its_captions_and_what_they_cost(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
-    curation = curate(make_recipe(tmp_path, Caption(engine=Counting(calls=calls))), inline)
+    curation = run_segments(make_recipe(tmp_path, Caption(engine=Counting(calls=calls))), inline)
     clips = clips_of(curation)
     assert sorted(calls_of(calls)) == sorted(row["uid"] for row in clips)
     for row in clips:
@@ -96,13 +97,13 @@ def test_every_clip_has_its_captions_and_what_they_cost(tmp_path: Path) -> None:
 
 def test_it_works_in_a_segment_of_its_own_and_hands_no_pictures_on(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
-    curation = curate(make_recipe(tmp_path, Caption(engine=Counting())), inline)
+    curation = run_segments(make_recipe(tmp_path, Caption(engine=Counting())), inline)
     assert [state.segment.labels for state in curation.segments] == [("measure",), ("split", "look"), ("caption",)]
     assert not any(is_heavy(field) for field in curation.final.segment.schema)
     assert not Caption().starts_segment()
     assert Caption(rewrite=RewriteSettings(engine=Counting())).starts_segment()
     resources = Caption(engine=Counting(), rewrite=RewriteSettings(engine=Counting())).resources()
-    assert (resources.cpus, resources.pooled, resources.most) == (2.0, True, 1)
+    assert (resources.cpus, resources.pooled, resources.max_workers) == (2.0, True, 1)
     assert not Caption().resources().pooled
 
 
@@ -115,7 +116,7 @@ def test_windows_and_a_rewriter(tmp_path: Path) -> None:
         windows=WindowSettings(size=2, least=1),
         rewrite=RewriteSettings(engine=Counting(calls=written, says="a small boat")),
     )
-    clips = clips_of(curate(make_recipe(tmp_path, caption), inline))
+    clips = clips_of(run_segments(make_recipe(tmp_path, caption), inline))
     for row in clips:
         assert row["caption"] == f"A caption of clip {row['uid']}, in which a small boat lies on the sea."
         assert [item["kind"] for item in row["captions"]][:2] == ["rewritten", "dense"]
@@ -130,7 +131,9 @@ def test_windows_and_a_rewriter(tmp_path: Path) -> None:
 
 def test_an_unfit_clip_fails_with_the_reasons_and_its_cost(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
-    curation = curate(make_recipe(tmp_path, Caption(engine=Counting(says="I cannot see any images: nothing"))), inline)
+    curation = run_segments(
+        make_recipe(tmp_path, Caption(engine=Counting(says="I cannot see any images: nothing"))), inline
+    )
     clips = clips_of(curation)
     for row in clips:
         assert (row["fate"], row["fate_step"]) == ("failed", "caption")
@@ -324,7 +327,7 @@ def test_another_prompt_decodes_nothing_and_encodes_nothing_again(
         if prompt == "dense":
             pending = [(state.segment.labels, state.n_pending) for state in plan.segments]
             assert pending == [(("scan",), 0), (("cut", "frames"), 0), (("caption",), len(first))]
-        return curate(recipe, inline)
+        return run_segments(recipe, inline)
 
     first = clips_of(run("levels"))
     latents = {name: data for name, data in files_of(tmp_path / "out" / "tables").items() if name.startswith("latents")}
@@ -346,14 +349,15 @@ def test_a_looser_threshold_asks_only_about_the_clips_it_lets_through(tmp_path: 
 
     def run(most: float) -> list[dict[str, Any]]:
         steps = (*recipe.curate[:3], Keep(name="keep", number=Bound(max=most)), recipe.curate[3])  # type: ignore[call-arg]
-        return clips_of(curate(recipe.model_copy(update={"curate": steps}), inline))
+        return clips_of(run_segments(recipe.model_copy(update={"curate": steps}), inline))
 
     tight = run(1)
     assert len(calls_of(calls)) == sum(row["fate"] == "kept" for row in tight) == 5
     loose = run(9)
     assert Counter(calls_of(calls)) == {row["uid"]: 1 for row in loose}
     assert [row["captions"] for row in loose] == [
-        row["captions"] for row in clips_of(curate(make_recipe(tmp_path, Caption(engine=Counting()), "b"), inline))
+        row["captions"]
+        for row in clips_of(run_segments(make_recipe(tmp_path, Caption(engine=Counting()), "b"), inline))
     ]
 
 
@@ -361,8 +365,13 @@ def test_a_pool_has_no_more_workers_than_an_engine_wants(monkeypatch: pytest.Mon
     from pipelines import run
 
     monkeypatch.setattr(run.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
-    assert [run._pool_limit(Resources(cpus=2, pooled=True, most=most)) for most in (None, 1, 3, 99)] == [8, 1, 3, 8]
-    assert [run._pool_limit(Resources(gpus=0.5, pooled=True, most=most)) for most in (None, 1)] == [8, 1]
+    assert [run._pool_limit(Resources(cpus=2, pooled=True, max_workers=most)) for most in (None, 1, 3, 99)] == [
+        8,
+        1,
+        3,
+        8,
+    ]
+    assert [run._pool_limit(Resources(gpus=0.5, pooled=True, max_workers=most)) for most in (None, 1)] == [8, 1]
 
 
 # Killed, resumed, forgotten, collected
@@ -374,11 +383,11 @@ sys.path[:0] = sys.argv[4].split(":")
 from tests.pipelines.steps.test_caption import make_recipe
 from tests.support.toy_captioner import Counting
 from pipelines import inline
-from pipelines.curation import curate
+from pipelines.curation import run_segments
 from pipelines.steps.caption import Caption
 folder = Path(sys.argv[1])
 engine = Counting(calls=str(folder / "calls"), most_answers=int(sys.argv[2]), ends_by=sys.argv[3])
-curate(make_recipe(folder, Caption(engine=engine)), inline)
+run_segments(make_recipe(folder, Caption(engine=engine)), inline)
 """
 
 
@@ -397,10 +406,10 @@ def test_a_run_that_is_killed_again_and_again_asks_for_nothing_twice(tmp_path: P
         assert len(calls_of(calls)) == most_answers
         assert journals(tmp_path)
     recipe = make_recipe(tmp_path, Caption(engine=Counting(calls=calls)))
-    ended = clips_of(curate(recipe, inline))
+    ended = clips_of(run_segments(recipe, inline))
     assert Counter(calls_of(calls)) == {row["uid"]: 1 for row in ended}
     assert journals(tmp_path) == []
-    undisturbed = clips_of(curate(make_recipe(tmp_path, Caption(engine=Counting()), "undisturbed"), inline))
+    undisturbed = clips_of(run_segments(make_recipe(tmp_path, Caption(engine=Counting()), "undisturbed"), inline))
     assert ended == undisturbed
 
 
@@ -409,7 +418,7 @@ def gives_up(folder: Path, most_answers: int, **settings: Any) -> str:
         engine=Counting(calls=str(folder / "calls"), most_answers=most_answers, ends_by="giving up"), **settings
     )
     with pytest.raises(RunError) as caught:
-        curate(make_recipe(folder, caption), inline)
+        run_segments(make_recipe(folder, caption), inline)
     return str(caught.value)
 
 
@@ -417,7 +426,7 @@ def test_an_engine_that_gives_up_ends_the_run_with_its_words_and_the_rest_goes_o
     make_sources(tmp_path, NAMES)
     assert gives_up(tmp_path, 4) == "the server is gone: start it and run again"
     assert sum(len(journal.read(str(path)).answers) for path in {file.parent for file in journals(tmp_path)}) == 4
-    curate(make_recipe(tmp_path, Caption(engine=Counting(calls=str(tmp_path / "calls")))), inline)
+    run_segments(make_recipe(tmp_path, Caption(engine=Counting(calls=str(tmp_path / "calls")))), inline)
     assert set(Counter(calls_of(str(tmp_path / "calls"))).values()) == {1}
 
 
@@ -426,10 +435,12 @@ def test_what_was_spent_counts_for_the_budget_of_a_later_run(tmp_path: Path) -> 
     calls = str(tmp_path / "calls")
     for budget_usd, answered in ((4 * COST_USD, 4), (4 * COST_USD, 4), (6 * COST_USD, 6)):
         with pytest.raises(RunError, match="budget of"):
-            curate(make_recipe(tmp_path, Caption(engine=Counting(calls=calls, budget_usd=budget_usd))), inline)
+            run_segments(make_recipe(tmp_path, Caption(engine=Counting(calls=calls, budget_usd=budget_usd))), inline)
         assert len(calls_of(calls)) == answered
     done = clips_of(
-        curate(make_recipe(tmp_path, Caption(engine=Counting(calls=calls, budget_usd=N_CLIPS * COST_USD))), inline)
+        run_segments(
+            make_recipe(tmp_path, Caption(engine=Counting(calls=calls, budget_usd=N_CLIPS * COST_USD))), inline
+        )
     )
     assert len(done) == len(calls_of(calls)) == N_CLIPS
 
@@ -452,10 +463,10 @@ def test_a_journal_is_pruned_to_what_is_pending_and_removed_when_all_is_in_the_t
     assert {answer.uid for answer in kept.answers.values()} == answered - in_table
     assert sum(kept.spent_usd.values()) == 6 * COST_USD
     # Killed between the last part and the removal: the next run removes it.
-    done = curate(recipe, inline)
+    done = run_segments(recipe, inline)
     file.parent.mkdir(exist_ok=True)
     file.write_text("")
-    assert clips_of(curate(recipe, inline)) == clips_of(done)
+    assert clips_of(run_segments(recipe, inline)) == clips_of(done)
     assert not file.parent.exists()
 
 
@@ -475,7 +486,7 @@ def test_answers_about_a_forgotten_file_go_from_the_journal(tmp_path: Path) -> N
     left = b"".join(path.read_bytes() for path in journals(tmp_path)).decode()
     assert not any(uid in left for uid in gone)
     before = set(calls_of(str(tmp_path / "calls")))
-    ended = curate(recipe, inline)
+    ended = run_segments(recipe, inline)
     assert {row["uid"] for row in clips_of(ended)} == (before - gone) | (
         set(calls_of(str(tmp_path / "calls"))) - before
     )
@@ -486,7 +497,7 @@ def test_gc_removes_answers_that_the_last_recipe_does_not_want(tmp_path: Path) -
     make_sources(tmp_path, NAMES)
     gives_up(tmp_path, 3, prompt=load_prompt("dense", DESCRIBES))
     recipe = make_recipe(tmp_path, Caption(engine=Counting()))
-    curate(recipe, inline)
+    run_segments(recipe, inline)
     # A toy step cannot be read from a file: gc is asked what the recipe reaches, and that is no journal.
     reached = gc.reached_folders(recipe, inspect(recipe))
     (left,) = {file.parent.name for file in journals(tmp_path)}
@@ -501,10 +512,12 @@ def test_ray_writes_the_same_and_goes_on_after_an_engine_gave_up(tmp_path: Path,
     make_sources(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
     with pytest.raises(RunError, match=r"^the server is gone: start it and run again$"):
-        curate(make_recipe(tmp_path, Caption(engine=Counting(calls=calls, most_answers=4, ends_by="giving up"))), run)
-    ended = clips_of(curate(make_recipe(tmp_path, Caption(engine=Counting(calls=calls))), run))
+        run_segments(
+            make_recipe(tmp_path, Caption(engine=Counting(calls=calls, most_answers=4, ends_by="giving up"))), run
+        )
+    ended = clips_of(run_segments(make_recipe(tmp_path, Caption(engine=Counting(calls=calls))), run))
     assert Counter(calls_of(calls)) == {row["uid"]: 1 for row in ended}
-    assert ended == clips_of(curate(make_recipe(tmp_path, Caption(engine=Counting()), "by hand"), inline))
+    assert ended == clips_of(run_segments(make_recipe(tmp_path, Caption(engine=Counting()), "by hand"), inline))
     assert journals(tmp_path) == []
 
 
@@ -516,7 +529,7 @@ def test_a_worker_that_dies_under_ray_loses_no_answer(tmp_path: Path, ray_sessio
     make_sources(tmp_path, ["a-3", "d-3"])
     calls = str(tmp_path / "calls")
     dying = make_recipe(tmp_path, Caption(engine=Counting(calls=calls, most_answers=3)))
-    clips = clips_of(curate(dying, run))
+    clips = clips_of(run_segments(dying, run))
     assert Counter(calls_of(calls)).most_common(1)[0][1] == 1
     kept = [row for row in clips if row["fate"] == "kept"]
     assert {row["uid"] for row in kept} == set(calls_of(calls))
@@ -527,7 +540,7 @@ def test_a_duplicate_group_is_known_from_dedup(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
     recipe = make_recipe(tmp_path, Caption(engine=Counting()))
     steps: list[Step] = [*recipe.curate[:3], Pick(), Keep(name="keep", number=Bound(max=9)), recipe.curate[3]]  # type: ignore[call-arg]
-    clips = clips_of(curate(recipe.model_copy(update={"curate": tuple(steps)}), inline))
+    clips = clips_of(run_segments(recipe.model_copy(update={"curate": tuple(steps)}), inline))
     assert {row["fate"] for row in clips} == {"kept", "duplicate"}
     assert all((row["caption"] is None) == (row["fate"] == "duplicate") for row in clips)
 

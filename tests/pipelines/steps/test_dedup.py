@@ -15,7 +15,7 @@ from pipelines.duplicates.alignment import align
 from pipelines.duplicates.clip_hashes import READS
 from pipelines.engine.shuffle import LocalRows
 from pipelines.engine.step import FATE_FIELDS, Mark, map_rows
-from pipelines.engine.tables import ORDER_SCHEMA
+from pipelines.engine.tables import TASK_SCHEMA
 from pipelines.steps.cut import Cut
 from pipelines.steps.dedup import WRITES, Dedup
 from pipelines.steps.scan import Scan
@@ -194,20 +194,20 @@ def test_a_thousand_black_clips_stay() -> None:
 
 def test_alone_is_every_row_of_which_nothing_is_said() -> None:
     table = clip_table(strangers(np.random.default_rng(5), 2))
-    alone = Dedup().alone(table)
-    assert alone.schema.equals(pa.schema(WRITES))
-    assert alone["cluster"] == table["uid"]
-    assert alone["duplicate_of"].null_count == 2
+    defaults = Dedup().defaults(table)
+    assert defaults.schema.equals(pa.schema(WRITES))
+    assert defaults["cluster"] == table["uid"]
+    assert defaults["duplicate_of"].null_count == 2
     later = table.append_column("cluster", pa.array(["x", "y"])).append_column(
         "embedding", pa.nulls(2, pa.list_(pa.float32()))
     )
-    assert Dedup(method="semantic").alone(later)["cluster"].to_pylist() == ["x", "y"]
+    assert Dedup(method="semantic").defaults(later)["cluster"].to_pylist() == ["x", "y"]
 
 
 def test_no_rows() -> None:
     table = clip_table(strangers(np.random.default_rng(6), 1)).slice(0, 0)
     assert solve(table) == {}
-    assert len(Dedup().alone(table)) == 0
+    assert len(Dedup().defaults(table)) == 0
 
 
 def test_semantic_joins_the_clusters_before() -> None:
@@ -276,7 +276,7 @@ def test_on_ray_the_same_is_decided(ray_session: None, tmp_path: Path) -> None:
         rows = table.slice(start, 16)
         path = str(tmp_path / f"{part}.parquet")
         pq.write_table(rows, path)
-        orders.append(pa.table({"part": [path], "rows": [list(range(len(rows)))]}, ORDER_SCHEMA))
+        orders.append(pa.table({"part": [path], "rows": [list(range(len(rows)))]}, TASK_SCHEMA))
     on_ray = Dedup().solve(run.rows(orders, table.column_names)).sort_by("uid")
     assert on_ray.equals(Dedup().solve(LocalRows([table])).sort_by("uid"))
     assert len(set(on_ray["cluster"].to_pylist())) == len(wanted)

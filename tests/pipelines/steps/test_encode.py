@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cluster import storage
 from pipelines import inline
-from pipelines.curation import curate, inspect
+from pipelines.curation import run_segments, inspect
 from pipelines.dataset.build import build_dataset
 from pipelines.engine.step import Context, start_fates
 from pipelines.recipe import Recipe
@@ -365,7 +365,7 @@ def test_plan_warns_where_buckets_lose_what_filters_kept(footage: dict[str, Path
         shutil.copyfile(path, tmp_path / path.name)
     fitting, large = (recipe_of(tmp_path, {**TWO_LENGTHS, "size": size}) for size in (32, 64))
     assert losses(fitting) is None
-    curate(fitting, inline)
+    run_segments(fitting, inline)
     assert losses(fitting) is None
     warning = losses(large)
     assert warning is not None
@@ -381,7 +381,7 @@ def test_a_manifest_has_every_sample_of_a_clip_with_what_is_known_of_the_clip(
     for path in footage.values():
         shutil.copyfile(path, tmp_path / path.name)
     recipe = recipe_of(tmp_path, TWO_LENGTHS, lengths="all", mirror=True)
-    made = build_dataset(recipe, curate(recipe, inline))
+    made = build_dataset(recipe, run_segments(recipe, inline))
     table, _ = read_manifest(made.manifest_uri)
     rows = table.to_pylist()
     clips = {clip_uid(row["uid"]) for row in rows}

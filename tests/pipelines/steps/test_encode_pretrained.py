@@ -13,7 +13,7 @@ import torch
 from cluster.config import ConfigError
 from cluster.plugins import build
 from pipelines import inline
-from pipelines.curation import curate, inspect
+from pipelines.curation import run_segments, inspect
 from pipelines.dataset.build import build_dataset
 from pipelines.engine.step import RunError
 from pipelines.recipe import Recipe
@@ -51,7 +51,7 @@ def test_a_clip_is_encoded_and_everything_after_opens_the_same_autoencoder(
     shutil.copytree(footage, tmp_path, dirs_exist_ok=True)
     folder = save_autoencoder(tmp_path / "vae", kind)
     recipe = pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}, **bucket)
-    made = build_dataset(recipe, curate(recipe, inline))
+    made = build_dataset(recipe, run_segments(recipe, inline))
     dataset = Dataset.open(made.manifest_uri, "train")
     assert len(dataset.table) == made.n_train == 1
     again = build(FOLDER, AutoencoderSettings, dict(dataset.info.autoencoder)).open()
@@ -88,7 +88,7 @@ def test_a_clip_is_encoded_and_everything_after_opens_the_same_autoencoder(
 def test_weights_that_moved_are_the_same_and_changed_ones_are_not(footage: Path, tmp_path: Path) -> None:
     shutil.copytree(footage, tmp_path, dirs_exist_ok=True)
     folder = save_autoencoder(tmp_path / "vae", "tiny")
-    curate(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}), inline)
+    run_segments(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}), inline)
     shutil.move(folder, tmp_path / "moved")
     moved = pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(tmp_path / "moved")})
     assert inspect(moved).complete
@@ -115,7 +115,7 @@ def test_a_bucket_it_cannot_take_ends_the_run_before_anything_is_encoded(
     shutil.copytree(footage, tmp_path, dirs_exist_ok=True)
     folder = save_autoencoder(tmp_path / "vae", "ltx")
     with pytest.raises(RunError, match=message):
-        curate(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}, **bucket), inline)
+        run_segments(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}, **bucket), inline)
 
 
 def test_weights_that_cannot_be_loaded_end_the_run(footage: Path, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_weights_that_cannot_be_loaded_end_the_run(footage: Path, tmp_path: Path
     folder = save_autoencoder(tmp_path / "vae", "tiny")
     (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(RunError, match=r"encode: .*vae cannot be loaded by diffusers"):
-        curate(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}), inline)
+        run_segments(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}), inline)
 
 
 def test_mistakes_in_a_recipe_are_named_with_line_and_key(tmp_path: Path) -> None:
