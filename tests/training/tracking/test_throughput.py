@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.ranks import run_ranks
@@ -29,9 +30,13 @@ EVERY = {"tokens", "step_s", "data_wait_s", "tokens_per_s", "tflops", "host_memo
 
 
 def counted(model: DiT, inputs: Inputs) -> int:
-    """Operations of a way forward and back, by torch's own count."""
+    """Return the operations of one forward and backward pass, as torch counts them.
+
+    Attention runs as plain matrix products: which fused kernels the counter knows differs between versions of torch, and
+    2.14.1 counts nothing for the one that a CPU takes.
+    """
     network = model.build(3, 8)
-    with FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         losses(network, inputs).sum().backward()
     return counter.get_total_flops()
 
@@ -47,7 +52,7 @@ def test_what_is_computed_again_is_what_torch_counts(checkpointing: Literal["blo
 
 
 def test_training_takes_about_three_times_the_way_forward() -> None:
-    """Torch's count has more for attention's way back, and what stands around the blocks."""
+    """Torch's count also has the layers around the blocks."""
     model = DiT(depth=6, dim=192, heads=6)
     inputs = batch([0, 2, 4], task=replace(TASK, model=model))
     assert operations(model, inputs, [1.0] * 3)[0] == pytest.approx(counted(model, inputs), rel=0.05)
