@@ -1,1 +1,1 @@
-"""Where it runs: settings from YAML, storage, Ray sessions, plugins and telemetry. Imports no other package of the project."""
+"""Settings from YAML, storage, Ray sessions, plug-ins and telemetry. Imports no other package of the project."""

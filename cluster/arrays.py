@@ -1,4 +1,4 @@
-"""Names of numpy array types that signatures use."""
+"""Aliases of the numpy array types that signatures use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML to frozen settings, with errors that name the file, the line, the key, the value and the closest known key."""
+"""Parse YAML into frozen settings, with errors that name file, line, key, value and the closest known key."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 Location = tuple[str | int, ...]
+"""Keys and list indices that lead from the root of a document to a value."""
+
 T = TypeVar("T", bound=BaseModel)
 
 
 class ConfigError(ValueError):
-    """Bad input from a user: the message says where it stands, what is wrong and how to mend it."""
+    """An error in the input of a user. The message says where the error is, what is wrong and how to fix it."""
 
 
 class Settings(BaseModel):
-    """Base of every settings class: frozen, and an unknown key is refused with the closest known one."""
+    """The base of every settings class: frozen, and strict about unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class NestedError(ValueError):
-    """Carries the errors of settings validated inside other settings, so that their locations are kept."""
+    """An error that carries the errors of settings validated inside other settings, with their locations.
+
+    `prefix` is the location of the inner settings inside the value that was validated.
+    """
 
     def __init__(self, model: type[BaseModel], error: ValidationError, prefix: Location = ()) -> None:
         super().__init__(str(error))
@@ -38,47 +43,48 @@ class NestedError(ValueError):
 
 
 class LocatedError(ValueError):
-    """A fault that a validator of an outer model found at a place inside it."""
+    """An error that a validator of a whole model found at one location inside that model."""
 
     def __init__(self, location: Location, message: str) -> None:
         super().__init__(message)
         self.location = location
 
 
-def unknown_message(what: str, name: str, known: Sequence[str]) -> str:
-    """'unknown key 'detecter'; did you mean 'detector'? Known keys: ...', the closest first."""
+def unknown_message(noun: str, name: str, known: Sequence[str]) -> str:
+    """Return "unknown key 'detecter'; did you mean 'detector'? Known keys: ..." for the noun "key"."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean '{close[0]}'?" if close else ";"
     plural = (
-        what[:-1] + "ies"
-        if what.endswith("y") and what[-2] not in "aeiou"
-        else what + ("es" if what.endswith("ss") else "s")
+        noun[:-1] + "ies"
+        if noun.endswith("y") and noun[-2] not in "aeiou"
+        else noun + ("es" if noun.endswith("ss") else "s")
     )
-    return f"unknown {what} '{name}'{hint} Known {plural}: {', '.join(known) or 'none'}"
+    return f"unknown {noun} '{name}'{hint} Known {plural}: {', '.join(known) or 'none'}"
 
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML document as plain data, with the line on which each value stands."""
+    """A YAML document as plain data, with the line number of each value."""
 
     file: str
     data: Any
     lines: Mapping[Location, int]
 
-    def where(self, location: Location) -> str:
-        """`file:line` of a location, or of its nearest ancestor that stands in the file."""
+    def file_and_line(self, location: Location) -> str:
+        """Return `file:line` of a location, or of its nearest ancestor that the file has."""
         for end in range(len(location), -1, -1):
             if location[:end] in self.lines:
                 return f"{self.file}:{self.lines[location[:end]]}"
         return self.file
 
     def error(self, location: Location, message: str) -> ConfigError:
+        """Return an error whose message begins with file, line and key of a location."""
         key = ".".join(str(part) for part in location)
-        return ConfigError(f"{self.where(location)}: {key + ': ' if key else ''}{message}")
+        return ConfigError(f"{self.file_and_line(location)}: {key + ': ' if key else ''}{message}")
 
 
 def read_document(path: str | Path) -> Document:
-    """Read a YAML file. Raises `ConfigError` for a missing file, bad YAML, or a key given twice."""
+    """Read a YAML file. Raises `ConfigError` if the file is missing, is not valid YAML or repeats a key."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -89,7 +95,7 @@ def read_document(path: str | Path) -> Document:
 
 
 def parse_document(text: str, file: str) -> Document:
-    """As `read_document`, from text; `file` is used in messages only."""
+    """Parse the text of a YAML file as `read_document` does; `file` only names it in error messages."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -103,6 +109,7 @@ def parse_document(text: str, file: str) -> Document:
 
 
 def _plain(node: yaml.Node, location: Location, lines: dict[Location, int], file: str) -> Any:
+    """Return a node as plain data, and add the line of each value inside it to `lines`."""
     lines.setdefault(location, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
@@ -120,10 +127,11 @@ def _plain(node: yaml.Node, location: Location, lines: dict[Location, int], file
 
 
 def override(document: Document, assignments: Sequence[str]) -> Document:
-    """Apply `a.b=c` assignments; each value is read as YAML.
+    """Return the document with `a.b=c` assignments applied; each value is parsed as YAML.
 
-    A list is indexed by number, or, where its items are mappings of one key (as the steps of `curate` are), by that
-    key; `keep#2` is the second `keep`. A missing last key is added, and judged later with all the others.
+    A list is indexed by number. A list whose items are mappings with one key, such as the steps of `curate`, may also
+    be indexed by that key; `keep#2` is the second `keep`. A missing last key is added: `parse` validates it later.
+    Raises `ConfigError` if an assignment is malformed or names no existing item.
     """
     data = json.loads(json.dumps(document.data, default=str))
     lines = dict(document.lines)
@@ -140,6 +148,7 @@ def override(document: Document, assignments: Sequence[str]) -> Document:
 
 
 def _assign(data: Any, path: list[str], value: Any, assignment: str) -> None:
+    """Set the value at a path in place. `assignment` is the whole option, for error messages."""
     *parents, last = path
     for position, part in enumerate(parents):
         if isinstance(data, list):
@@ -165,6 +174,7 @@ def _assign(data: Any, path: list[str], value: Any, assignment: str) -> None:
 
 
 def _enter(data: dict[str, Any], key: str) -> Any:
+    """Return the value of a key, after setting a missing or null one to an empty mapping."""
     if data.get(key) is None:
         data[key] = {}
     return data[key]
@@ -175,14 +185,14 @@ def _list_index(items: list[Any], part: str, assignment: str) -> int:
         if int(part) < len(items):
             return int(part)
         raise ConfigError(f"--set {assignment}: there are {len(items)} items, so no item {part}; the first is 0")
-    labels = list(labelled(items))
+    labels = list(item_labels(items))
     if part in labels:
         return labels.index(part)
     raise ConfigError(f"--set {assignment}: {unknown_message('item', part, labels)}")
 
 
-def labelled(items: Sequence[Any]) -> Iterator[str]:
-    """Labels of a list of one-key mappings: the key, and `key#2` for its second appearance."""
+def item_labels(items: Sequence[Any]) -> Iterator[str]:
+    """Yield a label per item of a list of one-key mappings: the key, or `key#2` for the second item with that key."""
     seen: dict[str, int] = {}
     for item in items:
         key = next(iter(item)) if isinstance(item, Mapping) and len(item) == 1 else str(item)
@@ -191,53 +201,58 @@ def labelled(items: Sequence[Any]) -> Iterator[str]:
 
 
 def parse(model: type[T], document: Document) -> T:
-    """Validate a document strictly against a settings class. Raises `ConfigError` with every fault, one a line."""
+    """Validate a document strictly against a settings class. Raises `ConfigError` with one line per error."""
     try:
         return validate(model, document.data)
     except ValidationError as error:
-        faults = [document.error(location, message) for location, message in flatten(model, error)]
-        raise ConfigError("\n".join(str(fault) for fault in faults)) from None
+        errors = [document.error(location, message) for location, message in located_messages(model, error)]
+        raise ConfigError("\n".join(str(each) for each in errors)) from None
 
 
 def validate(model: type[T], data: Any) -> T:
-    """Strict validation with JSON's rules: no number from a string, no integer from a boolean, lists become tuples."""
+    """Validate plain data strictly by JSON's rules: no number from a string, no integer from a boolean.
+
+    Lists become tuples. Raises `pydantic.ValidationError`.
+    """
     return model.model_validate_json(json.dumps(data, default=str), strict=True)
 
 
-def from_options(model: type[T], values: Mapping[str, Any]) -> T:
-    """Settings from options of the command line. Raises `ConfigError` naming each wrong option with its value."""
+def parse_options(model: type[T], values: Mapping[str, Any]) -> T:
+    """Validate options of the command line. Raises `ConfigError` naming each wrong option with its value."""
     try:
         return validate(model, dict(values))
     except ValidationError as error:
-        faults = [
-            f"--{str(fault['loc'][-1]).replace('_', '-')} {fault['input']}: {fault['msg']}" for fault in error.errors()
+        messages = [
+            f"--{str(each['loc'][-1]).replace('_', '-')} {each['input']}: {each['msg']}" for each in error.errors()
         ]
-        raise ConfigError("; ".join(faults)) from None
+        raise ConfigError("; ".join(messages)) from None
 
 
-def flatten(model: type[BaseModel], error: ValidationError, prefix: Location = ()) -> Iterator[tuple[Location, str]]:
-    """Each fault as (location, message), those of nested settings with their whole location."""
-    for fault in error.errors():
-        location = (*prefix, *fault["loc"])
-        cause = fault.get("ctx", {}).get("error")
+def located_messages(
+    model: type[BaseModel], error: ValidationError, prefix: Location = ()
+) -> Iterator[tuple[Location, str]]:
+    """Yield (location, message) of each validation error. Errors inside nested settings have their full location."""
+    for each in error.errors():
+        location = (*prefix, *each["loc"])
+        cause = each.get("ctx", {}).get("error")
         if isinstance(cause, NestedError):
-            yield from flatten(cause.model, cause.error, (*location, *cause.prefix))
+            yield from located_messages(cause.model, cause.error, (*location, *cause.prefix))
         elif isinstance(cause, LocatedError):
             yield (*location, *cause.location), str(cause)
-        elif fault["type"] == "extra_forbidden":
-            yield location, unknown_message("key", str(fault["loc"][-1]), known_keys(model, fault["loc"][:-1]))
-        elif fault["type"] == "value_error":
+        elif each["type"] == "extra_forbidden":
+            yield location, unknown_message("key", str(each["loc"][-1]), known_keys(model, each["loc"][:-1]))
+        elif each["type"] == "value_error":
             yield location, str(cause)
-        elif fault["type"] == "too_short" and fault["input"]:
-            continue  # its items were refused, and each has an error of its own
-        elif fault["type"] == "missing":
+        elif each["type"] == "too_short" and each["input"]:
+            continue  # each refused item has an error already
+        elif each["type"] == "missing":
             yield location, "is required and missing"
         else:
-            yield location, f"{fault['msg']} (got {json.dumps(fault['input'], default=str)[:120]})"
+            yield location, f"{each['msg']} (got {json.dumps(each['input'], default=str)[:120]})"
 
 
 def known_keys(model: type[BaseModel], location: Location) -> list[str]:
-    """Keys of the settings class that stands at a location inside another; empty where that cannot be told."""
+    """Return the keys of the settings class at a location inside `model`, or [] if no settings class is there."""
     for part in location:
         if not isinstance(part, str):
             continue
@@ -251,6 +266,7 @@ def known_keys(model: type[BaseModel], location: Location) -> list[str]:
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield every pydantic model that a type annotation contains."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in typing.get_args(annotation):

@@ -1,4 +1,7 @@
-"""Parts chosen by name: the YAML name is the path of a module, and the class in it is found by its contract."""
+"""Plug-ins chosen by name: the YAML name is the path of a module, and its class is the one that keeps the contract.
+
+A folder of plug-ins has one contract, an abstract settings class. A plug-in is one file with one concrete subclass.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,25 @@ from pydantic_core import CoreSchema, core_schema
 from cluster.config import NestedError, Settings, unknown_message, validate
 
 ENTRY_POINTS = "worldloom.plugins"
-"""Entry points `<folder>.<name> = "module"` of this group, say `training.models.unet = "my_pkg.unet"`, are searched too."""
+"""Group of entry points that add plug-ins of other packages.
+
+Each is `<folder>.<name> = "module"`, for example `training.models.unet = "my_pkg.unet"`.
+"""
 
 P = TypeVar("P", bound="Plugin")
 
 
 class Plugin(Settings):
-    """Settings of a part chosen by name. A subclass is the contract of a folder; the one class a file adds is the part."""
+    """The base of the settings of plug-ins. Each direct subclass is the contract of one folder."""
 
     name: str
 
 
 def names(folder: str) -> list[str]:
-    """Names found in a folder such as `pipelines.steps`, nested ones with a dot, those of entry points included."""
+    """Return the names of all plug-ins of a folder such as `pipelines.steps`, entry points last.
+
+    The name of a module in a sub-folder has a dot.
+    """
     package = importlib.import_module(folder)
     found = [
         info.name.removeprefix(folder + ".")
@@ -42,7 +51,7 @@ def names(folder: str) -> list[str]:
 
 @cache
 def _entry_points(folder: str) -> dict[str, str]:
-    # Reads what is installed, 9 ms with 170 packages; a recipe asks some 14 times.
+    # Cached: listing the installed packages takes 9 ms for 170 of them, and one recipe needs it about 14 times.
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
     return {
         point.name.removeprefix(folder + "."): point.value for point in points if point.name.startswith(folder + ".")
@@ -50,10 +59,14 @@ def _entry_points(folder: str) -> dict[str, str]:
 
 
 def load(folder: str, name: str, contract: type[P]) -> type[P]:
-    """The class of a part by name. Raises `ValueError` with the closest name, or saying what the file lacks."""
-    outside = _entry_points(folder)
-    module_name = outside.get(name, f"{folder}.{name}")
-    if name not in outside and (not all(part.isidentifier() for part in name.split(".")) or name not in names(folder)):
+    """Return the class of a plug-in.
+
+    Raises `ValueError` if the name is unknown, or if its module has not exactly one class that keeps the contract.
+    """
+    entry_points = _entry_points(folder)
+    module_name = entry_points.get(name, f"{folder}.{name}")
+    is_module_path = all(component.isidentifier() for component in name.split("."))
+    if name not in entry_points and not (is_module_path and name in names(folder)):
         raise ValueError(unknown_message("name", name, [known for known, _ in classes(folder, contract)]))
     module = importlib.import_module(module_name)
     found = [
@@ -66,13 +79,14 @@ def load(folder: str, name: str, contract: type[P]) -> type[P]:
     ]
     if len(found) != 1:
         raise ValueError(
-            f"'{module_name}' holds {len(found)} classes that keep the contract {contract.__name__}; it must hold exactly one"
+            f"module '{module_name}' has {len(found)} subclasses of the contract {contract.__name__}; "
+            "it must have exactly one"
         )
     return found[0]
 
 
 def classes(folder: str, contract: type[P]) -> Iterator[tuple[str, type[P]]]:
-    """Every part of a folder that keeps the contract, by name."""
+    """Yield name and class of every plug-in of a folder that keeps the contract."""
     for name in names(folder):
         try:
             yield name, load(folder, name, contract)
@@ -81,23 +95,29 @@ def classes(folder: str, contract: type[P]) -> Iterator[tuple[str, type[P]]]:
 
 
 def build(folder: str, contract: type[P], data: Any) -> P:
-    """Settings of a part from `name`, or from a mapping with `name` and its settings."""
+    """Return the settings of a plug-in from its name, or from a mapping with `name` and its settings.
+
+    Raises `ValueError` if the name is unknown, and `NestedError` if the settings are invalid.
+    """
     if isinstance(data, contract):
         return data
     if isinstance(data, str):
         data = {"name": data}
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
         raise ValueError(f"write a name, or a mapping with 'name' and settings; got {data!r}")
-    part = load(folder, data["name"], contract)
+    plugin = load(folder, data["name"], contract)
     try:
-        return validate(part, data)
+        return validate(plugin, data)
     except ValidationError as error:
-        raise NestedError(part, error) from error
+        raise NestedError(plugin, error) from error
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Annotation for a settings field that holds a part chosen by name: `model: Annotated[Model, Chosen("training.models", Model)]`."""
+class PluginField:
+    """The annotation of a settings field that holds a plug-in.
+
+    Example: `model: Annotated[Model, PluginField("training.models", Model)]`.
+    """
 
     folder: str
     contract: type[Plugin]
@@ -105,14 +125,16 @@ class Chosen:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
             lambda data: build(self.folder, self.contract, data),
-            serialization=core_schema.plain_serializer_function_ser_schema(lambda part: part.model_dump(mode="json")),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda plugin: plugin.model_dump(mode="json")
+            ),
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        parts = list(classes(self.folder, self.contract))
-        options: list[dict[str, Any]] = [{"type": "string", "enum": [name for name, _ in parts]}]
-        for name, part in parts:
-            option = copy.deepcopy(handler.resolve_ref_schema(handler(part.__pydantic_core_schema__)))
+        plugins = list(classes(self.folder, self.contract))
+        options: list[dict[str, Any]] = [{"type": "string", "enum": [name for name, _ in plugins]}]
+        for name, plugin in plugins:
+            option = copy.deepcopy(handler.resolve_ref_schema(handler(plugin.__pydantic_core_schema__)))
             option["properties"]["name"] = {"const": name}
             option["required"] = sorted({"name", *option.get("required", [])})
             options.append(option)

@@ -14,17 +14,18 @@ from cluster.telemetry import log
 
 
 @contextlib.contextmanager
-def connected(settings: RaySettings) -> Iterator[None]:
-    """Ray for the length of the block; a Ray that was connected before is used and left as it is."""
+def ray_connection(settings: RaySettings) -> Iterator[None]:
+    """Connect to Ray, or start it, for the length of the block; a Ray that is already connected is used and kept."""
     if ray.is_initialized():
         yield
         return
-    # Ray's own progress bars and usage questions have no place between ours.
+    # Ray's progress bars and its question about usage statistics would mix with the progress bars of this program.
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # Told at every start: that our progress bars are the only ones, and that the cluster is guarded; that it is not is worth a line.
+    # Ray logs at every start that its progress bars are disabled, and that token authentication is enabled. Only the
+    # absence of authentication is worth a line.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(
         lambda record: "is enabled" not in record.getMessage()
@@ -45,5 +46,5 @@ def connected(settings: RaySettings) -> Iterator[None]:
 
 
 def cluster_resources() -> dict[str, float]:
-    """What the connected Ray has in all: CPU, GPU, memory (bytes)."""
+    """Return the totals of the connected Ray cluster: CPU, GPU, memory (bytes), and custom resources."""
     return dict(ray.cluster_resources())

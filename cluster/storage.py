@@ -1,7 +1,7 @@
-"""One way to list, read and atomically write files on local disks, s3:// and gs://.
+"""List, read and atomically write files on local disks, s3:// and gs://.
 
-A URI without a scheme is a local path. A write is visible whole or not at all: local files are written aside, synced and
-renamed; object stores make an object visible only when its upload is complete.
+A URI without a scheme is a local path. A file becomes visible whole or not at all. A local file is written under a
+temporary name, synced and renamed. An object store shows an object only when its upload is complete.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-TEMPORARY = ".part-"
-"""Prefix of a file that is still being written; listings never show one."""
+TEMPORARY_PREFIX = ".part-"
+"""Prefix of the name of a local file that is still being written. Listings leave such files out."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: its URI, size, and a version (etag or mtime in ns) that changes when its content does."""
+    """A file in a listing. `version` is its modification time in nanoseconds, which changes with its content."""
 
     uri: str
     size_bytes: int
@@ -37,21 +37,23 @@ class Entry:
 
 
 def is_local(uri: str) -> bool:
+    """Return whether a URI is a path of the local file system."""
     return "://" not in uri or uri.startswith("file://")
 
 
 def local_path(uri: str) -> Path:
-    """Absolute path of a local URI."""
+    """Return the absolute path of a local URI."""
     return Path(uri.removeprefix("file://")).absolute()
 
 
 def absolute(uri: str) -> str:
-    """The URI as every machine would write it: remote ones unchanged, local ones as absolute paths."""
+    """Return a local URI as a normalised absolute path, and a remote URI without a slash at its end."""
     return os.path.normpath(str(local_path(uri))) if is_local(uri) else uri.rstrip("/")
 
 
-def join(uri: str, *parts: str) -> str:
-    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+def join(uri: str, *names: str) -> str:
+    """Return the URI of a file or folder below another, by the names on the way to it."""
+    return "/".join([uri.rstrip("/"), *(name.strip("/") for name in names)])
 
 
 @cache
@@ -62,7 +64,7 @@ def _filesystem(scheme: str) -> pafs.FileSystem:
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a URI, and the path on it. Raises `ValueError` for a scheme nobody knows."""
+    """Return the filesystem of a URI and the path on it. Raises `ValueError` if the scheme is not supported."""
     if is_local(uri):
         return _filesystem(""), str(local_path(uri))
     scheme, _, path = uri.partition("://")
@@ -75,12 +77,16 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def exists(uri: str) -> bool:
+    """Return whether a file or folder exists."""
     filesystem, path = resolve(uri)
     return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def list_files(uri: str, suffix: str = "") -> list[Entry]:
-    """Files below a folder, recursively, sorted by URI; empty when the folder does not exist."""
+    """Return the files below a folder, recursively, whose name ends in `suffix`, sorted by URI.
+
+    A folder that does not exist has no files.
+    """
     filesystem, path = resolve(uri)
     infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     prefix = "" if is_local(uri) else uri.partition("://")[0] + "://"
@@ -88,14 +94,14 @@ def list_files(uri: str, suffix: str = "") -> list[Entry]:
         (
             Entry(prefix + info.path, info.size, str(info.mtime_ns))
             for info in infos
-            if info.is_file and info.path.endswith(suffix) and not info.base_name.startswith(TEMPORARY)
+            if info.is_file and info.path.endswith(suffix) and not info.base_name.startswith(TEMPORARY_PREFIX)
         ),
         key=lambda entry: entry.uri,
     )
 
 
 def glob(pattern: str) -> list[Entry]:
-    """Files that match a pattern with `*`, `?`, `**` and `{a,b}`, sorted by URI."""
+    """Return the files that match a pattern with `*`, `?`, `**` and `{a,b}`, sorted by URI."""
     pattern = absolute(pattern)
     wild = re.search(r"[*?{\[]", pattern)
     if wild is None:
@@ -108,11 +114,12 @@ def glob(pattern: str) -> list[Entry]:
 
 
 def matches(pattern: str, uri: str) -> bool:
-    """Whether `glob` of a pattern would find a file of this name."""
+    """Return whether `glob(pattern)` would find a file with this URI."""
     return re.fullmatch(_glob_expression(absolute(pattern)), absolute(uri)) is not None
 
 
 def _glob_expression(pattern: str) -> str:
+    """Return the regular expression of a glob pattern."""
     tokens = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]", "{": "(?:", "}": ")"}
     parts, depth = [], 0
     for token in re.findall(r"\*\*/|\*\*|[*?{},]|[^*?{},]+", pattern):
@@ -122,23 +129,25 @@ def _glob_expression(pattern: str) -> str:
 
 
 def open_input(uri: str) -> BinaryIO:
-    """Open for reading at any offset."""
+    """Open a file for reading at any offset."""
     filesystem, path = resolve(uri)
     handle: BinaryIO = filesystem.open_input_file(path)
     return handle
 
 
 def read_bytes(uri: str) -> bytes:
+    """Read a whole file."""
     with open_input(uri) as handle:
         return handle.read()
 
 
 @contextlib.contextmanager
 def atomic_output(uri: str) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name only when the block ends without an error."""
+    """Open a file for writing that appears under its name only if the block ends without an error."""
     filesystem, path = resolve(uri)
     if not is_local(uri):
-        # Closing an upload stream completes it, after an error too: so the upload starts when all of it is there.
+        # Closing an upload stream completes the object, even after an error. So the data is spooled to a local file
+        # first, and the upload starts when the block has ended.
         with tempfile.TemporaryFile() as spool:
             yield spool
             spool.seek(0)
@@ -147,15 +156,15 @@ def atomic_output(uri: str) -> Iterator[BinaryIO]:
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{target.name}")
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}-{target.name}")
     try:
-        with aside.open("wb") as handle:
+        with temporary.open("wb") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        aside.replace(target)
+        temporary.replace(target)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -171,7 +180,7 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_schema(uri: str) -> pa.Schema:
-    """Schema of one Parquet file, its footer's metadata included."""
+    """Read the schema of one Parquet file, with the metadata of its footer."""
     with open_input(uri) as handle:
         return pq.ParquetFile(handle).schema_arrow
 
@@ -183,7 +192,7 @@ def write_table(uri: str, table: pa.Table, **options: Any) -> None:
 
 
 def remove(uri: str) -> None:
-    """Remove a file or a folder with all it holds; one that is not there is no error."""
+    """Remove a file, or a folder with its content. Removing a path that does not exist is no error."""
     filesystem, path = resolve(uri)
     kind = filesystem.get_file_info(path).type
     if kind == pafs.FileType.Directory:
@@ -193,7 +202,10 @@ def remove(uri: str) -> None:
 
 
 def digest(*parts: str | bytes, size_bytes: int = 10) -> str:
-    """Hex digest (BLAKE2b) of a sequence of strings; unlike a plain join, ('a', 'b') and ('ab',) differ."""
+    """Return the BLAKE2b digest of a sequence of strings as hexadecimal digits.
+
+    Each string is hashed with its length, so `digest("a", "b")` and `digest("ab")` differ.
+    """
     state = hashlib.blake2b(digest_size=size_bytes)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

@@ -1,4 +1,4 @@
-"""Log lines, progress and timings, for people at a terminal and for files."""
+"""Log lines and progress bars, for a terminal or a log file."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ from rich.progress import (
 )
 
 console = Console(stderr=True)
-"""Where people read; standard output is left for results that programs read."""
+"""Console on standard error, for people. Standard output is reserved for results that programs read."""
 
 log = logging.getLogger("worldloom")
 
 
 def configure_logging(verbose: bool = False) -> None:
-    """Send log lines of this process to standard error; errors of libraries too."""
+    """Send the log lines of this process, those of libraries included, to standard error."""
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-class Bar(Protocol):
-    """What a long piece of work reports to."""
+class ProgressBar(Protocol):
+    """A progress display that long work reports to."""
 
-    def advance(self, amount: float = 1.0, note: str = "") -> None: ...
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        """Add `amount` to the work done, and show `note` beside it."""
 
 
 class _RichBar:
+    """A progress bar on a terminal."""
+
     def __init__(self, progress: Progress, total: float | None, description: str) -> None:
         self._progress = progress
         self._task = progress.add_task(description, total=total, note="")
@@ -47,7 +50,7 @@ class _RichBar:
 
 
 class _LineBar:
-    """Where there is no terminal: a line at each tenth of the way."""
+    """A progress display for log files: one line per tenth of the total."""
 
     def __init__(self, total: float | None, description: str) -> None:
         self._total, self._description, self._done, self._tenths = total, description, 0.0, 0
@@ -65,8 +68,8 @@ class _LineBar:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: float | None) -> Iterator[Bar]:
-    """A progress bar on a terminal, a few lines elsewhere."""
+def progress(description: str, total: float | None) -> Iterator[ProgressBar]:
+    """Show a progress bar on a terminal, or print a line per tenth of `total` elsewhere. None: the total is unknown."""
     if not console.is_terminal:
         yield _LineBar(total, description)
         return

@@ -1,4 +1,4 @@
-"""Files of weights: where they are, and what is in them."""
+"""Files of model weights: how settings name them, where packages keep them, and hashes of their content."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from pathlib import Path
 
 from cluster import storage
 
-HUB = "hf-hub:"
-"""Prefix of what is on the Hugging Face hub: `hf-hub:owner/name`, or `hf-hub:owner/name/file` for one file."""
+HUB_PREFIX = "hf-hub:"
+"""Prefix of a name on the Hugging Face hub: `hf-hub:owner/name`, or `hf-hub:owner/name/file` for one file."""
 
 SUFFIXES = frozenset({".onnx", ".pt", ".pth", ".bin", ".safetensors"})
+"""Suffixes that mark a name without a slash as a file."""
 
 
 def is_path(value: str) -> bool:
-    """Whether a setting names a file or folder rather than something on the hub or a tag."""
-    return bool(value) and not value.startswith(HUB) and ("/" in value or Path(value).suffix in SUFFIXES)
+    """Return whether a setting names a file or folder, rather than a repository on the hub or a tag."""
+    return bool(value) and not value.startswith(HUB_PREFIX) and ("/" in value or Path(value).suffix in SUFFIXES)
 
 
 def absolute(value: str) -> str:
-    """A path as every process would write it; anything else as it is."""
+    """Return a path as an absolute path, and any other value unchanged."""
     return storage.absolute(value) if is_path(value) else value
 
 
-def packaged(package: str, *parts: str) -> Path:
-    """A file inside an installed package, which is not imported for it. Raises `ValueError` where its version lacks the file."""
+def package_file(package: str, *parts: str) -> Path:
+    """Return the path of a file inside an installed package, without importing the package.
+
+    Raises `ValueError` if the installed version lacks the file.
+    """
     spec = find_spec(package)
     assert spec is not None, package
     assert spec.origin is not None, package
@@ -37,7 +41,10 @@ def packaged(package: str, *parts: str) -> Path:
 
 
 def identity(path: str | Path) -> str:
-    """Hash of what is in a file, or in all files of a folder. Raises `ValueError` where there is none."""
+    """Return a hash of the content of a file, or of all files directly in a folder.
+
+    Raises `ValueError` if the path does not exist.
+    """
     path = Path(path)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.is_file())
@@ -50,6 +57,6 @@ def identity(path: str | Path) -> str:
 
 @cache
 def _sha256(path: Path, size_bytes: int, mtime_ns: int) -> str:
-    """Worked out once for each state a file is in: plans ask for it again and again, and a gigabyte takes about a second."""
+    # Cached per size and modification time: plans need it repeatedly, and hashing a gigabyte takes about a second.
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()[:20]

@@ -1,3 +1,5 @@
+"""Parsing of YAML into settings: values, overrides, and error messages with file, line, key and the closest key."""
+
 from __future__ import annotations
 
 import contextlib
@@ -16,14 +18,14 @@ from cluster.config import (
     ConfigError,
     LocatedError,
     Settings,
+    item_labels,
     known_keys,
-    labelled,
     override,
     parse,
     parse_document,
     read_document,
 )
-from cluster.plugins import Chosen, build, load, names
+from cluster.plugins import PluginField
 
 
 class Inner(Settings):
@@ -36,16 +38,17 @@ class Outer(Settings):
     title: str
     inner: Inner = Inner()
     many: tuple[Inner, ...] = ()
-    engine: Annotated[CaptionerSettings, Chosen(FOLDER, CaptionerSettings)] = Signals()
+    engine: Annotated[CaptionerSettings, PluginField(FOLDER, CaptionerSettings)] = Signals()
 
 
-def fault(text: str, *assignments: str) -> str:
+def error_message(text: str, *assignments: str) -> str:
+    """Return the message of the `ConfigError` that parsing the text raises."""
     with pytest.raises(ConfigError) as caught:
         parse(Outer, override(parse_document(text, "recipe.yaml"), assignments))
     return str(caught.value)
 
 
-def test_good_input() -> None:
+def test_valid_input_is_parsed() -> None:
     outer = parse(
         Outer, parse_document("title: t\ninner: {size: 3, ratio: 2, names: [a, b]}\nengine: signals\n", "recipe.yaml")
     )
@@ -70,22 +73,22 @@ def test_good_input() -> None:
         ("", ["recipe.yaml", "empty"]),
     ],
 )
-def test_faults_name_file_line_key_value_and_the_closest_key(text: str, expected: list[str]) -> None:
-    message = fault(text)
+def test_errors_name_line_key_value_and_closest_key(text: str, expected: list[str]) -> None:
+    message = error_message(text)
     for part in expected:
         assert part in message
 
 
-def test_every_fault_is_named_at_once() -> None:
-    assert len(fault("inner: {siez: 1, ratio: a}\n").splitlines()) == 3
+def test_all_errors_are_reported_together() -> None:
+    assert len(error_message("inner: {siez: 1, ratio: a}\n").splitlines()) == 3
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
         read_document(tmp_path / "none.yaml")
 
 
-def test_override_reaches_mappings_lists_and_labelled_items() -> None:
+def test_override_of_mappings_lists_and_labelled_items() -> None:
     document = parse_document(
         "a: {b: 1}\nsteps:\n  - keep: {x: 1}\n  - cut: {}\n  - keep: {x: 2}\nlist: [{k: 1}, {k: 2}]\n", "f.yaml"
     )
@@ -98,7 +101,7 @@ def test_override_reaches_mappings_lists_and_labelled_items() -> None:
         "list": [{"k": 1}, {"k": 9}],
         "new": {"deep": "text"},
     }
-    assert document.data["a"] == {"b": 1}, "the document itself is left alone"
+    assert document.data["a"] == {"b": 1}, "the document itself is unchanged"
 
 
 @pytest.mark.parametrize(
@@ -111,14 +114,14 @@ def test_override_reaches_mappings_lists_and_labelled_items() -> None:
         ("a=[", "not valid YAML"),
     ],
 )
-def test_bad_overrides_are_named(assignment: str, expected: str) -> None:
+def test_bad_overrides_are_refused(assignment: str, expected: str) -> None:
     document = parse_document("a: {b: 1}\nsteps: [{cut: {}}]\n", "f.yaml")
     with pytest.raises(ConfigError, match="--set") as caught:
         override(document, [assignment])
     assert expected in str(caught.value)
 
 
-def test_located_errors_point_into_the_document() -> None:
+def test_located_error_names_the_line_in_the_document() -> None:
     class Checked(Settings):
         items: tuple[int, ...]
 
@@ -130,21 +133,12 @@ def test_located_errors_point_into_the_document() -> None:
         parse(Checked, parse_document("items:\n- 1\n- 0\n", "f.yaml"))
 
 
-def test_labels_count_repeats() -> None:
-    assert list(labelled([{"keep": 1}, {"cut": 1}, {"keep": 2}])) == ["keep", "cut", "keep#2"]
+def test_item_labels_number_repeated_keys() -> None:
+    assert list(item_labels([{"keep": 1}, {"cut": 1}, {"keep": 2}])) == ["keep", "cut", "keep#2"]
 
 
-def test_known_keys_walks_lists_and_unions() -> None:
+def test_known_keys_of_a_location_inside_a_list() -> None:
     assert known_keys(Outer, ("many", 3)) == ["size", "ratio", "names"]
-
-
-def test_plugins_are_found_by_name_and_contract() -> None:
-    assert "signals" in names(FOLDER)
-    assert load(FOLDER, "signals", CaptionerSettings) is Signals
-    with pytest.raises(ValueError, match=r"unknown name 'os\.path'"):
-        load(FOLDER, "os.path", CaptionerSettings)
-    with pytest.raises(ValueError, match="write a name"):
-        build(FOLDER, CaptionerSettings, 3)
 
 
 KEYS = st.text("ab", min_size=1, max_size=2)
@@ -155,7 +149,7 @@ DATA = st.recursive(
 
 
 @given(DATA)
-def test_any_document_is_parsed_or_refused_in_words(data: object) -> None:
+def test_any_document_is_parsed_or_raises_config_error(data: object) -> None:
     document = parse_document(yaml.safe_dump({"title": "t", "inner": data}), "f.yaml")
     with contextlib.suppress(ConfigError):
         assert parse(Outer, document).title == "t"
