@@ -1,8 +1,8 @@
-"""What was asked to be forgotten: the records under `out/forgotten`, and how later runs leave it out.
+"""Records of removals under `out/forgotten`, and the files and spans that later runs leave out because of them.
 
-A record is named by a digest of what is forgotten, and names neither the file nor a clip: it holds the digest of the file's URI,
-which recognises the file when a listing meets it again, and for a clip its span of time. The digest has no salt: whoever already
-knows a URI can find out that it was forgotten, and nobody can read the URI from it.
+A record is named by a digest of the file's URI (for a clip also of its span), and names neither the file nor a clip.
+When a file is listed again, the digest of its URI recognises it. The digest has no salt, so anyone who knows a URI can
+find out that it was forgotten; nobody can read the URI from it.
 """
 
 from __future__ import annotations
@@ -22,76 +22,89 @@ from cluster.telemetry import log
 from pipelines.engine.step import Mark, set_column
 
 FOLDER = "forgotten"
-WORK_SUFFIX = ".work.json"
+"""Folder under `out`; the digests that name records include it."""
+LIST_SUFFIX = ".removal-list.json"
+"""Suffix of the list of what a removal still has to remove; it lies beside the record until the removal is finished."""
 REASON = "forgotten on request"
 VERSION = 1
+"""Version of a record's format."""
 
-State = Literal["begun", "done"]
+State = Literal["started", "finished"]
 
 
 @dataclass(frozen=True)
 class Span:
-    """A span of a file's time in seconds, as its time stamps count it; the end is exclusive."""
+    """A span of a file's time in seconds, by the file's timestamps; the end is exclusive."""
 
     start_s: Fraction
     end_s: Fraction
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Span:
-        """The span of a row with `start_pts`, `end_pts` and its time base."""
+    def from_row(cls, row: Mapping[str, Any]) -> Span:
+        """Return the span of a row with `start_pts`, `end_pts` and its time base."""
         time_base = Fraction(row["time_base_num"], row["time_base_den"])
         return cls(row["start_pts"] * time_base, row["end_pts"] * time_base)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, str] | None) -> Span | None:
+        """Return the span whose fields were stored as exact fractions in text, or None for a whole file."""
+        return None if data is None else cls(Fraction(data["start_s"]), Fraction(data["end_s"]))
 
     def overlaps(self, other: Span) -> bool:
         return self.start_s < other.end_s and other.start_s < self.end_s
 
 
 @dataclass(frozen=True)
-class Run:
-    """A training run of the data set as it was: its folder's name, the digest of the settings that shape it, and what it was trained on."""
+class TrainingRun:
+    """A training run on the data set as it was before a removal."""
 
     folder: str
-    settings: str
-    saw_it: bool
-    """Whether what was forgotten was in the manifest it was trained on."""
+    """Name of its folder under `out`."""
+    settings_digest: str
+    """Digest of the training settings that the folder's name follows from."""
+    trained_on_it: bool
+    """Whether its manifest had rows of what was removed."""
 
 
 @dataclass(frozen=True)
-class Record:
-    """What was forgotten, when, what that removed, and how it was proved. Times are UTC."""
+class RemovalRecord:
+    """A record of one removal: what was removed, when, and how that was proved. Times are UTC."""
 
     id: str
-    what: Literal["source", "clip"]
-    source: str
+    kind: Literal["source", "clip"]
+    source_digest: str
     """`uri_digest` of the file."""
-    span: tuple[str, str] | None
-    """Seconds, as exact fractions; None for the whole file."""
+    span: Span | None
+    """None for the whole file."""
     state: State
-    begun_at: str
-    done_at: str | None = None
-    rows: Mapping[str, int] = field(default_factory=dict)
-    """Rows removed of each table."""
-    mentions: Mapping[str, int] = field(default_factory=dict)
-    """Cells of other rows, by table, in which it was named and no longer is."""
-    files: int = 0
-    """Files removed whole."""
+    started_at: str
+    finished_at: str | None = None
+    removed_rows: Mapping[str, int] = field(default_factory=dict)
+    """Removed rows by table."""
+    redacted_cells: Mapping[str, int] = field(default_factory=dict)
+    """Cells of remaining rows, by table, from which its URI or uids were removed."""
+    removed_files: int = 0
+    """Number of files that were removed, not rewritten."""
     proof: Mapping[str, Any] = field(default_factory=dict)
-    runs: tuple[Run, ...] = ()
-    standing_before: str = ""
-    """Digest of steps and sources before; equal to `standing` of the record before where nothing else was changed between."""
-    standing: str = ""
+    """Counts of what the proof read and found (`Proof.counts`)."""
+    runs: tuple[TrainingRun, ...] = ()
+    """Training runs whose checkpoints a run on the remaining data may resume from."""
+    dataset_before: str = ""
+    """`Recipe.dataset_digest` before the removal: the previous record's `dataset_after` if nothing else has changed."""
+    dataset_after: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the programs that removed and proved."""
 
 
 @dataclass(frozen=True)
-class Forgotten:
-    """What a run must leave out: files, by the digest of their URI, and spans of files."""
+class Exclusions:
+    """The files and spans of files that a run leaves out, both keyed by the digest of the file's URI."""
 
     files: frozenset[str] = frozenset()
     spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
 
-    def leave_out(self, sources: pa.Table) -> pa.Table:
-        """The listed sources without those that were forgotten."""
+    def filter_sources(self, sources: pa.Table) -> pa.Table:
+        """Return the listed sources without the excluded files."""
         if not self.files:
             return sources
         keep = [uri_digest(uri) not in self.files for uri in sources["source"].to_pylist()]
@@ -102,22 +115,25 @@ class Forgotten:
     def spans_of(self, uri: str) -> tuple[Span, ...]:
         return self.spans.get(uri_digest(uri), ()) if self.spans else ()
 
-    def spare(self, row: Mapping[str, Any], clips: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]] | Mark:
-        """The clips of a source without those of a forgotten span; the others keep their numbers, as in tables made before.
+    def filter_clips(
+        self, row: Mapping[str, Any], clips: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Mapping[str, Any]] | Mark:
+        """Return a source's clips without those that overlap an excluded span; if none is left, a mark for the source.
 
-        They are left out and not marked, since a mark would keep the very row that is to be gone.
+        The remaining clips keep their numbers, as in tables made before. Excluded clips get no row: a row with a mark
+        would keep the data that is to be removed.
         """
         spans = self.spans_of(row["source"])
         if not spans:
             return clips
-        left = [clip for clip in clips if not _among(Span.of({**row, **clip}), spans)]
+        left = [clip for clip in clips if not _overlaps_any(Span.from_row({**row, **clip}), spans)]
         return left or Mark("dropped", REASON)
 
-    def scrub(self, table: pa.Table) -> pa.Table:
-        """Source rows without the pictures of shots of which a span was forgotten, and with the hashes in that span blank.
+    def redact_shots(self, table: pa.Table) -> pa.Table:
+        """Return source rows without thumbnails and hashes of excluded spans.
 
-        A shot's thumbnails do not tell which part of it they show, so all of them go. Hashes are set to 0, that of a picture without
-        content, so that their grid stays.
+        A shot's thumbnails do not tell which part of it they show, so a shot that overlaps such a span loses all of
+        them. Hashes within the span become 0, the hash of a frame without content, so that their spacing stays.
         """
         if not self.spans or "shots" not in table.column_names:
             return table
@@ -127,27 +143,28 @@ class Forgotten:
         shots = table["shots"].to_pylist()
         for i in touched:
             row = table.slice(i, 1).select(["source", "time_base_num", "time_base_den"]).to_pylist()[0]
-            shots[i] = shots[i] and [_scrubbed(shot, row, self.spans_of(row["source"])) for shot in shots[i]]
+            shots[i] = shots[i] and [_redact_shot(shot, row, self.spans_of(row["source"])) for shot in shots[i]]
         return set_column(table, table.schema.field("shots"), shots)
 
 
-NOTHING = Forgotten()
+NO_EXCLUSIONS = Exclusions()
 
 
-def _scrubbed(shot: Mapping[str, Any], row: Mapping[str, Any], spans: Sequence[Span]) -> Mapping[str, Any]:
-    if not _among(Span.of({**row, **shot}), spans):
+def _redact_shot(shot: Mapping[str, Any], row: Mapping[str, Any], spans: Sequence[Span]) -> Mapping[str, Any]:
+    if not _overlaps_any(Span.from_row({**row, **shot}), spans):
         return shot
     time_base = Fraction(row["time_base_num"], row["time_base_den"])
 
-    def blank(item: Mapping[str, Any]) -> Mapping[str, Any]:
-        hidden = any(span.start_s <= item["pts"] * time_base < span.end_s for span in spans)
-        return {**item, "phash": 0} if hidden else item
+    def without_hash(item: Mapping[str, Any]) -> Mapping[str, Any]:
+        excluded = any(span.start_s <= item["pts"] * time_base < span.end_s for span in spans)
+        return {**item, "phash": 0} if excluded else item
 
     hashes = shot.get("hashes")
-    return {**shot, "thumbnails": [], **({"hashes": [blank(item) for item in hashes]} if hashes is not None else {})}
+    redacted = {} if hashes is None else {"hashes": [without_hash(item) for item in hashes]}
+    return {**shot, "thumbnails": [], **redacted}
 
 
-def _among(span: Span, spans: Sequence[Span]) -> bool:
+def _overlaps_any(span: Span, spans: Sequence[Span]) -> bool:
     return any(span.overlaps(other) for other in spans)
 
 
@@ -155,73 +172,81 @@ def uri_digest(uri: str) -> str:
     return storage.digest(FOLDER, storage.absolute(uri), size_bytes=16)
 
 
-def record_of(uri: str, span: Span | None) -> Record:
-    """The record of a removal that begins now."""
-    source = uri_digest(uri)
-    exact = (str(span.start_s), str(span.end_s)) if span else None
-    return Record(storage.digest(source, *(exact or ())), "clip" if span else "source", source, exact, "begun", _now())
+def new_record(uri: str, span: Span | None) -> RemovalRecord:
+    """Return the record of a removal that starts now."""
+    source_digest = uri_digest(uri)
+    id_ = storage.digest(source_digest, *(() if span is None else (str(span.start_s), str(span.end_s))))
+    return RemovalRecord(id_, "source" if span is None else "clip", source_digest, span, "started", _now())
 
 
-def done(record: Record, **values: Any) -> Record:
-    return replace(record, state="done", done_at=_now(), **values)
+def finish_record(record: RemovalRecord) -> RemovalRecord:
+    """Return the record of a removal that ends now."""
+    return replace(record, state="finished", finished_at=_now())
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def read_records(out_uri: str) -> list[Record]:
-    """All records, in the order in which they were begun. Raises `ConfigError` naming a file that is none."""
+def read_records(out_uri: str) -> list[RemovalRecord]:
+    """Return all records, the earliest first. Raises `ConfigError` naming a file that cannot be read as a record."""
     files = storage.list_files(storage.join(out_uri, FOLDER), ".json")
-    records = [_parse(entry.uri) for entry in files if not entry.uri.endswith(WORK_SUFFIX)]
-    return sorted(records, key=lambda record: (record.begun_at, record.id))
+    records = [_read_record(entry.uri) for entry in files if not entry.uri.endswith(LIST_SUFFIX)]
+    return sorted(records, key=lambda record: (record.started_at, record.id))
 
 
-def _parse(uri: str) -> Record:
+def _read_record(uri: str) -> RemovalRecord:
     try:
         data = json.loads(storage.read_bytes(uri))
         if (version := data.pop("version")) != VERSION:
-            raise ValueError(f"it is of version {version}")
-        span = tuple(map(str, map(Fraction, data.pop("span") or ()))) or None
-        runs = tuple(Run(**run) for run in data.pop("runs"))
-        return Record(**data, span=span, runs=runs)  # type: ignore[arg-type]
+            raise ValueError(f"its format version is {version}")
+        span = Span.from_json(data.pop("span"))
+        runs = tuple(TrainingRun(**run) for run in data.pop("runs"))
+        return RemovalRecord(**data, span=span, runs=runs)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        # Taken for absent, the file it names would come in again.
+        # If it were ignored, the file that it excludes would be curated again.
         raise ConfigError(
-            f"{uri}: is no record of what was forgotten, by this version: {error}; put it back from a backup"
+            f"{uri}: cannot be read as a removal record of format version {VERSION}: {error}; put it back from a backup"
         ) from error
 
 
-def write_record(out_uri: str, record: Record) -> None:
-    storage.write_bytes(
-        record_uri(out_uri, record.id), (json.dumps({"version": VERSION, **asdict(record)}, indent=1) + "\n").encode()
-    )
+def write_record(out_uri: str, record: RemovalRecord) -> None:
+    data = json.dumps({"version": VERSION, **asdict(record)}, indent=1, default=str)  # fractions become text
+    storage.write_bytes(record_uri(out_uri, record.id), f"{data}\n".encode())
 
 
 def record_uri(out_uri: str, id_: str) -> str:
     return storage.join(out_uri, FOLDER, f"{id_}.json")
 
 
-def work_uri(out_uri: str, id_: str) -> str:
-    """The list of what is still to be removed, by name; it is there only while a removal is unfinished."""
-    return storage.join(out_uri, FOLDER, f"{id_}{WORK_SUFFIX}")
+def list_uri(out_uri: str, id_: str) -> str:
+    """Return the URI of a removal's list of what it has to remove; the file exists until the removal is finished."""
+    return storage.join(out_uri, FOLDER, f"{id_}{LIST_SUFFIX}")
 
 
-def unfinished(out_uri: str) -> list[str]:
-    """Ids of removals that were cut short."""
+def unfinished_removals(out_uri: str) -> list[str]:
+    """Return the ids of interrupted removals."""
     return [
-        entry.uri.rpartition("/")[2].removesuffix(WORK_SUFFIX)
-        for entry in storage.list_files(storage.join(out_uri, FOLDER), WORK_SUFFIX)
+        entry.uri.rpartition("/")[2].removesuffix(LIST_SUFFIX)
+        for entry in storage.list_files(storage.join(out_uri, FOLDER), LIST_SUFFIX)
     ]
 
 
-def forgotten(out_uri: str) -> Forgotten:
-    """What later runs leave out; a removal that was begun counts."""
+def check_no_unfinished_removal(out_uri: str) -> None:
+    """Raise `ConfigError` after an interrupted removal: until it is finished, tables and manifests may not match."""
+    if unfinished_removals(out_uri):
+        raise ConfigError(
+            f"{out_uri}: a removal was interrupted; finish it with `worldloom forget` and this recipe, "
+            "without --source or --uid"
+        )
+
+
+def read_exclusions(out_uri: str) -> Exclusions:
+    """Return the files and spans that a run leaves out; those of unfinished removals count too."""
     files, spans = set(), dict[str, tuple[Span, ...]]()
     for record in read_records(out_uri):
         if record.span is None:
-            files.add(record.source)
+            files.add(record.source_digest)
         else:
-            span = Span(Fraction(record.span[0]), Fraction(record.span[1]))
-            spans[record.source] = (*spans.get(record.source, ()), span)
-    return Forgotten(frozenset(files), spans)
+            spans[record.source_digest] = (*spans.get(record.source_digest, ()), record.span)
+    return Exclusions(frozenset(files), spans)

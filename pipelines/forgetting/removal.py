@@ -1,4 +1,7 @@
-"""Remove what is on a list of work: each file is rewritten or removed by itself and is whole at any time."""
+"""Removal of everything on a removal list.
+
+Each file is rewritten or removed atomically, so a killed removal can be repeated.
+"""
 
 from __future__ import annotations
 
@@ -13,225 +16,228 @@ from captioning.dialogue import journal
 from cluster import storage
 from cluster.telemetry import log, progress
 from pipelines.engine import exclusions, tables
-from pipelines.engine.exclusions import Forgotten
+from pipelines.engine.exclusions import Exclusions
 from pipelines.engine.pieces import PIECE_SUFFIX, PLAN_SUFFIX
 from pipelines.engine.step import set_column
-from pipelines.forgetting import proof
-from pipelines.forgetting.traces import Names, holds_texts, is_in, payload_digest, text_cells
-from pipelines.forgetting.work import Work, kind_of, listed_sources, parquet_files, span_of, table_name
+from pipelines.forgetting.proof import is_text, occur_in_file, temporary_files
+from pipelines.forgetting.removal_list import RemovalList, listed_sources, parquet_files, table_kind, table_name
+from pipelines.forgetting.traces import Identifiers, holds_text, is_in, payload_digest, text_cells
 from pipelines.recipe import Recipe, resolved
 from training.data import shards, text_tables
 from training.data.footer import DamagedError
 
-PICTURES = ("thumbnails", "shots")
-"""Columns in which the clips of one shot, and the row of its source, have the same pictures."""
-MADE_AGAIN = ("ledger.json", "report.html")
-"""Summaries that name files and show pictures; the next run writes them."""
+IMAGE_COLUMNS = ("thumbnails", "shots")
+"""Columns in which clips of one shot, and the row of their source, hold the same thumbnails."""
+SUMMARIES = ("ledger.json", "report.html")
+"""Files under `out` that name sources and show thumbnails; the next run writes them."""
 
 
-def remove(recipe: Recipe, work: Work) -> tuple[Counter[str], int]:
-    """Rewrite or remove every file that has something of it; returns cells blacked out, by table, and files removed.
+def remove(recipe: Recipe, removal: RemovalList) -> tuple[Counter[str], int]:
+    """Rewrite or remove every file with something on the list.
 
-    Each file by itself is whole at any time. Shards go before the manifests that say where their rows are.
+    Returns the number of redacted cells by table, and the number of removed files. Shards are rewritten before the
+    manifests that say where their rows are.
     """
     out = recipe.out_uri
-    mentions = Counter[str]()
-    removed = _remove_files(recipe, work) + _remove_exports(out, work)
+    redacted = Counter[str]()
+    n_files = _remove_files(recipe, removal) + _remove_exports(out, removal)
     for folder in sorted({entry.uri.rpartition("/")[0] for entry in storage.list_files(out, journal.SUFFIX)}):
-        journal.rewrite(
-            folder, lambda record: record["uid"] not in work.uids and not work.names.in_text(json.dumps(record))
+        journal.filter_records(
+            folder,
+            lambda record: (
+                record["uid"] not in removal.uids and not removal.identifiers.occur_in_text(json.dumps(record))
+            ),
         )
     parts: dict[str, list[str]] = {}
     for part in parquet_files(out):
-        parts.setdefault(kind_of(part), []).append(part)
+        parts.setdefault(table_kind(part), []).append(part)
     with progress("forgetting", sum(map(len, parts.values()))) as bar:
         for part in parts.get("latents", []):
-            shards.remove_rows(part, work.uids)
+            shards.remove_rows(part, removal.uids)
             bar.advance()
         for part in parts.get("manifest", []):
-            mentions[table_name(out, part)] += _rewrite_manifest(recipe, part, work)
+            redacted[table_name(out, part)] += _rewrite_manifest(part, removal)
             bar.advance()
         for part in parts.get("texts", []):
-            text_tables.remove_keys(part, work.keys)
+            text_tables.remove_keys(part, removal.text_keys)
             bar.advance()
         for part in parts.get("", []):
-            mentions[table_name(out, part)] += _rewrite(part, work)
+            redacted[table_name(out, part)] += _rewrite_part(part, removal)
             bar.advance()
-    return +mentions, removed
+    return +redacted, n_files
 
 
-def _rewrite_manifest(recipe: Recipe, uri: str, work: Work) -> int:
+def _rewrite_manifest(uri: str, removal: RemovalList) -> int:
+    """Rewrite a manifest without the listed rows, with the new positions of the others; returns the redacted cells."""
     try:
         table, info = shards.read_manifest(uri)
     except DamagedError as error:
-        # Its rows cannot be told where they are in shards that were rewritten; the next run writes a new one.
+        # Where its rows are in the rewritten shards cannot be known; the next run writes a new manifest.
         log.warning(f"{error}; it is removed as a whole")
         storage.remove(uri)
         return 0
     root = shards.tables_root(uri, info)
-    left, mentions = _blacked_out(table.filter(pc.invert(work.of(table))), work.names)
+    left, n_redacted = _redact(table.filter(pc.invert(removal.row_mask(table))), removal.identifiers)
     if not len(left):
         storage.remove(uri)
-        return mentions
-    places = []
+        return n_redacted
+    indices = []
     for file in pc.unique(left["file"]).to_pylist():
         if storage.exists(storage.join(root, file)):
             index = shards.read_index(storage.join(root, file)).select(["uid", "row_group", "row"])
-            places.append(index.append_column("file", pa.array([file] * len(index), pa.string())))
-    moved = shards.with_places(left, pa.concat_tables(places)) if places else left
-    if not moved.equals(table):
-        shards.write_manifest(uri, moved, info)
-    return mentions
+            indices.append(index.append_column("file", pa.array([file] * len(index), pa.string())))
+    updated = shards.update_row_references(left, pa.concat_tables(indices)) if indices else left
+    if not updated.equals(table):
+        shards.write_manifest(uri, updated, info)
+    return n_redacted
 
 
-def _rewrite(part: str, work: Work) -> int:
-    """Rewrite a table's part without rows of it, and blacked out where other rows name it; returns how many cells."""
+def _rewrite_part(part: str, removal: RemovalList) -> int:
+    """Rewrite a part of a table without the listed rows, the others redacted; returns the number of redacted cells."""
     schema = storage.read_schema(part)
-    told = [field.name for field in schema if holds_texts(field.type) and field.name not in PICTURES]
-    pictures = [name for name in PICTURES if name in schema.names and not work.whole]
-    light = storage.read_table(part, told)
-    own = work.of(light)
-    named = any(_rows_naming(column, work.names) for column in light.columns)
-    touched = "source" in told and pc.any(pc.equal(light["source"], work.uri)).as_py()
-    if not (pc.any(own).as_py() or named or (pictures and touched)):
+    text_columns = [field.name for field in schema if holds_text(field.type) and field.name not in IMAGE_COLUMNS]
+    image_columns = [name for name in IMAGE_COLUMNS if name in schema.names and not removal.is_whole_file]
+    texts = storage.read_table(part, text_columns)
+    mask = removal.row_mask(texts)
+    needs_redaction = any(_rows_to_redact(column, removal.identifiers) for column in texts.columns)
+    has_source = "source" in text_columns and pc.any(pc.equal(texts["source"], removal.uri)).as_py()
+    if not (pc.any(mask).as_py() or needs_redaction or (image_columns and has_source)):
         return 0
     table = storage.read_table(part)
-    left, mentions = _blacked_out(table.filter(pc.invert(own)), work.names)
-    if pictures and touched:
-        left = _without_pictures(left, pictures, work)
+    left, n_redacted = _redact(table.filter(pc.invert(mask)), removal.identifiers)
+    if image_columns and has_source:
+        left = _without_images(left, image_columns, removal)
     if not left.equals(table):
         tables.replace_part(part, left)
-    return mentions
+    return n_redacted
 
 
-def _blacked_out(table: pa.Table, names: Names) -> tuple[pa.Table, int]:
-    """The table without the names in its cells, and how many cells had one.
+def _redact(table: pa.Table, identifiers: Identifiers) -> tuple[pa.Table, int]:
+    """Return the table without the identifiers in its cells, and how many cells had one.
 
-    A cell that is a uid and nothing else becomes null, but `cluster`, which every clip has: that becomes the clip's own uid. The tables
-    of a recipe that decide over all clips (dedup) are made anew by the next run, whose set of clips is another.
+    A cell that is a uid and nothing else becomes null, except in `cluster`, which every clip has and which becomes the
+    clip's own uid. Steps that decide over all clips (dedup) run again anyway, since their set of clips has changed.
     """
-    count = 0
+    n_redacted = 0
     for field in table.schema:
-        if not holds_texts(field.type):
+        if not holds_text(field.type):
             continue
-        places = _rows_naming(table[field.name], names)
-        if not places:
+        rows = _rows_to_redact(table[field.name], identifiers)
+        if not rows:
             continue
         values = table[field.name].to_pylist()
-        for i in places:
+        for i in rows:
             if field.name == "cluster" and "uid" in table.column_names:
                 values[i] = table["uid"][i].as_py()
-            elif not isinstance(values[i], str) or (values[i] in names.uids and field.nullable):
+            elif not isinstance(values[i], str) or (values[i] in identifiers.uids and field.nullable):
                 values[i] = None
             else:
-                values[i] = names.redact(values[i])
+                values[i] = identifiers.redact(values[i])
         table = set_column(table, field, values)
-        count += len(places)
-    return table, count
+        n_redacted += len(rows)
+    return table, n_redacted
 
 
-def _rows_naming(column: pa.ChunkedArray, names: Names) -> list[int]:
-    """Numbers of the rows of a column, however nested, that name something."""
+def _rows_to_redact(column: pa.ChunkedArray, identifiers: Identifiers) -> list[int]:
+    """Return the indices of a column's rows in which an identifier occurs, in nested cells too."""
     found: set[int] = set()
     for cells, rows in text_cells(column):
-        found |= set(rows.filter(names.in_column(cells)).to_pylist())
+        found |= set(rows.filter(identifiers.occur_in_column(cells)).to_pylist())
     return sorted(found)
 
 
-def _without_pictures(table: pa.Table, columns: list[str], work: Work) -> pa.Table:
-    """Rows of the same file without the pictures they share with a clip of it that goes."""
-    span = span_of(work)
-    assert span is not None
-    table = Forgotten(spans={exclusions.uri_digest(work.uri): (span,)}).scrub(table)
-    own = is_in(table["source"], [work.uri]).to_pylist()
+def _without_images(table: pa.Table, columns: list[str], removal: RemovalList) -> pa.Table:
+    """Return the table with the thumbnails removed that rows of the file share with the removed span."""
+    assert removal.span is not None
+    excluded = Exclusions(spans={exclusions.uri_digest(removal.uri): (removal.span,)})
+    table = excluded.redact_shots(table)
+    is_own = is_in(table["source"], [removal.uri]).to_pylist()
     for name in columns:
-        values = table[name].to_pylist()
-        table = set_column(
-            table,
-            table.schema.field(name),
-            [_dropped(value, work.payloads) if mine else value for mine, value in zip(own, values, strict=True)],
-        )
+        values = [
+            _without_payloads(value, removal.payloads) if own else value
+            for own, value in zip(is_own, table[name].to_pylist(), strict=True)
+        ]
+        table = set_column(table, table.schema.field(name), values)
     return table
 
 
-def _dropped(value: Any, gone: frozenset[str]) -> Any:
-    """A nested value without the pictures among those that go."""
+def _without_payloads(value: Any, digests: frozenset[str]) -> Any:
+    """Return a nested value without the binary items whose digests are listed."""
     if isinstance(value, list):
-        return [
-            _dropped(item, gone) for item in value if not (isinstance(item, bytes) and payload_digest(item) in gone)
-        ]
-    return {key: _dropped(item, gone) for key, item in value.items()} if isinstance(value, dict) else value
+        kept = [item for item in value if not (isinstance(item, bytes) and payload_digest(item) in digests)]
+        return [_without_payloads(item, digests) for item in kept]
+    if isinstance(value, dict):
+        return {key: _without_payloads(item, digests) for key, item in value.items()}
+    return value
 
 
-def _remove_exports(out: str, work: Work) -> int:
-    """Remove exported files of its clips, as the exports' `index.parquet` lists them.
+def _remove_exports(out: str, removal: RemovalList) -> int:
+    """Remove the exported files of its clips, which the exports' `index.parquet` list; returns how many.
 
-    A file that holds other clips too (a tar, a Parquet file with the videos in it) goes as a whole, and so do the other clips' rows of
-    the index: the next export writes them again.
+    A file that holds other clips too (a tar, a Parquet file with videos) is removed as a whole, with the other clips'
+    rows of the index, so that the next export writes these clips again.
     """
-    removed = 0
+    n_files = 0
     for entry in storage.list_files(out, "/index.parquet"):
         index = storage.read_table(entry.uri)
         if not entry.uri.removeprefix(out).startswith("/export") or "file" not in index.column_names:
             continue
-        own = work.of(index)
-        files = sorted(set(index.filter(own)["file"].to_pylist()) - {None})
-        if not pc.any(own).as_py():
+        mask = removal.row_mask(index)
+        if not pc.any(mask).as_py():
             continue
+        files = sorted(set(index.filter(mask)["file"].to_pylist()) - {None})
         folder = entry.uri.rpartition("/")[0]
         for file in files:
             uri = storage.join(folder, file)
-            removed += storage.exists(uri)
+            n_files += storage.exists(uri)
             storage.remove(uri)
-        with_them = pc.or_(own, is_in(index["file"], files))
-        others = int(pc.sum(with_them).as_py() or 0) - int(pc.sum(own).as_py() or 0)
-        if others:
-            log.info(f"{folder}: {others} other clips were in the same files; the next export writes them again")
-        # The rows go last: killed before, the files are found again.
-        tables.replace_part(entry.uri, index.filter(pc.invert(with_them)))
-    return removed
+        in_files = pc.or_(mask, is_in(index["file"], files))
+        n_others = int(pc.sum(in_files).as_py() or 0) - int(pc.sum(mask).as_py() or 0)
+        if n_others:
+            log.info(f"{folder}: {n_others} other clips were in the same files; the next export writes them again")
+        # The index is rewritten last: after a kill before this, the files are found again.
+        tables.replace_part(entry.uri, index.filter(pc.invert(in_files)))
+    return n_files
 
 
-def _remove_files(recipe: Recipe, work: Work) -> int:
-    """Remove what is not a table: plans and pieces of long files, exported clips, summaries, and leftovers of writers that were killed."""
-    out, removed = recipe.out_uri, 0
+def _remove_files(recipe: Recipe, removal: RemovalList) -> int:
+    """Remove the files with something on the list that are not tables, and partly written ones; returns how many.
+
+    These are plans and pieces of long files, unfinished exports, summaries, previews and logs. `run.yaml` is rewritten.
+    """
+    out, n_files = recipe.out_uri, 0
     listed = set(listed_sources(recipe).values())
     for entry in storage.list_files(out):
         path = entry.uri.removeprefix(out + "/")
-        name = path.rpartition("/")[2]
-        if path.startswith(f"{exclusions.FOLDER}/"):
-            continue
-        piece_of = (
-            name.partition("~")[0]
-            if name.endswith(PIECE_SUFFIX)
-            else name.removesuffix(PLAN_SUFFIX)
-            if name.endswith(PLAN_SUFFIX)
-            else None
-        )
-        says_why = "/ray/" in path or "/previews/" in path or name == "failure.txt"
-        of_a_run = path.startswith("run-") and says_why and _names_it(entry.uri, work.names)
-        # Of an export: what a run that was stopped has cut so far, and lists of its clips; the next export makes both.
-        of_an_export = path.startswith("export") and (
-            "/.work/" in path or (proof.is_text(path) and _names_it(entry.uri, work.names))
-        )
-        # Pieces of a file that is listed no more may be of an earlier version of this one, which no table tells.
-        if (
-            path in MADE_AGAIN
-            or of_a_run
-            or of_an_export
-            or (piece_of is not None and listed and piece_of not in listed)
-            or work.names.in_text(name)
-        ):
+        if not path.startswith(f"{exclusions.FOLDER}/") and _is_to_be_removed(entry.uri, path, listed, removal):
             storage.remove(entry.uri)
-            removed += 1
-    for uri in proof.leftovers(out):
+            n_files += 1
+    for uri in temporary_files(out):
         storage.remove(uri)
-        removed += 1
+        n_files += 1
     run = storage.join(out, "run.yaml")
-    if storage.exists(run) and _names_it(run, work.names):
+    if storage.exists(run) and occur_in_file(removal.identifiers, run):
         storage.write_bytes(run, resolved(recipe).encode())
-    return removed
+    return n_files
 
 
-def _names_it(uri: str, names: Names) -> bool:
-    return names.in_bytes(storage.read_bytes(uri), proof.is_text(uri))
+def _is_to_be_removed(uri: str, path: str, listed: set[str], removal: RemovalList) -> bool:
+    """Return whether a file is removed as a whole.
+
+    `path` is its path relative to `out`, and `listed` are the uids of all source files.
+    """
+    name = path.rpartition("/")[2]
+    if path in SUMMARIES or removal.identifiers.occur_in_text(name):
+        return True
+    if name.endswith((PIECE_SUFFIX, PLAN_SUFFIX)) and listed:
+        uid = name.partition("~")[0] if name.endswith(PIECE_SUFFIX) else name.removesuffix(PLAN_SUFFIX)
+        if uid not in listed:
+            # A source that is no longer listed may be an earlier version of this file; no table tells.
+            return True
+    if path.startswith("run-"):
+        is_log = "/ray/" in path or "/previews/" in path or name == "failure.txt"
+        return is_log and occur_in_file(removal.identifiers, uri)
+    # The next export writes both: an unfinished export's clips, and lists of clips.
+    return path.startswith("export") and (
+        "/.work/" in path or (is_text(path) and occur_in_file(removal.identifiers, uri))
+    )

@@ -1,241 +1,194 @@
-"""Forget a source file or a clip: remove it from everything under `out`, prove that it is gone, and keep it out of later runs.
+"""Forget a source file or a clip: remove it from everything under `out`, prove that, and exclude it from later runs.
 
-It is done in three acts. First all that is to go is gathered, without changing anything, into a list of work that is written beside
-the record: from then on runs leave the file out. Then files are rewritten or removed one by one, each atomically, by that list
-alone; whoever is killed starts again from the list. At last every file under `out` is read (`proof`), the record is closed
-and the list, the only place that still has the names, is removed.
+1. The removal list is built without changing anything, and stored beside the record. From then on runs exclude the
+   file.
+2. Files are rewritten or removed one by one, each atomically, by that list alone. A killed removal starts again from
+   the list.
+3. Every file under `out` is read (`proof`). Then the record is finished, and the list, the only file that still has
+   the names, is removed.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import storage
 from cluster.config import ConfigError
-from cluster.telemetry import log
 from pipelines.engine import exclusions
-from pipelines.engine.exclusions import Record, Run, Span
-from pipelines.forgetting import proof
+from pipelines.engine.exclusions import RemovalRecord, Span
+from pipelines.forgetting.prior_runs import prior_runs
+from pipelines.forgetting.proof import Proof, prove_removed
 from pipelines.forgetting.removal import remove
+from pipelines.forgetting.removal_list import (
+    RemovalList,
+    build_removal_list,
+    identifying_columns,
+    listed_sources,
+    table_name,
+)
 from pipelines.forgetting.traces import is_in
-from pipelines.forgetting.work import Work, gather, light_columns, listed_sources, span_of, table_name
 from pipelines.recipe import Recipe
-from training.checkpoints.checkpoint import MARKER, newest_checkpoint
-from training.checkpoints.run_folder import move_run, run_folder, settings_digest
+
+MAX_LISTED_TRACES = 20
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a request."""
+    """The record of a finished removal and its proof."""
 
-    record: Record
-    proof: proof.Proof
+    record: RemovalRecord
+    proof: Proof
 
 
 def forget(
-    recipe: Recipe, source: str | None = None, uid: str | None = None, agree: Callable[[Work], bool] = lambda work: True
+    recipe: Recipe,
+    source: str | None = None,
+    uid: str | None = None,
+    confirm: Callable[[RemovalList], bool] = lambda _: True,
 ) -> Outcome | None:
-    """Remove a source (by URI or uid) or the span of one clip (by uid) from `recipe.out`; None when `agree` says no.
+    """Remove a source (by URI or uid) or the span of a clip (by uid) from `recipe.out`.
 
-    With neither, a removal that was cut short is finished. No run may be going on in the same `out`. Raises `ConfigError` for what is
-    not there, and `RuntimeError` when something is left in the end, naming where.
+    With neither, an interrupted removal is finished. Returns None if `confirm` returns False. No other command may be
+    running in the same `out`. Raises `ConfigError` for an unknown source or uid, and `RuntimeError` listing the traces
+    that could not be removed.
     """
     out = recipe.out_uri
-    begun = _begun(out)
-    work = gather(recipe, *_whom(recipe, source, uid, begun))
-    record = exclusions.record_of(work.uri, span_of(work))
-    if record.id in begun:
-        work = work.united(begun[record.id])
-    if not agree(work):
+    unfinished = _unfinished_lists(out)
+    removal = build_removal_list(recipe, *_find_target(recipe, source, uid, unfinished))
+    record = exclusions.new_record(removal.uri, removal.span)
+    if record.id in unfinished:
+        removal = removal.merge(unfinished[record.id])
+    if not confirm(removal):
         return None
     known = {earlier.id: earlier for earlier in exclusions.read_records(out)}
-    # The day of the first request stays, whatever is found by a second one.
-    record = known.get(record.id) or replace(
-        record, **_standing(recipe, record, work, [*known.values()]), rows=dict(work.rows)
+    # A repeated request keeps the record, with its date, of the first.
+    record = known.get(record.id) or _describe(recipe, record, removal, [*known.values()])
+    storage.write_bytes(exclusions.list_uri(out, record.id), removal.to_json())
+    exclusions.write_record(out, record)
+    redacted, n_files = remove(recipe, removal)
+    proof = prove_removed(out, removal)
+    record = replace(
+        record,
+        removed_rows=dict(Counter(removal.row_counts) | Counter(record.removed_rows)),
+        redacted_cells=dict(Counter(record.redacted_cells) + redacted),
+        removed_files=record.removed_files + n_files,
+        proof=proof.counts(),
+        versions={"worldloom": version("worldloom"), "pyarrow": version("pyarrow")},
     )
-    storage.write_bytes(exclusions.work_uri(out, record.id), json.dumps(_plain(work)).encode())
-    exclusions.write_record(out, record)
-    mentions, files = remove(recipe, work)
-    proved = proof.prove(out, work.names, work.whole, work.uri, work.payloads, work.captions, work.keys)
-    closing: dict[str, Any] = {
-        "rows": dict(Counter(dict(work.rows)) | Counter(record.rows)),
-        "mentions": dict(Counter(record.mentions) + mentions),
-        "files": record.files + files,
-        "proof": proved.counts(),
-        "versions": {"worldloom": version("worldloom"), "pyarrow": version("pyarrow")},
-    }
-    if proved.left:
-        exclusions.write_record(out, replace(record, **closing))
-        places = "\n".join(f"  {place}" for place in proved.left[:20])
+    if proof.left:
+        exclusions.write_record(out, record)
+        traces = "\n".join(f"  {trace}" for trace in proof.left[:MAX_LISTED_TRACES])
         raise RuntimeError(
-            f"{len(proved.left)} traces are left under {out}:\n{places}\nremove these by hand, or say why they are there, and run again"
+            f"{len(proof.left)} traces are left under {out}:\n{traces}\n"
+            "remove these by hand, then run `worldloom forget` with this recipe again, without --source or --uid"
         )
-    record = exclusions.done(record, **closing)
+    record = exclusions.finish_record(record)
     exclusions.write_record(out, record)
-    storage.remove(exclusions.work_uri(out, record.id))
-    return Outcome(record, proved)
+    storage.remove(exclusions.list_uri(out, record.id))
+    return Outcome(record, proof)
 
 
-def check_finished(out_uri: str) -> None:
-    """Raises `ConfigError` while a removal is unfinished: tables and manifests may not fit together then."""
-    if exclusions.unfinished(out_uri):
-        raise ConfigError(
-            f"{out_uri}: a removal was cut short; finish it with `worldloom forget` and this recipe, without --source or --uid"
-        )
+def _unfinished_lists(out: str) -> dict[str, RemovalList]:
+    """Return the lists of interrupted removals by the id of their record."""
+    return {
+        id_: RemovalList.from_json(storage.read_bytes(exclusions.list_uri(out, id_)))
+        for id_ in exclusions.unfinished_removals(out)
+    }
 
 
-def standing(recipe: Recipe, source_uids: Iterable[str]) -> str:
-    """Digest of what a data set follows from: the steps, how it is split, and the files."""
-    sections = recipe.model_dump(mode="json", include={"curate", "splits"}, by_alias=True)
-    return storage.digest(json.dumps(sections, sort_keys=True), *sorted(source_uids))
+def _describe(
+    recipe: Recipe, record: RemovalRecord, removal: RemovalList, earlier: list[RemovalRecord]
+) -> RemovalRecord:
+    """Return the record with the rows to remove, the data set before and after, and the training runs before."""
+    before = exclusions.read_exclusions(recipe.out_uri)
+    listed = {exclusions.uri_digest(uri): uid for uri, uid in listed_sources(recipe).items()}
+    included = {digest: uid for digest, uid in listed.items() if digest not in before.files}
+    remaining = [uid for digest, uid in included.items() if record.span or digest != record.source_digest]
+    manifests = [entry.uri for entry in storage.list_files(recipe.tables_uri, "_manifest.parquet")]
+    affected = [uri for uri in manifests if table_name(recipe.out_uri, uri) in removal.row_counts]
+    dataset_before = recipe.dataset_digest(included.values())
+    return replace(
+        record,
+        removed_rows=dict(removal.row_counts),
+        dataset_before=dataset_before,
+        dataset_after=recipe.dataset_digest(remaining),
+        runs=prior_runs(recipe, affected, dataset_before, earlier),
+    )
 
 
-def go_on(recipe: Recipe, source_uids: Iterable[str], run_uri: str) -> None:
-    """Where training has no run of this data set, but one of it before something was forgotten, give that run's folder the new name.
+def _find_target(
+    recipe: Recipe, source: str | None, uid: str | None, unfinished: Mapping[str, RemovalList]
+) -> tuple[str, Span | None]:
+    """Return the URI of the requested file and, for a clip, its span.
 
-    So training goes on from its last checkpoint. A run is taken only where nothing but forgetting changed the data set.
+    Raises `ConfigError` if there is no such file or clip.
     """
-    if recipe.train is None or newest_checkpoint(run_uri) is not None:
-        return
-    now, settings = standing(recipe, source_uids), settings_digest(recipe.train, recipe.seed)
-    for record in reversed(exclusions.read_records(recipe.out_uri)):
-        folders = [storage.join(recipe.out_uri, run.folder) for run in record.runs if run.settings == settings]
-        before = [
-            (_written_at(reached.uri), folder, reached)
-            for folder in folders
-            if folder != run_uri and (reached := newest_checkpoint(folder))
-        ]
-        if not before:
-            continue
-        if record.standing != now:
-            log.info(
-                "what was trained on before something was forgotten is not gone on from: steps or sources have changed as well"
-            )
-            return
-        # Of runs on data sets of other settings, which were there too, the last one trained is the one that stood.
-        _, folder, reached = max(before, key=lambda item: item[:2])
-        move_run(folder, run_uri)
-        log.info(f"training goes on from step {reached.step} without what was forgotten; the weights have seen it")
-        if recipe.train.steps <= reached.step:
-            log.warning(
-                f"that run is finished at step {reached.step}: raise train.steps to train on, or remove {run_uri} to start over without it"
-            )
-        return
-
-
-def _written_at(checkpoint_uri: str) -> int:
-    return max(int(entry.version) for entry in storage.list_files(checkpoint_uri, MARKER))
-
-
-def _begun(out: str) -> dict[str, Work]:
-    found = {}
-    for id_ in exclusions.unfinished(out):
-        data = json.loads(storage.read_bytes(exclusions.work_uri(out, id_)))
-        sets = {name: frozenset(data[name]) for name in ("uids", "sidecars", "captions", "keys", "payloads")}
-        span = None if data["span"] is None else (data["span"][0], data["span"][1])
-        found[id_] = Work(data["uri"], span, **sets, rows=tuple((table, count) for table, count in data["rows"]))
-    return found
-
-
-def _plain(work: Work) -> dict[str, Any]:
-    return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in asdict(work).items()}
-
-
-def _whom(recipe: Recipe, source: str | None, uid: str | None, begun: dict[str, Work]) -> tuple[str, Span | None]:
-    """The file that is meant, and the span of a clip. Raises `ConfigError` where there is none of that name."""
     if source is not None and uid is not None:
         raise ConfigError("give --source or --uid, not both")
-    if source is None and uid is None:
-        if not begun:
-            raise ConfigError("give --source with a file's URI, or --uid with the uid of a source or a clip")
-        work = begun[sorted(begun)[0]]
-        return work.uri, span_of(work)
-    listed = listed_sources(recipe)
     if source is not None:
-        uri = storage.absolute(source)
-        _check_not_in_recipe(recipe, uri)
-        recorded = {record.source for record in exclusions.read_records(recipe.out_uri)}
-        if (
-            uri not in listed
-            and exclusions.uri_digest(uri) not in recorded
-            and not any(
-                pc.any(pc.equal(table["source"], uri)).as_py()
-                for _, table in light_columns(recipe.out_uri)
-                if "source" in table.column_names
-            )
-        ):
-            raise ConfigError(f"{uri}: is no source of this recipe, and no table in {recipe.out_uri} has rows of it")
-        return uri, None
-    assert uid is not None
-    for uri, known in listed.items():
+        return _find_source(recipe, source), None
+    if uid is not None:
+        uri, span = _find_uid(recipe, uid)
+        if span is None:
+            _check_not_named_in_recipe(recipe, uri)
+        return uri, span
+    if not unfinished:
+        raise ConfigError("give --source with a file's URI, or --uid with the uid of a source or a clip")
+    first = unfinished[min(unfinished)]
+    return first.uri, first.span
+
+
+def _find_source(recipe: Recipe, source: str) -> str:
+    uri = storage.absolute(source)
+    _check_not_named_in_recipe(recipe, uri)
+    if uri in listed_sources(recipe):
+        return uri
+    if exclusions.uri_digest(uri) in {record.source_digest for record in exclusions.read_records(recipe.out_uri)}:
+        return uri
+    for _, table in identifying_columns(recipe.out_uri):
+        if "source" in table.column_names and pc.any(pc.equal(table["source"], uri)).as_py():
+            return uri
+    raise ConfigError(f"{uri}: is not a source of this recipe, and no table in {recipe.out_uri} has rows of it")
+
+
+def _find_uid(recipe: Recipe, uid: str) -> tuple[str, Span | None]:
+    for uri, known in listed_sources(recipe).items():
         if known == uid:
-            _check_not_in_recipe(recipe, uri)
             return uri, None
     clip: tuple[str, Span | None] | None = None
-    for _, table in light_columns(recipe.out_uri):
-        names = table.column_names
-        if "source" not in names:
-            continue
-        own = table.filter(
-            pc.or_(
-                is_in(table["uid"], [uid]), is_in(table["source_uid"] if "source_uid" in names else table["uid"], [uid])
-            )
-        )
-        for row in own.to_pylist():
-            # A source's own row has no span, and an image is nothing but its one clip.
-            if (
-                row.get("source_uid") == uid
-                or row.get("kind") == "image"
-                or ("source_uid" not in row and row.get("start_pts") is None)
-            ):
-                _check_not_in_recipe(recipe, row["source"])
+    for _, table in identifying_columns(recipe.out_uri):
+        for row in _rows_of_uid(table, uid):
+            # A source's own row has no span; an image is removed with its only clip.
+            is_source = row.get("source_uid") == uid or row.get("kind") == "image"
+            if is_source or ("source_uid" not in row and row.get("start_pts") is None):
                 return row["source"], None
             if row.get("start_pts") is not None:
-                clip = row["source"], Span.of(row)
+                clip = row["source"], Span.from_row(row)
     if clip is None:
-        raise ConfigError(f"uid {uid}: is of no source and no clip in {recipe.out_uri}")
+        raise ConfigError(f"uid {uid}: no source and no clip in {recipe.out_uri} has it")
     return clip
 
 
-def _check_not_in_recipe(recipe: Recipe, uri: str) -> None:
+def _rows_of_uid(table: pa.Table, uid: str) -> list[dict[str, Any]]:
+    """Return the rows of a clip or source; none of a table without sources."""
+    names = table.column_names
+    if "source" not in names:
+        return []
+    source_uids = table["source_uid" if "source_uid" in names else "uid"]
+    return table.filter(pc.or_(is_in(table["uid"], [uid]), is_in(source_uids, [uid]))).to_pylist()  # type: ignore[no-any-return]
+
+
+def _check_not_named_in_recipe(recipe: Recipe, uri: str) -> None:
     for entry in recipe.sources:
         pattern = entry.videos or entry.images or ""
         if storage.absolute(pattern) == uri:
             raise ConfigError(
-                f"sources: the recipe itself names {pattern}; take that entry out of it first, or the recipe would go on naming the file"
+                f"sources: the recipe itself names {pattern}; remove that entry first, or run.yaml would keep the name"
             )
-
-
-def _standing(recipe: Recipe, record: Record, work: Work, earlier: list[Record]) -> dict[str, Any]:
-    """How things stand before and after, and the training runs that have seen what goes."""
-    listed = listed_sources(recipe)
-    before = exclusions.forgotten(recipe.out_uri)
-    left = {uri: uid for uri, uid in listed.items() if exclusions.uri_digest(uri) not in before.files}
-    now = standing(recipe, left.values())
-    after = {uid for uri, uid in left.items() if record.span or exclusions.uri_digest(uri) != record.source}
-    runs = set[Run]()
-    if recipe.train is not None:
-        settings = settings_digest(recipe.train, recipe.seed)
-        for entry in storage.list_files(recipe.tables_uri, "_manifest.parquet"):
-            folder = run_folder(recipe.train, entry.uri, recipe.out_uri, recipe.seed)
-            if newest_checkpoint(folder) is not None:
-                runs.add(
-                    Run(folder.rpartition("/")[2], settings, table_name(recipe.out_uri, entry.uri) in dict(work.rows))
-                )
-    # A run that an earlier removal left waiting under its old name still waits.
-    runs |= {
-        run
-        for other in earlier
-        if other.standing == now
-        for run in other.runs
-        if storage.exists(storage.join(recipe.out_uri, run.folder))
-    }
-    ordered = tuple(sorted(runs, key=lambda run: (run.folder, run.settings, run.saw_it)))
-    return {"standing_before": now, "standing": standing(recipe, after), "runs": ordered}
