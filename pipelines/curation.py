@@ -13,7 +13,7 @@ from cluster import storage
 from cluster.config import ConfigError
 from cluster.telemetry import log, progress
 from pipelines.engine import pieces, tables
-from pipelines.engine.exclusions import forgotten
+from pipelines.engine.exclusions import read_exclusions
 from pipelines.engine.executor import Executor
 from pipelines.engine.reuse import find_cached_rows
 from pipelines.engine.segments import Segment, segments_of
@@ -117,7 +117,7 @@ def _advance(recipe: Recipe, executor: Executor | None) -> Curation:
     recipe.check_curates()
     listed = list_sources(recipe.sources)
     _check_not_made_here(listed, recipe.out_uri)
-    inputs = Inputs(forgotten(recipe.out_uri).leave_out(listed))
+    inputs = Inputs(read_exclusions(recipe.out_uri).filter_sources(listed))
     segments = segments_of(recipe.curate, recipe.labels)
     states: list[SegmentState] = []
     chain = ""
@@ -175,7 +175,7 @@ def run_segment(recipe: Recipe, state: SegmentState, inputs: Inputs, executor: E
 
 
 def _rounds(segment: Segment, folder: str, inputs: Inputs, tasks: list[pa.Table]) -> Iterator[list[pa.Table]]:
-    """Yield the tasks of a segment; then, if workers planned rows in pieces, the pieces, and then the tasks that join."""
+    """Yield the tasks of a segment, then those of the pieces that workers planned, then those that join them."""
     yield tasks
     if isinstance(segment.first, Divisible) and pieces.planned(folder):
 
@@ -203,7 +203,7 @@ def prepare(recipe: Recipe, state: SegmentState, inputs: Inputs, executor: Execu
     cached = find_cached_rows(recipe.tables_uri, segment)
     for label, rows in cached.items():
         log.info(f"{label}: {len(rows.index)} rows were worked on before; their results are reused")
-    return Job(segment, state.folder, tuple(contexts), cached, solved, forgotten(recipe.out_uri))
+    return Job(segment, state.folder, tuple(contexts), cached, solved, read_exclusions(recipe.out_uri))
 
 
 def contexts_of(recipe: Recipe, segment: Segment) -> list[Context]:

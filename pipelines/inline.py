@@ -1,4 +1,4 @@
-"""All work one piece after another in this process: for tests and for debugging, with the tables Ray would write."""
+"""The executor of this process: one task after another, for tests and debugging. It writes the same tables as Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.steps._bulk_captions import refuse_in_process
 
 
 def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
-    """A report for each order, as it ends."""
+    """Run tasks one after another and yield the report of each."""
     refuse_in_process(job)
     workers = [Worker(stage) for stage in job.stages()]
     try:
@@ -30,12 +30,12 @@ def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
 
 
 def rows(tasks: list[pa.Table], columns: list[str]) -> LocalRows:
-    """Some columns of the rows that orders are for."""
+    """Read these columns of the rows of tasks."""
     return LocalRows([tables.read_task(task, columns) for task in tasks])
 
 
 def map_tables(load: Callable[[], TableFunction], wanted: list[pa.Table], resources: Resources) -> Iterator[pa.Table]:
-    """What the function makes of each table, in order."""
+    """Yield the function's result for each table, in order."""
     function = load()
     for table in wanted:
         yield function(table)

@@ -1,4 +1,4 @@
-"""Every input's fate: counts that must add up, at the level of source files and at the level of clips."""
+"""The ledger: counts of inputs by fate that must add up, at the level of source files and of clips."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from captioning.quality import in_brief
+from captioning.quality import fault_classes
 from pipelines.curation import Curation
 from pipelines.engine.step import FATES
 
@@ -17,7 +17,7 @@ LEVELS = ("videos", "images", "clips")
 
 @dataclass(frozen=True)
 class Account:
-    """One level of the ledger. `inputs` is counted where the rows came from, the fates where they ended."""
+    """One level of the ledger: the number of inputs, and of rows by fate."""
 
     level: str
     inputs: int
@@ -27,6 +27,7 @@ class Account:
 
     @property
     def balanced(self) -> bool:
+        """Whether inputs = kept + dropped + failed + duplicate."""
         return self.inputs == sum(self.fates.values())
 
     def __str__(self) -> str:
@@ -35,10 +36,10 @@ class Account:
 
 
 def ledger(curation: Curation) -> list[Account]:
-    """Accounts of a complete curation, one a level.
+    """Return the accounts of a complete curation, one per level.
 
-    Inputs are counted in the list of sources and, for clips, in the table that first held them; fates in the last table.
-    A source is kept when it gave at least one clip, whatever became of its clips.
+    Inputs are counted independently of fates: in the list of sources and, for clips, in the first table that holds
+    them; fates are counted in the last table. A source is kept if it gave at least one clip, whatever its clips' fates.
     """
     columns = ["uid", "source_uid", "kind", "clip_index", "fate", "fate_step", "fate_reason"]
     last = curation.final.rows.read(columns)
@@ -58,17 +59,18 @@ def ledger(curation: Curation) -> list[Account]:
 
 
 def captioning(curation: Curation) -> str | None:
-    """What the captions in the last table of a complete curation took, in words; None where no engine was asked."""
+    """Describe the cost of the captions of a complete curation; None if no engine was asked."""
     final = curation.final
-    columns = ["caption_attempts", "caption_tokens_in", "caption_tokens_out", "caption_cost_usd"]
+    columns = ["caption_answers", "caption_tokens_in", "caption_tokens_out", "caption_cost_usd"]
     if not set(columns) <= set(final.segment.schema.names):
         return None
     rows = final.rows.read(["uid", "fate", *columns])
     answers, tokens_in, tokens_out, usd = (pc.sum(rows[name]).as_py() or 0 for name in columns)
     if not tokens_in + usd:
         return None
-    n_clips = pc.sum(pc.greater(rows["caption_attempts"], 0)).as_py()
-    return f"{n_clips:,} clips in {answers:,} answers, {_in_millions(tokens_in)} tokens in, {_in_millions(tokens_out)} out, ${usd:,.2f}"
+    n_clips = pc.sum(pc.greater(rows["caption_answers"], 0)).as_py()
+    tokens = f"{_in_millions(tokens_in)} tokens in, {_in_millions(tokens_out)} out"
+    return f"{n_clips:,} clips in {answers:,} answers, {tokens}, ${usd:,.2f}"
 
 
 def _in_millions(count: int) -> str:
@@ -76,13 +78,13 @@ def _in_millions(count: int) -> str:
 
 
 def _clips_cut(curation: Curation) -> int:
-    """Clips counted in the table of the segment that made them."""
+    """Count the clips in the table of the segment that cut them."""
     first = next(state for state in curation.segments if "clip_index" in state.segment.schema.names)
     return int(pc.sum(pc.is_valid(first.rows.read(["uid", "clip_index"])["clip_index"])).as_py() or 0)
 
 
 def _account(level: str, inputs: int, ends: Sequence[tuple[str, str | None, str | None]]) -> Account:
     fates = Counter(fate for fate, _, _ in ends)
-    reasons = Counter((fate, step or "", in_brief(reason or "")) for fate, step, reason in ends if fate != "kept")
+    reasons = Counter((fate, step or "", fault_classes(reason or "")) for fate, step, reason in ends if fate != "kept")
     ordered = sorted(((*key, count) for key, count in reasons.items()), key=lambda item: (-item[3], item))
     return Account(level, inputs, {fate: fates.get(fate, 0) for fate in FATES}, tuple(ordered))

@@ -1,9 +1,10 @@
-"""The shape of a recipe, and all that can be wrong with one before anything starts."""
+"""The recipe: what a YAML file may say, and every fault of it that can be found before a run starts."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +15,11 @@ from pydantic_core import CoreSchema, core_schema
 from captioning.upsample import UpsampleSettings
 from cluster import plugins, storage
 from cluster.config import (
+    ConfigError,
     LocatedError,
     NestedError,
     Settings,
-    labelled,
+    item_labels,
     override,
     parse,
     read_document,
@@ -33,7 +35,7 @@ from training.settings import TrainSettings
 
 
 class _StepItem:
-    """Annotation of a step, in YAML a mapping of one key, its name, to its settings: `- cut: {min_s: 1.0}`."""
+    """Annotation of a step. In YAML it is a mapping of one key, its name, to its settings: `- cut: {min_s: 1.0}`."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
@@ -52,7 +54,7 @@ class _StepItem:
 
 
 def build_step(item: Any) -> Step:
-    """A step from its YAML item. Raises `ValueError` with the place of the fault inside the item."""
+    """Return the step of a YAML item. Raises `ValueError` with the location of the fault inside the item."""
     if isinstance(item, Step):
         return item
     if not isinstance(item, dict) or len(item) != 1:
@@ -67,28 +69,31 @@ def build_step(item: Any) -> Step:
 
 
 def dump_step(step: Step) -> dict[str, Any]:
-    """A step as its YAML item, defaults spelled out."""
+    """Return a step as its YAML item, with every default."""
     settings = step.model_dump(mode="json", exclude_none=True)
     return {settings.pop("name"): settings}
 
 
 class SplitSettings(Settings):
-    """Shares of kept clips that are not trained on; the rest is `train`. What was assigned once stays, whatever the shares become."""
+    """Shares of kept clips that are held out from training. A clip keeps its split when the shares change."""
 
-    val: float = Field(0.1, ge=0, lt=1, description="Share on which training is validated.")
-    test: float = Field(0.0, ge=0, lt=1, description="Share that training never looks at.")
+    val: float = Field(0.1, ge=0, lt=1, description="Share that training is validated on.")
+    test: float = Field(0.0, ge=0, lt=1, description="Share that training never reads.")
 
     @model_validator(mode="after")
     def _leaves_some_to_train_on(self) -> SplitSettings:
         if self.val + self.test >= 1:
             raise ValueError(
-                f"val {self.val:g} + test {self.test:g} leave nothing to train on; their sum must be under 1"
+                f"val {self.val:g} + test {self.test:g} leave nothing to train on; their sum must be below 1"
             )
         return self
 
 
 class Recipe(Settings):
-    """One run, whole: where the footage is, how it is curated, what is trained on it and what is sampled."""
+    """A whole run: the footage, how it is curated, which model is trained on it, and which samples are generated.
+
+    A recipe has `sources` with `curate`, or the `manifest` of a data set that another recipe built.
+    """
 
     name: str = Field(min_length=1)
     out: str = Field(
@@ -96,15 +101,30 @@ class Recipe(Settings):
     )
     seed: int = Field(0, ge=0)
     ray: RaySettings = RaySettings()
-    sources: tuple[SourceSettings, ...] = Field(min_length=1)
-    curate: tuple[Annotated[Step, _StepItem()], ...] = Field(min_length=1)
+    sources: tuple[SourceSettings, ...] = ()
+    curate: tuple[Annotated[Step, _StepItem()], ...] = ()
+    manifest: str | None = Field(
+        None,
+        min_length=1,
+        description="Manifest to train on, in place of sources and curate: the path of a _manifest.parquet.",
+    )
     splits: SplitSettings = SplitSettings()
     train: TrainSettings | None = None
     sample: tuple[SampleSettings, ...] = ()
     upsample: UpsampleSettings = Field(default_factory=UpsampleSettings)
 
     @model_validator(mode="after")
-    def _steps_fit_together(self) -> Recipe:
+    def _sections_fit_together(self) -> Recipe:
+        if self.manifest is None:
+            self._check_curation()
+        elif self.sources or self.curate:
+            raise LocatedError(("manifest",), "names a finished data set; leave out sources and curate, or manifest")
+        return self
+
+    def _check_curation(self) -> None:
+        for key, section in (("sources", self.sources), ("curate", self.curate)):
+            if not section:
+                raise LocatedError((key,), "must have at least one entry; a recipe that only trains names a manifest")
         check_columns(self.curate)
         if self.train and self.curate[-1].name != "encode":
             raise LocatedError(("train",), "training reads latents, so 'encode' must be the last step of curate")
@@ -112,7 +132,11 @@ class Recipe(Settings):
         for kind in self.train.captions if self.train else ():
             if kinds and kind not in kinds:
                 raise LocatedError(("train", "captions", kind), unknown_message("caption kind", kind, kinds))
-        return self
+
+    def check_curates(self) -> None:
+        """Raise `ConfigError` if the recipe trains on a manifest and so has nothing to curate."""
+        if self.manifest is not None:
+            raise ConfigError(f"{self.name}: the recipe trains on {self.manifest} and curates nothing")
 
     @property
     def out_uri(self) -> str:
@@ -122,29 +146,33 @@ class Recipe(Settings):
     def tables_uri(self) -> str:
         return storage.join(self.out_uri, "tables")
 
+    def dataset_digest(self, source_uids: Iterable[str]) -> str:
+        """Return a digest of what decides the data set: the steps, the splits and the source files."""
+        sections = self.model_dump(mode="json", include={"curate", "splits"}, by_alias=True)
+        return storage.digest(json.dumps(sections, sort_keys=True), *sorted(source_uids))
+
     @property
     def labels(self) -> list[str]:
-        """A label for each step of `curate`: its name, `name#2` for its second appearance."""
+        """Labels of the steps of `curate`, see `labels_of`."""
         return labels_of(self.curate)
 
 
 def labels_of(steps: Sequence[Step]) -> list[str]:
-    return list(labelled([{step.name: None} for step in steps]))
+    """Return the labels of steps: the name of each, `name#2` for its second appearance."""
+    return list(item_labels([{step.name: None} for step in steps]))
 
 
 def check_columns(steps: Sequence[Step]) -> None:
-    """Raises `LocatedError` at the first step that reads a column nobody before it writes."""
+    """Raise `LocatedError` at the first step that reads a column which no step before it writes."""
     columns = list(SOURCE_SCHEMA.names)
     for index, step in enumerate(steps):
         if step.name == "encode" and index != len(steps) - 1:
-            raise LocatedError(
-                ("curate", index, step.name), "encode must be the last step: nothing can be measured on latents yet"
-            )
+            raise LocatedError(("curate", index, step.name), "encode must be the last step: no step reads latents")
         for name in step.requires():
             if name not in columns:
                 message = unknown_message("column", name, columns)
-                place = (name,) if name in type(step).model_fields or name in (step.model_extra or {}) else ()
-                raise LocatedError(("curate", index, step.name, *place), f"{message}{_writer_of(name)}")
+                key = (name,) if name in type(step).model_fields or name in (step.model_extra or {}) else ()
+                raise LocatedError(("curate", index, step.name, *key), f"{message}{_writer_of(name)}")
         if isinstance(step, Expand):
             columns = [name for name in columns if name not in step.consumes()]
         columns += [field.name for field in step.writes() if field.name not in columns]
@@ -163,12 +191,17 @@ def _writer_of(name: str) -> str:
 
 
 def load_recipe(path: str | Path, assignments: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe with its `--set` assignments. Raises `ConfigError` with every fault, one a line."""
+    """Read and check a recipe with `--set` assignments. Raises `ConfigError` with every fault, one per line."""
     return parse(Recipe, override(read_document(path), assignments))
 
 
 def resolved(recipe: Recipe) -> str:
-    """The recipe as YAML with every default spelled out; reading it gives the same recipe."""
+    """Return the recipe as YAML with every default; reading it gives the same recipe."""
     return yaml.safe_dump(
         recipe.model_dump(mode="json", exclude_none=True, by_alias=True), sort_keys=False, allow_unicode=True
     )
+
+
+def write_resolved(recipe: Recipe) -> None:
+    """Write the resolved recipe to `out/run.yaml`, which says what was last run there."""
+    storage.write_bytes(storage.join(recipe.out_uri, "run.yaml"), resolved(recipe).encode())

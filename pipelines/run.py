@@ -1,4 +1,7 @@
-"""The one place of this package that knows Ray: orders of a segment on Ray Data, and work over all rows on its shuffle."""
+"""The executor on Ray: tasks of a segment on Ray Data, and work over all rows on its shuffle.
+
+It is the only module of this package that imports Ray.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from ray.exceptions import (
 )
 from ray.util.annotations import RayDeprecationWarning
 
-from captioning.dialogue.conversation import Who
+from captioning.dialogue.conversation import Role
 from captioning.engine import EngineError
 from captioning.engines.vllm import PACKAGE, VLLM
 from cluster.resources import Resources
@@ -42,11 +45,11 @@ WORKER_DEATHS = (WorkerCrashedError, ActorDiedError, ActorUnavailableError, OutO
 
 
 def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
-    """Reports of orders as they end, on whatever Ray is connected.
+    """Run tasks on the connected Ray cluster and yield the report of each as it ends.
 
-    A worker that dies (a decoder that crashes on one file, say) takes no other row with it: what has no part yet is done
-    again a row an order, and the rows whose worker dies again are written as failed. An error in our own code or in the
-    storage ends the run instead; it is no row's fault.
+    A worker that dies, for instance because a decoder crashes on one file, costs no other row: the tasks without a part
+    are retried with one row per task, and rows whose worker dies again are written as failed. An error in our own code
+    or in the storage ends the run instead, because no row causes it.
     """
     if bulk := bulk_of(job):
         ask_in_bulk(bulk, tasks)
@@ -60,7 +63,7 @@ def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
         if not _is_worker_death(error):
             raise
     singles = [single for number in left for single in split_task(tasks[number])]
-    log.warning(f"{job.segment.label}: a worker died; its {len(singles)} rows are done again one by one")
+    log.warning(f"{job.segment.label}: a worker died; its {len(singles)} rows are retried one by one")
     waiting = list(range(len(singles)))
     for number, report in _stream(job, singles, waiting, tolerate_deaths=True):
         waiting.remove(number)
@@ -80,48 +83,48 @@ def _is_worker_death(error: BaseException | None) -> bool:
 def _stream(
     job: Job, tasks: list[pa.Table], numbers: list[int], tolerate_deaths: bool = False
 ) -> Iterator[tuple[int, pa.Table]]:
-    """Run orders through Ray Data; yields an order's number and its report as it ends."""
+    """Run tasks through Ray Data and yield the number and report of each as it ends."""
     with _context(max_errored_blocks=-1 if tolerate_deaths else 0):
         dataset = _packed(tasks, numbers)
         for stage in job.stages():
-            # A worker that dies fails what waits for it, too.
+            # A worker that dies also fails the tasks that wait for it.
             dataset = _map(dataset, partial(Worker, stage), stage.resources, in_flight=1 if tolerate_deaths else None)
         yield from _results(dataset)
 
 
 def ask_in_bulk(bulk: Bulk, tasks: list[pa.Table]) -> None:
-    """Have every question of orders answered by Ray Data's own LLM processors.
+    """Answer every question of tasks with Ray Data's LLM processors.
 
-    Raises `RunError` where these cannot be had, before anything is asked, and where an engine fails; what was answered is kept.
+    Raises `RunError` if these are not available, before anything is asked, or if an engine fails. Answers are kept.
     """
-    processors = {who: _processor(bulk.label, settings) for who, settings in bulk.engines.items()}
+    processors = {role: _processor(bulk.label, settings) for role, settings in bulk.engines.items()}
     resources = bulk.step.resources()
 
     def count(numbers: Sequence[int]) -> Iterator[tuple[int, pa.Table]]:
         return _results(_map(_packed(tasks, numbers), bulk.counting, resources))
 
-    def put(who: Who, numbers: Sequence[int]) -> Iterator[pa.Table]:
-        questions = _map(_packed(tasks, numbers), partial(bulk.asking, who), resources, SpreadWorker)
-        keep = partial(bulk.keep, who=who, identity=bulk.identity(who))
-        kept = processors[who](questions).map_batches(keep, batch_size=None, batch_format="pyarrow")
+    def put(role: Role, numbers: Sequence[int]) -> Iterator[pa.Table]:
+        questions = _map(_packed(tasks, numbers), partial(bulk.asking, role), resources, SpreadWorker)
+        keep = partial(bulk.keep, role=role, identity=bulk.identity(role))
+        kept = processors[role](questions).map_batches(keep, batch_size=None, batch_format="pyarrow")
         yield from kept.iter_batches(batch_size=None, batch_format="pyarrow")
 
     try:
         with _context():
             bulk.ask(tasks, count, put)
     except RayError as error:
-        # The first error of a chain is ours or the engine's; those after it are Ray's.
+        # The first error of a chain is ours or the engine's; later ones are Ray's.
         reason = str(error).partition("\n\nThe above exception")[0].strip().rpartition("\n")[2]
         raise RunError(f"{bulk.label}: asking in bulk failed: {reason}. Answers so far are kept; run again") from error
 
 
 def _processor(label: str, settings: VLLM) -> Callable[[ray.data.Dataset], ray.data.Dataset]:
-    """From questions to answers, when all that it takes is there."""
+    """Return the function from questions to answers. Raises `RunError` if a package or a GPU is missing."""
     try:
         from ray.data.llm import (
             build_processor,
             vLLMEngineProcessorConfig,
-        )  # takes two seconds, which nobody else need wait for
+        )  # takes two seconds
 
         config = vLLMEngineProcessorConfig(**settings.config(ray.cluster_resources()))
         if not _is_installed(settings):
@@ -129,12 +132,13 @@ def _processor(label: str, settings: VLLM) -> Callable[[ray.data.Dataset], ray.d
         processor = build_processor(config, preprocess=settings.request, postprocess=trimmed)
     except ImportError as error:
         raise RunError(
-            f"{label}: engine {settings.name} needs Ray Data's LLM processors ({error}): pip install 'worldloom[models]'"
+            f"{label}: engine {settings.name} needs Ray Data's LLM processors ({error}): "
+            "pip install 'worldloom[models]'"
         ) from error
     except (EngineError, RuntimeEnvSetupError) as error:
         raise RunError(f"{label}: {error}") from error
     for name in processor.list_stage_names():
-        # By default a batch that kills its engine is tried for ever.
+        # By default a batch that kills its engine is retried without end.
         processor.get_stage_by_name(name).map_batches_kwargs["max_task_retries"] = 1
 
     def process(questions: ray.data.Dataset) -> ray.data.Dataset:
@@ -146,9 +150,9 @@ def _processor(label: str, settings: VLLM) -> Callable[[ray.data.Dataset], ray.d
 
 
 def _is_installed(settings: VLLM, gpus: float = 1) -> bool:
-    """Whether a worker as the engine's has the package. An environment that is made for it is made here."""
+    """Return whether the engine's workers have its package. This creates the runtime environment if it needs one."""
 
-    # A function without a name to import it by travels as code: an environment of the workers' own may lack this package.
+    # A local function is pickled by value: a runtime environment of the workers may lack this package.
     def find() -> bool:
         return importlib.util.find_spec(PACKAGE) is not None
 
@@ -163,7 +167,7 @@ def _is_installed(settings: VLLM, gpus: float = 1) -> bool:
 
 
 def map_tables(load: Callable[[], TableFunction], wanted: list[pa.Table], resources: Resources) -> Iterator[pa.Table]:
-    """What the function makes of each table, as it ends. A worker that dies is replaced, and its table done once more."""
+    """Yield the function's result for each table as it ends. A worker that dies is replaced and its table retried."""
     with _context():
         packed = _packed(wanted, range(len(wanted)))
         for _, result in _results(_map(packed, load, resources)):
@@ -175,7 +179,7 @@ def _packed(wanted: Sequence[pa.Table], numbers: Sequence[int]) -> ray.data.Data
 
 
 def _results(dataset: ray.data.Dataset) -> Iterator[tuple[int, pa.Table]]:
-    """Numbers and rows of packed tables, as they end."""
+    """Yield number and rows of packed tables as they end."""
     for blocks in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in range(len(blocks)):
             yield unpack(blocks.slice(row, 1))
@@ -183,11 +187,11 @@ def _results(dataset: ray.data.Dataset) -> Iterator[tuple[int, pa.Table]]:
 
 @contextlib.contextmanager
 def _context(max_errored_blocks: int = 0) -> Iterator[None]:
-    """Ray Data's settings for the datasets that are made or run in the block."""
+    """Apply our Ray Data settings to datasets that are made or run in the block."""
     context = DataContext.get_current().copy()
     context.max_errored_blocks = max_errored_blocks
     context.enable_progress_bars = False
-    # Plain tasks, whose results spill to disk. Started for a small table it takes 0.2 s, the hash shuffles of Ray 2.60 1 and 4 s.
+    # Its results spill to disk. On a small table it starts in 0.2 s, the hash shuffles of Ray 2.60 in 1 and 4 s.
     context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
     with DataContext.current(context):
         yield
@@ -197,9 +201,9 @@ PACKED_SCHEMA = pa.schema([("number", pa.int64()), ("rows", pa.large_binary()), 
 
 
 def pack(number: int, table: pa.Table) -> pa.Table:
-    """An order, or the rows between two stages, as one row: Ray splits and joins rows as it likes, but never one row.
+    """Pack a task, or the rows between two stages, into one row: Ray splits and joins blocks, but never one row.
 
-    So one part holds all of an order's rows, or the part is not there; and a stage on a GPU gets one order a batch.
+    So a part holds all rows of its task or does not exist, and a stage on a GPU gets one task per batch.
     """
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -208,12 +212,12 @@ def pack(number: int, table: pa.Table) -> pa.Table:
 
 
 def pack_fault(number: int, error: RunError) -> pa.Table:
-    """In place of rows, what ends the run: raised in a worker, Ray would bury it in its own errors, or take it for the worker's death."""
+    """Pack an error that ends the run: raised in a worker, Ray would wrap it, or take it for the worker's death."""
     return pa.table({"number": [number], "rows": [None], "fault": [str(error)]}, PACKED_SCHEMA)
 
 
 def unpack(packed: pa.Table) -> tuple[int, pa.Table]:
-    """The number and the rows of `pack`. Raises the `RunError` of `pack_fault`."""
+    """Return the number and the rows of `pack`. Raises the `RunError` of `pack_fault`."""
     if packed["fault"][0].is_valid:
         raise RunError(packed["fault"][0].as_py())
     with pa.ipc.open_stream(packed["rows"][0].as_buffer()) as reader:
@@ -221,7 +225,7 @@ def unpack(packed: pa.Table) -> tuple[int, pa.Table]:
 
 
 class PackedWorker:
-    """A function on packed rows, with what it needs, which is loaded with the first of them."""
+    """A table function on packed rows, loaded with the first of them."""
 
     def __init__(self, load: Callable[[], TableFunction]) -> None:
         self._load = load
@@ -238,7 +242,7 @@ class PackedWorker:
 
 
 class SpreadWorker:
-    """A function from packed rows to several tables, whose rows go on each by itself."""
+    """A function from packed rows to several tables of plain rows."""
 
     def __init__(self, load: Callable[[], Batches]) -> None:
         self._function = load()
@@ -251,7 +255,7 @@ LoadingWorker = type[PackedWorker] | type[SpreadWorker]
 
 
 def run_task(packed: pa.Table, load: Callable[[], Any], worker: LoadingWorker) -> pa.Table | Iterator[pa.Table]:
-    """A function that loads nothing dear, as a plain task."""
+    """Run a function that loads no weights, as a plain Ray task."""
     return worker(load)(packed)
 
 
@@ -262,7 +266,10 @@ def _map(
     worker: LoadingWorker = PackedWorker,
     in_flight: int | None = None,
 ) -> ray.data.Dataset:
-    """A function as Ray Data runs it: in an actor pool if it needs weights, else in tasks. A worker is given `in_flight` tables at once at most."""
+    """Map a function over a dataset: in an actor pool if it loads weights, else in plain tasks.
+
+    `in_flight` bounds the tables that wait at each actor.
+    """
     common: dict[str, Any] = {
         "batch_size": 1,
         "batch_format": "pyarrow",
@@ -270,7 +277,7 @@ def _map(
         "num_gpus": resources.gpus or None,
     }
     with warnings.catch_warnings():
-        # Until Ray 2.63 this is the only way to bound retries; without a bound, a row that kills its worker is tried for ever.
+        # Until Ray 2.63 this is the only way to bound retries; unbounded, a row that kills its worker never ends.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         if not resources.pooled:
             return dataset.map_batches(
@@ -281,7 +288,7 @@ def _map(
                 **common,
             )
         pool = ActorPoolStrategy(min_size=1, max_size=_pool_limit(resources), max_tasks_in_flight_per_actor=in_flight)
-        # An order takes at most two workers with it. A bound on restarts would leave the orders behind it without any, waiting for ever.
+        # A task kills at most two workers. A bound on restarts would leave later tasks waiting without a worker.
         return dataset.map_batches(
             worker, fn_constructor_args=(load,), compute=pool, max_restarts=-1, max_task_retries=1, **common
         )
@@ -297,11 +304,11 @@ def _pool_limit(resources: Resources) -> int:
 PARTITION = "__partition"
 
 PARTITIONS_PER_CPU = 4
-"""More than one, so that a core that gets heavy keys does not hold up the others for long."""
+"""More than one, so that a core with heavy keys does not delay the others for long."""
 
 
 def rows(tasks: list[pa.Table], columns: list[str]) -> RayRows:
-    """Some columns of the rows that orders are for."""
+    """Return these columns of the rows of tasks, in Ray's object store."""
     with _context():
         packed = ray.data.from_arrow([pack(number, task) for number, task in enumerate(tasks)])
     read = partial(_read_packed, columns=columns)
@@ -317,43 +324,46 @@ def _read_packed(packed: pa.Table, columns: list[str]) -> pa.Table:
 
 @dataclass(frozen=True)
 class RayRows:
-    """Rows in Ray's object store, which spills to disk what does not fit. `none` is a table of none of them."""
+    """Rows in Ray's object store, which spills to disk what does not fit."""
 
     dataset: ray.data.Dataset
-    none: pa.Table
+    empty: pa.Table
+    """A table of the same schema without rows."""
 
     def map(self, function: RowsFunction) -> RayRows:
-        return RayRows(self.dataset.map_batches(function, batch_size=None, batch_format="pyarrow"), function(self.none))
+        return RayRows(
+            self.dataset.map_batches(function, batch_size=None, batch_format="pyarrow"), function(self.empty)
+        )
 
     def grouped(self, key: str, function: RowsFunction) -> RayRows:
-        # Ray calls a function for each group; a group of ours is a partition of keys, so that a call is worth its while.
+        # Ray calls the function once per group. Our group is a partition of keys, so that calls are few.
         n = PARTITIONS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
         numbered = self.dataset.map_batches(partial(_number, key=key, n=n), batch_size=None, batch_format="pyarrow")
-        none = function(self.none)
+        empty = function(self.empty)
         with _context():
             numbered = numbered.materialize()
             if not numbered.count():
-                return RayRows(ray.data.from_arrow(none), none)
+                return RayRows(ray.data.from_arrow(empty), empty)
             groups = numbered.groupby(PARTITION, num_partitions=n)
-            # Done at once, and once: a result that is used twice is not made twice.
+            # Materialised here, so that a result that is used twice is computed once.
             return RayRows(
-                groups.map_groups(partial(_ungrouped, function=function), batch_format="pyarrow").materialize(), none
+                groups.map_groups(partial(_ungrouped, function=function), batch_format="pyarrow").materialize(), empty
             )
 
     def union(self, *others: Rows) -> RayRows:
         assert all(isinstance(other, RayRows) for other in others)
-        return RayRows(self.dataset.union(*(other.dataset for other in others)), self.none)  # type: ignore[attr-defined]
+        return RayRows(self.dataset.union(*(other.dataset for other in others)), self.empty)  # type: ignore[attr-defined]
 
     def collect(self) -> pa.Table:
         with _context():
             tables = [
                 table for table in self.dataset.iter_batches(batch_size=None, batch_format="pyarrow") if len(table)
             ]
-        return pa.concat_tables([self.none, *tables]).combine_chunks()
+        return pa.concat_tables([self.empty, *tables]).combine_chunks()
 
 
 def _number(table: pa.Table, key: str, n: int) -> pa.Table:
-    """The table with the partition each row's key falls in."""
+    """Add the partition of each row's key to a table."""
     keys = table[key].combine_chunks()
     if pa.types.is_string(keys.type):
         numbers = np.array([zlib.crc32(value.encode()) for value in keys.to_pylist()], np.uint64)

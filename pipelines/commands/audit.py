@@ -1,40 +1,50 @@
-"""Checks of stored splits against the tables, by other means than those that made them: what straddles, and what comes closest to it."""
+"""`worldloom audit`: check the stored splits against the tables, independently of the code that assigned them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import typer
+from rich.markup import escape
 
 from cluster.config import ConfigError
-from pipelines.curation import Curation
-from pipelines.engine.executor import Executor
+from pipelines import inline
+from pipelines.commands._console import console, table_of
+from pipelines.commands._options import AsJson, Assignments, RecipeFile, read_recipe
+from pipelines.curation import Curation, inspect
 from pipelines.dataset.splits import SPLITS, clip_rows, read_splits, splits_uri
 from pipelines.duplicates.across import closest_across
 from pipelines.duplicates.clip_hashes import READS
+from pipelines.engine.executor import Executor
 from pipelines.engine.tables import Index
 
 ROWS_PER_TASK = 4096
-EXAMPLES = 5
+MAX_EXAMPLES = 5
+"""Clips that are named for each straddle."""
+MAX_STRADDLES = 20
+"""Straddles that are printed; `--json` lists all."""
 
 
 @dataclass(frozen=True)
 class Straddle:
-    """Something that has kept clips in more than one split: what kind of thing, its name, its splits and a few of the clips."""
+    """A source file, near-duplicate group or content that has kept clips in more than one split."""
 
     kind: str
     name: str
     splits: tuple[str, ...]
     clips: tuple[str, ...]
+    """Uids of at most `MAX_EXAMPLES` of its clips."""
 
 
 @dataclass(frozen=True)
 class ClosePair:
-    """Two kept clips of different splits, the mean distance of their hashes in bits of 64, and the share of the shorter that both show."""
+    """Two kept clips of different splits that look alike."""
 
     uid_a: str
     uid_b: str
@@ -43,21 +53,27 @@ class ClosePair:
     split_a: str
     split_b: str
     distance: float
+    """Mean distance of their hashes, in bits of 64."""
     share: float
+    """Share of the shorter clip that both show."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found. `left_out`: kept clips that no split has, because a near-duplicate of them is held out."""
+    """The result of an audit."""
 
     clips: Mapping[str, int]
+    """Kept clips by split."""
     sources: Mapping[str, int]
+    """Source files by split."""
     left_out: int
+    """Kept clips that no split has, because a near-duplicate of them is held out."""
     without_split: tuple[str, ...]
+    """Uids of kept clips that lack a split for no known reason."""
     straddles: tuple[Straddle, ...]
     closest: tuple[ClosePair, ...] = ()
     not_compared: str = ""
-    """Why no pairs were looked for."""
+    """Why no pairs were compared; empty if they were."""
 
     @property
     def clean(self) -> bool:
@@ -68,56 +84,55 @@ class Audit:
 
 
 def audit(out_uri: str, curation: Curation, executor: Executor, limit: int = 10) -> Audit:
-    """Check the splits of a complete curation, and find the `limit` closest pairs of clips across splits (0 looks for none).
+    """Check the splits of a complete curation, and find the `limit` closest pairs of clips across splits (0: none).
 
-    Raises `ConfigError` where curation is not complete, has no clips, or no splits are stored.
+    Raises `ConfigError` if curation is not complete or has no clips, or if no splits are stored.
     """
-    if not curation.complete:
-        waiting = curation.segments[-1]
-        raise ConfigError(
-            f"{waiting.segment.label} has {waiting.n_done} of {waiting.n_inputs} rows: finish curation with `worldloom run` first"
-        )
+    curation.check_complete()
     if "clip_index" not in curation.final.segment.schema.names:
-        raise ConfigError("the recipe makes no clips, so there are no splits to check; it needs a cut step")
+        raise ConfigError("the recipe cuts no clips, so there are no splits to check; add a cut step")
     stored = read_splits(out_uri)
     if stored is None:
-        raise ConfigError(f"{splits_uri(out_uri)} is not there: `worldloom run` writes it at the end of curation")
+        raise ConfigError(f"{splits_uri(out_uri)}: no such file; `worldloom curate` writes it")
     kept = with_split(clip_rows(curation), stored)
     kept = kept.filter(kept["kept"])
-    # A clip may be without a split only where a clip of its group is in another one than its source.
-    apart = kept.filter(pc.is_null(kept["split"]))
-    elsewhere = pc.is_in(apart["cluster"], pc.unique(kept.filter(pc.is_valid(kept["split"]))["cluster"]).drop_null())
-    lost = apart.filter(pc.invert(pc.and_(elsewhere, pc.is_valid(apart["source_split"]))))["uid"].to_pylist()
-    there = kept.filter(pc.is_valid(kept["split"]))
+    # A clip may lack a split only if a clip of its group is in another split than its source.
+    unassigned = kept.filter(pc.is_null(kept["split"]))
+    elsewhere = pc.is_in(
+        unassigned["cluster"], pc.unique(kept.filter(pc.is_valid(kept["split"]))["cluster"]).drop_null()
+    )
+    explained = pc.and_(elsewhere, pc.is_valid(unassigned["source_split"]))
+    lost = unassigned.filter(pc.invert(explained))["uid"].to_pylist()
+    assigned = kept.filter(pc.is_valid(kept["split"]))
     straddles = [
-        *straddling(there, "source file", "source_uid"),
-        *straddling(there, "near-duplicate group", "cluster"),
-        *straddling(there, "content", "content_hash"),
+        *straddling(assigned, "source file", "source_uid"),
+        *straddling(assigned, "near-duplicate group", "cluster"),
+        *straddling(assigned, "content", "content_hash"),
     ]
-    pairs, why_not = closest_pairs(curation, there, executor, limit) if limit else ((), "not asked for")
+    pairs, not_compared = closest_pairs(curation, assigned, executor, limit) if limit else ((), "not asked for")
     return Audit(
-        clips={split: int(pc.sum(pc.equal(there["split"], split)).as_py() or 0) for split in SPLITS},
+        clips={split: int(pc.sum(pc.equal(assigned["split"], split)).as_py() or 0) for split in SPLITS},
         sources={
-            split: len(pc.unique(there.filter(pc.equal(there["split"], split))["source_uid"])) for split in SPLITS
+            split: len(pc.unique(assigned.filter(pc.equal(assigned["split"], split))["source_uid"])) for split in SPLITS
         },
-        left_out=len(apart) - len(lost),
+        left_out=len(unassigned) - len(lost),
         without_split=tuple(lost),
         straddles=tuple(straddles),
         closest=pairs,
-        not_compared=why_not,
+        not_compared=not_compared,
     )
 
 
 def with_split(rows: pa.Table, stored: pa.Table) -> pa.Table:
-    """Rows with the `split` and `source_split` that are stored for them, null where there are none."""
-    place = pc.index_in(rows["uid"].combine_chunks(), stored["uid"].combine_chunks())
+    """Add the stored `split` and `source_split` to rows, null for a row without."""
+    index = pc.index_in(rows["uid"].combine_chunks(), stored["uid"].combine_chunks())
     for name in ("split", "source_split"):
-        rows = rows.append_column(name, stored[name].combine_chunks().take(place))
+        rows = rows.append_column(name, stored[name].combine_chunks().take(index))
     return rows
 
 
 def straddling(rows: pa.Table, kind: str, column: str) -> list[Straddle]:
-    """Values of a column that rows of more than one split have; a null is no value."""
+    """Return the values of a column that rows of more than one split have. Nulls are ignored."""
     named = rows.filter(pc.is_valid(rows[column]))
     counts = named.group_by(column).aggregate([("split", "count_distinct")])
     names = counts.filter(pc.greater(counts["split_count_distinct"], 1))[column]
@@ -129,30 +144,30 @@ def straddling(rows: pa.Table, kind: str, column: str) -> list[Straddle]:
 
 
 def _straddle(kind: str, name: str, rows: list[dict[str, str]]) -> Straddle:
-    """One example of each split before a second of any."""
+    """Return a straddle with examples: one clip of each split before a second of any."""
     splits = [split for split in SPLITS if any(row["split"] == split for row in rows)]
     uids = {split: sorted(row["uid"] for row in rows if row["split"] == split) for split in splits}
-    turns = [uids[split][i] for i in range(EXAMPLES) for split in splits if i < len(uids[split])]
-    return Straddle(kind, name, tuple(splits), tuple(turns[:EXAMPLES]))
+    examples = [uids[split][i] for i in range(MAX_EXAMPLES) for split in splits if i < len(uids[split])]
+    return Straddle(kind, name, tuple(splits), tuple(examples[:MAX_EXAMPLES]))
 
 
 def closest_pairs(
     curation: Curation, kept: pa.Table, executor: Executor, limit: int
 ) -> tuple[tuple[ClosePair, ...], str]:
-    """The closest pairs of kept clips of different splits; or why none are looked for."""
+    """Return the closest pairs of kept clips of different splits, or else why none were compared."""
     state = curation.final
     if missing := [name for name in READS if name not in state.segment.schema.names]:
         return (), f"the tables lack {', '.join(missing)}"
     if len(pc.unique(kept["split"])) < 2:
         return (), "all clips are in one split"
-    divided = kept.select(["uid", "split"]).combine_chunks()
+    split_rows = kept.select(["uid", "split"]).combine_chunks()
     tasks = state.rows.live().tasks(ROWS_PER_TASK)
-    rows = executor.rows(tasks, list(READS)).map(partial(_divided, divided=divided))
+    rows = executor.rows(tasks, list(READS)).map(partial(_add_split, split_rows=split_rows))
     found = closest_across(rows, "split", limit).to_pylist()
     uids = pa.array(sorted({row[side] for row in found for side in ("uid_a", "uid_b")}), pa.string())
-    places = state.rows.rows.filter(pc.is_in(state.rows.rows["uid"], uids))
-    sources = {row["uid"]: row["source"] for row in Index(places).read(["uid", "source"]).to_pylist()} if found else {}
-    split_of = {row["uid"]: row["split"] for row in divided.filter(pc.is_in(divided["uid"], uids)).to_pylist()}
+    index = state.rows.rows.filter(pc.is_in(state.rows.rows["uid"], uids))
+    sources = {row["uid"]: row["source"] for row in Index(index).read(["uid", "source"]).to_pylist()} if found else {}
+    split_of = {row["uid"]: row["split"] for row in split_rows.filter(pc.is_in(split_rows["uid"], uids)).to_pylist()}
     pairs = [
         ClosePair(a, b, sources[a], sources[b], split_of[a], split_of[b], row["distance"], row["share"])
         for row in found
@@ -161,7 +176,61 @@ def closest_pairs(
     return tuple(pairs), ""
 
 
-def _divided(rows: pa.Table, divided: pa.Table) -> pa.Table:
-    """Rows with their split, null for those that are none's."""
-    place = pc.index_in(rows["uid"], value_set=divided["uid"].combine_chunks())
-    return rows.append_column("split", divided["split"].combine_chunks().take(place.combine_chunks()))
+def _add_split(rows: pa.Table, split_rows: pa.Table) -> pa.Table:
+    """Add the split to rows, null for a row without."""
+    index = pc.index_in(rows["uid"], value_set=split_rows["uid"].combine_chunks())
+    return rows.append_column("split", split_rows["split"].combine_chunks().take(index.combine_chunks()))
+
+
+def print_audit(found: Audit) -> None:
+    """Print the clips of each split, what is in several splits, and the closest pairs across splits."""
+    table = table_of("Splits", ("split", "clips", "source files"), ("clips", "source files"))
+    for split, clips in found.clips.items():
+        table.add_row(split, f"{clips:,}", f"{found.sources[split]:,}")
+    console.print(table)
+    if found.left_out:
+        console.print(f"{found.left_out:,} kept clips are in no split: near-duplicates of them are held out")
+    for straddle in found.straddles[:MAX_STRADDLES]:
+        where = f"is in {' and '.join(straddle.splits)}: clips {', '.join(straddle.clips)}"
+        console.print(f"[bold red]{straddle.kind} {straddle.name}[/] {where}", highlight=False, soft_wrap=True)
+    if len(found.straddles) > MAX_STRADDLES:
+        more = len(found.straddles) - MAX_STRADDLES
+        console.print(f"[bold red]and {more:,} more[/]; --json lists all", highlight=False)
+    if found.without_split:
+        first = f"{found.without_split[0]} first: run again"
+        console.print(f"[bold red]{len(found.without_split):,} kept clips have no split[/], {first}", highlight=False)
+    if found.closest:
+        _print_pairs(found.closest)
+    else:
+        reason = found.not_compared or "none that look alike"
+        console.print(f"closest clips of different splits: {reason}", highlight=False)
+    console.print("clean: nothing is in two splits" if found.clean else "[bold red]not clean[/]")
+
+
+def _print_pairs(pairs: tuple[ClosePair, ...]) -> None:
+    columns = ("bits apart", "share", "split", "clip", "source")
+    table = table_of("Closest clips of different splits", columns, ("bits apart", "share"))
+    for pair in pairs:
+        table.add_row(f"{pair.distance:.1f}", f"{pair.share:.2f}", pair.split_a, pair.uid_a, escape(pair.source_a))
+        table.add_row("", "", pair.split_b, pair.uid_b, escape(pair.source_b), end_section=True)
+    console.print(table)
+
+
+def command(
+    recipe: RecipeFile,
+    set_: Assignments = None,
+    pairs: Annotated[int, typer.Option(min=0, help="How many of the closest pairs across splits to list.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Check that no source, near-duplicate group or content is in two splits; exits 1 if one is.
+
+    Also lists the closest clips across splits.
+    """
+    settings = read_recipe(recipe, set_)
+    found = audit(settings.out_uri, inspect(settings), inline, pairs)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        print_audit(found)
+    if not found.clean:
+        raise typer.Exit(1)

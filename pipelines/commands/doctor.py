@@ -1,4 +1,4 @@
-"""A look at the machine: what is installed, what Ray sees, what is missing and how to get it."""
+"""`worldloom doctor`: what is installed, what Ray sees, what is missing and how to install it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import shutil
 import sys
 
 import av
-from rich.console import Console
+import typer
 from rich.markup import escape
 
 from cluster.ray_settings import RaySettings
+from pipelines.commands._console import console
 
 REQUIRED = (
     "torch",
@@ -38,8 +39,8 @@ OPTIONAL = {
 CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4")
 
 
-def report(console: Console) -> bool:
-    """Print the report; False when something that is needed is missing."""
+def print_report() -> bool:
+    """Print the report. Return False if a required package is missing."""
     lines = [
         ("worldloom", _version("worldloom") or "not installed: pip install -e ."),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
@@ -67,14 +68,14 @@ def report(console: Console) -> bool:
             soft_wrap=True,
         )
     healthy = all(_version(name) for name in REQUIRED) and sys.version_info >= (3, 11)
-    console.print("all that is needed is here" if healthy else "something that is needed is missing: see above")
+    console.print("nothing required is missing" if healthy else "a required package is missing: see above")
     return healthy
 
 
 def _ray_sees() -> dict[str, float]:
-    from cluster.session import cluster_resources, connected  # imports Ray, which other commands need not wait for
+    from cluster.session import cluster_resources, ray_connection  # imports Ray, which other commands need not wait for
 
-    with connected(RaySettings()):
+    with ray_connection(RaySettings()):
         return cluster_resources()
 
 
@@ -108,3 +109,9 @@ def _accelerators() -> str:
         return "none; everything runs on the CPU"
     names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in names)
+
+
+def command() -> None:
+    """Show what is installed, which accelerators there are, what Ray sees, what is missing and how to install it."""
+    if not print_report():
+        raise typer.Exit(1)

@@ -1,26 +1,31 @@
-"""Remove tables that the recipe in `out/run.yaml` does not reach: those of earlier settings, and what killed writers left.
+"""`worldloom gc`: remove tables that the recipe in `out/run.yaml` does not reach.
 
-Reached are the tables of its segments, the latents they name, the embeddings of its text encoder and the manifest of its clips.
-Training runs, samples, exports and records are no tables and are never touched.
+Unreached are the tables of earlier settings and the files of killed writers. Reached are the tables of the recipe's
+segments, the latents they name, the embeddings of its text encoder and the manifest of its clips. Training runs,
+samples, exports and records are no tables and are never touched.
 
-What goes was not garbage to a later run: with the old tables go the values that another recipe, or a threshold put back, would have
-found there (`pipelines.engine.reuse`), and the manifests of other recipes that were trained on.
+Removed tables cost work if their settings come back: a later run could have reused their values
+(`pipelines.engine.reuse`), and manifests of other recipes that were trained on go too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
+import typer
+from rich.markup import escape
 
 from cluster import storage
 from cluster.config import ConfigError, parse, parse_document
+from pipelines.commands._console import console, print_line, table_of
+from pipelines.commands._options import Assignments, RecipeFile, read_recipe
 from pipelines.curation import Curation, inspect
 from pipelines.dataset.splits import read_splits
-from pipelines.forgetting.request import check_finished
+from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
 from training.data import shards
@@ -29,28 +34,28 @@ from training.data.footer import DamagedError
 
 @dataclass(frozen=True)
 class Folder:
-    """One folder or file in `out/tables`: why it is kept, or None, with its size."""
+    """An entry of `out/tables`, with its number of files and its size."""
 
     name: str
     reached_by: str | None
+    """What the recipe uses it for; None if it does not reach it."""
     files: int
     size_bytes: int
 
 
 def survey(recipe: Recipe) -> list[Folder]:
-    """What is in `recipe.out`'s tables, and what of it the recipe reaches that was last run there.
+    """Return the entries of the tables' folder, and which of them the recipe reaches that was last run there.
 
-    Raises `ConfigError` where there is none, or its curation is not complete: what it reaches is not known then, and the tables it
-    would reuse values from would go.
+    Raises `ConfigError` if no recipe was run there, or if its curation is not complete: it may still reuse values of
+    any table.
     """
-    check_finished(recipe.out_uri)
+    check_no_unfinished_removal(recipe.out_uri)
     last = last_run(recipe)
     curation = inspect(last)
     if not curation.complete:
-        waiting = curation.segments[-1]
         raise ConfigError(
-            f"{last.out_uri}: curation is not complete ({waiting.segment.label} has {waiting.n_done} of {waiting.n_inputs} rows), and it may reuse "
-            "values of any table; run it to the end first"
+            f"{last.out_uri}: curation is not complete ({curation.progress}) and may reuse values of any table; "
+            "run it to the end first"
         )
     reached = reached_folders(last, curation)
     return [
@@ -59,27 +64,28 @@ def survey(recipe: Recipe) -> list[Folder]:
 
 
 def collect(recipe: Recipe, folders: list[Folder]) -> None:
-    """Remove the folders of a survey that nothing reaches. Manifests go first: one must not be there without its latents."""
+    """Remove the folders that nothing reaches. Manifests are removed first: none may exist without its latents."""
     gone = [folder.name for folder in folders if folder.reached_by is None]
     for name in sorted(gone, key=lambda name: (not name.startswith("manifest-"), name)):
         storage.remove(storage.join(recipe.tables_uri, name))
 
 
 def last_run(recipe: Recipe) -> Recipe:
-    """The recipe that was last run in this `out`, as it was resolved then."""
+    """Return the resolved recipe that was last run in this `out`."""
     uri = storage.join(recipe.out_uri, "run.yaml")
     if not storage.exists(uri):
-        raise ConfigError(f"{uri}: no such file, so nothing was run in this out; there is nothing to collect")
+        raise ConfigError(f"{uri}: no such file, so nothing was run in this out and there is nothing to remove")
     last = parse(Recipe, parse_document(storage.read_bytes(uri).decode(), uri))
     if last.out_uri != recipe.out_uri:
         raise ConfigError(
-            f"{uri}: is of a run in {last.out_uri}; relative paths in a recipe start in the folder the command is given in: go there"
+            f"{uri}: is of a run in {last.out_uri}; relative paths of a recipe start in the current folder: run the "
+            "command from the same folder as the run"
         )
     return last
 
 
 def reached_folders(recipe: Recipe, curation: Curation) -> Mapping[str, str]:
-    """Names of folders in the tables that a complete curation reaches, each with what it is."""
+    """Return the names of the folders that a complete curation reaches, each with what it is used for."""
     root = recipe.tables_uri + "/"
     reached = {
         state.folder.removeprefix(root): f"segment {' > '.join(state.segment.labels)}" for state in curation.segments
@@ -95,7 +101,7 @@ def reached_folders(recipe: Recipe, curation: Curation) -> Mapping[str, str]:
 
 
 def _manifests(recipe: Recipe, curation: Curation, encode: Encode, latents: str) -> list[tuple[str, str]]:
-    """(folder, folder of its texts) of the manifests of exactly the kept clips, each in its split."""
+    """Return (folder, folder of text embeddings) of each manifest of exactly the kept clips in their splits."""
     splits = read_splits(recipe.out_uri)
     kept = set(curation.final.rows.live().uids.to_pylist())
     wanted = (
@@ -121,7 +127,7 @@ def _manifests(recipe: Recipe, curation: Curation, encode: Encode, latents: str)
 
 
 def _sizes(tables_uri: str) -> dict[str, tuple[int, int]]:
-    """(files, bytes) of each entry of the tables' folder, with files that were being written when their writer was killed."""
+    """Return (files, bytes) of each entry of the tables' folder, unfinished files of killed writers included."""
     filesystem, path = storage.resolve(tables_uri)
     infos: list[Any] = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     sizes: dict[str, tuple[int, int]] = {}
@@ -130,3 +136,32 @@ def _sizes(tables_uri: str) -> dict[str, tuple[int, int]]:
         files, size = sizes.get(name, (0, 0))
         sizes[name] = (files + info.is_file, size + (info.size or 0 if info.is_file else 0))
     return sizes
+
+
+def print_folders(folders: list[Folder], dry_run: bool) -> None:
+    """Print what is kept and what is removed, with sizes."""
+    removed = "would be removed" if dry_run else "removed"
+    table = table_of("Tables", ("folder", "kept for", "files", "MB"), ("files", "MB"))
+    for folder in sorted(folders, key=lambda folder: (folder.reached_by is None, -folder.size_bytes, folder.name)):
+        kept_for = folder.reached_by or f"[red]{removed}[/]"
+        table.add_row(escape(folder.name), kept_for, str(folder.files), f"{folder.size_bytes / 1e6:,.1f}")
+    console.print(table)
+    gone = [folder.size_bytes for folder in folders if folder.reached_by is None]
+    kept_mb = (sum(folder.size_bytes for folder in folders) - sum(gone)) / 1e6
+    print_line(f"{len(gone)} {removed}, {sum(gone) / 1e6:,.1f} MB; {kept_mb:,.1f} MB kept")
+
+
+def command(
+    recipe: RecipeFile,
+    set_: Assignments = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+) -> None:
+    """Remove tables that the recipe last run in this folder does not reach. Training runs, samples and exports stay.
+
+    If earlier settings come back, such as thresholds, captions or buckets, their tables are computed again.
+    """
+    settings = read_recipe(recipe, set_)
+    folders = survey(settings)
+    if not dry_run:
+        collect(settings, folders)
+    print_folders(folders, dry_run)

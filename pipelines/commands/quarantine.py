@@ -1,36 +1,41 @@
-"""What failed, and doing it again: rows that carry an error, by step and error class, and taking them out of every table.
+"""`worldloom quarantine`: failed rows by step and error class, and retrying them.
 
-A row that failed is done: no run tries it again, since the same bytes fail the same way. When the cause is gone (a file mended in
-place, a model that was missing, a machine with too little memory), `retry` does it again.
+A row that failed is done: no run retries it, since the same bytes fail in the same way. When the cause is gone (a file
+mended in place, a model that was missing, a machine with too little memory), `retry` runs it again.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import json
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import typer
+from rich.markup import escape
 
 from cluster import storage
 from cluster.config import ConfigError
 from cluster.telemetry import log
-from pipelines.commands import run
-from pipelines.curation import Curation
+from pipelines.commands._console import console, print_line, table_of
+from pipelines.commands._options import AsJson, Assignments, InProcess, RecipeFile, read_recipe
+from pipelines.commands.curate import Curated, curate, print_curated
+from pipelines.curation import Curation, inspect
 from pipelines.engine import tables
+from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.engine.pieces import PIECE_SUFFIX, PLAN_SUFFIX
 from pipelines.engine.step import Expand
-from pipelines.forgetting.request import check_finished
 from pipelines.forgetting.traces import is_in
 from pipelines.recipe import Recipe
 
 ASIDE = "retried-"
-"""Prefix of tables that hold rows taken out, so that what was computed for them serves the next run (`pipelines.engine.reuse`)."""
+"""Prefix of tables with the rows taken out, whose computed values the next run reuses (`pipelines.engine.reuse`)."""
 
 TASK_COST_KEYS = frozenset(("cpu_s", "n_inputs", "steps"))
-"""What a part's footer says of its costs; rows set aside cost nothing, and must not be counted twice."""
+"""Keys of a part's footer that hold its costs; rows set aside must not be counted twice."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +53,16 @@ class Failure:
 
 
 def failures(curation: Curation) -> list[Failure]:
-    """Every failed row of a curation, complete or not, once, by step, class, source and span."""
+    """Return every failed row of a curation, complete or not, once, sorted by step, class, source and span."""
     found = []
     for state in curation.segments:
         failed = tables.Index(state.rows.rows.filter(pc.equal(state.rows.rows["fate"], "failed")))
-        names = (
-            "uid",
-            "source",
-            "fate_step",
-            "fate_reason",
-            "clip_index",
-            "start_pts",
-            "end_pts",
-            "first_pts",
-            "time_base_num",
-            "time_base_den",
-        )
-        rows = (
-            failed.read([name for name in names if name in state.segment.schema.names]).to_pylist()
-            if len(failed)
-            else []
-        )
-        # Later segments carry the row with its mark; it belongs to the one whose step marked it.
+        if not len(failed):
+            continue
+        span = ("clip_index", "start_pts", "end_pts", "first_pts", "time_base_num", "time_base_den")
+        names = [*("uid", "source", "fate_step", "fate_reason"), *(n for n in span if n in state.segment.schema.names)]
+        rows = failed.read(names).to_pylist()
+        # Later segments carry the row too; it belongs to the segment whose step marked it.
         found += [_failure(row) for row in rows if row["fate_step"] in state.segment.labels]
     return sorted(
         found,
@@ -80,34 +73,32 @@ def failures(curation: Curation) -> list[Failure]:
 def _failure(row: Mapping[str, Any]) -> Failure:
     error, _, message = (row["fate_reason"] or "").partition(": ")
     span = None
-    if row.get("clip_index") is not None and None not in (
-        row.get("start_pts"),
-        row.get("first_pts"),
-        row.get("time_base_den"),
-    ):
+    known = [row.get(name) for name in ("clip_index", "start_pts", "first_pts", "time_base_den")]
+    if None not in known:
         per_s = row["time_base_den"] / row["time_base_num"]
         span = ((row["start_pts"] - row["first_pts"]) / per_s, (row["end_pts"] - row["first_pts"]) / per_s)
     return Failure(row["uid"], row["source"], span, row["fate_step"], error, message)
 
 
-def chosen(found: Sequence[Failure], error: str | None) -> list[Failure]:
-    """The failures of one error class, or all. Raises `ConfigError` naming the classes there are."""
+def of_class(found: Sequence[Failure], error: str | None) -> list[Failure]:
+    """Return the failures of one error class, or all. Raises `ConfigError` with the known classes for another one."""
     if error is None:
         return list(found)
-    of_class = [failure for failure in found if failure.error == error]
-    if not of_class:
-        there = Counter(failure.error for failure in found)
-        known = ", ".join(f"{name} ({count})" for name, count in sorted(there.items())) or "none at all"
+    matching = [failure for failure in found if failure.error == error]
+    if not matching:
+        counts = Counter(failure.error for failure in found)
+        known = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items())) or "none at all"
         raise ConfigError(f"--class {error}: no failure of that class; there are {known}")
-    return of_class
+    return matching
 
 
 def take_out(recipe: Recipe, wanted: Sequence[Failure]) -> int:
-    """Take failed rows out of every table under `recipe.out`, so that the next run does them again; returns how many rows went.
+    """Take failed rows out of every table under `recipe.out`, so that the next run retries them; return their number.
 
-    A row that failed is carried by all later tables. They lose it before the table where it failed does, and of these the last comes
-    first: so whoever is killed in between leaves rows that are still failed where they failed, which the same command finds again,
-    and none that is failed only later, which no run would touch. No run may be going on in the same `out`.
+    All later tables carry a failed row. They lose it before the table in which it failed, and the last of these tables
+    is first. So a kill in between leaves rows that are still failed where they failed, which the same command finds
+    again, and none that is failed only in a later table, which no run would touch. No run may be active in the same
+    `out`.
     """
     expands = {label for label, step in zip(recipe.labels, recipe.curate, strict=True) if isinstance(step, Expand)}
     step_of = {failure.uid: failure.step for failure in wanted}
@@ -122,10 +113,10 @@ def take_out(recipe: Recipe, wanted: Sequence[Failure]) -> int:
         if pc.any(here).as_py():
             origin.append((part, labels, rows.filter(here)))
     count = sum(_take_out(part, "uid", uids, aside=False) for part, uids in carried)
-    place = {label: i for i, label in enumerate(recipe.labels)}
-    for part, labels, rows in sorted(origin, key=lambda item: (-place.get(item[1][0], len(place)), item[0])):
+    position = {label: i for i, label in enumerate(recipe.labels)}
+    for part, labels, rows in sorted(origin, key=lambda item: (-position.get(item[1][0], len(position)), item[0])):
         if labels[0] in expands and "source_uid" in rows.column_names:
-            # Clips are made of their source, so a clip is done again only with all clips of its source in this table.
+            # A source gives all its clips in one task, so a clip is retried with all clips of its source.
             count += _take_out(part, "source_uid", rows["source_uid"].to_pylist(), aside=True)
         else:
             count += _take_out(part, "uid", rows["uid"].to_pylist(), aside=True)
@@ -133,20 +124,19 @@ def take_out(recipe: Recipe, wanted: Sequence[Failure]) -> int:
     return count
 
 
-def retry(recipe: Recipe, wanted: Sequence[Failure], in_process: bool = False) -> tuple[list[Failure], run.Outcome]:
-    """Do failed rows again, by a run of the recipe's curation; returns what fails of the same files after that, and the run's outcome."""
-    check_finished(recipe.out_uri)
+def retry(recipe: Recipe, wanted: Sequence[Failure], in_process: bool = False) -> tuple[list[Failure], Curated]:
+    """Retry failed rows by curating again; return the failures of the same files after it, and its result."""
+    check_no_unfinished_removal(recipe.out_uri)
     count = take_out(recipe, wanted)
-    log.info(f"{len(wanted)} failed rows are done again; {count} rows of tables were taken out for that")
-    outcome = run.run_recipe(recipe, "curate", in_process)
+    log.info(f"{len(wanted)} failed rows are retried; {count} rows of tables were taken out")
+    curated = curate(recipe, in_process)
     clear(recipe.tables_uri)
-    assert outcome.curation is not None
     sources = {failure.source for failure in wanted}
-    return [failure for failure in failures(outcome.curation) if failure.source in sources], outcome
+    return [failure for failure in failures(curated.curation) if failure.source in sources], curated
 
 
 def clear(tables_uri: str) -> None:
-    """Remove what was set aside, once the rows are done again."""
+    """Remove the rows that were set aside, after the retry."""
     for folder in sorted(
         {entry.uri.rpartition("/")[0] for entry in storage.list_files(tables_uri) if f"/{ASIDE}" in entry.uri}
     ):
@@ -154,7 +144,7 @@ def clear(tables_uri: str) -> None:
 
 
 def _parts(tables_uri: str) -> Iterator[tuple[str, list[str]]]:
-    """Every part of a segment's table, of whatever recipe, with the labels of the segment's steps."""
+    """Yield every part of a segment's table, of any recipe, with the labels of the segment's steps."""
     for entry in storage.list_files(tables_uri, tables.PART_SUFFIX):
         labels = cast(list[str], tables.read_metadata(entry.uri).get("labels", []))
         if labels and f"/{ASIDE}" not in entry.uri:
@@ -162,7 +152,7 @@ def _parts(tables_uri: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _failed_rows(part: str, step_of: Mapping[str, str]) -> pa.Table:
-    """The rows of a part that failed in the same step as they did here."""
+    """Return the rows of a part that failed in the step given for their uid."""
     names = [name for name in ("uid", "source_uid", "fate", "fate_step") if name in storage.read_schema(part).names]
     rows = storage.read_table(part, names)
     rows = rows.filter(pc.and_(pc.equal(rows["fate"], "failed"), is_in(rows["uid"], step_of)))
@@ -176,13 +166,13 @@ def _take_out(part: str, column: str, values: Collection[str], aside: bool) -> i
         rows = table.filter(is_in(table[column], gone.to_pylist()))
         about = {key: value for key, value in tables.read_metadata(part).items() if key not in TASK_COST_KEYS}
         folder = part.rpartition("/")[0]
-        # Beside the table and not in it, where the rows would be there twice until they are taken out.
+        # Beside the table: in it, the rows would be stored twice until they are taken out.
         tables.write_part(storage.join(folder.rpartition("/")[0], ASIDE + folder.rpartition("/")[2]), rows, about)
     return tables.remove_rows(part, gone, column)
 
 
 def _remove_pieces(folder: str, uids: Collection[str]) -> None:
-    """A long file that failed in one piece is done again in all."""
+    """Remove the plans and piece results of rows: a long file that failed in one piece is retried whole."""
     names = set(uids)
     for entry in storage.list_files(folder):
         name = entry.uri.rpartition("/")[2]
@@ -190,3 +180,58 @@ def _remove_pieces(folder: str, uids: Collection[str]) -> None:
             name.endswith(PIECE_SUFFIX) and name.partition("~")[0] in names
         ):
             storage.remove(entry.uri)
+
+
+def print_failures(found: Sequence[Failure], max_files: int = 3) -> None:
+    """Print failures by step and class: how many, of which files, with which messages; at most `max_files` of each."""
+    groups: dict[tuple[str, str], list[Failure]] = defaultdict(list)
+    for failure in found:
+        groups[failure.step, failure.error].append(failure)
+    table = table_of("Failures", ("step", "class", "rows", "files", "message"), ("rows",))
+    for (step, error), members in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
+        lines = [(_location(failure), failure.message) for failure in members[:max_files]]
+        if len(members) > max_files:
+            lines.append((f"and {len(members) - max_files} more (--json lists all)", ""))
+        for i, (location, message) in enumerate(lines):
+            group = (step, escape(error), str(len(members))) if i == 0 else ("", "", "")
+            table.add_row(*group, escape(location), escape(message))
+    if found:
+        console.print(table)
+    print_line(f"{len(found)} failed rows in {len({failure.source for failure in found})} files")
+
+
+def _location(failure: Failure) -> str:
+    if failure.span_s is None:
+        return failure.source
+    return f"{failure.source} {failure.span_s[0]:.2f}-{failure.span_s[1]:.2f} s"
+
+
+def command(
+    recipe: RecipeFile,
+    set_: Assignments = None,
+    retry_: Annotated[
+        bool, typer.Option("--retry", help="Take the failed rows out of the tables and curate again.")
+    ] = False,
+    error: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="Only failures of this error class.")
+    ] = None,
+    as_json: AsJson = False,
+    inline: InProcess = False,
+) -> None:
+    """List failed rows by step and error class; --retry runs them again. Exits 1 if a retried row failed again."""
+    settings = read_recipe(recipe, set_)
+    curation = inspect(settings)
+    if not curation.complete:
+        typer.echo(f"curation is not complete: {curation.progress}; `worldloom run` runs the rest", err=True)
+    found = of_class(failures(curation), error)
+    failed_again: list[Failure] = []
+    if retry_ and found:
+        found, curated = retry(settings, found, inline)
+        failed_again = found
+        print_curated(curated)
+    if as_json:
+        print(json.dumps([asdict(failure) for failure in found], indent=1, ensure_ascii=False))
+    else:
+        print_failures(found)
+    if failed_again:
+        raise typer.Exit(1)

@@ -1,45 +1,88 @@
-"""Pictures that a sampled video begins or ends with, read as `encode` reads images."""
+"""`worldloom sample`: from an exported model to video and images. Reads no footage and no manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
-from PIL import Image
+import typer
 
-from cluster.config import ConfigError
-from cluster.telemetry import log
-from pipelines.video.errors import DecodeError
-from pipelines.video.scale import Pixels, centre_crop
-from pipelines.video.still import read_image, resize_image
+from captioning.upsample import Upsampler, UpsampleSettings
+from cluster import storage
+from cluster.config import ConfigError, parse_options
+from cluster.telemetry import progress
+from pipelines.commands._conditioning_images import check_images, read_conditioning_image
+from pipelines.commands._options import Assignments, read_recipe, with_options
+from pipelines.commands.train import find_trained
+from pipelines.dataset import current
+from pipelines.recipe import Recipe
+from training.sampling import tasks
 from training.sampling.settings import SampleSettings
 
 
-def check_pictures(samples: Iterable[SampleSettings]) -> None:
-    """Read every picture of these samples once, before anything is done for them. Raises `ConfigError` as `read_picture` does."""
-    for sample in samples:
-        for picture in sample.given().values():
-            _opened(picture)
+def sample(
+    model_uri: str, samples: Sequence[SampleSettings], out_uri: str, upsampler: Upsampler | None = None
+) -> Iterator[str]:
+    """Generate samples from an exported model and yield the URI of each file as it is written.
 
-
-def read_picture(uri: str, width: int, height: int) -> Pixels:
-    """RGB `[height, width, 3]`: the picture scaled to cover that size and cropped around its centre; one that is too small is enlarged.
-
-    Raises `ConfigError` for a file that is not there or is no picture.
+    `model_uri` is the folder of an export (`model.safetensors`, `model.json`). `upsampler` makes prompts detailed for
+    samples that ask for it. Raises `ConfigError` for a conditioning image that cannot be read, before anything is made.
     """
-    image = _opened(uri)
-    if image.width < width or image.height < height:
-        log.warning(
-            f"{uri}: is {image.width}x{image.height} and is enlarged to {width}x{height}; training shows no picture that was enlarged"
-        )
-    return resize_image(image, centre_crop(image.width, image.height, width, height), width, height)
+    check_images(samples)
+    with progress("sampling", len(samples)) as bar:
+        for settings in samples:
+            yield tasks.sample(settings, model_uri, out_uri, upsampler, read_conditioning_image)
+            bar.advance()
 
 
-def _opened(uri: str) -> Image.Image:
-    try:
-        return read_image(uri)
-    except DecodeError as error:
-        raise ConfigError(f"{uri}: cannot be read as a picture: {error}") from error
-    except OSError as error:
-        raise ConfigError(
-            f"{uri}: cannot be read: {error}; `first` and `last` of a sample are picture files"
-        ) from error
+def sample_recipe(recipe: Recipe, model_uri: str | None = None, out_uri: str | None = None) -> Iterator[str]:
+    """Generate the samples of a recipe and yield their URIs.
+
+    The model is `model_uri` or else the recipe's own; files are written to `out_uri` or else to `out/samples`.
+    """
+    model_uri = model_uri or find_trained(recipe).export_uri
+    upsampler = Upsampler(recipe.upsample, lambda: current.training_captions(recipe))
+    yield from sample(model_uri, recipe.sample, out_uri or storage.join(recipe.out_uri, "samples"), upsampler)
+
+
+FIELDS = ("prompt", "seconds", "size", "fps", "guidance", "steps", "seed", "first", "last", "upsample", "name")
+
+
+@with_options(SampleSettings, FIELDS, optional=("prompt",))
+def command(
+    options: dict[str, Any],
+    recipe: Annotated[
+        Path | None, typer.Argument(help="Recipe (YAML) or folder of a run whose model is sampled; or give --model.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Folder of an exported model: no recipe is needed.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder to write to; out/samples of the recipe, or else samples, by default.")
+    ] = None,
+    set_: Assignments = None,
+) -> None:
+    """Sample video and images from a model: those that the recipe lists, or one for --prompt."""
+    if recipe is None and model is None:
+        raise ConfigError("say which model: give a recipe, or --model with the folder of an export")
+    settings = read_recipe(recipe, set_) if recipe else None
+    for uri in _samples(settings, model, out, options):
+        print(uri)
+
+
+def _samples(recipe: Recipe | None, model: str | None, out: str | None, options: dict[str, Any]) -> Iterable[str]:
+    if options["prompt"] is None:
+        if options["first"] or options["last"]:
+            raise ConfigError("--first and --last belong to one video: describe it with --prompt")
+        if recipe is None or not recipe.sample:
+            raise ConfigError("nothing to sample: give --prompt, or a recipe with a section sample")
+        samples = recipe.sample
+        if options["upsample"]:
+            samples = tuple(one.model_copy(update={"upsample": True}) for one in samples)
+    else:
+        samples = (parse_options(SampleSettings, options),)
+    out_uri = storage.absolute(out) if out else None
+    if recipe is None:
+        assert model is not None
+        no_style = Upsampler(UpsampleSettings(), list)
+        return sample(model, samples, out_uri or storage.absolute("samples"), no_style)
+    return sample_recipe(recipe.model_copy(update={"sample": samples}), model, out_uri)

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from pydantic import Field
 
 from cluster import storage
 from cluster.config import ConfigError, Settings, override, parse, read_document
 from cluster.ray_settings import RaySettings
-from pipelines.dataset.autoencoder_clips import ClipSettings, make_clips
+from pipelines.commands._options import Assignments, InProcess
+from pipelines.dataset.autoencoder_clips import ClipSettings
 from pipelines.engine.sources import SourceSettings
 from pipelines.recipe import SplitSettings
-from training.autoencoder_training.crops import Clips
-from training.autoencoder_training.loop import result, run_folder, train_autoencoder
 from training.autoencoder_training.settings import AutoencoderTraining
-from training.device import own_device
-from training.tracking.metrics import shown
 
 
 class AutoencoderRecipe(Settings):
-    """A recipe of an autoencoder: where the footage is, which clips are taken of it and how it is trained on them."""
+    """A recipe of an autoencoder: the footage, which clips are cut from it, and the training on them."""
 
     name: str = Field(min_length=1)
     out: str = Field(
-        min_length=1, description="Folder of clips and runs; with several machines, one that all of them have."
+        min_length=1, description="Folder of clips and runs. With several machines, one that all of them can reach."
     )
     seed: int = Field(0, ge=0)
     ray: RaySettings = RaySettings()
@@ -37,31 +35,41 @@ class AutoencoderRecipe(Settings):
 
 
 def load_autoencoder_recipe(path: Path, assignments: Sequence[str] = ()) -> AutoencoderRecipe:
-    """Read and check a recipe with its `--set` assignments. Raises `ConfigError` with every fault, one a line."""
+    """Read and check a recipe with `--set` assignments. Raises `ConfigError` with every fault, one per line."""
     return parse(AutoencoderRecipe, override(read_document(path), assignments))
 
 
-def run_autoencoder(recipe: AutoencoderRecipe, clips_only: bool = False, in_process: bool = False) -> str:
-    """Make the clips and train, each from where it stands; returns where the weights are, or with `clips_only` the clips.
+def make_data(recipe: AutoencoderRecipe) -> Path:
+    """Cut the clips of a recipe, as far as they are missing, and return their folder."""
+    from pipelines.dataset.autoencoder_clips import make_clips
 
-    `in_process` uses neither Ray nor DeepSpeed. Raises `ConfigError` where no clip is long and large enough for the crops.
+    return make_clips(recipe.sources, recipe.splits, recipe.clips, storage.absolute(recipe.out))
+
+
+def train_autoencoder(recipe: AutoencoderRecipe, in_process: bool = False) -> str:
+    """Cut the clips and train on them, as far as that is not done; return the URI of the weights.
+
+    `in_process` uses neither Ray nor DeepSpeed. Raises `ConfigError` if no clip is long and large enough for the crops.
     """
-    out_uri = storage.absolute(recipe.out)
-    data = make_clips(recipe.sources, recipe.splits, recipe.clips, out_uri)
-    if clips_only:
-        return str(data)
+    from training.autoencoder_training.loop import result, run_folder
+    from training.tracking.metrics import shown
+
+    data = make_data(recipe)
     settings = recipe.train.model_copy(update={"workers": 1}) if in_process else recipe.train
-    check_clips(data, settings)
-    run_uri = run_folder(settings, data, out_uri, recipe.seed)
+    check_crops_fit(data, settings)
+    run_uri = run_folder(settings, data, storage.absolute(recipe.out), recipe.seed)
     if (done := result(settings, run_uri)) is None:
         with shown(run_uri, settings.steps):
-            _train(recipe, settings, data, run_uri, in_process)
+            _train(recipe, {"settings": settings, "data": data, "run_uri": run_uri, "seed": recipe.seed}, in_process)
         done = result(settings, run_uri)
     assert done is not None, run_uri
     return done.weights_uri
 
 
-def check_clips(data: Path, settings: AutoencoderTraining) -> None:
+def check_crops_fit(data: Path, settings: AutoencoderTraining) -> None:
+    """Raise `ConfigError` if no clip of a folder is long and large enough for a kind of crop."""
+    from training.autoencoder_training.crops import Clips
+
     try:
         for crop in settings.crops:
             Clips(data, "train").that_fit(crop)
@@ -70,15 +78,29 @@ def check_clips(data: Path, settings: AutoencoderTraining) -> None:
         raise ConfigError(f"train.crops: {error}") from error
 
 
-def _train(
-    recipe: AutoencoderRecipe, settings: AutoencoderTraining, data: Path, run_uri: str, in_process: bool
-) -> None:
-    arguments: dict[str, Any] = {"settings": settings, "data": data, "run_uri": run_uri, "seed": recipe.seed}
+def _train(recipe: AutoencoderRecipe, arguments: dict[str, Any], in_process: bool) -> None:
+    from training.autoencoder_training import loop
+    from training.device import own_device
+
     if in_process:
-        train_autoencoder(device=own_device(), **arguments)
+        loop.train_autoencoder(device=own_device(), **arguments)
         return
-    from cluster.session import connected  # imports Ray, which takes a third of a second
+    from cluster.session import ray_connection  # imports Ray, which takes a third of a second
     from training.run import on_workers
 
-    with connected(recipe.ray):
-        on_workers(train_autoencoder, arguments, settings.optimisation(), run_uri)
+    settings: AutoencoderTraining = arguments["settings"]
+    with ray_connection(recipe.ray):
+        on_workers(loop.train_autoencoder, arguments, settings.optimisation(), arguments["run_uri"])
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(help="Recipe of an autoencoder, as pipelines/recipes/autoencoder.yaml.")],
+    set_: Assignments = None,
+    only: Annotated[str | None, typer.Option(help="clips: cut the clips that are trained on, and stop.")] = None,
+    inline: InProcess = False,
+) -> None:
+    """Train the autoencoder `causal` on your footage and print the path of its weights; a stopped run resumes."""
+    if only not in (None, "clips"):
+        raise ConfigError(f"--only {only}: write clips")
+    settings = load_autoencoder_recipe(recipe, set_ or [])
+    print(make_data(settings) if only else train_autoencoder(settings, inline))

@@ -1,7 +1,7 @@
-"""Clips of raw footage for the training of an autoencoder: decoded once, at the size that is trained on, split by source file.
+"""Clips of raw footage for training an autoencoder: decoded once, at the sizes of training, split by source file.
 
-What is trained on is then read at random at the speed of memory, on machines that need no decoder. Disk is what it costs: a clip of 33
-frames at 256x256 pixels takes 6.5 MB.
+Training then reads random crops at the speed of memory, on machines without a decoder. The price is disk space: a clip
+of 33 frames at 256x256 pixels takes 6.5 MB.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from cluster.telemetry import log, progress
 from pipelines.dataset.splits import assign
 from pipelines.engine.sources import SourceSettings, list_sources
 from pipelines.recipe import SplitSettings
-from pipelines.video.decode import DecodeError, probe, read_span
-from pipelines.video.still import read_image
+from pipelines.video.decode import DecodeError, probe
+from pipelines.video.spans import FrameGrid, read_span
+from pipelines.video.still_images import read_image
 
 INDEX = "clips.json"
-"""Written last: a folder without it is not whole."""
+"""Index file, written last: a folder without it is incomplete."""
 
 THREADS = 4
 
 
 class ClipSettings(Settings):
-    """How many clips are taken out of each source file, and how large."""
+    """Number, size and length of the clips that are cut from each source file."""
 
     sizes: tuple[int, ...] = Field(
-        (256, 512), min_length=1, description="Clips have about the area of a square of such a side; none is enlarged."
+        (256, 512), min_length=1, description="Side of the square whose area a clip has; no clip is enlarged."
     )
-    frames: int = Field(33, ge=1, description="Most frames of a clip.")
-    fps: float = Field(24.0, gt=0, description="Frames a second, or the file's own where that is lower.")
+    frames: int = Field(33, ge=1, description="Largest number of frames of a clip.")
+    fps: float = Field(24.0, gt=0, description="Frames per second, or the file's own rate if that is lower.")
     per_source: int = Field(
-        8, ge=1, description="Most clips of each size from one file, spread evenly over it; they do not overlap."
+        8, ge=1, description="Largest number of clips of each size from one file, spread evenly without overlap."
     )
 
 
@@ -58,7 +59,7 @@ class Source:
 
 
 def sources_of(patterns: tuple[SourceSettings, ...], shares: SplitSettings) -> list[Source]:
-    """Files with their splits, no file in two; `test` is left out. Raises `ConfigError` where nothing is left to measure on."""
+    """Return the files of splits train and val. Raises `ConfigError` if no file is left for one of them."""
     table = list_sources(patterns)
     rows = pa.table(
         {
@@ -73,7 +74,8 @@ def sources_of(patterns: tuple[SourceSettings, ...], shares: SplitSettings) -> l
     found = [Source(row["uid"], row["source"], row["kind"], split[row["uid"]]) for row in table.to_pylist()]
     if not {"train", "val"} <= {source.split for source in found}:
         raise ConfigError(
-            f"sources: {len(found)} file(s) and splits.val {shares.val:g} leave none to train on or none to measure on; add files"
+            f"sources: {len(found)} file(s) and splits.val {shares.val:g} leave "
+            "none to train or none to validate on; add files"
         )
     return [source for source in found if source.split != "test"]
 
@@ -81,13 +83,13 @@ def sources_of(patterns: tuple[SourceSettings, ...], shares: SplitSettings) -> l
 def make_clips(
     patterns: tuple[SourceSettings, ...], shares: SplitSettings, settings: ClipSettings, out_uri: str
 ) -> Path:
-    """Write the clips of all sources under `out_uri` and return their folder; what is whole already is not done again.
+    """Write the clips of all sources under `out_uri` and return their folder; a complete folder is returned as it is.
 
-    A file that cannot be decoded is named in the log and in the index with its error. Raises `ConfigError` for an `out_uri` that is
-    not local, where clips cannot be mapped into memory.
+    A file that cannot be decoded is named with its error in the log and in the index. Raises `ConfigError` if `out_uri`
+    is not local, because clips are memory-mapped.
     """
     if not storage.is_local(out_uri):
-        raise ConfigError(f"out {out_uri}: clips are mapped into memory, so out must be a folder that all workers have")
+        raise ConfigError(f"out {out_uri}: clips are memory-mapped, so out must be a folder that all workers can reach")
     sources = sources_of(patterns, shares)
     key = storage.digest(settings.model_dump_json(), *(f"{source.uid} {source.split}" for source in sources))
     folder = storage.local_path(storage.join(out_uri, f"clips-{key[:12]}"))
@@ -114,7 +116,7 @@ def make_clips(
 
 
 def _write(source: Source, settings: ClipSettings, folder: Path) -> int | str:
-    """How many clips of a source were written, or why it has none."""
+    """Write the clips of a source; return their number, or the error for which it has none."""
     number = -1
     try:
         for number, pixels in enumerate(_clips(source, settings)):
@@ -133,7 +135,7 @@ def _clips(source: Source, settings: ClipSettings) -> Iterator[NDArray[np.uint8]
     if source.kind == "image":
         image = read_image(source.uri)
         for width, height in fitting_sizes(image.width, image.height, settings.sizes):
-            yield read_span(source.uri, 0, 1, fps=1, frames=1, width=width, height=height).frames
+            yield read_span(source.uri, 0, 1, FrameGrid(fps=1, frames=1, width=width, height=height)).frames
         return
     info = probe(source.uri)
     fps = min(settings.fps, info.fps or settings.fps)
@@ -142,22 +144,30 @@ def _clips(source: Source, settings: ClipSettings) -> Iterator[NDArray[np.uint8]
         start_pts = info.start_pts + math.floor(start_s / info.time_base)
         end_pts = info.start_pts + math.ceil((start_s + frames / fps) / info.time_base)
         for width, height in fitting_sizes(info.width, info.height, settings.sizes):
-            yield read_span(source.uri, start_pts, end_pts, fps=fps, frames=frames, width=width, height=height).frames
+            yield read_span(
+                source.uri, start_pts, end_pts, FrameGrid(fps=fps, frames=frames, width=width, height=height)
+            ).frames
 
 
-def spans(duration_s: float, fps: float, frames: int, most: int) -> list[tuple[float, int]]:
-    """Start and number of frames of at most `most` clips spread evenly over a file; one shorter clip where it is too short for one."""
+def spans(duration_s: float, fps: float, frames: int, max_clips: int) -> list[tuple[float, int]]:
+    """Return (start in seconds, number of frames) of at most `max_clips` clips, spread evenly over a file.
+
+    A file that is too short for one clip gives one shorter clip.
+    """
     available = max(1, math.floor(duration_s * fps + 1e-6))
     if available < frames:
         return [(0.0, available)]
     length_s = frames / fps
-    count = min(most, math.floor(duration_s / length_s + 1e-6)) or 1
+    count = min(max_clips, math.floor(duration_s / length_s + 1e-6)) or 1
     spare_s = max(0.0, duration_s - count * length_s)
     return [(index * length_s + spare_s * (index + 0.5) / count, frames) for index in range(count)]
 
 
 def fitting_sizes(width: int, height: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """(width, height) of about the area of each square that is no larger than the picture; the picture's own where all are."""
+    """Return (width, height) with about the area of each square that is no larger than the frame.
+
+    If all squares are larger, return the frame's own size.
+    """
     area = width * height
     scales = [size / math.sqrt(area) for size in sizes if size * size <= area] or [1.0]
     return [(max(1, round(width * scale)), max(1, round(height * scale))) for scale in scales]

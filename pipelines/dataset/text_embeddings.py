@@ -1,4 +1,4 @@
-"""Text embeddings of captions: each distinct caption once, in orders of like length, wherever the engine works."""
+"""Text embeddings of captions: each distinct caption is embedded once, in tasks of captions of similar length."""
 
 from __future__ import annotations
 
@@ -20,58 +20,62 @@ from training.data import text_tables
 
 CAPTIONS_PER_PART = 4096
 BYTES_PER_PART = 2**18
-"""Of captions: some 60,000 tokens of English, which are 0.5 GB of a part where a token has 4,096 numbers, and 1 GB of a worker's memory."""
+"""UTF-8 bytes of the captions of one part: about 60,000 tokens of English.
 
-FEW = 2000
-"""Captions that a light encoder embeds faster than Ray starts, which takes some seconds."""
+At 4,096 values per token that is 0.5 GB in the part and 1 GB of a worker's memory.
+"""
 
-WORTH_A_WARNING = 0.05
-"""Share of captions that are cut off from which on it is said as a warning."""
+MAX_LOCAL_CAPTIONS = 2000
+"""Number of captions up to which a light encoder is faster in this process than Ray, which takes seconds to start."""
+
+MAX_TRUNCATED_SHARE = 0.05
+"""Share of truncated captions above which the log line is a warning."""
 
 TASK_SCHEMA = pa.schema([("key", pa.string()), ("caption", pa.string())])
 REPORT_SCHEMA = pa.schema([("captions", pa.int64()), ("tokens", pa.int64()), ("padding", pa.int64())])
-"""What came of an order: captions embedded, their tokens, and the tokens that were computed only to fill up batches."""
+"""Report of a task: captions embedded, their tokens, and padding tokens that were computed besides."""
 
 
 def embed_captions(
     folder: str, settings: TextEncoderSettings, captions: Sequence[str], executor: Executor
 ) -> dict[str, int]:
-    """Embed the distinct captions, and the null one, that the folder does not hold yet. Returns the token count of each, by key.
+    """Embed the distinct captions and the null caption, as far as the folder lacks them; return token counts by key.
 
-    What a run that was stopped has embedded stays. Raises `RunError` where the encoder cannot be loaded.
+    Embeddings of a run that was stopped are kept. Raises `RunError` if the encoder cannot be loaded.
     """
     identity = settings.identity()
-    wanted, missing = stand(folder, identity, captions)
-    place: Executor = inline if settings.light and len(missing) < FEW else executor
+    wanted, missing = find_missing(folder, identity, captions)
+    if settings.lightweight and len(missing) < MAX_LOCAL_CAPTIONS:
+        executor = inline
     reports = [REPORT_SCHEMA.empty_table()]
     if missing:
         resources = replace(settings.resources(), pooled=True)
         with progress("text embeddings", len(missing)) as bar:
             work = Embedding(settings, identity, folder)
-            for report in place.map_tables(work.open, list(tasks_of(missing)), resources):
+            for report in executor.map_tables(work.open, list(tasks_of(missing)), resources):
                 reports.append(report)
                 bar.advance(report["captions"][0].as_py())
-    table = text_tables.read_texts(folder)
+    table = text_tables.read_text_tables(folder)
     table = table.filter(pc.is_in(table["key"], pa.array(list(wanted), pa.string())))
     if len(table) < len(wanted):
         raise RuntimeError(
             f"{folder}: {len(wanted) - len(table)} of {len(wanted)} captions have no embedding; run again"
         )
-    _tell(table, len(missing), pa.concat_tables(reports))
+    _log_summary(table, len(missing), pa.concat_tables(reports))
     return dict(zip(table["key"].to_pylist(), table["n"].to_pylist(), strict=True))
 
 
-def stand(folder: str, identity: str, captions: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """By key, the distinct captions with the null one, and those of them that the folder does not hold yet."""
+def find_missing(folder: str, identity: str, captions: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the distinct captions with the null caption by text key, and those of them that the folder lacks."""
     wanted = {text_key(caption, identity): caption for caption in [NULL_CAPTION, *captions]}
-    stored = set(text_tables.read_texts(folder)["key"].to_pylist())
+    stored = set(text_tables.read_text_tables(folder)["key"].to_pylist())
     return wanted, {key: caption for key, caption in wanted.items() if key not in stored}
 
 
 def tasks_of(captions: Mapping[str, str]) -> Iterator[pa.Table]:
-    """Orders of captions by key, the longest captions first: neighbours in length go through a network together with little padding.
+    """Yield tasks of captions by key, the longest captions first: batches of similar length need little padding.
 
-    Each holds up to `CAPTIONS_PER_PART` captions of up to `BYTES_PER_PART` bytes in all, and at least one.
+    A task holds at most `CAPTIONS_PER_PART` captions of at most `BYTES_PER_PART` bytes together, and at least one.
     """
     rows: list[tuple[str, str]] = []
     size_bytes = 0
@@ -93,55 +97,57 @@ def _task(rows: list[tuple[str, str]]) -> pa.Table:
 
 @dataclass(frozen=True)
 class Embedding:
-    """The work on orders of captions: picklable, and the same for every worker."""
+    """The embedding of tasks of captions. It is picklable and the same for every worker."""
 
     settings: TextEncoderSettings
     identity: str
     folder: str
 
     def open(self) -> TableFunction:
-        """Loads the encoder. What it returns writes the part of an order and reports.
+        """Load the encoder and return a function that writes the part of a task and returns its report.
 
-        Both raise `RunError`: for an encoder that cannot be loaded or go on, weights that are not the driver's, a part that cannot be written.
+        Both raise `RunError`: for an encoder that cannot be loaded or fails, for weights that differ from the driver's,
+        and for a part that cannot be written.
         """
-        with _fatal():
+        with _engine_errors_end_the_run():
             encoder = self.settings.open()
         if encoder.identity != self.identity:
             raise RunError(
-                f"this worker has text encoder {encoder.identity}, and the run is for {self.identity}; give every node the same files"
+                f"this worker has text encoder {encoder.identity}, but the run needs {self.identity}; "
+                "install the same files on every node"
             )
 
         def embed(task: pa.Table) -> pa.Table:
-            keys, before = task["key"].to_pylist(), encoder.padding
-            with _fatal():
+            keys, before = task["key"].to_pylist(), encoder.padding_tokens
+            with _engine_errors_end_the_run():
                 embeddings = encoder.encode(task["caption"].to_pylist())
             part = storage.join(self.folder, f"part-{storage.digest(*keys)}.parquet")
             try:
-                text_tables.write_texts(part, dict(zip(keys, embeddings, strict=True)), self.identity)
+                text_tables.write_text_table(part, dict(zip(keys, embeddings, strict=True)), self.identity)
             except Exception as error:
                 raise RunError(f"{part}: cannot be written: {type(error).__name__}: {error}") from error
             n_tokens = sum(len(embedding.tokens) for embedding in embeddings)
-            return pa.table([[len(keys)], [n_tokens], [encoder.padding - before]], REPORT_SCHEMA)
+            return pa.table([[len(keys)], [n_tokens], [encoder.padding_tokens - before]], REPORT_SCHEMA)
 
         return embed
 
 
 @contextlib.contextmanager
-def _fatal() -> Iterator[None]:
+def _engine_errors_end_the_run() -> Iterator[None]:
     try:
         yield
     except EngineError as error:
         raise RunError(str(error)) from error
 
 
-def _tell(table: pa.Table, n_new: int, reports: pa.Table) -> None:
-    """One line on what was embedded. `table` holds a row for each distinct caption, the null one included."""
+def _log_summary(table: pa.Table, n_new: int, reports: pa.Table) -> None:
+    """Log one line about the embeddings. `table` holds a row for each distinct caption, the null caption included."""
     n_truncated = int(pc.sum(table["truncated"]).as_py() or 0)
     tokens, padding = (int(pc.sum(reports[name]).as_py() or 0) for name in ("tokens", "padding"))
     share = n_truncated / len(table)
-    say: Callable[[str], None] = log.warning if share > WORTH_A_WARNING else log.info
-    say(
+    write: Callable[[str], None] = log.warning if share > MAX_TRUNCATED_SHARE else log.info
+    write(
         f"text embeddings: {len(table)} distinct captions, {n_new} of them embedded now; "
-        f"{n_truncated} cut off at the most tokens the encoder takes ({share:.1%}); "
+        f"{n_truncated} truncated to the encoder's max_tokens ({share:.1%}); "
         f"padding {padding / max(1, tokens + padding):.1%} of computed tokens"
     )

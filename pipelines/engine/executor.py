@@ -27,5 +27,5 @@ class Executor(Protocol):
     def map_tables(
         self, load: Callable[[], TableFunction], inputs: list[pa.Table], resources: Resources, /
     ) -> Iterator[pa.Table]:
-        """Yield the function's result for each table as it ends. `load` makes the function, once a worker of `resources`."""
+        """Yield the function's result for each table as it ends. Each worker calls `load` once for the function."""
         ...

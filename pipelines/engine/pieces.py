@@ -1,9 +1,9 @@
-"""Long rows done in pieces: which rows, their pieces as orders of their own, and the orders that join them again.
+"""Pieces of long rows: plans, one task per piece, and the tasks that join the results.
 
-A segment whose first step is `Divisible` runs in up to three rounds: all its rows, where a worker that meets a long one puts
-a plan of its pieces into the table's folder instead of doing it; the pieces, the dearest first; and the long rows again, now
-joined from what their pieces gave. Plans and results lie beside the parts until the row is done, so a killed run goes on
-with the pieces that are left.
+A segment whose first step is `Divisible` runs in up to three rounds. First all rows: a worker that finds a long one
+writes a plan of its pieces into the table's folder instead of running it. Then the pieces, the costliest first. Then
+the long rows again, joined from the results of their pieces. Plans and results are stored beside the parts until the
+row is done, so a killed run resumes with the remaining pieces.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ PIECE_COLUMN = "piece_of_work"
 JOIN_COLUMN = "pieces_of_work"
 
 FAILED, DONE = b"F", b"D"
-"""First byte of a result: the reason why the piece failed follows, or what the step gave."""
+"""First byte of a stored result: the reason of a failure follows, or the step's own bytes."""
 
 
 def plan_long_rows(step: Divisible, folder: str, table: pa.Table) -> pa.Table:
-    """The rows that are done whole; for the others a plan is written. A row that cannot be looked at is left to fail as a whole."""
+    """Return the rows that are not divided, and write a plan for each other row.
+
+    A row whose division raises is not divided: its own work meets the same error.
+    """
     whole = []
     for row in table.to_pylist():
         try:
             pieces = step.divide(row)
         except RunError:
             raise
-        except Exception:  # whatever it is, the row's own work meets it again and the row carries it
+        except Exception:  # the row's own work meets the same error and records it
             pieces = ()
         if pieces:
             storage.write_bytes(_plan_uri(folder, row["uid"]), json.dumps([asdict(piece) for piece in pieces]).encode())
@@ -44,7 +47,7 @@ def plan_long_rows(step: Divisible, folder: str, table: pa.Table) -> pa.Table:
 
 
 def piece_tasks(folder: str, rows: pa.Table) -> list[pa.Table]:
-    """An order for each piece that is still to be done, the dearest first; `rows` are those of the table that are not done."""
+    """Return a task for each piece that is not done, the costliest first. `rows` are the pending rows of the table."""
     done = _names(folder, PIECE_SUFFIX)
     tasks: list[tuple[float, pa.Table]] = []
     for i, plan in _plans(folder, rows):
@@ -57,33 +60,35 @@ def piece_tasks(folder: str, rows: pa.Table) -> list[pa.Table]:
 
 
 def join_tasks(folder: str, rows: pa.Table) -> list[pa.Table]:
-    """An order for each row that has a plan: to be run when all its pieces are done."""
+    """Return a task for each row that has a plan, to be run when all its pieces are done."""
     return [rows.slice(i, 1).append_column(JOIN_COLUMN, pa.array([len(plan)])) for i, plan in _plans(folder, rows)]
 
 
 def is_piece(task: pa.Table) -> bool:
+    """Return whether a task is a piece of a long row."""
     return PIECE_COLUMN in task.column_names
 
 
 def is_join(task: pa.Table) -> bool:
+    """Return whether a task joins the pieces of a long row."""
     return JOIN_COLUMN in task.column_names
 
 
-def do_piece(step: Divisible, folder: str, task: pa.Table) -> None:
-    """Do a piece and keep its result. An error is a result too: it fails the row when it is joined."""
+def run_piece(step: Divisible, folder: str, task: pa.Table) -> None:
+    """Run a piece and store its result. An error is a result too: it fails the row when the pieces are joined."""
     (row,) = task.to_pylist()
     piece = Piece(**json.loads(row.pop(PIECE_COLUMN)))
     try:
         result = DONE + step.run_piece(row, piece)
     except RunError:
         raise
-    except Exception as error:  # the row carries it
+    except Exception as error:  # recorded in the row when its pieces are joined
         result = FAILED + failure(error).reason.encode()
     storage.write_bytes(storage.join(folder, _piece_name(row["uid"], piece.number)), result)
 
 
 def join_function(step: Divisible, folder: str, counts: Mapping[str, int]) -> TableFunction:
-    """The step's work on rows whose pieces are done, as a function of a table."""
+    """Return a table function that joins the stored results of rows. `counts` holds the number of pieces by uid."""
 
     def join(row: dict[str, Any]) -> Mapping[str, Any] | Mark:
         results = [
@@ -99,12 +104,12 @@ def join_function(step: Divisible, folder: str, counts: Mapping[str, int]) -> Ta
 
 
 def planned(folder: str) -> bool:
-    """Whether any row of a table is to be done in pieces."""
+    """Return whether any row of a table has a plan."""
     return bool(storage.list_files(folder, PLAN_SUFFIX))
 
 
 def clear(folder: str) -> None:
-    """Remove all plans and results, once every row is done."""
+    """Remove all plans and results, after every row is done."""
     for suffix in (PIECE_SUFFIX, PLAN_SUFFIX):
         for entry in storage.list_files(folder, suffix):
             storage.remove(entry.uri)

@@ -1,7 +1,7 @@
-"""Values already computed under another recipe: a step's work on a row is never done twice.
+"""Cached rows: values that were computed under other settings in the same `out` and are reused.
 
-A row of a stored table that passed a step carries the step's columns. When another recipe of the same `out` has a step
-of the same lineage, those columns serve it too, so that a new threshold or a new score costs only what is new.
+A stored row that passed a step carries the step's columns. A step of the same lineage in another recipe takes its
+values from there, so that a new threshold or a new score costs only what is new.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from pipelines.engine.step import Expand, Global
 
 @dataclass(frozen=True)
 class CachedRows:
-    """Stored rows that passed a step of this lineage: uid, part and row of each."""
+    """Stored rows that passed a step of the same lineage."""
 
     index: pa.Table
+    """Columns uid, part and row, one row per uid."""
 
     def fetch(self, uids: pa.ChunkedArray, fields: list[pa.Field]) -> tuple[pa.Array, pa.Table]:
-        """For each uid whether its values are stored, and a table with the values of those that are, in order."""
+        """Return a mask of the uids that are stored, and a table with their values, in order."""
         position = pc.index_in(uids.combine_chunks(), self.index["uid"].combine_chunks())
         found = pc.is_valid(position)
         stored = self.index.take(position.drop_null())
@@ -44,7 +45,7 @@ class CachedRows:
 
 
 def find_cached_rows(tables_uri: str, segment: Segment) -> dict[str, CachedRows]:
-    """For each step label of a segment whose values other tables hold, where they are."""
+    """Return the cached rows of each step label of a segment, for steps whose values other tables hold."""
     wanted = {
         lineage: label
         for label, step, lineage in zip(segment.labels, segment.steps, segment.lineages, strict=True)
@@ -58,8 +59,8 @@ def find_cached_rows(tables_uri: str, segment: Segment) -> dict[str, CachedRows]
         if (folder + "/").startswith(own):
             continue
         parts = [entry.uri for entry in storage.list_files(folder, tables.PART_SUFFIX)]
-        about = tables.read_metadata(parts[0])
-        labels, lineages = cast(list[str], about.get("labels", [])), cast(list[str], about.get("lineages", []))
+        metadata = tables.read_metadata(parts[0])
+        labels, lineages = cast(list[str], metadata.get("labels", [])), cast(list[str], metadata.get("lineages", []))
         for position, lineage in enumerate(lineages):
             if lineage in wanted:
                 passed = labels[position + 1 :]
@@ -68,7 +69,7 @@ def find_cached_rows(tables_uri: str, segment: Segment) -> dict[str, CachedRows]
 
 
 def _rows_past(part: str, later_labels: list[str]) -> pa.Table:
-    """Rows of a part that were kept, or marked only by one of the later steps."""
+    """Return the rows of a part that were kept, or marked only by one of the later steps."""
     rows = storage.read_table(part, ["uid", "fate", "fate_step"])
     numbered = pa.table(
         {
@@ -86,7 +87,7 @@ def _rows_past(part: str, later_labels: list[str]) -> pa.Table:
 
 
 def _first_of_each(rows: pa.Table) -> pa.Table:
-    """One place a uid: the first by part and row, so that the choice does not depend on the listing."""
+    """Return one row per uid: the first by part and row, so that the choice does not depend on the listing."""
     ordered = rows.sort_by([("uid", "ascending"), ("part", "ascending"), ("row", "ascending")]).combine_chunks()
     uids = ordered["uid"]
     if len(ordered) < 2:

@@ -1,8 +1,8 @@
-"""How the steps of a recipe fall into segments, and what makes two results the same.
+"""Segments: steps that stream together into one table, and the two hashes that tell whether results can be reused.
 
-Two hashes serve two ends. A segment's *fingerprint* covers every step up to it, so that a table is never taken for that of
-another recipe. A step's *lineage* covers only what its values depend on (its settings, its weights and the steps that
-wrote what it reads), so that a changed threshold or caption does not cost a value that did not depend on it.
+A segment's *fingerprint* covers every step up to it, so that a table is never taken for that of another recipe. A
+step's *lineage* covers only what its values depend on: its settings, its weights and the steps that wrote the columns
+it reads. So a changed threshold or caption does not invalidate values that did not depend on it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pipelines.engine.sources import FIELDS as SOURCE_FIELDS
 from pipelines.engine.step import FATE_FIELDS, Expand, Global, Step
 
 FORMAT = "1"
-"""Raise it when tables are laid out otherwise; older ones are then left alone."""
+"""Version of the table layout. Tables of other versions are ignored."""
 
 HEAVY = b"heavy"
-"""Field metadata of columns (thumbnails) that are carried on only as far as a later step reads them."""
+"""Field metadata of large columns (thumbnails), which are copied to later tables only if a later step reads them."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ class Segment:
         return self.steps[0]
 
     def folder(self, tables_uri: str) -> str:
+        """Return the URI of the segment's table."""
         return storage.join(tables_uri, f"{self.label.replace('#', '-')}-{self.fingerprint}")
 
     def after(self, upstream: str, inputs: str = "") -> Segment:
-        """The segment with its fingerprint, which follows from the upstream one; a Global step's also from its input rows."""
+        """Return the segment with its fingerprint: a hash of `upstream`, its steps and, for `Global`, of `inputs`."""
         steps = (
             part
             for label, step in zip(self.labels, self.steps, strict=True)
@@ -53,11 +54,12 @@ class Segment:
 
 
 def starts_segment(step: Step) -> bool:
+    """Return whether a step begins a new table."""
     return isinstance(step, Expand | Global) or step.starts_segment()
 
 
 def segments_of(steps: Sequence[Step], labels: Sequence[str]) -> list[Segment]:
-    """Segments in order, still without fingerprints: those follow from each other as the run goes."""
+    """Return the segments in order, without fingerprints: each follows from the one before (`Segment.after`)."""
     starts = [i for i, step in enumerate(steps) if i == 0 or starts_segment(step)]
     fields = {field.name: field for field in (*SOURCE_FIELDS, *FATE_FIELDS)}
     lineage = dict.fromkeys(fields, "source")
@@ -74,24 +76,25 @@ def segments_of(steps: Sequence[Step], labels: Sequence[str]) -> list[Segment]:
 
 
 def is_heavy(field: pa.Field) -> bool:
+    """Return whether a column is marked with `HEAVY`."""
     return bool(field.metadata) and HEAVY in field.metadata
 
 
 def _advance(step: Step, fields: dict[str, pa.Field], lineage: dict[str, str]) -> str:
-    """Take one step over the columns and who wrote them; returns the step's lineage."""
+    """Update the columns and their lineages by one step; return the step's own lineage."""
     own = digest(step.settings_digest(), *(f"{name}={lineage[name]}" for name in sorted(step.reads())))
     if isinstance(step, Expand):
         for name in step.consumes():
             fields.pop(name, None)
     for field in step.writes():
         fields[field.name] = field
-        # A uid is the hash of a source and a span, so what follows from it needs no other lineage.
+        # A uid is the hash of a source and a span, so a column that follows from it needs no other lineage.
         lineage[field.name] = "uid" if field.name in step.uid_columns() else own
     return own
 
 
 def footer(segment: Segment) -> Mapping[str, object]:
-    """What every part of a segment's table says of itself."""
+    """Return the metadata that every part of a segment's table carries in its footer."""
     return {
         "segment": segment.label,
         "fingerprint": segment.fingerprint,

@@ -1,7 +1,7 @@
-"""Work over all rows of a table that need not fit in one memory: what a step that decides globally is given.
+"""Work over all rows of a table, which need not fit in the memory of one process. `Global` steps use it.
 
-Two operations are enough: a function of any rows (`map`), and a function of all rows that share a key (`grouped`). The rows are in
-this process here, and in Ray Data in `pipelines.run`.
+There are two operations: a function of any rows (`map`), and a function of all rows that share a key (`grouped`).
+`LocalRows` holds the rows in this process; `pipelines.run` holds them in Ray Data.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import Protocol
 import pyarrow as pa
 
 RowsFunction = Callable[[pa.Table], pa.Table]
-"""Gets tables that may be empty, and gives tables of one schema, empty ones too. It can be pickled: a function of a module, or a
+"""A function from tables to tables of one schema; both may be empty. It is picklable: a module's function, or a
 `functools.partial` of one."""
 
 
 class Rows(Protocol):
-    """Rows of one schema, in no order, in as many tables as they come in."""
+    """Rows of one schema, in no particular order, as any number of tables."""
 
     def map(self, function: RowsFunction) -> Rows:
-        """The function's rows; which rows it gets together does not matter to it."""
+        """Apply a function that does not depend on which rows it gets together."""
         ...
 
     def grouped(self, key: str, function: RowsFunction) -> Rows:
-        """The function's rows, where all rows of one value of the column `key` come to it in one table, with those of other values."""
+        """Apply a function to tables that hold all rows of a value of the column `key`, possibly of several values."""
         ...
 
     def union(self, *others: Rows) -> Rows:
-        """These rows and those of others of the same schema."""
+        """Return these rows and those of others of the same schema."""
         ...
 
     def collect(self) -> pa.Table:
-        """All rows as one table in this process: for what is small, as pairs and clusters are."""
+        """Return all rows as one table in this process, for small results such as pairs and clusters."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The files a recipe names: listing them, and what makes a file the same file as before."""
+"""Source files of a recipe: listing them, their identity, and the sidecar files that hold their captions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SourceSettings(Settings):
 
 
 def list_sources(settings: tuple[SourceSettings, ...]) -> pa.Table:
-    """Every source file once, sorted by URI. A file's identity is its URI, size and version, and its sidecar's version.
+    """Return every source file once, sorted by URI. Its uid is a hash of URI, size, version and its sidecar's version.
 
     Raises `ConfigError` for a pattern that matches nothing, or a file that two patterns claim as different kinds.
     """
@@ -75,7 +75,7 @@ def list_sources(settings: tuple[SourceSettings, ...]) -> pa.Table:
 
 
 def _sidecars(files: list[storage.Entry]) -> dict[str, storage.Entry]:
-    """Caption files in the folders of these files, by path without suffix; a .txt goes before a .json."""
+    """Return the caption files beside these files by path without suffix; a .txt is preferred to a .json."""
     folders = {file.uri.rpartition("/")[0] for file in files}
     found: dict[str, storage.Entry] = {}
     for suffix in reversed(SIDECARS):
@@ -86,7 +86,7 @@ def _sidecars(files: list[storage.Entry]) -> dict[str, storage.Entry]:
 
 @dataclass(frozen=True)
 class TimedCaption:
-    """Caption of a span of the file, in seconds from its first frame."""
+    """The caption of a span of a file, in seconds from its first frame."""
 
     start_s: float
     end_s: float
@@ -95,16 +95,17 @@ class TimedCaption:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What a caption file says: of the whole file, and of spans of it."""
+    """The captions of a file: one of the whole file, and any of spans."""
 
     caption: str
     timed: tuple[TimedCaption, ...] = ()
 
 
 def read_sidecar(uri: str) -> Sidecar:
-    """Read a caption file: text, or JSON as `{"caption": "...", "shots": [{"start_s": 0, "end_s": 2.5, "caption": "..."}]}`.
+    """Read a caption file, which is text or JSON.
 
-    `shots` may be left out. Raises `ValueError` naming the file when it holds no caption.
+    JSON has the form `{"caption": "...", "shots": [{"start_s": 0, "end_s": 2.5, "caption": "..."}]}`; `shots` is
+    optional. Raises `ValueError` naming the file if it holds no caption.
     """
     try:
         text = storage.read_bytes(uri).decode("utf-8")
@@ -122,7 +123,7 @@ def read_sidecar(uri: str) -> Sidecar:
 
 
 def _folded(text: str) -> str:
-    """Text on one line. Raises `TypeError` for anything else."""
+    """Return text on one line. Raises `TypeError` for anything else."""
     if not isinstance(text, str):
         raise TypeError(f"a caption is {type(text).__name__}, not text")
     return " ".join(text.split())

@@ -1,11 +1,11 @@
 """The contract of a curation step, and the fates of rows.
 
-A step maps an Arrow table to an Arrow table with the same rows and more columns. It never drops a row: it marks it, and a
-marked row skips the work of all later steps. Three contracts cover all there is:
+A step maps an Arrow table to an Arrow table with the same rows and more columns. It never removes a row: it marks the
+row, and later steps skip marked rows. There are three contracts:
 
-- `Step`: the same rows with more columns or marks (scan, keep, a score, caption, encode).
-- `Expand`: one row becomes several (cut). It starts a new segment.
-- `Global`: needs all rows at once, but only a few columns of them (dedup). It starts a new segment.
+- `Step` adds columns or marks to each row (scan, keep, scores, caption, encode).
+- `Expand` turns one row into several (cut). It starts a new segment.
+- `Global` decides over a few columns of all rows (dedup). It starts a new segment.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ TableFunction = Callable[[pa.Table], pa.Table]
 
 
 class RunError(RuntimeError):
-    """A fault that is no row's, as a disk that is full: it ends the run, and the next run goes on from what is done."""
+    """An error that no row causes, such as a full disk. It ends the run; the next run resumes from what is done."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What ends a row's way: its fate and why."""
+    """The fate of a row that is no longer kept, and the reason."""
 
     fate: Fate
     reason: str
@@ -61,149 +61,154 @@ class Mark:
 
 @dataclass(frozen=True)
 class Context:
-    """What a step may need besides its rows. `state` is what its `prepare` returned on the driver."""
+    """What a step may need besides its rows."""
 
     tables_uri: str
     seed: int
     lineage: str = ""
     state: Any = None
+    """The value that the step's `prepare` returned on the driver."""
 
 
 class Step(Plugin):
-    """A step's settings are its whole state; `open` gives the function that does the work."""
+    """A curation step. Its settings are its whole state; `open` returns the function that does the work."""
 
     version: ClassVar[int] = 1
-    """Raise it when the same settings give other results, so that stored results are not taken for new ones."""
+    """Increase it when the same settings give other results, so that stored results are not reused."""
     rows_per_part: ClassVar[int] = 256
-    """How many rows one task takes at most when this step is the first of its segment."""
+    """Largest number of rows of a task if this step is the first of its segment."""
 
     @abc.abstractmethod
     def reads(self) -> tuple[str, ...]:
-        """Columns the step's values depend on."""
+        """Return the columns that the step's values depend on."""
 
     def requires(self) -> tuple[str, ...]:
-        """Columns an earlier step must have written: those it reads, and any that only go along with its results."""
+        """Return the columns that earlier steps must have written: those it reads, and others its results need."""
         return self.reads()
 
     @abc.abstractmethod
     def writes(self) -> tuple[pa.Field, ...]:
-        """Columns the step adds, with a `doc` in each field's metadata."""
+        """Return the columns that the step adds, each with a `doc` in its field's metadata."""
 
     def uid_columns(self) -> tuple[str, ...]:
-        """Written columns that follow from the row's uid alone, whatever the settings: its span, its size, its time base."""
+        """Return the written columns that follow from the row's uid, such as its span, size and time base."""
         return ()
 
     def weights(self) -> str:
-        """Identity of the weights the results depend on; empty where there are none."""
+        """Return the identity of the weights that the results depend on; empty if there are none."""
         return ""
 
     def resources(self) -> Resources:
+        """Return what one worker of the step holds."""
         return Resources()
 
     def starts_segment(self) -> bool:
-        """Whether what comes before is to be in a table first: where the step's work is dear, or must not depend on doing theirs again."""
+        """Return whether a new table begins here: for work that is expensive or must not be repeated with others."""
         return False
 
     def prepare(self, context: Context, pending: Collection[str]) -> Any:
-        """Runs once on the driver before the segment; what it returns travels to every worker as `context.state`.
+        """Run once on the driver before the segment; return a value that every worker gets as `context.state`.
 
-        `pending` are the uids of the rows that the segment still has to take.
+        `pending` holds the uids of the rows that the segment has not done.
         """
         return None
 
     def on_complete(self, context: Context) -> None:
-        """Runs on the driver when the segment's table is complete, also where it was so before: removes what only unfinished work needs."""
+        """Remove what only unfinished work needs. Runs on the driver whenever the segment's table is complete."""
         return
 
     @abc.abstractmethod
     def open(self, context: Context) -> TableFunction:
-        """Load what the work needs, once a worker. The function gets live rows only and returns as many, in order."""
+        """Load what the work needs, once per worker. The returned function maps live rows to as many rows, in order."""
 
     def settings_digest(self) -> str:
-        """Hash of what the step's results depend on, besides its input."""
+        """Return a hash of all that the step's results depend on besides its input."""
         return digest(self.name, str(self.version), self.model_dump_json(), self.weights())
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Part number `number` of `count` of a long row's work, what the step says of it, and about what it costs, in any unit."""
+    """Piece `number` of `count` of a long row's work."""
 
     number: int
     count: int
     spec: dict[str, Any]
+    """What the step needs to know of the piece, as JSON types."""
     cost: float
+    """Approximate cost, in any unit: the costliest pieces start first."""
 
 
 class Divisible(Step):
-    """A step that can do a long row's work in pieces, so that one row does not hold up a run.
+    """A step that can divide a long row's work into pieces, so that one row does not delay a run.
 
-    It has to be the first of its segment. Its pieces, joined, give what the whole would.
+    It must be the first of its segment. Joined pieces give the same result as the undivided row.
     """
 
     @abc.abstractmethod
     def divide(self, row: Mapping[str, Any]) -> Sequence[Piece]:
-        """Pieces of a row's work, in order; none for a row that is done whole."""
+        """Return the pieces of a row's work, in order; none if the row is not divided."""
 
     @abc.abstractmethod
     def run_piece(self, row: Mapping[str, Any], piece: Piece) -> bytes:
-        """The result of a piece, for `join` alone to read. What it raises fails the row."""
+        """Return the result of a piece, which only `join` reads. An exception fails the row."""
 
     @abc.abstractmethod
     def join(self, row: Mapping[str, Any], results: Sequence[bytes]) -> Mapping[str, Any] | Mark:
-        """The written columns of a row from the results of its pieces."""
+        """Return the written columns of a row from the results of its pieces."""
 
 
 class Expand(Step):
-    """A step after which one row stands for part of its source."""
+    """A step that turns each row into several rows, each for a part of its source."""
 
     def open(self, context: Context) -> TableFunction:
         raise AssertionError("an Expand step is driven through expand()")
 
     @abc.abstractmethod
     def expand(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | Mark:
-        """The written columns of each clip of one source row, or the mark of a source that gives none.
+        """Return the written columns of each clip of a source row, or a mark if it gives no clip.
 
-        Each clip carries its own `uid`, and the `source_uid` of the row it came from.
+        Each clip has its own `uid`, and the `source_uid` of its source row.
         """
 
     @abc.abstractmethod
     def consumes(self) -> tuple[str, ...]:
-        """Columns of the source row that its clips do not inherit; all others they do."""
+        """Return the columns of the source row that clips do not inherit."""
 
 
 class Global(Step):
-    """A step that decides over all rows at once."""
+    """A step that decides over all rows together."""
 
     def open(self, context: Context) -> TableFunction:
         raise AssertionError("a Global step is driven through solve()")
 
     @abc.abstractmethod
     def solve(self, rows: Rows) -> pa.Table:
-        """From `uid` and the read columns of every live row to what is decided of some: `uid`, the written columns and `FATE_FIELDS`.
+        """Decide over `uid` and the read columns of every live row.
 
-        Rows that are not in the result stay as they are, with the written columns that `defaults` gives them.
+        The result has `uid`, the written columns and `FATE_FIELDS` of the rows that change. Other rows are kept, with
+        the written columns that `defaults` returns.
         """
 
     @abc.abstractmethod
     def defaults(self, rows: pa.Table) -> pa.Table:
-        """The written columns of live rows of which `solve` said nothing; gets `uid` and the read columns."""
+        """Return the written columns of live rows that `solve` left out, from their `uid` and read columns."""
 
 
 def column(name: str, kind: pa.DataType, doc: str) -> pa.Field:
-    """A documented column."""
+    """Return the field of a documented column."""
     return pa.field(name, kind, metadata={"doc": doc})
 
 
 def map_rows(
     table: pa.Table, writes: Sequence[pa.Field], function: Callable[[dict[str, Any]], Mapping[str, Any] | Mark]
 ) -> pa.Table:
-    """Apply a function to each row of a table of live rows; what one row raises marks that row as failed and no other."""
+    """Apply a function to each row of a table of live rows. An exception marks its row as failed and no other."""
     values: list[Mapping[str, Any]] = []
     marks: list[Mark | None] = []
     for row in table.to_pylist():
         try:
             result = function(row)
-        except Exception as error:  # the row carries it: its class and message are in the table and in the ledger
+        except Exception as error:  # recorded in the row: its class and message are in the table and in the ledger
             result = failure(error)
         values.append({} if isinstance(result, Mark) else result)
         marks.append(result if isinstance(result, Mark) else None)
@@ -213,12 +218,12 @@ def map_rows(
 
 
 def failure(error: BaseException) -> Mark:
-    """The mark of a row whose work raised an error."""
+    """Return the mark of a row whose work raised an error."""
     return Mark("failed", f"{type(error).__name__}: {str(error).strip() or 'no message'}"[:2000])
 
 
 def set_column(table: pa.Table, field: pa.Field, values: Sequence[Any] | pa.Array | pa.ChunkedArray) -> pa.Table:
-    """Add a column, or replace it where it is."""
+    """Add a column to a table, or replace the column of that name in its position."""
     if not isinstance(values, pa.Array | pa.ChunkedArray):
         values = pa.array(values, field.type)
     position = table.schema.get_field_index(field.name)
@@ -226,7 +231,7 @@ def set_column(table: pa.Table, field: pa.Field, values: Sequence[Any] | pa.Arra
 
 
 def set_marks(table: pa.Table, marks: Sequence[Mark | None]) -> pa.Table:
-    """Write marks over the fates of a table of live rows; `None` leaves a row live."""
+    """Write marks into the fate columns of a table of live rows; `None` leaves a row live."""
     if not any(marks):
         return table
     columns = {
@@ -242,7 +247,7 @@ def set_marks(table: pa.Table, marks: Sequence[Mark | None]) -> pa.Table:
 
 
 def start_fates(table: pa.Table) -> pa.Table:
-    """Give every row of a table the fate `kept`."""
+    """Add the fate columns to a table, with every row kept."""
     for field in FATE_FIELDS:
         values = (
             pa.array(["kept"] * len(table), field.type) if field.name == "fate" else pa.nulls(len(table), field.type)
@@ -252,4 +257,5 @@ def start_fates(table: pa.Table) -> pa.Table:
 
 
 def is_live(table: pa.Table) -> pa.ChunkedArray:
+    """Return a mask of the rows that are kept so far."""
     return pc.equal(table["fate"], "kept")

@@ -1,4 +1,4 @@
-"""Tables on disk: parts that are whole or absent, an index of their rows, and orders for work on some of them."""
+"""Tables on disk: parts that are complete or absent, an index of their rows, and tasks for work on some of them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ METADATA_KEY = b"worldloom"
 PART_SUFFIX = ".parquet"
 
 TASK_SCHEMA = pa.schema([("part", pa.string()), ("rows", pa.list_(pa.int64()))])
-"""An order for work on stored rows: which rows of which parts. An order for new sources holds their rows themselves."""
+"""A task for stored rows: row numbers by part. A task for new sources holds their rows themselves."""
 
 TARGET_TASKS = 16
-"""Small inputs are split into about this many orders, so that all cores have work and a kill costs little."""
+"""Approximate number of tasks for a small input, so that all cores have work and a kill costs little."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """Which rows a table holds, without the rows: uid, the uid of the input row each came from, fate, part and row number."""
+    """An index of the rows of a table: uid, uid of the input row (`input_uid`), fate, part and row number."""
 
     rows: pa.Table
 
@@ -37,18 +37,19 @@ class Index:
         return int(self.rows.num_rows)
 
     def of_inputs(self, uids: pa.ChunkedArray | pa.Array) -> Index:
-        """Rows that came from these input rows."""
+        """Return the index of rows that came from these input rows."""
         return Index(self.rows.filter(pc.is_in(self.rows["input_uid"], pa.array(uids.to_pylist(), pa.string()))))
 
     def live(self) -> Index:
+        """Return the index of kept rows."""
         return Index(self.rows.filter(pc.equal(self.rows["fate"], "kept")))
 
     def without_inputs(self, done: pa.ChunkedArray) -> Index:
-        """Rows whose uid is not among those done."""
+        """Return the index of rows whose uid is not in `done`."""
         return Index(self.rows.filter(pc.invert(pc.is_in(self.rows["uid"], pa.array(done.to_pylist(), pa.string())))))
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows themselves, sorted by uid so that the result does not depend on who wrote which part."""
+        """Read the rows, sorted by uid, so that the result does not depend on how rows are divided into parts."""
         tables = [read_rows(part, rows, columns) for part, rows in self.by_part()]
         return (
             pa.concat_tables(tables).sort_by("uid")
@@ -57,6 +58,7 @@ class Index:
         )
 
     def by_part(self) -> Iterator[tuple[str, list[int]]]:
+        """Yield (part, row numbers), sorted by part."""
         parts = self.rows["part"].to_pylist()
         rows = self.rows["row"].to_pylist()
         grouped: dict[str, list[int]] = {}
@@ -65,7 +67,7 @@ class Index:
         yield from sorted(grouped.items())
 
     def tasks(self, rows_per_part: int) -> list[pa.Table]:
-        """Orders for work on these rows, about `TARGET_TASKS` of them or as many as `rows_per_part` asks for."""
+        """Return tasks for these rows: about `TARGET_TASKS`, or more if `rows_per_part` is smaller."""
         size = task_size(len(self), rows_per_part)
         tasks: list[pa.Table] = []
         pending: dict[str, list[int]] = {}
@@ -79,6 +81,7 @@ class Index:
 
 
 def task_size(n_rows: int, rows_per_part: int) -> int:
+    """Return the number of rows per task."""
     return max(1, min(rows_per_part, -(-n_rows // TARGET_TASKS)))
 
 
@@ -87,14 +90,14 @@ def _task(rows_of_parts: Mapping[str, list[int]]) -> pa.Table:
 
 
 def split_task(task: pa.Table) -> list[pa.Table]:
-    """The same work, one row an order."""
+    """Split a task into tasks of one row each."""
     if task.schema != TASK_SCHEMA:
         return [task.slice(i, 1) for i in range(len(task))]
     return [_task({item["part"]: [row]}) for item in task.to_pylist() for row in item["rows"]]
 
 
 def read_task(task: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows an order is for, all columns of them or some."""
+    """Read the rows of a task, all columns or some."""
     if task.schema != TASK_SCHEMA:
         return task
     return pa.concat_tables(
@@ -103,11 +106,12 @@ def read_task(task: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def read_rows(part: str, rows: Sequence[int], columns: Sequence[str] | None) -> pa.Table:
+    """Read rows of a part by their numbers, all columns or some."""
     return storage.read_table(part, list(columns) if columns is not None else None).take(pa.array(rows, pa.int64()))
 
 
 def index_table(folder: str, input_column: str = "uid") -> Index:
-    """Index of every row in a table's visible parts."""
+    """Return the index of every row in a table's visible parts."""
     parts = [entry.uri for entry in storage.list_files(folder, PART_SUFFIX)]
     tables = []
     for part in parts:
@@ -137,7 +141,7 @@ _INDEX_TYPES = {
 
 
 def write_part(folder: str, table: pa.Table, metadata: Mapping[str, object]) -> str:
-    """Write one part, named by the rows in it: the same work done twice gives one file, not two."""
+    """Write one part and return its URI. It is named by its rows: the same work done twice gives one file."""
     name = f"part-{storage.digest(*table['uid'].to_pylist())}{PART_SUFFIX}"
     uri = storage.join(folder, name)
     storage.write_table(
@@ -147,14 +151,14 @@ def write_part(folder: str, table: pa.Table, metadata: Mapping[str, object]) -> 
 
 
 def read_metadata(part: str) -> dict[str, object]:
-    """What a part says of itself; empty for a file that is none of ours."""
+    """Read the metadata of a part's footer; empty for a file without."""
     metadata = storage.read_schema(part).metadata or {}
     loaded: dict[str, object] = json.loads(metadata.get(METADATA_KEY, b"{}"))
     return loaded
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with exactly the columns of the schema: missing ones null, others left out."""
+    """Return the table with exactly the columns of the schema: missing ones are null, others are left out."""
     columns = [
         table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
         for field in schema
@@ -163,17 +167,16 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def replace_part(part: str, table: pa.Table) -> None:
-    """Put other rows in a part's place, under the same name and with the same footer; a part without rows is removed.
+    """Replace the rows of a part under the same name and footer; without rows, remove the part.
 
-    The rename is the only moment anything changes, so whoever is killed leaves either all rows of before or all of after: a new
-    name would show rows twice between the writing of the one and the removal of the other. The name still is the digest of the
-    rows the part was written with. That is safe: work that is done again is on rows which no part holds, and a part of exactly
-    those would have been removed.
+    The change is one atomic rename, so a kill leaves all old rows or all new rows. A new name would show rows twice
+    between writing the new part and removing the old one. The name remains the digest of the original rows. That is
+    safe: a task only has rows that no part holds, and a part of exactly those rows would have been removed.
     """
     if not len(table):
         storage.remove(part)
         return
-    # Reading adds the number of each column to its metadata, which would be written as part of it.
+    # Reading adds a field id to the metadata of each column, which would be written back as metadata of our own.
     fields = [
         field.with_metadata({k: v for k, v in (field.metadata or {}).items() if k != b"PARQUET:field_id"})
         for field in table.schema
@@ -183,7 +186,7 @@ def replace_part(part: str, table: pa.Table) -> None:
 
 
 def remove_rows(part: str, values: pa.Array, column: str = "uid") -> int:
-    """Rewrite a part without the rows whose `column` is one of the values; returns how many there were."""
+    """Rewrite a part without the rows whose `column` is one of the values; return their number."""
     gone = pc.is_in(storage.read_table(part, [column])[column], values)
     count = int(pc.sum(gone).as_py() or 0)
     if count:

@@ -1,4 +1,4 @@
-"""The work on one order: read its rows, take them through a segment's steps, write one part. Runs anywhere, Ray or not."""
+"""The work on one task: read its rows, run a segment's steps on them, write one part. It runs with or without Ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from cluster.resources import Resources
 from pipelines.engine import pieces, tables
-from pipelines.engine.exclusions import NOTHING, Forgotten
+from pipelines.engine.exclusions import NO_EXCLUSIONS, Exclusions
 from pipelines.engine.reuse import CachedRows
 from pipelines.engine.segments import Segment, footer
 from pipelines.engine.step import (
@@ -36,23 +36,23 @@ from pipelines.engine.step import (
 REPORT_SCHEMA = pa.schema(
     [("part", pa.string()), ("n_inputs", pa.int64()), ("n_rows", pa.int64()), ("cpu_s", pa.float64())]
 )
-"""What a finished order sends back: where its part is (empty if no row of it was done), and what it cost."""
+"""Report of a finished task: the URI of its part (empty if it wrote none), and its cost."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A segment with all its workers need: picklable, and the same for every worker."""
+    """A segment and all that its workers need. It is picklable and the same for every worker."""
 
     segment: Segment
     folder: str
     contexts: tuple[Context, ...]
     cached: Mapping[str, CachedRows] = field(default_factory=dict)
     solved: pa.Table | None = None
-    forgotten: Forgotten = NOTHING
-    """What a Global step decided."""
+    """The decisions of a `Global` step."""
+    exclusions: Exclusions = NO_EXCLUSIONS
 
     def stages(self) -> list[Stage]:
-        """The steps grouped by what their workers hold: neighbours that hold the same share a worker."""
+        """Group neighbouring steps with equal resources: they share a worker."""
         groups: list[list[int]] = []
         for position, step in enumerate(self.segment.steps):
             if groups and step.resources() == self.segment.steps[groups[-1][-1]].resources():
@@ -64,7 +64,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps of a job that one worker runs. The first stage reads the order, the last writes the part."""
+    """Steps of a job that one worker runs. The first stage reads the task, the last writes the part."""
 
     job: Job
     positions: tuple[int, ...]
@@ -81,24 +81,26 @@ COSTS_KEY = b"worldloom_costs"
 
 @dataclass
 class Costs:
-    """What an order cost so far. `steps` holds for each label the rows that were worked on, CPU seconds and seconds."""
+    """The cost of a task so far."""
 
     n_inputs: int = 0
     cpu_s: float = 0.0
     steps: dict[str, tuple[int, float, float]] = field(default_factory=dict)
+    """Rows worked on, CPU seconds and wall-clock seconds by step label."""
 
     @classmethod
-    def of_stages_before(cls, table: pa.Table) -> Costs:
+    def of_earlier_stages(cls, table: pa.Table) -> Costs:
+        """Read the costs that an earlier stage wrote into the metadata of its table."""
         stored = (table.schema.metadata or {}).get(COSTS_KEY)
         return cls(**json.loads(stored)) if stored else cls()
 
-    def carried_by(self, table: pa.Table) -> pa.Table:
-        """The table on its way to the next stage."""
+    def attach_to(self, table: pa.Table) -> pa.Table:
+        """Return the table with these costs in its metadata, for the next stage."""
         return table.replace_schema_metadata({COSTS_KEY: json.dumps(asdict(self)).encode()})
 
 
 class Worker:
-    """A stage with its weights loaded. Call it with an order (or with the rows of the stage before)."""
+    """A stage with its weights loaded. It is called with a task, or with the rows of the stage before."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -109,24 +111,24 @@ class Worker:
         stage, job = self._stage, self._stage.job
         joined = None
         if table.schema == REPORT_SCHEMA:
-            # A stage before was through with it.
+            # An earlier stage finished the task.
             return table
-        costs = Costs.of_stages_before(table)
+        costs = Costs.of_earlier_stages(table)
         if stage.reads:
             table = tables.read_task(table)
             first = job.segment.first
             if isinstance(first, Divisible):
                 if pieces.is_piece(table):
-                    pieces.do_piece(first, job.folder, table)
+                    pieces.run_piece(first, job.folder, table)
                     return report("", 0, 0, time.process_time() - start_s)
-                table, joined = self._whole_or_joined(first, table)
+                table, joined = self._select_rows(first, table)
             costs.n_inputs = len(table)
             table = table if "fate" in table.column_names else start_fates(table)
             if not len(table):
                 return report("", 0, 0, time.process_time() - start_s)
         for position in stage.positions:
             step_cpu_s, step_s = time.process_time(), time.monotonic()
-            table, n_rows = self._take(position, table, joined if position == 0 else None)
+            table, n_rows = self._run_step(position, table, joined if position == 0 else None)
             costs.steps[job.segment.labels[position]] = (
                 n_rows,
                 time.process_time() - step_cpu_s,
@@ -134,18 +136,18 @@ class Worker:
             )
         costs.cpu_s += time.process_time() - start_s
         if not stage.writes:
-            return costs.carried_by(table)
-        table = job.forgotten.scrub(tables.conform(table, job.segment.schema))
+            return costs.attach_to(table)
+        table = job.exclusions.redact_shots(tables.conform(table, job.segment.schema))
         part = tables.write_part(job.folder, table, {**footer(job.segment), **asdict(costs)})
         return report(part, costs.n_inputs, len(table), costs.cpu_s)
 
     def close(self) -> None:
-        """Give back what steps hold that they do not just leave to Python: their functions have a `close` then."""
+        """Close the functions of steps that have a `close`."""
         for function in self._functions.values():
             getattr(function, "close", lambda: None)()
 
-    def _whole_or_joined(self, step: Divisible, table: pa.Table) -> tuple[pa.Table, TableFunction | None]:
-        """The rows to be worked on: those whose pieces are done, with what joins these, or those that are not to be divided."""
+    def _select_rows(self, step: Divisible, table: pa.Table) -> tuple[pa.Table, TableFunction | None]:
+        """Return the rows to work on: undivided ones, or those to be joined, with the function that joins them."""
         job = self._stage.job
         if pieces.is_join(table):
             counts = dict(zip(table["uid"].to_pylist(), table[pieces.JOIN_COLUMN].to_pylist(), strict=True))
@@ -156,12 +158,12 @@ class Worker:
             [table.filter(stored), pieces.plan_long_rows(step, job.folder, table.filter(pc.invert(stored)))]
         ), None
 
-    def _take(self, position: int, table: pa.Table, instead: TableFunction | None) -> tuple[pa.Table, int]:
-        """Take a table through a step, or through what does a plain step's work instead. Also says how many rows were worked on."""
+    def _run_step(self, position: int, table: pa.Table, instead: TableFunction | None) -> tuple[pa.Table, int]:
+        """Run a step, or `instead` in its place, on a table. Also return how many rows were worked on."""
         segment = self._stage.job.segment
         step, label = segment.steps[position], segment.labels[position]
         if isinstance(step, Expand):
-            return expand(step, label, table, self._stage.job.forgotten), len(table)
+            return expand(step, label, table, self._stage.job.exclusions), len(table)
         if isinstance(step, Global):
             assert self._stage.job.solved is not None
             return join_solved(step, label, table, self._stage.job.solved), len(table)
@@ -173,25 +175,25 @@ class Worker:
 def run_step(
     step: Step, label: str, table: pa.Table, function: TableFunction, donor: CachedRows | None = None
 ) -> tuple[pa.Table, int]:
-    """Take the live rows of a table through a step; marked rows pass it by with nulls. The order of rows stays.
+    """Run a step on the live rows of a table; marked rows get nulls. The order of rows is unchanged.
 
-    Also gives the number of rows that were worked on: live ones without values from a donor.
+    Also return the number of rows that were worked on: live ones without cached values.
     """
     fields = list(step.writes())
     for written in fields:
         table = set_column(table, written, pa.nulls(len(table), written.type))
     live = pc.fill_null(is_live(table), False).combine_chunks()
     numbers = pa.array(range(len(table)), pa.int64())
-    pieces, tasks = [table.filter(pc.invert(live))], [numbers.filter(pc.invert(live))]
-    work, work_order = table.filter(live), numbers.filter(live)
+    parts, positions = [table.filter(pc.invert(live))], [numbers.filter(pc.invert(live))]
+    work, work_positions = table.filter(live), numbers.filter(live)
     if donor is not None and len(work):
         stored, values = donor.fetch(work["uid"], fields)
-        given = work.filter(stored)
+        hits = work.filter(stored)
         for written in fields:
-            given = set_column(given, written, values[written.name].cast(written.type))
-        pieces.append(given)
-        tasks.append(work_order.filter(stored))
-        work, work_order = work.filter(pc.invert(stored)), work_order.filter(pc.invert(stored))
+            hits = set_column(hits, written, values[written.name].cast(written.type))
+        parts.append(hits)
+        positions.append(work_positions.filter(stored))
+        work, work_positions = work.filter(pc.invert(stored)), work_positions.filter(pc.invert(stored))
     if len(work):
         done = guarded(function, work, fields)
         assert done["uid"].equals(work["uid"]), f"{label} changed the rows or their order"
@@ -199,18 +201,18 @@ def run_step(
         done = set_column(
             done, table.schema.field("fate_step"), pc.if_else(marked, pa.scalar(label), pa.scalar(None, pa.string()))
         )
-        pieces.append(done.select(table.column_names))
-        tasks.append(work_order)
-    return pa.concat_tables(pieces).take(pc.sort_indices(pa.concat_arrays(tasks))).combine_chunks(), len(work)
+        parts.append(done.select(table.column_names))
+        positions.append(work_positions)
+    return pa.concat_tables(parts).take(pc.sort_indices(pa.concat_arrays(positions))).combine_chunks(), len(work)
 
 
 def guarded(function: TableFunction, table: pa.Table, fields: Sequence[pa.Field]) -> pa.Table:
-    """The function's result; where it raises, each row alone, so that only the rows at fault are marked as failed."""
+    """Return the function's result. If it raises, run each row alone, so that only the rows at fault are failed."""
     try:
         return function(table)
     except RunError:
         raise
-    except Exception as error:  # nothing is hidden: the rows at fault carry the error
+    except Exception as error:  # recorded in the rows at fault
         if len(table) == 1:
             for written in fields:
                 table = set_column(table, written, pa.nulls(1, written.type))
@@ -218,15 +220,15 @@ def guarded(function: TableFunction, table: pa.Table, fields: Sequence[pa.Field]
     return pa.concat_tables(guarded(function, table.slice(i, 1), fields).combine_chunks() for i in range(len(table)))
 
 
-def expand(step: Expand, label: str, table: pa.Table, forgotten: Forgotten = NOTHING) -> pa.Table:
-    """Each live source row becomes its clips; one that gives none, or was marked before, stays as a single marked row."""
+def expand(step: Expand, label: str, table: pa.Table, exclusions: Exclusions = NO_EXCLUSIONS) -> pa.Table:
+    """Turn each live source row into its clips. A source without clips, or marked before, stays as one marked row."""
     inherited = [name for name in table.column_names if name not in step.consumes()]
     fields = {name: table.schema.field(name) for name in inherited} | {
         written.name: written for written in step.writes()
     }
     columns: dict[str, list[Any]] = {name: [] for name in fields}
     for row in table.to_pylist():
-        for clip in _clips_of(step, label, row, forgotten):
+        for clip in _clips_of(step, label, row, exclusions):
             for name in fields:
                 columns[name].append(clip.get(name))
     return pa.table(
@@ -235,24 +237,24 @@ def expand(step: Expand, label: str, table: pa.Table, forgotten: Forgotten = NOT
     )
 
 
-def _clips_of(step: Expand, label: str, row: dict[str, Any], forgotten: Forgotten) -> list[dict[str, Any]]:
-    alone = {**row, "source_uid": row["uid"]}
+def _clips_of(step: Expand, label: str, row: dict[str, Any], exclusions: Exclusions) -> list[dict[str, Any]]:
+    source = {**row, "source_uid": row["uid"]}
     if row["fate"] != "kept":
-        return [alone]
+        return [source]
     try:
         clips = step.expand(row)
-        clips = clips if isinstance(clips, Mark) else forgotten.spare(row, clips)
-    except Exception as error:  # the row carries it
+        clips = clips if isinstance(clips, Mark) else exclusions.filter_clips(row, clips)
+    except Exception as error:  # recorded in the row
         clips = failure(error)
     if isinstance(clips, Mark):
         values = (clips.fate, label, clips.reason, clips.value, clips.bound)
-        return [{**alone, **dict(zip(FATE_COLUMNS, values, strict=True))}]
+        return [{**source, **dict(zip(FATE_COLUMNS, values, strict=True))}]
     assert clips, f"{label} gave neither clips nor a mark for {row['uid']}"
-    return [{**alone, **clip} for clip in clips]
+    return [{**source, **clip} for clip in clips]
 
 
 def join_solved(step: Global, label: str, table: pa.Table, solved: pa.Table) -> pa.Table:
-    """Give each live row what a Global step decided about it; marked rows keep what they had."""
+    """Write the decisions of a `Global` step into live rows; marked rows stay as they were."""
     live, defaults = is_live(table), step.defaults(table)
     position = pc.index_in(table["uid"].combine_chunks(), solved["uid"].combine_chunks())
     found, decided = solved.take(position), pc.is_valid(position)
@@ -268,7 +270,7 @@ def join_solved(step: Global, label: str, table: pa.Table, solved: pa.Table) -> 
 
 
 def failed_rows(job: Job, task: pa.Table, reason: str) -> pa.Table:
-    """Write the part of rows whose worker died each time it took them: those that were live are failed, with the reason."""
+    """Write the part of rows whose worker died each time: live ones are failed with the reason. Return the report."""
     rows = tables.read_task(task)
     rows = rows if "fate" in rows.column_names else start_fates(rows)
     dead = is_live(rows)
@@ -281,4 +283,5 @@ def failed_rows(job: Job, task: pa.Table, reason: str) -> pa.Table:
 
 
 def report(part: str, n_inputs: int, n_rows: int, cpu_s: float) -> pa.Table:
+    """Return the report of a task as a table of one row."""
     return pa.table({"part": [part], "n_inputs": [n_inputs], "n_rows": [n_rows], "cpu_s": [cpu_s]}, REPORT_SCHEMA)

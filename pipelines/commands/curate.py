@@ -1,0 +1,93 @@
+"""`worldloom curate`: from footage to tables, latent shards and a manifest."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+
+import typer
+
+from cluster import storage
+from pipelines.commands._console import print_accounts, print_facts, print_segments
+from pipelines.commands._options import Assignments, InProcess, RecipeFile, read_recipe
+from pipelines.commands._session import Session, opened
+from pipelines.commands.report import try_report
+from pipelines.curation import Curation, run_segments
+from pipelines.dataset import current, splits
+from pipelines.dataset.build import Dataset, build_dataset
+from pipelines.engine.exclusions import check_no_unfinished_removal
+from pipelines.ledger import Account, captioning, ledger
+from pipelines.recipe import Recipe, write_resolved
+from pipelines.steps.encode import Encode
+
+
+@dataclass(frozen=True)
+class Curated:
+    """The result of a curation."""
+
+    curation: Curation
+    accounts: tuple[Account, ...]
+    dataset: Dataset | None
+    """The data set to train on; None if the recipe does not end in `encode`."""
+    report_uri: str | None
+    """`report.html`; None if it could not be written."""
+    seconds: float
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every input has a fate, at every level."""
+        return all(account.balanced for account in self.accounts)
+
+
+def curate(recipe: Recipe, in_process: bool = False, session: Session | None = None) -> Curated:
+    """Bring every table of a recipe up to date and build its data set: finished work is not done again.
+
+    `in_process` uses no Ray. Raises `ConfigError` for bad input and `RuntimeError` if the work cannot be finished.
+    """
+    start_s = time.monotonic()
+    recipe.check_curates()
+    check_no_unfinished_removal(recipe.out_uri)
+    write_resolved(recipe)
+    with opened(session, recipe.ray, in_process) as executor:
+        curation = run_segments(recipe, executor)
+        accounts = tuple(ledger(curation))
+        data = json.dumps([asdict(account) for account in accounts], indent=1)
+        storage.write_bytes(storage.join(recipe.out_uri, "ledger.json"), data.encode())
+        dataset = None
+        if isinstance(recipe.curate[-1], Encode):
+            dataset = build_dataset(recipe, curation, executor)
+            current.write(recipe, curation, dataset.manifest_uri)
+        else:
+            splits.store(recipe, curation)
+    report_uri = try_report(recipe, curation)
+    return Curated(curation, accounts, dataset, report_uri, time.monotonic() - start_s)
+
+
+def print_curated(curated: Curated) -> None:
+    """Print the tables of a curation."""
+    print_segments(curated.curation.segments)
+    print_accounts(curated.accounts)
+
+
+def facts_of(curated: Curated) -> list[tuple[str, str]]:
+    """Return what a curation made, as names and values for the end of a run."""
+    facts = [("curated table", curated.curation.final.folder)]
+    if used := captioning(curated.curation):
+        facts.append(("captions", used))
+    if data := curated.dataset:
+        clips = f"{data.n_train} train, {data.n_val} val and {data.n_test} test samples"
+        facts.append(("data set", f"{clips}, {data.n_tokens:,} latent cells, {data.n_captions} captions"))
+        facts.append(("manifest", data.manifest_uri))
+    return facts
+
+
+def command(recipe: RecipeFile, set_: Assignments = None, inline: InProcess = False) -> None:
+    """Curate a recipe's footage: split, measure, filter, caption and encode it. Finished work is not done again."""
+    settings = read_recipe(recipe, set_)
+    curated = curate(settings, inline)
+    print_curated(curated)
+    facts = [*facts_of(curated), ("report", curated.report_uri or "could not be written; see the log")]
+    print_facts([*facts, ("everything", settings.out_uri), ("took", f"{curated.seconds:.0f} s")])
+    if not curated.balanced:
+        raise typer.Exit(1)

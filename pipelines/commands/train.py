@@ -1,0 +1,76 @@
+"""`worldloom train`: from a manifest to a model. Reads no footage."""
+
+from __future__ import annotations
+
+from cluster.config import ConfigError
+from pipelines.commands._console import print_facts
+from pipelines.commands._options import Assignments, InProcess, RecipeFile, read_recipe
+from pipelines.commands._session import Session, opened
+from pipelines.dataset import current
+from pipelines.engine.exclusions import check_no_unfinished_removal
+from pipelines.forgetting.prior_runs import adopt_run
+from pipelines.recipe import Recipe, write_resolved
+from training.checkpoints.run_folder import run_folder
+from training.result import TrainResult, result
+from training.settings import TrainSettings
+
+
+def train(recipe: Recipe, in_process: bool = False, session: Session | None = None) -> TrainResult:
+    """Train a recipe's model on its data set, from the newest checkpoint if there is one.
+
+    The data set is the recipe's `manifest`, or the one that `curate` built last. `in_process` trains on one worker
+    without Ray and DeepSpeed. Raises `ConfigError` if there is no data set or it was built by other settings.
+    """
+    settings = settings_for(recipe, in_process)
+    check_no_unfinished_removal(recipe.out_uri)
+    dataset = current.read(recipe)
+    write_resolved(recipe)
+    run_uri = run_folder(settings, dataset.manifest_uri, recipe.out_uri, recipe.seed)
+    if dataset.content:
+        adopt_run(recipe, dataset.content, run_uri)
+    if (done := result(settings, run_uri)) is not None:
+        return done
+    from training import run  # imports Ray Train, which takes half a second
+
+    with opened(session, recipe.ray, in_process) as opened_session:
+        opened_session.connect()
+        return run.train(settings, dataset.manifest_uri, recipe.out_uri, seed=recipe.seed, distributed=not in_process)
+
+
+def settings_for(recipe: Recipe, in_process: bool = False) -> TrainSettings:
+    """Return the recipe's training settings, for one worker if it trains in this process.
+
+    Raises `ConfigError` if the recipe does not train.
+    """
+    if recipe.train is None:
+        raise ConfigError(f"{recipe.name}: the recipe has no section train")
+    if not in_process:
+        return recipe.train
+    return recipe.train.model_copy(update={"workers": 1, "context_parallel": 1, "zero_stage": 0})
+
+
+def find_trained(recipe: Recipe) -> TrainResult:
+    """Return the finished training run of a recipe. Raises `ConfigError` if there is none."""
+    settings = settings_for(recipe)
+    run_uri = run_folder(settings, current.read(recipe).manifest_uri, recipe.out_uri, recipe.seed)
+    trained = result(settings, run_uri)
+    if trained is None:
+        raise ConfigError(
+            f"{recipe.name}: no model is trained to step {settings.steps} yet; run `worldloom train` first"
+        )
+    return trained
+
+
+def facts_of(trained: TrainResult) -> list[tuple[str, str]]:
+    """Return what a training run made, as names and values for the end of a run."""
+    losses = f", loss {trained.losses[0]:.3f} -> {trained.losses[-1]:.3f}" if trained.losses else ""
+    return [
+        ("training", f"step {trained.steps}{losses}"),
+        ("loss curve", trained.curve_uri),
+        ("model", trained.export_uri),
+    ]
+
+
+def command(recipe: RecipeFile, set_: Assignments = None, inline: InProcess = False) -> None:
+    """Train a recipe's model on its manifest. No footage is read; a run that was stopped resumes."""
+    print_facts(facts_of(train(read_recipe(recipe, set_), inline)))
