@@ -29,8 +29,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.variants import KINDS, Variant, write_variants
-from pipelines.duplicates.clip_hashes import READS, as_clips
-from pipelines.duplicates.near import Nearness, near_pairs
+from pipelines.duplicates.clip_hashes import READ_COLUMNS, as_clips
+from pipelines.duplicates.near import NearThresholds, near_pairs
 from pipelines.engine.shuffle import LocalRows
 from pipelines.engine.step import Mark
 from pipelines.scenes.footage import TRUTH, make_footage
@@ -201,7 +201,7 @@ def false_pairs(clips: Sequence[dict[str, Any]], of: dict[str, str]) -> int:
     """Near-duplicates of clips that do not show the same."""
     if not clips:
         return 0
-    pairs = near_pairs(rows_of(clips).map(as_clips), Nearness()).to_pylist()
+    pairs = near_pairs(rows_of(clips).map(as_clips), NearThresholds()).to_pylist()
     false = [pair for pair in pairs if of[pair["a_source"]] != of[pair["b_source"]]]
     for pair in false[:20]:
         print(
@@ -285,7 +285,7 @@ def main() -> None:
     parser.add_argument("--demo", type=int, default=24, help="videos of drawn footage")
     parser.add_argument("--only", choices=("growth", "footage"))
     arguments = parser.parse_args()
-    assert set(FIELDS) == set(READS)
+    assert set(FIELDS) == set(READ_COLUMNS)
     result: dict[str, Any] = {}
     if arguments.only != "footage":
         result |= growth(arguments.hashes)

@@ -20,7 +20,7 @@ from pipelines.commands._options import AsJson, Assignments, RecipeFile, read_re
 from pipelines.curation import Curation, inspect
 from pipelines.dataset.splits import SPLITS, clip_rows, read_splits, splits_uri
 from pipelines.duplicates.across import closest_across
-from pipelines.duplicates.clip_hashes import READS
+from pipelines.duplicates.clip_hashes import READ_COLUMNS
 from pipelines.engine.executor import Executor
 from pipelines.engine.tables import Index
 
@@ -156,13 +156,13 @@ def closest_pairs(
 ) -> tuple[tuple[ClosePair, ...], str]:
     """Return the closest pairs of kept clips of different splits, or else why none were compared."""
     state = curation.final
-    if missing := [name for name in READS if name not in state.segment.schema.names]:
+    if missing := [name for name in READ_COLUMNS if name not in state.segment.schema.names]:
         return (), f"the tables lack {', '.join(missing)}"
     if len(pc.unique(kept["split"])) < 2:
         return (), "all clips are in one split"
     split_rows = kept.select(["uid", "split"]).combine_chunks()
     tasks = state.rows.live().tasks(ROWS_PER_TASK)
-    rows = executor.rows(tasks, list(READS)).map(partial(_add_split, split_rows=split_rows))
+    rows = executor.rows(tasks, list(READ_COLUMNS)).map(partial(_add_split, split_rows=split_rows))
     found = closest_across(rows, "split", limit).to_pylist()
     uids = pa.array(sorted({row[side] for row in found for side in ("uid_a", "uid_b")}), pa.string())
     index = state.rows.rows.filter(pc.is_in(state.rows.rows["uid"], uids))

@@ -1,1 +1,1 @@
-"""Which clips repeat others: exactly, nearly or in meaning. Pure: tables in, tables out."""
+"""Search for clips that repeat others: exactly, nearly or in meaning."""

@@ -1,97 +1,102 @@
-"""Pairs of clips worth comparing: those that share a key, are of different files, and have hashes alike under it."""
+"""Pairs of clips worth comparing: of different origins, with a key in common and hashes alike under it."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from pipelines.duplicates.keys import distances
+from cluster.arrays import BoolArray, Int64Array
+from pipelines.duplicates.keys import hamming_distances
 
-NEIGHBOURS = 32
-"""Each of the clips that share one key is compared with this many after it. The order puts clips of different files next to each other,
-and of those the ones with like hashes. So thousands of copies cost as much as they are many, and not their square."""
+MAX_NEIGHBOURS = 32
+"""Number of following clips that each clip with a key is compared with. The sorting puts clips of different origins
+next to each other, and of those the ones with like hashes. So the cost grows linearly with the number of copies, not
+with its square."""
 
-CANDIDATES = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("mirrored", pa.bool_()), ("votes", pa.int64())])
-"""Two clips by number, a < b, whether one of them would have to be mirrored to look like the other, and how many keys say so."""
-
-Ints = NDArray[np.int64]
-Flags = NDArray[np.bool_]
+CANDIDATES = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("mirrored", pa.bool_()), ("shared_keys", pa.int64())])
+"""Numbers a < b of two clips, whether one of them has to be mirrored to look like the other, and how many keys they
+share that way."""
 
 
 def candidates(keys: pa.Table, frame_distance: int, still_distance: int) -> pa.Table:
-    """Rows of `CANDIDATES` from rows of `KEYS`, each pair once. All rows of a key have to be there; `origin` parts clips not to be compared.
+    """Return rows of `CANDIDATES` from rows of `KEYS`, each pair once. Clips of one `origin` are not paired.
 
-    Hashes that share a key have to lie within `frame_distance` bits of each other, those of images within `still_distance`.
+    Hashes that share a key have to be within `frame_distance` bits of each other, those of images within
+    `still_distance`. All rows of a key have to be in the table.
     """
     key, clip, origin, bits = (
         np.asarray(keys[name].to_numpy(), np.int64) for name in ("key", "clip", "origin", "hash")
     )
-    turned, still = (np.asarray(keys[name].to_numpy(zero_copy_only=False), bool) for name in ("turned", "still"))
-    chosen = _in_order(key, clip, origin, bits)
-    key, clip, origin, bits, turned, still = (column[chosen] for column in (key, clip, origin, bits, turned, still))
+    is_mirrored, still = (np.asarray(keys[name].to_numpy(zero_copy_only=False), bool) for name in ("mirrored", "still"))
+    chosen = _interleaved(key, clip, origin, bits)
+    key, clip, origin, bits, is_mirrored, still = (
+        column[chosen] for column in (key, clip, origin, bits, is_mirrored, still)
+    )
     hashes = bits.view(np.uint64)
-    most = np.where(still, still_distance, frame_distance)
+    max_distance = np.where(still, still_distance, frame_distance)
     found = []
     first = np.arange(len(key))
-    for step in range(1, NEIGHBOURS + 1):
+    for step in range(1, MAX_NEIGHBOURS + 1):
         first = first[: np.searchsorted(first, len(key) - step)]
         first = first[key[first + step] == key[first]]
         if not len(first):
             break
         second = first + step
-        near = (origin[first] != origin[second]) & (distances(hashes[first], hashes[second]) <= most[first])
+        near = hamming_distances(hashes[first], hashes[second]) <= max_distance[first]
+        near &= origin[first] != origin[second]
         i, j = first[near], second[near]
-        votes = np.ones(len(i), np.int64)
-        found.append(counted(np.minimum(clip[i], clip[j]), np.maximum(clip[i], clip[j]), turned[i] != turned[j], votes))
+        a, b = np.minimum(clip[i], clip[j]), np.maximum(clip[i], clip[j])
+        found.append(count_pairs(a, b, is_mirrored[i] != is_mirrored[j], np.ones(len(i), np.int64)))
     if not found:
         return CANDIDATES.empty_table()
-    a, b, mirror, votes = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return pa.table(list(counted(a, b, mirror, votes)), schema=CANDIDATES)
+    a, b, mirror, shared_keys = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return pa.table(list(count_pairs(a, b, mirror, shared_keys)), schema=CANDIDATES)
 
 
-def counted(a: Ints, b: Ints, mirror: Flags, votes: Ints) -> tuple[Ints, Ints, Flags, Ints]:
-    """Each distinct row of the first three once, ordered by them, with the sum of its votes."""
+def count_pairs(
+    a: Int64Array, b: Int64Array, mirror: BoolArray, shared_keys: Int64Array
+) -> tuple[Int64Array, Int64Array, BoolArray, Int64Array]:
+    """Return each distinct row of the first three columns once, sorted by them, with the sum of its shared keys."""
     order = np.lexsort((mirror, b, a))
-    a, b, mirror, votes = a[order], b[order], mirror[order], votes[order]
+    a, b, mirror, shared_keys = a[order], b[order], mirror[order], shared_keys[order]
     new = np.ones(len(a), bool)
     new[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1]) | (mirror[1:] != mirror[:-1])
     starts = np.flatnonzero(new)
-    return a[new], b[new], mirror[new], np.add.reduceat(votes, starts) if len(starts) else votes
+    return a[new], b[new], mirror[new], np.add.reduceat(shared_keys, starts) if len(starts) else shared_keys
 
 
-def _in_order(
-    key: NDArray[np.int64], clip: NDArray[np.int64], origin: NDArray[np.int64], bits: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Positions of rows whose key is of several origins, those of a key together, first one of each origin, then the next of each."""
-    order = _sharing(key)
+def _interleaved(key: Int64Array, clip: Int64Array, origin: Int64Array, bits: Int64Array) -> Int64Array:
+    """Return positions of the rows whose key occurs in several origins, sorted by key.
+
+    Within a key, the first row of each origin comes first, then the second of each, and so on.
+    """
+    order = _rows_with_shared_keys(key)
     order = order[np.lexsort((bits[order], clip[order], origin[order], key[order]))]
     # Exact copies have one number, and are one clip here.
     fresh = np.ones(len(order), bool)
     fresh[1:] = (key[order[1:]] != key[order[:-1]]) | (clip[order[1:]] != clip[order[:-1]])
     order = order[fresh]
+    if not len(order):
+        return order
     starts_key, starts_origin = np.ones(len(order), bool), np.ones(len(order), bool)
     starts_key[1:] = key[order[1:]] != key[order[:-1]]
     starts_origin[1:] = starts_key[1:] | (origin[order[1:]] != origin[order[:-1]])
-    n_origins = np.bincount(np.cumsum(starts_key) - 1, weights=starts_origin) if len(order) else np.zeros(0)
-    mixed = n_origins[np.cumsum(starts_key) - 1] > 1 if len(order) else np.zeros(0, bool)
-    begin = (
-        np.maximum.accumulate(np.where(starts_origin, np.arange(len(order)), 0))
-        if len(order)
-        else np.zeros(0, np.int64)
-    )
-    rank = np.arange(len(order)) - begin
-    order, rank = order[mixed], rank[mixed]
-    # The low bytes first: they are of the steady bits.
+    key_index = np.cumsum(starts_key) - 1
+    n_origins = np.bincount(key_index, weights=starts_origin)
+    in_several = n_origins[key_index] > 1
+    origin_start = np.maximum.accumulate(np.where(starts_origin, np.arange(len(order)), 0))
+    rank = np.arange(len(order)) - origin_start
+    order, rank = order[in_several], rank[in_several]
+    # The low bytes of a hash are compared first: they hold the steadiest bits.
     like = bits[order].byteswap().view(np.uint64)
     return np.asarray(order[np.lexsort((clip[order], like, rank, key[order]))], np.int64)
 
 
-def _sharing(key: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of the rows whose key, or nearly all of its bits, another has.
+def _rows_with_shared_keys(key: Int64Array) -> Int64Array:
+    """Return positions of the rows whose key, or nearly all of its bits, another row has.
 
-    Most have none, and leave here: 8 million keys in 0.1 s, as numpy sorts numbers six times as fast as it finds their order. So
-    the position stands in the lowest bits of what is sorted.
+    Most rows have none and are removed here: 8 million keys in 0.1 s, because numpy sorts numbers six times as fast
+    as it finds their order. So the position is stored in the lowest bits of the sorted numbers.
     """
     bits = np.uint64(max(1, (len(key) - 1).bit_length()))
     packed = (key.view(np.uint64) >> bits << bits) | np.arange(len(key), dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Which clips of a group of duplicates stay: the best ones, and those of which too little is found in any that stays."""
+"""Decisions on clusters of duplicates: the best clip is kept, and any that a kept one covers too little of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipelines.duplicates.clip_hashes import RANKED
+from pipelines.duplicates.clip_hashes import RANK_COLUMNS
 from pipelines.duplicates.components import components
 
 Kind = Literal["exact", "near", "semantic"]
@@ -16,7 +16,7 @@ Kind = Literal["exact", "near", "semantic"]
 
 @dataclass(frozen=True)
 class Member:
-    """A clip that has duplicates, and what ranks it."""
+    """A clip that has duplicates, and the values it is ranked by."""
 
     uid: str
     source: str
@@ -26,13 +26,13 @@ class Member:
     still: bool = False
 
     def rank(self) -> tuple[int, float, float, str, str]:
-        """Smaller is better: most pixels, then longest, then sharpest, then by name, so that there is one order only."""
+        """Return a sorting key, lowest for the best clip: most pixels, longest, sharpest, then first source and uid."""
         return -self.pixels, -self.duration_s, -self.sharpness, self.source, self.uid
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two clips that show the same, and which share of each is found in the other."""
+    """Two clips (by uid) that show the same, and the share of each that is found in the other."""
 
     a: str
     b: str
@@ -44,7 +44,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a clip: kept where `duplicate_of` is None."""
+    """The cluster of a clip, and the kept clip that it repeats; a clip whose `duplicate_of` is None is kept."""
 
     uid: str
     cluster: str
@@ -54,9 +54,24 @@ class Decision:
     share: float | None = None
 
 
-def members(table: pa.Table, prefix: str = "") -> dict[str, Member]:
-    """The members named in a table with the columns of `RANKED`, each with this prefix."""
-    columns = [table[prefix + name].to_pylist() for name in RANKED]
+@dataclass(frozen=True)
+class _Partner:
+    """The other clip of a pair: its position from best to worst, and the share of this clip that is found in it."""
+
+    position: int
+    uid: str
+    kind: Kind
+    distance: float
+    share: float
+
+    def preference(self) -> tuple[int, float, float, str, Kind]:
+        """Return a sorting key, lowest for the best partner."""
+        return self.position, self.distance, -self.share, self.uid, self.kind
+
+
+def members_of(table: pa.Table, prefix: str = "") -> dict[str, Member]:
+    """Return the members, by uid, in a table whose columns are `RANK_COLUMNS` with this prefix."""
+    columns = [table[prefix + name].to_pylist() for name in RANK_COLUMNS]
     return {values[0]: Member(*values) for values in zip(*columns, strict=True)}
 
 
@@ -67,85 +82,76 @@ def decide(
     min_share: float,
     links: Iterable[tuple[str, str]] = (),
 ) -> list[Decision]:
-    """One decision a clip, ordered by uid; independent of the order of clips and pairs.
+    """Return one decision per clip, sorted by uid; it does not depend on the order of clips and pairs.
 
-    Clips are taken best first. One is a duplicate of the best of those kept so far that it is paired with, if at least `min_share` of
-    itself is found there; else it is kept. So a long clip is never dropped for a short part of it. `copies` leads from each exact copy to the
-    best of its like, whose pairs are also its own. A cluster is a connected component, of which `links` are part too, named by its best clip.
+    Clips are decided from best to worst. A clip is a duplicate of the best of the clips kept so far that it is paired
+    with, if at least `min_share` of it is found there; else it is kept. So a long clip is never dropped for a short
+    part of it. `copies` maps each exact copy to the best clip of its identity, whose pairs count as its own. A
+    cluster is a connected component of pairs, copies and `links`, and is named by the uid of its best clip.
     """
     order = sorted(clips, key=lambda uid: clips[uid].rank())
-    place = {uid: number for number, uid in enumerate(order)}
-    found: dict[str, list[tuple[int, float, float, str, Kind]]] = {}
+    position = {uid: i for i, uid in enumerate(order)}
+    partners: dict[str, list[_Partner]] = {}
     for pair in pairs:
         a, b = copies.get(pair.a, pair.a), copies.get(pair.b, pair.b)
         if a != b:
-            found.setdefault(a, []).append((place[b], pair.distance, -pair.share_a, b, pair.kind))
-            found.setdefault(b, []).append((place[a], pair.distance, -pair.share_b, a, pair.kind))
+            partners.setdefault(a, []).append(_Partner(position[b], b, pair.kind, pair.distance, pair.share_a))
+            partners.setdefault(b, []).append(_Partner(position[a], a, pair.kind, pair.distance, pair.share_b))
     joined = [*((pair.a, pair.b) for pair in pairs), *copies.items(), *links]
-    best_of = components(len(order), ((place[a], place[b]) for a, b in joined))
+    best_of = components(len(order), ((position[a], position[b]) for a, b in joined))
     decisions: dict[str, Decision] = {}
     for uid in order:
-        name = order[best_of[place[uid]]]
-        best = copies.get(uid, uid)
-        if best != uid:
-            above = decisions[best]
-            kept = above.duplicate_of is None
+        cluster = order[best_of[position[uid]]]
+        best_copy = copies.get(uid, uid)
+        if best_copy != uid:
+            best = decisions[best_copy]
             decisions[uid] = (
-                Decision(uid, name, best, "exact", 0.0, 1.0)
-                if kept
-                else Decision(uid, name, above.duplicate_of, above.kind, above.distance, above.share)
+                Decision(uid, cluster, best_copy, "exact", 0.0, 1.0)
+                if best.duplicate_of is None
+                else Decision(uid, cluster, best.duplicate_of, best.kind, best.distance, best.share)
             )
             continue
-        of = min(
-            (other for other in found.get(uid, ()) if _covers(other, place[uid], min_share, decisions)), default=None
+        kept = (
+            partner
+            for partner in partners.get(uid, ())
+            if partner.position < position[uid]
+            and partner.share >= min_share
+            and decisions[partner.uid].duplicate_of is None
         )
-        decisions[uid] = Decision(uid, name) if of is None else Decision(uid, name, of[3], of[4], of[1], -of[2])
+        match = min(kept, key=_Partner.preference, default=None)
+        decisions[uid] = (
+            Decision(uid, cluster)
+            if match is None
+            else Decision(uid, cluster, match.uid, match.kind, match.distance, match.share)
+        )
     return [decisions[uid] for uid in sorted(decisions)]
 
 
-def _covers(
-    other: tuple[int, float, float, str, Kind], place: int, min_share: float, decisions: Mapping[str, Decision]
-) -> bool:
-    """Whether a better clip is kept in which enough of this one is found."""
-    return other[0] < place and -other[2] >= min_share and decisions[other[3]].duplicate_of is None
-
-
-def best_copies(identities: Mapping[str, str], clips: Mapping[str, Member]) -> dict[str, str]:
-    """From each clip that is not the best of its identity to the one that is."""
-    best: dict[str, str] = {}
-    for uid in sorted(identities, key=lambda uid: clips[uid].rank()):
-        best.setdefault(identities[uid], uid)
-    return {uid: best[identity] for uid, identity in identities.items() if best[identity] != uid}
-
-
-def unmet(
-    decisions: Sequence[Decision], clips: Mapping[str, Member], known: Set[tuple[str, str]], better: int
+def pairs_to_compare(
+    decisions: Sequence[Decision], clips: Mapping[str, Member], known: Set[tuple[str, str]], max_better: int
 ) -> list[tuple[str, str]]:
-    """Pairs of clips of one cluster, but of different files, that are worth comparing and not `known`.
+    """Return pairs of clips of one cluster, but of different files, that are worth comparing and not `known`.
 
-    A cluster of thousands of copies is found through some others of each, not by comparing all with all. So each clip that is no duplicate of
-    its cluster's best is compared with that, and a kept one with the `better` best of those kept that are better than it.
+    A cluster of thousands of copies is found because each is paired with some others, not with all. So each clip that
+    is not a duplicate of its cluster's best clip is compared with that, and a kept one with up to `max_better` better
+    kept ones.
     """
-    members_of: dict[str, list[Decision]] = {}
+    clusters: dict[str, list[Decision]] = {}
     for decision in decisions:
-        members_of.setdefault(decision.cluster, []).append(decision)
+        clusters.setdefault(decision.cluster, []).append(decision)
     wanted = set()
-    for best, group in members_of.items():
-        ordered = sorted(group, key=lambda one: clips[one.uid].rank())
+    for best, cluster in clusters.items():
         kept: list[str] = []
-        for one in ordered:
-            others = (
-                {best, *kept[:better]}
-                if one.duplicate_of is None
-                else {best}
-                if one.duplicate_of != best and one.kind != "exact"
-                else set()
-            )
+        for decision in sorted(cluster, key=lambda decision: clips[decision.uid].rank()):
+            others: set[str] = set()
+            if decision.duplicate_of is None:
+                others = {best, *kept[:max_better]}
+                kept.append(decision.uid)
+            elif decision.duplicate_of != best and decision.kind != "exact":
+                others = {best}
             wanted |= {
-                (min(one.uid, other), max(one.uid, other))
+                (min(decision.uid, other), max(decision.uid, other))
                 for other in others
-                if clips[other].source != clips[one.uid].source
+                if clips[other].source != clips[decision.uid].source
             }
-            if one.duplicate_of is None:
-                kept.append(one.uid)
     return sorted(wanted - known)

@@ -1,15 +1,16 @@
-"""Connected components: what belongs together because of pairs that do."""
+"""Connected components of a graph."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
+
+from cluster.arrays import Int64Array
 
 
-def components(n: int, edges: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
-    """For each of n nodes the smallest node it is connected with (union by smallest, path halving)."""
+def components(n: int, edges: Iterable[tuple[int, int]]) -> Int64Array:
+    """Return for each of n nodes the smallest node it is connected with (union by smallest, path halving)."""
     parent = list(range(n))
 
     def root(i: int) -> int:

@@ -1,143 +1,68 @@
-"""Near-copies among clips that need not fit in memory: candidates by shared keys, then whole sequences of hashes laid on each other.
+"""Near-copies among clips that need not fit in memory: candidates by shared keys, then alignment of their hash
+sequences.
 
-What travels: about eight keys a hash, once; each clip's sequence once, to where its candidates are; and the sequences of candidates once
-more for each pair. What comes back is one row a pair.
+What is sent between workers: about eight keys per hash; each clip's hash sequence, to where its candidates are; and
+the sequences of candidates once more for each pair. The result is one row per pair.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pydantic import Field
 
+from cluster.arrays import BoolArray, Int64Array
 from cluster.config import Settings
 from pipelines.duplicates.alignment import align
-from pipelines.duplicates.candidates import candidates, counted
-from pipelines.duplicates.clip_hashes import CLIPS, RANKED, Ints, numbers, sequences
-from pipelines.duplicates.keys import key_rows, mixed
+from pipelines.duplicates.candidates import candidates, count_pairs
+from pipelines.duplicates.clip_hashes import CLIPS, RANK_COLUMNS, numbers_of, unpack_hashes
+from pipelines.duplicates.keys import key_rows, splitmix64
 from pipelines.engine.shuffle import Rows
 
-FRAME_SLACK = 2
-"""A frame by which two clips become candidates may differ by this many bits more than the mean of all frames may."""
+FRAME_SLACK_BITS = 2
+"""Bits by which the distance of the two frames that make clips candidates may exceed the largest mean distance of all
+frames."""
+
+MAX_RANK, MAX_REQUESTS = 32, 256
+"""A pair is compared if it is among the first 32 of one of its clips, by the number of shared keys, and among the
+first 256 of the other. Of thousands of copies, each has to be paired with only some others to be found:
+`pipelines.steps.dedup` then compares those with the best."""
 
 
-class Nearness(Settings):
-    """What makes two clips near-copies."""
+class NearThresholds(Settings):
+    """Bounds on the distance and the overlap of two clips within which they are near-copies."""
 
-    max_distance: float = Field(9.0, ge=0, lt=16)
-    image_max_distance: int = Field(4, ge=0, le=12)
-    min_share: float = Field(0.5, gt=0, le=1)
-    mirrored: bool = True
+    max_distance: float = Field(9.0, ge=0, lt=16, description="Largest mean bits of 64 by which frames differ.")
+    image_max_distance: int = Field(4, ge=0, le=12, description="Largest number of bits by which images differ.")
+    min_share: float = Field(0.5, gt=0, le=1, description="Smallest share of the shorter clip that both show.")
+    mirrored: bool = Field(True, description="Whether mirrored copies are found.")
 
 
-PARTNERS, SENT = 32, 256
-"""A pair is compared if it is among the first 32 of one of its clips, by how many keys they share, and among the first 256 of the other. Of thousands
-of copies each needs only some others to be found with: `pipelines.steps.dedup` then compares those with the best."""
-
-MEMBER = tuple(CLIPS.field(name) for name in (*RANKED, "origin"))
+_MEMBER = tuple(CLIPS.field(name) for name in (*RANK_COLUMNS, "origin"))
 PAIRS = pa.schema(
     [
-        *(field.with_name(f"{side}_{field.name}") for side in "ab" for field in MEMBER),
+        *(field.with_name(f"{side}_{field.name}") for side in "ab" for field in _MEMBER),
         ("mirrored", pa.bool_()),
         ("distance", pa.float64()),
         ("share_a", pa.float64()),
         ("share_b", pa.float64()),
     ]
 )
-"""Two clips, how far they are apart in mean bits of 64, and which share of each the frames that both show are."""
+"""Two clips, the mean bits of 64 by which the frames that both show differ, and the share of each clip that these
+frames are."""
 
-_SIDES = pa.schema([*CLIPS, ("other", pa.int64()), ("mirrored", pa.bool_()), ("votes", pa.int64())])
-"""A clip, or, with `other`, a clip asked for by a candidate pair."""
+_SIDES = pa.schema([*CLIPS, ("other", pa.int64()), ("mirrored", pa.bool_()), ("shared_keys", pa.int64())])
+"""A clip; or, where `other` is not null, the request of the clip `other` for the hashes of the clip `clip`."""
 
 _SEQUENCES = pa.schema(
-    [("pair", pa.int64()), *CLIPS, ("other", pa.int64()), ("mirrored", pa.bool_()), ("place", pa.int64())]
+    [("pair", pa.int64()), *CLIPS, ("other", pa.int64()), ("mirrored", pa.bool_()), ("rank", pa.int64())]
 )
-"""A clip as one of a pair, which is in this place among all its pairs."""
-
-
-def near_pairs(clips: Rows, nearness: Nearness) -> pa.Table:
-    """Rows of `PAIRS`, each pair of near-copies among rows of `CLIPS` once, of clips of different files."""
-    found = verified(clips, nearness, int(nearness.max_distance + FRAME_SLACK), nearness.image_max_distance)
-    return nearest(found.collect())
-
-
-def again(clips: Rows, asked: Sequence[tuple[str, str]], nearness: Nearness) -> pa.Table:
-    """As `near_pairs`, of the pairs of clips asked for by their uids, few enough to be sent to every worker."""
-    a, b = zip(*asked, strict=True) if asked else ((), ())
-    turns = (False, True) if nearness.mirrored else (False,)
-    ways = pa.table(
-        {
-            "uid": pa.array((a + b) * len(turns), pa.string()),
-            "other": pa.array((b + a) * len(turns), pa.string()),
-            "mirrored": pa.array([turn for turn in turns for _ in (*a, *b)], pa.bool_()),
-        }
-    )
-    return nearest(
-        clips.map(partial(brought, ways=ways)).grouped("pair", partial(compared, nearness=nearness)).collect()
-    )
-
-
-def verified(clips: Rows, nearness: Nearness, frame_distance: int, still_distance: int) -> Rows:
-    """Rows of `PAIRS`; a pair that is one mirrored as well as not mirrored is there twice."""
-    keys = clips.map(partial(key_rows, mirror=nearness.mirrored))
-    met = keys.grouped("key", partial(candidates, frame_distance=frame_distance, still_distance=still_distance))
-    asked = met.map(asking)
-    sides = clips.map(telling).union(asked).grouped("clip", answered)
-    return sides.grouped("pair", partial(compared, nearness=nearness))
-
-
-def asking(met: pa.Table) -> pa.Table:
-    """For each candidate pair two rows without a sequence: one asks for the clip a, one for b."""
-    a, b = met["a"], met["b"]
-    rows = pa.table(
-        {
-            "clip": pa.chunked_array([*a.chunks, *b.chunks], pa.int64()),
-            "other": pa.chunked_array([*b.chunks, *a.chunks], pa.int64()),
-            "mirrored": pa.chunked_array([*met["mirrored"].chunks] * 2, pa.bool_()),
-            "votes": pa.chunked_array([*met["votes"].chunks] * 2, pa.int64()),
-        }
-    )
-    return _conform(rows, _SIDES)
-
-
-def telling(clips: pa.Table) -> pa.Table:
-    """The clips' own rows, which asking ones meet."""
-    return _conform(clips, _SIDES)
-
-
-def answered(sides: pa.Table) -> pa.Table:
-    """The first `SENT` asking rows of each clip, each once, with the clip's sequence; of exact copies, which share a number, that of the best."""
-    asks = sides.filter(pc.is_valid(sides["other"]))
-    names, others, votes = (np.asarray(asks[name].to_numpy(), np.int64) for name in ("clip", "other", "votes"))
-    mirror = np.asarray(asks["mirrored"].to_numpy(zero_copy_only=False), bool)
-    names, others, mirror, votes = counted(names, others, mirror, votes)
-    pairs = _pair_numbers(names, others, mirror)
-    # Of as many votes by the pair's number, which both its clips see.
-    order = np.lexsort((pairs, -votes, names))
-    names, others, mirror, pairs = names[order], others[order], mirror[order], pairs[order]
-    place = np.arange(len(names)) - np.searchsorted(names, names)
-    sent = place < SENT
-    names, others, mirror, pairs, place = names[sent], others[sent], mirror[sent], pairs[sent], place[sent]
-    wanted = pa.array(np.unique(names))
-    tells = sides.filter(pc.and_(pc.is_null(sides["other"]), pc.is_in(sides["clip"], wanted)))
-    tells = tells.sort_by([("clip", "ascending"), *BEST_FIRST])
-    told, at = np.unique(np.asarray(tells["clip"].to_numpy(), np.int64), return_index=True)
-    assert len(told) == len(wanted), "a candidate's own row is missing"
-    rows = tells.take(pa.array(at[np.searchsorted(told, names)]))
-    return _asked_with(rows.select(CLIPS.names), pairs, others, mirror, place)
-
-
-def _asked_with(clips: pa.Table, pairs: Ints, others: Ints, mirror: NDArray[np.bool_], place: Ints) -> pa.Table:
-    """Rows of `_SEQUENCES`."""
-    return pa.table(
-        [pa.array(pairs), *clips.columns, pa.array(others), pa.array(mirror), pa.array(place)], schema=_SEQUENCES
-    )
-
+"""One clip of a pair with its hashes; `rank` is the pair's rank among all pairs of the clip."""
 
 BEST_FIRST: list[tuple[str, str]] = [
     ("pixels", "descending"),
@@ -148,57 +73,52 @@ BEST_FIRST: list[tuple[str, str]] = [
 ]
 
 
-def _pair_numbers(names: Ints, others: Ints, mirror: NDArray[np.bool_]) -> Ints:
-    low, high = np.minimum(names, others).view(np.uint64), np.maximum(names, others).view(np.uint64)
-    return mixed(mixed(low, 1) ^ high, 2).view(np.int64) ^ np.asarray(mirror, np.int64)
+@dataclass(frozen=True)
+class _Match:
+    """A near-copy in a table of `_SEQUENCES`: its clips are in rows `row` and `row + 1`."""
+
+    row: int
+    mirrored: bool
+    distance: float
+    first_share: float
+    second_share: float
 
 
-def compared(sides: pa.Table, nearness: Nearness) -> pa.Table:
-    """Rows of `PAIRS` for the candidates that are near-copies. Both rows of a pair have to be there."""
-    sides = sides.sort_by([("pair", "ascending"), ("mirrored", "ascending"), ("clip", "ascending")])
-    hashes, counts = sequences(sides["phash"], sides["uid"].to_pylist())
-    edges = np.concatenate([[0], np.cumsum(counts)])
-    clip, other = (np.asarray(sides[name].to_numpy(), np.int64) for name in ("clip", "other"))
-    pair = np.asarray(sides["pair"].to_numpy(), np.int64)
-    place = np.asarray(sides["place"].to_numpy(), np.int64)
-    turn, still = (sides[name].to_pylist() for name in ("mirrored", "still"))
-    sources, origins = sides["source"].to_pylist(), sides["origin"].to_pylist()
-    first: list[int] = []
-    values: list[tuple[bool, float, float, float]] = []
-    meets = (pair[1:] == pair[:-1]) & (clip[1:] == other[:-1]) & (clip[:-1] == other[1:])
-    for i in np.flatnonzero(meets & (np.minimum(place[1:], place[:-1]) < PARTNERS)).tolist():
-        j = i + 1
-        if turn[i] != turn[j] or sources[i] == sources[j] or origins[i] == origins[j] or still[i] != still[j]:
-            continue
-        a, b = (hashes[edges[k] : edges[k + 1]] for k in (i, j))
-        laid = align(a, b, turn[i])
-        if laid is None or laid.distance > (nearness.image_max_distance if still[i] else nearness.max_distance):
-            continue
-        if laid.length < nearness.min_share * min(len(a), len(b)):
-            continue
-        first.append(i)
-        values.append((turn[i], laid.distance, laid.length / len(a), laid.length / len(b)))
-    return _pairs(sides, first, values)
+def near_pairs(clips: Rows, thresholds: NearThresholds) -> pa.Table:
+    """Return rows of `PAIRS` for rows of `CLIPS`: each pair of near-copies once, of clips of different origins."""
+    frame_distance = int(thresholds.max_distance + FRAME_SLACK_BITS)
+    found = verified_pairs(clips, thresholds, frame_distance, thresholds.image_max_distance)
+    return nearest(found.collect())
 
 
-def brought(clips: pa.Table, ways: pa.Table) -> pa.Table:
-    """For each `uid` in `ways` that is among these clips its sequence, to meet that of the `other` one."""
-    ways = ways.filter(pc.is_in(ways["uid"], value_set=clips["uid"].combine_chunks()))
-    taken = clips.take(pc.index_in(ways["uid"].combine_chunks(), clips["uid"].combine_chunks()))
-    # Here a clip goes by its uid: copies that share a number are not to be taken for each other.
-    names, others = numbers(ways["uid"].to_pylist()), numbers(ways["other"].to_pylist())
-    mirror = np.asarray(ways["mirrored"].to_numpy(), bool)
-    return _asked_with(
-        taken.set_column(0, "clip", pa.array(names)),
-        _pair_numbers(names, others, mirror),
-        others,
-        mirror,
-        np.zeros_like(names),
+def compare_pairs(clips: Rows, pairs: Sequence[tuple[str, str]], thresholds: NearThresholds) -> pa.Table:
+    """Return rows of `PAIRS` for those of the given pairs of uids that are near-copies.
+
+    The pairs have to be few enough to be sent to every worker.
+    """
+    a, b = zip(*pairs, strict=True) if pairs else ((), ())
+    mirror = (False, True) if thresholds.mirrored else (False,)
+    requests = pa.table(
+        {
+            "uid": pa.array((a + b) * len(mirror), pa.string()),
+            "other": pa.array((b + a) * len(mirror), pa.string()),
+            "mirrored": pa.array([value for value in mirror for _ in (*a, *b)], pa.bool_()),
+        }
     )
+    sequences = clips.map(partial(_sequences_by_uid, requests=requests))
+    return nearest(sequences.grouped("pair", partial(_compare, thresholds=thresholds)).collect())
+
+
+def verified_pairs(clips: Rows, thresholds: NearThresholds, frame_distance: int, still_distance: int) -> Rows:
+    """Return rows of `PAIRS`, not collected. A pair that matches both mirrored and not mirrored is in them twice."""
+    keys = clips.map(partial(key_rows, mirror=thresholds.mirrored))
+    found = keys.grouped("key", partial(candidates, frame_distance=frame_distance, still_distance=still_distance))
+    sides = clips.map(_own_sides).union(found.map(_requests))
+    return sides.grouped("clip", _answer_requests).grouped("pair", partial(_compare, thresholds=thresholds))
 
 
 def nearest(pairs: pa.Table) -> pa.Table:
-    """Rows of `PAIRS`, ordered by the clips' uids, and of those for one pair the nearest."""
+    """Return rows of `PAIRS` sorted by the clips' uids, and of several rows of one pair only the nearest."""
     pairs = pairs.sort_by(
         [
             ("a_uid", "ascending"),
@@ -212,25 +132,130 @@ def nearest(pairs: pa.Table) -> pa.Table:
     return pairs.filter(pa.array([i == 0 or (a[i], b[i]) != (a[i - 1], b[i - 1]) for i in range(len(a))], pa.bool_()))
 
 
-def _pairs(sides: pa.Table, first: Sequence[int], values: Sequence[tuple[bool, float, float, float]]) -> pa.Table:
-    """Rows of `PAIRS` of rows of sides and those after them, the clip of the smaller uid as a."""
-    uids = sides["uid"].to_pylist()
-    swap = [uids[i] > uids[i + 1] for i in first]
-    positions = [[i + (side != turned) for i, turned in zip(first, swap, strict=True)] for side in (False, True)]
-    columns = [sides[field.name].take(pa.array(rows, pa.int64())) for rows in positions for field in MEMBER]
-    ordered = [
-        (way, distance, b, a) if turned else (way, distance, a, b)
-        for (way, distance, a, b), turned in zip(values, swap, strict=True)
-    ]
-    found = [[value[k] for value in ordered] for k in range(4)]
-    return pa.table(
-        [*columns, *(pa.array(column, field.type) for column, field in zip(found, list(PAIRS)[-4:], strict=True))],
-        schema=PAIRS,
+def _own_sides(clips: pa.Table) -> pa.Table:
+    """Return rows of `_SIDES` for the clips themselves."""
+    return _conform(clips, _SIDES)
+
+
+def _requests(found: pa.Table) -> pa.Table:
+    """Return two rows of `_SIDES` per candidate pair, without hashes: one requests the clip a, one the clip b."""
+    a, b = found["a"], found["b"]
+    rows = pa.table(
+        {
+            "clip": pa.chunked_array([*a.chunks, *b.chunks], pa.int64()),
+            "other": pa.chunked_array([*b.chunks, *a.chunks], pa.int64()),
+            "mirrored": pa.chunked_array([*found["mirrored"].chunks] * 2, pa.bool_()),
+            "shared_keys": pa.chunked_array([*found["shared_keys"].chunks] * 2, pa.int64()),
+        }
     )
+    return _conform(rows, _SIDES)
+
+
+def _answer_requests(sides: pa.Table) -> pa.Table:
+    """Return rows of `_SEQUENCES` for the first `MAX_REQUESTS` requests of each clip.
+
+    Exact copies share a clip number; the hashes are those of the best of them.
+    """
+    requests = sides.filter(pc.is_valid(sides["other"]))
+    clip, other, shared_keys = (
+        np.asarray(requests[name].to_numpy(), np.int64) for name in ("clip", "other", "shared_keys")
+    )
+    mirror = np.asarray(requests["mirrored"].to_numpy(zero_copy_only=False), bool)
+    clip, other, mirror, shared_keys = count_pairs(clip, other, mirror, shared_keys)
+    pair = _pair_numbers(clip, other, mirror)
+    # With equally many shared keys, by the number of the pair, which is the same for both its clips.
+    order = np.lexsort((pair, -shared_keys, clip))
+    clip, other, mirror, pair = clip[order], other[order], mirror[order], pair[order]
+    rank = np.arange(len(clip)) - np.searchsorted(clip, clip)
+    first = rank < MAX_REQUESTS
+    clip, other, mirror, pair, rank = clip[first], other[first], mirror[first], pair[first], rank[first]
+    wanted = pa.array(np.unique(clip))
+    own = sides.filter(pc.and_(pc.is_null(sides["other"]), pc.is_in(sides["clip"], wanted)))
+    own = own.sort_by([("clip", "ascending"), *BEST_FIRST])
+    numbers, positions = np.unique(np.asarray(own["clip"].to_numpy(), np.int64), return_index=True)
+    assert len(numbers) == len(wanted), "a candidate's own row is missing"
+    rows = own.take(pa.array(positions[np.searchsorted(numbers, clip)]))
+    return _sequence_rows(rows.select(CLIPS.names), pair, other, mirror, rank)
+
+
+def _sequences_by_uid(clips: pa.Table, requests: pa.Table) -> pa.Table:
+    """Return rows of `_SEQUENCES` for those requests (`uid`, `other`, `mirrored`) whose `uid` is among these clips."""
+    requests = requests.filter(pc.is_in(requests["uid"], value_set=clips["uid"].combine_chunks()))
+    rows = clips.take(pc.index_in(requests["uid"].combine_chunks(), clips["uid"].combine_chunks()))
+    # Here the number of a clip is that of its uid, because exact copies, which share the other number, must not be
+    # mixed up.
+    clip, other = numbers_of(requests["uid"].to_pylist()), numbers_of(requests["other"].to_pylist())
+    mirror = np.asarray(requests["mirrored"].to_numpy(), bool)
+    pair = _pair_numbers(clip, other, mirror)
+    return _sequence_rows(rows.set_column(0, "clip", pa.array(clip)), pair, other, mirror, np.zeros_like(clip))
+
+
+def _sequence_rows(
+    clips: pa.Table, pair: Int64Array, other: Int64Array, mirror: BoolArray, rank: Int64Array
+) -> pa.Table:
+    columns = [pa.array(pair), *clips.columns, pa.array(other), pa.array(mirror), pa.array(rank)]
+    return pa.table(columns, schema=_SEQUENCES)
+
+
+def _pair_numbers(clip: Int64Array, other: Int64Array, mirror: BoolArray) -> Int64Array:
+    """Return a number per pair of clips, the same whichever of the two comes first."""
+    low, high = np.minimum(clip, other).view(np.uint64), np.maximum(clip, other).view(np.uint64)
+    return splitmix64(splitmix64(low, 1) ^ high, 2).view(np.int64) ^ np.asarray(mirror, np.int64)
+
+
+def _compare(sides: pa.Table, thresholds: NearThresholds) -> pa.Table:
+    """Return rows of `PAIRS` for the pairs in rows of `_SEQUENCES` that are near-copies.
+
+    Both rows of a pair have to be in the table.
+    """
+    sides = sides.sort_by([("pair", "ascending"), ("mirrored", "ascending"), ("clip", "ascending")])
+    hashes, counts = unpack_hashes(sides["phash"], sides["uid"].to_pylist())
+    edges = np.concatenate([[0], np.cumsum(counts)])
+    clip, other, pair, rank = (
+        np.asarray(sides[name].to_numpy(), np.int64) for name in ("clip", "other", "pair", "rank")
+    )
+    mirror, still, sources, origins = (sides[name].to_pylist() for name in ("mirrored", "still", "source", "origin"))
+    is_pair = (pair[1:] == pair[:-1]) & (clip[1:] == other[:-1]) & (clip[:-1] == other[1:])
+    matches: list[_Match] = []
+    for i in np.flatnonzero(is_pair & (np.minimum(rank[1:], rank[:-1]) < MAX_RANK)).tolist():
+        j = i + 1
+        if mirror[i] != mirror[j] or sources[i] == sources[j] or origins[i] == origins[j] or still[i] != still[j]:
+            continue
+        a, b = (hashes[edges[k] : edges[k + 1]] for k in (i, j))
+        aligned = align(a, b, mirror[i])
+        max_distance = thresholds.image_max_distance if still[i] else thresholds.max_distance
+        if aligned is None or aligned.distance > max_distance:
+            continue
+        if aligned.length < thresholds.min_share * min(len(a), len(b)):
+            continue
+        matches.append(_Match(i, mirror[i], aligned.distance, aligned.length / len(a), aligned.length / len(b)))
+    return _pair_rows(sides, matches)
+
+
+def _pair_rows(sides: pa.Table, matches: Sequence[_Match]) -> pa.Table:
+    """Return rows of `PAIRS` for matches in rows of `_SEQUENCES`; the clip of the smaller uid is a."""
+    uids = sides["uid"].to_pylist()
+    swapped = [uids[match.row] > uids[match.row + 1] for match in matches]
+    rows_a = [match.row + swap for match, swap in zip(matches, swapped, strict=True)]
+    rows_b = [match.row + (not swap) for match, swap in zip(matches, swapped, strict=True)]
+    members = [sides[field.name].take(pa.array(rows, pa.int64())) for rows in (rows_a, rows_b) for field in _MEMBER]
+    shares = [
+        (match.second_share, match.first_share) if swap else (match.first_share, match.second_share)
+        for match, swap in zip(matches, swapped, strict=True)
+    ]
+    measured = [
+        [match.mirrored for match in matches],
+        [match.distance for match in matches],
+        [share_a for share_a, _ in shares],
+        [share_b for _, share_b in shares],
+    ]
+    fields = list(PAIRS)[len(members) :]
+    columns = [pa.array(values, field.type) for values, field in zip(measured, fields, strict=True)]
+    return pa.table([*members, *columns], schema=PAIRS)
 
 
 def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of a schema, null where the rows have none."""
+    """Return the columns of a schema; those that the rows do not have are null."""
     columns = [
         rows[field.name] if field.name in rows.column_names else pa.nulls(len(rows), field.type) for field in schema
     ]

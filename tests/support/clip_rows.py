@@ -1,4 +1,4 @@
-"""Clip rows with made-up hashes, as the search for duplicates reads them, and rows that come in parts as they do on a cluster."""
+"""Clip rows with random hashes for the search for duplicates, and rows in shuffled parts, as on a cluster."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from pipelines.duplicates.clip_hashes import READS
+from cluster.arrays import UInt64Array
+from pipelines.duplicates.clip_hashes import READ_COLUMNS
 from pipelines.engine.shuffle import LocalRows, Rows, RowsFunction
 
-Hashes = NDArray[np.uint64]
 INTS = ("width", "height", "start_pts", "end_pts", "first_pts", "time_base_num", "time_base_den")
 
 
-def strangers(rng: np.random.Generator, n: int, length: int = 12) -> list[Hashes]:
-    """Sequences of hashes that have nothing in common and change a little from one to the next."""
+def unrelated_hashes(rng: np.random.Generator, n: int, length: int = 12) -> list[UInt64Array]:
+    """Return `n` sequences of hashes that have nothing in common; within each, a few bits change from hash to hash."""
     made = []
     for _ in range(n):
         hashes = [int(rng.integers(0, 2**64, dtype=np.uint64))]
         for _ in range(length - 1):
-            hashes.append(hashes[-1] ^ int(flips(rng, 1, 0.06)[0]))
+            hashes.append(hashes[-1] ^ int(random_flips(rng, 1, 0.06)[0]))
         made.append(np.array(hashes, np.uint64))
     return made
 
 
-def flips(rng: np.random.Generator, n: int, chance: float) -> Hashes:
-    """Bits to turn over, each with this chance."""
-    bits = (rng.random((n, 64)) < chance).astype(np.uint64) << np.arange(64, dtype=np.uint64)
+def random_flips(rng: np.random.Generator, n: int, probability: float) -> UInt64Array:
+    """Return `n` hashes in which each bit is set with this probability."""
+    bits = (rng.random((n, 64)) < probability).astype(np.uint64) << np.arange(64, dtype=np.uint64)
     return np.asarray(bits.sum(axis=1), np.uint64)
 
 
-def noisy(rng: np.random.Generator, hashes: Hashes, chance: float = 0.04) -> Hashes:
-    return hashes ^ flips(rng, len(hashes), chance)
+def noisy(rng: np.random.Generator, hashes: UInt64Array, probability: float = 0.04) -> UInt64Array:
+    """Return hashes in which each bit is flipped with this probability."""
+    return hashes ^ random_flips(rng, len(hashes), probability)
 
 
-def clip_table(sequences: Sequence[Hashes], **columns: Any) -> pa.Table:
-    """One clip a sequence, each of a file of its own."""
+def clip_table(sequences: Sequence[UInt64Array], **columns: Any) -> pa.Table:
+    """Return one clip per sequence, each of another file, with the given columns in place of the defaults."""
     n = len(sequences)
     values: dict[str, Any] = {
         "uid": [f"{i:04d}" for i in range(n)],
@@ -59,7 +59,7 @@ def clip_table(sequences: Sequence[Hashes], **columns: Any) -> pa.Table:
         **columns,
     }
     kinds = {
-        **dict.fromkeys(READS, pa.string()),
+        **dict.fromkeys(READ_COLUMNS, pa.string()),
         **dict.fromkeys(INTS, pa.int64()),
         "duration_s": pa.float64(),
         "sharpness": pa.float64(),
@@ -70,7 +70,7 @@ def clip_table(sequences: Sequence[Hashes], **columns: Any) -> pa.Table:
 
 @dataclass(frozen=True)
 class ScatteredRows:
-    """Rows in small parts, shuffled before everything, whose groups come in several tables: as a cluster may hand them out."""
+    """Rows in small parts that are shuffled before each operation, with groups in several tables, as on a cluster."""
 
     tables: Sequence[pa.Table]
     seed: int

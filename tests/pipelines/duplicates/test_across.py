@@ -1,3 +1,5 @@
+"""The closest pairs of clips of different splits."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -7,19 +9,19 @@ import pytest
 from pipelines.duplicates.across import CLOSEST, closest_across
 from pipelines.engine.shuffle import LocalRows
 from pipelines.video.phash import mirrored
-from tests.support.clip_rows import ScatteredRows, clip_table, flips, noisy, strangers
+from tests.support.clip_rows import ScatteredRows, clip_table, noisy, random_flips, unrelated_hashes
 
 
 def split_rows() -> pa.Table:
     rng = np.random.default_rng(0)
-    films = strangers(rng, 6)
+    films = unrelated_hashes(rng, 6)
     copies = [films[0], noisy(rng, films[1], 0.03), mirrored(noisy(rng, films[2], 0.1)), noisy(rng, films[3], 0.02)]
     parts = ["train"] * 6 + ["val", "val", "test", "train"]
     contents = [f"c{i}" for i in range(6)] + ["c0", "x", "y", "z"]
     return clip_table(films + copies, content_hash=contents, split=parts)
 
 
-def test_closest_pairs_across_splits_come_first_exact_copies_included() -> None:
+def test_closest_pairs_come_first_and_include_exact_copies() -> None:
     found = closest_across(LocalRows([split_rows()]), "split")
     assert found.schema == CLOSEST
     assert [(row["uid_a"], row["uid_b"]) for row in found.to_pylist()] == [
@@ -32,7 +34,7 @@ def test_closest_pairs_across_splits_come_first_exact_copies_included() -> None:
     assert found["share"].to_pylist() == [1.0, 1.0, 1.0]
 
 
-def test_limit_order_and_parts() -> None:
+def test_limit_and_independence_of_order_and_parts() -> None:
     table = split_rows()
     wanted = closest_across(LocalRows([table]), "split", 2)
     assert len(wanted) == 2
@@ -43,7 +45,7 @@ def test_limit_order_and_parts() -> None:
         closest_across(LocalRows([table]), "split", 0)
 
 
-def test_rows_without_a_split_take_no_part() -> None:
+def test_rows_without_a_split_are_left_out() -> None:
     table = split_rows()
     parts = [None if part == "val" else part for part in table["split"].to_pylist()]
     table = table.set_column(table.column_names.index("split"), "split", pa.array(parts, pa.string()))
@@ -51,10 +53,10 @@ def test_rows_without_a_split_take_no_part() -> None:
     assert len(closest_across(LocalRows([table.slice(0, 0)]), "split")) == 0
 
 
-def test_farther_pairs_than_dedup_takes_are_seen() -> None:
+def test_pairs_are_found_beyond_the_bound_of_dedup() -> None:
     rng = np.random.default_rng(5)
-    film = strangers(rng, 1, 40)[0]
-    far = film ^ flips(rng, 40, 0.17)
+    film = unrelated_hashes(rng, 1, 40)[0]
+    far = film ^ random_flips(rng, 40, 0.17)
     found = closest_across(LocalRows([clip_table([film, far], split=["train", "val"])]), "split").to_pylist()
     assert len(found) == 1
     assert 9 < found[0]["distance"] < 14

@@ -1,3 +1,5 @@
+"""Decisions on clusters of duplicates, and the pairs that are still worth comparing."""
+
 from __future__ import annotations
 
 import random
@@ -5,9 +7,10 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.duplicates.clusters import Member, Pair, best_copies, decide, unmet
+from pipelines.duplicates.clusters import Decision, Member, Pair, decide, pairs_to_compare
+from pipelines.duplicates.exact import best_copies
 
-HALF = 0.5
+MIN_SHARE = 0.5
 
 
 def member(
@@ -20,8 +23,12 @@ def near(a: str, b: str, share_a: float = 1.0, share_b: float = 1.0) -> Pair:
     return Pair(a, b, "near", 2.0, share_a, share_b)
 
 
+def by_uid(decisions: list[Decision]) -> dict[str, Decision]:
+    return {decision.uid: decision for decision in decisions}
+
+
 @st.composite
-def groups(draw: st.DrawFn) -> tuple[dict[str, Member], list[Pair]]:
+def clusters(draw: st.DrawFn) -> tuple[dict[str, Member], list[Pair]]:
     n = draw(st.integers(2, 9))
     clips = {
         f"c{i}": Member(
@@ -40,17 +47,19 @@ def groups(draw: st.DrawFn) -> tuple[dict[str, Member], list[Pair]]:
 
 
 @settings(max_examples=150)
-@given(groups(), st.randoms(use_true_random=False))
-def test_what_holds_of_every_decision(group: tuple[dict[str, Member], list[Pair]], order: random.Random) -> None:
-    clips, pairs = group
-    decisions = {one.uid: one for one in decide(clips, {}, pairs, HALF)}
+@given(clusters(), st.randoms(use_true_random=False))
+def test_every_decision_against_its_definition(
+    cluster: tuple[dict[str, Member], list[Pair]], order: random.Random
+) -> None:
+    clips, pairs = cluster
+    decisions = by_uid(decide(clips, {}, pairs, MIN_SHARE))
     shares = {(p.a, p.b): p.share_a for p in pairs} | {(p.b, p.a): p.share_b for p in pairs}
     assert set(decisions) == set(clips)
     for uid, one in decisions.items():
         better = [
             other
             for (x, other), share in shares.items()
-            if x == uid and share >= HALF and clips[other].rank() < clips[uid].rank()
+            if x == uid and share >= MIN_SHARE and clips[other].rank() < clips[uid].rank()
         ]
         kept = sorted(
             (other for other in better if decisions[other].duplicate_of is None), key=lambda other: clips[other].rank()
@@ -66,16 +75,16 @@ def test_what_holds_of_every_decision(group: tuple[dict[str, Member], list[Pair]
             if decisions[other].cluster == one.cluster
         )
     assert all(decisions[pair.a].cluster == decisions[pair.b].cluster for pair in pairs)
-    # Any order, and either way round.
-    turned = [
+    # The order of the pairs, and of the clips in a pair, does not matter.
+    shuffled = [
         Pair(p.b, p.a, p.kind, p.distance, p.share_b, p.share_a) if order.random() < 0.5 else p
         for p in order.sample(pairs, len(pairs))
     ]
     uids = order.sample(list(clips), len(clips))
-    assert decide({uid: clips[uid] for uid in uids}, {}, turned, HALF) == list(decisions.values())
+    assert decide({uid: clips[uid] for uid in uids}, {}, shuffled, MIN_SHARE) == list(decisions.values())
 
 
-def test_pixels_then_duration_then_sharpness_then_name() -> None:
+def test_best_has_most_pixels_then_length_then_sharpness() -> None:
     for better, worse in (
         (member("b", pixels=2), member("a", duration_s=9.0, pixels=1)),
         (member("b", duration_s=5.0), member("a", sharpness=0.9)),
@@ -83,61 +92,61 @@ def test_pixels_then_duration_then_sharpness_then_name() -> None:
         (member("b", source="1.mp4"), member("a", source="2.mp4")),
         (member("a", source="1.mp4"), member("b", source="1.mp4")),
     ):
-        decisions = {
-            one.uid: one
-            for one in decide({"a": member("a"), **{m.uid: m for m in (better, worse)}}, {}, [near("a", "b")], HALF)
-        }
+        clips = {"a": member("a"), **{m.uid: m for m in (better, worse)}}
+        decisions = by_uid(decide(clips, {}, [near("a", "b")], MIN_SHARE))
         assert decisions[worse.uid].duplicate_of == better.uid
 
 
-def test_a_long_clip_is_not_dropped_for_a_short_part_of_it() -> None:
+def test_long_clip_is_not_dropped_for_a_short_part_of_it() -> None:
     clips = {"long": member("long", duration_s=10.0), "short": member("short", pixels=400, duration_s=2.0)}
-    decisions = {one.uid: one for one in decide(clips, {}, [near("long", "short", 0.2, 1.0)], HALF)}
+    pairs = [near("long", "short", 0.2, 1.0)]
+    decisions = by_uid(decide(clips, {}, pairs, MIN_SHARE))
     assert decisions["long"].duplicate_of is decisions["short"].duplicate_of is None
     assert decisions["long"].cluster == decisions["short"].cluster == "short"
-    decisions = {
-        one.uid: one
-        for one in decide(
-            {**clips, "short": member("short", duration_s=2.0)}, {}, [near("long", "short", 0.2, 1.0)], HALF
-        )
-    }
+    decisions = by_uid(decide({**clips, "short": member("short", duration_s=2.0)}, {}, pairs, MIN_SHARE))
     assert (decisions["short"].duplicate_of, decisions["short"].share) == ("long", 1.0)
 
 
-def test_a_chain_keeps_its_ends() -> None:
-    """The middle one is a duplicate of the best; the last is none of it, and stays."""
+def test_chain_keeps_its_ends() -> None:
+    """The middle clip is a duplicate of the best; the last one is not paired with that, and is kept."""
     clips = {uid: member(uid, pixels=pixels) for uid, pixels in (("a", 3), ("b", 2), ("c", 1))}
-    decisions = {one.uid: one for one in decide(clips, {}, [near("a", "b"), near("b", "c")], HALF)}
+    decisions = by_uid(decide(clips, {}, [near("a", "b"), near("b", "c")], MIN_SHARE))
     assert [decisions[uid].duplicate_of for uid in "abc"] == [None, "a", None]
     assert {one.cluster for one in decisions.values()} == {"a"}
 
 
-def test_exact_copies_share_what_the_best_of_them_is_paired_with() -> None:
+def test_exact_copies_share_the_pairs_of_the_best_copy() -> None:
     clips = {uid: member(uid, pixels=4 if uid == "z" else 1) for uid in "abcz"}
     copies = best_copies({"a": "x", "b": "x", "c": "x"}, clips)
     assert copies == {"b": "a", "c": "a"}
-    alone = {one.uid: one for one in decide({uid: clips[uid] for uid in "abc"}, copies, [], HALF)}
+    alone = by_uid(decide({uid: clips[uid] for uid in "abc"}, copies, [], MIN_SHARE))
     assert [(alone[uid].duplicate_of, alone[uid].kind) for uid in "abc"] == [
         (None, None),
         ("a", "exact"),
         ("a", "exact"),
     ]
-    # A pair found through any of them is one of all.
-    decisions = {one.uid: one for one in decide(clips, copies, [near("c", "z")], HALF)}
+    # A pair of any copy counts for all of them.
+    decisions = by_uid(decide(clips, copies, [near("c", "z")], MIN_SHARE))
     assert [(decisions[uid].duplicate_of, decisions[uid].kind) for uid in "abc"] == [("z", "near")] * 3
     assert {one.cluster for one in decisions.values()} == {"z"}
 
 
 def test_links_join_clusters_and_drop_nothing() -> None:
     clips = {uid: member(uid, pixels=pixels) for uid, pixels in (("a", 3), ("b", 2), ("c", 1))}
-    decisions = {one.uid: one for one in decide(clips, {}, [near("b", "c")], HALF, [("a", "b")])}
+    decisions = by_uid(decide(clips, {}, [near("b", "c")], MIN_SHARE, [("a", "b")]))
     assert {one.cluster for one in decisions.values()} == {"a"}
     assert [decisions[uid].duplicate_of for uid in "abc"] == [None, None, "b"]
 
 
-def test_unmet_are_kept_clips_of_one_cluster_and_of_different_files() -> None:
+def test_pairs_to_compare_are_of_one_cluster_and_two_files() -> None:
     clips = {uid: member(uid, pixels=9 - i, source="s" if uid in "de" else None) for i, uid in enumerate("abcde")}
     pairs = [near("a", "b"), near("b", "c"), near("b", "d", 0.1, 0.1), near("b", "e", 0.1, 0.1)]
-    decisions = decide(clips, {}, pairs, HALF)
-    assert unmet(decisions, clips, {("a", "b")}, 16) == [("a", "c"), ("a", "d"), ("a", "e"), ("c", "d"), ("c", "e")]
-    assert unmet(decisions, clips, {("a", "c")}, 1) == [("a", "d"), ("a", "e")]
+    decisions = decide(clips, {}, pairs, MIN_SHARE)
+    assert pairs_to_compare(decisions, clips, {("a", "b")}, 16) == [
+        ("a", "c"),
+        ("a", "d"),
+        ("a", "e"),
+        ("c", "d"),
+        ("c", "e"),
+    ]
+    assert pairs_to_compare(decisions, clips, {("a", "c")}, 1) == [("a", "d"), ("a", "e")]

@@ -1,4 +1,4 @@
-"""Connected components against walking from node to node."""
+"""Connected components, against a walk from node to node."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.duplicates.components import components
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=15))
-def test_components_are_those_of_walking(pairs: list[tuple[int, int]]) -> None:
+def test_components_equal_those_of_a_walk(pairs: list[tuple[int, int]]) -> None:
     found = components(10, pairs)
     for start in range(10):
         reached, todo = {start}, [start]

@@ -1,3 +1,5 @@
+"""The dedup step: which clips it finds and keeps, whatever the order and the parts of the rows."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -11,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cluster.arrays import UInt64Array
 from pipelines.duplicates.alignment import align
-from pipelines.duplicates.clip_hashes import READS
+from pipelines.duplicates.clip_hashes import READ_COLUMNS
 from pipelines.engine.shuffle import LocalRows
 from pipelines.engine.step import FATE_FIELDS, Mark, map_rows
 from pipelines.engine.tables import TASK_SCHEMA
@@ -20,7 +23,7 @@ from pipelines.steps.cut import Cut
 from pipelines.steps.dedup import WRITES, Dedup
 from pipelines.steps.scan import Scan
 from pipelines.video.phash import mirrored
-from tests.support.clip_rows import Hashes, ScatteredRows, clip_table, noisy, strangers
+from tests.support.clip_rows import ScatteredRows, clip_table, noisy, unrelated_hashes
 
 SCHEMA = pa.schema([pa.field("uid", pa.string()), *WRITES, *FATE_FIELDS])
 
@@ -31,42 +34,42 @@ def solve(table: pa.Table, **settings_: Any) -> dict[str, dict[str, Any]]:
     return {row["uid"]: row for row in solved.to_pylist()}
 
 
-def fates(solved: dict[str, dict[str, Any]]) -> dict[str, str | None]:
+def duplicates_of(solved: dict[str, dict[str, Any]]) -> dict[str, str | None]:
     return {uid: row["duplicate_of"] for uid, row in solved.items()}
 
 
 def library(seed: int, n: int = 8) -> tuple[pa.Table, set[frozenset[str]]]:
-    """Clips with copies of some: noisy, mirrored, cut, exact."""
+    """Return clips with copies of some (noisy, mirrored, cut or exact), and the pairs of uids of the copies."""
     rng = np.random.default_rng(seed)
-    films = strangers(rng, n, 16)
-    made: list[Hashes] = []
+    films = unrelated_hashes(rng, n, 16)
+    copies: list[UInt64Array] = []
     contents = [f"film{i}" for i in range(n)]
     wanted = set()
     for i, film in enumerate(films[: n // 2]):
         kind = int(rng.integers(4))
         copy = noisy(rng, film, 0.05) if kind < 3 else film
         copy = mirrored(copy) if kind == 1 else copy[4:14] if kind == 2 else copy
-        made.append(copy)
+        copies.append(copy)
         contents.append(f"film{i}" if kind == 3 else f"copy{i}")
         wanted.add(frozenset((f"{i:04d}", f"{n + i:04d}")))
-    widths = rng.choice([100, 200], n + len(made)).tolist()
-    return clip_table(films + made, content_hash=contents, width=widths), wanted
+    widths = rng.choice([100, 200], n + len(copies)).tolist()
+    return clip_table(films + copies, content_hash=contents, width=widths), wanted
 
 
 @settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1))
-def test_copies_are_found_and_nothing_else(seed: int) -> None:
+def test_exactly_the_copies_are_found(seed: int) -> None:
     table, wanted = library(seed)
     solved = solve(table)
-    groups: dict[str, set[str]] = {}
+    clusters: dict[str, set[str]] = {}
     for uid, row in solved.items():
-        groups.setdefault(row["cluster"], set()).add(uid)
-    assert {frozenset(group) for group in groups.values()} == wanted
+        clusters.setdefault(row["cluster"], set()).add(uid)
+    assert {frozenset(cluster) for cluster in clusters.values()} == wanted
 
 
 @settings(max_examples=10)
 @given(st.integers(0, 2**32 - 1))
-def test_order_and_parts_change_nothing(seed: int) -> None:
+def test_result_does_not_depend_on_order_and_parts(seed: int) -> None:
     table, _ = library(seed)
     wanted = Dedup().solve(LocalRows([table])).to_pylist()
     rows = table.take(pa.array(np.random.default_rng(seed).permutation(len(table))))
@@ -74,11 +77,11 @@ def test_order_and_parts_change_nothing(seed: int) -> None:
     assert Dedup().solve(ScatteredRows([rows], seed % 1000)).to_pylist() == wanted
 
 
-def test_a_pair_is_one_of_comparing_all_with_all() -> None:
-    """The keys lose no pair that laying all clips on each other finds, up to the noise that re-encoding and scaling leave."""
+def test_keys_lose_no_pair_that_alignment_finds() -> None:
+    """The noise goes up to what re-encoding and scaling leave."""
     rng = np.random.default_rng(11)
-    films = strangers(rng, 30, 16)
-    clips = films + [noisy(rng, film, chance) for film, chance in zip(films, np.linspace(0, 0.07, 30), strict=True)]
+    films = unrelated_hashes(rng, 30, 16)
+    clips = films + [noisy(rng, film, level) for film, level in zip(films, np.linspace(0, 0.07, 30), strict=True)]
     table = clip_table(clips)
     solved = solve(table)
     for i in range(30):
@@ -89,9 +92,9 @@ def test_a_pair_is_one_of_comparing_all_with_all() -> None:
     assert len(solved) == 60
 
 
-def test_what_is_said_of_a_near_duplicate() -> None:
+def test_columns_of_a_near_duplicate() -> None:
     rng = np.random.default_rng(0)
-    film = strangers(rng, 1, 20)[0]
+    film = unrelated_hashes(rng, 1, 20)[0]
     solved = solve(clip_table([noisy(rng, film), film[5:17]], width=[100, 200], source=["a.mp4", "b.mp4"]))
     row = solved["0000"]
     assert (row["cluster"], row["duplicate_of"], row["duplicate_kind"], row["duplicate_overlap"]) == (
@@ -112,7 +115,7 @@ def test_what_is_said_of_a_near_duplicate() -> None:
     )
 
 
-def test_exact_copies_are_found_in_black_and_need_the_same_span() -> None:
+def test_exact_copies_may_be_black_and_need_the_same_span() -> None:
     black = np.zeros(8, np.uint64)
     table = clip_table(
         [black] * 4,
@@ -123,7 +126,7 @@ def test_exact_copies_are_found_in_black_and_need_the_same_span() -> None:
     )
     for method in ("near", "exact"):
         solved = solve(table, method=method)
-        assert fates(solved) == {"0000": None, "0001": "0000"}
+        assert duplicates_of(solved) == {"0000": None, "0001": "0000"}
         row = solved["0001"]
         assert (row["duplicate_kind"], row["duplicate_distance"], row["duplicate_overlap"], row["fate_bound"]) == (
             "exact",
@@ -134,9 +137,9 @@ def test_exact_copies_are_found_in_black_and_need_the_same_span() -> None:
         assert row["fate_reason"] == "exact copy of a clip of file0.mp4"
 
 
-def test_exact_leaves_near_copies() -> None:
+def test_method_exact_ignores_near_copies() -> None:
     rng = np.random.default_rng(1)
-    film = strangers(rng, 1)[0]
+    film = unrelated_hashes(rng, 1)[0]
     assert solve(clip_table([film, film]), method="exact") == {}
     assert len(solve(clip_table([film, film]))) == 2
 
@@ -145,32 +148,32 @@ def test_exact_leaves_near_copies() -> None:
     "columns",
     [{"kind": ["video", "image"]}, {"content_hash": ["x", "x"], "start_pts": [0, 12]}, {"source": ["s", "s"]}],
 )
-def test_other_kinds_and_clips_of_one_file_are_not_compared(columns: dict[str, Any]) -> None:
-    film = strangers(np.random.default_rng(1), 1)[0]
+def test_clips_that_are_never_compared(columns: dict[str, Any]) -> None:
+    film = unrelated_hashes(np.random.default_rng(1), 1)[0]
     assert solve(clip_table([film, film], **columns)) == {}
 
 
-def test_clips_without_a_content_hash_go_by_their_source() -> None:
+def test_source_stands_in_for_a_missing_content_hash() -> None:
     rng = np.random.default_rng(2)
-    film = strangers(rng, 1)[0]
+    film = unrelated_hashes(rng, 1)[0]
     table = clip_table([film, film, film], content_hash=[None, None, None], source=["s", "s", "t"])
-    assert fates(solve(table)) == {"0000": None, "0001": None, "0002": "0000"}
+    assert duplicates_of(solve(table)) == {"0000": None, "0001": None, "0002": "0000"}
 
 
-def test_images_have_a_bound_of_their_own() -> None:
+def test_images_have_their_own_bound() -> None:
     rng = np.random.default_rng(3)
-    one = strangers(rng, 1, 1)[0]
+    one = unrelated_hashes(rng, 1, 1)[0]
     images = [one, one ^ np.uint64(0b11), one ^ np.uint64(0b111111 << 20)]
     table = clip_table(images, kind=["image"] * 3, end_pts=[1] * 3)
-    assert fates(solve(table)) == {"0000": None, "0001": "0000"}
+    assert duplicates_of(solve(table)) == {"0000": None, "0001": "0000"}
     assert solve(table, image_max_distance=1) == {}
     assert solve(table)["0001"]["fate_bound"] == 4.0
 
 
 @pytest.mark.slow
-def test_hundreds_of_copies_leave_one() -> None:
+def test_one_of_hundreds_of_copies_is_kept() -> None:
     rng = np.random.default_rng(4)
-    film = strangers(rng, 1, 8)[0]
+    film = unrelated_hashes(rng, 1, 8)[0]
     table = clip_table([noisy(rng, film, 0.02) for _ in range(400)], width=rng.integers(100, 2000, 400).tolist())
     solved = solve(table)
     assert len(solved) == 400
@@ -178,7 +181,7 @@ def test_hundreds_of_copies_leave_one() -> None:
 
 
 def test_every_part_of_a_long_clip_is_found() -> None:
-    """The long one has more partners than any clip is compared with for its own sake."""
+    """The long clip has more partners than `MAX_RANK`."""
     rng = np.random.default_rng(12)
     film = rng.integers(0, 2**64, 400, np.uint64)
     table = clip_table([film, *(film[start : start + 4] for start in range(0, 400, 4))], width=[200] + [100] * 100)
@@ -188,12 +191,12 @@ def test_every_part_of_a_long_clip_is_found() -> None:
     assert [row["fate"] for row in solved.values()].count("duplicate") == 100
 
 
-def test_a_thousand_black_clips_stay() -> None:
+def test_thousand_black_clips_are_kept() -> None:
     assert solve(clip_table([np.zeros(8, np.uint64)] * 1000)) == {}
 
 
-def test_alone_is_every_row_of_which_nothing_is_said() -> None:
-    table = clip_table(strangers(np.random.default_rng(5), 2))
+def test_defaults_of_clips_without_duplicates() -> None:
+    table = clip_table(unrelated_hashes(np.random.default_rng(5), 2))
     defaults = Dedup().defaults(table)
     assert defaults.schema.equals(pa.schema(WRITES))
     assert defaults["cluster"] == table["uid"]
@@ -204,13 +207,13 @@ def test_alone_is_every_row_of_which_nothing_is_said() -> None:
     assert Dedup(method="semantic").defaults(later)["cluster"].to_pylist() == ["x", "y"]
 
 
-def test_no_rows() -> None:
-    table = clip_table(strangers(np.random.default_rng(6), 1)).slice(0, 0)
+def test_empty_table() -> None:
+    table = clip_table(unrelated_hashes(np.random.default_rng(6), 1)).slice(0, 0)
     assert solve(table) == {}
     assert len(Dedup().defaults(table)) == 0
 
 
-def test_semantic_joins_the_clusters_before() -> None:
+def test_semantic_joins_clusters_of_an_earlier_dedup() -> None:
     films = [np.zeros(1, np.uint64)] * 5
     table = clip_table(films, width=[500, 400, 300, 200, 100], cluster=["0000", "0000", "0002", "0002", "0004"])
     vectors = [[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 1.0, 0.01, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]]
@@ -219,7 +222,7 @@ def test_semantic_joins_the_clusters_before() -> None:
     assert {uid: row["cluster"] for uid, row in solved.items()} == dict.fromkeys(
         ("0000", "0001", "0002", "0003"), "0000"
     )
-    assert fates(solved) == {"0000": None, "0001": None, "0002": "0001", "0003": None}
+    assert duplicates_of(solved) == {"0000": None, "0001": None, "0002": "0001", "0003": None}
     assert solved["0002"]["duplicate_kind"] == "semantic"
     assert solved["0002"]["duplicate_distance"] == pytest.approx(5e-5, rel=0.01)
     assert solved["0002"]["fate_bound"] == pytest.approx(0.01)
@@ -227,8 +230,8 @@ def test_semantic_joins_the_clusters_before() -> None:
 
 
 @pytest.mark.slow
-def test_real_footage(real_videos: Path) -> None:
-    """One scene twice, once compressed eighty times as much, among files that have nothing in common."""
+def test_real_footage_compressed_twice(real_videos: Path) -> None:
+    """One scene is there twice, once compressed eighty times as much, among files that have nothing in common."""
     names = [
         "carphone_pristine.mp4",
         "carphone_distorted.mp4",
@@ -249,7 +252,7 @@ def test_real_footage(real_videos: Path) -> None:
         scanned = map_rows(pa.Table.from_pylist([row]), Scan().writes(), Scan()._scan).to_pylist()[0]
         clips = Cut().expand(scanned)
         assert not isinstance(clips, Mark)
-        rows += [{column: {**scanned, **clip}[column] for column in READS} for clip in clips]
+        rows += [{column: {**scanned, **clip}[column] for column in READ_COLUMNS} for clip in clips]
     table = pa.Table.from_pylist(rows, clip_table([]).schema)
     solved = solve(table)
     assert len(solved) == 2
@@ -259,7 +262,7 @@ def test_real_footage(real_videos: Path) -> None:
     assert {Path(row["source"]).name for row in rows if row["uid"] in solved} == set(names[:2])
 
 
-def test_settings() -> None:
+def test_read_columns_and_bounds_of_settings() -> None:
     assert set(Dedup(method="semantic").reads()) == {*Dedup().reads(), "embedding", "cluster"}
     for wrong in ({"max_distance": 16}, {"min_share": 0}, {"method": "phash"}):
         with pytest.raises(ValidationError):
@@ -267,16 +270,16 @@ def test_settings() -> None:
 
 
 @pytest.mark.slow
-def test_on_ray_the_same_is_decided(ray_session: None, tmp_path: Path) -> None:
+def test_result_on_ray_equals_that_in_process(ray_session: None, tmp_path: Path) -> None:
     from pipelines import run
 
     table, wanted = library(7, n=60)
-    orders = []
+    tasks = []
     for part, start in enumerate(range(0, len(table), 16)):
         rows = table.slice(start, 16)
         path = str(tmp_path / f"{part}.parquet")
         pq.write_table(rows, path)
-        orders.append(pa.table({"part": [path], "rows": [list(range(len(rows)))]}, TASK_SCHEMA))
-    on_ray = Dedup().solve(run.rows(orders, table.column_names)).sort_by("uid")
+        tasks.append(pa.table({"part": [path], "rows": [list(range(len(rows)))]}, TASK_SCHEMA))
+    on_ray = Dedup().solve(run.rows(tasks, table.column_names)).sort_by("uid")
     assert on_ray.equals(Dedup().solve(LocalRows([table])).sort_by("uid"))
     assert len(set(on_ray["cluster"].to_pylist())) == len(wanted)

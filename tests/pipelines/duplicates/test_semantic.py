@@ -1,3 +1,5 @@
+"""Pairs of clips with like embeddings, against comparing all with all."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -5,7 +7,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from pipelines.duplicates.cells import cells_for, kmeans, nearest_cells, semantic_pairs
+from pipelines.duplicates.semantic import kmeans, n_cells, nearest_cells, semantic_pairs
 from pipelines.engine.shuffle import LocalRows
 from tests.support.clip_rows import ScatteredRows, clip_table
 
@@ -16,17 +18,20 @@ def embedded(vectors_ND: NDArray[np.float64], **columns: object) -> pa.Table:
 
 
 def clouds(seed: int, n: int = 60, dim: int = 16) -> NDArray[np.float64]:
-    """Vectors of which some are near others, at all angles around the bound."""
+    """Return vectors of which some are near others, at angles on both sides of the bound."""
     rng = np.random.default_rng(seed)
     base = rng.normal(size=(n, dim))
     return np.concatenate([base, base[: n // 2] + rng.normal(size=(n // 2, dim)) * rng.uniform(0, 0.25, (n // 2, 1))])
 
 
-def all_pairs(vectors_ND: NDArray[np.float64], least: float) -> set[tuple[str, str]]:
+def all_pairs(vectors_ND: NDArray[np.float64], min_cosine: float) -> set[tuple[str, str]]:
     unit = vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     cosine = unit @ unit.T
     return {
-        (f"{i:04d}", f"{j:04d}") for i in range(len(unit)) for j in range(i + 1, len(unit)) if cosine[i, j] >= least
+        (f"{i:04d}", f"{j:04d}")
+        for i in range(len(unit))
+        for j in range(i + 1, len(unit))
+        if cosine[i, j] >= min_cosine
     }
 
 
@@ -35,7 +40,7 @@ def found_pairs(table: pa.Table) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_pairs_are_those_of_comparing_all_with_all(seed: int) -> None:
+def test_nearly_all_pairs_within_the_bound_are_found(seed: int) -> None:
     vectors = clouds(seed)
     found = found_pairs(semantic_pairs(LocalRows([embedded(vectors)]), 0.98, 0))
     assert len(set(found)) == len(found)
@@ -44,7 +49,7 @@ def test_pairs_are_those_of_comparing_all_with_all(seed: int) -> None:
     assert len(found) >= 0.95 * len(wanted) > 10
 
 
-def test_parts_and_order_change_nothing() -> None:
+def test_pairs_do_not_depend_on_parts_and_order() -> None:
     table = embedded(clouds(7))
     wanted = semantic_pairs(LocalRows([table]), 0.98, 3)
     for seed in range(3):
@@ -55,7 +60,7 @@ def test_parts_and_order_change_nothing() -> None:
         )
 
 
-def test_clips_of_one_file_of_other_kinds_and_without_embedding_are_not_compared() -> None:
+def test_clips_that_are_never_paired() -> None:
     vectors = np.tile(np.array([[1.0, 2.0, 3.0]]), (6, 1))
     table = embedded(
         vectors, content_hash=["a", "a", "b", "c", "d", "e"], kind=["video"] * 3 + ["image"] * 2 + ["video"]
@@ -72,7 +77,7 @@ def test_clips_of_one_file_of_other_kinds_and_without_embedding_are_not_compared
     }
 
 
-def test_embeddings_that_cannot_be_compared_are_named() -> None:
+def test_clip_with_a_bad_embedding_is_named() -> None:
     vectors = np.ones((3, 4))
     vectors[1] = 0
     with pytest.raises(ValueError, match="clip 0001: its embedding has the length 0"):
@@ -82,7 +87,7 @@ def test_embeddings_that_cannot_be_compared_are_named() -> None:
         semantic_pairs(LocalRows([one, other]), 0.99, 0)
 
 
-def test_nothing_to_compare() -> None:
+def test_fewer_than_two_embeddings_give_no_pairs() -> None:
     table = embedded(np.ones((1, 4)))
     assert (
         len(semantic_pairs(LocalRows([table]), 0.99, 0))
@@ -91,11 +96,11 @@ def test_nothing_to_compare() -> None:
     )
 
 
-def test_cells_grow_with_the_data() -> None:
-    assert [cells_for(n) for n in (2, 10_000, 1_000_000, 10**12)] == [1, 100, 1000, 50_000]
+def test_number_of_cells_grows_with_the_data() -> None:
+    assert [n_cells(n) for n in (2, 10_000, 1_000_000, 10**12)] == [1, 100, 1000, 50_000]
 
 
-def test_kmeans_finds_clouds_that_lie_apart() -> None:
+def test_kmeans_separates_distant_clouds() -> None:
     rng = np.random.default_rng(0)
     centres = np.eye(5, 12)
     points = np.repeat(centres, 40, axis=0) + rng.normal(size=(200, 12)) * 0.05

@@ -1,0 +1,60 @@
+"""Candidate pairs: which clips with a common key are paired, and how many."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.duplicates.candidates import MAX_NEIGHBOURS, candidates
+from pipelines.duplicates.clip_hashes import as_clips
+from pipelines.duplicates.keys import key_rows
+from pipelines.video.phash import is_informative, mirrored
+from tests.support.clip_rows import clip_table, noisy, unrelated_hashes
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(0, 2**64 - 1).filter(lambda value: value.bit_count() >= 10),
+    st.sets(st.integers(0, 63), max_size=4),
+    st.booleans(),
+)
+def test_no_image_within_four_bits_is_missed(value: int, flipped: set[int], mirror: bool) -> None:
+    one, other = np.array([value], np.uint64), np.array([value ^ sum(1 << bit for bit in flipped)], np.uint64)
+    if not (is_informative(one)[0] and is_informative(other)[0] and is_informative(mirrored(other))[0]):
+        return
+    table = as_clips(clip_table([one, mirrored(other) if mirror else other], kind=["image"] * 2))
+    assert [mirror] == candidates(key_rows(table, True), 11, 4)["mirrored"].to_pylist()
+
+
+def test_candidates_are_of_different_files_with_near_hashes() -> None:
+    rng = np.random.default_rng(5)
+    film = unrelated_hashes(rng, 1)[0]
+    clips = [film, noisy(rng, film, 0.02), noisy(rng, film, 0.02), *unrelated_hashes(rng, 3)]
+    table = as_clips(clip_table(clips, content_hash=["a", "b", "a", "c", "d", "e"]))
+    numbers = table["clip"].to_pylist()
+    found = candidates(key_rows(table, True), 11, 4).to_pylist()
+    assert {frozenset((row["a"], row["b"])) for row in found} == {
+        frozenset((numbers[0], numbers[1])),
+        frozenset((numbers[1], numbers[2])),
+    }
+    assert all(row["a"] < row["b"] and not row["mirrored"] for row in found)
+    assert len(candidates(key_rows(table, True), 0, 4)) < 2
+    assert max(found, key=lambda row: row["shared_keys"])["shared_keys"] > 20
+
+
+def test_key_of_thousands_pairs_each_clip_with_some_neighbours() -> None:
+    n = 3000
+    clips = [np.full(1, 0x0F1E2D3C4B5A6978, np.uint64)] * n
+    found = candidates(key_rows(as_clips(clip_table(clips)), True), 11, 4)
+    assert len(found) <= n * MAX_NEIGHBOURS
+    assert len(set(found["a"].to_pylist()) | set(found["b"].to_pylist())) == n
+
+
+def test_copy_is_found_among_a_thousand_like_clips_of_one_file() -> None:
+    film = [np.full(1, 0x0F1E2D3C4B5A6978, np.uint64)] * 1001
+    table = as_clips(clip_table(film, content_hash=["film"] * 1000 + ["copy"], start_pts=list(range(1001))))
+    found = candidates(key_rows(table, True), 11, 4)
+    copy = table["clip"][1000].as_py()
+    assert MAX_NEIGHBOURS <= len(found) <= 2 * MAX_NEIGHBOURS
+    assert all(copy in (row["a"], row["b"]) for row in found.to_pylist())
