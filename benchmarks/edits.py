@@ -21,8 +21,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pipelines.scenes.scene import ACTIONS, MOVES, Scene, cast, choose_background, render
-from pipelines.video.decode import frames as decoded_frames
+from pipelines.scenes.scene import ACTIONS, CAMERA_MOVES, Scene, choose_bodies, choose_background, render
+from pipelines.video.decode import read_frames
 
 Pixels = NDArray[np.uint8]
 Kind = Literal["cut", "dissolve", "fade"]
@@ -223,7 +223,7 @@ def _footage(path: Path) -> tuple[NDArray[np.uint8], ...]:
     """All frames as JPEG files of 480 x 270: all of the footage as pixels would take 1 GB."""
     return tuple(
         np.asarray(cv2.imencode(".jpg", _cover(picture)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 96])[1], np.uint8)
-        for _, picture in decoded_frames(str(path), *_cover_size(path))
+        for _, picture in read_frames(str(path), *_cover_size(path))
     )
 
 
@@ -241,8 +241,8 @@ def _cover(picture: Pixels) -> Pixels:
 
 
 def _drawn(rng: np.random.Generator, n: int, fps: float) -> list[Pixels]:
-    bodies = cast(rng, int(rng.integers(1, 3)))
-    action, move = ACTIONS[int(rng.integers(len(ACTIONS)))], MOVES[int(rng.integers(len(MOVES)))]
+    bodies = choose_bodies(rng, int(rng.integers(1, 3)))
+    action, move = ACTIONS[int(rng.integers(len(ACTIONS)))], CAMERA_MOVES[int(rng.integers(len(CAMERA_MOVES)))]
     scene = Scene(action, move, choose_background(rng, bodies, None), bodies, (n + 0.5) / fps)
     pictures = render(scene, WIDTH, HEIGHT, fps, (int(rng.integers(1 << 30)),))
     return [np.ascontiguousarray(picture) for picture in pictures[:n]] + [

@@ -1,6 +1,6 @@
-"""Draw one frame of a scene in numpy: a graded background with a floor, and a few large antialiased shapes.
+"""Drawing of one frame of a scene in numpy: a shaded background with a floor, and a few large antialiased shapes.
 
-World units: the short side of the picture is 1 long at zoom 1, the world's origin is the picture's centre, y points down.
+World units: at zoom 1 the short side of the frame is 1 long; the origin is at the frame's centre, and y points down.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
-Floats = NDArray[np.float32]
+from cluster.arrays import Float32Array, Float64Array, Pixels
+
 Kind = Literal["circle", "square", "triangle", "star"]
 
 KINDS: tuple[Kind, ...] = ("circle", "square", "triangle", "star")
@@ -40,13 +39,13 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "maroon": (85, 20, 40),
 }
 
-STRIPE = 0.5
-"""Width of the background's pale stripes in world units: without them a pan over a plain wall could not be seen."""
+STRIPE_WIDTH = 0.5
+"""Width of the background's pale stripes in world units. Without stripes, a pan over a plain wall could not be seen."""
 
 
 @dataclass
 class Body:
-    """A shape and its state: centre, velocity per second, radius of the circle around it, angle in radians."""
+    """A shape and its state: centre, velocity per second, radius of its circumscribed circle, angle in radians."""
 
     kind: Kind
     colour: str
@@ -61,7 +60,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Camera:
-    """What is looked at: the world point at the picture's centre, and the magnification."""
+    """The view: the world point at the frame's centre, and the magnification."""
 
     x: float = 0.0
     y: float = 0.0
@@ -69,49 +68,53 @@ class Camera:
 
 
 def draw(width: int, height: int, background: str, floor_y: float | None, bodies: list[Body], camera: Camera) -> Pixels:
-    """One frame, uint8 `[height, width, 3]`. Later bodies lie over earlier ones; there is no floor where `floor_y` is None."""
+    """Return one frame, uint8 `[height, width, 3]`. Later bodies cover earlier ones; `floor_y` None draws no floor."""
     scale = min(width, height) * camera.zoom
     x_W = ((np.arange(width) + 0.5 - width / 2) / scale + camera.x).astype(np.float32)
     y_H = ((np.arange(height) + 0.5 - height / 2) / scale + camera.y).astype(np.float32)
     canvas = _background(x_W, y_H, BACKGROUNDS[background], floor_y, scale)
     for body in bodies:
-        _paint(canvas, x_W, y_H, body, scale)
+        _draw_body(canvas, x_W, y_H, body, scale)
     return np.asarray(np.clip(canvas + 0.5, 0, 255), np.uint8)
 
 
-def _background(x_W: Floats, y_H: Floats, colour: tuple[int, int, int], floor_y: float | None, scale: float) -> Floats:
+def _background(
+    x_W: Float32Array, y_H: Float32Array, colour: tuple[int, int, int], floor_y: float | None, scale: float
+) -> Float32Array:
+    """Return the background `[H, W, 3]` for the world coordinates of its columns and rows."""
     base = np.array(colour, np.float32)
     # Lighter above, darker below, and stripes fixed to the world.
     shade_H = np.interp(y_H, [-1, 1], [1.12, 0.82]).astype(np.float32)
     if floor_y is not None:
         below_H = np.clip((y_H - floor_y) * scale + 0.5, 0, 1)
         shade_H = shade_H * (1 - 0.38 * below_H)
-    phase_W = np.abs((x_W / STRIPE) % 2 - 1)
-    stripes_W = 1 + 0.09 * np.clip((phase_W - 0.5) * STRIPE * scale, -0.5, 0.5)
+    phase_W = np.abs((x_W / STRIPE_WIDTH) % 2 - 1)
+    stripes_W = 1 + 0.09 * np.clip((phase_W - 0.5) * STRIPE_WIDTH * scale, -0.5, 0.5)
     return np.asarray(shade_H[:, None, None] * stripes_W[None, :, None] * base, np.float32)
 
 
-def _paint(canvas: Floats, x_W: Floats, y_H: Floats, body: Body, scale: float) -> None:
-    reach = body.radius + 2 / scale
-    left, right = np.searchsorted(x_W, [body.x - reach, body.x + reach])
-    top, bottom = np.searchsorted(y_H, [body.y - reach, body.y + reach])
+def _draw_body(canvas: Float32Array, x_W: Float32Array, y_H: Float32Array, body: Body, scale: float) -> None:
+    """Draw a body over the canvas `[H, W, 3]`, in place. `scale` is pixels per world unit."""
+    margin = body.radius + 2 / scale
+    left, right = np.searchsorted(x_W, [body.x - margin, body.x + margin])
+    top, bottom = np.searchsorted(y_H, [body.y - margin, body.y + margin])
     if left == right or top == bottom:
         return
     dx, dy = x_W[None, left:right] - body.x, y_H[top:bottom, None] - body.y
     cos, sin = np.cos(body.angle), np.sin(body.angle)
     u, v = (dx * cos + dy * sin) / body.radius, (dy * cos - dx * sin) / body.radius
     distance = _distance(body.kind, np.asarray(u, np.float32), np.asarray(v, np.float32)) * (body.radius * scale)
-    cover = np.clip(0.5 - distance, 0, 1)[..., None]
+    opacity = np.clip(0.5 - distance, 0, 1)[..., None]
     # Lit from above: a tenth brighter at the top, darker at the bottom and along the rim.
     light = 1.0 - 0.12 * np.clip(dy / body.radius, -1, 1)
     rim = 1.0 - 0.3 * np.clip(distance + 2.5, 0, 1)
     colour = np.minimum((light * rim)[..., None] * np.array(COLOURS[body.colour], np.float32), 255)
     window = canvas[top:bottom, left:right]
-    window += cover * (colour - window)
+    window += opacity * (colour - window)
 
 
-def _distance(kind: Kind, u: Floats, v: Floats) -> Floats:
-    """Signed distance to the edge, negative inside, in radii."""
+def _distance(kind: Kind, u: Float32Array, v: Float32Array) -> Float32Array:
+    """Return the signed distance to the edge in radii, negative inside."""
     if kind == "circle":
         return np.asarray(np.hypot(u, v) - 1, np.float32)
     corners = polygon(kind)
@@ -127,10 +130,10 @@ def _distance(kind: Kind, u: Floats, v: Floats) -> Floats:
 
 
 @cache
-def polygon(kind: Kind) -> NDArray[np.float64]:
-    """`[n, 2]` corners on the unit circle, the first one at the top; a star has inner corners at 0.45."""
+def polygon(kind: Kind) -> Float64Array:
+    """Return the corners `[n, 2]` on the unit circle, the first at the top; a star has inner corners at radius 0.45."""
     n = {"square": 4, "triangle": 3, "star": 10}[kind]
-    turn = np.pi / 4 if kind == "square" else 0.0
-    angles = np.arange(n) * 2 * np.pi / n - np.pi / 2 + turn
+    rotation = np.pi / 4 if kind == "square" else 0.0
+    angles = np.arange(n) * 2 * np.pi / n - np.pi / 2 + rotation
     radii = np.where(np.arange(n) % 2, 0.45, 1.0) if kind == "star" else np.ones(n)
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)

@@ -1,4 +1,4 @@
-"""Demo footage: short videos and images drawn here, with captions beside them, known cuts, and a few troubles of real collections."""
+"""Demo footage: short drawn videos and images with captions, known cuts, and a few defects of real collections."""
 
 from __future__ import annotations
 
@@ -13,36 +13,47 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cluster.storage import write_bytes
-from cluster.telemetry import Bar
+from cluster.telemetry import ProgressBar
 from pipelines.scenes.draw import Pixels
-from pipelines.scenes.scene import ACTIONS, MOVES, Scene, cast, choose_background, listed, name, render
-from pipelines.video.still import jpeg
+from pipelines.scenes.scene import (
+    ACTIONS,
+    CAMERA_MOVES,
+    Scene,
+    body_name,
+    choose_background,
+    choose_bodies,
+    join_names,
+    render,
+)
+from pipelines.video.still_images import encode_jpeg
 from training.sampling.media import write_mp4, write_png
 
 Join = Literal["cut", "dissolve", "fade"]
 Trouble = Literal["title_card", "frozen", "black", "copy", "recompressed", "truncated"]
 
 MTIME_S = 1_767_225_600
-"""2026-01-01 in UTC, the modification time of every file: a source's identity includes it, so footage made twice is the same."""
+"""Modification time of every file, 2026-01-01 in UTC: a source's identity includes it, so footage drawn twice is the
+same."""
 
-TRUTH = "truth.json"
+TRUTH_FILE = "truth.json"
 SIZES = ((256, 144), (144, 256), (192, 192))
 RATES = (24, 30, 12, 25, 24, 15)
 DISSOLVE_S = 0.8
 FADE_S = 0.5
-"""Seconds down to black, and as many up again."""
+"""Seconds of the fade to black, and of the fade from black after it."""
 TRUNCATED_SHARE = 0.55
-IMAGES = 4
+"""Share of a truncated file's bytes that is kept."""
+N_IMAGES = 4
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What one file is to be. The first plans come first when few videos are asked for, so that those show the most."""
+    """Plan of one file. The first plans show the most, because they are used when few videos are asked for."""
 
     join: Join = "cut"
     trouble: Trouble | None = None
-    of: int | None = None
-    """For a copy, the number of the file it copies."""
+    copy_of: int | None = None
+    """Index of the file that a copy copies."""
 
 
 _PLANS = (
@@ -50,11 +61,11 @@ _PLANS = (
     _Plan(),
     _Plan(join="dissolve"),
     _Plan(),
-    _Plan(trouble="copy", of=0),
+    _Plan(trouble="copy", copy_of=0),
     _Plan(trouble="truncated"),
     _Plan(join="fade"),
     _Plan(trouble="title_card"),
-    _Plan(trouble="recompressed", of=1),
+    _Plan(trouble="recompressed", copy_of=1),
     _Plan(trouble="frozen"),
     _Plan(trouble="black"),
 )
@@ -63,7 +74,7 @@ _PLAIN = _Plan()
 
 @dataclass(frozen=True)
 class Transition:
-    """How one shot becomes the next: frames `start_frame` to `end_frame` (exclusive) mix both; a cut is at `frame`."""
+    """A transition between two shots. Frames `start_frame` to `end_frame` (exclusive) mix both; a cut is at `frame`."""
 
     kind: Join
     frame: int
@@ -74,23 +85,31 @@ class Transition:
 
 @dataclass
 class _Film:
+    """Frames of a file, and its shots and transitions as they are written to `truth.json`."""
+
     frames: list[Pixels] = field(default_factory=list)
     shots: list[dict[str, Any]] = field(default_factory=list)
     transitions: list[Transition] = field(default_factory=list)
 
 
-def make_footage(folder: str | Path, videos: int = 12, seed: int = 0, progress: Bar | None = None) -> dict[str, Any]:
-    """Draw `videos` videos and a few images into a folder; returns the truth, which is also written to `truth.json` there.
+def make_footage(
+    folder: str | Path, videos: int = 12, seed: int = 0, progress: ProgressBar | None = None
+) -> dict[str, Any]:
+    """Draw `videos` videos and a few images into a folder, and return the ground truth.
 
-    The same arguments give the same bytes on the same machine. Of 12 videos three are faulty copies (exact, recompressed,
-    truncated), three hold a title card, a frozen and a black shot, one joins its shots with a dissolve, one by a fade
-    through black; all others are shots of 2 to 4 s joined by hard cuts. `clip_000.json` captions `clip_000.mp4`.
+    The ground truth is also written to `truth.json` there.
 
-    Truth: `videos` (file, width, height, fps, n_frames, duration_s, caption, trouble, copy_of, shots with frames
-    `start_frame` to `end_frame` exclusive and a caption, transitions) and `images` (file, width, height, caption).
+    The same arguments give the same bytes on the same machine. Of 12 videos three are faulty copies (exact,
+    recompressed, truncated); three have a title card, a frozen and a black shot; one joins its shots with a dissolve,
+    one with a fade through black. All others are shots of 2 to 4 s with hard cuts. `clip_000.json` captions
+    `clip_000.mp4`.
+
+    Ground truth: `videos` (file, width, height, fps, n_frames, duration_s, caption, trouble, copy_of, shots with
+    frames `start_frame` to `end_frame` exclusive and a caption, transitions) and `images` (file, width, height,
+    caption). Raises `ValueError` if `videos` is below 1.
     """
     if videos < 1:
-        raise ValueError(f"videos={videos}: at least one is needed")
+        raise ValueError(f"videos={videos}: it must be at least 1")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     truth: dict[str, Any] = {"seed": seed, "videos": [], "images": []}
@@ -99,21 +118,21 @@ def make_footage(folder: str | Path, videos: int = 12, seed: int = 0, progress: 
         truth["videos"].append(_make_video(target, index, plan, seed, truth["videos"]))
         if progress is not None:
             progress.advance(1, note=truth["videos"][-1]["file"])
-    for index in range(IMAGES):
+    for index in range(N_IMAGES):
         truth["images"].append(_make_image(target, index, seed))
-    _write(target / TRUTH, (json.dumps(truth, indent=1) + "\n").encode())
+    _write(target / TRUTH_FILE, (json.dumps(truth, indent=1) + "\n").encode())
     return truth
 
 
 def _make_video(folder: Path, index: int, plan: _Plan, seed: int, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
     path = folder / f"clip_{index:03d}.mp4"
-    source = index if plan.of is None else plan.of
+    source = index if plan.copy_of is None else plan.copy_of
     width, height = SIZES[source % len(SIZES)]
     fps = RATES[source % len(RATES)]
     if plan.trouble == "copy":
-        assert plan.of is not None
-        entry = before[plan.of] | {"file": path.name, "trouble": "copy", "copy_of": before[plan.of]["file"]}
-        _write(path, (folder / before[plan.of]["file"]).read_bytes())
+        assert plan.copy_of is not None
+        entry = before[plan.copy_of] | {"file": path.name, "trouble": "copy", "copy_of": before[plan.copy_of]["file"]}
+        _write(path, (folder / before[plan.copy_of]["file"]).read_bytes())
         _write_captions(path, entry)
         return entry
     film, caption = _film(source, plan, seed, width, height, fps)
@@ -137,7 +156,7 @@ def _make_video(folder: Path, index: int, plan: _Plan, seed: int, before: Sequen
         "duration_s": len(film.frames) / fps,
         "caption": caption,
         "trouble": plan.trouble,
-        "copy_of": None if plan.of is None else before[plan.of]["file"],
+        "copy_of": None if plan.copy_of is None else before[plan.copy_of]["file"],
         "shots": film.shots,
         "transitions": [asdict(transition) for transition in film.transitions],
     }
@@ -146,7 +165,7 @@ def _make_video(folder: Path, index: int, plan: _Plan, seed: int, before: Sequen
 
 
 def _write_captions(path: Path, entry: dict[str, Any]) -> None:
-    """The sidecar of a video: a caption of all of it, and one of each shot."""
+    """Write the sidecar of a video: a caption of the whole and one per shot."""
     shots = [
         {
             "start_s": shot["start_frame"] / entry["fps"],
@@ -161,29 +180,32 @@ def _write_captions(path: Path, entry: dict[str, Any]) -> None:
 
 
 def _film(index: int, plan: _Plan, seed: int, width: int, height: int, fps: int) -> tuple[_Film, str]:
-    """The frames of a file and its caption; a recompressed copy has those of its original."""
+    """Return the frames of a file and its caption; a recompressed copy has those of its original."""
     rng = np.random.default_rng([seed, index])
-    bodies = cast(rng, 1 + (index % 4 != 3))
+    bodies = choose_bodies(rng, 1 + (index % 4 != 3))
     film = _Film()
     clauses: list[str] = []
     background: str | None = None
     for number in range(2 + index % 3 if plan.join == "cut" else 2):
         background = choose_background(rng, bodies, background)
-        # Neighbouring files and shots differ in what happens and in what the camera does.
-        action, camera = ACTIONS[(index + number) % len(ACTIONS)], MOVES[(index + 2 * number) % len(MOVES)]
+        # Neighbouring files and shots differ in the action and in the motion of the camera.
+        action, camera = (
+            ACTIONS[(index + number) % len(ACTIONS)],
+            CAMERA_MOVES[(index + 2 * number) % len(CAMERA_MOVES)],
+        )
         scene = Scene(action, camera, background, bodies, float(rng.integers(4, 8)) / 2)
         clauses.append(scene.clause)
         frames = render(scene, width, height, fps, (seed, index, number))
         _append(film, frames, scene.caption, plan.join if number else "cut", fps)
         if number == 0:
             _append_trouble(film, plan, scene, width, height, fps)
-    names = listed([name(body) for body in bodies])
+    names = join_names([body_name(body) for body in bodies])
     story = ". Then ".join(clauses)
     return film, f"{names[0].upper()}{names[1:]}: {story}."
 
 
 def _append_trouble(film: _Film, plan: _Plan, scene: Scene, width: int, height: int, fps: int) -> None:
-    """A shot that no recipe wants, after the first one."""
+    """Add the shot with the plan's defect, which recipes filter out; other plans add none."""
     n = round(2.5 * fps)
     if plan.trouble == "title_card":
         _append(film, [_title_card(width, height)] * n, "A title card: white letters on black.", "cut", fps)
@@ -196,7 +218,7 @@ def _append_trouble(film: _Film, plan: _Plan, scene: Scene, width: int, height: 
 
 
 def _append(film: _Film, frames: list[Pixels], caption: str, join: Join, fps: int) -> None:
-    """Add a shot, joined to what is there already."""
+    """Add a shot after those that are there, with a transition of this kind."""
     start = len(film.frames)
     if start and join == "dissolve":
         n = round(DISSOLVE_S * fps)
@@ -236,10 +258,10 @@ def _title_card(width: int, height: int) -> Pixels:
 
 
 def _make_image(folder: Path, index: int, seed: int) -> dict[str, Any]:
-    """A still of a scene, twice the size of a video."""
+    """Draw a still image of a scene, twice the size of a video, and return its entry in the ground truth."""
     rng = np.random.default_rng([seed, 1_000_000 + index])
     width, height = (2 * side for side in SIZES[index % len(SIZES)])
-    bodies = cast(rng, 1 + index % 3)
+    bodies = choose_bodies(rng, 1 + index % 3)
     background = choose_background(rng, bodies, None)
     scene = Scene("glide", "still", background, bodies, 1.0)
     pixels = render(scene, width, height, 1.0, (seed, 1_000_000 + index))[0]
@@ -248,8 +270,8 @@ def _make_image(folder: Path, index: int, seed: int) -> dict[str, Any]:
         write_png(str(path), pixels)
         _stamp(path)
     else:
-        _write(path, jpeg(pixels, quality=92))
-    caption = f"A picture of {listed([name(body) for body in bodies])} on a {background} background."
+        _write(path, encode_jpeg(pixels, quality=92))
+    caption = f"A picture of {join_names([body_name(body) for body in bodies])} on a {background} background."
     _write(path.with_suffix(".txt"), (caption + "\n").encode())
     return {"file": path.name, "width": width, "height": height, "caption": caption}
 

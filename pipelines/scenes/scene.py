@@ -1,4 +1,4 @@
-"""Scenes: which shapes, how they move, what the camera does, and the sentence that says so."""
+"""Scenes: the shapes and how they move, the motion of the camera, and the sentence that describes both."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ import numpy as np
 from pipelines.scenes.draw import BACKGROUNDS, COLOURS, KINDS, Body, Camera, Pixels, draw
 
 Action = Literal["bounce", "collide", "glide", "circle"]
-Move = Literal["still", "pan_left", "pan_right", "zoom_in", "zoom_out"]
+CameraMove = Literal["still", "pan_left", "pan_right", "zoom_in", "zoom_out"]
 
 ACTIONS: tuple[Action, ...] = ("bounce", "collide", "glide", "circle")
-MOVES: tuple[Move, ...] = ("still", "pan_right", "zoom_in", "pan_left", "zoom_out")
+CAMERA_MOVES: tuple[CameraMove, ...] = ("still", "pan_right", "zoom_in", "pan_left", "zoom_out")
 
 GRAVITY = 2.4
-"""Short sides per second squared: a fall from the top takes about 0.8 s."""
+"""Acceleration in short sides per second squared: a fall from the top takes about 0.8 s."""
 BOUNCE = 0.92
-"""Share of the speed kept at a bounce, so that shapes still bounce after four seconds."""
+"""Share of the speed that is kept at a bounce, so that shapes still bounce after four seconds."""
 STEP_S = 1 / 240
+"""Approximate time step of the simulation."""
 MIN_CONTRAST = 170.0
-"""Least distance in RGB between a shape and what is behind it; yellow on cream has 166 and is hard to see."""
+"""Smallest distance in RGB between a shape and the background; yellow on cream has 166 and is hard to see."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One shot: everything that decides its frames."""
+    """A shot: everything that decides its frames, except the seed of `render`."""
 
     action: Action
-    camera: Move
+    camera: CameraMove
     background: str
     bodies: tuple[Body, ...]
     seconds: float
 
     @property
     def clause(self) -> str:
-        """What happens, without naming the shapes: 'they fall and bounce ... while the camera stays still'."""
-        return f"{_doing(self.action, len(self.bodies), None)} {self._setting}"
+        """Sentence without the names of the shapes: 'they fall and bounce ... while the camera stays still'."""
+        return f"{_action_clause(self.action, len(self.bodies), None)} {self._setting}"
 
     @property
     def caption(self) -> str:
-        """The whole sentence."""
-        names = [name(body) for body in self.bodies]
-        sentence = f"{_doing(self.action, len(names), names)} {self._setting}."
+        """Whole sentence, with the names of the shapes."""
+        names = [body_name(body) for body in self.bodies]
+        sentence = f"{_action_clause(self.action, len(names), names)} {self._setting}."
         return sentence[0].upper() + sentence[1:]
 
     @property
@@ -60,8 +61,11 @@ class Scene:
         return f"in front of a {self.background} background while the camera {move[self.camera]}"
 
 
-def cast(rng: np.random.Generator, n: int) -> tuple[Body, ...]:
-    """Shapes of n different kinds and colours that all stand out on some background; the first one is no circle, which could not be seen to spin."""
+def choose_bodies(rng: np.random.Generator, n: int) -> tuple[Body, ...]:
+    """Return n shapes of different kinds and colours that all stand out on some background.
+
+    The first is no circle, whose spin could not be seen.
+    """
     kinds = rng.permutation(len(KINDS))
     if KINDS[kinds[0]] == "circle":
         kinds = np.roll(kinds, 1)
@@ -76,7 +80,7 @@ def cast(rng: np.random.Generator, n: int) -> tuple[Body, ...]:
 
 
 def backgrounds_for(colours: Sequence[str]) -> list[str]:
-    """Backgrounds on which shapes of all these colours stand out."""
+    """Return the backgrounds on which shapes of all these colours stand out."""
     return [
         name
         for name, rgb in BACKGROUNDS.items()
@@ -85,7 +89,7 @@ def backgrounds_for(colours: Sequence[str]) -> list[str]:
 
 
 def choose_background(rng: np.random.Generator, bodies: Sequence[Body], before: str | None) -> str:
-    """Another background on which every shape stands out, light after dark and dark after light where possible."""
+    """Return another background on which every shape stands out, light after dark and dark after light if possible."""
     names = [
         name for name in rng.permutation(backgrounds_for([body.colour for body in bodies])).tolist() if name != before
     ]
@@ -95,26 +99,25 @@ def choose_background(rng: np.random.Generator, bodies: Sequence[Body], before: 
 
 
 def render(scene: Scene, width: int, height: int, fps: float, seed: Sequence[int]) -> list[Pixels]:
-    """All frames of a scene. `seed` decides where the shapes start and how fast they move."""
+    """Return all frames of a scene. `seed` decides the starting positions and speeds of the shapes."""
     rng = np.random.default_rng(list(seed))
     half_x, half_y = width / min(width, height) / 2, height / min(width, height) / 2
     bodies = [copy.copy(body) for body in scene.bodies]
-    place(bodies, scene.action, half_x, half_y, rng)
+    set_start(bodies, scene.action, half_x, half_y, rng)
     floor_y = half_y - 0.12 if scene.action == "bounce" else None
     frames = []
     n_frames = round(scene.seconds * fps)
     steps = max(1, round(1 / fps / STEP_S))
     for k in range(n_frames):
-        frames.append(
-            draw(width, height, scene.background, floor_y, bodies, camera_at(scene.camera, k / max(1, n_frames - 1)))
-        )
+        camera = camera_at(scene.camera, k / max(1, n_frames - 1))
+        frames.append(draw(width, height, scene.background, floor_y, bodies, camera))
         for _ in range(steps):
             advance(bodies, scene.action, half_x, floor_y if floor_y is not None else half_y, -half_y, 1 / fps / steps)
     return frames
 
 
-def camera_at(move: Move, part: float) -> Camera:
-    """The camera at a part of the shot, 0 to 1, at constant speed."""
+def camera_at(move: CameraMove, part: float) -> Camera:
+    """Return the camera after this part of the shot, 0 to 1; it moves at constant speed."""
     across = 0.5 * part - 0.25
     if move == "pan_right":
         return Camera(x=across)
@@ -125,30 +128,33 @@ def camera_at(move: Move, part: float) -> Camera:
     return Camera(zoom=0.85 * (1.6 ** (part if move == "zoom_in" else 1 - part)))
 
 
-def place(bodies: list[Body], action: Action, half_x: float, half_y: float, rng: np.random.Generator) -> None:
-    """Starting positions and speeds."""
+def set_start(bodies: list[Body], action: Action, half_x: float, half_y: float, rng: np.random.Generator) -> None:
+    """Set starting positions and speeds, for an action in a frame of this half width and half height."""
     n = len(bodies)
     upright = half_y > half_x
     for i, body in enumerate(bodies):
-        slot = (i + 0.5) / n * 2 - 1
+        spread = (i + 0.5) / n * 2 - 1
         side = -1 if i % 2 == 0 else 1
         body.spin = float(rng.uniform(1.2, 2.4) * side) if body.kind != "circle" else 0.0
         if action == "bounce":
-            body.x, body.y = slot * (half_x - body.radius) * 0.9, -half_y + body.radius + float(rng.uniform(0, 0.15))
+            body.x, body.y = spread * (half_x - body.radius) * 0.9, -half_y + body.radius + float(rng.uniform(0, 0.15))
             body.vx, body.vy = float(rng.uniform(0.15, 0.4) * side), 0.0
         elif action == "collide":
-            along, across = slot * 0.95, float(rng.uniform(-0.04, 0.04))
-            speed = -np.sign(slot) * float(rng.uniform(0.5, 0.7)) if n > 1 else 0.6
+            along, across = spread * 0.95, float(rng.uniform(-0.04, 0.04))
+            speed = -np.sign(spread) * float(rng.uniform(0.5, 0.7)) if n > 1 else 0.6
             body.x, body.y = (
                 (across, along * (half_y - body.radius)) if upright else (along * (half_x - body.radius), across)
             )
             body.vx, body.vy = (0.0, float(speed)) if upright else (float(speed), 0.0)
         elif action == "glide":
-            body.x, body.y = slot * (half_x - body.radius) * 0.8, float(rng.uniform(-0.5, 0.5)) * (half_y - body.radius)
+            body.x, body.y = (
+                spread * (half_x - body.radius) * 0.8,
+                float(rng.uniform(-0.5, 0.5)) * (half_y - body.radius),
+            )
             heading = float(rng.uniform(0.3, 1.2)) * side + (np.pi if rng.random() < 0.5 else 0.0)
             body.vx, body.vy = 0.65 * float(np.cos(heading)), 0.65 * float(np.sin(heading))
         else:
-            # The first one turns in the middle; `angle` of the others doubles as their place on the circle, see `advance`.
+            # The first one spins in the middle, and `advance` moves the others on a circle around it.
             body.x, body.y, body.spin = (0.0, 0.0, 1.8) if i == 0 else (0.0, -0.36, 0.0)
             if i > 0:
                 body.radius = min(body.radius, 0.13)
@@ -157,13 +163,16 @@ def place(bodies: list[Body], action: Action, half_x: float, half_y: float, rng:
 
 
 def advance(bodies: list[Body], action: Action, half_x: float, bottom: float, top: float, dt: float) -> None:
-    """One step of time: gravity, walls, elastic collisions of discs with mass as their area; semi-implicit Euler."""
+    """Advance the bodies by `dt` seconds: gravity, walls, and elastic collisions of discs with mass as their area.
+
+    The integration is semi-implicit Euler.
+    """
     for i, body in enumerate(bodies):
         body.angle += body.spin * dt
         if action == "circle":
             if i > 0:
-                turn = 2.0 * dt
-                cos, sin = np.cos(turn), np.sin(turn)
+                angle = 2.0 * dt
+                cos, sin = np.cos(angle), np.sin(angle)
                 body.x, body.y = float(body.x * cos - body.y * sin), float(body.x * sin + body.y * cos)
             continue
         if action == "bounce":
@@ -180,10 +189,10 @@ def advance(bodies: list[Body], action: Action, half_x: float, bottom: float, to
 
 
 def collide(a: Body, b: Body) -> None:
-    """Elastic collision of two discs: momentum and energy are kept."""
+    """Change the speeds of two bodies that touch as in an elastic collision of discs: momentum and energy are kept."""
     dx, dy = b.x - a.x, b.y - a.y
     distance = float(np.hypot(dx, dy))
-    # Corners reach the circle around a shape at few points only; most of it lies within 0.85 of that.
+    # A polygon reaches its circumscribed circle only at its corners; most of it is within 0.85 of the radius.
     touch = sum(body.radius * (1.0 if body.kind == "circle" else 0.85) for body in (a, b))
     if distance >= touch or distance == 0:
         return
@@ -198,6 +207,7 @@ def collide(a: Body, b: Body) -> None:
 
 
 def _wall(position: float, speed: float, low: float, high: float, keep: float) -> tuple[float, float]:
+    """Return position and speed after a reflection at a wall that was passed; `keep` is the share of the speed kept."""
     if position < low and speed < 0:
         return 2 * low - position, -speed * keep
     if position > high and speed > 0:
@@ -205,31 +215,31 @@ def _wall(position: float, speed: float, low: float, high: float, keep: float) -
     return position, speed
 
 
-def _doing(action: Action, n: int, names: list[str] | None) -> str:
-    """What the shapes do; 'it' and 'they' where they are not named."""
+def _action_clause(action: Action, n: int, names: list[str] | None) -> str:
+    """Return a clause on the motion of the shapes; without names they are 'it' or 'they'."""
     one = n == 1
-    who = ("it" if one else "they") if names is None else listed(names)
+    subject = ("it" if one else "they") if names is None else join_names(names)
     s = "s" if one else ""
     if action == "bounce":
-        return f"{who} fall{s} and bounce{s} on the floor"
+        return f"{subject} fall{s} and bounce{s} on the floor"
     if action == "collide" and not one:
-        return f"{who} fly towards each other, collide and bounce apart"
+        return f"{subject} fly towards each other, collide and bounce apart"
     if action == "circle":
         if one:
-            return f"{who} spins in the middle"
+            return f"{subject} spins in the middle"
         if names is None:
             return "the first spins in the middle and the other circles around it"
-        return f"{names[0]} spins in the middle while {listed(names[1:])} circles around it"
-    return f"{who} glide{s} through the picture and bounce{s} off its edges"
+        return f"{names[0]} spins in the middle while {join_names(names[1:])} circles around it"
+    return f"{subject} glide{s} through the picture and bounce{s} off its edges"
 
 
-def name(body: Body) -> str:
-    """'an orange star'."""
+def body_name(body: Body) -> str:
+    """Return colour and kind with an article: 'an orange star'."""
     return f"{'an' if body.colour[0] in 'aeiou' else 'a'} {body.colour} {body.kind}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """'a', 'a and b', 'a, b and c'."""
+def join_names(names: Sequence[str]) -> str:
+    """Join names for a sentence: 'a', 'a and b', 'a, b and c'."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

@@ -1,3 +1,5 @@
+"""Demo footage: files, captions, shots and defects are as `truth.json` says."""
+
 from __future__ import annotations
 
 import hashlib
@@ -13,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pipelines.engine.sources import read_sidecar
-from pipelines.scenes.footage import IMAGES, MTIME_S, make_footage
+from pipelines.scenes.footage import MTIME_S, N_IMAGES, make_footage
 from pipelines.video.decode import DecodeError, probe
 from pipelines.video.phash import hamming
 from pipelines.video.scan import VideoScan, scan_image, scan_video
@@ -48,21 +50,21 @@ def cut_frames(scan: VideoScan, fps: float) -> list[float]:
     return [float((shot.start_pts - scan.media.start_pts) * scan.media.time_base) * fps for shot in scan.shots[1:]]
 
 
-def test_every_file_is_there_with_its_caption_and_date(footage: tuple[Path, dict[str, Any]]) -> None:
+def test_every_file_has_its_caption_and_date(footage: tuple[Path, dict[str, Any]]) -> None:
     folder, truth = footage
     assert len(truth["videos"]) == 12
-    assert len(truth["images"]) == IMAGES
+    assert len(truth["images"]) == N_IMAGES
     assert json.loads((folder / "truth.json").read_text()) == truth
     for entry in [*truth["videos"], *truth["images"]]:
         path = folder / entry["file"]
         sidecar = read_sidecar(str(path.with_suffix(".json" if "shots" in entry else ".txt")))
         assert sidecar.caption == entry["caption"]
         assert [timed.caption for timed in sidecar.timed] == [shot["caption"] for shot in entry.get("shots", [])]
-    assert len(list(folder.iterdir())) == 2 * (12 + IMAGES) + 1
+    assert len(list(folder.iterdir())) == 2 * (12 + N_IMAGES) + 1
     assert {os.stat(path).st_mtime for path in folder.iterdir()} == {MTIME_S}
 
 
-def test_the_same_seed_gives_the_same_bytes(footage: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes(footage: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = footage
     make_footage(tmp_path / "again", videos=3)
     make_footage(tmp_path / "other", videos=1, seed=1)
@@ -75,7 +77,7 @@ def test_the_same_seed_gives_the_same_bytes(footage: tuple[Path, dict[str, Any]]
     assert digest(tmp_path / "other" / "clip_000.mp4") != digest(folder / "clip_000.mp4")
 
 
-def test_sizes_rates_and_lengths_are_as_the_truth_says(
+def test_sizes_rates_and_lengths_match_the_truth(
     footage: tuple[Path, dict[str, Any]], scans: dict[str, VideoScan]
 ) -> None:
     _, truth = footage
@@ -94,9 +96,7 @@ def test_sizes_rates_and_lengths_are_as_the_truth_says(
     assert len({video["fps"] for video in truth["videos"]}) >= 4
 
 
-def test_hard_cuts_are_found_within_a_frame_and_nothing_else(
-    footage: tuple[Path, dict[str, Any]], scans: dict[str, VideoScan]
-) -> None:
+def test_scan_finds_exactly_the_hard_cuts(footage: tuple[Path, dict[str, Any]], scans: dict[str, VideoScan]) -> None:
     _, truth = footage
     hard = 0
     for video in truth["videos"]:
@@ -110,7 +110,7 @@ def test_hard_cuts_are_found_within_a_frame_and_nothing_else(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_hard_cuts_of_other_seeds(tmp_path: Path, seed: int) -> None:
+def test_scan_finds_hard_cuts_of_other_seeds(tmp_path: Path, seed: int) -> None:
     truth = make_footage(tmp_path, videos=12, seed=seed)
     for video in truth["videos"]:
         if video["trouble"] in ("truncated", "copy") or any(
@@ -123,7 +123,7 @@ def test_hard_cuts_of_other_seeds(tmp_path: Path, seed: int) -> None:
         )
 
 
-def test_soft_transitions_are_found_with_their_spans(
+def test_scan_finds_gradual_transitions_with_their_spans(
     footage: tuple[Path, dict[str, Any]], scans: dict[str, VideoScan]
 ) -> None:
     _, truth = footage
@@ -142,7 +142,7 @@ def test_soft_transitions_are_found_with_their_spans(
         assert len(scan.shots) == len(wanted) + 1
 
 
-def test_troubles_are_what_they_say(footage: tuple[Path, dict[str, Any]], scans: dict[str, VideoScan]) -> None:
+def test_defects_are_as_named(footage: tuple[Path, dict[str, Any]], scans: dict[str, VideoScan]) -> None:
     folder, truth = footage
     copy = by_trouble(truth, "copy")
     assert (folder / copy["file"]).read_bytes() == (folder / copy["copy_of"]).read_bytes()
@@ -164,8 +164,10 @@ def test_troubles_are_what_they_say(footage: tuple[Path, dict[str, Any]], scans:
     assert title.signals.sharpness > 0.02
 
 
-def test_good_shots_move_and_are_lit(footage: tuple[Path, dict[str, Any]], scans: dict[str, VideoScan]) -> None:
-    """They pass the thresholds of the shipped recipes (motion 0.003, luma 0.05) with room to spare."""
+def test_good_shots_pass_the_shipped_thresholds(
+    footage: tuple[Path, dict[str, Any]], scans: dict[str, VideoScan]
+) -> None:
+    """Shots without a defect pass the thresholds of the shipped recipes (motion 0.003, luma 0.05) by a margin."""
     _, truth = footage
     for video in truth["videos"]:
         if video["trouble"] is None:
@@ -175,7 +177,9 @@ def test_good_shots_move_and_are_lit(footage: tuple[Path, dict[str, Any]], scans
                 assert shot.signals.frozen_share == pytest.approx(0.0, abs=0.1)
 
 
-def test_unlike_files_are_no_duplicates(footage: tuple[Path, dict[str, Any]], scans: dict[str, VideoScan]) -> None:
+def test_files_that_are_no_copies_have_distant_hashes(
+    footage: tuple[Path, dict[str, Any]], scans: dict[str, VideoScan]
+) -> None:
     _, truth = footage
     firsts = [
         scans[video["file"]].shots[0]
@@ -199,7 +203,7 @@ def test_captions_name_colours_shapes_and_the_camera(footage: tuple[Path, dict[s
         assert "background" in video["caption"]
 
 
-def test_images(footage: tuple[Path, dict[str, Any]]) -> None:
+def test_images_have_their_sizes_and_contrast(footage: tuple[Path, dict[str, Any]]) -> None:
     folder, truth = footage
     assert {Path(image["file"]).suffix for image in truth["images"]} == {".png", ".jpg"}
     for image in truth["images"]:
@@ -208,7 +212,7 @@ def test_images(footage: tuple[Path, dict[str, Any]]) -> None:
 
 
 def test_progress_and_bad_counts(tmp_path: Path) -> None:
-    class Bar:
+    class ProgressBar:
         notes: list[str]
 
         def __init__(self) -> None:
@@ -217,7 +221,7 @@ def test_progress_and_bad_counts(tmp_path: Path) -> None:
         def advance(self, amount: float = 1.0, note: str = "") -> None:
             self.notes.append(note)
 
-    bar = Bar()
+    bar = ProgressBar()
     make_footage(tmp_path, videos=1, progress=bar)
     assert bar.notes == ["clip_000.mp4"]
     with pytest.raises(ValueError, match="videos=0"):

@@ -1,3 +1,5 @@
+"""Drawn scenes: shapes, motion and captions."""
+
 from __future__ import annotations
 
 import itertools
@@ -5,24 +7,25 @@ import itertools
 import numpy as np
 import pytest
 
+from cluster.arrays import Float64Array
 from pipelines.scenes.draw import COLOURS, KINDS, Body, Camera, Kind, draw, polygon
 from pipelines.scenes.scene import (
     ACTIONS,
-    MOVES,
+    CAMERA_MOVES,
     Scene,
     advance,
     backgrounds_for,
+    body_name,
     camera_at,
-    cast,
     choose_background,
+    choose_bodies,
     collide,
-    name,
     render,
 )
 
 
 def coverage(kind: Kind, side: int = 200, radius: float = 0.4, angle: float = 0.0) -> float:
-    """Share of a square picture a shape covers, measured by what changes."""
+    """Return the share of a square frame that a shape covers, by the pixels that it changes."""
     empty = draw(side, side, "dark blue", None, [], Camera()).astype(float)
     body = Body(kind, "yellow", radius, angle=angle)
     full = draw(side, side, "dark blue", None, [body], Camera()).astype(float)
@@ -46,7 +49,7 @@ def test_edges_are_antialiased() -> None:
     assert len(reds) >= 5
 
 
-def test_the_camera_moves_the_world() -> None:
+def test_camera_moves_and_scales_the_view() -> None:
     body = [Body("circle", "white", 0.15)]
 
     def centre(camera: Camera) -> tuple[float, float]:
@@ -68,7 +71,7 @@ def test_collisions_keep_momentum_and_energy() -> None:
         b = Body("circle", "blue", *rng.uniform(0.1, 0.3, 1), x=0.15, y=rng.uniform(-0.1, 0.1), vx=rng.uniform(-1, 0))
         masses = np.array([a.radius, b.radius]) ** 2
 
-        def totals(a: Body = a, b: Body = b, masses: np.ndarray = masses) -> np.ndarray:
+        def totals(a: Body = a, b: Body = b, masses: Float64Array = masses) -> Float64Array:
             speeds = np.array([[a.vx, a.vy], [b.vx, b.vy]])
             return np.array([*(masses @ speeds), masses @ (speeds**2).sum(axis=1)])
 
@@ -90,9 +93,9 @@ def test_shapes_stay_inside_and_keep_moving(action: str) -> None:
     assert max(np.hypot(body.vx, body.vy) for body in bodies) > 0.1
 
 
-@pytest.mark.parametrize(("action", "camera"), list(itertools.product(ACTIONS, MOVES)))
-def test_every_scene_moves(action: str, camera: str) -> None:
-    bodies = cast(np.random.default_rng(1), 2)
+@pytest.mark.parametrize(("action", "camera"), list(itertools.product(ACTIONS, CAMERA_MOVES)))
+def test_every_scene_moves_and_is_reproducible(action: str, camera: str) -> None:
+    bodies = choose_bodies(np.random.default_rng(1), 2)
     scene = Scene(action, camera, choose_background(np.random.default_rng(1), bodies, None), bodies, 1.0)  # type: ignore[arg-type]
     frames = render(scene, 96, 64, 8, (0,))
     assert len(frames) == 8
@@ -100,24 +103,27 @@ def test_every_scene_moves(action: str, camera: str) -> None:
     assert np.array_equal(frames, render(scene, 96, 64, 8, (0,)))
 
 
-def test_casts_differ_stand_out_and_can_be_named() -> None:
+def test_bodies_differ_stand_out_and_have_names() -> None:
     rng = np.random.default_rng(2)
     for n in (1, 2, 3) * 20:
-        bodies = cast(rng, n)
+        bodies = choose_bodies(rng, n)
         assert len({body.kind for body in bodies}) == len({body.colour for body in bodies}) == n
         assert bodies[0].kind != "circle"
         before = choose_background(rng, bodies, None)
         assert choose_background(rng, bodies, before) != before
-    assert name(Body("star", "orange", 0.2)) == "an orange star"
+    assert body_name(Body("star", "orange", 0.2)) == "an orange star"
     assert all(backgrounds_for([colour]) for colour in COLOURS)
 
 
-def test_captions() -> None:
+def test_captions_and_clauses() -> None:
     pair = (Body("star", "red", 0.2), Body("circle", "orange", 0.2))
     scene = Scene("collide", "pan_left", "cream", pair, 2.0)
-    tail = "fly towards each other, collide and bounce apart in front of a cream background while the camera pans to the left"
-    assert scene.caption == f"A red star and an orange circle {tail}."
-    assert scene.clause == f"they {tail}"
+    predicate = (
+        "fly towards each other, collide and bounce apart "
+        "in front of a cream background while the camera pans to the left"
+    )
+    assert scene.caption == f"A red star and an orange circle {predicate}."
+    assert scene.clause == f"they {predicate}"
     alone = Scene("bounce", "still", "cream", pair[:1], 2.0)
     assert (
         alone.caption

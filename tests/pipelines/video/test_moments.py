@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.scenes.scene import ACTIONS, MOVES, Scene, cast, choose_background, render
-from pipelines.video.moments import HASH_EVERY_S, MOST_REPEATS, FrameHash, Moments, Still, shot_hashes
+from pipelines.scenes.scene import ACTIONS, CAMERA_MOVES, Scene, choose_bodies, choose_background, render
+from pipelines.video.frame_hashes import HASH_EVERY_S, MOST_REPEATS, FrameHash, Moments, Still, shot_hashes
 from pipelines.video.phash import hamming, is_informative, mirrored, phash
 from pipelines.video.scan import ScanSettings, VideoScan, scan_image, scan_video
 from tests.pipelines.video.test_scan import patches
@@ -145,9 +145,9 @@ EDITS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, float]] = {
 def drawn(seed: int, seconds: float = 2.5) -> np.ndarray:
     """A demo scene: shapes on a plain background."""
     rng = np.random.default_rng(seed)
-    bodies = cast(rng, 3)
+    bodies = choose_bodies(rng, 3)
     scene = Scene(
-        ACTIONS[seed % len(ACTIONS)], MOVES[seed % len(MOVES)], choose_background(rng, bodies, None), bodies, seconds
+        ACTIONS[seed % len(ACTIONS)], CAMERA_MOVES[seed % len(CAMERA_MOVES)], choose_background(rng, bodies, None), bodies, seconds
     )
     return np.stack(render(scene, 160, 96, 24, (seed,)))
 
