@@ -102,3 +102,12 @@ def encode(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def with_hole(path: Path, source: Path) -> Path:
+    """Write a copy of an MP4 file in which a twentieth of the bytes, after a third of the file, are zero."""
+    data = bytearray(source.read_bytes())
+    start = data.index(b"mdat") + len(data) // 3
+    data[start : start + len(data) // 20] = bytes(len(data) // 20)
+    path.write_bytes(data)
+    return path

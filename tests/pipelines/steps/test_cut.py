@@ -1,3 +1,5 @@
+"""The cut step: spans, lengths, hashes and captions of clips."""
+
 from __future__ import annotations
 
 import itertools
@@ -14,14 +16,14 @@ from pipelines.steps.cut import Cut, clip_hash
 from pipelines.steps.scan import SIGNALS
 
 
-def shot(start: int, end: int, opens: str | None, closes: str | None) -> dict[str, Any]:
+def shot(start: int, end: int, transition_in: str | None, transition_out: str | None) -> dict[str, Any]:
     signals = dict.fromkeys((field.name for field in SIGNALS), 0.5)
     hashes = [{"pts": pts, "phash": pts} for pts in range(start, end, max(1, (end - start) // 5))]
     return {
         "start_pts": start,
         "end_pts": end,
-        "opens": opens,
-        "closes": closes,
+        "transition_in": transition_in,
+        "transition_out": transition_out,
         **signals,
         "hashes": hashes,
         "thumbnails": [b"jpeg"],
@@ -53,7 +55,7 @@ def spans(result: Any) -> list[tuple[int, int]]:
     return [(clip["start_pts"], clip["end_pts"]) for clip in result]
 
 
-def test_short_shots_give_no_clip_and_long_ones_several_equal_ones() -> None:
+def test_short_shots_give_no_clip_and_long_ones_equal_parts() -> None:
     clips = Cut(min_s=1, max_s=4).expand(row((0, 90), (90, 390), (390, 1390)))
     assert spans(clips) == [(90, 390), (390, 723), (723, 1057), (1057, 1390)]
     assert [(clip["clip_index"], clip["clip_count"], clip["shot_index"]) for clip in clips] == [
@@ -64,31 +66,32 @@ def test_short_shots_give_no_clip_and_long_ones_several_equal_ones() -> None:
     ]  # type: ignore[index]
 
 
-def test_trimming_is_done_at_transitions_only() -> None:
+def test_only_transitions_are_trimmed() -> None:
     clips = Cut(min_s=1, max_s=4, trim_s=0.1).expand(row((0, 300), (300, 1100)))
     assert spans(clips) == [(0, 290), (310, 705), (705, 1100)]
-    assert [(clip["opens"], clip["closes"]) for clip in clips] == [(None, "cut"), ("cut", None), (None, None)]  # type: ignore[index]
+    found = [(clip["transition_in"], clip["transition_out"]) for clip in clips]  # type: ignore[index]
+    assert found == [(None, "cut"), ("cut", None), (None, None)]
 
 
-def test_a_file_that_ends_in_a_transition_is_trimmed_there() -> None:
+def test_file_that_ends_in_a_transition_is_trimmed_there() -> None:
     only = row((0, 500))
-    only["shots"][0] |= {"opens": "fade", "closes": "fade"}
+    only["shots"][0] |= {"transition_in": "fade", "transition_out": "fade"}
     assert spans(Cut(min_s=1, max_s=10, trim_s=0.5).expand(only)) == [(50, 450)]
 
 
 def test_clips_of_given_lengths() -> None:
-    """The longest that fits, as often as it fits, then the next; the last half second of the shot is in no clip."""
+    """The longest length is used as often as it fits, then the next; the last half second of the shot is in no clip."""
     clips = Cut(min_s=1, max_s=8, lengths_s=(2.0, 4.0)).expand(row((0, 1050), (1050, 1200)))
     assert spans(clips) == [(0, 400), (400, 800), (800, 1000)]
     with pytest.raises(ValueError, match="lengths_s has 20"):
         Cut(min_s=1, max_s=8, lengths_s=(20.0,))
 
 
-def test_a_source_without_a_long_enough_shot_is_dropped_with_the_longest() -> None:
+def test_source_without_a_long_shot_is_dropped() -> None:
     assert Cut(min_s=1).expand(row((0, 50), (50, 120))) == Mark("dropped", "no shot of at least 1 s", 0.7, 1.0)
 
 
-def test_an_image_is_one_clip() -> None:
+def test_image_is_one_clip() -> None:
     (clip,) = Cut().expand(row((0, 1), kind="image", base=(1, 1)))  # type: ignore[misc]
     assert (clip["start_pts"], clip["end_pts"], clip["duration_s"]) == (0, 1, 0.0)
 
@@ -100,7 +103,7 @@ def test_an_image_is_one_clip() -> None:
     ratio=st.floats(2, 10),
     trim_s=st.floats(0, 0.3),
 )
-def test_clips_lie_inside_their_shots_do_not_overlap_and_keep_the_lengths(
+def test_clips_are_inside_their_shots_and_within_the_lengths(
     lengths: list[int], base: tuple[int, int], min_s: float, ratio: float, trim_s: float
 ) -> None:
     edges = np.concatenate([[0], np.cumsum(lengths)]).tolist()
@@ -115,38 +118,38 @@ def test_clips_lie_inside_their_shots_do_not_overlap_and_keep_the_lengths(
         assert previous <= start < end
         low, high = shots[clip["shot_index"]]
         assert low <= start < end <= high
-        # Equal parts are rounded to whole units, so a part may be one unit off.
+        # Edges of equal parts are rounded to whole units, so a part may be one unit longer or shorter.
         assert float((end - start + 1) * unit) >= min_s - 1e-6
         assert float((end - start - 1) * unit) <= min_s * ratio + 1e-6
         previous = end
     assert len({clip["uid"] for clip in result}) == len(result)
 
 
-def test_uids_depend_on_the_source_and_the_span_alone() -> None:
+def test_uids_depend_only_on_source_and_span() -> None:
     (a,) = Cut(min_s=1, max_s=10).expand(row((0, 300)))  # type: ignore[misc]
     (b,) = Cut(min_s=2, max_s=8).expand(row((0, 300)))  # type: ignore[misc]
     assert a["uid"] == b["uid"]
 
 
-def test_lengths_that_no_part_can_keep_are_refused() -> None:
+def test_contradicting_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="max_s 3 must be at least twice min_s 2"):
         Cut(min_s=2, max_s=3)
 
 
-def test_a_clip_has_all_hashes_of_its_span() -> None:
+def test_clip_has_all_hashes_of_its_span() -> None:
     hashes = [{"pts": pts, "phash": (1 << 63) + pts} for pts in range(0, 100, 10)]
     assert np.frombuffer(clip_hash(hashes, 20, 60), "<u8").tolist() == [(1 << 63) + pts for pts in (20, 30, 40, 50)]
     assert clip_hash(hashes, 10, 11) == (10).to_bytes(7, "little") + b"\x80"
 
 
-def test_a_clip_without_a_hash_in_its_span_has_the_one_nearest_to_its_middle() -> None:
+def test_span_without_a_hash_has_the_nearest_to_its_middle() -> None:
     hashes = [{"pts": pts, "phash": pts} for pts in range(0, 100, 10)]
     spans = [(31, 34), (33, 39), (94, 99), (500, 900)]
     assert [np.frombuffer(clip_hash(hashes, *span), "<u8").tolist() for span in spans] == [[30], [40], [90], [90]]
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.lists(st.integers(0, 400), max_size=5, unique=True).map(sorted))
-def test_clips_share_out_the_hashes_of_their_shot(length: int, step: int, edges: list[int]) -> None:
+def test_clips_partition_the_hashes_of_their_shot(length: int, step: int, edges: list[int]) -> None:
     """Each hash is in exactly one of the clips that cover the shot, in order."""
     hashes = [{"pts": pts, "phash": pts} for pts in range(0, length, step)]
     spans = list(itertools.pairwise(sorted({0, length, *(edge for edge in edges if edge < length)})))
@@ -158,7 +161,7 @@ def test_clips_share_out_the_hashes_of_their_shot(length: int, step: int, edges:
     assert np.concatenate(inside).tolist() == [item["phash"] for item in hashes]
 
 
-def test_a_clip_has_the_caption_of_its_span_if_half_of_it_is_captioned() -> None:
+def test_timed_caption_must_cover_half_of_the_clip() -> None:
     clips = Cut(min_s=1, max_s=10).expand(row((1000, 1100), (1100, 1300), (1300, 1500), (1500, 1700)))
     assert [clip["source_caption"] for clip in clips] == ["the file", "the middle", "the file", "the file"]  # type: ignore[index]
     (half,) = Cut(min_s=1, max_s=10).expand(row((1000, 1400)))  # type: ignore[misc]
