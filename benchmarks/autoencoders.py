@@ -37,15 +37,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from cluster.arrays import Pixels
 from pipelines.commands.roundtrip import GAIN, difference, side_by_side
 from pipelines.dataset.autoencoder_clips import spans
-from pipelines.video.decode import DecodeError, probe, read_span
-from pipelines.video.scale import Pixels
+from pipelines.video.decode import DecodeError, probe
+from pipelines.video.spans import FrameGrid, read_span
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders.causal import Causal
 from training.autoencoders.linear import Linear
-from training.fidelity import psnr_db, ssim
-from training.pixels import HALF_RANGE, from_levels
+from training.pixels import HALF_RANGE, from_uint8, psnr_db, ssim
 from training.sampling.media import write_png
 from training.sampling.tasks import pixels
 
@@ -123,8 +123,8 @@ def clips_of(path: Path, most: int, size: int, frames: int) -> list[Clip]:
         start_pts, end_pts = (
             info.start_pts + round(at_s / info.time_base) for at_s in (start_s, start_s + frames / fps)
         )
-        span = read_span(str(path), start_pts, end_pts, fps=fps, frames=frames, width=side, height=side)
-        found.append(Clip(path.name, from_levels(torch.from_numpy(span.frames).permute(3, 0, 1, 2)[None])))
+        span = read_span(str(path), start_pts, end_pts, FrameGrid(fps=fps, frames=frames, width=side, height=side))
+        found.append(Clip(path.name, from_uint8(torch.from_numpy(span.frames).permute(3, 0, 1, 2)[None])))
     return found
 
 

@@ -41,12 +41,12 @@ from numpy.typing import NDArray
 from training.conditioning import ConditioningRates
 from training.data.buckets import Bucket, BucketSettings, latent_size
 from training.data.costs import SampleCosts
-from training.data.deal import Policy
-from training.data.plan import Planner, PlanSettings, share
-from training.data.policies import POLICIES
-from training.data.tails import Tails
+from training.data.assignment import Policy
+from training.data.plan import Planner, PlanSettings, rank_micro_batches
+from training.data.plan import POLICIES
+from training.data.plan import LastFrameConditioning
 from training.models.dit import DiT
-from training.planning import costs_of, tails_of
+from training.assembly import sample_costs, last_frame_conditioning
 
 MODEL = DiT(preset="XL")
 TIME_FACTOR, SPACE_FACTOR, PATCH = 4, 8, 2
@@ -101,7 +101,7 @@ class Mix:
     flops: NDArray[np.float64]
     """With the row's own text, `[rows, 2]`: without and with its last picture."""
     costs: SampleCosts
-    tails: Tails
+    tails: LastFrameConditioning
 
 
 def mix(n_samples: int) -> Mix:
@@ -125,7 +125,7 @@ def mix(n_samples: int) -> Mix:
     ]
     buckets = [kinds[number][0].name for number in drawn]
     sums, counts = np.bincount(drawn, text, len(kinds)).tolist(), np.bincount(drawn, minlength=len(kinds)).tolist()
-    costs = costs_of(
+    costs = sample_costs(
         MODEL, latents, {name: total / count for name, total, count in zip(latents, sums, counts, strict=True) if count}
     )
     return Mix(
@@ -140,7 +140,7 @@ def mix(n_samples: int) -> Mix:
             float,
         ),
         costs,
-        tails_of(ConditioningRates(), 0, latents, [f"clip-{row}" for row in range(n_samples)]),
+        last_frame_conditioning(ConditioningRates(), 0, latents, [f"clip-{row}" for row in range(n_samples)]),
     )
 
 
@@ -160,16 +160,16 @@ def simulated(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
     for index in chosen:
         start_s = time.thread_time()
         step = planner.step(index)
-        micros = share(step, ranks - 1, ranks)
+        micros = rank_micro_batches(step, ranks - 1, ranks)
         step_ms.append((time.thread_time() - start_s) * 1e3)
         n_micro += len(micros)
     busy = longest = n_samples = stand_ins = 0
     for step in map(planner.step, chosen):
-        flops = samples.flops[step.samples, step.dealt.kinds % 2]
-        loads = POLICIES[case.policy](step.dealt, ranks, limit).loads(flops, ranks)
+        flops = samples.flops[step.rows, step.workload.shape_ids % 2]
+        loads = POLICIES[case.policy](step.workload, ranks, limit).loads(flops, ranks)
         busy, longest = busy + loads.sum(), longest + loads.max(axis=1).sum()
         stand_ins += int((loads == 0).sum())
-        n_samples += len(step.samples)
+        n_samples += len(step.rows)
     plan_ms = epoch_ms / planner.steps_in(0) + statistics.median(step_ms)
     return Result(
         1 - busy / (ranks * longest),

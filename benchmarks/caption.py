@@ -36,7 +36,7 @@ from pipelines.steps.caption import Caption
 from pipelines.steps.cut import Cut
 from pipelines.steps.frames import FRAMES, Frames
 from pipelines.steps.scan import Scan
-from pipelines.video import pictures
+from pipelines.video import frame_images
 from pipelines.video.decode import OPEN_LOG
 
 PICTURE_BYTES = 23_000
@@ -87,7 +87,7 @@ def clips(count: int, n_pictures: int) -> pa.Table:
         "camera": ["pan"] * count,
         "duration_s": [4.0] * count,
         "frames": pa.array([[rng.bytes(PICTURE_BYTES) for _ in range(n_pictures)] for _ in range(count)], FRAMES.type),
-        "frames_s": [[4.0 * (k + 0.5) / n_pictures for k in range(n_pictures)] for _ in range(count)],
+        "frame_times_s": [[4.0 * (k + 0.5) / n_pictures for k in range(n_pictures)] for _ in range(count)],
     }
     return start_fates(pa.table(columns))
 
@@ -126,17 +126,17 @@ def draw(folder: Path) -> None:
 def counted() -> Iterator[list[tuple[str, int, int]]]:
     """The spans whose pictures are taken in the block."""
     taken: list[tuple[str, int, int]] = []
-    take = pictures._take
+    take = frame_images._take
 
-    def counting(video: Any, reader: Any, start_pts: int, end_pts: int, manner: Any) -> Any:
+    def counting(video: Any, reader: Any, start_pts: int, end_pts: int, sampling: Any) -> Any:
         taken.append((video.uri, start_pts, end_pts))
-        return take(video, reader, start_pts, end_pts, manner)
+        return take(video, reader, start_pts, end_pts, sampling)
 
-    pictures._take = counting
+    frame_images._take = counting
     try:
         yield taken
     finally:
-        pictures._take = take
+        frame_images._take = take
 
 
 def decodes(folder: Path, out: Path) -> dict[str, float]:

@@ -22,8 +22,9 @@ import torch
 import torch.distributed as dist
 
 from cluster import storage
-from training.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
-from training.checkpoints.writer import Writer
+from training.checkpoints.checkpoint import newest_checkpoint
+from training.checkpoints.reader import load_checkpoint
+from training.checkpoints.writer import CheckpointWriter
 from training.ema import Ema
 from training.engine import DeepSpeedEngine, Engine
 from training.models._dit_size import PRESETS
@@ -43,7 +44,7 @@ def main() -> None:
     settings = TrainSettings(model=DiT(preset=arguments.preset), zero_stage=2, keep_checkpoints=1)
     with single_rank(), tempfile.TemporaryDirectory(dir=arguments.out) as out:
         engine = DeepSpeedEngine(settings.model.build(16, 512), settings, torch.device(arguments.device))
-        ema = Ema(engine.shards(), settings.ema_decay)
+        ema = Ema(engine.weight_shards(), settings.ema_decay)
         line = measure(engine, ema, settings, out, arguments.rounds)
     print(json.dumps({"preset": arguments.preset, "device": arguments.device, **line}))
 
@@ -52,7 +53,7 @@ def measure(engine: DeepSpeedEngine, ema: Ema, settings: TrainSettings, out: str
     """Medians over rounds, in seconds; the first round, which allocates, is left out. The ways take turns."""
     run_uri = storage.join(out, "run")
     waits: dict[str, list[float]] = {"copy_s": [], "whole_s": [], "deepspeed_s": [], "load_s": []}
-    with contextlib.closing(Writer(run_uri, engine, ema, settings)) as writer:
+    with contextlib.closing(CheckpointWriter(run_uri, engine, ema, settings)) as writer:
         for number in range(rounds + 1):
             began_s = time.perf_counter()
             waits["copy_s"].append(timed(lambda step=number + 1: writer.start(step, {})))

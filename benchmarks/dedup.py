@@ -33,7 +33,7 @@ from pipelines.duplicates.clip_hashes import READ_COLUMNS, as_clips
 from pipelines.duplicates.near import NearThresholds, near_pairs
 from pipelines.engine.shuffle import LocalRows
 from pipelines.engine.step import Mark
-from pipelines.scenes.footage import TRUTH, make_footage
+from pipelines.scenes.footage import TRUTH_FILE, make_footage
 from pipelines.steps.cut import Cut
 from pipelines.steps.dedup import Dedup
 from pipelines.steps.scan import Scan
@@ -107,7 +107,7 @@ def true_pairs(
 
 def base(path: Path) -> str:
     """What a file shows: its name, or the first of the files that show the same. Drawn footage says so itself."""
-    if (truth := path.parent / TRUTH).exists():
+    if (truth := path.parent / TRUTH_FILE).exists():
         return next(
             Path(entry["copy_of"] or entry["file"]).stem
             for entry in json.loads(truth.read_bytes())["videos"]

@@ -37,11 +37,11 @@ from pipelines.steps.caption import Caption
 from pipelines.steps.cut import Cut
 from pipelines.steps.encode import Encode
 from pipelines.steps.scan import Scan
-from pipelines.video.decode import target_pts
+from pipelines.video.spans import target_pts
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders.causal import Causal
 from training.autoencoders.linear import Linear
-from training.data.buckets import Bucket, BucketSettings, assign
+from training.data.buckets import Bucket, BucketSettings, assign_bucket
 
 FPS, FRAMES = 8.0, (1, 9, 17, 33)
 RATIOS = {"cpu_ratio": "decode", "cpu_ratio_to_rgb": "decode_rgb"}
@@ -129,7 +129,7 @@ def measured(settings: AutoencoderSettings, table: pa.Table, size: int, repeats:
 
 def placed_clips(step: Encode, table: pa.Table) -> list[tuple[dict[str, Any], Bucket]]:
     placed = [
-        (row, assign(step.buckets, row["width"], row["height"], row["duration_s"], row["kind"] == "image"))
+        (row, assign_bucket(step.buckets, row["width"], row["height"], row["duration_s"], row["kind"] == "image"))
         for row in table.to_pylist()
     ]
     return [(row, bucket) for row, bucket in placed if isinstance(bucket, Bucket)]

@@ -27,7 +27,7 @@ def longest_span(uri: str, n_frames: int) -> tuple[int, int, int] | None:
     """(start, end, frames) of the span to be cut; None where none of the first frames can be copied."""
     with open_video(uri) as video:
         pts = []
-        for picture in video.pictures():
+        for picture in video.decoded_frames():
             pts.append(picture.pts)
             if len(pts) > n_frames:
                 break

@@ -21,7 +21,7 @@ from cluster.storage import digest, write_bytes
 from cluster.telemetry import configure_logging, log, progress
 from training.autoencoders._linear_blocks import to_blocks
 from training.autoencoders._linear_weights import FIRST_VALUES, GROUP_VALUES, SPACE_FACTOR, TIME_FACTOR
-from training.pixels import from_levels
+from training.pixels import from_uint8
 
 SIZES = (64, 128, 256, 512)
 """Sides, in pixels, of the squares with the areas that footage is scaled to; fine detail is stronger in small pictures."""
@@ -141,7 +141,7 @@ def to_video(pictures: Sequence[NDArray[np.uint8]], chance: np.random.Generator)
     cut = np.stack(pictures)[
         :, y : y + height // SPACE_FACTOR * SPACE_FACTOR, x : x + width // SPACE_FACTOR * SPACE_FACTOR
     ]
-    return from_levels(torch.from_numpy(np.ascontiguousarray(cut)).permute(3, 0, 1, 2)[None])
+    return from_uint8(torch.from_numpy(np.ascontiguousarray(cut)).permute(3, 0, 1, 2)[None])
 
 
 def measure(path: Path, seed: int) -> dict[tuple[Cell, str], Moments]:

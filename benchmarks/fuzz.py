@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.damage import KINDS, MP4_KINDS, Variant, is_mp4, make_variant
-from pipelines.video.errors import DecodeError
+from pipelines.video.decode import DecodeError
 from pipelines.video.scan import VideoScan, scan_video
 
 SCANNED, FAILED, RAISED, CRASHED, HUNG = "scanned", "failed", "raised", "crashed", "hung"

@@ -29,18 +29,19 @@ from pipelines.curation import run_segments
 from pipelines.dataset.build import build_dataset
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.scenes.footage import make_footage
-from training.assembly import task_of
+from training.assembly import make_step_config
 from training.checkpoints.export import read_export
 from training.checkpoints.run_folder import run_folder
 from training.conditioning import ConditioningRates
-from training.data.loader import Dataset, Loader
+from training.data.dataset import Dataset
+from training.data.loader import Loader
 from training.loop import train_loop
 from training.models.dit import DiT
-from training.planning import planner_of
+from training.assembly import make_planner
 from training.sampling.settings import SampleSettings
 from training.sampling.tasks import sample
 from training.settings import PreviewSettings, TrainSettings
-from training.step import key, losses, prepare, quantiles
+from training.step import key, losses, make_noisy_batch, stratified_quantiles
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCH = "learn"
@@ -89,15 +90,15 @@ def validation(export_uri: str, settings: TrainSettings, manifest_uri: str, seed
     """Mean losses over the split held out, with captions and without, of the same noise."""
     dataset = Dataset.open(manifest_uri, "val")
     _, model, null_text = read_export(export_uri)
-    task = replace(task_of(settings, dataset, seed), caption_drop=0.0, conditioning=ConditioningRates(none=1.0))
-    quantile_of = quantiles(seed, [key(EPOCH, uid) for uid in dataset.table["uid"].to_pylist()])
+    task = replace(make_step_config(settings, dataset, seed), caption_drop=0.0, conditioning=ConditioningRates(none=1.0))
+    quantile_of = stratified_quantiles(seed, [key(EPOCH, uid) for uid in dataset.table["uid"].to_pylist()])
     found: dict[str, list[float]] = {"val_loss": [], "val_loss_null": []}
-    planner = planner_of(dataset, settings, seed=0)
+    planner = make_planner(dataset, settings, seed=0)
     with Loader(dataset, planner) as loader:
         for _, batches in zip(range(planner.steps_in(0)), loader, strict=False):
             for batch in batches[1]:
                 for name, texts in (("val_loss", batch.texts), ("val_loss_null", [null_text] * len(batch.texts))):
-                    inputs = prepare(task, replace(batch, texts=texts), quantile_of, torch.device("cpu"), EPOCH)
+                    inputs = make_noisy_batch(task, replace(batch, texts=texts), quantile_of, torch.device("cpu"), EPOCH)
                     found[name] += losses(model, inputs).tolist()
     return {name: round(float(np.mean(values)), 4) for name, values in found.items()} | {
         "val_clips": len(found["val_loss"])

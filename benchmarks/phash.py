@@ -28,7 +28,7 @@ from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
 from pipelines.video.decode import DecodeError, open_video
-from pipelines.video.moments import HASH_EVERY_S
+from pipelines.video.frame_hashes import HASH_EVERY_S
 from pipelines.video.phash import is_informative, mirrored
 from pipelines.video.scan import scan_video
 
@@ -80,7 +80,7 @@ def pictures(path: Path, seconds: float) -> tuple[list[VideoFrame], list[int], F
         info = video.info
         scale = min(1.0, LINES / min(info.coded_width, info.coded_height))
         size = (int(info.coded_width * scale) // 2 * 2, int(info.coded_height * scale) // 2 * 2)
-        for picture in video.pictures():
+        for picture in video.decoded_frames():
             if (picture.pts - info.start_pts) * info.time_base >= seconds:
                 break
             frames.append(picture.frame.reformat(*size, "yuv420p"))

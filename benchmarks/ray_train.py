@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.learn import recipe_of, settings_of
 from cluster import storage
-from cluster.session import connected
+from cluster.session import ray_connection
 from pipelines import inline
 from pipelines.curation import run_segments
 from pipelines.dataset.build import build_dataset
@@ -81,7 +81,7 @@ def main() -> None:
                             timed(settings, manifest_uri, storage.absolute(folder), recipe.seed, distributed=False)
                         )
                     else:
-                        with connected(recipe.ray):
+                        with ray_connection(recipe.ray):
                             found[way].append(
                                 timed(settings, manifest_uri, storage.absolute(folder), recipe.seed, distributed=True)
                             )

@@ -24,7 +24,7 @@ import scenedetect
 
 from pipelines.video.decode import DecodeError, probe
 from pipelines.video.scan import ScanSettings, scan_video
-from pipelines.video.shots import DetectorName
+from pipelines.video.shot_boundaries import DetectorName
 
 SHORT_SIDE = 480
 CODECS = ("h264", "hevc")

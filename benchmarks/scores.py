@@ -31,7 +31,7 @@ from pipelines.steps.cut import Cut
 from pipelines.steps.frames import FRAMES
 from pipelines.steps.scan import Scan
 from pipelines.steps.score._base import decode_jpeg
-from pipelines.video.still import jpeg
+from pipelines.video.still_images import encode_jpeg
 
 CONTEXT = Context("", 0)
 BOUND = 0.01
@@ -88,7 +88,7 @@ def subtitled(data: bytes, letters: float) -> bytes:
     place = (large.shape[1] // 10, large.shape[0] * 9 // 10)
     for colour, stroke in (((0, 0, 0), 5 * scale), ((255, 255, 255), 2.5 * scale)):
         cv2.putText(large, LINE, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, round(stroke), cv2.LINE_AA)
-    return jpeg(cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA), 90)
+    return encode_jpeg(cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA), 90)
 
 
 def recall(table: pa.Table) -> dict[str, float]:

@@ -37,7 +37,7 @@ import torch
 from cluster import storage
 from training.data.buckets import Bucket
 from training.data.layout import parse_layout
-from training.data.shard_reader import Place, ShardReader, StoredLatents
+from training.data.shard_reader import RowReference, ShardReader, StoredLatents
 from training.data.shard_writer import LatentRow, write_shard
 from training.data.shards import ShardInfo, read_index
 
@@ -73,7 +73,7 @@ def shard_info(bucket: Bucket) -> ShardInfo:
     )
 
 
-def write_rows(root: Path, n_rows: int) -> list[Place]:
+def write_rows(root: Path, n_rows: int) -> list[RowReference]:
     """Random latents, and where each is."""
     chance = torch.Generator().manual_seed(0)
     noise = torch.randn(8 * 2**20, generator=chance).to(torch.bfloat16)
@@ -90,7 +90,7 @@ def write_rows(root: Path, n_rows: int) -> list[Place]:
             file = f"bucket={bucket.name}/part-{first:06d}.parquet"
             write_shard(str(root / file), rows, info)
             places += [
-                Place(file, row["row_group"], row["row"])
+                RowReference(file, row["row_group"], row["row"])
                 for row in read_index(str(root / file)).select(["row_group", "row"]).to_pylist()
             ]
     return places
@@ -102,7 +102,7 @@ def _row(info: ShardInfo, noise: torch.Tensor, uid: str) -> LatentRow:
     return LatentRow(uid, latent, tail, "none", 0, 1, 1, 1, 8.0, (0, 0, info.bucket.width, info.bucket.height))
 
 
-def ranges_of(root: str, places: Sequence[Place]) -> list[list[Range]]:
+def ranges_of(root: str, places: Sequence[RowReference]) -> list[list[Range]]:
     """Byte ranges of each row: its latent's and, of a video, its tail latent's."""
     layouts = {}
     for file in {place.file for place in places}:
@@ -170,7 +170,7 @@ def compare(
     return found
 
 
-def local(root: Path, places: list[Place], threads: int, repeats: int) -> dict[str, Any]:
+def local(root: Path, places: list[RowReference], threads: int, repeats: int) -> dict[str, Any]:
     ranges = ranges_of(str(root), places)
     files = {file: os.open(root / file, os.O_RDONLY) for file in {place.file for place in places}}
     reader = ShardReader(str(root))
@@ -227,7 +227,7 @@ def local(root: Path, places: list[Place], threads: int, repeats: int) -> dict[s
     return found
 
 
-def fastvideo(root: Path, places: list[Place], repeats: int) -> dict[str, Any]:
+def fastvideo(root: Path, places: list[RowReference], repeats: int) -> dict[str, Any]:
     """One row group of 64 float32 rows in binary columns, zstd; `to_pydict` for each sample. One thread, the file stays open."""
     reader = ShardReader(str(root))
     chosen = [place for place in places if "256x256x33" in place.file][:FASTVIDEO_ROWS_PER_GROUP]
@@ -322,7 +322,7 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
-def remote(weed: str, root: Path, places: list[Place], threads: int, repeats: int) -> dict[str, Any]:
+def remote(weed: str, root: Path, places: list[RowReference], threads: int, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, s3_server(weed, Path(folder)):
         uri = "s3://latents"
         filesystem = _bucket(uri)

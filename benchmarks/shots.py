@@ -25,12 +25,12 @@ from scenedetect import AdaptiveDetector, ContentDetector, detect
 from scenedetect.detector import SceneDetector
 
 from benchmarks.edits import Label, make_edit
-from pipelines.video.decode import frames, open_video
+from pipelines.video.decode import open_video, read_frames
+from pipelines.video.frame_features import Series, runs
+from pipelines.video.gop_segments import Stretches
 from pipelines.video.measure import Meter, Part
 from pipelines.video.scan import ScanSettings, one_thread, scan_video
-from pipelines.video.series import Series, runs
-from pipelines.video.shots import Boundary, find_boundaries
-from pipelines.video.stretches import Stretches
+from pipelines.video.shot_boundaries import Boundary, find_boundaries
 from pipelines.video.transnet import TransNet, refine
 
 TOLERANCE = 2
@@ -150,7 +150,7 @@ def run(seeds: Sequence[int], videos: Path, folder: Path) -> list[dict[str, floa
     for seed in seeds:
         edit = make_edit(seed, videos, folder)
         series = series_of(edit.path)
-        pixels = list(frames(str(edit.path), 48, 27))
+        pixels = list(read_frames(str(edit.path), 48, 27))
         pts_N, small = np.array([pts for pts, _ in pixels]), np.stack([picture for _, picture in pixels])
 
         def read(

@@ -61,12 +61,12 @@ def as_they_come(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
 
 def by_length(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
     """As `as_they_come`, in the orders and batches that `embed_captions` makes."""
-    before = encoder.padding
+    before = encoder.padding_tokens
     orders = tasks_of({str(number): caption for number, caption in enumerate(captions)})
     tokens = sum(
         len(embedding.tokens) for order in orders for embedding in encoder.encode(order["caption"].to_pylist())
     )
-    return tokens, encoder.padding - before
+    return tokens, encoder.padding_tokens - before
 
 
 def main() -> None:

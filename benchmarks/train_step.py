@@ -76,7 +76,7 @@ def pack(shapes: Sequence[tuple[int, int, int]], device: torch.device) -> tuple[
             for length, _ in zip(itertools.cycle(TEXT_TOKENS), shapes, strict=False)
         ],
         times=[torch.full((count,), 0.5, device=device) for count in frames],
-        given=[torch.zeros(count, device=device) for count in frames],
+        conditioning_masks=[torch.zeros(count, device=device) for count in frames],
         seconds=[torch.arange(count, device=device) / 6 for count in frames],
         fps_B=torch.full((len(shapes),), 24.0, device=device),
         size_B2=torch.full((len(shapes), 2), 256.0, device=device),

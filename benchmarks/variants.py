@@ -14,8 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pipelines.video.decode import frames as decoded_frames
-from pipelines.video.decode import probe
+from pipelines.video.decode import probe, read_frames
 
 Pixels = NDArray[np.uint8]
 
@@ -136,7 +135,7 @@ def footage(path: Path) -> tuple[list[Pixels], list[float], float]:
     scale = min(1.0, (AREA / (info.width * info.height)) ** 0.5)
     size = tuple(max(16, round(side * scale / 2) * 2) for side in (info.width, info.height))
     pictures, times = [], []
-    for pts, picture in decoded_frames(str(path), *size):
+    for pts, picture in read_frames(str(path), *size):
         time_s = float((pts - info.start_pts) * info.time_base)
         if time_s >= LONGEST_S:
             break

@@ -1,1 +1,1 @@
-"""Everything language: captioning engines, caption quality, text encoders. Imports only `cluster`."""
+"""Captioning engines, text encoders and rules for the quality of captions. Imports only `cluster`."""

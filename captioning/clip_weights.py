@@ -1,4 +1,4 @@
-"""A CLIP model of open_clip: where its weights come from, what is in them, and loading them."""
+"""CLIP models of open_clip: settings that name the weights, their identity, and loading."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from pydantic import Field, field_validator, model_validator
 from captioning.engine import EngineError
 from cluster import weight_files
 from cluster.config import Settings
-from cluster.weight_files import HUB
+from cluster.weight_files import HUB_PREFIX
 
 LOCAL_DIR = "local-dir:"
+"""Prefix by which open_clip recognises a folder."""
 
 
 class ClipWeights(Settings):
-    """Settings that name a CLIP model."""
+    """Settings that name a CLIP model and its weights."""
 
     model: str = Field(
         "ViT-L-14-quickgelu",
         min_length=1,
-        description="Name of a model in open_clip, a folder with open_clip_config.json and weights, or hf-hub:owner/name.",
+        description="Model name of open_clip, folder with open_clip_config.json and weights, or hf-hub:owner/name.",
     )
     pretrained: str = Field(
         "openai",
-        description="Weights for a model named from open_clip: a tag of open_clip or a file; a folder and the hub have their own.",
+        description="Weights of a model named by open_clip: its tag or a file; folders and hub models have their own.",
     )
     revision: str = Field(
         "main",
         min_length=1,
-        description="Commit, tag or branch for hf-hub:; give a commit, for a branch may move unnoticed.",
+        description="Commit, tag or branch of an hf-hub: model; prefer a commit, because a branch may change.",
     )
 
     _absolute = field_validator("model", "pretrained")(weight_files.absolute)
@@ -50,46 +51,50 @@ class ClipWeights(Settings):
 
     @property
     def has_own_weights(self) -> bool:
-        return self.model.startswith(HUB) or weight_files.is_path(self.model)
+        """Whether `model` names the weights too, as a folder or a hub name does."""
+        return self.model.startswith(HUB_PREFIX) or weight_files.is_path(self.model)
 
     def weights(self) -> str:
-        """Identity of the weights: hash of the files, or their name on the hub or in open_clip."""
-        if self.model.startswith(HUB):
+        """Return the identity of the weights: a hash of the files, or their name on the hub or in open_clip."""
+        if self.model.startswith(HUB_PREFIX):
             return f"{self.model}@{self.revision}"
         if self.has_own_weights:
             return weight_files.identity(self.model)
-        return f"{self.model} {weight_files.identity(self.pretrained) if weight_files.is_path(self.pretrained) else self.pretrained}"
+        is_file = weight_files.is_path(self.pretrained)
+        return f"{self.model} {weight_files.identity(self.pretrained) if is_file else self.pretrained}"
 
 
 def load_clip(model: str, pretrained: str, revision: str, dtype: str, device: str) -> tuple[Any, Any, Any]:
-    """A model of open_clip in float32 or bfloat16, what prepares its pictures, and its tokenizer.
+    """Load a model of open_clip in float32 or bfloat16; return it with its image transform and its tokenizer.
 
-    Raises `EngineError` that says what cannot be loaded.
+    Raises `EngineError` if it cannot be loaded.
     """
     import open_clip  # type: ignore[import-untyped,unused-ignore]
 
-    what = model if weight_files.is_path(model) or model.startswith(HUB) else f"{model} with weights {pretrained}"
+    has_own_weights = weight_files.is_path(model) or model.startswith(HUB_PREFIX)
+    label = model if has_own_weights else f"{model} with weights {pretrained}"
     precision = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
     try:
         with warnings.catch_warnings():
-            # OpenAI's weights in a model with another activation load without an error and see next to nothing.
+            # Weights of OpenAI load without an error into a model with another activation, whose embeddings are then
+            # nearly useless.
             warnings.filterwarnings("error", message="QuickGELU mismatch")
-            place = _place(model, revision)
-            loaded, preprocess = open_clip.create_model_from_pretrained(
-                place, None if place.startswith(LOCAL_DIR) else pretrained, precision=precision, device=device
+            name = _open_clip_name(model, revision)
+            loaded, transform = open_clip.create_model_from_pretrained(
+                name, None if name.startswith(LOCAL_DIR) else pretrained, precision=precision, device=device
             )
-        tokenizer = open_clip.get_tokenizer(place)
+        tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:
-        raise EngineError(f"{what} cannot be loaded by open_clip: {type(error).__name__}: {error}") from error
-    return loaded.eval(), preprocess, tokenizer
+        raise EngineError(f"{label} cannot be loaded by open_clip: {type(error).__name__}: {error}") from error
+    return loaded.eval(), transform, tokenizer
 
 
-def _place(model: str, revision: str) -> str:
-    """What open_clip calls a model; one on the hub is fetched first, because open_clip itself knows no revisions."""
-    if model.startswith(HUB):
+def _open_clip_name(model: str, revision: str) -> str:
+    """Return the name of a model for open_clip. A hub model is downloaded, because open_clip takes no revision."""
+    if model.startswith(HUB_PREFIX):
         from huggingface_hub import snapshot_download
 
-        # open_clip takes the safetensors file where there are two.
+        # open_clip loads the safetensors file if there are several.
         patterns = ["*.json", "*.txt", "*.model", "open_clip_model.safetensors", "open_clip_pytorch_model.*"]
-        return LOCAL_DIR + snapshot_download(model.removeprefix(HUB), revision=revision, allow_patterns=patterns)
+        return LOCAL_DIR + snapshot_download(model.removeprefix(HUB_PREFIX), revision=revision, allow_patterns=patterns)
     return LOCAL_DIR + model if weight_files.is_path(model) else model

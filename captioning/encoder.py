@@ -1,4 +1,4 @@
-"""The contract of a text encoder: captions to unpadded token embeddings."""
+"""The contract of a text encoder: it turns captions into unpadded token embeddings."""
 
 from __future__ import annotations
 
@@ -7,67 +7,68 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from cluster.arrays import Float32Array
 from cluster.plugins import Plugin
 from cluster.resources import Resources
 from cluster.storage import digest
 
 FOLDER = "captioning.encoders"
 
+NULL_CAPTION = ""
+"""Caption of unconditional samples. Its embedding is computed like any other and has at least one token."""
+
 
 @dataclass(frozen=True)
 class TextEmbedding:
-    """Embedding of one caption: `tokens` is float32 `[n, D]` without padding; `truncated` when the caption was longer."""
+    """Embedding of one caption."""
 
-    tokens: NDArray[np.float32]
+    tokens: Float32Array
+    """Token embeddings `[n, D]` without padding, with n >= 1."""
     truncated: bool = False
-    pooled: NDArray[np.float32] | None = None
-    """float32 `[P]`: the caption as one vector, of encoders that have one."""
+    """Whether the caption had more tokens than the encoder takes."""
+    pooled: Float32Array | None = None
+    """Embedding `[P]` of the whole caption; None if the encoder has none."""
 
 
 class TextEncoder(abc.ABC):
-    """Captions to embeddings. The empty caption is the null caption, and its embedding is a real one with n >= 1."""
+    """A loaded text encoder. `dim` is the width D of its token embeddings."""
 
     dim: int
     identity: str
-    padding: int = 0
-    """Tokens that were computed so far only to fill up batches."""
+    padding_tokens: int = 0
+    """Number of padding tokens computed so far to fill batches."""
 
     @abc.abstractmethod
     def encode(self, captions: Sequence[str]) -> list[TextEmbedding]:
-        """Embeds each caption by itself: what is said with it makes no difference but that of rounding."""
+        """Return the embedding of each caption, which depends on the other captions by rounding errors only."""
 
 
 class TextEncoderSettings(Plugin):
-    """Settings of a text encoder, by `name`. One subclass a file in `captioning/encoders/`."""
+    """Settings of a text encoder. Each file in `captioning/encoders/` adds one subclass."""
 
-    light: ClassVar[bool] = False
-    """Whether opening it costs next to nothing, and a caption a fraction of a millisecond: a few are then not worth a start of Ray."""
+    lightweight: ClassVar[bool] = False
+    """Whether the encoder needs no loading and a fraction of a millisecond per caption. Then it is not worth
+    starting Ray for a few captions."""
 
     @abc.abstractmethod
     def open(self, device: str | None = None) -> TextEncoder:
-        """Loads it on a device of torch: cuda where the settings want GPUs, else cpu, if none is given.
+        """Load the encoder on a torch device; by default cuda if the settings request GPUs, else cpu.
 
-        The identity is that of the settings on every device. Raises `EngineError` with the fix where it cannot be loaded.
+        The device does not change the identity. Raises `EngineError` with the fix if the encoder cannot be loaded.
         """
 
     @abc.abstractmethod
     def identity(self) -> str:
-        """What embeddings depend on: version, weights, precision, most tokens, GPU or CPU; not how many captions go at once.
+        """Return everything that embeddings depend on: code version, weights, precision, token limit, GPU or CPU.
 
-        Found without loading anything large.
+        The batch size is no part of it. Computing the identity loads no weights.
         """
 
     def resources(self) -> Resources:
-        """What one worker with this encoder holds."""
+        """Return the resources of one worker with this encoder."""
         return Resources()
 
 
-NULL_CAPTION = ""
-
-
 def text_key(caption: str, encoder_identity: str) -> str:
-    """Key of a caption's embedding: a hash of the caption and of who encoded it."""
+    """Return the key of an embedding: a hash of the caption and of the identity of the encoder."""
     return digest(encoder_identity, caption)

@@ -1,4 +1,4 @@
-"""The contract of a captioning engine: questions about clips in, answers in words out, in batches."""
+"""The contract of a captioning engine: it answers batches of questions about clips in text."""
 
 from __future__ import annotations
 
@@ -15,98 +15,107 @@ FOLDER = "captioning.engines"
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to ask about one clip, or, without pictures, about words.
+    """A question about one clip, with the images of the clip, or about text alone.
 
-    `key` is a hash of all that the answer depends on: equal keys mean equal answers. It is made in `captioning.dialogue.conversation`.
+    `key` is a hash of everything that the answer depends on: questions with equal keys have equal answers.
+    `captioning.dialogue.conversation` computes it.
     """
 
     key: str
     uid: str
-    """The clip's."""
+    """Uid of the clip."""
     text: str
-    """The prompt as it is, filled in."""
+    """User prompt."""
     system: str = ""
-    """The system prompt; none if empty."""
-    pictures: tuple[bytes, ...] = ()
-    """JPEG files, upright, of one size, in time order; one picture for an image."""
-    at_s: tuple[float, ...] = ()
-    """When each picture is shown, in seconds from the start of the first one's window."""
+    """System prompt; none if empty."""
+    images: tuple[bytes, ...] = ()
+    """Upright JPEG files of one size in order of time; a single one for an image."""
+    image_times_s: tuple[float, ...] = ()
+    """Time of each image, in seconds from the start of the window that the question is about."""
     max_tokens: int = 512
-    """Tokens an answer may have; a longer one is cut off there and says so."""
+    """Largest number of tokens of the answer; a longer answer is cut off and marked as truncated."""
     temperature: float = 0.0
-    """0 decodes greedily, and the same question has the same answer; above it `seed` decides."""
+    """Sampling temperature. 0 decodes greedily; above 0 the answer follows from `seed`."""
     seed: int = 0
     json_schema: Mapping[str, Any] | None = None
-    """JSON schema the answer is to follow, for engines that can guide decoding by one; others rely on the prompt's words."""
+    """JSON schema of the answer, for engines that support guided decoding. Other engines rely on the prompt."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """The measured columns that the engine `reads`."""
+    """Measured columns that the engine `reads`."""
     source_caption: str | None = None
-    """The caption that came with the source."""
+    """Caption that came with the source."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a question. It carries the question's key and uid, and the caller checks them."""
+    """The answer to a question, with the key and uid of the question, which the caller checks."""
 
     key: str
     uid: str
     text: str = ""
     truncated: bool = False
-    """The answer was cut off at `max_tokens`."""
+    """Whether the answer was cut off at `max_tokens`."""
     tokens_in: int = 0
     tokens_out: int = 0
     cost_usd: float = 0.0
-    """What was paid for it, tries that came to nothing included; 0 where nothing is charged."""
+    """Price of the answer, failed attempts included; 0 if the engine charges nothing."""
     error: str | None = None
-    """Class and message of what went wrong, when there is no answer; it never holds a key or a header."""
+    """Class and message of the error if there is no answer. It never contains an API key or a request header."""
 
 
 class Captioner(abc.ABC):
-    """An engine with its weights loaded, or its connection open."""
+    """An engine with its weights loaded or its connection open."""
 
     @abc.abstractmethod
     def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
-        """Answers each question once, in any order, each as soon as it is there: what is yielded is kept, whatever comes later.
+        """Yield one answer per question, in any order, each as soon as it is complete.
 
-        A question that cannot be answered gets an answer with an `error`; it costs no other question anything. Raises only what is no
-        question's fault (`EngineError`): a budget that is spent, a key that is refused, a device that is out of memory at one question.
+        The caller stores every answer as it arrives, whatever happens later.
+
+        A question that cannot be answered yields an answer with an `error` and does not affect other questions. Raises
+        `EngineError` for failures that concern all questions: the budget is spent, the API key is refused, or the
+        device runs out of memory with a single question.
         """
 
-    def spent_before(self, usd: float) -> None:
-        """Called once, before any question, with what earlier runs spent on these clips: a budget counts it."""
+    def restore_spent_usd(self, usd: float) -> None:
+        """Count the money that earlier runs spent on these clips towards the budget.
+
+        Called once, before the first question.
+        """
         return
 
     def close(self) -> None:
-        """Gives back what it holds."""
+        """Release weights, memory and connections."""
         return
 
 
 class EngineError(RuntimeError):
-    """The engine as a whole cannot go on, and says what to do. It ends the run; answers that were yielded before are kept."""
+    """A failure of an engine as a whole, with the fix in its message. It ends the run; yielded answers are kept."""
 
 
 class CaptionerSettings(Plugin):
-    """Settings of an engine, by `name`. One subclass a file in `captioning/engines/`."""
+    """Settings of a captioning engine. Each file in `captioning/engines/` adds one subclass."""
 
-    sees: ClassVar[bool] = True
-    """Whether it answers prompts about pictures. False for one that only says what was measured, in an answer to any question."""
+    answers_prompts: ClassVar[bool] = True
+    """Whether the engine answers prompts. False: every answer only states measured columns."""
     in_bulk: ClassVar[bool] = False
-    """Whether it wants all questions of a segment at once, before its orders run (`pipelines.steps._bulk_captions`), and cannot be opened for a few."""
+    """Whether the engine gets all questions of a segment together, before the tasks of the segment run
+    (`pipelines.steps._bulk_captions`). Such an engine cannot be opened for a few questions."""
 
     @abc.abstractmethod
     def identity(self) -> str:
-        """What the answers depend on besides the questions: the version of the rules, the model and its revision, the precision.
+        """Return everything that answers depend on besides the questions: version of the code, model, precision.
 
-        Never what only says how fast or where: batch, device map, concurrency, address of the server, key.
+        Leave out all that only affects speed or location: batch size, device map, concurrency, address, API key.
         """
 
     @abc.abstractmethod
     def open(self) -> Captioner:
-        """Loads it. Raises `EngineError` with the fix where a package, weights or a key are missing."""
+        """Load the engine. Raises `EngineError` with the fix if a package, weights or an API key are missing."""
 
     def reads(self) -> tuple[str, ...]:
-        """Measured columns the engine wants with a question."""
+        """Return the names of the measured columns that each question has to carry."""
         return ()
 
     def resources(self) -> Resources:
+        """Return the resources of one worker with this engine."""
         return Resources()

@@ -1,4 +1,4 @@
-"""Languages of captions: their names in prompts, the script each is written in, and whether a text is in one."""
+"""Languages of captions: their English names, the script of each, and a check of the language of a text."""
 
 from __future__ import annotations
 
@@ -43,30 +43,31 @@ LANGUAGES = {
     "vi": ("Vietnamese", "LATIN"),
     "zh": ("Chinese", "CJK"),
 }
-"""ISO 639-1 code to English name and script, the latter as Unicode names its letters; kana counts as CJK."""
+"""English name and script by ISO 639-1 code. The script is the first word of the Unicode names of its letters; kana
+counts as CJK."""
 
-LEAST_SHARE = 0.7
-"""Of a text's letters this share must be of the language's script: a quoted sign or a name may be in another."""
-LEAST_LETTERS = 4
-"""Texts with fewer letters are in no language in particular."""
-LEAST_WORDS = 12
-UNLIKELY = 0.01
-"""A text of so many words is in another language of the same script if py3langid gives the wanted one at most this probability. It errs
-on short texts, and on lists of names."""
-
-ENOUGH = 400
-"""Characters that tell a language; more only take time, 0.1 ms for these."""
+MIN_SCRIPT_SHARE = 0.7
+"""Smallest share of the letters of a text that must belong to the script of the language. Names may be in another."""
+MIN_LETTERS = 4
+"""Smallest number of letters of a text whose script is checked."""
+MIN_WORDS = 12
+"""Smallest number of words of a text that py3langid checks; it errs on shorter texts."""
+MAX_WRONG_PROBABILITY = 0.01
+"""Largest probability of the expected language, by py3langid, at which a text counts as written in another language.
+The limit is this low because py3langid errs on lists of names."""
+MAX_CHARACTERS = 400
+"""Number of characters that py3langid reads, in 0.1 ms; more do not change the result."""
 
 
 def check_code(code: str) -> str:
-    """The code itself. Raises `ValueError` listing the known ones."""
+    """Return the code unchanged. Raises `ValueError` listing the known codes if it is unknown."""
     if code not in LANGUAGES:
         raise ValueError(f"unknown language '{code}'; write one of {', '.join(LANGUAGES)}")
     return code
 
 
-def not_in(code: str, text: str) -> str | None:
-    """What speaks against a text being in a language, or None. Quoted words do not count: they may be what a sign says."""
+def language_fault(code: str, text: str) -> str | None:
+    """Return why a text is not in a language, or None if it may be. Quoted words do not count."""
     text = unquoted(text)
     scripts: Counter[str] = Counter()
     for character, count in Counter(text).items():
@@ -74,20 +75,20 @@ def not_in(code: str, text: str) -> str | None:
             scripts[_script(character)] += count
     letters = scripts.total()
     name, script = LANGUAGES[code]
-    if letters < LEAST_LETTERS:
+    if letters < MIN_LETTERS:
         return None
     share = scripts[script] / letters
-    if share < LEAST_SHARE:
+    if share < MIN_SCRIPT_SHARE:
         return f"{share:.0%} of its letters are {script.capitalize()}"
-    if script != "LATIN" or len(text.split()) < LEAST_WORDS:
+    if script != "LATIN" or len(text.split()) < MIN_WORDS:
         return None
-    likely = dict(_identifier().rank(text[:ENOUGH]))
-    found = max(likely, key=lambda language: likely[language])
-    return f"it is {LANGUAGES[found][0]}, not {name}" if likely[code] <= UNLIKELY else None
+    probabilities = dict(_identifier().rank(text[:MAX_CHARACTERS]))
+    likeliest = max(probabilities, key=lambda language: probabilities[language])
+    return f"it is {LANGUAGES[likeliest][0]}, not {name}" if probabilities[code] <= MAX_WRONG_PROBABILITY else None
 
 
 def unquoted(text: str) -> str:
-    """The text without what stands in quotation marks."""
+    """Return the text without its quoted parts, which may be the writing on a sign."""
     return QUOTED.sub(" ", text)
 
 
@@ -98,13 +99,17 @@ QUOTED = re.compile(
 
 @cache
 def _script(character: str) -> str:
+    """Return the script of a letter, as `LANGUAGES` names it."""
     first = unicodedata.name(character, "").partition(" ")[0]
     return "CJK" if first in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA") else first
 
 
 @cache
 def _identifier() -> LanguageIdentifier:
-    # Reads 4.6 MB of weights in half a second, once a worker, and not for captions in another script.
+    """Return py3langid's model for the languages in Latin script.
+
+    Loading its 4.6 MB takes half a second, once per worker, and only when the first caption in Latin script is checked.
+    """
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,6 +1,7 @@
-"""Short prompt to detailed prompt, in the style of the captions a model was trained on, as the Sora report has GPT do it.
+"""Prompt upsampling: expand a short prompt to the style of the training captions, as the Sora report does with GPT.
 
-By any engine that answers without pictures, or, without one, by a rule: what recurs in training captions is put after the prompt.
+An engine that answers prompts writes the detailed prompt. Without an engine, a rule appends sentences that recur in
+training captions.
 """
 
 from __future__ import annotations
@@ -19,78 +20,98 @@ from captioning.dialogue.answers import UnfitAnswerError, parse
 from captioning.dialogue.conversation import RETRY_TEMPERATURE
 from captioning.engine import FOLDER, CaptionerSettings, EngineError, Question
 from captioning.language import LANGUAGES, check_code
-from captioning.prompt import UPSAMPLES, FromFile, Prompt, load_prompt
+from captioning.prompt import Prompt, PromptField, load_prompt
 from cluster.config import Settings
-from cluster.plugins import Chosen
+from cluster.plugins import PluginField
 from cluster.storage import digest
-
-SENTENCE = re.compile(r"[^.!?]+[.!?]+")
-RECURS = 0.02
-"""A sentence that stands in at least this share of training captions, and in two, is about the manner of the footage and not about one clip."""
 
 RULE_VERSION = 1
 
+SENTENCE = re.compile(r"[^.!?]+[.!?]+")
+MIN_RECURRING_SHARE = 0.02
+"""Smallest share of the training captions with a sentence that describes the style of the footage, not one clip. Such a
+sentence also occurs in at least two captions."""
+
 
 class UpsampleSettings(Settings):
-    """How short prompts are made detailed where a sample asks for it: section `upsample` of a recipe."""
+    """Settings of section `upsample` of a recipe, for samples that set `upsample: true`."""
 
-    engine: Annotated[CaptionerSettings, Chosen(FOLDER, CaptionerSettings)] | None = Field(
+    engine: Annotated[CaptionerSettings, PluginField(FOLDER, CaptionerSettings)] | None = Field(
         None,
-        description="Engine that writes the detailed prompt from words alone; without one a rule does, which knows no meanings.",
+        description="Engine that writes the detailed prompt from text alone; null appends recurring caption sentences.",
     )
-    prompt: Annotated[Prompt, FromFile("upsamples")] = Field(
-        default_factory=lambda: load_prompt("upsample", UPSAMPLES),
-        description="How it is asked: name of a prompt or path of a .yaml file.",
+    prompt: Annotated[Prompt, PromptField("upsample")] = Field(
+        default_factory=lambda: load_prompt("upsample", "upsample"),
+        description="Prompt for the engine: name of a packaged prompt or path of a .yaml file.",
     )
     examples: int = Field(
-        4, ge=0, le=64, description="Training captions that are shown as examples: those most like the prompt."
+        4, ge=0, le=64, description="Number of training captions shown to the engine: those most similar to the prompt."
     )
     language: str = Field("en", description="Language of the detailed prompt, as ISO 639-1 code.")
-    retries: int = Field(1, ge=0, le=8, description="How often an unfit answer is asked for again, with another seed.")
+    retries: int = Field(1, ge=0, le=8, description="How often an unfit answer is requested again, with another seed.")
 
     _known_language = field_validator("language")(check_code)
 
     @model_validator(mode="after")
-    def _engine_writes(self) -> UpsampleSettings:
-        if self.engine is not None and not self.engine.sees:
+    def _engine_answers_prompts(self) -> UpsampleSettings:
+        if self.engine is not None and not self.engine.answers_prompts:
             raise ValueError(
-                f"engine {self.engine.name} only says what was measured of a clip and cannot write; leave engine out for the rule"
+                f"engine {self.engine.name} only states measured columns and cannot write; leave out engine"
             )
         return self
 
     def identity(self) -> str:
-        """What the detailed prompt depends on besides the request and the training captions."""
+        """Return everything that a detailed prompt depends on besides the request and the training captions."""
         if self.engine is None:
             return f"rule-v{RULE_VERSION}"
         return digest(self.engine.identity(), self.prompt.hash, str(self.examples), self.language)
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a user asked for. `duration_s` is 0 for an image."""
+class UpsampleRequest:
+    """A short prompt and the duration of the sample, which is 0 for an image."""
 
     prompt: str
     duration_s: float = 0.0
 
     @property
     def kind(self) -> str:
+        """Kind of the sample: video or image."""
         return "video" if self.duration_s else "image"
 
 
-def upsample(request: Request, captions: Sequence[str], settings: UpsampleSettings) -> str:
-    """The detailed prompt. `captions` are of the training data, for their style; a few hundred do, and none is no error.
+@dataclass(frozen=True)
+class Upsampler:
+    """Upsampling settings with the training captions, which are loaded for the first prompt."""
 
-    Raises `EngineError` when the engine fails, or what it writes is unfit each time.
+    settings: UpsampleSettings
+    captions: Callable[[], Sequence[str]]
+
+    @property
+    def identity(self) -> str:
+        """Identity of the settings."""
+        return self.settings.identity()
+
+    def upsample(self, prompt: str, seconds: float) -> str:
+        """Return the detailed prompt for a video of this duration, or for an image if it is 0."""
+        return upsample(UpsampleRequest(prompt, seconds), self.captions(), self.settings)
+
+
+def upsample(request: UpsampleRequest, captions: Sequence[str], settings: UpsampleSettings) -> str:
+    """Return the detailed prompt of a request.
+
+    `captions` of the training data set its style; a few hundred suffice, and they may be empty. Raises `EngineError` if
+    the engine fails or if all its answers are unfit.
     """
     if settings.engine is None:
-        return by_rule(request.prompt, captions)
+        return upsample_by_rule(request.prompt, captions)
     prompt = settings.prompt
     values = {
         "language": LANGUAGES[settings.language][0],
         "kind": request.kind,
         "duration": f"{request.duration_s:.3g} seconds" if request.duration_s else None,
         "request": request.prompt,
-        "examples": nearest(request.prompt, captions, settings.examples),
+        "examples": nearest_captions(request.prompt, captions, settings.examples),
     }
     system, text = prompt.render(values)
     engine = settings.engine.open()
@@ -117,64 +138,53 @@ def upsample(request: Request, captions: Sequence[str], settings: UpsampleSettin
             except UnfitAnswerError as error:
                 faults.append(str(error))
                 continue
-            fault = quality.fault(detailed, prompt.own_words, settings.language)
+            fault = quality.fault(detailed, prompt.static_text, settings.language)
             if fault is None:
                 return detailed
             faults.append(fault)
     finally:
         engine.close()
     raise EngineError(
-        f"'{request.prompt}' could not be upsampled: {'; asked again: '.join(faults)}. Leave upsample out, or its engine for the rule"
+        f"'{request.prompt}' could not be upsampled: {quality.RETRY_SEPARATOR.join(faults)}. "
+        "Leave out upsample, or its engine to use the rule"
     )
 
 
-@dataclass(frozen=True)
-class Upsampler:
-    """Settings with the training captions, read when the first prompt wants them."""
+def upsample_by_rule(prompt: str, captions: Sequence[str]) -> str:
+    """Return the prompt followed by the recurring sentences of the most similar training caption that has any.
 
-    settings: UpsampleSettings
-    captions: Callable[[], Sequence[str]]
-
-    @property
-    def identity(self) -> str:
-        return self.settings.identity()
-
-    def detailed(self, prompt: str, seconds: float) -> str:
-        return upsample(Request(prompt, seconds), self.captions(), self.settings)
-
-
-def by_rule(prompt: str, captions: Sequence[str]) -> str:
-    """The prompt as a sentence, and the sentences that recur in training captions and are most often said of what is most like it.
-
-    Captions by rule end in such sentences ("A bright landscape video with slow motion."), and a model that was trained on them knows no
-    others. Of captions that never repeat each other it takes nothing.
+    Captions of engine `signals` end in recurring sentences ("A bright landscape video with slow motion."), and a model
+    trained on them expects such an end. Captions without recurring sentences add nothing.
     """
     prompt = " ".join(prompt.split())
     prompt += "" if prompt[-1:] in ".!?" else "."
-    manners = Counter(sentence for caption in captions for sentence in set(_sentences(caption)))
-    least = max(2, math.ceil(RECURS * len(captions)))
-    recurring = {sentence for sentence, count in manners.items() if count >= least and sentence not in prompt}
-    for caption in nearest(prompt, captions, len(captions)):
-        if said := [sentence for sentence in _sentences(caption)[1:] if sentence in recurring]:
-            return " ".join([prompt, *said])
+    counts = Counter(sentence for caption in captions for sentence in set(_sentences(caption)))
+    min_count = max(2, math.ceil(MIN_RECURRING_SHARE * len(captions)))
+    recurring = {sentence for sentence, count in counts.items() if count >= min_count and sentence not in prompt}
+    for caption in nearest_captions(prompt, captions, len(captions)):
+        if appended := [sentence for sentence in _sentences(caption)[1:] if sentence in recurring]:
+            return " ".join([prompt, *appended])
     return prompt
 
 
-def nearest(prompt: str, captions: Sequence[str], count: int) -> list[str]:
-    """The captions most like a prompt, best first: by cosine of their words weighted by rarity (tf-idf; Salton and Buckley 1988), then as text."""
+def nearest_captions(prompt: str, captions: Sequence[str], count: int) -> list[str]:
+    """Return the captions most similar to a prompt, the most similar first; equal ones in alphabetical order.
+
+    The similarity is the cosine of the words weighted by rarity (tf-idf; Salton and Buckley 1988).
+    """
     distinct = sorted(set(captions))
     words = [set(quality.words_of(caption)) for caption in distinct]
-    df = Counter(word for each in words for word in each)
-    weight = {word: math.log((1 + len(distinct)) / (1 + n)) ** 2 for word, n in df.items()}
-    wanted = set(quality.words_of(prompt))
+    document_counts = Counter(word for each in words for word in each)
+    weights = {word: math.log((1 + len(distinct)) / (1 + n)) ** 2 for word, n in document_counts.items()}
+    prompt_words = set(quality.words_of(prompt))
 
-    def likeness(number: int) -> float:
-        shared = math.fsum(sorted(weight[word] for word in words[number] & wanted))
-        length = math.fsum(sorted(weight[word] for word in words[number]))
-        return shared / math.sqrt(length) if length else 0.0
+    def similarity(index: int) -> float:
+        shared = math.fsum(sorted(weights[word] for word in words[index] & prompt_words))
+        norm = math.fsum(sorted(weights[word] for word in words[index]))
+        return shared / math.sqrt(norm) if norm else 0.0
 
-    order = sorted(range(len(distinct)), key=lambda number: (-likeness(number), distinct[number]))
-    return [distinct[number] for number in order[:count]]
+    order = sorted(range(len(distinct)), key=lambda index: (-similarity(index), distinct[index]))
+    return [distinct[index] for index in order[:count]]
 
 
 def _sentences(caption: str) -> list[str]:

@@ -58,7 +58,7 @@ def real_videos() -> Path:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need one."""
-    from cluster.session import RaySettings, connected
+    from cluster.session import RaySettings, ray_connection
 
     # Workers are processes of their own: they find the test modules through the environment.
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
@@ -67,5 +67,5 @@ def ray_session() -> Iterator[None]:
             str(ROOT),
             prepend=os.pathsep,
         )
-        stack.enter_context(connected(RaySettings(cpus=2)))
+        stack.enter_context(ray_connection(RaySettings(cpus=2)))
         yield

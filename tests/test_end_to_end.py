@@ -80,7 +80,7 @@ def latents_of(recipe: Recipe) -> dict[str, tuple[bytes, bytes | None]]:
     files = [entry.uri for entry in storage.list_files(recipe.tables_uri, ".parquet") if "/latents-" in entry.uri]
     rows = [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
     assert max(Counter(row["uid"] for row in rows).values()) == 1
-    return {row["uid"]: (row["latent"], row["tail_latent"]) for row in rows}
+    return {row["uid"]: (row["latent"], row["last_frame_latent"]) for row in rows}
 
 
 def manifest_of(recipe: Recipe, curation: Curation) -> pa.Table:

@@ -1,8 +1,12 @@
-"""From settings and a data set to what is trained, and from what was trained to its card."""
+"""Construction of a training run from its settings and data set: engine, averages, plan of steps, and the card of its
+model.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow.compute as pc
 import torch
@@ -12,17 +16,63 @@ from captioning.encoder import TextEncoderSettings
 from cluster.plugins import build
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
-from training.checkpoints.export import ModelCard
-from training.data.loader import Dataset
+from training.checkpoints.model_card import ModelCard
+from training.conditioning import ConditioningRates
+from training.data.buckets import latent_size, parse_bucket_name
+from training.data.costs import SampleCosts, Work
+from training.data.dataset import Dataset
+from training.data.plan import LastFrameConditioning, Planner
+from training.data.step_times import StepTimes
+from training.ema import Ema
 from training.engine import Engine, open_engine
+from training.model import ModelSettings
+from training.rng import uid_hashes
 from training.sampling.provenance import version
 from training.settings import TrainSettings
-from training.step import Task
+from training.step import StepConfig, samples_with_last_frame
+
+DEFAULT_FPS = 8.0
+"""Frames per second in the card of a model trained on images alone, which have no frame rate; any value would do."""
+
+LatentSizes = Mapping[str, tuple[int, int, int]]
+"""Latent frames, rows and columns by bucket."""
 
 
-def task_of(settings: TrainSettings, dataset: Dataset, seed: int) -> Task:
-    """What is trained on this data set."""
-    return Task(
+@dataclass(frozen=True)
+class TrainingRun:
+    """One rank's state of a training run, besides its progress."""
+
+    settings: TrainSettings
+    manifest_uri: str
+    run_uri: str
+    """Folder of the run."""
+    dataset: Dataset
+    """The training split."""
+    step_config: StepConfig
+    engine: Engine
+    ema: Ema
+
+    @classmethod
+    def open(
+        cls, settings: TrainSettings, manifest_uri: str, run_uri: str, seed: int, device: torch.device
+    ) -> TrainingRun:
+        """Return a run with the untrained model; every rank calls it."""
+        dataset = Dataset.open(manifest_uri, "train")
+        step_config = make_step_config(settings, dataset, seed)
+        text_dim = step_config.null_text.shape[-1]
+        engine = open_untrained_engine(settings, dataset.info.channels, text_dim, seed, device)
+        ema = Ema(engine.weight_shards(), settings.ema_decay)
+        return cls(settings, manifest_uri, run_uri, dataset, step_config, engine, ema)
+
+    def model_card(self, step: int) -> ModelCard:
+        """Return the card of the model after `step` steps; see `make_model_card`."""
+        text_dim = self.step_config.null_text.shape[-1]
+        return make_model_card(self.settings, self.dataset, text_dim, step, self.step_config.seed)
+
+
+def make_step_config(settings: TrainSettings, dataset: Dataset, seed: int) -> StepConfig:
+    """Return the configuration of training steps on this data set."""
+    return StepConfig(
         model=settings.model,
         objective=settings.objective,
         conditioning=settings.conditioning,
@@ -33,8 +83,13 @@ def task_of(settings: TrainSettings, dataset: Dataset, seed: int) -> Task:
     )
 
 
-def untrained(settings: TrainSettings, channels: int, text_dim: int, seed: int, device: torch.device) -> Engine:
-    """An engine with the untrained model, the same on every rank and by every engine; the global random state is left as it was."""
+def open_untrained_engine(
+    settings: TrainSettings, channels: int, text_dim: int, seed: int, device: torch.device
+) -> Engine:
+    """Return an engine with the untrained model, whose weights are the same on every rank and in every kind of engine.
+
+    Torch's global random state is left unchanged.
+    """
     with torch.device("meta"):
         model = settings.model.build(channels, text_dim)
     with torch.random.fork_rng(devices=[]):
@@ -42,15 +97,15 @@ def untrained(settings: TrainSettings, channels: int, text_dim: int, seed: int, 
         return open_engine(model, settings, device)
 
 
-def card_of(settings: TrainSettings, dataset: Dataset, text_dim: int, step: int, seed: int) -> ModelCard:
-    """The card of a model trained for `step` steps; its weights' digest is filled in when they are written."""
+def make_model_card(settings: TrainSettings, dataset: Dataset, text_dim: int, step: int, seed: int) -> ModelCard:
+    """Return the card of a model trained for `step` steps; `write_export` fills in the digest of the weights."""
     info = dataset.info
     table = dataset.table
-    videos = [
+    video_fps = [
         fps for fps, kind in zip(table["fps"].to_pylist(), table["kind"].to_pylist(), strict=True) if kind == "video"
     ]
-    # Images have no frame rate of their own; without any video, 8 frames a second is as good as another.
-    fps = Counter(videos).most_common(1)[0][0] if videos else 8.0
+    fps = Counter(video_fps).most_common(1)[0][0] if video_fps else DEFAULT_FPS
+    source_sides = pc.sqrt(pc.multiply(table["source_width"], table["source_height"]))
     return ModelCard(
         model=settings.model,
         objective=settings.objective,
@@ -61,15 +116,61 @@ def card_of(settings: TrainSettings, dataset: Dataset, text_dim: int, step: int,
         text_encoder=build(ENCODERS, TextEncoderSettings, info.text_encoder),
         text_encoder_identity=info.text_encoder_identity,
         fps=fps,
-        source_side=float(
-            pc.quantile(pc.sqrt(pc.multiply(table["source_width"], table["source_height"])), interpolation="lower")[
-                0
-            ].as_py()
-        ),
+        source_side=float(pc.quantile(source_sides, interpolation="lower")[0].as_py()),
         buckets=tuple(sorted(set(table["bucket"].to_pylist()))),
         step=step,
         seed=seed,
         data=info.fingerprint,
         weights="",
         worldloom=version(),
+    )
+
+
+def make_planner(dataset: Dataset, settings: TrainSettings, seed: int, times: StepTimes | None = None) -> Planner:
+    """Return the plan of a data set's steps: which samples each has, and which rank computes them.
+
+    Samples are assigned to ranks by the model's FLOPs, or by measured `times` if there are any.
+    """
+    table, info = dataset.table, dataset.info
+    means = table.group_by("bucket").aggregate([("n_text", "mean")])
+    n_text = dict(zip(means["bucket"].to_pylist(), means["n_text_mean"].to_pylist(), strict=True))
+    sizes = {name: latent_size(*parse_bucket_name(name), info.time_factor, info.space_factor) for name in n_text}
+    costs = sample_costs(settings.model, sizes, n_text, times)
+    last_frames = None
+    if settings.conditioning.uses_last_frame:
+        last_frames = last_frame_conditioning(settings.conditioning, seed, sizes, table["uid"].to_pylist())
+    return Planner(table["bucket"].to_pylist(), table["n_tokens"].to_pylist(), settings.batch, seed, costs, last_frames)
+
+
+def sample_costs(
+    model: ModelSettings, sizes: LatentSizes, n_text: Mapping[str, float], times: StepTimes | None = None
+) -> SampleCosts:
+    """Return the costs of samples by bucket.
+
+    `n_text` is the mean number of text tokens in the main captions of each bucket's samples; `sizes` may have more
+    buckets than it.
+    """
+
+    def work(name: str, frames: int, rows: int, columns: int) -> Work:
+        tokens = model.tokens(frames, rows, columns)
+        return Work(tokens, model.flops(tokens, round(n_text[name])))
+
+    def without_and_with_last_frame(name: str) -> tuple[Work, Work]:
+        frames, *area = sizes[name]
+        # The last-frame latent makes a video one latent frame longer; images have none.
+        return work(name, frames, *area), work(name, frames + (frames > 1), *area)
+
+    return SampleCosts({name: without_and_with_last_frame(name) for name in n_text}, times)
+
+
+def last_frame_conditioning(
+    conditioning: ConditioningRates, seed: int, sizes: LatentSizes, uids: Sequence[str]
+) -> LastFrameConditioning:
+    """Return which samples training with this seed conditions on their last-frame latent; `uids` name the rows of the
+    data set.
+    """
+    hashes_N = uid_hashes(uids)
+    extra_tokens = {name: rows * columns * (frames > 1) for name, (frames, rows, columns) in sizes.items()}
+    return LastFrameConditioning(
+        lambda rows, times_seen: samples_with_last_frame(conditioning, seed, hashes_N[rows], times_seen), extra_tokens
     )

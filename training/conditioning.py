@@ -1,4 +1,6 @@
-"""Which latent frames are given to the model in training, which it generates, and how noisy given ones are."""
+"""Conditioning masks: which latent frames a model is conditioned on in training, which it generates, and their noise
+level.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from cluster.arrays import BoolArray, Float64Array
 from cluster.config import Settings
 
 Uniform = Callable[[], float]
@@ -18,20 +19,21 @@ Uniform = Callable[[], float]
 
 
 @dataclass(frozen=True)
-class Given:
-    """What one sample is given."""
+class ConditioningMask:
+    """The conditioning frames of one sample; the model generates all other latent frames."""
 
     frames: tuple[bool, ...]
-    """For every latent frame, whether it is given; at least one is generated."""
-    tail: bool = False
-    """Whether the last picture is given: encoded as an image, as one more latent frame at its own time. The last latent frame, which mixes
-    that picture with those before it, is generated then."""
+    """Whether each latent frame is a conditioning frame; at least one is not."""
+    last_frame: bool = False
+    """Whether the last-frame latent conditions the model: the last frame encoded as an image, appended as one more
+    latent frame at its own time. The last latent frame of the video, which also covers the frames before that one, is
+    then generated."""
     time: float = 0.0
-    """Noise level of what is given, 0 for clean."""
+    """Noise level of the conditioning frames, 0 for clean."""
 
     def __bool__(self) -> bool:
-        """Whether anything is given."""
-        return self.tail or any(self.frames)
+        """Return whether there is any conditioning frame."""
+        return self.last_frame or any(self.frames)
 
 
 DEFAULT_RATES = {
@@ -43,28 +45,32 @@ DEFAULT_RATES = {
     "suffix": 0.02,
     "middle": 0.01,
 }
-"""A quarter of samples is conditioned, most of them on the first frame."""
+"""Default shares of the kinds of conditioning: a quarter of the samples is conditioned, most of them on the first
+frame."""
 
 KINDS = tuple(DEFAULT_RATES)
 
 
 class ConditioningRates(Settings):
-    """Shares of training samples by the frames they are given; they sum to 1. Where any is written, those that are not are 0.
+    """Settings of conditioning: the share of training samples with each kind of mask. The shares sum to 1.
 
-    An image has no other frame, so nothing of it is given; where a video is too short for the middle, its first frame is.
+    If any share is set, those that are not set are 0. Images are never conditioned, because they have no other frame. A
+    video that is too short for `middle` is conditioned on its first frame.
     """
 
-    none: float = Field(DEFAULT_RATES["none"], ge=0, le=1, description="Nothing is given: text to video.")
+    none: float = Field(DEFAULT_RATES["none"], ge=0, le=1, description="No conditioning frame: text to video.")
     first: float = Field(DEFAULT_RATES["first"], ge=0, le=1, description="The first frame: image to video.")
-    last: float = Field(DEFAULT_RATES["last"], ge=0, le=1, description="The last picture: a video that ends as wanted.")
+    last: float = Field(
+        DEFAULT_RATES["last"], ge=0, le=1, description="The last frame: a video that ends in a chosen image."
+    )
     both: float = Field(
-        DEFAULT_RATES["both"], ge=0, le=1, description="The first and the last picture: connecting two pictures."
+        DEFAULT_RATES["both"], ge=0, le=1, description="The first and the last frame: a video between two images."
     )
     prefix: float = Field(
-        DEFAULT_RATES["prefix"], ge=0, le=1, description="Some frames from the first on, any number: extending forward."
+        DEFAULT_RATES["prefix"], ge=0, le=1, description="Any number of frames from the first on: extending forward."
     )
     suffix: float = Field(
-        DEFAULT_RATES["suffix"], ge=0, le=1, description="Some frames up to the last, any number: extending backward."
+        DEFAULT_RATES["suffix"], ge=0, le=1, description="Any number of frames up to the last: extending backward."
     )
     middle: float = Field(
         DEFAULT_RATES["middle"],
@@ -72,24 +78,25 @@ class ConditioningRates(Settings):
         le=1,
         description="Some frames with generated ones on both sides: extending both ways.",
     )
-    given_noise: float = Field(
+    conditioning_noise: float = Field(
         0.0,
         ge=0,
         le=0.5,
-        description="Given frames are noised up to this level, drawn for each sample and told to the model, "
-        "so that it forgives faults in what it is given later (as Ho et al. 2021, section 4.2, do with cascades); 0 for never.",
+        description="Highest noise level of conditioning frames. The level is drawn per sample and the model sees it, "
+        "so that it tolerates flawed conditioning frames when sampling (as Ho et al. 2021, section 4.2, do with cascades). 0 keeps them clean.",
     )
 
     @model_validator(mode="after")
-    def _others_are_0(self) -> ConditioningRates:
+    def _unset_shares_are_0(self) -> ConditioningRates:
         if self.model_fields_set & DEFAULT_RATES.keys():
             for kind in DEFAULT_RATES.keys() - self.model_fields_set:
-                # Frozen from here on. A validator before the fields would see JSON as Python, where rules are others.
+                # Settings are frozen only after this. A validator that runs before the fields would get JSON input as
+                # Python input, for which pydantic has other rules.
                 object.__setattr__(self, kind, 0.0)
         return self
 
     @model_validator(mode="after")
-    def _sum(self) -> ConditioningRates:
+    def _shares_sum_to_1(self) -> ConditioningRates:
         rates = {kind: rate for kind, rate in self._rates().items() if rate}
         total = sum(rates.values())
         if abs(total - 1) > 1e-6:
@@ -98,43 +105,46 @@ class ConditioningRates(Settings):
         return self
 
     @property
-    def gives_tails(self) -> bool:
-        """Whether the last picture of a sample is ever given."""
+    def uses_last_frame(self) -> bool:
+        """Whether any sample is conditioned on its last-frame latent."""
         return self.last + self.both > 0
 
     def _rates(self) -> dict[str, float]:
         return {kind: getattr(self, kind) for kind in DEFAULT_RATES}
 
-    def draw(self, place: float, uniform: Uniform, n_frames: int) -> Given:
-        """What a sample of `n_frames` latent frames is given.
+    def draw_mask(self, quantile: float, uniform: Uniform, n_frames: int) -> ConditioningMask:
+        """Return the mask of a sample of `n_frames` latent frames.
 
-        Which kind follows from its place in [0, 1) among the shares; which frames, and how noisy, from `uniform`.
+        Its `quantile` in [0, 1) selects the kind; `uniform` draws which frames and their noise level.
         """
-        kind = KINDS[bisect_right(self._ends(), place)]
-        given = given_of(kind, n_frames, uniform)
-        return replace(given, time=self.given_noise * uniform()) if given else given
+        kind = KINDS[bisect_right(self._upper_quantiles(), quantile)]
+        mask = mask_of_kind(kind, n_frames, uniform)
+        return replace(mask, time=self.conditioning_noise * uniform()) if mask else mask
 
-    def tails_at(self, places_N: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Whether videos at these places are given their last picture."""
-        ends = dict(zip(KINDS, self._ends(), strict=True))
-        # Two kinds that follow each other.
-        given: NDArray[np.bool_] = (places_N >= ends["first"]) & (places_N < ends["both"])
-        return given
+    def has_last_frame(self, quantiles_N: Float64Array) -> BoolArray:
+        """Return `[N]`: whether `draw_mask` conditions videos with these quantiles on their last-frame latent."""
+        upper = dict(zip(KINDS, self._upper_quantiles(), strict=True))
+        # `last` and `both` are adjacent kinds.
+        result: BoolArray = (quantiles_N >= upper["first"]) & (quantiles_N < upper["both"])
+        return result
 
-    def _ends(self) -> list[float]:
-        """Where in [0, 1) each kind's share ends."""
+    def _upper_quantiles(self) -> list[float]:
+        """Return the end of each kind's range of quantiles, in the sequence of `KINDS`."""
         ends = list(accumulate(self._rates().values()))
-        # They sum to 1 but for rounding, and every place is below 1.
+        # The shares sum to 1 up to rounding. Dividing makes the last end exactly 1, above every quantile.
         return [end / ends[-1] for end in ends]
 
 
-def given_of(kind: str, n_frames: int, uniform: Uniform) -> Given:
-    """What is given of a sample of `n_frames` latent frames, clean; lengths and places of a prefix, suffix or middle are equally likely."""
+def mask_of_kind(kind: str, n_frames: int, uniform: Uniform) -> ConditioningMask:
+    """Return a mask of this kind for `n_frames` latent frames, with clean conditioning frames.
+
+    All lengths and positions of a prefix, suffix or middle are equally likely.
+    """
     nothing = (False,) * n_frames
     if kind == "none" or n_frames == 1:
-        return Given(nothing)
+        return ConditioningMask(nothing)
     if kind == "last":
-        return Given(nothing, tail=True)
+        return ConditioningMask(nothing, last_frame=True)
     if kind == "middle" and n_frames == 2:
         kind = "first"
     if kind == "middle":
@@ -143,4 +153,5 @@ def given_of(kind: str, n_frames: int, uniform: Uniform) -> Given:
     else:
         length = 1 if kind in ("first", "both") else 1 + int(uniform() * (n_frames - 1))
         start = n_frames - length if kind == "suffix" else 0
-    return Given(tuple(start <= frame < start + length for frame in range(n_frames)), tail=kind == "both")
+    frames = tuple(start <= frame < start + length for frame in range(n_frames))
+    return ConditioningMask(frames, last_frame=kind == "both")

@@ -13,18 +13,20 @@ from torch import Tensor
 
 from cluster import storage
 from cluster.telemetry import log
-from training.assembly import card_of, task_of, untrained
-from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from training.assembly import make_model_card, make_step_config, untrained
+from training.checkpoints.checkpoint import Checkpoint, newest_checkpoint
+from training.checkpoints.reader import load_checkpoint
 from training.checkpoints.export import write_export
-from training.checkpoints.writer import Writer
-from training.data.loader import Batch, Dataset, Loader
+from training.checkpoints.writer import CheckpointWriter
+from training.data.dataset import CaptionMix, Dataset
+from training.data.loader import Batch, Loader, LoaderSettings
 from training.data.step_times import StepTimes, moments
 from training.ema import Ema
 from training.engine import Engine, NonFiniteGradientError
-from training.planning import planner_of
+from training.assembly import make_planner
 from training.settings import TrainSettings
-from training.spikes import NormGuard
-from training.step import Task, key, losses, prepare, quantiles
+from training.spikes import SpikeDetector
+from training.step import StepConfig, key, losses, make_noisy_batch, stratified_quantiles
 from training.stopping import Interrupted, NonFiniteLossError, stop_signals
 from training.tracking.breakdown import breakdown, outcomes, shared
 from training.tracking.metrics import Metrics, Record
@@ -48,10 +50,10 @@ def train_loop(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: i
     Raises `NonFiniteLossError`, and `Interrupted` on SIGINT or SIGTERM.
     """
     dataset = Dataset.open(manifest_uri, "train")
-    task = task_of(settings, dataset, seed)
+    task = make_step_config(settings, dataset, seed)
     text_dim = task.null_text.shape[-1]
     engine = untrained(settings, dataset.info.channels, text_dim, seed, device)
-    ema = Ema(engine.shards(), settings.ema_decay)
+    ema = Ema(engine.weight_shards(), settings.ema_decay)
     reached = newest_checkpoint(run_uri)
     state = load_checkpoint(reached, engine, ema) if reached else {}
     if reached is None or reached.step < settings.steps:
@@ -60,11 +62,11 @@ def train_loop(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: i
         )
     export_uri = storage.join(run_uri, "export")
     raw = engine.full_parameters()
-    with engine.swapped(ema.averages):
+    with engine.swapped_weights(ema.averages):
         averaged = engine.full_parameters()
     if engine.rank == 0:
         write_export(
-            export_uri, raw, averaged, task.null_text, card_of(settings, dataset, text_dim, reached.step, seed)
+            export_uri, raw, averaged, task.null_text, make_model_card(settings, dataset, text_dim, reached.step, seed)
         )
     engine.barrier()
     return Progress(export_uri, reached.uri, reached.step)
@@ -75,7 +77,7 @@ def _steps(
     manifest_uri: str,
     run_uri: str,
     dataset: Dataset,
-    task: Task,
+    task: StepConfig,
     engine: Engine,
     ema: Ema,
     start_step: int,
@@ -84,23 +86,19 @@ def _steps(
     """Take steps `start_step` to `settings.steps`, counted from 0, and return the last checkpoint; `state` is that of the one before."""
     validation = Validation(manifest_uri, settings, task, engine) if settings.validate_every else None
     previews = Previews(run_uri, manifest_uri, settings, dataset, task, engine)
-    guard = NormGuard(settings.skip_grad_norm, state.get("norms", ()))
+    guard = SpikeDetector(settings.skip_grad_norm, state.get("norms", ()))
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(contextlib.closing(Writer(run_uri, engine, ema, settings)))
+        writer = stack.enter_context(contextlib.closing(CheckpointWriter(run_uri, engine, ema, settings)))
         times = None
-        if settings.batch.refit:
+        if settings.batch.measured_costs:
             times = StepTimes.from_state(state["step_times"]) if "step_times" in state else StepTimes(start_step)
-        planner = planner_of(dataset, settings, task.seed, times)
-        captions = settings.captions
+        planner = make_planner(dataset, settings, task.seed, times)
+        captions = CaptionMix(settings.captions, task.seed) if settings.captions else None
         loader = stack.enter_context(
             Loader(
                 dataset,
                 planner,
-                engine.data_rank,
-                engine.data_world_size,
-                start_step,
-                captions=captions,
-                seed=task.seed,
+                LoaderSettings(engine.data_rank, engine.data_world_size, start_step, captions=captions),
             )
         )
         told = settings.model_dump(mode="json") | {"seed": task.seed, "data": dataset.info.fingerprint}
@@ -126,11 +124,11 @@ def _steps(
                 raise
             guard.add(record["grad_norm"])
             if not record["skipped"]:
-                ema.update(engine.shards(), step)
+                ema.update(engine.weight_shards(), step)
             done = step + 1
             record |= meter.read()
             if times:
-                times.add(step, engine.sum(moments(len(batches), meter.tokens, meter.forward_s)))
+                times.add(step, engine.all_sum(moments(len(batches), meter.tokens, meter.forward_s)))
             if validation and (done % settings.validate_every == 0 or done == settings.steps):
                 record |= validation.record()
             if previews.due(done):
@@ -152,7 +150,7 @@ def _steps(
 
 def take_step(
     settings: TrainSettings,
-    task: Task,
+    task: StepConfig,
     engine: Engine,
     step: int,
     batches: list[Batch],
@@ -170,15 +168,15 @@ def take_step(
     samples = [
         (key(seen, uid), counts)
         for batch in batches
-        for uid, seen, counts in zip(batch.uids, batch.passes, (batch.weights > 0).tolist(), strict=True)
+        for uid, seen, counts in zip(batch.uids, batch.times_seen, (batch.weights > 0).tolist(), strict=True)
     ]
-    weight, stopping = engine.sum([sum(float(batch.weights.sum()) for batch in batches), stop])
-    quantile_of = quantiles(task.seed, engine.gather([name for name, counts in samples if counts]))
+    weight, stopping = engine.all_sum([sum(float(batch.weights.sum()) for batch in batches), stop])
+    quantile_of = stratified_quantiles(task.seed, engine.all_gather([name for name, counts in samples if counts]))
     # A sample of weight 0 only keeps ranks in step, and must not move the others' noise levels, or workers would matter.
     quantile_of |= {name: 0.5 for name, _ in samples if name not in quantile_of}
     results: list[tuple[Batch, list[float], Tensor]] = []
     for position, batch in enumerate(batches):
-        inputs = prepare(task, batch, quantile_of, engine.device)
+        inputs = make_noisy_batch(task, batch, quantile_of, engine.device)
         with meter.forward(inputs, batch.weights.tolist()):
             losses_B = losses(engine.forward, inputs)
         share_B = batch.weights.to(engine.device) / weight
@@ -199,7 +197,7 @@ def take_step(
     try:
         norm = engine.step(lr, max_norm)
     except NonFiniteGradientError as error:
-        names = ", ".join(dict.fromkeys(engine.gather([uid for batch in batches for uid in batch.uids])))
+        names = ", ".join(dict.fromkeys(engine.all_gather([uid for batch in batches for uid in batch.uids])))
         raise NonFiniteLossError(
             f"step {step + 1}: {error}, from samples {names}; nothing was updated. Lower lr"
         ) from error

@@ -1,4 +1,4 @@
-"""The contract of a denoising network: what it takes and returns. Resources nothing but torch."""
+"""The contract of a denoising network: its inputs and outputs. This module imports torch alone."""
 
 from __future__ import annotations
 
@@ -14,56 +14,63 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Condition:
-    """What samples are denoised under, one entry a sample. Every tensor lies on the model's device."""
+    """The inputs of a denoising network besides the latents, one entry per sample. All tensors are on the model's
+    device.
+    """
 
     texts: Sequence[Tensor]
-    """Unpadded text embeddings `[N, E]`, each of its own length N >= 1."""
+    """Unpadded text embeddings `[N, E]`, each with its own length N >= 1."""
     times: Sequence[Tensor]
     """Noise level `[T]` of every latent frame, 0 (clean) to 1 (noise); frames of one sample may differ."""
-    given: Sequence[Tensor]
-    """`[T]`: 1.0 where a latent frame is given to the model, 0.0 where the model generates it."""
+    conditioning_masks: Sequence[Tensor]
+    """Conditioning mask `[T]`: 1.0 for conditioning frames, 0.0 for latent frames that the model generates."""
     seconds: Sequence[Tensor]
-    """Presentation time `[T]` of every latent frame in seconds, see `training.step.latent_seconds`; it tells a picture that was encoded
-    alone from a latent frame of several."""
+    """Presentation time `[T]` of every latent frame in seconds, see `training.step.latent_seconds`. It distinguishes a
+    frame that was encoded alone as an image from a latent frame that covers several."""
     fps_B: Tensor
-    """Frames a second of the pixels."""
+    """Frames per second of the video in pixels."""
     size_B2: Tensor
     """Width and height in pixels."""
     crop_B2: Tensor
-    """Shares of the source's width and height that were cut away at the left and at the top, in [0, 1); see `training.framing`."""
+    """Shares of the source's width and height that were cropped away at the left and at the top, in [0, 1); see
+    `training.framing`."""
     source_B2: Tensor
     """Width and height of the source in pixels."""
 
 
 class VideoModel(nn.Module, abc.ABC):
-    """A pack of noisy latents and their condition to a prediction of the same shape for each.
+    """A network that maps a pack of noisy latents and their condition to one prediction per latent, of the latent's
+    shape.
 
-    Samples of a pack may differ in T, H, W and in the length of their text. What is predicted for one does not depend on the
-    others, nor on their order, but for rounding.
+    Samples of a pack may differ in T, H, W and in the length of their text. Up to rounding, a sample's prediction
+    depends neither on the other samples nor on their order.
     """
 
     @abc.abstractmethod
     def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
-        """Latents `[C, T, H, W]` each, of any T, H, W, to float32 predictions of the same shapes."""
+        """Return a float32 prediction per latent `[C, T, H, W]`, of the same shape; T, H and W may be any size."""
 
     @abc.abstractmethod
-    def filler(self) -> Callable[[nn.Parameter, str], None]:
-        """What fills a weight, given its name, with its initial numbers; they depend on that name and one draw of torch's global random state.
+    def weight_initialiser(self) -> Callable[[nn.Parameter, str], None]:
+        """Return a function that fills a weight with its initial values, given the weight and its name.
 
-        So a model built under `torch.device("meta")` and then given memory, whole or weight by weight, starts as one that was built in
+        The values depend on the name and on one draw from torch's global random state. So a model that was built under
+        `torch.device("meta")`, and then got memory as a whole or weight by weight, starts like one that was built in
         memory.
         """
 
-    def share_tokens(self, group: dist.ProcessGroup) -> None:
-        """From now on share the tokens of each pack with the other ranks of a group, all of which are called with the same packs.
+    def enable_context_parallel(self, group: dist.ProcessGroup) -> None:
+        """Share the tokens of each pack with the other ranks of a group from now on; all of them must be called with
+        the same packs.
 
-        Each predicts all of a pack. A loss that all of them compute counts once for each on the way back, and their gradients add up to the whole.
-        Only models whose settings agree to `check_context` are asked.
+        Each rank predicts the whole pack. If every rank computes the same loss, the backward pass counts it once per
+        rank, and the ranks' gradients add up to the gradient of that sum. Called only if the model's settings pass
+        `check_context_parallel`.
         """
         raise NotImplementedError(type(self).__name__)
 
     def initialise(self) -> None:
-        """Fill all weights, which have memory."""
-        fill = self.filler()
+        """Fill all weights, which must have memory."""
+        initialise_weight = self.weight_initialiser()
         for name, parameter in self.named_parameters():
-            fill(parameter, name)
+            initialise_weight(parameter, name)

@@ -1,4 +1,6 @@
-"""The contract of an objective: how latents are noised, what the model learns to predict, and how noise becomes latents."""
+"""The contract of an objective: how latents are noised, what the model predicts, and how predictions become a sampling
+velocity.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +10,39 @@ from typing import TYPE_CHECKING
 from cluster.plugins import Plugin
 
 if TYPE_CHECKING:
-    # Settings are read by every command, and importing torch takes 2 s.
+    # Every command reads settings, and importing torch takes 2 s.
     from torch import Tensor
 
 FOLDER = "training.objectives"
 
 
 class ObjectiveSettings(Plugin):
-    """Settings of an objective, by `name`. One subclass a file in `training/objectives/`.
+    """Settings of an objective, chosen by `name`. Each file in `training/objectives/` has one subclass.
 
-    Time runs from 0 (clean latents) to 1 (pure noise). `n_tokens` is the length of the model's sequence, because larger
-    pictures need more noise to lose the same information. Times are tensors that broadcast against the latents.
+    Time is the noise level, from 0 (clean latents) to 1 (pure noise). `n_tokens` is the length of the model's sequence,
+    because larger images need more noise to lose the same information. Tensors `time` broadcast against the latents.
     """
 
     @abc.abstractmethod
     def time(self, quantile: float, n_tokens: int) -> float:
-        """The noise level below which a share `quantile`, in (0, 1), of samples of that size is trained; in [0, 1], never falling."""
+        """Return the time in [0, 1] at this quantile, in (0, 1), of the training distribution for samples of this
+        length.
+
+        It never falls as the quantile rises.
+        """
 
     @abc.abstractmethod
     def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Latents at noise level `time`."""
+        """Return the latents noised to noise level `time`."""
 
     @abc.abstractmethod
-    def target_of(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """What the model should return for `corrupt(clean, noise, time)`."""
+    def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """Return the prediction that the model should make for `corrupt(clean, noise, time)`."""
 
     @abc.abstractmethod
     def velocity(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
-        """dx/dt of the sampling equation, from the model's prediction at `noisy`."""
+        """Return dx/dt of the sampling equation at `noisy`, from the model's prediction there."""
 
     @abc.abstractmethod
     def schedule(self, steps: int, n_tokens: int) -> tuple[float, ...]:
-        """`steps + 1` strictly falling times from 1 to 0, at which a sampler evaluates the model."""
+        """Return the `steps + 1` strictly falling times from 1 to 0 at which a sampler evaluates the model."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cluster import storage
 from training.checkpoints.checkpoint import newest_checkpoint
-from training.checkpoints.export import CARD, read_card
+from training.checkpoints.model_card import CARD, read_card
 from training.settings import TrainSettings
 from training.tracking.metrics import CURVE, FILE, curves, read_metrics
 

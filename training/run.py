@@ -14,7 +14,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cluster import storage
 from training import host_memory
 from training.checkpoints.run_folder import run_folder
-from training.device import own_device
+from training.device import default_device
 from training.engine import NonFiniteGradientError
 from training.loop import train_loop
 from training.result import TrainResult, result
@@ -53,15 +53,15 @@ def train(
                 "run_uri": run_uri,
                 "seed": seed,
             }
-            on_workers(train_loop, arguments, settings, run_uri)
+            run_on_workers(train_loop, arguments, settings, run_uri)
         else:
-            train_loop(settings, manifest_uri, run_uri, seed, own_device())
+            train_loop(settings, manifest_uri, run_uri, seed, default_device())
     done = result(settings, run_uri)
     assert done is not None, run_uri
     return done
 
 
-def on_workers(
+def run_on_workers(
     loop: Callable[..., object], arguments: Mapping[str, Any], settings: TrainSettings, run_uri: str
 ) -> None:
     """Call `loop(device=..., **arguments)`, a module's function, in each of `settings.workers` processes of Ray Train; Ray is connected already.

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from cluster.config import Settings
-from cluster.plugins import Chosen
+from cluster.plugins import PluginField
 from training.conditioning import ConditioningRates
 from training.data.plan import PlanSettings
 from training.model import FOLDER as MODELS
@@ -35,8 +35,8 @@ class PreviewSettings(Settings):
 class TrainSettings(Settings):
     """What to train and how. Defaults without another source are those of published video diffusion transformers."""
 
-    model: Annotated[ModelSettings, Chosen(MODELS, ModelSettings)] = DiT()
-    objective: Annotated[ObjectiveSettings, Chosen(OBJECTIVES, ObjectiveSettings)] = FlowMatching()
+    model: Annotated[ModelSettings, PluginField(MODELS, ModelSettings)] = DiT()
+    objective: Annotated[ObjectiveSettings, PluginField(OBJECTIVES, ObjectiveSettings)] = FlowMatching()
     steps: int = Field(1000, ge=1, description="Optimizer steps of the whole run.")
     batch: PlanSettings = Field(PlanSettings(), description="Which samples make up a step.")
     lr: float = Field(
@@ -136,7 +136,7 @@ class TrainSettings(Settings):
                 f"min_workers {self.min_workers} lets any number of workers go on, which context_parallel {self.context_parallel} may not divide; "
                 "leave out min_workers, or set context_parallel: 1"
             )
-        self.model.check_context(self.context_parallel)
+        self.model.check_context_parallel(self.context_parallel)
         if self.cpu_offload and self.zero_stage == 0:
             raise ValueError(
                 "cpu_offload needs zero_stage 1, 2 or 3, which shard what it moves; set zero_stage: 2, or cpu_offload: false"

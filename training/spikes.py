@@ -12,7 +12,7 @@ MIN_NORMS = 16
 """With fewer there is no telling what is ordinary, and nothing is skipped."""
 
 
-class NormGuard:
+class SpikeDetector:
     """The bound for the next gradient norm: `factor` times the median of the last ones; none with a factor of None.
 
     Norms of skipped steps count too, so where norms have risen for good, skipping ends after half a window.

@@ -1,1 +1,1 @@
-"""Questions to a captioning engine about many clips, and keeping its answers."""
+"""Conversations with captioning engines about many clips, and the journal that stores the answers."""

@@ -20,20 +20,20 @@ class UnfitAnswerError(ValueError):
 
 
 @dataclass(frozen=True)
-class Written:
+class ParsedAnswer:
     """Captions by name, in the prompt's order, and fields by name."""
 
     captions: dict[str, str]
     fields: dict[str, str] = field(default_factory=dict)
 
 
-def parse(prompt: Prompt, text: str, truncated: bool = False) -> Written:
+def parse(prompt: Prompt, text: str, truncated: bool = False) -> ParsedAnswer:
     """What an answer holds. White space is folded. Raises `UnfitAnswerError` for one that is cut off or not of the shape asked for."""
     if truncated:
         raise UnfitAnswerError(f"truncated answer: it was cut off at {prompt.max_tokens} tokens, after {text[-60:]!r}")
     text = text.strip()
     if prompt.answer == "text":
-        return Written({prompt.main: fold(_unwrapped(text))})
+        return ParsedAnswer({prompt.main_kind: fold(_unwrapped(text))})
     values = _object(text)
     keys = [*prompt.fields, *prompt.captions]
     for key in keys:
@@ -43,7 +43,7 @@ def parse(prompt: Prompt, text: str, truncated: bool = False) -> Written:
             raise UnfitAnswerError(f"malformed answer: '{key}' is {type(values[key]).__name__}, not text")
     if unknown := sorted(set(values) - set(keys)):
         raise UnfitAnswerError(f"malformed answer: it has a key '{unknown[0][:40]}' that was not asked for")
-    return Written(
+    return ParsedAnswer(
         {name: fold(values[name]) for name in prompt.captions}, {name: fold(values[name]) for name in prompt.fields}
     )
 

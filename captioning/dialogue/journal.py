@@ -41,7 +41,7 @@ class JournalError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredAnswers:
     """What a folder holds: answers by key, and what was spent, by the identity of the engine, answers of earlier clips included."""
 
     answers: Mapping[str, Answer] = field(default_factory=dict)
@@ -103,37 +103,37 @@ class Journal:
         return storage.join(self._folder, f"{self._name}-{self._number:06d}{SUFFIX}")
 
 
-def shelf(folder: str, uids: Collection[str]) -> str:
+def task_folder(folder: str, uids: Collection[str]) -> str:
     """Where answers about these clips lie, when they are asked about together."""
     return storage.join(folder, storage.digest(*sorted(uids)))
 
 
-def read(folder: str, errors: bool = False) -> Kept:
+def read(folder: str, errors: bool = False) -> StoredAnswers:
     """What a folder holds; nothing where there is none. An answer with an error cost what it cost, and is none, unless `errors` are asked for.
 
     Raises `JournalError` naming file and line of one that is no record, unless it is the torn last one.
     """
     answers: dict[str, Answer] = {}
-    spent: defaultdict[str, float] = defaultdict(float)
+    usage: defaultdict[str, float] = defaultdict(float)
     for record in _records(folder):
         if record["key"] == TOTAL:
-            _add(spent, record["spent_usd"])
+            _add(usage, record["spent_usd"])
             continue
         engine = record.pop("engine")
         answer = Answer(**record)
-        spent[engine] += answer.cost_usd
+        usage[engine] += answer.cost_usd
         before = answers.get(answer.key)
         if before is None or before.error is not None:
             answers[answer.key] = answer
-    return Kept({key: answer for key, answer in answers.items() if errors or answer.error is None}, dict(spent))
+    return StoredAnswers({key: answer for key, answer in answers.items() if errors or answer.error is None}, dict(usage))
 
 
 def prune(folder: str, pending: Collection[str]) -> None:
     """Leave the answers of pending clips, by uid, in one file, and of all others the cost. No run may be writing to the folder."""
-    rewrite(folder, lambda record: record["uid"] in pending)
+    filter_records(folder, lambda record: record["uid"] in pending)
 
 
-def rewrite(folder: str, keep: Callable[[Mapping[str, Any]], bool]) -> int:
+def filter_records(folder: str, keep: Callable[[Mapping[str, Any]], bool]) -> int:
     """Write a folder's records anew as one file without those that are not to be kept; returns how many these are.
 
     A single file with nothing to leave out stays as it is.
@@ -141,13 +141,13 @@ def rewrite(folder: str, keep: Callable[[Mapping[str, Any]], bool]) -> int:
     return _place(folder, lambda record: folder if keep(record) else None)
 
 
-def deal(folder: str, together: Iterable[Collection[str]]) -> None:
+def assign(folder: str, together: Iterable[Collection[str]]) -> None:
     """Put answers on the shelves of clips, by uid, that are asked about together now. Those of other clips, and errors, leave what they cost.
 
     No run may be writing to the folder.
     """
     if storage.list_files(folder, SUFFIX):
-        shelves = {uid: place for uids in together for place in [shelf(folder, uids)] for uid in uids}
+        shelves = {uid: place for uids in together for place in [task_folder(folder, uids)] for uid in uids}
         _place(folder, lambda record: shelves.get(record["uid"]) if record["error"] is None else None)
 
 
@@ -158,19 +158,19 @@ def _place(folder: str, where: Callable[[Mapping[str, Any]], str | None]) -> int
     nothing twice. Whoever is killed between files on several shelves loses nothing either, and counts the cost of some twice.
     """
     left: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    spent: defaultdict[str, float] = defaultdict(float)
+    usage: defaultdict[str, float] = defaultdict(float)
     dropped = 0
     for record in _records(folder):
         if record["key"] == TOTAL:
-            _add(spent, record["spent_usd"])
+            _add(usage, record["spent_usd"])
         elif place := where(record):
             left[place].append(record)
         else:
-            spent[record["engine"]] += record["cost_usd"]
+            usage[record["engine"]] += record["cost_usd"]
             dropped += 1
     files = [entry.uri for entry in storage.list_files(folder, SUFFIX)]
     if dropped or len(files) > 1 or left.keys() - {folder} or any(_is_torn(uri) for uri in files):
-        total = {"key": TOTAL, "spent_usd": spent, "replaces": [uri.rpartition("/")[2] for uri in files]}
+        total = {"key": TOTAL, "spent_usd": usage, "replaces": [uri.rpartition("/")[2] for uri in files]}
         last = [total, *left.pop(folder, [])]
         for place, records in [*left.items(), (folder, last)]:
             name = f"{secrets.token_hex(6)}-{0:06d}{SUFFIX}"
@@ -215,9 +215,9 @@ def _is_torn(uri: str) -> bool:
         return bool(size) and handle.seek(size - 1) >= 0 and handle.read() != b"\n"
 
 
-def _add(spent: defaultdict[str, float], more: Mapping[str, float]) -> None:
+def _add(usage: defaultdict[str, float], more: Mapping[str, float]) -> None:
     for engine, usd in more.items():
-        spent[engine] += usd
+        usage[engine] += usd
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

@@ -1,1 +1,1 @@
-"""One file a text encoder; the YAML name is the file's name."""
+"""Text encoders, one file each; the YAML name of an encoder is the name of its file."""

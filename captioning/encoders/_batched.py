@@ -106,7 +106,7 @@ class BatchedEncoder(TextEncoder):
                     "set a lower max_tokens or dtype bfloat16, give a worker more of a GPU (gpus), or set gpus to 0"
                 ) from error
         else:
-            self.padding += len(batch) * lengths[0] - sum(lengths)
+            self.padding_tokens += len(batch) * lengths[0] - sum(lengths)
             rows = zip(batch, tokens_BLD, pooled_BP if pooled_BP is not None else [None] * len(batch), strict=True)
             return [
                 TextEmbedding(tokens_LD[: len(text.ids)].copy(), text.truncated, pooled_P)

@@ -26,7 +26,7 @@ class Hashing(TextEncoderSettings):
     `dim` signs drawn from SHAKE-128 of the lower-cased word; the null caption is a token of its own.
     """
 
-    light: ClassVar[bool] = True
+    lightweight: ClassVar[bool] = True
 
     name: str = "hashing"
     dim: int = Field(128, ge=8, le=8192, multiple_of=8, description="Width D of the token embeddings.")

@@ -17,7 +17,7 @@ from captioning.encoder import TextEncoder
 from captioning.encoders._batched import BatchedEncoder, BatchedSettings, Tokens
 from captioning.engine import EngineError
 from cluster import weight_files
-from cluster.weight_files import HUB
+from cluster.weight_files import HUB_PREFIX
 
 if TYPE_CHECKING:
     import torch
@@ -60,11 +60,11 @@ class T5(BatchedSettings):
         if not find_spec("transformers"):
             raise ValueError("t5 needs the package transformers: pip install 'worldloom[models]'")
         for key, where, file in (("model", self.model, "config.json"), ("tokenizer", self.tokenizer, "")):
-            if where.startswith(HUB):
-                if len(where.removeprefix(HUB).strip("/").split("/")) < 2:
-                    raise ValueError(f"{key} {where} names nothing on the hub: write {HUB}owner/name")
+            if where.startswith(HUB_PREFIX):
+                if len(where.removeprefix(HUB_PREFIX).strip("/").split("/")) < 2:
+                    raise ValueError(f"{key} {where} names nothing on the hub: write {HUB_PREFIX}owner/name")
             elif where and not weight_files.is_path(where):
-                raise ValueError(f"{key} {where}: write a path with a slash (./{where}), or {HUB}owner/name")
+                raise ValueError(f"{key} {where}: write a path with a slash (./{where}), or {HUB_PREFIX}owner/name")
             elif where and not (Path(where).is_dir() and Path(where, file).exists()):
                 raise ValueError(
                     f"{key} {where}: " + ("no such folder" if not Path(where).is_dir() else f"there is no {file} in it")
@@ -79,7 +79,7 @@ class T5(BatchedSettings):
         return T5Encoder(self, self.device(device))
 
     def _weights(self, where: str) -> str:
-        return f"{where}@{self.revision}" if where.startswith(HUB) else weight_files.identity(where)
+        return f"{where}@{self.revision}" if where.startswith(HUB_PREFIX) else weight_files.identity(where)
 
 
 class T5Encoder(BatchedEncoder):
@@ -158,9 +158,9 @@ def load_tokenizer(settings: T5) -> Any:
 
 def _place(where: str, revision: str) -> dict[str, Any]:
     """Arguments of `from_pretrained` for a folder or for what is on the hub."""
-    if not where.startswith(HUB):
+    if not where.startswith(HUB_PREFIX):
         return {"pretrained_model_name_or_path": where, "local_files_only": True}
-    owner, name, *folder = where.removeprefix(HUB).strip("/").split("/")
+    owner, name, *folder = where.removeprefix(HUB_PREFIX).strip("/").split("/")
     return {"pretrained_model_name_or_path": f"{owner}/{name}", "revision": revision, "subfolder": "/".join(folder)}
 
 

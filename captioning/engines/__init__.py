@@ -1,1 +1,1 @@
-"""One file a captioner; the YAML name is the file's name."""
+"""Captioning engines, one file each; the YAML name of an engine is the name of its file."""

@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 
 from captioning.engine import Answer, Captioner, EngineError, Question
-from captioning.engines import _pictures
+from captioning.engines import _images
 from captioning.engines._chat_model import ChatModel, Kind, Prompt, free_memory
 from cluster.telemetry import log
 
@@ -25,7 +25,7 @@ class ChatCaptioner(Captioner):
 
     def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
         """A batch at a time, small questions first, so that what once did not fit is not tried with larger ones."""
-        if not self._model.sees and any(question.pictures for question in questions):
+        if not self._model.takes_images and any(question.images for question in questions):
             raise EngineError(
                 f"model {self._model.name} knows words only and was shown pictures; choose one that sees, or use it to rewrite"
             )
@@ -53,7 +53,7 @@ class ChatCaptioner(Captioner):
         self._model.close()
 
     def _alike(self, question: Question) -> Alike:
-        return self._model.kind(question), len(question.pictures), question.temperature > 0
+        return self._model.kind(question), len(question.images), question.temperature > 0
 
     def _answer_if_it_fits(self, batch: Sequence[Question]) -> list[Answer] | None:
         """None where memory ran out. The error is let go of here, for it holds on to all that did not fit."""
@@ -115,8 +115,8 @@ class ChatCaptioner(Captioner):
 
 def _size(question: Question) -> tuple[int, int]:
     """Pixels and letters of a question. Its pictures are of one size, so one header is enough. Raises `ValueError` where that is none."""
-    width, height = _pictures.size(question.pictures[0]) if question.pictures else (0, 0)
-    return len(question.pictures) * width * height, len(question.system) + len(question.text)
+    width, height = _images.size(question.images[0]) if question.images else (0, 0)
+    return len(question.images) * width * height, len(question.system) + len(question.text)
 
 
 def _failed(question: Question, error: Exception) -> Answer:

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from captioning.engine import EngineError, Question
-from captioning.engines import _pictures
+from captioning.engines import _images
 from captioning.engines._chat_settings import ChatModelSettings
-from cluster.weight_files import HUB
+from cluster.weight_files import HUB_PREFIX
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 THOUGHT_ENDS = "</think>"
@@ -67,7 +67,7 @@ class ChatModel:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._template_options = settings.template
         self._max_pixels = settings.max_pixels
-        self.sees = processor is not self._tokenizer
+        self.takes_images = processor is not self._tokenizer
         self._control = self._control_tokens()
         self._takes_system = self._lays_out(PROBE, "text")
         self._as_video = self._video_is_taken(settings.input)
@@ -76,25 +76,25 @@ class ChatModel:
 
     def kind(self, question: Question) -> Kind:
         """How a question's pictures are given. A single one is an image: models that merge frames in time refuse a video of one."""
-        if not question.pictures:
+        if not question.images:
             return "text"
-        return "video" if self._as_video and len(question.pictures) > 1 else "images"
+        return "video" if self._as_video and len(question.images) > 1 else "images"
 
     def prompt(self, question: Question) -> Prompt:
         """Lays out a question. Raises `ValueError` for a picture that does not decode, and times that do not fit the pictures."""
         kind = self.kind(question)
-        pictures = tuple(_pictures.decode(jpeg, self._max_pixels) for jpeg in question.pictures)
+        images = tuple(_images.decode(jpeg, self._max_pixels) for jpeg in question.images)
         system, text = self._plain(question.system), self._plain(question.text)
         if not self._takes_system:
             system, text = "", f"{system}\n\n{text}".strip()
-        text = self._render(system, text, kind, len(pictures))
+        text = self._render(system, text, kind, len(images))
         if kind == "video":
             return Prompt(
                 text,
-                video=_pictures.video(pictures),
-                video_metadata=_pictures.video_metadata(question.at_s, len(pictures)),
+                video=_images.video(images),
+                video_metadata=_images.video_metadata(question.image_times_s, len(images)),
             )
-        return Prompt(text, pictures)
+        return Prompt(text, images)
 
     def complete(
         self, prompts: Sequence[Prompt], most_tokens: Sequence[int], temperature: float = 0.0, seed: int = 0
@@ -121,7 +121,7 @@ class ChatModel:
     def _encode(self, prompts: Sequence[Prompt]) -> Any:
         """Token ids `[B, L]`, mask and pictures, as the model takes them."""
         given: dict[str, Any] = {"text": [prompt.text for prompt in prompts], "padding": True, "return_tensors": "pt"}
-        if not self.sees:
+        if not self.takes_images:
             inputs = self._tokenizer(**given, add_special_tokens=False)
             return transformers.BatchFeature({name: inputs[name] for name in ("input_ids", "attention_mask")})
         if prompts[0].images:
@@ -154,7 +154,7 @@ class ChatModel:
             ("user", shown, text)
         ]
         messages = [
-            {"role": role, "content": [*parts, {"type": "text", "text": said}] if self.sees else said}
+            {"role": role, "content": [*parts, {"type": "text", "text": said}] if self.takes_images else said}
             for role, parts, said in asked
         ]
         rendered: str = self._processor.apply_chat_template(
@@ -163,7 +163,7 @@ class ChatModel:
         return rendered
 
     def _video_is_taken(self, wanted: Literal["auto", "video", "images"]) -> bool:
-        if not self.sees or wanted == "images":
+        if not self.takes_images or wanted == "images":
             return False
         taken = getattr(self._processor, "video_processor", None) is not None and self._lays_out("", "video")
         if wanted == "video" and not taken:
@@ -194,8 +194,8 @@ def load(settings: ChatModelSettings) -> ChatModel:
     """Loads what the settings name. Raises `EngineError` that says what could not be loaded, why, and what to do."""
     if settings.gpus and not torch.cuda.is_available():
         raise EngineError("gpus is over 0, but torch sees no GPU; set gpus to 0")
-    on_hub = settings.model.startswith(HUB)
-    place = settings.model.removeprefix(HUB)
+    on_hub = settings.model.startswith(HUB_PREFIX)
+    place = settings.model.removeprefix(HUB_PREFIX)
     common: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code} | (
         {"revision": settings.revision} if on_hub else {}
     )
@@ -208,15 +208,15 @@ def load(settings: ChatModelSettings) -> ChatModel:
         raise EngineError(
             f"model {settings.model} ({config.model_type}) encodes one text and decodes another; choose one that was trained to chat"
         )
-    sees = (
+    takes_images = (
         type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         or getattr(config, "vision_config", None) is not None
     )
-    readers = transformers.AutoProcessor if sees else transformers.AutoTokenizer
-    models = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
+    readers = transformers.AutoProcessor if takes_images else transformers.AutoTokenizer
+    models = transformers.AutoModelForImageTextToText if takes_images else transformers.AutoModelForCausalLM
     with _explained(settings):
         processor = readers.from_pretrained(place, **common, **settings.processor)
-        _check(settings, processor, sees)
+        _check(settings, processor, takes_images)
         model = models.from_pretrained(place, **common, **weights).eval()
         if settings.device_map is None:
             model = model.to(settings.device)
@@ -231,7 +231,7 @@ def _explained(settings: ChatModelSettings) -> Iterator[None]:
     except EngineError:
         raise
     except Exception as error:
-        fix = _fix(error, settings.model.startswith(HUB))
+        fix = _fix(error, settings.model.startswith(HUB_PREFIX))
         raise EngineError(f"model {settings.model} cannot be loaded: {type(error).__name__}: {error}; {fix}") from error
 
 
@@ -243,12 +243,12 @@ def _fix(error: Exception, on_hub: bool) -> str:
     return "the folder should hold config.json, the weights, and the files of tokenizer and processor, as save_pretrained writes them"
 
 
-def _check(settings: ChatModelSettings, processor: Any, sees: bool) -> None:
+def _check(settings: ChatModelSettings, processor: Any, takes_images: bool) -> None:
     """Refuses a model that cannot be asked, and settings it would pass over in silence. Raises `EngineError`."""
     parts = [
         part for name in ("image_processor", "video_processor") if (part := getattr(processor, name, None)) is not None
     ]
-    if sees and not parts:
+    if takes_images and not parts:
         raise EngineError(
             f"model {settings.model} sees, but its folder holds no processor of images; copy processor_config.json there too"
         )

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cluster import weight_files
 from cluster.config import Settings
-from cluster.weight_files import HUB
+from cluster.weight_files import HUB_PREFIX
 
 
 class ChatModelSettings(Settings):
@@ -55,8 +55,8 @@ class ChatModelSettings(Settings):
 
     @model_validator(mode="after")
     def _is_there(self) -> ChatModelSettings:
-        if not self.model.startswith(HUB) and not Path(self.model).is_dir():
-            raise ValueError(f"model {self.model}: no such folder; for a model on the hub write {HUB}owner/name")
+        if not self.model.startswith(HUB_PREFIX) and not Path(self.model).is_dir():
+            raise ValueError(f"model {self.model}: no such folder; for a model on the hub write {HUB_PREFIX}owner/name")
         if self.device_map and not self.gpus:
             raise ValueError("device_map lays a model over GPUs, but gpus is 0; set gpus to how many a worker holds")
         return self

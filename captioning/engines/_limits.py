@@ -85,16 +85,16 @@ class Expected:
 
     def known(self, question: Question) -> bool:
         """False for one with pictures as long as no answer told what a picture takes."""
-        return not question.pictures or self._each_picture is not None
+        return not question.images or self._each_picture is not None
 
     def usage(self, question: Question) -> Usage:
         schema = json.dumps(question.json_schema) if question.json_schema else ""
         words = len((question.system + question.text + schema).encode("utf-8", "replace")) + TEMPLATE_TOKENS
-        return Usage(words + math.ceil(len(question.pictures) * (self._each_picture or 0.0)), question.max_tokens)
+        return Usage(words + math.ceil(len(question.images) * (self._each_picture or 0.0)), question.max_tokens)
 
     def learn(self, question: Question, usage: Usage) -> None:
-        if question.pictures:
-            self._each_picture = max(self._each_picture or 0.0, usage.tokens_in / len(question.pictures))
+        if question.images:
+            self._each_picture = max(self._each_picture or 0.0, usage.tokens_in / len(question.images))
 
 
 @dataclass(frozen=True)

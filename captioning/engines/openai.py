@@ -163,8 +163,8 @@ class OpenAI(CaptionerSettings):
         """The body of a request: pictures in their order, then the words."""
         messages: list[dict[str, Any]] = [{"role": "system", "content": question.system}] if question.system else []
         content = (
-            [*self._pictures(question.pictures), {"type": "text", "text": question.text}]
-            if question.pictures
+            [*self._pictures(question.images), {"type": "text", "text": question.text}]
+            if question.images
             else question.text
         )
         body = {
@@ -181,8 +181,8 @@ class OpenAI(CaptionerSettings):
             }
         return {name: value for name, value in {**body, **self.extra}.items() if value is not None}
 
-    def _pictures(self, pictures: Sequence[bytes]) -> list[dict[str, Any]]:
-        encoded = [base64.b64encode(picture).decode() for picture in pictures]
+    def _pictures(self, images: Sequence[bytes]) -> list[dict[str, Any]]:
+        encoded = [base64.b64encode(picture).decode() for picture in images]
         if self.inputs == "video" and len(encoded) > 1:
             return [{"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(encoded)}"}}]
         detail = {"detail": self.detail} if self.detail else {}
@@ -226,7 +226,7 @@ class OpenAICaptioner(Captioner):
         )
         self._busy = threading.Lock()
 
-    def spent_before(self, usd: float) -> None:
+    def restore_spent_usd(self, usd: float) -> None:
         """All that is known to have been paid for these answers so far, by earlier runs and this one; it counts towards the budget."""
         self._limits.spent_usd = max(self._limits.spent_usd, usd)
 

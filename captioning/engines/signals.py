@@ -20,7 +20,7 @@ LONG_ASPECT = 1.1
 class Signals(CaptionerSettings):
     """Deterministic captions for smoke runs: they say what was measured and nothing else."""
 
-    sees: ClassVar[bool] = False
+    answers_prompts: ClassVar[bool] = False
 
     name: str = "signals"
 

@@ -10,7 +10,7 @@ from captioning.engine import Captioner, CaptionerSettings, EngineError
 from captioning.engines._chat_settings import ChatModelSettings
 from cluster import weight_files
 from cluster.resources import Resources
-from cluster.weight_files import HUB
+from cluster.weight_files import HUB_PREFIX
 
 VERSION = 1
 
@@ -30,7 +30,7 @@ class Transformers(ChatModelSettings, CaptionerSettings):
         return Resources(gpus=self.gpus)
 
     def identity(self) -> str:
-        weights = f"{self.model}@{self.revision}" if self.model.startswith(HUB) else weight_files.identity(self.model)
+        weights = f"{self.model}@{self.revision}" if self.model.startswith(HUB_PREFIX) else weight_files.identity(self.model)
         changed = self.model_dump(include={"input", "max_pixels", "processor", "template"}, exclude_defaults=True)
         words = [f"{self.name}-v{VERSION}", weights, self.precision, "gpu" if self.gpus else "cpu"]
         return " ".join(words + [json.dumps(changed, sort_keys=True)] * bool(changed))

@@ -21,12 +21,12 @@ from pydantic import Field, field_validator, model_validator
 from captioning.engine import Answer, Captioner, CaptionerSettings, EngineError
 from cluster import weight_files
 from cluster.resources import Resources
-from cluster.weight_files import HUB
+from cluster.weight_files import HUB_PREFIX
 
 VERSION = 1
 
 PACKAGE = "vllm"
-ERROR = "__inference_error__"
+ERROR_COLUMN = "__inference_error__"
 """Column in which the processor says why a row has no answer, empty where it has one. A row that comes with it set passes every stage by."""
 DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 IN_FLIGHT = 256
@@ -40,7 +40,7 @@ OURS = {
     "pipeline_parallel_size": "pipeline_parallel",
     "dtype": "dtype",
     "max_model_len": "max_model_len",
-    "limit_mm_per_prompt": "images",
+    "limit_mm_per_prompt": "max_images",
     "mm_processor_kwargs": "processor",
     "trust_remote_code": "trust_remote_code",
 }
@@ -97,7 +97,7 @@ class VLLM(CaptionerSettings):
     batch: int = Field(
         16, ge=1, le=1024, description="Questions a replica is handed together; several batches are under way."
     )
-    images: int = Field(
+    max_images: int = Field(
         64,
         ge=0,
         le=1024,
@@ -141,7 +141,7 @@ class VLLM(CaptionerSettings):
     @model_validator(mode="after")
     def _makes_sense(self) -> VLLM:
         if not self.is_remote and not Path(self.model).is_dir():
-            raise ValueError(f"model {self.model}: no such folder; for a model on the hub write {HUB}owner/name")
+            raise ValueError(f"model {self.model}: no such folder; for a model on the hub write {HUB_PREFIX}owner/name")
         if taken := sorted(OURS.keys() & self.engine.keys()):
             raise ValueError(
                 f"engine cannot set {', '.join(taken)}: write "
@@ -151,7 +151,7 @@ class VLLM(CaptionerSettings):
 
     @property
     def is_remote(self) -> bool:
-        return self.model.startswith((HUB, "s3://", "gs://"))
+        return self.model.startswith((HUB_PREFIX, "s3://", "gs://"))
 
     @property
     def gpus(self) -> int:
@@ -199,16 +199,16 @@ class VLLM(CaptionerSettings):
                 f"engine {self.name}: the Ray cluster has no GPU of accelerator_type {self.accelerator_type}"
             )
         revision = (
-            {"revision": self.revision, "tokenizer_revision": self.revision} if self.model.startswith(HUB) else {}
+            {"revision": self.revision, "tokenizer_revision": self.revision} if self.model.startswith(HUB_PREFIX) else {}
         )
         common = {**revision, "trust_remote_code": self.trust_remote_code}
         if self.max_model_len is not None:
             common["max_model_len"] = self.max_model_len
         limit = (
-            {"limit_mm_per_prompt": {"image": self.images, "video": int(self.inputs == "video")}} if self.images else {}
+            {"limit_mm_per_prompt": {"image": self.max_images, "video": int(self.inputs == "video")}} if self.max_images else {}
         )
         return {
-            "model_source": self.model.removeprefix(HUB),
+            "model_source": self.model.removeprefix(HUB_PREFIX),
             "batch_size": self.batch,
             "max_concurrent_batches": max(2, math.ceil(IN_FLIGHT / self.batch)),
             "concurrency": int(gpus // self.gpus) if self.replicas == "auto" else self.replicas,
@@ -216,7 +216,7 @@ class VLLM(CaptionerSettings):
             "runtime_env": self.runtime_env,
             "should_continue_on_error": True,
             "prepare_multimodal_stage": {
-                "enabled": bool(self.images),
+                "enabled": bool(self.max_images),
                 "chat_template_content_format": self.content,
                 "model_config_kwargs": {**common, **limit},
             },
@@ -237,19 +237,19 @@ class VLLM(CaptionerSettings):
 
     def request(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What the processor gets besides the columns of a question (`pipelines.steps._bulk_captions.QUESTIONS`). One it cannot be asked comes with its error."""
-        pictures = [bytes(picture) for picture in row["pictures"]]
-        fault = self._fault(pictures)
+        images = [bytes(picture) for picture in row["images"]]
+        fault = self._fault(images)
         sampling = {"temperature": row["temperature"], "max_tokens": row["max_tokens"], "seed": row["seed"]}
         if self.guided and row["json_schema"]:
             # As text: columns of rows are made one schema, and a schema of another prompt would be filled up with nulls.
             sampling["structured_outputs"] = {"json": row["json_schema"]}
         messages = [{"role": "system", "content": self._content(row["system"], [])}] if row["system"] else []
-        messages.append({"role": "user", "content": self._content(row["text"], [] if fault else pictures)})
-        return {"messages": messages, "sampling_params": sampling, "pictures": [], ERROR: fault or ""}
+        messages.append({"role": "user", "content": self._content(row["text"], [] if fault else images)})
+        return {"messages": messages, "sampling_params": sampling, "images": [], ERROR_COLUMN: fault or ""}
 
     def answer(self, row: Mapping[str, Any]) -> Answer:
         """What a row came back with."""
-        if error := row.get(ERROR):
+        if error := row.get(ERROR_COLUMN):
             return Answer(row["key"], row["uid"], error=str(error)[:2000])
         tokens_in, tokens_out = int(row["num_input_tokens"]), int(row["num_generated_tokens"])
         # Why vLLM stopped is not in the row.
@@ -258,11 +258,11 @@ class VLLM(CaptionerSettings):
         )
         return Answer(row["key"], row["uid"], row["generated_text"], truncated, tokens_in, tokens_out)
 
-    def _fault(self, pictures: Sequence[bytes]) -> str | None:
+    def _fault(self, images: Sequence[bytes]) -> str | None:
         """Why pictures cannot be shown. One that is damaged would end the stage that lays them out, and the questions next to it."""
-        if len(pictures) > self.images:
-            return f"ValueError: {len(pictures)} pictures are more than images: {self.images} of engine {self.name}"
-        for picture in pictures:
+        if len(images) > self.max_images:
+            return f"ValueError: {len(pictures)} pictures are more than max_images: {self.max_images} of engine {self.name}"
+        for picture in images:
             try:
                 with Image.open(io.BytesIO(picture)) as opened:
                     # An eighth of the size: every byte is read, and few pixels are made.
@@ -272,10 +272,10 @@ class VLLM(CaptionerSettings):
                 return f"ValueError: a picture cannot be decoded: {type(error).__name__}: {error}"
         return None
 
-    def _content(self, text: str, pictures: Sequence[bytes]) -> str | list[dict[str, Any]]:
-        if not self.images:
+    def _content(self, text: str, images: Sequence[bytes]) -> str | list[dict[str, Any]]:
+        if not self.max_images:
             return text
-        encoded = [base64.b64encode(picture).decode() for picture in pictures]
+        encoded = [base64.b64encode(picture).decode() for picture in images]
         if self.inputs == "video" and len(encoded) > 1:
             shown = [{"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(encoded)}"}}]
         else:

@@ -1,1 +1,1 @@
-"""One file a prompt; the YAML name is the file's name."""
+"""Packaged prompts, one YAML file each; the name of a prompt is the name of its file."""

@@ -19,7 +19,7 @@ from cluster.config import Settings
 from pipelines.export.copying import find_run, write_run
 from pipelines.export.encoding import encode_span
 from pipelines.video.decode import DecodeError, MediaInfo, open_video
-from pipelines.video.still import read_image
+from pipelines.video.still_images import read_image
 
 Mode = Literal["copied", "encoded"]
 
@@ -84,7 +84,7 @@ def _difference(path: Path, pts: list[int], time_base: Fraction) -> str | None:
     wanted = [(moment - pts[0]) * time_base for moment in pts]
     try:
         with open_video(str(path)) as video:
-            found = [picture.pts * video.info.time_base for picture in video.pictures()]
+            found = [picture.pts * video.info.time_base for picture in video.decoded_frames()]
     except DecodeError as error:
         return str(error)
     if len(found) != len(wanted):

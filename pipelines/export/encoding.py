@@ -12,7 +12,8 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
-from pipelines.video.decode import HD_LINES, DecodeError, Picture, Video, open_video
+from pipelines.video.decode import DecodedFrame, DecodeError, Video, open_video
+from pipelines.video.scale import HD_LINES
 
 ENCODER = "libx264"
 
@@ -64,8 +65,8 @@ def _write(video: Video, start_pts: int, end_pts: int, path: Path, crf: int, pre
     return written
 
 
-def _span(video: Video, start_pts: int, end_pts: int) -> Iterator[Picture]:
-    for picture in video.pictures():
+def _span(video: Video, start_pts: int, end_pts: int) -> Iterator[DecodedFrame]:
+    for picture in video.decoded_frames():
         if picture.pts >= end_pts:
             return
         if picture.pts >= start_pts:
@@ -105,7 +106,7 @@ def _range_and_matrix(frame: VideoFrame) -> tuple[int, int]:
 
 
 def _prepared(
-    stream: VideoStream, reformatter: VideoReformatter, picture: Picture, first_pts: int, next_pts: int
+    stream: VideoStream, reformatter: VideoReformatter, picture: DecodedFrame, first_pts: int, next_pts: int
 ) -> VideoFrame:
     frame = picture.frame
     if (frame.format.name, frame.width, frame.height) != (stream.pix_fmt, stream.width, stream.height):

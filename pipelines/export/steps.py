@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import storage
-from cluster.plugins import Chosen
+from cluster.plugins import PluginField
 from cluster.telemetry import progress
 from pipelines.engine.segments import Segment
 from pipelines.engine.step import Context, RunError, Step, TableFunction, column, map_rows
@@ -52,7 +52,7 @@ class CutClips(Step):
 
     name: str = "export"
     rows_per_part = 64
-    layout: Annotated[Format, Chosen(FOLDER, Format)]
+    layout: Annotated[Format, PluginField(FOLDER, Format)]
     cut: CutSettings
     folder: str
     stored: str
@@ -112,7 +112,7 @@ class PackShards(Step):
 
     name: str = "pack"
     rows_per_part = 1
-    layout: Annotated[Format, Chosen(FOLDER, Format)]
+    layout: Annotated[Format, PluginField(FOLDER, Format)]
     folder: str
     clips: str
     plan: str

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from captioning.dialogue import journal
 from cluster import storage
 from cluster.telemetry import log, progress
+from pipelines.dataset import current
 from pipelines.engine import exclusions, tables
 from pipelines.engine.exclusions import Exclusions
 from pipelines.engine.pieces import PIECE_SUFFIX, PLAN_SUFFIX
@@ -28,8 +29,8 @@ from training.data.footer import DamagedError
 
 IMAGE_COLUMNS = ("thumbnails", "shots")
 """Columns in which clips of one shot, and the row of their source, hold the same thumbnails."""
-SUMMARIES = ("ledger.json", "report.html")
-"""Files under `out` that name sources and show thumbnails; the next run writes them."""
+SUMMARIES = (current.FILE, "ledger.json", "report.html")
+"""Files under `out` that describe the curated data; the next curation writes them."""
 
 
 def remove(recipe: Recipe, removal: RemovalList) -> tuple[Counter[str], int]:

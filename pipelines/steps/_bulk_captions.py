@@ -1,6 +1,6 @@
 """Questions of a caption segment that are answered before its orders run, by an engine that wants all of them at once. Knows no Ray.
 
-Rounds: each order's clips are talked about (`captioning.dialogue.asking`) as far as the answers on the order's shelf of the journal go; what is open then
+Rounds: each order's clips are talked about (`captioning.dialogue.runner`) as far as the answers on the order's shelf of the journal go; what is open then
 goes through the engine's processor, whose rows come back in any order and any company; and each batch of answers is put on its orders'
 shelves at once. When nothing is open, the ordinary orders find every answer there.
 """
@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.dialogue import journal
-from captioning.dialogue.conversation import Asked, Who
+from captioning.dialogue.conversation import PendingQuestion, Role
 from captioning.dialogue.journal import Journal
 from captioning.engine import Question
-from captioning.engines.vllm import ERROR, VLLM
+from captioning.engines.vllm import ERROR_COLUMN, VLLM
 from cluster.storage import digest
 from cluster.telemetry import log
 from pipelines.engine import tables
@@ -29,13 +29,13 @@ from pipelines.steps.caption import Caption, journal_folder
 
 QUESTIONS = pa.schema(
     [
-        ("shelf", pa.string()),
+        ("task_folder", pa.string()),
         ("key", pa.string()),
         ("uid", pa.string()),
-        ("seal", pa.string()),
+        ("checksum", pa.string()),
         ("system", pa.string()),
         ("text", pa.string()),
-        ("pictures", pa.list_(pa.large_binary())),
+        ("images", pa.list_(pa.large_binary())),
         ("max_tokens", pa.int64()),
         ("temperature", pa.float64()),
         ("seed", pa.int64()),
@@ -43,7 +43,7 @@ QUESTIONS = pa.schema(
     ]
 )
 """A question as a row. `seal` is a hash of shelf, key and uid: they travel with the row, and have to come back together."""
-RETURNED = ("shelf", "key", "uid", "seal", "max_tokens", "generated_text", "num_input_tokens", "num_generated_tokens")
+RETURNED = ("task_folder", "key", "uid", "checksum", "max_tokens", "generated_text", "num_input_tokens", "num_generated_tokens")
 """Columns that are kept of a row that was answered."""
 KEPT = pa.schema([("answers", pa.int64()), ("errors", pa.int64()), ("fault", pa.string())])
 """What became of a batch of rows that came back; `fault` ends the run."""
@@ -54,7 +54,7 @@ ACTS = 3
 
 Batches = Callable[[pa.Table], Iterator[pa.Table]]
 Count = Callable[[Sequence[int]], Iterable[tuple[int, pa.Table]]]
-Put = Callable[[Who, Sequence[int]], Iterable[pa.Table]]
+Put = Callable[[Role, Sequence[int]], Iterable[pa.Table]]
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,15 @@ class Bulk:
     context: Context
 
     @property
-    def engines(self) -> Mapping[Who, VLLM]:
-        return {who: engine for who, engine in self.step.engines().items() if isinstance(engine, VLLM)}
+    def engines(self) -> Mapping[Role, VLLM]:
+        return {role: engine for role, engine in self.step.engines().items() if isinstance(engine, VLLM)}
 
     @property
     def label(self) -> str:
         return self.job.segment.labels[0]
 
-    def identity(self, who: Who) -> str:
-        return self.engines[who].identity()
+    def identity(self, role: Role) -> str:
+        return self.engines[role].identity()
 
     def ask(self, tasks: Sequence[pa.Table], count: Count, put: Put) -> None:
         """Ask until nothing is open.
@@ -82,17 +82,17 @@ class Bulk:
         `count` gives the result of `counting` for each of the orders with these numbers, and `put` those of `keep` for all the batches that
         the questions of such orders to an engine came back in.
         """
-        journal.deal(journal_folder(self.context), (self._uids(task) for task in tasks))
+        journal.assign(journal_folder(self.context), (self._uids(task) for task in tasks))
         left: Sequence[int] = range(len(tasks))
         # No conversation takes more rounds, so a question that is open after them was put and never answered.
         for number in range(1, ACTS * (self.step.retries + 1) + 1):
             n_open = {task: counts.to_pylist()[0] for task, counts in count(left)}
             left = sorted(task for task, counts in n_open.items() if any(counts.values()))
-            for who, engine in self.engines.items():
-                if wanted := [task for task in left if n_open[task][who]]:
-                    n = sum(n_open[task][who] for task in wanted)
+            for role, engine in self.engines.items():
+                if wanted := [task for task in left if n_open[task][role]]:
+                    n = sum(n_open[task][role] for task in wanted)
                     log.info(f"{self.label}: round {number}: {n} questions to {engine.name} {engine.model}")
-                    self._check(n, put(who, wanted), engine)
+                    self._check(n, put(role, wanted), engine)
             if not left:
                 return
 
@@ -112,36 +112,36 @@ class Bulk:
         asked = self._asked()
 
         def counts(task: pa.Table) -> pa.Table:
-            whom = [item.who for _, item in asked(task)]
-            return pa.table({who: [whom.count(who)] for who in self.engines})
+            whom = [item.role for _, item in asked(task)]
+            return pa.table({role: [whom.count(role)] for role in self.engines})
 
         return counts
 
-    def asking(self, who: Who) -> Batches:
-        """From an order to its open questions to `who`, a few at a time."""
+    def asking(self, role: Role) -> Batches:
+        """From an order to its open questions to `role`, a few at a time."""
         asked = self._asked()
 
         def batches(task: pa.Table) -> Iterator[pa.Table]:
-            rows = [(shelf, item.question) for shelf, item in asked(task) if item.who == who]
+            rows = [(task_folder, item.question) for task_folder, item in asked(task) if item.role == role]
             for start in range(0, len(rows), ROWS):
                 yield pa.Table.from_pylist(
-                    [_row(shelf, question) for shelf, question in rows[start : start + ROWS]], QUESTIONS
+                    [_row(task_folder, question) for task_folder, question in rows[start : start + ROWS]], QUESTIONS
                 )
 
         return batches
 
-    def keep(self, returned: pa.Table, who: Who, identity: str) -> pa.Table:
+    def keep(self, returned: pa.Table, role: Role, identity: str) -> pa.Table:
         """Journal the answers of a batch of rows that came back from an engine of this identity; returns a row of `KEPT`."""
-        engine = self.engines[who]
-        names = [name for name in (*RETURNED, ERROR) if name in returned.column_names]
+        engine = self.engines[role]
+        names = [name for name in (*RETURNED, ERROR_COLUMN) if name in returned.column_names]
         answers: dict[str, list[Any]] = {}
         for row in returned.select(names).to_pylist():
-            if row["seal"] != _seal(row["shelf"], row["key"], row["uid"]):
+            if row["checksum"] != _checksum(row["task_folder"], row["key"], row["uid"]):
                 fault = f"{identity} gave back a row of clip {row['uid']} that is not the one it was given: key {row['key']}"
                 return pa.Table.from_pylist([{"answers": 0, "errors": 0, "fault": fault}], KEPT)
-            answers.setdefault(row["shelf"], []).append(engine.answer(row))
-        for shelf, several in answers.items():
-            book = Journal(shelf)
+            answers.setdefault(row["task_folder"], []).append(engine.answer(row))
+        for task_folder, several in answers.items():
+            book = Journal(task_folder)
             for answer in several:
                 book.add(identity, answer)
             book.close()
@@ -150,16 +150,16 @@ class Bulk:
             [{"answers": len(every), "errors": sum(answer.error is not None for answer in every)}], KEPT
         )
 
-    def _asked(self) -> Callable[[pa.Table], list[tuple[str, Asked]]]:
+    def _asked(self) -> Callable[[pa.Table], list[tuple[str, PendingQuestion]]]:
         """From an order to its open questions, each with its shelf. Takes the very rows that the step's own work would get."""
         captions = self.step.open(self.context)
 
-        def asked(task: pa.Table) -> list[tuple[str, Asked]]:
-            found: list[tuple[str, Asked]] = []
+        def asked(task: pa.Table) -> list[tuple[str, PendingQuestion]]:
+            found: list[tuple[str, PendingQuestion]] = []
 
             def look(rows: pa.Table) -> pa.Table:
-                shelf = journal.shelf(journal_folder(self.context), rows["uid"].to_pylist())
-                found.extend((shelf, item) for item in captions.open_in_bulk(rows))
+                task_folder = journal.task_folder(journal_folder(self.context), rows["uid"].to_pylist())
+                found.extend((task_folder, item) for item in captions.pending_bulk_questions(rows))
                 return rows
 
             run_step(self.step, self.label, tables.read_task(task), look, self.job.cached.get(self.label))
@@ -196,15 +196,15 @@ def trimmed(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in RETURNED}
 
 
-def _row(shelf: str, question: Question) -> dict[str, Any]:
+def _row(task_folder: str, question: Question) -> dict[str, Any]:
     return {
-        "shelf": shelf,
+        "task_folder": task_folder,
         "key": question.key,
         "uid": question.uid,
-        "seal": _seal(shelf, question.key, question.uid),
+        "checksum": _checksum(task_folder, question.key, question.uid),
         "system": question.system,
         "text": question.text,
-        "pictures": question.pictures,
+        "images": question.images,
         "max_tokens": question.max_tokens,
         "temperature": question.temperature,
         "seed": question.seed,
@@ -212,5 +212,5 @@ def _row(shelf: str, question: Question) -> dict[str, Any]:
     }
 
 
-def _seal(shelf: str, key: str, uid: str) -> str:
-    return digest(shelf, key, uid)
+def _checksum(task_folder: str, key: str, uid: str) -> str:
+    return digest(task_folder, key, uid)

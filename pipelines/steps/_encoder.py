@@ -16,13 +16,12 @@ from torch import Tensor
 
 from cluster import storage
 from pipelines.engine.step import Mark, RunError, failure, set_column, set_marks
-from pipelines.video.decode import Span, read_span
+from pipelines.video.spans import FrameGrid, SampledSpan, read_span
 from training.autoencoder import Autoencoder, AutoencoderSettings
-from training.data.buckets import Bucket, BucketSettings, assign, lengths_of
+from training.data.buckets import Bucket, BucketSettings, assign_bucket, buckets_up_to
 from training.data.shard_writer import LatentRow, write_shard
 from training.data.shards import ShardInfo, sample_uid
-from training.fidelity import psnr_db, ssim
-from training.pixels import from_levels
+from training.pixels import from_uint8, psnr_db, ssim
 
 # Shape suffixes: B clips of a batch, C colours or latent channels, T H W frames, rows and columns.
 
@@ -104,7 +103,7 @@ class Shard:
             "rows": len(values),
             "psnr_db": fmean(values),
             "ssim": fmean(check.ssim for check in self.checks),
-            "least_psnr_db": min(values),
+            "min_psnr_db": min(values),
         }
 
 
@@ -127,7 +126,7 @@ class Encoder:
         buckets: list[Bucket | None] = []
         clips: dict[Bucket, list[Clip]] = defaultdict(list)
         for number, row in enumerate(table.to_pylist()):
-            bucket = assign(self._rules.buckets, row["width"], row["height"], row["duration_s"], row["kind"] == "image")
+            bucket = assign_bucket(self._rules.buckets, row["width"], row["height"], row["duration_s"], row["kind"] == "image")
             marks.append(Mark("dropped", bucket) if isinstance(bucket, str) else None)
             buckets.append(None if isinstance(bucket, str) else bucket)
             if isinstance(bucket, Bucket) and (variants := self._wanted(row, bucket)):
@@ -148,7 +147,7 @@ class Encoder:
         return set_marks(set_column(table, tokens_field, [bucket and self._n_tokens(bucket) for bucket in kept]), marks)
 
     def _wanted(self, row: Mapping[str, Any], bucket: Bucket) -> tuple[Variant, ...]:
-        lengths = lengths_of(self._rules.buckets, bucket) if self._rules.lengths == "all" else (bucket,)
+        lengths = buckets_up_to(self._rules.buckets, bucket) if self._rules.lengths == "all" else (bucket,)
         found = [
             Variant(sample_uid(row["uid"], None if length == bucket else length.frames, mirrored), length, mirrored)
             for length in lengths
@@ -189,10 +188,10 @@ class Encoder:
 
     def _decoded(
         self, pool: ThreadPoolExecutor, bucket: Bucket, clips: Sequence[Clip]
-    ) -> Iterator[list[tuple[Clip, Future[Span]]]]:
+    ) -> Iterator[list[tuple[Clip, Future[SampledSpan]]]]:
         """Batches of clips on their way; the one after is begun before one is given out, so that it is decoded while the device works."""
         size = batch_size(bucket, self._device)
-        begun: deque[list[tuple[Clip, Future[Span]]]] = deque()
+        begun: deque[list[tuple[Clip, Future[SampledSpan]]]] = deque()
         for start in range(0, len(clips), size):
             begun.append([(clip, pool.submit(_decode, clip)) for clip in clips[start : start + size]])
             if len(begun) == 2:
@@ -200,7 +199,7 @@ class Encoder:
         yield from begun
 
     def _encode_batch(
-        self, spans: Sequence[tuple[Clip, Span]], checked: Sequence[bool]
+        self, spans: Sequence[tuple[Clip, SampledSpan]], checked: Sequence[bool]
     ) -> list[tuple[list[LatentRow], Likeness | None] | Mark]:
         """Rows of each clip's samples, and how like its pixels it is where that is checked; or what failed."""
         try:
@@ -212,10 +211,10 @@ class Encoder:
 
     @torch.inference_mode()
     def _encode_together(
-        self, spans: Sequence[tuple[Clip, Span]], checked: Sequence[bool]
+        self, spans: Sequence[tuple[Clip, SampledSpan]], checked: Sequence[bool]
     ) -> list[tuple[list[LatentRow], Likeness | None] | Mark]:
         levels_BTHWC = torch.from_numpy(np.stack([span.frames for _, span in spans])).to(self._device)
-        video_BCTHW = from_levels(levels_BTHWC.movedim(-1, 1).contiguous())
+        video_BCTHW = from_uint8(levels_BTHWC.movedim(-1, 1).contiguous())
         latents: dict[tuple[int, bool], tuple[Tensor, Tensor | None]] = {}
         results: list[tuple[list[LatentRow], Likeness | None] | Mark] = []
         for place, (clip, span) in enumerate(spans):
@@ -274,25 +273,22 @@ def batch_size(bucket: Bucket, device: torch.device) -> int:
     return max(1, BATCH_VALUES[device.type] // (3 * bucket.frames * bucket.height * bucket.width))
 
 
-def _decode(clip: Clip) -> Span:
+def _decode(clip: Clip) -> SampledSpan:
     row, bucket = clip.row, clip.bucket
     return read_span(
         row["source"],
         row["start_pts"],
         row["end_pts"],
-        fps=bucket.fps,
-        frames=bucket.frames,
-        width=bucket.width,
-        height=bucket.height,
+        FrameGrid(fps=bucket.fps, frames=bucket.frames, width=bucket.width, height=bucket.height),
     )
 
 
-def _row(clip: Clip, variant: Variant, span: Span, latent_CTHW: Tensor, tail_CTHW: Tensor | None) -> LatentRow:
+def _row(clip: Clip, variant: Variant, span: SampledSpan, latent_CTHW: Tensor, tail_CTHW: Tensor | None) -> LatentRow:
     row = clip.row
     return LatentRow(
         uid=variant.uid,
         latent=latent_CTHW,
-        tail_latent=tail_CTHW,
+        last_frame_latent=tail_CTHW,
         source=row["source"],
         start_pts=row["start_pts"],
         end_pts=row["end_pts"],

@@ -10,15 +10,23 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from captioning.dialogue import journal
-from captioning.dialogue.asking import Asking, Origin
-from captioning.dialogue.conversation import Asked, Clip, Done, Failed, Script, Spent, Who
+from captioning.dialogue.conversation import (
+    Captioned,
+    Clip,
+    ConversationSettings,
+    ConversationUsage,
+    Failed,
+    PendingQuestion,
+    Role,
+)
+from captioning.dialogue.runner import ConversationRunner, Origin
 from captioning.engine import FOLDER, CaptionerSettings, EngineError
 from captioning.engines.signals import Signals
 from captioning.language import check_code
-from captioning.prompt import DESCRIBES, MERGES, RESERVED, REWRITES, FromFile, Prompt, load_prompt
+from captioning.prompt import SOURCE_KIND, Prompt, PromptField, load_prompt
 from cluster import storage
 from cluster.config import LocatedError, Settings
-from cluster.plugins import Chosen
+from cluster.plugins import PluginField
 from cluster.resources import Resources
 from pipelines.engine.step import Context, Mark, RunError, Step, column, set_column, set_marks
 
@@ -40,7 +48,7 @@ WRITES = (
     column("caption_engine", pa.string(), "identity of the engines that wrote it"),
     column("caption_prompt", pa.string(), "name and hash of the prompts; null for an engine that needs none"),
     column(
-        "caption_attempts",
+        "caption_answers",
         pa.int32(),
         "answers it took: one a window, one to merge windows, one to rewrite, and one for each that was unfit",
     ),
@@ -56,28 +64,28 @@ class WindowSettings(Settings):
     """How the pictures of a clip are divided where they are too many for one question."""
 
     size: int = Field(256, ge=1, description="Pictures of a window; a clip with no more is asked about as a whole.")
-    least: int = Field(
+    min_size: int = Field(
         128,
         ge=1,
         description="Pictures of a remainder that is a window of its own; a smaller one joins the window before.",
     )
-    merge: Annotated[Prompt, FromFile("merges")] = Field(
-        load_prompt("merge", MERGES), description="Prompt that joins the windows' captions."
+    merge: Annotated[Prompt, PromptField("merge")] = Field(
+        load_prompt("merge", "merge"), description="Prompt that joins the windows' captions."
     )
 
     @model_validator(mode="after")
     def _fits(self) -> WindowSettings:
-        if self.least > self.size:
-            raise ValueError(f"least {self.least} is over size {self.size}: no remainder is so long")
+        if self.min_size > self.size:
+            raise ValueError(f"min_size {self.min_size} is over size {self.size}: no remainder is so long")
         return self
 
 
 class RewriteSettings(Settings):
     """A second engine that sees words alone and says the main caption again."""
 
-    engine: Annotated[CaptionerSettings, Chosen(FOLDER, CaptionerSettings)]
-    prompt: Annotated[Prompt, FromFile("rewrites")] = Field(
-        load_prompt("rewrite", REWRITES), description="What it is asked to do with a caption."
+    engine: Annotated[CaptionerSettings, PluginField(FOLDER, CaptionerSettings)]
+    prompt: Annotated[Prompt, PromptField("rewrite")] = Field(
+        load_prompt("rewrite", "rewrite"), description="What it is asked to do with a caption."
     )
 
 
@@ -92,11 +100,11 @@ class Caption(Step):
     rows_per_part = 256
 
     name: str = "caption"
-    engine: Annotated[CaptionerSettings, Chosen(FOLDER, CaptionerSettings)] = Signals()
-    prompt: Annotated[Prompt, FromFile("describes")] = Field(
-        load_prompt("levels", DESCRIBES), description="What an engine that sees is asked."
+    engine: Annotated[CaptionerSettings, PluginField(FOLDER, CaptionerSettings)] = Signals()
+    prompt: Annotated[Prompt, PromptField("describe")] = Field(
+        load_prompt("levels", "describe"), description="What an engine that sees is asked."
     )
-    pictures: Literal["frames", "thumbnails"] = Field(
+    images: Literal["frames", "thumbnails"] = Field(
         "frames", description="Column of pictures it sees: those of step frames, or the scan's thumbnails."
     )
     windows: WindowSettings = Field(
@@ -118,7 +126,7 @@ class Caption(Step):
             check_code(self.language)
         except ValueError as error:
             raise LocatedError(("language",), str(error)) from error
-        if self.rewrite and not self.rewrite.engine.sees:
+        if self.rewrite and not self.rewrite.engine.answers_prompts:
             raise LocatedError(
                 ("rewrite", "engine"), f"'{self.rewrite.engine.name}' does not answer prompts, so it cannot rewrite"
             )
@@ -127,7 +135,7 @@ class Caption(Step):
     @property
     def asks(self) -> bool:
         """Whether engines are asked questions whose answers are dear."""
-        return self.engine.sees or self.rewrite is not None
+        return self.engine.answers_prompts or self.rewrite is not None
 
     @property
     def in_bulk(self) -> bool:
@@ -139,9 +147,9 @@ class Caption(Step):
 
     def reads(self) -> tuple[str, ...]:
         columns = dict.fromkeys(("source_caption", *self.engine.reads()))
-        if self.engine.sees:
+        if self.engine.answers_prompts:
             columns |= dict.fromkeys(
-                (self.pictures, *(("frames_s",) if self.pictures == "frames" else ()), "duration_s")
+                (self.images, *(("frame_times_s",) if self.images == "frames" else ()), "duration_s")
             )
         spoken_of = {name for prompt in self._prompts() for name in prompt.variables}
         columns |= dict.fromkeys(name for name in ("kind", "camera") if name in spoken_of)
@@ -167,27 +175,27 @@ class Caption(Step):
         """Of engines only what they say of themselves, not where or how fast they work; of prompts the words, not where the file is."""
         parts = [self.name, str(self.version), self.engine.identity()]
         if self.asks:
-            settings = self.model_dump(mode="json", include={"pictures", "language", "retries"})
-            windows = (self.windows.size, self.windows.least)
+            settings = self.model_dump(mode="json", include={"images", "language", "retries"})
+            windows = (self.windows.size, self.windows.min_size)
             rewriter = self.rewrite.engine.identity() if self.rewrite else ""
             parts += [json.dumps([settings, windows, [prompt.hash for prompt in self._prompts()]]), rewriter]
         return storage.digest(*parts)
 
     def kinds(self) -> list[str]:
         """Kinds of captions a clip may have, the main one first."""
-        written = list(self.prompt.captions) if self.engine.sees else [Script.kind]
+        written = list(self.prompt.captions) if self.engine.answers_prompts else [ConversationSettings.kind]
         rewritten = list(self.rewrite.prompt.captions) if self.rewrite else []
-        return list(dict.fromkeys([*rewritten, *written, RESERVED]))
+        return list(dict.fromkeys([*rewritten, *written, SOURCE_KIND]))
 
-    def script(self) -> Script:
+    def conversation_settings(self) -> ConversationSettings:
         """How clips are talked about."""
-        sees, rewrite = self.engine.sees, self.rewrite
-        return Script(
+        answers_prompts, rewrite = self.engine.answers_prompts, self.rewrite
+        return ConversationSettings(
             captioner=self.engine.identity(),
-            describe=self.prompt if sees else None,
-            merge=self.windows.merge if sees else None,
-            window=self.windows.size,
-            least=self.windows.least,
+            describe=self.prompt if answers_prompts else None,
+            merge=self.windows.merge if answers_prompts else None,
+            window_size=self.windows.size,
+            min_window=self.windows.min_size,
             language=self.language,
             retries=self.retries,
             rewriter=rewrite.engine.identity() if rewrite else "",
@@ -195,11 +203,11 @@ class Caption(Step):
             columns=self.engine.reads(),
         )
 
-    def prepare(self, context: Context, pending: Collection[str]) -> Script:
+    def prepare(self, context: Context, pending: Collection[str]) -> ConversationSettings:
         """Answers of clips that have their caption go; what they cost stays known. Weights are looked at here, and by no worker again."""
         if self.asks:
             _or_run_error(lambda: journal.prune(journal_folder(context), set(pending)))
-        return self.script()
+        return self.conversation_settings()
 
     def on_complete(self, context: Context) -> None:
         if self.asks:
@@ -208,12 +216,12 @@ class Caption(Step):
     def open(self, context: Context) -> Captions:
         return Captions(self, context)
 
-    def engines(self) -> dict[Who, CaptionerSettings]:
+    def engines(self) -> dict[Role, CaptionerSettings]:
         """Whom to ask, the captioner first."""
         return {"captioner": self.engine, **({"rewriter": self.rewrite.engine} if self.rewrite else {})}
 
     def _prompts(self) -> list[Prompt]:
-        seeing = [self.prompt, self.windows.merge] if self.engine.sees else []
+        seeing = [self.prompt, self.windows.merge] if self.engine.answers_prompts else []
         return [*seeing, *([self.rewrite.prompt] if self.rewrite else [])]
 
 
@@ -227,72 +235,72 @@ class Captions:
 
     def __init__(self, step: Caption, context: Context) -> None:
         self._step = step
-        self._script: Script = context.state or step.script()
-        self._engine = " > ".join(filter(None, (self._script.captioner, self._script.rewriter)))
+        self._conversation_settings: ConversationSettings = context.state or step.conversation_settings()
+        self._engine = " > ".join(filter(None, (self._conversation_settings.captioner, self._conversation_settings.rewriter)))
         folder = journal_folder(context) if step.asks else None
-        self._asking = _or_run_error(lambda: Asking(self._script, step.engines(), folder))
+        self._runner = _or_run_error(lambda: ConversationRunner(self._conversation_settings, step.engines(), folder))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows, clips, ends = self._clips(table)
-        ends |= _or_run_error(lambda: self._asking.caption(clips, {row["uid"]: origin_of(row) for row in rows}))
+        ends |= _or_run_error(lambda: self._runner.caption(clips, {row["uid"]: origin_of(row) for row in rows}))
         values, marks = zip(*(self._written(ends[row["uid"]]) for row in rows), strict=True)
         for field in WRITES:
             table = set_column(table, field, [value.get(field.name) for value in values])
         table = set_marks(table, marks)
-        self._asking.release(ends)
+        self._runner.release(ends)
         return table
 
-    def open_in_bulk(self, table: pa.Table) -> list[Asked]:
+    def pending_bulk_questions(self, table: pa.Table) -> list[PendingQuestion]:
         """What engines that answer in bulk are to be asked about live rows before these are captioned."""
         rows, clips, _ = self._clips(table)
-        return _or_run_error(lambda: self._asking.open_in_bulk(clips, {row["uid"]: origin_of(row) for row in rows}))
+        return _or_run_error(lambda: self._runner.pending_bulk_questions(clips, {row["uid"]: origin_of(row) for row in rows}))
 
     def close(self) -> None:
-        self._asking.close()
+        self._runner.close()
 
-    def _clips(self, table: pa.Table) -> tuple[list[dict[str, Any]], list[Clip], dict[str, Done | Failed]]:
+    def _clips(self, table: pa.Table) -> tuple[list[dict[str, Any]], list[Clip], dict[str, Captioned | Failed]]:
         """Rows, their clips, and by uid the end of those that are none."""
         optional = {"content_hash", "source", "cluster"} & set(table.column_names)
         rows = table.select(list({"uid", *self._step.reads(), *optional})).to_pylist()
-        ends: dict[str, Done | Failed] = {}
+        ends: dict[str, Captioned | Failed] = {}
         clips = []
         for row in rows:
             try:
                 clips.append(self._clip(row))
             except ValueError as error:
-                ends[row["uid"]] = Failed(f"{type(error).__name__}: {error}", Spent())
+                ends[row["uid"]] = Failed(f"{type(error).__name__}: {error}", ConversationUsage())
         return rows, clips, ends
 
     def _clip(self, row: Mapping[str, Any]) -> Clip:
         """Raises `ValueError` for a row without pictures."""
-        if not self._step.engine.sees:
+        if not self._step.engine.answers_prompts:
             return Clip(row["uid"], row, source_caption=row["source_caption"])
-        name = self._step.pictures
+        name = self._step.images
         pictures = tuple(row[name] or ())
         if not pictures:
             raise ValueError(
                 f"the clip has no {name}" + ("; set thumbnails of scan to 1 or more" * (name == "thumbnails"))
             )
-        at_s = row["frames_s"] if name == "frames" else evenly(len(pictures), row["duration_s"])
+        at_s = row["frame_times_s"] if name == "frames" else evenly(len(pictures), row["duration_s"])
         return Clip(row["uid"], row, pictures, tuple(at_s), row["source_caption"])
 
-    def _written(self, end: Done | Failed) -> tuple[dict[str, Any], Mark | None]:
+    def _written(self, end: Captioned | Failed) -> tuple[dict[str, Any], Mark | None]:
         """The written columns of a clip; what was spent on it is known too where nothing came of it."""
-        spent = end.spent
+        usage = end.usage
         values: dict[str, Any] = {
-            "caption_attempts": spent.answers,
-            "caption_tokens_in": spent.tokens_in,
-            "caption_tokens_out": spent.tokens_out,
-            "caption_cost_usd": spent.cost_usd,
+            "caption_answers": usage.answers,
+            "caption_tokens_in": usage.tokens_in,
+            "caption_tokens_out": usage.tokens_out,
+            "caption_cost_usd": usage.cost_usd,
         }
         if isinstance(end, Failed):
             return values, Mark("failed", end.reason[:2000])
         values |= {
-            "caption": end.main,
+            "caption": end.main_caption,
             "captions": [{"kind": kind, "text": text} for kind, text in end.captions.items()],
             "caption_fields": json.dumps(end.fields, ensure_ascii=False) if end.fields else None,
             "caption_engine": self._engine,
-            "caption_prompt": self._script.label,
+            "caption_prompt": self._conversation_settings.prompt_label,
         }
         return values, None
 

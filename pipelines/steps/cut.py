@@ -1,4 +1,4 @@
-"""cut: from shots to clips, virtual spans in exact PTS."""
+"""cut: divides shots into clips, which are spans of a source in exact PTS."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from cluster.storage import digest
 from pipelines.engine.step import Expand, Mark, column
 from pipelines.steps.scan import MEDIA, SIGNALS, THUMBNAILS, TRANSITIONS
 
-PLACES = (
+CLIP_SPAN = (
     column("uid", pa.string(), "identity of the clip: a hash of its source and span"),
     column("source_uid", pa.string(), "identity of the source file"),
-    column("start_pts", pa.int64(), "first frame of the clip, in units of the time base"),
+    column("start_pts", pa.int64(), "PTS of the clip's first frame, in units of the time base"),
     column("end_pts", pa.int64(), "end of the clip, exclusive, in units of the time base"),
     column("duration_s", pa.float64(), "length of the clip in seconds; 0 for an image"),
 )
-NUMBERS = (
-    column("clip_index", pa.int32(), "number of the clip in its source, from 0; null for a source that gave no clip"),
-    column("clip_count", pa.int32(), "clips of the source"),
-    column("shot_index", pa.int32(), "number of the shot the clip is part of"),
+CLIP_INDICES = (
+    column("clip_index", pa.int32(), "index of the clip in its source, from 0; null for a source that gave no clip"),
+    column("clip_count", pa.int32(), "number of clips of the source"),
+    column("shot_index", pa.int32(), "index of the shot that the clip is part of, from 0"),
 )
 PHASH = column(
     "phash",
     pa.binary(),
-    "perceptual hashes, 64 bits each, little-endian: one each 0.25 s of the source's clock, at least one",
+    "perceptual hashes, 64 bits each, little-endian: one per 0.25 s of the source's clock, at least one",
 )
 SOURCE_CAPTION = next(field for field in MEDIA if field.name == "source_caption")
 
 
 class Cut(Expand):
-    """Makes clips of shots: shorter ones than `min_s` give none, longer ones than `max_s` are divided into equal parts.
+    """Divides shots into clips: one shorter than `min_s` gives none, one longer than `max_s` is divided equally.
 
-    `trim_s` is taken off where one shot turns into another, never at the ends of the file or between parts of one shot. With
-    `lengths_s`, clips have these lengths: as many of the longest as fit, then of the next; what is left of a shot is in no clip.
+    `trim_s` is cut off at each transition between shots, never at the ends of the file or between parts of one shot.
+    With `lengths_s`, clips have these lengths: as many of the longest as fit, then of the next. The remainder of a
+    shot is in no clip.
     """
 
     name: str = "cut"
@@ -50,17 +51,18 @@ class Cut(Expand):
     min_s: float = Field(1.0, gt=0, description="Shortest clip, in seconds.")
     max_s: float = Field(10.0, gt=0, description="Longest clip, in seconds.")
     trim_s: float = Field(
-        0.0, ge=0, description="Seconds taken off a shot at each transition, where frames may still be mixed."
+        0.0, ge=0, description="Seconds cut off a shot at each transition, where frames may still be mixed."
     )
     lengths_s: tuple[float, ...] | None = Field(
         None, min_length=1, description="Lengths that clips may have, in seconds; null for any up to max_s."
     )
 
     @model_validator(mode="after")
-    def _fits(self) -> Cut:
+    def _check_lengths(self) -> Cut:
         if self.max_s < 2 * self.min_s:
             raise ValueError(
-                f"max_s {self.max_s:g} must be at least twice min_s {self.min_s:g}, or the parts of a long shot could be too short"
+                f"max_s {self.max_s:g} must be at least twice min_s {self.min_s:g}, "
+                "or the parts of a long shot could be too short"
             )
         for length_s in self.lengths_s or ():
             if not self.min_s <= length_s <= self.max_s:
@@ -73,24 +75,20 @@ class Cut(Expand):
         return "kind", "time_base_num", "time_base_den", "first_pts", "source_caption", "timed_captions", "shots"
 
     def writes(self) -> tuple[pa.Field, ...]:
-        return (*PLACES, *NUMBERS, SOURCE_CAPTION, *TRANSITIONS, *SIGNALS, PHASH, THUMBNAILS)
+        return (*CLIP_SPAN, *CLIP_INDICES, SOURCE_CAPTION, *TRANSITIONS, *SIGNALS, PHASH, THUMBNAILS)
 
     def consumes(self) -> tuple[str, ...]:
         return "shots", "boundaries", "timed_captions"
 
     def uid_columns(self) -> tuple[str, ...]:
-        return tuple(field.name for field in PLACES)
+        return tuple(field.name for field in CLIP_SPAN)
 
     def expand(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | Mark:
         time_base = Fraction(row["time_base_num"], row["time_base_den"])
         clips = []
-        for number, shot in enumerate(row["shots"]):
-            spans = (
-                [(shot["start_pts"], shot["end_pts"])]
-                if row["kind"] == "image"
-                else self._spans(row["shots"], number, time_base)
-            )
-            clips += [self._clip(row, number, shot, start, end, time_base) for start, end in spans]
+        for index, shot in enumerate(row["shots"]):
+            spans = [(shot["start_pts"], shot["end_pts"])] if row["kind"] == "image" else self._spans(shot, time_base)
+            clips += [self._clip(row, index, start, end) for start, end in spans]
         if not clips:
             longest_s = max(
                 (float((shot["end_pts"] - shot["start_pts"]) * time_base) for shot in row["shots"]), default=0.0
@@ -98,22 +96,21 @@ class Cut(Expand):
             return Mark("dropped", f"no shot of at least {self.min_s:g} s", longest_s, self.min_s)
         return [{**clip, "clip_index": index, "clip_count": len(clips)} for index, clip in enumerate(clips)]
 
-    def _spans(self, shots: Sequence[Mapping[str, Any]], number: int, time_base: Fraction) -> list[tuple[int, int]]:
-        """Spans of the clips of one shot; every border is a whole number of time-base units."""
+    def _spans(self, shot: Mapping[str, Any], time_base: Fraction) -> list[tuple[int, int]]:
+        """Return the spans of a shot's clips in PTS, end exclusive."""
         trim_pts = round(Fraction(self.trim_s) / time_base)
-        shot = shots[number]
-        start = shot["start_pts"] + (trim_pts if shot["opens"] else 0)
-        end = shot["end_pts"] - (trim_pts if shot["closes"] else 0)
+        start = shot["start_pts"] + (trim_pts if shot["transition_in"] else 0)
+        end = shot["end_pts"] - (trim_pts if shot["transition_out"] else 0)
         length_s = (end - start) * time_base
         if end <= start or length_s < Fraction(self.min_s).limit_denominator(10**6):
             return []
         if self.lengths_s is not None:
-            return self._of_lengths(start, end, time_base)
+            return self._spans_of_lengths(start, end, time_base)
         parts = max(1, -int(-length_s // Fraction(self.max_s).limit_denominator(10**6)))
         edges = [start + round(Fraction((end - start) * part, parts)) for part in range(parts + 1)]
         return list(itertools.pairwise(edges))
 
-    def _of_lengths(self, start: int, end: int, time_base: Fraction) -> list[tuple[int, int]]:
+    def _spans_of_lengths(self, start: int, end: int, time_base: Fraction) -> list[tuple[int, int]]:
         spans = []
         for length_s in sorted(self.lengths_s or (), reverse=True):
             length_pts = round(Fraction(length_s).limit_denominator(10**6) / time_base)
@@ -122,9 +119,10 @@ class Cut(Expand):
                 start += length_pts
         return spans
 
-    def _clip(
-        self, row: Mapping[str, Any], number: int, shot: Mapping[str, Any], start: int, end: int, time_base: Fraction
-    ) -> dict[str, Any]:
+    def _clip(self, row: Mapping[str, Any], shot_index: int, start: int, end: int) -> dict[str, Any]:
+        """Return the written columns of a clip of a source row, without its index and count."""
+        shot = row["shots"][shot_index]
+        time_base = Fraction(row["time_base_num"], row["time_base_den"])
         trim_pts = round(Fraction(self.trim_s) / time_base)
         return {
             "uid": digest(row["uid"], str(start), str(end)),
@@ -132,32 +130,31 @@ class Cut(Expand):
             "start_pts": start,
             "end_pts": end,
             "duration_s": 0.0 if row["kind"] == "image" else float((end - start) * time_base),
-            "shot_index": number,
-            "source_caption": self._caption(row, start, end, time_base),
-            # Parts of one shot touch without a transition between them.
-            "opens": shot["opens"] if start <= shot["start_pts"] + trim_pts else None,
-            "closes": shot["closes"] if end >= shot["end_pts"] - trim_pts else None,
+            "shot_index": shot_index,
+            "source_caption": caption_of(row, start, end, time_base),
+            # There is no transition between the parts of one shot.
+            "transition_in": shot["transition_in"] if start <= shot["start_pts"] + trim_pts else None,
+            "transition_out": shot["transition_out"] if end >= shot["end_pts"] - trim_pts else None,
             **{field.name: shot[field.name] for field in SIGNALS},
             "phash": clip_hash(shot["hashes"], start, end),
             "thumbnails": shot["thumbnails"],
         }
 
-    @staticmethod
-    def _caption(row: Mapping[str, Any], start: int, end: int, time_base: Fraction) -> str | None:
-        """The caption whose span covers the most of the clip, if it covers half of it; else that of the whole file."""
-        first_pts = row["first_pts"]
-        start_s, end_s = (float((pts - first_pts) * time_base) for pts in (start, end))
 
-        def shared_s(timed: Mapping[str, Any]) -> float:
-            return float(min(end_s, timed["end_s"]) - max(start_s, timed["start_s"]))
+def caption_of(row: Mapping[str, Any], start_pts: int, end_pts: int, time_base: Fraction) -> str | None:
+    """Return the caption of a span: the timed one that overlaps it most, if by half or more, else the whole file's."""
+    start_s, end_s = (float((pts - row["first_pts"]) * time_base) for pts in (start_pts, end_pts))
 
-        best = max(row["timed_captions"] or [], key=shared_s, default=None)
-        caption = row["source_caption"] if best is None or shared_s(best) < (end_s - start_s) / 2 else best["caption"]
-        return None if caption is None else str(caption)
+    def shared_s(timed: Mapping[str, Any]) -> float:
+        return float(min(end_s, timed["end_s"]) - max(start_s, timed["start_s"]))
+
+    best = max(row["timed_captions"] or [], key=shared_s, default=None)
+    caption = row["source_caption"] if best is None or shared_s(best) < (end_s - start_s) / 2 else best["caption"]
+    return None if caption is None else str(caption)
 
 
 def clip_hash(hashes: Sequence[Mapping[str, int]], start_pts: int, end_pts: int) -> bytes:
-    """Those of a shot's hashes, in order of time, that lie in the span; where none does, the one nearest to its middle."""
+    """Return the hashes (in time order) that lie in a span, or the one nearest to its middle where none does."""
     first, end = (bisect_left(hashes, pts, key=itemgetter("pts")) for pts in (start_pts, end_pts))
     inside = hashes[first:end] or [min(hashes, key=lambda item: abs(2 * item["pts"] - start_pts - end_pts))]
     return np.array([item["phash"] for item in inside], "<u8").tobytes()

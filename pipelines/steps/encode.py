@@ -14,14 +14,14 @@ from captioning.encoder import FOLDER as ENCODERS
 from captioning.encoder import TextEncoderSettings
 from captioning.encoders.hashing import Hashing
 from cluster import storage
-from cluster.plugins import Chosen
+from cluster.plugins import PluginField
 from cluster.resources import Resources
 from pipelines.engine.step import Context, RunError, Step, TableFunction, column
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders.linear import Linear
 from training.data import shards
-from training.data.buckets import BucketSettings, assign
+from training.data.buckets import BucketSettings, assign_bucket
 
 FITS = ("width", "height", "duration_s", "kind")
 """What decides about a clip's bucket."""
@@ -41,8 +41,8 @@ class Encode(Step):
 
     name: str = "encode"
     rows_per_part = 128
-    autoencoder: Annotated[AutoencoderSettings, Chosen(AUTOENCODERS, AutoencoderSettings)] = Linear()
-    text: Annotated[TextEncoderSettings, Chosen(ENCODERS, TextEncoderSettings)] = Hashing()
+    autoencoder: Annotated[AutoencoderSettings, PluginField(AUTOENCODERS, AutoencoderSettings)] = Linear()
+    text: Annotated[TextEncoderSettings, PluginField(ENCODERS, TextEncoderSettings)] = Hashing()
     buckets: tuple[BucketSettings, ...] = Field(
         min_length=1, description="Sizes, frame counts, frame rates; each clip goes where it fits best."
     )
@@ -98,7 +98,7 @@ class Encode(Step):
         """Of clips with the columns of `FITS`, those that no bucket takes, by reason."""
         found: Counter[str] = Counter()
         for group in clips.group_by(list(FITS)).aggregate([([], "count_all")]).to_pylist():
-            bucket = assign(
+            bucket = assign_bucket(
                 self.buckets, group["width"], group["height"], group["duration_s"], group["kind"] == "image"
             )
             if isinstance(bucket, str):

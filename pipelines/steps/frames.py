@@ -1,89 +1,95 @@
-"""frames: a few pictures of every clip, decoded once, for all scores and captioners after it."""
+"""frames: a few images of every clip, decoded once, for all scores and captioners after it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
-from cluster.storage import digest
 from pipelines.engine.segments import HEAVY
 from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
-from pipelines.video import pictures
-from pipelines.video.pictures import At, Manner, Taken
+from pipelines.video import frame_images
+from pipelines.video.frame_images import At, FrameImages, FrameSampling
 
 FRAMES = pa.field(
-    "frames", pa.list_(pa.binary()), metadata={"doc": "JPEG pictures of the clip, upright, in time order", HEAVY: b"1"}
+    "frames", pa.list_(pa.binary()), metadata={"doc": "JPEG images of the clip, upright, in time order", HEAVY: b"1"}
 )
-FRAMES_S = column(
-    "frames_s",
+FRAME_TIMES_S = column(
+    "frame_times_s",
     pa.list_(pa.float64()),
-    "when each of the frames is shown, in seconds from the clip's start; 0 for an image",
+    "time of each of the frames in seconds from the clip's start; 0 for an image",
 )
 
 
 class Frames(Step):
-    """Decodes each live clip once and keeps a picture of each of its equal parts; a clip that does not decode is failed.
+    """Decodes each live clip once and stores one frame of each equal part as JPEG. A clip that does not decode fails.
 
-    Scores and captioners read these pictures and never open the video. With the defaults a picture takes about 23 kB and a clip 100 kB
-    in the table of this step's segment; later tables hold them only as far as a step there reads them.
+    Scores and captioners read these images and never open the video. With the defaults an image takes about 23 kB and
+    a clip 100 kB in the table of this step's segment. Later tables carry the images only as far as a step reads them.
     """
 
     name: str = "frames"
-    per_s: float = Field(1.0, gt=0, le=60, description="Pictures a second of clip; one at least.")
-    most: int = Field(8, ge=1, le=256, description="Pictures of a clip at most; a longer clip has them further apart.")
+    fps: float = Field(1.0, gt=0, le=60, description="Frames per second of a clip; a clip has at least one.")
+    max_frames: int = Field(
+        8, ge=1, le=256, description="Most frames per clip; those of a longer clip are further apart."
+    )
     long_side: int = Field(
-        448, ge=32, le=4096, description="Long side of a picture in pixels; smaller sources are not enlarged."
+        448, ge=32, le=4096, description="Long side of an image in pixels; smaller sources are not enlarged."
     )
     quality: int = Field(90, ge=1, le=100, description="JPEG quality.")
     at: At = Field(
         "middles",
-        description="Which frame of each of a clip's equal parts: the one in its middle, or at peaks of change, for captions.",
+        description="Which frame stands for each equal part: that at its middle, or at its peak of change (for captions).",
     )
 
     def reads(self) -> tuple[str, ...]:
         return "source", "kind", "start_pts", "end_pts"
 
     def writes(self) -> tuple[pa.Field, ...]:
-        return FRAMES, FRAMES_S
-
-    def settings_digest(self) -> str:
-        """As it was before there was a choice, where pictures are of the middles: they are the same."""
-        settings = self.model_dump_json(exclude={"at"} if self.at == "middles" else set())
-        return digest(self.name, str(self.version), settings, self.weights())
+        return FRAMES, FRAME_TIMES_S
 
     def open(self, context: Context) -> TableFunction:
-        manner = Manner(self.per_s, self.most, self.long_side, self.quality, self.at)
+        sampling = FrameSampling(self.fps, self.max_frames, self.long_side, self.quality, self.at)
 
         def apply(table: pa.Table) -> pa.Table:
-            taken = iter(take(table.select(self.reads()).to_pylist(), manner))
+            taken = iter(take(table.select(self.reads()).to_pylist(), sampling))
 
             def attach(_: dict[str, Any]) -> dict[str, Any]:
                 result = next(taken)
                 if isinstance(result, Exception):
                     raise result
-                return {"frames": result.pictures, "frames_s": result.at_s}
+                return {"frames": result.images, "frame_times_s": result.times_s}
 
             return map_rows(table, self.writes(), attach)
 
         return apply
 
 
-def take(rows: list[dict[str, Any]], manner: Manner) -> list[Taken | Exception]:
-    """The pictures of each row, or the error it fails with. Clips of one video share its opened file."""
-    results: dict[int, Taken | Exception] = {}
-    of_source: dict[str, list[int]] = {}
+def take(rows: list[dict[str, Any]], sampling: FrameSampling) -> list[FrameImages | Exception]:
+    """Return the images of each row, or the error it fails with. Clips of one video share the opened file."""
+    results: dict[int, FrameImages | Exception] = {}
+    indices_by_source: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         if row["kind"] == "image":
             try:
-                results[i] = pictures.of_image(row["source"], manner)
-            except Exception as error:  # the row carries it
+                results[i] = frame_images.images_of_still(row["source"], sampling)
+            except Exception as error:  # recorded in the row's mark
                 results[i] = error
         else:
-            of_source.setdefault(row["source"], []).append(i)
-    for source, numbers in of_source.items():
-        numbers.sort(key=lambda i: (rows[i]["start_pts"], rows[i]["end_pts"]))
-        spans = [(rows[i]["start_pts"], rows[i]["end_pts"]) for i in numbers]
-        results |= zip(numbers, pictures.of_spans(source, spans, manner), strict=True)
+            indices_by_source.setdefault(row["source"], []).append(i)
+    for source, indices in indices_by_source.items():
+        indices.sort(key=lambda i: (rows[i]["start_pts"], rows[i]["end_pts"]))
+        spans = [(rows[i]["start_pts"], rows[i]["end_pts"]) for i in indices]
+        results |= zip(indices, frame_images.images_of_spans(source, spans, sampling), strict=True)
     return [results[i] for i in range(len(rows))]
+
+
+def stored_images(row: Mapping[str, Any], column: Literal["frames", "thumbnails"]) -> Sequence[bytes]:
+    """Return the JPEG files in an image column of a row. Raises `ValueError` if there are none."""
+    images: Sequence[bytes] | None = row[column]
+    if not images:
+        fix = "; set thumbnails of scan to 1 or more" if column == "thumbnails" else ""
+        raise ValueError(f"the clip has no {column}{fix}")
+    return images

@@ -1,4 +1,4 @@
-"""keep: thresholds over columns that earlier steps measured."""
+"""keep: drops rows by thresholds on columns that earlier steps measured."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pipelines.engine.step import Context, Mark, Step, TableFunction, map_rows
 
 
 class Bound(Settings):
-    """What a column's value must be: at least `min`, at most `max`, one of `in`."""
+    """Condition on a column's value: at least `min`, at most `max`, one of `in`."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    min: float | None = None
-    max: float | None = None
-    among: tuple[str | float | bool, ...] | None = Field(None, alias="in", description="The values that are kept.")
+    min: float | None = Field(None, description="Lowest value that is kept.")
+    max: float | None = Field(None, description="Highest value that is kept.")
+    among: tuple[str | float | bool, ...] | None = Field(None, alias="in", description="Values that are kept.")
 
     @model_validator(mode="after")
-    def _says_something(self) -> Bound:
+    def _check_bound(self) -> Bound:
         if self.min is None and self.max is None and self.among is None:
             raise ValueError("give min, max or in")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min:g} is over max {self.max:g}: no row could be kept")
         return self
 
-    def broken_by(self, name: str, value: Any) -> Mark | None:
-        """The mark of a value outside the bound. A null, a value not measured for this kind of row, breaks none."""
+    def violation(self, name: str, value: Any) -> Mark | None:
+        """Return the mark of a value outside the bound, else None. A null was not measured and breaks no bound."""
         if value is None:
             return None
         if self.among is not None and value not in self.among:
@@ -60,9 +60,9 @@ class Keep(Step):
         return self.__pydantic_extra__
 
     @model_validator(mode="after")
-    def _says_something(self) -> Keep:
+    def _check_names(self) -> Keep:
         if not self.bounds:
-            raise ValueError("names no column; write keep: {motion: {min: 0.02}}, say")
+            raise ValueError("names no column; write for example keep: {motion: {min: 0.02}}")
         return self
 
     def reads(self) -> tuple[str, ...]:
@@ -72,8 +72,8 @@ class Keep(Step):
         return ()
 
     def open(self, context: Context) -> TableFunction:
-        def judge(row: dict[str, Any]) -> dict[str, Any] | Mark:
-            marks = (bound.broken_by(name, row[name]) for name, bound in self.bounds.items())
+        def check(row: dict[str, Any]) -> dict[str, Any] | Mark:
+            marks = (bound.violation(name, row[name]) for name, bound in self.bounds.items())
             return next(filter(None, marks), {})
 
-        return lambda table: map_rows(table, (), judge) if len(table) else table
+        return lambda table: map_rows(table, (), check) if len(table) else table

@@ -13,8 +13,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from cluster.arrays import Pixels
 from pipelines.video.motion import Move
-from pipelines.video.scale import Pixels
 
 Camera = Literal["still", "pan", "tilt", "zoom", "handheld", "cut-in"]
 

@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.video.scale import Box, Pixels
+from cluster.arrays import Pixels
+from pipelines.video.scale import Box
 
 Profile = NDArray[np.uint8]
 Levels = NDArray[np.int64]

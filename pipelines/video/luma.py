@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.video.scale import Pixels
+from cluster.arrays import Pixels
 
 Floats = NDArray[np.float32]
 

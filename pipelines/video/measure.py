@@ -17,17 +17,18 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from cluster.arrays import Pixels
 from pipelines.video.camera import cut_in
-from pipelines.video.decode import DecodeError, Picture, Video, VideoPacket
-from pipelines.video.look import Look, take_look
+from pipelines.video.decode import DecodedFrame, DecodeError, Video, VideoPacket
+from pipelines.video.detailed_sample import Look, take_look
+from pipelines.video.frame_features import SIGNATURE_SHRINK, Series
+from pipelines.video.frame_hashes import Moments, Still, still
+from pipelines.video.gop_segments import Decoders, Seen, Stretch, Window, decode, decode_windows, group_start
 from pipelines.video.luma import BLOCK, Floats, block_means
-from pipelines.video.moments import Moments, Still, still
 from pipelines.video.motion import MotionMeter, Move, unexplained
-from pipelines.video.scale import Pixels, native_luma, pixels, plane, rescale, to_upright
-from pipelines.video.series import SIGNATURE_SHRINK, Series
-from pipelines.video.shots import PYSCENEDETECT, ContentScore, find_boundaries
-from pipelines.video.still import jpeg, with_long_side
-from pipelines.video.stretches import Decoders, Seen, Stretch, Window, decode, decode_windows, group_start
+from pipelines.video.scale import native_luma, packed_array, plane, rescale, to_upright
+from pipelines.video.shot_boundaries import PYSCENEDETECT, ContentScore, find_boundaries
+from pipelines.video.still_images import encode_jpeg, fit_long_side
 from pipelines.video.transnet import FRAME_SHAPE
 
 ANALYSIS_AREA = 128 * 72
@@ -139,7 +140,7 @@ class Meter:
         stills: list[Still] = []
         looked_HW: Pixels | None = None
         luma_HW: Pixels | None = None
-        picture: Picture | None = None
+        picture: DecodedFrame | None = None
         number = 0
         for seen in decode(self._decoders, stretch):
             before, number = number, self._moments.before(seen.picture.pts)
@@ -194,7 +195,7 @@ class Meter:
         pictures: list[Pixels] = []
         for _, picture in decode_windows(self._decoders, packets, [(start_pts, end_pts - 1)]):
             pts.append(picture.pts)
-            pictures.append(self._video.array(picture.frame, width, height))
+            pictures.append(self._video.to_array(picture.frame, width, height))
         return np.array(pts, np.int64), np.stack(pictures) if pictures else np.empty((0, *FRAME_SHAPE), np.uint8)
 
     def _rows(self) -> Rows:
@@ -203,7 +204,7 @@ class Meter:
     def _planes(self, frame: VideoFrame) -> tuple[Pixels, Pixels, Pixels, Pixels | None]:
         """Luma and chroma of the analysis picture, and its colours for PySceneDetect if these are wanted."""
         info = self._video.info
-        small = self._video.small(self._analysis, frame, *self._size)
+        small = self._video.to_yuv420p(self._analysis, frame, *self._size)
         y, u, v = upright_planes(small, info.rotation_deg)
         if not self.whole:
             return y, u, v, None
@@ -211,7 +212,9 @@ class Meter:
             y,
             u,
             v,
-            to_upright(pixels(rescale(self._bgr, small, small.width, small.height, "bgr24", None)), info.rotation_deg),
+            to_upright(
+                packed_array(rescale(self._bgr, small, small.width, small.height, "bgr24", None)), info.rotation_deg
+            ),
         )
 
     def _wants_look(self, since_s: float, looked_HW: Pixels, luma_HW: Pixels) -> bool:
@@ -221,7 +224,7 @@ class Meter:
 
     def _view(self, seen: Seen) -> View:
         info, frame = self._video.info, seen.picture.frame
-        large = self._video.small(self._look, frame, *self._look_size)
+        large = self._video.to_yuv420p(self._look, frame, *self._look_size)
         look = take_look(
             seen.picture.pts,
             *upright_planes(large, info.rotation_deg),
@@ -231,7 +234,9 @@ class Meter:
         )
         if not self._thumbnail_px:
             return View(look, b"")
-        return View(look, jpeg(self._video.array(large, *with_long_side(info.width, info.height, self._thumbnail_px))))
+        return View(
+            look, encode_jpeg(self._video.to_array(large, *fit_long_side(info.width, info.height, self._thumbnail_px)))
+        )
 
 
 class Rows:

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.arrays import Pixels
 from pipelines.video.luma import BLOCK, Floats, block_means
-from pipelines.video.scale import Pixels
 
 PAIR_S = Fraction(16, 100)
 """Frames of a pair are at least this far apart, so that 12, 24, 25, 30 and 60 fps all use pairs of 0.16 to 0.17 s and a frame rate

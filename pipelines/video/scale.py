@@ -1,4 +1,4 @@
-"""Scale, turn and crop pictures: from a decoded frame straight to a small upright array."""
+"""Scale, rotate and crop frames: from a decoded frame straight to a small upright array."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
+from cluster.arrays import UInt8Array
+
 Box = tuple[int, int, int, int]
-"""x0, y0, x1, y1 in pixels, exclusive ends."""
+"""(x0, y0, x1, y1) in pixels, with exclusive ends."""
+
+HD_LINES = 720
+"""Untagged video with at least this many lines is taken for BT.709, and with fewer for BT.601, as players do."""
+
+_KNOWN_COLORSPACES = frozenset({0, 1, 4, 5, 6, 7, 9})
+"""Matrix coefficients of ITU-T H.273 that swscale converts: RGB, BT.709, FCC, BT.601 twice, SMPTE 240M, BT.2020. The others
+(YCgCo, ICtCp and reserved numbers) are treated as untagged: they are rare, and a wrong tint costs less than the file."""
 
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
-"""Rounded properly, chroma interpolated at full width, and the same bits on every CPU."""
+"""Scaler flags for accurate rounding, chroma interpolated at full width, and the same bits on every CPU."""
 
 
 def rescale(
@@ -23,9 +31,9 @@ def rescale(
     pixel_format: str,
     colorspace: Colorspace | None,
 ) -> VideoFrame:
-    """A frame at another size, in another format and in full range, without a full-size copy in between.
+    """Return a frame at another size, in another format and in full range, without a full-size copy in between.
 
-    Averages areas to shrink, which leaves no aliases; bicubic to enlarge. `colorspace` is the matrix of an untagged frame.
+    Shrinking averages areas, which leaves no aliases; enlarging is bicubic. `colorspace` is the matrix of an untagged frame.
     """
     shrinks = width <= frame.width and height <= frame.height
     return reformatter.reformat(
@@ -41,20 +49,30 @@ def rescale(
     )
 
 
-def pixels(frame: VideoFrame) -> Pixels:
-    """The array of a frame in a format of 8 bits: `[H, W, 3]` for rgb24 and bgr24, `[H, W]` for gray8."""
+def assumed_colorspace(frame: VideoFrame) -> Colorspace | None:
+    """Return the matrix to assume for a frame without a tag, or with one that swscale does not know; None for a known tag."""
+    if int(frame.colorspace) in _KNOWN_COLORSPACES:
+        return None
+    return Colorspace.ITU709 if frame.height >= HD_LINES else Colorspace.ITU601
+
+
+def packed_array(frame: VideoFrame) -> UInt8Array:
+    """Return the array of a frame in a packed 8-bit format: `[H, W, 3]` for rgb24 and bgr24, `[H, W]` for gray8."""
     return frame.to_ndarray().astype(np.uint8, copy=False)
 
 
-def plane(frame: VideoFrame, index: int) -> Pixels:
-    """One plane of a planar frame of 8 bits without subsampling, `[H, W]`."""
+def plane(frame: VideoFrame, index: int) -> UInt8Array:
+    """Return one plane `[H, W]` of a planar 8-bit frame, at the size of that plane."""
     buffer = frame.planes[index]
-    lines: Pixels = np.frombuffer(memoryview(buffer), np.uint8).reshape(buffer.height, buffer.line_size)
+    lines: UInt8Array = np.frombuffer(memoryview(buffer), np.uint8).reshape(buffer.height, buffer.line_size)
     return lines[:, : buffer.width]
 
 
-def native_luma(frame: VideoFrame) -> Pixels | NDArray[np.uint16] | None:
-    """Luma as it was decoded, `[H, W]` without a copy: uint8, or uint16 for more bits (at the low end). None for other formats than YUV."""
+def native_luma(frame: VideoFrame) -> UInt8Array | NDArray[np.uint16] | None:
+    """Return luma `[H, W]` as decoded, without a copy.
+
+    It is uint8, or uint16 where it has more than 8 bits (in the low bits). None for formats other than YUV.
+    """
     if (
         frame.format.is_rgb
         or not frame.format.is_planar
@@ -69,14 +87,14 @@ def native_luma(frame: VideoFrame) -> Pixels | NDArray[np.uint16] | None:
     return np.frombuffer(data, np.uint8).reshape(buffer.height, -1)[:, : buffer.width]
 
 
-def to_upright(picture: Pixels, rotation_deg: int) -> Pixels:
-    """Turn a picture counter-clockwise by the nearest multiple of 90 degrees."""
-    turns = round(rotation_deg / 90) % 4
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+def to_upright(image: UInt8Array, rotation_deg: int) -> UInt8Array:
+    """Return an image rotated counter-clockwise by the nearest multiple of 90 degrees."""
+    quarters = round(rotation_deg / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
 
 
 def centre_crop(source_width: int, source_height: int, width: int, height: int) -> Box:
-    """The largest box around the centre with the aspect of `width` x `height`, in whole source pixels."""
+    """Return the largest box around the centre with the aspect of `width` x `height`, in whole source pixels."""
     crop_width = min(source_width, max(1, round(source_height * width / height)))
     crop_height = min(source_height, max(1, round(source_width * height / width)))
     x0, y0 = (source_width - crop_width) // 2, (source_height - crop_height) // 2
@@ -84,18 +102,20 @@ def centre_crop(source_width: int, source_height: int, width: int, height: int) 
 
 
 def scaled_size(source_width: int, source_height: int, box: Box, width: int, height: int) -> tuple[int, int]:
-    """(width, height) to which the whole picture is scaled so that the box becomes `width` x `height`.
+    """Return the (width, height) to which the whole image is scaled so that the box becomes `width` x `height`.
 
-    Raises `ValueError` for a box that is empty or not inside the picture.
+    Raises `ValueError` for a box that is empty or not inside the image.
     """
     x0, y0, x1, y1 = box
     if not (0 <= x0 < x1 <= source_width and 0 <= y0 < y1 <= source_height):
-        raise ValueError(f"crop {box} is not inside the picture of {source_width}x{source_height}")
+        raise ValueError(f"crop {box} is not inside the image of {source_width}x{source_height}")
     return max(width, round(source_width * width / (x1 - x0))), max(height, round(source_height * height / (y1 - y0)))
 
 
-def crop_scaled(picture: Pixels, box: Box, source_width: int, source_height: int, width: int, height: int) -> Pixels:
-    """Cut the box (in source pixels) out of the whole picture scaled by `scaled_size`."""
-    x = min(round(box[0] * picture.shape[1] / source_width), picture.shape[1] - width)
-    y = min(round(box[1] * picture.shape[0] / source_height), picture.shape[0] - height)
-    return picture[y : y + height, x : x + width]
+def crop_scaled(
+    image: UInt8Array, box: Box, source_width: int, source_height: int, width: int, height: int
+) -> UInt8Array:
+    """Cut the box (in source pixels) out of the whole image, which was scaled to `scaled_size`."""
+    x = min(round(box[0] * image.shape[1] / source_width), image.shape[1] - width)
+    y = min(round(box[1] * image.shape[0] / source_height), image.shape[0] - height)
+    return image[y : y + height, x : x + width]

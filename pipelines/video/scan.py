@@ -26,19 +26,18 @@ from pydantic import Field
 
 from cluster.config import Settings
 from pipelines.video import phash, transnet
-from pipelines.video.content import content_hash
-from pipelines.video.decode import MediaInfo, Video, open_video
-from pipelines.video.errors import DecodeError
+from pipelines.video.content_hash import content_hash
+from pipelines.video.decode import DecodeError, MediaInfo, Video, open_video
+from pipelines.video.detailed_sample import take_look
+from pipelines.video.frame_features import Series
+from pipelines.video.frame_hashes import HASH_EVERY_S, FrameHash, Moments, Still, shot_hashes, still
+from pipelines.video.gop_segments import ANCHOR_S, NotSplittableError, Stretches, Window
 from pipelines.video.letterbox import crop_boxes
-from pipelines.video.look import take_look
 from pipelines.video.measure import ANALYSIS_AREA, LOOK_AREA, Meter, Part, Rows, View, picture_size, upright_planes
-from pipelines.video.moments import HASH_EVERY_S, FrameHash, Moments, Still, shot_hashes, still
 from pipelines.video.scale import Box, rescale
-from pipelines.video.series import Series
-from pipelines.video.shots import Boundary, DetectorName, Kind, find_boundaries
+from pipelines.video.shot_boundaries import Boundary, DetectorName, Kind, find_boundaries
 from pipelines.video.signals import Signals, shot_signals
-from pipelines.video.still import jpeg, read_image, with_long_side
-from pipelines.video.stretches import ANCHOR_S, NotSplittableError, Stretches, Window
+from pipelines.video.still_images import encode_jpeg, fit_long_side, read_image
 
 PIECE_COST = 1e10
 """Pixels times frames of a piece of a long video: about 15 s of work, 8 minutes of 1080p or 40 of 480p at 24 fps."""
@@ -91,7 +90,7 @@ class ScannedMedia(MediaInfo):
 class Shot:
     """A run of frames without a transition, `end_pts` exclusive, and its signals.
 
-    `opens` and `closes` are what it begins and ends with: a kind of transition, or None where the video begins or ends.
+    `transition_in` and `transition_out` are what it begins and ends with: a kind of transition, or None where the video begins or ends.
     `hashes` are of the picture inside the shot's crop, each quarter of a second of the source (`moments.py`), at least one.
     `thumbnails` are JPEG files in time order.
     """
@@ -99,8 +98,8 @@ class Shot:
     start_pts: int
     end_pts: int
     n_frames: int
-    opens: Kind | None
-    closes: Kind | None
+    transition_in: Kind | None
+    transition_out: Kind | None
     signals: Signals
     hashes: tuple[FrameHash, ...]
     thumbnails: tuple[bytes, ...]
@@ -255,8 +254,8 @@ class ShotSpan:
 
     start_pts: int
     end_pts: int
-    opens: Kind | None
-    closes: Kind | None
+    transition_in: Kind | None
+    transition_out: Kind | None
 
 
 def spans(boundaries: Sequence[Boundary], start_pts: int, end_pts: int) -> list[ShotSpan]:
@@ -264,8 +263,8 @@ def spans(boundaries: Sequence[Boundary], start_pts: int, end_pts: int) -> list[
     starts = [(start_pts, None), *((boundary.end_pts, boundary.kind) for boundary in boundaries)]
     ends = [*((boundary.start_pts, boundary.kind) for boundary in boundaries), (end_pts, None)]
     return [
-        ShotSpan(start, end, opens, closes)
-        for (start, opens), (end, closes) in zip(starts, ends, strict=True)
+        ShotSpan(start, end, transition_in, transition_out)
+        for (start, transition_in), (end, transition_out) in zip(starts, ends, strict=True)
         if start < end
     ]
 
@@ -299,7 +298,16 @@ def _shot(
         span.end_pts,
         _share(crop, info.width, info.height),
     )
-    return Shot(span.start_pts, span.end_pts, series.n_frames, span.opens, span.closes, signals, hashes, thumbnails)
+    return Shot(
+        span.start_pts,
+        span.end_pts,
+        series.n_frames,
+        span.transition_in,
+        span.transition_out,
+        signals,
+        hashes,
+        thumbnails,
+    )
 
 
 def _share(crop: Box, width: int, height: int) -> phash.Box:
@@ -311,7 +319,7 @@ def _share(crop: Box, width: int, height: int) -> phash.Box:
 def _nearer(series: Series, span: ShotSpan) -> float | None:
     """How much nearer a shot is that shows part of what the shot before it ended with."""
     scale = float(series.nearer_N[0])
-    return scale if span.opens == "cut" and not math.isnan(scale) else None
+    return scale if span.transition_in == "cut" and not math.isnan(scale) else None
 
 
 def spread(views: Sequence[View], span: ShotSpan, count: int) -> tuple[bytes, ...]:
@@ -373,9 +381,9 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
 
 def thumbnail(image: Image.Image, long_side: int) -> bytes:
     """A picture as a JPEG with this long side."""
-    return jpeg(
+    return encode_jpeg(
         np.asarray(
-            image.resize(with_long_side(image.width, image.height, long_side), Image.Resampling.LANCZOS), np.uint8
+            image.resize(fit_long_side(image.width, image.height, long_side), Image.Resampling.LANCZOS), np.uint8
         )
     )
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from pipelines.video.camera import Camera, camera_motion
-from pipelines.video.look import Look
+from pipelines.video.detailed_sample import Look
+from pipelines.video.frame_features import Series, runs
 from pipelines.video.motion import Move
 from pipelines.video.scale import Box
-from pipelines.video.series import Series, runs
 
 FROZEN = 0.5
 """The picture stands still while no block of the analysis picture differs by more than this from the frame before, in levels of 255:

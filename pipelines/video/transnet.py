@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.video.series import Series
-from pipelines.video.shots import THRESHOLD, Boundary, Found, join_short
+from pipelines.video.frame_features import Series
+from pipelines.video.shot_boundaries import THRESHOLD, Boundary, Found, join_short
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]

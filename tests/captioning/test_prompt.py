@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pytest
 
 from captioning.dialogue.conversation import CAMERA
-from captioning.prompt import DESCRIBES, FOLDER, MERGES, REWRITES, FromFile, Prompt, load_prompt
+from captioning.prompt import FOLDER, PromptField, Prompt, load_prompt
 from cluster.config import ConfigError, Settings, validate
 
 NAMES = ("levels", "dense", "structured")
@@ -27,7 +27,7 @@ GOOD = 'doc: d\nanswer: json\ncaptions: {dense: a paragraph}\nuser: "{{ kind }} 
 
 
 def test_every_packaged_prompt_loads_in_its_role() -> None:
-    roles = {**dict.fromkeys(NAMES, DESCRIBES), "merge": MERGES, "rewrite": REWRITES}
+    roles = {**dict.fromkeys(NAMES, "describe"), "merge": "merge", "rewrite": "rewrite"}
     assert {path.stem for path in FOLDER.glob("*.yaml")} - {"upsample"} == set(roles)
     for name, variables in roles.items():
         assert load_prompt(name, variables).doc
@@ -35,7 +35,7 @@ def test_every_packaged_prompt_loads_in_its_role() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_question_says_what_is_known_and_nothing_else(name: str) -> None:
-    prompt = load_prompt(name, DESCRIBES)
+    prompt = load_prompt(name, "describe")
     options = {
         "kind": ("video", "image"),
         "duration": (None, "4.2 seconds"),
@@ -60,9 +60,9 @@ def test_a_question_says_what_is_known_and_nothing_else(name: str) -> None:
 
 
 def test_levels_ask_for_three_lengths_and_the_dense_one_is_the_main_one() -> None:
-    prompt = load_prompt("levels", DESCRIBES)
+    prompt = load_prompt("levels", "describe")
     assert list(prompt.captions) == ["dense", "medium", "short"]
-    assert prompt.main == "dense"
+    assert prompt.main_kind == "dense"
     schema = prompt.answer_schema
     assert schema is not None
     assert (list(schema["properties"]), schema["required"], schema["additionalProperties"]) == (
@@ -73,18 +73,18 @@ def test_levels_ask_for_three_lengths_and_the_dense_one_is_the_main_one() -> Non
 
 
 def test_a_structured_answer_has_its_aspects_before_the_caption_made_of_them() -> None:
-    schema = load_prompt("structured", DESCRIBES).answer_schema
+    schema = load_prompt("structured", "describe").answer_schema
     assert schema is not None
     assert schema["required"] == ["subject", "action", "setting", "camera", "style", "lighting", "dense"]
 
 
 def test_merging_asks_for_what_the_windows_were_asked_for() -> None:
-    merge = load_prompt("merge", MERGES)
+    merge = load_prompt("merge", "merge")
     parts = [
         {"span": f"from {i} to {i + 1} seconds", "captions": {"dense": f"part {i}"}, "fields": {}} for i in range(2)
     ]
     for name in NAMES:
-        asked = load_prompt(name, DESCRIBES)
+        asked = load_prompt(name, "describe")
         prompt = merge.after(asked)
         assert (prompt.answer, prompt.captions, prompt.fields) == (asked.answer, asked.captions, asked.fields)
         assert prompt.hash not in (merge.hash, asked.hash)
@@ -94,7 +94,7 @@ def test_merging_asks_for_what_the_windows_were_asked_for() -> None:
 
 
 def test_own_words_are_without_what_fills_the_blanks() -> None:
-    words = load_prompt("levels", DESCRIBES).own_words
+    words = load_prompt("levels", "describe").own_words
     assert "State facts." in words
     assert "one paragraph of 60 to 140 words" in words
     assert "{" not in words
@@ -104,13 +104,13 @@ def test_comments_and_doc_do_not_change_the_hash_and_words_do(tmp_path: Path) ->
     def hash_of(text: str) -> str:
         path = tmp_path / "mine.yaml"
         path.write_text(text)
-        return load_prompt(str(path), DESCRIBES).hash
+        return load_prompt(str(path), "describe").hash
 
     plain = hash_of(GOOD)
     assert hash_of("# a note\n" + GOOD.replace("doc: d", "doc: another")) == plain
     assert hash_of(GOOD.replace("a paragraph", "a long paragraph")) != plain
     assert hash_of(GOOD + "max_tokens: 99\n") != plain
-    assert load_prompt(str(tmp_path / "mine.yaml"), DESCRIBES).label.startswith("mine@")
+    assert load_prompt(str(tmp_path / "mine.yaml"), "describe").label.startswith("mine@")
 
 
 FAULTS = [
@@ -142,20 +142,20 @@ def test_faults_of_a_file_are_named_with_line_and_key(tmp_path: Path, text: str,
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        load_prompt(str(path), DESCRIBES)
+        load_prompt(str(path), "describe")
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
 
 def test_a_prompt_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown prompt 'level'; did you mean 'levels'"):
-        load_prompt("level", DESCRIBES)
+        load_prompt("level", "describe")
     with pytest.raises(ConfigError, match="no such file"):
-        load_prompt(str(tmp_path / "none.yaml"), DESCRIBES)
+        load_prompt(str(tmp_path / "none.yaml"), "describe")
 
 
 class Chooser(Settings):
-    prompt: Annotated[Prompt, FromFile("describes")] = load_prompt("levels", DESCRIBES)
+    prompt: Annotated[Prompt, PromptField("describe")] = load_prompt("levels", "describe")
 
 
 def test_settings_hold_the_words_and_are_written_as_the_name(tmp_path: Path) -> None:
@@ -173,4 +173,4 @@ def test_a_prompt_cannot_reach_into_python(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD.replace("{{ kind }}", "{{ kind.__class__.__mro__ }}"))
     with pytest.raises(Exception, match="unsafe"):
-        load_prompt(str(path), DESCRIBES).render(VALUES)
+        load_prompt(str(path), "describe").render(VALUES)

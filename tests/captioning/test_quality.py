@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from captioning import quality
 from captioning.dialogue.conversation import CAMERA
-from captioning.prompt import DESCRIBES, REWRITES, Prompt, load_prompt
+from captioning.prompt import Prompt, load_prompt
 
-PROMPTS = [load_prompt(name, DESCRIBES) for name in ("levels", "dense", "structured")] + [
-    load_prompt("rewrite", REWRITES)
+PROMPTS = [load_prompt(name, "describe") for name in ("levels", "dense", "structured")] + [
+    load_prompt("rewrite", "rewrite")
 ]
 OWN_WORDS = "\n\n".join(prompt.own_words for prompt in PROMPTS)
 
@@ -298,9 +298,9 @@ def test_which_are_duplicates_does_not_depend_on_the_order(
 def test_reasons_are_grouped_by_class(caption: str, kind: str) -> None:
     found = fault(caption)
     assert found is not None
-    assert quality.in_brief(found) == kind
+    assert quality.fault_classes(found) == kind
     assert (
-        quality.in_brief(f"{found}{quality.AGAIN}truncated answer: at 9 tokens (window 2)")
+        quality.fault_classes(f"{found}{quality.AGAIN}truncated answer: at 9 tokens (window 2)")
         == f"{kind}, then truncated answer"
     )
 
@@ -310,4 +310,4 @@ def test_reasons_are_grouped_by_class(caption: str, kind: str) -> None:
     ["", "OSError: a.mp4: cannot be decoded", "unanswered question: BadRequest: too long", "no shot of at least 1 s"],
 )
 def test_other_reasons_stay_whole(reason: str) -> None:
-    assert quality.in_brief(reason) == reason
+    assert quality.fault_classes(reason) == reason

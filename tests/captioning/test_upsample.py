@@ -79,7 +79,7 @@ def test_an_engine_is_shown_captions_like_the_prompt_and_no_pictures() -> None:
     settings, asked = scripted(GOOD)
     assert upsample(Request("a heron", 4.0), CAPTIONS, settings) == GOOD
     (question,) = asked
-    assert not question.pictures
+    assert not question.images
     assert question.text.count("- A heron wades") == 3
     assert "takes 4 seconds" in question.system
     assert question.temperature == 0

@@ -16,7 +16,7 @@ from training.autoencoders.linear import Linear
 from training.data.buckets import Bucket
 from training.data.shard_writer import LatentRow, write_shard
 from training.data.shards import OTHER_CAPTION, DatasetInfo, ShardInfo, read_index, write_manifest
-from training.data.text_tables import write_texts
+from training.data.text_tables import write_text_table
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -100,7 +100,7 @@ def write_dataset(folder: Path, counts: Sequence[tuple[int, int, int, int]], n_v
             )
         tables.append(index_table)
     embeddings = {text_key(caption, encoder.identity): encoder.encode([caption])[0] for caption in sorted(captions)}
-    write_texts(str(folder / "texts/part-0.parquet"), embeddings, encoder.identity)
+    write_text_table(str(folder / "texts/part-0.parquet"), embeddings, encoder.identity)
     info = DatasetInfo(
         tables_root="",
         autoencoder=settings.model_dump(mode="json"),

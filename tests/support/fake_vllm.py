@@ -17,9 +17,9 @@ import pyarrow as pa
 from PIL import Image
 
 from captioning.dialogue import journal
-from captioning.engines.vllm import ERROR
+from captioning.engines.vllm import ERROR_COLUMN
 from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
-from pipelines.steps.frames import FRAMES, FRAMES_S
+from pipelines.steps.frames import FRAMES, FRAME_TIMES_S
 from tests.support.toy_steps import log_call
 
 UID = re.compile(r"clip ([0-9a-f]{20})")
@@ -36,7 +36,7 @@ class Shown(Step):
         return ("number",)
 
     def writes(self) -> tuple[pa.Field, ...]:
-        return FRAMES, FRAMES_S, column("camera", pa.string(), ""), column("source_caption", pa.string(), "")
+        return FRAMES, FRAME_TIMES_S, column("camera", pa.string(), ""), column("source_caption", pa.string(), "")
 
     def open(self, context: Context) -> TableFunction:
         def show(row: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class Shown(Step):
             shown = whole[: len(whole) // 2] if row["number"] in self.damaged else whole
             return {
                 "frames": [shown] * self.pictures,
-                "frames_s": [float(i) for i in range(self.pictures)],
+                "frame_times_s": [float(i) for i in range(self.pictures)],
                 "camera": None,
                 "source_caption": None,
             }
@@ -96,11 +96,11 @@ def answered(row: dict[str, Any], manner: Manner) -> dict[str, Any]:
         "metrics": None,
         "logprobs": None,
         "prompt_logprobs": None,
-        ERROR: "",
+        ERROR_COLUMN: "",
     }
     output |= {"request_id": -1, "batch_uuid": "", "time_taken_llm": -1.0, "params": ""}
     if uid in manner.fails:
-        return output | {ERROR: f"ValueError: the prompt of clip {uid} is too long"}
+        return output | {ERROR_COLUMN: f"ValueError: the prompt of clip {uid} is too long"}
     text = said(uid, sampling, manner)
     tokens = list(range(20))
     return output | {

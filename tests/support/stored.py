@@ -14,7 +14,7 @@ from training.autoencoders.linear import Linear
 from training.data.buckets import Bucket
 from training.data.shard_writer import LatentRow, write_shard
 from training.data.shards import DatasetInfo, ShardInfo, read_index, write_manifest
-from training.data.text_tables import write_texts
+from training.data.text_tables import write_text_table
 
 SETTINGS = Linear()
 AUTOENCODER = SETTINGS.open()
@@ -39,7 +39,7 @@ def latent_row(bucket: Bucket, number: int, uid: str | None = None) -> LatentRow
     return LatentRow(
         uid=uid or f"{bucket.name}-{number:04d}",
         latent=AUTOENCODER.encode(pixels)[0].to(torch.bfloat16),
-        tail_latent=tail,
+        last_frame_latent=tail,
         source=f"videos/{number}.mp4",
         start_pts=1000 * number,
         end_pts=1000 * number + 512,
@@ -96,7 +96,7 @@ def write_dataset(root: Path, counts: Mapping[Bucket, int], info: DatasetInfo | 
     embeddings = {
         text_key(caption, ENCODER.identity): ENCODER.encode([caption])[0] for caption in (NULL_CAPTION, *CAPTIONS)
     }
-    write_texts(str(root / "texts/part-0.parquet"), embeddings, ENCODER.identity)
+    write_text_table(str(root / "texts/part-0.parquet"), embeddings, ENCODER.identity)
     manifest_uri = str(root / "manifest-0/_manifest.parquet")
     write_manifest(manifest_uri, pa.Table.from_pylist(rows), info or dataset_info())
     return manifest_uri

@@ -16,7 +16,7 @@ from pydantic import Field
 from captioning.engine import Answer, Captioner, CaptionerSettings, EngineError, Question
 from cluster.resources import Resources
 from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
-from pipelines.steps.frames import FRAMES, FRAMES_S
+from pipelines.steps.frames import FRAMES, FRAME_TIMES_S
 from tests.support.toy_steps import log_call
 
 COST_USD = 0.25
@@ -47,7 +47,7 @@ class CountingCaptioner(Captioner):
         self._settings = settings
         self._spent_usd = 0.0
 
-    def spent_before(self, usd: float) -> None:
+    def restore_spent_usd(self, usd: float) -> None:
         self._spent_usd = usd
 
     def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
@@ -67,7 +67,7 @@ class CountingCaptioner(Captioner):
 
     def _text(self, question: Question) -> str:
         names = list((question.json_schema or {"properties": {}})["properties"])
-        shown = question.pictures[0].decode(errors="replace") if question.pictures else question.text
+        shown = question.images[0].decode(errors="replace") if question.images else question.text
         found = re.search(r"clip ([0-9a-f]{20})", shown)
         caption = (
             f"caption of clip {found[1] if found else question.uid}, in which {self._settings.says} lies on the sea"
@@ -86,7 +86,7 @@ class Look(Step):
         return ("number",)
 
     def writes(self) -> tuple[pa.Field, ...]:
-        return FRAMES, FRAMES_S, column("camera", pa.string(), ""), column("source_caption", pa.string(), "")
+        return FRAMES, FRAME_TIMES_S, column("camera", pa.string(), ""), column("source_caption", pa.string(), "")
 
     def open(self, context: Context) -> TableFunction:
         def look(row: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Look(Step):
             hint = f"hint of clip {row['uid']}" if row["number"] == 0 else None
             return {
                 "frames": pictures,
-                "frames_s": [float(i) for i in range(self.pictures)],
+                "frame_times_s": [float(i) for i in range(self.pictures)],
                 "camera": "pan",
                 "source_caption": hint,
             }

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
+from training.checkpoints.checkpoint import newest_checkpoint
+from training.checkpoints.reader import load_checkpoint
 from training.checkpoints.writer import save_checkpoint
 from training.ema import Ema
 from training.engine import Engine, NonFiniteGradientError, open_engine
@@ -51,7 +52,7 @@ def opened(options: dict[str, Any], seed: int = 0) -> tuple[TrainSettings, Engin
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         engine = open_engine(Network(), settings, CPU)
-    return settings, engine, Ema(engine.shards(), 0.99)
+    return settings, engine, Ema(engine.weight_shards(), 0.99)
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -95,12 +96,12 @@ def run(
             error = str(raised)
             break
         if norms[-1] <= max_norm:
-            ema.update(engine.shards(), step)
-        losses += engine.sum([total])
+            ema.update(engine.weight_shards(), step)
+        losses += engine.all_sum([total])
         if step + 1 in save_at:
             save_checkpoint(out, step + 1, engine, ema, settings, {"losses": state["losses"] + losses})
     weights = engine.full_parameters()
-    with engine.swapped(ema.averages):
+    with engine.swapped_weights(ema.averages):
         averaged = engine.full_parameters()
     return {
         "losses": state["losses"] + losses,

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config import validate
-from training.conditioning import DEFAULT_RATES, ConditioningRates, Given, given_of
+from training.conditioning import DEFAULT_RATES, ConditioningRates, ConditioningMask, mask_of_kind
 
 KINDS = sorted(DEFAULT_RATES)
 
 
 @given(kind=st.sampled_from(KINDS), n_frames=st.integers(1, 40), seed=st.integers(0, 2**31))
 def test_what_is_given_is_what_its_name_says(kind: str, n_frames: int, seed: int) -> None:
-    given = given_of(kind, n_frames, random.Random(seed).random)
+    given = mask_of_kind(kind, n_frames, random.Random(seed).random)
     assert len(given.frames) == n_frames
     assert not all(given.frames), "something is left to generate"
     places = [place for place, is_given in enumerate(given.frames) if is_given]
@@ -45,7 +45,7 @@ def test_what_is_given_is_what_its_name_says(kind: str, n_frames: int, seed: int
 def test_every_length_and_place_occurs(kind: str, n_runs: int) -> None:
     """Of 5 frames: 1 to 4 at an end, or 1 to 3 inside at any place."""
     chance = random.Random(0)
-    seen = Counter(given_of(kind, 5, chance.random) for _ in range(4000))
+    seen = Counter(mask_of_kind(kind, 5, chance.random) for _ in range(4000))
     assert len(seen) == n_runs
     assert min(seen.values()) > 300
 
@@ -55,15 +55,15 @@ def test_rates_hold_over_many_draws() -> None:
     chance = random.Random(0)
     seen = Counter(rates.draw(chance.random(), chance.random, 9) for _ in range(20000))
     nothing, first = (False,) * 9, (True, *(False,) * 8)
-    assert seen[Given(nothing)] / 20000 == pytest.approx(0.4, abs=0.015)
-    assert seen[Given(nothing, tail=True)] / 20000 == pytest.approx(0.1, abs=0.01)
-    assert seen[Given(first, tail=True)] / 20000 == pytest.approx(0.1, abs=0.01)
-    assert seen[Given(first)] / 20000 == pytest.approx(0.1 + 0.1 / 8, abs=0.01)
+    assert seen[ConditioningMask(nothing)] / 20000 == pytest.approx(0.4, abs=0.015)
+    assert seen[ConditioningMask(nothing, tail=True)] / 20000 == pytest.approx(0.1, abs=0.01)
+    assert seen[ConditioningMask(first, tail=True)] / 20000 == pytest.approx(0.1, abs=0.01)
+    assert seen[ConditioningMask(first)] / 20000 == pytest.approx(0.1 + 0.1 / 8, abs=0.01)
 
 
 def test_an_image_is_never_given() -> None:
     chance = random.Random(0)
-    rates = ConditioningRates(first=0.3, last=0.2, both=0.2, prefix=0.3, given_noise=0.1)
+    rates = ConditioningRates(first=0.3, last=0.2, both=0.2, prefix=0.3, conditioning_noise=0.1)
     assert {rates.draw(chance.random(), chance.random, 1) for _ in range(50)} == {
         rates.draw(chance.random(), chance.random, 1)
     }
@@ -76,7 +76,7 @@ def test_given_frames_are_clean_or_have_a_noise_level_of_their_own() -> None:
         0.0
     }
     noisy = [
-        ConditioningRates(first=0.5, last=0.5, given_noise=0.3).draw(chance.random(), chance.random, 3).time
+        ConditioningRates(first=0.5, last=0.5, conditioning_noise=0.3).draw(chance.random(), chance.random, 3).time
         for _ in range(2000)
     ]
     assert min(noisy) > 0

@@ -9,17 +9,18 @@ import pytest
 import torch
 
 from tests.support.ranks import run_ranks
-from training.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
+from training.checkpoints.checkpoint import newest_checkpoint
+from training.checkpoints.reader import load_checkpoint
 from training.checkpoints.writer import save_checkpoint
 from training.conditioning import ConditioningRates
 from training.data.loader import Batch
 from training.ema import Ema
 from training.engine import open_engine, parameter_groups
-from training.framing import uncut
+from training.framing import full_framing
 from training.models.dit import DiT
 from training.objectives.flow_matching import FlowMatching
 from training.settings import TrainSettings
-from training.step import Task, key, losses, prepare, quantiles
+from training.step import StepConfig, key, losses, make_noisy_batch, stratified_quantiles
 
 N_SAMPLES = 8
 CPU = torch.device("cpu")
@@ -36,8 +37,8 @@ def train(
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape))
     engine = open_engine(model, settings, CPU)
-    ema = Ema(engine.shards(), settings.ema_decay)
-    task = Task(settings.model, FlowMatching(), ConditioningRates(), 0.1, torch.ones(1, 8), 4, seed=0)
+    ema = Ema(engine.weight_shards(), settings.ema_decay)
+    task = StepConfig(settings.model, FlowMatching(), ConditioningRates(), 0.1, torch.ones(1, 8), 4, seed=0)
     chance = torch.Generator().manual_seed(5)
     latents = torch.randn(N_SAMPLES, 4, 3, 4, 6, generator=chance)
     texts = [torch.randn(1 + index % 3, 8, generator=chance) for index in range(N_SAMPLES)]
@@ -49,41 +50,41 @@ def train(
     for step in range(3 if go_on_from else 0, steps):
         mine = list(range(engine.rank, N_SAMPLES, engine.world_size))
         total = 0.0
-        quantile_of = quantiles(task.seed, [key(step, str(index)) for index in range(N_SAMPLES)])
+        quantile_of = stratified_quantiles(task.seed, [key(step, str(index)) for index in range(N_SAMPLES)])
         # Not as many on each rank: a plan gives them equal work, not equal numbers.
         cut = len(mine) // 2 + engine.rank
         for part, last in ((mine[:cut], False), (mine[cut:], True)):
             batch = Batch(
                 latents=[latents[i] for i in part],
-                tails=[latents[i][:, -1:].neg() for i in part],
+                last_frame_latents=[latents[i][:, -1:].neg() for i in part],
                 texts=[texts[i] for i in part],
                 uids=[str(i) for i in part],
                 weights=torch.ones(len(part)),
                 fps=torch.full((len(part),), 8.0),
                 sizes=[(48, 32)] * len(part),
-                framings=[uncut(48, 32, 200.0)] * len(part),
+                framings=[full_framing(48, 32, 200.0)] * len(part),
                 buckets=[""] * len(part),
-                passes=[step] * len(part),
+                times_seen=[step] * len(part),
                 epoch=step,
             )
-            inputs = prepare(task, batch, quantile_of, CPU)
+            inputs = make_noisy_batch(task, batch, quantile_of, CPU)
             loss = losses(engine.forward, inputs).sum() / N_SAMPLES
             engine.backward(loss, last)
             total += loss.item()
         norms.append(engine.step(1e-3))
-        ema.update(engine.shards(), step)
-        seen.append(engine.sum([total])[0])
+        ema.update(engine.weight_shards(), step)
+        seen.append(engine.all_sum([total])[0])
         if save_to and step == 2:
             save_checkpoint(save_to, 3, engine, ema, settings)
-    weights = engine.full_parameters(everywhere=True)
-    with engine.swapped(ema.averages):
+    weights = engine.full_parameters(on_all_ranks=True)
+    with engine.swapped_weights(ema.averages):
         averaged = engine.full_parameters()
-    untouched = engine.full_parameters(everywhere=True)
+    untouched = engine.full_parameters(on_all_ranks=True)
     assert all(weights[name].equal(untouched[name]) for name in weights)
     kept = engine.full_parameters()
     assert kept.keys() == averaged.keys() == (weights.keys() if engine.rank == 0 else set()), "one copy, not one a rank"
     assert all(weights[name].equal(kept[name]) for name in kept)
-    gathered = engine.gather([f"rank {engine.rank}"])
+    gathered = engine.all_gather([f"rank {engine.rank}"])
     return {"losses": seen, "norms": norms, "weights": weights, "averaged": averaged, "gathered": gathered}
 
 

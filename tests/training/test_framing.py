@@ -6,25 +6,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.framing import Framing, cut_out, uncut
+from training.framing import Framing, crop_framing, full_framing
 
 
 def test_a_box_is_shares_of_its_source() -> None:
     """A square out of the middle of a wide picture, a strip at its bottom right, and that mirrored."""
-    assert cut_out((420, 0, 1500, 1080), 1920, 1080) == Framing(420 / 1920, 0.0, 1920, 1080)
-    assert cut_out((1000, 540, 1920, 1080), 1920, 1080) == Framing(1000 / 1920, 0.5, 1920, 1080)
-    assert cut_out((1000, 540, 1920, 1080), 1920, 1080, mirrored=True) == Framing(0.0, 0.5, 1920, 1080)
+    assert crop_framing((420, 0, 1500, 1080), 1920, 1080) == Framing(420 / 1920, 0.0, 1920, 1080)
+    assert crop_framing((1000, 540, 1920, 1080), 1920, 1080) == Framing(1000 / 1920, 0.5, 1920, 1080)
+    assert crop_framing((1000, 540, 1920, 1080), 1920, 1080, mirrored=True) == Framing(0.0, 0.5, 1920, 1080)
 
 
 @pytest.mark.parametrize("box", [(-1, 0, 10, 10), (0, 0, 21, 10), (5, 5, 5, 10), (0, 0, 20, 11)])
 def test_a_box_outside_of_its_source_is_refused(box: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="is not inside its source of 20x10 pixels"):
-        cut_out(box, 20, 10)
+        crop_framing(box, 20, 10)
 
 
 @given(width=st.integers(16, 4096), height=st.integers(16, 4096), side=st.floats(1, 8192))
 def test_an_uncut_source_has_the_picture_s_aspect_and_is_no_smaller(width: int, height: int, side: float) -> None:
-    framing = uncut(width, height, side)
+    framing = full_framing(width, height, side)
     assert (framing.left, framing.top) == (0, 0)
     assert framing.source_width >= width
     assert framing.source_height >= height

@@ -16,8 +16,9 @@ import pytest
 from tests.support.drawn import write_dataset
 from tests.support.paths import ROOT
 from training import run
-from training.checkpoints.checkpoint import newest_checkpoint, whole_checkpoints
-from training.checkpoints.export import read_card, read_export
+from training.checkpoints.checkpoint import newest_checkpoint, complete_checkpoints
+from training.checkpoints.export import read_export
+from training.checkpoints.model_card import read_card
 from training.checkpoints.files import Index
 from training.data.plan import PlanSettings
 from training.engine import TorchEngine
@@ -204,7 +205,7 @@ def test_killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before(
     folder = wait_for_step(tmp_path, 11, process)
     process.kill()
     process.communicate()
-    assert [one.step for one in whole_checkpoints(folder)] == [4]
+    assert [one.step for one in complete_checkpoints(folder)] == [4]
     assert list((Path(folder) / "checkpoints" / "step-00000008").iterdir())
     resumed = train(manifest, tmp_path)
     assert resumed.losses == undisturbed.losses
@@ -243,7 +244,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(
     ):
         train(manifest, tmp_path)
     (folder,) = tmp_path.glob("run-*")
-    assert [one.step for one in whole_checkpoints(str(folder))] == [4]
+    assert [one.step for one in complete_checkpoints(str(folder))] == [4]
 
 
 @pytest.mark.slow
@@ -277,7 +278,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sample(
     assert poisoned[0] in str(caught.value)
     (folder,) = tmp_path.glob("run-*")
     assert [record["step"] for record in read_metrics(str(folder))] == [1, 2, 3, 4, 5]
-    assert [one.step for one in whole_checkpoints(str(folder))] == [4]
+    assert [one.step for one in complete_checkpoints(str(folder))] == [4]
 
 
 def test_micro_batches_and_their_number_do_not_change_the_loss(
@@ -291,14 +292,14 @@ def test_slots_of_several_buckets_a_step_resume_bit_for_bit_and_dealing_by_times
     manifest: str, tmp_path: Path
 ) -> None:
     """Stopped after step 7 of 20, inside an epoch; the weight makes passes of images differ from epochs."""
-    plan = PlanSettings(tokens_per_step=300, max_tokens_per_micro=60, policy="slot", weights={"*x1": 1.5})
+    plan = PlanSettings(tokens_per_step=300, max_tokens_per_micro=60, policy="bucketed", weights={"*x1": 1.5})
     whole = train(manifest, tmp_path / "whole", steps=20, batch=plan)
     stopped = train(manifest, tmp_path / "stopped", steps=7, batch=plan)
     resumed = train(manifest, tmp_path / "stopped", steps=20, batch=plan)
     assert stopped.losses == whole.losses[:7]
     assert resumed.losses == whole.losses
     assert read_card(resumed.export_uri).weights == read_card(whole.export_uri).weights
-    timed = train(manifest, tmp_path / "timed", steps=20, batch=plan.model_copy(update={"refit": True}))
+    timed = train(manifest, tmp_path / "timed", steps=20, batch=plan.model_copy(update={"measured_costs": True}))
     assert timed.losses == pytest.approx(whole.losses, abs=1e-4)
 
 

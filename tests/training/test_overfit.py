@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.assembly import untrained
+from training.assembly import open_untrained_engine
 from training.conditioning import ConditioningRates
 from training.data.loader import Batch
-from training.framing import uncut
+from training.framing import full_framing
 from training.models.dit import DiT
 from training.objectives.flow_matching import FlowMatching
 from training.settings import TrainSettings
-from training.step import Task, key, losses, prepare, quantiles
+from training.step import StepConfig, key, losses, make_noisy_batch, stratified_quantiles
 
 N_CLIPS, CHANNELS, TEXT_DIM, STEPS = 8, 4, 8, 400
 
@@ -36,8 +36,8 @@ def test_eight_clips_are_learnt_to_under_a_tenth_of_the_loss() -> None:
     settings = TrainSettings(
         model=DiT(preset="nano"), lr=2e-3, warmup_steps=50, decay_steps=STEPS // 2, steps=STEPS, weight_decay=0.0
     )
-    engine = untrained(settings, CHANNELS, TEXT_DIM, seed=0, device=torch.device("cpu"))
-    task = Task(
+    engine = open_untrained_engine(settings, CHANNELS, TEXT_DIM, seed=0, device=torch.device("cpu"))
+    task = StepConfig(
         settings.model,
         FlowMatching(),
         ConditioningRates(none=1.0),
@@ -55,18 +55,18 @@ def test_eight_clips_are_learnt_to_under_a_tenth_of_the_loss() -> None:
     for step in range(STEPS):
         batch = Batch(
             latents=clips,
-            tails=[None] * N_CLIPS,
+            last_frame_latents=[None] * N_CLIPS,
             texts=texts,
             uids=names,
             weights=torch.ones(N_CLIPS),
             fps=torch.full((N_CLIPS,), 8.0),
             sizes=[(32, 32)] * N_CLIPS,
-            framings=[uncut(32, 32, 32.0)] * N_CLIPS,
+            framings=[full_framing(32, 32, 32.0)] * N_CLIPS,
             buckets=["32x32x9"] * N_CLIPS,
-            passes=[step] * N_CLIPS,
+            times_seen=[step] * N_CLIPS,
             epoch=step,
         )
-        inputs = prepare(task, batch, quantiles(task.seed, [key(step, name) for name in names]), engine.device)
+        inputs = make_noisy_batch(task, batch, stratified_quantiles(task.seed, [key(step, name) for name in names]), engine.device)
         loss = losses(engine.forward, inputs).mean()
         engine.backward(loss, last=True)
         engine.step(settings.lr_at(step))

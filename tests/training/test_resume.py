@@ -10,7 +10,8 @@ import torch
 
 from tests.support.drawn import write_dataset
 from tests.support.ranks import run_ranks
-from training.checkpoints.export import read_card, read_export
+from training.checkpoints.export import read_export
+from training.checkpoints.model_card import read_card
 from training.data.plan import PlanSettings
 from training.loop import train_loop
 from training.models.dit import DiT

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.storage import digest
-from training.rng import numbers_of, uniforms
+from training.rng import uid_hashes, keyed_uniforms
 
 UIDS = [f"clip-{number}" for number in range(20_000)]
 MASK = 2**64 - 1
@@ -23,23 +23,23 @@ def mixed(z: int) -> int:
 @given(st.lists(st.integers(0, MASK), max_size=20), st.integers(0, MASK), st.text(max_size=4))
 def test_numbers_are_splitmix64(numbers: list[int], seed: int, purpose: str) -> None:
     keys = int(digest(str(seed), purpose, size_bytes=8), 16)
-    assert uniforms(np.array(numbers, np.uint64), seed, purpose).tolist() == [
+    assert keyed_uniforms(np.array(numbers, np.uint64), seed, purpose).tolist() == [
         (mixed(number ^ keys) >> 11) / 2**53 for number in numbers
     ]
 
 
 def test_numbers_stay_what_they_are() -> None:
     """Runs go on with other versions of everything: numbers that changed would train other things."""
-    assert numbers_of(["clip", "ü"]).tolist() == [0xD333F7DB0F478AE0, 0x372F39C1F59DF155]
-    assert uniforms(numbers_of(["clip", "ü"]), 0, 1, "given").tolist() == [0.7506207982572237, 0.14414928950539663]
+    assert uid_hashes(["clip", "ü"]).tolist() == [0xD333F7DB0F478AE0, 0x372F39C1F59DF155]
+    assert keyed_uniforms(uid_hashes(["clip", "ü"]), 0, 1, "given").tolist() == [0.7506207982572237, 0.14414928950539663]
 
 
 def test_they_are_uniform_and_apart() -> None:
     """Kolmogorov's distance and correlations of 20,000 samples between passes, seeds and purposes, at four to five standard deviations."""
-    numbers = numbers_of(UIDS)
+    numbers = uid_hashes(UIDS)
     drawn = np.array(
         [
-            uniforms(numbers, *keys)
+            keyed_uniforms(numbers, *keys)
             for keys in ((0, 0, "given"), (0, 1, "given"), (1, 0, "given"), (0, 0, "other"), (0, "0given"))
         ]
     )

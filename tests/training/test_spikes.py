@@ -7,11 +7,11 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.spikes import MIN_NORMS, WINDOW, NormGuard
+from training.spikes import MIN_NORMS, WINDOW, SpikeDetector
 
 
-def fed(factor: float | None, norms: list[float]) -> NormGuard:
-    guard = NormGuard(factor)
+def fed(factor: float | None, norms: list[float]) -> SpikeDetector:
+    guard = SpikeDetector(factor)
     for norm in norms:
         guard.add(norm)
     return guard
@@ -36,7 +36,7 @@ def test_spikes_do_not_move_the_bound_but_a_new_level_does() -> None:
 @given(norms=st.lists(st.floats(0, 1e6), max_size=2 * WINDOW), split=st.integers(0, 2 * WINDOW))
 def test_it_goes_on_from_its_state(norms: list[float], split: int) -> None:
     whole = fed(3, norms)
-    resumed = NormGuard(3, fed(3, norms[:split]).norms)
+    resumed = SpikeDetector(3, fed(3, norms[:split]).norms)
     for norm in norms[split:]:
         resumed.add(norm)
     assert resumed.norms == whole.norms

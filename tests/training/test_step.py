@@ -20,10 +20,10 @@ from training.models.dit import DiT
 from training.network import Condition
 from training.objectives.flow_matching import FlowMatching
 from training.rng import generator
-from training.step import Inputs, Task, draw, key, latent_seconds, losses, prepare, quantiles
+from training.step import NoisyBatch, StepConfig, draw, key, latent_seconds, losses, make_noisy_batch, stratified_quantiles
 
 CPU = torch.device("cpu")
-TASK = Task(
+TASK = StepConfig(
     model=DiT(depth=1, dim=32, heads=2),
     objective=FlowMatching(),
     conditioning=ConditioningRates(none=0.5, first=0.5),
@@ -51,17 +51,17 @@ def stored(indices: list[int], epoch: int = 0) -> Batch:
         uids=[UIDS[i] for i in indices],
         weights=torch.ones(len(indices)),
         fps=torch.full((len(indices),), 8.0),
-        tails=[TAILS[i] for i in indices],
+        last_frame_latents=[TAILS[i] for i in indices],
         sizes=[(latents[i].shape[3] * 8, latents[i].shape[2] * 8) for i in indices],
         framings=[FRAMINGS[i % 2] for i in indices],
         buckets=[""] * len(indices),
-        passes=[epoch] * len(indices),
+        times_seen=[epoch] * len(indices),
         epoch=epoch,
     )
 
 
-def batch(indices: list[int], epoch: int = 0, task: Task = TASK) -> Inputs:
-    return prepare(task, stored(indices, epoch), quantiles(task.seed, [key(epoch, uid) for uid in UIDS]), CPU)
+def batch(indices: list[int], epoch: int = 0, task: StepConfig = TASK) -> NoisyBatch:
+    return make_noisy_batch(task, stored(indices, epoch), stratified_quantiles(task.seed, [key(epoch, uid) for uid in UIDS]), CPU)
 
 
 def test_a_sample_sees_the_same_noise_in_any_batch() -> None:
@@ -76,22 +76,22 @@ def test_a_sample_sees_the_same_noise_in_any_batch() -> None:
 @given(n=st.integers(1, 60), seed=st.integers(0, 2**31), data=st.data())
 def test_quantiles_hold_one_sample_a_stratum_in_whatever_order(n: int, seed: int, data: st.DataObject) -> None:
     keys = [key(0, f"sample {index}") for index in range(n)]
-    found = quantiles(seed, keys)
+    found = stratified_quantiles(seed, keys)
     assert sorted(int(value * n) for value in found.values()) == list(range(n))
     assert all(0 < value < 1 for value in found.values())
-    assert quantiles(seed, [*data.draw(st.permutations(keys)), keys[0]]) == found
+    assert stratified_quantiles(seed, [*data.draw(st.permutations(keys)), keys[0]]) == found
 
 
 def test_a_sample_s_quantile_is_uniform_over_epochs() -> None:
     """Kolmogorov and Smirnov's distance of 4,000 of them; 1.63 / sqrt(n) is exceeded once in a hundred."""
-    drawn = sorted(quantiles(3, [key(epoch, uid) for uid in UIDS])[key(epoch, "clip-4")] for epoch in range(4000))
+    drawn = sorted(stratified_quantiles(3, [key(epoch, uid) for uid in UIDS])[key(epoch, "clip-4")] for epoch in range(4000))
     distance = max(max(abs(value - (place + 1) / 4000), abs(value - place / 4000)) for place, value in enumerate(drawn))
     assert distance < 1.63 / 4000**0.5
 
 
 def test_a_step_s_mean_varies_far_less_than_by_independent_times() -> None:
     """Of t^2 over 16 samples, the loss of a model that knows nothing of v as t goes to 1: 250 times less, of the 256 that is the limit."""
-    means = [statistics.fmean(q**2 for q in quantiles(seed, map(str, range(16))).values()) for seed in range(500)]
+    means = [statistics.fmean(q**2 for q in stratified_quantiles(seed, map(str, range(16))).values()) for seed in range(500)]
     independent = 4 / 45 / 16
     assert statistics.variance(means) < independent / 100
     assert statistics.fmean(means) == pytest.approx(1 / 3, abs=5e-3)
@@ -116,7 +116,7 @@ def test_the_global_random_state_is_left_alone() -> None:
 def test_generators_are_the_same_on_every_machine() -> None:
     """A golden value: it changes only when every run's noise would, which breaks resuming them."""
     assert torch.rand(2, generator=generator(0, 1, "clip")).tolist() == [0.38539034128189087, 0.7468018531799316]
-    assert quantiles(0, ["0/a", "0/b", "1/a"]) == {
+    assert stratified_quantiles(0, ["0/a", "0/b", "1/a"]) == {
         "0/b": 0.12234898039605469,
         "1/a": 0.5954692204250023,
         "0/a": 0.9039448992116377,
@@ -136,7 +136,7 @@ def test_given_frames_are_clean_and_known_as_given() -> None:
     for noisy, clean, given_T, time_T, time in zip(
         inputs.noisy,
         stored([0, 2, 4]).latents,
-        inputs.condition.given,
+        inputs.condition.conditioning_masks,
         inputs.condition.times,
         inputs.times,
         strict=True,
@@ -148,7 +148,7 @@ def test_given_frames_are_clean_and_known_as_given() -> None:
 
 
 def test_given_frames_may_be_noisy_and_are_then_said_to_be() -> None:
-    task = replace(TASK, conditioning=ConditioningRates(first=1.0, given_noise=0.2))
+    task = replace(TASK, conditioning=ConditioningRates(first=1.0, conditioning_noise=0.2))
     inputs = batch([0, 2, 4], task=task)
     levels = [float(time_T[0]) for time_T in inputs.condition.times]
     assert len(set(levels)) == 3
@@ -168,14 +168,14 @@ def test_the_last_picture_is_given_by_itself_and_the_last_latent_frame_is_genera
         clean, noisy, time = stored([index]).latents[0], inputs.noisy[place], inputs.times[place]
         assert noisy.shape == (3, 4, 4, 4)
         assert noisy[:, 3:].equal(TAILS[index])
-        assert inputs.condition.given[place].tolist() == [first, 0, 0, 1]
+        assert inputs.condition.conditioning_masks[place].tolist() == [first, 0, 0, 1]
         assert inputs.condition.times[place].tolist() == pytest.approx([0.0 if first else time, time, time, 0.0])
         # Of 9 pixel frames at 8 a second, the last is at 1 s, and the last latent frame's mean at 6.5 / 8 s.
         torch.testing.assert_close(inputs.condition.seconds[place], torch.tensor([0.0, 2.5 / 8, 6.5 / 8, 1.0]))
         assert noisy[:, 0].equal(clean[:, 0]) == bool(first)
         assert not noisy[:, 2].equal(clean[:, 2])
     assert inputs.noisy[2].shape == (3, 1, 6, 4), "an image has no other picture"
-    assert inputs.condition.given[2].tolist() == [0]
+    assert inputs.condition.conditioning_masks[2].tolist() == [0]
 
 
 def test_the_tail_changes_nothing_of_what_is_generated() -> None:
@@ -191,7 +191,7 @@ def test_the_tail_changes_nothing_of_what_is_generated() -> None:
 
 
 def test_a_noisy_tail_has_noise_of_its_own_and_is_said_to_be_noisy() -> None:
-    task = replace(TASK, conditioning=ConditioningRates(both=1.0, given_noise=0.2))
+    task = replace(TASK, conditioning=ConditioningRates(both=1.0, conditioning_noise=0.2))
     inputs, noise = batch([0], task=task), draw(task, SHAPES[0], 0, UIDS[0]).noise_CTHW
     level = float(inputs.condition.times[0][3])
     assert 0 < level < 0.2
@@ -199,21 +199,21 @@ def test_a_noisy_tail_has_noise_of_its_own_and_is_said_to_be_noisy() -> None:
     torch.testing.assert_close(inputs.noisy[0][:, 3:], (1 - level) * TAILS[0] + level * noise[:, 3:])
     assert noise[:, :3].equal(
         draw(
-            replace(task, conditioning=ConditioningRates(first=1.0, given_noise=0.2)), SHAPES[0], 0, UIDS[0]
+            replace(task, conditioning=ConditioningRates(first=1.0, conditioning_noise=0.2)), SHAPES[0], 0, UIDS[0]
         ).noise_CTHW
     )
 
 
 def test_a_video_without_a_tail_latent_is_refused_before_one_is_wanted() -> None:
     """At the first sample, and not at the first that chance gives its last picture."""
-    older = replace(stored([0]), tails=[None])
-    prepare(TASK, older, {key(0, UIDS[0]): 0.5}, CPU)
+    older = replace(stored([0]), last_frame_latents=[None])
+    make_noisy_batch(TASK, older, {key(0, UIDS[0]): 0.5}, CPU)
     task = replace(TASK, conditioning=ConditioningRates(none=0.999999, last=0.000001))
     with pytest.raises(
         ValueError, match=r"clip-0 has no tail latent.*`last` and `both`.*encode its clips again, or set both to 0"
     ):
-        prepare(task, older, {key(0, UIDS[0]): 0.5}, CPU)
-    prepare(task, stored([1]), {key(0, UIDS[1]): 0.5}, CPU)
+        make_noisy_batch(task, older, {key(0, UIDS[0]): 0.5}, CPU)
+    make_noisy_batch(task, stored([1]), {key(0, UIDS[1]): 0.5}, CPU)
 
 
 def test_the_model_is_told_how_samples_were_cut_out() -> None:
@@ -248,7 +248,7 @@ def test_losses_are_the_mean_square_of_generated_frames() -> None:
         return [torch.zeros_like(one) for one in noisy]
 
     got = losses(predict, inputs)
-    for index, (target, given_T) in enumerate(zip(inputs.targets, inputs.condition.given, strict=True)):
+    for index, (target, given_T) in enumerate(zip(inputs.targets, inputs.condition.conditioning_masks, strict=True)):
         kept = [frame for frame in range(target.shape[1]) if given_T[frame] == 0]
         torch.testing.assert_close(got[index], torch.stack([target[:, frame] for frame in kept]).square().mean())
 
@@ -257,7 +257,7 @@ def test_a_perfect_prediction_costs_nothing_whatever_is_said_of_given_frames() -
     inputs = batch(list(range(12)))
     said = [
         torch.where(given_T[:, None, None] > 0, 1e6, target)
-        for target, given_T in zip(inputs.targets, inputs.condition.given, strict=True)
+        for target, given_T in zip(inputs.targets, inputs.condition.conditioning_masks, strict=True)
     ]
     assert losses(lambda noisy, condition: said, inputs).max() == 0
 

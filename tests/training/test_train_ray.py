@@ -14,8 +14,9 @@ import torch
 from tests.support.drawn import write_dataset
 from tests.support.ranks import run_ranks
 from training import run
-from training.checkpoints.checkpoint import newest_checkpoint, whole_checkpoints
-from training.checkpoints.export import read_card, read_export
+from training.checkpoints.checkpoint import newest_checkpoint, complete_checkpoints
+from training.checkpoints.export import read_export
+from training.checkpoints.model_card import read_card
 from training.checkpoints.run_folder import run_folder
 from training.data.plan import PlanSettings
 from training.data.shard_reader import ShardReader
@@ -85,7 +86,7 @@ def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypa
     assert [loss for _, loss in two.validation] == pytest.approx([loss for _, loss in alone.validation], abs=1e-4)
     assert [record["step"] for record in read_metrics(run_uri)] == list(range(1, SETTINGS.steps + 1))
     # The first try reached step 13 at least and left a checkpoint at 8, so the second began there or later.
-    assert whole_checkpoints(run_uri)[-1].workers == 2
+    assert complete_checkpoints(run_uri)[-1].workers == 2
     # The same two ranks that nobody killed, without Ray: the same bits at the end.
     undisturbed = str(tmp_path / "undisturbed")
     run_ranks(train_undisturbed, 2, manifest, undisturbed)

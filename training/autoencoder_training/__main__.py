@@ -11,8 +11,8 @@ from pathlib import Path
 from cluster.config import override, parse, parse_document, read_document
 from cluster.telemetry import configure_logging
 from training.autoencoder_training.loop import run_folder, train_autoencoder
-from training.autoencoder_training.settings import AutoencoderTraining
-from training.device import own_device
+from training.autoencoder_training.settings import AutoencoderTrainSettings
+from training.device import default_device
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     configure_logging()
     document = read_document(options.settings) if options.settings else parse_document("{}", "--set")
-    settings = parse(AutoencoderTraining, override(document, options.assignments))
+    settings = parse(AutoencoderTrainSettings, override(document, options.assignments))
     run_uri = run_folder(settings, options.data, options.out, options.seed)
-    done = train_autoencoder(settings, options.data, run_uri, options.seed, own_device(), 60 * options.minutes)
+    done = train_autoencoder(settings, options.data, run_uri, options.seed, default_device(), 60 * options.minutes)
     print(done.weights_uri)
     print(json.dumps(done.report))
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster import storage
-from training.autoencoder_training.settings import AutoencoderTraining, CropSettings
-from training.pixels import from_levels
+from training.autoencoder_training.settings import AutoencoderTrainSettings, CropSettings
+from training.pixels import from_uint8
 
 Pixels = NDArray[np.uint8]
 
@@ -112,13 +112,13 @@ class Batch:
 
     def pixels(self, device: torch.device) -> Tensor:
         """In [-1, 1], fp32."""
-        return from_levels(self.video_BCTHW.to(device, non_blocking=True))
+        return from_uint8(self.video_BCTHW.to(device, non_blocking=True))
 
 
 class Crops:
     """Which crops make up which step: a function of seed and step alone, whatever the number of workers."""
 
-    def __init__(self, clips: Clips, settings: AutoencoderTraining, seed: int) -> None:
+    def __init__(self, clips: Clips, settings: AutoencoderTrainSettings, seed: int) -> None:
         self._settings, self._seed = settings, seed
         self._fitting = [clips.that_fit(crop) for crop in settings.crops]
         shares = np.array([crop.share for crop in settings.crops])

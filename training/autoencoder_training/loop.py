@@ -17,18 +17,19 @@ from cluster import storage
 from cluster.telemetry import log
 from training.autoencoder_training.crops import Batch, Clips, Crops, fingerprint
 from training.autoencoder_training.losses import divergence, reconstruction_loss
-from training.autoencoder_training.settings import AutoencoderTraining
+from training.autoencoder_training.settings import AutoencoderTrainSettings
 from training.autoencoder_training.validation import Validation
 from training.autoencoders._causal_network import CHANNELS, PRESETS, CausalNetwork
 from training.autoencoders._causal_weights import Trained, new_network, read_trained, write_trained
 from training.autoencoders._linear_weights import SPACE_FACTOR, TIME_FACTOR
 from training.autoencoders.linear import Linear
-from training.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
-from training.checkpoints.run_folder import FREE_TO_CHANGE
+from training.checkpoints.checkpoint import newest_checkpoint
+from training.checkpoints.reader import load_checkpoint
+from training.checkpoints.run_folder import CHANGEABLE_ON_RESUME
 from training.checkpoints.writer import save_checkpoint
 from training.ema import Ema
 from training.engine import Engine, open_engine
-from training.muon import GuardedMuon
+from training.optimizers import SkippableMuon
 from training.rng import generator
 from training.stopping import Interrupted, NonFiniteLossError, stop_signals
 from training.tracking.metrics import Metrics, Record
@@ -51,14 +52,14 @@ class AutoencoderResult:
     """Steps, `val_psnr_db` and `val_ssim` of these weights, and `linear`, the same of the linear autoencoder on the same clips."""
 
 
-def run_folder(settings: AutoencoderTraining, data: Path, out_uri: str, seed: int) -> str:
+def run_folder(settings: AutoencoderTrainSettings, data: Path, out_uri: str, seed: int) -> str:
     """Folder of a run under `out_uri`, named by what shapes it, so that runs that differ never mix."""
-    free = {*FREE_TO_CHANGE, "loaders", "compile", "validation_clips"}
+    free = {*CHANGEABLE_ON_RESUME, "loaders", "compile", "validation_clips"}
     key = storage.digest(settings.model_dump_json(exclude=free), str(seed), fingerprint(data))
     return storage.join(storage.absolute(out_uri), f"autoencoder-{key[:12]}")
 
 
-def result(settings: AutoencoderTraining, run_uri: str) -> AutoencoderResult | None:
+def result(settings: AutoencoderTrainSettings, run_uri: str) -> AutoencoderResult | None:
     """What a run left behind if it is finished for these settings, else None."""
     uri = storage.join(run_uri, "export", REPORT)
     if not storage.exists(uri):
@@ -72,7 +73,7 @@ def result(settings: AutoencoderTraining, run_uri: str) -> AutoencoderResult | N
 
 
 def train_autoencoder(
-    settings: AutoencoderTraining, data: Path, run_uri: str, seed: int, device: torch.device, seconds: float = math.inf
+    settings: AutoencoderTrainSettings, data: Path, run_uri: str, seed: int, device: torch.device, seconds: float = math.inf
 ) -> AutoencoderResult:
     """Train to `settings.steps`, or for about so many seconds, from the newest checkpoint of the run; every rank calls it.
 
@@ -85,8 +86,8 @@ def train_autoencoder(
         network.encoder.compile()
         network.decoder.compile()
     shared = settings.optimisation()
-    engine = open_engine(network, shared, device, GuardedMuon)
-    ema = Ema(engine.shards(), settings.ema_decay)
+    engine = open_engine(network, shared, device, SkippableMuon)
+    ema = Ema(engine.weight_shards(), settings.ema_decay)
     crops = Crops(Clips(data, "train"), settings, seed)
     validation = Validation(Clips(data, "val"), settings, engine)
     reached = newest_checkpoint(run_uri)
@@ -101,7 +102,7 @@ def train_autoencoder(
 
 
 def _steps(
-    settings: AutoencoderTraining,
+    settings: AutoencoderTrainSettings,
     run_uri: str,
     seed: int,
     data: str,
@@ -130,14 +131,14 @@ def _steps(
             assert step == done
             record: Record = {"data_wait_s": time.perf_counter() - asked_s}
             take_step(settings, engine, seed, step, batch, record)
-            ema.update(engine.shards(), step)
+            ema.update(engine.weight_shards(), step)
             done = step + 1
             record["step_s"] = time.perf_counter() - asked_s
             record["tokens_per_s"] = record["tokens"] / record["step_s"]
-            stopping, out_of_time = (count > 0 for count in engine.sum([stop_asked(), time.monotonic() >= deadline_s]))
+            stopping, out_of_time = (count > 0 for count in engine.all_sum([stop_asked(), time.monotonic() >= deadline_s]))
             last = stopping or out_of_time or done == settings.steps
             if settings.validate_every and (last or done % settings.validate_every == 0):
-                with engine.swapped(ema.averages):
+                with engine.swapped_weights(ema.averages):
                     record |= validation.measure(lambda video: reconstructed(engine, video))
                     if engine.rank == 0:
                         validation.strip(
@@ -158,7 +159,7 @@ def _steps(
 
 
 def take_step(
-    settings: AutoencoderTraining, engine: Engine, seed: int, step: int, batch: Batch, record: Record
+    settings: AutoencoderTrainSettings, engine: Engine, seed: int, step: int, batch: Batch, record: Record
 ) -> None:
     """One optimizer step over this rank's crops; fills the record. Every crop weighs the same, whatever the number of workers."""
     video_BCTHW = batch.pixels(engine.device)
@@ -169,9 +170,9 @@ def take_step(
     losses_B = pixels_B + settings.loss.kl * kl_B
     n_cells = mean_BCTHW.shape[0] * math.prod(mean_BCTHW.shape[2:])
     totals = torch.stack([losses_B.detach().sum(), pixels_B.detach().sum(), kl_B.detach().sum()]).tolist()
-    count, cells, loss, pixels, kl = engine.sum([len(losses_B), n_cells, *totals])
+    count, cells, loss, pixels, kl = engine.all_sum([len(losses_B), n_cells, *totals])
     if not math.isfinite(loss):
-        names = ", ".join(sorted(set(engine.gather(list(batch.names)))))
+        names = ", ".join(sorted(set(engine.all_gather(list(batch.names)))))
         raise NonFiniteLossError(
             f"step {step + 1}: the loss is {loss}, from clips {names}; nothing was updated. Lower lr"
         )
@@ -198,7 +199,7 @@ def _noise(seed: int, step: int, item: int, shape: torch.Size) -> Tensor:
 
 
 def _export(
-    settings: AutoencoderTraining,
+    settings: AutoencoderTrainSettings,
     data: Path,
     run_uri: str,
     seed: int,
@@ -208,8 +209,8 @@ def _export(
     step: int,
 ) -> AutoencoderResult:
     """Write the averaged weights, with the statistics of their latents, and how well they do; every rank calls it."""
-    with engine.swapped(ema.averages):
-        averaged = engine.full_parameters(everywhere=True)
+    with engine.swapped_weights(ema.averages):
+        averaged = engine.full_parameters(on_all_ranks=True)
     rounded = new_network(PRESETS[settings.preset], seed)
     rounded.load_state_dict(
         {**rounded.state_dict(), **{name: value.to(torch.bfloat16).float() for name, value in averaged.items()}}

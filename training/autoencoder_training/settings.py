@@ -45,7 +45,7 @@ class LossSettings(Settings):
     )
 
 
-class AutoencoderTraining(Settings):
+class AutoencoderTrainSettings(Settings):
     """How a `causal` autoencoder is trained."""
 
     preset: Literal["tiny", "small", "large"] = Field(
@@ -95,7 +95,7 @@ class AutoencoderTraining(Settings):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> AutoencoderTraining:
+    def _consistent(self) -> AutoencoderTrainSettings:
         if min(self.strides) < 1:
             raise ValueError(f"strides {list(self.strides)}: every n-th frame, so n is 1 or more")
         for crop in self.crops:

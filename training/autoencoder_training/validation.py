@@ -13,10 +13,9 @@ from torch import Tensor
 from cluster import storage
 from training.autoencoder_training.crops import Clips
 from training.autoencoder_training.losses import reconstruction_loss
-from training.autoencoder_training.settings import AutoencoderTraining
+from training.autoencoder_training.settings import AutoencoderTrainSettings
 from training.engine import Engine
-from training.fidelity import psnr_db, ssim
-from training.pixels import from_levels, to_levels
+from training.pixels import from_uint8, psnr_db, ssim, to_uint8
 
 Reconstruct = Callable[[Tensor], Tensor]
 """`[1, 3, T, H, W]` pixels to what comes back of them."""
@@ -28,7 +27,7 @@ STRIP_FRAMES = 6
 class Validation:
     """Clips held out: the middle of each, of the first kind of crop, always the same."""
 
-    def __init__(self, clips: Clips, settings: AutoencoderTraining, engine: Engine) -> None:
+    def __init__(self, clips: Clips, settings: AutoencoderTrainSettings, engine: Engine) -> None:
         """Raises `ValueError` where no clip held out is long and large enough."""
         fitting = clips.that_fit(settings.crops[0])
         number = min(settings.validation_clips, len(fitting))
@@ -50,7 +49,7 @@ class Validation:
                     ssim(made_BCTHW, video_BCTHW),
                 )
                 sums = [total + float(value) for total, value in zip(sums, found, strict=True)]
-        loss, psnr, similarity = (total / len(self._clips) for total in engine.sum(sums))
+        loss, psnr, similarity = (total / len(self._clips) for total in engine.all_sum(sums))
         return {"val_loss": loss, "val_psnr_db": psnr, "val_ssim": similarity}
 
     def strip(self, reconstruct: Reconstruct, uri: str) -> None:
@@ -63,13 +62,13 @@ class Validation:
         storage.write_bytes(uri, _png([video_BCTHW[0, :, shown], made_BCTHW[0, :, shown]]))
 
     def _video(self, pixels_THWC: np.ndarray) -> Tensor:  # type: ignore[type-arg]
-        return from_levels(torch.from_numpy(pixels_THWC).movedim(-1, 0)[None].to(self._engine.device))
+        return from_uint8(torch.from_numpy(pixels_THWC).movedim(-1, 0)[None].to(self._engine.device))
 
 
 def _png(rows: Sequence[Tensor]) -> bytes:
     """Rows of frames `[3, n, H, W]` in [-1, 1] as one picture."""
     picture_CHW = torch.cat([torch.cat(list(row.unbind(1)), dim=-1) for row in rows], dim=-2)
-    levels_HWC = to_levels(picture_CHW).cpu().movedim(0, -1)
+    levels_HWC = to_uint8(picture_CHW).cpu().movedim(0, -1)
     buffer = io.BytesIO()
     Image.fromarray(levels_HWC.contiguous().numpy()).save(buffer, "PNG")
     return buffer.getvalue()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cluster import weight_files
 from cluster.config import unknown_message
-from cluster.weight_files import HUB
+from cluster.weight_files import HUB_PREFIX
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders._published import CLASSES, Published, channels_of, statistics_of
 from training.autoencoders._tiles import tiled
@@ -65,18 +65,18 @@ class Diffusers(AutoencoderSettings):
     def _can_be_looked_for(self) -> Diffusers:
         if not find_spec("diffusers"):
             raise ValueError("autoencoder diffusers needs the package diffusers: pip install 'worldloom[models]'")
-        if self.path.startswith(HUB):
-            if len(self.path.removeprefix(HUB).split("/")) != 2:
-                raise ValueError(f"path {self.path}: write {HUB}owner/name, and a folder in it as subfolder")
+        if self.path.startswith(HUB_PREFIX):
+            if len(self.path.removeprefix(HUB_PREFIX).split("/")) != 2:
+                raise ValueError(f"path {self.path}: write {HUB_PREFIX}owner/name, and a folder in it as subfolder")
             _known(self.class_name)
         elif not weight_files.is_path(self.path):
-            raise ValueError(f"path {self.path}: write a path with a slash (./{self.path}), or {HUB}owner/name")
+            raise ValueError(f"path {self.path}: write a path with a slash (./{self.path}), or {HUB_PREFIX}owner/name")
         else:
             _chosen(self.class_name, _declared(self._folder()))
         return self
 
     def identity(self) -> str:
-        if self.path.startswith(HUB):
+        if self.path.startswith(HUB_PREFIX):
             where = f"{self.path}@{self.revision}" + (f"/{self.subfolder}" if self.subfolder else "")
         else:
             where = weight_files.identity(self._folder())
@@ -160,9 +160,9 @@ def load_model(settings: Diffusers) -> tuple[str, Any]:
 
     where = settings.path + (f", subfolder {settings.subfolder}" if settings.subfolder else "")
     place: dict[str, Any] = {
-        "pretrained_model_name_or_path": settings.path.removeprefix(HUB),
+        "pretrained_model_name_or_path": settings.path.removeprefix(HUB_PREFIX),
         "subfolder": settings.subfolder or None,
-        **({"revision": settings.revision} if settings.path.startswith(HUB) else {"local_files_only": True}),
+        **({"revision": settings.revision} if settings.path.startswith(HUB_PREFIX) else {"local_files_only": True}),
     }
     with _errors(where), _quiet(), torch.random.fork_rng(devices=[]):
         declared = diffusers.AutoencoderKL.load_config(**place).get("_class_name", "")

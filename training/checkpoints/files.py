@@ -1,7 +1,9 @@
-"""A checkpoint's files: each rank's elements in a file of its own, and an index that tells any rank of any run which bytes to read.
+"""The files of a checkpoint: one file per rank with its elements, and an index by which any rank of any run finds the
+bytes it needs.
 
-Each file is a `safetensors` file of four flat fp32 tensors, `weight`, `exp_avg`, `exp_avg_sq` and `ema`, whose elements belong to the
-same fragments of parameters. `index.json` lists the files with their fragments. Nothing in it depends on the ZeRO stage.
+Each rank's file is a `safetensors` file of four flat fp32 tensors, `weight`, `exp_avg`, `exp_avg_sq` and `ema`, whose
+elements belong to the same fragments of parameters. `index.json` lists the files with their fragments. Nothing in a
+file depends on the ZeRO stage.
 """
 
 from __future__ import annotations
@@ -9,36 +11,33 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import groupby
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cluster import storage
-from training.checkpoints.fragments import Copy, Fragment, assembled, packed, share
+from training.checkpoints.fragments import Fragment, pack, rank_share
 from training.ema import Ema
-from training.engine import MOMENTS, Engine
+from training.engine import Engine
+from training.optimizers import MOMENTS
 
 assert sys.byteorder == "little", "checkpoints are little-endian"
 
 INDEX = "index.json"
 SECTIONS = ("weight", *MOMENTS, "ema")
+"""Names of the tensors of a file."""
 ITEM_BYTES = 4
-READ_BYTES = 64 << 20
-"""Read at once, so that loading needs little memory beside what it loads."""
-READERS = 8
-"""Files read at the same time."""
+"""Size of one fp32 element."""
 
 Shards = Mapping[str, Sequence[Tensor]]
-"""For each of `SECTIONS` the tensors that fragments refer to."""
+"""Per section of `SECTIONS` the tensors that fragments refer to by index."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What one rank writes."""
+    """The fragments that one rank writes to its file."""
 
     rank: int
     world_size: int
@@ -46,74 +45,82 @@ class Layout:
 
     @classmethod
     def of(cls, engine: Engine) -> Layout:
+        """Return the layout of this rank; replicated weights are divided among the ranks."""
         held = engine.fragments()
-        return cls(
-            engine.rank,
-            engine.world_size,
-            tuple(share(held, engine.rank, engine.world_size) if engine.replicated else held),
-        )
+        written = rank_share(held, engine.rank, engine.world_size) if engine.replicated else held
+        return cls(engine.rank, engine.world_size, tuple(written))
 
     @property
     def file(self) -> str:
+        """Name of the rank's file."""
         return f"rank-{self.rank:05d}-of-{self.world_size:05d}.safetensors"
 
     @property
     def elements(self) -> int:
+        """Number of elements in each section of the file."""
         return sum(fragment.length for fragment in self.fragments)
 
     def json(self) -> str:
-        return json.dumps([self.rank, self.world_size, [[one.name, one.start, one.length] for one in self.fragments]])
+        """Return the layout as JSON, without the positions in the rank's memory."""
+        fragments = [[fragment.name, fragment.start, fragment.length] for fragment in self.fragments]
+        return json.dumps([self.rank, self.world_size, fragments])
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
-        """What `json` wrote, but for where its rank held the elements."""
+        """Return the layout that `json` wrote, with shard and offset 0 in all fragments."""
         rank, world_size, fragments = json.loads(text)
         return cls(rank, world_size, tuple(Fragment(name, start, length, 0, 0) for name, start, length in fragments))
 
 
 @dataclass(frozen=True)
 class Index:
-    """`index.json`."""
+    """The content of `index.json`."""
 
     updates: int
-    """How often the weights were updated."""
+    """Number of updates of the weights."""
     state: dict[str, Any]
-    """What else a run goes on with, as the loop gave it."""
+    """Other state that the training loop resumes from, of JSON's types."""
     layouts: tuple[Layout, ...]
 
     def write(self, folder_uri: str) -> None:
+        """Write the index to a checkpoint's folder."""
         content = {"version": 1, **asdict(self), "layouts": [layout.json() for layout in self.layouts]}
         storage.write_bytes(storage.join(folder_uri, INDEX), json.dumps(content).encode())
 
     @classmethod
     def read(cls, folder_uri: str) -> Index:
-        """Raises `ValueError` for a checkpoint in a format of before or after this one."""
+        """Return the index of a checkpoint. Raises `ValueError` if it is missing or has another format version."""
         uri = storage.join(folder_uri, INDEX)
         content = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
         if content.get("version") != 1:
             raise ValueError(
-                f"{folder_uri}: a checkpoint of another version of worldloom; go on with that version, or remove the folder to start over"
+                f"{folder_uri}: a checkpoint of another version of worldloom; resume with that version, "
+                "or remove the folder to start over"
             )
         return cls(content["updates"], content["state"], tuple(Layout.from_json(text) for text in content["layouts"]))
 
 
-def shards_of(engine: Engine, ema: Ema) -> Shards:
-    """The very tensors that training changes."""
-    return {"weight": engine.shards(), **engine.moments(), "ema": ema.averages}
+def training_shards(engine: Engine, ema: Ema) -> Shards:
+    """Return, by section, the tensors themselves that training changes."""
+    return {"weight": engine.weight_shards(), **engine.moments(), "ema": ema.averages}
 
 
 class Snapshot:
-    """A rank's part of a checkpoint in host memory, 16 bytes an element, page-locked where a GPU copies to it; used again and again."""
+    """A copy in host memory of a rank's part of a checkpoint, 16 bytes per element; its memory is reused by all
+    checkpoints.
+
+    The memory is page-locked if a GPU copies to it.
+    """
 
     def __init__(self, layout: Layout, device: torch.device) -> None:
         self._layout = layout
-        self._copies = packed(layout.fragments)
+        self._copies = pack(layout.fragments)
         pin = device.type == "cuda"
         self._sections = {name: torch.empty(layout.elements, dtype=torch.float32, pin_memory=pin) for name in SECTIONS}
 
     @torch.no_grad()
     def take(self, shards: Shards) -> None:
-        """Copy what training is about to change."""
+        """Copy the shards before training changes them."""
         for name, section in self._sections.items():
             for copy in self._copies:
                 source = shards[name][copy.shard].view(-1)[copy.offset : copy.offset + copy.length]
@@ -122,53 +129,19 @@ class Snapshot:
             torch.cuda.synchronize()
 
     def write(self, folder_uri: str) -> None:
-        """Write the file, which appears under its name when it is whole."""
+        """Write the rank's file, which becomes visible under its name when it is complete."""
         size_bytes = self._layout.elements * ITEM_BYTES
         with storage.atomic_output(storage.join(folder_uri, self._layout.file)) as handle:
-            handle.write(_header(self._layout.elements))
+            handle.write(file_header(self._layout.elements))
             for name in SECTIONS:
                 assert self._sections[name].nbytes == size_bytes
                 handle.write(self._sections[name].view(torch.uint8).numpy().data)
 
 
-def load(folder_uri: str, index: Index, fragments: Sequence[Fragment], shards: Shards) -> None:
-    """Read the elements of `fragments` into `shards`. Raises `ValueError` when the checkpoint lacks some."""
-    try:
-        copies = assembled(fragments, [layout.fragments for layout in index.layouts])
-    except ValueError as error:
-        raise ValueError(f"{folder_uri} is of another model: {error}") from error
-    by_file = [
-        (source, list(group))
-        for source, group in groupby(
-            sorted(copies, key=lambda copy: (copy.source, copy.position)), lambda copy: copy.source
-        )
-    ]
-
-    def read(file: tuple[int, list[Copy]]) -> None:
-        layout = index.layouts[file[0]]
-        data_start = len(_header(layout.elements))
-        with storage.open_input(storage.join(folder_uri, layout.file)) as handle:
-            for number, name in enumerate(SECTIONS):
-                for copy in file[1]:
-                    handle.seek(data_start + (number * layout.elements + copy.position) * ITEM_BYTES)
-                    _read_into(handle, shards[name][copy.shard].view(-1)[copy.offset : copy.offset + copy.length])
-
-    with torch.no_grad(), ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(read, by_file))
-
-
-def _read_into(handle: BinaryIO, target: Tensor) -> None:
-    for part in torch.split(target, READ_BYTES // ITEM_BYTES):
-        data = handle.read(part.numel() * ITEM_BYTES)
-        if len(data) < part.numel() * ITEM_BYTES:
-            raise ValueError(
-                f"a file of the checkpoint ends {part.numel() * ITEM_BYTES - len(data)} bytes early; remove its folder to go on from the one before"
-            )
-        part.copy_(torch.frombuffer(bytearray(data), dtype=torch.float32))
-
-
-def _header(elements: int) -> bytes:
-    """Head of a `safetensors` file: its length in 8 bytes, then JSON, filled up with spaces to a multiple of 8 bytes."""
+def file_header(elements: int) -> bytes:
+    """Return the header of a rank's `safetensors` file: its length in 8 bytes, then JSON padded with spaces to a
+    multiple of 8 bytes.
+    """
     size_bytes = elements * ITEM_BYTES
     tensors = {
         name: {"dtype": "F32", "shape": [elements], "data_offsets": [number * size_bytes, (number + 1) * size_bytes]}

@@ -1,4 +1,4 @@
-"""Which elements of which parameters a rank holds, and where, so that any sharding can be written and read as any other."""
+"""The parameter elements that each rank holds, and the copies that turn any sharding into any other."""
 
 from __future__ import annotations
 
@@ -11,66 +11,74 @@ class Fragment:
     """Consecutive elements of a flattened parameter in one rank's memory."""
 
     name: str
-    """The parameter's, as the model calls it."""
+    """Name of the parameter in the model."""
     start: int
-    """Its first element here."""
+    """Index in the parameter of the fragment's first element."""
     length: int
     shard: int
-    """Number of the tensor that holds them."""
+    """Index of the weight shard that holds the elements."""
     offset: int
-    """Of the first of them in that tensor, flattened."""
+    """Index in the flattened shard of the fragment's first element."""
 
 
 @dataclass(frozen=True)
-class Copy:
-    """Consecutive elements of one sequence that go to consecutive places of a shard."""
+class CopyRange:
+    """Consecutive elements of a sequence, a file for example, and the consecutive elements of a shard that they are
+    copied to or from.
+    """
 
     source: int
-    """Number of the sequence, a file's say."""
+    """Number of the sequence."""
     position: int
-    """Of the first element in it."""
+    """Index of the first element in the sequence."""
     length: int
     shard: int
+    """Index of the weight shard."""
     offset: int
+    """Index of the first element in the flattened shard."""
 
 
-def share(fragments: Sequence[Fragment], rank: int, world_size: int) -> list[Fragment]:
-    """The part that one of several ranks writes of what all of them hold: consecutive elements, as many as the others' but for one."""
+def rank_share(fragments: Sequence[Fragment], rank: int, world_size: int) -> list[Fragment]:
+    """Return the part that a rank writes of fragments that all ranks hold.
+
+    The part is consecutive, and the parts' lengths differ by at most one element.
+    """
     total = sum(fragment.length for fragment in fragments)
     first, stop = total * rank // world_size, total * (rank + 1) // world_size
-    own, begin = [], 0
+    share, begin = [], 0
     for fragment in fragments:
         skipped, length = max(0, first - begin), min(fragment.length, stop - begin)
         if skipped < length:
-            own.append(
+            share.append(
                 replace(
                     fragment, start=fragment.start + skipped, length=length - skipped, offset=fragment.offset + skipped
                 )
             )
         begin += fragment.length
-    return own
+    return share
 
 
-def packed(fragments: Sequence[Fragment]) -> list[Copy]:
-    """Fragments laid one after the other in sequence 0."""
+def pack(fragments: Sequence[Fragment]) -> list[CopyRange]:
+    """Return the copies that put the fragments one after the other in sequence 0."""
     copies, position = [], 0
     for fragment in fragments:
-        copies.append(Copy(0, position, fragment.length, fragment.shard, fragment.offset))
+        copies.append(CopyRange(0, position, fragment.length, fragment.shard, fragment.offset))
         position += fragment.length
-    return joined(copies)
+    return merge_adjacent(copies)
 
 
-def assembled(wanted: Sequence[Fragment], written: Sequence[Sequence[Fragment]]) -> list[Copy]:
-    """What to copy from where to have all `wanted` elements, if each sequence of `written` lies packed in its own file.
+def plan_copies(wanted: Sequence[Fragment], written: Sequence[Sequence[Fragment]]) -> list[CopyRange]:
+    """Return the copies that fill all `wanted` fragments from files, each of which holds one sequence of `written`,
+    packed.
 
-    Raises `ValueError` when elements were not written.
+    Raises `ValueError` if some elements were not written.
     """
-    pieces: dict[str, list[Copy]] = {}
+    pieces: dict[str, list[CopyRange]] = {}
     for source, fragments in enumerate(written):
         position = 0
         for fragment in fragments:
-            # Offset here is the place in the parameter.
-            pieces.setdefault(fragment.name, []).append(Copy(source, position, fragment.length, 0, fragment.start))
+            # These pieces are of a parameter, not a shard: `offset` is the index in the parameter.
+            pieces.setdefault(fragment.name, []).append(CopyRange(source, position, fragment.length, 0, fragment.start))
             position += fragment.length
     for found in pieces.values():
         found.sort(key=lambda piece: piece.offset)
@@ -80,19 +88,20 @@ def assembled(wanted: Sequence[Fragment], written: Sequence[Sequence[Fragment]])
         for piece in pieces.get(fragment.name, ()):
             if piece.offset <= reached < min(stop, piece.offset + piece.length):
                 length = min(stop, piece.offset + piece.length) - reached
-                place = fragment.offset + reached - fragment.start
-                copies.append(
-                    Copy(piece.source, piece.position + reached - piece.offset, length, fragment.shard, place)
-                )
+                position = piece.position + reached - piece.offset
+                offset = fragment.offset + reached - fragment.start
+                copies.append(CopyRange(piece.source, position, length, fragment.shard, offset))
                 reached += length
         if reached < stop:
             raise ValueError(f"parameter {fragment.name} from element {reached} is not in it")
-    return joined(copies)
+    return merge_adjacent(copies)
 
 
-def joined(copies: Iterable[Copy]) -> list[Copy]:
-    """Fewer copies with the same effect: those that go on where the one before ends are made part of it."""
-    result: list[Copy] = []
+def merge_adjacent(copies: Iterable[CopyRange]) -> list[CopyRange]:
+    """Return fewer copies with the same effect: a copy that continues the one before, in sequence and shard, becomes
+    part of it.
+    """
+    result: list[CopyRange] = []
     for copy in copies:
         last = result[-1] if result else None
         if last and (last.source, last.position + last.length, last.shard, last.offset + last.length) == (

@@ -1,4 +1,4 @@
-"""The folder of a training run, named by what shapes the run."""
+"""The folder of a training run, named by the settings, data and seed that determine its result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cluster import storage
 from training.checkpoints.checkpoint import MARKER
 from training.settings import TrainSettings
 
-FREE_TO_CHANGE = frozenset(
+CHANGEABLE_ON_RESUME = frozenset(
     (
         "steps",
         "workers",
@@ -28,35 +28,41 @@ FREE_TO_CHANGE = frozenset(
         "peak_tflops",
     )
 )
-"""Settings that may differ when a run goes on, as may a model's `free_to_change`; a change of any other starts a run of its own."""
+"""Settings that may differ when a run resumes, besides the model's own `changeable_on_resume`; changing any other
+starts a new run."""
 
 
 def run_folder(settings: TrainSettings, manifest_uri: str, out_uri: str, seed: int) -> str:
-    """Folder of a run under `out_uri`, named by its settings, data and seed, so that runs that differ never mix."""
-    key = storage.digest(_shaping(settings), str(seed), storage.read_bytes(manifest_uri))
+    """Return the URI of a run's folder under `out_uri`, named by a hash of its settings, data and seed, so that runs
+    never mix.
+    """
+    key = storage.digest(_fixed_settings(settings), str(seed), storage.read_bytes(manifest_uri))
     return storage.join(storage.absolute(out_uri), f"run-{key[:12]}")
 
 
 def settings_digest(settings: TrainSettings, seed: int) -> str:
-    """Hash of what shapes a run besides its data."""
-    return storage.digest(_shaping(settings), str(seed))
+    """Return a hash of the settings and seed that determine a run's result, without its data."""
+    return storage.digest(_fixed_settings(settings), str(seed))
 
 
-def _shaping(settings: TrainSettings) -> str:
-    shaping = {key: value for key, value in settings.model_dump(mode="json").items() if key not in FREE_TO_CHANGE}
-    shaping["model"] = {
-        key: value for key, value in shaping["model"].items() if key not in settings.model.free_to_change
-    }
-    return json.dumps(shaping, sort_keys=True)
+def _fixed_settings(settings: TrainSettings) -> str:
+    """Return as JSON the settings that may not change when a run resumes."""
+    fixed = {key: value for key, value in settings.model_dump(mode="json").items() if key not in CHANGEABLE_ON_RESUME}
+    changeable = settings.model.changeable_on_resume
+    fixed["model"] = {key: value for key, value in fixed["model"].items() if key not in changeable}
+    return json.dumps(fixed, sort_keys=True)
 
 
 def move_run(run_uri: str, to_uri: str) -> None:
-    """Move a run's folder. Killed at any moment, one of the two is a whole run, and moving again does the rest."""
+    """Move a run's folder. If it is killed midway, one of the two folders is a complete run, and a second call finishes
+    the move.
+    """
     if storage.is_local(run_uri):
         storage.remove(to_uri)
         storage.local_path(run_uri).rename(storage.local_path(to_uri))
         return
-    # An object store has no rename. Markers go last, so that no checkpoint counts before its files are there.
+    # Object stores cannot rename. Markers are copied last, so that no checkpoint is complete before its files are
+    # there.
     for entry in sorted(storage.list_files(run_uri), key=lambda entry: entry.uri.endswith(MARKER)):
         with (
             storage.open_input(entry.uri) as source,

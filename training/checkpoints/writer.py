@@ -1,4 +1,4 @@
-"""Checkpoints to go on from, written by all ranks and visible only when whole."""
+"""Writing checkpoints by all ranks while training continues; each becomes visible only when it is complete."""
 
 from __future__ import annotations
 
@@ -13,110 +13,121 @@ from functools import partial
 from typing import Any
 
 from cluster import storage
-from training.checkpoints.checkpoint import MARKER, Checkpoint, whole_checkpoints
-from training.checkpoints.files import Index, Layout, Snapshot, shards_of
+from training.checkpoints.checkpoint import MARKER, Checkpoint, complete_checkpoints
+from training.checkpoints.files import Index, Layout, Snapshot, training_shards
 from training.ema import Ema
 from training.engine import Engine
 from training.settings import TrainSettings
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written; the ones before it are as they were."""
+    """A checkpoint could not be written; earlier ones are unchanged."""
 
 
-class Writer:
-    """Writes the checkpoints of a run while training goes on; every rank has one and makes the same calls at the same steps.
+class CheckpointWriter:
+    """A writer of a run's checkpoints; every rank has one and makes the same calls at the same steps.
 
-    A checkpoint begins with a copy in host memory, which training waits for. A thread then writes the rank's file. When `poll` finds that
-    all ranks have, a thread of rank 0 writes the index and the marker and removes old checkpoints. One is under way at a time.
+    A checkpoint begins with a copy in host memory, for which training waits. A thread then writes the rank's file. When
+    `poll` finds that all ranks have done so, a thread of rank 0 writes the index and the marker, and removes old
+    checkpoints. One checkpoint is written at a time.
     """
 
     def __init__(self, run_uri: str, engine: Engine, ema: Ema, settings: TrainSettings) -> None:
         self._run_uri, self._engine, self._ema, self._settings = run_uri, engine, ema, settings
         layout = Layout.of(engine)
-        self._layouts = tuple(Layout.from_json(text) for text in engine.gather([layout.json()]))
+        self._layouts = tuple(Layout.from_json(text) for text in engine.all_gather([layout.json()]))
         self._snapshot = Snapshot(layout, engine.device)
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._commit: Callable[[], None] | None = None
-        """What rank 0 does when all files are written; None once it does it."""
+        """Function that rank 0 calls when all files are written; None from that call on."""
         self._job: Future[None] | None = None
-        self._reached: Checkpoint | None = None
+        self._newest: Checkpoint | None = None
 
     def start(self, step: int, state: Mapping[str, Any]) -> None:
-        """Begin a checkpoint after `step` steps; `state`, of JSON's types, is what `load` returns. Waits for the one before."""
+        """Begin a checkpoint after `step` steps, after waiting for the one before.
+
+        `state`, of JSON's types, is returned by `load_checkpoint`.
+        """
         self.wait()
         uri = storage.join(self._run_uri, "checkpoints", f"step-{step:08d}")
         if self._engine.rank == 0:
-            # What an earlier try left unfinished here.
+            # An earlier try may have left an unfinished checkpoint here.
             storage.remove(uri)
         self._engine.barrier()
-        reached = Checkpoint(uri, step, self._engine.world_size, self._settings.zero_stage)
+        checkpoint = Checkpoint(uri, step, self._engine.world_size, self._settings.zero_stage)
         index = Index(self._engine.updates, dict(state), self._layouts)
-        self._snapshot.take(shards_of(self._engine, self._ema))
-        self._reached, self._commit = (
-            reached,
-            partial(_commit, self._run_uri, reached, index, self._settings.keep_checkpoints),
-        )
+        self._snapshot.take(training_shards(self._engine, self._ema))
+        self._newest = checkpoint
+        self._commit = partial(_commit, self._run_uri, checkpoint, index, self._settings.keep_checkpoints)
         self._job = self._pool.submit(self._snapshot.write, uri)
 
     def poll(self) -> None:
-        """Take the checkpoint under way a phase further where all ranks are done with one. Raises, on all ranks, what went wrong on any."""
+        """Begin the next phase of the current checkpoint if all ranks have finished one.
+
+        If a rank has failed, raises `CheckpointError` on all ranks.
+        """
         if self._job is None:
             return
-        # Asked once: the thread may end between two questions.
+        # Read once, because the thread may end between two calls.
         done = self._job.done()
         error = self._job.exception() if done else None
-        n_done, n_failed = self._engine.sum([done, error is not None])
+        n_done, n_failed = self._engine.all_sum([done, error is not None])
         if n_failed:
             self._job = self._commit = None
-            assert self._reached is not None
-            failure = f"the checkpoint of step {self._reached.step} could not be written by {n_failed:.0f} of {self._engine.world_size} workers"
+            assert self._newest is not None
+            failure = (
+                f"the checkpoint of step {self._newest.step} could not be written by {n_failed:.0f} "
+                f"of {self._engine.world_size} workers"
+            )
             raise CheckpointError(f"{failure}: {error}" if error else failure) from error
         if n_done < self._engine.world_size:
             return
         commit, self._commit, self._job = self._commit, None, None
         if commit is not None:
-            self._job = self._pool.submit(commit if self._engine.rank == 0 else _nothing)
+            self._job = self._pool.submit(commit if self._engine.rank == 0 else _do_nothing)
 
     def wait(self) -> Checkpoint | None:
-        """Wait until the last checkpoint that was begun is whole, and return it; None when none was. Raises as `poll` does."""
+        """Wait until the newest checkpoint is complete, and return it, or None if none was begun. Raises as `poll`
+        does.
+        """
         while self._job is not None:
             futures.wait([self._job])
             self.poll()
-        return self._reached
+        return self._newest
 
     def close(self) -> None:
-        """Let the thread end; a checkpoint under way that was not waited for stays unfinished."""
+        """End the thread; a checkpoint that was not waited for stays incomplete."""
         self._pool.shutdown()
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
-def _commit(run_uri: str, reached: Checkpoint, index: Index, keep: int) -> None:
-    index.write(reached.uri)
-    storage.write_bytes(storage.join(reached.uri, MARKER), json.dumps(asdict(reached)).encode())
-    _prune(run_uri, keep)
+def _commit(run_uri: str, checkpoint: Checkpoint, index: Index, keep: int) -> None:
+    """Write the index and the marker, which make the checkpoint complete, and remove old checkpoints."""
+    index.write(checkpoint.uri)
+    storage.write_bytes(storage.join(checkpoint.uri, MARKER), json.dumps(asdict(checkpoint)).encode())
+    _remove_old(run_uri, keep)
 
 
 def save_checkpoint(
     run_uri: str, step: int, engine: Engine, ema: Ema, settings: TrainSettings, state: Mapping[str, Any] | None = None
 ) -> Checkpoint:
-    """Write a checkpoint after `step` steps, and wait for it; all ranks call it."""
-    with contextlib.closing(Writer(run_uri, engine, ema, settings)) as writer:
+    """Write a checkpoint after `step` steps, wait for it and return it; all ranks call it."""
+    with contextlib.closing(CheckpointWriter(run_uri, engine, ema, settings)) as writer:
         writer.start(step, state or {})
         written = writer.wait()
     assert written is not None
     return written
 
 
-def _prune(run_uri: str, keep: int) -> None:
-    """Remove all but the newest `keep` whole checkpoints."""
-    kept = {checkpoint.uri for checkpoint in whole_checkpoints(run_uri)[-keep:]}
+def _remove_old(run_uri: str, keep: int) -> None:
+    """Remove all but the newest `keep` complete checkpoints, and incomplete ones."""
+    kept = {checkpoint.uri for checkpoint in complete_checkpoints(run_uri)[-keep:]}
     for entry in storage.list_files(storage.join(run_uri, "checkpoints")):
         folder = re.sub(r"(/step-\d+)/.*", r"\1", entry.uri)
         if folder not in kept and storage.exists(folder):
-            # The marker goes first: a folder half removed must not pass for a checkpoint.
+            # The marker goes first, so that a partly removed folder is not taken for a checkpoint.
             storage.remove(storage.join(folder, MARKER))
             storage.remove(folder)

@@ -42,7 +42,7 @@ class Bucket:
         return (self.frames - 1) / self.fps
 
 
-def shape_of(name: str) -> tuple[int, int, int]:
+def parse_bucket_name(name: str) -> tuple[int, int, int]:
     """(width, height, frames) of a bucket's name."""
     width, height, frames = (int(number) for number in name.split("x"))
     return width, height, frames
@@ -113,7 +113,7 @@ def _nearest_multiple(side: float, multiple: int) -> int:
     return max(1, math.floor(side / multiple + 0.5)) * multiple
 
 
-def assign(
+def assign_bucket(
     buckets: Sequence[BucketSettings], width: int, height: int, duration_s: float, is_image: bool
 ) -> Bucket | str:
     """The bucket for a picture or clip of this size and duration, or the reason why none takes it.
@@ -146,7 +146,7 @@ def assign(
     return max(held, key=_preference)
 
 
-def lengths_of(buckets: Sequence[BucketSettings], bucket: Bucket) -> tuple[Bucket, ...]:
+def buckets_up_to(buckets: Sequence[BucketSettings], bucket: Bucket) -> tuple[Bucket, ...]:
     """A video's bucket and all shorter ones of its shape and frame rate, longest first; each takes the first frames of the longest."""
     alike = [
         settings

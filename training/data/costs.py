@@ -1,4 +1,4 @@
-"""What samples cost a worker: the operations of the model's forward pass, or step times that were measured."""
+"""Costs of samples: FLOPs of the model's forward pass, or step times that were measured."""
 
 from __future__ import annotations
 
@@ -6,69 +6,73 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cluster.arrays import Float64Array, Int64Array
 from training.data.step_times import StepTimes
 
-# Shape suffixes: B buckets; 2: a sample as it is, and with its last picture as one more latent frame.
+# Shape suffixes: B buckets; 2: a sample without and with its last-frame latent.
 
-Float64s = NDArray[np.float64]
-Int64s = NDArray[np.int64]
-
-DEAREST = 2**30
-"""Cost of the dearest sample: fine enough for samples a million times as cheap, and a million of them add up far below 2 ** 63."""
+MAX_COST = 2**30
+"""Cost of the costliest sample without a last-frame latent. Samples a million times as cheap still have a cost of about
+1,000, and the costs of a million samples add up far below 2 ** 63."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the model does for a sample of a bucket."""
+    """The work of the model for a sample of a bucket."""
 
     tokens: int
-    """That it makes of the sample."""
+    """Tokens of the model, after patching."""
     flops: float
-    """Of its way forward, with a text of the bucket's mean length."""
+    """FLOPs of its forward pass, with a text of the bucket's mean length."""
 
 
 @dataclass(frozen=True)
 class SampleCosts:
-    """Work by bucket, for a sample as it is and with its last picture; the same twice for an image, which has none."""
+    """The work by bucket for a sample without and with its last-frame latent, and measured step times if there are any.
+
+    Both values are the same for images, which have no last-frame latent.
+    """
 
     work: Mapping[str, tuple[Work, Work]]
     times: StepTimes | None = None
-    """Where dealing follows measured times; None keeps to the formula."""
+    """Measured times that costs follow; None for costs by FLOPs."""
 
     @classmethod
-    def of_tokens(cls, tokens: Mapping[str, tuple[int, int]]) -> SampleCosts:
-        """Costs in proportion to tokens."""
+    def from_tokens(cls, tokens: Mapping[str, tuple[int, int]]) -> SampleCosts:
+        """Return costs in proportion to tokens."""
         return cls(
-            {bucket: (Work(plain, plain), Work(with_tail, with_tail)) for bucket, (plain, with_tail) in tokens.items()}
+            {
+                bucket: (Work(plain, plain), Work(with_last_frame, with_last_frame))
+                for bucket, (plain, with_last_frame) in tokens.items()
+            }
         )
 
     def table(self, buckets: Sequence[str]) -> CostTable:
-        """For buckets by their numbers."""
+        """Return the costs of buckets by their index in `buckets`."""
         work = [self.work[bucket] for bucket in buckets]
         flops_B2 = np.array([[one.flops for one in both] for both in work], np.float64)
-        return CostTable(
-            _whole(flops_B2), np.array([[one.tokens for one in both] for both in work], np.float64), self.times
-        )
+        tokens_B2 = np.array([[one.tokens for one in both] for both in work], np.float64)
+        return CostTable(_to_integers(flops_B2), tokens_B2, self.times)
 
 
 @dataclass(frozen=True, eq=False)
 class CostTable:
-    """Costs as whole numbers, the dearest sample without a last picture `DEAREST`: only their ratios matter."""
+    """Costs as integers, of which the costliest sample without a last-frame latent has `MAX_COST`: only ratios matter."""
 
-    by_formula_B2: Int64s
-    tokens_B2: Float64s
+    formula_costs_B2: Int64Array
+    """Costs in proportion to FLOPs."""
+    tokens_B2: Float64Array
     times: StepTimes | None
 
-    def at(self, step: int) -> Int64s:
-        """`[B, 2]`, in global step `step`: by measured times wherever those have a fit."""
+    def at(self, step: int) -> Int64Array:
+        """Return the costs `[B, 2]` in global step `step`: by measured times if these have a fit for it, else by FLOPs."""
         fit = self.times.at(step) if self.times else None
         if fit is None:
-            return self.by_formula_B2
-        return _whole(fit.per_token_s * self.tokens_B2 + fit.per_square_s * self.tokens_B2**2)
+            return self.formula_costs_B2
+        return _to_integers(fit.per_token_s * self.tokens_B2 + fit.per_square_s * self.tokens_B2**2)
 
 
-def _whole(costs_B2: Float64s) -> Int64s:
-    """In whole numbers, none below 1."""
-    return np.maximum(1, np.rint(costs_B2 * (DEAREST / (float(costs_B2[:, 0].max()) or 1.0)))).astype(np.int64)
+def _to_integers(costs_B2: Float64Array) -> Int64Array:
+    """Return costs scaled to `MAX_COST` and rounded to integers of at least 1."""
+    return np.maximum(1, np.rint(costs_B2 * (MAX_COST / (float(costs_B2[:, 0].max()) or 1.0)))).astype(np.int64)

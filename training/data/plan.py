@@ -1,12 +1,13 @@
-"""Which samples make up which step: a pure function of the manifest, the settings, the seed and the step's number.
+"""The plan of training: which samples make up each step, and which of them each rank computes.
 
-Who computes them is a second one, of the step and the number of workers: `share`.
+`Planner` is a pure function of the manifest, the settings, the seed and the number of the step. Who computes the
+samples is a second function, of the step and the number of ranks: `rank_micro_batches`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,77 +15,106 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat
 
+from cluster.arrays import BoolArray, Int64Array
 from cluster.config import Settings
+from training.data.assignment import Assignment, Policy, Workload, assign_same
+from training.data.bucketed import assign_bucketed
 from training.data.costs import SampleCosts
-from training.data.deal import Policy, Samples
-from training.data.order import Shuffle, permutation
-from training.data.policies import POLICIES
-from training.data.tails import Tails
-from training.data.views import BucketViews, by_bucket, factors_of
+from training.data.epoch import Shuffle, WeightedBucket, bucket_weights, permutation
+from training.data.pack import assign_packed
 
-Int64s = NDArray[np.int64]
-Kinds = NDArray[np.unsignedinteger[Any]]
-"""Of samples, as in `Samples`, but narrow, since what looking them up takes is the time to bring them from memory."""
+# Shape suffixes: B buckets; 2: a sample without and with its last-frame latent; G groups of samples.
+
+ShapeIds = NDArray[np.unsignedinteger[Any]]
+"""Shape ids as in `Workload`, in the narrowest type that holds them, since looking them up is bound by memory reads."""
+
+POLICIES: Mapping[Policy, Callable[[Workload, int, int | None], Assignment]] = {
+    "same": assign_same,
+    "bucketed": assign_bucketed,
+    "pack": assign_packed,
+}
+"""Functions that assign a workload to `world_size` ranks, each with `max_tokens` per micro-step at most."""
 
 
 class PlanSettings(Settings):
-    """How samples are grouped into steps. A sample's tokens are the t * h * w cells of its latent."""
+    """Settings of how samples are grouped into steps. The tokens of a sample are the t * h * w cells of its latent."""
 
     tokens_per_step: int = Field(
-        65536, ge=1, description="Latent cells of one global step, over all workers; at least one sample is taken."
+        65536,
+        ge=1,
+        description="Latent cells of one global step, over all workers. A step has at least one sample.",
     )
     max_tokens_per_micro: int | None = Field(
         None,
         ge=1,
-        description="Most latent cells a worker, or a group of context_parallel, holds at once, last pictures included; a larger share is split.",
+        description="Largest number of latent cells, last-frame latents included, that a worker (or a group of "
+        "context_parallel) holds in one forward pass. What a worker has beyond that goes into further micro-batches; "
+        "none sets no limit.",
     )
     policy: Policy = Field(
         "pack",
-        description="same: one bucket a step; slot: one bucket a worker and micro-step; pack: any samples in one sequence. See docs/batches.md.",
+        description="How samples are combined. same: one bucket per step; bucketed: one bucket per micro-batch; "
+        "pack: samples of any buckets in one sequence. See docs/batches.md.",
     )
     weights: dict[str, NonNegativeFloat] = Field(
         {},
-        description="How often samples are seen in an epoch, by pattern of bucket or size, say {'*x1': 0.5, 768x432: 2}: half of the images each "
-        "epoch, in turn, and 768x432 twice; 1 for all others, the product where several match, 0 leaves out.",
+        description="How often samples are seen per epoch, by pattern of bucket or size, as in {'*x1': 0.5, "
+        "768x432: 2}: one half of the images in each epoch, the other half in the next, and 768x432 twice. Others "
+        "have 1; where several patterns match, their weights multiply; 0 leaves a bucket out.",
     )
-    refit: bool = Field(
+    measured_costs: bool = Field(
         False,
-        description="Deal samples to workers by measured step times instead of arithmetic. The samples of a step stay the same, but sums are "
-        "taken in another order in each run, so losses are no longer equal to the last bit.",
+        description="Assign samples to workers by measured step times instead of computed FLOPs. Each step has the "
+        "same samples either way, but sums are taken in another order in each run, so losses differ in the last bits.",
     )
+
+
+@dataclass(frozen=True)
+class LastFrameConditioning:
+    """The samples that their last frame conditions, encoded as an image, and the tokens that this adds to them."""
+
+    is_conditioned: Callable[[Int64Array | slice, int], BoolArray]
+    """Function of rows and the number of times each was seen before: whether the last frame conditions each sample.
+
+    It is pure and gives the same on every rank. Its value for images, which have no last-frame latent, does not matter.
+    """
+    extra_tokens: Mapping[str, int]
+    """Latent cells that the last-frame latent adds to a sample, by bucket; 0 for images."""
 
 
 @dataclass(frozen=True, eq=False)
 class GlobalStep:
-    """The samples of one optimizer step, whatever the number of workers."""
+    """The samples of one optimizer step, whatever the number of ranks."""
 
     index: int
     epoch: int
-    samples: Int64s
+    rows: Int64Array
     """Row numbers of the manifest's table."""
-    passes: Int64s
-    """How often each has been seen before: the epoch, unless its bucket has a weight. Chance is keyed on it."""
-    dealt: Samples
-    """Their costs and tokens, last pictures that are given included."""
+    times_seen: Int64Array
+    """How often each sample was seen before: the epoch, unless its bucket has a weight. Random numbers are keyed on it."""
+    workload: Workload
+    """Costs and tokens of the samples, with the last-frame latents that condition them."""
     settings: PlanSettings
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one worker puts through the model at once."""
+    """The samples that one rank computes in one forward and backward pass."""
 
-    samples: tuple[int, ...]
-    passes: tuple[int, ...]
+    rows: tuple[int, ...]
+    """Row numbers of the manifest's table."""
+    times_seen: tuple[int, ...]
+    """How often each sample was seen before."""
     weights: tuple[float, ...]
-    """1 for a sample; 0 for one that only keeps this worker in step with the others, and counts for nothing.
+    """Weight of each sample in the loss: 1, or 0 for a repeated sample that only keeps this rank in step with the others.
 
-    Over all workers and micro-steps the weights add up to the step's number of samples, so the sum of weight * loss over
+    Over all ranks and micro-steps the weights add up to the step's number of samples. So the sum of weight * loss over
     that number is the mean over the samples, each exactly once.
     """
 
 
 class Planner:
-    """Steps over rows of a manifest. Its state is the number of the next step, so resuming is exact."""
+    """A plan of steps over the rows of a manifest, without state: a run resumes from the number of the next step."""
 
     def __init__(
         self,
@@ -93,231 +123,255 @@ class Planner:
         settings: PlanSettings,
         seed: int,
         costs: SampleCosts | None = None,
-        tails: Tails | None = None,
+        last_frames: LastFrameConditioning | None = None,
     ) -> None:
-        """`buckets[i]` and `n_tokens[i]` are those of row i; without `costs`, tokens are what a sample costs.
+        """Plan over rows of these buckets and tokens; without `costs`, a sample costs its tokens.
 
-        With `tails`, samples are dealt with the last pictures that they are given; which samples a step has does not depend on them.
+        With `last_frames`, samples are assigned to ranks with the last-frame latents that condition them. The samples
+        of a step do not depend on it.
 
-        Raises `ValueError` for no rows, for a bucket whose samples differ in tokens, for a sample above `max_tokens_per_micro`, and for
-        weights of unknown buckets or that leave nothing to see.
+        Raises `ValueError` for no rows, a bucket whose samples differ in tokens, a sample above `max_tokens_per_micro`,
+        weights of unknown buckets, and weights that leave an epoch empty.
         """
         if not len(buckets):
             raise ValueError("no samples to plan steps for; curation kept none, or this split is empty")
-        self._settings, self._seed, self._tails = settings, seed, tails
-        names, numbers = by_bucket(buckets)
+        self._settings, self._seed, self._last_frames = settings, seed, last_frames
+        names, numbers = _number_buckets(buckets)
         tokens = np.asarray(n_tokens, np.int64)
-        by_number = _rows_by_number(numbers, len(names))
-        plain = [_tokens_of(name, tokens[rows]) for name, rows in zip(names, by_number, strict=True)]
-        with_tail = [one + (tails.cells[name] if tails else 0) for name, one in zip(names, plain, strict=True)]
-        self._tokens_B2 = np.array((plain, with_tail)).T
-        both = zip(plain, with_tail, strict=True)
-        self._costs = (costs or SampleCosts.of_tokens(dict(zip(names, both, strict=True)))).table(names)
-        self._kinds: Kinds = (numbers * 2).astype(np.min_scalar_type(2 * len(names)))
-        """Of each row, without its last picture."""
-        factors = factors_of(settings.weights, names)
+        rows_by_bucket = _rows_by_number(numbers, len(names))
+        plain = [_tokens_of_bucket(name, tokens[rows]) for name, rows in zip(names, rows_by_bucket, strict=True)]
+        extra = [last_frames.extra_tokens[name] if last_frames else 0 for name in names]
+        with_last_frame = [one + more for one, more in zip(plain, extra, strict=True)]
+        self._tokens_B2 = np.array((plain, with_last_frame)).T
+        both = zip(plain, with_last_frame, strict=True)
+        self._costs = (costs or SampleCosts.from_tokens(dict(zip(names, both, strict=True)))).table(names)
+        self._shape_ids: ShapeIds = (numbers * 2).astype(np.min_scalar_type(2 * len(names)))
+        """Shape of each row's sample without its last-frame latent."""
+        weights = bucket_weights(settings.weights, names)
+        # "turns" is part of a key of random numbers: another word would give other epochs.
         self._buckets = [
-            BucketViews(name, rows, of_one, factor, permutation(len(rows), seed, 0, f"turns {name}"))
-            for name, rows, of_one, factor in zip(names, by_number, plain, factors, strict=True)
-            if factor
+            WeightedBucket(name, rows, one, weight, permutation(len(rows), seed, 0, f"turns {name}"))
+            for name, rows, one, weight in zip(names, rows_by_bucket, plain, weights, strict=True)
+            if weight
         ]
-        self._in_use = np.flatnonzero([bool(factor) for factor in factors])
-        """Numbers of these buckets, which have a weight, among all."""
-        if not sum(bucket.least_views for bucket in self._buckets):
+        self._used_buckets = np.flatnonzero([bool(weight) for weight in weights])
+        """Number among all buckets of each of `_buckets`."""
+        if not sum(bucket.min_occurrences for bucket in self._buckets):
             raise ValueError(f"weights {settings.weights} leave epochs without a single sample; raise them")
-        limit = settings.max_tokens_per_micro
-        for bucket, most in zip(self._buckets, self._tokens_B2[self._in_use, 1].tolist(), strict=True):
-            if limit is not None and most > limit:
-                given = (
-                    f", {most} with the last picture that `last` and `both` of conditioning give"
-                    if most > bucket.tokens
-                    else ""
-                )
-                raise ValueError(
-                    f"a sample of bucket {bucket.name} has {bucket.tokens} tokens{given}, more than max_tokens_per_micro {limit}; "
-                    f"raise it to {most} or more, or leave the bucket out with a weight of 0"
-                )
-        self._bucket_tokens = self._tokens_B2[self._in_use, 0]
-        self._together = np.array(self._samples_together())
-        counts = np.array([len(rows) for rows in by_number])
-        self._once = (
-            self._shuffle(counts, np.concatenate(by_number)) if all(factor == 1 for factor in factors) else None
+        self._check_limit()
+        self._bucket_tokens = self._tokens_B2[self._used_buckets, 0]
+        self._group_sizes = np.array(self._max_group_sizes())
+        counts = np.array([len(rows) for rows in rows_by_bucket])
+        self._whole_epoch = (
+            self._shuffle(counts, np.concatenate(rows_by_bucket)) if all(weight == 1 for weight in weights) else None
         )
-        """The shuffle of every epoch, where each has every sample once."""
+        """The shuffle of every epoch if each has every sample once, else None."""
         self._first_steps = [0]
         self._planned: tuple[int, _Epoch] | None = None
 
     def steps_in(self, epoch: int) -> int:
-        """Number of steps of an epoch; alike in all of them unless a bucket's weight is a fraction."""
-        counts = self._n_views(epoch)
-        n_groups = int((-(-counts // self._together)).sum())
+        """Return the number of steps of an epoch, the same for all epochs unless the weight of a bucket is a fraction."""
+        counts = self._n_occurrences(epoch)
+        n_groups = int((-(-counts // self._group_sizes)).sum())
         if self._settings.policy == "same":
             return n_groups
         return min(n_groups, -(-int(counts @ self._bucket_tokens) // self._settings.tokens_per_step))
 
     def step(self, index: int) -> GlobalStep:
-        """Global step `index`, counted from 0 without an end. Every sample is in exactly one step of each epoch, but for `weights`."""
+        """Return global step `index`, counted from 0 without an end.
+
+        Each epoch has every sample in exactly one step, unless `weights` say otherwise. Raises `ValueError` for a
+        negative index.
+        """
         if index < 0:
             raise ValueError(f"step {index}: steps are counted from 0")
         while self._first_steps[-1] <= index:
             self._first_steps.append(self._first_steps[-1] + self.steps_in(len(self._first_steps) - 1))
         epoch = bisect_right(self._first_steps, index) - 1
         if self._planned is None or self._planned[0] != epoch:
-            self._planned = epoch, self._plan(epoch)
+            self._planned = epoch, self._plan_epoch(epoch)
         plan = self._planned[1]
-        place = index - self._first_steps[epoch]
-        chosen = slice(plan.starts[place], plan.starts[place + 1])
-        samples = plan.samples[chosen]
-        passes = np.full(len(samples), epoch) if plan.passes is None else plan.passes[chosen]
-        dealt = Samples(plan.kinds[chosen].astype(np.int64), self._costs.at(index), self._tokens_B2)
-        return GlobalStep(index, epoch, samples, passes, dealt, self._settings)
+        position = index - self._first_steps[epoch]
+        chosen = slice(plan.bounds[position], plan.bounds[position + 1])
+        rows = plan.rows[chosen]
+        times_seen = np.full(len(rows), epoch) if plan.times_seen is None else plan.times_seen[chosen]
+        workload = Workload(plan.shape_ids[chosen].astype(np.int64), self._costs.at(index), self._tokens_B2)
+        return GlobalStep(index, epoch, rows, times_seen, workload, self._settings)
 
-    def _samples_together(self) -> list[int]:
-        """How many samples of each bucket stay together when the epoch is shuffled: for `pack` one, for `same` a step's.
+    def _check_limit(self) -> None:
+        """Raise `ValueError` if a sample of a bucket in use is larger than `max_tokens_per_micro`."""
+        limit = self._settings.max_tokens_per_micro
+        for bucket, max_tokens in zip(self._buckets, self._tokens_B2[self._used_buckets, 1].tolist(), strict=True):
+            if limit is not None and max_tokens > limit:
+                conditioned = (
+                    f", {max_tokens} with the last frame that `last` and `both` of conditioning add"
+                    if max_tokens > bucket.n_tokens
+                    else ""
+                )
+                raise ValueError(
+                    f"a sample of bucket {bucket.name} has {bucket.n_tokens} tokens{conditioned}, more than "
+                    f"max_tokens_per_micro {limit}; raise it to {max_tokens} or more, or leave the bucket out with a "
+                    "weight of 0"
+                )
 
-        For `slot` as many as cost no more than the dearest sample, so that there are micro-batches of one bucket to deal; by the formula,
-        since what a step has must not depend on measured times.
+    def _max_group_sizes(self) -> list[int]:
+        """Return how many samples of each bucket at most stay together when an epoch is shuffled.
+
+        With `pack` that is one sample, with `same` all samples of a step. With `bucketed` it is as many as cost no more
+        than the costliest sample, so that there are micro-batches of one bucket to assign. Costs are those by formula,
+        since the samples of a step must not depend on measured times.
         """
         settings = self._settings
         if settings.policy == "pack":
             return [1] * len(self._buckets)
         if settings.policy == "same":
-            return [max(1, settings.tokens_per_step // bucket.tokens) for bucket in self._buckets]
+            return [max(1, settings.tokens_per_step // bucket.n_tokens) for bucket in self._buckets]
         limit = settings.max_tokens_per_micro or settings.tokens_per_step
-        costs = self._costs.by_formula_B2[self._in_use, 0].tolist()
+        costs = self._costs.formula_costs_B2[self._used_buckets, 0].tolist()
         return [
-            max(1, min(max(costs) // cost, limit // bucket.tokens))
+            max(1, min(max(costs) // cost, limit // bucket.n_tokens))
             for bucket, cost in zip(self._buckets, costs, strict=True)
         ]
 
-    def _plan(self, epoch: int) -> _Epoch:
-        """The buckets' views shuffled and cut into groups, the groups shuffled, and cut into steps."""
-        samples, passes = self._shuffled(epoch)
+    def _plan_epoch(self, epoch: int) -> _Epoch:
+        """Shuffle the occurrences of each bucket and cut them into groups, then shuffle these and cut them into steps."""
+        rows, times_seen = self._shuffled_occurrences(epoch)
         if self._settings.policy == "pack":
-            cuts = _even_cuts(self._tokens_B2.ravel()[self._kinds[samples]], self.steps_in(epoch))
-            return _Epoch(samples, passes, self._kinds_of(samples, passes, epoch), cuts.tolist())
-        counts = self._n_views(epoch)
-        n_groups = -(-counts // self._together)
+            bounds = _even_bounds(self._tokens_B2.ravel()[self._shape_ids[rows]], self.steps_in(epoch))
+            return _Epoch(rows, times_seen, self._shape_ids_of(rows, times_seen, epoch), bounds.tolist())
+        counts = self._n_occurrences(epoch)
+        n_groups = -(-counts // self._group_sizes)
         sizes_G = _even_sizes(counts, n_groups)
         order_G = permutation(len(sizes_G), self._seed, epoch, "steps")
-        firsts_G = (sizes_G.cumsum() - sizes_G)[order_G]
+        starts_G = (sizes_G.cumsum() - sizes_G)[order_G]
         sizes_G = sizes_G[order_G]
-        ends_G = np.append(0, sizes_G.cumsum())
-        if self._settings.policy == "slot":
+        bounds = np.append(0, sizes_G.cumsum())
+        if self._settings.policy == "bucketed":
             tokens_G = np.repeat(self._bucket_tokens, n_groups)[order_G]
-            ends_G = ends_G[_even_cuts(sizes_G * tokens_G, self.steps_in(epoch))]
-        # Views of the shuffled groups, one group after the other.
-        places = _runs(firsts_G, sizes_G)
-        samples, passes = samples[places], None if passes is None else passes[places]
-        return _Epoch(samples, passes, self._kinds_of(samples, passes, epoch), ends_G.tolist())
+            bounds = bounds[_even_bounds(sizes_G * tokens_G, self.steps_in(epoch))]
+        positions = _concatenated_ranges(starts_G, sizes_G)
+        rows, times_seen = rows[positions], None if times_seen is None else times_seen[positions]
+        return _Epoch(rows, times_seen, self._shape_ids_of(rows, times_seen, epoch), bounds.tolist())
 
-    def _kinds_of(self, samples: Int64s, passes: Int64s | None, epoch: int) -> Kinds:
-        """Kinds of an epoch's views, by the last pictures that are given."""
-        if self._tails is None:
-            return self._kinds[samples]
-        if passes is None:
-            # In the order of the rows, since chance, too, is looked up there.
-            return (self._kinds + self._tails.is_given(slice(None), epoch))[samples]
-        kinds = self._kinds[samples]
-        for seen in np.unique(passes).tolist():
-            which = passes == seen
-            kinds[which] += self._tails.is_given(samples[which], seen)
-        return kinds
+    def _shape_ids_of(self, rows: Int64Array, times_seen: Int64Array | None, epoch: int) -> ShapeIds:
+        """Return the shape ids of an epoch's occurrences, by the last frames that condition them."""
+        if self._last_frames is None:
+            return self._shape_ids[rows]
+        if times_seen is None:
+            # In the order of the rows: the random numbers of all rows are then read in order, too.
+            return (self._shape_ids + self._last_frames.is_conditioned(slice(None), epoch))[rows]
+        shape_ids = self._shape_ids[rows]
+        for seen in np.unique(times_seen).tolist():
+            mask = times_seen == seen
+            shape_ids[mask] += self._last_frames.is_conditioned(rows[mask], seen)
+        return shape_ids
 
-    def _n_views(self, epoch: int) -> Int64s:
-        """How many views each bucket has in an epoch."""
-        return np.array([len(bucket.rows) if self._once else bucket.n_views(epoch) for bucket in self._buckets])
-
-    def _shuffled(self, epoch: int) -> tuple[Int64s, Int64s | None]:
-        """Samples of an epoch in random order, and how often each has been seen before; None where that is the epoch."""
-        purpose = "steps" if self._settings.policy == "pack" else "buckets"
-        if self._once:
-            return self._once.order(self._seed, epoch, purpose), None
-        samples, passes = (
-            np.concatenate(columns) for columns in zip(*(bucket.views(epoch) for bucket in self._buckets), strict=True)
+    def _n_occurrences(self, epoch: int) -> Int64Array:
+        """Return how many samples each bucket has in an epoch, a sample that is seen twice counted twice."""
+        return np.array(
+            [len(bucket.rows) if self._whole_epoch else bucket.n_occurrences(epoch) for bucket in self._buckets]
         )
-        places = self._shuffle(self._n_views(epoch), np.arange(len(samples))).order(self._seed, epoch, purpose)
-        return samples[places], passes[places]
 
-    def _shuffle(self, counts: Int64s, values: Int64s) -> Shuffle:
-        """Of so many values of each bucket, bucket after bucket; with `pack` of all together."""
+    def _shuffled_occurrences(self, epoch: int) -> tuple[Int64Array, Int64Array | None]:
+        """Return the rows of an epoch in random order and how often each was seen before; None if that is the epoch."""
+        purpose = "steps" if self._settings.policy == "pack" else "buckets"
+        if self._whole_epoch:
+            return self._whole_epoch.shuffled(self._seed, epoch, purpose), None
+        by_bucket = [bucket.occurrences(epoch) for bucket in self._buckets]
+        rows, times_seen = (np.concatenate(columns) for columns in zip(*by_bucket, strict=True))
+        shuffle = self._shuffle(self._n_occurrences(epoch), np.arange(len(rows)))
+        positions = shuffle.shuffled(self._seed, epoch, purpose)
+        return rows[positions], times_seen[positions]
+
+    def _shuffle(self, counts: Int64Array, values: Int64Array) -> Shuffle:
+        """Return the shuffle of `counts` values of each bucket, bucket after bucket; with `pack` of all together."""
         return Shuffle(np.repeat(np.arange(len(counts)), counts) * (self._settings.policy != "pack"), values)
 
 
 @dataclass(frozen=True, eq=False)
 class _Epoch:
-    """All views of an epoch in order."""
+    """All samples of an epoch in order, and how they are cut into steps."""
 
-    samples: Int64s
-    passes: Int64s | None
-    """How often each has been seen before; None where that is the epoch."""
-    kinds: Kinds
-    starts: list[int]
-    """Where its steps begin, followed by where the last one ends."""
+    rows: Int64Array
+    times_seen: Int64Array | None
+    """How often each sample was seen before; None if that is the epoch for all."""
+    shape_ids: ShapeIds
+    bounds: list[int]
+    """Start of each step, followed by the end of the last one."""
 
 
-def share(step: GlobalStep, rank: int, world_size: int) -> list[MicroBatch]:
-    """The micro-batches of one worker: as many as every other worker's, since ZeRO's collectives need all of them each time.
+def rank_micro_batches(step: GlobalStep, rank: int, world_size: int) -> list[MicroBatch]:
+    """Return the micro-batches of one rank, as many as every other rank has, since ZeRO's collectives need all of them.
 
-    A worker without a sample in a micro-step repeats the cheapest of the step with weight 0.
+    In a micro-step that has no sample for it, a rank repeats the cheapest sample of the step with weight 0. Raises
+    `ValueError` for a rank outside `world_size`.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size} workers: ranks are 0 to world_size - 1")
-    deal = POLICIES[step.settings.policy](step.dealt, world_size, step.settings.max_tokens_per_micro)
-    return [_micro_batch(step, places) for places in deal.of(rank)]
+    assignment = POLICIES[step.settings.policy](step.workload, world_size, step.settings.max_tokens_per_micro)
+    return [_micro_batch(step, indices) for indices in assignment.sample_indices(rank)]
 
 
-def _micro_batch(step: GlobalStep, places: Int64s) -> MicroBatch:
-    weight = 1.0 if len(places) else 0.0
-    if not len(places):
-        places = np.array([np.argmin(step.dealt.costs)])
+def _micro_batch(step: GlobalStep, indices: Int64Array) -> MicroBatch:
+    weight = 1.0 if len(indices) else 0.0
+    if not len(indices):
+        indices = np.array([np.argmin(step.workload.costs)])
     return MicroBatch(
-        tuple(step.samples[places].tolist()), tuple(step.passes[places].tolist()), (weight,) * len(places)
+        tuple(step.rows[indices].tolist()), tuple(step.times_seen[indices].tolist()), (weight,) * len(indices)
     )
 
 
-def _runs(firsts: Int64s, sizes: Int64s) -> Int64s:
-    """Numbers that count up from each of `firsts`, as many as the sizes say, which are above 0."""
-    numbers = np.ones(sizes.sum(), np.int64)
-    # Sums of 1, but for the leap from where one run ends to where the next begins.
-    numbers[sizes.cumsum() - sizes] = np.diff(firsts, prepend=0) - np.append(0, sizes[:-1] - 1)
-    return numbers.cumsum(out=numbers)
+def _concatenated_ranges(starts: Int64Array, sizes: Int64Array) -> Int64Array:
+    """Return integers that count up from each of `starts`, as many as the sizes, which are above 0."""
+    steps = np.ones(sizes.sum(), np.int64)
+    # A running sum of 1, except for the jump from the end of one range to the start of the next.
+    steps[sizes.cumsum() - sizes] = np.diff(starts, prepend=0) - np.append(0, sizes[:-1] - 1)
+    return steps.cumsum(out=steps)
 
 
-def _even_sizes(counts: Int64s, parts: Int64s) -> Int64s:
-    """Sizes of the parts of each count, which differ by one at most, larger ones first; no parts where a count is 0."""
-    size, larger = np.divmod(counts, np.maximum(parts, 1))
-    number = np.arange(parts.sum()) - np.repeat(parts.cumsum() - parts, parts)
-    return np.repeat(size, parts) + (number < np.repeat(larger, parts))
+def _even_sizes(counts: Int64Array, n_parts: Int64Array) -> Int64Array:
+    """Return the sizes of the parts of each count, which differ by one at most, larger ones first; none for a count of 0."""
+    size, n_larger = np.divmod(counts, np.maximum(n_parts, 1))
+    number = np.arange(n_parts.sum()) - np.repeat(n_parts.cumsum() - n_parts, n_parts)
+    return np.repeat(size, n_parts) + (number < np.repeat(n_larger, n_parts))
 
 
-def _even_cuts(amounts: Int64s, parts: int) -> Int64s:
-    """Where to cut a sequence into `parts` of about equal amounts, none empty: `parts + 1` places, from 0 to its length.
+def _even_bounds(amounts: Int64Array, n_parts: int) -> Int64Array:
+    """Return the `n_parts + 1` bounds, from 0 to the length, that cut a sequence into parts of about equal amounts.
 
-    A thing goes to the part its middle lies in, so a part of several things is off the mean by less than one of them.
+    No part is empty. An item goes to the part that its middle lies in, so a part of several items differs from the mean
+    by less than one of them.
     """
-    number = np.arange(parts + 1)
-    twice = 2 * amounts.cumsum()
-    total_twice = twice[-1]
-    twice -= amounts
-    # Twice the middles, so that they are whole numbers.
-    cuts: Int64s = np.searchsorted(twice, -(-total_twice * number // parts))
-    cuts[-1] = len(amounts)
-    cuts = np.maximum.accumulate(cuts - number) + number
-    np.minimum(cuts, len(amounts) - parts + number, out=cuts)
-    return cuts
+    number = np.arange(n_parts + 1)
+    # Twice the middles of the items, so that they are integers.
+    twice_middle = 2 * amounts.cumsum()
+    twice_total = twice_middle[-1]
+    twice_middle -= amounts
+    bounds: Int64Array = np.searchsorted(twice_middle, -(-twice_total * number // n_parts))
+    bounds[-1] = len(amounts)
+    bounds = np.maximum.accumulate(bounds - number) + number
+    np.minimum(bounds, len(amounts) - n_parts + number, out=bounds)
+    return bounds
 
 
-def _rows_by_number(numbers: Int64s, count: int) -> list[Int64s]:
-    """Places of 0, 1, ... `count - 1`, each in order."""
+def _number_buckets(buckets: Sequence[str]) -> tuple[list[str], Int64Array]:
+    """Return the sorted names that occur, and the index into them for each row."""
+    names = sorted(set(buckets))
+    number_of = {name: number for number, name in enumerate(names)}
+    return names, np.fromiter((number_of[name] for name in buckets), np.int64, len(buckets))
+
+
+def _rows_by_number(numbers: Int64Array, count: int) -> list[Int64Array]:
+    """Return the indices at which each of 0, 1, ... `count - 1` occurs, ascending."""
     order = np.argsort(numbers, kind="stable")
     return np.split(order, np.searchsorted(numbers[order], np.arange(1, count)))
 
 
-def _tokens_of(bucket: str, n_tokens: Int64s) -> int:
+def _tokens_of_bucket(bucket: str, n_tokens: Int64Array) -> int:
     tokens = np.unique(n_tokens)
     if len(tokens) != 1 or tokens[0] < 1:
         raise ValueError(
-            f"bucket {bucket}: its samples have {tokens.tolist()} tokens; samples of one bucket have one shape, and at least 1 token"
+            f"bucket {bucket}: its samples have {tokens.tolist()} tokens; samples of one bucket have one shape, and at "
+            "least 1 token"
         )
     return int(tokens[0])

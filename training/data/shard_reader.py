@@ -23,7 +23,7 @@ from training.data.shards import BYTES_PER_VALUE, ShardInfo, checksum_of, parse_
 
 # Latents are [C, t, h, w]; N neighbouring rows.
 
-READERS = 4
+READER_THREADS = 4
 """Threads that read ahead."""
 
 MAX_GAP_BYTES = 2**18
@@ -33,7 +33,7 @@ MAX_GAP_BYTES = 2**18
 LOG = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
+class RowReference(NamedTuple):
     """Where a sample is, as the manifest says."""
 
     file: str
@@ -46,14 +46,14 @@ class Place(NamedTuple):
 class StoredLatents:
     """One sample, as its bytes are now. Samples that were read together share an allocation, and no part of it.
 
-    `latent` is bfloat16 `[C, t, h, w]`, `tail_latent` `[C, 1, h, w]`, None for an image.
+    `latent` is bfloat16 `[C, t, h, w]`, `last_frame_latent` `[C, 1, h, w]`, None for an image.
     """
 
-    __slots__ = ("_checksum", "_parts", "latent", "tail_latent")
+    __slots__ = ("_checksum", "_parts", "latent", "last_frame_latent")
 
-    def __init__(self, latent: Tensor, tail_latent: Tensor | None, *parts: memoryview) -> None:
+    def __init__(self, latent: Tensor, last_frame_latent: Tensor | None, *parts: memoryview) -> None:
         """`parts` are the bytes of both."""
-        self.latent, self.tail_latent, self._parts = latent, tail_latent, parts
+        self.latent, self.last_frame_latent, self._parts = latent, last_frame_latent, parts
         self._checksum: int | None = None
 
     @property
@@ -80,7 +80,7 @@ class ShardReader:
         self._root = root
         self._shards: dict[str, _Shard] = {}
         self._ranges = ByteRanges()
-        self._groups = RowGroups(["latent", "tail_latent"])
+        self._groups = RowGroups(["latent", "last_frame_latent"])
 
     def info(self, file: str) -> ShardInfo:
         """Footer of a shard; `file` is relative to the root."""
@@ -90,7 +90,9 @@ class ShardReader:
         """One sample."""
         return self._shard(file).read(row_group, row, 1)[0]
 
-    def read_many(self, places: Iterable[Place], threads: int = READERS) -> Iterator[StoredLatents | DamagedError]:
+    def read_many(
+        self, places: Iterable[RowReference], threads: int = READER_THREADS
+    ) -> Iterator[StoredLatents | DamagedError]:
         """Samples in the order given, read ahead by threads, which take their checksums too; places that follow each other in a row group are
         read at once.
 
@@ -109,7 +111,7 @@ class ShardReader:
                 for waiting in ahead:
                     waiting.cancel()
 
-    def _try_run(self, first: Place, count: int) -> list[StoredLatents | DamagedError]:
+    def _try_run(self, first: RowReference, count: int) -> list[StoredLatents | DamagedError]:
         try:
             return [sample.summed() for sample in self._shard(first.file).read(first.row_group, first.row, count)]
         except DamagedError as error:
@@ -132,7 +134,7 @@ class ShardReader:
         except READ_ERRORS as error:
             raise DamagedError(f"{uri}: cannot be opened: {error}") from error
         info = parse_shard_info(schema, uri)
-        widths = {"latent": info.latent_bytes, "tail_latent": info.tail_bytes}
+        widths = {"latent": info.latent_bytes, "last_frame_latent": info.last_frame_bytes}
         for name, width in widths.items():
             found = schema.field(name).type if name in schema.names else None
             if found not in (pa.binary(width), pa.binary()):
@@ -143,7 +145,7 @@ class ShardReader:
         if (
             layout is None
             or layout.data_end != data_end
-            or layout.widths != (widths if info.bucket.frames > 1 else {**widths, "tail_latent": 0})
+            or layout.widths != (widths if info.bucket.frames > 1 else {**widths, "last_frame_latent": 0})
         ):
             LOG.warning(
                 "%s: is not laid out as `write_shard` does; whole row groups of it are read, which takes longer", uri
@@ -158,8 +160,8 @@ class _OwnShard:
     def __init__(self, uri: str, info: ShardInfo, layout: Layout, ranges: ByteRanges) -> None:
         self.info = info
         self._uri, self._layout, self._ranges = uri, layout, ranges
-        self._width, self._tail_width = layout.widths["latent"], layout.widths["tail_latent"]
-        self._shape, self._tail_shape = info.latent_shape, info.tail_shape
+        self._width, self._tail_width = layout.widths["latent"], layout.widths["last_frame_latent"]
+        self._shape, self._tail_shape = info.latent_shape, info.last_frame_shape
         self._is_local = storage.is_local(uri)
 
     def read(self, row_group: int, row: int, count: int) -> list[StoredLatents]:
@@ -178,7 +180,7 @@ class _OwnShard:
         data = memoryview(pa.allocate_buffer(width + tail_width))
         self._ranges.read_into(self._uri, starts["latent"][row_group] + row * width, [data[:width]])
         if tail_width:
-            self._ranges.read_into(self._uri, starts["tail_latent"][row_group] + row * tail_width, [data[width:]])
+            self._ranges.read_into(self._uri, starts["last_frame_latent"][row_group] + row * tail_width, [data[width:]])
         # Sizes one by one, which torch takes in half the time that a tuple of them takes.
         latent = torch.frombuffer(data, dtype=torch.bfloat16, count=width // BYTES_PER_VALUE).view(*self._shape)
         tail = (
@@ -193,7 +195,7 @@ class _OwnShard:
         data = memoryview(pa.allocate_buffer(n_latent + count * tail_width)).cast("B")
         latent_at = self._layout.offset("latent", row_group, row)
         if tail_width:
-            tail_at = self._layout.offset("tail_latent", row_group, row)
+            tail_at = self._layout.offset("last_frame_latent", row_group, row)
             gap = tail_at - latent_at - n_latent
             if 0 <= gap <= MAX_GAP_BYTES:
                 self._ranges.read_into(
@@ -233,13 +235,15 @@ class _ForeignShard:
     def _sample(self, table: pa.Table, row_group: int, row: int) -> StoredLatents:
         if not 0 <= row < len(table):
             raise DamagedError(f"{self._uri}: row group {row_group} has no row {row}; it has {len(table)}")
-        latent, tail = (table[column][row].as_buffer() for column in ("latent", "tail_latent"))
+        latent, tail = (table[column][row].as_buffer() for column in ("latent", "last_frame_latent"))
         if latent is None:
             raise DamagedError(f"{self._uri}: row {row} of row group {row_group} has no latent")
         values = self._tensor(latent, self.info.latent_shape)
         if tail is None:
             return StoredLatents(values, None, memoryview(latent))
-        return StoredLatents(values, self._tensor(tail, self.info.tail_shape), memoryview(latent), memoryview(tail))
+        return StoredLatents(
+            values, self._tensor(tail, self.info.last_frame_shape), memoryview(latent), memoryview(tail)
+        )
 
     def _tensor(self, data: pa.Buffer, shape: tuple[int, ...]) -> Tensor:
         if data.size != math.prod(shape) * BYTES_PER_VALUE:
@@ -253,7 +257,7 @@ class _ForeignShard:
 _Shard = _OwnShard | _ForeignShard
 
 
-def _runs(places: Iterable[Place]) -> Iterator[tuple[Place, int]]:
+def _runs(places: Iterable[RowReference]) -> Iterator[tuple[RowReference, int]]:
     """First place and length of each run of places that follow each other in a row group."""
     first, following, count = None, None, 0
     for place in places:

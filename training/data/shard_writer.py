@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from training.data.shards import CROP, ShardInfo, checksum_of, shard_schema, write_rows
+from training.data.shards import CROP_COLUMNS, ShardInfo, checksum_of, shard_schema, write_rows
 
 # Latents are [C, t, h, w].
 
@@ -22,7 +22,7 @@ class LatentRow:
     """Of the sample, see `sample_uid`."""
     latent: Tensor
     """bfloat16 `[C, t, h, w]`, normalised."""
-    tail_latent: Tensor | None
+    last_frame_latent: Tensor | None
     """The last frame encoded as an image, `[C, 1, h, w]`: the last latent frame mixes several frames. None for an image."""
     source: str
     start_pts: int
@@ -45,14 +45,14 @@ def write_shard(uri: str, rows: Sequence[LatentRow], info: ShardInfo) -> None:
         "uid": [row.uid for row in rows],
         "n_tokens": [info.n_tokens] * len(rows),
         "checksum": [checksum_of(latent, tail or b"") for latent, tail in zip(latents, tails, strict=True)],
-        **{name: [row.crop[place] for row in rows] for place, name in enumerate(CROP)},
+        **{name: [row.crop[place] for row in rows] for place, name in enumerate(CROP_COLUMNS)},
     }
     for name in ("source", "start_pts", "end_pts", "time_base_num", "time_base_den", "fps"):
         scalars[name] = [getattr(row, name) for row in rows]
     schema = shard_schema(info)
     binaries = {
         name: pa.array(values, schema.field(name).type)
-        for name, values in (("latent", latents), ("tail_latent", tails))
+        for name, values in (("latent", latents), ("last_frame_latent", tails))
     }
     table = pa.table({**scalars, **binaries}, schema)
     write_rows(uri, table, info)
@@ -70,12 +70,12 @@ def _to_bytes(latent: Tensor, shape: tuple[int, ...], name: str) -> bytes:
 
 def _tail_bytes(row: LatentRow, info: ShardInfo) -> bytes | None:
     channels, frames, height, width = info.latent_shape
-    if (row.tail_latent is None) != (frames == 1):
+    if (row.last_frame_latent is None) != (frames == 1):
         raise ValueError(
-            f"{row.uid}: an image has no tail_latent and a video has one; this shard's latents have {frames} frames"
+            f"{row.uid}: an image has no last_frame_latent and a video has one; this shard's latents have {frames} frames"
         )
     return (
         None
-        if row.tail_latent is None
-        else _to_bytes(row.tail_latent, (channels, 1, height, width), f"{row.uid}: tail_latent")
+        if row.last_frame_latent is None
+        else _to_bytes(row.last_frame_latent, (channels, 1, height, width), f"{row.uid}: last_frame_latent")
     )

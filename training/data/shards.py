@@ -31,10 +31,10 @@ BYTES_PER_VALUE = 2
 ROW_GROUP_BYTES = 2 * 2**20
 """Middle of 1 to 4 MB. One row group of 64 float rows with zstd was measured 1,500 times slower to read at random."""
 
-CROP = ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
+CROP_COLUMNS = ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
 """Columns of the box that a sample was cut out of its source by, in pixels of the source, ends exclusive."""
 
-SCALARS = pa.schema(
+SCALAR_SCHEMA = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
         pa.field("n_tokens", pa.int64(), nullable=False),
@@ -44,16 +44,16 @@ SCALARS = pa.schema(
         pa.field("time_base_num", pa.int64(), nullable=False),
         pa.field("time_base_den", pa.int64(), nullable=False),
         pa.field("fps", pa.float64(), nullable=False),
-        *(pa.field(name, pa.int64(), nullable=False) for name in CROP),
+        *(pa.field(name, pa.int64(), nullable=False) for name in CROP_COLUMNS),
         pa.field("checksum", pa.int64(), nullable=False),
     ]
 )
-"""Columns of a shard besides `latent` and `tail_latent`."""
+"""Columns of a shard besides `latent` and `last_frame_latent`."""
 
 PARQUET_OPTIONS = {
     "compression": "NONE",
     "use_dictionary": False,
-    "write_statistics": SCALARS.names,
+    "write_statistics": SCALAR_SCHEMA.names,
     "data_page_size": 4 * ROW_GROUP_BYTES,
 }
 """Plain values, statistics on scalars only, and one page a column chunk."""
@@ -89,7 +89,7 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("time_base_num", pa.int64(), nullable=False),
         pa.field("time_base_den", pa.int64(), nullable=False),
         pa.field("fps", pa.float64(), nullable=False),
-        *(pa.field(name, pa.int64(), nullable=False) for name in (*CROP, "source_width", "source_height")),
+        *(pa.field(name, pa.int64(), nullable=False) for name in (*CROP_COLUMNS, "source_width", "source_height")),
         pa.field("cluster", pa.string()),
         pa.field("split", pa.string(), nullable=False),
     ]
@@ -116,7 +116,7 @@ class ShardInfo:
     fingerprint: str
     """Of the curation that wrote the shard."""
     fidelity: Mapping[str, float] | None = None
-    """Of rows that were decoded again when the shard was written: `rows`, means `psnr_db` and `ssim`, and `least_psnr_db`."""
+    """Of rows that were decoded again when the shard was written: `rows`, means `psnr_db` and `ssim`, and `min_psnr_db`."""
     pixel_range: str = PIXEL_RANGE
 
     @classmethod
@@ -150,7 +150,7 @@ class ShardInfo:
         )
 
     @property
-    def tail_shape(self) -> tuple[int, int, int, int]:
+    def last_frame_shape(self) -> tuple[int, int, int, int]:
         """`(C, 1, h, w)` of every tail latent."""
         channels, _, height, width = self.latent_shape
         return channels, 1, height, width
@@ -161,9 +161,9 @@ class ShardInfo:
         return math.prod(self.latent_shape) * BYTES_PER_VALUE
 
     @property
-    def tail_bytes(self) -> int:
+    def last_frame_bytes(self) -> int:
         """Of one tail latent; an image's is null."""
-        return math.prod(self.tail_shape) * BYTES_PER_VALUE
+        return math.prod(self.last_frame_shape) * BYTES_PER_VALUE
 
     @property
     def n_tokens(self) -> int:
@@ -220,15 +220,17 @@ def checksum_of(latent: bytes | memoryview, tail: bytes | memoryview = b"") -> i
 
 
 def write_rows(uri: str, table: pa.Table, info: ShardInfo) -> None:
-    tail_bytes = info.tail_bytes if info.bucket.frames > 1 else 0
-    rows_per_group = max(1, ROW_GROUP_BYTES // (info.latent_bytes + tail_bytes))
+    last_frame_bytes = info.last_frame_bytes if info.bucket.frames > 1 else 0
+    rows_per_group = max(1, ROW_GROUP_BYTES // (info.latent_bytes + last_frame_bytes))
     # Written twice: where the values come to be is only known then, and a longer footer does not move them.
     trial = pa.BufferOutputStream()
     with pq.ParquetWriter(trial, table.schema, **PARQUET_OPTIONS) as writer:
         writer.write_table(table, rows_per_group)
     buffer = trial.getvalue()
     layout = locate(
-        pq.ParquetFile(buffer).metadata, buffer.size, {"latent": info.latent_bytes, "tail_latent": tail_bytes}
+        pq.ParquetFile(buffer).metadata,
+        buffer.size,
+        {"latent": info.latent_bytes, "last_frame_latent": last_frame_bytes},
     )
     with storage.atomic_output(uri) as handle, pq.ParquetWriter(handle, table.schema, **PARQUET_OPTIONS) as writer:
         writer.write_table(table, rows_per_group)
@@ -239,9 +241,9 @@ def write_rows(uri: str, table: pa.Table, info: ShardInfo) -> None:
 def shard_schema(info: ShardInfo) -> pa.Schema:
     latents = [
         pa.field("latent", pa.binary(info.latent_bytes), nullable=False),
-        pa.field("tail_latent", pa.binary(info.tail_bytes)),
+        pa.field("last_frame_latent", pa.binary(info.last_frame_bytes)),
     ]
-    return pa.schema([*SCALARS, *latents], metadata("latents", dataclasses.asdict(info)))
+    return pa.schema([*SCALAR_SCHEMA, *latents], metadata("latents", dataclasses.asdict(info)))
 
 
 def parse_shard_info(schema: pa.Schema, uri: str) -> ShardInfo:
@@ -264,7 +266,7 @@ def read_info(uri: str) -> ShardInfo:
 
 def read_index(uri: str) -> pa.Table:
     """Scalar columns of a shard's rows, and `row_group` and `row` within it (int64); no latent is read."""
-    return read_scalars(uri, SCALARS.names)
+    return read_scalars(uri, SCALAR_SCHEMA.names)
 
 
 def write_manifest(uri: str, table: pa.Table, info: DatasetInfo) -> None:
@@ -332,7 +334,7 @@ def remove_rows(uri: str, uids: Collection[str]) -> int:
     """Rewrite a shard without these uids, in place and atomically; returns how many rows it had of them.
 
     The result is what `write_shard` would have written without them, so row groups and rows after them move: a manifest that
-    names this shard has to be brought up to date with `with_places`. A shard without rows is removed.
+    names this shard has to be brought up to date with `update_row_references`. A shard without rows is removed.
     """
     stored = read_index(uri)["uid"]
     left = pc.invert(pc.is_in(stored, pa.array(sorted(uids), pa.string())))
@@ -347,7 +349,7 @@ def remove_rows(uri: str, uids: Collection[str]) -> int:
     return count
 
 
-def with_places(table: pa.Table, places: pa.Table) -> pa.Table:
+def update_row_references(table: pa.Table, places: pa.Table) -> pa.Table:
     """Rows of a manifest with `row_group` and `row` as the shards have them now.
 
     `places` has `uid`, `file`, `row_group` and `row` of every row of the shards. A sample that is in none of them keeps its place,

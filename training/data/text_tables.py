@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
 `pooled` is bfloat16 `[P]`, of encoders that have it. `checksum` is the CRC-32 of both, one after the other."""
 
 
-def write_texts(uri: str, embeddings: Mapping[str, TextEmbedding], identity: str) -> None:
+def write_text_table(uri: str, embeddings: Mapping[str, TextEmbedding], identity: str) -> None:
     """Write embeddings by key, atomically, rounded to bfloat16. `identity` is the text encoder's.
 
     Raises `ValueError` naming the key whose embedding has no token, another D or P than the first, or a value that is not finite.
@@ -90,7 +90,7 @@ def _write_rows(uri: str, table: pa.Table) -> None:
     )
 
 
-def read_texts(folder: str) -> pa.Table:
+def read_text_tables(folder: str) -> pa.Table:
     """`key`, `n` and `truncated` of every embedding of a folder's tables, each key once; no rows where there is no folder."""
     schema = pa.schema([SCHEMA.field(name) for name in ("key", "n", "truncated")])
     tables = [
@@ -105,7 +105,7 @@ def read_texts(folder: str) -> pa.Table:
     return table.take(first["row_min"])
 
 
-class TextReader:
+class TextTableReader:
     """Embeddings by key, from any thread. Only keys and places are kept in memory."""
 
     def __init__(self, folder: str) -> None:
@@ -178,7 +178,7 @@ class TextReader:
         self._places |= {key: (uri, *place) for key, place in zip(index["key"].to_pylist(), places, strict=True)}
 
 
-def read_identity(uri: str) -> str:
+def read_encoder_identity(uri: str) -> str:
     """Identity of the text encoder of one table. Raises `DamagedError` for a file that is none."""
     return str(parse_metadata(RowGroups([]).schema(uri), "texts", uri)["identity"])
 

@@ -15,10 +15,10 @@ from cluster import storage
 from cluster.plugins import build
 from training.autoencoder import FOLDER, Autoencoder, AutoencoderSettings
 from training.data.footer import DamagedError
-from training.data.shard_reader import Place, ShardReader, StoredLatents
-from training.data.shards import CROP, DatasetInfo, ShardInfo, read_index, read_manifest, tables_root
-from training.data.text_tables import TextReader
-from training.fidelity import psnr_db
+from training.data.shard_reader import RowReference, ShardReader, StoredLatents
+from training.data.shards import CROP_COLUMNS, DatasetInfo, ShardInfo, read_index, read_manifest, tables_root
+from training.data.text_tables import TextTableReader
+from training.pixels import psnr_db
 
 MIN_PSNR_DB = 12.0
 """Least likeness of a decoded video's last frame and its decoded tail latent, two encodings of one picture. Of 280 real clips
@@ -40,11 +40,11 @@ class Problem:
         return f"{self.file}: {where}{self.message}"
 
 
-def verify(manifest_uri: str, psnr_sample: int = 8) -> list[Problem]:
+def verify(manifest_uri: str, n_decoded: int = 8) -> list[Problem]:
     """Every fault of a data set: shards and text tables missing, cut short, altered or of another version; rows that are not
     where or what the manifest says; latents that are not finite; more than one autoencoder.
 
-    `psnr_sample` videos, spread over the data set, are decoded too, and their last frame is compared with their tail latent.
+    `n_decoded` videos, spread over the data set, are decoded too, and their last frame is compared with their tail latent.
     """
     try:
         table, info = read_manifest(manifest_uri)
@@ -61,13 +61,13 @@ def verify(manifest_uri: str, psnr_sample: int = 8) -> list[Problem]:
         if None not in faulty:
             sound += [row for row in rows if row["uid"] not in faulty]
     problems += _faults_of_texts(storage.join(root, info.text_folder), table, info)
-    problems += _faults_of_decoding(reader, sound, info, psnr_sample)
+    problems += _faults_of_decoding(reader, sound, info, n_decoded)
     return problems
 
 
 def _rows_of_files(table: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Rows of each file in the order in which they are stored, so that each row group is read once."""
-    names = ["file", "row_group", "row", "uid", "bucket", "n_tokens", "checksum", "fps", *CROP]
+    names = ["file", "row_group", "row", "uid", "bucket", "n_tokens", "checksum", "fps", *CROP_COLUMNS]
     ordered = table.select(names).sort_by([(name, "ascending") for name in names[:3]])
     runs = pc.run_end_encode(ordered["file"].combine_chunks())
     start = 0
@@ -103,8 +103,8 @@ def _faults_of_file(
             yield Problem(file, row["row_group"], row["row"], row["uid"], message)
 
 
-def _place(row: Mapping[str, Any]) -> Place:
-    return Place(row["file"], row["row_group"], row["row"])
+def _place(row: Mapping[str, Any]) -> RowReference:
+    return RowReference(row["file"], row["row_group"], row["row"])
 
 
 def _fault_of_place(shard: ShardInfo, row: Mapping[str, Any], stored: Mapping[str, Any] | None) -> str | None:
@@ -112,7 +112,7 @@ def _fault_of_place(shard: ShardInfo, row: Mapping[str, Any], stored: Mapping[st
         return "the shard has no such row"
     expected = {
         "bucket": shard.bucket.name,
-        **{name: stored[name] for name in ("uid", "n_tokens", "checksum", "fps", *CROP)},
+        **{name: stored[name] for name in ("uid", "n_tokens", "checksum", "fps", *CROP_COLUMNS)},
     }
     for name, value in expected.items():
         if row[name] != value:
@@ -127,16 +127,18 @@ def _fault_of_sample(shard: ShardInfo, row: Mapping[str, Any], sample: StoredLat
         return str(sample)
     if sample.checksum != row["checksum"]:
         return f"the checksum of its latents is {sample.checksum}, and {row['checksum']} was written: the bytes have changed"
-    if (sample.tail_latent is None) != (shard.bucket.frames == 1):
+    if (sample.last_frame_latent is None) != (shard.bucket.frames == 1):
         return "a video has a tail latent and an image has none; this row does not keep to it"
-    if not all(latent is None or bool(torch.isfinite(latent).all()) for latent in (sample.latent, sample.tail_latent)):
+    if not all(
+        latent is None or bool(torch.isfinite(latent).all()) for latent in (sample.latent, sample.last_frame_latent)
+    ):
         return "its latents hold a value that is not finite"
     return None
 
 
 def _faults_of_texts(folder: str, table: pa.Table, info: DatasetInfo) -> Iterator[Problem]:
     try:
-        texts = TextReader(folder)
+        texts = TextTableReader(folder)
     except DamagedError as error:
         yield Problem(info.text_folder, None, None, None, str(error))
         return
@@ -187,9 +189,9 @@ def _faults_of_decoding(
     step = max(1, len(videos) // sample)
     for row in videos[::step][:sample]:
         stored = reader.read(*_place(row))
-        assert stored.tail_latent is not None
+        assert stored.last_frame_latent is not None
         likeness_db = float(
-            psnr_db(_last_frame(autoencoder, stored.latent), _last_frame(autoencoder, stored.tail_latent))
+            psnr_db(_last_frame(autoencoder, stored.latent), _last_frame(autoencoder, stored.last_frame_latent))
         )
         if likeness_db < MIN_PSNR_DB:
             message = f"its decoded last frame and its decoded tail latent differ: {likeness_db:.1f} dB, below {MIN_PSNR_DB:g} dB"

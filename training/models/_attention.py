@@ -1,6 +1,7 @@
-"""Attention within the samples of a packed sequence, by whichever kernel is there. All kernels give the same numbers but for rounding.
+"""Attention that keeps the samples of a packed sequence apart, by one of three kernels.
 
-A pack's samples stand one after the other. Queries of sample i see the keys of sample i and no others, without padding.
+A pack's samples lie one after the other in one sequence, without padding. Queries of a sample see the keys of that
+sample only. The kernels differ in speed, and in their numbers by rounding only.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,46 +19,66 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # it came with torch 2.10
+except ImportError:  # varlen_attn is new in torch 2.10
     varlen_attn = None  # type: ignore[assignment]
 
-# Shape suffixes: S queries and N keys of the whole pack, A heads, K a head's width, B samples.
+# Shape suffixes: S queries and N keys of the whole pack, A heads, K width of a head, B samples, 1 a batch of one.
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries `[S, A, K]`, keys and values `[N, A, K]` to `[S, A, K]`."""
-
-KERNELS = ("sdpa", "varlen", "flex")
+AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A function from queries `[S, A, K]`, keys and values `[N, A, K]` to `[S, A, K]`."""
 
 
-def attend(
-    kernel: str, queries: Sequence[int], keys: Sequence[int], device: torch.device, dtype: torch.dtype
-) -> Attend:
-    """Attention for samples with that many queries and keys each; `kernel` is `auto` or one of `KERNELS`.
+def attention_kernel(
+    name: str, query_lengths: Sequence[int], key_lengths: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> AttentionKernel:
+    """Return the kernel for a pack whose samples have these numbers of queries and keys.
 
-    Raises `ValueError` for a kernel that cannot run on this device or in this precision.
+    `name` is `sdpa`, `varlen`, `flex` or `auto`: `varlen` for samples of unequal lengths where it can run, or else
+    `sdpa`. Raises `ValueError` for a kernel that cannot run on this device or in this precision.
     """
-    assert len(queries) == len(keys), (queries, keys)
-    runs = [(length, len(list(group))) for length, group in itertools.groupby(zip(queries, keys, strict=True))]
-    can_varlen = varlen_attn is not None and device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    if kernel == "auto":
-        kernel = "varlen" if can_varlen and len(runs) > 1 else "sdpa"
-    if kernel == "sdpa":
-        return Even(len(queries)) if len(runs) == 1 else Runs(tuple((count, *length) for length, count in runs))
-    if kernel == "varlen":
-        if not can_varlen:
+    assert len(query_lengths) == len(key_lengths), (query_lengths, key_lengths)
+    groups = tuple(
+        EqualSamples(len(list(samples)), n_queries, n_keys)
+        for (n_queries, n_keys), samples in itertools.groupby(zip(query_lengths, key_lengths, strict=True))
+    )
+    varlen_available = varlen_attn is not None and device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    if name == "auto":
+        name = "varlen" if varlen_available and len(groups) > 1 else "sdpa"
+    if name == "sdpa":
+        return BatchedAttention(len(query_lengths)) if len(groups) == 1 else GroupedAttention(groups)
+    if name == "varlen":
+        if not varlen_available:
             raise ValueError(
-                f"attention varlen needs a GPU, bf16 and torch 2.10 or newer; this is {device.type}, {dtype}; take auto or sdpa"
+                f"attention varlen needs a GPU, bf16 and torch 2.10 or newer; this is {device.type}, {dtype}; "
+                "set attention to auto or sdpa"
             )
-        return Varlen(_starts(queries, device), _starts(keys, device), _at_most(queries), _at_most(keys))
-    assert kernel == "flex", kernel
+        return VarlenAttention(
+            _cumulative(query_lengths, device),
+            _cumulative(key_lengths, device),
+            _power_of_two_at_least(max(query_lengths)),
+            _power_of_two_at_least(max(key_lengths)),
+        )
+    assert name == "flex", name
     if device.type != "cuda":
-        raise ValueError(f"attention flex needs a GPU to train, and this is {device.type}; take auto or sdpa")
-    return Flex(document_mask(queries, keys, device), _compiled_flex())
+        raise ValueError(
+            f"attention flex needs a GPU to train, and this is {device.type}; set attention to auto or sdpa"
+        )
+    return FlexAttention(document_mask(query_lengths, key_lengths, device), _compiled_flex())
+
+
+class EqualSamples(NamedTuple):
+    """Adjacent samples of a pack that have the same lengths."""
+
+    n_samples: int
+    n_queries: int
+    """Queries per sample."""
+    n_keys: int
+    """Keys per sample."""
 
 
 @dataclass(frozen=True)
-class Even:
-    """Scaled dot-product attention of samples of one length, which are a batch without a copy."""
+class BatchedAttention:
+    """Scaled dot-product attention of samples of the same lengths: viewed as a batch, without a copy, in one call."""
 
     n_samples: int
 
@@ -69,77 +90,80 @@ class Even:
 
 
 @dataclass(frozen=True)
-class Runs:
-    """Scaled dot-product attention, one call for each run of samples of one length."""
+class GroupedAttention:
+    """Scaled dot-product attention in one call per group of samples of the same lengths."""
 
-    runs: tuple[tuple[int, int, int], ...]
-    """Samples in a row, and queries and keys of each."""
+    groups: tuple[EqualSamples, ...]
 
-    # Left out of compiled graphs: lengths differ from pack to pack, and each would be compiled anew.
+    # Excluded from compiled graphs: lengths differ from pack to pack, and each combination would be compiled anew.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, q_SAK: Tensor, k_NAK: Tensor, v_NAK: Tensor) -> Tensor:
-        queries, keys = ([count * lengths[kind] for count, *lengths in self.runs] for kind in (0, 1))
-        parts = zip(
-            self.runs, torch.split(q_SAK, queries), torch.split(k_NAK, keys), torch.split(v_NAK, keys), strict=True
+        query_splits = [group.n_samples * group.n_queries for group in self.groups]
+        key_splits = [group.n_samples * group.n_keys for group in self.groups]
+        q_parts, k_parts, v_parts = q_SAK.split(query_splits), k_NAK.split(key_splits), v_NAK.split(key_splits)
+        return torch.cat(
+            [
+                BatchedAttention(group.n_samples)(q, k, v)
+                for group, q, k, v in zip(self.groups, q_parts, k_parts, v_parts, strict=True)
+            ]
         )
-        return torch.cat([Even(count)(q, k, v) for (count, _, _), q, k, v in parts])
 
 
 @dataclass(frozen=True)
-class Varlen:
+class VarlenAttention:
     """FlashAttention's kernel for sequences of different lengths, in one call."""
 
-    query_starts: Tensor
-    key_starts: Tensor
-    """int32 `[B + 1]`: where each sample begins, and the end."""
-    most_queries: int
-    most_keys: int
+    cu_seq_q: Tensor
+    cu_seq_k: Tensor
+    """Cumulative sequence lengths, int32 `[B + 1]`: the first row of each sample, and the end of the last."""
+    max_q: int
+    max_k: int
 
     def __call__(self, q_SAK: Tensor, k_NAK: Tensor, v_NAK: Tensor) -> Tensor:
         assert varlen_attn is not None
-        y_SAK = varlen_attn(q_SAK, k_NAK, v_NAK, self.query_starts, self.key_starts, self.most_queries, self.most_keys)
+        y_SAK = varlen_attn(q_SAK, k_NAK, v_NAK, self.cu_seq_q, self.cu_seq_k, self.max_q, self.max_k)
         assert isinstance(y_SAK, Tensor)
         return y_SAK
 
 
 @dataclass(frozen=True)
-class Flex:
-    """FlexAttention under a mask that is true within a sample; it skips blocks that are all false."""
+class FlexAttention:
+    """FlexAttention under a document mask; it skips blocks that are masked out as a whole."""
 
     mask: BlockMask
-    kernel: Callable[..., Any]
+    flex_attention: Callable[..., Any]
 
     def __call__(self, q_SAK: Tensor, k_NAK: Tensor, v_NAK: Tensor) -> Tensor:
         q_1ASK, k_1ANK, v_1ANK = (x.transpose(0, 1)[None] for x in (q_SAK, k_NAK, v_NAK))
-        y_1ASK: Tensor = self.kernel(q_1ASK, k_1ANK, v_1ANK, block_mask=self.mask)
+        y_1ASK: Tensor = self.flex_attention(q_1ASK, k_1ANK, v_1ANK, block_mask=self.mask)
         return y_1ASK[0].transpose(0, 1)
 
 
-def document_mask(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> BlockMask:
-    """The mask of FlexAttention for such a pack."""
+def document_mask(query_lengths: Sequence[int], key_lengths: Sequence[int], device: torch.device) -> BlockMask:
+    """Return FlexAttention's mask that is true where query and key belong to the same sample."""
     sample_S, sample_N = (
-        torch.arange(len(sizes), device=device).repeat_interleave(
-            torch.tensor(sizes, device=device), output_size=sum(sizes)
+        torch.arange(len(lengths), device=device).repeat_interleave(
+            torch.tensor(lengths, device=device), output_size=sum(lengths)
         )
-        for sizes in (queries, keys)
+        for lengths in (query_lengths, key_lengths)
     )
 
-    def same(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def same_sample(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return sample_S[query] == sample_N[key]
 
-    return create_block_mask(same, B=None, H=None, Q_LEN=len(sample_S), KV_LEN=len(sample_N), device=device)
+    return create_block_mask(same_sample, B=None, H=None, Q_LEN=len(sample_S), KV_LEN=len(sample_N), device=device)
 
 
 @cache
 def _compiled_flex() -> Callable[..., Any]:
-    # Uncompiled it holds all scores in memory.
+    # Without compilation flex_attention holds all scores in memory.
     return torch.compile(flex_attention, dynamic=True)
 
 
-def _starts(sizes: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32, device=device)
+def _cumulative(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
 
 
-def _at_most(sizes: Sequence[int]) -> int:
-    """A bound that takes few values, because compiled code is made anew for each."""
-    return 1 << (max(sizes) - 1).bit_length()
+def _power_of_two_at_least(length: int) -> int:
+    """Return the smallest power of two that is at least `length`, so that compiled code meets few distinct values."""
+    return 1 << (length - 1).bit_length()

@@ -1,12 +1,16 @@
-"""The network of `DiT`: a packed sequence of spacetime patches through blocks of attention. Resources nothing but torch."""
+"""The network of the model `dit`: blocks of attention over a packed sequence of spacetime patches.
+
+This module imports nothing but torch, so that it can be benchmarked where the package is not installed.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,262 +18,298 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from training.models._attention import Attend, attend
-from training.models._context import Slice, Traded
-from training.models._dit_size import Size
-from training.models._layers import EPSILON, Attention, Rotation, mlp, per_frame, rotation, sinusoids
+from training.models._attention import AttentionKernel, attention_kernel
+from training.models._context_parallel import TokenSlice, UlyssesAttention
+from training.models._dit_architecture import Architecture
+from training.models._layers import NORM_EPS, Attention, Rope, gate, mlp, modulate, rope_3d, sinusoidal_features
+from training.models._packing import Packing, call_once, concatenate, patchify, stack_groups, unpatchify
 from training.network import Condition, VideoModel
 
-# Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns, E text width, D model width, M modulation
-# vectors of a block. S tokens, F token frames and N text tokens of the whole pack, or of this rank's slice of it. After patching, T H W count
-# patches.
+# Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns (after patching: token frames,
+# rows and columns), E text width, D model width, M modulation vectors of a block. S tokens, F token frames and N text
+# tokens of the whole pack, or of this rank's slice of it.
 
 TIME_SCALE = 1000.0
-"""Noise levels in [0, 1] are scaled to the range of discrete diffusion steps before their sinusoids (Peebles and Xie 2023)."""
-SHARE_SCALE = 1000.0
-"""Shares of a picture in [0, 1) are scaled to about the range of its pixels, in which SDXL gives them."""
-PLACES_PER_S = 8.0
-"""Seconds are scaled to steps of about a latent cell before their sinusoids."""
+"""Factor from noise levels in [0, 1] to the range of discrete diffusion steps, for their features (Peebles and Xie
+2023)."""
+CROP_SCALE = 1000.0
+"""Factor from cropped shares in [0, 1) to about the range of pixels, in which SDXL gives them, for their features."""
+SECONDS_SCALE = 8.0
+"""Factor from seconds to steps of about a latent cell, for the features of absolute time."""
 N_FEATURES = 128
-"""Sinusoidal features of each scalar of the condition."""
-N_SHAPE = 7
-"""Scalars of a sample's shape: frame rate, size, crop and the source's size."""
-MOST_COMPILATIONS = 256
-"""Shapes a block is compiled for before torch gives up and runs it uncompiled; its default of 8 is fewer than a data set's buckets."""
+"""Sinusoidal features per scalar of the condition."""
+N_SHAPE_SCALARS = 7
+"""Scalars that describe a sample's shape: frame rate, and width and height of the sample, its crop and its source."""
+MAX_COMPILED_SHAPES = 256
+"""Shapes that a block is compiled for before torch gives up and runs it uncompiled; torch's default of 8 is fewer than
+a data set's buckets."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a transformer is computed. It affects speed and memory, and the numbers by rounding only."""
+
+    attention: str = "auto"
+    """Name of the attention kernel, see `attention_kernel`."""
+    checkpoint_every: int = 0
+    """The backward pass recomputes the activations of every n-th block; 0 keeps those of all blocks."""
+    compiled: bool = False
+    """Whether blocks are compiled in training."""
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """Where the tokens of a packed sequence belong: their frames, positions and samples."""
+
+    frame_S: Tensor | None
+    """Index of each token's frame; None if all frames have equally many tokens, in frame order."""
+    rope: Rope
+    self_attention: AttentionKernel
+    """Attention of each sample's tokens to the tokens of the same sample."""
+    text_attention: AttentionKernel
+    """Attention of each sample's tokens to the sample's text."""
+
+
+class PackedText(NamedTuple):
+    """The text tokens of a pack's samples, in packed order."""
+
+    tokens_ND: Tensor
+    lengths: list[int]
+    """Text tokens of each sample."""
+
+
+class Positions(NamedTuple):
+    """The coordinates of the tokens of B samples of one shape."""
+
+    seconds_BT: Tensor
+    row_H: Tensor
+    """Distance of a patch's centre from the centre of the frame, in latent cells."""
+    column_W: Tensor
+    """As `row_H`, horizontally."""
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to text, feed-forward; the first and last are modulated and gated by the condition."""
+    """Self-attention, cross-attention to text and a feed-forward network; the condition modulates and gates all but text."""
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.table_MD = nn.Parameter(torch.empty(6, dim))
-        self.norm = nn.LayerNorm(dim, eps=EPSILON, elementwise_affine=False)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS, elementwise_affine=False)
         self.attention = Attention(dim, heads)
-        self.text_norm = nn.LayerNorm(dim, eps=EPSILON)
+        self.text_norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.text_attention = Attention(dim, heads)
         self.feed_forward = mlp(dim, hidden, dim)
 
-    def forward(
-        self,
-        x_SD: Tensor,
-        modulation_FMD: Tensor,
-        frame_S: Tensor | None,
-        turn: Rotation,
-        text_ND: Tensor,
-        attend_own: Attend,
-        attend_text: Attend,
-    ) -> Tensor:
+    def forward(self, x_SD: Tensor, modulation_FMD: Tensor, text_ND: Tensor, layout: SequenceLayout) -> Tensor:
+        frame_S, rope = layout.frame_S, layout.rope
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (modulation_FMD + self.table_MD).unbind(dim=1)
-        y_SD = per_frame(self.norm(x_SD), frame_S, 1 + scale_a, shift_a)
-        x_SD = x_SD + per_frame(self.attention(y_SD, y_SD, attend_own, turn), frame_S, gate_a)
-        x_SD = x_SD + self.text_attention(self.text_norm(x_SD), text_ND, attend_text)
-        y_SD = per_frame(self.norm(x_SD), frame_S, 1 + scale_f, shift_f)
-        return x_SD + per_frame(self.feed_forward(y_SD), frame_S, gate_f)
+        y_SD = modulate(self.norm(x_SD), shift_a, scale_a, frame_S)
+        x_SD = x_SD + gate(self.attention(y_SD, y_SD, layout.self_attention, rope), gate_a, frame_S)
+        x_SD = x_SD + self.text_attention(self.text_norm(x_SD), text_ND, layout.text_attention)
+        y_SD = modulate(self.norm(x_SD), shift_f, scale_f, frame_S)
+        return x_SD + gate(self.feed_forward(y_SD), gate_f, frame_S)
 
 
 class DiffusionTransformer(VideoModel):
-    """See `DiT`. Every block is the identity, and the output zero, until training moves the zero-initialised weights."""
+    """The network of `DiT`. With its initial weights every block is the identity, and the output is zero (adaLN-Zero)."""
 
-    def __init__(
-        self,
-        size: Size,
-        hidden: int,
-        patch: tuple[int, int, int],
-        channels: int,
-        text_dim: int,
-        *,
-        kernel: str = "auto",
-        checkpoint_every: int = 0,
-        compiled: bool = False,
-    ) -> None:
-        """`checkpoint_every` n computes the activations of every n-th block again on the way back; 0 keeps them all."""
+    def __init__(self, architecture: Architecture, execution: Execution | None = None) -> None:
         super().__init__()
-        device = torch.get_default_device()
-        self.patch, self.text_dim, self.kernel = patch, text_dim, kernel
-        self.checkpoint_every, self.compiled = checkpoint_every, compiled
-        self._context: dist.ProcessGroup | None = None
-        self.n_pairs = size.dim // size.heads // 2
-        dim, patch_size = size.dim, channels * math.prod(patch)
-        # What layers would draw for themselves is left out, so that numbers are the same with and without memory.
+        self.architecture, self.execution = architecture, execution or Execution()
+        self._context_group: dist.ProcessGroup | None = None
+        device, (depth, dim, heads) = torch.get_default_device(), architecture.size
+        patch_dim = architecture.channels * math.prod(architecture.patch)
+        # On "meta" layers skip their own random initialisation, so a model draws the same numbers whether it is built
+        # with memory or without.
         with torch.device("meta"):
-            self.patch_in = nn.Linear(patch_size, dim)
+            self.patch_in = nn.Linear(patch_dim, dim)
             self.seconds_in, self.row_in, self.column_in = (nn.Linear(N_FEATURES, dim, bias=False) for _ in range(3))
-            self.text_in = mlp(text_dim, dim, dim)
+            self.text_in = mlp(architecture.text_dim, dim, dim)
             self.time_in = mlp(N_FEATURES, dim, dim)
-            self.shape_in = mlp(N_SHAPE * N_FEATURES, dim, dim)
+            self.shape_in = mlp(N_SHAPE_SCALARS * N_FEATURES, dim, dim)
             self.pooled_in = nn.Linear(dim, dim)
-            self.given_D = nn.Parameter(torch.empty(dim))
+            self.conditioning_D = nn.Parameter(torch.empty(dim))
             self.modulation = nn.Linear(dim, 6 * dim)
-            self.blocks = nn.ModuleList(Block(dim, size.heads, hidden) for _ in range(size.depth))
-            self.norm_out = nn.LayerNorm(dim, eps=EPSILON, elementwise_affine=False)
+            self.blocks = nn.ModuleList(Block(dim, heads, architecture.hidden) for _ in range(depth))
+            self.norm_out = nn.LayerNorm(dim, eps=NORM_EPS, elementwise_affine=False)
             self.modulation_out = nn.Linear(dim, 2 * dim)
-            self.patch_out = nn.Linear(dim, patch_size)
+            self.patch_out = nn.Linear(dim, patch_dim)
         if device.type != "meta":
             self.to_empty(device=device)
             self.initialise()
 
-    def filler(self) -> Callable[[nn.Parameter, str], None]:
-        return partial(fill, drawn=int(torch.randint(2**62, (), device="cpu")))
+    def weight_initialiser(self) -> Callable[[nn.Parameter, str], None]:
+        return partial(initialise_weight, model_seed=int(torch.randint(2**62, (), device="cpu")))
 
-    def share_tokens(self, group: dist.ProcessGroup) -> None:
-        self._context = group
+    def enable_context_parallel(self, group: dist.ProcessGroup) -> None:
+        self._context_group = group
 
     def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
-        """Predict `[C, T, H, W]` float32 for each latent; sides that patches do not divide are padded and cropped."""
+        """Return a float32 prediction `[C, T, H, W]` per latent.
+
+        Latents are padded to sides that the patch divides, and predictions are cropped to the latents' sides.
+        """
         assert len(latents) == len(condition.texts) > 0
-        groups = grouped(latents, condition.texts)
-        order = list(itertools.chain(*groups))
-        text_ND, text_lengths = self._text([condition.texts[place] for place in order])
-        sample_BD = self._sample(condition, order, text_ND, text_lengths)
-        x_SD, frame_FD, turn = self._enter(latents, condition, groups, sample_BD)
-        lengths, frames = zip(*(self._grid(latents[place].shape) for place in order), strict=True)
-        own = None if self._context is None else Slice.of(self._context, lengths)
-        frame_S = frame_of_token(lengths, frames, x_SD.device, always=own is not None)
+        packing = Packing.of(latents, condition.texts, self.architecture.patch)
+        positions = self._positions(latents, condition, packing)
+        text = self._embed_texts(condition, packing)
+        frame_FD = self._embed_frames(condition, packing, self._embed_samples(condition, packing, text))
+        x_SD = self._embed_patches(latents, packing, positions)
+        token_slice = self._token_slice(packing)
+        x_SD, text_ND, layout = self._lay_out(x_SD, text, packing, positions, token_slice)
+
         modulation_FMD = torch.unflatten(self.modulation(frame_FD), -1, (6, -1))
-        attend_own = attend(self.kernel, lengths, lengths, x_SD.device, x_SD.dtype)
-        queries, keys = list(lengths), text_lengths
-        if own is not None:
-            assert frame_S is not None
-            x_SD, frame_S, turn = own.cut(x_SD), own.cut(frame_S), Rotation(*(own.cut(part) for part in turn))
-            text_ND, queries, keys = own.texts(text_ND, text_lengths)
-            attend_own = Traded(attend_own, own)
-        # The other kernels are made for at least one query.
-        attend_text = attend(self.kernel if any(queries) else "sdpa", queries, keys, x_SD.device, x_SD.dtype)
-        step = compiled_block(mixed=len(groups) > 1) if self.compiled and self.training else run_block
+        compiled = self.execution.compiled and self.training
+        run = compiled_block(mixed_shapes=len(packing.groups) > 1) if compiled else run_block
         for index, block in enumerate(self.blocks):
-            inputs = (block, x_SD, modulation_FMD, frame_S, turn, text_ND, attend_own, attend_text)
-            if self.checkpoint_every and index % self.checkpoint_every == 0 and torch.is_grad_enabled():
-                # Nothing in a block draws random numbers.
-                x_SD = checkpoint(step, *inputs, use_reentrant=False, preserve_rng_state=False)
+            if self._recomputes(index):
+                # Blocks draw no random numbers, so there is no random state to keep.
+                x_SD = checkpoint(
+                    run, block, x_SD, modulation_FMD, text_ND, layout, use_reentrant=False, preserve_rng_state=False
+                )
             else:
-                x_SD = step(*inputs)
+                x_SD = run(block, x_SD, modulation_FMD, text_ND, layout)
+
         shift_FD, scale_FD = self.modulation_out(frame_FD).chunk(2, dim=-1)
-        y_SD = self.patch_out(per_frame(self.norm_out(x_SD), frame_S, 1 + scale_FD, shift_FD)).to(torch.float32)
-        if own is not None:
-            y_SD = own.joined(y_SD)
-        predictions = {
-            place: self.unpatchify(y, latents[place].shape)
-            for place, y in zip(order, torch.split(y_SD, list(lengths)), strict=True)
-        }
-        return [predictions[place] for place in range(len(order))]
-
-    def patchify(self, x_BCTHW: Tensor) -> Tensor:
-        """`[B, C, T, H, W]` to tokens `[B, S, C * patch]`, frames first, then rows, then columns."""
-        pads = [
-            side
-            for size, patch in zip(reversed(x_BCTHW.shape[2:]), reversed(self.patch), strict=True)
-            for side in (0, -size % patch)
+        y_SD = self.patch_out(modulate(self.norm_out(x_SD), shift_FD, scale_FD, layout.frame_S)).to(torch.float32)
+        if token_slice is not None:
+            y_SD = token_slice.all_gather(y_SD)
+        return [
+            unpatchify(tokens, latent.shape, self.architecture.patch)
+            for tokens, latent in zip(packing.unpack(y_SD), latents, strict=True)
         ]
-        x = F.pad(x_BCTHW, pads)
-        (batch, channels, *sizes), (p, q, r) = x.shape, self.patch
-        x = x.reshape(batch, channels, sizes[0] // p, p, sizes[1] // q, q, sizes[2] // r, r)
-        # B C T p H q W r -> B T H W C p q r
-        return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
-    def unpatchify(self, x_SD: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `patchify` for one latent of that shape `[C, T, H, W]`."""
-        (channels, *sizes), (p, q, r) = shape, self.patch
-        frames, height, width = (-(-size // patch) for size, patch in zip(sizes, self.patch, strict=True))
-        x = x_SD.reshape(frames, height, width, channels, p, q, r)
-        x = x.permute(3, 0, 4, 1, 5, 2, 6).reshape(channels, frames * p, height * q, width * r)
-        return x[:, : sizes[0], : sizes[1], : sizes[2]]
+    def _positions(self, latents: Sequence[Tensor], condition: Condition, packing: Packing) -> list[Positions]:
+        """Return the token positions of each group."""
+        _, patch_height, patch_width = self.architecture.patch
+        positions = []
+        for group, seconds_BT in zip(packing.groups, stack_groups(condition.seconds, packing), strict=True):
+            _, _, height, width = latents[group[0]].shape
+            positions.append(
+                Positions(
+                    self._token_frame_means(seconds_BT[..., None])[..., 0],
+                    patch_centres(height, patch_height, self.patch_in.weight.device),
+                    patch_centres(width, patch_width, self.patch_in.weight.device),
+                )
+            )
+        return positions
 
-    def _grid(self, shape: torch.Size) -> tuple[int, int]:
-        """Tokens and token frames of a latent `[C, T, H, W]`."""
-        frames, height, width = (-(-size // patch) for size, patch in zip(shape[1:], self.patch, strict=True))
-        return frames * height * width, frames
-
-    def _text(self, texts: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-        """All text tokens `[N, D]`, and how many each sample has."""
-        lengths = [len(text) for text in texts]
+    def _embed_texts(self, condition: Condition, packing: Packing) -> PackedText:
+        """Return the embedded text tokens, with features of their index in the text."""
+        texts = [condition.texts[sample] for sample in packing.order]
+        lengths = [len(text_NE) for text_NE in texts]
         if min(lengths) < 1:
             raise ValueError("a text of the pack has no token; the null caption has at least one")
-        text_NE = torch.cat(list(texts))
-        if text_NE.shape[-1] != self.text_dim:
+        text_NE, text_dim = torch.cat(texts), self.architecture.text_dim
+        if text_NE.shape[-1] != text_dim:
             raise ValueError(
-                f"text tokens have width {text_NE.shape[-1]}, and the model was built for {self.text_dim}; use its own text encoder"
+                f"text tokens have width {text_NE.shape[-1]}, and the model was built for {text_dim}; "
+                "use the text encoder that it was trained with"
             )
-        # Encoders differ in scale by orders of magnitude; and some, as hashing, do not mark the order of words.
-        text_NE = F.rms_norm(text_NE.to(torch.float32), (self.text_dim,), eps=EPSILON)
+        # Encoders differ in scale by orders of magnitude; and some, such as hashing, do not encode the order of words.
+        text_NE = F.rms_norm(text_NE.to(torch.float32), (text_dim,), eps=NORM_EPS)
         text_ND = self.text_in(text_NE.to(self.patch_in.weight.dtype))
-        order_N = torch.cat([torch.arange(length, device=text_ND.device) for length in lengths])
-        return text_ND + sinusoids(order_N, text_ND.shape[-1]).to(text_ND.dtype), lengths
+        index_N = torch.cat([torch.arange(length, device=text_ND.device) for length in lengths])
+        return PackedText(text_ND + sinusoidal_features(index_N, text_ND.shape[-1]).to(text_ND.dtype), lengths)
 
-    def _sample(
-        self, condition: Condition, order: Sequence[int], text_ND: Tensor, text_lengths: Sequence[int]
-    ) -> Tensor:
-        """Vector of every sample `[B, D]`: its frame rate, its size, how it was cut out of its source, and its mean text token."""
-        pooled_BD = torch.stack([text.mean(dim=0) for text in torch.split(text_ND, list(text_lengths))])
-        parts = (condition.fps_B[:, None], condition.size_B2, SHARE_SCALE * condition.crop_B2, condition.source_B2)
-        shape_B7 = torch.cat(parts, dim=-1)[list(order)]
-        sample_BD: Tensor = self.shape_in(
-            sinusoids(shape_B7, N_FEATURES).flatten(1).to(text_ND.dtype)
-        ) + self.pooled_in(pooled_BD)
+    def _embed_samples(self, condition: Condition, packing: Packing, text: PackedText) -> Tensor:
+        """Return `[B, D]`, one vector per sample: its frame rate, size, crop, size of the source, and mean text token."""
+        pooled_BD = torch.stack([text_ND.mean(dim=0) for text_ND in torch.split(text.tokens_ND, text.lengths)])
+        parts = (condition.fps_B[:, None], condition.size_B2, CROP_SCALE * condition.crop_B2, condition.source_B2)
+        shape_B7 = torch.cat(parts, dim=-1)[packing.order]
+        features_BD = sinusoidal_features(shape_B7, N_FEATURES).flatten(1).to(pooled_BD.dtype)
+        sample_BD: Tensor = self.shape_in(features_BD) + self.pooled_in(pooled_BD)
         return sample_BD
 
-    def _enter(
-        self, latents: Sequence[Tensor], condition: Condition, groups: Sequence[Sequence[int]], sample_BD: Tensor
-    ) -> tuple[Tensor, Tensor, Rotation]:
-        """The pack's tokens `[S, D]`, the condition of their token frames `[F, D]`, and how the tokens are turned; groups have one shape each.
+    def _embed_frames(self, condition: Condition, packing: Packing, sample_BD: Tensor) -> Tensor:
+        """Return `[F, D]`, one vector per token frame: its noise level, its conditioning mask, and its sample's vector."""
+        dtype = self.patch_in.weight.dtype
+        times, masks = stack_groups(condition.times, packing), stack_groups(condition.conditioning_masks, packing)
+        samples = torch.split(sample_BD, [len(group) for group in packing.groups])
+        features = [sinusoidal_features(TIME_SCALE * time_BT, N_FEATURES).to(dtype) for time_BT in times]
+        frames = []
+        for time_BTD, mask_BT, group_BD in zip(call_once(self.time_in, features), masks, samples, strict=True):
+            latent_frame_BTD = time_BTD + mask_BT[..., None].to(dtype) * self.conditioning_D
+            frames.append(F.silu(self._token_frame_means(latent_frame_BTD) + group_BD[:, None]).flatten(0, 1))
+        return concatenate(frames)
 
-        Every layer is called once, however many shapes there are: ZeRO-3 gathers its weights at each call, and all ranks have to make as many.
+    def _embed_patches(self, latents: Sequence[Tensor], packing: Packing, positions: Sequence[Positions]) -> Tensor:
+        """Return the embedded patches `[S, D]`, each with features of its absolute position.
+
+        Rope gives attention relative positions only. In pure noise all tokens look alike, and relative positions cannot
+        decide where an object is to be. The absolute time also distinguishes the first latent frame, which autoencoders
+        encode alone.
         """
-        dtype, device = self.patch_in.weight.dtype, self.patch_in.weight.device
-        videos = [torch.stack([latents[place] for place in group]) for group in groups]
-        times, given, seconds = (
-            [torch.stack([part[place] for place in group]) for group in groups]
-            for part in (condition.times, condition.given, condition.seconds)
-        )
-        seconds = [self._frame_mean(seconds_BT[..., None])[..., 0] for seconds_BT in seconds]
-        rows, columns = (
-            [self._centres(x_BCTHW.shape[axis], patch, device) for x_BCTHW in videos]
-            for axis, patch in ((3, self.patch[1]), (4, self.patch[2]))
-        )
-        # Absolute positions, beside the relative ones of attention. In pure noise all tokens look alike, so relative positions alone cannot
-        # agree on where a thing is to be; and the first latent frame, which an autoencoder encodes alone, has to be told from the others.
-        second_parts = at_once(
-            self.seconds_in, [sinusoids(PLACES_PER_S * seconds_BT, N_FEATURES).to(dtype) for seconds_BT in seconds]
-        )
-        row_parts, column_parts = (
-            at_once(layer, [sinusoids(place, N_FEATURES).to(dtype) for place in places])
-            for layer, places in ((self.row_in, rows), (self.column_in, columns))
-        )
-        tokens = at_once(self.patch_in, [self.patchify(x_BCTHW).to(dtype) for x_BCTHW in videos])
-        levels = at_once(self.time_in, [sinusoids(TIME_SCALE * time_BT, N_FEATURES).to(dtype) for time_BT in times])
-        samples = torch.split(sample_BD, [len(group) for group in groups])
-        entered, frames = [], []
-        for x_BSD, second_BTD, row_HD, column_WD in zip(tokens, second_parts, row_parts, column_parts, strict=True):
-            entered.append(
-                (x_BSD + (second_BTD[:, :, None, None] + row_HD[:, None] + column_WD).flatten(1, 3)).flatten(0, 1)
-            )
-        for level_BTD, given_BT, one_BD in zip(levels, given, samples, strict=True):
-            frame_BTD = level_BTD + given_BT[..., None].to(dtype) * self.given_D
-            frames.append(F.silu(self._frame_mean(frame_BTD) + one_BD[:, None]).flatten(0, 1))
-        turns = [
-            rotation(seconds_BT, row_H, column_W, self.n_pairs)
-            for seconds_BT, row_H, column_W in zip(seconds, rows, columns, strict=True)
-        ]
-        return joined(entered), joined(frames), Rotation(*(joined(parts) for parts in zip(*turns, strict=True)))
+        dtype, patch = self.patch_in.weight.dtype, self.architecture.patch
 
-    def _frame_mean(self, x_BTD: Tensor) -> Tensor:
-        """Means over the latent frames of each token frame; a last, partly filled one repeats its last latent frame."""
-        frames = self.patch[0]
-        if frames == 1:
+        def embed(layer: nn.Module, values: Sequence[Tensor]) -> list[Tensor]:
+            return call_once(layer, [sinusoidal_features(value, N_FEATURES).to(dtype) for value in values])
+
+        seconds = embed(self.seconds_in, [SECONDS_SCALE * position.seconds_BT for position in positions])
+        rows = embed(self.row_in, [position.row_H for position in positions])
+        columns = embed(self.column_in, [position.column_W for position in positions])
+        videos = stack_groups(latents, packing)
+        tokens = call_once(self.patch_in, [patchify(x_BCTHW, patch).to(dtype) for x_BCTHW in videos])
+        embedded = []
+        for x_BSD, second_BTD, row_HD, column_WD in zip(tokens, seconds, rows, columns, strict=True):
+            position_BTHWD = second_BTD[:, :, None, None] + row_HD[:, None] + column_WD
+            embedded.append((x_BSD + position_BTHWD.flatten(1, 3)).flatten(0, 1))
+        return concatenate(embedded)
+
+    def _token_slice(self, packing: Packing) -> TokenSlice | None:
+        """Return this rank's slice of the pack's tokens; None if it computes all of them."""
+        return None if self._context_group is None else TokenSlice.of_this_rank(self._context_group, packing.tokens)
+
+    def _lay_out(
+        self,
+        x_SD: Tensor,
+        text: PackedText,
+        packing: Packing,
+        positions: Sequence[Positions],
+        token_slice: TokenSlice | None,
+    ) -> tuple[Tensor, Tensor, SequenceLayout]:
+        """Return the tokens `[S, D]` that this rank computes, the text `[N, D]` of their samples, and their layout."""
+        head_pairs = self.architecture.size.dim // self.architecture.size.heads // 2
+        ropes = [rope_3d(*position, head_pairs) for position in positions]
+        rope = Rope(*(concatenate(parts) for parts in zip(*ropes, strict=True)))
+        by_name = partial(attention_kernel, device=x_SD.device, dtype=x_SD.dtype)
+        kernel = self.execution.attention
+        self_attention = by_name(kernel, packing.tokens, packing.tokens)
+        if token_slice is None:
+            frame_S = None if packing.equal_frames else packing.frame_of_token(x_SD.device)
+            text_attention = by_name(kernel, packing.tokens, text.lengths)
+            return x_SD, text.tokens_ND, SequenceLayout(frame_S, rope, self_attention, text_attention)
+        frame_S = token_slice.take(packing.frame_of_token(x_SD.device))
+        rope = Rope(token_slice.take(rope.cos), token_slice.take(rope.sin))
+        text_ND, query_lengths, key_lengths = token_slice.take_texts(text.tokens_ND, text.lengths)
+        # The varlen and flex kernels need at least one query.
+        text_attention = by_name(kernel if any(query_lengths) else "sdpa", query_lengths, key_lengths)
+        layout = SequenceLayout(frame_S, rope, UlyssesAttention(self_attention, token_slice), text_attention)
+        return token_slice.take(x_SD), text_ND, layout
+
+    def _recomputes(self, index: int) -> bool:
+        """Return whether the backward pass recomputes the activations of this block."""
+        every = self.execution.checkpoint_every
+        return every > 0 and index % every == 0 and torch.is_grad_enabled()
+
+    def _token_frame_means(self, x_BTD: Tensor) -> Tensor:
+        """Average over the latent frames of each token frame; the last token frame is filled up with its last latent frame."""
+        patch_frames = self.architecture.patch[0]
+        if patch_frames == 1:
             return x_BTD
-        missing = -x_BTD.shape[1] % frames
-        filled_BTD = torch.cat((x_BTD, x_BTD[:, -1:].expand(-1, missing, -1)), dim=1)
-        return torch.unflatten(filled_BTD, 1, (-1, frames)).mean(dim=2)
-
-    @staticmethod
-    def _centres(size: int, patch: int, device: torch.device) -> Tensor:
-        """Centres of the patches along a side in latent cells, 0 in the middle of the picture."""
-        return (torch.arange(-(-size // patch), dtype=torch.float32, device=device) + 0.5) * patch - size / 2
+        n_missing = -x_BTD.shape[1] % patch_frames
+        filled_BTD = torch.cat((x_BTD, x_BTD[:, -1:].expand(-1, n_missing, -1)), dim=1)
+        return torch.unflatten(filled_BTD, 1, (-1, patch_frames)).mean(dim=2)
 
 
-def fill(parameter: nn.Parameter, name: str, drawn: int) -> None:
-    """Initial numbers of one weight, a function of its name and of what was drawn for the model; the same on every device."""
-    if name.endswith((".bias", "table_MD", "given_D", "text_attention.out.weight")) or name in (
+def patch_centres(size: int, patch: int, device: torch.device) -> Tensor:
+    """Return the centres of the patches along a side of `size` latent cells, in cells from the middle of the side."""
+    return (torch.arange(-(-size // patch), dtype=torch.float32, device=device) + 0.5) * patch - size / 2
+
+
+def initialise_weight(parameter: nn.Parameter, name: str, model_seed: int) -> None:
+    """Fill a weight with its initial values: a function of its name and the model's seed, the same on every device."""
+    if name.endswith((".bias", "table_MD", "conditioning_D", "text_attention.out.weight")) or name in (
         "modulation.weight",
         "modulation_out.weight",
         "patch_out.weight",
@@ -278,74 +318,30 @@ def fill(parameter: nn.Parameter, name: str, drawn: int) -> None:
     elif "norm" in name:
         nn.init.ones_(parameter)
     else:
-        seed = int.from_bytes(hashlib.blake2b(f"{drawn}/{name}".encode(), digest_size=7).digest(), "big")
-        whole = torch.empty(parameter.shape, device="cpu")
-        nn.init.xavier_uniform_(whole, generator=torch.Generator().manual_seed(seed))
+        seed = int.from_bytes(hashlib.blake2b(f"{model_seed}/{name}".encode(), digest_size=7).digest(), "big")
+        values = torch.empty(parameter.shape, device="cpu")
+        nn.init.xavier_uniform_(values, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            parameter.copy_(whole)
+            parameter.copy_(values)
 
 
-def grouped(latents: Sequence[Tensor], texts: Sequence[Tensor]) -> list[list[int]]:
-    """Places of the samples of each shape, those with texts of one length next to each other: the order in which they are packed."""
-
-    def shape(place: int) -> tuple[int, ...]:
-        return tuple(latents[place].shape)
-
-    order = sorted(range(len(latents)), key=lambda place: (shape(place), len(texts[place])))
-    return [list(places) for _, places in itertools.groupby(order, key=shape)]
-
-
-def frame_of_token(
-    lengths: Sequence[int], frames: Sequence[int], device: torch.device, always: bool = False
-) -> Tensor | None:
-    """`[S]`: which of the pack's token frames each token is in; None where all have as many tokens, unless it is wanted `always`."""
-    sizes = [length // count for length, count in zip(lengths, frames, strict=True)]
-    if min(sizes) == max(sizes) and not always:
-        return None
-    of_frames = torch.tensor(
-        [size for size, count in zip(sizes, frames, strict=True) for _ in range(count)], device=device
-    )
-    return torch.arange(sum(frames), device=device).repeat_interleave(of_frames, output_size=sum(lengths))
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Parts after one another; a single one as it is, without a copy."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def at_once(layer: nn.Module, parts: Sequence[Tensor]) -> list[Tensor]:
-    """What a layer makes of each of several tensors `[..., features]`, by one call."""
-    made: Tensor = layer(joined([part.flatten(0, -2) for part in parts]))
-    sizes = [part.shape[:-1] for part in parts]
-    return [
-        torch.unflatten(one, 0, size)
-        for one, size in zip(torch.split(made, [size.numel() for size in sizes]), sizes, strict=True)
-    ]
-
-
-def run_block(block: nn.Module, *inputs: object) -> Tensor:
-    """The block as it is."""
-    x_SD: Tensor = block(*inputs)
-    return x_SD
+def run_block(
+    block: nn.Module, x_SD: Tensor, modulation_FMD: Tensor, text_ND: Tensor, layout: SequenceLayout
+) -> Tensor:
+    """Return the block's result; a function of the block, so that all blocks share one compiled code."""
+    y_SD: Tensor = block(x_SD, modulation_FMD, text_ND, layout)
+    return y_SD
 
 
 @cache
-def compiled_block(mixed: bool) -> Callable[..., Tensor]:
-    """The block compiled for each shape it meets, but once for all packs of mixed shapes; all blocks share the code."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_COMPILATIONS)
-    compiled = torch.compile(run_block, dynamic=mixed)
+def compiled_block(mixed_shapes: bool) -> Callable[[nn.Module, Tensor, Tensor, Tensor, SequenceLayout], Tensor]:
+    """Return `run_block` compiled anew for each shape, or, for packs of mixed shapes, once for all of them."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILED_SHAPES)
+    compiled = torch.compile(run_block, dynamic=mixed_shapes)
 
-    def run(
-        block: nn.Module,
-        x_SD: Tensor,
-        modulation_FMD: Tensor,
-        frame_S: Tensor | None,
-        turn: Rotation,
-        text_ND: Tensor,
-        *attends: Attend,
-    ) -> Tensor:
-        # Texts differ in length from one batch to the next whatever the shapes.
+    def run(block: nn.Module, x_SD: Tensor, modulation_FMD: Tensor, text_ND: Tensor, layout: SequenceLayout) -> Tensor:
+        # Text lengths differ from batch to batch, whatever the shapes of the latents.
         torch._dynamo.maybe_mark_dynamic(text_ND, 0)
-        return compiled(block, x_SD, modulation_FMD, frame_S, turn, text_ND, *attends)
+        return compiled(block, x_SD, modulation_FMD, text_ND, layout)
 
     return run

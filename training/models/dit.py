@@ -1,4 +1,4 @@
-"""Spacetime diffusion transformer (DiT): latent patches of space and time as tokens, adaLN modulation, cross-attention to text."""
+"""Model `dit`: a spacetime diffusion transformer with adaLN modulation and cross-attention to text."""
 
 from __future__ import annotations
 
@@ -8,61 +8,70 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from training.model import ModelSettings
-from training.models._dit_size import PRESETS, Size, flops
+from training.models._dit_architecture import PRESETS, Architecture, Size, flops
 
 if TYPE_CHECKING:
+    # Every command reads settings, and importing torch takes 2 s.
     from training.network import VideoModel
 
 
 class DiT(ModelSettings):
-    """Diffusion transformer (Peebles and Xie 2023) over spacetime patches, with one modulation network for all blocks.
+    """Settings of a diffusion transformer (Peebles and Xie 2023) over spacetime patches.
 
-    adaLN-Zero in each block would be a third of its parameters; here blocks share one network and add a learned table each
-    (PixArt, Chen et al. 2023).
+    All blocks share one modulation network and add a learned table each (PixArt, Chen et al. 2023). An adaLN-Zero network in
+    each block would be a third of its parameters.
     """
 
-    free_to_change: ClassVar[frozenset[str]] = frozenset(("attention", "checkpointing", "compile"))
+    changeable_on_resume: ClassVar[frozenset[str]] = frozenset(("attention", "checkpointing", "compile"))
 
     name: str = "dit"
     preset: Literal["nano", "S", "B", "L", "XL", "1.3B"] | None = Field(
-        None, description="Depth, dim and heads by name, in their place."
+        None, description="Size by name; sets depth, dim and heads."
     )
-    depth: int = Field(6, ge=1, le=128, description="Transformer blocks.")
-    dim: int = Field(192, ge=16, le=16384, description="Model width D.")
-    heads: int = Field(6, ge=1, description="Attention heads; dim / heads is a head's width, even and at least 16.")
-    mlp_ratio: float = Field(4.0, gt=0, le=16, description="Hidden width of the feed-forward layers over dim.")
-    patch: tuple[int, int, int] = Field((1, 2, 2), description="Latent frames, rows and columns of one token.")
+    depth: int = Field(6, ge=1, le=128, description="Number of transformer blocks.")
+    dim: int = Field(192, ge=16, le=16384, description="Model width.")
+    heads: int = Field(
+        6, ge=1, description="Number of attention heads; dim / heads, a head's width, must be even and at least 16."
+    )
+    mlp_ratio: float = Field(4.0, gt=0, le=16, description="Hidden width of the feed-forward layers, divided by dim.")
+    patch: tuple[int, int, int] = Field((1, 2, 2), description="Latent frames, rows and columns per token.")
     attention: Literal["auto", "sdpa", "varlen", "flex"] = Field(
         "auto",
-        description="Kernel of attention; varlen and flex need a GPU. auto takes varlen for unequal lengths in bf16 on a GPU, sdpa else.",
+        description="Attention kernel; varlen and flex need a GPU. "
+        "auto takes varlen for samples of unequal lengths in bf16 on a GPU, and sdpa otherwise.",
     )
     checkpointing: Literal["none", "blocks"] | Annotated[int, Field(ge=1, le=128)] = Field(
         "none",
-        description="Blocks whose activations are computed again on the way back, for less memory: none, all, or every n-th.",
+        description="Blocks whose activations the backward pass recomputes, to save memory: none, all blocks, "
+        "or every n-th block for a number n.",
     )
     compile: bool = Field(
         False,
-        description="Whether blocks go through torch.compile in training: once for each shape, and once for all packs of mixed ones.",
+        description="Whether torch.compile compiles the blocks in training: "
+        "once per shape, and once for all packs of mixed shapes.",
     )
 
     @model_validator(mode="after")
-    def _preset(self) -> DiT:
+    def _preset_sets_size(self) -> DiT:
         if self.preset is None:
             return self
         for key, value in PRESETS[self.preset]._asdict().items():
             if key in self.model_fields_set and getattr(self, key) != value:
                 raise ValueError(
-                    f"preset {self.preset} has {key} {value}, and {key} {getattr(self, key)} is given; leave out one of them"
+                    f"preset {self.preset} has {key} {value}, and {key} {getattr(self, key)} is given; "
+                    "leave out one of them"
                 )
-            # Frozen from here on. A validator before the fields would see JSON as Python, where a list is no tuple.
+            # The fields are frozen only for users. A validator that runs before them would get JSON input as Python input,
+            # for which pydantic has other rules: a list is no tuple there.
             object.__setattr__(self, key, value)
         return self
 
     @model_validator(mode="after")
-    def _divisible(self) -> DiT:
+    def _sides_divide(self) -> DiT:
         if self.dim % self.heads or (self.dim // self.heads) % 2 or self.dim // self.heads < 16:
             raise ValueError(
-                f"dim {self.dim} with {self.heads} heads gives heads of width {self.dim / self.heads:g}; it must be even and at least 16, as 32 or 64"
+                f"dim {self.dim} with {self.heads} heads gives heads of width {self.dim / self.heads:g}; "
+                "the width must be even and at least 16, such as 32 or 64"
             )
         if min(self.patch) < 1:
             raise ValueError(f"patch {list(self.patch)} must be positive")
@@ -75,31 +84,23 @@ class DiT(ModelSettings):
 
     @property
     def hidden(self) -> int:
-        """Width of the feed-forward layers."""
+        """Hidden width of the feed-forward layers."""
         return int(self.dim * self.mlp_ratio)
 
     @property
     def checkpoint_every(self) -> int:
-        """Activations of every n-th block are computed again, the first block's among them; 0 keeps them all."""
-        return (
-            {"none": 0, "blocks": 1}[self.checkpointing] if isinstance(self.checkpointing, str) else self.checkpointing
-        )
+        """n if the backward pass recomputes the activations of every n-th block, beginning with the first; 0 for none."""
+        if isinstance(self.checkpointing, str):
+            return {"none": 0, "blocks": 1}[self.checkpointing]
+        return self.checkpointing
 
     def build(self, channels: int, text_dim: int) -> VideoModel:
-        from training.models._dit_network import (
-            DiffusionTransformer,
-        )  # torch, which whoever reads settings need not wait for
+        # Imports torch, which readers of settings need not wait for.
+        from training.models._dit_network import DiffusionTransformer, Execution
 
-        every = self.checkpoint_every
         return DiffusionTransformer(
-            self.size,
-            self.hidden,
-            self.patch,
-            channels,
-            text_dim,
-            kernel=self.attention,
-            checkpoint_every=every,
-            compiled=self.compile,
+            Architecture(self.size, self.hidden, self.patch, channels, text_dim),
+            Execution(self.attention, self.checkpoint_every, self.compile),
         )
 
     def tokens(self, frames: int, height: int, width: int) -> int:
@@ -108,14 +109,14 @@ class DiT(ModelSettings):
     def flops(self, tokens: int, text_tokens: int) -> int:
         return flops(self.size, self.hidden, tokens, text_tokens)
 
-    def check_context(self, parallel: int) -> None:
+    def check_context_parallel(self, parallel: int) -> None:
         if self.heads % parallel:
-            fitting = ", ".join(str(count) for count in range(1, self.heads + 1) if self.heads % count == 0)
+            divisors = ", ".join(str(count) for count in range(1, self.heads + 1) if self.heads % count == 0)
             raise ValueError(
                 f"context_parallel {parallel} does not divide the {self.heads} heads of model {self.name}; "
-                f"set context_parallel to one of {fitting}, or heads to a multiple of {parallel}"
+                f"set context_parallel to one of {divisors}, or heads to a multiple of {parallel}"
             )
 
     @property
-    def recomputed(self) -> float:
+    def recompute_share(self) -> float:
         return len(range(0, self.depth, self.checkpoint_every)) / self.depth if self.checkpoint_every else 0.0

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster import storage
-from training.checkpoints.export import ModelCard
+from training.checkpoints.model_card import ModelCard
 from training.sampling.settings import SampleSettings
 
 

@@ -13,17 +13,18 @@ from torch import Tensor
 from cluster import storage
 from cluster.telemetry import log
 from training.autoencoder import Autoencoder
-from training.checkpoints.export import ModelCard, read_card, read_export
-from training.conditioning import Given
-from training.framing import uncut
+from training.checkpoints.export import read_export
+from training.checkpoints.model_card import ModelCard, read_card
+from training.conditioning import ConditioningMask
+from training.framing import full_framing
 from training.network import VideoModel
-from training.pixels import from_levels, to_levels
+from training.pixels import from_uint8, to_uint8
 from training.rng import generator
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import provenance, provenance_uri, read_provenance, write_provenance
 from training.sampling.settings import SampleSettings, SolverSettings
 from training.sampling.solver import euler, guided
-from training.step import conditions, given_frames
+from training.step import conditions, mask_tensor
 
 # Shape suffixes: B samples, C latent channels or colours, T H W frames, rows and columns, N text tokens, E text width.
 
@@ -40,7 +41,7 @@ class Upsampling(Protocol):
         """Who it is: the same one need not be asked twice."""
         ...
 
-    def detailed(self, prompt: str, seconds: float) -> str:
+    def upsample(self, prompt: str, seconds: float) -> str:
         """The detailed prompt of a video of this length; of an image for 0."""
         ...
 
@@ -88,7 +89,7 @@ def sample(
         prompt = (
             before["prompt"]
             if before is not None and known
-            else upsampling.detailed(settings.prompt, 0.0 if frames == 1 else settings.seconds)
+            else upsampling.upsample(settings.prompt, 0.0 if frames == 1 else settings.seconds)
         )
     record = provenance(settings, prompt, upsampler, pictures, card, export_uri, frames, width, height, fps)
     if storage.exists(uri) and before == record:
@@ -142,7 +143,7 @@ def encoded(
 ) -> dict[str, Tensor]:
     """Latents `[C, 1, H, W]` of pictures `[H, W, 3]`, each encoded as an image."""
     videos = {
-        place: from_levels(torch.from_numpy(picture_HWC.copy())).permute(2, 0, 1)[None, :, None]
+        place: from_uint8(torch.from_numpy(picture_HWC.copy())).permute(2, 0, 1)[None, :, None]
         for place, picture_HWC in pictures.items()
     }
     return {place: autoencoder.encode(video_BC1HW.to(device))[0] for place, video_BC1HW in videos.items()}
@@ -199,19 +200,19 @@ def generate(
     """Latents `[1, C, t, h, w]` for `size` (frames, height, width) in pixels, on the device of the model.
 
     `first_C1HW` and `last_C1HW` are pictures that the video begins or ends with, encoded as images. The last one is shown to the model
-    as in training, as a latent frame more than there are (`training.conditioning.Given.tail`), which is not among those returned.
+    as in training, as a latent frame more than there are (`training.conditioning.ConditioningMask.tail`), which is not among those returned.
     """
     device = next(model.parameters()).device
     frames, height, width = size
     _, *grid = autoencoder.latent_shape(frames, height, width)
     start_BCTHW = torch.randn((1, card.channels, *grid), generator=generator(settings.seed, "sample")).to(device)
-    given = Given((first_C1HW is not None, *(False,) * (grid[0] - 1)), tail=last_C1HW is not None)
+    given = ConditioningMask((first_C1HW is not None, *(False,) * (grid[0] - 1)), tail=last_C1HW is not None)
     if first_C1HW is not None:
         start_BCTHW[0, :, :1] = first_C1HW
     if last_C1HW is not None:
         start_BCTHW = torch.cat((start_BCTHW, last_C1HW.to(start_BCTHW)[None]), dim=2)
     texts = [text_NE.to(device)] if settings.guidance == 1 else [text_NE.to(device), null_text_NE.to(device)]
-    given_T, framing = given_frames(given).to(device), uncut(width, height, card.source_side)
+    given_T, framing = mask_tensor(given).to(device), full_framing(width, height, card.source_side)
 
     def velocity(x_BCTHW: Tensor, time: float) -> Tensor:
         n, time_T = len(texts), torch.where(given_T > 0, given.time, time)
@@ -244,4 +245,4 @@ def decoded(autoencoder: Autoencoder, latent_BCTHW: Tensor) -> NDArray[np.uint8]
 
 def pixels(video_BCTHW: Tensor) -> Tensor:
     """Decoded video in [-1, 1] as uint8 `[B, T, H, W, C]` on the CPU."""
-    return to_levels(video_BCTHW).permute(0, 2, 3, 4, 1).contiguous().cpu()
+    return to_uint8(video_BCTHW).permute(0, 2, 3, 4, 1).contiguous().cpu()

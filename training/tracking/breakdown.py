@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from training.data.loader import Batch
 from training.engine import Engine
-from training.step import Task
+from training.step import StepConfig
 
 SIDE_STEP = 32
 """Buckets of one size differ in area by less, and a record stays short however many aspects there are."""
@@ -29,7 +29,7 @@ class Outcome(NamedTuple):
     frames: int
 
 
-def outcomes(task: Task, batch: Batch, times: Sequence[float], losses: Sequence[float]) -> list[Outcome]:
+def outcomes(task: StepConfig, batch: Batch, times: Sequence[float], losses: Sequence[float]) -> list[Outcome]:
     """Of the samples of a micro-batch that count, from their noise levels and losses."""
     return [
         Outcome(uid, loss, weight, time, _side(*size), 1 + (latent.shape[1] - 1) * task.time_factor)
@@ -47,7 +47,7 @@ def _side(width: int, height: int) -> int:
 def shared(own: Sequence[Outcome], engine: Engine) -> list[Outcome]:
     """Those of all ranks, in order of rank; of ranks that share their samples, those of the first."""
     told = [json.dumps(one) for one in own] if engine.rank % engine.context_parallel == 0 else []
-    return [Outcome(*json.loads(line)) for line in engine.gather(told)]
+    return [Outcome(*json.loads(line)) for line in engine.all_gather(told)]
 
 
 def breakdown(done: Sequence[Outcome], name: str) -> dict[str, float]:

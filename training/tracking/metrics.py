@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster import storage
-from cluster.telemetry import Bar, log, progress
+from cluster.telemetry import ProgressBar, log, progress
 from training.tracking.loss_curve import loss_curve
 from training.tracking.trackers import Name, Run, Tracker, open_trackers
 
@@ -77,7 +77,7 @@ def shown(run_uri: str, steps: int) -> Iterator[None]:
     """A progress bar for the length of the block, which follows the records that another process or thread writes."""
     ended = threading.Event()
 
-    def follow(bar: Bar) -> None:
+    def follow(bar: ProgressBar) -> None:
         shown_step = 0
         while True:
             last_look = ended.wait(FOLLOW_S)

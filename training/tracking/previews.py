@@ -16,10 +16,10 @@ from torch import Tensor
 from cluster import storage
 from cluster.storage import digest
 from cluster.telemetry import log
-from training.assembly import card_of
-from training.checkpoints.export import model_of
-from training.data.buckets import shape_of
-from training.data.loader import Dataset, Sample
+from training.assembly import make_model_card
+from training.checkpoints.export import model_from_card
+from training.data.buckets import parse_bucket_name
+from training.data.dataset import Dataset, Sample
 from training.engine import Engine
 from training.network import VideoModel
 from training.sampling.grid import grid
@@ -28,7 +28,7 @@ from training.sampling.provenance import version, write_provenance
 from training.sampling.settings import SolverSettings
 from training.sampling.tasks import decoded, generate, open_autoencoder
 from training.settings import TrainSettings
-from training.step import Task
+from training.step import StepConfig
 from training.tracking.metrics import Metrics
 
 FOLDER = "previews"
@@ -47,7 +47,7 @@ class Previews:
     """
 
     def __init__(
-        self, run_uri: str, manifest_uri: str, settings: TrainSettings, train: Dataset, task: Task, engine: Engine
+        self, run_uri: str, manifest_uri: str, settings: TrainSettings, train: Dataset, task: StepConfig, engine: Engine
     ) -> None:
         self._run_uri, self._manifest_uri, self._settings = run_uri, manifest_uri, settings
         self._train, self._task, self._engine = train, task, engine
@@ -66,10 +66,10 @@ class Previews:
         is tried. One that takes longer than `LIMIT_S` is the last until the run is started again.
         """
         start_s = time.perf_counter()
-        with self._engine.swapped(averages):
+        with self._engine.swapped_weights(averages):
             weights = self._engine.full_parameters()
         error = self._attempt(step, weights, metrics) if self._engine.rank == 0 else None
-        (too_long,) = self._engine.sum([isinstance(error, TooSlowError)])
+        (too_long,) = self._engine.all_sum([isinstance(error, TooSlowError)])
         self._given_up = too_long > 0
         return {"preview_s": time.perf_counter() - start_s} | ({"preview_failed": 1} if error else {})
 
@@ -127,10 +127,10 @@ class Previews:
     def _sampled(self, step: int, weights: Mapping[str, Tensor]) -> list[NDArray[np.uint8]]:
         """A video `[T, H, W, 3]` for each of the samples."""
         settings, device, null_text = self._settings.previews, self._engine.device, self._task.null_text
-        card = card_of(self._settings, self._train, null_text.shape[-1], step, self._task.seed)
+        card = make_model_card(self._settings, self._train, null_text.shape[-1], step, self._task.seed)
         # Opened anew each time, so that between previews neither takes memory from training.
         autoencoder = open_autoencoder(card, device)
-        model = model_of(card, weights).to(device)
+        model = model_from_card(card, weights).to(device)
         _stop_in_time(model)
         solver = SolverSettings(steps=settings.steps, guidance=settings.guidance)
         videos = []
@@ -164,5 +164,5 @@ def _stop_in_time(model: VideoModel) -> None:
 
 def _size(sample: Sample) -> tuple[int, int, int]:
     """Frames, height and width in pixels."""
-    width, height, frames = shape_of(sample.bucket)
+    width, height, frames = parse_bucket_name(sample.bucket)
     return frames, height, width

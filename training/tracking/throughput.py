@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from training.engine import Engine
     from training.model import ModelSettings
     from training.settings import TrainSettings
-    from training.step import Inputs
+    from training.step import NoisyBatch
 
 # Shape suffixes: R ranks, M stretches of a step after each of which ranks wait for each other.
 
 Moment = float | torch.cuda.Event
 
 
-def operations(model: ModelSettings, inputs: Inputs, weights: Sequence[float]) -> tuple[float, float]:
+def operations(model: ModelSettings, inputs: NoisyBatch, weights: Sequence[float]) -> tuple[float, float]:
     """Operations of training on a micro-batch: the model's, and the hardware's.
 
     The model's are three times those of the way forward, since the way back takes twice as many, of each sample that counts (Chowdhery et
@@ -34,7 +34,7 @@ def operations(model: ModelSettings, inputs: Inputs, weights: Sequence[float]) -
     for latent, text, weight in zip(inputs.noisy, inputs.condition.texts, weights, strict=True):
         forward = model.flops(model.tokens(*latent.shape[1:]), len(text))
         useful += 3 * forward * (weight > 0)
-        done += (3 + model.recomputed) * forward
+        done += (3 + model.recompute_share) * forward
     return useful, done
 
 
@@ -50,7 +50,7 @@ def by_rank(engine: Engine, own: Sequence[float]) -> list[list[float]]:
     width = len(own)
     rows = [0.0] * (engine.world_size * width)
     rows[engine.rank * width : (engine.rank + 1) * width] = own
-    rows = engine.sum(rows)
+    rows = engine.all_sum(rows)
     return [rows[start : start + width] for start in range(0, len(rows), width)]
 
 
@@ -92,7 +92,7 @@ class Meter:
         self._data_wait_s = time.perf_counter() - self._started_s
 
     @contextlib.contextmanager
-    def forward(self, inputs: Inputs, weights: Sequence[float]) -> Iterator[None]:
+    def forward(self, inputs: NoisyBatch, weights: Sequence[float]) -> Iterator[None]:
         """Around the way forward of a micro-batch, whose samples weigh so much.
 
         Ranks that share samples share the operations. What is little and each of them does, as to enter tokens and texts, is counted once.

@@ -1,1 +1,1 @@
-"""Scores: each writes documented columns and never drops a row."""
+"""Scores: steps that measure live clips, write documented columns and drop no row."""

@@ -1,8 +1,8 @@
-"""What all scores of pictures share: which column they look at, and how its pictures reach the network.
+"""Base of the scores that run a network on images of a clip.
 
-A score never opens a video: it reads the JPEG pictures that `frames` or `scan` left in a column. It never drops a row.
+A score never opens a video: it reads the JPEG images that `frames` or `scan` stored in a column. It never drops a row.
 
-Shape legend: H height, W width; a picture is uint8 `[H, W, 3]` RGB.
+Shape legend: H height, W width; an image is uint8 `[H, W, 3]` RGB.
 """
 
 from __future__ import annotations
@@ -19,40 +19,44 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import Field, model_validator
 
+from cluster.arrays import Pixels
 from cluster.resources import Resources
 from cluster.storage import digest
 from pipelines.engine.step import Context, Mark, Step, TableFunction, failure, set_column, set_marks
-from pipelines.video.scale import Pixels
+from pipelines.steps.frames import stored_images
 
-Look = Callable[[Sequence[Pixels]], Sequence[Any]]
-"""Takes at most `at_once` pictures through a network and says something of each, which must not depend on the others."""
+Predictor = Callable[[Sequence[Pixels]], Sequence[Any]]
+"""Function that runs a network on at most `batch_size` images and returns one result per image.
+
+A result must not depend on the other images of the call."""
+
+PIP_NAMES = {"open_clip": "open-clip-torch"}
+"""Names on PyPI of the packages that are imported by another name."""
 
 
-class PictureScore(Step):
-    """Columns of a clip from what a network says of each of its pictures.
+class ImageScore(Step):
+    """A score whose columns follow from a network's results on each image of a clip.
 
-    On the CPU pictures go through the network one at a time: four at once are no faster (84 ms a picture of 320 x 320 either way,
-    text detection), and matrix products may round otherwise for another number of rows. On a GPU they go in batches of one
-    size, filled across clips and padded.
+    On the CPU, images go through the network one at a time. Batches of four are no faster (84 ms per image of 320 x
+    320 either way, text detection), and matrix products may round differently for another number of rows. On a GPU,
+    images go through in batches of one size, which are filled across clips and padded.
     """
 
-    not_in_digest: ClassVar[frozenset[str]] = frozenset({"batch", "gpus"})
-    """Settings that say nothing about the results, or only what `weights` says better: where a file is."""
+    not_in_digest: ClassVar[frozenset[str]] = frozenset({"gpu_batch_size", "gpus"})
+    """Settings that do not change results, and paths of weights, which `weights` identifies by their content."""
 
-    pictures: Literal["frames", "thumbnails"] = Field(
-        "frames", description="Column of pictures: those of step frames, or the scan's thumbnails."
+    images: Literal["frames", "thumbnails"] = Field(
+        "frames", description="Column of images that are scored: those of step frames, or the thumbnails of scan."
     )
-    batch: int = Field(
-        32, ge=1, le=4096, description="Pictures that go through the network at once on a GPU; on the CPU it is one."
-    )
+    gpu_batch_size: int = Field(32, ge=1, le=4096, description="Images per batch on a GPU; on the CPU a batch is one.")
     gpus: float = Field(
         0.0,
         ge=0,
-        description="GPUs each worker holds, also a fraction (0.25: four workers share one); 0 works on the CPU.",
+        description="GPUs per worker; a fraction shares one (0.25: four workers per GPU), and 0 runs on the CPU.",
     )
 
     @model_validator(mode="after")
-    def _packages_are_there(self) -> PictureScore:
+    def _check_packages(self) -> ImageScore:
         for package, extra in self.packages().items():
             if not find_spec(package):
                 raise ValueError(
@@ -61,81 +65,79 @@ class PictureScore(Step):
         return self
 
     @property
-    def at_once(self) -> int:
-        return self.batch if self.gpus else 1
+    def batch_size(self) -> int:
+        """Images per call of the network: `gpu_batch_size` on a GPU, 1 on the CPU."""
+        return self.gpu_batch_size if self.gpus else 1
 
     def reads(self) -> tuple[str, ...]:
-        return (self.pictures,)
+        return (self.images,)
 
     def resources(self) -> Resources:
         return Resources(gpus=self.gpus, pooled=True)
 
     def settings_digest(self) -> str:
-        """GPU or CPU is part of it, for they round otherwise; how many GPUs, and how many pictures at once, is not."""
+        """Return the hash of the settings, the weights and the kind of device.
+
+        A GPU rounds differently from a CPU. The number of GPUs and the batch size do not matter.
+        """
         settings = self.model_dump_json(exclude=set(self.not_in_digest))
         return digest(self.name, str(self.version), settings, self.weights(), "gpu" if self.gpus else "cpu")
 
     @abc.abstractmethod
     def packages(self) -> Mapping[str, str]:
-        """Packages the score needs, by the name they are imported by, and the extra of worldloom that brings each."""
+        """Return the packages the score imports, each with the extra of worldloom that installs it."""
 
     @abc.abstractmethod
-    def load(self) -> Look:
-        """The network with its weights. Raises `RunError` where it cannot be loaded."""
+    def load(self) -> Predictor:
+        """Load the network and its weights. Raises `RunError` if they cannot be loaded."""
 
     @abc.abstractmethod
-    def sum_up(self, row: Mapping[str, Any], seen: Sequence[Any]) -> Mapping[str, Any]:
-        """The written columns of a clip from its read columns and what was seen in each of its pictures, one at least, in order."""
+    def aggregate(self, row: Mapping[str, Any], results: Sequence[Any]) -> Mapping[str, Any]:
+        """Return the written columns of a clip from its read columns and the results of its images (at least one)."""
 
     def open(self, context: Context) -> TableFunction:
-        look = self.load()
-        return lambda table: self._apply(table, look)
+        predict = self.load()
+        return lambda table: self._score(table, predict)
 
-    def _apply(self, table: pa.Table, look: Look) -> pa.Table:
+    def _score(self, table: pa.Table, predict: Predictor) -> pa.Table:
         rows = table.select(list(self.reads())).to_pylist()
         errors: dict[int, Exception] = {}
-        seen: list[list[Any]] = [[] for _ in rows]
-        decoded = self._decoded(rows, errors)
-        while chunk := list(islice(decoded, self.at_once)):
-            for (number, _), said in zip(chunk, look([picture for _, picture in chunk]), strict=True):
-                seen[number].append(said)
+        results: list[list[Any]] = [[] for _ in rows]
+        decoded = self._decode(rows, errors)
+        while batch := list(islice(decoded, self.batch_size)):
+            for (index, _), result in zip(batch, predict([image for _, image in batch]), strict=True):
+                results[index].append(result)
         values: list[Mapping[str, Any]] = []
         marks: list[Mark | None] = []
-        for number, row in enumerate(rows):
+        for index, row in enumerate(rows):
             try:
-                if number in errors:
-                    raise errors[number]
-                values.append(self.sum_up(row, seen[number]))
+                if index in errors:
+                    raise errors[index]
+                values.append(self.aggregate(row, results[index]))
                 marks.append(None)
-            except Exception as error:  # the row carries it
+            except Exception as error:  # recorded in the row's mark
                 values.append({})
                 marks.append(failure(error))
         for field in self.writes():
             table = set_column(table, field, [value.get(field.name) for value in values])
         return set_marks(table, marks)
 
-    def _decoded(self, rows: Sequence[Mapping[str, Any]], errors: dict[int, Exception]) -> Iterator[tuple[int, Pixels]]:
-        """The pictures of all rows with the number of their row; a row with one that cannot be decoded gives none, but an error."""
-        for number, row in enumerate(rows):
+    def _decode(self, rows: Sequence[Mapping[str, Any]], errors: dict[int, Exception]) -> Iterator[tuple[int, Pixels]]:
+        """Yield the images of all rows, each with the index of its row.
+
+        A row without images, or with one that cannot be decoded, yields none; its error is put into `errors`.
+        """
+        for index, row in enumerate(rows):
             try:
-                if not row[self.pictures]:
-                    raise ValueError(
-                        f"the clip has no {self.pictures}"
-                        + ("; set thumbnails of scan to 1 or more" * (self.pictures == "thumbnails"))
-                    )
-                pictures = [decode_jpeg(data) for data in row[self.pictures]]
-            except Exception as error:  # the row carries it
-                errors[number] = error
+                images = [decode_jpeg(data) for data in stored_images(row, self.images)]
+            except Exception as error:  # recorded in the row's mark
+                errors[index] = error
                 continue
-            for picture in pictures:
-                yield number, picture
-
-
-PIP_NAMES = {"open_clip": "open-clip-torch"}
-"""Packages that pip knows by another name."""
+            for image in images:
+                yield index, image
 
 
 def decode_jpeg(data: bytes) -> Pixels:
-    """A JPEG file as uint8 `[H, W, 3]` RGB. Raises `OSError` for one that is damaged."""
+    """Return a JPEG file as uint8 `[H, W, 3]` RGB. Raises `OSError` if it is damaged."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"), np.uint8)

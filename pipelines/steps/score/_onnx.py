@@ -1,43 +1,73 @@
-"""Networks in ONNX files, run by onnxruntime on one core or on a GPU."""
+"""Scores that run a network from an ONNX file, with onnxruntime on one core or on a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field, field_validator
 
+from cluster import weight_files
+from cluster.arrays import Float32Array
 from pipelines.engine.step import RunError
+from pipelines.steps.score._base import ImageScore
 
-Floats = NDArray[np.float32]
-Network = Callable[[Sequence[Floats]], Floats]
-"""From inputs of one shape to the outputs, stacked."""
+Network = Callable[[Sequence[Float32Array]], Float32Array]
+"""Function from inputs of one shape to the stacked outputs."""
 
-FATAL = 4
-"""onnxruntime writes to stderr from this severity on; what fails is raised as well."""
+LOG_SEVERITY = 4
+"""Lowest severity that onnxruntime writes to stderr: fatal. An error it raises is reported all the same."""
 
 
-def load_network(path: str | Path, gpus: float, at_once: int) -> Network:
-    """A network of one input and one output, both float32, that takes at most `at_once` inputs.
+class OnnxScore(ImageScore):
+    """A score whose network is an ONNX file, by default one that a package brings along."""
 
-    One thread: workers come one a core, and by default each would start as many threads as there are cores. Fewer inputs than
-    `at_once` are padded, so that what is said of one never depends on how many there are. Raises `RunError` for a file that
-    onnxruntime cannot read, and where it has no CUDA for the GPU asked for.
+    packaged_file: ClassVar[tuple[str, ...]]
+    """Package that has the default weights, and the path of the file in it."""
+    extra: ClassVar[str]
+    """Extra of worldloom that installs the package and onnxruntime."""
+    not_in_digest: ClassVar[frozenset[str]] = ImageScore.not_in_digest | {"model"}
+
+    model: str = Field("", description="ONNX file of the network; by default the one in an installed package.")
+
+    _absolute = field_validator("model")(weight_files.absolute)
+
+    def packages(self) -> Mapping[str, str]:
+        return {"onnxruntime": self.extra} | ({} if self.model else {self.packaged_file[0]: self.extra})
+
+    def weights(self) -> str:
+        return weight_files.identity(self._path())
+
+    def load_network(self) -> Network:
+        """Load the network. Raises `RunError` if it cannot be loaded."""
+        return load_network(self._path(), self.gpus, self.batch_size)
+
+    def _path(self) -> str:
+        return self.model or str(weight_files.package_file(*self.packaged_file))
+
+
+def load_network(path: str | Path, gpus: float, batch_size: int) -> Network:
+    """Load a network of one input and one output, both float32, that takes at most `batch_size` inputs.
+
+    It runs in one thread: there is one worker per core, and by default each would start a thread per core. Fewer
+    inputs than `batch_size` are padded, so that an output never depends on how many inputs there are. Raises
+    `RunError` for a file that onnxruntime cannot read, and if `gpus` is over 0 and onnxruntime has no CUDA.
     """
     import onnxruntime  # type: ignore[import-untyped,unused-ignore]
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = FATAL
+    options.log_severity_level = LOG_SEVERITY
     providers: list[Any] = ["CPUExecutionProvider"]
     if gpus:
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise RunError(
-                f"gpus is {gpus:g}, but this onnxruntime has no CUDA: pip install onnxruntime-gpu in its place, or set gpus to 0"
+                f"gpus is {gpus:g}, but this onnxruntime has no CUDA: "
+                "pip install onnxruntime-gpu in its place, or set gpus to 0"
             )
-        # The default takes the kernels that are fastest in a trial, which may be others on another day.
+        # The default search times all kernels and takes the fastest, which may be another one on another day.
         providers.insert(0, ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}))
     try:
         session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
@@ -45,9 +75,9 @@ def load_network(path: str | Path, gpus: float, at_once: int) -> Network:
         raise RunError(f"{path}: onnxruntime cannot load it: {type(error).__name__}: {error}") from error
     name = session.get_inputs()[0].name
 
-    def run(inputs: Sequence[Floats]) -> Floats:
-        batch = np.stack([*inputs, *[inputs[-1]] * (at_once - len(inputs))])
-        output: Floats = session.run(None, {name: batch})[0]
+    def run(inputs: Sequence[Float32Array]) -> Float32Array:
+        batch = np.stack([*inputs, *[inputs[-1]] * (batch_size - len(inputs))])
+        output: Float32Array = session.run(None, {name: batch})[0]
         return output[: len(inputs)]
 
     return run

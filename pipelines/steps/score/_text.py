@@ -1,9 +1,9 @@
-"""Where text is in a picture: a network's probability map turned into boxes, and which of them stay where they are.
+"""Text in an image: a network's probability map turned into boxes, and which of these persist from image to image.
 
 The network is PP-OCR's detector with differentiable binarisation (Liao et al., 'Real-time Scene Text Detection with
-Differentiable Binarization', 2020). It draws text regions shrunk, and the boxes found are grown back.
+Differentiable Binarization', 2020). It draws text regions shrunk, and the boxes that are found are grown back.
 
-Shape legend: H, W the network's input, multiples of 32; h, w the picture; K boxes; T pictures of a clip.
+Shape legend: H, W the network's input, multiples of 32; K boxes.
 """
 
 from __future__ import annotations
@@ -13,129 +13,129 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from pipelines.video.scale import Pixels
+from cluster.arrays import BoolArray, Float32Array, Pixels
 
 MULTIPLE = 32
-"""The network halves the picture five times."""
+"""Factor of the input's sides: the network halves the image five times."""
 
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
-"""Of the channels in [0, 1], in the order they go in: PP-OCR's own. With 0.5 and 0.5, which rapidocr takes, two of 33 clips of film
-without text come out as text from edge to edge; with these none of them does."""
+"""Mean and deviation of the channels in [0, 1], in the order of the input: PP-OCR's own. With 0.5 and 0.5, which
+rapidocr takes, two of 33 clips of film without text come out as text from edge to edge; with these none of them
+does."""
 
-INK = 0.3
-"""Probability from which a pixel belongs to text: PP-OCR's `thresh`."""
+MIN_PROBABILITY = 0.3
+"""Probability above which a pixel belongs to text: PP-OCR's `thresh`."""
 
-GROW = 1.6
+UNCLIP_RATIO = 1.6
 """Boxes are grown on each side by area / perimeter times this, which undoes the shrinking: PP-OCR's `unclip_ratio`."""
 
-SMALLEST = 3
-"""Short side, in pixels of the input, of the smallest region that is taken for text: PP-OCR's `min_size`."""
+MIN_REGION_PX = 3
+"""Shortest side of a region that is taken for text, in pixels of the input: PP-OCR's `min_size`."""
 
-LARGEST = 0.6
-"""Boxes whose short side is more than this share of the picture's are none of text: blurred or blocky pictures come out as one box from
-edge to edge, of a score up to 0.87 and so no less sure than subtitles."""
+MAX_SHORT_SIDE_SHARE = 0.6
+"""Largest short side of a box, as a share of the image's short side. Blurred or blocky images come out as one box
+from edge to edge, with a score of up to 0.87, which is as high as that of subtitles."""
 
-LINE = 2.5
-"""A region is long, as a line of text is, from this ratio of its sides. On clips without text, regions of a score of 0.5 and more (faces, hands)
-have 1.1 to 2.1, and subtitles 10 to 30."""
+LINE_ASPECT = 2.5
+"""Ratio of the sides from which a region counts as a line of text. On clips without text, regions of a score of 0.5
+and more (faces, hands) have 1.1 to 2.1, and subtitles have 10 to 30."""
 
-STAYS = 0.5
-"""A box stays where text covers this share of it in the picture before or after as well."""
-
-Mask = NDArray[np.bool_]
+MIN_STABLE_SHARE = 0.5
+"""Share of a box that text has to cover in the image before or after, for the box to count as stable."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Text in one picture: `boxes` `[K, 4, 2]` corners in pixels of the network's input, `scores` `[K]` in [0, 1], `shape` (H, W).
+    """Text in one image: `boxes` `[K, 4, 2]` corners in pixels of the input, `scores` `[K]` in [0, 1], `shape` (H, W).
 
-    `lengths` `[K]` is the long side of each region to its short one, before growing.
+    `aspects` `[K]` is the long side of each region divided by its short one, before growing.
     """
 
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    lengths: NDArray[np.float32]
+    boxes: Float32Array
+    scores: Float32Array
+    aspects: Float32Array
     shape: tuple[int, int]
 
-    def over(self, line: float, square: float) -> Text:
-        """The boxes of at least these scores: long ones as lines of text are, and others."""
-        chosen = self.scores >= np.where(self.lengths >= LINE, line, square)
-        return Text(self.boxes[chosen], self.scores[chosen], self.lengths[chosen], self.shape)
+    def over(self, min_line_score: float, min_square_score: float) -> Text:
+        """Return the boxes of at least these scores: the first for lines of text, the second for other boxes."""
+        chosen = self.scores >= np.where(self.aspects >= LINE_ASPECT, min_line_score, min_square_score)
+        return Text(self.boxes[chosen], self.scores[chosen], self.aspects[chosen], self.shape)
 
-    def masks(self) -> list[Mask]:
-        """`[H, W]` for each box: the pixels in it."""
+    def masks(self) -> list[BoolArray]:
+        """Return a mask `[H, W]` per box, true for the pixels in it."""
         return [_filled(box, self.shape) for box in self.boxes]
 
 
 def input_size(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """(H, W) at which a picture goes in: its long side at most `long_side`, both rounded to multiples of 32."""
+    """Return (H, W) of the input for an image: its long side at most `long_side`, both rounded to multiples of 32."""
     scale = min(1.0, long_side / max(height, width))
     return max(1, round(height * scale / MULTIPLE)) * MULTIPLE, max(1, round(width * scale / MULTIPLE)) * MULTIPLE
 
 
-def to_input(picture: Pixels, size: tuple[int, int]) -> NDArray[np.float32]:
-    """`[3, H, W]` blue, green, red, normalised as PP-OCR was trained."""
+def to_input(image: Pixels, size: tuple[int, int]) -> Float32Array:
+    """Return the input `[3, H, W]` of this size (H, W): blue, green, red, normalised as PP-OCR was trained."""
     resized = cv2.resize(
-        picture, (size[1], size[0]), interpolation=cv2.INTER_AREA if size[1] <= picture.shape[1] else cv2.INTER_LINEAR
+        image, (size[1], size[0]), interpolation=cv2.INTER_AREA if size[1] <= image.shape[1] else cv2.INTER_LINEAR
     )
     scaled = (resized[..., ::-1].astype(np.float32) / np.float32(255) - MEAN) / DEVIATION
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
 
-def boxes_of(probability_HW: NDArray[np.float32]) -> Text:
-    """Every region of text in a probability map, with the mean probability inside its box before growing."""
-    ink = (probability_HW > INK).astype(np.uint8)
-    # A dilation by 2 x 2 joins what is one pixel apart, as PP-OCR does.
-    contours, _ = cv2.findContours(cv2.dilate(ink, np.ones((2, 2), np.uint8)), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    boxes, scores, lengths = [], [], []
+def boxes_of(probability_HW: Float32Array) -> Text:
+    """Return every region of text in a probability map, scored by the mean probability in its box before growing."""
+    is_text = (probability_HW > MIN_PROBABILITY).astype(np.uint8)
+    # A dilation by 2 x 2 joins regions that are one pixel apart, as PP-OCR does.
+    contours, _ = cv2.findContours(
+        cv2.dilate(is_text, np.ones((2, 2), np.uint8)), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE
+    )
+    boxes, scores, aspects = [], [], []
     for contour in contours:
         centre, (width, height), angle = cv2.minAreaRect(contour)
-        if min(width, height) < SMALLEST:
+        if min(width, height) < MIN_REGION_PX:
             continue
-        inside = _filled(cv2.boxPoints((centre, (width, height), angle)), ink.shape)
-        grow = GROW * width * height / (width + height)
-        if min(width, height) + grow > LARGEST * min(ink.shape):
+        inside = _filled(cv2.boxPoints((centre, (width, height), angle)), is_text.shape)
+        grow = UNCLIP_RATIO * width * height / (width + height)
+        if min(width, height) + grow > MAX_SHORT_SIDE_SHARE * min(is_text.shape):
             continue
         boxes.append(cv2.boxPoints((centre, (width + grow, height + grow), angle)))
         scores.append(float(probability_HW[inside].mean()))
-        lengths.append(max(width, height) / min(width, height))
-    shape = (ink.shape[0], ink.shape[1])
+        aspects.append(max(width, height) / min(width, height))
     return Text(
         np.array(boxes, np.float32).reshape(-1, 4, 2),
         np.array(scores, np.float32),
-        np.array(lengths, np.float32),
-        shape,
+        np.array(aspects, np.float32),
+        (is_text.shape[0], is_text.shape[1]),
     )
 
 
-def area(masks: Sequence[Mask], shape: tuple[int, int]) -> float:
-    """Share of the picture under the union of masks."""
+def covered_share(masks: Sequence[BoolArray], shape: tuple[int, int]) -> float:
+    """Return the share of the image under the union of masks."""
     return float(np.mean(_union(masks, shape)))
 
 
-def staying(pictures: Sequence[Text]) -> list[list[bool]]:
-    """For each picture of a clip and each box in it, whether text is at its place in the picture before or after as well."""
-    masks = [text.masks() for text in pictures]
-    unions = [_union(found, text.shape) for found, text in zip(masks, pictures, strict=True)]
+def stable_masks(texts: Sequence[Text]) -> list[list[BoolArray]]:
+    """Return, per image of a clip, the masks of the boxes that text covers in the image before or after as well."""
+    masks = [text.masks() for text in texts]
+    unions = [_union(found, text.shape) for found, text in zip(masks, texts, strict=True)]
 
-    def stays(mask: Mask, t: int) -> bool:
-        beside = [unions[i] for i in (t - 1, t + 1) if 0 <= i < len(pictures)]
-        return any(np.count_nonzero(mask & union) >= STAYS * np.count_nonzero(mask) for union in beside)
+    def is_stable(mask: BoolArray, t: int) -> bool:
+        neighbours = [unions[i] for i in (t - 1, t + 1) if 0 <= i < len(texts)]
+        return any(np.count_nonzero(mask & union) >= MIN_STABLE_SHARE * np.count_nonzero(mask) for union in neighbours)
 
-    return [[stays(mask, t) for mask in found] for t, found in enumerate(masks)]
+    return [[mask for mask in found if is_stable(mask, t)] for t, found in enumerate(masks)]
 
 
-def _union(masks: Sequence[Mask], shape: tuple[int, int]) -> Mask:
+def _union(masks: Sequence[BoolArray], shape: tuple[int, int]) -> BoolArray:
     union = np.zeros(shape, np.bool_)
     for mask in masks:
         union |= mask
     return union
 
 
-def _filled(box: NDArray[np.float32], shape: Sequence[int]) -> Mask:
+def _filled(box: Float32Array, shape: Sequence[int]) -> BoolArray:
+    """Return a mask of this shape, true in the polygon of a box's corners."""
     mask = np.zeros(tuple(shape), np.uint8)
     cv2.fillPoly(mask, [np.round(box).astype(np.int32)], 1)
     return mask.astype(np.bool_)

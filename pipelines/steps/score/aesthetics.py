@@ -1,4 +1,4 @@
-"""score.aesthetics: how much people like how a clip looks."""
+"""score.aesthetics: how much people would like the look of a clip."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from cluster import weight_files
-from cluster.weight_files import HUB
+from cluster.arrays import Pixels
+from cluster.weight_files import HUB_PREFIX
 from pipelines.engine.step import column
 from pipelines.steps.score import _head
-from pipelines.steps.score._base import Look
+from pipelines.steps.score._base import Predictor
 from pipelines.steps.score._clip import ClipScore
-from pipelines.video.scale import Pixels
 
-AESTHETICS = column("aesthetics", pa.float64(), "LAION aesthetic score, about 1 (ugly) to 10, mean over the pictures")
+AESTHETICS = column("aesthetics", pa.float64(), "LAION aesthetic score, about 1 (ugly) to 10, mean over the images")
 
 
 class Aesthetics(ClipScore):
-    """LAION's aesthetic predictor: a linear head on CLIP embeddings, trained on people's ratings of pictures.
+    """Scores images with LAION's aesthetic predictor: a linear head on CLIP embeddings, trained on people's ratings.
 
     The default is the head NVIDIA's curators use, on the CLIP model that it was trained on, OpenAI's ViT-L/14.
     """
@@ -30,7 +30,7 @@ class Aesthetics(ClipScore):
     not_in_digest: ClassVar[frozenset[str]] = ClipScore.not_in_digest | {"head", "head_revision"}
 
     head: str = Field(
-        f"{HUB}ttj/sac-logos-ava1-l14-linearMSE/model.safetensors",
+        f"{HUB_PREFIX}ttj/sac-logos-ava1-l14-linearMSE/model.safetensors",
         description="Weights of the head: a .safetensors, .pth or .pt file, or hf-hub:owner/name/file.",
     )
     head_revision: str = Field(
@@ -41,8 +41,8 @@ class Aesthetics(ClipScore):
 
     @field_validator("head")
     @classmethod
-    def _names_a_file(cls, head: str) -> str:
-        if head.startswith(HUB) and head.count("/") < 2:
+    def _check_head(cls, head: str) -> str:
+        if head.startswith(HUB_PREFIX) and head.count("/") < 2:
             raise ValueError(f"{head} names no file: write hf-hub:owner/name/file")
         return head
 
@@ -50,17 +50,18 @@ class Aesthetics(ClipScore):
         return (AESTHETICS,)
 
     def weights(self) -> str:
-        head = f"{self.head}@{self.head_revision}" if self.head.startswith(HUB) else weight_files.identity(self.head)
+        on_hub = self.head.startswith(HUB_PREFIX)
+        head = f"{self.head}@{self.head_revision}" if on_hub else weight_files.identity(self.head)
         return f"{super().weights()} {head}"
 
-    def load(self) -> Look:
-        tower = self.tower()
-        head = _head.load_head(_head.fetch(self.head, self.head_revision), tower.dim, self.model)
+    def load(self) -> Predictor:
+        clip_model = self.clip_model()
+        head = _head.load_head(_head.fetch(self.head, self.head_revision), clip_model.dim, self.model)
 
-        def look(pictures: Sequence[Pixels]) -> list[float]:
-            return [head(embedding) for embedding in tower.images(pictures)]
+        def predict(images: Sequence[Pixels]) -> list[float]:
+            return [head(embedding) for embedding in clip_model.embed_images(images)]
 
-        return look
+        return predict
 
-    def sum_up(self, row: Mapping[str, Any], seen: Sequence[float]) -> dict[str, float]:
-        return {"aesthetics": float(np.mean(seen))}
+    def aggregate(self, row: Mapping[str, Any], results: Sequence[float]) -> dict[str, float]:
+        return {"aesthetics": float(np.mean(results))}

@@ -1,4 +1,4 @@
-"""score.embedding: one vector for what a clip shows."""
+"""score.embedding: one vector for the content of a clip."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cluster.arrays import Float32Array
 from pipelines.engine.segments import HEAVY
-from pipelines.steps.score._clip import ClipScore, Floats, unit_rows
+from pipelines.steps.score._clip import ClipScore, unit_rows
 
 EMBEDDING = pa.field(
     "embedding",
     pa.list_(pa.float32()),
-    metadata={"doc": "unit vector of what the clip shows: mean over its pictures", HEAVY: b"1"},
+    metadata={"doc": "unit vector of the clip's content: mean over its images", HEAVY: b"1"},
 )
 
 
 class Embedding(ClipScore):
-    """The mean of the unit vectors a CLIP model gives the pictures, brought to length 1: for semantic duplicates, search and balance."""
+    """Averages the unit vectors that a CLIP model gives the images, and scales the mean to length 1.
+
+    Semantic deduplication, search and balance read it.
+    """
 
     name: str = "score.embedding"
 
     def writes(self) -> tuple[pa.Field, ...]:
         return (EMBEDDING,)
 
-    def sum_up(self, row: Mapping[str, Any], seen: Sequence[Floats]) -> dict[str, Floats]:
-        return {"embedding": unit_rows(np.mean(np.stack(seen).astype(np.float64), axis=0))}
+    def aggregate(self, row: Mapping[str, Any], results: Sequence[Float32Array]) -> dict[str, Float32Array]:
+        return {"embedding": unit_rows(np.mean(np.stack(results).astype(np.float64), axis=0))}

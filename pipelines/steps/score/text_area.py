@@ -1,4 +1,4 @@
-"""score.text_area: how much of the picture is under text, and how much of that stays where it is."""
+"""score.text_area: the share of the image under text, and how much of that text stays in one position."""
 
 from __future__ import annotations
 
@@ -8,38 +8,36 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from cluster import weight_files
+from cluster.arrays import BoolArray, Pixels
 from pipelines.engine.step import column
-from pipelines.steps.score._base import Look, PictureScore
-from pipelines.steps.score._onnx import load_network
-from pipelines.steps.score._text import Text, area, boxes_of, input_size, staying, to_input
-from pipelines.video.scale import Pixels
-
-PACKAGED = ("rapidocr", "models", "PP-OCRv6_det_small.onnx")
+from pipelines.steps.score._base import Predictor
+from pipelines.steps.score._onnx import OnnxScore
+from pipelines.steps.score._text import Text, boxes_of, covered_share, input_size, stable_masks, to_input
 
 WRITES = (
-    column("text_area", pa.float64(), "share of the picture under text, mean over the pictures, in [0, 1]"),
+    column("text_area", pa.float64(), "share of the image under text, mean over the images, in [0, 1]"),
     column(
         "text_area_stable",
         pa.float64(),
-        "part of text_area whose text is at its place in the picture before or after too; null for one picture",
+        "part of text_area whose text has the same position in the image before or after; null for a single image",
     ),
-    column("text_area_moving", pa.float64(), "the rest of text_area; null where there is one picture only"),
+    column("text_area_moving", pa.float64(), "the rest of text_area; null for a single image"),
 )
 
 
-class TextArea(PictureScore):
-    """Share of the picture under text, found by PP-OCR's detector (nothing is read).
+class TextArea(OnnxScore):
+    """Scores the share of the image under text, which PP-OCR's detector finds (nothing is read).
 
-    Text that stays while the picture around it moves was put over it: subtitles, logos, titles. In a shot without any motion a
-    sign in the street stays as well; nobody can tell these two apart by place alone.
+    Text that stays while the scene around it moves was overlaid: subtitles, logos, titles. In a shot without motion a
+    street sign stays as well, and its position alone does not tell it from an overlay.
     """
 
-    name: str = "score.text_area"
-    not_in_digest: ClassVar[frozenset[str]] = PictureScore.not_in_digest | {"model"}
+    packaged_file: ClassVar[tuple[str, ...]] = ("rapidocr", "models", "PP-OCRv6_det_small.onnx")
+    extra: ClassVar[str] = "scores"
 
+    name: str = "score.text_area"
     model: str = Field(
         "", description="ONNX file of another PP-OCR detector; by default the one in the package rapidocr."
     )
@@ -47,54 +45,44 @@ class TextArea(PictureScore):
         448,
         ge=64,
         le=4096,
-        description="Long side of the network's input in pixels; smaller pictures are not enlarged.",
+        description="Long side of the network's input in pixels; smaller images are not enlarged.",
     )
     confidence: float = Field(
-        0.5, ge=0, le=1, description="Mean probability of text from which a box counts that is long, as a line is."
+        0.5, ge=0, le=1, description="Lowest mean probability of a box that counts, where it is long as a line is."
     )
     confidence_square: float = Field(
-        0.7, ge=0, le=1, description="The same for boxes that are not: a face may have 0.65."
+        0.7, ge=0, le=1, description="Lowest mean probability of any other box that counts: a face may have 0.65."
     )
-
-    _absolute = field_validator("model")(weight_files.absolute)
-
-    def packages(self) -> Mapping[str, str]:
-        return {"onnxruntime": "scores"} | ({} if self.model else {"rapidocr": "scores"})
 
     def writes(self) -> tuple[pa.Field, ...]:
         return WRITES
 
-    def weights(self) -> str:
-        return weight_files.identity(self._path())
+    def load(self) -> Predictor:
+        network = self.load_network()
 
-    def load(self) -> Look:
-        network = load_network(self._path(), self.gpus, self.at_once)
-
-        def look(pictures: Sequence[Pixels]) -> list[Text]:
-            of_size: dict[tuple[int, int], list[int]] = defaultdict(list)
-            for i, picture in enumerate(pictures):
-                of_size[input_size(picture.shape[0], picture.shape[1], self.input_px)].append(i)
+        def predict(images: Sequence[Pixels]) -> list[Text]:
+            indices_by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+            for i, image in enumerate(images):
+                indices_by_size[input_size(image.shape[0], image.shape[1], self.input_px)].append(i)
             found: dict[int, Text] = {}
-            for size, numbers in of_size.items():
-                maps = network([to_input(pictures[i], size) for i in numbers])
+            for size, indices in indices_by_size.items():
+                maps = network([to_input(images[i], size) for i in indices])
                 found |= {
                     i: boxes_of(probability[0]).over(self.confidence, self.confidence_square)
-                    for i, probability in zip(numbers, maps, strict=True)
+                    for i, probability in zip(indices, maps, strict=True)
                 }
-            return [found[i] for i in range(len(pictures))]
+            return [found[i] for i in range(len(images))]
 
-        return look
+        return predict
 
-    def sum_up(self, row: Mapping[str, Any], seen: Sequence[Text]) -> dict[str, float]:
-        total = float(np.mean([area(text.masks(), text.shape) for text in seen]))
-        if len(seen) == 1:
+    def aggregate(self, row: Mapping[str, Any], results: Sequence[Text]) -> dict[str, float]:
+        total = _mean_share([text.masks() for text in results], results)
+        if len(results) == 1:
             return {"text_area": total}
-        kept = [
-            [mask for mask, stays in zip(text.masks(), here, strict=True) if stays]
-            for text, here in zip(seen, staying(seen), strict=True)
-        ]
-        stable = float(np.mean([area(masks, text.shape) for masks, text in zip(kept, seen, strict=True)]))
+        stable = _mean_share(stable_masks(results), results)
         return {"text_area": total, "text_area_stable": stable, "text_area_moving": total - stable}
 
-    def _path(self) -> str:
-        return self.model or str(weight_files.packaged(*PACKAGED))
+
+def _mean_share(masks: Sequence[Sequence[BoolArray]], texts: Sequence[Text]) -> float:
+    """Return the share of the image under the masks of each image, mean over the images."""
+    return float(np.mean([covered_share(found, text.shape) for found, text in zip(masks, texts, strict=True)]))

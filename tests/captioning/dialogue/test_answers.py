@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioning.dialogue.answers import UnfitAnswerError, Written, parse
-from captioning.prompt import DESCRIBES, load_prompt
+from captioning.dialogue.answers import UnfitAnswerError, ParsedAnswer, parse
+from captioning.prompt import load_prompt
 
-LEVELS, DENSE, STRUCTURED = (load_prompt(name, DESCRIBES) for name in ("levels", "dense", "structured"))
+LEVELS, DENSE, STRUCTURED = (load_prompt(name, "describe") for name in ("levels", "dense", "structured"))
 GOOD = {"dense": "A dog runs\n on a beach.", "medium": "A dog runs.", "short": "A dog."}
 
 
@@ -51,7 +51,7 @@ def test_fields_are_told_from_captions() -> None:
     ],
 )
 def test_a_text_is_taken_as_it_is_but_for_its_wrapping(text: str, caption: str) -> None:
-    assert parse(DENSE, text) == Written({"dense": caption})
+    assert parse(DENSE, text) == ParsedAnswer({"dense": caption})
 
 
 @pytest.mark.parametrize(

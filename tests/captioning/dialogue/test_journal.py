@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioning.dialogue import journal
-from captioning.dialogue.journal import Journal, JournalError, prune, read, rewrite
+from captioning.dialogue.journal import Journal, JournalError, prune, read, filter_records
 from captioning.engine import Answer
 from cluster import storage
 
@@ -69,7 +69,7 @@ def test_what_was_added_is_read_and_pruning_keeps_the_pending_and_the_cost(
 
 
 def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
-    assert read(str(tmp_path / "none")) == journal.Kept()
+    assert read(str(tmp_path / "none")) == journal.StoredAnswers()
     prune(str(tmp_path / "none"), {"u"})
     assert not (tmp_path / "none").exists()
 
@@ -143,11 +143,11 @@ def test_a_rewriting_that_is_killed_counts_nothing_twice(
 
 def test_what_is_forgotten_is_in_no_byte(tmp_path: Path) -> None:
     written(tmp_path, Answer("k1", "uid-of-the-clip", "a secret"), Answer("k2", "u2", "else", cost_usd=0.5))
-    assert rewrite(str(tmp_path), lambda record: record["uid"] != "uid-of-the-clip") == 1
+    assert filter_records(str(tmp_path), lambda record: record["uid"] != "uid-of-the-clip") == 1
     (file,) = files(tmp_path)
     assert b"uid-of-the-clip" not in file.read_bytes()
     assert b"secret" not in file.read_bytes()
-    assert rewrite(str(tmp_path), lambda record: True) == 0
+    assert filter_records(str(tmp_path), lambda record: True) == 0
     assert files(tmp_path) == [file]
 
 
@@ -200,16 +200,16 @@ def test_answers_are_dealt_to_the_shelves_of_those_asked_about_together(tmp_path
     written(folder, *(Answer(f"k{i}", f"u{i}", cost_usd=0.25, error="Timeout" if i == 3 else None) for i in range(6)))
     assert len(read(str(folder), errors=True).answers) == 6
     together = [["u0", "u1"], ["u3", "u2"]]
-    journal.deal(str(folder), together)
-    shelves = [read(journal.shelf(str(folder), reversed(uids)), errors=True) for uids in together]
-    assert [set(shelf.answers) for shelf in shelves] == [{"k0", "k1"}, {"k2"}]
+    journal.assign(str(folder), together)
+    shelves = [read(journal.task_folder(str(folder), reversed(uids)), errors=True) for uids in together]
+    assert [set(task_folder.answers) for task_folder in shelves] == [{"k0", "k1"}, {"k2"}]
     assert read(str(folder)).spent_usd == {"e": 1.5}, "of other clips and of errors the cost is left"
     # On whole other shelves, and as one again.
-    written(Path(journal.shelf(str(folder), ["u0", "u1"])), Answer("k9", "u1"))
-    journal.deal(str(folder), [["u0", "u2"], ["u1"]])
-    assert set(read(journal.shelf(str(folder), ["u0", "u2"])).answers) == {"k0", "k2"}
-    assert set(read(journal.shelf(str(folder), ["u1"])).answers) == {"k1", "k9"}
-    assert rewrite(str(folder), lambda record: record["uid"] != "u1") == 2
+    written(Path(journal.task_folder(str(folder), ["u0", "u1"])), Answer("k9", "u1"))
+    journal.assign(str(folder), [["u0", "u2"], ["u1"]])
+    assert set(read(journal.task_folder(str(folder), ["u0", "u2"])).answers) == {"k0", "k2"}
+    assert set(read(journal.task_folder(str(folder), ["u1"])).answers) == {"k1", "k9"}
+    assert filter_records(str(folder), lambda record: record["uid"] != "u1") == 2
     assert set(read(str(folder)).answers) == {"k0", "k2"}
     assert read(str(folder)).spent_usd == {"e": 1.5}
     assert [path for path in folder.rglob("*") if path.is_file()] == [
@@ -238,9 +238,9 @@ def test_a_deal_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: pytest
     counted("remove")
     together = [["u0"], ["u1"], ["u2"]]
     with contextlib.suppress(KeyboardInterrupt):
-        journal.deal(str(folder), together)
+        journal.assign(str(folder), together)
     monkeypatch.undo()
     assert set(read(str(folder)).answers) == {"k0", "k1", "k2"}
-    journal.deal(str(folder), together)
-    assert [set(read(journal.shelf(str(folder), uids)).answers) for uids in together] == [{"k0"}, {"k1"}, {"k2"}]
+    journal.assign(str(folder), together)
+    assert [set(read(journal.task_folder(str(folder), uids)).answers) for uids in together] == [{"k0"}, {"k1"}, {"k2"}]
     assert read(str(folder)).spent_usd["e"] >= 0.75

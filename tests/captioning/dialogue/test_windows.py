@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioning.dialogue.windows import in_words, spans_s, windows
+from captioning.dialogue.windows import describe_span, window_spans_s, split_windows
 
 
 @pytest.mark.parametrize(
@@ -23,13 +23,13 @@ from captioning.dialogue.windows import in_words, spans_s, windows
     ],
 )
 def test_of_256_with_128_at_least(count: int, expected: list[tuple[int, int]]) -> None:
-    assert windows(count, 256, 128) == expected
+    assert split_windows(count, 256, 128) == expected
 
 
 @given(st.integers(1, 500), st.integers(1, 40), st.integers(1, 40))
 def test_windows_cover_every_picture_once_and_none_is_short(count: int, size: int, least: int) -> None:
     least = min(least, size)
-    found = windows(count, size, least)
+    found = split_windows(count, size, least)
     assert [i for start, end in found for i in range(start, end)] == list(range(count))
     assert all(end - start == size for start, end in found[:-1])
     if len(found) > 1:
@@ -38,14 +38,14 @@ def test_windows_cover_every_picture_once_and_none_is_short(count: int, size: in
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=50, unique=True), st.integers(1, 10))
 def test_spans_cover_the_clip_without_gaps_and_hold_their_pictures(times: list[float], size: int) -> None:
-    at_s, duration_s = sorted(times), 101.0
-    cuts = windows(len(at_s), size, 1)
-    spans = spans_s(at_s, duration_s, cuts)
+    image_times_s, duration_s = sorted(times), 101.0
+    cuts = split_windows(len(image_times_s), size, 1)
+    spans = window_spans_s(image_times_s, duration_s, cuts)
     assert (spans[0][0], spans[-1][1]) == (0.0, duration_s)
     assert all(one[1] == other[0] for one, other in pairwise(spans))
     for (start, end), (start_s, end_s) in zip(cuts, spans, strict=True):
-        assert all(start_s <= at <= end_s for at in at_s[start:end])
+        assert all(start_s <= at <= end_s for at in image_times_s[start:end])
 
 
 def test_words() -> None:
-    assert in_words((0.0, 12.5), 40.0) == "from 0 to 12.5 seconds of a video of 40 seconds"
+    assert describe_span((0.0, 12.5), 40.0) == "from 0 to 12.5 seconds of a video of 40 seconds"

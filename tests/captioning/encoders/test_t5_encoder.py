@@ -104,7 +104,7 @@ def test_padding_is_counted(folder: Path) -> None:
     texts = [" ".join(["ba"] * n) for n in range(1, 60)]
     tokens = sum(len(embedding.tokens) for embedding in encoder.encode(texts))
     assert tokens == sum(range(2, 61))
-    assert 0 < encoder.padding < MAX_PADDED_SHARE * (tokens + encoder.padding)
+    assert 0 < encoder.padding_tokens < MAX_PADDED_SHARE * (tokens + encoder.padding_tokens)
 
 
 @given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=300), batch_tokens=st.integers(1, 4000))

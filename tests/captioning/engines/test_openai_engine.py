@@ -107,8 +107,8 @@ def test_request_has_pictures_words_and_settings(server: Server) -> None:
     asked = question(
         "what?",
         system="be brief",
-        pictures=(b"one", b"two"),
-        at_s=(0.0, 0.5),
+        images=(b"one", b"two"),
+        image_times_s=(0.0, 0.5),
         temperature=0.7,
         seed=5,
         json_schema=schema,
@@ -156,8 +156,8 @@ def test_pictures_as_one_video(server: Server) -> None:
     list(
         engine.answer(
             [
-                question("many", pictures=(b"one", b"two"), at_s=(0.0, 0.5)),
-                question("one", pictures=(b"one",), at_s=(0.0,)),
+                question("many", images=(b"one", b"two"), image_times_s=(0.0, 0.5)),
+                question("one", images=(b"one",), image_times_s=(0.0,)),
             ]
         )
     )
@@ -169,7 +169,7 @@ def test_pictures_as_one_video(server: Server) -> None:
 @pytest.mark.filterwarnings("error::ResourceWarning")
 def test_megabytes_are_sent_whole(server: Server) -> None:
     picture = bytes(range(256)) * 8192
-    list(captioner(server).answer([question("big", pictures=(picture, picture), at_s=(0.0, 0.5))]))
+    list(captioner(server).answer([question("big", images=(picture, picture), image_times_s=(0.0, 0.5))]))
     sent = [part["image_url"]["url"].partition(",")[2] for part in server.seen[0].body["messages"][0]["content"][:2]]
     assert [base64.b64decode(data) for data in sent] == [picture, picture]
 
@@ -399,7 +399,7 @@ def test_a_refusal_for_too_many_pauses_all_and_says_so_once(
     answers = list(captioner(server, clock, concurrency=2).answer([question(name) for name in names]))
     assert texts(answers) == right(names)
     assert sorted(seen.text for seen in server.seen[:2]) == ["a", "b"]
-    assert min(seen.at_s for seen in server.seen[2:]) >= wait_s
+    assert min(seen.image_times_s for seen in server.seen[2:]) >= wait_s
     assert len([record for record in caplog.records if "all requests pause" in record.message]) == 1
     assert all(server.counts()[name] == (2 if name in "ab" else 1) for name in names)
 
@@ -419,7 +419,7 @@ def test_requests_per_minute(server: Server) -> None:
     assert texts(
         list(captioner(server, clock, requests_per_minute=6.0).answer([question(name) for name in names]))
     ) == right(names)
-    times = sorted(seen.at_s for seen in server.seen)
+    times = sorted(seen.image_times_s for seen in server.seen)
     assert len(times) == 11
     assert all(later - sooner >= 10 - 1e-6 for sooner, later in itertools.pairwise(times))
 
@@ -429,10 +429,10 @@ def test_tokens_per_minute(server: Server) -> None:
     server.reset({}, clock.now_s)
     engine = captioner(server, clock, tokens_per_minute=1200.0)
     names = [f"q{i}" for i in range(6)]
-    list(engine.answer([question(name, pictures=(b"x",), at_s=(0.0,)) for name in names]))
-    times = sorted(seen.at_s for seen in server.seen)
+    list(engine.answer([question(name, images=(b"x",), image_times_s=(0.0,)) for name in names]))
+    times = sorted(seen.image_times_s for seen in server.seen)
     # The server counts 120 tokens each, six seconds' worth; until it has, 2 + 64 + 100 + 50 are set aside.
-    assert all(6 * before - 1e-6 <= at_s <= 10.8 * before + 1e-6 for before, at_s in enumerate(times))
+    assert all(6 * before - 1e-6 <= image_times_s <= 10.8 * before + 1e-6 for before, image_times_s in enumerate(times))
 
 
 # Budget
@@ -443,7 +443,7 @@ EACH = (100 + 200) / 1e6
 
 def test_the_budget_stops_it_with_all_that_was_paid_yielded(server: Server) -> None:
     names = [f"q{i}" for i in range(20)]
-    questions = [question(name, pictures=(b"x",), at_s=(0.0,)) for name in names]
+    questions = [question(name, images=(b"x",), image_times_s=(0.0,)) for name in names]
     answers, raised = paid_and_error(captioner(server, budget_usd=10 * EACH, **PRICES), questions)
     spent = sum(answer.cost_usd for answer in answers)
     assert sum(server.counts().values()) == len(answers), "everything paid is yielded"
@@ -454,14 +454,14 @@ def test_the_budget_stops_it_with_all_that_was_paid_yielded(server: Server) -> N
     assert "raise engine.budget_usd and run again: nothing is asked twice" in str(raised)
     left = [q for q in questions if q.key not in {answer.key for answer in answers}]
     engine = captioner(server, budget_usd=30 * EACH, **PRICES)
-    engine.spent_before(spent)
+    engine.restore_spent_usd(spent)
     assert texts([*answers, *engine.answer(left)]) == right(names)
     assert set(server.counts().values()) == {1}
 
 
 def test_what_was_spent_before_counts(server: Server) -> None:
     engine = captioner(server, budget_usd=1.0, **PRICES)
-    engine.spent_before(0.9999)
+    engine.restore_spent_usd(0.9999)
     answers, raised = paid_and_error(engine, [question("a")])
     assert (answers, server.seen) == ([], [])
     assert "0 answers paid, $0.9999 in all" in str(raised)

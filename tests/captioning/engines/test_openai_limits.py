@@ -21,8 +21,8 @@ NOW = datetime(2030, 5, 1, 12, tzinfo=UTC)
 TAKES_S = 2.0
 
 
-def question(i: int, pictures: int = 0) -> Question:
-    return Question(f"k{i}", f"u{i}", f"question {i}", pictures=(b"",) * pictures, max_tokens=50)
+def question(i: int, images: int = 0) -> Question:
+    return Question(f"k{i}", f"u{i}", f"question {i}", images=(b"",) * images, max_tokens=50)
 
 
 def play(
@@ -97,11 +97,11 @@ def test_the_budget_is_never_exceeded(
 ) -> None:
     """With answers that take no more than the expected most, as `Expected` promises it from the first answer about pictures on."""
     limits = Limits(concurrency, price_in=1.0, price_out=10.0, budget_usd=budget_usd)
-    limits._expected.learn(question(99, pictures=1), Usage(70, 0))
+    limits._expected.learn(question(99, images=1), Usage(70, 0))
     outcomes = {
         i: [Reply("x", usage=o) if isinstance(o, Usage) else o for o in listed] for i, (_, listed) in enumerate(script)
     }
-    schedule = Schedule([question(i, pictures) for i, (pictures, _) in enumerate(script)], limits, retries=3)
+    schedule = Schedule([question(i, images) for i, (images, _) in enumerate(script)], limits, retries=3)
     for listed in outcomes.values():
         listed.append(Reply("x", usage=Usage(60, 50)))
     _, answers = play(schedule, outcomes, limits)
@@ -112,7 +112,7 @@ def test_the_budget_is_never_exceeded(
 
 def test_the_first_question_with_pictures_goes_alone_under_a_budget() -> None:
     limits = Limits(8, price_in=1.0, price_out=1.0, budget_usd=1.0)
-    starts, _ = play(Schedule([question(i, pictures=2) for i in range(5)], limits, 0), {}, limits)
+    starts, _ = play(Schedule([question(i, images=2) for i in range(5)], limits, 0), {}, limits)
     assert starts == [0.0, *[TAKES_S] * 4]
 
 

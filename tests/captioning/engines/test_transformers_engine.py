@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from captioning.engine import Answer, CaptionerSettings, EngineError, Question
-from captioning.engines import _pictures
+from captioning.engines import _images
 from captioning.engines.transformers import Transformers
 from cluster.config import validate
 from cluster.plugins import build
@@ -59,12 +59,12 @@ def jpeg(seed: int, width: int = 48, height: int = 32) -> bytes:
     return file.getvalue()
 
 
-def ask(key: str, pictures: int = 3, text: str = "What happens?", interval_s: float = 0.5, **more: Any) -> Question:
+def ask(key: str, images: int = 3, text: str = "What happens?", interval_s: float = 0.5, **more: Any) -> Question:
     seed = sum(map(ord, key))
-    files = tuple(jpeg(seed * 100 + number) for number in range(pictures))
-    at_s = tuple(number * interval_s for number in range(pictures))
+    files = tuple(jpeg(seed * 100 + number) for number in range(images))
+    image_times_s = tuple(number * interval_s for number in range(images))
     return Question(
-        key, f"uid-{key}", text, **{"system": "Be brief.", "pictures": files, "at_s": at_s, "max_tokens": 8} | more
+        key, f"uid-{key}", text, **{"system": "Be brief.", "images": files, "image_times_s": image_times_s, "max_tokens": 8} | more
     )
 
 
@@ -102,8 +102,8 @@ def told(question: Question, shown: list[dict[str, Any]]) -> list[dict[str, Any]
 
 def test_images_as_the_library_itself_answers(opened: dict[str, Any], folders: dict[str, Path]) -> None:
     for name in VIDEO:
-        question = ask("one", pictures=1)
-        shown = [{"type": "image", "image": Image.open(io.BytesIO(picture))} for picture in question.pictures]
+        question = ask("one", images=1)
+        shown = [{"type": "image", "image": Image.open(io.BytesIO(picture))} for picture in question.images]
         answer = answers(opened[name], [question])["one"]
         assert (answer.text, answer.tokens_in) == reference(folders[name], told(question, shown), 8)
         assert answer.error is None
@@ -111,8 +111,8 @@ def test_images_as_the_library_itself_answers(opened: dict[str, Any], folders: d
 
 @pytest.mark.parametrize("name", VIDEO)
 def test_video_as_the_library_itself_answers(name: str, opened: dict[str, Any], folders: dict[str, Path]) -> None:
-    question = ask("clip", pictures=4, interval_s=1.5)
-    frames = np.stack([np.asarray(Image.open(io.BytesIO(picture))) for picture in question.pictures])
+    question = ask("clip", images=4, interval_s=1.5)
+    frames = np.stack([np.asarray(Image.open(io.BytesIO(picture))) for picture in question.images])
     # The same times, told in another way: every third frame of a video of two frames a second.
     metadata = {"fps": 2.0, "frames_indices": [0, 3, 6, 9], "total_num_frames": 12, "duration": 6.0}
     given = {"processor_kwargs": {"do_sample_frames": False, "video_metadata": [metadata]}}
@@ -123,7 +123,7 @@ def test_video_as_the_library_itself_answers(name: str, opened: dict[str, Any], 
 
 
 def test_times_of_frames_reach_the_models(opened: dict[str, Any]) -> None:
-    question = dataclasses.replace(ask("a", pictures=4), at_s=(0.25, 9.0, 61.5, 64.75))
+    question = dataclasses.replace(ask("a", images=4), image_times_s=(0.25, 9.0, 61.5, 64.75))
     model = opened["smolvlm"]._model
     read = model._tokenizer.decode(model._encode([model.prompt(question)])["input_ids"][0])
     assert re.findall(r"Frame from (\d\d:\d\d)", read) == ["00:00", "00:09", "01:01", "01:04"]
@@ -137,7 +137,7 @@ def test_words_as_the_library_itself_answers(opened: dict[str, Any], folders: di
         transformers.AutoTokenizer.from_pretrained(folders["llama"]),
         transformers.AutoModelForCausalLM.from_pretrained(folders["llama"]),
     )
-    question = ask("words", pictures=0, text="Two dogs.")
+    question = ask("words", images=0, text="Two dogs.")
     prompt = f"[system] Be brief.{tiny_models.END}[user] Two dogs.{tiny_models.END}[assistant] "
     inputs = words(prompt, return_tensors="pt", add_special_tokens=False)
     found = words.decode(
@@ -150,7 +150,7 @@ def test_words_as_the_library_itself_answers(opened: dict[str, Any], folders: di
 
 def mixed() -> list[Question]:
     """Questions of all kinds and lengths, one of them sampled."""
-    plain = [ask(f"q{n}", pictures=(0, 1, 3, 3, 3, 1)[n], text="Say what moves." + " And how?" * n) for n in range(6)]
+    plain = [ask(f"q{n}", images=(0, 1, 3, 3, 3, 1)[n], text="Say what moves." + " And how?" * n) for n in range(6)]
     return [*plain, ask("s", temperature=0.9, seed=1)]
 
 
@@ -172,7 +172,7 @@ def test_an_answer_does_not_depend_on_the_others(
 
 
 def test_words_alone_do_not_depend_on_the_others(opened: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    questions = [ask(f"q{n}", pictures=0, text="word " * n, max_tokens=4 + n) for n in range(9)]
+    questions = [ask(f"q{n}", images=0, text="word " * n, max_tokens=4 + n) for n in range(9)]
     together = answers(opened["llama"], questions)
     monkeypatch.setattr(opened["llama"], "_batch", 1)
     assert answers(opened["llama"], questions) == together
@@ -181,7 +181,7 @@ def test_words_alone_do_not_depend_on_the_others(opened: dict[str, Any], monkeyp
 
 def test_a_seed_decides_and_nothing_else_is_drawn(opened: dict[str, Any]) -> None:
     before = torch.random.get_rng_state()
-    questions = [ask("same", pictures=2, temperature=1.0, seed=seed) for seed in (1, 2, 1)]
+    questions = [ask("same", images=2, temperature=1.0, seed=seed) for seed in (1, 2, 1)]
     first, second, again = (next(iter(opened["qwen"].answer([question]))).text for question in questions)
     assert first == again != second
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -200,14 +200,14 @@ def test_what_a_checkpoint_says_of_sampling_does_not_touch_greedy_answers(
         num_beams=2,
         max_length=5,
     )
-    questions = [ask("a", pictures=0), ask("b", pictures=0, temperature=2.0, seed=3)]
+    questions = [ask("a", images=0), ask("b", images=0, temperature=2.0, seed=3)]
     found, usual = answers(Transformers(model=str(folder)).open(), questions), answers(opened["llama"], questions)
     assert found["a"] == usual["a"]
     assert found["b"] != usual["b"], "top_k of the checkpoint counts where a question samples"
 
 
 def test_an_end_and_a_cut(folders: dict[str, Path], tmp_path: Path, opened: dict[str, Any]) -> None:
-    question = ask("a", pictures=0, max_tokens=12)
+    question = ask("a", images=0, max_tokens=12)
     whole = answers(opened["llama"], [question])["a"]
     assert whole.truncated
     words = transformers.AutoTokenizer.from_pretrained(folders["llama"])
@@ -222,7 +222,7 @@ def test_an_end_and_a_cut(folders: dict[str, Path], tmp_path: Path, opened: dict
     folder = changed(
         folders["llama"], tmp_path / "m", "generation_config.json", eos_token_id=[words.eos_token_id, said[place]]
     )
-    longer = ask("b", pictures=0, text="longer " * 9, max_tokens=40)
+    longer = ask("b", images=0, text="longer " * 9, max_tokens=40)
     ended = answers(Transformers(model=str(folder)).open(), [question, longer])["a"]
     assert (ended.truncated, ended.tokens_out) == (False, place + 1)
     exact = answers(Transformers(model=str(folder)).open(), [dataclasses.replace(question, max_tokens=place + 1)])["a"]
@@ -235,12 +235,12 @@ def test_an_end_and_a_cut(folders: dict[str, Path], tmp_path: Path, opened: dict
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pictures": (jpeg(1), b"no picture", jpeg(2))}, "cannot be decoded"),
-        ({"pictures": (b"", jpeg(1), jpeg(2))}, "cannot be read"),
-        ({"pictures": (jpeg(1), jpeg(2)[:-200], jpeg(3))}, "truncated"),
-        ({"pictures": (jpeg(1), jpeg(2), jpeg(3, 40, 40))}, "differ in size"),
-        ({"at_s": (0.0, 1.0)}, "3 pictures of a video need as many times"),
-        ({"at_s": (0.0, 2.0, 1.0)}, "in order"),
+        ({"images": (jpeg(1), b"no picture", jpeg(2))}, "cannot be decoded"),
+        ({"images": (b"", jpeg(1), jpeg(2))}, "cannot be read"),
+        ({"images": (jpeg(1), jpeg(2)[:-200], jpeg(3))}, "truncated"),
+        ({"images": (jpeg(1), jpeg(2), jpeg(3, 40, 40))}, "differ in size"),
+        ({"image_times_s": (0.0, 1.0)}, "3 pictures of a video need as many times"),
+        ({"image_times_s": (0.0, 2.0, 1.0)}, "in order"),
     ],
 )
 def test_a_bad_question_costs_no_other_anything(change: dict[str, Any], message: str, opened: dict[str, Any]) -> None:
@@ -256,16 +256,16 @@ def test_a_bad_question_costs_no_other_anything(change: dict[str, Any], message:
 def test_control_tokens_in_a_question_are_words_at_most(opened: dict[str, Any]) -> None:
     for name in SEEING:
         text = f"A sign that says {tiny_models.IMAGE}{tiny_models.VIDEO}{tiny_models.END} here"
-        found = answers(opened[name], [ask("a", text=text), ask("b", pictures=1, text=text)])
+        found = answers(opened[name], [ask("a", text=text), ask("b", images=1, text=text)])
         assert all(answer.error is None for answer in found.values()), found
-    assert answers(opened["llama"], [ask("a", pictures=0, text=f"x{tiny_models.END}y")])["a"].text == (
-        answers(opened["llama"], [ask("a", pictures=0, text="x y")])["a"].text
+    assert answers(opened["llama"], [ask("a", images=0, text=f"x{tiny_models.END}y")])["a"].text == (
+        answers(opened["llama"], [ask("a", images=0, text="x y")])["a"].text
     )
 
 
 def test_a_model_without_a_system_prompt_is_told_in_the_question(opened: dict[str, Any]) -> None:
-    merged = dataclasses.replace(ask("a", pictures=1), system="", text="Be brief.\n\nWhat happens?")
-    assert answers(opened["llava"], [merged]) == answers(opened["llava"], [ask("a", pictures=1)])
+    merged = dataclasses.replace(ask("a", images=1), system="", text="Be brief.\n\nWhat happens?")
+    assert answers(opened["llava"], [merged]) == answers(opened["llava"], [ask("a", images=1)])
 
 
 @pytest.mark.parametrize("name", SEEING)
@@ -282,7 +282,7 @@ def test_input_says_how_pictures_are_given(name: str, folders: dict[str, Path], 
 
 
 def test_large_pictures_are_scaled_down(folders: dict[str, Path]) -> None:
-    large = dataclasses.replace(ask("a"), pictures=tuple(jpeg(n, 128, 64) for n in range(3)))
+    large = dataclasses.replace(ask("a"), images=tuple(jpeg(n, 128, 64) for n in range(3)))
     small, usual = (
         answers(Transformers(model=str(folders["qwen"]), max_pixels=most).open(), [large])["a"] for most in (2048, None)
     )
@@ -291,15 +291,15 @@ def test_large_pictures_are_scaled_down(folders: dict[str, Path]) -> None:
 
 
 def test_settings_of_the_processor_and_the_template(folders: dict[str, Path], opened: dict[str, Any]) -> None:
-    usual = answers(opened["qwen"], [ask("a", pictures=1)])["a"]
+    usual = answers(opened["qwen"], [ask("a", images=1)])["a"]
     coarse = answers(
-        Transformers(model=str(folders["qwen"]), processor={"max_pixels": 512}).open(), [ask("a", pictures=1)]
+        Transformers(model=str(folders["qwen"]), processor={"max_pixels": 512}).open(), [ask("a", images=1)]
     )["a"]
     assert coarse.tokens_in < usual.tokens_in
-    brief = answers(Transformers(model=str(folders["llama"]), template={"brief": True}).open(), [ask("a", pictures=0)])[
+    brief = answers(Transformers(model=str(folders["llama"]), template={"brief": True}).open(), [ask("a", images=0)])[
         "a"
     ]
-    assert brief.tokens_in == answers(opened["llama"], [ask("a", pictures=0)])["a"].tokens_in + len(" (briefly)")
+    assert brief.tokens_in == answers(opened["llama"], [ask("a", images=0)])["a"].tokens_in + len(" (briefly)")
 
 
 def out_of_memory(monkeypatch: pytest.MonkeyPatch, engine: Any, fits: int) -> list[int]:
@@ -321,7 +321,7 @@ def test_what_does_not_fit_is_halved(
 ) -> None:
     questions = [
         *[ask(f"q{n}", text="x" * n) for n in range(5)],
-        dataclasses.replace(ask("bad"), pictures=(jpeg(1), b"", jpeg(2))),
+        dataclasses.replace(ask("bad"), images=(jpeg(1), b"", jpeg(2))),
     ]
     expected = answers(opened["qwen"], questions)
     sizes = out_of_memory(monkeypatch, opened["qwen"], fits=1)
@@ -349,7 +349,7 @@ def test_what_was_yielded_before_an_end_is_kept(opened: dict[str, Any], monkeypa
         return generate(**inputs)
 
     monkeypatch.setattr(opened["qwen"]._model._model, "generate", dies)
-    found = opened["qwen"].answer([ask("video"), ask("image", pictures=1)])
+    found = opened["qwen"].answer([ask("video"), ask("image", images=1)])
     assert next(found).key == "image"
     with pytest.raises(EngineError, match="the GPU failed"):
         next(found)
@@ -365,7 +365,7 @@ def test_a_question_the_model_breaks_on_is_the_only_one_without_an_answer(
             raise IndexError("beyond the last position")
         return generate(**inputs)
 
-    questions = [ask(f"q{n}", pictures=0, text="x" * n) for n in (1, 2, 200)]
+    questions = [ask(f"q{n}", images=0, text="x" * n) for n in (1, 2, 200)]
     expected = answers(opened["llama"], questions[:2])
     monkeypatch.setattr(opened["llama"]._model._model, "generate", breaks)
     found = answers(opened["llama"], questions)
@@ -375,7 +375,7 @@ def test_a_question_the_model_breaks_on_is_the_only_one_without_an_answer(
 
 def test_words_only_refuses_pictures(opened: dict[str, Any]) -> None:
     with pytest.raises(EngineError, match="knows words only"):
-        list(opened["llama"].answer([ask("a", pictures=1)]))
+        list(opened["llama"].answer([ask("a", images=1)]))
 
 
 def test_identity_follows_weights_and_what_changes_answers(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None
 def test_it_is_found_by_its_name(folders: dict[str, Path]) -> None:
     found = build("captioning.engines", CaptionerSettings, {"name": "transformers", "model": str(folders["llama"])})
     assert isinstance(found, Transformers)
-    assert found.sees
+    assert found.answers_prompts
 
 
 def test_loading_says_what_failed_and_the_fix(
@@ -461,16 +461,16 @@ def test_the_thought_of_a_model_that_thinks_aloud_is_left_out(
 
 
 @given(st.lists(st.floats(0, 1000), min_size=2, max_size=300).map(sorted))
-def test_times_come_back_from_the_metadata(at_s: list[float]) -> None:
-    metadata = transformers.video_utils.VideoMetadata(**_pictures.video_metadata(at_s, len(at_s)))
-    assert np.abs(np.array(metadata.timestamps) - at_s).max() <= 0.5 / _pictures.TICKS_PER_S + 1e-9
-    if (interval_s := (at_s[-1] - at_s[0]) / (len(at_s) - 1)) > 0.1:
+def test_times_come_back_from_the_metadata(image_times_s: list[float]) -> None:
+    metadata = transformers.video_utils.VideoMetadata(**_images.video_metadata(image_times_s, len(image_times_s)))
+    assert np.abs(np.array(metadata.timestamps) - image_times_s).max() <= 0.5 / _images.TICKS_PER_S + 1e-9
+    if (interval_s := (image_times_s[-1] - image_times_s[0]) / (len(image_times_s) - 1)) > 0.1:
         assert metadata.sampled_fps == pytest.approx(1 / interval_s, rel=0.01)
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1024, 8192))
 def test_scaling_down_keeps_aspect_and_limit(width: int, height: int, most: int) -> None:
-    picture = _pictures.decode(jpeg(0, width, height), most)
+    picture = _images.decode(jpeg(0, width, height), most)
     assert picture.width * picture.height <= max(most, min(width, height))
     if width * height <= most:
         assert picture.size == (width, height)
@@ -482,7 +482,7 @@ def test_precision_and_attention_are_the_ones_asked_for(folders: dict[str, Path]
     for name in SEEING:
         engine: Any = Transformers(model=str(folders[name]), dtype="bf16").open()
         assert {parameter.dtype for parameter in engine._model._model.parameters()} == {torch.bfloat16}
-        assert [answer.error for answer in engine.answer([ask("a"), ask("b", pictures=1)])] == [None, None]
+        assert [answer.error for answer in engine.answer([ask("a"), ask("b", images=1)])] == [None, None]
     eager: Any = Transformers(model=str(folders["qwen"]), attention="eager").open()
     assert eager._model._model.config._attn_implementation == "eager"
     assert answers(eager, [ask("a")]) == answers(opened["qwen"], [ask("a")])

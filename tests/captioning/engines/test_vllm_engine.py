@@ -12,10 +12,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from captioning.engine import Answer, CaptionerSettings, EngineError
-from captioning.engines.vllm import ERROR, VLLM
+from captioning.engines.vllm import ERROR_COLUMN, VLLM
 from captioning.upsample import Request, UpsampleSettings, upsample
 
-HUB = "hf-hub:some/model"
+MODEL = "hf-hub:some/model"
 CLUSTER = {"CPU": 64.0, "GPU": 8.0, "accelerator_type:H100": 8.0}
 
 
@@ -26,7 +26,7 @@ def jpeg(size: tuple[int, int] = (64, 48)) -> bytes:
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    plain = {"key": "k", "uid": "u", "system": "Be exact.", "text": "What is there?", "pictures": [], "max_tokens": 40}
+    plain = {"key": "k", "uid": "u", "system": "Be exact.", "text": "What is there?", "images": [], "max_tokens": 40}
     return {**plain, "temperature": 0.0, "seed": 0, "json_schema": None, **changes}
 
 
@@ -43,7 +43,7 @@ def row(**changes: Any) -> dict[str, Any]:
             "batch": 32,
         },
         {
-            "images": 0,
+            "max_images": 0,
             "template": {"enable_thinking": False},
             "accelerator_type": "H100",
             "runtime_env": {"uv": ["vllm"]},
@@ -58,7 +58,7 @@ def row(**changes: Any) -> dict[str, Any]:
 )
 def test_the_configuration_is_one_that_ray_takes(settings: dict[str, Any]) -> None:
     llm = pytest.importorskip("ray.data.llm")
-    wanted = VLLM(model=HUB, **settings)
+    wanted = VLLM(model=MODEL, **settings)
     given = wanted.config(CLUSTER)
     config = llm.vLLMEngineProcessorConfig(**given)
     # Ray adds the kind of task, and refuses a name it does not know.
@@ -77,22 +77,22 @@ def test_the_configuration_is_one_that_ray_takes(settings: dict[str, Any]) -> No
 
 def test_replicas_fill_the_cluster_unless_said_otherwise() -> None:
     four = {"tensor_parallel": 2, "pipeline_parallel": 2}
-    assert VLLM(model=HUB).config(CLUSTER)["concurrency"] == 8
-    assert VLLM(model=HUB, **four).config(CLUSTER)["concurrency"] == 2
-    assert VLLM(model=HUB, replicas=3).config(CLUSTER)["concurrency"] == 3
-    arguments = VLLM(model=HUB, **four).config(CLUSTER)["engine_kwargs"]
+    assert VLLM(model=MODEL).config(CLUSTER)["concurrency"] == 8
+    assert VLLM(model=MODEL, **four).config(CLUSTER)["concurrency"] == 2
+    assert VLLM(model=MODEL, replicas=3).config(CLUSTER)["concurrency"] == 3
+    arguments = VLLM(model=MODEL, **four).config(CLUSTER)["engine_kwargs"]
     assert (arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (2, 2)
 
 
 def test_pictures_and_revision_reach_both_stages_that_read_the_model() -> None:
-    config = VLLM(model=HUB, revision="abc", images=7).config(CLUSTER)
+    config = VLLM(model=MODEL, revision="abc", max_images=7).config(CLUSTER)
     for arguments in (config["engine_kwargs"], config["prepare_multimodal_stage"]["model_config_kwargs"]):
         assert (arguments["revision"], arguments["tokenizer_revision"], arguments["limit_mm_per_prompt"]["image"]) == (
             "abc",
             "abc",
             7,
         )
-    words = VLLM(model=HUB, images=0).config(CLUSTER)
+    words = VLLM(model=MODEL, max_images=0).config(CLUSTER)
     assert not words["prepare_multimodal_stage"]["enabled"]
     assert "limit_mm_per_prompt" not in words["engine_kwargs"]
 
@@ -109,7 +109,7 @@ def test_a_cluster_that_does_not_do_is_refused(
     settings: dict[str, Any], cluster: dict[str, float], message: str
 ) -> None:
     with pytest.raises(EngineError, match=message):
-        VLLM(model=HUB, **settings).config(cluster)
+        VLLM(model=MODEL, **settings).config(cluster)
 
 
 @pytest.mark.parametrize(
@@ -117,11 +117,11 @@ def test_a_cluster_that_does_not_do_is_refused(
     [
         ({"model": "/no/such/folder"}, r"no such folder; for a model on the hub write hf-hub:owner/name"),
         (
-            {"model": HUB, "engine": {"tensor_parallel_size": 2}},
+            {"model": MODEL, "engine": {"tensor_parallel_size": 2}},
             "write tensor_parallel instead of tensor_parallel_size",
         ),
-        ({"model": HUB, "replicas": 0}, "1 or more, or auto"),
-        ({"model": HUB, "replicas": "all"}, "auto"),
+        ({"model": MODEL, "replicas": 0}, "1 or more, or auto"),
+        ({"model": MODEL, "replicas": "all"}, "auto"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -130,7 +130,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
 
 
 def test_the_identity_is_what_answers_depend_on(tmp_path: Path) -> None:
-    plain = VLLM(model=HUB).identity()
+    plain = VLLM(model=MODEL).identity()
     same: list[dict[str, Any]] = [
         {"tensor_parallel": 2},
         {"replicas": 4},
@@ -144,10 +144,10 @@ def test_the_identity_is_what_answers_depend_on(tmp_path: Path) -> None:
         {"engine": {"quantization": "fp8"}},
     ]
     assert {
-        VLLM(model=HUB, **settings).identity()
-        for settings in [*same, {"images": 9}, {"runtime_env": {"pip": ["vllm"]}}]
+        VLLM(model=MODEL, **settings).identity()
+        for settings in [*same, {"max_images": 9}, {"runtime_env": {"pip": ["vllm"]}}]
     } == {plain}
-    assert len({plain, *(VLLM(model=HUB, **settings).identity() for settings in [*other, {"guided": False}])}) == 6
+    assert len({plain, *(VLLM(model=MODEL, **settings).identity() for settings in [*other, {"guided": False}])}) == 6
     (tmp_path / "model.safetensors").write_bytes(b"1")
     before = VLLM(model=str(tmp_path)).identity()
     (tmp_path / "model.safetensors").write_bytes(b"22")
@@ -156,8 +156,8 @@ def test_the_identity_is_what_answers_depend_on(tmp_path: Path) -> None:
 
 def test_a_question_becomes_a_request() -> None:
     picture = jpeg()
-    asked = VLLM(model=HUB).request(
-        row(pictures=[picture, picture], json_schema='{"type": "object"}', seed=1, temperature=0.7)
+    asked = VLLM(model=MODEL).request(
+        row(images=[picture, picture], json_schema='{"type": "object"}', seed=1, temperature=0.7)
     )
     system, user = asked["messages"]
     assert (system["role"], system["content"]) == ("system", [{"type": "text", "text": "Be exact."}])
@@ -172,49 +172,49 @@ def test_a_question_becomes_a_request() -> None:
         "seed": 1,
         "structured_outputs": {"json": '{"type": "object"}'},
     }
-    assert (asked["pictures"], asked[ERROR]) == ([], ""), "the pictures travel once"
-    free = VLLM(model=HUB, guided=False).request(row(json_schema='{"type": "object"}'))
+    assert (asked["images"], asked[ERROR_COLUMN]) == ([], ""), "the pictures travel once"
+    free = VLLM(model=MODEL, guided=False).request(row(json_schema='{"type": "object"}'))
     assert "structured_outputs" not in free["sampling_params"]
 
 
 def test_pictures_may_go_as_one_video_and_words_alone_as_text() -> None:
     picture = jpeg()
-    (_, user) = VLLM(model=HUB, inputs="video").request(row(pictures=[picture, picture]))["messages"]
+    (_, user) = VLLM(model=MODEL, inputs="video").request(row(images=[picture, picture]))["messages"]
     url = user["content"][0]["video_url"]["url"]
     assert [base64.b64decode(part) for part in url.removeprefix("data:video/jpeg;base64,").split(",")] == [picture] * 2
-    (_, alone) = VLLM(model=HUB, inputs="video").request(row(pictures=[picture]))["messages"]
+    (_, alone) = VLLM(model=MODEL, inputs="video").request(row(images=[picture]))["messages"]
     assert alone["content"][0]["type"] == "image_url", "one picture is no video"
-    assert VLLM(model=HUB, images=0).request(row(system=""))["messages"] == [
+    assert VLLM(model=MODEL, max_images=0).request(row(system=""))["messages"] == [
         {"role": "user", "content": "What is there?"}
     ]
 
 
 @pytest.mark.parametrize(
-    ("pictures", "fault"),
+    ("images", "fault"),
     [
         ([jpeg((640, 480))[:3000]], "a picture cannot be decoded"),
         ([b"no picture"], "a picture cannot be decoded"),
-        ([jpeg()] * 3, "more than images: 2"),
+        ([jpeg()] * 3, "more than max_images: 2"),
     ],
 )
-def test_what_would_end_the_stage_for_others_comes_with_its_error(pictures: list[bytes], fault: str) -> None:
-    engine = VLLM(model=HUB, images=2)
-    asked = engine.request(row(pictures=[*pictures]))
-    assert fault in asked[ERROR]
+def test_what_would_end_the_stage_for_others_comes_with_its_error(images: list[bytes], fault: str) -> None:
+    engine = VLLM(model=MODEL, max_images=2)
+    asked = engine.request(row(images=[*images]))
+    assert fault in asked[ERROR_COLUMN]
     assert fault in (engine.answer({**row(), **asked}).error or "")
 
 
 def test_a_row_becomes_an_answer() -> None:
-    engine = VLLM(model=HUB, max_model_len=256)
-    done = {**row(), "generated_text": "A boat.", "num_input_tokens": 100, "num_generated_tokens": 5, ERROR: ""}
+    engine = VLLM(model=MODEL, max_model_len=256)
+    done = {**row(), "generated_text": "A boat.", "num_input_tokens": 100, "num_generated_tokens": 5, ERROR_COLUMN: ""}
     assert engine.answer(done) == Answer("k", "u", "A boat.", False, 100, 5)
     assert engine.answer({**done, "num_generated_tokens": 40}).truncated
     assert engine.answer({**done, "num_input_tokens": 251}).truncated, "the model's length was used up"
-    assert engine.answer({**done, ERROR: "ValueError: too long"}) == Answer("k", "u", error="ValueError: too long")
+    assert engine.answer({**done, ERROR_COLUMN: "ValueError: too long"}) == Answer("k", "u", error="ValueError: too long")
 
 
 def test_it_is_not_opened_for_a_few_questions() -> None:
-    engine = VLLM(model=HUB)
+    engine = VLLM(model=MODEL)
     assert engine.in_bulk
     assert not CaptionerSettings.in_bulk
     with pytest.raises(EngineError, match=r"engine vllm answers many questions at once.*openai"):

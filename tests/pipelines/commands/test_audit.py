@@ -16,7 +16,7 @@ from cluster.config import ConfigError
 from pipelines import inline
 from pipelines.cli import app
 from pipelines.commands.audit import Audit, audit, straddling, with_split
-from pipelines.curation import Curation, run_segments, inspect
+from pipelines.curation import Curation, inspect, run_segments
 from pipelines.dataset.splits import clip_rows, read_splits, splits_uri, store
 from pipelines.engine.shuffle import Rows
 from pipelines.recipe import Recipe, SplitSettings, load_recipe

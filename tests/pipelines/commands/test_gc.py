@@ -10,8 +10,9 @@ import pytest
 from cluster import storage
 from cluster.config import ConfigError
 from pipelines import inline
-from pipelines.commands import gc, run
-from pipelines.curation import run_segments, inspect
+from pipelines.commands import gc
+from pipelines.commands.curate import curate
+from pipelines.curation import inspect, run_segments
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import Step
 from pipelines.recipe import Recipe, resolved
@@ -125,9 +126,9 @@ def test_latents_texts_and_the_manifest_of_the_data_set_stay(tmp_path: Path, mon
     make_footage(tmp_path / "in", videos=6, seed=0)
     wide = "curate.encode.buckets=[{size: 32, frames: [1, 9], fps: 8}]"
     first = drawn_recipe(tmp_path / "in", tmp_path / "out", "train=null", wide)
-    run.run_recipe(first, "curate", in_process=True)
+    curate(first, in_process=True)
     recipe = drawn_recipe(tmp_path / "in", tmp_path / "out", "train=null")
-    outcome = run.run_recipe(recipe, "curate", in_process=True)
+    outcome = curate(recipe, in_process=True)
     assert outcome.dataset is not None
     assert storage.read_bytes(f"{recipe.out_uri}/run.yaml").decode() == resolved(recipe)
     folders = gc.survey(recipe)
@@ -143,4 +144,4 @@ def test_latents_texts_and_the_manifest_of_the_data_set_stay(tmp_path: Path, mon
         raise AssertionError("nothing is left to do")
 
     monkeypatch.setattr(inline, "run_orders", refuse)
-    assert run.run_recipe(recipe, "curate", in_process=True).dataset == outcome.dataset
+    assert curate(recipe, in_process=True).dataset == outcome.dataset

@@ -16,8 +16,8 @@ from pydantic import Field
 from cluster import storage
 from cluster.config import ConfigError
 from pipelines import inline
-from pipelines.commands.quarantine import ASIDE, Failure, chosen, clear, failures, take_out
-from pipelines.curation import Curation, run_segments, inspect
+from pipelines.commands.quarantine import ASIDE, Failure, of_class, clear, failures, take_out
+from pipelines.curation import Curation, inspect, run_segments
 from pipelines.engine import tables
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
@@ -118,7 +118,7 @@ class Bench:
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     def retry(self, error: str | None = None) -> Curation:
-        take_out(self.recipe, chosen(failures(inspect(self.recipe)), error))
+        take_out(self.recipe, of_class(failures(inspect(self.recipe)), error))
         curation = run_segments(self.recipe, inline)
         clear(self.recipe.tables_uri)
         return curation
@@ -147,9 +147,9 @@ def test_failures_are_listed_by_step_and_class(tmp_path: Path) -> None:
         "of the device",
         "b.toy",
     )
-    assert [failure.uid for failure in chosen([source, clip], "MemoryError")] == [clip.uid]
+    assert [failure.uid for failure in of_class([source, clip], "MemoryError")] == [clip.uid]
     with pytest.raises(ConfigError, match=r"no failure of that class; there are MemoryError \(1\), ValueError \(1\)"):
-        chosen([source, clip], "OSError")
+        of_class([source, clip], "OSError")
 
 
 def test_a_file_mended_in_place_is_done_again_on_request_only(tmp_path: Path) -> None:

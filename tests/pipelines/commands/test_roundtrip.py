@@ -15,9 +15,12 @@ from typer.testing import CliRunner
 
 from cluster.config import ConfigError
 from pipelines import cli
-from pipelines.commands import roundtrip
-from pipelines.commands.roundtrip import GAP_WIDTH, Part, choose, difference, reconstructed, run_roundtrip, sampled
-from pipelines.video.decode import probe, read_span
+from pipelines.commands import _reconstruction
+from pipelines.commands._reconstruction import GAP_WIDTH, difference, reconstructed, sampled, write_roundtrip
+from pipelines.video.part import VideoPart
+from pipelines.commands.roundtrip import choose_autoencoder
+from pipelines.video.decode import probe
+from pipelines.video.spans import FrameGrid, read_span
 from tests.support.random_autoencoders import save_autoencoder
 from tests.support.videos import encode, sliding
 from training.autoencoder import AutoencoderSettings
@@ -26,7 +29,7 @@ from training.autoencoders._causal_weights import Trained, new_network, write_tr
 from training.autoencoders.causal import Causal
 from training.autoencoders.diffusers import Diffusers
 from training.autoencoders.linear import Linear
-from training.fidelity import psnr_db, ssim
+from training.pixels import psnr_db, ssim
 from training.sampling.media import write_mp4
 
 WIDTH, HEIGHT = 64, 48
@@ -89,10 +92,10 @@ def test_frames_are_those_that_encode_reads(video: str, start_s: float, fps: flo
     found = np.stack(list(sampled(video, start_s, fps, WIDTH, HEIGHT)))
     start_pts = info.start_pts + round(Fraction(start_s) / info.time_base)
     end_pts = info.start_pts + round(Fraction(23, 24) / info.time_base)
-    expected = read_span(video, start_pts, end_pts, fps=fps, frames=len(found), width=WIDTH, height=HEIGHT)
+    expected = read_span(video, start_pts, end_pts, FrameGrid(fps=fps, frames=len(found), width=WIDTH, height=HEIGHT))
     assert np.array_equal(found, expected.frames)
     with pytest.raises(ValueError, match="ask for fewer"):
-        read_span(video, start_pts, end_pts, fps=fps, frames=len(found) + 2, width=WIDTH, height=HEIGHT)
+        read_span(video, start_pts, end_pts, FrameGrid(fps=fps, frames=len(found) + 2, width=WIDTH, height=HEIGHT))
 
 
 def test_pieces_give_what_one_pass_gives(causal: Causal, published: dict[str, Diffusers]) -> None:
@@ -119,15 +122,15 @@ def test_what_is_written(
     name: str, video: str, causal: Causal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three pictures in a row, of which the mp4 loses little; scores and difference from formulas of their own, in one pass."""
-    monkeypatch.setattr(roundtrip, "PIECE_PIXELS", WIDTH * HEIGHT * 8)
+    monkeypatch.setattr(_reconstruction, "PIECE_PIXELS", WIDTH * HEIGHT * 8)
     settings: AutoencoderSettings = causal if name == "causal" else Linear()
-    made = run_roundtrip(video, settings, Part(), str(tmp_path / "out.mp4"))
+    made = write_roundtrip(video, settings, VideoPart(), str(tmp_path / "out.mp4"))
     assert (made.frames, made.width, made.height, made.fps) == (21, WIDTH, HEIGHT, 24.0), (
         "two frames more make no group"
     )
     info = probe(video)
     end_pts = info.start_pts + round(Fraction(21, 24) / info.time_base)
-    source_THWC = read_span(video, info.start_pts, end_pts, fps=24, frames=21, width=WIDTH, height=HEIGHT).frames
+    source_THWC = read_span(video, info.start_pts, end_pts, FrameGrid(fps=24, frames=21, width=WIDTH, height=HEIGHT)).frames
     autoencoder = settings.open()
     with torch.no_grad():
         made_BCTHW = autoencoder.decode(autoencoder.encode(as_video(source_THWC)))
@@ -155,7 +158,7 @@ def test_the_command_says_what_it_wrote(video: str, causal: Causal, tmp_path: Pa
     part = ["--start", "0.1", "--frames", "9", "--size", "32", "--fps", "12", "--out", str(out)]
     result = CliRunner().invoke(
         cli.app,
-        ["encode", "--roundtrip", video, "--autoencoder", f"{{name: causal, weights: {causal.weights}}}", *part],
+        ["roundtrip", video, "--autoencoder", f"{{name: causal, weights: {causal.weights}}}", *part],
     )
     assert result.exit_code == 0, result.output
     assert result.output.rstrip().endswith(str(out))
@@ -167,9 +170,9 @@ def test_the_recipe_says_which_autoencoder(tmp_path: Path) -> None:
     head = f"name: mine\nout: {tmp_path}\nsources: [{{videos: 'in/*.mp4'}}]\n"
     step = "encode: {autoencoder: {name: linear, channels: 48}, buckets: [{size: 64, frames: [1], fps: 8}]}"
     path.write_text(f"{head}curate: [scan: {{}}, cut: {{}}, caption: {{engine: signals}}, {step}]\n")
-    assert choose(path, None) == Linear(channels=48)
-    assert choose(None, "{name: linear, channels: 48}") == Linear(channels=48)
-    assert choose(None, None) == Linear()
+    assert choose_autoencoder(path, None) == Linear(channels=48)
+    assert choose_autoencoder(None, "{name: linear, channels: 48}") == Linear(channels=48)
+    assert choose_autoencoder(None, None) == Linear()
     path.write_text(head + "curate: [scan: {}]\n")
     for recipe, text, message in [
         (path, None, "does not end in an encode step"),
@@ -179,25 +182,25 @@ def test_the_recipe_says_which_autoencoder(tmp_path: Path) -> None:
         (None, "{name: [", "not valid YAML"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            choose(recipe, text)
+            choose_autoencoder(recipe, text)
 
 
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (Part(frames=8), "take 5 or 9"),
-        (Part(frames=25), "--frames 21"),
-        (Part(start_s=9), "no frame at 9 s"),
-        (Part(size=8), "larger --size"),
-        (Part(size=8192), "smaller --size"),
-        (Part(fps=0), "rate positive"),
-        (Part(start_s=float("nan")), "0 or later"),
+        (VideoPart(frames=8), "take 5 or 9"),
+        (VideoPart(frames=25), "--frames 21"),
+        (VideoPart(start_s=9), "no frame at 9 s"),
+        (VideoPart(size=8), "larger --size"),
+        (VideoPart(size=8192), "smaller --size"),
+        (VideoPart(fps=0), "rate positive"),
+        (VideoPart(start_s=float("nan")), "0 or later"),
     ],
     ids=str,
 )
 def test_a_part_that_cannot_be_is_refused(part: Part, message: str, video: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        run_roundtrip(video, Linear(), part, str(tmp_path / "out.mp4"))
+        write_roundtrip(video, Linear(), part, str(tmp_path / "out.mp4"))
     assert not list(tmp_path.iterdir())
 
 
@@ -210,24 +213,24 @@ def test_what_is_no_video_or_no_place_to_write_is_refused(video: str, tmp_path: 
         (video, "out.avi", "ends in .mp4"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            run_roundtrip(uri, Linear(), Part(), str(tmp_path / out))
+            write_roundtrip(uri, Linear(), VideoPart(), str(tmp_path / out))
     with pytest.raises(ConfigError, match="is the source"):
-        run_roundtrip(video, Linear(), Part(), video)
+        write_roundtrip(video, Linear(), VideoPart(), video)
     with pytest.raises(ConfigError, match="no such file"):
-        run_roundtrip(video, Causal(weights=str(tmp_path / "none.safetensors")), Part(), str(tmp_path / "out.mp4"))
+        write_roundtrip(video, Causal(weights=str(tmp_path / "none.safetensors")), VideoPart(), str(tmp_path / "out.mp4"))
 
 
 def test_one_pass_has_a_limit(
     video: str, published: dict[str, Diffusers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roundtrip, "ONE_PASS_PIXELS", WIDTH * HEIGHT * 12)
+    monkeypatch.setattr(_reconstruction, "ONE_PASS_PIXELS", WIDTH * HEIGHT * 12)
     with pytest.raises(ConfigError, match="give --frames 9 or a --size"):
-        run_roundtrip(video, published[VIDEO], Part(), str(tmp_path / "out.mp4"))
-    assert run_roundtrip(video, published[VIDEO], Part(frames=9), str(tmp_path / "out.mp4")).frames == 9
+        write_roundtrip(video, published[VIDEO], VideoPart(), str(tmp_path / "out.mp4"))
+    assert write_roundtrip(video, published[VIDEO], VideoPart(frames=9), str(tmp_path / "out.mp4")).frames == 9
 
 
 @pytest.mark.parametrize("name", ["hevc_10bit_200x200.mp4", "mpeg4_320x240.avi", "rotated_90.mov"])
 def test_real_footage(name: str, real_videos: Path, tmp_path: Path) -> None:
-    made = run_roundtrip(str(real_videos / name), Linear(), Part(size=64), str(tmp_path / "out.mp4"))
+    made = write_roundtrip(str(real_videos / name), Linear(), VideoPart(size=64), str(tmp_path / "out.mp4"))
     assert made.psnr_db > 15
     assert len(frames_of(tmp_path / "out.mp4")) == made.frames

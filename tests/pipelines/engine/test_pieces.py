@@ -114,7 +114,7 @@ def test_a_long_video_scanned_in_pieces_gives_the_row_of_the_whole(
     done: list[int] = []
     original = Scan.do
     monkeypatch.setattr(Scan, "do", lambda self, row, piece: done.append(piece.number) or original(self, row, piece))
-    monkeypatch.setattr("pipelines.steps.scan.LARGE_BYTES", 0)
+    monkeypatch.setattr("pipelines.steps.scan.MIN_DIVIDED_BYTES", 0)
     monkeypatch.setattr("pipelines.video.scan.PIECE_COST", 160 * 96 * 24 * 6)
     divided = run_segments(
         Recipe(name="divided", out=str(tmp_path / "divided"), sources=sources, curate=(Scan(),)), inline

@@ -31,7 +31,7 @@ def read(
     """The frames of a span as (seconds from the first of them, pixels as they are stored)."""
     found = []
     with open_video(str(uri)) as video:
-        for picture in video.pictures():
+        for picture in video.decoded_frames():
             if picture.pts >= end_pts:
                 break
             if picture.pts >= start_pts:
@@ -41,7 +41,7 @@ def read(
 
 def moments(uri: Path | str) -> list[int]:
     with open_video(str(uri)) as video:
-        return [picture.pts for picture in video.pictures()]
+        return [picture.pts for picture in video.decoded_frames()]
 
 
 def check(uri: Path | str, start_pts: int, end_pts: int, cut: Cut, path: Path, decibels: float = 30.0) -> None:
@@ -106,9 +106,9 @@ def test_any_span_gives_exactly_its_frames(
 
 def _rgb(path: Path, number: int) -> NDArray[np.uint8]:
     with open_video(str(path)) as video:
-        for k, picture in enumerate(video.pictures()):
+        for k, picture in enumerate(video.decoded_frames()):
             if k == number:
-                return video.array(picture.frame, video.info.width, video.info.height)
+                return video.to_array(picture.frame, video.info.width, video.info.height)
     raise AssertionError(f"{path} has no frame {number}")
 
 
@@ -208,7 +208,7 @@ def test_rotation_aspect_and_colour_go_with_the_clip(tmp_path: Path, copies: boo
     tags = []
     for path in (source, tmp_path / "clip.mp4"):
         with open_video(str(path)) as video:
-            frame = next(video.pictures()).frame
+            frame = next(video.decoded_frames()).frame
             tags.append(
                 (frame.rotation, int(frame.color_range), int(frame.colorspace), video.info.width, video.info.height)
             )

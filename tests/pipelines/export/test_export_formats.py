@@ -70,7 +70,7 @@ def exported(recipe: Recipe, name: str, out: Path) -> Path:
 
 def n_frames(uri: str, start_pts: int = 0, end_pts: int = 1 << 60) -> int:
     with open_video(uri) as video:
-        return sum(start_pts <= picture.pts < end_pts for picture in video.pictures())
+        return sum(start_pts <= picture.pts < end_pts for picture in video.decoded_frames())
 
 
 def test_a_folder_of_mp4_files_is_itself_a_source(recipe: Recipe, rows: list[dict[str, Any]], tmp_path: Path) -> None:

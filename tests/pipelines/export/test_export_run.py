@@ -139,7 +139,7 @@ def check(folder: Path, rows: list[dict[str, Any]]) -> None:
         assert (entry["split"], entry["n_frames"], entry["error"]) == (row["split"], 4, None)
         assert entry["mode"] == ("encoded" if row["start_pts"] % 2048 else "copied")
     assert not (folder / ".work").exists()
-    assert not [path for path in folder.rglob("*") if path.name.startswith(storage.TEMPORARY)]
+    assert not [path for path in folder.rglob("*") if path.name.startswith(storage.TEMPORARY_PREFIX)]
     for split in {row["split"] for row in rows}:
         numbers = [
             int(match[1])

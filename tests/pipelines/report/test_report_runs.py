@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.report.runs import MEAN_POINTS, RAW_POINTS, curves, differences, evenly, extremes, labels
 from tests.support.made_runs import make_records
-from training.autoencoder_training.settings import AutoencoderTraining
+from training.autoencoder_training.settings import AutoencoderTrainSettings
 from training.data.plan import PlanSettings
 from training.models.dit import DiT
 from training.settings import TrainSettings
@@ -81,11 +81,11 @@ def told(seed: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def test_runs_are_named_by_what_they_are_and_by_their_folder_where_that_is_not_enough() -> None:
-    autoencoder = AutoencoderTraining(steps=9, warmup_steps=0).model_dump(mode="json")
+    autoencoder = AutoencoderTrainSettings(steps=9, warmup_steps=0).model_dump(mode="json")
     settings = [
         told(model=DiT(preset="L")),
         told(1),
-        told(2, batch=PlanSettings(policy="slot")),
+        told(2, batch=PlanSettings(policy="bucketed")),
         told(2),
         None,
         autoencoder,
@@ -93,7 +93,7 @@ def test_runs_are_named_by_what_they_are_and_by_their_folder_where_that_is_not_e
     assert labels([f"run-{number}" for number in range(6)], settings, [900, 1200, 1200, 1200, 5, 9]) == [
         "dit L, pack, 900 steps",
         "dit 6x192x6, pack, 1,200 steps, run-1",
-        "dit 6x192x6, slot, 1,200 steps",
+        "dit 6x192x6, bucketed, 1,200 steps",
         "dit 6x192x6, pack, 1,200 steps, run-3",
         "run-4",
         "autoencoder small, 9 steps",
@@ -110,7 +110,7 @@ def test_runs_are_told_apart_by_the_settings_that_differ() -> None:
         {"lr": "0.002", "batch.weights.*x1": "0.5", "seed": "0"},
     ]
     assert differences([told()]) == [{}]
-    autoencoder = AutoencoderTraining().model_dump(mode="json")
+    autoencoder = AutoencoderTrainSettings().model_dump(mode="json")
     assert differences([told(), autoencoder, autoencoder | {"preset": "large"}]) == [
         {},
         {"preset": "small"},

@@ -155,7 +155,7 @@ def test_bounds_on_columns_are_those_on_rows(values: list[float | None], low: fl
     if low is None and high is None:
         return
     bound = Bound(min=low, max=high)
-    expected = [bound.broken_by("x", value) is not None for value in values]
+    expected = [bound.violation("x", value) is not None for value in values]
     assert broken(pa.chunked_array([pa.array(values, pa.float64())]), bound).tolist() == expected
 
 
@@ -165,5 +165,5 @@ def test_bounds_on_columns_are_those_on_rows(values: list[float | None], low: fl
 )
 def test_names_are_matched_as_on_rows(values: list[str | None], among: set[str]) -> None:
     bound = Bound(**{"in": tuple(sorted(among))})  # type: ignore[arg-type]
-    expected: list[Any] = [bound.broken_by("camera", value) is not None for value in values]
+    expected: list[Any] = [bound.violation("camera", value) is not None for value in values]
     assert broken(pa.chunked_array([pa.array(values, pa.string())]), bound).tolist() == expected

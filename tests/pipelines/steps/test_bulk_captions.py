@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from captioning.dialogue import journal
-from captioning.dialogue.conversation import Who
-from captioning.engines.vllm import ERROR, VLLM
-from captioning.prompt import DESCRIBES, load_prompt
+from captioning.dialogue.conversation import Role
+from captioning.engines.vllm import ERROR_COLUMN, VLLM
+from captioning.prompt import load_prompt
 from cluster.resources import Resources
 from pipelines import inline
 from pipelines.curation import Curation, run_segments
@@ -38,8 +38,8 @@ from tests.support.toy_steps import Measure, Split
 NAMES = ["a-3", "b-0", "c-5", "broken-1", "d-1"]
 N_CLIPS = 9
 MODEL = VLLM(model="hf-hub:some/model")
-KEPT = {*_bulk_captions.RETURNED, ERROR}
-WRITER = VLLM(model="hf-hub:some/writer", images=0)
+KEPT = {*_bulk_captions.RETURNED, ERROR_COLUMN}
+WRITER = VLLM(model="hf-hub:some/writer", max_images=0)
 
 
 def make_recipe(
@@ -82,7 +82,7 @@ class ByHand:
         one_by_one: bool = False,
     ) -> None:
         self._manner, self._change, self._one_by_one = manner, change, one_by_one
-        self.rounds: list[tuple[Who, int]] = []
+        self.rounds: list[tuple[Role, int]] = []
 
     def run_tasks(self, job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
         if asked := bulk_of(job):
@@ -92,17 +92,17 @@ class ByHand:
                 counting = asking.counting()
                 return ((number, counting(tasks[number])) for number in numbers)
 
-            def put(who: Who, numbers: Sequence[int]) -> Iterator[pa.Table]:
-                batches = asking.asking(who)
+            def put(role: Role, numbers: Sequence[int]) -> Iterator[pa.Table]:
+                batches = asking.asking(role)
                 rows = [row for number in numbers for batch in batches(tasks[number]) for row in batch.to_pylist()]
-                self.rounds.append((who, len(rows)))
-                returned = self._change([self._through(row, asking.engines[who]) for row in rows])
-                names = list(dict.fromkeys(name for row in returned for name in (*row, ERROR)))
+                self.rounds.append((role, len(rows)))
+                returned = self._change([self._through(row, asking.engines[role]) for row in rows])
+                names = list(dict.fromkeys(name for row in returned for name in (*row, ERROR_COLUMN)))
                 for start in range(0, len(returned), 4):
                     batch = pa.table(
                         {name: [row.get(name) for row in returned[start : start + 4]] for name in names if name in KEPT}
                     )
-                    yield asking.keep(batch, who, asking.identity(who))
+                    yield asking.keep(batch, role, asking.identity(role))
 
             asking.ask(tasks, count, put)
             if self._one_by_one:
@@ -115,9 +115,9 @@ class ByHand:
 
     def _through(self, row: dict[str, Any], engine: VLLM) -> dict[str, Any]:
         asked = row | engine.request(row)
-        if not asked[ERROR]:
+        if not asked[ERROR_COLUMN]:
             asked |= answered(asked, self._manner)
-        return asked if asked[ERROR] else {**_bulk_captions.trimmed(asked), ERROR: ""}
+        return asked if asked[ERROR_COLUMN] else {**_bulk_captions.trimmed(asked), ERROR_COLUMN: ""}
 
 
 def log_of(folder: Path) -> str:
@@ -140,7 +140,7 @@ def test_every_clip_is_asked_about_once_and_gets_its_own_words(tmp_path: Path) -
     assert Counter(asked_of(log_of(tmp_path))) == dict.fromkeys((row["uid"] for row in clips), 1)
     for row in clips:
         assert (
-            row["caption_attempts"],
+            row["caption_answers"],
             row["caption_tokens_in"],
             row["caption_tokens_out"],
             row["caption_cost_usd"],
@@ -184,7 +184,7 @@ def test_no_answer_lands_on_another_clip_whatever_comes_back_and_in_which_order(
         elif unfit.get(row["uid"]) == 2:
             assert reason.count("refused caption: ") == 2
         else:
-            assert (row["fate"], row["caption_attempts"]) == ("kept", 1 + unfit.get(row["uid"], 0))
+            assert (row["fate"], row["caption_answers"]) == ("kept", 1 + unfit.get(row["uid"], 0))
     assert len(engine.rounds) <= _bulk_captions.ACTS * 2
     assert Counter(asked_of(log_of(folder))).most_common(1)[0][1] <= len(engine.rounds)
 
@@ -196,8 +196,8 @@ def test_clips_that_got_the_same_words_are_asked_about_again(tmp_path: Path) -> 
     clips = clips_of(run_segments(make_recipe(tmp_path, Caption(engine=MODEL), names=names), engine))
     # Two clips an order, and one in the last.
     assert engine.rounds == [("captioner", 17), ("captioner", 16)]
-    assert sorted(row["caption_attempts"] for row in clips) == [1] + [2] * 16
-    check_own_words([row for row in clips if row["caption_attempts"] == 2])
+    assert sorted(row["caption_answers"] for row in clips) == [1] + [2] * 16
+    check_own_words([row for row in clips if row["caption_answers"] == 2])
 
 
 def test_windows_are_merged_and_a_second_engine_rewrites(tmp_path: Path) -> None:
@@ -205,8 +205,8 @@ def test_windows_are_merged_and_a_second_engine_rewrites(tmp_path: Path) -> None
     first, *_ = uids_of(tmp_path, names=names)
     caption = Caption(
         engine=MODEL,
-        prompt=load_prompt("structured", DESCRIBES),
-        windows=WindowSettings(size=2, least=1),
+        prompt=load_prompt("structured", "describe"),
+        windows=WindowSettings(size=2, min_size=1),
         rewrite=RewriteSettings(engine=WRITER),
     )
     engine = ByHand(Manner(log_of(tmp_path), unfit={first: 1}))
@@ -223,7 +223,7 @@ def test_windows_are_merged_and_a_second_engine_rewrites(tmp_path: Path) -> None
         ("rewriter", 1),
     ]
     assert engine.rounds == rounds
-    assert {row["uid"]: row["caption_attempts"] for row in clips} == {
+    assert {row["uid"]: row["caption_answers"] for row in clips} == {
         row["uid"]: 8 if row["uid"] == first else 4 for row in clips
     }
     assert {row["caption_engine"] for row in clips} == {f"{MODEL.identity()} > {WRITER.identity()}"}
@@ -280,7 +280,7 @@ def test_an_order_reads_the_answers_of_its_own_clips_alone(tmp_path: Path, monke
     uids_of(tmp_path)
     read: list[tuple[str, int]] = []
 
-    def reading(folder: str, errors: bool = False) -> journal.Kept:
+    def reading(folder: str, errors: bool = False) -> journal.StoredAnswers:
         kept = real(folder, errors)
         read.append((folder, len(kept.answers)))
         return kept
@@ -488,11 +488,11 @@ def test_ray_builds_its_real_processor_of_our_settings(
     monkeypatch.setattr(run, "_is_installed", lambda settings: True)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 2.0})
     # A folder without a model: only the workers would load it.
-    for engine in (VLLM(model=str(tmp_path), tensor_parallel=2), VLLM(model=str(tmp_path), images=0)):
+    for engine in (VLLM(model=str(tmp_path), tensor_parallel=2), VLLM(model=str(tmp_path), max_images=0)):
         questions = ray.data.from_arrow(_bulk_captions.QUESTIONS.empty_table())
         run._processor("caption", engine)(questions)
         stages = built[-1].list_stage_names()
-        assert stages == ["PrepareMultimodalStage"] * bool(engine.images) + ["ChatTemplateStage", "vLLMEngineStage"]
-        columns = dict.fromkeys(_bulk_captions.QUESTIONS.names) | {"pictures": [], "text": "", "system": ""}
+        assert stages == ["PrepareMultimodalStage"] * bool(engine.max_images) + ["ChatTemplateStage", "vLLMEngineStage"]
+        columns = dict.fromkeys(_bulk_captions.QUESTIONS.names) | {"images": [], "text": "", "system": ""}
         given = {*columns, *engine.request(columns)}
         assert all(set(built[-1].get_stage_by_name(name).get_required_input_keys()) <= given for name in stages)

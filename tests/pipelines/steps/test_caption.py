@@ -15,14 +15,14 @@ from pydantic import ValidationError
 
 from captioning.dialogue import journal
 from captioning.engines.signals import Signals
-from captioning.prompt import DESCRIBES, load_prompt
+from captioning.prompt import load_prompt
 from cluster import storage
 from cluster.config import ConfigError, parse_document
 from cluster.config import parse as parse_settings
 from cluster.resources import Resources
 from pipelines import inline
 from pipelines.commands import gc
-from pipelines.curation import Curation, run_segments, inspect
+from pipelines.curation import Curation, inspect, run_segments
 from pipelines.engine.segments import is_heavy, segments_of
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import Context, RunError, Step, start_fates
@@ -83,12 +83,12 @@ def test_every_clip_has_its_captions_and_what_they_cost(tmp_path: Path) -> None:
         assert all(f"clip {row['uid']}" in text for text in kinds.values())
         assert (row["caption"], row["caption_engine"]) == (kinds["dense"], "counting-a boat")
         assert (
-            row["caption_attempts"],
+            row["caption_answers"],
             row["caption_tokens_in"],
             row["caption_tokens_out"],
             row["caption_cost_usd"],
         ) == (1, 100, 20, COST_USD)
-        assert row["caption_prompt"] == load_prompt("levels", DESCRIBES).label
+        assert row["caption_prompt"] == load_prompt("levels", "describe").label
         assert row["caption_fields"] is None
     assert journals(tmp_path) == []
     assert all(account.balanced for account in ledger(curation))
@@ -112,8 +112,8 @@ def test_windows_and_a_rewriter(tmp_path: Path) -> None:
     seen, written = str(tmp_path / "seen"), str(tmp_path / "written")
     caption = Caption(
         engine=Counting(calls=seen),
-        prompt=load_prompt("structured", DESCRIBES),
-        windows=WindowSettings(size=2, least=1),
+        prompt=load_prompt("structured", "describe"),
+        windows=WindowSettings(size=2, min_size=1),
         rewrite=RewriteSettings(engine=Counting(calls=written, says="a small boat")),
     )
     clips = clips_of(run_segments(make_recipe(tmp_path, caption), inline))
@@ -122,7 +122,7 @@ def test_windows_and_a_rewriter(tmp_path: Path) -> None:
         assert [item["kind"] for item in row["captions"]][:2] == ["rewritten", "dense"]
         assert json.loads(row["caption_fields"])["lighting"].startswith("A lighting caption of clip")
         # Two windows, one merge, one rewriting.
-        assert row["caption_attempts"] == 4
+        assert row["caption_answers"] == 4
         assert row["caption_engine"] == "counting-a boat > counting-a small boat"
         assert "structured@" in row["caption_prompt"]
         assert " > rewrite@" in row["caption_prompt"]
@@ -138,7 +138,7 @@ def test_an_unfit_clip_fails_with_the_reasons_and_its_cost(tmp_path: Path) -> No
     for row in clips:
         assert (row["fate"], row["fate_step"]) == ("failed", "caption")
         assert row["fate_reason"].count("refused caption: ") == 2
-        assert (row["caption"], row["caption_attempts"], row["caption_cost_usd"]) == (None, 2, 2 * COST_USD)
+        assert (row["caption"], row["caption_answers"], row["caption_cost_usd"]) == (None, 2, 2 * COST_USD)
     accounts = ledger(curation)
     assert all(account.balanced for account in accounts)
     assert accounts[-1].reasons == (("failed", "caption", "refused caption, then refused caption", N_CLIPS),)
@@ -154,14 +154,14 @@ def test_a_clip_without_pictures_fails_alone(tmp_path: Path) -> None:
                 "camera": ["pan", None],
                 "duration_s": [2.0, 2.0],
                 "frames": pa.array([[b"clip"], None], pa.list_(pa.binary())),
-                "frames_s": pa.array([[1.0], None], pa.list_(pa.float64())),
+                "frame_times_s": pa.array([[1.0], None], pa.list_(pa.float64())),
             }
         )
     )
     rows = Caption(engine=Counting()).open(Context(str(tmp_path), 0, "lineage"))(table).to_pylist()
     assert [row["fate"] for row in rows] == ["kept", "failed"]
     assert rows[1]["fate_reason"] == "ValueError: the clip has no frames"
-    assert rows[1]["caption_attempts"] == 0
+    assert rows[1]["caption_answers"] == 0
 
 
 def test_signals_caption_as_they_always_did() -> None:
@@ -210,7 +210,7 @@ def test_an_engine_that_sees_wants_pictures_and_the_hint_says_whose() -> None:
         )
     for steps in (
         (Scan(), Cut(), Frames(), Caption(engine=Counting())),
-        (Scan(), Cut(), Caption(engine=Counting(), pictures="thumbnails")),
+        (Scan(), Cut(), Caption(engine=Counting(), images="thumbnails")),
     ):
         Recipe(name="n", out="out", sources=(SourceSettings(videos="*.mp4"),), curate=steps)
 
@@ -221,9 +221,9 @@ def test_an_engine_that_sees_wants_pictures_and_the_hint_says_whose() -> None:
         ("{prompt: level}", "r.yaml:7: curate.2.caption.prompt: unknown prompt 'level'; did you mean 'levels'"),
         ("{prompt: none.yaml}", "r.yaml:7: curate.2.caption.prompt: none.yaml: no such file"),
         ("{language: klingon}", "r.yaml:7: curate.2.caption.language: unknown language 'klingon'; write one of ar"),
-        ("{windows: {size: 16}}", "r.yaml:7: curate.2.caption.windows: least 128 is over size 16"),
+        ("{windows: {size: 16}}", "r.yaml:7: curate.2.caption.windows: min_size 128 is over size 16"),
         ("{rewrite: {engine: signals}}", "caption.rewrite.engine: 'signals' does not answer prompts"),
-        ("{pictures: shots}", "caption.pictures"),
+        ("{images: shots}", "caption.images"),
         ("{promt: levels}", "unknown key 'promt'; did you mean 'prompt'"),
         ("{prompt: merge}", "merge.yaml"),
     ],
@@ -236,7 +236,7 @@ def test_mistakes_are_named_with_their_place(settings: str, message: str) -> Non
 
 def test_a_recipe_is_written_and_read_again() -> None:
     recipe = parse(
-        "  - caption: {engine: signals, prompt: dense, windows: {size: 64, least: 8}, retries: 2, language: de}\n"
+        "  - caption: {engine: signals, prompt: dense, windows: {size: 64, min_size: 8}, retries: 2, language: de}\n"
     )
     again = parse_settings(Recipe, parse_document(resolved(recipe), "again.yaml"))
     assert again == recipe
@@ -249,21 +249,21 @@ def test_what_changes_captions_changes_the_digest_and_what_does_not_does_not(tmp
     plain = Caption(engine=Counting()).settings_digest()
     same = [
         Caption(engine=Counting(calls="x", budget_usd=1.0)),
-        Caption(engine=Counting(), prompt=load_prompt(str(path), DESCRIBES)),
+        Caption(engine=Counting(), prompt=load_prompt(str(path), "describe")),
     ]
     assert [step.settings_digest() for step in same] == [plain] * 2
     other: list[Caption] = [
         Caption(engine=Counting(says="a ship")),
-        Caption(engine=Counting(), prompt=load_prompt("dense", DESCRIBES)),
+        Caption(engine=Counting(), prompt=load_prompt("dense", "describe")),
         Caption(engine=Counting(), language="de"),
         Caption(engine=Counting(), retries=2),
         Caption(engine=Counting(), windows=WindowSettings(size=128)),
         Caption(engine=Counting(), rewrite=RewriteSettings(engine=Counting())),
-        Caption(engine=Counting(), pictures="thumbnails"),
+        Caption(engine=Counting(), images="thumbnails"),
     ]
     assert len({plain, *(step.settings_digest() for step in other)}) == 1 + len(other)
     # Signals ask nothing, so that nothing of this is theirs.
-    assert Caption(prompt=load_prompt("dense", DESCRIBES)).settings_digest() == Caption().settings_digest()
+    assert Caption(prompt=load_prompt("dense", "describe")).settings_digest() == Caption().settings_digest()
 
 
 def test_a_prompt_that_does_not_speak_of_the_camera_does_not_depend_on_it(tmp_path: Path) -> None:
@@ -271,9 +271,9 @@ def test_a_prompt_that_does_not_speak_of_the_camera_does_not_depend_on_it(tmp_pa
     path.write_text("doc: d\nanswer: text\ncaptions: {dense: a}\nuser: Describe it.\n")
     merge = tmp_path / "merge.yaml"
     merge.write_text("doc: d\nanswer: same\nuser: '{{ parts }}'\n")
-    windows = {"size": 256, "least": 128, "merge": str(merge)}
+    windows = {"size": 256, "min_size": 128, "merge": str(merge)}
     reads = Caption.model_validate({"engine": Counting(), "prompt": str(path), "windows": windows}).reads()
-    assert set(reads) == {"source_caption", "frames", "frames_s", "duration_s"}
+    assert set(reads) == {"source_caption", "frames", "frame_times_s", "duration_s"}
     assert "camera" in Caption(engine=Counting()).reads()
 
 
@@ -295,7 +295,7 @@ def test_another_prompt_is_another_caption_and_the_same_latents() -> None:
 
     one, other = (
         lineages(Caption(engine=Counting())),
-        lineages(Caption(engine=Counting(), prompt=load_prompt("dense", DESCRIBES))),
+        lineages(Caption(engine=Counting(), prompt=load_prompt("dense", "describe"))),
     )
     assert {label for label in one if one[label] != other[label]} == {"caption"}
 
@@ -314,7 +314,7 @@ def test_another_prompt_decodes_nothing_and_encodes_nothing_again(
             Scan(),
             Cut(min_s=0.3),
             Frames(),
-            Caption(engine=Counting(calls=calls), prompt=load_prompt(prompt, DESCRIBES)),
+            Caption(engine=Counting(calls=calls), prompt=load_prompt(prompt, "describe")),
             Encode(buckets=(BucketSettings(size=32, frames=(1,), fps=8),)),
         )
         recipe = Recipe(
@@ -495,7 +495,7 @@ def test_answers_about_a_forgotten_file_go_from_the_journal(tmp_path: Path) -> N
 
 def test_gc_removes_answers_that_the_last_recipe_does_not_want(tmp_path: Path) -> None:
     make_sources(tmp_path, NAMES)
-    gives_up(tmp_path, 3, prompt=load_prompt("dense", DESCRIBES))
+    gives_up(tmp_path, 3, prompt=load_prompt("dense", "describe"))
     recipe = make_recipe(tmp_path, Caption(engine=Counting()))
     run_segments(recipe, inline)
     # A toy step cannot be read from a file: gc is asked what the recipe reaches, and that is no journal.

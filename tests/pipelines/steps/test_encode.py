@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cluster import storage
 from pipelines import inline
-from pipelines.curation import run_segments, inspect
+from pipelines.curation import inspect, run_segments
 from pipelines.dataset.build import build_dataset
 from pipelines.engine.step import Context, start_fates
 from pipelines.recipe import Recipe
@@ -27,16 +27,16 @@ from pipelines.show import bucket_losses
 from pipelines.steps import _encoder
 from pipelines.steps._encoder import Encoder
 from pipelines.steps.encode import Encode
-from pipelines.video.decode import Span, read_span
+from pipelines.video.spans import FrameGrid, SampledSpan, read_span
 from tests.support.encode_recipes import recipe_of
 from tests.support.videos import encode, sliding
 from training.autoencoder import Autoencoder
 from training.autoencoders.linear import Linear
 from training.data.buckets import BucketSettings
-from training.data.shard_reader import Place, ShardReader
+from training.data.shard_reader import RowReference, ShardReader
 from training.data.shards import clip_uid, read_index, read_info, read_manifest, sample_uid
 from training.data.verify import verify
-from training.fidelity import psnr_db, ssim
+from training.pixels import psnr_db, ssim
 
 BUCKETS = (BucketSettings(size=32, frames=(1, 5, 9), fps=8, aspects=("1:1", "2:1")),)
 FPS = 24
@@ -95,8 +95,8 @@ def stored(tmp_path: Path) -> dict[str, tuple[Tensor, Tensor | None]]:
     for uri in shards_of(tmp_path):
         for row in read_index(uri).to_pylist():
             assert row["uid"] not in found
-            sample = reader.read(*Place(uri.removeprefix(f"{tmp_path}/"), row["row_group"], row["row"]))
-            found[row["uid"]] = sample.latent, sample.tail_latent
+            sample = reader.read(*RowReference(uri.removeprefix(f"{tmp_path}/"), row["row_group"], row["row"]))
+            found[row["uid"]] = sample.latent, sample.last_frame_latent
     return found
 
 
@@ -106,10 +106,7 @@ def pixels_of(row: dict[str, Any], frames: int) -> Tensor:
         row["source"],
         row["start_pts"],
         row["end_pts"],
-        fps=8,
-        frames=frames,
-        width=width,
-        height=32 if width == 32 else 16,
+        FrameGrid(fps=8, frames=frames, width=width, height=32 if width == 32 else 16),
     )
     return torch.from_numpy(span.frames.copy()).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
@@ -267,7 +264,7 @@ def test_the_footer_says_how_like_its_pixels_a_clip_is(footage: dict[str, Path],
             if (info.fidelity["psnr_db"], info.fidelity["ssim"]) == pytest.approx(pair, abs=1e-3)
         ]
         assert len(close) == 1
-        assert info.fidelity["least_psnr_db"] == info.fidelity["psnr_db"]
+        assert info.fidelity["min_psnr_db"] == info.fidelity["psnr_db"]
 
 
 def test_a_clip_unlike_its_pixels_fails_and_has_all_the_others_checked(
@@ -299,7 +296,7 @@ def test_the_next_batch_is_decoded_while_the_device_works(
     first = threading.Event()
     plain = _encoder.read_span
 
-    def counted(*arguments: Any, **options: Any) -> Span:
+    def counted(*arguments: Any, **options: Any) -> SampledSpan:
         span = plain(*arguments, **options)
         decoded.release()
         return span

@@ -13,18 +13,18 @@ import torch
 from cluster.config import ConfigError
 from cluster.plugins import build
 from pipelines import inline
-from pipelines.curation import run_segments, inspect
+from pipelines.curation import inspect, run_segments
 from pipelines.dataset.build import build_dataset
 from pipelines.engine.step import RunError
 from pipelines.recipe import Recipe
-from pipelines.video.decode import read_span
+from pipelines.video.spans import FrameGrid, read_span
 from tests.support.encode_recipes import recipe_of
 from tests.support.random_autoencoders import save_autoencoder
 from tests.support.videos import encode, sliding
-from training.assembly import card_of
+from training.assembly import make_model_card
 from training.autoencoder import FOLDER, AutoencoderSettings
 from training.checkpoints.export import write_export
-from training.data.loader import Dataset
+from training.data.dataset import Dataset
 from training.data.verify import verify
 from training.models.dit import DiT
 from training.sampling.settings import SampleSettings
@@ -57,14 +57,14 @@ def test_a_clip_is_encoded_and_everything_after_opens_the_same_autoencoder(
     again = build(FOLDER, AutoencoderSettings, dict(dataset.info.autoencoder)).open()
     assert again.identity == dataset.info.autoencoder_identity
     (row,) = [row for row in inspect(recipe).final.rows.read().to_pylist() if row["clip_index"] is not None]
-    span = read_span(row["source"], row["start_pts"], row["end_pts"], fps=8, frames=9, width=32, height=32)
+    span = read_span(row["source"], row["start_pts"], row["end_pts"], FrameGrid(fps=8, frames=9, width=32, height=32))
     video = torch.from_numpy(span.frames.copy()).permute(3, 0, 1, 2)[None].contiguous().float() / 127.5 - 1
     assert torch.equal(dataset.sample(0).latent, again.encode(video)[0].to(torch.bfloat16))
-    assert verify(made.manifest_uri, psnr_sample=0) == []
+    assert verify(made.manifest_uri, n_decoded=0) == []
 
     settings = TrainSettings(model=DiT(depth=1, dim=32, heads=2))
     null_text = dataset.null_text().float()
-    card = card_of(settings, dataset, null_text.shape[1], step=1, seed=0)
+    card = make_model_card(settings, dataset, null_text.shape[1], step=1, seed=0)
     assert open_autoencoder(card, torch.device("cpu")).identity == again.identity
     weights = settings.model.build(dataset.info.channels, null_text.shape[1]).state_dict()
     write_export(

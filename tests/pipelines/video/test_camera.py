@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
+from cluster.arrays import Pixels
 from pipelines.video.camera import camera_motion, cut_in
-from pipelines.video.decode import frames
+from pipelines.video.decode import read_frames
 from pipelines.video.motion import Move
-from pipelines.video.scale import Pixels
 from tests.pipelines.video.test_motion import measured, texture, view
 
 FPS = 12
@@ -94,7 +94,7 @@ def test_other_cuts_are_no_cut_in() -> None:
 
 
 def lumas(path: Path) -> list[tuple[int, Pixels]]:
-    return list(frames(str(path), 128, 72, "gray8"))
+    return list(read_frames(str(path), 128, 72, "gray8"))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.video.content import GROUP_BYTES, Payload, content_hash
+from pipelines.video.content_hash import GOP_DIGEST_BYTES, PacketDigests, content_hash
 from pipelines.video.scan import ScanSettings, join_pieces, scan_image, scan_piece, scan_video
 from tests.pipelines.video.test_scan import patches
 from tests.support.videos import encode
@@ -100,7 +100,7 @@ def test_it_is_the_digest_of_the_packets_in_order(tmp_path: Path) -> None:
             if packet.size:
                 groups[-1] += bytes(packet)
     assert len(groups) >= 5
-    digests = b"".join(hashlib.blake2b(group, digest_size=GROUP_BYTES).digest() for group in groups)
+    digests = b"".join(hashlib.blake2b(group, digest_size=GOP_DIGEST_BYTES).digest() for group in groups)
     assert content(source) == hashlib.blake2b(digests, digest_size=16).hexdigest()
 
 
@@ -145,16 +145,16 @@ def test_parts_that_begin_with_a_key_frame_join_to_the_whole(
         packets.append(packet)
     cuts = [i for i, packet in enumerate(packets) if i and packet.is_keyframe]
     chosen = data.draw(st.lists(st.sampled_from(cuts), unique=True).map(sorted)) if cuts else []
-    whole = Payload()
+    whole = PacketDigests()
     for packet in packets:
         whole.push(packet)
     parts = b""
     for first, end in pairwise([0, *chosen, len(packets)]):
-        part = Payload()
+        part = PacketDigests()
         # The key frame after the part, and what else was read, is known not to belong to it.
         for packet in packets[first:end]:
             part.push(packet)
-        groups = part.groups
+        groups = part.n_groups
         for packet in packets[end:]:
             part.push(packet)
         parts += part.digests(groups)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import storage
-from pipelines.video.decode import OPEN_LOG, DecodeError, frames, open_video, probe, read_span, target_pts
+from pipelines.video.decode import OPEN_LOG, DecodeError, open_video, probe, read_frames
+from pipelines.video.spans import FrameGrid, read_span, target_pts
 from tests.support.videos import encode, number_of, numbered
 
 LOSSLESS = {"crf": "0", "preset": "ultrafast"}
@@ -20,7 +21,7 @@ B_FRAMES = {"crf": "10", "preset": "medium", "bf": "3", "g": "12"}
 
 
 def numbers(path: Path) -> list[int]:
-    return [number_of(frame) for _, frame in frames(str(path))]
+    return [number_of(frame) for _, frame in read_frames(str(path))]
 
 
 def expected_pts(pts: list[int], start: int, end: int, fps: float, n: int, time_base: Fraction) -> list[int]:
@@ -39,7 +40,7 @@ def test_b_frames_come_in_presentation_order_with_their_pts(tmp_path: Path, suff
     with av.open(str(path)) as container:
         order = [packet.pts for packet in container.demux(video=0) if packet.pts is not None]
     assert order != sorted(order), "the file has no B-frames to test with"
-    pts = [p for p, _ in frames(str(path))]
+    pts = [p for p, _ in read_frames(str(path))]
     time_base = probe(str(path)).time_base
     assert [float((p - pts[0]) * time_base) for p in pts] == pytest.approx([k / 30 for k in range(40)], abs=6e-4)
     assert numbers(path) == list(range(40))
@@ -49,7 +50,7 @@ def test_variable_frame_rate_keeps_every_pts(tmp_path: Path) -> None:
     pts = np.cumsum(np.random.default_rng(1).integers(1, 200, 50)).tolist()
     path = encode(tmp_path / "vfr.mkv", numbered(50), pts=pts, time_base=Fraction(1, 1000), options=B_FRAMES)
     assert probe(str(path)).time_base == Fraction(1, 1000)
-    assert [p for p, _ in frames(str(path))] == pts
+    assert [p for p, _ in read_frames(str(path))] == pts
 
 
 @pytest.mark.parametrize(
@@ -57,9 +58,9 @@ def test_variable_frame_rate_keeps_every_pts(tmp_path: Path) -> None:
 )
 def test_any_frame_can_be_sought_bit_for_bit(tmp_path: Path, options: dict[str, str]) -> None:
     path = str(encode(tmp_path / "gop.mp4", numbered(45), options=options))
-    sequential = list(frames(path, 64, 32))
+    sequential = list(read_frames(path, 64, 32))
     for start, picture in sequential:
-        span = read_span(path, start, start + 1, fps=1, frames=1, width=64, height=32)
+        span = read_span(path, start, start + 1, FrameGrid(fps=1, frames=1, width=64, height=32))
         assert span.pts == (start,)
         assert np.array_equal(span.frames[0], picture), f"the frame at PTS {start} depends on how it was reached"
 
@@ -67,11 +68,11 @@ def test_any_frame_can_be_sought_bit_for_bit(tmp_path: Path, options: dict[str, 
 def test_a_span_decodes_no_more_than_its_group_of_pictures(tmp_path: Path) -> None:
     options = {"bf": "0", "x264-params": "keyint=12:min-keyint=12:scenecut=0"}
     path = str(encode(tmp_path / "long.mp4", numbered(200), options=options))
-    pts = [p for p, _ in frames(path)]
+    pts = [p for p, _ in read_frames(path)]
     decoded: list[int] = []
     with open_video(path) as video:
         assert video.seek(pts[150])
-        for picture in video.pictures():
+        for picture in video.decoded_frames():
             decoded.append(picture.pts)
             if picture.pts >= pts[150]:
                 break
@@ -87,7 +88,7 @@ def test_spans_show_the_frame_not_later_than_each_moment(
     start = data.draw(st.sampled_from(pts[:-2]))
     needed = (n - 1) / (Fraction(fps).limit_denominator(1001) * time_base)
     end = start + max(1, int(needed) + data.draw(st.integers(1, 300)))
-    span = read_span(path, start, end, fps=fps, frames=n, width=64, height=32)
+    span = read_span(path, start, end, FrameGrid(fps=fps, frames=n, width=64, height=32))
     assert list(span.pts) == expected_pts(pts, start, end, fps, n, time_base)
     assert [pts[number_of(frame)] for frame in span.frames] == list(span.pts)
 
@@ -105,28 +106,28 @@ def test_a_coarse_time_base_neither_doubles_nor_skips(tmp_path: Path, rate: int)
     """Matroska rounds PTS to milliseconds; sampled at the stream's own rate every frame must still come once."""
     path = str(encode(tmp_path / "ms.mkv", numbered(40), time_base=Fraction(1, rate), options=LOSSLESS))
     assert probe(path).time_base == Fraction(1, 1000)
-    span = read_span(path, 0, 10_000, fps=rate, frames=40, width=128, height=64)
+    span = read_span(path, 0, 10_000, FrameGrid(fps=rate, frames=40, width=128, height=64))
     assert [number_of(frame) for frame in span.frames] == list(range(40))
-    half = read_span(path, 0, 10_000, fps=rate / 2, frames=20, width=128, height=64)
+    half = read_span(path, 0, 10_000, FrameGrid(fps=rate / 2, frames=20, width=128, height=64))
     assert [number_of(frame) for frame in half.frames] == list(range(0, 40, 2))
 
 
 def test_the_end_is_exclusive_and_a_short_span_is_refused(tmp_path: Path) -> None:
     path = str(encode(tmp_path / "end.mkv", numbered(30), time_base=Fraction(1, 10), options=LOSSLESS))
-    span = read_span(path, 500, 1000, fps=10, frames=6, width=64, height=32)
+    span = read_span(path, 500, 1000, FrameGrid(fps=10, frames=6, width=64, height=32))
     assert span.pts == (500, 600, 700, 800, 900, 900), "the frame at 1000 lies past the end"
     with pytest.raises(ValueError, match=r"7 frames at 10 fps need 0.6 s, but the span has 0.5 s"):
-        read_span(path, 500, 1000, fps=10, frames=7, width=64, height=32)
+        read_span(path, 500, 1000, FrameGrid(fps=10, frames=7, width=64, height=32))
     with pytest.raises(ValueError, match="the span has 0 s"):
-        read_span(path, 500, 500, fps=10, frames=1, width=64, height=32)
+        read_span(path, 500, 500, FrameGrid(fps=10, frames=1, width=64, height=32))
     with pytest.raises(ValueError, match="must be positive"):
-        read_span(path, 0, 500, fps=0, frames=1, width=64, height=32)
+        read_span(path, 0, 500, FrameGrid(fps=0, frames=1, width=64, height=32))
 
 
 def test_a_span_past_the_end_of_the_file_is_no_picture(tmp_path: Path) -> None:
     path = str(encode(tmp_path / "end.mkv", numbered(10), time_base=Fraction(1, 10), options=LOSSLESS))
     with pytest.raises(DecodeError, match=r"end\.mkv"):
-        read_span(path, 60_000, 61_000, fps=10, frames=3, width=64, height=32)
+        read_span(path, 60_000, 61_000, FrameGrid(fps=10, frames=3, width=64, height=32))
 
 
 @given(
@@ -154,9 +155,9 @@ def test_rotation_is_applied(tmp_path: Path, rotation_deg: int) -> None:
     assert info.rotation_deg % 360 == rotation_deg % 360
     assert (info.coded_width, info.coded_height) == (128, 64)
     assert (info.width, info.height) == ((64, 128) if rotation_deg % 180 else (128, 64))
-    upright = np.rot90(next(frames(plain))[1], rotation_deg // 90)
-    assert np.array_equal(next(frames(turned))[1], upright)
-    span = read_span(turned, 0, 10**6, fps=1, frames=1, width=info.width, height=info.height)
+    upright = np.rot90(next(read_frames(plain))[1], rotation_deg // 90)
+    assert np.array_equal(next(read_frames(turned))[1], upright)
+    span = read_span(turned, 0, 10**6, FrameGrid(fps=1, frames=1, width=info.width, height=info.height))
     assert np.array_equal(span.frames[0], upright)
 
 
@@ -166,7 +167,7 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
     path = str(encode(tmp_path / "wide.mp4", [picture] * 2, options=LOSSLESS, aspect=Fraction(2, 1)))
     info = probe(path)
     assert (info.width, info.height, info.coded_width) == (128, 64, 64)
-    span = read_span(path, 0, 10**6, fps=1, frames=1, width=64, height=64)
+    span = read_span(path, 0, 10**6, FrameGrid(fps=1, frames=1, width=64, height=64))
     assert span.crop == (32, 0, 96, 64)
     assert span.frames[0, :, :30].min() > 240
     assert span.frames[0, :, 34:].max() < 15
@@ -195,7 +196,7 @@ def test_depth_and_range_do_not_change_the_picture(
     path = encode(
         tmp_path / "levels.mkv", [picture] * 2, codec=codec, pixel_format=pixel_format, options=options, **colours
     )
-    decoded = next(frames(str(path)))[1]
+    decoded = next(read_frames(str(path)))[1]
     assert np.abs(decoded.astype(int) - picture).max() <= 2
     assert probe(str(path)).color_range == ("full" if color_range == 2 else "limited")
 
@@ -205,7 +206,7 @@ def test_untagged_video_is_bt709_from_720_lines_on(tmp_path: Path, height: int, 
     picture = np.zeros((height, 64, 3), np.uint8)
     picture[:] = (200, 60, 30)
     path = encode(tmp_path / "untagged.mp4", [picture] * 2, options=LOSSLESS, colorspace=matrix, tag=False)
-    assert np.abs(next(frames(str(path)))[1].astype(int) - picture).max() <= 3
+    assert np.abs(next(read_frames(str(path)))[1].astype(int) - picture).max() <= 3
 
 
 def test_shrinking_leaves_no_aliases(tmp_path: Path) -> None:
@@ -213,7 +214,7 @@ def test_shrinking_leaves_no_aliases(tmp_path: Path) -> None:
     picture[:, ::2] = 255
     path = str(encode(tmp_path / "stripes.mp4", [picture] * 2, options=LOSSLESS))
     for size in ((32, 16), (50, 30)):
-        small = next(frames(path, *size))[1].astype(int)
+        small = next(read_frames(path, *size))[1].astype(int)
         # A window of 5.12 columns holds between 2.12 and 3 white ones: at most 12% more or less than half.
         assert np.abs(small - 127).max() <= 0.12 * 255, "one-pixel stripes must average to grey"
 
@@ -227,14 +228,14 @@ def test_crops(tmp_path: Path) -> None:
         (250, 250, 250),
     )
     path = str(encode(tmp_path / "quarters.mp4", [picture] * 2, options=LOSSLESS))
-    centred = read_span(path, 0, 10**6, fps=1, frames=1, width=32, height=32)
+    centred = read_span(path, 0, 10**6, FrameGrid(fps=1, frames=1, width=32, height=32))
     assert centred.crop == (32, 0, 96, 64)
     assert centred.frames.shape == (1, 32, 32, 3)
-    quarter = read_span(path, 0, 10**6, fps=1, frames=1, width=40, height=20, crop=(64, 0, 128, 32))
+    quarter = read_span(path, 0, 10**6, FrameGrid(fps=1, frames=1, width=40, height=20), crop=(64, 0, 128, 32))
     assert quarter.crop == (64, 0, 128, 32)
     assert np.abs(quarter.frames[0, 2:-2, 2:-2].astype(int) - (0, 250, 0)).max() < 12
-    with pytest.raises(ValueError, match=r"crop \(0, 0, 129, 64\) is not inside the picture of 128x64"):
-        read_span(path, 0, 10**6, fps=1, frames=1, width=32, height=32, crop=(0, 0, 129, 64))
+    with pytest.raises(ValueError, match=r"crop \(0, 0, 129, 64\) is not inside the image of 128x64"):
+        read_span(path, 0, 10**6, FrameGrid(fps=1, frames=1, width=32, height=32), crop=(0, 0, 129, 64))
 
 
 def test_negative_pts(tmp_path: Path) -> None:
@@ -249,32 +250,29 @@ def test_negative_pts(tmp_path: Path) -> None:
             container_options={"avoid_negative_ts": "disabled"},
         )
     )
-    found = [p for p, _ in frames(path)]
+    found = [p for p, _ in read_frames(path)]
     assert found == [90 * p for p in pts]
-    span = read_span(path, found[2], found[6], fps=10, frames=4, width=128, height=64)
+    span = read_span(path, found[2], found[6], FrameGrid(fps=10, frames=4, width=128, height=64))
     assert [number_of(frame) for frame in span.frames] == [2, 3, 4, 5]
 
 
 def test_streams_without_pts_follow_their_rate(tmp_path: Path) -> None:
     path = encode(tmp_path / "raw.h264", numbered(20), options=B_FRAMES)
     assert numbers(path) == list(range(20))
-    pts = [p for p, _ in frames(str(path))]
+    pts = [p for p, _ in read_frames(str(path))]
     assert len(set(np.diff(pts))) == 1
     span = read_span(
         str(path),
         pts[7],
         pts[11],
-        fps=1 / float(probe(str(path)).time_base * (pts[1] - pts[0])),
-        frames=4,
-        width=128,
-        height=64,
+        FrameGrid(fps=1 / float(probe(str(path)).time_base * (pts[1] - pts[0])), frames=4, width=128, height=64),
     )
     assert [number_of(frame) for frame in span.frames] == [7, 8, 9, 10]
 
 
 def test_packed_b_frames_in_avi_lose_no_frame(real_videos: Path) -> None:
     path = str(real_videos / "mpeg4_320x240.avi")
-    pts = [p for p, _ in frames(path, 32, 24)]
+    pts = [p for p, _ in read_frames(path, 32, 24)]
     assert pts == list(range(pts[0], pts[0] + 164))
 
 
@@ -290,7 +288,7 @@ def test_truncated_files_fail(tmp_path: Path, share: float) -> None:
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(DecodeError, match=r"cut\.mp4: (truncated: frames end at|\w+Error: )"):
-        list(frames(str(cut)))
+        list(read_frames(str(cut)))
 
 
 def test_a_stream_that_just_ends_early_is_named_truncated(tmp_path: Path) -> None:
@@ -303,7 +301,7 @@ def test_a_stream_that_just_ends_early_is_named_truncated(tmp_path: Path) -> Non
     with pytest.raises(
         DecodeError, match=r"cut\.mp4: truncated: frames end at 1\.33 s of the 3\.00 s the header declares"
     ):
-        list(frames(str(cut)))
+        list(read_frames(str(cut)))
 
 
 def test_damage_in_the_middle_fails_the_file_but_not_spans_before_it(tmp_path: Path) -> None:
@@ -317,9 +315,9 @@ def test_damage_in_the_middle_fails_the_file_but_not_spans_before_it(tmp_path: P
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(bytes(data))
     with pytest.raises(DecodeError, match=r"broken\.mp4: InvalidDataError: .*Invalid data"):
-        list(frames(str(broken)))
-    pts = [p for p, _ in frames(str(path))]
-    span = read_span(str(broken), pts[12], pts[20], fps=30, frames=8, width=128, height=64)
+        list(read_frames(str(broken)))
+    pts = [p for p, _ in read_frames(str(path))]
+    span = read_span(str(broken), pts[12], pts[20], FrameGrid(fps=30, frames=8, width=128, height=64))
     assert [number_of(frame) for frame in span.frames] == list(range(12, 20))
 
 
@@ -377,7 +375,7 @@ def test_random_damage_ends_in_frames_or_in_an_error(tmp_path: Path, seed: int) 
     path.write_bytes(data.tobytes())
     pts: list[int] = []
     with contextlib.suppress(DecodeError):
-        for p, _ in frames(str(path), 32, 16):
+        for p, _ in read_frames(str(path), 32, 16):
             pts.append(p)
     assert pts == sorted(set(pts))
 
@@ -387,25 +385,27 @@ def test_every_open_is_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     log = tmp_path / "opens.txt"
     monkeypatch.setenv(OPEN_LOG, str(log))
     probe(path)
-    list(frames(path))
-    last = [p for p, _ in frames(path)][-1]
-    read_span(path, last, last + 1, fps=1, frames=1, width=32, height=32)
+    list(read_frames(path))
+    last = [p for p, _ in read_frames(path)][-1]
+    read_span(path, last, last + 1, FrameGrid(fps=1, frames=1, width=32, height=32))
     assert log.read_text().splitlines() == [path] * 4
 
 
 def test_a_file_object_reads_as_the_file_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(encode(tmp_path / "a.mp4", numbered(30), options=B_FRAMES))
-    local, local_info = list(frames(path)), probe("file://" + path)
+    local, local_info = list(read_frames(path)), probe("file://" + path)
     monkeypatch.setattr(storage, "is_local", lambda uri: False)
     opened = storage.open_input
     monkeypatch.setattr(storage, "resolve", lambda uri: (storage._filesystem(""), uri))
     assert opened(path).read(4)
     assert probe(path) == local_info
-    remote = list(frames(path))
+    remote = list(read_frames(path))
     assert [p for p, _ in remote] == [p for p, _ in local]
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(remote, local, strict=True))
     start = local[17][0]
-    assert number_of(read_span(path, start, start + 1, fps=1, frames=1, width=128, height=64).frames[0]) == 17
+    assert (
+        number_of(read_span(path, start, start + 1, FrameGrid(fps=1, frames=1, width=128, height=64)).frames[0]) == 17
+    )
 
 
 def test_decoding_uses_one_thread(tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ def test_rotated_footage_is_upright(real_videos: Path) -> None:
     assert (info.width, info.height, info.rotation_deg) == (320, 568, -90)
     with av.open(path) as container:
         coded = next(container.decode(video=0)).to_ndarray(format="gray8")
-    upright = next(frames(path, pixel_format="gray8"))[1]
+    upright = next(read_frames(path, pixel_format="gray8"))[1]
     assert np.corrcoef(upright.ravel(), np.rot90(coded, -1).ravel())[0, 1] > 0.99
 
 
@@ -435,10 +435,10 @@ def test_spans_of_real_footage_are_those_of_a_full_decode(real_videos: Path) -> 
         if path.suffix != ".md" and path.stem not in ("corrupted", "motorcycle_2160p")
     ]
     for path in map(str, paths):
-        sequential = list(frames(path, 64, 64))
+        sequential = list(read_frames(path, 64, 64))
         crop = (0, 0, probe(path).width, probe(path).height)
         for k in {0, len(sequential) - 1, *rng.integers(0, len(sequential), 3).tolist()}:
             pts, picture = sequential[k]
-            span = read_span(path, pts, pts + 1, fps=1, frames=1, width=64, height=64, crop=crop)
+            span = read_span(path, pts, pts + 1, FrameGrid(fps=1, frames=1, width=64, height=64), crop=crop)
             assert span.pts == (pts,), path
             assert np.array_equal(span.frames[0], picture), f"{path} at PTS {pts}"

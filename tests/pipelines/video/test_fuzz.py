@@ -18,7 +18,7 @@ import pytest
 from benchmarks.damage import KINDS, MP4_KINDS, boxes, is_mp4, make_variant
 from benchmarks.fuzz import FAILED, SCANNED, check_scan, scan_outcome, summary, variants
 from benchmarks.sps import raw_h264, with_huge_sps
-from pipelines.video.errors import DecodeError
+from pipelines.video.decode import DecodeError
 from pipelines.video.scan import scan_video
 from tests.support.videos import encode, sliding
 

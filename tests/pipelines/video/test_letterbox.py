@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.arrays import Pixels
 from pipelines.video.letterbox import borders, crop_boxes
-from pipelines.video.scale import Box, Pixels
+from pipelines.video.scale import Box
 from tests.pipelines.video.test_motion import texture
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipelines.video.look import GRID, Look, blockiness, colourfulness, noise_sigma, take_look
-from pipelines.video.scale import Pixels
+from cluster.arrays import Pixels
+from pipelines.video.detailed_sample import GRID, Look, blockiness, colourfulness, noise_sigma, take_look
 from tests.pipelines.video.test_motion import texture
 
 GREY = np.full((72, 128), 128, np.uint8)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipelines.video import measure
+from pipelines.video.frame_features import Series
 from pipelines.video.measure import Rows, differences
-from pipelines.video.series import Series
 from tests.pipelines.video.test_scan import patches
 from tests.support.videos import sliding
 

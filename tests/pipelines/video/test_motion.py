@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.video.decode import frames
+from cluster.arrays import Pixels
+from pipelines.video.decode import read_frames
 from pipelines.video.luma import Floats
 from pipelines.video.motion import Flow, MotionMeter, Move, _places, block_flow, camera_fit
-from pipelines.video.scale import Pixels
 from tests.support.videos import sliding
 
 
@@ -240,7 +240,7 @@ def test_threads_of_opencv_change_nothing() -> None:
 
 
 def lumas(path: Path, width: int, height: int) -> list[tuple[int, Pixels]]:
-    return list(frames(str(path), width, height, "gray8"))
+    return list(read_frames(str(path), width, height, "gray8"))
 
 
 def farneback(before: Pixels, after: Pixels) -> float:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cluster.config import validate
-from pipelines.video.decode import OPEN_LOG, DecodeError, frames
+from pipelines.video.decode import OPEN_LOG, DecodeError, read_frames
 from pipelines.video.measure import ANALYSIS_AREA, picture_size
 from pipelines.video.phash import hamming
 from pipelines.video.scan import ScanSettings, Shot, VideoScan, scan_image, scan_video
@@ -51,7 +51,7 @@ def only(scan: VideoScan) -> Shot:
 def test_cuts_are_found_in_one_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str) -> None:
     pictures, cuts = three_shots()
     path = str(encode(tmp_path / "cuts.mp4", pictures, time_base=Fraction(1, 24), options={"bf": "3"}))
-    pts = [p for p, _ in frames(path, 32, 32)]
+    pts = [p for p, _ in read_frames(path, 32, 32)]
     monkeypatch.setenv(OPEN_LOG, str(tmp_path / "opens.txt"))
     scan = scan_video(path, validate(ScanSettings, {"detector": detector}))
     assert (tmp_path / "opens.txt").read_text().splitlines() == [path]
@@ -173,7 +173,7 @@ def test_hashes_cover_the_shot_and_survive_recompression(tmp_path: Path) -> None
         [np.asarray(Image.fromarray(picture).resize((112, 68), Image.Resampling.BOX)) for picture in pictures]
     )
     rough = scan_video(str(encode(tmp_path / "rough.mp4", small, time_base=Fraction(1, 24), options={"crf": "35"})))
-    pts = [p for p, _ in frames(str(tmp_path / "fine.mp4"), 32, 32)]
+    pts = [p for p, _ in read_frames(str(tmp_path / "fine.mp4"), 32, 32)]
     # One each quarter of a second of the file's clock, which is every sixth frame.
     assert [item.pts for shot in fine.shots for item in shot.hashes] == pts[::6]
     assert [len(shot.hashes) for shot in fine.shots] == [7, 5, 4]
@@ -249,7 +249,7 @@ def test_frames_before_an_edit_list_begins_are_not_there(tmp_path: Path) -> None
             if packet.size:
                 packet.pts, packet.dts, packet.stream = (packet.pts or 0) - 5120, (packet.dts or 0) - 5120, target
                 out.mux(packet)
-    shown = [pts for pts, _ in frames(path, 16, 16)]
+    shown = [pts for pts, _ in read_frames(path, 16, 16)]
     assert len(shown) == 86
     scan = scan_video(path)
     assert (scan.media.n_frames, scan.shots[0].start_pts) == (86, shown[0])
@@ -352,7 +352,7 @@ def test_real_footage_scans_or_fails_as_it_should(real_videos: Path) -> None:
                 scan_video(str(path))
             continue
         scans[path.stem] = scan = scan_video(str(path))
-        pts = [p for p, _ in frames(str(path), 16, 16)]
+        pts = [p for p, _ in read_frames(str(path), 16, 16)]
         assert scan.media.n_frames == len(pts)
         mixed = sum(boundary.start_pts <= p < boundary.end_pts for boundary in scan.boundaries for p in pts)
         assert sum(shot.n_frames for shot in scan.shots) == len(pts) - mixed

@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.video.decode import frames, probe
+from cluster.arrays import Pixels
+from pipelines.video.decode import probe, read_frames
+from pipelines.video.detailed_sample import Look, take_look
+from pipelines.video.frame_features import Series
 from pipelines.video.letterbox import crop_boxes
-from pipelines.video.look import Look, take_look
 from pipelines.video.measure import differences
 from pipelines.video.motion import MotionMeter, Move
-from pipelines.video.scale import Pixels
-from pipelines.video.series import Series
 from pipelines.video.signals import Signals, flicker, repeats, shot_signals
 from tests.pipelines.video.test_motion import texture
 from tests.support.videos import encode
@@ -71,7 +71,7 @@ def signals_of(pictures: list[tuple[int, Pixels]], time_base: Fraction, width: i
 
 def decoded(path: Path) -> Signals:
     info = probe(str(path))
-    return signals_of(list(frames(str(path), pixel_format="gray8")), info.time_base, info.width, info.height)
+    return signals_of(list(read_frames(str(path), pixel_format="gray8")), info.time_base, info.width, info.height)
 
 
 def zoom_in(width: int, height: int, fps: int, seconds: float = 1.5) -> np.ndarray:
@@ -201,7 +201,7 @@ def test_sintel_is_cropped_to_its_picture(real_videos: Path) -> None:
     """854 x 480 with a picture of 2.35:1: 363.4 lines, from 58.3 to 421.7."""
     pictures = [
         (pts, luma)
-        for pts, luma in list(frames(str(real_videos / "sintel_trailer_30s.mp4"), pixel_format="gray8"))[250:300]
+        for pts, luma in list(read_frames(str(real_videos / "sintel_trailer_30s.mp4"), pixel_format="gray8"))[250:300]
     ]
     assert signals_of(pictures, Fraction(1, 12288), 854, 480).crop == pytest.approx((0, 58, 854, 422), abs=2)
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from scenedetect.common import FrameTimecode, Timecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
-from pipelines.video.decode import frames
-from pipelines.video.gradual import _fit_ramp
-from pipelines.video.series import Series
-from pipelines.video.shots import MARGIN, Boundary, ContentScore, Found, find_boundaries, join_short
-from pipelines.video.track import Track
+from pipelines.video.decode import read_frames
+from pipelines.video.frame_features import Series
+from pipelines.video.gradual_transitions import _fit_ramp
+from pipelines.video.shot_boundaries import MARGIN, Boundary, ContentScore, Found, find_boundaries, join_short
+from pipelines.video.signatures import Track
 from tests.support.videos import sliding
 
 LABELS = Path(__file__).with_name("sintel_labels.json")
@@ -351,7 +351,7 @@ def from_file(path: Path) -> Series:
     """Signatures of every frame, by a route of its own: RGB, averaged areas, BT.601 in full range."""
     rows = []
     pts = []
-    for at, rgb in frames(str(path), 128, 72):
+    for at, rgb in read_frames(str(path), 128, 72):
         ycc = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
         rows.append(cv2.resize(ycc, (32, 18), interpolation=cv2.INTER_AREA).transpose(2, 0, 1))
         pts.append(at)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.video.decode import DecodeError, read_span
-from pipelines.video.still import jpeg, read_image, resize_image
+from pipelines.video.decode import DecodeError
+from pipelines.video.spans import FrameGrid, read_span
+from pipelines.video.still_images import encode_jpeg, read_image, resize_image
 
 
 def quarters(width: int = 64, height: int = 48) -> np.ndarray:
@@ -24,7 +25,7 @@ def test_a_span_of_an_image_is_its_picture(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(quarters()).save(
         path, **({"lossless": True} if suffix == "webp" else {"quality": 95} if suffix == "jpg" else {})
     )
-    span = read_span(str(path), 0, 1, fps=8, frames=1, width=32, height=32)
+    span = read_span(str(path), 0, 1, FrameGrid(fps=8, frames=1, width=32, height=32))
     assert (span.frames.shape, span.frames.dtype, span.pts, span.crop) == (
         (1, 32, 32, 3),
         np.uint8,
@@ -34,7 +35,7 @@ def test_a_span_of_an_image_is_its_picture(tmp_path: Path, suffix: str) -> None:
     assert np.abs(span.frames[0, 4, 4].astype(int) - (240, 20, 20)).max() < 12
     assert np.abs(span.frames[0, 4, 28].astype(int) - (20, 240, 20)).max() < 12
     with pytest.raises(ValueError, match=r"9 frames of a\.\w+: an image has 1"):
-        read_span(str(path), 0, 1, fps=8, frames=9, width=32, height=32)
+        read_span(str(path), 0, 1, FrameGrid(fps=8, frames=9, width=32, height=32))
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
@@ -87,6 +88,6 @@ def test_boxes_and_sizes() -> None:
     part = resize_image(image, (32, 0, 64, 24), 16, 16)
     assert part.shape == (16, 16, 3)
     assert np.abs(part[4:-4, 4:-4].astype(int) - (20, 240, 20)).max() <= 2
-    with pytest.raises(ValueError, match="is not inside the picture of 64x48"):
+    with pytest.raises(ValueError, match="is not inside the image of 64x48"):
         resize_image(image, (0, 0, 65, 48), 16, 16)
-    assert jpeg(quarters())[:2] == b"\xff\xd8"
+    assert encode_jpeg(quarters())[:2] == b"\xff\xd8"

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from pipelines.video import scan as scanning
-from pipelines.video.decode import frames, open_video
-from pipelines.video.scan import ScanSettings, divide, join_pieces, scan_piece, scan_video
-from pipelines.video.stretches import (
+from pipelines.video.decode import open_video, read_frames
+from pipelines.video.gop_segments import (
     ANCHOR_S,
     Decoders,
     NotSplittableError,
@@ -21,6 +20,7 @@ from pipelines.video.stretches import (
     decode_windows,
     likely_cuts,
 )
+from pipelines.video.scan import ScanSettings, divide, join_pieces, scan_piece, scan_video
 from tests.pipelines.video.test_scan import patches, tinted
 from tests.support.videos import encode, numbered, sliding
 
@@ -83,7 +83,7 @@ def test_pieces_join_for_detectors_that_see_every_frame(tmp_path: Path, detector
 
 def test_every_frame_is_seen_or_counted(tmp_path: Path) -> None:
     path = str(encode(tmp_path / "film.mp4", film(), time_base=Fraction(1, 24), options=CLOSED))
-    every = [pts for pts, _ in frames(path, 16, 16)]
+    every = [pts for pts, _ in read_frames(path, 16, 16)]
     with open_video(path) as video:
         decoders = Decoders(video)
         seen = [list(decode(decoders, stretch)) for stretch in Stretches(video)]
@@ -102,7 +102,7 @@ def test_every_frame_is_seen_or_counted(tmp_path: Path) -> None:
 def test_frames_passed_over_come_bit_for_bit_when_they_are_wanted(tmp_path: Path) -> None:
     """In a stream without a loop filter nothing is left out but frames, so what is decoded is what a full decode gives."""
     path = str(encode(tmp_path / "film.mp4", film(8), time_base=Fraction(1, 24), options=PLAIN))
-    full = dict(frames(path, pixel_format="gray8"))
+    full = dict(read_frames(path, pixel_format="gray8"))
     every = sorted(full)
     windows = [(every[3], every[9]), (every[9], every[12]), (every[50], every[58]), (every[100], every[131])]
     with open_video(path) as video:
@@ -111,7 +111,7 @@ def test_frames_passed_over_come_bit_for_bit_when_they_are_wanted(tmp_path: Path
         for window, picture in decode_windows(Decoders(video), packets, windows):
             found.setdefault(window, []).append(picture.pts)
             assert np.array_equal(
-                video.array(picture.frame, video.info.width, video.info.height, "gray8"), full[picture.pts]
+                video.to_array(picture.frame, video.info.width, video.info.height, "gray8"), full[picture.pts]
             )
     assert found == {window: [p for p in every if window[0] <= p <= window[1]] for window in windows}
 
@@ -126,14 +126,14 @@ def test_a_group_without_an_end_is_decoded_whole_and_with_its_loop_filter(tmp_pa
             options={"bf": "3", "x264-params": "keyint=infinite:scenecut=0"},
         )
     )
-    full = dict(frames(path, 64, 40, "gray8"))
+    full = dict(read_frames(path, 64, 40, "gray8"))
     with open_video(path) as video:
         decoders = Decoders(video)
         for stretch in Stretches(video):
             assert not stretch.thin
             for one in decode(decoders, stretch):
                 assert one.passed_over == 0
-                assert np.array_equal(video.array(one.picture.frame, 64, 40, "gray8"), full.pop(one.picture.pts))
+                assert np.array_equal(video.to_array(one.picture.frame, 64, 40, "gray8"), full.pop(one.picture.pts))
     assert not full
 
 
@@ -143,7 +143,7 @@ def test_key_frames_that_do_not_stand_alone_are_no_anchors(tmp_path: Path) -> No
     with pytest.raises(NotSplittableError, match="does not decode on its own"):
         scan_piece(path, ScanSettings(), 1, None)
     scan = scan_video(path)
-    assert scan.media.n_frames == len(list(frames(path, 16, 16)))
+    assert scan.media.n_frames == len(list(read_frames(path, 16, 16)))
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "ffv1", "libx265"])
@@ -202,7 +202,7 @@ def test_a_last_frame_that_nobody_refers_to_counts(tmp_path: Path) -> None:
             packet.stream = target
             out.mux(packet)
     for path in (whole, cut):
-        assert scan_video(str(path)).media.n_frames == len(list(frames(str(path), 16, 16)))
+        assert scan_video(str(path)).media.n_frames == len(list(read_frames(str(path), 16, 16)))
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipelines.video.series import Series
-from pipelines.video.shots import Boundary, Found
+from pipelines.video.frame_features import Series
+from pipelines.video.shot_boundaries import Boundary, Found
 from pipelines.video.transnet import Probabilities, TransNet, refine
 
 

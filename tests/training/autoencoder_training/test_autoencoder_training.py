@@ -26,17 +26,17 @@ from training.autoencoder_training.__main__ import main
 from training.autoencoder_training.crops import Clips, Crops
 from training.autoencoder_training.loop import WEIGHTS, run_folder, train_autoencoder
 from training.autoencoder_training.losses import divergence, reconstruction_loss
-from training.autoencoder_training.settings import AutoencoderTraining, CropSettings, LossSettings
+from training.autoencoder_training.settings import AutoencoderTrainSettings, CropSettings, LossSettings
 from training.autoencoders._causal_network import PRESETS
 from training.autoencoders._causal_weights import new_network, read_trained
 from training.autoencoders.causal import Causal
 from training.checkpoints.checkpoint import newest_checkpoint
-from training.fidelity import psnr_db, ssim
+from training.pixels import psnr_db, ssim
 from training.stopping import NonFiniteLossError
 from training.tracking.metrics import read_metrics
 
 CPU = torch.device("cpu")
-SETTINGS = AutoencoderTraining(
+SETTINGS = AutoencoderTrainSettings(
     preset="tiny",
     steps=6,
     crops=(CropSettings(size=16, frames=5, batch=4), CropSettings(size=24, frames=1, batch=2, share=0.5)),
@@ -67,7 +67,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(data: Path, out: Path, wanted: AutoencoderTraining = SETTINGS, seconds: float = 1e9) -> str:
+def train(data: Path, out: Path, wanted: AutoencoderTrainSettings = SETTINGS, seconds: float = 1e9) -> str:
     run_uri = run_folder(wanted, data, str(out), 0)
     train_autoencoder(wanted, data, run_uri, 0, CPU, seconds)
     return run_uri
@@ -147,7 +147,7 @@ def test_out_of_time_leaves_weights_and_a_checkpoint_to_go_on_from(
 
 
 def _train_a_rank(data: str, run_uri: str, wanted: str) -> None:
-    train_autoencoder(AutoencoderTraining.model_validate_json(wanted), Path(data), run_uri, 0, CPU)
+    train_autoencoder(AutoencoderTrainSettings.model_validate_json(wanted), Path(data), run_uri, 0, CPU)
 
 
 @pytest.mark.slow
@@ -239,7 +239,7 @@ def test_a_loss_that_is_no_number_names_the_clips(data: Path, tmp_path: Path) ->
 
 
 def test_clips_that_cannot_be_used_are_named(data: Path, tmp_path: Path) -> None:
-    large = AutoencoderTraining(crops=(CropSettings(size=256),))
+    large = AutoencoderTrainSettings(crops=(CropSettings(size=256),))
     with pytest.raises(ValueError, match=r"train: of 4 clips none has 17 frames of 256x256"):
         Crops(Clips(data, "train"), large, 0)
     with pytest.raises(ValueError, match=r"train: of 0 clips none has"):
@@ -264,7 +264,7 @@ def test_clips_that_cannot_be_used_are_named(data: Path, tmp_path: Path) -> None
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AutoencoderTraining.model_validate_json(json.dumps(wrong))
+        AutoencoderTrainSettings.model_validate_json(json.dumps(wrong))
 
 
 def random_pair(seed: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from training.autoencoders._causal_weights import Trained, new_network, read_tra
 from training.autoencoders._halo import in_tiles, spans
 from training.autoencoders.causal import Causal, CausalAutoencoder
 from training.autoencoders.linear import Linear
-from training.fidelity import psnr_db
+from training.pixels import psnr_db
 
 
 def noise(shape: tuple[int, ...], seed: int = 0) -> Tensor:

@@ -17,9 +17,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file
 
 from cluster import storage
-from training.checkpoints.checkpoint import load_checkpoint, newest_checkpoint, whole_checkpoints
+from training.checkpoints.checkpoint import newest_checkpoint, complete_checkpoints
+from training.checkpoints.reader import load_checkpoint
 from training.checkpoints.run_folder import move_run, run_folder
-from training.checkpoints.writer import CheckpointError, Writer, save_checkpoint
+from training.checkpoints.writer import CheckpointError, CheckpointWriter, save_checkpoint
 from training.ema import Ema
 from training.engine import Engine, open_engine
 from training.models.dit import DiT
@@ -31,7 +32,7 @@ SETTINGS = TrainSettings(model=DiT(depth=1, dim=32, heads=2), keep_checkpoints=2
 def fresh(seed: int = 0) -> tuple[Engine, Ema]:
     torch.manual_seed(seed)
     engine = open_engine(SETTINGS.model.build(4, 8), SETTINGS, torch.device("cpu"))
-    return engine, Ema(engine.shards(), 0.99)
+    return engine, Ema(engine.weight_shards(), 0.99)
 
 
 def test_a_checkpoint_brings_weights_and_average_back(tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_a_checkpoint_brings_weights_and_average_back(tmp_path: Path) -> None:
     assert newest_checkpoint(str(tmp_path)) == saved
     other, other_ema = fresh(seed=1)
     load_checkpoint(saved, other, other_ema)
-    assert all(a.equal(b) for a, b in zip(engine.shards(), other.shards(), strict=True))
+    assert all(a.equal(b) for a, b in zip(engine.weight_shards(), other.weight_shards(), strict=True))
     assert all(a.equal(b) for a, b in zip(ema.averages, other_ema.averages, strict=True))
 
 
@@ -60,9 +61,9 @@ def test_a_checkpoint_cut_short_is_no_checkpoint(dies_in: str, tmp_path: Path, m
         patch.setattr(storage, "atomic_output", full_disk(dies_in))
         with pytest.raises(CheckpointError, match="step 10 could not be written by 1 of 1 workers: disk full"):
             save_checkpoint(str(tmp_path), 10, engine, ema, SETTINGS)
-    assert [one.step for one in whole_checkpoints(str(tmp_path))] == [5]
+    assert [one.step for one in complete_checkpoints(str(tmp_path))] == [5]
     assert save_checkpoint(str(tmp_path), 10, engine, ema, SETTINGS).step == 10
-    assert [one.step for one in whole_checkpoints(str(tmp_path))] == [5, 10]
+    assert [one.step for one in complete_checkpoints(str(tmp_path))] == [5, 10]
 
 
 def full_disk(at: str) -> Callable[[str], AbstractContextManager[BinaryIO]]:
@@ -101,13 +102,13 @@ def held_back(monkeypatch: pytest.MonkeyPatch, at: str) -> Iterator[threading.Ev
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, ema = fresh()
-    before = [shard.clone() for shard in engine.shards()]
+    before = [shard.clone() for shard in engine.weight_shards()]
     with (
         held_back(monkeypatch, "rank-") as go_on,
-        contextlib.closing(Writer(str(tmp_path), engine, ema, SETTINGS)) as writer,
+        contextlib.closing(CheckpointWriter(str(tmp_path), engine, ema, SETTINGS)) as writer,
     ):
         writer.start(5, {"norms": [1.5]})
-        for shard in engine.shards():
+        for shard in engine.weight_shards():
             shard.fill_(7.0)
         writer.poll()
         assert newest_checkpoint(str(tmp_path)) is None
@@ -117,33 +118,33 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     assert saved is not None
     other, other_ema = fresh(seed=1)
     assert load_checkpoint(saved, other, other_ema) == {"norms": [1.5]}
-    assert all(a.equal(b) for a, b in zip(before, other.shards(), strict=True))
+    assert all(a.equal(b) for a, b in zip(before, other.weight_shards(), strict=True))
 
 
 def test_one_checkpoint_is_under_way_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, ema = fresh()
     with (
         held_back(monkeypatch, "index") as go_on,
-        contextlib.closing(Writer(str(tmp_path), engine, ema, SETTINGS)) as writer,
+        contextlib.closing(CheckpointWriter(str(tmp_path), engine, ema, SETTINGS)) as writer,
     ):
         writer.start(5, {})
         threading.Timer(0.2, go_on.set).start()
         writer.start(10, {})
-        assert [one.step for one in whole_checkpoints(str(tmp_path))] == [5]
+        assert [one.step for one in complete_checkpoints(str(tmp_path))] == [5]
         writer.wait()
-    assert [one.step for one in whole_checkpoints(str(tmp_path))] == [5, 10]
+    assert [one.step for one in complete_checkpoints(str(tmp_path))] == [5, 10]
 
 
 def test_an_error_surfaces_at_a_later_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, ema = fresh()
     monkeypatch.setattr(storage, "atomic_output", full_disk("rank-"))
-    with contextlib.closing(Writer(str(tmp_path), engine, ema, SETTINGS)) as writer:
+    with contextlib.closing(CheckpointWriter(str(tmp_path), engine, ema, SETTINGS)) as writer:
         writer.start(5, {})
         with pytest.raises(CheckpointError, match="disk full"):
             take_steps(writer, 1000)
 
 
-def take_steps(writer: Writer, count: int) -> None:
+def take_steps(writer: CheckpointWriter, count: int) -> None:
     for _ in range(count):
         writer.poll()
         time.sleep(0.01)
@@ -155,7 +156,7 @@ def test_files_are_safetensors_that_other_programs_read(tmp_path: Path) -> None:
     saved = save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
     tensors = load_file(f"{saved.uri}/rank-00000-of-00001.safetensors")
     assert tensors.keys() == {"weight", "exp_avg", "exp_avg_sq", "ema"}
-    assert tensors["weight"].equal(torch.cat([shard.flatten() for shard in engine.shards()]))
+    assert tensors["weight"].equal(torch.cat([shard.flatten() for shard in engine.weight_shards()]))
     assert tensors["ema"].equal(torch.cat([average.flatten() for average in ema.averages]))
 
 
@@ -167,7 +168,7 @@ def test_another_model_and_another_version_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"step-00000005 is of another model: it holds \d+ weights, and this one has \d+$"
     ):
-        load_checkpoint(saved, other, Ema(other.shards(), 0.99))
+        load_checkpoint(saved, other, Ema(other.weight_shards(), 0.99))
     index = Path(saved.uri) / "index.json"
     index.write_text(index.read_text().replace("blocks.0.", "layers.0."))
     with pytest.raises(
@@ -187,12 +188,12 @@ def test_object_stores_keep_checkpoints_too(monkeypatch: pytest.MonkeyPatch) -> 
     for step in (5, 10, 15):
         save_checkpoint("memory:///bucket/run", step, engine, ema, SETTINGS)
     move_run("memory:///bucket/run", "memory://bucket/moved")
-    assert [one.step for one in whole_checkpoints("memory:///bucket/moved")] == [10, 15]
+    assert [one.step for one in complete_checkpoints("memory:///bucket/moved")] == [10, 15]
     other, other_ema = fresh(seed=1)
     newest = newest_checkpoint("memory:///bucket/moved")
     assert newest is not None
     load_checkpoint(newest, other, other_ema)
-    assert all(a.equal(b) for a, b in zip(engine.shards(), other.shards(), strict=True))
+    assert all(a.equal(b) for a, b in zip(engine.weight_shards(), other.weight_shards(), strict=True))
 
 
 def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.checkpoints.fragments import Copy, Fragment, assembled, joined, packed, share
+from training.checkpoints.fragments import CopyRange, Fragment, plan_copies, merge_adjacent, pack, rank_share
 
 SIZES = {"a": 7, "b": 1, "c": 12, "d": 5}
 
@@ -37,11 +37,11 @@ def test_any_sharding_is_assembled_from_any_other(written: list[list[Fragment]],
         for one in fragments:
             memory[one.offset : one.offset + one.length] = whole[one.name][one.start : one.start + one.length]
         files.append(torch.zeros(sum(one.length for one in fragments), dtype=torch.int64))
-        for copy in packed(fragments):
+        for copy in pack(fragments):
             files[-1][copy.position : copy.position + copy.length] = memory[copy.offset : copy.offset + copy.length]
     for fragments in wanted:
         memory = torch.full((64,), -1)
-        for copy in assembled(fragments, written):
+        for copy in plan_copies(fragments, written):
             memory[copy.offset : copy.offset + copy.length] = files[copy.source][
                 copy.position : copy.position + copy.length
             ]
@@ -55,7 +55,7 @@ def test_any_sharding_is_assembled_from_any_other(written: list[list[Fragment]],
 @given(world_size=st.integers(1, 40), sizes=st.lists(st.integers(1, 30), min_size=1, max_size=8))
 def test_shares_are_even_and_cover_everything_once(world_size: int, sizes: list[int]) -> None:
     fragments = [Fragment(str(i), 0, size, i, 0) for i, size in enumerate(sizes)]
-    shares = [share(fragments, rank, world_size) for rank in range(world_size)]
+    shares = [rank_share(fragments, rank, world_size) for rank in range(world_size)]
     seen = [(one.name, one.start + i) for own in shares for one in own for i in range(one.length)]
     assert seen == [(str(i), j) for i, size in enumerate(sizes) for j in range(size)]
     counts = [sum(one.length for one in own) for own in shares]
@@ -64,11 +64,11 @@ def test_shares_are_even_and_cover_everything_once(world_size: int, sizes: list[
 
 
 def test_what_goes_on_without_a_gap_is_one_copy() -> None:
-    parts = [Copy(0, 0, 4, 0, 8), Copy(0, 4, 2, 0, 12), Copy(0, 6, 1, 1, 0), Copy(1, 7, 1, 1, 1)]
-    assert joined(parts) == [Copy(0, 0, 6, 0, 8), Copy(0, 6, 1, 1, 0), Copy(1, 7, 1, 1, 1)]
+    parts = [CopyRange(0, 0, 4, 0, 8), CopyRange(0, 4, 2, 0, 12), CopyRange(0, 6, 1, 1, 0), CopyRange(1, 7, 1, 1, 1)]
+    assert merge_adjacent(parts) == [CopyRange(0, 0, 6, 0, 8), CopyRange(0, 6, 1, 1, 0), CopyRange(1, 7, 1, 1, 1)]
 
 
 @pytest.mark.parametrize(("name", "length", "missing"), [("e", 1, "e from element 0"), ("a", 9, "a from element 7")])
 def test_elements_nobody_wrote_are_named(name: str, length: int, missing: str) -> None:
     with pytest.raises(ValueError, match=f"parameter {missing} is not in it"):
-        assembled([Fragment(name, 0, length, 0, 0)], [[Fragment("a", 0, 7, 0, 0)]])
+        plan_copies([Fragment(name, 0, length, 0, 0)], [[Fragment("a", 0, 7, 0, 0)]])

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.support.ranks import run_ranks
 from tests.training.models.test_dit import packed
-from training.assembly import untrained
+from training.assembly import open_untrained_engine
 from training.engine import Engine, open_engine
 from training.models.dit import DiT
 from training.network import VideoModel
@@ -38,7 +38,7 @@ def held_bytes(model: nn.Module) -> int:
 
 def trained(engine: Engine) -> dict[str, Any]:
     """The initial weights, and those after three steps, which also differ where other weights decay. Ranks have packs of one shape and of two."""
-    initial = engine.full_parameters(everywhere=True)
+    initial = engine.full_parameters(on_all_ranks=True)
     latents, condition = packed([(3, 4, 6), (3, 4, 6) if engine.rank == 0 else (1, 8, 8)], [2, 5])
     for _ in range(3):
         predictions = engine.forward(latents, condition)
@@ -47,7 +47,7 @@ def trained(engine: Engine) -> dict[str, Any]:
         ).sum()
         engine.backward(loss, last=True)
         engine.step(1e-2)
-    return {"initial": initial, "final": engine.full_parameters(everywhere=True)}
+    return {"initial": initial, "final": engine.full_parameters(on_all_ranks=True)}
 
 
 def started(precision: str) -> dict[str, Any]:
@@ -57,10 +57,10 @@ def started(precision: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = settings.model.build(CHANNELS, TEXT_DIM)
     held: list[int] = []
-    filler = model.filler
+    weight_initialiser = model.weight_initialiser
 
     def watched() -> Callable[[nn.Parameter, str], None]:
-        fill = filler()
+        fill = weight_initialiser()
 
         def watch(parameter: nn.Parameter, name: str) -> None:
             fill(parameter, name)
@@ -68,7 +68,7 @@ def started(precision: str) -> dict[str, Any]:
 
         return watch
 
-    model.filler = watched  # type: ignore[method-assign]
+    model.weight_initialiser = watched  # type: ignore[method-assign]
     torch.manual_seed(SEED)
     engine = open_engine(model, settings, CPU)
     return {"whole": whole, "spread": trained(engine), "held": max(held)}
@@ -78,7 +78,7 @@ def test_the_untrained_model_is_the_one_of_its_seed_and_leaves_random_state_alon
     settings = settings_of()
     expected = dict(built_whole(settings).named_parameters())
     before = torch.get_rng_state()
-    found = untrained(settings, CHANNELS, TEXT_DIM, SEED, CPU).full_parameters()
+    found = open_untrained_engine(settings, CHANNELS, TEXT_DIM, SEED, CPU).full_parameters()
     assert torch.get_rng_state().equal(before)
     assert found.keys() == expected.keys()
     assert all(found[name].equal(weight) for name, weight in expected.items())

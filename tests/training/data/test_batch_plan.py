@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data.costs import SampleCosts, Work
-from training.data.deal import Policy
+from training.data.assignment import Policy
 from training.data.plan import GlobalStep, MicroBatch, Planner, PlanSettings, share
 from training.models.dit import DiT
 
@@ -21,7 +21,7 @@ BUDGET = st.integers(1, 6000)
 MODEL = DiT(depth=12, dim=64, heads=4)
 LIMIT = st.none() | st.integers(max(TOKENS.values()), 8000)
 SEED = st.integers(0, 2**32)
-POLICIES: tuple[Policy, ...] = ("same", "slot", "pack")
+POLICIES: tuple[Policy, ...] = ("same", "bucketed", "pack")
 POLICY = st.sampled_from(POLICIES)
 FACTOR = st.sampled_from([0.0, 0.1, 1 / 3, 0.5, 1.0, 1.5, 2.0, 3.0])
 
@@ -198,7 +198,7 @@ def test_the_order_is_uniform(policy: Policy) -> None:
 
 GOLDEN = {
     "same": "[[[[6]], [[2]]], [[[8, 10]], [[7, 9]]], [[[5]], [[1]]], [[[0, 3]], [[4]]]]",
-    "slot": "[[[[3, 2]], [[6]]], [[[4]], [[8, 7, 10, 9]]], [[[1, 0]], [[5]]]]",
+    "bucketed": "[[[[3, 2]], [[6]]], [[[4]], [[8, 7, 10, 9]]], [[[1, 0]], [[5]]]]",
     "pack": "[[[[10, 5]], [[2]]], [[[3, 6]], [[7, 9, 1]]], [[[4, 8]], [[0]]]]",
 }
 """Samples of epoch 1 by step, rank and micro-step."""
@@ -208,7 +208,7 @@ GOLDEN = {
 def test_golden_order(policy: Policy) -> None:
     """Resuming depends on this order: it must be the same with other versions of numpy, on other machines, in other processes."""
     code = (
-        "from training.data.plan import Planner, PlanSettings, share\n"
+        "from training.data.plan import Planner, PlanSettings, rank_micro_batches\n"
         f"p = Planner(['64x64x17'] * 7 + ['64x64x1'] * 4, [320] * 7 + [64] * 4, PlanSettings(tokens_per_step=960, policy='{policy}'), 3)\n"
         "n = p.steps_in(0)\n"
         "print([[[list(m.samples) for m in share(p.step(n + i), r, 2)] for r in (0, 1)] for i in range(p.steps_in(1))])"

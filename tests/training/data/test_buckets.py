@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config import validate
-from training.data.buckets import Bucket, BucketSettings, assign
+from training.data.buckets import Bucket, BucketSettings, assign_bucket
 
 SIDES = st.integers(1, 5000)
 FRAMES = st.lists(st.integers(0, 40).map(lambda k: 1 + 4 * k), min_size=1, max_size=4, unique=True).map(tuple)
@@ -83,7 +83,7 @@ def test_shapes_have_sides_of_16_and_about_the_area(settings: BucketSettings) ->
 def test_a_bucket_never_enlarges_never_outlasts_and_is_the_best_of_its_kind(
     buckets: list[BucketSettings], width: int, height: int, duration_s: float, is_image: bool
 ) -> None:
-    found = assign(buckets, width, height, duration_s, is_image)
+    found = assign_bucket(buckets, width, height, duration_s, is_image)
     fitting = []
     for settings in buckets:
         distance = {shape: abs(math.log(shape[0] * height / (shape[1] * width))) for shape in settings.shapes}
@@ -118,7 +118,7 @@ def test_a_bucket_never_enlarges_never_outlasts_and_is_the_best_of_its_kind(
 def test_a_picture_turned_by_90_degrees_gets_the_turned_bucket(
     settings: BucketSettings, width: int, height: int
 ) -> None:
-    upright, turned = assign([settings], width, height, 1e3, False), assign([settings], height, width, 1e3, False)
+    upright, turned = assign_bucket([settings], width, height, 1e3, False), assign_bucket([settings], height, width, 1e3, False)
     if isinstance(upright, Bucket) and isinstance(turned, Bucket):
         # Two aspects can be equally near, and then the earlier one in the list is taken either way.
         ties = {abs(math.log(w / h)) for w, h in settings.shapes}
@@ -128,26 +128,26 @@ def test_a_picture_turned_by_90_degrees_gets_the_turned_bucket(
 
 def test_the_largest_size_that_does_not_enlarge_then_the_most_frames() -> None:
     sizes = [BucketSettings(size=size, frames=(1, 9, 17), fps=8) for size in (64, 128, 256)]
-    assert assign(sizes, 1280, 720, 5.0, False) == Bucket(336, 192, 17, 8)
-    assert assign(sizes, 300, 170, 5.0, False) == Bucket(176, 96, 17, 8)
-    assert assign(sizes, 1280, 720, 1.5, False) == Bucket(336, 192, 9, 8)
-    assert assign(sizes, 720, 1280, 2.0, False) == Bucket(192, 336, 17, 8)
-    assert assign(sizes, 1280, 720, 0.0, True) == Bucket(336, 192, 1, 8)
+    assert assign_bucket(sizes, 1280, 720, 5.0, False) == Bucket(336, 192, 17, 8)
+    assert assign_bucket(sizes, 300, 170, 5.0, False) == Bucket(176, 96, 17, 8)
+    assert assign_bucket(sizes, 1280, 720, 1.5, False) == Bucket(336, 192, 9, 8)
+    assert assign_bucket(sizes, 720, 1280, 2.0, False) == Bucket(192, 336, 17, 8)
+    assert assign_bucket(sizes, 1280, 720, 0.0, True) == Bucket(336, 192, 1, 8)
 
 
 def test_a_smaller_size_is_taken_when_only_its_frames_fit() -> None:
     sizes = [BucketSettings(size=64, frames=(9,), fps=8), BucketSettings(size=256, frames=(33,), fps=8)]
-    assert assign(sizes, 1280, 720, 2.0, False) == Bucket(80, 48, 9, 8)
+    assert assign_bucket(sizes, 1280, 720, 2.0, False) == Bucket(80, 48, 9, 8)
 
 
 def test_reasons_name_the_values() -> None:
     settings = [BucketSettings(size=256, frames=(9, 17), fps=8)]
     assert (
-        assign(settings, 320, 180, 5.0, False)
+        assign_bucket(settings, 320, 180, 5.0, False)
         == "320x180 is smaller than 336x192, the smallest bucket of its aspect, and would have to be enlarged"
     )
-    assert assign(settings, 640, 360, 0.5, False) == "0.50 s is shorter than 1.00 s, which 9 frames at 8 a second take"
-    assert assign(settings, 640, 360, 0.0, True) == "it is an image, and no bucket it could fill has 1 among its frames"
-    assert assign(settings, 0, 360, 0.0, True) == "the picture is 0x360, which is empty"
+    assert assign_bucket(settings, 640, 360, 0.5, False) == "0.50 s is shorter than 1.00 s, which 9 frames at 8 a second take"
+    assert assign_bucket(settings, 640, 360, 0.0, True) == "it is an image, and no bucket it could fill has 1 among its frames"
+    assert assign_bucket(settings, 0, 360, 0.0, True) == "the picture is 0x360, which is empty"
     with pytest.raises(ValueError, match="no buckets"):
-        assign([], 640, 360, 1.0, False)
+        assign_bucket([], 640, 360, 1.0, False)

@@ -12,7 +12,8 @@ from captioning.encoder import text_key
 from tests.support.stored import CAPTIONS, CLIPS, ENCODER, write_dataset
 from training.data.captions import choose
 from training.data.footer import DamagedError
-from training.data.loader import Dataset, Loader
+from training.data.dataset import Dataset
+from training.data.loader import Loader
 from training.data.plan import Planner, PlanSettings
 from training.data.shards import OTHER_CAPTION, read_manifest, write_manifest
 from training.data.verify import verify
@@ -60,7 +61,7 @@ def mixed(root: Path, key_of_other: str | None = None) -> str:
     return manifest_uri
 
 
-def lengths_of(
+def buckets_up_to(
     manifest_uri: str, mix: dict[str, float], rank: int, world_size: int, steps: int
 ) -> dict[tuple[str, int], int]:
     dataset = Dataset.open(manifest_uri, "train")
@@ -86,15 +87,15 @@ def lengths_of(
 def test_a_sample_has_the_same_caption_on_whatever_rank_and_another_in_another_epoch(tmp_path: Path) -> None:
     manifest_uri = mixed(tmp_path)
     mix = {"words": 1.0, "other": 1.0}
-    alone = lengths_of(manifest_uri, mix, 0, 1, 12)
-    shared = lengths_of(manifest_uri, mix, 0, 2, 12) | lengths_of(manifest_uri, mix, 1, 2, 12)
+    alone = buckets_up_to(manifest_uri, mix, 0, 1, 12)
+    shared = buckets_up_to(manifest_uri, mix, 0, 2, 12) | buckets_up_to(manifest_uri, mix, 1, 2, 12)
     assert shared == alone
     by_sample: dict[str, set[int]] = {}
     for (uid, _), text in alone.items():
         by_sample.setdefault(uid, set()).add(text)
     assert max(len(texts) for texts in by_sample.values()) == 2
-    only = lengths_of(manifest_uri, {"other": 1.0}, 0, 1, 12)
-    assert all(only[key] not in {lengths_of(manifest_uri, {}, 0, 1, 12)[key]} for key in list(only)[:3])
+    only = buckets_up_to(manifest_uri, {"other": 1.0}, 0, 1, 12)
+    assert all(only[key] not in {buckets_up_to(manifest_uri, {}, 0, 1, 12)[key]} for key in list(only)[:3])
 
 
 def test_a_missing_embedding_of_any_caption_is_told_before_training(tmp_path: Path) -> None:

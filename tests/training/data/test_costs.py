@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.costs import DEAREST, SampleCosts, Work
-from training.data.plan import Planner, PlanSettings, share
+from training.data.costs import MAX_COST, SampleCosts, Work
+from training.data.plan import Planner, PlanSettings, rank_micro_batches
 from training.data.step_times import EVERY_STEPS, LEAD_STEPS, MIN_STEPS, Fit, StepTimes, least_squares, moments
 
 TRUE = Fit(start_s=0.02, per_token_s=3e-6, per_square_s=4e-10)
@@ -38,13 +38,13 @@ def test_costs_are_whole_numbers_in_proportion() -> None:
     }
     costs = SampleCosts(work).table(["image", "long", "short"]).at(0)
     assert costs.tolist() == [
-        [round(DEAREST / 3000)] * 2,
-        [DEAREST, round(DEAREST * 1.2)],
-        [DEAREST // 2, round(DEAREST / 1.5)],
+        [round(MAX_COST / 3000)] * 2,
+        [MAX_COST, round(MAX_COST * 1.2)],
+        [MAX_COST // 2, round(MAX_COST / 1.5)],
     ]
-    assert SampleCosts.of_tokens({"a": (2, 3), "b": (1, 1)}).table(["b", "a"]).at(0).tolist() == [
-        [DEAREST // 2] * 2,
-        [DEAREST, DEAREST * 3 // 2],
+    assert SampleCosts.from_tokens({"a": (2, 3), "b": (1, 1)}).table(["b", "a"]).at(0).tolist() == [
+        [MAX_COST // 2] * 2,
+        [MAX_COST, MAX_COST * 3 // 2],
     ]
 
 

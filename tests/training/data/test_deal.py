@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from training.data import pack as packing
 from training.data import slot as slots
-from training.data.deal import Deal, Samples
+from training.data.assignment import Deal, Samples
 from training.data.order import Shuffle, falling, permutation, rising
 from training.data.pack import pack
 from training.data.policies import same

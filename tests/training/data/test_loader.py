@@ -17,10 +17,11 @@ import torch
 from captioning.encoder import NULL_CAPTION
 from tests.support.stored import CLIPS, ENCODER, STILLS, dataset_info, flip_bit, latent_row, shard_info, write_dataset
 from training.data.buckets import Bucket
-from training.data.deal import Policy
+from training.data.assignment import Policy
 from training.data.footer import DamagedError
-from training.data.loader import Batch, Dataset, Loader
-from training.data.plan import Planner, PlanSettings, share
+from training.data.dataset import Dataset
+from training.data.loader import Batch, Loader
+from training.data.plan import Planner, PlanSettings, rank_micro_batches
 from training.data.shard_writer import write_shard
 from training.data.shards import read_manifest, write_manifest
 from training.framing import Framing
@@ -40,7 +41,7 @@ def _no_thread_is_left() -> Iterator[None]:
     assert set(threading.enumerate()) <= before
 
 
-def planner_of(
+def make_planner(
     dataset: Dataset, budget: int = 100, limit: int | None = None, policy: Policy = "same", **weights: float
 ) -> Planner:
     settings = PlanSettings(tokens_per_step=budget, max_tokens_per_micro=limit, policy=policy, weights=weights)
@@ -50,7 +51,7 @@ def planner_of(
 def steps_of(
     dataset: Dataset, n: int, rank: int = 0, world_size: int = 1, start_step: int = 0, **plan: Any
 ) -> list[list[Batch]]:
-    with Loader(dataset, planner_of(dataset, **plan), rank, world_size, start_step) as loader:
+    with Loader(dataset, make_planner(dataset, **plan), rank, world_size, start_step) as loader:
         found = list(itertools.islice(loader, n))
     assert [step for step, _ in found] == list(range(start_step, start_step + n))
     return [batches for _, batches in found]
@@ -83,9 +84,9 @@ def test_a_sample_is_what_was_stored(manifest_uri: str) -> None:
         assert sample.uid == row["uid"] == written.uid
         assert sample.latent.dtype == torch.bfloat16
         assert torch.equal(sample.latent, written.latent)
-        assert (sample.tail_latent is None) == (bucket is STILLS)
-        if sample.tail_latent is not None and written.tail_latent is not None:
-            assert torch.equal(sample.tail_latent, written.tail_latent)
+        assert (sample.last_frame_latent is None) == (bucket is STILLS)
+        if sample.last_frame_latent is not None and written.last_frame_latent is not None:
+            assert torch.equal(sample.last_frame_latent, written.last_frame_latent)
         assert torch.equal(sample.text.float(), torch.from_numpy(ENCODER.encode([row["caption"]])[0].tokens))
         assert (sample.caption, sample.fps, sample.kind, sample.bucket) == (
             row["caption"],
@@ -111,10 +112,10 @@ def test_an_empty_split_can_be_opened(tmp_path: Path) -> None:
     assert dataset.null_text().shape[1] == 16
 
 
-@pytest.mark.parametrize("policy", ["same", "slot", "pack"])
+@pytest.mark.parametrize("policy", ["same", "bucketed", "pack"])
 def test_batches_hold_each_sample_once_an_epoch(manifest_uri: str, policy: Policy) -> None:
     dataset = Dataset.open(manifest_uri, "train")
-    n = planner_of(dataset, policy=policy).steps_in(0)
+    n = make_planner(dataset, policy=policy).steps_in(0)
     steps = steps_of(dataset, 2 * n, policy=policy)
     for epoch in range(2):
         batches = [batch for step in steps[epoch * n : (epoch + 1) * n] for batch in step]
@@ -122,11 +123,11 @@ def test_batches_hold_each_sample_once_an_epoch(manifest_uri: str, policy: Polic
         assert {batch.epoch for batch in batches} == {epoch}
 
 
-@pytest.mark.parametrize("policy", ["same", "slot", "pack"])
+@pytest.mark.parametrize("policy", ["same", "bucketed", "pack"])
 def test_the_loader_yields_what_the_plan_says(manifest_uri: str, policy: Policy) -> None:
     dataset = Dataset.open(manifest_uri, "train")
     uids = dataset.table["uid"].to_pylist()
-    planner = planner_of(dataset, limit=48, policy=policy, **{"*x1": 2.0})
+    planner = make_planner(dataset, limit=48, policy=policy, **{"*x1": 2.0})
     for rank in range(3):
         steps = steps_of(dataset, 8, rank, 3, limit=48, policy=policy, **{"*x1": 2.0})
         for index, batches in enumerate(steps):
@@ -145,7 +146,7 @@ def test_a_batch_holds_float32_samples_of_their_own_shapes_with_unpadded_texts(m
         assert batch.weights.dtype == batch.fps.dtype == torch.float32
         per_sample = (
             batch.latents,
-            batch.tails,
+            batch.last_frame_latents,
             batch.texts,
             batch.sizes,
             batch.framings,
@@ -155,11 +156,11 @@ def test_a_batch_holds_float32_samples_of_their_own_shapes_with_unpadded_texts(m
             batch.fps,
         )
         assert {len(values) for values in per_sample} == {len(batch.uids)}
-        for tail, framing, uid in zip(batch.tails, batch.framings, batch.uids, strict=True):
+        for tail, framing, uid in zip(batch.last_frame_latents, batch.framings, batch.uids, strict=True):
             sample = dataset.sample(dataset.table["uid"].to_pylist().index(uid))
             assert framing == sample.framing
-            assert (tail is None) == (sample.tail_latent is None)
-            assert tail is None or (tail.dtype == torch.float32 and tail.equal(sample.tail_latent.float()))
+            assert (tail is None) == (sample.last_frame_latent is None)
+            assert tail is None or (tail.dtype == torch.float32 and tail.equal(sample.last_frame_latent.float()))
         for latent, text, size, name, uid in zip(
             batch.latents, batch.texts, batch.sizes, batch.buckets, batch.uids, strict=True
         ):
@@ -173,7 +174,7 @@ def test_a_batch_holds_float32_samples_of_their_own_shapes_with_unpadded_texts(m
     assert mixed
 
 
-@pytest.mark.parametrize("policy", ["same", "slot", "pack"])
+@pytest.mark.parametrize("policy", ["same", "bucketed", "pack"])
 def test_resuming_at_a_step_gives_the_same_batches(manifest_uri: str, policy: Policy) -> None:
     dataset = Dataset.open(manifest_uri, "train")
     whole, resumed = steps_of(dataset, 12, policy=policy), steps_of(dataset, 5, start_step=7, policy=policy)
@@ -183,7 +184,7 @@ def test_resuming_at_a_step_gives_the_same_batches(manifest_uri: str, policy: Po
             assert all(torch.equal(latent, same) for latent, same in zip(batch.latents, other.latents, strict=True))
 
 
-@pytest.mark.parametrize("policy", ["same", "slot", "pack"])
+@pytest.mark.parametrize("policy", ["same", "bucketed", "pack"])
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 def test_ranks_together_read_what_one_would(manifest_uri: str, world_size: int, policy: Policy) -> None:
     dataset = Dataset.open(manifest_uri, "train")
@@ -200,7 +201,7 @@ def test_ranks_together_read_what_one_would(manifest_uri: str, world_size: int, 
 
 def test_tensors_wait_in_pinned_memory_where_there_is_cuda(manifest_uri: str) -> None:
     (batch,) = steps_of(Dataset.open(manifest_uri, "train"), 1)[0]
-    tails = [tail for tail in batch.tails if tail is not None]
+    tails = [tail for tail in batch.last_frame_latents if tail is not None]
     assert {tensor.is_pinned() for tensor in (*batch.latents, *tails, *batch.texts, batch.weights, batch.fps)} == {
         torch.cuda.is_available()
     }
@@ -217,14 +218,14 @@ def test_a_flipped_bit_raises_with_file_row_and_uid_and_never_gives_a_tensor(man
     with pytest.raises(DamagedError, match=expected):
         dataset.sample(place)
     read: list[str] = []
-    with Loader(dataset, planner_of(dataset)) as loader, pytest.raises(DamagedError, match=expected):
+    with Loader(dataset, make_planner(dataset)) as loader, pytest.raises(DamagedError, match=expected):
         read.extend(uid for _, batches in loader for batch in batches for uid in batch.uids)
     assert bad.uid not in read
 
 
 def test_a_flipped_bit_of_a_tail_latent_is_found_too(manifest_uri: str, tmp_path: Path) -> None:
     path = tmp_path / f"latents/bucket={CLIPS.name}/part-0.parquet"
-    tail = latent_row(CLIPS, 5).tail_latent
+    tail = latent_row(CLIPS, 5).last_frame_latent
     assert tail is not None
     flip_bit(path, path.read_bytes().index(tail.contiguous().view(torch.int16).numpy().tobytes()))
     dataset = Dataset.open(manifest_uri, "train")
@@ -282,7 +283,7 @@ def test_texts_that_are_missing_or_of_another_encoder_are_refused(manifest_uri: 
 def test_only_so_many_steps_are_read_ahead(manifest_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Dataset.open(manifest_uri, "train")
     asked: list[int] = []
-    planner = planner_of(dataset)
+    planner = make_planner(dataset)
     plan_step = planner.step
     monkeypatch.setattr(planner, "step", lambda index: asked.append(index) or plan_step(index))
     with Loader(dataset, planner, prefetch=2) as loader:
@@ -293,11 +294,11 @@ def test_only_so_many_steps_are_read_ahead(manifest_uri: str, monkeypatch: pytes
 
 def test_closing_is_prompt_at_any_moment(manifest_uri: str) -> None:
     dataset = Dataset.open(manifest_uri, "train")
-    never_started = Loader(dataset, planner_of(dataset))
+    never_started = Loader(dataset, make_planner(dataset))
     never_started.close()
     started_s = time.perf_counter()
     for taken in range(4):
-        loader = Loader(dataset, planner_of(dataset))
+        loader = Loader(dataset, make_planner(dataset))
         list(itertools.islice(loader, taken))
         loader.close()
         loader.close()
@@ -309,7 +310,7 @@ def test_closing_is_prompt_at_any_moment(manifest_uri: str) -> None:
 def test_an_exception_of_the_reader_is_not_doubled_or_lost(manifest_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Dataset.open(manifest_uri, "train")
     monkeypatch.setattr(dataset, "sample", lambda *arguments, **options: (_ for _ in ()).throw(OSError("disk on fire")))
-    loader = Loader(dataset, planner_of(dataset))
+    loader = Loader(dataset, make_planner(dataset))
     with pytest.raises(OSError, match="disk on fire"):
         next(iter(loader))
     with pytest.raises(ValueError, match="closed"):
@@ -319,4 +320,4 @@ def test_an_exception_of_the_reader_is_not_doubled_or_lost(manifest_uri: str, mo
 def test_prefetch_of_none_is_refused(manifest_uri: str) -> None:
     dataset = Dataset.open(manifest_uri, "train")
     with pytest.raises(ValueError, match="prefetch 0"):
-        Loader(dataset, planner_of(dataset), prefetch=0)
+        Loader(dataset, make_planner(dataset), prefetch=0)

@@ -21,8 +21,8 @@ from tests.support.stored import CLIPS, STILLS, latent_row, shard_info, write_da
 from training.data import byte_ranges, footer, layout, shards
 from training.data.buckets import Bucket
 from training.data.footer import DamagedError
-from training.data.loader import Dataset
-from training.data.shard_reader import Place, ShardReader, StoredLatents
+from training.data.dataset import Dataset
+from training.data.shard_reader import RowReference, ShardReader, StoredLatents
 from training.data.shard_writer import write_shard
 from training.data.shards import checksum_of, read_index, read_manifest
 from training.data.verify import verify
@@ -36,15 +36,15 @@ def shard(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     """A shard of three row groups: 3, 3 and 1 rows."""
     bucket: Bucket = request.param
     rows = [latent_row(bucket, number) for number in range(N_ROWS)]
-    row_bytes = sum(2 * values.numel() for values in (rows[0].latent, rows[0].tail_latent) if values is not None)
+    row_bytes = sum(2 * values.numel() for values in (rows[0].latent, rows[0].last_frame_latent) if values is not None)
     monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 3 * row_bytes)
     write_shard(str(tmp_path / "part.parquet"), rows, shard_info(bucket))
     return tmp_path / "part.parquet"
 
 
-def places_of(path: Path) -> list[Place]:
+def places_of(path: Path) -> list[RowReference]:
     return [
-        Place(path.name, row["row_group"], row["row"])
+        RowReference(path.name, row["row_group"], row["row"])
         for row in read_index(str(path)).select(["row_group", "row"]).to_pylist()
     ]
 
@@ -56,12 +56,12 @@ def bytes_of(values: torch.Tensor | None) -> bytes | None:
 def by_pyarrow(path: Path) -> list[tuple[bytes, bytes | None, int]]:
     """The independent reference: Arrow's own Parquet reader."""
     table = pq.read_table(path, partitioning=None)
-    return list(zip(*(table[name].to_pylist() for name in ("latent", "tail_latent", "checksum")), strict=True))
+    return list(zip(*(table[name].to_pylist() for name in ("latent", "last_frame_latent", "checksum")), strict=True))
 
 
 def as_bytes(sample: StoredLatents | DamagedError) -> tuple[bytes | None, bytes | None, int]:
     assert isinstance(sample, StoredLatents), sample
-    return bytes_of(sample.latent), bytes_of(sample.tail_latent), sample.checksum
+    return bytes_of(sample.latent), bytes_of(sample.last_frame_latent), sample.checksum
 
 
 @settings(max_examples=15)
@@ -159,12 +159,12 @@ def test_what_is_wrong_with_a_sample_costs_no_other(shard: Path) -> None:
     places, expected = places_of(shard), by_pyarrow(shard)
     asked = [
         places[0],
-        Place(shard.name, 0, 3),
+        RowReference(shard.name, 0, 3),
         places[1],
-        Place("absent.parquet", 0, 0),
+        RowReference("absent.parquet", 0, 0),
         places[2],
-        Place(shard.name, 9, 0),
-        Place(shard.name, 0, -1),
+        RowReference(shard.name, 9, 0),
+        RowReference(shard.name, 0, -1),
     ]
     found = list(ShardReader(str(shard.parent)).read_many(asked))
     assert [as_bytes(found[number]) for number in (0, 2, 4)] == expected[:3]
@@ -320,7 +320,7 @@ def test_whatever_bit_is_flipped_verify_says_so_or_every_sample_is_right(
     manifest_uri = str(damaged / "manifest-0/_manifest.parquet")
     try:
         (damaged / file).write_bytes(data)
-        problems = verify(manifest_uri, psnr_sample=0)
+        problems = verify(manifest_uri, n_decoded=0)
         assert all(problem.file == file for problem in problems)
         wrong = {problem.uid for problem in problems}
         for split in ("train", "val"):
@@ -344,7 +344,7 @@ def _loads_right_or_not_at_all(manifest_uri: str, split: Any, file: str, wrong: 
             continue
         written = latent_row(CLIPS if row["kind"] == "video" else STILLS, int(row["uid"][-4:]))
         assert bytes_of(sample.latent) == bytes_of(written.latent)
-        assert bytes_of(sample.tail_latent) == bytes_of(written.tail_latent)
+        assert bytes_of(sample.last_frame_latent) == bytes_of(written.last_frame_latent)
 
 
 def error_or(call: Callable[[], T]) -> T | DamagedError:

@@ -22,7 +22,7 @@ from training.data.shard_reader import ShardReader
 from training.data.shard_writer import LatentRow, write_shard
 from training.data.shards import (
     MANIFEST_SCHEMA,
-    SCALARS,
+    SCALAR_SCHEMA,
     read_index,
     read_info,
     read_manifest,
@@ -45,7 +45,7 @@ def random_row(bucket: Bucket, bits: np.ndarray, uid: str = "a") -> LatentRow:
     values = torch.from_numpy(bits.astype(np.int16)).view(torch.bfloat16)
     latent = values[: n * frames].reshape(channels, frames, height, width)
     tail = values[n * frames :].reshape(channels, 1, height, width) if bucket.frames > 1 else None
-    return replace(latent_row(bucket, 0, uid), latent=latent, tail_latent=tail)
+    return replace(latent_row(bucket, 0, uid), latent=latent, last_frame_latent=tail)
 
 
 def bits_of(tensor: torch.Tensor) -> np.ndarray:
@@ -69,20 +69,20 @@ def test_every_bit_of_every_finite_value_comes_back(
     for place, row in zip(read_index(uri).to_pylist(), rows, strict=True):
         where = "part.parquet", place["row_group"], place["row"]
         found = reader.read(*where)
-        latent, tail, checksum = found.latent, found.tail_latent, found.checksum
+        latent, tail, checksum = found.latent, found.last_frame_latent, found.checksum
         assert np.array_equal(bits_of(latent), bits_of(row.latent))
-        if row.tail_latent is None:
+        if row.last_frame_latent is None:
             assert tail is None
         else:
             assert tail is not None
-            assert np.array_equal(bits_of(tail), bits_of(row.tail_latent))
+            assert np.array_equal(bits_of(tail), bits_of(row.last_frame_latent))
         assert checksum == place["checksum"]
 
 
 def test_index_has_every_scalar_and_no_latent(clips: tuple[Path, list[LatentRow]]) -> None:
     path, rows = clips
     index = read_index(str(path))
-    assert index.column_names == [*SCALARS.names, "row_group", "row"]
+    assert index.column_names == [*SCALAR_SCHEMA.names, "row_group", "row"]
     for stored, row in zip(index.to_pylist(), rows, strict=True):
         assert stored["uid"] == row.uid
         assert (stored["start_pts"], stored["end_pts"], stored["time_base_num"], stored["time_base_den"]) == (
@@ -93,8 +93,8 @@ def test_index_has_every_scalar_and_no_latent(clips: tuple[Path, list[LatentRow]
         )
         assert tuple(stored[f"crop_{side}"] for side in ("x0", "y0", "x1", "y1")) == row.crop
         assert stored["n_tokens"] == 3 * 2 * 4
-        assert row.tail_latent is not None
-        assert stored["checksum"] == zlib.crc32(bits_of(row.latent).tobytes() + bits_of(row.tail_latent).tobytes())
+        assert row.last_frame_latent is not None
+        assert stored["checksum"] == zlib.crc32(bits_of(row.latent).tobytes() + bits_of(row.last_frame_latent).tobytes())
 
 
 def test_the_footer_comes_back_whole(clips: tuple[Path, list[LatentRow]]) -> None:
@@ -113,7 +113,7 @@ def test_the_layout_is_as_measured_to_be_fast(tmp_path: Path) -> None:
         replace(
             latent_row(CLIPS, 0, f"u{number}"),
             latent=torch.zeros(channels, frames, height, width, dtype=torch.bfloat16),
-            tail_latent=torch.zeros(channels, 1, height, width, dtype=torch.bfloat16),
+            last_frame_latent=torch.zeros(channels, 1, height, width, dtype=torch.bfloat16),
         )
         for number in range(40)
     ]
@@ -127,7 +127,7 @@ def test_the_layout_is_as_measured_to_be_fast(tmp_path: Path) -> None:
         column = meta.row_group(0).column(place)
         assert column.compression == "UNCOMPRESSED"
         assert not any("DICTIONARY" in encoding for encoding in column.encodings)
-        assert column.is_stats_set == (column.path_in_schema not in ("latent", "tail_latent"))
+        assert column.is_stats_set == (column.path_in_schema not in ("latent", "last_frame_latent"))
     assert pq.read_schema(path).field("latent").type == pa.binary(2 * channels * frames * height * width)
 
 
@@ -206,8 +206,8 @@ def test_a_remote_filesystem_is_read_and_written_alike(
         ({"latent": torch.zeros(16, 3, 2, 4)}, r"bad: latent is torch.float32 .*bfloat16 \[16, 3, 2, 4\]"),
         ({"latent": torch.zeros(16, 2, 2, 4, dtype=torch.bfloat16)}, r"latent is torch.bfloat16 \[16, 2, 2, 4\]"),
         ({"latent": torch.full((16, 3, 2, 4), torch.nan, dtype=torch.bfloat16)}, "not finite"),
-        ({"tail_latent": None}, "an image has no tail_latent and a video has one"),
-        ({"tail_latent": torch.zeros(16, 3, 2, 4, dtype=torch.bfloat16)}, "tail_latent is"),
+        ({"last_frame_latent": None}, "an image has no last_frame_latent and a video has one"),
+        ({"last_frame_latent": torch.zeros(16, 3, 2, 4, dtype=torch.bfloat16)}, "last_frame_latent is"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused_and_nothing_is_left(

@@ -14,7 +14,7 @@ from captioning.encoder import TextEmbedding
 from tests.support.stored import flip_bit
 from training.data import text_tables
 from training.data.footer import DamagedError
-from training.data.text_tables import TextReader, read_texts, write_texts
+from training.data.text_tables import TextTableReader, read_text_tables, write_text_table
 
 
 def embeddings(lengths: list[int], dim: int, pooled_dim: int = 0, seed: int = 0) -> dict[str, TextEmbedding]:
@@ -36,7 +36,7 @@ def one(value: float | np.ndarray, n: int = 1, dim: int = 4, pooled: int | None 
 
 
 def keys_of(folder: Path) -> set[str]:
-    return set(read_texts(str(folder))["key"].to_pylist())
+    return set(read_text_tables(str(folder))["key"].to_pylist())
 
 
 @settings(max_examples=30)
@@ -53,8 +53,8 @@ def test_what_is_written_comes_back_unpadded(
     stored = embeddings(lengths, dim, pooled_dim)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_tables, "ROW_GROUP_BYTES", row_group_bytes)
-        write_texts(str(folder / "part.parquet"), stored, "encoder-1")
-    reader = TextReader(str(folder))
+        write_text_table(str(folder / "part.parquet"), stored, "encoder-1")
+    reader = TextTableReader(str(folder))
     assert (reader.identity, reader.dim, reader.pooled_dim) == ("encoder-1", dim, pooled_dim)
     for key, embedding in stored.items():
         found = reader.get(key)
@@ -66,21 +66,21 @@ def test_what_is_written_comes_back_unpadded(
     rows = [
         {"key": key, "n": len(embedding.tokens), "truncated": embedding.truncated} for key, embedding in stored.items()
     ]
-    assert read_texts(str(folder)).sort_by("key").to_pylist() == rows
+    assert read_text_tables(str(folder)).sort_by("key").to_pylist() == rows
 
 
 def test_several_tables_are_read_as_one_and_unfinished_ones_are_not_seen(tmp_path: Path) -> None:
-    write_texts(str(tmp_path / "a.parquet"), embeddings([2, 3], 8), "e")
-    write_texts(str(tmp_path / "b.parquet"), {"other": one(1, dim=8)}, "e")
+    write_text_table(str(tmp_path / "a.parquet"), embeddings([2, 3], 8), "e")
+    write_text_table(str(tmp_path / "b.parquet"), {"other": one(1, dim=8)}, "e")
     (tmp_path / ".part-123-c.parquet").write_bytes(b"half")
     assert keys_of(tmp_path) == {"key-000", "key-001", "other"}
-    assert "other" in TextReader(str(tmp_path))
-    assert TextReader(str(tmp_path)).get("other").tolist() == [[1.0] * 8]
+    assert "other" in TextTableReader(str(tmp_path))
+    assert TextTableReader(str(tmp_path)).get("other").tolist() == [[1.0] * 8]
 
 
 def test_no_folder_holds_no_keys(tmp_path: Path) -> None:
     assert keys_of(tmp_path / "none") == set()
-    reader = TextReader(str(tmp_path / "none"))
+    reader = TextTableReader(str(tmp_path / "none"))
     assert reader.identity is None
     with pytest.raises(DamagedError, match="none: no embedding of text k"):
         reader.get("k")
@@ -102,14 +102,14 @@ def test_embeddings_that_cannot_be_stored_are_refused(
     tmp_path: Path, stored: dict[str, TextEmbedding], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        write_texts(str(tmp_path / "a.parquet"), stored, "e")
+        write_text_table(str(tmp_path / "a.parquet"), stored, "e")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_key_that_was_written_twice_counts_once(tmp_path: Path) -> None:
-    write_texts(str(tmp_path / "a.parquet"), {"x": one(1), "y": one(1)}, "e")
-    write_texts(str(tmp_path / "b.parquet"), {"y": one(1), "z": one(1, n=2)}, "e")
-    assert sorted(zip(*(read_texts(str(tmp_path))[name].to_pylist() for name in ("key", "n")), strict=True)) == [
+    write_text_table(str(tmp_path / "a.parquet"), {"x": one(1), "y": one(1)}, "e")
+    write_text_table(str(tmp_path / "b.parquet"), {"y": one(1), "z": one(1, n=2)}, "e")
+    assert sorted(zip(*(read_text_tables(str(tmp_path))[name].to_pylist() for name in ("key", "n")), strict=True)) == [
         ("x", 1),
         ("y", 1),
         ("z", 2),
@@ -119,10 +119,10 @@ def test_a_key_that_was_written_twice_counts_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["tokens", "pooled"])
 def test_a_flipped_bit_is_named(part: str, tmp_path: Path) -> None:
     stored = embeddings([4], 64, 64)
-    write_texts(str(tmp_path / "a.parquet"), stored, "e")
+    write_text_table(str(tmp_path / "a.parquet"), stored, "e")
     data = torch.from_numpy(getattr(stored["key-000"], part)).to(torch.bfloat16).view(torch.int16).numpy().tobytes()
     flip_bit(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes().index(data) + 100)
-    reader = TextReader(str(tmp_path))
+    reader = TextTableReader(str(tmp_path))
     for read in (reader.get, reader.pooled):
         with pytest.raises(
             DamagedError, match=r"a.parquet: row 0 of row group 0, text key-000: its bytes are not those"
@@ -131,20 +131,20 @@ def test_a_flipped_bit_is_named(part: str, tmp_path: Path) -> None:
 
 
 def test_other_files_and_other_encoders_are_refused(tmp_path: Path) -> None:
-    write_texts(str(tmp_path / "a.parquet"), embeddings([1], 8), "e")
-    write_texts(str(tmp_path / "b.parquet"), embeddings([1], 8), "f")
+    write_text_table(str(tmp_path / "a.parquet"), embeddings([1], 8), "e")
+    write_text_table(str(tmp_path / "b.parquet"), embeddings([1], 8), "f")
     with pytest.raises(
         DamagedError, match=r"b.parquet: was written by text encoder f, other tables of the folder by e"
     ):
-        TextReader(str(tmp_path))
+        TextTableReader(str(tmp_path))
     names = r"\['key', 'n', 'embedding', 'checksum'\]"
     older = pq.read_table(tmp_path / "a.parquet").drop_columns(["truncated", "pooled"])
     pq.write_table(older, tmp_path / "b.parquet")
     with pytest.raises(DamagedError, match=rf"b.parquet: is not a text table of this version: its columns are {names}"):
-        TextReader(str(tmp_path))
+        TextTableReader(str(tmp_path))
     pq.write_table(pa.table({"a": [1]}), tmp_path / "b.parquet")
     with pytest.raises(DamagedError, match=r"b.parquet: its footer holds no description"):
-        TextReader(str(tmp_path))
+        TextTableReader(str(tmp_path))
     (tmp_path / "b.parquet").write_bytes(b"PAR1 cut short")
     with pytest.raises(DamagedError, match=r"b.parquet: cannot be opened"):
-        TextReader(str(tmp_path))
+        TextTableReader(str(tmp_path))

@@ -32,10 +32,10 @@ def bytes_of(tensor: torch.Tensor | None) -> bytes:
 
 def test_a_sound_data_set_has_no_problem(manifest_uri: str) -> None:
     assert verify(manifest_uri) == []
-    assert verify(manifest_uri, psnr_sample=0) == []
+    assert verify(manifest_uri, n_decoded=0) == []
 
 
-@pytest.mark.parametrize("part", ["latent", "tail_latent"])
+@pytest.mark.parametrize("part", ["latent", "last_frame_latent"])
 def test_a_flipped_bit_is_named_by_file_row_and_uid(manifest_uri: str, tmp_path: Path, part: str) -> None:
     row = latent_row(CLIPS, 3)
     flip_bit(tmp_path / CLIPS_FILE, (tmp_path / CLIPS_FILE).read_bytes().index(bytes_of(getattr(row, part))) + 7)
@@ -177,7 +177,7 @@ def test_a_latent_that_decodes_to_something_else_is_found(tmp_path: Path) -> Non
     table, info = read_manifest(manifest_uri)
     checksums = pq.read_table(tmp_path / CLIPS_FILE, columns=["checksum"])["checksum"]
     write_manifest(manifest_uri, table.set_column(table.column_names.index("checksum"), "checksum", checksums), info)
-    problems = verify(manifest_uri, psnr_sample=2)
+    problems = verify(manifest_uri, n_decoded=2)
     assert len(problems) == 2
     assert all("decoded last frame" in problem.message for problem in problems)
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tests.support.drawn import write_dataset
 from tests.support.ranks import run_ranks
 from tests.training.models.test_dit import gradients, moved, packed
-from training.checkpoints.export import read_card, read_export
+from training.checkpoints.export import read_export
+from training.checkpoints.model_card import read_card
 from training.checkpoints.run_folder import run_folder
 from training.data.plan import PlanSettings
 from training.loop import train_loop
@@ -84,7 +85,7 @@ def differentiated(cases: Sequence[Case]) -> list[Any]:
 def sharing(options: dict[str, Any]) -> VideoModel:
     """A model whose packs' tokens all ranks share."""
     model = moved(MODEL.model_copy(update=options))
-    model.share_tokens(dist.new_group())
+    model.enable_context_parallel(dist.new_group())
     return model
 
 
@@ -232,7 +233,7 @@ def test_it_shapes_no_run(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_share_tokens_is_refused() -> None:
     class Other(DiT):
-        check_context = ModelSettings.check_context
+        check_context_parallel = ModelSettings.check_context_parallel
 
     with pytest.raises(
         ValueError,

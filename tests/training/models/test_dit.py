@@ -27,7 +27,7 @@ def condition(
     return Condition(
         texts=[torch.randn(n, text_dim, generator=chance) for n in lengths or [4] * batch],
         times=[torch.rand(1, generator=chance).expand(frames).clone() for _ in range(batch)],
-        given=[torch.zeros(frames)] * batch,
+        conditioning_masks=[torch.zeros(frames)] * batch,
         seconds=[torch.arange(frames) * 0.5] * batch,
         fps_B=torch.full((batch,), 8.0),
         size_B2=torch.tensor([[96.0, 64.0]]).expand(batch, 2),
@@ -212,7 +212,7 @@ def test_attention_sees_differences_of_seconds_only() -> None:
 
 def test_every_parameter_gets_a_gradient() -> None:
     model, one = moved(), condition(2, 3, [3, 5])
-    one = replace(one, given=[torch.tensor([1.0, 0, 0]), torch.zeros(3)])
+    one = replace(one, conditioning_masks=[torch.tensor([1.0, 0, 0]), torch.zeros(3)])
     predict(model, torch.randn(2, 5, 3, 4, 4), one).square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -225,7 +225,7 @@ def test_the_untrained_model_can_start_to_learn() -> None:
     model = SMALL.build(5, 24)
     start = {name: value.detach().clone() for name, value in model.named_parameters()}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    one = replace(condition(2, 3, [3, 5]), given=[torch.tensor([1.0, 0, 0]), torch.zeros(3)])
+    one = replace(condition(2, 3, [3, 5]), conditioning_masks=[torch.tensor([1.0, 0, 0]), torch.zeros(3)])
     x, target = torch.randn(2, 2, 5, 3, 4, 4).unbind(0)
     for _ in range(4):
         optimizer.zero_grad()

@@ -99,7 +99,7 @@ def reference(settings: DiT, weights: Weights, x: Tensor, one: Condition) -> Ten
     )(text.mean(0))
     frames = [
         two_layers(weights, "time_in", features(1000 * float(time), 128)) + float(is_given) * weights["given_D"]
-        for time, is_given in zip(one.times[0], one.given[0], strict=True)
+        for time, is_given in zip(one.times[0], one.conditioning_masks[0], strict=True)
     ]
     vectors = [silu(sum(frames[m] for m in some) / p + sample) for some in members]
     places = list(itertools.product(range(grid[0]), range(grid[1]), range(grid[2])))
@@ -141,7 +141,7 @@ def reference(settings: DiT, weights: Weights, x: Tensor, one: Condition) -> Ten
 def test_forward_and_backward_match_a_dense_reference(patch: tuple[int, int, int]) -> None:
     settings = DiT(depth=2, dim=32, heads=2, patch=patch)
     model, (latents, one) = moved(settings), packed([(3, 4, 3), (1, 2, 5), (3, 4, 3)], [3, 1, 2])
-    one.given[0] = torch.tensor([1.0, 0.0, 0.0])
+    one.conditioning_masks[0] = torch.tensor([1.0, 0.0, 0.0])
     weights = {name: value.detach().double().requires_grad_() for name, value in model.named_parameters()}
     got, expected = (
         model(latents, one),

@@ -13,14 +13,14 @@ from captioning.encoders.hashing import Hashing
 from tests.training.sampling.test_prompt_embedding import card
 from tests.training.test_step import CPU, TASK, stored
 from training.autoencoders.linear import Linear
-from training.checkpoints.export import ModelCard
+from training.checkpoints.model_card import ModelCard
 from training.conditioning import ConditioningRates
 from training.data.loader import Batch
-from training.framing import uncut
+from training.framing import full_framing
 from training.network import Condition, VideoModel
 from training.sampling.settings import SampleSettings
 from training.sampling.tasks import generate
-from training.step import key, prepare
+from training.step import key, make_noisy_batch
 
 AUTOENCODER = Linear().open()
 SETTINGS = SampleSettings(prompt="any", steps=3, guidance=2.0)
@@ -39,13 +39,13 @@ class Watched(VideoModel):
         self.shown.append((list(latents), condition))
         return [torch.ones_like(latent) for latent in latents]
 
-    def filler(self) -> Callable[[nn.Parameter, str], None]:
+    def weight_initialiser(self) -> Callable[[nn.Parameter, str], None]:
         return lambda parameter, name: None
 
 
 def made_from(batch: Batch, first: bool, last: bool, model: VideoModel, made_by: ModelCard = CARD) -> Tensor:
     """Latents sampled with pictures of the batch's only sample, at its size, length and frame rate."""
-    (latent_CTHW,), (tail_C1HW,), ((width, height),) = batch.latents, batch.tails, batch.sizes
+    (latent_CTHW,), (tail_C1HW,), ((width, height),) = batch.latents, batch.last_frame_latents, batch.sizes
     size = 1 + 4 * (latent_CTHW.shape[1] - 1), height, width
     pictures = latent_CTHW[:, :1] if first else None, tail_C1HW if last else None
     return generate(
@@ -58,7 +58,7 @@ def clip() -> Batch:
     chance = torch.Generator().manual_seed(3)
     one = stored([0])
     latents, tails = [torch.randn(16, 3, 4, 4, generator=chance)], [torch.randn(16, 1, 4, 4, generator=chance)]
-    return replace(one, latents=latents, tails=list(tails), framings=[uncut(*one.sizes[0], CARD.source_side)])
+    return replace(one, latents=latents, last_frame_latents=list(tails), framings=[full_framing(*one.sizes[0], CARD.source_side)])
 
 
 @pytest.mark.parametrize("kind", ["none", "first", "last", "both"])
@@ -66,14 +66,14 @@ def test_sampling_shows_the_model_what_training_did(kind: str) -> None:
     batch, model = clip(), Watched()
     made_from(batch, kind in ("first", "both"), kind in ("last", "both"), model)
     task = replace(TASK, conditioning=ConditioningRates(**{kind: 1.0}), caption_drop=0.0)
-    trained = prepare(task, batch, {key(0, batch.uids[0]): 0.5}, CPU)
-    known_T = trained.condition.given[0] > 0
+    trained = make_noisy_batch(task, batch, {key(0, batch.uids[0]): 0.5}, CPU)
+    known_T = trained.condition.conditioning_masks[0] > 0
     assert len(model.shown) == SETTINGS.steps
     for latents, condition in model.shown:
         for place in (0, 1):  # with the prompt, and with the null caption
             assert latents[place].shape == trained.noisy[0].shape
             assert latents[place][:, known_T].equal(trained.noisy[0][:, known_T])
-            assert condition.given[place].equal(trained.condition.given[0])
+            assert condition.conditioning_masks[place].equal(trained.condition.conditioning_masks[0])
             assert condition.seconds[place].equal(trained.condition.seconds[0])
             levels = condition.times[place]
             assert levels[known_T].equal(trained.condition.times[0][known_T])

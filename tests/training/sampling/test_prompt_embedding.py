@@ -14,7 +14,7 @@ from captioning.encoders.t5 import T5
 from cluster.config import ConfigError, parse, parse_document
 from cluster.plugins import build
 from training.autoencoders.linear import Linear
-from training.checkpoints.export import ModelCard
+from training.checkpoints.model_card import ModelCard
 from training.models.dit import DiT
 from training.objectives.flow_matching import FlowMatching
 from training.sampling.tasks import embedded

@@ -13,7 +13,8 @@ from PIL import Image
 
 from captioning.encoders.hashing import Hashing
 from training.autoencoders.linear import Linear
-from training.checkpoints.export import ModelCard, write_export
+from training.checkpoints.export import write_export
+from training.checkpoints.model_card import ModelCard
 from training.models.dit import DiT
 from training.objectives.flow_matching import FlowMatching
 from training.sampling.settings import SampleSettings
@@ -115,7 +116,7 @@ class Doubler:
     def __init__(self) -> None:
         self.asked: list[tuple[str, float]] = []
 
-    def detailed(self, prompt: str, seconds: float) -> str:
+    def upsample(self, prompt: str, seconds: float) -> str:
         self.asked.append((prompt, seconds))
         return f"{prompt}, {prompt}"
 

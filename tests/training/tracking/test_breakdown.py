@@ -8,10 +8,10 @@ import torch
 from training.conditioning import ConditioningRates
 from training.data.buckets import BucketSettings
 from training.data.loader import Batch
-from training.framing import uncut
+from training.framing import full_framing
 from training.models.dit import DiT
 from training.objectives.flow_matching import FlowMatching
-from training.step import Task, key, prepare, quantiles
+from training.step import StepConfig, key, make_noisy_batch, stratified_quantiles
 from training.tracking.breakdown import Outcome, breakdown, outcomes
 
 DONE = [
@@ -50,21 +50,21 @@ def test_all_aspects_of_a_size_are_one_class_and_stand_ins_count_for_nothing(siz
     weights[1] = 0
     batch = Batch(
         latents=[torch.zeros(1, 3, 2, 2)] * count,
-        tails=[None] * count,
+        last_frame_latents=[None] * count,
         texts=[torch.zeros(1, 8)] * count,
         uids=names,
         weights=weights,
         fps=torch.full((count,), 8.0),
         sizes=sides,
-        framings=[uncut(*side, 0.0) for side in sides],
+        framings=[full_framing(*side, 0.0) for side in sides],
         buckets=[""] * count,
-        passes=[0] * count,
+        times_seen=[0] * count,
         epoch=0,
     )
-    task = Task(
+    task = StepConfig(
         DiT(depth=1, dim=32, heads=2), FlowMatching(), ConditioningRates(none=1.0), 0.0, torch.zeros(1, 8), 4, seed=0
     )
-    inputs = prepare(task, batch, quantiles(0, [key(0, name) for name in names]), torch.device("cpu"))
+    inputs = make_noisy_batch(task, batch, stratified_quantiles(0, [key(0, name) for name in names]), torch.device("cpu"))
     done = outcomes(task, batch, inputs.times, [1.0] * count)
     assert {(one.side, one.frames) for one in done} == {(size, 9)}
     assert [one.uid for one in done] == names[:1] + names[2:]

@@ -18,9 +18,10 @@ from tests.support.drawn import write_dataset
 from tests.support.ranks import run_ranks
 from training import run
 from training.autoencoders.linear import Linear
-from training.checkpoints.export import read_card, read_export
+from training.checkpoints.export import read_export
+from training.checkpoints.model_card import read_card
 from training.checkpoints.run_folder import run_folder
-from training.data.loader import Dataset
+from training.data.dataset import Dataset
 from training.data.plan import PlanSettings
 from training.loop import train_loop
 from training.models.dit import DiT

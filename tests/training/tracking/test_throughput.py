@@ -21,7 +21,7 @@ from training.conditioning import ConditioningRates
 from training.engine import Engine, open_engine
 from training.models.dit import DiT
 from training.settings import TrainSettings
-from training.step import Inputs, losses
+from training.step import NoisyBatch, losses
 from training.tracking.throughput import Meter, by_rank, host_memory_gb, idle_share, operations
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ SETTINGS = TrainSettings(model=TASK.model)
 EVERY = {"tokens", "step_s", "data_wait_s", "tokens_per_s", "tflops", "host_memory_gb"}
 
 
-def counted(model: DiT, inputs: Inputs) -> int:
+def counted(model: DiT, inputs: NoisyBatch) -> int:
     """Return the operations of one forward and backward pass, as torch counts them.
 
     Attention runs as plain matrix products: which fused kernels the counter knows differs between versions of torch, and
@@ -149,8 +149,8 @@ def test_shares_of_a_peak_are_told_where_one_is_known() -> None:
 def test_it_takes_one_sum_over_ranks_and_a_step_begins_anew() -> None:
     engine = alone(SETTINGS)
     calls: list[int] = []
-    plain = engine.sum
-    engine.sum = lambda values: calls.append(len(list(values))) or plain(values)  # type: ignore[method-assign]
+    plain = engine.all_sum
+    engine.all_sum = lambda values: calls.append(len(list(values))) or plain(values)  # type: ignore[method-assign]
     first = measured(SETTINGS, engine)
     assert len(calls) == 1
     meter = Meter(SETTINGS, engine)

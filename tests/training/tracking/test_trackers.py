@@ -24,7 +24,7 @@ from cluster.config import ConfigError, parse, parse_document
 from tests.support.drawn import write_dataset
 from training import run
 from training.autoencoder_training.loop import train_autoencoder
-from training.autoencoder_training.settings import AutoencoderTraining, CropSettings
+from training.autoencoder_training.settings import AutoencoderTrainSettings, CropSettings
 from training.checkpoints.run_folder import run_folder
 from training.data.plan import PlanSettings
 from training.models.dit import DiT
@@ -316,7 +316,7 @@ def test_the_autoencoder_is_told_of_like_the_model(wandb: dict[str, WandbRun], t
     for number, split in enumerate(("train", "val")):
         (data / split).mkdir(parents=True)
         np.save(data / split / "0.npy", np.random.default_rng(number).integers(0, 256, (6, 24, 24, 3), np.uint8))
-    settings = AutoencoderTraining(
+    settings = AutoencoderTrainSettings(
         preset="tiny",
         steps=3,
         crops=(CropSettings(size=16, frames=5, batch=1),),
@@ -335,7 +335,7 @@ def test_the_autoencoder_is_told_of_like_the_model(wandb: dict[str, WandbRun], t
     assert {"train/loss", "train/kl", "val/psnr_db", "val/ssim", "speed/step_s"} <= told.history[1][1].keys()
     assert told.exit_codes == [0, 0]
     with pytest.raises(ConfigError, match="wandb is there 2 times"):
-        parse(AutoencoderTraining, parse_document("trackers: [wandb, wandb]", "train"))
+        parse(AutoencoderTrainSettings, parse_document("trackers: [wandb, wandb]", "train"))
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""Scores by CLIP on a tiny model with random weights, saved and loaded as a real one is; heads against torch."""
+"""Scores by CLIP, on a tiny model with random weights that is saved and loaded like a real one, and heads against
+torch."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from pipelines.steps.score._head import load_head
 from pipelines.steps.score.aesthetics import Aesthetics
 from pipelines.steps.score.clip_text import ClipText
 from pipelines.steps.score.embedding import EMBEDDING, Embedding
-from pipelines.video.still import jpeg
+from pipelines.video.still_images import encode_jpeg
 from tests.support.paths import ROOT
 from tests.support.score_rows import run, table_of, texture
 
@@ -46,7 +47,7 @@ def random_like(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch.
 
 
 def save_model(folder: Path, seed: int = 0) -> Path:
-    """A model in the layout of open_clip's folders."""
+    """Save a model in the layout of open_clip's folders and return its folder."""
     folder.mkdir(exist_ok=True)
     preprocess = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": preprocess}))
@@ -57,10 +58,10 @@ def save_model(folder: Path, seed: int = 0) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _fresh_towers() -> Iterator[None]:
-    _clip.load_tower.cache_clear()
+def _empty_cache() -> Iterator[None]:
+    _clip.load_clip_model.cache_clear()
     yield
-    _clip.load_tower.cache_clear()
+    _clip.load_clip_model.cache_clear()
 
 
 @pytest.fixture
@@ -75,14 +76,15 @@ def embeddings(folder: Path, clips: list[Any] = CLIPS) -> np.ndarray:
     return np.array([row["embedding"] for row in run(Embedding(model=str(folder)), table_of(clips))])
 
 
-def test_embeddings_are_those_of_open_clip(folder: Path) -> None:
-    """open_clip's own factory and transforms, batched by clip; the mean of unit vectors, made a unit vector."""
+def test_embeddings_equal_those_of_open_clip(folder: Path) -> None:
+    """The reference uses open_clip's own factory and transforms, batched by clip, and scales the mean of unit vectors
+    to length 1."""
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     expected = []
     with torch.no_grad():
         for clip in CLIPS:
-            pictures = torch.stack([preprocess(Image.fromarray(decode_jpeg(jpeg(picture, 95)))) for picture in clip])
-            mean = torch.nn.functional.normalize(model.eval().encode_image(pictures), dim=-1).mean(dim=0)
+            images = torch.stack([preprocess(Image.fromarray(decode_jpeg(encode_jpeg(image, 95)))) for image in clip])
+            mean = torch.nn.functional.normalize(model.eval().encode_image(images), dim=-1).mean(dim=0)
             expected.append(torch.nn.functional.normalize(mean, dim=0).numpy())
     found = embeddings(folder)
     np.testing.assert_allclose(found, np.array(expected), atol=1e-5)
@@ -90,30 +92,32 @@ def test_embeddings_are_those_of_open_clip(folder: Path) -> None:
     assert is_heavy(EMBEDDING)
 
 
-def test_embeddings_are_the_same_bit_for_bit_whatever_else_is_embedded(folder: Path) -> None:
+def test_embeddings_do_not_depend_on_other_clips(folder: Path) -> None:
     together = embeddings(folder)
     for i, clip in enumerate(CLIPS):
-        _clip.load_tower.cache_clear()
+        _clip.load_clip_model.cache_clear()
         np.testing.assert_array_equal(embeddings(folder, [clip])[0], together[i])
-    _clip.load_tower.cache_clear()
+    _clip.load_clip_model.cache_clear()
     np.testing.assert_array_equal(embeddings(folder, CLIPS[::-1])[::-1], together)
 
 
-def test_batches_of_a_gpu_say_the_same_of_a_picture_wherever_it_stands(folder: Path) -> None:
-    tower = _clip.load_tower(str(folder), "", "main", False, 4)
-    pictures = [picture for clip in CLIPS for picture in clip]
+def test_embedding_does_not_depend_on_position_in_batch(folder: Path) -> None:
+    clip_model = _clip.load_clip_model(str(folder), "", "main", False, 4)
+    images = [image for clip in CLIPS for image in clip]
     alone = []
-    for picture in pictures:
-        _clip.load_tower.cache_clear()
-        alone += _clip.load_tower(str(folder), "", "main", False, 4).images([picture])
-    np.testing.assert_array_equal(np.array(tower.images(pictures[:4]) + tower.images(pictures[4:])), np.array(alone))
+    for image in images:
+        _clip.load_clip_model.cache_clear()
+        alone += _clip.load_clip_model(str(folder), "", "main", False, 4).embed_images([image])
+    np.testing.assert_array_equal(
+        np.array(clip_model.embed_images(images[:4]) + clip_model.embed_images(images[4:])), np.array(alone)
+    )
 
 
-def test_a_second_score_of_a_worker_pays_for_no_picture_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_score_of_a_worker_reuses_embeddings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    embed = _clip.Tower._embed
+    embed = _clip.ClipModel._embed
     monkeypatch.setattr(
-        _clip.Tower, "_embed", lambda self, pictures: calls.append(len(pictures)) or embed(self, pictures)
+        _clip.ClipModel, "_embed", lambda self, images: calls.append(len(images)) or embed(self, images)
     )
     embeddings(folder)
     assert sum(calls) == 6
@@ -129,8 +133,8 @@ def test_clip_text_is_a_hundred_times_the_cosine(folder: Path) -> None:
     with torch.no_grad():
         for row, clip, caption in zip(rows, CLIPS, captions, strict=True):
             text = torch.nn.functional.normalize(model.eval().encode_text(tokenizer([caption])), dim=-1)[0]
-            pictures = torch.stack([preprocess(Image.fromarray(decode_jpeg(jpeg(picture, 95)))) for picture in clip])
-            cosines = torch.nn.functional.normalize(model.encode_image(pictures), dim=-1) @ text
+            images = torch.stack([preprocess(Image.fromarray(decode_jpeg(encode_jpeg(image, 95)))) for image in clip])
+            cosines = torch.nn.functional.normalize(model.encode_image(images), dim=-1) @ text
             assert row["clip_text"] == pytest.approx(float(100 * cosines.clamp(min=0).mean()), abs=1e-3)
     (row,) = run(ClipText(model=str(folder)), table_of(CLIPS[:1], caption=[None]))
     assert (row["fate"], row["fate_reason"]) == ("failed", "ValueError: the clip has no caption")
@@ -141,7 +145,7 @@ def linear_head() -> torch.nn.Module:
 
 
 def improved_head() -> torch.nn.Module:
-    """The layers of the improved aesthetic predictor, on a smaller embedding."""
+    """Return the layers of the improved aesthetic predictor, for a smaller embedding."""
     sizes, dropouts = (DIM, 1024, 128, 64, 16, 1), (0.2, 0.2, 0.1, None, None)
     layers: list[torch.nn.Module] = []
     for wide, narrow, dropout in zip(sizes, sizes[1:], dropouts, strict=False):
@@ -154,9 +158,7 @@ def improved_head() -> torch.nn.Module:
 
 @pytest.mark.parametrize("make", [linear_head, improved_head])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_aesthetics_are_the_mean_of_the_head_over_the_pictures(
-    make: Any, suffix: str, folder: Path, tmp_path: Path
-) -> None:
+def test_aesthetics_is_the_mean_of_the_head_over_images(make: Any, suffix: str, folder: Path, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         head = make()
     head.load_state_dict(random_like(head.state_dict(), seed=5))
@@ -168,10 +170,12 @@ def test_aesthetics_are_the_mean_of_the_head_over_the_pictures(
     if make is improved_head:
         assert sorted(head.state_dict())[::2] == [f"layers.{n}.bias" for n in (0, 2, 4, 6, 7)]
     rows = run(Aesthetics(model=str(folder), head=str(path)), table_of(CLIPS))
-    tower = _clip.load_tower(str(folder), "openai", "main", False, 1)
+    clip_model = _clip.load_clip_model(str(folder), "openai", "main", False, 1)
     with torch.no_grad():
         for row, clip in zip(rows, CLIPS, strict=True):
-            vectors = torch.tensor(np.array([tower.images([decode_jpeg(jpeg(picture, 95))])[0] for picture in clip]))
+            vectors = torch.tensor(
+                np.array([clip_model.embed_images([decode_jpeg(encode_jpeg(image, 95))])[0] for image in clip])
+            )
             assert row["aesthetics"] == pytest.approx(float(head.eval().double()(vectors.double()).mean()), rel=1e-9)
 
 
@@ -184,14 +188,14 @@ FAULTS = [
         {"layers.0.weight": (8, DIM), "layers.0.bias": (8,), "layers.2.weight": (1, 9), "layers.2.bias": (1,)},
         r"layer 2 takes 9 numbers, and .* 8",
     ),
-    ({"weight": (2, DIM), "bias": (2,)}, r"gives 2 numbers for a picture"),
+    ({"weight": (2, DIM), "bias": (2,)}, r"gives 2 numbers per image"),
     ({"weight": (1, DIM)}, r"layer 0 is not a weight of two dimensions with its bias"),
-    ({"visual.proj": (4, 4)}, r"'visual.proj' is in no head we know"),
+    ({"visual.proj": (4, 4)}, r"'visual.proj' is not a key of a known head"),
 ]
 
 
 @pytest.mark.parametrize(("shapes", "message"), FAULTS)
-def test_heads_that_do_not_fit_are_refused_with_what_does_not(
+def test_head_that_does_not_fit_is_refused_with_the_reason(
     shapes: dict[str, tuple[int, ...]], message: str, tmp_path: Path
 ) -> None:
     save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "head.safetensors")
@@ -200,10 +204,10 @@ def test_heads_that_do_not_fit_are_refused_with_what_does_not(
     assert "head.safetensors" in str(caught.value)
 
 
-def test_what_results_depend_on(folder: Path, tmp_path: Path) -> None:
+def test_digest_follows_weights_not_paths(folder: Path, tmp_path: Path) -> None:
     digest = Embedding(model=str(folder)).settings_digest()
     assert Embedding(model=str(save_model(tmp_path / "copy"))).settings_digest() == digest, (
-        "where the same weights lie does not matter"
+        "the path of the weights must not matter"
     )
     assert Embedding(model=str(save_model(tmp_path / "other", seed=1))).settings_digest() != digest
     assert (
@@ -221,7 +225,7 @@ def test_what_results_depend_on(folder: Path, tmp_path: Path) -> None:
     assert Aesthetics(model=str(folder), head=str(head)).settings_digest() != scored
 
 
-def test_faults_are_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_faulty_recipes_are_refused_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bare = ["train=null", "sample=[]"]
 
     def load(step: str) -> None:
@@ -243,18 +247,19 @@ def test_faults_are_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch
 def test_importing_scores_loads_no_network_library() -> None:
     modules = ["frames", *(f"score.{name}" for name in ("text_area", "people", "embedding", "aesthetics", "clip_text"))]
     imports = ", ".join(f"pipelines.steps.{module}" for module in modules)
-    code = f"import sys, {imports}; print(sorted({{'ray', 'torch', 'onnxruntime', 'rapidocr', 'nudenet', 'open_clip'}} & set(sys.modules)))"
+    libraries = ["ray", "torch", "onnxruntime", "rapidocr", "nudenet", "open_clip"]
+    code = f"import sys, {imports}; print(sorted(set({libraries}) & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
 
 
-def test_weights_that_cannot_be_loaded_end_the_run_with_their_name(folder: Path) -> None:
+def test_unreadable_weights_end_the_run_with_their_name(folder: Path) -> None:
     (folder / "open_clip_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(RunError, match=r"tiny cannot be loaded by open_clip"):
         embeddings(folder)
 
 
-def test_an_embedding_that_is_not_finite_fails_its_row() -> None:
+def test_zero_or_infinite_embedding_is_an_error() -> None:
     with pytest.raises(ValueError, match="zero or not finite"):
         _clip.unit_rows(np.array([[1.0, np.nan]]))
     with pytest.raises(ValueError, match="zero or not finite"):

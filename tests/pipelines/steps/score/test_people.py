@@ -1,4 +1,4 @@
-"""Faces and nudity, against NudeNet's own code on the same network."""
+"""Faces and nudity, against NudeNet's own code with the same network."""
 
 from __future__ import annotations
 
@@ -12,44 +12,45 @@ from hypothesis import strategies as st
 
 from cluster import weight_files
 from pipelines.steps.score._base import decode_jpeg
-from pipelines.steps.score._people import CLASSES, FACES, NSFW, OVERLAP, _overlap, apart, people_of
-from pipelines.steps.score.people import PACKAGED, People
+from pipelines.steps.score._people import CLASSES, FACES, MAX_OVERLAP, NSFW, _overlap, detections_of, suppress_overlaps
+from pipelines.steps.score.people import People
 from pipelines.video.decode import probe
-from pipelines.video.pictures import Manner, Taken, of_spans
+from pipelines.video.frame_images import FrameImages, FrameSampling, images_of_spans
 from tests.support.score_rows import run, table_of, texture
 
 
 def output_of(*detections: tuple[str, float, tuple[float, float, float, float]]) -> np.ndarray:
-    """What the network would give: for each detection its class, score and box (centre and size, in pixels of the input)."""
+    """Return an output of the network with these detections: class, score, and box (centre and size in pixels of the
+    input)."""
     output = np.full((4 + len(CLASSES), 2100), 0.001, np.float32)
-    for place, (name, score, box) in enumerate(detections):
-        output[:4, 10 * place] = box
-        output[4 + CLASSES.index(name), 10 * place] = score
+    for index, (name, score, box) in enumerate(detections):
+        output[:4, 10 * index] = box
+        output[4 + CLASSES.index(name), 10 * index] = score
     return output
 
 
-def test_shares_are_of_the_picture_and_not_of_the_square_it_is_put_in() -> None:
+def test_areas_are_shares_of_the_image_not_of_the_square() -> None:
     output = output_of(
         ("FACE_MALE", 0.9, (80, 40, 80, 80)),
         ("FACE_MALE", 0.8, (81, 40, 80, 80)),
         ("FACE_FEMALE", 0.7, (240, 60, 40, 40)),
     )
-    found = people_of(output, 180, 640, 0.4)
-    assert found.faces == pytest.approx((160 * 160 / (180 * 640), 80 * 80 / (180 * 640)))
+    found = detections_of(output, 180, 640, 0.4)
+    assert found.face_areas == pytest.approx((160 * 160 / (180 * 640), 80 * 80 / (180 * 640)))
     assert found.nsfw == pytest.approx(0.001)
-    assert people_of(output, 180, 640, 0.75).faces == pytest.approx(found.faces[:1])
+    assert detections_of(output, 180, 640, 0.75).face_areas == pytest.approx(found.face_areas[:1])
 
 
-def test_a_face_partly_outside_counts_with_what_is_inside() -> None:
-    found = people_of(output_of(("FACE_MALE", 0.9, (0, 0, 40, 40))), 320, 320, 0.4)
-    assert found.faces == pytest.approx((20 * 20 / 320**2,))
+def test_face_partly_outside_counts_with_its_inside() -> None:
+    found = detections_of(output_of(("FACE_MALE", 0.9, (0, 0, 40, 40))), 320, 320, 0.4)
+    assert found.face_areas == pytest.approx((20 * 20 / 320**2,))
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_which_classes_are_nudity(name: str) -> None:
-    found = people_of(output_of((name, 0.6, (100, 100, 50, 50))), 320, 320, 0.4)
+def test_classes_that_count_as_nudity_and_faces(name: str) -> None:
+    found = detections_of(output_of((name, 0.6, (100, 100, 50, 50))), 320, 320, 0.4)
     assert (found.nsfw == pytest.approx(0.6)) == (name in NSFW)
-    assert bool(found.faces) == (name in FACES)
+    assert bool(found.face_areas) == (name in FACES)
 
 
 BOX = st.tuples(*[st.floats(0, 100, width=32)] * 2, *[st.floats(1, 100, width=32)] * 2).map(
@@ -58,13 +59,13 @@ BOX = st.tuples(*[st.floats(0, 100, width=32)] * 2, *[st.floats(1, 100, width=32
 
 
 @given(st.lists(st.tuples(BOX, st.floats(0, 1, width=32)), max_size=12))
-def test_kept_boxes_lie_apart_and_every_other_one_on_a_surer_one(found: list[tuple[tuple[float, ...], float]]) -> None:
+def test_suppressed_boxes_overlap_a_kept_one(found: list[tuple[tuple[float, ...], float]]) -> None:
     corners = np.array([box for box, _ in found], np.float32).reshape(-1, 4)
     scores = np.array([score for _, score in found], np.float32)
-    kept = apart(corners, scores)
-    assert all(_overlap(corners[i], corners[j]) <= OVERLAP for i in kept for j in kept if i != j)
+    kept = suppress_overlaps(corners, scores)
+    assert all(_overlap(corners[i], corners[j]) <= MAX_OVERLAP for i in kept for j in kept if i != j)
     for i in set(range(len(found))) - set(kept):
-        assert any(scores[j] >= scores[i] and _overlap(corners[i], corners[j]) > OVERLAP for j in kept)
+        assert any(scores[j] >= scores[i] and _overlap(corners[i], corners[j]) > MAX_OVERLAP for j in kept)
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
@@ -74,9 +75,9 @@ def test_rows_do_not_depend_on_each_other() -> None:
     assert all(row["faces"] == 0 and row["face_area"] == 0 and row["nsfw"] < 0.3 for row in together)
 
 
-def test_the_classes_are_those_the_file_names() -> None:
+def test_classes_equal_those_in_the_weights_metadata() -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    path = weight_files.packaged(*PACKAGED)
+    path = weight_files.package_file(*People.packaged_file)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     import ast
 
@@ -84,7 +85,7 @@ def test_the_classes_are_those_the_file_names() -> None:
 
 
 @pytest.mark.slow
-def test_real_faces_against_nudenet_itself(real_videos: Path) -> None:
+def test_real_faces_against_nudenet(real_videos: Path) -> None:
     nudenet = pytest.importorskip("nudenet")
     detector = nudenet.NudeDetector()
     clips = []
@@ -95,25 +96,25 @@ def test_real_faces_against_nudenet_itself(real_videos: Path) -> None:
         "motorcycle_2160p.mp4",
     ):
         info = probe(str(real_videos / name))
-        (taken,) = of_spans(
-            str(real_videos / name), [(info.start_pts, info.start_pts + round(Fraction(3) / info.time_base))], Manner()
+        (taken,) = images_of_spans(
+            str(real_videos / name),
+            [(info.start_pts, info.start_pts + round(Fraction(3) / info.time_base))],
+            FrameSampling(),
         )
-        assert isinstance(taken, Taken), taken
-        clips.append(list(taken.pictures))
+        assert isinstance(taken, FrameImages), taken
+        clips.append(list(taken.images))
     rows = run(People(), table_of(clips))
     assert [row["faces"] for row in rows] == [1, 1, 1, 0]
     for row, clip in zip(rows, clips, strict=True):
         shares, counts, nsfw = [], [], [0.0]
         for data in clip:
-            picture = decode_jpeg(data)
-            found = detector.detect(picture[..., ::-1].copy())
+            image = decode_jpeg(data)
+            found = detector.detect(image[..., ::-1].copy())
             faces = [item for item in found if item["class"] in FACES and item["score"] >= 0.4]
-            shares.append(
-                sum(item["box"][2] * item["box"][3] for item in faces) / (picture.shape[0] * picture.shape[1])
-            )
+            shares.append(sum(item["box"][2] * item["box"][3] for item in faces) / (image.shape[0] * image.shape[1]))
             counts.append(len(faces))
             nsfw += [item["score"] for item in found if item["class"] in NSFW]
         assert row["faces"] == max(counts)
-        # NudeNet keeps the whole width of a face that is partly outside on the left, and cuts to whole pixels.
+        # NudeNet keeps the full width of a face that is partly outside on the left, and rounds down to whole pixels.
         assert row["face_area"] == pytest.approx(np.mean(shares), abs=0.01)
         assert row["nsfw"] >= max(nsfw) - 0.01

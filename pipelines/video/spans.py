@@ -1,0 +1,126 @@
+"""Read sampled spans of videos: frames at a constant rate, at one size, cropped.
+
+Shape legend: T frames, H height, W width, 3 colours (red, green, blue).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from cluster.arrays import Pixels
+from pipelines.video.decode import DecodedFrame, DecodeError, Video, file_name, open_video
+from pipelines.video.scale import Box, centre_crop, crop_scaled, scaled_size
+from pipelines.video.still_images import IMAGE_SUFFIXES, read_image, resize_image
+
+
+@dataclass(frozen=True)
+class FrameGrid:
+    """The frames to sample from a span: how many per second, how many in all, and their size in pixels."""
+
+    fps: float
+    frames: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class SampledSpan:
+    """Sampled frames: `frames` is uint8 `[T, H, W, 3]` RGB, `pts` has the PTS of the source frame behind each of them.
+
+    `crop` is the box kept: (x0, y0, x1, y1) in pixels of the frame as displayed, with exclusive ends.
+    """
+
+    frames: Pixels
+    pts: tuple[int, ...]
+    crop: Box
+
+
+def read_span(uri: str, start_pts: int, end_pts: int, grid: FrameGrid, crop: Box | None = None) -> SampledSpan:
+    """Decode the frames of a span, sampled at `grid.fps` from `start_pts`, as RGB.
+
+    Frame k is the one shown at start + k / fps: the last frame whose PTS is not later. That time is rounded to the time base, as
+    the container rounded its PTS; before the first frame of the file it shows the first. `end_pts` is exclusive: no frame at or
+    after it is used. Each frame is scaled (antialiased) to cover the size and cropped around its centre, or to `crop`, which is
+    (x0, y0, x1, y1) in pixels as displayed.
+
+    A still image (recognised by its suffix) is a span of one frame, whatever the PTS. Raises `DecodeError` for a file that cannot
+    be decoded or has no frame in the span, and `ValueError` for a span too short for the grid.
+    """
+    if grid.frames < 1 or grid.width < 1 or grid.height < 1 or not grid.fps > 0:
+        raise ValueError(
+            f"{grid.frames} frames of {grid.width}x{grid.height} at {grid.fps:g} fps: all of them must be positive"
+        )
+    if is_image(uri):
+        if grid.frames != 1:
+            raise ValueError(f"{grid.frames} frames of {file_name(uri)}: an image has 1")
+        image = read_image(uri)
+        box = crop or centre_crop(image.width, image.height, grid.width, grid.height)
+        return SampledSpan(resize_image(image, box, grid.width, grid.height)[None], (0,), box)
+    with open_video(uri) as video:
+        if start_pts <= video.info.start_pts or video.seek(start_pts):
+            return _sample(video, start_pts, end_pts, grid, crop)
+    # The container cannot seek: decode from the start.
+    with open_video(uri) as video:
+        return _sample(video, start_pts, end_pts, grid, crop)
+
+
+def target_pts(start_pts: int, end_pts: int, fps: float, frames: int, time_base: Fraction) -> list[int]:
+    """Return the PTS at which a span is sampled; the last one is kept inside the span.
+
+    Raises `ValueError` if the span ends before the last of them, which may be `end_pts` but not after it.
+    """
+    step = 1 / (Fraction(fps).limit_denominator(1001) * time_base)
+    # Half up, so that 66.67 ms finds the frame that a time base of 1 ms stores at 67.
+    targets = [start_pts + int(k * step + Fraction(1, 2)) for k in range(frames)]
+    if end_pts <= start_pts or targets[-1] > end_pts:
+        span_s = float((end_pts - start_pts) * time_base)
+        raise ValueError(
+            f"{frames} frames at {fps:g} fps need {(frames - 1) / fps:g} s, but the span has {span_s:g} s; "
+            "ask for fewer frames"
+        )
+    return [min(target, end_pts - 1) for target in targets]
+
+
+def is_image(uri: str) -> bool:
+    """Return whether a URI has the suffix of a still image."""
+    return PurePosixPath(uri).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _sample(video: Video, start_pts: int, end_pts: int, grid: FrameGrid, crop: Box | None) -> SampledSpan:
+    info = video.info
+    targets = target_pts(start_pts, end_pts, grid.fps, grid.frames, info.time_base)
+    box = crop or centre_crop(info.width, info.height, grid.width, grid.height)
+    size = scaled_size(info.width, info.height, box, grid.width, grid.height)
+    output: Pixels = np.empty((grid.frames, grid.height, grid.width, 3), np.uint8)
+    used: list[int] = []
+
+    def fill(shown: DecodedFrame, until_pts: int) -> None:
+        """Copy a frame to every target before `until_pts`, when the next frame is shown."""
+        first = len(used)
+        while len(used) < grid.frames and targets[len(used)] < until_pts:
+            used.append(shown.pts)
+        if len(used) > first:
+            output[first : len(used)] = crop_scaled(
+                video.to_array(shown.frame, *size), box, info.width, info.height, grid.width, grid.height
+            )
+
+    shown: DecodedFrame | None = None
+    for decoded in video.decoded_frames():
+        if shown is not None:
+            fill(shown, decoded.pts)
+        if len(used) == grid.frames or decoded.pts >= end_pts:
+            break
+        shown = decoded
+    if shown is None:
+        raise DecodeError(f"{file_name(video.uri)}: no frame before PTS {end_pts}")
+    fill(shown, end_pts)
+    if shown.duration and shown.pts + shown.duration <= start_pts and decoded is shown:
+        raise DecodeError(
+            f"{file_name(video.uri)}: the frames end at PTS {shown.pts + shown.duration}, "
+            f"before the span from {start_pts}"
+        )
+    return SampledSpan(output, tuple(used), box)

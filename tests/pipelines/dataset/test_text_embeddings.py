@@ -1,0 +1,227 @@
+"""Embedding captions: each distinct one once, what is done stays done, and the same from Ray as from this process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.random_t5 import save_t5
+from captioning.encoder import NULL_CAPTION, TextEncoderSettings, text_key
+from captioning.encoders.hashing import Hashing
+from captioning.encoders.t5 import T5
+from cluster.resources import Resources
+from pipelines import inline
+from pipelines.engine.executor import Executor
+from pipelines.dataset import text_embeddings
+from pipelines.dataset.text_embeddings import Embedding, embed_captions, tasks_of
+from pipelines.engine.step import RunError, TableFunction
+from tests.support.killing import Killed, Killer
+from training.data.text_tables import TextTableReader, read_text_tables
+
+
+class Recording:
+    """An engine that does as `inline`, and remembers which captions it was given and for which workers."""
+
+    def __init__(self) -> None:
+        self.captions: list[str] = []
+        self.resources: set[Resources] = set()
+
+    def map_tables(
+        self, load: Callable[[], TableFunction], wanted: list[pa.Table], resources: Resources
+    ) -> Iterator[pa.Table]:
+        self.resources.add(resources)
+        for table in wanted:
+            self.captions += table["caption"].to_pylist()
+        return inline.map_tables(load, wanted, resources)
+
+
+class Heavy(Hashing):
+    """Hashing that is to be done where the engine works."""
+
+    lightweight = False  # type: ignore[misc]
+
+
+def embed(folder: Path, encoder: TextEncoderSettings, captions: list[str], executor: Any = inline) -> dict[str, int]:
+    return embed_captions(str(folder), encoder, captions, executor)
+
+
+CAPTIONS = [f"a boat {'very ' * (i % 7)}far number {i}" for i in range(50)]
+
+
+def test_each_distinct_caption_is_embedded_once_however_often_it_is_asked_for(tmp_path: Path) -> None:
+    encoder, executor = Heavy(), Recording()
+    lengths = embed(tmp_path, encoder, CAPTIONS * 2, executor)
+    assert sorted(executor.captions) == sorted([NULL_CAPTION, *CAPTIONS])
+    assert lengths == {
+        text_key(caption, encoder.identity()): max(1, len(caption.split())) for caption in [NULL_CAPTION, *CAPTIONS]
+    }
+    assert embed(tmp_path, encoder, [*CAPTIONS[:20], "something new"], executor).keys() == {
+        text_key(caption, encoder.identity()) for caption in [NULL_CAPTION, *CAPTIONS[:20], "something new"]
+    }
+    assert executor.captions[51:] == ["something new"]
+    assert executor.resources == {Resources(pooled=True)}
+    reader = TextTableReader(str(tmp_path))
+    for caption in CAPTIONS:
+        expected = torch.from_numpy(encoder.open().encode([caption])[0].tokens).to(torch.bfloat16)
+        assert torch.equal(reader.get(text_key(caption, encoder.identity())), expected)
+
+
+def test_a_few_captions_of_a_light_encoder_do_not_wait_for_an_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = Recording()
+    embed(tmp_path, Hashing(), CAPTIONS, executor)
+    assert executor.captions == []
+    monkeypatch.setattr(text_embeddings, "MAX_LOCAL_CAPTIONS", 10)
+    embed(tmp_path, Hashing(), [*CAPTIONS, *(f"more {i}" for i in range(10))], executor)
+    assert len(executor.captions) == 10
+
+
+@settings(max_examples=60)
+@given(
+    captions=st.lists(st.text(max_size=40), max_size=60, unique=True),
+    most=st.integers(1, 20),
+    n_bytes=st.integers(1, 300),
+)
+def test_orders_hold_every_caption_once_the_longest_first(captions: list[str], most: int, n_bytes: int) -> None:
+    by_key = {text_key(caption, "me"): caption for caption in captions}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_embeddings, "CAPTIONS_PER_PART", most)
+        patch.setattr(text_embeddings, "BYTES_PER_PART", n_bytes)
+        tasks = [
+            list(zip(task["key"].to_pylist(), task["caption"].to_pylist(), strict=True)) for task in tasks_of(by_key)
+        ]
+        assert tasks == [
+            list(zip(task["key"].to_pylist(), task["caption"].to_pylist(), strict=True))
+            for task in tasks_of(dict(sorted(by_key.items(), reverse=True)))
+        ]
+    flat = [row for task in tasks for row in task]
+    assert dict(flat) == by_key
+    assert len(flat) == len(by_key)
+    lengths = [len(caption.encode()) for _, caption in flat]
+    assert lengths == sorted(lengths, reverse=True)
+    for task in tasks:
+        assert 1 <= len(task) <= most
+        assert len(task) == 1 or sum(len(caption.encode()) for _, caption in task) <= n_bytes
+
+
+def test_a_run_that_is_killed_keeps_the_parts_that_were_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_embeddings, "CAPTIONS_PER_PART", 10)
+    encoder = Heavy()
+    whole = embed(tmp_path / "whole", encoder, CAPTIONS)
+    for at in range(12):
+        folder, first, second = tmp_path / str(at), Recording(), Recording()
+        with pytest.MonkeyPatch.context() as patch:
+            killer = Killer(patch, at)
+            with pytest.raises(Killed):
+                embed(folder, encoder, CAPTIONS, first)
+        assert killer.moments == at + 1
+        done = set(read_text_tables(str(folder))["key"].to_pylist())
+        # Moments 2k are before part k is there, 2k + 1 right after.
+        assert len(done) == min(51, 10 * ((at + 1) // 2))
+        assert embed(folder, encoder, CAPTIONS, second) == whole
+        assert {text_key(caption, encoder.identity()) for caption in second.captions} == set(whole) - done
+
+
+def test_what_was_done_is_told_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        embed(tmp_path / "a", Hashing(), CAPTIONS)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    line = "51 distinct captions, 51 of them embedded now; 0 cut off at the most tokens the encoder takes (0.0%); padding 0.0% of computed tokens"
+    assert caplog.messages == [f"text embeddings: {line}"]
+    caplog.clear()
+    captions = [f"{i}" for i in range(36)] + ["one two three", "one two three four"]
+    embed(tmp_path / "b", Hashing(max_tokens=2), captions)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert (
+        "39 distinct captions, 39 of them embedded now; 2 cut off at the most tokens the encoder takes (5.1%)"
+        in caplog.text
+    )
+    caplog.clear()
+    embed(tmp_path / "b", Hashing(max_tokens=2), [*captions, "new"])
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert (
+        "40 distinct captions, 1 of them embedded now; 2 cut off at the most tokens the encoder takes (5.0%)"
+        in caplog.text
+    )
+
+
+def test_padding_is_told_and_small(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_embeddings, "CAPTIONS_PER_PART", 40)
+    encoder = T5(model=str(save_t5(tmp_path / "model")), dtype="float32")
+    with caplog.at_level(logging.INFO):
+        embed(tmp_path / "texts", encoder, [" ".join(["ba"] * (1 + i % 60)) + f" {i}" for i in range(200)])
+    share = float(caplog.messages[-1].rpartition("padding ")[2].partition("%")[0])
+    assert 0 < share < 10
+
+
+def test_a_worker_with_other_weights_ends_the_run(tmp_path: Path) -> None:
+    work = Embedding(Hashing(dim=64), Hashing().identity(), str(tmp_path))
+    with pytest.raises(
+        RunError,
+        match=r"this worker has text encoder hashing-v1-64-256, and the run is for hashing-v1-128-256; give every node",
+    ):
+        work.open()
+
+
+def test_a_part_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    work = Embedding(Hashing(), Hashing().identity(), str(tmp_path / "file"))
+    (task,) = tasks_of({"k": "a boat"})
+    with pytest.raises(RunError, match=r"file/part-.*: cannot be written: "):
+        work.open()(task)
+
+
+def test_captions_an_engine_left_out_are_counted(tmp_path: Path) -> None:
+    idle: Any = SimpleNamespace(map_tables=lambda load, wanted, resources: iter(()))
+    with pytest.raises(RuntimeError, match="3 of 3 captions have no embedding; run again"):
+        embed(tmp_path, Heavy(), ["a", "b"], idle)
+
+
+def test_a_fault_of_a_stage_goes_past_later_ones_to_the_driver() -> None:
+    from pipelines import run
+
+    def refuse(table: pa.Table) -> pa.Table:
+        raise AssertionError("there are no rows")
+
+    later = run.PackedWorker(lambda: refuse)
+    fault = later(run.pack_fault(3, RunError("the disk is full")))
+    assert fault["number"].to_pylist() == [3]
+    with pytest.raises(RunError, match=r"^the disk is full$"):
+        run.unpack(fault)
+
+
+@pytest.mark.slow
+def test_ray_embeds_what_this_process_embeds(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines import run
+
+    ray: Executor = run
+    monkeypatch.setattr(text_embeddings, "CAPTIONS_PER_PART", 20)
+    model = save_t5(tmp_path / "model")
+    encoder = T5(model=str(model), dtype="float32")
+    assert embed(tmp_path / "ray", encoder, CAPTIONS, ray) == embed(tmp_path / "here", encoder, CAPTIONS)
+    one, other = TextTableReader(str(tmp_path / "ray")), TextTableReader(str(tmp_path / "here"))
+    for caption in [NULL_CAPTION, *CAPTIONS]:
+        key = text_key(caption, encoder.identity())
+        # To half a step of bfloat16: another number of threads may add in another order.
+        torch.testing.assert_close(one.get(key).float(), other.get(key).float(), rtol=2**-7, atol=1e-5)
+    (model / "model.safetensors").write_bytes(b"no tensors")
+    message = r"^model .*model cannot be loaded by transformers: .*; give a folder as save_pretrained writes it, or a repository and revision that exist$"
+    for where in (inline, ray):
+        with pytest.raises(RunError, match=message):
+            embed(tmp_path / "broken", T5(model=str(model), dtype="float32"), CAPTIONS, where)

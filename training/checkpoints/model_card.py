@@ -1,0 +1,57 @@
+"""The card of an exported model, `model.json`. This module imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from captioning.encoder import FOLDER as ENCODERS
+from captioning.encoder import TextEncoderSettings
+from cluster import config, storage
+from cluster.config import Settings
+from cluster.plugins import Chosen
+from training.autoencoder import FOLDER as AUTOENCODERS
+from training.autoencoder import AutoencoderSettings
+from training.model import FOLDER as MODELS
+from training.model import ModelSettings
+from training.objective import FOLDER as OBJECTIVES
+from training.objective import ObjectiveSettings
+
+WEIGHTS, CARD = "model.safetensors", "model.json"
+"""The two files of an export."""
+
+
+class ModelCard(Settings):
+    """The description of exported weights: everything that sampling needs to know of their training."""
+
+    version: int = Field(1, ge=1, le=1, description="Version of this file's format.")
+    model: Annotated[ModelSettings, Chosen(MODELS, ModelSettings)]
+    objective: Annotated[ObjectiveSettings, Chosen(OBJECTIVES, ObjectiveSettings)]
+    channels: int = Field(description="Channels of the latents.")
+    text_dim: int = Field(description="Width of text tokens.")
+    autoencoder: Annotated[AutoencoderSettings, Chosen(AUTOENCODERS, AutoencoderSettings)]
+    autoencoder_identity: str
+    text_encoder: Annotated[TextEncoderSettings, Chosen(ENCODERS, TextEncoderSettings)]
+    text_encoder_identity: str
+    fps: float = Field(description="Most common frames per second of training videos; the default for sampling.")
+    source_side: float = Field(
+        gt=0,
+        description="Median over sources of the side of the square with the source's area, in pixels; the default for sampling.",
+    )
+    buckets: tuple[str, ...] = Field(description="Shapes of the training samples, WIDTHxHEIGHTxFRAMES.")
+    step: int = Field(description="Optimizer steps taken.")
+    seed: int = Field(description="Seed of the run.")
+    data: str = Field(description="Fingerprint of the training data.")
+    weights: str = Field(description="Digest of model.safetensors.")
+    worldloom: str = Field(description="Version of worldloom that wrote this file.")
+
+
+def read_card(uri: str) -> ModelCard:
+    """Return the card of an export. Raises `ValueError` if there is none, or if it names a plug-in that does not exist
+    here.
+    """
+    card_uri = storage.join(uri, CARD)
+    if not storage.exists(card_uri):
+        raise ValueError(f"{uri}: there is no {CARD}; name the export folder of a finished training run")
+    return config.parse(ModelCard, config.parse_document(storage.read_bytes(card_uri).decode(), card_uri))

@@ -1,0 +1,77 @@
+"""Loading a checkpoint into an engine, whatever the number of ranks and the ZeRO stage that wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from cluster import storage
+from training.checkpoints.checkpoint import Checkpoint
+from training.checkpoints.files import ITEM_BYTES, SECTIONS, Index, Layout, Shards, file_header, training_shards
+from training.checkpoints.fragments import CopyRange, Fragment, plan_copies
+from training.ema import Ema
+from training.engine import Engine
+
+READ_BYTES = 64 << 20
+"""Most bytes per read, so that loading needs little memory besides the loaded tensors."""
+READERS = 8
+"""Files that are read at the same time."""
+
+
+def load_checkpoint(checkpoint: Checkpoint, engine: Engine, ema: Ema) -> dict[str, Any]:
+    """Restore the engine and the averages from a checkpoint; all ranks call it.
+
+    Returns the state that the checkpoint was written with. Raises `ValueError` if the checkpoint has another model or
+    format.
+    """
+    index = Index.read(checkpoint.uri)
+    n_written = sum(layout.elements for layout in index.layouts)
+    (n_expected,) = engine.all_sum([Layout.of(engine).elements])
+    if n_written != n_expected:
+        raise ValueError(
+            f"{checkpoint.uri} is of another model: it holds {n_written} weights, and this one has {n_expected:.0f}"
+        )
+    _read_fragments(checkpoint.uri, index, engine.fragments(), training_shards(engine, ema))
+    engine.updates = index.updates
+    engine.refresh_model_weights()
+    engine.barrier()
+    return index.state
+
+
+def _read_fragments(folder_uri: str, index: Index, fragments: Sequence[Fragment], shards: Shards) -> None:
+    """Read the elements of `fragments` into `shards`. Raises `ValueError` if the checkpoint lacks some."""
+    try:
+        copies = plan_copies(fragments, [layout.fragments for layout in index.layouts])
+    except ValueError as error:
+        raise ValueError(f"{folder_uri} is of another model: {error}") from error
+    in_file_order = sorted(copies, key=lambda copy: (copy.source, copy.position))
+    by_file = [(source, list(group)) for source, group in groupby(in_file_order, lambda copy: copy.source)]
+
+    def read_file(file: tuple[int, list[CopyRange]]) -> None:
+        layout = index.layouts[file[0]]
+        data_start = len(file_header(layout.elements))
+        with storage.open_input(storage.join(folder_uri, layout.file)) as handle:
+            for number, name in enumerate(SECTIONS):
+                for copy in file[1]:
+                    handle.seek(data_start + (number * layout.elements + copy.position) * ITEM_BYTES)
+                    _read_into(handle, shards[name][copy.shard].view(-1)[copy.offset : copy.offset + copy.length])
+
+    with torch.no_grad(), ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(read_file, by_file))
+
+
+def _read_into(handle: BinaryIO, target: Tensor) -> None:
+    """Fill a flat fp32 tensor from a file. Raises `ValueError` if the file ends early."""
+    for part in torch.split(target, READ_BYTES // ITEM_BYTES):
+        data = handle.read(part.numel() * ITEM_BYTES)
+        if len(data) < part.numel() * ITEM_BYTES:
+            missing = part.numel() * ITEM_BYTES - len(data)
+            raise ValueError(
+                f"a file of the checkpoint ends {missing} bytes early; remove its folder to resume from the one before"
+            )
+        part.copy_(torch.frombuffer(bytearray(data), dtype=torch.float32))

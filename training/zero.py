@@ -1,0 +1,77 @@
+"""Helpers of the DeepSpeed engine for ZeRO: sharded initial weights, joined outputs, and its configuration.
+
+This module does not import DeepSpeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.network import VideoModel
+from training.settings import TrainSettings
+
+
+def initialise_sharded(
+    deepspeed: Any, model: VideoModel, config: Mapping[str, Any], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Give a model without memory its initial weights, sharded over the ranks as ZeRO-3 needs them; one weight at a
+    time is whole.
+
+    Building the model inside `deepspeed.zero.Init` would shard each layer as it is made, before its weights have
+    values.
+    """
+    initialise_weight = model.weight_initialiser()
+    deepspeed.init_distributed(dist_init_required=False)
+    for name, parameter in list(model.named_parameters()):
+        module_name, _, weight_name = name.rpartition(".")
+        weight = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
+        initialise_weight(weight, name)
+        model.get_submodule(module_name).register_parameter(weight_name, weight)
+        deepspeed.zero.Init(module=nn.ParameterList([weight]), config_dict_or_path=config)
+
+
+class JoinedOutput:
+    """A wrapper that makes a model return its list of output tensors as one tensor, and splits that again.
+
+    ZeRO-3 hooks into the backward pass at every tensor that a layer returns. All ranks must have the same number of
+    hooks, but they may have different numbers of samples.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._forward, self._shapes = model.forward, list[torch.Size]()
+        model.forward = self._joined_forward
+
+    def _joined_forward(self, *inputs: Any) -> Tensor:
+        parts = self._forward(*inputs)
+        if isinstance(parts, Tensor):
+            self._shapes = []
+            return parts
+        self._shapes = [part.shape for part in parts]
+        return torch.cat([part.flatten() for part in parts])
+
+    def split(self, output: Tensor) -> Any:
+        """Return what the model's own `forward` returned for this joined output."""
+        if not self._shapes:
+            return output
+        parts = torch.split(output, [shape.numel() for shape in self._shapes])
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+
+def zero_options(settings: TrainSettings, n_weights: int) -> dict[str, Any]:
+    """Return DeepSpeed's section `zero_optimization`; its sizes count elements, not bytes."""
+    # DeepSpeed allocates a whole bucket in each step, 2 GB by default, even for a model with fewer weights.
+    bucket = min(settings.communication_bucket, n_weights)
+    options: dict[str, Any] = {
+        "stage": settings.zero_stage,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
+    if settings.zero_stage == 3:
+        options["stage3_prefetch_bucket_size"] = settings.communication_bucket // 10
+    if settings.cpu_offload:
+        options["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return options
