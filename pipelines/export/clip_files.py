@@ -30,7 +30,7 @@ COPIED_IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 class CutSettings(Settings):
     """How clips are cut."""
 
-    copies: bool = Field(
+    stream_copy: bool = Field(
         True, description="Copy the stream where that gives exactly the clip's frames; false encodes every clip."
     )
     crf: int = Field(18, ge=0, le=51, description="Quality of encoded clips (x264's rate factor): 0 best, 51 worst.")
@@ -64,7 +64,7 @@ def cut_video(uri: str, start_pts: int, end_pts: int, path: Path, settings: CutS
     """Write a clip of a video to an MP4 file at a local path. Raises `DecodeError`, also where the result is not the span."""
     with open_video(uri) as video:
         info = video.info
-        run = find_run(video, start_pts, end_pts) if settings.copies else "copying is switched off"
+        run = find_run(video, start_pts, end_pts) if settings.stream_copy else "copying is switched off"
         if not isinstance(run, str):
             pts = sorted(packet.pts for packet in run if packet.pts is not None)
             write_run(run, path, info.time_base, end_pts)

@@ -142,7 +142,7 @@ def test_a_group_whose_first_pictures_look_back_is_encoded(tmp_path: Path) -> No
 
 def test_copying_can_be_switched_off(tmp_path: Path, grouped: Path, grouped_moments: list[int]) -> None:
     cut = cut_video(
-        str(grouped), *span(grouped_moments, 0, 35), tmp_path / "clip.mp4", FAST.model_copy(update={"copies": False})
+        str(grouped), *span(grouped_moments, 0, 35), tmp_path / "clip.mp4", FAST.model_copy(update={"stream_copy": False})
     )
     assert (cut.mode, cut.n_frames) == ("encoded", 35)
 
@@ -191,8 +191,8 @@ def test_moments_of_a_variable_frame_rate_are_kept(tmp_path: Path) -> None:
             assert cut.fps == pytest.approx((end - first - 1) / seconds)
 
 
-@pytest.mark.parametrize("copies", [True, False])
-def test_rotation_aspect_and_colour_go_with_the_clip(tmp_path: Path, copies: bool) -> None:
+@pytest.mark.parametrize("stream_copy", [True, False])
+def test_rotation_aspect_and_colour_go_with_the_clip(tmp_path: Path, stream_copy: bool) -> None:
     source = videos.encode(
         tmp_path / "turned.mov",
         videos.numbered(8),
@@ -202,9 +202,9 @@ def test_rotation_aspect_and_colour_go_with_the_clip(tmp_path: Path, copies: boo
         colorspace=1,
         options={"bf": "0"},
     )
-    cut = cut_video(str(source), 0, 1 << 40, tmp_path / "clip.mp4", FAST.model_copy(update={"copies": copies}))
+    cut = cut_video(str(source), 0, 1 << 40, tmp_path / "clip.mp4", FAST.model_copy(update={"stream_copy": stream_copy}))
     check(source, 0, 1 << 40, cut, tmp_path / "clip.mp4")
-    assert cut.mode == ("copied" if copies else "encoded")
+    assert cut.mode == ("copied" if stream_copy else "encoded")
     tags = []
     for path in (source, tmp_path / "clip.mp4"):
         with open_video(str(path)) as video:
@@ -254,9 +254,9 @@ def test_a_span_without_frames_fails(tmp_path: Path, grouped: Path, grouped_mome
         cut_video(str(grouped), grouped_moments[3] + 1, grouped_moments[4], tmp_path / "clip.mp4", FAST)
 
 
-@pytest.mark.parametrize("copies", [True, False])
+@pytest.mark.parametrize("stream_copy", [True, False])
 def test_damage_fails_the_clip_and_is_not_copied(
-    tmp_path: Path, grouped: Path, grouped_moments: list[int], copies: bool
+    tmp_path: Path, grouped: Path, grouped_moments: list[int], stream_copy: bool
 ) -> None:
     data = bytearray(grouped.read_bytes())
     with av.open(str(grouped)) as container:
@@ -270,7 +270,7 @@ def test_damage_fails_the_clip_and_is_not_copied(
             grouped_moments[0],
             grouped_moments[-1] + 1,
             tmp_path / "clip.mp4",
-            FAST.model_copy(update={"copies": copies}),
+            FAST.model_copy(update={"stream_copy": stream_copy}),
         )
 
 

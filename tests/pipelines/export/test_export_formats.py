@@ -25,7 +25,7 @@ from pipelines.recipe import Recipe, load_recipe
 from pipelines.video.decode import open_video
 from tests.support import videos
 
-CUT = {"copies": True, "crf": 18, "preset": "ultrafast", "verify": True}
+CUT = {"stream_copy": True, "crf": 18, "preset": "ultrafast", "verify": True}
 
 
 def write_recipe(folder: Path, videos_glob: str, images_glob: str | None = None, **more: Any) -> Path:
