@@ -36,7 +36,7 @@ class ObjectiveSettings(Plugin):
         """Return the latents noised to noise level `time`."""
 
     @abc.abstractmethod
-    def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    def training_target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """Return the prediction that the model should make for `corrupt(clean, noise, time)`."""
 
     @abc.abstractmethod

@@ -12,9 +12,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import storage
-from training import host_memory
 from training.checkpoints.run_folder import run_folder
-from training.device import default_device
+from training.device import default_device, memory_environment
 from training.engine import NonFiniteGradientError
 from training.loop import train_loop
 from training.result import TrainResult, result
@@ -95,7 +94,7 @@ def run_on_workers(
             name="train",
             storage_path=ray_uri,
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            worker_runtime_env=None if use_gpu else {"env_vars": host_memory.environment()},
+            worker_runtime_env=None if use_gpu else {"env_vars": memory_environment()},
         ),
     )
     failure_uri = storage.join(run_uri, FAILURE)

@@ -166,7 +166,7 @@ def make_noisy_batch(
             assert last_frame_C1HW is not None
             clean_CTHW = torch.cat((clean_CTHW, last_frame_C1HW.to(device, non_blocking=True)), dim=1)
         noisy.append(config.objective.corrupt(clean_CTHW, noise_CTHW, time_T[:, None, None]))
-        targets.append(config.objective.target(clean_CTHW, noise_CTHW, time_T[:, None, None]))
+        targets.append(config.objective.training_target(clean_CTHW, noise_CTHW, time_T[:, None, None]))
         times.append(time)
         text_NE = config.null_text if choices.drop_caption else batch.texts[index]
         conditions.append(

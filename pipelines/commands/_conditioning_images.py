@@ -18,7 +18,7 @@ from training.sampling.settings import SampleSettings
 def check_images(samples: Iterable[SampleSettings]) -> None:
     """Read every conditioning image of these samples once. Raises `ConfigError` as `read_conditioning_image` does."""
     for sample in samples:
-        for uri in sample.given().values():
+        for uri in sample.images().values():
             _open(uri)
 
 

@@ -23,7 +23,8 @@ from cluster import storage
 from cluster.arrays import Pixels
 from cluster.config import ConfigError
 from cluster.telemetry import progress
-from pipelines.video.decode import MediaInfo, Video, open_video, probe
+from pipelines.video.decode import Video, open_video, probe
+from pipelines.video.media_info import MediaInfo
 from pipelines.video.part import VideoPart
 from pipelines.video.scale import centre_crop, crop_scaled, scaled_size
 from pipelines.video.spans import is_image
@@ -31,8 +32,8 @@ from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders._linear_blocks import LinearAutoencoder
 from training.autoencoders.causal import CausalAutoencoder
 from training.pixels import SSIM_WINDOW, from_uint8, mean_squared_error, psnr_from_mse, ssim
+from training.sampling.exported_model import to_pixels
 from training.sampling.media import write_mp4
-from training.sampling.tasks import pixels
 
 GREY, GAIN = 128, 4
 """The difference is `GREY + GAIN * (reconstruction - source)` in 8-bit values: errors of 32 and more saturate."""
@@ -261,7 +262,7 @@ class _Scores:
         self._squared += float(mean_squared_error(made_BC1HW, source_BC1HW))
         self._similar += float(ssim(made_BC1HW, source_BC1HW))
         self.frames += 1
-        return pixels(made_BC1HW)[0, 0].numpy()
+        return to_pixels(made_BC1HW)[0, 0].numpy()
 
     @property
     def psnr_db(self) -> float:

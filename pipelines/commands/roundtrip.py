@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.config import ConfigError, Document, Settings, parse, parse_document, parse_options
-from cluster.plugins import Chosen
+from cluster.plugins import PluginField
 from pipelines.commands._console import console
 from pipelines.commands._options import read_recipe, with_options
 from pipelines.steps.encode import Encode
@@ -18,7 +18,7 @@ from training.autoencoders.linear import Linear
 
 
 class _Choice(Settings):
-    autoencoder: Annotated[AutoencoderSettings, Chosen(FOLDER, AutoencoderSettings)] = Linear()
+    autoencoder: Annotated[AutoencoderSettings, PluginField(FOLDER, AutoencoderSettings)] = Linear()
 
 
 def choose_autoencoder(recipe: Path | None, text: str | None) -> AutoencoderSettings:

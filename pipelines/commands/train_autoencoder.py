@@ -16,7 +16,7 @@ from pipelines.commands._options import Assignments, InProcess
 from pipelines.dataset.autoencoder_clips import ClipSettings
 from pipelines.engine.sources import SourceSettings
 from pipelines.recipe import SplitSettings
-from training.autoencoder_training.settings import AutoencoderTraining
+from training.autoencoder_training.settings import AutoencoderTrainSettings
 
 
 class AutoencoderRecipe(Settings):
@@ -31,7 +31,7 @@ class AutoencoderRecipe(Settings):
     sources: tuple[SourceSettings, ...] = Field(min_length=1)
     splits: SplitSettings = SplitSettings()
     clips: ClipSettings = ClipSettings()
-    train: AutoencoderTraining = AutoencoderTraining()
+    train: AutoencoderTrainSettings = AutoencoderTrainSettings()
 
 
 def load_autoencoder_recipe(path: Path, assignments: Sequence[str] = ()) -> AutoencoderRecipe:
@@ -66,7 +66,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, in_process: bool = False) -> st
     return done.weights_uri
 
 
-def check_crops_fit(data: Path, settings: AutoencoderTraining) -> None:
+def check_crops_fit(data: Path, settings: AutoencoderTrainSettings) -> None:
     """Raise `ConfigError` if no clip of a folder is long and large enough for a kind of crop."""
     from training.autoencoder_training.crops import Clips
 
@@ -80,17 +80,17 @@ def check_crops_fit(data: Path, settings: AutoencoderTraining) -> None:
 
 def _train(recipe: AutoencoderRecipe, arguments: dict[str, Any], in_process: bool) -> None:
     from training.autoencoder_training import loop
-    from training.device import own_device
+    from training.device import default_device
 
     if in_process:
-        loop.train_autoencoder(device=own_device(), **arguments)
+        loop.train_autoencoder(device=default_device(), **arguments)
         return
     from cluster.session import ray_connection  # imports Ray, which takes a third of a second
-    from training.run import on_workers
+    from training.run import run_on_workers
 
-    settings: AutoencoderTraining = arguments["settings"]
+    settings: AutoencoderTrainSettings = arguments["settings"]
     with ray_connection(recipe.ray):
-        on_workers(loop.train_autoencoder, arguments, settings.optimisation(), arguments["run_uri"])
+        run_on_workers(loop.train_autoencoder, arguments, settings.optimisation(), arguments["run_uri"])
 
 
 def command(

@@ -255,7 +255,7 @@ def test_asked_to_stop_it_writes_a_checkpoint_first(number: signal.Signals, mani
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "run again to go on from there" in errors
+    assert "the same command resumes" in errors
     newest = newest_checkpoint(folder)
     assert newest is not None
     assert newest.step == read_metrics(folder)[-1]["step"]
@@ -266,11 +266,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sample(
 ) -> None:
     poisoned: list[str] = []
 
-    def poison(settings: Any, task: Any, engine: Any, step: int, batches: Any, *rest: Any) -> bool:
+    def poison(run: Any, step: int, batches: Any, *rest: Any) -> Record:
         if step == 5:
             batches[0].latents[0][0, 0, 0, 0] = float("nan")
             poisoned.append(batches[0].uids[0])
-        return take_step(settings, task, engine, step, batches, *rest)
+        return take_step(run, step, batches, *rest)
 
     monkeypatch.setattr("training.loop.take_step", poison)
     with pytest.raises(NonFiniteLossError, match="step 6: the loss is nan, from samples") as caught:

@@ -53,7 +53,7 @@ class FlowMatching(ObjectiveSettings):
     def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         return (1 - time) * clean + time * noise
 
-    def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    def training_target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         return {"v": noise - clean, "x": clean, "eps": noise}[self.target]
 
     def velocity(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:

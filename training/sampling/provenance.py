@@ -1,53 +1,48 @@
-"""How a generated file came to be, written beside it as JSON."""
+"""Provenance: the record beside each generated file of how it was made, as JSON."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cluster import storage
+from cluster.arrays import Pixels
 from training.checkpoints.model_card import ModelCard
-from training.sampling.settings import SampleSettings
+from training.sampling.settings import SampleSettings, VideoShape
 
 
 def version() -> str:
-    """Version of worldloom, as installed."""
+    """Return the installed version of worldloom."""
     return importlib.metadata.version("worldloom")
 
 
-def provenance(
-    settings: SampleSettings,
-    prompt: str,
-    upsampler: str | None,
-    pictures: Mapping[str, NDArray[np.uint8]],
-    card: ModelCard,
-    export_uri: str,
-    frames: int,
-    width: int,
-    height: int,
-    fps: float,
-) -> dict[str, Any]:
-    """All that is needed to generate the file again: request, what it was rounded to, and the identity of every part.
+@dataclass(frozen=True)
+class SampleRequest:
+    """A sample as it was requested, and the prompt and images that the model is conditioned on."""
 
-    `prompt` is what the model is given, and `upsampler` who made it of the one in `settings`, None where they are the same.
-    `pictures` are those it is given, `[H, W, 3]` by place.
-    """
+    settings: SampleSettings
+    prompt: str
+    """The prompt that the model sees."""
+    upsampler: str | None
+    """Identity of the upsampler that made `prompt` from that of the settings; None if they are the same."""
+    images: Mapping[str, Pixels]
+    """RGB images `[H, W, 3]` by the end of the video, `first` or `last`."""
+
+
+def provenance(request: SampleRequest, shape: VideoShape, card: ModelCard, export_uri: str) -> dict[str, Any]:
+    """Return all that is needed to generate a file again: the request, its shape, and the identity of every part."""
+    settings = request.settings
     return {
-        "prompt": prompt,
+        "prompt": request.prompt,
         "prompt_asked_for": settings.prompt,
-        "upsampler": upsampler,
-        "pictures": {place: storage.digest(picture_HWC.tobytes()) for place, picture_HWC in pictures.items()},
+        "upsampler": request.upsampler,
+        "images": {end: storage.digest(image_HWC.tobytes()) for end, image_HWC in request.images.items()},
         "seed": settings.seed,
         "settings": settings.model_dump(mode="json"),
-        "frames": frames,
-        "width": width,
-        "height": height,
-        "fps": fps,
+        **shape._asdict(),
         "model": {
             "export": storage.absolute(export_uri),
             "weights": card.weights,
@@ -62,7 +57,7 @@ def provenance(
 
 
 def provenance_uri(uri: str) -> str:
-    """Where the record of a generated file stands."""
+    """Return the URI of the record of a generated file."""
     return uri.rpartition(".")[0] + ".json"
 
 
@@ -72,7 +67,7 @@ def write_provenance(uri: str, record: dict[str, Any]) -> None:
 
 
 def read_provenance(uri: str) -> dict[str, Any] | None:
-    """The record of a generated file; None where there is none."""
+    """Read the record of a generated file; None if there is none."""
     if not storage.exists(provenance_uri(uri)):
         return None
     record: dict[str, Any] = json.loads(storage.read_bytes(provenance_uri(uri)))

@@ -1,4 +1,4 @@
-"""Integrate the sampling equation dx/dt = v(x, t) from noise (t = 1) to data (t = 0)."""
+"""Solver of the sampling equation dx/dt = v(x, t), from noise (t = 1) to data (t = 0), and guidance."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ Velocity = Callable[[Tensor, float], Tensor]
 
 
 def euler(velocity: Velocity, x: Tensor, times: Sequence[float]) -> Tensor:
-    """Explicit Euler over falling times: x += (t_next - t) v(x, t); exact where the velocity is constant on the path.
+    """Integrate by explicit Euler over falling times: x += (t_next - t) v(x, t).
 
-    `times` holds one more value than there are evaluations, as `ObjectiveSettings.schedule` returns them.
+    It is exact if the velocity is constant on the path. `times` holds one value more than there are evaluations, as
+    `ObjectiveSettings.schedule` returns them. Raises `ValueError` if times do not fall strictly.
     """
     if len(times) < 2 or any(later >= earlier for earlier, later in itertools.pairwise(times)):
         raise ValueError(f"times must fall strictly and hold at least a start and an end; got {list(times)[:8]}")
@@ -23,5 +24,5 @@ def euler(velocity: Velocity, x: Tensor, times: Sequence[float]) -> Tensor:
 
 
 def guided(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022): u + g (c - u); 1 is the conditional prediction itself."""
+    """Return the guided prediction u + g (c - u) (Ho and Salimans 2022); guidance 1 is the conditional prediction."""
     return unconditional + guidance * (conditional - unconditional)

@@ -63,14 +63,14 @@ def test_corruption_runs_from_data_to_noise_in_a_straight_line() -> None:
     assert OBJECTIVE.corrupt(clean, noise, torch.tensor(0.0)).equal(clean)
     assert OBJECTIVE.corrupt(clean, noise, torch.tensor(1.0)).equal(noise)
     early, late = (OBJECTIVE.corrupt(clean, noise, torch.tensor(time)) for time in (0.25, 0.75))
-    torch.testing.assert_close((late - early) / 0.5, OBJECTIVE.target(clean, noise, torch.tensor(0.5)))
+    torch.testing.assert_close((late - early) / 0.5, OBJECTIVE.training_target(clean, noise, torch.tensor(0.5)))
 
 
 def test_target_is_the_velocity_that_removes_the_noise() -> None:
     clean, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
     time = torch.tensor(0.3)
     noisy = OBJECTIVE.corrupt(clean, noise, time)
-    velocity = OBJECTIVE.velocity(OBJECTIVE.target(clean, noise, time), noisy, time)
+    velocity = OBJECTIVE.velocity(OBJECTIVE.training_target(clean, noise, time), noisy, time)
     torch.testing.assert_close(noisy - time * velocity, clean)
 
 
@@ -84,7 +84,7 @@ def test_whatever_a_perfect_model_predicts_its_velocity_is_the_same(
     at = torch.tensor(time)
     noisy = objective.corrupt(clean, noise, at)
     torch.testing.assert_close(
-        objective.velocity(objective.target(clean, noise, at), noisy, at), noise - clean, atol=1e-4, rtol=1e-4
+        objective.velocity(objective.training_target(clean, noise, at), noisy, at), noise - clean, atol=1e-4, rtol=1e-4
     )
 
 
@@ -101,7 +101,7 @@ def test_sampling_with_a_perfect_model_ends_at_the_data(target: Literal["v", "x"
 
     def velocity(x: torch.Tensor, time: float) -> torch.Tensor:
         noise = (x - (1 - time) * clean) / time
-        return objective.velocity(objective.target(clean, noise, torch.tensor(time)), x, torch.tensor(time))
+        return objective.velocity(objective.training_target(clean, noise, torch.tensor(time)), x, torch.tensor(time))
 
     reached = euler(velocity, torch.tensor([0.3, 2.0]), objective.schedule(50, 1024))
     # eps says nothing of the data at t = 1, so its first step stands still and the rest of the way is off by as much.

@@ -1,0 +1,237 @@
+"""An exported model with its autoencoder and text encoder, and the generation of latents from noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypedDict, Unpack
+
+import torch
+from torch import Tensor
+
+from cluster.arrays import Pixels, UInt8Array
+from cluster.config import parse_options
+from cluster.telemetry import log
+from training.autoencoder import Autoencoder
+from training.checkpoints.export import read_export
+from training.checkpoints.model_card import ModelCard, read_card
+from training.conditioning import ConditioningMask
+from training.framing import full_framing
+from training.network import VideoModel
+from training.pixels import from_uint8, to_uint8
+from training.rng import generator
+from training.sampling.settings import SampleSettings, SolverSettings, VideoShape
+from training.sampling.solver import euler, guided
+from training.step import SampleCondition, mask_tensor, stack_conditions
+
+# Shape suffixes: B samples, C latent channels or colours, T H W frames, rows and columns, N text tokens, E text width.
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """What generates latents: a model and the null caption on their device, the model's card, and its autoencoder."""
+
+    card: ModelCard
+    model: VideoModel
+    autoencoder: Autoencoder
+    null_text_NE: Tensor
+
+
+@dataclass(frozen=True)
+class ConditioningLatents:
+    """Latents `[C, 1, h, w]` of images that a video begins or ends with; None for a generated end."""
+
+    first_C1HW: Tensor | None = None
+    last_C1HW: Tensor | None = None
+
+
+UNCONDITIONED = ConditioningLatents()
+
+
+class SampleOptions(TypedDict, total=False):
+    """Optional arguments of `ExportedModel.sample`, with the defaults of `SampleSettings`."""
+
+    seconds: float
+    """Length; 0 makes an image."""
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    fps: float | None
+    guidance: float
+    steps: int
+    seed: int
+
+
+class ExportedModel:
+    """An exported model. Its card is read at once; weights, autoencoder and text encoder when they are first needed."""
+
+    def __init__(self, uri: str, device: torch.device | str | None = None) -> None:
+        """Open the folder of an export, on the GPU if there is one. Raises `ValueError` if it holds no export."""
+        self.uri = uri
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.card = read_card(uri)
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        """The autoencoder that the model was trained with. Raises `ValueError` if its weights are not the same."""
+        return open_autoencoder(self.card, self.device)
+
+    @cached_property
+    def parts(self) -> ModelParts:
+        """The model and the null caption on the device, with the autoencoder."""
+        _, model, null_text_NE = read_export(self.uri)
+        return ModelParts(self.card, model.to(self.device), self.autoencoder, null_text_NE.to(self.device))
+
+    def sample(
+        self, prompt: str, *, first: Pixels | None = None, last: Pixels | None = None, **options: Unpack[SampleOptions]
+    ) -> UInt8Array:
+        """Generate a video `[T, H, W, 3]` in 8-bit RGB; an image has T = 1.
+
+        `first` and `last` are RGB images `[H, W, 3]` of the sample's size that the video begins and ends with. Raises
+        `ConfigError` for options that `SampleSettings` refuses, and `ValueError` for a size that the model cannot make.
+        """
+        values = dict(options)
+        if "size" in options:
+            values["size"] = "{}x{}".format(*options["size"])
+        settings = parse_options(SampleSettings, {"prompt": prompt, **values})
+        shape = self.fit_shape(settings)
+        images = self.encode_images(first, last)
+        return self.decode(generate(self.parts, self.embed(prompt), settings, shape, images))
+
+    def fit_shape(self, settings: SampleSettings) -> VideoShape:
+        """Return the nearest shape to the requested one that the model can make.
+
+        Raises `ValueError` for a side below half of the smallest one.
+        """
+        fps = settings.fps or self.card.fps
+        width, height = fit_size(settings, self.card, self.autoencoder)
+        return VideoShape(n_frames(settings.seconds, fps, self.autoencoder.time_factor), height, width, fps)
+
+    def embed(self, prompt: str) -> Tensor:
+        """Return a prompt's embedding, float32 `[N, E]` on the CPU. The text encoder is released afterwards.
+
+        Raises `ValueError` if the encoder's weights are not those of training, `EngineError` if there are none.
+        """
+        encoder, identity = self.card.text_encoder, self.card.text_encoder_identity
+        if encoder.identity() != identity:
+            raise ValueError(f"{self.uri} was trained with text encoder {identity}, but this is {encoder.identity()}")
+        (embedding,) = encoder.open(self.device.type).encode([prompt])
+        if embedding.truncated:
+            n_tokens = len(embedding.tokens)
+            log.warning(f"the prompt is too long for the text encoder and is cut after {n_tokens} tokens: {prompt!r}")
+        return torch.from_numpy(embedding.tokens)
+
+    @torch.no_grad()
+    def encode_images(self, first: Pixels | None, last: Pixels | None) -> ConditioningLatents:
+        """Return the latents of RGB images `[H, W, 3]`, each encoded as an image."""
+        latents = [
+            None if image_HWC is None else self.autoencoder.encode(_as_video(image_HWC).to(self.device))[0]
+            for image_HWC in (first, last)
+        ]
+        return ConditioningLatents(*latents)
+
+    def decode(self, latent_BCTHW: Tensor) -> UInt8Array:
+        """Return the video `[T, H, W, 3]` of the latents of one sample."""
+        return decode_video(self.autoencoder, latent_BCTHW)
+
+
+def _as_video(image_HWC: Pixels) -> Tensor:
+    return from_uint8(torch.from_numpy(image_HWC.copy())).permute(2, 0, 1)[None, :, None]
+
+
+def open_autoencoder(card: ModelCard, device: torch.device) -> Autoencoder:
+    """Open the autoencoder of a card. Raises `ValueError` if its weights are not those that the model was trained with."""
+    autoencoder = card.autoencoder.open(device)
+    if autoencoder.identity != card.autoencoder_identity:
+        raise ValueError(
+            f"the model was trained on latents of {card.autoencoder_identity}, which are not those of "
+            f"{autoencoder.identity} here"
+        )
+    return autoencoder
+
+
+def n_frames(seconds: float, fps: float, time_factor: int) -> int:
+    """Return the number of frames nearest to a length: 1 + k * time_factor with k >= 1, or 1 for an image (0 seconds)."""
+    if seconds == 0:
+        return 1
+    # T frames last until the last one begins, (T - 1) / fps, as for buckets.
+    return 1 + time_factor * max(1, round(seconds * fps / time_factor))
+
+
+def fit_size(settings: SampleSettings, card: ModelCard, autoencoder: Autoencoder) -> tuple[int, int]:
+    """Return width and height, each rounded to the nearest multiple that the autoencoder and the patches allow.
+
+    Raises `ValueError` for a side below half of that multiple, whose rounding would change the aspect too much.
+    """
+    sides = []
+    patches = getattr(card.model, "patch", (1, 1, 1))
+    for side, patch in zip(settings.pixels(), (patches[2], patches[1]), strict=True):
+        unit = autoencoder.space_factor * patch
+        if 2 * side < unit:
+            raise ValueError(
+                f"size {settings.size}: {side} pixels are too few; sides are multiples of {unit} pixels, so {unit} is "
+                "the smallest"
+            )
+        sides.append(max(unit, round(side / unit) * unit))
+    return sides[0], sides[1]
+
+
+@torch.no_grad()
+def generate(
+    parts: ModelParts,
+    text_NE: Tensor,
+    settings: SolverSettings,
+    shape: VideoShape,
+    images: ConditioningLatents = UNCONDITIONED,
+) -> Tensor:
+    """Generate latents `[1, C, t, h, w]` for a text embedding, on the model's device.
+
+    The last image is appended as one more latent frame, as in training (`ConditioningMask.last_frame`). That frame is
+    not part of the result.
+    """
+    card, device = parts.card, next(parts.model.parameters()).device
+    _, *grid = parts.autoencoder.latent_shape(shape.frames, shape.height, shape.width)
+    noise_BCTHW = torch.randn((1, card.channels, *grid), generator=generator(settings.seed, "sample"))
+    start_BCTHW = noise_BCTHW.to(device)
+    mask = ConditioningMask(
+        (images.first_C1HW is not None, *(False,) * (grid[0] - 1)), last_frame=images.last_C1HW is not None
+    )
+    if images.first_C1HW is not None:
+        start_BCTHW[0, :, :1] = images.first_C1HW
+    if images.last_C1HW is not None:
+        start_BCTHW = torch.cat((start_BCTHW, images.last_C1HW.to(start_BCTHW)[None]), dim=2)
+    texts = [text_NE.to(device)]
+    if settings.guidance != 1:
+        texts.append(parts.null_text_NE.to(device))
+    mask_T = mask_tensor(mask).to(device)
+    framing = full_framing(shape.width, shape.height, card.source_side)
+
+    def velocity(x_BCTHW: Tensor, time: float) -> Tensor:
+        time_T = torch.where(mask_T > 0, mask.time, time)
+        condition = stack_conditions(
+            [
+                SampleCondition(text, time_T, mask_T, mask.last_frame, shape.fps, (shape.width, shape.height), framing)
+                for text in texts
+            ],
+            parts.autoencoder.time_factor,
+        )
+        predictions = parts.model([x_BCTHW[0]] * len(texts), condition)
+        prediction = predictions[0] if len(texts) == 1 else guided(predictions[0], predictions[1], settings.guidance)
+        velocity_BCTHW = card.objective.velocity(prediction[None], x_BCTHW, torch.tensor(time, device=device))
+        # Conditioning frames stay fixed. A factor of 0 would let NaN and infinity through.
+        return velocity_BCTHW.masked_fill(mask_T[:, None, None] > 0, 0.0)
+
+    # Noise levels are shifted by the generated tokens, as in training.
+    n_tokens = card.model.tokens(grid[0], grid[1], grid[2])
+    return euler(velocity, start_BCTHW, card.objective.schedule(settings.steps, n_tokens))[:, :, : grid[0]]
+
+
+@torch.no_grad()
+def decode_video(autoencoder: Autoencoder, latent_BCTHW: Tensor) -> UInt8Array:
+    """Return the video `[T, H, W, 3]` of the latents of one sample."""
+    video_THWC: UInt8Array = to_pixels(autoencoder.decode(latent_BCTHW))[0].numpy()
+    return video_THWC
+
+
+def to_pixels(video_BCTHW: Tensor) -> Tensor:
+    """Return a decoded video in [-1, 1] as uint8 `[B, T, H, W, C]` on the CPU."""
+    return to_uint8(video_BCTHW).permute(0, 2, 3, 4, 1).contiguous().cpu()
