@@ -1,4 +1,4 @@
-"""A process that dies at any of its file operations: before one takes effect, or right after."""
+"""A process that is killed at one of its file operations: before the operation takes effect, or right after it."""
 
 from __future__ import annotations
 
@@ -13,50 +13,51 @@ from cluster import storage
 
 
 class Killed(BaseException):
-    """The process is dead; no handler of errors may catch it."""
+    """The end of a killed process, which no handler of errors catches."""
 
 
 class Killer:
-    """Kills at moment `at`: 2k is before the k-th file operation takes effect, 2k + 1 right after it; never if it is None.
+    """A patch of `cluster.storage` that raises `Killed` at kill point `at`, or never if it is None.
 
-    A writer killed before its file is renamed leaves what it wrote under a temporary name.
+    Kill point 2k is before file operation k takes effect, 2k + 1 right after it. A writer that is killed before its
+    file is renamed leaves its bytes under a temporary name.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int | None = None) -> None:
-        self.moments = 0
+        self.kill_points = 0
+        """Number of kill points passed so far."""
         self._at = at
-        output, remove = storage.atomic_output, storage.remove
+        atomic_output, remove = storage.atomic_output, storage.remove
 
         @contextlib.contextmanager
-        def killing_output(uri: str) -> Iterator[BinaryIO]:
-            if self._dies():
-                aside = storage.local_path(uri)
-                aside = aside.with_name(f"{storage.TEMPORARY}dead-{aside.name}")
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                with Path(aside).open("wb") as handle:
+        def killed_output(uri: str) -> Iterator[BinaryIO]:
+            if self._is_killed():
+                target = storage.local_path(uri)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.with_name(f"{storage.TEMPORARY_PREFIX}dead-{target.name}").open("wb") as handle:
                     yield handle
                 raise Killed
-            with output(uri) as handle:
+            with atomic_output(uri) as handle:
                 yield handle
-            if self._dies():
+            if self._is_killed():
                 raise Killed
 
-        def killing_remove(uri: str) -> None:
-            if self._dies():
+        def killed_remove(uri: str) -> None:
+            if self._is_killed():
                 raise Killed
             remove(uri)
-            if self._dies():
+            if self._is_killed():
                 raise Killed
 
-        monkeypatch.setattr(storage, "atomic_output", killing_output)
-        monkeypatch.setattr(storage, "remove", killing_remove)
+        monkeypatch.setattr(storage, "atomic_output", killed_output)
+        monkeypatch.setattr(storage, "remove", killed_remove)
 
-    def _dies(self) -> bool:
-        self.moments += 1
-        return self.moments - 1 == self._at
+    def _is_killed(self) -> bool:
+        self.kill_points += 1
+        return self.kill_points - 1 == self._at
 
 
 def files_of(folder: str | Path) -> dict[str, bytes]:
-    """Content of every file under a folder, leftovers of killed writers included."""
+    """Return the content of every file under a folder by relative path, leftovers of killed writers included."""
     root = Path(folder)
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}

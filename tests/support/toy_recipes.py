@@ -15,6 +15,7 @@ from tests.support.toy_steps import Measure, Pick, Score, Split
 
 
 def keep(**bounds: Bound) -> Keep:
+    """Return a keep step with these bounds by column."""
     return Keep(name="keep", **bounds)  # type: ignore[arg-type]
 
 
@@ -40,5 +41,11 @@ def toy_file(folder: Path, name: str) -> Path:
     return folder / "in" / f"{name}.toy"
 
 
+def logged_calls(path: str | Path) -> list[str]:
+    """Return the lines that `log_call` of a toy step wrote to a file, empty if it was never called."""
+    return Path(path).read_text().split() if Path(path).exists() else []
+
+
 def final_rows(curation: Curation) -> list[dict[str, Any]]:
+    """Return the rows of the last table, sorted by uid."""
     return list(curation.final.rows.read().to_pylist())

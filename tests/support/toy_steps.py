@@ -1,4 +1,4 @@
-"""Steps that need no video: a source `n-<clips>.toy` measures to its clips, and file names ask for trouble."""
+"""Steps that need no video: a source `NAME-N.toy` has N clips; the names `broken`, `crash` and `bad` cause errors."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ from pipelines.engine.step import (
 
 
 def log_call(path: str | None, uid: str) -> None:
+    """Append a line to a file that counts calls, in whatever process; do nothing without a path."""
     if path:
         with Path(path).open("a") as handle:
             handle.write(uid + "\n")
 
 
 class Measure(Step):
+    """A step that reads the number of clips from a file's name. `broken` raises, and `crash` kills its process."""
+
     name: str = "measure"
     rows_per_part = 4
     calls: str | None = Field(None, exclude=True)
@@ -63,15 +66,17 @@ class Measure(Step):
 
 
 class Split(Expand):
+    """A step that expands a source into its clips; a source of 0 clips is dropped."""
+
     name: str = "split"
 
     def reads(self) -> tuple[str, ...]:
         return ("n_clips",)
 
     def writes(self) -> tuple[pa.Field, ...]:
-        places = (column("uid", pa.string(), ""), column("source_uid", pa.string(), ""))
         return (
-            *places,
+            column("uid", pa.string(), ""),
+            column("source_uid", pa.string(), ""),
             column("clip_index", pa.int32(), ""),
             column("duration_s", pa.float64(), ""),
             column("number", pa.float64(), ""),
@@ -94,6 +99,8 @@ class Split(Expand):
 
 
 class Score(Step):
+    """A step that writes a power of each clip's number."""
+
     name: str = "score"
     calls: str | None = Field(None, exclude=True)
     pooled: bool = False
@@ -117,7 +124,7 @@ class Score(Step):
 
 
 class Pick(Global):
-    """Of clips with the same number the one with the smallest uid stays."""
+    """A step that keeps one of all clips with the same number: the one with the smallest uid."""
 
     name: str = "pick"
 
@@ -138,6 +145,7 @@ class Pick(Global):
 
 
 def same_number(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the decisions of `Pick` about all rows that share their numbers."""
     groups: dict[float, list[str]] = {}
     for row in rows.sort_by("uid").to_pylist():
         groups.setdefault(row["number"], []).append(row["uid"])
@@ -150,7 +158,10 @@ def same_number(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 class LongMeasure(Divisible):
-    """As `Measure`; a source of several clips is measured in as many pieces. `bad-<n>` fails in its last piece."""
+    """A step like `Measure` that measures a source of N > 1 clips in N pieces. `bad` fails in its last piece.
+
+    It raises `RunError` before call `stop_at`.
+    """
 
     name: str = "long_measure"
     rows_per_part = 4

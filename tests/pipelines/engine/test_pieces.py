@@ -1,7 +1,8 @@
-"""Long rows done in pieces, on toy steps: the table is that of rows done whole, whatever happens in between."""
+"""Long rows in pieces: the table equals that of undivided rows, whatever happens in between."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,34 +14,36 @@ from pipelines import inline, run
 from pipelines.curation import run_segments
 from pipelines.engine import pieces
 from pipelines.engine.sources import SourceSettings
-from pipelines.engine.step import RunError
+from pipelines.engine.step import Piece, RunError
 from pipelines.recipe import Recipe
 from pipelines.steps.scan import Scan
-from tests.pipelines.test_curation import calls_of, content, make_recipe, make_sources
+from tests.support.toy_recipes import final_rows, logged_calls, toy_recipe, write_toys
 from tests.support.toy_steps import LongMeasure, Measure, Split
 from tests.support.videos import encode, sliding
 
 NAMES = ["a-3", "b-0", "c-8", "d-1", "e-5"]
 
 
-def clips(rows: list[dict[str, Any]]) -> list[tuple[str, str, int | None, str]]:
+def clip_fates(rows: list[dict[str, Any]]) -> list[tuple[str, str, int | None, str]]:
+    """Return (uid, source, clip index, fate) of rows, sorted: what the tables of `Measure` and `LongMeasure` share."""
     return sorted((row["uid"], row["source"], row["clip_index"], row["fate"]) for row in rows)
 
 
 def leftovers(folder: Path) -> list[Path]:
+    """Return the plans and the results of pieces under `out`."""
     return [
         path for path in (folder / "out").rglob("*") if path.name.endswith((pieces.PLAN_SUFFIX, pieces.PIECE_SUFFIX))
     ]
 
 
-def test_pieces_give_the_table_of_whole_rows_and_leave_nothing_behind(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
+def test_pieces_give_the_table_of_undivided_rows(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
-    whole = content(run_segments(make_recipe(tmp_path, [Measure(), Split()]), inline))
-    divided = content(run_segments(make_recipe(tmp_path, [LongMeasure(calls=calls), Split()]), inline))
+    whole = final_rows(run_segments(toy_recipe(tmp_path, [Measure(), Split()]), inline))
+    divided = final_rows(run_segments(toy_recipe(tmp_path, [LongMeasure(calls=calls), Split()]), inline))
     # A source without a clip keeps its uid either way.
-    assert clips(divided) == clips(whole)
-    done = calls_of(calls)
+    assert clip_fates(divided) == clip_fates(whole)
+    done = logged_calls(calls)
     assert sorted(done) == sorted(
         [
             *(f"{n}:{i}" for n, k in (("a-3", 3), ("c-8", 8), ("e-5", 5)) for i in range(k)),
@@ -52,14 +55,14 @@ def test_pieces_give_the_table_of_whole_rows_and_leave_nothing_behind(tmp_path: 
         ]
     )
     assert [name for name in done if name[-1].isdigit()][:8] == [f"c-8:{i}" for i in range(8)], (
-        "the dearest pieces come first"
+        "the costliest pieces come first"
     )
     assert leftovers(tmp_path) == []
 
 
 def test_a_failed_piece_fails_its_row_alone(tmp_path: Path) -> None:
-    make_sources(tmp_path, [*NAMES, "bad-2"])
-    rows = content(run_segments(make_recipe(tmp_path, [LongMeasure(), Split()]), inline))
+    write_toys(tmp_path, [*NAMES, "bad-2"])
+    rows = final_rows(run_segments(toy_recipe(tmp_path, [LongMeasure(), Split()]), inline))
     (bad,) = (row for row in rows if "bad" in row["source"])
     assert (bad["fate"], bad["fate_step"], bad["fate_reason"]) == (
         "failed",
@@ -71,30 +74,30 @@ def test_a_failed_piece_fails_its_row_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop_at", [2, 5, 12, 17])
-def test_a_run_that_ended_between_pieces_goes_on_with_the_others(tmp_path: Path, stop_at: int) -> None:
-    make_sources(tmp_path, NAMES)
+def test_a_stopped_run_resumes_with_the_remaining_pieces(tmp_path: Path, stop_at: int) -> None:
+    write_toys(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
     with pytest.raises(RunError, match="disk is full"):
-        run_segments(make_recipe(tmp_path, [LongMeasure(calls=calls, stop_at=stop_at), Split()]), inline)
+        run_segments(toy_recipe(tmp_path, [LongMeasure(calls=calls, stop_at=stop_at), Split()]), inline)
     assert leftovers(tmp_path)
-    again = content(run_segments(make_recipe(tmp_path, [LongMeasure(calls=calls), Split()]), inline))
+    again = final_rows(run_segments(toy_recipe(tmp_path, [LongMeasure(calls=calls), Split()]), inline))
     assert sum(row["fate"] == "kept" for row in again) == 17
-    done = calls_of(calls)
+    done = logged_calls(calls)
     assert len(done) == len(set(done)), "no piece was done twice"
     assert leftovers(tmp_path) == []
 
 
-def test_a_row_without_a_plan_that_can_be_made_is_done_whole(tmp_path: Path) -> None:
-    """What goes wrong while a row is looked at is met again by its own work, and the row carries it."""
-    make_sources(tmp_path, ["odd", "d-1"])
-    rows = content(run_segments(make_recipe(tmp_path, [LongMeasure(), Split()]), inline))
+def test_a_row_whose_division_raises_is_not_divided(tmp_path: Path) -> None:
+    """The row's own work meets the same error, and records it in the row."""
+    write_toys(tmp_path, ["odd", "d-1"])
+    rows = final_rows(run_segments(toy_recipe(tmp_path, [LongMeasure(), Split()]), inline))
     assert {Path(row["source"]).stem: row["fate"] for row in rows} == {"odd": "failed", "d-1": "kept"}
 
 
 @pytest.mark.slow
-def test_on_ray_a_piece_whose_worker_dies_fails_its_row_alone(tmp_path: Path, ray_session: None) -> None:
-    make_sources(tmp_path, [*NAMES, "crash-2"])
-    rows = content(run_segments(make_recipe(tmp_path, [LongMeasure(), Split()]), run))
+def test_a_piece_that_kills_its_worker_fails_its_row(tmp_path: Path, ray_session: None) -> None:
+    write_toys(tmp_path, [*NAMES, "crash-2"])
+    rows = final_rows(run_segments(toy_recipe(tmp_path, [LongMeasure(), Split()]), run))
     assert len({row["uid"] for row in rows}) == len(rows)
     (dead,) = (row for row in rows if "crash" in row["source"])
     assert (dead["fate"], dead["fate_reason"].split(":")[0]) == ("failed", "WorkerDied")
@@ -102,9 +105,7 @@ def test_on_ray_a_piece_whose_worker_dies_fails_its_row_alone(tmp_path: Path, ra
     assert leftovers(tmp_path) == []
 
 
-def test_a_long_video_scanned_in_pieces_gives_the_row_of_the_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_video_scanned_in_pieces_gives_the_same_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in").mkdir()
     film = np.concatenate([sliding(n, 1.0, 160, 96, seed) for seed, n in enumerate((70, 83, 95, 61, 107, 88))])
     encode(tmp_path / "in" / "film.mp4", film, time_base=Fraction(1, 24), options={"bf": "3", "g": "60"})
@@ -112,13 +113,18 @@ def test_a_long_video_scanned_in_pieces_gives_the_row_of_the_whole(
     sources = (SourceSettings(videos=str(tmp_path / "in" / "*.mp4")),)
     whole = run_segments(Recipe(name="whole", out=str(tmp_path / "whole"), sources=sources, curate=(Scan(),)), inline)
     done: list[int] = []
-    original = Scan.do
-    monkeypatch.setattr(Scan, "do", lambda self, row, piece: done.append(piece.number) or original(self, row, piece))
+    run_piece = Scan.run_piece
+
+    def recorded(self: Scan, row: Mapping[str, Any], piece: Piece) -> bytes:
+        done.append(piece.number)
+        return run_piece(self, row, piece)
+
+    monkeypatch.setattr(Scan, "run_piece", recorded)
     monkeypatch.setattr("pipelines.steps.scan.MIN_DIVIDED_BYTES", 0)
     monkeypatch.setattr("pipelines.video.scan.PIECE_COST", 160 * 96 * 24 * 6)
     divided = run_segments(
         Recipe(name="divided", out=str(tmp_path / "divided"), sources=sources, curate=(Scan(),)), inline
     )
     assert sorted(done) == [0, 1, 2]
-    assert content(divided) == content(whole)
-    assert [row["fate"] for row in sorted(content(divided), key=lambda row: row["source"])] == ["kept", "failed"]
+    assert final_rows(divided) == final_rows(whole)
+    assert [row["fate"] for row in sorted(final_rows(divided), key=lambda row: row["source"])] == ["kept", "failed"]

@@ -1,4 +1,4 @@
-"""Work over all rows gives the same rows in this process and on Ray, and brings a key's rows together."""
+"""Work over all rows: equal results in this process and on Ray, and all rows of a key in one table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def executor(request: pytest.FixtureRequest) -> Executor:
 
 
 def tasks(folder: Path, n: int = 3000, parts: int = 7) -> list[pa.Table]:
-    """Orders for the even rows of a table of two columns."""
+    """Write a table of `n` rows in parts, and return a task for the even rows of each part."""
     made = []
     for part, numbers in enumerate(np.array_split(np.arange(n), parts)):
         path = str(folder / f"{part}.parquet")
@@ -39,42 +39,43 @@ def tasks(folder: Path, n: int = 3000, parts: int = 7) -> list[pa.Table]:
     return made
 
 
-def keyed(table: pa.Table, divisor: int) -> pa.Table:
+def with_keys(table: pa.Table, divisor: int) -> pa.Table:
+    """Return (key, n) of each row, with `divisor` consecutive numbers per key."""
     numbers = table["number"].to_numpy()
     return pa.table({"key": numbers // divisor * 8, "n": numbers}, SCHEMA)
 
 
 def counted(table: pa.Table) -> pa.Table:
-    """For each key its rows, here: a key whose rows did not come together shows twice."""
+    """Return one row per key with its number of rows. A key whose rows came in two tables has two rows."""
     counts = Counter(table["key"].to_pylist())
     return pa.table({"key": list(counts), "n": list(counts.values())}, SCHEMA)
 
 
-def none_of(table: pa.Table) -> pa.Table:
+def no_rows(table: pa.Table) -> pa.Table:
     return table.slice(0, 0)
 
 
-def named(table: pa.Table) -> pa.Table:
+def with_text_keys(table: pa.Table) -> pa.Table:
     return table.set_column(0, "key", pc.cast(table["key"], pa.string()))
 
 
-def test_rows_of_a_key_come_together(executor: Executor, tmp_path: Path) -> None:
+def test_all_rows_of_a_key_come_in_one_table(executor: Executor, tmp_path: Path) -> None:
     rows = executor.rows(tasks(tmp_path), ["uid", "number"])
-    together = rows.map(partial(keyed, divisor=10)).grouped("key", counted)
-    result = together.union(together.map(none_of)).collect()
+    together = rows.map(partial(with_keys, divisor=10)).grouped("key", counted)
+    result = together.union(together.map(no_rows)).collect()
     assert result.schema == SCHEMA
     expected = Counter(int(i) // 10 * 8 for numbers in np.array_split(np.arange(3000), 7) for i in numbers[::2])
     assert dict(zip(result["key"].to_pylist(), result["n"].to_pylist(), strict=True)) == expected
     assert len(result) == len(expected)
 
 
-def test_keys_may_be_words_and_functions_of_functions(executor: Executor, tmp_path: Path) -> None:
-    rows = executor.rows(tasks(tmp_path, 400), ["number"]).map(partial(keyed, divisor=7)).map(named)
-    result = rows.grouped("key", named).grouped("key", named).collect()
+def test_keys_may_be_text_and_groupings_may_follow(executor: Executor, tmp_path: Path) -> None:
+    rows = executor.rows(tasks(tmp_path, 400), ["number"]).map(partial(with_keys, divisor=7)).map(with_text_keys)
+    result = rows.grouped("key", with_text_keys).grouped("key", with_text_keys).collect()
     assert sorted(result["n"].to_pylist()) == sorted(rows.collect()["n"].to_pylist())
 
 
-def test_no_rows_are_no_error(executor: Executor, tmp_path: Path) -> None:
-    rows = executor.rows(tasks(tmp_path, 40), ["number"]).map(partial(keyed, divisor=7)).map(none_of)
+def test_a_table_without_rows_is_no_error(executor: Executor, tmp_path: Path) -> None:
+    rows = executor.rows(tasks(tmp_path, 40), ["number"]).map(partial(with_keys, divisor=7)).map(no_rows)
     assert len(rows.collect()) == 0
     assert len(rows.grouped("key", counted).collect()) == 0

@@ -1,3 +1,5 @@
+"""Source files: listing, identity, and the sidecar files that hold captions."""
+
 from __future__ import annotations
 
 import os
@@ -9,7 +11,8 @@ from cluster.config import ConfigError
 from pipelines.engine.sources import Sidecar, SourceSettings, TimedCaption, list_sources, read_sidecar
 
 
-def touch(folder: Path, **files: str) -> None:
+def write_files(folder: Path, **files: str) -> None:
+    """Write text files; `__` in a name stands for the dot of its suffix."""
     for name, text in files.items():
         (folder / name.replace("__", ".")).write_text(text)
 
@@ -19,7 +22,7 @@ def videos(folder: Path, captions: str = "none") -> tuple[SourceSettings, ...]:
 
 
 def test_files_are_listed_once_with_kind_and_sidecar(tmp_path: Path) -> None:
-    touch(tmp_path, a__mp4="1", a__txt="caption", b__mp4="2", b__json='{"caption": "x"}', c__mp4="3", d__png="4")
+    write_files(tmp_path, a__mp4="1", a__txt="caption", b__mp4="2", b__json='{"caption": "x"}', c__mp4="3", d__png="4")
     settings = (
         SourceSettings(videos=str(tmp_path / "*.mp4"), captions="sidecar"),
         SourceSettings(videos=str(tmp_path / "a.mp4"), captions="sidecar"),
@@ -32,38 +35,38 @@ def test_files_are_listed_once_with_kind_and_sidecar(tmp_path: Path) -> None:
     assert len({row["uid"] for row in rows}) == 4
 
 
-def test_a_text_file_goes_before_a_json_file(tmp_path: Path) -> None:
-    touch(tmp_path, a__mp4="1", a__txt="text", a__json='{"caption": "json"}')
+def test_a_text_sidecar_is_preferred_to_json(tmp_path: Path) -> None:
+    write_files(tmp_path, a__mp4="1", a__txt="text", a__json='{"caption": "json"}')
     (row,) = list_sources(videos(tmp_path, "sidecar")).to_pylist()
     assert row["sidecar"].endswith("a.txt")
 
 
 @pytest.mark.parametrize("change", ["content", "time", "sidecar"])
-def test_identity_changes_with_the_file_and_its_sidecar(tmp_path: Path, change: str) -> None:
-    touch(tmp_path, a__mp4="1", a__txt="caption", b__mp4="2")
+def test_the_uid_changes_with_the_file_and_its_sidecar(tmp_path: Path, change: str) -> None:
+    write_files(tmp_path, a__mp4="1", a__txt="caption", b__mp4="2")
     before = {row["source"]: row["uid"] for row in list_sources(videos(tmp_path, "sidecar")).to_pylist()}
     if change == "content":
-        touch(tmp_path, a__mp4="22")
+        write_files(tmp_path, a__mp4="22")
     elif change == "time":
         os.utime(tmp_path / "a.mp4", ns=(1, 1))
     else:
-        touch(tmp_path, a__txt="another")
+        write_files(tmp_path, a__txt="another")
     after = {row["source"]: row["uid"] for row in list_sources(videos(tmp_path, "sidecar")).to_pylist()}
     assert {Path(source).name for source in before if before[source] != after[source]} == {"a.mp4"}
 
 
-def test_faults_name_the_pattern_or_the_file(tmp_path: Path) -> None:
+def test_errors_name_the_pattern_or_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no file matches videos"):
         list_sources(videos(tmp_path))
-    touch(tmp_path, a__mp4="1")
+    write_files(tmp_path, a__mp4="1")
     with pytest.raises(ConfigError, match=r"a\.mp4 is named as a video and as an image"):
         list_sources((*videos(tmp_path), SourceSettings(images=str(tmp_path / "*"))))
     with pytest.raises(ValueError, match="either videos or images"):
         SourceSettings()
 
 
-def test_sidecars_are_read_or_refused_by_name(tmp_path: Path) -> None:
-    touch(
+def test_sidecars_are_read_or_refused_by_file_name(tmp_path: Path) -> None:
+    write_files(
         tmp_path,
         a__txt=" a  red\nball ",
         b__json='{"caption": "x y"}',

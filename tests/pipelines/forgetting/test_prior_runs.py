@@ -130,7 +130,7 @@ def test_killed_shard_rewrites_can_be_finished(trained: tuple[Path, Path], tmp_p
         killer = Killer(patch)
         forget(recipe, source=source)
     undisturbed = without_records(files_of(out))
-    for at in random.Random(0).sample(range(killer.moments), 5):
+    for at in random.Random(0).sample(range(killer.kill_points), 5):
         shutil.rmtree(out)
         copy_out(trained, tmp_path)
         with pytest.MonkeyPatch.context() as patch:

@@ -250,8 +250,8 @@ def test_killed_at_any_file_operation_it_can_be_finished(tmp_path: Path) -> None
         killer = Killer(patch)
         forget(recipe, source=source)
     straight, record = _stable(files_of(recipe.out_uri)), exclusions.read_records(recipe.out_uri)[0]
-    assert killer.moments > 40
-    for at in range(killer.moments):
+    assert killer.kill_points > 40
+    for at in range(killer.kill_points):
         shutil.rmtree(recipe.out_uri)
         shutil.copytree(whole, recipe.out_uri)
         with pytest.MonkeyPatch.context() as patch:
@@ -587,7 +587,7 @@ def test_killed_while_shards_and_manifests_are_rewritten_it_can_be_finished(
         killer = Killer(patch)
         forget(recipe, source=source)
     straight = _stable(files_of(out))
-    moments = random.Random(0).sample(range(killer.moments), 5)
+    moments = random.Random(0).sample(range(killer.kill_points), 5)
     for at in moments:
         shutil.rmtree(out)
         moved(trained, tmp_path)

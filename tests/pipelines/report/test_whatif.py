@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from cluster.config import ConfigError
 from pipelines import inline
-from pipelines.curation import run_segments, inspect
+from pipelines.curation import inspect, run_segments
 from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
 from pipelines.report.whatif import OPEN, Ends, broken, whatif
 from pipelines.steps.keep import Bound
-from tests.pipelines.test_curation import NAMES, content, keep, make_recipe, make_sources
+from tests.support.toy_recipes import final_rows, keep, toy_recipe, write_toys
 from tests.support.toy_steps import Measure, Pick, Score, Split
+
+NAMES = ["a-3", "b-0", "c-8", "broken-1", "d-1", "e-5"]
 
 
 def steps_of(number: float = 5, score: float = 9, last: Step | None = None, power: float = 2.0) -> list[Step]:
@@ -33,16 +35,16 @@ def steps_of(number: float = 5, score: float = 9, last: Step | None = None, powe
 
 
 def fates_of_a_run(folder: Path, steps: list[Step]) -> Counter[str]:
-    rows = content(run_segments(make_recipe(folder, steps), inline))
+    rows = final_rows(run_segments(toy_recipe(folder, steps), inline))
     return Counter(row["fate"] for row in rows if row["clip_index"] is not None)
 
 
 @pytest.mark.parametrize(("number", "score"), [(5, 9), (5, 4), (3, 9), (1, 0), (5, 1e9), (0, 9)])
 def test_tighter_thresholds_and_a_looser_last_one_are_told_exactly(tmp_path: Path, number: float, score: float) -> None:
-    make_sources(tmp_path, NAMES)
-    before = make_recipe(tmp_path, steps_of())
+    write_toys(tmp_path, NAMES)
+    before = toy_recipe(tmp_path, steps_of())
     run_segments(before, inline)
-    answer = whatif(inspect(before), before, make_recipe(tmp_path, steps_of(number, score)))
+    answer = whatif(inspect(before), before, toy_recipe(tmp_path, steps_of(number, score)))
     assert {fate: amount.clips for fate, amount in answer.before.items() if amount.clips} == fates_of_a_run(
         tmp_path, steps_of()
     )
@@ -85,11 +87,11 @@ def test_several_thresholds_and_new_scores_are_told_as_a_run_would(
     tmp_path: Path, low: float, high: float, score: float, halved: float
 ) -> None:
     """Pick decides by the number alone, so thresholds on what follows from it do not change its choice among the rest."""
-    make_sources(tmp_path, NAMES)
-    before = make_recipe(tmp_path, long_recipe(0, 7, 40, 3))
+    write_toys(tmp_path, NAMES)
+    before = toy_recipe(tmp_path, long_recipe(0, 7, 40, 3))
     assert [label for label in before.labels if label.startswith("keep")] == ["keep", "keep#2", "keep#3", "keep#4"]
     run_segments(before, inline)
-    answer = whatif(inspect(before), before, make_recipe(tmp_path, long_recipe(low, high, score, halved)))
+    answer = whatif(inspect(before), before, toy_recipe(tmp_path, long_recipe(low, high, score, halved)))
     expected = fates_of_a_run(tmp_path, long_recipe(low, high, score, halved))
     assert {fate: amount.clips for fate, amount in answer.after.items() if amount.clips} == expected
 
@@ -109,19 +111,19 @@ def test_reasons_that_name_files_are_one_kind() -> None:
 
 def test_what_later_steps_have_not_seen_stays_open(tmp_path: Path) -> None:
     """Clips numbered 6 and 7 were dropped before they had a score; whether they stay is for the score to say."""
-    make_sources(tmp_path, NAMES)
-    before = make_recipe(tmp_path, steps_of())
+    write_toys(tmp_path, NAMES)
+    before = toy_recipe(tmp_path, steps_of())
     run_segments(before, inline)
-    answer = whatif(inspect(before), before, make_recipe(tmp_path, steps_of(number=7)))
+    answer = whatif(inspect(before), before, toy_recipe(tmp_path, steps_of(number=7)))
     assert answer.after[OPEN].clips == 2
     assert answer.changes == (("keep: number over 5", "passes; later steps have not seen it", 2),)
 
 
 def test_changes_are_counted_by_reason_and_curves_cover_every_bound(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
-    before = make_recipe(tmp_path, steps_of(last=Pick()))
+    write_toys(tmp_path, NAMES)
+    before = toy_recipe(tmp_path, steps_of(last=Pick()))
     run_segments(before, inline)
-    answer = whatif(inspect(before), before, make_recipe(tmp_path, steps_of(score=1, last=Pick())))
+    answer = whatif(inspect(before), before, toy_recipe(tmp_path, steps_of(score=1, last=Pick())))
     assert answer.before["duplicate"].clips == 8
     assert answer.before["duplicate"].hours == pytest.approx(0.08)
     assert ("kept", "keep#2: score over 1", 2) in answer.changes
@@ -136,15 +138,15 @@ def test_changes_are_counted_by_reason_and_curves_cover_every_bound(tmp_path: Pa
 
 
 def test_only_thresholds_may_differ(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
-    before = make_recipe(tmp_path, steps_of())
+    write_toys(tmp_path, NAMES)
+    before = toy_recipe(tmp_path, steps_of())
     with pytest.raises(ConfigError, match="no clips have been measured yet"):
         whatif(inspect(before), before, before)
     run_segments(before, inline)
     with pytest.raises(ConfigError, match="score: its settings differ"):
-        whatif(inspect(before), before, make_recipe(tmp_path, steps_of(power=3.0)))
+        whatif(inspect(before), before, toy_recipe(tmp_path, steps_of(power=3.0)))
     with pytest.raises(ConfigError, match="the steps differ"):
-        whatif(inspect(before), before, make_recipe(tmp_path, steps_of(last=Pick())))
+        whatif(inspect(before), before, toy_recipe(tmp_path, steps_of(last=Pick())))
 
 
 VALUES = st.one_of(st.none(), st.floats(-10, 10), st.just(float("nan")))
