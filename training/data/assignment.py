@@ -66,8 +66,7 @@ class Assignment(ABC):
         """Return the ascending indices of one rank's samples for each micro-step; an array may be empty."""
 
     def loads(self, costs: NDArray[Number], world_size: int) -> NDArray[Number]:
-        """Return the summed costs of each rank in each micro-step, `[n_micro_steps, world_size]`, for any cost of each
-        sample."""
+        """Return the sum of the samples' costs by micro-step and rank, `[n_micro_steps, world_size]`."""
         by_rank = [[costs[indices].sum() for indices in self.sample_indices(rank)] for rank in range(world_size)]
         return np.array(by_rank).T
 

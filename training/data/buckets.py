@@ -1,4 +1,4 @@
-"""Buckets: the few shapes that videos and images are cropped and scaled to, so that samples of one shape can share a batch."""
+"""Buckets: the shapes that videos and images are scaled and cropped to, so that samples of one shape share a batch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pydantic import Field, field_validator
 from cluster.config import Settings
 
 SIDE_MULTIPLE = 16
-"""Sides are multiples of this many pixels if nothing else is said: 8 for the autoencoder times 2 for the model's patches."""
+"""Default divisor of the sides in pixels: 8 for a cell of the autoencoder times 2 for a patch of the model."""
 
 FRAMES_STEP = 4
-"""Frame counts are 1 + a multiple of this: an autoencoder's first latent frame is one frame, each later one four."""
+"""Frame counts are 1 + a multiple of this: an autoencoder's first latent frame is one frame, each later one is four."""
 
 TOLERANCE_S = 1e-6
-"""Durations come from time stamps by way of floats; a clip is not too short for lack of a microsecond."""
+"""Seconds that a clip may be shorter than its bucket, since durations are floats computed from timestamps."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A shape: sides in pixels, number of frames, and the frames a second they are sampled at."""
+    """A shape: sides in pixels, number of frames, and the frames per second at which they are sampled."""
 
     width: int
     height: int
@@ -33,41 +33,41 @@ class Bucket:
 
     @property
     def name(self) -> str:
-        """`WIDTHxHEIGHTxFRAMES`; samples of one name can share a batch, whatever their frame rate."""
+        """Name `WIDTHxHEIGHTxFRAMES`; samples of one name can share a batch, whatever their frame rate."""
         return f"{self.width}x{self.height}x{self.frames}"
 
     @property
     def duration_s(self) -> float:
-        """Time from the first frame to the last."""
+        """Seconds from the first frame to the last."""
         return (self.frames - 1) / self.fps
 
 
 def parse_bucket_name(name: str) -> tuple[int, int, int]:
-    """(width, height, frames) of a bucket's name."""
+    """Return (width, height, frames) of a bucket's name."""
     width, height, frames = (int(number) for number in name.split("x"))
     return width, height, frames
 
 
 def latent_size(width: int, height: int, frames: int, time_factor: int, space_factor: int) -> tuple[int, int, int]:
-    """Latent frames, rows and columns: the first frame has one of its own, each later one stands for `time_factor` frames."""
+    """Return the size (t, h, w) of a latent: its first frame is one frame, each later one is `time_factor` frames."""
     return 1 + (frames - 1) // time_factor, height // space_factor, width // space_factor
 
 
 class BucketSettings(Settings):
-    """Buckets of about equal area: each aspect with each number of frames."""
+    """Settings of buckets of about equal area: one for each aspect and each number of frames."""
 
-    size: int = Field(ge=16, description="Side in pixels of the square that has the area of every bucket.")
+    size: int = Field(ge=16, description="Side in pixels of the square whose area every bucket has, nearly.")
     frames: tuple[int, ...] = Field(
-        min_length=1, description="Numbers of frames, each 1 + a multiple of 4; images need a 1."
+        min_length=1, description="Numbers of frames, each 1 + a multiple of 4. Images need a 1."
     )
-    fps: float = Field(gt=0, allow_inf_nan=False, description="Frames a second that videos are sampled at.")
+    fps: float = Field(gt=0, allow_inf_nan=False, description="Frames per second at which videos are sampled.")
     multiple: int = Field(
         SIDE_MULTIPLE,
         ge=1,
-        description="Sides are multiples of this many pixels: those of an autoencoder's cell times a patch.",
+        description="Divisor of the sides in pixels: a cell of the autoencoder times a patch of the model.",
     )
     aspects: tuple[str, ...] = Field(
-        ("16:9", "4:3", "1:1", "3:4", "9:16"), min_length=1, description="Width to height."
+        ("16:9", "4:3", "1:1", "3:4", "9:16"), min_length=1, description="Aspects, as width:height."
     )
 
     @field_validator("frames")
@@ -77,10 +77,11 @@ class BucketSettings(Settings):
             if count < 1 or (count - 1) % FRAMES_STEP:
                 below = max(1, 1 + (count - 1) // FRAMES_STEP * FRAMES_STEP)
                 raise ValueError(
-                    f"{count} frames: numbers of frames are 1 + a multiple of {FRAMES_STEP}; take {below} or {below + FRAMES_STEP}"
+                    f"{count} frames: numbers of frames are 1 + a multiple of {FRAMES_STEP}; "
+                    f"take {below} or {below + FRAMES_STEP}"
                 )
         if len(set(frames)) < len(frames):
-            raise ValueError(f"frames {list(frames)}: a number is there twice; keep one of them")
+            raise ValueError(f"frames {list(frames)}: a number is repeated; keep one of them")
         return frames
 
     @field_validator("aspects")
@@ -93,19 +94,19 @@ class BucketSettings(Settings):
 
     @cached_property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """(width, height) of each aspect, both the nearest multiples of `multiple`; aspects that round to one shape give it once."""
+        """(width, height) of each aspect, rounded to multiples of `multiple`; each shape once."""
         return tuple(dict.fromkeys(self._shape(*(int(side) for side in aspect.split(":"))) for aspect in self.aspects))
 
-    def _shape(self, across: int, down: int) -> tuple[int, int]:
-        ratio = math.sqrt(across / down)
+    def _shape(self, aspect_width: int, aspect_height: int) -> tuple[int, int]:
+        ratio = math.sqrt(aspect_width / aspect_height)
         return _nearest_multiple(self.size * ratio, self.multiple), _nearest_multiple(self.size / ratio, self.multiple)
 
     def nearest_shape(self, width: int, height: int) -> tuple[int, int]:
-        """The shape whose aspect is nearest to that of `width` x `height`, by the logarithm of their ratio."""
+        """Return the shape with the aspect nearest to that of `width` x `height`, by the logarithm of their ratio."""
         return min(self.shapes, key=lambda shape: abs(math.log(shape[0] / shape[1]) - math.log(width / height)))
 
     def buckets(self) -> tuple[Bucket, ...]:
-        """All buckets, shapes in the order of `aspects`."""
+        """Return all buckets, shapes in the order of `aspects`."""
         return tuple(Bucket(width, height, frames, self.fps) for width, height in self.shapes for frames in self.frames)
 
 
@@ -116,38 +117,46 @@ def _nearest_multiple(side: float, multiple: int) -> int:
 def assign_bucket(
     buckets: Sequence[BucketSettings], width: int, height: int, duration_s: float, is_image: bool
 ) -> Bucket | str:
-    """The bucket for a picture or clip of this size and duration, or the reason why none takes it.
+    """Return the bucket for an image or clip of this size and duration, or the reason why no bucket takes it.
 
-    Among the nearest aspects: the largest area that does not enlarge the source, then the most frames that its duration
-    holds, then the highest frame rate. Images go to buckets of 1 frame.
+    Among the shapes of the nearest aspects, the largest area that does not enlarge the source wins, then the most
+    frames that its duration holds, then the highest frame rate. Images go to buckets of 1 frame. Raises `ValueError` if
+    `buckets` is empty.
     """
     if not buckets:
         raise ValueError("no buckets: give at least one size")
     if width < 1 or height < 1:
-        return f"the picture is {width}x{height}, which is empty"
+        return f"the source is {width}x{height}, which is empty"
     nearest = [(settings, settings.nearest_shape(width, height)) for settings in buckets]
-    # Scaling to cover the bucket enlarges exactly when either side of the source is the shorter one.
+    # Scaling to cover the bucket enlarges the source if and only if one of its sides is shorter than the bucket's.
     fitting = [(settings, shape) for settings, shape in nearest if shape[0] <= width and shape[1] <= height]
     if not fitting:
         smallest = min((shape for _, shape in nearest), key=math.prod)
-        return f"{width}x{height} is smaller than {smallest[0]}x{smallest[1]}, the smallest bucket of its aspect, and would have to be enlarged"
+        return (
+            f"{width}x{height} is smaller than {smallest[0]}x{smallest[1]}, the smallest bucket of its aspect, "
+            "and would have to be enlarged"
+        )
     candidates = [Bucket(*shape, frames, settings.fps) for settings, shape in fitting for frames in settings.frames]
     if is_image:
-        stills = [bucket for bucket in candidates if bucket.frames == 1]
-        return (
-            max(stills, key=_preference)
-            if stills
-            else "it is an image, and no bucket it could fill has 1 among its frames"
-        )
-    held = [bucket for bucket in candidates if bucket.duration_s <= duration_s + TOLERANCE_S]
-    if not held:
+        of_images = [bucket for bucket in candidates if bucket.frames == 1]
+        if not of_images:
+            return "it is an image, and no bucket it could fill has 1 among its frames"
+        return max(of_images, key=_preference)
+    short_enough = [bucket for bucket in candidates if bucket.duration_s <= duration_s + TOLERANCE_S]
+    if not short_enough:
         shortest = min(candidates, key=lambda bucket: bucket.duration_s)
-        return f"{duration_s:.2f} s is shorter than {shortest.duration_s:.2f} s, which {shortest.frames} frames at {shortest.fps:g} a second take"
-    return max(held, key=_preference)
+        return (
+            f"{duration_s:.2f} s is shorter than {shortest.duration_s:.2f} s, the duration of {shortest.frames} frames "
+            f"at {shortest.fps:g} fps"
+        )
+    return max(short_enough, key=_preference)
 
 
 def buckets_up_to(buckets: Sequence[BucketSettings], bucket: Bucket) -> tuple[Bucket, ...]:
-    """A video's bucket and all shorter ones of its shape and frame rate, longest first; each takes the first frames of the longest."""
+    """Return a video's bucket and all shorter ones of its shape and frame rate, longest first.
+
+    A clip fills each of them with its first frames.
+    """
     alike = [
         settings
         for settings in buckets
@@ -158,4 +167,5 @@ def buckets_up_to(buckets: Sequence[BucketSettings], bucket: Bucket) -> tuple[Bu
 
 
 def _preference(bucket: Bucket) -> tuple[int, int, float]:
+    """Return the key by which the best bucket is the largest."""
     return bucket.width * bucket.height, bucket.frames, bucket.fps

@@ -1,4 +1,4 @@
-"""Byte ranges of files, local or remote, from any thread."""
+"""Reading of byte ranges of files, local or remote, from any thread."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from cluster import storage
 from training.data.footer import READ_ERRORS, DamagedError
 
 MAX_OPEN_FILES = 128
-"""Most files kept open, well below the usual limit of 1,024 a process."""
+"""Largest number of files kept open, well below the usual limit of 1,024 per process."""
 
 
 class OpenFile(Protocol):
-    """A file that is open."""
+    """An open file."""
 
     def read_into(self, offset: int, targets: Sequence[memoryview], wanted: int) -> int:
-        """Fill `targets`, of `wanted` bytes, one after the other with what is at `offset`; returns how many bytes there were."""
+        """Fill `targets`, `wanted` bytes together, with the bytes from `offset` on; return how many were read."""
 
 
 class _LocalFile:
     def __init__(self, uri: str) -> None:
         self._descriptor = os.open(storage.local_path(uri), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        # When the last thread that reads from it lets go of it.
+        # Close the file when the last thread that reads from it drops its reference.
         weakref.finalize(self, os.close, self._descriptor)
 
     def read_into(self, offset: int, targets: Sequence[memoryview], wanted: int) -> int:
@@ -40,7 +40,7 @@ class _LocalFile:
 
 class _RemoteFile:
     def __init__(self, uri: str) -> None:
-        # Its `read_at` is one ranged GET and keeps no position, so threads need not take turns.
+        # `read_at` is one ranged GET and keeps no position, so threads need no lock.
         self._handle = storage.open_input(uri)
 
     def read_into(self, offset: int, targets: Sequence[memoryview], wanted: int) -> int:
@@ -54,6 +54,7 @@ class _RemoteFile:
 
 
 def _after(targets: Sequence[memoryview], done: int) -> list[memoryview]:
+    """Return the views without their first `done` bytes."""
     left = []
     for target in targets:
         left.append(target[min(done, len(target)) :])
@@ -62,24 +63,27 @@ def _after(targets: Sequence[memoryview], done: int) -> list[memoryview]:
 
 
 class ByteRanges:
-    """Reads byte ranges of any files; the files opened last stay open."""
+    """A reader of byte ranges of any files; the files opened last stay open."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._files: dict[str, OpenFile] = {}
 
     def read_into(self, uri: str, offset: int, targets: Sequence[memoryview]) -> None:
-        """Fill `targets`, views of single bytes, with what is at `offset`, in one read. Raises `DamagedError` when it is not all there."""
+        """Fill `targets`, views of single bytes, with the bytes from `offset` on, in one read.
+
+        Raises `DamagedError` if there are not enough bytes or they cannot be read.
+        """
         wanted = sum(map(len, targets))
         try:
             found = (self._files.get(uri) or self._open(uri)).read_into(offset, targets, wanted)
         except READ_ERRORS as error:
             raise DamagedError(f"{uri}: {wanted} bytes at {offset} cannot be read: {error}") from error
         if found != wanted:
-            raise DamagedError(f"{uri}: {wanted} bytes at {offset} cannot be read: {found} are there")
+            raise DamagedError(f"{uri}: {wanted} bytes at {offset} cannot be read: the file has only {found} of them")
 
     def _open(self, uri: str) -> OpenFile:
-        # Opened outside the lock, so that a slow object store delays nobody else; of two that race, the first stays.
+        # Opened outside the lock, so that a slow object store delays no other thread; the first of two that race stays.
         opened: OpenFile = _LocalFile(uri) if storage.is_local(uri) else _RemoteFile(uri)
         with self._lock:
             kept = self._files.setdefault(uri, opened)

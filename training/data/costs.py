@@ -58,7 +58,7 @@ class SampleCosts:
 
 @dataclass(frozen=True, eq=False)
 class CostTable:
-    """Costs as integers, of which the costliest sample without a last-frame latent has `MAX_COST`: only ratios matter."""
+    """Costs as integers, scaled so that the costliest sample without a last-frame latent has `MAX_COST`."""
 
     formula_costs_B2: Int64Array
     """Costs in proportion to FLOPs."""
@@ -66,7 +66,7 @@ class CostTable:
     times: StepTimes | None
 
     def at(self, step: int) -> Int64Array:
-        """Return the costs `[B, 2]` in global step `step`: by measured times if these have a fit for it, else by FLOPs."""
+        """Return the costs `[B, 2]` in global step `step`: by measured times if they have a fit, else by FLOPs."""
         fit = self.times.at(step) if self.times else None
         if fit is None:
             return self.formula_costs_B2

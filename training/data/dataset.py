@@ -14,8 +14,9 @@ from torch import Tensor
 from cluster import storage
 from cluster.storage import digest
 from training.data.footer import DamagedError
+from training.data.manifest import DatasetInfo, read_manifest, tables_root
 from training.data.shard_reader import READER_THREADS, RowReference, ShardReader
-from training.data.shards import CROP_COLUMNS, DatasetInfo, is_mirrored, read_manifest, tables_root
+from training.data.shards import CROP_COLUMNS, is_mirrored
 from training.data.text_tables import TextTableReader
 from training.framing import Framing, crop_framing
 
@@ -64,7 +65,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class CaptionMix:
-    """The mix of captions in training: each sample's caption is drawn anew in each epoch, by the weights of their kinds."""
+    """The mix of captions in training: in each epoch a sample's caption is drawn by the weights of their kinds."""
 
     weights: Mapping[str, float]
     """Weight of each kind of caption."""

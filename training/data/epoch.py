@@ -69,7 +69,8 @@ class WeightedBucket:
 def bucket_weights(weights: Mapping[str, float], names: Sequence[str]) -> list[Fraction]:
     """Return the weight of each bucket: the product of all weights whose pattern matches it, 1 if none does.
 
-    A pattern matches a bucket by its name `WIDTHxHEIGHTxFRAMES` or by its `WIDTHxHEIGHT`. Raises `ValueError` for a pattern that matches no bucket.
+    A pattern matches a bucket by its name `WIDTHxHEIGHTxFRAMES` or by its `WIDTHxHEIGHT`. Raises `ValueError` for a
+    pattern that matches no bucket.
     """
     for pattern in weights:
         if not any(_matches(pattern, name) for name in names):

@@ -45,7 +45,7 @@ class Batch:
     buckets: list[str]
     """Name of each sample's bucket."""
     times_seen: list[int]
-    """How often each sample was seen before: the epoch, unless its bucket has a weight. Random numbers are keyed on it."""
+    """How often each sample was seen before, by which random numbers are keyed; see `training.data.plan.GlobalStep`."""
     epoch: int
 
 

@@ -16,15 +16,15 @@ it would just not fit."""
 ACCEPTED_IDLE_DIVISOR = 50
 """An idle share of at most 1 / 50 ends the search for a better assignment."""
 UNBOUNDED = 2**62
+"""Value for no limit of cost or of tokens."""
 
 
 def assign_packed(workload: Workload, world_size: int, max_tokens: int | None) -> AssignmentTable:
-    """Assign samples of any shapes to ranks, in about as few micro-steps as `max_tokens` per rank and micro-step
-    allows.
+    """Assign samples of any shapes to ranks, in about as few micro-steps as possible.
 
-    If all samples fit, or with None for no limit, there is one micro-step. Otherwise there are two ways to fill
-    micro-steps. The second is tried where the first leaves more than 2% of the time idle, and the faster one is
-    returned.
+    No rank has more than `max_tokens` in a micro-step. If all samples fit, or with None for no limit, there is one
+    micro-step. Otherwise there are two ways to fill micro-steps. The second is tried where the first leaves more than
+    2% of the time idle, and the faster one is returned.
     """
     if max_tokens is None or int(workload.tokens.sum()) <= world_size * max_tokens:
         return _fill_micro_steps(workload, world_size, max_tokens, whole=True)
@@ -74,8 +74,10 @@ def _total_time(assignment: AssignmentTable, costs: Int64Array, world_size: int)
 def _fill_micro_step(
     costs: Int64Array, tokens: Int64Array, world_size: int, max_tokens: int | None, max_cost: int
 ) -> Int64Array:
-    """Return the rank of each sample, or -1 where it does not fit under `max_cost` and `max_tokens` of any rank; costs
-    are descending."""
+    """Return the rank of each sample, or -1 if it fits under `max_cost` and `max_tokens` of no rank.
+
+    Costs are descending.
+    """
     load = np.zeros(world_size, np.int64)
     free_tokens = np.full(world_size, UNBOUNDED if max_tokens is None else max_tokens)
     mean = min(max_cost, int(costs.sum()) // world_size)

@@ -91,7 +91,10 @@ class GlobalStep:
     rows: Int64Array
     """Row numbers of the manifest's table."""
     times_seen: Int64Array
-    """How often each sample was seen before: the epoch, unless its bucket has a weight. Random numbers are keyed on it."""
+    """How often each sample was seen before: the epoch, unless its bucket has a weight.
+
+    Random numbers are keyed on it, so a sample that is seen twice in an epoch gets different noise each time.
+    """
     workload: Workload
     """Costs and tokens of the samples, with the last-frame latents that condition them."""
     settings: PlanSettings
@@ -106,7 +109,7 @@ class MicroBatch:
     times_seen: tuple[int, ...]
     """How often each sample was seen before."""
     weights: tuple[float, ...]
-    """Weight of each sample in the loss: 1, or 0 for a repeated sample that only keeps this rank in step with the others.
+    """Weight of each sample in the loss: 1, or 0 for a repeated sample that only keeps ranks in step.
 
     Over all ranks and micro-steps the weights add up to the step's number of samples. So the sum of weight * loss over
     that number is the mean over the samples, each exactly once.
@@ -170,7 +173,7 @@ class Planner:
         self._planned: tuple[int, _Epoch] | None = None
 
     def steps_in(self, epoch: int) -> int:
-        """Return the number of steps of an epoch, the same for all epochs unless the weight of a bucket is a fraction."""
+        """Return the number of steps of an epoch, the same for all unless the weight of a bucket is a fraction."""
         counts = self._n_occurrences(epoch)
         n_groups = int((-(-counts // self._group_sizes)).sum())
         if self._settings.policy == "same":
@@ -234,7 +237,9 @@ class Planner:
         ]
 
     def _plan_epoch(self, epoch: int) -> _Epoch:
-        """Shuffle the occurrences of each bucket and cut them into groups, then shuffle these and cut them into steps."""
+        """Shuffle each bucket, cut it into groups, shuffle all groups and cut them into steps; with `pack`, shuffle all
+        samples and cut them into steps.
+        """
         rows, times_seen = self._shuffled_occurrences(epoch)
         if self._settings.policy == "pack":
             bounds = _even_bounds(self._tokens_B2.ravel()[self._shape_ids[rows]], self.steps_in(epoch))
@@ -330,7 +335,10 @@ def _concatenated_ranges(starts: Int64Array, sizes: Int64Array) -> Int64Array:
 
 
 def _even_sizes(counts: Int64Array, n_parts: Int64Array) -> Int64Array:
-    """Return the sizes of the parts of each count, which differ by one at most, larger ones first; none for a count of 0."""
+    """Return the sizes of `n_parts` of each count, which differ by one at most, larger ones first.
+
+    A count of 0 has no parts.
+    """
     size, n_larger = np.divmod(counts, np.maximum(n_parts, 1))
     number = np.arange(n_parts.sum()) - np.repeat(n_parts.cumsum() - n_parts, n_parts)
     return np.repeat(size, n_parts) + (number < np.repeat(n_larger, n_parts))

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster import storage
+from training.data.byte_ranges import MAX_OPEN_FILES
 from training.data.footer import READ_ERRORS, DamagedError
 
-MAX_OPEN_FILES = 128
-"""Most files kept open, well below the usual limit of 1,024 a process."""
-
 CACHE_BYTES = 64 * 2**20
-"""Row groups kept in memory: a small data set is read once, and neighbouring rows cost one read."""
+"""Bytes of row groups kept in memory: a small data set is read once, and neighbouring rows cost one read."""
 
 
 def read_scalars(uri: str, columns: Sequence[str]) -> pa.Table:
-    """Some columns of every row of a file, and `row_group` and `row` within it (int64). Raises `DamagedError` when they cannot be read."""
+    """Return columns of every row of a file, and its `row_group` and its `row` within that (int64).
+
+    Raises `DamagedError` if they cannot be read.
+    """
     try:
         with storage.open_input(uri) as handle:
             file = pq.ParquetFile(handle)
             table = file.read(list(columns))
             sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
             names = file.schema_arrow.names
-        # A flipped bit can make text that is not UTF-8, which Arrow reads and Python cannot.
+        # A flipped bit can give text that is not UTF-8, which Arrow reads and Python cannot.
         table.validate(full=True)
     except READ_ERRORS as error:
         raise DamagedError(f"{uri}: cannot be read: {error}") from error
@@ -39,10 +41,26 @@ def read_scalars(uri: str, columns: Sequence[str]) -> pa.Table:
     return table.append_column("row_group", pa.array(groups)).append_column("row", pa.array(rows))
 
 
-class RowGroups:
-    """Reads whole row groups of some columns; recent ones come from memory, and files stay open.
+def remove_values(uri: str, column: str, values: Collection[str], rewrite: Callable[[pa.Array], None]) -> int:
+    """Remove the rows of a file whose `column` is one of `values`, and return how many there were.
 
-    A row group is 1 to 4 MB as we write them, so one row costs one short read and no conversion.
+    `rewrite` writes the file again with the rows of a mask; it is called only if some rows are removed and others are
+    kept. A file without rows left is deleted.
+    """
+    stored = read_scalars(uri, [column])[column]
+    is_kept = pc.invert(pc.is_in(stored, pa.array(sorted(values), pa.string())))
+    n_removed = len(stored) - int(pc.sum(is_kept).as_py() or 0)
+    if n_removed == len(stored):
+        storage.remove(uri)
+    elif n_removed:
+        rewrite(is_kept)
+    return n_removed
+
+
+class RowGroups:
+    """A reader of whole row groups of some columns; recent ones come from memory, and files stay open.
+
+    Row groups are written with 1 to 4 MB, so one row costs one short read and no conversion.
     """
 
     def __init__(self, columns: Sequence[str]) -> None:
@@ -53,7 +71,7 @@ class RowGroups:
         self._cached_bytes = 0
 
     def read(self, uri: str, row_group: int) -> pa.Table:
-        """The columns of one row group. Raises `DamagedError` when they cannot be read."""
+        """Return the columns of one row group. Raises `DamagedError` if they cannot be read."""
         key = uri, row_group
         with self._lock:
             if key in self._cache:
@@ -70,7 +88,7 @@ class RowGroups:
         return table
 
     def schema(self, uri: str) -> pa.Schema:
-        """Schema and metadata of a file. Raises `DamagedError` when it has no readable footer."""
+        """Return the schema and metadata of a file. Raises `DamagedError` if it has no readable footer."""
         return self._file(uri).schema
 
     def _file(self, uri: str) -> _OpenFile:
@@ -78,7 +96,7 @@ class RowGroups:
             if uri in self._files:
                 self._files.move_to_end(uri)
                 return self._files[uri]
-        # Opened outside the lock, so that a slow object store delays nobody else; of two that race, the first stays.
+        # Opened outside the lock, so that a slow object store delays no other thread; the first of two that race stays.
         opened = _OpenFile(uri)
         with self._lock:
             kept = self._files.setdefault(uri, opened)
@@ -102,7 +120,7 @@ class _OpenFile:
         count = self._parquet.num_row_groups
         if not 0 <= row_group < count:
             raise DamagedError(f"{self._uri}: no row group {row_group}; it has {count}")
-        # A ParquetFile seeks as it reads, so two threads must take turns.
+        # A ParquetFile seeks as it reads, so only one thread may read at a time.
         with self._lock:
             try:
                 return self._parquet.read_row_group(row_group, columns, use_threads=False)

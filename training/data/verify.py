@@ -1,4 +1,4 @@
-"""Check a data set by reading all of it the way training does."""
+"""A check of a data set that reads all of it the way training does."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from cluster import storage
 from cluster.plugins import build
 from training.autoencoder import FOLDER, Autoencoder, AutoencoderSettings
 from training.data.footer import DamagedError
+from training.data.manifest import DatasetInfo, read_manifest, tables_root
 from training.data.shard_reader import RowReference, ShardReader, StoredLatents
-from training.data.shards import CROP_COLUMNS, DatasetInfo, ShardInfo, read_index, read_manifest, tables_root
+from training.data.shards import CROP_COLUMNS, ShardInfo, read_index
 from training.data.text_tables import TextTableReader
 from training.pixels import psnr_db
 
 MIN_PSNR_DB = 12.0
-"""Least likeness of a decoded video's last frame and its decoded tail latent, two encodings of one picture. Of 280 real clips
-encoded by `linear` at 64² and 128² pixels none was below 16 dB; clips paired with another's tail had a median of 9 dB."""
+"""Lowest PSNR between the last frame of a decoded video and its decoded last-frame latent, two encodings of one frame.
+
+Of 280 real clips encoded by `linear` at 64² and 128² pixels none was below 16 dB. Clips paired with the last-frame
+latent of another clip had a median of 9 dB."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault. `row_group`, `row` and `uid` are None for a fault of a whole file."""
+    """A problem of a file, or of one of its rows if `row` is set."""
 
     file: str
-    row_group: int | None
-    row: int | None
-    uid: str | None
     message: str
+    row_group: int | None = None
+    row: int | None = None
+    uid: str | None = None
 
     def __str__(self) -> str:
         where = "" if self.row is None else f"row {self.row} of row group {self.row_group}, sample {self.uid}: "
@@ -41,32 +44,33 @@ class Problem:
 
 
 def verify(manifest_uri: str, n_decoded: int = 8) -> list[Problem]:
-    """Every fault of a data set: shards and text tables missing, cut short, altered or of another version; rows that are not
-    where or what the manifest says; latents that are not finite; more than one autoencoder.
+    """Return all problems of a data set; an empty list if there is none.
 
-    `n_decoded` videos, spread over the data set, are decoded too, and their last frame is compared with their tail latent.
+    Problems are shards and text tables that are missing, cut short, altered or of another version; rows that differ
+    from the manifest; latents that are not finite; more than one autoencoder; and videos whose decoded last frame
+    differs from their decoded last-frame latent, of which `n_decoded` are checked, spread over the data set.
     """
     try:
         table, info = read_manifest(manifest_uri)
     except DamagedError as error:
-        return [Problem(manifest_uri, None, None, None, str(error))]
+        return [Problem(manifest_uri, str(error))]
     root = tables_root(manifest_uri, info)
     reader = ShardReader(root)
     problems: list[Problem] = []
-    sound: list[Mapping[str, Any]] = []
-    for file, rows in _rows_of_files(table):
-        faults = list(_faults_of_file(reader, root, file, rows, info))
-        problems += faults
-        faulty = {fault.uid for fault in faults}
-        if None not in faulty:
-            sound += [row for row in rows if row["uid"] not in faulty]
-    problems += _faults_of_texts(storage.join(root, info.text_folder), table, info)
-    problems += _faults_of_decoding(reader, sound, info, n_decoded)
+    intact: list[Mapping[str, Any]] = []
+    for file, rows in _rows_by_file(table):
+        found = list(_file_problems(reader, root, file, rows, info))
+        problems += found
+        affected = {problem.uid for problem in found}
+        if None not in affected:
+            intact += [row for row in rows if row["uid"] not in affected]
+    problems += _text_problems(storage.join(root, info.text_folder), table, info)
+    problems += _decoding_problems(reader, intact, info, n_decoded)
     return problems
 
 
-def _rows_of_files(table: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Rows of each file in the order in which they are stored, so that each row group is read once."""
+def _rows_by_file(table: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield the rows of each file in the order in which they are stored, so that each row group is read once."""
     names = ["file", "row_group", "row", "uid", "bucket", "n_tokens", "checksum", "fps", *CROP_COLUMNS]
     ordered = table.select(names).sort_by([(name, "ascending") for name in names[:3]])
     runs = pc.run_end_encode(ordered["file"].combine_chunks())
@@ -76,38 +80,36 @@ def _rows_of_files(table: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]
         start = end
 
 
-def _faults_of_file(
+def _file_problems(
     reader: ShardReader, root: str, file: str, rows: list[dict[str, Any]], info: DatasetInfo
 ) -> Iterator[Problem]:
     try:
         shard = reader.info(file)
         stored = {(row["row_group"], row["row"]): row for row in read_index(storage.join(root, file)).to_pylist()}
     except DamagedError as error:
-        yield Problem(file, None, None, None, f"{error}; its {len(rows)} samples are lost")
+        yield Problem(file, f"{error}; its {len(rows)} samples are lost")
         return
     for name in ("autoencoder_identity", "channels", "time_factor", "space_factor"):
         if getattr(shard, name) != getattr(info, name):
-            yield Problem(
-                file,
-                None,
-                None,
-                None,
-                f"its {name} is {getattr(shard, name)}, and the manifest's {getattr(info, name)}",
-            )
-    samples = reader.read_many(_place(row) for row in rows)
+            yield Problem(file, f"its {name} is {getattr(shard, name)}, and the manifest's {getattr(info, name)}")
+    samples = reader.read_many(_reference(row) for row in rows)
     for row, sample in zip(rows, samples, strict=True):
-        message = _fault_of_place(shard, row, stored.get((row["row_group"], row["row"]))) or _fault_of_sample(
-            shard, row, sample
-        )
+        message = _index_problem(shard, row, stored.get((row["row_group"], row["row"])))
+        message = message or _latents_problem(shard, row, sample)
         if message is not None:
-            yield Problem(file, row["row_group"], row["row"], row["uid"], message)
+            yield _row_problem(row, message)
 
 
-def _place(row: Mapping[str, Any]) -> RowReference:
+def _row_problem(row: Mapping[str, Any], message: str) -> Problem:
+    return Problem(row["file"], message, row["row_group"], row["row"], row["uid"])
+
+
+def _reference(row: Mapping[str, Any]) -> RowReference:
     return RowReference(row["file"], row["row_group"], row["row"])
 
 
-def _fault_of_place(shard: ShardInfo, row: Mapping[str, Any], stored: Mapping[str, Any] | None) -> str | None:
+def _index_problem(shard: ShardInfo, row: Mapping[str, Any], stored: Mapping[str, Any] | None) -> str | None:
+    """Return how the scalars of a manifest's row differ from those in the shard, or None."""
     if stored is None:
         return "the shard has no such row"
     expected = {
@@ -122,32 +124,32 @@ def _fault_of_place(shard: ShardInfo, row: Mapping[str, Any], stored: Mapping[st
     return None
 
 
-def _fault_of_sample(shard: ShardInfo, row: Mapping[str, Any], sample: StoredLatents | DamagedError) -> str | None:
+def _latents_problem(shard: ShardInfo, row: Mapping[str, Any], sample: StoredLatents | DamagedError) -> str | None:
+    """Return the problem of the latents of a row, or None."""
     if isinstance(sample, DamagedError):
         return str(sample)
     if sample.checksum != row["checksum"]:
-        return f"the checksum of its latents is {sample.checksum}, and {row['checksum']} was written: the bytes have changed"
+        return (
+            f"the checksum of its latents is {sample.checksum}, and {row['checksum']} was written: the bytes have "
+            "changed"
+        )
     if (sample.last_frame_latent is None) != (shard.bucket.frames == 1):
-        return "a video has a tail latent and an image has none; this row does not keep to it"
-    if not all(
-        latent is None or bool(torch.isfinite(latent).all()) for latent in (sample.latent, sample.last_frame_latent)
-    ):
+        return "a video has a last-frame latent and an image has none; this row is the other way round"
+    latents = (sample.latent, sample.last_frame_latent)
+    if not all(latent is None or bool(torch.isfinite(latent).all()) for latent in latents):
         return "its latents hold a value that is not finite"
     return None
 
 
-def _faults_of_texts(folder: str, table: pa.Table, info: DatasetInfo) -> Iterator[Problem]:
+def _text_problems(folder: str, table: pa.Table, info: DatasetInfo) -> Iterator[Problem]:
     try:
         texts = TextTableReader(folder)
     except DamagedError as error:
-        yield Problem(info.text_folder, None, None, None, str(error))
+        yield Problem(info.text_folder, str(error))
         return
     if texts.identity != info.text_encoder_identity:
         yield Problem(
             info.text_folder,
-            None,
-            None,
-            None,
             f"holds embeddings by {texts.identity}, the manifest says {info.text_encoder_identity}",
         )
     lengths: dict[str, int | None] = {info.null_text_key: None}
@@ -157,48 +159,41 @@ def _faults_of_texts(folder: str, table: pa.Table, info: DatasetInfo) -> Iterato
         try:
             tokens = texts.get(key)
         except DamagedError as error:
-            yield Problem(info.text_folder, None, None, None, str(error))
+            yield Problem(info.text_folder, str(error))
             continue
         if length not in (None, len(tokens)):
-            yield Problem(
-                info.text_folder,
-                None,
-                None,
-                None,
-                f"text {key} has {len(tokens)} tokens, and the manifest says {length}",
-            )
+            yield Problem(info.text_folder, f"text {key} has {len(tokens)} tokens, and the manifest says {length}")
 
 
-def _faults_of_decoding(
-    reader: ShardReader, rows: list[Mapping[str, Any]], info: DatasetInfo, sample: int
+def _decoding_problems(
+    reader: ShardReader, rows: list[Mapping[str, Any]], info: DatasetInfo, n_decoded: int
 ) -> Iterator[Problem]:
     videos = [row for row in rows if reader.info(row["file"]).bucket.frames > 1]
-    if not videos or sample < 1:
+    if not videos or n_decoded < 1:
         return
     settings = build(FOLDER, AutoencoderSettings, dict(info.autoencoder))
     if settings.identity() != info.autoencoder_identity:
         yield Problem(
             videos[0]["file"],
-            None,
-            None,
-            None,
             f"its latents are by {info.autoencoder_identity}; here '{settings.name}' is {settings.identity()}",
         )
         return
     autoencoder = settings.open()
-    step = max(1, len(videos) // sample)
-    for row in videos[::step][:sample]:
-        stored = reader.read(*_place(row))
+    stride = max(1, len(videos) // n_decoded)
+    for row in videos[::stride][:n_decoded]:
+        stored = reader.read(*_reference(row))
         assert stored.last_frame_latent is not None
-        likeness_db = float(
-            psnr_db(_last_frame(autoencoder, stored.latent), _last_frame(autoencoder, stored.last_frame_latent))
-        )
-        if likeness_db < MIN_PSNR_DB:
-            message = f"its decoded last frame and its decoded tail latent differ: {likeness_db:.1f} dB, below {MIN_PSNR_DB:g} dB"
-            yield Problem(row["file"], row["row_group"], row["row"], row["uid"], message)
+        of_video = _decoded_last_frame(autoencoder, stored.latent)
+        found_db = float(psnr_db(of_video, _decoded_last_frame(autoencoder, stored.last_frame_latent)))
+        if found_db < MIN_PSNR_DB:
+            yield _row_problem(
+                row,
+                f"its decoded last frame and its decoded last-frame latent differ: {found_db:.1f} dB, below "
+                f"{MIN_PSNR_DB:g} dB",
+            )
 
 
 @torch.inference_mode()
-def _last_frame(autoencoder: Autoencoder, latent_CTHW: Tensor) -> Tensor:
-    """`[1, 3, 1, H, W]`."""
+def _decoded_last_frame(autoencoder: Autoencoder, latent_CTHW: Tensor) -> Tensor:
+    """Return the last frame `[1, 3, 1, H, W]` of a decoded latent."""
     return autoencoder.decode(latent_CTHW[None].to(torch.float32))[:, :, -1:].clamp(-1, 1)

@@ -1,0 +1,158 @@
+"""The manifest of a data set: one row per sample, with its captions, its split and where its latent is.
+
+Everything that can change without encoding again (captions, near-duplicate group, split) is in the manifest only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster import storage
+from training.data.footer import READ_ERRORS, DamagedError, metadata, parse_metadata
+from training.data.shards import CROP_COLUMNS
+
+OTHER_CAPTION = pa.struct(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("text_key", pa.string(), nullable=False),
+        pa.field("n_text", pa.int64(), nullable=False),
+    ]
+)
+"""A further caption of a sample, with the key and the length of its embedding."""
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("n_tokens", pa.int64(), nullable=False),
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("row_group", pa.int64(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("checksum", pa.int64(), nullable=False),
+        pa.field("text_key", pa.string(), nullable=False),
+        pa.field("n_text", pa.int64(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("caption_kind", pa.string(), nullable=False),
+        pa.field("other_captions", pa.list_(OTHER_CAPTION), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("start_pts", pa.int64(), nullable=False),
+        pa.field("end_pts", pa.int64(), nullable=False),
+        pa.field("time_base_num", pa.int64(), nullable=False),
+        pa.field("time_base_den", pa.int64(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),
+        *(pa.field(name, pa.int64(), nullable=False) for name in (*CROP_COLUMNS, "source_width", "source_height")),
+        pa.field("cluster", pa.string()),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+"""One row per sample.
+
+`kind` is image or video. `split` is train, val or test, of which training never reads test. `file` is relative to the
+root of the tables, and `row` is counted within `row_group`. `caption` is the main caption, of kind `caption_kind`, and
+`other_captions` are those of other kinds. `source_width` and `source_height` are the source's in pixels, and `cluster`
+is the near-duplicate group.
+"""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The description of a data set in the footer of its manifest."""
+
+    tables_root: str
+    """Folder that `file` and `text_folder` are relative to, itself relative to the manifest's folder."""
+    autoencoder: Mapping[str, Any]
+    autoencoder_identity: str
+    channels: int
+    time_factor: int
+    space_factor: int
+    text_encoder: Mapping[str, Any]
+    text_encoder_identity: str
+    text_folder: str
+    """Folder of the text tables."""
+    null_text_key: str
+    """Key of the null caption's embedding."""
+    fingerprint: str
+
+
+def write_manifest(uri: str, table: pa.Table, info: DatasetInfo) -> None:
+    """Write a manifest atomically, sorted by uid, so that it does not depend on the order in which shards were written.
+
+    Raises `ValueError` for a missing column or value, a repeated uid, or an unknown kind or split.
+    """
+    missing = [name for name in MANIFEST_SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{uri}: the manifest lacks columns {missing}")
+    table = table.select(MANIFEST_SCHEMA.names).sort_by("uid")
+    empty = [field.name for field in MANIFEST_SCHEMA if not field.nullable and table[field.name].null_count]
+    if empty:
+        raise ValueError(f"{uri}: columns {empty} have rows without a value")
+    counts = pc.value_counts(table["uid"].combine_chunks())
+    if len(counts) < len(table):
+        repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+        raise ValueError(
+            f"{uri}: uid {repeated[0]['values']} is in {repeated[0]['counts']} rows; each sample has one row"
+        )
+    for name, known in (("kind", {"image", "video"}), ("split", {"train", "val", "test"})):
+        unknown = set(pc.unique(table[name]).to_pylist()) - known
+        if unknown:
+            raise ValueError(f"{uri}: {name} holds {sorted(unknown)}; it is one of {sorted(known)}")
+    storage.write_table(
+        uri, table.cast(MANIFEST_SCHEMA).replace_schema_metadata(metadata("manifest", dataclasses.asdict(info)))
+    )
+
+
+def read_manifest(uri: str) -> tuple[pa.Table, DatasetInfo]:
+    """Return a manifest's rows, in `MANIFEST_SCHEMA`, and its description. Raises `DamagedError` for other files."""
+    try:
+        table = storage.read_table(uri)
+        table.validate(full=True)
+    except READ_ERRORS as error:
+        raise DamagedError(f"{uri}: cannot be read: {error}") from error
+    data = parse_metadata(table.schema, "manifest", uri)
+    missing = [name for name in MANIFEST_SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise DamagedError(
+            f"{uri}: was written by an earlier version, without columns {missing}; run the recipe again, which encodes "
+            "nothing anew"
+        )
+    try:
+        info = DatasetInfo(**data)
+        return table.cast(MANIFEST_SCHEMA), info
+    except (TypeError, pa.ArrowException, ValueError) as error:
+        raise DamagedError(f"{uri}: is not a manifest of this version: {error}") from error
+
+
+def tables_root(manifest_uri: str, info: DatasetInfo) -> str:
+    """Return the URI of the folder that a manifest's files are relative to."""
+    folder = storage.absolute(manifest_uri).rpartition("/")[0]
+    for part in info.tables_root.split("/"):
+        if part == "..":
+            folder = folder.rpartition("/")[0]
+        elif part not in ("", "."):
+            folder = storage.join(folder, part)
+    return folder
+
+
+def update_row_references(table: pa.Table, index: pa.Table) -> pa.Table:
+    """Return the rows of a manifest with the `row_group` and `row` that they have now in their shards.
+
+    `index` has `uid`, `file`, `row_group` and `row` of every row of the shards. A sample that is in no shard keeps its
+    reference, so that `verify` reports it as missing.
+    """
+    found = pc.index_in(_file_and_uid(table), _file_and_uid(index))
+    for name in ("row_group", "row"):
+        moved = pc.coalesce(index[name].take(found), table[name])
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), moved)
+    return table
+
+
+def _file_and_uid(table: pa.Table) -> pa.Array:
+    return pc.binary_join_element_wise(table["file"], table["uid"], "|").combine_chunks()
