@@ -126,17 +126,17 @@ def draw(folder: Path) -> None:
 def counted() -> Iterator[list[tuple[str, int, int]]]:
     """The spans whose pictures are taken in the block."""
     taken: list[tuple[str, int, int]] = []
-    take = frame_images._take
+    take = frame_images._read_images
 
     def counting(video: Any, reader: Any, start_pts: int, end_pts: int, sampling: Any) -> Any:
         taken.append((video.uri, start_pts, end_pts))
         return take(video, reader, start_pts, end_pts, sampling)
 
-    frame_images._take = counting
+    frame_images._read_images = counting
     try:
         yield taken
     finally:
-        frame_images._take = take
+        frame_images._read_images = take
 
 
 def decodes(folder: Path, out: Path) -> dict[str, float]:

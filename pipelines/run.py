@@ -39,7 +39,7 @@ from pipelines.engine.shuffle import Rows, RowsFunction
 from pipelines.engine.step import RunError, TableFunction
 from pipelines.engine.tables import read_task, split_task
 from pipelines.engine.worker import Job, Worker, failed_rows
-from pipelines.steps._bulk_captions import Batches, Bulk, bulk_of, trimmed
+from pipelines.steps._bulk_captions import BulkCaptions, QuestionBatches, bulk_captions_of, returned_columns
 
 WORKER_DEATHS = (WorkerCrashedError, ActorDiedError, ActorUnavailableError, OutOfMemoryError)
 
@@ -51,7 +51,7 @@ def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     are retried with one row per task, and rows whose worker dies again are written as failed. An error in our own code
     or in the storage ends the run instead, because no row causes it.
     """
-    if bulk := bulk_of(job):
+    if bulk := bulk_captions_of(job):
         ask_in_bulk(bulk, tasks)
     left = list(range(len(tasks)))
     try:
@@ -92,7 +92,7 @@ def _stream(
         yield from _results(dataset)
 
 
-def ask_in_bulk(bulk: Bulk, tasks: list[pa.Table]) -> None:
+def ask_in_bulk(bulk: BulkCaptions, tasks: list[pa.Table]) -> None:
     """Answer every question of tasks with Ray Data's LLM processors.
 
     Raises `RunError` if these are not available, before anything is asked, or if an engine fails. Answers are kept.
@@ -101,11 +101,11 @@ def ask_in_bulk(bulk: Bulk, tasks: list[pa.Table]) -> None:
     resources = bulk.step.resources()
 
     def count(numbers: Sequence[int]) -> Iterator[tuple[int, pa.Table]]:
-        return _results(_map(_packed(tasks, numbers), bulk.counting, resources))
+        return _results(_map(_packed(tasks, numbers), bulk.open_counter, resources))
 
     def put(role: Role, numbers: Sequence[int]) -> Iterator[pa.Table]:
-        questions = _map(_packed(tasks, numbers), partial(bulk.asking, role), resources, SpreadWorker)
-        keep = partial(bulk.keep, role=role, identity=bulk.identity(role))
+        questions = _map(_packed(tasks, numbers), partial(bulk.open_batches, role), resources, SpreadWorker)
+        keep = partial(bulk.store, role=role, identity=bulk.identity(role))
         kept = processors[role](questions).map_batches(keep, batch_size=None, batch_format="pyarrow")
         yield from kept.iter_batches(batch_size=None, batch_format="pyarrow")
 
@@ -126,10 +126,10 @@ def _processor(label: str, settings: VLLM) -> Callable[[ray.data.Dataset], ray.d
             vLLMEngineProcessorConfig,
         )  # takes two seconds
 
-        config = vLLMEngineProcessorConfig(**settings.config(ray.cluster_resources()))
+        config = vLLMEngineProcessorConfig(**settings.processor_config(ray.cluster_resources()))
         if not _is_installed(settings):
-            raise EngineError(settings.not_installed)
-        processor = build_processor(config, preprocess=settings.request, postprocess=trimmed)
+            raise EngineError(settings.not_installed_message)
+        processor = build_processor(config, preprocess=settings.request, postprocess=returned_columns)
     except ImportError as error:
         raise RunError(
             f"{label}: engine {settings.name} needs Ray Data's LLM processors ({error}): "
@@ -244,7 +244,7 @@ class PackedWorker:
 class SpreadWorker:
     """A function from packed rows to several tables of plain rows."""
 
-    def __init__(self, load: Callable[[], Batches]) -> None:
+    def __init__(self, load: Callable[[], QuestionBatches]) -> None:
         self._function = load()
 
     def __call__(self, packed: pa.Table) -> Iterator[pa.Table]:

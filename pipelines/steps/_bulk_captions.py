@@ -1,8 +1,10 @@
-"""Questions of a caption segment that are answered before its orders run, by an engine that wants all of them at once. Knows no Ray.
+"""Questions of a caption segment that an engine answers in bulk, before the segment's tasks run. Ray is not needed
+here.
 
-Rounds: each order's clips are talked about (`captioning.dialogue.runner`) as far as the answers on the order's shelf of the journal go; what is open then
-goes through the engine's processor, whose rows come back in any order and any company; and each batch of answers is put on its orders'
-shelves at once. When nothing is open, the ordinary orders find every answer there.
+The questions are answered in rounds. The conversations about each task's clips (`captioning.dialogue.runner`) advance
+as far as the answers in the task's folder of the journal go. Their open questions go through the engine's processor,
+which returns rows in any order, mixed across tasks. Each batch of answers is stored in the folders of its tasks. When
+no question is open, the ordinary tasks find every answer there.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import pyarrow.compute as pc
 from captioning.dialogue import journal
 from captioning.dialogue.conversation import PendingQuestion, Role
 from captioning.dialogue.journal import Journal
-from captioning.engine import Question
+from captioning.engine import Answer, Question
 from captioning.engines.vllm import ERROR_COLUMN, VLLM
 from cluster.storage import digest
 from cluster.telemetry import log
@@ -42,24 +44,38 @@ QUESTIONS = pa.schema(
         ("json_schema", pa.string()),
     ]
 )
-"""A question as a row. `seal` is a hash of shelf, key and uid: they travel with the row, and have to come back together."""
-RETURNED = ("task_folder", "key", "uid", "checksum", "max_tokens", "generated_text", "num_input_tokens", "num_generated_tokens")
-"""Columns that are kept of a row that was answered."""
-KEPT = pa.schema([("answers", pa.int64()), ("errors", pa.int64()), ("fault", pa.string())])
-"""What became of a batch of rows that came back; `fault` ends the run."""
-ROWS = 8
-"""Questions that are handed on together: with 64 pictures each about 13 MB."""
-ACTS = 3
-"""Describe, merge and rewrite follow each other (`captioning.dialogue.conversation`)."""
+"""A question as a row. `checksum` is a hash of the task folder, key and uid, and shows that these come back
+together."""
+RETURNED = (
+    "task_folder",
+    "key",
+    "uid",
+    "checksum",
+    "max_tokens",
+    "generated_text",
+    "num_input_tokens",
+    "num_generated_tokens",
+)
+"""Columns of an answered row that are kept."""
+OUTCOMES = pa.schema([("answers", pa.int64()), ("errors", pa.int64()), ("fault", pa.string())])
+"""The number of answers in a batch of returned rows, and of those that are errors; a `fault` ends the run."""
+QUESTIONS_PER_BATCH = 8
+"""Questions that are sent together: about 13 MB with 64 images each."""
+STAGES = 3
+"""Stages of a conversation: describe, merge and rewrite (`captioning.dialogue.conversation`)."""
 
-Batches = Callable[[pa.Table], Iterator[pa.Table]]
-Count = Callable[[Sequence[int]], Iterable[tuple[int, pa.Table]]]
-Put = Callable[[Role, Sequence[int]], Iterable[pa.Table]]
+QuestionBatches = Callable[[pa.Table], Iterator[pa.Table]]
+"""Function from a task to batches of rows of `QUESTIONS`."""
+CountOpen = Callable[[Sequence[int]], Iterable[tuple[int, pa.Table]]]
+"""Function from task numbers to the number and the result of `BulkCaptions.open_counter` for each of these tasks."""
+SendOpen = Callable[[Role, Sequence[int]], Iterable[pa.Table]]
+"""Function that sends the open questions of tasks to an engine, and gives the result of `BulkCaptions.store` per
+batch."""
 
 
 @dataclass(frozen=True)
-class Bulk:
-    """A job whose first step asks engines in bulk: picklable, and the same for every worker."""
+class BulkCaptions:
+    """A job whose first step asks engines in bulk. It can be pickled and is the same for every worker."""
 
     job: Job
     step: Caption
@@ -76,127 +92,128 @@ class Bulk:
     def identity(self, role: Role) -> str:
         return self.engines[role].identity()
 
-    def ask(self, tasks: Sequence[pa.Table], count: Count, put: Put) -> None:
-        """Ask until nothing is open.
-
-        `count` gives the result of `counting` for each of the orders with these numbers, and `put` those of `keep` for all the batches that
-        the questions of such orders to an engine came back in.
-        """
+    def ask(self, tasks: Sequence[pa.Table], count_open: CountOpen, send_open: SendOpen) -> None:
+        """Ask in rounds until no question of the tasks is open. Raises `RunError` for a fault in returned rows."""
         journal.assign(journal_folder(self.context), (self._uids(task) for task in tasks))
         left: Sequence[int] = range(len(tasks))
-        # No conversation takes more rounds, so a question that is open after them was put and never answered.
-        for number in range(1, ACTS * (self.step.retries + 1) + 1):
-            n_open = {task: counts.to_pylist()[0] for task, counts in count(left)}
+        # No conversation takes more rounds, so a question that is open after them was sent and never answered.
+        for number in range(1, STAGES * (self.step.retries + 1) + 1):
+            n_open = {task: counts.to_pylist()[0] for task, counts in count_open(left)}
             left = sorted(task for task, counts in n_open.items() if any(counts.values()))
             for role, engine in self.engines.items():
                 if wanted := [task for task in left if n_open[task][role]]:
                     n = sum(n_open[task][role] for task in wanted)
                     log.info(f"{self.label}: round {number}: {n} questions to {engine.name} {engine.model}")
-                    self._check(n, put(role, wanted), engine)
+                    self._check(n, send_open(role, wanted), engine)
             if not left:
                 return
 
-    def _check(self, n: int, batches: Iterable[pa.Table], engine: VLLM) -> None:
+    def _check(self, n_questions: int, outcomes: Iterable[pa.Table], engine: VLLM) -> None:
+        """Raise `RunError` for a fault, and warn of questions without an answer."""
         answers = errors = 0
-        for row in (row for batch in batches for row in batch.to_pylist()):
+        for row in (row for batch in outcomes for row in batch.to_pylist()):
             if row["fault"]:
                 raise RunError(f"{self.label}: {row['fault']}")
             answers, errors = answers + row["answers"], errors + row["errors"]
-        if errors or answers < n:
+        if errors or answers < n_questions:
             log.warning(
-                f"{self.label}: of {n} questions {engine.name} could not answer {errors}, and {n - answers} did not come back"
+                f"{self.label}: of {n_questions} questions {engine.name} could not answer {errors}, "
+                f"and {n_questions - answers} did not come back"
             )
 
-    def counting(self) -> TableFunction:
-        """From an order to one row: how many of its questions are open, by who is to answer them."""
-        asked = self._asked()
+    def open_counter(self) -> TableFunction:
+        """Return a function from a task to one row: the number of its open questions by the role of the engine."""
+        open_questions = self._open_questions()
 
-        def counts(task: pa.Table) -> pa.Table:
-            whom = [item.role for _, item in asked(task)]
-            return pa.table({role: [whom.count(role)] for role in self.engines})
+        def count(task: pa.Table) -> pa.Table:
+            roles = [pending.role for _, pending in open_questions(task)]
+            return pa.table({role: [roles.count(role)] for role in self.engines})
 
-        return counts
+        return count
 
-    def asking(self, role: Role) -> Batches:
-        """From an order to its open questions to `role`, a few at a time."""
-        asked = self._asked()
+    def open_batches(self, role: Role) -> QuestionBatches:
+        """Return a function from a task to batches of its open questions to the engine of this role."""
+        open_questions = self._open_questions()
 
         def batches(task: pa.Table) -> Iterator[pa.Table]:
-            rows = [(task_folder, item.question) for task_folder, item in asked(task) if item.role == role]
-            for start in range(0, len(rows), ROWS):
-                yield pa.Table.from_pylist(
-                    [_row(task_folder, question) for task_folder, question in rows[start : start + ROWS]], QUESTIONS
-                )
+            rows = [_question_row(folder, item.question) for folder, item in open_questions(task) if item.role == role]
+            for start in range(0, len(rows), QUESTIONS_PER_BATCH):
+                yield pa.Table.from_pylist(rows[start : start + QUESTIONS_PER_BATCH], QUESTIONS)
 
         return batches
 
-    def keep(self, returned: pa.Table, role: Role, identity: str) -> pa.Table:
-        """Journal the answers of a batch of rows that came back from an engine of this identity; returns a row of `KEPT`."""
+    def store(self, returned: pa.Table, role: Role, identity: str) -> pa.Table:
+        """Write the answers in a batch of returned rows to the journal, and return a row of `OUTCOMES`."""
         engine = self.engines[role]
         names = [name for name in (*RETURNED, ERROR_COLUMN) if name in returned.column_names]
-        answers: dict[str, list[Any]] = {}
+        answers: dict[str, list[Answer]] = {}
         for row in returned.select(names).to_pylist():
             if row["checksum"] != _checksum(row["task_folder"], row["key"], row["uid"]):
-                fault = f"{identity} gave back a row of clip {row['uid']} that is not the one it was given: key {row['key']}"
-                return pa.Table.from_pylist([{"answers": 0, "errors": 0, "fault": fault}], KEPT)
-            answers.setdefault(row["task_folder"], []).append(engine.answer(row))
-        for task_folder, several in answers.items():
-            book = Journal(task_folder)
-            for answer in several:
-                book.add(identity, answer)
-            book.close()
-        every = [answer for several in answers.values() for answer in several]
-        return pa.Table.from_pylist(
-            [{"answers": len(every), "errors": sum(answer.error is not None for answer in every)}], KEPT
-        )
+                fault = (
+                    f"{identity} gave back a row of clip {row['uid']} that is not the one it was given: "
+                    f"key {row['key']}"
+                )
+                return pa.Table.from_pylist([{"answers": 0, "errors": 0, "fault": fault}], OUTCOMES)
+            answers.setdefault(row["task_folder"], []).append(engine.parse_answer(row))
+        for task_folder, of_task in answers.items():
+            task_journal = Journal(task_folder)
+            for answer in of_task:
+                task_journal.add(identity, answer)
+            task_journal.close()
+        every = [answer for of_task in answers.values() for answer in of_task]
+        n_errors = sum(answer.error is not None for answer in every)
+        return pa.Table.from_pylist([{"answers": len(every), "errors": n_errors}], OUTCOMES)
 
-    def _asked(self) -> Callable[[pa.Table], list[tuple[str, PendingQuestion]]]:
-        """From an order to its open questions, each with its shelf. Takes the very rows that the step's own work would get."""
-        captions = self.step.open(self.context)
+    def _open_questions(self) -> Callable[[pa.Table], list[tuple[str, PendingQuestion]]]:
+        """Return a function from a task to its open questions, each with the task's folder of the journal.
 
-        def asked(task: pa.Table) -> list[tuple[str, PendingQuestion]]:
+        It works on exactly the rows that the step's own function would get.
+        """
+        captioner = self.step.open(self.context)
+
+        def open_questions(task: pa.Table) -> list[tuple[str, PendingQuestion]]:
             found: list[tuple[str, PendingQuestion]] = []
 
-            def look(rows: pa.Table) -> pa.Table:
+            def collect(rows: pa.Table) -> pa.Table:
                 task_folder = journal.task_folder(journal_folder(self.context), rows["uid"].to_pylist())
-                found.extend((task_folder, item) for item in captions.pending_bulk_questions(rows))
+                found.extend((task_folder, item) for item in captioner.pending_bulk_questions(rows))
                 return rows
 
-            run_step(self.step, self.label, tables.read_task(task), look, self.job.cached.get(self.label))
+            run_step(self.step, self.label, tables.read_task(task), collect, self.job.cached.get(self.label))
             return found
 
-        return asked
+        return open_questions
 
     def _uids(self, task: pa.Table) -> list[str]:
-        """Of the rows of an order that the step works on."""
+        """Return the uids of those rows of a task that the step works on."""
         rows = tables.read_task(task, ["uid", "fate"])
         rows = rows.filter(is_live(rows))
-        donor = self.job.cached.get(self.label)
-        if donor is not None:
-            rows = rows.filter(pc.invert(pc.is_in(rows["uid"], donor.index["uid"].combine_chunks())))
+        cached = self.job.cached.get(self.label)
+        if cached is not None:
+            rows = rows.filter(pc.invert(pc.is_in(rows["uid"], cached.index["uid"].combine_chunks())))
         uids: list[str] = rows["uid"].to_pylist()
         return uids
 
 
-def bulk_of(job: Job) -> Bulk | None:
-    """How a job's questions are answered in bulk; None for one without an engine that wants it so."""
+def bulk_captions_of(job: Job) -> BulkCaptions | None:
+    """Return how the questions of a job are answered in bulk; None for a job without an engine that answers so."""
     first = job.segment.first
-    return Bulk(job, first, job.contexts[0]) if isinstance(first, Caption) and first.in_bulk else None
+    return BulkCaptions(job, first, job.contexts[0]) if isinstance(first, Caption) and first.in_bulk else None
 
 
 def refuse_in_process(job: Job) -> None:
-    """Raises `RunError` for a job that needs Ray Data."""
-    if bulk := bulk_of(job):
+    """Raise `RunError` for a job that needs Ray Data."""
+    if bulk := bulk_captions_of(job):
         names = " and ".join(engine.name for engine in bulk.engines.values())
         raise RunError(f"{bulk.label}: engine {names} answers through Ray Data; run without --inline")
 
 
-def trimmed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of an answered row."""
+def returned_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of an answered row that are kept."""
     return {name: row[name] for name in RETURNED}
 
 
-def _row(task_folder: str, question: Question) -> dict[str, Any]:
+def _question_row(task_folder: str, question: Question) -> dict[str, Any]:
     return {
         "task_folder": task_folder,
         "key": question.key,

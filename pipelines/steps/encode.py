@@ -1,4 +1,4 @@
-"""encode: clips to latents in shards, each in the bucket that fits it."""
+"""encode: encodes clips to latents, each in the bucket that fits it, and writes them to shards."""
 
 from __future__ import annotations
 
@@ -23,28 +23,33 @@ from training.autoencoders.linear import Linear
 from training.data import shards
 from training.data.buckets import BucketSettings, assign_bucket
 
-FITS = ("width", "height", "duration_s", "kind")
-"""What decides about a clip's bucket."""
+BUCKET_COLUMNS = ("width", "height", "duration_s", "kind")
+"""Columns that decide on the bucket of a clip."""
 WRITES = (
-    column("bucket", pa.string(), "width x height x frames the clip was encoded at"),
-    column("n_tokens", pa.int64(), "latent cells of the clip"),
+    column("bucket", pa.string(), "width x height x frames that the clip was encoded at"),
+    column("n_tokens", pa.int64(), "number of latent cells of the clip"),
 )
 
 
 class Encode(Step):
     """Decodes each live clip once, at the size of its bucket, and writes its latents to shards.
 
-    A clip that fits no bucket is dropped with the reason. Some clips of each shard are decoded again and compared with their pixels:
-    the shard's footer says how like they are, and one that is not like at all is failed. Text embeddings are written once a distinct
-    caption, after the clips.
+    A clip that fits no bucket is dropped with the reason. Some clips of each shard are decoded again and compared
+    with their pixels. The shard's footer has their PSNR and SSIM, and a clip below `min_psnr_db` is failed. Text
+    embeddings are written after the clips, one per distinct caption.
     """
 
     name: str = "encode"
     rows_per_part = 128
-    autoencoder: Annotated[AutoencoderSettings, PluginField(AUTOENCODERS, AutoencoderSettings)] = Linear()
-    text: Annotated[TextEncoderSettings, PluginField(ENCODERS, TextEncoderSettings)] = Hashing()
+    autoencoder: Annotated[AutoencoderSettings, PluginField(AUTOENCODERS, AutoencoderSettings)] = Field(
+        Linear(), description="Autoencoder that encodes clips to latents."
+    )
+    text: Annotated[TextEncoderSettings, PluginField(ENCODERS, TextEncoderSettings)] = Field(
+        Hashing(), description="Text encoder that embeds captions."
+    )
     buckets: tuple[BucketSettings, ...] = Field(
-        min_length=1, description="Sizes, frame counts, frame rates; each clip goes where it fits best."
+        min_length=1,
+        description="Sizes, frame counts and frame rates; each clip is encoded at the one that fits it best.",
     )
     lengths: Literal["longest", "all"] = Field(
         "longest",
@@ -52,18 +57,18 @@ class Encode(Step):
     )
     mirror: bool = Field(
         False,
-        description="Also encode each clip mirrored left to right; text and directions in captions are then wrong.",
+        description="Also encode each clip mirrored left to right; its text and directions in captions are then wrong.",
     )
     min_psnr_db: float = Field(
-        10.0, ge=0, description="A clip that is decoded again and less like its pixels than this is failed."
+        10.0,
+        ge=0,
+        description="Lowest PSNR of a clip that is decoded again to its pixels, in dB; below it the clip is failed.",
     )
-    cpus: int = Field(
-        1, ge=1, description="CPU cores each encoding worker decodes video with, while its device encodes."
-    )
-    gpus: float = Field(0.0, ge=0, description="GPUs each encoding worker holds; 0 encodes on the CPU.")
+    cpus: int = Field(1, ge=1, description="CPU cores with which each worker decodes video while its device encodes.")
+    gpus: float = Field(0.0, ge=0, description="GPUs per worker; 0 encodes on the CPU.")
 
     def reads(self) -> tuple[str, ...]:
-        return "source", "start_pts", "end_pts", "time_base_num", "time_base_den", *FITS
+        return "source", "start_pts", "end_pts", "time_base_num", "time_base_den", *BUCKET_COLUMNS
 
     def requires(self) -> tuple[str, ...]:
         return (*self.reads(), "captions")
@@ -78,7 +83,7 @@ class Encode(Step):
         return Resources(cpus=self.cpus, gpus=self.gpus, pooled=True)
 
     def settings_digest(self) -> str:
-        """Latents depend on the autoencoder and the buckets; not on the text encoder, which only the manifest knows."""
+        """Return the hash of what latents depend on: the autoencoder and the buckets, but not the text encoder."""
         variants = [] if self.lengths == "longest" and not self.mirror else [self.lengths, str(self.mirror)]
         return storage.digest(
             self.name,
@@ -89,15 +94,16 @@ class Encode(Step):
         )
 
     def latents_folder(self, tables_uri: str, lineage: str) -> str:
+        """Return the URI of the folder with the shards of this lineage."""
         return storage.join(tables_uri, f"latents-{lineage[:16]}")
 
     def starts_segment(self) -> bool:
         return True
 
-    def misfits(self, clips: pa.Table) -> Counter[str]:
-        """Of clips with the columns of `FITS`, those that no bucket takes, by reason."""
+    def count_unassigned(self, clips: pa.Table) -> Counter[str]:
+        """Count the clips that no bucket takes, by reason. `clips` have `BUCKET_COLUMNS`."""
         found: Counter[str] = Counter()
-        for group in clips.group_by(list(FITS)).aggregate([([], "count_all")]).to_pylist():
+        for group in clips.group_by(list(BUCKET_COLUMNS)).aggregate([([], "count_all")]).to_pylist():
             bucket = assign_bucket(
                 self.buckets, group["width"], group["height"], group["duration_s"], group["kind"] == "image"
             )
@@ -106,15 +112,15 @@ class Encode(Step):
         return found
 
     def prepare(self, context: Context, pending: Collection[str]) -> pa.Array:
-        """Uids of samples that shards already hold, from a run that was cut short or had other thresholds."""
+        """Return the uids of samples that shards hold already, from a run that was stopped or had other thresholds."""
         files = storage.list_files(self.latents_folder(context.tables_uri, context.lineage), ".parquet")
         return pa.array([uid for file in files for uid in shards.read_index(file.uri)["uid"].to_pylist()], pa.string())
 
     def open(self, context: Context) -> TableFunction:
-        # Settings are read by every command, and importing torch takes 2 s.
+        # Every command reads settings, and importing torch takes 2 s.
         import torch
 
-        from pipelines.steps._encoder import Encoder, LatentsFolder, Rules
+        from pipelines.steps._encoder import Encoder, EncodingRules, LatentsFolder
 
         device = torch.device("cuda" if self.gpus and torch.cuda.is_available() else "cpu")
         try:
@@ -122,13 +128,15 @@ class Encode(Step):
             self._check_buckets(autoencoder)
         except ValueError as error:
             raise RunError(f"encode: {error}") from error
-        rules = Rules(self.buckets, self.lengths, self.mirror, self.min_psnr_db, decoders=self.cpus, writes=WRITES)
+        rules = EncodingRules(
+            self.buckets, self.lengths, self.mirror, self.min_psnr_db, decoder_threads=self.cpus, writes=WRITES
+        )
         folder = self.latents_folder(context.tables_uri, context.lineage)
         stored = LatentsFolder(folder, context.lineage, frozenset(context.state.to_pylist()))
         return Encoder(rules, self.autoencoder, autoencoder, device, stored)
 
     def _check_buckets(self, autoencoder: Autoencoder) -> None:
-        """Raises `ValueError` for a bucket that the autoencoder cannot take, before any clip is decoded for it."""
+        """Raise `ValueError` for a bucket that the autoencoder cannot take, before any clip is decoded for it."""
         unit = autoencoder.space_factor
         for settings in self.buckets:
             for bucket in settings.buckets():

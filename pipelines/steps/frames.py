@@ -11,7 +11,7 @@ from pydantic import Field
 from pipelines.engine.segments import HEAVY
 from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
 from pipelines.video import frame_images
-from pipelines.video.frame_images import At, FrameImages, FrameSampling
+from pipelines.video.frame_images import FrameChoice, FrameImages, FrameSampling
 
 FRAMES = pa.field(
     "frames", pa.list_(pa.binary()), metadata={"doc": "JPEG images of the clip, upright, in time order", HEAVY: b"1"}
@@ -39,9 +39,9 @@ class Frames(Step):
         448, ge=32, le=4096, description="Long side of an image in pixels; smaller sources are not enlarged."
     )
     quality: int = Field(90, ge=1, le=100, description="JPEG quality.")
-    at: At = Field(
+    at: FrameChoice = Field(
         "middles",
-        description="Which frame stands for each equal part: that at its middle, or at its peak of change (for captions).",
+        description="Which frame of each equal part: the one at its middle, or at its peak of change (for captions).",
     )
 
     def reads(self) -> tuple[str, ...]:

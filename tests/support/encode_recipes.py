@@ -1,4 +1,4 @@
-"""The shortest recipe that ends in the step `encode`."""
+"""A minimal recipe that ends in the step `encode`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.recipe import Recipe
 
 
 def recipe_of(folder: Path, bucket: dict[str, Any], **settings: Any) -> Recipe:
-    """A recipe of all the mp4 files that `folder` holds, with one setting of buckets and these further settings of the step."""
+    """Return a recipe of the MP4 files in `folder`, with these settings of its one bucket and of the encode step."""
     encode = {"buckets": [{"size": 32, "frames": [9], "fps": 8, "aspects": ["1:1"], **bucket}], **settings}
     text = {
         "name": "encode",

@@ -1,4 +1,4 @@
-"""vLLM as `ray.data.llm` shows it, without vLLM: rows go in and come back as the real stage's do. And clips whose JPEGs say which they are."""
+"""A fake of vLLM behind `ray.data.llm`: rows go in and come back as with the real engine's stage."""
 
 from __future__ import annotations
 
@@ -18,69 +18,38 @@ from PIL import Image
 
 from captioning.dialogue import journal
 from captioning.engines.vllm import ERROR_COLUMN
-from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
-from pipelines.steps.frames import FRAMES, FRAME_TIMES_S
+from tests.support.toy_recipes import logged_calls
 from tests.support.toy_steps import log_call
 
 UID = re.compile(r"clip ([0-9a-f]{20})")
 
 
-class Shown(Step):
-    """Stands for `frames`: JPEG pictures whose comment says which clip they are of. Those of `damaged` clips, by number, are cut off."""
-
-    name: str = "shown"
-    pictures: int = 3
-    damaged: tuple[float, ...] = ()
-
-    def reads(self) -> tuple[str, ...]:
-        return ("number",)
-
-    def writes(self) -> tuple[pa.Field, ...]:
-        return FRAMES, FRAME_TIMES_S, column("camera", pa.string(), ""), column("source_caption", pa.string(), "")
-
-    def open(self, context: Context) -> TableFunction:
-        def show(row: dict[str, Any]) -> dict[str, Any]:
-            whole = jpeg(row["uid"])
-            shown = whole[: len(whole) // 2] if row["number"] in self.damaged else whole
-            return {
-                "frames": [shown] * self.pictures,
-                "frame_times_s": [float(i) for i in range(self.pictures)],
-                "camera": None,
-                "source_caption": None,
-            }
-
-        return lambda table: map_rows(table, self.writes(), show)
-
-
-def jpeg(uid: str) -> bytes:
-    sink = io.BytesIO()
-    Image.linear_gradient("L").resize((64, 48)).save(sink, "JPEG", comment=f"clip {uid}".encode())
-    return sink.getvalue()
-
-
 @dataclass(frozen=True)
-class Manner:
-    """How the fake behaves: which clips, by uid, it cannot answer, and to which it gives an unfit answer the first so many times."""
+class Behaviour:
+    """Behaviour of the fake engine towards clips, which are named by uid."""
 
     log: str = ""
+    """File to which the uid of each question is written."""
     fails: tuple[str, ...] = ()
+    """Clips whose questions it cannot answer."""
     unfit: dict[str, int] = field(default_factory=dict)
+    """Number of unfit answers that a clip gets at first."""
     alike: tuple[str, ...] = ()
-    """Clips that get the same words as each other at first."""
+    """Clips that all get the same words at first."""
     dies_at: int | None = None
-    """The answers after which the whole batch is lost, and the run with it, once one is in a journal under `tables`."""
+    """Number of answers after which it raises, once an answer is in a journal under `tables`; the batch is lost."""
     tables: str = ""
 
 
-def answered(row: dict[str, Any], manner: Manner) -> dict[str, Any]:
-    """What the engine's stage adds to a row, as `vLLMEngineStageUDF` does."""
+def answer_row(row: dict[str, Any], behaviour: Behaviour) -> dict[str, Any]:
+    """Return the columns that the engine's stage adds to a row, as `vLLMEngineStageUDF` does."""
     uid = uid_of(row["messages"])
-    if manner.dies_at is not None and len(asked_of(manner.log)) >= manner.dies_at:
+    if behaviour.dies_at is not None and len(logged_calls(behaviour.log)) >= behaviour.dies_at:
         end_s = time.monotonic() + 60
-        while not list(Path(manner.tables).rglob(f"*{journal.SUFFIX}")) and time.monotonic() < end_s:
+        while not list(Path(behaviour.tables).rglob(f"*{journal.SUFFIX}")) and time.monotonic() < end_s:
             time.sleep(0.05)
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    log_call(manner.log, uid)
+    log_call(behaviour.log, uid)
     sampling = row["sampling_params"]
     assert sampling["temperature"] == (0.7 if sampling["seed"] else 0.0)
     output: dict[str, Any] = {
@@ -99,9 +68,9 @@ def answered(row: dict[str, Any], manner: Manner) -> dict[str, Any]:
         ERROR_COLUMN: "",
     }
     output |= {"request_id": -1, "batch_uuid": "", "time_taken_llm": -1.0, "params": ""}
-    if uid in manner.fails:
+    if uid in behaviour.fails:
         return output | {ERROR_COLUMN: f"ValueError: the prompt of clip {uid} is too long"}
-    text = said(uid, sampling, manner)
+    text = text_for(uid, sampling, behaviour)
     tokens = list(range(20))
     return output | {
         "prompt_token_ids": [0] * 100,
@@ -112,12 +81,13 @@ def answered(row: dict[str, Any], manner: Manner) -> dict[str, Any]:
     }
 
 
-def said(uid: str, sampling: dict[str, Any], manner: Manner) -> str:
+def text_for(uid: str, sampling: dict[str, Any], behaviour: Behaviour) -> str:
+    """Return the text of an answer about a clip, as JSON if decoding is guided."""
     guide = sampling.get("structured_outputs")
     names = list(json.loads(guide["json"])["properties"]) if guide else []
-    if sampling["seed"] < manner.unfit.get(uid, 0):
+    if sampling["seed"] < behaviour.unfit.get(uid, 0):
         caption = "I cannot see any images"
-    elif uid in manner.alike and not sampling["seed"]:
+    elif uid in behaviour.alike and not sampling["seed"]:
         caption = "boat of many colours lies on the calm sea in the evening light"
     else:
         caption = f"caption of clip {uid}, in which a boat lies on the sea"
@@ -125,14 +95,14 @@ def said(uid: str, sampling: dict[str, Any], manner: Manner) -> str:
 
 
 def uid_of(messages: Any) -> str:
-    """The clip a request is about, by its first picture, or by its words where it has none."""
+    """Return the uid of the clip that a request is about, named by its first image, or by its text if it has none."""
     text = ""
     for part in (part for message in messages if message["role"] == "user" for part in parts_of(message["content"])):
         if part["type"] == "image_url":
             _, _, encoded = part["image_url"]["url"].partition("data:image/jpeg;base64,")
-            with Image.open(io.BytesIO(base64.b64decode(encoded, validate=True))) as picture:
-                picture.load()
-                text += picture.info["comment"].decode()
+            with Image.open(io.BytesIO(base64.b64decode(encoded, validate=True))) as image:
+                image.load()
+                text += image.info["comment"].decode()
         else:
             text += part["text"]
     found = UID.search(text)
@@ -141,27 +111,27 @@ def uid_of(messages: Any) -> str:
 
 
 def parts_of(content: Any) -> list[dict[str, Any]]:
+    """Return the content of a message as a list of parts."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
 
 
-def asked_of(log: str) -> list[str]:
-    return Path(log).read_text().split() if Path(log).exists() else []
+def fake_build_processor(behaviour: Behaviour, shuffled: bool = False, swapped: bool = False) -> Callable[..., Any]:
+    """Return a fake of `ray.data.llm.build_processor`: Ray's own processor around the fake engine's stage.
 
-
-def fake_build_processor(manner: Manner, shuffled: bool = False, swapped: bool = False) -> Callable[..., Any]:
-    """Stands for `ray.data.llm.build_processor`: Ray's own processor around one stage that is ours."""
+    Rows come back `shuffled` across batches, or with their uids `swapped`.
+    """
     from ray.data import ActorPoolStrategy, Dataset
     from ray.llm._internal.batch.processor.base import Processor
     from ray.llm._internal.batch.stages.base import StatefulStage, StatefulStageUDF
 
     class FakeUDF(StatefulStageUDF):
-        def __init__(self, data_column: str, expected_input_keys: list[str], manner: Manner) -> None:
+        def __init__(self, data_column: str, expected_input_keys: list[str], behaviour: Behaviour) -> None:
             super().__init__(data_column, expected_input_keys)
-            self._manner = manner
+            self._manner = behaviour
 
         async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
             for row in sorted(batch, key=lambda row: zlib.crc32(row["key"].encode())):
-                yield {self.IDX_IN_BATCH_COLUMN: row[self.IDX_IN_BATCH_COLUMN], **answered(row, self._manner)}
+                yield {self.IDX_IN_BATCH_COLUMN: row[self.IDX_IN_BATCH_COLUMN], **answer_row(row, self._manner)}
 
     class FakeStage(StatefulStage):
         fn: type[StatefulStageUDF] = FakeUDF
@@ -178,14 +148,14 @@ def fake_build_processor(manner: Manner, shuffled: bool = False, swapped: bool =
 
     def build(config: Any, preprocess: Any, postprocess: Any) -> Any:
         options = {"zero_copy_batch": True, "compute": ActorPoolStrategy(size=1), "max_concurrency": 2, "num_cpus": 0}
-        stage = FakeStage(fn_constructor_kwargs={"manner": manner}, map_batches_kwargs=options)
+        stage = FakeStage(fn_constructor_kwargs={"behaviour": behaviour}, map_batches_kwargs=options)
         return Shuffling(config, [stage], preprocess=preprocess, postprocess=postprocess)
 
     return build
 
 
 def swap(table: pa.Table) -> pa.Table:
-    """Uids on other rows than their own."""
+    """Return the table with each uid moved to the row before."""
     position = table.schema.get_field_index("uid")
     uids = table["uid"].to_pylist()
     return table.set_column(position, "uid", pa.array(uids[1:] + uids[:1]))

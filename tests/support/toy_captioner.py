@@ -1,35 +1,41 @@
-"""A captioner that logs every question to a file, and steps that give it clips with pictures without any video."""
+"""A captioner that logs every question to a file, and a step that gives clips images without any video."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import signal
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
+from PIL import Image
 from pydantic import Field
 
 from captioning.engine import Answer, Captioner, CaptionerSettings, EngineError, Question
 from cluster.resources import Resources
 from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
-from pipelines.steps.frames import FRAMES, FRAME_TIMES_S
+from pipelines.steps.frames import FRAME_TIMES_S, FRAMES
+from tests.support.toy_recipes import logged_calls
 from tests.support.toy_steps import log_call
 
 COST_USD = 0.25
+"""Cost of each answer of `Counting`."""
 
 
 class Counting(CaptionerSettings):
-    """Says which clip it saw. After `most_answers` logged answers it kills its process, or gives up."""
+    """Settings of a captioner that names the clip whose images it got, and `says` what lies on the sea there.
+
+    At `max_answers` logged answers it kills its process or raises, as `at_limit` says.
+    """
 
     name: str = "counting"
     says: str = "a boat"
     calls: str = Field("", exclude=True)
-    most_answers: int | None = Field(None, exclude=True)
-    ends_by: str = Field("kill", exclude=True)
+    max_answers: int | None = Field(None, exclude=True)
+    at_limit: Literal["kill", "raise"] = Field("kill", exclude=True)
     budget_usd: float | None = Field(None, exclude=True)
 
     def identity(self) -> str:
@@ -43,6 +49,8 @@ class Counting(CaptionerSettings):
 
 
 class CountingCaptioner(Captioner):
+    """The captioner of `Counting`."""
+
     def __init__(self, settings: Counting) -> None:
         self._settings = settings
         self._spent_usd = 0.0
@@ -53,8 +61,8 @@ class CountingCaptioner(Captioner):
     def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
         settings = self._settings
         for question in questions:
-            if settings.most_answers is not None and len(calls_of(settings.calls)) >= settings.most_answers:
-                if settings.ends_by == "kill":
+            if settings.max_answers is not None and len(logged_calls(settings.calls)) >= settings.max_answers:
+                if settings.at_limit == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise EngineError("the server is gone: start it and run again")
             if settings.budget_usd is not None and self._spent_usd + COST_USD > settings.budget_usd:
@@ -69,17 +77,20 @@ class CountingCaptioner(Captioner):
         names = list((question.json_schema or {"properties": {}})["properties"])
         shown = question.images[0].decode(errors="replace") if question.images else question.text
         found = re.search(r"clip ([0-9a-f]{20})", shown)
-        caption = (
-            f"caption of clip {found[1] if found else question.uid}, in which {self._settings.says} lies on the sea"
-        )
+        uid = found[1] if found else question.uid
+        caption = f"caption of clip {uid}, in which {self._settings.says} lies on the sea"
         return json.dumps({name: f"A {name} {caption}." for name in names}) if names else f"A {caption}."
 
 
-class Look(Step):
-    """Stands for `frames`: pictures that say which clip they are of."""
+class ToyFrames(Step):
+    """A step in place of `frames`: JPEG images whose comment names their clip.
 
-    name: str = "look"
-    pictures: int = 3
+    The images of clips whose number is in `damaged` are cut off in the middle.
+    """
+
+    name: str = "toy_frames"
+    n_images: int = 3
+    damaged: tuple[float, ...] = ()
     calls: str = Field("", exclude=True)
 
     def reads(self) -> tuple[str, ...]:
@@ -89,19 +100,21 @@ class Look(Step):
         return FRAMES, FRAME_TIMES_S, column("camera", pa.string(), ""), column("source_caption", pa.string(), "")
 
     def open(self, context: Context) -> TableFunction:
-        def look(row: dict[str, Any]) -> dict[str, Any]:
+        def take(row: dict[str, Any]) -> dict[str, Any]:
             log_call(self.calls, row["uid"])
-            pictures = [f"picture {i} of clip {row['uid']}".encode() for i in range(self.pictures)]
-            hint = f"hint of clip {row['uid']}" if row["number"] == 0 else None
+            image = clip_jpeg(row["uid"])
             return {
-                "frames": pictures,
-                "frame_times_s": [float(i) for i in range(self.pictures)],
+                "frames": [image[: len(image) // 2] if row["number"] in self.damaged else image] * self.n_images,
+                "frame_times_s": [float(i) for i in range(self.n_images)],
                 "camera": "pan",
-                "source_caption": hint,
+                "source_caption": f"hint of clip {row['uid']}" if row["number"] == 0 else None,
             }
 
-        return lambda table: map_rows(table, self.writes(), look)
+        return lambda table: map_rows(table, self.writes(), take)
 
 
-def calls_of(path: str) -> list[str]:
-    return Path(path).read_text().split() if Path(path).exists() else []
+def clip_jpeg(uid: str) -> bytes:
+    """Return a small JPEG file whose comment names a clip."""
+    sink = io.BytesIO()
+    Image.linear_gradient("L").resize((64, 48)).save(sink, "JPEG", comment=f"clip {uid}".encode())
+    return sink.getvalue()

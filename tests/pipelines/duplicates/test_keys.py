@@ -37,7 +37,7 @@ def test_masks_are_different_and_keep_steady_bits() -> None:
     assert all(27 <= mask.bit_count() <= 28 and mask & odd for mask in block_masks())
 
 
-def test_still_clip_emits_every_key_and_a_long_one_eight_per_hash() -> None:
+def test_still_clip_emits_every_key_and_a_long_one_some() -> None:
     still = np.full(40, 0x123456789ABCDEF0, np.uint64)
     assert len(keys_of(still)) == N_MASKS
     long = np.random.default_rng(0).integers(0, 2**64, 400, np.uint64)

@@ -1,4 +1,5 @@
-"""Captions in bulk: rounds of questions before the orders run, through a stand-in for vLLM that keeps the contract of its rows."""
+"""Captions in bulk: rounds of questions before the tasks run, through a fake of vLLM that keeps the contract of its
+rows."""
 
 from __future__ import annotations
 
@@ -21,18 +22,18 @@ from cluster.resources import Resources
 from pipelines import inline
 from pipelines.curation import Curation, run_segments
 from pipelines.engine.shuffle import Rows
-from pipelines.engine.sources import SourceSettings
-from pipelines.engine.step import RunError, Step, TableFunction
+from pipelines.engine.step import RunError, TableFunction
 from pipelines.engine.tables import split_task
 from pipelines.engine.worker import Job, Worker
 from pipelines.forgetting.request import forget
 from pipelines.ledger import ledger
 from pipelines.recipe import Recipe
 from pipelines.steps import _bulk_captions
-from pipelines.steps._bulk_captions import bulk_of
-from pipelines.steps.caption import JOURNALS, Caption, RewriteSettings, WindowSettings
-from tests.support.fake_vllm import UID, Manner, Shown, answered, asked_of, fake_build_processor
-from tests.support.toy_captioner import Counting, calls_of
+from pipelines.steps._bulk_captions import bulk_captions_of
+from pipelines.steps.caption import JOURNAL_PREFIX, Caption, RewriteSettings, WindowSettings
+from tests.support.fake_vllm import UID, Behaviour, answer_row, fake_build_processor
+from tests.support.toy_captioner import Counting, ToyFrames
+from tests.support.toy_recipes import final_rows, logged_calls, toy_file, toy_recipe, write_toys
 from tests.support.toy_steps import Measure, Split
 
 NAMES = ["a-3", "b-0", "c-5", "broken-1", "d-1"]
@@ -43,32 +44,27 @@ WRITER = VLLM(model="hf-hub:some/writer", max_images=0)
 
 
 def make_recipe(
-    folder: Path, caption: Caption | None, shown: Shown | None = None, names: Sequence[str] = NAMES
+    folder: Path, caption: Caption | None, frames: ToyFrames | None = None, names: Sequence[str] = NAMES
 ) -> Recipe:
-    (folder / "in").mkdir(exist_ok=True, parents=True)
-    for name in names:
-        if not (file := folder / "in" / f"{name}.toy").exists():
-            file.write_text(name)
-    steps: list[Step] = [Measure(), Split(), shown or Shown(), *([caption] if caption else [])]
-    return Recipe(
-        name="toy",
-        out=str(folder / "out"),
-        sources=(SourceSettings(videos=str(folder / "in" / "*.toy")),),
-        curate=tuple(steps),
-    )
+    """Return a recipe that ends in `caption`, if given, and write the files that are not there yet."""
+    write_toys(folder, [name for name in names if not toy_file(folder, name).exists()])
+    return toy_recipe(folder, [Measure(), Split(), frames or ToyFrames(), *([caption] if caption else [])])
 
 
 def clips_of(curation: Curation) -> list[dict[str, Any]]:
-    return [row for row in curation.final.rows.read().to_pylist() if row["clip_index"] is not None]
+    return [row for row in final_rows(curation) if row["clip_index"] is not None]
 
 
-def uids_of(folder: Path, shown: Shown | None = None, names: Sequence[str] = NAMES) -> list[str]:
-    """The clips that there are, all steps before the captions done."""
-    return sorted(row["uid"] for row in clips_of(run_segments(make_recipe(folder, None, shown, names), inline)))
+def uids_of(folder: Path, frames: ToyFrames | None = None, names: Sequence[str] = NAMES) -> list[str]:
+    """Run all steps before the captions, and return the uids of the clips, sorted."""
+    return sorted(row["uid"] for row in clips_of(run_segments(make_recipe(folder, None, frames, names), inline)))
 
 
-class ByHand:
-    """An engine as `pipelines.run` in this process: what goes to the processor as rows comes back as rows, as the stand-in wants it."""
+class FakeExecutor:
+    """An executor that runs tasks in this process and sends questions in bulk to the fake engine.
+
+    `change` changes the rows that the engine returns.
+    """
 
     rows: Callable[[list[pa.Table], list[str]], Rows] = staticmethod(inline.rows)
     map_tables: Callable[[Callable[[], TableFunction], list[pa.Table], Resources], Iterator[pa.Table]] = staticmethod(
@@ -77,34 +73,34 @@ class ByHand:
 
     def __init__(
         self,
-        manner: Manner,
+        behaviour: Behaviour,
         change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = lambda rows: rows,
         one_by_one: bool = False,
     ) -> None:
-        self._manner, self._change, self._one_by_one = manner, change, one_by_one
+        self._behaviour, self._change, self._one_by_one = behaviour, change, one_by_one
         self.rounds: list[tuple[Role, int]] = []
 
     def run_tasks(self, job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
-        if asked := bulk_of(job):
-            asking = asked
+        bulk = bulk_captions_of(job)
+        if bulk is not None:
 
-            def count(numbers: Sequence[int]) -> Iterator[tuple[int, pa.Table]]:
-                counting = asking.counting()
-                return ((number, counting(tasks[number])) for number in numbers)
+            def count_open(numbers: Sequence[int]) -> Iterator[tuple[int, pa.Table]]:
+                count = bulk.open_counter()
+                return ((number, count(tasks[number])) for number in numbers)
 
-            def put(role: Role, numbers: Sequence[int]) -> Iterator[pa.Table]:
-                batches = asking.asking(role)
+            def send_open(role: Role, numbers: Sequence[int]) -> Iterator[pa.Table]:
+                batches = bulk.open_batches(role)
                 rows = [row for number in numbers for batch in batches(tasks[number]) for row in batch.to_pylist()]
                 self.rounds.append((role, len(rows)))
-                returned = self._change([self._through(row, asking.engines[role]) for row in rows])
+                returned = self._change([self._through(row, bulk.engines[role]) for row in rows])
                 names = list(dict.fromkeys(name for row in returned for name in (*row, ERROR_COLUMN)))
                 for start in range(0, len(returned), 4):
                     batch = pa.table(
                         {name: [row.get(name) for row in returned[start : start + 4]] for name in names if name in KEPT}
                     )
-                    yield asking.keep(batch, role, asking.identity(role))
+                    yield bulk.store(batch, role, bulk.identity(role))
 
-            asking.ask(tasks, count, put)
+            bulk.ask(tasks, count_open, send_open)
             if self._one_by_one:
                 tasks = [single for task in tasks for single in split_task(task)]
         workers = [Worker(stage) for stage in job.stages()]
@@ -116,28 +112,29 @@ class ByHand:
     def _through(self, row: dict[str, Any], engine: VLLM) -> dict[str, Any]:
         asked = row | engine.request(row)
         if not asked[ERROR_COLUMN]:
-            asked |= answered(asked, self._manner)
-        return asked if asked[ERROR_COLUMN] else {**_bulk_captions.trimmed(asked), ERROR_COLUMN: ""}
+            asked |= answer_row(asked, self._behaviour)
+        return asked if asked[ERROR_COLUMN] else {**_bulk_captions.returned_columns(asked), ERROR_COLUMN: ""}
 
 
 def log_of(folder: Path) -> str:
     return str(folder / "asked")
 
 
-def check_own_words(clips: Sequence[dict[str, Any]]) -> None:
+def check_clip_names(clips: Sequence[dict[str, Any]]) -> None:
+    """Assert that the captions of each kept clip name this clip and no other."""
     for row in clips:
         if row["fate"] == "kept":
             assert all(set(UID.findall(item["text"])) == {row["uid"]} for item in row["captions"]), row
 
 
-def test_every_clip_is_asked_about_once_and_gets_its_own_words(tmp_path: Path) -> None:
+def test_each_clip_is_asked_about_once_and_gets_its_caption(tmp_path: Path) -> None:
     uids_of(tmp_path)
-    engine = ByHand(Manner(log_of(tmp_path)))
+    engine = FakeExecutor(Behaviour(log_of(tmp_path)))
     curation = run_segments(make_recipe(tmp_path, Caption(engine=MODEL)), engine)
     clips = clips_of(curation)
-    check_own_words(clips)
+    check_clip_names(clips)
     assert engine.rounds == [("captioner", N_CLIPS)]
-    assert Counter(asked_of(log_of(tmp_path))) == dict.fromkeys((row["uid"] for row in clips), 1)
+    assert Counter(logged_calls(log_of(tmp_path))) == dict.fromkeys((row["uid"] for row in clips), 1)
     for row in clips:
         assert (
             row["caption_answers"],
@@ -146,61 +143,61 @@ def test_every_clip_is_asked_about_once_and_gets_its_own_words(tmp_path: Path) -
             row["caption_cost_usd"],
         ) == (1, 100, 20, 0.0)
         assert row["caption_engine"] == MODEL.identity()
-    assert not list((tmp_path / "out" / "tables").glob(f"{JOURNALS}*")), "what is in the table is not kept twice"
+    assert not list((tmp_path / "out" / "tables").glob(f"{JOURNAL_PREFIX}*")), (
+        "answers that are in the table are not stored twice"
+    )
     assert all(account.balanced for account in ledger(curation))
 
 
 @pytest.mark.slow
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_answer_lands_on_another_clip_whatever_comes_back_and_in_which_order(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_no_answer_is_given_to_another_clip(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("canary")
     uids = uids_of(folder)
     some = st.sets(st.sampled_from(uids))
     fails, lost = data.draw(some), data.draw(some)
     unfit = data.draw(st.dictionaries(st.sampled_from(uids), st.integers(1, 2)))
-    chance = data.draw(st.randoms(use_true_random=False))
+    random = data.draw(st.randoms(use_true_random=False))
 
     def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         left = [row for row in rows if row["uid"] not in lost] + [
-            row for row in rows if chance.random() < 0.2 and row["uid"] not in lost
+            row for row in rows if random.random() < 0.2 and row["uid"] not in lost
         ]
-        chance.shuffle(left)
+        random.shuffle(left)
         return left
 
-    engine = ByHand(Manner(log_of(folder), tuple(fails), unfit), change)
+    engine = FakeExecutor(Behaviour(log_of(folder), tuple(fails), unfit), change)
     curation = run_segments(make_recipe(folder, Caption(engine=MODEL)), engine)
     clips = clips_of(curation)
-    check_own_words(clips)
+    check_clip_names(clips)
     assert all(account.balanced for account in ledger(curation))
     for row in clips:
         reason = row["fate_reason"] or ""
         if row["uid"] in lost:
-            assert reason == f"unanswered question: {MODEL.identity()} gave none"
+            assert reason == f"unanswered question: {MODEL.identity()} gave no answer"
         elif row["uid"] in fails:
             assert reason == f"unanswered question: ValueError: the prompt of clip {row['uid']} is too long"
         elif unfit.get(row["uid"]) == 2:
             assert reason.count("refused caption: ") == 2
         else:
             assert (row["fate"], row["caption_answers"]) == ("kept", 1 + unfit.get(row["uid"], 0))
-    assert len(engine.rounds) <= _bulk_captions.ACTS * 2
-    assert Counter(asked_of(log_of(folder))).most_common(1)[0][1] <= len(engine.rounds)
+    assert len(engine.rounds) <= _bulk_captions.STAGES * 2
+    assert Counter(logged_calls(log_of(folder))).most_common(1)[0][1] <= len(engine.rounds)
 
 
-def test_clips_that_got_the_same_words_are_asked_about_again(tmp_path: Path) -> None:
+def test_clips_with_equal_captions_are_asked_about_again(tmp_path: Path) -> None:
     names = [f"{letter}{letter}-1" for letter in "abcdefghijklmnopq"]
     uids = uids_of(tmp_path, names=names)
-    engine = ByHand(Manner(log_of(tmp_path), alike=tuple(uids)))
+    engine = FakeExecutor(Behaviour(log_of(tmp_path), alike=tuple(uids)))
     clips = clips_of(run_segments(make_recipe(tmp_path, Caption(engine=MODEL), names=names), engine))
-    # Two clips an order, and one in the last.
+    # Two clips per task, and one in the last.
     assert engine.rounds == [("captioner", 17), ("captioner", 16)]
     assert sorted(row["caption_answers"] for row in clips) == [1] + [2] * 16
-    check_own_words([row for row in clips if row["caption_answers"] == 2])
+    check_clip_names([row for row in clips if row["caption_answers"] == 2])
 
 
-def test_windows_are_merged_and_a_second_engine_rewrites(tmp_path: Path) -> None:
+def test_windows_are_merged_and_rewritten(tmp_path: Path) -> None:
     names = ["a-2", "b-1"]
     first, *_ = uids_of(tmp_path, names=names)
     caption = Caption(
@@ -209,10 +206,12 @@ def test_windows_are_merged_and_a_second_engine_rewrites(tmp_path: Path) -> None
         windows=WindowSettings(size=2, min_size=1),
         rewrite=RewriteSettings(engine=WRITER),
     )
-    engine = ByHand(Manner(log_of(tmp_path), unfit={first: 1}))
+    engine = FakeExecutor(Behaviour(log_of(tmp_path), unfit={first: 1}))
     clips = clips_of(run_segments(make_recipe(tmp_path, caption, names=names), engine))
-    check_own_words(clips)
-    # Windows; those of the first again, merges of the others; its merge, and rewriting; and for it alone merge, rewriting and rewriting again.
+    check_clip_names(clips)
+    # Windows; the first clip's windows again, and merges of the others; its merge, and rewrites of the others; then
+    # only
+    # the first clip's merge again, its rewrite, and that again.
     rounds = [
         ("captioner", 6),
         ("captioner", 4),
@@ -232,22 +231,22 @@ def test_windows_are_merged_and_a_second_engine_rewrites(tmp_path: Path) -> None
     )
 
 
-def test_an_engine_that_is_asked_clip_by_clip_works_beside_one_in_bulk(tmp_path: Path) -> None:
+def test_engine_by_task_works_beside_an_engine_in_bulk(tmp_path: Path) -> None:
     uids = uids_of(tmp_path)
     calls = str(tmp_path / "calls")
     caption = Caption(engine=Counting(calls=calls), rewrite=RewriteSettings(engine=WRITER))
-    by_hand = ByHand(Manner(log_of(tmp_path)))
-    clips = clips_of(run_segments(make_recipe(tmp_path, caption), by_hand))
-    assert sorted(calls_of(calls)) == uids, "what is paid for is paid for once"
-    assert by_hand.rounds == [("rewriter", N_CLIPS)]
+    executor = FakeExecutor(Behaviour(log_of(tmp_path)))
+    clips = clips_of(run_segments(make_recipe(tmp_path, caption), executor))
+    assert sorted(logged_calls(calls)) == uids, "each answer is paid for once"
+    assert executor.rounds == [("rewriter", N_CLIPS)]
     assert all(row["fate"] == "kept" and f"clip {row['uid']}" in row["caption"] for row in clips)
     assert {row["caption_cost_usd"] for row in clips} == {0.25}
 
 
-def test_a_run_that_ends_in_the_middle_asks_only_for_what_is_missing(tmp_path: Path) -> None:
+def test_resumed_run_asks_only_unanswered_questions(tmp_path: Path) -> None:
     uids = uids_of(tmp_path)
     recipe = make_recipe(tmp_path, Caption(engine=MODEL))
-    manner = Manner(log_of(tmp_path), unfit={uids[0]: 1, uids[1]: 1})
+    behaviour = Behaviour(log_of(tmp_path), unfit={uids[0]: 1, uids[1]: 1})
 
     def ended(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if len(rows) == 2:
@@ -255,78 +254,78 @@ def test_a_run_that_ends_in_the_middle_asks_only_for_what_is_missing(tmp_path: P
         return rows
 
     with pytest.raises(RunError, match="between rounds"):
-        run_segments(recipe, ByHand(manner, ended))
-    assert Counter(asked_of(log_of(tmp_path)))[uids[0]] == 2
-    folder = next((tmp_path / "out" / "tables").glob(f"{JOURNALS}*"))
-    shelves = {path.parent.name for path in folder.rglob("*.jsonl")}
-    assert len(shelves) == N_CLIPS, "an order for each of so few clips"
+        run_segments(recipe, FakeExecutor(behaviour, ended))
+    assert Counter(logged_calls(log_of(tmp_path)))[uids[0]] == 2
+    folder = next((tmp_path / "out" / "tables").glob(f"{JOURNAL_PREFIX}*"))
+    task_folders = {path.parent.name for path in folder.rglob("*.jsonl")}
+    assert len(task_folders) == N_CLIPS, "with so few clips, each has its own task"
     assert len(journal.read(str(folder)).answers) == N_CLIPS
 
-    # Two files more: orders are of other clips now, and find what was answered all the same.
+    # With two more files, tasks have other clips, and still find the answers.
     more = [*NAMES, "e-4", "f-30"]
     uids_of(tmp_path, names=more)
-    by_hand = ByHand(manner)
-    clips = clips_of(run_segments(make_recipe(tmp_path, Caption(engine=MODEL), names=more), by_hand))
-    check_own_words(clips)
+    executor = FakeExecutor(behaviour)
+    clips = clips_of(run_segments(make_recipe(tmp_path, Caption(engine=MODEL), names=more), executor))
+    check_clip_names(clips)
     assert len(clips) == N_CLIPS + 34
-    assert by_hand.rounds == [("captioner", 34 + 2)]
-    counts = Counter(asked_of(log_of(tmp_path)))
+    assert executor.rounds == [("captioner", 34 + 2)]
+    counts = Counter(logged_calls(log_of(tmp_path)))
     assert {uid: n for uid, n in counts.items() if n > 1} == {uids[0]: 3, uids[1]: 3}, (
-        "the answers that were lost on the way, and no other"
+        "only the questions whose answers were lost are asked again"
     )
 
 
-def test_an_order_reads_the_answers_of_its_own_clips_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_reads_only_the_answers_about_its_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uids_of(tmp_path)
     read: list[tuple[str, int]] = []
 
-    def reading(folder: str, errors: bool = False) -> journal.StoredAnswers:
-        kept = real(folder, errors)
+    def reading(folder: str, include_errors: bool = False) -> journal.StoredAnswers:
+        kept = real(folder, include_errors)
         read.append((folder, len(kept.answers)))
         return kept
 
     real = journal.read
     monkeypatch.setattr(journal, "read", reading)
-    run_segments(make_recipe(tmp_path, Caption(engine=MODEL)), ByHand(Manner(log_of(tmp_path))))
-    assert max(n for _, n in read) == 1, "orders of one clip each"
-    assert all(JOURNALS not in Path(folder).name for folder, _ in read), "never the whole journal"
+    run_segments(make_recipe(tmp_path, Caption(engine=MODEL)), FakeExecutor(Behaviour(log_of(tmp_path))))
+    assert max(n for _, n in read) == 1, "each task has one clip"
+    assert all(JOURNAL_PREFIX not in Path(folder).name for folder, _ in read), "never the whole journal"
 
 
-def test_rows_that_are_done_one_by_one_find_their_answers(tmp_path: Path) -> None:
-    """As those of a worker that died are: their answers lie on the shelf of the order they were in."""
+def test_rows_retried_one_by_one_find_their_answers(tmp_path: Path) -> None:
+    """After a worker died, rows are retried alone; their answers are in the folder of the task they were in."""
     names = ["c-40"]
     uids_of(tmp_path, names=names)
-    engine = ByHand(Manner(log_of(tmp_path)), one_by_one=True)
+    engine = FakeExecutor(Behaviour(log_of(tmp_path)), one_by_one=True)
     clips = clips_of(run_segments(make_recipe(tmp_path, Caption(engine=MODEL), names=names), engine))
-    check_own_words(clips)
+    check_clip_names(clips)
     assert [row["fate"] for row in clips] == ["kept"] * 40
-    assert len(asked_of(log_of(tmp_path))) == 40
+    assert len(logged_calls(log_of(tmp_path))) == 40
 
 
-def test_captions_that_another_table_holds_are_not_asked_for(tmp_path: Path) -> None:
+def test_cached_captions_are_not_asked_for(tmp_path: Path) -> None:
     uids_of(tmp_path)
     recipe = make_recipe(tmp_path, Caption(engine=MODEL))
-    run_segments(recipe, ByHand(Manner(log_of(tmp_path))))
+    run_segments(recipe, FakeExecutor(Behaviour(log_of(tmp_path))))
     scaled = recipe.model_copy(update={"curate": (Measure(scale=2.0), *recipe.curate[1:])})
-    engine = ByHand(Manner(log_of(tmp_path)))
-    check_own_words(clips_of(run_segments(scaled, engine)))
+    engine = FakeExecutor(Behaviour(log_of(tmp_path)))
+    check_clip_names(clips_of(run_segments(scaled, engine)))
     assert engine.rounds == []
-    assert len(asked_of(log_of(tmp_path))) == N_CLIPS
+    assert len(logged_calls(log_of(tmp_path))) == N_CLIPS
 
 
-def test_a_damaged_picture_fails_its_clip_alone(tmp_path: Path) -> None:
-    shown = Shown(damaged=(0.0,))
-    uids_of(tmp_path, shown)
+def test_damaged_image_fails_only_its_clip(tmp_path: Path) -> None:
+    frames = ToyFrames(damaged=(0.0,))
+    uids_of(tmp_path, frames)
     clips = clips_of(
-        run_segments(make_recipe(tmp_path, Caption(engine=MODEL), shown), ByHand(Manner(log_of(tmp_path))))
+        run_segments(make_recipe(tmp_path, Caption(engine=MODEL), frames), FakeExecutor(Behaviour(log_of(tmp_path))))
     )
     failed = {row["number"]: row["fate_reason"] for row in clips if row["fate"] == "failed"}
     assert set(failed) == {0.0}
-    assert "a picture cannot be decoded" in failed[0.0]
-    assert len(asked_of(log_of(tmp_path))) == N_CLIPS - 3
+    assert "an image cannot be decoded" in failed[0.0]
+    assert len(logged_calls(log_of(tmp_path))) == N_CLIPS - 3
 
 
-def test_what_is_forgotten_leaves_the_shelves(tmp_path: Path) -> None:
+def test_forgotten_clips_leave_the_journal(tmp_path: Path) -> None:
     uids_of(tmp_path)
     recipe = make_recipe(tmp_path, Caption(engine=MODEL))
 
@@ -337,28 +336,28 @@ def test_what_is_forgotten_leaves_the_shelves(tmp_path: Path) -> None:
 
     first, *_ = uids_of(tmp_path)
     with pytest.raises(RunError):
-        run_segments(recipe, ByHand(Manner(log_of(tmp_path), unfit={first: 1}), ended))
+        run_segments(recipe, FakeExecutor(Behaviour(log_of(tmp_path), unfit={first: 1}), ended))
     outcome = forget(recipe, source=str(tmp_path / "in" / "c-5.toy"))
     assert outcome is not None
     assert outcome.proof.left == []
-    folder = next((tmp_path / "out" / "tables").glob(f"{JOURNALS}*"))
+    folder = next((tmp_path / "out" / "tables").glob(f"{JOURNAL_PREFIX}*"))
     assert len(journal.read(str(folder)).answers) == N_CLIPS - 5
-    engine = ByHand(Manner(log_of(tmp_path)))
+    engine = FakeExecutor(Behaviour(log_of(tmp_path)))
     assert len(clips_of(run_segments(recipe, engine))) == N_CLIPS - 5
     assert sum(n for _, n in engine.rounds) <= 1
 
 
-def test_a_row_that_comes_back_as_another_clips_ends_the_run(tmp_path: Path) -> None:
+def test_row_with_another_clips_uid_ends_the_run(tmp_path: Path) -> None:
     uids_of(tmp_path)
 
     def swapped(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{**row, "uid": other["uid"]} for row, other in zip(rows, rows[1:] + rows[:1], strict=True)]
 
     with pytest.raises(RunError, match=r"caption: .* is not the one it was given"):
-        run_segments(make_recipe(tmp_path, Caption(engine=MODEL)), ByHand(Manner(log_of(tmp_path)), swapped))
+        run_segments(make_recipe(tmp_path, Caption(engine=MODEL)), FakeExecutor(Behaviour(log_of(tmp_path)), swapped))
 
 
-def test_what_the_engine_could_not_answer_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unanswered_questions_are_counted_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, second, *_ = uids_of(tmp_path)
 
     def lost(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -366,12 +365,13 @@ def test_what_the_engine_could_not_answer_is_said(tmp_path: Path, caplog: pytest
 
     with caplog.at_level(logging.WARNING, "worldloom"):
         run_segments(
-            make_recipe(tmp_path, Caption(engine=MODEL)), ByHand(Manner(log_of(tmp_path), fails=(first,)), lost)
+            make_recipe(tmp_path, Caption(engine=MODEL)),
+            FakeExecutor(Behaviour(log_of(tmp_path), fails=(first,)), lost),
         )
     assert caplog.messages[0] == f"caption: of {N_CLIPS} questions vllm could not answer 1, and 1 did not come back"
 
 
-def test_without_ray_it_says_what_to_do(tmp_path: Path) -> None:
+def test_inline_run_is_refused_with_the_fix(tmp_path: Path) -> None:
     uids_of(tmp_path)
     for caption in (Caption(engine=MODEL), Caption(engine=Counting(), rewrite=RewriteSettings(engine=WRITER))):
         with pytest.raises(RunError, match="caption: engine vllm answers through Ray Data; run without --inline"):
@@ -380,62 +380,63 @@ def test_without_ray_it_says_what_to_do(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ray_run(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`pipelines.run` on a cluster that says it has a GPU and vLLM, with the stand-in for Ray's builder of processors."""
+    """Return `pipelines.run` on a cluster that seems to have a GPU and vLLM, with the fake in place of Ray's
+    processor."""
     import ray
     import ray.data.llm
 
     from pipelines import run
 
-    def with_manner(manner: Manner, **changes: bool) -> Any:
+    def with_behaviour(behaviour: Behaviour, **changes: bool) -> Any:
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
         monkeypatch.setattr(run, "_is_installed", lambda settings: True)
-        monkeypatch.setattr(ray.data.llm, "build_processor", fake_build_processor(manner, **changes))
+        monkeypatch.setattr(ray.data.llm, "build_processor", fake_build_processor(behaviour, **changes))
         return run
 
-    return with_manner
+    return with_behaviour
 
 
 FEW = ["a-4", "d-2"]
 
 
 @pytest.mark.slow
-def test_ray_rows_come_back_in_another_order_and_company(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
-    shown = Shown(damaged=(3.0,))
-    uids_of(tmp_path, shown, FEW)
-    clips = clips_of(run_segments(make_recipe(tmp_path, None, shown, FEW), inline))
+def test_rows_come_back_shuffled_on_ray(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
+    frames = ToyFrames(damaged=(3.0,))
+    uids_of(tmp_path, frames, FEW)
+    clips = clips_of(run_segments(make_recipe(tmp_path, None, frames, FEW), inline))
     (damaged,) = [row["uid"] for row in clips if row["number"] == 3.0]
     fails, once, always, *good = sorted(row["uid"] for row in clips if row["uid"] != damaged)
-    manner = Manner(log_of(tmp_path), fails=(fails,), unfit={once: 1, always: 2})
-    recipe = make_recipe(tmp_path, Caption(engine=MODEL.model_copy(update={"batch": 4})), shown, FEW)
-    clips = clips_of(run_segments(recipe, ray_run(manner, shuffled=True)))
-    check_own_words(clips)
+    behaviour = Behaviour(log_of(tmp_path), fails=(fails,), unfit={once: 1, always: 2})
+    recipe = make_recipe(tmp_path, Caption(engine=MODEL.model_copy(update={"batch": 4})), frames, FEW)
+    clips = clips_of(run_segments(recipe, ray_run(behaviour, shuffled=True)))
+    check_clip_names(clips)
     reasons = {row["uid"]: row["fate_reason"] for row in clips if row["fate"] == "failed"}
     assert set(reasons) == {damaged, fails, always}
-    assert "a picture cannot be decoded" in reasons[damaged]
+    assert "an image cannot be decoded" in reasons[damaged]
     assert reasons[fails].endswith(f"the prompt of clip {fails} is too long")
-    assert Counter(asked_of(log_of(tmp_path))) == {fails: 1, once: 2, always: 2, **dict.fromkeys(good, 1)}
+    assert Counter(logged_calls(log_of(tmp_path))) == {fails: 1, once: 2, always: 2, **dict.fromkeys(good, 1)}
 
 
 @pytest.mark.slow
-def test_ray_a_run_that_dies_in_a_round_goes_on(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
+def test_run_that_fails_in_a_round_resumes_on_ray(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
     uids_of(tmp_path, names=FEW)
     recipe = make_recipe(tmp_path, Caption(engine=MODEL.model_copy(update={"batch": 1})), names=FEW)
     with pytest.raises(
         RunError, match=r"caption: asking in bulk failed: .*illegal memory access.*Answers so far are kept; run again"
     ):
-        run_segments(recipe, ray_run(Manner(log_of(tmp_path), dies_at=4, tables=str(tmp_path / "out" / "tables"))))
-    folder = next((tmp_path / "out" / "tables").glob(f"{JOURNALS}*"))
+        run_segments(recipe, ray_run(Behaviour(log_of(tmp_path), dies_at=4, tables=str(tmp_path / "out" / "tables"))))
+    folder = next((tmp_path / "out" / "tables").glob(f"{JOURNAL_PREFIX}*"))
     kept = len(journal.read(str(folder)).answers)
     assert 1 <= kept <= 4
-    before = len(asked_of(log_of(tmp_path)))
-    clips = clips_of(run_segments(recipe, ray_run(Manner(log_of(tmp_path)))))
-    check_own_words(clips)
+    before = len(logged_calls(log_of(tmp_path)))
+    clips = clips_of(run_segments(recipe, ray_run(Behaviour(log_of(tmp_path)))))
+    check_clip_names(clips)
     assert [row["fate"] for row in clips] == ["kept"] * 6
-    assert len(asked_of(log_of(tmp_path))) - before == 6 - kept
+    assert len(logged_calls(log_of(tmp_path))) - before == 6 - kept
 
 
 @pytest.mark.slow
-def test_ray_says_what_is_missing_before_anything_is_asked(
+def test_missing_gpu_or_package_is_named_before_asking(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
@@ -456,20 +457,20 @@ def test_ray_says_what_is_missing_before_anything_is_asked(
         match=r"caption: engine vllm: vllm is not installed on the Ray workers with GPUs: pip install vllm.*openai",
     ):
         run_segments(recipe, run)
-    assert not list((tmp_path / "out" / "tables").glob(f"{JOURNALS}*"))
+    assert not list((tmp_path / "out" / "tables").glob(f"{JOURNAL_PREFIX}*"))
 
 
 @pytest.mark.slow
-def test_ray_a_row_of_another_clip_ends_the_run(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
+def test_row_with_another_clips_uid_ends_the_run_on_ray(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
     uids_of(tmp_path, names=FEW)
     with pytest.raises(RunError, match="is not the one it was given"):
         run_segments(
-            make_recipe(tmp_path, Caption(engine=MODEL), names=FEW), ray_run(Manner(log_of(tmp_path)), swapped=True)
+            make_recipe(tmp_path, Caption(engine=MODEL), names=FEW), ray_run(Behaviour(log_of(tmp_path)), swapped=True)
         )
 
 
 @pytest.mark.slow
-def test_ray_builds_its_real_processor_of_our_settings(
+def test_ray_builds_its_real_processor_from_the_settings(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray

@@ -1,4 +1,4 @@
-"""The caption step: what a recipe may say, what a clip ends with, and that no answer is paid for twice."""
+"""The caption step: settings in recipes, written columns, and that no answer is paid for twice."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from pydantic import ValidationError
 from captioning.dialogue import journal
 from captioning.engines.signals import Signals
 from captioning.prompt import load_prompt
-from cluster import storage
 from cluster.config import ConfigError, parse_document
 from cluster.config import parse as parse_settings
-from cluster.resources import Resources
 from pipelines import inline
 from pipelines.commands import gc
 from pipelines.curation import Curation, inspect, run_segments
@@ -29,16 +27,17 @@ from pipelines.engine.step import Context, RunError, Step, start_fates
 from pipelines.forgetting.request import forget
 from pipelines.ledger import captioning, ledger
 from pipelines.recipe import Recipe, resolved
-from pipelines.steps.caption import JOURNALS, WRITES, Caption, RewriteSettings, WindowSettings, origin_of
+from pipelines.steps.caption import JOURNAL_PREFIX, WRITES, Caption, RewriteSettings, WindowSettings, origins_of
 from pipelines.steps.cut import Cut
 from pipelines.steps.encode import Encode
 from pipelines.steps.frames import Frames
-from pipelines.steps.keep import Bound, Keep
+from pipelines.steps.keep import Bound
 from pipelines.steps.scan import Scan
 from pipelines.video.decode import OPEN_LOG
 from tests.support.killing import files_of
 from tests.support.paths import ROOT
-from tests.support.toy_captioner import COST_USD, Counting, Look, calls_of
+from tests.support.toy_captioner import COST_USD, Counting, ToyFrames
+from tests.support.toy_recipes import final_rows, keep, logged_calls, toy_recipe, write_toys
 from tests.support.toy_steps import Measure, Pick, Split
 from tests.support.videos import encode, numbered
 from training.data.buckets import BucketSettings
@@ -47,36 +46,26 @@ NAMES = ["a-3", "b-0", "c-5", "broken-1", "d-1"]
 N_CLIPS = 9
 
 
-def make_sources(folder: Path, names: list[str]) -> None:
-    (folder / "in").mkdir(exist_ok=True, parents=True)
-    for name in names:
-        (folder / "in" / f"{name}.toy").write_text(name)
-
-
 def make_recipe(folder: Path, caption: Caption, out: str = "out") -> Recipe:
-    steps: list[Step] = [Measure(), Split(), Look(calls=str(folder / "looks")), caption]
-    return Recipe(
-        name="toy",
-        out=str(folder / out),
-        sources=(SourceSettings(videos=str(folder / "in" / "*.toy")),),
-        curate=tuple(steps),
-    )
+    """Return a recipe that ends in `caption`; `looks` in the folder logs the clips whose images are taken."""
+    return toy_recipe(folder, [Measure(), Split(), ToyFrames(calls=str(folder / "looks")), caption], out)
 
 
 def clips_of(curation: Curation) -> list[dict[str, Any]]:
-    return [row for row in curation.final.rows.read().to_pylist() if row["clip_index"] is not None]
+    return [row for row in final_rows(curation) if row["clip_index"] is not None]
 
 
 def journals(folder: Path) -> list[Path]:
-    return sorted((folder / "out" / "tables").glob(f"{JOURNALS}*/*"))
+    """Return the files of all journals of a run."""
+    return sorted((folder / "out" / "tables").glob(f"{JOURNAL_PREFIX}*/*"))
 
 
-def test_every_clip_has_its_captions_and_what_they_cost(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
+def test_every_clip_has_its_captions_and_their_cost(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
     curation = run_segments(make_recipe(tmp_path, Caption(engine=Counting(calls=calls))), inline)
     clips = clips_of(curation)
-    assert sorted(calls_of(calls)) == sorted(row["uid"] for row in clips)
+    assert sorted(logged_calls(calls)) == sorted(row["uid"] for row in clips)
     for row in clips:
         kinds = {item["kind"]: item["text"] for item in row["captions"]}
         assert list(kinds) == ["dense", "medium", "short"] + ["source"] * (row["number"] == 0)
@@ -95,10 +84,14 @@ def test_every_clip_has_its_captions_and_what_they_cost(tmp_path: Path) -> None:
     assert captioning(curation) == "9 clips in 9 answers, 900 tokens in, 180 out, $2.25"
 
 
-def test_it_works_in_a_segment_of_its_own_and_hands_no_pictures_on(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
+def test_own_segment_whose_table_has_no_images(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
     curation = run_segments(make_recipe(tmp_path, Caption(engine=Counting())), inline)
-    assert [state.segment.labels for state in curation.segments] == [("measure",), ("split", "look"), ("caption",)]
+    assert [state.segment.labels for state in curation.segments] == [
+        ("measure",),
+        ("split", "toy_frames"),
+        ("caption",),
+    ]
     assert not any(is_heavy(field) for field in curation.final.segment.schema)
     assert not Caption().starts_segment()
     assert Caption(rewrite=RewriteSettings(engine=Counting())).starts_segment()
@@ -107,8 +100,8 @@ def test_it_works_in_a_segment_of_its_own_and_hands_no_pictures_on(tmp_path: Pat
     assert not Caption().resources().pooled
 
 
-def test_windows_and_a_rewriter(tmp_path: Path) -> None:
-    make_sources(tmp_path, ["a-2"])
+def test_windows_are_merged_and_rewritten(tmp_path: Path) -> None:
+    write_toys(tmp_path, ["a-2"])
     seen, written = str(tmp_path / "seen"), str(tmp_path / "written")
     caption = Caption(
         engine=Counting(calls=seen),
@@ -121,16 +114,16 @@ def test_windows_and_a_rewriter(tmp_path: Path) -> None:
         assert row["caption"] == f"A caption of clip {row['uid']}, in which a small boat lies on the sea."
         assert [item["kind"] for item in row["captions"]][:2] == ["rewritten", "dense"]
         assert json.loads(row["caption_fields"])["lighting"].startswith("A lighting caption of clip")
-        # Two windows, one merge, one rewriting.
+        # Two windows, one merge, one rewrite.
         assert row["caption_answers"] == 4
         assert row["caption_engine"] == "counting-a boat > counting-a small boat"
         assert "structured@" in row["caption_prompt"]
         assert " > rewrite@" in row["caption_prompt"]
-    assert Counter(calls_of(seen)) == {row["uid"]: 3 for row in clips}
+    assert Counter(logged_calls(seen)) == {row["uid"]: 3 for row in clips}
 
 
-def test_an_unfit_clip_fails_with_the_reasons_and_its_cost(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
+def test_unfit_captions_fail_with_reasons_and_cost(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
     curation = run_segments(
         make_recipe(tmp_path, Caption(engine=Counting(says="I cannot see any images: nothing"))), inline
     )
@@ -144,7 +137,7 @@ def test_an_unfit_clip_fails_with_the_reasons_and_its_cost(tmp_path: Path) -> No
     assert accounts[-1].reasons == (("failed", "caption", "refused caption, then refused caption", N_CLIPS),)
 
 
-def test_a_clip_without_pictures_fails_alone(tmp_path: Path) -> None:
+def test_clip_without_images_fails_alone(tmp_path: Path) -> None:
     table = start_fates(
         pa.table(
             {
@@ -164,7 +157,7 @@ def test_a_clip_without_pictures_fails_alone(tmp_path: Path) -> None:
     assert rows[1]["caption_answers"] == 0
 
 
-def test_signals_caption_as_they_always_did() -> None:
+def test_captions_of_engine_signals() -> None:
     columns = {"kind": "video", "width": 160, "height": 90, "luma": 0.1, "motion": 0.01}
     table = start_fates(
         pa.table(
@@ -185,12 +178,15 @@ def test_signals_caption_as_they_always_did() -> None:
     assert Caption().reads() == ("source_caption", "kind", "width", "height", "luma", "motion")
 
 
-def test_files_with_the_same_packets_are_one_origin() -> None:
-    assert origin_of({"content_hash": "h", "source": "a", "cluster": "g"}) == ("h", "g")
-    assert origin_of({"content_hash": None, "source": "a"}) == ("a", None)
+def test_files_with_the_same_packets_have_one_origin() -> None:
+    rows = [
+        {"uid": "1", "content_hash": "h", "source": "a", "cluster": "g"},
+        {"uid": "2", "content_hash": None, "source": "a"},
+    ]
+    assert origins_of(rows) == {"1": ("h", "g"), "2": ("a", None)}
 
 
-# What a recipe may say
+# Settings in recipes
 
 
 def parse(text: str) -> Recipe:
@@ -198,7 +194,7 @@ def parse(text: str) -> Recipe:
     return parse_settings(Recipe, parse_document(head + text, "r.yaml"))
 
 
-def test_an_engine_that_sees_wants_pictures_and_the_hint_says_whose() -> None:
+def test_recipe_without_images_names_the_step_that_writes_them() -> None:
     with pytest.raises(
         ValidationError, match=r"unknown column 'frames'.*It is written by frames: put that step before this one"
     ):
@@ -228,13 +224,13 @@ def test_an_engine_that_sees_wants_pictures_and_the_hint_says_whose() -> None:
         ("{prompt: merge}", "merge.yaml"),
     ],
 )
-def test_mistakes_are_named_with_their_place(settings: str, message: str) -> None:
+def test_mistakes_are_named_with_their_line_and_key(settings: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(f"  - caption: {settings}\n")
     assert message in str(caught.value)
 
 
-def test_a_recipe_is_written_and_read_again() -> None:
+def test_resolved_recipe_is_read_as_the_same_recipe() -> None:
     recipe = parse(
         "  - caption: {engine: signals, prompt: dense, windows: {size: 64, min_size: 8}, retries: 2, language: de}\n"
     )
@@ -243,7 +239,7 @@ def test_a_recipe_is_written_and_read_again() -> None:
     assert "prompt: dense" in resolved(recipe)
 
 
-def test_what_changes_captions_changes_the_digest_and_what_does_not_does_not(tmp_path: Path) -> None:
+def test_digest_follows_only_what_captions_depend_on(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text((Path(load_prompt.__code__.co_filename).parent / "prompts" / "levels.yaml").read_text())
     plain = Caption(engine=Counting()).settings_digest()
@@ -262,11 +258,11 @@ def test_what_changes_captions_changes_the_digest_and_what_does_not_does_not(tmp
         Caption(engine=Counting(), images="thumbnails"),
     ]
     assert len({plain, *(step.settings_digest() for step in other)}) == 1 + len(other)
-    # Signals ask nothing, so that nothing of this is theirs.
+    # The engine signals has no prompt, so that none of these settings matter.
     assert Caption(prompt=load_prompt("dense", "describe")).settings_digest() == Caption().settings_digest()
 
 
-def test_a_prompt_that_does_not_speak_of_the_camera_does_not_depend_on_it(tmp_path: Path) -> None:
+def test_read_columns_follow_from_the_prompts_variables(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("doc: d\nanswer: text\ncaptions: {dense: a}\nuser: Describe it.\n")
     merge = tmp_path / "merge.yaml"
@@ -277,7 +273,7 @@ def test_a_prompt_that_does_not_speak_of_the_camera_does_not_depend_on_it(tmp_pa
     assert "camera" in Caption(engine=Counting()).reads()
 
 
-def test_another_prompt_is_another_caption_and_the_same_latents() -> None:
+def test_prompt_changes_the_lineage_of_captions_only() -> None:
     def lineages(caption: Caption) -> dict[str, str]:
         steps: list[Step] = [
             Scan(),
@@ -301,9 +297,7 @@ def test_another_prompt_is_another_caption_and_the_same_latents() -> None:
 
 
 @pytest.mark.slow
-def test_another_prompt_decodes_nothing_and_encodes_nothing_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_prompt_decodes_and_encodes_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in").mkdir()
     for i in range(3):
         encode(tmp_path / "in" / f"{i}.mp4", numbered(40 + i), options={"g": "10"})
@@ -335,46 +329,33 @@ def test_another_prompt_decodes_nothing_and_encodes_nothing_again(
     monkeypatch.setenv(OPEN_LOG, str(tmp_path / "opens"))
     again = run("dense")
     assert not (tmp_path / "opens").exists(), "no video is opened"
-    assert Counter(calls_of(calls)) == {row["uid"]: 2 for row in first}
+    assert Counter(logged_calls(calls)) == {row["uid"]: 2 for row in first}
     assert {
         name: data for name, data in files_of(tmp_path / "out" / "tables").items() if name.startswith("latents")
     } == latents
     assert all(row["bucket"] and row["caption_prompt"].startswith("dense@") for row in clips_of(again))
 
 
-def test_a_looser_threshold_asks_only_about_the_clips_it_lets_through(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
+def test_looser_threshold_asks_only_about_added_clips(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
     recipe = make_recipe(tmp_path, Caption(engine=Counting(calls=calls)))
 
-    def run(most: float) -> list[dict[str, Any]]:
-        steps = (*recipe.curate[:3], Keep(name="keep", number=Bound(max=most)), recipe.curate[3])  # type: ignore[call-arg]
+    def run(max_number: float) -> list[dict[str, Any]]:
+        steps = (*recipe.curate[:3], keep(number=Bound(max=max_number)), recipe.curate[3])
         return clips_of(run_segments(recipe.model_copy(update={"curate": steps}), inline))
 
     tight = run(1)
-    assert len(calls_of(calls)) == sum(row["fate"] == "kept" for row in tight) == 5
+    assert len(logged_calls(calls)) == sum(row["fate"] == "kept" for row in tight) == 5
     loose = run(9)
-    assert Counter(calls_of(calls)) == {row["uid"]: 1 for row in loose}
+    assert Counter(logged_calls(calls)) == {row["uid"]: 1 for row in loose}
     assert [row["captions"] for row in loose] == [
         row["captions"]
         for row in clips_of(run_segments(make_recipe(tmp_path, Caption(engine=Counting()), "b"), inline))
     ]
 
 
-def test_a_pool_has_no_more_workers_than_an_engine_wants(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines import run
-
-    monkeypatch.setattr(run.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
-    assert [run._pool_limit(Resources(cpus=2, pooled=True, max_workers=most)) for most in (None, 1, 3, 99)] == [
-        8,
-        1,
-        3,
-        8,
-    ]
-    assert [run._pool_limit(Resources(gpus=0.5, pooled=True, max_workers=most)) for most in (None, 1)] == [8, 1]
-
-
-# Killed, resumed, forgotten, collected
+# Runs that are killed, resumed, forgotten or collected
 
 SCRIPT = """
 import sys
@@ -386,70 +367,71 @@ from pipelines import inline
 from pipelines.curation import run_segments
 from pipelines.steps.caption import Caption
 folder = Path(sys.argv[1])
-engine = Counting(calls=str(folder / "calls"), most_answers=int(sys.argv[2]), ends_by=sys.argv[3])
+engine = Counting(calls=str(folder / "calls"), max_answers=int(sys.argv[2]), at_limit=sys.argv[3])
 run_segments(make_recipe(folder, Caption(engine=engine)), inline)
 """
 
 
-def killed_run(folder: Path, most_answers: int) -> int:
+def killed_run(folder: Path, max_answers: int) -> int:
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), str(most_answers), "kill", str(ROOT)], check=False, timeout=120
+        [sys.executable, "-c", SCRIPT, str(folder), str(max_answers), "kill", str(ROOT)], check=False, timeout=120
     ).returncode
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_asks_for_nothing_twice(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
+def test_run_that_is_killed_often_asks_nothing_twice(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
-    for most_answers in (2, 5, 8):
-        assert killed_run(tmp_path, most_answers) == -9
-        assert len(calls_of(calls)) == most_answers
+    for max_answers in (2, 5, 8):
+        assert killed_run(tmp_path, max_answers) == -9
+        assert len(logged_calls(calls)) == max_answers
         assert journals(tmp_path)
     recipe = make_recipe(tmp_path, Caption(engine=Counting(calls=calls)))
     ended = clips_of(run_segments(recipe, inline))
-    assert Counter(calls_of(calls)) == {row["uid"]: 1 for row in ended}
+    assert Counter(logged_calls(calls)) == {row["uid"]: 1 for row in ended}
     assert journals(tmp_path) == []
     undisturbed = clips_of(run_segments(make_recipe(tmp_path, Caption(engine=Counting()), "undisturbed"), inline))
     assert ended == undisturbed
 
 
-def gives_up(folder: Path, most_answers: int, **settings: Any) -> str:
+def run_until_error(folder: Path, max_answers: int, **settings: Any) -> str:
+    """Run with an engine that raises after so many answers, and return the message of the run's error."""
     caption = Caption(
-        engine=Counting(calls=str(folder / "calls"), most_answers=most_answers, ends_by="giving up"), **settings
+        engine=Counting(calls=str(folder / "calls"), max_answers=max_answers, at_limit="raise"), **settings
     )
     with pytest.raises(RunError) as caught:
         run_segments(make_recipe(folder, caption), inline)
     return str(caught.value)
 
 
-def test_an_engine_that_gives_up_ends_the_run_with_its_words_and_the_rest_goes_on_later(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
-    assert gives_up(tmp_path, 4) == "the server is gone: start it and run again"
+def test_error_of_the_engine_ends_the_run_which_can_resume(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
+    assert run_until_error(tmp_path, 4) == "the server is gone: start it and run again"
     assert sum(len(journal.read(str(path)).answers) for path in {file.parent for file in journals(tmp_path)}) == 4
     run_segments(make_recipe(tmp_path, Caption(engine=Counting(calls=str(tmp_path / "calls")))), inline)
-    assert set(Counter(calls_of(str(tmp_path / "calls"))).values()) == {1}
+    assert set(Counter(logged_calls(str(tmp_path / "calls"))).values()) == {1}
 
 
-def test_what_was_spent_counts_for_the_budget_of_a_later_run(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
+def test_budget_includes_the_cost_of_earlier_runs(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
     for budget_usd, answered in ((4 * COST_USD, 4), (4 * COST_USD, 4), (6 * COST_USD, 6)):
         with pytest.raises(RunError, match="budget of"):
             run_segments(make_recipe(tmp_path, Caption(engine=Counting(calls=calls, budget_usd=budget_usd))), inline)
-        assert len(calls_of(calls)) == answered
+        assert len(logged_calls(calls)) == answered
     done = clips_of(
         run_segments(
             make_recipe(tmp_path, Caption(engine=Counting(calls=calls, budget_usd=N_CLIPS * COST_USD))), inline
         )
     )
-    assert len(done) == len(calls_of(calls)) == N_CLIPS
+    assert len(done) == len(logged_calls(calls)) == N_CLIPS
 
 
-def test_a_journal_is_pruned_to_what_is_pending_and_removed_when_all_is_in_the_table(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
-    gives_up(tmp_path, 6)
+def test_journal_is_pruned_and_then_removed(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
+    run_until_error(tmp_path, 6)
     (file,) = journals(tmp_path)
-    answered = set(calls_of(str(tmp_path / "calls")))
+    answered = set(logged_calls(str(tmp_path / "calls")))
     recipe = make_recipe(tmp_path, Caption(engine=Counting()))
     state = inspect(recipe).segments[-1]
     in_table = set(state.rows.uids.to_pylist())
@@ -470,9 +452,9 @@ def test_a_journal_is_pruned_to_what_is_pending_and_removed_when_all_is_in_the_t
     assert not file.parent.exists()
 
 
-def test_answers_about_a_forgotten_file_go_from_the_journal(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
-    gives_up(tmp_path, N_CLIPS - 1)
+def test_forgotten_file_leaves_the_journal(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
+    run_until_error(tmp_path, N_CLIPS - 1)
     recipe = make_recipe(tmp_path, Caption(engine=Counting(calls=str(tmp_path / "calls"))))
     folder = journals(tmp_path)[0].parent
     clips = [row for row in inspect(recipe).segments[1].rows.read().to_pylist() if row["source"].endswith("c-5.toy")]
@@ -485,61 +467,60 @@ def test_answers_about_a_forgotten_file_go_from_the_journal(tmp_path: Path) -> N
     gone = {row["uid"] for row in clips}
     left = b"".join(path.read_bytes() for path in journals(tmp_path)).decode()
     assert not any(uid in left for uid in gone)
-    before = set(calls_of(str(tmp_path / "calls")))
+    before = set(logged_calls(str(tmp_path / "calls")))
     ended = run_segments(recipe, inline)
     assert {row["uid"] for row in clips_of(ended)} == (before - gone) | (
-        set(calls_of(str(tmp_path / "calls"))) - before
+        set(logged_calls(str(tmp_path / "calls"))) - before
     )
-    assert set(Counter(calls_of(str(tmp_path / "calls"))).values()) == {1}
+    assert set(Counter(logged_calls(str(tmp_path / "calls"))).values()) == {1}
 
 
-def test_gc_removes_answers_that_the_last_recipe_does_not_want(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
-    gives_up(tmp_path, 3, prompt=load_prompt("dense", "describe"))
+def test_gc_does_not_reach_journals_of_other_recipes(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
+    run_until_error(tmp_path, 3, prompt=load_prompt("dense", "describe"))
     recipe = make_recipe(tmp_path, Caption(engine=Counting()))
     run_segments(recipe, inline)
-    # A toy step cannot be read from a file: gc is asked what the recipe reaches, and that is no journal.
+    # Toy steps cannot be read from a recipe file, so the test asks only which folders gc would keep.
     reached = gc.reached_folders(recipe, inspect(recipe))
     (left,) = {file.parent.name for file in journals(tmp_path)}
-    assert left.startswith(JOURNALS)
+    assert left.startswith(JOURNAL_PREFIX)
     assert left not in reached
 
 
 @pytest.mark.slow
-def test_ray_writes_the_same_and_goes_on_after_an_engine_gave_up(tmp_path: Path, ray_session: None) -> None:
+def test_captions_on_ray_equal_those_in_process(tmp_path: Path, ray_session: None) -> None:
     from pipelines import run
 
-    make_sources(tmp_path, NAMES)
+    write_toys(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
     with pytest.raises(RunError, match=r"^the server is gone: start it and run again$"):
-        run_segments(
-            make_recipe(tmp_path, Caption(engine=Counting(calls=calls, most_answers=4, ends_by="giving up"))), run
-        )
+        run_segments(make_recipe(tmp_path, Caption(engine=Counting(calls=calls, max_answers=4, at_limit="raise"))), run)
     ended = clips_of(run_segments(make_recipe(tmp_path, Caption(engine=Counting(calls=calls))), run))
-    assert Counter(calls_of(calls)) == {row["uid"]: 1 for row in ended}
-    assert ended == clips_of(run_segments(make_recipe(tmp_path, Caption(engine=Counting()), "by hand"), inline))
+    assert Counter(logged_calls(calls)) == {row["uid"]: 1 for row in ended}
+    assert ended == clips_of(run_segments(make_recipe(tmp_path, Caption(engine=Counting()), "inline"), inline))
     assert journals(tmp_path) == []
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_under_ray_loses_no_answer(tmp_path: Path, ray_session: None) -> None:
-    """The engine kills its worker after three answers, whenever it is started: every restart finds them, and the run ends with failed rows."""
+def test_worker_death_on_ray_loses_no_answer(tmp_path: Path, ray_session: None) -> None:
+    """The engine kills each of its workers after three answers in all. Restarts find these, and the run ends with
+    failed rows."""
     from pipelines import run
 
-    make_sources(tmp_path, ["a-3", "d-3"])
+    write_toys(tmp_path, ["a-3", "d-3"])
     calls = str(tmp_path / "calls")
-    dying = make_recipe(tmp_path, Caption(engine=Counting(calls=calls, most_answers=3)))
+    dying = make_recipe(tmp_path, Caption(engine=Counting(calls=calls, max_answers=3)))
     clips = clips_of(run_segments(dying, run))
-    assert Counter(calls_of(calls)).most_common(1)[0][1] == 1
+    assert Counter(logged_calls(calls)).most_common(1)[0][1] == 1
     kept = [row for row in clips if row["fate"] == "kept"]
-    assert {row["uid"] for row in kept} == set(calls_of(calls))
+    assert {row["uid"] for row in kept} == set(logged_calls(calls))
     assert ["WorkerDied" in row["fate_reason"] for row in clips if row["fate"] == "failed"] == [True] * 3
 
 
-def test_a_duplicate_group_is_known_from_dedup(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
+def test_duplicates_get_no_caption(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
     recipe = make_recipe(tmp_path, Caption(engine=Counting()))
-    steps: list[Step] = [*recipe.curate[:3], Pick(), Keep(name="keep", number=Bound(max=9)), recipe.curate[3]]  # type: ignore[call-arg]
+    steps: list[Step] = [*recipe.curate[:3], Pick(), keep(number=Bound(max=9)), recipe.curate[3]]
     clips = clips_of(run_segments(recipe.model_copy(update={"curate": tuple(steps)}), inline))
     assert {row["fate"] for row in clips} == {"kept", "duplicate"}
     assert all((row["caption"] is None) == (row["fate"] == "duplicate") for row in clips)
@@ -547,4 +528,3 @@ def test_a_duplicate_group_is_known_from_dedup(tmp_path: Path) -> None:
 
 def test_every_column_is_documented() -> None:
     assert all((field.metadata or {}).get(b"doc") for field in WRITES)
-    assert storage.digest(*(field.name for field in WRITES))

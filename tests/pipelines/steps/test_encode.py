@@ -1,4 +1,4 @@
-"""Clips to latents: batches give what each clip alone gives, variants are what they say, and no clip costs another one anything."""
+"""The encode step: samples do not depend on their batch, and a clip that fails costs no other clip anything."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from cluster import storage
 from pipelines import inline
+from pipelines.commands.plan import bucket_losses
 from pipelines.curation import inspect, run_segments
 from pipelines.dataset.build import build_dataset
 from pipelines.engine.step import Context, start_fates
 from pipelines.recipe import Recipe
-from pipelines.show import bucket_losses
 from pipelines.steps import _encoder
 from pipelines.steps._encoder import Encoder
 from pipelines.steps.encode import Encode
@@ -33,18 +33,19 @@ from tests.support.videos import encode, sliding
 from training.autoencoder import Autoencoder
 from training.autoencoders.linear import Linear
 from training.data.buckets import BucketSettings
+from training.data.manifest import read_manifest
 from training.data.shard_reader import RowReference, ShardReader
-from training.data.shards import clip_uid, read_index, read_info, read_manifest, sample_uid
+from training.data.shards import clip_uid, read_index, read_info, sample_uid
 from training.data.verify import verify
 from training.pixels import psnr_db, ssim
 
 BUCKETS = (BucketSettings(size=32, frames=(1, 5, 9), fps=8, aspects=("1:1", "2:1")),)
 FPS = 24
 TICKS = 512
-"""Units of the time base a frame, as mp4 has them."""
+"""Units of the time base per frame in the files of the tests."""
 N_FRAMES = 40
 SPANS = ((0, 40), (0, 18), (10, 40), (20, 40), (38, 39))
-"""First frame and end of the clips: 9, 5, 9, 5 frames at 8 a second, and one that only a picture fits."""
+"""First frame and end of the clips: 9, 5, 9 and 5 frames at 8 fps, and one that fits only a bucket of one frame."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def clips(footage: dict[str, Path]) -> pa.Table:
-    """Every span of every file, as `cut` writes them."""
+    """Return a clip per span of every file, as `cut` writes them."""
     rows = []
     for name, path in sorted(footage.items()):
         for start, end in SPANS:
@@ -90,7 +91,7 @@ def shards_of(tmp_path: Path) -> list[str]:
 
 
 def stored(tmp_path: Path) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Latents of every sample in the shards; each is there once."""
+    """Return the latents of every sample in the shards; each is stored once."""
     reader, found = ShardReader(str(tmp_path)), {}
     for uri in shards_of(tmp_path):
         for row in read_index(uri).to_pylist():
@@ -111,8 +112,8 @@ def pixels_of(row: dict[str, Any], frames: int) -> Tensor:
     return torch.from_numpy(span.frames.copy()).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
 
-class Stand(Autoencoder):
-    """An autoencoder that does what a test says before it does what `linear` does."""
+class ScriptedAutoencoder(Autoencoder):
+    """The autoencoder `linear`, with functions of a test on its input, its latents and its decoded pixels."""
 
     def __init__(
         self, before: Any = lambda video: None, after: Any = lambda latent: latent, back: Any = lambda video: video
@@ -132,12 +133,12 @@ class Stand(Autoencoder):
         return video
 
 
-def with_autoencoder(function: Encoder, stand: Stand) -> Encoder:
-    function._autoencoder = stand
+def with_autoencoder(function: Encoder, autoencoder: Autoencoder) -> Encoder:
+    function._autoencoder = autoencoder
     return function
 
 
-def test_every_sample_is_what_its_clip_alone_gives(footage: dict[str, Path], tmp_path: Path) -> None:
+def test_samples_do_not_depend_on_the_batch(footage: dict[str, Path], tmp_path: Path) -> None:
     table = clips(footage)
     done = encoder(tmp_path)(table)
     frames = [9, 5, 9, 5, 1]
@@ -148,13 +149,13 @@ def test_every_sample_is_what_its_clip_alone_gives(footage: dict[str, Path], tmp
     assert sorted(found) == sorted(table["uid"].to_pylist())
     for row, count in zip(table.to_pylist(), frames * 2, strict=True):
         video = pixels_of(row, count)
-        latent, tail = found[row["uid"]]
+        latent, last_frame = found[row["uid"]]
         assert torch.equal(latent, linear.encode(video)[0].to(torch.bfloat16))
-        assert (tail is None) == (count == 1)
-        assert tail is None or torch.equal(tail, linear.encode(video[:, :, -1:])[0].to(torch.bfloat16))
+        assert (last_frame is None) == (count == 1)
+        assert last_frame is None or torch.equal(last_frame, linear.encode(video[:, :, -1:])[0].to(torch.bfloat16))
 
 
-def test_shorter_lengths_and_mirror_images_are_samples_of_their_own(footage: dict[str, Path], tmp_path: Path) -> None:
+def test_shorter_lengths_and_mirror_images_are_samples(footage: dict[str, Path], tmp_path: Path) -> None:
     table = clips(footage)
     encoder(tmp_path, lengths="all", mirror=True)(table)
     found, linear = stored(tmp_path), Linear().open()
@@ -180,7 +181,7 @@ def test_shorter_lengths_and_mirror_images_are_samples_of_their_own(footage: dic
         assert f"bucket={read_info(uri).bucket.name}/" in uri
 
 
-def test_what_shards_hold_already_is_not_encoded_again(footage: dict[str, Path], tmp_path: Path) -> None:
+def test_stored_samples_are_not_encoded_again(footage: dict[str, Path], tmp_path: Path) -> None:
     table = clips(footage)
     whole = encoder(tmp_path, lengths="all")(table)
     before = stored(tmp_path)
@@ -198,11 +199,11 @@ def test_what_shards_hold_already_is_not_encoded_again(footage: dict[str, Path],
     def never(video: Tensor) -> None:
         raise AssertionError("encoded again")
 
-    again = with_autoencoder(encoder(tmp_path, tuple(after), lengths="all"), Stand(before=never))
+    again = with_autoencoder(encoder(tmp_path, tuple(after), lengths="all"), ScriptedAutoencoder(before=never))
     assert again(table).equals(whole)
 
 
-def test_a_clip_that_cannot_be_decoded_costs_no_other_anything(footage: dict[str, Path], tmp_path: Path) -> None:
+def test_undecodable_clip_fails_alone(footage: dict[str, Path], tmp_path: Path) -> None:
     table = clips(footage)
     at_fault = table["uid"][2].as_py()
     sources = [
@@ -217,13 +218,13 @@ def test_a_clip_that_cannot_be_decoded_costs_no_other_anything(footage: dict[str
     assert stored(tmp_path / "out").keys() == set(table["uid"].to_pylist()) - {at_fault}
 
 
-def test_a_batch_that_does_not_fit_the_device_goes_one_by_one(footage: dict[str, Path], tmp_path: Path) -> None:
+def test_batch_too_large_for_the_device_goes_one_by_one(footage: dict[str, Path], tmp_path: Path) -> None:
     def small(video: Tensor) -> None:
         if len(video) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     table = clips(footage)
-    done = with_autoencoder(encoder(tmp_path / "small"), Stand(before=small))(table)
+    done = with_autoencoder(encoder(tmp_path / "small"), ScriptedAutoencoder(before=small))(table)
     assert done["fate"].to_pylist() == ["kept"] * len(table)
     encoder(tmp_path / "together")(table)
     alone, together = stored(tmp_path / "small"), stored(tmp_path / "together")
@@ -231,18 +232,18 @@ def test_a_batch_that_does_not_fit_the_device_goes_one_by_one(footage: dict[str,
     assert all(torch.equal(alone[uid][0], together[uid][0]) for uid in alone)
 
 
-def test_latents_that_are_not_finite_fail_their_clip_alone(footage: dict[str, Path], tmp_path: Path) -> None:
+def test_latents_that_are_not_finite_fail_only_their_clip(footage: dict[str, Path], tmp_path: Path) -> None:
     def spoil(latent: Tensor) -> Tensor:
         return torch.cat((latent[:1] * torch.nan, latent[1:])) if len(latent) > 1 else latent
 
-    done = with_autoencoder(encoder(tmp_path), Stand(after=spoil))(clips(footage)).to_pylist()
+    done = with_autoencoder(encoder(tmp_path), ScriptedAutoencoder(after=spoil))(clips(footage)).to_pylist()
     reasons = Counter(row["fate_reason"] for row in done)
-    # Of each bucket with two clips the first one of the batch.
+    # The first clip of the batch, in each of the four buckets with two clips.
     assert reasons == {None: 6, "its latents hold a value that is not finite": 4}
     assert len(stored(tmp_path)) == 6
 
 
-def test_the_footer_says_how_like_its_pixels_a_clip_is(footage: dict[str, Path], tmp_path: Path) -> None:
+def test_shard_footer_has_the_fidelity_of_a_checked_clip(footage: dict[str, Path], tmp_path: Path) -> None:
     table = clips(footage)
     encoder(tmp_path)(table)
     linear = Linear().open()
@@ -267,7 +268,7 @@ def test_the_footer_says_how_like_its_pixels_a_clip_is(footage: dict[str, Path],
         assert info.fidelity["min_psnr_db"] == info.fidelity["psnr_db"]
 
 
-def test_a_clip_unlike_its_pixels_fails_and_has_all_the_others_checked(
+def test_clip_below_min_psnr_fails_and_all_others_are_checked(
     footage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(_encoder.BATCH_VALUES, "cpu", 1)
@@ -278,17 +279,19 @@ def test_a_clip_unlike_its_pixels_fails_and_has_all_the_others_checked(
         decoded.append(video.shape)
         return torch.ones_like(video)
 
-    done = with_autoencoder(encoder(tmp_path / "bad"), Stand(back=white))(table).to_pylist()
+    done = with_autoencoder(encoder(tmp_path / "bad"), ScriptedAutoencoder(back=white))(table).to_pylist()
     assert len(decoded) == len(table)
     assert {row["fate"] for row in done} == {"failed"}
-    assert all("dB like its pixels, below min_psnr_db 10" in row["fate_reason"] for row in done)
+    reason = "dB of PSNR to its pixels, below min_psnr_db 10"
+    assert all(reason in row["fate_reason"] for row in done)
     assert all(row["fate_value"] < 10 == row["fate_bound"] for row in done)
     assert shards_of(tmp_path / "bad") == []
-    fine = with_autoencoder(encoder(tmp_path / "any", min_psnr_db=0), Stand(back=lambda video: video * 0))(table)
+    grey = ScriptedAutoencoder(back=lambda video: video * 0)
+    fine = with_autoencoder(encoder(tmp_path / "any", min_psnr_db=0), grey)(table)
     assert set(fine["fate"].to_pylist()) == {"kept"}
 
 
-def test_the_next_batch_is_decoded_while_the_device_works(
+def test_next_batch_is_decoded_while_the_device_works(
     footage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(_encoder.BATCH_VALUES, "cpu", 1)
@@ -304,7 +307,7 @@ def test_the_next_batch_is_decoded_while_the_device_works(
     def wait_for_the_next(video: Tensor) -> None:
         if not first.is_set():
             first.set()
-            # Its own, and one more before anything of the first is encoded.
+            # The first batch and one more are decoded before any clip is encoded.
             assert decoded.acquire(timeout=30)
             assert decoded.acquire(timeout=30)
 
@@ -313,22 +316,22 @@ def test_the_next_batch_is_decoded_while_the_device_works(
     table = table.filter(pc.is_in(table["start_pts"], pa.array([0, 10 * TICKS]))).filter(
         [True, False, True, True, False, True]
     )
-    done = with_autoencoder(encoder(tmp_path), Stand(before=wait_for_the_next))(table)
+    done = with_autoencoder(encoder(tmp_path), ScriptedAutoencoder(before=wait_for_the_next))(table)
     assert done["fate"].to_pylist() == ["kept"] * 4
     assert first.is_set()
 
 
-def test_clips_that_no_bucket_takes_are_dropped_and_counted_by_reason(footage: dict[str, Path], tmp_path: Path) -> None:
+def test_clips_without_a_bucket_are_dropped_and_counted(footage: dict[str, Path], tmp_path: Path) -> None:
     table = clips(footage)
     large = Encode(buckets=(BucketSettings(size=64, frames=(9,), fps=8, aspects=("1:1", "2:1")),))
     done = large.open(Context(str(tmp_path), 0, "f" * 32, pa.array([], pa.string())))(table).to_pylist()
     reasons = Counter(row["fate_reason"] for row in done if row["fate"] == "dropped")
-    assert large.misfits(table) == reasons
+    assert large.count_unassigned(table) == reasons
     assert sum(reasons.values()) == 8
     assert all("is smaller than" in reason or "is shorter than" in reason for reason in reasons)
 
 
-def test_an_image_is_one_frame_whatever_lengths_are_asked_for(tmp_path: Path) -> None:
+def test_image_is_one_frame_with_any_lengths(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8)).resize((48, 48), Image.Resampling.BICUBIC).save(
         tmp_path / "a.png"
@@ -357,7 +360,7 @@ def losses(recipe: Recipe) -> str | None:
     return bucket_losses(encode_step, inspect(recipe))
 
 
-def test_plan_warns_where_buckets_lose_what_filters_kept(footage: dict[str, Path], tmp_path: Path) -> None:
+def test_plan_warns_of_clips_that_no_bucket_takes(footage: dict[str, Path], tmp_path: Path) -> None:
     for path in footage.values():
         shutil.copyfile(path, tmp_path / path.name)
     fitting, large = (recipe_of(tmp_path, {**TWO_LENGTHS, "size": size}) for size in (32, 64))
@@ -367,18 +370,16 @@ def test_plan_warns_where_buckets_lose_what_filters_kept(footage: dict[str, Path
     warning = losses(large)
     assert warning is not None
     assert warning.startswith(
-        "buckets lose 1 of 2 clips (50.0%) that filters keep: 1 because 48x48 is smaller than 64x64"
+        "no bucket fits 1 of 2 clips (50.0%) that filters keep: 1 because 48x48 is smaller than 64x64"
     )
-    assert warning.endswith("Add smaller or shorter ones")
+    assert warning.endswith("Add smaller or shorter buckets")
 
 
-def test_a_manifest_has_every_sample_of_a_clip_with_what_is_known_of_the_clip(
-    footage: dict[str, Path], tmp_path: Path
-) -> None:
+def test_manifest_has_every_sample_with_its_clips_values(footage: dict[str, Path], tmp_path: Path) -> None:
     for path in footage.values():
         shutil.copyfile(path, tmp_path / path.name)
     recipe = recipe_of(tmp_path, TWO_LENGTHS, lengths="all", mirror=True)
-    made = build_dataset(recipe, run_segments(recipe, inline))
+    made = build_dataset(recipe, run_segments(recipe, inline), inline)
     table, _ = read_manifest(made.manifest_uri)
     rows = table.to_pylist()
     clips = {clip_uid(row["uid"]) for row in rows}

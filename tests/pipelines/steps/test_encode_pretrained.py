@@ -1,4 +1,4 @@
-"""A pretrained autoencoder from a recipe to shards, and again from what the manifest and the model's card say of it."""
+"""A pretrained autoencoder in the encode step, and opened again from the manifest and from the model's card."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ from training.checkpoints.export import write_export
 from training.data.dataset import Dataset
 from training.data.verify import verify
 from training.models.dit import DiT
+from training.sampling.exported_model import open_autoencoder
 from training.sampling.settings import SampleSettings
-from training.sampling.tasks import open_autoencoder, sample
+from training.sampling.tasks import sample
 from training.settings import TrainSettings
 
 
 def pretrained_recipe(folder: Path, autoencoder: dict[str, Any], **bucket: Any) -> Recipe:
-    # Random weights give back nothing of what they are given.
+    # Random weights reconstruct nothing, so the check of fidelity is switched off.
     return recipe_of(folder, bucket, autoencoder=autoencoder, min_psnr_db=0)
 
 
@@ -45,13 +46,13 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "bucket"), [("wan", {}), ("flux", {}), ("ltx", {"multiple": 32})])
-def test_a_clip_is_encoded_and_everything_after_opens_the_same_autoencoder(
+def test_training_and_sampling_open_the_same_autoencoder(
     kind: str, bucket: dict[str, Any], footage: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(footage, tmp_path, dirs_exist_ok=True)
     folder = save_autoencoder(tmp_path / "vae", kind)
     recipe = pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}, **bucket)
-    made = build_dataset(recipe, run_segments(recipe, inline))
+    made = build_dataset(recipe, run_segments(recipe, inline), inline)
     dataset = Dataset.open(made.manifest_uri, "train")
     assert len(dataset.table) == made.n_train == 1
     again = build(FOLDER, AutoencoderSettings, dict(dataset.info.autoencoder)).open()
@@ -80,12 +81,12 @@ def test_a_clip_is_encoded_and_everything_after_opens_the_same_autoencoder(
     save_autoencoder(folder, kind, seed=1)
     with pytest.raises(
         ValueError,
-        match=r"the model was trained on latents of diffusers-v1 \w+ auto tile768, which do not mix with those of",
+        match=r"the model was trained on latents of diffusers-v1 \w+ auto tile768, which are not those of",
     ):
         open_autoencoder(card, torch.device("cpu"))
 
 
-def test_weights_that_moved_are_the_same_and_changed_ones_are_not(footage: Path, tmp_path: Path) -> None:
+def test_only_changed_weights_encode_again_not_moved_ones(footage: Path, tmp_path: Path) -> None:
     shutil.copytree(footage, tmp_path, dirs_exist_ok=True)
     folder = save_autoencoder(tmp_path / "vae", "tiny")
     run_segments(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}), inline)
@@ -101,7 +102,10 @@ def test_weights_that_moved_are_the_same_and_changed_ones_are_not(footage: Path,
     [
         (
             {"size": 48},
-            r"bucket of size 48 cannot be encoded by diffusers: 48x48: both sides must be multiples of 32; .*; set multiple: 32 in it",
+            (
+                r"bucket of size 48 cannot be encoded by diffusers: 48x48: both sides must be multiples of 32; .*; "
+                r"set multiple: 32 in it"
+            ),
         ),
         (
             {"frames": [1, 5]},
@@ -109,7 +113,7 @@ def test_weights_that_moved_are_the_same_and_changed_ones_are_not(footage: Path,
         ),
     ],
 )
-def test_a_bucket_it_cannot_take_ends_the_run_before_anything_is_encoded(
+def test_impossible_bucket_ends_the_run_before_encoding(
     bucket: dict[str, Any], message: str, footage: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(footage, tmp_path, dirs_exist_ok=True)
@@ -118,7 +122,7 @@ def test_a_bucket_it_cannot_take_ends_the_run_before_anything_is_encoded(
         run_segments(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}, **bucket), inline)
 
 
-def test_weights_that_cannot_be_loaded_end_the_run(footage: Path, tmp_path: Path) -> None:
+def test_unreadable_weights_end_the_run(footage: Path, tmp_path: Path) -> None:
     shutil.copytree(footage, tmp_path, dirs_exist_ok=True)
     folder = save_autoencoder(tmp_path / "vae", "tiny")
     (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"no tensors")
@@ -126,7 +130,7 @@ def test_weights_that_cannot_be_loaded_end_the_run(footage: Path, tmp_path: Path
         run_segments(pretrained_recipe(tmp_path, {"name": "diffusers", "path": str(folder)}), inline)
 
 
-def test_mistakes_in_a_recipe_are_named_with_line_and_key(tmp_path: Path) -> None:
+def test_recipe_mistakes_are_named_with_line_and_key(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
         match=r"recipe.yaml:\d+: .*unknown key 'paht'; did you mean 'path'.*subfolder, revision, class, dtype, tile",
