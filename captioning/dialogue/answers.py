@@ -1,4 +1,4 @@
-"""From what an engine said to captions and fields: strictly, and with a reason where it does not hold what was asked for."""
+"""Parse the answers of engines into captions and fields, strictly, with a reason if an answer is malformed."""
 
 from __future__ import annotations
 
@@ -11,30 +11,34 @@ from typing import Any
 from captioning.prompt import Prompt
 
 FENCE = re.compile(r"^```(?:json)?[ \t]*\n|\n```$")
-"""Models wrap JSON in a block of Markdown whatever they are told; what is in it counts."""
+"""Markdown fence around a JSON answer. Models add one even if the prompt forbids it, so it is removed."""
 LABEL = re.compile(r"^(?:caption|answer|output)\s*:\s*", re.IGNORECASE)
+"""Label that models write before a text answer."""
 
 
 class UnfitAnswerError(ValueError):
-    """The message begins with the class of the fault: truncated or malformed answer."""
+    """An answer that is truncated or malformed. The message begins with the class of the fault."""
 
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """Captions by name, in the prompt's order, and fields by name."""
+    """Captions by kind, in the order of the prompt, and fields by name."""
 
     captions: dict[str, str]
     fields: dict[str, str] = field(default_factory=dict)
 
 
 def parse(prompt: Prompt, text: str, truncated: bool = False) -> ParsedAnswer:
-    """What an answer holds. White space is folded. Raises `UnfitAnswerError` for one that is cut off or not of the shape asked for."""
+    """Return the captions and fields of an answer, with white space normalised.
+
+    Raises `UnfitAnswerError` if the answer is truncated or does not have the shape that the prompt requests.
+    """
     if truncated:
         raise UnfitAnswerError(f"truncated answer: it was cut off at {prompt.max_tokens} tokens, after {text[-60:]!r}")
     text = text.strip()
     if prompt.answer == "text":
-        return ParsedAnswer({prompt.main_kind: fold(_unwrapped(text))})
-    values = _object(text)
+        return ParsedAnswer({prompt.main_kind: normalise_space(_without_label_and_quotes(text))})
+    values = _parse_object(text)
     keys = [*prompt.fields, *prompt.captions]
     for key in keys:
         if key not in values:
@@ -42,44 +46,46 @@ def parse(prompt: Prompt, text: str, truncated: bool = False) -> ParsedAnswer:
         if not isinstance(values[key], str):
             raise UnfitAnswerError(f"malformed answer: '{key}' is {type(values[key]).__name__}, not text")
     if unknown := sorted(set(values) - set(keys)):
-        raise UnfitAnswerError(f"malformed answer: it has a key '{unknown[0][:40]}' that was not asked for")
+        raise UnfitAnswerError(f"malformed answer: it has a key '{unknown[0][:40]}' that was not requested")
     return ParsedAnswer(
-        {name: fold(values[name]) for name in prompt.captions}, {name: fold(values[name]) for name in prompt.fields}
+        {kind: normalise_space(values[kind]) for kind in prompt.captions},
+        {name: normalise_space(values[name]) for name in prompt.fields},
     )
 
 
-def fold(text: str) -> str:
-    """Text with all white space as single blanks."""
+def normalise_space(text: str) -> str:
+    """Return the text with each run of white space replaced by one blank, and none at its ends."""
     return " ".join(text.split())
 
 
-def _unwrapped(text: str) -> str:
-    """A text without a label before it, or quotation marks around all of it."""
+def _without_label_and_quotes(text: str) -> str:
+    """Return the text without a label before it, and without quotation marks around the whole of it."""
     text = LABEL.sub("", text)
     if len(text) > 1 and text[0] + text[-1] in ('""', "“”") and not re.search(r"[\"“”]", text[1:-1]):
         text = text[1:-1]
     return text
 
 
-def _object(text: str) -> dict[str, Any]:
+def _parse_object(text: str) -> dict[str, Any]:
+    """Parse a JSON object that may stand in a Markdown fence. Raises `UnfitAnswerError` if it is not one."""
     text = FENCE.sub("", text).strip()
     if not text:
         raise UnfitAnswerError("malformed answer: it is empty")
     try:
-        values = json.loads(text, object_pairs_hook=_without_doubles)
+        values = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
     except json.JSONDecodeError as error:
-        # A cut-off object fails at its end, or at the quotation mark of a string that never closes.
-        cut_off = text.startswith("{") and (error.pos >= len(text) or error.msg.startswith("Unterminated string"))
-        if cut_off:
+        # The error of a truncated object is at its end, or at the quotation mark of a string that is never closed.
+        truncated = text.startswith("{") and (error.pos >= len(text) or error.msg.startswith("Unterminated string"))
+        if truncated:
             raise UnfitAnswerError(f"truncated answer: its JSON breaks off after {text[-60:]!r}") from None
-        raise UnfitAnswerError(f"malformed answer: no JSON ({error.msg}): {text[:80]!r}") from None
+        raise UnfitAnswerError(f"malformed answer: not JSON ({error.msg}): {text[:80]!r}") from None
     if not isinstance(values, dict):
-        raise UnfitAnswerError(f"malformed answer: JSON, but no object: {text[:80]!r}")
+        raise UnfitAnswerError(f"malformed answer: JSON, but not an object: {text[:80]!r}")
     return values
 
 
-def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeated_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise UnfitAnswerError("malformed answer: a key is given twice")
+        raise UnfitAnswerError("malformed answer: it has a key twice")
     return values

@@ -1,30 +1,34 @@
-"""What to ask about a clip next, from the answers so far: a pure function, so that a run that was killed goes on where it was.
+"""The conversation about one clip as a pure function: from the answers so far to the next questions or the captions.
 
-A clip's conversation has up to three acts. Each window of its pictures is described; descriptions of several windows are merged; and
-a rewriter, if there is one, says it again in other words. Each act is one question, asked again with another seed when its answer
-is unfit. Whoever asks keeps the answers by their key and calls `advance` until nothing is open.
+A conversation has up to three stages. The images of the clip are described window by window. The descriptions of
+several windows are merged. A rewriter, if there is one, rewrites the main caption. A question with an unfit answer is
+asked again with another seed. The caller keeps answers by key and calls `advance` until no question
+is pending; a run that was killed resumes with the answers it kept.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 from captioning import quality
-from captioning.dialogue.answers import UnfitAnswerError, ParsedAnswer, parse
-from captioning.dialogue.windows import describe_span, window_spans_s, split_windows
+from captioning.dialogue.answers import ParsedAnswer, UnfitAnswerError, parse
 from captioning.engine import Answer, Question
 from captioning.language import LANGUAGES
 from captioning.prompt import SOURCE_KIND, Prompt
 from cluster.storage import digest
 
-RETRY_TEMPERATURE = 0.7
-"""An answer that was unfit when decoded greedily would be the same again."""
+Role = Literal["captioner", "rewriter"]
+"""Role of an engine in a conversation. The captioner describes and merges; the rewriter rewrites."""
 
-CAMERA = {
+RETRY_TEMPERATURE = 0.7
+"""Temperature of a repeated question. At 0 the answer would be the same again."""
+
+CAMERA_PHRASES = {
     "still": "the camera stands still",
     "pan": "the camera pans or moves sideways",
     "tilt": "the camera tilts or moves up or down",
@@ -32,69 +36,66 @@ CAMERA = {
     "handheld": "the camera is hand-held and sways",
     "cut-in": "the camera stands still, and once the view jumps nearer to the same scene",
 }
-"""Column `camera` of the scan (docs/signals.md) in words; directions are not measured."""
-
-Role = Literal["captioner", "rewriter"]
+"""Phrases for the values of the scan's column `camera` (docs/signals.md). The scan measures no directions."""
 
 
 @dataclass(frozen=True)
 class ConversationSettings:
-    """How clips are talked about: by which engines (their identities), with which prompts, in what windows."""
+    """Settings of all conversations of a run: engines by identity, prompts, windows, language and retries."""
 
     captioner: str
     describe: Prompt | None = None
-    """None for an engine that says what was measured, whatever it is asked."""
+    """Prompt that describes images; None if the captioner only states measured columns."""
     merge: Prompt | None = None
     window_size: int = 256
+    """Number of images of a window. A clip with no more is one window."""
     min_window: int = 128
+    """Smallest number of images of the last window; fewer join the window before it."""
     language: str = "en"
     retries: int = 1
+    """How often each question is repeated after an unfit answer."""
     rewriter: str = ""
     rewrite: Prompt | None = None
     columns: tuple[str, ...] = ()
-    """Measured columns that go with each question to the captioner."""
+    """Measured columns that every question to the captioner carries."""
     kind: str = "measured"
-    """What the caption of an engine without a prompt is called."""
+    """Kind of the caption of a captioner without a prompt."""
 
     @property
-    def label(self) -> str | None:
-        """Name and hash of the prompts a clip is asked with first and last."""
+    def prompt_label(self) -> str | None:
+        """Labels of the prompts that describe and rewrite; None if there is neither."""
         return " > ".join(prompt.label for prompt in (self.describe, self.rewrite) if prompt) or None
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What is known of a clip. `columns` holds its measured columns, of which `kind`, `duration_s` and `camera` speak to prompts."""
+    """A clip with its measured columns, of which prompts use `kind`, `duration_s` and `camera`."""
 
     uid: str
     columns: Mapping[str, Any]
     images: tuple[bytes, ...] = ()
+    """JPEG files in order of time."""
     image_times_s: tuple[float, ...] = ()
+    """Time of each image, in seconds from the start of the clip."""
     source_caption: str | None = None
 
     @cached_property
-    def digests(self) -> tuple[str, ...]:
-        return tuple(digest(picture) for picture in self.images)
+    def image_digests(self) -> tuple[str, ...]:
+        """Digest of each image."""
+        return tuple(digest(image) for image in self.images)
 
 
 @dataclass(frozen=True)
 class PendingQuestion:
-    """A question, and who is to answer it."""
+    """A question that has no answer yet, with the role of the engine that has to answer it."""
 
     role: Role
     question: Question
 
 
 @dataclass(frozen=True)
-class Pending:
-    """Questions that can be asked now, in any order."""
-
-    asked: tuple[PendingQuestion, ...]
-
-
-@dataclass(frozen=True)
 class ConversationUsage:
-    """Answers that went into a conversation, unfit ones too, and what they cost."""
+    """Number of answers of a conversation, unfit ones included, with their tokens and their cost."""
 
     answers: int = 0
     tokens_in: int = 0
@@ -102,6 +103,7 @@ class ConversationUsage:
     cost_usd: float = 0.0
 
     def plus(self, answer: Answer) -> ConversationUsage:
+        """Return the usage with one more answer."""
         return ConversationUsage(
             self.answers + 1,
             self.tokens_in + answer.tokens_in,
@@ -111,191 +113,251 @@ class ConversationUsage:
 
 
 @dataclass(frozen=True)
+class Pending:
+    """State of a conversation that waits for answers. The questions may be asked in any order."""
+
+    questions: tuple[PendingQuestion, ...]
+
+
+@dataclass(frozen=True)
 class Captioned:
-    """A captioned clip. `key` is that of the answer its main caption came with."""
+    """State of a conversation that ended with captions."""
 
     main_caption: str
     captions: Mapping[str, str]
-    """By kind, the main one first; `source` last, where the clip came with a caption."""
+    """Captions by kind: the main one first, the one that came with the source last."""
     fields: Mapping[str, str]
     key: str
+    """Key of the answer with the main caption."""
     usage: ConversationUsage
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A clip without a fit caption: the fault of each try, the first first."""
+    """State of a conversation that ended without a fit caption. `reason` has the fault of each attempt in order."""
 
     reason: str
     usage: ConversationUsage
 
 
 def advance(
-    clip: Clip, script: ConversationSettings, answers: Mapping[str, Answer], rejected: Mapping[str, str]
+    clip: Clip, settings: ConversationSettings, answers: Mapping[str, Answer], rejected: Mapping[str, str]
 ) -> Pending | Captioned | Failed:
-    """Where a conversation stands. `rejected` holds, by key, answers that a look at other clips found unfit, and why.
+    """Return the state of the conversation about a clip.
 
-    The same clip, script and answers always give the same; an answer that is not the clip's is never looked at.
+    `answers` are by key; those to other questions are ignored. `rejected` has the reason, by key, why an answer is
+    unfit in comparison with other clips. Equal arguments give equal states.
     """
-    talk = _Talk(clip, script, answers, rejected)
+    conversation = _Conversation(clip, settings, answers, rejected)
     try:
-        return talk.result()
+        return conversation.state()
     except _UnfitError as error:
-        return Failed(str(error), talk.usage)
+        return Failed(str(error), conversation.usage)
+
+
+def split_windows(n_images: int, size: int, min_size: int) -> list[tuple[int, int]]:
+    """Return (start, end) indices of the windows of `n_images` images.
+
+    Each window has `size` images. A remainder of at least `min_size` images is a window; a smaller one joins the window
+    before it. Cosmos Curator captions windows of 256 images with a remainder of at least 128, at 2 images per second.
+    """
+    edges = [*range(0, n_images, size), n_images]
+    if len(edges) > 2 and edges[-1] - edges[-2] < min_size:
+        del edges[-2]
+    return list(pairwise(edges))
+
+
+def window_spans_s(
+    image_times_s: Sequence[float], duration_s: float, windows: Sequence[tuple[int, int]]
+) -> list[tuple[float, float]]:
+    """Return (start, end) in seconds of the span of each window.
+
+    Neighbouring spans meet half-way between the two images beside the border; the first and the last end with the clip.
+    """
+    starts = [0.0, *((image_times_s[start - 1] + image_times_s[start]) / 2 for start, _ in windows[1:])]
+    return list(zip(starts, [*starts[1:], max(duration_s, starts[-1])], strict=True))
+
+
+def describe_span(span_s: tuple[float, float], duration_s: float) -> str:
+    """Return the words for a span, such as 'from 0 to 12.5 seconds of a video of 40 seconds'."""
+    return f"from {span_s[0]:.4g} to {span_s[1]:.4g} seconds of a video of {duration_s:.4g} seconds"
 
 
 class _UnfitError(Exception):
-    """An act came to nothing."""
+    """Ends a conversation: no attempt of a stage gave a fit answer."""
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One question of a conversation, before its attempts.
+
+    `name` is part of the key of the question, and `values` fill the prompt. `window` holds the (start, end) indices of
+    the images, and `start_s` the time at which the window starts.
+    """
+
+    role: Role
+    prompt: Prompt | None
+    name: str
+    values: Mapping[str, Any]
+    window: tuple[int, int] = (0, 0)
+    start_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class _FitAnswer:
+    """A fit answer and its key."""
+
+    parsed: ParsedAnswer
+    key: str
 
 
 @dataclass
-class _Talk:
+class _Conversation:
+    """A conversation with the answers so far; `usage` counts those that were read."""
+
     clip: Clip
-    script: ConversationSettings
+    settings: ConversationSettings
     answers: Mapping[str, Answer]
     rejected: Mapping[str, str]
     usage: ConversationUsage = field(default_factory=ConversationUsage)
 
-    def result(self) -> Pending | Captioned:
-        if self.script.describe is None:
-            last = self._act("captioner", None, "measured", {}, (0, 0))
+    def state(self) -> Pending | Captioned:
+        """Return the state. Raises `_UnfitError` if the conversation failed."""
+        if self.settings.describe is None:
+            last = self._answer_to(_Stage("captioner", None, "measured", {}))
         else:
-            last = self._described(self.script.describe)
-        if not isinstance(last, Pending) and self.script.rewrite is not None:
-            last = self._rewritten(self.script.rewrite, *last)
+            last = self._describe(self.settings.describe)
+        if not isinstance(last, Pending) and self.settings.rewrite is not None:
+            last = self._rewrite(self.settings.rewrite, last.parsed)
         if isinstance(last, Pending):
             return last
-        written, key = last
-        captions = dict(written.captions)
+        captions = dict(last.parsed.captions)
         if self.clip.source_caption:
             captions[SOURCE_KIND] = self.clip.source_caption
-        return Captioned(next(iter(written.captions.values())), captions, written.fields, key, self.usage)
+        main_caption = next(iter(last.parsed.captions.values()))
+        return Captioned(main_caption, captions, last.parsed.fields, last.key, self.usage)
 
-    def _described(self, prompt: Prompt) -> Pending | tuple[ParsedAnswer, str]:
-        clip, script = self.clip, self.script
-        cuts = split_windows(len(clip.images), script.window_size, script.min_window)
+    def _describe(self, prompt: Prompt) -> Pending | _FitAnswer:
+        """Describe every window, and merge the descriptions if there are several."""
+        clip, settings = self.clip, self.settings
+        windows = split_windows(len(clip.images), settings.window_size, settings.min_window)
         duration_s = clip.columns.get("duration_s") or 0.0
-        spans = window_spans_s(clip.image_times_s, duration_s, cuts)
-        words = [describe_span(span, duration_s) if len(cuts) > 1 else None for span in spans]
-        acts: list[Pending | tuple[ParsedAnswer, str]] = []
-        unfit: list[_UnfitError] = []
-        for number, (cut, span_words) in enumerate(zip(cuts, words, strict=True)):
-            values = {"n_pictures": cut[1] - cut[0], "span": span_words}
+        spans_s = window_spans_s(clip.image_times_s, duration_s, windows)
+        spans = [describe_span(span_s, duration_s) if len(windows) > 1 else None for span_s in spans_s]
+        results: list[Pending | _FitAnswer] = []
+        errors: list[_UnfitError] = []
+        for index, (window, span) in enumerate(zip(windows, spans, strict=True)):
+            values = {"n_images": window[1] - window[0], "span": span}
+            stage = _Stage("captioner", prompt, f"window {index}", values, window, spans_s[index][0])
             try:
-                acts.append(self._act("captioner", prompt, f"window {number}", values, cut, spans[number][0]))
-            except _UnfitError as error:  # the answers of the windows after it count as spent
-                unfit.append(error)
-        if unfit:
-            raise unfit[0]
-        if still_open := tuple(asked for act in acts if isinstance(act, Pending) for asked in act.asked):
-            return Pending(still_open)
-        done = [act for act in acts if not isinstance(act, Pending)]
-        if len(done) == 1:
-            return done[0]
-        assert script.merge is not None, "a script with windows has a prompt that merges them"
+                results.append(self._answer_to(stage))
+            except _UnfitError as error:  # raised after the loop, so that the usage includes the other windows
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        if pending := tuple(item for each in results if isinstance(each, Pending) for item in each.questions):
+            return Pending(pending)
+        answers = [each for each in results if not isinstance(each, Pending)]
+        if len(answers) == 1:
+            return answers[0]
+        assert settings.merge is not None, "settings with windows have a prompt that merges them"
         parts = [
-            {"span": span, "captions": each.captions, "fields": each.fields}
-            for span, (each, _) in zip(words, done, strict=True)
+            {"span": span, "captions": answer.parsed.captions, "fields": answer.parsed.fields}
+            for span, answer in zip(spans, answers, strict=True)
         ]
-        return self._act("captioner", script.merge.after(prompt), "merge", {"parts": parts}, (0, 0))
+        merge = settings.merge.requesting_same_as(prompt)
+        return self._answer_to(_Stage("captioner", merge, "merge", {"parts": parts}))
 
-    def _rewritten(self, prompt: Prompt, written: ParsedAnswer, key: str) -> Pending | tuple[ParsedAnswer, str]:
-        caption = next(iter(written.captions.values()))
-        act = self._act("rewriter", prompt, "rewrite", {"caption": caption, "written": written.captions}, (0, 0))
-        if isinstance(act, Pending):
-            return act
-        return ParsedAnswer(
-            {**act[0].captions, **{k: v for k, v in written.captions.items() if k not in act[0].captions}},
-            written.fields,
-        ), act[1]
+    def _rewrite(self, prompt: Prompt, parsed: ParsedAnswer) -> Pending | _FitAnswer:
+        """Rewrite the main caption. The result has the other captions and the fields too."""
+        values = {"caption": next(iter(parsed.captions.values())), "all_captions": parsed.captions}
+        result = self._answer_to(_Stage("rewriter", prompt, "rewrite", values))
+        if isinstance(result, Pending):
+            return result
+        rewritten = result.parsed.captions
+        others = {kind: text for kind, text in parsed.captions.items() if kind not in rewritten}
+        return _FitAnswer(ParsedAnswer({**rewritten, **others}, parsed.fields), result.key)
 
-    def _act(
-        self,
-        role: Role,
-        prompt: Prompt | None,
-        name: str,
-        values: Mapping[str, Any],
-        cut: tuple[int, int],
-        start_s: float = 0.0,
-    ) -> Pending | tuple[ParsedAnswer, str]:
-        """What came of an act, with the key of its answer, or its next question. Raises `_UnfitError` with every try's fault."""
+    def _answer_to(self, stage: _Stage) -> Pending | _FitAnswer:
+        """Return the fit answer to a stage, or its next question. Raises `_UnfitError` with the fault of each try."""
         faults: list[str] = []
-        ask = self._asker(role, prompt, name, values, cut, start_s)
-        for attempt in range(self.script.retries + 1):
-            question = ask(attempt)
+        for question in self._attempts(stage):
             answer = self.answers.get(question.key)
             if answer is None:
-                return Pending((PendingQuestion(role, question),))
+                return Pending((PendingQuestion(stage.role, question),))
             self.usage = self.usage.plus(answer)
             if answer.error is not None:
-                # The engine itself tries again what is worth it.
+                # The engine has already retried errors that may pass.
                 faults.append(f"unanswered question: {answer.error}")
                 break
-            written, reason = self._judged(prompt, answer)
-            reason = reason or self.rejected.get(question.key)
-            if reason is None:
-                return written, question.key
-            faults.append(reason)
-        where = (
-            "" if name in ("measured", "window 0") and len(self.clip.images) <= self.script.window_size else f" ({name})"
-        )
-        raise _UnfitError(quality.RETRY_SEPARATOR.join(faults) + where)
+            parsed, fault = self._parse(stage.prompt, answer)
+            fault = fault or self.rejected.get(question.key)
+            if fault is None:
+                return _FitAnswer(parsed, question.key)
+            faults.append(fault)
+        is_only_window = len(self.clip.images) <= self.settings.window_size
+        suffix = "" if stage.name in ("measured", "window 0") and is_only_window else f" ({stage.name})"
+        raise _UnfitError(quality.RETRY_SEPARATOR.join(faults) + suffix)
 
-    def _judged(self, prompt: Prompt | None, answer: Answer) -> tuple[ParsedAnswer, str | None]:
+    def _parse(self, prompt: Prompt | None, answer: Answer) -> tuple[ParsedAnswer, str | None]:
+        """Return the captions and fields of an answer, and its first fault or None."""
         if prompt is None:
-            return ParsedAnswer({self.script.kind: answer.text}), quality.fault(answer.text)
+            return ParsedAnswer({self.settings.kind: answer.text}), quality.fault(answer.text)
         try:
-            written = parse(prompt, answer.text, answer.truncated)
+            parsed = parse(prompt, answer.text, answer.truncated)
         except UnfitAnswerError as error:
             return ParsedAnswer({}), str(error)
-        for text in written.captions.values():
-            if reason := quality.fault(text, prompt.static_text, self.script.language):
-                return written, reason
-        for name, text in written.fields.items():
-            if reason := quality.field_fault(text):
-                return written, f"{reason} of field '{name}'"
-        return written, None
+        for text in parsed.captions.values():
+            if fault := quality.fault(text, prompt.static_text, self.settings.language):
+                return parsed, fault
+        for name, text in parsed.fields.items():
+            if fault := quality.field_fault(text):
+                return parsed, f"{fault} of field '{name}'"
+        return parsed, None
 
-    def _asker(
-        self,
-        role: Role,
-        prompt: Prompt | None,
-        name: str,
-        values: Mapping[str, Any],
-        cut: tuple[int, int],
-        start_s: float,
-    ) -> Callable[[int], Question]:
-        clip, script = self.clip, self.script
-        columns = {column: clip.columns[column] for column in script.columns} if role == "captioner" else {}
-        system, text = prompt.render({**self._of_the_clip(), **values}) if prompt else ("", "")
+    def _attempts(self, stage: _Stage) -> Iterator[Question]:
+        """Yield the question of each attempt of a stage. Its key hashes everything that the answer depends on."""
+        clip, settings, prompt = self.clip, self.settings, stage.prompt
+        is_captioner = stage.role == "captioner"
+        columns = {column: clip.columns[column] for column in settings.columns} if is_captioner else {}
+        system, text = prompt.render({**self._clip_values(), **stage.values}) if prompt else ("", "")
         schema = prompt.answer_schema if prompt else None
-        image_times_s = tuple(at - start_s for at in clip.image_times_s[slice(*cut)])
-        # What an engine without a prompt says depends on these two alone.
-        hint = clip.source_caption if prompt is None else None
-        identity = script.captioner if role == "captioner" else script.rewriter
+        times_s = tuple(time_s - stage.start_s for time_s in clip.image_times_s[slice(*stage.window)])
+        # A captioner without a prompt depends only on the columns and on this caption; a prompt contains it as a hint.
+        source_caption = clip.source_caption if prompt is None else None
+        identity = settings.captioner if is_captioner else settings.rewriter
         max_tokens = prompt.max_tokens if prompt else Question.max_tokens
         common = json.dumps(
-            [identity, clip.uid, name, system, text, image_times_s, max_tokens, schema, columns, hint], default=str
+            [identity, clip.uid, stage.name, system, text, times_s, max_tokens, schema, columns, source_caption],
+            default=str,
         )
-        images = clip.images[slice(*cut)]
-        whole = digest(common, *clip.digests[slice(*cut)])
-
-        def ask(attempt: int) -> Question:
+        images = clip.images[slice(*stage.window)]
+        stage_digest = digest(common, *clip.image_digests[slice(*stage.window)])
+        for attempt in range(settings.retries + 1):
             temperature = RETRY_TEMPERATURE if attempt else 0.0
-            key = digest(whole, str(attempt), str(temperature))
-            return Question(
-                key, clip.uid, text, system, images, image_times_s, max_tokens, temperature, attempt, schema, columns, hint
+            yield Question(
+                key=digest(stage_digest, str(attempt), str(temperature)),
+                uid=clip.uid,
+                text=text,
+                system=system,
+                images=images,
+                image_times_s=times_s,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=attempt,
+                json_schema=schema,
+                columns=columns,
+                source_caption=source_caption,
             )
 
-        return ask
-
-    def _of_the_clip(self) -> Mapping[str, Any]:
+    def _clip_values(self) -> Mapping[str, Any]:
+        """Return the values of the prompt variables that describe the clip."""
         columns = self.clip.columns
         duration_s = columns.get("duration_s")
         return {
-            "language": LANGUAGES[self.script.language][0],
+            "language": LANGUAGES[self.settings.language][0],
             "kind": columns.get("kind") or "video",
             "duration": f"{duration_s:.3g} seconds" if duration_s else None,
-            "camera": CAMERA.get(columns.get("camera") or ""),
+            "camera": CAMERA_PHRASES.get(columns.get("camera") or ""),
             "hint": self.clip.source_caption,
         }

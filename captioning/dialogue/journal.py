@@ -1,11 +1,11 @@
-"""Answers that were paid for, on disk the moment they come, so that a run that is killed never asks for one twice.
+"""The journal of answers: it stores each answer when it arrives, so that a run that is killed repeats no question.
 
-A folder of JSON lines, one an answer; each writer has files of its own and adds to no other's, so a line that is torn is the last of its
-file. Reading asks for nothing but the folder. Before a run goes on, `prune` leaves the answers of clips that still want a caption,
-and of the others what they cost.
+A journal is a folder of JSON lines, one per answer. Each writer has its own files, so only the last line of a file can
+be torn. `prune` shrinks the journal before a run resumes: it keeps the answers of clips that still need a caption, and
+the total cost of the others.
 
-Answers that are asked for in bulk lie on shelves, sub-folders for the clips of one order, so that who works on these reads no others'.
-Whatever reads the folder sees the shelves too.
+Answers of engines that answer in bulk are in sub-folders, one per task of the segment, so that the worker of a task
+reads no other answers. Functions that read the folder of the journal include its sub-folders.
 """
 
 from __future__ import annotations
@@ -25,44 +25,48 @@ from cluster import storage
 
 SUFFIX = ".answers.jsonl"
 TOTAL = "total"
-"""Key of the line that `prune` writes: what answers that are left out have cost, and the files it stands for."""
+"""Key of the first record of a rewritten file, with the cost of records left out and the names of replaced files."""
 
 SYNC_S = 0.05
-"""Seconds between two syncs to a local disk. A killed process loses nothing that was written; what a power cut can take is this much. A sync
-takes 3 to 4 ms on the disks we met, and engines give a few hundred answers a second at most."""
+"""Seconds between two syncs to a local disk. A killed process loses nothing that was written; a power failure loses at
+most the answers of this time. A sync takes 3 to 4 ms on the disks we measured, and engines give at most a few hundred
+answers per second."""
 
-BATCH = 32
-BATCH_S = 5.0
-"""To an object store answers go as one object for so many, or for so many seconds: a kill there costs these."""
+BATCH_SIZE = 32
+MAX_BATCH_S = 5.0
+"""Number of answers per object in an object store, and seconds after which a smaller batch is written. A kill loses the
+answers of one batch."""
 
 
 class JournalError(RuntimeError):
-    """A journal that cannot be read: says which file and line, and what to do."""
+    """A journal that cannot be read. The message names the file and the line, and how to continue."""
 
 
 @dataclass(frozen=True)
 class StoredAnswers:
-    """What a folder holds: answers by key, and what was spent, by the identity of the engine, answers of earlier clips included."""
+    """The content of a journal."""
 
     answers: Mapping[str, Answer] = field(default_factory=dict)
+    """Answers by key."""
     spent_usd: Mapping[str, float] = field(default_factory=dict)
+    """Cost of all answers by identity of the engine, those that `prune` left out included."""
 
 
 class Journal:
-    """Writes answers as they come. Call `flush` when a round is over, and before anyone else is told of the answers."""
+    """A writer of answers. Other processes see all added answers after a call of `flush`."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._name = secrets.token_hex(6)
-        self._number = 0
+        self._file_number = 0
         self._file: BinaryIO | None = None
-        self._waiting: list[bytes] = []
+        self._batch: list[bytes] = []
         self._synced_s = time.monotonic()
 
     def add(self, engine: str, answer: Answer) -> None:
-        """Keep an answer of an engine, by the engine's identity."""
+        """Store an answer of the engine with this identity."""
         line = _line({**asdict(answer), "engine": engine})
-        overdue_s = time.monotonic() - self._synced_s
+        since_sync_s = time.monotonic() - self._synced_s
         if storage.is_local(self._folder):
             if self._file is None:
                 path = storage.local_path(self._uri())
@@ -70,29 +74,30 @@ class Journal:
                 self._file = path.open("ab")
             self._file.write(line)
             self._file.flush()
-            if overdue_s >= SYNC_S:
+            if since_sync_s >= SYNC_S:
                 self._sync()
         else:
-            self._waiting.append(line)
-            if len(self._waiting) >= BATCH or overdue_s >= BATCH_S:
+            self._batch.append(line)
+            if len(self._batch) >= BATCH_SIZE or since_sync_s >= MAX_BATCH_S:
                 self.flush()
 
     def flush(self) -> None:
-        """Everything that was added is on the disk, or in the store, when this returns."""
+        """Write all added answers to the disk or the object store."""
         if self._file is not None:
             self._sync()
-        if self._waiting:
-            storage.write_bytes(self._uri(), b"".join(self._waiting))
-            self._number += 1
-            self._waiting = []
+        if self._batch:
+            storage.write_bytes(self._uri(), b"".join(self._batch))
+            self._file_number += 1
+            self._batch = []
             self._synced_s = time.monotonic()
 
     def close(self) -> None:
+        """Flush, and close the file. A later `add` opens another file."""
         self.flush()
         if self._file is not None:
             self._file.close()
             self._file = None
-            self._number += 1
+            self._file_number += 1
 
     def _sync(self) -> None:
         assert self._file is not None
@@ -100,101 +105,104 @@ class Journal:
         self._synced_s = time.monotonic()
 
     def _uri(self) -> str:
-        return storage.join(self._folder, f"{self._name}-{self._number:06d}{SUFFIX}")
+        return storage.join(self._folder, f"{self._name}-{self._file_number:06d}{SUFFIX}")
 
 
 def task_folder(folder: str, uids: Collection[str]) -> str:
-    """Where answers about these clips lie, when they are asked about together."""
+    """Return the sub-folder of a journal for the task that captions these clips."""
     return storage.join(folder, storage.digest(*sorted(uids)))
 
 
-def read(folder: str, errors: bool = False) -> StoredAnswers:
-    """What a folder holds; nothing where there is none. An answer with an error cost what it cost, and is none, unless `errors` are asked for.
+def read(folder: str, include_errors: bool = False) -> StoredAnswers:
+    """Read a journal; a folder that does not exist is empty.
 
-    Raises `JournalError` naming file and line of one that is no record, unless it is the torn last one.
+    Answers with an error are left out unless `include_errors` is set, but their cost counts. A torn last line of a file
+    is ignored. Raises `JournalError` if another line is not a record.
     """
     answers: dict[str, Answer] = {}
-    usage: defaultdict[str, float] = defaultdict(float)
+    spent_usd: defaultdict[str, float] = defaultdict(float)
     for record in _records(folder):
         if record["key"] == TOTAL:
-            _add(usage, record["spent_usd"])
+            _add_costs(spent_usd, record["spent_usd"])
             continue
         engine = record.pop("engine")
         answer = Answer(**record)
-        usage[engine] += answer.cost_usd
-        before = answers.get(answer.key)
-        if before is None or before.error is not None:
+        spent_usd[engine] += answer.cost_usd
+        previous = answers.get(answer.key)
+        if previous is None or previous.error is not None:
             answers[answer.key] = answer
-    return StoredAnswers({key: answer for key, answer in answers.items() if errors or answer.error is None}, dict(usage))
+    included = {key: answer for key, answer in answers.items() if include_errors or answer.error is None}
+    return StoredAnswers(included, dict(spent_usd))
 
 
 def prune(folder: str, pending: Collection[str]) -> None:
-    """Leave the answers of pending clips, by uid, in one file, and of all others the cost. No run may be writing to the folder."""
+    """Rewrite a journal as one file with the answers of the pending clips, by uid, and the total cost of all others.
+
+    No other process may write to the folder meanwhile.
+    """
     filter_records(folder, lambda record: record["uid"] in pending)
 
 
 def filter_records(folder: str, keep: Callable[[Mapping[str, Any]], bool]) -> int:
-    """Write a folder's records anew as one file without those that are not to be kept; returns how many these are.
+    """Rewrite a journal as one file without the records that `keep` rejects; return how many it rejects.
 
-    A single file with nothing to leave out stays as it is.
+    A journal of one file is left unchanged if nothing is rejected. The cost of rejected records is kept.
     """
-    return _place(folder, lambda record: folder if keep(record) else None)
+    return _redistribute(folder, lambda record: folder if keep(record) else None)
 
 
-def assign(folder: str, together: Iterable[Collection[str]]) -> None:
-    """Put answers on the shelves of clips, by uid, that are asked about together now. Those of other clips, and errors, leave what they cost.
+def assign(folder: str, tasks: Iterable[Collection[str]]) -> None:
+    """Move each answer to the sub-folder of the task that captions its clip. Each task is given by its uids.
 
-    No run may be writing to the folder.
+    Answers with an error, and answers of clips in no task, are removed; their cost is kept. No other process may write
+    to the folder meanwhile.
     """
     if storage.list_files(folder, SUFFIX):
-        shelves = {uid: place for uids in together for place in [task_folder(folder, uids)] for uid in uids}
-        _place(folder, lambda record: shelves.get(record["uid"]) if record["error"] is None else None)
+        folders = {uid: target for uids in tasks for target in [task_folder(folder, uids)] for uid in uids}
+        _redistribute(folder, lambda record: folders.get(record["uid"]) if record["error"] is None else None)
 
 
-def _place(folder: str, where: Callable[[Mapping[str, Any]], str | None]) -> int:
-    """Write a folder's records anew, one file in each folder that they are to be in; returns how many are to be in none.
+def _redistribute(folder: str, target: Callable[[Mapping[str, Any]], str | None]) -> int:
+    """Rewrite a journal with one file per folder that `target` returns; return for how many records that is None.
 
-    The last file, which holds the cost of these, names those it stands for, so that whoever is killed before they are removed counts
-    nothing twice. Whoever is killed between files on several shelves loses nothing either, and counts the cost of some twice.
+    The file written last has the cost of the records left out and the names of all files that it replaces. If the
+    process is killed before those are removed, no record is counted twice. If it is killed between two files for
+    several tasks, no answer is lost, but the cost of some answers is counted twice.
     """
-    left: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    usage: defaultdict[str, float] = defaultdict(float)
-    dropped = 0
+    targets: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    spent_usd: defaultdict[str, float] = defaultdict(float)
+    n_left_out = 0
     for record in _records(folder):
         if record["key"] == TOTAL:
-            _add(usage, record["spent_usd"])
-        elif place := where(record):
-            left[place].append(record)
+            _add_costs(spent_usd, record["spent_usd"])
+        elif target_folder := target(record):
+            targets[target_folder].append(record)
         else:
-            usage[record["engine"]] += record["cost_usd"]
-            dropped += 1
+            spent_usd[record["engine"]] += record["cost_usd"]
+            n_left_out += 1
     files = [entry.uri for entry in storage.list_files(folder, SUFFIX)]
-    if dropped or len(files) > 1 or left.keys() - {folder} or any(_is_torn(uri) for uri in files):
-        total = {"key": TOTAL, "spent_usd": usage, "replaces": [uri.rpartition("/")[2] for uri in files]}
-        last = [total, *left.pop(folder, [])]
-        for place, records in [*left.items(), (folder, last)]:
+    if n_left_out or len(files) > 1 or targets.keys() - {folder} or any(_is_torn(uri) for uri in files):
+        total = {"key": TOTAL, "spent_usd": spent_usd, "replaces": [uri.rpartition("/")[2] for uri in files]}
+        last = [total, *targets.pop(folder, [])]
+        for target_folder, records in [*targets.items(), (folder, last)]:
             name = f"{secrets.token_hex(6)}-{0:06d}{SUFFIX}"
-            storage.write_bytes(storage.join(place, name), b"".join(map(_line, records)))
+            storage.write_bytes(storage.join(target_folder, name), b"".join(map(_line, records)))
         for uri in files:
             storage.remove(uri)
-    return dropped
-
-
-def remove(folder: str) -> None:
-    """Remove a journal whose answers are all in a table."""
-    storage.remove(folder)
+    return n_left_out
 
 
 def _records(folder: str) -> Iterator[dict[str, Any]]:
-    """Records of every file that no other stands for, in order of the files' names."""
+    """Yield the records of every file that no other file replaces, in alphabetical order of the names of the files."""
     files = {entry.uri.rpartition("/")[2]: entry.uri for entry in storage.list_files(folder, SUFFIX)}
-    heads = (next(_of_file(uri), {"key": ""}) for uri in files.values())
-    replaced = {name for head in heads if head["key"] == TOTAL for name in head["replaces"]}
+    first_records = (next(_file_records(uri), {"key": ""}) for uri in files.values())
+    replaced = {name for record in first_records if record["key"] == TOTAL for name in record["replaces"]}
     for name in sorted(set(files) - replaced):
-        yield from _of_file(files[name])
+        yield from _file_records(files[name])
 
 
-def _of_file(uri: str) -> Iterator[dict[str, Any]]:
+def _file_records(uri: str) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file up to a torn line. Raises `JournalError` if a whole line is not a record."""
     with storage.open_input(uri) as handle:
         for number, line in enumerate(io.BufferedReader(handle), 1):  # type: ignore[type-var]
             if not line.endswith(b"\n"):
@@ -204,20 +212,22 @@ def _of_file(uri: str) -> Iterator[dict[str, Any]]:
                 assert isinstance(record["key"], str)
             except (ValueError, KeyError, TypeError, AssertionError):
                 raise JournalError(
-                    f"{uri}:{number}: is no record of an answer; remove the file to ask for its answers again"
+                    f"{uri}:{number}: is not the record of an answer; remove the file to ask its questions again"
                 ) from None
             yield record
 
 
 def _is_torn(uri: str) -> bool:
+    """Return whether the last line of a file is incomplete."""
     with storage.open_input(uri) as handle:
         size = handle.seek(0, io.SEEK_END)
         return bool(size) and handle.seek(size - 1) >= 0 and handle.read() != b"\n"
 
 
-def _add(usage: defaultdict[str, float], more: Mapping[str, float]) -> None:
-    for engine, usd in more.items():
-        usage[engine] += usd
+def _add_costs(spent_usd: defaultdict[str, float], costs_usd: Mapping[str, float]) -> None:
+    """Add costs by engine to `spent_usd` in place."""
+    for engine, usd in costs_usd.items():
+        spent_usd[engine] += usd
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

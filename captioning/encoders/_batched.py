@@ -1,6 +1,7 @@
-"""What encoders with a network share: captions of about one length go through it together, and each comes back without padding.
+"""The base of encoders with a network: captions of similar length are encoded in one batch, and padding is removed.
 
-Shape legend: B captions of a batch, L tokens of the longest of them, D width of a token, P width of the pooled vector.
+Shape legend: B captions of a batch, L tokens of the longest caption, D width of a token embedding, P width of the
+pooled embedding.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from captioning.encoder import TextEmbedding, TextEncoder, TextEncoderSettings
 from captioning.engine import EngineError
+from cluster.arrays import Float32Array
 from cluster.resources import Resources
 from cluster.telemetry import log
 
@@ -21,30 +23,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_PADDED_SHARE = 0.1
-"""Padding is below this share of the tokens of every batch, and so of all."""
+"""Upper limit of the share of padding in the tokens of every batch."""
 
 
 class BatchedSettings(TextEncoderSettings):
-    """Settings of an encoder that has a network."""
+    """Settings of an encoder with a network."""
 
-    gpus: float = Field(
-        0.0, ge=0, description="GPUs each embedding worker holds, also a fraction; 0 computes on the CPU."
-    )
+    gpus: float = Field(0.0, ge=0, description="GPUs per embedding worker; may be a fraction; 0 runs on the CPU.")
     batch_tokens: int = Field(
         16384,
         ge=1,
-        description="Tokens that go through the network at once, padding included; halved where memory is short.",
+        description="Largest number of tokens per batch, padding included; halved whenever memory runs out.",
     )
 
     def resources(self) -> Resources:
         return Resources(gpus=self.gpus)
 
-    def place(self) -> str:
-        """GPU or CPU, which round otherwise: part of the identity."""
+    def device_kind(self) -> str:
+        """Return `gpu` or `cpu` for the identity, because GPU and CPU round differently."""
         return "gpu" if self.gpus else "cpu"
 
     def device(self, wanted: str | None) -> str:
-        """The device to open on. Raises `EngineError` for a GPU where there is none."""
+        """Return the torch device to load on: the wanted one, or by default the one that `gpus` implies.
+
+        Raises `EngineError` if it is a GPU and torch sees none.
+        """
         import torch
 
         device = wanted or ("cuda" if self.gpus else "cpu")
@@ -57,14 +60,14 @@ class BatchedSettings(TextEncoderSettings):
 
 @dataclass(frozen=True)
 class Tokens:
-    """A caption as the network takes it, special tokens included."""
+    """Token ids of a caption, special tokens included."""
 
     ids: Sequence[int]
     truncated: bool
 
 
 class BatchedEncoder(TextEncoder):
-    """An encoder around a network on one device."""
+    """An encoder with a network on one device."""
 
     def __init__(self, settings: BatchedSettings, device: str, pad_id: int) -> None:
         self.identity = settings.identity()
@@ -74,11 +77,15 @@ class BatchedEncoder(TextEncoder):
         self._batch_tokens = settings.batch_tokens
 
     @abc.abstractmethod
-    def tokenize(self, captions: Sequence[str]) -> list[Tokens]: ...
+    def tokenize(self, captions: Sequence[str]) -> list[Tokens]:
+        """Return the tokens of each caption, cut off at the token limit."""
 
     @abc.abstractmethod
     def forward(self, ids_BL: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`[B, L, D]` and, where there is one, the pooled `[B, P]`; what stands past a caption's length is not looked at."""
+        """Return token embeddings `[B, L, D]` and pooled embeddings `[B, P]`, or None if the network has none.
+
+        Values at positions beyond the length of a caption are ignored.
+        """
 
     def encode(self, captions: Sequence[str]) -> list[TextEmbedding]:
         tokens = self.tokenize(captions)
@@ -86,46 +93,52 @@ class BatchedEncoder(TextEncoder):
         embeddings: dict[int, TextEmbedding] = {}
         start = 0
         while start < len(order):
-            count = fitting([len(tokens[i].ids) for i in order[start:]], self._batch_tokens)
+            count = next_batch_size([len(tokens[i].ids) for i in order[start:]], self._batch_tokens)
             batch = order[start : start + count]
             embeddings |= zip(batch, self._embed([tokens[i] for i in batch]), strict=True)
             start += count
         return [embeddings[i] for i in range(len(tokens))]
 
     def _embed(self, batch: Sequence[Tokens]) -> list[TextEmbedding]:
-        """Embeds texts, the longest first; in two halves, and with less at once from then on, where memory is short."""
+        """Embed captions, of which the first is the longest.
+
+        If memory runs out, embed them in two halves, and lower `batch_tokens` for all later batches.
+        """
         import torch
 
-        lengths = [len(text.ids) for text in batch]
+        lengths = [len(tokens.ids) for tokens in batch]
         try:
-            tokens_BLD, pooled_BP = self._through(batch, lengths)
+            tokens_BLD, pooled_BP = self._forward_arrays(batch, lengths)
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise EngineError(
-                    f"text encoder {self._name}: no memory on {self._device} for one caption of {lengths[0]} tokens; "
-                    "set a lower max_tokens or dtype bfloat16, give a worker more of a GPU (gpus), or set gpus to 0"
+                    f"text encoder {self._name}: out of memory on {self._device} with one caption of {lengths[0]} "
+                    "tokens; set a lower max_tokens or dtype bfloat16, raise gpus if it is a fraction, or set gpus to 0"
                 ) from error
         else:
             self.padding_tokens += len(batch) * lengths[0] - sum(lengths)
             rows = zip(batch, tokens_BLD, pooled_BP if pooled_BP is not None else [None] * len(batch), strict=True)
             return [
-                TextEmbedding(tokens_LD[: len(text.ids)].copy(), text.truncated, pooled_P)
-                for text, tokens_LD, pooled_P in rows
+                TextEmbedding(tokens_LD[: len(tokens.ids)].copy(), tokens.truncated, pooled_P)
+                for tokens, tokens_LD, pooled_P in rows
             ]
-        # Here the failed try's tensors are gone, which the error had held.
+        # The tensors of the failed batch are freed only here, after the except block: the error refers to them.
         torch.cuda.empty_cache()
         half = (len(batch) + 1) // 2
         self._batch_tokens = max(lengths[0], min(self._batch_tokens, half * lengths[0]))
         log.warning(
-            f"text encoder {self._name}: out of memory with {len(batch)} captions at once; batch_tokens is {self._batch_tokens} from here on"
+            f"text encoder {self._name}: out of memory with a batch of {len(batch)} captions; "
+            f"batch_tokens is now {self._batch_tokens}"
         )
         return self._embed(batch[:half]) + self._embed(batch[half:])
 
-    def _through(self, batch: Sequence[Tokens], lengths: list[int]) -> tuple[Any, Any]:
-        """float32 arrays `[B, L, D]` and `[B, P]`, or None, of a batch."""
+    def _forward_arrays(
+        self, batch: Sequence[Tokens], lengths: Sequence[int]
+    ) -> tuple[Float32Array, Float32Array | None]:
+        """Run the network on a batch; return `[B, L, D]` and `[B, P]`, or None for the latter."""
         import torch
 
-        padded = [[*text.ids, *[self._pad_id] * (lengths[0] - len(text.ids))] for text in batch]
+        padded = [[*tokens.ids, *[self._pad_id] * (lengths[0] - len(tokens.ids))] for tokens in batch]
         with torch.inference_mode():
             tokens_BLD, pooled_BP = self.forward(
                 torch.tensor(padded, device=self._device), torch.tensor(lengths, device=self._device)
@@ -133,10 +146,10 @@ class BatchedEncoder(TextEncoder):
             return tokens_BLD.float().cpu().numpy(), None if pooled_BP is None else pooled_BP.float().cpu().numpy()
 
 
-def fitting(lengths: Sequence[int], batch_tokens: int) -> int:
-    """How many of these texts, the longest first, make the next batch.
+def next_batch_size(lengths: Sequence[int], batch_tokens: int) -> int:
+    """Return how many captions the next batch takes, from their lengths in descending order; at least one.
 
-    As many as keep padding under `MAX_PADDED_SHARE` and all of it, padding included, within `batch_tokens`; at least one.
+    The batch keeps padding below `MAX_PADDED_SHARE`, and has at most `batch_tokens` tokens, padding included.
     """
     total = 0
     for count, length in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""Questions in batches through a chat model: what is put together, what happens when it does not fit, and whose fault an error is."""
+"""Answer questions in batches with a chat model. Batches shrink when memory runs out, and bad questions fail alone."""
 
 from __future__ import annotations
 
@@ -9,42 +9,46 @@ import torch
 
 from captioning.engine import Answer, Captioner, EngineError, Question
 from captioning.engines import _images
-from captioning.engines._chat_model import ChatModel, Kind, Prompt, free_memory
+from captioning.engines._chat_model import ChatModel, InputKind, ModelInput, free_memory
 from cluster.telemetry import log
 
-Alike = tuple[Kind, int, bool]
-"""What questions of one batch have in common: how their pictures are given, how many each has, and whether they sample."""
+BatchKey = tuple[InputKind, int, bool]
+"""Properties that the questions of a batch share: kind of input, number of images, and whether answers are sampled."""
 
 
 class ChatCaptioner(Captioner):
-    """See `captioning.engines.transformers.Transformers`."""
+    """A captioner with a loaded chat model, which answers batches of at most `batch_size` questions."""
 
-    def __init__(self, model: ChatModel, batch: int) -> None:
+    def __init__(self, model: ChatModel, batch_size: int) -> None:
         self._model = model
-        self._batch = batch
+        self._batch_size = batch_size
 
     def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
-        """A batch at a time, small questions first, so that what once did not fit is not tried with larger ones."""
+        """Answer batches of similar questions, the small ones first.
+
+        A batch that runs out of memory halves the batch size for this batch and all later, larger ones.
+        """
         if not self._model.takes_images and any(question.images for question in questions):
             raise EngineError(
-                f"model {self._model.name} knows words only and was shown pictures; choose one that sees, or use it to rewrite"
+                f"model {self._model.name} takes text only, but the questions have images; choose a model with vision, "
+                "or use this one to rewrite"
             )
-        sized: list[tuple[Alike, tuple[int, int], Question]] = []
+        sized: list[tuple[BatchKey, tuple[int, int], Question]] = []
         for question in questions:
             try:
-                sized.append((self._alike(question), _size(question), question))
+                sized.append((self._batch_key(question), _size(question), question))
             except ValueError as error:
                 yield _failed(question, error)
         sized.sort(key=lambda item: item[:2])
-        most = self._batch
-        for (_, _, samples), group in groupby(sized, key=lambda item: item[0]):
+        batch_size = self._batch_size
+        for (_, _, is_sampled), group in groupby(sized, key=lambda item: item[0]):
             left = [question for _, _, question in group]
             while left:
-                # One at a time where a seed decides: what a question draws must not depend on its neighbours.
-                batch = left[: 1 if samples else most]
-                answers = self._answer_if_it_fits(batch)
+                # Sampled answers are drawn one at a time, so that they follow from their own seed alone.
+                batch = left[: 1 if is_sampled else batch_size]
+                answers = self._answer_unless_out_of_memory(batch)
                 if answers is None:
-                    most = self._halve(batch)
+                    batch_size = self._halved(batch)
                     continue
                 yield from answers
                 left = left[len(batch) :]
@@ -52,45 +56,50 @@ class ChatCaptioner(Captioner):
     def close(self) -> None:
         self._model.close()
 
-    def _alike(self, question: Question) -> Alike:
-        return self._model.kind(question), len(question.images), question.temperature > 0
+    def _batch_key(self, question: Question) -> BatchKey:
+        return self._model.input_kind(question), len(question.images), question.temperature > 0
 
-    def _answer_if_it_fits(self, batch: Sequence[Question]) -> list[Answer] | None:
-        """None where memory ran out. The error is let go of here, for it holds on to all that did not fit."""
+    def _answer_unless_out_of_memory(self, batch: Sequence[Question]) -> list[Answer] | None:
+        """Return the answers to a batch, or None if memory ran out.
+
+        The error does not leave this method, because its traceback keeps all tensors of the batch alive.
+        """
         try:
-            return self._answer_together(batch)
+            return self._answer_batch(batch)
         except torch.OutOfMemoryError:
             return None
 
-    def _halve(self, batch: Sequence[Question]) -> int:
+    def _halved(self, batch: Sequence[Question]) -> int:
+        """Return half the size of a batch that ran out of memory. Raises `EngineError` if it was a single question."""
         free_memory()
         if len(batch) == 1:
             raise EngineError(
-                f"model {self._model.name} ran out of GPU memory at one question, of clip {batch[0].uid} with {len(batch[0].pictures)} pictures; "
-                "give it fewer or smaller pictures (max_pixels), or more GPU memory (gpus, device_map: auto, dtype)"
+                f"model {self._model.name} ran out of GPU memory with one question, about clip {batch[0].uid} with "
+                f"{len(batch[0].images)} images; send fewer or smaller images (max_pixels), or use more GPU memory "
+                "(gpus, device_map: auto, dtype)"
             )
-        log.warning(
-            "captioning: %d questions do not fit in GPU memory; going on with %d at once", len(batch), len(batch) // 2
-        )
-        return len(batch) // 2
+        size = len(batch) // 2
+        log.warning("captioning: %d questions do not fit in GPU memory; the batch size is now %d", len(batch), size)
+        return size
 
-    def _answer_together(self, batch: Sequence[Question]) -> list[Answer]:
-        answers, ready = [], []
+    def _answer_batch(self, batch: Sequence[Question]) -> list[Answer]:
+        """Answer a batch. A question that the model's processor refuses gets an answer with the error."""
+        answers, inputs = [], []
         for question in batch:
             try:
-                ready.append((question, self._model.prompt(question)))
+                inputs.append((question, self._model.prepare(question)))
             except Exception as error:
                 answers.append(_failed(question, error))
-        return answers + self._complete(ready)
+        return answers + self._complete(inputs)
 
-    def _complete(self, ready: Sequence[tuple[Question, Prompt]]) -> list[Answer]:
-        """Answers of a batch; where one question breaks it, each is asked alone, and only that one has none."""
-        if not ready:
+    def _complete(self, batch: Sequence[tuple[Question, ModelInput]]) -> list[Answer]:
+        """Answer prepared questions. If the batch fails, each is answered alone, and only the bad ones get an error."""
+        if not batch:
             return []
-        questions, first = [question for question, _ in ready], ready[0][0]
+        questions, first = [question for question, _ in batch], batch[0][0]
         try:
-            said = self._model.complete(
-                [prompt for _, prompt in ready],
+            completions = self._model.complete(
+                [model_input for _, model_input in batch],
                 [question.max_tokens for question in questions],
                 first.temperature,
                 first.seed,
@@ -99,22 +108,30 @@ class ChatCaptioner(Captioner):
             raise
         except torch.AcceleratorError as error:
             raise EngineError(
-                f"the GPU failed under model {self._model.name}: {error}; run again: what was answered is kept"
+                f"the GPU failed with model {self._model.name}: {error}; run again: stored answers are kept"
             ) from error
         except Exception as error:
-            return (
-                [_failed(first, error)]
-                if len(ready) == 1
-                else [answer for one in ready for answer in self._complete([one])]
-            )
+            if len(batch) == 1:
+                return [_failed(first, error)]
+            return [answer for item in batch for answer in self._complete([item])]
         return [
-            Answer(question.key, question.uid, one.text, one.truncated, one.tokens_in, one.tokens_out)
-            for question, one in zip(questions, said, strict=True)
+            Answer(
+                question.key,
+                question.uid,
+                completion.text,
+                completion.truncated,
+                completion.tokens_in,
+                completion.tokens_out,
+            )
+            for question, completion in zip(questions, completions, strict=True)
         ]
 
 
 def _size(question: Question) -> tuple[int, int]:
-    """Pixels and letters of a question. Its pictures are of one size, so one header is enough. Raises `ValueError` where that is none."""
+    """Return the number of pixels and of characters of a question, from the header of its first image.
+
+    All images of a question have one size. Raises `ValueError` if the header cannot be read.
+    """
     width, height = _images.size(question.images[0]) if question.images else (0, 0)
     return len(question.images) * width * height, len(question.system) + len(question.text)
 

@@ -1,4 +1,4 @@
-"""What a server's reply to one request means: an answer, or a fault and whose it is. Pure; nothing is sent from here."""
+"""Interpret the reply of a server to one request: an answer, or a failure with its kind. Sends nothing."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from enum import Enum
+from enum import Enum, auto
 from typing import Any
 
 
-class Fault(Enum):
-    """Whose fault it is that there is no answer, and so what to do."""
+class FailureKind(Enum):
+    """Kind of a failure, which decides what happens next.
 
-    RETRY = "passing: ask again"
-    SLOW = "too many requests: all wait, then ask again"
-    QUESTION = "this question's: no other is touched"
-    KEY = "the key is refused"
-    CREDIT = "the account is empty"
-    MODEL = "there is no such model"
-    ADDRESS = "nothing answers chat completions there"
+    The first two are retried, `QUESTION` fails one question, and all others end the run.
+    """
+
+    TRANSIENT = auto()
+    RATE_LIMIT = auto()
+    """Too many requests: all requests pause."""
+    QUESTION = auto()
+    """The server refuses this question; other questions are unaffected."""
+    API_KEY = auto()
+    NO_CREDIT = auto()
+    UNKNOWN_MODEL = auto()
+    WRONG_ADDRESS = auto()
+    """Nothing answers chat completions at the address."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer. `usage` is None where the server does not count."""
+    """A request with an answer. `usage` is None if the server counts no tokens."""
 
     text: str
     truncated: bool = False
@@ -45,53 +51,61 @@ class Reply:
 class Failure:
     """A request without an answer."""
 
-    fault: Fault
+    kind: FailureKind
     reason: str
-    """Status and the server's own words, at their full length: whoever passes them on makes sure that no key is in them."""
+    """Status and message of the server at full length. The caller has to remove the API key from it."""
     wait_s: float | None = None
-    """How long the server asked to wait."""
+    """Seconds that the server asks to wait."""
     usage: Usage | None = None
     maybe_charged: bool = False
-    """It may have been charged although no usage came back: the server had the request, and its reply was lost or made no sense."""
+    """Whether the request may have been charged without a usage: the server received it, and its reply was lost or made
+    no sense."""
     unreachable: bool = False
-    """There was not even a connection."""
+    """Whether no connection could be opened."""
 
 
-def read(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Reply | Failure:
-    """The meaning of an HTTP response. `headers` are looked up as written here, so give a mapping that ignores case.
+def read_reply(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Reply | Failure:
+    """Interpret an HTTP response.
 
-    Statuses as in OpenAI's and vLLM's error documents; an error that arrives with status 200 and a status in its `code`, as some gateways
-    send it, counts as that status. `now` is used for a Retry-After that is a date, where the response has no Date of its own.
+    `headers` has to ignore case. Statuses mean what the error documentation of OpenAI and vLLM says. Some gateways send
+    errors with status 200 and another status in `code`, which then counts. `now` serves for a Retry-After that is a
+    date, if the response has no Date.
     """
-    data = _object(body)
+    data = _parse_object(body)
     error = _error(data, status)
     code = error.get("code") if error else None
     if status == 200 and isinstance(code, int) and 400 <= code < 600:
         status = code
     if 200 <= status < 300 and error is None:
-        return _completion(data)
+        return _read_completion(data)
     message = " ".join(str(error["message"] if error else body.decode("utf-8", "replace")).split())
     reason = f"HTTP {status}" + (f": {message}" if message else "")
     if status == 429 or status == 402:
-        empty = status == 402 or "insufficient_quota" in (code, (error or {}).get("type"))
-        return Failure(Fault.CREDIT if empty else Fault.SLOW, reason, retry_after_s(headers, now))
+        no_credit = status == 402 or "insufficient_quota" in (code, (error or {}).get("type"))
+        kind = FailureKind.NO_CREDIT if no_credit else FailureKind.RATE_LIMIT
+        return Failure(kind, reason, retry_after_s(headers, now))
     if status in (408, 409) or status >= 500 or 200 <= status < 300:
-        # A gateway that lost patience says nothing of what the server behind it went on to do.
-        return Failure(Fault.RETRY, reason, retry_after_s(headers, now), maybe_charged=status < 300 or status == 504)
-    return Failure(_refusal(status, error), reason)
+        # After a gateway time-out (504) the server behind the gateway may still have answered, and charged for it.
+        maybe_charged = status < 300 or status == 504
+        return Failure(FailureKind.TRANSIENT, reason, retry_after_s(headers, now), maybe_charged=maybe_charged)
+    return Failure(_refusal_kind(status, error), reason)
 
 
-def _refusal(status: int, error: Mapping[str, Any] | None) -> Fault:
+def _refusal_kind(status: int, error: Mapping[str, Any] | None) -> FailureKind:
+    """Return the kind of a failure that a retry cannot fix."""
     if status in (401, 403):
-        # OpenRouter's 403 for a picture that its moderation flagged says so in the metadata.
+        # OpenRouter's 403 for an image that its moderation flagged says so in the metadata.
         metadata = error.get("metadata") if error else None
-        return Fault.QUESTION if isinstance(metadata, dict) and "flagged_input" in metadata else Fault.KEY
+        is_flagged = isinstance(metadata, dict) and "flagged_input" in metadata
+        return FailureKind.QUESTION if is_flagged else FailureKind.API_KEY
     if status == 404 and error is not None:
-        return Fault.MODEL if "model" in str(error["message"]).lower() else Fault.QUESTION
-    return Fault.ADDRESS if status in (404, 405, 407) or status < 400 else Fault.QUESTION
+        names_model = "model" in str(error["message"]).lower()
+        return FailureKind.UNKNOWN_MODEL if names_model else FailureKind.QUESTION
+    return FailureKind.WRONG_ADDRESS if status in (404, 405, 407) or status < 400 else FailureKind.QUESTION
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def _parse_object(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object; anything else gives an empty one."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
@@ -100,7 +114,10 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def _error(data: Mapping[str, Any], status: int) -> dict[str, Any] | None:
-    """The error object, which servers write as `{"error": {...}}`, `{"error": "..."}` or, older vLLM, without a wrapper; None for none."""
+    """Return the error object of a body, or None if it has none.
+
+    Servers write `{"error": {...}}` or `{"error": "..."}`; older versions of vLLM write the error without a wrapper.
+    """
     error = data.get("error")
     if isinstance(error, str):
         return {"message": error}
@@ -109,28 +126,31 @@ def _error(data: Mapping[str, Any], status: int) -> dict[str, Any] | None:
     return dict(data) if status != 200 and isinstance(data.get("message"), str) else None
 
 
-def _completion(data: Mapping[str, Any]) -> Reply | Failure:
-    usage = _usage(data.get("usage"))
+def _read_completion(data: Mapping[str, Any]) -> Reply | Failure:
+    """Interpret the body of a successful response."""
+    usage = _read_usage(data.get("usage"))
     choices = data.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    message, ended = choice.get("message"), choice.get("finish_reason")
+    message, finish_reason = choice.get("message"), choice.get("finish_reason")
     content = message.get("content") if isinstance(message, dict) else None
     refusal = message.get("refusal") if isinstance(message, dict) else None
-    if ended == "content_filter":
-        return Failure(
-            Fault.QUESTION, "the server's content filter withheld the answer", usage=usage, maybe_charged=usage is None
-        )
+    if finish_reason == "content_filter":
+        reason = "the content filter of the server withheld the answer"
+        return Failure(FailureKind.QUESTION, reason, usage=usage, maybe_charged=usage is None)
     if not isinstance(content, str) and isinstance(message, dict):
-        # A model that thinks may spend all its tokens on that; asked again, it would again.
-        content = refusal if isinstance(refusal, str) else "" if ended == "length" else None
-    if not isinstance(content, str) or ended in ("abort", "error"):
-        what = f"finish_reason {ended!r}" if ended in ("abort", "error") else "no choices with a message in words"
-        return Failure(Fault.RETRY, f"not a chat completion: {what}", usage=usage, maybe_charged=usage is None)
-    # JSON can hold half a surrogate pair, which no table can.
-    return Reply(content.encode("utf-8", "replace").decode("utf-8"), ended == "length", usage)
+        # A reasoning model may spend all tokens on its reasoning. A retry would do the same, so the answer is empty.
+        content = refusal if isinstance(refusal, str) else "" if finish_reason == "length" else None
+    was_aborted = finish_reason in ("abort", "error")
+    if not isinstance(content, str) or was_aborted:
+        cause = f"finish_reason {finish_reason!r}" if was_aborted else "no choice with a text message"
+        reason = f"not a chat completion: {cause}"
+        return Failure(FailureKind.TRANSIENT, reason, usage=usage, maybe_charged=usage is None)
+    # JSON may contain half a surrogate pair, which Arrow cannot store.
+    return Reply(content.encode("utf-8", "replace").decode("utf-8"), finish_reason == "length", usage)
 
 
-def _usage(value: Any) -> Usage | None:
+def _read_usage(value: Any) -> Usage | None:
+    """Return the usage in a body, or None if it is missing or not a pair of counts."""
     if not isinstance(value, dict):
         return None
     counts = [n for n in (value.get("prompt_tokens"), value.get("completion_tokens", 0)) if type(n) is int and n >= 0]
@@ -138,20 +158,24 @@ def _usage(value: Any) -> Usage | None:
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Seconds that the server asks to wait (RFC 9110, 10.2.3: seconds or a date), never below 0; None where it says nothing that can be read.
+    """Return the seconds that the server asks to wait, at least 0, or None if there is no readable Retry-After.
 
-    A date is measured against the response's own Date, so that clocks that differ do no harm.
+    Retry-After is a number of seconds or a date (RFC 9110, 10.2.3). A date is compared with the Date of the response,
+    so that differing clocks do no harm.
     """
     text = headers.get("Retry-After", "").strip()
     try:
         seconds = float(text)
         return max(0.0, seconds) if math.isfinite(seconds) else None
     except ValueError:
-        until = _date(text)
-        return None if until is None else max(0.0, (until - (_date(headers.get("Date", "")) or now)).total_seconds())
+        until = _parse_date(text)
+        if until is None:
+            return None
+        return max(0.0, (until - (_parse_date(headers.get("Date", "")) or now)).total_seconds())
 
 
-def _date(text: str) -> datetime | None:
+def _parse_date(text: str) -> datetime | None:
+    """Parse a date of an HTTP header; None if it is not one."""
     try:
         date = parsedate_to_datetime(text)
     except ValueError:

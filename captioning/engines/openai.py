@@ -1,17 +1,17 @@
-"""Captions by any server that speaks OpenAI's chat completions: `vllm serve` on a machine of one's own, or a hosted one.
+"""Engine `openai`: any server with OpenAI's chat completions API, such as `vllm serve` or a hosted one.
 
-The client is aiohttp: Ray's dashboard brings it along anyway, it is kept up by its own organisation, and one thread with one event loop
-holds any number of requests. OpenAI's own package would add its retries, its time-outs and its exceptions, which carry the request
-with its key; all three have to be ours here, because they decide what is paid twice.
+The HTTP client is aiohttp: Ray's dashboard already requires it, its own organisation maintains it, and one thread with
+one event loop holds any number of requests. OpenAI's own package would add its own retries and time-outs, and
+exceptions that carry the request with its API key. This module needs control over all three, because they decide what
+is paid twice.
 
-A request that timed out or was cut off may have been charged although no usage came back. It is counted as if charged in full, that is for
-the most it could take, and what its retry costs is added to that.
+A request that timed out or lost its connection may have been charged although no usage came back. It counts as charged
+at its largest possible cost, and the cost of its retry is added.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import dataclasses
 import io
@@ -42,69 +42,84 @@ from pydantic import (
 )
 
 from captioning.engine import Answer, Captioner, CaptionerSettings, EngineError, Question
+from captioning.engines._images import chat_items
 from captioning.engines._limits import Limits
-from captioning.engines._replies import Failure, Fault, Reply, read
-from captioning.engines._schedule import Schedule, Try
+from captioning.engines._replies import Failure, FailureKind, Reply, read_reply
+from captioning.engines._schedule import Attempt, Schedule
 from cluster import storage
 from cluster.resources import Resources
 
 VERSION = 1
 
-OURS = frozenset({"messages", "model", "n", "stream", "max_tokens", "max_completion_tokens"})
+RESERVED_FIELDS = frozenset({"messages", "model", "n", "stream", "max_tokens", "max_completion_tokens"})
 """Fields of a request that `extra` may not set."""
-CONNECT_S = 10.0
+CONNECT_TIMEOUT_S = 10.0
 KEEP_ALIVE_S = 4.0
-"""Idle connections are closed before uvicorn, and with it vLLM, would close them after 5 s, under a request that is on its way."""
-SECRET_CHARS = 8
-"""A shorter key ('EMPTY', 'none') is no secret, and may well be a word of a caption."""
-MESSAGE_CHARS = 300
-"""Of what a server says about a fault, this much is passed on."""
+"""Seconds after which idle connections are closed. uvicorn, and so vLLM, closes them after 5 s, which would drop a
+request that was just sent."""
+MIN_SECRET_CHARACTERS = 8
+"""Smallest length of an API key that is removed from messages and captions. Shorter ones ('EMPTY', 'none') are no
+secrets, and may be words of a caption."""
+MAX_MESSAGE_CHARACTERS = 300
+"""Largest length of the server's message in the reason of a failure."""
 
 
 class OpenAI(CaptionerSettings):
-    """Pictures go to the server as base64 in the request. There is one worker, so that its limits and budget are those of the whole run."""
+    """A captioner behind a server. Requests carry the images as base64.
 
-    # A key that was written where its variable's name belongs is not to be repeated in an error.
+    A run has one worker with this engine, so that its rate limits and its budget hold for the whole run.
+    """
+
+    # A key that was written in place of the name of its variable must not be repeated in an error.
     model_config = ConfigDict(hide_input_in_errors=True)
 
     name: str = "openai"
     base_url: str = Field(
-        description="Address up to and with /v1, say http://localhost:8000/v1: /chat/completions is added. The pictures are sent there."
+        description="Address with /v1, as http://localhost:8000/v1; /chat/completions is added. Images are sent to it."
     )
-    model: str = Field(min_length=1, description="As the server calls it.")
+    model: str = Field(min_length=1, description="Name of the model on the server.")
     api_key_env: str = Field(
-        "OPENAI_API_KEY", description="Environment variable that holds the key; empty for a server that wants none."
+        "OPENAI_API_KEY", description="Environment variable with the API key; empty for a server without keys."
     )
-    concurrency: PositiveInt = Field(32, description="Requests in flight at most. Each holds its pictures in memory.")
-    requests_per_minute: PositiveFloat | None = None
+    concurrency: PositiveInt = Field(
+        32, description="Largest number of requests in flight. Each holds its images in memory."
+    )
+    requests_per_minute: PositiveFloat | None = Field(None, description="Largest request rate; null: no limit.")
     tokens_per_minute: PositiveFloat | None = Field(
-        None, description="Of prompts and answers together, with max_tokens counted until an answer is there."
+        None,
+        description=(
+            "Largest rate of prompt and answer tokens, with max_tokens counted until an answer is complete; "
+            "null: no limit."
+        ),
     )
-    timeout_s: PositiveFloat = Field(300.0, description="For one request, from the connection to the last byte.")
+    timeout_s: PositiveFloat = Field(300.0, description="Time limit of one request, from connecting to the last byte.")
     retries: NonNegativeInt = Field(
         5,
         description="How often a question is asked again after a time-out, a dropped connection, 408, 409, 429 or 5xx.",
     )
-    price_in: NonNegativeFloat = Field(0.0, description="USD per million tokens of a prompt, pictures included.")
-    price_out: NonNegativeFloat = Field(0.0, description="USD per million tokens of an answer.")
+    price_in: NonNegativeFloat = Field(0.0, description="USD per million tokens of prompts, images included.")
+    price_out: NonNegativeFloat = Field(0.0, description="USD per million tokens of answers.")
     budget_usd: PositiveFloat | None = Field(
-        None, description="Nothing is asked that could cost more than this in all, earlier runs included."
+        None, description="Largest total cost, earlier runs included; a question that may exceed it is not asked."
     )
     inputs: Literal["images", "video"] = Field(
         "images",
-        description="Pictures one by one, or together as one video_url of type video/jpeg, which vLLM reads, as a video of 2 pictures a second.",
+        description=(
+            "Send images one by one, or together as one video_url of type video/jpeg, "
+            "which vLLM reads as a video of 2 frames per second."
+        ),
     )
     detail: Literal["low", "high", "auto"] | None = Field(
-        None, description="How closely a hosted model looks at each picture; not sent if empty."
+        None, description="Level of detail at which a hosted model reads each image; null does not send it."
     )
     guided: bool = Field(
-        True, description="Send a prompt's JSON schema as response_format. False for servers that refuse it."
+        True, description="Send the JSON schema of the prompt as response_format; false for servers that refuse it."
     )
-    limit_field: Literal["max_tokens", "max_completion_tokens"] = Field(
-        "max_tokens", description="Newer hosted models know only the second."
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="Name of the field for the token limit; newer hosted models accept only the second."
     )
     extra: Mapping[str, Any] = Field(
-        {}, description="More fields of the request, say chat_template_kwargs; null takes one out, say seed."
+        {}, description="More fields of the request, as chat_template_kwargs; null removes a field, as seed."
     )
 
     @field_validator("base_url")
@@ -115,26 +130,28 @@ class OpenAI(CaptionerSettings):
             raise ValueError("write base_url with http:// or https:// and a host, as in http://localhost:8000/v1")
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError(
-                "base_url takes no user, password, query or fragment; the key belongs into the variable that api_key_env names"
+                "base_url takes no user, password, query or fragment; "
+                "put the API key into the environment variable that api_key_env names"
             )
         if parts.path.rstrip("/").endswith("/chat/completions"):
-            raise ValueError("leave /chat/completions off base_url: it is added")
+            raise ValueError("remove /chat/completions from base_url: it is added")
         return value.rstrip("/")
 
     @field_validator("api_key_env")
     @classmethod
-    def _is_a_name(cls, value: str) -> str:
+    def _is_a_variable_name(cls, value: str) -> str:
         if value and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
             raise ValueError(
-                "write the name of the environment variable that holds the key, say OPENAI_API_KEY, never the key itself"
+                "write the name of the environment variable that holds the key, such as OPENAI_API_KEY, "
+                "never the key itself"
             )
         return value
 
     @field_validator("extra")
     @classmethod
-    def _leaves_ours(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        if taken := sorted(OURS & value.keys()):
-            raise ValueError(f"extra cannot set {', '.join(taken)}: the engine does")
+    def _sets_no_reserved_field(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        if reserved := sorted(RESERVED_FIELDS & value.keys()):
+            raise ValueError(f"extra cannot set {', '.join(reserved)}: the engine does")
         return value
 
     @model_validator(mode="after")
@@ -155,22 +172,20 @@ class OpenAI(CaptionerSettings):
         if self.api_key_env and not re.fullmatch(r"[!-~]+", key):
             fault = "is not set where the captioning worker runs" if not key else "holds characters that no key has"
             raise EngineError(
-                f"the environment variable {self.api_key_env} {fault}; set it there, or write api_key_env: '' for a server without keys"
+                f"the environment variable {self.api_key_env} {fault}; set it there, "
+                "or write api_key_env: '' for a server without keys"
             )
         return OpenAICaptioner(self, SecretStr(key))
 
     def request(self, question: Question) -> dict[str, Any]:
-        """The body of a request: pictures in their order, then the words."""
-        messages: list[dict[str, Any]] = [{"role": "system", "content": question.system}] if question.system else []
-        content = (
-            [*self._pictures(question.images), {"type": "text", "text": question.text}]
-            if question.images
-            else question.text
-        )
+        """Return the body of a request: the images in order, then the text."""
+        images = chat_items(question.images, self.inputs == "video", self.detail)
+        content = [*images, {"type": "text", "text": question.text}] if images else question.text
+        system: list[dict[str, Any]] = [{"role": "system", "content": question.system}] if question.system else []
         body = {
             "model": self.model,
-            "messages": [*messages, {"role": "user", "content": content}],
-            self.limit_field: question.max_tokens,
+            "messages": [*system, {"role": "user", "content": content}],
+            self.max_tokens_field: question.max_tokens,
             "temperature": question.temperature,
             "seed": question.seed,
         }
@@ -181,28 +196,20 @@ class OpenAI(CaptionerSettings):
             }
         return {name: value for name, value in {**body, **self.extra}.items() if value is not None}
 
-    def _pictures(self, images: Sequence[bytes]) -> list[dict[str, Any]]:
-        encoded = [base64.b64encode(picture).decode() for picture in images]
-        if self.inputs == "video" and len(encoded) > 1:
-            return [{"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(encoded)}"}}]
-        detail = {"detail": self.detail} if self.detail else {}
-        return [
-            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}", **detail}}
-            for picture in encoded
-        ]
-
 
 class Clock:
-    """The time, and waiting for it; tests have one of their own."""
+    """The clock of the captioner; tests replace it."""
 
     def now_s(self) -> float:
+        """Return the time in seconds from an arbitrary start."""
         return time.monotonic()
 
     def date(self) -> datetime:
+        """Return the date and time."""
         return datetime.now(UTC)
 
     async def wait(self, tasks: Sequence[asyncio.Task[Any]], seconds: float) -> None:
-        """Until one of the tasks is done, or the seconds are over, which may be infinite."""
+        """Wait until one of the tasks is done, or until the seconds are over, which may be infinite."""
         timeout = None if seconds == math.inf else seconds
         if tasks:
             await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -212,7 +219,10 @@ class Clock:
 
 
 class OpenAICaptioner(Captioner):
-    """See `OpenAI`. Rates, pauses, and what is spent go on from one call of `answer` to the next; only one may be under way."""
+    """A captioner that sends requests in a thread.
+
+    Its limits and costs apply across calls of `answer`, of which only one may be active.
+    """
 
     def __init__(self, settings: OpenAI, key: SecretStr, clock: Clock | None = None) -> None:
         self._settings, self._key, self._clock = settings, key, clock or Clock()
@@ -227,122 +237,127 @@ class OpenAICaptioner(Captioner):
         self._busy = threading.Lock()
 
     def restore_spent_usd(self, usd: float) -> None:
-        """All that is known to have been paid for these answers so far, by earlier runs and this one; it counts towards the budget."""
         self._limits.spent_usd = max(self._limits.spent_usd, usd)
 
     def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
-        """See `Captioner.answer`. The requests are made in a thread; closing the iterator cancels those in flight and ends it."""
+        """Yield answers as `Captioner.answer` does. Closing the iterator cancels the requests in flight."""
         if not self._busy.acquire(blocking=False):
-            raise RuntimeError(
-                "the last answers of this engine are still under way; read them to the end or close them"
-            )
-        found: queue.SimpleQueue[Answer | BaseException | None] = queue.SimpleQueue()
+            raise RuntimeError("an earlier call of `answer` is still active; exhaust or close its iterator first")
+        results: queue.SimpleQueue[Answer | BaseException | None] = queue.SimpleQueue()
         cancels: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
 
         async def ask() -> None:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             assert task is not None
             cancels.put(lambda: loop.call_soon_threadsafe(task.cancel))
-            await self._ask_all(questions, found.put)
+            await self._ask_all(questions, results.put)
 
         def work() -> None:
             try:
                 asyncio.run(ask())
-                found.put(None)
+                results.put(None)
             except BaseException as error:
-                found.put(error)
+                results.put(error)
             finally:
                 cancels.put(lambda: None)
 
         thread = threading.Thread(target=work, name="openai-captioner", daemon=True)
         try:
             thread.start()
-            while (item := found.get()) is not None:
+            while (item := results.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
                 yield item
         finally:
             if thread.ident is not None:
-                with contextlib.suppress(RuntimeError):  # the loop is closed already
+                with contextlib.suppress(RuntimeError):  # the event loop is already closed
                     cancels.get()()
                 thread.join()
             self._limits.abandon()
             self._busy.release()
 
     async def _ask_all(self, questions: Sequence[Question], emit: Callable[[Answer | BaseException], None]) -> None:
+        """Send requests as the schedule says, and emit the answers, and the error that stopped the schedule last."""
         settings, schedule = self._settings, Schedule(questions, self._limits, self._settings.retries)
-        flying: dict[asyncio.Task[Reply | Failure], Try] = {}
+        in_flight: dict[asyncio.Task[Reply | Failure], Attempt] = {}
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
-        timeout = aiohttp.ClientTimeout(total=settings.timeout_s, sock_connect=min(CONNECT_S, settings.timeout_s))
+        connect_timeout_s = min(CONNECT_TIMEOUT_S, settings.timeout_s)
+        timeout = aiohttp.ClientTimeout(total=settings.timeout_s, sock_connect=connect_timeout_s)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers()) as session:
             try:
                 while (step := schedule.next(self._clock.now_s())) is not None:
-                    if isinstance(step, Try):
-                        flying[asyncio.create_task(self._ask(session, step.question))] = step
+                    if isinstance(step, Attempt):
+                        in_flight[asyncio.create_task(self._ask(session, step.question))] = step
                         continue
-                    await self._clock.wait(list(flying), step)
-                    for task in [task for task in flying if task.done()]:
-                        for answer in schedule.end(flying.pop(task), task.result(), self._clock.now_s()):
+                    await self._clock.wait(list(in_flight), step)
+                    for task in [task for task in in_flight if task.done()]:
+                        for answer in schedule.end(in_flight.pop(task), task.result(), self._clock.now_s()):
                             emit(answer)
             finally:
-                for task in flying:
+                for task in in_flight:
                     task.cancel()
-                await asyncio.gather(*flying, return_exceptions=True)
+                await asyncio.gather(*in_flight, return_exceptions=True)
         if schedule.stopped:
             emit(schedule.stopped)
 
     async def _ask(self, session: aiohttp.ClientSession, question: Question) -> Reply | Failure:
-        url, body = f"{self._settings.base_url}/chat/completions", json.dumps(self._settings.request(question)).encode()
-        try:
-            # Not followed: a redirect would carry key and pictures to where nobody sent them.
-            async with session.post(url, data=io.BytesIO(body), proxy=_proxy(url), allow_redirects=False) as response:
-                outcome = read(response.status, response.headers, await response.read(), self._clock.date())
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            outcome = Failure(
-                Fault.RETRY, f"{self._settings.base_url}: {type(error).__name__}: {error}", unreachable=True
-            )
-        except TimeoutError:
-            outcome = Failure(
-                Fault.RETRY,
-                f"TimeoutError: no answer within {self._settings.timeout_s:g} s (timeout_s)",
-                maybe_charged=True,
-            )
-        except (aiohttp.ClientError, OSError) as error:
-            outcome = Failure(Fault.RETRY, f"{type(error).__name__}: {error}", maybe_charged=True)
+        """Send one request and return its outcome, without the API key in it."""
+        outcome = await self._post(session, json.dumps(self._settings.request(question)).encode())
         if isinstance(outcome, Reply):
-            return dataclasses.replace(outcome, text=self._scrubbed(outcome.text))
-        return dataclasses.replace(
-            outcome, reason=self._advice(outcome.fault, self._scrubbed(outcome.reason)[:MESSAGE_CHARS])
-        )
+            return dataclasses.replace(outcome, text=self._without_key(outcome.text))
+        reason = self._without_key(outcome.reason)[:MAX_MESSAGE_CHARACTERS]
+        return dataclasses.replace(outcome, reason=self._with_advice(outcome.kind, reason))
 
-    def _advice(self, fault: Fault, reason: str) -> str:
-        """The reason, with what to do where all questions would meet the same."""
+    async def _post(self, session: aiohttp.ClientSession, body: bytes) -> Reply | Failure:
+        settings = self._settings
+        url = f"{settings.base_url}/chat/completions"
+        try:
+            # A redirect is not followed: it would send key and images to an address that nobody configured.
+            async with session.post(url, data=io.BytesIO(body), proxy=_proxy(url), allow_redirects=False) as response:
+                return read_reply(response.status, response.headers, await response.read(), self._clock.date())
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            reason = f"{settings.base_url}: {type(error).__name__}: {error}"
+            return Failure(FailureKind.TRANSIENT, reason, unreachable=True)
+        except TimeoutError:
+            reason = f"TimeoutError: no answer within {settings.timeout_s:g} s (timeout_s)"
+            return Failure(FailureKind.TRANSIENT, reason, maybe_charged=True)
+        except (aiohttp.ClientError, OSError) as error:
+            return Failure(FailureKind.TRANSIENT, f"{type(error).__name__}: {error}", maybe_charged=True)
+
+    def _with_advice(self, kind: FailureKind, reason: str) -> str:
+        """Return the reason, with the fix if the failure concerns all questions."""
         settings, again = self._settings, "run again: nothing is asked twice"
-        if fault is Fault.KEY:
-            # The server's words stay out: servers repeat the key here, whole or in part.
-            where = (
+        if kind is FailureKind.API_KEY:
+            # Without the server's message: servers repeat the key there, whole or in part.
+            variable = (
                 f"the environment variable {settings.api_key_env}"
                 if settings.api_key_env
                 else "api_key_env, which is empty"
             )
-            return f"{settings.base_url} refuses the key ({reason.partition(':')[0]}); check {where}, and {again}"
+            return f"{settings.base_url} refuses the key ({reason.partition(':')[0]}); check {variable}, and {again}"
         advice = {
-            Fault.CREDIT: f"{settings.base_url} says that the account has nothing left ({reason}); add to it and {again}",
-            Fault.MODEL: f"{settings.base_url} knows no model '{settings.model}' ({reason}); check engine.model",
-            Fault.ADDRESS: f"{settings.base_url}/chat/completions is not there ({reason}); check engine.base_url, which mostly ends in /v1",
+            FailureKind.NO_CREDIT: f"{settings.base_url} says that the account has no credit left ({reason}); "
+            f"add credit and {again}",
+            FailureKind.UNKNOWN_MODEL: f"{settings.base_url} has no model '{settings.model}' ({reason}); "
+            "check engine.model",
+            FailureKind.WRONG_ADDRESS: f"{settings.base_url}/chat/completions does not exist ({reason}); "
+            "check engine.base_url, which usually ends in /v1",
         }
-        return advice.get(fault, reason)
+        return advice.get(kind, reason)
 
     def _headers(self) -> dict[str, str]:
         key = self._key.get_secret_value()
         return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
 
-    def _scrubbed(self, text: str) -> str:
+    def _without_key(self, text: str) -> str:
         key = self._key.get_secret_value()
-        return text.replace(key, "[key]") if len(key) >= SECRET_CHARS else text
+        return text.replace(key, "[key]") if len(key) >= MIN_SECRET_CHARACTERS else text
 
 
 def _proxy(url: str) -> str | None:
-    """The proxy that the environment names. aiohttp would look for passwords in ~/.netrc along with it, and stop at one beside a key."""
+    """Return the proxy for a URL from the environment, or None.
+
+    aiohttp's own lookup would also read passwords from ~/.netrc, and refuse one beside an API key.
+    """
     parts = urlsplit(url)
     return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)

@@ -1,4 +1,4 @@
-"""Captioner without a model: words from measured signals, after the caption that came with the source, if any."""
+"""Engine `signals`: captions without a model, from measured columns and the caption that came with the source."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from captioning.engine import Answer, Captioner, CaptionerSettings, Question
 VERSION = 2
 
 DARK, BRIGHT = 0.25, 0.65
-"""Mean luma in [0, 1] under which a clip is called dark, and over which bright."""
-STILL, SLOW, FAST = 0.003, 0.03, 0.2
-"""Motion, as the scan measures it, up to which a clip is called still, slow or moving; beyond, fast."""
-LONG_ASPECT = 1.1
-"""Ratio of the sides beyond which a picture is landscape or portrait rather than square."""
+"""Mean luma in [0, 1] below which a clip is called dark, and above which it is called bright."""
+MAX_STILL, MAX_SLOW, MAX_MODERATE = 0.003, 0.03, 0.2
+"""Largest motion, as the scan measures it, of clips with no, slow and moderate motion; more is fast motion."""
+MAX_SQUARE_ASPECT = 1.1
+"""Largest ratio of the longer to the shorter side of a clip that is called square."""
 
 
 class Signals(CaptionerSettings):
-    """Deterministic captions for smoke runs: they say what was measured and nothing else."""
+    """A deterministic captioner for smoke runs. Its captions only state measured columns."""
 
     answers_prompts: ClassVar[bool] = False
 
@@ -39,18 +39,18 @@ class SignalsCaptioner(Captioner):
 
     def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
         for question in questions:
-            words = (sentence(question.source_caption or ""), describe(question.columns))
-            yield Answer(question.key, question.uid, " ".join(filter(None, words)))
+            sentences = (as_sentence(question.source_caption or ""), describe(question.columns))
+            yield Answer(question.key, question.uid, " ".join(filter(None, sentences)))
 
 
-def sentence(text: str) -> str:
-    """Text with white space folded and a full stop at its end."""
+def as_sentence(text: str) -> str:
+    """Return the text with normalised white space and a full stop at its end."""
     text = " ".join(text.split())
     return text if not text or text[-1] in ".!?" else text + "."
 
 
 def describe(columns: Mapping[str, Any]) -> str:
-    """One sentence, say 'A bright landscape video with slow motion.'"""
+    """Return a sentence about measured columns, such as 'A bright landscape video with slow motion.'"""
     words = [_light(columns["luma"]), _shape(columns["width"] / columns["height"]), str(columns["kind"])]
     text = " ".join(word for word in words if word)
     article = "An" if text[0] in "aeiou" else "A"
@@ -64,13 +64,13 @@ def _light(luma: float | None) -> str:
 
 
 def _shape(aspect: float) -> str:
-    return "landscape" if aspect > LONG_ASPECT else "portrait" if aspect < 1 / LONG_ASPECT else "square"
+    return "landscape" if aspect > MAX_SQUARE_ASPECT else "portrait" if aspect < 1 / MAX_SQUARE_ASPECT else "square"
 
 
 def _motion(motion: float | None) -> str:
     if motion is None:
         return ""
-    for limit, words in ((STILL, "no motion"), (SLOW, "slow motion"), (FAST, "motion")):
+    for limit, words in ((MAX_STILL, "no motion"), (MAX_SLOW, "slow motion"), (MAX_MODERATE, "motion")):
         if motion <= limit:
             return f" with {words}"
     return " with fast motion"

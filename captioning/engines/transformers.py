@@ -1,4 +1,4 @@
-"""Captioner on the models of the package transformers: pictures, video or words in, words out."""
+"""Engine `transformers`: chat models of the package transformers, for images, video or text."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ VERSION = 1
 
 
 class Transformers(ChatModelSettings, CaptionerSettings):
-    """A chat model that sees (Qwen2.5-VL, Qwen3-VL, SmolVLM2, LLaVA-OneVision), or one of words alone, to rewrite captions and prompts.
+    """A chat model with vision (Qwen2.5-VL, Qwen3-VL, SmolVLM2, LLaVA-OneVision), or a text model that rewrites.
 
-    Which of the two it is, its configuration says; its own chat template lays out the question.
+    The configuration of the model decides which of the two it is. Its own chat template formats the questions.
     """
 
     name: str = "transformers"
-    batch: int = Field(
-        8, ge=1, le=1024, description="Questions answered at once; halved while they do not fit in memory."
+    batch_size: int = Field(
+        8, ge=1, le=1024, description="Questions answered together; halved whenever they do not fit in memory."
     )
 
     def resources(self) -> Resources:
         return Resources(gpus=self.gpus)
 
     def identity(self) -> str:
-        weights = f"{self.model}@{self.revision}" if self.model.startswith(HUB_PREFIX) else weight_files.identity(self.model)
-        changed = self.model_dump(include={"input", "max_pixels", "processor", "template"}, exclude_defaults=True)
+        is_on_hub = self.model.startswith(HUB_PREFIX)
+        weights = f"{self.model}@{self.revision}" if is_on_hub else weight_files.identity(self.model)
+        changed = self.model_dump(include={"inputs", "max_pixels", "processor", "template"}, exclude_defaults=True)
         words = [f"{self.name}-v{VERSION}", weights, self.precision, "gpu" if self.gpus else "cpu"]
         return " ".join(words + [json.dumps(changed, sort_keys=True)] * bool(changed))
 
@@ -44,4 +45,4 @@ class Transformers(ChatModelSettings, CaptionerSettings):
             ) from error
         from captioning.engines import _chat_captioner, _chat_model
 
-        return _chat_captioner.ChatCaptioner(_chat_model.load(self), self.batch)
+        return _chat_captioner.ChatCaptioner(_chat_model.load(self), self.batch_size)

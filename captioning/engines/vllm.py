@@ -1,13 +1,12 @@
-"""Captions by vLLM inside the run's own Ray cluster, through Ray Data's LLM processors (`ray.data.llm`).
+"""Engine `vllm`: vLLM inside the Ray cluster of the run, through the LLM processors of Ray Data (`ray.data.llm`).
 
-A processor maps a whole dataset of questions to answers and keeps its GPUs full for as long as there are any. So this engine is asked in
-bulk (`pipelines.steps._bulk_captions`) before the orders of its segment run, and has no `answer` of its own. What is here knows no Ray: the processor's
-configuration as plain values, the request a question becomes, and the answer its row comes back with.
+A processor maps a dataset of questions to answers and keeps its GPUs busy. So this engine answers in bulk
+(`pipelines.steps._bulk_captions`), before the tasks of its segment run, and has no captioner of its own. This module
+does not import Ray: it builds the configuration of the processor, the request of a question, and the answer from a row.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import math
@@ -19,6 +18,7 @@ from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
 from captioning.engine import Answer, Captioner, CaptionerSettings, EngineError
+from captioning.engines._images import chat_items
 from cluster import weight_files
 from cluster.resources import Resources
 from cluster.weight_files import HUB_PREFIX
@@ -27,12 +27,14 @@ VERSION = 1
 
 PACKAGE = "vllm"
 ERROR_COLUMN = "__inference_error__"
-"""Column in which the processor says why a row has no answer, empty where it has one. A row that comes with it set passes every stage by."""
+"""Column in which the processor reports why a row has no answer; empty if it has one. The stages of the processor skip
+a row that arrives with it set."""
 DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-IN_FLIGHT = 256
-"""Questions a replica is given at once, so that it always has the next one: vLLM by default works on at least as many (`max_num_seqs`)."""
+MIN_IN_FLIGHT = 256
+"""Smallest number of questions that a replica holds. vLLM works on up to 256 at a time by default (`max_num_seqs`)."""
+MAX_ERROR_CHARACTERS = 2000
 
-OURS = {
+SETTING_BY_ARGUMENT = {
     "model": "model",
     "revision": "revision",
     "tokenizer_revision": "revision",
@@ -44,8 +46,8 @@ OURS = {
     "mm_processor_kwargs": "processor",
     "trust_remote_code": "trust_remote_code",
 }
-"""Arguments of vLLM that settings of ours set, and which."""
-NO_ANSWER_DEPENDS_ON = frozenset(
+"""Arguments of vLLM that `engine_args` must not contain, with the settings that set them."""
+PERFORMANCE_ARGUMENTS = frozenset(
     {
         "gpu_memory_utilization",
         "max_num_seqs",
@@ -64,11 +66,11 @@ NO_ANSWER_DEPENDS_ON = frozenset(
         "mm_processor_cache_gb",
     }
 )
-"""Arguments of vLLM that say how fast or in how much memory it works."""
+"""Arguments of vLLM that affect speed and memory only, and so are no part of the identity."""
 
 
 class VLLM(CaptionerSettings):
-    """A chat model that sees, or one of words alone, on the GPUs of the Ray cluster; vLLM has to be installed where its workers run."""
+    """A chat model with vision, or a text model, on the GPUs of the Ray cluster. Its workers need the package vllm."""
 
     in_bulk: ClassVar[bool] = True
 
@@ -79,87 +81,97 @@ class VLLM(CaptionerSettings):
     revision: str = Field(
         "main",
         min_length=1,
-        description="Commit, tag or branch for hf-hub: of weights and tokenizer; the chat template is read from the default branch all the same.",
+        description=(
+            "Commit, tag or branch of an hf-hub: model, for weights and tokenizer. "
+            "The chat template is always read from the default branch."
+        ),
     )
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share each layer of a replica.")
     pipeline_parallel: int = Field(
-        1, ge=1, description="Groups of such GPUs that divide a replica's layers among them."
+        1, ge=1, description="Number of such groups of GPUs among which the layers of a replica are divided."
     )
     replicas: int | Literal["auto"] = Field(
-        "auto", description="Copies of the model at most; auto is as many as the cluster's GPUs hold."
+        "auto", description="Largest number of copies of the model; auto uses all GPUs of the cluster."
     )
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        "auto", description="Precision of weights and sums; auto is the model's own."
+        "auto", description="Precision of weights and activations; auto is the precision of the checkpoint."
     )
     max_model_len: int | None = Field(
-        None, ge=256, description="Tokens of question and answer together; the model's own limit when not given."
+        None, ge=256, description="Largest number of tokens of question and answer together; null is the model's limit."
     )
-    batch: int = Field(
-        16, ge=1, le=1024, description="Questions a replica is handed together; several batches are under way."
+    batch_size: int = Field(
+        16, ge=1, le=1024, description="Questions per batch that a replica receives; it works on several batches."
     )
     max_images: int = Field(
         64,
         ge=0,
         le=1024,
-        description="Pictures of a question at most, for which memory is set aside; 0 for a model of words alone.",
+        description="Largest number of images per question, for which memory is reserved; 0 for a text model.",
     )
     inputs: Literal["images", "video"] = Field(
-        "images", description="Several pictures one by one, or together as one video if the model takes it."
+        "images", description="Send several images one by one, or together as one video if the model takes videos."
     )
     content: Literal["openai", "string"] = Field(
         "openai",
-        description="How the chat template takes pictures: as parts of a list, or as placeholders that vLLM writes into the text.",
+        description=(
+            "How the chat template takes images: as items of a list (openai), "
+            "or as placeholders that vLLM writes into the text (string)."
+        ),
     )
-    guided: bool = Field(True, description="Make answers follow a prompt's JSON schema.")
+    guided: bool = Field(True, description="Force answers to follow the JSON schema of the prompt.")
     processor: dict[str, Any] = Field(
-        default_factory=dict, description="Settings of the model's own processor to change, say {min_pixels: 3136}."
+        default_factory=dict, description="Options of the model's processor, as {min_pixels: 3136}."
     )
     template: dict[str, Any] = Field(
-        default_factory=dict, description="Variables of the model's chat template to set, say {enable_thinking: false}."
+        default_factory=dict, description="Variables of the model's chat template, as {enable_thinking: false}."
     )
-    engine: dict[str, Any] = Field(
-        default_factory=dict, description="More arguments of vLLM's engine, say {gpu_memory_utilization: 0.85}."
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict, description="More arguments of the vLLM engine, as {gpu_memory_utilization: 0.85}."
     )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model's weights.")
     accelerator_type: str | None = Field(
-        None, min_length=1, description="Kind of GPU as Ray calls it, say H100, where a cluster has several."
+        None, min_length=1, description="Ray's name of the GPU type, as H100, in a cluster with several types."
     )
     runtime_env: dict[str, Any] | None = Field(
         None,
-        description="Ray's runtime environment of the workers with vLLM, which pins a torch of its own, say {uv: [vllm]}; null: they have it.",
+        description=(
+            "Ray runtime environment of the workers with vLLM, as {uv: [vllm]}, because vLLM pins its own torch; "
+            "null: the workers have vLLM installed."
+        ),
     )
 
     _absolute = field_validator("model")(weight_files.absolute)
 
     @field_validator("replicas")
     @classmethod
-    def _is_some(cls, value: int | str) -> int | str:
+    def _is_positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
             raise ValueError("replicas has to be 1 or more, or auto")
         return value
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> VLLM:
+    def _is_consistent(self) -> VLLM:
         if not self.is_remote and not Path(self.model).is_dir():
             raise ValueError(f"model {self.model}: no such folder; for a model on the hub write {HUB_PREFIX}owner/name")
-        if taken := sorted(OURS.keys() & self.engine.keys()):
+        if reserved := sorted(SETTING_BY_ARGUMENT.keys() & self.engine_args.keys()):
             raise ValueError(
-                f"engine cannot set {', '.join(taken)}: write "
-                + ", ".join(f"{OURS[name]} instead of {name}" for name in taken)
+                f"engine_args cannot set {', '.join(reserved)}: write "
+                + ", ".join(f"{SETTING_BY_ARGUMENT[name]} instead of {name}" for name in reserved)
             )
         return self
 
     @property
     def is_remote(self) -> bool:
+        """Whether the model is on the hub or in an object store, not in a folder."""
         return self.model.startswith((HUB_PREFIX, "s3://", "gs://"))
 
     @property
     def gpus(self) -> int:
-        """GPUs a replica holds."""
+        """Number of GPUs per replica."""
         return self.tensor_parallel * self.pipeline_parallel
 
     def resources(self) -> Resources:
-        """Of the worker that puts questions and reads answers; the replicas hold the GPUs."""
+        """Return the resources of a worker that asks questions and reads answers; replicas reserve the GPUs."""
         return Resources()
 
     def identity(self) -> str:
@@ -167,50 +179,58 @@ class VLLM(CaptionerSettings):
         changed = self.model_dump(
             include={"inputs", "content", "guided", "processor", "template"}, exclude_defaults=True
         )
-        if engine := {name: value for name, value in self.engine.items() if name not in NO_ANSWER_DEPENDS_ON}:
-            changed["engine"] = engine
+        arguments = {name: value for name, value in self.engine_args.items() if name not in PERFORMANCE_ARGUMENTS}
+        if arguments:
+            changed["engine"] = arguments
         words = [f"{self.name}-v{VERSION}", weights, self.dtype]
         return " ".join(words + [json.dumps(changed, sort_keys=True)] * bool(changed))
 
     def open(self) -> Captioner:
+        """Raise `EngineError`: this engine answers in bulk only."""
         raise EngineError(
-            f"engine {self.name} answers many questions at once, in a curation on Ray; here write engine: openai with the address of a `vllm serve`"
+            f"engine {self.name} answers in bulk, in a curation on Ray; "
+            "here write engine: openai with the address of a `vllm serve`"
         )
 
     @property
-    def not_installed(self) -> str:
-        """What to say where the workers lack the package."""
+    def not_installed_message(self) -> str:
+        """Error message for workers without the package vllm."""
         return (
-            f"engine {self.name}: {PACKAGE} is not installed on the Ray workers with GPUs: pip install {PACKAGE} in their environment, or name one "
-            "that has it as runtime_env of the engine; or write engine: openai with the address of a `vllm serve`"
+            f"engine {self.name}: {PACKAGE} is not installed on the Ray workers with GPUs: "
+            f"pip install {PACKAGE} in their environment, or set runtime_env of the engine to one that has it; "
+            "or write engine: openai with the address of a `vllm serve`"
         )
 
-    def config(self, cluster: Mapping[str, float]) -> dict[str, Any]:
-        """Arguments of `ray.data.llm.vLLMEngineProcessorConfig` on a cluster with such resources. Raises `EngineError` where they do not do."""
+    def processor_config(self, cluster: Mapping[str, float]) -> dict[str, Any]:
+        """Return the arguments of `ray.data.llm.vLLMEngineProcessorConfig` for a cluster with these resources.
+
+        Raises `EngineError` if the cluster lacks the GPUs of a replica.
+        """
         gpus = cluster.get("GPU", 0.0)
-        elsewhere = "or write engine: openai with the address of a `vllm serve` elsewhere"
         if gpus < self.gpus:
-            wanted = f"{self.gpus} GPU{'s' * (self.gpus > 1)} for each replica (tensor_parallel x pipeline_parallel)"
+            needed = f"{self.gpus} GPU{'s' * (self.gpus > 1)} for each replica (tensor_parallel x pipeline_parallel)"
             raise EngineError(
-                f"engine {self.name} needs {wanted}, and the Ray cluster has {gpus:g}: run it on one with GPUs, {elsewhere}"
+                f"engine {self.name} needs {needed}, but the Ray cluster has {gpus:g}: run it on a cluster with GPUs, "
+                "or write engine: openai with the address of a `vllm serve` elsewhere"
             )
         if self.accelerator_type and f"accelerator_type:{self.accelerator_type}" not in cluster:
             raise EngineError(
                 f"engine {self.name}: the Ray cluster has no GPU of accelerator_type {self.accelerator_type}"
             )
         revision = (
-            {"revision": self.revision, "tokenizer_revision": self.revision} if self.model.startswith(HUB_PREFIX) else {}
+            {"revision": self.revision, "tokenizer_revision": self.revision}
+            if self.model.startswith(HUB_PREFIX)
+            else {}
         )
         common = {**revision, "trust_remote_code": self.trust_remote_code}
         if self.max_model_len is not None:
             common["max_model_len"] = self.max_model_len
-        limit = (
-            {"limit_mm_per_prompt": {"image": self.max_images, "video": int(self.inputs == "video")}} if self.max_images else {}
-        )
+        limit = {"image": self.max_images, "video": int(self.inputs == "video")}
+        limits = {"limit_mm_per_prompt": limit} if self.max_images else {}
         return {
             "model_source": self.model.removeprefix(HUB_PREFIX),
-            "batch_size": self.batch,
-            "max_concurrent_batches": max(2, math.ceil(IN_FLIGHT / self.batch)),
+            "batch_size": self.batch_size,
+            "max_concurrent_batches": max(2, math.ceil(MIN_IN_FLIGHT / self.batch_size)),
             "concurrency": int(gpus // self.gpus) if self.replicas == "auto" else self.replicas,
             "accelerator_type": self.accelerator_type,
             "runtime_env": self.runtime_env,
@@ -218,68 +238,69 @@ class VLLM(CaptionerSettings):
             "prepare_multimodal_stage": {
                 "enabled": bool(self.max_images),
                 "chat_template_content_format": self.content,
-                "model_config_kwargs": {**common, **limit},
+                "model_config_kwargs": {**common, **limits},
             },
             "chat_template_stage": {"enabled": True, "chat_template_kwargs": self.template or None},
-            # vLLM does both itself: pictures change how many tokens a prompt has.
+            # vLLM tokenizes itself, because images change the number of tokens of a prompt.
             "tokenize_stage": False,
             "detokenize_stage": False,
             "engine_kwargs": {
                 **common,
-                **limit,
+                **limits,
                 "tensor_parallel_size": self.tensor_parallel,
                 "pipeline_parallel_size": self.pipeline_parallel,
                 "dtype": DTYPES[self.dtype],
                 **({"mm_processor_kwargs": self.processor} if self.processor else {}),
-                **self.engine,
+                **self.engine_args,
             },
         }
 
     def request(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """What the processor gets besides the columns of a question (`pipelines.steps._bulk_captions.QUESTIONS`). One it cannot be asked comes with its error."""
-        images = [bytes(picture) for picture in row["images"]]
-        fault = self._fault(images)
+        """Return the columns that the processor needs besides those of a question, which `row` has.
+
+        A question with images that the model cannot take gets its error in `ERROR_COLUMN`. The columns of a question
+        are those of `pipelines.steps._bulk_captions.QUESTIONS`.
+        """
+        images = [bytes(image) for image in row["images"]]
+        fault = self._image_fault(images)
         sampling = {"temperature": row["temperature"], "max_tokens": row["max_tokens"], "seed": row["seed"]}
         if self.guided and row["json_schema"]:
-            # As text: columns of rows are made one schema, and a schema of another prompt would be filled up with nulls.
+            # As text: Arrow would unify the schemas of different prompts in one column, and fill them up with nulls.
             sampling["structured_outputs"] = {"json": row["json_schema"]}
         messages = [{"role": "system", "content": self._content(row["system"], [])}] if row["system"] else []
         messages.append({"role": "user", "content": self._content(row["text"], [] if fault else images)})
         return {"messages": messages, "sampling_params": sampling, "images": [], ERROR_COLUMN: fault or ""}
 
-    def answer(self, row: Mapping[str, Any]) -> Answer:
-        """What a row came back with."""
+    def parse_answer(self, row: Mapping[str, Any]) -> Answer:
+        """Return the answer in a row that the processor returned."""
         if error := row.get(ERROR_COLUMN):
-            return Answer(row["key"], row["uid"], error=str(error)[:2000])
+            return Answer(row["key"], row["uid"], error=str(error)[:MAX_ERROR_CHARACTERS])
         tokens_in, tokens_out = int(row["num_input_tokens"]), int(row["num_generated_tokens"])
-        # Why vLLM stopped is not in the row.
+        # The row does not say why vLLM stopped.
         truncated = tokens_out >= row["max_tokens"] or (
             self.max_model_len is not None and tokens_in + tokens_out >= self.max_model_len
         )
         return Answer(row["key"], row["uid"], row["generated_text"], truncated, tokens_in, tokens_out)
 
-    def _fault(self, images: Sequence[bytes]) -> str | None:
-        """Why pictures cannot be shown. One that is damaged would end the stage that lays them out, and the questions next to it."""
+    def _image_fault(self, images: Sequence[bytes]) -> str | None:
+        """Return why images cannot be sent, or None.
+
+        A damaged image would otherwise end the stage that prepares it, with the questions of the same batch.
+        """
         if len(images) > self.max_images:
-            return f"ValueError: {len(pictures)} pictures are more than max_images: {self.max_images} of engine {self.name}"
-        for picture in images:
+            return f"ValueError: {len(images)} images are more than max_images: {self.max_images} of engine {self.name}"
+        for image in images:
             try:
-                with Image.open(io.BytesIO(picture)) as opened:
-                    # An eighth of the size: every byte is read, and few pixels are made.
+                with Image.open(io.BytesIO(image)) as opened:
+                    # Decoding at an eighth of the size reads every byte and computes few pixels.
                     opened.draft("RGB", (1, 1))
                     opened.load()
             except Exception as error:  # the row carries it
-                return f"ValueError: a picture cannot be decoded: {type(error).__name__}: {error}"
+                return f"ValueError: an image cannot be decoded: {type(error).__name__}: {error}"
         return None
 
     def _content(self, text: str, images: Sequence[bytes]) -> str | list[dict[str, Any]]:
+        """Return the content of a chat message."""
         if not self.max_images:
             return text
-        encoded = [base64.b64encode(picture).decode() for picture in images]
-        if self.inputs == "video" and len(encoded) > 1:
-            shown = [{"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(encoded)}"}}]
-        else:
-            shown = [
-                {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}} for picture in encoded
-            ]
-        return [*shown, {"type": "text", "text": text}]
+        return [*chat_items(images, as_video=self.inputs == "video"), {"type": "text", "text": text}]
