@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cluster.arrays import Pixels
 from cluster.storage import write_bytes
 from cluster.telemetry import ProgressBar
-from pipelines.scenes.draw import Pixels
 from pipelines.scenes.scene import (
     ACTIONS,
     CAMERA_MOVES,

@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from pipelines.scenes.draw import BACKGROUNDS, COLOURS, KINDS, Body, Camera, Pixels, draw
+from cluster.arrays import Pixels
+from pipelines.scenes.draw import BACKGROUNDS, COLOURS, KINDS, Body, Camera, draw
 
 Action = Literal["bounce", "collide", "glide", "circle"]
 CameraMove = Literal["still", "pan_left", "pan_right", "zoom_in", "zoom_out"]

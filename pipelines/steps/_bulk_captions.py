@@ -1,5 +1,4 @@
-"""Questions of a caption segment that an engine answers in bulk, before the segment's tasks run. Ray is not needed
-here.
+"""Questions of a caption segment that an engine answers in bulk, before its tasks run. This module imports no Ray.
 
 The questions are answered in rounds. The conversations about each task's clips (`captioning.dialogue.runner`) advance
 as far as the answers in the task's folder of the journal go. Their open questions go through the engine's processor,
@@ -44,8 +43,7 @@ QUESTIONS = pa.schema(
         ("json_schema", pa.string()),
     ]
 )
-"""A question as a row. `checksum` is a hash of the task folder, key and uid, and shows that these come back
-together."""
+"""A question as a row. `checksum` is a hash of task folder, key and uid: it shows that a row comes back unmixed."""
 RETURNED = (
     "task_folder",
     "key",

@@ -283,7 +283,9 @@ class Encoder:
 
     def _write(self, bucket: Bucket, shard: PendingShard) -> None:
         part = f"part-{storage.digest(*(row.uid for row in shard.rows))}.parquet"
-        info = ShardInfo.from_autoencoder(self._settings, self._autoencoder, bucket, self._folder.lineage, shard.fidelity())
+        info = ShardInfo.from_autoencoder(
+            self._settings, self._autoencoder, bucket, self._folder.lineage, shard.fidelity()
+        )
         try:
             write_shard(storage.join(self._folder.uri, f"bucket={bucket.name}", part), shard.rows, info)
         except Exception as error:

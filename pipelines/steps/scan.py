@@ -126,8 +126,7 @@ SHOTS = pa.field(
 )
 
 MIN_DIVIDED_BYTES = 16 << 20
-"""Smallest file whose length is looked up to divide the scan of it. A smaller one is scanned whole: a minute of work
-at most."""
+"""Smallest file that may be scanned in pieces. A smaller one takes at most a minute; its length is not looked up."""
 
 NOT_SPLITTABLE = "not splittable"
 """Result of a piece of a video that cannot be scanned in pieces."""

@@ -75,7 +75,7 @@ def test_distant_times_are_sought_among_key_frames(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(frame_images.Video, "seek", lambda self, pts: seeks.append(pts) or seek(self, pts))
     (sought,) = images_of_spans(str(path), [span], sampling)
     assert len(seeks) == 1 + 4, "one for the clip, and one per image"
-    monkeypatch.setattr(frame_images, "LEAP_GROUPS", 10**6)
+    monkeypatch.setattr(frame_images, "MIN_SEEK_GROUPS", 10**6)
     assert images_of_spans(str(path), [span], sampling) == [sought]
     assert numbers_of(sought) == [10 + 110 * (2 * k + 1) // 8 for k in range(4)]
 
