@@ -26,6 +26,7 @@ from pipelines.forgetting.traces import Identifiers, holds_text, is_in, payload_
 from pipelines.recipe import Recipe, resolved
 from training.data import shards, text_tables
 from training.data.footer import DamagedError
+from training.data.manifest import read_manifest, tables_root, update_row_references, write_manifest
 
 IMAGE_COLUMNS = ("thumbnails", "shots")
 """Columns in which clips of one shot, and the row of their source, hold the same thumbnails."""
@@ -71,13 +72,13 @@ def remove(recipe: Recipe, removal: RemovalList) -> tuple[Counter[str], int]:
 def _rewrite_manifest(uri: str, removal: RemovalList) -> int:
     """Rewrite a manifest without the listed rows, with the new positions of the others; returns the redacted cells."""
     try:
-        table, info = shards.read_manifest(uri)
+        table, info = read_manifest(uri)
     except DamagedError as error:
         # Where its rows are in the rewritten shards cannot be known; the next run writes a new manifest.
         log.warning(f"{error}; it is removed as a whole")
         storage.remove(uri)
         return 0
-    root = shards.tables_root(uri, info)
+    root = tables_root(uri, info)
     left, n_redacted = _redact(table.filter(pc.invert(removal.row_mask(table))), removal.identifiers)
     if not len(left):
         storage.remove(uri)
@@ -87,9 +88,9 @@ def _rewrite_manifest(uri: str, removal: RemovalList) -> int:
         if storage.exists(storage.join(root, file)):
             index = shards.read_index(storage.join(root, file)).select(["uid", "row_group", "row"])
             indices.append(index.append_column("file", pa.array([file] * len(index), pa.string())))
-    updated = shards.update_row_references(left, pa.concat_tables(indices)) if indices else left
+    updated = update_row_references(left, pa.concat_tables(indices)) if indices else left
     if not updated.equals(table):
-        shards.write_manifest(uri, updated, info)
+        write_manifest(uri, updated, info)
     return n_redacted
 
 

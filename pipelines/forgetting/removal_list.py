@@ -19,7 +19,7 @@ from pipelines.engine.sources import list_sources
 from pipelines.forgetting.traces import Identifiers, is_in, payloads
 from pipelines.recipe import Recipe
 from training.data import text_tables
-from training.data.footer import KEY
+from training.data.footer import METADATA_KEY
 
 CAPTION_COLUMNS = ("caption", "captions", "other_captions")
 """The main caption; all captions of a clip, with their kinds; a sample's captions of other kinds."""
@@ -198,5 +198,5 @@ def table_name(out: str, part: str) -> str:
 
 def table_kind(part: str) -> str:
     """Return latents, texts or manifest as a part's footer says; empty for any other table."""
-    description = json.loads((storage.read_schema(part).metadata or {}).get(KEY, b"{}"))
+    description = json.loads((storage.read_schema(part).metadata or {}).get(METADATA_KEY, b"{}"))
     return str(description.get("kind", "")) if isinstance(description, dict) else ""

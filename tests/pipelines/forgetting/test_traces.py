@@ -1,4 +1,4 @@
-"""Names and payloads in cells and bytes: all that are there, and none that are not."""
+"""Identifiers and payloads in cells and bytes: all are found, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.forgetting.traces import REDACTED, Names, hex_words, payload_digest, payloads, text_cells
+from pipelines.forgetting.traces import REDACTED, Identifiers, hex_words, payload_digest, payloads, text_cells
 
 
-def test_names_are_found_as_words_and_not_inside_others() -> None:
+def test_uris_are_found_and_longer_paths_are_not() -> None:
     uid = "0123456789abcdef0123"
-    names = Names(frozenset({uid}), ("/b/clip é.mp4",))
-    there = [
+    identifiers = Identifiers(frozenset({uid}), ("/b/clip é.mp4",))
+    present = [
         "/b/clip é.mp4",
         "near-duplicate of a clip of /b/clip é.mp4.",
         '"/b/clip \\u00e9.mp4"',
@@ -33,44 +33,43 @@ def test_names_are_found_as_words_and_not_inside_others() -> None:
         uid[1:],
         uid[:-1] + "4",
     ]
-    assert [names.in_text(text) for text in there] == [True] * len(there)
-    assert [names.in_text(text) for text in absent] == [False] * len(absent)
-    assert names.in_column(pa.array([*there, None, *absent])).to_pylist() == [True] * len(there) + [False] * (
-        1 + len(absent)
-    )
-    for text in there:
-        assert not names.in_text(names.redact(text))
+    assert [identifiers.occur_in_text(text) for text in present] == [True] * len(present)
+    assert [identifiers.occur_in_text(text) for text in absent] == [False] * len(absent)
+    in_column = identifiers.occur_in_column(pa.array([*present, None, *absent])).to_pylist()
+    assert in_column == [True] * len(present) + [False] * (1 + len(absent))
+    for text in present:
+        assert not identifiers.occur_in_text(identifiers.redact(text))
     assert (
-        names.redact(f"of {uid} and /b/clip é.mp4, and /b/clip é.mp4.bak")
+        identifiers.redact(f"of {uid} and /b/clip é.mp4, and /b/clip é.mp4.bak")
         == f"of {REDACTED} and {REDACTED}, and /b/clip é.mp4.bak"
     )
-    assert names.in_bytes(b"\x2f/b/clip \xc3\xa9.mp4\x5f", is_text=False)
-    assert not names.in_bytes("/b/clip é.mp4.bak".encode(), is_text=True)
+    assert identifiers.occur_in_bytes(b"\x2f/b/clip \xc3\xa9.mp4\x5f", is_text=False)
+    assert not identifiers.occur_in_bytes("/b/clip é.mp4.bak".encode(), is_text=True)
 
 
 @given(st.binary(max_size=80).map(lambda data: bytes(b"0123456789abcdefX"[byte % 17] for byte in data)))
-def test_hex_words_are_those_of_a_regular_expression(data: bytes) -> None:
+def test_hex_words_equal_a_regular_expression(data: bytes) -> None:
     assert list(hex_words(data)) == [match[1].decode() for match in re.finditer(rb"(?=([0-9a-f]{20}))", data)]
 
 
-def test_cells_are_found_however_nested_with_their_row() -> None:
-    picture = bytes(range(100))
+def test_nested_cells_are_found_with_their_row() -> None:
+    image = bytes(range(100))
     table = pa.table(
         {
             "shots": pa.array(
-                [None, [{"kind": "cut", "thumbnails": [picture, None]}, {"kind": "x", "thumbnails": []}], []]
+                [None, [{"kind": "cut", "thumbnails": [image, None]}, {"kind": "x", "thumbnails": []}], []]
             ),
             "embedding": pa.array([[0.5] * 64, None, [0.5] * 3], pa.list_(pa.float32())),
-            "fixed": pa.array([picture, None, picture], pa.binary(100)),
+            "fixed": pa.array([image, None, image], pa.binary(100)),
             "size": pa.array([["a", "b"], None, ["c", "d"]], pa.list_(pa.string(), 2)),
         }
     )
-    assert list(payloads(table["shots"])) == [(1, payload_digest(picture))]
+    assert list(payloads(table["shots"])) == [(1, payload_digest(image))]
     assert list(payloads(table["embedding"])) == [(0, payload_digest(np.full(64, 0.5, np.float32).tobytes()))]
     assert [row for row, _ in payloads(table["fixed"])] == [0, 2]
-    assert [(texts_.to_pylist(), rows.to_pylist()) for texts_, rows in text_cells(table["size"])] == [
+    assert [(cells.to_pylist(), rows.to_pylist()) for cells, rows in text_cells(table["size"])] == [
         (["a", "b", "c", "d"], [0, 0, 2, 2])
     ]
-    assert [(texts_.to_pylist(), rows.to_pylist()) for texts_, rows in text_cells(table["shots"])] == [
+    assert [(cells.to_pylist(), rows.to_pylist()) for cells, rows in text_cells(table["shots"])] == [
         (["cut", "x"], [1, 1])
     ]
