@@ -1,4 +1,4 @@
-"""Prompts: what the packaged ones say and when, and what is wrong with a file, named with its line and key."""
+"""Prompts: the text of the packaged ones, and errors of a file, named with its line and key."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import pytest
 
-from captioning.dialogue.conversation import CAMERA
-from captioning.prompt import FOLDER, PromptField, Prompt, load_prompt
+from captioning.dialogue.conversation import CAMERA_PHRASES
+from captioning.prompt import FOLDER, Prompt, PromptField, Purpose, load_prompt
 from cluster.config import ConfigError, Settings, validate
 
 NAMES = ("levels", "dense", "structured")
@@ -20,46 +20,46 @@ VALUES: dict[str, Any] = {
     "camera": None,
     "hint": None,
     "language": "English",
-    "n_pictures": 8,
+    "n_images": 8,
     "span": None,
 }
 GOOD = 'doc: d\nanswer: json\ncaptions: {dense: a paragraph}\nuser: "{{ kind }} {{ captions.dense }}"\n'
 
 
-def test_every_packaged_prompt_loads_in_its_role() -> None:
-    roles = {**dict.fromkeys(NAMES, "describe"), "merge": "merge", "rewrite": "rewrite"}
-    assert {path.stem for path in FOLDER.glob("*.yaml")} - {"upsample"} == set(roles)
-    for name, variables in roles.items():
-        assert load_prompt(name, variables).doc
+def test_packaged_prompts_load_for_their_purpose() -> None:
+    purposes: dict[str, Purpose] = {**dict.fromkeys(NAMES, "describe"), "merge": "merge", "rewrite": "rewrite"}
+    assert {path.stem for path in FOLDER.glob("*.yaml")} - {"upsample"} == set(purposes)
+    for name, purpose in purposes.items():
+        assert load_prompt(name, purpose).doc
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_question_says_what_is_known_and_nothing_else(name: str) -> None:
+def test_rendered_prompt_has_exactly_the_known_values(name: str) -> None:
     prompt = load_prompt(name, "describe")
     options = {
         "kind": ("video", "image"),
         "duration": (None, "4.2 seconds"),
-        "camera": (None, CAMERA["pan"]),
+        "camera": (None, CAMERA_PHRASES["pan"]),
         "hint": (None, "Gerda on a boat"),
         "span": (None, "from 2 to 4 seconds of a video of 9 seconds"),
-        "n_pictures": (1, 8),
+        "n_images": (1, 8),
     }
     for chosen in itertools.product(*options.values()):
         values = dict(zip(options, chosen, strict=True))
         system, text = prompt.render({**VALUES, **values})
         assert "{" not in system + text
         assert "None" not in system + text
-        assert ("hint" in values and bool(values["hint"])) == ("Gerda" in text)
+        assert bool(values["hint"]) == ("Gerda" in text)
         assert bool(values["camera"]) == ("pans" in text)
         assert "English" in system
         if values["kind"] == "image":
             assert "video" not in system.replace('"the video shows"', "")
-        elif values["n_pictures"] == 8:
+        elif values["n_images"] == 8:
             assert "8 frames" in text
             assert (values["span"] is None) or "from 2 to 4 seconds" in text
 
 
-def test_levels_ask_for_three_lengths_and_the_dense_one_is_the_main_one() -> None:
+def test_levels_requests_three_lengths_with_dense_as_main() -> None:
     prompt = load_prompt("levels", "describe")
     assert list(prompt.captions) == ["dense", "medium", "short"]
     assert prompt.main_kind == "dense"
@@ -72,35 +72,35 @@ def test_levels_ask_for_three_lengths_and_the_dense_one_is_the_main_one() -> Non
     )
 
 
-def test_a_structured_answer_has_its_aspects_before_the_caption_made_of_them() -> None:
+def test_structured_requests_fields_before_the_caption() -> None:
     schema = load_prompt("structured", "describe").answer_schema
     assert schema is not None
     assert schema["required"] == ["subject", "action", "setting", "camera", "style", "lighting", "dense"]
 
 
-def test_merging_asks_for_what_the_windows_were_asked_for() -> None:
+def test_merge_prompt_requests_what_the_windows_did() -> None:
     merge = load_prompt("merge", "merge")
     parts = [
         {"span": f"from {i} to {i + 1} seconds", "captions": {"dense": f"part {i}"}, "fields": {}} for i in range(2)
     ]
     for name in NAMES:
-        asked = load_prompt(name, "describe")
-        prompt = merge.after(asked)
-        assert (prompt.answer, prompt.captions, prompt.fields) == (asked.answer, asked.captions, asked.fields)
-        assert prompt.hash not in (merge.hash, asked.hash)
+        describe = load_prompt(name, "describe")
+        prompt = merge.requesting_same_as(describe)
+        assert (prompt.answer, prompt.captions, prompt.fields) == (describe.answer, describe.captions, describe.fields)
+        assert prompt.hash not in (merge.hash, describe.hash)
         _, text = prompt.render({**VALUES, "parts": parts})
         assert text.index("part 0") < text.index("from 1 to 2 seconds") < text.index("part 1")
-        assert ("JSON" in text) == (asked.answer == "json")
+        assert ("JSON" in text) == (describe.answer == "json")
 
 
-def test_own_words_are_without_what_fills_the_blanks() -> None:
-    words = load_prompt("levels", "describe").own_words
-    assert "State facts." in words
-    assert "one paragraph of 60 to 140 words" in words
-    assert "{" not in words
+def test_static_text_lacks_the_values_of_variables() -> None:
+    text = load_prompt("levels", "describe").static_text
+    assert "State facts." in text
+    assert "one paragraph of 60 to 140 words" in text
+    assert "{" not in text
 
 
-def test_comments_and_doc_do_not_change_the_hash_and_words_do(tmp_path: Path) -> None:
+def test_hash_covers_all_but_comments_and_doc(tmp_path: Path) -> None:
     def hash_of(text: str) -> str:
         path = tmp_path / "mine.yaml"
         path.write_text(text)
@@ -113,10 +113,10 @@ def test_comments_and_doc_do_not_change_the_hash_and_words_do(tmp_path: Path) ->
     assert load_prompt(str(tmp_path / "mine.yaml"), "describe").label.startswith("mine@")
 
 
-FAULTS = [
+ERRORS = [
     (GOOD.replace("{{ kind }}", "{{ knid }}"), "mine.yaml:4: user: unknown variable 'knid'; did you mean 'kind'?"),
     (GOOD.replace("{{ kind }}", "{{ parts }}"), "unknown variable 'parts'"),
-    (GOOD.replace("{{ kind }}", "{{ kind"), "mine.yaml:4: user: line 1 of it is no Jinja template"),
+    (GOOD.replace("{{ kind }}", "{{ kind"), "mine.yaml:4: user: line 1 is not a Jinja template"),
     (GOOD + "colour: red\n", "mine.yaml:5: colour: unknown key 'colour'"),
     (GOOD.replace("doc: d\n", ""), "doc: is required"),
     (GOOD.replace("{dense: a paragraph}", "{}"), "mine.yaml:3: captions: name at least one caption"),
@@ -130,15 +130,15 @@ FAULTS = [
     ),
     (GOOD.replace("{dense: a paragraph}", "{source: a}"), "captions.source: write a name in lower case"),
     (GOOD.replace("{dense: a paragraph}", "{Dense one: a}"), "captions.Dense one: write a name in lower case"),
-    (GOOD + "fields: {dense: who}\n", "fields.dense: is a caption too"),
+    (GOOD + "fields: {dense: who}\n", "fields.dense: is the name of a caption too"),
     ("doc: d\nanswer: same\nuser: x\n", "answer: must be text or json"),
     (GOOD + "max_tokens: many\n", "max_tokens"),
     ("doc: [", "not valid YAML"),
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), FAULTS)
-def test_faults_of_a_file_are_named_with_line_and_key(tmp_path: Path, text: str, message: str) -> None:
+@pytest.mark.parametrize(("text", "message"), ERRORS)
+def test_error_of_a_file_names_line_and_key(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -147,29 +147,29 @@ def test_faults_of_a_file_are_named_with_line_and_key(tmp_path: Path, text: str,
     assert str(path) in str(caught.value)
 
 
-def test_a_prompt_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+def test_unknown_prompt_is_named_with_the_closest_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown prompt 'level'; did you mean 'levels'"):
         load_prompt("level", "describe")
     with pytest.raises(ConfigError, match="no such file"):
         load_prompt(str(tmp_path / "none.yaml"), "describe")
 
 
-class Chooser(Settings):
+class WithPrompt(Settings):
     prompt: Annotated[Prompt, PromptField("describe")] = load_prompt("levels", "describe")
 
 
-def test_settings_hold_the_words_and_are_written_as_the_name(tmp_path: Path) -> None:
+def test_settings_hold_the_prompt_and_dump_its_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD)
-    chosen = validate(Chooser, {"prompt": str(path)})
-    assert chosen.model_dump(mode="json") == {"prompt": str(path)}
+    settings = validate(WithPrompt, {"prompt": str(path)})
+    assert settings.model_dump(mode="json") == {"prompt": str(path)}
     path.unlink()
-    elsewhere = pickle.loads(pickle.dumps(chosen))
-    assert elsewhere.prompt.render(VALUES) == chosen.prompt.render(VALUES) == ("", "video a paragraph")
-    assert Chooser.model_json_schema()["properties"]["prompt"]["type"] == "string"
+    copy = pickle.loads(pickle.dumps(settings))
+    assert copy.prompt.render(VALUES) == settings.prompt.render(VALUES) == ("", "video a paragraph")
+    assert WithPrompt.model_json_schema()["properties"]["prompt"]["type"] == "string"
 
 
-def test_a_prompt_cannot_reach_into_python(tmp_path: Path) -> None:
+def test_prompt_cannot_access_python_internals(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD.replace("{{ kind }}", "{{ kind.__class__.__mro__ }}"))
     with pytest.raises(Exception, match="unsafe"):

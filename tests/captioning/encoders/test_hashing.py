@@ -1,3 +1,5 @@
+"""Encoder hashing: its embeddings are known in every process, nearly orthogonal, and truncated as recorded."""
+
 from __future__ import annotations
 
 import subprocess
@@ -11,7 +13,7 @@ from captioning.encoder import NULL_CAPTION, text_key
 from captioning.encoders.hashing import Hashing, word_vector
 
 
-def test_one_token_a_word_whatever_its_case_and_punctuation() -> None:
+def test_one_token_per_word_in_any_case_and_punctuation() -> None:
     encoder = Hashing().open()
     a, b = encoder.encode(["A red circle, moving.", "a RED circle moving"])
     assert a.tokens.shape == (4, 128)
@@ -19,7 +21,7 @@ def test_one_token_a_word_whatever_its_case_and_punctuation() -> None:
     np.testing.assert_array_equal(a.tokens, b.tokens)
 
 
-def test_vectors_are_known_in_every_process() -> None:
+def test_word_vectors_are_equal_in_every_process() -> None:
     code = "from captioning.encoders.hashing import word_vector; print(word_vector('red', 64).astype(int).tolist())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert str(word_vector("red", 64).astype(int).tolist()) == other.strip()
@@ -29,11 +31,11 @@ def test_vectors_are_known_in_every_process() -> None:
 def test_different_words_are_nearly_orthogonal(words: set[str]) -> None:
     vectors = np.stack([word_vector(word, 512) for word in sorted(words)])
     cosine = vectors @ vectors.T / 512
-    # The cosine of two random sign vectors has a standard deviation of 1 / sqrt(512) = 0.044; 7 of them are never reached.
+    # The cosine of two random sign vectors has a standard deviation of 1 / sqrt(512) = 0.044; 0.31 is 7 of them.
     assert np.abs(cosine - np.eye(len(words))).max() < 0.31
 
 
-def test_the_null_caption_is_a_real_embedding_of_its_own() -> None:
+def test_null_caption_has_an_embedding_of_its_own() -> None:
     encoder = Hashing().open()
     null, punctuation, word = encoder.encode([NULL_CAPTION, "...", "null"])
     assert null.tokens.shape == (1, 128)
@@ -47,6 +49,6 @@ def test_truncation_is_recorded() -> None:
     assert len(long.tokens) == 3
 
 
-def test_keys_differ_by_caption_and_encoder() -> None:
+def test_text_keys_differ_by_caption_and_encoder() -> None:
     keys = {text_key(caption, Hashing(dim=dim).identity()) for caption in ("a", "b") for dim in (64, 128)}
     assert len(keys) == 4

@@ -64,7 +64,10 @@ def ask(key: str, images: int = 3, text: str = "What happens?", interval_s: floa
     files = tuple(jpeg(seed * 100 + number) for number in range(images))
     image_times_s = tuple(number * interval_s for number in range(images))
     return Question(
-        key, f"uid-{key}", text, **{"system": "Be brief.", "images": files, "image_times_s": image_times_s, "max_tokens": 8} | more
+        key,
+        f"uid-{key}",
+        text,
+        **{"system": "Be brief.", "images": files, "image_times_s": image_times_s, "max_tokens": 8} | more,
     )
 
 

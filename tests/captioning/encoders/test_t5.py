@@ -1,4 +1,4 @@
-"""T5 encoders on tiny models with random weights, saved and loaded as real ones are; transformers' own forward is the reference."""
+"""Encoder t5 on tiny models with random weights, compared with the forward pass of transformers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.random_t5 import CLASSES, SYLLABLES, save_t5
 from captioning.encoders import _batched, t5
-from captioning.encoders._batched import MAX_PADDED_SHARE, fitting
-from captioning.encoders.t5 import T5, _place
+from captioning.encoders._batched import MAX_PADDED_SHARE, next_batch_size
+from captioning.encoders.t5 import T5, _pretrained_arguments
 from captioning.engine import EngineError
 
 CAPTIONS = [
@@ -35,6 +35,7 @@ CAPTIONS = [
 
 
 def tiny(folder: Path, **settings: Any) -> T5:
+    """Return float32 settings of a model, with some settings changed."""
     return T5(**{"model": str(folder), "dtype": "float32"} | settings)
 
 
@@ -49,7 +50,7 @@ def kind(request: pytest.FixtureRequest) -> Any:
 
 
 def reference(folder: Path, kind: str, captions: list[str], max_tokens: int) -> list[np.ndarray]:
-    """Each caption alone through the encoder of the whole model."""
+    """Return the hidden states of each caption alone, from the encoder of the whole model."""
     model = getattr(transformers, f"{CLASSES[kind]}ForConditionalGeneration").from_pretrained(folder).eval()
     tokenizer = transformers.T5Tokenizer.from_pretrained(folder)
     with torch.no_grad():
@@ -59,7 +60,7 @@ def reference(folder: Path, kind: str, captions: list[str], max_tokens: int) -> 
         return [model.get_encoder()(**one).last_hidden_state[0].numpy() for one in inputs]
 
 
-def test_embeddings_are_those_of_each_caption_alone(kind: Any, tmp_path: Path) -> None:
+def test_embeddings_are_those_of_transformers(kind: Any, tmp_path: Path) -> None:
     folder = save_t5(tmp_path / kind, kind)
     encoder = tiny(folder, max_tokens=12).open()
     found = encoder.encode(CAPTIONS)
@@ -70,11 +71,11 @@ def test_embeddings_are_those_of_each_caption_alone(kind: Any, tmp_path: Path) -
         np.testing.assert_allclose(embedding.tokens, expected, atol=1e-5)
     assert [len(embedding.tokens) for embedding in found][-5:] == [10, 11, 12, 12, 12]
     assert [embedding.truncated for embedding in found] == [False] * 9 + [True] * 2
-    assert len(found[0].tokens) == 1, "the null caption is the end of a sequence"
+    assert len(found[0].tokens) == 1, "the null caption is the end token"
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10**6])
-def test_neighbours_make_no_difference(batch_tokens: int, folder: Path) -> None:
+def test_other_captions_of_a_batch_have_no_effect(batch_tokens: int, folder: Path) -> None:
     encoder = tiny(folder, batch_tokens=batch_tokens).open()
     together = encoder.encode(CAPTIONS)
     for caption, embedding in zip(CAPTIONS, together, strict=True):
@@ -84,22 +85,22 @@ def test_neighbours_make_no_difference(batch_tokens: int, folder: Path) -> None:
         np.testing.assert_array_equal(embedding.tokens, again.tokens)
 
 
-def test_words_and_their_order_matter_and_white_space_does_not(folder: Path) -> None:
+def test_word_order_matters_and_white_space_does_not(folder: Path) -> None:
     encoder = tiny(folder).open()
-    one, other, spaced = encoder.encode(["bada kilo", "kilo bada", " bada \n kilo"])
-    assert np.abs(one.tokens - other.tokens).max() > 0.1
-    np.testing.assert_array_equal(one.tokens, spaced.tokens)
+    first, reordered, spaced = encoder.encode(["bada kilo", "kilo bada", " bada \n kilo"])
+    assert np.abs(first.tokens - reordered.tokens).max() > 0.1
+    np.testing.assert_array_equal(first.tokens, spaced.tokens)
     assert encoder.encode([]) == []
 
 
-def test_bfloat16_is_close(folder: Path) -> None:
-    rough, fine = (tiny(folder, dtype=dtype).open().encode(CAPTIONS) for dtype in ("bfloat16", "float32"))
-    for a, b in zip(rough, fine, strict=True):
+def test_bfloat16_is_close_to_float32(folder: Path) -> None:
+    bfloat16, float32 = (tiny(folder, dtype=dtype).open().encode(CAPTIONS) for dtype in ("bfloat16", "float32"))
+    for a, b in zip(bfloat16, float32, strict=True):
         assert a.tokens.dtype == np.float32
         assert (a.tokens * b.tokens).sum() / np.linalg.norm(a.tokens) / np.linalg.norm(b.tokens) > 0.999
 
 
-def test_padding_is_counted(folder: Path) -> None:
+def test_padding_tokens_are_counted(folder: Path) -> None:
     encoder = tiny(folder).open()
     texts = [" ".join(["ba"] * n) for n in range(1, 60)]
     tokens = sum(len(embedding.tokens) for embedding in encoder.encode(texts))
@@ -108,10 +109,10 @@ def test_padding_is_counted(folder: Path) -> None:
 
 
 @given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=300), batch_tokens=st.integers(1, 4000))
-def test_batches_hold_little_padding_and_no_more_than_is_allowed(lengths: list[int], batch_tokens: int) -> None:
+def test_batches_keep_the_limits_of_padding_and_tokens(lengths: list[int], batch_tokens: int) -> None:
     left = sorted(lengths, reverse=True)
     while left:
-        count = fitting(left, batch_tokens)
+        count = next_batch_size(left, batch_tokens)
         assert 1 <= count <= len(left)
         computed = count * left[0]
         assert computed <= batch_tokens or count == 1
@@ -119,12 +120,12 @@ def test_batches_hold_little_padding_and_no_more_than_is_allowed(lengths: list[i
         left = left[count:]
 
 
-def test_a_tokenizer_of_sentencepiece_and_one_elsewhere(folder: Path, tmp_path: Path) -> None:
-    """Only spiece.model is what the first T5 checkpoints have."""
+def test_tokenizer_of_sentencepiece_or_another_folder(folder: Path, tmp_path: Path) -> None:
+    """The tokenizer of the first T5 checkpoints is the file spiece.model alone."""
     bare = save_t5(tmp_path / "bare", tokenizer=False)
     with pytest.raises(
         EngineError,
-        match=r"the tokenizer of .*bare knows no words; set tokenizer to a place with tokenizer_config.json",
+        match=r"the tokenizer of .*bare has no vocabulary; set tokenizer to a folder with tokenizer_config.json",
     ):
         tiny(bare).open()
     (embedding,) = tiny(bare, tokenizer=str(folder)).open().encode(["bada"])
@@ -148,10 +149,10 @@ def test_a_tokenizer_of_sentencepiece_and_one_elsewhere(folder: Path, tmp_path: 
     np.testing.assert_allclose(tiny(bare).open().encode([" bada  kilo"])[0].tokens, expected, atol=1e-5)
 
 
-def test_what_embeddings_depend_on(folder: Path, tmp_path: Path) -> None:
+def test_identity_covers_what_embeddings_depend_on(folder: Path, tmp_path: Path) -> None:
     identity = tiny(folder).identity()
     assert tiny(folder).open().identity == tiny(folder).open("cpu").identity == identity
-    assert tiny(save_t5(tmp_path / "copy")).identity() == identity, "where the same files lie does not matter"
+    assert tiny(save_t5(tmp_path / "copy")).identity() == identity, "the path of the files has no effect"
     assert tiny(folder, batch_tokens=5).identity() == identity
     assert tiny(folder, gpus=0.5).identity() == tiny(folder, gpus=1).identity()
     others = [
@@ -169,40 +170,40 @@ def test_what_embeddings_depend_on(folder: Path, tmp_path: Path) -> None:
     assert tiny(folder, gpus=0.5).resources().gpus == 0.5
 
 
-def test_places_on_the_hub() -> None:
-    assert _place("hf-hub:owner/name", "abc") == {
+def test_pretrained_arguments_of_hub_names() -> None:
+    assert _pretrained_arguments("hf-hub:owner/name", "abc") == {
         "pretrained_model_name_or_path": "owner/name",
         "revision": "abc",
         "subfolder": "",
     }
-    assert _place("hf-hub:owner/name/text/encoder", "abc")["subfolder"] == "text/encoder"
+    assert _pretrained_arguments("hf-hub:owner/name/text/encoder", "abc")["subfolder"] == "text/encoder"
 
 
-FAULTS = [
+ERRORS = [
     ({"model": "/none/there"}, "model /none/there: no such folder"),
     ({"model": "."}, "write a path with a slash"),
     ({"model": "umt5-xxl"}, r"model umt5-xxl: write a path with a slash \(./umt5-xxl\), or hf-hub:owner/name"),
-    ({"model": "hf-hub:t5-small"}, "names nothing on the hub: write hf-hub:owner/name"),
-    ({"model": "/tmp"}, r"model /tmp: there is no config.json in it"),
+    ({"model": "hf-hub:t5-small"}, "is not a name on the hub: write hf-hub:owner/name"),
+    ({"model": "/tmp"}, r"model /tmp: it has no config.json"),
     ({"model": "hf-hub:a/b", "tokenizer": "/none/there"}, "tokenizer /none/there: no such folder"),
     ({"model": "hf-hub:a/b", "dtype": "float16"}, "bfloat16"),
     ({}, "Field required"),
 ]
 
 
-@pytest.mark.parametrize(("settings", "message"), FAULTS)
-def test_faults_are_refused_before_anything_runs(settings: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(("settings", "message"), ERRORS)
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         T5(**settings)
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(t5, "find_spec", lambda name: None)
     with pytest.raises(ValidationError, match=r"t5 needs the package transformers: pip install 'worldloom\[models\]'"):
         T5(model="hf-hub:a/b")
 
 
-def test_what_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_errors_name_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_t5(tmp_path / "model")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EngineError, match="gpus is 1, but torch sees no GPU here; set gpus to 0"):
@@ -214,48 +215,48 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch: pytest.Monk
     )
     with pytest.raises(
         EngineError,
-        match=r"model: 1 of its weights are not there, encoder.block.1.layer.0.SelfAttention.q.weight first",
+        match=r"model: 1 of its weights are missing, encoder.block.1.layer.0.SelfAttention.q.weight first",
     ):
         tiny(folder).open()
     (folder / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(
         EngineError,
-        match=r"model .*model cannot be loaded by transformers: .*; give a folder as save_pretrained writes it",
+        match=r"model .*model cannot be loaded by transformers: .*; set it to a folder as save_pretrained writes it",
     ):
         tiny(folder).open()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-    with pytest.raises(EngineError, match=r"its config.json says model_type bert; t5 takes t5, mt5, umt5"):
+    with pytest.raises(EngineError, match=r"its config.json has model_type bert; t5 takes t5, mt5, umt5"):
         tiny(folder).open()
 
 
-def test_less_goes_at_once_where_memory_is_short(
+def test_batches_are_halved_when_memory_runs_out(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = tiny(folder).open().encode(["ba bi bo"] * 9)
     encoder = tiny(folder).open()
-    tried: list[int] = []
+    batch_sizes: list[int] = []
     forward = t5.T5Encoder.forward
 
-    def short(self: t5.T5Encoder, ids_BL: torch.Tensor, lengths_B: torch.Tensor) -> Any:
-        tried.append(len(ids_BL))
+    def limited(self: t5.T5Encoder, ids_BL: torch.Tensor, lengths_B: torch.Tensor) -> Any:
+        batch_sizes.append(len(ids_BL))
         if len(ids_BL) > 2:
             raise torch.OutOfMemoryError("too much")
         return forward(self, ids_BL, lengths_B)
 
-    monkeypatch.setattr(t5.T5Encoder, "forward", short)
+    monkeypatch.setattr(t5.T5Encoder, "forward", limited)
     for _ in range(2):
         for found, wanted in zip(encoder.encode(["ba bi bo"] * 9), expected, strict=True):
             np.testing.assert_allclose(found.tokens, wanted.tokens, atol=1e-5)
-    # 9 are halved until it goes; after that no more than that go at once.
-    assert tried == [9, 5, 3, 2, 1, 2, 4, 2, 2, *[2, 2, 2, 2, 1]]
-    assert "out of memory with 9 captions at once; batch_tokens is 20 from here on" in caplog.text
+    # The batch of 9 is halved until it fits; later batches are no larger than what fitted.
+    assert batch_sizes == [9, 5, 3, 2, 1, 2, 4, 2, 2, *[2, 2, 2, 2, 1]]
+    assert "out of memory with a batch of 9 captions; batch_tokens is now 20" in caplog.text
     monkeypatch.setattr(t5.T5Encoder, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("too much")))
-    with pytest.raises(EngineError, match=r"no memory on cpu for one caption of 4 tokens; set a lower max_tokens"):
+    with pytest.raises(EngineError, match=r"out of memory on cpu with one caption of 4 tokens; set a lower max_tokens"):
         encoder.encode(["ba bi bo"])
 
 
-def test_importing_it_loads_no_network_library() -> None:
+def test_import_loads_no_neural_network_library() -> None:
     libraries = {"ray", "torch", "transformers", "open_clip"}
     code = (
         f"import sys, captioning.encoders.t5, captioning.encoders.clip; print(sorted({libraries} & set(sys.modules)))"

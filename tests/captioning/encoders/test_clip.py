@@ -1,4 +1,4 @@
-"""The text tower of CLIP on tiny models with random weights, saved and loaded as real ones are; open_clip's own forward is the reference."""
+"""Encoder clip on tiny models with random weights, compared with the forward pass of open_clip."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ CAPTIONS = [
 
 
 def save_model(folder: Path, seed: int = 0, custom: bool = False, **text: Any) -> Path:
+    """Save a model, by default of class CLIP, with some settings of its text tower changed; return its folder."""
     folder.mkdir()
     model_cfg = CONFIG | {"text_cfg": TEXT | text} | ({"custom_text": True} if custom else {})
     preprocess = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -58,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reference(folder: Path, captions: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Hidden states after the final norm, and `encode_text`, of each caption alone at the full context."""
+    """Return hidden states after the final norm, and `encode_text`, of each caption alone at full context length."""
     model = open_clip.create_model_from_pretrained(f"local-dir:{folder}")[0].eval()
     states: list[torch.Tensor] = []
     (model.text if hasattr(model, "text") else model).ln_final.register_forward_hook(
@@ -95,7 +96,7 @@ def test_embeddings_are_those_of_open_clip(custom: bool, text: dict[str, Any], t
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10**6])
-def test_neighbours_make_no_difference(batch_tokens: int, folder: Path) -> None:
+def test_other_captions_of_a_batch_have_no_effect(batch_tokens: int, folder: Path) -> None:
     encoder = Clip(model=str(folder), batch_tokens=batch_tokens).open()
     for caption, embedding in zip(CAPTIONS, encoder.encode(CAPTIONS), strict=True):
         (alone,) = encoder.encode([caption])
@@ -106,19 +107,21 @@ def test_neighbours_make_no_difference(batch_tokens: int, folder: Path) -> None:
     assert encoder.encode([]) == []
 
 
-def test_bfloat16_is_close(folder: Path) -> None:
-    rough, fine = (Clip(model=str(folder), dtype=dtype).open().encode(CAPTIONS) for dtype in ("bfloat16", "float32"))
-    for a, b in zip(rough, fine, strict=True):
+def test_bfloat16_is_close_to_float32(folder: Path) -> None:
+    bfloat16, float32 = (
+        Clip(model=str(folder), dtype=dtype).open().encode(CAPTIONS) for dtype in ("bfloat16", "float32")
+    )
+    for a, b in zip(bfloat16, float32, strict=True):
         assert a.tokens.dtype == np.float32
         assert (a.tokens * b.tokens).sum() / np.linalg.norm(a.tokens) / np.linalg.norm(b.tokens) > 0.999
 
 
-def test_what_embeddings_depend_on(folder: Path, tmp_path: Path) -> None:
+def test_identity_covers_what_embeddings_depend_on(folder: Path, tmp_path: Path) -> None:
     settings = Clip(model=str(folder))
     identity = settings.identity()
     assert settings.open().identity == identity
     assert Clip(model=str(save_model(tmp_path / "copy")), batch_tokens=3).identity() == identity, (
-        "where the same files lie does not matter"
+        "the path of the files has no effect"
     )
     assert settings.weights() == Embedding(model=str(folder)).weights()
     others = [
@@ -131,13 +134,13 @@ def test_what_embeddings_depend_on(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [{"no_causal_mask": True}, {"pool_type": "last"}, {"embed_cls": True}])
-def test_towers_of_another_build_are_refused(text: dict[str, Any], tmp_path: Path) -> None:
+def test_unsupported_text_towers_are_refused(text: dict[str, Any], tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", custom=True, **text)
     with pytest.raises(EngineError, match=r"model .*model: its text tower is not causal, or has no end token"):
         Clip(model=str(folder)).open()
 
 
-def test_what_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_errors_name_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError, match="no such folder"):
         Clip(model=str(tmp_path / "none"))
     folder = save_model(tmp_path / "model")
