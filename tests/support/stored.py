@@ -1,4 +1,4 @@
-"""A small stored data set: real shards, text table and manifest, of drifting gradients encoded by the autoencoder `linear`."""
+"""A small stored data set: real shards, a text table and a manifest, of drifting gradients encoded by `linear`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from captioning.encoder import NULL_CAPTION, text_key
 from captioning.encoders.hashing import Hashing
 from training.autoencoders.linear import Linear
 from training.data.buckets import Bucket
+from training.data.manifest import DatasetInfo, write_manifest
 from training.data.shard_writer import LatentRow, write_shard
-from training.data.shards import DatasetInfo, ShardInfo, read_index, write_manifest
+from training.data.shards import ShardInfo, read_index
 from training.data.text_tables import write_text_table
 
 SETTINGS = Linear()
@@ -24,9 +25,9 @@ CLIPS, STILLS = Bucket(32, 16, 9, 8.0), Bucket(16, 16, 1, 8.0)
 
 
 def video(bucket: Bucket, seed: int) -> torch.Tensor:
-    """`[3, T, H, W]`: smooth waves of random colours that drift."""
-    chance = torch.Generator().manual_seed(seed)
-    phase, speed, slope = (torch.rand(3, 1, 1, 1, generator=chance) * scale for scale in (6.3, 0.5, 0.3))
+    """Return a video `[3, T, H, W]` of smooth, drifting waves of random colours."""
+    rng = torch.Generator().manual_seed(seed)
+    phase, speed, slope = (torch.rand(3, 1, 1, 1, generator=rng) * scale for scale in (6.3, 0.5, 0.3))
     t, y, x = torch.meshgrid(
         *(torch.arange(float(n)) for n in (bucket.frames, bucket.height, bucket.width)), indexing="ij"
     )
@@ -34,12 +35,13 @@ def video(bucket: Bucket, seed: int) -> torch.Tensor:
 
 
 def latent_row(bucket: Bucket, number: int, uid: str | None = None) -> LatentRow:
+    """Return the encoded video of seed `number`, with uid `BUCKET-NUMBER` unless `uid` is another."""
     pixels = video(bucket, number)[None]
-    tail = AUTOENCODER.encode(pixels[:, :, -1:])[0].to(torch.bfloat16) if bucket.frames > 1 else None
+    last_frame = AUTOENCODER.encode(pixels[:, :, -1:])[0].to(torch.bfloat16) if bucket.frames > 1 else None
     return LatentRow(
         uid=uid or f"{bucket.name}-{number:04d}",
         latent=AUTOENCODER.encode(pixels)[0].to(torch.bfloat16),
-        last_frame_latent=tail,
+        last_frame_latent=last_frame,
         source=f"videos/{number}.mp4",
         start_pts=1000 * number,
         end_pts=1000 * number + 512,
@@ -51,10 +53,12 @@ def latent_row(bucket: Bucket, number: int, uid: str | None = None) -> LatentRow
 
 
 def shard_info(bucket: Bucket) -> ShardInfo:
-    return ShardInfo.of(SETTINGS, AUTOENCODER, bucket, "stored")
+    """Return the description of a shard of `latent_row`s."""
+    return ShardInfo.from_autoencoder(SETTINGS, AUTOENCODER, bucket, "stored")
 
 
 def dataset_info() -> DatasetInfo:
+    """Return the description of the data set that `write_dataset` writes."""
     return DatasetInfo(
         tables_root="..",
         autoencoder=SETTINGS.model_dump(mode="json"),
@@ -70,11 +74,21 @@ def dataset_info() -> DatasetInfo:
     )
 
 
+def shard_file(bucket: Bucket) -> str:
+    """Return the path of a bucket's shard, relative to the root of the data set."""
+    return f"latents/bucket={bucket.name}/part-0.parquet"
+
+
+def shard_path(root: Path, bucket: Bucket) -> Path:
+    """Return the path of a bucket's shard in the data set at `root`."""
+    return root / shard_file(bucket)
+
+
 def write_dataset(root: Path, counts: Mapping[Bucket, int], info: DatasetInfo | None = None) -> str:
-    """URI of the manifest of a data set with that many samples a bucket, every fourth in the validation split."""
+    """Write a data set with this many samples per bucket, every fourth for validation; return its manifest's URI."""
     rows = []
     for bucket, count in counts.items():
-        file = f"latents/bucket={bucket.name}/part-0.parquet"
+        file = shard_file(bucket)
         write_shard(str(root / file), [latent_row(bucket, number) for number in range(count)], shard_info(bucket))
         for number, row in enumerate(read_index(str(root / file)).to_pylist()):
             caption = CAPTIONS[number % len(CAPTIONS)]
@@ -103,6 +117,12 @@ def write_dataset(root: Path, counts: Mapping[Bucket, int], info: DatasetInfo | 
 
 
 def flip_bit(path: Path, offset: int) -> None:
+    """Flip one bit of the byte at `offset`."""
     data = bytearray(path.read_bytes())
     data[offset] ^= 0x10
     path.write_bytes(data)
+
+
+def bytes_of(latent: torch.Tensor) -> bytes:
+    """Return the bytes of a bfloat16 tensor as shards store them."""
+    return latent.contiguous().view(torch.int16).numpy().tobytes()

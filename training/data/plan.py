@@ -54,7 +54,7 @@ class PlanSettings(Settings):
     policy: Policy = Field(
         "pack",
         description="How samples are combined. same: one bucket per step; bucketed: one bucket per micro-batch; "
-        "pack: samples of any buckets in one sequence. See docs/batches.md.",
+        "pack: samples of any buckets in one sequence. See docs/internals/batches.md.",
     )
     weights: dict[str, NonNegativeFloat] = Field(
         {},

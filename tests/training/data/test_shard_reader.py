@@ -1,3 +1,5 @@
+"""Tests of reading shards: Arrow's own Parquet reader is the reference, and no flipped bit is read unnoticed."""
+
 from __future__ import annotations
 
 import gc
@@ -17,14 +19,15 @@ from hypothesis import strategies as st
 
 from cluster import storage
 from tests.support.paths import ROOT
-from tests.support.stored import CLIPS, STILLS, latent_row, shard_info, write_dataset
+from tests.support.stored import CLIPS, STILLS, bytes_of, latent_row, shard_file, shard_info, shard_path, write_dataset
 from training.data import byte_ranges, footer, layout, shards
 from training.data.buckets import Bucket
-from training.data.footer import DamagedError
 from training.data.dataset import Dataset
+from training.data.footer import DamagedError
+from training.data.manifest import read_manifest
 from training.data.shard_reader import RowReference, ShardReader, StoredLatents
 from training.data.shard_writer import write_shard
-from training.data.shards import checksum_of, read_index, read_manifest
+from training.data.shards import checksum_of, read_index
 from training.data.verify import verify
 
 T = TypeVar("T")
@@ -42,26 +45,24 @@ def shard(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return tmp_path / "part.parquet"
 
 
-def places_of(path: Path) -> list[RowReference]:
+def references_of(path: Path) -> list[RowReference]:
     return [
         RowReference(path.name, row["row_group"], row["row"])
         for row in read_index(str(path)).select(["row_group", "row"]).to_pylist()
     ]
 
 
-def bytes_of(values: torch.Tensor | None) -> bytes | None:
-    return None if values is None else values.contiguous().view(torch.int16).numpy().tobytes()
-
-
 def by_pyarrow(path: Path) -> list[tuple[bytes, bytes | None, int]]:
-    """The independent reference: Arrow's own Parquet reader."""
+    """Return latent, last-frame latent and checksum of each row, by Arrow's own Parquet reader."""
     table = pq.read_table(path, partitioning=None)
     return list(zip(*(table[name].to_pylist() for name in ("latent", "last_frame_latent", "checksum")), strict=True))
 
 
-def as_bytes(sample: StoredLatents | DamagedError) -> tuple[bytes | None, bytes | None, int]:
+def as_bytes(sample: StoredLatents | DamagedError) -> tuple[bytes, bytes | None, int]:
+    """Return the bytes of both latents and their checksum."""
     assert isinstance(sample, StoredLatents), sample
-    return bytes_of(sample.latent), bytes_of(sample.last_frame_latent), sample.checksum
+    last_frame = sample.last_frame_latent
+    return bytes_of(sample.latent), None if last_frame is None else bytes_of(last_frame), sample.checksum
 
 
 @settings(max_examples=15)
@@ -71,30 +72,30 @@ def as_bytes(sample: StoredLatents | DamagedError) -> tuple[bytes | None, bytes 
     group_bytes=st.integers(1, 20_000),
     data=st.data(),
 )
-def test_what_arrow_reads_is_read(
+def test_any_rows_are_read_as_arrow_reads_them(
     tmp_path_factory: pytest.TempPathFactory, bucket: Bucket, n_rows: int, group_bytes: int, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "part.parquet"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "ROW_GROUP_BYTES", group_bytes)
         write_shard(str(path), [latent_row(bucket, number) for number in range(n_rows)], shard_info(bucket))
-    reader, places, expected = ShardReader(str(path.parent)), places_of(path), by_pyarrow(path)
+    reader, references, expected = ShardReader(str(path.parent)), references_of(path), by_pyarrow(path)
     order = data.draw(st.lists(st.integers(0, n_rows - 1), max_size=20))
-    assert [as_bytes(reader.read(*places[number])) for number in order] == [expected[number] for number in order]
-    assert [as_bytes(sample) for sample in reader.read_many([places[number] for number in order])] == [
+    assert [as_bytes(reader.read(*references[number])) for number in order] == [expected[number] for number in order]
+    assert [as_bytes(sample) for sample in reader.read_many([references[number] for number in order])] == [
         expected[number] for number in order
     ]
-    assert [as_bytes(sample) for sample in reader.read_many(places)] == expected
+    assert [as_bytes(sample) for sample in reader.read_many(references)] == expected
 
 
-def test_our_own_files_are_read_in_place(
+def test_written_shards_are_read_by_byte_ranges(
     shard: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not through Arrow's Parquet reader, of which nothing but the footer is needed."""
+    """Arrow's Parquet reader reads only the footer."""
     expected = by_pyarrow(shard)
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", None)
     reader = ShardReader(str(shard.parent))
-    assert [as_bytes(reader.read(*place)) for place in places_of(shard)] == expected
+    assert [as_bytes(reader.read(*reference)) for reference in references_of(shard)] == expected
     assert not caplog.records
 
 
@@ -115,15 +116,15 @@ REWRITTEN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", REWRITTEN.values(), ids=REWRITTEN)
-def test_a_shard_that_was_written_anew_is_read_all_the_same(
+def test_a_rewritten_shard_is_read_with_a_warning(
     shard: Path, options: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     table = pq.read_table(shard, partitioning=None)
     pq.write_table(table, shard, row_group_size=4, **options)
     reader, expected = ShardReader(str(shard.parent)), by_pyarrow(shard)
     with caplog.at_level(logging.WARNING):
-        assert [as_bytes(reader.read(*place)) for place in places_of(shard)] == expected
-        assert [as_bytes(sample) for sample in reader.read_many(places_of(shard))] == expected
+        assert [as_bytes(reader.read(*reference)) for reference in references_of(shard)] == expected
+        assert [as_bytes(sample) for sample in reader.read_many(references_of(shard))] == expected
         with pytest.raises(DamagedError, match=r"part.parquet: row group 1 has no row 3; it has 3"):
             reader.read(shard.name, 1, 3)
         with pytest.raises(DamagedError, match=r"part.parquet: no row group 2; it has 2"):
@@ -134,7 +135,7 @@ def test_a_shard_that_was_written_anew_is_read_all_the_same(
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 @pytest.mark.parametrize("optional", [True, False])
 @pytest.mark.parametrize("rows_per_page", [1, 2, 50])
-def test_a_column_of_several_pages_is_never_taken_for_one(
+def test_only_columns_of_one_page_have_a_layout(
     tmp_path: Path, version: str, optional: bool, rows_per_page: int
 ) -> None:
     values = [bytes([number]) * 2 for number in range(100)]
@@ -155,14 +156,14 @@ def test_a_column_of_several_pages_is_never_taken_for_one(
     assert [data[start : start + 2] for start in starts] == values
 
 
-def test_what_is_wrong_with_a_sample_costs_no_other(shard: Path) -> None:
-    places, expected = places_of(shard), by_pyarrow(shard)
+def test_an_error_of_one_sample_affects_no_other(shard: Path) -> None:
+    references, expected = references_of(shard), by_pyarrow(shard)
     asked = [
-        places[0],
+        references[0],
         RowReference(shard.name, 0, 3),
-        places[1],
+        references[1],
         RowReference("absent.parquet", 0, 0),
-        places[2],
+        references[2],
         RowReference(shard.name, 9, 0),
         RowReference(shard.name, 0, -1),
     ]
@@ -178,7 +179,7 @@ def test_what_is_wrong_with_a_sample_costs_no_other(shard: Path) -> None:
 
 
 class CountedFile:
-    """An object of a store: every read of it is a request."""
+    """An object of a store that records each read, which is one request."""
 
     requests: list[tuple[int, int]]
 
@@ -190,37 +191,37 @@ class CountedFile:
         return self._data[offset : offset + size]
 
 
-def test_neighbouring_rows_of_an_object_store_are_one_request(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, places = by_pyarrow(shard), places_of(shard)
+def test_neighbouring_rows_are_one_request(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, references = by_pyarrow(shard), references_of(shard)
     reader = ShardReader("s3://bucket")
     open_input = storage.open_input
     monkeypatch.setattr(storage, "open_input", lambda uri: open_input(uri.replace("s3://bucket", str(shard.parent))))
     reader.info(shard.name)
     monkeypatch.setattr(storage, "open_input", lambda uri: CountedFile(shard))
     CountedFile.requests = []
-    assert [as_bytes(sample) for sample in reader.read_many(places)] == expected
-    assert len(CountedFile.requests) == 3, "one for each row group, the tail latents along with the latents"
+    assert [as_bytes(sample) for sample in reader.read_many(references)] == expected
+    assert len(CountedFile.requests) == 3, "one for each row group, last-frame latents along with latents"
     CountedFile.requests = []
-    assert as_bytes(reader.read(*places[4])) == expected[4]
+    assert as_bytes(reader.read(*references[4])) == expected[4]
     assert len(CountedFile.requests) == 1
-    backwards = list(reader.read_many(places[::-1]))
+    backwards = list(reader.read_many(references[::-1]))
     assert [as_bytes(sample) for sample in backwards] == expected[::-1]
     monkeypatch.setattr("training.data.shard_reader.MAX_GAP_BYTES", -1)
     apart = ShardReader("s3://bucket")
     monkeypatch.setattr(storage, "open_input", lambda uri: open_input(uri.replace("s3://bucket", str(shard.parent))))
-    assert [as_bytes(sample) for sample in apart.read_many(places)] == expected
+    assert [as_bytes(sample) for sample in apart.read_many(references)] == expected
 
 
-def test_reading_may_stop_at_any_row(shard: Path) -> None:
-    places = places_of(shard) * 50
+def test_reading_can_stop_at_any_row(shard: Path) -> None:
+    references = references_of(shard) * 50
     for taken in (0, 1, 5):
-        samples = ShardReader(str(shard.parent)).read_many(places, threads=2)
+        samples = ShardReader(str(shard.parent)).read_many(references, threads=2)
         for _ in range(taken):
             next(samples)
         samples.close()  # type: ignore[attr-defined]
 
 
-def test_reads_that_the_system_cuts_short_are_continued(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_reads_are_continued(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preadv = os.preadv
     monkeypatch.setattr(
         os,
@@ -228,15 +229,17 @@ def test_reads_that_the_system_cuts_short_are_continued(shard: Path, monkeypatch
         lambda descriptor, targets, offset: preadv(descriptor, [next(each for each in targets if each)[:100]], offset),
     )
     reader = ShardReader(str(shard.parent))
-    assert [as_bytes(reader.read(*place)) for place in places_of(shard)] == by_pyarrow(shard)
+    assert [as_bytes(reader.read(*reference)) for reference in references_of(shard)] == by_pyarrow(shard)
 
 
-def test_a_file_that_is_cut_or_fails_while_it_is_read_is_named(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_cut_or_fail_are_named(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = ShardReader(str(shard.parent))
-    last = places_of(shard)[-1]
+    last = references_of(shard)[-1]
     assert as_bytes(reader.read(*last))
     os.truncate(shard, 2000 if shard.stat().st_size > 4000 else 1000)
-    with pytest.raises(DamagedError, match=r"part.parquet: \d+ bytes at \d+ cannot be read: \d+ are there"):
+    with pytest.raises(
+        DamagedError, match=r"part.parquet: \d+ bytes at \d+ cannot be read: the file has only \d+ of them"
+    ):
         reader.read(*last)
 
     def broken(*_: object) -> int:
@@ -247,7 +250,7 @@ def test_a_file_that_is_cut_or_fails_while_it_is_read_is_named(shard: Path, monk
         reader.read(*last)
 
 
-def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_open_files_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(byte_ranges, "MAX_OPEN_FILES", 3)
     for number in range(10):
         write_shard(str(tmp_path / f"{number}.parquet"), [latent_row(STILLS, number)], shard_info(STILLS))
@@ -267,20 +270,19 @@ def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert n_open() == 0
 
 
-@given(latent=st.binary(), tail=st.binary())
-def test_the_checksum_is_the_one_of_zlib(latent: bytes, tail: bytes) -> None:
-    assert checksum_of(latent, tail) == checksum_of(memoryview(latent + tail)) == zlib.crc32(latent + tail)
+@given(latent=st.binary(), last_frame=st.binary())
+def test_the_checksum_is_that_of_zlib(latent: bytes, last_frame: bytes) -> None:
+    assert checksum_of(latent, last_frame) == zlib.crc32(latent + last_frame)
+    assert checksum_of(memoryview(latent + last_frame)) == zlib.crc32(latent + last_frame)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bucket", [STILLS, CLIPS], ids=lambda bucket: bucket.name)
-def test_a_flipped_bit_in_any_byte_gives_an_error_or_a_checksum_that_is_not_the_manifests(
-    tmp_path: Path, bucket: Bucket
-) -> None:
+def test_a_flipped_bit_gives_an_error_or_another_checksum(tmp_path: Path, bucket: Bucket) -> None:
     rows = [latent_row(bucket, number) for number in range(3)]
     path = tmp_path / "part.parquet"
     write_shard(str(path), rows, shard_info(bucket))
-    whole, places, expected = path.read_bytes(), places_of(path), by_pyarrow(path)
+    whole, references, expected = path.read_bytes(), references_of(path), by_pyarrow(path)
     found = {"error": 0, "checksum": 0, "right": 0}
     values = {
         start + at
@@ -293,8 +295,8 @@ def test_a_flipped_bit_in_any_byte_gives_an_error_or_a_checksum_that_is_not_the_
         data[offset] ^= 1 << offset % 8
         path.write_bytes(data)
         reader = ShardReader(str(tmp_path))
-        for place, row in zip(places, expected, strict=True):
-            read = error_or(lambda reader=reader, place=place: reader.read(*place))
+        for reference, row in zip(references, expected, strict=True):
+            read = error_or(lambda reader=reader, reference=reference: reader.read(*reference))
             if isinstance(read, DamagedError):
                 assert "part.parquet" in str(read)
                 found["error"] += 1
@@ -309,14 +311,12 @@ def test_a_flipped_bit_in_any_byte_gives_an_error_or_a_checksum_that_is_not_the_
 
 
 @settings(max_examples=60)
-@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), bucket=st.sampled_from([CLIPS, STILLS]))
-def test_whatever_bit_is_flipped_verify_says_so_or_every_sample_is_right(
-    damaged: Path, place: float, bit: int, bucket: Bucket
-) -> None:
-    file = f"latents/bucket={bucket.name}/part-0.parquet"
+@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), bucket=st.sampled_from([CLIPS, STILLS]))
+def test_verify_reports_any_flipped_bit_that_matters(damaged: Path, position: float, bit: int, bucket: Bucket) -> None:
+    file = shard_file(bucket)
     whole = (damaged / file).read_bytes()
     data = bytearray(whole)
-    data[int(place * len(data))] ^= 1 << bit
+    data[int(position * len(data))] ^= 1 << bit
     manifest_uri = str(damaged / "manifest-0/_manifest.parquet")
     try:
         (damaged / file).write_bytes(data)
@@ -324,12 +324,12 @@ def test_whatever_bit_is_flipped_verify_says_so_or_every_sample_is_right(
         assert all(problem.file == file for problem in problems)
         wrong = {problem.uid for problem in problems}
         for split in ("train", "val"):
-            _loads_right_or_not_at_all(manifest_uri, split, file, wrong)
+            _check_samples(manifest_uri, split, file, wrong)
     finally:
         (damaged / file).write_bytes(whole)
 
 
-def _loads_right_or_not_at_all(manifest_uri: str, split: Any, file: str, wrong: set[str | None]) -> None:
+def _check_samples(manifest_uri: str, split: Any, file: str, wrong: set[str | None]) -> None:
     dataset = error_or(lambda: Dataset.open(manifest_uri, split))
     if isinstance(dataset, DamagedError):
         assert file in str(dataset)
@@ -344,7 +344,9 @@ def _loads_right_or_not_at_all(manifest_uri: str, split: Any, file: str, wrong: 
             continue
         written = latent_row(CLIPS if row["kind"] == "video" else STILLS, int(row["uid"][-4:]))
         assert bytes_of(sample.latent) == bytes_of(written.latent)
-        assert bytes_of(sample.last_frame_latent) == bytes_of(written.last_frame_latent)
+        assert (sample.last_frame_latent is None) == (written.last_frame_latent is None)
+        if sample.last_frame_latent is not None and written.last_frame_latent is not None:
+            assert bytes_of(sample.last_frame_latent) == bytes_of(written.last_frame_latent)
 
 
 def error_or(call: Callable[[], T]) -> T | DamagedError:
@@ -361,14 +363,17 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_factor_of_nought_in_a_footer_is_damage(tmp_path: Path) -> None:
+def test_a_factor_of_0_in_a_footer_is_damage(tmp_path: Path) -> None:
     manifest_uri = write_dataset(tmp_path, {STILLS: 2})
-    path = tmp_path / f"latents/bucket={STILLS.name}/part-0.parquet"
+    path = shard_path(tmp_path, STILLS)
     table = pq.read_table(path, partitioning=None)
-    described = table.schema.metadata[footer.KEY]
+    described = table.schema.metadata[footer.METADATA_KEY]
     assert b'"space_factor": 8' in described
     pq.write_table(
-        table.replace_schema_metadata({footer.KEY: described.replace(b'"space_factor": 8', b'"space_factor": 0')}), path
+        table.replace_schema_metadata(
+            {footer.METADATA_KEY: described.replace(b'"space_factor": 8', b'"space_factor": 0')}
+        ),
+        path,
     )
     (problem,) = verify(manifest_uri)
     assert "its footer is incomplete or damaged" in problem.message
@@ -376,9 +381,9 @@ def test_a_factor_of_nought_in_a_footer_is_damage(tmp_path: Path) -> None:
         Dataset.open(manifest_uri, "train")
 
 
-def test_a_shard_without_row_groups_fits_no_manifest(tmp_path: Path) -> None:
+def test_a_shard_without_row_groups_has_no_rows(tmp_path: Path) -> None:
     manifest_uri = write_dataset(tmp_path, {STILLS: 2})
-    path = tmp_path / f"latents/bucket={STILLS.name}/part-0.parquet"
+    path = shard_path(tmp_path, STILLS)
     pq.write_table(pq.read_table(path, partitioning=None).slice(0, 0), path)
     assert [problem.message for problem in verify(manifest_uri)] == ["the shard has no such row"] * 2
     table, _ = read_manifest(manifest_uri)
@@ -387,8 +392,8 @@ def test_a_shard_without_row_groups_fits_no_manifest(tmp_path: Path) -> None:
     assert len(table) == 2
 
 
-def test_the_example_of_the_docs_reads_a_shard(shard: Path) -> None:
-    text = (ROOT / "docs" / "shards.md").read_text()
+def test_the_example_in_the_docs_reads_a_shard(shard: Path) -> None:
+    text = (ROOT / "docs" / "formats" / "shards.md").read_text()
     latents: dict[str, torch.Tensor] = {}
     exec(text.split("```python\n")[1].split("```")[0], {"path": str(shard), "latents": latents})
     expected = dict(zip(read_index(str(shard))["uid"].to_pylist(), by_pyarrow(shard), strict=True))

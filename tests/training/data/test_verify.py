@@ -1,3 +1,5 @@
+"""Tests of `verify`: each kind of damage to a data set is one problem, named by file, row and uid."""
+
 from __future__ import annotations
 
 import json
@@ -10,14 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.support.stored import CLIPS, STILLS, flip_bit, latent_row, shard_info, write_dataset
+from tests.support.stored import CLIPS, STILLS, bytes_of, flip_bit, latent_row, shard_file, shard_info, write_dataset
 from training.data import footer
+from training.data.manifest import read_manifest, write_manifest
 from training.data.shard_writer import write_shard
-from training.data.shards import read_manifest, write_manifest
 from training.data.verify import Problem, verify
 
-CLIPS_FILE = f"latents/bucket={CLIPS.name}/part-0.parquet"
-STILLS_FILE = f"latents/bucket={STILLS.name}/part-0.parquet"
+CLIPS_FILE, STILLS_FILE = shard_file(CLIPS), shard_file(STILLS)
 
 
 @pytest.fixture
@@ -25,18 +26,13 @@ def manifest_uri(tmp_path: Path) -> str:
     return write_dataset(tmp_path, {CLIPS: 6, STILLS: 5})
 
 
-def bytes_of(tensor: torch.Tensor | None) -> bytes:
-    assert tensor is not None
-    return tensor.contiguous().view(torch.int16).numpy().tobytes()
-
-
-def test_a_sound_data_set_has_no_problem(manifest_uri: str) -> None:
+def test_an_intact_data_set_has_no_problems(manifest_uri: str) -> None:
     assert verify(manifest_uri) == []
     assert verify(manifest_uri, n_decoded=0) == []
 
 
 @pytest.mark.parametrize("part", ["latent", "last_frame_latent"])
-def test_a_flipped_bit_is_named_by_file_row_and_uid(manifest_uri: str, tmp_path: Path, part: str) -> None:
+def test_a_flipped_bit_is_reported_with_file_row_and_uid(manifest_uri: str, tmp_path: Path, part: str) -> None:
     row = latent_row(CLIPS, 3)
     flip_bit(tmp_path / CLIPS_FILE, (tmp_path / CLIPS_FILE).read_bytes().index(bytes_of(getattr(row, part))) + 7)
     (problem,) = verify(manifest_uri)
@@ -63,8 +59,8 @@ def damage_foreign(path: Path) -> None:
 
 def damage_version(path: Path) -> None:
     table = pq.read_table(path)
-    description = json.loads(table.schema.metadata[footer.KEY]) | {"version": 99}
-    pq.write_table(table.replace_schema_metadata({footer.KEY: json.dumps(description)}), path)
+    description = json.loads(table.schema.metadata[footer.METADATA_KEY]) | {"version": 99}
+    pq.write_table(table.replace_schema_metadata({footer.METADATA_KEY: json.dumps(description)}), path)
 
 
 DAMAGE = {
@@ -78,7 +74,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE.items())
 @pytest.mark.parametrize("file", [CLIPS_FILE, STILLS_FILE])
-def test_a_damaged_shard_is_one_problem_and_hides_no_other(
+def test_a_damaged_shard_hides_no_other_problem(
     manifest_uri: str, tmp_path: Path, damage: Callable[[Path], None], message: str, file: str
 ) -> None:
     damage(tmp_path / file)
@@ -93,14 +89,14 @@ def test_a_damaged_shard_is_one_problem_and_hides_no_other(
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE.items())
-def test_a_damaged_manifest_is_named(manifest_uri: str, damage: Callable[[Path], None], message: str) -> None:
+def test_a_damaged_manifest_is_reported(manifest_uri: str, damage: Callable[[Path], None], message: str) -> None:
     damage(Path(manifest_uri))
     (problem,) = verify(manifest_uri)
     assert problem.file == manifest_uri
     assert message.replace("opened", "read") in problem.message
 
 
-def test_a_damaged_or_missing_text_table_is_named(manifest_uri: str, tmp_path: Path) -> None:
+def test_a_damaged_or_missing_text_table_is_reported(manifest_uri: str, tmp_path: Path) -> None:
     path = tmp_path / "texts/part-0.parquet"
     data = path.read_bytes()
     path.write_bytes(data[:-50])
@@ -125,7 +121,7 @@ def test_a_damaged_or_missing_text_table_is_named(manifest_uri: str, tmp_path: P
         ("n_text", 77, "tokens, and the manifest says 77"),
     ],
 )
-def test_a_manifest_that_disagrees_with_its_shards_is_found(
+def test_a_manifest_that_differs_from_its_shards_is_reported(
     manifest_uri: str, column: str, value: object, message: str
 ) -> None:
     table, info = read_manifest(manifest_uri)
@@ -140,7 +136,7 @@ def test_a_manifest_that_disagrees_with_its_shards_is_found(
     assert message in problem.message
 
 
-def test_more_than_one_autoencoder_is_found(manifest_uri: str, tmp_path: Path) -> None:
+def test_a_second_autoencoder_is_reported(manifest_uri: str, tmp_path: Path) -> None:
     other = replace(shard_info(STILLS), autoencoder_identity="causal-1")
     write_shard(str(tmp_path / STILLS_FILE), [latent_row(STILLS, number) for number in range(5)], other)
     (problem,) = verify(manifest_uri)
@@ -148,7 +144,7 @@ def test_more_than_one_autoencoder_is_found(manifest_uri: str, tmp_path: Path) -
     assert "autoencoder_identity is causal-1, and the manifest's linear16-" in problem.message
 
 
-def test_latents_that_are_not_finite_are_found_though_their_checksum_is_right(
+def test_latents_that_are_not_finite_are_reported(
     manifest_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [latent_row(STILLS, number) for number in range(5)]
@@ -158,9 +154,9 @@ def test_latents_that_are_not_finite_are_found_though_their_checksum_is_right(
         write_shard(str(tmp_path / STILLS_FILE), rows, shard_info(STILLS))
     checksum = pq.read_table(tmp_path / STILLS_FILE, columns=["checksum"])["checksum"].to_pylist()[2]
     table, info = read_manifest(manifest_uri)
-    place = table["uid"].to_pylist().index(rows[2].uid)
+    index = table["uid"].to_pylist().index(rows[2].uid)
     checksums = table["checksum"].to_pylist()
-    checksums[place] = checksum
+    checksums[index] = checksum
     write_manifest(
         manifest_uri, table.set_column(table.column_names.index("checksum"), "checksum", pa.array(checksums)), info
     )
@@ -168,8 +164,8 @@ def test_latents_that_are_not_finite_are_found_though_their_checksum_is_right(
     assert (problem.uid, problem.message) == (rows[2].uid, "its latents hold a value that is not finite")
 
 
-def test_a_latent_that_decodes_to_something_else_is_found(tmp_path: Path) -> None:
-    """Latents of the opposite sign: shapes and checksums are right, pictures are not."""
+def test_a_latent_that_decodes_to_another_image_is_reported(tmp_path: Path) -> None:
+    """Latents have the opposite sign, so shapes and checksums are right and images are not."""
     manifest_uri = write_dataset(tmp_path, {CLIPS: 3})
     rows = [latent_row(CLIPS, number) for number in range(3)]
     rows = [replace(row, latent=-row.latent) for row in rows]
@@ -182,7 +178,7 @@ def test_a_latent_that_decodes_to_something_else_is_found(tmp_path: Path) -> Non
     assert all("decoded last frame" in problem.message for problem in problems)
 
 
-def test_latents_of_weights_that_are_not_here_are_named_and_not_decoded(tmp_path: Path) -> None:
+def test_latents_of_other_weights_are_not_decoded(tmp_path: Path) -> None:
     manifest_uri = write_dataset(tmp_path, {CLIPS: 2})
     table, info = read_manifest(manifest_uri)
     write_manifest(manifest_uri, table, replace(info, autoencoder_identity="linear16-older"))
@@ -192,5 +188,5 @@ def test_latents_of_weights_that_are_not_here_are_named_and_not_decoded(tmp_path
     assert "its latents are by linear16-older; here 'linear' is linear16-" in problem.message
 
 
-def test_a_problem_of_a_file_reads_as_a_sentence() -> None:
-    assert str(Problem("a.parquet", None, None, None, "is gone")) == "a.parquet: is gone"
+def test_a_problem_names_its_file() -> None:
+    assert str(Problem("a.parquet", "is gone")) == "a.parquet: is gone"

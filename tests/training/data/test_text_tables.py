@@ -1,3 +1,5 @@
+"""Tests of text tables: what is written is read back bit for bit, or refused with its file and key."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -18,18 +20,19 @@ from training.data.text_tables import TextTableReader, read_text_tables, write_t
 
 
 def embeddings(lengths: list[int], dim: int, pooled_dim: int = 0, seed: int = 0) -> dict[str, TextEmbedding]:
-    chance = np.random.default_rng(seed)
+    """Return random embeddings by key, one for each number of tokens."""
+    rng = np.random.default_rng(seed)
     return {
         f"key-{number:03d}": TextEmbedding(
-            chance.normal(size=(n, dim)).astype(np.float32),
-            truncated=bool(chance.integers(2)),
-            pooled=chance.normal(size=pooled_dim).astype(np.float32) if pooled_dim else None,
+            rng.normal(size=(n, dim)).astype(np.float32),
+            truncated=bool(rng.integers(2)),
+            pooled=rng.normal(size=pooled_dim).astype(np.float32) if pooled_dim else None,
         )
         for number, n in enumerate(lengths)
     }
 
 
-def one(value: float | np.ndarray, n: int = 1, dim: int = 4, pooled: int | None = None) -> TextEmbedding:
+def constant(value: float, n: int = 1, dim: int = 4, pooled: int | None = None) -> TextEmbedding:
     return TextEmbedding(
         np.full((n, dim), value, np.float32), pooled=None if pooled is None else np.ones(pooled, np.float32)
     )
@@ -46,7 +49,7 @@ def keys_of(folder: Path) -> set[str]:
     pooled_dim=st.integers(0, 9),
     row_group_bytes=st.integers(1, 4000),
 )
-def test_what_is_written_comes_back_unpadded(
+def test_written_embeddings_are_read_unpadded(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], dim: int, pooled_dim: int, row_group_bytes: int
 ) -> None:
     folder = tmp_path_factory.mktemp("texts")
@@ -69,16 +72,16 @@ def test_what_is_written_comes_back_unpadded(
     assert read_text_tables(str(folder)).sort_by("key").to_pylist() == rows
 
 
-def test_several_tables_are_read_as_one_and_unfinished_ones_are_not_seen(tmp_path: Path) -> None:
+def test_tables_are_read_as_one_without_unfinished_ones(tmp_path: Path) -> None:
     write_text_table(str(tmp_path / "a.parquet"), embeddings([2, 3], 8), "e")
-    write_text_table(str(tmp_path / "b.parquet"), {"other": one(1, dim=8)}, "e")
+    write_text_table(str(tmp_path / "b.parquet"), {"other": constant(1, dim=8)}, "e")
     (tmp_path / ".part-123-c.parquet").write_bytes(b"half")
     assert keys_of(tmp_path) == {"key-000", "key-001", "other"}
     assert "other" in TextTableReader(str(tmp_path))
     assert TextTableReader(str(tmp_path)).get("other").tolist() == [[1.0] * 8]
 
 
-def test_no_folder_holds_no_keys(tmp_path: Path) -> None:
+def test_a_missing_folder_has_no_keys(tmp_path: Path) -> None:
     assert keys_of(tmp_path / "none") == set()
     reader = TextTableReader(str(tmp_path / "none"))
     assert reader.identity is None
@@ -90,12 +93,15 @@ def test_no_folder_holds_no_keys(tmp_path: Path) -> None:
     ("stored", "message"),
     [
         ({}, "at least one embedding"),
-        ({"k": one(0, n=0)}, r"text k: embedding of shape \(0, 4\)"),
-        ({"a": one(0), "b": one(0, dim=5)}, r"text b: .*give \[n, 4\]"),
-        ({"a": one(0, pooled=3), "b": one(0)}, r"text b: pooled of shape None; give \[3\]"),
-        ({"a": one(0), "b": one(0, pooled=3)}, r"text b: pooled of shape \(3,\); give \[0\] with every text, or none"),
-        ({"k": one(np.inf)}, "text k: .*not finite"),
-        ({"k": one(3.4e38)}, "text k: .*not finite"),  # overflows when rounded to bfloat16
+        ({"k": constant(0, n=0)}, r"text k: embedding of shape \(0, 4\)"),
+        ({"a": constant(0), "b": constant(0, dim=5)}, r"text b: .*give \[n, 4\]"),
+        ({"a": constant(0, pooled=3), "b": constant(0)}, r"text b: pooled of shape None; give \[3\]"),
+        (
+            {"a": constant(0), "b": constant(0, pooled=3)},
+            r"text b: pooled of shape \(3,\); give \[0\] with every text, or none",
+        ),
+        ({"k": constant(np.inf)}, "text k: .*not finite"),
+        ({"k": constant(3.4e38)}, "text k: .*not finite"),  # overflows when rounded to bfloat16
     ],
 )
 def test_embeddings_that_cannot_be_stored_are_refused(
@@ -106,9 +112,9 @@ def test_embeddings_that_cannot_be_stored_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_key_that_was_written_twice_counts_once(tmp_path: Path) -> None:
-    write_text_table(str(tmp_path / "a.parquet"), {"x": one(1), "y": one(1)}, "e")
-    write_text_table(str(tmp_path / "b.parquet"), {"y": one(1), "z": one(1, n=2)}, "e")
+def test_a_key_in_two_tables_counts_once(tmp_path: Path) -> None:
+    write_text_table(str(tmp_path / "a.parquet"), {"x": constant(1), "y": constant(1)}, "e")
+    write_text_table(str(tmp_path / "b.parquet"), {"y": constant(1), "z": constant(1, n=2)}, "e")
     assert sorted(zip(*(read_text_tables(str(tmp_path))[name].to_pylist() for name in ("key", "n")), strict=True)) == [
         ("x", 1),
         ("y", 1),
@@ -117,20 +123,19 @@ def test_a_key_that_was_written_twice_counts_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["tokens", "pooled"])
-def test_a_flipped_bit_is_named(part: str, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_reported_with_its_row(part: str, tmp_path: Path) -> None:
     stored = embeddings([4], 64, 64)
     write_text_table(str(tmp_path / "a.parquet"), stored, "e")
     data = torch.from_numpy(getattr(stored["key-000"], part)).to(torch.bfloat16).view(torch.int16).numpy().tobytes()
     flip_bit(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes().index(data) + 100)
     reader = TextTableReader(str(tmp_path))
+    message = r"a.parquet: row 0 of row group 0, text key-000: its bytes are not those"
     for read in (reader.get, reader.pooled):
-        with pytest.raises(
-            DamagedError, match=r"a.parquet: row 0 of row group 0, text key-000: its bytes are not those"
-        ):
+        with pytest.raises(DamagedError, match=message):
             read("key-000")
 
 
-def test_other_files_and_other_encoders_are_refused(tmp_path: Path) -> None:
+def test_other_files_and_encoders_are_refused(tmp_path: Path) -> None:
     write_text_table(str(tmp_path / "a.parquet"), embeddings([1], 8), "e")
     write_text_table(str(tmp_path / "b.parquet"), embeddings([1], 8), "f")
     with pytest.raises(
@@ -143,7 +148,7 @@ def test_other_files_and_other_encoders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match=rf"b.parquet: is not a text table of this version: its columns are {names}"):
         TextTableReader(str(tmp_path))
     pq.write_table(pa.table({"a": [1]}), tmp_path / "b.parquet")
-    with pytest.raises(DamagedError, match=r"b.parquet: its footer holds no description"):
+    with pytest.raises(DamagedError, match=r"b.parquet: its footer has no description"):
         TextTableReader(str(tmp_path))
     (tmp_path / "b.parquet").write_bytes(b"PAR1 cut short")
     with pytest.raises(DamagedError, match=r"b.parquet: cannot be opened"):
