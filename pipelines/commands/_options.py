@@ -46,7 +46,7 @@ def with_options(
         for name in fields:
             field = settings.model_fields[name]
             kind = field.annotation | None if name in optional else field.annotation  # type: ignore[operator]
-            default = None if name in optional else field.default
+            default = None if name in optional else inspect.Parameter.empty if field.is_required() else field.default
             annotation = Annotated[kind, typer.Option(help=field.description)]  # type: ignore[valid-type]
             added.append(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

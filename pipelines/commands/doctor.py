@@ -20,7 +20,7 @@ REQUIRED = (
     "ray",
     "deepspeed",
     "av",
-    "scenedetect",
+    "scenedetect-headless",
     "pyarrow",
     "pydantic",
     "safetensors",

@@ -1,74 +1,52 @@
-"""What the command line says: every name as it is, bad input in one line with exit code 2, and nothing half done."""
+"""The command line: one module per command, bad input in one line with exit code 2, and paths printed unchanged."""
 
 from __future__ import annotations
 
-import io
-import os
+import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from cluster import storage, telemetry
-from pipelines import cli, inline, show, upkeep
-from pipelines.commands import doctor
-from pipelines.commands import export as exporting
+from pipelines import cli, commands
+from pipelines.commands import export, quarantine
+from pipelines.commands import plan as plan_command
+from pipelines.commands._console import print_accounts
 from pipelines.commands.quarantine import Failure
-from pipelines.curation import run_segments
 from pipelines.export.exporter import Summary
 from pipelines.ledger import Account
-from pipelines.recipe import load_recipe
+from tests.support.command_line import CommandLine
 from tests.support.paths import ROOT
 from training.data.footer import DamagedError
 
 ODD = "/films/[bold]a [/dim] b.mp4"
-"""A path that is markup to the library that prints: the one tag would vanish, and the other, which closes nothing, is an error."""
+"""A path that looks like markup of the library that prints: one tag would vanish, the other would be an error."""
+
+NAMES = sorted(path.stem for path in Path(commands.__path__[0]).glob("*.py") if not path.stem.startswith("_"))
 
 
-@pytest.fixture
-def printed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
-    """All that is printed through any console."""
-    sink = io.StringIO()
-    console = Console(file=sink, width=400)
-    for module in (cli, show, upkeep, exporting, telemetry):
-        monkeypatch.setattr(module, "console", console)
-    monkeypatch.setattr(show, "console", console)
-    return sink.getvalue
+def test_every_module_of_commands_is_registered() -> None:
+    modules = [module for modules in cli.COMMANDS.values() for module in modules]
+    assert sorted(module.__name__ for module in modules) == [f"pipelines.commands.{name}" for name in NAMES]
+    registered = {command.callback: command.name for command in cli.app.registered_commands}
+    assert registered == {module.command: module.__name__.rpartition(".")[2].replace("_", "-") for module in modules}
 
 
-def ended(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Exit code of a command."""
-    monkeypatch.setattr(sys, "argv", ["worldloom", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_help(name: str, worldloom: CommandLine) -> None:
+    ended = worldloom(name.replace("_", "-"), "--help")
+    assert ended.exit_code == 0
+    assert f"worldloom {name.replace('_', '-')}" in ended.stdout
 
 
-def recipe_file(folder: Path, pattern: str, curate_: str = "[{scan: {}}, {cut: {}}]", name: str = "my.yaml") -> Path:
-    (folder / "in").mkdir(exist_ok=True)
-    path = folder / name
-    path.write_text(f"name: mine\nout: {folder / 'out'}\nsources:\n  - videos: '{pattern}'\ncurate: {curate_}\n")
-    return path
-
-
-def test_paths_are_printed_as_they_are(printed: Callable[[], str]) -> None:
-    show.accounts(
-        [
-            Account(
-                "videos",
-                1,
-                {"kept": 0, "dropped": 0, "failed": 1, "duplicate": 0},
-                (("failed", "scan", f"DecodeError: {ODD}", 1),),
-            )
-        ]
-    )
-    upkeep.failures([Failure("uid", ODD, None, "scan", "DecodeError", f"of {ODD}")])
-    exporting.show(Summary(ODD, 1, 0, 1, 0, 5, (("uid", f"of {ODD}"),) * 13))
-    assert printed().count(ODD) == 17
+def test_paths_that_look_like_markup_are_unchanged(worldloom: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
+    fates = {"kept": 0, "dropped": 0, "failed": 1, "duplicate": 0}
+    print_accounts([Account("videos", 1, fates, (("failed", "scan", f"DecodeError: {ODD}", 1),))])
+    quarantine.print_failures([Failure("uid", ODD, None, "scan", "DecodeError", f"{ODD}: is damaged")])
+    export.print_summary(Summary(ODD, 1, 0, 1, 0, 5, (("uid", f"{ODD}: is damaged"),) * 13))
+    # One reason, two cells of a failure, one summary, and the 12 failures and one file that it names.
+    assert capsys.readouterr().out.count(ODD) == 1 + 2 + 1 + 12 + 1
 
 
 @pytest.mark.parametrize(
@@ -76,113 +54,39 @@ def test_paths_are_printed_as_they_are(printed: Callable[[], str]) -> None:
     [RuntimeError(ODD), DamagedError(ODD), OSError(28, "No space left on device", ODD)],
     ids=lambda error: type(error).__name__,
 )
-def test_an_error_is_a_line_and_not_a_traceback(
-    error: Exception, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_is_one_line(error: Exception, worldloom: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path, assignments: list[str] | None) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "read", fail)
-    assert ended(monkeypatch, "plan", "my.yaml") == 1
-    assert printed().startswith("failed ")
-    assert ODD in printed()
+    monkeypatch.setattr(plan_command, "read_recipe", fail)
+    ended = worldloom("plan", "my.yaml")
+    assert ended.exit_code == 1
+    assert ended.stderr.startswith("failed ")
+    assert ended.stderr.count("\n") == 1
+    assert ODD in ended.stderr
 
 
-def test_a_recipe_that_is_not_there_is_named(printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ended(monkeypatch, "validate", ODD) == 2
-    assert printed() == f"error {ODD}: no such file\n"
+def test_a_missing_recipe_is_named(worldloom: CommandLine) -> None:
+    ended = worldloom("validate", ODD)
+    assert (ended.exit_code, ended.stderr) == (2, f"error {ODD}: no such file\n")
 
 
-def test_what_to_install_is_told_with_its_extra(printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda package: None)
-    monkeypatch.setattr(doctor, "_ray_sees", dict)
-    assert not doctor.report(show.console)
-    assert "pip install 'worldloom[models]'" in printed()
+def test_validate_names_what_a_recipe_does(worldloom: CommandLine, scan_recipe: Path) -> None:
+    ended = worldloom("validate", scan_recipe)
+    assert (ended.exit_code, ended.stdout) == (0, f"{scan_recipe}: ok: 2 steps, does not train\n")
 
 
-def test_a_wrong_size_to_sample_is_bad_input(
-    tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = recipe_file(tmp_path, f"{tmp_path}/in/*.mp4")
-    assert ended(monkeypatch, "sample", recipe, "--prompt", "x", "--size", "7") == 2
-    assert "--size 7: " in printed()
-    assert "such as 96x64" in printed()
+def test_the_schema_is_printed_as_json(worldloom: CommandLine) -> None:
+    assert "curate" in json.loads(worldloom("schema").stdout)["properties"]
 
 
-@pytest.mark.parametrize("option", ["--first", "--last"])
-def test_a_picture_that_cannot_be_given_is_bad_input(
-    option: str, tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before anything else is looked at: the recipe has neither clips nor a model."""
-    recipe = recipe_file(tmp_path, f"{tmp_path}/in/*.mp4")
-    no_picture = tmp_path / "words.png"
-    no_picture.write_text("words")
-    for picture, complaint in (
-        (tmp_path / "gone.png", "gone.png: cannot be read: "),
-        (no_picture, "words.png: cannot be read as a picture: "),
-    ):
-        assert ended(monkeypatch, "sample", recipe, "--prompt", "x", option, picture) == 2
-        assert complaint in printed()
-    assert ended(monkeypatch, "sample", recipe, option, "a.png") == 2
-    assert "say what it shows with --prompt" in printed()
-    assert ended(monkeypatch, "sample", recipe, "--prompt", "x", option, "a.png", "--seconds", "0") == 2
-    assert f"{option} a.png: " in printed()
+def test_steps_are_listed_with_settings_and_columns(worldloom: CommandLine) -> None:
+    listed = worldloom("steps").stdout
+    for text in ("\nscan", "\n    writes fps", "\n    min_s", "\nencode"):
+        assert text in listed, text
 
 
-def test_verify_says_that_a_recipe_makes_no_shards(
-    tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert ended(monkeypatch, "verify", recipe_file(tmp_path, f"{tmp_path}/in/*.mp4")) == 2
-    assert "does not end in an encode step" in printed()
-
-
-def test_quarantine_says_what_it_cannot_know(
-    tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = recipe_file(tmp_path, f"{tmp_path}/in/*.mp4")
-    broken = tmp_path / "in" / "a.mp4"
-    broken.write_bytes(b"no video")
-    assert ended(monkeypatch, "run", recipe, "--only", "curate", "--inline") == 0
-    assert ended(monkeypatch, "quarantine", recipe) == 0
-    assert "1 failed rows in 1 files" in printed()
-    assert "curation is not complete" not in printed()
-    broken.write_bytes(b"another version")
-    os.utime(broken, ns=(1, 1))
-    assert ended(monkeypatch, "quarantine", recipe, "--retry") == 0
-    assert "curation is not complete: scan has 0 of 1 rows" in printed()
-
-
-def test_samples_and_exports_are_not_taken_for_footage(
-    tmp_path: Path, printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = recipe_file(tmp_path, f"{tmp_path}/**/*.mp4")
-    (tmp_path / "in" / "a.mp4").write_bytes(b"no video")
-    assert ended(monkeypatch, "plan", recipe) == 0
-    assert ended(monkeypatch, "run", recipe, "--only", "curate", "--inline") == 0
-    assert ended(monkeypatch, "export", recipe, "--to", "mp4", "--inline") == 2
-    assert "would take exported clips for footage" in printed()
-    for layout in ("webdataset", "hf-parquet"):
-        assert ended(monkeypatch, "export", recipe, "--to", layout, "--inline") == 0, (
-            "what is packed in other files is no footage"
-        )
-    elsewhere = recipe_file(tmp_path, f"{tmp_path}/in/*.mp4", name="elsewhere.yaml")
-    for layout in ("mp4", "fastvideo"):
-        assert ended(monkeypatch, "export", elsewhere, "--to", layout, "--inline") == 0
-        assert ended(monkeypatch, "export", elsewhere, "--to", layout, "--inline", "--out", tmp_path / "in") == 2
-    for made in ("samples/x.mp4", "export-2/train/x.mp4"):
-        storage.write_bytes(str(tmp_path / "out" / made), b"made here")
-        assert ended(monkeypatch, "plan", recipe) == 2
-        assert f"{tmp_path}/out/{made} is no footage" in printed()
-        storage.remove(str(tmp_path / "out" / made))
-
-
-def test_footage_may_lie_in_the_folder_of_the_run(tmp_path: Path) -> None:
-    recipe = load_recipe(recipe_file(tmp_path, f"{tmp_path}/out/in/*.mp4"))
-    storage.write_bytes(str(tmp_path / "out" / "in" / "a.mp4"), b"no video")
-    assert len(run_segments(recipe, inline).sources) == 1
-
-
-def test_the_command_line_starts_without_ray() -> None:
+def test_the_command_line_loads_no_ray_and_no_charts() -> None:
     code = "import sys, pipelines.cli; print(sorted({'ray', 'deepspeed', 'plotly'} & set(sys.modules)))"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT

@@ -1,4 +1,4 @@
-"""What failed is listed, and done again only on request: what failed and no more."""
+"""`worldloom quarantine`: failed rows are listed, and only they are retried, only on request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ from pydantic import Field
 from cluster import storage
 from cluster.config import ConfigError
 from pipelines import inline
-from pipelines.commands.quarantine import ASIDE, Failure, of_class, clear, failures, take_out
+from pipelines.commands.quarantine import ASIDE, Failure, clear, failures, of_class, take_out
 from pipelines.curation import Curation, inspect, run_segments
 from pipelines.engine import tables
 from pipelines.engine.sources import SourceSettings
@@ -25,12 +24,15 @@ from pipelines.engine.worker import Job, failed_rows
 from pipelines.ledger import ledger
 from pipelines.recipe import Recipe
 from pipelines.steps.keep import Bound, Keep
+from tests.support.command_line import CommandLine
+from tests.support.executors import InlineExecutor
 from tests.support.killing import Killed, Killer
+from tests.support.toy_recipes import final_rows
 from tests.support.toy_steps import Pick, Score, Split, log_call
 
 
 class Read(Step):
-    """Reads how many clips a file has; one that says `broken` cannot be read."""
+    """A step that reads the number of clips from a file's text; the text `broken` raises."""
 
     name: str = "read"
     rows_per_part = 4
@@ -54,11 +56,11 @@ class Read(Step):
 
 
 class Weigh(Step):
-    """Gives each clip a weight; clips whose number stands in a file of troubles fail."""
+    """A step that weighs each clip. Clips that the file `failing` lists as `NAME:NUMBER` fail."""
 
     name: str = "weigh"
     calls: str | None = Field(None, exclude=True)
-    troubles: str = Field("", exclude=True)
+    failing: str = Field("", exclude=True)
 
     def reads(self) -> tuple[str, ...]:
         return "number", "source"
@@ -69,7 +71,7 @@ class Weigh(Step):
     def open(self, context: Context) -> TableFunction:
         def weigh(row: dict[str, Any]) -> dict[str, Any]:
             log_call(self.calls, row["uid"])
-            if f"{Path(row['source']).stem}:{row['number']:g}" in Path(self.troubles).read_text().split():
+            if f"{Path(row['source']).stem}:{row['number']:g}" in Path(self.failing).read_text().split():
                 raise MemoryError("of the device")
             return {"weight": 1.0 + row["number"]}
 
@@ -77,22 +79,25 @@ class Weigh(Step):
 
 
 class Bench:
-    """A folder with sources, a recipe over them, and what its steps were called with."""
+    """A folder with three sources, a recipe over them, and the calls of its steps.
 
-    def __init__(self, folder: Path, where: str = "split") -> None:
+    `weigh` runs in the segment of `split` or in that of `pick`.
+    """
+
+    def __init__(self, folder: Path, segment: str = "split") -> None:
         self.folder = folder
-        self.troubles = folder / "troubles"
-        # After `pick` a clip of its own number, which is no duplicate whatever the uids are.
-        self.troubles.write_text("b:1\n" if where == "split" else "a:2\n")
+        self.failing = folder / "failing"
+        # After `pick` it must be a clip whose number no other clip has: any other may be a duplicate, by its uid.
+        self.failing.write_text("b:1\n" if segment == "split" else "a:2\n")
         (folder / "in").mkdir()
         for name, text in {"a": "3", "b": "2", "c": "broken"}.items():
             (folder / "in" / f"{name}.toy").write_text(text)
-        weigh = Weigh(calls=self._log("weigh"), troubles=str(self.troubles))
+        weigh = Weigh(calls=self._log("weigh"), failing=str(self.failing))
         score, keep = Score(calls=self._log("score")), Keep(name="keep", number=Bound(max=9))  # type: ignore[call-arg]
         read = Read(calls=self._log("read"))
         steps: Sequence[Step] = (
             [read, Split(), score, weigh, keep, Pick()]
-            if where == "split"
+            if segment == "split"
             else [read, Split(), score, Pick(), weigh, keep]
         )
         sources = (SourceSettings(videos=str(folder / "in" / "*.toy")),)
@@ -102,7 +107,7 @@ class Bench:
         return str(self.folder / f"calls.{name}")
 
     def calls(self) -> dict[str, int]:
-        """How often each step was called since this was asked last."""
+        """Return how often each step was called since the last call of this method."""
         found = {}
         for name in ("read", "score", "weigh"):
             path = Path(self._log(name))
@@ -111,28 +116,25 @@ class Bench:
         return found
 
     def mend(self, name: str, text: str) -> None:
-        """Other content of the same size and modification time, which no listing can tell from what was there."""
+        """Replace a file's content and keep its size and modification time, so that its uid does not change."""
         path = self.folder / "in" / f"{name}.toy"
         stat = path.stat()
         path.write_text(text.ljust(stat.st_size))
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     def retry(self, error: str | None = None) -> Curation:
+        """Retry the failed rows, or those of one error class, as `worldloom quarantine --retry` does."""
         take_out(self.recipe, of_class(failures(inspect(self.recipe)), error))
         curation = run_segments(self.recipe, inline)
         clear(self.recipe.tables_uri)
         return curation
 
 
-def content(curation: Curation) -> list[dict[str, Any]]:
-    return list(curation.final.rows.read().to_pylist())
-
-
 def straight(bench: Bench) -> list[dict[str, Any]]:
-    """What a run into an empty folder gives."""
+    """Return the rows of a run into an empty folder."""
     out = bench.folder / "straight"
     shutil.rmtree(out, ignore_errors=True)
-    return content(run_segments(bench.recipe.model_copy(update={"out": str(out)}), inline))
+    return final_rows(run_segments(bench.recipe.model_copy(update={"out": str(out)}), inline))
 
 
 def test_failures_are_listed_by_step_and_class(tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_failures_are_listed_by_step_and_class(tmp_path: Path) -> None:
         of_class([source, clip], "OSError")
 
 
-def test_a_file_mended_in_place_is_done_again_on_request_only(tmp_path: Path) -> None:
+def test_a_mended_file_is_retried_only_on_request(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     run_segments(bench.recipe, inline)
     bench.mend("c", "2")
@@ -162,50 +164,54 @@ def test_a_file_mended_in_place_is_done_again_on_request_only(tmp_path: Path) ->
     again = bench.retry("ValueError")
     assert [failure.step for failure in failures(again)] == ["weigh"]
     assert bench.calls() == {"read": 1, "score": 2, "weigh": 2}
-    assert content(again) == straight(bench)
+    assert final_rows(again) == straight(bench)
     assert all(account.balanced for account in ledger(again))
 
 
-@pytest.mark.parametrize("where", ["split", "pick"])
-def test_a_clip_that_failed_is_done_again_without_its_siblings(tmp_path: Path, where: str) -> None:
-    bench = Bench(tmp_path, where)
-    n_rows = len(content(run_segments(bench.recipe, inline)))
-    bench.troubles.write_text("")
+@pytest.mark.parametrize("segment", ["split", "pick"])
+def test_a_failed_clip_is_retried_without_its_siblings(tmp_path: Path, segment: str) -> None:
+    bench = Bench(tmp_path, segment)
+    n_rows = len(final_rows(run_segments(bench.recipe, inline)))
+    bench.failing.write_text("")
     bench.calls()
     again = bench.retry("MemoryError")
     assert [failure.step for failure in failures(again)] == ["read"]
-    # Its score was computed before it failed, and its siblings' scores and weights are there too.
+    # The score of the clip and the values of its siblings are reused.
     assert bench.calls() == {"read": 0, "score": 0, "weigh": 1}
-    assert content(again) == straight(bench)
-    assert len(content(again)) == n_rows
+    assert final_rows(again) == straight(bench)
+    assert len(final_rows(again)) == n_rows
     assert not [entry for entry in storage.list_files(bench.recipe.tables_uri) if ASIDE in entry.uri]
 
 
-def test_what_fails_again_is_failed_again(tmp_path: Path) -> None:
+def test_a_row_that_fails_again_is_failed_again(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    first = content(run_segments(bench.recipe, inline))
-    assert content(bench.retry()) == first
+    first = final_rows(run_segments(bench.recipe, inline))
+    assert final_rows(bench.retry()) == first
 
 
-def test_a_row_that_killed_its_worker_is_done_again(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
+class DyingExecutor(InlineExecutor):
+    """An executor whose worker dies on the clips of the source `a`."""
 
-    def dying(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
+    def run_tasks(self, job: Job, tasks: list[pa.Table], /) -> Iterator[pa.Table]:
         for task in tasks:
             for single in tables.split_task(task):
                 rows = tables.read_task(single)
                 dies = rows["source"][0].as_py().endswith("a.toy") and job.segment.label == "split"
                 yield from [failed_rows(job, single, "WorkerDied: twice")] if dies else inline.run_tasks(job, [single])
 
-    dead = run_segments(bench.recipe, SimpleNamespace(run_tasks=dying, rows=inline.rows))
-    assert [(failure.step, failure.error) for failure in failures(dead)][1] == ("split", "WorkerDied")
+
+def test_a_row_that_killed_its_worker_is_retried(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+
+    curation = run_segments(bench.recipe, DyingExecutor())
+    assert [(failure.step, failure.error) for failure in failures(curation)][1] == ("split", "WorkerDied")
     bench.calls()
     again = bench.retry("WorkerDied")
     assert bench.calls() == {"read": 0, "score": 3, "weigh": 3}
-    assert content(again) == straight(bench)
+    assert final_rows(again) == straight(bench)
 
 
-def test_tables_of_another_recipe_lose_the_row_too(tmp_path: Path) -> None:
+def test_a_row_is_taken_out_of_tables_of_other_recipes(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     run_segments(bench.recipe, inline)
     steps = list(bench.recipe.curate)
@@ -217,48 +223,74 @@ def test_tables_of_another_recipe_lose_the_row_too(tmp_path: Path) -> None:
     assert [failure.step for failure in failures(run_segments(other, inline))] == ["weigh"]
 
 
-def test_an_incomplete_curation_is_listed_as_far_as_it_is(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    assert failures(inspect(bench.recipe)) == []
+class ReadingExecutor(InlineExecutor):
+    """An executor that stops after the first segment."""
 
-    def only_reads(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
+    def run_tasks(self, job: Job, tasks: list[pa.Table], /) -> Iterator[pa.Table]:
         if job.segment.label != "read":
             raise RuntimeError("stopped")
-        yield from inline.run_tasks(job, tasks)
+        return inline.run_tasks(job, tasks)
 
+
+def test_failures_of_an_incomplete_curation_are_listed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    assert failures(inspect(bench.recipe)) == []
     with pytest.raises(RuntimeError, match="stopped"):
-        run_segments(bench.recipe, SimpleNamespace(run_tasks=only_reads, rows=inline.rows))
+        run_segments(bench.recipe, ReadingExecutor())
     assert [failure.step for failure in failures(inspect(bench.recipe))] == ["read"]
     bench.mend("c", "1")
     assert [failure.step for failure in failures(bench.retry())] == ["weigh"]
 
 
-def test_killed_at_any_file_operation_a_retry_can_be_repeated(tmp_path: Path) -> None:
+def test_a_retry_killed_at_any_point_can_be_repeated(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     run_segments(bench.recipe, inline)
     whole = tmp_path / "whole"
     shutil.copytree(bench.recipe.out_uri, whole)
     bench.mend("c", "2")
-    bench.troubles.write_text("")
+    bench.failing.write_text("")
     expected = straight(bench)
 
     def take(wanted: list[Failure], at: int | None) -> int:
+        """Take the rows out, killed at a kill point; return the number of kill points."""
         with pytest.MonkeyPatch.context() as patch:
             killer = Killer(patch, at)
             take_out(bench.recipe, wanted)
-            return killer.moments
+            return killer.kill_points
 
-    moments = take(failures(inspect(bench.recipe)), None)
-    assert moments > 8
-    for at in range(moments):
+    n_kill_points = take(failures(inspect(bench.recipe)), None)
+    assert n_kill_points > 8
+    for at in range(n_kill_points):
         shutil.rmtree(bench.recipe.out_uri)
         shutil.copytree(whole, bench.recipe.out_uri)
         with pytest.raises(Killed):
             take(failures(inspect(bench.recipe)), at)
-        # A run in between does not hurt.
+        # A run before the retry makes no difference.
         if at % 2:
             run_segments(bench.recipe, inline)
         again = bench.retry()
-        rows = content(again)
+        rows = final_rows(again)
         assert rows == expected, at
         assert len({row["uid"] for row in rows}) == len(rows)
+
+
+def test_the_command_lists_failures_and_retries_none(worldloom: CommandLine, scan_recipe: Path) -> None:
+    broken = scan_recipe.parent / "in" / "a.mp4"
+    broken.write_bytes(b"no video")
+    assert worldloom("curate", scan_recipe, "--inline").exit_code == 0
+    listed = worldloom("quarantine", scan_recipe)
+    assert (listed.exit_code, listed.stderr) == (0, "")
+    assert "1 failed rows in 1 files" in listed.stdout
+    broken.write_bytes(b"another version")
+    os.utime(broken, ns=(1, 1))
+    incomplete = worldloom("quarantine", scan_recipe, "--retry")
+    assert incomplete.exit_code == 0
+    assert "curation is not complete: scan has 0 of 1 rows" in incomplete.stderr
+
+
+def test_the_command_exits_1_if_a_retried_row_fails_again(worldloom: CommandLine, scan_recipe: Path) -> None:
+    (scan_recipe.parent / "in" / "a.mp4").write_bytes(b"no video")
+    assert worldloom("curate", scan_recipe, "--inline").exit_code == 0
+    retried = worldloom("quarantine", scan_recipe, "--retry", "--inline")
+    assert retried.exit_code == 1
+    assert "1 failed rows in 1 files" in retried.stdout

@@ -1,4 +1,4 @@
-"""Splits: nothing straddles, nothing moves, shares are met."""
+"""Splits: no group or source file is in two splits, assignments are permanent, and shares are met."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import random
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -18,9 +17,10 @@ from pipelines import inline
 from pipelines.curation import run_segments
 from pipelines.dataset.build import with_splits
 from pipelines.dataset.splits import SCHEMA, SPLITS, assign, clip_rows, joined_groups, read_splits, splits_uri, store
+from pipelines.engine.step import Step
 from pipelines.recipe import SplitSettings, load_recipe
 from pipelines.steps.keep import Bound
-from tests.pipelines.test_curation import keep, make_recipe, make_sources
+from tests.support.toy_recipes import keep, toy_file, toy_recipe, write_toys
 from tests.support.toy_steps import Measure, Pick, Split
 
 SHARES = SplitSettings(val=0.1, test=0.1)
@@ -33,15 +33,17 @@ KINDS = {
 }
 
 Clip = tuple[str, str, str | None, bool]
-"""uid, source, near-duplicate group and whether it is kept."""
+"""uid, source uid, near-duplicate group, and whether the clip is kept."""
 
 
 def table(clips: list[Clip], contents: dict[str, str] | None = None) -> pa.Table:
+    """Return the table that `assign` takes. `contents` holds the content hash of each source that has one."""
     rows = [(uid, source, cluster, (contents or {}).get(source), kept) for uid, source, cluster, kept in clips]
     return pa.Table.from_pylist([dict(zip(KINDS, row, strict=True)) for row in rows], pa.schema(KINDS))
 
 
 def splits_by(column: str, assigned: pa.Table, uids: set[str]) -> dict[str, set[str | None]]:
+    """Return the splits of each value of a column, over these clips."""
     found = defaultdict(set)
     for row in assigned.to_pylist():
         if row["uid"] in uids:
@@ -50,9 +52,9 @@ def splits_by(column: str, assigned: pa.Table, uids: set[str]) -> dict[str, set[
 
 
 @st.composite
-def footage(draw: st.DrawFn, most: int = 12) -> list[Clip]:
-    """A few sources, some of whose clips share groups across sources."""
-    n_sources = draw(st.integers(1, most))
+def footage(draw: st.DrawFn, max_sources: int = 12) -> list[Clip]:
+    """Draw a few sources, some of whose clips share groups across sources."""
+    n_sources = draw(st.integers(1, max_sources))
     clips: list[Clip] = []
     for source in range(n_sources):
         for number in range(draw(st.integers(1, 4))):
@@ -63,24 +65,23 @@ def footage(draw: st.DrawFn, most: int = 12) -> list[Clip]:
 
 @settings(max_examples=150)
 @given(footage(), st.randoms(use_true_random=False))
-def test_neither_group_nor_source_straddles_and_order_does_not_matter(clips: list[Clip], chance: random.Random) -> None:
+def test_no_group_or_source_is_in_two_splits(clips: list[Clip], rng: random.Random) -> None:
     assigned = assign(table(clips), SHARES)
     for column in ("source_uid", "cluster"):
         assert all(len(splits) == 1 for splits in splits_by(column, assigned, {clip[0] for clip in clips}).values())
     assert assigned["uid"].to_pylist() == sorted(clip[0] for clip in clips)
     split_of = dict(zip(assigned["uid"].to_pylist(), assigned["split"].to_pylist(), strict=True))
     assert all(split_of[uid] in SPLITS for uid, _, _, kept in clips if kept)
+    # The result does not depend on the order of rows.
     shuffled = list(clips)
-    chance.shuffle(shuffled)
+    rng.shuffle(shuffled)
     assert assign(table(shuffled), SHARES).equals(assigned)
 
 
 @settings(max_examples=150)
 @given(footage(), footage(), st.sampled_from([SHARES, SplitSettings(), SplitSettings(val=0.4, test=0.3)]))
-def test_what_was_assigned_does_not_move_and_a_second_look_changes_nothing(
-    old: list[Clip], more: list[Clip], shares: SplitSettings
-) -> None:
-    """New footage, other shares and other fates of old clips, with groups that may join what was apart."""
+def test_assignments_are_permanent(old: list[Clip], more: list[Clip], shares: SplitSettings) -> None:
+    """New footage and other shares come in, with groups that may connect sources of different splits."""
     first = assign(table(old), SHARES)
     new = [(uid.replace("c", "d"), source.replace("s", "t"), cluster, kept) for uid, source, cluster, kept in more]
     grown = table([*old, *new])
@@ -100,7 +101,7 @@ def test_what_was_assigned_does_not_move_and_a_second_look_changes_nothing(
 
 @settings(max_examples=60)
 @given(st.lists(st.integers(1, 6), min_size=40, max_size=120), st.sampled_from([(0.1, 0.0), (0.1, 0.1), (0.3, 0.05)]))
-def test_shares_are_met_by_many_sources(sizes: list[int], shares: tuple[float, float]) -> None:
+def test_shares_are_met_with_many_sources(sizes: list[int], shares: tuple[float, float]) -> None:
     clips = [(f"c{i}-{j}", f"s{i}", None, True) for i, size in enumerate(sizes) for j in range(size)]
     counts = dict.fromkeys([*SPLITS, None], 0)
     for split in assign(table(clips), SplitSettings(val=shares[0], test=shares[1]))["split"].to_pylist():
@@ -110,7 +111,7 @@ def test_shares_are_met_by_many_sources(sizes: list[int], shares: tuple[float, f
     assert counts[None] == 0
 
 
-def test_shares_stay_met_while_footage_comes_in() -> None:
+def test_shares_stay_met_while_footage_is_added() -> None:
     previous, clips = None, []
     for i in range(60):
         clips += [(f"c{i}-{j}", f"s{i}", None, True) for j in range(1 + i % 7)]
@@ -150,8 +151,8 @@ def test_a_held_out_split_gets_the_smallest_of_few_components(
     ] == expected
 
 
-def two_apart() -> tuple[list[Clip], pa.Table]:
-    """Sources in train and val, and their assignment."""
+def two_sources() -> tuple[list[Clip], pa.Table]:
+    """Return the clips of source a, in train, and source b, in val, with their assignment."""
     clips: list[Clip] = [
         ("a1", "a", "a1", True),
         ("a2", "a", "a2", True),
@@ -163,9 +164,9 @@ def two_apart() -> tuple[list[Clip], pa.Table]:
     return clips, first
 
 
-def test_a_bridge_between_splits_moves_no_source_and_leaves_the_train_side_of_its_groups_out() -> None:
-    _, first = two_apart()
-    # c is near-duplicate of clips of both; the group of a2 and b1 has two kept clips, that of a1 one.
+def test_a_group_over_two_splits_leaves_out_its_train_clips() -> None:
+    _, first = two_sources()
+    # Source c connects a and b: group k has kept clips of both, group a1 has a kept clip of one.
     bridged: list[Clip] = [
         ("a1", "a", "a1", True), ("a2", "a", "k", True), ("a3", "a", "a3", True), ("b1", "b", "k", True),
         ("c1", "c", "k", False), ("c2", "c", "a1", False), ("c3", "c", "c3", True),
@@ -175,15 +176,15 @@ def test_a_bridge_between_splits_moves_no_source_and_leaves_the_train_side_of_it
     assert got["a1"] == got["a3"] == ("train", "train")
     assert got["a2"] == (None, "train")
     assert got["b1"] == ("val", "val")
-    assert got["c3"] == ("val", "val"), "what is new goes to the held-out side"
-    # When the bridge is gone, the clip that was left out is back.
+    assert got["c3"] == ("val", "val"), "a new source goes to the held-out split"
+    # Without source c, the clip that was left out is back.
     unbridged = [("a2", "a", "a2", True) if clip[0] == "a2" else clip for clip in bridged if clip[1] != "c"]
     back = assign(table(unbridged), SplitSettings(), second)
     assert {row["uid"]: row["split"] for row in back.to_pylist()}["a2"] == "train"
 
 
-def test_new_footage_goes_with_what_it_resembles() -> None:
-    clips, first = two_apart()
+def test_new_footage_joins_the_split_of_its_near_duplicates() -> None:
+    clips, first = two_sources()
     grown = [*clips, ("d1", "d", "b1", False), ("d2", "d", None, True), ("e1", "e", "a3", True)]
     got = {row["uid"]: row["split"] for row in assign(table(grown), SplitSettings(), first).to_pylist()}
     assert (got["d2"], got["e1"]) == ("val", "train")
@@ -203,7 +204,7 @@ def test_files_of_one_content_are_one_component() -> None:
 
 
 def test_groups_of_two_steps_are_joined() -> None:
-    """A near group a: {0, 1}, then a semantic step that puts 0 with 2; 3 was dropped before either."""
+    """The near group a is {0, 1}; a semantic step puts 0 with 2; row 3 was dropped before either step."""
     near, semantic = pa.array(["a", "a", "c", None, "e"]), pa.array(["b", "a", "b", None, None])
     assert joined_groups(5, [near, semantic]).to_pylist() == ["a", "a", "a", None, "e"]
     assert joined_groups(5, [near]).to_pylist() == near.to_pylist()
@@ -213,25 +214,25 @@ def test_groups_of_two_steps_are_joined() -> None:
 NAMES = ["a-3", "b-0", "broken-1", "d-1", *(f"e{i}-2" for i in range(12))]
 
 
-def toy_steps() -> list[Any]:
+def toy_steps() -> list[Step]:
     return [Measure(), Split(), keep(number=Bound(max=5))]
 
 
-def test_a_run_stores_what_it_assigned_and_goes_on_from_it(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
-    recipe = make_recipe(tmp_path, toy_steps())
+def test_stored_splits_are_extended_and_never_changed(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
+    recipe = toy_recipe(tmp_path, toy_steps())
     stored = store(recipe, run_segments(recipe, inline))
     assert read_splits(recipe.out_uri).equals(stored)
     assert stored.schema.equals(SCHEMA)
     assert len(stored) == 3 + 1 + 24
     assert stored["split"].to_pylist().count("val") in (1, 2)
-    make_sources(tmp_path, [f"f{i}-3" for i in range(20)])
+    write_toys(tmp_path, [f"f{i}-3" for i in range(20)])
     grown = store(recipe, run_segments(recipe, inline)).to_pylist()
     before = {row["uid"]: row["split"] for row in stored.to_pylist()}
     assert all(row["split"] == before.get(row["uid"], row["split"]) for row in grown)
     assert 6 <= sum(row["split"] == "val" for row in grown) <= 8
-    # A file that is away for a while comes back to the split it had.
-    away = tmp_path / "in" / "f0-3.toy"
+    # A file that is missing for one run gets its old split back.
+    away = toy_file(tmp_path, "f0-3")
     kept = {row["uid"]: row["split"] for row in grown}
     content, times = away.read_bytes(), away.stat()
     away.unlink()
@@ -241,35 +242,35 @@ def test_a_run_stores_what_it_assigned_and_goes_on_from_it(tmp_path: Path) -> No
     assert store(recipe, run_segments(recipe, inline)).to_pylist() == grown
 
 
-def test_rows_of_a_curation_carry_groups_and_leave_out_failures(tmp_path: Path) -> None:
-    make_sources(tmp_path, NAMES)
-    rows = clip_rows(run_segments(make_recipe(tmp_path, [*toy_steps(), Pick()]), inline)).to_pylist()
+def test_clip_rows_have_groups_and_no_failures(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
+    rows = clip_rows(run_segments(toy_recipe(tmp_path, [*toy_steps(), Pick()]), inline)).to_pylist()
     assert len(rows) == 28
     assert len({row["cluster"] for row in rows}) == 3, "Pick groups clips by their number"
     assert sum(row["kept"] for row in rows) == 3
 
 
-def test_the_log_says_when_a_share_is_missed_by_far(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    make_sources(tmp_path, ["a-300", "b-1"])
-    recipe = make_recipe(tmp_path, [Measure(), Split()])
+def test_a_share_that_is_missed_by_far_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_toys(tmp_path, ["a-300", "b-1"])
+    recipe = toy_recipe(tmp_path, [Measure(), Split()])
     store(recipe, run_segments(recipe, inline))
-    assert "splits: val has 0.3% of the clips, 10.0% were asked for" in caplog.text
+    assert "splits: val has 0.3% of the clips instead of 10.0%" in caplog.text
 
 
-def test_clips_that_are_left_out_are_not_in_the_manifest() -> None:
-    divided = pa.table({"uid": ["a", "b", "c"], "split": ["train", None, "val"], "cluster": ["a", "k", "k"]})
-    clips = with_splits(pa.table({"uid": ["c", "b"], "caption": ["of c", "of b"]}), divided)
-    assert clips.to_pylist() == [{"uid": "c", "caption": "of c", "split": "val", "cluster": "k"}]
+def test_clips_without_a_split_are_not_in_the_manifest() -> None:
+    stored = pa.table({"uid": ["a", "b", "c"], "split": ["train", None, "val"], "cluster": ["a", "k", "k"]})
+    clips = with_splits(pa.table({"uid": ["c", "b"], "caption": ["caption of c", "caption of b"]}), stored)
+    assert clips.to_pylist() == [{"uid": "c", "caption": "caption of c", "split": "val", "cluster": "k"}]
 
 
-def test_a_spoilt_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     uri = Path(splits_uri(str(tmp_path)))
     uri.write_bytes(b"nothing")
     with pytest.raises(ConfigError, match=r"splits\.parquet: cannot be read as splits.*remove it"):
         read_splits(str(tmp_path))
 
 
-def test_impossible_shares_and_the_old_key_are_refused(tmp_path: Path) -> None:
+def test_impossible_shares_and_unknown_keys_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"val 0\.6 \+ test 0\.5 leave nothing to train on"):
         SplitSettings(val=0.6, test=0.5)
     recipe = tmp_path / "recipe.yaml"
@@ -277,9 +278,7 @@ def test_impossible_shares_and_the_old_key_are_refused(tmp_path: Path) -> None:
     recipe.write_text(start + "splits: {vall: 0.1}\ncurate: [{scan: {}}]\n")
     with pytest.raises(ConfigError, match="did you mean 'val'"):
         load_recipe(recipe)
-    recipe.write_text(
-        start
-        + "curate: [{scan: {}}, {cut: {}}, {caption: {}}, {encode: {val_share: 0.1, buckets: [{size: 64, frames: [1], fps: 8}]}}]\n"
-    )
+    encode = "{encode: {val_share: 0.1, buckets: [{size: 64, frames: [1], fps: 8}]}}"
+    recipe.write_text(f"{start}curate: [{{scan: {{}}}}, {{cut: {{}}}}, {{caption: {{}}}}, {encode}]\n")
     with pytest.raises(ConfigError, match="val_share"):
         load_recipe(recipe)

@@ -1,12 +1,10 @@
-"""Embedding captions: each distinct one once, what is done stays done, and the same from Ray as from this process."""
+"""Text embeddings: each distinct caption is embedded once, also over killed runs, and Ray gives the same values."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -20,45 +18,48 @@ from captioning.encoders.hashing import Hashing
 from captioning.encoders.t5 import T5
 from cluster.resources import Resources
 from pipelines import inline
-from pipelines.engine.executor import Executor
 from pipelines.dataset import text_embeddings
 from pipelines.dataset.text_embeddings import Embedding, embed_captions, tasks_of
+from pipelines.engine.executor import Executor
 from pipelines.engine.step import RunError, TableFunction
+from tests.support.executors import InlineExecutor
 from tests.support.killing import Killed, Killer
 from training.data.text_tables import TextTableReader, read_text_tables
 
 
-class Recording:
-    """An engine that does as `inline`, and remembers which captions it was given and for which workers."""
+class RecordingExecutor(InlineExecutor):
+    """An executor that records the captions and resources of its tasks."""
 
     def __init__(self) -> None:
         self.captions: list[str] = []
         self.resources: set[Resources] = set()
 
     def map_tables(
-        self, load: Callable[[], TableFunction], wanted: list[pa.Table], resources: Resources
+        self, load: Callable[[], TableFunction], inputs: list[pa.Table], resources: Resources, /
     ) -> Iterator[pa.Table]:
         self.resources.add(resources)
-        for table in wanted:
+        for table in inputs:
             self.captions += table["caption"].to_pylist()
-        return inline.map_tables(load, wanted, resources)
+        return inline.map_tables(load, inputs, resources)
 
 
-class Heavy(Hashing):
-    """Hashing that is to be done where the engine works."""
+class HeavyHashing(Hashing):
+    """The encoder `hashing`, marked as one that needs the executor for any number of captions."""
 
     lightweight = False  # type: ignore[misc]
 
 
-def embed(folder: Path, encoder: TextEncoderSettings, captions: list[str], executor: Any = inline) -> dict[str, int]:
+def embed(
+    folder: Path, encoder: TextEncoderSettings, captions: list[str], executor: Executor = inline
+) -> dict[str, int]:
     return embed_captions(str(folder), encoder, captions, executor)
 
 
 CAPTIONS = [f"a boat {'very ' * (i % 7)}far number {i}" for i in range(50)]
 
 
-def test_each_distinct_caption_is_embedded_once_however_often_it_is_asked_for(tmp_path: Path) -> None:
-    encoder, executor = Heavy(), Recording()
+def test_each_distinct_caption_is_embedded_once(tmp_path: Path) -> None:
+    encoder, executor = HeavyHashing(), RecordingExecutor()
     lengths = embed(tmp_path, encoder, CAPTIONS * 2, executor)
     assert sorted(executor.captions) == sorted([NULL_CAPTION, *CAPTIONS])
     assert lengths == {
@@ -75,10 +76,8 @@ def test_each_distinct_caption_is_embedded_once_however_often_it_is_asked_for(tm
         assert torch.equal(reader.get(text_key(caption, encoder.identity())), expected)
 
 
-def test_a_few_captions_of_a_light_encoder_do_not_wait_for_an_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    executor = Recording()
+def test_a_light_encoder_embeds_few_captions_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = RecordingExecutor()
     embed(tmp_path, Hashing(), CAPTIONS, executor)
     assert executor.captions == []
     monkeypatch.setattr(text_embeddings, "MAX_LOCAL_CAPTIONS", 10)
@@ -86,78 +85,76 @@ def test_a_few_captions_of_a_light_encoder_do_not_wait_for_an_engine(
     assert len(executor.captions) == 10
 
 
+def rows_of_tasks(captions: dict[str, str]) -> list[list[tuple[str, str]]]:
+    """Return (key, caption) of each row of each task."""
+    return [list(zip(task["key"].to_pylist(), task["caption"].to_pylist(), strict=True)) for task in tasks_of(captions)]
+
+
 @settings(max_examples=60)
 @given(
     captions=st.lists(st.text(max_size=40), max_size=60, unique=True),
-    most=st.integers(1, 20),
+    max_captions=st.integers(1, 20),
     n_bytes=st.integers(1, 300),
 )
-def test_orders_hold_every_caption_once_the_longest_first(captions: list[str], most: int, n_bytes: int) -> None:
+def test_tasks_hold_every_caption_the_longest_first(captions: list[str], max_captions: int, n_bytes: int) -> None:
     by_key = {text_key(caption, "me"): caption for caption in captions}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_embeddings, "CAPTIONS_PER_PART", most)
+        patch.setattr(text_embeddings, "CAPTIONS_PER_PART", max_captions)
         patch.setattr(text_embeddings, "BYTES_PER_PART", n_bytes)
-        tasks = [
-            list(zip(task["key"].to_pylist(), task["caption"].to_pylist(), strict=True)) for task in tasks_of(by_key)
-        ]
-        assert tasks == [
-            list(zip(task["key"].to_pylist(), task["caption"].to_pylist(), strict=True))
-            for task in tasks_of(dict(sorted(by_key.items(), reverse=True)))
-        ]
+        tasks = rows_of_tasks(by_key)
+        # The tasks do not depend on the order of captions.
+        assert tasks == rows_of_tasks(dict(sorted(by_key.items(), reverse=True)))
     flat = [row for task in tasks for row in task]
     assert dict(flat) == by_key
     assert len(flat) == len(by_key)
     lengths = [len(caption.encode()) for _, caption in flat]
     assert lengths == sorted(lengths, reverse=True)
     for task in tasks:
-        assert 1 <= len(task) <= most
+        assert 1 <= len(task) <= max_captions
         assert len(task) == 1 or sum(len(caption.encode()) for _, caption in task) <= n_bytes
 
 
-def test_a_run_that_is_killed_keeps_the_parts_that_were_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_keeps_its_finished_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_embeddings, "CAPTIONS_PER_PART", 10)
-    encoder = Heavy()
+    encoder = HeavyHashing()
     whole = embed(tmp_path / "whole", encoder, CAPTIONS)
     for at in range(12):
-        folder, first, second = tmp_path / str(at), Recording(), Recording()
+        folder, first, second = tmp_path / str(at), RecordingExecutor(), RecordingExecutor()
         with pytest.MonkeyPatch.context() as patch:
             killer = Killer(patch, at)
             with pytest.raises(Killed):
                 embed(folder, encoder, CAPTIONS, first)
-        assert killer.moments == at + 1
+        assert killer.kill_points == at + 1
         done = set(read_text_tables(str(folder))["key"].to_pylist())
-        # Moments 2k are before part k is there, 2k + 1 right after.
+        # Kill point 2k is before part k is visible, 2k + 1 right after.
         assert len(done) == min(51, 10 * ((at + 1) // 2))
         assert embed(folder, encoder, CAPTIONS, second) == whole
         assert {text_key(caption, encoder.identity()) for caption in second.captions} == set(whole) - done
 
 
-def test_what_was_done_is_told_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_log_line_summarises_the_embeddings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         embed(tmp_path / "a", Hashing(), CAPTIONS)
     assert [record.levelname for record in caplog.records] == ["INFO"]
-    line = "51 distinct captions, 51 of them embedded now; 0 cut off at the most tokens the encoder takes (0.0%); padding 0.0% of computed tokens"
-    assert caplog.messages == [f"text embeddings: {line}"]
+    message = (
+        "text embeddings: 51 distinct captions, 51 of them embedded now; "
+        "0 truncated to the encoder's max_tokens (0.0%); padding 0.0% of computed tokens"
+    )
+    assert caplog.messages == [message]
     caplog.clear()
     captions = [f"{i}" for i in range(36)] + ["one two three", "one two three four"]
     embed(tmp_path / "b", Hashing(max_tokens=2), captions)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert (
-        "39 distinct captions, 39 of them embedded now; 2 cut off at the most tokens the encoder takes (5.1%)"
-        in caplog.text
+        "39 distinct captions, 39 of them embedded now; 2 truncated to the encoder's max_tokens (5.1%)" in caplog.text
     )
     caplog.clear()
     embed(tmp_path / "b", Hashing(max_tokens=2), [*captions, "new"])
     assert [record.levelname for record in caplog.records] == ["INFO"]
-    assert (
-        "40 distinct captions, 1 of them embedded now; 2 cut off at the most tokens the encoder takes (5.0%)"
-        in caplog.text
-    )
+    assert "40 distinct captions, 1 of them embedded now; 2 truncated to the encoder's max_tokens (5.0%)" in caplog.text
 
 
-def test_padding_is_told_and_small(
+def test_padding_is_logged_and_small(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_embeddings, "CAPTIONS_PER_PART", 40)
@@ -172,40 +169,39 @@ def test_a_worker_with_other_weights_ends_the_run(tmp_path: Path) -> None:
     work = Embedding(Hashing(dim=64), Hashing().identity(), str(tmp_path))
     with pytest.raises(
         RunError,
-        match=r"this worker has text encoder hashing-v1-64-256, and the run is for hashing-v1-128-256; give every node",
+        match=(
+            "this worker has text encoder hashing-v1-64-256, but the run needs hashing-v1-128-256; "
+            "install the same files on every node"
+        ),
     ):
         work.open()
 
 
 def test_a_part_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+    # A file has the name of the folder.
+    (tmp_path / "file").write_text("a file")
     work = Embedding(Hashing(), Hashing().identity(), str(tmp_path / "file"))
     (task,) = tasks_of({"k": "a boat"})
     with pytest.raises(RunError, match=r"file/part-.*: cannot be written: "):
         work.open()(task)
 
 
-def test_captions_an_engine_left_out_are_counted(tmp_path: Path) -> None:
-    idle: Any = SimpleNamespace(map_tables=lambda load, wanted, resources: iter(()))
+class LosingExecutor(InlineExecutor):
+    """An executor that returns no result for any table."""
+
+    def map_tables(
+        self, load: Callable[[], TableFunction], inputs: list[pa.Table], resources: Resources, /
+    ) -> Iterator[pa.Table]:
+        return iter(())
+
+
+def test_captions_without_a_result_are_counted(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="3 of 3 captions have no embedding; run again"):
-        embed(tmp_path, Heavy(), ["a", "b"], idle)
-
-
-def test_a_fault_of_a_stage_goes_past_later_ones_to_the_driver() -> None:
-    from pipelines import run
-
-    def refuse(table: pa.Table) -> pa.Table:
-        raise AssertionError("there are no rows")
-
-    later = run.PackedWorker(lambda: refuse)
-    fault = later(run.pack_fault(3, RunError("the disk is full")))
-    assert fault["number"].to_pylist() == [3]
-    with pytest.raises(RunError, match=r"^the disk is full$"):
-        run.unpack(fault)
+        embed(tmp_path, HeavyHashing(), ["a", "b"], LosingExecutor())
 
 
 @pytest.mark.slow
-def test_ray_embeds_what_this_process_embeds(
+def test_ray_gives_the_embeddings_of_this_process(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipelines import run
@@ -218,10 +214,13 @@ def test_ray_embeds_what_this_process_embeds(
     one, other = TextTableReader(str(tmp_path / "ray")), TextTableReader(str(tmp_path / "here"))
     for caption in [NULL_CAPTION, *CAPTIONS]:
         key = text_key(caption, encoder.identity())
-        # To half a step of bfloat16: another number of threads may add in another order.
+        # Up to half a step of bfloat16: with another number of threads, sums may be added in another order.
         torch.testing.assert_close(one.get(key).float(), other.get(key).float(), rtol=2**-7, atol=1e-5)
     (model / "model.safetensors").write_bytes(b"no tensors")
-    message = r"^model .*model cannot be loaded by transformers: .*; give a folder as save_pretrained writes it, or a repository and revision that exist$"
-    for where in (inline, ray):
+    message = (
+        r"^model .*model cannot be loaded by transformers: .*; "
+        r"give a folder as save_pretrained writes it, or a repository and revision that exist$"
+    )
+    for executor in (inline, ray):
         with pytest.raises(RunError, match=message):
-            embed(tmp_path / "broken", T5(model=str(model), dtype="float32"), CAPTIONS, where)
+            embed(tmp_path / "broken", T5(model=str(model), dtype="float32"), CAPTIONS, executor)
