@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from cluster import storage
 from cluster.config import ConfigError
+from pipelines.dataset import current
 from pipelines.engine import exclusions
 from pipelines.engine.exclusions import RemovalRecord, Span
 from pipelines.forgetting.prior_runs import prior_runs
@@ -72,6 +73,8 @@ def forget(
     record = known.get(record.id) or _describe(recipe, record, removal, [*known.values()])
     storage.write_bytes(exclusions.list_uri(out, record.id), removal.to_json())
     exclusions.write_record(out, record)
+    # Training waits until curation has built a data set without the removed clips.
+    current.remove(out)
     redacted, n_files = remove(recipe, removal)
     proof = prove_removed(out, removal)
     record = replace(
