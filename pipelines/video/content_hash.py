@@ -1,8 +1,8 @@
 """A hash of a file's content that does not depend on the container: of the compressed packets of its video stream.
 
-A remux (mp4 to mkv to mov), other metadata and another sound track leave the packets unchanged; a re-encode does not. An edit list
-that hides some of them has no effect. MPEG transport streams store H.264 and HEVC with start codes in place of lengths (Annex B),
-so a remux to them counts as different content.
+A remux (mp4 to mkv to mov), other metadata and another sound track leave the packets unchanged; a re-encode does not.
+An edit list that hides some of them has no effect. MPEG transport streams store H.264 and HEVC with start codes in
+place of lengths (Annex B), so a remux to them counts as different content.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ GOP_DIGEST_BYTES, CONTENT_HASH_BYTES = 16, 16
 
 
 def content_hash(chunks: Iterable[bytes]) -> str:
-    """Return the BLAKE2b hash, in hex, of `PacketDigests.digests`, or of the bytes of a whole file as the only chunk."""
+    """Return the BLAKE2b hash, in hex, of chunks of bytes.
+
+    The only chunk is `PacketDigests.digests` of a video, or the bytes of a whole file.
+    """
     state = hashlib.blake2b(digest_size=CONTENT_HASH_BYTES)
     for chunk in chunks:
         state.update(chunk)
@@ -27,8 +30,8 @@ def content_hash(chunks: Iterable[bytes]) -> str:
 class PacketDigests:
     """Digests of packets as they are read: 16 bytes per key frame and the packets after it up to the next.
 
-    Each of these groups is digested separately. A stream that several workers read from different key frames therefore gives the
-    digests that one worker gives who reads all of it. It costs 0.001 s per megabyte.
+    Each of these groups is digested separately. A stream that several workers read from different key frames therefore
+    gives the digests that one worker gives who reads all of it. It costs 0.001 s per megabyte.
     """
 
     def __init__(self) -> None:

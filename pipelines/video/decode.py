@@ -1,7 +1,7 @@
-"""Open and decode videos by exact presentation timestamps (PTS): probe a file, read its frames in order, seek to a key frame.
+"""Open and decode videos by exact presentation timestamps (PTS): probe, read in order, seek to a key frame.
 
-Every video is opened through `open_video`. Times are integers in units of the stream's time base. They are never frame numbers
-divided by an average rate, which is wrong for a variable frame rate.
+Every video is opened through `open_video`. Times are integers in units of the stream's time base. They are never frame
+numbers divided by an average rate, which is wrong for a variable frame rate.
 
 Shape legend: H height, W width.
 """
@@ -32,40 +32,46 @@ from pipelines.video.media_info import MediaInfo, media_info
 from pipelines.video.scale import assumed_colorspace, packed_array, rescale, to_upright
 
 OPEN_LOG = "WORLDLOOM_OPEN_LOG"
-"""Environment variable with the path of a log file. Each time any process opens a video, it appends a line with the URI."""
+"""Environment variable with the path of a log file. Each time any process opens a video, it appends a line with the
+URI."""
 
 MAX_BAD_PACKETS = 64
-"""Largest number of packets that may fail before the first frame, and of frames whose PTS does not rise, before a stream is given
-up. Streams cut out of a broadcast start with up to a group of pictures (about 12 to 60 frames) that cannot be decoded."""
+"""Largest number of packets that may fail before the first frame, and of frames whose PTS does not rise, before a
+stream is given up. Streams cut out of a broadcast start with up to a group of pictures (about 12 to 60 frames) that
+cannot be decoded."""
 
 NO_PTS_FORMATS = frozenset({"avi"})
-"""Containers that store no PTS. FFmpeg guesses them, wrongly for packed B-frames (54 of 164 frames out of order in an Xvid
-file), while the decoding timestamps of frames in the order they come out do rise."""
+"""Containers that store no PTS. FFmpeg guesses them, wrongly for packed B-frames (54 of 164 frames out of order in an
+Xvid file), while the decoding timestamps of frames in the order they come out do rise."""
 
 SKIPPABLE_CODECS = frozenset({"h264", "hevc"})
-"""Codecs that mark frames no other frame refers to, and whose decoders can skip these frames and the loop filter (VP9, AV1 and
-MPEG-4 gain nothing)."""
+"""Codecs that mark frames no other frame refers to, and whose decoders can skip these frames and the loop filter (VP9,
+AV1 and MPEG-4 gain nothing)."""
 
 MAX_MISSING_S = 1.0
 MAX_MISSING_SHARE = 0.1
-"""A stream is truncated if it ends before the end its header declares by more than 1 s and by more than a tenth of the duration.
-Honest headers are off by a few frames: rounding, edit lists, a last frame without duration."""
+"""A stream is truncated if it ends before the end its header declares by more than 1 s and by more than a tenth of the
+duration. Honest headers are off by a few frames: rounding, edit lists, a last frame without duration."""
 
 MAX_PIXELS = 1 << 26
-"""Largest frame that is decoded, in pixels: 8192 x 8192. A damaged header may claim far more, and 5 kB of it then take minutes
-and gigabytes."""
+"""Largest frame that is decoded, in pixels: 8192 x 8192. A damaged header may claim far more, and 5 kB of it then take
+minutes and gigabytes."""
 
 CONTAINER_FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,gif,image2,h264,hevc,obu,m4v,y4m,"
-    "yuv4mpegpipe,rm,dv,wav,mp3,aac,flac"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,gif,image2,h264,hevc,obu,"
+    "m4v,y4m,yuv4mpegpipe,rm,dv,wav,mp3,aac,flac"
 )
-"""Containers that are opened. Playlists are not, as they make a file name other files, nor is text, which FFmpeg would draw."""
+"""Containers that are opened. Playlists are not, as they make a file name other files, nor is text, which FFmpeg would
+draw."""
 
 VideoPacket: TypeAlias = "Packet[VideoStream]"
 
 
 class DecodeError(ValueError):
-    """An error of a file that cannot be decoded; the message has the file's name, and the class and text of the decoder's error."""
+    """An error of a file that cannot be decoded.
+
+    The message has the file's name, and the class and text of the decoder's error.
+    """
 
 
 def decode_error(uri: str, error: BaseException) -> DecodeError:
@@ -75,7 +81,7 @@ def decode_error(uri: str, error: BaseException) -> DecodeError:
 
 @dataclass(frozen=True)
 class DecodedFrame:
-    """A decoded frame with its exact PTS and its duration, in units of the time base (0 where the file does not say)."""
+    """A decoded frame with its exact PTS and duration, in units of the time base (duration 0 if not known)."""
 
     pts: int
     duration: int
@@ -83,7 +89,10 @@ class DecodedFrame:
 
 
 class Video:
-    """An open video stream, made by `open_video`. It is read forward, from the start or, after `seek`, from a key frame."""
+    """An open video stream, made by `open_video`.
+
+    It is read forward, from the start or, after `seek`, from a key frame.
+    """
 
     def __init__(self, uri: str, container: InputContainer, threads: int) -> None:
         self.uri = uri
@@ -124,7 +133,10 @@ class Video:
         return self._demux(opening_packets)
 
     def packets_from(self, pts: int) -> Iterator[VideoPacket]:
-        """Return the packets from a key frame shown at `pts` or earlier. Raises `DecodeError`, also if the container cannot seek."""
+        """Return the packets from a key frame shown at `pts` or earlier.
+
+        Raises `DecodeError`, also if the container cannot seek.
+        """
         one_second = max(1, int(1 / self.info.time_base))
         # Containers index decoding timestamps, which lie a few frames before the PTS: the first try may land too late.
         for target in (pts, pts - one_second, pts - 10 * one_second, self.info.start_pts):
@@ -139,9 +151,10 @@ class Video:
         raise DecodeError(f"{file_name(self.uri)}: the container cannot seek to PTS {pts}")
 
     def decoder(self, loop_filter: bool = True) -> VideoCodecContext:
-        """Return a decoder for this stream's packets: the stream's, or a new one that applies the loop filter to key frames only.
+        """Return a decoder for this stream's packets: the stream's, or a new one without the loop filter.
 
-        Only codecs for which `can_skip` is true have the latter; it is 1.2 to 1.7 times as fast.
+        The latter still filters key frames and is 1.2 to 1.7 times as fast. It needs a codec for which `can_skip` is
+        true.
         """
         context = self._stream.codec_context
         if loop_filter:
@@ -154,15 +167,16 @@ class Video:
         return decoder
 
     def decoded_frames(self) -> Iterator[DecodedFrame]:
-        """Return the frames in presentation order, PTS strictly rising. Raises `DecodeError` if the stream is damaged or truncated.
+        """Return the frames in presentation order, PTS strictly rising.
 
-        Packets that fail before the first frame are skipped, as at the start of a broadcast. A packet that fails later fails the
-        file: the frames after it are predicted from damaged ones, and must not be trained on.
+        Raises `DecodeError`, while it is read, if the stream is damaged or truncated.
+        Packets that fail before the first frame are skipped, as at the start of a broadcast. A packet that fails later
+        fails the file: the frames after it are predicted from damaged ones, and must not be trained on.
         """
         return self._frames
 
     def seek(self, pts: int) -> bool:
-        """Continue with a key frame shown at `pts` or earlier. Return False if the container cannot; then open the file again.
+        """Continue with a key frame shown at `pts` or earlier; False if the container cannot, and must be opened again.
 
         Frames that come out before the first key frame are skipped: they may refer to frames that were not decoded
         (open groups of pictures).
@@ -200,7 +214,10 @@ class Video:
         return rescale(reformatter, frame, *self._coded_size(width, height), "yuv420p", assumed_colorspace(frame))
 
     def with_pts(self, frame: VideoFrame, previous: DecodedFrame | None) -> DecodedFrame:
-        """Return a frame with its PTS. In containers without PTS (raw streams), frames follow each other at the stream's rate."""
+        """Return a frame with its PTS.
+
+        In containers without PTS (raw streams), frames follow each other at the stream's rate.
+        """
         duration = int(frame.duration or 0)
         pts = frame.pts if self.has_pts else frame.dts
         if pts is not None:
@@ -277,8 +294,8 @@ class Video:
 def open_video(uri: str, threads: int = 1) -> Iterator[Video]:
     """Open a local or remote video. Raises `DecodeError`; errors of remote storage pass through unchanged.
 
-    One decoder thread is the default: there is one worker per core, and more threads would compete with the other workers. The
-    stream is the one that FFmpeg rates best, which excludes cover art.
+    One decoder thread is the default: there is one worker per core, and more threads would compete with the other
+    workers. The stream is the one that FFmpeg rates best, which excludes cover art.
     """
     if log := os.environ.get(OPEN_LOG):
         with open(log, "a", encoding="utf-8") as handle:
@@ -307,7 +324,8 @@ def read_frames(
 ) -> Iterator[tuple[int, UInt8Array]]:
     """Yield every frame in presentation order as (PTS, upright uint8 array), scaled once to the requested size.
 
-    The array is `[H, W, 3]` for rgb24 and bgr24, `[H, W]` for gray8. The size defaults to the displayed one. Raises `DecodeError`.
+    The array is `[H, W, 3]` for rgb24 and bgr24, `[H, W]` for gray8. The size defaults to the displayed one. Raises
+    `DecodeError`.
     """
     with open_video(uri) as video:
         size = width or video.info.width, height or video.info.height

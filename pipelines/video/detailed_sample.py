@@ -1,7 +1,7 @@
-"""A closer look at a frame: what needs more detail than the analysis picture has, taken about once a second.
+"""Detailed samples: frame statistics that need more pixels than the analysis image has, taken about once a second.
 
-Shape legend: H height, W width of the picture looked at (256 x 144 in area), lower-case letters for its chroma, half of them;
-Y, X the size of the frame as decoded.
+Shape legend: H height, W width of the sampled image (256 x 144 in area), lower-case letters for its chroma, half of
+them; Y, X the size of the frame as decoded; n tiles.
 """
 
 from __future__ import annotations
@@ -13,39 +13,42 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.arrays import Pixels
-from pipelines.video.letterbox import Borders, borders
-from pipelines.video.luma import sharpness
+from cluster.arrays import UInt8Array
+from pipelines.video.letterbox import BorderProfiles, border_profiles
+from pipelines.video.scale import YuvPlanes
 
-Native = NDArray[np.uint8] | NDArray[np.uint16]
+NativeArray = UInt8Array | NDArray[np.uint16]
 
-BLACK, WHITE = 2, 253
-"""Levels up to which, and from which, a pixel counts as clipped: full range ends at 0 and 255, and scaling and rounding move both by 2."""
+MAX_CLIPPED_BLACK, MIN_CLIPPED_WHITE = 2, 253
+"""8-bit values up to which, and from which, a pixel counts as clipped. Full range ends at 0 and 255, and scaling and
+rounding move both by 2."""
 
-TILE = 32
-TILES = 8
-"""Noise and blockiness are measured on up to 8 x 8 tiles of 32 pixels, spread evenly: 65,000 pixels, all of a picture of 256 x 256 and a
-hundredth of 2160p."""
+TILE_PX = 32
+MAX_TILES = 8
+"""Noise and blockiness are measured on up to 8 x 8 tiles of 32 pixels, spread evenly: 65,000 pixels, all of an image of
+256 x 256 and a hundredth of 2160p."""
 
-FLAT_TILES = 0.25
+FLAT_TILE_SHARE = 0.25
 """Noise is the median over the quarter of the tiles with the least structure; elsewhere texture passes for it."""
 
-EDGE = 16
-"""Steps between pixels are counted up to so many levels: block edges are lower, and a few high edges of things that happen to lie
-on the grid (letterbox bars) do not pass for them."""
+MAX_GRID_STEP = 16
+"""Steps between pixels count up to this many 8-bit values. Block edges are lower, and a few high edges of objects that
+happen to lie on the grid (letterbox bars) must not pass for them."""
 
-GRID = 8
+GRID_PX = 8
 """Side of the blocks of MPEG-2, MPEG-4 and H.264's larger transforms, of JPEG, and of the deblocking grid of HEVC."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """Statistics of one frame. Luma is full range.
+class DetailedSample:
+    """Statistics of one frame; luma is full range.
 
-    `luma` and `contrast`: mean and standard deviation in [0, 1]. `clipped_black`, `clipped_white`: share of pixels. `sharpness`:
-    variance of the Laplacian. `colourfulness`: see `colourfulness`, in levels. `noise`: see `noise_sigma`, in levels of 8 bits;
-    `blockiness`: see there; both None where the frame as decoded is not at hand or is smaller than a tile. `filtered`: the frame
-    was decoded with the loop filter; without it, blockiness reads up to 0.8 higher and noise up to 0.1. `borders`: what bars are found by.
+    `luma` and `contrast`: mean and standard deviation in [0, 1]. `clipped_black`, `clipped_white`: share of pixels.
+    `sharpness`: see `sharpness`. `colourfulness`: see `colourfulness`, in 8-bit values. `noise`: see `noise_sigma`, in
+    8-bit values. `blockiness`: see `blockiness`. The last two are None where luma as decoded is not available or
+    smaller than a tile. `loop_filtered`: whether the frame was decoded with the loop filter; without it, blockiness
+    reads up to 0.8 higher and noise up to 0.1. `borders`: profiles in which bars are found. `thumbnail`: a JPEG file,
+    empty where none is wanted.
     """
 
     pts: int
@@ -57,46 +60,59 @@ class Look:
     colourfulness: float
     noise: float | None
     blockiness: float | None
-    filtered: bool
-    borders: Borders = field(compare=False)
+    loop_filtered: bool
+    borders: BorderProfiles = field(compare=False)
+    thumbnail: bytes = b""
 
 
-def take_look(
-    pts: int,
-    luma_HW: Pixels,
-    cb_hw: Pixels,
-    cr_hw: Pixels,
-    native_YX: Native | None,
-    filtered: bool,
-    bits: int | None = None,
-) -> Look:
-    """Measure a frame: upright full-range pictures, and luma as decoded (in its own range and orientation; any strides).
+def take_detailed_sample(
+    pts: int, planes: YuvPlanes, native_YX: NativeArray | None, loop_filtered: bool, bit_depth: int | None = None
+) -> DetailedSample:
+    """Measure a frame from upright full-range planes, and from luma as decoded (not upright, any range and strides).
 
-    `bits` of the values of `native_YX`: 8 for uint8 and 10 for uint16 by default.
+    `bit_depth` is that of the values of `native_YX`: by default 8 for uint8 and 10 for uint16. The sample has no
+    thumbnail.
     """
+    luma_HW = planes.luma_HW
     mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(luma_HW))
     tiles_YX = None if native_YX is None else _tiles(native_YX)
-    levels = 1.0 if native_YX is None or native_YX.dtype == np.uint8 else 2.0 ** ((bits or 10) - 8)
-    return Look(
+    is_8_bit = native_YX is None or native_YX.dtype == np.uint8
+    scale = 1.0 if is_8_bit else 2.0 ** ((bit_depth or 10) - 8)
+    return DetailedSample(
         pts,
         luma=mean / 255,
         contrast=deviation / 255,
-        clipped_black=_share(luma_HW, 0, BLACK),
-        clipped_white=_share(luma_HW, WHITE, 255),
+        clipped_black=_share_between(luma_HW, 0, MAX_CLIPPED_BLACK),
+        clipped_white=_share_between(luma_HW, MIN_CLIPPED_WHITE, 255),
         sharpness=sharpness(luma_HW),
-        colourfulness=colourfulness(cb_hw, cr_hw),
-        noise=None if tiles_YX is None else noise_sigma(tiles_YX) / levels,
-        blockiness=None if tiles_YX is None else blockiness(tiles_YX, EDGE * levels),
-        filtered=filtered,
-        borders=borders(luma_HW),
+        colourfulness=colourfulness(planes.cb_hw, planes.cr_hw),
+        noise=None if tiles_YX is None else noise_sigma(tiles_YX) / scale,
+        blockiness=None if tiles_YX is None else blockiness(tiles_YX, MAX_GRID_STEP * scale),
+        loop_filtered=loop_filtered,
+        borders=border_profiles(luma_HW),
     )
 
 
-def colourfulness(cb_hw: Pixels, cr_hw: Pixels) -> float:
-    """M3 of Hasler and Suesstrunk, 'Measuring colourfulness in natural images' (2003): 0 for grey, 15 slight, 45 quite, 109 extreme.
+def sharpness(luma_HW: UInt8Array) -> float:
+    """Return the variance of the Laplacian over 4 neighbours, of luma scaled to [0, 1].
 
-    sqrt(var(rg) + var(yb)) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2) with rg = R - G, yb = (R + G) / 2 - B, in levels. Both are linear in
-    Cb and Cr and free of luma, so no picture in RGB is made; those of BT.601, 7% from those of BT.709. Colours that RGB would clip are not.
+    It is comparable only between images of one size. A gradient gives 0, a blurred image around 1e-4, a crisp one 1e-3
+    to 1e-1. Source: Pech-Pacheco et al., 'Diatom autofocusing in brightfield microscopy' (2000).
+    """
+    if min(luma_HW.shape) < 3:
+        return 0.0
+    laplacian = cv2.Laplacian(luma_HW, cv2.CV_16S)[1:-1, 1:-1]
+    deviation = float(cv2.meanStdDev(laplacian)[1][0, 0]) / 255
+    return deviation**2
+
+
+def colourfulness(cb_hw: UInt8Array, cr_hw: UInt8Array) -> float:
+    """Return the measure M3 of Hasler and Suesstrunk: 0 for grey, 15 slight, 45 quite, 109 extreme.
+
+    It is sqrt(var(rg) + var(yb)) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2) with rg = R - G, yb = (R + G) / 2 - B, in 8-bit
+    values. Both are linear in Cb and Cr and free of luma, so no RGB image is needed. The coefficients are those of
+    BT.601; with BT.709 the result would differ by 7%. Colours that RGB would clip are not clipped here. Source:
+    'Measuring colourfulness in natural images' (2003).
     """
     red_green = cv2.addWeighted(cr_hw, 2.1161, cb_hw, 0.3441, -128 * (2.1161 + 0.3441), dtype=cv2.CV_32F)
     yellow_blue = cv2.addWeighted(cr_hw, 0.3439, cb_hw, -1.9441, -128 * (0.3439 - 1.9441), dtype=cv2.CV_32F)
@@ -105,73 +121,81 @@ def colourfulness(cb_hw: Pixels, cr_hw: Pixels) -> float:
     return math.hypot(deviation_rg, deviation_yb) + 0.3 * math.hypot(mean_rg, mean_yb)
 
 
-def noise_sigma(tiles_YX: Native) -> float:
-    """Standard deviation of noise, in levels: Immerkaer, 'Fast noise variance estimation' (1996), on flat tiles; `[32 n, 32]`, stacked.
+def noise_sigma(tiles_YX: NativeArray) -> float:
+    """Return the standard deviation of noise of stacked tiles `[32 n, 32]`, in their values, from the flattest of them.
 
-    The mean absolute response to the difference of two Laplacians, which is 0 on edges and slopes. Flat is what has the least
-    variance after it was averaged over 8 x 8 pixels, where noise is gone: tiles that have least noise by chance are not preferred.
-    Clipped tiles, where noise is cut off, do not count unless all are.
+    It follows Immerkaer, 'Fast noise variance estimation' (1996): the mean absolute response to the difference of two
+    Laplacians, which is 0 on edges and slopes. The flattest tiles have the least variance after averaging over 8 x 8
+    pixels, which removes the noise: so tiles that happen to have less noise are not preferred. Clipped tiles, where
+    noise is cut off, do not count unless all are clipped.
     """
-    n = len(tiles_YX) // TILE
-    small = tiles_YX.dtype == np.uint8
-    pixels_YX = tiles_YX if small else tiles_YX.astype(np.float32)
-    response = cv2.filter2D(pixels_YX, cv2.CV_16S if small else cv2.CV_32F, _IMMERKAER)
-    response = cv2.convertScaleAbs(response) if small else np.abs(response)
-    # What lies next to another tile is not noise.
-    response[:, 0] = response[:, -1] = response[::TILE] = response[TILE - 1 :: TILE] = 0
+    n = len(tiles_YX) // TILE_PX
+    is_8_bit = tiles_YX.dtype == np.uint8
+    pixels_YX = tiles_YX if is_8_bit else tiles_YX.astype(np.float32)
+    response = cv2.filter2D(pixels_YX, cv2.CV_16S if is_8_bit else cv2.CV_32F, _IMMERKAER)
+    response = cv2.convertScaleAbs(response) if is_8_bit else np.abs(response)
+    # The response where two tiles meet is not noise.
+    response[:, 0] = response[:, -1] = response[::TILE_PX] = response[TILE_PX - 1 :: TILE_PX] = 0
     sums_n = cv2.reduce(
-        response.reshape(n, TILE * TILE), 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S if small else cv2.CV_32F
+        response.reshape(n, TILE_PX * TILE_PX), 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S if is_8_bit else cv2.CV_32F
     ).ravel()
-    means_n = cv2.resize(pixels_YX, (TILE // GRID, n * TILE // GRID), interpolation=cv2.INTER_AREA).reshape(n, -1)
+    size = TILE_PX // GRID_PX, n * TILE_PX // GRID_PX
+    means_n = cv2.resize(pixels_YX, size, interpolation=cv2.INTER_AREA).reshape(n, -1)
     unclipped = np.flatnonzero(sums_n > 0)
     if len(unclipped) == 0:
         return 0.0
-    order = unclipped[np.argsort(means_n.var(axis=1)[unclipped], kind="stable")]
-    mean = float(np.median(sums_n[order[: max(1, math.ceil(len(order) * FLAT_TILES))]])) / (TILE - 2) ** 2
+    flattest_first = unclipped[np.argsort(means_n.var(axis=1)[unclipped], kind="stable")]
+    n_flat = max(1, math.ceil(len(flattest_first) * FLAT_TILE_SHARE))
+    mean = float(np.median(sums_n[flattest_first[:n_flat]])) / (TILE_PX - 2) ** 2
     return mean * math.sqrt(math.pi / 2) / 6
 
 
-def blockiness(tiles_YX: Native, most: float = EDGE) -> float:
-    """How much larger steps between pixels are on the 8-pixel grid than inside blocks: 1 for none; `[32 n, 32]`, tiles on that grid.
+def blockiness(tiles_YX: NativeArray, max_step: float = MAX_GRID_STEP) -> float:
+    """Return the ratio of steps between pixels across the edges of 8-pixel blocks to those inside blocks.
 
-    The difference across block edges of Wang, Sheikh and Bovik, 'No-reference perceptual quality assessment of JPEG compressed
-    images' (2002), over that within blocks, both ways; pixels next to an edge, which deblocking changes, are left out.
-    Blocks of a picture that was scaled after it was compressed are off the grid and not seen.
+    The stacked tiles `[32 n, 32]` start on the grid of blocks. 1 means no blocks. It is the difference across block
+    edges of Wang, Sheikh and Bovik, 'No-reference perceptual quality assessment of JPEG compressed images' (2002), over
+    that within blocks, in both directions. Pixels next to an edge, which deblocking changes, are left out. Blocks of a
+    video that was scaled after compression are off the grid and not seen.
     """
-    n = len(tiles_YX) // TILE
-    small = tiles_YX.dtype == np.uint8
-    pixels_YX, sums = (tiles_YX, cv2.CV_32S) if small else (tiles_YX.astype(np.float32), cv2.CV_32F)
-    across = cv2.threshold(cv2.absdiff(pixels_YX[:, 1:], pixels_YX[:, :-1]), most, 0, cv2.THRESH_TRUNC)[1]
-    down = cv2.threshold(cv2.absdiff(pixels_YX[1:], pixels_YX[:-1]), most, 0, cv2.THRESH_TRUNC)[1]
+    n = len(tiles_YX) // TILE_PX
+    is_8_bit = tiles_YX.dtype == np.uint8
+    pixels_YX, sums = (tiles_YX, cv2.CV_32S) if is_8_bit else (tiles_YX.astype(np.float32), cv2.CV_32F)
+    across = cv2.threshold(cv2.absdiff(pixels_YX[:, 1:], pixels_YX[:, :-1]), max_step, 0, cv2.THRESH_TRUNC)[1]
+    down = cv2.threshold(cv2.absdiff(pixels_YX[1:], pixels_YX[:-1]), max_step, 0, cv2.THRESH_TRUNC)[1]
     columns = cv2.reduce(across, 0, cv2.REDUCE_SUM, dtype=sums).ravel()
-    rows = np.append(cv2.reduce(down, 1, cv2.REDUCE_SUM, dtype=sums).ravel(), 0).reshape(n, TILE).sum(axis=0)[:-1]
-    steps = (columns + rows) / (2 * n * TILE)
-    # A twentieth of a level each, so that a flat picture has 1 and not chance over chance.
-    return float((steps[_ON].mean() + 0.05) / (steps[_OFF].mean() + 0.05))
+    rows = np.append(cv2.reduce(down, 1, cv2.REDUCE_SUM, dtype=sums).ravel(), 0).reshape(n, TILE_PX).sum(axis=0)[:-1]
+    steps = (columns + rows) / (2 * n * TILE_PX)
+    # 0.05 on both sides, so that a flat image has 1 and not a ratio of rounding errors.
+    return float((steps[_ON_GRID].mean() + 0.05) / (steps[_OFF_GRID].mean() + 0.05))
 
 
 _IMMERKAER = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
-_ON = np.array([GRID * k - 1 for k in range(1, TILE // GRID)])
-_OFF = np.array([i for i in range(TILE - 1) if 1 <= i % GRID <= 5])
+_ON_GRID = np.array([GRID_PX * k - 1 for k in range(1, TILE_PX // GRID_PX)])
+_OFF_GRID = np.array([i for i in range(TILE_PX - 1) if 1 <= i % GRID_PX <= 5])
 
 
-def _share(luma_HW: Pixels, low: int, high: int) -> float:
+def _share_between(luma_HW: UInt8Array, low: int, high: int) -> float:
+    """Return the share of pixels with values from `low` to `high`, both included."""
     return int(cv2.countNonZero(cv2.inRange(luma_HW, low, high))) / luma_HW.size
 
 
-def _tiles(native_YX: Native) -> Native | None:
-    """Tiles of 32 x 32 pixels on the 8-pixel grid, spread evenly over the frame, stacked to `[32 n, 32]`; None for a smaller frame."""
-    ys, xs = _starts(native_YX.shape[0]), _starts(native_YX.shape[1])
+def _tiles(native_YX: NativeArray) -> NativeArray | None:
+    """Return tiles of 32 x 32 pixels, spread evenly on the 8-pixel grid and stacked to `[32 n, 32]`.
+
+    None for a frame smaller than a tile.
+    """
+    ys, xs = _tile_starts(native_YX.shape[0]), _tile_starts(native_YX.shape[1])
     if not ys or not xs:
         return None
-    stacked: Native = np.empty((len(ys), len(xs), TILE, TILE), native_YX.dtype)
+    stacked: NativeArray = np.empty((len(ys), len(xs), TILE_PX, TILE_PX), native_YX.dtype)
     for i, y in enumerate(ys):
-        band = native_YX[y : y + TILE]
+        band = native_YX[y : y + TILE_PX]
         for j, x in enumerate(xs):
-            stacked[i, j] = band[:, x : x + TILE]
-    return stacked.reshape(-1, TILE)
+            stacked[i, j] = band[:, x : x + TILE_PX]
+    return stacked.reshape(-1, TILE_PX)
 
 
-def _starts(size: int) -> list[int]:
-    n = min(TILES, size // TILE)
-    return [int((size - TILE) * (i + 0.5) / n) // GRID * GRID for i in range(n)]
+def _tile_starts(size: int) -> list[int]:
+    n = min(MAX_TILES, size // TILE_PX)
+    return [int((size - TILE_PX) * (i + 0.5) / n) // GRID_PX * GRID_PX for i in range(n)]

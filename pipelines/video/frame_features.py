@@ -1,6 +1,6 @@
-"""What the pass keeps of every frame it looks at: small enough for a film, rich enough to find its shots afterwards.
+"""Features of every decoded frame: small enough to keep for a whole film, rich enough to find its shots afterwards.
 
-Shape legend: N frames looked at, H height, W width of the signature; lower-case letters for its chroma, half of them.
+Shape legend: N decoded frames, H height, W width of the signature; lower-case letters for its chroma, half of them.
 """
 
 from __future__ import annotations
@@ -13,93 +13,97 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.arrays import BoolArray, Float32Array, Int64Array, UInt8Array
+
 SIGNATURE_SHRINK = 4
-"""A signature is the analysis picture (128 x 72 in area) averaged over squares of 4 pixels: 32 x 18, with chroma at 16 x 9."""
+"""Side of the squares of pixels that are averaged to one value of a signature. The analysis image (128 x 72 in area)
+gives a signature of 32 x 18, with chroma at 16 x 9."""
 
 
-def runs(mask_N: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """First and end (exclusive) of each run of true values."""
+def true_runs(mask_N: BoolArray) -> list[tuple[int, int]]:
+    """Return the first index and the end (exclusive) of each run of true values."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask_N, [False]]).astype(np.int8)))
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 
 
 @dataclass(frozen=True)
-class Series:
-    """The frames looked at, in presentation order; all arrays have N rows. About 1 kB a frame.
+class FrameFeatures:
+    """Features of the decoded frames, in presentation order; all arrays have N rows. About 1 kB per frame.
 
-    `passed_over` counts the frames of the source between this one and the one before that were not decoded. `luma` and
-    `chroma` (Cb, Cr) are signatures in levels of full range. `change` is the mean absolute difference of luma to the frame
-    before at analysis size, `residual` what is left of it after motion is compensated, `peak` the largest mean difference
-    of a block of 8 x 8 pixels, all in levels; for the first frame 0. `nearer` is the scale by which the frame
-    enlarges part of the one before (`camera.cut_in`), NaN where it does not or the change is too small for a cut.
-    `content` is PySceneDetect's content score against the frame before, NaN where its detectors were not asked for.
+    `skipped_N` counts the frames of the source between this frame and the one before that were not decoded. `luma_NHW`
+    and `chroma_N2hw` (Cb, Cr) are signatures in full range. `change_N` is the mean absolute difference of luma from the
+    frame before at analysis size, `residual_N` the part of it that motion does not explain, `peak_N` the largest mean
+    difference of a block of 8 x 8 pixels. These three are in 8-bit values, and 0 for the first frame. `cut_in_scale_N`
+    is the scale by which the frame enlarges part of the one before (`camera.cut_in`), NaN where it does not or the
+    change is too small for a cut. `content_score_N` is PySceneDetect's content score against the frame before, NaN
+    where its detectors are not used.
     """
 
     time_base: Fraction
-    pts_N: NDArray[np.int64]
-    passed_over_N: NDArray[np.int32]
-    luma_NHW: NDArray[np.uint8]
-    chroma_N2hw: NDArray[np.uint8]
-    change_N: NDArray[np.float32]
-    residual_N: NDArray[np.float32]
-    peak_N: NDArray[np.float32]
-    nearer_N: NDArray[np.float32]
-    content_N: NDArray[np.float32]
+    pts_N: Int64Array
+    skipped_N: NDArray[np.int32]
+    luma_NHW: UInt8Array
+    chroma_N2hw: UInt8Array
+    change_N: Float32Array
+    residual_N: Float32Array
+    peak_N: Float32Array
+    cut_in_scale_N: Float32Array
+    content_score_N: Float32Array
 
     def __len__(self) -> int:
         return len(self.pts_N)
 
     @staticmethod
-    def joined(parts: Iterable[Series], n_frames: int) -> Series:
-        """Series one after another as one of `n_frames` frames; the same time base and signature size in all of them.
+    def concatenate(pieces: Iterable[FrameFeatures], n_frames: int) -> FrameFeatures:
+        """Join pieces, `n_frames` long in all, one after another; they share the time base and the size of signatures.
 
-        Each part is let go of when it has been copied: a film takes its own size in memory, not twice.
+        Each piece is released once it has been copied, so a film takes its size in memory once, not twice.
         """
-        whole: Series | None = None
-        at = 0
-        for part in parts:
+        whole: FrameFeatures | None = None
+        done = 0
+        for piece in pieces:
             if whole is None:
-                whole = Series(
-                    part.time_base, *(np.empty((n_frames, *array.shape[1:]), array.dtype) for array in part._arrays())
-                )
-            for to, array in zip(whole._arrays(), part._arrays(), strict=True):
-                to[at : at + len(part)] = array
-            at += len(part)
-        assert whole is not None, "nothing to join"
-        assert at == n_frames, f"{at} frames were joined, not {n_frames}"
+                empty = (np.empty((n_frames, *array.shape[1:]), array.dtype) for array in piece._arrays())
+                whole = FrameFeatures(piece.time_base, *empty)
+            for target, array in zip(whole._arrays(), piece._arrays(), strict=True):
+                target[done : done + len(piece)] = array
+            done += len(piece)
+        assert whole is not None, "nothing to concatenate"
+        assert done == n_frames, f"{done} frames were concatenated, not {n_frames}"
         return whole
 
-    def rows(self, which: slice) -> Series:
-        """Some rows, without a copy."""
-        return Series(self.time_base, *(array[which] for array in self._arrays()))
+    def rows(self, which: slice) -> FrameFeatures:
+        """Return some rows, without a copy."""
+        return FrameFeatures(self.time_base, *(array[which] for array in self._arrays()))
 
-    def between(self, start_pts: int, end_pts: int) -> Series:
-        """The frames of a span, `end_pts` exclusive."""
+    def between(self, start_pts: int, end_pts: int) -> FrameFeatures:
+        """Return the rows of a span, `end_pts` exclusive, without a copy."""
         first, end = np.searchsorted(self.pts_N, [start_pts, end_pts])
         return self.rows(slice(int(first), int(end)))
 
     def distance(self, i: int, j: int) -> float:
-        """Mean absolute difference of luma between two signatures, in levels."""
+        """Return the mean absolute difference of luma between two signatures, in 8-bit values."""
         return float(np.abs(self.luma_NHW[i].astype(np.int16) - self.luma_NHW[j]).mean())
 
-    def with_windows(self, windows: Sequence[Series]) -> Series:
-        """With every frame of some windows, in order, that may touch: each begins and ends with a frame that is here and has all between.
+    def with_windows(self, windows: Sequence[FrameFeatures]) -> FrameFeatures:
+        """Return the features with every frame of some windows, which are in order and may touch.
 
-        The row of a window's first frame stays as it is, for the window does not know the frame before it; that of its last one
-        is now compared with its neighbour.
+        Each window begins and ends with a frame of `self` and has all frames between. The row of a window's first frame
+        is kept, as the window does not know the frame before it. The row of its last frame is replaced: it is now
+        compared with its neighbour.
         """
-        parts, done = [], 0
+        pieces, done = [], 0
         for window in windows:
             first, end = np.searchsorted(self.pts_N, [window.pts_N[0], window.pts_N[-1]], side="right")
-            parts += [self.rows(slice(done, int(first))), window.rows(slice(1, None))]
+            pieces += [self.rows(slice(done, int(first))), window.rows(slice(1, None))]
             done = int(end)
-        parts.append(self.rows(slice(done, None)))
-        return Series.joined(parts, sum(map(len, parts)))
+        pieces.append(self.rows(slice(done, None)))
+        return FrameFeatures.concatenate(pieces, sum(map(len, pieces)))
 
     @property
     def n_frames(self) -> int:
-        """Frames of the source, with those that were passed over."""
-        return len(self) + int(self.passed_over_N.sum())
+        """Number of frames of the source, skipped ones included."""
+        return len(self) + int(self.skipped_N.sum())
 
     def _arrays(self) -> list[NDArray[Any]]:
         return [getattr(self, field.name) for field in fields(self)[1:]]

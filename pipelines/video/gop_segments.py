@@ -1,10 +1,11 @@
-"""A video in stretches: runs of whole groups of pictures, each decoded on its own, so that any of them can be done anywhere.
+"""Split a video into GOP segments: runs of whole groups of pictures (GOPs) that can be decoded without the others.
 
-A stretch starts at an anchor, the first key frame of each five seconds, with a decoder that knows nothing of what was
-before; so a film that is split over workers at anchors gives the same frames as one that is read through.
+A segment starts at an anchor, the first key frame of each interval of five seconds, with a decoder whose state is
+empty. So a film that is split over workers at anchors gives the same frames as one that is decoded in one go.
 
-In a stretch of H.264 or HEVC, frames that no other refers to (half of them or more, where there are B-frames) and the loop
-filter are passed over. What is passed over is known, and can be decoded afterwards from the packets, which a stretch keeps.
+In a segment of H.264 or HEVC, the loop filter and frames that no other frame refers to are skipped; where there are
+B-frames, these are half of the frames or more. It is known which frames were skipped, and they can be decoded later
+from the packets that the segment keeps.
 """
 
 from __future__ import annotations
@@ -24,277 +25,294 @@ from numpy.lib.stride_tricks import sliding_window_view
 from pipelines.video.content_hash import PacketDigests
 from pipelines.video.decode import MAX_BAD_PACKETS, DecodedFrame, DecodeError, Video, VideoPacket, decode_error
 
-ANCHOR_S = 5
-"""Anchors lie at least about this far apart: decoding one twice, for both stretches it joins, then costs 1%, and the packets of
-five seconds fit into memory."""
+ANCHOR_INTERVAL_S = 5
+"""Seconds of the intervals whose first key frames are anchors. Decoding an anchor twice, for both segments it joins,
+then costs 1%, and the packets of five seconds fit into memory."""
 
-LONGEST_GROUP = 300
-"""Frames of a group of pictures up to which the loop filter is left out. What it would have changed adds up until the next key
-frame: 1 to 3 levels of 255 over the usual 250 frames, but 9 in fades after 600."""
+MAX_UNFILTERED_GOP_FRAMES = 300
+"""Longest GOP, in frames, that is decoded without the loop filter. The differences add up until the next key frame: 1
+to 3 of 255 over the usual 250 frames, but 9 in fades after 600."""
 
-MOST_BYTES = 64 << 20
-"""Packets of a stretch that are kept; a stretch with more is decoded whole."""
+MAX_KEPT_BYTES = 64 << 20
+"""Largest total of packets that a segment keeps; a larger segment is decoded in full."""
 
-DENSE_S = Fraction(1, 4)
-"""Every frame is decoded this long after an anchor: flicker and repeated frames can only be seen between neighbours."""
+DENSE_START_S = Fraction(1, 4)
+"""Seconds after an anchor in which every frame is decoded: flicker and repeated frames can only be seen between
+neighbours."""
 
-DENSE_FRAMES = 8
-"""Frames decoded on either side of a packet that looks like a cut."""
+DENSE_CUT_FRAMES = 8
+"""Frames that are all decoded on either side of a packet that looks like a cut."""
 
-SPIKE, SPIKE_REACH = 2.0, 12
-"""A packet twice as large as any other of the 12 before and after it looks like a cut."""
+SPIKE_RATIO, SPIKE_REACH_PACKETS = 2.0, 12
+"""A packet looks like a cut if it is at least twice as large as any other of the 12 packets before and after it."""
 
 Window = tuple[int, int]
-"""PTS of two frames looked at, with frames between them that were passed over."""
+"""PTS of two decoded frames with skipped frames between them."""
 
 
 class NotSplittableError(DecodeError):
-    """Key frames of this stream cannot be relied on: it has to be decoded from end to end."""
+    """An error of a stream whose key frames cannot be relied on: it has to be decoded from end to end."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A decoded frame and how many of the source's frames were passed over since the one before; `filtered`: by the loop filter."""
+class SegmentFrame:
+    """A decoded frame, the number of frames skipped before it, and whether the loop filter was applied to it."""
 
-    picture: DecodedFrame
-    passed_over: int
-    filtered: bool
+    decoded: DecodedFrame
+    n_skipped: int
+    loop_filtered: bool
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Packets from an anchor up to the next one, that one included, with the frames that are shown before it but stored after.
+class GopSegment:
+    """Packets from an anchor to the next one, that one included.
 
-    Where all packets are in a list, frames may be passed over. Otherwise they are read as they are asked for.
+    They include the frames that are stored after the next anchor but shown before it. If `packets` is a list, frames
+    may be skipped; otherwise it reads them from the file. `anchor_pts` is None for the start of the file.
     """
 
     anchor_pts: int | None
     packets: Iterable[VideoPacket]
 
     @property
-    def kept(self) -> list[VideoPacket] | None:
-        """The packets of a stretch that keeps them."""
+    def kept_packets(self) -> list[VideoPacket] | None:
+        """The packets of a segment that keeps them, else None."""
         return self.packets if isinstance(self.packets, list) else None
 
     @property
-    def thin(self) -> bool:
-        """Whether frames may be passed over: they can be decoded afterwards."""
-        return self.kept is not None
+    def skips_frames(self) -> bool:
+        """Whether frames may be skipped, since they can be decoded later."""
+        return self.kept_packets is not None
 
 
 class Decoders:
-    """The decoders of a video, one with the loop filter and one without, each made when it is first wanted."""
+    """The two decoders of a video, with and without the loop filter, each made when it is first used."""
 
     def __init__(self, video: Video) -> None:
         self.video = video
         self._made: dict[bool, VideoCodecContext] = {}
 
     def get(self, loop_filter: bool) -> VideoCodecContext:
+        """Return the decoder with or without the loop filter."""
         if loop_filter not in self._made:
             self._made[loop_filter] = self.video.decoder(loop_filter)
         return self._made[loop_filter]
 
 
-class Stretches:
-    """The stretches of a video, or of cells `first` to `end` (exclusive) of five seconds of it. Each has to be read to its end.
+class GopSegments:
+    """The segments of a video, or of its intervals of five seconds from `first` to `end` (exclusive).
 
-    `thin=False` passes over nothing. `split=False` takes the whole video for one stretch, for streams without reliable key frames.
+    Each segment must be read to its end. `skip=False` skips no frames. `split=False` takes the whole video as one
+    segment, for streams without reliable key frames.
     """
 
     def __init__(
-        self, video: Video, first: int = 0, end: int | None = None, *, thin: bool = True, split: bool = True
+        self, video: Video, first: int = 0, end: int | None = None, *, skip: bool = True, split: bool = True
     ) -> None:
         self._video = video
-        self._thin = thin and split and video.can_skip
+        self._skip = skip and split and video.can_skip
         self._end = end
         self._split = split and video.has_pts
-        self._pushed: VideoPacket | None = None
-        self._payload = PacketDigests()
-        self._groups: int | None = None
-        start_pts = video.info.start_pts + round(first * ANCHOR_S / video.info.time_base)
+        self._pushed_back: VideoPacket | None = None
+        self._digests = PacketDigests()
+        self._n_groups: int | None = None
+        start_pts = video.info.start_pts + round(first * ANCHOR_INTERVAL_S / video.info.time_base)
         self._packets = video.packets_from(start_pts) if first else video.packets()
         if first:
-            # What lies before the anchor is in the piece before.
+            # Packets before the anchor belong to the piece before.
             self._packets = itertools.dropwhile(
-                lambda packet: not (packet.is_keyframe and self._cell(packet) >= first), self._packets
+                lambda packet: not (packet.is_keyframe and self._interval(packet) >= first), self._packets
             )
         self._anchor: VideoPacket | None = self._read()
         if first and self._anchor is not None:
-            # Shown before the anchor: the stretch before has them.
+            # Frames shown before the anchor are in the segment before.
             list(self._leading(self._anchor))
 
-    def __iter__(self) -> Iterator[Stretch]:
+    def __iter__(self) -> Iterator[GopSegment]:
         first = True
-        while self._anchor is not None and not (self._end is not None and self._is_past(self._anchor)):
+        while self._anchor is not None and not (self._end is not None and self._is_past_end(self._anchor)):
             anchor, self._anchor = self._anchor, None
-            packets = self._until_next(anchor)
-            kept, whole = _take(packets) if self._thin else ([], False)
-            anchor_pts = None if first and self._anchor_is_start(anchor) else anchor.pts
+            packets = self._until_next_anchor(anchor)
+            kept, complete = _keep(packets) if self._skip else ([], False)
+            anchor_pts = None if first and self._is_start(anchor) else anchor.pts
             first = False
-            yield Stretch(anchor_pts, kept if whole else itertools.chain(kept, packets))
+            yield GopSegment(anchor_pts, kept if complete else itertools.chain(kept, packets))
 
     @property
-    def payload(self) -> bytes:
-        """Digests of the packets of all stretches, when they have been read: without those of the anchor the next piece begins with."""
-        return self._payload.digests(None if self._anchor is None else self._groups)
+    def packet_digests(self) -> bytes:
+        """Digests of the packets of all segments, once these have been read.
 
-    def _anchor_is_start(self, anchor: VideoPacket) -> bool:
-        return not self._split or anchor.pts is None or self._cell(anchor) <= 0
+        The anchor that starts the next piece is not included.
+        """
+        return self._digests.digests(None if self._anchor is None else self._n_groups)
 
-    def _is_past(self, anchor: VideoPacket) -> bool:
+    def _is_start(self, anchor: VideoPacket) -> bool:
+        return not self._split or anchor.pts is None or self._interval(anchor) <= 0
+
+    def _is_past_end(self, anchor: VideoPacket) -> bool:
         assert self._end is not None
-        return self._split and self._cell(anchor) >= self._end
+        return self._split and self._interval(anchor) >= self._end
 
-    def _cell(self, packet: VideoPacket) -> int:
+    def _interval(self, packet: VideoPacket) -> int:
+        """Return the index of the interval of five seconds in which a packet is shown."""
         if packet.pts is None:
             raise NotSplittableError("a packet has no PTS")
-        return int((packet.pts - self._video.info.start_pts) * self._video.info.time_base // ANCHOR_S)
+        return int((packet.pts - self._video.info.start_pts) * self._video.info.time_base // ANCHOR_INTERVAL_S)
 
-    def _until_next(self, anchor: VideoPacket) -> Iterator[VideoPacket]:
+    def _until_next_anchor(self, anchor: VideoPacket) -> Iterator[VideoPacket]:
         yield anchor
         while (packet := self._next()) is not None:
-            if self._split and packet.is_keyframe and self._cell(packet) > self._cell(anchor):
+            if self._split and packet.is_keyframe and self._interval(packet) > self._interval(anchor):
                 self._anchor = packet
-                # The anchor has begun one.
-                self._groups = self._payload.n_groups - 1
+                # The last group has begun with the anchor.
+                self._n_groups = self._digests.n_groups - 1
                 yield packet
                 yield from self._leading(packet)
                 return
             yield packet
 
     def _leading(self, anchor: VideoPacket) -> Iterator[VideoPacket]:
+        """Yield the packets stored after an anchor that are shown before it."""
         assert anchor.pts is not None
         while (packet := self._next()) is not None:
             if packet.pts is None:
                 raise NotSplittableError("a packet has no PTS")
             if packet.pts > anchor.pts:
-                self._pushed = packet
+                self._pushed_back = packet
                 return
             yield packet
 
     def _next(self) -> VideoPacket | None:
-        packet, self._pushed = self._pushed, None
+        packet, self._pushed_back = self._pushed_back, None
         return self._read() if packet is None else packet
 
     def _read(self) -> VideoPacket | None:
         packet = next(self._packets, None)
         if packet is not None:
-            self._payload.push(packet)
+            self._digests.push(packet)
         return packet
 
 
-def _take(packets: Iterator[VideoPacket]) -> tuple[list[VideoPacket], bool]:
-    """Packets into a list, and whether these are all: not those of a stretch too large to keep, or with too long a group."""
+def _keep(packets: Iterator[VideoPacket]) -> tuple[list[VideoPacket], bool]:
+    """Return packets as a list, and whether the list is complete.
+
+    A segment too large to keep, or with too long a GOP, is cut short.
+    """
     kept: list[VideoPacket] = []
-    size, group = 0, 0
+    size, gop_frames = 0, 0
     for packet in packets:
         kept.append(packet)
         size += packet.size
-        group = 1 if packet.is_keyframe else group + 1
-        if group > LONGEST_GROUP or size > MOST_BYTES:
+        gop_frames = 1 if packet.is_keyframe else gop_frames + 1
+        if gop_frames > MAX_UNFILTERED_GOP_FRAMES or size > MAX_KEPT_BYTES:
             return kept, False
         if packet.pts is None:
             return kept, False
     return kept, True
 
 
-def decode(decoders: Decoders, stretch: Stretch) -> Iterator[Seen]:
-    """The frames of a stretch that are looked at, PTS strictly rising. Raises `DecodeError`.
+def decode_segment(decoders: Decoders, segment: GopSegment) -> Iterator[SegmentFrame]:
+    """Yield the frames of a segment that are decoded, PTS strictly rising. Raises `DecodeError`.
 
-    A packet that fails fails the file, except up to 64 before a video's first frame, as at the start of a broadcast.
+    A packet that fails fails the file, except for up to 64 before a video's first frame, as at the start of a
+    broadcast.
     """
     video = decoders.video
-    shown: list[int] = []
+    shown_pts: list[int] = []
     dense: frozenset[int] = frozenset()
-    if stretch.kept is not None:
-        shown = _shown(stretch.kept)
-        dense = likely_cuts(stretch.kept, shown, int(DENSE_S / video.info.time_base))
+    if segment.kept_packets is not None:
+        shown_pts = _shown_pts(segment.kept_packets)
+        dense_pts = int(DENSE_START_S / video.info.time_base)
+        dense = always_decoded(segment.kept_packets, shown_pts, dense_pts)
     failures, steps_back = 0, 0
     last: DecodedFrame | None = None
-    decoder = decoders.get(loop_filter=not stretch.thin)
-    for outcome in _run(decoder, stretch.packets, lambda pts: not stretch.thin or pts in dense):
-        if isinstance(outcome, av.error.FFmpegError):
+    decoder = decoders.get(loop_filter=not segment.skips_frames)
+    for frame in _decode_packets(decoder, segment.packets, lambda pts: not segment.skips_frames or pts in dense):
+        if isinstance(frame, av.error.FFmpegError):
             failures += 1
-            if stretch.anchor_pts is not None or last is not None or failures > MAX_BAD_PACKETS:
-                raise decode_error(video.uri, outcome) from outcome
+            if segment.anchor_pts is not None or last is not None or failures > MAX_BAD_PACKETS:
+                raise decode_error(video.uri, frame) from frame
             continue
-        picture = video.with_pts(outcome, last)
-        if last is None and stretch.anchor_pts is not None and picture.pts != stretch.anchor_pts:
+        decoded = video.with_pts(frame, last)
+        if last is None and segment.anchor_pts is not None and decoded.pts != segment.anchor_pts:
             raise NotSplittableError(
-                f"{video.uri}: the key frame at PTS {stretch.anchor_pts} does not decode on its own"
+                f"{video.uri}: the key frame at PTS {segment.anchor_pts} cannot be decoded without the frames before it"
             )
-        if last is not None and picture.pts <= last.pts:
+        if last is not None and decoded.pts <= last.pts:
             steps_back += 1
             if steps_back > MAX_BAD_PACKETS:
-                raise DecodeError(f"{video.uri}: time stamps step back at PTS {last.pts}")
+                raise DecodeError(f"{video.uri}: timestamps step back at PTS {last.pts}")
             continue
-        passed_over = (
-            bisect_left(shown, picture.pts) - bisect_right(shown, last.pts) if shown and last is not None else 0
-        )
-        yield Seen(picture, max(0, passed_over), not stretch.thin or outcome.key_frame)
-        last = picture
+        n_skipped = 0
+        if shown_pts and last is not None:
+            n_skipped = bisect_left(shown_pts, decoded.pts) - bisect_right(shown_pts, last.pts)
+        yield SegmentFrame(decoded, max(0, n_skipped), not segment.skips_frames or frame.key_frame)
+        last = decoded
 
 
 def decode_windows(
     decoders: Decoders, packets: Iterable[VideoPacket], windows: Sequence[Window]
 ) -> Iterator[tuple[Window, DecodedFrame]]:
-    """For each window, all frames from its first to its last. `packets` begin with a key frame shown no later than the first.
+    """Yield each window with all of its frames, the first and last included.
 
-    Windows are in order and do not overlap, except at their ends; such a frame comes for both.
+    `packets` begin with a key frame shown at or before the first window. Windows are in order and do not overlap,
+    except at their ends; a frame at which two meet is yielded for both. Raises `DecodeError`.
     """
     ends = [end for _, end in windows]
     last: DecodedFrame | None = None
 
-    def at(pts: int) -> list[Window]:
-        position = bisect_left(ends, pts)
-        return [window for window in windows[position : position + 2] if window[0] <= pts]
+    def windows_at(pts: int) -> list[Window]:
+        index = bisect_left(ends, pts)
+        return [window for window in windows[index : index + 2] if window[0] <= pts]
 
-    for outcome in _run(
-        decoders.get(loop_filter=False), _up_to(packets, ends[-1]), lambda pts: pts is not None and bool(at(pts))
-    ):
-        if isinstance(outcome, av.error.FFmpegError):
-            raise decode_error(decoders.video.uri, outcome) from outcome
-        last = decoders.video.with_pts(outcome, last)
-        for window in at(last.pts):
+    needed = _until_shown(packets, ends[-1])
+    decoder = decoders.get(loop_filter=False)
+    for frame in _decode_packets(decoder, needed, lambda pts: pts is not None and bool(windows_at(pts))):
+        if isinstance(frame, av.error.FFmpegError):
+            raise decode_error(decoders.video.uri, frame) from frame
+        last = decoders.video.with_pts(frame, last)
+        for window in windows_at(last.pts):
             yield window, last
 
 
-def group_start(packets: Sequence[VideoPacket], pts: int) -> int:
-    """Position of the last key frame shown at `pts` or before it."""
+def key_frame_index(packets: Sequence[VideoPacket], pts: int) -> int:
+    """Return the index of the last key frame shown at `pts` or earlier, 0 if there is none."""
     return max(
         (i for i, packet in enumerate(packets) if packet.is_keyframe and packet.pts is not None and packet.pts <= pts),
         default=0,
     )
 
 
-def _up_to(packets: Iterable[VideoPacket], pts: int) -> Iterator[VideoPacket]:
-    """Packets until all that are shown up to `pts` have come: until one group of frames in decoding order lies past it."""
+def _until_shown(packets: Iterable[VideoPacket], pts: int) -> Iterator[VideoPacket]:
+    """Yield packets until all that are shown up to `pts` have come."""
     for packet in packets:
-        # Decoding times never run ahead of presentation times: whatever comes now is shown later.
+        # Decoding timestamps are never later than presentation timestamps: any packet from here on is shown later.
         if packet.dts is not None and packet.dts > pts:
             return
         yield packet
 
 
-def _run(
-    decoder: VideoCodecContext, packets: Iterable[VideoPacket], whole: Callable[[int | None], bool]
+def _decode_packets(
+    decoder: VideoCodecContext, packets: Iterable[VideoPacket], is_needed: Callable[[int | None], bool]
 ) -> Iterator[VideoFrame | av.error.FFmpegError]:
-    """Decode packets to the end with a decoder that knows nothing, in presentation order; errors come between the frames.
+    """Yield the frames of packets in presentation order, from a decoder without state; errors come between the frames.
 
-    Frames no other refers to are decoded where `whole` says so of their PTS.
+    Frames that no other frame refers to are decoded only if `is_needed` is true for their PTS.
     """
     decoder.flush_buffers()
     skipping = None
     for packet in packets:
-        skip = not whole(packet.pts)
+        skip = not is_needed(packet.pts)
         if skip is not skipping:
             decoder.skip_frame = "NONREF" if skip else "DEFAULT"
             skipping = skip
-        yield from _decoded(decoder, packet)
-    yield from _decoded(decoder, None)
+        yield from _decode_packet(decoder, packet)
+    yield from _decode_packet(decoder, None)
 
 
-def _decoded(decoder: VideoCodecContext, packet: VideoPacket | None) -> Iterator[VideoFrame | av.error.FFmpegError]:
+def _decode_packet(
+    decoder: VideoCodecContext, packet: VideoPacket | None
+) -> Iterator[VideoFrame | av.error.FFmpegError]:
     try:
         yield from decoder.decode(packet)
     except av.error.EOFError:
@@ -303,25 +321,31 @@ def _decoded(decoder: VideoCodecContext, packet: VideoPacket | None) -> Iterator
         yield error
 
 
-def likely_cuts(packets: Sequence[VideoPacket], shown: Sequence[int], start: int) -> frozenset[int]:
-    """PTS of the frames of a stretch that are decoded in any case: its first ones, its last, and those around each packet that looks like a cut.
+def always_decoded(packets: Sequence[VideoPacket], shown_pts: Sequence[int], dense_pts: int) -> frozenset[int]:
+    """Return the PTS of the frames of a segment that are never skipped.
 
-    An encoder that meets a cut starts a group of pictures there, shorter than the others, or writes one packet that is much
-    larger than those around it. To decode these frames at once costs a few of them; to come back for them costs their group again.
+    These are the frames of its first `dense_pts` units of PTS, its last frame, and those around each packet that looks
+    like a cut. An encoder that meets a cut starts a GOP there, shorter than the others, or writes one packet that is
+    much larger than those around it. To decode these frames in the first pass costs a few frames; to come back for them
+    costs their GOP again.
     """
     sizes = np.array([0 if packet.is_keyframe else packet.size for packet in packets], np.int64)
     keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
-    groups = np.diff(keys)
-    likely = [keys[i + 1] for i in np.flatnonzero((groups < groups.max(initial=0)) | (len(groups) == 1))]
-    if len(sizes) > 2 * SPIKE_REACH:
-        around = sliding_window_view(np.pad(sizes, SPIKE_REACH), 2 * SPIKE_REACH + 1)
-        likely += np.flatnonzero((sizes > 0) & (sizes >= SPIKE * np.partition(around, -2, axis=1)[:, -2])).tolist()
-    dense = {*itertools.takewhile(lambda pts: pts < shown[0] + start, shown), *shown[-1:]}
-    for i in likely:
-        at = bisect_left(shown, packets[i].pts or 0)
-        dense.update(shown[max(0, at - DENSE_FRAMES) : at + DENSE_FRAMES])
+    gop_lengths = np.diff(keys)
+    is_short = (gop_lengths < gop_lengths.max(initial=0)) | (len(gop_lengths) == 1)
+    likely_cuts = [keys[i + 1] for i in np.flatnonzero(is_short)]
+    if len(sizes) > 2 * SPIKE_REACH_PACKETS:
+        around = sliding_window_view(np.pad(sizes, SPIKE_REACH_PACKETS), 2 * SPIKE_REACH_PACKETS + 1)
+        second_largest = np.partition(around, -2, axis=1)[:, -2]
+        likely_cuts += np.flatnonzero((sizes > 0) & (sizes >= SPIKE_RATIO * second_largest)).tolist()
+    first_pts = itertools.takewhile(lambda pts: pts < shown_pts[0] + dense_pts, shown_pts)
+    dense = {*first_pts, *shown_pts[-1:]}
+    for i in likely_cuts:
+        at = bisect_left(shown_pts, packets[i].pts or 0)
+        dense.update(shown_pts[max(0, at - DENSE_CUT_FRAMES) : at + DENSE_CUT_FRAMES])
     return frozenset(dense)
 
 
-def _shown(packets: Iterable[VideoPacket]) -> list[int]:
+def _shown_pts(packets: Iterable[VideoPacket]) -> list[int]:
+    """Return the PTS of the packets that are shown, sorted."""
     return sorted({packet.pts for packet in packets if packet.pts is not None and not packet.is_discard})

@@ -12,7 +12,8 @@ from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
 PIXEL_ASPECT_RANGE = (Fraction(1, 16), Fraction(16))
-"""Smallest and largest ratio of a pixel's width to its height that is believed; others are damage, and square is the better guess."""
+"""Smallest and largest ratio of a pixel's width to its height that is believed; others are damage, and square is the
+better guess."""
 
 HDR_TRANSFERS = {16: "pq", 18: "hlg"}
 """Transfer functions of high dynamic range, by their number in ITU-T H.273: SMPTE ST 2084 and ARIB STD-B67."""
@@ -25,8 +26,9 @@ class MediaInfo:
     """Facts about a video stream, from the headers and the first frame.
 
     `width` and `height` are those of a frame as displayed, after rotation and with square pixels. `rotation_deg` is the
-    counter-clockwise rotation that makes a frame upright, which `width` and `height` include. `duration_s` is the header's claim,
-    None if it makes none. `hdr` is "pq" or "hlg" for high dynamic range, which looks pale on a display of standard range, else None.
+    counter-clockwise rotation that makes a frame upright, which `width` and `height` include. `duration_s` is the
+    header's claim, None if it makes none. `hdr` is "pq" or "hlg" for high dynamic range, which looks pale on a display
+    of standard range, else None.
     """
 
     codec: str

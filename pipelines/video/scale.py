@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
@@ -16,8 +18,9 @@ HD_LINES = 720
 """Untagged video with at least this many lines is taken for BT.709, and with fewer for BT.601, as players do."""
 
 _KNOWN_COLORSPACES = frozenset({0, 1, 4, 5, 6, 7, 9})
-"""Matrix coefficients of ITU-T H.273 that swscale converts: RGB, BT.709, FCC, BT.601 twice, SMPTE 240M, BT.2020. The others
-(YCgCo, ICtCp and reserved numbers) are treated as untagged: they are rare, and a wrong tint costs less than the file."""
+"""Matrix coefficients of ITU-T H.273 that swscale converts: RGB, BT.709, FCC, BT.601 twice, SMPTE 240M, BT.2020. The
+others (YCgCo, ICtCp and reserved numbers) are treated as untagged: they are rare, and a wrong tint costs less than the
+file."""
 
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
 """Scaler flags for accurate rounding, chroma interpolated at full width, and the same bits on every CPU."""
@@ -33,7 +36,8 @@ def rescale(
 ) -> VideoFrame:
     """Return a frame at another size, in another format and in full range, without a full-size copy in between.
 
-    Shrinking averages areas, which leaves no aliases; enlarging is bicubic. `colorspace` is the matrix of an untagged frame.
+    Shrinking averages areas, which leaves no aliases; enlarging is bicubic. `colorspace` is the matrix of an untagged
+    frame.
     """
     shrinks = width <= frame.width and height <= frame.height
     return reformatter.reformat(
@@ -50,7 +54,10 @@ def rescale(
 
 
 def assumed_colorspace(frame: VideoFrame) -> Colorspace | None:
-    """Return the matrix to assume for a frame without a tag, or with one that swscale does not know; None for a known tag."""
+    """Return the matrix to assume for a frame without a tag, or with one unknown to swscale.
+
+    None for a frame with a known tag.
+    """
     if int(frame.colorspace) in _KNOWN_COLORSPACES:
         return None
     return Colorspace.ITU709 if frame.height >= HD_LINES else Colorspace.ITU601
@@ -61,11 +68,17 @@ def packed_array(frame: VideoFrame) -> UInt8Array:
     return frame.to_ndarray().astype(np.uint8, copy=False)
 
 
-def plane(frame: VideoFrame, index: int) -> UInt8Array:
-    """Return one plane `[H, W]` of a planar 8-bit frame, at the size of that plane."""
-    buffer = frame.planes[index]
-    lines: UInt8Array = np.frombuffer(memoryview(buffer), np.uint8).reshape(buffer.height, buffer.line_size)
-    return lines[:, : buffer.width]
+class YuvPlanes(NamedTuple):
+    """Planes of an 8-bit frame in yuv420p: luma `[H, W]`, and Cb and Cr `[H / 2, W / 2]`."""
+
+    luma_HW: UInt8Array
+    cb_hw: UInt8Array
+    cr_hw: UInt8Array
+
+
+def upright_planes(frame: VideoFrame, rotation_deg: int) -> YuvPlanes:
+    """Return the planes of a yuv420p frame, rotated counter-clockwise to be upright."""
+    return YuvPlanes(*(to_upright(_plane(frame, i), rotation_deg) for i in range(3)))
 
 
 def native_luma(frame: VideoFrame) -> UInt8Array | NDArray[np.uint16] | None:
@@ -119,3 +132,15 @@ def crop_scaled(
     x = min(round(box[0] * image.shape[1] / source_width), image.shape[1] - width)
     y = min(round(box[1] * image.shape[0] / source_height), image.shape[0] - height)
     return image[y : y + height, x : x + width]
+
+
+def size_with_area(height: int, width: int, area: int) -> tuple[int, int]:
+    """Return the (width, height) of about an area and of the same aspect, in multiples of 8 and at least 32."""
+    scale = (area / (height * width)) ** 0.5 / 8
+    return max(4, round(width * scale)) * 8, max(4, round(height * scale)) * 8
+
+
+def _plane(frame: VideoFrame, index: int) -> UInt8Array:
+    buffer = frame.planes[index]
+    lines: UInt8Array = np.frombuffer(memoryview(buffer), np.uint8).reshape(buffer.height, buffer.line_size)
+    return lines[:, : buffer.width]

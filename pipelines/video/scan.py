@@ -1,21 +1,19 @@
-"""The one pass over a source: its shots and every cheap signal of each, for less than it costs to decode the video.
+"""Scan a source in a single pass: find its shots and measure cheap signals of each.
 
-A video is decoded once, in stretches (`stretches.py`), each frame at a small size (`measure.py`); what is left of it is a
-series of a kilobyte a frame, in which the shots are then found (`shots.py`) and measured (`signals.py`). A long video can be
-scanned in pieces by several workers; joined, they give the scan of the whole, bit for bit.
+This costs less than decoding the video at its size. A video is decoded once, in segments (`gop_segments.py`), each
+frame at a small size (`segment_meter.py`). Of each frame about a kilobyte of features is kept, in which the shots are
+then found (`shot_boundaries.py`) and measured (`shots.py`). A long video can be scanned in pieces by several workers;
+joined, they give the scan of the whole, bit for bit.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,38 +23,37 @@ from PIL import Image
 from pydantic import Field
 
 from cluster.config import Settings
-from pipelines.video import phash, transnet
+from pipelines.video import transnet
 from pipelines.video.content_hash import content_hash
-from pipelines.video.decode import DecodeError, MediaInfo, Video, open_video
-from pipelines.video.detailed_sample import take_look
-from pipelines.video.frame_features import Series
-from pipelines.video.frame_hashes import HASH_EVERY_S, FrameHash, Moments, Still, shot_hashes, still
-from pipelines.video.gop_segments import ANCHOR_S, NotSplittableError, Stretches, Window
+from pipelines.video.decode import DecodeError, Video, open_video
+from pipelines.video.detailed_sample import DetailedSample, take_detailed_sample
+from pipelines.video.feature_builder import ANALYSIS_AREA, FeatureBuilder
+from pipelines.video.frame_features import FrameFeatures
+from pipelines.video.frame_hashes import HASH_INTERVAL_S, HashTimes, luma_thumbnail, shot_hashes
+from pipelines.video.gop_segments import ANCHOR_INTERVAL_S, GopSegments, NotSplittableError, Window
 from pipelines.video.letterbox import crop_boxes
-from pipelines.video.measure import ANALYSIS_AREA, LOOK_AREA, Meter, Part, Rows, View, picture_size, upright_planes
-from pipelines.video.scale import Box, rescale
-from pipelines.video.shot_boundaries import Boundary, DetectorName, Kind, find_boundaries
-from pipelines.video.signals import Signals, shot_signals
+from pipelines.video.media_info import MediaInfo
+from pipelines.video.scale import YuvPlanes, rescale, size_with_area, upright_planes
+from pipelines.video.segment_meter import SAMPLE_AREA, Measurements, SegmentMeter
+from pipelines.video.shot_boundaries import Boundary, DetectorName, find_boundaries
+from pipelines.video.shots import Shot, ShotSpan, crop_shares, make_shot, samples_within, shot_spans
+from pipelines.video.signals import shot_signals
 from pipelines.video.still_images import encode_jpeg, fit_long_side, read_image
 
 PIECE_COST = 1e10
 """Pixels times frames of a piece of a long video: about 15 s of work, 8 minutes of 1080p or 40 of 480p at 24 fps."""
 
-ROUNDS = 4
-"""How often frames that were passed over are asked for once stretches are joined; one round is the rule."""
-
-
-T = TypeVar("T")
-VIEW_PTS, MOVE_PTS, STILL_PTS = attrgetter("pts"), attrgetter("start_pts"), attrgetter("pts")
+MAX_DECODE_ROUNDS = 4
+"""Largest number of times that skipped frames are decoded after segments were joined; once is usual."""
 
 
 class ScanSettings(Settings):
-    """How shots are found and what is kept of them."""
+    """Settings of how shots are found and which thumbnails are kept."""
 
     detector: DetectorName = Field(
         "signature",
-        description="signature: cuts, dissolves and fades, told from motion and flashes; transnetv2: the same, with a network where that is "
-        "uncertain; content, adaptive: PySceneDetect's, cuts only.",
+        description="signature: cuts, dissolves and fades, distinguished from motion and flashes; transnetv2: the "
+        "same, with a network where that is uncertain; content, adaptive: PySceneDetect's detectors, cuts only.",
     )
     threshold: float | None = Field(None, gt=0, description="Sensitivity of the detector; null for its default.")
     min_shot_s: float = Field(
@@ -67,42 +64,23 @@ class ScanSettings(Settings):
     stitch: float | None = Field(
         None,
         gt=0,
-        description="Join shots that a cut parted when the pictures on its two sides differ by less than this, in levels of 255.",
+        description="Join shots at a cut if the frames on its two sides differ by less than this, in 8-bit values; "
+        "null joins none.",
     )
-    thumbnails: int = Field(
-        3, ge=0, le=16, description="JPEG pictures kept of each shot, at most; one is taken each second."
-    )
+    thumbnails: int = Field(3, ge=0, le=16, description="Most JPEG thumbnails per shot; one is taken each second.")
     thumbnail_px: int = Field(160, ge=16, le=256, description="Long side of a thumbnail in pixels.")
 
 
 @dataclass(frozen=True)
 class ScannedMedia(MediaInfo):
-    """Media information with what only a full pass can tell."""
+    """Facts about a source, with those that need a full pass."""
 
     source_duration_s: float
-    """From the first frame to the end of the last, as decoded; 0 for an image."""
+    """Seconds from the first frame to the end of the last, as decoded; 0 for an image."""
     n_frames: int
     content_hash: str
-    """Hash of the compressed packets of the stream in order, or of an image's file: the same for a remux (`content.py`)."""
-
-
-@dataclass(frozen=True)
-class Shot:
-    """A run of frames without a transition, `end_pts` exclusive, and its signals.
-
-    `transition_in` and `transition_out` are what it begins and ends with: a kind of transition, or None where the video begins or ends.
-    `hashes` are of the picture inside the shot's crop, each quarter of a second of the source (`moments.py`), at least one.
-    `thumbnails` are JPEG files in time order.
-    """
-
-    start_pts: int
-    end_pts: int
-    n_frames: int
-    transition_in: Kind | None
-    transition_out: Kind | None
-    signals: Signals
-    hashes: tuple[FrameHash, ...]
-    thumbnails: tuple[bytes, ...]
+    """Hash of the compressed packets of the stream in order, or of an image's file; a remux has the same
+    (`content_hash.py`)."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +94,10 @@ class VideoScan:
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of a long video: stretches from cell `first` to `end` (exclusive; None: to the end), and about what it costs."""
+    """A piece of a long video: its intervals of five seconds from `first` to `end` (exclusive; None: to the end).
+
+    `cost` is about the number of pixels it decodes.
+    """
 
     first: int
     end: int | None
@@ -124,235 +105,186 @@ class Piece:
 
 
 def scan_video(uri: str, settings: ScanSettings | None = None) -> VideoScan:
-    """Decode a video once, from end to end. Raises `DecodeError` for one that does not decode to its end."""
+    """Decode a video once, from end to end, and return its scan.
+
+    Raises `DecodeError` if it does not decode to its end.
+    """
     settings = settings or ScanSettings()
-    with one_thread(), open_video(uri) as video:
+    with single_threaded_opencv(), open_video(uri) as video:
         try:
-            part = _measured(video, settings, 0, None)
-            return _finished(video, settings, part)
+            return _finish(video, settings, _measure(video, settings, 0, None))
         except NotSplittableError:
             pass
-    with one_thread(), open_video(uri) as video:
-        return _finished(video, settings, _measured(video, settings, 0, None, split=False))
+    with single_threaded_opencv(), open_video(uri) as video:
+        return _finish(video, settings, _measure(video, settings, 0, None, split=False))
 
 
 def divide(uri: str) -> list[Piece]:
-    """Pieces that workers can scan apart; none for a video that is not worth it. Reads the headers only. Raises `DecodeError`."""
+    """Return pieces that workers can scan separately, none for a video that is too short.
+
+    It reads the headers and decodes the first frame. Raises `DecodeError`.
+    """
     with open_video(uri) as video:
         info = video.info
         if not video.has_pts or not info.duration_s or not info.fps:
             return []
         cost_per_s = info.coded_width * info.coded_height * info.fps
-        n = int(info.duration_s * cost_per_s / PIECE_COST)
-        cells = int(info.duration_s / ANCHOR_S) + 1
-        n = min(n, cells)
+        intervals = int(info.duration_s / ANCHOR_INTERVAL_S) + 1
+        n = min(int(info.duration_s * cost_per_s / PIECE_COST), intervals)
         if n < 2:
             return []
-        edges = [cells * i // n for i in range(n)]
+        edges = [intervals * i // n for i in range(n)]
         return [
-            Piece(first, end, cost_per_s * ANCHOR_S * ((cells if end is None else end) - first))
+            Piece(first, end, cost_per_s * ANCHOR_INTERVAL_S * ((intervals if end is None else end) - first))
             for first, end in zip(edges, [*edges[1:], None], strict=True)
         ]
 
 
-def scan_piece(uri: str, settings: ScanSettings, first: int, end: int | None) -> Part | None:
-    """Scan cells `first` to `end` of a video; None where none begins there.
+def scan_piece(uri: str, settings: ScanSettings, first: int, end: int | None) -> Measurements | None:
+    """Measure the intervals `first` to `end` of a video; None if no segment begins in them.
 
-    Raises `DecodeError`, of which `NotSplittableError` says that the video has to be scanned whole.
+    Raises `DecodeError`; its subclass `NotSplittableError` means that the video has to be scanned whole.
     """
-    with one_thread(), open_video(uri) as video:
-        return _measured(video, settings, first, end)
+    with single_threaded_opencv(), open_video(uri) as video:
+        return _measure(video, settings, first, end)
 
 
-def join_pieces(uri: str, settings: ScanSettings, parts: Sequence[Part | None]) -> VideoScan:
-    """The scan of a video from its pieces, in order: what `scan_video` gives. Raises `DecodeError`."""
-    with one_thread(), open_video(uri) as video:
-        return _finished(video, settings, Part.joined([part for part in parts if part is not None]))
+def join_pieces(uri: str, settings: ScanSettings, pieces: Sequence[Measurements | None]) -> VideoScan:
+    """Return the scan of a video from its pieces, in order: the same as that of `scan_video`. Raises `DecodeError`."""
+    with single_threaded_opencv(), open_video(uri) as video:
+        measured = [piece for piece in pieces if piece is not None]
+        return _finish(video, settings, Measurements.concatenate(measured))
 
 
-def _measured(video: Video, settings: ScanSettings, first: int, end: int | None, split: bool = True) -> Part | None:
-    meter = _meter(video, settings)
-    stretches = Stretches(video, first, end, thin=not meter.whole, split=split)
-    parts = [part for part in map(meter.stretch, stretches) if part is not None]
-    # Stretches are measured as they are read, so by now all of them are.
-    return dataclasses.replace(Part.joined(parts), payload=stretches.payload) if parts else None
+def _measure(
+    video: Video, settings: ScanSettings, first: int, end: int | None, split: bool = True
+) -> Measurements | None:
+    meter = _segment_meter(video, settings)
+    segments = GopSegments(video, first, end, skip=not meter.needs_every_frame, split=split)
+    pieces = [piece for piece in map(meter.measure_segment, segments) if piece is not None]
+    if not pieces:
+        return None
+    # Segments are measured as they are read, so all of them have been read by now.
+    return dataclasses.replace(Measurements.concatenate(pieces), packet_digests=segments.packet_digests)
 
 
-def _finished(video: Video, settings: ScanSettings, part: Part | None) -> VideoScan:
-    """Shots and signals of a video that was measured to its end."""
-    if part is None:
+def _finish(video: Video, settings: ScanSettings, measurements: Measurements | None) -> VideoScan:
+    """Return the scan of a video that was measured to its end."""
+    if measurements is None:
         raise DecodeError(f"{video.uri}: no frame can be decoded")
     info = video.info
-    meter = _meter(video, settings)
-    series, found = _boundaries(video, settings, meter, part.series)
-    end_pts = part.last[0] + _last_duration(part, info)
-    # A fade out that the file ends in lasts as long as the last frame is shown.
-    boundaries = tuple(b if b.end_pts <= part.last[0] else dataclasses.replace(b, end_pts=end_pts) for b in found)
+    meter = _segment_meter(video, settings)
+    features, found = _find_boundaries(video, settings, meter, measurements.features)
+    last_pts, _ = measurements.last_frame
+    end_pts = last_pts + _last_duration(measurements, info)
+    # A fade out at the end of the file lasts as long as the last frame is shown.
+    boundaries = tuple(b if b.end_pts <= last_pts else dataclasses.replace(b, end_pts=end_pts) for b in found)
     video.check_complete(end_pts)
-    part = dataclasses.replace(part, series=series)
-    found_spans = [
-        span for span in spans(boundaries, info.start_pts, end_pts) if len(series.between(span.start_pts, span.end_pts))
+    measurements = dataclasses.replace(measurements, features=features)
+    spans = [
+        span
+        for span in shot_spans(boundaries, info.start_pts, end_pts)
+        if len(features.between(span.start_pts, span.end_pts))
     ]
-    views = [_views(video, meter, part, span) for span in found_spans]
-    crops = crop_boxes([[view.look.borders for view in seen] for seen in views], info.width, info.height)
+    samples = [_samples(video, meter, measurements, span) for span in spans]
+    crops = crop_boxes([[sample.borders for sample in of_shot] for of_shot in samples], info.width, info.height)
     shots = [
-        _shot(info, part, span, seen, crop, settings)
-        for span, seen, crop in zip(found_spans, views, crops, strict=True)
+        make_shot(info, measurements, span, of_shot, crop, settings.thumbnails)
+        for span, of_shot, crop in zip(spans, samples, crops, strict=True)
     ]
-    duration_s = float((end_pts - info.start_pts) * info.time_base)
     media = ScannedMedia(
         **_fields(info),
-        source_duration_s=duration_s,
-        n_frames=series.n_frames,
-        content_hash=content_hash([part.payload]),
+        source_duration_s=float((end_pts - info.start_pts) * info.time_base),
+        n_frames=features.n_frames,
+        content_hash=content_hash([measurements.packet_digests]),
     )
     return VideoScan(media, tuple(shots), boundaries)
 
 
-def _boundaries(
-    video: Video, settings: ScanSettings, meter: Meter, series: Series
-) -> tuple[Series, tuple[Boundary, ...]]:
-    """The boundaries, and the series with the frames that had to be decoded for them where stretches meet."""
-    found = find_boundaries(series, settings.detector, settings.threshold, settings.min_shot_s)
-    for _ in range(ROUNDS):
-        if not found.uncertain:
+def _find_boundaries(
+    video: Video, settings: ScanSettings, meter: SegmentMeter, features: FrameFeatures
+) -> tuple[FrameFeatures, tuple[Boundary, ...]]:
+    """Return the boundaries, and the features with the frames that had to be decoded for them where segments meet."""
+    options = settings.detector, settings.threshold, settings.min_shot_s
+    detection = find_boundaries(features, *options)
+    for _ in range(MAX_DECODE_ROUNDS):
+        if not detection.spans_to_decode:
             break
-        groups = _near(found.uncertain, int(ANCHOR_S / video.info.time_base))
-        series = series.with_windows(
-            [closer for group in groups for closer in meter.windows(video.packets_from(group[0][0]), group)]
+        groups = _nearby_groups(detection.spans_to_decode, int(ANCHOR_INTERVAL_S / video.info.time_base))
+        features = features.with_windows(
+            [window for group in groups for window in meter.measure_windows(video.packets_from(group[0][0]), group)]
         )
-        found = find_boundaries(series, settings.detector, settings.threshold, settings.min_shot_s)
-    # A file that shows one plain colour from end to end is a shot of it, not a fade.
-    first_pts, last_pts = int(series.pts_N[0]), int(series.pts_N[-1])
-    decided = found.boundaries
+        detection = find_boundaries(features, *options)
+    decided = detection.boundaries
     if settings.detector == "transnetv2":
         decided = transnet.refine(
-            found,
-            series,
-            lambda start, end: meter.colours(video.packets_from(start), start, end),
+            detection,
+            features,
+            lambda start_pts, end_pts: meter.transnet_frames(video.packets_from(start_pts), start_pts, end_pts),
             min_shot_s=settings.min_shot_s,
         )
+    # A file that shows one plain colour from end to end is a shot of it, not a fade.
+    first_pts, last_pts = int(features.pts_N[0]), int(features.pts_N[-1])
     boundaries = tuple(b for b in decided if b.start_pts > first_pts or b.end_pts <= last_pts)
     if settings.stitch is not None:
-        boundaries = stitched(series, boundaries, settings.stitch)
-    return series, boundaries
+        boundaries = stitch_cuts(features, boundaries, settings.stitch)
+    return features, boundaries
 
 
-def stitched(series: Series, boundaries: Sequence[Boundary], most: float) -> tuple[Boundary, ...]:
-    """The boundaries without cuts whose two sides show almost the same picture: less than `most` levels of 255 apart on average."""
+def stitch_cuts(features: FrameFeatures, boundaries: Sequence[Boundary], min_distance: float) -> tuple[Boundary, ...]:
+    """Return the boundaries without cuts whose two sides show almost the same image.
+
+    The mean distance of their signatures is less than `min_distance` 8-bit values.
+    """
     kept = []
     for boundary in boundaries:
-        after = int(np.searchsorted(series.pts_N, boundary.start_pts))
-        if boundary.kind != "cut" or after == 0 or series.distance(after - 1, after) >= most:
+        after = int(np.searchsorted(features.pts_N, boundary.start_pts))
+        if boundary.kind != "cut" or after == 0 or features.distance(after - 1, after) >= min_distance:
             kept.append(boundary)
     return tuple(kept)
 
 
-@dataclass(frozen=True)
-class ShotSpan:
-    """Where a shot lies and which kinds of transition it lies between."""
-
-    start_pts: int
-    end_pts: int
-    transition_in: Kind | None
-    transition_out: Kind | None
-
-
-def spans(boundaries: Sequence[Boundary], start_pts: int, end_pts: int) -> list[ShotSpan]:
-    """The shots between boundaries: the frames of a gradual transition belong to none."""
-    starts = [(start_pts, None), *((boundary.end_pts, boundary.kind) for boundary in boundaries)]
-    ends = [*((boundary.start_pts, boundary.kind) for boundary in boundaries), (end_pts, None)]
-    return [
-        ShotSpan(start, end, transition_in, transition_out)
-        for (start, transition_in), (end, transition_out) in zip(starts, ends, strict=True)
-        if start < end
-    ]
-
-
-def _views(video: Video, meter: Meter, part: Part, span: ShotSpan) -> Sequence[View]:
-    """The views of a shot, at least one."""
-    if views := _inside(part.views, span, VIEW_PTS):
-        return views
-    # A shot too short for a look of its own, and too like the one before to be noticed while it was decoded.
-    series = part.series.between(span.start_pts, span.end_pts)
-    middle_pts = int(series.pts_N[len(series) // 2])
-    return [meter.view_of(video.packets_from(middle_pts), middle_pts)]
-
-
-def _shot(
-    info: MediaInfo, part: Part, span: ShotSpan, views: Sequence[View], crop: Box, settings: ScanSettings
-) -> Shot:
-    series = part.series.between(span.start_pts, span.end_pts)
-    # A pair of frames across a transition is no motion.
-    moves = [move for move in _inside(part.moves, span, MOVE_PTS) if move.end_pts < span.end_pts]
-    signals = shot_signals(series, moves, [view.look for view in views], crop, _nearer(series, span))
-    thumbnails = spread(views, span, settings.thumbnails)
-    # A shot too short for a moment of its own has the small picture that is kept of every frame.
-    stills = _inside(part.stills, span, STILL_PTS) or [
-        Still(int(series.pts_N[len(series) // 2]), series.luma_NHW[len(series) // 2])
-    ]
-    hashes = shot_hashes(
-        stills,
-        Moments(info.start_pts, info.time_base),
-        span.start_pts,
-        span.end_pts,
-        _share(crop, info.width, info.height),
-    )
-    return Shot(
-        span.start_pts,
-        span.end_pts,
-        series.n_frames,
-        span.transition_in,
-        span.transition_out,
-        signals,
-        hashes,
-        thumbnails,
-    )
-
-
-def _share(crop: Box, width: int, height: int) -> phash.Box:
-    """A box in displayed pixels as shares of the picture's width and height."""
-    x0, y0, x1, y1 = crop
-    return x0 / width, y0 / height, x1 / width, y1 / height
-
-
-def _nearer(series: Series, span: ShotSpan) -> float | None:
-    """How much nearer a shot is that shows part of what the shot before it ended with."""
-    scale = float(series.nearer_N[0])
-    return scale if span.transition_in == "cut" and not math.isnan(scale) else None
-
-
-def spread(views: Sequence[View], span: ShotSpan, count: int) -> tuple[bytes, ...]:
-    """Thumbnails of up to `count` of the views, those nearest to moments spread evenly over a shot, in time order."""
-    chosen: dict[int, bytes] = {}
-    for i in range(count):
-        moment = span.start_pts + (span.end_pts - span.start_pts) * (i + 0.5) / count
-        view = min(views, key=lambda item: abs(item.pts - moment))
-        chosen[view.pts] = view.thumbnail
-    return tuple(thumbnail for _, thumbnail in sorted(chosen.items()))
+def _samples(video: Video, meter: SegmentMeter, measurements: Measurements, span: ShotSpan) -> Sequence[DetailedSample]:
+    """Return the detailed samples of a shot, at least one."""
+    if samples := samples_within(measurements, span):
+        return samples
+    # The shot is too short for a sample at the usual interval, and too much like the one before to trigger one.
+    features = measurements.features.between(span.start_pts, span.end_pts)
+    middle_pts = int(features.pts_N[len(features) // 2])
+    return [meter.sample_at(video.packets_from(middle_pts), middle_pts)]
 
 
 def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
     """Measure a still image: one shot of one frame, PTS 0 to 1. Raises `DecodeError`."""
     settings = settings or ScanSettings()
     image = read_image(uri)
-    # Through the same scaler as a video's frames, so that the same picture measures the same.
+    # Through the same scaler as the frames of a video, so that the same image measures the same.
     frame = VideoFrame.from_ndarray(np.asarray(image, np.uint8), "rgb24")
 
-    def small(area: int) -> VideoFrame:
-        return rescale(
-            VideoReformatter(), frame, *picture_size(image.height, image.width, area), "yuv420p", Colorspace.ITU601
-        )
+    def planes_with_area(area: int) -> YuvPlanes:
+        size = size_with_area(image.height, image.width, area)
+        return upright_planes(rescale(VideoReformatter(), frame, *size, "yuv420p", Colorspace.ITU601), 0)
 
-    rows = Rows(Fraction(1), scores=False)
-    luma_HW = rows.push(0, 0, *upright_planes(small(ANALYSIS_AREA), 0), None)
-    series = rows.series()
-    native = np.asarray(image.convert("L"), np.uint8)
-    look = take_look(0, *upright_planes(small(LOOK_AREA), 0), native, True)
-    (crop,) = crop_boxes([[look.borders]], image.width, image.height)
-    signals = shot_signals(series, None, [look], crop)
+    builder = FeatureBuilder(Fraction(1), content_scores=False)
+    luma_HW = builder.push(0, 0, planes_with_area(ANALYSIS_AREA), None)
+    native_luma = np.asarray(image.convert("L"), np.uint8)
+    sample = take_detailed_sample(0, planes_with_area(SAMPLE_AREA), native_luma, True)
+    (crop,) = crop_boxes([[sample.borders]], image.width, image.height)
+    signals = shot_signals(builder.features(), None, [sample], crop)
     thumbnails = (thumbnail(image, settings.thumbnail_px),) if settings.thumbnails else ()
-    media = ScannedMedia(
+    # The hash times are those of a time base in which the image lasts for one of them.
+    hashes = shot_hashes(
+        [luma_thumbnail(0, luma_HW)],
+        HashTimes(0, HASH_INTERVAL_S),
+        0,
+        1,
+        crop_shares(crop, image.width, image.height),
+    )
+    return VideoScan(_image_media(image), (Shot(0, 1, 1, None, None, signals, hashes, thumbnails),), ())
+
+
+def _image_media(image: Image.Image) -> ScannedMedia:
+    return ScannedMedia(
         codec=str(image.info["codec"]),
         width=image.width,
         height=image.height,
@@ -374,23 +306,20 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
         n_frames=1,
         content_hash=str(image.info["content_hash"]),
     )
-    # A time base in which it lasts for one moment.
-    hashes = shot_hashes([still(0, luma_HW)], Moments(0, HASH_EVERY_S), 0, 1, _share(crop, image.width, image.height))
-    return VideoScan(media, (Shot(0, 1, 1, None, None, signals, hashes, thumbnails),), ())
 
 
 def thumbnail(image: Image.Image, long_side: int) -> bytes:
-    """A picture as a JPEG with this long side."""
-    return encode_jpeg(
-        np.asarray(
-            image.resize(fit_long_side(image.width, image.height, long_side), Image.Resampling.LANCZOS), np.uint8
-        )
-    )
+    """Return an image as a JPEG file with this long side."""
+    size = fit_long_side(image.width, image.height, long_side)
+    return encode_jpeg(np.asarray(image.resize(size, Image.Resampling.LANCZOS), np.uint8))
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """OpenCV without threads of its own: workers come one a core, and its flow depends on how many threads share a picture."""
+def single_threaded_opencv() -> Iterator[None]:
+    """Limit OpenCV to one thread.
+
+    There is one worker per core, and OpenCV's optical flow depends on the number of threads.
+    """
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -399,26 +328,19 @@ def one_thread() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def _meter(video: Video, settings: ScanSettings) -> Meter:
-    return Meter(
-        video,
-        settings.detector,
-        settings.threshold,
-        settings.min_shot_s,
-        settings.thumbnail_px if settings.thumbnails else 0,
-    )
+def _segment_meter(video: Video, settings: ScanSettings) -> SegmentMeter:
+    thumbnail_px = settings.thumbnail_px if settings.thumbnails else 0
+    return SegmentMeter(video, settings.detector, settings.threshold, settings.min_shot_s, thumbnail_px)
 
 
-def _inside(items: Sequence[T], span: ShotSpan, pts: Callable[[T], int]) -> Sequence[T]:
-    """Those items of a list in time order that lie in a span."""
-    return items[bisect_left(items, span.start_pts, key=pts) : bisect_left(items, span.end_pts, key=pts)]
+def _nearby_groups(windows: Sequence[Window], max_gap_pts: int) -> Iterator[list[Window]]:
+    """Yield windows in groups that are decoded in one go.
 
-
-def _near(windows: Sequence[Window], most: int) -> Iterator[list[Window]]:
-    """Windows in groups that are decoded in one go: each starts at most this far after the one before ended."""
+    Each window starts at most `max_gap_pts` after the one before ended.
+    """
     group: list[Window] = []
     for window in windows:
-        if group and window[0] - group[-1][1] > most:
+        if group and window[0] - group[-1][1] > max_gap_pts:
             yield group
             group = []
         group.append(window)
@@ -426,12 +348,17 @@ def _near(windows: Sequence[Window], most: int) -> Iterator[list[Window]]:
         yield group
 
 
-def _last_duration(part: Part, info: MediaInfo) -> int:
-    """How long the last frame is shown: as the file says, or as long as the one before, or one frame at the average rate."""
-    pts_N = part.series.pts_N
-    gap = int(pts_N[-1] - pts_N[-2]) // (int(part.series.passed_over_N[-1]) + 1) if len(pts_N) > 1 else 0
+def _last_duration(measurements: Measurements, info: MediaInfo) -> int:
+    """Return how long the last frame is shown.
+
+    It is the duration in the file, or else that of the frame before, or else one frame at the average rate.
+    """
+    pts_N = measurements.features.pts_N
+    n_skipped = int(measurements.features.skipped_N[-1])
+    gap_pts = int(pts_N[-1] - pts_N[-2]) // (n_skipped + 1) if len(pts_N) > 1 else 0
     rate = Fraction(info.fps).limit_denominator(1001) if info.fps else 0
-    return max(1, part.last[1] or gap or (round(1 / (rate * info.time_base)) if rate else 0))
+    _, duration = measurements.last_frame
+    return max(1, duration or gap_pts or (round(1 / (rate * info.time_base)) if rate else 0))
 
 
 def _fields(info: MediaInfo) -> dict[str, Any]:

@@ -42,13 +42,13 @@ class SampledSpan:
 def read_span(uri: str, start_pts: int, end_pts: int, grid: FrameGrid, crop: Box | None = None) -> SampledSpan:
     """Decode the frames of a span, sampled at `grid.fps` from `start_pts`, as RGB.
 
-    Frame k is the one shown at start + k / fps: the last frame whose PTS is not later. That time is rounded to the time base, as
-    the container rounded its PTS; before the first frame of the file it shows the first. `end_pts` is exclusive: no frame at or
-    after it is used. Each frame is scaled (antialiased) to cover the size and cropped around its centre, or to `crop`, which is
-    (x0, y0, x1, y1) in pixels as displayed.
+    Frame k is the one shown at start + k / fps: the last frame whose PTS is not later. That time is rounded to the time
+    base, as the container rounded its PTS; before the first frame of the file it shows the first. `end_pts` is
+    exclusive: no frame at or after it is used. Each frame is scaled (antialiased) to cover the size and cropped around
+    its centre, or to `crop`, which is (x0, y0, x1, y1) in pixels as displayed.
 
-    A still image (recognised by its suffix) is a span of one frame, whatever the PTS. Raises `DecodeError` for a file that cannot
-    be decoded or has no frame in the span, and `ValueError` for a span too short for the grid.
+    A still image (recognised by its suffix) is a span of one frame, whatever the PTS. Raises `DecodeError` for a file
+    that cannot be decoded or has no frame in the span, and `ValueError` for a span too short for the grid.
     """
     if grid.frames < 1 or grid.width < 1 or grid.height < 1 or not grid.fps > 0:
         raise ValueError(

@@ -38,7 +38,10 @@ def read_image(uri: str) -> Image.Image:
 
 
 def resize_image(image: Image.Image, box: Box, width: int, height: int) -> Pixels:
-    """Return a box of an image as uint8 `[height, width, 3]`, antialiased (Lanczos). Raises `ValueError` for a box outside it."""
+    """Return a box of an image as uint8 `[height, width, 3]`, antialiased (Lanczos).
+
+    Raises `ValueError` for a box outside the image.
+    """
     scaled_size(image.width, image.height, box, width, height)
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box), np.uint8)
 

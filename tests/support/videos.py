@@ -1,4 +1,4 @@
-"""Videos for tests, made with PyAV: exact time stamps, any codec, and frames that carry their number."""
+"""Videos for tests, written with PyAV: exact timestamps, any codec, and frames that carry their number."""
 
 from __future__ import annotations
 
@@ -12,33 +12,41 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
-BITS = 8
+from cluster.arrays import Pixels
+
+LOSSLESS = {"crf": "0", "preset": "ultrafast"}
+B_FRAMES = {"crf": "10", "preset": "medium", "bf": "3", "g": "12"}
+"""Options of x264 for a lossless video, and for one with B-frames."""
+
+NUMBER_BITS = 8
+"""Bits of the number that a frame of `numbered` carries."""
 
 
 def numbered(n: int, width: int = 128, height: int = 64) -> Pixels:
-    """`[n, height, width, 3]`: frame k shows k in binary as eight black or white columns, over a grey that changes with k."""
+    """Draw n frames `[n, height, width, 3]` that carry their number.
+
+    Frame k shows k in binary as eight black or white columns, over a grey that changes with k.
+    """
     frames = np.empty((n, height, width, 3), np.uint8)
     for k in range(n):
         frames[k] = 90 + (k * 7) % 60
-        for bit in range(BITS):
-            frames[k, height // 4 : height * 3 // 4, bit * width // BITS : (bit + 1) * width // BITS] = (
-                235 if k >> bit & 1 else 20
-            )
+        for bit in range(NUMBER_BITS):
+            columns = slice(bit * width // NUMBER_BITS, (bit + 1) * width // NUMBER_BITS)
+            frames[k, height // 4 : height * 3 // 4, columns] = 235 if k >> bit & 1 else 20
     return frames
 
 
 def number_of(frame: Pixels) -> int:
-    """The number a frame of `numbered` carries, at any size."""
+    """Return the number that a frame of `numbered` carries, at any size."""
     height, width = frame.shape[:2]
-    columns = frame[height * 3 // 8 : height * 5 // 8].mean(axis=(0, 2)).reshape(BITS, width // BITS).mean(axis=1)
-    return sum(1 << bit for bit in range(BITS) if columns[bit] > 127)
+    lines = frame[height * 3 // 8 : height * 5 // 8].mean(axis=(0, 2))
+    columns = lines.reshape(NUMBER_BITS, width // NUMBER_BITS).mean(axis=1)
+    return sum(1 << bit for bit in range(NUMBER_BITS) if columns[bit] > 127)
 
 
 def sliding(n: int, step: float, width: int = 256, height: int = 144, seed: int = 0) -> Pixels:
-    """`[n, height, width, 3]`: a smooth random texture that moves right by `step` pixels a frame."""
+    """Draw n frames `[n, height, width, 3]` of a smooth random texture that moves right by `step` pixels per frame."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width].astype(float)
     waves = [(*rng.uniform(0.05, 0.3, 2) * rng.choice([-1, 1], 2), rng.uniform(0, 6.28)) for _ in range(8)]
@@ -52,7 +60,11 @@ def sliding(n: int, step: float, width: int = 256, height: int = 144, seed: int 
 
 @contextlib.contextmanager
 def same_scheduling() -> Iterator[None]:
-    """SVT-AV1 gives root's thread that opens it real-time priority for good: whatever that thread starts later then starves the machine."""
+    """Restore the scheduling policy of this thread afterwards.
+
+    SVT-AV1 gives the thread that opens it real-time priority, if it is root's, and never takes it back. Processes that
+    the thread starts later would then starve the machine.
+    """
     if not hasattr(os, "sched_setscheduler"):
         yield
         return
@@ -79,7 +91,10 @@ def encode(
     rotation_deg: int = 0,
     aspect: Fraction | None = None,
 ) -> Path:
-    """Write RGB frames at the given PTS. `color_range` and `colorspace` convert, and are written to the file if `tag`."""
+    """Write RGB frames to a video file, at the PTS `pts` or one per unit of the time base, and return its path.
+
+    `color_range` and `colorspace` convert the frames, and are written to the file if `tag` is true.
+    """
     with same_scheduling(), av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=round(1 / time_base), options=options or {})
         assert isinstance(stream, VideoStream)

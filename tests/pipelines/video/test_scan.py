@@ -15,7 +15,8 @@ from PIL import Image
 
 from cluster.config import validate
 from pipelines.video.decode import OPEN_LOG, DecodeError, read_frames
-from pipelines.video.measure import ANALYSIS_AREA, picture_size
+from pipelines.video.feature_builder import ANALYSIS_AREA
+from pipelines.video.scale import size_with_area
 from pipelines.video.phash import hamming
 from pipelines.video.scan import ScanSettings, Shot, VideoScan, scan_image, scan_video
 from tests.support.videos import encode, numbered, sliding
@@ -36,7 +37,8 @@ def three_shots() -> tuple[np.ndarray, list[int]]:
 
 
 def patches(n: int, seed: int) -> np.ndarray:
-    """Soft patches of random colours, which move to the right: most of the picture is in its low frequencies, as in photographs."""
+    """Soft patches of random colours, which move to the right: most of the picture is in its low frequencies, as in
+    photographs."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 13, 3)).astype(np.uint8)
     wide = np.asarray(Image.fromarray(coarse).resize((208, 96), Image.Resampling.BICUBIC))
     return np.stack([wide[:, k : k + 160] for k in range(n)])
@@ -228,7 +230,7 @@ def test_rotation_does_not_change_hashes_or_signals(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(144, 256), (2160, 3840), (640, 362), (64, 64), (20, 2000), (480, 854)])
 def test_the_analysis_picture_has_one_area_and_the_aspect(size: tuple[int, int]) -> None:
-    width, height = picture_size(*size, ANALYSIS_AREA)
+    width, height = size_with_area(*size, ANALYSIS_AREA)
     assert height % 8 == width % 8 == 0
     assert min(height, width) >= 32
     if max(size) < 10 * min(size):
@@ -379,7 +381,8 @@ def test_real_footage_scans_or_fails_as_it_should(real_videos: Path) -> None:
 
 @pytest.mark.slow
 def test_the_sintel_trailer_is_cut_as_by_eye(real_videos: Path) -> None:
-    """Every plain cut on its frame, every fade where it is, the whip pan and the close fly-bys whole; labels made from contact sheets."""
+    """Every plain cut on its frame, every fade where it is, the whip pan and the close fly-bys whole; labels made from
+    contact sheets."""
     labels = json.loads(Path(__file__).with_name("sintel_labels.json").read_text())
     scan = scan_video(str(real_videos / labels["file"]))
     frame = [

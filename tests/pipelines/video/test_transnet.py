@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipelines.video.frame_features import Series
-from pipelines.video.shot_boundaries import Boundary, Found
+from pipelines.video.frame_features import FrameFeatures
+from pipelines.video.shot_boundaries import Boundary, Detection
 from pipelines.video.transnet import Probabilities, TransNet, refine
 
 
@@ -87,17 +87,17 @@ def read(start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
     return pts, frames
 
 
-def series(n: int) -> Series:
+def series(n: int) -> FrameFeatures:
     zeros = np.zeros(n, np.float32)
     arrays = {
         "luma_NHW": np.zeros((n, 4, 4), np.uint8),
         "chroma_N2hw": np.zeros((n, 2, 2, 2), np.uint8),
         "pts_N": np.arange(n),
-        "passed_over_N": np.zeros(n, np.int32),
+        "skipped_N": np.zeros(n, np.int32),
     }
-    return Series(
+    return FrameFeatures(
         Fraction(1, 25),
-        **{name: arrays.get(name, zeros) for name in Series.__dataclass_fields__ if name != "time_base"},
+        **{name: arrays.get(name, zeros) for name in FrameFeatures.__dataclass_fields__ if name != "time_base"},
     )
 
 
@@ -107,7 +107,7 @@ def cut(pts: int, score: float) -> Boundary:
 
 def test_only_doubtful_candidates_are_asked_about() -> None:
     sure, yes, no, weak = cut(50, 1.0), cut(200, 0.4), cut(300, 0.6), cut(500, 0.1)
-    found = Found((sure, no), (), (yes, no, weak))
+    found = Detection((sure, no), (), (yes, no, weak))
     fake = Fake({199: 0.95, 299: 0.02, 499: 0.6})
     result = refine(found, series(600), read, fake)
     assert [boundary.start_pts for boundary in result] == [50, 200]
@@ -121,16 +121,16 @@ def test_nothing_is_read_without_doubt() -> None:
     def refuse(start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         raise AssertionError("read")
 
-    found = Found((cut(50, 1.0),))
+    found = Detection((cut(50, 1.0),))
     assert refine(found, series(600), refuse) == found.boundaries
 
 
 def test_of_two_that_overlap_the_surer_one_stays() -> None:
     wide = Boundary("dissolve", 95, 110, 0.7)
-    found = Found((wide,), (), (wide, cut(100, 0.5)))
+    found = Detection((wide,), (), (wide, cut(100, 0.5)))
     assert [boundary.kind for boundary in refine(found, series(600), read, Fake({100: 0.9}))] == ["dissolve"]
 
 
 def test_shots_too_short_are_joined_after_the_network() -> None:
-    found = Found((cut(100, 1.0),), (), (cut(104, 0.5),))
+    found = Detection((cut(100, 1.0),), (), (cut(104, 0.5),))
     assert [boundary.start_pts for boundary in refine(found, series(600), read, Fake({103: 0.9}), 0.3)] == [100]

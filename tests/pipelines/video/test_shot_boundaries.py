@@ -14,17 +14,18 @@ from scenedetect.common import FrameTimecode, Timecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
 from pipelines.video.decode import read_frames
-from pipelines.video.frame_features import Series
+from pipelines.video.frame_features import FrameFeatures
 from pipelines.video.gradual_transitions import _fit_ramp
-from pipelines.video.shot_boundaries import MARGIN, Boundary, ContentScore, Found, find_boundaries, join_short
-from pipelines.video.signatures import Track
+from pipelines.video.shot_boundaries import MARGIN, Boundary, ContentScore, Detection, find_boundaries, drop_short_shots
+from pipelines.video.signatures import Signatures
 from tests.support.videos import sliding
 
 LABELS = Path(__file__).with_name("sintel_labels.json")
 
 
 def shot(seed: int, n: int, speed: float = 0.0, noise: float = 0.5, height: int = 18, width: int = 32) -> np.ndarray:
-    """`[n, 3, height, width]` floats: soft patches in luma, Cb and Cr that move right by `speed` elements a frame, with a little noise."""
+    """`[n, 3, height, width]` floats: soft patches in luma, Cb and Cr that move right by `speed` elements a frame, with
+    a little noise."""
     rng = np.random.default_rng(seed)
     wide = width + int(abs(speed) * n) + 2
     # Patches of several sizes: with one size only, a slow pan would be a mixture of neighbouring patches, as a dissolve is.
@@ -46,7 +47,7 @@ def series(
     pts: np.ndarray | None = None,
     time_base: Fraction = Fraction(1, 25),
     keep: np.ndarray | None = None,
-) -> Series:
+) -> FrameFeatures:
     """A series of pictures `[N, 3, H, W]`; where `keep` is false, a frame is passed over."""
     at = np.arange(len(pictures)) if keep is None else np.flatnonzero(keep)
     pts = np.arange(len(pictures)) if pts is None else pts
@@ -62,19 +63,19 @@ def series(
     change[1:] = np.abs(np.diff(luma.astype(np.float32), axis=0)).mean(axis=(1, 2))
     measured = {
         "pts_N": pts[at].astype(np.int64),
-        "passed_over_N": (np.diff(at, prepend=-1) - 1).astype(np.int32),
+        "skipped_N": (np.diff(at, prepend=-1) - 1).astype(np.int32),
         "luma_NHW": luma,
         "chroma_N2hw": chroma,
     }
-    others = {field.name: change for field in fields(Series) if field.name not in {"time_base", *measured}}
-    return Series(time_base, **(others | measured | {"content_N": np.full(len(at), np.nan, np.float32)}))
+    others = {field.name: change for field in fields(FrameFeatures) if field.name not in {"time_base", *measured}}
+    return FrameFeatures(time_base, **(others | measured | {"content_score_N": np.full(len(at), np.nan, np.float32)}))
 
 
-def found(item: Series, min_shot_s: float = 0.2) -> Found:
+def found(item: FrameFeatures, min_shot_s: float = 0.2) -> Detection:
     return find_boundaries(item, "signature", None, min_shot_s)
 
 
-def spans(item: Series) -> list[tuple[str, int, int]]:
+def spans(item: FrameFeatures) -> list[tuple[str, int, int]]:
     return [(boundary.kind, boundary.start_pts, boundary.end_pts) for boundary in found(item).boundaries]
 
 
@@ -184,14 +185,14 @@ def test_frames_passed_over_are_asked_for_and_then_decide(every: int) -> None:
     keep[::every] = True
     for _ in range(4):
         result = found(series(pictures, keep=keep))
-        if not result.uncertain:
+        if not result.spans_to_decode:
             break
-        for start, end in result.uncertain:
+        for start, end in result.spans_to_decode:
             assert keep[start]
             assert keep[end]
             assert not keep[start:end].all()
             keep[start : end + 1] = True
-    assert not result.uncertain
+    assert not result.spans_to_decode
     assert keep.mean() < 0.8
     for boundary, (kind, start, end) in zip(result.boundaries, whole, strict=True):
         assert boundary.kind == kind
@@ -200,7 +201,7 @@ def test_frames_passed_over_are_asked_for_and_then_decide(every: int) -> None:
 
 def test_nothing_is_asked_of_a_quiet_shot() -> None:
     keep = np.arange(120) % 4 == 0
-    assert found(series(shot(1, 120, 0.05), keep=keep)).uncertain == ()
+    assert found(series(shot(1, 120, 0.05), keep=keep)).spans_to_decode == ()
     assert MARGIN < 12
 
 
@@ -225,7 +226,7 @@ def test_boundaries_are_in_order_and_apart(seed: int, joins: list[str]) -> None:
     assert edges == sorted(edges)
     assert all(0 < boundary.start_pts <= boundary.end_pts <= len(pictures) for boundary in result.boundaries)
     assert all(0 <= boundary.score <= 1 for boundary in (*result.boundaries, *result.doubtful))
-    assert result.uncertain == ()
+    assert result.spans_to_decode == ()
 
 
 @settings(max_examples=20)
@@ -265,17 +266,17 @@ def test_of_boundaries_too_close_the_surer_one_stays() -> None:
         return Boundary("cut", pts, pts, score)
 
     base = Fraction(1, 10)
-    assert join_short([cut(10, 0.9), cut(12, 0.8), cut(20, 0.7)], 0.3, base) == (cut(10, 0.9), cut(20, 0.7))
-    assert join_short([cut(10, 0.8), cut(12, 0.9), cut(15, 0.7)], 0.3, base) == (cut(12, 0.9), cut(15, 0.7))
-    assert join_short([cut(10, 0.8), cut(13, 0.9)], 0.3, base) == (cut(10, 0.8), cut(13, 0.9))
-    assert join_short([], 0.3, base) == ()
+    assert drop_short_shots([cut(10, 0.9), cut(12, 0.8), cut(20, 0.7)], 0.3, base) == (cut(10, 0.9), cut(20, 0.7))
+    assert drop_short_shots([cut(10, 0.8), cut(12, 0.9), cut(15, 0.7)], 0.3, base) == (cut(12, 0.9), cut(15, 0.7))
+    assert drop_short_shots([cut(10, 0.8), cut(13, 0.9)], 0.3, base) == (cut(10, 0.8), cut(13, 0.9))
+    assert drop_short_shots([], 0.3, base) == ()
 
 
 # Against independent references
 
 
 def test_distances_against_plain_numpy() -> None:
-    track = Track(series(np.concatenate([shot(1, 20, 0.5), shot(2, 20)])))
+    track = Signatures(series(np.concatenate([shot(1, 20, 0.5), shot(2, 20)])))
     luma, chroma = track.luma_ND.astype(float), track.chroma_ND.astype(float)
     a, b = np.array([0, 5, 19, 39]), np.array([1, 25, 20, 0])
     apart = np.abs(luma[a] - luma[b]).mean(axis=1) + np.abs(chroma[a] - chroma[b]).mean(axis=1)
@@ -329,7 +330,7 @@ def test_recorded_scores_give_what_pyscenedetect_gives_on_the_pictures(name: str
     score = ContentScore()
     content = np.array([score.push(picture) for picture in pictures], np.float32)
     assert content[0] == 0
-    item = replace(series(np.zeros((96, 3, 18, 32))), content_N=content)
+    item = replace(series(np.zeros((96, 3, 18, 32))), content_score_N=content)
     assert [boundary.start_pts for boundary in find_boundaries(item, name, None, 0.3).boundaries] == cuts == [40, 71]
     score.reset()
     assert score.push(pictures[50]) == 0
@@ -347,7 +348,7 @@ def test_what_cannot_be_done_is_said() -> None:
 # Real footage
 
 
-def from_file(path: Path) -> Series:
+def from_file(path: Path) -> FrameFeatures:
     """Signatures of every frame, by a route of its own: RGB, averaged areas, BT.601 in full range."""
     rows = []
     pts = []

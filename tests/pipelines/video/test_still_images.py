@@ -1,3 +1,5 @@
+"""Still images: orientation, transparency, every colour mode, damage, boxes and sizes."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,47 +9,21 @@ import pytest
 from PIL import Image
 
 from pipelines.video.decode import DecodeError
-from pipelines.video.spans import FrameGrid, read_span
-from pipelines.video.still_images import encode_jpeg, read_image, resize_image
-
-
-def quarters(width: int = 64, height: int = 48) -> np.ndarray:
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[: height // 2, : width // 2] = (240, 20, 20)
-    picture[: height // 2, width // 2 :] = (20, 240, 20)
-    picture[height // 2 :, : width // 2] = (20, 20, 240)
-    return picture
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tiff"])
-def test_a_span_of_an_image_is_its_picture(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"a.{suffix}"
-    Image.fromarray(quarters()).save(
-        path, **({"lossless": True} if suffix == "webp" else {"quality": 95} if suffix == "jpg" else {})
-    )
-    span = read_span(str(path), 0, 1, FrameGrid(fps=8, frames=1, width=32, height=32))
-    assert (span.frames.shape, span.frames.dtype, span.pts, span.crop) == (
-        (1, 32, 32, 3),
-        np.uint8,
-        (0,),
-        (8, 0, 56, 48),
-    )
-    assert np.abs(span.frames[0, 4, 4].astype(int) - (240, 20, 20)).max() < 12
-    assert np.abs(span.frames[0, 4, 28].astype(int) - (20, 240, 20)).max() < 12
-    with pytest.raises(ValueError, match=r"9 frames of a\.\w+: an image has 1"):
-        read_span(str(path), 0, 1, FrameGrid(fps=8, frames=9, width=32, height=32))
+from pipelines.video.still_images import encode_jpeg, fit_long_side, read_image, resize_image
+from tests.support.images import quarters
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
-    Image.fromarray(np.rot90(quarters(), 1).copy()).save(tmp_path / "a.jpg", exif=exif, quality=98, subsampling=0)
+    exif[0x0112] = 6  # to be rotated clockwise by 90 degrees
+    sideways = np.rot90(quarters(), 1).copy()
+    Image.fromarray(sideways).save(tmp_path / "a.jpg", exif=exif, quality=98, subsampling=0)
     image = read_image(str(tmp_path / "a.jpg"))
     assert image.size == (64, 48)
     assert np.abs(np.asarray(image).astype(int)[4:20, 4:28] - (240, 20, 20)).max() < 12
 
 
-def test_transparent_parts_lie_over_white(tmp_path: Path) -> None:
+def test_transparent_parts_are_over_white(tmp_path: Path) -> None:
     layers = np.dstack([quarters(), np.full((48, 64), 255, np.uint8)])
     layers[:24, :32, 3] = 0
     Image.fromarray(layers).save(tmp_path / "a.png")
@@ -91,3 +67,4 @@ def test_boxes_and_sizes() -> None:
     with pytest.raises(ValueError, match="is not inside the image of 64x48"):
         resize_image(image, (0, 0, 65, 48), 16, 16)
     assert encode_jpeg(quarters())[:2] == b"\xff\xd8"
+    assert fit_long_side(64, 48, 32) == (32, 24)
