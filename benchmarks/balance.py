@@ -38,15 +38,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from training.assembly import last_frame_conditioning, sample_costs
 from training.conditioning import ConditioningRates
+from training.data.assignment import Policy
 from training.data.buckets import Bucket, BucketSettings, latent_size
 from training.data.costs import SampleCosts
-from training.data.assignment import Policy
-from training.data.plan import Planner, PlanSettings, rank_micro_batches
-from training.data.plan import POLICIES
-from training.data.plan import LastFrameConditioning
+from training.data.plan import POLICIES, LastFrameConditioning, Planner, PlanSettings, rank_micro_batches
 from training.models.dit import DiT
-from training.assembly import sample_costs, last_frame_conditioning
 
 MODEL = DiT(preset="XL")
 TIME_FACTOR, SPACE_FACTOR, PATCH = 4, 8, 2

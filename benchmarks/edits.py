@@ -21,7 +21,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pipelines.scenes.scene import ACTIONS, CAMERA_MOVES, Scene, choose_bodies, choose_background, render
+from pipelines.scenes.scene import ACTIONS, CAMERA_MOVES, Scene, choose_background, choose_bodies, render
 from pipelines.video.decode import read_frames
 
 Pixels = NDArray[np.uint8]

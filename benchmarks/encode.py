@@ -1,13 +1,18 @@
-"""What `encode` costs beside what nobody can save: decoding the frames it uses, and the autoencoder alone.
+"""CPU time of step `encode` beside its unavoidable part: decoding the frames it uses, and the autoencoder alone.
 
     python -m benchmarks.encode FOLDER [--size 256] [--repeats 5] [--causal WEIGHTS]
 
-Every clip of 1 to 5 s of the footage goes through the step, in this process, with `linear` and, if weights are given, with
-`causal`. Beside that, in CPU seconds: a plain PyAV decode of the same spans at full size, from the key frame before each to its
-last sampled frame, in one thread, of which nothing is converted or kept; the same with the sampled frames turned into full-size RGB arrays, as
-any program gets them; and the autoencoder's forward pass of ready pixels, in the same batches, tail latents included. `cpu_ratio` is the step over
-the sum of decode and forward pass, `cpu_ratio_to_rgb` that with arrays: seeking, scaling, cropping, checks by decoding some
-clips again, SSIM, checksums and the writing of shards are on top. The least of several repeats counts for each. Prints one line of JSON last.
+Every clip of 1 to 5 s of the footage goes through the step, in this process, with `linear` and, if weights are given,
+with `causal`. Beside that, in CPU seconds:
+
+- a plain PyAV decode of the same spans at full size, from the key frame before each to its last sampled frame, in one
+  thread, of which nothing is converted or kept;
+- the same with the sampled frames as full-size RGB arrays;
+- the autoencoder's forward pass on pixels that are already decoded, in the same batches, last-frame latents included.
+
+`cpu_ratio` is the step over the sum of decode and forward pass, `cpu_ratio_to_rgb` that with arrays. The rest is
+seeking, scaling, cropping, checks by decoding some clips again, SSIM, checksums and writing shards. The minimum of
+several repeats counts for each. Prints one line of JSON last.
 """
 
 from __future__ import annotations
@@ -15,9 +20,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from benchmarks.measuring import cpu_s
 from pipelines import inline
 from pipelines.curation import run_segments
 from pipelines.engine.sources import SourceSettings
@@ -45,25 +50,24 @@ from training.data.buckets import Bucket, BucketSettings, assign_bucket
 
 FPS, FRAMES = 8.0, (1, 9, 17, 33)
 RATIOS = {"cpu_ratio": "decode", "cpu_ratio_to_rgb": "decode_rgb"}
-READS = Encode(buckets=(BucketSettings(size=64, frames=FRAMES, fps=FPS),)).requires()
+"""The decode that each ratio counts besides the forward pass."""
+COLUMNS = Encode(buckets=(BucketSettings(size=64, frames=FRAMES, fps=FPS),)).requires()
+"""Columns that the step reads."""
+
+ClipInBucket = tuple[dict[str, Any], Bucket]
+"""Row of a clip, and its bucket."""
 
 
 def clips_of(folder: Path, out: Path) -> pa.Table:
-    """Clips of 1 to 5 s of every file, as a run without filters has them."""
+    """Return the clips of 1 to 5 s of every file that a run without filters has."""
     steps = (Scan(), Cut(min_s=1.0, max_s=5.0), Caption(engine="signals"))
     recipe = Recipe(name="encode", out=str(out), sources=(SourceSettings(videos=f"{folder}/*"),), curate=steps)
-    rows = run_segments(recipe, inline).final.rows.live().read(["uid", "clip_index", *READS])
+    rows = run_segments(recipe, inline).final.rows.live().read(["uid", "clip_index", *COLUMNS])
     return start_fates(rows.filter(pc.is_valid(rows["clip_index"])))
 
 
-def cpu_of(work: Callable[[], Any]) -> float:
-    """CPU seconds of this process, all threads."""
-    start_s = time.process_time()
-    work()
-    return time.process_time() - start_s
-
-
-def plain_decode(clips: list[tuple[dict[str, Any], Bucket]], as_rgb: bool) -> None:
+def plain_decode(clips: Sequence[ClipInBucket], as_rgb: bool) -> None:
+    """Decode the spans of the clips, and convert their sampled frames to RGB arrays if asked."""
     for row, bucket in clips:
         base = Fraction(row["time_base_num"], row["time_base_den"])
         targets = target_pts(row["start_pts"], row["end_pts"], bucket.fps, bucket.frames, base)
@@ -83,15 +87,16 @@ def plain_decode(clips: list[tuple[dict[str, Any], Bucket]], as_rgb: bool) -> No
                     break
 
 
-def forward(autoencoder: Autoencoder, clips: list[tuple[dict[str, Any], Bucket]]) -> Callable[[], None]:
-    sizes: dict[Bucket, int] = defaultdict(int)
+def forward_pass(autoencoder: Autoencoder, clips: Sequence[ClipInBucket]) -> Callable[[], None]:
+    """Return a function that encodes random pixels in the batches that the step makes of the clips."""
+    counts: dict[Bucket, int] = defaultdict(int)
     for _, bucket in clips:
-        sizes[bucket] += 1
+        counts[bucket] += 1
     batches = []
-    for bucket, count in sizes.items():
-        most = _encoder.batch_size(bucket, torch.device("cpu"))
-        video_BCTHW = torch.rand(min(most, count), 3, bucket.frames, bucket.height, bucket.width) * 2 - 1
-        batches += [video_BCTHW[: min(most, count - start)] for start in range(0, count, most)]
+    for bucket, count in counts.items():
+        batch_size = _encoder.batch_size(bucket, torch.device("cpu"))
+        video_BCTHW = torch.rand(min(batch_size, count), 3, bucket.frames, bucket.height, bucket.width) * 2 - 1
+        batches += [video_BCTHW[: min(batch_size, count - start)] for start in range(0, count, batch_size)]
 
     @torch.inference_mode()
     def run() -> None:
@@ -103,36 +108,38 @@ def forward(autoencoder: Autoencoder, clips: list[tuple[dict[str, Any], Bucket]]
     return run
 
 
-def measured(settings: AutoencoderSettings, table: pa.Table, size: int, repeats: int) -> dict[str, float]:
+def measure(settings: AutoencoderSettings, table: pa.Table, size: int, repeats: int) -> dict[str, float]:
+    """Return the CPU seconds of each part and the ratios."""
     step = Encode(autoencoder=settings, buckets=(BucketSettings(size=size, frames=FRAMES, fps=FPS),))
-    nothing = pa.array([], pa.string())
-    placed = placed_clips(step, table)
+    no_uids = pa.array([], pa.string())
+    clips = clips_in_buckets(step, table)
 
     def encode() -> None:
         with tempfile.TemporaryDirectory() as out:
-            done = step.open(Context(out, 0, "0" * 32, nothing))(table)
+            done = step.open(Context(out, 0, "0" * 32, no_uids))(table)
             failed = [row["fate_reason"] for row in done.to_pylist() if row["fate"] == "failed"]
             assert not failed, failed[0]
 
-    works = {
-        "decode": lambda: plain_decode(placed, as_rgb=False),
-        "decode_rgb": lambda: plain_decode(placed, as_rgb=True),
-        "forward": forward(settings.open(), placed),
+    parts = {
+        "decode": lambda: plain_decode(clips, as_rgb=False),
+        "decode_rgb": lambda: plain_decode(clips, as_rgb=True),
+        "forward": forward_pass(settings.open(), clips),
         "step": encode,
     }
-    # In turn, so that what else the machine does falls on all of them.
-    seconds = [{name: cpu_of(work) for name, work in works.items()} for _ in range(repeats)]
-    least = {name: min(repeat[name] for repeat in seconds) for name in works}
-    ratios = {name: round(least["step"] / (least[decode] + least["forward"]), 3) for name, decode in RATIOS.items()}
-    return {**{f"{name}_cpu_s": round(value, 2) for name, value in least.items()}, **ratios}
+    # In turn, so that other work on the machine affects all of them.
+    seconds = [{name: cpu_s(part) for name, part in parts.items()} for _ in range(repeats)]
+    best = {name: min(repeat[name] for repeat in seconds) for name in parts}
+    ratios = {name: round(best["step"] / (best[decode] + best["forward"]), 3) for name, decode in RATIOS.items()}
+    return {**{f"{name}_cpu_s": round(value, 2) for name, value in best.items()}, **ratios}
 
 
-def placed_clips(step: Encode, table: pa.Table) -> list[tuple[dict[str, Any], Bucket]]:
-    placed = [
+def clips_in_buckets(step: Encode, table: pa.Table) -> list[ClipInBucket]:
+    """Return the rows that have a bucket, with it."""
+    assigned = [
         (row, assign_bucket(step.buckets, row["width"], row["height"], row["duration_s"], row["kind"] == "image"))
         for row in table.to_pylist()
     ]
-    return [(row, bucket) for row, bucket in placed if isinstance(bucket, Bucket)]
+    return [(row, bucket) for row, bucket in assigned if isinstance(bucket, Bucket)]
 
 
 def main() -> None:
@@ -140,17 +147,19 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--causal", help="Weights that train-autoencoder wrote.")
+    parser.add_argument("--causal", help="weights that `worldloom train-autoencoder` wrote")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    kinds: dict[str, AutoencoderSettings] = {"linear16": Linear()}
+    autoencoders: dict[str, AutoencoderSettings] = {"linear16": Linear()}
     if arguments.causal:
-        kinds["causal16"] = Causal(weights=arguments.causal)
+        autoencoders["causal16"] = Causal(weights=arguments.causal)
     with tempfile.TemporaryDirectory() as out:
         table = clips_of(arguments.folder, Path(out))
         step = Encode(buckets=(BucketSettings(size=arguments.size, frames=FRAMES, fps=FPS),))
-        n_clips = len(placed_clips(step, table))
-        found = {name: measured(settings, table, arguments.size, arguments.repeats) for name, settings in kinds.items()}
+        n_clips = len(clips_in_buckets(step, table))
+        found = {
+            name: measure(settings, table, arguments.size, arguments.repeats) for name, settings in autoencoders.items()
+        }
     print(json.dumps({"clips": n_clips, "size": arguments.size, **found}))
 
 

@@ -1,9 +1,10 @@
-"""What cutting costs: CPU seconds of a stream copy against those of encoding the same clips anew, with and without verifying.
+"""CPU time of cutting clips: stream copies beside encoding the same clips, with and without verification.
 
     python -m benchmarks.export DIR [--repeats 3] [--frames 48] [--preset medium]
 
-A clip is the longest span from a file's first frame on, of at most `--frames` frames, that can be copied; files without one (AVI, say)
-are not counted. Both ways take turns and the median of `--repeats` counts. Prints a line a file and one line of JSON last.
+A clip is the longest span from a file's first frame on, of at most `--frames` frames, that can be copied; files without
+one (AVI, for instance) are not counted. All methods take turns and the median of `--repeats` counts. Prints one line
+per file and one line of JSON last.
 """
 
 from __future__ import annotations
@@ -12,42 +13,36 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring import cpu_s, video_files
 from pipelines.export.clip_files import CutSettings, cut_video
-from pipelines.export.copying import find_run
+from pipelines.export.stream_copy import find_copyable_packets
 from pipelines.video.decode import DecodeError, open_video
-
-SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 
 
 def longest_span(uri: str, n_frames: int) -> tuple[int, int, int] | None:
-    """(start, end, frames) of the span to be cut; None where none of the first frames can be copied."""
+    """Return (start PTS, end PTS, frames) of the span to cut, or None if no such span can be copied."""
     with open_video(uri) as video:
         pts = []
-        for picture in video.decoded_frames():
-            pts.append(picture.pts)
+        for frame in video.decoded_frames():
+            pts.append(frame.pts)
             if len(pts) > n_frames:
                 break
         else:
             pts.append(pts[-1] + 1)
     for count in range(len(pts) - 1, 0, -1):
         with open_video(uri) as video:
-            if not isinstance(find_run(video, pts[0], pts[count]), str):
+            packets, _ = find_copyable_packets(video, pts[0], pts[count])
+            if packets:
                 return pts[0], pts[count], count
     return None
 
 
-def cpu_s(uri: str, start_pts: int, end_pts: int, settings: CutSettings, path: Path) -> float:
-    start = time.process_time()
-    cut_video(uri, start_pts, end_pts, path, settings)
-    return time.process_time() - start
-
-
 def measure(path: Path, n_frames: int, repeats: int, preset: str) -> dict[str, Any] | None:
-    """Medians for a file; None for one that cannot be decoded or copied."""
+    """Return the median CPU seconds of each method for a file, or None if it cannot be decoded or copied."""
     try:
         span = longest_span(str(path), n_frames)
     except DecodeError:
@@ -55,18 +50,19 @@ def measure(path: Path, n_frames: int, repeats: int, preset: str) -> dict[str, A
     if span is None:
         return None
     start_pts, end_pts, count = span
-    ways = {
+    methods = {
         f"{'copy' if copies else 'encode'}{'_verified' if verify else ''}": CutSettings.model_validate(
-            {"copies": copies, "verify": verify, "preset": preset}
+            {"stream_copy": copies, "verify": verify, "preset": preset}
         )
         for copies in (True, False)
         for verify in (False, True)
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in methods}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(repeats):
-            for name, settings in ways.items():
-                times[name].append(cpu_s(str(path), start_pts, end_pts, settings, Path(folder, "clip.mp4")))
+            for name, settings in methods.items():
+                work = partial(cut_video, str(path), start_pts, end_pts, Path(folder, "clip.mp4"), settings)
+                times[name].append(cpu_s(work))
     return {
         "file": path.name,
         "frames": count,
@@ -82,17 +78,16 @@ def main() -> None:
     parser.add_argument("--preset", default="medium")
     arguments = parser.parse_args()
     rows, skipped = [], []
-    for path in sorted(arguments.folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES:
-            continue
+    for path in video_files(arguments.folder):
         row = measure(path, arguments.frames, arguments.repeats, arguments.preset)
         if row is None:
             skipped.append(path.name)
             continue
         rows.append(row)
         print(
-            f"{row['file']:34} {row['frames']:4} frames  copy {row['copy_cpu_s']:7.3f} s, verified {row['copy_verified_cpu_s']:7.3f} s  "
-            f"encode {row['encode_cpu_s']:7.3f} s, verified {row['encode_verified_cpu_s']:7.3f} s"
+            f"{row['file']:34} {row['frames']:4} frames  copy {row['copy_cpu_s']:7.3f} s, "
+            f"verified {row['copy_verified_cpu_s']:7.3f} s  encode {row['encode_cpu_s']:7.3f} s, "
+            f"verified {row['encode_verified_cpu_s']:7.3f} s"
         )
     total = {
         name: sum(row[f"{name}_cpu_s"] for row in rows)

@@ -1,10 +1,10 @@
-"""A film of two hours, made by looping real footage: the memory a scan takes, and how much sooner two workers are done.
+"""Scan of a film of two hours, looped from real footage: its peak memory, and the speedup of two workers.
 
-    python -m benchmarks.film DIR [--hours 2] [--keep FILE]
+    python -m benchmarks.film DIR [--hours 2] [--source FILE]
 
-The packets of the footage's H.264 files of one size are written one after another until the film is long enough; nothing is
-encoded again. It is scanned whole in a process of its own, whose peak memory is reported; then, divided into pieces, by one
-process and by two. The three scans must be equal. Prints one line of JSON last.
+The packets of one H.264 file are written one after another until the film is long enough; nothing is encoded again. The
+film is scanned whole in a process of its own, whose peak memory is reported, and then in pieces, by one process and by
+two. The three scans must be equal. Prints one line of JSON last.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,12 +20,13 @@ from pathlib import Path
 
 import av
 
-from pipelines.video.measure import Part
+from benchmarks.measuring import peak_memory_mb
 from pipelines.video.scan import Piece, ScanSettings, VideoScan, divide, join_pieces, scan_piece, scan_video
+from pipelines.video.segment_meter import Measurements
 
 
 def make_film(source: Path, film: Path, hours: float) -> int:
-    """Loop the packets of one video. Returns the number of frames."""
+    """Write the packets of one video over and over, and return the number of frames."""
     n_frames = 0
     with av.open(str(film), "w") as out, av.open(str(source)) as once:
         stream = once.streams.video[0]
@@ -51,31 +51,24 @@ def make_film(source: Path, film: Path, hours: float) -> int:
     return n_frames
 
 
-def peak_mb() -> float:
-    """Highest resident memory of this program in MB; `getrusage` would count what the parent held when it started this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def scan_whole(path: str) -> tuple[VideoScan, float, float]:
-    """The scan, its wall seconds, and the peak resident memory of this process in MB."""
+    """Return the scan, its seconds on the clock, and the peak memory of this process in MiB."""
     start = time.monotonic()
     scan = scan_video(path, ScanSettings())
-    return scan, time.monotonic() - start, peak_mb()
+    return scan, time.monotonic() - start, peak_memory_mb()
 
 
-def scan_one(task: tuple[str, Piece]) -> tuple[Part | None, float]:
+def scan_one_piece(task: tuple[str, Piece]) -> tuple[Measurements | None, float]:
+    """Return the measurements of a piece and the peak memory of this process in MiB."""
     path, piece = task
-    return scan_piece(path, ScanSettings(), piece.first, piece.end), peak_mb()
+    return scan_piece(path, ScanSettings(), piece.first, piece.end), peak_memory_mb()
 
 
-def scan_divided(pool: Pool, path: str, pieces: Sequence[Piece]) -> tuple[VideoScan, float, float]:
-    """The joined scan, wall seconds with joining, and the highest peak memory of a worker in MB."""
+def scan_in_pieces(pool: Pool, path: str, pieces: Sequence[Piece]) -> tuple[VideoScan, float, float]:
+    """Return the joined scan, its seconds on the clock, and the highest peak memory of a worker in MiB."""
     start = time.monotonic()
-    results = pool.map(scan_one, [(path, piece) for piece in pieces], chunksize=1)
-    scan = join_pieces(path, ScanSettings(), [part for part, _ in results])
+    results = pool.map(scan_one_piece, [(path, piece) for piece in pieces], chunksize=1)
+    scan = join_pieces(path, ScanSettings(), [measured for measured, _ in results])
     return scan, time.monotonic() - start, max(peak for _, peak in results)
 
 
@@ -83,9 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hours", type=float, default=2.0)
-    parser.add_argument(
-        "--source", default="subtitled_portrait_362x640.mp4", help="the file of the folder that is looped"
-    )
+    parser.add_argument("--source", default="subtitled_portrait_362x640.mp4", help="file of the folder to loop")
     arguments = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -93,19 +84,19 @@ def main() -> None:
         n_frames = make_film(arguments.folder / arguments.source, Path(film), arguments.hours)
         pieces = divide(film)
         if len(pieces) < 2:
-            raise SystemExit(f"{film} is too short to be divided; ask for more hours")
+            raise SystemExit(f"{film} is too short for two pieces; give more --hours")
         print(f"{n_frames} frames, {Path(film).stat().st_size >> 20} MB, {len(pieces)} pieces", flush=True)
         with spawn.Pool(1, maxtasksperchild=1) as pool:
             whole, whole_s, whole_mb = pool.apply(scan_whole, (film,))
-        print(f"whole: {whole_s:.1f} s, {whole_mb:.0f} MB at most", flush=True)
+        print(f"whole: {whole_s:.1f} s, peak {whole_mb:.0f} MB", flush=True)
         walls = {}
         for workers in (1, 2):
             with spawn.Pool(workers) as pool:
-                # The processes are up before the clock runs.
+                # Start the processes before the clock runs.
                 pool.map(divide, [film] * workers, chunksize=1)
-                scan, walls[workers], piece_mb = scan_divided(pool, film, pieces)
-            print(f"{workers} workers: {walls[workers]:.1f} s, {piece_mb:.0f} MB at most", flush=True)
-            assert scan == whole, f"the pieces of {workers} workers, joined, are not the scan of the whole"
+                scan, walls[workers], piece_mb = scan_in_pieces(pool, film, pieces)
+            print(f"{workers} workers: {walls[workers]:.1f} s, peak {piece_mb:.0f} MB", flush=True)
+            assert scan == whole, f"the joined pieces of {workers} workers differ from the scan of the whole film"
     result = {
         "n_frames": n_frames,
         "pieces": len(pieces),

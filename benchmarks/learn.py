@@ -29,7 +29,7 @@ from pipelines.curation import run_segments
 from pipelines.dataset.build import build_dataset
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.scenes.footage import make_footage
-from training.assembly import make_step_config
+from training.assembly import make_planner, make_step_config
 from training.checkpoints.export import read_export
 from training.checkpoints.run_folder import run_folder
 from training.conditioning import ConditioningRates
@@ -37,7 +37,6 @@ from training.data.dataset import Dataset
 from training.data.loader import Loader
 from training.loop import train_loop
 from training.models.dit import DiT
-from training.assembly import make_planner
 from training.sampling.settings import SampleSettings
 from training.sampling.tasks import sample
 from training.settings import PreviewSettings, TrainSettings

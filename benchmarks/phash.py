@@ -28,7 +28,7 @@ from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
 from pipelines.video.decode import DecodeError, open_video
-from pipelines.video.frame_hashes import HASH_EVERY_S
+from pipelines.video.frame_hashes import HASH_INTERVAL_S
 from pipelines.video.phash import is_informative, mirrored
 from pipelines.video.scan import scan_video
 
@@ -137,7 +137,7 @@ def _filtered(frames: Sequence[VideoFrame], time_base: Fraction, edit: Edit) -> 
 def hashes(path: Path) -> dict[int, int]:
     """The hashes of a video by the number of their moment."""
     scan = scan_video(str(path))
-    step = HASH_EVERY_S / scan.media.time_base
+    step = HASH_INTERVAL_S / scan.media.time_base
     return {round((item.pts - scan.media.start_pts) / step): item.phash for shot in scan.shots for item in shot.hashes}
 
 

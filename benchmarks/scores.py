@@ -1,12 +1,15 @@
-"""What pictures and scores of clips cost in CPU time, and what the scores say of each clip.
+"""CPU time of the images and the scores of clips, and the scores of each clip.
 
     python -m benchmarks.scores DIR [--steps score.text_area,score.people] [--clip ViT-B-32] [--subtitles]
 
-Every video in DIR is scanned and cut with the defaults; then step `frames` and each score take all clips. Loading a network is not
-counted. `plain_decode_cpu_s` is PyAV reading every frame of the files that gave a clip, for comparison with `frames`.
-`--subtitles` draws a line of white letters with a black rim low into the first two pictures of the clips that have a text_area of 0.01 at
-most, in several sizes, and tells which share of these clips comes over 0.01. `--clip` adds `score.embedding` on a model of
-open_clip with random weights, which cost what trained ones cost. Prints a line a clip and one line of JSON last.
+Every video in DIR is scanned and cut with the defaults; then step `frames` and each score process all clips. Loading a
+network is not counted. `plain_decode_cpu_s` is PyAV reading every frame of the files that gave a clip, for comparison
+with `frames`.
+
+`--subtitles` draws a line of white letters with a black rim into the lower part of the first two images of the clips
+whose text_area is 0.01 at most, in several sizes, and reports the share of these clips that then is above 0.01.
+`--clip` adds `score.embedding` on a model of open_clip with random weights, which cost the same as trained ones.
+Prints one line per clip and one line of JSON last.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import json
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,8 @@ import cv2
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks.scan import cpu_s, decode
+from benchmarks.measuring import cpu_s
+from benchmarks.scan import decode
 from pipelines.engine.sources import SourceSettings, list_sources
 from pipelines.engine.step import Context, Mark, Step, set_column, start_fates
 from pipelines.recipe import build_step
@@ -34,25 +39,29 @@ from pipelines.steps.score._base import decode_jpeg
 from pipelines.video.still_images import encode_jpeg
 
 CONTEXT = Context("", 0)
-BOUND = 0.01
-FINER = 4
-LINE = "where were you last night"
-LETTERS = (2, 3, 4, 6)
+MAX_TEXT_AREA = 0.01
+"""Largest text_area of a clip that counts as without text."""
+UPSCALE = 4
+"""Factor by which images are enlarged to draw letters."""
+SUBTITLE = "where were you last night"
+LETTER_PERCENTS = (2, 3, 4, 6)
+"""Heights of capitals in percent of the image's height."""
 CAPITAL_PX = 22
-"""Height of a capital of OpenCV's plain letters at scale 1."""
+"""Height of a capital of OpenCV's font FONT_HERSHEY_SIMPLEX at scale 1."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step cost over all clips, in CPU seconds of this process."""
+    """The CPU time of a step over all clips."""
 
     cpu_s: float
     clips: int
-    pictures: int
-    seconds: float
+    images: int
+    video_s: float
 
     def figures(self) -> dict[str, float]:
-        per = {"clip": self.clips, "picture": self.pictures, "second": self.seconds}
+        """Return the CPU time as JSON keys, in all and per unit."""
+        per = {"clip": self.clips, "image": self.images, "second": self.video_s}
         return {
             "cpu_s": round(self.cpu_s, 3),
             **{f"cpu_ms_per_{unit}": round(1000 * self.cpu_s / n, 2) for unit, n in per.items()},
@@ -60,7 +69,7 @@ class Cost:
 
 
 def clips_of(folder: Path) -> pa.Table:
-    """A live row for each clip of every video that can be decoded."""
+    """Return a live row for each clip of every video that can be decoded."""
     sources = start_fates(list_sources((SourceSettings(videos=f"{folder}/*.{{mp4,mkv,webm,mov,avi}}"),)))
     clips: list[dict[str, Any]] = []
     for row in Scan().open(CONTEXT)(sources).to_pylist():
@@ -71,41 +80,44 @@ def clips_of(folder: Path) -> pa.Table:
     return start_fates(pa.table({name: [clip[name] for clip in clips] for name in names}))
 
 
-def take(step: Step, table: pa.Table) -> tuple[pa.Table, float]:
-    """The table after a step, and the CPU seconds of that."""
+def apply(step: Step, table: pa.Table) -> tuple[pa.Table, float]:
+    """Return the table after a step and the CPU seconds of the step, without opening it."""
     function = step.open(CONTEXT)
     start_s = time.process_time()
     table = function(table)
     return table, time.process_time() - start_s
 
 
-def subtitled(data: bytes, letters: float) -> bytes:
-    """A JPEG picture with a line of text whose capitals are `letters` of its height, drawn four times as large and scaled down with it."""
-    picture = decode_jpeg(data)
-    height, width = picture.shape[:2]
-    large = cv2.resize(picture, (FINER * width, FINER * height), interpolation=cv2.INTER_CUBIC)
-    scale = FINER * letters * height / CAPITAL_PX
-    place = (large.shape[1] // 10, large.shape[0] * 9 // 10)
-    for colour, stroke in (((0, 0, 0), 5 * scale), ((255, 255, 255), 2.5 * scale)):
-        cv2.putText(large, LINE, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, round(stroke), cv2.LINE_AA)
+def subtitled(data: bytes, letter_share: float) -> bytes:
+    """Return a JPEG image with a line of text whose capitals are `letter_share` of its height.
+
+    The text is drawn on the enlarged image and scaled down with it.
+    """
+    image = decode_jpeg(data)
+    height, width = image.shape[:2]
+    large = cv2.resize(image, (UPSCALE * width, UPSCALE * height), interpolation=cv2.INTER_CUBIC)
+    scale = UPSCALE * letter_share * height / CAPITAL_PX
+    origin = (large.shape[1] // 10, large.shape[0] * 9 // 10)
+    for colour, thickness in (((0, 0, 0), 5 * scale), ((255, 255, 255), 2.5 * scale)):
+        cv2.putText(large, SUBTITLE, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, round(thickness), cv2.LINE_AA)
     return encode_jpeg(cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA), 90)
 
 
 def recall(table: pa.Table) -> dict[str, float]:
-    """For sizes of letters, in percent of the picture's height, the share of clips without text that are over `BOUND` with it."""
+    """Return the share of clips without text that are above `MAX_TEXT_AREA` with it, by height of the letters."""
     step = build_step({"score.text_area": {}})
-    plain = take(step, table)[0]
-    plain = plain.filter(pc.less_equal(plain["text_area"], BOUND))
+    plain = apply(step, table)[0]
+    plain = plain.filter(pc.less_equal(plain["text_area"], MAX_TEXT_AREA))
     shares = {}
-    for percent in LETTERS:
-        drawn = [[subtitled(data, percent / 100) for data in pictures[:2]] for pictures in plain["frames"].to_pylist()]
-        found, _ = take(step, set_column(plain, FRAMES, drawn))
-        shares[f"{percent:g}"] = round(float(pc.mean(pc.greater(found["text_area"], BOUND)).as_py()), 3)
+    for percent in LETTER_PERCENTS:
+        drawn = [[subtitled(data, percent / 100) for data in images[:2]] for images in plain["frames"].to_pylist()]
+        found, _ = apply(step, set_column(plain, FRAMES, drawn))
+        shares[f"{percent:g}"] = round(float(pc.mean(pc.greater(found["text_area"], MAX_TEXT_AREA)).as_py()), 3)
     return {"clips": len(plain), **shares}
 
 
 def random_model(name: str, folder: str) -> str:
-    """A folder with a model of open_clip that has random weights."""
+    """Save a model of open_clip with random weights and return its folder."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -117,28 +129,28 @@ def random_model(name: str, folder: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", default="score.text_area,score.people", help="scores by name, with a comma between")
-    parser.add_argument("--clip", help="a model of open_clip, to be run with random weights")
-    parser.add_argument("--subtitles", action="store_true", help="also how small letters may be to be found")
+    parser.add_argument("--steps", default="score.text_area,score.people", help="names of scores, separated by commas")
+    parser.add_argument("--clip", help="name of a model of open_clip, run with random weights")
+    parser.add_argument("--subtitles", action="store_true", help="also measure how small letters are found")
     arguments = parser.parse_args()
     table = clips_of(arguments.folder)
     files = sorted(set(table["source"].to_pylist()))
-    plain_s = sum(cpu_s(decode, file) for file in files)
-    table, frames_s = take(build_step({"frames": {}}), table)
-    n_pictures = sum(len(pictures or ()) for pictures in table["frames"].to_pylist())
-    n_bytes = sum(len(picture) for pictures in table["frames"].to_pylist() for picture in pictures or ())
-    seconds = sum(table["duration_s"].to_pylist())
-    costs = {"frames": Cost(frames_s, len(table), n_pictures, seconds)}
+    plain_s = sum(cpu_s(partial(decode, file)) for file in files)
+    table, frames_s = apply(build_step({"frames": {}}), table)
+    n_images = sum(len(images or ()) for images in table["frames"].to_pylist())
+    n_bytes = sum(len(image) for images in table["frames"].to_pylist() for image in images or ())
+    video_s = sum(table["duration_s"].to_pylist())
+    costs = {"frames": Cost(frames_s, len(table), n_images, video_s)}
     columns: list[str] = []
     for name in filter(None, arguments.steps.split(",")):
         step = build_step({name: {}})
-        table, step_s = take(step, table)
-        costs[name] = Cost(step_s, len(table), n_pictures, seconds)
+        table, step_s = apply(step, table)
+        costs[name] = Cost(step_s, len(table), n_images, video_s)
         columns += [field.name for field in step.writes()]
     if arguments.clip:
         with tempfile.TemporaryDirectory() as folder:
-            _, step_s = take(build_step({"score.embedding": {"model": random_model(arguments.clip, folder)}}), table)
-        costs[f"score.embedding {arguments.clip}"] = Cost(step_s, len(table), n_pictures, seconds)
+            _, step_s = apply(build_step({"score.embedding": {"model": random_model(arguments.clip, folder)}}), table)
+        costs[f"score.embedding {arguments.clip}"] = Cost(step_s, len(table), n_images, video_s)
     print(f"{'clip':36}", *(f"{name:>18}" for name in columns))
     for row in table.sort_by([("source", "ascending"), ("clip_index", "ascending")]).to_pylist():
         values = (
@@ -148,9 +160,9 @@ def main() -> None:
         print(f"{Path(row['source']).name[:32]:32} {row['clip_index']:3}", *(f"{value:>18}" for value in values))
     result: dict[str, Any] = {
         "clips": len(table),
-        "pictures": n_pictures,
-        "seconds": round(seconds, 2),
-        "kb_per_picture": round(n_bytes / n_pictures / 1000, 1),
+        "images": n_images,
+        "seconds": round(video_s, 2),
+        "kb_per_image": round(n_bytes / n_images / 1000, 1),
         "plain_decode_cpu_s": round(plain_s, 3),
         "steps": {name: cost.figures() for name, cost in costs.items()},
     }

@@ -26,10 +26,10 @@ from scenedetect.detector import SceneDetector
 
 from benchmarks.edits import Label, make_edit
 from pipelines.video.decode import open_video, read_frames
-from pipelines.video.frame_features import Series, runs
-from pipelines.video.gop_segments import Stretches
-from pipelines.video.measure import Meter, Part
-from pipelines.video.scan import ScanSettings, one_thread, scan_video
+from pipelines.video.frame_features import FrameFeatures, true_runs
+from pipelines.video.gop_segments import GopSegments
+from pipelines.video.scan import ScanSettings, scan_video, single_threaded_opencv
+from pipelines.video.segment_meter import Measurements, SegmentMeter
 from pipelines.video.shot_boundaries import Boundary, find_boundaries
 from pipelines.video.transnet import TransNet, refine
 
@@ -77,13 +77,13 @@ class Tally:
         }
 
 
-def series_of(path: Path) -> Series:
+def features_of(path: Path) -> FrameFeatures:
     """Every frame of a file, measured by the pass."""
-    with one_thread(), open_video(str(path)) as video:
-        meter = Meter(video, "signature", None, MIN_SHOT_S, 0)
-        return Part.joined(
-            [part for part in map(meter.stretch, Stretches(video, thin=False)) if part is not None]
-        ).series
+    with single_threaded_opencv(), open_video(str(path)) as video:
+        meter = SegmentMeter(video, "signature", None, MIN_SHOT_S, 0)
+        return Measurements.concatenate(
+            [piece for piece in map(meter.measure_segment, GopSegments(video, skip=False)) if piece is not None]
+        ).features
 
 
 def add(tally: Tally, labels: Sequence[Label], predictions: Sequence[Predicted]) -> None:
@@ -131,7 +131,7 @@ def _transnet(single_N: NDArray[np.float32], threshold: float = 0.5) -> list[Pre
     """Runs of marked frames; the frame after the marked one is the first of the new shot (as the authors' `predictions_to_scenes`)."""
     return [
         Predicted(end - start <= 2, start + 1 if end - start > 1 else end, end)
-        for start, end in runs(single_N > threshold)
+        for start, end in true_runs(single_N > threshold)
     ]
 
 
@@ -149,7 +149,7 @@ def run(seeds: Sequence[int], videos: Path, folder: Path) -> list[dict[str, floa
     network = TransNet()
     for seed in seeds:
         edit = make_edit(seed, videos, folder)
-        series = series_of(edit.path)
+        features = features_of(edit.path)
         pixels = list(read_frames(str(edit.path), 48, 27))
         pts_N, small = np.array([pts for pts, _ in pixels]), np.stack([picture for _, picture in pixels])
 
@@ -161,11 +161,17 @@ def run(seeds: Sequence[int], videos: Path, folder: Path) -> list[dict[str, floa
 
         methods = (
             lambda: _ours(pts_N, scan_video(str(edit.path), ScanSettings(min_shot_s=MIN_SHOT_S)).boundaries),  # noqa: B023
-            lambda: _ours(pts_N, find_boundaries(series, "signature", None, MIN_SHOT_S).boundaries),  # noqa: B023
+            lambda: _ours(pts_N, find_boundaries(features, "signature", None, MIN_SHOT_S).boundaries),  # noqa: B023
             lambda: _ours(
-                pts_N,
-                refine(find_boundaries(series, "transnetv2", None, MIN_SHOT_S), series, read, network, MIN_SHOT_S),
-            ),  # noqa: B023
+                pts_N,  # noqa: B023
+                refine(
+                    find_boundaries(features, "transnetv2", None, MIN_SHOT_S),  # noqa: B023
+                    features,  # noqa: B023
+                    read,  # noqa: B023
+                    network,
+                    MIN_SHOT_S,
+                ),
+            ),
             lambda: _pyscenedetect(edit.path, ContentDetector(min_scene_len=MIN_SHOT_S)),  # noqa: B023
             lambda: _pyscenedetect(edit.path, AdaptiveDetector(min_scene_len=MIN_SHOT_S)),  # noqa: B023
             lambda: _transnet(network.predict(small).single_N),  # noqa: B023
