@@ -127,11 +127,11 @@ def fake_build_processor(behaviour: Behaviour, shuffled: bool = False, swapped: 
     class FakeUDF(StatefulStageUDF):
         def __init__(self, data_column: str, expected_input_keys: list[str], behaviour: Behaviour) -> None:
             super().__init__(data_column, expected_input_keys)
-            self._manner = behaviour
+            self._behaviour = behaviour
 
         async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
             for row in sorted(batch, key=lambda row: zlib.crc32(row["key"].encode())):
-                yield {self.IDX_IN_BATCH_COLUMN: row[self.IDX_IN_BATCH_COLUMN], **answer_row(row, self._manner)}
+                yield {self.IDX_IN_BATCH_COLUMN: row[self.IDX_IN_BATCH_COLUMN], **answer_row(row, self._behaviour)}
 
     class FakeStage(StatefulStage):
         fn: type[StatefulStageUDF] = FakeUDF

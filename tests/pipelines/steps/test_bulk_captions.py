@@ -407,7 +407,7 @@ def test_rows_come_back_shuffled_on_ray(tmp_path: Path, ray_run: Callable[..., A
     (damaged,) = [row["uid"] for row in clips if row["number"] == 3.0]
     fails, once, always, *good = sorted(row["uid"] for row in clips if row["uid"] != damaged)
     behaviour = Behaviour(log_of(tmp_path), fails=(fails,), unfit={once: 1, always: 2})
-    recipe = make_recipe(tmp_path, Caption(engine=MODEL.model_copy(update={"batch": 4})), frames, FEW)
+    recipe = make_recipe(tmp_path, Caption(engine=VLLM(model=MODEL.model, batch_size=4)), frames, FEW)
     clips = clips_of(run_segments(recipe, ray_run(behaviour, shuffled=True)))
     check_clip_names(clips)
     reasons = {row["uid"]: row["fate_reason"] for row in clips if row["fate"] == "failed"}
@@ -420,7 +420,7 @@ def test_rows_come_back_shuffled_on_ray(tmp_path: Path, ray_run: Callable[..., A
 @pytest.mark.slow
 def test_run_that_fails_in_a_round_resumes_on_ray(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
     uids_of(tmp_path, names=FEW)
-    recipe = make_recipe(tmp_path, Caption(engine=MODEL.model_copy(update={"batch": 1})), names=FEW)
+    recipe = make_recipe(tmp_path, Caption(engine=VLLM(model=MODEL.model, batch_size=1)), names=FEW)
     with pytest.raises(
         RunError, match=r"caption: asking in bulk failed: .*illegal memory access.*Answers so far are kept; run again"
     ):
