@@ -29,6 +29,7 @@ from pipelines.export import format as export_format
 from pipelines.recipe import Recipe
 from training import autoencoder, model, objective
 from training.data import shards
+from training.data.manifest import MANIFEST_SCHEMA
 
 GENERATED = "*This page is generated from the code.*\n"
 
@@ -163,8 +164,8 @@ def columns_page() -> str:
         if written := _written(name, step):
             lines += [f"## {name}", "", *_columns(written), ""]
     lines += ["## Manifest", "", "`tables/manifest-*/_manifest.parquet`, one row per training sample.", ""]
-    lines += [*_columns(shards.MANIFEST_SCHEMA), "", "## Latent shards", ""]
-    lines += ["The scalar columns; [Latent shards](../formats/shards.md) describes the file.", "", *_columns(shards.SCALARS)]
+    lines += [*_columns(MANIFEST_SCHEMA), "", "## Latent shards", ""]
+    lines += ["The scalar columns; [Latent shards](../formats/shards.md) describes the file.", "", *_columns(shards.SCALAR_SCHEMA)]
     return "\n".join(lines)
 
 

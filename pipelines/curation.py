@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import storage
-from cluster.config import ConfigError
+from cluster.config import ConfigError, unknown_message
 from cluster.telemetry import log, progress
 from pipelines.engine import pieces, tables
 from pipelines.engine.exclusions import read_exclusions
@@ -111,6 +111,23 @@ def run_segments(recipe: Recipe, executor: Executor) -> Curation:
 def inspect(recipe: Recipe) -> Curation:
     """Return how far each segment is, without running any."""
     return _advance(recipe, None)
+
+
+def read_table(recipe: Recipe, label: str | None = None) -> pa.Table:
+    """Return the rows that a step has written so far, sorted by uid; by default those of the last step that has begun.
+
+    `label` is the step's name as `worldloom plan` prints it, `cut` or `keep#2`. The table also has the columns of the
+    steps before it, and holds dropped and failed rows with their fate. Raises `ConfigError` for an unknown label.
+    """
+    segments = inspect(recipe).segments
+    if label is None:
+        return segments[-1].rows.read()
+    if label not in recipe.labels:
+        raise ConfigError(unknown_message("step", label, recipe.labels))
+    for state in segments:
+        if label in state.segment.labels:
+            return state.rows.read()
+    raise ConfigError(f"step {label} has not run yet: {segments[-1].progress}; run `worldloom curate` first")
 
 
 def _advance(recipe: Recipe, executor: Executor | None) -> Curation:

@@ -24,7 +24,7 @@ class Outcome:
 
     curated: curate.Curated | None
     training: TrainResult | None
-    samples: tuple[str, ...]
+    samples: list[str]
     """URIs of the files that were generated."""
     report_uri: str | None
     seconds: float
@@ -43,7 +43,7 @@ def run(recipe: Recipe, in_process: bool = False) -> Outcome:
     with Session(recipe.ray, in_process) as session:
         curated = None if recipe.manifest else curate.curate(recipe, in_process, session)
         training = train.train(recipe, in_process, session) if recipe.train else None
-    samples = tuple(sample.sample_recipe(recipe, training.export_uri)) if training and recipe.sample else ()
+    samples = sample.sample_recipe(recipe, training.export_uri) if training and recipe.sample else []
     report_uri = curated.report_uri if curated else None
     if curated and training:
         report_uri = try_report(recipe, curated.curation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,27 +23,31 @@ from training.sampling.settings import SampleSettings
 
 def sample(
     model_uri: str, samples: Sequence[SampleSettings], out_uri: str, upsampler: Upsampler | None = None
-) -> Iterator[str]:
-    """Generate samples from an exported model and yield the URI of each file as it is written.
+) -> list[str]:
+    """Generate samples from an exported model and return the URIs of the files.
 
     `model_uri` is the folder of an export (`model.safetensors`, `model.json`). `upsampler` makes prompts detailed for
     samples that ask for it. Raises `ConfigError` for a conditioning image that cannot be read, before anything is made.
     """
     check_images(samples)
+    uris = []
     with progress("sampling", len(samples)) as bar:
         for settings in samples:
-            yield tasks.sample(settings, model_uri, out_uri, upsampler, read_conditioning_image)
+            uris.append(tasks.sample(settings, model_uri, out_uri, upsampler, read_conditioning_image))
             bar.advance()
+    return uris
 
 
-def sample_recipe(recipe: Recipe, model_uri: str | None = None, out_uri: str | None = None) -> Iterator[str]:
-    """Generate the samples of a recipe and yield their URIs.
+def sample_recipe(recipe: Recipe, model_uri: str | None = None, out_uri: str | None = None) -> list[str]:
+    """Generate the samples of a recipe and return their URIs.
 
-    The model is `model_uri` or else the recipe's own; files are written to `out_uri` or else to `out/samples`.
+    The model is `model_uri` or else the recipe's own; files are written to `out_uri` or else to `out/samples`. Raises
+    `ConfigError` for a conditioning image that cannot be read, before the model is looked for.
     """
+    check_images(recipe.sample)
     model_uri = model_uri or find_trained(recipe).export_uri
     upsampler = Upsampler(recipe.upsample, lambda: current.training_captions(recipe))
-    yield from sample(model_uri, recipe.sample, out_uri or storage.join(recipe.out_uri, "samples"), upsampler)
+    return sample(model_uri, recipe.sample, out_uri or storage.join(recipe.out_uri, "samples"), upsampler)
 
 
 FIELDS = ("prompt", "seconds", "size", "fps", "guidance", "steps", "seed", "first", "last", "upsample", "name")
@@ -69,7 +73,7 @@ def command(
         print(uri)
 
 
-def _samples(recipe: Recipe | None, model: str | None, out: str | None, options: dict[str, Any]) -> Iterable[str]:
+def _samples(recipe: Recipe | None, model: str | None, out: str | None, options: dict[str, Any]) -> list[str]:
     if options["prompt"] is None:
         if options["first"] or options["last"]:
             raise ConfigError("--first and --last belong to one video: describe it with --prompt")
