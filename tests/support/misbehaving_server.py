@@ -1,4 +1,4 @@
-"""A chat completions server on this machine that misbehaves as a script says, and takes down what it saw."""
+"""A local server of chat completions that misbehaves by a script, and records the requests it gets."""
 
 from __future__ import annotations
 
@@ -11,52 +11,61 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-LONGEST_S = 20.0
-"""No reply is held back longer, so that a failing test ends."""
+MAX_HOLD_S = 20.0
+"""Longest time for which a reply is held back, so that a failing test ends."""
 
 
 def completion(
-    text: str | None, usage: tuple[int, int] | None = (100, 20), ended: str = "stop", **message: Any
+    text: str | None, usage: tuple[int, int] | None = (100, 20), finish_reason: str = "stop", **message: Any
 ) -> dict[str, Any]:
-    choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": ended}
-    counts = (
-        {"usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}}
-        if usage
-        else {}
-    )
-    return {"id": "chatcmpl-1", "object": "chat.completion", "choices": [choice], **counts}
+    """Return the body of a chat completion with this text and these counts of prompt and answer tokens."""
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text, **message},
+        "finish_reason": finish_reason,
+    }
+    body = {"id": "chatcmpl-1", "object": "chat.completion", "choices": [choice]}
+    if usage:
+        body["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
+    return body
 
 
 def error(message: str, **fields: Any) -> dict[str, Any]:
+    """Return the body of an error, with some fields changed."""
     return {"error": {"message": message, "type": "some_error", "param": None, "code": None, **fields}}
 
 
 @dataclass(frozen=True)
 class Act:
-    """What is done with one request. Without a `body` it is answered with 'answer to <question>'."""
+    """What the server does with one request. Without a `body` it replies 'answer to <text of the question>'."""
 
     status: int = 200
     body: Mapping[str, Any] | bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     hold: threading.Event | None = None
-    """Waited for before anything is sent."""
+    """Event that the reply waits for."""
     drop: str = ""
-    """'before' or 'middle': the connection is reset without a reply, or after half of the body."""
+    """When the connection is reset: 'before' the reply or in the 'middle' of the body."""
     chunked: bool = False
-    do: Callable[[], object] | None = None
-    """Called when the request is there."""
+    on_request: Callable[[], object] | None = None
+    """Called when the request has arrived."""
 
 
 @dataclass
-class Seen:
+class Request:
+    """A request that the server got. `text` is the text of its question."""
+
     text: str
     body: Mapping[str, Any]
     headers: Mapping[str, str]
-    at_s: float
+    arrived_s: float
 
 
 class Server(ThreadingHTTPServer):
-    """`script[text]` are the acts for a question's first, second … request; after them, and without them, it behaves."""
+    """A server whose `script` has the acts for the first, second ... request of a question, by its text.
+
+    Requests beyond the script get a normal reply.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -68,22 +77,24 @@ class Server(ThreadingHTTPServer):
         self.reset({})
 
     def reset(self, script: Mapping[str, Sequence[Act]], now_s: Callable[[], float] = lambda: 0.0) -> None:
+        """Set the script and the clock of `arrived_s`, and forget all requests."""
         self.script = {text: list(acts) for text, acts in script.items()}
         self.now_s = now_s
-        self.seen: list[Seen] = []
-        self.in_flight = self.most_in_flight = 0
+        self.requests: list[Request] = []
+        self.in_flight = self.max_in_flight = 0
 
     @property
     def base_url(self) -> str:
+        """Address for `base_url` of the engine."""
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def counts(self) -> dict[str, int]:
-        """Requests by question."""
-        texts = [seen.text for seen in self.seen]
+        """Return the number of requests by the text of their question."""
+        texts = [request.text for request in self.requests]
         return {text: texts.count(text) for text in texts}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are part of the game."""
+        """Ignore clients that close the connection: tests do that on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -99,28 +110,28 @@ class _Handler(BaseHTTPRequestHandler):
         text = content if isinstance(content, str) else content[-1]["text"]
         server = self.server
         with server.lock:
-            server.seen.append(Seen(text, body, dict(self.headers), server.now_s()))
+            server.requests.append(Request(text, body, dict(self.headers), server.now_s()))
             acts = server.script.get(text)
             act = acts.pop(0) if acts else Act()
             server.in_flight += 1
-            server.most_in_flight = max(server.most_in_flight, server.in_flight)
-        if act.do:
-            act.do()
+            server.max_in_flight = max(server.max_in_flight, server.in_flight)
+        if act.on_request:
+            act.on_request()
         if act.hold:
-            act.hold.wait(LONGEST_S)
-        # Before the reply is out: the client may send its next request as soon as it has this one's.
+            act.hold.wait(MAX_HOLD_S)
+        # Before the reply: the client may send its next request as soon as it has read this reply.
         with server.lock:
             server.in_flight -= 1
         if self.path != "/v1/chat/completions":
             act = Act(404, {"detail": "Not Found"})
         if act.drop != "before":
-            said = completion(f"answer to {text}") if act.body is None else act.body
-            self._reply(act, said if isinstance(said, bytes) else json.dumps(said).encode())
+            reply = completion(f"answer to {text}") if act.body is None else act.body
+            self._reply(act, reply if isinstance(reply, bytes) else json.dumps(reply).encode())
         if act.drop:
             self._reset()
 
     def _reply(self, act: Act, data: bytes) -> None:
-        self.send_response_only(act.status)  # without a Date, which scripts may want to say otherwise
+        self.send_response_only(act.status)  # without a Date header, which scripts may set
         for name, value in act.headers.items():
             self.send_header(name, value)
         length = ("Transfer-Encoding", "chunked") if act.chunked else ("Content-Length", str(len(data)))
@@ -131,8 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(sent)
             return
         for start in range(0, len(sent), 7):
-            piece = sent[start : start + 7]
-            self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+            chunk = sent[start : start + 7]
+            self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
         if not act.drop:
             self.wfile.write(b"0\r\n\r\n")
 
@@ -144,6 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving() -> Iterator[Server]:
+    """Run a server for the length of the block."""
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
