@@ -83,7 +83,8 @@ class ConditioningRates(Settings):
         ge=0,
         le=0.5,
         description="Highest noise level of conditioning frames. The level is drawn per sample and the model sees it, "
-        "so that it tolerates flawed conditioning frames when sampling (as Ho et al. 2021, section 4.2, do with cascades). 0 keeps them clean.",
+        "so that it tolerates flawed conditioning frames when sampling (as Ho et al. 2021, section 4.2, do with "
+        "cascades). 0 keeps them clean.",
     )
 
     @model_validator(mode="after")

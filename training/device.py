@@ -22,7 +22,9 @@ THRESHOLDS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
 
 
 def default_device() -> torch.device:
-    """Return the GPU if there is one, otherwise the CPU; on the CPU, the main thread keeps freed memory from then on."""
+    """Return the GPU if there is one, otherwise the CPU. With the CPU, the main thread keeps freed memory
+    from now on.
+    """
     if torch.cuda.is_available():
         return torch.device("cuda")
     keep_freed_memory()

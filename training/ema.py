@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, kept in fp32 beside each rank's own shard."""
+"""The exponential moving average (EMA) of the weights, in fp32, beside each rank's own weight shards."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from torch import Tensor
 
 
 def decay_at(step: int, decay: float) -> float:
-    """Decay of the update after step `step`, counted from 0: min(decay, (1 + n) / (10 + n)).
+    """Return the decay of the update after step `step`, counted from 0: min(decay, (1 + step) / (10 + step)).
 
-    The start-up ramp (as in TensorFlow's ExponentialMovingAverage) keeps the random first weights out of short runs.
+    The ramp, which is that of TensorFlow's ExponentialMovingAverage, removes the random initial weights from the
+    averages of short runs.
     """
     return min(decay, (1 + step) / (10 + step))
 
 
 class Ema:
-    """Average of a list of fp32 tensors; with ZeRO these are one rank's shards, so nothing is gathered to update it.
+    """The averages of a list of fp32 tensors. With ZeRO these are one rank's shards, so an update gathers nothing.
 
-    Always fp32: in bf16 an update of 1e-4 of a weight rounds to nothing.
+    Averages are fp32 because in bf16 an update of 1e-4 of a weight rounds to nothing.
     """
 
     def __init__(self, shards: list[Tensor], decay: float) -> None:
@@ -27,5 +28,5 @@ class Ema:
 
     @torch.no_grad()
     def update(self, shards: list[Tensor], step: int) -> None:
-        """Take in the weights after step `step`, counted from 0."""
+        """Add the weights after step `step`, counted from 0, to the averages."""
         torch._foreach_lerp_(self.averages, shards, 1 - decay_at(step, self.decay))

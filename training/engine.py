@@ -333,7 +333,7 @@ class DeepSpeedEngine(Engine):
 
 
 def _is_on_meta(model: nn.Module) -> TypeGuard[VideoModel]:
-    """Return whether a model has no memory yet; only a `VideoModel` may, because it can initialise its weights later."""
+    """Return whether a model has no memory yet; only a `VideoModel` may, since it can initialise its weights later."""
     return isinstance(model, VideoModel) and any(parameter.is_meta for parameter in model.parameters())
 
 

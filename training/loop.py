@@ -1,10 +1,13 @@
-"""The training loop of one rank: load, step, record, validate, checkpoint, export. Knows neither Ray nor DeepSpeed."""
+"""The training loop of one rank: load, step, record, validate, checkpoint, export. Imports neither Ray nor
+DeepSpeed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +26,6 @@ from training.data.loader import Batch, Loader, LoaderSettings
 from training.data.step_times import StepTimes, moments
 from training.engine import NonFiniteGradientError
 from training.settings import TrainSettings
-from training.spikes import SpikeDetector
 from training.step import make_noisy_batch, mse_losses, sample_key, stratified_quantiles
 from training.stopping import Interrupted, NonFiniteLossError, stop_signals
 from training.tracking.breakdown import SampleLoss, breakdown, gather_losses, sample_losses
@@ -32,27 +34,55 @@ from training.tracking.previews import Previews
 from training.tracking.throughput import Meter
 from training.validation import Validation
 
+NORM_WINDOW = 128
+"""Number of most recent gradient norms whose median is taken."""
+MIN_NORMS = 16
+"""Fewest norms for a median; with fewer, no step is skipped."""
+
 
 @dataclass(frozen=True)
-class Progress:
-    """The state in which a call of `train_loop` ended."""
+class LoopResult:
+    """The export and the last checkpoint that a call of `train_loop` wrote or found."""
 
     export_uri: str
     checkpoint_uri: str
     step: int
 
 
-def train_loop(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: int, device: torch.device) -> Progress:
+class SpikeDetector:
+    """The limit for the next gradient norm: `factor` times the median of the last norms; no limit if `factor` is None.
+
+    The limit depends on the norms alone, so it is the same on every rank and after a restart. Norms of skipped steps
+    count too, so if norms have risen for good, skipping ends after half a window.
+    """
+
+    def __init__(self, factor: float | None, norms: Sequence[float] = ()) -> None:
+        self._factor = factor
+        self.norms = list(norms)
+        """The last norms, oldest first; the whole state."""
+
+    def limit(self) -> float:
+        """Return the largest norm of a step that is not skipped."""
+        if self._factor is None or len(self.norms) < MIN_NORMS:
+            return math.inf
+        return self._factor * statistics.median(self.norms)
+
+    def add(self, norm: float) -> None:
+        """Add the norm of a step, taken or skipped."""
+        self.norms = [*self.norms, norm][-NORM_WINDOW:]
+
+
+def train_loop(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: int, device: torch.device) -> LoopResult:
     """Train to `settings.steps` from the newest checkpoint of the run, or from the start; every rank calls it.
 
-    Raises `NonFiniteLossError`, and `Interrupted` on SIGINT or SIGTERM.
+    Raises `NonFiniteLossError`, and `Interrupted` after SIGINT or SIGTERM.
     """
     run = TrainingRun.open(settings, manifest_uri, run_uri, seed, device)
     checkpoint = newest_checkpoint(run_uri)
     state = load_checkpoint(checkpoint, run.engine, run.ema) if checkpoint else {}
     if checkpoint is None or checkpoint.step < settings.steps:
         checkpoint = _train(run, checkpoint.step if checkpoint else 0, state)
-    return Progress(_export(run, checkpoint.step), checkpoint.uri, checkpoint.step)
+    return LoopResult(_export(run, checkpoint.step), checkpoint.uri, checkpoint.step)
 
 
 def _export(run: TrainingRun, step: int) -> str:
@@ -70,7 +100,7 @@ def _export(run: TrainingRun, step: int) -> str:
 def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any]) -> Checkpoint:
     """Take steps `start_step` to `settings.steps`, counted from 0, and return the last checkpoint.
 
-    `state` is the one that `load_checkpoint` returned, empty at the start of a run.
+    `state` is the result of `load_checkpoint`, empty at the start of a run.
     """
     settings, engine = run.settings, run.engine
     validation = None
@@ -86,17 +116,17 @@ def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any]) -> Check
         loader = stack.enter_context(_open_loader(run, start_step, times))
         metrics = stack.enter_context(_open_metrics(run, start_step)) if engine.rank == 0 else None
         stop_requested = stack.enter_context(stop_signals())
-        steps = iter(loader)
+        batches_of_steps = iter(loader)
         meter = Meter(settings, engine)
         for step in range(start_step, settings.steps):
             meter.start()
-            planned, batches = next(steps)
+            planned, batches = next(batches_of_steps)
             meter.loaded()
             assert planned == step
-            own_weight = sum(float(batch.weights.sum()) for batch in batches)
-            weight, n_stopping = engine.all_sum([own_weight, stop_requested()])
+            rank_weight = sum(float(batch.weights.sum()) for batch in batches)
+            total_weight, n_stopping = engine.all_sum([rank_weight, stop_requested()])
             try:
-                record = take_step(run, step, batches, weight, meter, spikes.limit())
+                record = take_step(run, step, batches, total_weight, meter, spikes.limit())
             except NonFiniteLossError:
                 # All ranks raise it, so they can finish the current checkpoint together.
                 writer.wait()
@@ -129,43 +159,53 @@ def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any]) -> Check
 
 
 def _open_loader(run: TrainingRun, start_step: int, times: StepTimes | None) -> Loader:
-    captions = CaptionMix(run.settings.captions, run.step_config.seed) if run.settings.captions else None
-    ranks = LoaderSettings(run.engine.data_rank, run.engine.data_world_size, start_step, captions=captions)
-    return Loader(run.dataset, make_planner(run.dataset, run.settings, run.step_config.seed, times), ranks)
+    """Return the loader of this rank's batches from `start_step` on; measured `times` refine the assignment
+    to ranks.
+    """
+    seed, engine = run.step_config.seed, run.engine
+    captions = CaptionMix(run.settings.captions, seed) if run.settings.captions else None
+    settings = LoaderSettings(engine.data_rank, engine.data_world_size, start_step, captions=captions)
+    return Loader(run.dataset, make_planner(run.dataset, run.settings, seed, times), settings)
 
 
 def _open_metrics(run: TrainingRun, start_step: int) -> Metrics:
-    settings, data = run.settings, run.dataset.info.fingerprint
-    described = settings.model_dump(mode="json") | {"seed": run.step_config.seed, "data": data}
-    return Metrics(run.run_uri, start_step, settings.log_every, settings.trackers, described)
+    """Return the writer of the run's records, which also writes the settings with the seed and the data's
+    fingerprint.
+    """
+    settings = run.settings
+    recorded = settings.model_dump(mode="json") | {"seed": run.step_config.seed, "data": run.dataset.info.fingerprint}
+    return Metrics(run.run_uri, start_step, settings.log_every, settings.trackers, recorded)
 
 
 def take_step(
-    run: TrainingRun, step: int, batches: list[Batch], weight: float, meter: Meter, max_norm: float = math.inf
+    run: TrainingRun, step: int, batches: list[Batch], total_weight: float, meter: Meter, max_norm: float = math.inf
 ) -> Record:
     """Take one optimizer step over this rank's micro-batches and return its record; every rank calls it.
 
-    `weight` is the sum of the weights of all ranks' samples. A gradient norm over `max_norm` skips the update. The loss is the mean over the samples of all ranks and
-    micro-batches by their weights, so it does not depend on the number of workers. Neither do the noise levels, which
-    are spread evenly over the samples of the whole step. Workers that share samples each count them, among the weights
-    as among the losses. Raises `NonFiniteLossError` on all ranks, before any weight is updated.
+    The loss is the weighted mean over the samples of all ranks and micro-batches, so it does not depend on the number
+    of workers. Neither do the noise levels, which are spread evenly over the samples of the whole step.
+
+    `total_weight` is the sum of the samples' weights over all ranks. Workers that share samples each count them, in
+    `total_weight` as in the loss. If the gradient norm is above `max_norm`, the weights stay unchanged. Raises
+    `NonFiniteLossError` on all ranks, before any weight changes.
     """
     engine, config = run.engine, run.step_config
     quantile_of = _step_quantiles(run, batches)
-    losses: list[SampleLoss] = []
     results: list[tuple[Batch, list[float], Tensor]] = []
-    for position, batch in enumerate(batches):
+    for index, batch in enumerate(batches):
         noisy = make_noisy_batch(config, batch, quantile_of, engine.device)
         with meter.forward(noisy, batch.weights.tolist()):
             losses_B = mse_losses(engine.forward, noisy)
-        share_B = batch.weights.to(engine.device) / weight
+        share_B = batch.weights.to(engine.device) / total_weight
         # A factor of 0 would let NaN through, so a sample of weight 0 is left out of the sum.
         loss = torch.where(share_B > 0, losses_B * share_B, torch.zeros_like(losses_B)).sum()
-        engine.backward(loss, last=position == len(batches) - 1)
+        engine.backward(loss, last=index == len(batches) - 1)
         results.append((batch, noisy.times, losses_B.detach()))
+    # Losses are copied to the host only here, so that micro-batches do not wait for the GPU.
+    rank_losses: list[SampleLoss] = []
     for batch, times, losses_B in results:
-        losses += sample_losses(config, batch, times, losses_B.tolist())
-    losses = gather_losses(losses, engine)
+        rank_losses += sample_losses(config, batch, times, losses_B.tolist())
+    losses = gather_losses(rank_losses, engine)
     parts = breakdown(losses, "loss")
     if not math.isfinite(parts["loss"]):
         names = ", ".join(one.uid for one in losses if not math.isfinite(one.loss))
@@ -189,12 +229,13 @@ def take_step(
 
 def _step_quantiles(run: TrainingRun, batches: list[Batch]) -> dict[str, float]:
     """Return the quantile of the noise level of each of this rank's samples, by `sample_key`."""
-    counts = {
-        sample_key(times_seen, uid): weight > 0
+    samples = [
+        (sample_key(times_seen, uid), weight > 0)
         for batch in batches
         for uid, times_seen, weight in zip(batch.uids, batch.times_seen, batch.weights.tolist(), strict=True)
-    }
-    keys = run.engine.all_gather([key for key, counted in counts.items() if counted])
-    quantile_of = stratified_quantiles(run.step_config.seed, keys)
-    # A sample of weight 0 only keeps ranks in step. It must not change the others' noise levels.
-    return quantile_of | {key: 0.5 for key in counts if key not in quantile_of}
+    ]
+    counted_keys = run.engine.all_gather([key for key, counts in samples if counts])
+    quantile_of = stratified_quantiles(run.step_config.seed, counted_keys)
+    # Samples of weight 0 only keep ranks in step. If they changed other samples' noise levels, results would depend on
+    # the number of workers.
+    return quantile_of | {key: 0.5 for key, _ in samples if key not in quantile_of}

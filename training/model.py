@@ -1,4 +1,4 @@
-"""The contract of a model's settings: how a denoising network is chosen by name and built, and the operations it needs."""
+"""The contract of a model's settings: how a denoising network is chosen by name and built, and its FLOPs."""
 
 from __future__ import annotations
 

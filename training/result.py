@@ -1,4 +1,4 @@
-"""What a finished training run left behind. Knows no Ray, so that looking for a result does not wait for it."""
+"""The result of a finished training run. This module imports neither torch nor Ray, so looking for a result is fast."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from cluster import storage
 from training.checkpoints.checkpoint import newest_checkpoint
 from training.checkpoints.model_card import CARD, read_card
 from training.settings import TrainSettings
-from training.tracking.metrics import CURVE, FILE, curves, read_metrics
+from training.tracking.metrics import CURVE_FILE, METRICS_FILE, loss_points, read_metrics
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run left behind."""
+    """The files and losses of a finished run."""
 
     export_uri: str
     """Folder with the model to sample from: `model.safetensors` and `model.json`."""
     checkpoint_uri: str
-    """Newest checkpoint, from which a run of more steps goes on."""
+    """Newest checkpoint, from which a run with more steps resumes."""
     metrics_uri: str
-    """`metrics.jsonl`, one line a step."""
+    """`metrics.jsonl`, one line per step."""
     curve_uri: str
     """`loss_curve.svg`."""
     steps: int
     losses: tuple[float, ...]
-    """Training loss of every step of the whole run, those before a restart included."""
+    """Training loss of every step, those before a restart included."""
     validation: tuple[tuple[int, float], ...]
-    """Steps done and the validation loss then."""
+    """Steps taken and the validation loss after them."""
 
 
-def result(settings: TrainSettings, run_uri: str) -> TrainResult | None:
-    """What a run left behind if it is finished for these settings, else None."""
+def find_result(settings: TrainSettings, run_uri: str) -> TrainResult | None:
+    """Return the result of a run if it has finished `settings.steps` steps, or None."""
     export_uri = storage.join(run_uri, "export")
     newest = newest_checkpoint(run_uri)
     if (
@@ -41,13 +41,13 @@ def result(settings: TrainSettings, run_uri: str) -> TrainResult | None:
         or read_card(export_uri).step < newest.step
     ):
         return None
-    train_points, validation = curves(read_metrics(run_uri))
+    train_points, validation_points = loss_points(read_metrics(run_uri))
     return TrainResult(
         export_uri=export_uri,
         checkpoint_uri=newest.uri,
-        metrics_uri=storage.join(run_uri, FILE),
-        curve_uri=storage.join(run_uri, CURVE),
+        metrics_uri=storage.join(run_uri, METRICS_FILE),
+        curve_uri=storage.join(run_uri, CURVE_FILE),
         steps=newest.step,
         losses=tuple(loss for _, loss in train_points),
-        validation=tuple(validation),
+        validation=tuple(validation_points),
     )

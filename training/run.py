@@ -1,4 +1,4 @@
-"""Start a training run, on Ray Train's workers or in this process. The only module of training that imports Ray."""
+"""Training runs on Ray Train's workers or in this process. The only module of `training` that imports Ray."""
 
 from __future__ import annotations
 
@@ -16,35 +16,37 @@ from training.checkpoints.run_folder import run_folder
 from training.device import default_device, memory_environment
 from training.engine import NonFiniteGradientError
 from training.loop import train_loop
-from training.result import TrainResult, result
+from training.result import TrainResult, find_result
 from training.settings import TrainSettings
 from training.stopping import NonFiniteLossError
-from training.tracking.metrics import shown
+from training.tracking.metrics import progress_bar
 
-FAILURE = "failure.txt"
-"""Why the run's last try ended for good, when no other try could end otherwise."""
+FAILURE_FILE = "failure.txt"
+"""File with the error of a run that would fail again the same way, so that workers are not restarted."""
 
 
 def train(
     settings: TrainSettings, manifest_uri: str, out_uri: str, *, seed: int = 0, distributed: bool = True
 ) -> TrainResult:
-    """Train a model on a data set of latents, going on from the newest checkpoint under `out_uri` if there is one.
+    """Train a model on a data set of latents, from the newest checkpoint of the same run under `out_uri` if there is
+    one.
 
-    With `distributed`, Ray is connected already and `settings.workers` processes train, with DeepSpeed when they are several
-    or ZeRO is on; workers that are lost are replaced, and all go on from the newest checkpoint. Otherwise this process
-    trains alone, without Ray or DeepSpeed.
+    With `distributed`, `settings.workers` processes of Ray Train do so, and Ray must be connected. They use DeepSpeed
+    if there are several or ZeRO is on. Lost workers are replaced, and all resume from the newest checkpoint. Otherwise
+    this process trains alone, without Ray or DeepSpeed.
 
-    The run's folder is named by its settings, data and seed (see `checkpoint.run_folder`); a run that is finished is returned
-    as it is. Raises `ValueError` for settings that this way of training cannot honour.
+    The run's folder is named by its settings, data and seed (see `run_folder`). If the run is finished, its result is
+    returned. Raises `ValueError` for settings that need several processes without `distributed`.
     """
     run_uri = run_folder(settings, manifest_uri, out_uri, seed)
-    if (done := result(settings, run_uri)) is not None:
+    if (done := find_result(settings, run_uri)) is not None:
         return done
     if not distributed and (settings.workers > 1 or settings.zero_stage > 0):
         raise ValueError(
-            f"workers {settings.workers} with zero_stage {settings.zero_stage} need Ray; train in one process with workers 1, zero_stage 0"
+            f"workers {settings.workers} with zero_stage {settings.zero_stage} need Ray; "
+            "train in one process with workers 1, zero_stage 0"
         )
-    with shown(run_uri, settings.steps):
+    with progress_bar(run_uri, settings.steps):
         if distributed:
             arguments = {
                 "settings": settings,
@@ -55,7 +57,7 @@ def train(
             run_on_workers(train_loop, arguments, settings, run_uri)
         else:
             train_loop(settings, manifest_uri, run_uri, seed, default_device())
-    done = result(settings, run_uri)
+    done = find_result(settings, run_uri)
     assert done is not None, run_uri
     return done
 
@@ -63,33 +65,34 @@ def train(
 def run_on_workers(
     loop: Callable[..., object], arguments: Mapping[str, Any], settings: TrainSettings, run_uri: str
 ) -> None:
-    """Call `loop(device=..., **arguments)`, a module's function, in each of `settings.workers` processes of Ray Train; Ray is connected already.
+    """Call `loop(device=..., **arguments)` in each of `settings.workers` processes of Ray Train; Ray must be connected.
 
-    Workers that are lost are replaced, and all start again; with `settings.min_workers`, as many as there is room for. On CPUs each computes with
-    `OMP_NUM_THREADS` threads, where this process was given that, or with its share of its node's cores. Raises
-    `NonFiniteLossError` where all of them do, and `RuntimeError` with the workers' errors when replacements have run out.
+    `loop` is a function of a module. Lost workers are replaced, and all start again; with `settings.min_workers`, as
+    many start as there is room for. On CPUs each worker computes with `OMP_NUM_THREADS` threads if this process has
+    that variable, and otherwise with its share of its node's cores. Raises `NonFiniteLossError` if all workers do, and
+    `RuntimeError` with the workers' errors after `settings.max_failures` restarts.
     """
     n_gpus = ray.cluster_resources().get("GPU", 0)
-    fewest = settings.min_workers or settings.workers
-    if 0 < n_gpus < fewest:
+    min_workers = settings.min_workers or settings.workers
+    if 0 < n_gpus < min_workers:
         raise ValueError(
-            f"workers {fewest} at least: the cluster has {n_gpus:g} GPUs and each worker needs one; lower workers or min_workers"
+            f"at least {min_workers} workers need one GPU each, and the cluster has {n_gpus:g}; "
+            "lower workers or min_workers"
         )
     use_gpu = n_gpus > 0
     ray_uri = storage.join(run_uri, "ray")
-    # What Ray Train keeps of an earlier try would be resumed in place of our checkpoints.
+    # Ray Train would resume its own state of an earlier try instead of our checkpoints.
     storage.remove(ray_uri)
-    # A finished run is noticed at the next look, so the default of 2 s is waited for at every end.
+    # Ray Train notices the end of a run at its next health check; by default these are 2 s apart.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Ray sets it in its workers where the user has not, and there the two look alike.
+    # Ray sets OMP_NUM_THREADS in workers if the user has not, so workers cannot tell whose value it is.
     threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else None
+    num_workers = settings.workers if min_workers == settings.workers else (min_workers, settings.workers)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"loop": loop, "arguments": dict(arguments), "run_uri": run_uri, "threads": threads},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=settings.workers if fewest == settings.workers else (fewest, settings.workers), use_gpu=use_gpu
-        ),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="train",
             storage_path=ray_uri,
@@ -97,7 +100,7 @@ def run_on_workers(
             worker_runtime_env=None if use_gpu else {"env_vars": memory_environment()},
         ),
     )
-    failure_uri = storage.join(run_uri, FAILURE)
+    failure_uri = storage.join(run_uri, FAILURE_FILE)
     storage.remove(failure_uri)
     try:
         trainer.fit()
@@ -110,16 +113,16 @@ def run_on_workers(
         raise NonFiniteLossError(storage.read_bytes(failure_uri).decode())
 
 
-def _worker(arguments: dict[str, Any]) -> None:
-    """One rank, in a process of Ray Train."""
+def _worker(config: dict[str, Any]) -> None:
+    """Run the training loop of one rank in a process of Ray Train."""
     context = ray.train.get_context()
-    # Ray gives each worker one thread; the cores of a node are shared out among its workers instead, unless the user has said otherwise.
+    # Ray gives each worker one thread. Unless the user set a number, a node's cores are divided among its workers.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(arguments["threads"] or max(1, cores // context.get_local_world_size()))
+    torch.set_num_threads(config["threads"] or max(1, cores // context.get_local_world_size()))
     device = ray.train.torch.get_device()
     try:
-        arguments["loop"](device=device, **arguments["arguments"])
+        config["loop"](device=device, **config["arguments"])
     except (NonFiniteLossError, NonFiniteGradientError) as error:
-        # All ranks raise this one together, and another try would only find it again: it must not look like a lost worker.
+        # All ranks raise this error, and would again after a restart, so it must not look like a lost worker.
         if context.get_world_rank() == 0:
-            storage.write_bytes(storage.join(arguments["run_uri"], FAILURE), str(error).encode())
+            storage.write_bytes(storage.join(config["run_uri"], FAILURE_FILE), str(error).encode())

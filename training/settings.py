@@ -17,28 +17,25 @@ from training.models.dit import DiT
 from training.objective import FOLDER as OBJECTIVES
 from training.objective import ObjectiveSettings
 from training.objectives.flow_matching import FlowMatching
-from training.tracking.trackers import Name as TrackerName
-from training.tracking.trackers import check
+from training.tracking.trackers import TrackerName, check_trackers
 
 
 class PreviewSettings(Settings):
-    """Samples made while training goes on: always of the same captions, from the same noise."""
+    """Settings of previews: samples during training, always of the same captions and from the same noise."""
 
-    every: int = Field(
-        500, ge=0, description="Steps between previews; the last step always makes one. 0 for never, not even then."
-    )
-    count: int = Field(4, ge=1, le=64, description="Samples of a preview.")
-    steps: int = Field(20, ge=1, le=1000, description="Evaluations of the velocity of each sample.")
+    every: int = Field(500, ge=0, description="Steps between previews; the last step always makes one. 0 for never.")
+    count: int = Field(4, ge=1, le=64, description="Samples per preview.")
+    steps: int = Field(20, ge=1, le=1000, description="Solver steps per sample.")
     guidance: float = Field(5.0, ge=0, description="Classifier-free guidance scale; 1 is none, and halves the cost.")
 
 
 class TrainSettings(Settings):
-    """What to train and how. Defaults without another source are those of published video diffusion transformers."""
+    """Settings of training. Defaults without another source are those of published video diffusion transformers."""
 
     model: Annotated[ModelSettings, PluginField(MODELS, ModelSettings)] = DiT()
     objective: Annotated[ObjectiveSettings, PluginField(OBJECTIVES, ObjectiveSettings)] = FlowMatching()
     steps: int = Field(1000, ge=1, description="Optimizer steps of the whole run.")
-    batch: PlanSettings = Field(PlanSettings(), description="Which samples make up a step.")
+    batch: PlanSettings = Field(PlanSettings(), description="How samples are grouped into steps.")
     lr: float = Field(
         1e-4, gt=0, description="Peak learning rate of AdamW; 1e-3 suits models of a few million parameters."
     )
@@ -48,112 +45,134 @@ class TrainSettings(Settings):
     )
     decay: Literal["linear", "cosine"] = Field(
         "linear",
-        description="Shape of the fall; cosine over the whole run is `decay: cosine` with decay_steps all steps after warmup_steps.",
+        description="Shape of the fall; for a cosine over the whole run, set `decay: cosine` and decay_steps to all "
+        "steps after warmup_steps.",
     )
     weight_decay: float = Field(
-        0.01, ge=0, description="AdamW weight decay of matrices; biases, gains and tables have none."
+        0.01, ge=0, description="AdamW's weight decay of matrices; biases, gains and modulation tables have none."
     )
-    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW moment decays.")
-    clip_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this global norm.")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="Decay rates of AdamW's two moments.")
+    clip_norm: float = Field(1.0, gt=0, description="Global norm above which gradients are scaled down to it.")
     skip_grad_norm: float | None = Field(
         None,
         gt=1,
-        description="A step whose gradient norm is over so many times the median of the last 128 is skipped and recorded, say 5.",
+        description="A step is skipped, and recorded, if its gradient norm is above this many times the median of the "
+        "last 128 norms; 5 for example. Without it no step is skipped.",
     )
     ema_decay: float = Field(
         0.9999, ge=0, lt=1, description="Decay of the averaged weights; in step n it is at most (1 + n) / (10 + n)."
     )
     captions: dict[str, PositiveFloat] = Field(
         {},
-        description="Weights of the kinds of captions a sample is trained with, drawn each epoch, say {dense: 0.95, source: 0.05}, "
-        "as DALL-E 3 mixes 95% written with 5% found ones; without any, every sample has its main caption.",
+        description="Weights of the kinds of captions, from which each sample's caption is drawn in each epoch. For "
+        "example {dense: 0.95, source: 0.05}, as DALL-E 3 mixes 95% generated with 5% original ones. Without weights "
+        "every sample has its main caption.",
     )
     caption_drop: float = Field(
         0.1, ge=0, le=1, description="Share of samples trained with the null caption, for classifier-free guidance."
     )
     conditioning: ConditioningRates = Field(
-        ConditioningRates(), description="How often which latent frames are given to the model."
+        ConditioningRates(), description="Shares of samples by the frames that condition the model."
     )
     workers: int = Field(1, ge=1, description="Training processes; on GPUs, one GPU each.")
     min_workers: int | None = Field(
         None,
         ge=1,
-        description="Fewest processes to go on with while lost ones have no replacement; without it, `workers` are waited for.",
+        description="Fewest processes to continue with while lost ones have no replacement; without it, training waits "
+        "for `workers`.",
     )
     context_parallel: int = Field(
         1,
         ge=1,
-        description="Workers that share each sample's tokens, for samples too long for one; it divides workers and the model's heads.",
+        description="Workers that share the tokens of each sample, for samples too long for one. It must divide "
+        "workers and the model's heads.",
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        0, description="DeepSpeed ZeRO stage: what is sharded over workers (optimizer, gradients, weights)."
+        0,
+        description="DeepSpeed ZeRO stage, which sets what is sharded over workers: nothing (0), the optimizer state "
+        "(1), also gradients (2), also weights (3).",
     )
     cpu_offload: bool = Field(
-        False, description="Optimizer state, fp32 weights and their average in host memory; needs zero_stage 1, 2 or 3."
+        False,
+        description="Keep the optimizer state, the fp32 weights and their averages in host memory; needs zero_stage "
+        "1, 2 or 3.",
     )
     communication_bucket: int = Field(
         500_000_000,
         ge=1_000_000,
-        description="Elements that ZeRO reduces or gathers at once; smaller ones overlap better and take less memory.",
+        description="Most elements that ZeRO reduces or gathers in one operation; smaller buckets overlap better with "
+        "computation and take less memory.",
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Arithmetic of the model; weights are kept and averaged in fp32 either way."
     )
     max_failures: int = Field(
-        2, ge=0, description="How often lost workers are replaced and training goes on from the newest checkpoint."
+        2, ge=0, description="How often lost workers are replaced and training resumes from the newest checkpoint."
     )
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints; the last step always writes one.")
-    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
-    validate_every: int = Field(500, ge=0, description="Steps between losses on the validation split; 0 for never.")
-    previews: PreviewSettings = Field(PreviewSettings(), description="Samples made while training goes on.")
-    log_every: int = Field(10, ge=1, description="Steps between points on trackers; metrics.jsonl has every step.")
+    keep_checkpoints: int = Field(2, ge=1, description="Number of newest checkpoints that are kept.")
+    validate_every: int = Field(
+        500,
+        ge=0,
+        description="Steps between measurements of the validation loss; the last step always measures it. 0 for never.",
+    )
+    previews: PreviewSettings = Field(PreviewSettings(), description="Samples during training.")
+    log_every: int = Field(
+        10, ge=1, description="Steps between points that trackers show; metrics.jsonl has every step."
+    )
     trackers: tuple[TrackerName, ...] = Field(
-        ("tensorboard",), description="Where curves are shown while the run goes on."
+        ("tensorboard",), description="Services that show curves during training."
     )
     peak_tflops: float | None = Field(
         None,
         gt=0,
-        description="TFLOP/s that a device could reach, for mfu and hfu; without it, that of the GPU's data sheet where it is known.",
+        description="Peak TFLOP/s of a device, for mfu and hfu; without it, that of the GPU's data sheet if known.",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError(
-                "precision bf16 needs zero_stage 1, 2 or 3, which keep fp32 weights to update; set zero_stage: 1, or precision: fp32"
+                "precision bf16 needs zero_stage 1, 2 or 3, which keep fp32 weights to update; "
+                "set zero_stage: 1, or precision: fp32"
             )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(
-                f"min_workers {self.min_workers} is over workers {self.workers}; lower it, or raise workers"
+                f"min_workers {self.min_workers} is above workers {self.workers}; lower it, or raise workers"
             )
         if self.workers % self.context_parallel:
             raise ValueError(
                 f"workers {self.workers} cannot be divided into groups of context_parallel {self.context_parallel}; "
-                f"set workers to a multiple of {self.context_parallel}, or context_parallel to a divisor of {self.workers}"
+                f"set workers to a multiple of {self.context_parallel}, or context_parallel to a divisor of "
+                f"{self.workers}"
             )
         if self.context_parallel > 1 and self.min_workers not in (None, self.workers):
             raise ValueError(
-                f"min_workers {self.min_workers} lets any number of workers go on, which context_parallel {self.context_parallel} may not divide; "
-                "leave out min_workers, or set context_parallel: 1"
+                f"min_workers {self.min_workers} lets any number of workers continue, which context_parallel "
+                f"{self.context_parallel} may not divide; leave out min_workers, or set context_parallel: 1"
             )
         self.model.check_context_parallel(self.context_parallel)
         if self.cpu_offload and self.zero_stage == 0:
             raise ValueError(
-                "cpu_offload needs zero_stage 1, 2 or 3, which shard what it moves; set zero_stage: 2, or cpu_offload: false"
+                "cpu_offload needs zero_stage 1, 2 or 3, which shard the state to offload; "
+                "set zero_stage: 2, or cpu_offload: false"
             )
         if self.warmup_steps + self.decay_steps > self.steps:
             phases = f"warmup_steps {self.warmup_steps} + decay_steps {self.decay_steps}"
             raise ValueError(f"{phases} exceed the {self.steps} steps of the run; lower one of them or raise steps")
-        check(self.trackers)
+        check_trackers(self.trackers)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {list(self.betas)} must lie in [0, 1)")
         return self
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step `step`, counted from 0: linear rise, plateau, fall that would reach 0 one step after the last."""
+        """Return the learning rate of step `step`, counted from 0.
+
+        It rises linearly, stays constant, and falls such that it would reach 0 one step after the last.
+        """
         rise = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
         fall = (self.steps - step) / self.decay_steps if self.decay_steps else 1.0
-        left = max(0.0, min(fall, 1.0))
+        factor = max(0.0, min(fall, 1.0))
         if self.decay == "cosine":
-            left = (1 - math.cos(math.pi * left)) / 2
-        return self.lr * min(rise, left)
+            factor = (1 - math.cos(math.pi * factor)) / 2
+        return self.lr * min(rise, factor)

@@ -1,4 +1,4 @@
-"""The mathematics of one training step: the random choices for each sample, the model's inputs, and each sample's loss."""
+"""The mathematics of a training step: random choices for each sample, the model's inputs, and each sample's loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a training run ends before its last step: asked to by a signal, or by a loss that is not a number."""
+"""The ways in which a training run ends before its last step: a signal, or a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from cluster.telemetry import log
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and did so after writing a checkpoint."""
+    """The run stopped after a signal, and wrote a checkpoint before."""
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss is not a number; the message names the samples. The weights were not updated with it."""
+    """The loss is infinite or not a number; the message names the samples. The weights were not updated with it."""
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM has arrived since the block began; a second SIGINT interrupts at once.
+    """Yield a function that returns whether SIGINT or SIGTERM has arrived since the block began.
 
-    Signals reach the main thread only; in a thread, as on Ray's workers, the answer is always no.
+    A second SIGINT raises `KeyboardInterrupt` immediately. Only the main thread receives signals; in another thread, as
+    on Ray's workers, the function always returns False.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -34,7 +35,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         if arrived and number == signal.SIGINT:
             raise KeyboardInterrupt
         arrived.append(number)
-        log.warning("asked to stop; writing a checkpoint after this step")
+        log.warning("stop requested; writing a checkpoint after this step")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

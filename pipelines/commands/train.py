@@ -11,7 +11,7 @@ from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.forgetting.prior_runs import adopt_run
 from pipelines.recipe import Recipe, write_resolved
 from training.checkpoints.run_folder import run_folder
-from training.result import TrainResult, result
+from training.result import TrainResult, find_result
 from training.settings import TrainSettings
 
 
@@ -28,7 +28,7 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
     run_uri = run_folder(settings, dataset.manifest_uri, recipe.out_uri, recipe.seed)
     if dataset.content:
         adopt_run(recipe, dataset.content, run_uri)
-    if (done := result(settings, run_uri)) is not None:
+    if (done := find_result(settings, run_uri)) is not None:
         return done
     from training import run  # imports Ray Train, which takes half a second
 
@@ -53,7 +53,7 @@ def find_trained(recipe: Recipe) -> TrainResult:
     """Return the finished training run of a recipe. Raises `ConfigError` if there is none."""
     settings = settings_for(recipe)
     run_uri = run_folder(settings, current.read(recipe).manifest_uri, recipe.out_uri, recipe.seed)
-    trained = result(settings, run_uri)
+    trained = find_result(settings, run_uri)
     if trained is None:
         raise ConfigError(
             f"{recipe.name}: no model is trained to step {settings.steps} yet; run `worldloom train` first"

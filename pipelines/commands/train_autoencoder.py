@@ -51,17 +51,17 @@ def train_autoencoder(recipe: AutoencoderRecipe, in_process: bool = False) -> st
 
     `in_process` uses neither Ray nor DeepSpeed. Raises `ConfigError` if no clip is long and large enough for the crops.
     """
-    from training.autoencoder_training.loop import result, run_folder
-    from training.tracking.metrics import shown
+    from training.autoencoder_training.loop import find_result, run_folder
+    from training.tracking.metrics import progress_bar
 
     data = make_data(recipe)
     settings = recipe.train.model_copy(update={"workers": 1}) if in_process else recipe.train
     check_crops_fit(data, settings)
     run_uri = run_folder(settings, data, storage.absolute(recipe.out), recipe.seed)
-    if (done := result(settings, run_uri)) is None:
-        with shown(run_uri, settings.steps):
+    if (done := find_result(settings, run_uri)) is None:
+        with progress_bar(run_uri, settings.steps):
             _train(recipe, {"settings": settings, "data": data, "run_uri": run_uri, "seed": recipe.seed}, in_process)
-        done = result(settings, run_uri)
+        done = find_result(settings, run_uri)
     assert done is not None, run_uri
     return done.weights_uri
 
@@ -72,8 +72,8 @@ def check_crops_fit(data: Path, settings: AutoencoderTrainSettings) -> None:
 
     try:
         for crop in settings.crops:
-            Clips(data, "train").that_fit(crop)
-        Clips(data, "val").that_fit(settings.crops[0])
+            Clips(data, "train").usable_for(crop)
+        Clips(data, "val").usable_for(settings.crops[0])
     except ValueError as error:
         raise ConfigError(f"train.crops: {error}") from error
 
@@ -90,7 +90,7 @@ def _train(recipe: AutoencoderRecipe, arguments: dict[str, Any], in_process: boo
 
     settings: AutoencoderTrainSettings = arguments["settings"]
     with ray_connection(recipe.ray):
-        run_on_workers(loop.train_autoencoder, arguments, settings.optimisation(), arguments["run_uri"])
+        run_on_workers(loop.train_autoencoder, arguments, settings.train_settings(), arguments["run_uri"])
 
 
 def command(

@@ -17,9 +17,8 @@ from pipelines.recipe import Recipe
 from pipelines.report.columns import round_to
 from training.sampling.provenance import read_provenance
 from training.tracking.loss_curve import Points, running_mean
-from training.tracking.metrics import FILE, Record, read_metrics, read_settings
-from training.tracking.previews import FOLDER
-from training.tracking.trackers import flat
+from training.tracking.metrics import METRICS_FILE, PREVIEWS_FOLDER, Record, read_metrics, read_settings
+from training.tracking.trackers import flatten_settings
 
 MAX_RUNS = 12
 RAW_POINTS = 2000
@@ -48,12 +47,12 @@ def training_runs(recipe: Recipe) -> dict[str, Any]:
     Those of `RAW` have what each step recorded; `mean/` before a name stands for its running mean, `val_` for values on the validation split,
     all of them.
     """
-    entries = sorted(storage.list_files(recipe.out_uri, f"/{FILE}"), key=lambda entry: (-int(entry.version), entry.uri))
+    entries = sorted(storage.list_files(recipe.out_uri, f"/{METRICS_FILE}"), key=lambda entry: (-int(entry.version), entry.uri))
     runs: list[dict[str, Any]] = []
     settings: list[Mapping[str, Any] | None] = []
     left_bytes = POSTER_BYTES
     for entry in entries[:MAX_RUNS]:
-        folder = entry.uri.removesuffix(f"/{FILE}")
+        folder = entry.uri.removesuffix(f"/{METRICS_FILE}")
         records = read_metrics(folder)
         if records:
             name = folder.removeprefix(storage.absolute(recipe.out_uri)).strip("/")
@@ -89,7 +88,7 @@ def _label(settings: Mapping[str, Any], steps: int) -> str:
 
 def differences(settings: Sequence[Mapping[str, Any] | None]) -> list[dict[str, str]]:
     """Of each run the settings by which runs of its kind, of models or of autoencoders, differ, but for `steps`, which the page has anyway."""
-    flats = [flat(told) if told else {} for told in settings]
+    flats = [flatten_settings(told) if told else {} for told in settings]
     found = []
     for told in flats:
         alike = [other for other in flats if other and ("model.name" in other) == ("model.name" in told)]
@@ -138,7 +137,7 @@ def extremes(points: Points, most: int) -> Points:
 
 def previews(folder: str, name: str, left_bytes: int) -> tuple[list[dict[str, Any]], int]:
     """Previews of a run by step, `MAX_PREVIEWS` of them: links to video and poster, the poster itself while bytes are left; and what is left then."""
-    uris = [entry.uri for entry in storage.list_files(storage.join(folder, FOLDER), ".json")]
+    uris = [entry.uri for entry in storage.list_files(storage.join(folder, PREVIEWS_FOLDER), ".json")]
     found: list[dict[str, Any]] = []
     for uri in evenly(uris, MAX_PREVIEWS):
         about = read_provenance(uri) or {}
@@ -146,7 +145,7 @@ def previews(folder: str, name: str, left_bytes: int) -> tuple[list[dict[str, An
             found.append({"step": about["step"], "failed": str(about["failed"])[:CAPTION_CHARACTERS]})
             continue
         stem = uri.removesuffix(".json")
-        link = "/".join(quote(part) for part in (*name.split("/"), FOLDER, stem.rpartition("/")[2]))
+        link = "/".join(quote(part) for part in (*name.split("/"), PREVIEWS_FOLDER, stem.rpartition("/")[2]))
         item = {
             "step": about["step"],
             "picture": f"{link}.png",

@@ -1,4 +1,6 @@
-"""A real data set, drawn: coloured shapes that move over coloured backgrounds, encoded, written and read as curation does it."""
+"""A data set of drawn clips: coloured shapes that move over coloured backgrounds, encoded and written as
+curation does.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from captioning.encoder import NULL_CAPTION, text_key
 from captioning.encoders.hashing import Hashing
+from cluster.arrays import Float32Array
 from training.autoencoders.linear import Linear
 from training.data.buckets import Bucket
+from training.data.manifest import OTHER_CAPTION, DatasetInfo, write_manifest
 from training.data.shard_writer import LatentRow, write_shard
-from training.data.shards import OTHER_CAPTION, DatasetInfo, ShardInfo, read_index, write_manifest
+from training.data.shards import ShardInfo, read_index
 from training.data.text_tables import write_text_table
 
 COLOURS = {
@@ -30,48 +33,52 @@ MOVES = {"right": (1.0, 0.0), "left": (-1.0, 0.0), "up": (0.0, -1.0), "down": (0
 FPS = 8.0
 
 
-def clip(chance: np.random.Generator, width: int, height: int, frames: int) -> tuple[NDArray[np.float32], str]:
-    """`[3, T, H, W]` in [-1, 1] and its caption."""
-    colour, ground, move = (list(names)[chance.integers(len(names))] for names in (COLOURS, BACKGROUNDS, MOVES))
-    shape = ("circle", "square")[chance.integers(2)]
+def draw_clip(rng: np.random.Generator, width: int, height: int, frames: int) -> tuple[Float32Array, str]:
+    """Return a clip `[3, T, H, W]` in [-1, 1] and its caption."""
+    colour, background, move = (list(names)[rng.integers(len(names))] for names in (COLOURS, BACKGROUNDS, MOVES))
+    shape = ("circle", "square")[rng.integers(2)]
     radius = height * 0.22
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32) + 0.5
     step = np.array(MOVES[move]) * height * 0.05
-    at = np.array([width, height]) / 2 - step * (frames - 1) / 2 + chance.uniform(-0.1, 0.1, 2) * height
+    start = np.array([width, height]) / 2 - step * (frames - 1) / 2 + rng.uniform(-0.1, 0.1, 2) * height
     video = np.empty((frames, height, width, 3), np.float32)
     for index in range(frames):
-        x, y = columns - at[0] - step[0] * index, rows - at[1] - step[1] * index
+        x, y = columns - start[0] - step[0] * index, rows - start[1] - step[1] * index
         distance = np.hypot(x, y) if shape == "circle" else np.maximum(np.abs(x), np.abs(y))
-        cover = np.clip(radius - distance + 0.5, 0, 1)[..., None]
-        video[index] = cover * COLOURS[colour] + (1 - cover) * BACKGROUNDS[ground]
+        coverage = np.clip(radius - distance + 0.5, 0, 1)[..., None]
+        video[index] = coverage * COLOURS[colour] + (1 - coverage) * BACKGROUNDS[background]
     caption = (
-        f"a {colour} {shape} moves {move} on a {ground} background"
+        f"a {colour} {shape} moves {move} on a {background} background"
         if frames > 1
-        else f"a {colour} {shape} on a {ground} background"
+        else f"a {colour} {shape} on a {background} background"
     )
     return video.transpose(3, 0, 1, 2) / 127.5 - 1, caption
 
 
 def write_dataset(folder: Path, counts: Sequence[tuple[int, int, int, int]], n_val: int = 4, seed: int = 0) -> str:
-    """Data set of `counts`, each (width, height, frames, how many), the first `n_val` of each held out; URI of its manifest."""
+    """Write a data set and return the URI of its manifest.
+
+    Each entry of `counts` is (width, height, frames, number of samples). The first `n_val` samples of each entry are in
+    the validation split.
+    """
     settings, encoder = Linear(), Hashing().open()
     autoencoder = settings.open()
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     captions, tables = {NULL_CAPTION}, []
     for width, height, frames, count in counts:
         bucket = Bucket(width, height, frames, FPS)
         rows, columns = [], []
         for index in range(count):
-            video, caption = clip(chance, width, height, frames)
+            video, caption = draw_clip(rng, width, height, frames)
             captions.add(caption)
             pixels = torch.from_numpy(video)[None]
             latent = autoencoder.encode(pixels)[0].to(torch.bfloat16)
-            tail = autoencoder.encode(pixels[:, :, -1:])[0].to(torch.bfloat16) if frames > 1 else None
+            last_frame = autoencoder.encode(pixels[:, :, -1:])[0].to(torch.bfloat16) if frames > 1 else None
             uid = f"{bucket.name}-{index:04d}"
-            rows.append(LatentRow(uid, latent, tail, f"{uid}.mp4", 0, frames, 1, 8, FPS, (0, 0, width, height)))
+            rows.append(LatentRow(uid, latent, last_frame, f"{uid}.mp4", 0, frames, 1, 8, FPS, (0, 0, width, height)))
             columns.append((text_key(caption, encoder.identity), caption, "val" if index < n_val else "train"))
         file = f"latents/bucket={bucket.name}/part-0.parquet"
-        write_shard(str(folder / file), rows, ShardInfo.of(settings, autoencoder, bucket, "drawn"))
+        write_shard(str(folder / file), rows, ShardInfo.from_autoencoder(settings, autoencoder, bucket, "drawn"))
         index_table = read_index(str(folder / file))
         n_rows = len(rows)
         extra = {
@@ -88,13 +95,13 @@ def write_dataset(folder: Path, counts: Sequence[tuple[int, int, int, int]], n_v
             "cluster": [None] * n_rows,
             "split": [split for _, _, split in columns],
         }
-        order = {row.uid: position for position, row in enumerate(rows)}
-        take = [order[uid] for uid in index_table["uid"].to_pylist()]
+        index_by_uid = {row.uid: index for index, row in enumerate(rows)}
+        in_file_order = [index_by_uid[uid] for uid in index_table["uid"].to_pylist()]
         for name, values in extra.items():
             index_table = index_table.append_column(
                 name,
                 pa.array(
-                    [values[position] for position in take],
+                    [values[index] for index in in_file_order],
                     pa.string() if name == "cluster" else pa.list_(OTHER_CAPTION) if name == "other_captions" else None,
                 ),
             )

@@ -1,4 +1,4 @@
-"""Run a function in several processes joined by gloo, without Ray."""
+"""Running a function in several processes of one gloo process group, without Ray."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 TIMEOUT_S = 300
-"""A rank that is not done by then hangs: it says where and ends."""
+"""Seconds after which a rank is taken to hang; it then prints its stack and ends."""
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
-    """`function(*arguments)` in `world_size` processes; returns what each returned, by rank."""
+    """Call `function(*arguments)` in `world_size` processes; return the results by rank.
+
+    Raises `AssertionError` with the traceback of a rank that fails or hangs.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -39,7 +42,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
         except queue.Empty:
             rank, error, value = (
                 -1,
-                f"of {world_size} ranks only {sorted(got)} are done after {TIMEOUT_S} s; where the others are is on stderr",
+                f"only ranks {sorted(got)} of {world_size} are done after {TIMEOUT_S} s; stderr has the others' stacks",
                 None,
             )
         if error:
@@ -52,8 +55,8 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
     return [got[rank] for rank in range(world_size)]
 
 
-def _packed(value: Any) -> bytes:
-    """As bytes: tensors in a queue are shared memory that dies with the process that put them there."""
+def _to_bytes(value: Any) -> bytes:
+    """Serialise a result. Tensors in a queue would be shared memory that ends with the process that put them there."""
     stream = io.BytesIO()
     torch.save(value, stream)
     return stream.getvalue()
@@ -62,6 +65,7 @@ def _packed(value: Any) -> bytes:
 def _rank(
     function: Callable[..., Any], rank: int, world_size: int, port: int, results: Any, arguments: tuple[Any, ...]
 ) -> None:
+    """Call the function in the process of one rank and put (rank, error, result) into the queue."""
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(TIMEOUT_S - 10, exit=True)
     os.environ.update(
@@ -69,7 +73,7 @@ def _rank(
     )
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     try:
-        results.put((rank, None, _packed(function(*arguments))))
+        results.put((rank, None, _to_bytes(function(*arguments))))
     except BaseException:
         results.put((rank, traceback.format_exc(), None))
     finally:

@@ -1,4 +1,7 @@
-"""Train the autoencoder `causal` on a folder of clips, in this process: `python -m training.autoencoder_training DATA OUT --minutes 9`."""
+"""Train the autoencoder `causal` on a folder of clips, in this process.
+
+Example: `python -m training.autoencoder_training DATA OUT --minutes 9`.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,14 @@ from training.device import default_device
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, then print the URI of the weights and the report as JSON."""
     parser = argparse.ArgumentParser(
         description="Train the autoencoder 'causal' on clips: DATA/train/*.npy and DATA/val/*.npy, uint8 [T, H, W, 3]."
     )
     parser.add_argument("data", type=Path)
-    parser.add_argument("out", help="Folder of runs; the same command goes on from the newest checkpoint there.")
+    parser.add_argument("out", help="Folder of runs; the same command resumes from the newest checkpoint there.")
     parser.add_argument(
-        "--settings", type=Path, help="YAML of training settings, as the train section of the recipe has them."
+        "--settings", type=Path, help="YAML file of training settings, like the train section of the recipe."
     )
     parser.add_argument(
         "--set",
@@ -36,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--minutes",
         type=float,
         default=math.inf,
-        help="Stop after about so many, with a checkpoint and weights to use.",
+        help="Stop after about this many minutes, with a checkpoint and usable weights.",
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""The training loop of one rank of an autoencoder's training. Knows neither Ray nor DeepSpeed."""
+"""The training loop of one rank of autoencoder training. Imports neither Ray nor DeepSpeed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cluster import storage
 from cluster.telemetry import log
-from training.autoencoder_training.crops import Batch, Clips, Crops, fingerprint
-from training.autoencoder_training.losses import divergence, reconstruction_loss
+from training.autoencoder_training.crops import Clips, CropBatch, Crops, fingerprint
+from training.autoencoder_training.losses import kl_divergence, reconstruction_loss
 from training.autoencoder_training.settings import AutoencoderTrainSettings
 from training.autoencoder_training.validation import Validation
 from training.autoencoders._causal_network import CHANNELS, PRESETS, CausalNetwork
@@ -31,222 +31,248 @@ from training.ema import Ema
 from training.engine import Engine, open_engine
 from training.optimizers import SkippableMuon
 from training.rng import generator
+from training.settings import TrainSettings
 from training.stopping import Interrupted, NonFiniteLossError, stop_signals
 from training.tracking.metrics import Metrics, Record
 
 WEIGHTS, REPORT = "causal.safetensors", "report.json"
+"""Files of the export."""
 
 STATISTICS_STEPS = 64
-"""Batches of crops over which mean and standard deviation of latents are taken."""
+"""Number of batches of crops over which mean and standard deviation of latents are taken."""
 STATISTICS_SEED_OFFSET = 1
-"""Added to the run's seed, so that they are not the crops of the first steps."""
+"""Number added to the run's seed, so that these are not the crops of the first steps."""
 
 
 @dataclass(frozen=True)
 class AutoencoderResult:
-    """What a training left behind."""
+    """The weights that a training exported, and their quality."""
 
     weights_uri: str
-    """For `autoencoder: {name: causal, weights: ...}`."""
+    """URI of the weights, for `autoencoder: {name: causal, weights: ...}`."""
     report: dict[str, Any]
-    """Steps, `val_psnr_db` and `val_ssim` of these weights, and `linear`, the same of the linear autoencoder on the same clips."""
+    """Steps taken, `val_psnr_db` and `val_ssim` of these weights, and `linear`, the same values of the linear
+    autoencoder on the same clips."""
+
+
+@dataclass(frozen=True)
+class AutoencoderRun:
+    """One rank's state of an autoencoder training, besides its progress."""
+
+    settings: AutoencoderTrainSettings
+    train_settings: TrainSettings
+    """The settings in common with all training, which engine and checkpoints read."""
+    data: Path
+    """Folder of clips."""
+    run_uri: str
+    """Folder of the run."""
+    seed: int
+    validation: Validation
+    engine: Engine
+    ema: Ema
+
+    @classmethod
+    def open(
+        cls, settings: AutoencoderTrainSettings, data: Path, run_uri: str, seed: int, device: torch.device
+    ) -> AutoencoderRun:
+        """Return a run with the untrained network; every rank calls it. Raises `ValueError` for unusable clips."""
+        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
+        network = new_network(PRESETS[settings.preset], seed, bf16)
+        if settings.compile:
+            network.encoder.compile()
+            network.decoder.compile()
+        train_settings = settings.train_settings()
+        engine = open_engine(network, train_settings, device, SkippableMuon)
+        ema = Ema(engine.weight_shards(), settings.ema_decay)
+        validation = Validation(Clips(data, "val"), settings, engine)
+        return cls(settings, train_settings, data, run_uri, seed, validation, engine, ema)
+
+    def crops(self, seed_offset: int = 0) -> Crops:
+        """Return the random crops of the training clips."""
+        return Crops(Clips(self.data, "train"), self.settings, self.seed + seed_offset)
 
 
 def run_folder(settings: AutoencoderTrainSettings, data: Path, out_uri: str, seed: int) -> str:
-    """Folder of a run under `out_uri`, named by what shapes it, so that runs that differ never mix."""
-    free = {*CHANGEABLE_ON_RESUME, "loaders", "compile", "validation_clips"}
-    key = storage.digest(settings.model_dump_json(exclude=free), str(seed), fingerprint(data))
+    """Return the URI of a run's folder under `out_uri`, named by a hash of its settings, data and seed."""
+    changeable = {*CHANGEABLE_ON_RESUME, "loaders", "compile", "validation_clips"}
+    key = storage.digest(settings.model_dump_json(exclude=changeable), str(seed), fingerprint(data))
     return storage.join(storage.absolute(out_uri), f"autoencoder-{key[:12]}")
 
 
-def result(settings: AutoencoderTrainSettings, run_uri: str) -> AutoencoderResult | None:
-    """What a run left behind if it is finished for these settings, else None."""
+def find_result(settings: AutoencoderTrainSettings, run_uri: str) -> AutoencoderResult | None:
+    """Return the result of a run if it has finished `settings.steps` steps, or None."""
     uri = storage.join(run_uri, "export", REPORT)
     if not storage.exists(uri):
         return None
     report = json.loads(storage.read_bytes(uri))
-    return (
-        AutoencoderResult(storage.join(run_uri, "export", WEIGHTS), report)
-        if report["steps"] >= settings.steps
-        else None
-    )
+    if report["steps"] < settings.steps:
+        return None
+    return AutoencoderResult(storage.join(run_uri, "export", WEIGHTS), report)
 
 
 def train_autoencoder(
-    settings: AutoencoderTrainSettings, data: Path, run_uri: str, seed: int, device: torch.device, seconds: float = math.inf
-) -> AutoencoderResult:
-    """Train to `settings.steps`, or for about so many seconds, from the newest checkpoint of the run; every rank calls it.
-
-    The averaged weights are exported at either end. Raises `ValueError` for clips that cannot be used, `NonFiniteLossError`, and
-    `Interrupted` on SIGINT or SIGTERM, after a checkpoint and without an export.
-    """
-    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
-    network = new_network(PRESETS[settings.preset], seed, bf16)
-    if settings.compile:
-        network.encoder.compile()
-        network.decoder.compile()
-    shared = settings.optimisation()
-    engine = open_engine(network, shared, device, SkippableMuon)
-    ema = Ema(engine.weight_shards(), settings.ema_decay)
-    crops = Crops(Clips(data, "train"), settings, seed)
-    validation = Validation(Clips(data, "val"), settings, engine)
-    reached = newest_checkpoint(run_uri)
-    if reached is not None:
-        load_checkpoint(reached, engine, ema)
-    step = reached.step if reached else 0
-    if step < settings.steps:
-        step = _steps(
-            settings, run_uri, seed, fingerprint(data), crops, validation, engine, ema, step, time.monotonic() + seconds
-        )
-    return _export(settings, data, run_uri, seed, validation, engine, ema, step)
-
-
-def _steps(
     settings: AutoencoderTrainSettings,
+    data: Path,
     run_uri: str,
     seed: int,
-    data: str,
-    crops: Crops,
-    validation: Validation,
-    engine: Engine,
-    ema: Ema,
-    start_step: int,
-    deadline_s: float,
-) -> int:
-    """Take steps from `start_step`, counted from 0, to the last or the deadline; returns how many are done then. `data` is the clips' fingerprint."""
-    shared = settings.optimisation()
+    device: torch.device,
+    seconds: float = math.inf,
+) -> AutoencoderResult:
+    """Train to `settings.steps`, or for about `seconds`, from the newest checkpoint of the run; every rank calls it.
+
+    In both cases the averaged weights are exported. Raises `ValueError` for unusable clips, `NonFiniteLossError`, and
+    `Interrupted` after SIGINT or SIGTERM, with a checkpoint but no export.
+    """
+    run = AutoencoderRun.open(settings, data, run_uri, seed, device)
+    crops = run.crops()
+    checkpoint = newest_checkpoint(run_uri)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, run.engine, run.ema)
+    step = checkpoint.step if checkpoint else 0
+    if step < settings.steps:
+        step = _train(run, crops, step, time.monotonic() + seconds)
+    return _export(run, step)
+
+
+def _train(run: AutoencoderRun, crops: Crops, start_step: int, deadline_s: float) -> int:
+    """Take steps from `start_step`, counted from 0, to the last one or the deadline; return the number of steps taken.
+
+    `deadline_s` is a time of the monotonic clock.
+    """
+    settings, engine, ema = run.settings, run.engine, run.ema
     done = start_step
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(crops.from_step(start_step, engine.rank, engine.world_size))
-        told = settings.model_dump(mode="json") | {"seed": seed, "data": data}
-        metrics = (
-            stack.enter_context(Metrics(run_uri, start_step, settings.log_every, settings.trackers, told))
-            if engine.rank == 0
-            else None
-        )
-        stop_asked = stack.enter_context(stop_signals())
+        metrics = stack.enter_context(_open_metrics(run, start_step)) if engine.rank == 0 else None
+        stop_requested = stack.enter_context(stop_signals())
         while done < settings.steps:
-            asked_s = time.perf_counter()
+            started_s = time.perf_counter()
             step, batch = next(batches)
             assert step == done
-            record: Record = {"data_wait_s": time.perf_counter() - asked_s}
-            take_step(settings, engine, seed, step, batch, record)
+            data_wait_s = time.perf_counter() - started_s
+            record: Record = {"data_wait_s": data_wait_s} | take_step(run, step, batch)
             ema.update(engine.weight_shards(), step)
             done = step + 1
-            record["step_s"] = time.perf_counter() - asked_s
+            record["step_s"] = time.perf_counter() - started_s
             record["tokens_per_s"] = record["tokens"] / record["step_s"]
-            stopping, out_of_time = (count > 0 for count in engine.all_sum([stop_asked(), time.monotonic() >= deadline_s]))
-            last = stopping or out_of_time or done == settings.steps
-            if settings.validate_every and (last or done % settings.validate_every == 0):
-                with engine.swapped_weights(ema.averages):
-                    record |= validation.measure(lambda video: reconstructed(engine, video))
-                    if engine.rank == 0:
-                        validation.strip(
-                            lambda video: reconstructed(engine, video),
-                            storage.join(run_uri, "strips", f"step-{done:08d}.png"),
-                        )
+            stopping, out_of_time = (
+                count > 0 for count in engine.all_sum([stop_requested(), time.monotonic() >= deadline_s])
+            )
+            is_last = stopping or out_of_time or done == settings.steps
+            if settings.validate_every and (is_last or done % settings.validate_every == 0):
+                record |= _validate(run, done)
             if metrics:
                 metrics.add({"step": done, **record})
-            if last or done % settings.checkpoint_every == 0:
+            if is_last or done % settings.checkpoint_every == 0:
                 if metrics:
                     metrics.flush()
-                save_checkpoint(run_uri, done, engine, ema, shared)
+                save_checkpoint(run.run_uri, done, engine, ema, run.train_settings)
             if stopping and done < settings.steps:
-                raise Interrupted(f"stopped after step {done} of {settings.steps}; run again to go on from there")
+                raise Interrupted(f"stopped after step {done} of {settings.steps}; the same command resumes")
             if out_of_time:
                 break
     return done
 
 
-def take_step(
-    settings: AutoencoderTrainSettings, engine: Engine, seed: int, step: int, batch: Batch, record: Record
-) -> None:
-    """One optimizer step over this rank's crops; fills the record. Every crop weighs the same, whatever the number of workers."""
+def _open_metrics(run: AutoencoderRun, start_step: int) -> Metrics:
+    """Return the writer of the run's records, which also writes the settings with the seed and the data's
+    fingerprint.
+    """
+    settings = run.settings
+    recorded = settings.model_dump(mode="json") | {"seed": run.seed, "data": fingerprint(run.data)}
+    return Metrics(run.run_uri, start_step, settings.log_every, settings.trackers, recorded)
+
+
+def _validate(run: AutoencoderRun, done: int) -> dict[str, float]:
+    """Measure the averaged weights on held-out clips after `done` steps, and write an image of reconstructed frames."""
+    with run.engine.swapped_weights(run.ema.averages):
+        values = run.validation.measure(lambda video: reconstruct(run.engine, video))
+        if run.engine.rank == 0:
+            uri = storage.join(run.run_uri, "strips", f"step-{done:08d}.png")
+            run.validation.write_strip(lambda video: reconstruct(run.engine, video), uri)
+    return values
+
+
+def take_step(run: AutoencoderRun, step: int, batch: CropBatch) -> Record:
+    """Take one optimizer step over this rank's crops and return its record; every rank calls it.
+
+    The loss is the mean over the crops of all ranks, whatever the number of workers. Raises `NonFiniteLossError` on all
+    ranks, before any weight changes.
+    """
+    settings, engine = run.settings, run.engine
     video_BCTHW = batch.pixels(engine.device)
-    noise_BCTHW = torch.stack([_noise(seed, step, item, video_BCTHW.shape) for item in batch.items]).to(engine.device)
+    noise = [_latent_noise(run.seed, step, index, video_BCTHW.shape) for index in batch.indices]
+    noise_BCTHW = torch.stack(noise).to(engine.device)
     made_BCTHW, mean_BCTHW, log_variance_BCTHW = engine.forward(video_BCTHW, noise_BCTHW)
     pixels_B = reconstruction_loss(settings.loss, made_BCTHW, video_BCTHW)
-    kl_B = divergence(mean_BCTHW, log_variance_BCTHW)
+    kl_B = kl_divergence(mean_BCTHW, log_variance_BCTHW)
     losses_B = pixels_B + settings.loss.kl * kl_B
     n_cells = mean_BCTHW.shape[0] * math.prod(mean_BCTHW.shape[2:])
     totals = torch.stack([losses_B.detach().sum(), pixels_B.detach().sum(), kl_B.detach().sum()]).tolist()
     count, cells, loss, pixels, kl = engine.all_sum([len(losses_B), n_cells, *totals])
     if not math.isfinite(loss):
-        names = ", ".join(sorted(set(engine.all_gather(list(batch.names)))))
+        names = ", ".join(sorted(set(engine.all_gather(list(batch.clip_names)))))
         raise NonFiniteLossError(
             f"step {step + 1}: the loss is {loss}, from clips {names}; nothing was updated. Lower lr"
         )
     engine.backward(losses_B.sum() / count, last=True)
-    lr = settings.optimisation().lr_at(step)
-    record |= {"loss": loss / count, "pixel_loss": pixels / count, "kl": kl / count, "lr": lr}
-    record |= {"grad_norm": engine.step(lr), "tokens": int(cells), "samples": int(count)}
+    lr = run.train_settings.lr_at(step)
+    record = {"loss": loss / count, "pixel_loss": pixels / count, "kl": kl / count, "lr": lr}
+    return record | {"grad_norm": engine.step(lr), "tokens": int(cells), "samples": int(count)}
 
 
-def reconstructed(engine: Engine, video_BCTHW: Tensor) -> Tensor:
-    """What comes back of the posterior's mean."""
+def reconstruct(engine: Engine, video_BCTHW: Tensor) -> Tensor:
+    """Return the decoded mean of the posterior of pixels `[B, 3, T, H, W]`."""
     noise_BCTHW = torch.zeros((len(video_BCTHW), *_latent_shape(video_BCTHW.shape)), device=video_BCTHW.device)
     made_BCTHW: Tensor = engine.forward(video_BCTHW, noise_BCTHW)[0]
     return made_BCTHW
 
 
 def _latent_shape(shape: torch.Size) -> tuple[int, int, int, int]:
+    """Return the latent shape (C, t, h, w) of a video of shape (B, 3, T, H, W)."""
     return CHANNELS, 1 + (shape[2] - 1) // TIME_FACTOR, shape[3] // SPACE_FACTOR, shape[4] // SPACE_FACTOR
 
 
-def _noise(seed: int, step: int, item: int, shape: torch.Size) -> Tensor:
-    """A crop's noise, the same on whatever rank it is."""
-    return torch.randn(_latent_shape(shape), generator=generator(seed, "autoencoder", step, item))
+def _latent_noise(seed: int, step: int, index: int, shape: torch.Size) -> Tensor:
+    """Return the noise of a crop's latents, the same on every rank."""
+    return torch.randn(_latent_shape(shape), generator=generator(seed, "autoencoder", step, index))
 
 
-def _export(
-    settings: AutoencoderTrainSettings,
-    data: Path,
-    run_uri: str,
-    seed: int,
-    validation: Validation,
-    engine: Engine,
-    ema: Ema,
-    step: int,
-) -> AutoencoderResult:
-    """Write the averaged weights, with the statistics of their latents, and how well they do; every rank calls it."""
-    with engine.swapped_weights(ema.averages):
-        averaged = engine.full_parameters(on_all_ranks=True)
-    rounded = new_network(PRESETS[settings.preset], seed)
-    rounded.load_state_dict(
-        {**rounded.state_dict(), **{name: value.to(torch.bfloat16).float() for name, value in averaged.items()}}
-    )
-    rounded = rounded.to(engine.device).eval()
-    scores = validation.measure(lambda video: rounded.decode(rounded.encode(video)[0]))
-    linear = Linear(channels=CHANNELS).open(engine.device)
-    baseline = validation.measure(lambda video: linear.decode(linear.encode(video)))
-    export_uri = storage.join(run_uri, "export")
-    report = {
-        "steps": step,
-        "seed": seed,
-        "preset": settings.preset,
-        "data": fingerprint(data),
-        **scores,
-        "linear": baseline,
-    }
-    if engine.rank == 0:
-        mean_2C, std_2C = latent_statistics(
-            rounded, Crops(Clips(data, "train"), settings, seed + STATISTICS_SEED_OFFSET), engine.device
-        )
-        weights = write_trained(
-            Trained(rounded, mean_2C, std_2C, {key: report[key] for key in ("steps", "seed", "preset", "data")})
-        )
+def _export(run: AutoencoderRun, step: int) -> AutoencoderResult:
+    """Write the averaged weights with the statistics of their latents, and a report of their quality.
+
+    Every rank calls it.
+    """
+    with run.engine.swapped_weights(run.ema.averages):
+        averaged = run.engine.full_parameters(on_all_ranks=True)
+    network = new_network(PRESETS[run.settings.preset], run.seed)
+    rounded = {name: value.to(torch.bfloat16).float() for name, value in averaged.items()}
+    network.load_state_dict({**network.state_dict(), **rounded})
+    network = network.to(run.engine.device).eval()
+    scores = run.validation.measure(lambda video: network.decode(network.encode(video)[0]))
+    linear = Linear(channels=CHANNELS).open(run.engine.device)
+    baseline = run.validation.measure(lambda video: linear.decode(linear.encode(video)))
+    about = {"steps": step, "seed": run.seed, "preset": run.settings.preset, "data": fingerprint(run.data)}
+    report = {**about, **scores, "linear": baseline}
+    weights_uri = storage.join(run.run_uri, "export", WEIGHTS)
+    if run.engine.rank == 0:
+        mean_2C, std_2C = latent_statistics(network, run.crops(STATISTICS_SEED_OFFSET), run.engine.device)
+        weights = write_trained(Trained(network, mean_2C, std_2C, about))
         read_trained(weights, WEIGHTS)
-        storage.write_bytes(storage.join(export_uri, WEIGHTS), weights)
-        storage.write_bytes(storage.join(export_uri, REPORT), json.dumps(report, indent=1).encode())
-        after = f"after {step} steps {scores['val_psnr_db']:.2f} dB, SSIM {scores['val_ssim']:.4f} on clips held out"
+        storage.write_bytes(weights_uri, weights)
+        storage.write_bytes(storage.join(run.run_uri, "export", REPORT), json.dumps(report, indent=1).encode())
+        after = f"after {step} steps {scores['val_psnr_db']:.2f} dB, SSIM {scores['val_ssim']:.4f} on held-out clips"
         log.info(f"{after}; linear{CHANNELS} has {baseline['val_psnr_db']:.2f} dB, {baseline['val_ssim']:.4f}")
-    engine.barrier()
-    return AutoencoderResult(storage.join(export_uri, WEIGHTS), report)
+    run.engine.barrier()
+    return AutoencoderResult(weights_uri, report)
 
 
 @torch.no_grad()
 def latent_statistics(network: CausalNetwork, crops: Crops, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation `[2, C]` of latents of random crops: of first frames, then of all later ones."""
+    """Return the mean and standard deviation `[2, C]` of the latents of random crops.
+
+    Row 0 is over first latent frames, row 1 over all later ones.
+    """
     sums = torch.zeros(2, 3, CHANNELS, dtype=torch.float64)
     for step in range(STATISTICS_STEPS):
         latent_BCTHW = network.encode(crops.batch(step).pixels(device))[0].double().cpu()
@@ -256,7 +282,7 @@ def latent_statistics(network: CausalNetwork, crops: Crops, device: torch.device
                 [values_CN.sum(1), values_CN.square().sum(1), torch.full((CHANNELS,), float(values_CN.shape[1]))]
             )
     if not sums[1, 2].any():
-        # Trained on pictures alone: later frames are normalised as first ones are.
+        # Without later frames, as in training on images alone, they are normalised like first ones.
         sums[1] = sums[0]
     mean_2C = sums[:, 0] / sums[:, 2]
     variance_2C = (sums[:, 1] / sums[:, 2] - mean_2C.square()).clamp(min=1e-8)

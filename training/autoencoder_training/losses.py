@@ -1,4 +1,4 @@
-"""The loss that an autoencoder is trained with.
+"""The loss of autoencoder training.
 
 Shape suffixes: B videos, C colours or channels, T H W frames, rows and columns.
 """
@@ -12,7 +12,10 @@ from training.autoencoder_training.settings import LossSettings
 
 
 def reconstruction_loss(settings: LossSettings, made_BCTHW: Tensor, video_BCTHW: Tensor) -> Tensor:
-    """`[B]`: the weighted parts of the loss that compare pixels. Each is a norm of the error in another basis: pixels, differences, frequencies."""
+    """Return the weighted sum `[B]` of the loss's parts that compare pixels.
+
+    Each part is a norm of the error in another basis: pixels, differences between neighbours, or frequencies.
+    """
     error_BCTHW = made_BCTHW.float() - video_BCTHW.float()
     differences = [
         error_BCTHW.diff(dim=dim).abs().mean(dim=(1, 2, 3, 4)) for dim in (2, 3, 4) if error_BCTHW.shape[dim] > 1
@@ -25,6 +28,9 @@ def reconstruction_loss(settings: LossSettings, made_BCTHW: Tensor, video_BCTHW:
     return loss_B
 
 
-def divergence(mean_BCTHW: Tensor, log_variance_BCTHW: Tensor) -> Tensor:
-    """`[B]`: Kullback-Leibler divergence of the posterior from a standard normal distribution, in nats, a mean over latent values."""
+def kl_divergence(mean_BCTHW: Tensor, log_variance_BCTHW: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence `[B]` of the posterior from a standard normal distribution.
+
+    It is in nats, the mean over latent values.
+    """
     return 0.5 * (mean_BCTHW.square() + log_variance_BCTHW.exp() - 1 - log_variance_BCTHW).mean(dim=(1, 2, 3, 4))

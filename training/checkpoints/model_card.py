@@ -10,7 +10,7 @@ from captioning.encoder import FOLDER as ENCODERS
 from captioning.encoder import TextEncoderSettings
 from cluster import config, storage
 from cluster.config import Settings
-from cluster.plugins import Chosen
+from cluster.plugins import PluginField
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
 from training.model import FOLDER as MODELS
@@ -26,18 +26,18 @@ class ModelCard(Settings):
     """The description of exported weights: everything that sampling needs to know of their training."""
 
     version: int = Field(1, ge=1, le=1, description="Version of this file's format.")
-    model: Annotated[ModelSettings, Chosen(MODELS, ModelSettings)]
-    objective: Annotated[ObjectiveSettings, Chosen(OBJECTIVES, ObjectiveSettings)]
+    model: Annotated[ModelSettings, PluginField(MODELS, ModelSettings)]
+    objective: Annotated[ObjectiveSettings, PluginField(OBJECTIVES, ObjectiveSettings)]
     channels: int = Field(description="Channels of the latents.")
     text_dim: int = Field(description="Width of text tokens.")
-    autoencoder: Annotated[AutoencoderSettings, Chosen(AUTOENCODERS, AutoencoderSettings)]
+    autoencoder: Annotated[AutoencoderSettings, PluginField(AUTOENCODERS, AutoencoderSettings)]
     autoencoder_identity: str
-    text_encoder: Annotated[TextEncoderSettings, Chosen(ENCODERS, TextEncoderSettings)]
+    text_encoder: Annotated[TextEncoderSettings, PluginField(ENCODERS, TextEncoderSettings)]
     text_encoder_identity: str
     fps: float = Field(description="Most common frames per second of training videos; the default for sampling.")
     source_side: float = Field(
         gt=0,
-        description="Median over sources of the side of the square with the source's area, in pixels; the default for sampling.",
+        description="Side in pixels of the square with a source's area, median over sources; the default for sampling.",
     )
     buckets: tuple[str, ...] = Field(description="Shapes of the training samples, WIDTHxHEIGHTxFRAMES.")
     step: int = Field(description="Optimizer steps taken.")

@@ -89,7 +89,10 @@ class Positions(NamedTuple):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to text and a feed-forward network; the condition modulates and gates all but text."""
+    """Self-attention, cross-attention to text, and a feed-forward network.
+
+    The condition modulates and gates the first and the last of them.
+    """
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -111,7 +114,7 @@ class Block(nn.Module):
 
 
 class DiffusionTransformer(VideoModel):
-    """The network of `DiT`. With its initial weights every block is the identity, and the output is zero (adaLN-Zero)."""
+    """The network of `DiT`. With its initial weights each block is the identity, and the output is zero (adaLN-Zero)."""
 
     def __init__(self, architecture: Architecture, execution: Execution | None = None) -> None:
         super().__init__()
@@ -213,7 +216,7 @@ class DiffusionTransformer(VideoModel):
         return PackedText(text_ND + sinusoidal_features(index_N, text_ND.shape[-1]).to(text_ND.dtype), lengths)
 
     def _embed_samples(self, condition: Condition, packing: Packing, text: PackedText) -> Tensor:
-        """Return `[B, D]`, one vector per sample: its frame rate, size, crop, size of the source, and mean text token."""
+        """Return a vector per sample `[B, D]`: its frame rate, size, crop, size of the source, and mean text token."""
         pooled_BD = torch.stack([text_ND.mean(dim=0) for text_ND in torch.split(text.tokens_ND, text.lengths)])
         parts = (condition.fps_B[:, None], condition.size_B2, CROP_SCALE * condition.crop_B2, condition.source_B2)
         shape_B7 = torch.cat(parts, dim=-1)[packing.order]
@@ -222,7 +225,7 @@ class DiffusionTransformer(VideoModel):
         return sample_BD
 
     def _embed_frames(self, condition: Condition, packing: Packing, sample_BD: Tensor) -> Tensor:
-        """Return `[F, D]`, one vector per token frame: its noise level, its conditioning mask, and its sample's vector."""
+        """Return a vector per token frame `[F, D]`: its noise level, conditioning mask, and its sample's vector."""
         dtype = self.patch_in.weight.dtype
         times, masks = stack_groups(condition.times, packing), stack_groups(condition.conditioning_masks, packing)
         samples = torch.split(sample_BD, [len(group) for group in packing.groups])
@@ -293,7 +296,7 @@ class DiffusionTransformer(VideoModel):
         return every > 0 and index % every == 0 and torch.is_grad_enabled()
 
     def _token_frame_means(self, x_BTD: Tensor) -> Tensor:
-        """Average over the latent frames of each token frame; the last token frame is filled up with its last latent frame."""
+        """Average over the latent frames of each token frame; the last one is filled up with its last latent frame."""
         patch_frames = self.architecture.patch[0]
         if patch_frames == 1:
             return x_BTD

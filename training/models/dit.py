@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class DiT(ModelSettings):
     """Settings of a diffusion transformer (Peebles and Xie 2023) over spacetime patches.
 
-    All blocks share one modulation network and add a learned table each (PixArt, Chen et al. 2023). An adaLN-Zero network in
-    each block would be a third of its parameters.
+    All blocks share one modulation network and add a learned table each (PixArt, Chen et al. 2023). An adaLN-Zero
+    network in each block would be a third of its parameters.
     """
 
     changeable_on_resume: ClassVar[frozenset[str]] = frozenset(("attention", "checkpointing", "compile"))
@@ -61,8 +61,8 @@ class DiT(ModelSettings):
                     f"preset {self.preset} has {key} {value}, and {key} {getattr(self, key)} is given; "
                     "leave out one of them"
                 )
-            # The fields are frozen only for users. A validator that runs before them would get JSON input as Python input,
-            # for which pydantic has other rules: a list is no tuple there.
+            # Settings are frozen only after this. A validator that runs before the fields would get JSON input as
+            # Python input, for which pydantic has other rules: there a list is no tuple.
             object.__setattr__(self, key, value)
         return self
 
@@ -89,7 +89,7 @@ class DiT(ModelSettings):
 
     @property
     def checkpoint_every(self) -> int:
-        """n if the backward pass recomputes the activations of every n-th block, beginning with the first; 0 for none."""
+        """The n of "the backward pass recomputes every n-th block", from the first block on; 0 for none."""
         if isinstance(self.checkpointing, str):
             return {"none": 0, "blocks": 1}[self.checkpointing]
         return self.checkpointing

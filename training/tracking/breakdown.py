@@ -13,7 +13,8 @@ from training.engine import Engine
 from training.step import StepConfig
 
 SIDE_STEP = 32
-"""Pixels to which sides are rounded. Buckets of one size differ by less, so a record is short whatever their aspects."""
+"""Pixels to which sides are rounded. Buckets of one size differ by less, so a record is short whatever
+their aspects."""
 
 
 class SampleLoss(NamedTuple):

@@ -1,4 +1,4 @@
-"""What GPUs can do at most, by their data sheets. Resources nothing but torch."""
+"""Peak TFLOP/s of GPUs, by their data sheets. This module imports torch alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class Peak(NamedTuple):
-    """TFLOP/s of dense matrix products with sums in fp32, by the precision of what is multiplied."""
+    """Peak TFLOP/s of dense matrix products with sums in fp32, by the precision of the factors."""
 
     bf16: float
     tf32: float
@@ -41,13 +41,19 @@ PEAKS = {
     "RTX 3090": Peak(71.0, 35.6, 35.6),
     "MI300X": Peak(1307.4, 653.7, 163.4),
 }
-"""By a part of what `torch.cuda.get_device_name` says, a longer part before a shorter one. Figures are those of the vendors' data sheets (of
-GeForce cards, NVIDIA's architecture papers): dense, so half of what is printed "with sparsity"; at boost clocks, which a GPU under full load
-may not keep. H100, H200 and A100 without a form are the SXM ones; PCIe cards of the A100 have the same figures."""
+"""Peaks by a part of the name that `torch.cuda.get_device_name` returns; the longest part that matches applies.
+
+Figures are those of the vendors' data sheets, or of NVIDIA's architecture papers for GeForce cards. They are dense,
+half of the figures printed "with sparsity". They hold at boost clocks, which a GPU under full load may not keep. H100,
+H200 and A100 without a suffix are the SXM ones; PCIe cards of the A100 have the same figures.
+"""
 
 
 def peak_of(name: str) -> Peak | None:
-    """Of the GPU that torch calls so; None for one not in `PEAKS`, for a part of one (MIG), and for a laptop's, which is another chip."""
+    """Return the peak of the GPU with this name in torch, or None if it is unknown.
+
+    Slices of a GPU (MIG) and GPUs of laptops, which are other chips under the same name, are unknown.
+    """
     if re.search(r"\b(MIG|Laptop)\b", name):
         return None
     known = [part for part in PEAKS if re.search(rf"\b{part}\b", name)]
@@ -55,9 +61,9 @@ def peak_of(name: str) -> Peak | None:
 
 
 def peak_tflops(device: torch.device, precision: Literal["fp32", "bf16"]) -> float | None:
-    """TFLOP/s that this device could reach in a run of that precision; None where nobody knows, as on a CPU.
+    """Return the peak TFLOP/s of a device in a run of this precision, or None if it is unknown, as for CPUs.
 
-    A run in fp32 multiplies in TF32 where torch has been allowed to (`torch.set_float32_matmul_precision`).
+    A run in fp32 multiplies in TF32 if torch is allowed to (`torch.set_float32_matmul_precision`).
     """
     peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if peak is None or precision == "bf16":

@@ -1,20 +1,24 @@
-"""A drawing of training and validation loss over steps, as SVG."""
+"""A chart of training and validation loss over steps, as SVG."""
 
 from __future__ import annotations
 
 import math
 
 Points = list[tuple[int, float]]
+"""Steps and values of a curve."""
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 44
 RAW, SMOOTH, VALIDATION, INK, GRID = "#b9cfe8", "#1f5fa8", "#d1495b", "#333333", "#e4e4e4"
 MAX_POINTS = 2000
-"""More points than twice the pixels across draw no finer line."""
+"""Most points of a drawn line: more than twice the chart's width in pixels would not show."""
 
 
 def loss_curve(train: Points, validation: Points) -> str:
-    """SVG of the training loss, pale for each step and strong for its running mean, and of the validation loss."""
+    """Return an SVG chart of the training loss (pale) with its running mean (strong), and of the validation loss.
+
+    Raises `ValueError` without any point.
+    """
     points = train + validation
     if not points:
         raise ValueError("no step has been recorded, so there is no loss to draw")
@@ -38,8 +42,9 @@ def loss_curve(train: Points, validation: Points) -> str:
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round"/>'
         )
 
+    font = 'font-family="sans-serif" font-size="12"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12" fill="{INK}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {font} fill="{INK}">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
     ]
     for tick in ticks(low, high):
@@ -48,9 +53,8 @@ def loss_curve(train: Points, validation: Points) -> str:
     for tick in ticks(0, last_step):
         parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">step</text>')
-    parts.append(
-        f'<polyline points="{LEFT},{TOP} {LEFT},{HEIGHT - BOTTOM} {WIDTH - RIGHT},{HEIGHT - BOTTOM}" fill="none" stroke="{INK}"/>'
-    )
+    axes = f"{LEFT},{TOP} {LEFT},{HEIGHT - BOTTOM} {WIDTH - RIGHT},{HEIGHT - BOTTOM}"
+    parts.append(f'<polyline points="{axes}" fill="none" stroke="{INK}"/>')
     if train:
         parts += [line(train, RAW, 1), line(smooth, SMOOTH, 2)]
     if validation:
@@ -68,7 +72,7 @@ def loss_curve(train: Points, validation: Points) -> str:
 
 
 def running_mean(points: Points) -> Points:
-    """Mean over the last fiftieth of the run at each step, over at least 5 steps."""
+    """Return the mean at each step over a window that ends there: a fiftieth of the run, but at least 5 steps."""
     window = max(5, len(points) // 50)
     total, result = 0.0, []
     for index, (step, loss) in enumerate(points):
@@ -78,7 +82,7 @@ def running_mean(points: Points) -> Points:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) within the span, 3 to 8 of them."""
+    """Return about 3 to 8 round numbers within the span, spaced by 1, 2 or 5 times a power of ten."""
     rough = (high - low) / 5
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
@@ -86,6 +90,8 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _span(losses: list[float]) -> tuple[float, float]:
-    """Range of the axis: from 0, since losses are compared with it, to the highest loss but for the top hundredth."""
+    """Return the range of the axis, from 0, the loss to reach, to just above the highest one without the
+    top hundredth.
+    """
     ordered = sorted(losses) or [1.0]
     return 0.0, max(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))] * 1.05, 1e-9)

@@ -26,9 +26,8 @@ from training.sampling.grid import grid
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import version, write_provenance
 from training.sampling.settings import SolverSettings, VideoShape
-from training.tracking.metrics import Metrics
+from training.tracking.metrics import PREVIEWS_FOLDER, Metrics
 
-FOLDER = "previews"
 LIMIT_S = 1200.0
 """Longest time for sampling. The other ranks wait in a collective, which times out after 30 minutes in Ray Train."""
 
@@ -55,11 +54,11 @@ class Previews:
         return every > 0 and not self._given_up and (step % every == 0 or step == self._settings.steps)
 
     def record(self, step: int, averages: list[Tensor], metrics: Metrics | None) -> dict[str, float]:
-        """Write `previews/step-N.mp4` (for images alone only `.png`) with a JSON; return `preview_s`, its seconds.
+        """Write `previews/step-N.mp4` and `.png` (for images alone only the latter) with a JSON beside them.
 
-        A preview that fails does not stop the run: the failure is logged and in the JSON, the record has
-        `preview_failed`, and the next preview is tried. After one that takes longer than `LIMIT_S` there are no more
-        until the run is started again.
+        Returns `preview_s`, the seconds that the preview took. A preview that fails does not stop the run: the failure
+        is logged and written to the JSON, the record has `preview_failed`, and the next preview is tried. After one
+        that takes longer than `LIMIT_S` there are no more until the run is started again.
         """
         start_s = time.perf_counter()
         with self._engine.swapped_weights(averages):
@@ -71,12 +70,12 @@ class Previews:
 
     def _attempt(self, step: int, weights: Mapping[str, Tensor], metrics: Metrics | None) -> Exception | None:
         """Make and write a preview; return the error if it failed."""
-        uri = storage.join(self._run.run_uri, FOLDER, f"step-{step:06d}")
+        uri = storage.join(self._run.run_uri, PREVIEWS_FOLDER, f"step-{step:06d}")
         try:
             with torch.random.fork_rng(devices=[]):
                 poster = self._write(uri, step, weights)
             if metrics:
-                metrics.picture("previews", poster, step)
+                metrics.add_image("previews", poster, step)
         except Exception as error:  # training does not depend on previews
             failure = f"{type(error).__name__}: {error}"
             if failure != self._failure:
@@ -159,5 +158,6 @@ def _limit_time(model: VideoModel) -> None:
 
 
 def _shape(sample: Sample) -> VideoShape:
+    """Return the shape of a sample in pixels."""
     width, height, frames = parse_bucket_name(sample.bucket)
     return VideoShape(frames, height, width, sample.fps)

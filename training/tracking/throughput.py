@@ -1,4 +1,4 @@
-"""Throughput of a step: FLOP/s and MFU, waiting between ranks, and memory. Loads torch alone."""
+"""Throughput of a training step: FLOP/s and MFU, waiting between ranks, and memory."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from training.engine import Engine
+from training.model import ModelSettings
+from training.settings import TrainSettings
+from training.step import NoisyBatch
 from training.tracking.gpu_peaks import peak_tflops
 
-if TYPE_CHECKING:
-    from training.engine import Engine
-    from training.model import ModelSettings
-    from training.settings import TrainSettings
-    from training.step import NoisyBatch
+# Shape suffixes: R ranks, M parts of a step; ranks wait for each other at the end of each part.
 
-# Shape suffixes: R ranks, M parts of a step, after each of which ranks wait for each other.
-
-Timestamp = float | torch.cuda.Event
+TimePoint = float | torch.cuda.Event
+"""Seconds of the CPU's clock, or an event of the GPU's."""
 
 
-def training_flops(model: ModelSettings, inputs: NoisyBatch, weights: Sequence[float]) -> tuple[float, float]:
-    """Return the FLOPs of training on a micro-batch: the model's, and the hardware's.
+def training_flops(model: ModelSettings, batch: NoisyBatch, weights: Sequence[float]) -> tuple[float, float]:
+    """Return the FLOPs of training on a micro-batch: those of the model (for MFU) and of the hardware (for HFU).
 
-    The model's are three times those of the forward pass, since the backward pass takes twice as many, over samples
-    with a weight (Chowdhery et al. 2022, appendix B). The hardware's include activations that are computed twice to
-    save memory (Korthikanti et al. 2022), and samples of weight 0.
+    The model's are three times those of the forward pass, because the backward pass takes twice as many (Chowdhery et
+    al. 2022, appendix B). Samples of weight 0 do not count. The hardware's include them, and the activations that are
+    computed twice to save memory (Korthikanti et al. 2022).
     """
     model_flops = hardware_flops = 0.0
-    for latent, text, weight in zip(inputs.noisy, inputs.condition.texts, weights, strict=True):
+    for latent, text, weight in zip(batch.noisy, batch.condition.texts, weights, strict=True):
         forward = model.flops(model.tokens(*latent.shape[1:]), len(text))
         model_flops += 3 * forward * (weight > 0)
         hardware_flops += (3 + model.recompute_share) * forward
@@ -40,14 +39,20 @@ def training_flops(model: ModelSettings, inputs: NoisyBatch, weights: Sequence[f
 
 
 def idle_share(seconds_RM: Sequence[Sequence[float]]) -> float:
-    """Return the share of all ranks' time spent waiting for the slowest, from their seconds in each part: 0 to 1 - 1/R."""
+    """Return the share of all ranks' time that is spent waiting for the slowest rank, 0 to 1 - 1/R.
+
+    `seconds_RM` is the time that each rank works in each part of a step.
+    """
     slowest_s: float = sum(max(column) for column in zip(*seconds_RM, strict=True))
     mean_s = sum(sum(row) for row in seconds_RM) / len(seconds_RM)
     return max(0.0, 1 - mean_s / slowest_s)
 
 
 def gather_rows(engine: Engine, own: Sequence[float]) -> list[list[float]]:
-    """Return the numbers of every rank, by rank, through one sum of a table with a row per rank."""
+    """Return the numbers of every rank, by rank, with one sum over ranks of a table that has a row per rank.
+
+    All ranks must pass the same number of values.
+    """
     width = len(own)
     rows = [0.0] * (engine.world_size * width)
     rows[engine.rank * width : (engine.rank + 1) * width] = own
@@ -62,13 +67,15 @@ def host_memory_gb() -> float:
 
 
 class Meter:
-    """Measures the steps of a run, on every rank: `start`, `loaded`, `forward` around each forward pass, then `read`.
+    """A meter of a run's steps; every rank has one.
 
-    Waiting is derived from forward passes, timed by CUDA events that nothing waits for. Under ZeRO 0 to 2 a forward
-    pass communicates only among ranks that share samples, whose work is even, and the backward pass takes
-    proportionally longer on all ranks. Ranks wait for each other when gradients are reduced: after each micro-batch
-    under stage 2, after the last one under stages 0 and 1. Stage 3 gathers weights within the forward pass, where all
-    ranks wait for the slowest, so waiting cannot be separated.
+    Per step, call `start`, `loaded`, `forward` around each forward pass, and `read`.
+
+    The time that ranks wait for each other is derived from their forward passes. On a GPU these are timed by events, so
+    the CPU does not wait for them. Under ZeRO 0 to 2 a forward pass communicates only among ranks that share samples,
+    whose work is even, and the backward pass takes longer by the same factor on all ranks. Ranks wait for each other
+    when gradients are reduced: after each micro-batch under stage 2, after the last one under stages 0 and 1. Stage 3
+    gathers weights within the forward pass, in which all ranks wait for the slowest, so waiting cannot be measured.
     """
 
     def __init__(self, settings: TrainSettings, engine: Engine) -> None:
@@ -78,7 +85,7 @@ class Meter:
         self.forward_s = 0.0
         """Seconds of this rank's forward passes in the step that was read last."""
         self.tokens: list[int] = []
-        """Tokens of each sample in them, last-frame latents included."""
+        """Tokens of each sample in those forward passes, last-frame latents included."""
         self.start()
 
     def start(self) -> None:
@@ -86,52 +93,52 @@ class Meter:
         self._started_s = time.perf_counter()
         self._data_wait_s = 0.0
         self._flops = 0.0, 0.0
-        self.tokens, self._n_useful = [], 0
-        self._forwards: list[tuple[Timestamp, Timestamp]] = []
+        self.tokens, self._n_counted = [], 0
+        self._forwards: list[tuple[TimePoint, TimePoint]] = []
 
     def loaded(self) -> None:
         """Mark that the step's data has been loaded."""
         self._data_wait_s = time.perf_counter() - self._started_s
 
     @contextlib.contextmanager
-    def forward(self, inputs: NoisyBatch, weights: Sequence[float]) -> Iterator[None]:
-        """Measure the forward pass of a micro-batch in the block; `weights` are those of its samples.
+    def forward(self, batch: NoisyBatch, weights: Sequence[float]) -> Iterator[None]:
+        """Measure the block, which is the forward pass of a micro-batch with samples of these weights.
 
-        Ranks that share samples share the FLOPs. Small work that each of them repeats, such as embedding tokens and
-        texts, is counted once.
+        Ranks that share samples share the FLOPs. The little work that each of them repeats, such as embedding tokens
+        and texts, is counted once.
         """
         model_flops, hardware_flops = (
-            count / self._context_parallel for count in training_flops(self._model, inputs, weights)
+            count / self._context_parallel for count in training_flops(self._model, batch, weights)
         )
         self._flops = self._flops[0] + model_flops, self._flops[1] + hardware_flops
-        tokens = [self._model.tokens(*latent.shape[1:]) for latent in inputs.noisy]
+        tokens = [self._model.tokens(*latent.shape[1:]) for latent in batch.noisy]
         self.tokens += tokens
-        self._n_useful += sum(count for count, weight in zip(tokens, weights, strict=True) if weight > 0)
+        self._n_counted += sum(count for count, weight in zip(tokens, weights, strict=True) if weight > 0)
         before = self._now()
         yield
         self._forwards.append((before, self._now()))
 
     def read(self) -> dict[str, Any]:
-        """End the step and return its record over all ranks; every rank calls it.
+        """End the step and return the measurements of all ranks; every rank calls it.
 
         `memory_gb` is the peak since the last call, so peaks between two steps are included.
         """
         engine, on_gpu = self._engine, self._engine.device.type == "cuda"
         memory_gb = torch.cuda.max_memory_allocated(engine.device) / 1e9 if on_gpu else 0.0
-        own = [*self._flops, self._n_useful, self._data_wait_s, memory_gb, host_memory_gb()]
+        own = [*self._flops, self._n_counted, self._data_wait_s, memory_gb, host_memory_gb()]
         seconds_M = [_seconds(before, after) for before, after in self._forwards]
         self.forward_s = sum(seconds_M)
         ranks = gather_rows(engine, [*own, *self._parts(seconds_M)])
         step_s = time.perf_counter() - self._started_s
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(engine.device)
-        model_flops, hardware_flops, n_useful, waits_s, device_gb, host_gb = zip(
+        model_flops, hardware_flops, n_counted, waits_s, device_gb, host_gb = zip(
             *(row[: len(own)] for row in ranks), strict=True
         )
         # Every rank that shares a sample has counted it.
-        tokens = int(sum(n_useful)) // self._context_parallel
+        tokens = int(sum(n_counted)) // self._context_parallel
         tflops, hardware_tflops = (
-            sum(each) / 1e12 / step_s / engine.world_size for each in (model_flops, hardware_flops)
+            sum(flops) / 1e12 / step_s / engine.world_size for flops in (model_flops, hardware_flops)
         )
         record = {
             "tokens": tokens,
@@ -153,10 +160,12 @@ class Meter:
         return record
 
     def _parts(self, seconds_M: list[float]) -> list[float]:
-        """Return the seconds of this rank's forward passes between synchronisations, from those of each micro-batch."""
-        return [] if self._stage == 3 else seconds_M if self._stage == 2 else [sum(seconds_M)]
+        """Return the seconds of this rank's forward passes in each part of a step, from those of each micro-batch."""
+        if self._stage == 3:
+            return []
+        return seconds_M if self._stage == 2 else [sum(seconds_M)]
 
-    def _now(self) -> Timestamp:
+    def _now(self) -> TimePoint:
         if self._engine.device.type != "cuda":
             return time.perf_counter()
         event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -164,7 +173,7 @@ class Meter:
         return event
 
 
-def _seconds(before: Timestamp, after: Timestamp) -> float:
+def _seconds(before: TimePoint, after: TimePoint) -> float:
     if isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
         after.synchronize()
         return float(before.elapsed_time(after)) / 1e3

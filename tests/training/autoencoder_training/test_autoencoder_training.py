@@ -25,7 +25,7 @@ from training.autoencoder_training import loop
 from training.autoencoder_training.__main__ import main
 from training.autoencoder_training.crops import Clips, Crops
 from training.autoencoder_training.loop import WEIGHTS, run_folder, train_autoencoder
-from training.autoencoder_training.losses import divergence, reconstruction_loss
+from training.autoencoder_training.losses import kl_divergence, reconstruction_loss
 from training.autoencoder_training.settings import AutoencoderTrainSettings, CropSettings, LossSettings
 from training.autoencoders._causal_network import PRESETS
 from training.autoencoders._causal_weights import new_network, read_trained
@@ -90,14 +90,14 @@ def test_a_run_leaves_all_that_it_promises(undisturbed: str, data: Path) -> None
     assert (Path(undisturbed) / "loss_curve.svg").read_text().startswith("<svg")
     strip = Image.open(Path(undisturbed) / "strips" / "step-00000006.png")
     assert strip.size == (5 * 16, 2 * 16)
-    done = loop.result(SETTINGS, undisturbed)
+    done = loop.find_result(SETTINGS, undisturbed)
     assert done is not None
     assert {"val_psnr_db", "val_ssim", "linear"} <= done.report.keys()
     opened = Causal(weights=done.weights_uri).open()
     latent_BCTHW = opened.encode(torch.from_numpy(moving(9, 32, 40, 5)).movedim(-1, 0)[None].float() / 127.5 - 1)
     assert latent_BCTHW.shape == (1, 16, 3, 4, 5)
     assert 0.3 < float(latent_BCTHW.std()) < 3
-    assert loop.result(SETTINGS.model_copy(update={"steps": 7}), undisturbed) is None
+    assert loop.find_result(SETTINGS.model_copy(update={"steps": 7}), undisturbed) is None
 
 
 def test_latents_have_mean_0_and_variance_1(undisturbed: str, data: Path) -> None:
@@ -142,7 +142,7 @@ def test_out_of_time_leaves_weights_and_a_checkpoint_to_go_on_from(
 ) -> None:
     run_uri = train(data, tmp_path, seconds=0)
     assert read_trained(weights_of(run_uri), "it").about["steps"] == 1
-    assert loop.result(SETTINGS, run_uri) is None
+    assert loop.find_result(SETTINGS, run_uri) is None
     assert weights_of(train(data, tmp_path)) == weights_of(undisturbed)
 
 
@@ -174,7 +174,7 @@ def test_it_learns_one_clip(tmp_path: Path) -> None:
         update={"steps": 150, "crops": SETTINGS.crops[:1], "lr": 5e-3, "ema_decay": 0.9, "checkpoint_every": 150}
     )
     wanted = wanted.model_copy(update={"decay_steps": 100, "validate_every": 150, "strides": (1,)})
-    done = loop.result(wanted, train(tmp_path, tmp_path / "out", wanted))
+    done = loop.find_result(wanted, train(tmp_path, tmp_path / "out", wanted))
     assert done is not None
     assert done.report["val_psnr_db"] > done.report["linear"]["val_psnr_db"] + 6
     assert done.report["val_ssim"] > done.report["linear"]["val_ssim"]
@@ -190,7 +190,7 @@ def test_gradients_reach_every_weight() -> None:
                 weight.copy_(0.1 * torch.randn(weight.shape, generator=chance))
     video_BCTHW = torch.rand((2, 3, 9, 16, 16), generator=chance) * 2 - 1
     made, mean, log_variance = network(video_BCTHW, torch.randn((2, 16, 3, 2, 2), generator=chance))
-    (reconstruction_loss(LossSettings(), made, video_BCTHW) + divergence(mean, log_variance)).sum().backward()
+    (reconstruction_loss(LossSettings(), made, video_BCTHW) + kl_divergence(mean, log_variance)).sum().backward()
     for name, weight in network.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.isfinite().all(), name
@@ -317,7 +317,7 @@ def test_parts_of_the_loss_are_what_they_say() -> None:
         assert reconstruction_loss(only, made, video).tolist() == pytest.approx((2 * value).tolist(), rel=1e-4)
     posterior = torch.distributions.Normal(torch.full((1, 16, 1, 2, 2), 0.7), 0.3)
     exact = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).mean()
-    assert float(divergence(posterior.mean, 2 * posterior.stddev.log())) == pytest.approx(float(exact), rel=1e-5)
+    assert float(kl_divergence(posterior.mean, 2 * posterior.stddev.log())) == pytest.approx(float(exact), rel=1e-5)
 
 
 def test_the_command_trains_and_prints_where_the_weights_are(

@@ -1,4 +1,4 @@
-"""Checkpoints: visible only when whole, written while training goes on, pruned, refused by another model."""
+"""Checkpoints: visible only when complete, written while training continues, pruned, refused by another model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file
 
 from cluster import storage
-from training.checkpoints.checkpoint import newest_checkpoint, complete_checkpoints
+from training.checkpoints.checkpoint import complete_checkpoints, newest_checkpoint
 from training.checkpoints.reader import load_checkpoint
-from training.checkpoints.run_folder import move_run, run_folder
+from training.checkpoints.run_folder import move_run
 from training.checkpoints.writer import CheckpointError, CheckpointWriter, save_checkpoint
 from training.ema import Ema
 from training.engine import Engine, open_engine
@@ -30,12 +30,13 @@ SETTINGS = TrainSettings(model=DiT(depth=1, dim=32, heads=2), keep_checkpoints=2
 
 
 def fresh(seed: int = 0) -> tuple[Engine, Ema]:
+    """Return an engine with an untrained model, and its averages."""
     torch.manual_seed(seed)
     engine = open_engine(SETTINGS.model.build(4, 8), SETTINGS, torch.device("cpu"))
     return engine, Ema(engine.weight_shards(), 0.99)
 
 
-def test_a_checkpoint_brings_weights_and_average_back(tmp_path: Path) -> None:
+def test_a_checkpoint_restores_weights_and_averages(tmp_path: Path) -> None:
     engine, ema = fresh()
     ema.averages[0].fill_(3.0)
     saved = save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
@@ -46,19 +47,21 @@ def test_a_checkpoint_brings_weights_and_average_back(tmp_path: Path) -> None:
     assert all(a.equal(b) for a, b in zip(ema.averages, other_ema.averages, strict=True))
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     engine, ema = fresh()
     for step in (5, 10, 100, 15):
         save_checkpoint(str(tmp_path), step, engine, ema, SETTINGS)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000015", "step-00000100"]
 
 
-@pytest.mark.parametrize("dies_in", ["rank-00000", "index", "complete"])
-def test_a_checkpoint_cut_short_is_no_checkpoint(dies_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failing_file", ["rank-00000", "index", "complete"])
+def test_an_incomplete_checkpoint_is_ignored(
+    failing_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, ema = fresh()
     save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "atomic_output", full_disk(dies_in))
+        patch.setattr(storage, "atomic_output", full_disk(failing_file))
         with pytest.raises(CheckpointError, match="step 10 could not be written by 1 of 1 workers: disk full"):
             save_checkpoint(str(tmp_path), 10, engine, ema, SETTINGS)
     assert [one.step for one in complete_checkpoints(str(tmp_path))] == [5]
@@ -66,45 +69,45 @@ def test_a_checkpoint_cut_short_is_no_checkpoint(dies_in: str, tmp_path: Path, m
     assert [one.step for one in complete_checkpoints(str(tmp_path))] == [5, 10]
 
 
-def full_disk(at: str) -> Callable[[str], AbstractContextManager[BinaryIO]]:
-    """`storage.atomic_output` but for one file."""
+def full_disk(prefix: str) -> Callable[[str], AbstractContextManager[BinaryIO]]:
+    """Return a `storage.atomic_output` that fails for files whose name begins with `prefix`."""
     write = storage.atomic_output
 
     @contextlib.contextmanager
     def output(uri: str) -> Iterator[BinaryIO]:
         with write(uri) as handle:
             yield handle
-            if f"/{at}" in uri:
+            if f"/{prefix}" in uri:
                 raise OSError("disk full")
 
     return output
 
 
 @contextlib.contextmanager
-def held_back(monkeypatch: pytest.MonkeyPatch, at: str) -> Iterator[threading.Event]:
-    """While the event is not set, files whose name begins so do not become visible."""
-    write, go_on = storage.atomic_output, threading.Event()
+def held_back(monkeypatch: pytest.MonkeyPatch, prefix: str) -> Iterator[threading.Event]:
+    """Yield an event; until it is set, files whose name begins with `prefix` do not become visible."""
+    write, release = storage.atomic_output, threading.Event()
 
     @contextlib.contextmanager
     def output(uri: str) -> Iterator[BinaryIO]:
         with write(uri) as handle:
             yield handle
-            if f"/{at}" in uri:
-                assert go_on.wait(60)
+            if f"/{prefix}" in uri:
+                assert release.wait(60)
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "atomic_output", output)
         try:
-            yield go_on
+            yield release
         finally:
-            go_on.set()
+            release.set()
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, ema = fresh()
     before = [shard.clone() for shard in engine.weight_shards()]
     with (
-        held_back(monkeypatch, "rank-") as go_on,
+        held_back(monkeypatch, "rank-") as release,
         contextlib.closing(CheckpointWriter(str(tmp_path), engine, ema, SETTINGS)) as writer,
     ):
         writer.start(5, {"norms": [1.5]})
@@ -112,7 +115,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
             shard.fill_(7.0)
         writer.poll()
         assert newest_checkpoint(str(tmp_path)) is None
-        go_on.set()
+        release.set()
         saved = writer.wait()
     assert saved == newest_checkpoint(str(tmp_path))
     assert saved is not None
@@ -121,36 +124,37 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     assert all(a.equal(b) for a, b in zip(before, other.weight_shards(), strict=True))
 
 
-def test_one_checkpoint_is_under_way_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_checkpoint_is_written_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, ema = fresh()
     with (
-        held_back(monkeypatch, "index") as go_on,
+        held_back(monkeypatch, "index") as release,
         contextlib.closing(CheckpointWriter(str(tmp_path), engine, ema, SETTINGS)) as writer,
     ):
         writer.start(5, {})
-        threading.Timer(0.2, go_on.set).start()
+        threading.Timer(0.2, release.set).start()
         writer.start(10, {})
         assert [one.step for one in complete_checkpoints(str(tmp_path))] == [5]
         writer.wait()
     assert [one.step for one in complete_checkpoints(str(tmp_path))] == [5, 10]
 
 
-def test_an_error_surfaces_at_a_later_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_raised_at_a_later_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, ema = fresh()
     monkeypatch.setattr(storage, "atomic_output", full_disk("rank-"))
     with contextlib.closing(CheckpointWriter(str(tmp_path), engine, ema, SETTINGS)) as writer:
         writer.start(5, {})
         with pytest.raises(CheckpointError, match="disk full"):
-            take_steps(writer, 1000)
+            poll_for_10_s(writer)
 
 
-def take_steps(writer: CheckpointWriter, count: int) -> None:
-    for _ in range(count):
+def poll_for_10_s(writer: CheckpointWriter) -> None:
+    """Poll as often as a training loop would."""
+    for _ in range(1000):
         writer.poll()
         time.sleep(0.01)
 
 
-def test_files_are_safetensors_that_other_programs_read(tmp_path: Path) -> None:
+def test_files_are_safetensors(tmp_path: Path) -> None:
     engine, ema = fresh()
     ema.averages[0].fill_(3.0)
     saved = save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
@@ -160,7 +164,7 @@ def test_files_are_safetensors_that_other_programs_read(tmp_path: Path) -> None:
     assert tensors["ema"].equal(torch.cat([average.flatten() for average in ema.averages]))
 
 
-def test_another_model_and_another_version_are_refused(tmp_path: Path) -> None:
+def test_other_models_and_versions_are_refused(tmp_path: Path) -> None:
     engine, ema = fresh()
     saved = save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
     deeper = SETTINGS.model_copy(update={"model": DiT(depth=2, dim=32, heads=2)})
@@ -180,8 +184,8 @@ def test_another_model_and_another_version_are_refused(tmp_path: Path) -> None:
         load_checkpoint(saved, engine, ema)
 
 
-def test_object_stores_keep_checkpoints_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system in memory stands for them: like them it knows no folders, and nothing is renamed in it."""
+def test_checkpoints_on_an_object_store_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system in memory stands for an object store: neither has folders, and nothing is renamed."""
     memory = pafs.PyFileSystem(pafs.FSSpecHandler(MemoryFileSystem()))
     monkeypatch.setattr(storage, "_filesystem", {"memory": memory}.__getitem__)
     engine, ema = fresh()
@@ -196,24 +200,10 @@ def test_object_stores_keep_checkpoints_too(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(a.equal(b) for a, b in zip(engine.weight_shards(), other.weight_shards(), strict=True))
 
 
-def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     engine, ema = fresh()
     saved = save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
     file = Path(saved.uri) / "rank-00000-of-00001.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ValueError, match="ends 10 bytes early"):
         load_checkpoint(saved, engine, ema)
-
-
-def test_a_run_is_named_by_what_shapes_it(tmp_path: Path) -> None:
-    manifest = tmp_path / "manifest"
-    manifest.write_bytes(b"rows")
-
-    def folder(seed: int = 0, **changes: object) -> str:
-        return run_folder(SETTINGS.model_copy(update=changes), str(manifest), "out", seed)
-
-    assert folder() == folder(steps=7, checkpoint_every=1, workers=2, zero_stage=2, cpu_offload=True)
-    assert len({folder(), folder(lr=0.5), folder(seed=1), folder(model=DiT(depth=2, dim=32, heads=2))}) == 4
-    before = folder()
-    manifest.write_bytes(b"other rows")
-    assert folder() != before

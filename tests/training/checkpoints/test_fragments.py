@@ -1,4 +1,4 @@
-"""Fragments: whatever is cut one way can be put together from pieces cut another way."""
+"""Fragments: the elements of any sharding can be assembled from files of any other."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.checkpoints.fragments import CopyRange, Fragment, plan_copies, merge_adjacent, pack, rank_share
+from training.checkpoints.fragments import CopyRange, Fragment, merge_adjacent, pack, plan_copies, rank_share
 
 SIZES = {"a": 7, "b": 1, "c": 12, "d": 5}
 
 
 @st.composite
 def shardings(draw: st.DrawFn) -> list[list[Fragment]]:
-    """The parameters in some order, cut at some places, dealt to some ranks, each with padding before every fragment."""
+    """Draw a sharding: parameters in any sequence, cut at any elements, spread over ranks, with padding in between."""
     n_ranks = draw(st.integers(1, 4))
     ranks: list[list[Fragment]] = [[] for _ in range(n_ranks)]
     ends = [0] * n_ranks
@@ -53,7 +53,7 @@ def test_any_sharding_is_assembled_from_any_other(written: list[list[Fragment]],
 
 
 @given(world_size=st.integers(1, 40), sizes=st.lists(st.integers(1, 30), min_size=1, max_size=8))
-def test_shares_are_even_and_cover_everything_once(world_size: int, sizes: list[int]) -> None:
+def test_rank_shares_are_even_and_cover_everything_once(world_size: int, sizes: list[int]) -> None:
     fragments = [Fragment(str(i), 0, size, i, 0) for i, size in enumerate(sizes)]
     shares = [rank_share(fragments, rank, world_size) for rank in range(world_size)]
     seen = [(one.name, one.start + i) for own in shares for one in own for i in range(one.length)]
@@ -63,12 +63,12 @@ def test_shares_are_even_and_cover_everything_once(world_size: int, sizes: list[
     assert all(one.start == one.offset for own in shares for one in own)
 
 
-def test_what_goes_on_without_a_gap_is_one_copy() -> None:
+def test_adjacent_copies_are_merged() -> None:
     parts = [CopyRange(0, 0, 4, 0, 8), CopyRange(0, 4, 2, 0, 12), CopyRange(0, 6, 1, 1, 0), CopyRange(1, 7, 1, 1, 1)]
     assert merge_adjacent(parts) == [CopyRange(0, 0, 6, 0, 8), CopyRange(0, 6, 1, 1, 0), CopyRange(1, 7, 1, 1, 1)]
 
 
 @pytest.mark.parametrize(("name", "length", "missing"), [("e", 1, "e from element 0"), ("a", 9, "a from element 7")])
-def test_elements_nobody_wrote_are_named(name: str, length: int, missing: str) -> None:
+def test_missing_elements_are_named(name: str, length: int, missing: str) -> None:
     with pytest.raises(ValueError, match=f"parameter {missing} is not in it"):
         plan_copies([Fragment(name, 0, length, 0, 0)], [[Fragment("a", 0, 7, 0, 0)]])

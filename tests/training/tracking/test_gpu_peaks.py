@@ -1,4 +1,4 @@
-"""Peaks are found by what torch calls a GPU, and never a wrong one."""
+"""Peaks are found by a GPU's name in torch, and unknown GPUs have none."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from training.tracking.gpu_peaks import PEAKS, peak_of, peak_tflops
         ("AMD Instinct MI300X", "MI300X"),
     ],
 )
-def test_each_gpu_has_the_peak_of_its_form(name: str, part: str) -> None:
+def test_each_gpu_has_the_peak_of_its_variant(name: str, part: str) -> None:
     assert peak_of(name) is PEAKS[part]
 
 
 @pytest.mark.parametrize(
     "name", ["Tesla T4", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA L400", ""]
 )
-def test_what_is_unknown_or_a_part_has_none(name: str) -> None:
+def test_unknown_and_sliced_gpus_have_no_peak(name: str) -> None:
     assert peak_of(name) is None
 
 
-def test_fewer_bits_are_never_slower() -> None:
+def test_lower_precision_is_never_slower() -> None:
     assert all(peak.bf16 > peak.tf32 >= peak.fp32 > 0 for peak in PEAKS.values())
 
 
-def test_precision_decides_which_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_depends_on_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
     gpu = torch.device("cuda", 0)
     assert (peak_tflops(gpu, "bf16"), peak_tflops(gpu, "fp32")) == (312.0, 19.5)

@@ -1,4 +1,4 @@
-"""Records of a run: one line a step, whatever kills and restarts there were."""
+"""The records of a run have one line per step, whatever kills and restarts it had."""
 
 from __future__ import annotations
 
@@ -8,26 +8,22 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.tracking.metrics import FILE, Metrics, last_record, read_metrics, read_settings, shown
+from training.tracking.metrics import METRICS_FILE, Metrics, last_record, progress_bar, read_metrics, read_settings
 
 
 def record(step: int, loss: float = 1.0) -> dict[str, float]:
+    """Return a record with the values that the progress bar shows."""
     return {"step": step, "loss": loss, "tokens_per_s": 100.0}
 
 
-def test_a_restart_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+def test_a_restart_drops_records_after_its_checkpoint(tmp_path: Path) -> None:
     with contextlib.closing(Metrics(str(tmp_path), 0, 1)) as metrics:
         for step in range(1, 8):
             metrics.add(record(step, loss=1.0))
     with contextlib.closing(Metrics(str(tmp_path), 4, 1)) as metrics:
         metrics.add(record(5, loss=2.0))
-    assert [(one["step"], one["loss"]) for one in read_metrics(str(tmp_path))] == [
-        (1, 1),
-        (2, 1),
-        (3, 1),
-        (4, 1),
-        (5, 2),
-    ]
+    losses = [(one["step"], one["loss"]) for one in read_metrics(str(tmp_path))]
+    assert losses == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2)]
 
 
 def test_settings_are_those_of_the_last_start(tmp_path: Path) -> None:
@@ -38,10 +34,10 @@ def test_settings_are_those_of_the_last_start(tmp_path: Path) -> None:
         assert read_settings(str(tmp_path)) == {"steps": steps, "batch": {"policy": "pack"}}
 
 
-def test_a_line_cut_off_by_a_kill_is_not_a_record(tmp_path: Path) -> None:
+def test_a_line_that_a_kill_cut_off_is_ignored(tmp_path: Path) -> None:
     with contextlib.closing(Metrics(str(tmp_path), 0, 1)) as metrics:
         metrics.add(record(1))
-    with (tmp_path / FILE).open("a") as handle:
+    with (tmp_path / METRICS_FILE).open("a") as handle:
         handle.write('{"step": 2, "lo')
     assert [one["step"] for one in read_metrics(str(tmp_path))] == [1]
     assert last_record(str(tmp_path)) == record(1)
@@ -59,13 +55,13 @@ def test_tensorboard_has_the_losses(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("val/loss")] == [(3, 9.0)]
 
 
-def test_nothing_recorded_is_no_record(tmp_path: Path) -> None:
+def test_a_run_without_steps_has_no_records(tmp_path: Path) -> None:
     assert read_metrics(str(tmp_path)) == []
     assert last_record(str(tmp_path)) is None
 
 
 def test_the_progress_bar_follows_the_file(tmp_path: Path) -> None:
-    with shown(str(tmp_path), 4), contextlib.closing(Metrics(str(tmp_path), 0, 1)) as metrics:
+    with progress_bar(str(tmp_path), 4), contextlib.closing(Metrics(str(tmp_path), 0, 1)) as metrics:
         for step in range(1, 5):
             metrics.add(record(step))
             time.sleep(0.01)

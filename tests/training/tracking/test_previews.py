@@ -1,4 +1,4 @@
-"""Samples made while training goes on: always the same ones, by the averaged weights, and nothing of training depends on them."""
+"""Previews: always the same samples, by the averaged weights, without any effect on training."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from training.data.dataset import Dataset
 from training.data.plan import PlanSettings
 from training.loop import train_loop
 from training.models.dit import DiT
-from training.sampling.settings import SolverSettings
-from training.sampling.tasks import decoded, generate
+from training.sampling.exported_model import ModelParts, decode_video, generate
+from training.sampling.settings import SolverSettings, VideoShape
 from training.settings import PreviewSettings, TrainSettings
 from training.tracking import previews
 from training.tracking.metrics import read_metrics
@@ -50,16 +50,18 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def train(manifest: str, out: Path, **changes: Any) -> Path:
-    """The run's folder."""
+    """Train in this process with changed settings, and return the folder of the run."""
     result = run.train(SETTINGS.model_copy(update=changes), manifest, str(out), seed=3, distributed=False)
     return Path(result.export_uri).parent
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def preview_files(folder: Path) -> dict[str, bytes]:
+    """Return the contents of all files of previews, by name."""
     return {path.name: path.read_bytes() for path in (folder / "previews").glob("*")}
 
 
 def losses(folder: Path) -> list[float]:
+    """Return the training loss of every step."""
     return [record["loss"] for record in read_metrics(str(folder))]
 
 
@@ -68,18 +70,17 @@ def whole(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(manifest, tmp_path_factory.mktemp("whole"))
 
 
-def test_a_preview_is_a_video_a_poster_and_what_they_show(whole: Path, manifest: str) -> None:
-    assert sorted(files(whole)) == [
+def test_a_preview_is_a_video_a_poster_and_a_record(whole: Path, manifest: str) -> None:
+    assert sorted(preview_files(whole)) == [
         f"step-{step:06d}.{ending}" for step in (4, 8, 10) for ending in ("json", "mp4", "png")
     ]
-    about = json.loads((whole / "previews/step-000008.json").read_text())
-    assert (about["step"], about["frames"], about["fps"]) == (8, 5, 8.0)
-    assert PreviewSettings.model_validate(about["settings"]) == SETTINGS.previews
+    record = json.loads((whole / "previews/step-000008.json").read_text())
+    assert (record["step"], record["frames"], record["fps"]) == (8, 5, 8.0)
+    assert PreviewSettings.model_validate(record["settings"]) == SETTINGS.previews
     held_out = Dataset.open(manifest, "val").table
     captions = dict(zip(held_out["uid"].to_pylist(), held_out["caption"].to_pylist(), strict=True))
-    assert {sample["uid"]: sample["caption"] for sample in about["samples"]} == captions, (
-        "four samples are held out, and four are shown"
-    )
+    shown = {sample["uid"]: sample["caption"] for sample in record["samples"]}
+    assert shown == captions, "four samples are held out, and four are shown"
     with av.open(str(whole / "previews/step-000008.mp4")) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 5
@@ -93,17 +94,18 @@ def test_a_preview_is_a_video_a_poster_and_what_they_show(whole: Path, manifest:
 
 
 def assert_shows_what_the_export_samples(folder: Path, manifest: str, name: str) -> None:
-    """Whether a preview has, bit for bit, what the averaged weights of the run's export sample."""
-    about = json.loads((folder / f"previews/{name}.json").read_text())
+    """Assert that a preview equals, to the bit, the samples of the averaged weights in the run's export."""
+    record = json.loads((folder / f"previews/{name}.json").read_text())
     poster = np.asarray(Image.open(folder / f"previews/{name}.png"))
     card, model, null_text = read_export(str(folder / "export"))
     dataset = Dataset.open(manifest, "val")
     rows = {uid: row for row, uid in enumerate(dataset.table["uid"].to_pylist())}
-    for seed, shown in enumerate(about["samples"]):
+    for seed, shown in enumerate(record["samples"]):
         solver = SolverSettings(steps=3, guidance=SETTINGS.previews.guidance, seed=seed)
-        size = (shown["frames"], shown["height"], shown["width"])
-        text, autoencoder = dataset.sample(rows[shown["uid"]]).text.float(), Linear().open()
-        video = decoded(autoencoder, generate(card, model, autoencoder, text, null_text, solver, size, shown["fps"]))
+        shape = VideoShape(shown["frames"], shown["height"], shown["width"], shown["fps"])
+        parts = ModelParts(card, model, Linear().open(), null_text)
+        text = dataset.sample(rows[shown["uid"]]).text.float()
+        video = decode_video(parts.autoencoder, generate(parts, text, solver, shape))
         cell = poster[shown["y"] : shown["y"] + shown["height"], shown["x"] : shown["x"] + shown["width"]]
         np.testing.assert_array_equal(cell, video[min(2, len(video) - 1)])
 
@@ -112,33 +114,32 @@ def test_the_last_preview_is_what_the_export_samples(whole: Path, manifest: str)
     assert_shows_what_the_export_samples(whole, manifest, "step-000010")
 
 
-def test_nothing_of_training_depends_on_previews(whole: Path, manifest: str, tmp_path: Path) -> None:
+def test_training_does_not_depend_on_previews(whole: Path, manifest: str, tmp_path: Path) -> None:
     state = torch.get_rng_state()
     without = train(manifest, tmp_path, previews=OFF)
     assert not (without / "previews").exists()
-    assert without.name == whole.name, "previews are no part of what a run is"
+    assert without.name == whole.name, "settings of previews do not name a run"
     assert losses(without) == losses(whole)
     assert read_card(str(without / "export")).weights == read_card(str(whole / "export")).weights
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_run_that_goes_on_writes_the_same_previews(whole: Path, manifest: str, tmp_path: Path) -> None:
+def test_a_resumed_run_writes_the_same_previews(whole: Path, manifest: str, tmp_path: Path) -> None:
     train(manifest, tmp_path, steps=6, previews=OFF)
     resumed = train(manifest, tmp_path)
-    assert {name: data for name, data in files(whole).items() if "000004" not in name} == files(resumed)
+    assert {name: data for name, data in preview_files(whole).items() if "000004" not in name} == preview_files(resumed)
 
 
-def test_images_alone_are_one_picture_and_without_a_validation_split_samples_are_of_the_training_split(
-    tmp_path: Path,
-) -> None:
+def test_previews_without_videos_and_validation_split(tmp_path: Path) -> None:
+    """A preview of images alone is an image, and training samples take the place of held-out ones."""
     manifest = write_dataset(tmp_path / "data", [(48, 32, 1, 4)], n_val=0)
     folder = train(manifest, tmp_path / "out", steps=2, previews=PreviewSettings(every=2, steps=1, count=9))
-    assert sorted(files(folder)) == ["step-000002.json", "step-000002.png"]
-    shown = [sample["uid"] for sample in json.loads(files(folder)["step-000002.json"])["samples"]]
-    assert sorted(shown) == [f"48x32x1-{i:04d}" for i in range(4)], "no more than there are"
+    assert sorted(preview_files(folder)) == ["step-000002.json", "step-000002.png"]
+    shown = [sample["uid"] for sample in json.loads(preview_files(folder)["step-000002.json"])["samples"]]
+    assert sorted(shown) == [f"48x32x1-{i:04d}" for i in range(4)], "no more than the split has"
 
 
-def test_a_preview_that_fails_stops_no_run(
+def test_a_failed_preview_does_not_stop_the_run(
     whole: Path, manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def missing(*arguments: object) -> None:
@@ -148,28 +149,29 @@ def test_a_preview_that_fails_stops_no_run(
     folder = train(manifest, tmp_path)
     assert losses(folder) == losses(whole)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    failure = "no preview of step 4: ValueError: no weights at /models/vae"
     assert warnings == [
-        "no preview of step 4: ValueError: no weights at /models/vae. Training goes on and the next one is tried; `previews: {every: 0}` makes none"
+        f"{failure}. Training continues and the next one is tried; `previews: {{every: 0}}` turns them off"
     ]
     assert [record["step"] for record in read_metrics(str(folder)) if record.get("preview_failed")] == [4, 8, 10]
-    assert sorted(files(folder)) == ["step-000004.json", "step-000008.json", "step-000010.json"]
-    assert json.loads(files(folder)["step-000008.json"]) == {
+    assert sorted(preview_files(folder)) == ["step-000004.json", "step-000008.json", "step-000010.json"]
+    assert json.loads(preview_files(folder)["step-000008.json"]) == {
         "step": 8,
         "failed": "ValueError: no weights at /models/vae",
     }
 
 
-def test_one_that_takes_too_long_is_the_last(
+def test_a_preview_that_takes_too_long_is_the_last(
     whole: Path, manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(previews, "LIMIT_S", -1.0)
     folder = train(manifest, tmp_path)
     assert losses(folder) == losses(whole)
-    assert "Training goes on and there are no more of them" in caplog.text
-    assert sorted(files(folder)) == ["step-000004.json"]
+    assert "Training continues and there are no more previews" in caplog.text
+    assert sorted(preview_files(folder)) == ["step-000004.json"]
 
 
-def test_a_folder_that_cannot_be_written_to_stops_no_run(whole: Path, manifest: str, tmp_path: Path) -> None:
+def test_an_unwritable_folder_does_not_stop_the_run(whole: Path, manifest: str, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"previews": PreviewSettings(every=10, steps=1)})
     folder = Path(run_folder(settings, manifest, str(tmp_path), 3))
     folder.mkdir()
@@ -177,29 +179,30 @@ def test_a_folder_that_cannot_be_written_to_stops_no_run(whole: Path, manifest: 
     assert losses(train(manifest, tmp_path, previews=settings.previews)) == losses(whole)
 
 
-# Stage 3 wants all ranks to call the same layers as often, so each has one sample a step.
-ONE_EACH = {"batch": PlanSettings(tokens_per_step=64, policy="same"), "steps": 3}
+# Under ZeRO-3 all ranks must call the same layers equally often, so each has one sample per step.
+ONE_SAMPLE_PER_RANK = {"batch": PlanSettings(tokens_per_step=64, policy="same"), "steps": 3}
 STAGES = (0, 2, 3)
 
 
-def pairs(manifest: str, out: str) -> None:
-    """The same run with and without previews, under each stage."""
+def train_with_and_without(manifest: str, out: str) -> None:
+    """Train the same run with and without previews, under each stage."""
     for stage in STAGES:
         for name, chosen in (("on", PreviewSettings(every=2, steps=3)), ("off", OFF)):
-            settings = SETTINGS.model_copy(update=ONE_EACH | {"workers": 2, "zero_stage": stage, "previews": chosen})
+            settings = SETTINGS.model_copy(
+                update=ONE_SAMPLE_PER_RANK | {"workers": 2, "zero_stage": stage, "previews": chosen}
+            )
             train_loop(settings, manifest, f"{out}/{stage}-{name}", 3, torch.device("cpu"))
 
 
 @pytest.mark.slow
-def test_under_every_stage_previews_are_of_the_averaged_weights_and_change_nothing(
-    manifest: str, tmp_path: Path
-) -> None:
-    run_ranks(pairs, 2, manifest, str(tmp_path))
+def test_previews_are_the_same_under_every_zero_stage(manifest: str, tmp_path: Path) -> None:
+    """They show the averaged weights, and change nothing in training."""
+    run_ranks(train_with_and_without, 2, manifest, str(tmp_path))
     for stage in STAGES:
         on, off = tmp_path / f"{stage}-on", tmp_path / f"{stage}-off"
         assert losses(on) == losses(off)
         assert read_card(str(on / "export")).weights == read_card(str(off / "export")).weights
-        assert sorted(files(on)) == [
+        assert sorted(preview_files(on)) == [
             f"step-{step:06d}.{ending}" for step in (2, 3) for ending in ("json", "mp4", "png")
         ]
         assert_shows_what_the_export_samples(on, manifest, "step-000003")

@@ -1,4 +1,4 @@
-"""Operations against what torch counts, idle time against a simulated clock, and what ranks tell each other."""
+"""Throughput: FLOPs against those that torch counts, idle time against a simulated clock, and sums over ranks."""
 
 from __future__ import annotations
 
@@ -16,60 +16,59 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.ranks import run_ranks
-from tests.training.test_step import TASK, batch
+from tests.support.step_samples import CONFIG, CPU, noisy_batch
 from training.conditioning import ConditioningRates
 from training.engine import Engine, open_engine
 from training.models.dit import DiT
 from training.settings import TrainSettings
-from training.step import NoisyBatch, losses
-from training.tracking.throughput import Meter, by_rank, host_memory_gb, idle_share, operations
+from training.step import NoisyBatch, mse_losses
+from training.tracking.throughput import Meter, gather_rows, host_memory_gb, idle_share, training_flops
 
-CPU = torch.device("cpu")
-SETTINGS = TrainSettings(model=TASK.model)
-EVERY = {"tokens", "step_s", "data_wait_s", "tokens_per_s", "tflops", "host_memory_gb"}
+SETTINGS = TrainSettings(model=CONFIG.model)
+ALWAYS_RECORDED = {"tokens", "step_s", "data_wait_s", "tokens_per_s", "tflops", "host_memory_gb"}
 
 
-def counted(model: DiT, inputs: NoisyBatch) -> int:
-    """Return the operations of one forward and backward pass, as torch counts them.
+def counted_flops(model: DiT, batch: NoisyBatch) -> int:
+    """Return the FLOPs of one forward and backward pass, as torch counts them.
 
-    Attention runs as plain matrix products: which fused kernels the counter knows differs between versions of torch, and
-    2.14.1 counts nothing for the one that a CPU takes.
+    Attention runs as plain matrix products. Versions of torch differ in which fused kernels they count, and 2.14.1
+    counts nothing for the one that a CPU takes.
     """
     network = model.build(3, 8)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        losses(network, inputs).sum().backward()
+        mse_losses(network, batch).sum().backward()
     return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("checkpointing", ["blocks", 2, 3])
-def test_what_is_computed_again_is_what_torch_counts(checkpointing: Literal["blocks"] | int) -> None:
+def test_recomputed_flops_are_those_that_torch_counts(checkpointing: Literal["blocks"] | int) -> None:
     plain = DiT(depth=4, dim=32, heads=2)
     saving = plain.model_copy(update={"checkpointing": checkpointing})
-    inputs = batch([0, 1, 2, 3, 4], task=replace(TASK, model=plain))
-    useful, done = operations(saving, inputs, [1.0] * 5)
-    assert done - useful == counted(saving, inputs) - counted(plain, inputs) > 0
-    assert operations(plain, inputs, [1.0] * 5) == (useful, useful)
+    batch = noisy_batch([0, 1, 2, 3, 4], config=replace(CONFIG, model=plain))
+    model_flops, hardware_flops = training_flops(saving, batch, [1.0] * 5)
+    assert hardware_flops - model_flops == counted_flops(saving, batch) - counted_flops(plain, batch) > 0
+    assert training_flops(plain, batch, [1.0] * 5) == (model_flops, model_flops)
 
 
-def test_training_takes_about_three_times_the_way_forward() -> None:
+def test_training_takes_three_times_the_forward_pass() -> None:
     """Torch's count also has the layers around the blocks."""
     model = DiT(depth=6, dim=192, heads=6)
-    inputs = batch([0, 2, 4], task=replace(TASK, model=model))
-    assert operations(model, inputs, [1.0] * 3)[0] == pytest.approx(counted(model, inputs), rel=0.05)
+    batch = noisy_batch([0, 2, 4], config=replace(CONFIG, model=model))
+    assert training_flops(model, batch, [1.0] * 3)[0] == pytest.approx(counted_flops(model, batch), rel=0.05)
 
 
-def test_each_sample_counts_with_the_text_it_is_given() -> None:
-    """Text lengths are 1, 2, 3 in turn, the null caption's is 1; latents of 3x4x4 and 1x6x4 cells make 12 and 6 tokens."""
-    kept, dropped = (batch([0, 1, 2], task=replace(TASK, caption_drop=share)) for share in (0.0, 1.0))
-    flops = TASK.model.flops
-    assert operations(TASK.model, kept, [1.0, 1.0, 1.0])[0] == 3 * (flops(12, 1) + flops(6, 2) + flops(12, 3))
-    assert operations(TASK.model, dropped, [1.0, 1.0, 1.0])[0] == 3 * (2 * flops(12, 1) + flops(6, 1))
+def test_each_sample_counts_with_its_own_text() -> None:
+    """Texts have 1, 2 and 3 tokens, the null caption has 1; latents of 3x4x4 and 1x6x4 cells become 12 and 6 tokens."""
+    kept, dropped = (noisy_batch([0, 1, 2], config=replace(CONFIG, caption_drop=share)) for share in (0.0, 1.0))
+    flops = CONFIG.model.flops
+    assert training_flops(CONFIG.model, kept, [1.0, 1.0, 1.0])[0] == 3 * (flops(12, 1) + flops(6, 2) + flops(12, 3))
+    assert training_flops(CONFIG.model, dropped, [1.0, 1.0, 1.0])[0] == 3 * (2 * flops(12, 1) + flops(6, 1))
 
 
-def test_stand_ins_are_work_for_the_hardware_alone() -> None:
-    inputs = batch([0, 1], task=replace(TASK, caption_drop=0.0))
-    useful, done = operations(TASK.model, inputs, [1.0, 0.0])
-    assert (useful, done - useful) == (3 * TASK.model.flops(12, 1), 3 * TASK.model.flops(6, 2))
+def test_samples_of_weight_0_count_for_the_hardware_alone() -> None:
+    batch = noisy_batch([0, 1], config=replace(CONFIG, caption_drop=0.0))
+    model_flops, hardware_flops = training_flops(CONFIG.model, batch, [1.0, 0.0])
+    assert (model_flops, hardware_flops - model_flops) == (3 * CONFIG.model.flops(12, 1), 3 * CONFIG.model.flops(6, 2))
 
 
 SECONDS = st.integers(1, 5).flatmap(
@@ -78,10 +77,10 @@ SECONDS = st.integers(1, 5).flatmap(
 
 
 @given(seconds_RM=SECONDS)
-def test_idle_time_is_that_of_a_clock_with_barriers(seconds_RM: list[list[float]]) -> None:
+def test_idle_time_is_that_of_ranks_with_barriers(seconds_RM: list[list[float]]) -> None:
     now, waited = 0.0, 0.0
-    for stretch in range(len(seconds_RM[0])):
-        ends = [now + row[stretch] for row in seconds_RM]
+    for part in range(len(seconds_RM[0])):
+        ends = [now + row[part] for row in seconds_RM]
         now = max(ends)
         waited += sum(now - end for end in ends)
     assert idle_share(seconds_RM) == pytest.approx(waited / (now * len(seconds_RM)), abs=1e-9)
@@ -89,7 +88,7 @@ def test_idle_time_is_that_of_a_clock_with_barriers(seconds_RM: list[list[float]
 
 
 @given(seconds_RM=SECONDS, factor=st.floats(0.1, 10), data=st.data())
-def test_idle_time_knows_no_unit_and_no_order_of_ranks(
+def test_idle_time_is_free_of_units_and_rank_order(
     seconds_RM: list[list[float]], factor: float, data: st.DataObject
 ) -> None:
     shuffled = data.draw(st.permutations(seconds_RM))
@@ -99,62 +98,69 @@ def test_idle_time_knows_no_unit_and_no_order_of_ranks(
     assert idle_share([seconds_RM[0]] * 3) == pytest.approx(0, abs=1e-9)
 
 
-def alone(settings: TrainSettings) -> Engine:
+def open_alone(settings: TrainSettings) -> Engine:
+    """Return the engine of an untrained model."""
     return open_engine(settings.model.build(3, 8), settings, CPU)
 
 
 def measured(
     settings: TrainSettings, engine: Engine, forwards: Sequence[float] = (0.0,), data_s: float = 0.0
 ) -> dict[str, Any]:
-    """The record of a step whose data takes so long to come, and whose ways forward take so long each, over the same two samples."""
-    inputs = batch([0, 1], task=replace(TASK, caption_drop=0.0))
+    """Return the measurements of a step over the same two samples in each forward pass.
+
+    `forwards` are the seconds of the forward passes, `data_s` those of loading the data.
+    """
+    batch = noisy_batch([0, 1], config=replace(CONFIG, caption_drop=0.0))
     meter = Meter(settings, engine)
     time.sleep(data_s)
     meter.loaded()
     for seconds in forwards:
-        with meter.forward(inputs, [1.0, 1.0]):
+        with meter.forward(batch, [1.0, 1.0]):
             time.sleep(seconds)
     return meter.read()
 
 
-def test_a_last_picture_that_is_given_counts() -> None:
-    """A latent frame of 4x4 cells is 4 tokens more, in all that is told; an image has none."""
-    engine = alone(SETTINGS)
-    inputs = batch([0, 1], task=replace(TASK, caption_drop=0.0, conditioning=ConditioningRates(last=1.0)))
+def test_an_appended_last_frame_counts() -> None:
+    """A last-frame latent of 4x4 cells is 4 more tokens in all measurements; an image has none.
+
+    A sample of weight 0 counts among the tokens that take the rank time, but not among those of the step.
+    """
+    engine = open_alone(SETTINGS)
+    config = replace(CONFIG, caption_drop=0.0, conditioning=ConditioningRates(last=1.0))
     meter = Meter(SETTINGS, engine)
-    with meter.forward(inputs, [1.0, 0.0]):
+    with meter.forward(noisy_batch([0, 1], config=config), [1.0, 0.0]):
         pass
     record = meter.read()
-    assert (meter.tokens, record["tokens"]) == ([16, 6], 16), "and one of weight 0 for no more than the worker's time"
-    assert record["tflops"] * record["step_s"] == pytest.approx(3 * TASK.model.flops(16, 1) / 1e12)
+    assert (meter.tokens, record["tokens"]) == ([16, 6], 16)
+    assert record["tflops"] * record["step_s"] == pytest.approx(3 * CONFIG.model.flops(16, 1) / 1e12)
 
 
-def test_shares_of_a_peak_are_told_where_one_is_known() -> None:
-    record = measured(SETTINGS, alone(SETTINGS), [0.01, 0.02], data_s=0.01)
-    assert record.keys() == EVERY
+def test_mfu_and_hfu_need_a_known_peak() -> None:
+    record = measured(SETTINGS, open_alone(SETTINGS), [0.01, 0.02], data_s=0.01)
+    assert record.keys() == ALWAYS_RECORDED
     assert record["step_s"] > record["data_wait_s"] + 0.03 > 0.04
     assert record["tokens"] == 2 * (12 + 6)
     assert record["tokens_per_s"] == record["tokens"] / record["step_s"]
-    expected = 2 * 3 * (TASK.model.flops(12, 1) + TASK.model.flops(6, 2))
+    expected = 2 * 3 * (CONFIG.model.flops(12, 1) + CONFIG.model.flops(6, 2))
     assert record["tflops"] * record["step_s"] == pytest.approx(expected / 1e12)
     settings = SETTINGS.model_copy(
-        update={"peak_tflops": 2.0, "model": TASK.model.model_copy(update={"checkpointing": "blocks"})}
+        update={"peak_tflops": 2.0, "model": CONFIG.model.model_copy(update={"checkpointing": "blocks"})}
     )
-    record = measured(settings, alone(settings))
-    assert record.keys() == EVERY | {"mfu", "hfu"}
+    record = measured(settings, open_alone(settings))
+    assert record.keys() == ALWAYS_RECORDED | {"mfu", "hfu"}
     assert record["mfu"] == record["tflops"] / 2
     assert record["hfu"] == pytest.approx(record["mfu"] * 4 / 3)
 
 
-def test_it_takes_one_sum_over_ranks_and_a_step_begins_anew() -> None:
-    engine = alone(SETTINGS)
+def test_a_step_takes_one_sum_and_the_next_starts_at_0() -> None:
+    engine = open_alone(SETTINGS)
     calls: list[int] = []
     plain = engine.all_sum
     engine.all_sum = lambda values: calls.append(len(list(values))) or plain(values)  # type: ignore[method-assign]
     first = measured(SETTINGS, engine)
     assert len(calls) == 1
     meter = Meter(SETTINGS, engine)
-    with meter.forward(batch([0]), [1.0]):
+    with meter.forward(noisy_batch([0]), [1.0]):
         time.sleep(0.2)
     meter.read()
     meter.start()
@@ -166,7 +172,7 @@ def test_it_takes_one_sum_over_ranks_and_a_step_begins_anew() -> None:
 
 
 class Event:
-    """A stand-in for CUDA's, on a GPU whose clock is set by hand."""
+    """A stand-in for `torch.cuda.Event`, on a GPU whose clock the test sets."""
 
     now_s = 0.0
     waited_for = 0
@@ -184,7 +190,7 @@ class Event:
         return 1000 * (other.at_s - self.at_s)
 
 
-def test_a_gpu_is_timed_by_events_and_its_memory_read_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = iter([3e9, 5e9])
     resets: list[object] = []
     for name, stand_in in {
@@ -196,18 +202,18 @@ def test_a_gpu_is_timed_by_events_and_its_memory_read_once_a_step(monkeypatch: p
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     gpu = torch.device("cuda", 0)
-    # The other rank had 4 GB at most, and its ways forward took 4 s.
+    # The other rank's peak memory is 4 GB, and its forward passes take 4 s.
     engine: Any = SimpleNamespace(
-        rank=0, world_size=2, device=gpu, sum=lambda values: [*list(values)[:7], 0, 0, 0, 0, 4.0, 0, 4.0]
+        rank=0, world_size=2, device=gpu, all_sum=lambda values: [*list(values)[:7], 0, 0, 0, 0, 4.0, 0, 4.0]
     )
     meter = Meter(SETTINGS.model_copy(update={"precision": "bf16"}), engine)
     for expected_gb, n_resets in ((4.0, 1), (5.0, 2)):
         meter.start()
         meter.loaded()
         for seconds in (0.5, 1.5):
-            with meter.forward(batch([0]), [1.0]):
+            with meter.forward(noisy_batch([0]), [1.0]):
                 Event.now_s += seconds
-        assert Event.waited_for == 2 * (n_resets - 1), "no forward waits for the GPU"
+        assert Event.waited_for == 2 * (n_resets - 1), "no forward pass waits for the GPU"
         record = meter.read()
         assert (record["memory_gb"], len(resets)) == (expected_gb, n_resets)
         assert record["idle_share"] == pytest.approx(1 - 3 / 4)
@@ -215,29 +221,35 @@ def test_a_gpu_is_timed_by_events_and_its_memory_read_once_a_step(monkeypatch: p
         assert record["mfu"] == record["tflops"] / 989.5
 
 
-def on_two() -> list[dict[str, float]]:
-    """Under each stage; each rank is the slow one of one micro-step, and over both rank 1 is."""
+def measure_all_stages() -> list[dict[str, float]]:
+    """Return the measurements of a step under each stage.
+
+    Each rank is the slowest in one micro-batch, and over both rank 1 is.
+    """
     found = []
     for stage in STAGES:
         settings = SETTINGS.model_copy(update={"workers": 2, "zero_stage": stage})
-        engine = alone(settings)
-        assert by_rank(engine, [10.0 + engine.rank, 0.1]) == [[10.0, 0.1], [11.0, 0.1]]
+        engine = open_alone(settings)
+        assert gather_rows(engine, [10.0 + engine.rank, 0.1]) == [[10.0, 0.1], [11.0, 0.1]]
         found.append(measured(settings, engine, [(0.4, 0.1), (0.1, 0.6)][engine.rank], data_s=0.3 * engine.rank))
     return found
 
 
 STAGES = {0: 1 - 0.6 / 0.7, 1: 1 - 0.6 / 0.7, 2: 1 - 0.6 / 1.0, 3: None}
-"""The share of time that ranks wait in `on_two`: they work for 0.6 s in the mean, the slowest for 0.7 s, or 0.4 s and then 0.6 s."""
+"""Share of time that ranks wait in `measure_all_stages`, by stage. They work for 0.6 s on average; the slowest works
+for 0.7 s, or for 0.4 s and then 0.6 s."""
 
 
 @pytest.mark.slow
-def test_ranks_that_wait_are_seen() -> None:
-    for (stage, idle), first, second in zip(STAGES.items(), *run_ranks(on_two, 2), strict=True):
+def test_waiting_ranks_are_measured() -> None:
+    for (stage, idle), first, second in zip(STAGES.items(), *run_ranks(measure_all_stages, 2), strict=True):
         assert first["data_wait_s"] == second["data_wait_s"] >= 0.3
-        # The same work on both, over both and all the time of a step.
-        flops = 2 * 2 * 3 * (TASK.model.flops(12, 1) + TASK.model.flops(6, 2))
+        # Both ranks do the same work; TFLOP/s are per rank and over the whole step.
+        flops = 2 * 2 * 3 * (CONFIG.model.flops(12, 1) + CONFIG.model.flops(6, 2))
         assert first["tflops"] * first["step_s"] * 2 == pytest.approx(flops / 1e12)
-        assert first.keys() == second.keys() == EVERY | ({"idle_share", "slowest_rank"} if idle else set()), stage
+        assert first.keys() == second.keys() == ALWAYS_RECORDED | ({"idle_share", "slowest_rank"} if idle else set()), (
+            stage
+        )
         if idle:
             assert first["idle_share"] == second["idle_share"] == pytest.approx(idle, abs=0.05)
             assert first["slowest_rank"] == 1

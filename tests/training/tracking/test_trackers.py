@@ -1,4 +1,4 @@
-"""Trackers: each is told the same, once, under the same name after a restart; with the real packages where they are installed."""
+"""Trackers: each gets every value once, and the same run after a restart; real packages are used if installed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cluster.config import ConfigError, parse, parse_document
 from tests.support.drawn import write_dataset
+from tests.support.tracker_services import WandbRun, mlflow_modules, wandb_module
 from training import run
 from training.autoencoder_training.loop import train_autoencoder
 from training.autoencoder_training.settings import AutoencoderTrainSettings, CropSettings
@@ -29,8 +27,8 @@ from training.checkpoints.run_folder import run_folder
 from training.data.plan import PlanSettings
 from training.models.dit import DiT
 from training.settings import TrainSettings
-from training.tracking.metrics import Metrics, note, read_metrics, tags
-from training.tracking.trackers import IDS, check, flat
+from training.tracking.metrics import Metrics, progress_text, read_metrics, tracker_values
+from training.tracking.trackers import IDS_FILE, check_trackers, flatten_settings
 
 RECORD = {
     "step": 3,
@@ -57,136 +55,44 @@ TAGS = {
 SETTINGS = {"lr": 0.001, "model": {"name": "dit", "depth": 2}, "betas": [0.9, 0.99], "skip_grad_norm": None}
 
 
-@dataclass
-class WandbRun:
-    """A run at Weights & Biases, as far as a tracker sees it."""
-
-    options: dict[str, Any]
-    step: int = 0
-    history: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    exit_codes: list[int] = field(default_factory=list)
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        assert step >= (self.history or [(0, {})])[-1][0], "W&B drops what comes late"
-        if self.history and self.history[-1][0] == step:
-            self.history[-1][1].update(values)
-        else:
-            self.history.append((step, values))
-        self.step = step + 1
-
-    def finish(self, exit_code: int) -> None:
-        self.exit_codes.append(exit_code)
-
-
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch) -> dict[str, WandbRun]:
-    """A stand-in for Weights & Biases: its runs by id."""
+    """Return the runs of a stand-in for Weights & Biases, by id."""
     runs: dict[str, WandbRun] = {}
-
-    def init(**options: Any) -> WandbRun:
-        assert options["resume"] == "allow"
-        known = runs.setdefault(options["id"], WandbRun(options))
-        known.options = options
-        return known
-
-    module = ModuleType("wandb")
-    module.__spec__ = ModuleSpec("wandb", None, origin="here")
-    module.__dict__.update(init=init, Image=lambda picture: picture)
-    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setitem(sys.modules, "wandb", wandb_module(runs))
     return runs
-
-
-class Metric(NamedTuple):
-    key: str
-    value: float
-    timestamp: int
-    step: int
-
-
-class Param(NamedTuple):
-    key: str
-    value: str
-
-
-class MlflowClient:
-    """A stand-in for MLflow's client of a server, of which there is one."""
-
-    runs: dict[str, SimpleNamespace]
-
-    def __init__(self, uri: str) -> None:
-        assert uri
-
-    def get_experiment_by_name(self, name: str) -> SimpleNamespace | None:
-        return (
-            SimpleNamespace(experiment_id=name) if any(one.experiment == name for one in self.runs.values()) else None
-        )
-
-    def create_experiment(self, name: str) -> str:
-        return name
-
-    def create_run(self, experiment_id: str, run_name: str) -> SimpleNamespace:
-        info = SimpleNamespace(run_id=f"id-{len(self.runs)}", run_name=run_name, status="RUNNING")
-        self.runs[info.run_id] = SimpleNamespace(
-            experiment=experiment_id, info=info, data=SimpleNamespace(params={}), points=[], pictures=[]
-        )
-        return self.runs[info.run_id]
-
-    def get_run(self, run_id: str) -> SimpleNamespace:
-        return self.runs[run_id]
-
-    def update_run(self, run_id: str, status: str) -> None:
-        self.runs[run_id].info.status = status
-
-    set_terminated = update_run
-
-    def log_batch(self, run_id: str, metrics: list[Metric] | None = None, params: list[Param] | None = None) -> None:
-        self.runs[run_id].points += metrics or []
-        self.runs[run_id].data.params.update(params or [])
-
-    def log_image(self, run_id: str, image: Any, key: str, step: int) -> None:
-        self.runs[run_id].pictures.append((key, step, image))
-
-    def list_artifacts(self, run_id: str, path: str) -> list[str]:
-        assert path == "images"
-        return [key for key, _, _ in self.runs[run_id].pictures]
-
-    def get_metric_history(self, run_id: str, key: str) -> list[Metric]:
-        return [point for point in self.runs[run_id].points if point.key == key]
 
 
 @pytest.fixture
 def mlflow(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A client of MLflow's own store of files where it is installed, of the stand-in elsewhere."""
+    """Yield a client of MLflow's file store if MLflow is installed, and otherwise the stand-in."""
     uri = f"file://{tmp_path_factory.mktemp('mlflow')}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     if find_spec("mlflow") is None:
-        for name in ("mlflow", "mlflow.entities"):
-            module = ModuleType(name)
-            module.__spec__ = ModuleSpec(name, None, origin="here")
-            module.__dict__.update(MlflowClient=MlflowClient, Metric=Metric, Param=Param)
+        for name, module in mlflow_modules().items():
             monkeypatch.setitem(sys.modules, name, module)
-        monkeypatch.setattr(MlflowClient, "runs", {}, raising=False)
-    from mlflow import MlflowClient as Client
+    from mlflow import MlflowClient
 
-    # The store of files draws from it for one in ten names of experiments.
+    # For one in ten names of experiments, MLflow's file store draws random numbers.
     state = random.getstate()
-    yield Client(uri)
+    yield MlflowClient(uri)
     random.setstate(state)
 
 
-def tell(folder: Path, start_step: int, steps: range, *trackers: Any, **changes: Any) -> None:
+def record_steps(folder: Path, start_step: int, steps: range, *trackers: Any, **changes: Any) -> None:
+    """Record steps of a run that starts after `start_step`, with every second one sent to the trackers."""
     with Metrics(str(folder), start_step, 2, trackers, SETTINGS | changes) as metrics:
         for step in steps:
             metrics.add({"step": step, "loss": 1 / step, "tokens_per_s": 1.0})
 
 
-def test_tags_are_grouped_and_are_numbers() -> None:
-    assert tags(RECORD) == TAGS
+def test_tracker_values_are_numbers_by_group() -> None:
+    assert tracker_values(RECORD) == TAGS
 
 
-def test_settings_are_told_in_one_level() -> None:
-    assert flat(SETTINGS) == {
+def test_settings_are_flattened_to_one_level() -> None:
+    assert flatten_settings(SETTINGS) == {
         "lr": "0.001",
         "model.name": "dit",
         "model.depth": "2",
@@ -195,67 +101,67 @@ def test_settings_are_told_in_one_level() -> None:
     }
 
 
-def test_the_bar_says_mfu_where_it_is_known() -> None:
-    assert note(RECORD) == "loss 1.5000, 1,234 tokens/s, MFU 25.0%"
-    assert note({"loss": 1.5, "tokens_per_s": 2.0}) == "loss 1.5000, 2 tokens/s"
+def test_the_progress_bar_has_mfu_if_it_is_known() -> None:
+    assert progress_text(RECORD) == "loss 1.5000, 1,234 tokens/s, MFU 25.0%"
+    assert progress_text({"loss": 1.5, "tokens_per_s": 2.0}) == "loss 1.5000, 2 tokens/s"
 
 
-def test_tensorboard_shows_what_is_told_once(tmp_path: Path) -> None:
+def test_tensorboard_has_each_step_once(tmp_path: Path) -> None:
     with Metrics(str(tmp_path), 0, 2) as metrics:
         metrics.add(RECORD)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]} == pytest.approx(TAGS)
-    tell(tmp_path / "again", 0, range(1, 9), "tensorboard")
-    tell(tmp_path / "again", 4, range(5, 9), "tensorboard")
+    record_steps(tmp_path / "again", 0, range(1, 9), "tensorboard")
+    record_steps(tmp_path / "again", 4, range(5, 9), "tensorboard")
     events = EventAccumulator(str(tmp_path / "again" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6, 8]
 
 
-def test_wandb_goes_on_with_the_same_run(
+def test_wandb_resumes_the_same_run(
     wandb: dict[str, WandbRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run-12"
-    tell(folder, 0, range(1, 8), "wandb")
+    record_steps(folder, 0, range(1, 8), "wandb")
     monkeypatch.setenv("WANDB_PROJECT", "films")
-    tell(folder, 4, range(5, 11), "wandb", workers=2)
-    ((name, known),) = wandb.items()
-    assert json.loads((folder / IDS).read_text()) == {"wandb": name}
-    assert [step for step, _ in known.history] == [2, 4, 6, 8, 10]
-    assert known.history[0][1] == {"train/loss": 0.5, "speed/tokens_per_s": 1.0}
-    assert known.options["name"] == f"{tmp_path.name}/run-12"
-    assert known.options["project"] == "films"
-    assert known.options["config"] == SETTINGS | {"workers": 2}
-    assert known.exit_codes == [0, 0]
+    record_steps(folder, 4, range(5, 11), "wandb", workers=2)
+    ((name, tracked),) = wandb.items()
+    assert json.loads((folder / IDS_FILE).read_text()) == {"wandb": name}
+    assert [step for step, _ in tracked.history] == [2, 4, 6, 8, 10]
+    assert tracked.history[0][1] == {"train/loss": 0.5, "speed/tokens_per_s": 1.0}
+    assert tracked.options["name"] == f"{tmp_path.name}/run-12"
+    assert tracked.options["project"] == "films"
+    assert tracked.options["config"] == SETTINGS | {"workers": 2}
+    assert tracked.exit_codes == [0, 0]
     assert not (folder / "tensorboard").exists()
-    tell(tmp_path / "run-13", 0, range(1, 3), "wandb")
+    record_steps(tmp_path / "run-13", 0, range(1, 3), "wandb")
     assert len(wandb) == 2
 
 
-def test_mlflow_goes_on_with_the_same_run(mlflow: Any, tmp_path: Path) -> None:
+def test_mlflow_resumes_the_same_run(mlflow: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run-12"
-    tell(folder, 0, range(1, 8), "mlflow")
-    tell(folder, 4, range(5, 11), "mlflow", workers=2)
-    (name,) = json.loads((folder / IDS).read_text()).values()
+    record_steps(folder, 0, range(1, 8), "mlflow")
+    record_steps(folder, 4, range(5, 11), "mlflow", workers=2)
+    (name,) = json.loads((folder / IDS_FILE).read_text()).values()
     assert [(point.step, point.value) for point in mlflow.get_metric_history(name, "train/loss")] == [
         (step, 1 / step) for step in (2, 4, 6, 8, 10)
     ]
-    known = mlflow.get_run(name)
-    assert (known.info.run_name, known.info.status) == (f"{tmp_path.name}/run-12", "FINISHED")
-    assert dict(known.data.params) == flat(SETTINGS)
-    tell(tmp_path / "run-13", 0, range(1, 3), "mlflow")
+    tracked = mlflow.get_run(name)
+    assert (tracked.info.run_name, tracked.info.status) == (f"{tmp_path.name}/run-12", "FINISHED")
+    assert dict(tracked.data.params) == flatten_settings(SETTINGS)
+    record_steps(tmp_path / "run-13", 0, range(1, 3), "mlflow")
     assert mlflow.get_experiment_by_name("worldloom")
 
 
-def test_pictures_are_shown_beside_the_values_of_their_step(
+def test_images_are_logged_with_the_values_of_their_step(
     wandb: dict[str, WandbRun], mlflow: Any, tmp_path: Path
 ) -> None:
-    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     with Metrics(str(tmp_path), 0, 2, ("tensorboard", "wandb", "mlflow")) as metrics:
-        metrics.picture("previews", picture, 2)
+        metrics.add_image("previews", image, 2)
         metrics.add({"step": 2, "loss": 1.0, "tokens_per_s": 1.0})
     (shown,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("previews")
     assert (shown.step, shown.height, shown.width) == (2, 4, 6)
-    ids = json.loads((tmp_path / IDS).read_text())
+    ids = json.loads((tmp_path / IDS_FILE).read_text())
     ((step, values),) = wandb[ids["wandb"]].history
     assert step == 2
     assert values.keys() == {"previews", "train/loss", "speed/tokens_per_s"}
@@ -263,11 +169,11 @@ def test_pictures_are_shown_beside_the_values_of_their_step(
 
 
 @pytest.mark.parametrize("service", ["wandb", "mlflow"])
-def test_a_run_that_breaks_off_failed(service: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_a_run_that_ends_with_an_error_is_failed(service: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     service_side = request.getfixturevalue(service)
     with pytest.raises(ZeroDivisionError):
-        tell(tmp_path, 0, range(2, -1, -1), service)
-    (name,) = json.loads((tmp_path / IDS).read_text()).values()
+        record_steps(tmp_path, 0, range(2, -1, -1), service)
+    (name,) = json.loads((tmp_path / IDS_FILE).read_text()).values()
     assert (
         service_side[name].exit_codes == [1]
         if service == "wandb"
@@ -275,22 +181,22 @@ def test_a_run_that_breaks_off_failed(service: str, request: pytest.FixtureReque
     )
 
 
-def test_mlflow_wants_to_know_its_server(mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_needs_the_address_of_its_server(mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI is not set where rank 0 runs; set it to"):
         Metrics(str(tmp_path), 0, 1, ("mlflow",))
 
 
-def test_a_run_that_mlflow_does_not_know_is_named(mlflow: Any, tmp_path: Path) -> None:
+def test_a_run_unknown_to_mlflow_is_named(mlflow: Any, tmp_path: Path) -> None:
     unknown = "f" * 32
-    (tmp_path / IDS).write_text(json.dumps({"mlflow": unknown}))
+    (tmp_path / IDS_FILE).write_text(json.dumps({"mlflow": unknown}))
     with pytest.raises(
-        ValueError, match=rf"cannot go on with run {unknown} of .*{IDS}: .*{unknown}.*; without its entry"
+        ValueError, match=rf"cannot resume run {unknown} of .*{IDS_FILE}: .*{unknown}.*; remove its entry"
     ):
-        tell(tmp_path, 0, range(1, 2), "mlflow")
+        record_steps(tmp_path, 0, range(1, 2), "mlflow")
 
 
-def test_a_tracker_that_fails_is_left_out_and_training_goes_on(
+def test_a_failing_tracker_does_not_stop_training(
     wandb: dict[str, WandbRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(self: WandbRun, values: object, step: int) -> None:
@@ -298,20 +204,17 @@ def test_a_tracker_that_fails_is_left_out_and_training_goes_on(
 
     monkeypatch.setattr(WandbRun, "log", fail)
     with caplog.at_level(logging.WARNING):
-        tell(tmp_path, 0, range(1, 7), "wandb", "tensorboard")
+        record_steps(tmp_path, 0, range(1, 7), "wandb", "tensorboard")
     assert [record.message for record in caplog.records] == [
-        "WeightsAndBiases is told no more of this run: ConnectionError: no route; metrics.jsonl goes on"
+        "WeightsAndBiases gets no more records of this run: ConnectionError: no route; metrics.jsonl continues"
     ]
     assert len(read_metrics(str(tmp_path))) == 6
-    assert [event.step for event in EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")] == [
-        2,
-        4,
-        6,
-    ]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
 
 
-def test_the_autoencoder_is_told_of_like_the_model(wandb: dict[str, WandbRun], tmp_path: Path) -> None:
-    """Every second step, and each that has a measurement; when the run goes on, as the same one."""
+def test_autoencoder_training_is_tracked_too(wandb: dict[str, WandbRun], tmp_path: Path) -> None:
+    """Trackers get every second step, steps with a validation, and the same run after a restart."""
     data = tmp_path / "clips"
     for number, split in enumerate(("train", "val")):
         (data / split).mkdir(parents=True)
@@ -329,12 +232,12 @@ def test_the_autoencoder_is_told_of_like_the_model(wandb: dict[str, WandbRun], t
     run_uri = str(tmp_path / "run")
     for steps in (3, 4):
         train_autoencoder(settings.model_copy(update={"steps": steps}), data, run_uri, 0, torch.device("cpu"))
-    (told,) = wandb.values()
-    assert told.options["config"]["preset"] == "tiny"
-    assert [step for step, _ in told.history] == [2, 3, 4]
-    assert {"train/loss", "train/kl", "val/psnr_db", "val/ssim", "speed/step_s"} <= told.history[1][1].keys()
-    assert told.exit_codes == [0, 0]
-    with pytest.raises(ConfigError, match="wandb is there 2 times"):
+    (tracked,) = wandb.values()
+    assert tracked.options["config"]["preset"] == "tiny"
+    assert [step for step, _ in tracked.history] == [2, 3, 4]
+    assert {"train/loss", "train/kl", "val/psnr_db", "val/ssim", "speed/step_s"} <= tracked.history[1][1].keys()
+    assert tracked.exit_codes == [0, 0]
+    with pytest.raises(ConfigError, match="wandb is named 2 times"):
         parse(AutoencoderTrainSettings, parse_document("trackers: [wandb, wandb]", "train"))
 
 
@@ -342,16 +245,16 @@ def test_the_autoencoder_is_told_of_like_the_model(wandb: dict[str, WandbRun], t
 def test_wandb_writes_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    tell(tmp_path, 0, range(1, 8), "wandb")
+    record_steps(tmp_path, 0, range(1, 8), "wandb")
     with Metrics(str(tmp_path), 4, 1, ("wandb",), SETTINGS | {"workers": 2}) as metrics:
-        metrics.picture("previews", np.zeros((4, 6, 3), np.uint8), 5)
+        metrics.add_image("previews", np.zeros((4, 6, 3), np.uint8), 5)
         metrics.add({"step": 5, "loss": 1.0, "tokens_per_s": 1.0})
-    (name,) = json.loads((tmp_path / IDS).read_text()).values()
+    (name,) = json.loads((tmp_path / IDS_FILE).read_text()).values()
     parts = sorted((tmp_path / "wandb").glob(f"offline-run-*/run-{name}.wandb"))
-    # Two, unless both began in the same second.
+    # There are two files, unless both parts began in the same second.
     assert parts
     assert len(list((tmp_path / "wandb").glob("offline-run-*/files/media/images/previews_*.png"))) == 1
-    # Another process writes them, not always by the time that the run has ended.
+    # Another process writes them, and may finish after the run has ended.
     deadline_s = time.monotonic() + 30
     while not all(b"train/loss" in part.read_bytes() for part in parts):
         assert time.monotonic() < deadline_s, parts
@@ -366,12 +269,12 @@ def test_wandb_writes_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             r"recipe.yaml:1: tracker wandb is not installed: pip install 'worldloom\[wandb\]'",
         ),
         ("trackers: [mlflow]", r"tracker mlflow is not installed: pip install 'worldloom\[mlflow\]'"),
-        ("trackers: [tensorboard, tensorboard]", "tracker tensorboard is there 2 times; write it once"),
+        ("trackers: [tensorboard, tensorboard]", "tracker tensorboard is named 2 times; name it once"),
         ("trackers: [comet]", "trackers"),
         ("peak_tflops: 0", "peak_tflops"),
     ],
 )
-def test_what_cannot_be_told_is_refused_before_anything_starts(
+def test_unusable_trackers_are_refused_before_training(
     section: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -381,19 +284,17 @@ def test_what_cannot_be_told_is_refused_before_anything_starts(
         parse(TrainSettings, parse_document(section, "recipe.yaml"))
 
 
-def test_a_folder_that_wandb_left_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_named_wandb_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wandb").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     if find_spec("wandb").origin is None:  # type: ignore[union-attr]
         with pytest.raises(ValueError, match="tracker wandb is not installed"):
-            check(["wandb"])
+            check_trackers(["wandb"])
 
 
 @pytest.mark.slow
-def test_how_a_run_is_watched_and_computed_may_change_when_it_goes_on(
-    wandb: dict[str, WandbRun], tmp_path: Path
-) -> None:
-    """With activations computed again from step 4 on, and another tracker: the same folder, the same bits."""
+def test_trackers_and_checkpointing_may_change_on_resume(wandb: dict[str, WandbRun], tmp_path: Path) -> None:
+    """With activation checkpointing and another tracker from step 4 on, a run has the same folder and the same bits."""
     manifest = write_dataset(tmp_path / "data", [(32, 32, 1, 8)], n_val=0)
     settings = TrainSettings(
         model=DiT(depth=1, dim=32, heads=2),
@@ -412,8 +313,8 @@ def test_how_a_run_is_watched_and_computed_may_change_when_it_goes_on(
     run.train(settings, manifest, str(tmp_path / "changed"), distributed=False)
     changed = run.train(other, manifest, str(tmp_path / "changed"), distributed=False)
     assert changed.losses == whole.losses
-    (known,) = wandb.values()
-    assert [step for step, _ in known.history] == [5, 6, 7, 8]
-    assert known.options["config"]["model"]["checkpointing"] == "blocks"
-    shares = [known.history[0][1][f"speed/{name}"] for name in ("mfu", "hfu")]
+    (tracked,) = wandb.values()
+    assert [step for step, _ in tracked.history] == [5, 6, 7, 8]
+    assert tracked.options["config"]["model"]["checkpointing"] == "blocks"
+    shares = [tracked.history[0][1][f"speed/{name}"] for name in ("mfu", "hfu")]
     assert shares[1] == pytest.approx(shares[0] * 4 / 3)

@@ -1,0 +1,140 @@
+"""Runs on Ray Train with DeepSpeed have the losses of one process, and lose or change none when workers die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.drawn import write_dataset
+from tests.support.ranks import run_ranks
+from training import run
+from training.checkpoints.checkpoint import complete_checkpoints, newest_checkpoint
+from training.checkpoints.export import read_export
+from training.checkpoints.model_card import read_card
+from training.checkpoints.run_folder import run_folder
+from training.data.plan import PlanSettings
+from training.data.shard_reader import ShardReader
+from training.loop import train_loop
+from training.models.dit import DiT
+from training.settings import TrainSettings
+from training.tracking.metrics import read_metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+
+SETTINGS = TrainSettings(
+    model=DiT(depth=2, dim=48, heads=2),
+    steps=40,
+    batch=PlanSettings(tokens_per_step=200),
+    lr=2e-3,
+    warmup_steps=2,
+    workers=2,
+    zero_stage=2,
+    checkpoint_every=8,
+    validate_every=20,
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    # 13 training clips of 5 frames, so that steps have odd numbers of samples and epochs do not divide evenly.
+    return write_dataset(tmp_path_factory.mktemp("data"), [(32, 32, 5, 15), (48, 32, 1, 9)], n_val=2)
+
+
+def kill_a_worker_after(step: int, run_uri: str) -> None:
+    """Kill the process of rank 1 after a step, as the loss of its node would."""
+    while not any(record["step"] >= step for record in read_metrics(run_uri)):
+        time.sleep(0.05)
+    pid = int((Path(run_uri) / "pid-1").read_text())
+    os.kill(pid, signal.SIGKILL)
+
+
+def train_undisturbed(manifest: str, run_uri: str) -> None:
+    """Train on ranks without Ray."""
+    train_loop(SETTINGS, manifest, run_uri, 0, torch.device("cpu"))
+
+
+def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = run.train(
+        SETTINGS.model_copy(update={"workers": 1, "zero_stage": 0}),
+        manifest,
+        str(tmp_path / "alone"),
+        distributed=False,
+    )
+    run_uri = run_folder(SETTINGS, manifest, str(tmp_path / "two"), 0)
+    worker = run._worker
+
+    def worker_with_pid(config: dict[str, object]) -> None:
+        import ray.train
+
+        rank = ray.train.get_context().get_world_rank()
+        Path(run_uri).mkdir(parents=True, exist_ok=True)
+        Path(run_uri, f"pid-{rank}").write_text(str(os.getpid()))
+        worker(config)
+
+    monkeypatch.setattr(run, "_worker", worker_with_pid)
+    killer = threading.Thread(target=kill_a_worker_after, args=(13, run_uri))
+    killer.start()
+    two = run.train(SETTINGS, manifest, str(tmp_path / "two"), distributed=True)
+    killer.join()
+    assert len(two.losses) == SETTINGS.steps
+    assert two.losses == pytest.approx(alone.losses, abs=1e-4)
+    assert [loss for _, loss in two.validation] == pytest.approx([loss for _, loss in alone.validation], abs=1e-4)
+    assert [record["step"] for record in read_metrics(run_uri)] == list(range(1, SETTINGS.steps + 1))
+    # The first try reached step 13 and left a checkpoint at step 8, so the second began there or later.
+    assert complete_checkpoints(run_uri)[-1].workers == 2
+    # Two ranks without Ray and without a kill end with the same bits.
+    undisturbed = str(tmp_path / "undisturbed")
+    run_ranks(train_undisturbed, 2, manifest, undisturbed)
+    assert tuple(record["loss"] for record in read_metrics(undisturbed)) == two.losses
+    assert read_card(f"{undisturbed}/export").weights == read_card(two.export_uri).weights
+    for averaged in (True, False):
+        ours, theirs = (read_export(result.export_uri, averaged=averaged)[1] for result in (two, alone))
+        assert all((a - b).abs().max() < 1e-3 for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_elastic_runs_start_with_fewer_workers(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with three workers starts with the two that fit, with the losses of one worker.
+
+    Workers compute with as many threads as this process.
+    """
+    worker, report = run._worker, tmp_path / "report"
+
+    def worker_with_report(config: dict[str, object]) -> None:
+        worker(config)
+        report.write_text(f"{torch.get_num_threads()} {os.environ['MALLOC_ARENA_MAX']}")
+
+    monkeypatch.setattr(run, "_worker", worker_with_report)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    changes = {"steps": 6, "workers": 3, "min_workers": 1, "validate_every": 0}
+    alone = run.train(
+        SETTINGS.model_copy(update=changes | {"workers": 1, "zero_stage": 0}),
+        manifest,
+        str(tmp_path / "alone"),
+        distributed=False,
+    )
+    elastic = run.train(SETTINGS.model_copy(update=changes), manifest, str(tmp_path / "elastic"), distributed=True)
+    assert elastic.losses == pytest.approx(alone.losses, abs=1e-4)
+    newest = newest_checkpoint(elastic.checkpoint_uri.rpartition("/checkpoints/")[0])
+    assert newest is not None
+    assert newest.workers in (1, 2)
+    assert report.read_text() == "3 1"
+
+
+def test_errors_of_workers_reach_the_user(manifest: str, tmp_path: Path) -> None:
+    broken = tmp_path / "data"
+    target = write_dataset(broken, [(32, 32, 1, 6)], n_val=0)
+    (shard,) = (broken / "latents").rglob("*.parquet")
+    latent = ShardReader(str(broken)).read(str(shard.relative_to(broken)), 0, 2).latent
+    data = bytearray(shard.read_bytes())
+    data[data.index(latent.view(torch.int16).numpy().tobytes())] ^= 0xFF
+    shard.write_bytes(data)
+    settings = SETTINGS.model_copy(update={"max_failures": 0, "validate_every": 0})
+    with pytest.raises(RuntimeError, match=r"training failed.*DamagedError.*part-0\.parquet.*sample 32x32x1-"):
+        run.train(settings, target, str(tmp_path / "out"), distributed=True)
