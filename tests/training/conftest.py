@@ -1,4 +1,7 @@
-"""Torch in one thread: the models of tests are tiny, and threads that wait for each other on busy cores cost up to 50 times as much."""
+"""Fixtures of training tests, and torch in one thread.
+
+The models of tests are tiny. On busy cores, threads that wait for each other take up to 50 times as long.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Counts what is compiled. Code is not generated: that takes a C++ compiler minutes, and changes nothing of when it is."""
+    """Count the graphs that are compiled, without generating code, for which a C++ compiler would take minutes."""
     plain = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: plain(function, backend="aot_eager", **options))
     torch._dynamo.reset()

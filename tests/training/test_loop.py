@@ -1,8 +1,9 @@
-"""Whole runs in one process: they learn, resume bit for bit after a kill, stop on signals, and name bad samples."""
+"""Training loops in one process: they learn, resume to the bit after a kill, stop on signals, and name bad samples."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,21 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.drawn import write_dataset
 from tests.support.paths import ROOT
 from training import run
-from training.checkpoints.checkpoint import newest_checkpoint, complete_checkpoints
+from training.checkpoints.checkpoint import complete_checkpoints, newest_checkpoint
 from training.checkpoints.export import read_export
-from training.checkpoints.model_card import read_card
 from training.checkpoints.files import Index
+from training.checkpoints.model_card import read_card
 from training.data.plan import PlanSettings
 from training.engine import TorchEngine
-from training.loop import take_step
+from training.loop import MIN_NORMS, NORM_WINDOW, SpikeDetector, take_step
 from training.models.dit import DiT
 from training.settings import TrainSettings
 from training.stopping import NonFiniteLossError
-from training.tracking.metrics import read_metrics
+from training.tracking.metrics import Record, read_metrics
 
 SETTINGS = TrainSettings(
     model=DiT(depth=2, dim=48, heads=2),
@@ -46,6 +49,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def train(manifest: str, out: Path, **changes: Any) -> run.TrainResult:
+    """Train in this process with changed settings."""
     return run.train(SETTINGS.model_copy(update=changes), manifest, str(out), seed=3, distributed=False)
 
 
@@ -54,7 +58,7 @@ def undisturbed(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> run.
     return train(manifest, tmp_path_factory.mktemp("undisturbed"))
 
 
-def test_a_run_leaves_all_that_it_promises(undisturbed: run.TrainResult) -> None:
+def test_a_run_writes_all_its_files(undisturbed: run.TrainResult) -> None:
     assert undisturbed.steps == 12
     assert len(undisturbed.losses) == 12
     assert [step for step, _ in undisturbed.validation] == [6, 12]
@@ -62,12 +66,10 @@ def test_a_run_leaves_all_that_it_promises(undisturbed: run.TrainResult) -> None
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000008", "step-00000012"]
     assert Path(undisturbed.curve_uri).read_text().startswith("<svg")
     assert list((folder / "tensorboard").iterdir())
-    told = json.loads((folder / "settings.json").read_text())
-    assert (
-        TrainSettings.model_validate_json(json.dumps({key: told[key] for key in told.keys() - {"seed", "data"}}))
-        == SETTINGS
-    )
-    assert (told["seed"], told["data"]) == (3, read_card(undisturbed.export_uri).data)
+    written = json.loads((folder / "settings.json").read_text())
+    settings = {key: written[key] for key in written.keys() - {"seed", "data"}}
+    assert TrainSettings.model_validate_json(json.dumps(settings)) == SETTINGS
+    assert (written["seed"], written["data"]) == (3, read_card(undisturbed.export_uri).data)
     records = [json.loads(line) for line in Path(undisturbed.metrics_uri).read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, 13))
     assert sum(name.startswith("loss_time/") for name in records[0]) >= 1
@@ -90,15 +92,14 @@ def test_a_run_leaves_all_that_it_promises(undisturbed: run.TrainResult) -> None
         "step_s",
     } <= records[0].keys()
     assert {"tflops", "host_memory_gb"} <= records[0].keys()
-    assert not {"mfu", "hfu", "idle_share", "slowest_rank", "memory_gb"} & records[0].keys(), (
-        "one process on a CPU, whose peak nobody knows"
-    )
+    # One process on a CPU, whose peak is unknown.
+    assert not {"mfu", "hfu", "idle_share", "slowest_rank", "memory_gb"} & records[0].keys()
 
 
-def test_the_export_stands_alone(undisturbed: run.TrainResult) -> None:
+def test_the_export_needs_nothing_else(undisturbed: run.TrainResult) -> None:
     card, model, null_text = read_export(undisturbed.export_uri)
     assert (card.step, card.seed, card.fps, card.buckets) == (12, 3, 8.0, ("32x32x5", "48x32x1"))
-    assert card.source_side == 32, "of 12 clips cut out of 32x32 pixels, and 8 stills of 48x32"
+    assert card.source_side == 32, "12 clips are from sources of 32x32 pixels, and 8 images from 48x32"
     assert null_text.shape == (1, 128)
     raw = read_export(undisturbed.export_uri, averaged=False)[1]
     assert any(not a.equal(b) for a, b in zip(model.parameters(), raw.parameters(), strict=True))
@@ -113,21 +114,21 @@ def test_the_export_stands_alone(undisturbed: run.TrainResult) -> None:
         read_export(str(copy))
 
 
-def test_same_seed_same_losses(undisturbed: run.TrainResult, manifest: str, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_losses(undisturbed: run.TrainResult, manifest: str, tmp_path: Path) -> None:
     again = train(manifest, tmp_path)
     assert again.losses == undisturbed.losses
     assert again.validation == undisturbed.validation
     assert read_card(again.export_uri).weights == read_card(undisturbed.export_uri).weights
 
 
-def test_a_finished_run_is_returned_as_it_is(undisturbed: run.TrainResult, manifest: str) -> None:
+def test_a_finished_run_is_not_run_again(undisturbed: run.TrainResult, manifest: str) -> None:
     out = Path(undisturbed.export_uri).parent.parent
     before = Path(undisturbed.metrics_uri).stat().st_mtime_ns
     assert train(manifest, out) == undisturbed
     assert Path(undisturbed.metrics_uri).stat().st_mtime_ns == before
 
 
-def test_a_longer_run_goes_on(undisturbed: run.TrainResult, manifest: str, tmp_path: Path) -> None:
+def test_a_run_with_more_steps_resumes(undisturbed: run.TrainResult, manifest: str, tmp_path: Path) -> None:
     first = train(manifest, tmp_path, steps=6)
     whole = train(manifest, tmp_path)
     assert first.losses == whole.losses[:6]
@@ -143,10 +144,8 @@ test_loop.train(sys.argv[1], test_loop.Path(sys.argv[2]), steps=int(sys.argv[3])
 
 
 def start(manifest: str, out: Path, steps: int, program: str = PROGRAM) -> subprocess.Popen[str]:
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
+    """Start a process that trains."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", program, manifest, str(out), str(steps)],
         env=environment,
@@ -156,6 +155,7 @@ def start(manifest: str, out: Path, steps: int, program: str = PROGRAM) -> subpr
 
 
 def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> str:
+    """Wait until the process has recorded a step, and return the folder of its run."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for folder in out.glob("run-*"):
@@ -167,7 +167,7 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.slow
-def test_killed_at_any_time_it_goes_on_with_the_same_losses(manifest: str, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_with_the_same_losses(manifest: str, tmp_path: Path) -> None:
     for step in (6, 17):
         process = start(manifest, tmp_path / "killed", 30)
         wait_for_step(tmp_path / "killed", step, process)
@@ -181,7 +181,7 @@ def test_killed_at_any_time_it_goes_on_with_the_same_losses(manifest: str, tmp_p
     assert [record["step"] for record in read_metrics(str(Path(resumed.export_uri).parent))] == list(range(1, 31))
 
 
-STUCK = """
+STUCK_CHECKPOINT = """
 import contextlib, time
 from cluster import storage
 write = storage.atomic_output
@@ -198,10 +198,10 @@ storage.atomic_output = output
 
 
 @pytest.mark.slow
-def test_killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before(
+def test_an_incomplete_checkpoint_is_not_resumed_from(
     undisturbed: run.TrainResult, manifest: str, tmp_path: Path
 ) -> None:
-    process = start(manifest, tmp_path, 12, STUCK + PROGRAM)
+    process = start(manifest, tmp_path, 12, STUCK_CHECKPOINT + PROGRAM)
     folder = wait_for_step(tmp_path, 11, process)
     process.kill()
     process.communicate()
@@ -213,10 +213,8 @@ def test_killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before(
     assert sorted(path.name for path in (Path(folder) / "checkpoints").iterdir()) == ["step-00000008", "step-00000012"]
 
 
-def test_a_step_with_a_spike_is_skipped_and_recorded(
-    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("training.spikes.MIN_NORMS", 3)
+def test_a_spike_is_skipped_and_recorded(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.loop.MIN_NORMS", 3)
     backward = TorchEngine.backward
     spikes = iter([1.0] * 5 + [1e6] + [1.0] * 20)
     monkeypatch.setattr(TorchEngine, "backward", lambda engine, loss, last: backward(engine, loss * next(spikes), last))
@@ -230,9 +228,7 @@ def test_a_step_with_a_spike_is_skipped_and_recorded(
     assert index.state == {"norms": [record["grad_norm"] for record in records]}
 
 
-def test_a_gradient_that_is_no_number_stops_the_run(
-    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_non_finite_gradient_stops_the_run(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backward = TorchEngine.backward
     factors = iter([1.0] * 5 + [float("inf")])
     monkeypatch.setattr(
@@ -249,7 +245,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_writes_a_checkpoint_first(number: signal.Signals, manifest: str, tmp_path: Path) -> None:
+def test_a_signal_stops_the_run_after_a_checkpoint(number: signal.Signals, manifest: str, tmp_path: Path) -> None:
     process = start(manifest, tmp_path, 100_000)
     folder = wait_for_step(tmp_path, 5, process)
     process.send_signal(number)
@@ -261,16 +257,14 @@ def test_asked_to_stop_it_writes_a_checkpoint_first(number: signal.Signals, mani
     assert newest.step == read_metrics(folder)[-1]["step"]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sample(
-    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_non_finite_loss_names_the_sample(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poisoned: list[str] = []
 
-    def poison(run: Any, step: int, batches: Any, *rest: Any) -> Record:
+    def poison(state: Any, step: int, batches: Any, *rest: Any) -> Record:
         if step == 5:
             batches[0].latents[0][0, 0, 0, 0] = float("nan")
             poisoned.append(batches[0].uids[0])
-        return take_step(run, step, batches, *rest)
+        return take_step(state, step, batches, *rest)
 
     monkeypatch.setattr("training.loop.take_step", poison)
     with pytest.raises(NonFiniteLossError, match="step 6: the loss is nan, from samples") as caught:
@@ -281,17 +275,16 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sample(
     assert [one.step for one in complete_checkpoints(str(folder))] == [4]
 
 
-def test_micro_batches_and_their_number_do_not_change_the_loss(
-    undisturbed: run.TrainResult, manifest: str, tmp_path: Path
-) -> None:
+def test_micro_batches_do_not_change_the_loss(undisturbed: run.TrainResult, manifest: str, tmp_path: Path) -> None:
     small = train(manifest, tmp_path, batch=PlanSettings(tokens_per_step=200, max_tokens_per_micro=48))
     assert small.losses == pytest.approx(undisturbed.losses, abs=1e-4)
 
 
-def test_slots_of_several_buckets_a_step_resume_bit_for_bit_and_dealing_by_times_changes_no_sample(
-    manifest: str, tmp_path: Path
-) -> None:
-    """Stopped after step 7 of 20, inside an epoch; the weight makes passes of images differ from epochs."""
+def test_bucketed_steps_resume_to_the_bit(manifest: str, tmp_path: Path) -> None:
+    """The run stops after step 7 of 20, inside an epoch; the weight makes `times_seen` of images differ from the epoch.
+
+    Measured costs change only the assignment to ranks, so samples and losses stay the same.
+    """
     plan = PlanSettings(tokens_per_step=300, max_tokens_per_micro=60, policy="bucketed", weights={"*x1": 1.5})
     whole = train(manifest, tmp_path / "whole", steps=20, batch=plan)
     stopped = train(manifest, tmp_path / "stopped", steps=7, batch=plan)
@@ -309,9 +302,44 @@ def test_several_workers_need_ray(manifest: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_overfits_a_tiny_data_set(tmp_path: Path) -> None:
+def test_a_run_overfits_a_tiny_data_set(tmp_path: Path) -> None:
     manifest = write_dataset(tmp_path / "data", [(32, 32, 1, 4)], n_val=0)
     result = train(
         manifest, tmp_path / "out", steps=300, validate_every=0, checkpoint_every=300, caption_drop=0.0, decay_steps=100
     )
     assert sum(result.losses[-30:]) / 30 < 0.45 * sum(result.losses[:5]) / 5
+
+
+def detector(factor: float | None, norms: list[float]) -> SpikeDetector:
+    """Return a detector after these gradient norms."""
+    spikes = SpikeDetector(factor)
+    for norm in norms:
+        spikes.add(norm)
+    return spikes
+
+
+def test_there_is_no_limit_without_factor_or_enough_norms() -> None:
+    assert detector(None, [1.0] * 500).limit() == math.inf
+    assert detector(5, [1.0] * (MIN_NORMS - 1)).limit() == math.inf
+    assert detector(5, [1.0] * MIN_NORMS).limit() == 5
+
+
+def test_the_limit_follows_a_new_level_but_not_spikes() -> None:
+    spikes = detector(5, [1.0] * NORM_WINDOW)
+    for _ in range(NORM_WINDOW // 2 - 1):
+        spikes.add(100.0)
+    assert spikes.limit() == 5
+    spikes.add(100.0)
+    spikes.add(100.0)
+    assert spikes.limit() == 500
+
+
+@given(norms=st.lists(st.floats(0, 1e6), max_size=2 * NORM_WINDOW), split=st.integers(0, 2 * NORM_WINDOW))
+def test_a_spike_detector_resumes_from_its_norms(norms: list[float], split: int) -> None:
+    whole = detector(3, norms)
+    resumed = SpikeDetector(3, detector(3, norms[:split]).norms)
+    for norm in norms[split:]:
+        resumed.add(norm)
+    assert resumed.norms == whole.norms
+    assert resumed.limit() == whole.limit()
+    assert len(whole.norms) <= NORM_WINDOW

@@ -1,38 +1,55 @@
-"""Muon: its direction, the size of its steps, vectors left to AdamW, and what a checkpoint of it has to hold."""
+"""Optimizers: decay groups; Muon's direction and step size, vectors by AdamW, skipped updates, and resumable state."""
 
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tests.support.step_samples import CPU
 from training.engine import open_engine
 from training.models.dit import DiT
-from training.optimizers import SkippableMuon
+from training.optimizers import SkippableMuon, parameter_groups
 from training.settings import TrainSettings
 
 SETTINGS = TrainSettings(model=DiT(preset="nano"), lr=1e-2, weight_decay=0.0, clip_norm=1e9)
 
 
 def network() -> nn.Module:
+    """Return a small convolutional network, always with the same weights."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 1))
 
 
-def filled(model: nn.Module) -> None:
+def fill_gradients(model: nn.Module) -> None:
+    """Set random gradients, always the same."""
     torch.manual_seed(1)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
 
 
-def test_a_first_step_moves_a_convolution_by_its_gradients_nearest_orthogonal_matrix() -> None:
-    """By the singular value decomposition, which the Newton-Schulz iteration is only near: singular values are 0.7 to 1.2 after five rounds."""
+def test_only_matrices_decay() -> None:
+    model = DiT(depth=1, dim=32, heads=2).build(4, 8)
+    decayed, undecayed = parameter_groups(model, 0.1)
+    assert decayed["weight_decay"] == 0.1
+    assert undecayed["weight_decay"] == 0.0
+    assert all(parameter.ndim == 2 for parameter in decayed["params"])
+    assert any(parameter is model.get_parameter("blocks.0.table_MD") for parameter in undecayed["params"])
+    assert len(decayed["params"]) + len(undecayed["params"]) == len(list(model.parameters()))
+
+
+def test_muon_moves_along_the_nearest_orthogonal_matrix() -> None:
+    """The first step of a convolution, against the singular value decomposition of its gradient.
+
+    The Newton-Schulz iteration only approximates it: singular values are 0.7 to 1.2 after five rounds.
+    """
     model = network()
     before = copy.deepcopy(model)
     optimizer = SkippableMuon(model, SETTINGS)
-    filled(model)
+    fill_gradients(model)
     gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     optimizer.step()
     for old, new, gradient in zip(before.parameters(), model.parameters(), gradients, strict=True):
@@ -47,48 +64,55 @@ def test_a_first_step_moves_a_convolution_by_its_gradients_nearest_orthogonal_ma
         assert (scaled - scaled.diagonal().diag()).abs().max() < 0.05
 
 
-def test_a_step_that_is_refused_changes_nothing() -> None:
+def test_a_skipped_step_changes_nothing() -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())
     optimizer = SkippableMuon(model, SETTINGS)
-    optimizer.refuses = lambda: True
-    filled(model)
+    optimizer.skips_update = lambda: True
+    fill_gradients(model)
     optimizer.step()
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_moments_and_count_are_all_there_is_to_go_on_from() -> None:
-    """Two steps in one go are two steps with another optimizer for the second, which was given weights, moments and count."""
+class State(NamedTuple):
+    """The state of an engine that a checkpoint holds."""
 
-    def steps(number: int, start: int = 0, given: object = None) -> object:
-        engine = open_engine(network(), SETTINGS, torch.device("cpu"), SkippableMuon)
-        if given is not None:
-            weights, moments, updates = given  # type: ignore[misc]
-            for here, value in zip(engine.weight_shards(), weights, strict=True):
+    weights: list[Tensor]
+    moments: dict[str, list[Tensor]]
+    updates: int
+
+
+def take_steps(number: int, start: int = 0, state: State | None = None) -> State:
+    """Take steps with a new engine, from this state if there is one, and return the state after them."""
+    engine = open_engine(network(), SETTINGS, CPU, SkippableMuon)
+    if state is not None:
+        for here, value in zip(engine.weight_shards(), state.weights, strict=True):
+            here.copy_(value)
+        for name, values in engine.moments().items():
+            for here, value in zip(values, state.moments[name], strict=True):
                 here.copy_(value)
-            for name, values in engine.moments().items():
-                for here, value in zip(values, moments[name], strict=True):
-                    here.copy_(value)
-            engine.updates = updates
-        for step in range(start, start + number):
-            torch.manual_seed(10 + step)
-            engine.backward(engine.forward(torch.randn(2, 3, 6, 6)).square().mean(), True)
-            engine.step(1e-2)
-        copied = {name: [value.clone() for value in values] for name, values in engine.moments().items()}
-        return [shard.clone() for shard in engine.weight_shards()], copied, engine.updates
+        engine.updates = state.updates
+    for step in range(start, start + number):
+        torch.manual_seed(10 + step)
+        engine.backward(engine.forward(torch.randn(2, 3, 6, 6)).square().mean(), True)
+        engine.step(1e-2)
+    moments = {name: [value.clone() for value in values] for name, values in engine.moments().items()}
+    return State([shard.clone() for shard in engine.weight_shards()], moments, engine.updates)
 
-    whole, parts = steps(2), steps(1, 1, steps(1))
-    assert whole[2] == parts[2] == 2  # type: ignore[index]
-    for one, other in zip(whole[0], parts[0], strict=True):  # type: ignore[index]
-        assert one.equal(other)
+
+def test_weights_moments_and_count_are_the_whole_state() -> None:
+    """Two steps of one optimizer equal one step, and another by a new optimizer with the first one's state."""
+    whole, resumed = take_steps(2), take_steps(1, 1, take_steps(1))
+    assert whole.updates == resumed.updates == 2
+    assert all(one.equal(other) for one, other in zip(whole.weights, resumed.weights, strict=True))
 
 
 @pytest.mark.parametrize("lr", [0.0, 1e-3])
-def test_the_learning_rate_of_a_step_is_that_steps(lr: float) -> None:
+def test_muon_takes_each_steps_learning_rate(lr: float) -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())
-    engine = open_engine(model, SETTINGS, torch.device("cpu"), SkippableMuon)
-    filled(model)
+    engine = open_engine(model, SETTINGS, CPU, SkippableMuon)
+    fill_gradients(model)
     engine.step(lr)
     assert all(value.equal(before[name]) == (lr == 0.0) for name, value in model.state_dict().items())

@@ -1,4 +1,4 @@
-"""Whole runs that stop at step 7 of 20 and go on, as they were or with other workers and another ZeRO stage."""
+"""Runs that stop at step 7 of 20 and resume, unchanged or with other workers and another ZeRO stage."""
 
 from __future__ import annotations
 
@@ -35,23 +35,24 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_dataset(tmp_path_factory.mktemp("data"), [(32, 32, 5, 14), (48, 32, 1, 10)], n_val=2)
 
 
-def train(manifest: str, run_uri: str, legs: list[dict[str, Any]]) -> list[float]:
-    """One leg after the other, each from the checkpoint of the one before; losses of all steps."""
-    for changes in legs:
+def train(manifest: str, run_uri: str, parts: list[dict[str, Any]]) -> list[float]:
+    """Train in parts with changed settings, each from the last checkpoint; return the losses of all steps."""
+    for changes in parts:
         train_loop(SETTINGS.model_copy(update=changes), manifest, run_uri, 3, torch.device("cpu"))
     return [record["loss"] for record in read_metrics(run_uri)]
 
 
-def trained(manifest: str, plans: list[tuple[str, list[dict[str, Any]]]]) -> list[list[float]]:
-    """Several runs in the same processes."""
-    return [train(manifest, run_uri, legs) for run_uri, legs in plans]
+def train_all(manifest: str, runs: list[tuple[str, list[dict[str, Any]]]]) -> list[list[float]]:
+    """Train several runs in the same processes."""
+    return [train(manifest, run_uri, parts) for run_uri, parts in runs]
 
 
-def weights(run_uri: str) -> str:
+def weights_digest(run_uri: str) -> str:
+    """Return the digest of the exported weights."""
     return read_card(f"{run_uri}/export").weights
 
 
-def test_a_run_goes_on_with_the_same_bits_or_elsewhere_with_the_same_losses(manifest: str, tmp_path: Path) -> None:
+def test_runs_resume_to_the_bit_or_with_equal_losses(manifest: str, tmp_path: Path) -> None:
     def uri(name: str) -> str:
         return str(tmp_path / name)
 
@@ -59,9 +60,9 @@ def test_a_run_goes_on_with_the_same_bits_or_elsewhere_with_the_same_losses(mani
     one, two = ({"workers": 2, "zero_stage": stage} for stage in (0, 2))
     alone = train(manifest, uri("alone"), [end])
     assert train(manifest, uri("alone-7"), [stop, end]) == alone
-    assert weights(uri("alone-7")) == weights(uri("alone"))
+    assert weights_digest(uri("alone-7")) == weights_digest(uri("alone"))
     train(manifest, uri("from-alone"), [stop])
-    plans: list[tuple[str, list[dict[str, Any]]]] = [
+    runs: list[tuple[str, list[dict[str, Any]]]] = [
         (uri("zero0"), [one | end]),
         (uri("zero0-7"), [one | stop, one | end]),
         (uri("zero2"), [two | end]),
@@ -69,11 +70,11 @@ def test_a_run_goes_on_with_the_same_bits_or_elsewhere_with_the_same_losses(mani
         (uri("from-alone"), [two | end]),
         (uri("to-alone"), [two | stop]),
     ]
-    zero0, zero0_resumed, zero2, zero2_resumed, from_alone, _ = run_ranks(trained, 2, manifest, plans)[0]
+    zero0, zero0_resumed, zero2, zero2_resumed, from_alone, _ = run_ranks(train_all, 2, manifest, runs)[0]
     assert zero0_resumed == zero0
     assert zero2_resumed == zero2
     for name in ("zero0", "zero2"):
-        assert weights(uri(f"{name}-7")) == weights(uri(name))
+        assert weights_digest(uri(f"{name}-7")) == weights_digest(uri(name))
     to_alone = train(manifest, uri("to-alone"), [end])
     for losses in (zero0, zero2, from_alone, to_alone):
         assert len(losses) == 20
