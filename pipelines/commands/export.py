@@ -15,9 +15,9 @@ from pipelines.curation import inspect
 from pipelines.dataset.splits import splits_uri
 from pipelines.export.clip_files import CutSettings
 from pipelines.export.exporter import Split, Summary, Target, export
-from pipelines.export.format import FOLDER, Format, Sharded, find
+from pipelines.export.format import FOLDER, Format, ShardedFormat, find_format
 from pipelines.export.index import FILE
-from pipelines.export.wanted import wanted_clips
+from pipelines.export.selection import select_clips
 from pipelines.recipe import Recipe
 
 MAX_LISTED_FAILURES = 12
@@ -35,7 +35,7 @@ def target_of(recipe: Recipe, to: str, out: str | None, split: str, options: dic
     if to not in formats():
         raise ConfigError(f"--to {to}: write {', '.join(formats())}")
     shard_mb = options.pop("shard_mb")
-    settings, layout = parse_options(CutSettings, options), find(to, {"shard_mb": shard_mb})
+    settings, layout = parse_options(CutSettings, options), find_format(to, {"shard_mb": shard_mb})
     folder = storage.absolute(out) if out else storage.join(recipe.out_uri, "export", to)
     _check_outside_sources(recipe, folder, layout)
     return Target(folder, layout, settings, cast(Split, split))
@@ -45,14 +45,14 @@ def export_clips(recipe: Recipe, target: Target, in_process: bool = False) -> Su
     """Export the kept clips of a complete curation. Raises `ConfigError` if curation is not complete."""
     curation = inspect(recipe)
     curation.check_complete()
-    clips = wanted_clips(curation.final, splits_uri(recipe.out_uri), target.split)
+    clips = select_clips(curation.final, splits_uri(recipe.out_uri), target.split)
     with Session(recipe.ray, in_process) as session:
         return export(clips, target, session.run_tasks)
 
 
 def _check_outside_sources(recipe: Recipe, folder: str, layout: Format) -> None:
     """Raise `ConfigError` if the next run would take exported clips for footage."""
-    if isinstance(layout, Sharded):
+    if isinstance(layout, ShardedFormat):
         return
     for kind, source in (("video", "clip.mp4"), ("image", "image.png"), ("image", "image.jpg")):
         file = storage.join(folder, layout.clip_file({"uid": "uid", "kind": kind, "split": "train", "source": source}))

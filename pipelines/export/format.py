@@ -1,6 +1,6 @@
-"""The contract of an export's layout, and what is said of each clip in every one of them.
+"""The contract of an export format, and the description of a clip that all formats share.
 
-A clip is a mapping: the columns of its row in the curated table that are plain values, its `split`, and `CUT` once it is cut.
+A clip is a mapping: the plain columns of its row in the curated table, its `split`, and `CUT_COLUMNS` once it is cut.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOLDER = "pipelines.export.formats"
 
 Clip = Mapping[str, Any]
 
-CUT = (
+CUT_COLUMNS = (
     column("cut_mode", pa.string(), "copied (the source's own packets) or encoded"),
     column("cut_reason", pa.string(), "why it was not copied"),
     column("cut_n_frames", pa.int64(), "frames of the clip"),
@@ -36,7 +36,7 @@ CUT = (
     column("cut_size_bytes", pa.int64(), "size of the clip's file"),
 )
 
-IDENTITY = (
+LEADING_KEYS = (
     "uid",
     "source_uid",
     "source",
@@ -50,88 +50,93 @@ IDENTITY = (
     "time_base_den",
     "duration_s",
 )
-"""Columns that every description of a clip begins with; all others are listed as its scores."""
+"""Columns that a clip's description lists first; all others are listed under `scores`."""
 
-UNSAID = frozenset({*FATE_COLUMNS, "described", "left_out", "error", "shard", "old", "final"})
-"""Columns that only the export itself needs."""
+INTERNAL_COLUMNS = frozenset(
+    {*FATE_COLUMNS, "description_digest", "left_out_reason", "error", "pending_shard", "current_file", "final_file"}
+)
+"""Columns that only the export itself needs; no description lists them."""
 
 
 class Format(Plugin):
-    """A layout with a file of its own for each clip."""
+    """A format with a file per clip."""
 
     kinds: ClassVar[tuple[str, ...]] = ("video", "image")
-    """Kinds of sources that the layout can hold; clips of others are left out, with a reason in the index."""
+    """Kinds of sources that the format can hold; clips of others are left out, with a reason in the index."""
 
     @abc.abstractmethod
     def clip_file(self, clip: Clip) -> str:
-        """Path of a clip's file in the export's folder."""
+        """Return the path of a clip's file in the export's folder."""
 
-    def beside(self, clip: Clip) -> dict[str, bytes]:
-        """Further files of a clip, by path in the export's folder."""
+    def sidecars(self, clip: Clip) -> dict[str, bytes]:
+        """Return the contents of a clip's other files, by path in the export's folder."""
         return {}
 
-    def finish(self, folder: str, index: pa.Table) -> None:
-        """Write what is said of the export as a whole, from its index (`INDEX`)."""
+    def write_metadata(self, folder: str, index: pa.Table) -> None:
+        """Write the files that describe the export as a whole, from its index (`index.SCHEMA`)."""
 
 
-class Sharded(Format):
-    """A layout that packs clips into shards. A shard is written at once, and its clips are cut to files that do not stay."""
+class ShardedFormat(Format):
+    """A format that packs clips into shards. Clips are first cut to temporary files, and each shard is written once."""
 
     shard_mb: int = Field(
-        512, ge=1, description="Largest shard, in MB of 10^6 bytes; a clip that is larger has one for itself."
+        512, ge=1, description="Largest shard, in MB of 10^6 bytes; a larger clip gets a shard of its own."
     )
 
     def clip_file(self, clip: Clip) -> str:
-        return f"{clip['uid']}{suffix(clip)}"
+        return f"{clip['uid']}{clip_suffix(clip)}"
 
     @abc.abstractmethod
     def shard_file(self, split: str, number: int, count: int) -> str:
-        """Path of shard `number` of `count` of a split, in the export's folder."""
+        """Return the path in the export's folder of shard `number` of a split's `count` shards."""
 
     @abc.abstractmethod
     def write_shard(self, uri: str, clips: pa.Table, contents: Iterator[bytes]) -> None:
-        """Write a shard atomically: clips, and the bytes of each one's file, in order."""
+        """Write a shard atomically. `contents` are the bytes of the clips' files, in the order of the rows."""
 
     @abc.abstractmethod
     def read_shard(self, uri: str) -> Iterator[tuple[str, bytes]]:
-        """The uid and the bytes of each clip's file, in order."""
+        """Yield the uid and the bytes of each clip's file, in the order in which they were written."""
 
 
-def find(name: str, settings: Mapping[str, Any]) -> Format:
-    """A layout by name; `-` stands for `_`. Settings that it does not have are left out. Raises `ValueError` for an unknown name."""
-    kind = plugins.load(FOLDER, name.replace("-", "_"), Format)
-    known = {key: value for key, value in settings.items() if key in kind.model_fields}
-    return plugins.build(FOLDER, Format, {**known, "name": name.replace("-", "_")})
+def find_format(name: str, settings: Mapping[str, Any]) -> Format:
+    """Return a format by name, in which `-` stands for `_`; settings that it does not have are ignored.
+
+    Raises `ValueError` for an unknown name.
+    """
+    module = name.replace("-", "_")
+    fields = plugins.load(FOLDER, module, Format).model_fields
+    known = {key: value for key, value in settings.items() if key in fields}
+    return plugins.build(FOLDER, Format, {**known, "name": module})
 
 
-def suffix(clip: Clip) -> str:
-    """Suffix of a clip's file: videos are MP4, images keep what they are where every reader takes it."""
+def clip_suffix(clip: Clip) -> str:
+    """Return the suffix of a clip's file: .mp4 for videos, and for images the source's if every reader takes it."""
     return image_suffix(clip["source"]) if clip["kind"] == "image" else ".mp4"
 
 
-def stem(member: str) -> str:
-    """The uid of a clip's file."""
-    return PurePosixPath(member).stem
+def uid_of(path: str) -> str:
+    """Return the uid of the clip that a file holds, from the file's path."""
+    return PurePosixPath(path).stem
 
 
 def describe(clip: Clip) -> dict[str, Any]:
-    """What is said of a clip beside its file: where it comes from, its caption, size and split, and all measured columns as `scores`."""
-    named = {name: clip[name] for name in IDENTITY if name in clip}
+    """Return a clip's description: its source, span, caption, size and split, and all measured columns as `scores`."""
+    named = {name: clip[name] for name in LEADING_KEYS if name in clip}
     named["caption"] = clip.get("caption") or ""
-    named |= {field.name.removeprefix("cut_"): clip[field.name] for field in CUT if field.name in clip}
+    named |= {field.name.removeprefix("cut_"): clip[field.name] for field in CUT_COLUMNS if field.name in clip}
     scores = {
         name: clip[name]
         for name in sorted(clip)
-        if name not in named and name not in UNSAID and not name.startswith(("cut_", "stored_"))
+        if name not in named and name not in INTERNAL_COLUMNS and not name.startswith(("cut_", "stored_"))
     }
     return {**named, "scores": scores}
 
 
-def as_json(clip: Clip) -> bytes:
-    """`describe` as JSON."""
+def description_json(clip: Clip) -> bytes:
     return (json.dumps(describe(clip), ensure_ascii=False, indent=1, default=str) + "\n").encode()
 
 
-def caption_of(clip: Clip) -> bytes:
-    """The caption as a text file has it; empty where there is none."""
+def caption_bytes(clip: Clip) -> bytes:
+    """Return the caption as a text file holds it; empty if the clip has none."""
     return str(clip.get("caption") or "").encode()

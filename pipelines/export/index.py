@@ -1,4 +1,4 @@
-"""The index of an export: one row a clip that was wanted, with its file, or with the error for which it has none."""
+"""The index of an export: a row per selected clip, with its file, or with the reason or error for which it has none."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pyarrow as pa
 from cluster import storage
 from pipelines.engine.step import column
 from pipelines.engine.tables import conform
-from pipelines.export.format import CUT
+from pipelines.export.format import CUT_COLUMNS
 
 FILE = "index.parquet"
 
-KEY = b"worldloom.export"
-"""Metadata of the index: the settings that the export was made with."""
+METADATA_KEY = b"worldloom.export"
+"""Key of the settings of the export in the metadata of its Parquet files."""
 
-INDEX = pa.schema(
+SCHEMA = pa.schema(
     [
         column("uid", pa.string(), "identity of the clip"),
         column("source_uid", pa.string(), "identity of the source file"),
@@ -35,7 +35,9 @@ INDEX = pa.schema(
             pa.string(),
             "path of the clip's file, or of its shard, in the export's folder; null for a clip that has none",
         ),
-        column("member", pa.string(), "name of the clip's file inside its shard; null where it is a file of its own"),
+        column(
+            "member", pa.string(), "name of the clip's file inside its shard; null for a clip that is not in a shard"
+        ),
         column("mode", pa.string(), "copied (the source's own packets) or encoded; null for a clip that has no file"),
         column("reason", pa.string(), "why it was encoded, or why it was left out"),
         column("n_frames", pa.int64(), "frames of the clip"),
@@ -46,32 +48,31 @@ INDEX = pa.schema(
         column("size_bytes", pa.int64(), "size of the clip's file"),
         column("error", pa.string(), "class and message of the error for which the clip has no file"),
         column(
-            "described", pa.string(), "digest of what is said of the clip: of its caption, split and measured columns"
+            "description_digest", pa.string(), "digest of the clip's description: caption, split and measured columns"
         ),
     ]
 )
 
 
 def read(folder: str) -> tuple[pa.Table, dict[str, Any]]:
-    """The index of an export and its settings; empty ones where there is no export."""
+    """Return the index of an export and its settings; both are empty if there is no export."""
     uri = storage.join(folder, FILE)
     if not storage.exists(uri):
-        return INDEX.empty_table(), {}
+        return SCHEMA.empty_table(), {}
     table = storage.read_table(uri)
-    settings: dict[str, Any] = json.loads((table.schema.metadata or {}).get(KEY, b"{}"))
-    return conform(table, INDEX), settings
+    settings: dict[str, Any] = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    return conform(table, SCHEMA), settings
 
 
 def write(folder: str, rows: pa.Table, settings: Mapping[str, Any]) -> None:
     """Write the index, sorted by uid."""
-    table = conform(rows, INDEX).sort_by("uid")
-    storage.write_table(
-        storage.join(folder, FILE), table.replace_schema_metadata({KEY: json.dumps(settings, sort_keys=True).encode()})
-    )
+    table = conform(rows, SCHEMA).sort_by("uid")
+    metadata = {METADATA_KEY: json.dumps(settings, sort_keys=True).encode()}
+    storage.write_table(storage.join(folder, FILE), table.replace_schema_metadata(metadata))
 
 
-def named_as_in_index(rows: pa.Table) -> pa.Table:
-    """Rows of clips with the columns of cutting under the names that the index gives them."""
-    taken = {field.name.removeprefix("cut_") for field in CUT}
-    others = [name for name in rows.column_names if name not in taken]
-    return rows.select(others).rename_columns([name.removeprefix("cut_") for name in others])
+def without_cut_prefix(rows: pa.Table) -> pa.Table:
+    """Return rows of clips with `CUT_COLUMNS` under their names in the index; they replace columns of these names."""
+    replaced = {field.name.removeprefix("cut_") for field in CUT_COLUMNS}
+    names = [name for name in rows.column_names if name not in replaced]
+    return rows.select(names).rename_columns([name.removeprefix("cut_") for name in names])

@@ -1,1 +1,1 @@
-"""Layouts of an export, one file each; the file's name is the layout's, with - for _."""
+"""Export formats, a module per format; `--to` takes the module's name with - for _."""

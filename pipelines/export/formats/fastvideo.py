@@ -1,8 +1,8 @@
-"""fastvideo: what the preprocessing of hao-ai-lab/FastVideo reads with `dataset_type: merged`: videos and a list of captions.
+"""fastvideo: the input of the preprocessing of hao-ai-lab/FastVideo with `dataset_type: merged`: videos and captions.
 
-A folder a split, each a dataset of its own: give `<folder>/train` as `dataset_path`. In it `videos/`, `videos2caption.json` and
-`merge.txt`, which names the two. The fields of an entry are those that FastVideo's validators and its older loader read:
-fastvideo/workflow/preprocess/components.py and fastvideo/dataset/preprocessing_datasets.py.
+Each split is a data set in a folder of its own: pass `<folder>/train` as `dataset_path`. It has `videos/`,
+`videos2caption.json`, and `merge.txt`, which names the two. An entry has the fields that FastVideo's validators and its
+older loader read: fastvideo/workflow/preprocess/components.py and fastvideo/dataset/preprocessing_datasets.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import storage
-from pipelines.export.format import Clip, Format, suffix
+from pipelines.export.format import Clip, Format, clip_suffix
 
 VIDEOS = "videos"
 CAPTIONS = "videos2caption.json"
@@ -22,22 +22,22 @@ MERGE = "merge.txt"
 
 
 class FastVideo(Format):
-    """Videos in a folder a split, with a JSON list of their captions, rates and sizes. Images are left out."""
+    """A format with a folder of videos per split and a JSON list of captions, frame rates and sizes; without images."""
 
     name: str = "fastvideo"
     kinds: ClassVar[tuple[str, ...]] = ("video",)
 
     def clip_file(self, clip: Clip) -> str:
-        return f"{clip['split']}/{VIDEOS}/{clip['uid']}{suffix(clip)}"
+        return f"{clip['split']}/{VIDEOS}/{clip['uid']}{clip_suffix(clip)}"
 
-    def finish(self, folder: str, index: pa.Table) -> None:
-        there = index.filter(pc.is_valid(index["file"]))
-        splits = sorted(set(there["split"].to_pylist()))
+    def write_metadata(self, folder: str, index: pa.Table) -> None:
+        exported = index.filter(pc.is_valid(index["file"]))
+        splits = sorted(set(exported["split"].to_pylist()))
         for split in splits:
-            rows = there.filter(pc.equal(there["split"], split)).sort_by("uid").to_pylist()
+            rows = exported.filter(pc.equal(exported["split"], split)).sort_by("uid").to_pylist()
             entries = [
                 {
-                    "path": f"{row['uid']}{suffix(row)}",
+                    "path": f"{row['uid']}{clip_suffix(row)}",
                     "cap": row["caption"] or "",
                     "resolution": {"width": row["width"], "height": row["height"]},
                     "fps": row["fps"],
@@ -47,10 +47,8 @@ class FastVideo(Format):
                 }
                 for row in rows
             ]
-            storage.write_bytes(
-                storage.join(folder, split, CAPTIONS),
-                (json.dumps(entries, ensure_ascii=False, indent=1) + "\n").encode(),
-            )
+            captions = json.dumps(entries, ensure_ascii=False, indent=1) + "\n"
+            storage.write_bytes(storage.join(folder, split, CAPTIONS), captions.encode())
             storage.write_bytes(storage.join(folder, split, MERGE), f"{VIDEOS},{CAPTIONS}\n".encode())
         for entry in storage.list_files(folder, CAPTIONS):
             split_folder = entry.uri.removesuffix("/" + CAPTIONS)

@@ -1,7 +1,7 @@
-"""webdataset: tar files <split>-000000.tar with <uid>.mp4 (or an image), <uid>.txt and <uid>.json of each clip, one after another.
+"""webdataset: tar files <split>-000000.tar with <uid>.json, <uid>.mp4 (or an image) and <uid>.txt of each clip in turn.
 
-Written with the standard library, as a tar file is all that the format is; and without times and owners, so that the same clips give
-the same bytes.
+The standard library writes them, since the format is plain tar. They hold no times and owners, so that the same clips
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from cluster import storage
-from pipelines.export.format import Sharded, as_json, caption_of, stem, suffix
+from pipelines.export.format import ShardedFormat, caption_bytes, clip_suffix, description_json, uid_of
 
-MODE = 0o644
+FILE_MODE = 0o644
 
-BESIDE = (".txt", ".json")
-"""Suffixes of members that are not the clip itself."""
+SIDECAR_SUFFIXES = (".txt", ".json")
 
 
-class WebDataset(Sharded):
-    """Tar files of clips with captions and descriptions, as `webdataset.WebDataset` reads them."""
+class WebDataset(ShardedFormat):
+    """A format of tar files with clips, captions and descriptions, as `webdataset.WebDataset` reads them."""
 
     name: str = "webdataset"
 
@@ -35,19 +34,20 @@ class WebDataset(Sharded):
             tarfile.open(fileobj=handle, mode="w", format=tarfile.USTAR_FORMAT) as tar,
         ):
             for clip, content in zip(clips.to_pylist(), contents, strict=True):
-                for ending, data in ((".json", as_json(clip)), (suffix(clip), content), (".txt", caption_of(clip))):
-                    _add(tar, f"{clip['uid']}{ending}", data)
+                _add(tar, f"{clip['uid']}.json", description_json(clip))
+                _add(tar, f"{clip['uid']}{clip_suffix(clip)}", content)
+                _add(tar, f"{clip['uid']}.txt", caption_bytes(clip))
 
     def read_shard(self, uri: str) -> Iterator[tuple[str, bytes]]:
         with storage.open_input(uri) as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
             for member in tar:
-                if not member.name.endswith(BESIDE):
+                if not member.name.endswith(SIDECAR_SUFFIXES):
                     content = tar.extractfile(member)
-                    assert content is not None, f"{uri}: {member.name} is no file"
-                    yield stem(member.name), content.read()
+                    assert content is not None, f"{uri}: {member.name} is not a file"
+                    yield uid_of(member.name), content.read()
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
-    member.size, member.mode = len(data), MODE
+    member.size, member.mode = len(data), FILE_MODE
     tar.addfile(member, io.BytesIO(data))

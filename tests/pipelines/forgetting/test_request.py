@@ -180,8 +180,8 @@ def test_a_removal_killed_anywhere_can_be_finished(tmp_path: Path) -> None:
         forget(recipe, source=source)
     undisturbed = without_records(files_of(recipe.out_uri))
     record = exclusions.read_records(recipe.out_uri)[0]
-    assert killer.moments > 40
-    for at in range(killer.moments):
+    assert killer.kill_points > 40
+    for at in range(killer.kill_points):
         shutil.rmtree(recipe.out_uri)
         shutil.copytree(before, recipe.out_uri)
         with pytest.MonkeyPatch.context() as patch:

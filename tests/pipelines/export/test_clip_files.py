@@ -1,8 +1,7 @@
-"""Cutting clips: a copy is the source bit for bit, an encoded clip has the same frames at the same moments, at any span."""
+"""Cutting clips: copied frames equal the source bit for bit, encoded clips have the same frames at the same times."""
 
 from __future__ import annotations
 
-import itertools
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image
 
+from cluster.arrays import UInt8Array
 from pipelines.export.clip_files import Cut, CutSettings, cut_image, cut_video
-from pipelines.export.copying import decoding_times, nal_types
-from pipelines.video.decode import DecodeError, MediaInfo, open_video
+from pipelines.video.decode import DecodeError, open_video
+from pipelines.video.media_info import MediaInfo
 from tests.support import videos
 
 FAST = CutSettings(preset="ultrafast")
@@ -27,29 +26,29 @@ X264 = {"g": str(GROUP), "bf": "3", "x264-params": "scenecut=0:keyint=10:min-key
 
 def read(
     uri: Path | str, start_pts: int = -(1 << 60), end_pts: int = 1 << 60
-) -> tuple[MediaInfo, list[tuple[Fraction, NDArray[Any]]]]:
-    """The frames of a span as (seconds from the first of them, pixels as they are stored)."""
+) -> tuple[MediaInfo, list[tuple[Fraction, np.ndarray[Any, Any]]]]:
+    """Return the frames of a span as (seconds from the first of them, stored values)."""
     found = []
     with open_video(str(uri)) as video:
-        for picture in video.decoded_frames():
-            if picture.pts >= end_pts:
+        for frame in video.decoded_frames():
+            if frame.pts >= end_pts:
                 break
-            if picture.pts >= start_pts:
-                found.append((picture.pts, picture.frame.to_ndarray()))
-        return video.info, [((pts - found[0][0]) * video.info.time_base, pixels) for pts, pixels in found]
+            if frame.pts >= start_pts:
+                found.append((frame.pts, frame.frame.to_ndarray()))
+        return video.info, [((pts - found[0][0]) * video.info.time_base, values) for pts, values in found]
 
 
-def moments(uri: Path | str) -> list[int]:
+def pts_of(uri: Path | str) -> list[int]:
     with open_video(str(uri)) as video:
-        return [picture.pts for picture in video.decoded_frames()]
+        return [frame.pts for frame in video.decoded_frames()]
 
 
-def check(uri: Path | str, start_pts: int, end_pts: int, cut: Cut, path: Path, decibels: float = 30.0) -> None:
-    """The clip has the frames of the span, at their moments; bit for bit when it was copied, else alike."""
+def check(uri: Path | str, start_pts: int, end_pts: int, cut: Cut, path: Path, min_psnr_db: float = 30.0) -> None:
+    """Assert that a clip has the frames of the span at their times: bit for bit if copied, else to a PSNR in dB."""
     before, wanted = read(uri, start_pts, end_pts)
     after, found = read(path)
-    assert [moment for moment, _ in found] == [moment for moment, _ in wanted]
-    assert moments(path)[0] == 0
+    assert [seconds for seconds, _ in found] == [seconds for seconds, _ in wanted]
+    assert pts_of(path)[0] == 0
     assert (cut.n_frames, cut.width, cut.height) == (len(wanted), after.width, after.height)
     assert (after.width, after.height, after.rotation_deg, after.bit_depth) == (
         before.width,
@@ -65,61 +64,61 @@ def check(uri: Path | str, start_pts: int, end_pts: int, cut: Cut, path: Path, d
         assert max(errors) == 0
     else:
         peak = 2**before.bit_depth - 1
-        assert 10 * np.log10(peak**2 / max(float(np.mean(errors)), 1e-9)) > decibels
+        assert 10 * np.log10(peak**2 / max(float(np.mean(errors)), 1e-9)) > min_psnr_db
 
 
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """35 frames in closed groups of 10, with B-frames."""
+    """Return a video of 35 frames in closed groups of 10, with B-frames."""
     return videos.encode(tmp_path_factory.mktemp("grouped") / "grouped.mp4", videos.numbered(35), options=X264)
 
 
 @pytest.fixture(scope="module")
-def grouped_moments(grouped: Path) -> list[int]:
-    return moments(grouped)
+def grouped_pts(grouped: Path) -> list[int]:
+    return pts_of(grouped)
 
 
 def span(pts: list[int], first: int, end: int) -> tuple[int, int]:
-    """PTS of the span from frame `first` to before frame `end`."""
+    """Return the start and end PTS of the span from frame `first` to before frame `end`."""
     return pts[first], pts[end] if end < len(pts) else pts[-1] + 101
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=st.integers(0, 34), length=st.integers(1, 35), early=st.integers(0, 100), late=st.integers(0, 100))
 def test_any_span_gives_exactly_its_frames(
-    tmp_path: Path, grouped: Path, grouped_moments: list[int], first: int, length: int, early: int, late: int
+    tmp_path: Path, grouped: Path, grouped_pts: list[int], first: int, length: int, early: int, late: int
 ) -> None:
     end = min(first + length, 35)
-    start_pts, end_pts = span(grouped_moments, first, end)
+    start_pts, end_pts = span(grouped_pts, first, end)
     # Spans may begin and end between frames.
     start_pts, end_pts = start_pts - early, end_pts - min(late, 100)
     path = tmp_path / "clip.mp4"
     cut = cut_video(str(grouped), start_pts, end_pts, path, FAST)
     check(grouped, start_pts, end_pts, cut, path)
     assert [videos.number_of(_rgb(path, k)) for k in (0, cut.n_frames - 1)] == [first, end - 1]
-    assert cut.first_pts == grouped_moments[first]
+    assert cut.first_pts == grouped_pts[first]
     if first % GROUP:
         assert cut.mode == "encoded"
     elif end % GROUP == 0 or end == 35:
         assert cut.mode == "copied", "whole groups are always copied"
 
 
-def _rgb(path: Path, number: int) -> NDArray[np.uint8]:
+def _rgb(path: Path, number: int) -> UInt8Array:
     with open_video(str(path)) as video:
-        for k, picture in enumerate(video.decoded_frames()):
+        for k, frame in enumerate(video.decoded_frames()):
             if k == number:
-                return video.to_array(picture.frame, video.info.width, video.info.height)
+                return video.to_array(frame.frame, video.info.width, video.info.height)
     raise AssertionError(f"{path} has no frame {number}")
 
 
 @pytest.mark.parametrize("verify", [False, True])
-def test_a_span_that_ends_between_frames_that_need_each_other_is_encoded(
-    tmp_path: Path, grouped: Path, grouped_moments: list[int], verify: bool
+def test_a_span_ending_between_dependent_frames_is_encoded(
+    tmp_path: Path, grouped: Path, grouped_pts: list[int], verify: bool
 ) -> None:
-    # In decoding order 0 4 2 1 3 ...: frame 4 is needed by frames 1 to 3, so only [0, 5) and [0, 1) can be copied of these.
+    # Decoding order is 0 4 2 1 3 ...: frames 1 to 3 need frame 4, so of these only [0, 5) and [0, 1) can be copied.
     modes = {}
     for end in (1, 2, 3, 4, 5):
-        start_pts, end_pts = span(grouped_moments, 0, end)
+        start_pts, end_pts = span(grouped_pts, 0, end)
         cut = cut_video(
             str(grouped), start_pts, end_pts, tmp_path / "clip.mp4", FAST.model_copy(update={"verify": verify})
         )
@@ -128,10 +127,10 @@ def test_a_span_that_ends_between_frames_that_need_each_other_is_encoded(
     assert modes == {1: "copied", 2: "encoded", 3: "encoded", 4: "encoded", 5: "copied"}
 
 
-def test_a_group_whose_first_pictures_look_back_is_encoded(tmp_path: Path) -> None:
+def test_a_group_with_references_to_the_one_before_is_encoded(tmp_path: Path) -> None:
     options = {**X264, "x264-params": "scenecut=0:keyint=10:min-keyint=10:open-gop=1:b-adapt=0"}
     source = videos.encode(tmp_path / "open.mp4", videos.sliding(35, 2.0, 96, 64), options=options)
-    pts = moments(source)
+    pts = pts_of(source)
     cuts = {}
     for first in (0, 9, 10, 11):
         cuts[first] = cut_video(str(source), *span(pts, first, 35), tmp_path / "clip.mp4", FAST)
@@ -140,9 +139,9 @@ def test_a_group_whose_first_pictures_look_back_is_encoded(tmp_path: Path) -> No
     assert {cut.mode for cut in cuts.values()} == {"encoded"}
 
 
-def test_copying_can_be_switched_off(tmp_path: Path, grouped: Path, grouped_moments: list[int]) -> None:
+def test_stream_copy_can_be_switched_off(tmp_path: Path, grouped: Path, grouped_pts: list[int]) -> None:
     cut = cut_video(
-        str(grouped), *span(grouped_moments, 0, 35), tmp_path / "clip.mp4", FAST.model_copy(update={"stream_copy": False})
+        str(grouped), *span(grouped_pts, 0, 35), tmp_path / "clip.mp4", FAST.model_copy(update={"stream_copy": False})
     )
     assert (cut.mode, cut.n_frames) == ("encoded", 35)
 
@@ -163,9 +162,9 @@ CONTAINERS = [
 @pytest.mark.parametrize(
     ("name", "codec", "options"), CONTAINERS, ids=[f"{codec}-{name}" for name, codec, _ in CONTAINERS]
 )
-def test_containers_and_codecs(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+def test_clips_of_all_containers_and_codecs(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
     source = videos.encode(tmp_path / name, videos.sliding(24, 2.0, 96, 64), codec=codec, options=options)
-    pts = moments(source)
+    pts = pts_of(source)
     for first, end in ((0, 24), (0, 11), (7, 20)):
         cut = cut_video(str(source), *span(pts, first, end), tmp_path / "clip.mp4", FAST)
         check(source, *span(pts, first, end), cut, tmp_path / "clip.mp4")
@@ -173,7 +172,7 @@ def test_containers_and_codecs(tmp_path: Path, name: str, codec: str, options: d
             assert cut.mode == ("encoded" if codec == "libvpx" or name.endswith("avi") else "copied")
 
 
-def test_moments_of_a_variable_frame_rate_are_kept(tmp_path: Path) -> None:
+def test_times_of_a_variable_frame_rate_are_kept(tmp_path: Path) -> None:
     pts = [0, 3, 4, 11, 12, 30, 31, 32, 60, 61, 90, 200]
     source = videos.encode(
         tmp_path / "vfr.mp4",
@@ -182,7 +181,7 @@ def test_moments_of_a_variable_frame_rate_are_kept(tmp_path: Path) -> None:
         time_base=Fraction(1001, 30000),
         options={"g": "4", "bf": "2"},
     )
-    found = moments(source)
+    found = pts_of(source)
     for first, end in ((0, 12), (4, 8), (5, 11), (3, 4)):
         cut = cut_video(str(source), *span(found, first, end), tmp_path / "clip.mp4", FAST)
         check(source, *span(found, first, end), cut, tmp_path / "clip.mp4")
@@ -192,9 +191,9 @@ def test_moments_of_a_variable_frame_rate_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stream_copy", [True, False])
-def test_rotation_aspect_and_colour_go_with_the_clip(tmp_path: Path, stream_copy: bool) -> None:
+def test_rotation_aspect_and_colour_are_kept(tmp_path: Path, stream_copy: bool) -> None:
     source = videos.encode(
-        tmp_path / "turned.mov",
+        tmp_path / "rotated.mov",
         videos.numbered(8),
         rotation_deg=90,
         aspect=Fraction(4, 3),
@@ -202,7 +201,9 @@ def test_rotation_aspect_and_colour_go_with_the_clip(tmp_path: Path, stream_copy
         colorspace=1,
         options={"bf": "0"},
     )
-    cut = cut_video(str(source), 0, 1 << 40, tmp_path / "clip.mp4", FAST.model_copy(update={"stream_copy": stream_copy}))
+    cut = cut_video(
+        str(source), 0, 1 << 40, tmp_path / "clip.mp4", FAST.model_copy(update={"stream_copy": stream_copy})
+    )
     check(source, 0, 1 << 40, cut, tmp_path / "clip.mp4")
     assert cut.mode == ("copied" if stream_copy else "encoded")
     tags = []
@@ -218,79 +219,60 @@ def test_rotation_aspect_and_colour_go_with_the_clip(tmp_path: Path, stream_copy
 
 def test_ten_bits_stay_ten_bits(tmp_path: Path) -> None:
     source = videos.encode(tmp_path / "deep.mp4", videos.numbered(6), pixel_format="yuv420p10le", options={"g": "6"})
-    cut = cut_video(str(source), *span(moments(source), 2, 6), tmp_path / "clip.mp4", FAST)
-    check(source, *span(moments(source), 2, 6), cut, tmp_path / "clip.mp4")
+    cut = cut_video(str(source), *span(pts_of(source), 2, 6), tmp_path / "clip.mp4", FAST)
+    check(source, *span(pts_of(source), 2, 6), cut, tmp_path / "clip.mp4")
     assert read(tmp_path / "clip.mp4")[0].pixel_format == "yuv420p10le"
 
 
-def test_odd_sides_and_other_chroma_become_what_players_take(tmp_path: Path) -> None:
+def test_odd_sides_and_other_chroma_are_converted(tmp_path: Path) -> None:
     source = videos.encode(
         tmp_path / "odd.mp4", videos.numbered(4, 131, 67), pixel_format="yuv444p", options={"g": "4"}
     )
-    cut = cut_video(str(source), *span(moments(source), 1, 4), tmp_path / "clip.mp4", FAST)
+    cut = cut_video(str(source), *span(pts_of(source), 1, 4), tmp_path / "clip.mp4", FAST)
     info, found = read(tmp_path / "clip.mp4")
     assert (cut.mode, len(found), info.pixel_format, info.width, info.height) == ("encoded", 3, "yuv420p", 130, 66)
 
 
-def test_the_same_clip_is_the_same_file(tmp_path: Path) -> None:
+def test_the_same_clip_gives_the_same_bytes(tmp_path: Path) -> None:
     source = videos.encode(tmp_path / "a.mp4", videos.sliding(40, 3.0, 352, 288), options={"g": "40"})
     files = []
     for number in range(6):
-        # x264 on AVX-512 was seen to depend on what lay in memory.
-        rubbish = [np.full(50_000 * (k + number), number, np.uint8) for k in range(9)]
+        # Without `REPRODUCIBLE`, x264 on AVX-512 depended on earlier contents of memory.
+        garbage = [np.full(50_000 * (k + number), number, np.uint8) for k in range(9)]
         cut_video(
             str(source),
-            *span(moments(source), 3, 38),
+            *span(pts_of(source), 3, 38),
             tmp_path / "clip.mp4",
             CutSettings(preset="veryfast", verify=False),
         )
         files.append((tmp_path / "clip.mp4").read_bytes())
-        del rubbish
+        del garbage
     assert len(set(files)) == 1
 
 
-def test_a_span_without_frames_fails(tmp_path: Path, grouped: Path, grouped_moments: list[int]) -> None:
+def test_a_span_without_frames_fails(tmp_path: Path, grouped: Path, grouped_pts: list[int]) -> None:
     with pytest.raises(DecodeError, match="no frame between"):
-        cut_video(str(grouped), grouped_moments[3] + 1, grouped_moments[4], tmp_path / "clip.mp4", FAST)
+        cut_video(str(grouped), grouped_pts[3] + 1, grouped_pts[4], tmp_path / "clip.mp4", FAST)
 
 
 @pytest.mark.parametrize("stream_copy", [True, False])
-def test_damage_fails_the_clip_and_is_not_copied(
-    tmp_path: Path, grouped: Path, grouped_moments: list[int], stream_copy: bool
+def test_damaged_packets_fail_the_clip(
+    tmp_path: Path, grouped: Path, grouped_pts: list[int], stream_copy: bool
 ) -> None:
     data = bytearray(grouped.read_bytes())
     with av.open(str(grouped)) as container:
-        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+        offsets = [packet.pos for packet in container.demux(video=0) if packet.size]
     # The length of the packet's first NAL unit.
-    data[places[13] : places[13] + 4] = b"\x7f\xff\xff\xff"
+    data[offsets[13] : offsets[13] + 4] = b"\x7f\xff\xff\xff"
     (tmp_path / "bad.mp4").write_bytes(data)
     with pytest.raises(DecodeError):
         cut_video(
             str(tmp_path / "bad.mp4"),
-            grouped_moments[0],
-            grouped_moments[-1] + 1,
+            grouped_pts[0],
+            grouped_pts[-1] + 1,
             tmp_path / "clip.mp4",
             FAST.model_copy(update={"stream_copy": stream_copy}),
         )
-
-
-def test_nal_types_of_both_framings() -> None:
-    units = [b"\x67abc", b"\x68d", b"\x65pic"]
-    prefixed = b"".join(len(unit).to_bytes(4, "big") + unit for unit in units)
-    started = b"\0\0\0\1" + b"\0\0\1".join(units)
-    assert nal_types(prefixed, b"\x01\x64\x00\x1f\xff", "h264") == [7, 8, 5] == nal_types(started, b"", "h264")
-    hevc = [bytes([19 << 1, 1]) + b"idr", bytes([35 << 1, 1])]
-    assert nal_types(
-        b"".join(len(unit).to_bytes(2, "big") + unit for unit in hevc), b"\x01" + bytes(20) + b"\x01", "hevc"
-    ) == [19, 35]
-
-
-@given(st.permutations(list(range(12))))
-def test_decoding_times_rise_and_come_before_their_frames(order: list[int]) -> None:
-    times = decoding_times(order)
-    assert all(one < other for one, other in itertools.pairwise(times))
-    gaps = [shown - decoded for shown, decoded in zip(order, times, strict=True)]
-    assert min(gaps) == 0, "later ones would come too late for some frame"
 
 
 def test_images_are_copied_or_written_upright(tmp_path: Path) -> None:
@@ -317,9 +299,9 @@ REAL = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*REAL, "short_1s_340x256.mp4", "subtitled_portrait_362x640.mp4"])
-def test_real_footage(tmp_path: Path, real_videos: Path, name: str) -> None:
+def test_clips_of_real_footage(tmp_path: Path, real_videos: Path, name: str) -> None:
     source = real_videos / name
-    pts = moments(source)[:160]
+    pts = pts_of(source)[:160]
     n = len(pts)
     for first, end in ((0, n), (0, max(1, n // 2)), (n // 3, max(n // 3 + 1, 2 * n // 3))):
         start_pts, end_pts = span(pts, first, end)

@@ -1,4 +1,4 @@
-"""Exports as a whole: every clip once with what is known of it, whatever is killed, changed, added or taken away in between."""
+"""Exports: each clip is there once with its current description, after kills, changes, additions and removals."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from cluster import storage
 from cluster.config import ConfigError
 from pipelines import inline
 from pipelines.engine.worker import Job
-from pipelines.export import exporter as exporting
+from pipelines.export import shard_plan
 from pipelines.export.clip_files import CutSettings
 from pipelines.export.exporter import Summary, Target, export
-from pipelines.export.format import find
+from pipelines.export.format import find_format
 from tests.support import videos
+from tests.support.killing import Killed
 
 FORMATS = ("mp4", "webdataset", "hf-parquet", "fastvideo")
 SHARDED = ("webdataset", "hf-parquet")
@@ -45,7 +46,7 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def clip(footage: Path, number: int, **changes: Any) -> dict[str, Any]:
-    """Clip `number`: 4 frames of one of two files, the even ones from a key frame on."""
+    """Return the row of a clip of 4 frames; those of even numbers start at a key frame."""
     first = number % 4 * 2
     row = {
         "uid": f"clip{number:02d}",
@@ -70,7 +71,10 @@ def clip(footage: Path, number: int, **changes: Any) -> dict[str, Any]:
 
 SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in ("uid", "source_uid", "source", "kind", "caption", "split", "described")),
+        *(
+            (name, pa.string())
+            for name in ("uid", "source_uid", "source", "kind", "caption", "split", "description_digest")
+        ),
         *((name, pa.int64()) for name in ("start_pts", "end_pts", "time_base_num", "time_base_den", "width", "height")),
         *((name, pa.float64()) for name in ("duration_s", "motion", "fps")),
         ("crop", pa.list_(pa.int32())),
@@ -79,19 +83,22 @@ SCHEMA = pa.schema(
 
 
 def table(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist([{**row, "described": storage.digest(repr(row))} for row in rows], SCHEMA)
+    return pa.Table.from_pylist([{**row, "description_digest": storage.digest(repr(row))} for row in rows], SCHEMA)
 
 
 def target(folder: Path, name: str, shard_mb: int = 1, **cut: Any) -> Target:
-    return Target(str(folder / name), find(name, {"shard_mb": shard_mb}), FAST.model_copy(update=cut), "all")
+    return Target(str(folder / name), find_format(name, {"shard_mb": shard_mb}), FAST.model_copy(update=cut), "all")
 
 
-def tree(folder: Path) -> dict[str, bytes]:
+def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def clips_in(folder: Path) -> dict[str, tuple[str, dict[str, Any], bytes]]:
-    """Of an export in any format: for each uid its split, what is said of it (caption, motion where the format has it) and its file."""
+    """Return for each uid in an export of any format its split, its description and the bytes of its file.
+
+    The description has the caption, and `motion` if the format stores it.
+    """
     found: list[tuple[str, str, dict[str, Any], bytes]] = []
     for path in sorted(folder.rglob("*")):
         name = path.name
@@ -99,39 +106,44 @@ def clips_in(folder: Path) -> dict[str, tuple[str, dict[str, Any], bytes]]:
             with tarfile.open(path) as tar:
                 members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
             for uid in sorted({member.partition(".")[0] for member in members}):
-                about = json.loads(members[f"{uid}.json"])
-                assert members[f"{uid}.txt"].decode() == about["caption"]
-                found.append((uid, name.partition("-")[0], about | about["scores"], members[f"{uid}.mp4"]))
+                description = json.loads(members[f"{uid}.json"])
+                assert members[f"{uid}.txt"].decode() == description["caption"]
+                found.append((uid, name.partition("-")[0], description | description["scores"], members[f"{uid}.mp4"]))
         elif path.parent.name == "data":
             for row in pq.read_table(path).to_pylist():
                 assert row["video"]["path"] == f"{row['uid']}.mp4"
-                found.append(
-                    (row["uid"], name.partition("-")[0].replace("validation", "val"), row, row["video"]["bytes"])
-                )
+                split = name.partition("-")[0].replace("validation", "val")
+                found.append((row["uid"], split, row, row["video"]["bytes"]))
         elif name == "videos2caption.json":
             for entry in json.loads(path.read_text()):
                 data = (path.parent / "videos" / entry["path"]).read_bytes()
-                found.append(
-                    (entry["path"].partition(".")[0], path.parent.name, entry | {"caption": entry["cap"]}, data)
-                )
+                uid = entry["path"].partition(".")[0]
+                found.append((uid, path.parent.name, entry | {"caption": entry["cap"]}, data))
         elif path.suffix == ".json":
-            about = json.loads(path.read_text())
-            assert path.with_suffix(".txt").read_text() == about["caption"] + "\n"
-            found.append((path.stem, about["split"], about | about["scores"], path.with_suffix(".mp4").read_bytes()))
+            description = json.loads(path.read_text())
+            assert path.with_suffix(".txt").read_text() == description["caption"] + "\n"
+            found.append(
+                (
+                    path.stem,
+                    description["split"],
+                    description | description["scores"],
+                    path.with_suffix(".mp4").read_bytes(),
+                )
+            )
     assert len({uid for uid, *_ in found}) == len(found), "a clip is there twice"
-    return {uid: (split, about, data) for uid, split, about, data in found}
+    return {uid: (split, description, data) for uid, split, description, data in found}
 
 
 def check(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """The export holds exactly these clips, each as it is now, and the index says so."""
+    """Assert that the export and its index hold exactly these clips with their current descriptions."""
     found = clips_in(folder)
     assert set(found) == {row["uid"] for row in rows}
     index = {row["uid"]: row for row in pq.read_table(folder / "index.parquet").to_pylist()}
     for row in rows:
-        split, about, data = found[row["uid"]]
-        assert (split, about["caption"]) == (row["split"], row["caption"])
-        assert about.get("motion", row["motion"]) == row["motion"]
-        assert (about.get("n_frames") or about.get("num_frames")) == 4
+        split, description, data = found[row["uid"]]
+        assert (split, description["caption"]) == (row["split"], row["caption"])
+        assert description.get("motion", row["motion"]) == row["motion"]
+        assert (description.get("n_frames") or description.get("num_frames")) == 4
         with av.open(io.BytesIO(data)) as container:
             assert sum(1 for _ in container.decode(video=0)) == 4
         entry = index[row["uid"]]
@@ -150,19 +162,19 @@ def check(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_clip_is_there_once_and_a_rerun_changes_nothing(tmp_path: Path, footage: Path, name: str) -> None:
+def test_a_rerun_changes_nothing(tmp_path: Path, footage: Path, name: str) -> None:
     rows = [clip(footage, number) for number in range(10)]
     summary = export(table(rows), target(tmp_path, name), inline.run_tasks)
     assert (summary.n_clips, summary.n_new, summary.failures) == (10, 10, ())
     check(tmp_path / name, rows)
-    before = tree(tmp_path / name)
+    before = files_of(tmp_path / name)
 
     def refuse(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
         raise AssertionError("nothing is left to do")
 
     again = export(table(rows), target(tmp_path, name), refuse)
     assert again.n_new == 0
-    assert tree(tmp_path / name) == before
+    assert files_of(tmp_path / name) == before
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -170,34 +182,32 @@ def test_the_order_of_rows_does_not_matter(tmp_path: Path, footage: Path, name: 
     rows = [clip(footage, number) for number in range(7)]
     export(table(rows), target(tmp_path / "one", name), inline.run_tasks)
     export(table(rows[::-1]), target(tmp_path / "other", name), inline.run_tasks)
-    assert tree(tmp_path / "one" / name) == tree(tmp_path / "other" / name)
+    assert files_of(tmp_path / "one" / name) == files_of(tmp_path / "other" / name)
 
 
-def changed(footage: Path) -> list[dict[str, Any]]:
-    """Of seven clips: 0 and 1 gone, and with them a whole shard; 3 said otherwise, 5 in another split, 7 and 8 new."""
+def changed_rows(footage: Path) -> list[dict[str, Any]]:
+    """Return seven clips after changes: 0 and 1, a whole shard, are gone; 3 has another caption, 5 another split and 6
+    another motion; 7 and 8 are new.
+    """
     rows = [clip(footage, number) for number in range(2, 9)]
-    rows[1]["caption"] = "said anew"
+    rows[1]["caption"] = "another caption"
     rows[3]["split"] = "val"
     rows[4]["motion"] = 9.0
     return rows
 
 
-class _Killed(BaseException):
-    """As a kill: nothing of ours catches it."""
-
-
 def small_shards(monkeypatch: pytest.MonkeyPatch, clips: int = 2) -> None:
-    """Shards of a few clips, however small these are."""
-    monkeypatch.setattr("pipelines.export.shards.MEMBER_BYTES", 10**6 // clips - 10_000)
+    """Make shards of `clips` clips, by overstating the bytes that each adds."""
+    monkeypatch.setattr("pipelines.export.shard_plan.MEMBER_OVERHEAD_BYTES", 10**6 // clips - 10_000)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_changes_are_followed_without_cutting_again(
+def test_changed_clips_are_not_cut_again(
     tmp_path: Path, footage: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     small_shards(monkeypatch)
     export(table([clip(footage, number) for number in range(7)]), target(tmp_path, name), inline.run_tasks)
-    rows = changed(footage)
+    rows = changed_rows(footage)
     summary = export(table(rows), target(tmp_path, name), inline.run_tasks)
     assert summary.n_new == 2, "only clips 7 and 8 are cut"
     check(tmp_path / name, rows)
@@ -205,47 +215,44 @@ def test_changes_are_followed_without_cutting_again(
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[str]:
-    """Dies before the file operation of this number; returns the log of those that were done."""
+    """Raise `Killed` before file operation `number`; returns a log of the operations that were done.
+
+    Unlike `Killer` it also counts renames, of which an export of shards has several.
+    """
     done: list[str] = []
 
-    def counted(what: str, function: Any) -> Any:
+    def counted(name: str, function: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
             if len(done) == number:
-                raise _Killed
-            done.append(f"{what} {arguments[0]}")
+                raise Killed
+            done.append(f"{name} {arguments[0]}")
             return function(*arguments, **options)
 
         return call
 
-    for what in ("atomic_output", "remove"):
-        monkeypatch.setattr(storage, what, counted(what, getattr(storage, what)))
-    monkeypatch.setattr("pipelines.export.shards.move", counted("move", _move))
+    for name in ("atomic_output", "remove"):
+        monkeypatch.setattr(storage, name, counted(name, getattr(storage, name)))
+    monkeypatch.setattr(shard_plan, "rename", counted("rename", shard_plan.rename))
     return done
-
-
-def _move(folder: str, old: str, new: str) -> None:
-    Path(folder, old).replace(Path(folder, new))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
-def test_killed_between_any_two_file_operations_a_rerun_ends_as_if_undisturbed(
-    tmp_path: Path, footage: Path, name: str
-) -> None:
-    first, then = [clip(footage, number) for number in range(7)], changed(footage)
+def test_a_rerun_after_any_kill_ends_as_if_undisturbed(tmp_path: Path, footage: Path, name: str) -> None:
+    first, then = [clip(footage, number) for number in range(7)], changed_rows(footage)
     with pytest.MonkeyPatch.context() as patch:
         small_shards(patch)
         export(table(first), target(tmp_path / "whole", name), inline.run_tasks)
-        once = tree(tmp_path / "whole" / name)
+        once = files_of(tmp_path / "whole" / name)
         export(table(then), target(tmp_path / "whole", name), inline.run_tasks)
-        twice = tree(tmp_path / "whole" / name)
+        twice = files_of(tmp_path / "whole" / name)
         number = 0
         while True:
             if number % 4 == 2:
                 number += 1
             folder = tmp_path / str(number)
             if number % 2:
-                # Every other time the run before was undisturbed, and the one that is killed follows changes.
+                # Odd numbers: an undisturbed export, then a killed one after changes.
                 for file, data in once.items():
                     path = folder / name / file
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -256,10 +263,10 @@ def test_killed_between_any_two_file_operations_a_rerun_ends_as_if_undisturbed(
                 done = kill_at(inner, number // 2)
                 try:
                     export(table(rows), target(folder, name), inline.run_tasks)
-                except _Killed:
+                except Killed:
                     killed = True
             export(table(rows), target(folder, name), inline.run_tasks)
-            assert tree(folder / name) == (twice if number % 2 else once), f"killed after {done[-1:]}"
+            assert files_of(folder / name) == (twice if number % 2 else once), f"killed after {done[-1:]}"
             if not killed and number % 2:
                 break
             number += 1
@@ -267,7 +274,7 @@ def test_killed_between_any_two_file_operations_a_rerun_ends_as_if_undisturbed(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_clip_that_fails_is_in_the_index_and_is_tried_again(tmp_path: Path, footage: Path, name: str) -> None:
+def test_a_failed_clip_is_indexed_and_tried_again(tmp_path: Path, footage: Path, name: str) -> None:
     bad = clip(footage, 3, source=str(footage / "broken.mp4"))
     rows = [clip(footage, 0), bad, clip(footage, 5)]
     summary = export(table(rows), target(tmp_path, name), inline.run_tasks)
@@ -278,25 +285,23 @@ def test_a_clip_that_fails_is_in_the_index_and_is_tried_again(tmp_path: Path, fo
     entry = pq.read_table(tmp_path / name / "index.parquet").to_pylist()[1]
     assert (entry["uid"], entry["file"], entry["mode"], entry["error"]) == ("clip03", None, None, error)
     check(tmp_path / name, [rows[0], rows[2]])
-    mended = [rows[0], clip(footage, 3), rows[2]]
-    summary = export(table(mended), target(tmp_path, name), inline.run_tasks)
+    repaired = [rows[0], clip(footage, 3), rows[2]]
+    summary = export(table(repaired), target(tmp_path, name), inline.run_tasks)
     assert (summary.n_clips, summary.n_new, summary.failures) == (3, 1, ())
-    check(tmp_path / name, mended)
+    check(tmp_path / name, repaired)
 
 
-def test_a_file_that_is_gone_is_made_again(tmp_path: Path, footage: Path) -> None:
+def test_a_missing_file_is_written_again(tmp_path: Path, footage: Path) -> None:
     rows = [clip(footage, number) for number in range(4)]
     for name in ("mp4", "webdataset"):
         export(table(rows), target(tmp_path, name), inline.run_tasks)
-        before = tree(tmp_path / name)
+        before = files_of(tmp_path / name)
         next((tmp_path / name).glob("clip02.mp4" if name == "mp4" else "*.tar")).unlink()
         export(table(rows), target(tmp_path, name), inline.run_tasks)
-        assert tree(tmp_path / name) == before
+        assert files_of(tmp_path / name) == before
 
 
-def test_what_a_format_cannot_hold_and_what_is_in_no_split_is_left_out_with_a_reason(
-    tmp_path: Path, footage: Path
-) -> None:
+def test_clips_are_left_out_with_a_reason(tmp_path: Path, footage: Path) -> None:
     rows = [clip(footage, 0), clip(footage, 1, kind="image"), clip(footage, 2, split=None)]
     summary = export(table(rows), target(tmp_path, "fastvideo"), inline.run_tasks)
     assert (summary.n_clips, summary.n_left_out, summary.failures) == (1, 2, ())
@@ -304,7 +309,7 @@ def test_what_a_format_cannot_hold_and_what_is_in_no_split_is_left_out_with_a_re
     assert [row["reason"] for row in index] == [None, "fastvideo takes no images", "left out: in no split"]
 
 
-def test_other_settings_do_not_mix(tmp_path: Path, footage: Path) -> None:
+def test_an_export_with_other_settings_is_refused(tmp_path: Path, footage: Path) -> None:
     rows = [clip(footage, 1)]
     export(table(rows), target(tmp_path, "mp4"), inline.run_tasks)
     export(table(rows), target(tmp_path, "mp4", verify=True), inline.run_tasks)
@@ -312,52 +317,45 @@ def test_other_settings_do_not_mix(tmp_path: Path, footage: Path) -> None:
         export(table(rows), target(tmp_path, "mp4", crf=20), inline.run_tasks)
 
 
-def test_a_stopped_export_is_not_ended_by_another_format(tmp_path: Path, footage: Path) -> None:
+def test_a_stopped_export_refuses_another_format(tmp_path: Path, footage: Path) -> None:
     rows = [clip(footage, 0)]
     with pytest.MonkeyPatch.context() as patch:
-        # The plan is written, and nothing of it carried out.
-        patch.setattr("pipelines.export.shards.carry_out", lambda *_: None)
+        # The plan is written, and nothing of it executed.
+        patch.setattr("pipelines.export.shard_plan.execute_plan", lambda *_: None)
         export(table(rows), target(tmp_path, "webdataset"), inline.run_tasks)
-    other = Target(str(tmp_path / "webdataset"), find("hf-parquet", {}), FAST, "all")
+    other = Target(str(tmp_path / "webdataset"), find_format("hf-parquet", {}), FAST, "all")
     with pytest.raises(ConfigError, match="format: webdataset, now hf_parquet"):
         export(table(rows), other, inline.run_tasks)
     export(table(rows), target(tmp_path, "webdataset"), inline.run_tasks)
     check(tmp_path / "webdataset", rows)
 
 
-def test_shards_are_no_larger_than_asked_for(tmp_path: Path, footage: Path) -> None:
-    sizes = [300_000, 300_000, 300_000, 1_500_000, 10, 10]
-    rows = [{"uid": str(k), "cut_size_bytes": size} for k, size in enumerate(sizes)]
-    groups = exporting.shards._fill(rows, 10**6)
-    assert [[row["uid"] for row in group] for group in groups] == [["0", "1", "2"], ["3"], ["4", "5"]]
-
-
 @pytest.mark.slow
-def test_ray_writes_what_one_process_writes(tmp_path: Path, footage: Path, ray_session: None) -> None:
+def test_ray_writes_the_same_files_as_one_process(tmp_path: Path, footage: Path, ray_session: None) -> None:
     from pipelines import run
 
     rows = [clip(footage, number) for number in range(6)] + [clip(footage, 7, source=str(footage / "broken.mp4"))]
     summaries: list[Summary] = []
     for name in ("mp4", "webdataset"):
-        for place, run_tasks in (("ray", run.run_tasks), ("here", inline.run_tasks)):
-            summaries.append(export(table(rows), target(tmp_path / place, name), run_tasks))
-        assert tree(tmp_path / "ray" / name) == tree(tmp_path / "here" / name)
+        for folder, run_tasks in (("ray", run.run_tasks), ("inline", inline.run_tasks)):
+            summaries.append(export(table(rows), target(tmp_path / folder, name), run_tasks))
+        assert files_of(tmp_path / "ray" / name) == files_of(tmp_path / "inline" / name)
     assert {(summary.n_clips, len(summary.failures)) for summary in summaries} == {(6, 1)}
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_folder_with_other_things_in_it_is_left_alone(name: str, footage: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_left_alone(name: str, footage: Path, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "holiday.mp4").write_bytes(b"not ours")
-    with pytest.raises(ConfigError, match="is not empty, and what is in it is no export"):
+    with pytest.raises(ConfigError, match="is not empty and holds no export"):
         export(table([clip(footage, 0)]), target(tmp_path, name), inline.run_tasks)
-    assert tree(tmp_path / name) == {"holiday.mp4": b"not ours"}
+    assert files_of(tmp_path / name) == {"holiday.mp4": b"not ours"}
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_killed_before_anything_was_noted_it_goes_on(name: str, footage: Path, tmp_path: Path) -> None:
+def test_an_export_killed_early_resumes(name: str, footage: Path, tmp_path: Path) -> None:
     def killed(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
-        storage.write_bytes(str(tmp_path / name / "clip00.mp4"), b"cut, and not noted")
+        storage.write_bytes(str(tmp_path / name / "clip00.mp4"), b"cut, and not in any table")
         raise RuntimeError("killed")
 
     clips = table([clip(footage, 0)])
