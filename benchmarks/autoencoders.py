@@ -1,19 +1,22 @@
-"""How well autoencoders bring footage back, at what rate and speed: linear with 16 and 48 channels, and causal, side by side.
+"""Fidelity, rate and speed of autoencoders side by side: `linear` with 16 and 48 channels, and `causal`.
 
-    python -m benchmarks.autoencoders [DIR] [--causal PATH] [--spans 3] [--size 256] [--frames 17] [--picture PATH.png]
+    python -m benchmarks.autoencoders [DIR] [--causal PATH] [--spans 3] [--size 256] [--frames 17] [--image PATH.png]
 
-Footage that causal was trained on is left out: the card beside its weights (`causal-small.json`) lists the files' hashes. From each
-other file a few spans are taken, spread evenly over it, at its own rate or 24 frames a second, whichever is lower: the square in the
-middle of the picture, scaled to `--size` pixels a side; smaller pictures are not enlarged. All figures are means over these clips:
+Footage that causal was trained on is left out: the card beside its weights (`causal-small.json`) lists the files'
+hashes. From each other file a few spans are taken, spread evenly over it, at its own rate or 24 frames per second,
+whichever is lower. A clip is the square in the middle of the frame, scaled to sides of `--size` pixels; smaller frames
+are not enlarged. All figures are means over these clips:
 
 - `psnr`: of each clip the PSNR in dB of the mean squared error over all its values; means are of the decibels.
 - `ssim`: Wang et al. (2004), of each frame and colour.
-- `flicker`: mean absolute difference of neighbouring frames of the error (reconstruction minus source), in levels of 255. VBench
-  (Huang et al., CVPR 2024) takes that of the video itself to measure its flicker; of the error, motion in the source counts for nothing.
-- `lpips`: Zhang et al. (2018), AlexNet; null where the package lpips or the weights of AlexNet (in torch's cache) are not to hand.
-- `latents_per_pixel`: values of the latent over values of the pixels, three a pixel.
-- `encode_mpix_s`, `decode_mpix_s`: pixels of all frames a second, in millions, median over clips, one at a time, fp32 on the CPU;
-  with `_gpu` on a GPU in the precision that the autoencoder chooses there, null without one.
+- `flicker`: mean absolute difference of neighbouring frames of the error (reconstruction minus source), in 8-bit
+  steps. VBench (Huang et al., CVPR 2024) measures flicker so on the video; on the error, motion in the source does not
+  count.
+- `lpips`: Zhang et al. (2018), AlexNet; null if the package lpips or the weights of AlexNet (in torch's cache) are
+  missing.
+- `latents_per_pixel`: values of the latent over values of the pixels, three per pixel.
+- `encode_mpix_s`, `decode_mpix_s`: pixels of all frames per second, in millions, median over clips, one at a time, fp32
+  on the CPU; with `_gpu` on a GPU in the precision that the autoencoder chooses there, null without one.
 """
 
 from __future__ import annotations
@@ -37,8 +40,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from benchmarks.measuring import video_files
 from cluster.arrays import Pixels
-from pipelines.commands.roundtrip import GAIN, difference, side_by_side
+from pipelines.commands._reconstruction import GAIN, difference, side_by_side
 from pipelines.dataset.autoencoder_clips import spans
 from pipelines.video.decode import DecodeError, probe
 from pipelines.video.spans import FrameGrid, read_span
@@ -46,60 +50,66 @@ from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders.causal import Causal
 from training.autoencoders.linear import Linear
 from training.pixels import HALF_RANGE, from_uint8, psnr_db, ssim
+from training.sampling.exported_model import to_pixels
 from training.sampling.media import write_png
-from training.sampling.tasks import pixels
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "training" / "autoencoders" / "weights" / "causal-small.safetensors"
-SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi"})
-MULTIPLE = 16
+SIDE_MULTIPLE = 16
 MAX_FPS = 24.0
-SHOWN = 5
-"""Files in the picture."""
+MAX_SHOWN = 5
+"""Largest number of files in the image."""
 LABEL_HEIGHT = 22
+"""Height in pixels of a label above a frame."""
 
 Distance = Callable[[Tensor, Tensor], float]
 
 
 @dataclass(frozen=True)
 class Clip:
+    """A clip and the name of its file."""
+
     file: str
     video_BCTHW: Tensor
-    """In [-1, 1], fp32, on the CPU."""
+    """fp32 in [-1, 1], on the CPU."""
 
 
 @dataclass
 class Figures:
-    """Of one autoencoder, one value a clip."""
+    """The figures of one autoencoder, one value per clip."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, **values: float) -> None:
+        """Add the values of a clip by name."""
         for name, value in values.items():
             self.values.setdefault(name, []).append(value)
 
     def mean(self, name: str, digits: int) -> float | None:
+        """Return the mean over clips, or None if nothing was measured."""
         return round(statistics.fmean(self.values[name]), digits) if name in self.values else None
 
     def median(self, name: str) -> float | None:
+        """Return the median over clips, or None if nothing was measured."""
         return round(statistics.median(self.values[name]), 3) if name in self.values else None
 
     def summary(self) -> dict[str, float | None]:
+        """Return all figures by their JSON keys."""
         found = {
             name: self.mean(name, digits)
             for name, digits in {"psnr": 2, "ssim": 4, "flicker": 3, "lpips": 4, "latents_per_pixel": 5}.items()
         }
         return found | {
-            f"{way}_mpix_s{where}": self.median(f"{way}_mpix_s{where}")
-            for where in ("", "_gpu")
-            for way in ("encode", "decode")
+            f"{direction}_mpix_s{device}": self.median(f"{direction}_mpix_s{device}")
+            for device in ("", "_gpu")
+            for direction in ("encode", "decode")
         }
 
 
 def footage(folder: Path, trained_on: dict[str, str]) -> tuple[list[Path], dict[str, str]]:
-    """Videos of a folder, and those left out because causal was trained on them."""
+    """Return the videos of a folder, and the reason for each that is left out: causal was trained on it."""
     found, left_out = [], {}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
+    for path in video_files(folder, recursive=True):
         with path.open("rb") as handle:
             known = hashlib.file_digest(handle, "sha256").hexdigest() in trained_on
         if known:
@@ -109,19 +119,22 @@ def footage(folder: Path, trained_on: dict[str, str]) -> tuple[list[Path], dict[
     return found, left_out
 
 
-def clips_of(path: Path, most: int, size: int, frames: int) -> list[Clip]:
-    """Raises `DecodeError` for a file that cannot be decoded, `ValueError` for one that is too short or too small."""
+def clips_of(path: Path, max_clips: int, size: int, frames: int) -> list[Clip]:
+    """Return the clips of a file.
+
+    Raises `DecodeError` for a file that cannot be decoded, and `ValueError` for one that is too short or too small.
+    """
     info = probe(str(path))
     fps = min(MAX_FPS, info.fps or MAX_FPS)
-    side = min(size, info.width, info.height) // MULTIPLE * MULTIPLE
+    side = min(size, info.width, info.height) // SIDE_MULTIPLE * SIDE_MULTIPLE
     if not side:
-        raise ValueError(f"{info.width}x{info.height}: smaller than {MULTIPLE} pixels")
+        raise ValueError(f"{info.width}x{info.height}: smaller than {SIDE_MULTIPLE} pixels")
     found = []
-    for start_s, length in spans(info.duration_s or 0.0, fps, frames, most):
+    for start_s, length in spans(info.duration_s or 0.0, fps, frames, max_clips):
         if length < frames:
-            raise ValueError(f"has {length} frames of {frames} at {fps:g} a second")
+            raise ValueError(f"has {length} frames of {frames} at {fps:g} fps")
         start_pts, end_pts = (
-            info.start_pts + round(at_s / info.time_base) for at_s in (start_s, start_s + frames / fps)
+            info.start_pts + round(time_s / info.time_base) for time_s in (start_s, start_s + frames / fps)
         )
         span = read_span(str(path), start_pts, end_pts, FrameGrid(fps=fps, frames=frames, width=side, height=side))
         found.append(Clip(path.name, from_uint8(torch.from_numpy(span.frames).permute(3, 0, 1, 2)[None])))
@@ -129,16 +142,16 @@ def clips_of(path: Path, most: int, size: int, frames: int) -> list[Clip]:
 
 
 def flicker(made_BCTHW: Tensor, video_BCTHW: Tensor) -> float:
-    """In levels of 255; see the top of this file."""
+    """Return the flicker of the error in 8-bit steps; see the module's docstring."""
     error_BCTHW = made_BCTHW.float().clamp(-1, 1) - video_BCTHW
     return float(error_BCTHW.diff(dim=2).abs().mean()) * HALF_RANGE
 
 
 def perceptual_distance() -> Distance | None:
-    """LPIPS with AlexNet, a mean over frames; None where its weights are not to hand: nothing is downloaded."""
+    """Return LPIPS with AlexNet as a mean over frames, or None if its weights are missing; nothing is downloaded."""
     if not find_spec("lpips") or not any(Path(torch.hub.get_dir(), "checkpoints").glob("alexnet-owt-*.pth")):
         return None
-    import lpips  # an extra that nothing else needs
+    import lpips  # an optional package of this benchmark alone
 
     network = lpips.LPIPS(net="alex", verbose=False).eval()
 
@@ -150,73 +163,85 @@ def perceptual_distance() -> Distance | None:
 
 
 def timed(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, float]:
+    """Return `run(x)` and the seconds on the clock that it takes."""
+
     def now() -> float:
         if x.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    started = now()
-    made = run(x)
-    return made, now() - started
+    start_s = now()
+    result = run(x)
+    return result, now() - start_s
 
 
-def through(autoencoder: Autoencoder, clip: Clip, device: str, suffix: str) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Latent, what comes back (both on the CPU), and the speeds."""
+def reconstruct(
+    autoencoder: Autoencoder, clip: Clip, device: str, suffix: str
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Return the latent and the reconstruction, both on the CPU, and the speeds with `suffix` in their names."""
     latent, encode_s = timed(autoencoder.encode, clip.video_BCTHW.to(device))
-    made, decode_s = timed(autoencoder.decode, latent)
+    reconstruction, decode_s = timed(autoencoder.decode, latent)
     mpix = math.prod(clip.video_BCTHW.shape[2:]) / 1e6
     return (
         latent.cpu(),
-        made.cpu(),
+        reconstruction.cpu(),
         {f"encode_mpix_s{suffix}": mpix / encode_s, f"decode_mpix_s{suffix}": mpix / decode_s},
     )
 
 
 @torch.inference_mode()
 def measure(clips: list[Clip], settings: dict[str, AutoencoderSettings]) -> dict[str, Figures]:
+    """Return the figures of each autoencoder over all clips."""
     found = {name: Figures() for name in settings}
     distance = perceptual_distance()
     for name, one in settings.items():
         autoencoder = one.open()
-        through(autoencoder, clips[0], "cpu", "")  # the first time is slower
+        reconstruct(autoencoder, clips[0], "cpu", "")  # the first call is slower
         for clip in clips:
-            latent, made, speeds = through(autoencoder, clip, "cpu", "")
-            pair = made, clip.video_BCTHW
+            latent, reconstruction, speeds = reconstruct(autoencoder, clip, "cpu", "")
+            pair = reconstruction, clip.video_BCTHW
             found[name].add(psnr=float(psnr_db(*pair)), ssim=float(ssim(*pair)), flicker=flicker(*pair), **speeds)
             found[name].add(latents_per_pixel=latent.numel() / clip.video_BCTHW.numel())
             if distance is not None:
                 found[name].add(lpips=distance(*pair))
         if torch.cuda.is_available():
             autoencoder = one.open("cuda")
-            for number, clip in enumerate([clips[0], *clips]):
-                _, _, speeds = through(autoencoder, clip, "cuda", "_gpu")
-                if number:
+            for index, clip in enumerate([clips[0], *clips]):
+                _, _, speeds = reconstruct(autoencoder, clip, "cuda", "_gpu")
+                if index:  # the first call is slower
                     found[name].add(**speeds)
         print(f"{name}: {found[name].summary()}", file=sys.stderr, flush=True)
     return found
 
 
 @torch.inference_mode()
-def picture(clips: list[Clip], settings: dict[str, AutoencoderSettings], path: str) -> None:
-    """The middle frame of the middle clip of a few files: source, linear16, causal16, and what each of the two gets wrong."""
+def comparison_image(clips: list[Clip], settings: dict[str, AutoencoderSettings], path: str) -> None:
+    """Write an image of the middle frame of the middle clip of a few files.
+
+    Each row has source, linear16, causal16, and the errors of the two.
+    """
     files = list(dict.fromkeys(clip.file for clip in clips))
-    files = [files[index * len(files) // min(SHOWN, len(files))] for index in range(min(SHOWN, len(files)))]
+    n_shown = min(MAX_SHOWN, len(files))
+    files = [files[index * len(files) // n_shown] for index in range(n_shown)]
     shown = [name for name in ("linear16", "causal16") if name in settings]
     autoencoders = {name: settings[name].open() for name in shown}
     labels = ["source", *shown, *(f"{name} - source, x{GAIN}" for name in shown)]
     rows = []
     for file in files:
-        same = [clip for clip in clips if clip.file == file]
-        video_BCTHW = same[len(same) // 2].video_BCTHW
+        of_file = [clip for clip in clips if clip.file == file]
+        video_BCTHW = of_file[len(of_file) // 2].video_BCTHW
         middle = video_BCTHW.shape[2] // 2
-        made = {name: one.decode(one.encode(video_BCTHW)) for name, one in autoencoders.items()}
-        source_HWC = pixels(video_BCTHW)[0, middle].numpy()
-        made_HWC = [pixels(value)[0, middle].numpy() for value in made.values()]
+        reconstructions = {name: one.decode(one.encode(video_BCTHW)) for name, one in autoencoders.items()}
+        source_HWC = to_pixels(video_BCTHW)[0, middle].numpy()
+        frames_HWC = [to_pixels(value)[0, middle].numpy() for value in reconstructions.values()]
         titles = [
-            f"{label} {float(psnr_db(made[label], video_BCTHW)):.1f} dB" if label in made else label for label in labels
+            f"{label} {float(psnr_db(reconstructions[label], video_BCTHW)):.1f} dB"
+            if label in reconstructions
+            else label
+            for label in labels
         ]
         titles[0] = file
-        cells = [source_HWC, *made_HWC, *(difference(source_HWC, one) for one in made_HWC)]
+        cells = [source_HWC, *frames_HWC, *(difference(source_HWC, one) for one in frames_HWC)]
         rows.append(side_by_side([_labelled(cell, title) for cell, title in zip(cells, titles, strict=True)]))
     width = max(row.shape[1] for row in rows)
     write_png(
@@ -232,10 +257,13 @@ def _labelled(image_HWC: Pixels, title: str) -> Pixels:
     return np.asarray(canvas)
 
 
-def readable(paths: list[Path], left_out: dict[str, str], spans_: int, size: int, frames: int) -> Iterator[Clip]:
+def readable_clips(
+    paths: list[Path], left_out: dict[str, str], max_clips: int, size: int, frames: int
+) -> Iterator[Clip]:
+    """Yield the clips of all files that have some, and add the reason for each other file to `left_out`."""
     for path in paths:
         try:
-            yield from clips_of(path, spans_, size, frames)
+            yield from clips_of(path, max_clips, size, frames)
         except (DecodeError, ValueError) as error:
             left_out[path.name] = f"{type(error).__name__}: {error}"
 
@@ -252,12 +280,12 @@ def main() -> None:
         "--causal",
         type=Path,
         default=SHIPPED,
-        help="weights that train-autoencoder wrote; those shipped when not given",
+        help="weights that `worldloom train-autoencoder` wrote; the ones of the package if not given",
     )
-    parser.add_argument("--spans", type=int, default=3, help="clips a file, at most")
+    parser.add_argument("--spans", type=int, default=3, help="largest number of clips per file")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--frames", type=int, default=17)
-    parser.add_argument("--picture", help="PNG to write")
+    parser.add_argument("--image", help="PNG to write")
     arguments = parser.parse_args()
     settings = {
         "linear16": Linear(channels=16),
@@ -272,28 +300,28 @@ def main() -> None:
     trained_on = json.loads(card.read_text())["trained_on"] if card.is_file() else {}
     if not card.is_file():
         print(
-            f"{card}: no card, so nothing is known of what causal was trained on, and all files are used",
+            f"{card}: there is no card, so the training files of causal are unknown, and all files are used",
             file=sys.stderr,
         )
     paths, left_out = footage(arguments.folder, trained_on)
-    clips = list(readable(paths, left_out, arguments.spans, arguments.size, arguments.frames))
+    clips = list(readable_clips(paths, left_out, arguments.spans, arguments.size, arguments.frames))
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
     if not clips:
         raise SystemExit(
-            f"{arguments.folder}: no footage that can be measured on; give a folder of videos that causal was not trained on"
+            f"{arguments.folder}: no footage to measure on; give a folder of videos that causal was not trained on"
         )
-    if arguments.picture:
-        picture(clips, settings, arguments.picture)
+    if arguments.image:
+        comparison_image(clips, settings, arguments.image)
     found = measure(clips, settings)
     files: list[dict[str, Any]] = []
     for name in dict.fromkeys(clip.file for clip in clips):
-        places = [number for number, clip in enumerate(clips) if clip.file == name]
+        indices = [index for index, clip in enumerate(clips) if clip.file == name]
         psnr = {
-            kind: round(statistics.fmean(figures.values["psnr"][at] for at in places), 2)
+            kind: round(statistics.fmean(figures.values["psnr"][index] for index in indices), 2)
             for kind, figures in found.items()
         }
-        files.append({"file": name, "clips": len(places), "psnr": psnr})
+        files.append({"file": name, "clips": len(indices), "psnr": psnr})
     result: dict[str, Any] = {name: figures.summary() for name, figures in found.items()}
     result["causal16_over_linear16_db"] = round(result["causal16"]["psnr"] - result["linear16"]["psnr"], 2)
     result |= {

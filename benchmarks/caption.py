@@ -1,12 +1,14 @@
-"""What captioning costs besides the engine: our own work on a clip, and how often its video is decoded.
+"""Cost of captioning besides the engine: CPU time of the step per clip, and how often its video is decoded.
 
-    python -m benchmarks.caption [DIR] [--clips 1000] [--pictures 8]
+    python -m benchmarks.caption [DIR] [--clips 1000] [--images 8]
 
-The first figure is of clips with made pictures of 23 kB each, in orders of the size a run makes, asked of an engine that takes no time:
-all of step `caption` with its checks and its journal on a disk, in milliseconds of CPU a clip (`wall_ms_per_clip` also has the waiting
-for the disk). The second is of videos: those in DIR, or drawn ones that give 1,000 clips of a second; `scan`, `cut`, `frames` and
-`caption` run in this process as `--inline` does, and every clip whose pictures are taken and every file that is opened after the cut
-is counted. Prints one line of JSON last.
+The overhead is measured on clips with random images of 23 kB each, in tasks of the size that a run makes, with an
+engine that takes no time. It is all of step `caption` with its checks and its journal on a disk, in milliseconds of CPU
+per clip (`wall_ms_per_clip` includes waiting for the disk).
+
+Decodes are counted on videos: those in DIR, or generated ones that give 1,000 clips of a second. `scan`, `cut`,
+`frames` and `caption` run in this process as `--inline` does. Every clip whose images are decoded and every file that
+is opened after the cut is counted. Prints one line of JSON last.
 """
 
 from __future__ import annotations
@@ -39,9 +41,9 @@ from pipelines.steps.scan import Scan
 from pipelines.video import frame_images
 from pipelines.video.decode import OPEN_LOG
 
-PICTURE_BYTES = 23_000
+IMAGE_BYTES = 23_000
 SECONDS, FPS = 250, 8
-"""Of a drawn video; four of them give 1,000 clips of a second."""
+"""Length and frames per second of a generated video; four of them give 1,000 clips of a second."""
 WORDS = (
     *("brown", "dog", "runs", "along", "wet", "beach", "while", "low", "waves", "break", "behind", "it"),
     *("under", "grey", "clouds", "and", "gulls", "turn", "over", "old", "wooden", "pier", "with", "lamps"),
@@ -49,7 +51,7 @@ WORDS = (
 
 
 class Instant(CaptionerSettings):
-    """Answers at once, with other words for each clip."""
+    """Settings of an engine that answers in no time, with different words for each clip."""
 
     name: str = "instant"
 
@@ -61,23 +63,23 @@ class Instant(CaptionerSettings):
 
 
 class InstantCaptioner(Captioner):
-    """See `Instant`."""
+    """The engine of `Instant`."""
 
     def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
         for question in questions:
-            order = np.random.default_rng(int(question.uid, 16) % 2**63)
+            rng = np.random.default_rng(int(question.uid, 16) % 2**63)
             captions = {
-                name: "A " + " ".join(order.permutation(WORDS)[:n]) + "."
+                name: "A " + " ".join(rng.permutation(WORDS)[:n]) + "."
                 for name, n in (("dense", 22), ("medium", 15), ("short", 9))
             }
             captions["dense"] = " ".join(
-                [captions["dense"]] + ["The " + " ".join(order.permutation(WORDS)) + "." for _ in range(4)]
+                [captions["dense"]] + ["The " + " ".join(rng.permutation(WORDS)) + "." for _ in range(4)]
             )
             yield Answer(question.key, question.uid, json.dumps(captions), tokens_in=1000, tokens_out=180)
 
 
-def clips(count: int, n_pictures: int) -> pa.Table:
-    """Live rows with made pictures."""
+def clips(count: int, n_images: int) -> pa.Table:
+    """Return live rows of clips with random images."""
     rng = np.random.default_rng(0)
     columns: dict[str, Any] = {
         "uid": [rng.bytes(10).hex() for _ in range(count)],
@@ -86,17 +88,20 @@ def clips(count: int, n_pictures: int) -> pa.Table:
         "kind": ["video"] * count,
         "camera": ["pan"] * count,
         "duration_s": [4.0] * count,
-        "frames": pa.array([[rng.bytes(PICTURE_BYTES) for _ in range(n_pictures)] for _ in range(count)], FRAMES.type),
-        "frame_times_s": [[4.0 * (k + 0.5) / n_pictures for k in range(n_pictures)] for _ in range(count)],
+        "frames": pa.array([[rng.bytes(IMAGE_BYTES) for _ in range(n_images)] for _ in range(count)], FRAMES.type),
+        "frame_times_s": [[4.0 * (k + 0.5) / n_images for k in range(n_images)] for _ in range(count)],
     }
     return start_fates(pa.table(columns))
 
 
-def overhead(count: int, n_pictures: int, folder: str) -> dict[str, float]:
-    """Milliseconds a clip of the step, of CPU and on the clock, its start (loading what tells languages apart) not counted."""
-    table = clips(count, n_pictures)
+def overhead(count: int, n_images: int, folder: str) -> dict[str, float]:
+    """Return the milliseconds of the step per clip, of CPU and on the clock, without its start.
+
+    The start loads the language detector.
+    """
+    table = clips(count, n_images)
     function = Caption(engine=Instant()).open(Context(folder, 0, "benchmark"))
-    function(clips(1, n_pictures))
+    function(clips(1, n_images))
     size = task_size(count, Caption.rows_per_part)
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     for start in range(0, count, size):
@@ -106,8 +111,8 @@ def overhead(count: int, n_pictures: int, folder: str) -> dict[str, float]:
     return {"overhead_ms_per_clip": round(1000 * cpu_s / count, 3), "wall_ms_per_clip": round(1000 * wall_s / count, 3)}
 
 
-def draw(folder: Path) -> None:
-    """Four videos of slowly changing stripes without a cut, each of `SECONDS` seconds."""
+def write_videos(folder: Path) -> None:
+    """Write four videos of slowly changing stripes without a cut, each of `SECONDS` seconds."""
     for number in range(4):
         with av.open(str(folder / f"{number}.mp4"), "w") as container:
             stream = container.add_stream("libx264", rate=FPS, options={"g": "32", "preset": "ultrafast"})
@@ -123,30 +128,30 @@ def draw(folder: Path) -> None:
 
 
 @contextmanager
-def counted() -> Iterator[list[tuple[str, int, int]]]:
-    """The spans whose pictures are taken in the block."""
-    taken: list[tuple[str, int, int]] = []
-    take = frame_images._read_images
+def recorded_spans() -> Iterator[list[tuple[str, int, int]]]:
+    """Record the spans (source, start PTS, end PTS) whose images are decoded in the block."""
+    spans: list[tuple[str, int, int]] = []
+    read_images = frame_images._read_images
 
-    def counting(video: Any, reader: Any, start_pts: int, end_pts: int, sampling: Any) -> Any:
-        taken.append((video.uri, start_pts, end_pts))
-        return take(video, reader, start_pts, end_pts, sampling)
+    def recording(video: Any, reader: Any, start_pts: int, end_pts: int, sampling: Any) -> Any:
+        spans.append((video.uri, start_pts, end_pts))
+        return read_images(video, reader, start_pts, end_pts, sampling)
 
-    frame_images._read_images = counting
+    frame_images._read_images = recording
     try:
-        yield taken
+        yield spans
     finally:
-        frame_images._read_images = take
+        frame_images._read_images = read_images
 
 
 def decodes(folder: Path, out: Path) -> dict[str, float]:
-    """Decodes a clip, and opened files, between the cut and the last caption."""
+    """Return the decodes and the opened files per clip, between the cut and the last caption."""
     log = out / "opens"
     sources = (SourceSettings(videos=f"{folder}/*.{{mp4,mkv,webm,mov,avi}}"),)
     before = (Scan(), Cut(lengths_s=(1.0,)))
     run_segments(Recipe(name="benchmark", out=str(out), sources=sources, curate=before), inline)
     os.environ[OPEN_LOG] = str(log)
-    with counted() as taken:
+    with recorded_spans() as spans:
         steps = (*before, Frames(), Caption(engine=Instant()))
         curation = run_segments(Recipe(name="benchmark", out=str(out), sources=sources, curate=steps), inline)
     rows = curation.final.rows.read(["uid", "clip_index", "fate"])
@@ -155,24 +160,26 @@ def decodes(folder: Path, out: Path) -> dict[str, float]:
     return {
         "clips": n_clips,
         "captioned": rows["fate"].to_pylist().count("kept"),
-        "decodes_per_clip": round(len(taken) / n_clips, 3),
+        "decodes_per_clip": round(len(spans) / n_clips, 3),
         "opens_per_clip": round(len(opened) / n_clips, 3),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="videos to count decodes on; without it, four are drawn")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="videos to count decodes on; four are generated if not given"
+    )
     parser.add_argument("--clips", type=int, default=1000)
-    parser.add_argument("--pictures", type=int, default=8, help="pictures of a clip in the measurement of overhead")
+    parser.add_argument("--images", type=int, default=8, help="images per clip in the measurement of overhead")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        result: dict[str, float] = overhead(arguments.clips, arguments.pictures, temporary)
+        result: dict[str, float] = overhead(arguments.clips, arguments.images, temporary)
         folder = arguments.folder
         if folder is None:
-            folder = Path(temporary) / "drawn"
+            folder = Path(temporary) / "generated"
             folder.mkdir()
-            draw(folder)
+            write_videos(folder)
         result |= decodes(folder, Path(temporary))
     print(json.dumps(result))
 

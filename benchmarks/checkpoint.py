@@ -1,8 +1,11 @@
-"""How long training waits for a checkpoint: written while it goes on, written while it waits, and by DeepSpeed's own writer.
+"""Time that training waits for a checkpoint: written while it continues, while it waits, and by DeepSpeed's own writer.
 
-Opens an engine for a model of `--preset` (weights, Adam's moments and averages: 16 bytes a weight), takes checkpoints into a temporary
-folder or one under `--out`, and measures what the training thread waits in each. Loading is measured too. In one process, so what is
-measured is one rank's share; on `--device cuda` the copy is the one from the GPU.
+    python -m benchmarks.checkpoint [--preset S] [--device cuda] [--out DIR]
+
+Opens an engine for a model of `--preset` (weights, Adam's moments and averages: 16 bytes per weight), writes
+checkpoints into a temporary folder below `--out`, and measures how long the training thread waits for each. Loading is
+measured too. There is one process, so the figures are those of one rank's part; with `--device cuda` the copy is from
+the GPU.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--out", default=tempfile.gettempdir(), help="Where the folder for checkpoints is made and removed."
+        "--out", default=tempfile.gettempdir(), help="folder in which the temporary folder of checkpoints is created"
     )
     arguments = parser.parse_args()
     settings = TrainSettings(model=DiT(preset=arguments.preset), zero_stage=2, keep_checkpoints=1)
@@ -50,15 +53,18 @@ def main() -> None:
 
 
 def measure(engine: DeepSpeedEngine, ema: Ema, settings: TrainSettings, out: str, rounds: int) -> dict[str, float]:
-    """Medians over rounds, in seconds; the first round, which allocates, is left out. The ways take turns."""
+    """Return the medians over rounds, in seconds, of methods that take turns.
+
+    The first round, which allocates memory, is left out.
+    """
     run_uri = storage.join(out, "run")
     waits: dict[str, list[float]] = {"copy_s": [], "whole_s": [], "deepspeed_s": [], "load_s": []}
     with contextlib.closing(CheckpointWriter(run_uri, engine, ema, settings)) as writer:
         for number in range(rounds + 1):
-            began_s = time.perf_counter()
+            start_s = time.perf_counter()
             waits["copy_s"].append(timed(lambda step=number + 1: writer.start(step, {})))
             writer.wait()
-            waits["whole_s"].append(time.perf_counter() - began_s)
+            waits["whole_s"].append(time.perf_counter() - start_s)
             waits["deepspeed_s"].append(
                 timed(
                     lambda: engine._engine.save_checkpoint(str(Path(out) / "deepspeed"), tag="step", save_latest=False)
@@ -73,20 +79,22 @@ def measure(engine: DeepSpeedEngine, ema: Ema, settings: TrainSettings, out: str
 
 
 def load_newest(run_uri: str, engine: Engine, ema: Ema) -> None:
+    """Load the newest checkpoint of a run."""
     newest = newest_checkpoint(run_uri)
     assert newest is not None
     load_checkpoint(newest, engine, ema)
 
 
 def timed(call: Callable[[], object]) -> float:
-    began_s = time.perf_counter()
+    """Return the seconds on the clock that a call takes."""
+    start_s = time.perf_counter()
     call()
-    return time.perf_counter() - began_s
+    return time.perf_counter() - start_s
 
 
 @contextlib.contextmanager
 def single_rank() -> Iterator[None]:
-    """A process group of this process alone."""
+    """Open a process group of this process alone."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

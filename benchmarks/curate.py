@@ -1,15 +1,16 @@
-"""What a whole curation costs beside a plain decode of its footage, and how much of that is Ray.
+"""CPU time of a whole curation beside a plain decode of its footage, and the share of it that is Ray's.
 
     python -m benchmarks.curate FOLDER [--files 200]
 
-Copies of the footage, each with a name of its own, are curated to shards as `worldloom run --only curate` does it, without
-neural scores: scan, cut, keep, dedup, captions by rule, linear autoencoder. Once on Ray, once in one process, each in a process
-of its own whose CPU time is read with that of all it starts. Beside that, a plain PyAV decode of the same files; the same runs
-of the footage as it is, of which nothing is a copy; and that run in one process with `frames` and `score.text_area` in it.
+Copies of the footage, each with its own name, are curated to shards as `worldloom run --only curate` does it, without
+neural scores: scan, cut, keep, dedup, captions by rule, linear autoencoder. This runs once on Ray and once in one
+process, each in a process whose CPU time is read with that of all it starts. Beside that are measured a plain PyAV
+decode of the same files; the same runs of the footage without copies; and that run in one process with `frames` and
+`score.text_area` added.
 
-Ray's share is what a run takes on it more than in one process. Most of it is paid once a run, however long: Ray's own
-processes, and the imports of each worker. What the short run takes more stands for that, so that `start_cpu_s` and
-`share_after_start` tell the two parts apart.
+Ray's share is the CPU time of a run on it beyond that of the run in one process. Most of it is paid once per run,
+however long: Ray's own processes, and the imports of each worker. The additional time of the short run stands for that,
+so `start_cpu_s` and `share_after_start` tell the two parts apart.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import time
 from pathlib import Path
 
 import yaml
+
+from benchmarks.measuring import video_files
 
 STEPS: list[dict[str, object]] = [
     {"scan": {}},
@@ -54,62 +57,69 @@ for path in sys.argv[1:]:
     except (av.error.FFmpegError, IndexError):
         pass
 """
-"""A file that does not decode costs what it costs until it fails."""
+"""Program of the plain decode. A file that does not decode counts until it fails."""
 
 MARK = "WORLDLOOM_BENCHMARK"
-"""Environment variable by which all processes of a run are known, also those whose parents do not wait for them, as Ray's workers."""
+"""Environment variable that marks all processes of a run, also those whose parents do not wait for them, as Ray's
+workers."""
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-LOOK_S = 0.1
+POLL_S = 0.1
+"""Seconds between two readings of the CPU time of all processes."""
 
 
 def cpu_of(command: list[str]) -> tuple[float, float]:
-    """(CPU seconds, seconds) of a command with all it starts, looked up ten times a second: a process loses what it did after the last look."""
+    """Return (CPU seconds, seconds on the clock) of a command with all processes it starts.
+
+    CPU time is read ten times a second, and what a process does after the last reading is lost.
+    """
     mark = secrets.token_hex(8)
     start_s = time.monotonic()
     ticks: dict[tuple[str, str], int] = {}
     with tempfile.TemporaryFile("w+") as errors:
-        started = subprocess.Popen(
+        process = subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,
             stderr=errors,
             env={**os.environ, MARK: mark, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
-        while (running := _ticks(mark)) or started.poll() is None:
+        while (running := _ticks(mark)) or process.poll() is None:
             ticks |= running
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
         seconds = time.monotonic() - start_s
-        if started.returncode:
+        if process.returncode:
             errors.seek(0)
-            sys.exit(f"{' '.join(command)} ended with {started.returncode}:\n{errors.read()[-4000:]}")
+            sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{errors.read()[-4000:]}")
     return sum(ticks.values()) / TICKS_PER_S, seconds
 
 
 def _ticks(mark: str) -> dict[tuple[str, str], int]:
-    """Clock ticks of CPU that each marked process has taken, by pid and start time."""
+    """Return the clock ticks of CPU of each marked process, by pid and start time."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
-                # After the name, which may hold anything: state is field 3, utime and stime are 14 and 15, the start time is 22.
+                # After the name, which may contain spaces: state is field 3, utime and stime are 14 and 15, the start
+                # time is 22.
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
                 found[folder.name, fields[19]] = int(fields[11]) + int(fields[12])
     return found
 
 
 def copies(footage: list[Path], folder: Path, n: int) -> list[str]:
-    """As many files, made of copies of the footage in turn."""
+    """Write `n` files, copies of the footage in turn, and return their paths."""
     folder.mkdir()
-    made = []
+    paths = []
     for i in range(n):
         original = footage[i % len(footage)]
-        made.append(str(folder / f"{i // len(footage):03d}-{original.name}"))
-        shutil.copyfile(original, made[-1])
-    return made
+        paths.append(str(folder / f"{i // len(footage):03d}-{original.name}"))
+        shutil.copyfile(original, paths[-1])
+    return paths
 
 
 def run(folder: Path, out: Path, steps: list[dict[str, object]], *options: str) -> tuple[float, float]:
+    """Curate the files of a folder, and return (CPU seconds, seconds on the clock)."""
     recipe = {"name": "curate", "out": str(out), "sources": [{"videos": f"{folder}/*"}], "curate": steps}
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(recipe))
@@ -121,9 +131,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--files", type=int, default=200)
     arguments = parser.parse_args()
-    footage = sorted(
-        path for path in arguments.folder.iterdir() if path.suffix in {".mp4", ".mkv", ".avi", ".mov", ".webm"}
-    )
+    footage = video_files(arguments.folder)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         once, many = copies(footage, scratch / "once", len(footage)), copies(footage, scratch / "many", arguments.files)

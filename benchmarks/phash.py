@@ -1,18 +1,18 @@
-"""How many of 64 bits a perceptual hash changes when a video is edited, over real footage, and between videos that are not related.
+"""Number of 64 bits of a perceptual hash that edits of real footage change, and that differ between unrelated videos.
 
     python -m benchmarks.phash DIR [--seconds 10]
 
-Up to ten seconds of each video that decodes, at 480 lines or less, are encoded at high quality (x264, crf 14) and again with each edit; all
-go through the scan. Hashes of the same moment are compared where that of the original is informative; for `trim` the nearer of the two
-shifts of whole moments is taken, which is 0.12 s off. `by_16` is the share of bits that change among each 16 of the hash, lowest
-frequencies first. `worst` is the mean of the file that fares worst. Prints a line an edit and one line of JSON last.
+Up to ten seconds of each video that decodes, at 480 lines or less, are encoded at high quality (x264, crf 14) and again
+with each edit; all go through the scan. Hashes of the same time are compared if that of the original is informative.
+For `trim` the nearer of two shifts by a whole hash interval is used, which is off by 0.12 s. `by_16` is the share of
+bits that change among each 16 of the hash, lowest frequencies first. `worst` is the mean of the file with the most
+changes. Prints one line per edit and one line of JSON last.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,31 +25,34 @@ import numpy as np
 from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
-from numpy.typing import NDArray
 
+from benchmarks.measuring import video_files
+from cluster.arrays import UInt64Array
 from pipelines.video.decode import DecodeError, open_video
 from pipelines.video.frame_hashes import HASH_INTERVAL_S
 from pipelines.video.phash import is_informative, mirrored
 from pipelines.video.scan import scan_video
 
-LINES = 480
+MAX_LINES = 480
 TRIM_S = 0.37
-SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
-
-Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
 class Edit:
-    """An edit: shares of the width and height it is scaled to, a filter of FFmpeg with its arguments, and how it is encoded."""
+    """An edit of a video: how it is scaled, filtered, thinned out, trimmed and encoded."""
 
     crf: int = 23
     scale: tuple[float, float] = (1.0, 1.0)
+    """Factors of the width and of the height."""
     filter: str = ""
-    arguments: str = ""
+    """Name of a filter of FFmpeg, and its arguments below."""
+    filter_arguments: str = ""
     every: int = 1
+    """Every n-th frame is kept."""
     skip_s: float = 0.0
+    """Seconds cut off at the start."""
     options: tuple[tuple[str, str], ...] = ()
+    """Options of x264."""
 
 
 ORIGINAL = Edit(crf=14)
@@ -58,38 +61,38 @@ EDITS = {
     "other frame types": Edit(options=(("bf", "0"), ("g", "25"))),
     "rescale to 1/3": Edit(scale=(1 / 3, 1 / 3)),
     "squeeze to 2/3 of the width": Edit(scale=(2 / 3, 1.0)),
-    "letterbox": Edit(filter="pad", arguments="iw:2*trunc(ih*0.665):0:2*trunc(ih*0.0825)"),
-    "pillarbox": Edit(filter="pad", arguments="2*trunc(iw*0.665):ih:2*trunc(iw*0.0825):0"),
+    "letterbox": Edit(filter="pad", filter_arguments="iw:2*trunc(ih*0.665):0:2*trunc(ih*0.0825)"),
+    "pillarbox": Edit(filter="pad", filter_arguments="2*trunc(iw*0.665):ih:2*trunc(iw*0.0825):0"),
     "mirror": Edit(filter="hflip"),
-    "brightness +30": Edit(filter="lutyuv", arguments=r"y=clip(val+30\,16\,235)"),
-    "contrast x 1.3": Edit(filter="lutyuv", arguments=r"y=clip((val-128)*1.3+128\,16\,235)"),
-    "contrast x 0.7": Edit(filter="lutyuv", arguments=r"y=clip((val-128)*0.7+128\,16\,235)"),
-    "gamma 0.7": Edit(filter="lutyuv", arguments="y=gammaval(0.7)"),
-    "gamma 1.4": Edit(filter="lutyuv", arguments="y=gammaval(1.4)"),
-    "saturation x 1.8": Edit(filter="hue", arguments="s=1.8"),
-    "hue + 40 degrees": Edit(filter="hue", arguments="h=40"),
+    "brightness +30": Edit(filter="lutyuv", filter_arguments=r"y=clip(val+30\,16\,235)"),
+    "contrast x 1.3": Edit(filter="lutyuv", filter_arguments=r"y=clip((val-128)*1.3+128\,16\,235)"),
+    "contrast x 0.7": Edit(filter="lutyuv", filter_arguments=r"y=clip((val-128)*0.7+128\,16\,235)"),
+    "gamma 0.7": Edit(filter="lutyuv", filter_arguments="y=gammaval(0.7)"),
+    "gamma 1.4": Edit(filter="lutyuv", filter_arguments="y=gammaval(1.4)"),
+    "saturation x 1.8": Edit(filter="hue", filter_arguments="s=1.8"),
+    "hue + 40 degrees": Edit(filter="hue", filter_arguments="h=40"),
     "half the frame rate": Edit(every=2),
     "trim": Edit(skip_s=TRIM_S),
 }
 
 
-def pictures(path: Path, seconds: float) -> tuple[list[VideoFrame], list[int], Fraction]:
-    """Frames of the start of a video as yuv420p with even sides, their PTS, and the time base. Raises `DecodeError`."""
+def first_frames(path: Path, seconds: float) -> tuple[list[VideoFrame], list[int], Fraction]:
+    """Return a video's first frames as yuv420p with even sides, their PTS, and the time base. Raises `DecodeError`."""
     frames, pts = [], []
     with open_video(str(path)) as video:
         info = video.info
-        scale = min(1.0, LINES / min(info.coded_width, info.coded_height))
+        scale = min(1.0, MAX_LINES / min(info.coded_width, info.coded_height))
         size = (int(info.coded_width * scale) // 2 * 2, int(info.coded_height * scale) // 2 * 2)
-        for picture in video.decoded_frames():
-            if (picture.pts - info.start_pts) * info.time_base >= seconds:
+        for decoded in video.decoded_frames():
+            if (decoded.pts - info.start_pts) * info.time_base >= seconds:
                 break
-            frames.append(picture.frame.reformat(*size, "yuv420p"))
-            pts.append(picture.pts - info.start_pts)
+            frames.append(decoded.frame.reformat(*size, "yuv420p"))
+            pts.append(decoded.pts - info.start_pts)
         return frames, pts, info.time_base
 
 
 def write(path: Path, frames: Sequence[VideoFrame], pts: Sequence[int], time_base: Fraction, edit: Edit) -> Path:
-    """Encode frames with an edit by x264."""
+    """Encode frames with an edit by x264, and return the path."""
     first = next(i for i, p in enumerate(pts) if p * time_base >= edit.skip_s)
     width, height = (
         max(32, round(side * share / 2) * 2)
@@ -107,7 +110,7 @@ def write(path: Path, frames: Sequence[VideoFrame], pts: Sequence[int], time_bas
                 stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
                 stream.codec_context.time_base = time_base
                 stream.codec_context.thread_count = 1
-            # As a frame of its own: what is not scaled or filtered is that of the original.
+            # A copy of the frame, since an unedited one is the original's, whose PTS must stay.
             copy = VideoFrame.from_ndarray(frame.to_ndarray(), "yuv420p")
             copy.pts, copy.time_base = p - pts[first], time_base
             out.mux(stream.encode(copy))
@@ -122,10 +125,10 @@ def _filtered(frames: Sequence[VideoFrame], time_base: Fraction, edit: Edit) -> 
         return
     graph = Graph()
     source = graph.add_buffer(width=frames[0].width, height=frames[0].height, format="yuv420p", time_base=time_base)
-    wanted = graph.add(edit.filter, edit.arguments) if edit.arguments else graph.add(edit.filter)
+    filtering = graph.add(edit.filter, edit.filter_arguments) if edit.filter_arguments else graph.add(edit.filter)
     sink = graph.add("buffersink")
-    source.link_to(wanted)
-    wanted.link_to(sink)
+    source.link_to(filtering)
+    filtering.link_to(sink)
     graph.configure()
     for frame in frames:
         graph.push(frame)
@@ -135,20 +138,24 @@ def _filtered(frames: Sequence[VideoFrame], time_base: Fraction, edit: Edit) -> 
 
 
 def hashes(path: Path) -> dict[int, int]:
-    """The hashes of a video by the number of their moment."""
+    """Return the hashes of a video by the number of their hash interval."""
     scan = scan_video(str(path))
     step = HASH_INTERVAL_S / scan.media.time_base
     return {round((item.pts - scan.media.start_pts) / step): item.phash for shot in scan.shots for item in shot.hashes}
 
 
-def differing(original: dict[int, int], copy: dict[int, int], shift: int = 0, mirror: bool = False) -> Hashes:
-    """The bits that differ at each moment that both have and that tells something in the original."""
+def differing(original: dict[int, int], copy: dict[int, int], shift: int = 0, mirror: bool = False) -> UInt64Array:
+    """Return the differing bits of each interval that both have and whose hash is informative in the original.
+
+    The copy's interval k is the original's k + `shift`.
+    """
     both = [k for k in copy if k + shift in original]
     a, b = (np.array(values, np.uint64) for values in ([original[k + shift] for k in both], [copy[k] for k in both]))
     return np.asarray(a ^ (mirrored(b) if mirror else b), np.uint64)[is_informative(a)]
 
 
-def summary(files: Sequence[Hashes]) -> dict[str, Any]:
+def summary(files: Sequence[UInt64Array]) -> dict[str, Any]:
+    """Return the figures of an edit from the differing bits of each file."""
     changed = np.concatenate(files)
     counts = np.bitwise_count(changed)
     bits = (changed[:, None] >> np.arange(64, dtype=np.uint64) & np.uint64(1)).mean(axis=0)
@@ -168,23 +175,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
     originals: dict[str, dict[int, int]] = {}
-    changed: dict[str, list[Hashes]] = {name: [] for name in EDITS}
+    changed: dict[str, list[UInt64Array]] = {name: [] for name in EDITS}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.mp4"
-        for path in sorted(arguments.folder.iterdir()):
-            if path.suffix.lower() not in SUFFIXES:
-                continue
+        for path in video_files(arguments.folder):
             try:
-                video = pictures(path, arguments.seconds)
+                frames, pts, time_base = first_frames(path, arguments.seconds)
             except DecodeError as error:
-                print(f"{os.path.basename(path)}: passed over, {error}")
+                print(f"{path.name}: skipped, {error}")
                 continue
-            original = originals[path.name] = hashes(write(copy, *video, ORIGINAL))
+            original = originals[path.name] = hashes(write(copy, frames, pts, time_base, ORIGINAL))
             for name, edit in EDITS.items():
-                if not any(p * video[2] >= edit.skip_s for p in video[1]):
+                if not any(p * time_base >= edit.skip_s for p in pts):
                     continue
-                found = hashes(write(copy, *video, edit))
-                # A copy that begins later has its moments between two of the original.
+                found = hashes(write(copy, frames, pts, time_base, edit))
+                # The intervals of a copy that begins later lie between two of the original.
                 tried = [
                     differing(original, found, shift, name == "mirror") for shift in ((1, 2) if edit.skip_s else (0,))
                 ]
@@ -194,16 +199,19 @@ def main() -> None:
     edits = {name: summary(files) for name, files in changed.items()}
     for name, row in edits.items():
         print(
-            f"{name:30} mean {row['mean']:5.2f}  median {row['median']:3.0f}  95% {row['p95']:4.0f}  worst file {row['worst']:5.1f}  {row['by_16']}"
+            f"{name:30} mean {row['mean']:5.2f}  median {row['median']:3.0f}  95% {row['p95']:4.0f}  "
+            f"worst file {row['worst']:5.1f}  {row['by_16']}"
         )
     every = [np.array(list(values.values()), np.uint64) for values in originals.values()]
     every = [one[is_informative(one)] for one in every]
-    unlike = np.concatenate([np.bitwise_count(a[:, None] ^ b).ravel() for i, a in enumerate(every) for b in every[:i]])
+    differences = np.concatenate(
+        [np.bitwise_count(a[:, None] ^ b).ravel() for i, a in enumerate(every) for b in every[:i]]
+    )
     unrelated = {
-        "mean": round(float(unlike.mean()), 1),
-        "deviation": round(float(unlike.std()), 1),
-        "least": int(unlike.min()),
-        "pairs": len(unlike),
+        "mean": round(float(differences.mean()), 1),
+        "deviation": round(float(differences.std()), 1),
+        "min": int(differences.min()),
+        "pairs": len(differences),
     }
     print(json.dumps({"files": len(originals), "edits": edits, "unrelated": unrelated}))
 

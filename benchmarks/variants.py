@@ -1,4 +1,4 @@
-"""Near-copies of real footage, made the ways copies on the web are: every edit keeps what the clip shows and when."""
+"""Near-copies of real footage, edited as copies on the web are: every edit keeps the content and its times."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ import cv2
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
+from cluster.arrays import Pixels
 from pipelines.video.decode import probe, read_frames
 
-Pixels = NDArray[np.uint8]
-
 AREA = 480 * 270
-"""Footage is scaled to about this area first: what 2160p costs to encode again is not what is measured."""
-LONGEST_S = 15.0
+"""Area in pixels that footage is scaled down to first, since the time to encode 2160p is not measured."""
+MAX_LENGTH_S = 15.0
 
 
 @dataclass(frozen=True)
 class Kind:
-    """An edit of each picture, and how it is encoded and cut. `start_s` and `end_share` say which part of the original is left."""
+    """A kind of copy: an edit of each frame, how the copy is encoded, and the part of the original that it keeps."""
 
     name: str
-    picture: Callable[[Pixels, int], Pixels]
+    edit: Callable[[Pixels, int], Pixels]
+    """Function of a frame and its number."""
     crf: int = 23
     start_s: float = 0.0
     start_share: float = 0.0
+    """The part starts at `start_s` seconds or this share of the original's duration, whichever is later."""
     end_share: float = 1.0
-    fps: float | None = None
+    """Share of the original's duration at which the part ends."""
+    fps_factor: float | None = None
+    """Frame rate of the copy over that of the original; None keeps the frames."""
 
 
 def _same(image: Pixels, number: int) -> Pixels:
@@ -42,8 +44,8 @@ def _same(image: Pixels, number: int) -> Pixels:
 
 def _scaled(factor: float) -> Callable[[Pixels, int], Pixels]:
     def scaled(image: Pixels, number: int) -> Pixels:
-        how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-        return np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=how), np.uint8)
+        interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+        return np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=interpolation), np.uint8)
 
     return scaled
 
@@ -63,7 +65,7 @@ def _mirror(image: Pixels, number: int) -> Pixels:
 
 
 def _colour(image: Pixels, number: int) -> Pixels:
-    """Gamma 0.75, contrast 1.2, and half the saturation."""
+    """Apply gamma 0.75, contrast 1.2, and half the saturation."""
     x = 255 * (image / 255.0) ** 0.75
     x = (x - 128) * 1.2 + 128
     grey = x.mean(axis=2, keepdims=True)
@@ -73,8 +75,8 @@ def _colour(image: Pixels, number: int) -> Pixels:
 def _logo(image: Pixels, number: int) -> Pixels:
     out = image.copy()
     height, width = image.shape[:2]
-    box = out[height // 20 : height // 5, -width // 4 : -width // 20]
-    box[:] = (0.3 * box + 0.7 * 240).astype(np.uint8)
+    logo = out[height // 20 : height // 5, -width // 4 : -width // 20]
+    logo[:] = (0.3 * logo + 0.7 * 240).astype(np.uint8)
     return out
 
 
@@ -83,14 +85,14 @@ def _subtitle(image: Pixels, number: int) -> Pixels:
     height, width = image.shape[:2]
     for line in range(2):
         text = f"line {number // 45} of what is said {line}"
-        at = (width // 10, height - height // 12 - line * height // 10)
+        origin = (width // 10, height - height // 12 - line * height // 10)
         for colour, thickness in (((0, 0, 0), 5), ((255, 255, 255), 2)):
-            cv2.putText(out, text, at, cv2.FONT_HERSHEY_SIMPLEX, width / 640, colour, thickness, cv2.LINE_AA)
+            cv2.putText(out, text, origin, cv2.FONT_HERSHEY_SIMPLEX, width / 640, colour, thickness, cv2.LINE_AA)
     return out
 
 
 def _zoom(image: Pixels, number: int) -> Pixels:
-    """The middle 92 percent."""
+    """Crop to the middle 92% of each side and enlarge."""
     height, width = image.shape[:2]
     y, x = round(height * 0.04), round(width * 0.04)
     return np.asarray(
@@ -98,7 +100,7 @@ def _zoom(image: Pixels, number: int) -> Pixels:
     )
 
 
-def _all_at_once(image: Pixels, number: int) -> Pixels:
+def _combined(image: Pixels, number: int) -> Pixels:
     return _letterbox(_colour(_mirror(_scaled(0.6)(image, number), number), number), number)
 
 
@@ -112,8 +114,8 @@ KINDS = (
     Kind("mirror", _mirror),
     Kind("colour", _colour),
     Kind("subclip", _same, start_share=0.25, end_share=0.75),
-    Kind("fps", _same, fps=0.8),
-    Kind("combined", _all_at_once, crf=30, start_s=0.37),
+    Kind("fps", _same, fps_factor=0.8),
+    Kind("combined", _combined, crf=30, start_s=0.37),
     Kind("logo", _logo),
     Kind("subtitle", _subtitle),
     Kind("zoom", _zoom),
@@ -122,7 +124,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Variant:
-    """A file, and where in the original its first frame is, in seconds."""
+    """A copy, and the time in seconds of its first frame in the original."""
 
     kind: str
     path: Path
@@ -130,23 +132,26 @@ class Variant:
 
 
 def footage(path: Path) -> tuple[list[Pixels], list[float], float]:
-    """Pictures and times of a video's first `LONGEST_S` seconds, scaled to `AREA`, and its frame rate. Raises `DecodeError`."""
+    """Return the frames of a video's first `MAX_LENGTH_S` seconds, scaled to `AREA`, their times, and the frame rate.
+
+    Raises `DecodeError`.
+    """
     info = probe(str(path))
     scale = min(1.0, (AREA / (info.width * info.height)) ** 0.5)
     size = tuple(max(16, round(side * scale / 2) * 2) for side in (info.width, info.height))
-    pictures, times = [], []
-    for pts, picture in read_frames(str(path), *size):
+    frames, times = [], []
+    for pts, frame in read_frames(str(path), *size):
         time_s = float((pts - info.start_pts) * info.time_base)
-        if time_s >= LONGEST_S:
+        if time_s >= MAX_LENGTH_S:
             break
-        pictures.append(np.ascontiguousarray(picture))
+        frames.append(np.ascontiguousarray(frame))
         times.append(time_s)
-    return pictures, times, float(info.fps or len(pictures) / max(times[-1], 0.1))
+    return frames, times, float(info.fps or len(frames) / max(times[-1], 0.1))
 
 
 def write_variants(path: Path, folder: Path, kinds: tuple[Kind, ...] = KINDS) -> Iterator[Variant]:
-    """Write the original (kind "original"), scaled and cut to length, and a copy of each kind. Raises `DecodeError`."""
-    pictures, times, fps = footage(path)
+    """Write the scaled and shortened original (kind "original") and a copy of each kind. Raises `DecodeError`."""
+    frames, times, fps = footage(path)
     total_s = times[-1] + 1 / fps
     for kind in (Kind("original", _same, crf=18), *kinds):
         start_s = max(kind.start_s, kind.start_share * total_s)
@@ -154,29 +159,29 @@ def write_variants(path: Path, folder: Path, kinds: tuple[Kind, ...] = KINDS) ->
         if len(chosen) < 2:
             continue
         start_s = times[chosen[0]]
-        if kind.fps is not None:
-            moments = np.arange(start_s, times[chosen[-1]], 1 / (fps * kind.fps))
-            chosen = [int(np.searchsorted(times, moment + 1e-6) - 1) for moment in moments]
-            stamps = (moments - start_s).tolist()
+        if kind.fps_factor is not None:
+            shown_s = np.arange(start_s, times[chosen[-1]], 1 / (fps * kind.fps_factor))
+            chosen = [int(np.searchsorted(times, time_s + 1e-6) - 1) for time_s in shown_s]
+            times_s = (shown_s - start_s).tolist()
         else:
-            stamps = [times[i] - start_s for i in chosen]
+            times_s = [times[i] - start_s for i in chosen]
         target = folder / f"{path.stem}__{kind.name}.mp4"
-        _write(target, (kind.picture(pictures[i], i) for i in chosen), stamps, kind.crf)
+        _write(target, (kind.edit(frames[i], i) for i in chosen), times_s, kind.crf)
         yield Variant(kind.name, target, start_s)
 
 
-def _write(path: Path, pictures: Iterator[Pixels], times_s: list[float], crf: int) -> None:
+def _write(path: Path, frames: Iterator[Pixels], times_s: list[float], crf: int) -> None:
     with av.open(str(path), "w") as container:
         stream = None
-        for picture, time_s in zip(pictures, times_s, strict=True):
-            height, width = (side // 2 * 2 for side in picture.shape[:2])
+        for image, time_s in zip(frames, times_s, strict=True):
+            height, width = (side // 2 * 2 for side in image.shape[:2])
             if stream is None:
                 stream = container.add_stream("libx264", rate=30, options={"crf": str(crf), "preset": "ultrafast"})
                 assert isinstance(stream, VideoStream)
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
                 stream.codec_context.time_base = Fraction(1, 90_000)
                 stream.codec_context.thread_count = 1
-            frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), "rgb24")
+            frame = VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), "rgb24")
             frame.pts, frame.time_base = round(time_s * 90_000), Fraction(1, 90_000)
             container.mux(stream.encode(frame))
         assert stream is not None

@@ -22,14 +22,14 @@ import pytest
 from cluster import storage
 from pipelines import inline
 from pipelines.commands import run
-from pipelines.curation import Curation, run_segments, inspect
+from pipelines.curation import Curation, inspect, run_segments
 from pipelines.dataset.build import build_dataset
 from pipelines.ledger import ledger
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.scenes.footage import make_footage
 from pipelines.video.decode import OPEN_LOG
 from tests.support.paths import ROOT
-from training.data import shards
+from training.data.manifest import read_manifest
 from training.data.verify import verify
 
 pytestmark = pytest.mark.slow
@@ -84,7 +84,7 @@ def latents_of(recipe: Recipe) -> dict[str, tuple[bytes, bytes | None]]:
 
 
 def manifest_of(recipe: Recipe, curation: Curation) -> pa.Table:
-    table, _ = shards.read_manifest(build_dataset(recipe, curation).manifest_uri)
+    table, _ = read_manifest(build_dataset(recipe, curation).manifest_uri)
     return table.drop_columns(["file", "row_group", "row"])
 
 
@@ -155,7 +155,7 @@ def test_the_manifest_is_sound_and_splits_keep_groups_apart(undisturbed: tuple[R
     recipe, curation = undisturbed
     dataset = build_dataset(recipe, curation)
     assert verify(dataset.manifest_uri) == []
-    table, _ = shards.read_manifest(dataset.manifest_uri)
+    table, _ = read_manifest(dataset.manifest_uri)
     assert dataset.n_val >= 1
     assert len(table) == sum(row["fate"] == "kept" and row["clip_index"] is not None for row in rows_of(curation))
     split_of: dict[str, set[str]] = {}

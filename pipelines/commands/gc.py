@@ -28,8 +28,8 @@ from pipelines.dataset.splits import read_splits
 from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
-from training.data import shards
 from training.data.footer import DamagedError
+from training.data.manifest import read_manifest
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _manifests(recipe: Recipe, curation: Curation, encode: Encode, latents: str)
     identity, found = encode.text.identity(), []
     for entry in storage.list_files(recipe.tables_uri, "_manifest.parquet"):
         try:
-            table, info = shards.read_manifest(entry.uri)
+            table, info = read_manifest(entry.uri)
         except DamagedError:
             continue
         folders = {file.partition("/")[0] for file in pc.unique(table["file"]).to_pylist()}

@@ -43,7 +43,7 @@ def bucket_losses(encode: Encode, curation: Curation) -> str | None:
     if not position or curation.segments[position - 1].n_pending:
         return None
     clips = curation.segments[position - 1].rows.live().read(["uid", *BUCKET_COLUMNS])
-    lost = encode.misfits(clips)
+    lost = encode.count_unassigned(clips)
     if lost.total() <= MAX_LOST_SHARE * len(clips):
         return None
     listed = "; ".join(f"{count} because {reason}" for reason, count in lost.most_common(3))

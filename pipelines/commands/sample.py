@@ -27,13 +27,17 @@ def sample(
     """Generate samples from an exported model and return the URIs of the files.
 
     `model_uri` is the folder of an export (`model.safetensors`, `model.json`). `upsampler` makes prompts detailed for
-    samples that ask for it. Raises `ConfigError` for a conditioning image that cannot be read, before anything is made.
+    samples that ask for it. Raises `ConfigError` for a conditioning image that cannot be read, before anything is made,
+    for a folder without a model, and for a size that the model cannot make.
     """
     check_images(samples)
     uris = []
     with progress("sampling", len(samples)) as bar:
         for settings in samples:
-            uris.append(tasks.sample(settings, model_uri, out_uri, upsampler, read_conditioning_image))
+            try:
+                uris.append(tasks.sample(settings, model_uri, out_uri, upsampler, read_conditioning_image))
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
             bar.advance()
     return uris
 

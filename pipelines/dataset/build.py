@@ -17,7 +17,7 @@ from pipelines.engine.executor import Executor
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
 from training.data import shards, text_tables
-from training.data.shards import MANIFEST_SCHEMA, DatasetInfo
+from training.data.manifest import MANIFEST_SCHEMA, OTHER_CAPTION, DatasetInfo, read_manifest, write_manifest
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def build_dataset(recipe: Recipe, curation: Curation, executor: Executor) -> Dat
         n_text = embed_captions(texts_uri, encode.text, distinct_captions(clips), executor)
         latents_folder = encode.latents_folder(recipe.tables_uri, state.segment.lineages[-1])
         table = manifest_rows(clips, shard_rows(recipe.tables_uri, latents_folder), identity, n_text)
-        shards.write_manifest(manifest_uri, table, _info(encode, identity, folder, fingerprint))
+        write_manifest(manifest_uri, table, _info(encode, identity, folder, fingerprint))
     return describe(manifest_uri)
 
 
@@ -85,7 +85,7 @@ def _info(encode: Encode, text_identity: str, text_folder: str, fingerprint: str
 
 def describe(manifest_uri: str) -> Dataset:
     """Count the samples, latent cells and captions of a manifest."""
-    table, _ = shards.read_manifest(manifest_uri)
+    table, _ = read_manifest(manifest_uri)
     n_train, n_val, n_test = (int(pc.sum(pc.equal(table["split"], split)).as_py() or 0) for split in splits.SPLITS)
     other_keys = pc.struct_field(pc.list_flatten(table["other_captions"]), "text_key")
     keys = pa.concat_arrays([table["text_key"].combine_chunks(), other_keys.combine_chunks()])
@@ -189,7 +189,7 @@ def manifest_rows(clips: pa.Table, samples: pa.Table, text_identity: str, n_text
     ]
     columns |= {name: pa.array([main[name] for main, *_ in captions]) for name in ("caption", "text_key", "n_text")}
     columns["caption_kind"] = pa.array([main["kind"] for main, *_ in captions])
-    columns["other_captions"] = pa.array([others for _, *others in captions], pa.list_(shards.OTHER_CAPTION))
+    columns["other_captions"] = pa.array([others for _, *others in captions], pa.list_(OTHER_CAPTION))
     return pa.table(columns).select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
 
 

@@ -11,7 +11,7 @@ from cluster import storage
 from cluster.config import ConfigError
 from pipelines.curation import Curation
 from pipelines.recipe import Recipe
-from training.data import shards
+from training.data.manifest import read_manifest
 
 FILE = "dataset.json"
 MAX_STYLE_CAPTIONS = 512
@@ -68,7 +68,7 @@ def remove(out_uri: str) -> None:
 
 def training_captions(recipe: Recipe) -> list[str]:
     """Return up to `MAX_STYLE_CAPTIONS` main captions of the training split, the same ones each time."""
-    table, _ = shards.read_manifest(read(recipe).manifest_uri)
+    table, _ = read_manifest(read(recipe).manifest_uri)
     train = table.filter(pc.equal(table["split"], "train"))
     rows = zip(train["uid"].to_pylist(), train["caption"].to_pylist(), strict=True)
     return [caption for _, caption in sorted(rows, key=lambda row: storage.digest(row[0]))[:MAX_STYLE_CAPTIONS]]

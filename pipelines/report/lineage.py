@@ -15,8 +15,8 @@ from pipelines.curation import Curation, SegmentState
 from pipelines.engine import tables
 from pipelines.engine.step import Step
 from pipelines.recipe import Recipe, resolved
-from training.data import shards
 from training.data.footer import DamagedError
+from training.data.manifest import DatasetInfo, read_manifest
 from training.sampling.provenance import read_provenance
 
 PACKAGES = (
@@ -47,7 +47,7 @@ PACKAGES = (
 MAX_SAMPLES = 24
 
 
-def lineage(recipe: Recipe, curation: Curation, manifest: shards.DatasetInfo | None) -> dict[str, Any]:
+def lineage(recipe: Recipe, curation: Curation, manifest: DatasetInfo | None) -> dict[str, Any]:
     """The resolved recipe, every segment and step, package versions, and what the data set's footer says."""
     segments = [
         {
@@ -129,12 +129,12 @@ def costs(states: Sequence[SegmentState]) -> list[dict[str, Any]]:
     return found
 
 
-def manifest_of(recipe: Recipe, kept_uids: pa.Array) -> tuple[pa.Table, shards.DatasetInfo] | None:
+def manifest_of(recipe: Recipe, kept_uids: pa.Array) -> tuple[pa.Table, DatasetInfo] | None:
     """The manifest of exactly these clips; None where there is none, as before encoding."""
     wanted = sorted(kept_uids.to_pylist())
     for entry in storage.list_files(recipe.tables_uri, "_manifest.parquet"):
         try:
-            table, info = shards.read_manifest(entry.uri)
+            table, info = read_manifest(entry.uri)
         except DamagedError:  # `worldloom verify` reports it; here it is as good as absent
             continue
         if sorted(table["uid"].to_pylist()) == wanted:

@@ -131,8 +131,8 @@ def test_large_images_are_scaled_down(model_folders: dict[str, Path]) -> None:
         answer_to(Transformers(model=str(model_folders["qwen"]), max_pixels=max_pixels).open(), large)
         for max_pixels in (2048, None)
     )
-    # 64 x 32 pixels, and about 88 x 44 by the limit of the processor. Patches of 4 pixels are merged two by two in space
-    # and in time, so these are 8 x 4 and 11 x 5 tokens.
+    # 64 x 32 pixels, and about 88 x 44 by the limit of the processor. Patches of 4 pixels are merged two by two in
+    # space and in time, so these are 8 x 4 and 11 x 5 tokens.
     assert unscaled.tokens_in - scaled.tokens_in == 2 * (11 * 5 - 8 * 4)
 
 

@@ -17,9 +17,9 @@ from cluster.config import ConfigError
 from pipelines import cli
 from pipelines.commands import _reconstruction
 from pipelines.commands._reconstruction import GAP_WIDTH, difference, reconstructed, sampled, write_roundtrip
-from pipelines.video.part import VideoPart
 from pipelines.commands.roundtrip import choose_autoencoder
 from pipelines.video.decode import probe
+from pipelines.video.part import VideoPart
 from pipelines.video.spans import FrameGrid, read_span
 from tests.support.random_autoencoders import save_autoencoder
 from tests.support.videos import encode, sliding
@@ -130,7 +130,9 @@ def test_what_is_written(
     )
     info = probe(video)
     end_pts = info.start_pts + round(Fraction(21, 24) / info.time_base)
-    source_THWC = read_span(video, info.start_pts, end_pts, FrameGrid(fps=24, frames=21, width=WIDTH, height=HEIGHT)).frames
+    source_THWC = read_span(
+        video, info.start_pts, end_pts, FrameGrid(fps=24, frames=21, width=WIDTH, height=HEIGHT)
+    ).frames
     autoencoder = settings.open()
     with torch.no_grad():
         made_BCTHW = autoencoder.decode(autoencoder.encode(as_video(source_THWC)))
@@ -217,7 +219,9 @@ def test_what_is_no_video_or_no_place_to_write_is_refused(video: str, tmp_path: 
     with pytest.raises(ConfigError, match="is the source"):
         write_roundtrip(video, Linear(), VideoPart(), video)
     with pytest.raises(ConfigError, match="no such file"):
-        write_roundtrip(video, Causal(weights=str(tmp_path / "none.safetensors")), VideoPart(), str(tmp_path / "out.mp4"))
+        write_roundtrip(
+            video, Causal(weights=str(tmp_path / "none.safetensors")), VideoPart(), str(tmp_path / "out.mp4")
+        )
 
 
 def test_one_pass_has_a_limit(

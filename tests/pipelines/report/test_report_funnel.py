@@ -124,8 +124,8 @@ def test_a_source_longer_than_its_clips_loses_the_rest_when_it_is_cut() -> None:
         (
             "dropped",
             "encode",
-            "0.52 s is shorter than 2.00 s, which 17 frames at 8 a second take",
-            "… s is shorter than … s, which 17 frames at 8 a second take",
+            "0.52 s is shorter than 2.00 s, the duration of 17 frames at 8 fps",
+            "… s is shorter than … s, the duration of 17 frames at 8 fps",
         ),
         ("kept", "", "", ""),
     ],

@@ -1,0 +1,71 @@
+"""`worldloom run` and `worldloom curate`: which parts of a recipe each of them does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.config import ConfigError
+from pipelines.commands.run import run
+from pipelines.recipe import load_recipe
+from tests.pipelines.commands.conftest import TRAINING
+from tests.support.command_line import CommandLine
+
+SAMPLE = "sample=[{prompt: a star, seconds: 0, size: 32x32, steps: 1, name: star}]"
+
+
+@pytest.fixture
+def of_manifest(manifest: Path, tmp_path: Path) -> Path:
+    """Return a recipe that names a manifest."""
+    path = tmp_path / "manifest.yaml"
+    recipe = {"name": "other", "out": str(tmp_path / "out"), "manifest": str(manifest), "train": TRAINING}
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_a_recipe_of_a_manifest_trains_and_samples(of_manifest: Path) -> None:
+    recipe = load_recipe(of_manifest, [SAMPLE])
+    outcome = run(recipe, in_process=True)
+    assert (outcome.curated, outcome.report_uri) == (None, None)
+    assert outcome.training is not None
+    assert outcome.training.steps == 3
+    assert outcome.samples == [f"{recipe.out_uri}/samples/star.png"]
+    assert Path(outcome.samples[0]).is_file()
+
+
+def test_a_recipe_of_a_manifest_curates_nothing(of_manifest: Path, worldloom: CommandLine) -> None:
+    for command in ("curate", "ledger", "plan", "report"):
+        ended = worldloom(command, of_manifest)
+        assert (ended.exit_code, "curates nothing" in ended.stderr) == (2, True), (command, ended.stderr)
+    assert not (of_manifest.parent / "out").exists()
+
+
+def test_curate_neither_trains_nor_samples(scan_recipe: Path, worldloom: CommandLine) -> None:
+    (scan_recipe.parent / "in" / "a.mp4").write_bytes(b"no video")
+    ended = worldloom("curate", scan_recipe, "--inline")
+    assert ended.exit_code == 0, ended.stderr
+    assert "videos: 1 = 0 kept + 0 dropped + 1 failed + 0 duplicate" in ended.stdout
+    out = scan_recipe.parent / "out"
+    assert {path.name for path in out.iterdir()} == {
+        "ledger.json",
+        "report.html",
+        "run.yaml",
+        "splits.parquet",
+        "tables",
+    }
+    assert worldloom("ledger", scan_recipe).exit_code == 0
+
+
+def test_samples_without_training_are_refused_first(scan_recipe: Path) -> None:
+    with pytest.raises(ConfigError, match="sample needs a model: add the section train"):
+        run(load_recipe(scan_recipe, [SAMPLE]), in_process=True)
+    assert not (scan_recipe.parent / "out").exists()
+
+
+def test_a_missing_image_is_refused_before_curation(trained: Path, tmp_path: Path) -> None:
+    sample = "sample=[{prompt: a star, first: gone.png}]"
+    with pytest.raises(ConfigError, match=r"gone\.png: cannot be read"):
+        run(load_recipe(trained, [sample, f"out={tmp_path / 'out'}"]), in_process=True)
+    assert not (tmp_path / "out").exists()

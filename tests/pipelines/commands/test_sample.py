@@ -1,0 +1,123 @@
+"""`worldloom sample`: it needs an exported model, and neither footage nor a manifest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+from cluster import storage
+from pipelines.video.decode import OPEN_LOG
+from tests.support.command_line import CommandLine
+from tests.support.paths import ROOT
+
+SHORT = ("--seconds", "1", "--size", "32x32", "--steps", "2")
+"""Options of a sample that takes less than a second."""
+
+
+def test_a_model_is_sampled_in_an_empty_folder(export: Path, tmp_path: Path) -> None:
+    opened, folder = tmp_path / "opened", tmp_path / "empty"
+    opened.touch()
+    folder.mkdir()
+    command = [sys.executable, "-m", "pipelines.cli", "sample", "--model", str(export), "--prompt", "a red circle"]
+    ended = subprocess.run(
+        [*command, *SHORT],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), OPEN_LOG: str(opened)},
+    )
+    assert ended.returncode == 0, ended.stderr
+    (video,) = folder.rglob("*.mp4")
+    assert ended.stdout == f"{video}\n"
+    assert video.parent == folder / "samples"
+    with av.open(str(video)) as container:
+        shapes = [frame.to_ndarray(format="rgb24").shape for frame in container.decode(video=0)]
+    assert shapes == [(32, 32, 3)] * 9
+    assert [path.name for path in folder.iterdir()] == ["samples"], "nothing else is written"
+    assert opened.read_text() == "", "a video was opened"
+
+
+@pytest.fixture
+def _no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test if source files are listed."""
+
+    def fail(pattern: str) -> list[storage.Entry]:
+        raise AssertionError(f"sampling lists {pattern}")
+
+    monkeypatch.setattr(storage, "glob", fail)
+
+
+@pytest.mark.usefixtures("_no_listing")
+def test_a_recipe_is_sampled_without_footage(trained: Path, tmp_path: Path, worldloom: CommandLine) -> None:
+    out = ("--out", tmp_path / "samples")
+    ended = worldloom("sample", trained, "--prompt", "a red circle", *SHORT, *out, "--name", "circle")
+    assert (ended.exit_code, ended.stdout) == (0, f"{tmp_path / 'samples' / 'circle.mp4'}\n"), ended.stderr
+    # Without a prompt, the samples of the recipe are generated.
+    samples = "sample=[{prompt: a star, seconds: 0, size: 32x32, steps: 1}, {prompt: a star, seconds: 1, steps: 1}]"
+    listed = worldloom("sample", trained, *out, "--set", samples)
+    assert listed.exit_code == 0, listed.stderr
+    assert [Path(line).suffix for line in listed.stdout.splitlines()] == [".png", ".mp4"]
+
+
+@pytest.mark.usefixtures("_no_listing")
+def test_a_prompt_is_upsampled_from_stored_captions(trained: Path, tmp_path: Path, worldloom: CommandLine) -> None:
+    for arguments in ((trained,), ("--model", next((trained.parent / "out").glob("run-*/export")))):
+        ended = worldloom("sample", *arguments, "--prompt", "a star", *SHORT, "--upsample", "--out", tmp_path / "s")
+        assert ended.exit_code == 0, ended.stderr
+
+
+def test_a_recipe_that_is_not_trained_names_the_fix(trained: Path, worldloom: CommandLine) -> None:
+    ended = worldloom("sample", trained, "--prompt", "a star", "--set", "train.steps=4")
+    assert ended.exit_code == 2
+    assert "no model is trained to step 4 yet; run `worldloom train` first" in ended.stderr
+
+
+def test_a_model_or_a_recipe_is_required(export: Path, worldloom: CommandLine) -> None:
+    neither = worldloom("sample", "--prompt", "a star")
+    assert (neither.exit_code, "--model with the folder of an export" in neither.stderr) == (2, True)
+    no_prompt = worldloom("sample", "--model", export)
+    assert (no_prompt.exit_code, "give --prompt" in no_prompt.stderr) == (2, True)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path, worldloom: CommandLine) -> None:
+    ended = worldloom("sample", "--model", tmp_path, "--prompt", "a star")
+    assert (ended.exit_code, f"{tmp_path}: there is no model.json" in ended.stderr) == (2, True), ended.stderr
+
+
+def test_a_size_that_the_model_cannot_make_is_bad_input(export: Path, tmp_path: Path, worldloom: CommandLine) -> None:
+    options = ("--prompt", "a star", "--size", "1x900", "--out", tmp_path)
+    ended = worldloom("sample", "--model", export, *options)
+    assert (ended.exit_code, "1x900" in ended.stderr) == (2, True), ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_impossible_size_is_bad_input(scan_recipe: Path, worldloom: CommandLine) -> None:
+    ended = worldloom("sample", scan_recipe, "--prompt", "x", "--size", "7")
+    assert ended.exit_code == 2
+    assert "--size 7: " in ended.stderr
+    assert "such as 96x64" in ended.stderr
+
+
+@pytest.mark.parametrize("option", ["--first", "--last"])
+def test_conditioning_images_are_checked_first(
+    option: str, tmp_path: Path, scan_recipe: Path, worldloom: CommandLine
+) -> None:
+    """The recipe has neither a data set nor a model, and still the image is what the message names."""
+    no_image = tmp_path / "words.png"
+    no_image.write_text("words")
+    for image, message in (
+        (tmp_path / "gone.png", "gone.png: cannot be read: "),
+        (no_image, "words.png: cannot be read as an image: "),
+    ):
+        ended = worldloom("sample", scan_recipe, "--prompt", "x", option, image)
+        assert (ended.exit_code, message in ended.stderr) == (2, True), ended.stderr
+    no_prompt = worldloom("sample", scan_recipe, option, "a.png")
+    assert (no_prompt.exit_code, "describe it with --prompt" in no_prompt.stderr) == (2, True)
+    image_sample = worldloom("sample", scan_recipe, "--prompt", "x", option, "a.png", "--seconds", "0")
+    assert (image_sample.exit_code, f"{option} a.png: " in image_sample.stderr) == (2, True)
