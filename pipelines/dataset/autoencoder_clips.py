@@ -75,7 +75,7 @@ def sources_of(patterns: tuple[SourceSettings, ...], shares: SplitSettings) -> l
     if not {"train", "val"} <= {source.split for source in found}:
         raise ConfigError(
             f"sources: {len(found)} file(s) and splits.val {shares.val:g} leave "
-            "none to train or none to validate on; add files"
+            "none to train on or none to validate on; add files"
         )
     return [source for source in found if source.split != "test"]
 

@@ -1,10 +1,9 @@
-"""Collecting tables: what the last recipe reaches stays whole, everything else goes, and nothing goes while that is not known."""
+"""`worldloom gc`: tables that the last recipe reaches are kept, others go, and none while curation is incomplete."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from cluster import storage
@@ -13,50 +12,46 @@ from pipelines import inline
 from pipelines.commands import gc
 from pipelines.commands.curate import curate
 from pipelines.curation import inspect, run_segments
-from pipelines.engine.sources import SourceSettings
-from pipelines.engine.step import Step
 from pipelines.recipe import Recipe, resolved
-from pipelines.steps.keep import Bound, Keep
+from pipelines.scenes.footage import make_footage
+from pipelines.steps.keep import Bound
+from tests.support.executors import IdleExecutor
 from tests.support.killing import files_of
+from tests.support.quickstart import quickstart_recipe
+from tests.support.toy_recipes import keep, toy_recipe, write_toys
 from tests.support.toy_steps import Measure, Pick, Score, Split
+from training.data.verify import verify
 
 
-def make_recipe(folder: Path, most: float = 9.0) -> Recipe:
-    steps: list[Step] = [Measure(), Split(), Keep(name="keep", number=Bound(max=most)), Score(), Pick()]  # type: ignore[call-arg]
-    return Recipe(
-        name="toy",
-        out=str(folder / "out"),
-        sources=(SourceSettings(videos=str(folder / "in" / "*.toy")),),
-        curate=tuple(steps),
-    )
+def gc_recipe(folder: Path, max_number: float = 9.0) -> Recipe:
+    return toy_recipe(folder, [Measure(), Split(), keep(number=Bound(max=max_number)), Score(), Pick()])
 
 
-@pytest.fixture(autouse=True)
-def _recipes_of_toy_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Toy steps have no name in YAML: what was last run is remembered here instead of parsed."""
-    monkeypatch.setattr(gc, "parse", lambda model, document: LAST[document.data["name"]])
+class LastRun:
+    """The recipe that was last run: toy steps have no name in YAML, so `run.yaml` cannot hold them."""
+
+    def __init__(self) -> None:
+        self.recipe: Recipe | None = None
+
+    def run(self, recipe: Recipe) -> None:
+        run_segments(recipe, inline)
+        self.recipe = recipe
+        storage.write_bytes(storage.join(recipe.out_uri, "run.yaml"), b"name: toy\n")
 
 
-LAST: dict[str, Recipe] = {}
+@pytest.fixture
+def last_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LastRun:
+    """Write the sources of `gc_recipe`, and let `gc` take the last recipe from here instead of parsing it."""
+    write_toys(tmp_path, ["a-3", "b-5"])
+    last_run = LastRun()
+    monkeypatch.setattr(gc, "parse", lambda model, document: last_run.recipe)
+    return last_run
 
 
-def run_toys(recipe: Recipe) -> None:
-    run_segments(recipe, inline)
-    LAST["toy"] = recipe
-    storage.write_bytes(storage.join(recipe.out_uri, "run.yaml"), b"name: toy\n")
-
-
-def make_sources(folder: Path) -> None:
-    (folder / "in").mkdir()
-    for name in ("a-3", "b-5"):
-        (folder / "in" / f"{name}.toy").write_text(name)
-
-
-def test_only_what_earlier_settings_made_goes(tmp_path: Path) -> None:
-    make_sources(tmp_path)
-    run_toys(make_recipe(tmp_path, 9.0))
-    run_toys(make_recipe(tmp_path, 2.0))
-    recipe = make_recipe(tmp_path, 2.0)
+def test_only_tables_of_earlier_settings_are_removed(tmp_path: Path, last_run: LastRun) -> None:
+    last_run.run(gc_recipe(tmp_path, 9.0))
+    last_run.run(gc_recipe(tmp_path, 2.0))
+    recipe = gc_recipe(tmp_path, 2.0)
     before = inspect(recipe).final.rows.read().to_pylist()
     (tmp_path / "out" / "tables" / ".part-dead-x").write_bytes(b"x" * 100)
     folders = gc.survey(recipe)
@@ -78,9 +73,8 @@ def test_only_what_earlier_settings_made_goes(tmp_path: Path) -> None:
     assert all(folder.reached_by for folder in gc.survey(recipe))
 
 
-def test_what_is_no_table_is_not_looked_at(tmp_path: Path) -> None:
-    make_sources(tmp_path)
-    run_toys(make_recipe(tmp_path))
+def test_other_files_of_a_run_are_kept(tmp_path: Path, last_run: LastRun) -> None:
+    last_run.run(gc_recipe(tmp_path))
     out = tmp_path / "out"
     others = [
         "run-0123456789ab/checkpoints/step-00000002/complete.json",
@@ -91,43 +85,36 @@ def test_what_is_no_table_is_not_looked_at(tmp_path: Path) -> None:
     ]
     for name in others:
         storage.write_bytes(str(out / name), b"{}")
-    gc.collect(make_recipe(tmp_path), gc.survey(make_recipe(tmp_path)))
+    gc.collect(gc_recipe(tmp_path), gc.survey(gc_recipe(tmp_path)))
     assert set(others) <= set(files_of(out))
 
 
-def test_an_incomplete_curation_is_refused(tmp_path: Path) -> None:
-    make_sources(tmp_path)
-    run_toys(make_recipe(tmp_path))
+def test_an_incomplete_curation_is_refused(tmp_path: Path, last_run: LastRun) -> None:
+    last_run.run(gc_recipe(tmp_path))
     (tmp_path / "in" / "new-1.toy").write_text("new")
     before = files_of(tmp_path / "out")
     with pytest.raises(ConfigError, match=r"curation is not complete \(measure has 2 of 3 rows\)"):
-        gc.survey(make_recipe(tmp_path))
+        gc.survey(gc_recipe(tmp_path))
     assert files_of(tmp_path / "out") == before
 
 
-def test_an_out_without_a_run_or_of_another_folder_is_refused(tmp_path: Path) -> None:
-    make_sources(tmp_path)
-    recipe = make_recipe(tmp_path)
+def test_an_out_without_a_run_or_of_another_folder_is_refused(tmp_path: Path, last_run: LastRun) -> None:
+    recipe = gc_recipe(tmp_path)
     with pytest.raises(ConfigError, match="nothing was run"):
         gc.survey(recipe)
-    run_toys(recipe)
-    LAST["toy"] = recipe.model_copy(update={"out": str(tmp_path / "elsewhere")})
+    last_run.run(recipe)
+    last_run.recipe = recipe.model_copy(update={"out": str(tmp_path / "elsewhere")})
     with pytest.raises(ConfigError, match="is of a run in"):
         gc.survey(recipe)
 
 
 @pytest.mark.slow
-def test_latents_texts_and_the_manifest_of_the_data_set_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    from pipelines.scenes.footage import make_footage
-    from tests.pipelines.forgetting.test_forget import drawn_recipe
-    from training.data.verify import verify
-
+def test_the_files_of_the_data_set_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_footage(tmp_path / "in", videos=6, seed=0)
     wide = "curate.encode.buckets=[{size: 32, frames: [1, 9], fps: 8}]"
-    first = drawn_recipe(tmp_path / "in", tmp_path / "out", "train=null", wide)
+    first = quickstart_recipe(tmp_path / "in", tmp_path / "out", "train=null", wide)
     curate(first, in_process=True)
-    recipe = drawn_recipe(tmp_path / "in", tmp_path / "out", "train=null")
+    recipe = quickstart_recipe(tmp_path / "in", tmp_path / "out", "train=null")
     outcome = curate(recipe, in_process=True)
     assert outcome.dataset is not None
     assert storage.read_bytes(f"{recipe.out_uri}/run.yaml").decode() == resolved(recipe)
@@ -139,9 +126,6 @@ def test_latents_texts_and_the_manifest_of_the_data_set_stay(tmp_path: Path, mon
     assert [entry.uri for entry in storage.list_files(recipe.tables_uri, "_manifest.parquet")] == [
         outcome.dataset.manifest_uri
     ]
-
-    def refuse(work: object, tasks: list[pa.Table]) -> None:
-        raise AssertionError("nothing is left to do")
-
-    monkeypatch.setattr(inline, "run_orders", refuse)
+    for name in ("run_tasks", "rows", "map_tables"):
+        monkeypatch.setattr(inline, name, getattr(IdleExecutor(), name))
     assert curate(recipe, in_process=True).dataset == outcome.dataset

@@ -1,4 +1,4 @@
-"""`encode --roundtrip`: frames, streams and scores against what one pass of other code gives."""
+"""`worldloom roundtrip`: its options, and which autoencoder it takes."""
 
 from __future__ import annotations
 
@@ -6,174 +6,55 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from typer.testing import CliRunner
 
 from cluster.config import ConfigError
-from pipelines import cli
-from pipelines.commands import _reconstruction
-from pipelines.commands._reconstruction import GAP_WIDTH, difference, reconstructed, sampled, write_roundtrip
+from pipelines.commands._reconstruction import GAP_WIDTH
 from pipelines.commands.roundtrip import choose_autoencoder
-from pipelines.video.decode import probe
-from pipelines.video.part import VideoPart
-from pipelines.video.spans import FrameGrid, read_span
-from tests.support.random_autoencoders import save_autoencoder
+from tests.support.command_line import CommandLine
 from tests.support.videos import encode, sliding
-from training.autoencoder import AutoencoderSettings
-from training.autoencoders._causal_network import PRESETS
-from training.autoencoders._causal_weights import Trained, new_network, write_trained
-from training.autoencoders.causal import Causal
-from training.autoencoders.diffusers import Diffusers
 from training.autoencoders.linear import Linear
-from training.pixels import psnr_db, ssim
-from training.sampling.media import write_mp4
 
-WIDTH, HEIGHT = 64, 48
-IMAGE = "sd"
-"""A published autoencoder that takes each frame alone."""
-VIDEO = "wan"
-"""One that takes a video whole."""
-
-Pixels = NDArray[np.uint8]
+YAML = "{name: linear, channels: 48}"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("roundtrip")
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """Return a video of 23 frames of 68x48 at 24 fps."""
+    return encode(tmp_path / "source.mp4", sliding(23, 3, 68, 48), time_base=Fraction(1, 24))
 
 
-@pytest.fixture(scope="module")
-def video(folder: Path) -> str:
-    """23 frames at 24 a second, 68 pixels wide, which no autoencoder takes."""
-    return str(
-        encode(
-            folder / "source.mp4", sliding(23, 3, 68, HEIGHT), time_base=Fraction(1, 24), options={"crf": "8", "g": "6"}
-        )
-    )
-
-
-@pytest.fixture(scope="module")
-def causal(folder: Path) -> Causal:
-    """With weights that look back in time, unlike those at the start of training."""
-    path = folder / "causal.safetensors"
-    network, chance = new_network(PRESETS["tiny"], 0), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight += 0.01 * torch.randn(weight.shape, generator=chance)
-    path.write_bytes(write_trained(Trained(network, torch.zeros(2, 16), torch.ones(2, 16), {})))
-    return Causal(weights=str(path))
-
-
-@pytest.fixture(scope="module")
-def published(folder: Path) -> dict[str, Diffusers]:
-    return {kind: Diffusers(path=str(save_autoencoder(folder / kind, kind))) for kind in (IMAGE, VIDEO)}
-
-
-def frames_of(path: Path) -> Pixels:
-    with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-
-
-def root_mean_square(x: NDArray[np.float64]) -> float:
-    return float(np.sqrt((x**2).mean()))
-
-
-def as_video(frames_THWC: Pixels) -> Tensor:
-    return torch.from_numpy(frames_THWC).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-
-
-@pytest.mark.parametrize(("start_s", "fps"), [(0.0, 24.0), (0.25, 24.0), (0.4, 10.0), (0.1, 60.0)])
-def test_frames_are_those_that_encode_reads(video: str, start_s: float, fps: float) -> None:
-    info = probe(video)
-    found = np.stack(list(sampled(video, start_s, fps, WIDTH, HEIGHT)))
-    start_pts = info.start_pts + round(Fraction(start_s) / info.time_base)
-    end_pts = info.start_pts + round(Fraction(23, 24) / info.time_base)
-    expected = read_span(video, start_pts, end_pts, FrameGrid(fps=fps, frames=len(found), width=WIDTH, height=HEIGHT))
-    assert np.array_equal(found, expected.frames)
-    with pytest.raises(ValueError, match="ask for fewer"):
-        read_span(video, start_pts, end_pts, FrameGrid(fps=fps, frames=len(found) + 2, width=WIDTH, height=HEIGHT))
-
-
-def test_pieces_give_what_one_pass_gives(causal: Causal, published: dict[str, Diffusers]) -> None:
-    whole_BCTHW = torch.randint(
-        0, 256, (1, 3, 17, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
-    cases: list[tuple[AutoencoderSettings, list[int]]] = [
-        (Linear(channels=48), [5, 4, 8]),
-        (causal, [5, 4, 8]),
-        (published[IMAGE], [2, 5, 10]),
-    ]
-    for settings, lengths in [*cases, (published[VIDEO], [5, 12])]:
-        autoencoder = settings.open()
-        made = torch.cat(
-            list(reconstructed(autoencoder, torch.split(whole_BCTHW, lengths, dim=2), torch.device("cpu"))), dim=2
-        )
-        with torch.no_grad():
-            expected = autoencoder.decode(autoencoder.encode(whole_BCTHW.float() / 127.5 - 1))
-        torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", ["linear", "causal"])
-def test_what_is_written(
-    name: str, video: str, causal: Causal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three pictures in a row, of which the mp4 loses little; scores and difference from formulas of their own, in one pass."""
-    monkeypatch.setattr(_reconstruction, "PIECE_PIXELS", WIDTH * HEIGHT * 8)
-    settings: AutoencoderSettings = causal if name == "causal" else Linear()
-    made = write_roundtrip(video, settings, VideoPart(), str(tmp_path / "out.mp4"))
-    assert (made.frames, made.width, made.height, made.fps) == (21, WIDTH, HEIGHT, 24.0), (
-        "two frames more make no group"
-    )
-    info = probe(video)
-    end_pts = info.start_pts + round(Fraction(21, 24) / info.time_base)
-    source_THWC = read_span(
-        video, info.start_pts, end_pts, FrameGrid(fps=24, frames=21, width=WIDTH, height=HEIGHT)
-    ).frames
-    autoencoder = settings.open()
-    with torch.no_grad():
-        made_BCTHW = autoencoder.decode(autoencoder.encode(as_video(source_THWC)))
-    assert made.psnr_db == pytest.approx(float(psnr_db(made_BCTHW, as_video(source_THWC))), abs=1e-3)
-    assert made.ssim == pytest.approx(float(ssim(made_BCTHW, as_video(source_THWC))), abs=1e-5)
-    made_THWC = ((made_BCTHW[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()
-    error_THWC = 128 + 4 * (made_THWC.astype(float) - source_THWC)
-    gap_THWC = np.full((21, HEIGHT, GAP_WIDTH, 3), 255, np.uint8)
-    row = [source_THWC, gap_THWC, made_THWC, gap_THWC, error_THWC.clip(0, 255).astype(np.uint8)]
-    write_mp4(str(tmp_path / "expected.mp4"), np.concatenate(row, axis=2), 24)
-    shown, expected = (frames_of(tmp_path / name).astype(float) for name in ("out.mp4", "expected.mp4"))
-    assert root_mean_square(shown - expected) < 1, "of values that rounding moves by a level, few"
-    assert root_mean_square((shown[:, :, :WIDTH] - source_THWC).mean(-1)) < 3, "the source is shown as it is"
-    assert probe(str(tmp_path / "out.mp4")).fps == pytest.approx(24)
-
-
-def test_the_difference_is_amplified_around_grey() -> None:
-    source = np.array([[[10, 200, 0]]], np.uint8)
-    made = np.array([[[10, 190, 255]]], np.uint8)
-    assert difference(source, made).tolist() == [[[128, 88, 255]]]
-
-
-def test_the_command_says_what_it_wrote(video: str, causal: Causal, tmp_path: Path) -> None:
+def test_the_mp4_is_written_and_named_last(video: Path, tmp_path: Path, worldloom: CommandLine) -> None:
     out = tmp_path / "made.mp4"
-    part = ["--start", "0.1", "--frames", "9", "--size", "32", "--fps", "12", "--out", str(out)]
-    result = CliRunner().invoke(
-        cli.app,
-        ["roundtrip", video, "--autoencoder", f"{{name: causal, weights: {causal.weights}}}", *part],
-    )
-    assert result.exit_code == 0, result.output
-    assert result.output.rstrip().endswith(str(out))
-    assert frames_of(out).shape == (9, 32, 3 * 40 + 2 * GAP_WIDTH, 3)
+    part = ("--start-s", "0.1", "--frames", "9", "--size", "32", "--fps", "12")
+    ended = worldloom("roundtrip", video, "--autoencoder", YAML, *part, "--out", out)
+    assert ended.exit_code == 0, ended.stderr
+    scores, name = ended.stdout.splitlines()
+    assert "9 frames of 40x32 at 12 fps: PSNR " in scores
+    assert name == str(out)
+    with av.open(str(out)) as container:
+        shapes = [frame.to_ndarray(format="rgb24").shape for frame in container.decode(video=0)]
+    assert shapes == [(32, 3 * 40 + 2 * GAP_WIDTH, 3)] * 9
 
 
-def test_the_recipe_says_which_autoencoder(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"), [("--fps", "0"), ("--start-s", "nan"), ("--start-s", "-1"), ("--frames", "0"), ("--size", "0")]
+)
+def test_impossible_options_are_bad_input(
+    option: str, value: str, video: Path, tmp_path: Path, worldloom: CommandLine
+) -> None:
+    ended = worldloom("roundtrip", video, option, value, "--out", tmp_path / "made.mp4")
+    assert (ended.exit_code, option in ended.stderr) == (2, True), ended.stderr
+    assert not (tmp_path / "made.mp4").exists()
+
+
+def test_the_recipe_names_the_autoencoder(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     head = f"name: mine\nout: {tmp_path}\nsources: [{{videos: 'in/*.mp4'}}]\n"
-    step = "encode: {autoencoder: {name: linear, channels: 48}, buckets: [{size: 64, frames: [1], fps: 8}]}"
+    step = f"encode: {{autoencoder: {YAML}, buckets: [{{size: 64, frames: [1], fps: 8}}]}}"
     path.write_text(f"{head}curate: [scan: {{}}, cut: {{}}, caption: {{engine: signals}}, {step}]\n")
     assert choose_autoencoder(path, None) == Linear(channels=48)
-    assert choose_autoencoder(None, "{name: linear, channels: 48}") == Linear(channels=48)
+    assert choose_autoencoder(None, YAML) == Linear(channels=48)
     assert choose_autoencoder(None, None) == Linear()
     path.write_text(head + "curate: [scan: {}]\n")
     for recipe, text, message in [
@@ -185,56 +66,3 @@ def test_the_recipe_says_which_autoencoder(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ConfigError, match=message):
             choose_autoencoder(recipe, text)
-
-
-@pytest.mark.parametrize(
-    ("part", "message"),
-    [
-        (VideoPart(frames=8), "take 5 or 9"),
-        (VideoPart(frames=25), "--frames 21"),
-        (VideoPart(start_s=9), "no frame at 9 s"),
-        (VideoPart(size=8), "larger --size"),
-        (VideoPart(size=8192), "smaller --size"),
-        (VideoPart(fps=0), "rate positive"),
-        (VideoPart(start_s=float("nan")), "0 or later"),
-    ],
-    ids=str,
-)
-def test_a_part_that_cannot_be_is_refused(part: Part, message: str, video: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
-        write_roundtrip(video, Linear(), part, str(tmp_path / "out.mp4"))
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_is_no_video_or_no_place_to_write_is_refused(video: str, tmp_path: Path) -> None:
-    text = tmp_path / "notes.mp4"
-    text.write_text("no video")
-    for uri, out, message in [
-        (str(text), "out.mp4", "notes.mp4"),
-        ("picture.png", "out.mp4", "is an image"),
-        (video, "out.avi", "ends in .mp4"),
-    ]:
-        with pytest.raises(ConfigError, match=message):
-            write_roundtrip(uri, Linear(), VideoPart(), str(tmp_path / out))
-    with pytest.raises(ConfigError, match="is the source"):
-        write_roundtrip(video, Linear(), VideoPart(), video)
-    with pytest.raises(ConfigError, match="no such file"):
-        write_roundtrip(
-            video, Causal(weights=str(tmp_path / "none.safetensors")), VideoPart(), str(tmp_path / "out.mp4")
-        )
-
-
-def test_one_pass_has_a_limit(
-    video: str, published: dict[str, Diffusers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_reconstruction, "ONE_PASS_PIXELS", WIDTH * HEIGHT * 12)
-    with pytest.raises(ConfigError, match="give --frames 9 or a --size"):
-        write_roundtrip(video, published[VIDEO], VideoPart(), str(tmp_path / "out.mp4"))
-    assert write_roundtrip(video, published[VIDEO], VideoPart(frames=9), str(tmp_path / "out.mp4")).frames == 9
-
-
-@pytest.mark.parametrize("name", ["hevc_10bit_200x200.mp4", "mpeg4_320x240.avi", "rotated_90.mov"])
-def test_real_footage(name: str, real_videos: Path, tmp_path: Path) -> None:
-    made = write_roundtrip(str(real_videos / name), Linear(), VideoPart(size=64), str(tmp_path / "out.mp4"))
-    assert made.psnr_db > 15
-    assert len(frames_of(tmp_path / "out.mp4")) == made.frames
