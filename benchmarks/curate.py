@@ -2,7 +2,7 @@
 
     python -m benchmarks.curate FOLDER [--files 200]
 
-Copies of the footage, each with its own name, are curated to shards as `worldloom run --only curate` does it, without
+Copies of the footage, each with its own name, are curated to shards as `worldloom curate` does it, without
 neural scores: scan, cut, keep, dedup, captions by rule, linear autoencoder. This runs once on Ray and once in one
 process, each in a process whose CPU time is read with that of all it starts. Beside that are measured a plain PyAV
 decode of the same files; the same runs of the footage without copies; and that run in one process with `frames` and
@@ -123,7 +123,7 @@ def run(folder: Path, out: Path, steps: list[dict[str, object]], *options: str) 
     recipe = {"name": "curate", "out": str(out), "sources": [{"videos": f"{folder}/*"}], "curate": steps}
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(recipe))
-    return cpu_of([str(Path(sys.executable).with_name("worldloom")), "run", str(path), "--only", "curate", *options])
+    return cpu_of([str(Path(sys.executable).with_name("worldloom")), "curate", str(path), *options])
 
 
 def main() -> None:

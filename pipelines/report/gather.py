@@ -151,7 +151,7 @@ def check_complete(recipe: Recipe, curation: Curation) -> None:
         waiting = curation.segments[-1]
         raise ConfigError(
             f"{recipe.name}: curation is not complete: {waiting.segment.label} has {waiting.n_done} of {waiting.n_inputs} rows; "
-            "run the recipe (worldloom run --only curate), then ask for the report again"
+            "run `worldloom curate`, then `worldloom report` again"
         )
     if "clip_index" not in curation.final.segment.schema.names:
         raise ConfigError(f"{recipe.name}: no step of curate makes clips, so there is nothing to report; add cut")
