@@ -11,7 +11,6 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin
 
-import click
 import pyarrow as pa
 import typer
 from pydantic import BaseModel
@@ -19,6 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from captioning import encoder, engine
+from captioning.prompt import Prompt
 from cluster import plugins
 from pipelines.cli import COMMANDS, app
 from pipelines.commands.train_autoencoder import AutoencoderRecipe
@@ -36,9 +36,15 @@ GENERATED = "*This page is generated from the code.*\n"
 
 def commands_page() -> str:
     """Return every command with its arguments and options."""
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
-    lines = ["# Commands", "", GENERATED, "Exit codes: 0 done, 1 something failed, 2 bad input, 130 stopped by Ctrl-C.", ""]
+    # Typer brings its own copy of click in newer versions, so the classes of click are not named here.
+    group: Any = typer.main.get_command(app)
+    lines = [
+        "# Commands",
+        "",
+        GENERATED,
+        "Exit codes: 0 done, 1 something failed, 2 bad input, 130 stopped by Ctrl-C.",
+        "",
+    ]
     for heading, modules in COMMANDS.items():
         lines += [f"## {heading}", ""]
         for module in modules:
@@ -47,26 +53,29 @@ def commands_page() -> str:
     return "\n".join(lines)
 
 
-def _command(name: str, command: click.Command) -> Iterator[str]:
-    arguments = [parameter for parameter in command.params if isinstance(parameter, click.Argument)]
-    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
-    usage = " ".join(
-        f"{argument.human_readable_name}" if argument.required else f"[{argument.human_readable_name}]"
-        for argument in arguments
-    )
+def _command(name: str, command: Any) -> Iterator[str]:
+    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    names = [(argument.metavar or argument.name or "").upper() for argument in arguments]
+    usage = [word if argument.required else f"[{word}]" for word, argument in zip(names, arguments, strict=True)]
     yield f"### worldloom {name}"
     yield ""
-    yield f"```\nworldloom {name} {usage} [options]\n```"
+    yield f"```\n{' '.join(['worldloom', name, *usage, '[options]'])}\n```"
     yield ""
     yield inspect.cleandoc(command.help or "")
+    described = [(word, getattr(argument, "help", None)) for word, argument in zip(names, arguments, strict=True)]
+    if any(text for _, text in described):
+        yield ""
+        yield "| argument | meaning |"
+        yield "| --- | --- |"
+        yield from (f"| `{word}` | {_cell(text or '')} |" for word, text in described)
+    options = [option for option in options if option.name != "help"]
     if not options:
         return
     yield ""
     yield "| option | default | meaning |"
     yield "| --- | --- | --- |"
     for option in options:
-        if option.name == "help":
-            continue
         flags = ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
         default = "" if option.default in (None, "", (), []) else f"`{option.default}`"
         yield f"| {flags} | {'required' if option.required else default} | {_cell(option.help or '')} |"
@@ -83,7 +92,7 @@ def recipe_page() -> str:
         "",
         "## Top level",
         "",
-        *_settings(Recipe),
+        *_settings(Recipe, sections=True),
         "",
     ]
     seen: set[type[BaseModel]] = {Recipe}
@@ -93,7 +102,14 @@ def recipe_page() -> str:
     for key in ("ray", "splits", "train", "sample", "upsample"):
         (section,) = list(_models(Recipe.model_fields[key].annotation))[:1]
         lines += [f"## {key}", "", *_section(section, key, seen)]
-    lines += ["## Recipe of an autoencoder", "", "For `worldloom train-autoencoder`.", "", *_settings(AutoencoderRecipe), ""]
+    lines += [
+        "## Recipe of an autoencoder",
+        "",
+        "For `worldloom train-autoencoder`.",
+        "",
+        *_settings(AutoencoderRecipe),
+        "",
+    ]
     for key in ("clips", "train"):
         (section,) = _models(AutoencoderRecipe.model_fields[key].annotation)
         lines += [f"### {key} (autoencoder)", "", *_section(section, f"{key} (autoencoder)", seen)]
@@ -138,12 +154,24 @@ def plugins_page() -> str:
         ("Objectives", "train.objective", objective.FOLDER, objective.ObjectiveSettings),
         ("Export formats", "worldloom export --to", export_format.FOLDER, export_format.Format),
     ]
-    lines = ["# Plug-ins", "", GENERATED, "Each is chosen by `name`. [Write your own](../guides/plugins.md) in one file.", ""]
+    lines = [
+        "# Plug-ins",
+        "",
+        GENERATED,
+        "Each is chosen by `name`. [Write your own](../guides/plugins.md) in one file.",
+        "",
+    ]
     for title, key, folder, contract in kinds:
         lines += [f"## {title}", "", f"Chosen by `{key}`.", ""]
         for name, plugin in plugins.classes(folder, contract):
             lines += [f"### {name.replace('_', '-') if contract is export_format.Format else name}", ""]
-            lines += [inspect.cleandoc(plugin.__doc__ or ""), "", *_settings(plugin), "", *_inner_settings(plugin, name)]
+            lines += [
+                inspect.cleandoc(plugin.__doc__ or ""),
+                "",
+                *_settings(plugin),
+                "",
+                *_inner_settings(plugin, name),
+            ]
     return "\n".join(lines)
 
 
@@ -153,9 +181,10 @@ def columns_page() -> str:
         "# Columns",
         "",
         GENERATED,
-        "Tables are Parquet. A segment's table has the columns of all steps up to it; rows never go, their fate changes.",
+        "Tables are Parquet. A segment's table has the columns of all steps up to it.",
+        "No step removes a row: the columns of its fate say whether it is still kept.",
         "",
-        "## Of every table",
+        "## Every table",
         "",
         *_columns((*SOURCE_FIELDS, *FATE_FIELDS)),
         "",
@@ -163,9 +192,11 @@ def columns_page() -> str:
     for name, step in plugins.classes(FOLDER, Step):
         if written := _written(name, step):
             lines += [f"## {name}", "", *_columns(written), ""]
-    lines += ["## Manifest", "", "`tables/manifest-*/_manifest.parquet`, one row per training sample.", ""]
+    described = "[Latent shards](../formats/shards.md) describes the columns."
+    lines += ["## Manifest", "", f"`tables/manifest-*/_manifest.parquet`: one row per training sample. {described}", ""]
     lines += [*_columns(MANIFEST_SCHEMA), "", "## Latent shards", ""]
-    lines += ["The scalar columns; [Latent shards](../formats/shards.md) describes the file.", "", *_columns(shards.SCALAR_SCHEMA)]
+    lines += [f"`tables/latents-*/bucket=*/part-*.parquet`: the scalar columns. {described}", ""]
+    lines += [*_columns(shards.SCALAR_SCHEMA)]
     return "\n".join(lines)
 
 
@@ -180,14 +211,18 @@ def _written(name: str, step: type[Step]) -> tuple[pa.Field, ...]:
 
 
 def _columns(fields: Iterable[pa.Field]) -> Iterator[str]:
-    yield "| column | type | meaning |"
-    yield "| --- | --- | --- |"
-    for field in fields:
-        doc = (field.metadata or {}).get(b"doc", b"").decode()
-        yield f"| `{field.name}` | {_cell(str(field.type))} | {_cell(doc)} |"
+    fields = list(fields)
+    docs = [(field.metadata or {}).get(b"doc", b"").decode() for field in fields]
+    meaning = (" meaning |", " --- |") if any(docs) else ("", "")
+    yield f"| column | type |{meaning[0]}"
+    yield f"| --- | --- |{meaning[1]}"
+    for field, doc in zip(fields, docs, strict=True):
+        cell = f" {_cell(doc)} |" if any(docs) else ""
+        yield f"| `{field.name}` | {_cell(str(field.type))} |{cell}"
 
 
-def _settings(settings: type[BaseModel]) -> Iterator[str]:
+def _settings(settings: type[BaseModel], sections: bool = False) -> Iterator[str]:
+    """Yield the table of settings; with `sections`, a key without a description links to the section of its name."""
     rows = [(name, field) for name, field in settings.model_fields.items() if name not in ("name", "version")]
     if not issubclass(settings, plugins.Plugin):
         rows = list(settings.model_fields.items())
@@ -198,17 +233,19 @@ def _settings(settings: type[BaseModel]) -> Iterator[str]:
     yield "| --- | --- | --- | --- |"
     for name, field in rows:
         key = field.alias or name
-        yield f"| `{key}` | {_cell(_type(field.annotation))} | {_default(field)} | {_cell(field.description or '')} |"
+        is_section = sections and any(True for _ in _models(field.annotation))
+        meaning = _cell(field.description or "") or (f"See [{key}](#{key})." if is_section else "")
+        yield f"| `{key}` | {_cell(_type(field.annotation))} | {_default(field)} | {meaning} |"
 
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    if field.default is PydanticUndefined or field.default is None:
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if value is None or value is PydanticUndefined:
         return ""
-    value = field.default
     if isinstance(value, BaseModel):
-        return f"`{value.name}`" if isinstance(value, plugins.Plugin) else ""
+        return f"`{value.name}`" if isinstance(value, plugins.Plugin | Prompt) else ""
     if isinstance(value, tuple):
         text = ", ".join(str(item) for item in value if not isinstance(item, BaseModel))
         return _cell(f"`[{text}]`") if text else ""
@@ -229,13 +266,15 @@ def _type(annotation: Any) -> str:
         return _type(arguments[0])
     if isinstance(annotation, type) and issubclass(annotation, plugins.Plugin):
         return "name or mapping"
+    if isinstance(annotation, type) and issubclass(annotation, Prompt):
+        return "name or path"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "mapping"
     return getattr(annotation, "__name__", str(annotation))
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and not issubclass(annotation, Prompt):
         yield annotation
     for argument in get_args(annotation):
         yield from _models(argument)
@@ -246,7 +285,8 @@ def _first_paragraph(settings: type[BaseModel]) -> str:
 
 
 def _cell(text: str) -> str:
-    return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("<", "&lt;")
+    text = re.sub(r"\s+", " ", text).replace("|", "\\|").replace("<", "&lt;")
+    return text if text.startswith("`") else text.replace("*", "\\*")
 
 
 PAGES = {
