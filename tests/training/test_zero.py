@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.model_packs import random_pack
 from tests.support.ranks import run_ranks
 from tests.support.zero_runs import RunCase, run, run_all
-from tests.training.models.test_dit import packed
 from training.engine import Engine, open_engine
 from training.models.dit import DiT
 from training.settings import TrainSettings
@@ -158,7 +158,7 @@ def take_three_steps(engine: Engine) -> dict[str, Any]:
     The ranks' packs have one shape and two shapes.
     """
     initial = engine.full_parameters(on_all_ranks=True)
-    latents, condition = packed([(3, 4, 6), (3, 4, 6) if engine.rank == 0 else (1, 8, 8)], [2, 5])
+    latents, condition = random_pack([(3, 4, 6), (3, 4, 6) if engine.rank == 0 else (1, 8, 8)], [2, 5])
     for _ in range(3):
         predictions = engine.forward(latents, condition)
         loss = torch.stack(

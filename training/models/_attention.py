@@ -100,7 +100,8 @@ class GroupedAttention:
     def __call__(self, q_SAK: Tensor, k_NAK: Tensor, v_NAK: Tensor) -> Tensor:
         query_splits = [group.n_samples * group.n_queries for group in self.groups]
         key_splits = [group.n_samples * group.n_keys for group in self.groups]
-        q_parts, k_parts, v_parts = q_SAK.split(query_splits), k_NAK.split(key_splits), v_NAK.split(key_splits)
+        q_parts, k_parts = torch.split(q_SAK, query_splits), torch.split(k_NAK, key_splits)
+        v_parts = torch.split(v_NAK, key_splits)
         return torch.cat(
             [
                 BatchedAttention(group.n_samples)(q, k, v)

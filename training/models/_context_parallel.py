@@ -57,7 +57,7 @@ class TokenSlice:
         return sum(self.rank_tokens[: self.rank])
 
     def take(self, x_S: Tensor) -> Tensor:
-        """Return a copy of the slice's rows of a tensor `[S, ...]`; with a copy the whole pack's tensor can be freed."""
+        """Return a copy of the slice's rows of a tensor `[S, ...]`, so that the whole pack's tensor can be freed."""
         return x_S[self.start : self.start + self.n_tokens].clone()
 
     def take_texts(self, text_ND: Tensor, text_lengths: Sequence[int]) -> tuple[Tensor, list[int], list[int]]:

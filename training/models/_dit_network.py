@@ -47,7 +47,7 @@ a data set's buckets."""
 
 @dataclass(frozen=True)
 class Execution:
-    """How a transformer is computed. It affects speed and memory, and the numbers by rounding only."""
+    """Settings of a transformer's computation, which affect speed and memory, and the numbers by rounding only."""
 
     attention: str = "auto"
     """Name of the attention kernel, see `attention_kernel`."""
@@ -57,9 +57,12 @@ class Execution:
     """Whether blocks are compiled in training."""
 
 
-@dataclass(frozen=True)
-class SequenceLayout:
-    """Where the tokens of a packed sequence belong: their frames, positions and samples."""
+class SequenceLayout(NamedTuple):
+    """The frames, positions and samples that the tokens of a packed sequence belong to.
+
+    A named tuple, because torch.compile does not tell kernels of different types in a dataclass apart before it enters
+    the block, and would compile each shape once more (torch 2.14).
+    """
 
     frame_S: Tensor | None
     """Index of each token's frame; None if all frames have equally many tokens, in frame order."""
@@ -114,7 +117,7 @@ class Block(nn.Module):
 
 
 class DiffusionTransformer(VideoModel):
-    """The network of `DiT`. With its initial weights each block is the identity, and the output is zero (adaLN-Zero)."""
+    """The network of `DiT`. With the initial weights each block is the identity, and the output is zero (adaLN-Zero)."""
 
     def __init__(self, architecture: Architecture, execution: Execution | None = None) -> None:
         super().__init__()
