@@ -29,7 +29,7 @@ from training.step import SampleCondition, mask_tensor, stack_conditions
 
 @dataclass(frozen=True)
 class ModelParts:
-    """What generates latents: a model and the null caption on their device, the model's card, and its autoencoder."""
+    """The parts that generate latents: a model and the null caption on their device, its card, and its autoencoder."""
 
     card: ModelCard
     model: VideoModel
@@ -62,7 +62,7 @@ class SampleOptions(TypedDict, total=False):
 
 
 class ExportedModel:
-    """An exported model. Its card is read at once; weights, autoencoder and text encoder when they are first needed."""
+    """An exported model. Its card is read when it is opened; all other parts are read when they are first needed."""
 
     def __init__(self, uri: str, device: torch.device | str | None = None) -> None:
         """Open the folder of an export, on the GPU if there is one. Raises `ValueError` if it holds no export."""
@@ -139,7 +139,7 @@ def _as_video(image_HWC: Pixels) -> Tensor:
 
 
 def open_autoencoder(card: ModelCard, device: torch.device) -> Autoencoder:
-    """Open the autoencoder of a card. Raises `ValueError` if its weights are not those that the model was trained with."""
+    """Open the autoencoder of a card. Raises `ValueError` if its weights are not those of the model's training."""
     autoencoder = card.autoencoder.open(device)
     if autoencoder.identity != card.autoencoder_identity:
         raise ValueError(
@@ -150,7 +150,7 @@ def open_autoencoder(card: ModelCard, device: torch.device) -> Autoencoder:
 
 
 def n_frames(seconds: float, fps: float, time_factor: int) -> int:
-    """Return the number of frames nearest to a length: 1 + k * time_factor with k >= 1, or 1 for an image (0 seconds)."""
+    """Return the number of frames nearest to a length: 1 + k * time_factor with k >= 1; 1 for 0 seconds, an image."""
     if seconds == 0:
         return 1
     # T frames last until the last one begins, (T - 1) / fps, as for buckets.
@@ -168,8 +168,8 @@ def fit_size(settings: SampleSettings, card: ModelCard, autoencoder: Autoencoder
         unit = autoencoder.space_factor * patch
         if 2 * side < unit:
             raise ValueError(
-                f"size {settings.size}: {side} pixels are too few; sides are multiples of {unit} pixels, so {unit} is "
-                "the smallest"
+                f"size {settings.size}: {side} pixels are too few; "
+                f"sides are multiples of {unit} pixels, so {unit} is the smallest"
             )
         sides.append(max(unit, round(side / unit) * unit))
     return sides[0], sides[1]

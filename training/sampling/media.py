@@ -15,34 +15,35 @@ from av.codec.codec import UnknownCodecError
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 from PIL import Image
 
 from cluster import storage
+from cluster.arrays import Pixels
 
 _BT709 = 1
 """The value of BT.709 as matrix, primaries and transfer in ITU-T H.273."""
 
 
-def write_mp4(uri: str, frames: Iterable[NDArray[np.uint8]], fps: float, crf: int = 18) -> None:
+def write_mp4(uri: str, frames: Iterable[Pixels], fps: float, crf: int = 18) -> None:
     """Write RGB frames, an array `[T, H, W, 3]` or an iterable of `[H, W, 3]`, as an mp4 that every player shows.
 
-    H.264 (MPEG-4 part 2 where PyAV was built without x264), 4:2:0, limited range and BT.709, tagged as such, with the
-    index first so that it streams. `crf` 18 is visually lossless, 0 lossless. One thread and no dates: the same frames give
-    the same bytes. Raises `ValueError` for no frames, odd sides, or frames of another shape or type.
+    The codec is H.264, or MPEG-4 part 2 where PyAV was built without x264: 4:2:0, limited range and BT.709, tagged as
+    such. The index comes first, so that the file streams. `crf` 18 is visually lossless, 0 lossless. The same frames
+    give the same bytes, because one thread encodes and no dates are written. Raises `ValueError` for no frames, odd
+    sides, or frames of another shape or type.
     """
     storage.write_bytes(uri, _encode_mp4(frames, fps, crf))
 
 
-def write_png(uri: str, image: NDArray[np.uint8]) -> None:
-    """Write a uint8 `[H, W, 3]` RGB picture as a png file."""
+def write_png(uri: str, image: Pixels) -> None:
+    """Write an RGB image, uint8 `[H, W, 3]`, as a png file. Raises `ValueError` for another shape or type."""
     _check(image, image.shape)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     storage.write_bytes(uri, buffer.getvalue())
 
 
-def _encode_mp4(frames: Iterable[NDArray[np.uint8]], fps: float, crf: int) -> bytes:
+def _encode_mp4(frames: Iterable[Pixels], fps: float, crf: int) -> bytes:
     if not fps > 0:
         raise ValueError(f"{fps:g} fps: the frame rate must be positive")
     rate = Fraction(fps).limit_denominator(1001)
@@ -55,11 +56,11 @@ def _encode_mp4(frames: Iterable[NDArray[np.uint8]], fps: float, crf: int) -> by
     if height % 2 or width % 2:
         raise ValueError(f"{width}x{height}: both sides of an mp4 must be even")
     codec = _codec()
-    # Without cpu-independent x264's macroblock tree gives other bytes from run to run: 14 different files of 14 runs, measured.
+    # Without cpu-independent, x264's macroblock tree gives other bytes in each run: 14 runs gave 14 different files.
     x264 = {"crf": str(crf), "preset": "medium", "x264-params": "cpu-independent=1"}
     options = x264 if codec == "libx264" else {"qscale": str(1 + crf // 6)}
     reformatter = VideoReformatter()
-    # On disk, not in memory: to move the index to the front FFmpeg reads back what it wrote.
+    # On disk, not in memory: to move the index to the front, FFmpeg reads the file that it wrote.
     with tempfile.TemporaryDirectory(prefix="worldloom-") as folder:
         path = Path(folder) / "video.mp4"
         with av.open(str(path), "w", options={"movflags": "faststart", "fflags": "bitexact"}) as container:
@@ -71,14 +72,14 @@ def _encode_mp4(frames: Iterable[NDArray[np.uint8]], fps: float, crf: int) -> by
             context.thread_count = 1
             context.color_range, context.colorspace = int(ColorRange.MPEG), _BT709
             context.color_primaries, context.color_trc = int(ColorPrimaries.BT709), int(ColorTrc.BT709)
-            for number, image in enumerate(itertools.chain([first], iterator)):
+            for index, image in enumerate(itertools.chain([first], iterator)):
                 _check(image, first.shape)
-                container.mux(stream.encode(_frame(reformatter, image, number, rate)))
+                container.mux(stream.encode(_frame(reformatter, image, index, rate)))
             container.mux(stream.encode(None))
         return path.read_bytes()
 
 
-def _frame(reformatter: VideoReformatter, image: NDArray[np.uint8], number: int, rate: Fraction) -> VideoFrame:
+def _frame(reformatter: VideoReformatter, image: Pixels, index: int, rate: Fraction) -> VideoFrame:
     frame = reformatter.reformat(
         VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24"),
         format="yuv420p",
@@ -87,7 +88,7 @@ def _frame(reformatter: VideoReformatter, image: NDArray[np.uint8], number: int,
         interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT,
         threads=1,
     )
-    frame.pts, frame.time_base = number, 1 / rate
+    frame.pts, frame.time_base = index, 1 / rate
     return frame
 
 
@@ -99,7 +100,7 @@ def _codec() -> str:
     return "libx264"
 
 
-def _check(image: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
+def _check(image: Pixels, shape: tuple[int, ...]) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.shape != shape:
         raise ValueError(
             f"a frame is {image.dtype} {list(image.shape)}; it must be uint8 [H, W, 3] as the first one, {list(shape)}"

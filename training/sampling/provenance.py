@@ -37,7 +37,7 @@ def provenance(request: SampleRequest, shape: VideoShape, card: ModelCard, expor
     settings = request.settings
     return {
         "prompt": request.prompt,
-        "prompt_asked_for": settings.prompt,
+        "requested_prompt": settings.prompt,
         "upsampler": request.upsampler,
         "images": {end: storage.digest(image_HWC.tobytes()) for end, image_HWC in request.images.items()},
         "seed": settings.seed,

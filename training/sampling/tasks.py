@@ -44,9 +44,9 @@ def sample(
 ) -> str:
     """Generate a sample, write `<out_uri>/<stem>.mp4` (`.png` for an image) with a JSON beside it, and return its URI.
 
-    A file that the same settings, images and weights made before is returned as it is, and its prompt is not upsampled
-    again. Raises `ValueError` for a size that the model cannot make, for an autoencoder or text encoder other than
-    those of training, and if `upsampler` or `read_image` is missing and needed.
+    A file that the same settings, images and weights made before is kept, and its prompt is not upsampled again. Raises
+    `ValueError` for a size that the model cannot make, for an autoencoder or text encoder other than those of training,
+    and if `upsampler` or `read_image` is missing and needed.
     """
     model = ExportedModel(export_uri)
     shape = model.fit_shape(settings)
@@ -64,8 +64,7 @@ def sample(
         if upsampler is None:
             raise ValueError(f"'{settings.prompt}' is to be upsampled, but no upsampler was passed")
         identity = upsampler.identity
-        asked = (earlier or {}).get("prompt_asked_for"), (earlier or {}).get("upsampler")
-        if earlier is not None and asked == (settings.prompt, identity):
+        if earlier and (earlier.get("requested_prompt"), earlier.get("upsampler")) == (settings.prompt, identity):
             prompt = earlier["prompt"]
         else:
             prompt = upsampler.upsample(settings.prompt, 0.0 if shape.frames == 1 else settings.seconds)

@@ -22,7 +22,7 @@ from training.data.buckets import parse_bucket_name
 from training.data.dataset import Dataset, Sample
 from training.network import VideoModel
 from training.sampling.exported_model import ModelParts, decode_video, generate, open_autoencoder
-from training.sampling.grid import grid
+from training.sampling.grid import video_grid
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import version, write_provenance
 from training.sampling.settings import SolverSettings, VideoShape
@@ -94,7 +94,7 @@ class Previews:
     def _write(self, uri: str, step: int, weights: Mapping[str, Tensor]) -> UInt8Array:
         """Write all files of a preview; return its poster `[H, W, 3]`."""
         videos = self._generate(step, weights)
-        whole_THWC, fps, cells = grid(videos, [sample.fps for sample in self._samples])
+        whole_THWC, fps, cells = video_grid(videos, [sample.fps for sample in self._samples])
         poster: UInt8Array = whole_THWC[len(whole_THWC) // 2]
         write_png(f"{uri}.png", poster)
         if len(whole_THWC) > 1:

@@ -1,3 +1,5 @@
+"""Written files: frames return at their times, the same frames give the same bytes, other input is refused."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,18 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.arrays import Pixels
 from training.sampling.media import write_mp4, write_png
 
 
-def gradient(n: int = 10, width: int = 64, height: int = 48) -> np.ndarray:
+def moving_gradient(n: int = 10, width: int = 64, height: int = 48) -> Pixels:
+    """Return a video `[n, height, width, 3]` of smooth colours, of which blue moves."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack(
         [np.stack([x * 4 % 256, y * 5 % 256, (x + y + 8 * k) % 256 // 4 * 2 + 60], axis=-1) for k in range(n)]
     ).astype(np.uint8)
 
 
-def test_frames_come_back_at_their_times(tmp_path: Path) -> None:
-    frames = gradient()
+def test_frames_return_at_their_times(tmp_path: Path) -> None:
+    frames = moving_gradient()
     write_mp4(str(tmp_path / "a.mp4"), frames, 24000 / 1001, crf=4)
     with av.open(str(tmp_path / "a.mp4")) as container:
         decoded = list(container.decode(video=0))
@@ -27,14 +31,14 @@ def test_frames_come_back_at_their_times(tmp_path: Path) -> None:
         assert (stream.codec_context.color_range, stream.codec_context.colorspace) == (1, 1)
         assert float(stream.average_rate or 0) == pytest.approx(24000 / 1001)
     assert [frame.time for frame in decoded] == pytest.approx([k * 1001 / 24000 for k in range(10)], abs=1e-4)
-    # Chroma has half the resolution: single pixels may differ, the picture does not.
+    # Chroma has half the resolution: single pixels may differ, the mean hardly.
     errors = np.stack([frame.to_ndarray(format="rgb24") for frame in decoded]).astype(float) - frames
     assert np.abs(errors).mean() < 3.0
 
 
-def test_the_same_frames_give_the_same_bytes_and_an_iterable_is_an_array(tmp_path: Path) -> None:
-    write_mp4(str(tmp_path / "a.mp4"), gradient(), 8)
-    write_mp4(str(tmp_path / "b.mp4"), iter(gradient()), 8.0)
+def test_frames_of_an_array_or_iterable_give_the_same_bytes(tmp_path: Path) -> None:
+    write_mp4(str(tmp_path / "a.mp4"), moving_gradient(), 8)
+    write_mp4(str(tmp_path / "b.mp4"), iter(moving_gradient()), 8.0)
     data = (tmp_path / "a.mp4").read_bytes()
     assert data == (tmp_path / "b.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat"), "the index comes first, so that it streams"
@@ -50,7 +54,7 @@ def test_the_same_frames_give_the_same_bytes_and_an_iterable_is_an_array(tmp_pat
         (np.zeros((2, 16, 16, 3), np.uint8), 0.0, "0 fps: the frame rate must be positive"),
     ],
 )
-def test_what_is_no_video_is_refused(tmp_path: Path, frames: np.ndarray, fps: float, message: str) -> None:
+def test_arrays_that_are_no_video_are_refused(tmp_path: Path, frames: Pixels, fps: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write_mp4(str(tmp_path / "a.mp4"), frames, fps)
     assert list(tmp_path.iterdir()) == []
@@ -64,7 +68,7 @@ def test_frames_of_different_sizes_are_refused_and_leave_nothing(tmp_path: Path)
 
 
 def test_png_is_lossless(tmp_path: Path) -> None:
-    write_png(str(tmp_path / "sub" / "a.png"), gradient()[0])
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "sub" / "a.png")), gradient()[0])
+    write_png(str(tmp_path / "sub" / "a.png"), moving_gradient()[0])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "sub" / "a.png")), moving_gradient()[0])
     with pytest.raises(ValueError, match="uint8"):
         write_png(str(tmp_path / "b.png"), np.zeros((4, 4), np.uint8))

@@ -13,9 +13,9 @@ def test_file_names_are_made_from_the_settings() -> None:
     assert settings.stem() == "a-red-circle-above-a-blue-square-96x64-seed3"
     assert validate(SampleSettings, {"prompt": "赤い丸"}).stem() == "sample-96x64-seed0"
     assert validate(SampleSettings, {"prompt": "x", "name": "hero"}).stem() == "hero"
-    between = {"prompt": "x", "first": "/photos/A dog.jpg", "last": "s3://bucket/猫.png"}
-    # Conditioning images are part of the name, so that no sample takes the name of another one.
-    assert validate(SampleSettings, between).stem() == "x-96x64-seed0-first-a-dog-last-image"
+    with_images = {"prompt": "x", "first": "/photos/A dog.jpg", "last": "s3://bucket/猫.png"}
+    # Conditioning images are part of the name, so that samples with other images have other names.
+    assert validate(SampleSettings, with_images).stem() == "x-96x64-seed0-first-a-dog-last-image"
 
 
 @pytest.mark.parametrize(
