@@ -1,1 +1,1 @@
-"""One file an autoencoder (pixels <-> latents); the YAML name is the file's name."""
+"""Autoencoders (pixels to latents and back), one per file; the name in YAML is the name of the file."""

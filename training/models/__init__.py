@@ -1,1 +1,1 @@
-"""One file a denoising model, and the layers they share; the YAML name is the file's name."""
+"""Denoising models, one per file, and the layers that they share; the name in YAML is the name of the file."""

@@ -1,1 +1,1 @@
-"""One file a training objective; the YAML name is the file's name."""
+"""Training objectives, one per file; the name in YAML is the name of the file."""

@@ -1,1 +1,1 @@
-"""From a checkpoint to a playable clip."""
+"""Sampling: videos and images generated from an exported model and written as files."""

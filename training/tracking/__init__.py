@@ -1,1 +1,1 @@
-"""What a run records while it trains: metrics, trackers, throughput, previews."""
+"""Records of a training run: metrics, trackers, throughput and previews."""

@@ -1,1 +1,1 @@
-"""Weights that ship with the package; README.md says how each was made."""
+"""Weights that ship with the package; README.md describes how each file was made."""
