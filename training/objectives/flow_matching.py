@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_DIVISOR = 0.02
-"""Smallest t or 1 - t that a velocity is divided by. Near t = 0 the noise cannot be computed from the noisy latents, and
-near t = 1 the clean latents cannot."""
+"""Smallest t or 1 - t that a velocity is divided by. Near t = 0 the noise cannot be computed from the noisy latents,
+and near t = 1 the clean latents cannot."""
 
 
 class FlowMatching(ObjectiveSettings):
@@ -72,7 +72,7 @@ class FlowMatching(ObjectiveSettings):
 
 
 def shift_time(time: float, shift: float) -> float:
-    """Return t' = a t / (1 + (a - 1) t), which rises on [0, 1] with both ends fixed; a > 1 moves times towards noise."""
+    """Return t' = a t / (1 + (a - 1) t), which rises on [0, 1] and keeps both ends; a > 1 moves times towards noise."""
     excess = (shift - 1) * time
     # In this form the result is between `time` and 1 in spite of rounding.
     return time + (1 - time) * (excess / (1 + excess))
