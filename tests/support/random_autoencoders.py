@@ -1,4 +1,4 @@
-"""Autoencoders of diffusers with random weights and few channels, saved as published ones are."""
+"""Autoencoders of diffusers with random weights and few channels, saved like published ones."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import diffusers
 import torch
 from diffusers.utils import logging
 
-FOUR = (8, 8, 8, 8)
+FOUR_LEVELS = (8, 8, 8, 8)
+"""Channels of the levels of resolution."""
+LATENTS_MEAN, LATENTS_STD = [0.5, -0.25, 0.125, 1.0], [1.5, 0.5, 2.0, 0.75]
 LTX: dict[str, Any] = {
     "latent_channels": 8,
-    "block_out_channels": FOUR,
-    "decoder_block_out_channels": FOUR,
+    "block_out_channels": FOUR_LEVELS,
+    "decoder_block_out_channels": FOUR_LEVELS,
     "layers_per_block": (1,) * 5,
     "decoder_layers_per_block": (1,) * 5,
     "scaling_factor": 1.5,
 }
 KL: dict[str, Any] = {
-    "block_out_channels": FOUR,
+    "block_out_channels": FOUR_LEVELS,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "norm_num_groups": 4,
     "latent_channels": 4,
 }
-FIVE = {"mean": [0.5, -0.25, 0.125, 1.0], "std": [1.5, 0.5, 2.0, 0.75]}
-EFFICIENT = ("ResBlock", "EfficientViTBlock")
+DC_BLOCKS = ("ResBlock", "EfficientViTBlock")
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "wan": ("AutoencoderKLWan", {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}),
@@ -43,8 +44,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "in_channels": 12,
             "out_channels": 12,
             "scale_factor_spatial": 16,
-            "latents_mean": FIVE["mean"],
-            "latents_std": FIVE["std"],
+            "latents_mean": LATENTS_MEAN,
+            "latents_std": LATENTS_STD,
         },
     ),
     "ltx": ("AutoencoderKLLTXVideo", LTX),
@@ -54,11 +55,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "hunyuan": (
         "AutoencoderKLHunyuanVideo",
-        {"latent_channels": 4, "block_out_channels": FOUR, "layers_per_block": 1, "norm_num_groups": 4},
+        {"latent_channels": 4, "block_out_channels": FOUR_LEVELS, "layers_per_block": 1, "norm_num_groups": 4},
     ),
     "cogvideox": (
         "AutoencoderKLCogVideoX",
-        {"latent_channels": 4, "block_out_channels": FOUR, "layers_per_block": 1, "norm_num_groups": 2},
+        {"latent_channels": 4, "block_out_channels": FOUR_LEVELS, "layers_per_block": 1, "norm_num_groups": 2},
     ),
     "sd": ("AutoencoderKL", KL),
     "flux": (
@@ -67,15 +68,15 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "playground": (
         "AutoencoderKL",
-        {**KL, "scaling_factor": 0.5, "latents_mean": FIVE["mean"], "latents_std": FIVE["std"]},
+        {**KL, "scaling_factor": 0.5, "latents_mean": LATENTS_MEAN, "latents_std": LATENTS_STD},
     ),
     "dc": (
         "AutoencoderDC",
         {
             "latent_channels": 4,
             "attention_head_dim": 2,
-            "encoder_block_types": EFFICIENT,
-            "decoder_block_types": EFFICIENT,
+            "encoder_block_types": DC_BLOCKS,
+            "decoder_block_types": DC_BLOCKS,
             "encoder_block_out_channels": (8, 8),
             "decoder_block_out_channels": (8, 8),
             "encoder_layers_per_block": (1, 1),
@@ -88,19 +89,23 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": (
         "AutoencoderTiny",
         {
-            "encoder_block_out_channels": FOUR,
-            "decoder_block_out_channels": FOUR,
+            "encoder_block_out_channels": FOUR_LEVELS,
+            "decoder_block_out_channels": FOUR_LEVELS,
             "latent_channels": 16,
             "num_encoder_blocks": (1, 1, 1, 1),
             "num_decoder_blocks": (1, 1, 1, 1),
         },
     ),
 }
-"""Class and configuration by a name of ours."""
+"""Class in diffusers and its configuration, by a name that the tests use."""
+VIDEO_KINDS = ["wan", "wan22", "ltx", "ltx091", "hunyuan", "cogvideox"]
+"""Autoencoders that encode a video in one pass."""
+IMAGE_KINDS = ["sd", "flux", "playground", "dc", "tiny"]
+"""Autoencoders that encode each frame alone."""
 
 
 def random_autoencoder(kind: str, seed: int = 0) -> Any:
-    """A model whose every weight counts; the global random state is left as it was."""
+    """Return a model of which every weight counts. The global random state does not change."""
     class_name, config = CONFIGS[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -115,7 +120,7 @@ def random_autoencoder(kind: str, seed: int = 0) -> Any:
 
 
 def save_autoencoder(folder: Path, kind: str, seed: int = 0) -> Path:
-    """Writes config.json and the weights, and returns the folder."""
+    """Write config.json and the weights of a model, and return the folder."""
     logging.disable_progress_bar()
     random_autoencoder(kind, seed).save_pretrained(folder)
     return folder

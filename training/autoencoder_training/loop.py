@@ -20,7 +20,7 @@ from training.autoencoder_training.losses import kl_divergence, reconstruction_l
 from training.autoencoder_training.settings import AutoencoderTrainSettings
 from training.autoencoder_training.validation import Validation
 from training.autoencoders._causal_network import CHANNELS, PRESETS, CausalNetwork
-from training.autoencoders._causal_weights import Trained, new_network, read_trained, write_trained
+from training.autoencoders._causal_weights import TrainedNetwork, new_network
 from training.autoencoders._linear_weights import SPACE_FACTOR, TIME_FACTOR
 from training.autoencoders.linear import Linear
 from training.checkpoints.checkpoint import newest_checkpoint
@@ -257,8 +257,8 @@ def _export(run: AutoencoderRun, step: int) -> AutoencoderResult:
     weights_uri = storage.join(run.run_uri, "export", WEIGHTS)
     if run.engine.rank == 0:
         mean_2C, std_2C = latent_statistics(network, run.crops(STATISTICS_SEED_OFFSET), run.engine.device)
-        weights = write_trained(Trained(network, mean_2C, std_2C, about))
-        read_trained(weights, WEIGHTS)
+        weights = TrainedNetwork(network, mean_2C, std_2C, about).to_bytes()
+        TrainedNetwork.from_bytes(weights, WEIGHTS)
         storage.write_bytes(weights_uri, weights)
         storage.write_bytes(storage.join(run.run_uri, "export", REPORT), json.dumps(report, indent=1).encode())
         after = f"after {step} steps {scores['val_psnr_db']:.2f} dB, SSIM {scores['val_ssim']:.4f} on held-out clips"

@@ -1,4 +1,4 @@
-"""The block transform of the autoencoder `linear`: blocks of pixels to their principal components, and back."""
+"""The block transform of the autoencoder `linear`, from blocks of pixels to their principal components and back."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from training.autoencoders._linear_weights import FIRST_VALUES, SPACE_FACTOR, TI
 
 
 def load_weights(channels: int) -> dict[str, Tensor]:
-    """Return the shipped weights for that many latent channels, as `LinearAutoencoder` takes them."""
+    """Return the shipped weights for `channels` latent channels, as `LinearAutoencoder` takes them."""
     weights: dict[str, Tensor] = load_tensors(weights_bytes(channels))
     return weights
 
 
 class LinearAutoencoder(Autoencoder):
-    """See `Linear`. Takes and returns any floating-point type; the arithmetic is always fp32.
+    """The autoencoder of `Linear`. It takes and returns any floating-point type, and always computes in fp32.
 
     `mean` and `std` hold 2 * C values, since the first latent frame has statistics of its own: first those of the C
-    channels of the first frame, then those of the C channels of all later ones.
+    channels of the first frame, then those of the C channels of all later frames.
     """
 
     time_factor = TIME_FACTOR
     space_factor = SPACE_FACTOR
 
     def __init__(self, weights: dict[str, Tensor], identity: str, device: torch.device | str) -> None:
-        """`weights` are `first.basis` [192, C], `first.mean` [192], `group.basis` [768, C], `group.mean` [768], and `mean` and `std` [2, C]."""
+        """`weights` are `first.basis` [192, C], `first.mean` [192], `group.basis` [768, C], `group.mean` [768], and
+        `mean` and `std` [2, C].
+        """
         self.identity = identity
         self.channels = weights["mean"].shape[1]
         self.mean = tuple(weights["mean"].flatten().tolist())
@@ -59,7 +61,7 @@ class LinearAutoencoder(Autoencoder):
 
 
 class _BlockBasis:
-    """Blocks of one length in time: their mean, orthonormal basis and latent statistics."""
+    """The mean, the orthonormal basis and the latent statistics of blocks of one length in time."""
 
     def __init__(self, weights: dict[str, Tensor], row: int, kind: str, device: torch.device | str) -> None:
         self._basis_PC = weights[f"{kind}.basis"].to(device)
@@ -79,7 +81,10 @@ class _BlockBasis:
 
 
 def to_blocks(video_BCTHW: Tensor, frames: int) -> Tensor:
-    """`[B, 3, T, H, W]` to `[B, T / frames, H / 8, W / 8, P]`; a block's values are ordered colour, time, row, column."""
+    """Turn `[B, 3, T, H, W]` into `[B, T / frames, H / 8, W / 8, P]`.
+
+    The values of a block are in order of colour, frame, row and column.
+    """
     batch, colours, length, height, width = video_BCTHW.shape
     side = SPACE_FACTOR
     split = video_BCTHW.reshape(batch, colours, length // frames, frames, height // side, side, width // side, side)
@@ -87,7 +92,7 @@ def to_blocks(video_BCTHW: Tensor, frames: int) -> Tensor:
 
 
 def from_blocks(blocks_BTHWP: Tensor, frames: int) -> Tensor:
-    """The inverse of `to_blocks`."""
+    """Invert `to_blocks`."""
     batch, groups, rows, columns, _ = blocks_BTHWP.shape
     side = SPACE_FACTOR
     split = blocks_BTHWP.reshape(batch, groups, rows, columns, 3, frames, side, side)

@@ -1,4 +1,4 @@
-"""The shipped files of the autoencoder `linear` and the sizes of their blocks. Loads no torch."""
+"""The shipped files of the autoencoder `linear` and the sizes of their blocks. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ GROUP_VALUES = TIME_FACTOR * FIRST_VALUES
 
 @cache
 def weights_bytes(channels: int) -> bytes:
-    """The shipped file for so many channels."""
+    """Return the content of the shipped file for `channels` latent channels."""
     return resources.files("training.autoencoders.weights").joinpath(f"linear{channels}.safetensors").read_bytes()

@@ -1,10 +1,10 @@
-"""Autoencoder `causal`: our own convolutional one, trained by `worldloom train-autoencoder`."""
+"""Autoencoder `causal`: a convolutional one, trained by `worldloom train-autoencoder`, and shipped with weights."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -16,26 +16,24 @@ from torch import Tensor
 from cluster import weight_files
 from cluster.config import unknown_message
 from training.autoencoder import Autoencoder, AutoencoderSettings
-from training.autoencoders._causal_layers import Past
+from training.autoencoders._causal_layers import FrameCache
 from training.autoencoders._causal_network import CHANNELS
-from training.autoencoders._causal_weights import Trained, read_trained
-from training.autoencoders._halo import in_tiles
+from training.autoencoders._causal_weights import TrainedNetwork
+from training.autoencoders._halo_tiles import run_in_halo_tiles
 from training.autoencoders._linear_weights import SPACE_FACTOR, TIME_FACTOR
 
 # Shape suffixes: B videos, C latent channels or colours, T H W frames, rows and columns.
 
 PREFIX = "causal-"
-"""Shipped weights are `weights/causal-<name>.safetensors`."""
-
-Run = Callable[[Tensor, Past, bool], Tensor]
-"""A piece of a stream, what the piece before left, and whether it is the first."""
+"""Prefix of the files of shipped weights, `weights/causal-<name>.safetensors`."""
 
 
 class Causal(AutoencoderSettings):
-    """Causal convolutions beside the linear autoencoder's bases: 16 channels, 4 frames and 8x8 pixels a latent cell, any size and length.
+    """Settings of an autoencoder that adds causal convolutions to the linear one: 16 channels, any size and length.
 
-    Videos go through piece by piece and large pictures tile by tile, so memory does not grow with either. Neither changes latents
-    by more than rounding: convolutions keep the frames they look back at, and tiles see as far beyond their edge as the network does.
+    A latent cell covers 4 frames of 8x8 pixels. Videos are computed in pieces and large frames in tiles, so that memory
+    grows with neither. Both change latents by rounding only, because convolutions in time keep the frames that they
+    read again, and tiles read as far beyond their edges as the network does.
     """
 
     name: str = "causal"
@@ -49,28 +47,29 @@ class Causal(AutoencoderSettings):
         768,
         ge=64,
         multiple_of=SPACE_FACTOR,
-        description="Most pixels a side that go through at once, but for a tile's surroundings.",
+        description="Largest side of a tile in pixels, without its surroundings; larger frames are computed in tiles.",
     )
     chunk: int = Field(
         1,
         ge=1,
-        description="Latent frames that go through at once; more are faster on a GPU. With 1 a prefix has the whole's latents bit for bit.",
+        description="Latent frames that are computed at a time; more are faster on a GPU. "
+        "With 1, the first part of a video has the same latents as in the whole video, bit for bit.",
     )
 
     _absolute = field_validator("weights")(weight_files.absolute)
 
     def identity(self) -> str:
-        where = f"causal-v{self.version}-{weight_files.identity(self._file())[:12]}"
-        return where if self.dtype == "auto" else f"{where}-{self.dtype}"
+        name = f"causal-v{self.version}-{weight_files.identity(self._file())[:12]}"
+        return name if self.dtype == "auto" else f"{name}-{self.dtype}"
 
     def open(self, device: torch.device | str = "cpu") -> CausalAutoencoder:
         device = torch.device(device)
         bf16 = self.dtype == "bfloat16" or (self.dtype == "auto" and device.type == "cuda")
-        trained = read_trained(self._file().read_bytes(), self.weights, bf16)
+        trained = TrainedNetwork.from_bytes(self._file().read_bytes(), self.weights, bf16)
         return CausalAutoencoder(trained, self.identity(), device, self.tile, self.chunk)
 
     def _file(self) -> Path:
-        """Raises `ValueError` where there is none."""
+        """Return the path of the weights. Raises `ValueError` if there is no such file."""
         if weight_files.is_path(self.weights):
             path = Path(self.weights)
             if not path.is_file():
@@ -85,91 +84,136 @@ class Causal(AutoencoderSettings):
         return path
 
 
-class CausalAutoencoder(Autoencoder):
-    """See `Causal`. Takes and returns any floating-point type; the linear maps and the normalisation are always fp32.
+@dataclass(frozen=True)
+class Direction:
+    """Encoding or decoding: a function of one piece of a video, and the sizes of its input and result."""
 
-    `mean` and `std` hold 2 * C values as those of `linear` do: of the first latent frame, then of all later ones.
+    run: Callable[[Tensor, FrameCache, bool], Tensor]
+    """A function of a piece, the cache that the piece before it updated, and whether the piece is the first one."""
+    frames_in: int
+    """Frames of the input per latent frame, after the first."""
+    cell_in: int
+    """Values of the input along a side of a latent cell."""
+    cell_out: int
+    """Values of the result along a side of a latent cell."""
+
+    def pieces(self, x_BCTHW: Tensor, chunk: int, is_first: bool) -> Iterator[Tensor]:
+        """Yield the parts of an input that have `chunk` latent frames each; the last one may be shorter.
+
+        If `is_first`, the input begins a video: the first latent frame has one input frame.
+        """
+        total, length = x_BCTHW.shape[2], chunk * self.frames_in
+        start, stop = 0, min(total, length - self.frames_in + 1 if is_first else length)
+        while start < total:
+            yield x_BCTHW[:, :, start:stop]
+            start, stop = stop, min(total, stop + length)
+
+
+class CausalAutoencoder(Autoencoder):
+    """The autoencoder of `Causal`. It takes and returns any floating-point type.
+
+    The linear maps and the normalisation are always computed in fp32. `mean` and `std` hold 2 * C values, as those of
+    `linear`: first those of the first latent frame, then those of all later ones.
     """
 
     time_factor = TIME_FACTOR
     space_factor = SPACE_FACTOR
     channels = CHANNELS
 
-    def __init__(self, trained: Trained, identity: str, device: torch.device, tile: int, chunk: int) -> None:
+    def __init__(self, trained: TrainedNetwork, identity: str, device: torch.device, tile: int, chunk: int) -> None:
+        """`tile` is the largest side of a tile in pixels, `chunk` the number of latent frames of a piece."""
         self.identity = identity
         self.mean, self.std = tuple(trained.mean_2C.flatten().tolist()), tuple(trained.std_2C.flatten().tolist())
         self._network = trained.network.to(device)
         self._mean_2C, self._std_2C = trained.mean_2C.to(device), trained.std_2C.to(device)
-        self._tile, self._halo, self._chunk = tile // SPACE_FACTOR, trained.network.shape.reach, chunk
+        self._tile, self._halo = tile // SPACE_FACTOR, trained.network.architecture.receptive_radius
+        self._chunk = chunk
+        self._encoding = Direction(self._encode, frames_in=TIME_FACTOR, cell_in=SPACE_FACTOR, cell_out=1)
+        self._decoding = Direction(self._decode, frames_in=1, cell_in=1, cell_out=SPACE_FACTOR)
 
-    @torch.no_grad()
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         _check_video(video_BCTHW)
         self.latent_shape(*video_BCTHW.shape[2:])
-        return self._whole(self._encode, partial(_pieces, first=1, group=TIME_FACTOR), video_BCTHW, SPACE_FACTOR, 1)
+        return self._run_whole(self._encoding, video_BCTHW)
 
-    @torch.no_grad()
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
         self._check_latent(latent_BCTHW)
-        return self._whole(self._decode, partial(_pieces, first=1, group=1), latent_BCTHW, 1, SPACE_FACTOR)
+        return self._run_whole(self._decoding, latent_BCTHW)
 
     def encode_stream(self, videos: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Latents of a video of any length that comes in pieces `[B, 3, T, H, W]` of any number of frames, as soon as they can be told.
+        """Yield the latents of a video that comes in pieces `[B, 3, T, H, W]` of any number of frames.
 
-        Joined they are what `encode` makes of the whole. Raises `ValueError` where the video does not end after 1 + 4k frames.
+        The latents of a group are yielded as soon as its frames are there. Concatenated, all latents are those of
+        `encode` for the whole video. Raises `ValueError` if the video does not end after 1 + 4k frames.
         """
-        begins, pasts, waiting = True, _pasts(), None
+        caches: dict[int, FrameCache] = defaultdict(dict)
+        is_first, waiting = True, None
         for video_BCTHW in videos:
             _check_video(video_BCTHW)
             self.latent_shape(1, *video_BCTHW.shape[3:])
             waiting = video_BCTHW if waiting is None else torch.cat([waiting, video_BCTHW], dim=2)
-            ready = _ready(waiting.shape[2], begins)
-            if ready:
-                for piece in _pieces(waiting[:, :, :ready], self._chunk, int(begins), TIME_FACTOR):
-                    yield self._piece(self._encode, piece, pasts, begins, SPACE_FACTOR, 1)
-                    begins = False
-                waiting = waiting[:, :, ready:]
+            n_complete = _frames_of_complete_groups(waiting.shape[2], is_first)
+            if n_complete:
+                for piece in self._encoding.pieces(waiting[:, :, :n_complete], self._chunk, is_first):
+                    yield self._run_piece(self._encoding, piece, caches, is_first)
+                    is_first = False
+                waiting = waiting[:, :, n_complete:]
         if waiting is not None and waiting.shape[2]:
             raise ValueError(
-                f"the video ends {waiting.shape[2]} frames after a group; it must have 1 + a multiple of {TIME_FACTOR} frames"
+                f"the video ends {waiting.shape[2]} frames after a group; "
+                f"it must have 1 + a multiple of {TIME_FACTOR} frames"
             )
 
     def decode_stream(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Pixels of latents `[B, C, t, h, w]` that come in pieces of any length; joined they are what `decode` makes of the whole."""
-        begins, pasts = True, _pasts()
+        """Yield the pixels of latents that come in pieces `[B, C, t, h, w]` of any length.
+
+        Concatenated, they are those of `decode` for all latents.
+        """
+        caches: dict[int, FrameCache] = defaultdict(dict)
+        is_first = True
         for latent_BCTHW in latents:
             self._check_latent(latent_BCTHW)
-            for piece in _pieces(latent_BCTHW, self._chunk, int(begins), 1):
-                yield self._piece(self._decode, piece, pasts, begins, 1, SPACE_FACTOR)
-                begins = False
-
-    def _whole(self, run: Run, cut: Callable[..., Iterator[Tensor]], x_BCTHW: Tensor, cell: int, made: int) -> Tensor:
-        """Tile after tile, each from the first frame to the last: so only one tile's past is kept."""
-
-        def through(part_BCTHW: Tensor, _: int) -> Tensor:
-            past: Past = {}
-            return torch.cat(
-                [run(piece, past, number == 0) for number, piece in enumerate(cut(part_BCTHW, self._chunk))], dim=2
-            )
-
-        return in_tiles(through, x_BCTHW, self._tile, self._halo, cell, made)
+            for piece in self._decoding.pieces(latent_BCTHW, self._chunk, is_first):
+                yield self._run_piece(self._decoding, piece, caches, is_first)
+                is_first = False
 
     @torch.no_grad()
-    def _piece(self, run: Run, x_BCTHW: Tensor, pasts: dict[int, Past], begins: bool, cell: int, made: int) -> Tensor:
-        return in_tiles(lambda part, tile: run(part, pasts[tile], begins), x_BCTHW, self._tile, self._halo, cell, made)
+    def _run_whole(self, direction: Direction, x_BCTHW: Tensor) -> Tensor:
+        """Run tile after tile, each over the whole length, so that only one tile's cache is held."""
 
-    def _encode(self, video_BCTHW: Tensor, past: Past, begins: bool) -> Tensor:
-        mean_BCTHW, _ = self._network.encode(video_BCTHW.float(), past, begins)
-        shift_CTHW, scale_CTHW = self._statistics(mean_BCTHW.shape[2], begins)
+        def run_tile(part_BCTHW: Tensor, _: int) -> Tensor:
+            cache: FrameCache = {}
+            pieces = direction.pieces(part_BCTHW, self._chunk, is_first=True)
+            return torch.cat([direction.run(piece, cache, index == 0) for index, piece in enumerate(pieces)], dim=2)
+
+        cell_in, cell_out = direction.cell_in, direction.cell_out
+        return run_in_halo_tiles(run_tile, x_BCTHW, self._tile, self._halo, cell_in, cell_out)
+
+    @torch.no_grad()
+    def _run_piece(
+        self, direction: Direction, x_BCTHW: Tensor, caches: dict[int, FrameCache], is_first: bool
+    ) -> Tensor:
+        """Run all tiles of one piece, with a cache for each."""
+
+        def run_tile(part_BCTHW: Tensor, tile: int) -> Tensor:
+            return direction.run(part_BCTHW, caches[tile], is_first)
+
+        cell_in, cell_out = direction.cell_in, direction.cell_out
+        return run_in_halo_tiles(run_tile, x_BCTHW, self._tile, self._halo, cell_in, cell_out)
+
+    def _encode(self, video_BCTHW: Tensor, cache: FrameCache, is_first: bool) -> Tensor:
+        mean_BCTHW, _ = self._network.encode(video_BCTHW.float(), cache, is_first)
+        shift_CTHW, scale_CTHW = self._statistics(mean_BCTHW.shape[2], is_first)
         return ((mean_BCTHW - shift_CTHW) / scale_CTHW).to(video_BCTHW.dtype)
 
-    def _decode(self, latent_BCTHW: Tensor, past: Past, begins: bool) -> Tensor:
-        shift_CTHW, scale_CTHW = self._statistics(latent_BCTHW.shape[2], begins)
-        return self._network.decode(latent_BCTHW.float() * scale_CTHW + shift_CTHW, past, begins).to(latent_BCTHW.dtype)
+    def _decode(self, latent_BCTHW: Tensor, cache: FrameCache, is_first: bool) -> Tensor:
+        shift_CTHW, scale_CTHW = self._statistics(latent_BCTHW.shape[2], is_first)
+        raw_BCTHW = latent_BCTHW.float() * scale_CTHW + shift_CTHW
+        return self._network.decode(raw_BCTHW, cache, is_first).to(latent_BCTHW.dtype)
 
-    def _statistics(self, frames: int, begins: bool) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation `[C, frames, 1, 1]` of each latent frame of a piece."""
-        rows = [0 if begins and frame == 0 else 1 for frame in range(frames)]
+    def _statistics(self, frames: int, is_first: bool) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation `[C, frames, 1, 1]` of each latent frame of a piece."""
+        rows = [0 if is_first and frame == 0 else 1 for frame in range(frames)]
         mean_CT11, std_CT11 = (value_2C[rows].T[..., None, None] for value_2C in (self._mean_2C, self._std_2C))
         return mean_CT11, std_CT11
 
@@ -185,21 +229,7 @@ def _check_video(video_BCTHW: Tensor) -> None:
         raise ValueError(f"video of shape {tuple(video_BCTHW.shape)}: give [B, 3, T, H, W]")
 
 
-def _pasts() -> dict[int, Past]:
-    return defaultdict(dict)
-
-
-def _ready(frames: int, begins: bool) -> int:
-    """How many of these frames make whole groups."""
-    alone = min(int(begins), frames)
-    return alone + (frames - alone) // TIME_FACTOR * TIME_FACTOR
-
-
-def _pieces(x_BCTHW: Tensor, chunk: int, first: int, group: int) -> Iterator[Tensor]:
-    """Parts of `chunk` latent frames, `group` values of x each; the first `first` values of x make one by themselves."""
-    total = x_BCTHW.shape[2]
-    stop = min(total, first + (chunk - 1) * group) if first else min(total, chunk * group)
-    start = 0
-    while start < total:
-        yield x_BCTHW[:, :, start:stop]
-        start, stop = stop, min(total, stop + chunk * group)
+def _frames_of_complete_groups(frames: int, is_first: bool) -> int:
+    """Return how many of these frames are in complete groups; the first frame of a video is a group."""
+    n_alone = min(int(is_first), frames)
+    return n_alone + (frames - n_alone) // TIME_FACTOR * TIME_FACTOR

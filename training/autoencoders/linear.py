@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 class Linear(AutoencoderSettings):
-    """Block transform whose bases are principal components: exact to invert, instant, and the same on every machine.
+    """Settings of a block transform by principal components: fast, and the same on every machine.
 
-    The first frame is cut into blocks of 1x8x8 pixels and each later group of 4 frames into blocks of 4x8x8; a block's
-    mean is subtracted and the rest projected on an orthonormal basis. `weights/README.md` gives the loss in dB.
+    The first frame is cut into blocks of 1x8x8 pixels, and each later group of 4 frames into blocks of 4x8x8. A mean
+    block is subtracted, and the rest is projected on an orthonormal basis. The decoder inverts this exactly within the
+    space that the basis spans. `weights/README.md` gives the loss in dB.
     """
 
     name: str = "linear"

@@ -117,7 +117,7 @@ class Block(nn.Module):
 
 
 class DiffusionTransformer(VideoModel):
-    """The network of `DiT`. With the initial weights each block is the identity, and the output is zero (adaLN-Zero)."""
+    """The network of `DiT`. With the initial weights each block is the identity, and the output is 0 (adaLN-Zero)."""
 
     def __init__(self, architecture: Architecture, execution: Execution | None = None) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ from tests.support.random_autoencoders import save_autoencoder
 from tests.support.videos import encode, sliding
 from training.autoencoder import AutoencoderSettings
 from training.autoencoders._causal_network import PRESETS
-from training.autoencoders._causal_weights import Trained, new_network, write_trained
+from training.autoencoders._causal_weights import TrainedNetwork, new_network
 from training.autoencoders.causal import Causal
 from training.autoencoders.diffusers import Diffusers
 from training.autoencoders.linear import Linear
@@ -57,7 +57,7 @@ def causal(folder: Path) -> Causal:
     with torch.no_grad():
         for weight in network.parameters():
             weight += 0.01 * torch.randn(weight.shape, generator=rng)
-    path.write_bytes(write_trained(Trained(network, torch.zeros(2, 16), torch.ones(2, 16), {})))
+    path.write_bytes(TrainedNetwork(network, torch.zeros(2, 16), torch.ones(2, 16), {}).to_bytes())
     return Causal(weights=str(path))
 
 

@@ -20,7 +20,7 @@ from training.autoencoder_training.loop import WEIGHTS, run_folder, train_autoen
 from training.autoencoder_training.losses import kl_divergence, reconstruction_loss
 from training.autoencoder_training.settings import AutoencoderTrainSettings, LossSettings
 from training.autoencoders._causal_network import PRESETS
-from training.autoencoders._causal_weights import new_network, read_trained
+from training.autoencoders._causal_weights import TrainedNetwork, new_network
 from training.autoencoders.causal import Causal
 from training.checkpoints.checkpoint import newest_checkpoint
 from training.stopping import NonFiniteLossError
@@ -65,7 +65,7 @@ def test_a_run_writes_all_its_files(undisturbed: str, data: Path) -> None:
 
 
 def test_statistics_are_those_of_the_latents(undisturbed: str, data: Path) -> None:
-    trained = read_trained(weights_of(undisturbed), "weights")
+    trained = TrainedNetwork.from_bytes(weights_of(undisturbed), "weights")
     crops = Crops(Clips(data, "train"), SETTINGS, 1)
     latents = [trained.network.encode(crops.batch(step).pixels(CPU))[0] for step in range(loop.STATISTICS_STEPS)]
     for row, parts in enumerate(([latent[:, :, :1] for latent in latents], [latent[:, :, 1:] for latent in latents])):
@@ -103,7 +103,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
 
 def test_a_run_out_of_time_exports_and_resumes(undisturbed: str, data: Path, tmp_path: Path) -> None:
     run_uri = train(data, tmp_path, seconds=0)
-    assert read_trained(weights_of(run_uri), "weights").about["steps"] == 1
+    assert TrainedNetwork.from_bytes(weights_of(run_uri), "weights").about["steps"] == 1
     assert loop.find_result(SETTINGS, run_uri) is None
     assert weights_of(train(data, tmp_path)) == weights_of(undisturbed)
 

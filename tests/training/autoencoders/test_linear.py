@@ -1,3 +1,5 @@
+"""The autoencoder `linear`: an orthonormal projection of blocks, causal, and the same on every machine."""
+
 from __future__ import annotations
 
 import hashlib
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cluster.plugins import build
+from tests.support.noise import uniform_noise
 from tests.support.paths import ROOT
 from training.autoencoder import FOLDER, AutoencoderSettings
 from training.autoencoders._linear_blocks import LinearAutoencoder, from_blocks, to_blocks
@@ -33,15 +36,11 @@ def autoencoder(request: pytest.FixtureRequest) -> LinearAutoencoder:
     return opened
 
 
-def noise(shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
 def bases(autoencoder: LinearAutoencoder) -> list[Tensor]:
     return [autoencoder._first._basis_PC, autoencoder._group._basis_PC]
 
 
-def test_the_name_in_a_recipe_finds_it() -> None:
+def test_name_in_a_recipe_finds_the_settings() -> None:
     found = build(FOLDER, AutoencoderSettings, {"name": "linear", "channels": 48})
     assert found == Linear(channels=48)
     assert build(FOLDER, AutoencoderSettings, "linear") == Linear()
@@ -51,13 +50,12 @@ def test_the_name_in_a_recipe_finds_it() -> None:
 
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_identity_is_a_hash_of_the_shipped_weights(channels: int) -> None:
-    settings_ = Linear(channels=channels)
-    opened = settings_.open()
-    assert settings_.identity() == opened.identity
+    opened = Linear(channels=channels).open()
+    assert Linear(channels=channels).identity() == opened.identity
     assert opened.identity.startswith(f"linear{channels}-")
     digests = {16: "63b6f9b6", 48: "db77c796"}
     path = ROOT / f"training/autoencoders/weights/linear{channels}.safetensors"
-    # Changing the weights makes every stored latent unreadable: only a new fit, with a note in the change log, may do it.
+    # Other weights make every stored latent unreadable: only a new fit, with a note in the change log, may change them.
     assert hashlib.sha256(path.read_bytes()).hexdigest()[:8] == digests[channels]
 
 
@@ -67,7 +65,8 @@ def test_bases_are_orthonormal(autoencoder: LinearAutoencoder) -> None:
         assert torch.allclose(gram_CC, torch.eye(autoencoder.channels, dtype=torch.float64), atol=1e-6)
 
 
-def test_components_are_in_order_of_variance_with_the_sign_convention(autoencoder: LinearAutoencoder) -> None:
+def test_components_are_in_order_of_variance_and_have_signs(autoencoder: LinearAutoencoder) -> None:
+    """The first large value of each component is positive."""
     std_2C = torch.tensor(autoencoder.std).reshape(2, -1)
     assert (std_2C.diff(dim=1) <= 0).all()
     for basis_PC in bases(autoencoder):
@@ -76,29 +75,29 @@ def test_components_are_in_order_of_variance_with_the_sign_convention(autoencode
             assert vector_P[first_large] > 0
 
 
-def test_statistics_are_of_both_kinds_of_frame(autoencoder: LinearAutoencoder) -> None:
+def test_first_and_later_frames_have_statistics(autoencoder: LinearAutoencoder) -> None:
     assert len(autoencoder.mean) == len(autoencoder.std) == 2 * autoencoder.channels
     assert min(autoencoder.std) > 0
 
 
 @settings(max_examples=25)
 @given(shape=VIDEO_SHAPES, channels=st.sampled_from(CHANNELS), seed=st.integers(0, 1000))
-def test_shapes_and_idempotence(shape: tuple[int, ...], channels: int, seed: int) -> None:
-    """encode(decode(z)) = z: the decoder's pictures lie in the space the encoder keeps."""
+def test_decoded_latents_are_encoded_to_the_same_latents(shape: tuple[int, ...], channels: int, seed: int) -> None:
+    """encode(decode(z)) = z, because decoded frames lie in the space that the encoder keeps."""
     autoencoder = Linear(channels=channels).open()
-    video_BCTHW = noise(shape, seed)
+    video_BCTHW = uniform_noise(shape, seed)
     latent_BCTHW = autoencoder.encode(video_BCTHW)
     assert tuple(latent_BCTHW.shape) == (shape[0], *autoencoder.latent_shape(*shape[2:]))
     decoded_BCTHW = autoencoder.decode(latent_BCTHW)
     assert decoded_BCTHW.shape == video_BCTHW.shape
     assert torch.allclose(autoencoder.encode(decoded_BCTHW), latent_BCTHW, atol=1e-4)
-    chance = torch.randn(latent_BCTHW.shape, generator=torch.Generator().manual_seed(seed))
-    assert torch.allclose(autoencoder.encode(autoencoder.decode(chance)), chance, atol=2e-4)
+    random_BCTHW = torch.randn(latent_BCTHW.shape, generator=torch.Generator().manual_seed(seed))
+    assert torch.allclose(autoencoder.encode(autoencoder.decode(random_BCTHW)), random_BCTHW, atol=2e-4)
 
 
 def test_decoding_is_the_exact_transpose(autoencoder: LinearAutoencoder) -> None:
-    """<encode(x), z> = <x, decode(z)> for the linear parts, mean and normalisation taken off."""
-    video_BCTHW, latent_BCTHW = noise((1, 3, 9, 16, 24)), noise((1, autoencoder.channels, 3, 2, 3), 1)
+    """<encode(x), z> = <x, decode(z)> for the linear parts, without mean and normalisation."""
+    video_BCTHW, latent_BCTHW = uniform_noise((1, 3, 9, 16, 24)), uniform_noise((1, autoencoder.channels, 3, 2, 3), 1)
     std_CT = torch.tensor(autoencoder.std).reshape(2, -1).T[:, [0, 1, 1]]
     scale = std_CT[None, :, :, None, None]
     zero = autoencoder.encode(torch.zeros_like(video_BCTHW))
@@ -109,9 +108,9 @@ def test_decoding_is_the_exact_transpose(autoencoder: LinearAutoencoder) -> None
     )
 
 
-def test_it_projects_as_a_plain_loop_over_blocks_does(autoencoder: LinearAutoencoder) -> None:
-    """An independent encoder in numpy, block by block."""
-    video_BCTHW = noise((1, 3, 5, 16, 24))
+def test_latents_equal_those_of_a_loop_over_blocks(autoencoder: LinearAutoencoder) -> None:
+    """The reference is an independent encoder in numpy."""
+    video_BCTHW = uniform_noise((1, 3, 5, 16, 24))
     video = video_BCTHW[0].numpy().astype(np.float64)
     expected = np.zeros((autoencoder.channels, 2, 2, 3))
     for t, part in enumerate((autoencoder._first, autoencoder._group)):
@@ -126,19 +125,19 @@ def test_it_projects_as_a_plain_loop_over_blocks_does(autoencoder: LinearAutoenc
     assert np.allclose(autoencoder.encode(video_BCTHW)[0].numpy(), expected, atol=1e-4)
 
 
-def test_no_projection_of_the_same_rank_is_nearer(autoencoder: LinearAutoencoder) -> None:
-    """What is lost is orthogonal to what is kept: changing any latent a little only adds to the error."""
-    video_BCTHW = noise((1, 3, 5, 8, 8))
+def test_latents_have_the_smallest_error(autoencoder: LinearAutoencoder) -> None:
+    """The error is orthogonal to the space that is kept, so a change of the latents only adds to it."""
+    video_BCTHW = uniform_noise((1, 3, 5, 8, 8))
     latent_BCTHW = autoencoder.encode(video_BCTHW)
-    least = (autoencoder.decode(latent_BCTHW) - video_BCTHW).double().square().sum()
+    min_error = (autoencoder.decode(latent_BCTHW) - video_BCTHW).double().square().sum()
     for seed in range(5):
         other = latent_BCTHW + 0.1 * torch.randn(latent_BCTHW.shape, generator=torch.Generator().manual_seed(seed))
-        assert (autoencoder.decode(other) - video_BCTHW).double().square().sum() > least
+        assert (autoencoder.decode(other) - video_BCTHW).double().square().sum() > min_error
 
 
-def test_it_is_causal(autoencoder: LinearAutoencoder) -> None:
+def test_latents_do_not_depend_on_later_frames(autoencoder: LinearAutoencoder) -> None:
     """An image is the first latent of a video, and latents up to k do not change with frames after 1 + 4k."""
-    video_BCTHW = noise((2, 3, 13, 16, 16))
+    video_BCTHW = uniform_noise((2, 3, 13, 16, 16))
     latent_BCTHW = autoencoder.encode(video_BCTHW)
     assert torch.equal(autoencoder.encode(video_BCTHW[:, :, :1]), latent_BCTHW[:, :, :1])
     assert torch.allclose(autoencoder.encode(video_BCTHW[:, :, :9]), latent_BCTHW[:, :, :3], atol=1e-6)
@@ -147,15 +146,15 @@ def test_it_is_causal(autoencoder: LinearAutoencoder) -> None:
     assert torch.equal(autoencoder.encode(changed)[:, :, :3], latent_BCTHW[:, :, :3])
 
 
-def test_a_prefix_decodes_alone(autoencoder: LinearAutoencoder) -> None:
-    latent_BCTHW = autoencoder.encode(noise((1, 3, 9, 16, 16)))
+def test_first_latents_decode_alone(autoencoder: LinearAutoencoder) -> None:
+    latent_BCTHW = autoencoder.encode(uniform_noise((1, 3, 9, 16, 16)))
     assert torch.allclose(
         autoencoder.decode(latent_BCTHW[:, :, :2]), autoencoder.decode(latent_BCTHW)[:, :, :5], atol=1e-6
     )
 
 
 def test_bfloat16_differs_by_its_rounding_only(autoencoder: LinearAutoencoder) -> None:
-    video_BCTHW = noise((1, 3, 9, 32, 32)).to(torch.bfloat16)
+    video_BCTHW = uniform_noise((1, 3, 9, 32, 32)).to(torch.bfloat16)
     latent_BCTHW = autoencoder.encode(video_BCTHW)
     assert latent_BCTHW.dtype == torch.bfloat16
     assert torch.equal(latent_BCTHW, autoencoder.encode(video_BCTHW.float()).to(torch.bfloat16))
@@ -163,7 +162,7 @@ def test_bfloat16_differs_by_its_rounding_only(autoencoder: LinearAutoencoder) -
     assert torch.equal(autoencoder.decode(latent_BCTHW), autoencoder.decode(latent_BCTHW.float()).to(torch.bfloat16))
 
 
-def test_the_same_bits_in_another_process(autoencoder: LinearAutoencoder) -> None:
+def test_latents_are_the_same_bits_in_another_process(autoencoder: LinearAutoencoder) -> None:
     code = (
         "import hashlib, torch; from training.autoencoders.linear import Linear\n"
         "video = torch.rand((1, 3, 9, 32, 48), generator=torch.Generator().manual_seed(0)) * 2 - 1\n"
@@ -171,14 +170,14 @@ def test_the_same_bits_in_another_process(autoencoder: LinearAutoencoder) -> Non
         "print(hashlib.sha256(latent.contiguous().numpy().tobytes()).hexdigest())"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    latent_BCTHW = autoencoder.encode(noise((1, 3, 9, 32, 48)))
+    latent_BCTHW = autoencoder.encode(uniform_noise((1, 3, 9, 32, 48)))
     assert hashlib.sha256(latent_BCTHW.contiguous().numpy().tobytes()).hexdigest() == found
 
 
 @settings(max_examples=20)
 @given(frames=st.sampled_from([1, 4]), groups=st.integers(1, 3), rows=st.integers(1, 3), columns=st.integers(1, 3))
-def test_blocks_are_cut_and_put_together_without_loss(frames: int, groups: int, rows: int, columns: int) -> None:
-    video_BCTHW = noise((2, 3, frames * groups, 8 * rows, 8 * columns))
+def test_blocks_are_split_and_joined_without_loss(frames: int, groups: int, rows: int, columns: int) -> None:
+    video_BCTHW = uniform_noise((2, 3, frames * groups, 8 * rows, 8 * columns))
     blocks_BTHWP = to_blocks(video_BCTHW, frames)
     assert tuple(blocks_BTHWP.shape) == (2, groups, rows, columns, 192 * frames)
     assert torch.equal(from_blocks(blocks_BTHWP, frames), video_BCTHW)
@@ -187,19 +186,19 @@ def test_blocks_are_cut_and_put_together_without_loss(frames: int, groups: int, 
 @pytest.mark.parametrize(
     "shape", [(1, 3, 4, 16, 16), (1, 3, 5, 12, 16), (1, 3, 0, 16, 16), (1, 4, 5, 16, 16), (1, 3, 5, 0, 16)]
 )
-def test_videos_it_cannot_take_are_refused(shape: tuple[int, ...]) -> None:
+def test_videos_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"frames|multiples of 8|give \[B, 3"):
         Linear().open().encode(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", [(1, 48, 1, 2, 2), (16, 1, 2, 2), (1, 16, 0, 2, 2)])
-def test_latents_it_cannot_take_are_refused(shape: tuple[int, ...]) -> None:
+def test_latents_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"give \[B, 16, t, h, w\]"):
         Linear().open().decode(torch.zeros(shape))
 
 
-def test_real_footage_comes_back_recognisably(real_videos: Path) -> None:
-    """A sharp clip of talking people, which the shipped bases were fitted to among others: 28.3 dB when they were shipped."""
+def test_real_footage_has_the_measured_error(real_videos: Path) -> None:
+    """A sharp clip of talking people, to which the shipped bases were fitted among others, had 28.3 dB at first."""
     autoencoder = Linear(channels=48).open()
     with av.open(str(real_videos / "talk_640x360.mp4")) as container:
         frames = [
