@@ -5,7 +5,7 @@
 Opens an engine for a model of `--preset` (weights, Adam's moments and averages: 16 bytes per weight), writes
 checkpoints into a temporary folder below `--out`, and measures how long the training thread waits for each. Loading is
 measured too. There is one process, so the figures are those of one rank's part; with `--device cuda` the copy is from
-the GPU.
+the GPU. Prints one line of JSON last.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from benchmarks.measuring import wall_s
 from cluster import storage
 from training.checkpoints.checkpoint import newest_checkpoint
 from training.checkpoints.reader import load_checkpoint
 from training.checkpoints.writer import CheckpointWriter
 from training.ema import Ema
 from training.engine import DeepSpeedEngine, Engine
-from training.models._dit_size import PRESETS
+from training.models._dit_architecture import PRESETS
 from training.models.dit import DiT
 from training.settings import TrainSettings
 
@@ -62,15 +63,16 @@ def measure(engine: DeepSpeedEngine, ema: Ema, settings: TrainSettings, out: str
     with contextlib.closing(CheckpointWriter(run_uri, engine, ema, settings)) as writer:
         for number in range(rounds + 1):
             start_s = time.perf_counter()
-            waits["copy_s"].append(timed(lambda step=number + 1: writer.start(step, {})))
+            waits["copy_s"].append(wall_s(lambda step=number + 1: writer.start(step, {})))
             writer.wait()
             waits["whole_s"].append(time.perf_counter() - start_s)
             waits["deepspeed_s"].append(
-                timed(
+                wall_s(
                     lambda: engine._engine.save_checkpoint(str(Path(out) / "deepspeed"), tag="step", save_latest=False)
                 )
             )
-            waits["load_s"].append(timed(lambda: load_newest(run_uri, engine, ema)))
+            waits["load_s"].append(wall_s(lambda: load_newest(run_uri, engine, ema)))
+            print(f"round {number} of {rounds}: {waits['copy_s'][-1]:.3f} s of waiting", flush=True)
     size_gb = sum(entry.size_bytes for entry in storage.list_files(run_uri)) / 1e9
     return {
         "gb": round(size_gb, 3),
@@ -83,13 +85,6 @@ def load_newest(run_uri: str, engine: Engine, ema: Ema) -> None:
     newest = newest_checkpoint(run_uri)
     assert newest is not None
     load_checkpoint(newest, engine, ema)
-
-
-def timed(call: Callable[[], object]) -> float:
-    """Return the seconds on the clock that a call takes."""
-    start_s = time.perf_counter()
-    call()
-    return time.perf_counter() - start_s
 
 
 @contextlib.contextmanager

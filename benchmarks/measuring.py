@@ -23,6 +23,13 @@ def cpu_s(work: Callable[[], object]) -> float:
     return time.process_time() - start_s
 
 
+def wall_s(work: Callable[[], object]) -> float:
+    """Return the seconds on the clock that `work` takes."""
+    start_s = time.perf_counter()
+    work()
+    return time.perf_counter() - start_s
+
+
 def peak_memory_mb() -> float:
     """Return the highest resident memory of this process in MiB, since its start or `reset_peak_memory`.
 

@@ -1,33 +1,36 @@
-"""What Ray Train and DeepSpeed cost a step: one worker of theirs beside the plain loop in one process.
+"""Time of a training step under Ray Train and DeepSpeed, beside the plain loop in one process.
 
     python -m benchmarks.ray_train [OUT] [--steps 16] [--rounds 2] [--preset nano] [--cells 32000] [--threads N]
 
-Both train the same model on the demo's footage from the same seed, so step n has the same samples in both, and the ratio is that of
-step n's times: `step_ratio` is the median over steps, without the first ones, and rounds, in which the two take turns. What the steps lie
-between (the start of Ray, of its workers, of DeepSpeed) is `start_s`: seconds of the whole run without its steps. Prints one line of
-JSON last. A folder OUT keeps the footage and its latents.
+Both train the same model on the demo's footage from the same seed, one worker each, so step n has the same samples in
+both. `step_ratio` is the median of the ratios of step times, over steps without the first few and over rounds, in which
+the two take turns. `plain_start_s` and `ray_start_s` are the seconds of a run outside its steps: the start of Ray, of
+its worker and of DeepSpeed. Prints one line per run and one line of JSON last. A folder OUT keeps footage and latents.
 
-What ZeRO does in a step (here stage 1) is by weights, what the model does by weights times tokens. So the ratio goes by the latent cells of a step,
-`--cells`, of which four are a token: a GPU that is kept busy has tens of thousands.
+The work of ZeRO per step (here stage 1) grows with the weights, that of the model with weights times tokens. So the
+ratio depends on the latent cells per step, `--cells`, of which four are a token; a busy GPU has tens of thousands.
 
-A step is computed by `--threads`, all cores but one by default. The one is Ray's own: its processes take about a seventh of a core all the time, and
-where the step has all cores they stop it again and again, which is the machine's lack of a core and no part of the step. A worker that
-computes on a GPU shares no core either. With as many threads as cores the ratio is that of a machine without room for Ray.
+A step runs in `--threads` threads, by default one less than there are cores. The remaining core is for Ray's own
+processes, which take about a seventh of a core all the time. If a step uses all cores, they interrupt it again and
+again. That is the machine's lack of a core rather than a part of the step, and a worker that computes on a GPU shares
+no core either. With as many threads as cores, the ratio is that of a machine without room for Ray.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from benchmarks.learn import recipe_of, settings_of
+from benchmarks.learn import demo_recipe, demo_settings
 from cluster import storage
 from cluster.session import ray_connection
 from pipelines import inline
@@ -38,76 +41,78 @@ from training.run import train
 from training.settings import TrainSettings
 from training.tracking.metrics import read_metrics
 
-WARM_STEPS = 5
-"""First steps that are left out: memory is allocated in them."""
+WARM_UP_STEPS = 5
+"""Number of first steps that are left out, because they allocate memory."""
+N_VIDEOS = 48
 
 
-def timed(
-    settings: TrainSettings, manifest_uri: str, out_uri: str, seed: int, distributed: bool
-) -> tuple[list[float], float]:
-    """Seconds of each step, and of all else."""
+class Times(NamedTuple):
+    """Seconds on the clock of a run."""
+
+    steps_s: list[float]
+    """Each step after the first `WARM_UP_STEPS`."""
+    start_s: float
+    """Everything else."""
+
+
+def timed_run(settings: TrainSettings, manifest_uri: str, out_uri: str, seed: int, distributed: bool) -> Times:
+    """Return the times of a training run."""
     start_s = time.perf_counter()
     train(settings, manifest_uri, out_uri, seed=seed, distributed=distributed)
     whole_s = time.perf_counter() - start_s
-    records = read_metrics(run_folder(settings, manifest_uri, out_uri, seed))
-    return [record["step_s"] for record in records], whole_s - sum(record["step_s"] for record in records)
+    steps_s = [record["step_s"] for record in read_metrics(run_folder(settings, manifest_uri, out_uri, seed))]
+    return Times(steps_s[WARM_UP_STEPS:], whole_s - sum(steps_s))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, nargs="?")
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("out", type=Path, nargs="?", help="folder of footage and latents; a temporary one if not given")
+    parser.add_argument("--steps", type=int, default=16, help=f"training steps of a run, more than {WARM_UP_STEPS}")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--preset", default="nano")
-    parser.add_argument("--cells", type=int, default=32_000)
+    parser.add_argument("--cells", type=int, default=32_000, help="latent cells per step")
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 1) - 1))
     arguments = parser.parse_args()
+    if arguments.steps <= WARM_UP_STEPS:
+        parser.error(f"--steps {arguments.steps}: the first {WARM_UP_STEPS} are left out, so give more")
     # The variable is for Ray's worker, the call for this process.
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        out = (arguments.out or Path(scratch)).absolute()
-        recipe = recipe_of(out, 48)
-        manifest_uri = build_dataset(recipe, run_segments(recipe, inline)).manifest_uri
-        plain = settings_of(recipe, arguments.preset, arguments.steps)
-        plain = plain.model_copy(update={"batch": plain.batch.model_copy(update={"tokens_per_step": arguments.cells})})
-        ways = {"plain": plain, "ray": plain.model_copy(update={"zero_stage": 1})}
-        found: dict[str, list[tuple[list[float], float]]] = {"plain": [], "ray": []}
+        recipe = demo_recipe((arguments.out or Path(scratch)).absolute(), N_VIDEOS)
+        manifest_uri = build_dataset(recipe, run_segments(recipe, inline), inline).manifest_uri
+        plain = demo_settings(recipe, arguments.preset, arguments.steps, arguments.cells)
+        found: dict[str, list[Times]] = {"plain": [], "ray": []}
         for number in range(arguments.rounds):
-            for way, settings in ways.items():
-                with tempfile.TemporaryDirectory(dir=scratch) as folder:
-                    if way == "plain":
-                        found[way].append(
-                            timed(settings, manifest_uri, storage.absolute(folder), recipe.seed, distributed=False)
-                        )
-                    else:
-                        with ray_connection(recipe.ray):
-                            found[way].append(
-                                timed(settings, manifest_uri, storage.absolute(folder), recipe.seed, distributed=True)
-                            )
-                print(number, way, round(statistics.median(found[way][-1][0][WARM_STEPS:]), 3), "s a step", flush=True)
+            for method, runs in found.items():
+                on_ray = method == "ray"
+                settings = plain.model_copy(update={"zero_stage": 1}) if on_ray else plain
+                connection = ray_connection(recipe.ray) if on_ray else contextlib.nullcontext()
+                with tempfile.TemporaryDirectory(dir=scratch) as folder, connection:
+                    out_uri = storage.absolute(folder)
+                    runs.append(timed_run(settings, manifest_uri, out_uri, recipe.seed, distributed=on_ray))
+                print(f"round {number}, {method}: {statistics.median(runs[-1].steps_s):.3f} s per step", flush=True)
     ratios = [
         by_ray / by_plain
-        for (ray_s, _), (plain_s, _) in zip(found["ray"], found["plain"], strict=True)
-        for by_ray, by_plain in zip(ray_s[WARM_STEPS:], plain_s[WARM_STEPS:], strict=True)
+        for ray, plain_run in zip(found["ray"], found["plain"], strict=True)
+        for by_ray, by_plain in zip(ray.steps_s, plain_run.steps_s, strict=True)
     ]
-    line = {
-        f"{way}_step_s": round(statistics.median(s for steps, _ in runs for s in steps[WARM_STEPS:]), 4)
-        for way, runs in found.items()
+    result = {
+        "preset": arguments.preset,
+        "steps": arguments.steps,
+        "cells": arguments.cells,
+        "threads": arguments.threads,
+        "step_ratio": round(statistics.median(ratios), 3),
+        **{
+            f"{method}_step_s": round(statistics.median(step_s for run in runs for step_s in run.steps_s), 4)
+            for method, runs in found.items()
+        },
+        **{
+            f"{method}_start_s": round(statistics.median(run.start_s for run in runs), 1)
+            for method, runs in found.items()
+        },
     }
-    line |= {f"{way}_start_s": round(statistics.median(rest for _, rest in runs), 1) for way, runs in found.items()}
-    print(
-        json.dumps(
-            {
-                "preset": arguments.preset,
-                "steps": arguments.steps,
-                "cells": arguments.cells,
-                "threads": arguments.threads,
-                "step_ratio": round(statistics.median(ratios), 3),
-                **line,
-            }
-        )
-    )
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

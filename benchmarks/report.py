@@ -53,7 +53,7 @@ def browse(uri: str) -> dict[str, float | None]:
             page = browser.new_page(viewport={"width": 1400, "height": 900})
             start = time.monotonic()
             page.goto(Path(uri).as_uri())
-            page.wait_for_selector(".strip img.on")
+            page.wait_for_selector(".thumbnails img.on")
             opens.append(time.monotonic() - start)
         page.wait_for_timeout(500)
         filters = [

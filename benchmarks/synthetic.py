@@ -291,7 +291,9 @@ class _Draw:
     def _shots(self, video: Video, edges: NDArray[np.int64], width: int, height: int, still: bool) -> pa.Array:
         random, n = self._random, len(edges) - 1
         columns = signals(random, n, width, height, still)
-        transition_in = pa.array([None] + ["cut" if u < 0.93 else "dissolve" for u in random.random(n - 1)], pa.string())
+        transition_in = pa.array(
+            [None] + ["cut" if u < 0.93 else "dissolve" for u in random.random(n - 1)], pa.string()
+        )
         columns |= {"start_pts": pa.array(edges[:-1]), "end_pts": pa.array(edges[1:]), "transition_in": transition_in}
         columns["transition_out"] = pa.concat_arrays([transition_in.slice(1), pa.nulls(1, pa.string())])
         # Grid points inside each shot, one at least; what a copy lacks at the end of a shot is its last hash again.
