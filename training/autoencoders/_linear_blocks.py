@@ -21,7 +21,7 @@ def load_weights(channels: int) -> dict[str, Tensor]:
 class LinearAutoencoder(Autoencoder):
     """The autoencoder of `Linear`. It takes and returns any floating-point type, and always computes in fp32.
 
-    `mean` and `std` hold 2 * C values, since the first latent frame has statistics of its own: first those of the C
+    `mean` and `std` hold 2 * C values, because the first latent frame has other statistics: first those of the C
     channels of the first frame, then those of the C channels of all later frames.
     """
 

@@ -1,4 +1,4 @@
-"""Write frames as an mp4 or a png file, whole or not at all."""
+"""Writing frames as an mp4 or a png file, complete or not at all."""
 
 from __future__ import annotations
 

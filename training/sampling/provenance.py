@@ -27,7 +27,7 @@ class SampleRequest:
     prompt: str
     """The prompt that the model sees."""
     upsampler: str | None
-    """Identity of the upsampler that made `prompt` from that of the settings; None if they are the same."""
+    """Identity of the upsampler that wrote `prompt` from the one in the settings; None if they are the same."""
     images: Mapping[str, Pixels]
     """RGB images `[H, W, 3]` by the end of the video, `first` or `last`."""
 

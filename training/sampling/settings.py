@@ -40,7 +40,9 @@ class SampleSettings(SolverSettings):
     """Settings of one sample. The same settings and model give the same file."""
 
     prompt: str = Field(min_length=1, description="Text that describes the sample.")
-    upsample: bool = Field(False, description="Make the prompt detailed first, as the section `upsample` says.")
+    upsample: bool = Field(
+        False, description="Make the prompt detailed first, with the settings of section `upsample`."
+    )
     seconds: float = Field(
         2.0, ge=0, le=3600, description="Length in seconds, rounded to whole latent frames; 0 makes an image."
     )

@@ -75,7 +75,7 @@ def sample(
     text_NE = model.embed(prompt)
     conditioning = model.encode_images(images.get("first"), images.get("last"))
     video_THWC = model.decode(generate(model.parts, text_NE, settings, shape, conditioning))
-    # The record says that the file is complete: an old record is removed first, the new one is written last.
+    # A record means that its file is complete: an old record is removed first, and the new one is written last.
     storage.remove(provenance_uri(uri))
     if shape.frames == 1:
         write_png(uri, video_THWC[0])

@@ -187,7 +187,7 @@ def test_any_number_of_groups_is_decoded_to_all_frames(kind: str, groups: int, f
 
 
 def test_cogvideox_decodes_4_latents_as_the_first_of_5(folder_of: FolderOf) -> None:
-    """After a first pass of three latents come passes of two. So the last one is the same for 4 latents and a copy."""
+    """Passes have three latents and then two, so the passes for 4 latents and a copy are those for 5."""
     autoencoder = open_autoencoder(folder_of("cogvideox"))
     latent = uniform_noise((1, 4, 4, 2, 3))
     longer = torch.cat([latent, latent[:, :, -1:]], dim=2)

@@ -260,7 +260,7 @@ def test_compiled_blocks_give_the_same_numbers(compiled_graphs: Counter[str]) ->
     assert not compiled_graphs, "sampling would wait for the compilation of each shape"
 
 
-def test_blocks_compile_once_per_shape_and_once_for_all_mixtures(compiled_graphs: Counter[str]) -> None:
+def test_blocks_compile_once_per_shape_and_once_for_mixtures(compiled_graphs: Counter[str]) -> None:
     model = perturbed_model(SMALL.model_copy(update={"compile": True}))
 
     def new_graphs(shapes: list[tuple[int, int, int]], text_lengths: list[int]) -> int:

@@ -33,6 +33,6 @@ def test_samples_of_one_shape_and_text_length_are_adjacent() -> None:
     assert (packing.tokens, packing.frames) == ((16, 16, 18, 18, 18), (1, 1, 3, 3, 3))
     assert not packing.equal_frames
     assert packing.frame_of_token(torch.device("cpu")).bincount().tolist() == [16, 16, *[6] * 9]
-    lengths = zip(packing.order, packing.tokens, strict=True)
-    packed = torch.cat([torch.full((tokens, 1), sample) for sample, tokens in lengths])
+    sample_tokens = zip(packing.order, packing.tokens, strict=True)
+    packed = torch.cat([torch.full((tokens, 1), sample) for sample, tokens in sample_tokens])
     assert [int(part[0]) for part in packing.unpack(packed)] == [0, 1, 2, 3, 4]

@@ -60,7 +60,7 @@ def test_arrays_that_are_no_video_are_refused(tmp_path: Path, frames: Pixels, fp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_frames_of_different_sizes_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+def test_frames_of_different_sizes_are_refused_without_a_file(tmp_path: Path) -> None:
     frames = [np.zeros((16, 16, 3), np.uint8), np.zeros((16, 32, 3), np.uint8)]
     with pytest.raises(ValueError, match="as the first one"):
         write_mp4(str(tmp_path / "a.mp4"), frames, 8)

@@ -159,7 +159,7 @@ def test_models_of_another_autoencoder_are_refused(export: str, tmp_path: Path) 
         sample(SETTINGS, str(tmp_path), str(tmp_path))
 
 
-def test_impossible_sizes_and_folders_without_a_model_are_refused(export: str, tmp_path: Path) -> None:
+def test_impossible_sizes_and_empty_folders_are_refused(export: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="size 48x6: 6 pixels are too few; sides are multiples of 16 pixels"):
         sample(SETTINGS.model_copy(update={"size": "48x6"}), export, str(tmp_path))
     with pytest.raises(ValueError, match=r"there is no model\.json"):
