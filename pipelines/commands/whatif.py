@@ -10,39 +10,39 @@ from rich.markup import escape
 from pipelines.commands._console import console, table_of
 from pipelines.commands._options import Assignments, RecipeFile, read_recipe
 from pipelines.curation import inspect
-from pipelines.report.whatif import Answer, YieldCurve, whatif
+from pipelines.report.whatif import Comparison, YieldCurve, whatif
 
 BAR_WIDTH = 40
 """Characters of the longest bar of a yield curve."""
 
 
-def print_answer(answer: Answer, curves: bool) -> None:
+def print_comparison(comparison: Comparison, curves: bool) -> None:
     """Print clips and hours by fate before and after, the clips whose fate changes, and yield curves."""
-    console.print(f"[dim]{escape(answer.table)}[/]", soft_wrap=True, highlight=False)
+    console.print(f"[dim]{escape(comparison.table)}[/]", soft_wrap=True, highlight=False)
     numbers = ("now", "then", "hours now", "hours then")
     table = table_of("What if", ("clips", *numbers), numbers)
-    for fate, now in answer.before.items():
-        then = answer.after[fate]
+    for fate, now in comparison.before.items():
+        then = comparison.after[fate]
         if now.clips or then.clips:
             table.add_row(fate, str(now.clips), str(then.clips), f"{now.hours:.3f}", f"{then.hours:.3f}")
     console.print(table)
-    if answer.changes:
+    if comparison.changes:
         changes = table_of("Clips whose fate changes", ("now", "then", "clips"), ("clips",))
-        for old, new, count in answer.changes:
+        for old, new, count in comparison.changes:
             changes.add_row(escape(old), escape(new), str(count))
         console.print(changes)
-    for curve in answer.curves if curves else ():
+    for curve in comparison.curves if curves else ():
         _print_curve(curve)
 
 
 def _print_curve(curve: YieldCurve) -> None:
-    largest = max(amount.clips for _, amount in curve.points) or 1
+    largest = max(kept.clips for _, kept in curve.points) or 1
     numbers = (curve.side, "clips", "hours")
     table = table_of(f"{curve.label}: {curve.column} {curve.side}", (*numbers, ""), numbers)
-    for threshold, amount in curve.points:
-        style = "[bold]" if threshold == curve.now else ""
-        bar = "█" * round(BAR_WIDTH * amount.clips / largest)
-        table.add_row(f"{style}{threshold:.4g}", str(amount.clips), f"{amount.hours:.3f}", bar)
+    for threshold, kept in curve.points:
+        style = "[bold]" if threshold == curve.current else ""
+        bar = "█" * round(BAR_WIDTH * kept.clips / largest)
+        table.add_row(f"{style}{threshold:.4g}", str(kept.clips), f"{kept.hours:.3f}", bar)
     console.print(table)
 
 
@@ -53,4 +53,4 @@ def command(
 ) -> None:
     """Show what other thresholds would keep and lose, without running anything: --set curate.keep.motion.min=0.02."""
     before = read_recipe(recipe, None)
-    print_answer(whatif(inspect(before), before, read_recipe(recipe, set_)), curves)
+    print_comparison(whatif(inspect(before), before, read_recipe(recipe, set_)), curves)

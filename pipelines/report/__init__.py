@@ -1,1 +1,1 @@
-"""The report of a curation: one HTML page that holds all it shows."""
+"""The report of a curation: one HTML page, and the yield of other thresholds."""

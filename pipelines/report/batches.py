@@ -1,4 +1,4 @@
-"""Rows of a table a part at a time, with the columns that are asked for, and the few rows of it that come first by some key."""
+"""Rows of a table, one part at a time, and the rows with the smallest keys."""
 
 from __future__ import annotations
 
@@ -12,115 +12,125 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from cluster.arrays import BoolArray, Float64Array, Int64Array
 from pipelines.engine import tables
 from pipelines.engine.tables import Index
 from pipelines.report.causes import Cause, cause_of
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+RowRef = tuple[str, int]
+"""Reference to a stored row: the URI of its part and its row number in the part."""
 
-Place = tuple[str, int]
-"""Where a row is stored: part and number of the row in it."""
-
-BETWEEN = "\x1f"
-"""Between the parts of a joined key: the unit separator, which no label holds."""
+SEPARATOR = "\x1f"
+"""Separates the fields of a joined key: the unit separator, which no label contains."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one part, N of them."""
+    """Rows of one part, N of them, with some of their columns."""
 
     part: str
-    numbers_N: NDArray[np.int64]
+    row_numbers_N: Int64Array
     table: pa.Table
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     def has(self, name: str) -> bool:
+        """Return whether the rows have a column."""
         return name in self.table.column_names
 
-    def floats(self, name: str) -> Floats:
-        """`[N]` values of a number's column, NaN for null; all NaN where the table has no such column."""
+    def floats(self, name: str) -> Float64Array:
+        """Return the values `[N]` of a numeric column, NaN for null; all NaN if the column does not exist."""
         if not self.has(name):
             return np.full(len(self), np.nan)
         return np.asarray(pc.fill_null(self.table[name].cast(pa.float64()), np.nan).to_numpy(), np.float64)
 
     def texts(self, name: str) -> list[str]:
-        """`[N]` values of a text column, empty for null or a column that is not there."""
-        return pc.fill_null(self.table[name], "").to_pylist() if self.has(name) else [""] * len(self)  # type: ignore[no-any-return]
+        """Return the N values of a text column, empty for null; all empty if the column does not exist."""
+        if not self.has(name):
+            return [""] * len(self)
+        values: list[str] = pc.fill_null(self.table[name], "").to_pylist()
+        return values
 
     @cached_property
     def uids(self) -> NDArray[np.str_]:
-        """`[N]`"""
+        """Uids `[N]`."""
         return np.array(self.table["uid"].to_pylist(), np.str_)
 
     @cached_property
-    def is_clip(self) -> Bools:
-        """Whether a row is a clip; the others stand for a source that gave none."""
+    def is_clip(self) -> BoolArray:
+        """Mask `[N]` of the rows that are clips; each other row is a source without clips."""
         return np.asarray(pc.is_valid(self.table["clip_index"]).to_numpy(), np.bool_)
 
     @cached_property
-    def is_image(self) -> Bools:
+    def is_image(self) -> BoolArray:
+        """Mask `[N]` of the rows whose source is an image."""
         return np.asarray(pc.equal(self.table["kind"], "image").to_numpy(), np.bool_)
 
     @cached_property
-    def is_kept(self) -> Bools:
+    def is_kept(self) -> BoolArray:
+        """Mask `[N]` of the kept rows."""
         return np.asarray(pc.equal(self.table["fate"], "kept").to_numpy(), np.bool_)
 
-    def micros(self, name: str) -> Floats:
-        """`[N]` a column of seconds as whole microseconds, 0 for null: their sums are exact in any order, up to 2.5 million hours."""
+    def microseconds(self, name: str) -> Float64Array:
+        """Return a column of seconds in whole microseconds `[N]`, 0 for null.
+
+        Sums of whole numbers in float64 are exact in any order, up to 2.5 million hours.
+        """
         return np.rint(np.nan_to_num(self.floats(name)) * 1e6)
 
     @cached_property
-    def causes(self) -> tuple[NDArray[np.int64], list[Cause]]:
-        """`[N]` indices into the distinct causes of this part, and these."""
+    def causes(self) -> tuple[Int64Array, list[Cause]]:
+        """Indices `[N]` into the distinct causes of these rows, and those causes."""
         joined = pc.binary_join_element_wise(
-            *(pc.fill_null(self.table[name], "") for name in ("fate", "fate_step", "fate_reason")), BETWEEN
+            *(pc.fill_null(self.table[name], "") for name in ("fate", "fate_step", "fate_reason")), SEPARATOR
         )
         encoded = joined.combine_chunks().dictionary_encode()
-        causes = [cause_of(*value.split(BETWEEN, 2)) for value in encoded.dictionary.to_pylist()]
+        causes = [cause_of(*value.split(SEPARATOR, 2)) for value in encoded.dictionary.to_pylist()]
         distinct = sorted(set(causes))
         position = np.array([distinct.index(cause) for cause in causes], np.int64)
         return position[encoded.indices.to_numpy()], distinct
 
 
-def batches(index: Index, columns: Sequence[str]) -> Iterator[Batch]:
-    """The rows of an index, part by part. Only these columns are read, and only one part is in memory at a time."""
+def read_batches(index: Index, columns: Sequence[str]) -> Iterator[Batch]:
+    """Yield the rows of an index part by part. Only these columns are read, and one part is in memory at a time."""
     for part, rows in index.by_part():
         yield Batch(part, np.array(rows, np.int64), tables.read_rows(part, rows, columns))
 
 
-class Smallest:
-    """The places of the `size` rows with the smallest keys, whatever the order in which rows come; rows of equal keys by uid."""
+class SmallestRows:
+    """References to the `size` rows with the smallest keys. Rows of equal keys are ordered by uid.
+
+    The result does not depend on the order in which rows are added.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._items: list[tuple[object, str, str, int]] = []
 
-    def add(self, batch: Batch, chosen_N: Bools, keys_N: NDArray[np.float64] | NDArray[np.str_]) -> None:
-        """Offer the chosen rows of a batch. A key of NaN comes last."""
+    def add(self, batch: Batch, mask_N: BoolArray, keys_N: Float64Array | NDArray[np.str_]) -> None:
+        """Add the rows of a batch that are in the mask. NaN is the largest key."""
         if len(self._items) == self.size:
-            chosen_N = chosen_N & (keys_N <= self._items[-1][0])  # type: ignore[operator]
-        at = np.flatnonzero(chosen_N)
-        if not len(at):
+            mask_N = mask_N & (keys_N <= self._items[-1][0])  # type: ignore[operator]
+        found = np.flatnonzero(mask_N)
+        if not len(found):
             return
-        first = at[np.lexsort((batch.uids[at], keys_N[at]))[: self.size]]
-        new = [(keys_N[i].item(), str(batch.uids[i]), batch.part, int(batch.numbers_N[i])) for i in first]
+        first = found[np.lexsort((batch.uids[found], keys_N[found]))[: self.size]]
+        new = [(keys_N[i].item(), str(batch.uids[i]), batch.part, int(batch.row_numbers_N[i])) for i in first]
         self._items = list(heapq.merge(self._items, new))[: self.size]
 
     @property
-    def places(self) -> list[Place]:
-        """The rows in order of their keys."""
+    def refs(self) -> list[RowRef]:
+        """References to the rows, in the order of their keys."""
         return [(part, row) for _, _, part, row in self._items]
 
 
-def fetch(places: Sequence[Place], columns: Sequence[str]) -> dict[Place, dict[str, object]]:
-    """The rows at these places, one part in memory at a time."""
+def read_refs(refs: Sequence[RowRef], columns: Sequence[str]) -> dict[RowRef, dict[str, object]]:
+    """Return the values of the referenced rows by column name. One part is in memory at a time."""
     rows_of_part: dict[str, list[int]] = {}
-    for part, row in places:
+    for part, row in refs:
         rows_of_part.setdefault(part, []).append(row)
-    found: dict[Place, dict[str, object]] = {}
+    found: dict[RowRef, dict[str, object]] = {}
     for part, rows in sorted(rows_of_part.items()):
         values = tables.read_rows(part, rows, columns).to_pylist()
         found.update({(part, row): value for row, value in zip(rows, values, strict=True)})

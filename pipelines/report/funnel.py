@@ -1,7 +1,8 @@
-"""Where the hours went: from the files to the kept clips, with every step and every reason, so that all of it adds up.
+"""The funnel: rows and hours from the source files to the kept clips, with every step and every cause of loss.
 
-A file's hours are `source_duration_s`, a clip's `duration_s`. What of a file is in no clip (transitions, shots too short, remainders)
-is a loss of the step that cuts. Images have no length and are counted apart.
+The hours of a source are its `source_duration_s`, those of a clip its `duration_s`. The part of a source that is in
+no clip (transitions, short shots, remainders) is a loss of the step that cuts. Images have no duration and are
+counted separately.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cluster.arrays import Float64Array
 from pipelines.engine.step import FATES
-from pipelines.report.batches import Batch, Floats
+from pipelines.report.batches import Batch
 from pipelines.report.causes import Cause
 
 COLUMNS = (
@@ -28,154 +30,146 @@ COLUMNS = (
     "fate_step",
     "fate_reason",
 )
-HOUR = 3.6e9
-"""Microseconds."""
+"""Columns that `Totals` reads."""
+
+MICROSECONDS_PER_HOUR = 3.6e9
 IN_NO_CLIP = "in no clip: transitions, short shots, remainders"
 
 
 @dataclass
-class Amount:
-    """Rows, and their time in microseconds, whole ones so that sums do not depend on the order."""
+class RowTotal:
+    """Number of rows and their total duration in whole microseconds, so that the order of additions does not matter."""
 
     rows: int = 0
-    micros: float = 0.0
+    microseconds: float = 0.0
 
-    def add(self, rows: int, micros: float) -> None:
+    def add(self, rows: int, microseconds: float) -> None:
         self.rows += rows
-        self.micros += micros
+        self.microseconds += microseconds
 
     @property
     def hours(self) -> float:
-        return self.micros / HOUR
+        return self.microseconds / MICROSECONDS_PER_HOUR
 
 
 @dataclass
-class SourceTime:
-    """A file that gave clips: microseconds of it and of all its clips, and how many of them were kept."""
+class SourceTotal:
+    """Duration of a source with clips and of all its clips, in whole microseconds."""
 
-    micros: float = 0.0
-    clips_micros: float = 0.0
-    kept: int = 0
+    microseconds: float = 0.0
+    clip_microseconds: float = 0.0
+    is_image: bool = False
 
 
 @dataclass
 class Totals:
-    """Sums over all rows of the last table, the same however it is divided in parts."""
+    """Sums over all rows of the last table. They do not depend on how it is divided into parts."""
 
-    files: dict[tuple[bool, Cause], Amount] = field(default_factory=dict)
-    """(is an image, cause) of sources that gave no clip."""
-    clips: dict[tuple[bool, Cause], Amount] = field(default_factory=dict)
-    sources: dict[str, SourceTime] = field(default_factory=dict)
-    """Of sources that gave clips, by uid."""
-    images: set[str] = field(default_factory=set)
-    """Which of these are images."""
-    unknown_lengths: int = 0
-    """Videos that ended before their length was known."""
+    files: dict[tuple[bool, Cause], RowTotal] = field(default_factory=dict)
+    """Sources without clips, by (is an image, cause)."""
+    clips: dict[tuple[bool, Cause], RowTotal] = field(default_factory=dict)
+    """Clips, by (is an image, cause)."""
+    sources: dict[str, SourceTotal] = field(default_factory=dict)
+    """Sources with clips, by uid."""
+    unknown_durations: int = 0
+    """Number of videos that were lost before their duration was known."""
 
     def add(self, batch: Batch) -> None:
+        """Add the rows of a batch."""
         codes_N, causes = batch.causes
-        unknown_N = np.isnan(batch.floats("source_duration_s"))
-        clip_micros_N, source_micros_N = batch.micros("duration_s"), batch.micros("source_duration_s")
-        for is_clip, sums in ((False, self.files), (True, self.clips)):
+        clip_us_N, source_us_N = batch.microseconds("duration_s"), batch.microseconds("source_duration_s")
+        for is_clip, totals in ((False, self.files), (True, self.clips)):
             for is_image in (False, True):
                 chosen_N = (batch.is_clip == is_clip) & (batch.is_image == is_image)
-                micros_N = np.zeros(len(batch)) if is_image else clip_micros_N if is_clip else source_micros_N
+                us_N = np.zeros(len(batch)) if is_image else clip_us_N if is_clip else source_us_N
                 rows = np.bincount(codes_N[chosen_N], minlength=len(causes))
-                micros = np.bincount(codes_N[chosen_N], micros_N[chosen_N], minlength=len(causes))
-                for cause, n, length in zip(causes, rows.tolist(), micros.tolist(), strict=True):
+                us = np.bincount(codes_N[chosen_N], us_N[chosen_N], minlength=len(causes))
+                for cause, n, duration in zip(causes, rows.tolist(), us.tolist(), strict=True):
                     if n:
-                        sums.setdefault((is_image, cause), Amount()).add(n, length)
-        self.unknown_lengths += int((~batch.is_clip & ~batch.is_image & unknown_N).sum())
-        self._add_sources(batch, clip_micros_N, source_micros_N)
+                        totals.setdefault((is_image, cause), RowTotal()).add(n, duration)
+        unknown_N = np.isnan(batch.floats("source_duration_s"))
+        self.unknown_durations += int((~batch.is_clip & ~batch.is_image & unknown_N).sum())
+        self._add_sources(batch, clip_us_N, source_us_N)
 
-    def _add_sources(self, batch: Batch, clip_micros_N: Floats, source_micros_N: Floats) -> None:
+    def _add_sources(self, batch: Batch, clip_us_N: Float64Array, source_us_N: Float64Array) -> None:
         columns = {
             "source_uid": batch.table["source_uid"],
             "image": pa.array(batch.is_image),
-            "source": pa.array(source_micros_N),
-            "clips": pa.array(clip_micros_N),
-            "kept": pa.array(batch.is_kept.astype(np.int64)),
+            "source": pa.array(source_us_N),
+            "clips": pa.array(clip_us_N),
         }
         clips = pa.table(columns).filter(pa.array(batch.is_clip))
-        wanted = [("source", "max"), ("clips", "sum"), ("kept", "sum"), ("image", "max")]
-        for row in clips.group_by("source_uid", use_threads=False).aggregate(wanted).to_pylist():
-            time = self.sources.setdefault(row["source_uid"], SourceTime())
-            time.micros = max(time.micros, row["source_max"])
-            time.clips_micros += row["clips_sum"]
-            time.kept += row["kept_sum"]
-            if row["image_max"]:
-                self.images.add(row["source_uid"])
+        sums = [("source", "max"), ("clips", "sum"), ("image", "max")]
+        for row in clips.group_by("source_uid", use_threads=False).aggregate(sums).to_pylist():
+            total = self.sources.setdefault(row["source_uid"], SourceTotal())
+            total.microseconds = max(total.microseconds, row["source_max"])
+            total.clip_microseconds += row["clips_sum"]
+            total.is_image = total.is_image or row["image_max"]
 
-    def causes(self) -> dict[Cause, Amount]:
-        """All rows, clips and files without clips, by cause."""
-        sums: dict[Cause, Amount] = {}
-        for part in (self.files, self.clips):
-            for (_, cause), amount in part.items():
-                sums.setdefault(cause, Amount()).add(amount.rows, amount.micros)
-        return sums
+    def by_cause(self) -> dict[Cause, RowTotal]:
+        """Return the total of all rows, clips and sources without clips, by cause."""
+        totals: dict[Cause, RowTotal] = {}
+        for rows in (self.files, self.clips):
+            for (_, cause), total in rows.items():
+                totals.setdefault(cause, RowTotal()).add(total.rows, total.microseconds)
+        return totals
 
 
-def funnel(totals: Totals, labels: Sequence[str], cuts: str, images: bool) -> dict[str, Any]:
-    """The way of videos, or of images, through the steps `labels`; `cuts` is the step that makes clips of files.
+def funnel(totals: Totals, labels: Sequence[str], cut_label: str, images: bool) -> dict[str, Any]:
+    """Return the funnel of the videos, or of the images, through the steps `labels`.
 
-    Each stage holds what was lost there and what is left after it; what came in is the sum of all losses and of what is kept.
+    `cut_label` is the step that makes clips of sources. Each stage holds the losses of a step and what is left after
+    it. All losses and the kept clips add up to the input.
     """
-    files = {cause: amount for (is_image, cause), amount in totals.files.items() if is_image == images}
-    clips = {cause: amount for (is_image, cause), amount in totals.clips.items() if is_image == images}
-    sources = [time for uid, time in totals.sources.items() if (uid in totals.images) == images]
-    of_sources = sum(max(time.micros, time.clips_micros) for time in sources)
-    n_files = len(sources) + sum(amount.rows for amount in files.values())
-    n_clips, whole = (
-        sum(amount.rows for amount in clips.values()),
-        of_sources + sum(amount.micros for amount in files.values()),
-    )
+    files = {cause: total for (is_image, cause), total in totals.files.items() if is_image == images}
+    clips = {cause: total for (is_image, cause), total in totals.clips.items() if is_image == images}
+    sources = [total for total in totals.sources.values() if total.is_image == images]
+    # Rounding can make the clips of a source longer than the source.
+    sources_us = sum(max(total.microseconds, total.clip_microseconds) for total in sources)
+    input_us = sources_us + sum(total.microseconds for total in files.values())
+    n_files = len(sources) + sum(total.rows for total in files.values())
+    n_clips = sum(total.rows for total in clips.values())
     stages = []
-    left_files, left_clips, left = n_files, 0, whole
-    known = [*labels, *sorted({cause.step for cause in (*files, *clips) if cause.is_loss} - set(labels))]
-    for label in known:
-        losses: list[dict[str, Any]] = []
-        for unit, sums in (("files", files), ("clips", clips)):
-            for cause, amount in sums.items():
-                if cause.is_loss and cause.step == label:
-                    losses.append(
-                        {
-                            "fate": cause.fate,
-                            "reason": cause.reason,
-                            "unit": unit,
-                            "rows": amount.rows,
-                            "hours": amount.hours,
-                        }
-                    )
-                    left -= amount.micros
-        left_files -= sum(loss["rows"] for loss in losses if loss["unit"] == "files")
-        left_clips -= sum(loss["rows"] for loss in losses if loss["unit"] == "clips")
-        if label == cuts:
+    left_files, left_clips, left_us = n_files, 0, input_us
+    unlisted = sorted({cause.step for cause in (*files, *clips) if cause.is_loss} - set(labels))
+    for label in (*labels, *unlisted):
+        losses = []
+        lost_files = {cause: total for cause, total in files.items() if cause.is_loss and cause.step == label}
+        lost_clips = {cause: total for cause, total in clips.items() if cause.is_loss and cause.step == label}
+        for unit, lost in (("files", lost_files), ("clips", lost_clips)):
+            losses += [_loss(cause, unit, total) for cause, total in lost.items()]
+            left_us -= sum(total.microseconds for total in lost.values())
+        left_files -= sum(total.rows for total in lost_files.values())
+        left_clips -= sum(total.rows for total in lost_clips.values())
+        if label == cut_label:
             left_clips += n_clips
-            between = of_sources - sum(time.clips_micros for time in sources)
-            left -= between
-            if between > 0:
-                losses.append({"fate": "uncut", "reason": IN_NO_CLIP, "unit": "", "rows": 0, "hours": between / HOUR})
+            uncut_us = sources_us - sum(total.clip_microseconds for total in sources)
+            left_us -= uncut_us
+            if uncut_us > 0:
+                losses.append(_loss(Cause("uncut", label, IN_NO_CLIP), "", RowTotal(0, uncut_us)))
         losses.sort(key=lambda loss: (-loss["hours"], -loss["rows"], loss["fate"], loss["reason"], loss["unit"]))
-        made = n_clips if label == cuts else 0
         stages.append(
             {
                 "label": label,
                 "losses": losses,
-                "made": made,
+                "new_clips": n_clips if label == cut_label else 0,
                 "files": left_files,
                 "clips": left_clips,
-                "hours": left / HOUR,
+                "hours": left_us / MICROSECONDS_PER_HOUR,
             }
         )
-    kept = [amount for cause, amount in clips.items() if not cause.is_loss]
+    kept = [total for cause, total in clips.items() if not cause.is_loss]
     return {
         "files": n_files,
         "clips": n_clips,
-        "hours": whole / HOUR,
-        "unknown_lengths": 0 if images else totals.unknown_lengths,
+        "hours": input_us / MICROSECONDS_PER_HOUR,
+        "unknown_durations": 0 if images else totals.unknown_durations,
         "stages": stages,
-        "fates": {fate: sum(amount.rows for cause, amount in clips.items() if cause.fate == fate) for fate in FATES},
-        "kept_clips": sum(amount.rows for amount in kept),
-        "kept_hours": sum(amount.micros for amount in kept) / HOUR,
-        "kept_files": sum(1 for time in sources if time.kept),
+        "fates": {fate: sum(total.rows for cause, total in clips.items() if cause.fate == fate) for fate in FATES},
+        "kept_clips": sum(total.rows for total in kept),
+        "kept_hours": sum(total.microseconds for total in kept) / MICROSECONDS_PER_HOUR,
     }
+
+
+def _loss(cause: Cause, unit: str, total: RowTotal) -> dict[str, Any]:
+    return {"fate": cause.fate, "reason": cause.reason, "unit": unit, "rows": total.rows, "hours": total.hours}

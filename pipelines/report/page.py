@@ -1,8 +1,9 @@
-"""The page: data, style, script and the chart library in one file, which loads nothing from anywhere.
+"""The page: one HTML file with data, style, script and the chart library, which loads nothing else.
 
-Texts of footage are not to be trusted. They travel as JSON in a script element that is no script, with every `<` escaped, and the
-page's script only ever sets them as text. A content security policy names the hashes of the two scripts that may run and forbids
-every connection, so that even a fault in this or in the chart library could load nothing.
+Texts from footage (captions, file names, errors) are untrusted. They are JSON in a script element that does not run,
+with every `<` escaped, and the page's script only sets them as text. A content security policy lists the hashes of
+the two scripts that may run and forbids every connection. Even an error in this code or in the chart library could
+not load anything.
 """
 
 from __future__ import annotations
@@ -24,16 +25,30 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 from cluster import storage
 from pipelines.curation import Curation
 from pipelines.recipe import Recipe
-from pipelines.report.gather import gather
+from pipelines.report.page_data import page_data
 
 FILE = "report.html"
-SCRIPTS = ("tools.js", "charts.js", "clips.js", "training.js", "sections.js")
-"""The page's own script, in parts that are joined in this order."""
+SCRIPTS = (
+    "tools.js",
+    "charts.js",
+    "histograms.js",
+    "thumbnails.js",
+    "clips.js",
+    "overview.js",
+    "measures.js",
+    "balance.js",
+    "duplicates.js",
+    "training.js",
+    "training_run.js",
+    "lineage.js",
+    "page.js",
+)
+"""Files of the page's script, which are joined in this order."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A written report."""
+    """A report that was written, and the time it took."""
 
     uri: str
     size_bytes: int
@@ -41,19 +56,20 @@ class Report:
 
 
 def write_report(recipe: Recipe, curation: Curation, when: datetime | None = None) -> Report:
-    """Write `report.html` to the run's folder. Raises `ConfigError` when the curation is not complete."""
+    """Write `report.html` to the folder of the run. Raises `ConfigError` if the curation is not complete."""
     start_s = time.monotonic()
-    page = render(gather(recipe, curation, when or datetime.now().astimezone())).encode()
+    page = render(page_data(recipe, curation, when or datetime.now().astimezone())).encode()
     uri = storage.join(recipe.out_uri, FILE)
     storage.write_bytes(uri, page)
     return Report(uri, len(page), time.monotonic() - start_s)
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """The whole page, from what `gather` gives."""
-    script, charts = "\n".join(_asset(name) for name in SCRIPTS), get_plotlyjs()
+    """Return the HTML of the page for the result of `page_data`."""
+    script, chart_library = "\n".join(_asset(name) for name in SCRIPTS), get_plotlyjs()
     policy = (
-        f"default-src 'none'; script-src {_hash_source(script)} {_hash_source(charts)}; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src {_hash_source(script)} {_hash_source(chart_library)}; "
+        "style-src 'unsafe-inline'; "
         "img-src data: blob: file: 'self'; media-src file: 'self'; form-action 'none'; base-uri 'none'"
     )
     return Template(_asset("report.html")).substitute(
@@ -61,13 +77,13 @@ def render(data: Mapping[str, Any]) -> str:
         title=html.escape(f"{data['name']}: report"),
         style=_asset("report.css"),
         data=script_json(data),
-        charts=charts,
+        chart_library=chart_library,
         script=script,
     )
 
 
 def script_json(data: Any) -> str:
-    """JSON that can stand in a script element whatever its texts hold: no `<` and no `&` is left in it, nor line separators."""
+    """Return JSON that is safe inside a script element: `<`, `>`, `&` and line separators are escaped."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

@@ -1,57 +1,57 @@
-"""The runs trained on these results: curves of what each step recorded, thinned to what a chart can show, and its previews."""
+"""Training runs on the page: curves of their records, thinned to the resolution of a chart, and their previews."""
 
 from __future__ import annotations
 
 import base64
-import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from PIL import Image
-
 from cluster import storage
 from pipelines.recipe import Recipe
-from pipelines.report.columns import round_to
+from pipelines.report.columns import round_significant
+from pipelines.report.thumbnails import scaled_jpeg
 from training.sampling.provenance import read_provenance
 from training.tracking.loss_curve import Points, running_mean
 from training.tracking.metrics import METRICS_FILE, PREVIEWS_FOLDER, Record, read_metrics, read_settings
 from training.tracking.trackers import flatten_settings
 
 MAX_RUNS = 12
-RAW_POINTS = 2000
-MEAN_POINTS = 500
-"""A mean over a fiftieth of the run says no more with more points."""
-RAW = ("loss", "grad_norm")
-"""Each step of these is shown, spikes too."""
-MEANS = ("loss", "tokens_per_s", "tflops", "mfu", "idle_share")
-PARTS = ("loss_time/", "loss_bucket/", "loss_kind/")
+MAX_RAW_POINTS = 2000
+MAX_MEAN_POINTS = 500
+"""A mean over a fiftieth of the run shows nothing more with more points."""
+RAW_METRICS = ("loss", "grad_norm")
+"""Metrics with a curve of the value of each step, spikes included."""
+MEAN_METRICS = ("loss", "tokens_per_s", "tflops", "mfu", "idle_share")
+"""Metrics with a curve of the running mean."""
+LOSS_PARTS = ("loss_time/", "loss_bucket/", "loss_kind/")
+"""Prefixes of further metrics with a curve of the running mean."""
 
 MAX_PREVIEWS = 24
-POSTER_WIDTH = 960
-POSTER_BYTES = 4_000_000
-"""All posters of the page together, before base64 makes them a third larger; those of further previews are links."""
-CAPTION_CHARACTERS = 300
-VALUE_CHARACTERS = 80
-"""Of a setting."""
+POSTER_WIDTH_PX = 960
+MAX_POSTER_BYTES = 4_000_000
+"""Largest size of all posters together, before base64 makes them a third larger; further previews are links."""
+MAX_CAPTION_CHARACTERS = 300
+MAX_SETTING_CHARACTERS = 80
 
 T = TypeVar("T")
 
 
 def training_runs(recipe: Recipe) -> dict[str, Any]:
-    """How many runs there are under `out`, and curves and previews of the newest `MAX_RUNS`, newest first.
+    """Return the number of runs under `out`, and curves and previews of the newest `MAX_RUNS`, newest first.
 
-    A run is named by `label`, and `differs` has those of its settings that are not alike in all runs of its kind. A curve is `[steps, values]`.
-    Those of `RAW` have what each step recorded; `mean/` before a name stands for its running mean, `val_` for values on the validation split,
-    all of them.
+    Each run has a `label` for people, and `different_settings`: those that are not equal in all runs of its kind. A
+    curve is `[steps, values]`. The curve of a `RAW_METRICS` name has the value of each step, one of `mean/<name>` the
+    running mean, and one of `val_<name>` all values on the validation split.
     """
-    entries = sorted(storage.list_files(recipe.out_uri, f"/{METRICS_FILE}"), key=lambda entry: (-int(entry.version), entry.uri))
+    metrics_files = storage.list_files(recipe.out_uri, f"/{METRICS_FILE}")
+    newest_first = sorted(metrics_files, key=lambda entry: (-int(entry.version), entry.uri))
     runs: list[dict[str, Any]] = []
     settings: list[Mapping[str, Any] | None] = []
-    left_bytes = POSTER_BYTES
-    for entry in entries[:MAX_RUNS]:
+    left_bytes = MAX_POSTER_BYTES
+    for entry in newest_first[:MAX_RUNS]:
         folder = entry.uri.removesuffix(f"/{METRICS_FILE}")
         records = read_metrics(folder)
         if records:
@@ -68,15 +68,19 @@ def training_runs(recipe: Recipe) -> dict[str, Any]:
                     "previews": shown,
                 }
             )
-    names = labels([run["name"] for run in runs], settings, [run["steps"] for run in runs])
-    about = [{"label": label, "differs": differs} for label, differs in zip(names, differences(settings), strict=True)]
-    return {"n_runs": len(entries), "runs": [run | more for run, more in zip(runs, about, strict=True)]}
+    labels = run_labels([run["name"] for run in runs], settings, [run["steps"] for run in runs])
+    for run, label, different in zip(runs, labels, different_settings(settings), strict=True):
+        run |= {"label": label, "different_settings": different}
+    return {"n_runs": len(metrics_files), "runs": runs}
 
 
-def labels(names: Sequence[str], settings: Sequence[Mapping[str, Any] | None], steps: Sequence[int]) -> list[str]:
-    """What runs are called: `dit L, pack, 900 steps`; with the folder's name where runs share that, and by it alone where settings are unknown."""
-    found = [_label(told, done) if told else name for name, told, done in zip(names, settings, steps, strict=True)]
-    return [f"{label}, {name}" if found.count(label) > 1 else label for label, name in zip(found, names, strict=True)]
+def run_labels(names: Sequence[str], settings: Sequence[Mapping[str, Any] | None], steps: Sequence[int]) -> list[str]:
+    """Return labels such as `dit L, pack, 900 steps`.
+
+    Runs that would have the same label also get the name of their folder. A run without settings has only that name.
+    """
+    labels = [_label(known, done) if known else name for name, known, done in zip(names, settings, steps, strict=True)]
+    return [f"{label}, {name}" if labels.count(label) > 1 else label for label, name in zip(labels, names, strict=True)]
 
 
 def _label(settings: Mapping[str, Any], steps: int) -> str:
@@ -86,87 +90,91 @@ def _label(settings: Mapping[str, Any], steps: int) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def differences(settings: Sequence[Mapping[str, Any] | None]) -> list[dict[str, str]]:
-    """Of each run the settings by which runs of its kind, of models or of autoencoders, differ, but for `steps`, which the page has anyway."""
-    flats = [flatten_settings(told) if told else {} for told in settings]
+def different_settings(settings: Sequence[Mapping[str, Any] | None]) -> list[dict[str, str]]:
+    """Return for each run the settings that are not equal in all runs of its kind: of models, or of autoencoders.
+
+    `steps` is left out, because the page shows the number of steps anyway.
+    """
+    flat = [flatten_settings(known) if known else {} for known in settings]
     found = []
-    for told in flats:
-        alike = [other for other in flats if other and ("model.name" in other) == ("model.name" in told)]
-        keys = dict.fromkeys(
-            key for other in alike for key in other if key != "steps" and len({one.get(key) for one in alike}) > 1
-        )
-        found.append({key: told.get(key, "–")[:VALUE_CHARACTERS] for key in keys} if told else {})
+    for run in flat:
+        same_kind = [other for other in flat if other and ("model.name" in other) == ("model.name" in run)]
+        keys = dict.fromkeys(key for other in same_kind for key in other if key != "steps")
+        different = [key for key in keys if len({other.get(key) for other in same_kind}) > 1]
+        found.append({key: run.get(key, "–")[:MAX_SETTING_CHARACTERS] for key in different} if run else {})
     return found
 
 
 def curves(records: Sequence[Record]) -> dict[str, list[list[Any]]]:
-    """`[steps, values]` of each curve that the records have values of, thinned."""
+    """Return the curves `[steps, values]` of the metrics with a finite value in the records, thinned."""
     points: dict[str, Points] = {}
     for record in records:
         for name, value in record.items():
             if isinstance(value, int | float) and math.isfinite(value):
                 points.setdefault(name, []).append((record["step"], value))
-    found = {name: extremes(points[name], RAW_POINTS) for name in RAW if name in points}
-    found |= {name: evenly(points[name], RAW_POINTS) for name in points if name == "lr" or name.startswith("val_")}
-    found |= {
-        f"mean/{name}": evenly(running_mean(points[name]), MEAN_POINTS)
-        for name in points
-        if name in MEANS or name.startswith(PARTS)
+    found = {name: downsample_min_max(points[name], MAX_RAW_POINTS) for name in RAW_METRICS if name in points}
+    for name, values in points.items():
+        if name == "lr" or name.startswith("val_"):
+            found[name] = downsample_strided(values, MAX_RAW_POINTS)
+    for name, values in points.items():
+        if name in MEAN_METRICS or name.startswith(LOSS_PARTS):
+            found[f"mean/{name}"] = downsample_strided(running_mean(values), MAX_MEAN_POINTS)
+    return {
+        name: [[step for step, _ in line], [round_significant(value) for _, value in line]]
+        for name, line in found.items()
     }
-    return {name: [[step for step, _ in line], [round_to(value) for _, value in line]] for name, line in found.items()}
 
 
-def evenly(items: Sequence[T], most: int) -> list[T]:
-    """At most so many of the items, every second, third and so on, the last one among them."""
-    stride = -(-len(items) // most)
+def downsample_strided(items: Sequence[T], max_items: int) -> list[T]:
+    """Return at most `max_items` items with an equal stride between them, the last item included."""
+    stride = -(-len(items) // max_items)
     return list(items[(len(items) - 1) % stride :: stride]) if items else []
 
 
-def extremes(points: Points, most: int) -> Points:
-    """At most so many of the points, of which no highest or lowest is lost: those of each of equal stretches."""
-    if len(points) <= most:
+def downsample_min_max(points: Points, max_points: int) -> Points:
+    """Return the lowest and the highest point of each of `max_points // 2` equal intervals, so that spikes stay."""
+    if len(points) <= max_points:
         return list(points)
-    n = most // 2
+    n = max_points // 2
     bounds = [len(points) * k // n for k in range(n + 1)]
-    chosen: Points = []
+    found: Points = []
     for start, end in itertools.pairwise(bounds):
-        stretch = points[start:end]
-        chosen += sorted({min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])})
-    return chosen
+        interval = points[start:end]
+        found += sorted({min(interval, key=lambda point: point[1]), max(interval, key=lambda point: point[1])})
+    return found
 
 
 def previews(folder: str, name: str, left_bytes: int) -> tuple[list[dict[str, Any]], int]:
-    """Previews of a run by step, `MAX_PREVIEWS` of them: links to video and poster, the poster itself while bytes are left; and what is left then."""
+    """Return at most `MAX_PREVIEWS` previews of a run by step, and the bytes that are left for posters.
+
+    A preview has links to its video and image, and holds its poster if bytes are left.
+    """
     uris = [entry.uri for entry in storage.list_files(storage.join(folder, PREVIEWS_FOLDER), ".json")]
     found: list[dict[str, Any]] = []
-    for uri in evenly(uris, MAX_PREVIEWS):
-        about = read_provenance(uri) or {}
-        if "failed" in about:
-            found.append({"step": about["step"], "failed": str(about["failed"])[:CAPTION_CHARACTERS]})
+    for uri in downsample_strided(uris, MAX_PREVIEWS):
+        record = read_provenance(uri) or {}
+        if "failed" in record:
+            found.append({"step": record["step"], "failed": str(record["failed"])[:MAX_CAPTION_CHARACTERS]})
             continue
         stem = uri.removesuffix(".json")
         link = "/".join(quote(part) for part in (*name.split("/"), PREVIEWS_FOLDER, stem.rpartition("/")[2]))
         item = {
-            "step": about["step"],
-            "picture": f"{link}.png",
-            "video": f"{link}.mp4" if about["frames"] > 1 else None,
+            "step": record["step"],
+            "image": f"{link}.png",
+            "video": f"{link}.mp4" if record["frames"] > 1 else None,
+            "captions": [str(sample["caption"])[:MAX_CAPTION_CHARACTERS] for sample in record["samples"]],
         }
-        item["captions"] = [str(sample["caption"])[:CAPTION_CHARACTERS] for sample in about["samples"]]
         if left_bytes > 0:
-            poster = small_poster(f"{stem}.png")
+            poster = poster_jpeg(f"{stem}.png")
             left_bytes -= len(poster)
             item["poster"] = base64.b64encode(poster).decode()
         found.append(item)
     return found, left_bytes
 
 
-def small_poster(uri: str) -> bytes:
-    """A JPEG of a poster, at most `POSTER_WIDTH` pixels wide; nothing where it cannot be read, as after somebody removed it."""
+def poster_jpeg(uri: str) -> bytes:
+    """Return an image as a JPEG of at most `POSTER_WIDTH_PX`; empty if it cannot be read, as after its removal."""
     try:
-        with Image.open(io.BytesIO(storage.read_bytes(uri))) as image:
-            image.thumbnail((POSTER_WIDTH, 4 * POSTER_WIDTH))
-            handle = io.BytesIO()
-            image.convert("RGB").save(handle, "JPEG", quality=80, optimize=True)
-            return handle.getvalue()
+        return scaled_jpeg(storage.read_bytes(uri), (POSTER_WIDTH_PX, 4 * POSTER_WIDTH_PX), quality=80)
     except OSError:
         return b""

@@ -1,8 +1,8 @@
-"""What other thresholds would keep and lose, told from the columns that are stored: nothing is run and no video is opened.
+"""The yield of other thresholds, from stored columns. Nothing is run and no video is opened.
 
-Every clip of a table keeps its measured columns whatever became of it, so the thresholds can be applied anew. Two things a
-table cannot know are counted apart: clips that a looser threshold lets through to steps that have not seen them yet (`open`), and
-what `dedup` would make of another set of clips; duplicates stay duplicates here.
+Clips keep their measured columns whatever their fate, so thresholds can be applied again. A table cannot tell two
+things. Clips that a looser threshold passes on to steps that have not seen them are counted as `open`. The duplicates
+that `dedup` would find among other clips are unknown; stored duplicates stay duplicates.
 
 Shape legend: N clips.
 """
@@ -12,31 +12,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from cluster.arrays import BoolArray, Float64Array, Int64Array
 from cluster.config import ConfigError
 from pipelines.curation import Curation, SegmentState
 from pipelines.engine.step import Step
 from pipelines.recipe import Recipe
+from pipelines.report.thresholds import bound_sides
 from pipelines.steps.keep import Bound, Keep
 
-Bools = NDArray[np.bool_]
-Texts = NDArray[np.object_]
-
 OPEN = "open"
-"""The fate of a clip that would pass the thresholds on to steps that have not seen it yet."""
+"""Fate of a clip that passes the thresholds on to steps that have not seen it."""
 
 CURVE_POINTS = 11
-"""Thresholds of a yield curve: the smallest value, the deciles and the largest."""
+"""Number of thresholds of a yield curve besides the current one: the minimum, the deciles and the maximum."""
 
 
-@dataclass(frozen=True)
-class Amount:
-    """Clips, and how long they are together."""
+class ClipTotal(NamedTuple):
+    """Number of clips, and their total duration."""
 
     clips: int
     hours: float
@@ -44,117 +43,143 @@ class Amount:
 
 @dataclass(frozen=True)
 class YieldCurve:
-    """What each of some thresholds on one column would keep of the clips that come to it, all else unchanged."""
+    """The kept clips for some thresholds on one column, of the clips that all other thresholds keep."""
 
     label: str
+    """Label of the `keep` step."""
     column: str
     side: str
-    now: float
-    points: tuple[tuple[float, Amount], ...]
+    """`min` or `max`."""
+    current: float
+    """The threshold of the recipe."""
+    points: tuple[tuple[float, ClipTotal], ...]
+
+
+class FateChange(NamedTuple):
+    """Number of clips whose fate changes from one reason to another; the reason of a kept clip is `kept`."""
+
+    before: str
+    after: str
+    clips: int
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Fates before and after; `changes` counts clips whose fate changes as (why now, why then, clips)."""
+class Comparison:
+    """The clips of a table by fate before and after a change of thresholds, and a yield curve of each threshold."""
 
     table: str
-    before: Mapping[str, Amount]
-    after: Mapping[str, Amount]
-    changes: tuple[tuple[str, str, int], ...]
+    before: Mapping[str, ClipTotal]
+    after: Mapping[str, ClipTotal]
+    changes: tuple[FateChange, ...]
+    """The most frequent changes first."""
     curves: tuple[YieldCurve, ...]
 
 
-def whatif(curation: Curation, before: Recipe, after: Recipe) -> Answer:
-    """Compare the thresholds of two recipes on the last table of `before` that is complete.
+def whatif(curation: Curation, before: Recipe, after: Recipe) -> Comparison:
+    """Compare the thresholds of two recipes on the last complete table of `before`.
 
-    Raises `ConfigError` where there is no such table with clips, and where the recipes differ in more than thresholds.
+    Raises `ConfigError` if there is no such table with clips, or if the recipes differ in more than thresholds.
     """
     _check_only_thresholds_differ(before, after)
-    state = _last_complete(curation)
-    labels = [
-        label for done in curation.segments[: curation.segments.index(state) + 1] for label in done.segment.labels
-    ]
+    state = _last_complete_segment(curation)
+    segments = curation.segments[: curation.segments.index(state) + 1]
+    labels = [label for earlier in segments for label in earlier.segment.labels]
     steps = dict(zip(after.labels, after.curate, strict=True))
     columns = {column for step in (*before.curate, *after.curate) if isinstance(step, Keep) for column in step.bounds}
-    known = [name for name in state.segment.schema.names if name in columns]
-    if missing := sorted(columns - set(known)):
-        raise ConfigError(
-            f"{', '.join(missing)}: not in {state.folder}; only columns that are measured there can be asked about"
-        )
-    table = state.rows.read(["uid", "clip_index", "duration_s", "fate", "fate_step", "fate_reason", *known])
+    stored = [name for name in state.segment.schema.names if name in columns]
+    if missing := sorted(columns - set(stored)):
+        raise ConfigError(f"{', '.join(missing)}: not in {state.folder}; whatif needs columns that are measured there")
+    table = state.rows.read(["uid", "clip_index", "duration_s", "fate", "fate_step", "fate_reason", *stored])
     table = table.filter(pc.is_valid(table["clip_index"]))
-    ends = Ends.of(table, labels)
-    fates_N, reasons_N = apply(table, ends, labels, [steps[label] for label in labels])
-    moved_N = ends.fates_N != fates_N
-    changes = Counter(zip(ends.reasons_N[moved_N].tolist(), reasons_N[moved_N].tolist(), strict=True))
-    hours_N = np.nan_to_num(table["duration_s"].to_numpy().astype(np.float64)) / 3600
-    return Answer(
+    clips = _Clips(
+        table,
+        StoredFates.from_table(table, labels),
+        np.nan_to_num(table["duration_s"].to_numpy().astype(np.float64)) / 3600,
+    )
+    fates_N, reasons_N = apply_thresholds(clips.table, clips.stored, labels, [steps[label] for label in labels])
+    changed_N = clips.stored.fates_N != fates_N
+    changes = Counter(zip(clips.stored.reasons_N[changed_N].tolist(), reasons_N[changed_N].tolist(), strict=True))
+    return Comparison(
         state.folder,
-        _amounts(ends.fates_N, hours_N),
-        _amounts(fates_N, hours_N),
+        _totals_by_fate(clips.stored.fates_N, clips.hours_N),
+        _totals_by_fate(fates_N, clips.hours_N),
         tuple(
-            (old or "kept", new or "kept", count)
+            FateChange(old or "kept", new or "kept", count)
             for (old, new), count in sorted(changes.items(), key=lambda item: (-item[1], item[0]))
         ),
-        tuple(_curves(table, ends, labels, steps, hours_N)),
+        tuple(_yield_curves(clips, labels, steps)),
     )
 
 
 @dataclass(frozen=True)
-class Ends:
-    """How each clip of a table ended: its fate, the reason in words (empty while it is kept), and the position of the step."""
+class StoredFates:
+    """The fate of each clip of a table, its reason (empty if kept), and the position of the step that decided it."""
 
-    fates_N: Texts
-    reasons_N: Texts
-    positions_N: NDArray[np.int64]
+    fates_N: NDArray[np.object_]
+    reasons_N: NDArray[np.object_]
+    positions_N: Int64Array
 
     @classmethod
-    def of(cls, table: pa.Table, labels: Sequence[str]) -> Ends:
-        """The ends that are stored. A clip that is kept, or was ended by a step that is not in `labels`, ended after all of them."""
+    def from_table(cls, table: pa.Table, labels: Sequence[str]) -> StoredFates:
+        """Read the fates of a table. A kept clip, or one decided by a step not in `labels`, has the last position."""
         position = pc.index_in(table["fate_step"], pa.array(labels, pa.string()))
         positions_N = np.asarray(pc.fill_null(position, len(labels)).to_numpy(), np.int64)
-        return cls(np.array(table["fate"].to_pylist(), object), np.array(_reasons(table), object), positions_N)
+        columns = (table[name].to_pylist() for name in ("fate", "fate_step", "fate_reason"))
+        reasons = [
+            f"{step}: {_reason_kind(fate, reason or '')}" if step else ""
+            for fate, step, reason in zip(*columns, strict=True)
+        ]
+        return cls(np.array(table["fate"].to_pylist(), object), np.array(reasons, object), positions_N)
 
 
-def apply(
+@dataclass(frozen=True)
+class _Clips:
+    """The clips of a table with their stored fates and durations."""
+
+    table: pa.Table
+    stored: StoredFates
+    hours_N: Float64Array
+
+
+def apply_thresholds(
     table: pa.Table,
-    ends: Ends,
+    stored: StoredFates,
     labels: Sequence[str],
     steps: Sequence[Step],
     without: tuple[str, str, str] | None = None,
-) -> tuple[Texts, Texts]:
-    """(fate, reason) of each clip of a table under the thresholds of `steps`, which made it under others.
+) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    """Return fates `[N]` and reasons `[N]` of the clips of a table under the thresholds of `steps`.
 
-    A clip that a step other than `keep` ended ends there again, unless a threshold before that ends it first. `without`: label,
-    column and side of a threshold that is left out.
+    A clip whose stored fate another step than `keep` decided has that fate again, unless an earlier threshold drops
+    it. `without` names a threshold to leave out, by label, column and side.
     """
-    ended_N = ends.positions_N
+    decided_at_N = stored.positions_N
     written_at = {field.name: i for i, step in enumerate(steps) for field in step.writes()}
-    fates, reasons = ends.fates_N.copy(), ends.reasons_N.copy()
+    fates, reasons = stored.fates_N.copy(), stored.reasons_N.copy()
     undecided_N = np.ones(len(fates), np.bool_)
     for i, (label, step) in enumerate(zip(labels, steps, strict=True)):
         if not isinstance(step, Keep):
-            undecided_N &= ended_N != i
+            undecided_N &= decided_at_N != i
             continue
         for column, bound in step.bounds.items():
-            # What a step after the clip's end would have measured is not known.
-            measured_N = written_at.get(column, -1) < ended_N
-            for name, words, side in _sides(bound):
-                if (label, column, name) == without:
+            # A step after the one that decided the clip's fate has not measured the clip.
+            measured_N = written_at.get(column, -1) < decided_at_N
+            for side in bound_sides(bound):
+                if (label, column, side.name) == without:
                     continue
-                broken_N = undecided_N & measured_N & broken(table[column], side)
-                fates[broken_N], reasons[broken_N] = "dropped", f"{label}: {column} {words}"
-                undecided_N &= ~broken_N
+                dropped_N = undecided_N & measured_N & violates(table[column], side.bound)
+                fates[dropped_N], reasons[dropped_N] = "dropped", f"{label}: {column} {side.condition}"
+                undecided_N &= ~dropped_N
     last_work = max((i for i, step in enumerate(steps) if step.writes() and not isinstance(step, Keep)), default=-1)
-    let_through_N = undecided_N & (ended_N < len(labels))
-    fates[let_through_N], reasons[let_through_N] = OPEN, "passes; later steps have not seen it"
-    done_N = let_through_N & (ended_N > last_work)
-    fates[done_N], reasons[done_N] = "kept", ""
+    passed_N = undecided_N & (decided_at_N < len(labels))
+    fates[passed_N], reasons[passed_N] = OPEN, "passes; later steps have not seen it"
+    kept_N = passed_N & (decided_at_N > last_work)
+    fates[kept_N], reasons[kept_N] = "kept", ""
     return fates, reasons
 
 
-def broken(column: pa.ChunkedArray, bound: Bound) -> Bools:
-    """Which values of a column a bound drops; nulls, of what was not measured for this kind of clip, it does not."""
+def violates(column: pa.ChunkedArray, bound: Bound) -> BoolArray:
+    """Return a mask `[N]` of the values that a bound drops. A null was not measured and breaks no bound."""
     measured_N = np.asarray(pc.is_valid(column).to_numpy(), np.bool_)
     if bound.among is not None:
         allowed = [str(value) if isinstance(value, str) else float(value) for value in bound.among]
@@ -165,60 +190,51 @@ def broken(column: pa.ChunkedArray, bound: Bound) -> Bools:
     return measured_N & ~((values_N >= low) & (values_N <= high))
 
 
-def _sides(bound: Bound) -> list[tuple[str, str, Bound]]:
-    """A bound one side at a time: its name, and in the words of `keep`."""
-    sides = []
-    if bound.among is not None:
-        sides.append(("in", f"not one of {', '.join(map(str, bound.among))}", Bound(**{"in": bound.among})))  # type: ignore[arg-type]
-    if bound.min is not None:
-        sides.append(("min", f"under {bound.min:g}", Bound(min=bound.min)))
-    if bound.max is not None:
-        sides.append(("max", f"over {bound.max:g}", Bound(max=bound.max)))
-    return sides
-
-
-def _curves(
-    table: pa.Table, ends: Ends, labels: Sequence[str], steps: Mapping[str, Step], hours_N: NDArray[np.float64]
-) -> list[YieldCurve]:
-    """A curve for each side of each bound on numbers: of the clips that all else lets through as far as is known."""
+def _yield_curves(clips: _Clips, labels: Sequence[str], steps: Mapping[str, Step]) -> list[YieldCurve]:
+    """Return a curve of each numeric threshold over the clips that all other steps keep, as far as is known."""
     curves = []
     for label in labels:
         step = steps[label]
         if not isinstance(step, Keep):
             continue
         for column, bound in step.bounds.items():
-            if not pa.types.is_floating(table[column].type) and not pa.types.is_integer(table[column].type):
+            kind = clips.table[column].type
+            if not pa.types.is_floating(kind) and not pa.types.is_integer(kind):
                 continue
-            values_N = np.asarray(pc.fill_null(table[column].cast(pa.float64()), np.nan).to_numpy(), np.float64)
-            for side, now in (("min", bound.min), ("max", bound.max)):
-                if now is None:
+            values = pc.fill_null(clips.table[column].cast(pa.float64()), np.nan)
+            values_N = np.asarray(values.to_numpy(), np.float64)
+            for side, current in (("min", bound.min), ("max", bound.max)):
+                if current is None:
                     continue
-                fates_N, _ = apply(table, ends, labels, [steps[name] for name in labels], without=(label, column, side))
-                reach_N = ((fates_N == "kept") | (fates_N == OPEN)) & ~np.isnan(values_N)
-                if not reach_N.any():
+                all_steps = [steps[name] for name in labels]
+                fates_N, _ = apply_thresholds(clips.table, clips.stored, labels, all_steps, (label, column, side))
+                others_keep_N = ((fates_N == "kept") | (fates_N == OPEN)) & ~np.isnan(values_N)
+                if not others_keep_N.any():
                     continue
-                at = sorted({*np.quantile(values_N[reach_N], np.linspace(0, 1, CURVE_POINTS)).tolist(), now})
-                passes = [reach_N & (values_N >= point if side == "min" else values_N <= point) for point in at]
-                amounts = [Amount(int(mask.sum()), float(hours_N[mask].sum())) for mask in passes]
-                curves.append(YieldCurve(label, column, side, now, tuple(zip(at, amounts, strict=True))))
+                quantiles = np.quantile(values_N[others_keep_N], np.linspace(0, 1, CURVE_POINTS)).tolist()
+                thresholds = sorted({*quantiles, current})
+                kept = [others_keep_N & (values_N >= t if side == "min" else values_N <= t) for t in thresholds]
+                totals = [ClipTotal(int(kept_N.sum()), float(clips.hours_N[kept_N].sum())) for kept_N in kept]
+                curves.append(YieldCurve(label, column, side, current, tuple(zip(thresholds, totals, strict=True))))
     return curves
 
 
 def _check_only_thresholds_differ(before: Recipe, after: Recipe) -> None:
     if before.labels != after.labels:
         raise ConfigError(
-            f"the steps differ: {', '.join(before.labels)} became {', '.join(after.labels)}; whatif changes thresholds only"
+            f"the steps differ: {', '.join(before.labels)} became {', '.join(after.labels)}; "
+            "whatif changes thresholds (keep) only"
         )
     for label, old, new in zip(before.labels, before.curate, after.curate, strict=True):
         if not isinstance(new, Keep) and old.settings_digest() != new.settings_digest():
             raise ConfigError(
-                f"{label}: its settings differ; whatif changes thresholds (keep) only, a run tells the rest"
+                f"{label}: its settings differ; whatif changes thresholds (keep) only, `worldloom curate` runs the rest"
             )
     if before.sources != after.sources:
         raise ConfigError("the sources differ; whatif changes thresholds (keep) only")
 
 
-def _last_complete(curation: Curation) -> SegmentState:
+def _last_complete_segment(curation: Curation) -> SegmentState:
     done = curation.segments if curation.complete else curation.segments[:-1]
     complete = [state for state in done if "clip_index" in state.segment.schema.names]
     if not complete:
@@ -228,19 +244,13 @@ def _last_complete(curation: Curation) -> SegmentState:
     return complete[-1]
 
 
-def _reasons(table: pa.Table) -> list[str]:
-    """Why each clip ended, empty while it is kept, in as few words as tell kinds apart."""
-    columns = zip(*(table[name].to_pylist() for name in ("fate", "fate_step", "fate_reason")), strict=True)
-    return [f"{step}: {_kind(fate, reason or '')}" if step else "" for fate, step, reason in columns]
-
-
-def _kind(fate: str, reason: str) -> str:
-    """A reason without what is one clip's own: those of duplicates and failures name files."""
+def _reason_kind(fate: str, reason: str) -> str:
+    """Return a reason without the file names in the reasons of duplicates and failures."""
     return "duplicate" if fate == "duplicate" else f"failed, {reason.partition(':')[0]}" if fate == "failed" else reason
 
 
-def _amounts(fates_N: Texts, hours_N: NDArray[np.float64]) -> dict[str, Amount]:
+def _totals_by_fate(fates_N: NDArray[np.object_], hours_N: Float64Array) -> dict[str, ClipTotal]:
     return {
-        fate: Amount(int((fates_N == fate).sum()), float(hours_N[fates_N == fate].sum()))
+        fate: ClipTotal(int((fates_N == fate).sum()), float(hours_N[fates_N == fate].sum()))
         for fate in ("kept", OPEN, "dropped", "failed", "duplicate")
     }

@@ -1,11 +1,10 @@
-"""The page in a real browser: charts are drawn, filters work, nothing is loaded, and it fits wide and narrow screens."""
+"""The page in Chromium: charts are drawn, filters work, nothing is loaded, and it fits wide and narrow screens."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import pytest
 
 from cluster import storage
 from pipelines.report.page import write_report
-from tests.support.made_runs import make_records, write_failed_preview, write_run
-from tests.support.made_tables import EVIL, make_curation, make_rows, picture
+from tests.support.report_runs import make_records, write_failed_preview, write_run
+from tests.support.report_tables import HOSTILE_TEXT, WHEN, jpeg, make_curation, make_rows
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
 
@@ -34,22 +33,25 @@ SECTIONS = ("measures", "balance", "time", "training")
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Write a report with splits, two runs, previews and a sample, and return its URL."""
     recipe, curation = make_curation(tmp_path_factory.mktemp("browser"), ROWS)
     uids = [row["uid"] for row in ROWS if row["fate"] == "kept"]
     splits = {"uid": uids, "split": ["val" if i % 5 == 0 else "train" for i in range(len(uids))]}
     storage.write_table(storage.join(recipe.out_uri, "splits.parquet"), pa.table(splits))
     write_run(recipe.out_uri, "run-2", make_records(80, seed=1))
-    settings = {"model": {"name": "dit", "preset": EVIL}, "batch": {"policy": "pack"}}
-    write_run(recipe.out_uri, "run-1", make_records(120), (40, 80, 120), [EVIL, "a lake"], settings)
+    settings = {"model": {"name": "dit", "preset": HOSTILE_TEXT}, "batch": {"policy": "pack"}}
+    previews = dict.fromkeys((40, 80, 120), (HOSTILE_TEXT, "a lake"))
+    write_run(recipe.out_uri, "run-1", make_records(120), settings, previews)
     write_failed_preview(recipe.out_uri, "run-1", 100, "ValueError: no weights")
     for number in (1, 2):
         os.utime(storage.join(recipe.out_uri, f"run-{number}", "metrics.jsonl"), (9 - number, 9 - number))
-    storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.png"), picture(7))
-    return Path(write_report(recipe, curation, datetime(2026, 1, 2, tzinfo=UTC)).uri).as_uri()
+    storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.png"), jpeg(7))
+    return Path(write_report(recipe, curation, WHEN).uri).as_uri()
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
+    """Start Chromium, and close it at the end."""
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         yield browser
@@ -58,7 +60,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture(params=[(1400, "light"), (390, "dark")], ids=["wide", "narrow"])
 def page(chromium: Any, report: str, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A page that is open; at the end it must have had no error, no message and no request but its own."""
+    """Open the page. At the end there must have been no error, no console message and no foreign request."""
     width, scheme = request.param
     opened = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     faults: list[str] = []
@@ -66,17 +68,17 @@ def page(chromium: Any, report: str, request: pytest.FixtureRequest) -> Iterator
     opened.on("console", lambda message: faults.append(f"{message.type}: {message.text}"))
     opened.on(
         "request",
-        lambda asked: None if asked.url.startswith(("file:", "data:")) else faults.append(f"request: {asked.url}"),
+        lambda sent: None if sent.url.startswith(("file:", "data:")) else faults.append(f"request: {sent.url}"),
     )
     opened.goto(report)
     yield opened
-    assert opened.evaluate("window.hurt") is None, "a text of the footage ran as script"
+    assert opened.evaluate("window.injected") is None, "a text of the footage ran as script"
     opened.close()
     assert not faults
 
 
 def scroll(page: Any) -> None:
-    """Down the whole page, so that every chart comes into view."""
+    """Scroll down the whole page, so that every chart comes into view."""
     at = 0
     while at < page.evaluate("document.documentElement.scrollHeight"):
         page.evaluate(f"window.scrollTo({{top: {at}, behavior: 'instant'}})")
@@ -85,21 +87,23 @@ def scroll(page: Any) -> None:
 
 
 def shown(page: Any) -> list[int]:
+    """Return the row numbers of the table of clips."""
     return [int(row) for row in page.eval_on_selector_all("#rows tbody tr", "rows => rows.map(row => row.dataset.row)")]
 
 
 def column(page: Any, name: str) -> list[Any]:
+    """Return a column of the rows of the page."""
     values: list[Any] = page.evaluate(f"table[{name!r}]")
     return values
 
 
-def test_charts_are_drawn_when_they_are_scrolled_to_and_the_page_fits(page: Any) -> None:
+def test_charts_are_drawn_in_view_and_the_page_fits(page: Any) -> None:
     assert page.evaluate("document.querySelectorAll('#balance .plot svg').length") == 0, "not before they are needed"
     scroll(page)
     page.wait_for_function("() => [...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg'))")
     for name in SECTIONS:
         assert page.locator(f"#{name} .plot svg").count() > 0, name
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out at the side"
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "no horizontal scrolling"
     assert page.evaluate(TOO_WIDE) == 0
     assert page.evaluate(UNNAMED) == 0, "every control has a name"
 
@@ -108,13 +112,13 @@ def test_a_threshold_has_its_yields_under_its_histogram(page: Any) -> None:
     plot = page.locator("#measures .plot.tall >> nth=0")
     plot.scroll_into_view_if_needed()
     page.wait_for_function("() => document.querySelector('#measures .plot.tall svg .scatterlayer .trace')")
-    marks = page.evaluate("data.thresholds.filter(mark => mark.column === 'luma')")
-    assert [mark["side"] for mark in marks] == ["min", "max"]
+    thresholds = page.evaluate("data.thresholds.filter(threshold => threshold.column === 'luma')")
+    assert [threshold["side"] for threshold in thresholds] == ["min", "max"]
     assert plot.locator(".scatterlayer .trace").count() == 2
-    assert plot.locator(".scatterlayer .point").count() == sum(len(mark["yields"]) for mark in marks)
-    said = plot.get_attribute("aria-label")
-    for at, n_clips, _ in marks[0]["yields"]:
-        assert f"{n_clips} clips at {float(f'{at:.3g}'):g}" in said or n_clips == 1
+    assert plot.locator(".scatterlayer .point").count() == sum(len(threshold["yields"]) for threshold in thresholds)
+    label = plot.get_attribute("aria-label")
+    for limit, n_clips, _ in thresholds[0]["yields"]:
+        assert f"{n_clips} clips at {float(f'{limit:.3g}'):g}" in label or n_clips == 1
     assert page.locator("#measures .card:has(h3:text-is('camera')) .scatterlayer .trace").count() == 0, (
         "names have no curve"
     )
@@ -135,7 +139,7 @@ def test_filters_and_search_change_the_rows(page: Any) -> None:
     assert all("heron" in captions[i] for i in shown(page))
     page.fill("input[type=search]", "no such words")
     assert shown(page) == []
-    assert "Nothing here matches" in page.inner_text("#shown")
+    assert "No row matches" in page.inner_text("#shown")
 
 
 def test_pages_follow_each_other_and_sorting_sorts(page: Any) -> None:
@@ -160,18 +164,18 @@ def test_duplicates_and_failures_are_there(page: Any) -> None:
     groups = page.evaluate("data.duplicates.groups.length")
     assert groups
     assert page.locator("#duplicates .pairs").count() == min(6, groups)
-    assert page.locator("#duplicates .pairs >> nth=0 >> .copies .strip").count() >= 1
+    assert page.locator("#duplicates .pairs >> nth=0 >> .copies .thumbnails").count() >= 1
     assert "distance" in page.inner_text("#duplicates")
     assert {"DecodeError", "OSError"} <= set(page.inner_text("#failures").replace("\n", " ").split())
 
 
-def test_pictures_move_and_a_clip_opens_and_closes(page: Any) -> None:
-    page.wait_for_selector(".hero .strip img.on")
-    before = page.get_attribute(".hero .strip img.on", "src")
-    page.wait_for_function("before => document.querySelector('.hero .strip img.on').src !== before", arg=before)
+def test_thumbnails_play_and_a_clip_opens_and_closes(page: Any) -> None:
+    page.wait_for_selector(".hero .thumbnails img.on")
+    before = page.get_attribute(".hero .thumbnails img.on", "src")
+    page.wait_for_function("before => document.querySelector('.hero .thumbnails img.on').src !== before", arg=before)
     page.click("#motion")
     assert page.get_attribute("#motion", "aria-pressed") == "true"
-    page.click(".hero .strip >> nth=0")
+    page.click(".hero .thumbnails >> nth=0")
     assert page.locator("dialog[open] .film img").count() == 3
     assert "luma" in page.inner_text("dialog")
     page.keyboard.press("Escape")
@@ -183,23 +187,23 @@ def test_samples_beside_the_page_are_shown(page: Any) -> None:
     page.wait_for_function("() => document.querySelector('#training img.media').naturalWidth === 64")
 
 
-def test_runs_are_compared_and_one_can_be_taken_out(page: Any) -> None:
+def test_runs_are_compared_and_one_can_be_hidden(page: Any) -> None:
     page.locator("#training .plot.tall").scroll_into_view_if_needed()
     lines = "document.querySelectorAll('#training .plot.tall .scatterlayer .trace').length"
-    page.wait_for_function(f"() => {lines} === 6")  # of each run: steps, means, validation
+    page.wait_for_function(f"() => {lines} === 6")  # for each run: steps, means, validation
     page.click("#training .chip:has-text('run-2')")
     page.wait_for_function(f"() => {lines} === 3")
     assert page.get_attribute("#training .chip:has-text('run-2')", "aria-pressed") == "false"
 
 
-def test_a_run_is_named_by_its_settings_and_by_its_folder_where_it_has_none(page: Any) -> None:
+def test_a_run_without_settings_has_the_name_of_its_folder(page: Any) -> None:
     table = page.inner_text("#training table")
-    assert f"dit {EVIL}, pack, 120 steps" in table
+    assert f"dit {HOSTILE_TEXT}, pack, 120 steps" in table
     assert "run-1" in table
     assert table.count("run-2") == 1
 
 
-def test_parts_of_the_loss_are_of_the_run_and_split_that_are_chosen(page: Any) -> None:
+def test_parts_of_the_loss_follow_the_choice_of_run_and_split(page: Any) -> None:
     card = page.locator("#training .card:has(h3:text-is('Loss by noise level'))")
     card.scroll_into_view_if_needed()
     page.wait_for_function("() => document.querySelectorAll('#training .card .legend').length")
@@ -212,33 +216,33 @@ def test_parts_of_the_loss_are_of_the_run_and_split_that_are_chosen(page: Any) -
     assert page.locator("#training .preview").count() == 0, "run-2 has none"
 
 
-def test_the_slider_moves_through_previews_and_their_video_plays(page: Any) -> None:
-    shown = page.locator("#training .preview")
-    shown.scroll_into_view_if_needed()
+def test_the_slider_shows_previews_and_a_video_plays(page: Any) -> None:
+    preview = page.locator("#training .preview")
+    preview.scroll_into_view_if_needed()
     assert page.inner_text("#training .slide output") == "step 120"
     assert page.locator("#training .captions li").count() == 2
-    last = shown.locator("img").get_attribute("src")
+    last = preview.locator("img").get_attribute("src")
     assert last is not None
     assert last.startswith("data:image/jpeg")
     slider = page.locator("#training input[type=range]")
     slider.focus()
     page.keyboard.press("ArrowLeft")
-    assert "There are none: ValueError: no weights" in shown.inner_text()
+    assert "No preview: ValueError: no weights" in preview.inner_text()
     page.keyboard.press("Home")
     assert page.inner_text("#training .slide output") == "step 40"
-    assert shown.locator("img").get_attribute("src") != last
+    assert preview.locator("img").get_attribute("src") != last
     page.click("#training .slide button")
     page.wait_for_function("() => document.querySelector('#training video').currentTime > 0")
     page.click("#training .slide button")
-    assert shown.locator("video").count() == 0
+    assert preview.locator("video").count() == 0
 
 
-def test_pictures_stand_still_where_motion_is_not_wanted(chromium: Any, report: str) -> None:
+def test_thumbnails_are_still_with_reduced_motion(chromium: Any, report: str) -> None:
     opened = chromium.new_page(reduced_motion="reduce")
     opened.goto(report)
-    opened.wait_for_selector(".hero .strip img.on")
-    before = opened.get_attribute(".hero .strip img.on", "src")
+    opened.wait_for_selector(".hero .thumbnails img.on")
+    before = opened.get_attribute(".hero .thumbnails img.on", "src")
     opened.wait_for_timeout(1700)
-    assert opened.get_attribute(".hero .strip img.on", "src") == before
-    assert opened.inner_text("#motion") == "Play pictures"
+    assert opened.get_attribute(".hero .thumbnails img.on", "src") == before
+    assert opened.inner_text("#motion") == "Play thumbnails"
     opened.close()

@@ -1,0 +1,88 @@
+"""Files of synthetic training runs, for tests of the report: records of every step, settings and previews."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cluster import storage
+from training.sampling.media import write_mp4
+
+
+def make_records(steps: int, seed: int = 0, validate_every: int = 50) -> list[dict[str, Any]]:
+    """Return records as training writes them, with falling losses and one spike in the gradient norm."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for step in range(1, steps + 1):
+        loss = 0.5 + math.exp(-step / steps * 4) + 0.02 * seed
+        record = {
+            "step": step,
+            "loss": loss + rng.normal(0, 0.05),
+            "lr": 1e-3 * min(1, step / 20),
+            "grad_norm": rng.lognormal(0, 0.3),
+            "tokens_per_s": 4000 + rng.normal(0, 100),
+            "mfu": 0.4 + rng.normal(0, 0.01),
+            "idle_share": abs(rng.normal(0.02, 0.01)),
+        }
+        parts = {f"loss_time/0.{k}": loss * (1.6 - 0.1 * k) for k in range(10) if rng.random() < 0.7}
+        parts |= {
+            "loss_kind/image": 1.1 * loss,
+            "loss_kind/video": 0.9 * loss,
+            "loss_bucket/64px_1f": 1.1 * loss,
+            "loss_bucket/64px_17f": 0.9 * loss,
+        }
+        record |= {name: value + rng.normal(0, 0.03) for name, value in parts.items()}
+        if step % validate_every == 0:
+            record |= {f"val_{name}": value for name, value in parts.items()} | {"val_loss": loss + 0.05}
+        records.append(record)
+    records[steps // 2]["grad_norm"] = 80.0
+    return records
+
+
+def write_run(
+    out_uri: str,
+    name: str,
+    records: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any] | None = None,
+    previews: Mapping[int, Sequence[str]] | None = None,
+) -> None:
+    """Write `metrics.jsonl` of a run, `settings.json` if there are settings, and previews.
+
+    `previews` holds captions by step. A preview has one column per caption, lighter at later steps.
+    """
+    folder = storage.join(out_uri, name)
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    storage.write_bytes(storage.join(folder, "metrics.jsonl"), lines.encode())
+    if settings is not None:
+        storage.write_bytes(storage.join(folder, "settings.json"), json.dumps(settings).encode())
+    for step, captions in (previews or {}).items():
+        _write_preview(_preview_uri(out_uri, name, step), step, captions, light=round(255 * step / max(previews or {})))
+
+
+def _write_preview(uri: str, step: int, captions: Sequence[str], light: int) -> None:
+    frames = np.zeros((5, 48, 80 * len(captions), 3), np.uint8)
+    for column in range(len(captions)):
+        frames[:, :, 80 * column : 80 * column + 78] = (light, 60 + 40 * column, 255 - light)
+    handle = io.BytesIO()
+    Image.fromarray(frames[0]).save(handle, "PNG")
+    storage.write_bytes(f"{uri}.png", handle.getvalue())
+    write_mp4(f"{uri}.mp4", frames, 8)
+    samples = [{"uid": f"u{k}", "caption": caption} for k, caption in enumerate(captions)]
+    record = {"step": step, "fps": 8.0, "frames": 5, "samples": samples}
+    storage.write_bytes(f"{uri}.json", json.dumps(record).encode())
+
+
+def write_failed_preview(out_uri: str, name: str, step: int, error: str) -> None:
+    """Write the record of a preview that failed."""
+    uri = _preview_uri(out_uri, name, step)
+    storage.write_bytes(f"{uri}.json", json.dumps({"step": step, "failed": error}).encode())
+
+
+def _preview_uri(out_uri: str, name: str, step: int) -> str:
+    return storage.join(out_uri, name, "previews", f"step-{step:06d}")
