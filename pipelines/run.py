@@ -352,7 +352,8 @@ class RayRows:
 
     def union(self, *others: Rows) -> RayRows:
         assert all(isinstance(other, RayRows) for other in others)
-        return RayRows(self.dataset.union(*(other.dataset for other in others)), self.empty)  # type: ignore[attr-defined]
+        datasets = [other.dataset for other in others if isinstance(other, RayRows)]
+        return RayRows(self.dataset.union(*datasets), self.empty)
 
     def collect(self) -> pa.Table:
         with _context():

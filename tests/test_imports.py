@@ -1,53 +1,127 @@
-"""The import rule of the architecture, over every module's syntax tree."""
+"""Rules of the source tree: which module may import which, and that files stay readable."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 import pytest
 
 from tests.support.paths import ROOT
 
-ORDER = ("cluster", "captioning", "training", "pipelines")
-"""A package imports itself and those before it."""
-RAY = {"cluster/session.py", "training/run.py", "pipelines/run.py"}
-DEEPSPEED = {"training/engine.py"}
-MODULES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*.py"))
+PACKAGES = ("cluster", "captioning", "training", "pipelines")
+"""A package may import itself and those before it."""
+
+MAY_IMPORT = {
+    "ray": {"cluster/session.py", "training/run.py", "pipelines/run.py"},
+    "deepspeed": {"training/engine.py"},
+}
+"""Files that may import a heavy package."""
+
+MAX_LINES = 500
+MAX_COLUMNS = 120
+
+FILES = sorted(str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
-def imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+@functools.cache
+def tree_of(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text())
+
+
+def module_of(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+MODULES = {module_of(file): file for file in FILES}
+
+
+def imported_names(tree: ast.Module) -> Iterator[str]:
+    """Yield the dotted name of everything that is imported, in functions and under TYPE_CHECKING too."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def test_there_are_modules_in_every_package() -> None:
-    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(ORDER)
-    assert len(MODULES) > 40
+def imported_modules(tree: ast.Module) -> set[str]:
+    """Return the modules of ours that are imported: of `from a.b import c`, `a.b.c` if that is a module, else `a.b`."""
+    names = set(imported_names(tree))
+    return (names | {name.rpartition(".")[0] for name in names - MODULES.keys()}) & MODULES.keys()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_one_way(path: Path) -> None:
-    name = str(path.relative_to(ROOT))
-    allowed = ORDER[: ORDER.index(path.relative_to(ROOT).parts[0]) + 1]
-    roots = {module.partition(".")[0] for module in imported(path)}
-    assert roots & set(ORDER) <= set(allowed), f"{name} imports {roots & set(ORDER) - set(allowed)}"
-    assert "ray" not in roots or name in RAY, f"{name} imports ray; only {sorted(RAY)} may"
-    assert "deepspeed" not in roots or name in DEEPSPEED, f"{name} imports deepspeed"
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Return the strongly connected components with more than one module, and modules that import themselves."""
+
+    def reachable(start: str) -> set[str]:
+        found: set[str] = set()
+        pending = [start]
+        while pending:
+            new = graph[pending.pop()] - found
+            found |= new
+            pending += new
+        return found
+
+    reached = {module: reachable(module) for module in graph}
+    in_circle = {module for module in graph if module in reached[module]}
+    components = {frozenset(other for other in reached[module] if module in reached[other]) for module in in_circle}
+    return sorted(sorted(component) for component in components)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_stay_readable(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 500
-    if path.name == "__init__.py":
-        assert all(isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body), "a docstring at most"
+def bare_strings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield line and text of docstrings and of the strings that document attributes and constants."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+
+
+def test_every_package_has_modules() -> None:
+    assert {file.partition("/")[0] for file in FILES} == set(PACKAGES)
+    assert len(FILES) > 40
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_follow_the_order_of_packages(file: str) -> None:
+    allowed = set(PACKAGES[: PACKAGES.index(file.partition("/")[0]) + 1])
+    roots = {name.partition(".")[0] for name in imported_names(tree_of(file))}
+    assert roots & set(PACKAGES) <= allowed, f"{file} imports {roots & set(PACKAGES) - allowed}"
+    for package, files in MAY_IMPORT.items():
+        assert package not in roots or file in files, f"{file} imports {package}; only {sorted(files)} may"
+
+
+def test_files_that_may_import_a_package_do() -> None:
+    for package, files in MAY_IMPORT.items():
+        importing = {file for file in FILES if package in {n.partition(".")[0] for n in imported_names(tree_of(file))}}
+        assert importing == files, package
+
+
+def test_no_modules_import_each_other() -> None:
+    """Imports in functions and under TYPE_CHECKING count, although Python would accept such a circle."""
+    assert circles({module: imported_modules(tree_of(file)) for module, file in MODULES.items()}) == []
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a", "e"}, "e": {"e"}, "f": set[str]()}
+    assert circles(graph) == [["a", "b", "c"], ["e"]]
+    lazy = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import cluster.config\n"
+    lazy += "def f():\n    from pipelines.engine import step\n    from cluster.storage import digest\n"
+    assert imported_modules(ast.parse(lazy)) == {"cluster.config", "pipelines.engine.step", "cluster.storage"}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_stay_readable(file: str) -> None:
+    lines = (ROOT / file).read_text().splitlines()
+    assert len(lines) <= MAX_LINES
+    assert [number for number, line in enumerate(lines, 1) if len(line) > MAX_COLUMNS] == [], "lines are too long"
+    noun_phrases = [line for line, text in bare_strings(tree_of(file)) if text.startswith(("Of ", "What "))]
+    assert noun_phrases == [], "lines of docstrings without a subject and a verb"
+    if file.endswith("__init__.py"):
+        assert all(isinstance(node, ast.Expr) for node in tree_of(file).body), "an __init__ has a docstring at most"
 
 
 PLAIN = [
@@ -66,7 +140,7 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("module", PLAIN)
-def test_plain_modules_load_neither_ray_nor_torch(module: str) -> None:
+def test_plain_modules_load_no_ray_and_no_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'ray', 'torch', 'deepspeed'}} & set(sys.modules)))"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
@@ -75,8 +149,8 @@ def test_plain_modules_load_neither_ray_nor_torch(module: str) -> None:
 
 
 def test_the_training_benchmark_needs_torch_alone() -> None:
-    """So that it runs on a machine with a GPU and nothing of ours installed."""
+    """It can then run on a machine with a GPU and nothing else installed."""
     others = ["pydantic", "ray", "deepspeed", "av", "pyarrow", "yaml", "numpy", "PIL", "cv2", "safetensors"]
     code = f"import sys; sys.modules.update(dict.fromkeys({others})); import benchmarks.train_step"
-    # NumPy's absence is torch's to warn of.
+    # torch warns that NumPy is missing.
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT)

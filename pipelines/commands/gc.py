@@ -38,7 +38,7 @@ class Folder:
 
     name: str
     reached_by: str | None
-    """What the recipe uses it for; None if it does not reach it."""
+    """The use that the recipe makes of it; None if the recipe does not reach it."""
     files: int
     size_bytes: int
 

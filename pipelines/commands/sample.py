@@ -17,7 +17,6 @@ from pipelines.commands._options import Assignments, read_recipe, with_options
 from pipelines.commands.train import find_trained
 from pipelines.dataset import current
 from pipelines.recipe import Recipe
-from training.sampling import tasks
 from training.sampling.settings import SampleSettings
 
 
@@ -31,6 +30,8 @@ def sample(
     for a folder without a model, and for a size that the model cannot make.
     """
     check_images(samples)
+    from training.sampling import tasks  # imports torch, which takes 2 s
+
     uris = []
     with progress("sampling", len(samples)) as bar:
         for settings in samples:

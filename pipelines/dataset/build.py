@@ -136,7 +136,8 @@ def kept_clips(state: SegmentState) -> pa.Table:
 
 def distinct_captions(clips: pa.Table) -> list[str]:
     """Return every text that a clip may be trained with, once."""
-    return pc.unique(pc.struct_field(pc.list_flatten(clips["captions"]), "text")).to_pylist()  # type: ignore[no-any-return]
+    texts = pc.unique(pc.struct_field(pc.list_flatten(clips["captions"]), "text"))
+    return list(texts.to_pylist())
 
 
 def with_splits(clips: pa.Table, stored_splits: pa.Table) -> pa.Table:

@@ -61,7 +61,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Context:
-    """What a step may need besides its rows."""
+    """Settings of a run that a step may need besides its rows."""
 
     tables_uri: str
     seed: int
@@ -133,7 +133,7 @@ class Piece:
     number: int
     count: int
     spec: dict[str, Any]
-    """What the step needs to know of the piece, as JSON types."""
+    """Description of the piece for the step, as JSON types."""
     cost: float
     """Approximate cost, in any unit: the costliest pieces start first."""
 

@@ -185,7 +185,8 @@ def _rows_of_uid(table: pa.Table, uid: str) -> list[dict[str, Any]]:
     if "source" not in names:
         return []
     source_uids = table["source_uid" if "source_uid" in names else "uid"]
-    return table.filter(pc.or_(is_in(table["uid"], [uid]), is_in(source_uids, [uid]))).to_pylist()  # type: ignore[no-any-return]
+    rows = table.filter(pc.or_(is_in(table["uid"], [uid]), is_in(source_uids, [uid])))
+    return list(rows.to_pylist())
 
 
 def _check_not_named_in_recipe(recipe: Recipe, uri: str) -> None:

@@ -1,3 +1,5 @@
+"""Recipes: those in the repository are valid, and every fault is refused with its location and the closest name."""
+
 from __future__ import annotations
 
 import json
@@ -13,25 +15,25 @@ from cluster.config import ConfigError
 from pipelines.engine.segments import segments_of
 from pipelines.recipe import Recipe, load_recipe, resolved
 from tests.support.paths import ROOT
+from tests.support.quickstart import QUICKSTART
 
 OTHERS = {"autoencoder.yaml"}
-"""Recipes of another kind."""
+"""YAML files that are no recipes of a run."""
 FOLDERS = ("pipelines", "docs", "benchmarks", "tests")
 RECIPES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.yaml") if path.name not in OTHERS)
-QUICKSTART = ROOT / "pipelines" / "recipes" / "quickstart.yaml"
 
 
-def test_there_are_recipes() -> None:
+def test_recipes_are_found() -> None:
     assert QUICKSTART in RECIPES
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_every_recipe_in_the_repository_validates(path: Path) -> None:
+def test_recipes_in_the_repository_are_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert len(recipe.curate) >= 1
 
 
-def test_the_resolved_recipe_is_the_recipe(tmp_path: Path) -> None:
+def test_the_resolved_recipe_equals_the_recipe(tmp_path: Path) -> None:
     recipe = load_recipe(QUICKSTART)
     (tmp_path / "run.yaml").write_text(resolved(recipe))
     again = load_recipe(tmp_path / "run.yaml")
@@ -41,7 +43,7 @@ def test_the_resolved_recipe_is_the_recipe(tmp_path: Path) -> None:
     ]
 
 
-def test_the_schema_accepts_the_recipes_and_refuses_misspelt_ones() -> None:
+def test_the_schema_accepts_recipes_and_refuses_typos() -> None:
     validator = jsonschema.Draft202012Validator(Recipe.model_json_schema())
     for path in RECIPES:
         validator.validate(yaml.safe_load(path.read_text()))
@@ -68,12 +70,15 @@ FAULTS = [
     ("sources=[{videos: a, images: b}]", "give either videos or images"),
     ("sample.0.size=big", "WIDTHxHEIGHT"),
     ("seed=-1", "seed"),
+    ("manifest=x.parquet", "manifest: names a finished data set; leave out sources and curate, or manifest"),
+    ("sources=[]", "sources: must have at least one entry; a recipe that only trains names a manifest"),
+    ("curate=[]", "curate: must have at least one entry; a recipe that only trains names a manifest"),
     ("outt=x", "unknown key 'outt'; did you mean 'out'"),
 ]
 
 
 @pytest.mark.parametrize(("assignment", "expected"), FAULTS, ids=[fault[0] for fault in FAULTS])
-def test_faults_are_refused_by_place_and_closest_name(assignment: str, expected: str) -> None:
+def test_faults_are_refused_with_key_and_closest_name(assignment: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=r"quickstart\.yaml") as caught:
         load_recipe(QUICKSTART, [assignment])
     assert expected in str(caught.value)
@@ -91,20 +96,16 @@ def test_line_numbers_are_those_of_the_file(tmp_path: Path) -> None:
         load_recipe(path)
 
 
+def run_quickstart(folder: Path, assignment: str) -> subprocess.CompletedProcess[str]:
+    """Run the recipe into `folder/out`, with one assignment, in a process of its own."""
+    sets = ["--set", assignment, "--set", f"out={folder / 'out'}"]
+    command = [sys.executable, "-m", "pipelines.cli", "run", str(QUICKSTART), *sets]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+
+
 @pytest.mark.slow
 def test_bad_input_exits_2_before_ray_starts(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines.cli",
-        "run",
-        str(QUICKSTART),
-        "--set",
-        "train.stepz=1",
-        "--set",
-        f"out={tmp_path / 'out'}",
-    ]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    ended = run_quickstart(tmp_path, "train.stepz=1")
     assert ended.returncode == 2
     assert "stepz" in ended.stderr
     assert "steps" in ended.stderr
@@ -114,27 +115,25 @@ def test_bad_input_exits_2_before_ray_starts(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_pattern_that_matches_nothing_exits_2(tmp_path: Path) -> None:
-    assignments = [f"out={tmp_path / 'out'}", f"sources=[{{videos: '{tmp_path}/*.mp4'}}]"]
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines.cli",
-        "run",
-        str(QUICKSTART),
-        *(part for a in assignments for part in ("--set", a)),
-    ]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    ended = run_quickstart(tmp_path, f"sources=[{{videos: '{tmp_path}/*.mp4'}}]")
     assert (ended.returncode, "no file matches" in ended.stderr) == (2, True), ended.stderr
 
 
 def test_labels_address_repeated_steps() -> None:
-    recipe = load_recipe(
-        QUICKSTART,
-        [
-            "curate=[{scan: {}}, {cut: {}}, {keep: {luma: {min: 0.1}}}, {keep: {motion: {min: 0.1}}}]",
-            "train=null",
-            "sample=[]",
-        ],
-    )
+    curate = "curate=[{scan: {}}, {cut: {}}, {keep: {luma: {min: 0.1}}}, {keep: {motion: {min: 0.1}}}]"
+    recipe = load_recipe(QUICKSTART, [curate, "train=null", "sample=[]"])
     assert recipe.labels == ["scan", "cut", "keep", "keep#2"]
     assert json.loads(recipe.curate[3].model_dump_json())["motion"]["min"] == 0.1
+
+
+def test_a_recipe_may_name_a_manifest(tmp_path: Path) -> None:
+    text = "name: mine\nout: out\nmanifest: data/_manifest.parquet\ntrain: {steps: 5, warmup_steps: 1}\n"
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    recipe = load_recipe(path)
+    assert (recipe.manifest, recipe.sources, recipe.curate) == ("data/_manifest.parquet", (), ())
+    assert jsonschema.Draft202012Validator(Recipe.model_json_schema()).is_valid(yaml.safe_load(text))
+    path.write_text(resolved(recipe))
+    assert load_recipe(path) == recipe
+    with pytest.raises(ConfigError, match=r"mine: the recipe trains on data/_manifest\.parquet and curates nothing"):
+        recipe.check_curates()
