@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 from pydantic import Field, field_validator
 
+from cluster.arrays import Int64Array
 from cluster.config import Settings
 
 SIDE_MULTIPLE = 16
@@ -169,3 +171,16 @@ def buckets_up_to(buckets: Sequence[BucketSettings], bucket: Bucket) -> tuple[Bu
 def _preference(bucket: Bucket) -> tuple[int, int, float]:
     """Return the key by which the best bucket is the largest."""
     return bucket.width * bucket.height, bucket.frames, bucket.fps
+
+
+def number_buckets(buckets: Sequence[str]) -> tuple[list[str], Int64Array]:
+    """Return the sorted names that occur, and the index into them for each row."""
+    names = sorted(set(buckets))
+    number_of = {name: number for number, name in enumerate(names)}
+    return names, np.fromiter((number_of[name] for name in buckets), np.int64, len(buckets))
+
+
+def rows_by_number(numbers: Int64Array, count: int) -> list[Int64Array]:
+    """Return the rows that have each of the numbers 0, 1, ... `count - 1`, ascending."""
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.searchsorted(numbers[order], np.arange(1, count)))[:count]

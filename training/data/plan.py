@@ -19,6 +19,7 @@ from cluster.arrays import BoolArray, Int64Array
 from cluster.config import Settings
 from training.data.assignment import Assignment, Policy, Workload, assign_same
 from training.data.bucketed import assign_bucketed
+from training.data.buckets import number_buckets, rows_by_number
 from training.data.costs import SampleCosts
 from training.data.epoch import Shuffle, WeightedBucket, bucket_weights, permutation
 from training.data.pack import assign_packed
@@ -139,9 +140,9 @@ class Planner:
         if not len(buckets):
             raise ValueError("no samples to plan steps for; curation kept none, or this split is empty")
         self._settings, self._seed, self._last_frames = settings, seed, last_frames
-        names, numbers = _number_buckets(buckets)
+        names, numbers = number_buckets(buckets)
         tokens = np.asarray(n_tokens, np.int64)
-        rows_by_bucket = _rows_by_number(numbers, len(names))
+        rows_by_bucket = rows_by_number(numbers, len(names))
         plain = [_tokens_of_bucket(name, tokens[rows]) for name, rows in zip(names, rows_by_bucket, strict=True)]
         extra = [last_frames.extra_tokens[name] if last_frames else 0 for name in names]
         with_last_frame = [one + more for one, more in zip(plain, extra, strict=True)]
@@ -360,19 +361,6 @@ def _even_bounds(amounts: Int64Array, n_parts: int) -> Int64Array:
     bounds = np.maximum.accumulate(bounds - number) + number
     np.minimum(bounds, len(amounts) - n_parts + number, out=bounds)
     return bounds
-
-
-def _number_buckets(buckets: Sequence[str]) -> tuple[list[str], Int64Array]:
-    """Return the sorted names that occur, and the index into them for each row."""
-    names = sorted(set(buckets))
-    number_of = {name: number for number, name in enumerate(names)}
-    return names, np.fromiter((number_of[name] for name in buckets), np.int64, len(buckets))
-
-
-def _rows_by_number(numbers: Int64Array, count: int) -> list[Int64Array]:
-    """Return the indices at which each of 0, 1, ... `count - 1` occurs, ascending."""
-    order = np.argsort(numbers, kind="stable")
-    return np.split(order, np.searchsorted(numbers[order], np.arange(1, count)))
 
 
 def _tokens_of_bucket(bucket: str, n_tokens: Int64Array) -> int:
