@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from captioning.encoder import TextEmbedding
 from cluster import storage
 from training.data.footer import DamagedError, metadata, parse_metadata
 from training.data.row_groups import RowGroups, read_scalars, remove_values
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BYTES_PER_VALUE = 2
 ROW_GROUP_BYTES = 2 * 2**20
@@ -67,6 +69,8 @@ def write_text_table(uri: str, embeddings: Mapping[str, TextEmbedding], identity
 
 
 def _to_bytes(values: NDArray[np.float32]) -> bytes:
+    import torch  # takes 2 s, which commands that only count captions need not wait for
+
     rounded = torch.tensor(values, dtype=torch.float32).to(torch.bfloat16)
     if not torch.isfinite(rounded).all():
         raise ValueError("holds a value that is not finite")
@@ -74,6 +78,8 @@ def _to_bytes(values: NDArray[np.float32]) -> bytes:
 
 
 def _from_bytes(buffer: pa.Buffer) -> Tensor:
+    import torch
+
     return torch.from_numpy(np.frombuffer(buffer, "<i2").astype(np.int16)).view(torch.bfloat16)
 
 
