@@ -160,21 +160,21 @@ def run(seeds: Sequence[int], videos: Path, folder: Path) -> list[dict[str, floa
             return pts_N[inside], small[inside]
 
         methods = (
-            lambda: _ours(pts_N, scan_video(str(edit.path), ScanSettings(min_shot_s=MIN_SHOT_S)).boundaries),  # noqa: B023
-            lambda: _ours(pts_N, find_boundaries(features, "signature", None, MIN_SHOT_S).boundaries),  # noqa: B023
+            lambda: _ours(pts_N, scan_video(str(edit.path), ScanSettings(min_shot_s=MIN_SHOT_S)).boundaries),
+            lambda: _ours(pts_N, find_boundaries(features, "signature", None, MIN_SHOT_S).boundaries),
             lambda: _ours(
-                pts_N,  # noqa: B023
+                pts_N,
                 refine(
-                    find_boundaries(features, "transnetv2", None, MIN_SHOT_S),  # noqa: B023
-                    features,  # noqa: B023
-                    read,  # noqa: B023
+                    find_boundaries(features, "transnetv2", None, MIN_SHOT_S),
+                    features,
+                    read,
                     network,
                     MIN_SHOT_S,
                 ),
             ),
-            lambda: _pyscenedetect(edit.path, ContentDetector(min_scene_len=MIN_SHOT_S)),  # noqa: B023
-            lambda: _pyscenedetect(edit.path, AdaptiveDetector(min_scene_len=MIN_SHOT_S)),  # noqa: B023
-            lambda: _transnet(network.predict(small).single_N),  # noqa: B023
+            lambda: _pyscenedetect(edit.path, ContentDetector(min_scene_len=MIN_SHOT_S)),
+            lambda: _pyscenedetect(edit.path, AdaptiveDetector(min_scene_len=MIN_SHOT_S)),
+            lambda: _transnet(network.predict(small).single_N),
         )
         for name, method in zip(names, methods, strict=True):
             started = time.process_time()

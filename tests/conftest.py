@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rich.style  # noqa: F401  draws from the global generator when it is imported, which is no test's doing
+import rich.style
 from hypothesis import settings
 
 from tests.support.paths import ROOT
@@ -32,9 +32,9 @@ def _no_error_logs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_leaked_random_state() -> Iterator[None]:
-    before = (random.getstate(), np.random.get_state()[1].tobytes())  # noqa: NPY002
+    before = (random.getstate(), np.random.get_state()[1].tobytes())
     yield
-    assert (random.getstate(), np.random.get_state()[1].tobytes()) == before, "the test drew from global random state"  # noqa: NPY002
+    assert (random.getstate(), np.random.get_state()[1].tobytes()) == before, "the test drew from global random state"
 
 
 @pytest.fixture(autouse=True)

@@ -265,7 +265,7 @@ def test_killed_while_it_scans_encodes_and_trains_a_rerun_ends_as_if_undisturbed
         kill_when(
             sets[0],
             lambda: any(f"/{table}-" in entry.uri for entry in storage.list_files(killed.tables_uri, ".parquet")),
-        )  # noqa: B023
+        )
         assert not inspect(killed).complete
     kill_when(sets[0], lambda: any((outs[0]).rglob("checkpoints/step-*")))
     curation = inspect(killed)
