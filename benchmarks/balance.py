@@ -1,28 +1,32 @@
-"""How long workers wait for each other, by policy of dealing, when resolutions and durations mix; and what planning costs.
+"""Measure how long workers wait for each other when resolutions and durations mix, by policy, and the cost of planning.
 
     python -m benchmarks.balance [--samples 200000] [--steps 60]
 
-Nothing is trained: a sample costs its forward FLOPs, and all workers wait for the dearest one in every micro-step. Idle share is
-1 - sum(cost) / (ranks * sum over micro-steps of the dearest rank's cost), over an epoch's steps, but `--steps` of them at most.
+Nothing is trained. A sample costs its forward FLOPs, and in every micro-step all ranks wait for the costliest one.
+The idle share is 1 - sum(cost) / (ranks * sum over micro-steps of the costliest rank's cost), over the first
+`--steps` steps of an epoch.
 
-The mix is like that of stage 2 of Open-Sora 2: sizes of 256 and 768 px in five aspects, 1 and 5, 9, ... 129 frames, as in its shipped
-`configs/diffusion/train/stage2.py`. How many samples each has is not published: here half are of either size, a fifth are images, all other
-numbers of frames are equally frequent, and of the aspects 16:9 has a half and the others an eighth each. Captions have 20 to 300 tokens. The
-model is XL (28 layers, 1152 wide, patches of 2 x 2), the autoencoder 4 x 8 x 8, so samples have 252 to 76,230 tokens, and the dearest costs
-3,000 times the cheapest. A sixteenth of the videos is given its last picture, by the
-default shares of `last` and `both`, and is a latent frame longer.
+The mix is like that of stage 2 of Open-Sora 2: sizes of 256 and 768 px in five aspects, and 1 and 5, 9, ... 129
+frames, as in its shipped `configs/diffusion/train/stage2.py`. Its numbers of samples are not published. Here half of
+the samples have either size, a fifth are images, and all other numbers of frames are equally frequent. Half have the
+aspect 16:9, an eighth each of the others. Captions have 20 to 300 tokens. The model is XL (28 layers, 1152 wide,
+patches of 2 x 2) and the autoencoder is 4 x 8 x 8, so samples have 252 to 76,230 tokens, and the costliest sample
+costs 3,000 times the cheapest. A sixteenth of the videos is conditioned on its last frame, by the default shares of
+`last` and `both`, and is a latent frame longer.
 
-A rank holds four of the longest samples at once at most (305,000 tokens, `max_tokens_per_micro`). A global step has `tokens_per_step` of two of
-them a rank, which `pack` does in one micro-step. `slot`, which balances by sorting, needs several, so its steps have eight of them a rank
-(about 8 micro-steps); `pack_8` is `pack` with the same. `tight` is `pack` with steps of four and room for one and a half: memory, not cost, then
-decides what goes together.
+A rank holds at most four of the longest samples (305,000 tokens, `max_tokens_per_micro`). In the cases `pack` and
+`same`, `tokens_per_step` is two of the longest samples per rank, which `pack` does in one micro-step. `bucketed`
+balances by sorting and needs several micro-steps, so its steps have eight per rank (about 8 micro-steps); `pack_8` is
+`pack` with steps of that size. `tight` is `pack` with steps of four and room for one and a half: there memory, not
+cost, decides which samples share a micro-batch.
 
-`random` is Open-Sora's way: in every micro-step each rank draws a bucket, in proportion to its number of batches, with the batch size that
-its configuration has for the bucket's size and length.
+`random` is the method of Open-Sora: in every micro-step each rank draws a bucket, in proportion to its number of
+batches, with the batch size that Open-Sora's configuration has for the bucket's size and length.
 
-`plan_ms` is the CPU time that one rank takes for a step, all of it on the loader's thread: planning the epoch, divided by its steps (the second
-epoch, since memory is allocated in the first), and dealing the step, of which the median is taken. `stand_ins` is the share of micro-batches that
-only keep a rank in step with the others. Nothing is padded in any case: batches are lists of samples.
+`plan_ms` is the CPU time per step that one rank spends on the loader's thread. It is the time of planning the epoch,
+divided by its steps (of the second epoch, since memory is allocated in the first), plus the median time of assigning
+a step. `placeholders` is the share of micro-batches that only keep a rank in step with the others. Nothing is padded:
+batches are lists of samples.
 """
 
 from __future__ import annotations
@@ -56,12 +60,12 @@ RANKS = (8, 64, 512)
 LONGEST_CELLS = 76230 * PATCH**2
 
 BATCH_SIZES = {256: {1: 130, 33: 14, 65: 10, 97: 7, 129: 6}, 768: {1: 38, 33: 6, 65: 4, 97: 3, 129: 2}}
-"""Open-Sora 2's, stage 2: by size, of buckets of up to so many frames."""
+"""Batch sizes of Open-Sora 2, stage 2, by size and by the largest number of frames of a bucket."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is simulated: tokens of a step a rank and room of a rank, both in samples of the longest kind."""
+    """A simulated policy, with the tokens of a step per rank and the most tokens of a rank, both in longest samples."""
 
     policy: Policy
     step: float
@@ -70,7 +74,7 @@ class Case:
 
 CASES = {
     "pack": Case("pack", 2, 4),
-    "slot": Case("slot", 8, 4),
+    "bucketed": Case("bucketed", 8, 4),
     "same": Case("same", 2, 4),
     "pack_8": Case("pack", 8, 4),
     "tight": Case("pack", 4, 1.5),
@@ -79,45 +83,46 @@ CASES = {
 
 @dataclass(frozen=True)
 class Result:
-    """Means over the steps of a case."""
+    """The means over the steps of a case."""
 
     idle: float
     plan_ms: float
     n_micro: float
     n_samples: float
-    stand_ins: float
+    placeholders: float
 
 
 @dataclass(frozen=True, eq=False)
 class Mix:
-    """Samples by row, and what the planner has to know of them."""
+    """A mix of samples by row, with the costs that the planner needs."""
 
     buckets: list[str]
     cells: NDArray[np.int64]
     batch_sizes: NDArray[np.int64]
-    """That Open-Sora has for the row's bucket."""
+    """Batch size of Open-Sora for the row's bucket."""
     flops: NDArray[np.float64]
-    """With the row's own text, `[rows, 2]`: without and with its last picture."""
+    """FLOPs with the row's text, `[rows, 2]`: without and with its last frame as conditioning."""
     costs: SampleCosts
-    tails: LastFrameConditioning
+    last_frames: LastFrameConditioning
 
 
 def mix(n_samples: int) -> Mix:
+    """Draw the samples of the mix."""
     kinds: list[tuple[Bucket, int, float]] = []
     for size in SIZES:
         shapes = BucketSettings(size=size, frames=FRAMES, fps=24, aspects=tuple(ASPECTS)).shapes
-        for (width, height), of_aspect in zip(shapes, ASPECTS.values(), strict=True):
+        for (width, height), aspect_share in zip(shapes, ASPECTS.values(), strict=True):
             for frames in FRAMES:
-                of_length = IMAGES if frames == 1 else (1 - IMAGES) / (len(FRAMES) - 1)
-                kinds.append((Bucket(width, height, frames, 24), size, of_aspect * of_length / len(SIZES)))
-    chance = np.random.default_rng(0)
-    drawn = chance.choice(len(kinds), n_samples, p=[share for _, _, share in kinds])
+                length_share = IMAGES if frames == 1 else (1 - IMAGES) / (len(FRAMES) - 1)
+                kinds.append((Bucket(width, height, frames, 24), size, aspect_share * length_share / len(SIZES)))
+    rng = np.random.default_rng(0)
+    drawn = rng.choice(len(kinds), n_samples, p=[share for _, _, share in kinds])
     latents = {
         bucket.name: latent_size(bucket.width, bucket.height, bucket.frames, TIME_FACTOR, SPACE_FACTOR)
         for bucket, _, _ in kinds
     }
     cells = np.array([math.prod(latent) for latent in latents.values()])[drawn]
-    text = chance.integers(20, 301, n_samples).tolist()
+    text = rng.integers(20, 301, n_samples).tolist()
     batch_sizes = [
         next(n for frames, n in BATCH_SIZES[size].items() if bucket.frames <= frames) for bucket, size, _ in kinds
     ]
@@ -142,18 +147,19 @@ def mix(n_samples: int) -> Mix:
     )
 
 
-def simulated(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
+def simulate(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
+    """Plan an epoch, assign its first `steps` steps to ranks, and return idle share and times."""
     limit = int(case.room * LONGEST_CELLS)
     settings = PlanSettings(
         tokens_per_step=int(ranks * case.step * LONGEST_CELLS), max_tokens_per_micro=limit, policy=case.policy
     )
-    planner = Planner(samples.buckets, samples.cells.tolist(), settings, 0, samples.costs, samples.tails)
+    planner = Planner(samples.buckets, samples.cells.tolist(), settings, 0, samples.costs, samples.last_frames)
     planner.step(0)
     start_s = time.thread_time()
     planner.step(planner.steps_in(0))
     epoch_ms = (time.thread_time() - start_s) * 1e3
     chosen = range(min(steps, planner.steps_in(0)))
-    # Timed by themselves: dealing to all ranks, below, empties the caches of the planner's arrays.
+    # Timed separately: the assignment to all ranks, below, evicts the planner's arrays from the caches.
     step_ms, n_micro = [], 0
     for index in chosen:
         start_s = time.thread_time()
@@ -161,12 +167,12 @@ def simulated(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
         micros = rank_micro_batches(step, ranks - 1, ranks)
         step_ms.append((time.thread_time() - start_s) * 1e3)
         n_micro += len(micros)
-    busy = longest = n_samples = stand_ins = 0
+    busy = longest = n_samples = placeholders = 0
     for step in map(planner.step, chosen):
         flops = samples.flops[step.rows, step.workload.shape_ids % 2]
         loads = POLICIES[case.policy](step.workload, ranks, limit).loads(flops, ranks)
         busy, longest = busy + loads.sum(), longest + loads.max(axis=1).sum()
-        stand_ins += int((loads == 0).sum())
+        placeholders += int((loads == 0).sum())
         n_samples += len(step.rows)
     plan_ms = epoch_ms / planner.steps_in(0) + statistics.median(step_ms)
     return Result(
@@ -174,20 +180,20 @@ def simulated(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
         plan_ms,
         n_micro / len(chosen),
         n_samples / len(chosen),
-        stand_ins / (n_micro * ranks),
+        placeholders / (n_micro * ranks),
     )
 
 
-def at_random(samples: Mix, ranks: int, micro_steps: int) -> float:
-    """Idle share when each rank draws its own bucket."""
-    chance = np.random.default_rng(1)
+def random_idle_share(samples: Mix, ranks: int, micro_steps: int) -> float:
+    """Return the idle share when each rank draws a bucket at random in every micro-step."""
+    rng = np.random.default_rng(1)
     names, numbers = np.unique(samples.buckets, return_inverse=True)
     counts = np.bincount(numbers)
     cost = np.bincount(numbers, samples.flops[:, 0]) / counts
     size = np.zeros(len(names), np.int64)
     size[numbers] = samples.batch_sizes
     batches = counts / size
-    costs = (cost * size)[chance.choice(len(names), (micro_steps, ranks), p=batches / batches.sum())]
+    costs = (cost * size)[rng.choice(len(names), (micro_steps, ranks), p=batches / batches.sum())]
     return float(1 - costs.sum() / (ranks * costs.max(axis=1).sum()))
 
 
@@ -198,20 +204,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     samples = mix(options.samples)
     found = {
-        name: {ranks: simulated(samples, case, ranks, options.steps) for ranks in RANKS} for name, case in CASES.items()
+        name: {ranks: simulate(samples, case, ranks, options.steps) for ranks in RANKS} for name, case in CASES.items()
     }
     for name, by_ranks in found.items():
         for ranks, one in by_ranks.items():
             print(
-                f"{name}, {ranks} ranks: idle {one.idle:.2%}, {one.n_samples:,.0f} samples and {one.n_micro:.1f} micro-steps a step, "
-                f"planning {one.plan_ms:.2f} ms a step and rank"
+                f"{name}, {ranks} ranks: idle {one.idle:.2%}, {one.n_samples:,.0f} samples and "
+                f"{one.n_micro:.1f} micro-steps per step, planning {one.plan_ms:.2f} ms per step and rank"
             )
     result: dict[str, object] = {
         name: {str(ranks): round(one.idle, 4) for ranks, one in by_ranks.items()} for name, by_ranks in found.items()
     }
-    result["random"] = {str(ranks): round(at_random(samples, ranks, 1000), 4) for ranks in RANKS}
-    result["stand_ins"] = {
-        name: {str(ranks): round(one.stand_ins, 4) for ranks, one in by_ranks.items()}
+    result["random"] = {str(ranks): round(random_idle_share(samples, ranks, 1000), 4) for ranks in RANKS}
+    result["placeholders"] = {
+        name: {str(ranks): round(one.placeholders, 4) for ranks, one in by_ranks.items()}
         for name, by_ranks in found.items()
     }
     result["plan_ms"] = {

@@ -1,8 +1,14 @@
-"""Fit the bases of the autoencoder `linear`: `python -m benchmarks.fit_linear FOLDER --channels 16 48 --seed 0 --out DIRECTORY`."""
+"""Fit the bases of the autoencoder `linear`, and measure them on sources that were left out of the fit.
+
+    python -m benchmarks.fit_linear FOLDER --channels 16 48 --seed 0 --out DIRECTORY
+
+Prints one line of JSON last: the mean PSNR in dB by number of channels and kind of block.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -24,22 +30,22 @@ from training.autoencoders._linear_weights import FIRST_VALUES, GROUP_VALUES, SP
 from training.pixels import from_uint8
 
 SIZES = (64, 128, 256, 512)
-"""Sides, in pixels, of the squares with the areas that footage is scaled to; fine detail is stronger in small pictures."""
+"""Sides in pixels of squares; frames are scaled to their areas. Fine detail is stronger in small frames."""
 
 RATES = (8.0, 24.0)
-"""Frames a second that footage is sampled at; neighbouring frames differ more at low rates."""
+"""Frames per second at which footage is sampled; neighbouring frames differ more at low rates."""
 
 KINDS = {"first": FIRST_VALUES, "group": GROUP_VALUES}
 PEAK = 2.0
-"""Range of pixel values, [-1, 1]."""
+"""Width of the range of pixel values, [-1, 1]."""
 
 Cell = tuple[int, float]
-"""Size and rate."""
+"""Size in pixels and rate in frames per second."""
 
 
 @dataclass
 class Moments:
-    """Sums from which mean and covariance of blocks follow, in float64 so that millions of blocks add up exactly enough."""
+    """Sums of blocks that give their mean and covariance, in float64, since millions of blocks are added."""
 
     n_values: int
     count: float = 0.0
@@ -61,35 +67,37 @@ class Moments:
         self.outer_PP += weight * other.outer_PP
 
     def squared_error(self, mean_P: Tensor, basis_PC: Tensor) -> float:
-        """Mean squared error a value when these blocks are projected on a basis about a mean: what encode and decode lose."""
+        """Return the mean squared error per value of encoding and decoding these blocks with a basis about a mean."""
         about_PP = self.outer_PP / self.count - _cross(self.total_P / self.count, mean_P)
         kept = torch.einsum("pc,pq,qc->", basis_PC, about_PP, basis_PC)
         return float((about_PP.trace() - kept) / self.n_values)
 
 
 def _cross(own_P: Tensor, mean_P: Tensor) -> Tensor:
-    """What to take from the second moment so that it is about `mean_P`."""
+    """Return the matrix whose subtraction turns a second moment about zero into one about `mean_P`."""
     return own_P.outer(mean_P) + mean_P.outer(own_P) - mean_P.outer(mean_P)
 
 
 def symmetric(moments: Moments) -> Moments:
-    """The moments as they would be if every block were also seen mirrored left to right and backwards in time.
+    """Return the moments of the blocks and of their copies mirrored left to right, reversed in time, and both.
 
-    Footage has no preference for either, so a few clips' accidental one should not shape the basis.
+    Footage in general prefers no direction, so the basis should not follow the directions of a few clips.
     """
     frames = moments.n_values // FIRST_VALUES
     index = torch.arange(moments.n_values).reshape(3, frames, SPACE_FACTOR, SPACE_FACTOR)
     result = Moments(moments.n_values)
     for dims in ((), (3,), (1,), (1, 3)):
-        order = index.flip(dims).flatten()
+        flipped = index.flip(dims).flatten()
         result.count += moments.count / 4
-        result.total_P += moments.total_P[order] / 4
-        result.outer_PP += moments.outer_PP[order][:, order] / 4
+        result.total_P += moments.total_P[flipped] / 4
+        result.outer_PP += moments.outer_PP[flipped][:, flipped] / 4
     return result
 
 
 def principal_components(moments: Moments, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean `[P]`, the leading orthonormal basis `[P, C]` and the standard deviation `[C]` of blocks along it, in float64.
+    """Return the mean `[P]`, the leading orthonormal basis `[P, C]` and the standard deviation `[C]` along it.
+
+    All are float64.
 
     An eigenvector's sign is arbitrary; the first of its entries that is above half of the largest is made positive.
     """
@@ -103,12 +111,12 @@ def principal_components(moments: Moments, channels: int) -> tuple[Tensor, Tenso
 
 
 def source_of(path: Path) -> str:
-    """Files whose names share the part before the first `_` or `-` count as one source, as parts of a film or copies of a clip do."""
+    """Return the part of a file's name before the first `_` or `-`; parts of a film or copies of a clip share it."""
     return re.split(r"[_-]", path.stem, maxsplit=1)[0]
 
 
 def frames_at(path: Path, rate: float) -> Iterator[av.VideoFrame]:
-    """Frames at a rate, or at the file's own if that is lower: the first one shown at or after each tick."""
+    """Yield the first frame at or after each tick of a rate, or all frames if the file's rate is lower."""
     with av.open(str(path)) as container:
         due_s = -math.inf
         for frame in container.decode(video=0):
@@ -120,7 +128,7 @@ def frames_at(path: Path, rate: float) -> Iterator[av.VideoFrame]:
 
 
 def scaled(frame: av.VideoFrame, size: int) -> NDArray[np.uint8] | None:
-    """`[H, W, 3]`, of about the area of a square of `size`; None where that would enlarge the frame."""
+    """Return the frame `[H, W, 3]` scaled to the area of a square of `size`, or None if that would enlarge it."""
     ratio = size / math.sqrt(frame.width * frame.height)
     if ratio > 1:
         return None
@@ -134,31 +142,37 @@ def scaled(frame: av.VideoFrame, size: int) -> NDArray[np.uint8] | None:
     return small.to_ndarray().astype(np.uint8, copy=False)
 
 
-def to_video(pictures: Sequence[NDArray[np.uint8]], chance: np.random.Generator) -> Tensor:
-    """`[1, 3, T, H, W]` in [-1, 1], cut to multiples of 8 from a random offset, so that blocks do not follow the codec's grid."""
-    height, width = pictures[0].shape[:2]
-    y, x = int(chance.integers(height % SPACE_FACTOR + 1)), int(chance.integers(width % SPACE_FACTOR + 1))
-    cut = np.stack(pictures)[
+def to_video(images: Sequence[NDArray[np.uint8]], rng: np.random.Generator) -> Tensor:
+    """Return a video `[1, 3, T, H, W]` in [-1, 1], cut to multiples of 8 px from a random offset.
+
+    The offset keeps blocks from following the codec's grid.
+    """
+    height, width = images[0].shape[:2]
+    y, x = int(rng.integers(height % SPACE_FACTOR + 1)), int(rng.integers(width % SPACE_FACTOR + 1))
+    cut = np.stack(images)[
         :, y : y + height // SPACE_FACTOR * SPACE_FACTOR, x : x + width // SPACE_FACTOR * SPACE_FACTOR
     ]
     return from_uint8(torch.from_numpy(np.ascontiguousarray(cut)).permute(3, 0, 1, 2)[None])
 
 
 def measure(path: Path, seed: int) -> dict[tuple[Cell, str], Moments]:
-    """Moments of one file's blocks by size, rate and kind of block; one picture of each group stands for first frames."""
+    """Return the moments of the blocks of a file, by size, rate and kind of block.
+
+    The first frame of each group of frames gives the blocks of kind "first".
+    """
     found: dict[tuple[Cell, str], Moments] = {}
-    chance = np.random.default_rng([seed, int(digest(path.name, size_bytes=4), 16)])
+    rng = np.random.default_rng([seed, int(digest(path.name, size_bytes=4), 16)])
     for rate in RATES:
         waiting: dict[int, list[NDArray[np.uint8]]] = {size: [] for size in SIZES}
         for frame in frames_at(path, rate):
-            for size, pictures in waiting.items():
-                picture = scaled(frame, size)
-                if picture is None or min(picture.shape[:2]) < SPACE_FACTOR:
+            for size, images in waiting.items():
+                image = scaled(frame, size)
+                if image is None or min(image.shape[:2]) < SPACE_FACTOR:
                     continue
-                pictures.append(picture)
-                if len(pictures) == TIME_FACTOR:
-                    video_BCTHW = to_video(pictures, chance)
-                    pictures.clear()
+                images.append(image)
+                if len(images) == TIME_FACTOR:
+                    video_BCTHW = to_video(images, rng)
+                    images.clear()
                     for kind, n_values in KINDS.items():
                         frames = n_values // FIRST_VALUES
                         moments = found.setdefault(((size, rate), kind), Moments(n_values))
@@ -167,7 +181,7 @@ def measure(path: Path, seed: int) -> dict[tuple[Cell, str], Moments]:
 
 
 def pooled(cells: Sequence[Moments]) -> Moments:
-    """Cells weighted equally whatever their number of blocks, so that a long or large video does not drown the others."""
+    """Return the sum of cells that are weighted equally, so that a long or large video does not outweigh the others."""
     result = Moments(cells[0].n_values)
     for cell in cells:
         result.merge(cell, 1 / cell.count)
@@ -175,45 +189,48 @@ def pooled(cells: Sequence[Moments]) -> Moments:
 
 
 def psnr_db(squared_error: float) -> float:
-    """Peak signal-to-noise ratio for pixels in [-1, 1]."""
+    """Return the peak signal-to-noise ratio in dB of a mean squared error of pixels in [-1, 1]."""
     return 10 * math.log10(PEAK**2 / squared_error)
 
 
 def held_out(sources: dict[str, dict[tuple[Cell, str], Moments]], channels: int) -> dict[tuple[Cell, str], list[float]]:
-    """PSNR in dB of every source under bases fitted to all the other sources, by size, rate and kind of block.
+    """Return the PSNR in dB of each source with bases fitted to all other sources, by size, rate and kind of block.
 
-    A projection's squared error follows from second moments alone, so no footage is decoded again.
+    The squared error of a projection follows from second moments, so no footage is decoded again.
     """
     result: dict[tuple[Cell, str], list[float]] = {}
     for left_out, cells in sources.items():
         others = [moments for source, moments in sources.items() if source != left_out]
         for kind in KINDS:
-            mean_P, basis_PC, _ = principal_components(_of_kind(others, kind), channels)
-            for (cell, of_kind), moments in cells.items():
-                if of_kind == kind:
+            mean_P, basis_PC, _ = principal_components(_pooled_kind(others, kind), channels)
+            for (cell, cell_kind), moments in cells.items():
+                if cell_kind == kind:
                     result.setdefault((cell, kind), []).append(psnr_db(moments.squared_error(mean_P, basis_PC)))
     return result
 
 
-def _of_kind(sources: Sequence[dict[tuple[Cell, str], Moments]], kind: str) -> Moments:
-    return pooled([moments for cells in sources for (_, of_kind), moments in cells.items() if of_kind == kind])
+def _pooled_kind(sources: Sequence[dict[tuple[Cell, str], Moments]], kind: str) -> Moments:
+    return pooled([moments for cells in sources for (_, cell_kind), moments in cells.items() if cell_kind == kind])
 
 
 def fit(sources: dict[str, dict[tuple[Cell, str], Moments]], channels: int) -> dict[str, Tensor]:
-    """The weights of `training.autoencoders.linear`, in fp32."""
+    """Return the weights of `training.autoencoders.linear`, in fp32."""
     weights: dict[str, Tensor] = {}
     deviations = []
     for kind in KINDS:
-        mean_P, basis_PC, std_C = principal_components(_of_kind(list(sources.values()), kind), channels)
+        mean_P, basis_PC, std_C = principal_components(_pooled_kind(list(sources.values()), kind), channels)
         weights |= {f"{kind}.mean": mean_P.to(torch.float32), f"{kind}.basis": basis_PC.to(torch.float32).contiguous()}
         deviations.append(std_C.to(torch.float32))
     std_2C = torch.stack(deviations)
-    # A block's mean is taken off before it is projected, so the latents of the footage have mean 0.
+    # The mean is subtracted from a block before its projection, so the latents of the footage have mean 0.
     return weights | {"mean": torch.zeros_like(std_2C), "std": std_2C}
 
 
 def read_sources(folder: Path, seed: int) -> dict[str, dict[tuple[Cell, str], Moments]]:
-    """Moments of every video of a folder by source; a file that does not decode is named and left out."""
+    """Return the moments of all videos of a folder by source. Log and omit files that do not decode.
+
+    Raises `ValueError` if there are fewer than 2 sources.
+    """
     sources: dict[str, dict[tuple[Cell, str], Moments]] = {}
     paths = sorted(
         path for path in folder.rglob("*") if path.suffix.lower() in {".mp4", ".mkv", ".mov", ".avi", ".webm"}
@@ -230,14 +247,15 @@ def read_sources(folder: Path, seed: int) -> dict[str, dict[tuple[Cell, str], Mo
             bar.advance(1, path.name)
     if len(sources) < 2:
         raise ValueError(
-            f"{folder}: {len(sources)} usable sources in {len(paths)} videos; at least 2 are needed, to measure on the one left out"
+            f"{folder}: {len(sources)} usable sources in {len(paths)} videos; at least 2 are needed, "
+            "since each is left out of the fit once"
         )
     return sources
 
 
 def report(scores: dict[tuple[Cell, str], list[float]]) -> str:
-    """A table of PSNR in dB: mean over the sources left out, lowest and highest."""
-    lines = ["| pixels | frames a second | first frame | groups of 4 | sources |", "| --- | --- | --- | --- | --- |"]
+    """Return a table of PSNR in dB: the mean over the sources left out, the lowest and the highest."""
+    lines = ["| pixels | frames per second | first frame | groups of 4 | sources |", "| --- | --- | --- | --- | --- |"]
     for cell in sorted({cell for cell, _ in scores}):
         columns = [
             f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
@@ -252,17 +270,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--channels", type=int, nargs="+", default=[16, 48])
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the random offsets at which pictures are cut into blocks"
+        "--seed", type=int, default=0, help="seed of the random offsets at which frames are cut into blocks"
     )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     configure_logging()
     sources = read_sources(options.folder, options.seed)
+    psnr: dict[str, dict[str, float]] = {}
     for channels in options.channels:
         write_bytes(str(options.out / f"linear{channels}.safetensors"), save_tensors(fit(sources, channels)))
-        print(
-            f"\n{channels} channels: PSNR in dB on sources left out of the fit, mean (lowest to highest)\n\n{report(held_out(sources, channels))}"
-        )
+        scores = held_out(sources, channels)
+        psnr[str(channels)] = {
+            kind: round(float(np.mean([np.mean(values) for (_, of), values in scores.items() if of == kind])), 2)
+            for kind in KINDS
+        }
+        print(f"\n{channels} channels: PSNR in dB on sources left out of the fit, mean (lowest to highest)\n")
+        print(report(scores))
+    print(json.dumps({"psnr_db": psnr}))
 
 
 if __name__ == "__main__":

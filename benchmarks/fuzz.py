@@ -1,9 +1,9 @@
-"""Damaged videos through the scan: each must end as a scan or as a `DecodeError`, never in a crash, a hang or another error.
+"""Scan damaged videos: each must give a scan or a `DecodeError`, never a crash, a hang or another error.
 
     python -m benchmarks.fuzz DIR [--variants 1000] [--seed 0] [--workers 2]
 
-Prints what each kind of damage ended as, every fault with the command that makes its file again, and one JSON line last. Ends
-with status 1 when anything crashed, hung or is unaccounted.
+Prints each fault with the command that makes its file again, a table of outcomes by kind of damage, and one line of
+JSON last. Exits with status 1 if anything crashed, hung or is unaccounted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mpg", ".
 
 @dataclass(frozen=True)
 class Result:
-    """How a variant ended. `peak_mb` is the highest resident memory while it was scanned, the interpreter's 200 MB or so included."""
+    """The outcome of a variant.
+
+    `peak_mb` is the highest resident memory during the scan, which includes about 200 MB of the interpreter.
+    """
 
     index: int
     variant: Variant
@@ -48,7 +51,10 @@ class Result:
 
 
 def check_scan(scan: VideoScan) -> None:
-    """What holds of any scan, whatever the file: between shots lie transitions and nothing else, and numbers are finite. Raises `AssertionError`."""
+    """Raise `AssertionError` unless the scan is sound.
+
+    Only transitions lie between shots, and all numbers are finite.
+    """
     shots = scan.shots
     transitions = {(boundary.start_pts, boundary.end_pts) for boundary in scan.boundaries}
     assert shots, "no shots"
@@ -67,7 +73,10 @@ def check_scan(scan: VideoScan) -> None:
 
 
 def scan_outcome(path: Path) -> tuple[str, str]:
-    """Scan one file in this process; how it ended, and the error's class and text. A `DecodeError` must name the file."""
+    """Scan a file in this process. Return the outcome, and the class and text of the error.
+
+    A `DecodeError` must name the file.
+    """
     try:
         check_scan(scan_video(str(path)))
     except DecodeError as error:
@@ -82,9 +91,9 @@ def scan_outcome(path: Path) -> tuple[str, str]:
 
 
 def variants(folder: Path, count: int, seed: int) -> Iterator[Variant]:
-    """`count` variants of the videos in a folder; small files are taken more often, by one over the square root of their size.
+    """Yield `count` variants of the videos in a folder, drawn with weights of one over the square root of their size.
 
-    Variant k depends on the seed, k and the folder's contents alone.
+    Variant k depends only on the seed, k and the contents of the folder.
     """
     sources = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.stat().st_size)
     if not sources:
@@ -100,7 +109,7 @@ def variants(folder: Path, count: int, seed: int) -> Iterator[Variant]:
 
 
 class Worker:
-    """A process that scans files one after another; started anew after a crash or a hang. Imports cost it a second once."""
+    """A process that scans one file after another, and is replaced after a crash or a hang. It starts in a second."""
 
     def __init__(self, memory_gb: float) -> None:
         context = get_context("spawn")
@@ -117,7 +126,7 @@ class Worker:
         self.connection.send(path)
 
     def stop(self) -> int | None:
-        """End the process at once; its exit status, negative for a signal."""
+        """Kill the process, after a second's grace. Return its exit status, negative for a signal."""
         self.process.join(1)
         status = self.process.exitcode
         self.process.kill()
@@ -127,13 +136,16 @@ class Worker:
 
 
 def run(made: Iterator[Variant], scratch: Path, workers: int, limit_s: float, memory_gb: float) -> Iterator[Result]:
-    """Scan each variant; yields results as they come. A variant that takes more than `limit_s` hangs, and its worker is ended."""
-    todo = enumerate(made)
+    """Scan the variants and yield each result when it is ready.
+
+    A variant that takes more than `limit_s` counts as hung, and its worker is killed.
+    """
+    pending = enumerate(made)
     idle = [Worker(memory_gb) for _ in range(workers)]
     busy: dict[Connection, tuple[Worker, Variant, Path]] = {}
     try:
         while True:
-            while idle and (item := next(todo, None)) is not None:
+            while idle and (item := next(pending, None)) is not None:
                 index, variant = item
                 path = scratch / f"variant-{index}{variant.suffix}"
                 path.write_bytes(variant.data)
@@ -168,7 +180,7 @@ def run(made: Iterator[Variant], scratch: Path, workers: int, limit_s: float, me
 
 
 def summary(results: list[Result], count: int) -> dict[str, object]:
-    """The line of JSON: every variant is in exactly one of scanned, failed, crashed, hung and unaccounted."""
+    """Return the line of JSON: each variant counts once, as scanned, failed, crashed, hung or unaccounted."""
     outcomes = Counter(result.outcome for result in results)
     known = {outcome: outcomes[outcome] for outcome in (SCANNED, FAILED, CRASHED, HUNG)}
     slowest = max(results, key=lambda result: result.seconds)
@@ -196,7 +208,7 @@ def _work(pipe: Connection, memory_gb: float) -> None:
 
 
 def _reset_peak() -> None:
-    """Linux forgets the highest resident memory when 5 is written here (proc_pid_clear_refs(5))."""
+    """Reset the highest resident memory of this process: Linux does so when 5 is written (proc_pid_clear_refs(5))."""
     refs = Path("/proc/self/clear_refs")
     if refs.exists():
         refs.write_text("5")
@@ -213,16 +225,16 @@ def _peak_mb() -> float:
 def _table(results: list[Result]) -> str:
     rows = [f"{'damage':18} " + " ".join(f"{outcome:>8}" for outcome in OUTCOMES) + f" {'peak MB':>8} {'slowest s':>9}"]
     for kind in sorted({result.variant.kind for result in results}):
-        of_kind = [result for result in results if result.variant.kind == kind]
-        counts = Counter(result.outcome for result in of_kind)
-        peak = max((result.peak_mb for result in of_kind if result.peak_mb == result.peak_mb), default=math.nan)
+        same_kind = [result for result in results if result.variant.kind == kind]
+        counts = Counter(result.outcome for result in same_kind)
+        peak = max((result.peak_mb for result in same_kind if result.peak_mb == result.peak_mb), default=math.nan)
         cells = " ".join(f"{counts[outcome]:>8}" for outcome in OUTCOMES)
-        rows.append(f"{kind:18} {cells} {peak:8.0f} {max(result.seconds for result in of_kind):9.1f}")
+        rows.append(f"{kind:18} {cells} {peak:8.0f} {max(result.seconds for result in same_kind):9.1f}")
     return "\n".join(rows)
 
 
 def main() -> int:
-    """The command; returns the exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description="Damaged videos through the scan.")
     parser.add_argument("folder", type=Path, help="videos to damage; they are only read")
     parser.add_argument("--variants", type=int, default=1000)
@@ -230,7 +242,10 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--limit-s", type=float, default=30.0, help="seconds after which a scan counts as hung")
     parser.add_argument(
-        "--memory-gb", type=float, default=8.0, help="address space of a worker; more fails as out of memory"
+        "--memory-gb",
+        type=float,
+        default=8.0,
+        help="address space of a worker in GB; a scan that needs more is out of memory",
     )
     parser.add_argument("--write", type=int, metavar="K", help="write variant K to the current folder and scan nothing")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A T5, mT5 or UMT5 of any size with random weights, and a tokenizer with made-up words, saved as real ones are."""
+"""Save a T5, mT5 or UMT5 of any size with random weights, and a tokenizer of syllables, as transformers saves them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SYLLABLES = [first + last for first in "bdfgklmnprst" for last in "aeiou"]
 
 
 def save_tokenizer(folder: Path) -> None:
-    """A unigram tokenizer of 60 syllables, at the start of a word and inside one, and of letters."""
+    """Write a unigram tokenizer of letters and of 60 syllables, each at the start of a word and inside a word."""
     from transformers import T5Tokenizer
 
     letters = [*"abcdefghijklmnopqrstuvwxyz", "▁"]
@@ -22,7 +22,10 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def save_t5(folder: Path, kind: Kind = "t5", seed: int = 0, tokenizer: bool = True, **sizes: int) -> Path:
-    """Write config.json, model.safetensors with encoder and decoder, and the tokenizer's files. `sizes` go to the config of transformers."""
+    """Write config.json, model.safetensors with encoder and decoder, and the tokenizer's files. Return the folder.
+
+    `sizes` are passed to the config class of transformers.
+    """
     import torch
     import transformers
 

@@ -1,4 +1,4 @@
-"""Write a file's video packets anew, with some of them changed: damage that a container's own checks do not see."""
+"""Rewrite the video packets of a file with some of them changed: damage that a container's checks do not detect."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from av.packet import Packet
 from av.stream import Stream
 
 TICK_PARTS = 4
-"""Muxers refuse packets of the same time: what is added comes a quarter of a tick later."""
+"""Parts of a tick. Muxers refuse two packets with one timestamp, so an added packet is a quarter of a tick later."""
 
 
 def remuxed(data: bytes, change: Callable[[bytes], list[bytes]], *, jump_s: int = 0, jump_at: int = 0) -> bytes:
-    """A file of the same kind (Matroska where that cannot be written) with the packets that `change` makes of each packet.
+    """Return a file of the same format, in which each packet is replaced by the packets that `change` returns for it.
 
-    From packet `jump_at` on, times are `jump_s` seconds later. A file that cannot be read or written comes back as it was: it
-    may be damaged already.
+    The format is Matroska if the source's cannot be written. From packet `jump_at` on, timestamps are `jump_s`
+    seconds later. A file that cannot be read or written is returned unchanged: it may be damaged already.
     """
     buffer = io.BytesIO()
     try:
@@ -30,7 +30,7 @@ def remuxed(data: bytes, change: Callable[[bytes], list[bytes]], *, jump_s: int 
                 return data
             names = source.format.name.split(",")
             target = "mp4" if "mp4" in names else names[0] if names[0] in ("avi", "mpegts") else "matroska"
-            # Bit-exact: Matroska would draw a random number for its identity.
+            # Bit-exact, as Matroska would otherwise write a random identifier.
             with av.open(buffer, "w", format=target, options={"fflags": "bitexact"}) as output:
                 copy = output.add_stream_from_template(stream, opaque=True)
                 copy.time_base = stream.time_base / TICK_PARTS

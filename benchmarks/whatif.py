@@ -1,9 +1,10 @@
-"""What `worldloom whatif` takes as a command, its start included, on a curation of made-up footage.
+"""Measure the time of the command `worldloom whatif`, the start of Python included, on a synthetic curation.
 
     python -m benchmarks.whatif [10000] [--repeats 3] [--folder DIR]
 
-Writes the curation first (see `synthetic.py`; `--folder` keeps it, or takes one that is there), then asks for another threshold as often
-as `--repeats` says. Prints one line of JSON last: medians of the seconds on the clock and of the CPU seconds of the process.
+Writes the curation first (see `synthetic.py`), to `--folder` if it holds none yet, or else to a temporary folder.
+Then runs `whatif` with another threshold `--repeats` times. Prints one line of JSON last: the medians of wall seconds
+and of CPU seconds of the process.
 """
 
 from __future__ import annotations
@@ -24,21 +25,22 @@ QUESTION = ("--set", "curate.keep.motion.min=0.02")
 
 
 def cpu_of_children_s() -> float:
+    """Return the CPU seconds of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
-def ask(recipe: Path) -> tuple[float, float]:
-    """Seconds on the clock and CPU seconds of one `worldloom whatif`."""
+def run_whatif(recipe: Path) -> tuple[float, float]:
+    """Run `worldloom whatif` once and return its wall seconds and CPU seconds."""
     start_s, start_cpu_s = time.monotonic(), cpu_of_children_s()
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-m", "pipelines.cli", "whatif", str(recipe), *QUESTION],
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode:
-        raise SystemExit(f"worldloom whatif ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    if finished.returncode:
+        raise SystemExit(f"worldloom whatif ended with {finished.returncode}:\n{finished.stdout}{finished.stderr}")
     return time.monotonic() - start_s, cpu_of_children_s() - start_cpu_s
 
 
@@ -54,7 +56,7 @@ def main() -> None:
             start_s = time.monotonic()
             write_run(recipe.parent, arguments.clips)
             print(f"wrote a curation of {arguments.clips} clips in {time.monotonic() - start_s:.1f} s")
-        times = [ask(recipe) for _ in range(arguments.repeats)]
+        times = [run_whatif(recipe) for _ in range(arguments.repeats)]
     seconds, cpu_s = (round(statistics.median(values), 2) for values in zip(*times, strict=True))
     print(json.dumps({"clips": arguments.clips, "seconds": seconds, "cpu_s": cpu_s, "repeats": arguments.repeats}))
 

@@ -27,8 +27,8 @@ CASES = [("h264.mp4", kind) for kind in KINDS] + [
     (name, kind)
     for name, kinds in {
         "mpeg4.avi": ("truncated", "header_flips", "payload_flips", "lost_packets"),
-        "jpeg.mkv": ("huge_picture", "many_flips", "years_between"),
-        "vp8.webm": ("huge_picture", "zeroed_packets", "header_flips"),
+        "jpeg.mkv": ("huge_image", "many_flips", "years_between"),
+        "vp8.webm": ("huge_image", "zeroed_packets", "header_flips"),
     }.items()
     for kind in kinds
 ]
@@ -64,12 +64,12 @@ def test_damaged_file_is_scanned_or_fails_by_name(footage: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_footage_is_whole_before_it_is_damaged(footage: Path, name: str) -> None:
+def test_undamaged_footage_is_scanned(footage: Path, name: str) -> None:
     assert scan_outcome(footage / name) == (SCANNED, "")
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "noise", "missing_index", "beheaded"])
-def test_what_is_no_video_fails(footage: Path, tmp_path: Path, kind: str) -> None:
+def test_files_without_video_fail(footage: Path, tmp_path: Path, kind: str) -> None:
     data = KINDS[kind]((footage / "h264.mp4").read_bytes(), np.random.default_rng(0))
     path = tmp_path / "no-video.mp4"
     path.write_bytes(data)
@@ -78,8 +78,8 @@ def test_what_is_no_video_fails(footage: Path, tmp_path: Path, kind: str) -> Non
 
 
 @pytest.mark.parametrize("side", [16000, 30000])
-def test_picture_of_a_gigabyte_is_refused(tmp_path: Path, side: int) -> None:
-    # 2 kB that would take 400 MB a frame and a second to draw each.
+def test_frame_of_a_gigabyte_is_refused(tmp_path: Path, side: int) -> None:
+    # 2 kB that would take 400 MB and a second per frame.
     small = encode(tmp_path / "small.mp4", sliding(2, 2.0, width=128, height=64))
     data = with_huge_sps(small.read_bytes(), side)
     assert data is not None
@@ -91,7 +91,8 @@ def test_picture_of_a_gigabyte_is_refused(tmp_path: Path, side: int) -> None:
 
 @pytest.mark.parametrize("target", ["whole.mp4", "list.mp4"])
 def test_list_of_other_files_is_not_followed(footage: Path, tmp_path: Path, target: str) -> None:
-    # FFmpeg knows such a list by its first line, whatever its name. Lists of lists last for ever, and files outside of the run are read.
+    # FFmpeg knows such a list by its first line, whatever its name.
+    # A list that names itself never ends, and a list can name files outside the run.
     (tmp_path / "whole.mp4").write_bytes((footage / "h264.mp4").read_bytes())
     path = tmp_path / "list.mp4"
     path.write_text("ffconcat version 1.0\n" + f"file {target}\n" * 3)
@@ -101,7 +102,7 @@ def test_list_of_other_files_is_not_followed(footage: Path, tmp_path: Path, targ
 
 @pytest.mark.parametrize("aspect", [(1, 4000), (4000, 1), (1, 60000), (60000, 1)])
 def test_pixels_of_absurd_shape(tmp_path: Path, aspect: tuple[int, int]) -> None:
-    # Displayed 0 pixels wide, or millions: neither may reach the size at which frames are looked at.
+    # Displayed 0 pixels wide, or millions: neither may reach the size at which frames are measured.
     path = encode(tmp_path / "aspect.mp4", sliding(6, 2.0, width=128, height=64), aspect=Fraction(4, 3))
     data = path.read_bytes()
     box = data.index(b"pasp") + 4
@@ -111,7 +112,7 @@ def test_pixels_of_absurd_shape(tmp_path: Path, aspect: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize("setting", ["matrix_coefficients", "transfer_characteristics", "colour_primaries"])
-def test_colours_nobody_defined(footage: Path, tmp_path: Path, setting: str) -> None:
+def test_undefined_colour_codes(footage: Path, tmp_path: Path, setting: str) -> None:
     # FFmpeg's scaler refuses some of them, after the decoder has taken them.
     for value in (0, 3, 8, 10, 14, 15, 22, 99, 255):
         data = raw_h264((footage / "h264.mp4").read_bytes(), f"h264_metadata={setting}={value}")
@@ -131,8 +132,8 @@ def test_years_between_two_frames_cost_no_memory_or_time(tmp_path: Path, years: 
     assert outcome in (SCANNED, FAILED), detail
 
 
-def test_frame_an_hour_is_scanned(tmp_path: Path) -> None:
-    # Rates so low that fractions of them round to zero.
+def test_one_frame_per_hour_is_scanned(tmp_path: Path) -> None:
+    # Frame rates so low that fractions of them round to zero.
     path = encode(
         tmp_path / "slow.mkv",
         sliding(4, 2.0, width=128, height=64),
@@ -143,7 +144,7 @@ def test_frame_an_hour_is_scanned(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damage_is_the_same_again_and_differs_by_seed(footage: Path, kind: str) -> None:
+def test_damage_repeats_for_a_seed_and_differs_between_seeds(footage: Path, kind: str) -> None:
     data = (footage / "h264.mp4").read_bytes()
     first, again = (make_variant("a", data, ".mp4", kind, np.random.default_rng(3)) for _ in range(2))
     assert first == again
@@ -153,7 +154,7 @@ def test_damage_is_the_same_again_and_differs_by_seed(footage: Path, kind: str) 
     assert len(first.data) <= max(3 * len(data), 100_000)
 
 
-def test_index_damage_is_for_mp4_alone(footage: Path) -> None:
+def test_index_damage_leaves_other_containers_unchanged(footage: Path) -> None:
     data = (footage / "jpeg.mkv").read_bytes()
     assert not is_mp4(data)
     for kind in MP4_KINDS:
