@@ -4,7 +4,7 @@ from pipelines.commands.curate import Curated as Curated
 from pipelines.commands.curate import curate as curate
 from pipelines.commands.run import Outcome as Outcome
 from pipelines.commands.run import run as run
-from pipelines.commands.sample import sample_recipe as sample
+from pipelines.commands.sample import sample_recipe as _sample_recipe
 from pipelines.commands.train import train as train
 from pipelines.curation import read_table as read_table
 from pipelines.recipe import Recipe as Recipe
@@ -18,4 +18,5 @@ from training.sampling.exported_model import ExportedModel as ExportedModel
 from training.sampling.media import write_mp4 as write_mp4
 from training.sampling.media import write_png as write_png
 
+sample = _sample_recipe
 load_model = ExportedModel

@@ -42,7 +42,7 @@ class Question:
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Measured columns that the engine `reads`."""
     source_caption: str | None = None
-    """Caption that came with the source."""
+    """Caption that came with the source; None if the engine answers prompts, which quote it in `text`."""
 
 
 @dataclass(frozen=True)

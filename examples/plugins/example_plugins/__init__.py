@@ -1,1 +1,1 @@
-"""Plug-ins for worldloom: a score, a captioning engine and a denoising model."""
+"""Plug-ins for worldloom: a score, a captioning engine and a model."""

@@ -1,9 +1,8 @@
-"""Engine `palette`: captions that name the colours, the light and the tempo of a clip."""
+"""Engine `palette`: captions that name the colours of a clip and how bright it is."""
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,115 +35,100 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (125, 60, 160),
     "lavender": (205, 190, 235),
 }
+"""Names of colours with their 8-bit RGB values."""
 NAMES = tuple(COLOURS)
-SIDE = 64  # Images are reduced to this many rows and columns: names of colours need no detail.
+SIDE = 64
+"""Rows and columns that images are reduced to: naming colours needs no detail."""
+DARK, BRIGHT = 0.25, 0.65
+"""Mean luma in [0, 1] below which a clip is called dark, and above which it is called bright."""
 
 
 class Palette(CaptionerSettings):
-    """A deterministic captioner without weights. It names what colours the images have, how bright and how fast.
+    """A deterministic captioner without weights. It names the colours that cover most of a clip's images.
 
-    It answers prompts that want text, and prompts that want captions of the kinds dense, medium and short.
+    It answers prompts that ask for text, and prompts that ask for captions of the kinds dense, medium and short.
     """
 
     name: str = "palette"
-    colours: int = Field(3, ge=1, le=8, description="Most colours that a caption names.")
-    min_share: float = Field(0.05, gt=0, lt=1, description="Smallest share of the images that a named colour has.")
-    slow: float = Field(0.02, ge=0, description="Motion up to which a clip is slow, in long sides per second.")
-    fast: float = Field(0.12, ge=0, description="Motion from which a clip is fast, in long sides per second.")
-    source: bool = Field(True, description="Begin the dense caption with the caption that came with the source.")
+    colours: int = Field(3, ge=1, le=8, description="Largest number of colours that a caption names.")
+    min_share: float = Field(0.05, gt=0, lt=1, description="Smallest share of the images that a named colour covers.")
 
     def identity(self) -> str:
-        """Return the version of the code with all settings, because all of them change captions."""
+        """Return the version of the code with all settings, because each of them changes captions."""
         return f"palette-v1 {self.model_dump_json()}"
 
     def reads(self) -> tuple[str, ...]:
-        """Return the measured columns that captions state."""
-        return ("motion", "camera", "luma", "source_caption")
+        """Return the columns that captions state."""
+        return ("kind", "luma", "source_caption")
 
     def open(self) -> Captioner:
-        """Return the engine. Nothing has to be loaded."""
+        """Return the engine. It has no weights to load."""
         return PaletteCaptioner(self)
 
 
 class PaletteCaptioner(Captioner):
-    """See `Palette`."""
+    """The engine of `Palette`."""
 
     def __init__(self, settings: Palette) -> None:
         self.settings = settings
 
     def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
-        """Yield the answers in the order of the questions."""
+        """Yield one answer per question, in the same order."""
         for question in questions:
             try:
-                text = self._text(question)
+                yield Answer(question.key, question.uid, self._text(question))
             except ValueError as error:
-                yield Answer(question.key, question.uid, "", error=f"ValueError: {error}")
-            else:
-                yield Answer(question.key, question.uid, text)
+                yield Answer(question.key, question.uid, error=f"ValueError: {error}")
 
     def _text(self, question: Question) -> str:
+        """Return the answer's text: JSON if the question has a schema, else the dense caption."""
         if not question.images:
-            raise ValueError("engine palette looks at images, and can neither merge windows nor rewrite captions")
-        captions = self.captions(question)
+            raise ValueError("engine palette needs images: it can neither merge nor rewrite captions")
+        captions = self._captions(question)
         if question.json_schema is None:
             return captions["dense"]
-        unknown = sorted(set(question.json_schema["properties"]) - set(captions))
-        if unknown:
-            raise ValueError(f"engine palette has no {', '.join(unknown)}; use prompt dense or levels")
-        return json.dumps({kind: captions[kind] for kind in question.json_schema["properties"]})
+        wanted = list(question.json_schema["properties"])
+        if unknown := sorted(set(wanted) - set(captions)):
+            raise ValueError(f"engine palette has no caption {', '.join(unknown)}; use prompt dense or levels")
+        return json.dumps({kind: captions[kind] for kind in wanted})
 
-    def captions(self, question: Question) -> dict[str, str]:
-        """Return a caption of each kind: short, medium and dense."""
-        images = [colour_shares(jpeg) for jpeg in question.images]
-        shares = np.mean(images, axis=0)
-        order = np.argsort(-shares, kind="stable")[: self.settings.colours]
-        main, *others = [int(i) for i in order if i == order[0] or shares[i] >= self.settings.min_share]
-        names = [NAMES[i] for i in others]
-        percent = [f"{NAMES[i]} ({round(100 * shares[i])}%)" for i in (main, *others)]
-        kind = "picture" if question.columns["motion"] is None else "video"
-        beside = f" with {_list(names)}" if names else ""
-        state = f"It is {self._light(question.columns)}{self._tempo(question.columns)}."
-        dense = [f"The {kind} is mostly {percent[0]}{f' with {_list(percent[1:])}' if names else ''}.", state]
-        first, last = int(np.argmax(images[0])), int(np.argmax(images[-1]))
-        if first != last:
-            dense.append(f"It begins mostly {NAMES[first]} and ends mostly {NAMES[last]}.")
-        source_caption = question.columns["source_caption"]
-        if self.settings.source and source_caption:
-            dense.insert(0, source_caption)
-        return {
-            "short": f"The {kind} is mostly {NAMES[main]}{beside}.",
-            "medium": f"The {kind} is mostly {NAMES[main]}{beside}. {state}",
-            "dense": " ".join(dense),
-        }
+    def _captions(self, question: Question) -> dict[str, str]:
+        """Return one caption of each kind."""
+        shares = np.mean([colour_shares(jpeg) for jpeg in question.images], axis=0)
+        largest = [int(i) for i in np.argsort(-shares, kind="stable")[: self.settings.colours]]
+        main, *others = [i for i in largest if i == largest[0] or shares[i] >= self.settings.min_share]
+        names = {i: NAMES[i] for i in (main, *others)}
+        percents = {i: f"{NAMES[i]} ({round(100 * shares[i])}%)" for i in names}
+        start, light = f"The {question.columns['kind']} is mostly", _light(question.columns["luma"])
 
-    def _light(self, columns: Mapping[str, Any]) -> str:
-        return "dark" if columns["luma"] < 0.25 else "bright" if columns["luma"] > 0.65 else "evenly lit"
-
-    def _tempo(self, columns: Mapping[str, Any]) -> str:
-        motion, camera = columns["motion"], columns["camera"]
-        if motion is None:
-            return ""
-        tempo = "slow" if motion <= self.settings.slow else "fast" if motion >= self.settings.fast else "calm"
-        held = {"still": "the camera stands still", "handheld": "the camera is held by hand"}
-        moves = {"pan": "the camera pans", "tilt": "the camera tilts", "zoom": "the camera zooms"}
-        words = {**held, **moves}.get(camera)
-        return f" and {tempo}, while {words}" if words else f" and {tempo}"
+        short = f"{start} {_join(names[main], [names[i] for i in others])}."
+        dense = f"{start} {_join(percents[main], [percents[i] for i in others])}. It is {light}."
+        if source_caption := question.columns["source_caption"]:
+            dense = f"{source_caption} {dense}"
+        return {"short": short, "medium": f"{short} It is {light}.", "dense": dense}
 
 
 def colour_shares(jpeg: bytes) -> NDArray[np.float64]:
-    """Return the share of an image's pixels that is nearest to each of NAMES."""
+    """Return for each of `NAMES` the share of an image's pixels that are nearest to that colour."""
     image = Image.open(io.BytesIO(jpeg)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
-    pixels = _opponent(np.asarray(image, dtype=np.float64).reshape(-1, 3))
-    named = _opponent(np.array(list(COLOURS.values()), dtype=np.float64))
-    nearest = np.square(pixels[:, None] - named).sum(axis=-1).argmin(axis=1)
-    return np.bincount(nearest, minlength=len(NAMES)) / len(pixels)
+    pixels_N3 = _opponent(np.asarray(image, dtype=np.float64).reshape(-1, 3))
+    named_M3 = _opponent(np.array(list(COLOURS.values()), dtype=np.float64))
+    nearest_N = np.square(pixels_N3[:, None] - named_M3).sum(axis=-1).argmin(axis=1)
+    return np.bincount(nearest_N, minlength=len(NAMES)) / len(pixels_N3)
 
 
 def _opponent(rgb_N3: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return luma and two differences of colours; hue counts more than light, as it does for names."""
+    """Return brightness, red against green, and yellow against blue. People name hues, so hue outweighs brightness."""
     red, green, blue = rgb_N3.T
     return np.stack([0.7 * (red + green + blue) / 3, red - green, (red + green) / 2 - blue], axis=-1)
 
 
-def _list(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+def _light(luma: float) -> str:
+    return "dark" if luma < DARK else "bright" if luma > BRIGHT else "evenly lit"
+
+
+def _join(main: str, others: Sequence[str]) -> str:
+    """Return 'a', 'a with b' or 'a with b, c and d'."""
+    if not others:
+        return main
+    return f"{main} with {' and '.join(filter(None, [', '.join(others[:-1]), others[-1]]))}"

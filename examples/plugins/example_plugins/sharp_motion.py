@@ -1,7 +1,7 @@
-"""score.sharp_motion: how fast a clip moves while its images stay sharp."""
+"""score.sharp_motion: how fast a clip moves while its frames stay sharp."""
 
 import io
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,39 +12,36 @@ from pydantic import Field
 from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
 
 WRITES = (
-    column("blur", pa.float64(), "blur of the images, mean over them: 0 is sharp, 1 has no edge (Crete et al. 2007)"),
+    column("blur", pa.float64(), "blur, mean over the frames: 0 is sharp, 1 has no edge (Crete et al. 2007)"),
     column("sharp_motion", pa.float64(), "motion x (1 - blur), in long sides per second; null for an image"),
 )
 
 
 class SharpMotion(Step):
-    """Measures the blur of a clip's images, and weighs the clip's motion with it.
+    """Measures the blur of a clip's frames, and weighs the clip's motion with it.
 
-    The clips that teach a model motion are those that move and are sharp. A bound on `motion` alone also keeps
-    clips that a fast camera has smeared, and a bound on `sharpness` alone also keeps stills.
+    Clips that move and are sharp teach a model motion. A bound on `motion` alone also keeps clips that a fast camera
+    has smeared, and a bound on `sharpness` alone also keeps clips without motion.
     """
 
     name: str = "score.sharp_motion"
-    images: Literal["frames", "thumbnails"] = Field(
-        "frames", description="Column of images that are measured: those of step frames, or the thumbnails of scan."
-    )
     window: int = Field(
-        11, ge=3, le=31, description="Pixels of the low-pass filter; motion blur of this length counts as full blur."
+        11, ge=3, le=31, description="Length of the low-pass filter in pixels; longer blurs are not told apart."
     )
 
     def reads(self) -> tuple[str, ...]:
-        """Return the column of images and the measured motion."""
-        return (self.images, "motion")
+        """Return the frames and the motion that scan measured."""
+        return ("frames", "motion")
 
     def writes(self) -> tuple[pa.Field, ...]:
-        """Return the two columns that are added."""
+        """Return the two columns that the step adds."""
         return WRITES
 
     def open(self, context: Context) -> TableFunction:
-        """Return the function that measures the rows of a table. Nothing has to be loaded."""
+        """Return the function that measures the rows of a table. The step has no weights to load."""
 
         def measure(row: dict[str, Any]) -> dict[str, float | None]:
-            blur = float(np.mean([blur_effect(luma(jpeg), self.window) for jpeg in row[self.images]]))
+            blur = float(np.mean([blur_effect(luma(jpeg), self.window) for jpeg in row["frames"]]))
             motion = row["motion"]
             return {"blur": blur, "sharp_motion": None if motion is None else motion * (1 - blur)}
 
@@ -52,25 +49,26 @@ class SharpMotion(Step):
 
 
 def luma(jpeg: bytes) -> NDArray[np.float64]:
-    """Return the luma [H, W] of a JPEG file, in [0, 1]."""
+    """Return the luma `[H, W]` of a JPEG file, in [0, 1]."""
     return np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"), dtype=np.float64) / 255
 
 
 def blur_effect(luma_HW: NDArray[np.float64], window: int) -> float:
-    """Return how little a low-pass filter changes the steps between neighbouring pixels, in the axis that is worse.
+    """Return the blur of an image, in [0, 1], along the axis that is more blurred (Crete et al. 2007).
 
-    A sharp image loses most of its steps in the filter. A blurred image has lost them already. Motion blurs along one
-    axis only, so the worse axis counts and not the mean of both.
+    Blurring a sharp image removes most differences between neighbouring pixels. A blurred image has lost them already.
+    Motion blurs along its own direction only, so the mean of both axes would hide half of it.
     """
-    return max(_blur_along_columns(luma_HW, window), _blur_along_columns(luma_HW.T, window))
+    return max(_blur_along_rows(luma_HW, window), _blur_along_rows(luma_HW.T, window))
 
 
-def _blur_along_columns(luma_HW: NDArray[np.float64], window: int) -> float:
+def _blur_along_rows(luma_HW: NDArray[np.float64], window: int) -> float:
+    """Return the share of the differences between adjacent rows that a mean over `window` rows leaves; 1 if none."""
     before = window // 2
     padded = np.pad(luma_HW, ((before + 1, window - 1 - before), (0, 0)), mode="edge")
     sums = np.cumsum(padded, axis=0)
-    filtered = (sums[window:] - sums[:-window]) / window
-    steps = np.abs(np.diff(luma_HW, axis=0))
-    lost = np.maximum(steps - np.abs(np.diff(filtered, axis=0)), 0)
-    total = steps.sum()
-    return float(1 - lost.sum() / total) if total > 0 else 1.0
+    means = (sums[window:] - sums[:-window]) / window
+    differences = np.abs(np.diff(luma_HW, axis=0))
+    removed = np.maximum(differences - np.abs(np.diff(means, axis=0)), 0)
+    total = differences.sum()
+    return float(1 - removed.sum() / total) if total > 0 else 1.0
