@@ -36,7 +36,7 @@ CAMERA_PHRASES = {
     "handheld": "the camera is hand-held and sways",
     "cut-in": "the camera stands still, and once the view jumps nearer to the same scene",
 }
-"""Phrases for the values of the scan's column `camera` (docs/signals.md). The scan measures no directions."""
+"""Phrases for the values of the scan's column `camera` (docs/measures/signals.md). The scan measures no directions."""
 
 
 @dataclass(frozen=True)

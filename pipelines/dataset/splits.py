@@ -265,12 +265,12 @@ def _log_summary(table: pa.Table, rows: pa.Table, shares: SplitSettings) -> None
     if left_out := counts.get(None, 0):
         log.warning(
             f"splits: {left_out} kept clips are in no split: later clips made them near-duplicates of held-out ones "
-            "(docs/splits.md)"
+            "(docs/measures/splits.md)"
         )
     for split, share in (("val", shares.val), ("test", shares.test)):
         found = counts.get(split, 0) / max(len(kept), 1)
         if share and len(kept) >= MIN_CLIPS_FOR_SHARES and not share / 2 <= found <= share * 2:
             log.warning(
                 f"splits: {split} has {found:.1%} of the clips instead of {share:.1%}: earlier assignments are "
-                "permanent, and files that share near-duplicates are not divided (docs/splits.md)"
+                "permanent, and files that share near-duplicates are not divided (docs/measures/splits.md)"
             )
