@@ -2,21 +2,33 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo fast test check docs versions format clean
 
 demo: .venv/installed
 	$(BIN)/worldloom demo-footage footage/demo --videos 24
 	$(BIN)/worldloom run pipelines/recipes/quickstart.yaml
 
-# Files go to two processes, each of which has a Ray and models of its own, in their order: the long ones are not the last.
+# Before each commit: lint, types, and the tests that take less than a second.
+fast: check
+	$(BIN)/pytest -n 2 -m "not slow"
+
+# Files go to two processes, each of which has a Ray and models of its own. Their order is kept: long ones are not last.
 test: check
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What CI runs before the tests.
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site is written to build/site. A link to a page or heading that does not exist is an error.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --strict --quiet
+
+# The fast tests with the oldest and the newest allowed torch, torchvision, ray, av and pyarrow.
+versions: build/oldest/installed build/newest/installed
+	build/oldest/bin/python -m pytest -n 2 -m "not slow"
+	build/newest/bin/python -m pytest -n 2 -m "not slow"
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
@@ -29,5 +41,12 @@ format: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
 
+# An environment that finds in .venv whatever it does not install itself.
+build/%/installed: constraints/%.txt .venv/installed
+	$(PYTHON) -m venv build/$*
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(build/$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
+	PIP_CONSTRAINT=constraints/$*.txt build/$*/bin/python -m pip install --quiet -r constraints/$*.txt
+	touch $@
+
 clean:
-	rm -rf .venv footage runs
+	rm -rf .venv build footage runs
