@@ -117,7 +117,8 @@ def read_table(recipe: Recipe, label: str | None = None) -> pa.Table:
     """Return the rows that a step has written so far, sorted by uid; by default those of the last step that has begun.
 
     `label` is the step's name as `worldloom plan` prints it, `cut` or `keep#2`. The table also has the columns of the
-    steps before it, and holds dropped and failed rows with their fate. Raises `ConfigError` for an unknown label.
+    steps before it, except thumbnails and frames that none of its steps reads. It holds dropped and failed rows with
+    their fate. Raises `ConfigError` for an unknown label.
     """
     segments = inspect(recipe).segments
     if label is None:
