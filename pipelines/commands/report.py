@@ -24,7 +24,8 @@ def try_report(recipe: Recipe, curation: Curation) -> str | None:
 def command(recipe: RecipeFile, set_: Assignments = None) -> None:
     """Write out/report.html, one page that opens offline.
 
-    It shows what came in, what was kept and why not, thresholds with the clips beside them, balance, lineage and costs.
+    It shows the funnel from sources to kept clips, the reason of each loss, the clips nearest to each threshold,
+    duplicates, failures, balance of the splits, training, time and lineage.
     """
     from pipelines.report.page import write_report
 

@@ -19,7 +19,7 @@ function balance() {
         el(
           'p',
           { class: 'note' },
-          `${split}: distance to train ${percent(distance)}, of random splits ${percent(expected)}`,
+          `${split}: distance to train ${percent(distance)}; ${percent(expected)} is expected of a random split`,
         ),
       ),
     );
@@ -32,7 +32,7 @@ function balance() {
     legend(
       splits.map((split) => [
         `var(--${tone(split)})`,
-        `${splitName(split)}: ${plural(clips[split], 'clip')}, ${time(hours[split])}`,
+        `${splitName(split)}: ${plural(clips[split], 'clip')}${hours[split] ? `, ${time(hours[split])}` : ''}`,
       ]),
     ),
     different.length

@@ -72,6 +72,7 @@ const axisStyle = () => ({
   fixedrange: true,
   automargin: true,
   tickcolor: color('line'),
+  exponentformat: 'none',
 });
 
 /** Return the middle of each bin, on the scale of the axis. */

@@ -143,7 +143,7 @@ function yieldCurve({ side, limit: current, yields }, item) {
 
 /** Return the chart of the shares of the clips of each split. `tone` maps a split to its colour. */
 function shareChart(item, splits, tone) {
-  const used = splits.filter((split) => item.counts[split]);
+  const used = splits.filter((split) => item.counts[split] && item.counts[split].some(Boolean));
   const sizes = used.map((split) => `${split}, ${plural(sum(item.counts[split]), 'clip')}`);
   return chart('small', `${item.title}: ${sizes.join('; ')}`, () => {
     const numeric = Boolean(item.edges);

@@ -81,11 +81,8 @@ def make_axis(values: Float64Array, thresholds: Sequence[float] = (), max_bins: 
         half = 0.5 * abs(low) if abs(low) >= np.finfo(np.float64).tiny else 0.5
         low, high = low - half, high + half
     elif marks:
-        # A threshold at the end of the axis would not visibly divide anything.
-        low, high = (
-            (low - span / bins if min(marks) == low else low),
-            (high + span / bins if max(marks) == high else high),
-        )
+        # Beyond the outermost thresholds is a whole bin: a narrower one would not be visible.
+        low, high = min(low, min(marks) - span / bins), max(high, max(marks) + span / bins)
     if not is_log and low < 0 <= values[0]:
         low = 0.0 if not marks or min(marks) > 0 else low
     pieces = []

@@ -104,7 +104,7 @@ function openClip(i) {
       { class: 'film' },
       thumbnailUrls(i).map((src) => el('img', { src, alt: '' })),
     ),
-    el('p', {}, fateLabel(i), why(i) ? ` ${why(i)}` : ''),
+    el('p', {}, fateLabel(i), why(i) ? ` in ${why(i)}` : ''),
     table.value[i] === null
       ? ''
       : el(

@@ -215,11 +215,11 @@ function lossCard(runs) {
 /** Return charts that compare one metric of all runs. */
 function metricCards(runs) {
   const items = [
-    ['lr', 'Learning rate', {}],
+    ['lr', 'Learning rate', { rangemode: 'tozero' }],
     ['grad_norm', 'Gradient norm', { type: 'log', nticks: 3, tickformat: '~g' }],
     ['mean/tokens_per_s', 'Tokens per second', { rangemode: 'tozero', tickformat: '.3~s' }],
     ['mean/mfu', 'Model FLOPs utilisation', { rangemode: 'tozero', tickformat: '.0%' }],
-    ['mean/tflops', 'Model TFLOP/s per rank', { rangemode: 'tozero' }],
+    ['mean/tflops', 'Model TFLOP/s per rank', { rangemode: 'tozero', nticks: 4 }],
     ['mean/idle_share', 'Idle share: ranks that wait for others', { rangemode: 'tozero', tickformat: '.0%' }],
   ];
   return items

@@ -57,7 +57,7 @@ function lossPartCards(run) {
         name
           .replace('_', ', ')
           .replace(/px/, ' px')
-          .replace(/(\d)f$/, '$1 f'),
+          .replace(/(\d+)f$/, (_, n) => plural(Number(n), 'frame')),
     ],
     ['loss_kind/', 'Loss of images and videos', (name) => name],
   ];

@@ -50,9 +50,9 @@ WRITES = (
     column(
         "caption_answers",
         pa.int32(),
-        "number of answers: one per window, one to merge windows, one to rewrite, and each that was unfit",
+        "number of answers: one per window, one to merge windows, one to rewrite, and each unfit one",
     ),
-    column("caption_tokens_in", pa.int64(), "tokens of all questions"),
+    column("caption_tokens_in", pa.int64(), "tokens of all prompts"),
     column("caption_tokens_out", pa.int64(), "tokens of all answers"),
     column("caption_cost_usd", pa.float64(), "cost of all answers; 0 if nothing is charged or no price is set"),
 )

@@ -77,7 +77,7 @@ SIGNALS = (
         pa.float64(),
         "mean speed of the frame's blocks, in long sides per second; 0 for a frozen shot, null for an image",
     ),
-    column("local_motion", pa.float64(), "motion that is left when the camera's motion is taken out"),
+    column("local_motion", pa.float64(), "motion that remains after the camera's motion is subtracted"),
     column("camera", pa.string(), "still, pan, tilt, zoom, handheld or cut-in; null for an image"),
     column("frozen_share", pa.float64(), "share of time in which nothing moves; null for an image"),
     column(

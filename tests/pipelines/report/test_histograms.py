@@ -55,3 +55,11 @@ def test_a_skewed_column_gets_a_logarithmic_axis() -> None:
     assert axis.is_log
     assert 0.01 in axis.edges.tolist()
     assert not make_axis(np.linspace(0, 1, 100), [0.5]).is_log
+
+
+def test_a_whole_bin_lies_beyond_a_threshold_near_the_end() -> None:
+    inside = np.linspace(0.1, 0.9, 100)
+    axis = make_axis(np.concatenate([[0.049] * 3, inside, [0.951] * 3]), [0.05, 0.95])
+    widths = np.diff(axis.edges)
+    assert widths[0] > 0.8 * widths[1]
+    assert widths[-1] > 0.8 * widths[-2]
