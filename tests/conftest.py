@@ -1,4 +1,7 @@
-"""What every test file shares: warnings are errors (pyproject.toml), and so are ERROR log lines, leaked random state and changed scheduling."""
+"""Fixtures of all tests.
+
+ERROR log lines, leaked random state and changed scheduling fail a test; pyproject.toml turns warnings into errors.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rich.style
+import rich.style  # noqa: F401  draws from the global generators when it is imported; no test should be blamed for it
 from hypothesis import settings
 
+from tests.support.drawn_footage import draw_footage
 from tests.support.paths import ROOT
 
-# How long an example takes is the machine's affair.
+PRIVATE_FOOTAGE = Path(os.environ.get("WORLDLOOM_VIDEOS", ROOT.parent / "shared" / "videos"))
+
+# The time of an example depends on the machine's load, so none has a deadline.
 settings.register_profile("worldloom", deadline=None)
 settings.load_profile("worldloom")
+
+
+def global_random_state() -> tuple[object, bytes]:
+    """Return the states of the global generators of Python and NumPy."""
+    return random.getstate(), np.random.get_state()[1].tobytes()  # noqa: NPY002
 
 
 @pytest.fixture(autouse=True)
@@ -32,14 +43,17 @@ def _no_error_logs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_leaked_random_state() -> Iterator[None]:
-    before = (random.getstate(), np.random.get_state()[1].tobytes())
+    before = global_random_state()
     yield
-    assert (random.getstate(), np.random.get_state()[1].tobytes()) == before, "the test drew from global random state"
+    assert global_random_state() == before, "the test drew from global random state"
 
 
 @pytest.fixture(autouse=True)
 def _same_scheduling() -> Iterator[None]:
-    """A process that a library makes real-time, as it can make root's, starves what all tests after it start, until they hang."""
+    """Fail a test that changes the scheduling policy.
+
+    Libraries can make a process of root real-time. Processes that later tests start would then starve.
+    """
     policy = getattr(os, "sched_getscheduler", lambda _: None)
     before = policy(0)
     yield
@@ -47,25 +61,28 @@ def _same_scheduling() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def real_videos() -> Path:
-    """Folder of real footage; tests that need it skip where it is not."""
-    folder = Path(os.environ.get("WORLDLOOM_VIDEOS", ROOT.parent / "shared" / "videos"))
-    if not folder.is_dir():
-        pytest.skip(f"no real footage at {folder}; set WORLDLOOM_VIDEOS")
-    return folder.resolve()
+def footage_is_drawn() -> bool:
+    """Return True if there is no private footage at `WORLDLOOM_VIDEOS`, so that drawn files stand in for it."""
+    return not PRIVATE_FOOTAGE.is_dir()
+
+
+@pytest.fixture(scope="session")
+def video_folder(footage_is_drawn: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of private footage, or of drawn files with the same names."""
+    if not footage_is_drawn:
+        return PRIVATE_FOOTAGE.resolve()
+    folder = tmp_path_factory.mktemp("drawn-footage")
+    draw_footage(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One local Ray for all tests that need one."""
+    """Run one local Ray for all tests that need one."""
     from cluster.session import RaySettings, ray_connection
 
-    # Workers are processes of their own: they find the test modules through the environment.
+    # Workers are other processes, which find the test modules through the environment.
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        patch.setenv(
-            "PYTHONPATH",
-            str(ROOT),
-            prepend=os.pathsep,
-        )
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         stack.enter_context(ray_connection(RaySettings(cpus=2)))
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -67,7 +68,7 @@ def recipe_for(footage: Path, out: Path, *changes: str) -> Recipe:
 
 def run_inline(recipe: Recipe) -> Curation:
     curation = run_segments(recipe, inline)
-    build_dataset(recipe, curation)
+    build_dataset(recipe, curation, inline)
     return curation
 
 
@@ -84,7 +85,7 @@ def latents_of(recipe: Recipe) -> dict[str, tuple[bytes, bytes | None]]:
 
 
 def manifest_of(recipe: Recipe, curation: Curation) -> pa.Table:
-    table, _ = read_manifest(build_dataset(recipe, curation).manifest_uri)
+    table, _ = read_manifest(build_dataset(recipe, curation, inline).manifest_uri)
     return table.drop_columns(["file", "row_group", "row"])
 
 
@@ -153,7 +154,7 @@ def test_every_clip_has_the_caption_of_its_own_shot(footage: Path, undisturbed: 
 
 def test_the_manifest_is_sound_and_splits_keep_groups_apart(undisturbed: tuple[Recipe, Curation]) -> None:
     recipe, curation = undisturbed
-    dataset = build_dataset(recipe, curation)
+    dataset = build_dataset(recipe, curation, inline)
     assert verify(dataset.manifest_uri) == []
     table, _ = read_manifest(dataset.manifest_uri)
     assert dataset.n_val >= 1
@@ -246,6 +247,11 @@ def kill_when(sets: Sequence[str], ready: Callable[[], bool], *options: str) -> 
     time.sleep(2)
 
 
+def has_parts(recipe: Recipe, segment: str) -> bool:
+    """Return True if the table of a segment has a part."""
+    return any(f"/{segment}-" in entry.uri for entry in storage.list_files(recipe.tables_uri, ".parquet"))
+
+
 def losses_of(out: Path) -> list[float]:
     (metrics,) = out.rglob("metrics.jsonl")
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -254,7 +260,7 @@ def losses_of(out: Path) -> list[float]:
 
 
 @pytest.mark.timeout(900)  # its five runs take two minutes on two free cores, and must not be cut off on busy ones
-def test_killed_while_it_scans_encodes_and_trains_a_rerun_ends_as_if_undisturbed(
+def test_rerun_of_a_killed_run_ends_as_if_undisturbed(
     footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path
 ) -> None:
     recipe, straight = undisturbed
@@ -264,7 +270,7 @@ def test_killed_while_it_scans_encodes_and_trains_a_rerun_ends_as_if_undisturbed
     for table in ("scan", "encode"):
         kill_when(
             sets[0],
-            lambda: any(f"/{table}-" in entry.uri for entry in storage.list_files(killed.tables_uri, ".parquet")),
+            functools.partial(has_parts, killed, table),
         )
         assert not inspect(killed).complete
     kill_when(sets[0], lambda: any((outs[0]).rglob("checkpoints/step-*")))
@@ -289,9 +295,9 @@ def test_the_whole_recipe_samples_a_playable_clip_in_process(
     recipe, _ = undisturbed
     out = tmp_path / "out"
     shutil.copytree(recipe.out_uri, out)
-    picture = min(footage.glob("*.png"))
-    clip_of = f"{{prompt: a red circle, seconds: 2, size: 96x64, steps: 2, first: '{picture}'}}"
-    samples = f"[{clip_of}, {{prompt: a star, seconds: 0, size: 64x96, steps: 2}}]"
+    image = min(footage.glob("*.png"))
+    first_clip = f"{{prompt: a red circle, seconds: 2, size: 96x64, steps: 2, first: '{image}'}}"
+    samples = f"[{first_clip}, {{prompt: a star, seconds: 0, size: 64x96, steps: 2}}]"
     whole = load_recipe(QUICKSTART, [*assignments(footage, out)[:2], *TINY_TRAINING, f"sample={samples}"])
     outcome = run.run_recipe(whole, in_process=True)
     assert outcome.training is not None
@@ -326,10 +332,10 @@ def test_the_command_line_reports_ledger_plan_and_verify(
     assert unfinished.returncode == 1
 
 
-def test_real_footage_ends_well(real_videos: Path, tmp_path: Path) -> None:
+def test_every_file_of_mixed_footage_is_accounted_for(video_folder: Path, tmp_path: Path) -> None:
     recipe = load_recipe(
         QUICKSTART,
-        [f"out={tmp_path}", f"sources=[{{videos: '{real_videos}/*.{{mp4,mov,mkv,avi}}'}}]", "train=null", "sample=[]"],
+        [f"out={tmp_path}", f"sources=[{{videos: '{video_folder}/*.{{mp4,mov,mkv,avi}}'}}]", "train=null", "sample=[]"],
     )
     curation = run_inline(recipe)
     accounts = ledger(curation)
@@ -351,4 +357,4 @@ def test_real_footage_ends_well(real_videos: Path, tmp_path: Path) -> None:
     )
     assert len(kept) == len(duplicates) >= 1
     assert {row["cluster"] for row in duplicates} == {row["uid"] for row in kept}
-    assert verify(build_dataset(recipe, curation).manifest_uri) == []
+    assert verify(build_dataset(recipe, curation, inline).manifest_uri) == []

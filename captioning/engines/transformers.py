@@ -38,7 +38,7 @@ class Transformers(ChatModelSettings, CaptionerSettings):
 
     def open(self) -> Captioner:
         try:
-            import transformers
+            import transformers  # noqa: F401  checks that the package is there before a model is looked for
         except ImportError as error:
             raise EngineError(
                 f"engine {self.name} needs the package transformers ({error}): pip install 'worldloom[models]'"

@@ -68,7 +68,7 @@ STOP_WORDS = frozenset(
     the their them then there these they this those through to together too toward towards two under until up
     upon us very via was we were what when where which while who whose why will with within without would you
     your
-    """.split()
+    """.split()  # noqa: SIM905  a list of words reads as one
 )
 MAX_WORDS = 40
 MAX_SOURCES = 12

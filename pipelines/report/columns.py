@@ -20,7 +20,7 @@ UNMEASURED_COLUMNS = frozenset(
     uid source_uid size_bytes rotation_deg time_base_num time_base_den first_pts bit_depth source_duration_s
     start_pts end_pts clip_index clip_count shot_index width height fps n_tokens
     duplicate_distance duplicate_overlap
-    """.split()
+    """.split()  # noqa: SIM905  a list of words reads as one
 ) | frozenset(FATE_COLUMNS)
 """Columns of positions, sizes and bookkeeping. They get a histogram only if the recipe has a threshold on them."""
 

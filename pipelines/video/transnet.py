@@ -178,7 +178,7 @@ def _process_state_kept() -> Iterator[None]:
     variable = "PYTORCH_ENABLE_MPS_FALLBACK"
     before = os.environ.get(variable)
     random_state, torch_state = random.getstate(), torch.get_rng_state()
-    numpy_state = np.random.get_state()
+    numpy_state = np.random.get_state()  # noqa: NPY002
     strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     try:
@@ -186,7 +186,7 @@ def _process_state_kept() -> Iterator[None]:
             yield
     finally:
         random.setstate(random_state)
-        np.random.set_state(numpy_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_rng_state(torch_state)
         torch.use_deterministic_algorithms(strict, warn_only=warns)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn

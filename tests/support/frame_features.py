@@ -1,4 +1,4 @@
-"""Features of drawn shots at the size of a signature, with known cuts, dissolves and fades, for tests of shot detection."""
+"""Features of drawn shots at the size of a signature, with known transitions, for tests of shot detection."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ def dissolve(a: Float64Array, b: Float64Array, n: int) -> Float64Array:
 
 
 def fade(a: Float64Array, b: Float64Array, colour: tuple[int, int, int], n: int, hold: int) -> Float64Array:
-    """Return `b` after `a` through a plain colour: n frames down, the last of them plain, `hold` plain ones, n frames up."""
+    """Return `b` after `a` through a plain colour.
+
+    n frames fade out, the last of them plain; `hold` frames are plain; n frames fade in.
+    """
     plain = np.broadcast_to(np.array(colour, float)[:, None, None], a.shape[1:])
     down = (np.arange(n) + 1)[:, None, None, None] / n
     up = (np.arange(n) + 1)[:, None, None, None] / (n + 1)

@@ -194,7 +194,7 @@ def test_an_autoencoder_of_videos_has_a_size_limit(
 
 
 @pytest.mark.parametrize("name", ["hevc_10bit_200x200.mp4", "mpeg4_320x240.avi", "rotated_90.mov"])
-def test_real_footage(name: str, real_videos: Path, tmp_path: Path) -> None:
-    made = write_roundtrip(str(real_videos / name), Linear(), VideoPart(size=64), str(tmp_path / "out.mp4"))
+def test_roundtrip_of_footage(name: str, video_folder: Path, tmp_path: Path) -> None:
+    made = write_roundtrip(str(video_folder / name), Linear(), VideoPart(size=64), str(tmp_path / "out.mp4"))
     assert made.psnr_db > 15
     assert len(frames_of(tmp_path / "out.mp4")) == made.frames

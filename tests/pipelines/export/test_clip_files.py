@@ -299,8 +299,8 @@ REAL = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*REAL, "short_1s_340x256.mp4", "subtitled_portrait_362x640.mp4"])
-def test_clips_of_real_footage(tmp_path: Path, real_videos: Path, name: str) -> None:
-    source = real_videos / name
+def test_clips_of_footage(tmp_path: Path, video_folder: Path, name: str) -> None:
+    source = video_folder / name
     pts = pts_of(source)[:160]
     n = len(pts)
     for first, end in ((0, n), (0, max(1, n // 2)), (n // 3, max(n // 3 + 1, 2 * n // 3))):

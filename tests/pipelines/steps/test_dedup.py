@@ -230,7 +230,7 @@ def test_semantic_joins_clusters_of_an_earlier_dedup() -> None:
 
 
 @pytest.mark.slow
-def test_real_footage_compressed_twice(real_videos: Path) -> None:
+def test_footage_compressed_twice(video_folder: Path) -> None:
     """One scene is there twice, once compressed eighty times as much, among files that have nothing in common."""
     names = [
         "carphone_pristine.mp4",
@@ -241,7 +241,7 @@ def test_real_footage_compressed_twice(real_videos: Path) -> None:
     ]
     rows = []
     for name in names:
-        path = real_videos / name
+        path = video_folder / name
         row: dict[str, Any] = {
             "uid": name,
             "source": str(path),

@@ -107,13 +107,13 @@ def luma_images(path: Path) -> list[UInt8Array]:
         ("short_1s_340x256.mp4", {"tilt", "pan", "handheld"}),
     ],
 )
-def test_real_footage_named_as_by_eye(real_videos: Path, name: str, cameras: set[str]) -> None:
-    motions = motions_of(luma_images(real_videos / name), 30)
+def test_camera_motion_of_footage_as_labelled(video_folder: Path, name: str, cameras: set[str]) -> None:
+    motions = motions_of(luma_images(video_folder / name), 30)
     assert camera_motion(motions, Fraction(1, 30)) in cameras
 
 
 @pytest.mark.slow
-def test_real_frames_are_not_taken_for_parts_of_others(real_videos: Path) -> None:
+def test_frames_are_not_taken_for_parts_of_others(video_folder: Path) -> None:
     names = (
         "hydraulic_press_832x480.mp4",
         "mpeg4_832x480.mp4",
@@ -121,7 +121,7 @@ def test_real_frames_are_not_taken_for_parts_of_others(real_videos: Path) -> Non
         "short_1s_340x256.mp4",
         "nasa_320x180.mp4",
     )
-    images = [luma_images(real_videos / name)[k] for name in names for k in (0, 25)]
+    images = [luma_images(video_folder / name)[k] for name in names for k in (0, 25)]
     for i, before in enumerate(images):
         for j, after in enumerate(images):
             assert cut_in(before, after) is None, (names[i // 2], names[j // 2])

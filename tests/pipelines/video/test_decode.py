@@ -156,8 +156,8 @@ def test_streams_without_pts_follow_their_rate(tmp_path: Path) -> None:
     assert [number_of(frame) for frame in span.frames] == [7, 8, 9, 10]
 
 
-def test_packed_b_frames_in_avi_lose_no_frame(real_videos: Path) -> None:
-    path = str(real_videos / "mpeg4_320x240.avi")
+def test_packed_b_frames_in_avi_lose_no_frame(video_folder: Path) -> None:
+    path = str(video_folder / "mpeg4_320x240.avi")
     pts = [p for p, _ in read_frames(path, 32, 24)]
     assert pts == list(range(pts[0], pts[0] + 164))
 
@@ -293,8 +293,8 @@ def test_decoding_uses_one_thread(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_rotated_footage_is_upright(real_videos: Path) -> None:
-    path = str(real_videos / "rotated_90.mov")
+def test_rotated_footage_is_upright(video_folder: Path) -> None:
+    path = str(video_folder / "rotated_90.mov")
     info = probe(path)
     assert (info.width, info.height, info.rotation_deg) == (320, 568, -90)
     with av.open(path) as container:

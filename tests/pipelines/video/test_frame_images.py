@@ -111,8 +111,8 @@ def test_damage_between_two_spans_fails_neither(tmp_path: Path) -> None:
         "rotated_90.mov",
     ],
 )
-def test_real_footage_against_decoding_every_frame(real_videos: Path, name: str) -> None:
-    uri = str(real_videos / name)
+def test_footage_against_decoding_every_frame(video_folder: Path, name: str) -> None:
+    uri = str(video_folder / name)
     sampling = FrameSampling(2.0, 5, 200, 90)
     with open_video(uri) as video:
         size = sampling.size(video.info.width, video.info.height)

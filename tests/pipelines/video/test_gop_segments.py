@@ -203,8 +203,8 @@ def test_last_frame_that_no_other_refers_to_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_skipping_does_not_change_what_is_found(real_videos: Path) -> None:
-    """Every frame with its loop filter gives the same boundaries to a frame or two, and signals within a few percent."""
+def test_skipping_does_not_change_what_is_found(video_folder: Path) -> None:
+    """A scan of every frame with its loop filter has boundaries within two frames and signals within a few percent."""
     for name in (
         "talk_640x360.mp4",
         "talk_portrait_480x640.mp4",
@@ -212,7 +212,7 @@ def test_skipping_does_not_change_what_is_found(real_videos: Path) -> None:
         "hydraulic_press_832x480.mp4",
         "hevc_10bit_200x200.mp4",
     ):
-        path = str(real_videos / name)
+        path = str(video_folder / name)
         fast = scan_video(path)
         with open_video(path) as video:
             settings = ScanSettings()

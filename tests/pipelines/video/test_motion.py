@@ -249,10 +249,10 @@ def farneback(before: UInt8Array, after: UInt8Array) -> float:
 @pytest.mark.parametrize(
     "name", ["carphone_pristine.mp4", "short_1s_340x256.mp4", "nasa_320x180.mp4", "mpeg4_320x240.avi"]
 )
-def test_real_footage_ranks_as_by_another_optical_flow(real_videos: Path, name: str) -> None:
+def test_footage_ranks_as_by_another_optical_flow(video_folder: Path, name: str) -> None:
     """Farneback's flow is smooth and reaches into flat parts: it reads up to twice as high, and rises and falls with
     ours."""
-    images = [image for _, image in read_frames(str(real_videos / name), 128, 72, "gray8")][:200]
+    images = [image for _, image in read_frames(str(video_folder / name), 128, 72, "gray8")][:200]
     pairs = list(zip(images[::3], images[3::3], strict=False))
     motions = [motions_of(pair, 5) for pair in pairs]
     ours = [motion[0].speed * 25.6 if motion else 0.0 for motion in motions]

@@ -294,9 +294,9 @@ def test_bad_settings_are_refused(settings: dict[str, object]) -> None:
 
 
 @pytest.mark.slow
-def test_real_footage_scans_or_fails_as_it_should(real_videos: Path) -> None:
+def test_footage_scans_or_fails_as_it_should(video_folder: Path) -> None:
     scans: dict[str, VideoScan] = {}
-    for path in sorted(real_videos.glob("*.*")):
+    for path in sorted(video_folder.glob("*.*")):
         if path.suffix == ".md":
             continue
         if path.stem == "corrupted":
@@ -330,13 +330,13 @@ def test_real_footage_scans_or_fails_as_it_should(real_videos: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sintel_trailer_is_cut_as_by_eye(real_videos: Path) -> None:
+def test_trailer_is_cut_as_labelled(video_folder: Path) -> None:
     """Every hard cut is on its frame and every fade at its span; the whip pan and the close fly-bys are not cut.
 
     The labels were made from contact sheets.
     """
     labels = json.loads(Path(__file__).with_name("sintel_labels.json").read_text())
-    scan = scan_video(str(real_videos / labels["file"]))
+    scan = scan_video(str(video_folder / labels["file"]))
     found = [
         (b.kind, *(round(float(pts * scan.media.time_base * labels["fps"])) for pts in (b.start_pts, b.end_pts)))
         for b in scan.boundaries

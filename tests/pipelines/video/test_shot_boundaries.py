@@ -198,7 +198,10 @@ def test_unknown_detector_and_missing_scores_are_refused() -> None:
 
 
 def read_features(path: Path) -> FrameFeatures:
-    """Return the features of every frame of a file, independently of the scan: RGB, averaged areas, full-range BT.601."""
+    """Return the features of every frame of a file, computed apart from the scan.
+
+    They come from RGB frames, by averaged areas and full-range BT.601.
+    """
     signatures = []
     pts = []
     for frame_pts, rgb in read_frames(str(path), 128, 72):
@@ -209,9 +212,9 @@ def read_features(path: Path) -> FrameFeatures:
 
 
 @pytest.mark.slow
-def test_sintel_trailer_against_labels_made_by_eye(real_videos: Path) -> None:
+def test_trailer_against_labels_of_every_frame(video_folder: Path) -> None:
     labels = json.loads(Path(__file__).with_name("sintel_labels.json").read_text())
-    features = read_features(real_videos / labels["file"])
+    features = read_features(video_folder / labels["file"])
     index = {int(pts): k for k, pts in enumerate(features.pts_N)}
     found = [
         (boundary.kind, index[boundary.start_pts], index.get(boundary.end_pts, labels["frames"]))
@@ -239,7 +242,7 @@ def test_sintel_trailer_against_labels_made_by_eye(real_videos: Path) -> None:
         ("hydraulic_press_832x480.mp4", []),
     ],
 )
-def test_cuts_of_real_footage_as_by_eye(real_videos: Path, name: str, cuts: list[int]) -> None:
-    features = read_features(real_videos / name)
+def test_cuts_of_footage_as_labelled(video_folder: Path, name: str, cuts: list[int]) -> None:
+    features = read_features(video_folder / name)
     found = detect(features).boundaries
     assert [int(np.searchsorted(features.pts_N, boundary.start_pts)) for boundary in found] == cuts

@@ -210,15 +210,15 @@ def test_signals_are_deterministic(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sintel_is_cropped_to_its_image(real_videos: Path) -> None:
+def test_trailer_is_cropped_to_its_image(video_folder: Path) -> None:
     """854 x 480 with an image of 2.35:1: 363.4 lines, from 58.3 to 421.7."""
-    frames = list(read_frames(str(real_videos / "sintel_trailer_30s.mp4"), pixel_format="gray8"))[250:300]
+    frames = list(read_frames(str(video_folder / "sintel_trailer_30s.mp4"), pixel_format="gray8"))[250:300]
     assert signals_of(frames, Fraction(1, 12288), 854, 480).crop == pytest.approx((0, 58, 854, 422), abs=2)
 
 
 @pytest.mark.slow
-def test_compression_lowers_noise_and_sharpness(real_videos: Path) -> None:
-    pristine, distorted = (decoded(real_videos / f"carphone_{which}.mp4") for which in ("pristine", "distorted"))
+def test_compression_lowers_noise_and_sharpness(video_folder: Path) -> None:
+    pristine, distorted = (decoded(video_folder / f"carphone_{which}.mp4") for which in ("pristine", "distorted"))
     assert distorted.sharpness < 0.6 * pristine.sharpness
     assert distorted.noise is not None
     assert pristine.noise is not None

@@ -151,9 +151,9 @@ def test_tiles_change_results_by_rounding_only(preset: str) -> None:
     assert torch.allclose(streamed_BCTHW, decoded_BCTHW, atol=1e-5)
 
 
-def test_tiles_of_real_footage_have_no_seam(real_videos: Path) -> None:
+def test_tiles_of_footage_have_no_seam(video_folder: Path) -> None:
     trained = TrainedNetwork.from_bytes(random_weights("small"), "small")
-    with av.open(str(real_videos / "bt709_full_range_720p.mp4")) as container:
+    with av.open(str(video_folder / "bt709_full_range_720p.mp4")) as container:
         pixels = next(iter(container.decode(video=0))).to_ndarray(format="rgb24")[:360, :360]
     video_BCTHW = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1
     whole, tiled = (CausalAutoencoder(trained, "", CPU, tile, chunk=1) for tile in (4096, 192))
@@ -208,11 +208,11 @@ def test_shipped_weights_are_small_and_have_a_card() -> None:
 
 
 @pytest.mark.parametrize("name", ["nasa_320x180.mp4", "carphone_pristine.mp4"])
-def test_shipped_weights_beat_linear_by_3_db_on_new_footage(real_videos: Path, name: str) -> None:
+def test_shipped_weights_beat_linear_by_3_db_on_new_footage(video_folder: Path, name: str) -> None:
     """On the mean of three spans; `linear` was fitted to this footage. And they stream, and are causal."""
-    digest = hashlib.sha256((real_videos / name).read_bytes()).hexdigest()
+    digest = hashlib.sha256((video_folder / name).read_bytes()).hexdigest()
     assert digest not in json.loads(SHIPPED.with_suffix(".json").read_text())["trained_on"]
-    with av.open(str(real_videos / name)) as container:
+    with av.open(str(video_folder / name)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     height, width = (side // 16 * 16 for side in frames[0].shape[:2])
     causal, linear = Causal().open(), Linear(channels=16).open()

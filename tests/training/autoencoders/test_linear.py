@@ -197,10 +197,10 @@ def test_latents_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
         Linear().open().decode(torch.zeros(shape))
 
 
-def test_real_footage_has_the_measured_error(real_videos: Path) -> None:
-    """A sharp clip of talking people, to which the shipped bases were fitted among others, had 28.3 dB at first."""
+def test_footage_has_the_measured_error(video_folder: Path, footage_is_drawn: bool) -> None:
+    """A sharp clip of talking people, one of those that the shipped bases were fitted to, had 28.3 dB at first."""
     autoencoder = Linear(channels=48).open()
-    with av.open(str(real_videos / "talk_640x360.mp4")) as container:
+    with av.open(str(video_folder / "talk_640x360.mp4")) as container:
         frames = [
             frame.to_ndarray(format="rgb24") for frame, _ in zip(container.decode(video=0), range(17), strict=False)
         ]
@@ -208,5 +208,5 @@ def test_real_footage_has_the_measured_error(real_videos: Path) -> None:
     video_BCTHW = torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     latent_BCTHW = autoencoder.encode(video_BCTHW)
     squared_error = (autoencoder.decode(latent_BCTHW).clamp(-1, 1) - video_BCTHW).square().mean()
-    assert 10 * np.log10(4 / float(squared_error)) == pytest.approx(28.3, abs=0.2)
+    assert 10 * np.log10(4 / float(squared_error)) == pytest.approx(31.9 if footage_is_drawn else 28.3, abs=0.2)
     assert 0.2 < float(latent_BCTHW.std()) < 2

@@ -85,7 +85,7 @@ def test_classes_equal_those_in_the_weights_metadata() -> None:
 
 
 @pytest.mark.slow
-def test_real_faces_against_nudenet(real_videos: Path) -> None:
+def test_faces_against_nudenet(video_folder: Path) -> None:
     nudenet = pytest.importorskip("nudenet")
     detector = nudenet.NudeDetector()
     clips = []
@@ -95,9 +95,9 @@ def test_real_faces_against_nudenet(real_videos: Path) -> None:
         "mpeg4_320x240.avi",
         "motorcycle_2160p.mp4",
     ):
-        info = probe(str(real_videos / name))
+        info = probe(str(video_folder / name))
         (taken,) = images_of_spans(
-            str(real_videos / name),
+            str(video_folder / name),
             [(info.start_pts, info.start_pts + round(Fraction(3) / info.time_base))],
             FrameSampling(),
         )

@@ -230,7 +230,7 @@ def test_recipe_without_images_names_the_step_that_writes_them() -> None:
 
 
 @pytest.mark.slow
-def test_bound_separates_real_clips_with_overlaid_text(real_videos: Path) -> None:
+def test_bound_separates_clips_with_overlaid_text(video_folder: Path) -> None:
     """The bound is `keep: {text_area: {max: 0.01}}`.
 
     Subtitles, a logo with a title, and a headline are above it; film and home video are below.
@@ -247,9 +247,9 @@ def test_bound_separates_real_clips_with_overlaid_text(real_videos: Path) -> Non
     }
     clips = []
     for name, (start_s, end_s) in spans.items():
-        info = probe(str(real_videos / name))
+        info = probe(str(video_folder / name))
         start, end = (info.start_pts + round(Fraction(second) / info.time_base) for second in (start_s, end_s))
-        (taken,) = images_of_spans(str(real_videos / name), [(start, end)], FrameSampling())
+        (taken,) = images_of_spans(str(video_folder / name), [(start, end)], FrameSampling())
         assert isinstance(taken, FrameImages), taken
         clips.append(list(taken.images))
     areas = [row["text_area"] for row in run(TextArea(), table_of(clips))]
