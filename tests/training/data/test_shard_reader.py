@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -212,13 +213,17 @@ def test_neighbouring_rows_are_one_request(shard: Path, monkeypatch: pytest.Monk
     assert [as_bytes(sample) for sample in apart.read_many(references)] == expected
 
 
-def test_reading_can_stop_at_any_row(shard: Path) -> None:
-    references = references_of(shard) * 50
-    for taken in (0, 1, 5):
-        samples = ShardReader(str(shard.parent)).read_many(references, threads=2)
-        for _ in range(taken):
-            next(samples)
-        samples.close()  # type: ignore[attr-defined]
+@pytest.mark.parametrize("taken", [0, 1, 5])
+def test_reading_can_stop_at_any_row(shard: Path, taken: int) -> None:
+    references, expected = references_of(shard) * 50, by_pyarrow(shard)
+    remaining = iter(references)
+    samples = ShardReader(str(shard.parent)).read_many(remaining, threads=2)
+    assert [as_bytes(next(samples)) for _ in range(taken)] == expected[:taken]
+    samples.close()  # type: ignore[attr-defined]
+    assert not any(thread.name.startswith("shards") for thread in threading.enumerate())
+    # Up to 3 rows are read together. Two threads are at most 5 reads ahead of those that were taken.
+    assert len(references) - len(list(remaining)) <= (3 * (taken + 5) + 1 if taken else 0)
+    assert next(samples, None) is None
 
 
 def test_short_reads_are_continued(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.tracking.metrics import METRICS_FILE, Metrics, last_record, progress_bar, read_metrics, read_settings
@@ -60,8 +61,31 @@ def test_a_run_without_steps_has_no_records(tmp_path: Path) -> None:
     assert last_record(str(tmp_path)) is None
 
 
-def test_the_progress_bar_follows_the_file(tmp_path: Path) -> None:
+class RecordingBar:
+    """A progress display that keeps the work done and the last note."""
+
+    def __init__(self) -> None:
+        self.done, self.note = 0.0, ""
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        self.done, self.note = self.done + amount, note
+
+
+def test_the_progress_bar_follows_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bar, totals = RecordingBar(), []
+
+    def progress(_: str, total: float) -> contextlib.AbstractContextManager[RecordingBar]:
+        totals.append(total)
+        return contextlib.nullcontext(bar)
+
+    monkeypatch.setattr("training.tracking.metrics.progress", progress)
+    monkeypatch.setattr("training.tracking.metrics.POLL_S", 0.005)
     with progress_bar(str(tmp_path), 4), contextlib.closing(Metrics(str(tmp_path), 0, 1)) as metrics:
-        for step in range(1, 5):
-            metrics.add(record(step))
-            time.sleep(0.01)
+        for step in range(1, 4):
+            metrics.add(record(step, loss=float(step)))
+            deadline = time.monotonic() + 30
+            while bar.done < step and time.monotonic() < deadline:
+                time.sleep(0.005)
+            assert (bar.done, bar.note) == (step, f"loss {step}.0000, 100 tokens/s"), "the bar is behind the file"
+        metrics.add(record(4))
+    assert (bar.done, totals) == (4, [4]), "the last record is shown when the block ends"
