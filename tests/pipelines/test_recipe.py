@@ -126,6 +126,13 @@ def test_labels_address_repeated_steps() -> None:
     assert json.loads(recipe.curate[3].model_dump_json())["motion"]["min"] == 0.1
 
 
+def test_a_manifest_is_a_parquet_file(tmp_path: Path) -> None:
+    text = "name: mine\nout: out\nmanifest: out/dataset.json\ntrain: {steps: 5, warmup_steps: 1}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"recipe\.yaml:3: manifest: must be the path of a _manifest\.parquet"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
 def test_a_recipe_may_name_a_manifest(tmp_path: Path) -> None:
     text = "name: mine\nout: out\nmanifest: data/_manifest.parquet\ntrain: {steps: 5, warmup_steps: 1}\n"
     path = tmp_path / "mine.yaml"

@@ -76,6 +76,22 @@ def test_a_missing_manifest_is_named(of_manifest: Path, worldloom: CommandLine) 
     assert "gone/_manifest.parquet: no such file" in ended.stderr
 
 
+def test_too_few_tokens_per_micro_batch_are_bad_input(of_manifest: Path, worldloom: CommandLine) -> None:
+    ended = worldloom("train", of_manifest, "--inline", "--set", "train.batch.max_tokens_per_micro=1")
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith("error ")
+    assert "max_tokens_per_micro" in ended.stderr
+
+
+def test_bf16_in_this_process_is_warned_of(
+    of_manifest: Path, worldloom: CommandLine, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = ("--set", "train.precision=bf16", "--set", "train.zero_stage=1", "--set", "train.steps=1")
+    ended = worldloom("train", of_manifest, "--inline", *changes)
+    assert ended.exit_code == 0, ended.stderr
+    assert "training in this process computes in fp32" in caplog.text
+
+
 def test_a_recipe_without_training_is_bad_input(trained: Path, worldloom: CommandLine) -> None:
     ended = worldloom("train", trained, "--inline", "--set", "train=null")
     assert (ended.exit_code, "has no section train" in ended.stderr) == (2, True)
