@@ -11,8 +11,8 @@ from captioning.language import language_fault, unquoted
 
 _THING = r"(?:images?|pictures?|photos?|videos?|clips?|frames?|footage|attachments?|content|visuals?|media|file)"
 _SEE = (
-    r"(?:see|view|access|watch|open|display|process|analy[sz]e|describe|caption|interpret|identify|determine|provide|generate|create|help|assist"
-    r"|comply|answer)"
+    r"(?:see|view|access|watch|open|display|process|analy[sz]e|describe|caption|interpret|identify|determine|provide"
+    r"|generate|create|help|assist|comply|answer)"
 )
 _CANNOT = r"(?:can(?:no|')t|can not|could(?: not|n't)|(?:am|'m) (?:not able|unable) to|won't|will not be able to)"
 _MISSING = r"(?:provided|attached|uploaded|shared|included|given|supplied|available)"

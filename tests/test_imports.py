@@ -1,4 +1,4 @@
-"""Rules of the source tree: which module may import which, and that files stay readable."""
+"""Rules of the source tree: which module may import which, and that files and tests stay readable."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ MAY_IMPORT = {
 }
 """Files that may import a heavy package."""
 
-MAX_LINES = 500
+MAX_LINES = 400
+MAX_NAME_LENGTH = 60
 MAX_COLUMNS = 120
 
+TEST_FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py"))
 FILES = sorted(str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
@@ -80,6 +82,14 @@ def bare_strings(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value.value
 
 
+def is_typed(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Return True if all parameters and the result have annotations, `self` and `cls` aside."""
+    arguments = function.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    parameters = [argument for argument in named if argument is not None and argument.arg not in ("self", "cls")]
+    return function.returns is not None and all(argument.annotation is not None for argument in parameters)
+
+
 def test_every_package_has_modules() -> None:
     assert {file.partition("/")[0] for file in FILES} == set(PACKAGES)
     assert len(FILES) > 40
@@ -122,6 +132,22 @@ def test_files_stay_readable(file: str) -> None:
     assert noun_phrases == [], "lines of docstrings without a subject and a verb"
     if file.endswith("__init__.py"):
         assert all(isinstance(node, ast.Expr) for node in tree_of(file).body), "an __init__ has a docstring at most"
+
+
+@pytest.mark.parametrize("file", TEST_FILES)
+def test_tests_have_short_names_and_types(file: str) -> None:
+    functions = [node for node in ast.walk(tree_of(file)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    long = [function.name for function in functions if len(function.name) >= MAX_NAME_LENGTH]
+    assert long == [], f"names have {MAX_NAME_LENGTH} characters or more"
+    untyped = [function.name for function in functions if not is_typed(function)]
+    assert untyped == [], "functions without types"
+
+
+def test_untyped_functions_are_found() -> None:
+    code = "def a(x: int, *y: int, **z: int) -> None: ...\nclass C:\n    def b(self) -> None: ...\n"
+    code += "def c(x): ...\ndef d(x) -> int: ...\ndef e(x: int): ...\ndef f(*x) -> None: ...\n"
+    functions = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)]
+    assert {function.name for function in functions if is_typed(function)} == {"a", "b"}
 
 
 PLAIN = [

@@ -1,3 +1,5 @@
+"""Fit of the bases of `linear`: moments, components, held-out sources and the command."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -27,18 +29,16 @@ from training.autoencoders._linear_weights import FIRST_VALUES, GROUP_VALUES
 
 
 def write_clip(path: Path, seed: int, n_frames: int = 26, fps: int = 24) -> None:
-    """Waves of random colours and directions that drift, with some noise."""
-    chance = np.random.default_rng(seed)
+    """Write a clip of waves of random colours and directions that drift, with some noise."""
+    rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:96, 0:128]
-    slope, speed, phase = chance.uniform(0.02, 0.4, (3, 2)), chance.uniform(0.1, 0.6, 3), chance.uniform(0, 6, 3)
+    slope, speed, phase = rng.uniform(0.02, 0.4, (3, 2)), rng.uniform(0.1, 0.6, 3), rng.uniform(0, 6, 3)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=fps, options={"qscale": "2"})
         stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
         for k in range(n_frames):
             waves = [np.sin(slope[c, 0] * x + slope[c, 1] * y + speed[c] * k + phase[c]) for c in range(3)]
-            pixels = np.clip(128 + 100 * np.stack(waves, -1) + chance.normal(0, 3, (96, 128, 3)), 0, 255).astype(
-                np.uint8
-            )
+            pixels = np.clip(128 + 100 * np.stack(waves, -1) + rng.normal(0, 3, (96, 128, 3)), 0, 255).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
         container.mux(stream.encode(None))
 
@@ -52,15 +52,15 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def random_moments(n_values: int, n: int = 2000, seed: int = 0) -> tuple[Moments, torch.Tensor]:
-    chance = torch.Generator().manual_seed(seed)
-    blocks_NP = torch.randn(n, n_values, generator=chance) @ torch.diag(torch.linspace(2, 0.1, n_values)) + 0.3
+    rng = torch.Generator().manual_seed(seed)
+    blocks_NP = torch.randn(n, n_values, generator=rng) @ torch.diag(torch.linspace(2, 0.1, n_values)) + 0.3
     moments = Moments(n_values)
     for piece in blocks_NP.split(300):
         moments.add(piece)
     return moments, blocks_NP
 
 
-def test_streamed_components_are_those_of_all_blocks_at_once() -> None:
+def test_streamed_components_equal_those_of_all_blocks() -> None:
     moments, blocks_NP = random_moments(FIRST_VALUES)
     mean_P, basis_PC, std_C = principal_components(moments, 16)
     data = blocks_NP.double().numpy()
@@ -70,7 +70,7 @@ def test_streamed_components_are_those_of_all_blocks_at_once() -> None:
     assert np.allclose(np.abs((basis_PC.T.numpy() * vectors[:16]).sum(1)), 1, atol=1e-4)
 
 
-def test_squared_error_from_moments_is_that_of_projecting_every_block() -> None:
+def test_squared_error_equals_that_of_projecting_every_block() -> None:
     moments, blocks_NP = random_moments(FIRST_VALUES)
     _, other_basis, _ = principal_components(random_moments(FIRST_VALUES, seed=1)[0], 16)
     mean_P = torch.linspace(-1, 1, FIRST_VALUES, dtype=torch.float64)
@@ -79,9 +79,9 @@ def test_squared_error_from_moments_is_that_of_projecting_every_block() -> None:
     assert moments.squared_error(mean_P, other_basis) == pytest.approx(float(direct), rel=1e-6)
 
 
-def test_mirrored_and_reversed_blocks_count_as_much_as_the_blocks() -> None:
-    chance = torch.Generator().manual_seed(0)
-    video_BCTHW = torch.randn(1, 3, 4, 16, 16, generator=chance)
+def test_mirrored_and_reversed_blocks_count_equally() -> None:
+    rng = torch.Generator().manual_seed(0)
+    video_BCTHW = torch.randn(1, 3, 4, 16, 16, generator=rng)
     once, four = Moments(GROUP_VALUES), Moments(GROUP_VALUES)
     once.add(to_blocks(video_BCTHW, 4).flatten(0, 3))
     for dims in ((), (2,), (4,), (2, 4)):
@@ -112,7 +112,7 @@ def test_sources_are_split_by_the_start_of_their_names() -> None:
     ]
 
 
-def test_one_command_writes_bases_that_open_and_the_same_ones_again(
+def test_command_writes_the_same_bases_twice_and_they_open(
     footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit_linear, "SIZES", (32, 64))
@@ -129,9 +129,7 @@ def test_one_command_writes_bases_that_open_and_the_same_ones_again(
         assert autoencoder.encode(torch.zeros(1, 3, 5, 16, 16)).shape == (1, channels, 2, 2, 2)
 
 
-def test_latents_of_the_fitted_footage_have_zero_mean_and_unit_variance(
-    footage: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_latents_of_the_fitted_footage_are_standardised(footage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_linear, "SIZES", (64,))
     monkeypatch.setattr(fit_linear, "RATES", (24.0,))
     sources = read_sources(footage, 0)
@@ -146,9 +144,7 @@ def test_latents_of_the_fitted_footage_have_zero_mean_and_unit_variance(
     assert torch.allclose(variance_C, torch.ones_like(variance_C), atol=1e-3)
 
 
-def test_a_source_left_out_is_measured_by_a_basis_that_has_not_seen_it(
-    footage: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_source_left_out_is_not_in_the_fit_it_measures(footage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_linear, "SIZES", (64,))
     monkeypatch.setattr(fit_linear, "RATES", (24.0,))
     sources = read_sources(footage, 0)
@@ -156,11 +152,11 @@ def test_a_source_left_out_is_measured_by_a_basis_that_has_not_seen_it(
     scores = held_out(sources, 16)
     seen = fit(sources, 16)
     for kind in ("first", "group"):
-        for place, cells in enumerate(sources.values()):
-            own = psnr_db(
+        for index, cells in enumerate(sources.values()):
+            in_fit = psnr_db(
                 cells[(64, 24.0), kind].squared_error(seen[f"{kind}.mean"].double(), seen[f"{kind}.basis"].double())
             )
-            assert scores[(64, 24.0), kind][place] < own
+            assert scores[(64, 24.0), kind][index] < in_fit
     assert report(scores).count("\n") == 2
 
 

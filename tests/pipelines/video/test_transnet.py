@@ -12,7 +12,7 @@ from pipelines.video.shot_boundaries import Boundary, Detection
 from pipelines.video.transnet import Probabilities, TransNet, refine
 
 
-def pictures(n: int, seed: int) -> np.ndarray:
+def images(n: int, seed: int) -> np.ndarray:
     """`[n, 27, 48, 3]`: a patchwork that slides slowly."""
     rng = np.random.default_rng(seed)
     wide = np.repeat(np.repeat(rng.integers(0, 256, (9, 16 + n // 6 + 1, 3)), 3, axis=0), 3, axis=1).astype(np.uint8)
@@ -27,7 +27,7 @@ def network() -> TransNet:
 
 def test_cuts_are_marked_up_to_the_last_frames(network: TransNet) -> None:
     for n in (60, 99, 100, 101, 131):
-        frames = np.concatenate([pictures(n - 12, 1), pictures(12, 2)])
+        frames = np.concatenate([images(n - 12, 1), images(12, 2)])
         single, many = network.predict(frames)
         assert single.shape == many.shape == (n,)
         assert int(single.argmax()) == n - 13
@@ -37,7 +37,7 @@ def test_cuts_are_marked_up_to_the_last_frames(network: TransNet) -> None:
 
 def test_windows_agree_with_the_package(network: TransNet) -> None:
     torch = pytest.importorskip("torch")
-    frames = np.concatenate([pictures(70, 1), pictures(60, 2)])
+    frames = np.concatenate([images(70, 1), images(60, 2)])
     theirs = network._network.predict_frames(torch.from_numpy(frames), quiet=True)
     for ours, other in zip(network.predict(frames), theirs, strict=True):
         assert ours == pytest.approx(other.numpy(), abs=1e-6)
@@ -46,7 +46,7 @@ def test_windows_agree_with_the_package(network: TransNet) -> None:
 def test_a_prediction_is_deterministic_and_leaves_no_trace(network: TransNet) -> None:
     torch = pytest.importorskip("torch")
     threads, state = torch.get_num_threads(), random.getstate()
-    frames = np.concatenate([pictures(30, 1), pictures(30, 2)])
+    frames = np.concatenate([images(30, 1), images(30, 2)])
     first, second = network.predict(frames), TransNet().predict(frames)
     assert (first.single_N == second.single_N).all()
     assert (first.many_N == second.many_N).all()
@@ -67,7 +67,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Fake(TransNet):
-    """A network that marks the frames it is told to; a frame carries its number in its first two values."""
+    """A network that marks given frames; a frame carries its number in its first two values."""
 
     def __init__(self, marked: dict[int, float]) -> None:
         self.marked = marked
