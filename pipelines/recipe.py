@@ -95,11 +95,11 @@ class Recipe(Settings):
     A recipe has `sources` with `curate`, or the `manifest` of a data set that another recipe built.
     """
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, description="Name of the run, for reports and messages.")
     out: str = Field(
         min_length=1, description="Folder of everything the run writes: a local path or s3://bucket/prefix."
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Seed of splits, batches, noise and initial weights.")
     ray: RaySettings = RaySettings()
     sources: tuple[SourceSettings, ...] = ()
     curate: tuple[Annotated[Step, _StepItem()], ...] = ()

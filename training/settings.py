@@ -32,8 +32,12 @@ class PreviewSettings(Settings):
 class TrainSettings(Settings):
     """Settings of training. Defaults without another source are those of published video diffusion transformers."""
 
-    model: Annotated[ModelSettings, PluginField(MODELS, ModelSettings)] = DiT()
-    objective: Annotated[ObjectiveSettings, PluginField(OBJECTIVES, ObjectiveSettings)] = FlowMatching()
+    model: Annotated[ModelSettings, PluginField(MODELS, ModelSettings)] = Field(
+        DiT(), description="Network to train, by name, with its settings."
+    )
+    objective: Annotated[ObjectiveSettings, PluginField(OBJECTIVES, ObjectiveSettings)] = Field(
+        FlowMatching(), description="What the network predicts and how noise levels are drawn, by name."
+    )
     steps: int = Field(1000, ge=1, description="Optimizer steps of the whole run.")
     batch: PlanSettings = Field(PlanSettings(), description="How samples are grouped into steps.")
     lr: float = Field(

@@ -35,7 +35,7 @@ class SourceSettings(Settings):
     )
     images: str | None = Field(None, description="Pattern of still images.")
     captions: Literal["sidecar", "none"] = Field(
-        "none", description="sidecar: clip.txt or clip.json beside clip.mp4 (see read_sidecar)."
+        "none", description="sidecar: captions are in clip.txt or clip.json beside clip.mp4."
     )
 
     @model_validator(mode="after")

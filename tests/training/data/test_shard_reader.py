@@ -399,8 +399,9 @@ def test_a_shard_without_row_groups_has_no_rows(tmp_path: Path) -> None:
 
 def test_the_example_in_the_docs_reads_a_shard(shard: Path) -> None:
     text = (ROOT / "docs" / "formats" / "shards.md").read_text()
-    latents: dict[str, torch.Tensor] = {}
-    exec(text.split("```python\n")[1].split("```")[0], {"path": str(shard), "latents": latents})
+    names: dict[str, Any] = {"path": str(shard)}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    latents: dict[str, torch.Tensor] = names["latents"]
     expected = dict(zip(read_index(str(shard))["uid"].to_pylist(), by_pyarrow(shard), strict=True))
     assert {uid: bytes_of(latent) for uid, latent in latents.items()} == {uid: row[0] for uid, row in expected.items()}
     assert all(
