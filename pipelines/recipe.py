@@ -99,7 +99,7 @@ class Recipe(Settings):
     out: str = Field(
         min_length=1, description="Folder of everything the run writes: a local path or s3://bucket/prefix."
     )
-    seed: int = Field(0, ge=0, description="Seed of splits, batches, noise and initial weights.")
+    seed: int = Field(0, ge=0, description="Seed of batches, noise, initial weights and steps that draw at random.")
     ray: RaySettings = RaySettings()
     sources: tuple[SourceSettings, ...] = ()
     curate: tuple[Annotated[Step, _StepItem()], ...] = ()
