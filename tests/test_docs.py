@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 import yaml
 from pydantic import TypeAdapter
@@ -34,6 +35,9 @@ GENERATED = {f"reference/{name}.md" for name in ("commands", "recipe", "steps", 
 TOP_FOLDERS = ("cluster", "captioning", "training", "pipelines", "benchmarks", "docs", "tests", "examples")
 EXAMPLE_FILES = {"pipelines/steps/score/warmth.py"}
 """Files that the guide to plug-ins asks readers to write."""
+
+
+torch.set_num_threads(1)  # On busy cores, threads of a tiny model wait for each other.
 
 
 @dataclass(frozen=True)

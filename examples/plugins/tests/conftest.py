@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster import plugins
 
 PACKAGE = Path(__file__).parents[1]
 
 sys.path.insert(0, str(PACKAGE))
+torch.set_num_threads(1)  # On busy cores, threads of a tiny model wait for each other.
 
 
 @pytest.fixture
