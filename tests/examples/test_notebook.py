@@ -17,7 +17,7 @@ MAX_BYTES = 1_500_000
 
 
 def read_notebook() -> Any:
-    return nbformat.read(NOTEBOOK, as_version=4)
+    return nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]  # nbformat has no types
 
 
 def outputs_of(notebook: Any) -> list[Any]:
