@@ -61,14 +61,20 @@ def _entry_points(folder: str) -> dict[str, str]:
 def load(folder: str, name: str, contract: type[P]) -> type[P]:
     """Return the class of a plug-in.
 
-    Raises `ValueError` if the name is unknown, or if its module has not exactly one class that keeps the contract.
+    Raises `ValueError` if the name is unknown, if an entry point's module cannot be imported, or if the module has
+    not exactly one class that keeps the contract.
     """
     entry_points = _entry_points(folder)
     module_name = entry_points.get(name, f"{folder}.{name}")
     is_module_path = all(component.isidentifier() for component in name.split("."))
     if name not in entry_points and not (is_module_path and name in names(folder)):
         raise ValueError(unknown_message("name", name, [known for known, _ in classes(folder, contract)]))
-    module = importlib.import_module(module_name)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        if name not in entry_points:
+            raise
+        raise ValueError(f"plug-in '{name}': its module '{module_name}' cannot be imported: {error}") from error
     found = [
         value
         for value in vars(module).values()

@@ -6,6 +6,7 @@ import pytest
 
 from captioning.engine import FOLDER, CaptionerSettings
 from captioning.engines.signals import Signals
+from cluster import plugins
 from cluster.plugins import build, load, names
 
 
@@ -20,6 +21,14 @@ def test_load_returns_the_class_of_a_module() -> None:
 def test_load_refuses_a_module_outside_the_folder() -> None:
     with pytest.raises(ValueError, match=r"unknown name 'os\.path'"):
         load(FOLDER, "os.path", CaptionerSettings)
+
+
+def test_an_entry_point_without_its_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_entry_points", lambda folder: {"mine": "gone.mine"})
+    with pytest.raises(
+        ValueError, match=r"plug-in 'mine': its module 'gone\.mine' cannot be imported: No module named"
+    ):
+        load(FOLDER, "mine", CaptionerSettings)
 
 
 def test_build_refuses_data_without_a_name() -> None:
