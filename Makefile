@@ -8,9 +8,9 @@ demo: .venv/installed
 	$(BIN)/worldloom demo-footage footage/demo --videos 24
 	$(BIN)/worldloom run pipelines/recipes/quickstart.yaml
 
-# Before each commit: lint, types, and the tests that take less than a second.
+# Before each commit, in less than a minute on two cores: lint, types and the quickest tests.
 fast: check
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 # Files go to two processes, each of which has a Ray and models of its own. Their order is kept: long ones are not last.
 test: check
@@ -27,8 +27,8 @@ docs: .venv/installed
 
 # The fast tests with the oldest and the newest allowed torch, torchvision, ray, av and pyarrow.
 versions: build/oldest/installed build/newest/installed
-	build/oldest/bin/python -m pytest -n 2 -m "not slow"
-	build/newest/bin/python -m pytest -n 2 -m "not slow"
+	build/oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+	build/newest/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -88,6 +88,7 @@ def commands_of(page: str) -> Iterator[list[str]]:
             yield words[: next((i for i, word in enumerate(words) if word in ("|", "&&", ">", ";")), len(words))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGE_NAMES)
 def test_commands_and_options_exist(page: str) -> None:
     group: Any = typer.main.get_command(app)
@@ -156,6 +157,7 @@ def unknown_names(text: str, folder: Path) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", blocks_in("yaml"), ids=str)
 @pytest.mark.usefixtures("guide_plugins")
 def test_yaml_has_known_names(block: Block, tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def test_the_whole_recipe_samples_a_playable_clip_in_process(
     first_clip = f"{{prompt: a red circle, seconds: 2, size: 96x64, steps: 2, first: '{image}'}}"
     samples = f"[{first_clip}, {{prompt: a star, seconds: 0, size: 64x96, steps: 2}}]"
     whole = load_recipe(QUICKSTART, [*assignments(footage, out)[:2], *TINY_TRAINING, f"sample={samples}"])
-    outcome = run.run_recipe(whole, in_process=True)
+    outcome = run.run(whole, in_process=True)
     assert outcome.training is not None
     assert outcome.training.steps == 6
     clip, image = outcome.samples
@@ -309,7 +309,7 @@ def test_the_whole_recipe_samples_a_playable_clip_in_process(
     assert frames[0].shape == (64, 96, 3)
     assert image.endswith(".png")
     times = [os.stat(sample).st_mtime_ns for sample in outcome.samples]
-    again = run.run_recipe(whole, in_process=True)
+    again = run.run(whole, in_process=True)
     assert again.training == outcome.training
     assert again.samples == outcome.samples
     assert [os.stat(sample).st_mtime_ns for sample in again.samples] == times, "samples that are there are kept"

@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = ("cluster", "captioning", "training", "pipelines")
 """A package may import itself and those before it."""
 

@@ -60,6 +60,7 @@ def random_moments(n_values: int, n: int = 2000, seed: int = 0) -> tuple[Moments
     return moments, blocks_NP
 
 
+@pytest.mark.slow
 def test_streamed_components_equal_those_of_all_blocks() -> None:
     moments, blocks_NP = random_moments(FIRST_VALUES)
     mean_P, basis_PC, std_C = principal_components(moments, 16)
@@ -112,6 +113,7 @@ def test_sources_are_split_by_the_start_of_their_names() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_command_writes_the_same_bases_twice_and_they_open(
     footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +131,7 @@ def test_command_writes_the_same_bases_twice_and_they_open(
         assert autoencoder.encode(torch.zeros(1, 3, 5, 16, 16)).shape == (1, channels, 2, 2, 2)
 
 
+@pytest.mark.slow
 def test_latents_of_the_fitted_footage_are_standardised(footage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_linear, "SIZES", (64,))
     monkeypatch.setattr(fit_linear, "RATES", (24.0,))
@@ -144,6 +147,7 @@ def test_latents_of_the_fitted_footage_are_standardised(footage: Path, monkeypat
     assert torch.allclose(variance_C, torch.ones_like(variance_C), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_source_left_out_is_not_in_the_fit_it_measures(footage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_linear, "SIZES", (64,))
     monkeypatch.setattr(fit_linear, "RATES", (24.0,))
@@ -160,6 +164,7 @@ def test_a_source_left_out_is_not_in_the_fit_it_measures(footage: Path, monkeypa
     assert report(scores).count("\n") == 2
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_decode_is_left_out_and_named(
     footage: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -171,6 +176,7 @@ def test_a_file_that_does_not_decode_is_left_out_and_named(
     assert "broken.mp4 is left out" in caplog.text
 
 
+@pytest.mark.slow
 def test_one_source_is_too_few(footage: Path, tmp_path: Path) -> None:
     (tmp_path / "sea.mp4").write_bytes((footage / "sea.mp4").read_bytes())
     with pytest.raises(ValueError, match="1 usable sources in 1 videos; at least 2"):
@@ -186,6 +192,7 @@ def test_rates_halve_the_frames_and_never_repeat_one(footage: Path) -> None:
     assert all(len(set(values)) == len(values) for values in times.values())
 
 
+@pytest.mark.slow
 def test_nothing_is_enlarged(footage: Path) -> None:
     """128 x 96 has the area of a square of 111, so 128 and more are left out."""
     assert {cell[0] for (cell, _) in measure(footage / "sea.mp4", 0)} == {64}

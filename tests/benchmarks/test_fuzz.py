@@ -52,6 +52,7 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_damaged_file_is_scanned_or_fails_by_name(footage: Path, tmp_path: Path, name: str, kind: str) -> None:
     source = footage / name
@@ -77,6 +78,7 @@ def test_files_without_video_fail(footage: Path, tmp_path: Path, kind: str) -> N
         scan_video(str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [16000, 30000])
 def test_frame_of_a_gigabyte_is_refused(tmp_path: Path, side: int) -> None:
     # 2 kB that would take 400 MB and a second per frame.
@@ -111,6 +113,7 @@ def test_pixels_of_absurd_shape(tmp_path: Path, aspect: tuple[int, int]) -> None
     assert outcome in (SCANNED, FAILED), detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["matrix_coefficients", "transfer_characteristics", "colour_primaries"])
 def test_undefined_colour_codes(footage: Path, tmp_path: Path, setting: str) -> None:
     # FFmpeg's scaler refuses some of them, after the decoder has taken them.

@@ -36,11 +36,13 @@ def test_good_captions_are_many_and_of_all_lengths() -> None:
     assert (min(lengths), max(lengths) > 25) == (1, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("caption", GOOD)
 def test_good_captions_have_no_fault(caption: str) -> None:
     assert fault(caption) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), list(itertools.pairwise(GOOD)))
 def test_two_good_captions_in_a_row_have_no_fault(first: str, second: str) -> None:
     assert fault(f"{first} {second}") is None
@@ -130,6 +132,7 @@ def test_every_sentence_of_a_prompt_counts_as_an_echo(prompt: Prompt) -> None:
             assert found.startswith("prompt-echoing caption")
 
 
+@pytest.mark.slow
 def test_good_captions_share_short_runs_with_the_prompts() -> None:
     """The longest run of words that any of them shares is far below `ECHO_WORDS`."""
     shared = [
@@ -184,6 +187,7 @@ def test_caption_in_another_language_is_unfit(code: str, caption: str, fits: boo
     assert fits or str(found).startswith("wrong-language caption")
 
 
+@pytest.mark.slow
 @given(st.text(max_size=400))
 def test_any_text_gets_a_known_fault_or_none(text: str) -> None:
     found = fault(text)
@@ -222,6 +226,7 @@ def test_equal_captions_of_unrelated_clips_are_faults() -> None:
     assert quality.duplicate_faults(captions, origins) == {}
 
 
+@pytest.mark.slow
 @given(
     st.permutations(range(6)),
     st.lists(st.tuples(st.integers(0, 2), st.none() | st.integers(0, 2)), min_size=6, max_size=6),

@@ -68,6 +68,7 @@ def test_rule_appends_nothing_that_does_not_recur() -> None:
     assert upsample_by_rule("a  bird\nsings", []) == "a bird sings."
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=40), st.lists(st.sampled_from(CAPTIONS), max_size=9))
 def test_rule_keeps_the_prompt_whatever_the_caption_order(prompt: str, captions: list[str]) -> None:
     detailed = upsample_by_rule(prompt, captions)

@@ -81,6 +81,7 @@ def test_version_changes_with_content(tmp_path: Path) -> None:
     assert before.version != after.version
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=4), max_size=4), st.lists(st.text(max_size=4), max_size=4))
 def test_digests_of_different_sequences_differ(a: list[str], b: list[str]) -> None:
     assert (storage.digest(*a) == storage.digest(*b)) == (a == b)

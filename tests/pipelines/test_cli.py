@@ -33,6 +33,7 @@ def test_every_module_of_commands_is_registered() -> None:
     assert registered == {module.command: module.__name__.rpartition(".")[2].replace("_", "-") for module in modules}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_has_help(name: str, worldloom: CommandLine) -> None:
     ended = worldloom(name.replace("_", "-"), "--help")
@@ -94,6 +95,7 @@ def test_steps_are_listed_with_settings_and_columns(worldloom: CommandLine) -> N
         assert text in listed, text
 
 
+@pytest.mark.slow
 def test_the_command_line_loads_no_ray_and_no_charts() -> None:
     code = "import sys, pipelines.cli; print(sorted({'ray', 'deepspeed', 'plotly'} & set(sys.modules)))"
     found = subprocess.run(

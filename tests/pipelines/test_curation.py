@@ -19,6 +19,8 @@ from tests.support.executors import IdleExecutor, InlineExecutor
 from tests.support.toy_recipes import final_rows, keep, logged_calls, toy_file, toy_recipe, write_toys
 from tests.support.toy_steps import Measure, Pick, Score, Split
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["a-3", "b-0", "c-8", "broken-1", "d-1", "e-5"]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from pipelines import inline
 from pipelines.curation import run_segments
 from pipelines.ledger import ledger
@@ -12,6 +14,7 @@ from tests.support.toy_recipes import final_rows, keep, toy_recipe, write_toys
 from tests.support.toy_steps import Measure, Pick, Score, Split
 
 
+@pytest.mark.slow
 def test_every_input_has_one_fate(tmp_path: Path) -> None:
     write_toys(tmp_path, ["a-3", "b-0", "c-8", "broken-1", "d-1", "e-5"])
     steps = [Measure(), Split(), keep(number=Bound(max=5)), Score(), keep(score=Bound(max=9)), Pick()]

@@ -43,6 +43,7 @@ def test_the_resolved_recipe_equals_the_recipe(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_schema_accepts_recipes_and_refuses_typos() -> None:
     validator = jsonschema.Draft202012Validator(Recipe.model_json_schema())
     for path in RECIPES:
@@ -77,6 +78,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("assignment", "expected"), FAULTS, ids=[fault[0] for fault in FAULTS])
 def test_faults_are_refused_with_key_and_closest_name(assignment: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=r"quickstart\.yaml") as caught:
@@ -133,6 +135,7 @@ def test_a_manifest_is_a_parquet_file(tmp_path: Path) -> None:
         load_recipe(tmp_path / "recipe.yaml")
 
 
+@pytest.mark.slow
 def test_a_recipe_may_name_a_manifest(tmp_path: Path) -> None:
     text = "name: mine\nout: out\nmanifest: data/_manifest.parquet\ntrain: {steps: 5, warmup_steps: 1}\n"
     path = tmp_path / "mine.yaml"

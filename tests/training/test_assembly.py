@@ -78,6 +78,7 @@ CASES = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(case=CASES, world_size=st.integers(1, 5), index=st.integers(0, 100))
 def test_no_worker_exceeds_its_limit_with_last_frames(case: PlanCase, world_size: int, index: int) -> None:
@@ -125,6 +126,7 @@ def settings_with(**rates: float) -> TrainSettings:
     return TrainSettings(model=DiT(depth=1, dim=32, heads=2), batch=batch, conditioning=ConditioningRates(**rates))
 
 
+@pytest.mark.slow
 def test_planned_tokens_are_those_that_the_model_gets(manifest: str) -> None:
     """Over two epochs, by the noise that training draws for each micro-batch."""
     dataset, train = Dataset.open(manifest, "train"), settings_with(none=0.4, last=0.4, both=0.2)

@@ -48,6 +48,7 @@ def test_every_length_and_position_occurs(kind: str, n_masks: int) -> None:
     assert min(seen.values()) > 300
 
 
+@pytest.mark.slow
 def test_rates_hold_over_many_draws() -> None:
     rates = ConditioningRates(none=0.4, first=0.1, last=0.1, both=0.1, prefix=0.1, suffix=0.1, middle=0.1)
     rng = random.Random(0)

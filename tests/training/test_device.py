@@ -11,7 +11,10 @@ import pytest
 
 from training.device import memory_environment
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other allocators")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other allocators"),
+]
 
 PAGES_PER_STEP = 2**26 // 4096
 STEPS = """

@@ -21,6 +21,8 @@ from training.objectives.flow_matching import FlowMatching
 from training.settings import TrainSettings
 from training.step import StepConfig, make_noisy_batch, mse_losses, sample_key, stratified_quantiles
 
+pytestmark = pytest.mark.slow
+
 N_SAMPLES = 8
 
 
@@ -91,7 +93,6 @@ def test_one_process_resumes_to_the_bit(tmp_path: Path) -> None:
     assert train({}, resume_from=str(tmp_path))["losses"] == whole["losses"][3:]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_two_workers_train_like_one_and_resume(zero_stage: int, tmp_path: Path) -> None:
     alone = train({})
@@ -110,7 +111,6 @@ def test_two_workers_train_like_one_and_resume(zero_stage: int, tmp_path: Path) 
     assert all(resumed["weights"][name].equal(first["weights"][name]) for name in first["weights"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_bf16_follows_fp32(zero_stage: int) -> None:
     alone = train({})

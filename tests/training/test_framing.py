@@ -22,6 +22,7 @@ def test_a_box_outside_its_source_is_refused(box: tuple[int, int, int, int]) -> 
         crop_framing(box, 20, 10)
 
 
+@pytest.mark.slow
 @given(width=st.integers(16, 4096), height=st.integers(16, 4096), side=st.floats(1, 8192))
 def test_an_uncropped_source_has_the_images_aspect(width: int, height: int, side: float) -> None:
     framing = full_framing(width, height, side)

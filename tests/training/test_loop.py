@@ -31,6 +31,8 @@ from training.settings import TrainSettings
 from training.stopping import NonFiniteLossError
 from training.tracking.metrics import Record, read_metrics
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = TrainSettings(
     model=DiT(depth=2, dim=48, heads=2),
     steps=12,
@@ -166,7 +168,6 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> str:
     raise AssertionError(f"no step {step} in 60 s")
 
 
-@pytest.mark.slow
 def test_a_killed_run_resumes_with_the_same_losses(manifest: str, tmp_path: Path) -> None:
     for step in (6, 17):
         process = start(manifest, tmp_path / "killed", 30)
@@ -197,7 +198,6 @@ storage.atomic_output = output
 """
 
 
-@pytest.mark.slow
 def test_an_incomplete_checkpoint_is_not_resumed_from(
     undisturbed: run.TrainResult, manifest: str, tmp_path: Path
 ) -> None:
@@ -243,7 +243,6 @@ def test_a_non_finite_gradient_stops_the_run(manifest: str, tmp_path: Path, monk
     assert [one.step for one in complete_checkpoints(str(folder))] == [4]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_run_after_a_checkpoint(number: signal.Signals, manifest: str, tmp_path: Path) -> None:
     process = start(manifest, tmp_path, 100_000)
@@ -301,7 +300,6 @@ def test_several_workers_need_ray(manifest: str, tmp_path: Path) -> None:
         train(manifest, tmp_path, workers=2)
 
 
-@pytest.mark.slow
 def test_a_run_overfits_a_tiny_data_set(tmp_path: Path) -> None:
     manifest = write_dataset(tmp_path / "data", [(32, 32, 1, 4)], n_val=0)
     result = train(

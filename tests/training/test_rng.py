@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ def splitmix64(z: int) -> int:
     return z ^ (z >> 31)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, MASK), max_size=20), st.integers(0, MASK), st.text(max_size=4))
 def test_numbers_are_those_of_splitmix64(numbers: list[int], seed: int, purpose: str) -> None:
     keys = int(digest(str(seed), purpose, size_bytes=8), 16)

@@ -43,6 +43,7 @@ def test_a_sample_has_the_same_noise_in_any_batch() -> None:
     assert together.condition.texts[5].equal(alone.condition.texts[0])
 
 
+@pytest.mark.slow
 @given(n=st.integers(1, 60), seed=st.integers(0, 2**31), data=st.data())
 def test_each_stratum_has_one_quantile_in_any_order(n: int, seed: int, data: st.DataObject) -> None:
     keys = [sample_key(0, f"sample {index}") for index in range(n)]
@@ -52,6 +53,7 @@ def test_each_stratum_has_one_quantile_in_any_order(n: int, seed: int, data: st.
     assert stratified_quantiles(seed, [*data.draw(st.permutations(keys)), keys[0]]) == quantile_of
 
 
+@pytest.mark.slow
 def test_a_samples_quantile_is_uniform_over_epochs() -> None:
     """The Kolmogorov-Smirnov distance of 4,000 quantiles; 1.63 / sqrt(n) is exceeded once in a hundred times."""
     key_of = [{uid: sample_key(epoch, uid) for uid in UIDS} for epoch in range(4000)]
@@ -99,6 +101,7 @@ def test_random_numbers_are_the_same_on_every_machine() -> None:
     }
 
 
+@pytest.mark.slow
 def test_captions_are_dropped_at_their_rate_in_each_epoch() -> None:
     dropped = [
         [random_choices(CONFIG, (1, 1, 2, 2), epoch, f"{i}").drop_caption for i in range(1000)] for epoch in range(2)
@@ -192,6 +195,7 @@ def test_a_video_without_last_frame_latent_is_refused_early() -> None:
     make_noisy_batch(config, stored_batch([1]), quantile_of, CPU)
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 2**31),
     st.lists(st.tuples(st.text(max_size=8), st.integers(0, 3), st.integers(2, 9)), min_size=1, max_size=20),
@@ -218,6 +222,7 @@ def test_sizes_are_in_pixels_and_times_in_seconds() -> None:
     assert condition.seconds[1].tolist() == [0]
 
 
+@pytest.mark.slow
 @given(n_frames=st.integers(1, 40), fps=st.floats(1, 120), factor=st.integers(1, 8))
 def test_latent_seconds_are_means_over_pixel_frames(n_frames: int, fps: float, factor: int) -> None:
     covered = [[0], *([1 + (k - 1) * factor + i for i in range(factor)] for k in range(1, n_frames))]
@@ -254,6 +259,7 @@ def test_predictions_of_conditioning_frames_cost_nothing() -> None:
     assert mse_losses(lambda noisy, condition: predictions, batch).max() == 0
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_sample_does_not_depend_on_its_batch() -> None:
     torch.manual_seed(0)
     model = CONFIG.model.build(3, 8)

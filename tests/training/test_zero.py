@@ -24,6 +24,8 @@ from training.engine import Engine, open_engine
 from training.models.dit import DiT
 from training.settings import TrainSettings
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 SHARDINGS: tuple[dict[str, Any], ...] = (
@@ -57,7 +59,6 @@ def test_losses_are_the_golden_ones() -> None:
     assert sum(golden[-4:]) < 0.5 * sum(golden[:4])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_every_sharding_trains_like_plain_pytorch(world_size: int) -> None:
     alone = run(RunCase())
@@ -73,7 +74,6 @@ def test_every_sharding_trains_like_plain_pytorch(world_size: int) -> None:
         assert result["norms"] == pytest.approx(alone["norms"], rel=1e-3)
 
 
-@pytest.mark.slow
 def test_checkpoints_load_into_any_sharding(tmp_path: Path) -> None:
     """Runs of 1, 2 and 3 ranks stop at step 7 of 20 and resume under other shardings, and under the same one."""
     alone = run(RunCase(out=str(tmp_path / "alone"), save_at=(7,)))
@@ -101,7 +101,6 @@ def test_checkpoints_load_into_any_sharding(tmp_path: Path) -> None:
     assert_same_bits(run(RunCase(out=copied("alone", "same"))), alone)
 
 
-@pytest.mark.slow
 def test_spikes_and_infinite_norms_under_every_sharding() -> None:
     """A spike skips one step, and an infinite gradient ends the run, with the same result under every sharding."""
 
@@ -123,7 +122,6 @@ def test_spikes_and_infinite_norms_under_every_sharding() -> None:
         assert_close(result, expected)
 
 
-@pytest.mark.slow
 def test_bf16_resumes_under_another_sharding(tmp_path: Path) -> None:
     """Weights and averages in a checkpoint are fp32, so only the arithmetic of the steps is coarse."""
     bf16, stages = {"precision": "bf16"}, (1, 2, 3)
@@ -197,7 +195,6 @@ def train_built_and_meta(precision: str) -> dict[str, Any]:
     return {"built": built, "meta": take_three_steps(engine), "held": max(held)}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_zero_3_holds_one_whole_weight_at_a_time(precision: str) -> None:
     """While a meta model is initialised, a rank holds its shards and one weight, and the numbers are the same."""

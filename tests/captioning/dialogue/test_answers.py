@@ -85,6 +85,7 @@ def test_truncated_answer_is_refused_even_if_complete() -> None:
             parse(prompt, text, truncated=True)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 200))
 def test_json_cut_off_anywhere_is_truncated(at: int) -> None:
     text = json.dumps(GOOD)
@@ -93,11 +94,13 @@ def test_json_cut_off_anywhere_is_truncated(at: int) -> None:
             parse(LEVELS, text[:at])
 
 
+@pytest.mark.slow
 @given(st.fixed_dictionaries({name: st.text(max_size=30) for name in LEVELS.captions}))
 def test_any_captions_come_back(values: dict[str, str]) -> None:
     assert parse(LEVELS, json.dumps(values)).captions == {name: " ".join(text.split()) for name, text in values.items()}
 
 
+@pytest.mark.slow
 @given(st.text(max_size=200))
 def test_any_text_is_parsed_or_refused(text: str) -> None:
     with contextlib.suppress(UnfitAnswerError):

@@ -103,6 +103,7 @@ def test_windows_of_256_images_with_at_least_128(n_images: int, expected: list[t
     assert split_windows(n_images, 256, 128) == expected
 
 
+@pytest.mark.slow
 @given(st.integers(1, 500), st.integers(1, 40), st.integers(1, 40))
 def test_windows_cover_every_image_once(n_images: int, size: int, min_size: int) -> None:
     min_size = min(min_size, size)
@@ -113,6 +114,7 @@ def test_windows_cover_every_image_once(n_images: int, size: int, min_size: int)
         assert min_size <= windows[-1][1] - windows[-1][0] < size + min_size
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=50, unique=True), st.integers(1, 10))
 def test_spans_cover_the_clip_and_contain_their_images(times: list[float], size: int) -> None:
     image_times_s, duration_s = sorted(times), 101.0
@@ -318,6 +320,7 @@ REPLIES = [
 ]
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 14), st.lists(st.sampled_from(REPLIES), min_size=1, max_size=12), st.booleans(), st.integers(0, 3)
 )

@@ -83,6 +83,7 @@ def killed_after(n_changes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 # Writing and reading
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.lists(ANSWERS, max_size=6, unique_by=lambda answer: answer.key), max_size=4),
     st.sets(st.integers(0, 5).map("u{}".format)),
@@ -160,6 +161,7 @@ def test_object_store_gets_batches_and_the_rest_on_flush(tmp_path: Path, monkeyp
     assert len(read(str(folder)).answers) == 2 * journal.BATCH_SIZE + 3
 
 
+@pytest.mark.slow
 def test_killed_process_has_every_added_answer_on_disk(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"

@@ -156,6 +156,7 @@ HONEST_CHANGES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(st.sampled_from(UIDS), st.integers(1, 5)), min_size=1, max_size=6, unique_by=lambda item: item[0]
@@ -176,6 +177,7 @@ def test_caption_never_goes_to_another_clip(clips: list[tuple[str, int]], change
         assert all(isinstance(end, Captioned) for end in ends.values())
 
 
+@pytest.mark.slow
 def test_missing_answer_fails_its_clip_alone() -> None:
     ends = runner(CanaryCaptioner(drop({1}))).caption([clip(uid) for uid in UIDS[:3]], distinct_origins(UIDS[:3]))
     assert [type(ends[uid]) for uid in UIDS[:3]] == [Captioned, Failed, Captioned]
@@ -184,6 +186,7 @@ def test_missing_answer_fails_its_clip_alone() -> None:
     assert failed.reason == "unanswered question: canary-v1 gave no answer"
 
 
+@pytest.mark.slow
 def test_clip_that_fits_no_prompt_fails_alone() -> None:
     bad = replace(clip("u1"), image_times_s=())
     ends = runner(CanaryCaptioner()).caption([clip("u0"), bad, clip("u2")], distinct_origins(UIDS[:3]))
@@ -222,6 +225,7 @@ def add_unasked(i: int) -> Change:
     return lambda answers: [*answers[:i], replace(answers[0], key="0" * 20), *answers[i:]]
 
 
+@pytest.mark.slow
 @given(st.integers(0, 3), st.sampled_from([repeat, exchange_key, exchange_uid, add_unasked]), st.integers(0, 99))
 def test_engine_that_mixes_up_answers_ends_the_run(i: int, change: Callable[[int], Change], seed: int) -> None:
     uids = UIDS[:4]

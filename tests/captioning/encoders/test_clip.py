@@ -17,6 +17,8 @@ from captioning.encoders.clip import Clip
 from captioning.engine import EngineError
 from pipelines.steps.score.embedding import Embedding
 
+pytestmark = pytest.mark.slow
+
 open_clip = pytest.importorskip("open_clip")
 
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}

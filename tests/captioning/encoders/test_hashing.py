@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,12 +22,14 @@ def test_one_token_per_word_in_any_case_and_punctuation() -> None:
     np.testing.assert_array_equal(a.tokens, b.tokens)
 
 
+@pytest.mark.slow
 def test_word_vectors_are_equal_in_every_process() -> None:
     code = "from captioning.encoders.hashing import word_vector; print(word_vector('red', 64).astype(int).tolist())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert str(word_vector("red", 64).astype(int).tolist()) == other.strip()
 
 
+@pytest.mark.slow
 @given(st.sets(st.text("abcdefgh", min_size=1, max_size=8), min_size=2, max_size=20))
 def test_different_words_are_nearly_orthogonal(words: set[str]) -> None:
     vectors = np.stack([word_vector(word, 512) for word in sorted(words)])

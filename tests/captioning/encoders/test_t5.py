@@ -60,6 +60,7 @@ def reference(folder: Path, kind: str, captions: list[str], max_tokens: int) -> 
         return [model.get_encoder()(**one).last_hidden_state[0].numpy() for one in inputs]
 
 
+@pytest.mark.slow
 def test_embeddings_are_those_of_transformers(kind: Any, tmp_path: Path) -> None:
     folder = save_t5(tmp_path / kind, kind)
     encoder = tiny(folder, max_tokens=12).open()
@@ -74,6 +75,7 @@ def test_embeddings_are_those_of_transformers(kind: Any, tmp_path: Path) -> None
     assert len(found[0].tokens) == 1, "the null caption is the end token"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10**6])
 def test_other_captions_of_a_batch_have_no_effect(batch_tokens: int, folder: Path) -> None:
     encoder = tiny(folder, batch_tokens=batch_tokens).open()
@@ -85,6 +87,7 @@ def test_other_captions_of_a_batch_have_no_effect(batch_tokens: int, folder: Pat
         np.testing.assert_array_equal(embedding.tokens, again.tokens)
 
 
+@pytest.mark.slow
 def test_word_order_matters_and_white_space_does_not(folder: Path) -> None:
     encoder = tiny(folder).open()
     first, reordered, spaced = encoder.encode(["bada kilo", "kilo bada", " bada \n kilo"])
@@ -108,6 +111,7 @@ def test_padding_tokens_are_counted(folder: Path) -> None:
     assert 0 < encoder.padding_tokens < MAX_PADDED_SHARE * (tokens + encoder.padding_tokens)
 
 
+@pytest.mark.slow
 @given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=300), batch_tokens=st.integers(1, 4000))
 def test_batches_keep_the_limits_of_padding_and_tokens(lengths: list[int], batch_tokens: int) -> None:
     left = sorted(lengths, reverse=True)
@@ -120,6 +124,7 @@ def test_batches_keep_the_limits_of_padding_and_tokens(lengths: list[int], batch
         left = left[count:]
 
 
+@pytest.mark.slow
 def test_tokenizer_of_sentencepiece_or_another_folder(folder: Path, tmp_path: Path) -> None:
     """The tokenizer of the first T5 checkpoints is the file spiece.model alone."""
     bare = save_t5(tmp_path / "bare", tokenizer=False)
@@ -149,6 +154,7 @@ def test_tokenizer_of_sentencepiece_or_another_folder(folder: Path, tmp_path: Pa
     np.testing.assert_allclose(tiny(bare).open().encode([" bada  kilo"])[0].tokens, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_identity_covers_what_embeddings_depend_on(folder: Path, tmp_path: Path) -> None:
     identity = tiny(folder).identity()
     assert tiny(folder).open().identity == tiny(folder).open("cpu").identity == identity
@@ -256,6 +262,7 @@ def test_batches_are_halved_when_memory_runs_out(
         encoder.encode(["ba bi bo"])
 
 
+@pytest.mark.slow
 def test_import_loads_no_neural_network_library() -> None:
     libraries = {"ray", "torch", "transformers", "open_clip"}
     code = (

@@ -13,7 +13,7 @@ from captioning.engine import EngineError, Question
 from tests.support.chat_questions import answers_by_key, question, random_jpeg
 from tests.support.tiny_models import WITH_VISION
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def mixed_questions() -> list[Question]:

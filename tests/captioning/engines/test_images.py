@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from captioning.engines import _images
 from tests.support.chat_questions import random_jpeg
 
+pytestmark = pytest.mark.slow
+
 
 @given(st.lists(st.floats(0, 1000), min_size=2, max_size=300).map(sorted))
 def test_times_come_back_from_the_metadata(times_s: list[float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ def test_backoff_doubles_and_follows_from_the_key() -> None:
     assert backoff_s(10**6, "a") <= 60
 
 
+@pytest.mark.slow
 @given(st.floats(0.1, 1e4), st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1000)), min_size=1))
 def test_rate_holds_over_any_interval(per_minute: float, requested: list[tuple[float, float]]) -> None:
     rate, now_s, taken = RateLimit(per_minute), 0.0, []

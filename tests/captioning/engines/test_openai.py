@@ -196,6 +196,7 @@ def test_only_one_call_may_be_active(server: Server) -> None:
     list(first)
 
 
+@pytest.mark.slow
 def test_real_clock(server: Server) -> None:
     async def wait() -> float:
         start_s = Clock().now_s()

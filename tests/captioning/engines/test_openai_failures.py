@@ -37,6 +37,7 @@ ACTS = {**TRANSIENT_ACTS, **{name: act for name, (act, _) in QUESTION_ACTS.items
 # Failures of one question
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", TRANSIENT_ACTS.values(), ids=TRANSIENT_ACTS.keys())
 def test_transient_failure_is_retried(server: Server, act: Act) -> None:
     server.reset({"a": [act, act]})
@@ -45,6 +46,7 @@ def test_transient_failure_is_retried(server: Server, act: Act) -> None:
     assert server.counts() == {"a": 3, "b": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", TRANSIENT_ACTS.values(), ids=TRANSIENT_ACTS.keys())
 def test_repeated_failure_fails_its_question_alone(server: Server, act: Act) -> None:
     server.reset({"a": [act] * 9})
@@ -64,6 +66,7 @@ def test_refused_question_is_not_retried(server: Server, act: Act, reason: str) 
     assert server.counts() == {"a": 1, "b": 1}
 
 
+@pytest.mark.slow
 def test_time_out_may_have_been_charged(server: Server) -> None:
     release = threading.Event()
     server.reset({"a": [Act(hold=release)], "b": [Act(hold=release)] * 2})
@@ -79,6 +82,7 @@ def test_time_out_may_have_been_charged(server: Server) -> None:
     assert server.counts() == {"a": 2, "b": 2}
 
 
+@pytest.mark.slow
 @examples(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(script=st.lists(st.lists(st.sampled_from(sorted(ACTS)), max_size=5), max_size=7), concurrency=st.integers(1, 5))
 def test_each_question_gets_one_answer_or_one_error(
@@ -101,6 +105,7 @@ def test_each_question_gets_one_answer_or_one_error(
 # Failures that end the run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "reason"),
     [
@@ -159,6 +164,7 @@ def test_unreachable_server_ends_the_run() -> None:
     assert "run again when it is up" in str(raised)
 
 
+@pytest.mark.slow
 def test_server_that_is_down_fails_no_question(server: Server) -> None:
     names = [f"q{i}" for i in range(30)]
     server.reset({name: [Act(503, error("down"))] * 9 for name in names[3:]})
@@ -172,6 +178,7 @@ def test_server_that_is_down_fails_no_question(server: Server) -> None:
 # Pauses and rates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("headers", "wait_s"),
     [
@@ -207,6 +214,7 @@ def test_refusal_for_too_many_requests_pauses_all(
     assert all(server.counts()[name] == (2 if name in "ab" else 1) for name in names)
 
 
+@pytest.mark.slow
 def test_concurrency_is_reached_and_not_exceeded(server: Server) -> None:
     barrier = threading.Barrier(3)
     names = [f"q{i}" for i in range(12)]
@@ -216,6 +224,7 @@ def test_concurrency_is_reached_and_not_exceeded(server: Server) -> None:
     assert server.max_in_flight == 3, "the barrier releases three requests together"
 
 
+@pytest.mark.slow
 def test_requests_per_minute(server: Server) -> None:
     clock = VirtualClock()
     server.reset({"q3": [Act(500)]}, clock.now_s)
@@ -227,6 +236,7 @@ def test_requests_per_minute(server: Server) -> None:
     assert all(later - earlier >= 10 - 1e-6 for earlier, later in itertools.pairwise(times_s))
 
 
+@pytest.mark.slow
 def test_tokens_per_minute(server: Server) -> None:
     clock = VirtualClock()
     server.reset({}, clock.now_s)
@@ -241,6 +251,7 @@ def test_tokens_per_minute(server: Server) -> None:
 # Budget
 
 
+@pytest.mark.slow
 def test_budget_ends_the_run_after_all_paid_answers(server: Server) -> None:
     names = [f"q{i}" for i in range(20)]
     questions = [question(name, images=(b"x",), image_times_s=(0.0,)) for name in names]

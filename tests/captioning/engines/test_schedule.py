@@ -61,6 +61,7 @@ OUTCOMES: st.SearchStrategy[Reply | Failure] = st.sampled_from([*FAILURES, Reply
 USAGES = st.builds(Usage, st.integers(0, 70), st.integers(0, 50))
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.lists(OUTCOMES, max_size=6), min_size=1, max_size=7),
     st.integers(1, 5),
@@ -79,6 +80,7 @@ def test_each_question_is_answered_once_within_the_rate(
         assert all(later - earlier >= 60 / per_minute - 1e-6 for earlier, later in itertools.pairwise(starts_s))
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(st.integers(0, 3), st.lists(st.one_of(st.sampled_from(FAILURES), USAGES), max_size=3)), max_size=7

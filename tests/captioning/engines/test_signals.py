@@ -35,6 +35,7 @@ def test_source_caption_is_first() -> None:
     assert answer.text == "a red circle. A landscape video with motion."
 
 
+@pytest.mark.slow
 @given(st.lists(st.text("abc", min_size=1, max_size=3), unique=True, max_size=5))
 def test_captions_stay_with_their_uids(uids: list[str]) -> None:
     questions = [question(uid, caption=f"caption of {uid}") for uid in uids]

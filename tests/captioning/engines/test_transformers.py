@@ -19,7 +19,7 @@ from cluster.resources import Resources
 from tests.support import tiny_models
 from tests.support.chat_questions import answers_by_key, question
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def test_engine_is_found_by_its_name(model_folders: dict[str, Path]) -> None:

@@ -23,6 +23,8 @@ from pipelines.recipe import Recipe, SplitSettings, load_recipe
 from tests.support.toy_recipes import toy_recipe, write_toys
 from tests.support.toy_steps import Measure, Pick, Split
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["a-3", "b-0", "broken-1", "d-1", *(f"e{i}-2" for i in range(12))]
 
 

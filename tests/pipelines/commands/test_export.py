@@ -9,6 +9,8 @@ import pytest
 from cluster import storage
 from tests.support.command_line import CommandLine
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def curated(worldloom: CommandLine, scan_recipe: Path) -> Path:

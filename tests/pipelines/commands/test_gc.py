@@ -22,6 +22,8 @@ from tests.support.toy_recipes import keep, toy_recipe, write_toys
 from tests.support.toy_steps import Measure, Pick, Score, Split
 from training.data.verify import verify
 
+pytestmark = pytest.mark.slow
+
 
 def gc_recipe(folder: Path, max_number: float = 9.0) -> Recipe:
     return toy_recipe(folder, [Measure(), Split(), keep(number=Bound(max=max_number)), Score(), Pick()])
@@ -108,7 +110,6 @@ def test_an_out_without_a_run_or_of_another_folder_is_refused(tmp_path: Path, la
         gc.survey(recipe)
 
 
-@pytest.mark.slow
 def test_the_files_of_the_data_set_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_footage(tmp_path / "in", videos=6, seed=0)
     wide = "curate.encode.buckets=[{size: 32, frames: [1, 9], fps: 8}]"

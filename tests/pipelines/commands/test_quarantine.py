@@ -30,6 +30,8 @@ from tests.support.killing import Killed, Killer
 from tests.support.toy_recipes import final_rows
 from tests.support.toy_steps import Pick, Score, Split, log_call
 
+pytestmark = pytest.mark.slow
+
 
 class Read(Step):
     """A step that reads the number of clips from a file's text; the text `broken` raises."""

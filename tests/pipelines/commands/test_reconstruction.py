@@ -92,6 +92,7 @@ def test_frames_equal_those_of_encode(video: str, start_s: float, fps: float) ->
         read_span(video, start_pts, end_pts, FrameGrid(fps=fps, frames=len(found) + 2, width=WIDTH, height=HEIGHT))
 
 
+@pytest.mark.slow
 def test_pieces_equal_one_pass(causal: Causal, published: dict[str, Diffusers]) -> None:
     whole_BCTHW = torch.randint(
         0, 256, (1, 3, 17, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
@@ -111,6 +112,7 @@ def test_pieces_equal_one_pass(causal: Causal, published: dict[str, Diffusers]) 
         torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "causal"])
 def test_frames_and_scores_equal_one_pass(
     name: str, video: str, causal: Causal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -184,6 +186,7 @@ def test_bad_files_and_bad_outputs_are_refused(video: str, tmp_path: Path) -> No
         )
 
 
+@pytest.mark.slow
 def test_an_autoencoder_of_videos_has_a_size_limit(
     video: str, published: dict[str, Diffusers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +196,7 @@ def test_an_autoencoder_of_videos_has_a_size_limit(
     assert write_roundtrip(video, published[VIDEO], VideoPart(frames=9), str(tmp_path / "out.mp4")).frames == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hevc_10bit_200x200.mp4", "mpeg4_320x240.avi", "rotated_90.mov"])
 def test_roundtrip_of_footage(name: str, video_folder: Path, tmp_path: Path) -> None:
     made = write_roundtrip(str(video_folder / name), Linear(), VideoPart(size=64), str(tmp_path / "out.mp4"))

@@ -11,6 +11,7 @@ from pipelines.commands.report import try_report
 from tests.support.report_tables import make_curation, make_rows
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,6 +24,7 @@ def video(tmp_path: Path) -> Path:
     return encode(tmp_path / "source.mp4", sliding(23, 3, 68, 48), time_base=Fraction(1, 24))
 
 
+@pytest.mark.slow
 def test_the_mp4_is_written_and_named_last(video: Path, tmp_path: Path, worldloom: CommandLine) -> None:
     out = tmp_path / "made.mp4"
     part = ("--start-s", "0.1", "--frames", "9", "--size", "32", "--fps", "12")
@@ -37,6 +38,7 @@ def test_the_mp4_is_written_and_named_last(video: Path, tmp_path: Path, worldloo
     assert shapes == [(32, 3 * 40 + 2 * GAP_WIDTH, 3)] * 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "value"), [("--fps", "0"), ("--start-s", "nan"), ("--start-s", "-1"), ("--frames", "0"), ("--size", "0")]
 )

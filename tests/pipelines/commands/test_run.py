@@ -13,6 +13,8 @@ from pipelines.recipe import load_recipe
 from tests.pipelines.commands.conftest import TRAINING
 from tests.support.command_line import CommandLine
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = "sample=[{prompt: a star, seconds: 0, size: 32x32, steps: 1, name: star}]"
 
 

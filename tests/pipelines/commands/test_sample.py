@@ -19,6 +19,7 @@ SHORT = ("--seconds", "1", "--size", "32x32", "--steps", "2")
 """Options of a sample that takes less than a second."""
 
 
+@pytest.mark.slow
 def test_a_model_is_sampled_in_an_empty_folder(export: Path, tmp_path: Path) -> None:
     opened, folder = tmp_path / "opened", tmp_path / "empty"
     opened.touch()
@@ -53,6 +54,7 @@ def _no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "glob", fail)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_listing")
 def test_a_recipe_is_sampled_without_footage(trained: Path, tmp_path: Path, worldloom: CommandLine) -> None:
     out = ("--out", tmp_path / "samples")
@@ -65,6 +67,7 @@ def test_a_recipe_is_sampled_without_footage(trained: Path, tmp_path: Path, worl
     assert [Path(line).suffix for line in listed.stdout.splitlines()] == [".png", ".mp4"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_listing")
 def test_a_prompt_is_upsampled_from_stored_captions(trained: Path, tmp_path: Path, worldloom: CommandLine) -> None:
     for arguments in ((trained,), ("--model", next((trained.parent / "out").glob("run-*/export")))):
@@ -72,6 +75,7 @@ def test_a_prompt_is_upsampled_from_stored_captions(trained: Path, tmp_path: Pat
         assert ended.exit_code == 0, ended.stderr
 
 
+@pytest.mark.slow
 def test_a_recipe_that_is_not_trained_names_the_fix(trained: Path, worldloom: CommandLine) -> None:
     ended = worldloom("sample", trained, "--prompt", "a star", "--set", "train.steps=4")
     assert ended.exit_code == 2
@@ -104,6 +108,7 @@ def test_an_impossible_size_is_bad_input(scan_recipe: Path, worldloom: CommandLi
     assert "such as 96x64" in ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--first", "--last"])
 def test_conditioning_images_are_checked_first(
     option: str, tmp_path: Path, scan_recipe: Path, worldloom: CommandLine

@@ -28,6 +28,7 @@ def of_manifest(manifest: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_training_needs_no_footage(trained: Path, worldloom: CommandLine, tmp_path: Path) -> None:
     curated = worldloom("curate", trained, "--inline")
     assert (curated.exit_code, "no file matches" in curated.stderr) == (2, True), "the footage is still there"
@@ -40,6 +41,7 @@ def test_training_needs_no_footage(trained: Path, worldloom: CommandLine, tmp_pa
     assert losses_of(tmp_path / "out") == losses_of(trained.parent / "out")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(trained: Path, export: Path, worldloom: CommandLine) -> None:
     before = (export / "model.safetensors").stat().st_mtime_ns
     ended = worldloom("train", trained, "--inline")
@@ -47,6 +49,7 @@ def test_a_finished_run_is_not_trained_again(trained: Path, export: Path, worldl
     assert (export / "model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_recipe_may_name_a_manifest(trained: Path, of_manifest: Path, worldloom: CommandLine) -> None:
     ended = worldloom("train", of_manifest, "--inline")
     assert ended.exit_code == 0, ended.stderr
@@ -83,6 +86,7 @@ def test_too_few_tokens_per_micro_batch_are_bad_input(of_manifest: Path, worldlo
     assert "max_tokens_per_micro" in ended.stderr
 
 
+@pytest.mark.slow
 def test_bf16_in_this_process_is_warned_of(
     of_manifest: Path, worldloom: CommandLine, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,6 +24,8 @@ from training.data.dataset import Dataset
 from training.data.verify import verify
 from training.tracking.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -116,7 +118,6 @@ def test_impossible_training_is_refused_first(footage: Path, tmp_path: Path, ass
         train_autoencoder(recipe, in_process=True)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_have_the_losses_of_one_process(footage: Path, weights: str, tmp_path: Path) -> None:
     found = train_autoencoder(load_autoencoder_recipe(recipe_file(tmp_path, footage, workers=2)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.command_line import CommandLine
 from tests.support.stored import CLIPS, STILLS, flip_bit, write_dataset
 
@@ -14,6 +16,7 @@ def test_a_recipe_without_shards_is_bad_input(worldloom: CommandLine, scan_recip
     assert "does not end in an encode step" in ended.stderr
 
 
+@pytest.mark.slow
 def test_the_shards_of_a_named_manifest_are_verified(worldloom: CommandLine, tmp_path: Path) -> None:
     manifest = write_dataset(tmp_path / "data", {CLIPS: 4, STILLS: 2})
     recipe = tmp_path / "train.yaml"

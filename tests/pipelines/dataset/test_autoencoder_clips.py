@@ -15,6 +15,8 @@ from pipelines.engine.sources import SourceSettings
 from pipelines.recipe import SplitSettings
 from tests.support.autoencoder_footage import video_frames, write_footage
 
+pytestmark = pytest.mark.slow
+
 
 def test_clips_show_their_sources(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     footage = write_footage(tmp_path / "in")

@@ -15,6 +15,8 @@ from pipelines.forgetting.request import forget
 from pipelines.recipe import Recipe
 from tests.support.toy_recipes import toy_file, toy_recipe, write_toys
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:

@@ -63,6 +63,7 @@ def footage(draw: st.DrawFn, max_sources: int = 12) -> list[Clip]:
     return clips
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(footage(), st.randoms(use_true_random=False))
 def test_no_group_or_source_is_in_two_splits(clips: list[Clip], rng: random.Random) -> None:
@@ -78,6 +79,7 @@ def test_no_group_or_source_is_in_two_splits(clips: list[Clip], rng: random.Rand
     assert assign(table(shuffled), SHARES).equals(assigned)
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(footage(), footage(), st.sampled_from([SHARES, SplitSettings(), SplitSettings(val=0.4, test=0.3)]))
 def test_assignments_are_permanent(old: list[Clip], more: list[Clip], shares: SplitSettings) -> None:
@@ -99,6 +101,7 @@ def test_assignments_are_permanent(old: list[Clip], more: list[Clip], shares: Sp
         assert all(row["split"] for row in second.to_pylist() if row["uid"] in kept), groups
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.lists(st.integers(1, 6), min_size=40, max_size=120), st.sampled_from([(0.1, 0.0), (0.1, 0.1), (0.3, 0.05)]))
 def test_shares_are_met_with_many_sources(sizes: list[int], shares: tuple[float, float]) -> None:
@@ -111,6 +114,7 @@ def test_shares_are_met_with_many_sources(sizes: list[int], shares: tuple[float,
     assert counts[None] == 0
 
 
+@pytest.mark.slow
 def test_shares_stay_met_while_footage_is_added() -> None:
     previous, clips = None, []
     for i in range(60):
@@ -218,6 +222,7 @@ def toy_steps() -> list[Step]:
     return [Measure(), Split(), keep(number=Bound(max=5))]
 
 
+@pytest.mark.slow
 def test_stored_splits_are_extended_and_never_changed(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     recipe = toy_recipe(tmp_path, toy_steps())
@@ -242,6 +247,7 @@ def test_stored_splits_are_extended_and_never_changed(tmp_path: Path) -> None:
     assert store(recipe, run_segments(recipe, inline)).to_pylist() == grown
 
 
+@pytest.mark.slow
 def test_clip_rows_have_groups_and_no_failures(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     rows = clip_rows(run_segments(toy_recipe(tmp_path, [*toy_steps(), Pick()]), inline)).to_pylist()

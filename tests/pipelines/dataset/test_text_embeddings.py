@@ -90,6 +90,7 @@ def rows_of_tasks(captions: dict[str, str]) -> list[list[tuple[str, str]]]:
     return [list(zip(task["key"].to_pylist(), task["caption"].to_pylist(), strict=True)) for task in tasks_of(captions)]
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     captions=st.lists(st.text(max_size=40), max_size=60, unique=True),
@@ -114,6 +115,7 @@ def test_tasks_hold_every_caption_the_longest_first(captions: list[str], max_cap
         assert len(task) == 1 or sum(len(caption.encode()) for _, caption in task) <= n_bytes
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_its_finished_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_embeddings, "CAPTIONS_PER_PART", 10)
     encoder = HeavyHashing()
@@ -154,6 +156,7 @@ def test_one_log_line_summarises_the_embeddings(tmp_path: Path, caplog: pytest.L
     assert "40 distinct captions, 1 of them embedded now; 2 truncated to the encoder's max_tokens (5.0%)" in caplog.text
 
 
+@pytest.mark.slow
 def test_padding_is_logged_and_small(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +222,7 @@ def test_ray_gives_the_embeddings_of_this_process(
     (model / "model.safetensors").write_bytes(b"no tensors")
     message = (
         r"^model .*model cannot be loaded by transformers: .*; "
-        r"give a folder as save_pretrained writes it, or a repository and revision that exist$"
+        r"set it to a folder as save_pretrained writes it, or a repository and revision that exist$"
     )
     for executor in (inline, ray):
         with pytest.raises(RunError, match=message):

@@ -34,6 +34,7 @@ def test_closest_pairs_come_first_and_include_exact_copies() -> None:
     assert found["share"].to_pylist() == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_limit_and_independence_of_order_and_parts() -> None:
     table = split_rows()
     wanted = closest_across(LocalRows([table]), "split", 2)

@@ -47,6 +47,7 @@ def reference_score(a: UInt64Array, b: UInt64Array) -> int:
     return best
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(1, 7))
 def test_no_run_at_any_offset_scores_higher(seed: int, n_a: int, n_b: int) -> None:
@@ -103,6 +104,7 @@ def test_frames_half_a_step_late_are_near() -> None:
     assert found.distance < 0.25 * plain
 
 
+@pytest.mark.slow
 def test_unrelated_clips_do_not_align() -> None:
     rng = np.random.default_rng(3)
     many = unrelated_hashes(rng, 40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from pipelines.video.phash import is_informative, mirrored
 from tests.support.clip_rows import clip_table, noisy, unrelated_hashes
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     st.integers(0, 2**64 - 1).filter(lambda value: value.bit_count() >= 10),
@@ -43,6 +45,7 @@ def test_candidates_are_of_different_files_with_near_hashes() -> None:
     assert max(found, key=lambda row: row["shared_keys"])["shared_keys"] > 20
 
 
+@pytest.mark.slow
 def test_key_of_thousands_pairs_each_clip_with_some_neighbours() -> None:
     n = 3000
     clips = [np.full(1, 0x0F1E2D3C4B5A6978, np.uint64)] * n

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,6 +47,7 @@ def clusters(draw: st.DrawFn) -> tuple[dict[str, Member], list[Pair]]:
     return clips, [Pair(a, b, "near", draw(st.sampled_from([1.0, 2.0])), draw(shares), draw(shares)) for a, b in chosen]
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(clusters(), st.randoms(use_true_random=False))
 def test_every_decision_against_its_definition(

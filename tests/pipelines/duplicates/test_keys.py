@@ -49,6 +49,7 @@ def test_flat_hashes_emit_no_key() -> None:
     assert keys_of(np.zeros(0, np.uint64)).schema == keys_of(np.arange(1, 9, dtype=np.uint64) << 40).schema
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 @example(25)  # one of its hashes has too few bits set to be informative, and its mirrored hash has enough
@@ -70,6 +71,7 @@ def test_images_and_videos_share_no_key() -> None:
     assert len(set(both["key"].to_pylist())) == len(both)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_keys_do_not_depend_on_other_clips_of_the_table(seed: int) -> None:

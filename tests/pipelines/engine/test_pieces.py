@@ -21,6 +21,8 @@ from tests.support.toy_recipes import final_rows, logged_calls, toy_recipe, writ
 from tests.support.toy_steps import LongMeasure, Measure, Split
 from tests.support.videos import encode, sliding
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["a-3", "b-0", "c-8", "d-1", "e-5"]
 
 
@@ -94,7 +96,6 @@ def test_a_row_whose_division_raises_is_not_divided(tmp_path: Path) -> None:
     assert {Path(row["source"]).stem: row["fate"] for row in rows} == {"odd": "failed", "d-1": "kept"}
 
 
-@pytest.mark.slow
 def test_a_piece_that_kills_its_worker_fails_its_row(tmp_path: Path, ray_session: None) -> None:
     write_toys(tmp_path, [*NAMES, "crash-2"])
     rows = final_rows(run_segments(toy_recipe(tmp_path, [LongMeasure(), Split()]), run))

@@ -16,6 +16,8 @@ from pipelines import inline
 from pipelines.engine.executor import Executor
 from pipelines.engine.tables import TASK_SCHEMA
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = pa.schema([("key", pa.int64()), ("n", pa.int64())])
 
 

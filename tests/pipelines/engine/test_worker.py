@@ -81,6 +81,7 @@ def test_a_run_error_ends_the_run() -> None:
         guarded(full, pa.table({"uid": ["a", "b"]}), ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooled", [False, True])
 def test_parts_record_the_cost_of_each_step(tmp_path: Path, pooled: bool) -> None:
     names = ["a-3", "b-0", "c-8", "broken-1", "d-1", "e-5"]

@@ -83,6 +83,7 @@ def span(pts: list[int], first: int, end: int) -> tuple[int, int]:
     return pts[first], pts[end] if end < len(pts) else pts[-1] + 101
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=st.integers(0, 34), length=st.integers(1, 35), early=st.integers(0, 100), late=st.integers(0, 100))
 def test_any_span_gives_exactly_its_frames(
@@ -111,6 +112,7 @@ def _rgb(path: Path, number: int) -> UInt8Array:
     raise AssertionError(f"{path} has no frame {number}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verify", [False, True])
 def test_a_span_ending_between_dependent_frames_is_encoded(
     tmp_path: Path, grouped: Path, grouped_pts: list[int], verify: bool
@@ -127,6 +129,7 @@ def test_a_span_ending_between_dependent_frames_is_encoded(
     assert modes == {1: "copied", 2: "encoded", 3: "encoded", 4: "encoded", 5: "copied"}
 
 
+@pytest.mark.slow
 def test_a_group_with_references_to_the_one_before_is_encoded(tmp_path: Path) -> None:
     options = {**X264, "x264-params": "scenecut=0:keyint=10:min-keyint=10:open-gop=1:b-adapt=0"}
     source = videos.encode(tmp_path / "open.mp4", videos.sliding(35, 2.0, 96, 64), options=options)
@@ -159,6 +162,7 @@ CONTAINERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "codec", "options"), CONTAINERS, ids=[f"{codec}-{name}" for name, codec, _ in CONTAINERS]
 )
@@ -233,6 +237,7 @@ def test_odd_sides_and_other_chroma_are_converted(tmp_path: Path) -> None:
     assert (cut.mode, len(found), info.pixel_format, info.width, info.height) == ("encoded", 3, "yuv420p", 130, 66)
 
 
+@pytest.mark.slow
 def test_the_same_clip_gives_the_same_bytes(tmp_path: Path) -> None:
     source = videos.encode(tmp_path / "a.mp4", videos.sliding(40, 3.0, 352, 288), options={"g": "40"})
     files = []

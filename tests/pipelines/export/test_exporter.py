@@ -161,6 +161,7 @@ def check(folder: Path, rows: list[dict[str, Any]]) -> None:
         assert sorted(numbers) == list(range(len(numbers))), "shards are numbered without gaps"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_rerun_changes_nothing(tmp_path: Path, footage: Path, name: str) -> None:
     rows = [clip(footage, number) for number in range(10)]
@@ -177,6 +178,7 @@ def test_a_rerun_changes_nothing(tmp_path: Path, footage: Path, name: str) -> No
     assert files_of(tmp_path / name) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_order_of_rows_does_not_matter(tmp_path: Path, footage: Path, name: str) -> None:
     rows = [clip(footage, number) for number in range(7)]
@@ -201,6 +203,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch, clips: int = 2) -> None:
     monkeypatch.setattr("pipelines.export.shard_plan.MEMBER_OVERHEAD_BYTES", 10**6 // clips - 10_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_changed_clips_are_not_cut_again(
     tmp_path: Path, footage: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -273,6 +276,7 @@ def test_a_rerun_after_any_kill_ends_as_if_undisturbed(tmp_path: Path, footage: 
     assert number > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_failed_clip_is_indexed_and_tried_again(tmp_path: Path, footage: Path, name: str) -> None:
     bad = clip(footage, 3, source=str(footage / "broken.mp4"))
@@ -291,6 +295,7 @@ def test_a_failed_clip_is_indexed_and_tried_again(tmp_path: Path, footage: Path,
     check(tmp_path / name, repaired)
 
 
+@pytest.mark.slow
 def test_a_missing_file_is_written_again(tmp_path: Path, footage: Path) -> None:
     rows = [clip(footage, number) for number in range(4)]
     for name in ("mp4", "webdataset"):

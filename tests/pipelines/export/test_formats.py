@@ -28,6 +28,8 @@ from pipelines.video.decode import open_video
 from tests.support import videos
 from tests.support.command_line import CommandLine
 
+pytestmark = pytest.mark.slow
+
 SCAN_AND_CUT = ({"scan": {}}, {"cut": {"min_s": 0.4, "max_s": 1.0}})
 
 

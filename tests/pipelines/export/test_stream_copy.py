@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ def test_nal_types_with_prefixes_and_start_codes() -> None:
     ) == [19, 35]
 
 
+@pytest.mark.slow
 @given(st.permutations(list(range(12))))
 def test_decoding_timestamps_rise_and_are_not_after_the_pts(pts: list[int]) -> None:
     times = decoding_timestamps(pts)

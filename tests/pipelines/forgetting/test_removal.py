@@ -97,6 +97,7 @@ def latent_rows(count: int) -> list[LatentRow]:
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(stays=st.lists(st.booleans(), min_size=1, max_size=12))
 def test_a_shard_equals_one_written_without_the_rows(
@@ -133,6 +134,7 @@ def test_a_text_table_equals_one_written_without_keys(tmp_path: Path) -> None:
     assert not rewritten.exists()
 
 
+@pytest.mark.slow
 def test_captions_are_removed_with_their_embeddings(recipe: Recipe) -> None:
     removed, other = first_and_last_clip(recipe)
     captions = {
@@ -165,6 +167,7 @@ def test_captions_are_removed_with_their_embeddings(recipe: Recipe) -> None:
     assert set(left) == {text_key(text, ENCODER) for text in captions[other["uid"]]}
 
 
+@pytest.mark.slow
 def test_answers_not_in_a_table_are_removed(recipe: Recipe) -> None:
     removed, other = first_and_last_clip(recipe)
     folder = f"{recipe.tables_uri}/answers-0"
@@ -180,6 +183,7 @@ def test_answers_not_in_a_table_are_removed(recipe: Recipe) -> None:
     assert b"words of a-2" not in b"".join(storage.read_bytes(entry.uri) for entry in storage.list_files(folder))
 
 
+@pytest.mark.slow
 def test_a_manifest_of_another_version_is_removed(recipe: Recipe, caplog: pytest.LogCaptureFixture) -> None:
     removed, other = first_and_last_clip(recipe)
     uri = f"{recipe.tables_uri}/manifest-0/_manifest.parquet"

@@ -63,6 +63,7 @@ def test_remaining_rows_equal_a_run_without_the_file(
     assert all(account.balanced for account in ledger(after))
 
 
+@pytest.mark.slow
 def test_nothing_is_recomputed_and_the_file_stays_out(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     calls = tmp_path / "calls"
@@ -84,6 +85,7 @@ def test_nothing_is_recomputed_and_the_file_stays_out(tmp_path: Path) -> None:
     assert newly_kept <= {row["uid"] for row in before if row["fate"] == "duplicate" and row["cluster"] in removed_uids}
 
 
+@pytest.mark.slow
 def test_uids_in_other_rows_are_redacted(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     recipe = toy_recipe(tmp_path)
@@ -146,6 +148,7 @@ def write_other_files(recipe: Recipe) -> str:
     return str(clips[0]["source"])
 
 
+@pytest.mark.slow
 def test_exports_summaries_and_pieces_are_removed(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     recipe = toy_recipe(tmp_path)
@@ -207,6 +210,7 @@ def test_a_removal_killed_anywhere_can_be_finished(tmp_path: Path) -> None:
         assert not exclusions.unfinished_removals(recipe.out_uri)
 
 
+@pytest.mark.slow
 def test_a_trace_that_is_left_keeps_the_request_open(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     recipe = toy_recipe(tmp_path)

@@ -19,6 +19,7 @@ from pipelines.report.page_data import page_data
 from tests.support.report_tables import WHEN, make_curation
 
 
+@pytest.mark.slow
 def test_splits_are_read_and_compared(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     recipe, curation = make_curation(tmp_path, rows)
     kept = [row for row in rows if row["fate"] == "kept"]
@@ -44,6 +45,7 @@ def test_the_distance_is_the_share_that_would_have_to_change() -> None:
     assert split_distances({"kept": [1, 2]}) == {}
 
 
+@pytest.mark.slow
 @given(st.integers(1, 40), st.data())
 def test_mean_deviation_is_that_of_all_draws(n: int, data: st.DataObject) -> None:
     k, m = data.draw(st.integers(0, n)), data.draw(st.integers(0, n))

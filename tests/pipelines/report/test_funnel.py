@@ -18,6 +18,8 @@ from pipelines.report.causes import cause_of
 from pipelines.report.funnel import COLUMNS, IN_NO_CLIP, Totals, funnel
 from tests.support.report_tables import make_curation, make_rows
 
+pytestmark = pytest.mark.slow
+
 LABELS = ["scan", "cut", "keep", "dedup", "caption", "keep#2"]
 TYPES = {"clip_index": pa.int32(), "duration_s": pa.float64(), "source_duration_s": pa.float64()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from pipelines.report.histograms import make_axis
 from tests.support.report_tables import clips_of
 
 
+@pytest.mark.slow
 def test_histograms_count_every_clip_once(rows: list[dict[str, Any]], data: dict[str, Any]) -> None:
     names = [item["name"] for item in data["histograms"]]
     assert names[:4] == ["luma", "motion", "camera", "sharpness"], "thresholds come first, in the recipe's order"
@@ -25,6 +27,7 @@ def test_histograms_count_every_clip_once(rows: list[dict[str, Any]], data: dict
         assert item["missing"] == len(clips) - len(measured)
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_numpy(rows: list[dict[str, Any]], data: dict[str, Any]) -> None:
     item = next(item for item in data["histograms"] if item["name"] == "luma")
     values = np.array([row["luma"] for row in clips_of(rows)])
@@ -35,6 +38,7 @@ def test_counts_are_those_of_numpy(rows: list[dict[str, Any]], data: dict[str, A
     assert {0.1, 0.9} <= set(item["edges"]), "an edge on each threshold"
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200), st.lists(st.floats(-1e3, 1e3), max_size=3))
 @example([5e-324], [])
 @example([0.0], [5e-324])

@@ -68,6 +68,7 @@ def test_the_page_loads_nothing(elements: Elements) -> None:
         assert not re.search(loads, page._asset(name)), name
 
 
+@pytest.mark.slow
 def test_the_policy_allows_two_scripts_and_no_connection(data: dict[str, Any], elements: Elements) -> None:
     (policy,) = [
         attributes["content"] or ""
@@ -96,6 +97,7 @@ def test_texts_of_footage_cannot_become_markup(data: dict[str, Any], elements: E
         assert not re.search(sets_markup, page._asset(name)), name
 
 
+@pytest.mark.slow
 def test_texts_of_runs_cannot_become_markup(tmp_path: Path) -> None:
     recipe, curation = make_curation(tmp_path, make_rows(3))
     settings = {"model": {"name": HOSTILE_TEXT}}
@@ -111,6 +113,7 @@ def test_the_script_has_all_files_of_the_folder() -> None:
     assert page._asset(page.SCRIPTS[0]).startswith("'use strict';"), "it holds for the whole joined script"
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_any_text_survives_in_a_script_element(text: str) -> None:
     encodable = text.encode("utf-8", "replace").decode()
@@ -119,6 +122,7 @@ def test_any_text_survives_in_a_script_element(text: str) -> None:
     assert json.loads(written) == {"text": encodable}
 
 
+@pytest.mark.slow
 def test_a_report_is_written_beside_the_tables(tmp_path: Path) -> None:
     recipe, curation = make_curation(tmp_path, make_rows(20))
     written = write_report(recipe, curation, WHEN)

@@ -21,6 +21,7 @@ from tests.support.report_runs import write_run
 from tests.support.report_tables import WHEN, clips_of, make_curation, make_rows
 
 
+@pytest.mark.slow
 def test_rows_are_the_same_however_they_are_stored(
     rows: list[dict[str, Any]], data: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -29,6 +30,7 @@ def test_rows_are_the_same_however_they_are_stored(
         assert again[key] == data[key], key
 
 
+@pytest.mark.slow
 def test_a_run_that_just_ended_has_the_same_thresholds(
     rows: list[dict[str, Any]], data: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -73,6 +75,7 @@ def test_failures_are_by_class_with_file_and_message(rows: list[dict[str, Any]],
             assert listed["message"]
 
 
+@pytest.mark.slow
 def test_the_page_is_limited_whatever_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thumbnails, "MAX_BYTES", 100_000)
     monkeypatch.setattr(row_selection, "select_rows", functools.partial(row_selection.select_rows, max_rows=500))
@@ -89,6 +92,7 @@ def test_the_page_is_limited_whatever_the_size(tmp_path: Path, monkeypatch: pyte
     assert causes <= set(zip(table["fate"], table["step"], strict=True)), "the page has rows of every cause"
 
 
+@pytest.mark.slow
 def test_a_run_without_kept_clips_has_a_page(tmp_path: Path) -> None:
     lost = [row for row in make_rows(60) if row["fate"] in ("failed", "dropped")]
     rows = [row for row in lost if "clip_index" not in row] + clips_of(lost)[:1]
@@ -97,6 +101,7 @@ def test_a_run_without_kept_clips_has_a_page(tmp_path: Path) -> None:
     assert {item["column"] for item in found["thresholds"]} == {"luma", "motion", "camera", "sharpness"}
 
 
+@pytest.mark.slow
 def test_a_table_without_optional_columns_has_a_page(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     recipe, curation = make_curation(tmp_path, rows)
     missing = ("duplicate_of", "duplicate_kind", "duplicate_distance", "duplicate_overlap", "caption", "fps")
@@ -114,6 +119,7 @@ def test_an_incomplete_curation_is_refused(tmp_path: Path) -> None:
         page_data(recipe, Curation(curation.sources, curation.segments, complete=False), WHEN)
 
 
+@pytest.mark.slow
 def test_runs_and_samples_are_found(tmp_path: Path) -> None:
     recipe, curation = make_curation(tmp_path, make_rows(20))
     records = [

@@ -36,6 +36,7 @@ from training.settings import TrainSettings
 POINTS = st.lists(st.floats(-1e6, 1e6), max_size=300).map(lambda values: list(enumerate(values)))
 
 
+@pytest.mark.slow
 @given(POINTS, st.integers(2, 50))
 def test_thinned_curves_keep_order_last_point_and_extremes(points: list[tuple[int, float]], max_points: int) -> None:
     strided, min_max = downsample_strided(points, max_points), downsample_min_max(points, max_points)
@@ -69,6 +70,7 @@ def test_a_run_has_curves_of_all_its_metrics() -> None:
     assert 40 < len(sparse[0]) < 120, "steps without a sample of that noise level have no point"
 
 
+@pytest.mark.slow
 def test_a_long_run_is_thinned_and_keeps_its_spike() -> None:
     found = curves(make_records(9000, validate_every=1))
     for name, (steps, values) in found.items():
@@ -180,6 +182,7 @@ def test_previews_are_links_with_posters_or_an_error(tmp_path: Path, monkeypatch
     assert training_runs(recipe)["runs"][0]["previews"][0]["poster"] == ""
 
 
+@pytest.mark.slow
 def test_the_newest_runs_and_some_previews_are_shown(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     for number in range(14):

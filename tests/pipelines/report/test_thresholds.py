@@ -10,6 +10,8 @@ import pytest
 from pipelines.report.whatif import whatif
 from tests.support.report_tables import clips_of, make_curation
 
+pytestmark = pytest.mark.slow
+
 
 def test_thresholds_have_dropped_and_nearest_clips(rows: list[dict[str, Any]], data: dict[str, Any]) -> None:
     table = data["rows"]["table"]

@@ -22,6 +22,8 @@ from pipelines.steps.keep import Bound
 from tests.support.toy_recipes import final_rows, keep, toy_recipe, write_toys
 from tests.support.toy_steps import Measure, Pick, Score, Split
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["a-3", "b-0", "c-8", "broken-1", "d-1", "e-5"]
 
 

@@ -20,6 +20,8 @@ from pipelines.video.decode import DecodeError, probe
 from pipelines.video.phash import hamming
 from pipelines.video.scan import VideoScan, scan_image, scan_video
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def footage(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
@@ -108,7 +110,6 @@ def test_scan_finds_exactly_the_hard_cuts(footage: tuple[Path, dict[str, Any]], 
     assert hard >= 12
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_scan_finds_hard_cuts_of_other_seeds(tmp_path: Path, seed: int) -> None:
     truth = make_footage(tmp_path, videos=12, seed=seed)

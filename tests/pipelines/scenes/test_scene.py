@@ -93,6 +93,7 @@ def test_shapes_stay_inside_and_keep_moving(action: str) -> None:
     assert max(np.hypot(body.vx, body.vy) for body in bodies) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("action", "camera"), list(itertools.product(ACTIONS, CAMERA_MOVES)))
 def test_every_scene_moves_and_is_reproducible(action: str, camera: str) -> None:
     bodies = choose_bodies(np.random.default_rng(1), 2)

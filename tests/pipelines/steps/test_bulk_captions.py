@@ -36,6 +36,8 @@ from tests.support.toy_captioner import Counting, ToyFrames
 from tests.support.toy_recipes import final_rows, logged_calls, toy_file, toy_recipe, write_toys
 from tests.support.toy_steps import Measure, Split
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["a-3", "b-0", "c-5", "broken-1", "d-1"]
 N_CLIPS = 9
 MODEL = VLLM(model="hf-hub:some/model")
@@ -149,7 +151,6 @@ def test_each_clip_is_asked_about_once_and_gets_its_caption(tmp_path: Path) -> N
     assert all(account.balanced for account in ledger(curation))
 
 
-@pytest.mark.slow
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_answer_is_given_to_another_clip(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
@@ -399,7 +400,6 @@ def ray_run(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 FEW = ["a-4", "d-2"]
 
 
-@pytest.mark.slow
 def test_rows_come_back_shuffled_on_ray(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
     frames = ToyFrames(damaged=(3.0,))
     uids_of(tmp_path, frames, FEW)
@@ -417,7 +417,6 @@ def test_rows_come_back_shuffled_on_ray(tmp_path: Path, ray_run: Callable[..., A
     assert Counter(logged_calls(log_of(tmp_path))) == {fails: 1, once: 2, always: 2, **dict.fromkeys(good, 1)}
 
 
-@pytest.mark.slow
 def test_run_that_fails_in_a_round_resumes_on_ray(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
     uids_of(tmp_path, names=FEW)
     recipe = make_recipe(tmp_path, Caption(engine=VLLM(model=MODEL.model, batch_size=1)), names=FEW)
@@ -435,7 +434,6 @@ def test_run_that_fails_in_a_round_resumes_on_ray(tmp_path: Path, ray_run: Calla
     assert len(logged_calls(log_of(tmp_path))) - before == 6 - kept
 
 
-@pytest.mark.slow
 def test_missing_gpu_or_package_is_named_before_asking(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,7 +458,6 @@ def test_missing_gpu_or_package_is_named_before_asking(
     assert not list((tmp_path / "out" / "tables").glob(f"{JOURNAL_PREFIX}*"))
 
 
-@pytest.mark.slow
 def test_row_with_another_clips_uid_ends_the_run_on_ray(tmp_path: Path, ray_run: Callable[..., Any]) -> None:
     uids_of(tmp_path, names=FEW)
     with pytest.raises(RunError, match="is not the one it was given"):
@@ -469,7 +466,6 @@ def test_row_with_another_clips_uid_ends_the_run_on_ray(tmp_path: Path, ray_run:
         )
 
 
-@pytest.mark.slow
 def test_ray_builds_its_real_processor_from_the_settings(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

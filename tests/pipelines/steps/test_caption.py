@@ -60,6 +60,7 @@ def journals(folder: Path) -> list[Path]:
     return sorted((folder / "out" / "tables").glob(f"{JOURNAL_PREFIX}*/*"))
 
 
+@pytest.mark.slow
 def test_every_clip_has_its_captions_and_their_cost(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
@@ -84,6 +85,7 @@ def test_every_clip_has_its_captions_and_their_cost(tmp_path: Path) -> None:
     assert captioning(curation) == "9 clips in 9 answers, 900 tokens in, 180 out, $2.25"
 
 
+@pytest.mark.slow
 def test_own_segment_whose_table_has_no_images(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     curation = run_segments(make_recipe(tmp_path, Caption(engine=Counting())), inline)
@@ -122,6 +124,7 @@ def test_windows_are_merged_and_rewritten(tmp_path: Path) -> None:
     assert Counter(logged_calls(seen)) == {row["uid"]: 3 for row in clips}
 
 
+@pytest.mark.slow
 def test_unfit_captions_fail_with_reasons_and_cost(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     curation = run_segments(
@@ -336,6 +339,7 @@ def test_another_prompt_decodes_and_encodes_nothing_again(tmp_path: Path, monkey
     assert all(row["bucket"] and row["caption_prompt"].startswith("dense@") for row in clips_of(again))
 
 
+@pytest.mark.slow
 def test_looser_threshold_asks_only_about_added_clips(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
@@ -404,6 +408,7 @@ def run_until_error(folder: Path, max_answers: int, **settings: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_error_of_the_engine_ends_the_run_which_can_resume(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     assert run_until_error(tmp_path, 4) == "the server is gone: start it and run again"
@@ -412,6 +417,7 @@ def test_error_of_the_engine_ends_the_run_which_can_resume(tmp_path: Path) -> No
     assert set(Counter(logged_calls(str(tmp_path / "calls"))).values()) == {1}
 
 
+@pytest.mark.slow
 def test_budget_includes_the_cost_of_earlier_runs(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     calls = str(tmp_path / "calls")
@@ -427,6 +433,7 @@ def test_budget_includes_the_cost_of_earlier_runs(tmp_path: Path) -> None:
     assert len(done) == len(logged_calls(calls)) == N_CLIPS
 
 
+@pytest.mark.slow
 def test_journal_is_pruned_and_then_removed(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     run_until_error(tmp_path, 6)
@@ -452,6 +459,7 @@ def test_journal_is_pruned_and_then_removed(tmp_path: Path) -> None:
     assert not file.parent.exists()
 
 
+@pytest.mark.slow
 def test_forgotten_file_leaves_the_journal(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     run_until_error(tmp_path, N_CLIPS - 1)
@@ -475,6 +483,7 @@ def test_forgotten_file_leaves_the_journal(tmp_path: Path) -> None:
     assert set(Counter(logged_calls(str(tmp_path / "calls"))).values()) == {1}
 
 
+@pytest.mark.slow
 def test_gc_does_not_reach_journals_of_other_recipes(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     run_until_error(tmp_path, 3, prompt=load_prompt("dense", "describe"))
@@ -517,6 +526,7 @@ def test_worker_death_on_ray_loses_no_answer(tmp_path: Path, ray_session: None) 
     assert ["WorkerDied" in row["fate_reason"] for row in clips if row["fate"] == "failed"] == [True] * 3
 
 
+@pytest.mark.slow
 def test_duplicates_get_no_caption(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     recipe = make_recipe(tmp_path, Caption(engine=Counting()))

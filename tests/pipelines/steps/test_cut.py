@@ -96,6 +96,7 @@ def test_image_is_one_clip() -> None:
     assert (clip["start_pts"], clip["end_pts"], clip["duration_s"]) == (0, 1, 0.0)
 
 
+@pytest.mark.slow
 @given(
     lengths=st.lists(st.integers(1, 5000), min_size=1, max_size=6),
     base=st.sampled_from([(1, 1000), (1001, 30000), (1, 12800), (1, 24)]),
@@ -148,6 +149,7 @@ def test_span_without_a_hash_has_the_nearest_to_its_middle() -> None:
     assert [np.frombuffer(clip_hash(hashes, *span), "<u8").tolist() for span in spans] == [[30], [40], [90], [90]]
 
 
+@pytest.mark.slow
 @given(st.integers(1, 400), st.integers(1, 400), st.lists(st.integers(0, 400), max_size=5, unique=True).map(sorted))
 def test_clips_partition_the_hashes_of_their_shot(length: int, step: int, edges: list[int]) -> None:
     """Each hash is in exactly one of the clips that cover the shot, in order."""

@@ -56,6 +56,7 @@ def library(seed: int, n: int = 8) -> tuple[pa.Table, set[frozenset[str]]]:
     return clip_table(films + copies, content_hash=contents, width=widths), wanted
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1))
 def test_exactly_the_copies_are_found(seed: int) -> None:
@@ -67,6 +68,7 @@ def test_exactly_the_copies_are_found(seed: int) -> None:
     assert {frozenset(cluster) for cluster in clusters.values()} == wanted
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(st.integers(0, 2**32 - 1))
 def test_result_does_not_depend_on_order_and_parts(seed: int) -> None:

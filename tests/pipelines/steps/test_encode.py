@@ -138,6 +138,7 @@ def with_autoencoder(function: Encoder, autoencoder: Autoencoder) -> Encoder:
     return function
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_the_batch(footage: dict[str, Path], tmp_path: Path) -> None:
     table = clips(footage)
     done = encoder(tmp_path)(table)
@@ -155,6 +156,7 @@ def test_samples_do_not_depend_on_the_batch(footage: dict[str, Path], tmp_path: 
         assert last_frame is None or torch.equal(last_frame, linear.encode(video[:, :, -1:])[0].to(torch.bfloat16))
 
 
+@pytest.mark.slow
 def test_shorter_lengths_and_mirror_images_are_samples(footage: dict[str, Path], tmp_path: Path) -> None:
     table = clips(footage)
     encoder(tmp_path, lengths="all", mirror=True)(table)
@@ -181,6 +183,7 @@ def test_shorter_lengths_and_mirror_images_are_samples(footage: dict[str, Path],
         assert f"bucket={read_info(uri).bucket.name}/" in uri
 
 
+@pytest.mark.slow
 def test_stored_samples_are_not_encoded_again(footage: dict[str, Path], tmp_path: Path) -> None:
     table = clips(footage)
     whole = encoder(tmp_path, lengths="all")(table)
@@ -218,6 +221,7 @@ def test_undecodable_clip_fails_alone(footage: dict[str, Path], tmp_path: Path) 
     assert stored(tmp_path / "out").keys() == set(table["uid"].to_pylist()) - {at_fault}
 
 
+@pytest.mark.slow
 def test_batch_too_large_for_the_device_goes_one_by_one(footage: dict[str, Path], tmp_path: Path) -> None:
     def small(video: Tensor) -> None:
         if len(video) > 1:
@@ -243,6 +247,7 @@ def test_latents_that_are_not_finite_fail_only_their_clip(footage: dict[str, Pat
     assert len(stored(tmp_path)) == 6
 
 
+@pytest.mark.slow
 def test_shard_footer_has_the_fidelity_of_a_checked_clip(footage: dict[str, Path], tmp_path: Path) -> None:
     table = clips(footage)
     encoder(tmp_path)(table)
@@ -268,6 +273,7 @@ def test_shard_footer_has_the_fidelity_of_a_checked_clip(footage: dict[str, Path
         assert info.fidelity["min_psnr_db"] == info.fidelity["psnr_db"]
 
 
+@pytest.mark.slow
 def test_clip_below_min_psnr_fails_and_all_others_are_checked(
     footage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +366,7 @@ def losses(recipe: Recipe) -> str | None:
     return bucket_losses(encode_step, inspect(recipe))
 
 
+@pytest.mark.slow
 def test_plan_warns_of_clips_that_no_bucket_takes(footage: dict[str, Path], tmp_path: Path) -> None:
     for path in footage.values():
         shutil.copyfile(path, tmp_path / path.name)
@@ -375,6 +382,7 @@ def test_plan_warns_of_clips_that_no_bucket_takes(footage: dict[str, Path], tmp_
     assert warning.endswith("Add smaller or shorter buckets")
 
 
+@pytest.mark.slow
 def test_manifest_has_every_sample_with_its_clips_values(footage: dict[str, Path], tmp_path: Path) -> None:
     for path in footage.values():
         shutil.copyfile(path, tmp_path / path.name)

@@ -32,6 +32,8 @@ from training.sampling.settings import SampleSettings
 from training.sampling.tasks import sample
 from training.settings import TrainSettings
 
+pytestmark = pytest.mark.slow
+
 
 def pretrained_recipe(folder: Path, autoencoder: dict[str, Any], **bucket: Any) -> Recipe:
     # Random weights reconstruct nothing, so the check of fidelity is switched off.

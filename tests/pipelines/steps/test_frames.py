@@ -38,6 +38,7 @@ def run(table: pa.Table, **settings: Any) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.slow
 def test_images_do_not_depend_on_other_clips_or_their_order(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", numbered(90), options={"g": "25", "bf": "3"})
     spans = [(k * 512 * 9, (k + 2) * 512 * 9) for k in range(9)]
@@ -50,6 +51,7 @@ def test_images_do_not_depend_on_other_clips_or_their_order(tmp_path: Path) -> N
     assert [tuple(row["frames"]) for row in mixed] == [together[i].images for i in order]  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_file_is_opened_once_for_all_its_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "a.mp4", numbered(90), options={"g": "25"})
     monkeypatch.setenv(OPEN_LOG, str(tmp_path / "opens"))
@@ -68,6 +70,7 @@ def test_image_row_gives_the_image_upright(tmp_path: Path) -> None:
     assert [Image.open(io.BytesIO(data)).size for data in row["frames"]] == [(100, 200)]
 
 
+@pytest.mark.slow
 def test_undecodable_clips_fail_alone(tmp_path: Path) -> None:
     good = encode(tmp_path / "good.mp4", numbered(60), options={"g": "10"})
     hole = with_hole(tmp_path / "hole.mp4", good)
@@ -98,6 +101,7 @@ def test_frames_are_heavy() -> None:
     assert is_heavy(FRAMES)
 
 
+@pytest.mark.slow
 def test_flash_is_seen_at_peaks_and_not_at_middles(tmp_path: Path) -> None:
     frames = np.full((60, 64, 128, 3), 60, np.uint8)
     frames[23] = 230
@@ -111,6 +115,7 @@ def test_flash_is_seen_at_peaks_and_not_at_middles(tmp_path: Path) -> None:
     assert bright == {"middles": [False, False], "peaks": [True, False]}
 
 
+@pytest.mark.slow
 def test_flat_clip_gives_one_image_per_part(tmp_path: Path) -> None:
     path = encode(tmp_path / "flat.mp4", np.full((60, 64, 128, 3), 60, np.uint8), options={"g": "30", "crf": "0"})
     (row,) = run(table_of([(path, "video", 0, 512 * 60)]), at="peaks")

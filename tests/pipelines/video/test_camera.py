@@ -30,6 +30,7 @@ def shake(n: int, size: float, seed: int = 0) -> Float64Array:
     return np.diff(np.vstack([[0, 0], steps]), axis=0).cumsum(axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_camera_motions_by_name(seed: int) -> None:
     times = np.arange(2 * FPS) / FPS - 1
@@ -65,6 +66,7 @@ def test_no_motions_are_still_and_long_motions_weigh_more() -> None:
     assert camera_motion(motions, Fraction(1, 100)) == "pan"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("scale", "x", "y"), [(1.15, 0, 0), (1.3, 0.05, 0.02), (1.6, -0.1, 0), (2.2, 0.1, 0.1)])
 def test_cut_in_is_found_with_its_scale(seed: int, scale: float, x: float, y: float) -> None:
@@ -78,6 +80,7 @@ def test_cut_in_is_found_with_its_scale(seed: int, scale: float, x: float, y: fl
     assert found is None or found == pytest.approx(scale, rel=0.2)
 
 
+@pytest.mark.slow
 def test_other_cuts_are_no_cut_in() -> None:
     images = [camera_view(blots(seed)) for seed in range(4)]
     for i, before in enumerate(images):

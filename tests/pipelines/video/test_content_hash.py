@@ -21,6 +21,8 @@ from pipelines.video.scan import ScanSettings, join_pieces, scan_image, scan_pie
 from tests.support.images import soft_patches
 from tests.support.videos import encode
 
+pytestmark = pytest.mark.slow
+
 CODECS = {
     "libx264": {"bf": "3", "g": "30"},
     "libx265": {"x265-params": "keyint=30:log-level=error"},

@@ -25,6 +25,7 @@ def numbers(path: Path) -> list[int]:
     return [number_of(frame) for _, frame in read_frames(str(path))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "ts"])
 def test_b_frames_come_in_presentation_order(tmp_path: Path, suffix: str) -> None:
     path = encode(tmp_path / f"b.{suffix}", numbered(40), options=B_FRAMES)
@@ -44,6 +45,7 @@ def test_variable_frame_rate_keeps_every_pts(tmp_path: Path) -> None:
     assert [p for p, _ in read_frames(str(path))] == pts
 
 
+@pytest.mark.slow
 def test_seek_decodes_no_more_than_one_gop(tmp_path: Path) -> None:
     options = {"bf": "0", "x264-params": "keyint=12:min-keyint=12:scenecut=0"}
     path = str(encode(tmp_path / "long.mp4", numbered(200), options=options))
@@ -162,6 +164,7 @@ def test_packed_b_frames_in_avi_lose_no_frame(video_folder: Path) -> None:
     assert pts == list(range(pts[0], pts[0] + 164))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.4, 0.6, 0.8])
 def test_truncated_files_fail(tmp_path: Path, share: float) -> None:
     noise = np.random.default_rng(4).integers(0, 256, (90, 64, 64, 3)).astype(np.uint8)
@@ -177,6 +180,7 @@ def test_truncated_files_fail(tmp_path: Path, share: float) -> None:
         list(read_frames(str(cut)))
 
 
+@pytest.mark.slow
 def test_stream_that_ends_early_between_packets_is_truncated(tmp_path: Path) -> None:
     """No packet fails if the file is cut exactly between two of them; only the header shows that frames are missing."""
     path = encode(tmp_path / "whole.mp4", numbered(90), codec="mpeg4", container_options={"movflags": "faststart"})
@@ -189,6 +193,7 @@ def test_stream_that_ends_early_between_packets_is_truncated(tmp_path: Path) -> 
         list(read_frames(str(cut)))
 
 
+@pytest.mark.slow
 def test_damage_fails_the_file_but_not_spans_before_it(tmp_path: Path) -> None:
     path = encode(tmp_path / "whole.mp4", numbered(60), options={**B_FRAMES, "bf": "0"})
     with av.open(str(path)) as container:
@@ -241,6 +246,7 @@ def test_file_without_video_and_missing_file_fail(tmp_path: Path) -> None:
         probe(str(tmp_path / "none.mp4"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_random_damage_ends_in_frames_or_in_an_error(tmp_path: Path, seed: int) -> None:
     """There is never a hang, a crash or another kind of error (the test's time limit bounds a hang)."""

@@ -75,6 +75,7 @@ def hasler(rgb: Pixels) -> float:
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(arrays(np.uint8, (18, 32, 3), elements=st.integers(20, 235)))
 def test_colourfulness_is_that_of_its_authors(rgb: Pixels) -> None:

@@ -55,6 +55,7 @@ def test_the_one_block_that_changes_is_the_peak() -> None:
     assert change[0] == pytest.approx(10 / 144)
 
 
+@pytest.mark.slow
 def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     images = half_size_luma(np.concatenate([sliding(30, 3.0), sliding(31, 5.0, seed=3)]))
     whole = features_of(images)

@@ -27,6 +27,8 @@ from pipelines.video.scan import ScanSettings, VideoScan, scan_image, scan_video
 from tests.support.images import soft_patches
 from tests.support.videos import encode
 
+pytestmark = pytest.mark.slow
+
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 TIME_BASES = [
     Fraction(1, 1000),

@@ -29,6 +29,7 @@ def numbers_of(taken: FrameImages | Exception) -> list[int]:
     return [number_of(decode_jpeg(data)) for data in taken.images]
 
 
+@pytest.mark.slow
 @given(st.integers(-(10**9), 10**9), st.integers(1, 10**6), st.integers(1, 64))
 def test_interval_middles_against_exact_fractions(start: int, length: int, count: int) -> None:
     found = interval_middles(start, start + length, count)
@@ -64,6 +65,7 @@ def test_images_are_the_frames_shown_at_interval_middles(tmp_path: Path) -> None
         assert taken.times_s == tuple(max(0.0, float((stored[k] - start) * info.time_base)) for k in sorted(set(shown)))
 
 
+@pytest.mark.slow
 def test_distant_times_are_sought_among_key_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "intra.mp4", numbered(120), options={"g": "1"})
     sampling = FrameSampling(1.0, 8, 128, 95)
@@ -90,6 +92,7 @@ def test_images_are_upright_and_never_enlarged(tmp_path: Path) -> None:
         assert [Image.open(io.BytesIO(data)).size for data in taken.images] == [size]
 
 
+@pytest.mark.slow
 def test_damage_between_two_spans_fails_neither(tmp_path: Path) -> None:
     """The second span is first reached by decoding through the damage, then from a key frame after it."""
     good = encode(tmp_path / "good.mp4", numbered(60), options={"g": "10"})
@@ -163,6 +166,7 @@ def peaks(every: list[tuple[int, NDArray[np.int16]]], start: int, end: int, coun
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gaps", [[1], [1, 3, 1, 7, 2, 2, 5, 1, 1, 4], [40]])
 def test_peaks_are_the_frames_that_change_most(tmp_path: Path, gaps: list[int]) -> None:
     n = 60 if gaps != [40] else 8

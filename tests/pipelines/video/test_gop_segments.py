@@ -28,6 +28,8 @@ from pipelines.video.shot_boundaries import DetectorName
 from tests.support.images import soft_patches, tinted
 from tests.support.videos import encode, numbered, sliding
 
+pytestmark = pytest.mark.slow
+
 CLOSED = {"bf": "3", "preset": "veryfast", "x264-params": "keyint=60:min-keyint=60:scenecut=0"}
 OPEN = {"bf": "3", "preset": "veryfast", "x264-params": "keyint=60:min-keyint=60:scenecut=0:open-gop=1"}
 UNFILTERED = {
@@ -202,7 +204,6 @@ def test_last_frame_that_no_other_refers_to_counts(tmp_path: Path) -> None:
         assert scan_video(path).media.n_frames == len(list(read_frames(path, 16, 16)))
 
 
-@pytest.mark.slow
 def test_skipping_does_not_change_what_is_found(video_folder: Path) -> None:
     """A scan of every frame with its loop filter has boundaries within two frames and signals within a few percent."""
     for name in (

@@ -50,6 +50,7 @@ def test_letterbox_does_not_hide_a_fade() -> None:
     assert (kind, start, end) == ("fade", pytest.approx(48, abs=2), pytest.approx(76, abs=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "end"), [(5, 12), (20, 50), (30, 33)])
 def test_fitted_ramp_is_the_best_of_all_ramps(start: int, end: int) -> None:
     t = np.arange(60.0)

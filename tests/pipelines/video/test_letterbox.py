@@ -30,6 +30,7 @@ def box_of(*images: UInt8Array) -> Box:
     return crop_boxes([[border_profiles(image) for image in images]], 1280, 720)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("top", "bottom", "left", "right"),
     [(0, 0, 0, 0), (90, 90, 0, 0), (87, 93, 0, 0), (0, 60, 0, 0), (0, 0, 437, 437), (60, 60, 100, 40), (3, 0, 0, 0)],
@@ -43,6 +44,7 @@ def test_bars_are_found_to_a_line(top: int, bottom: int, left: int, right: int, 
     assert box == pytest.approx(expected, abs=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.integers(0, 250), st.integers(0, 250))
 def test_at_most_a_line_of_the_image_is_cut_off(top: int, bottom: int) -> None:
@@ -126,6 +128,7 @@ def coast(seed: int) -> UInt8Array:
 CONTENT = {"day": day, "evening": evening, "coast": coast}
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     st.sampled_from(sorted(CONTENT)),
@@ -146,6 +149,7 @@ def test_bars_around_an_image_keep_its_box(
     assert with_bars == pytest.approx(moved(plain, around[2], around[0]), abs=1)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.sampled_from(sorted(CONTENT)), st.integers(0, 60), *[st.integers(0, 40)] * 4)
 def test_mirrored_image_has_the_mirrored_box(
@@ -157,6 +161,7 @@ def test_mirrored_image_has_the_mirrored_box(
     assert mirrored == pytest.approx((width - x1, y0, width - x0, y1), abs=1)
 
 
+@pytest.mark.slow
 def test_white_sky_is_no_bar_and_white_bars_are() -> None:
     for seed in range(8):
         assert crops([coast(seed)]) == [(0, 0, 256, 144)]
@@ -164,6 +169,7 @@ def test_white_sky_is_no_bar_and_white_bars_are() -> None:
         assert crops([padded(day(seed), 0, 0, 30, 30, value=255)]) == [(30, 0, 286, 144)]
 
 
+@pytest.mark.slow
 def test_edge_in_the_dark_is_taken_from_the_opposite_side() -> None:
     for seed in range(8):
         assert crops([padded(evening(seed), 24, 24)]) == [(0, 24, 256, 168)]
@@ -200,6 +206,7 @@ def test_ringing_on_one_side_hides_no_bar() -> None:
     assert crops([ringing]) == [(0, 24, 256, 168)]
 
 
+@pytest.mark.slow
 def test_dark_shot_has_the_bars_of_the_others() -> None:
     def film(bar: int) -> list[list[UInt8Array]]:
         shots = [day(1), day(2)], [night(3)], [day(4)]
@@ -230,6 +237,7 @@ def test_dark_shot_has_the_most_frequent_of_two_formats() -> None:
     assert crops(wide, tall, dark)[:2] == list(boxes.values())
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.permutations(range(5)))
 def test_order_of_shots_changes_nothing(order: list[int]) -> None:

@@ -53,6 +53,7 @@ def test_block_means_against_numpy() -> None:
     assert block_means(image, 4) == pytest.approx(image.reshape(18, 4, 32, 4).mean(axis=(1, 3)), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fps", [12, 24, 25, 30, 48, 60])
 @pytest.mark.parametrize("speed", [0.04, 0.15, -0.5])
 def test_pan_has_its_speed_at_any_frame_rate(fps: int, speed: float) -> None:
@@ -65,6 +66,7 @@ def test_pan_has_its_speed_at_any_frame_rate(fps: int, speed: float) -> None:
     assert mean(motions, "local") < 0.05 * abs(speed) + 0.01
 
 
+@pytest.mark.slow
 def test_skipped_frames_do_not_change_the_speed() -> None:
     images = pan(30, 0.2, seconds=1.3)
     meter = MotionMeter(Fraction(1, 30))
@@ -80,6 +82,7 @@ def test_portrait_pan_has_the_speed_of_its_long_side() -> None:
     assert mean(motions, "tilt") == pytest.approx(0.2, rel=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "expected"),
     [
@@ -131,6 +134,7 @@ def test_still_image_is_compared_over_half_a_second() -> None:
         assert (motion.speed, motion.pan, motion.tilt, motion.zoom, motion.roll, motion.local) == (0,) * 6
 
 
+@pytest.mark.slow
 def test_pan_too_slow_to_see_in_a_tenth_of_a_second() -> None:
     """The pan moves by 0.06 pixels in 0.1 s, of an image of 128."""
     image = blots(3)

@@ -75,6 +75,7 @@ def test_batch_hashes_as_each_image_alone() -> None:
     assert phashes(images[:0]).shape == (0,)
 
 
+@pytest.mark.slow
 @given(arrays(np.uint8, (18, 32)))
 @settings(max_examples=50)
 def test_mirrored_image_has_the_mirrored_hash(image: UInt8Array) -> None:
@@ -85,11 +86,13 @@ def test_mirrored_image_has_the_mirrored_hash(image: UInt8Array) -> None:
     assert expected & clear == phash(image[:, ::-1]) & clear
 
 
+@pytest.mark.slow
 @given(arrays(np.uint64, st.integers(0, 5)))
 def test_mirroring_twice_changes_nothing(hashes: UInt64Array) -> None:
     assert np.array_equal(mirrored(mirrored(hashes)), hashes)
 
 
+@pytest.mark.slow
 @given(
     image=arrays(np.uint8, st.tuples(st.integers(4, 40), st.integers(4, 40))),
     gain=st.floats(1.5, 4.0),
@@ -113,6 +116,7 @@ def test_box_is_hashed_like_an_image() -> None:
     assert phashes(framed[None], (10.0, 6.0, 54.0, 30.0)).tolist() == [phash(inner)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bars", [4.3, 5.5, 6.9])
 def test_lines_that_are_part_bar_do_not_count(bars: float) -> None:
     """A letterbox ends inside a line of the small image; the rest of that line is taken from the next one."""
@@ -127,6 +131,7 @@ def test_lines_that_are_part_bar_do_not_count(bars: float) -> None:
     assert np.mean(bits) <= 3
 
 
+@pytest.mark.slow
 def test_edits_change_few_bits_and_another_image_half() -> None:
     images = [patches(seed, 144, 256) for seed in range(30)]
     rng = np.random.default_rng(0)
@@ -168,6 +173,7 @@ def test_hash_of_a_known_image() -> None:
     assert hex(phash(coarse.repeat(4, axis=0).repeat(4, axis=1))) == "0x445da541835db4b8"
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 def test_hamming_is_a_metric(a: int, b: int, c: int) -> None:
     assert hamming(a, b) == hamming(b, a) == sum((a >> i & 1) != (b >> i & 1) for i in range(64))

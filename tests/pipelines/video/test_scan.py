@@ -26,6 +26,8 @@ from pipelines.video.shots import Shot
 from tests.support.images import soft_patches, tinted
 from tests.support.videos import LOSSLESS, encode, numbered, sliding
 
+pytestmark = pytest.mark.slow
+
 RED, BLUE, GREEN, YELLOW = (255, 60, 60), (60, 60, 255), (60, 255, 60), (240, 240, 90)
 
 CUTS = [40, 71]
@@ -293,7 +295,6 @@ def test_bad_settings_are_refused(settings: dict[str, object]) -> None:
         validate(ScanSettings, settings)
 
 
-@pytest.mark.slow
 def test_footage_scans_or_fails_as_it_should(video_folder: Path) -> None:
     scans: dict[str, VideoScan] = {}
     for path in sorted(video_folder.glob("*.*")):
@@ -329,7 +330,6 @@ def test_footage_scans_or_fails_as_it_should(video_folder: Path) -> None:
     assert (scans["rotated_90"].media.width, scans["rotated_90"].media.height) == (320, 568)
 
 
-@pytest.mark.slow
 def test_trailer_is_cut_as_labelled(video_folder: Path) -> None:
     """Every hard cut is on its frame and every fade at its span; the whip pan and the close fly-bys are not cut.
 

@@ -101,6 +101,7 @@ def test_no_skipped_frame_of_a_quiet_shot_is_decoded() -> None:
     assert DECODE_MARGIN_FRAMES < 12
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.integers(0, 10**6), st.lists(st.sampled_from(["cut", "dissolve", "fade"]), min_size=1, max_size=4))
 def test_boundaries_are_in_order_and_apart(seed: int, kinds: list[str]) -> None:
@@ -121,6 +122,7 @@ def test_boundaries_are_in_order_and_apart(seed: int, kinds: list[str]) -> None:
     assert detection.spans_to_decode == ()
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(1, 5000), st.integers(-(10**6), 10**6))
 def test_units_of_pts_do_not_matter(scale: int, offset: int) -> None:
@@ -144,6 +146,7 @@ def test_detection_is_deterministic() -> None:
     assert detect(features_of(frames)) == detect(features_of(frames))
 
 
+@pytest.mark.slow
 def test_higher_threshold_finds_no_more() -> None:
     frames = np.concatenate([draw_shot(1, 40, 0.5), dissolve(draw_shot(2, 40, 0.3), draw_shot(3, 40), 10)])
     counts = [
@@ -165,6 +168,7 @@ def test_of_two_close_boundaries_the_higher_score_stays() -> None:
     assert drop_short_shots([], 0.3, base) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["content", "adaptive"])
 def test_recorded_scores_decide_as_pyscenedetect_does(name: str) -> None:
     shots = [

@@ -105,6 +105,7 @@ def encoded(path: Path, frames: Pixels, fps: int, crf: int = 18) -> Signals:
     return decoded(encode(path, frames, time_base=Fraction(1, fps), options=options))
 
 
+@pytest.mark.slow
 def test_signals_compare_across_sizes(tmp_path: Path) -> None:
     small, large = (encoded(tmp_path / f"{w}.mp4", zoom_in(w, w * 9 // 16, 24), 24) for w in (320, 1280))
     for name in ("luma", "contrast", "motion"):
@@ -114,6 +115,7 @@ def test_signals_compare_across_sizes(tmp_path: Path) -> None:
     assert large.crop == (0, 0, 1280, 720)
 
 
+@pytest.mark.slow
 def test_signals_compare_across_frame_rates(tmp_path: Path) -> None:
     slow, *others = (encoded(tmp_path / f"{fps}.mp4", zoom_in(480, 270, fps), fps) for fps in (12, 24, 48))
     for other in others:
@@ -122,6 +124,7 @@ def test_signals_compare_across_frame_rates(tmp_path: Path) -> None:
         assert (other.camera, other.frozen_share) == (slow.camera, 0.0)
 
 
+@pytest.mark.slow
 def test_signals_survive_visible_compression(tmp_path: Path) -> None:
     fine, rough = (encoded(tmp_path / f"{crf}.mp4", zoom_in(480, 270, 24), 24, crf) for crf in (12, 36))
     assert rough.motion == pytest.approx(fine.motion, rel=0.1)
@@ -129,6 +132,7 @@ def test_signals_survive_visible_compression(tmp_path: Path) -> None:
     assert rough.camera == fine.camera
 
 
+@pytest.mark.slow
 def test_letterboxed_copy_has_its_bars_cut_off(tmp_path: Path) -> None:
     frames = zoom_in(640, 272, 24, seconds=0.6)
     boxed = np.zeros((len(frames), 360, 640, 3), np.uint8)
@@ -204,6 +208,7 @@ def test_flicker_is_light_that_alternates() -> None:
     assert flicker(features_of([1.0] * 4, means=means[:4], skipped=[0, 1, 1, 1])) is None
 
 
+@pytest.mark.slow
 def test_signals_are_deterministic(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", zoom_in(320, 180, 24, 0.5), time_base=Fraction(1, 24))
     assert decoded(path) == decoded(path)

@@ -30,6 +30,7 @@ def expected_pts(pts: list[int], start: int, end: int, fps: float, n: int, time_
     return shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [B_FRAMES, {**B_FRAMES, "x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=10:min-keyint=10"}]
 )
@@ -51,6 +52,7 @@ def vfr(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[int], Fract
     return str(path), pts, Fraction(1, 1000)
 
 
+@pytest.mark.slow
 @given(data=st.data(), n=st.integers(1, 12), fps=st.sampled_from([1.0, 4.0, 8.0, 23.976, 24000 / 1001, 30.0]))
 def test_span_shows_the_last_frame_not_after_each_time(
     data: st.DataObject, n: int, fps: float, vfr: tuple[str, list[int], Fraction]
@@ -93,6 +95,7 @@ def test_span_past_the_end_of_the_file_fails(tmp_path: Path) -> None:
         read_span(path, 60_000, 61_000, FrameGrid(10, 3, 64, 32))
 
 
+@pytest.mark.slow
 @given(
     start=st.integers(-(10**6), 10**9),
     fps=st.floats(0.5, 120),

@@ -25,6 +25,7 @@ def network() -> TransNet:
     return TransNet()
 
 
+@pytest.mark.slow
 def test_cuts_are_marked_up_to_the_last_frames(network: TransNet) -> None:
     for n in (60, 99, 100, 101, 131):
         frames = np.concatenate([images(n - 12, 1), images(12, 2)])
@@ -35,6 +36,7 @@ def test_cuts_are_marked_up_to_the_last_frames(network: TransNet) -> None:
         assert (np.delete(single, [n - 14, n - 13, n - 12]) < 0.5).all()
 
 
+@pytest.mark.slow
 def test_windows_agree_with_the_package(network: TransNet) -> None:
     torch = pytest.importorskip("torch")
     frames = np.concatenate([images(70, 1), images(60, 2)])
@@ -43,6 +45,7 @@ def test_windows_agree_with_the_package(network: TransNet) -> None:
         assert ours == pytest.approx(other.numpy(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_prediction_is_deterministic_and_leaves_no_trace(network: TransNet) -> None:
     torch = pytest.importorskip("torch")
     threads, state = torch.get_num_threads(), random.getstate()
@@ -54,6 +57,7 @@ def test_a_prediction_is_deterministic_and_leaves_no_trace(network: TransNet) ->
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.slow
 def test_frames_of_another_shape_are_refused(network: TransNet) -> None:
     with pytest.raises(ValueError, match="27, 48, 3"):
         network.predict(np.zeros((5, 48, 27, 3), np.uint8))

@@ -26,6 +26,7 @@ def test_crops_of_a_step_do_not_depend_on_workers(data: Path, step: int, world_s
         assert torch.equal(part.video_BCTHW, whole.video_BCTHW[rank::world_size])
 
 
+@pytest.mark.slow
 def test_crops_have_every_stride_and_orientation(tmp_path: Path) -> None:
     """Each crop is a part of its clip at one of the strides, in one of eight orientations in space and time."""
     (tmp_path / "train").mkdir()

@@ -26,6 +26,8 @@ from training.checkpoints.checkpoint import newest_checkpoint
 from training.stopping import NonFiniteLossError
 from training.tracking.metrics import Record, read_metrics
 
+pytestmark = pytest.mark.slow
+
 
 def train(data: Path, out: Path, settings: AutoencoderTrainSettings = SETTINGS, seconds: float = 1e9) -> str:
     """Train in this process, and return the URI of the run's folder."""
@@ -113,7 +115,6 @@ def train_rank(data: str, run_uri: str, settings: str) -> None:
     train_autoencoder(AutoencoderTrainSettings.model_validate_json(settings), Path(data), run_uri, 0, CPU)
 
 
-@pytest.mark.slow
 def test_two_ranks_train_like_one(undisturbed: str, data: Path, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"workers": 2})
     run_uri = run_folder(settings, data, str(tmp_path), 0)
@@ -127,7 +128,6 @@ def test_two_ranks_train_like_one(undisturbed: str, data: Path, tmp_path: Path) 
     )
 
 
-@pytest.mark.slow
 def test_training_learns_one_clip(tmp_path: Path) -> None:
     """The network becomes far better than the linear autoencoder that it starts as."""
     for split in ("train", "val"):

@@ -13,6 +13,8 @@ import pytest
 from training.autoencoder_training.__main__ import main
 from training.autoencoders.causal import Causal
 
+pytestmark = pytest.mark.slow
+
 ABSENT = ("ray", "deepspeed", "av", "cv2", "transformers", "diffusers")
 
 
@@ -28,7 +30,6 @@ def test_the_command_trains_and_prints_the_path_of_weights(
     assert json.loads(report)["steps"] == 2
 
 
-@pytest.mark.slow
 def test_the_command_needs_only_torch_and_small_packages(data: Path, tmp_path: Path) -> None:
     """A machine with PyTorch and small packages can train, without Ray, DeepSpeed and PyAV."""
     code = (

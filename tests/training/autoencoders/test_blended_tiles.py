@@ -21,6 +21,7 @@ LENGTHS = st.tuples(st.integers(1, 300), st.integers(4, 64)).flatmap(
 """Length of a side, largest tile, and overlap, in cells."""
 
 
+@pytest.mark.slow
 @given(LENGTHS)
 def test_fewest_tiles_that_overlap_enough_cover_all(case: tuple[int, int, int]) -> None:
     length, max_tile, overlap = case
@@ -34,6 +35,7 @@ def test_fewest_tiles_that_overlap_enough_cover_all(case: tuple[int, int, int]) 
     assert starts == sorted(set(starts))
 
 
+@pytest.mark.slow
 @given(LENGTHS, st.integers(1, 8))
 def test_weights_add_up_to_one_everywhere(case: tuple[int, int, int], cell_out: int) -> None:
     length, max_tile, overlap = case
@@ -60,6 +62,7 @@ def enlarged_cells(x: Tensor) -> Tensor:
     return F.interpolate(x[:, :, 0], scale_factor=4)[:, :, None]
 
 
+@pytest.mark.slow
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(4, 12))
 def test_tiles_change_nothing_if_each_cell_is_computed_alone(height: int, width: int, max_tile: int) -> None:
     video = torch.rand((1, 3, 1, 4 * height, 4 * width), generator=torch.Generator().manual_seed(height))

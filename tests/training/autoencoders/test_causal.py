@@ -49,6 +49,7 @@ def concatenated(pieces: Iterator[Tensor]) -> Tensor:
     return torch.cat(list(pieces), dim=2)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(groups=N_GROUPS, kept=N_GROUPS, rows=st.integers(1, 3), columns=st.integers(1, 3))
 def test_latents_do_not_depend_on_later_frames(
@@ -77,6 +78,7 @@ def test_latents_and_pixels_depend_on_earlier_frames(autoencoder: CausalAutoenco
     assert ((autoencoder.decode(changed) - autoencoder.decode(latent_BCTHW)).abs().amax((0, 1, 3, 4)) > 1e-4).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(data=st.data(), groups=N_GROUPS, chunk=st.integers(1, 3))
 def test_a_stream_equals_the_whole(weights: Path, data: st.DataObject, groups: int, chunk: int) -> None:
@@ -108,6 +110,7 @@ def test_latents_of_a_stream_come_with_their_last_frame(autoencoder: CausalAutoe
     assert [n_read for _ in autoencoder.encode_stream(frames())] == [1 + 4 * k for k in range(51)]
 
 
+@pytest.mark.slow
 def test_input_of_the_network_is_bounded(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For any length and size it is at most `chunk` latent frames of a tile and its halo."""
     inputs: set[tuple[int, ...]] = set()
@@ -136,6 +139,7 @@ def test_a_stream_that_ends_inside_a_group_is_refused(autoencoder: CausalAutoenc
         list(autoencoder.encode_stream([uniform_noise((1, 3, 7, 16, 16))]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tiny", "small"])
 def test_tiles_change_results_by_rounding_only(preset: str) -> None:
     trained = TrainedNetwork.from_bytes(random_weights(preset), preset)
@@ -151,6 +155,7 @@ def test_tiles_change_results_by_rounding_only(preset: str) -> None:
     assert torch.allclose(streamed_BCTHW, decoded_BCTHW, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_tiles_of_footage_have_no_seam(video_folder: Path) -> None:
     trained = TrainedNetwork.from_bytes(random_weights("small"), "small")
     with av.open(str(video_folder / "bt709_full_range_720p.mp4")) as container:
@@ -207,6 +212,7 @@ def test_shipped_weights_are_small_and_have_a_card() -> None:
     assert not set(card["trained_on"].values()) & set(card["held_out"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nasa_320x180.mp4", "carphone_pristine.mp4"])
 def test_shipped_weights_beat_linear_by_3_db_on_new_footage(video_folder: Path, name: str) -> None:
     """On the mean of three spans; `linear` was fitted to this footage. And they stream, and are causal."""

@@ -38,6 +38,7 @@ def test_untrained_network_is_the_linear_autoencoder() -> None:
     assert torch.allclose(network.decode(latent_BCTHW), linear.decode(latent_BCTHW), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "low", "high"), [("small", 3e6, 4e6), ("large", 60e6, 100e6)])
 def test_presets_have_their_sizes(preset: str, low: float, high: float) -> None:
     assert low < sum(weight.numel() for weight in new_network(PRESETS[preset], 0).parameters()) < high

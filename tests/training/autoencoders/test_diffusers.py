@@ -67,6 +67,7 @@ def enable_own_tiles(model: Any, side: int) -> None:
                 setattr(model, name, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd", "dc", "wan", "ltx", "hunyuan", "cogvideox"])
 def test_tiles_come_closer_to_the_whole_than_diffusers_own(kind: str, folder_of: FolderOf) -> None:
     whole, diffusers_tiles = (open_autoencoder(folder_of(kind), tile=0) for _ in range(2))
@@ -86,6 +87,7 @@ def test_tiles_come_closer_to_the_whole_than_diffusers_own(kind: str, folder_of:
     assert errors[blended_tiles][1] < errors[diffusers_tiles][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd", "wan", "tiny"])
 def test_input_of_the_model_is_at_most_a_tile(kind: str, folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, tiled = open_autoencoder(folder_of(kind), tile=0), open_autoencoder(folder_of(kind), tile=64)
@@ -107,6 +109,7 @@ def test_input_of_the_model_is_at_most_a_tile(kind: str, folder_of: FolderOf, mo
     assert torch.equal(tiled.encode(small), whole.encode(small)), "a frame that fits in one tile is not changed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(CONFIGS))
 def test_bfloat16_is_close_and_types_are_kept(kind: str, folder_of: FolderOf) -> None:
     exact, rounded = open_autoencoder(folder_of(kind)), open_autoencoder(folder_of(kind), dtype="bfloat16")
@@ -124,6 +127,7 @@ def test_bfloat16_is_close_and_types_are_kept(kind: str, folder_of: FolderOf) ->
     assert torch.equal(in_float32, expected), "on a CPU auto is float32"
 
 
+@pytest.mark.slow
 def test_tensors_of_other_shapes_are_refused(folder_of: FolderOf) -> None:
     autoencoder = open_autoencoder(folder_of("sd"))
     for shape in ((1, 4, 1, 16, 16), (3, 1, 16, 16)):
@@ -265,6 +269,7 @@ def test_hub_is_called_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> Non
     assert arguments == {"pretrained_model_name_or_path": "a/b", "subfolder": "vae", "revision": "0123abc"}
 
 
+@pytest.mark.slow
 def test_import_does_not_load_the_library() -> None:
     code = (
         "import sys, training.autoencoders.diffusers\n"

@@ -17,6 +17,8 @@ from training.autoencoder import Autoencoder
 from training.autoencoders._diffusers_classes import CLASSES
 from training.autoencoders.diffusers import Diffusers
 
+pytestmark = pytest.mark.slow
+
 KINDS = list(CONFIGS)
 FACTORS = {
     "wan": (4, 8, 16),

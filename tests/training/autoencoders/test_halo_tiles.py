@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from tests.support.noise import uniform_noise
 from training.autoencoders._halo_tiles import run_in_halo_tiles, tile_spans
 
 
+@pytest.mark.slow
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 20))
 def test_fewest_spans_cover_every_cell_once(length: int, max_tile: int, halo: int) -> None:
     spans = tile_spans(length, max_tile, halo)

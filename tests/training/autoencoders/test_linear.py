@@ -162,6 +162,7 @@ def test_bfloat16_differs_by_its_rounding_only(autoencoder: LinearAutoencoder) -
     assert torch.equal(autoencoder.decode(latent_BCTHW), autoencoder.decode(latent_BCTHW.float()).to(torch.bfloat16))
 
 
+@pytest.mark.slow
 def test_latents_are_the_same_bits_in_another_process(autoencoder: LinearAutoencoder) -> None:
     code = (
         "import hashlib, torch; from training.autoencoders.linear import Linear\n"
@@ -197,6 +198,7 @@ def test_latents_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
         Linear().open().decode(torch.zeros(shape))
 
 
+@pytest.mark.slow
 def test_footage_has_the_measured_error(video_folder: Path, footage_is_drawn: bool) -> None:
     """A sharp clip of talking people, one of those that the shipped bases were fitted to, had 28.3 dB at first."""
     autoencoder = Linear(channels=48).open()

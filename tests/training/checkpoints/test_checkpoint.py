@@ -124,6 +124,7 @@ def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path, monkey
     assert all(a.equal(b) for a, b in zip(before, other.weight_shards(), strict=True))
 
 
+@pytest.mark.slow
 def test_one_checkpoint_is_written_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, ema = fresh()
     with (

@@ -28,6 +28,7 @@ def shardings(draw: st.DrawFn) -> list[list[Fragment]]:
     return ranks
 
 
+@pytest.mark.slow
 @given(written=shardings(), wanted=shardings())
 def test_any_sharding_is_assembled_from_any_other(written: list[list[Fragment]], wanted: list[list[Fragment]]) -> None:
     whole = {name: torch.arange(size) + 100 * number for number, (name, size) in enumerate(SIZES.items(), 1)}
@@ -52,6 +53,7 @@ def test_any_sharding_is_assembled_from_any_other(written: list[list[Fragment]],
         assert int((memory >= 0).sum()) == sum(one.length for one in fragments)
 
 
+@pytest.mark.slow
 @given(world_size=st.integers(1, 40), sizes=st.lists(st.integers(1, 30), min_size=1, max_size=8))
 def test_rank_shares_are_even_and_cover_everything_once(world_size: int, sizes: list[int]) -> None:
     fragments = [Fragment(str(i), 0, size, i, 0) for i, size in enumerate(sizes)]

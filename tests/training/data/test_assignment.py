@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.workloads import workload_of
 from training.data.assignment import argsort_ascending, argsort_descending, assign_same
+
+pytestmark = pytest.mark.slow
 
 
 @given(st.integers(1, 100), st.integers(1, 9), st.integers(10, 100))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,8 @@ from tests.support.workloads import idle_share, workload_of
 from training.data import bucketed
 from training.data.assignment import Workload
 from training.data.bucketed import assign_bucketed
+
+pytestmark = pytest.mark.slow
 
 BUCKETS = {1: 1, 5: 2, 20: 7, 70: 12}
 """Tokens of a sample of each bucket, and of its last-frame latent."""

@@ -72,6 +72,7 @@ def test_settings_are_read_from_a_recipe() -> None:
     )
 
 
+@pytest.mark.slow
 @given(SETTINGS)
 def test_shapes_have_sides_of_16_and_nearly_the_area(settings: BucketSettings) -> None:
     for width, height in settings.shapes:
@@ -81,6 +82,7 @@ def test_shapes_have_sides_of_16_and_nearly_the_area(settings: BucketSettings) -
         assert abs(width * height - settings.size**2) <= 8 * (width + height) + 64
 
 
+@pytest.mark.slow
 @given(st.lists(SETTINGS, min_size=1, max_size=3), SIDES, SIDES, st.floats(0, 30), st.booleans())
 def test_a_bucket_fits_its_source_and_is_the_best(
     buckets: list[BucketSettings], width: int, height: int, duration_s: float, is_image: bool
@@ -116,6 +118,7 @@ def test_a_bucket_fits_its_source_and_is_the_best(
     assert (found.frames, found.fps) == max((bucket.frames, bucket.fps) for bucket in same_shape)
 
 
+@pytest.mark.slow
 @given(SETTINGS, SIDES, SIDES)
 def test_a_source_rotated_by_90_degrees_rotates_its_bucket(settings: BucketSettings, width: int, height: int) -> None:
     upright, rotated = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +30,7 @@ def test_costs_are_integers_in_proportion() -> None:
     ]
 
 
+@pytest.mark.slow
 @given(st.integers(1, 8), st.integers(0, 30))
 def test_measured_times_change_ranks_but_never_steps(world_size: int, index: int) -> None:
     tokens = [64, 256, 1024, 4096] * 30

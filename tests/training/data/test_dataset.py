@@ -112,6 +112,7 @@ def test_a_flipped_bit_raises_with_file_row_and_uid(manifest_uri: str, tmp_path:
         dataset.sample(index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [*range(4, 3000, 131), *range(-2500, -8, 97)])
 def test_no_flipped_bit_gives_a_wrong_tensor(manifest_uri: str, tmp_path: Path, offset: int) -> None:
     """Wherever the bit is (headers, scalars, latents, padding), each sample is either right to the bit or an error."""
@@ -157,6 +158,7 @@ def test_missing_texts_or_another_encoder_are_refused(manifest_uri: str) -> None
         Dataset.open(manifest_uri, "train")
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
     WEIGHTS,
@@ -222,6 +224,7 @@ def texts_read(
     raise AssertionError
 
 
+@pytest.mark.slow
 def test_captions_depend_on_the_epoch_and_not_on_the_rank(tmp_path: Path) -> None:
     manifest_uri = write_with_other_captions(tmp_path)
     weights = {"words": 1.0, "other": 1.0}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from training.data.epoch import Shuffle, permutation
+
+pytestmark = pytest.mark.slow
 
 GROUPS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10**6)), max_size=60, unique_by=lambda one: one[1])
 """Pairs of a group and a value, with different values."""

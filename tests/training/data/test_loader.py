@@ -62,6 +62,7 @@ def test_an_epoch_has_each_sample_once(manifest_uri: str, policy: Policy) -> Non
         assert {batch.epoch for batch in batches} == {epoch}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_loader_yields_the_batches_of_the_plan(manifest_uri: str, policy: Policy) -> None:
     dataset = Dataset.open(manifest_uri, "train")
@@ -76,6 +77,7 @@ def test_the_loader_yields_the_batches_of_the_plan(manifest_uri: str, policy: Po
             ]
 
 
+@pytest.mark.slow
 def test_a_batch_has_float32_samples_of_any_shapes(manifest_uri: str) -> None:
     """Texts are not padded."""
     dataset = Dataset.open(manifest_uri, "train")
@@ -127,6 +129,7 @@ def test_resuming_at_a_step_gives_the_same_batches(manifest_uri: str, policy: Po
             assert all(torch.equal(latent, same) for latent, same in zip(batch.latents, other.latents, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 def test_ranks_together_read_the_samples_of_one(manifest_uri: str, world_size: int, policy: Policy) -> None:
@@ -164,6 +167,7 @@ def test_a_flipped_bit_is_an_error_and_never_in_a_batch(manifest_uri: str, tmp_p
     assert bad.uid not in read
 
 
+@pytest.mark.slow
 def test_prefetch_bounds_the_steps_read_ahead(manifest_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Dataset.open(manifest_uri, "train")
     planned: list[int] = []

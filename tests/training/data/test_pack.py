@@ -16,6 +16,8 @@ from training.data.assignment import argsort_descending
 from training.data.pack import assign_packed
 from training.models.dit import DiT
 
+pytestmark = pytest.mark.slow
+
 SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 
 

@@ -60,6 +60,7 @@ def all_micro_batches(step: GlobalStep, world_size: int) -> list[list[MicroBatch
     return [rank_micro_batches(step, rank, world_size) for rank in range(world_size)]
 
 
+@pytest.mark.slow
 @given(BUCKETS, TOKENS_PER_STEP, MAX_TOKENS, SEED, POLICY)
 def test_each_sample_is_in_one_step_of_each_epoch(
     buckets: list[str], tokens_per_step: int, max_tokens: int | None, seed: int, policy: Policy
@@ -72,6 +73,7 @@ def test_each_sample_is_in_one_step_of_each_epoch(
         assert sorted(occurrences_in(steps)) == [(row, epoch) for row in range(len(buckets))]
 
 
+@pytest.mark.slow
 @given(BUCKETS, TOKENS_PER_STEP, SEED)
 def test_steps_of_same_have_one_bucket_within_the_budget(buckets: list[str], tokens_per_step: int, seed: int) -> None:
     sizes: dict[str, list[int]] = {}
@@ -85,6 +87,7 @@ def test_steps_of_same_have_one_bucket_within_the_budget(buckets: list[str], tok
         assert len(found) == -(-sum(found) // full)  # as few steps as possible
 
 
+@pytest.mark.slow
 @given(BUCKETS, TOKENS_PER_STEP, SEED)
 def test_packed_steps_differ_by_less_than_a_sample(buckets: list[str], tokens_per_step: int, seed: int) -> None:
     planner = planner_over(buckets, tokens_per_step, None, seed)
@@ -97,6 +100,7 @@ def test_packed_steps_differ_by_less_than_a_sample(buckets: list[str], tokens_pe
         assert sum(tokens) < tokens_per_step + max(TOKENS.values())
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(BUCKETS, TOKENS_PER_STEP, MAX_TOKENS, SEED, st.integers(1, 9), st.integers(0, 500), POLICY)
 def test_any_number_of_ranks_computes_the_whole_step(
@@ -134,6 +138,7 @@ def test_any_number_of_ranks_computes_the_whole_step(
     assert all(any(sum(of_rank[number].weights) for of_rank in by_rank) for number in range(len(by_rank[0])))
 
 
+@pytest.mark.slow
 @given(BUCKETS, TOKENS_PER_STEP, SEED, POLICY, st.permutations(range(20)))
 def test_a_step_does_not_depend_on_earlier_calls(
     buckets: list[str], tokens_per_step: int, seed: int, policy: Policy, order: list[int]
@@ -145,6 +150,7 @@ def test_a_step_does_not_depend_on_earlier_calls(
     assert {index: occurrences_in([second.step(index)]) for index in order} == dict(enumerate(in_order))
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(list(TOKENS)), min_size=4, max_size=60), TOKENS_PER_STEP, SEED, POLICY, WEIGHT, WEIGHT)
 def test_weights_are_exact(
     buckets: list[str], tokens_per_step: int, seed: int, policy: Policy, image_weight: float, size_weight: float
@@ -175,6 +181,7 @@ def test_a_weight_of_half_shows_the_halves_in_turn() -> None:
     assert images[0] == images[2]
 
 
+@pytest.mark.slow
 def test_the_weighted_loss_is_the_mean_for_any_world_size() -> None:
     buckets = ["64x64x17"] * 23 + ["64x64x1"] * 9
     losses = np.random.default_rng(0).uniform(size=len(buckets))
@@ -202,6 +209,7 @@ def test_orders_differ_between_epochs_and_seeds() -> None:
         assert len({str(order) for order in orders}) == len(orders)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_order_is_uniform(policy: Policy) -> None:
     """Samples come first in an epoch equally often: chi-squared with 9 degrees of freedom, 99.9 % below 27.9."""
@@ -218,6 +226,7 @@ GOLDEN = {
 """Rows of epoch 1 by step, rank and micro-step."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_golden_order(policy: Policy) -> None:
     """Resuming depends on this order, so it is the same in other processes, on other machines, and with any numpy."""
@@ -270,6 +279,7 @@ def test_impossible_ranks_and_steps_are_refused() -> None:
         rank_micro_batches(planner.step(0), 2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_million_samples_are_planned(policy: Policy) -> None:
     """Only the current epoch is in memory. It takes under a second on a desktop CPU."""

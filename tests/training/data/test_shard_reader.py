@@ -66,6 +66,7 @@ def as_bytes(sample: StoredLatents | DamagedError) -> tuple[bytes, bytes | None,
     return bytes_of(sample.latent), None if last_frame is None else bytes_of(last_frame), sample.checksum
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(
     bucket=st.sampled_from([CLIPS, STILLS, Bucket(16, 32, 5, 8.0)]),
@@ -116,6 +117,7 @@ REWRITTEN: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", REWRITTEN.values(), ids=REWRITTEN)
 def test_a_rewritten_shard_is_read_with_a_warning(
     shard: Path, options: dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -255,6 +257,7 @@ def test_files_that_are_cut_or_fail_are_named(shard: Path, monkeypatch: pytest.M
         reader.read(*last)
 
 
+@pytest.mark.slow
 def test_the_number_of_open_files_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(byte_ranges, "MAX_OPEN_FILES", 3)
     for number in range(10):
@@ -275,6 +278,7 @@ def test_the_number_of_open_files_is_bounded(tmp_path: Path, monkeypatch: pytest
     assert n_open() == 0
 
 
+@pytest.mark.slow
 @given(latent=st.binary(), last_frame=st.binary())
 def test_the_checksum_is_that_of_zlib(latent: bytes, last_frame: bytes) -> None:
     assert checksum_of(latent, last_frame) == zlib.crc32(latent + last_frame)
@@ -315,6 +319,7 @@ def test_a_flipped_bit_gives_an_error_or_another_checksum(tmp_path: Path, bucket
     assert all(found.values()), found
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), bucket=st.sampled_from([CLIPS, STILLS]))
 def test_verify_reports_any_flipped_bit_that_matters(damaged: Path, position: float, bit: int, bucket: Bucket) -> None:

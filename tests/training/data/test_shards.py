@@ -44,6 +44,7 @@ def row_of_bits(bucket: Bucket, bits: NDArray[np.int16], uid: str = "a") -> Late
     return replace(latent_row(bucket, 0, uid), latent=latent, last_frame_latent=last_frame)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(seed=st.integers(0, 2**32), bucket=st.sampled_from([CLIPS, STILLS]), n_rows=st.integers(1, 5))
 def test_every_bit_of_every_finite_value_comes_back(
@@ -93,6 +94,7 @@ def test_the_description_is_read_back(clips: tuple[Path, list[LatentRow]]) -> No
     assert len(info.latent_std) == 2 * info.channels
 
 
+@pytest.mark.slow
 def test_the_layout_is_the_one_measured_to_be_fast(tmp_path: Path) -> None:
     """Uncompressed, plain, statistics on scalars only, row groups of 1 to 4 MB, fixed-size binary."""
     bucket = Bucket(256, 256, 17, 8.0)
@@ -119,6 +121,7 @@ def test_the_layout_is_the_one_measured_to_be_fast(tmp_path: Path) -> None:
     assert pq.read_schema(path).field("latent").type == pa.binary(2 * channels * frames * height * width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [16, 256, 432, 512, 1088])
 def test_row_groups_of_images_have_1_to_4_megabytes(tmp_path: Path, side: int) -> None:
     """An image has no last-frame latent, so none is counted."""

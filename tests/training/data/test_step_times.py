@@ -81,6 +81,7 @@ def test_too_few_steps_give_no_fit() -> None:
     assert times.at(FIT_EVERY_STEPS) is None
 
 
+@pytest.mark.slow
 @given(st.integers(0, 450), st.integers(0, 250))
 def test_a_resumed_state_equals_an_uninterrupted_one(stop: int, more: int) -> None:
     measured = [moments_of(FIT, 7 * step % 13, 1, noise=0.1) for step in range(13)]

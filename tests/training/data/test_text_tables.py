@@ -42,6 +42,7 @@ def keys_of(folder: Path) -> set[str]:
     return set(read_text_tables(str(folder))["key"].to_pylist())
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30),

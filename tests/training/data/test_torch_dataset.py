@@ -164,6 +164,7 @@ def test_batches_of_images_have_no_last_frame_latents(dataset: LatentDataset) ->
     assert n_images
 
 
+@pytest.mark.slow
 def test_order_follows_from_seed_and_epoch(manifest_uri: str, dataset: LatentDataset) -> None:
     def order(seed: int, epoch: int) -> list[list[str]]:
         return uids_of(batches_of(latent_loader(LatentDataset(manifest_uri), 4, seed=seed), epoch))
@@ -214,6 +215,7 @@ def test_an_empty_split_has_no_batches(manifest_uri: str) -> None:
 
 
 # Forking a process with threads, as those of Arrow, is deprecated from Python 3.12 on; PyTorch still does it.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_give_the_same_batches(dataset: LatentDataset, method: str) -> None:
@@ -226,6 +228,7 @@ def test_workers_give_the_same_batches(dataset: LatentDataset, method: str) -> N
         assert_equal(batch, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_damaged_shard_raises_with_file_row_and_uid(tmp_path: Path, num_workers: int) -> None:
@@ -242,6 +245,7 @@ def test_a_damaged_shard_raises_with_file_row_and_uid(tmp_path: Path, num_worker
         list(latent_loader(dataset, batch_size=2, num_workers=num_workers))
 
 
+@pytest.mark.slow
 def test_a_missing_shard_is_refused_when_opening(tmp_path: Path) -> None:
     manifest_uri = write_dataset(tmp_path, {CLIPS: 4})
     shard_path(tmp_path, CLIPS).unlink()

@@ -72,6 +72,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("damage", "message"), DAMAGE.items())
 @pytest.mark.parametrize("file", [CLIPS_FILE, STILLS_FILE])
 def test_a_damaged_shard_hides_no_other_problem(
@@ -108,6 +109,7 @@ def test_a_damaged_or_missing_text_table_is_reported(manifest_uri: str, tmp_path
     assert sum("no embedding of text" in problem.message for problem in problems) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [

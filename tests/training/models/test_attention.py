@@ -59,6 +59,7 @@ def one_by_one(lengths: Lengths, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(lengths=LENGTHS)
 def test_samples_attend_to_themselves_only(lengths: Lengths) -> None:
@@ -94,6 +95,7 @@ def test_unequal_lengths_are_one_call_per_group() -> None:
     assert kernel == GroupedAttention((EqualSamples(2, 4, 3), EqualSamples(3, 2, 3)))
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(lengths=LENGTHS)
 def test_mask_of_flex_attention_keeps_samples_apart(lengths: Lengths) -> None:

@@ -191,6 +191,7 @@ def test_four_workers_in_two_groups_or_one_equal_one(manifest: str, one_worker_u
     assert operations(uri, 4) == pytest.approx(operations(one_worker_uri, 1))
 
 
+@pytest.mark.slow
 def test_compiled_blocks_lose_no_gradient(compiled_graphs: Counter[str]) -> None:
     """In a group of one rank, which needs no other process and exchanges with itself."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -202,6 +203,7 @@ def test_compiled_blocks_lose_no_gradient(compiled_graphs: Counter[str]) -> None
     assert compiled_graphs["unique_graphs"] > 0
 
 
+@pytest.mark.slow
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), n_ranks=st.integers(1, 5), data=st.data())
 def test_slices_are_even_and_have_the_texts_of_their_samples(
     lengths: list[int], n_ranks: int, data: st.DataObject

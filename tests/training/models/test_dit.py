@@ -20,6 +20,7 @@ N_WEIGHTS = {
 """Weights by preset, for 16 channels and text tokens of width 512; counted by hand, layer by layer."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_have_their_number_of_weights(preset: str) -> None:
     with torch.device("meta"):

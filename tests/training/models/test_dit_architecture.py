@@ -13,6 +13,8 @@ from tests.support.model_packs import random_pack
 from training.models.dit import DiT
 from training.network import Condition, VideoModel
 
+pytestmark = pytest.mark.slow
+
 CHANNELS, TEXT_DIM = 16, 512
 Shape = tuple[int, int, int]
 """Latent frames, rows and columns."""

@@ -42,6 +42,7 @@ FIRST_FRAME_MASK = torch.tensor([1.0, 0.0, 0.0])
 PACK_SHAPES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", [(1, 2, 2), (2, 1, 3)])
 def test_forward_and_backward_match_a_dense_reference(patch: tuple[int, int, int]) -> None:
     dit = DiT(depth=2, dim=32, heads=2, patch=patch)
@@ -62,6 +63,7 @@ def test_forward_and_backward_match_a_dense_reference(patch: tuple[int, int, int
         assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 1e-4, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 2, 2), (1, 8, 12), (5, 6, 4), (3, 7, 5), (2, 1, 1)])
 @pytest.mark.parametrize("patch", [(1, 2, 2), (1, 1, 1), (2, 2, 3)])
 def test_predictions_have_the_shape_of_the_latents(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> None:
@@ -84,6 +86,7 @@ def test_prediction_does_not_depend_on_neighbours() -> None:
         torch.testing.assert_close(together[sample], alone, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(shapes=PACK_SHAPES, data=st.data())
 def test_any_pack_in_any_order(shapes: list[tuple[int, int, int]], data: st.DataObject) -> None:
@@ -107,6 +110,7 @@ def test_order_of_different_samples_does_not_change_one_bit() -> None:
     assert all(a.equal(b) for a, b in zip(predictions, reversed(backwards), strict=True))
 
 
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_neighbours() -> None:
     model, (latents, condition) = perturbed_model(), random_pack(SHAPES, TEXT_LENGTHS)
     together = gradients(model, latents, condition)
@@ -176,6 +180,7 @@ def test_every_parameter_gets_a_gradient() -> None:
         assert gradient.abs().sum() > 0, name
 
 
+@pytest.mark.slow
 def test_training_moves_every_parameter_from_the_start() -> None:
     """Zero initialisation must not be a fixed point: after four steps every parameter has moved."""
     torch.manual_seed(0)
@@ -191,6 +196,7 @@ def test_training_moves_every_parameter_from_the_start() -> None:
     assert [name for name, value in model.named_parameters() if value.equal(start[name])] == []
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bits() -> None:
     x, condition = torch.randn(2, 5, 3, 4, 4), random_condition(2, 3, [3, 5])
     expected = predict(perturbed_model(seed=3), x, condition)
@@ -207,6 +213,7 @@ def test_bf16_is_close_to_fp32() -> None:
     assert (full - half).norm() / full.norm() < 0.03
 
 
+@pytest.mark.slow
 def test_model_overfits_two_samples() -> None:
     torch.manual_seed(0)
     model, condition = DiT(depth=2, dim=64, heads=2).build(4, 24), random_condition(2, 2, [3, 5])
@@ -220,6 +227,7 @@ def test_model_overfits_two_samples() -> None:
     assert loss.item() < 0.02
 
 
+@pytest.mark.slow
 def test_shared_modulation_is_a_small_part_of_the_weights() -> None:
     model = DiT(depth=12, dim=384, heads=6).build(16, 512)
     modulation = sum(
@@ -228,6 +236,7 @@ def test_shared_modulation_is_a_small_part_of_the_weights() -> None:
     assert modulation < 0.05 * sum(value.numel() for value in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("checkpointing", "recomputed"), [("none", 0), ("blocks", 5), (2, 3), (3, 2)])
 def test_checkpointing_recomputes_blocks_and_changes_no_bit(
     checkpointing: Literal["none", "blocks"] | int, recomputed: int
@@ -248,6 +257,7 @@ def test_checkpointing_recomputes_blocks_and_changes_no_bit(
         assert all(a.equal(b) for a, b in predictions)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same_numbers(compiled_graphs: Counter[str]) -> None:
     plain, compiled = perturbed_model(), perturbed_model(SMALL.model_copy(update={"compile": True, "checkpointing": 2}))
     latents, condition = random_pack(SHAPES, TEXT_LENGTHS)
@@ -260,6 +270,7 @@ def test_compiled_blocks_give_the_same_numbers(compiled_graphs: Counter[str]) ->
     assert not compiled_graphs, "sampling would wait for the compilation of each shape"
 
 
+@pytest.mark.slow
 def test_blocks_compile_once_per_shape_and_once_for_mixtures(compiled_graphs: Counter[str]) -> None:
     model = perturbed_model(SMALL.model_copy(update={"compile": True}))
 

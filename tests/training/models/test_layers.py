@@ -55,6 +55,7 @@ def shifted(position: Position, shift: Position) -> Position:
     return position[0] + shift[0], position[1] + shift[1], position[2] + shift[2]
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(query_at=POSITIONS, key_at=POSITIONS, shift=POSITIONS)
 def test_rope_products_depend_on_relative_positions_only(query_at: Position, key_at: Position, shift: Position) -> None:

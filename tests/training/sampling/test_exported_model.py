@@ -149,6 +149,7 @@ def write_card(folder: Path, card: ModelCard) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_prompts_are_embedded_on_the_device_of_sampling(t5: T5, tmp_path: Path) -> None:
     settings = build(FOLDER, TextEncoderSettings, t5.model_dump(mode="json"))
     found = ExportedModel(write_card(tmp_path, untrained_card(settings)), "cpu").embed("bada kilo")
@@ -165,6 +166,7 @@ def test_text_encoder_with_other_weights_is_refused(t5: T5, tmp_path: Path) -> N
         ExportedModel(uri, "cpu").embed("bada")
 
 
+@pytest.mark.slow
 def test_prompt_that_is_too_long_is_cut_with_a_warning(
     t5: T5, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -188,6 +190,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_untrained_export(tmp_path_factory.mktemp("export"))
 
 
+@pytest.mark.slow
 def test_sample_returns_pixels_of_the_requested_shape(export: str) -> None:
     model = ExportedModel(export, "cpu")
     image = np.full((32, 48, 3), 200, np.uint8)

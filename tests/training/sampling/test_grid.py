@@ -20,6 +20,7 @@ SHAPES_AND_RATES = st.lists(
 """Frames, height, width and frame rate of each video."""
 
 
+@pytest.mark.slow
 @given(SHAPES_AND_RATES)
 def test_videos_are_whole_in_time_and_hold_their_last_frame(shapes: list[tuple[int, int, int, int]]) -> None:
     rng = np.random.default_rng(0)

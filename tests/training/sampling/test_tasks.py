@@ -55,12 +55,14 @@ def test_zero_seconds_make_an_image(export: str, tmp_path: Path) -> None:
     assert Image.open(uri).size == (48, 32)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_file(export: str, tmp_path: Path) -> None:
     first, second = (sample(SETTINGS, export, str(tmp_path / name)) for name in ("a", "b"))
     other = sample(SETTINGS.model_copy(update={"seed": 1}), export, str(tmp_path))
     assert Path(first).read_bytes() == Path(second).read_bytes() != Path(other).read_bytes()
 
 
+@pytest.mark.slow
 def test_record_has_all_that_is_needed_to_make_the_file_again(export: str, tmp_path: Path) -> None:
     uri = sample(SETTINGS, export, str(tmp_path))
     record = record_of(uri)
@@ -86,6 +88,7 @@ class Doubler:
         return f"{prompt}, {prompt}"
 
 
+@pytest.mark.slow
 def test_model_sees_the_upsampled_prompt_and_both_are_recorded(export: str, tmp_path: Path) -> None:
     doubler = Doubler()
     settings = SETTINGS.model_copy(update={"upsample": True})
@@ -101,6 +104,7 @@ def test_model_sees_the_upsampled_prompt_and_both_are_recorded(export: str, tmp_
         sample(settings, export, str(tmp_path / "other"))
 
 
+@pytest.mark.slow
 def test_video_begins_and_ends_with_conditioning_images(export: str, tmp_path: Path) -> None:
     """The model was never trained, so conditioning frames can be seen, and all other frames are noise."""
     calls: list[tuple[str, int, int]] = []
@@ -125,6 +129,7 @@ def test_video_begins_and_ends_with_conditioning_images(export: str, tmp_path: P
     assert len({Path(uri).read_bytes() for uri in (with_first, free, with_both)}) == 3
 
 
+@pytest.mark.slow
 def test_a_changed_image_file_makes_another_sample(export: str, tmp_path: Path) -> None:
     contents = [np.zeros((32, 48, 3), np.uint8)]
     settings = SETTINGS.model_copy(update={"last": "x.png"})
@@ -142,6 +147,7 @@ def test_a_changed_image_file_makes_another_sample(export: str, tmp_path: Path) 
         sample(settings, export, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_prompt_guidance_and_steps_matter(export: str, tmp_path: Path) -> None:
     changes: list[dict[str, object]] = [{}, {"prompt": "a blue square"}, {"guidance": 1.0}, {"steps": 8}]
     files = [

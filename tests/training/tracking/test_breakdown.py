@@ -39,6 +39,7 @@ def test_the_order_of_samples_does_not_matter() -> None:
     assert breakdown(LOSSES[::-1], "loss") == pytest.approx(breakdown(LOSSES, "loss"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 96, 256, 512, 768, 1024])
 def test_all_aspects_of_a_size_are_one_class(size: int) -> None:
     """Samples of weight 0 are left out."""

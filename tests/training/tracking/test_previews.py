@@ -31,6 +31,8 @@ from training.settings import PreviewSettings, TrainSettings
 from training.tracking import previews
 from training.tracking.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 OFF = PreviewSettings(every=0)
 SETTINGS = TrainSettings(
     model=DiT(depth=1, dim=48, heads=2),
@@ -194,7 +196,6 @@ def train_with_and_without(manifest: str, out: str) -> None:
             train_loop(settings, manifest, f"{out}/{stage}-{name}", 3, torch.device("cpu"))
 
 
-@pytest.mark.slow
 def test_previews_are_the_same_under_every_zero_stage(manifest: str, tmp_path: Path) -> None:
     """They show the averaged weights, and change nothing in training."""
     run_ranks(train_with_and_without, 2, manifest, str(tmp_path))

@@ -40,6 +40,7 @@ def counted_flops(model: DiT, batch: NoisyBatch) -> int:
     return counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["blocks", 2, 3])
 def test_recomputed_flops_are_those_that_torch_counts(checkpointing: Literal["blocks"] | int) -> None:
     plain = DiT(depth=4, dim=32, heads=2)
@@ -50,6 +51,7 @@ def test_recomputed_flops_are_those_that_torch_counts(checkpointing: Literal["bl
     assert training_flops(plain, batch, [1.0] * 5) == (model_flops, model_flops)
 
 
+@pytest.mark.slow
 def test_training_takes_three_times_the_forward_pass() -> None:
     """Torch's count also has the layers around the blocks."""
     model = DiT(depth=6, dim=192, heads=6)
@@ -76,6 +78,7 @@ SECONDS = st.integers(1, 5).flatmap(
 )
 
 
+@pytest.mark.slow
 @given(seconds_RM=SECONDS)
 def test_idle_time_is_that_of_ranks_with_barriers(seconds_RM: list[list[float]]) -> None:
     now, waited = 0.0, 0.0
@@ -87,6 +90,7 @@ def test_idle_time_is_that_of_ranks_with_barriers(seconds_RM: list[list[float]])
     assert 0 <= idle_share(seconds_RM) <= 1 - 1 / len(seconds_RM) + 1e-9
 
 
+@pytest.mark.slow
 @given(seconds_RM=SECONDS, factor=st.floats(0.1, 10), data=st.data())
 def test_idle_time_is_free_of_units_and_rank_order(
     seconds_RM: list[list[float]], factor: float, data: st.DataObject
@@ -152,6 +156,7 @@ def test_mfu_and_hfu_need_a_known_peak() -> None:
     assert record["hfu"] == pytest.approx(record["mfu"] * 4 / 3)
 
 
+@pytest.mark.slow
 def test_a_step_takes_one_sum_and_the_next_starts_at_0() -> None:
     engine = open_alone(SETTINGS)
     calls: list[int] = []

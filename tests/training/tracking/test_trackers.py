@@ -213,6 +213,7 @@ def test_a_failing_tracker_does_not_stop_training(
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_autoencoder_training_is_tracked_too(wandb: dict[str, WandbRun], tmp_path: Path) -> None:
     """Trackers get every second step, steps with a validation, and the same run after a restart."""
     data = tmp_path / "clips"

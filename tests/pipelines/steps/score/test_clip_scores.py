@@ -30,6 +30,8 @@ from pipelines.video.still_images import encode_jpeg
 from tests.support.paths import ROOT
 from tests.support.score_rows import run, table_of, texture
 
+pytestmark = pytest.mark.slow
+
 open_clip = pytest.importorskip("open_clip")
 
 QUICKSTART = ROOT / "pipelines" / "recipes" / "quickstart.yaml"

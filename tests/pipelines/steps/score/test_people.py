@@ -58,6 +58,7 @@ BOX = st.tuples(*[st.floats(0, 100, width=32)] * 2, *[st.floats(1, 100, width=32
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(BOX, st.floats(0, 1, width=32)), max_size=12))
 def test_suppressed_boxes_overlap_a_kept_one(found: list[tuple[tuple[float, ...], float]]) -> None:
     corners = np.array([box for box, _ in found], np.float32).reshape(-1, 4)
@@ -68,6 +69,7 @@ def test_suppressed_boxes_overlap_a_kept_one(found: list[tuple[tuple[float, ...]
         assert any(scores[j] >= scores[i] and _overlap(corners[i], corners[j]) > MAX_OVERLAP for j in kept)
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_each_other() -> None:
     clips = [texture(2, 5.0, seed=seed) for seed in range(3)]
     together = run(People(), table_of(clips))
@@ -75,6 +77,7 @@ def test_rows_do_not_depend_on_each_other() -> None:
     assert all(row["faces"] == 0 and row["face_area"] == 0 and row["nsfw"] < 0.3 for row in together)
 
 
+@pytest.mark.slow
 def test_classes_equal_those_in_the_weights_metadata() -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     path = weight_files.package_file(*People.packaged_file)

@@ -43,6 +43,7 @@ def score(clips: list[list[Pixels]], **fields: Any) -> list[dict[str, Any]]:
     return run(TextArea(**fields), table_of(clips))
 
 
+@pytest.mark.slow
 def test_subtitles_are_stable_and_passing_signs_move() -> None:
     plain = texture(4, 9.0)
     subtitled = [written(image, text, 40, 180) for image, text in zip(plain, SUBTITLES, strict=True)]
@@ -55,12 +56,14 @@ def test_subtitles_are_stable_and_passing_signs_move() -> None:
     assert moving["text_area_moving"] == moving["text_area"]
 
 
+@pytest.mark.slow
 def test_single_image_has_no_stable_or_moving_text() -> None:
     (row,) = score([[written(texture(1, 0)[0], "hello there", 40, 100)]])
     assert row["text_area"] > 0.03
     assert (row["text_area_stable"], row["text_area_moving"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_other_clips_or_their_order() -> None:
     plain = texture(3, 9.0)
     clips = [
@@ -71,6 +74,7 @@ def test_scores_do_not_depend_on_other_clips_or_their_order() -> None:
     assert [row["text_area"] for row in score(clips[::-1])] == together[::-1]
 
 
+@pytest.mark.slow
 def test_boxes_equal_those_of_rapidocr() -> None:
     """The reference is the same network with rapidocr's own code, whose boxes are rounded to whole pixels."""
     omegaconf = pytest.importorskip("omegaconf")
@@ -130,6 +134,7 @@ def text_of(boxes: list[tuple[int, int, int, int]], shape: tuple[int, int] = (64
     return Text(np.array(corners, np.float32).reshape(-1, 4, 2), *[np.ones(len(boxes), np.float32)] * 2, shape)
 
 
+@pytest.mark.slow
 @given(BOXES)
 def test_covered_share_is_that_of_the_union(boxes: list[tuple[int, int, int, int]]) -> None:
     covered = {
@@ -139,6 +144,7 @@ def test_covered_share_is_that_of_the_union(boxes: list[tuple[int, int, int, int
     assert covered_share(text.masks(), text.shape) == pytest.approx(len(covered) / (64 * 96))
 
 
+@pytest.mark.slow
 @given(st.lists(BOXES, min_size=2, max_size=4))
 @settings(max_examples=50)
 def test_same_boxes_are_stable_in_a_reversed_clip(clip: list[list[tuple[int, int, int, int]]]) -> None:
@@ -179,6 +185,7 @@ def test_square_boxes_need_a_higher_score_than_lines() -> None:
     assert len(found.over(0.65, 0.5).boxes) == 1
 
 
+@pytest.mark.slow
 def test_unreadable_images_fail_only_their_clip() -> None:
     good = written(texture(1, 0)[0], "hello there", 40, 100)
     rows = run(TextArea(), table_of([[good], [good, b"\xff\xd8 no image"], [], None, [good]]))
