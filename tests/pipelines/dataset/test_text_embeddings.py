@@ -222,7 +222,7 @@ def test_ray_gives_the_embeddings_of_this_process(
     (model / "model.safetensors").write_bytes(b"no tensors")
     message = (
         r"^model .*model cannot be loaded by transformers: .*; "
-        r"set it to a folder as save_pretrained writes it, or a repository and revision that exist$"
+        r"set it to a folder as save_pretrained writes it, or to a repository and revision that exist$"
     )
     for executor in (inline, ray):
         with pytest.raises(RunError, match=message):
