@@ -32,6 +32,14 @@ def global_random_state() -> tuple[object, bytes]:
     return random.getstate(), np.random.get_state()[1].tobytes()  # noqa: NPY002
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests of footage as slow: where there is none, drawing it takes half a minute."""
+    for item in items:
+        if "video_folder" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _no_error_logs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
