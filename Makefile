@@ -1,8 +1,8 @@
 # Each target works alone on a fresh machine with Python 3.11 to 3.13 and make.
 PYTHON ?= python3
 BIN := .venv/bin
-# Test processes share cores: OpenMP threads that wait by spinning keep each other from working. Two that trained side by
-# side on two cores took 12 s with this and 63 s without.
+# Test processes share cores: OpenMP threads that wait by spinning keep each other from working. Two trainings side by
+# side on two cores took 10 to 14 s with this and 60 to 66 s without.
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo fast test check docs versions format clean

@@ -52,25 +52,10 @@ function costs() {
           xaxis: { title: { text: 'CPU seconds', font: { size: 11 } } },
         },
       })),
-      el(
-        'div',
-        { class: 'scroll' },
-        el(
-          'table',
-          { class: 'table' },
-          el(
-            'thead',
-            {},
-            el(
-              'tr',
-              {},
-              ['step', 'rows', 'CPU', 'wall clock', 'CPU per row', 'share'].map((name, k) =>
-                el('th', { scope: 'col', class: k ? 'num' : '' }, name),
-              ),
-            ),
-          ),
-          el('tbody', {}, items.map(row)),
-        ),
+      dataTable(
+        ['step', 'rows', 'CPU', 'wall clock', 'CPU per row', 'share'],
+        (_, k) => k > 0,
+        items.map(row),
       ),
     ),
   );
@@ -104,25 +89,10 @@ function lineage() {
         'div',
         { class: 'card' },
         el('h3', {}, 'Steps and tables'),
-        el(
-          'div',
-          { class: 'scroll' },
-          el(
-            'table',
-            { class: 'table' },
-            el(
-              'thead',
-              {},
-              el(
-                'tr',
-                {},
-                ['step', 'version', 'table', 'rows', 'weights'].map((name) =>
-                  el('th', { scope: 'col', class: name === 'version' || name === 'rows' ? 'num' : '' }, name),
-                ),
-              ),
-            ),
-            el('tbody', {}, steps),
-          ),
+        dataTable(
+          ['step', 'version', 'table', 'rows', 'weights'],
+          (name) => name === 'version' || name === 'rows',
+          steps,
         ),
       ),
       dataset

@@ -20,6 +20,16 @@ function el(tag, attributes, ...children) {
   return node;
 }
 
+/** Return a table that scrolls sideways, of rows `tr`. `isNumber(title, k)` is true for columns of numbers. */
+function dataTable(titles, isNumber, rows) {
+  const heading = (title, k) => el('th', { scope: 'col', class: isNumber(title, k) ? 'num' : '' }, title);
+  return el(
+    'div',
+    { class: 'scroll' },
+    el('table', { class: 'table' }, el('thead', {}, el('tr', {}, titles.map(heading))), el('tbody', {}, rows)),
+  );
+}
+
 const count = (n) => Math.round(n).toLocaleString('en-US');
 const plural = (n, one, many) => `${count(n)} ${n === 1 ? one : many || one + 's'}`;
 const percent = (share) =>

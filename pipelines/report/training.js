@@ -99,33 +99,15 @@ function runTable(runs) {
   return el(
     'div',
     { class: 'card' },
-    el(
-      'div',
-      { class: 'scroll' },
-      el(
-        'table',
-        { class: 'table' },
+    dataTable(
+      ['run', ...numbers.map(([title]) => title)],
+      (_, k) => k > 0,
+      runs.map((run) =>
         el(
-          'thead',
+          'tr',
           {},
-          el(
-            'tr',
-            {},
-            el('th', { scope: 'col' }, 'run'),
-            numbers.map(([title]) => el('th', { scope: 'col', class: 'num' }, title)),
-          ),
-        ),
-        el(
-          'tbody',
-          {},
-          runs.map((run) =>
-            el(
-              'tr',
-              {},
-              el('td', {}, name(run), about(run)),
-              numbers.map(([, text]) => el('td', { class: 'num' }, text(run))),
-            ),
-          ),
+          el('td', {}, name(run), about(run)),
+          numbers.map(([, text]) => el('td', { class: 'num' }, text(run))),
         ),
       ),
     ),
