@@ -16,7 +16,8 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from captioning import quality
-from captioning.dialogue.answers import UnfitAnswerError, parse
+from captioning.cleaning import UnfitAnswerError
+from captioning.dialogue.answers import parse
 from captioning.dialogue.conversation import RETRY_TEMPERATURE
 from captioning.engine import FOLDER, CaptionerSettings, EngineError, Question
 from captioning.language import LANGUAGES, check_code

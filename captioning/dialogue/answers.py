@@ -8,16 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from captioning.cleaning import UnfitAnswerError, answer_body, clean_caption, one_line
 from captioning.prompt import Prompt
 
-FENCE = re.compile(r"^```(?:json)?[ \t]*\n|\n```$")
-"""Markdown fence around a JSON answer. Models add one even if the prompt forbids it, so it is removed."""
 LABEL = re.compile(r"^(?:caption|answer|output)\s*:\s*", re.IGNORECASE)
 """Label that models write before a text answer."""
-
-
-class UnfitAnswerError(ValueError):
-    """An answer that is truncated or malformed. The message begins with the class of the fault."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +24,15 @@ class ParsedAnswer:
 
 
 def parse(prompt: Prompt, text: str, truncated: bool = False) -> ParsedAnswer:
-    """Return the captions and fields of an answer, with white space normalised.
+    """Return the captions and fields of an answer, cleaned (`captioning.cleaning`).
 
     Raises `UnfitAnswerError` if the answer is truncated or does not have the shape that the prompt requests.
     """
     if truncated:
         raise UnfitAnswerError(f"truncated answer: it was cut off at {prompt.max_tokens} tokens, after {text[-60:]!r}")
-    text = text.strip()
     if prompt.answer == "text":
-        return ParsedAnswer({prompt.main_kind: normalise_space(_without_label_and_quotes(text))})
-    values = _parse_object(text)
+        return ParsedAnswer({prompt.main_kind: one_line(_without_label_and_quotes(clean_caption(text)))})
+    values = _parse_object(answer_body(text))
     keys = [*prompt.fields, *prompt.captions]
     for key in keys:
         if key not in values:
@@ -48,14 +42,9 @@ def parse(prompt: Prompt, text: str, truncated: bool = False) -> ParsedAnswer:
     if unknown := sorted(set(values) - set(keys)):
         raise UnfitAnswerError(f"malformed answer: it has a key '{unknown[0][:40]}' that was not requested")
     return ParsedAnswer(
-        {kind: normalise_space(values[kind]) for kind in prompt.captions},
-        {name: normalise_space(values[name]) for name in prompt.fields},
+        {kind: one_line(values[kind]) for kind in prompt.captions},
+        {name: one_line(values[name]) for name in prompt.fields},
     )
-
-
-def normalise_space(text: str) -> str:
-    """Return the text with each run of white space replaced by one blank, and none at its ends."""
-    return " ".join(text.split())
 
 
 def _without_label_and_quotes(text: str) -> str:
@@ -67,8 +56,7 @@ def _without_label_and_quotes(text: str) -> str:
 
 
 def _parse_object(text: str) -> dict[str, Any]:
-    """Parse a JSON object that may stand in a Markdown fence. Raises `UnfitAnswerError` if it is not one."""
-    text = FENCE.sub("", text).strip()
+    """Parse a JSON object. Raises `UnfitAnswerError` if the text is not one."""
     if not text:
         raise UnfitAnswerError("malformed answer: it is empty")
     try:

@@ -16,7 +16,8 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from captioning import quality
-from captioning.dialogue.answers import ParsedAnswer, UnfitAnswerError, parse
+from captioning.cleaning import UnfitAnswerError, clean_caption
+from captioning.dialogue.answers import ParsedAnswer, parse
 from captioning.engine import Answer, Question
 from captioning.language import LANGUAGES
 from captioning.prompt import SOURCE_KIND, Prompt
@@ -301,9 +302,10 @@ class _Conversation:
 
     def _parse(self, prompt: Prompt | None, answer: Answer) -> tuple[ParsedAnswer, str | None]:
         """Return the captions and fields of an answer, and its first fault or None."""
-        if prompt is None:
-            return ParsedAnswer({self.settings.kind: answer.text}), quality.fault(answer.text)
         try:
+            if prompt is None:
+                caption = clean_caption(answer.text)
+                return ParsedAnswer({self.settings.kind: caption}), quality.fault(caption)
             parsed = parse(prompt, answer.text, answer.truncated)
         except UnfitAnswerError as error:
             return ParsedAnswer({}), str(error)

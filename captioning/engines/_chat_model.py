@@ -17,6 +17,7 @@ import torch
 import transformers
 from PIL import Image
 
+from captioning.cleaning import after_reasoning
 from captioning.engine import EngineError, Question
 from captioning.engines import _images
 from captioning.engines._chat_settings import ChatModelSettings
@@ -24,9 +25,6 @@ from cluster.arrays import Pixels
 from cluster.weight_files import HUB_PREFIX
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-END_OF_THINKING = "</think>"
-"""Tag after which the answer of a reasoning model begins. The template may contain the opening tag, so only this one is
-searched."""
 SYSTEM_PROBE = "what the system says"
 """System prompt with which a chat template is tested for support of system prompts."""
 SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -164,8 +162,7 @@ class ChatModel:
         end_tokens = _token_set(self._model.generation_config.eos_token_id)
         length = next((count for count, token in enumerate(tokens, 1) if token in end_tokens), None)
         decoded: str = self._tokenizer.decode(tokens[:length], skip_special_tokens=True)
-        text = decoded.rpartition(END_OF_THINKING)[2].strip()
-        return Completion(text, length is None, tokens_in, length or len(tokens))
+        return Completion(after_reasoning(decoded), length is None, tokens_in, length or len(tokens))
 
     def _render(self, system: str, text: str, kind: InputKind, n_images: int) -> str:
         """Return the prompt text of a question. Raises the template's own error if it refuses the question."""

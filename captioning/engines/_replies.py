@@ -11,6 +11,8 @@ from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from typing import Any
 
+from captioning.cleaning import storable
+
 
 class FailureKind(Enum):
     """Kind of a failure, which decides what happens next.
@@ -145,8 +147,8 @@ def _read_completion(data: Mapping[str, Any]) -> Reply | Failure:
         cause = f"finish_reason {finish_reason!r}" if was_aborted else "no choice with a text message"
         reason = f"not a chat completion: {cause}"
         return Failure(FailureKind.TRANSIENT, reason, usage=usage, maybe_charged=usage is None)
-    # JSON may contain half a surrogate pair, which Arrow cannot store.
-    return Reply(content.encode("utf-8", "replace").decode("utf-8"), finish_reason == "length", usage)
+    # JSON may contain half a surrogate pair or NUL, which tables and trackers cannot store.
+    return Reply(storable(content), finish_reason == "length", usage)
 
 
 def _read_usage(value: Any) -> Usage | None:

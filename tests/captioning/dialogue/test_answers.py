@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioning.dialogue.answers import ParsedAnswer, UnfitAnswerError, parse
+from captioning.cleaning import UnfitAnswerError
+from captioning.dialogue.answers import ParsedAnswer, parse
 from captioning.prompt import load_prompt
 
 LEVELS, DENSE, STRUCTURED = (load_prompt(name, "describe") for name in ("levels", "dense", "structured"))
@@ -26,7 +28,9 @@ def test_captions_are_in_prompt_order_with_normal_space() -> None:
     ]
 
 
-@pytest.mark.parametrize("wrap", ["{}", "  {}\n", "```json\n{}\n```", "```\n{}\n```"])
+@pytest.mark.parametrize(
+    "wrap", ["{}", "  {}\n", "```json\n{}\n```", "```\n{}\n```", "<think>a b</think>\n```json\n{}\n```", "\ufeff{}"]
+)
 def test_fence_around_json_is_removed(wrap: str) -> None:
     assert parse(LEVELS, wrap.replace("{}", json.dumps(GOOD))).captions["short"] == "A dog."
 
@@ -47,6 +51,8 @@ def test_fields_and_captions_are_separated() -> None:
         ('"A dog runs."', "A dog runs."),
         ("Caption: A dog runs.", "A dog runs."),
         ('"Stop" says a sign, and "Go" another: "Go"', '"Stop" says a sign, and "Go" another: "Go"'),
+        ("<think>Let me see.</think>\nCaption: A dog runs.", "A dog runs."),
+        ("```\nA dog runs.\n```", "A dog runs."),
         ("", ""),
     ],
 )
@@ -71,6 +77,7 @@ def test_text_answer_loses_only_label_and_quotes(text: str, caption: str) -> Non
         ('{"dense": "A dog runs", "medium"', "truncated answer"),
         ('{"dense": "A dog runs",', "truncated answer"),
         ('```json\n{"dense": "A dog runs', "truncated answer"),
+        ("<think>The user wants", "truncated answer: its reasoning has no end"),
     ],
 )
 def test_unfit_answer_is_refused_with_its_reason(text: str, reason: str) -> None:
@@ -97,7 +104,12 @@ def test_json_cut_off_anywhere_is_truncated(at: int) -> None:
 @pytest.mark.slow
 @given(st.fixed_dictionaries({name: st.text(max_size=30) for name in LEVELS.captions}))
 def test_any_captions_come_back(values: dict[str, str]) -> None:
-    assert parse(LEVELS, json.dumps(values)).captions == {name: " ".join(text.split()) for name, text in values.items()}
+    shown = {
+        name: "".join(c for c in text if unicodedata.category(c) != "Cc" or c.isspace())
+        for name, text in values.items()
+    }
+    expected = {name: " ".join(text.replace("\ufeff", "").split()) for name, text in shown.items()}
+    assert parse(LEVELS, json.dumps(values)).captions == expected
 
 
 @pytest.mark.slow

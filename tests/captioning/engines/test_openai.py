@@ -136,7 +136,7 @@ def test_answers_are_yielded_as_they_arrive(server: Server) -> None:
         (completion(None, finish_reason="length"), "", True),
         (completion(None, refusal="I cannot."), "I cannot.", False),
         (completion(""), "", False),
-        (completion("half \ud83d a pair"), "half ? a pair", False),
+        (completion("half \ud83d a pair"), "half \ufffd a pair", False),
         (completion("ünïcode 猫"), "ünïcode 猫", False),
         (completion("ok", usage=None), "ok", False),
     ],
