@@ -25,7 +25,7 @@ from pipelines.export.clip_files import CutSettings
 from pipelines.export.export_steps import DIGEST_COLUMN, STORED_COLUMNS, CutClips, RunTasks, run_step
 from pipelines.export.format import CUT_COLUMNS, Format, ShardedFormat
 
-VERSION = 1
+VERSION = 2
 """Version of how clips are cut; raise it when the same clip gets other bytes, so that stored clips are not reused."""
 
 WORK = ".work"

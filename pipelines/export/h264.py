@@ -1,4 +1,4 @@
-"""Encode the frames of a span as H.264 in MP4, at their times, with the source's colour tags and rotation."""
+"""Encode the frames of a span as H.264 in MP4, at their times, with the source's colour tags and orientation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 from pipelines.video.decode import DecodedFrame, DecodeError, Video, open_video
+from pipelines.video.orientation import UPRIGHT
 from pipelines.video.scale import HD_LINES
 
 ENCODER = "libx264"
@@ -92,13 +93,13 @@ def _open_stream(container: OutputContainer, video: Video, frame: VideoFrame, cr
     context = stream.codec_context
     context.time_base = info.time_base
     context.thread_count = 1
-    displayed_width = info.height if round(info.rotation_deg / 90) % 2 else info.width
+    displayed_width = info.height if info.orientation.sideways else info.width
     if displayed_width != frame.width:
         context.sample_aspect_ratio = Fraction(displayed_width, frame.width)
     context.color_primaries, context.color_trc = int(frame.color_primaries), int(frame.color_trc)
     context.color_range, context.colorspace = _range_and_matrix(frame)
-    if info.rotation_deg:
-        stream.set_display_rotation(info.rotation_deg)
+    if info.orientation != UPRIGHT:
+        stream.set_display_rotation(info.rotation_deg, hflip=info.mirrored)
     return stream
 
 

@@ -17,7 +17,7 @@ from pipelines.steps.keep import Bound, Keep
 
 UNMEASURED_COLUMNS = frozenset(
     """
-    uid source_uid size_bytes rotation_deg time_base_num time_base_den first_pts bit_depth source_duration_s
+    uid source_uid size_bytes rotation_deg mirrored time_base_num time_base_den first_pts bit_depth source_duration_s
     start_pts end_pts clip_index clip_count shot_index width height fps n_tokens
     duplicate_distance duplicate_overlap
     """.split()  # noqa: SIM905  a list of words reads as one

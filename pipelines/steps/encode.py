@@ -40,6 +40,7 @@ class Encode(Step):
     """
 
     name: str = "encode"
+    version = 2
     rows_per_part = 128
     autoencoder: Annotated[AutoencoderSettings, PluginField(AUTOENCODERS, AutoencoderSettings)] = Field(
         Linear(), description="Autoencoder that encodes clips to latents."

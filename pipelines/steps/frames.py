@@ -31,6 +31,7 @@ class Frames(Step):
     """
 
     name: str = "frames"
+    version = 2
     fps: float = Field(1.0, gt=0, le=60, description="Frames per second of a clip; a clip has at least one.")
     max_frames: int = Field(
         8, ge=1, le=256, description="Most frames per clip; those of a longer clip are further apart."

@@ -24,6 +24,7 @@ MEDIA = (
     column("width", pa.int32(), "width in pixels as displayed, after rotation"),
     column("height", pa.int32(), "height in pixels as displayed, after rotation"),
     column("rotation_deg", pa.int32(), "rotation in the metadata, in degrees, already applied to width and height"),
+    column("mirrored", pa.bool_(), "whether the metadata also flips frames from left to right, after the rotation"),
     column("fps", pa.float64(), "average frame rate; null for an image. Spans never use it"),
     column("time_base_num", pa.int64(), "numerator of the time base of every PTS, in seconds"),
     column("time_base_den", pa.int64(), "denominator of the time base"),
@@ -137,7 +138,7 @@ class Scan(scan.ScanSettings, Divisible):
 
     name: str = "scan"
     rows_per_part = 16
-    version = 4
+    version = 5
 
     def reads(self) -> tuple[str, ...]:
         return "source", "kind", "sidecar"

@@ -29,7 +29,7 @@ from av.video.stream import VideoStream
 from cluster import storage
 from cluster.arrays import UInt8Array
 from pipelines.video.media_info import MediaInfo, media_info
-from pipelines.video.scale import assumed_colorspace, packed_array, rescale, to_upright
+from pipelines.video.scale import assumed_colorspace, packed_array, rescale
 
 OPEN_LOG = "WORLDLOOM_OPEN_LOG"
 """Environment variable with the path of a log file. Each time any process opens a video, it appends a line with the
@@ -204,7 +204,7 @@ class Video:
         """
         size = self._coded_size(width, height)
         scaled = rescale(self._reformatter, frame, *size, pixel_format, assumed_colorspace(frame))
-        return to_upright(packed_array(scaled), self.info.rotation_deg)
+        return self.info.orientation.upright(packed_array(scaled))
 
     def to_yuv420p(self, reformatter: VideoReformatter, frame: VideoFrame, width: int, height: int) -> VideoFrame:
         """Return a frame at a displayed size as yuv420p in full range, not yet upright.
@@ -244,7 +244,7 @@ class Video:
 
     def _coded_size(self, width: int, height: int) -> tuple[int, int]:
         """Return a displayed size as (width, height) of the frame as coded, before rotation."""
-        return (height, width) if round(self.info.rotation_deg / 90) % 2 else (width, height)
+        return (height, width) if self.info.orientation.sideways else (width, height)
 
     def _demux(self, opening_packets: list[VideoPacket]) -> Iterator[VideoPacket]:
         yield from opening_packets

@@ -11,6 +11,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
+from pipelines.video.orientation import Orientation, frame_orientation
+
 PIXEL_ASPECT_RANGE = (Fraction(1, 16), Fraction(16))
 """Smallest and largest ratio of a pixel's width to its height that is believed; others are damage, and square is the
 better guess."""
@@ -25,10 +27,10 @@ _RANGES = {int(ColorRange.MPEG): "limited", int(ColorRange.JPEG): "full"}
 class MediaInfo:
     """Facts about a video stream, from the headers and the first frame.
 
-    `width` and `height` are those of a frame as displayed, after rotation and with square pixels. `rotation_deg` is the
-    counter-clockwise rotation that makes a frame upright, which `width` and `height` include. `duration_s` is the
-    header's claim, None if it makes none. `hdr` is "pq" or "hlg" for high dynamic range, which looks pale on a display
-    of standard range, else None.
+    `width` and `height` are those of a frame as displayed, after rotation and with square pixels. A frame is upright
+    after it is rotated by `rotation_deg` counter-clockwise, which `width` and `height` include, and then flipped from
+    left to right if `mirrored`. `duration_s` is the header's claim, None if it makes none. `hdr` is "pq" or "hlg" for
+    high dynamic range, which looks pale on a display of standard range, else None.
     """
 
     codec: str
@@ -37,6 +39,7 @@ class MediaInfo:
     coded_width: int
     coded_height: int
     rotation_deg: int
+    mirrored: bool
     fps: float | None
     time_base_num: int
     time_base_den: int
@@ -54,6 +57,11 @@ class MediaInfo:
         """Seconds per unit of PTS."""
         return Fraction(self.time_base_num, self.time_base_den)
 
+    @property
+    def orientation(self) -> Orientation:
+        """What makes a decoded frame upright."""
+        return Orientation(self.rotation_deg, self.mirrored)
+
 
 def media_info(container: InputContainer, stream: VideoStream, first: VideoFrame, start_pts: int) -> MediaInfo:
     """Return the facts about a stream whose first frame is `first`, shown at `start_pts`."""
@@ -62,7 +70,7 @@ def media_info(container: InputContainer, stream: VideoStream, first: VideoFrame
     smallest, largest = PIXEL_ASPECT_RANGE
     # Square pixels: the width is stretched to what is displayed, the number of lines is kept.
     width = max(1, round(first.width * aspect)) if aspect and smallest <= aspect <= largest else first.width
-    sideways = round(first.rotation / 90) % 2 != 0
+    orientation = frame_orientation(first)
     duration_s = float(stream.duration * stream.time_base) if stream.duration else None
     if duration_s is None and container.duration:
         duration_s = container.duration / av.time_base
@@ -71,11 +79,12 @@ def media_info(container: InputContainer, stream: VideoStream, first: VideoFrame
     color_range = _RANGES.get(int(first.color_range), "unspecified")
     return MediaInfo(
         codec=stream.codec_context.codec.canonical_name,
-        width=first.height if sideways else width,
-        height=width if sideways else first.height,
+        width=first.height if orientation.sideways else width,
+        height=width if orientation.sideways else first.height,
         coded_width=first.width,
         coded_height=first.height,
-        rotation_deg=first.rotation,
+        rotation_deg=orientation.rotation_deg,
+        mirrored=orientation.mirrored,
         fps=float(rate) if rate else None,
         time_base_num=stream.time_base.numerator,
         time_base_den=stream.time_base.denominator,

@@ -1,4 +1,4 @@
-"""Scale, rotate and crop frames: from a decoded frame straight to a small upright array."""
+"""Scale and crop frames: from a decoded frame straight to a small upright array."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from numpy.typing import NDArray
 
 from cluster.arrays import UInt8Array
+from pipelines.video.orientation import Orientation
 
 Box = tuple[int, int, int, int]
 """(x0, y0, x1, y1) in pixels, with exclusive ends."""
@@ -76,9 +77,9 @@ class YuvPlanes(NamedTuple):
     cr_hw: UInt8Array
 
 
-def upright_planes(frame: VideoFrame, rotation_deg: int) -> YuvPlanes:
-    """Return the planes of a yuv420p frame, rotated counter-clockwise to be upright."""
-    return YuvPlanes(*(to_upright(_plane(frame, i), rotation_deg) for i in range(3)))
+def upright_planes(frame: VideoFrame, orientation: Orientation) -> YuvPlanes:
+    """Return the planes of a yuv420p frame, upright."""
+    return YuvPlanes(*(orientation.upright(_plane(frame, i)) for i in range(3)))
 
 
 def native_luma(frame: VideoFrame) -> UInt8Array | NDArray[np.uint16] | None:
@@ -98,12 +99,6 @@ def native_luma(frame: VideoFrame) -> UInt8Array | NDArray[np.uint16] | None:
     if frame.format.components[0].bits > 8:
         return np.frombuffer(data, np.uint16).reshape(buffer.height, -1)[:, : buffer.width]
     return np.frombuffer(data, np.uint8).reshape(buffer.height, -1)[:, : buffer.width]
-
-
-def to_upright(image: UInt8Array, rotation_deg: int) -> UInt8Array:
-    """Return an image rotated counter-clockwise by the nearest multiple of 90 degrees."""
-    quarters = round(rotation_deg / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
 
 
 def centre_crop(source_width: int, source_height: int, width: int, height: int) -> Box:

@@ -33,6 +33,7 @@ from pipelines.video.frame_hashes import HASH_INTERVAL_S, HashTimes, luma_thumbn
 from pipelines.video.gop_segments import ANCHOR_INTERVAL_S, GopSegments, NotSplittableError, Window
 from pipelines.video.letterbox import crop_boxes
 from pipelines.video.media_info import MediaInfo
+from pipelines.video.orientation import UPRIGHT
 from pipelines.video.scale import YuvPlanes, rescale, size_with_area, upright_planes
 from pipelines.video.segment_meter import SAMPLE_AREA, Measurements, SegmentMeter
 from pipelines.video.shot_boundaries import Boundary, DetectorName, find_boundaries
@@ -263,7 +264,7 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
 
     def planes_with_area(area: int) -> YuvPlanes:
         size = size_with_area(image.height, image.width, area)
-        return upright_planes(rescale(VideoReformatter(), frame, *size, "yuv420p", Colorspace.ITU601), 0)
+        return upright_planes(rescale(VideoReformatter(), frame, *size, "yuv420p", Colorspace.ITU601), UPRIGHT)
 
     builder = FeatureBuilder(Fraction(1), content_scores=False)
     luma_HW = builder.push(0, 0, planes_with_area(ANALYSIS_AREA), None)
@@ -291,6 +292,7 @@ def _image_media(image: Image.Image) -> ScannedMedia:
         coded_width=image.width,
         coded_height=image.height,
         rotation_deg=0,
+        mirrored=False,
         fps=None,
         time_base_num=1,
         time_base_den=1,

@@ -38,7 +38,6 @@ from pipelines.video.scale import (
     packed_array,
     rescale,
     size_with_area,
-    to_upright,
     upright_planes,
 )
 from pipelines.video.shot_boundaries import PYSCENEDETECT_DETECTORS, find_boundaries
@@ -202,13 +201,13 @@ class SegmentMeter:
 
     def _analysis_images(self, frame: VideoFrame) -> tuple[YuvPlanes, UInt8Array | None]:
         """Return the planes of the analysis image, and the image in BGR if PySceneDetect needs it."""
-        rotation_deg = self._video.info.rotation_deg
+        orientation = self._video.info.orientation
         small = self._video.to_yuv420p(self._analysis_scaler, frame, *self._analysis_size)
-        planes = upright_planes(small, rotation_deg)
+        planes = upright_planes(small, orientation)
         if not self.needs_every_frame:
             return planes, None
         bgr = rescale(self._bgr_scaler, small, small.width, small.height, "bgr24", None)
-        return planes, to_upright(packed_array(bgr), rotation_deg)
+        return planes, orientation.upright(packed_array(bgr))
 
     def _is_sample_due(self, since_s: float, sampled_HW: UInt8Array, luma_HW: UInt8Array) -> bool:
         if since_s < MIN_SAMPLE_INTERVAL_S:
@@ -220,7 +219,7 @@ class SegmentMeter:
     def _take_sample(self, item: SegmentFrame) -> DetailedSample:
         info, frame = self._video.info, item.decoded.frame
         large = self._video.to_yuv420p(self._sample_scaler, frame, *self._sample_size)
-        planes = upright_planes(large, info.rotation_deg)
+        planes = upright_planes(large, info.orientation)
         sample = take_detailed_sample(item.decoded.pts, planes, native_luma(frame), item.loop_filtered, info.bit_depth)
         if not self._thumbnail_px:
             return sample

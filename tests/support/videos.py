@@ -89,11 +89,13 @@ def encode(
     colorspace: int | None = None,
     tag: bool = True,
     rotation_deg: int = 0,
+    matrix: tuple[int, int, int, int] | None = None,
     aspect: Fraction | None = None,
 ) -> Path:
     """Write RGB frames to a video file, at the PTS `pts` or one per unit of the time base, and return its path.
 
-    `color_range` and `colorspace` convert the frames, and are written to the file if `tag` is true.
+    `color_range` and `colorspace` convert the frames, and are written to the file if `tag` is true. `matrix` is the
+    (a, b, c, d) of a display matrix: pixel (x, y) is shown at (a x + c y, b x + d y).
     """
     with same_scheduling(), av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=round(1 / time_base), options=options or {})
@@ -106,6 +108,9 @@ def encode(
             stream.codec_context.sample_aspect_ratio = aspect
         if rotation_deg:
             stream.set_display_rotation(rotation_deg)
+        if matrix is not None:
+            a, b, c, d = (value << 16 for value in matrix)
+            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
         if tag and color_range is not None:
             stream.codec_context.color_range = color_range
         if tag and colorspace is not None:
