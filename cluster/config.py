@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
-Location = tuple[str | int, ...]
-"""Keys and list indices that lead from the root of a document to a value."""
+from cluster.yaml_text import Location, YamlError, load
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -24,9 +23,9 @@ class ConfigError(ValueError):
 
 
 class Settings(BaseModel):
-    """The base of every settings class: frozen, and strict about unknown keys."""
+    """The base of every settings class: frozen, and strict about unknown keys. No number is infinite or NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class NestedError(ValueError):
@@ -89,41 +88,23 @@ def read_document(path: str | Path) -> Document:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     return parse_document(text, str(path))
 
 
 def parse_document(text: str, file: str) -> Document:
     """Parse the text of a YAML file as `read_document` does; `file` only names it in error messages."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{file}:{line}: not valid YAML: {error.problem}") from error
-    if root is None:
+        data, lines = load(text)
+    except YamlError as error:
+        raise ConfigError(f"{file}:{error.line}: {error}") from error
+    if data is None:
         raise ConfigError(f"{file}: is empty")
-    lines: dict[Location, int] = {}
-    data = _plain(root, (), lines, file)
     return Document(file, data, lines)
-
-
-def _plain(node: yaml.Node, location: Location, lines: dict[Location, int], file: str) -> Any:
-    """Return a node as plain data, and add the line of each value inside it to `lines`."""
-    lines.setdefault(location, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = str(key_node.value)
-            line = key_node.start_mark.line + 1
-            if key in result:
-                raise ConfigError(f"{file}:{line}: key '{key}' is given twice; keep one of them")
-            lines[*location, key] = line
-            result[key] = _plain(value_node, (*location, key), lines, file)
-        return result
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, (*location, index), lines, file) for index, item in enumerate(node.value)]
-    return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
 
 
 def override(document: Document, assignments: Sequence[str]) -> Document:
@@ -140,9 +121,9 @@ def override(document: Document, assignments: Sequence[str]) -> Document:
         if not sign or not path.strip():
             raise ConfigError(f"--set {assignment}: write it as key.key=value")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {assignment}: the value is not valid YAML: {error}") from error
+            value, _ = load(text)
+        except YamlError as error:
+            raise ConfigError(f"--set {assignment}: {error}") from error
         _assign(data, path.strip().split("."), value, assignment)
     return Document(document.file + (" with --set" if assignments else ""), data, lines)
 
@@ -240,7 +221,8 @@ def located_messages(
         elif isinstance(cause, LocatedError):
             yield (*location, *cause.location), str(cause)
         elif each["type"] == "extra_forbidden":
-            yield location, unknown_message("key", str(each["loc"][-1]), known_keys(model, each["loc"][:-1]))
+            key = str(each["loc"][-1])
+            yield location, unknown_message("key", key, known_keys(model, each["loc"][:-1])) + _key_advice(key, each)
         elif each["type"] == "value_error":
             yield location, str(cause)
         elif each["type"] == "too_short" and each["input"]:
@@ -248,7 +230,24 @@ def located_messages(
         elif each["type"] == "missing":
             yield location, "is required and missing"
         else:
-            yield location, f"{each['msg']} (got {json.dumps(each['input'], default=str)[:120]})"
+            value = json.dumps(each["input"], default=str, ensure_ascii=False)[:120]
+            yield location, f"{each['msg']} (got {value}){_value_advice(each['type'], value)}"
+
+
+def _key_advice(key: str, error: ErrorDetails) -> str:
+    """Return what to do about an unknown key without a value, which is often text that YAML took for a key."""
+    if error["input"] is not None:
+        return ""
+    if ":" in key:
+        return f". YAML needs a space after the colon: {key.replace(':', ': ', 1)}"
+    return ". If it is part of a text with a comma, quote the whole text"
+
+
+def _value_advice(kind: str, value: str) -> str:
+    """Return how to write a value of the right type, for a pydantic error of this type."""
+    if kind == "string_type" and value != "null" and value[:1] not in "[{":
+        return f'; quote it: "{value}"'
+    return "; write true or false" if kind == "bool_type" else ""
 
 
 def known_keys(model: type[BaseModel], location: Location) -> list[str]:

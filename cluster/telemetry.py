@@ -19,8 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True)
-"""Console on standard error, for people. Standard output is reserved for results that programs read."""
+console = Console(stderr=True, emoji=False)
+"""Console on standard error, for people. Standard output is reserved for results that programs read.
+
+Names of emoji, such as :x:, are parts of keys and paths here."""
 
 log = logging.getLogger("worldloom")
 
@@ -73,7 +75,7 @@ def progress(description: str, total: float | None) -> Iterator[ProgressBar]:
     if not console.is_terminal:
         yield _LineBar(total, description)
         return
-    left = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    columns = (*left, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    left = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    columns = (*left, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False))
     with Progress(*columns, console=console) as display:
         yield _RichBar(display, total, description)

@@ -14,7 +14,7 @@ from pipelines.curation import SegmentState
 from pipelines.engine.step import FATES
 from pipelines.ledger import Account
 
-console = Console(width=None if sys.stdout.isatty() else 140)
+console = Console(width=None if sys.stdout.isatty() else 140, emoji=False)
 """Standard output. Files and pipes get lines wide enough for the tables."""
 
 

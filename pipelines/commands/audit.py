@@ -192,7 +192,7 @@ def print_audit(found: Audit) -> None:
         console.print(f"{found.left_out:,} kept clips are in no split: near-duplicates of them are held out")
     for straddle in found.straddles[:MAX_STRADDLES]:
         where = f"is in {' and '.join(straddle.splits)}: clips {', '.join(straddle.clips)}"
-        console.print(f"[bold red]{straddle.kind} {straddle.name}[/] {where}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]{straddle.kind} {escape(straddle.name)}[/] {where}", highlight=False, soft_wrap=True)
     if len(found.straddles) > MAX_STRADDLES:
         more = len(found.straddles) - MAX_STRADDLES
         console.print(f"[bold red]and {more:,} more[/]; --json lists all", highlight=False)
@@ -203,7 +203,7 @@ def print_audit(found: Audit) -> None:
         _print_pairs(found.closest)
     else:
         reason = found.not_compared or "none that look alike"
-        console.print(f"closest clips of different splits: {reason}", highlight=False)
+        console.print(f"closest clips of different splits: {escape(reason)}", highlight=False)
     console.print("clean: nothing is in two splits" if found.clean else "[bold red]not clean[/]")
 
 

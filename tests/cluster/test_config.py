@@ -69,8 +69,14 @@ def test_valid_input_is_parsed() -> None:
         ("title: t\nengine:\n  name: signal\n", ["recipe.yaml:2", "engine", "did you mean 'signals'"]),
         ("title: t\nengine:\n  name: signals\n  loud: 1\n", ["recipe.yaml:4", "engine.loud", "unknown key"]),
         ("title: t\ntitle: u\n", ["recipe.yaml:2", "given twice"]),
-        ("title: [t\n", ["recipe.yaml:2", "not valid YAML"]),
+        ("title: [t\n", ["recipe.yaml:1", "not valid YAML"]),
         ("", ["recipe.yaml", "empty"]),
+        ("title: t\ninner: {ratio: .inf}\n", ["recipe.yaml:2", "inner.ratio", "finite number"]),
+        ("title: t\ninner: {ratio: .nan}\n", ["recipe.yaml:2", "inner.ratio", "finite number"]),
+        ("title: 3\n", ["recipe.yaml:1", "title", "valid string (got 3)", 'quote it: "3"']),
+        ("title: t\nmany: [{size:2}]\n", ["recipe.yaml:2", "many.0.size:2", "space after the colon: size: 2"]),
+        ("{title: a man, walking}\n", ["recipe.yaml:1", "'walking'", "quote the whole text"]),
+        ("title: t\nmany: &many [*many]\n", ["recipe.yaml:2", "alias of itself"]),
     ],
 )
 def test_errors_name_line_key_value_and_closest_key(text: str, expected: list[str]) -> None:
@@ -112,6 +118,7 @@ def test_override_of_mappings_lists_and_labelled_items() -> None:
         ("steps.7=1", "no item 7"),
         ("a.b.c=1", "plain value"),
         ("a=[", "not valid YAML"),
+        ("a=b: c: d", "quote text that holds"),
     ],
 )
 def test_bad_overrides_are_refused(assignment: str, expected: str) -> None:
@@ -119,6 +126,18 @@ def test_bad_overrides_are_refused(assignment: str, expected: str) -> None:
     with pytest.raises(ConfigError, match="--set") as caught:
         override(document, [assignment])
     assert expected in str(caught.value)
+
+
+def test_an_override_reads_numbers_as_a_file_does() -> None:
+    document = override(parse_document("title: t\ninner: {ratio: 1}\n", "f.yaml"), ["inner.ratio=1e-4"])
+    assert parse(Outer, document).inner.ratio == 1e-4
+    assert ": inner.ratio: Input should be a finite number" in error_message("title: t\n", "inner.ratio=.inf")
+
+
+def test_a_file_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes("title: t\nname: Tür\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml:2: is not UTF-8 text \(.*\); save it as UTF-8"):
+        read_document(tmp_path / "latin.yaml")
 
 
 def test_located_error_names_the_line_in_the_document() -> None:
