@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
 
@@ -26,6 +25,7 @@ from cluster.config import (
     unknown_message,
 )
 from cluster.ray_settings import RaySettings
+from cluster.yaml_text import dump
 from pipelines.engine.sources import SCHEMA as SOURCE_SCHEMA
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import FOLDER, Expand, Step
@@ -199,9 +199,7 @@ def load_recipe(path: str | Path, assignments: Sequence[str] = ()) -> Recipe:
 
 def resolved(recipe: Recipe) -> str:
     """Return the recipe as YAML with every default; reading it gives the same recipe."""
-    return yaml.safe_dump(
-        recipe.model_dump(mode="json", exclude_none=True, by_alias=True), sort_keys=False, allow_unicode=True
-    )
+    return dump(recipe.model_dump(mode="json", exclude_none=True, by_alias=True))
 
 
 def write_resolved(recipe: Recipe) -> None:
