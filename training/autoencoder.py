@@ -63,6 +63,8 @@ class AutoencoderSettings(Plugin):
     """Settings of an autoencoder, chosen by `name`. Each file in `training/autoencoders/` has one subclass."""
 
     version: ClassVar[int] = 1
+    space_factor: ClassVar[int | None] = None
+    """`Autoencoder.space_factor`, by which recipes are checked; None if only `open` finds it out."""
 
     @abc.abstractmethod
     def open(self, device: torch.device | str = "cpu") -> Autoencoder:

@@ -152,11 +152,11 @@ def previews(folder: str, name: str, left_bytes: int) -> tuple[list[dict[str, An
     uris = [entry.uri for entry in storage.list_files(storage.join(folder, PREVIEWS_FOLDER), ".json")]
     found: list[dict[str, Any]] = []
     for uri in downsample_strided(uris, MAX_PREVIEWS):
-        record = read_provenance(uri) or {}
+        stem = uri.removesuffix(".json")
+        record = read_provenance(stem) or {}
         if "failed" in record:
             found.append({"step": record["step"], "failed": str(record["failed"])[:MAX_CAPTION_CHARACTERS]})
             continue
-        stem = uri.removesuffix(".json")
         link = "/".join(quote(part) for part in (*name.split("/"), PREVIEWS_FOLDER, stem.rpartition("/")[2]))
         item = {
             "step": record["step"],

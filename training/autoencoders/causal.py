@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -36,6 +36,7 @@ class Causal(AutoencoderSettings):
     read again, and tiles read as far beyond their edges as the network does.
     """
 
+    space_factor: ClassVar[int | None] = SPACE_FACTOR
     name: str = "causal"
     weights: str = Field(
         "small", min_length=1, description="Name of shipped weights, or path of a file that train-autoencoder wrote."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from cluster.storage import digest
 from training.autoencoder import Autoencoder, AutoencoderSettings
-from training.autoencoders._linear_weights import weights_bytes
+from training.autoencoders._linear_weights import SPACE_FACTOR, weights_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,7 @@ class Linear(AutoencoderSettings):
     space that the basis spans. `weights/README.md` gives the loss in dB.
     """
 
+    space_factor: ClassVar[int | None] = SPACE_FACTOR
     name: str = "linear"
     channels: Literal[16, 48] = Field(
         16, description="Latent channels; 48 keep more detail and cost the model three times the values."

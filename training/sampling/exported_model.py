@@ -20,7 +20,7 @@ from training.framing import full_framing
 from training.network import VideoModel
 from training.pixels import from_uint8, to_uint8
 from training.rng import generator
-from training.sampling.settings import SampleSettings, SolverSettings, VideoShape
+from training.sampling.settings import SampleSettings, SolverSettings, VideoShape, size_units
 from training.sampling.solver import euler, guided
 from training.step import SampleCondition, mask_tensor, stack_conditions
 
@@ -98,12 +98,13 @@ class ExportedModel:
         return self.decode(generate(self.parts, self.embed(prompt), settings, shape, images))
 
     def fit_shape(self, settings: SampleSettings) -> VideoShape:
-        """Return the nearest shape to the requested one that the model can make.
+        """Return the requested shape, with the number of frames nearest to `seconds` that the model can make.
 
-        Raises `ValueError` for a side below half of the smallest one.
+        Raises `ValueError` for a size that it cannot make.
         """
+        settings.check_size(size_units(self.autoencoder.space_factor, self.card.model))
         fps = settings.fps or self.card.fps
-        width, height = fit_size(settings, self.card, self.autoencoder)
+        width, height = settings.pixels()
         return VideoShape(n_frames(settings.seconds, fps, self.autoencoder.time_factor), height, width, fps)
 
     def embed(self, prompt: str) -> Tensor:
@@ -155,24 +156,6 @@ def n_frames(seconds: float, fps: float, time_factor: int) -> int:
         return 1
     # T frames last until the last one begins, (T - 1) / fps, as for buckets.
     return 1 + time_factor * max(1, round(seconds * fps / time_factor))
-
-
-def fit_size(settings: SampleSettings, card: ModelCard, autoencoder: Autoencoder) -> tuple[int, int]:
-    """Return width and height, each rounded to the nearest multiple that the autoencoder and the patches allow.
-
-    Raises `ValueError` for a side below half of that multiple, whose rounding would change the aspect too much.
-    """
-    sides = []
-    patches = getattr(card.model, "patch", (1, 1, 1))
-    for side, patch in zip(settings.pixels(), (patches[2], patches[1]), strict=True):
-        unit = autoencoder.space_factor * patch
-        if 2 * side < unit:
-            raise ValueError(
-                f"size {settings.size}: {side} pixels are too few; "
-                f"sides are multiples of {unit} pixels, so {unit} is the smallest"
-            )
-        sides.append(max(unit, round(side / unit) * unit))
-    return sides[0], sides[1]
 
 
 @torch.no_grad()

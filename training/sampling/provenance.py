@@ -57,8 +57,8 @@ def provenance(request: SampleRequest, shape: VideoShape, card: ModelCard, expor
 
 
 def provenance_uri(uri: str) -> str:
-    """Return the URI of the record of a generated file."""
-    return uri.rpartition(".")[0] + ".json"
+    """Return the URI of the record of a generated file. An image and a video of one stem have one each."""
+    return uri + ".json"
 
 
 def write_provenance(uri: str, record: dict[str, Any]) -> None:
@@ -67,8 +67,22 @@ def write_provenance(uri: str, record: dict[str, Any]) -> None:
 
 
 def read_provenance(uri: str) -> dict[str, Any] | None:
-    """Read the record of a generated file; None if there is none."""
-    if not storage.exists(provenance_uri(uri)):
+    """Read the record of a generated file; None if there is none that can be read."""
+    return _read_record(provenance_uri(uri)) if storage.exists(provenance_uri(uri)) else None
+
+
+def find_upsampled(folder_uri: str, prompt: str, upsampler: str) -> str | None:
+    """Return what this upsampler made of a prompt for an earlier sample in a folder; None if there is none."""
+    for entry in storage.list_files(folder_uri, ".json"):
+        record = _read_record(entry.uri) or {}
+        if (record.get("requested_prompt"), record.get("upsampler")) == (prompt, upsampler):
+            return str(record["prompt"])
+    return None
+
+
+def _read_record(uri: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(storage.read_bytes(uri))
+    except ValueError:  # cut off, or no record of ours: the file is made again
         return None
-    record: dict[str, Any] = json.loads(storage.read_bytes(provenance_uri(uri)))
-    return record
+    return record if isinstance(record, dict) else None

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from cluster.config import Settings
+from cluster.storage import digest
+from training.model import ModelSettings
 
-SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+MAX_WORDS_BYTES = 48
+"""Most bytes of a prompt in a file name, of which file systems take 255."""
+
+
+def size_units(space_factor: int, model: ModelSettings) -> tuple[int, int]:
+    """Return the pixels that width and height are multiples of: a side of a latent cell times that of a patch."""
+    _, rows, columns = getattr(model, "patch", (1, 1, 1))
+    return space_factor * columns, space_factor * rows
 
 
 class VideoShape(NamedTuple):
@@ -48,7 +59,7 @@ class SampleSettings(SolverSettings):
     )
     fps: float | None = Field(None, gt=0, le=240, description="Frames per second; by default those of training.")
     size: str = Field(
-        "96x64", description="WIDTHxHEIGHT in pixels, rounded to the nearest size that the model can make."
+        "96x64", description="WIDTHxHEIGHT in pixels: multiples of a latent cell times a patch, 16 for most models."
     )
     first: str | None = Field(
         None,
@@ -63,7 +74,9 @@ class SampleSettings(SolverSettings):
     name: str | None = Field(
         None,
         pattern=r"^[\w][\w.-]*$",
-        description="File name without suffix; by default made from prompt, size and seed.",
+        max_length=100,
+        description="File name without suffix; by default made from prompt, size, seed, images and a hash of all "
+        "settings.",
     )
 
     @field_validator("size")
@@ -89,14 +102,37 @@ class SampleSettings(SolverSettings):
         width, _, height = self.size.partition("x")
         return int(width), int(height)
 
+    def check_size(self, units: tuple[int, int]) -> None:
+        """Raise `ValueError` unless width and height are multiples of these units in pixels, naming sizes that are."""
+        sides = self.pixels()
+        if all(side % unit == 0 for side, unit in zip(sides, units, strict=True)):
+            return
+        floor = [max(unit, side // unit * unit) for side, unit in zip(sides, units, strict=True)]
+        ceiling = [-(-side // unit) * unit for side, unit in zip(sides, units, strict=True)]
+        sizes = dict.fromkeys(f"{width}x{height}" for width, height in (floor, ceiling))
+        multiples = f"multiples of {units[0]}" + (f" and {units[1]}" if units[0] != units[1] else "")
+        raise ValueError(
+            f"size {self.size}: width and height must be {multiples} pixels, a latent cell times a patch of the model; "
+            f"take {' or '.join(sizes)}"
+        )
+
     def stem(self) -> str:
-        """Return the file name without suffix."""
+        """Return the file name without suffix. Without `name`, other settings have another one, by the hash in it."""
         if self.name:
             return self.name
         images = "".join(f"-{end}-{_words(PurePosixPath(file).stem) or 'image'}" for end, file in self.images().items())
-        return f"{_words(self.prompt) or 'sample'}-{self.size}-seed{self.seed}{images}"
+        settings = digest(self.model_dump_json(exclude_defaults=True), size_bytes=4)
+        return f"{_words(self.prompt) or 'sample'}-{self.size}-seed{self.seed}{images}-{settings}"
+
+    def file_name(self) -> str:
+        """Return the file name, with the suffix of an image or a video."""
+        return f"{self.stem()}.{'png' if self.seconds == 0 else 'mp4'}"
 
 
 def _words(text: str) -> str:
-    """Return text as a part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-")
+    """Return text as a part of a file name: its letters, marks and digits of any script, in lower case."""
+    # In one form, since some file systems do not tell composed from decomposed letters.
+    text = unicodedata.normalize("NFC", text.lower())
+    words = "".join(letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in text).split()
+    start = "-".join(words).encode()[:MAX_WORDS_BYTES]
+    return start.decode(errors="ignore").strip("-")

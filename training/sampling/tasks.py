@@ -11,6 +11,7 @@ from training.sampling.exported_model import ExportedModel, generate
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import (
     SampleRequest,
+    find_upsampled,
     provenance,
     provenance_uri,
     read_provenance,
@@ -42,7 +43,7 @@ def sample(
     upsampler: PromptUpsampler | None = None,
     read_image: ReadImage | None = None,
 ) -> str:
-    """Generate a sample, write `<out_uri>/<stem>.mp4` (`.png` for an image) with a JSON beside it, and return its URI.
+    """Generate a sample, write `<out_uri>/<stem>.mp4` (`.png` for an image) and its record, and return its URI.
 
     A file that the same settings, images and weights made before is kept, and its prompt is not upsampled again. Raises
     `ValueError` for a size that the model cannot make, for an autoencoder or text encoder other than those of training,
@@ -50,7 +51,8 @@ def sample(
     """
     model = ExportedModel(export_uri)
     shape = model.fit_shape(settings)
-    uri = storage.join(storage.absolute(out_uri), f"{settings.stem()}.{'png' if shape.frames == 1 else 'mp4'}")
+    out_uri = storage.absolute(out_uri)
+    uri = storage.join(out_uri, settings.file_name())
     if settings.images() and read_image is None:
         raise ValueError(f"'{settings.prompt}' has conditioning images, but no function to read them was passed")
     images = (
@@ -58,18 +60,16 @@ def sample(
         if read_image
         else {}
     )
-    earlier = read_provenance(uri)
     prompt, identity = settings.prompt, None
     if settings.upsample:
         if upsampler is None:
             raise ValueError(f"'{settings.prompt}' is to be upsampled, but no upsampler was passed")
         identity = upsampler.identity
-        if earlier and (earlier.get("requested_prompt"), earlier.get("upsampler")) == (settings.prompt, identity):
-            prompt = earlier["prompt"]
-        else:
-            prompt = upsampler.upsample(settings.prompt, 0.0 if shape.frames == 1 else settings.seconds)
+        length_s = 0.0 if shape.frames == 1 else settings.seconds
+        found = find_upsampled(out_uri, settings.prompt, identity)
+        prompt = upsampler.upsample(settings.prompt, length_s) if found is None else found
     record = provenance(SampleRequest(settings, prompt, identity, images), shape, model.card, export_uri)
-    if storage.exists(uri) and earlier == record:
+    if storage.exists(uri) and read_provenance(uri) == record:
         return uri
     # The text encoder is released before the model is loaded, so that they never share the device.
     text_NE = model.embed(prompt)

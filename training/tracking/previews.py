@@ -87,7 +87,7 @@ class Previews:
             self._failure = failure
             # The failure may be that nothing can be written.
             with contextlib.suppress(OSError):
-                write_provenance(f"{uri}.png", {"step": step, "failed": failure})
+                write_provenance(uri, {"step": step, "failed": failure})
             return error
         return None
 
@@ -117,7 +117,7 @@ class Previews:
             "frames": len(whole_THWC),
             "samples": shown,
         }
-        write_provenance(f"{uri}.png", record | {"worldloom": version()})
+        write_provenance(uri, record | {"worldloom": version()})
         return poster
 
     def _generate(self, step: int, weights: Mapping[str, Tensor]) -> list[UInt8Array]:

@@ -128,7 +128,7 @@ def test_runs_and_samples_are_found(tmp_path: Path) -> None:
     ]
     write_run(recipe.out_uri, "run-abc", records)
     storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.mp4"), b"")
-    storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.json"), b'{"prompt": "a heron"}')
+    storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.mp4.json"), b'{"prompt": "a heron"}')
     found = page_data(recipe, curation, WHEN)
     (run,) = found["training"]["runs"]
     assert (run["name"], run["steps"], run["tokens_per_s"], run["previews"]) == ("run-abc", 1000, 10.0, [])

@@ -212,7 +212,7 @@ def test_lengths_are_whole_latent_frames(seconds: float, fps: float, frames: int
 
 
 def test_sizes_that_are_too_small_are_refused(export: str) -> None:
-    message = "size 48x6: 6 pixels are too few; sides are multiples of 16 pixels, so 16 is the smallest"
+    message = "size 48x6: width and height must be multiples of 16 pixels, a latent cell times a patch of the model"
     with pytest.raises(ValueError, match=message):
         ExportedModel(export).fit_shape(SampleSettings(prompt="any", size="48x6"))
 

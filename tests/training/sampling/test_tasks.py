@@ -32,13 +32,13 @@ def frames_of(uri: str) -> Pixels:
 
 def record_of(uri: str) -> dict[str, Any]:
     """Return the record beside a generated file."""
-    record: dict[str, Any] = json.loads(Path(uri).with_suffix(".json").read_text())
+    record: dict[str, Any] = json.loads(Path(f"{uri}.json").read_text())
     return record
 
 
 @pytest.mark.parametrize(
     ("size", "seconds", "shape"),
-    [("48x32", 1, (9, 32, 48)), ("32x64", 2.1, (17, 64, 32)), ("100x50", 0.01, (5, 48, 96))],
+    [("48x32", 1, (9, 32, 48)), ("32x64", 2.1, (17, 64, 32)), ("96x48", 0.01, (5, 48, 96))],
 )
 def test_any_size_length_and_aspect(
     export: str, tmp_path: Path, size: str, seconds: float, shape: tuple[int, ...]
@@ -166,7 +166,22 @@ def test_models_of_another_autoencoder_are_refused(export: str, tmp_path: Path) 
 
 
 def test_impossible_sizes_and_empty_folders_are_refused(export: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="size 48x6: 6 pixels are too few; sides are multiples of 16 pixels"):
+    with pytest.raises(ValueError, match=r"size 48x6: .* multiples of 16 pixels.*; take 48x16"):
         sample(SETTINGS.model_copy(update={"size": "48x6"}), export, str(tmp_path))
+    with pytest.raises(ValueError, match=r"size 100x50: .*; take 96x48 or 112x64"):
+        sample(SETTINGS.model_copy(update={"size": "100x50"}), export, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match=r"there is no model\.json"):
         sample(SETTINGS, str(tmp_path), str(tmp_path))
+
+
+@pytest.mark.slow
+def test_an_image_and_a_video_of_one_name_have_two_records(export: str, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"name": "both", "steps": 1})
+    video, image = (
+        sample(settings.model_copy(update={"seconds": seconds}), export, str(tmp_path)) for seconds in (1.0, 0.0)
+    )
+    assert (record_of(video)["frames"], record_of(image)["frames"]) == (9, 1)
+    before = Path(video).stat().st_mtime_ns
+    sample(settings, export, str(tmp_path))
+    assert Path(video).stat().st_mtime_ns == before, "the video is kept"
