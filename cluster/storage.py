@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +33,8 @@ class Entry:
     uri: str
     size_bytes: int
     version: str
+    real: str = field(default="", compare=False)
+    """Path without links, which two URIs of one file share; empty in `list_files`."""
 
 
 def is_local(uri: str) -> bool:
@@ -98,34 +99,6 @@ def list_files(uri: str, suffix: str = "") -> list[Entry]:
         ),
         key=lambda entry: entry.uri,
     )
-
-
-def glob(pattern: str) -> list[Entry]:
-    """Return the files that match a pattern with `*`, `?`, `**` and `{a,b}`, sorted by URI."""
-    pattern = absolute(pattern)
-    wild = re.search(r"[*?{\[]", pattern)
-    if wild is None:
-        filesystem, path = resolve(pattern)
-        info = filesystem.get_file_info(path)
-        return [Entry(pattern, info.size, str(info.mtime_ns))] if info.is_file else []
-    root = pattern[: pattern.rindex("/", 0, wild.start())] or "/"
-    expression = re.compile(_glob_expression(pattern))
-    return [entry for entry in list_files(root) if expression.fullmatch(entry.uri)]
-
-
-def matches(pattern: str, uri: str) -> bool:
-    """Return whether `glob(pattern)` would find a file with this URI."""
-    return re.fullmatch(_glob_expression(absolute(pattern)), absolute(uri)) is not None
-
-
-def _glob_expression(pattern: str) -> str:
-    """Return the regular expression of a glob pattern."""
-    tokens = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]", "{": "(?:", "}": ")"}
-    parts, depth = [], 0
-    for token in re.findall(r"\*\*/|\*\*|[*?{},]|[^*?{},]+", pattern):
-        depth += (token == "{") - (token == "}")
-        parts.append("|" if token == "," and depth else tokens.get(token) or re.escape(token))
-    return "".join(parts)
 
 
 def open_input(uri: str) -> BinaryIO:

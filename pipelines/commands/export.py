@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from cluster import plugins, storage
+from cluster import listing, plugins, storage
 from cluster.config import ConfigError, parse_options
 from pipelines.commands._console import print_line
 from pipelines.commands._options import Assignments, InProcess, RecipeFile, read_recipe, with_options
@@ -56,8 +56,8 @@ def _check_outside_sources(recipe: Recipe, folder: str, layout: Format) -> None:
         return
     for kind, source in (("video", "clip.mp4"), ("image", "image.png"), ("image", "image.jpg")):
         file = storage.join(folder, layout.clip_file({"uid": "uid", "kind": kind, "split": "train", "source": source}))
-        for pattern in (entry.videos or entry.images or "" for entry in recipe.sources):
-            if storage.matches(pattern, file):
+        for pattern in (entry.pattern for entry in recipe.sources):
+            if listing.matches(pattern, file):
                 raise ConfigError(
                     f"--out {folder}: the recipe's source {pattern} matches files there, so the next run would take "
                     "exported clips for footage; choose a folder that no source matches"

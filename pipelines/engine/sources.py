@@ -1,17 +1,19 @@
-"""Source files of a recipe: listing them, their identity, and the sidecar files that hold their captions."""
+"""Source files of a recipe: listing them, and their identity."""
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from cluster import storage
+from cluster import listing, storage
 from cluster.config import ConfigError, Settings
+from cluster.telemetry import log
+from pipelines.engine.sidecars import SUFFIXES, find_sidecars
+from pipelines.engine.source_lists import is_list, read_list
 from pipelines.engine.step import column
 
 FIELDS = (
@@ -21,21 +23,23 @@ FIELDS = (
     column("size_bytes", pa.int64(), "size of the source file"),
     column("version", pa.string(), "etag or modification time (ns) of the source file"),
     column("sidecar", pa.string(), "URI of the file beside it that holds its caption, if any"),
+    column("listed_caption", pa.string(), "caption in the list that names the file, if any"),
 )
 SCHEMA = pa.schema(FIELDS)
 
-SIDECARS = (".txt", ".json")
-
 
 class SourceSettings(Settings):
-    """One entry of `sources`: a pattern of videos or of images."""
+    """One entry of `sources`: a pattern of videos or of images, or a list of their paths."""
 
     videos: str | None = Field(
-        None, description="Pattern of video files: *, **, ? and {a,b} are understood; local, s3:// or gs://."
+        None,
+        description="Pattern of video files: *, **, ?, [ab] and {a,b} are understood, hidden files only if the pattern "
+        "names them; local, s3:// or gs://. Or a list of paths or URIs: a .txt with one per line, or a .csv or "
+        ".parquet with a column source, path or url, and an optional column caption.",
     )
-    images: str | None = Field(None, description="Pattern of still images.")
+    images: str | None = Field(None, description="Pattern or list of still images.")
     captions: Literal["sidecar", "none"] = Field(
-        "none", description="sidecar: captions are in clip.txt or clip.json beside clip.mp4."
+        "none", description="sidecar: captions are in clip.txt, clip.caption or clip.json beside clip.mp4."
     )
 
     @model_validator(mode="after")
@@ -44,86 +48,92 @@ class SourceSettings(Settings):
             raise ValueError("give either videos or images")
         return self
 
+    @property
+    def kind(self) -> Literal["video", "image"]:
+        return "image" if self.videos is None else "video"
+
+    @property
+    def pattern(self) -> str:
+        """The pattern, or the path of the list."""
+        return self.images or "" if self.videos is None else self.videos
+
 
 def list_sources(settings: tuple[SourceSettings, ...]) -> pa.Table:
-    """Return every source file once, sorted by URI. Its uid is a hash of URI, size, version and its sidecar's version.
+    """Return every source file once, sorted by URI, a file behind several links too.
 
-    Raises `ConfigError` for a pattern that matches nothing, or a file that two patterns claim as different kinds.
+    Its uid is a hash of URI, size, version, its sidecar's version and its caption in a list. Raises `ConfigError` for a
+    pattern that matches nothing, a bad row of a list, or a file that two entries claim as different kinds.
     """
-    rows: dict[str, dict[str, object]] = {}
+    rows: dict[str, _Row] = {}
     for entry in settings:
-        kind, pattern = ("video", entry.videos) if entry.videos is not None else ("image", entry.images or "")
-        files = storage.glob(pattern)
+        files = list(_files_of(entry))
         if not files:
-            raise ConfigError(f"sources: no file matches {kind}s: {storage.absolute(pattern)}")
-        beside = _sidecars(files) if entry.captions == "sidecar" else {}
-        for file in files:
-            if file.uri in rows and rows[file.uri]["kind"] != kind:
+            raise ConfigError(_no_file(entry))
+        beside = find_sidecars(file.uri for file, _ in files) if entry.captions == "sidecar" else {}
+        sidecars = [beside.get(os.path.splitext(file.uri)[0]) for file, _ in files]
+        if entry.captions == "sidecar":
+            _log_sidecars(entry, sum(sidecar is not None for sidecar in sidecars), len(files))
+        for (file, caption), sidecar in zip(files, sidecars, strict=True):
+            identity = file.real or file.uri
+            known = rows.get(identity)
+            if known and known.kind != entry.kind:
                 raise ConfigError(
                     f"sources: {file.uri} is named as a video and as an image; narrow one of the patterns"
                 )
-            sidecar = beside.get(os.path.splitext(file.uri)[0])
-            rows[file.uri] = {
-                "uid": storage.digest(file.uri, str(file.size_bytes), file.version, sidecar.version if sidecar else ""),
-                "source": file.uri,
-                "kind": kind,
-                "size_bytes": file.size_bytes,
-                "version": file.version,
-                "sidecar": sidecar.uri if sidecar else None,
-            }
-    return pa.Table.from_pylist([rows[uri] for uri in sorted(rows)], SCHEMA)
+            if known and known.source != file.uri and file.uri != file.real:
+                continue  # another link to a file that is listed
+            rows[identity] = _row(file, entry.kind, sidecar, caption)
+    columns = zip(*sorted(rows.values(), key=lambda row: row.source), strict=True)
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, FIELDS, strict=True)], SCHEMA)
 
 
-def _sidecars(files: list[storage.Entry]) -> dict[str, storage.Entry]:
-    """Return the caption files beside these files by path without suffix; a .txt is preferred to a .json."""
-    folders = {file.uri.rpartition("/")[0] for file in files}
-    found: dict[str, storage.Entry] = {}
-    for suffix in reversed(SIDECARS):
-        for folder in sorted(folders):
-            found.update({entry.uri.removesuffix(suffix): entry for entry in storage.list_files(folder, suffix)})
-    return found
+class _Row(NamedTuple):
+    """A row of the table of sources, in the order of `FIELDS`."""
+
+    uid: str
+    source: str
+    kind: str
+    size_bytes: int
+    version: str
+    sidecar: str | None
+    listed_caption: str | None
 
 
-@dataclass(frozen=True)
-class TimedCaption:
-    """The caption of a span of a file, in seconds from its first frame."""
-
-    start_s: float
-    end_s: float
-    caption: str
+def _row(file: storage.Entry, kind: str, sidecar: storage.Entry | None, caption: str) -> _Row:
+    identity = [file.uri, str(file.size_bytes), file.version, sidecar.version if sidecar else ""]
+    uid = storage.digest(*identity, *([caption] if caption else []))
+    sidecar_uri = sidecar.uri if sidecar else None
+    return _Row(uid, file.uri, kind, file.size_bytes, file.version, sidecar_uri, caption or None)
 
 
-@dataclass(frozen=True)
-class Sidecar:
-    """The captions of a file: one of the whole file, and any of spans."""
+def _files_of(entry: SourceSettings) -> Iterator[tuple[storage.Entry, str]]:
+    """Yield the files of an entry, each with its caption in the list, which is empty for none.
 
-    caption: str
-    timed: tuple[TimedCaption, ...] = ()
-
-
-def read_sidecar(uri: str) -> Sidecar:
-    """Read a caption file, which is text or JSON.
-
-    JSON has the form `{"caption": "...", "shots": [{"start_s": 0, "end_s": 2.5, "caption": "..."}]}`; `shots` is
-    optional. Raises `ValueError` naming the file if it holds no caption.
+    Raises `ConfigError` if a list gives a file two captions.
     """
-    try:
-        text = storage.read_bytes(uri).decode("utf-8")
-        if not uri.endswith(".json"):
-            return Sidecar(_folded(text))
-        data = json.loads(text)
-        timed = [
-            TimedCaption(float(shot["start_s"]), float(shot["end_s"]), _folded(shot["caption"]))
-            for shot in data.get("shots", [])
-        ]
-        return Sidecar(_folded(data["caption"]), tuple(timed))
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        form = '{"caption": "...", "shots": [{"start_s": 0, "end_s": 2.5, "caption": "..."}]}, shots optional'
-        raise ValueError(f"{uri}: no caption in it: {type(error).__name__}: {error}; a .json is {form}") from error
+    if not is_list(entry.pattern):
+        yield from ((file, "") for file in listing.glob(entry.pattern))
+        return
+    captions: dict[str, tuple[str, str]] = {}
+    for listed in read_list(entry.pattern):
+        caption, position = captions.setdefault(listed.entry.uri, (listed.caption, listed.position))
+        if caption != listed.caption:
+            raise ConfigError(f"sources: {listed.position}: {listed.entry.uri} has another caption than in {position}")
+        if position == listed.position:
+            yield listed.entry, listed.caption
 
 
-def _folded(text: str) -> str:
-    """Return text on one line. Raises `TypeError` for anything else."""
-    if not isinstance(text, str):
-        raise TypeError(f"a caption is {type(text).__name__}, not text")
-    return " ".join(text.split())
+def _no_file(entry: SourceSettings) -> str:
+    uri = storage.absolute(entry.pattern)
+    if is_list(entry.pattern):
+        return f"sources: {uri}: the list names no file"
+    brackets = "; [ab] means a or b, write [[] for a bracket" if "[" in uri else ""
+    return f"sources: no file matches {entry.kind}s: {uri}{brackets}"
+
+
+def _log_sidecars(entry: SourceSettings, n_found: int, n_files: int) -> None:
+    counts = f"sources: {entry.pattern}: sidecars for {n_found:,} of {n_files:,} files"
+    if n_found:
+        log.info(counts)
+    else:
+        log.warning(f"{counts}: no caption file ({', '.join(SUFFIXES)}) beside any; without, write captions: none")

@@ -78,7 +78,7 @@ class Cut(Expand):
         return (*CLIP_SPAN, *CLIP_INDICES, SOURCE_CAPTION, *TRANSITIONS, *SIGNALS, PHASH, THUMBNAILS)
 
     def consumes(self) -> tuple[str, ...]:
-        return "shots", "boundaries", "timed_captions"
+        return "shots", "boundaries", "timed_captions", "listed_caption"
 
     def uid_columns(self) -> tuple[str, ...]:
         return tuple(field.name for field in CLIP_SPAN)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import model_validator
 
 from pipelines.engine.segments import HEAVY
-from pipelines.engine.sources import Sidecar, read_sidecar
+from pipelines.engine.sidecars import Sidecar, read_sidecar
 from pipelines.engine.step import Context, Divisible, Piece, TableFunction, column, map_rows
 from pipelines.video import scan
 from pipelines.video.gop_segments import NotSplittableError
@@ -46,7 +46,7 @@ MEDIA = (
     column(
         "source_caption",
         pa.string(),
-        "caption in the sidecar file; from cut on, that of the clip's span if the file has one",
+        "caption in the list or the sidecar file; from cut on, that of the clip's span if the file has one",
     ),
     column("timed_captions", TIMED, "captions of spans in the sidecar file, in seconds from the first frame"),
 )
@@ -141,7 +141,7 @@ class Scan(scan.ScanSettings, Divisible):
     version = 5
 
     def reads(self) -> tuple[str, ...]:
-        return "source", "kind", "sidecar"
+        return "source", "kind", "sidecar", "listed_caption"
 
     def writes(self) -> tuple[pa.Field, ...]:
         return (*MEDIA, BOUNDARIES, SHOTS)
@@ -189,7 +189,7 @@ class Scan(scan.ScanSettings, Divisible):
     def _columns(self, row: Mapping[str, Any], scanned: scan.VideoScan) -> dict[str, Any]:
         sidecar = read_sidecar(row["sidecar"]) if row["sidecar"] else Sidecar("")
         captions = {
-            "source_caption": sidecar.caption or None,
+            "source_caption": row["listed_caption"] or sidecar.caption or None,
             "timed_captions": [asdict(timed) for timed in sidecar.timed],
         }
         shots = [{**asdict(shot), **asdict(shot.signals)} for shot in scanned.shots]

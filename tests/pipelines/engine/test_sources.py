@@ -8,13 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.config import ConfigError
-from pipelines.engine.sources import Sidecar, SourceSettings, TimedCaption, list_sources, read_sidecar
-
-
-def write_files(folder: Path, **files: str) -> None:
-    """Write text files; `__` in a name stands for the dot of its suffix."""
-    for name, text in files.items():
-        (folder / name.replace("__", ".")).write_text(text)
+from pipelines.engine.sources import SourceSettings, list_sources
+from tests.support.files import write_files
 
 
 def videos(folder: Path, captions: str = "none") -> tuple[SourceSettings, ...]:
@@ -65,20 +60,34 @@ def test_errors_name_the_pattern_or_the_file(tmp_path: Path) -> None:
         SourceSettings()
 
 
-def test_sidecars_are_read_or_refused_by_file_name(tmp_path: Path) -> None:
-    write_files(
-        tmp_path,
-        a__txt=" a  red\nball ",
-        b__json='{"caption": "x y"}',
-        c__json='{"text": "x"}',
-        d__json="{",
-        e__json='{"caption": 3}',
-    )
-    (tmp_path / "f.txt").write_bytes(b"\xff\xfe\x00bad")
-    (tmp_path / "g.json").write_text('{"caption": "all", "shots": [{"start_s": 0, "end_s": 1.5, "caption": "one"}]}')
-    assert read_sidecar(str(tmp_path / "a.txt")) == Sidecar("a red ball")
-    assert read_sidecar(str(tmp_path / "b.json")) == Sidecar("x y")
-    assert read_sidecar(str(tmp_path / "g.json")) == Sidecar("all", (TimedCaption(0.0, 1.5, "one"),))
-    for name in ("c.json", "d.json", "e.json", "f.txt"):
-        with pytest.raises(ValueError, match=name.replace(".", r"\.")):
-            read_sidecar(str(tmp_path / name))
+def test_a_file_behind_a_link_is_one_source(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    write_files(tmp_path / "real", a__mp4="1")
+    (tmp_path / "link").symlink_to("real")
+    settings = (*videos(tmp_path / "link"), *videos(tmp_path / "real"))
+    assert [row["source"] for row in list_sources(settings).to_pylist()] == [str(tmp_path / "real" / "a.mp4")]
+    with pytest.raises(ConfigError, match="as a video and as an image"):
+        list_sources((*videos(tmp_path / "link"), SourceSettings(images=str(tmp_path / "real" / "*"))))
+
+
+def test_sidecars_are_found_whatever_case_their_suffix_has(tmp_path: Path) -> None:
+    write_files(tmp_path, a__mp4="1", a__TXT="x", b__mp4="1", b__caption="x", b__json="{}", c__mp4="1", c__JSON="{}")
+    write_files(tmp_path, d__mp4="1", d__txt="x", d__TXT="y", e__mp4="1", e__txt__bak="x")
+    names = [
+        row["sidecar"] and Path(row["sidecar"]).name for row in list_sources(videos(tmp_path, "sidecar")).to_pylist()
+    ]
+    assert names == ["a.TXT", "b.caption", "c.JSON", "d.txt", None]
+
+
+@pytest.mark.parametrize(("sidecars", "level"), [((), "WARNING"), (("a__txt",), "INFO")])
+def test_the_number_of_sidecars_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sidecars: tuple[str, ...], level: str
+) -> None:
+    write_files(tmp_path, a__mp4="1", b__mp4="2", **dict.fromkeys(sidecars, "x"))
+    with caplog.at_level("INFO", logger="worldloom"):
+        list_sources(videos(tmp_path))
+        assert not caplog.records
+        list_sources(videos(tmp_path, "sidecar"))
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert f"sidecars for {len(sidecars)} of 2 files" in record.getMessage()

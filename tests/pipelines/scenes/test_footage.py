@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.engine.sources import read_sidecar
+from pipelines.engine.sidecars import read_sidecar
 from pipelines.scenes.footage import MTIME_S, N_IMAGES, make_footage
 from pipelines.video.decode import DecodeError, probe
 from pipelines.video.phash import hamming
