@@ -49,6 +49,14 @@ class LocatedError(ValueError):
         self.location = location
 
 
+class FaultsError(ValueError):
+    """Several errors that a validator of a whole model found inside that model."""
+
+    def __init__(self, errors: Sequence[LocatedError]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = tuple(errors)
+
+
 def unknown_message(noun: str, name: str, known: Sequence[str]) -> str:
     """Return "unknown key 'detecter'; did you mean 'detector'? Known keys: ..." for the noun "key"."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -220,6 +228,8 @@ def located_messages(
             yield from located_messages(cause.model, cause.error, (*location, *cause.prefix))
         elif isinstance(cause, LocatedError):
             yield (*location, *cause.location), str(cause)
+        elif isinstance(cause, FaultsError):
+            yield from (((*location, *one.location), str(one)) for one in cause.errors)
         elif each["type"] == "extra_forbidden":
             key = str(each["loc"][-1])
             yield location, unknown_message("key", key, known_keys(model, each["loc"][:-1])) + _key_advice(key, each)
@@ -247,6 +257,8 @@ def _value_advice(kind: str, value: str) -> str:
     """Return how to write a value of the right type, for a pydantic error of this type."""
     if kind == "string_type" and value != "null" and value[:1] not in "[{":
         return f'; quote it: "{value}"'
+    if kind in ("model_type", "model_attributes_type"):
+        return "; write keys with values, as in {key: value}"
     return "; write true or false" if kind == "bool_type" else ""
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from captioning.upsample import UpsampleSettings
 from cluster import plugins, storage
 from cluster.config import (
     ConfigError,
+    FaultsError,
     LocatedError,
     NestedError,
     Settings,
@@ -26,12 +28,15 @@ from cluster.config import (
 )
 from cluster.ray_settings import RaySettings
 from cluster.yaml_text import dump
-from pipelines.engine.sources import SCHEMA as SOURCE_SCHEMA
 from pipelines.engine.sources import SourceSettings
-from pipelines.engine.step import FOLDER, Expand, Step
+from pipelines.engine.step import FOLDER, Step
+from pipelines.recipe_checks import bucket_faults, out_faults, sample_faults, step_faults
 from pipelines.steps.caption import Caption
 from training.sampling.settings import SampleSettings
 from training.settings import TrainSettings
+
+RUN_FILE = "run.yaml"
+"""Name of the resolved recipe in the folder of a run."""
 
 
 class _StepItem:
@@ -115,25 +120,35 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Recipe:
-        if self.manifest is None:
-            self._check_curation()
-        elif self.sources or self.curate:
-            raise LocatedError(("manifest",), "names a finished data set; leave out sources and curate, or manifest")
-        elif not self.manifest.endswith(".parquet"):
-            raise LocatedError(("manifest",), "must be the path of a _manifest.parquet; dataset.json of a run names it")
+        if errors := list(self._faults()):
+            raise FaultsError(errors)
         return self
 
-    def _check_curation(self) -> None:
+    def _faults(self) -> Iterator[LocatedError]:
+        """Yield every error that only shows when sections are seen together."""
+        if self.manifest is None:
+            yield from self._curation_faults()
+        elif self.sources or self.curate:
+            yield LocatedError(("manifest",), "names a finished data set; leave out sources and curate, or manifest")
+        elif not self.manifest.endswith(".parquet"):
+            yield LocatedError(("manifest",), "must be the path of a _manifest.parquet; dataset.json of a run names it")
+        yield from sample_faults(self.sample, self.curate, self.train.model if self.train else None)
+
+    def _curation_faults(self) -> Iterator[LocatedError]:
         for key, section in (("sources", self.sources), ("curate", self.curate)):
             if not section:
-                raise LocatedError((key,), "must have at least one entry; a recipe that only trains names a manifest")
-        check_columns(self.curate)
+                yield LocatedError((key,), "must have at least one entry; a recipe that only trains names a manifest")
+        yield from out_faults(self.out, self.sources)
+        if not self.curate:
+            return
+        yield from step_faults(self.curate)
+        yield from bucket_faults(self.curate)
         if self.train and self.curate[-1].name != "encode":
-            raise LocatedError(("train",), "training reads latents, so 'encode' must be the last step of curate")
+            yield LocatedError(("train",), "training reads latents, so 'encode' must be the last step of curate")
         kinds = [kind for step in self.curate if isinstance(step, Caption) for kind in step.kinds()]
         for kind in self.train.captions if self.train else ():
             if kinds and kind not in kinds:
-                raise LocatedError(("train", "captions", kind), unknown_message("caption kind", kind, kinds))
+                yield LocatedError(("train", "captions", kind), unknown_message("caption kind", kind, kinds))
 
     def check_curates(self) -> None:
         """Raise `ConfigError` if the recipe trains on a manifest and so has nothing to curate."""
@@ -164,37 +179,40 @@ def labels_of(steps: Sequence[Step]) -> list[str]:
     return list(item_labels([{step.name: None} for step in steps]))
 
 
-def check_columns(steps: Sequence[Step]) -> None:
-    """Raise `LocatedError` at the first step that reads a column which no step before it writes."""
-    columns = list(SOURCE_SCHEMA.names)
-    for index, step in enumerate(steps):
-        if step.name == "encode" and index != len(steps) - 1:
-            raise LocatedError(("curate", index, step.name), "encode must be the last step: no step reads latents")
-        for name in step.requires():
-            if name not in columns:
-                message = unknown_message("column", name, columns)
-                key = (name,) if name in type(step).model_fields or name in (step.model_extra or {}) else ()
-                raise LocatedError(("curate", index, step.name, *key), f"{message}{_writer_of(name)}")
-        if isinstance(step, Expand):
-            columns = [name for name in columns if name not in step.consumes()]
-        columns += [field.name for field in step.writes() if field.name not in columns]
-
-
-def _writer_of(name: str) -> str:
-    writers = []
-    for step_name, step in plugins.classes(FOLDER, Step):
-        if not any(field.is_required() for field in step.model_fields.values()):
-            try:
-                fields = step(name=step_name).writes()
-            except ValueError:  # a step with nothing to do by default, as keep without a bound, writes nothing
-                continue
-            writers += [step_name] if name in [field.name for field in fields] else []
-    return f". It is written by {' or '.join(writers)}: put that step before this one" if writers else ""
-
-
 def load_recipe(path: str | Path, assignments: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe with `--set` assignments. Raises `ConfigError` with every fault, one per line."""
-    return parse(Recipe, override(read_document(path), assignments))
+    """Read and check a recipe, or the one that was last run in a folder, with `--set` assignments.
+
+    The `run.yaml` of a run's folder has that folder as `out`, wherever it was moved. Raises `ConfigError` with every
+    fault, one per line.
+    """
+    path = Path(path)
+    path = path / RUN_FILE if path.is_dir() else path
+    document = read_document(path)
+    if path.name == RUN_FILE and isinstance(document.data, dict) and is_run_folder(path.parent):
+        document = replace(document, data={**document.data, "out": str(path.parent.absolute())})
+    return parse(Recipe, override(document, assignments))
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Return whether a folder is the `out` of a run: it holds tables or a training run."""
+    return (folder / "tables").is_dir() or any(folder.glob("run-*/"))
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe with absolute paths of `out`, sources, manifest and conditioning images.
+
+    Paths in the settings of steps stay as they are, because rows are cached under these settings.
+    """
+    sources = [
+        source.model_copy(update={f"{source.kind}s": storage.absolute(source.pattern)}) for source in recipe.sources
+    ]
+    samples = [
+        one.model_copy(update={end: storage.absolute(file) for end, file in one.images().items()})
+        for one in recipe.sample
+    ]
+    manifest = recipe.manifest and storage.absolute(recipe.manifest)
+    changes = {"out": recipe.out_uri, "sources": tuple(sources), "manifest": manifest, "sample": tuple(samples)}
+    return recipe.model_copy(update=changes)
 
 
 def resolved(recipe: Recipe) -> str:
@@ -203,5 +221,5 @@ def resolved(recipe: Recipe) -> str:
 
 
 def write_resolved(recipe: Recipe) -> None:
-    """Write the resolved recipe to `out/run.yaml`, which says what was last run there."""
-    storage.write_bytes(storage.join(recipe.out_uri, "run.yaml"), resolved(recipe).encode())
+    """Write the resolved recipe to `out/run.yaml`, which says what was last run there, in whatever current folder."""
+    storage.write_bytes(storage.join(recipe.out_uri, RUN_FILE), resolved(with_absolute_paths(recipe)).encode())

@@ -19,8 +19,8 @@ from pipelines.engine.step import column
 FIELDS = (
     column("uid", pa.string(), "identity of the row: of the source file, and from cut on of the clip"),
     column("source", pa.string(), "URI of the source file"),
-    column("kind", pa.string(), "video or image"),
-    column("size_bytes", pa.int64(), "size of the source file"),
+    column("kind", pa.string(), "video or image", values=("video", "image")),
+    column("size_bytes", pa.int64(), "size of the source file", within=(0, None)),
     column("version", pa.string(), "etag or modification time (ns) of the source file"),
     column("sidecar", pa.string(), "URI of the file beside it that holds its caption, if any"),
     column("listed_caption", pa.string(), "caption in the list that names the file, if any"),

@@ -11,6 +11,7 @@ row, and later steps skip marked rows. There are three contracts:
 from __future__ import annotations
 
 import abc
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -194,9 +195,34 @@ class Global(Step):
         """Return the written columns of live rows that `solve` left out, from their `uid` and read columns."""
 
 
-def column(name: str, kind: pa.DataType, doc: str) -> pa.Field:
-    """Return the field of a documented column."""
-    return pa.field(name, kind, metadata={"doc": doc})
+Limits = tuple[float | None, float | None]
+"""Least and greatest value that a column can have; None where there is none."""
+
+
+def column(
+    name: str, kind: pa.DataType, doc: str, *, within: Limits | None = None, values: Sequence[str] = ()
+) -> pa.Field:
+    """Return the field of a documented column, with the limits of its numbers or the values of its text if known.
+
+    `keep` refuses bounds outside of them, which would keep every row or none.
+    """
+    metadata = {"doc": doc}
+    if within is not None:
+        metadata["within"] = json.dumps(within)
+    if values:
+        metadata["values"] = json.dumps(values)
+    return pa.field(name, kind, metadata=metadata)
+
+
+def limits_of(field: pa.Field) -> Limits:
+    """Return the limits of a column; (None, None) if they are not known."""
+    low, high = json.loads((field.metadata or {}).get(b"within", b"[null, null]"))
+    return low, high
+
+
+def values_of(field: pa.Field) -> tuple[str, ...]:
+    """Return all values that a column of text can have; () if they are not known."""
+    return tuple(json.loads((field.metadata or {}).get(b"values", b"[]")))
 
 
 def map_rows(

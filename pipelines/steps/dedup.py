@@ -31,13 +31,18 @@ WRITES = (
         "uid of the best clip of the cluster of duplicates that the clip is in; its own uid without duplicates",
     ),
     column("duplicate_of", pa.string(), "uid of the kept clip that a duplicate repeats; null for others"),
-    column("duplicate_kind", pa.string(), "exact, near or semantic; null for a clip that is no duplicate"),
+    column(
+        "duplicate_kind",
+        pa.string(),
+        "exact, near or semantic; null for a clip that is no duplicate",
+        values=("exact", "near", "semantic"),
+    ),
     column(
         "duplicate_distance",
         pa.float64(),
         "mean bits of 64 by which the hashes of the two clips differ; for semantic 1 - cosine",
     ),
-    column("duplicate_overlap", pa.float64(), "share of the clip that is found in the clip it repeats"),
+    column("duplicate_overlap", pa.float64(), "share of the clip that is found in the clip it repeats", within=(0, 1)),
 )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 from pydantic import ConfigDict, Field, model_validator
 
-from cluster.config import Settings
-from pipelines.engine.step import Context, Mark, Step, TableFunction, map_rows
+from cluster.config import LocatedError, Settings, unknown_message
+from cluster.yaml_text import Location
+from pipelines.engine.step import Context, Mark, Step, TableFunction, limits_of, map_rows, values_of
 
 
 class Bound(Settings):
@@ -45,6 +48,52 @@ class Bound(Settings):
         if self.max is not None and number > self.max:
             return Mark("dropped", f"{name} over {self.max:g}", number, self.max)
         return None
+
+
+def bound_faults(bound: Bound, field: pa.Field, location: Location) -> Iterator[LocatedError]:
+    """Yield an error for each value of a bound, at `location`, that does not suit its column's type and limits."""
+    is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+    is_text = pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    if not (is_number or is_text or pa.types.is_boolean(field.type)):
+        doc = (field.metadata or {}).get(b"doc", b"").decode()
+        message = f"keep compares single values, and {field.name} has type {field.type} ({doc})"
+        yield LocatedError(location, message)
+        return
+    noun = "a number" if is_number else "text" if is_text else "true or false"
+    for key in ("min", "max"):
+        if (value := getattr(bound, key)) is None:
+            continue
+        if not is_number:
+            example = ", ".join(values_of(field)[:2] or ["..."]) if is_text else "true"
+            yield LocatedError((*location, key), f"{field.name} is {noun}; write in: [{example}]")
+        elif message := _outside(key, value, field):
+            yield LocatedError((*location, key), message)
+    known = values_of(field)
+    for index, value in enumerate(bound.among or ()):
+        suits = isinstance(value, str) == is_text and isinstance(value, bool) == (not is_number and not is_text)
+        if not suits:
+            message = f"{field.name} is {noun}, so {_text(value)} keeps no row"
+            yield LocatedError((*location, "in", index), message)
+        elif known and value not in known:
+            yield LocatedError((*location, "in", index), unknown_message("value", str(value), known))
+
+
+def _text(value: str | float | bool) -> str:
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def _outside(key: str, value: float, field: pa.Field) -> str | None:
+    """Return what a `min` or `max` outside the limits of its column does, or None if it is inside."""
+    low, high = limits_of(field)
+    below, above = low is not None and value < low, high is not None and value > high
+    if not below and not above:
+        return None
+    limits = f"at least {low:g}" if high is None else f"at most {high:g}" if low is None else f"in [{low:g}, {high:g}]"
+    kept = "every" if (key == "min") == below else "no"
+    units = ""
+    if high == 1 and above:
+        units = f"; divide a percentage by 100 ({value / 100:g}), an 8-bit value by 255 ({value / 255:.2g})"
+    return f"{field.name} is {limits}, so {key} {value:g} keeps {kept} row{units}"
 
 
 class Keep(Step):

@@ -16,6 +16,7 @@ CLIP_TEXT = column(
     "clip_text",
     pa.float64(),
     "100 x cosine of the caption and each image, at least 0, mean over the images; 0 to 100",
+    within=(0, 100),
 )
 
 

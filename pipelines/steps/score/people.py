@@ -16,9 +16,14 @@ from pipelines.steps.score._onnx import OnnxScore
 from pipelines.steps.score._people import Detections, detections_of, to_input
 
 WRITES = (
-    column("nsfw", pa.float64(), "highest score of an uncovered part of a body in any of the images, in [0, 1]"),
-    column("faces", pa.int64(), "largest number of faces in one image"),
-    column("face_area", pa.float64(), "share of the image under faces, mean over the images, in [0, 1]"),
+    column(
+        "nsfw",
+        pa.float64(),
+        "highest score of an uncovered part of a body in any of the images, in [0, 1]",
+        within=(0, 1),
+    ),
+    column("faces", pa.int64(), "largest number of faces in one image", within=(0, None)),
+    column("face_area", pa.float64(), "share of the image under faces, mean over the images, in [0, 1]", within=(0, 1)),
 )
 
 

@@ -17,13 +17,14 @@ from pipelines.steps.score._onnx import OnnxScore
 from pipelines.steps.score._text import Text, boxes_of, covered_share, input_size, stable_masks, to_input
 
 WRITES = (
-    column("text_area", pa.float64(), "share of the image under text, mean over the images, in [0, 1]"),
+    column("text_area", pa.float64(), "share of the image under text, mean over the images, in [0, 1]", within=(0, 1)),
     column(
         "text_area_stable",
         pa.float64(),
         "part of text_area whose text has the same position in the image before or after; null for a single image",
+        within=(0, 1),
     ),
-    column("text_area_moving", pa.float64(), "the rest of text_area; null for a single image"),
+    column("text_area_moving", pa.float64(), "the rest of text_area; null for a single image", within=(0, 1)),
 )
 
 

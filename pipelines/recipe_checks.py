@@ -1,0 +1,136 @@
+"""Checks of a recipe whose sections are valid one by one: steps that do not follow, bounds that keep nothing, files in
+each other's way. Each raises or yields `LocatedError` with the value and the fix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from cluster import listing, plugins, storage
+from cluster.config import LocatedError, unknown_message
+from pipelines.engine.sources import SCHEMA as SOURCE_SCHEMA
+from pipelines.engine.sources import SourceSettings
+from pipelines.engine.step import FOLDER, Expand, Global, Step
+from pipelines.steps.encode import Encode
+from pipelines.steps.keep import Keep, bound_faults
+from training.model import ModelSettings
+from training.sampling.settings import SampleSettings, size_units
+
+WRITTEN_MEDIA = ("samples/sample.mp4", "samples/sample.png", "run-0/previews/step-0.mp4", "run-0/previews/step-0.png")
+"""Files like those that a run writes below `out`, of kinds that patterns of sources match."""
+
+
+def step_faults(steps: Sequence[Step]) -> Iterator[LocatedError]:
+    """Yield an error for each step that cannot follow those before it.
+
+    Such a step has a bound that does not suit its column, repeats an earlier step, or reads a column that none writes:
+    the first of these is the last error, as later steps may only lack what that one would have written.
+    """
+    columns = {field.name: field for field in SOURCE_SCHEMA}
+    for index, step in enumerate(steps):
+        location = ("curate", index, step.name)
+        if step.name == "encode" and index != len(steps) - 1:
+            yield LocatedError(location, "encode must be the last step: no step reads latents")
+            return
+        if message := _repetition(steps, index):
+            yield LocatedError(location, message)
+            continue
+        missing = [name for name in step.requires() if name not in columns]
+        for name in missing:
+            key = (name,) if name in (step.model_extra or {}) or name in type(step).model_fields else ()
+            message = unknown_message("column", name, list(columns))
+            yield LocatedError((*location, *key), f"{message}{_writer_of(name)}")
+            if not key:
+                return
+        for name, bound in step.bounds.items() if isinstance(step, Keep) else ():
+            if name not in missing:
+                yield from bound_faults(bound, columns[name], (*location, name))
+        if isinstance(step, Expand):
+            columns = {name: field for name, field in columns.items() if name not in step.consumes()}
+        columns |= {field.name: field for field in step.writes()}
+
+
+def _writer_of(name: str) -> str:
+    writers = []
+    for step_name, step in plugins.classes(FOLDER, Step):
+        if not any(field.is_required() for field in step.model_fields.values()):
+            try:
+                fields = step(name=step_name).writes()
+            except ValueError:  # a step with nothing to do by default, as keep without a bound, writes nothing
+                continue
+            writers += [step_name] if name in [field.name for field in fields] else []
+    return f". It is written by {' or '.join(writers)}: put that step before this one" if writers else ""
+
+
+def _repetition(steps: Sequence[Step], index: int) -> str | None:
+    """Return why a step makes no sense after an earlier one of its name, or None if it does."""
+    step = steps[index]
+    earlier = max((i for i in range(index) if steps[i].name == step.name), default=None)
+    if earlier is None:
+        return None
+    between = steps[earlier + 1 : index]
+    first = f"curate.{earlier}"
+    if isinstance(step, Expand):
+        return f"{step.name} is here twice, and clips are not divided again; remove this one or {first}"
+    if any(isinstance(one, Expand) for one in between):
+        return f"{step.name} is here twice, at {first} for whole files and here for clips; remove this one"
+    written = {field.name for one in between for field in one.writes()}
+    if step == steps[earlier] and not written & set(step.reads()):
+        return f"the same as {first}, with nothing in between that it reads; remove one of them"
+    own = {field.name for field in step.writes()}
+    if own and not isinstance(step, Global) and not any(own & set(one.requires()) for one in (*between, step)):
+        return f"replaces all columns of {first} before a step reads them; remove one of them"
+    return None
+
+
+def out_faults(out: str, sources: Sequence[SourceSettings]) -> Iterator[LocatedError]:
+    """Yield an error for each pattern of sources that is inside the run's folder or matches files that it writes."""
+    out_uri = storage.absolute(out)
+    for index, source in enumerate(sources):
+        key, pattern = ("videos", source.videos) if source.videos is not None else ("images", source.images or "")
+        location = ("sources", index, key)
+        if storage.absolute(pattern).startswith(out_uri + "/"):
+            message = f"{pattern} is inside out, {out}, which is the run's own folder; move one of them"
+            yield LocatedError(location, message)
+        elif any(listing.matches(pattern, storage.join(out_uri, name)) for name in WRITTEN_MEDIA):
+            message = f"{pattern} also matches what the run writes to out, {out}; move out, or narrow the pattern"
+            yield LocatedError(location, message)
+
+
+def sample_faults(
+    samples: Sequence[SampleSettings], curate: Sequence[Step], model: ModelSettings | None
+) -> Iterator[LocatedError]:
+    """Yield an error for each sample of an impossible size, and for each that another one would overwrite."""
+    encode = curate[-1] if curate else None
+    space_factor = encode.autoencoder.space_factor if isinstance(encode, Encode) else None
+    files: dict[str, int] = {}
+    for index, sample in enumerate(samples):
+        if model is not None and space_factor is not None:
+            try:
+                sample.check_size(size_units(space_factor, model))
+            except ValueError as error:
+                yield LocatedError(("sample", index, "size"), str(error))
+        # Some file systems do not tell capital letters from small ones.
+        first = files.setdefault(sample.file_name().lower(), index)
+        if first != index and sample.name:
+            message = f"sample.{first} writes the same file, {sample.file_name()}; give one of them another name"
+            yield LocatedError(("sample", index, "name"), message)
+        elif first != index:
+            yield LocatedError(("sample", index), f"is the same as sample.{first}; change its seed, or remove it")
+
+
+def bucket_faults(steps: Sequence[Step]) -> Iterator[LocatedError]:
+    """Yield an error for each bucket of `encode` whose sides its autoencoder cannot take, if its settings tell."""
+    step = steps[-1]
+    if not isinstance(step, Encode) or (unit := step.autoencoder.space_factor) is None:
+        return
+    for index, settings in enumerate(step.buckets):
+        for width, height in settings.shapes:
+            if width % unit or height % unit:
+                message = (
+                    f"{width}x{height} is no multiple of {unit}, the side of a latent cell of {step.autoencoder.name}"
+                )
+                fix = f"set multiple: {math.lcm(unit, settings.multiple)} in it"
+                yield LocatedError(("curate", len(steps) - 1, "encode", "buckets", index), f"{message}; {fix}")
+                break
