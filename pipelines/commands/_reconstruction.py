@@ -27,7 +27,7 @@ from pipelines.video.decode import Video, open_video, probe
 from pipelines.video.media_info import MediaInfo
 from pipelines.video.part import VideoPart
 from pipelines.video.scale import centre_crop, crop_scaled, scaled_size
-from pipelines.video.spans import is_image
+from pipelines.video.still_images import is_still_image
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders._linear_blocks import LinearAutoencoder
 from training.autoencoders.causal import CausalAutoencoder
@@ -92,7 +92,7 @@ def _run(video_uri: str, settings: AutoencoderSettings, part: VideoPart, out_uri
         raise ValueError(f"--out {out_uri}: the output is an mp4; give a name that ends in .mp4")
     if storage.absolute(out_uri) == storage.absolute(video_uri):
         raise ValueError(f"--out {out_uri}: is the source, which would be overwritten; give another name")
-    if is_image(video_uri):
+    if is_still_image(video_uri):
         raise ValueError(f"{video_uri}: is an image; give a video")
     info = probe(video_uri)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

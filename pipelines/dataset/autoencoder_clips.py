@@ -135,7 +135,8 @@ def _clips(source: Source, settings: ClipSettings) -> Iterator[NDArray[np.uint8]
     if source.kind == "image":
         image = read_image(source.uri)
         for width, height in fitting_sizes(image.width, image.height, settings.sizes):
-            yield read_span(source.uri, 0, 1, FrameGrid(fps=1, frames=1, width=width, height=height)).frames
+            grid = FrameGrid(fps=1, frames=1, width=width, height=height)
+            yield read_span(source.uri, 0, 1, grid, kind="image").frames
         return
     info = probe(source.uri)
     fps = min(settings.fps, info.fps or settings.fps)

@@ -19,6 +19,7 @@ from cluster import storage
 from cluster.plugins import PluginField
 from cluster.telemetry import progress
 from pipelines.engine.segments import Segment
+from pipelines.engine.source_versions import unchanged_source
 from pipelines.engine.step import Context, RunError, Step, TableFunction, column, map_rows
 from pipelines.engine.worker import Job
 from pipelines.export.clip_files import Cut, CutSettings, cut_image, cut_video
@@ -102,9 +103,10 @@ class CutClips(Step):
 
 
 def _cut(row: Clip, path: Path, settings: CutSettings) -> Cut:
-    if row["kind"] == "image":
-        return cut_image(row["source"], path)
-    return cut_video(row["source"], row["start_pts"], row["end_pts"], path, settings)
+    with unchanged_source(row):
+        if row["kind"] == "image":
+            return cut_image(row["source"], path)
+        return cut_video(row["source"], row["start_pts"], row["end_pts"], path, settings)
 
 
 def _columns_of(cut: Cut) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from cluster import plugins
 from cluster.plugins import Plugin
+from pipelines.engine.source_versions import VERSION_COLUMNS
 from pipelines.engine.step import FATE_COLUMNS, column
 from pipelines.export.clip_files import image_suffix
 
@@ -53,7 +54,10 @@ LEADING_KEYS = (
 """Columns that a clip's description lists first; all others are listed under `scores`."""
 
 INTERNAL_COLUMNS = frozenset(
-    {*FATE_COLUMNS, "description_digest", "left_out_reason", "error", "pending_shard", "current_file", "final_file"}
+    {
+        *(*FATE_COLUMNS, *VERSION_COLUMNS, "description_digest", "left_out_reason", "error"),
+        *("pending_shard", "current_file", "final_file"),
+    }
 )
 """Columns that only the export itself needs; no description lists them."""
 

@@ -14,7 +14,7 @@ from pipelines.export.format import describe
 
 SPLITS = ("train", "val", "test")
 
-OMITTED_COLUMNS = frozenset({*FATE_COLUMNS, "version", "sidecar", "size_bytes", "source_caption", "timed_captions"})
+OMITTED_COLUMNS = frozenset({*FATE_COLUMNS, "sidecar", "source_caption", "timed_captions"})
 """Columns that are not exported: they describe the source file, or repeat what other columns hold."""
 
 LIST_COLUMNS = frozenset({"crop"})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cluster import storage
+from pipelines.engine.source_versions import unchanged_source
 from pipelines.engine.step import Mark, RunError, failure, set_column, set_marks
 from pipelines.video.spans import FrameGrid, SampledSpan, read_span
 from training.autoencoder import Autoencoder, AutoencoderSettings
@@ -302,12 +303,9 @@ def batch_size(bucket: Bucket, device: torch.device) -> int:
 
 def _decode(clip: Clip) -> SampledSpan:
     row, bucket = clip.row, clip.bucket
-    return read_span(
-        row["source"],
-        row["start_pts"],
-        row["end_pts"],
-        FrameGrid(fps=bucket.fps, frames=bucket.frames, width=bucket.width, height=bucket.height),
-    )
+    grid = FrameGrid(fps=bucket.fps, frames=bucket.frames, width=bucket.width, height=bucket.height)
+    with unchanged_source(row):
+        return read_span(row["source"], row["start_pts"], row["end_pts"], grid, kind=row["kind"])
 
 
 def _row(

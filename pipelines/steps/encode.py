@@ -16,6 +16,7 @@ from captioning.encoders.hashing import Hashing
 from cluster import storage
 from cluster.plugins import PluginField
 from cluster.resources import Resources
+from pipelines.engine.source_versions import VERSION_COLUMNS
 from pipelines.engine.step import Context, RunError, Step, TableFunction, column
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import Autoencoder, AutoencoderSettings
@@ -72,7 +73,7 @@ class Encode(Step):
         return "source", "start_pts", "end_pts", "time_base_num", "time_base_den", *BUCKET_COLUMNS
 
     def requires(self) -> tuple[str, ...]:
-        return (*self.reads(), "captions")
+        return (*self.reads(), *VERSION_COLUMNS, "captions")
 
     def writes(self) -> tuple[pa.Field, ...]:
         return WRITES

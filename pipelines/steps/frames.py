@@ -9,6 +9,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines.engine.segments import HEAVY
+from pipelines.engine.source_versions import VERSION_COLUMNS, ChangedSourceError, unchanged_source
 from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
 from pipelines.video import frame_images
 from pipelines.video.frame_images import FrameChoice, FrameImages, FrameSampling
@@ -48,6 +49,9 @@ class Frames(Step):
     def reads(self) -> tuple[str, ...]:
         return "source", "kind", "start_pts", "end_pts"
 
+    def requires(self) -> tuple[str, ...]:
+        return (*self.reads(), *VERSION_COLUMNS)
+
     def writes(self) -> tuple[pa.Field, ...]:
         return FRAMES, FRAME_TIMES_S
 
@@ -55,7 +59,8 @@ class Frames(Step):
         sampling = FrameSampling(self.fps, self.max_frames, self.long_side, self.quality, self.at)
 
         def apply(table: pa.Table) -> pa.Table:
-            taken = iter(take(table.select(self.reads()).to_pylist(), sampling))
+            names = [name for name in table.column_names if name in self.requires()]
+            taken = iter(take(table.select(names).to_pylist(), sampling))
 
             def attach(_: dict[str, Any]) -> dict[str, Any]:
                 result = next(taken)
@@ -75,7 +80,8 @@ def take(rows: list[dict[str, Any]], sampling: FrameSampling) -> list[FrameImage
     for i, row in enumerate(rows):
         if row["kind"] == "image":
             try:
-                results[i] = frame_images.images_of_still(row["source"], sampling)
+                with unchanged_source(row):
+                    results[i] = frame_images.images_of_still(row["source"], sampling)
             except Exception as error:  # recorded in the row's mark
                 results[i] = error
         else:
@@ -83,7 +89,13 @@ def take(rows: list[dict[str, Any]], sampling: FrameSampling) -> list[FrameImage
     for source, indices in indices_by_source.items():
         indices.sort(key=lambda i: (rows[i]["start_pts"], rows[i]["end_pts"]))
         spans = [(rows[i]["start_pts"], rows[i]["end_pts"]) for i in indices]
-        results |= zip(indices, frame_images.images_of_spans(source, spans, sampling), strict=True)
+        found: Sequence[FrameImages | Exception]
+        try:
+            with unchanged_source(rows[indices[0]]):
+                found = frame_images.images_of_spans(source, spans, sampling)
+        except ChangedSourceError as error:
+            found = [error] * len(indices)
+        results |= zip(indices, found, strict=True)
     return [results[i] for i in range(len(rows))]
 
 

@@ -14,6 +14,7 @@ from pydantic import model_validator
 
 from pipelines.engine.segments import HEAVY
 from pipelines.engine.sidecars import Sidecar, read_sidecar
+from pipelines.engine.source_versions import unchanged_source
 from pipelines.engine.step import Context, Divisible, Piece, TableFunction, column, map_rows
 from pipelines.video import scan
 from pipelines.video.gop_segments import NotSplittableError
@@ -171,7 +172,8 @@ class Scan(scan.ScanSettings, Divisible):
 
     def run_piece(self, row: Mapping[str, Any], piece: Piece) -> bytes:
         try:
-            part = scan.scan_piece(row["source"], self, piece.spec["first"], piece.spec["end"])
+            with unchanged_source(row):
+                part = scan.scan_piece(row["source"], self, piece.spec["first"], piece.spec["end"])
         except NotSplittableError:
             return pickle.dumps(NOT_SPLITTABLE)
         # Only `join` reads it, in the same run of the same version.
@@ -181,10 +183,14 @@ class Scan(scan.ScanSettings, Divisible):
         parts = [pickle.loads(result) for result in results]
         if NOT_SPLITTABLE in parts:
             return self._scan(row)
-        return self._columns(row, scan.join_pieces(row["source"], self, parts))
+        with unchanged_source(row):
+            scanned = scan.join_pieces(row["source"], self, parts)
+        return self._columns(row, scanned)
 
     def _scan(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        return self._columns(row, (scan.scan_image if row["kind"] == "image" else scan.scan_video)(row["source"], self))
+        with unchanged_source(row):
+            scanned = (scan.scan_image if row["kind"] == "image" else scan.scan_video)(row["source"], self)
+        return self._columns(row, scanned)
 
     def _columns(self, row: Mapping[str, Any], scanned: scan.VideoScan) -> dict[str, Any]:
         sidecar = read_sidecar(row["sidecar"]) if row["sidecar"] else Sidecar("")

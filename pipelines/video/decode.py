@@ -58,11 +58,16 @@ MAX_PIXELS = 1 << 26
 minutes and gigabytes."""
 
 CONTAINER_FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,gif,image2,h264,hevc,obu,"
-    "m4v,y4m,yuv4mpegpipe,rm,dv,wav,mp3,aac,flac"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,gif,apng,image2,h264,hevc,"
+    "obu,m4v,y4m,yuv4mpegpipe,rm,dv,wav,mp3,aac,flac"
 )
 """Containers that are opened. Playlists are not, as they make a file name other files, nor is text, which FFmpeg would
 draw."""
+
+NOT_A_VIDEO = (
+    "not in a container that is read as video; name a still image under images:, and convert an animated WebP to GIF, "
+    "APNG or MP4"
+)
 
 VideoPacket: TypeAlias = "Packet[VideoStream]"
 
@@ -308,6 +313,8 @@ def open_video(uri: str, threads: int = 1) -> Iterator[Video]:
             container = stack.enter_context(
                 av.open(source, metadata_errors="ignore", options={"format_whitelist": CONTAINER_FORMATS})
             )
+        except av.error.ArgumentError as error:
+            raise DecodeError(f"{file_name(uri)}: {type(error).__name__}: {NOT_A_VIDEO}") from error
         except av.error.FFmpegError as error:
             raise decode_error(uri, error) from error
         yield Video(uri, container, threads)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import PurePosixPath
+from typing import Literal
 
 import numpy as np
 
 from cluster.arrays import Pixels
 from pipelines.video.decode import DecodedFrame, DecodeError, Video, file_name, open_video
 from pipelines.video.scale import Box, centre_crop, crop_scaled, scaled_size
-from pipelines.video.still_images import IMAGE_SUFFIXES, read_image, resize_image
+from pipelines.video.still_images import read_image, resize_image
+
+Kind = Literal["video", "image"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class SampledSpan:
     crop: Box
 
 
-def read_span(uri: str, start_pts: int, end_pts: int, grid: FrameGrid, crop: Box | None = None) -> SampledSpan:
+def read_span(
+    uri: str, start_pts: int, end_pts: int, grid: FrameGrid, crop: Box | None = None, kind: Kind = "video"
+) -> SampledSpan:
     """Decode the frames of a span, sampled at `grid.fps` from `start_pts`, as RGB.
 
     Frame k is the one shown at start + k / fps: the last frame whose PTS is not later. That time is rounded to the time
@@ -47,14 +51,14 @@ def read_span(uri: str, start_pts: int, end_pts: int, grid: FrameGrid, crop: Box
     exclusive: no frame at or after it is used. Each frame is scaled (antialiased) to cover the size and cropped around
     its centre, or to `crop`, which is (x0, y0, x1, y1) in pixels as displayed.
 
-    A still image (recognised by its suffix) is a span of one frame, whatever the PTS. Raises `DecodeError` for a file
-    that cannot be decoded or has no frame in the span, and `ValueError` for a span too short for the grid.
+    A file of kind `image` is a span of one frame, whatever the PTS and its name. Raises `DecodeError` for a file that
+    cannot be decoded or has no frame in the span, and `ValueError` for a span too short for the grid.
     """
     if grid.frames < 1 or grid.width < 1 or grid.height < 1 or not grid.fps > 0:
         raise ValueError(
             f"{grid.frames} frames of {grid.width}x{grid.height} at {grid.fps:g} fps: all of them must be positive"
         )
-    if is_image(uri):
+    if kind == "image":
         if grid.frames != 1:
             raise ValueError(f"{grid.frames} frames of {file_name(uri)}: an image has 1")
         image = read_image(uri)
@@ -83,11 +87,6 @@ def target_pts(start_pts: int, end_pts: int, fps: float, frames: int, time_base:
             "ask for fewer frames"
         )
     return [min(target, end_pts - 1) for target in targets]
-
-
-def is_image(uri: str) -> bool:
-    """Return whether a URI has the suffix of a still image."""
-    return PurePosixPath(uri).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _sample(video: Video, start_pts: int, end_pts: int, grid: FrameGrid, crop: Box | None) -> SampledSpan:

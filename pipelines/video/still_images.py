@@ -1,40 +1,67 @@
-"""Read, resize and write still images with Pillow: upright, in RGB, at the requested size."""
+"""Read, resize and write still images with Pillow: upright, in sRGB, at the requested size."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from cluster import storage
 from cluster.arrays import Pixels
+from pipelines.video.colour_profiles import to_srgb
 from pipelines.video.content_hash import content_hash
 from pipelines.video.decode import decode_error
 from pipelines.video.scale import Box, scaled_size
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "PPM", "QOI", "TGA")
+"""Formats that are read, whatever the file's name. Others are refused: PostScript would be run by Ghostscript, and
+metafiles by Windows."""
+
+ANIMATED_FORMATS = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
+"""Formats in which several images are an animation; in others they are pages or previews."""
+
+GREY_MAXIMA = (255, 2**16 - 1, 2**32 - 1)
+"""White of grey images of 8, 16 and 32 bits."""
+
+SAMPLE_FORMAT, SIGNED = 339, 2
+"""TIFF tag of the kind of numbers, and its value for signed integers."""
 
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """Exceptions that Pillow's readers raise for damaged files."""
 
 
 def read_image(uri: str) -> Image.Image:
-    """Decode an image to RGB, rotated as its EXIF orientation asks, transparent parts over white. Raises `DecodeError`.
+    """Decode an image to sRGB, rotated as its EXIF orientation asks, transparent parts over white.
 
-    The `info` of the image has the `codec` and the `content_hash` of the file.
+    It is the first image of a file with several. The only `info` of the image is the `codec` and the `content_hash` of
+    the file. Raises `DecodeError`.
     """
     data = storage.read_bytes(uri)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _open_image(io.BytesIO(data)) as image:
             codec = (image.format or "").lower()
-            upright = _to_rgb(ImageOps.exif_transpose(image))
+            upright = _to_rgb(ImageOps.exif_transpose(_to_eight_bits(image)))
     except _READ_ERRORS as error:
         raise decode_error(uri, error) from error
-    upright.info["codec"], upright.info["content_hash"] = codec, content_hash([data])
+    # Whoever writes the image must not add the profile that it was converted from.
+    upright.info = {"codec": codec, "content_hash": content_hash([data])}
     return upright
+
+
+def is_still_image(uri: str) -> bool:
+    """Return whether a file's content, whatever its name, is an image that is not animated."""
+    with storage.open_input(uri) as handle:
+        try:
+            with _open_image(handle) as image:
+                return not (image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False))
+        except _READ_ERRORS:
+            return False
 
 
 def resize_image(image: Image.Image, box: Box, width: int, height: int) -> Pixels:
@@ -59,11 +86,44 @@ def encode_jpeg(pixels: Pixels, quality: int = 85) -> bytes:
     return buffer.getvalue()
 
 
+def _open_image(file: IO[bytes]) -> Image.Image:
+    """Open an image of one of `FORMATS`. Raises `UnidentifiedImageError` for any other file."""
+    Image.init()
+    try:
+        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"none of the formats that are read: {', '.join(FORMATS)}; convert it") from None
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16-bit grey, which Pillow would clip to 255.
-        image = Image.fromarray((np.asarray(image, np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    profile = image.info.get("icc_profile")
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
+        *colours, alpha = image.convert("LA" if image.mode in ("L", "LA") else "RGBA").split()
+        layer = to_srgb(Image.merge("RGB" if len(colours) == 3 else "L", colours), profile)
+        layer.putalpha(alpha)
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+    if image.mode not in ("L", "RGB", "CMYK", "LAB"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    return to_srgb(image, profile)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Return an opened image, in 8 bits if it is grey with 16 or 32, which Pillow would clip to 255.
+
+    White is 65535 in 16 bits. A file does not tell what white is in 32 bits: integers are taken for 8, 16 or 32 bits,
+    the fewest that hold them, and floats that are not larger than 1 for 0 to 1. Negative values, and those that are not
+    finite, are black.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values: NDArray[np.float64] = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
+    if isinstance(image, TiffImageFile) and image.mode == "I" and SIGNED not in image.tag_v2.get(SAMPLE_FORMAT, ()):
+        values = np.where(values < 0, values + 2**32, values)
+    if image.mode.startswith("I;16") or image.format == "PPM":
+        white = GREY_MAXIMA[1]
+    else:
+        maxima = (1, *GREY_MAXIMA) if image.mode == "F" else GREY_MAXIMA
+        white = next((white for white in maxima if values.max(initial=0) <= white), GREY_MAXIMA[-1])
+    grey = Image.fromarray((values.clip(0, white) * (255 / white)).round().astype(np.uint8))
+    grey.info = {name: value for name, value in image.info.items() if name != "transparency"}
+    return grey

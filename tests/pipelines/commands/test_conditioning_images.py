@@ -29,7 +29,8 @@ def test_an_image_is_cropped_and_scaled_as_in_training(
     uri = write_photo(tmp_path, *size)
     image_HWC = read_conditioning_image(uri, 96, 64)
     assert image_HWC.shape == (64, 96, 3)
-    assert np.array_equal(image_HWC, read_span(uri, 0, 1, FrameGrid(fps=8, frames=1, width=96, height=64)).frames[0])
+    span = read_span(uri, 0, 1, FrameGrid(fps=8, frames=1, width=96, height=64), kind="image")
+    assert np.array_equal(image_HWC, span.frames[0])
     assert not caplog.records
 
 

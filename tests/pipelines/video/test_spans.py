@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -126,18 +127,25 @@ def test_centre_crop_and_given_crop(tmp_path: Path) -> None:
         read_span(path, 0, 10**6, FrameGrid(1, 1, 32, 32), crop=(0, 0, 129, 64))
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tiff"])
-def test_span_of_a_still_image_is_the_image(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"a.{suffix}"
-    options = {"webp": {"lossless": True}, "jpg": {"quality": 95}}.get(suffix, {})
-    Image.fromarray(quarters()).save(path, **options)
-    span = read_span(str(path), 0, 1, FrameGrid(fps=8, frames=1, width=32, height=32))
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        *(("a.png", "png"), ("a.jpg", "jpeg"), ("a.webp", "webp"), ("a.bmp", "bmp"), ("a.tiff", "tiff")),
+        *(("a.jfif", "jpeg"), ("a.jpe", "jpeg"), ("a.jp2", "jpeg2000"), ("a.ppm", "ppm"), ("a.tga", "tga")),
+        *(("a.avif", "avif"), ("a.gif", "gif"), ("no_suffix", "jpeg"), ("UPPER.JPG", "jpeg"), ("a.mp4", "png")),
+    ],
+)
+def test_span_of_a_still_image_is_the_image(tmp_path: Path, name: str, codec: str) -> None:
+    path = tmp_path / name
+    options = {"webp": {"lossless": True}, "jpeg": {"quality": 95}, "avif": {"quality": 95}}.get(codec, {})
+    Image.fromarray(quarters()).save(path, codec, **options)
+    span = read_span(str(path), 0, 1, FrameGrid(fps=8, frames=1, width=32, height=32), kind="image")
     assert (span.frames.shape, span.frames.dtype) == ((1, 32, 32, 3), np.uint8)
     assert (span.pts, span.crop) == ((0,), (8, 0, 56, 48))
     assert np.abs(span.frames[0, 4, 4].astype(int) - (240, 20, 20)).max() < 12
     assert np.abs(span.frames[0, 4, 28].astype(int) - (20, 240, 20)).max() < 12
-    with pytest.raises(ValueError, match=r"9 frames of a\.\w+: an image has 1"):
-        read_span(str(path), 0, 1, FrameGrid(fps=8, frames=9, width=32, height=32))
+    with pytest.raises(ValueError, match=rf"9 frames of {re.escape(name)}: an image has 1"):
+        read_span(str(path), 0, 1, FrameGrid(fps=8, frames=9, width=32, height=32), kind="image")
 
 
 @pytest.mark.slow
