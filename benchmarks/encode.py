@@ -37,7 +37,8 @@ from pipelines.curation import run_segments
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import Context, start_fates
 from pipelines.recipe import Recipe
-from pipelines.steps import _encoder
+from pipelines.steps._samples import windows_of
+from pipelines.steps._window_decoding import batch_size as batch_size_of
 from pipelines.steps.caption import Caption
 from pipelines.steps.cut import Cut
 from pipelines.steps.encode import Encode
@@ -46,7 +47,8 @@ from pipelines.video.spans import target_pts
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders.causal import Causal
 from training.autoencoders.linear import Linear
-from training.data.buckets import Bucket, BucketSettings, assign_bucket
+from training.data.buckets import Bucket, BucketSettings
+from training.data.windows import Window
 
 FPS, FRAMES = 8.0, (1, 9, 17, 33)
 RATIOS = {"cpu_ratio": "decode", "cpu_ratio_to_rgb": "decode_rgb"}
@@ -54,8 +56,8 @@ RATIOS = {"cpu_ratio": "decode", "cpu_ratio_to_rgb": "decode_rgb"}
 COLUMNS = Encode(buckets=(BucketSettings(size=64, frames=FRAMES, fps=FPS),)).requires()
 """Columns that the step reads."""
 
-ClipInBucket = tuple[dict[str, Any], Bucket]
-"""Row of a clip, and its bucket."""
+ClipWindows = tuple[dict[str, Any], tuple[Window, ...]]
+"""Row of a clip, and its windows."""
 
 
 def clips_of(folder: Path, out: Path) -> pa.Table:
@@ -66,11 +68,12 @@ def clips_of(folder: Path, out: Path) -> pa.Table:
     return start_fates(rows.filter(pc.is_valid(rows["clip_index"])))
 
 
-def plain_decode(clips: Sequence[ClipInBucket], as_rgb: bool) -> None:
-    """Decode the spans of the clips, and convert their sampled frames to RGB arrays if asked."""
-    for row, bucket in clips:
+def plain_decode(clips: Sequence[ClipWindows], as_rgb: bool) -> None:
+    """Decode each clip once, and convert the sampled frames of its windows to RGB arrays if asked."""
+    for row, windows in clips:
         base = Fraction(row["time_base_num"], row["time_base_den"])
-        targets = target_pts(row["start_pts"], row["end_pts"], bucket.fps, bucket.frames, base)
+        sampled = (target_pts(one.start_pts, one.end_pts, one.bucket.fps, one.bucket.frames, base) for one in windows)
+        targets = sorted({pts for window in sampled for pts in window})
         with av.open(row["source"]) as container:
             stream = container.streams.video[0]
             stream.thread_count = 1
@@ -87,14 +90,15 @@ def plain_decode(clips: Sequence[ClipInBucket], as_rgb: bool) -> None:
                     break
 
 
-def forward_pass(autoencoder: Autoencoder, clips: Sequence[ClipInBucket]) -> Callable[[], None]:
+def forward_pass(autoencoder: Autoencoder, clips: Sequence[ClipWindows]) -> Callable[[], None]:
     """Return a function that encodes random pixels in the batches that the step makes of the clips."""
     counts: dict[Bucket, int] = defaultdict(int)
-    for _, bucket in clips:
-        counts[bucket] += 1
+    for _, windows in clips:
+        for window in windows:
+            counts[window.bucket] += 1
     batches = []
     for bucket, count in counts.items():
-        batch_size = _encoder.batch_size(bucket, torch.device("cpu"))
+        batch_size = batch_size_of(bucket, torch.device("cpu"))
         video_BCTHW = torch.rand(min(batch_size, count), 3, bucket.frames, bucket.height, bucket.width) * 2 - 1
         batches += [video_BCTHW[: min(batch_size, count - start)] for start in range(0, count, batch_size)]
 
@@ -112,7 +116,7 @@ def measure(settings: AutoencoderSettings, table: pa.Table, size: int, repeats: 
     """Return the CPU seconds of each part and the ratios."""
     step = Encode(autoencoder=settings, buckets=(BucketSettings(size=size, frames=FRAMES, fps=FPS),))
     no_uids = pa.array([], pa.string())
-    clips = clips_in_buckets(step, table)
+    clips = clips_with_windows(step, table)
 
     def encode() -> None:
         with tempfile.TemporaryDirectory() as out:
@@ -133,13 +137,10 @@ def measure(settings: AutoencoderSettings, table: pa.Table, size: int, repeats: 
     return {**{f"{name}_cpu_s": round(value, 2) for name, value in best.items()}, **ratios}
 
 
-def clips_in_buckets(step: Encode, table: pa.Table) -> list[ClipInBucket]:
-    """Return the rows that have a bucket, with it."""
-    assigned = [
-        (row, assign_bucket(step.buckets, row["width"], row["height"], row["duration_s"], row["kind"] == "image"))
-        for row in table.to_pylist()
-    ]
-    return [(row, bucket) for row, bucket in assigned if isinstance(bucket, Bucket)]
+def clips_with_windows(step: Encode, table: pa.Table) -> list[ClipWindows]:
+    """Return the rows that have windows, with them."""
+    found = [(row, windows_of(row, step.sample_rules)) for row in table.to_pylist()]
+    return [(row, windows) for row, windows in found if not isinstance(windows, str)]
 
 
 def main() -> None:
@@ -156,7 +157,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as out:
         table = clips_of(arguments.folder, Path(out))
         step = Encode(buckets=(BucketSettings(size=arguments.size, frames=FRAMES, fps=FPS),))
-        n_clips = len(clips_in_buckets(step, table))
+        n_clips = len(clips_with_windows(step, table))
         found = {
             name: measure(settings, table, arguments.size, arguments.repeats) for name, settings in autoencoders.items()
         }

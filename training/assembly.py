@@ -105,7 +105,8 @@ def make_model_card(settings: TrainSettings, dataset: Dataset, text_dim: int, st
         fps for fps, kind in zip(table["fps"].to_pylist(), table["kind"].to_pylist(), strict=True) if kind == "video"
     ]
     fps = Counter(video_fps).most_common(1)[0][0] if video_fps else DEFAULT_FPS
-    source_sides = pc.sqrt(pc.multiply(table["source_width"], table["source_height"]))
+    width, height = (pc.subtract(table[f"content_{side}1"], table[f"content_{side}0"]) for side in "xy")
+    source_sides = pc.sqrt(pc.multiply(width, height))
     return ModelCard(
         model=settings.model,
         objective=settings.objective,

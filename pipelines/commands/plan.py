@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from rich.markup import escape
-
 from cluster import storage
+from pipelines.commands._buckets import print_buckets
 from pipelines.commands._console import console, table_of
 from pipelines.commands._options import Assignments, RecipeFile, read_recipe
 from pipelines.curation import Curation, SegmentState, inspect
@@ -15,10 +14,7 @@ from pipelines.engine import tables
 from pipelines.engine.reuse import find_cached_rows
 from pipelines.engine.segments import Segment, segments_of
 from pipelines.recipe import Recipe
-from pipelines.steps.encode import BUCKET_COLUMNS, Encode
-
-MAX_LOST_SHARE = 0.05
-"""Share of clips without a bucket above which the plan warns."""
+from pipelines.steps.encode import Encode
 
 
 def cpu_per_row(tables_uri: str) -> dict[str, float | None]:
@@ -34,26 +30,11 @@ def cpu_per_row(tables_uri: str) -> dict[str, float | None]:
     return {label: seconds[label] / rows[label] if rows[label] else None for label in seconds}
 
 
-def bucket_losses(encode: Encode, curation: Curation) -> str | None:
-    """Return a warning if more than `MAX_LOST_SHARE` of the clips that reach `encode` fit no bucket, with the reasons.
-
-    It is None as well while the clips are not known.
-    """
-    position = next((i for i, state in enumerate(curation.segments) if state.segment.first is encode), None)
-    if not position or curation.segments[position - 1].n_pending:
-        return None
-    clips = curation.segments[position - 1].rows.live().read(["uid", *BUCKET_COLUMNS])
-    lost = encode.count_unassigned(clips)
-    if lost.total() <= MAX_LOST_SHARE * len(clips):
-        return None
-    listed = "; ".join(f"{count} because {reason}" for reason, count in lost.most_common(3))
-    rest = f"; and {len(lost) - 3} more reasons" if len(lost) > 3 else ""
-    share = f"{lost.total()} of {len(clips)} clips ({lost.total() / len(clips):.1%})"
-    return f"no bucket fits {share} that filters keep: {listed}{rest}. Add smaller or shorter buckets"
-
-
 def print_plan(recipe: Recipe, curation: Curation, costs: dict[str, float | None], texts: TextsState | None) -> None:
-    """Print the action for each segment and for text embeddings. `texts` is None while captions are not known."""
+    """Print the action for each segment and for text embeddings, and how much of the clips the buckets use.
+
+    `texts` is None while captions are not known.
+    """
     numbers = ("rows in", "to do", "est. CPU s")
     table = table_of("Plan", ("segment", "action", "why", *numbers), numbers)
     for position, segment in enumerate(segments_of(recipe.curate, recipe.labels)):
@@ -70,8 +51,7 @@ def print_plan(recipe: Recipe, curation: Curation, costs: dict[str, float | None
     if isinstance(encode, Encode):
         table.add_row("text embeddings", *_texts_action(texts))
     console.print(table)
-    if isinstance(encode, Encode) and (warning := bucket_losses(encode, curation)):
-        console.print(f"[bold yellow]warning[/]  {escape(warning)}", soft_wrap=True, highlight=False)
+    print_buckets(curation)
 
 
 def _action(state: SegmentState) -> tuple[str, str]:

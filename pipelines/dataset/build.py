@@ -17,7 +17,17 @@ from pipelines.engine.executor import Executor
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
 from training.data import shards, text_tables
-from training.data.manifest import MANIFEST_SCHEMA, OTHER_CAPTION, DatasetInfo, read_manifest, write_manifest
+from training.data.manifest import (
+    CONTENT_COLUMNS,
+    MANIFEST_SCHEMA,
+    OTHER_CAPTION,
+    DatasetInfo,
+    read_manifest,
+    write_manifest,
+)
+
+SAMPLE_COLUMNS = ("uid", "n_tokens", "row_group", "row", "checksum", "start_pts", "end_pts", "fps")
+"""Columns of a shard's index that a manifest has, besides the crop box."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +138,17 @@ def inspect_texts(recipe: Recipe, curation: Curation) -> TextsState | None:
 def kept_clips(state: SegmentState) -> pa.Table:
     """Return the rows of kept clips, sorted by uid."""
     span = ("start_pts", "end_pts", "time_base_num", "time_base_den")
-    names = ["uid", "kind", "captions", "source", *span, "width", "height", "clip_index"]
+    names = ["uid", "kind", "captions", "source", *span, "width", "height", "crop", "clip_index"]
     rows = state.rows.live().read(names)
     clips = rows.filter(pc.is_valid(rows["clip_index"])).drop_columns(["clip_index"])
-    return clips.rename_columns({"width": "source_width", "height": "source_height"})
+    return clips.rename_columns(
+        {
+            "width": "source_width",
+            "height": "source_height",
+            "start_pts": "clip_start_pts",
+            "end_pts": "clip_end_pts",
+        }
+    )
 
 
 def distinct_captions(clips: pa.Table) -> list[str]:
@@ -151,13 +168,13 @@ def with_splits(clips: pa.Table, stored_splits: pa.Table) -> pa.Table:
 def shard_rows(tables_uri: str, latents_folder: str) -> pa.Table:
     """Return a row for each sample in the shards of a folder.
 
-    It holds the row reference (`file` relative to the tables, `row_group`, `row`), bucket, checksum, frame rate, tokens
-    and crop box.
+    It holds the row reference (`file` relative to the tables, `row_group`, `row`), bucket, checksum, span, frame rate,
+    tokens and crop box.
     """
     tables = []
     for entry in storage.list_files(latents_folder, ".parquet"):
         index = shards.read_index(entry.uri)
-        index = index.select(["uid", "n_tokens", "row_group", "row", "checksum", "fps", *shards.CROP_COLUMNS])
+        index = index.select([*SAMPLE_COLUMNS, *shards.CROP_COLUMNS])
         file = entry.uri.removeprefix(tables_uri.rstrip("/") + "/")
         bucket = file.rpartition("/")[0].rpartition("bucket=")[2]
         for name, value in (("file", file), ("bucket", bucket)):
@@ -184,6 +201,7 @@ def manifest_rows(clips: pa.Table, samples: pa.Table, text_identity: str, n_text
     columns = {name: clips[name] for name in clips.column_names} | {
         name: samples[name] for name in samples.column_names
     }
+    columns |= _content_columns(clips)
     captions = [
         [_caption_columns(caption, text_identity, n_text) for caption in of_clip]
         for of_clip in clips["captions"].to_pylist()
@@ -192,6 +210,15 @@ def manifest_rows(clips: pa.Table, samples: pa.Table, text_identity: str, n_text
     columns["caption_kind"] = pa.array([main["kind"] for main, *_ in captions])
     columns["other_captions"] = pa.array([others for _, *others in captions], pa.list_(OTHER_CAPTION))
     return pa.table(columns).select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
+
+
+def _content_columns(clips: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Return the content box of clips: their `crop`, or the whole frame where it is null."""
+    whole = (pa.scalar(0), pa.scalar(0), clips["source_width"], clips["source_height"])
+    return {
+        name: pc.coalesce(pc.list_element(clips["crop"], side), one)
+        for side, (name, one) in enumerate(zip(CONTENT_COLUMNS, whole, strict=True))
+    }
 
 
 def _caption_columns(caption: Mapping[str, str], text_identity: str, n_text: Mapping[str, int]) -> dict[str, str | int]:

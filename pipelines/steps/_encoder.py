@@ -1,13 +1,13 @@
-"""Work of one worker of `encode`: clips are decoded ahead by bucket, encoded in batches, checked and written."""
+"""Work of one worker of `encode`: windows of clips are decoded ahead, encoded in batches, checked and written."""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,23 +15,24 @@ import torch
 from torch import Tensor
 
 from cluster import storage
-from pipelines.engine.source_versions import unchanged_source
 from pipelines.engine.step import Mark, RunError, failure, set_column, set_marks
-from pipelines.video.spans import FrameGrid, SampledSpan, read_span
+from pipelines.steps._samples import ClipSample, SampleRules, WindowSamples, samples_of, span_of, windows_of
+from pipelines.steps._window_decoding import BATCH_VALUES, ClipWindows, DecodedWindow, batch_size, decode_ahead
+from pipelines.steps.encode import WRITES
 from training.autoencoder import Autoencoder, AutoencoderSettings
-from training.data.buckets import Bucket, BucketSettings, assign_bucket, buckets_up_to
+from training.data.buckets import Bucket
 from training.data.shard_writer import LatentRow, write_shard
-from training.data.shards import ShardInfo, sample_uid
+from training.data.shards import ShardInfo
+from training.data.windows import Window, covered_pts
 from training.pixels import from_uint8, psnr_db, ssim
 
-# Shape suffixes: B clips of a batch, C colours or latent channels, T frames, H height, W width.
+# Shape suffixes: B windows of a batch, C colours or latent channels, T frames, H height, W width.
 
-BATCH_VALUES = {"cpu": 2**22, "cuda": 2**26}
-"""Pixel values per batch, unless one clip has more. A CPU gains nothing from larger batches, and the memory of a
-small one is used again: with batches of 2**25 the whole step took 1.3 times the CPU."""
+HELD_BYTES = 2**28
+"""Bytes of latents above which a worker writes the largest of its shards before its clips are done."""
 
 CLIPS_PER_CHECK = 16
-"""One in this many clips of a bucket is decoded again, and at least one per part of the table."""
+"""One in this many windows of a bucket is decoded again, and at least one per part of the table."""
 CHECK_LATENT_FRAMES = 2
 """Largest number of latent frames that are decoded again: the first frame and those after it, which are coded
 differently. Decoding costs more than encoding, and wrong weights or settings show in any frame."""
@@ -41,14 +42,10 @@ differently. Decoding costs more than encoding, and wrong weights or settings sh
 class EncodingRules:
     """Settings of `encode` that decide which samples a clip gives, and when its latents are refused."""
 
-    buckets: tuple[BucketSettings, ...]
-    lengths: Literal["longest", "all"]
-    mirror: bool
+    samples: SampleRules
     min_psnr_db: float
     decoder_threads: int
     """Threads that decode video."""
-    writes: tuple[pa.Field, pa.Field]
-    """Fields of the columns `bucket` and `n_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -61,25 +58,6 @@ class LatentsFolder:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One sample of a clip: its first frames at the length of `bucket`, mirrored or not."""
-
-    uid: str
-    bucket: Bucket
-    mirrored: bool
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A row with its bucket, its index in the table, and those of its samples that no shard holds yet."""
-
-    index: int
-    row: Mapping[str, Any]
-    bucket: Bucket
-    variants: tuple[Variant, ...]
-
-
-@dataclass(frozen=True)
 class Fidelity:
     """PSNR and SSIM of the decoded latents of a sample to its pixels."""
 
@@ -89,10 +67,11 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
-class EncodedClip:
-    """Rows of a clip's samples, in the order of its variants, and their fidelity if it was checked."""
+class EncodedWindow:
+    """The samples of a window with their rows, and the window's fidelity if it was checked."""
 
-    rows: list[LatentRow]
+    window: Window
+    rows: list[tuple[ClipSample, LatentRow]]
     fidelity: Fidelity | None
 
 
@@ -102,6 +81,11 @@ class PendingShard:
 
     rows: list[LatentRow] = field(default_factory=list)
     checks: list[Fidelity] = field(default_factory=list)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the latents, without the last frames."""
+        return sum(row.latent.nbytes for row in self.rows)
 
     def fidelity(self) -> Mapping[str, float] | None:
         """Return the value of `ShardInfo.fidelity`; None if no sample was checked."""
@@ -131,126 +115,100 @@ class Encoder:
         self._device, self._folder = device, folder
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        marks: list[Mark | None] = []
-        buckets: list[Bucket | None] = []
-        clips: dict[Bucket, list[Clip]] = defaultdict(list)
-        for index, row in enumerate(table.to_pylist()):
-            bucket = assign_bucket(
-                self._rules.buckets, row["width"], row["height"], row["duration_s"], row["kind"] == "image"
-            )
-            marks.append(Mark("dropped", bucket) if isinstance(bucket, str) else None)
-            buckets.append(None if isinstance(bucket, str) else bucket)
-            if isinstance(bucket, Bucket) and (variants := self._missing_variants(row, bucket)):
-                clips[bucket].append(Clip(index, row, bucket, variants))
-        pending: dict[Bucket, PendingShard] = defaultdict(PendingShard)
+        rows = table.to_pylist()
+        marks: list[Mark | None] = [None] * len(rows)
+        samples: list[tuple[WindowSamples, ...]] = [()] * len(rows)
+        for index, row in enumerate(rows):
+            try:
+                windows = windows_of(row, self._rules.samples)
+            except ValueError as error:  # a crop outside the frame, recorded in the row's mark
+                windows, marks[index] = (), failure(error)
+            if isinstance(windows, str):
+                windows, marks[index] = (), Mark("dropped", windows)
+            samples[index] = samples_of(row, windows, self._rules.samples)
+        clips = [
+            ClipWindows(index, row, missing)
+            for index, row in enumerate(rows)
+            if (missing := self._missing(samples[index]))
+        ]
+        work = _TableWork(self, clips)
         with ThreadPoolExecutor(self._rules.decoder_threads, thread_name_prefix="decoder") as pool:
             try:
-                for bucket, same in clips.items():
-                    for clip, mark in self._encode_bucket(pool, bucket, same, pending):
-                        marks[clip.index] = mark
+                work.run(pool)
             finally:
                 pool.shutdown(cancel_futures=True)
-        for bucket, shard in pending.items():
-            self._write(bucket, shard)
-        kept = [None if mark else bucket for mark, bucket in zip(marks, buckets, strict=True)]
-        bucket_field, tokens_field = self._rules.writes
-        table = set_column(table, bucket_field, [bucket and bucket.name for bucket in kept])
-        return set_marks(set_column(table, tokens_field, [bucket and self._n_tokens(bucket) for bucket in kept]), marks)
-
-    def _missing_variants(self, row: Mapping[str, Any], bucket: Bucket) -> tuple[Variant, ...]:
-        """Return the samples of a clip that no shard holds yet."""
-        lengths = buckets_up_to(self._rules.buckets, bucket) if self._rules.lengths == "all" else (bucket,)
-        variants = [
-            Variant(sample_uid(row["uid"], None if length == bucket else length.frames, mirrored), length, mirrored)
-            for length in lengths
-            for mirrored in ((False, True) if self._rules.mirror else (False,))
+        marks = [work.marks.get(index, mark) for index, mark in enumerate(marks)]
+        values = [
+            {} if mark else self._columns(row, parts) for row, parts, mark in zip(rows, samples, marks, strict=True)
         ]
-        return tuple(variant for variant in variants if variant.uid not in self._folder.stored)
+        for column in WRITES:
+            table = set_column(table, column, [value.get(column.name) for value in values])
+        return set_marks(table, marks)
+
+    def _missing(self, windows: Sequence[WindowSamples]) -> tuple[WindowSamples, ...]:
+        """Return the windows that have samples which no shard holds yet, with these."""
+        missing = (
+            WindowSamples(
+                part.window, tuple(sample for sample in part.samples if sample.uid not in self._folder.stored)
+            )
+            for part in windows
+        )
+        return tuple(part for part in missing if part.samples)
+
+    def _columns(self, row: Mapping[str, Any], windows: Sequence[WindowSamples]) -> dict[str, Any]:
+        """Return the written columns of a clip."""
+        samples = [sample for part in windows for sample in part.samples]
+        return {
+            "bucket": samples[0].window.bucket.name,
+            "n_samples": len(samples),
+            "n_tokens": sum(self._n_tokens(sample.window.bucket) for sample in samples),
+            "used_s": float(covered_pts(part.window for part in windows) * span_of(row).time_base),
+        }
 
     def _n_tokens(self, bucket: Bucket) -> int:
-        """Return the number of latent cells of a clip of this bucket."""
+        """Return the number of latent cells of a sample of this bucket."""
         _, t, h, w = self._autoencoder.latent_shape(bucket.frames, bucket.height, bucket.width)
         return t * h * w
 
-    def _encode_bucket(
-        self, pool: ThreadPoolExecutor, bucket: Bucket, clips: Sequence[Clip], pending: dict[Bucket, PendingShard]
-    ) -> Iterator[tuple[Clip, Mark]]:
-        """Encode clips of one bucket into pending shards, and yield those that fail.
+    @property
+    def device(self) -> torch.device:
+        return self._device
 
-        Once a clip fails its check, all later ones are checked.
-        """
-        n_checked = -(-len(clips) // CLIPS_PER_CHECK)
-        to_check = set(sorted((clip.row["uid"] for clip in clips), key=storage.digest)[:n_checked])
-        first_checked = sorted(clips, key=lambda clip: clip.row["uid"] not in to_check)
-        suspect = False
-        for batch in self._decode_ahead(pool, bucket, first_checked):
-            spans = []
-            for clip, future in batch:
-                try:
-                    spans.append((clip, future.result()))
-                except Exception as error:  # recorded in the row's mark
-                    yield clip, failure(error)
-            checked = [suspect or clip.row["uid"] in to_check for clip, _ in spans]
-            for (clip, _), result in zip(spans, self._encode_batch(spans, checked), strict=True):
-                if isinstance(result, Mark):
-                    suspect = suspect or result.value is not None
-                    yield clip, result
-                    continue
-                for variant, row in zip(clip.variants, result.rows, strict=True):
-                    pending[variant.bucket].rows.append(row)
-                if result.fidelity:
-                    pending[clip.bucket].checks.append(result.fidelity)
+    @property
+    def decoder_threads(self) -> int:
+        return self._rules.decoder_threads
 
-    def _decode_ahead(
-        self, pool: ThreadPoolExecutor, bucket: Bucket, clips: Sequence[Clip]
-    ) -> Iterator[list[tuple[Clip, Future[SampledSpan]]]]:
-        """Yield batches of clips that are being decoded.
-
-        The next batch is started before a batch is yielded, so that it is decoded while the device works.
-        """
-        size = batch_size(bucket, self._device)
-        started: deque[list[tuple[Clip, Future[SampledSpan]]]] = deque()
-        for start in range(0, len(clips), size):
-            started.append([(clip, pool.submit(_decode, clip)) for clip in clips[start : start + size]])
-            if len(started) == 2:
-                yield started.popleft()
-        yield from started
-
-    def _encode_batch(
-        self, spans: Sequence[tuple[Clip, SampledSpan]], checked: Sequence[bool]
-    ) -> list[EncodedClip | Mark]:
-        """Return each clip's rows, with its fidelity if it is checked, or the mark of its failure."""
+    def encode_batch(self, windows: Sequence[DecodedWindow], checked: Sequence[bool]) -> list[EncodedWindow | Mark]:
+        """Return the rows of each window of one bucket, with its fidelity if checked, or the mark of its failure."""
         try:
-            return self._encode_stacked(spans, checked) if spans else []
-        except Exception as error:  # each clip is tried alone, and the error is recorded in the marks of those at fault
-            if len(spans) == 1:
+            return self._encode_stacked(windows, checked) if windows else []
+        except Exception as error:  # each is tried alone, and the error is recorded in the marks of those at fault
+            if len(windows) == 1:
                 return [failure(error)]
-            return [self._encode_batch([span], [check])[0] for span, check in zip(spans, checked, strict=True)]
+            return [self.encode_batch([one], [check])[0] for one, check in zip(windows, checked, strict=True)]
 
     @torch.inference_mode()
-    def _encode_stacked(
-        self, spans: Sequence[tuple[Clip, SampledSpan]], checked: Sequence[bool]
-    ) -> list[EncodedClip | Mark]:
-        """Encode clips of one bucket as one batch. Raises any error of the autoencoder."""
-        values_BTHWC = torch.from_numpy(np.stack([span.frames for _, span in spans])).to(self._device)
+    def _encode_stacked(self, windows: Sequence[DecodedWindow], checked: Sequence[bool]) -> list[EncodedWindow | Mark]:
+        """Encode windows of one bucket as one batch. Raises any error of the autoencoder."""
+        values_BTHWC = torch.from_numpy(np.stack([one.span.frames for one in windows])).to(self._device)
         video_BCTHW = from_uint8(values_BTHWC.movedim(-1, 1).contiguous())
         latents: dict[tuple[int, bool], tuple[Tensor, Tensor | None]] = {}
-        results: list[EncodedClip | Mark] = []
-        for i, (clip, span) in enumerate(spans):
+        results: list[EncodedWindow | Mark] = []
+        for i, one in enumerate(windows):
             rows = []
-            for variant in clip.variants:
-                key = variant.bucket.frames, variant.mirrored
+            for sample in one.samples:
+                key = sample.window.bucket.frames, sample.mirrored
                 if key not in latents:
                     latents[key] = self._latents(video_BCTHW, *key)
                 latent_BCTHW, last_frame_BCTHW = latents[key]
                 last_frame_CTHW = None if last_frame_BCTHW is None else last_frame_BCTHW[i]
-                rows.append(_row(clip, variant, span, latent_BCTHW[i], last_frame_CTHW))
+                rows.append((sample, _row(one, sample, latent_BCTHW[i], last_frame_CTHW)))
             fidelity = None
-            if not all(bool(torch.isfinite(row.latent).all()) for row in rows):
+            if not all(bool(torch.isfinite(row.latent).all()) for _, row in rows):
                 results.append(Mark("failed", "its latents hold a value that is not finite"))
                 continue
-            if checked[i] and clip.variants[0].bucket == clip.bucket and not clip.variants[0].mirrored:
-                fidelity = self._fidelity(rows[0].latent, video_BCTHW[i : i + 1])
+            if checked[i] and one.checkable:
+                fidelity = self._fidelity(rows[0][1].latent, video_BCTHW[i : i + 1])
                 if fidelity.psnr_db < self._rules.min_psnr_db:
                     reason = (
                         f"its latents decode to {fidelity.psnr_db:.1f} dB of PSNR to its pixels, "
@@ -258,7 +216,7 @@ class Encoder:
                     )
                     results.append(Mark("failed", reason, fidelity.psnr_db, self._rules.min_psnr_db))
                     continue
-            results.append(EncodedClip(rows, fidelity))
+            results.append(EncodedWindow(one.window, rows, fidelity))
         return results
 
     def _latents(self, video_BCTHW: Tensor, frames: int, mirrored: bool) -> tuple[Tensor, Tensor | None]:
@@ -282,7 +240,8 @@ class Encoder:
             float(psnr_db(made_BCTHW, video_BCTHW)), float(ssim(made_BCTHW[:, :, shown], video_BCTHW[:, :, shown]))
         )
 
-    def _write(self, bucket: Bucket, shard: PendingShard) -> None:
+    def write(self, bucket: Bucket, shard: PendingShard) -> None:
+        """Write a shard. Raises `RunError` if it cannot be written."""
         part = f"part-{storage.digest(*(row.uid for row in shard.rows))}.parquet"
         info = ShardInfo.from_autoencoder(
             self._settings, self._autoencoder, bucket, self._folder.lineage, shard.fidelity()
@@ -296,31 +255,106 @@ class Encoder:
             ) from error
 
 
-def batch_size(bucket: Bucket, device: torch.device) -> int:
-    """Return the number of clips of a bucket per batch."""
-    return max(1, BATCH_VALUES[device.type] // (3 * bucket.frames * bucket.height * bucket.width))
+class _TableWork:
+    """The encoding of the clips of one table: what is decoded, waits for a batch, or waits to be written."""
+
+    def __init__(self, encoder: Encoder, clips: Sequence[ClipWindows]) -> None:
+        self.marks: dict[int, Mark] = {}
+        """Marks of the clips that failed, by their index in the table."""
+        self._encoder = encoder
+        self._to_check = _windows_to_check(clips)
+        # Clips of one shape together, so that few batches are incomplete; those that are checked first.
+        self._clips = sorted(
+            clips,
+            key=lambda clip: (
+                [(part.window.bucket.width, part.window.bucket.height) for part in clip.windows[:1]],
+                not any(part.samples[0].uid in self._to_check for part in clip.windows),
+            ),
+        )
+        self._suspect: set[Bucket] = set()
+        """Buckets with a window that failed its check: all later ones are checked."""
+        self._waiting: dict[Bucket, list[DecodedWindow]] = defaultdict(list)
+        self._n_left = Counter({clip.index: len(clip.windows) for clip in clips})
+        self._unfinished: dict[int, list[EncodedWindow]] = defaultdict(list)
+        """Windows of clips that have others which are not encoded yet: a clip is written whole, or not if it fails."""
+        self._shards: dict[Bucket, PendingShard] = defaultdict(PendingShard)
+
+    def run(self, pool: ThreadPoolExecutor) -> None:
+        """Encode and write all clips. As much as two batches hold is decoded while the device works."""
+        n_values = 2 * BATCH_VALUES[self._encoder.device.type]
+        for part, future in decode_ahead(pool, self._live_clips(), n_values, 1 + self._encoder.decoder_threads):
+            try:
+                spans = future.result()
+            except Exception as error:  # recorded in the row's mark
+                self._fail(part.index, failure(error))
+                continue
+            for window, span in zip(part.windows, spans, strict=True):
+                bucket = window.window.bucket
+                self._waiting[bucket].append(DecodedWindow(part.index, part.row, window.window, window.samples, span))
+                if len(self._waiting[bucket]) == batch_size(bucket, self._encoder.device):
+                    self._encode(bucket)
+        for bucket in list(self._waiting):
+            self._encode(bucket)
+        for bucket in list(self._shards):
+            self._write(bucket)
+
+    def _live_clips(self) -> Iterator[ClipWindows]:
+        return (clip for clip in self._clips if clip.index not in self.marks)
+
+    def _encode(self, bucket: Bucket) -> None:
+        """Encode the windows of a bucket that wait, except those of clips that have failed since."""
+        windows = [one for one in self._waiting.pop(bucket) if one.index not in self.marks]
+        checked = [bucket in self._suspect or one.samples[0].uid in self._to_check for one in windows]
+        for one, result in zip(windows, self._encoder.encode_batch(windows, checked), strict=True):
+            if isinstance(result, Mark):
+                if result.value is not None:
+                    self._suspect.add(bucket)
+                self._fail(one.index, result)
+            elif one.index not in self.marks:
+                self._unfinished[one.index].append(result)
+                self._n_left[one.index] -= 1
+                if not self._n_left[one.index]:
+                    self._finish(one.index)
+        while sum(shard.n_bytes for shard in self._shards.values()) > HELD_BYTES:
+            self._write(max(self._shards, key=lambda bucket: self._shards[bucket].n_bytes))
+
+    def _finish(self, index: int) -> None:
+        """Add the samples of a clip, all of which are encoded, to the shards of their buckets."""
+        for result in self._unfinished.pop(index):
+            for sample, row in result.rows:
+                self._shards[sample.window.bucket].rows.append(row)
+            if result.fidelity:
+                self._shards[result.window.bucket].checks.append(result.fidelity)
+
+    def _fail(self, index: int, mark: Mark) -> None:
+        self.marks.setdefault(index, mark)
+        self._unfinished.pop(index, None)
+
+    def _write(self, bucket: Bucket) -> None:
+        self._encoder.write(bucket, self._shards.pop(bucket))
 
 
-def _decode(clip: Clip) -> SampledSpan:
-    row, bucket = clip.row, clip.bucket
-    grid = FrameGrid(fps=bucket.fps, frames=bucket.frames, width=bucket.width, height=bucket.height)
-    with unchanged_source(row):
-        return read_span(row["source"], row["start_pts"], row["end_pts"], grid, kind=row["kind"])
+def _windows_to_check(clips: Sequence[ClipWindows]) -> set[str]:
+    """Return the uids of the first samples of the windows of each bucket that are checked."""
+    uids: dict[Bucket, list[str]] = defaultdict(list)
+    for clip in clips:
+        for part in clip.windows:
+            uids[part.window.bucket].append(part.samples[0].uid)
+    return {
+        uid for same in uids.values() for uid in sorted(same, key=storage.digest)[: -(-len(same) // CLIPS_PER_CHECK)]
+    }
 
 
-def _row(
-    clip: Clip, variant: Variant, span: SampledSpan, latent_CTHW: Tensor, last_frame_CTHW: Tensor | None
-) -> LatentRow:
-    row = clip.row
+def _row(one: DecodedWindow, sample: ClipSample, latent_CTHW: Tensor, last_frame_CTHW: Tensor | None) -> LatentRow:
     return LatentRow(
-        uid=variant.uid,
+        uid=sample.uid,
         latent=latent_CTHW,
         last_frame_latent=last_frame_CTHW,
-        source=row["source"],
-        start_pts=row["start_pts"],
-        end_pts=row["end_pts"],
-        time_base_num=row["time_base_num"],
-        time_base_den=row["time_base_den"],
-        fps=variant.bucket.fps,
-        crop=span.crop,
+        source=one.row["source"],
+        start_pts=sample.window.start_pts,
+        end_pts=sample.window.end_pts,
+        time_base_num=one.row["time_base_num"],
+        time_base_den=one.row["time_base_den"],
+        fps=sample.window.bucket.fps,
+        crop=one.span.crop,
     )

@@ -1,9 +1,8 @@
-"""encode: encodes clips to latents, each in the bucket that fits it, and writes them to shards."""
+"""encode: encodes windows of clips to latents, at the sizes and lengths of buckets, and writes them to shards."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection
 from typing import Annotated, Literal
 
@@ -18,31 +17,35 @@ from cluster.plugins import PluginField
 from cluster.resources import Resources
 from pipelines.engine.source_versions import VERSION_COLUMNS
 from pipelines.engine.step import Context, RunError, Step, TableFunction, column
+from pipelines.steps._samples import SampleRules
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders.linear import Linear
 from training.data import shards
-from training.data.buckets import BucketSettings, assign_bucket
+from training.data.buckets import BucketSettings
+from training.data.windows import WindowRules
 
-BUCKET_COLUMNS = ("width", "height", "duration_s", "kind")
-"""Columns that decide on the bucket of a clip."""
+BUCKET_COLUMNS = ("width", "height", "crop", "kind", "start_pts", "end_pts", "time_base_num", "time_base_den")
+"""Columns that decide on the windows and buckets of a clip."""
 WRITES = (
-    column("bucket", pa.string(), "width x height x frames that the clip was encoded at"),
-    column("n_tokens", pa.int64(), "number of latent cells of the clip"),
+    column("bucket", pa.string(), "width x height x frames of the clip's first sample"),
+    column("n_samples", pa.int32(), "number of samples of the clip: its windows, shorter lengths and mirror images"),
+    column("n_tokens", pa.int64(), "number of latent cells of all samples of the clip"),
+    column("used_s", pa.float64(), "seconds of the clip that are in a sample; 0 for an image"),
 )
 
 
 class Encode(Step):
-    """Decodes each live clip once, at the size of its bucket, and writes its latents to shards.
+    """Decodes each live clip once, at the sizes of its buckets, and writes its latents to shards.
 
-    A clip that fits no bucket is dropped with the reason. Some clips of each shard are decoded again and compared
-    with their pixels. The shard's footer has their PSNR and SSIM, and a clip below `min_psnr_db` is failed. Text
-    embeddings are written after the clips, one per distinct caption.
+    A clip is covered by windows, each as long as a bucket. A clip that fits no bucket is dropped with the reason. Some
+    clips of each shard are decoded again and compared with their pixels. The shard's footer has their PSNR and SSIM,
+    and a clip below `min_psnr_db` is failed. Text embeddings are written after the clips, one per distinct caption.
     """
 
     name: str = "encode"
-    version = 2
     rows_per_part = 128
+    version = 2
     autoencoder: Annotated[AutoencoderSettings, PluginField(AUTOENCODERS, AutoencoderSettings)] = Field(
         Linear(), description="Autoencoder that encodes clips to latents."
     )
@@ -51,15 +54,30 @@ class Encode(Step):
     )
     buckets: tuple[BucketSettings, ...] = Field(
         min_length=1,
-        description="Sizes, frame counts and frame rates; each clip is encoded at the one that fits it best.",
+        description="Sizes, frame counts and frame rates; at each size, a clip gets the shape nearest to its aspect.",
+    )
+    windows: Literal["cover", "first"] = Field(
+        "cover",
+        description="cover encodes as many windows as cover the clip best; first only the longest, from its start.",
+    )
+    sizes: Literal["all", "best"] = Field(
+        "all",
+        description="all encodes a clip at every size and rate that need not enlarge it; best at the largest of those "
+        "that lose least of it.",
+    )
+    stills: bool = Field(
+        False,
+        description="Encode the first frame, as an image, of a video clip that is too short for every video length.",
     )
     lengths: Literal["longest", "all"] = Field(
         "longest",
-        description="all also encodes the first frames of a clip, at each shorter length of its size and rate.",
+        description="all also encodes the first frames of each window at each shorter length of its size and rate; "
+        "one frame only with stills.",
     )
     mirror: bool = Field(
         False,
-        description="Also encode each clip mirrored left to right; its text and directions in captions are then wrong.",
+        description="Also encode each window mirrored left to right; its text and directions in captions are then "
+        "wrong.",
     )
     min_psnr_db: float = Field(
         10.0,
@@ -70,7 +88,7 @@ class Encode(Step):
     gpus: float = Field(0.0, ge=0, description="GPUs per worker; 0 encodes on the CPU.")
 
     def reads(self) -> tuple[str, ...]:
-        return "source", "start_pts", "end_pts", "time_base_num", "time_base_den", *BUCKET_COLUMNS
+        return "source", *BUCKET_COLUMNS
 
     def requires(self) -> tuple[str, ...]:
         return (*self.reads(), *VERSION_COLUMNS, "captions")
@@ -84,9 +102,14 @@ class Encode(Step):
     def resources(self) -> Resources:
         return Resources(cpus=self.cpus, gpus=self.gpus, pooled=True)
 
+    @property
+    def sample_rules(self) -> SampleRules:
+        """The rules by which the samples of a clip are chosen."""
+        return SampleRules(self.buckets, WindowRules(self.windows, self.sizes, self.stills), self.lengths, self.mirror)
+
     def settings_digest(self) -> str:
         """Return the hash of what latents depend on: the autoencoder and the buckets, but not the text encoder."""
-        variants = [] if self.lengths == "longest" and not self.mirror else [self.lengths, str(self.mirror)]
+        variants = (self.windows, self.sizes, str(self.stills), self.lengths, str(self.mirror))
         return storage.digest(
             self.name,
             str(self.version),
@@ -101,17 +124,6 @@ class Encode(Step):
 
     def starts_segment(self) -> bool:
         return True
-
-    def count_unassigned(self, clips: pa.Table) -> Counter[str]:
-        """Count the clips that no bucket takes, by reason. `clips` have `BUCKET_COLUMNS`."""
-        found: Counter[str] = Counter()
-        for group in clips.group_by(list(BUCKET_COLUMNS)).aggregate([([], "count_all")]).to_pylist():
-            bucket = assign_bucket(
-                self.buckets, group["width"], group["height"], group["duration_s"], group["kind"] == "image"
-            )
-            if isinstance(bucket, str):
-                found[bucket] += group["count_all"]
-        return found
 
     def prepare(self, context: Context, pending: Collection[str]) -> pa.Array:
         """Return the uids of samples that shards hold already, from a run that was stopped or had other thresholds."""
@@ -130,9 +142,7 @@ class Encode(Step):
             self._check_buckets(autoencoder)
         except ValueError as error:
             raise RunError(f"encode: {error}") from error
-        rules = EncodingRules(
-            self.buckets, self.lengths, self.mirror, self.min_psnr_db, decoder_threads=self.cpus, writes=WRITES
-        )
+        rules = EncodingRules(self.sample_rules, self.min_psnr_db, decoder_threads=self.cpus)
         folder = self.latents_folder(context.tables_uri, context.lineage)
         stored = LatentsFolder(folder, context.lineage, frozenset(context.state.to_pylist()))
         return Encoder(rules, self.autoencoder, autoencoder, device, stored)

@@ -12,6 +12,7 @@ from pipelines.engine.segments import HEAVY
 from pipelines.engine.source_versions import VERSION_COLUMNS, ChangedSourceError, unchanged_source
 from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
 from pipelines.video import frame_images
+from pipelines.video.content import crop_of
 from pipelines.video.frame_images import FrameChoice, FrameImages, FrameSampling
 
 FRAMES = pa.field(
@@ -27,8 +28,9 @@ FRAME_TIMES_S = column(
 class Frames(Step):
     """Decodes each live clip once and stores one frame of each equal part as JPEG. A clip that does not decode fails.
 
-    Scores and captioners read these images and never open the video. With the defaults an image takes about 23 kB and
-    a clip 100 kB in the table of this step's segment. Later tables carry the images only as far as a step reads them.
+    Images show the clip's content, without letterbox. Scores and captioners read them and never open the video. With
+    the defaults an image takes about 23 kB and a clip 100 kB in the table of this step's segment. Later tables carry
+    the images only as far as a step reads them.
     """
 
     name: str = "frames"
@@ -47,7 +49,7 @@ class Frames(Step):
     )
 
     def reads(self) -> tuple[str, ...]:
-        return "source", "kind", "start_pts", "end_pts"
+        return "source", "kind", "start_pts", "end_pts", "crop"
 
     def requires(self) -> tuple[str, ...]:
         return (*self.reads(), *VERSION_COLUMNS)
@@ -81,7 +83,7 @@ def take(rows: list[dict[str, Any]], sampling: FrameSampling) -> list[FrameImage
         if row["kind"] == "image":
             try:
                 with unchanged_source(row):
-                    results[i] = frame_images.images_of_still(row["source"], sampling)
+                    results[i] = frame_images.images_of_still(row["source"], sampling, crop_of(row))
             except Exception as error:  # recorded in the row's mark
                 results[i] = error
         else:
@@ -92,7 +94,7 @@ def take(rows: list[dict[str, Any]], sampling: FrameSampling) -> list[FrameImage
         found: Sequence[FrameImages | Exception]
         try:
             with unchanged_source(rows[indices[0]]):
-                found = frame_images.images_of_spans(source, spans, sampling)
+                found = frame_images.images_of_spans(source, spans, sampling, [crop_of(rows[i]) for i in indices])
         except ChangedSourceError as error:
             found = [error] * len(indices)
         results |= zip(indices, found, strict=True)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.video.decode import DecodedFrame, DecodeError, Video, file_name, open_video
+from pipelines.video.scale import Box, crop_scaled, scaled_size
 from pipelines.video.still_images import encode_jpeg, fit_long_side, read_image, resize_image
 
 MIN_SEEK_GROUPS = 2
@@ -57,7 +58,7 @@ class FrameSampling:
         return min(self.max_frames, max(1, int(duration_s * rate + Fraction(1, 2))))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (width, height) of the images of a source of this displayed size: same aspect, not larger."""
+        """Return the (width, height) of the images of content of this size: same aspect, not larger."""
         return fit_long_side(width, height, min(self.long_side, max(width, height)))
 
 
@@ -86,35 +87,37 @@ def interval_starts(start_pts: int, end_pts: int, count: int) -> list[int]:
     return [start_pts + -(-(end_pts - start_pts) * k // count) for k in range(count)]
 
 
-def images_of_still(uri: str, sampling: FrameSampling) -> FrameImages:
-    """Return a still image as the only image of a clip. Raises `DecodeError`."""
+def images_of_still(uri: str, sampling: FrameSampling, box: Box | None = None) -> FrameImages:
+    """Return a box of a still image, by default all of it, as the only image of a clip. Raises `DecodeError`."""
     image = read_image(uri)
-    size = sampling.size(image.width, image.height)
-    pixels = resize_image(image, (0, 0, image.width, image.height), *size)
+    box = box or (0, 0, image.width, image.height)
+    pixels = resize_image(image, box, *sampling.size(box[2] - box[0], box[3] - box[1]))
     return FrameImages((encode_jpeg(pixels, sampling.quality),), (0.0,))
 
 
 def images_of_spans(
-    uri: str, spans: Sequence[tuple[int, int]], sampling: FrameSampling
+    uri: str, spans: Sequence[tuple[int, int]], sampling: FrameSampling, boxes: Sequence[Box | None] | None = None
 ) -> list[FrameImages | Exception]:
     """Return the images of each span (start and exclusive end, in PTS) of a video, or the error of its decoding.
 
+    `boxes` are the boxes of their frames to show, (x0, y0, x1, y1) in pixels as displayed; None is the whole frame.
     The frame at a time is the one shown then: the last whose PTS is not later. A frame shown at two of the times is
     returned once. Spans cost least in the order of their starts. The file is opened once, and again only after an
     error, or for a span before the current frame that cannot be sought.
     """
     done: list[FrameImages | Exception] = []
     unseekable = -1
+    boxes = boxes or [None] * len(spans)
     while len(done) < len(spans):
         reader: _ForwardReader | None = None
         try:
             with open_video(uri) as video:
                 reader = _ForwardReader(video)
                 while len(done) < len(spans):
-                    start_pts, end_pts = spans[len(done)]
-                    if not reader.go_to(start_pts, may_seek=unseekable != len(done)):
+                    span = spans[len(done)]
+                    if not reader.go_to(span[0], may_seek=unseekable != len(done)):
                         break
-                    done.append(_read_images(video, reader, start_pts, end_pts, sampling))
+                    done.append(_read_images(video, reader, span, boxes[len(done)], sampling))
         except _CannotSeekError:
             unseekable = len(done)
         except Exception as error:  # returned for the span, or for all spans if the file cannot be opened
@@ -127,10 +130,13 @@ def images_of_spans(
 
 
 def _read_images(
-    video: Video, reader: _ForwardReader, start_pts: int, end_pts: int, sampling: FrameSampling
+    video: Video, reader: _ForwardReader, span: tuple[int, int], box: Box | None, sampling: FrameSampling
 ) -> FrameImages:
-    time_base = video.info.time_base
-    size = sampling.size(video.info.width, video.info.height)
+    info, (start_pts, end_pts) = video.info, span
+    time_base = info.time_base
+    box = box or (0, 0, info.width, info.height)
+    width, height = sampling.size(box[2] - box[0], box[3] - box[1])
+    size = scaled_size(info.width, info.height, box, width, height)
     images: dict[int, bytes] = {}
     count = sampling.count((end_pts - start_pts) * time_base)
     if sampling.at == "middles":
@@ -146,7 +152,9 @@ def _read_images(
                 f"{file_name(video.uri)}: the frames end at PTS {decoded_end_pts}, before the clip from {start_pts}"
             )
         if decoded.pts not in images:
-            images[decoded.pts] = encode_jpeg(video.to_array(decoded.frame, *size), sampling.quality)
+            frame = video.to_array(decoded.frame, *size)
+            image = crop_scaled(frame, box, info.width, info.height, width, height)
+            images[decoded.pts] = encode_jpeg(image, sampling.quality)
     # A clip that starts between two frames begins with the earlier one.
     return FrameImages(tuple(images.values()), tuple(float(max(0, pts - start_pts) * time_base) for pts in images))
 

@@ -20,9 +20,6 @@ SIDE_MULTIPLE = 16
 FRAMES_STEP = 4
 """Frame counts are 1 + a multiple of this: an autoencoder's first latent frame is one frame, each later one is four."""
 
-TOLERANCE_S = 1e-6
-"""Seconds that a clip may be shorter than its bucket, since durations are floats computed from timestamps."""
-
 
 @dataclass(frozen=True)
 class Bucket:
@@ -103,10 +100,6 @@ class BucketSettings(Settings):
         ratio = math.sqrt(aspect_width / aspect_height)
         return _nearest_multiple(self.size * ratio, self.multiple), _nearest_multiple(self.size / ratio, self.multiple)
 
-    def nearest_shape(self, width: int, height: int) -> tuple[int, int]:
-        """Return the shape with the aspect nearest to that of `width` x `height`, by the logarithm of their ratio."""
-        return min(self.shapes, key=lambda shape: abs(math.log(shape[0] / shape[1]) - math.log(width / height)))
-
     def buckets(self) -> tuple[Bucket, ...]:
         """Return all buckets, shapes in the order of `aspects`."""
         return tuple(Bucket(width, height, frames, self.fps) for width, height in self.shapes for frames in self.frames)
@@ -116,61 +109,59 @@ def _nearest_multiple(side: float, multiple: int) -> int:
     return max(1, math.floor(side / multiple + 0.5)) * multiple
 
 
-def assign_bucket(
-    buckets: Sequence[BucketSettings], width: int, height: int, duration_s: float, is_image: bool
-) -> Bucket | str:
-    """Return the bucket for an image or clip of this size and duration, or the reason why no bucket takes it.
+@dataclass(frozen=True)
+class SizeChoice:
+    """The shape at which a source may be encoded at one size and frame rate, and the numbers of frames there."""
 
-    Among the shapes of the nearest aspects, the largest area that does not enlarge the source wins, then the most
-    frames that its duration holds, then the highest frame rate. Images go to buckets of 1 frame. Raises `ValueError` if
-    `buckets` is empty.
+    width: int
+    height: int
+    fps: float
+    frames: tuple[int, ...]
+
+
+def fitting_choices(buckets: Sequence[BucketSettings], width: int, height: int) -> tuple[SizeChoice, ...] | str:
+    """Return a choice for each size and frame rate that need not enlarge a source of `width` x `height`.
+
+    Entries of one size and rate are one choice: the shape of the nearest aspect among theirs, with the numbers of
+    frames of those that have it. If every shape would enlarge the source, return that as the reason. Raises
+    `ValueError` if `buckets` is empty.
     """
     if not buckets:
         raise ValueError("no buckets: give at least one size")
     if width < 1 or height < 1:
         return f"the source is {width}x{height}, which is empty"
-    nearest = [(settings, settings.nearest_shape(width, height)) for settings in buckets]
+    entries_of: dict[tuple[int, float], list[BucketSettings]] = {}
+    for entry in buckets:
+        entries_of.setdefault((entry.size, entry.fps), []).append(entry)
+    choices = []
+    for (_, fps), entries in entries_of.items():
+        shape = nearest_shape([shape for entry in entries for shape in entry.shapes], width, height)
+        frames = sorted({count for entry in entries if shape in entry.shapes for count in entry.frames})
+        choices.append(SizeChoice(*shape, fps, tuple(frames)))
     # Scaling to cover the bucket enlarges the source if and only if one of its sides is shorter than the bucket's.
-    fitting = [(settings, shape) for settings, shape in nearest if shape[0] <= width and shape[1] <= height]
+    fitting = tuple(choice for choice in choices if choice.width <= width and choice.height <= height)
     if not fitting:
-        smallest = min((shape for _, shape in nearest), key=math.prod)
+        smallest = min(choices, key=lambda choice: choice.width * choice.height)
         return (
-            f"{width}x{height} is smaller than {smallest[0]}x{smallest[1]}, the smallest bucket of its aspect, "
+            f"{width}x{height} is smaller than {smallest.width}x{smallest.height}, the smallest bucket of its aspect, "
             "and would have to be enlarged"
         )
-    candidates = [Bucket(*shape, frames, settings.fps) for settings, shape in fitting for frames in settings.frames]
-    if is_image:
-        of_images = [bucket for bucket in candidates if bucket.frames == 1]
-        if not of_images:
-            return "it is an image, and no bucket it could fill has 1 among its frames"
-        return max(of_images, key=_preference)
-    short_enough = [bucket for bucket in candidates if bucket.duration_s <= duration_s + TOLERANCE_S]
-    if not short_enough:
-        shortest = min(candidates, key=lambda bucket: bucket.duration_s)
-        return (
-            f"{duration_s:.2f} s is shorter than {shortest.duration_s:.2f} s, the duration of {shortest.frames} frames "
-            f"at {shortest.fps:g} fps"
-        )
-    return max(short_enough, key=_preference)
+    return fitting
 
 
-def buckets_up_to(buckets: Sequence[BucketSettings], bucket: Bucket) -> tuple[Bucket, ...]:
-    """Return a video's bucket and all shorter ones of its shape and frame rate, longest first.
+def nearest_shape(shapes: Sequence[tuple[int, int]], width: int, height: int) -> tuple[int, int]:
+    """Return the shape with the aspect nearest to that of `width` x `height`, by the logarithm of their ratio."""
+    return min(shapes, key=lambda shape: abs(math.log(shape[0] / shape[1]) - math.log(width / height)))
+
+
+def shorter_lengths(buckets: Sequence[BucketSettings], bucket: Bucket) -> tuple[Bucket, ...]:
+    """Return the shorter buckets of a bucket's shape and frame rate, longest first.
 
     A clip fills each of them with its first frames.
     """
-    alike = [
-        settings
-        for settings in buckets
-        if settings.fps == bucket.fps and (bucket.width, bucket.height) in settings.shapes
-    ]
-    frames = {count for settings in alike for count in settings.frames if count <= bucket.frames}
+    alike = [entry for entry in buckets if entry.fps == bucket.fps and (bucket.width, bucket.height) in entry.shapes]
+    frames = {count for entry in alike for count in entry.frames if count < bucket.frames}
     return tuple(replace(bucket, frames=count) for count in sorted(frames, reverse=True))
-
-
-def _preference(bucket: Bucket) -> tuple[int, int, float]:
-    """Return the key by which the best bucket is the largest."""
-    return bucket.width * bucket.height, bucket.frames, bucket.fps
 
 
 def number_buckets(buckets: Sequence[str]) -> tuple[list[str], Int64Array]:

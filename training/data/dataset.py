@@ -14,7 +14,7 @@ from torch import Tensor
 from cluster import storage
 from cluster.storage import digest
 from training.data.footer import DamagedError
-from training.data.manifest import DatasetInfo, read_manifest, tables_root
+from training.data.manifest import CONTENT_COLUMNS, DatasetInfo, read_manifest, tables_root
 from training.data.shard_reader import READER_THREADS, RowReference, ShardReader
 from training.data.shards import CROP_COLUMNS, is_mirrored
 from training.data.text_tables import TextTableReader
@@ -32,8 +32,7 @@ SAMPLE_COLUMNS = [
     "checksum",
     "fps",
     *CROP_COLUMNS,
-    "source_width",
-    "source_height",
+    *CONTENT_COLUMNS,
     "text_key",
     "caption",
     "caption_kind",
@@ -60,7 +59,7 @@ class Sample:
     bucket: str
     """Name of the bucket."""
     framing: Framing
-    """The crop of the sample and the size of its source."""
+    """The crop of the sample in its clip's content, without bars, and the size of that."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,17 @@ def choose_caption(kinds: Sequence[str], weights: Mapping[str, float], seed: int
         if point < 0:
             return index
     return max(index for index, share in enumerate(shares) if share)
+
+
+def _framing(row: Mapping[str, Any]) -> Framing:
+    """Return the framing of a sample in its clip's content. Raises `ValueError` if its crop box is not inside that.
+
+    Bars that were cut off are no part of the image: a whole letterboxed film is not framed as if its top were missing.
+    """
+    x0, y0, x1, y1 = (row[name] for name in CROP_COLUMNS)
+    left, top, right, bottom = (row[name] for name in CONTENT_COLUMNS)
+    box = x0 - left, y0 - top, x1 - left, y1 - top
+    return crop_framing(box, right - left, bottom - top, is_mirrored(row["uid"]))
 
 
 class Dataset:
@@ -142,8 +152,7 @@ class Dataset:
             if stored.checksum != row["checksum"]:
                 raise DamagedError("the latent's bytes are not those that were written")
             text = self._texts.get(caption["text_key"])
-            x0, y0, x1, y1 = (row[name] for name in CROP_COLUMNS)
-            framing = crop_framing((x0, y0, x1, y1), row["source_width"], row["source_height"], is_mirrored(row["uid"]))
+            framing = _framing(row)
         except (DamagedError, ValueError) as error:
             where = f"{row['file']}: row {row['row']} of row group {row['row_group']}, sample {row['uid']}"
             raise DamagedError(f"{where}: {error}. Run `worldloom verify`, remove the file and curate again") from error

@@ -27,6 +27,9 @@ OTHER_CAPTION = pa.struct(
 )
 """A further caption of a sample, with the key and the length of its embedding."""
 
+CONTENT_COLUMNS = ("content_x0", "content_y0", "content_x1", "content_y1")
+"""Columns of the box of a clip's frames without letterbox or pillarbox, which its crop box lies in."""
+
 MANIFEST_SCHEMA = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
@@ -47,8 +50,11 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("end_pts", pa.int64(), nullable=False),
         pa.field("time_base_num", pa.int64(), nullable=False),
         pa.field("time_base_den", pa.int64(), nullable=False),
+        pa.field("clip_start_pts", pa.int64(), nullable=False),
+        pa.field("clip_end_pts", pa.int64(), nullable=False),
         pa.field("fps", pa.float64(), nullable=False),
-        *(pa.field(name, pa.int64(), nullable=False) for name in (*CROP_COLUMNS, "source_width", "source_height")),
+        *(pa.field(name, pa.int64(), nullable=False) for name in (*CROP_COLUMNS, *CONTENT_COLUMNS)),
+        *(pa.field(name, pa.int64(), nullable=False) for name in ("source_width", "source_height")),
         pa.field("cluster", pa.string()),
         pa.field("split", pa.string(), nullable=False),
     ]
@@ -57,8 +63,9 @@ MANIFEST_SCHEMA = pa.schema(
 
 `kind` is image or video. `split` is train, val or test, of which training never reads test. `file` is relative to the
 root of the tables, and `row` is counted within `row_group`. `caption` is the main caption, of kind `caption_kind`, and
-`other_captions` are those of other kinds. `source_width` and `source_height` are the source's in pixels, and `cluster`
-is the near-duplicate group.
+`other_captions` are those of other kinds. `start_pts` and `end_pts` are the sample's span. Its captions were written
+for its clip, whose span is `clip_start_pts` to `clip_end_pts`. `source_width` and `source_height` are the source's in
+pixels, and `cluster` is the near-duplicate group.
 """
 
 
@@ -120,8 +127,8 @@ def read_manifest(uri: str) -> tuple[pa.Table, DatasetInfo]:
     missing = [name for name in MANIFEST_SCHEMA.names if name not in table.column_names]
     if missing:
         raise DamagedError(
-            f"{uri}: was written by an earlier version, without columns {missing}; run the recipe again, which encodes "
-            "nothing anew"
+            f"{uri}: was written by an earlier version, without columns {missing}; run the recipe again, which writes "
+            "a new one"
         )
     try:
         info = DatasetInfo(**data)

@@ -129,17 +129,19 @@ class ShardInfo:
         return math.prod(self.latent_shape[1:])
 
 
-def sample_uid(clip_uid: str, frames: int | None = None, mirrored: bool = False) -> str:
+def sample_uid(clip_uid: str, window: int = 0, frames: int | None = None, mirrored: bool = False) -> str:
     """Return the uid of a sample: its clip's, followed by a full stop and its variant if it has one.
 
-    The variant is the number of frames of a further, shorter length, and an `m` for the mirror image.
+    The variant is a `w` with the number of the clip's window, from 1 for its second; the number of frames of a further,
+    shorter length; and an `m` for the mirror image.
 
-    >>> sample_uid("ab12"), sample_uid("ab12", 17)
-    ('ab12', 'ab12.17')
-    >>> sample_uid("ab12", 17, mirrored=True), sample_uid("ab12", mirrored=True)
-    ('ab12.17m', 'ab12.m')
+    >>> sample_uid("ab12"), sample_uid("ab12", 2), sample_uid("ab12", frames=17)
+    ('ab12', 'ab12.w2', 'ab12.17')
+    >>> sample_uid("ab12", 2, 17, mirrored=True), sample_uid("ab12", mirrored=True)
+    ('ab12.w2-17m', 'ab12.m')
     """
-    variant = f"{frames or ''}{'m' if mirrored else ''}"
+    parts = [f"w{window}"] * bool(window) + [str(frames)] * (frames is not None)
+    variant = "-".join(parts) + "m" * mirrored
     return f"{clip_uid}.{variant}" if variant else clip_uid
 
 
@@ -151,7 +153,7 @@ def clip_uid(sample_uid: str) -> str:
 def is_mirrored(sample_uid: str) -> bool:
     """Return whether a sample is the mirror image of its clip.
 
-    >>> is_mirrored("ab12"), is_mirrored("ab12.17"), is_mirrored("ab12.17m"), is_mirrored("mm")
+    >>> is_mirrored("ab12"), is_mirrored("ab12.w2-17"), is_mirrored("ab12.w2-17m"), is_mirrored("mm")
     (False, False, True, False)
     """
     return sample_uid.partition(".")[2].endswith("m")

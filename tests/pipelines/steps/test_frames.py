@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from cluster.arrays import Pixels
 from pipelines.engine.segments import is_heavy
 from pipelines.engine.step import Context, start_fates
 from pipelines.steps.frames import FRAMES, Frames
@@ -22,13 +23,14 @@ from tests.support.videos import encode, numbered, sliding, with_hole
 SAMPLING = FrameSampling(fps=4.0, max_frames=8, long_side=128, quality=95)
 
 
-def table_of(rows: list[tuple[Path, str, int, int]]) -> pa.Table:
+def table_of(rows: list[tuple[Path, str, int, int]], crop: list[int] | None = None) -> pa.Table:
     columns = {
         "uid": [f"clip{i}" for i in range(len(rows))],
         "source": [str(row[0]) for row in rows],
         "kind": [row[1] for row in rows],
         "start_pts": pa.array([row[2] for row in rows], pa.int64()),
         "end_pts": pa.array([row[3] for row in rows], pa.int64()),
+        "crop": pa.array([crop] * len(rows), pa.list_(pa.int32())),
     }
     return start_fates(pa.table(columns))
 
@@ -68,6 +70,36 @@ def test_image_row_gives_the_image_upright(tmp_path: Path) -> None:
     (row,) = run(table_of([(tmp_path / "turned.png", "image", 0, 1)]), long_side=200)
     assert row["frame_times_s"] == [0.0]
     assert [Image.open(io.BytesIO(data)).size for data in row["frames"]] == [(100, 200)]
+
+
+def barred(n: int, bar: int) -> Pixels:
+    """Return frames of a moving pattern with black bars at the top and the bottom."""
+    frames = sliding(n, 2.0, 128, 96)
+    frames[:, :bar] = frames[:, -bar:] = 0
+    return frames
+
+
+@pytest.mark.parametrize("at", ["middles", "peaks"])
+def test_images_show_the_content_without_bars(tmp_path: Path, at: str) -> None:
+    path = encode(tmp_path / "film.mp4", barred(12, 17), options={"crf": "0"})
+    Image.fromarray(barred(1, 17)[0]).save(tmp_path / "still.png")
+    spans = [(path, "video", 0, 512 * 12), (tmp_path / "still.png", "image", 0, 1)]
+    for row in run(table_of(spans, crop=[0, 17, 128, 79]), at=at):
+        images = [decode_jpeg(data) for data in row["frames"]]
+        assert {image.shape for image in images} == {(62, 128, 3)}
+        assert all(image[[0, -1]].mean() > 30 for image in images)
+    whole = run(table_of(spans), at=at)
+    assert {decode_jpeg(data).shape for row in whole for data in row["frames"]} == {(96, 128, 3)}
+    assert decode_jpeg(whole[0]["frames"][0])[0].mean() < 5
+
+
+def test_a_crop_outside_the_frame_fails_its_clip_alone(tmp_path: Path) -> None:
+    path = encode(tmp_path / "film.mp4", sliding(12, 2.0, 64, 48), options={"crf": "0"})
+    spans = [(path, "video", k * 512, 512 * 12) for k in range(2)]
+    good, bad = (table_of([span], crop=[0, 0, side, 48]) for span, side in zip(spans, (64, 65), strict=True))
+    rows = run(pa.concat_tables([good, bad]))
+    assert [row["fate"] for row in rows] == ["kept", "failed"]
+    assert "crop (0, 0, 65, 48) is not inside the image of 64x48" in rows[1]["fate_reason"]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Tests of buckets: their shapes, and the bucket that a source is assigned."""
+"""Tests of buckets: their shapes, and the sizes at which a source may be encoded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config import validate
-from training.data.buckets import Bucket, BucketSettings, assign_bucket
+from training.data.buckets import Bucket, BucketSettings, fitting_choices, shorter_lengths
 
 SIDES = st.integers(1, 5000)
 FRAMES = st.lists(st.integers(0, 40).map(lambda k: 1 + 4 * k), min_size=1, max_size=4, unique=True).map(tuple)
@@ -83,81 +83,72 @@ def test_shapes_have_sides_of_16_and_nearly_the_area(settings: BucketSettings) -
 
 
 @pytest.mark.slow
-@given(st.lists(SETTINGS, min_size=1, max_size=3), SIDES, SIDES, st.floats(0, 30), st.booleans())
-def test_a_bucket_fits_its_source_and_is_the_best(
-    buckets: list[BucketSettings], width: int, height: int, duration_s: float, is_image: bool
-) -> None:
-    found = assign_bucket(buckets, width, height, duration_s, is_image)
-    fitting = []
-    for settings in buckets:
-        distance = {shape: abs(math.log(shape[0] * height / (shape[1] * width))) for shape in settings.shapes}
+@given(st.lists(SETTINGS, min_size=1, max_size=3), SIDES, SIDES)
+def test_choices_are_all_sizes_that_enlarge_nothing(buckets: list[BucketSettings], width: int, height: int) -> None:
+    found = fitting_choices(buckets, width, height)
+    expected: dict[tuple[int, float], list[tuple[int, int]]] = {}
+    for size, fps in {(entry.size, entry.fps) for entry in buckets}:
+        shapes = [shape for entry in buckets if (entry.size, entry.fps) == (size, fps) for shape in entry.shapes]
+        distance = {shape: abs(math.log(shape[0] * height / (shape[1] * width))) for shape in shapes}
         # Computed in another way than in the code under test, so aspects equally near may round differently.
-        near = [shape for shape in settings.shapes if distance[shape] <= min(distance.values()) + 1e-9]
-        for frames in settings.frames:
-            if (frames == 1) if is_image else ((frames - 1) / settings.fps <= duration_s + 1e-6):
-                fitting += [
-                    Bucket(*shape, frames, settings.fps) for shape in near if shape[0] <= width and shape[1] <= height
-                ]
+        near = [shape for shape in shapes if distance[shape] <= min(distance.values()) + 1e-9]
+        expected[size, fps] = [shape for shape in near if shape[0] <= width and shape[1] <= height]
     if isinstance(found, str):
-        not_refused = [
-            settings
-            for settings in buckets
-            if any(
-                bucket.fps == settings.fps and (bucket.width, bucket.height) == settings.nearest_shape(width, height)
-                for bucket in fitting
-            )
-        ]
-        assert not not_refused
-        assert found
+        assert f"{width}x{height} is smaller than" in found
+        assert not all(expected.values())
         return
-    assert found in fitting
-    assert found.width <= width
-    assert found.height <= height
-    assert (found.frames == 1) if is_image else found.duration_s <= duration_s + 1e-6
-    same_shape = [bucket for bucket in fitting if (bucket.width, bucket.height) == (found.width, found.height)]
-    assert (found.frames, found.fps) == max((bucket.frames, bucket.fps) for bucket in same_shape)
+    assert len({(choice.width, choice.height, choice.fps) for choice in found}) <= len(expected)
+    for choice in found:
+        assert choice.width <= width
+        assert choice.height <= height
+        assert any(
+            (choice.width, choice.height) in shapes for (_, fps), shapes in expected.items() if fps == choice.fps
+        )
+    if all(len(shapes) == 1 for shapes in expected.values()):
+        assert len(found) == len(expected)
 
 
 @pytest.mark.slow
 @given(SETTINGS, SIDES, SIDES)
-def test_a_source_rotated_by_90_degrees_rotates_its_bucket(settings: BucketSettings, width: int, height: int) -> None:
-    upright, rotated = (
-        assign_bucket([settings], width, height, 1e3, False),
-        assign_bucket([settings], height, width, 1e3, False),
-    )
-    if isinstance(upright, Bucket) and isinstance(rotated, Bucket):
+def test_a_source_rotated_by_90_degrees_rotates_its_shape(settings: BucketSettings, width: int, height: int) -> None:
+    upright, rotated = fitting_choices([settings], width, height), fitting_choices([settings], height, width)
+    if not isinstance(upright, str) and not isinstance(rotated, str):
         # Two aspects can be equally near, and then the earlier one in the list is taken either way.
         ties = {abs(math.log(w / h)) for w, h in settings.shapes}
         if all(abs(abs(math.log(width / height)) - (a + b) / 2) > 1e-9 for a in ties for b in ties if a != b):
-            assert (rotated.width, rotated.height, rotated.frames) == (upright.height, upright.width, upright.frames)
+            assert (rotated[0].width, rotated[0].height) == (upright[0].height, upright[0].width)
+            assert rotated[0].frames == upright[0].frames
 
 
-def test_the_largest_area_wins_then_the_most_frames() -> None:
-    sizes = [BucketSettings(size=size, frames=(1, 9, 17), fps=8) for size in (64, 128, 256)]
-    assert assign_bucket(sizes, 1280, 720, 5.0, False) == Bucket(336, 192, 17, 8)
-    assert assign_bucket(sizes, 300, 170, 5.0, False) == Bucket(176, 96, 17, 8)
-    assert assign_bucket(sizes, 1280, 720, 1.5, False) == Bucket(336, 192, 9, 8)
-    assert assign_bucket(sizes, 720, 1280, 2.0, False) == Bucket(192, 336, 17, 8)
-    assert assign_bucket(sizes, 1280, 720, 0.0, True) == Bucket(336, 192, 1, 8)
+def test_entries_of_one_size_and_rate_are_one_choice() -> None:
+    buckets = [
+        BucketSettings(size=64, frames=(1,), fps=8, aspects=("1:1",)),
+        BucketSettings(size=64, frames=(9, 17), fps=8, aspects=("16:9", "1:1")),
+        BucketSettings(size=64, frames=(33,), fps=8, aspects=("16:9",)),
+    ]
+    wide, square = fitting_choices(buckets, 640, 360), fitting_choices(buckets, 360, 360)
+    assert not isinstance(wide, str)
+    assert not isinstance(square, str)
+    assert [(choice.width, choice.height, choice.frames) for choice in wide] == [(80, 48, (9, 17, 33))]
+    assert [(choice.width, choice.height, choice.frames) for choice in square] == [(64, 64, (1, 9, 17))]
 
 
-def test_a_smaller_size_is_used_if_only_its_frames_fit() -> None:
-    sizes = [BucketSettings(size=64, frames=(9,), fps=8), BucketSettings(size=256, frames=(33,), fps=8)]
-    assert assign_bucket(sizes, 1280, 720, 2.0, False) == Bucket(80, 48, 9, 8)
+def test_shorter_lengths_are_those_of_the_shape_and_rate() -> None:
+    buckets = [
+        BucketSettings(size=64, frames=(1, 9, 17), fps=8),
+        BucketSettings(size=64, frames=(5,), fps=16),
+        BucketSettings(size=64, frames=(13,), fps=8, aspects=("1:1",)),
+    ]
+    assert [bucket.frames for bucket in shorter_lengths(buckets, Bucket(80, 48, 17, 8))] == [9, 1]
+    assert [bucket.frames for bucket in shorter_lengths(buckets, Bucket(64, 64, 17, 8))] == [13, 9, 1]
+    assert shorter_lengths(buckets, Bucket(80, 48, 1, 8)) == ()
 
 
-def test_reasons_name_the_values() -> None:
+def test_reasons_of_sources_without_a_size_name_the_values() -> None:
     settings = [BucketSettings(size=256, frames=(9, 17), fps=8)]
-    for size_and_duration, is_image, reason in [
-        (
-            (320, 180, 5.0),
-            False,
-            "320x180 is smaller than 336x192, the smallest bucket of its aspect, and would have to be enlarged",
-        ),
-        ((640, 360, 0.5), False, "0.50 s is shorter than 1.00 s, the duration of 9 frames at 8 fps"),
-        ((640, 360, 0.0), True, "it is an image, and no bucket it could fill has 1 among its frames"),
-        ((0, 360, 0.0), True, "the source is 0x360, which is empty"),
-    ]:
-        assert assign_bucket(settings, *size_and_duration, is_image) == reason
+    assert fitting_choices(settings, 320, 180) == (
+        "320x180 is smaller than 336x192, the smallest bucket of its aspect, and would have to be enlarged"
+    )
+    assert fitting_choices(settings, 0, 360) == "the source is 0x360, which is empty"
     with pytest.raises(ValueError, match="no buckets"):
-        assign_bucket([], 640, 360, 1.0, False)
+        fitting_choices([], 640, 360)
