@@ -132,8 +132,8 @@ class Exclusions:
     def redact_shots(self, table: pa.Table) -> pa.Table:
         """Return source rows without thumbnails and hashes of excluded spans.
 
-        A shot's thumbnails do not tell which part of it they show, so a shot that overlaps such a span loses all of
-        them. Hashes within the span become 0, the hash of a frame without content, so that their spacing stays.
+        A shot loses the thumbnails of frames in such a span. Hashes within it become 0, the hash of a frame without
+        content, so that their spacing stays.
         """
         if not self.spans or "shots" not in table.column_names:
             return table
@@ -155,13 +155,12 @@ def _redact_shot(shot: Mapping[str, Any], row: Mapping[str, Any], spans: Sequenc
         return shot
     time_base = Fraction(row["time_base_num"], row["time_base_den"])
 
-    def without_hash(item: Mapping[str, Any]) -> Mapping[str, Any]:
-        excluded = any(span.start_s <= item["pts"] * time_base < span.end_s for span in spans)
-        return {**item, "phash": 0} if excluded else item
+    def is_excluded(item: Mapping[str, Any]) -> bool:
+        return any(span.start_s <= item["pts"] * time_base < span.end_s for span in spans)
 
     hashes = shot.get("hashes")
-    redacted = {} if hashes is None else {"hashes": [without_hash(item) for item in hashes]}
-    return {**shot, "thumbnails": [], **redacted}
+    redacted = {} if hashes is None else {"hashes": [{**i, "phash": 0} if is_excluded(i) else i for i in hashes]}
+    return {**shot, "thumbnails": [item for item in shot["thumbnails"] if not is_excluded(item)], **redacted}
 
 
 def _overlaps_any(span: Span, spans: Sequence[Span]) -> bool:

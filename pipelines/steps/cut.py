@@ -5,24 +5,30 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from cluster.storage import digest
+from pipelines.engine.segments import HEAVY
 from pipelines.engine.step import Expand, Mark, column
-from pipelines.steps.scan import MEDIA, SIGNALS, THUMBNAILS, TRANSITIONS
+from pipelines.steps.scan import CROP, MEDIA, TRANSITIONS
+from pipelines.video.camera import CameraMotion
+from pipelines.video.shot_series import ShotSeries
+from pipelines.video.shots import Thumbnail, spread
+from pipelines.video.signals import samples_of_span, span_signals
 
 CLIP_SPAN = (
     column("uid", pa.string(), "identity of the clip: a hash of its source and span"),
     column("source_uid", pa.string(), "identity of the source file"),
     column("start_pts", pa.int64(), "PTS of the clip's first frame, in units of the time base"),
     column("end_pts", pa.int64(), "end of the clip, exclusive, in units of the time base"),
-    column("duration_s", pa.float64(), "length of the clip in seconds; 0 for an image"),
+    column("duration_s", pa.float64(), "length of the clip in seconds; 0 for an image", within=(0, None)),
 )
 CLIP_INDICES = (
     column("clip_index", pa.int32(), "index of the clip in its source, from 0; null for a source that gave no clip"),
@@ -34,6 +40,57 @@ PHASH = column(
     pa.binary(),
     "perceptual hashes, 64 bits each, little-endian: one per 0.25 s of the source's clock, at least one",
 )
+SIGNALS = (
+    column("luma", pa.float64(), "mean luma in [0, 1], of full range", within=(0, 1)),
+    column("contrast", pa.float64(), "mean standard deviation of luma inside a frame, in [0, 0.5]", within=(0, 0.5)),
+    column("clipped_black", pa.float64(), "share of pixels that are black", within=(0, 1)),
+    column("clipped_white", pa.float64(), "share of pixels that are white", within=(0, 1)),
+    column("sharpness", pa.float64(), "variance of the Laplacian of luma at the scan's size", within=(0, None)),
+    column(
+        "colourfulness",
+        pa.float64(),
+        "Hasler and Süsstrunk's measure: 0 grey, 15 slightly, 45 averagely, 80 highly colourful",
+        within=(0, None),
+    ),
+    column("noise", pa.float64(), "standard deviation of noise, in 8-bit values", within=(0, None)),
+    column(
+        "blockiness",
+        pa.float64(),
+        "mean step at borders of coding blocks divided by that beside them: 1 without blocking",
+        within=(0, None),
+    ),
+    column(
+        "motion",
+        pa.float64(),
+        "mean speed of the frame's blocks, in long sides per second; 0 for a frozen shot, null for an image",
+        within=(0, None),
+    ),
+    column(
+        "local_motion", pa.float64(), "motion that remains after the camera's motion is subtracted", within=(0, None)
+    ),
+    column(
+        "camera",
+        pa.string(),
+        "still, pan, tilt, zoom, handheld or cut-in; null for an image",
+        values=get_args(CameraMotion),
+    ),
+    column("frozen_share", pa.float64(), "share of time in which nothing moves; null for an image", within=(0, 1)),
+    column(
+        "duplicate_share",
+        pa.float64(),
+        "share of frames that repeat the one before while the shot moves; null if it could not be measured",
+        within=(0, 1),
+    ),
+    column(
+        "flicker",
+        pa.float64(),
+        "mean change of brightness up and down from frame to frame, in [0, 1]; null if it could not be measured",
+        within=(0, 1),
+    ),
+)
+THUMBNAILS = pa.field(
+    "thumbnails", pa.list_(pa.binary()), metadata={"doc": "a few JPEG images of the clip, in time order", HEAVY: b"1"}
+)
 SOURCE_CAPTION = next(field for field in MEDIA if field.name == "source_caption")
 
 
@@ -42,12 +99,12 @@ class Cut(Expand):
 
     `trim_s` is cut off at each transition between shots, never at the ends of the file or between parts of one shot.
     With `lengths_s`, clips have these lengths: as many of the longest as fit, then of the next. The remainder of a
-    shot is in no clip.
+    shot is in no clip. Signals, hashes and thumbnails are those of the clip's own span, without its bars.
     """
 
     name: str = "cut"
     rows_per_part = 64
-    version = 2
+    version = 3
     min_s: float = Field(1.0, gt=0, description="Shortest clip, in seconds.")
     max_s: float = Field(10.0, gt=0, description="Longest clip, in seconds.")
     trim_s: float = Field(
@@ -56,6 +113,11 @@ class Cut(Expand):
     lengths_s: tuple[float, ...] | None = Field(
         None, min_length=1, description="Lengths that clips may have, in seconds; null for any up to max_s."
     )
+
+    bars: Literal["crop", "keep"] = Field(
+        "crop", description="crop: letterbox and pillarbox are cut off wherever clips are decoded; keep: whole frames."
+    )
+    thumbnails: int = Field(3, ge=0, le=16, description="Most JPEG thumbnails per clip, spread over its length.")
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Cut:
@@ -72,10 +134,13 @@ class Cut(Expand):
         return self
 
     def reads(self) -> tuple[str, ...]:
-        return "kind", "time_base_num", "time_base_den", "first_pts", "source_caption", "timed_captions", "shots"
+        return (
+            *("kind", "width", "height", "time_base_num", "time_base_den", "first_pts"),
+            *("source_caption", "timed_captions", "shots"),
+        )
 
     def writes(self) -> tuple[pa.Field, ...]:
-        return (*CLIP_SPAN, *CLIP_INDICES, SOURCE_CAPTION, *TRANSITIONS, *SIGNALS, PHASH, THUMBNAILS)
+        return (*CLIP_SPAN, *CLIP_INDICES, SOURCE_CAPTION, *TRANSITIONS, CROP, *SIGNALS, PHASH, THUMBNAILS)
 
     def consumes(self) -> tuple[str, ...]:
         return "shots", "boundaries", "timed_captions", "listed_caption"
@@ -87,8 +152,9 @@ class Cut(Expand):
         time_base = Fraction(row["time_base_num"], row["time_base_den"])
         clips = []
         for index, shot in enumerate(row["shots"]):
+            series = ShotSeries.from_columns(shot, time_base)
             spans = [(shot["start_pts"], shot["end_pts"])] if row["kind"] == "image" else self._spans(shot, time_base)
-            clips += [self._clip(row, index, start, end) for start, end in spans]
+            clips += [self._clip(row, index, series, start, end) for start, end in spans]
         if not clips:
             longest_s = max(
                 (float((shot["end_pts"] - shot["start_pts"]) * time_base) for shot in row["shots"]), default=0.0
@@ -119,7 +185,9 @@ class Cut(Expand):
                 start += length_pts
         return spans
 
-    def _clip(self, row: Mapping[str, Any], shot_index: int, start: int, end: int) -> dict[str, Any]:
+    def _clip(
+        self, row: Mapping[str, Any], shot_index: int, series: ShotSeries, start: int, end: int
+    ) -> dict[str, Any]:
         """Return the written columns of a clip of a source row, without its index and count."""
         shot = row["shots"][shot_index]
         time_base = Fraction(row["time_base_num"], row["time_base_den"])
@@ -135,9 +203,10 @@ class Cut(Expand):
             # There is no transition between the parts of one shot.
             "transition_in": shot["transition_in"] if start <= shot["start_pts"] + trim_pts else None,
             "transition_out": shot["transition_out"] if end >= shot["end_pts"] - trim_pts else None,
-            **{field.name: shot[field.name] for field in SIGNALS},
+            "crop": shot["crop"] if self.bars == "crop" else [0, 0, row["width"], row["height"]],
+            **asdict(span_signals(series, start, end)),
             "phash": clip_hash(shot["hashes"], start, end),
-            "thumbnails": shot["thumbnails"],
+            "thumbnails": clip_thumbnails(shot["thumbnails"], self.thumbnails, start, end),
         }
 
 
@@ -151,6 +220,16 @@ def caption_of(row: Mapping[str, Any], start_pts: int, end_pts: int, time_base: 
     best = max(row["timed_captions"] or [], key=shared_s, default=None)
     caption = row["source_caption"] if best is None or shared_s(best) < (end_s - start_s) / 2 else best["caption"]
     return None if caption is None else str(caption)
+
+
+def clip_thumbnails(stored: Sequence[Mapping[str, Any]], n: int, start_pts: int, end_pts: int) -> list[bytes]:
+    """Return up to `n` of a shot's stored thumbnails, in time order, spread over a span.
+
+    A span without any has the one nearest to its middle.
+    """
+    thumbnails = [Thumbnail(item["pts"], item["jpeg"]) for item in stored]
+    inside = samples_of_span(thumbnails, start_pts, end_pts) if thumbnails else ()
+    return [thumbnail.jpeg for thumbnail in spread(inside, n, start_pts, end_pts)]
 
 
 def clip_hash(hashes: Sequence[Mapping[str, int]], start_pts: int, end_pts: int) -> bytes:

@@ -22,20 +22,21 @@ from pipelines.video.gop_segments import NotSplittableError
 TIMED = pa.list_(pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("caption", pa.string())]))
 MEDIA = (
     column("codec", pa.string(), "codec of the stream that was scanned"),
-    column("width", pa.int32(), "width in pixels as displayed, after rotation"),
-    column("height", pa.int32(), "height in pixels as displayed, after rotation"),
+    column("width", pa.int32(), "width in pixels as displayed, after rotation", within=(1, None)),
+    column("height", pa.int32(), "height in pixels as displayed, after rotation", within=(1, None)),
     column("rotation_deg", pa.int32(), "rotation in the metadata, in degrees, already applied to width and height"),
     column("mirrored", pa.bool_(), "whether the metadata also flips frames from left to right, after the rotation"),
-    column("fps", pa.float64(), "average frame rate; null for an image. Spans never use it"),
+    column("fps", pa.float64(), "average frame rate; null for an image. Spans never use it", within=(0, None)),
     column("time_base_num", pa.int64(), "numerator of the time base of every PTS, in seconds"),
     column("time_base_den", pa.int64(), "denominator of the time base"),
     column("first_pts", pa.int64(), "PTS of the source's first frame, in units of the time base"),
     column("pixel_format", pa.string(), "pixel format of the stream"),
-    column("bit_depth", pa.int32(), "bits per colour sample"),
+    column("bit_depth", pa.int32(), "bits per colour sample", within=(1, None)),
     column(
         "hdr",
         pa.string(),
         "pq or hlg for high dynamic range, which looks pale when it is read as standard range; null for standard range",
+        values=("pq", "hlg"),
     ),
     column("interlaced", pa.bool_(), "whether frames are two fields of different times"),
     column(
@@ -43,7 +44,9 @@ MEDIA = (
         pa.string(),
         "hash of the compressed packets of the stream, or of an image's file: the same for a remux",
     ),
-    column("source_duration_s", pa.float64(), "seconds from the first frame to the end of the last one, as decoded"),
+    column("source_duration_s", pa.float64(), "seconds of footage as decoded, without gaps in time", within=(0, None)),
+    column("n_frames", pa.int64(), "number of frames that are shown"),
+    column("n_misplaced_frames", pa.int64(), "number of frames left out, as their PTS is not after the frame before"),
     column(
         "source_caption",
         pa.string(),
@@ -52,53 +55,18 @@ MEDIA = (
     column("timed_captions", TIMED, "captions of spans in the sidecar file, in seconds from the first frame"),
 )
 
-SIGNALS = (
-    column("luma", pa.float64(), "mean luma in [0, 1], of full range"),
-    column("contrast", pa.float64(), "mean standard deviation of luma inside a frame, in [0, 0.5]"),
-    column("clipped_black", pa.float64(), "share of pixels that are black"),
-    column("clipped_white", pa.float64(), "share of pixels that are white"),
-    column("sharpness", pa.float64(), "variance of the Laplacian of luma at the scan's size"),
-    column(
-        "colourfulness",
-        pa.float64(),
-        "Hasler and Süsstrunk's measure: 0 grey, 15 slightly, 45 averagely, 80 highly colourful",
-    ),
-    column("noise", pa.float64(), "standard deviation of noise, in 8-bit values"),
-    column(
-        "blockiness",
-        pa.float64(),
-        "mean step at borders of coding blocks divided by that beside them: 1 without blocking",
-    ),
-    column(
-        "crop",
-        pa.list_(pa.int32()),
-        "x0, y0, x1, y1 of the frame without letterbox or pillarbox, in pixels as displayed",
-    ),
-    column(
-        "motion",
-        pa.float64(),
-        "mean speed of the frame's blocks, in long sides per second; 0 for a frozen shot, null for an image",
-    ),
-    column("local_motion", pa.float64(), "motion that remains after the camera's motion is subtracted"),
-    column("camera", pa.string(), "still, pan, tilt, zoom, handheld or cut-in; null for an image"),
-    column("frozen_share", pa.float64(), "share of time in which nothing moves; null for an image"),
-    column(
-        "duplicate_share",
-        pa.float64(),
-        "share of frames that repeat the one before while the shot moves; null if it could not be measured",
-    ),
-    column(
-        "flicker",
-        pa.float64(),
-        "mean change of brightness up and down from frame to frame, in [0, 1]; null if it could not be measured",
-    ),
-)
 TRANSITIONS = (
     column(
-        "transition_in", pa.string(), "transition before the shot: cut, dissolve or fade; null at the start of the file"
+        "transition_in",
+        pa.string(),
+        "transition before the shot: cut, dissolve, fade or gap (time without frames); null at the start of the file",
+        values=("cut", "dissolve", "fade"),
     ),
     column(
-        "transition_out", pa.string(), "transition after the shot: cut, dissolve or fade; null at the end of the file"
+        "transition_out",
+        pa.string(),
+        "transition after the shot: cut, dissolve, fade or gap (time without frames); null at the end of the file",
+        values=("cut", "dissolve", "fade"),
     ),
 )
 BOUNDARIES = pa.field(
@@ -113,18 +81,62 @@ SHOT_SPAN = (
     column("start_pts", pa.int64(), "PTS of the shot's first frame"),
     column("end_pts", pa.int64(), "end of the shot, exclusive"),
 )
+CROP = column(
+    "crop",
+    pa.list_(pa.int32()),
+    "x0, y0, x1, y1 of the frame without letterbox or pillarbox, in pixels as displayed",
+)
+
+
+def _lists(**kinds: pa.DataType) -> pa.DataType:
+    """Return the type of measurements stored as one list per value."""
+    return pa.struct([(name, pa.list_(kind)) for name, kind in kinds.items()])
+
+
+FLOAT = pa.float32()
+SERIES = (
+    column("frame_interval_pts", pa.float64(), "usual time from a frame of the source to the next"),
+    column(
+        "frames",
+        _lists(pts=pa.int64(), skipped=pa.int32(), peak=FLOAT, luma=FLOAT),
+        "of each decoded frame: its PTS, the number of frames skipped before it, the largest mean change of a block "
+        "since the frame before in 8-bit values, and its mean luma in [0, 1]",
+    ),
+    column(
+        "motions",
+        _lists(
+            start_pts=pa.int64(),
+            end_pts=pa.int64(),
+            **dict.fromkeys(("speed", "pan", "tilt", "zoom", "roll", "local", "known_share"), FLOAT),
+        ),
+        "motion between pairs of frames; null for an image",
+    ),
+    column(
+        "samples",
+        _lists(
+            pts=pa.int64(),
+            **dict.fromkeys(("luma", "contrast", "clipped_black", "clipped_white", "sharpness"), pa.float64()),
+            **dict.fromkeys(("colourfulness", "noise", "blockiness"), pa.float64()),
+            loop_filtered=pa.bool_(),
+        ),
+        "statistics of a frame per second",
+    ),
+    column("cut_in", pa.float64(), "enlargement with which the shot continues the one before; null if it does not"),
+)
 HASHES = pa.field(
     "hashes",
     pa.list_(pa.struct([("pts", pa.int64()), ("phash", pa.uint64())])),
     metadata={"doc": "perceptual hash per 0.25 s of the source"},
 )
-THUMBNAILS = pa.field(
-    "thumbnails", pa.list_(pa.binary()), metadata={"doc": "a few JPEG images of the shot, in time order", HEAVY: b"1"}
+SHOT_THUMBNAILS = column(
+    "thumbnails",
+    pa.list_(pa.struct([("pts", pa.int64()), ("jpeg", pa.binary())])),
+    "JPEG images of the shot without its bars, one per second",
 )
 SHOTS = pa.field(
     "shots",
-    pa.list_(pa.struct([*SHOT_SPAN, *TRANSITIONS, *SIGNALS, HASHES, THUMBNAILS])),
-    metadata={"doc": "the shots of the source", HEAVY: b"1"},
+    pa.list_(pa.struct([*SHOT_SPAN, *TRANSITIONS, CROP, *SERIES, HASHES, SHOT_THUMBNAILS])),
+    metadata={"doc": "the shots of the source, with what was measured of them over time", HEAVY: b"1"},
 )
 
 MIN_DIVIDED_BYTES = 16 << 20
@@ -198,6 +210,18 @@ class Scan(scan.ScanSettings, Divisible):
             "source_caption": row["listed_caption"] or sidecar.caption or None,
             "timed_captions": [asdict(timed) for timed in sidecar.timed],
         }
-        shots = [{**asdict(shot), **asdict(shot.signals)} for shot in scanned.shots]
+        shots = [
+            {
+                "start_pts": shot.start_pts,
+                "end_pts": shot.end_pts,
+                "transition_in": shot.transition_in,
+                "transition_out": shot.transition_out,
+                "crop": shot.crop,
+                **shot.series.to_columns(),
+                "hashes": list(map(asdict, shot.hashes)),
+                "thumbnails": list(map(asdict, shot.thumbnails)),
+            }
+            for shot in scanned.shots
+        ]
         media = {**asdict(scanned.media), "first_pts": scanned.media.start_pts}
         return {**media, **captions, "boundaries": list(map(asdict, scanned.boundaries)), "shots": shots}

@@ -13,6 +13,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ import av
 import av.error
 from av.codec.context import CodecContext
 from av.container import InputContainer
+from av.format import Flags as FormatFlags
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
@@ -39,6 +41,10 @@ MAX_BAD_PACKETS = 64
 """Largest number of packets that may fail before the first frame, and of frames whose PTS does not rise, before a
 stream is given up. Streams cut out of a broadcast start with up to a group of pictures (about 12 to 60 frames) that
 cannot be decoded."""
+
+MAX_STEP_BACK_S = Fraction(1)
+"""Longest step back of the clock that is taken for a few misplaced frames, which are left out; after a longer one, the
+frames are those of another recording, at times that were shown already."""
 
 NO_PTS_FORMATS = frozenset({"avi"})
 """Containers that store no PTS. FFmpeg guesses them, wrongly for packed B-frames (54 of 164 frames out of order in an
@@ -123,6 +129,11 @@ class Video:
     def has_pts(self) -> bool:
         """Whether the container stores presentation timestamps."""
         return self._container.format.name not in NO_PTS_FORMATS
+
+    @property
+    def clock_may_jump(self) -> bool:
+        """Whether the container allows for jumps of the clock, as transport streams do. Seeking may then skip some."""
+        return bool(self._container.format.flags & FormatFlags.ts_discont.value)
 
     @property
     def can_skip(self) -> bool:
@@ -234,6 +245,21 @@ class Video:
             return DecodedFrame(int(self._stream.start_time or 0), max(duration, 1), frame)
         return DecodedFrame(previous.pts + max(previous.duration, 1), max(duration, 1), frame)
 
+    def check_step_back(self, last_pts: int, pts: int, n_misplaced: int) -> None:
+        """Raise `DecodeError` for a frame that is not later than the last one, if it is none of a few misplaced ones.
+
+        `n_misplaced` counts these, with this one.
+        """
+        assert self._stream.time_base is not None
+        step_s = float((last_pts - pts) * self._stream.time_base)
+        if step_s > MAX_STEP_BACK_S:
+            raise DecodeError(
+                f"{file_name(self.uri)}: the clock jumps back by {step_s:.2f} s at PTS {last_pts}, as where recordings "
+                f"were joined; write them with one clock: ffmpeg -i {file_name(self.uri)} -c copy joined.mp4"
+            )
+        if n_misplaced > MAX_BAD_PACKETS:
+            raise DecodeError(f"{file_name(self.uri)}: timestamps step back at PTS {last_pts}")
+
     def check_complete(self, end_pts: int) -> None:
         """Raise `DecodeError` if the frames end, at `end_pts`, long before the end that the header declares."""
         stream = self._stream
@@ -262,7 +288,7 @@ class Video:
 
     def _decode(self) -> Iterator[DecodedFrame]:
         last: DecodedFrame | None = None
-        failures, steps_back = 0, 0
+        failures, n_misplaced = 0, 0
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -283,9 +309,8 @@ class Video:
             for frame in frames:
                 decoded = self.with_pts(frame, last)
                 if last is not None and decoded.pts <= last.pts:
-                    steps_back += 1
-                    if steps_back > MAX_BAD_PACKETS:
-                        raise DecodeError(f"{file_name(self.uri)}: timestamps step back at PTS {last.pts}")
+                    n_misplaced += 1
+                    self.check_step_back(last.pts, decoded.pts, n_misplaced)
                     continue
                 last = decoded
                 yield decoded

@@ -1,54 +1,40 @@
 """Detailed samples: frame statistics that need more pixels than the analysis image has, taken about once a second.
 
 Shape legend: H height, W width of the sampled image (256 x 144 in area), lower-case letters for its chroma, half of
-them; Y, X the size of the frame as decoded; n tiles.
+them; Y, X the size of the frame as decoded.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
 from cluster.arrays import UInt8Array
-from pipelines.video.letterbox import BorderProfiles, border_profiles
+from pipelines.video.boxes import WHOLE_FRAME, FractionalBox, inner_pixels
+from pipelines.video.letterbox import BorderProfiles, border_profiles, may_have_bars
 from pipelines.video.scale import YuvPlanes
-
-NativeArray = UInt8Array | NDArray[np.uint16]
+from pipelines.video.tiles import NativeArray, TileSums, measure_tiles
 
 MAX_CLIPPED_BLACK, MIN_CLIPPED_WHITE = 2, 253
 """8-bit values up to which, and from which, a pixel counts as clipped. Full range ends at 0 and 255, and scaling and
 rounding move both by 2."""
 
-TILE_PX = 32
-MAX_TILES = 8
-"""Noise and blockiness are measured on up to 8 x 8 tiles of 32 pixels, spread evenly: 65,000 pixels, all of an image of
-256 x 256 and a hundredth of 2160p."""
-
-FLAT_TILE_SHARE = 0.25
-"""Noise is the median over the quarter of the tiles with the least structure; elsewhere texture passes for it."""
-
-MAX_GRID_STEP = 16
-"""Steps between pixels count up to this many 8-bit values. Block edges are lower, and a few high edges of objects that
-happen to lie on the grid (letterbox bars) must not pass for them."""
-
-GRID_PX = 8
-"""Side of the blocks of MPEG-2, MPEG-4 and H.264's larger transforms, of JPEG, and of the deblocking grid of HEVC."""
+_CODEC = pa.Codec("zstd", 1)
 
 
 @dataclass(frozen=True)
-class DetailedSample:
-    """Statistics of one frame; luma is full range.
+class SampleValues:
+    """Statistics of one frame, or of the part of it without bars; luma is full range.
 
     `luma` and `contrast`: mean and standard deviation in [0, 1]. `clipped_black`, `clipped_white`: share of pixels.
-    `sharpness`: see `sharpness`. `colourfulness`: see `colourfulness`, in 8-bit values. `noise`: see `noise_sigma`, in
-    8-bit values. `blockiness`: see `blockiness`. The last two are None where luma as decoded is not available or
+    `sharpness`: see `sharpness`. `colourfulness`: see `colourfulness`, in 8-bit values. `noise`, in 8-bit values,
+    and `blockiness`: see `TileSums`. The last two are None where luma as decoded is not available or
     smaller than a tile. `loop_filtered`: whether the frame was decoded with the loop filter; without it, blockiness
-    reads up to 0.8 higher and noise up to 0.1. `borders`: profiles in which bars are found. `thumbnail`: a JPEG file,
-    empty where none is wanted.
+    reads up to 0.8 higher and noise up to 0.1.
     """
 
     pts: int
@@ -61,8 +47,60 @@ class DetailedSample:
     noise: float | None
     blockiness: float | None
     loop_filtered: bool
+
+
+@dataclass(frozen=True)
+class DetailedSample(SampleValues):
+    """Statistics of one frame, with what is needed to measure the part of it without bars once that is known.
+
+    `borders`: profiles in which bars are found. `planes`: the measured image, None where it cannot have bars. `tiles`:
+    the tiles of luma as decoded, None where there are none. `thumbnail`: a JPEG file, empty where none is wanted.
+    """
+
     borders: BorderProfiles = field(compare=False)
+    planes: StoredPlanes | None = field(compare=False, default=None)
+    tiles: TileSums | None = field(compare=False, default=None)
     thumbnail: bytes = b""
+
+    def inside(self, content: FractionalBox, coded_content: FractionalBox) -> SampleValues:
+        """Return the statistics of the part of the frame in `content`, a box in shares of the frame as displayed.
+
+        `coded_content` is the same box in the frame as decoded, which may not be upright. A frame that cannot have bars
+        is measured whole.
+        """
+        values = {item.name: getattr(self, item.name) for item in fields(SampleValues)}
+        if content != WHOLE_FRAME and self.planes is not None:
+            values |= _plane_values(_inner_planes(self.planes.load(), content))
+        if content != WHOLE_FRAME and self.tiles is not None:
+            tiles = self.tiles.inside(coded_content)
+            values |= {"noise": tiles.noise_sigma(), "blockiness": tiles.blockiness()}
+        return SampleValues(**values)
+
+
+@dataclass(frozen=True)
+class StoredPlanes:
+    """The planes of a sampled image, compressed without loss: about 35 kB of 55 kB, in 0.2 ms."""
+
+    data: bytes
+    height: int
+    width: int
+
+    @staticmethod
+    def store(planes: YuvPlanes) -> StoredPlanes:
+        """Compress planes; the sides of luma are even."""
+        height, width = planes.luma_HW.shape
+        return StoredPlanes(_CODEC.compress(b"".join(plane.tobytes() for plane in planes), asbytes=True), height, width)
+
+    def load(self) -> YuvPlanes:
+        """Return the planes."""
+        luma, chroma = self.height * self.width, self.height * self.width // 4
+        values = np.frombuffer(_CODEC.decompress(self.data, luma + 2 * chroma, asbytes=True), np.uint8)
+        half = self.height // 2, self.width // 2
+        return YuvPlanes(
+            values[:luma].reshape(self.height, self.width),
+            values[luma : luma + chroma].reshape(half),
+            values[luma + chroma :].reshape(half),
+        )
 
 
 def take_detailed_sample(
@@ -73,24 +111,42 @@ def take_detailed_sample(
     `bit_depth` is that of the values of `native_YX`: by default 8 for uint8 and 10 for uint16. The sample has no
     thumbnail.
     """
-    luma_HW = planes.luma_HW
-    mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(luma_HW))
-    tiles_YX = None if native_YX is None else _tiles(native_YX)
-    is_8_bit = native_YX is None or native_YX.dtype == np.uint8
-    scale = 1.0 if is_8_bit else 2.0 ** ((bit_depth or 10) - 8)
+    tiles = None if native_YX is None else measure_tiles(native_YX, bit_depth)
+    borders = border_profiles(planes.luma_HW)
     return DetailedSample(
         pts,
-        luma=mean / 255,
-        contrast=deviation / 255,
-        clipped_black=_share_between(luma_HW, 0, MAX_CLIPPED_BLACK),
-        clipped_white=_share_between(luma_HW, MIN_CLIPPED_WHITE, 255),
-        sharpness=sharpness(luma_HW),
-        colourfulness=colourfulness(planes.cb_hw, planes.cr_hw),
-        noise=None if tiles_YX is None else noise_sigma(tiles_YX) / scale,
-        blockiness=None if tiles_YX is None else blockiness(tiles_YX, MAX_GRID_STEP * scale),
+        **_plane_values(planes),
+        noise=None if tiles is None else tiles.noise_sigma(),
+        blockiness=None if tiles is None else tiles.blockiness(),
         loop_filtered=loop_filtered,
-        borders=border_profiles(luma_HW),
+        borders=borders,
+        planes=StoredPlanes.store(planes) if may_have_bars(borders) else None,
+        tiles=tiles,
     )
+
+
+def _plane_values(planes: YuvPlanes) -> dict[str, float]:
+    """Return the statistics that are measured on the planes, by name."""
+    luma_HW = planes.luma_HW
+    mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(luma_HW))
+    return {
+        "luma": mean / 255,
+        "contrast": deviation / 255,
+        "clipped_black": _share_between(luma_HW, 0, MAX_CLIPPED_BLACK),
+        "clipped_white": _share_between(luma_HW, MIN_CLIPPED_WHITE, 255),
+        "sharpness": sharpness(luma_HW),
+        "colourfulness": colourfulness(planes.cb_hw, planes.cr_hw),
+    }
+
+
+def _inner_planes(planes: YuvPlanes, content: FractionalBox) -> YuvPlanes:
+    """Return the parts of planes that lie wholly inside a box, in shares of their width and height."""
+
+    def inner(plane: UInt8Array) -> UInt8Array:
+        x0, y0, x1, y1 = inner_pixels(content, plane.shape[1], plane.shape[0])
+        return np.ascontiguousarray(plane[y0:y1, x0:x1])
+
+    return YuvPlanes(*map(inner, planes))
 
 
 def sharpness(luma_HW: UInt8Array) -> float:
@@ -121,81 +177,6 @@ def colourfulness(cb_hw: UInt8Array, cr_hw: UInt8Array) -> float:
     return math.hypot(deviation_rg, deviation_yb) + 0.3 * math.hypot(mean_rg, mean_yb)
 
 
-def noise_sigma(tiles_YX: NativeArray) -> float:
-    """Return the standard deviation of noise of stacked tiles `[32 n, 32]`, in their values, from the flattest of them.
-
-    It follows Immerkaer, 'Fast noise variance estimation' (1996): the mean absolute response to the difference of two
-    Laplacians, which is 0 on edges and slopes. The flattest tiles have the least variance after averaging over 8 x 8
-    pixels, which removes the noise: so tiles that happen to have less noise are not preferred. Clipped tiles, where
-    noise is cut off, do not count unless all are clipped.
-    """
-    n = len(tiles_YX) // TILE_PX
-    is_8_bit = tiles_YX.dtype == np.uint8
-    pixels_YX = tiles_YX if is_8_bit else tiles_YX.astype(np.float32)
-    response = cv2.filter2D(pixels_YX, cv2.CV_16S if is_8_bit else cv2.CV_32F, _IMMERKAER)
-    response = cv2.convertScaleAbs(response) if is_8_bit else np.abs(response)
-    # The response where two tiles meet is not noise.
-    response[:, 0] = response[:, -1] = response[::TILE_PX] = response[TILE_PX - 1 :: TILE_PX] = 0
-    sums_n = cv2.reduce(
-        response.reshape(n, TILE_PX * TILE_PX), 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S if is_8_bit else cv2.CV_32F
-    ).ravel()
-    size = TILE_PX // GRID_PX, n * TILE_PX // GRID_PX
-    means_n = cv2.resize(pixels_YX, size, interpolation=cv2.INTER_AREA).reshape(n, -1)
-    unclipped = np.flatnonzero(sums_n > 0)
-    if len(unclipped) == 0:
-        return 0.0
-    flattest_first = unclipped[np.argsort(means_n.var(axis=1)[unclipped], kind="stable")]
-    n_flat = max(1, math.ceil(len(flattest_first) * FLAT_TILE_SHARE))
-    mean = float(np.median(sums_n[flattest_first[:n_flat]])) / (TILE_PX - 2) ** 2
-    return mean * math.sqrt(math.pi / 2) / 6
-
-
-def blockiness(tiles_YX: NativeArray, max_step: float = MAX_GRID_STEP) -> float:
-    """Return the ratio of steps between pixels across the edges of 8-pixel blocks to those inside blocks.
-
-    The stacked tiles `[32 n, 32]` start on the grid of blocks. 1 means no blocks. It is the difference across block
-    edges of Wang, Sheikh and Bovik, 'No-reference perceptual quality assessment of JPEG compressed images' (2002), over
-    that within blocks, in both directions. Pixels next to an edge, which deblocking changes, are left out. Blocks of a
-    video that was scaled after compression are off the grid and not seen.
-    """
-    n = len(tiles_YX) // TILE_PX
-    is_8_bit = tiles_YX.dtype == np.uint8
-    pixels_YX, sums = (tiles_YX, cv2.CV_32S) if is_8_bit else (tiles_YX.astype(np.float32), cv2.CV_32F)
-    across = cv2.threshold(cv2.absdiff(pixels_YX[:, 1:], pixels_YX[:, :-1]), max_step, 0, cv2.THRESH_TRUNC)[1]
-    down = cv2.threshold(cv2.absdiff(pixels_YX[1:], pixels_YX[:-1]), max_step, 0, cv2.THRESH_TRUNC)[1]
-    columns = cv2.reduce(across, 0, cv2.REDUCE_SUM, dtype=sums).ravel()
-    rows = np.append(cv2.reduce(down, 1, cv2.REDUCE_SUM, dtype=sums).ravel(), 0).reshape(n, TILE_PX).sum(axis=0)[:-1]
-    steps = (columns + rows) / (2 * n * TILE_PX)
-    # 0.05 on both sides, so that a flat image has 1 and not a ratio of rounding errors.
-    return float((steps[_ON_GRID].mean() + 0.05) / (steps[_OFF_GRID].mean() + 0.05))
-
-
-_IMMERKAER = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
-_ON_GRID = np.array([GRID_PX * k - 1 for k in range(1, TILE_PX // GRID_PX)])
-_OFF_GRID = np.array([i for i in range(TILE_PX - 1) if 1 <= i % GRID_PX <= 5])
-
-
 def _share_between(luma_HW: UInt8Array, low: int, high: int) -> float:
     """Return the share of pixels with values from `low` to `high`, both included."""
     return int(cv2.countNonZero(cv2.inRange(luma_HW, low, high))) / luma_HW.size
-
-
-def _tiles(native_YX: NativeArray) -> NativeArray | None:
-    """Return tiles of 32 x 32 pixels, spread evenly on the 8-pixel grid and stacked to `[32 n, 32]`.
-
-    None for a frame smaller than a tile.
-    """
-    ys, xs = _tile_starts(native_YX.shape[0]), _tile_starts(native_YX.shape[1])
-    if not ys or not xs:
-        return None
-    stacked: NativeArray = np.empty((len(ys), len(xs), TILE_PX, TILE_PX), native_YX.dtype)
-    for i, y in enumerate(ys):
-        band = native_YX[y : y + TILE_PX]
-        for j, x in enumerate(xs):
-            stacked[i, j] = band[:, x : x + TILE_PX]
-    return stacked.reshape(-1, TILE_PX)
-
-
-def _tile_starts(size: int) -> list[int]:
-    n = min(MAX_TILES, size // TILE_PX)
-    return [int((size - TILE_PX) * (i + 0.5) / n) // GRID_PX * GRID_PX for i in range(n)]

@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 
 from cluster.arrays import UInt8Array
-from pipelines.video.phash import FractionalBox, phashes
+from pipelines.video.boxes import FractionalBox
+from pipelines.video.phash import phashes
 
 HASH_INTERVAL_S = Fraction(1, 4)
 

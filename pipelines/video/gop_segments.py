@@ -24,6 +24,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from pipelines.video.content_hash import PacketDigests
 from pipelines.video.decode import MAX_BAD_PACKETS, DecodedFrame, DecodeError, Video, VideoPacket, decode_error
+from pipelines.video.gaps import is_gap
 
 ANCHOR_INTERVAL_S = 5
 """Seconds of the intervals whose first key frames are anchors. Decoding an anchor twice, for both segments it joins,
@@ -56,11 +57,15 @@ class NotSplittableError(DecodeError):
 
 @dataclass(frozen=True)
 class SegmentFrame:
-    """A decoded frame, the number of frames skipped before it, and whether the loop filter was applied to it."""
+    """A decoded frame, and whether the loop filter was applied to it.
+
+    `n_skipped` frames before it were not decoded; `n_misplaced` were, but are not shown, as their PTS does not rise.
+    """
 
     decoded: DecodedFrame
     n_skipped: int
     loop_filtered: bool
+    n_misplaced: int = 0
 
 
 @dataclass(frozen=True)
@@ -223,8 +228,8 @@ def decode_segment(decoders: Decoders, segment: GopSegment) -> Iterator[SegmentF
     if segment.kept_packets is not None:
         shown_pts = _shown_pts(segment.kept_packets)
         dense_pts = int(DENSE_START_S / video.info.time_base)
-        dense = always_decoded(segment.kept_packets, shown_pts, dense_pts)
-    failures, steps_back = 0, 0
+        dense = always_decoded(segment.kept_packets, shown_pts, dense_pts) | _beside_gaps(video, shown_pts)
+    failures, n_misplaced, n_reported = 0, 0, 0
     last: DecodedFrame | None = None
     decoder = decoders.get(loop_filter=not segment.skips_frames)
     for frame in _decode_packets(decoder, segment.packets, lambda pts: not segment.skips_frames or pts in dense):
@@ -239,15 +244,15 @@ def decode_segment(decoders: Decoders, segment: GopSegment) -> Iterator[SegmentF
                 f"{video.uri}: the key frame at PTS {segment.anchor_pts} cannot be decoded without the frames before it"
             )
         if last is not None and decoded.pts <= last.pts:
-            steps_back += 1
-            if steps_back > MAX_BAD_PACKETS:
-                raise DecodeError(f"{video.uri}: timestamps step back at PTS {last.pts}")
+            n_misplaced += 1
+            video.check_step_back(last.pts, decoded.pts, n_misplaced)
             continue
         n_skipped = 0
         if shown_pts and last is not None:
             n_skipped = bisect_left(shown_pts, decoded.pts) - bisect_right(shown_pts, last.pts)
-        yield SegmentFrame(decoded, max(0, n_skipped), not segment.skips_frames or frame.key_frame)
-        last = decoded
+        loop_filtered = not segment.skips_frames or frame.key_frame
+        yield SegmentFrame(decoded, max(0, n_skipped), loop_filtered, n_misplaced - n_reported)
+        n_reported, last = n_misplaced, decoded
 
 
 def decode_windows(
@@ -344,6 +349,12 @@ def always_decoded(packets: Sequence[VideoPacket], shown_pts: Sequence[int], den
         at = bisect_left(shown_pts, packets[i].pts or 0)
         dense.update(shown_pts[max(0, at - DENSE_CUT_FRAMES) : at + DENSE_CUT_FRAMES])
     return frozenset(dense)
+
+
+def _beside_gaps(video: Video, shown_pts: Sequence[int]) -> frozenset[int]:
+    """Return the PTS of the frames on either side of each gap, which tell where it is."""
+    gaps = (pair for pair in itertools.pairwise(shown_pts) if is_gap(*pair, video.info.time_base))
+    return frozenset(itertools.chain.from_iterable(gaps))
 
 
 def _shown_pts(packets: Iterable[VideoPacket]) -> list[int]:

@@ -134,6 +134,15 @@ def border_profiles(luma_HW: UInt8Array) -> BorderProfiles:
     )
 
 
+def may_have_bars(borders: BorderProfiles) -> bool:
+    """Return whether any of the four outermost lines of an image is plain, as the first line of a bar is."""
+    return any(
+        int(lines.high[end]) - int(lines.low[end]) <= MAX_BAR_RANGE
+        for lines in (borders.rows, borders.columns)
+        for end in (0, -1)
+    )
+
+
 def crop_boxes(shots: Sequence[Sequence[BorderProfiles]], width: int, height: int) -> list[Box]:
     """Return, for each shot of a source, the box (x0, y0, x1, y1) of the image without its bars.
 

@@ -10,7 +10,9 @@ Lower-case h, w: half of H, W.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -77,7 +79,8 @@ class PairMotion:
     a camera shakes or zooms. The camera's part is `pan` (positive to the right, so that the image moves left) and
     `tilt` (positive upwards) in long sides per second, `zoom` (positive inwards, growth per second) and `roll` (radians
     per second, positive for a camera that rotates clockwise, so that the image rotates counter-clockwise). `local` is
-    the `speed` that is left when the camera's part is subtracted from each block.
+    the `speed` that is left when the camera's part is subtracted from each block. `known_share` is the share of all
+    blocks that `speed` is the mean of.
     """
 
     start_pts: int
@@ -88,6 +91,7 @@ class PairMotion:
     zoom: float = 0.0
     roll: float = 0.0
     local: float = 0.0
+    known_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,24 @@ class MotionMeter:
             return PairMotion(start_pts, pts, 0.0)
         elapsed_s = elapsed_pts * self._time_base
         return _pair_motion(start_pts, pts, elapsed_s, block_flow(before_HW, luma_HW), max(luma_HW.shape))
+
+
+def split_at_held_frames(motions: Iterable[PairMotion], time_base: Fraction) -> Iterator[PairMotion]:
+    """Yield motions, each that lasts over a second as a pair without motion and one of half a second.
+
+    Such a pair ends with a frame that follows one held on the screen: it moved in no more than the usual time before
+    its end. The displacement stays the same.
+    """
+    moving_pts = math.ceil(MAX_PAIR_S / time_base)
+    for motion in motions:
+        elapsed_pts = motion.end_pts - motion.start_pts
+        if elapsed_pts <= 2 * moving_pts:
+            yield motion
+            continue
+        moves_pts, ratio = motion.end_pts - moving_pts, elapsed_pts / moving_pts
+        yield PairMotion(motion.start_pts, moves_pts, 0.0)
+        rates = {name: getattr(motion, name) * ratio for name in ("speed", "pan", "tilt", "zoom", "roll", "local")}
+        yield dataclasses.replace(motion, start_pts=moves_pts, **rates)
 
 
 def block_means(values_HW: UInt8Array | Float32Array, side: int = BLOCK_PX) -> Float32Array:
@@ -241,6 +263,7 @@ def _pair_motion(start_pts: int, end_pts: int, elapsed_s: float, flow: BlockFlow
         zoom=growth / elapsed_s,
         roll=-rotation / elapsed_s,
         local=float(np.abs(off_K).sum()) / blocks * speed_per_px,
+        known_share=blocks / flow.known_IJ.size,
     )
 
 

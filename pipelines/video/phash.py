@@ -37,8 +37,9 @@ a plain slope up to 8. Of 64 random bits, fewer are set once in 20,000 times."""
 MIN_INSIDE_SHARE = 0.95
 """Share of a sample that must lie inside the box for its value to count; others are part bar."""
 
-FractionalBox = tuple[float, float, float, float]
+SubpixelBox = tuple[float, float, float, float]
 """(x0, y0, x1, y1) in pixels, which may be fractions."""
+
 
 
 def _lowest_frequencies() -> list[tuple[int, int]]:
@@ -61,7 +62,7 @@ def phash(luma_HW: UInt8Array | Float32Array) -> int:
     return int(phashes(luma_HW[None])[0])
 
 
-def phashes(luma_NHW: UInt8Array | Float32Array, box: FractionalBox | None = None) -> UInt64Array:
+def phashes(luma_NHW: UInt8Array | Float32Array, box: SubpixelBox | None = None) -> UInt64Array:
     """Return the hashes `[N]` of luma images in 8-bit values, of any size and aspect, or of a box of them.
 
     It takes 2 us per image of 64 x 36.

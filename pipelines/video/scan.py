@@ -24,12 +24,14 @@ from pydantic import Field
 
 from cluster.config import Settings
 from pipelines.video import transnet
+from pipelines.video.boxes import box_shares
 from pipelines.video.content_hash import content_hash
 from pipelines.video.decode import DecodeError, Video, open_video
 from pipelines.video.detailed_sample import DetailedSample, take_detailed_sample
 from pipelines.video.feature_builder import ANALYSIS_AREA, FeatureBuilder
 from pipelines.video.frame_features import FrameFeatures
 from pipelines.video.frame_hashes import HASH_INTERVAL_S, HashTimes, luma_thumbnail, shot_hashes
+from pipelines.video.gaps import find_gaps, with_gaps
 from pipelines.video.gop_segments import ANCHOR_INTERVAL_S, GopSegments, NotSplittableError, Window
 from pipelines.video.letterbox import crop_boxes
 from pipelines.video.media_info import MediaInfo
@@ -37,8 +39,8 @@ from pipelines.video.orientation import UPRIGHT
 from pipelines.video.scale import YuvPlanes, rescale, size_with_area, upright_planes
 from pipelines.video.segment_meter import SAMPLE_AREA, Measurements, SegmentMeter
 from pipelines.video.shot_boundaries import Boundary, DetectorName, find_boundaries
-from pipelines.video.shots import Shot, ShotSpan, crop_shares, make_shot, samples_within, shot_spans
-from pipelines.video.signals import shot_signals
+from pipelines.video.shot_series import FrameSeries, ShotSeries, usual_frame_interval
+from pipelines.video.shots import Shot, ShotSpan, Thumbnail, crop_jpeg, make_shot, samples_within, shot_spans
 from pipelines.video.still_images import encode_jpeg, fit_long_side, read_image
 
 PIECE_COST = 1e10
@@ -68,8 +70,12 @@ class ScanSettings(Settings):
         description="Join shots at a cut if the frames on its two sides differ by less than this, in 8-bit values; "
         "null joins none.",
     )
-    thumbnails: int = Field(3, ge=0, le=16, description="Most JPEG thumbnails per shot; one is taken each second.")
-    thumbnail_px: int = Field(160, ge=16, le=256, description="Long side of a thumbnail in pixels.")
+    thumbnail_px: int = Field(
+        160,
+        ge=0,
+        le=256,
+        description="Long side in pixels of JPEG thumbnails, one per second of footage (about 5 kB); 0 stores none.",
+    )
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,11 @@ class ScannedMedia(MediaInfo):
     """Facts about a source, with those that need a full pass."""
 
     source_duration_s: float
-    """Seconds from the first frame to the end of the last, as decoded; 0 for an image."""
+    """Seconds of footage, as decoded, without gaps; 0 for an image."""
     n_frames: int
+    """Number of frames that are shown."""
+    n_misplaced_frames: int
+    """Number of decoded frames that no reader shows, since their PTS is not later than that of the frame before."""
     content_hash: str
     """Hash of the compressed packets of the stream in order, or of an image's file; a remux has the same
     (`content_hash.py`)."""
@@ -127,7 +136,7 @@ def divide(uri: str) -> list[Piece]:
     """
     with open_video(uri) as video:
         info = video.info
-        if not video.has_pts or not info.duration_s or not info.fps:
+        if not video.has_pts or video.clock_may_jump or not info.duration_s or not info.fps:
             return []
         cost_per_s = info.coded_width * info.coded_height * info.fps
         intervals = int(info.duration_s / ANCHOR_INTERVAL_S) + 1
@@ -179,8 +188,11 @@ def _finish(video: Video, settings: ScanSettings, measurements: Measurements | N
     last_pts, _ = measurements.last_frame
     end_pts = last_pts + _last_duration(measurements, info)
     # A fade out at the end of the file lasts as long as the last frame is shown.
-    boundaries = tuple(b if b.end_pts <= last_pts else dataclasses.replace(b, end_pts=end_pts) for b in found)
+    found = tuple(b if b.end_pts <= last_pts else dataclasses.replace(b, end_pts=end_pts) for b in found)
     video.check_complete(end_pts)
+    frame_interval_pts = usual_frame_interval(features)
+    gaps = find_gaps(features, frame_interval_pts)
+    boundaries = with_gaps(found, gaps)
     measurements = dataclasses.replace(measurements, features=features)
     spans = [
         span
@@ -190,13 +202,15 @@ def _finish(video: Video, settings: ScanSettings, measurements: Measurements | N
     samples = [_samples(video, meter, measurements, span) for span in spans]
     crops = crop_boxes([[sample.borders for sample in of_shot] for of_shot in samples], info.width, info.height)
     shots = [
-        make_shot(info, measurements, span, of_shot, crop, settings.thumbnails)
+        make_shot(info, measurements, frame_interval_pts, span, of_shot, crop)
         for span, of_shot, crop in zip(spans, samples, crops, strict=True)
     ]
+    missing_pts = sum(gap.end_pts - gap.start_pts for gap in gaps)
     media = ScannedMedia(
         **_fields(info),
-        source_duration_s=float((end_pts - info.start_pts) * info.time_base),
+        source_duration_s=float((end_pts - info.start_pts - missing_pts) * info.time_base),
         n_frames=features.n_frames,
+        n_misplaced_frames=measurements.n_misplaced,
         content_hash=content_hash([measurements.packet_digests]),
     )
     return VideoScan(media, tuple(shots), boundaries)
@@ -271,17 +285,21 @@ def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
     native_luma = np.asarray(image.convert("L"), np.uint8)
     sample = take_detailed_sample(0, planes_with_area(SAMPLE_AREA), native_luma, True)
     (crop,) = crop_boxes([[sample.borders]], image.width, image.height)
-    signals = shot_signals(builder.features(), None, [sample], crop)
-    thumbnails = (thumbnail(image, settings.thumbnail_px),) if settings.thumbnails else ()
-    # The hash times are those of a time base in which the image lasts for one of them.
-    hashes = shot_hashes(
-        [luma_thumbnail(0, luma_HW)],
-        HashTimes(0, HASH_INTERVAL_S),
+    content = box_shares(crop, image.width, image.height)
+    series = ShotSeries(
         0,
         1,
-        crop_shares(crop, image.width, image.height),
+        Fraction(1),
+        1.0,
+        FrameSeries.from_features(builder.features(), content),
+        None,
+        (sample.inside(content, content),),
     )
-    return VideoScan(_image_media(image), (Shot(0, 1, 1, None, None, signals, hashes, thumbnails),), ())
+    jpeg = crop_jpeg(thumbnail(image, settings.thumbnail_px), content) if settings.thumbnail_px else b""
+    thumbnails = (Thumbnail(0, jpeg),) if jpeg else ()
+    # The hash times are those of a time base in which the image lasts for one of them.
+    hashes = shot_hashes([luma_thumbnail(0, luma_HW)], HashTimes(0, HASH_INTERVAL_S), 0, 1, content)
+    return VideoScan(_image_media(image), (Shot(0, 1, 1, None, None, crop, series, hashes, thumbnails),), ())
 
 
 def _image_media(image: Image.Image) -> ScannedMedia:
@@ -306,6 +324,7 @@ def _image_media(image: Image.Image) -> ScannedMedia:
         n_video_streams=0,
         source_duration_s=0.0,
         n_frames=1,
+        n_misplaced_frames=0,
         content_hash=str(image.info["content_hash"]),
     )
 
@@ -331,8 +350,7 @@ def single_threaded_opencv() -> Iterator[None]:
 
 
 def _segment_meter(video: Video, settings: ScanSettings) -> SegmentMeter:
-    thumbnail_px = settings.thumbnail_px if settings.thumbnails else 0
-    return SegmentMeter(video, settings.detector, settings.threshold, settings.min_shot_s, thumbnail_px)
+    return SegmentMeter(video, settings.detector, settings.threshold, settings.min_shot_s, settings.thumbnail_px)
 
 
 def _nearby_groups(windows: Sequence[Window], max_gap_pts: int) -> Iterator[list[Window]]:

@@ -60,6 +60,7 @@ class Measurements:
 
     `luma_thumbnails` are of the frames shown at hash times. `last_frame` has the PTS and the duration of the last
     frame, 0 if not known. `packet_digests` are those of the segments' packets; the reader of the packets adds them.
+    `n_misplaced` counts frames that are not shown, since their PTS does not rise.
     """
 
     features: FrameFeatures
@@ -68,6 +69,7 @@ class Measurements:
     luma_thumbnails: tuple[LumaThumbnail, ...]
     last_frame: tuple[int, int]
     packet_digests: bytes = b""
+    n_misplaced: int = 0
 
     @staticmethod
     def concatenate(pieces: list[Measurements]) -> Measurements:
@@ -84,6 +86,7 @@ class Measurements:
         shares_frame = [first == last for first, last in zip(first_pts, last_pts, strict=False)]
         n_frames = sum(len(piece.features) for piece in pieces) - sum(shares_frame)
         last_frame, packet_digests = pieces[-1].last_frame, b"".join(piece.packet_digests for piece in pieces)
+        n_misplaced = sum(piece.n_misplaced for piece in pieces)
         pieces.reverse()
 
         def take_features() -> Iterator[FrameFeatures]:
@@ -97,7 +100,8 @@ class Measurements:
                 yield piece.features.rows(slice(1, None)) if shared else piece.features
 
         features = FrameFeatures.concatenate(take_features(), n_frames)
-        return Measurements(features, tuple(motions), tuple(samples), tuple(thumbnails), last_frame, packet_digests)
+        series = (tuple(motions), tuple(samples), tuple(thumbnails))
+        return Measurements(features, *series, last_frame, packet_digests, n_misplaced)
 
 
 class SegmentMeter:
@@ -132,13 +136,14 @@ class SegmentMeter:
         sampled_HW: UInt8Array | None = None
         luma_HW: UInt8Array | None = None
         decoded: DecodedFrame | None = None
-        n_hash_times = 0
+        n_hash_times = n_misplaced = 0
         for item in decode_segment(self._decoders, segment):
             before, n_hash_times = n_hash_times, self._hash_times.count_before(item.decoded.pts)
             if decoded is not None and luma_HW is not None and n_hash_times > before:
                 # The previous frame was shown at a hash time.
                 thumbnails.append(luma_thumbnail(decoded.pts, luma_HW))
             decoded = item.decoded
+            n_misplaced += item.n_misplaced
             luma_HW = builder.push(decoded.pts, item.n_skipped, *self._analysis_images(decoded.frame))
             if (motion := motion_meter.push(decoded.pts, luma_HW)) is not None:
                 motions.append(motion)
@@ -159,7 +164,8 @@ class SegmentMeter:
                 [window for start, group in groups for window in self.measure_windows(packets[start:], list(group))]
             )
         last_frame = (decoded.pts, decoded.duration)
-        return Measurements(features, tuple(motions), tuple(samples), tuple(thumbnails), last_frame)
+        series = (tuple(motions), tuple(samples), tuple(thumbnails))
+        return Measurements(features, *series, last_frame, n_misplaced=n_misplaced)
 
     def measure_windows(self, packets: Iterable[VideoPacket], windows: Sequence[Window]) -> list[FrameFeatures]:
         """Return the features of every frame of each window.

@@ -25,7 +25,7 @@ from pipelines.video.gradual_transitions import Candidate, find_dissolves, find_
 from pipelines.video.signatures import Signatures
 
 DetectorName = Literal["signature", "transnetv2", "content", "adaptive"]
-TransitionKind = Literal["cut", "dissolve", "fade"]
+TransitionKind = Literal["cut", "dissolve", "fade", "gap"]
 
 PYSCENEDETECT_DETECTORS = frozenset({"content", "adaptive"})
 """Detectors that need the recorded content score of every frame."""
@@ -56,7 +56,8 @@ class Boundary:
 
     For a cut, `start_pts` and `end_pts` are both the first frame of the new shot. For a dissolve or fade, `start_pts`
     is the first mixed or plain frame and `end_pts` the first pure frame of the next shot (the end of the last frame if
-    the file ends first). `score` is a probability in [0, 1]; PySceneDetect's detectors give 1.
+    the file ends first). A gap is a time without frames (`gaps.py`). `score` is a probability in [0, 1]; PySceneDetect's
+    detectors give 1.
     """
 
     kind: TransitionKind

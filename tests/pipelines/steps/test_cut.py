@@ -12,21 +12,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.engine.step import Mark
-from pipelines.steps.cut import Cut, clip_hash
-from pipelines.steps.scan import SIGNALS
+from pipelines.steps.cut import SIGNALS, Cut, clip_hash
+from pipelines.video.detailed_sample import SampleValues
+from pipelines.video.shot_series import FrameSeries, ShotSeries
 
 
 def shot(start: int, end: int, transition_in: str | None, transition_out: str | None) -> dict[str, Any]:
-    signals = dict.fromkeys((field.name for field in SIGNALS), 0.5)
+    pts = list(range(start, end, max(1, (end - start) // 50)))
+    n = len(pts)
+    sample = SampleValues(start, 0.5, 0.5, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5, True)
+    frames = FrameSeries(np.array(pts), np.zeros(n, np.int32), np.ones(n, np.float32), np.ones(n, np.float32))
+    series = ShotSeries(start, end, Fraction(1, 100), 1.0, frames, (), (sample,))
     hashes = [{"pts": pts, "phash": pts} for pts in range(start, end, max(1, (end - start) // 5))]
     return {
         "start_pts": start,
         "end_pts": end,
         "transition_in": transition_in,
         "transition_out": transition_out,
-        **signals,
+        "crop": [0, 10, 64, 38],
+        **series.to_columns(),
         "hashes": hashes,
-        "thumbnails": [b"jpeg"],
+        "thumbnails": [{"pts": k, "jpeg": str(k).encode()} for k in range(start, end, 100)],
     }
 
 
@@ -42,6 +48,8 @@ def row(*shots: tuple[int, int], kind: str = "video", base: tuple[int, int] = (1
     return {
         "uid": "source",
         "kind": kind,
+        "width": 64,
+        "height": 48,
         "time_base_num": base[0],
         "time_base_den": base[1],
         "first_pts": shots[0][0],
@@ -168,3 +176,23 @@ def test_timed_caption_must_cover_half_of_the_clip() -> None:
     assert [clip["source_caption"] for clip in clips] == ["the file", "the middle", "the file", "the file"]  # type: ignore[index]
     (half,) = Cut(min_s=1, max_s=10).expand(row((1000, 1400)))  # type: ignore[misc]
     assert half["source_caption"] == "the middle"
+
+
+def test_thumbnails_are_those_of_the_clip() -> None:
+    clips = Cut(min_s=1, max_s=4).expand(row((0, 1000)))
+    assert [clip["thumbnails"] for clip in clips] == [  # type: ignore[index]
+        [b"100", b"200", b"300"],
+        [b"400", b"500", b"600"],
+        [b"700", b"800", b"900"],
+    ]
+    (first, *_) = Cut(min_s=1, max_s=4, thumbnails=1).expand(row((0, 1000)))  # type: ignore[misc]
+    assert first["thumbnails"] == [b"200"]
+    # A clip without one has the nearest.
+    assert Cut(min_s=0.1, max_s=0.3).expand(row((0, 90)))[1]["thumbnails"] == [b"0"]  # type: ignore[index]
+
+
+def test_bars_are_cropped_unless_they_are_to_be_kept() -> None:
+    (cropped,) = Cut(min_s=1, max_s=10).expand(row((0, 300)))  # type: ignore[misc]
+    (kept,) = Cut(min_s=1, max_s=10, bars="keep").expand(row((0, 300)))  # type: ignore[misc]
+    assert (cropped["crop"], kept["crop"]) == ([0, 10, 64, 38], [0, 0, 64, 48])
+    assert {field.name for field in SIGNALS} <= cropped.keys()

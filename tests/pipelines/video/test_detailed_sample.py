@@ -10,18 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from cluster.arrays import Float64Array, Pixels, UInt8Array
-from pipelines.video.detailed_sample import (
-    GRID_PX,
-    DetailedSample,
-    NativeArray,
-    blockiness,
-    colourfulness,
-    noise_sigma,
-    sharpness,
-    take_detailed_sample,
-)
+from cluster.arrays import Pixels, UInt8Array
+from pipelines.video.boxes import box_shares
+from pipelines.video.detailed_sample import DetailedSample, StoredPlanes, colourfulness, sharpness, take_detailed_sample
 from pipelines.video.scale import YuvPlanes
+from pipelines.video.tiles import NativeArray
 from tests.support.images import blots
 
 GREY = np.full((72, 128), 128, np.uint8)
@@ -29,12 +22,6 @@ GREY = np.full((72, 128), 128, np.uint8)
 
 def sample(luma: UInt8Array, native: NativeArray | None = None) -> DetailedSample:
     return take_detailed_sample(0, YuvPlanes(luma, GREY, GREY), native, True)
-
-
-def compressed(image: UInt8Array, quality: int) -> UInt8Array:
-    """Return a grey image after JPEG compression."""
-    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE), np.uint8)
 
 
 def test_luma_contrast_and_clipping_of_known_images() -> None:
@@ -85,76 +72,6 @@ def test_colourfulness_is_that_of_its_authors(rgb: Pixels) -> None:
     assert colourfulness(cb, cr) == pytest.approx(hasler(rgb), rel=0.02, abs=1.0)
 
 
-def tiles(image: UInt8Array) -> UInt8Array:
-    """Return all tiles of 32 x 32 of an image, stacked."""
-    rows, columns = image.shape[0] // 32, image.shape[1] // 32
-    return np.ascontiguousarray(image.reshape(rows, 32, columns, 32).swapaxes(1, 2).reshape(-1, 32))
-
-
-def rounded(image: Float64Array) -> UInt8Array:
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
-
-
-@pytest.mark.parametrize("sigma", [0.5, 1, 2, 4, 8])
-def test_noise_of_known_sigma_in_flat_and_textured_images(sigma: float) -> None:
-    rng = np.random.default_rng(0)
-    for clean in (
-        np.full((256, 256), 90.0),
-        blots(0)[:256, :256].astype(float),
-        np.tile(np.arange(256.0), (256, 1)) * 0.7 + 30,
-    ):
-        noisy = rounded(clean + rng.normal(0, sigma, clean.shape))
-        # Rounding to whole values is noise too, of 0.29.
-        assert noise_sigma(tiles(noisy)) == pytest.approx(np.hypot(sigma, 0.29), rel=0.15, abs=0.1)
-
-
-def test_texture_is_no_noise_beside_something_flat() -> None:
-    rng = np.random.default_rng(1)
-    image = np.full((256, 256), 120.0)
-    image[:, 96:] = rng.choice([40, 200], (256, 160))
-    assert noise_sigma(tiles(rounded(image + rng.normal(0, 1.5, image.shape)))) == pytest.approx(1.5, rel=0.15)
-
-
-def test_clipped_black_hides_no_noise() -> None:
-    rng = np.random.default_rng(2)
-    image = np.where(np.arange(256)[None] < 128, -40.0, 120.0) + rng.normal(0, 2, (256, 256))
-    assert noise_sigma(tiles(rounded(image))) == pytest.approx(2, rel=0.15)
-    assert noise_sigma(np.zeros((320, 32), np.uint8)) == 0.0
-
-
-def naive_blockiness(image: UInt8Array) -> float:
-    """Return the steps on the grid over those in the middle of blocks, as loops, of an image of whole tiles."""
-    on, off = [], []
-    for lines in (tiles(image), tiles(image.T)):
-        for line in lines.astype(int):
-            for i in range(31):
-                step = min(abs(line[i + 1] - line[i]), 16)
-                if i % GRID_PX == 7:
-                    on.append(step)
-                elif 1 <= i % GRID_PX <= 5:
-                    off.append(step)
-    return float((np.mean(on) + 0.05) / (np.mean(off) + 0.05))
-
-
-@pytest.mark.parametrize("quality", [5, 20, 95])
-def test_blockiness_is_that_of_the_definition(quality: int) -> None:
-    image = compressed(blots(3)[:128, :128], quality)
-    # The tiles of the transpose are other tiles, but the same lines.
-    assert blockiness(tiles(image)) == pytest.approx(naive_blockiness(image), rel=1e-3)
-
-
-def test_blockiness_rises_with_compression_and_is_one_without() -> None:
-    image = blots(4)[:512, :512]
-    values = [blockiness(tiles(compressed(image, quality))) for quality in (95, 50, 20, 8)]
-    assert blockiness(tiles(image)) == pytest.approx(1, abs=0.05)
-    assert values == sorted(values)
-    assert values[0] < 1.15
-    assert values[-1] > 2
-    # Off the grid blocks are not seen; a flat image has none.
-    assert blockiness(tiles(compressed(blots(4)[:516, :516], 8)[4:, 4:])) < 1.1
-    assert blockiness(np.full((320, 32), 80, np.uint8)) == 1.0
-
-
 def test_ten_bits_strides_and_sizes_measure_alike() -> None:
     rng = np.random.default_rng(5)
     native = np.clip(blots(5) + rng.normal(0, 3, (720, 1280)), 16, 235).astype(np.uint8)
@@ -178,3 +95,34 @@ def test_samples_are_deterministic() -> None:
     native = blots(9)
     luma = cv2.resize(native, (256, 144), interpolation=cv2.INTER_AREA)
     assert sample(luma, native) == sample(luma.copy(), native.copy())
+
+
+@pytest.mark.parametrize("crop", [(0, 18, 256, 126), (56, 0, 200, 144), (32, 16, 224, 128)])
+def test_content_measures_like_the_image_without_bars(crop: tuple[int, int, int, int]) -> None:
+    """Bars of letterbox, pillarbox and both change no value of the image inside, in any orientation of the source."""
+    x0, y0, x1, y1 = crop
+    rng = np.random.default_rng(4)
+    native = np.full((720, 1280), 16, np.uint8)
+    inside = np.s_[5 * y0 : 5 * y1, 5 * x0 : 5 * x1]
+    native[inside] = np.clip(blots(7)[inside] + rng.normal(0, 3, native[inside].shape), 20, 235)
+    luma = cv2.resize(native, (256, 144), interpolation=cv2.INTER_AREA)
+    seen = sample(luma, native)
+    share = box_shares(crop, 256, 144)
+    values, alone = seen.inside(share, share), sample(np.ascontiguousarray(luma[y0:y1, x0:x1]))
+    for name in ("luma", "contrast", "clipped_black", "clipped_white", "sharpness"):
+        assert getattr(values, name) == pytest.approx(getattr(alone, name), rel=1e-6), name
+    assert values.noise == pytest.approx(3, rel=0.15)
+    assert values.blockiness == pytest.approx(1, abs=0.05)
+    assert seen.inside((0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)).luma == seen.luma < 0.95 * values.luma
+
+
+def test_planes_are_stored_without_loss() -> None:
+    rng = np.random.default_rng(3)
+    planes = YuvPlanes(*(rng.integers(0, 256, shape, np.uint8) for shape in ((144, 256), (72, 128), (72, 128))))
+    for before, after in zip(planes, StoredPlanes.store(planes).load(), strict=True):
+        assert np.array_equal(before, after)
+
+
+def test_image_without_plain_borders_keeps_no_planes() -> None:
+    assert sample(blots(2)[:144, :256]).planes is None
+    assert sample(np.zeros((144, 256), np.uint8)).planes is not None

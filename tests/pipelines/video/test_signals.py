@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from cluster.arrays import Pixels, UInt8Array
+from pipelines.video.boxes import box_shares
 from pipelines.video.decode import probe, read_frames
 from pipelines.video.detailed_sample import DetailedSample, NativeArray, take_detailed_sample
 from pipelines.video.feature_builder import frame_changes
 from pipelines.video.frame_features import FrameFeatures
 from pipelines.video.letterbox import crop_boxes
 from pipelines.video.motion import MotionMeter, PairMotion
-from pipelines.video.scale import YuvPlanes
-from pipelines.video.signals import Signals, flicker, repeat_shares, shot_signals
+from pipelines.video.scale import Box, YuvPlanes
+from pipelines.video.shot_series import FrameSeries, ShotSeries, motions_of_content, usual_frame_interval
+from pipelines.video.signals import Signals, flicker, repeat_shares, span_signals
 from tests.support.images import blots
 from tests.support.videos import encode
 
@@ -61,8 +63,52 @@ def sample(
     return take_detailed_sample(pts, YuvPlanes(small, GREY, GREY), native, loop_filtered)
 
 
-def signals_of(frames: Sequence[tuple[int, UInt8Array]], time_base: Fraction, width: int, height: int) -> Signals:
-    """Return the signals of (PTS, luma at full size) of each frame, measured as the scan does."""
+def series_of(
+    features: FrameFeatures,
+    motions: Sequence[PairMotion] | None = (),
+    samples: Sequence[DetailedSample] = (),
+    crop: Box = WHOLE,
+    size: tuple[int, int] = WHOLE[2:],
+    cut_in: float | None = None,
+) -> ShotSeries:
+    """Return the series of a shot that has these frames and ends with the last one, inside its crop."""
+    content = box_shares(crop, *size)
+    return ShotSeries(
+        min([int(features.pts_N[0]), *(motion.start_pts for motion in motions or ())]),
+        max([int(features.pts_N[-1]) + 1, *(motion.end_pts + 1 for motion in motions or ())]),
+        features.time_base,
+        usual_frame_interval(features),
+        FrameSeries.from_features(features, content),
+        None if motions is None else motions_of_content(motions, content, *size),
+        tuple(sample.inside(content, content) for sample in samples),
+        cut_in,
+    )
+
+
+def shot_signals(
+    features: FrameFeatures,
+    motions: Sequence[PairMotion] | None,
+    samples: Sequence[DetailedSample],
+    cut_in: float | None = None,
+) -> Signals:
+    """Return the signals of a whole shot."""
+    series = series_of(features, motions, samples, cut_in=cut_in)
+    return span_signals(series, series.start_pts, series.end_pts)
+
+
+def repeats(features: FrameFeatures) -> tuple[float, float | None]:
+    series = series_of(features)
+    return repeat_shares(series, series.start_pts, series.end_pts)
+
+
+def flickering(features: FrameFeatures) -> float | None:
+    return flicker(FrameSeries.from_features(features), 0, 1 << 60)
+
+
+def measured(
+    frames: Sequence[tuple[int, UInt8Array]], time_base: Fraction, width: int, height: int
+) -> tuple[Signals, Box]:
+    """Return the signals and the crop of (PTS, luma at full size) of each frame, measured as the scan does."""
     meter = MotionMeter(time_base)
     motions: list[PairMotion] = []
     samples: list[DetailedSample] = []
@@ -76,12 +122,13 @@ def signals_of(frames: Sequence[tuple[int, UInt8Array]], time_base: Fraction, wi
     features = features_of([0.0, *frame_changes(np.stack(small))[2].tolist()])
     features = dataclasses.replace(features, time_base=time_base, pts_N=np.array([pts for pts, _ in frames]))
     (crop,) = crop_boxes([[one.borders for one in samples]], width, height)
-    return shot_signals(features, motions, samples, crop)
+    series = series_of(features, motions, samples, crop, (width, height))
+    return span_signals(series, series.start_pts, series.end_pts), crop
 
 
-def decoded(path: Path) -> Signals:
+def decoded(path: Path) -> tuple[Signals, Box]:
     info = probe(str(path))
-    return signals_of(list(read_frames(str(path), pixel_format="gray8")), info.time_base, info.width, info.height)
+    return measured(list(read_frames(str(path), pixel_format="gray8")), info.time_base, info.width, info.height)
 
 
 def zoom_in(width: int, height: int, fps: int, seconds: float = 1.5) -> Pixels:
@@ -101,18 +148,25 @@ def zoom_in(width: int, height: int, fps: int, seconds: float = 1.5) -> Pixels:
 
 def encoded(path: Path, frames: Pixels, fps: int, crf: int = 18) -> Signals:
     """Return the signals of frames after they were encoded."""
+    return encoded_with_crop(path, frames, fps, crf)[0]
+
+
+def encoded_with_crop(path: Path, frames: Pixels, fps: int, crf: int = 18) -> tuple[Signals, Box]:
+    """Return the signals and the crop of frames after they were encoded."""
     options = {"crf": str(crf), "preset": "ultrafast"}
     return decoded(encode(path, frames, time_base=Fraction(1, fps), options=options))
 
 
 @pytest.mark.slow
 def test_signals_compare_across_sizes(tmp_path: Path) -> None:
-    small, large = (encoded(tmp_path / f"{w}.mp4", zoom_in(w, w * 9 // 16, 24), 24) for w in (320, 1280))
+    (small, _), (large, crop) = (
+        encoded_with_crop(tmp_path / f"{w}.mp4", zoom_in(w, w * 9 // 16, 24), 24) for w in (320, 1280)
+    )
     for name in ("luma", "contrast", "motion"):
         assert getattr(small, name) == pytest.approx(getattr(large, name), rel=0.03), name
     assert small.clipped_white == pytest.approx(large.clipped_white, abs=0.01)
     assert small.camera == large.camera == "pan"
-    assert large.crop == (0, 0, 1280, 720)
+    assert crop == (0, 0, 1280, 720)
 
 
 @pytest.mark.slow
@@ -137,31 +191,38 @@ def test_letterboxed_copy_has_its_bars_cut_off(tmp_path: Path) -> None:
     frames = zoom_in(640, 272, 24, seconds=0.6)
     boxed = np.zeros((len(frames), 360, 640, 3), np.uint8)
     boxed[:, 44:316] = frames
-    assert encoded(tmp_path / "bars.mp4", boxed, 24, crf=26).crop == pytest.approx((0, 44, 640, 316), abs=2)
-    assert encoded(tmp_path / "none.mp4", frames, 24).crop == (0, 0, 640, 272)
+    with_bars, crop = encoded_with_crop(tmp_path / "bars.mp4", boxed, 24, crf=26)
+    assert crop == pytest.approx((0, 44, 640, 316), abs=2)
+    without, crop = encoded_with_crop(tmp_path / "none.mp4", frames, 24)
+    assert crop == (0, 0, 640, 272)
+    # Signals are those of the image alone.
+    for name in ("luma", "contrast", "colourfulness"):
+        assert getattr(with_bars, name) == pytest.approx(getattr(without, name), rel=0.02), name
+    assert with_bars.motion == pytest.approx(without.motion, rel=0.1)
+    assert with_bars.clipped_black == pytest.approx(without.clipped_black, abs=0.005)
 
 
 def test_image_has_no_signals_of_a_second_frame() -> None:
-    signals = shot_signals(features_of([0.0]), None, [sample(blots(1), blots(1))], WHOLE)
+    signals = shot_signals(features_of([0.0]), None, [sample(blots(1), blots(1))])
     none = {field.name for field in dataclasses.fields(Signals) if getattr(signals, field.name) is None}
     assert none == {"motion", "local_motion", "camera", "frozen_share", "duplicate_share", "flicker"}
 
 
 def test_shot_of_one_frame_is_still() -> None:
-    signals = shot_signals(features_of([9.0]), [], [sample(blots(1))], WHOLE)
+    signals = shot_signals(features_of([9.0]), [], [sample(blots(1))])
     assert (signals.motion, signals.local_motion, signals.camera, signals.frozen_share) == (0.0, 0.0, "still", 0.0)
     assert (signals.duplicate_share, signals.flicker, signals.noise, signals.blockiness) == (None, None, None, None)
 
 
 def test_cut_in_names_only_a_still_shot() -> None:
     features, samples = features_of([0.0] * 9), [sample(blots(1))]
-    assert shot_signals(features, [PairMotion(0, 8, 0.0)], samples, WHOLE, cut_in=1.3).camera == "cut-in"
-    assert shot_signals(features, [PairMotion(0, 8, 0.2, pan=0.2)], samples, WHOLE, cut_in=1.3).camera == "pan"
+    assert shot_signals(features, [PairMotion(0, 8, 0.0)], samples, cut_in=1.3).camera == "cut-in"
+    assert shot_signals(features, [PairMotion(0, 8, 0.2, pan=0.2)], samples, cut_in=1.3).camera == "pan"
 
 
 def test_motion_is_weighted_by_time() -> None:
     motions = [PairMotion(0, 30, 0.1, local=0.1), PairMotion(30, 40, 0.5)]
-    signals = shot_signals(features_of([5.0] * 9), motions, [sample(blots(1))], WHOLE)
+    signals = shot_signals(features_of([5.0] * 9), motions, [sample(blots(1))])
     assert (signals.motion, signals.local_motion) == pytest.approx((0.2, 0.075))
 
 
@@ -172,40 +233,40 @@ def test_loop_filtered_samples_are_preferred() -> None:
     assert unfiltered.blockiness is not None
     assert unfiltered.blockiness > 5
     features = features_of([5.0] * 9)
-    assert shot_signals(features, [], [unfiltered, filtered], WHOLE).blockiness == filtered.blockiness
-    assert shot_signals(features, [], [unfiltered], WHOLE).blockiness == unfiltered.blockiness
+    assert shot_signals(features, [], [unfiltered, filtered]).blockiness == filtered.blockiness
+    assert shot_signals(features, [], [unfiltered]).blockiness == unfiltered.blockiness
 
 
 def test_freezes_differ_from_frames_shown_twice() -> None:
-    assert repeat_shares(features_of([9.0] * 25)) == (0.0, 0.0)
-    assert repeat_shares(features_of([9.0, *[0.2] * 24])) == (1.0, None)
+    assert repeats(features_of([9.0] * 25)) == (0.0, 0.0)
+    assert repeats(features_of([9.0, *[0.2] * 24])) == (1.0, None)
     # Animation on twos: every second frame is new, and the others are touched up by the encoder.
-    assert repeat_shares(features_of([30.0, *[0.9, 9.0] * 12])) == (0.0, pytest.approx(0.5))
+    assert repeats(features_of([30.0, *[0.9, 9.0] * 12])) == (0.0, pytest.approx(0.5))
     # 24 frames shown as 30: every fifth repeats the one before.
-    assert repeat_shares(features_of([30.0, *[9.0, 8.0, 9.0, 9.0, 0.3] * 6])) == (0.0, pytest.approx(0.2))
+    assert repeats(features_of([30.0, *[9.0, 8.0, 9.0, 9.0, 0.3] * 6])) == (0.0, pytest.approx(0.2))
     # Half a second of freeze, then motion: no repeats in it.
-    assert repeat_shares(features_of([30.0, *[0.1] * 12, *[9.0] * 12])) == (0.5, 0.0)
+    assert repeats(features_of([30.0, *[0.1] * 12, *[9.0] * 12])) == (0.5, 0.0)
     # The first frame of a shot has none before it in the shot.
-    assert repeat_shares(features_of([0.0, *[9.0] * 10])) == (0.0, 0.0)
+    assert repeats(features_of([0.0, *[9.0] * 10])) == (0.0, 0.0)
 
 
 def test_skipped_frames_count_for_freezes_and_not_for_repeats() -> None:
     features = features_of([30.0, *[0.1] * 6, *[9.0] * 6], skipped=[0, *[1] * 12])
-    assert repeat_shares(features) == (pytest.approx(0.5), None)
+    assert repeats(features) == (pytest.approx(0.5), None)
     some_skipped = features_of([30.0, 9.0, 0.2, 9.0, 9.0], skipped=[0, 3, 0, 0, 3])
-    assert repeat_shares(some_skipped) == (0.0, 0.5)
+    assert repeats(some_skipped) == (0.0, 0.5)
 
 
 def test_flicker_is_light_that_alternates() -> None:
-    assert flicker(features_of([1.0] * 24, means=[100 + 5 * (k % 2) for k in range(24)])) == pytest.approx(5 / 255)
-    assert flicker(features_of([1.0] * 24, means=[40 + 5.0 * k for k in range(24)])) == pytest.approx(0, abs=1e-4)
-    assert flicker(features_of([1.0] * 24)) == 0.0
-    assert flicker(features_of([1.0, 1.0])) is None
+    assert flickering(features_of([1.0] * 24, means=[100 + 5 * (k % 2) for k in range(24)])) == pytest.approx(5 / 255)
+    assert flickering(features_of([1.0] * 24, means=[40 + 5.0 * k for k in range(24)])) == pytest.approx(0, abs=1e-4)
+    assert flickering(features_of([1.0] * 24)) == 0.0
+    assert flickering(features_of([1.0, 1.0])) is None
     # Only triples of neighbours count.
     means = [100.0, 120.0, 100.0, 100.0, 100.0]
     some = features_of([1.0] * 5, means=means, skipped=[0, 1, 0, 0, 0])
-    assert flicker(some) == pytest.approx(10 / 255 / 2)
-    assert flicker(features_of([1.0] * 4, means=means[:4], skipped=[0, 1, 1, 1])) is None
+    assert flickering(some) == pytest.approx(10 / 255 / 2)
+    assert flickering(features_of([1.0] * 4, means=means[:4], skipped=[0, 1, 1, 1])) is None
 
 
 @pytest.mark.slow
@@ -218,12 +279,13 @@ def test_signals_are_deterministic(tmp_path: Path) -> None:
 def test_trailer_is_cropped_to_its_image(video_folder: Path) -> None:
     """854 x 480 with an image of 2.35:1: 363.4 lines, from 58.3 to 421.7."""
     frames = list(read_frames(str(video_folder / "sintel_trailer_30s.mp4"), pixel_format="gray8"))[250:300]
-    assert signals_of(frames, Fraction(1, 12288), 854, 480).crop == pytest.approx((0, 58, 854, 422), abs=2)
+    _, crop = measured(frames, Fraction(1, 12288), 854, 480)
+    assert crop == pytest.approx((0, 58, 854, 422), abs=2)
 
 
 @pytest.mark.slow
 def test_compression_lowers_noise_and_sharpness(video_folder: Path) -> None:
-    pristine, distorted = (decoded(video_folder / f"carphone_{which}.mp4") for which in ("pristine", "distorted"))
+    pristine, distorted = (decoded(video_folder / f"carphone_{which}.mp4")[0] for which in ("pristine", "distorted"))
     assert distorted.sharpness < 0.6 * pristine.sharpness
     assert distorted.noise is not None
     assert pristine.noise is not None
