@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from cluster import storage
 from cluster.config import ConfigError, unknown_message
 from cluster.telemetry import log, progress
+from pipelines.dataset.caption_kinds import check_sources
 from pipelines.engine import pieces, tables
 from pipelines.engine.exclusions import read_exclusions
 from pipelines.engine.executor import Executor
@@ -135,6 +136,8 @@ def _advance(recipe: Recipe, executor: Executor | None) -> Curation:
     recipe.check_curates()
     listed = list_sources(recipe.sources)
     _check_not_made_here(listed, recipe.out_uri)
+    if executor is not None:
+        check_sources(recipe.train, listed)
     inputs = Inputs(read_exclusions(recipe.out_uri).filter_sources(listed))
     segments = segments_of(recipe.curate, recipe.labels)
     states: list[SegmentState] = []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import typer
 
 from cluster import storage
+from pipelines.commands._buckets import print_buckets
 from pipelines.commands._console import print_accounts, print_facts, print_segments
 from pipelines.commands._options import Assignments, InProcess, RecipeFile, read_recipe
 from pipelines.commands._session import Session, opened
@@ -17,7 +20,7 @@ from pipelines.curation import Curation, run_segments
 from pipelines.dataset import current, splits
 from pipelines.dataset.build import Dataset, build_dataset
 from pipelines.engine.exclusions import check_no_unfinished_removal
-from pipelines.ledger import Account, captioning, ledger
+from pipelines.ledger import Account, captioning, counted_noun, ledger, losses
 from pipelines.recipe import Recipe, write_resolved
 from pipelines.steps.encode import Encode
 
@@ -43,7 +46,8 @@ class Curated:
 def curate(recipe: Recipe, in_process: bool = False, session: Session | None = None) -> Curated:
     """Bring every table of a recipe up to date and build its data set: finished work is not done again.
 
-    `in_process` uses no Ray. Raises `ConfigError` for bad input and `RuntimeError` if the work cannot be finished.
+    `in_process` uses no Ray. Raises `ConfigError` for bad input and `RuntimeError` if the work cannot be finished;
+    `NothingKeptError` if no clip is left for a recipe that ends in `encode`, after its report is written.
     """
     start_s = time.monotonic()
     recipe.check_curates()
@@ -54,20 +58,48 @@ def curate(recipe: Recipe, in_process: bool = False, session: Session | None = N
         accounts = tuple(ledger(curation))
         data = json.dumps([asdict(account) for account in accounts], indent=1)
         storage.write_bytes(storage.join(recipe.out_uri, "ledger.json"), data.encode())
+        n_kept = accounts[-1].fates["kept"]
         dataset = None
-        if isinstance(recipe.curate[-1], Encode):
+        if not isinstance(recipe.curate[-1], Encode):
+            splits.store(recipe, curation)
+        elif n_kept:
             dataset = build_dataset(recipe, curation, executor)
             current.write(recipe, curation, dataset.manifest_uri)
         else:
-            splits.store(recipe, curation)
+            current.remove(recipe.out_uri)
     report_uri = try_report(recipe, curation)
-    return Curated(curation, accounts, dataset, report_uri, time.monotonic() - start_s)
+    curated = Curated(curation, accounts, dataset, report_uri, time.monotonic() - start_s)
+    if not n_kept and isinstance(recipe.curate[-1], Encode):
+        raise NothingKeptError(curated)
+    return curated
+
+
+class NothingKeptError(RuntimeError):
+    """A curation that kept no clip, so that there is nothing to train on. Its tables and its report are written."""
+
+    def __init__(self, curated: Curated) -> None:
+        counted = [account for account in curated.accounts if account.inputs]
+        counts = " and ".join(counted_noun(account.inputs, account.level) for account in counted)
+        super().__init__(f"no clip was kept of {counts}, so there is nothing to train on: {losses(curated.accounts)}")
+        self.curated = curated
+
+
+@contextlib.contextmanager
+def printing_losses() -> Iterator[None]:
+    """Print the tables of a curation that kept nothing, and its report, before its error ends the command."""
+    try:
+        yield
+    except NothingKeptError as error:
+        print_curated(error.curated)
+        print_facts([("report", error.curated.report_uri or "could not be written; see the log")])
+        raise
 
 
 def print_curated(curated: Curated) -> None:
-    """Print the tables of a curation."""
+    """Print the tables of a curation, and how much of the kept clips is encoded."""
     print_segments(curated.curation.segments)
     print_accounts(curated.accounts)
+    print_buckets(curated.curation)
 
 
 def facts_of(curated: Curated) -> list[tuple[str, str]]:
@@ -85,7 +117,8 @@ def facts_of(curated: Curated) -> list[tuple[str, str]]:
 def command(recipe: RecipeFile, set_: Assignments = None, inline: InProcess = False) -> None:
     """Curate a recipe's footage: split, measure, filter, caption and encode it. Finished work is not done again."""
     settings = read_recipe(recipe, set_)
-    curated = curate(settings, inline)
+    with printing_losses():
+        curated = curate(settings, inline)
     print_curated(curated)
     facts = [*facts_of(curated), ("report", curated.report_uri or "could not be written; see the log")]
     print_facts([*facts, ("everything", settings.out_uri), ("took", f"{curated.seconds:.0f} s")])

@@ -53,7 +53,8 @@ def run(recipe: Recipe, in_process: bool = False) -> Outcome:
 def command(recipe: RecipeFile, set_: Assignments = None, inline: InProcess = False) -> None:
     """Run a recipe: curate, train and sample. Finished work is not done again; a run that was stopped resumes."""
     settings = read_recipe(recipe, set_)
-    outcome = run(settings, inline)
+    with curate.printing_losses():
+        outcome = run(settings, inline)
     facts = []
     if outcome.curated:
         curate.print_curated(outcome.curated)

@@ -8,6 +8,7 @@ from pipelines.commands._console import print_facts
 from pipelines.commands._options import Assignments, InProcess, RecipeFile, read_recipe
 from pipelines.commands._session import Session, opened
 from pipelines.dataset import current
+from pipelines.dataset.caption_kinds import check_manifest
 from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.forgetting.prior_runs import adopt_run
 from pipelines.recipe import Recipe, write_resolved
@@ -31,6 +32,7 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
         adopt_run(recipe, dataset.content, run_uri)
     if (done := find_result(settings, run_uri)) is not None:
         return done
+    check_manifest(settings, dataset.manifest_uri)
     if in_process and settings.precision == "bf16":
         log.warning("training in this process computes in fp32: precision bf16 needs DeepSpeed")
     from training import run  # imports Ray Train, which takes half a second

@@ -37,8 +37,11 @@ function overview() {
       count(sum(sources.map((account) => account.inputs))),
       sources
         .filter((account) => account.inputs)
-        .map((account) => plural(account.inputs, account.level.slice(0, -1)))
-        .join(', '),
+        .map(
+          (account) =>
+            `${plural(account.inputs, account.level.slice(0, -1))}, ${count(account.contributing)} with kept clips`,
+        )
+        .join('; '),
     ),
     tile(
       'Duplicates',

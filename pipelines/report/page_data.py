@@ -180,6 +180,7 @@ def account_json(account: Account) -> dict[str, Any]:
         "inputs": account.inputs,
         "fates": dict(account.fates),
         "balanced": account.balanced,
+        "contributing": account.contributing,
     }
 
 
