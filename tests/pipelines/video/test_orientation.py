@@ -88,7 +88,7 @@ def test_scan_measures_frames_upright(tmp_path: Path, matrix: Matrix) -> None:
         scan_video(str(one)).shots for one in (path, encode(tmp_path / "b.mp4", [upright] * 8, options=LOSSLESS))
     )
     (scanned,), (shown,) = (
-        [np.asarray(Image.open(io.BytesIO(data)), int) for data in each.thumbnails] for each in (shot, expected)
+        [np.asarray(Image.open(io.BytesIO(taken.jpeg)), int) for taken in each.thumbnails] for each in (shot, expected)
     )
     assert np.abs(scanned - shown).mean() < 6
     for own, other in zip(shot.hashes, expected.hashes, strict=True):
