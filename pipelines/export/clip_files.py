@@ -16,16 +16,21 @@ from pydantic import Field
 
 from cluster import storage
 from cluster.config import Settings
-from pipelines.export.h264 import encode_span
+from pipelines.export.h264 import H264Settings, encode_span
 from pipelines.export.stream_copy import find_copyable_packets, write_packets
-from pipelines.video.decode import DecodeError, open_video
+from pipelines.video.decode import DecodeError, open_video, probe
 from pipelines.video.media_info import MediaInfo
+from pipelines.video.scale import Box
 from pipelines.video.still_images import read_image
 
 Mode = Literal["copied", "encoded"]
 
 COPIED_IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 """Suffixes of image files that every reader takes; others (BMP, TIFF) are written upright as PNG."""
+
+
+CROPPED_IMAGE_QUALITY = 95
+"""JPEG and WebP quality of images whose bars are cut off; PNG has none."""
 
 
 class CutSettings(Settings):
@@ -61,14 +66,22 @@ class Cut:
     size_bytes: int
 
 
-def cut_video(uri: str, start_pts: int, end_pts: int, path: Path, settings: CutSettings) -> Cut:
-    """Write a clip of a video to an MP4 file at a local path.
+def cut_video(
+    uri: str, start_pts: int, end_pts: int, path: Path, settings: CutSettings, crop: Box | None = None
+) -> Cut:
+    """Write a clip of a video to an MP4 file at a local path; of its frames only the box `crop`, unless it is None.
+
+    The box is (x0, y0, x1, y1) in pixels as displayed. A clip that is cropped is never copied.
 
     Raises `DecodeError` if the source cannot be decoded, or if the frames of the file are not those of the span.
     """
     with open_video(uri) as video:
         info = video.info
-        if settings.stream_copy:
+        if crop == (0, 0, info.width, info.height):
+            crop = None
+        if crop is not None:
+            packets, reason = [], "bars are cut off"
+        elif settings.stream_copy:
             packets, reason = find_copyable_packets(video, start_pts, end_pts)
         else:
             packets, reason = [], "stream copy is switched off"
@@ -79,10 +92,12 @@ def cut_video(uri: str, start_pts: int, end_pts: int, path: Path, settings: CutS
             if difference is None:
                 return _cut("copied", None, pts, info, path)
             reason = f"the copy differs from the span: {difference}"
-        pts = encode_span(video, start_pts, end_pts, path, settings.crf, settings.preset)
+        pts = encode_span(video, start_pts, end_pts, path, H264Settings(settings.crf, settings.preset, crop))
     difference = _difference(path, pts, info.time_base) if settings.verify else None
     if difference is not None:
         raise DecodeError(f"{PurePosixPath(uri).name}: the encoded clip differs from the span: {difference}")
+    if crop is not None:
+        info = probe(str(path))
     return _cut("encoded", reason, pts, info, path)
 
 
@@ -107,18 +122,25 @@ def _cut(mode: Mode, reason: str | None, pts: list[int], info: MediaInfo, path: 
     return Cut(mode, reason, len(pts), pts[0], info.width, info.height, fps, path.stat().st_size)
 
 
-def cut_image(uri: str, path: Path) -> Cut:
-    """Write an image to a local path: a copy of the file, or upright as PNG (see `image_suffix`). Raises
-    `DecodeError`.
+def cut_image(uri: str, path: Path, crop: Box | None = None) -> Cut:
+    """Write an image to a local path: a copy of the file, or upright as PNG (see `image_suffix`).
+
+    If `crop` is a smaller box, (x0, y0, x1, y1) in pixels as displayed, only that is written. Raises `DecodeError`.
     """
     image = read_image(uri)
-    if path.suffix == ".png" and image_suffix(uri) != PurePosixPath(uri).suffix.lower():
-        mode: Mode = "encoded"
+    mode: Mode
+    reason = None
+    if crop is not None and crop != (0, 0, image.width, image.height):
+        mode, reason = "encoded", "bars are cut off"
+        image = image.crop(crop)
+        image.save(path, quality=CROPPED_IMAGE_QUALITY)
+    elif path.suffix == ".png" and image_suffix(uri) != PurePosixPath(uri).suffix.lower():
+        mode = "encoded"
         image.save(path, "PNG")
     else:
         mode = "copied"
         path.write_bytes(storage.read_bytes(uri))
-    return Cut(mode, None, 1, 0, image.width, image.height, None, path.stat().st_size)
+    return Cut(mode, reason, 1, 0, image.width, image.height, None, path.stat().st_size)
 
 
 def image_suffix(uri: str) -> str:

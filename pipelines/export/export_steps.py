@@ -24,6 +24,7 @@ from pipelines.engine.step import Context, RunError, Step, TableFunction, column
 from pipelines.engine.worker import Job
 from pipelines.export.clip_files import Cut, CutSettings, cut_image, cut_video
 from pipelines.export.format import CUT_COLUMNS, FOLDER, INTERNAL_COLUMNS, Clip, Format, ShardedFormat
+from pipelines.video.content import crop_of
 
 RunTasks = Callable[[Job, list[pa.Table]], Iterator[pa.Table]]
 """A function that runs tasks and yields their reports as they end, as `run_tasks` of an `Executor` does."""
@@ -73,7 +74,7 @@ class CutClips(Step):
     stored: str
 
     def reads(self) -> tuple[str, ...]:
-        return "source", "kind", "start_pts", "end_pts"
+        return "source", "kind", "start_pts", "end_pts", "crop"
 
     def writes(self) -> tuple[pa.Field, ...]:
         return CUT_COLUMNS
@@ -105,8 +106,8 @@ class CutClips(Step):
 def _cut(row: Clip, path: Path, settings: CutSettings) -> Cut:
     with unchanged_source(row):
         if row["kind"] == "image":
-            return cut_image(row["source"], path)
-        return cut_video(row["source"], row["start_pts"], row["end_pts"], path, settings)
+            return cut_image(row["source"], path, crop_of(row))
+        return cut_video(row["source"], row["start_pts"], row["end_pts"], path, settings, crop_of(row))
 
 
 def _columns_of(cut: Cut) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pipelines.export.clip_files import CutSettings
 from pipelines.export.export_steps import DIGEST_COLUMN, STORED_COLUMNS, CutClips, RunTasks, run_step
 from pipelines.export.format import CUT_COLUMNS, Format, ShardedFormat
 
-VERSION = 2
+VERSION = 3
 """Version of how clips are cut; raise it when the same clip gets other bytes, so that stored clips are not reused."""
 
 WORK = ".work"
@@ -89,6 +89,7 @@ def export(clips: pa.Table, target: Target, run_tasks: RunTasks) -> Summary:
         shard_plan.execute_plan(target.folder, target.work, target.format, run_tasks)
     listed, settings = index.read(target.folder)
     _check_settings(target, settings)
+    _check_crops(target, clips, listed)
     files = {entry.uri for entry in storage.list_files(target.folder)}
     if files and not settings and not any(uri.startswith(target.work + "/") for uri in files):
         raise ConfigError(f"{target.folder} is not empty and holds no export; choose another --out")
@@ -114,6 +115,19 @@ def _check_settings(target: Target, settings: Mapping[str, Any] | None) -> None:
         raise ConfigError(
             f"{target.folder} holds an export with other settings ({', '.join(changed)}); "
             "choose another --out, or remove it"
+        )
+
+
+def _check_crops(target: Target, clips: pa.Table, listed: pa.Table) -> None:
+    """Raise `ConfigError` if clips that are exported have another crop now, since their files would be wrong."""
+    exported = listed.filter(pc.is_valid(listed["file"]))
+    crops = dict(zip(exported["uid"].to_pylist(), exported["crop"].to_pylist(), strict=True))
+    now = zip(clips["uid"].to_pylist(), clips["crop"].to_pylist(), strict=True) if "crop" in clips.column_names else ()
+    n_changed = sum(crop != crops.get(uid, crop) for uid, crop in now)
+    if n_changed:
+        raise ConfigError(
+            f"{target.folder} holds {n_changed} clips with another crop than they have now (bars of cut); choose "
+            "another --out, or remove it"
         )
 
 

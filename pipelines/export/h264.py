@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
 from av.container import OutputContainer
+from av.filter import Graph
 from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
+from pipelines.video.boxes import box_shares, coded_box, inner_pixels
 from pipelines.video.decode import DecodedFrame, DecodeError, Video, open_video
+from pipelines.video.media_info import MediaInfo
 from pipelines.video.orientation import UPRIGHT
-from pipelines.video.scale import HD_LINES
+from pipelines.video.scale import HD_LINES, Box
 
 ENCODER = "libx264"
 
@@ -30,21 +34,43 @@ ASSUMED_FPS = Fraction(25)
 """Frame rate for the encoder's rate control if the source states none; the times of frames do not depend on it."""
 
 
-def encode_span(video: Video, start_pts: int, end_pts: int, path: Path, crf: int, preset: str) -> list[int]:
+@dataclass(frozen=True)
+class H264Settings:
+    """Rate factor and preset of x264, and the box of the upright frames that is encoded; None is the whole frame.
+
+    The box is (x0, y0, x1, y1) in pixels as displayed.
+    """
+
+    crf: int
+    preset: str
+    crop: Box | None = None
+
+
+def encode_span(video: Video, start_pts: int, end_pts: int, path: Path, settings: H264Settings) -> list[int]:
     """Write the frames of a span to an MP4 file whose first frame has PTS 0; return their PTS in the source.
 
-    `video` may have been read before. The time base stays, so times are exact at any frame rate. With one encoder
-    thread, the same input gives the same file. Raises `DecodeError`, also if the span has no frames or the size of
-    frames changes within it.
+    `video` may have been read before. A crop is made smaller to even sides, as 4:2:0 needs. The time base stays, so
+    times are exact at any frame rate. With one encoder thread, the same input gives the same file. Raises
+    `DecodeError`, also if the span has no frames or the size of frames changes within it.
     """
     if start_pts > video.info.start_pts and video.seek(start_pts):
-        return _write(video, start_pts, end_pts, path, crf, preset)
+        return _write(video, start_pts, end_pts, path, settings)
     with open_video(video.uri) as reopened:
-        return _write(reopened, start_pts, end_pts, path, crf, preset)
+        return _write(reopened, start_pts, end_pts, path, settings)
 
 
-def _write(video: Video, start_pts: int, end_pts: int, path: Path, crf: int, preset: str) -> list[int]:
+def coded_crop(info: MediaInfo, crop: Box) -> Box:
+    """Return the pixels of the frame as decoded, from even to even ones, that lie inside a box of the upright frame."""
+    box = coded_box(box_shares(crop, info.width, info.height), info.orientation)
+    x0, y0, x1, y1 = inner_pixels(box, info.coded_width, info.coded_height)
+    x0, y0 = x0 + x0 % 2, y0 + y0 % 2
+    return x0, y0, max(x0 + 2, x1 - x1 % 2), max(y0 + 2, y1 - y1 % 2)
+
+
+def _write(video: Video, start_pts: int, end_pts: int, path: Path, settings: H264Settings) -> list[int]:
     frames = _frames_of(video, start_pts, end_pts)
+    if settings.crop is not None:
+        frames = _cropped(frames, coded_crop(video.info, settings.crop))
     # A frame is encoded once the next one is known, since its duration lasts until then.
     waiting = next(frames, None)
     if waiting is None:
@@ -53,7 +79,7 @@ def _write(video: Video, start_pts: int, end_pts: int, path: Path, crf: int, pre
     written = [first_pts]
     reformatter = VideoReformatter()
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = _open_stream(container, video, waiting.frame, crf, preset)
+        stream = _open_stream(container, video, waiting.frame, settings)
         for frame in frames:
             if (frame.frame.width, frame.frame.height) != size:
                 raise DecodeError(
@@ -77,11 +103,33 @@ def _frames_of(video: Video, start_pts: int, end_pts: int) -> Iterator[DecodedFr
             yield frame
 
 
-def _open_stream(container: OutputContainer, video: Video, frame: VideoFrame, crf: int, preset: str) -> VideoStream:
+def _cropped(frames: Iterator[DecodedFrame], box: Box) -> Iterator[DecodedFrame]:
+    """Yield the frames with only the pixels of a box, in their own pixel format."""
+    x0, y0, x1, y1 = box
+    graphs: dict[tuple[int, int, str], Graph] = {}
+    for decoded in frames:
+        frame = decoded.frame
+        kind = frame.width, frame.height, frame.format.name
+        if kind not in graphs:
+            graphs[kind] = Graph()
+            source = graphs[kind].add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+            )
+            crop = graphs[kind].add("crop", f"w={x1 - x0}:h={y1 - y0}:x={x0}:y={y0}:exact=1")
+            graphs[kind].link_nodes(source, crop, graphs[kind].add("buffersink")).configure()
+        graphs[kind].push(frame)
+        cropped = graphs[kind].pull()
+        assert isinstance(cropped, VideoFrame)
+        yield replace(decoded, frame=cropped)
+
+
+def _open_stream(container: OutputContainer, video: Video, frame: VideoFrame, settings: H264Settings) -> VideoStream:
     info = video.info
     rate = Fraction(info.fps).limit_denominator(1001) if info.fps else ASSUMED_FPS
     stream = container.add_stream(
-        ENCODER, rate=rate, options={"crf": str(crf), "preset": preset, "x264-params": REPRODUCIBLE}
+        ENCODER,
+        rate=rate,
+        options={"crf": str(settings.crf), "preset": settings.preset, "x264-params": REPRODUCIBLE},
     )
     assert isinstance(stream, VideoStream)
     # 4:2:0 has no half pixels: an odd side is scaled to one pixel less.
@@ -94,8 +142,8 @@ def _open_stream(container: OutputContainer, video: Video, frame: VideoFrame, cr
     context.time_base = info.time_base
     context.thread_count = 1
     displayed_width = info.height if info.orientation.sideways else info.width
-    if displayed_width != frame.width:
-        context.sample_aspect_ratio = Fraction(displayed_width, frame.width)
+    if displayed_width != info.coded_width:
+        context.sample_aspect_ratio = Fraction(displayed_width, info.coded_width)
     context.color_primaries, context.color_trc = int(frame.color_primaries), int(frame.color_trc)
     context.color_range, context.colorspace = _range_and_matrix(frame)
     if info.orientation != UPRIGHT:

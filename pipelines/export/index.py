@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         column("end_pts", pa.int64(), "end of the span, exclusive"),
         column("time_base_num", pa.int64(), "numerator of the time base in seconds"),
         column("time_base_den", pa.int64(), "denominator of the time base"),
+        column("crop", pa.list_(pa.int32()), "x0, y0, x1, y1 of the content in pixels of the source as displayed"),
         column(
             "file",
             pa.string(),

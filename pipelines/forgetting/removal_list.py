@@ -20,6 +20,7 @@ from pipelines.forgetting.traces import Identifiers, is_in, payloads
 from pipelines.recipe import Recipe
 from training.data import text_tables
 from training.data.footer import METADATA_KEY
+from training.data.shards import clip_uid
 
 CAPTION_COLUMNS = ("caption", "captions", "other_captions")
 """The main caption; all captions of a clip, with their kinds; a sample's captions of other kinds."""
@@ -133,10 +134,15 @@ def build_removal_list(recipe: Recipe, uri: str, span: Span | None) -> RemovalLi
 def _find_uids(recipe: Recipe, uri: str, span: Span | None) -> frozenset[str]:
     listed = listed_sources(recipe)
     uids = {listed[uri]} if uri in listed and span is None else set[str]()
+    known = set[str]()
     for _, table in identifying_columns(recipe.out_uri):
         if "source" in table.column_names and "uid" in table.column_names:
-            uids |= _uids_of(table.filter(is_in(table["source"], [uri])), span)
-    return frozenset(uids)
+            rows = table.filter(is_in(table["source"], [uri]))
+            uids |= _uids_of(rows, span)
+            known |= set(rows["uid"].to_pylist())
+    # A clip is removed with all its samples, whichever window of it they show.
+    clips = {clip_uid(uid) for uid in uids}
+    return frozenset(uids | {uid for uid in known if clip_uid(uid) in clips})
 
 
 def _uids_of(rows: pa.Table, span: Span | None) -> set[str]:

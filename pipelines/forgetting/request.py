@@ -36,6 +36,7 @@ from pipelines.forgetting.removal_list import (
 )
 from pipelines.forgetting.traces import is_in
 from pipelines.recipe import Recipe
+from training.data.shards import clip_uid
 
 MAX_LISTED_TRACES = 20
 
@@ -162,6 +163,8 @@ def _find_source(recipe: Recipe, source: str) -> str:
 
 
 def _find_uid(recipe: Recipe, uid: str) -> tuple[str, Span | None]:
+    """Return the URI of a source, or the URI and span of a clip; the uid of a sample is that of its clip."""
+    uid = clip_uid(uid)
     for uri, known in listed_sources(recipe).items():
         if known == uid:
             return uri, None
@@ -173,19 +176,26 @@ def _find_uid(recipe: Recipe, uid: str) -> tuple[str, Span | None]:
             if is_source or ("source_uid" not in row and row.get("start_pts") is None):
                 return row["source"], None
             if row.get("start_pts") is not None:
-                clip = row["source"], Span.from_row(row)
+                # A sample's row has the span of its window, which may be a part of the clip.
+                clip = row["source"], _hull(Span.from_row(row), clip[1] if clip else None)
     if clip is None:
         raise ConfigError(f"uid {uid}: no source and no clip in {recipe.out_uri} has it")
     return clip
 
 
+def _hull(span: Span, other: Span | None) -> Span:
+    """Return the span from the earlier start of two to their later end."""
+    return span if other is None else Span(min(span.start_s, other.start_s), max(span.end_s, other.end_s))
+
+
 def _rows_of_uid(table: pa.Table, uid: str) -> list[dict[str, Any]]:
-    """Return the rows of a clip or source; none of a table without sources."""
+    """Return the rows of a clip, with its samples, or of a source; none of a table without sources."""
     names = table.column_names
     if "source" not in names:
         return []
     source_uids = table["source_uid" if "source_uid" in names else "uid"]
-    rows = table.filter(pc.or_(is_in(table["uid"], [uid]), is_in(source_uids, [uid])))
+    is_sample = pc.fill_null(pc.starts_with(table["uid"], f"{uid}."), False)
+    rows = table.filter(pc.or_(pc.or_(is_in(table["uid"], [uid]), is_sample), is_in(source_uids, [uid])))
     return list(rows.to_pylist())
 
 

@@ -11,6 +11,7 @@ from pipelines.dataset.splits import splits_uri
 from pipelines.recipe import Recipe
 from training.data.footer import DamagedError
 from training.data.manifest import DatasetInfo, read_manifest
+from training.data.shards import clip_uid
 from training.sampling.provenance import read_provenance
 
 MAX_SAMPLES = 24
@@ -18,13 +19,14 @@ MAX_SAMPLES = 24
 
 def find_manifest(recipe: Recipe, kept_uids: pa.Array) -> tuple[pa.Table, DatasetInfo] | None:
     """Return the manifest of exactly these clips, or None if there is none, as before encoding."""
-    wanted = sorted(kept_uids.to_pylist())
+    wanted = set(kept_uids.to_pylist())
     for entry in storage.list_files(recipe.tables_uri, "_manifest.parquet"):
         try:
             table, info = read_manifest(entry.uri)
         except DamagedError:  # `worldloom verify` reports it; for the page it does not exist
             continue
-        if sorted(table["uid"].to_pylist()) == wanted:
+        # A clip has one or more samples.
+        if {clip_uid(uid) for uid in table["uid"].to_pylist()} == wanted:
             return table, info
     return None
 
@@ -36,7 +38,7 @@ def read_split_names(recipe: Recipe, manifest: pa.Table | None) -> dict[str, str
     if table is None:
         return {}
     splits = zip(table["uid"].to_pylist(), table["split"].to_pylist(), strict=True)
-    return {uid: split for uid, split in splits if split}
+    return {clip_uid(uid): split for uid, split in splits if split}
 
 
 def find_samples(recipe: Recipe) -> list[dict[str, str]]:

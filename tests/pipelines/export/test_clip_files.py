@@ -312,3 +312,56 @@ def test_clips_of_footage(tmp_path: Path, video_folder: Path, name: str) -> None
         start_pts, end_pts = span(pts, first, end)
         cut = cut_video(str(source), start_pts, end_pts, tmp_path / "clip.mp4", FAST)
         check(source, start_pts, end_pts, cut, tmp_path / "clip.mp4", 38)
+
+
+def displayed(path: Path) -> UInt8Array:
+    """Return the first frame of a video as displayed, RGB."""
+    with open_video(str(path)) as video:
+        frame = next(iter(video.decoded_frames())).frame
+        return video.to_array(frame, video.info.width, video.info.height)
+
+
+MATRICES = ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1), (0, 1, 1, 0))
+"""Upright, turned by 90, 180 and 270 degrees, mirrored, and turned and mirrored."""
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_crop_is_of_the_frame_as_displayed(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    frames = videos.sliding(4, 2.0, 96, 64)
+    source = videos.encode(tmp_path / "a.mp4", frames, options={"crf": "4"}, matrix=matrix)
+    whole = displayed(source)
+    height, width = whole.shape[:2]
+    # Sides that are odd give a box of even ones inside.
+    crop = (9, 14, width - 5, height - 10)
+    cut = cut_video(str(source), 0, 1 << 40, tmp_path / "b.mp4", CutSettings(crf=4, preset="ultrafast"), crop)
+    assert (cut.mode, cut.reason, cut.n_frames) == ("encoded", "bars are cut off", 4)
+    found = displayed(tmp_path / "b.mp4")
+    assert found.shape[:2] == (cut.height, cut.width) == (height - 24, width - 16)
+    expected = whole[14 : height - 10, 10 : width - 6]
+    assert np.abs(found.astype(int) - expected.astype(int)).mean() < 4
+    other = whole[10 : height - 14, 4 : width - 12]
+    assert np.abs(found.astype(int) - other.astype(int)).mean() > 8
+
+
+def test_crop_of_wide_pixels_keeps_their_shape(tmp_path: Path) -> None:
+    source = videos.encode(tmp_path / "a.mp4", videos.sliding(4, 2.0, 96, 64), aspect=Fraction(2))
+    cut = cut_video(str(source), 0, 1 << 40, tmp_path / "b.mp4", FAST, (0, 8, 192, 56))
+    assert (cut.width, cut.height) == (192, 48)
+
+
+def test_crop_of_the_whole_frame_is_copied(tmp_path: Path, grouped: Path) -> None:
+    cut = cut_video(str(grouped), 0, 1 << 40, tmp_path / "clip.mp4", FAST, (0, 0, 128, 64))
+    assert cut.mode == "copied"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_bars_of_an_image_are_cut_off(tmp_path: Path, suffix: str) -> None:
+    pixels = videos.sliding(1, 1.0, 64, 48)[0]
+    pixels[:7] = pixels[-6:] = 0
+    Image.fromarray(pixels).save(tmp_path / f"a{suffix}", quality=95)
+    cut = cut_image(str(tmp_path / f"a{suffix}"), tmp_path / f"b{suffix}", (0, 7, 64, 42))
+    assert (cut.mode, cut.reason, cut.width, cut.height) == ("encoded", "bars are cut off", 64, 35)
+    written = np.asarray(Image.open(tmp_path / f"b{suffix}").convert("RGB")).astype(int)
+    assert np.abs(written - pixels[7:42]).mean() < 4
+    whole = cut_image(str(tmp_path / f"a{suffix}"), tmp_path / f"c{suffix}", (0, 0, 64, 48))
+    assert whole.mode == "copied"

@@ -19,7 +19,7 @@ from cluster import storage
 from cluster.config import ConfigError
 from pipelines import inline
 from pipelines.engine.worker import Job
-from pipelines.export import shard_plan
+from pipelines.export import index, shard_plan
 from pipelines.export.clip_files import CutSettings
 from pipelines.export.exporter import Summary, Target, export
 from pipelines.export.format import find_format
@@ -368,3 +368,14 @@ def test_an_export_killed_early_resumes(name: str, footage: Path, tmp_path: Path
         export(clips, target(tmp_path, name), killed)
     assert export(clips, target(tmp_path, name), inline.run_tasks).n_clips == 1
     assert not (tmp_path / name / ".work").exists()
+
+
+def test_a_changed_crop_needs_another_folder(footage: Path, tmp_path: Path) -> None:
+    first = [clip(footage, number) for number in range(2)]
+    export(table(first), target(tmp_path, "mp4"), inline.run_tasks)
+    changed = [first[0], {**first[1], "crop": [0, 4, 64, 28]}]
+    with pytest.raises(ConfigError, match=r"holds 1 clips with another crop .* choose another --out"):
+        export(table(changed), target(tmp_path, "mp4"), inline.run_tasks)
+    export(table(changed), target(tmp_path / "other", "mp4"), inline.run_tasks)
+    rows = {row["uid"]: row for row in index.read(str(tmp_path / "other" / "mp4"))[0].to_pylist()}
+    assert [row["height"] for row in rows.values()] == [32, 24]

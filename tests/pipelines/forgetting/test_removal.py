@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from cluster import storage
 from pipelines import inline
 from pipelines.curation import run_segments
 from pipelines.engine import tables
-from pipelines.engine.exclusions import check_no_unfinished_removal
+from pipelines.engine.exclusions import Span, check_no_unfinished_removal
 from pipelines.forgetting.request import forget
 from pipelines.recipe import Recipe
 from tests.support.killing import Killed, Killer
@@ -200,3 +202,34 @@ def test_a_manifest_of_another_version_is_removed(recipe: Recipe, caplog: pytest
     assert not storage.exists(uri), "where its rows are in rewritten shards is unknown"
     assert any(uri in record.getMessage() and "removed as a whole" in record.getMessage() for record in caplog.records)
     check_no_unfinished_removal(recipe.out_uri)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sample", ["", ".w1", ".w1-5m"])
+def test_a_clip_is_removed_with_all_its_windows(recipe: Recipe, sample: str) -> None:
+    removed, other = first_and_last_clip(recipe)
+    base = {"time_base_num": 1, "time_base_den": 10}
+    clips = [
+        {"uid": clip["uid"], "source": clip["source"], "start_pts": start_pts, "end_pts": start_pts + 100, **base}
+        for clip, start_pts in ((removed, 200), (other, 0))
+    ]
+    storage.write_table(f"{recipe.tables_uri}/cut-0/part-0.parquet", pa.Table.from_pylist(clips))
+    spans = {
+        removed["uid"]: (200, 250),
+        f"{removed['uid']}.w1": (250, 300),
+        f"{removed['uid']}.w1-5m": (250, 251),
+        other["uid"]: (0, 100),
+    }
+    source_of = {uid: other["source"] if uid == other["uid"] else removed["source"] for uid in spans}
+    rows = [
+        replace(row, uid=uid, source=source_of[uid], start_pts=start_pts, end_pts=end_pts, **base)  # type: ignore[arg-type]
+        for row, (uid, (start_pts, end_pts)) in zip(latent_rows(len(spans)), spans.items(), strict=True)
+    ]
+    uri = f"{recipe.tables_uri}/latents-0/bucket={BUCKET.name}/part-0.parquet"
+    write_shard(uri, rows, ShardInfo.from_autoencoder(AUTOENCODER, AUTOENCODER.open(), BUCKET, "f"))
+    outcome = forget(recipe, uid=removed["uid"] + sample)
+    assert outcome is not None
+    assert outcome.proof.left == []
+    # The record has the span of the whole clip, so that no later run cuts a clip out of it.
+    assert outcome.record.span == Span(Fraction(20), Fraction(30))
+    assert shards.read_index(uri)["uid"].to_pylist() == [other["uid"]]
