@@ -93,15 +93,22 @@ class Document:
 def read_document(path: str | Path) -> Document:
     """Read a YAML file. Raises `ConfigError` if the file is missing, is not valid YAML or repeats a key."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        data = Path(path).read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return parse_document(text, str(path))
+    return decode_document(data, str(path))
+
+
+def decode_document(data: bytes, file: str) -> Document:
+    """Parse the bytes of a YAML or JSON file as `read_document` does; `file` only names it in error messages."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file}:{line}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    return parse_document(text, file)
 
 
 def parse_document(text: str, file: str) -> Document:

@@ -146,16 +146,32 @@ def write_bytes(uri: str, data: bytes) -> None:
         handle.write(data)
 
 
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file."""
+class DamagedFileError(pa.ArrowInvalid):  # type: ignore[misc]
+    """A Parquet file cannot be read; the message names it. pyarrow's own errors do not."""
+
+
+@contextlib.contextmanager
+def _parquet_file(uri: str) -> Iterator[pq.ParquetFile]:
     with open_input(uri) as handle:
-        return pq.ParquetFile(handle).read(columns)
+        try:
+            yield pq.ParquetFile(handle)
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+            # The last of them is how pyarrow reports pages that cannot be decompressed, and a lost connection.
+            if isinstance(error, OSError) and not is_local(uri):
+                raise
+            raise DamagedFileError(f"{uri}: is damaged: {' '.join(str(error).split())}") from error
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Read one Parquet file. Raises `DamagedFileError` if it cannot be read."""
+    with _parquet_file(uri) as file:
+        return file.read(columns)
 
 
 def read_schema(uri: str) -> pa.Schema:
-    """Read the schema of one Parquet file, with the metadata of its footer."""
-    with open_input(uri) as handle:
-        return pq.ParquetFile(handle).schema_arrow
+    """Read the schema of one Parquet file, with the metadata of its footer, as `read_table` does."""
+    with _parquet_file(uri) as file:
+        return file.schema_arrow
 
 
 def write_table(uri: str, table: pa.Table, **options: Any) -> None:

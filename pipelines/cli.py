@@ -1,4 +1,4 @@
-"""The command line, `worldloom`. Exit codes: 0 done, 1 something failed, 2 bad input, 130 stopped by Ctrl-C.
+"""The command line, `worldloom`. `pipelines.errors` has the exit codes.
 
 Each command is a module of `pipelines.commands` under its own name. Commands that need torch import it when they are
 called: it takes 2 s, which commands that answer from tables need not wait for.
@@ -6,14 +6,14 @@ called: it takes 2 s, which commands that answer from tables need not wait for.
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 import traceback
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.markup import escape
 
-from cluster.config import ConfigError
 from cluster.telemetry import configure_logging, console
 from pipelines.commands import (
     audit,
@@ -38,7 +38,15 @@ from pipelines.commands import (
     verify,
     whatif,
 )
-from training.data.footer import DamagedError
+from pipelines.errors import (
+    BAD_INPUT,
+    STOPPED,
+    UNEXPECTED,
+    check_arguments,
+    escape_what_terminals_cannot_show,
+    explain,
+    how_to_report,
+)
 
 COMMANDS = {
     "Run a recipe": (run, curate, train, sample),
@@ -48,14 +56,31 @@ COMMANDS = {
     "Get started": (demo_footage, doctor),
 }
 """Modules of commands by the heading under which `worldloom --help` lists them."""
-PACKAGES = ("cluster", "captioning", "training", "pipelines")
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Raw video in, a trained text-to-video model out. Exit codes: 0 done, 1 something failed, 2 bad input.",
+    help="Raw video in, a trained text-to-video model out. Exit codes: 0 done, 1 something failed, 2 bad input, "
+    "70 an unexpected error, 130 stopped by Ctrl-C.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"worldloom {importlib.metadata.version('worldloom')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options without a command."""
+
+
 for heading, modules in COMMANDS.items():
     for module in modules:
         name = module.__name__.rpartition(".")[2].replace("_", "-")
@@ -67,36 +92,24 @@ def _print_error(kind: str, message: str) -> None:
     console.print(f"[bold red]{kind}[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Return whether our code raised an error, about an input. One that a library raised needs its traceback."""
-    frames = traceback.walk_tb(error.__traceback__)
-    names = [frame.f_globals.get("__name__", "") for frame, _ in frames]
-    return names[-1].partition(".")[0] in PACKAGES
-
-
 def main() -> NoReturn:
     """Run the command line: turn errors into messages and exit codes."""
+    escape_what_terminals_cannot_show()
     configure_logging()
+    arguments = sys.argv[1:]
     try:
+        check_arguments(arguments)
         app(standalone_mode=True)
-    except ConfigError as error:
-        _print_error("error", str(error))
-        sys.exit(2)
     except KeyboardInterrupt:
         console.print("stopped; finished work is kept, and the same command resumes")
-        sys.exit(130)
-    except (RuntimeError, DamagedError) as error:
-        _print_error("failed", str(error))
-        sys.exit(1)
-    except ValueError as error:
-        if not _is_ours(error):
-            raise
-        _print_error("error", str(error))
-        sys.exit(2)
-    except OSError as error:
-        # A missing folder, missing rights, a full disk, an object store that cannot be reached.
-        _print_error("failed", f"{type(error).__name__}: {error}")
-        sys.exit(1)
+        sys.exit(STOPPED)
+    except Exception as error:  # explained, or printed with its traceback
+        if explanation := explain(error):
+            _print_error("error" if explanation.exit_code == BAD_INPUT else "failed", explanation.text)
+            sys.exit(explanation.exit_code)
+        traceback.print_exception(error)
+        console.print(how_to_report(arguments), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(UNEXPECTED)
     raise AssertionError("typer exits by itself")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pipelines.commands import export, quarantine
 from pipelines.commands import plan as plan_command
 from pipelines.commands._console import print_accounts
 from pipelines.commands.quarantine import Failure
+from pipelines.errors import UNEXPECTED
 from pipelines.export.exporter import Summary
 from pipelines.ledger import Account
 from tests.support.command_line import CommandLine
@@ -71,8 +73,10 @@ def test_a_value_error_of_a_library_keeps_its_traceback(
     worldloom: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan_command, "read_recipe", lambda path, assignments: json.loads("{"))
-    with pytest.raises(json.JSONDecodeError):
-        worldloom("plan", "my.yaml")
+    ended = worldloom("plan", "my.yaml")
+    assert ended.exit_code == UNEXPECTED
+    assert "Traceback (most recent call last)" in ended.stderr
+    assert "json.decoder.JSONDecodeError" in ended.stderr
 
 
 def test_a_missing_recipe_is_named(worldloom: CommandLine) -> None:
@@ -102,3 +106,8 @@ def test_the_command_line_loads_no_ray_and_no_charts() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout.strip()
     assert found == "[]"
+
+
+def test_the_version_is_that_of_the_package(worldloom: CommandLine) -> None:
+    ended = worldloom("--version")
+    assert (ended.exit_code, ended.stdout) == (0, f"worldloom {importlib.metadata.version('worldloom')}\n")

@@ -23,8 +23,7 @@ from training.autoencoders._causal_network import CHANNELS, PRESETS, CausalNetwo
 from training.autoencoders._causal_weights import TrainedNetwork, new_network
 from training.autoencoders._linear_weights import SPACE_FACTOR, TIME_FACTOR
 from training.autoencoders.linear import Linear
-from training.checkpoints.checkpoint import newest_checkpoint
-from training.checkpoints.reader import load_checkpoint
+from training.checkpoints.reader import load_checkpoint, newest_whole_checkpoint
 from training.checkpoints.run_folder import CHANGEABLE_ON_RESUME
 from training.checkpoints.writer import save_checkpoint
 from training.ema import Ema
@@ -125,7 +124,7 @@ def train_autoencoder(
     """
     run = AutoencoderRun.open(settings, data, run_uri, seed, device)
     crops = run.crops()
-    checkpoint = newest_checkpoint(run_uri)
+    checkpoint = newest_whole_checkpoint(run_uri)
     if checkpoint is not None:
         load_checkpoint(checkpoint, run.engine, run.ema)
     step = checkpoint.step if checkpoint else 0

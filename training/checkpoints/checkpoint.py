@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from cluster import storage
+from cluster.telemetry import log
 
 MARKER = "complete.json"
 """File that rank 0 writes last, when the files of all ranks are complete; a folder without it is not a checkpoint."""
@@ -29,10 +30,15 @@ def newest_checkpoint(run_uri: str) -> Checkpoint | None:
 
 
 def complete_checkpoints(run_uri: str) -> list[Checkpoint]:
-    """Return all complete checkpoints of a run, sorted by step."""
+    """Return all complete checkpoints of a run, sorted by step. One whose marker is damaged is left out, with a
+    warning.
+    """
     checkpoints = []
     for entry in storage.list_files(storage.join(run_uri, "checkpoints"), MARKER):
-        marker = json.loads(storage.read_bytes(entry.uri))
         folder_uri = entry.uri.rpartition("/")[0]
-        checkpoints.append(Checkpoint(folder_uri, marker["step"], marker["workers"], marker["zero_stage"]))
+        try:
+            marker = json.loads(storage.read_bytes(entry.uri))
+            checkpoints.append(Checkpoint(folder_uri, marker["step"], marker["workers"], marker["zero_stage"]))
+        except (ValueError, KeyError, TypeError):
+            log.warning(f"{entry.uri}: is damaged, and its checkpoint is not used")
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)

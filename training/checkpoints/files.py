@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cluster import storage
 from training.checkpoints.fragments import Fragment, pack, rank_share
+from training.data.footer import DamagedError
 from training.ema import Ema
 from training.engine import Engine
 from training.optimizers import MOMENTS
@@ -89,15 +90,34 @@ class Index:
 
     @classmethod
     def read(cls, folder_uri: str) -> Index:
-        """Return the index of a checkpoint. Raises `ValueError` if it is missing or has another format version."""
+        """Return the index of a checkpoint. Raises `DamagedError` if it is no JSON object, and `ValueError` if it is
+        missing or has another format version.
+        """
         uri = storage.join(folder_uri, INDEX)
-        content = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+        try:
+            content = dict(json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {})
+        except (ValueError, TypeError) as error:
+            raise DamagedError(f"{uri}: is damaged: {error}") from error
         if content.get("version") != 1:
             raise ValueError(
                 f"{folder_uri}: a checkpoint of another version of worldloom; resume with that version, "
                 "or remove the folder to start over"
             )
         return cls(content["updates"], content["state"], tuple(Layout.from_json(text) for text in content["layouts"]))
+
+
+def check_files(folder_uri: str) -> None:
+    """Raise `DamagedError` naming a file of a checkpoint that is missing or has another size than was written.
+
+    Sizes alone are compared: a power cut leaves empty or short files, and reading every byte would take minutes.
+    """
+    sizes = {entry.uri: entry.size_bytes for entry in storage.list_files(folder_uri)}
+    for layout in Index.read(folder_uri).layouts:
+        uri = storage.join(folder_uri, layout.file)
+        size_bytes = len(file_header(layout.elements)) + len(SECTIONS) * layout.elements * ITEM_BYTES
+        if sizes.get(uri) != size_bytes:
+            found = f"has {sizes[uri]} bytes of {size_bytes}" if uri in sizes else "is missing"
+            raise DamagedError(f"{uri}: {found}")
 
 
 def training_shards(engine: Engine, ema: Ema) -> Shards:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -40,11 +40,20 @@ class ModelCard(Settings):
         description="Side in pixels of the square with a source's area, median over sources; the default for sampling.",
     )
     buckets: tuple[str, ...] = Field(description="Shapes of the training samples, WIDTHxHEIGHTxFRAMES.")
-    step: int = Field(description="Optimizer steps taken.")
+    step: int = Field(description="Optimizer steps taken when the weights had these values.")
+    trained_steps: int | None = Field(None, description="Optimizer steps of the whole run; null while it trains.")
+    export: Literal["best", "last"] | None = Field(None, description="The setting that chose the step; likewise.")
+    val_loss: float | None = Field(
+        None, description="Validation loss of the averaged weights; null if it was not measured."
+    )
     seed: int = Field(description="Seed of the run.")
     data: str = Field(description="Fingerprint of the training data.")
     weights: str = Field(description="Digest of model.safetensors.")
     worldloom: str = Field(description="Version of worldloom that wrote this file.")
+
+    def to_bytes(self) -> bytes:
+        """Return the content of `model.json`."""
+        return (self.model_dump_json(indent=2) + "\n").encode()
 
 
 def read_card(uri: str) -> ModelCard:
@@ -54,4 +63,4 @@ def read_card(uri: str) -> ModelCard:
     card_uri = storage.join(uri, CARD)
     if not storage.exists(card_uri):
         raise ValueError(f"{uri}: there is no {CARD}; name the export folder of a finished training run")
-    return config.parse(ModelCard, config.parse_document(storage.read_bytes(card_uri).decode(), card_uri))
+    return config.parse(ModelCard, config.decode_document(storage.read_bytes(card_uri), card_uri))

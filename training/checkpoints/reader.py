@@ -11,9 +11,20 @@ import torch
 from torch import Tensor
 
 from cluster import storage
-from training.checkpoints.checkpoint import Checkpoint
-from training.checkpoints.files import ITEM_BYTES, SECTIONS, Index, Layout, Shards, file_header, training_shards
+from cluster.telemetry import log
+from training.checkpoints.checkpoint import Checkpoint, complete_checkpoints
+from training.checkpoints.files import (
+    ITEM_BYTES,
+    SECTIONS,
+    Index,
+    Layout,
+    Shards,
+    check_files,
+    file_header,
+    training_shards,
+)
 from training.checkpoints.fragments import CopyRange, Fragment, plan_copies
+from training.data.footer import DamagedError
 from training.ema import Ema
 from training.engine import Engine
 
@@ -21,6 +32,27 @@ READ_BYTES = 64 << 20
 """Most bytes per read, so that loading needs little memory besides the loaded tensors."""
 READERS = 8
 """Files that are read at the same time."""
+
+
+def newest_whole_checkpoint(run_uri: str) -> Checkpoint | None:
+    """Return the newest checkpoint of a run whose files are whole, or None if the run has none at all.
+
+    Each newer one is left out with a warning that names its damaged file. Raises `DamagedError` if all are damaged.
+    """
+    checkpoints = complete_checkpoints(run_uri)
+    damages = []
+    for checkpoint in reversed(checkpoints):
+        try:
+            check_files(checkpoint.uri)
+        except DamagedError as error:
+            log.warning(f"{error}; the checkpoint of step {checkpoint.step} is not used")
+            damages.append(str(error))
+        else:
+            return checkpoint
+    if damages:
+        folder = storage.join(run_uri, "checkpoints")
+        raise DamagedError(f"{'; '.join(damages)}; no checkpoint is whole: remove {folder} to start over")
+    return None
 
 
 def load_checkpoint(checkpoint: Checkpoint, engine: Engine, ema: Ema) -> dict[str, Any]:

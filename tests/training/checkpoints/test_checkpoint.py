@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +19,10 @@ from safetensors.torch import load_file
 
 from cluster import storage
 from training.checkpoints.checkpoint import complete_checkpoints, newest_checkpoint
-from training.checkpoints.reader import load_checkpoint
+from training.checkpoints.reader import load_checkpoint, newest_whole_checkpoint
 from training.checkpoints.run_folder import move_run
 from training.checkpoints.writer import CheckpointError, CheckpointWriter, save_checkpoint
+from training.data.footer import DamagedError
 from training.ema import Ema
 from training.engine import Engine, open_engine
 from training.models.dit import DiT
@@ -208,3 +210,45 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ValueError, match="ends 10 bytes early"):
         load_checkpoint(saved, engine, ema)
+
+
+@pytest.mark.parametrize(
+    ("file", "size_bytes", "message"),
+    [
+        ("complete.json", 0, r"complete\.json: is damaged"),
+        ("index.json", 0, r"index\.json: is damaged"),
+        ("index.json", 30, r"index\.json: is damaged"),
+        (
+            "rank-00000-of-00001.safetensors",
+            0,
+            r"safetensors: has 0 bytes of \d+; the checkpoint of step 10",
+        ),
+        ("rank-00000-of-00001.safetensors", None, r"safetensors: is missing; the checkpoint of step 10 is not used"),
+    ],
+)
+def test_training_resumes_from_the_newest_whole_checkpoint(
+    file: str, size_bytes: int | None, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A power cut leaves files of a checkpoint empty or short."""
+    engine, ema = fresh()
+    for step in (5, 10):
+        saved = save_checkpoint(str(tmp_path), step, engine, ema, SETTINGS)
+    path = Path(saved.uri) / file
+    content = path.read_bytes()
+    path.unlink()
+    if size_bytes is not None:
+        path.write_bytes(content[:size_bytes])
+    whole = newest_whole_checkpoint(str(tmp_path))
+    assert whole is not None
+    assert whole.step == 5
+    assert re.search(message, caplog.text)
+    assert saved.uri in caplog.text
+
+
+def test_without_a_whole_checkpoint_training_does_not_start_over(tmp_path: Path) -> None:
+    engine, ema = fresh()
+    assert newest_whole_checkpoint(str(tmp_path)) is None
+    saved = save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
+    (Path(saved.uri) / "index.json").write_text("")
+    with pytest.raises(DamagedError, match=r"no checkpoint is whole: remove .*checkpoints to start over"):
+        newest_whole_checkpoint(str(tmp_path))
