@@ -88,11 +88,11 @@ class Coverage:
         of_images = [use for use in empty if use.name.endswith("x1")]
         videos = [use for use in empty if use not in of_images]
         if videos:
-            yield f"no clip fills {_listed(videos)} of {len(self.buckets)} buckets: their batches would be empty"
+            yield f"no clip fills {len(videos)} of {len(self.buckets)} buckets: {_listed(videos)}"
         if of_images:
             yield (
-                f"no image fills {_listed(of_images)} of {len(self.buckets)} buckets; with stills: true or "
-                "lengths: all, videos give images"
+                f"no image fills {len(of_images)} of {len(self.buckets)} buckets: {_listed(of_images)}; videos give "
+                "images only with stills: true"
             )
 
     def as_json(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Coverage:
 def _listed(uses: Sequence[BucketUse]) -> str:
     names = [f"{use.name} at {use.fps:g} fps" for use in uses[:MAX_LISTED]]
     more = f" and {len(uses) - MAX_LISTED} more" if len(uses) > MAX_LISTED else ""
-    return f"{len(uses)} ({', '.join(names)}{more})"
+    return ", ".join(names) + more
 
 
 def bucket_coverage(curation: Curation) -> Coverage | None:

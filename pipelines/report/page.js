@@ -20,7 +20,19 @@ function navigation() {
   markCurrent();
 }
 
-for (const append of [overview, funnels, measures, balance, clipTable, duplicates, failures, training, costs, lineage])
+for (const append of [
+  overview,
+  funnels,
+  buckets,
+  measures,
+  balance,
+  clipTable,
+  duplicates,
+  failures,
+  training,
+  costs,
+  lineage,
+])
   append();
 navigation();
 startThumbnails();

@@ -36,6 +36,7 @@ SCRIPTS = (
     "clips.js",
     "overview.js",
     "measures.js",
+    "buckets.js",
     "balance.js",
     "duplicates.js",
     "training.js",

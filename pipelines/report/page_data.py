@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster.config import ConfigError
 from pipelines.curation import Curation
+from pipelines.dataset.coverage import bucket_coverage
 from pipelines.engine.step import FATE_COLUMNS, Expand
 from pipelines.ledger import Account, ledger
 from pipelines.recipe import Recipe
@@ -91,6 +92,7 @@ def page_data(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, A
         "version": package_versions().get("worldloom", ""),
         "steps": recipe.labels,
         "ledger": [account_json(account) for account in ledger(curation)],
+        "buckets": coverage.as_json() if (coverage := bucket_coverage(curation)) else None,
         "funnel": funnels_json(recipe, curation, first.totals),
         "causes": [
             {**cause._asdict(), "rows": total.rows, "hours": total.hours} for cause, total in sorted(causes.items())
