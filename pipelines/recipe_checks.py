@@ -121,16 +121,22 @@ def sample_faults(
 
 
 def bucket_faults(steps: Sequence[Step]) -> Iterator[LocatedError]:
-    """Yield an error for each bucket of `encode` whose sides its autoencoder cannot take, if its settings tell."""
+    """Yield an error for each bucket of `encode` with a size between multiples, or that the autoencoder cannot take.
+
+    What only the weights of an autoencoder tell is found when `encode` begins.
+    """
     step = steps[-1]
-    if not isinstance(step, Encode) or (unit := step.autoencoder.space_factor) is None:
-        return
-    for index, settings in enumerate(step.buckets):
-        for width, height in settings.shapes:
-            if width % unit or height % unit:
-                message = (
-                    f"{width}x{height} is no multiple of {unit}, the side of a latent cell of {step.autoencoder.name}"
-                )
-                fix = f"set multiple: {math.lcm(unit, settings.multiple)} in it"
-                yield LocatedError(("curate", len(steps) - 1, "encode", "buckets", index), f"{message}; {fix}")
-                break
+    for index, settings in enumerate(step.buckets) if isinstance(step, Encode) else ():
+        location = ("curate", len(steps) - 1, "encode", "buckets", index)
+        unit = step.autoencoder.space_factor or 1
+        below = settings.size // settings.multiple * settings.multiple
+        if below != settings.size:
+            nearest = " or ".join(str(size) for size in (below, below + settings.multiple) if size)
+            message = f"size {settings.size} is no multiple of {settings.multiple} (`multiple`); take {nearest}"
+            yield LocatedError((*location, "size"), message)
+        elif any(side % unit for shape in settings.shapes for side in shape):
+            message = (
+                f"multiple {settings.multiple}: sides must be multiples of {unit}, a cell of {step.autoencoder.name}"
+            )
+            fix = f"take {math.lcm(unit, settings.multiple)}"
+            yield LocatedError((*location, "multiple"), f"{message}; {fix}")

@@ -13,6 +13,7 @@ from cluster import listing, storage
 from cluster.config import ConfigError, Settings
 from cluster.telemetry import log
 from pipelines.engine.sidecars import SUFFIXES, find_sidecars
+from pipelines.engine.source_hints import why_nothing_matches
 from pipelines.engine.source_lists import is_list, read_list
 from pipelines.engine.step import column
 
@@ -128,7 +129,8 @@ def _no_file(entry: SourceSettings) -> str:
     if is_list(entry.pattern):
         return f"sources: {uri}: the list names no file"
     brackets = "; [ab] means a or b, write [[] for a bracket" if "[" in uri else ""
-    return f"sources: no file matches {entry.kind}s: {uri}{brackets}"
+    why = why_nothing_matches(uri)
+    return f"sources: no file matches {entry.kind}s: {uri}{': ' if why else ''}{why}{brackets}"
 
 
 def _log_sidecars(entry: SourceSettings, n_found: int, n_files: int) -> None:

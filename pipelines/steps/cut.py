@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from cluster.config import LocatedError
 from cluster.storage import digest
 from pipelines.engine.segments import HEAVY
 from pipelines.engine.step import Expand, Mark, column
@@ -94,6 +95,10 @@ THUMBNAILS = pa.field(
 SOURCE_CAPTION = next(field for field in MEDIA if field.name == "source_caption")
 
 
+MAX_SHORTEST_S, MAX_LONGEST_S, MAX_TRIMMED_S = 600.0, 3600.0, 60.0
+"""Largest `min_s`, `max_s` and `trim_s`. Longer clips are not trained on, and the number is one of milliseconds."""
+
+
 class Cut(Expand):
     """Divides shots into clips: one shorter than `min_s` gives none, one longer than `max_s` is divided equally.
 
@@ -118,6 +123,17 @@ class Cut(Expand):
         "crop", description="crop: letterbox and pillarbox are cut off wherever clips are decoded; keep: whole frames."
     )
     thumbnails: int = Field(3, ge=0, le=16, description="Most JPEG thumbnails per clip, spread over its length.")
+
+    @model_validator(mode="after")
+    def _check_units(self) -> Cut:
+        limits = {"min_s": MAX_SHORTEST_S, "max_s": MAX_LONGEST_S, "trim_s": MAX_TRIMMED_S}
+        for key, limit_s in limits.items():
+            if (value := getattr(self, key)) > limit_s:
+                message = (
+                    f"{value:g} seconds are more than {limit_s:g}; milliseconds divided by 1000 are {value / 1000:g}"
+                )
+                raise LocatedError((key,), message)
+        return self
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Cut:

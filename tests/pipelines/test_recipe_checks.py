@@ -15,7 +15,7 @@ sources:
   - {{images: "photos/*.png"}}
 curate:
   - scan: {{}}
-  - cut: {{min_s: 1.0, max_s: 6.0}}
+  - cut: {{{cut}}}
   - keep: {{{keep}}}
 {steps}
   - caption: {{engine: signals}}
@@ -27,6 +27,7 @@ sample:
 """
 DEFAULTS = {
     "out": "runs/mine",
+    "cut": "min_s: 1.0, max_s: 6.0",
     "keep": "frozen_share: {max: 0.5}",
     "steps": "",
     "autoencoder": "linear",
@@ -81,7 +82,20 @@ def test_the_recipe_without_a_change_is_valid() -> None:
         ({"out": "footage/run"}, "sources.0.videos: footage/**/*.mp4 also matches what the run writes to out"),
         ({"out": "."}, "sources.0.videos: footage/**/*.mp4 is inside out"),
         ({"out": "photos"}, "sources.1.images: photos/*.png is inside out"),
-        ({"bucket": "size: 60, frames: [17], fps: 8, multiple: 4"}, "encode.buckets.0: 80x44 is no multiple of 8"),
+        ({"bucket": "size: 60, frames: [17], fps: 8, multiple: 4"}, "buckets.0.multiple: multiple 4: sides must be"),
+        (
+            {"bucket": "size: 50, frames: [17], fps: 8"},
+            "buckets.0.size: size 50 is no multiple of 16 (`multiple`); take 48",
+        ),
+        (
+            {"cut": "min_s: 1000, max_s: 6000"},
+            "curate.1.cut.min_s: 1000 seconds are more than 600; milliseconds divided",
+        ),
+        (
+            {"cut": "max_s: 10000"},
+            "curate.1.cut.max_s: 10000 seconds are more than 3600; milliseconds divided by 1000 are 10",
+        ),
+        ({"cut": "trim_s: 200"}, "curate.1.cut.trim_s: 200 seconds are more than 60"),
         ({"size": "128x72"}, "sample.0.size: size 128x72: width and height must be multiples of 16 pixels"),
         ({"size": "128x72"}, "take 128x64 or 128x80"),
         ({"samples": "  - {prompt: b, name: street}"}, "sample.1.name: sample.0 writes the same file, street.mp4"),
@@ -101,9 +115,7 @@ def test_faults_name_key_value_and_fix(changes: dict[str, str], expected: str) -
     "changes",
     [
         {"keep": "luma: {min: 0, max: 1}"},
-        {
-            "keep": "camera: {in: [still, pan]}, interlaced: {in: [false]}, width: {in: [640, 1280]}"
-        },
+        {"keep": "camera: {in: [still, pan]}, interlaced: {in: [false]}, width: {in: [640, 1280]}"},
         {"steps": "  - dedup: {}\n  - dedup: {method: exact}"},
         {"steps": "  - frames: {}\n  - score.text_area: {}\n  - frames: {fps: 2}"},
         {"steps": "  - keep: {frozen_share: {max: 0.4}}"},
