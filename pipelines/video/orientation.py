@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 
 from cluster.arrays import UInt8Array
@@ -46,7 +46,7 @@ def frame_orientation(frame: VideoFrame) -> Orientation:
 
     PyAV's `frame.rotation` is the angle alone, which shows matrices with a flip (determinant < 0) the wrong way round.
     """
-    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return UPRIGHT
     # libavutil/display.h: (x, y), y downwards, is displayed at (a x + c y, b x + d y); rows of three in 16.16 bits.
