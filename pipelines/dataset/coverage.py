@@ -108,10 +108,10 @@ def _listed(uses: Sequence[BucketUse]) -> str:
 def bucket_coverage(curation: Curation) -> Coverage | None:
     """Return the coverage of the clips that reach `encode`; None if it has no such step, or they are not known yet.
 
-    Clips that failed in `encode` count as kept and not used.
+    A segment is listed once the one before it is complete. Clips that failed in `encode` count as kept and not used.
     """
     position = next((i for i, state in enumerate(curation.segments) if isinstance(state.segment.first, Encode)), None)
-    if not position or curation.segments[position - 1].n_pending:
+    if not position:
         return None
     encode = curation.segments[position].segment.first
     assert isinstance(encode, Encode)
