@@ -331,6 +331,7 @@ def _media(codec: str, width: int, height: int, ticks: int) -> dict[str, Any]:
         "width": width,
         "height": height,
         "rotation_deg": 0,
+        "mirrored": False,
         "time_base_num": 1,
         "time_base_den": ticks,
         "first_pts": 0,

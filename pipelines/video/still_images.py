@@ -55,13 +55,12 @@ def read_image(uri: str) -> Image.Image:
 
 
 def is_still_image(uri: str) -> bool:
-    """Return whether a file's content, whatever its name, is an image that is not animated."""
-    with storage.open_input(uri) as handle:
-        try:
-            with _open_image(handle) as image:
-                return not (image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False))
-        except _READ_ERRORS:
-            return False
+    """Return whether a file can be read and its content, whatever its name, is an image that is not animated."""
+    try:
+        with storage.open_input(uri) as handle, _open_image(handle) as image:
+            return not (image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False))
+    except _READ_ERRORS:
+        return False
 
 
 def resize_image(image: Image.Image, box: Box, width: int, height: int) -> Pixels:

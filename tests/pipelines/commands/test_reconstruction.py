@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from cluster.arrays import Pixels
@@ -171,9 +172,12 @@ def test_an_impossible_part_is_refused(part: VideoPart, message: str, video: str
 def test_bad_files_and_bad_outputs_are_refused(video: str, tmp_path: Path) -> None:
     text = tmp_path / "notes.mp4"
     text.write_text("no video")
+    photo = tmp_path / "photo.mp4"
+    Image.fromarray(sliding(1, 1.0, WIDTH, HEIGHT)[0]).save(photo, "PNG")
     for uri, out, message in [
         (str(text), "out.mp4", "notes.mp4"),
-        ("image.png", "out.mp4", "is an image"),
+        (str(photo), "out.mp4", "photo.mp4: is an image"),
+        (str(tmp_path / "gone.png"), "out.mp4", "gone.png: FileNotFoundError"),
         (video, "out.avi", "ends in .mp4"),
     ]:
         with pytest.raises(ConfigError, match=message):
