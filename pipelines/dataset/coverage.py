@@ -82,7 +82,7 @@ class Coverage:
             )
 
     def _empty_buckets(self) -> Iterator[str]:
-        if not self.n_clips:
+        if not self.n_samples:
             return
         empty = [use for use in self.buckets if not use.n_samples]
         of_images = [use for use in empty if use.name.endswith("x1")]
@@ -146,7 +146,7 @@ def coverage(encode: Encode, clips: pa.Table) -> Coverage:
             used[bucket] = used[bucket][0] + count * n_clips, used[bucket][1] + seconds * n_clips
     order = sorted(used, key=lambda bucket: (bucket.width * bucket.height, bucket.width, bucket.fps, bucket.frames))
     uses = tuple(BucketUse(bucket.name, bucket.fps, *used[bucket]) for bucket in order)
-    return Coverage(len(clips), n_samples, kept_s, used_s, uses, unassigned)
+    return Coverage(len(clips), n_samples, kept_s, used_s, uses, dict(unassigned))
 
 
 def _use_of(windows: Sequence[WindowSamples], second: Fraction) -> dict[Bucket, tuple[int, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from typing import Any
 
@@ -109,6 +110,9 @@ def test_clips_without_a_bucket_are_warned_of() -> None:
     assert warning.startswith("no bucket fits 2 of 3 clips (66.7%) that filters keep: 1 because 1.00 s is shorter than")
     assert "1 because 60x40 is smaller than 80x48" in warning
     assert warning.endswith("Add smaller or shorter buckets")
+    data = json.loads(json.dumps(of([clip(1.0), clip(6.0)]).as_json()))
+    assert list(data["unassigned"].values()) == [1]
+    assert len(data["warnings"]) == 4
 
 
 def test_failed_clips_are_kept_and_not_used() -> None:
