@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -27,9 +26,17 @@ Names of emoji, such as :x:, are parts of keys and paths here."""
 log = logging.getLogger("worldloom")
 
 
+class _ConsoleHandler(logging.Handler):
+    """A log handler that shares the console with progress bars, which a line written past it would break."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
 def configure_logging(verbose: bool = False) -> None:
-    """Send the log lines of this process, those of libraries included, to standard error."""
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    """Send the log lines of this process, those of libraries included, to standard error, above any progress bar."""
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(handlers=[_ConsoleHandler()], format=form, datefmt="%H:%M:%S")
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

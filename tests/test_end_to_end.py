@@ -38,6 +38,7 @@ pytestmark = pytest.mark.slow
 QUICKSTART = ROOT / "pipelines" / "recipes" / "quickstart.yaml"
 TINY_TRAINING = (
     "train.model={name: dit, depth: 2, dim: 64, heads: 2}",
+    "train.workers=2",
     "train.steps=6",
     "train.warmup_steps=2",
     "train.decay_steps=0",
@@ -247,6 +248,42 @@ def kill_when(sets: Sequence[str], ready: Callable[[], bool], *options: str) -> 
     time.sleep(2)
 
 
+TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+
+
+def interrupt_when(sets: Sequence[str], ready: Callable[[], bool], folder: Path) -> None:
+    """Start a run at a terminal and press Ctrl-C as soon as something is there.
+
+    The current folder has packages of the user's own with names of ours, and `ffmpeg` changes the terminal's settings
+    as the real one does: the kernel stops a process in the background that does so.
+    """
+    for package in ("training", "pipelines"):
+        (folder / package).mkdir()
+        (folder / package / "__init__.py").touch()
+    ffmpeg = folder / "ffmpeg"
+    ffmpeg.write_text("#!/bin/sh\nstty sane\n")
+    ffmpeg.chmod(0o755)
+    sets_ = [part for assignment in sets for part in ("--set", assignment)]
+    # -P: Python itself must not look for packages in the current folder.
+    worldloom = [sys.executable, "-P", "-m", "pipelines.cli", "run", str(QUICKSTART), *sets_]
+    process = subprocess.Popen(
+        [sys.executable, "-c", TERMINAL, *worldloom],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=folder,
+        env=os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "TERM": "xterm"},
+    )
+    assert process.stdin is not None
+    deadline = time.monotonic() + 240
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.stdin.write(b"\x03")
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, b"the same command resumes" in output) == (130, True), output
+
+
 def has_parts(recipe: Recipe, segment: str) -> bool:
     """Return True if the table of a segment has a part."""
     return any(f"/{segment}-" in entry.uri for entry in storage.list_files(recipe.tables_uri, ".parquet"))
@@ -259,7 +296,7 @@ def losses_of(out: Path) -> list[float]:
     return [record["loss"] for record in records]
 
 
-@pytest.mark.timeout(900)  # its five runs take two minutes on two free cores, and must not be cut off on busy ones
+@pytest.mark.timeout(900)  # its six runs take two minutes on two free cores, and must not be cut off on busy ones
 def test_rerun_of_a_killed_run_ends_as_if_undisturbed(
     footage: Path, undisturbed: tuple[Recipe, Curation], tmp_path: Path
 ) -> None:
@@ -267,12 +304,13 @@ def test_rerun_of_a_killed_run_ends_as_if_undisturbed(
     outs = [tmp_path / "killed", tmp_path / "straight"]
     sets = [[*assignments(footage, out)[:2], "sample=[]", *TINY_TRAINING, "train.steps=20"] for out in outs]
     killed = recipe_for(footage, outs[0])
-    for table in ("scan", "encode"):
-        kill_when(
-            sets[0],
-            functools.partial(has_parts, killed, table),
-        )
-        assert not inspect(killed).complete
+    (terminal := tmp_path / "terminal").mkdir()
+    kill_when(sets[0], functools.partial(has_parts, killed, "scan"))
+    assert not inspect(killed).complete
+    interrupt_when(sets[0], functools.partial(has_parts, killed, "cut"), terminal)
+    assert not inspect(killed).complete
+    kill_when(sets[0], functools.partial(has_parts, killed, "encode"))
+    assert not inspect(killed).complete
     kill_when(sets[0], lambda: any((outs[0]).rglob("checkpoints/step-*")))
     curation = inspect(killed)
     assert curation.complete

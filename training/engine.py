@@ -23,6 +23,9 @@ from training.optimizers import MOMENTS, SkippableAdamW, set_lr
 from training.settings import TrainSettings
 from training.zero import JoinedOutput, initialise_sharded, zero_options
 
+EXCHANGED_ELEMENTS = 16 << 20
+"""Elements that weights and their averages exchange at a time: 64 MiB."""
+
 
 class NonFiniteGradientError(ArithmeticError):
     """The gradient's norm is infinite or not a number; the weights were not updated with it."""
@@ -133,23 +136,26 @@ class Engine(abc.ABC):
             dist.barrier()
 
     @contextlib.contextmanager
-    def swapped_weights(self, replacement: list[Tensor]) -> Iterator[None]:
-        """Replace the values of the weight shards inside the block, for `full_parameters` to gather; restore them
-        afterwards.
+    def swapped_weights(self, replacement: list[Tensor], computing: bool = False) -> Iterator[None]:
+        """Exchange the values of the weight shards and of `replacement` inside the block, for `full_parameters` to
+        gather, and if `computing` for `forward` too.
         """
-        kept = [shard.detach().clone() for shard in self.weight_shards()]
-        with torch.no_grad():
-            torch._foreach_copy_(self.weight_shards(), replacement)
-            try:
-                yield
-            finally:
-                torch._foreach_copy_(self.weight_shards(), kept)
+        _exchange(self.weight_shards(), replacement)
+        try:
+            if computing:
+                self.refresh_model_weights()
+            yield
+        finally:
+            _exchange(self.weight_shards(), replacement)
+            if computing:
+                self.refresh_model_weights()
 
 
 def open_engine(
     model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: type[SkippableAdamW] = SkippableAdamW
 ) -> Engine:
-    """Return the engine for these settings. With several workers or ZeRO, `torch.distributed` must be initialised.
+    """Return the engine for these settings. With several workers or ZeRO, `torch.distributed` must be initialised;
+    `workers: auto`, which `training.run` replaces by a number, is one process.
 
     `optimizer` may be a subclass of `SkippableAdamW` if weights are not sharded, which is so with `zero_stage` 0.
 
@@ -164,7 +170,7 @@ def open_engine(
         assert isinstance(model, VideoModel)
         group, _ = dist.new_subgroups(group_size=settings.context_parallel)
         model.enable_context_parallel(group)
-    if settings.workers == 1 and settings.zero_stage == 0:
+    if settings.workers in (1, "auto") and settings.zero_stage == 0:
         return TorchEngine(model, settings, device, optimizer)
     return DeepSpeedEngine(model, settings, device, optimizer)
 
@@ -330,6 +336,20 @@ class DeepSpeedEngine(Engine):
             optimizer.fp32_partitioned_groups_flat if self._stage == 3 else optimizer.single_partition_of_fp32_groups
         )
         return flat
+
+
+@torch.no_grad()
+def _exchange(tensors: list[Tensor], others: list[Tensor]) -> None:
+    """Exchange the values of two lists of tensors in place, in chunks: a copy of all weights may not fit in memory."""
+    for tensor, other in zip(tensors, others, strict=True):
+        for part, other_part in zip(_chunks(tensor), _chunks(other), strict=True):
+            kept = part.clone()
+            part.copy_(other_part)
+            other_part.copy_(kept)
+
+
+def _chunks(tensor: Tensor) -> tuple[Tensor, ...]:
+    return tensor.view(-1).split(EXCHANGED_ELEMENTS) if tensor.is_contiguous() else (tensor,)
 
 
 def _is_on_meta(model: nn.Module) -> TypeGuard[VideoModel]:

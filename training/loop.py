@@ -17,9 +17,11 @@ from torch import Tensor
 from cluster import storage
 from cluster.telemetry import log
 from training.assembly import TrainingRun, make_planner
-from training.checkpoints.checkpoint import Checkpoint, newest_checkpoint
+from training.checkpoints.best_export import BestExport
+from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.export import write_export
-from training.checkpoints.reader import load_checkpoint
+from training.checkpoints.model_card import ModelCard
+from training.checkpoints.reader import load_checkpoint, newest_whole_checkpoint
 from training.checkpoints.writer import CheckpointWriter
 from training.data.dataset import CaptionMix
 from training.data.loader import Batch, Loader, LoaderSettings
@@ -78,26 +80,39 @@ def train_loop(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: i
     Raises `NonFiniteLossError`, and `Interrupted` after SIGINT or SIGTERM.
     """
     run = TrainingRun.open(settings, manifest_uri, run_uri, seed, device)
-    checkpoint = newest_checkpoint(run_uri)
+    checkpoint = newest_whole_checkpoint(run_uri)
     state = load_checkpoint(checkpoint, run.engine, run.ema) if checkpoint else {}
+    best = BestExport(run_uri, run.engine, state.get("best"), settings.keep_checkpoints)
     if checkpoint is None or checkpoint.step < settings.steps:
-        checkpoint = _train(run, checkpoint.step if checkpoint else 0, state)
-    return LoopResult(_export(run, checkpoint.step), checkpoint.uri, checkpoint.step)
+        checkpoint = _train(run, checkpoint.step if checkpoint else 0, state, best)
+    return LoopResult(_export(run, checkpoint.step, best), checkpoint.uri, checkpoint.step)
 
 
-def _export(run: TrainingRun, step: int) -> str:
-    """Write the export of the model after `step` steps and return its URI; every rank calls it."""
+def _export(run: TrainingRun, step: int, best: BestExport) -> str:
+    """Write the export of a run that ends after `step` steps, of its best step or the last one, and return its URI.
+
+    Every rank calls it.
+    """
     export_uri = storage.join(run.run_uri, "export")
-    raw = run.engine.full_parameters()
-    with run.engine.swapped_weights(run.ema.averages):
-        averaged = run.engine.full_parameters()
-    if run.engine.rank == 0:
-        write_export(export_uri, raw, averaged, run.step_config.null_text, run.model_card(step))
+    if run.settings.export == "last" or best.best is None:
+        about = {"trained_steps": step, "export": run.settings.export}
+        _write_export(run, export_uri, run.model_card(step).model_copy(update=about))
+    elif run.engine.rank == 0:
+        best.copy_to(export_uri, step)
     run.engine.barrier()
     return export_uri
 
 
-def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any]) -> Checkpoint:
+def _write_export(run: TrainingRun, export_uri: str, card: ModelCard) -> None:
+    """Write the export of the model as it is now; every rank calls it."""
+    raw = run.engine.full_parameters()
+    with run.engine.swapped_weights(run.ema.averages):
+        averaged = run.engine.full_parameters()
+    if run.engine.rank == 0:
+        write_export(export_uri, raw, averaged, run.step_config.null_text, card)
+
+
+def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any], best: BestExport) -> Checkpoint:
     """Take steps `start_step` to `settings.steps`, counted from 0, and return the last checkpoint.
 
     `state` is the result of `load_checkpoint`, empty at the start of a run.
@@ -139,7 +154,7 @@ def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any]) -> Check
             if times:
                 times.add(step, engine.all_sum(moments(len(batches), meter.tokens, meter.forward_s)))
             if validation and (done % settings.validate_every == 0 or done == settings.steps):
-                record |= validation.record()
+                record |= _validate(run, validation, best, done)
             if previews.due(done):
                 record |= previews.record(done, run.ema.averages, metrics)
             if metrics:
@@ -148,7 +163,8 @@ def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any]) -> Check
             if stopping or done % settings.checkpoint_every == 0 or done == settings.steps:
                 if metrics:
                     metrics.flush()
-                writer.start(done, {"norms": spikes.norms} | ({"step_times": times.state()} if times else {}))
+                others = {"step_times": times and times.state(), "best": best.checkpoint_state()}
+                writer.start(done, {"norms": spikes.norms} | {name: one for name, one in others.items() if one})
             writer.poll()
             if stopping and done < settings.steps:
                 writer.wait()
@@ -156,6 +172,22 @@ def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any]) -> Check
         checkpoint = writer.wait()
     assert checkpoint is not None
     return checkpoint
+
+
+def _validate(run: TrainingRun, validation: Validation, best: BestExport, done: int) -> Record:
+    """Return the validation loss of the averaged weights after `done` steps, and keep their export if it is the lowest.
+
+    The averaged weights are measured because they are the ones to sample from.
+    """
+    with run.engine.swapped_weights(run.ema.averages, computing=True):
+        record = validation.record()
+
+    def write(uri: str, step: int, val_loss: float) -> None:
+        _write_export(run, uri, run.model_card(step).model_copy(update={"val_loss": val_loss}))
+
+    if record and run.settings.export == "best":
+        best.offer(done, record["val_loss"], write)
+    return record
 
 
 def _open_loader(run: TrainingRun, start_step: int, times: StepTimes | None) -> Loader:

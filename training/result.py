@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cluster import storage
 from training.checkpoints.checkpoint import newest_checkpoint
-from training.checkpoints.model_card import CARD, read_card
+from training.checkpoints.model_card import CARD, ModelCard, read_card
 from training.settings import TrainSettings
 from training.tracking.metrics import CURVE_FILE, METRICS_FILE, loss_points, read_metrics
 
@@ -28,6 +28,8 @@ class TrainResult:
     """Training loss of every step, those before a restart included."""
     validation: tuple[tuple[int, float], ...]
     """Steps taken and the validation loss after them."""
+    export_step: int
+    """Steps taken when the exported weights had their values."""
 
 
 def find_result(settings: TrainSettings, run_uri: str) -> TrainResult | None:
@@ -38,7 +40,7 @@ def find_result(settings: TrainSettings, run_uri: str) -> TrainResult | None:
         newest is None
         or newest.step < settings.steps
         or not storage.exists(storage.join(export_uri, CARD))
-        or read_card(export_uri).step < newest.step
+        or not _is_final(read_card(export_uri), settings, newest.step)
     ):
         return None
     train_points, validation_points = loss_points(read_metrics(run_uri))
@@ -50,4 +52,10 @@ def find_result(settings: TrainSettings, run_uri: str) -> TrainResult | None:
         steps=newest.step,
         losses=tuple(loss for _, loss in train_points),
         validation=tuple(validation_points),
+        export_step=read_card(export_uri).step,
     )
+
+
+def _is_final(card: ModelCard, settings: TrainSettings, trained_steps: int) -> bool:
+    """Return whether an export was written at the end of a run, of the step that the settings ask for."""
+    return (card.trained_steps or card.step) >= trained_steps and card.export in (None, settings.export)

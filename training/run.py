@@ -12,6 +12,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import storage
+from cluster.session import cluster_size
+from cluster.telemetry import log
 from training.checkpoints.run_folder import run_folder
 from training.device import default_device, memory_environment
 from training.engine import NonFiniteGradientError
@@ -20,6 +22,7 @@ from training.result import TrainResult, find_result
 from training.settings import TrainSettings
 from training.stopping import NonFiniteLossError
 from training.tracking.metrics import progress_bar
+from training.workers import WorkerRequest
 
 FAILURE_FILE = "failure.txt"
 """File with the error of a run that would fail again the same way, so that workers are not restarted."""
@@ -41,7 +44,9 @@ def train(
     run_uri = run_folder(settings, manifest_uri, out_uri, seed)
     if (done := find_result(settings, run_uri)) is not None:
         return done
-    if not distributed and (settings.workers > 1 or settings.zero_stage > 0):
+    if distributed:
+        settings = settings.model_copy(update={"workers": number_of_workers(settings.worker_request)})
+    elif settings.workers not in (1, "auto") or settings.zero_stage > 0:
         raise ValueError(
             f"workers {settings.workers} with zero_stage {settings.zero_stage} need Ray; "
             "train in one process with workers 1, zero_stage 0"
@@ -62,6 +67,16 @@ def train(
     return done
 
 
+def number_of_workers(request: WorkerRequest) -> int:
+    """Return the number of workers to train with on the connected Ray cluster.
+
+    Raises `ValueError` if the cluster has no room for them.
+    """
+    cluster = cluster_size()
+    request.check(cluster)
+    return request.resolve(cluster)
+
+
 def run_on_workers(
     loop: Callable[..., object], arguments: Mapping[str, Any], settings: TrainSettings, run_uri: str
 ) -> None:
@@ -72,14 +87,11 @@ def run_on_workers(
     that variable, and otherwise with its share of its node's cores. Raises `NonFiniteLossError` if all workers do, and
     `RuntimeError` with the workers' errors after `settings.max_failures` restarts.
     """
-    n_gpus = ray.cluster_resources().get("GPU", 0)
-    min_workers = settings.min_workers or settings.workers
-    if 0 < n_gpus < min_workers:
-        raise ValueError(
-            f"at least {min_workers} workers need one GPU each, and the cluster has {n_gpus:g}; "
-            "lower workers or min_workers"
-        )
-    use_gpu = n_gpus > 0
+    cluster = cluster_size()
+    if message := settings.worker_request.check(cluster):
+        log.warning(message)
+    assert settings.workers != "auto", "number_of_workers comes first"
+    use_gpu = cluster.gpus > 0
     ray_uri = storage.join(run_uri, "ray")
     # Ray Train would resume its own state of an earlier try instead of our checkpoints.
     storage.remove(ray_uri)
@@ -87,8 +99,9 @@ def run_on_workers(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # Ray sets OMP_NUM_THREADS in workers if the user has not, so workers cannot tell whose value it is.
     threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else None
+    min_workers = settings.min_workers or settings.workers
     num_workers = settings.workers if min_workers == settings.workers else (min_workers, settings.workers)
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _worker,
         train_loop_config={"loop": loop, "arguments": dict(arguments), "run_uri": run_uri, "threads": threads},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -111,6 +124,28 @@ def run_on_workers(
         raise RuntimeError(f"training failed {1 + settings.max_failures} times, at last with {causes}") from error
     if storage.exists(failure_uri):
         raise NonFiniteLossError(storage.read_bytes(failure_uri).decode())
+
+
+class _Trainer(TorchTrainer):
+    """A trainer that leaves SIGINT to Python, so that Ctrl-C raises `KeyboardInterrupt` in `fit` at any time.
+
+    Ray Train's own handler waits for its controller, which does not answer while it waits for resources; the process
+    ends at the third Ctrl-C, with exit code 1.
+    """
+
+    controller: Any = None
+    """Actor that runs the training; its workers end with it."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.controller = controller
+
+    def fit(self) -> ray.train.Result:
+        try:
+            return super().fit()
+        except KeyboardInterrupt:
+            if self.controller is not None:
+                ray.kill(self.controller)
+            raise
 
 
 def _worker(config: dict[str, Any]) -> None:

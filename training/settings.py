@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from cluster.config import Settings
 from cluster.plugins import PluginField
@@ -18,6 +18,7 @@ from training.objective import FOLDER as OBJECTIVES
 from training.objective import ObjectiveSettings
 from training.objectives.flow_matching import FlowMatching
 from training.tracking.trackers import TrackerName, check_trackers
+from training.workers import WORKERS_DESCRIPTION, WorkerRequest, Workers, check_is_workers
 
 
 class PreviewSettings(Settings):
@@ -78,7 +79,7 @@ class TrainSettings(Settings):
     conditioning: ConditioningRates = Field(
         ConditioningRates(), description="Shares of samples by the frames that condition the model."
     )
-    workers: int = Field(1, ge=1, description="Training processes; on GPUs, one GPU each.")
+    workers: Workers = Field("auto", description=WORKERS_DESCRIPTION)
     min_workers: int | None = Field(
         None,
         ge=1,
@@ -118,7 +119,13 @@ class TrainSettings(Settings):
     validate_every: int = Field(
         500,
         ge=0,
-        description="Steps between measurements of the validation loss; the last step always measures it. 0 for never.",
+        description="Steps between measurements of the validation loss, of the averaged weights; the last step always "
+        "measures it. 0 for never.",
+    )
+    export: Literal["best", "last"] = Field(
+        "best",
+        description="Step whose model is exported for sampling: the one with the lowest validation loss, or the last. "
+        "Without validation it is the last.",
     )
     previews: PreviewSettings = Field(PreviewSettings(), description="Samples during training.")
     log_every: int = Field(
@@ -133,6 +140,8 @@ class TrainSettings(Settings):
         description="Peak TFLOP/s of a device, for mfu and hfu; without it, that of the GPU's data sheet if known.",
     )
 
+    _is_workers = field_validator("workers", mode="before")(check_is_workers)
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
         if self.precision == "bf16" and self.zero_stage == 0:
@@ -140,17 +149,16 @@ class TrainSettings(Settings):
                 "precision bf16 needs zero_stage 1, 2 or 3, which keep fp32 weights to update; "
                 "set zero_stage: 1, or precision: fp32"
             )
-        if self.min_workers is not None and self.min_workers > self.workers:
+        n_workers = None if self.workers == "auto" else self.workers
+        if self.min_workers is not None and n_workers is not None and self.min_workers > n_workers:
+            raise ValueError(f"min_workers {self.min_workers} is above workers {n_workers}; lower it, or raise workers")
+        if n_workers is not None and n_workers % self.context_parallel:
             raise ValueError(
-                f"min_workers {self.min_workers} is above workers {self.workers}; lower it, or raise workers"
-            )
-        if self.workers % self.context_parallel:
-            raise ValueError(
-                f"workers {self.workers} cannot be divided into groups of context_parallel {self.context_parallel}; "
+                f"workers {n_workers} cannot be divided into groups of context_parallel {self.context_parallel}; "
                 f"set workers to a multiple of {self.context_parallel}, or context_parallel to a divisor of "
-                f"{self.workers}"
+                f"{n_workers}"
             )
-        if self.context_parallel > 1 and self.min_workers not in (None, self.workers):
+        if self.context_parallel > 1 and self.min_workers not in (None, n_workers):
             raise ValueError(
                 f"min_workers {self.min_workers} lets any number of workers continue, which context_parallel "
                 f"{self.context_parallel} may not divide; leave out min_workers, or set context_parallel: 1"
@@ -168,6 +176,11 @@ class TrainSettings(Settings):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {list(self.betas)} must lie in [0, 1)")
         return self
+
+    @property
+    def worker_request(self) -> WorkerRequest:
+        """The number of workers that the settings ask for."""
+        return WorkerRequest(self.workers, self.min_workers, self.context_parallel)
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of step `step`, counted from 0.

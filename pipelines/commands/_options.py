@@ -27,8 +27,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def read_recipe(path: Path, assignments: Sequence[str] | None) -> Recipe:
-    """Read a recipe, or the `run.yaml` of a run's folder. Raises `ConfigError` with every fault, one per line."""
-    return load_recipe(path / "run.yaml" if path.is_dir() else path, assignments or [])
+    """Read a recipe, or the one of a run's folder, as `load_recipe` does."""
+    return load_recipe(path, assignments or [])
 
 
 def with_options(

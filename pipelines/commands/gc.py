@@ -76,12 +76,8 @@ def last_run(recipe: Recipe) -> Recipe:
     if not storage.exists(uri):
         raise ConfigError(f"{uri}: no such file, so nothing was run in this out and there is nothing to remove")
     last = parse(Recipe, parse_document(storage.read_bytes(uri).decode(), uri))
-    if last.out_uri != recipe.out_uri:
-        raise ConfigError(
-            f"{uri}: is of a run in {last.out_uri}; relative paths of a recipe start in the current folder: run the "
-            "command from the same folder as the run"
-        )
-    return last
+    # The folder may have been moved since.
+    return last.model_copy(update={"out": recipe.out})
 
 
 def reached_folders(recipe: Recipe, curation: Curation) -> Mapping[str, str]:

@@ -41,6 +41,7 @@ def run(recipe: Recipe, in_process: bool = False) -> Outcome:
         raise ConfigError(f"{recipe.name}: sample needs a model: add the section train")
     check_images(recipe.sample)
     with Session(recipe.ray, in_process) as session:
+        train.check_workers(recipe, session)
         curated = None if recipe.manifest else curate.curate(recipe, in_process, session)
         training = train.train(recipe, in_process, session) if recipe.train else None
     samples = sample.sample_recipe(recipe, training.export_uri) if training and recipe.sample else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from cluster.config import ConfigError
 from cluster.telemetry import log
 from pipelines.commands._console import print_facts
@@ -42,6 +44,16 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
         return run.train(settings, dataset.manifest_uri, recipe.out_uri, seed=recipe.seed, distributed=not in_process)
 
 
+def check_workers(recipe: Recipe, session: Session) -> None:
+    """Raise `ConfigError` if the training is not finished and has more workers than the cluster has room for."""
+    if recipe.train is None:
+        return
+    with contextlib.suppress(ConfigError):
+        find_trained(recipe)
+        return
+    session.check_workers(recipe.train.worker_request)
+
+
 def settings_for(recipe: Recipe, in_process: bool = False) -> TrainSettings:
     """Return the recipe's training settings, for one worker if it trains in this process.
 
@@ -69,6 +81,11 @@ def find_trained(recipe: Recipe) -> TrainResult:
 def facts_of(trained: TrainResult) -> list[tuple[str, str]]:
     """Return what a training run made, as names and values for the end of a run."""
     losses = f", loss {trained.losses[0]:.3f} -> {trained.losses[-1]:.3f}" if trained.losses else ""
+    by_step = dict(trained.validation)
+    if by_step:
+        losses += f"; validation loss {trained.validation[-1][1]:.3f}"
+    if trained.export_step in by_step:
+        losses += f", {by_step[trained.export_step]:.3f} at step {trained.export_step}, which is exported"
     return [
         ("training", f"step {trained.steps}{losses}"),
         ("loss curve", trained.curve_uri),

@@ -13,6 +13,7 @@ from cluster import storage
 from cluster.config import ConfigError, Settings, override, parse, read_document
 from cluster.ray_settings import RaySettings
 from pipelines.commands._options import Assignments, InProcess
+from pipelines.commands._session import Session
 from pipelines.dataset.autoencoder_clips import ClipSettings
 from pipelines.engine.sources import SourceSettings
 from pipelines.recipe import SplitSettings
@@ -54,14 +55,17 @@ def train_autoencoder(recipe: AutoencoderRecipe, in_process: bool = False) -> st
     from training.autoencoder_training.loop import find_result, run_folder
     from training.tracking.metrics import progress_bar
 
-    data = make_data(recipe)
-    settings = recipe.train.model_copy(update={"workers": 1}) if in_process else recipe.train
-    check_crops_fit(data, settings)
-    run_uri = run_folder(settings, data, storage.absolute(recipe.out), recipe.seed)
-    if (done := find_result(settings, run_uri)) is None:
-        with progress_bar(run_uri, settings.steps):
-            _train(recipe, {"settings": settings, "data": data, "run_uri": run_uri, "seed": recipe.seed}, in_process)
-        done = find_result(settings, run_uri)
+    with Session(recipe.ray, in_process) as session:
+        session.check_workers(recipe.train.worker_request)
+        data = make_data(recipe)
+        settings = recipe.train.model_copy(update={"workers": 1}) if in_process else recipe.train
+        check_crops_fit(data, settings)
+        run_uri = run_folder(settings, data, storage.absolute(recipe.out), recipe.seed)
+        if (done := find_result(settings, run_uri)) is None:
+            arguments = {"data": data, "run_uri": run_uri, "seed": recipe.seed}
+            with progress_bar(run_uri, settings.steps):
+                _train(settings, arguments, session)
+            done = find_result(settings, run_uri)
     assert done is not None, run_uri
     return done.weights_uri
 
@@ -78,19 +82,19 @@ def check_crops_fit(data: Path, settings: AutoencoderTrainSettings) -> None:
         raise ConfigError(f"train.crops: {error}") from error
 
 
-def _train(recipe: AutoencoderRecipe, arguments: dict[str, Any], in_process: bool) -> None:
+def _train(settings: AutoencoderTrainSettings, arguments: dict[str, Any], session: Session) -> None:
     from training.autoencoder_training import loop
     from training.device import default_device
 
-    if in_process:
-        loop.train_autoencoder(device=default_device(), **arguments)
+    if session.in_process:
+        loop.train_autoencoder(settings=settings, device=default_device(), **arguments)
         return
-    from cluster.session import ray_connection  # imports Ray, which takes a third of a second
-    from training.run import run_on_workers
+    from training import run  # imports Ray Train, which takes half a second
 
-    settings: AutoencoderTrainSettings = arguments["settings"]
-    with ray_connection(recipe.ray):
-        run_on_workers(loop.train_autoencoder, arguments, settings.train_settings(), arguments["run_uri"])
+    session.connect()
+    settings = settings.model_copy(update={"workers": run.number_of_workers(settings.worker_request)})
+    arguments = {"settings": settings, **arguments}
+    run.run_on_workers(loop.train_autoencoder, arguments, settings.train_settings(), arguments["run_uri"])
 
 
 def command(

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from cluster import storage
 from cluster.config import ConfigError
 from pipelines.curation import Curation
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, with_absolute_paths
 from training.data.manifest import read_manifest
 
 FILE = "dataset.json"
@@ -75,5 +75,7 @@ def training_captions(recipe: Recipe) -> list[str]:
 
 
 def _settings_digest(recipe: Recipe) -> str:
+    # The same files are named by relative paths in a recipe and by absolute ones in run.yaml.
+    recipe = with_absolute_paths(recipe)
     sections = recipe.model_dump(mode="json", include={"sources", "curate", "splits"}, by_alias=True)
     return storage.digest(json.dumps(sections, sort_keys=True))

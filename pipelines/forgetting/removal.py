@@ -23,7 +23,7 @@ from pipelines.engine.step import set_column
 from pipelines.forgetting.proof import is_text, occur_in_file, temporary_files
 from pipelines.forgetting.removal_list import RemovalList, listed_sources, parquet_files, table_kind, table_name
 from pipelines.forgetting.traces import Identifiers, holds_text, is_in, payload_digest, text_cells
-from pipelines.recipe import Recipe, resolved
+from pipelines.recipe import Recipe, write_resolved
 from training.data import shards, text_tables
 from training.data.footer import DamagedError
 from training.data.manifest import read_manifest, tables_root, update_row_references, write_manifest
@@ -219,7 +219,7 @@ def _remove_files(recipe: Recipe, removal: RemovalList) -> int:
         n_files += 1
     run = storage.join(out, "run.yaml")
     if storage.exists(run) and occur_in_file(removal.identifiers, run):
-        storage.write_bytes(run, resolved(recipe).encode())
+        write_resolved(recipe)
     return n_files
 
 

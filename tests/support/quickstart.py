@@ -10,6 +10,7 @@ from tests.support.paths import ROOT
 QUICKSTART = ROOT / "pipelines" / "recipes" / "quickstart.yaml"
 TRAINING = (
     "train.model={name: dit, depth: 1, dim: 32, heads: 2}",
+    "train.workers=2",
     "train.warmup_steps=2",
     "train.decay_steps=0",
     "train.checkpoint_every=2",

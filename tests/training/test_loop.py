@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from training.models.dit import DiT
 from training.settings import TrainSettings
 from training.stopping import NonFiniteLossError
 from training.tracking.metrics import Record, read_metrics
+from training.validation import Validation
 
 pytestmark = pytest.mark.slow
 
@@ -341,3 +343,72 @@ def test_a_spike_detector_resumes_from_its_norms(norms: list[float], split: int)
     assert resumed.norms == whole.norms
     assert resumed.limit() == whole.limit()
     assert len(whole.norms) <= NORM_WINDOW
+
+
+class MeasuredLosses:
+    """Stands in for validation: its losses are given, by the steps that have been taken."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+        self.left = list(losses)
+        monkeypatch.setattr(Validation, "record", lambda _: {"val_loss": self.take()})
+
+    def take(self) -> float:
+        loss = self.left.pop(0)
+        if loss < 0:
+            raise OSError("the disk is gone")
+        return loss
+
+
+OVERFITTED = [3.0, 2.0, 1.0, 1.5, math.nan, 2.0]
+"""Validation losses after steps 2, 4, ... 12."""
+
+
+def test_the_best_step_is_exported(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    MeasuredLosses(monkeypatch, OVERFITTED)
+    trained = train(manifest, tmp_path / "whole", validate_every=2)
+    card = read_card(trained.export_uri)
+    assert (card.step, card.trained_steps, card.val_loss, trained.export_step) == (6, 12, 1.0, 6)
+    until_6 = train(manifest, tmp_path / "until-6", steps=6, validate_every=0)
+    assert card.weights == read_card(until_6.export_uri).weights
+    assert sorted(os.listdir(Path(trained.export_uri).parent / "best")) == ["step-00000004", "step-00000006"]
+    # The setting may change afterwards.
+    last = train(manifest, tmp_path / "whole", validate_every=2, export="last")
+    assert (read_card(last.export_uri).step, last.export_step) == (12, 12)
+    assert train(manifest, tmp_path / "whole", validate_every=2) == trained
+    assert read_card(trained.export_uri) == card
+
+
+@pytest.mark.parametrize("failing_at", [8, 10, 12])
+def test_a_resumed_run_knows_the_best_step(
+    failing_at: int, manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MeasuredLosses(monkeypatch, [*OVERFITTED[: failing_at // 2 - 1], -1.0])
+    with pytest.raises(OSError, match="disk"):
+        train(manifest, tmp_path, validate_every=2)
+    (run_folder,) = tmp_path.glob("run-*")
+    newest = newest_checkpoint(str(run_folder))
+    MeasuredLosses(monkeypatch, OVERFITTED[newest.step // 2 if newest else 0 :])
+    card = read_card(train(manifest, tmp_path, validate_every=2).export_uri)
+    assert (card.step, card.val_loss) == (6, 1.0)
+
+
+def test_a_missing_export_of_the_best_step(
+    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    MeasuredLosses(monkeypatch, OVERFITTED)
+    run_uri = Path(train(manifest, tmp_path, steps=8, validate_every=2).export_uri).parent
+    shutil.rmtree(run_uri / "best")
+    card = read_card(train(manifest, tmp_path, validate_every=2).export_uri)
+    assert (card.step, card.val_loss) == (12, 2.0)
+    assert "the export of the best step is missing" in caplog.text
+
+
+def test_the_validation_loss_is_of_the_averaged_weights(manifest: str, tmp_path: Path) -> None:
+    """Measuring it changes nothing: a run without validation has the same losses and weights."""
+    measured = train(manifest, tmp_path / "measured", validate_every=3, export="last")
+    without = train(manifest, tmp_path / "without", validate_every=0)
+    assert measured.losses == without.losses
+    assert read_card(measured.export_uri).weights == read_card(without.export_uri).weights
+    raw = train(manifest, tmp_path / "raw", validate_every=3, ema_decay=0.0)
+    assert raw.losses == measured.losses
+    assert raw.validation != measured.validation

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,56 @@ def test_errors_of_workers_reach_the_user(manifest: str, tmp_path: Path) -> None
     settings = SETTINGS.model_copy(update={"max_failures": 0, "validate_every": 0})
     with pytest.raises(RuntimeError, match=r"training failed.*DamagedError.*part-0\.parquet.*sample 32x32x1-"):
         run.train(settings, target, str(tmp_path / "out"), distributed=True)
+
+
+def press_ctrl_c_when(ready: Callable[[], bool]) -> threading.Thread:
+    """Send SIGINT to this process as soon as something is there, from another thread."""
+
+    def press() -> None:
+        while not ready():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_ctrl_c_ends_training_on_workers(manifest: str, tmp_path: Path) -> None:
+    """The workers end too, so a run after it finds room, and it resumes."""
+    settings = SETTINGS.model_copy(update={"steps": 5000, "checkpoint_every": 2, "validate_every": 0})
+    run_uri = run_folder(settings, manifest, str(tmp_path), 0)
+    thread = press_ctrl_c_when(lambda: newest_checkpoint(run_uri) is not None)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(settings, manifest, str(tmp_path), distributed=True)
+    thread.join()
+    before = newest_checkpoint(run_uri)
+    assert before is not None
+    done = before.step + 2
+    result = run.train(settings.model_copy(update={"steps": done}), manifest, str(tmp_path), distributed=True)
+    assert (result.steps, len(result.losses)) == (done, done)
+
+
+def test_ctrl_c_ends_the_wait_for_room(manifest: str, tmp_path: Path) -> None:
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Other:
+        def is_there(self) -> bool:
+            return True
+
+    other = Other.remote()
+    assert ray.get(other.is_there.remote())
+    start_s = time.monotonic()
+    thread = press_ctrl_c_when(lambda: time.monotonic() > start_s + 4)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(SETTINGS, manifest, str(tmp_path), distributed=True)
+    thread.join()
+    assert time.monotonic() - start_s < 15
+    ray.kill(other)
+
+
+def test_more_workers_than_cores_are_refused(manifest: str, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"workers": 3})
+    with pytest.raises(ValueError, match="at least 3 workers need one CPU core each, and the cluster has 2; lower"):
+        run.train(settings, manifest, str(tmp_path), distributed=True)

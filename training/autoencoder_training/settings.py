@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.config import Settings
 from training.autoencoders._linear_weights import SPACE_FACTOR, TIME_FACTOR
 from training.settings import TrainSettings
 from training.tracking.trackers import TrackerName
+from training.workers import WORKERS_DESCRIPTION, WorkerRequest, Workers, check_is_workers
 
 
 class CropSettings(Settings):
@@ -91,7 +92,7 @@ class AutoencoderTrainSettings(Settings):
         description="Compile the network with torch.compile: the first steps take minutes, the others are faster.",
     )
     loaders: int = Field(8, ge=1, description="Threads that read crops.")
-    workers: int = Field(1, ge=1, description="Training processes; on GPUs, one GPU each.")
+    workers: Workers = Field("auto", description=WORKERS_DESCRIPTION)
     max_failures: int = Field(
         2, ge=0, description="How often lost workers are replaced and training resumes from the newest checkpoint."
     )
@@ -104,17 +105,24 @@ class AutoencoderTrainSettings(Settings):
         ("tensorboard",), description="Services that show curves during training."
     )
 
+    _is_workers = field_validator("workers", mode="before")(check_is_workers)
+
     @model_validator(mode="after")
     def _consistent(self) -> AutoencoderTrainSettings:
         if min(self.strides) < 1:
             raise ValueError(f"strides {list(self.strides)}: crops take every n-th frame, so n must be at least 1")
         for crop in self.crops:
-            if crop.batch % self.workers:
+            if self.workers != "auto" and crop.batch % self.workers:
                 raise ValueError(
                     f"batch {crop.batch} cannot be shared by {self.workers} workers; write a multiple of {self.workers}"
                 )
         self.train_settings()
         return self
+
+    @property
+    def worker_request(self) -> WorkerRequest:
+        """The number of workers that the settings ask for, among which the crops of every step can be shared."""
+        return WorkerRequest(self.workers, divides=tuple(crop.batch for crop in self.crops))
 
     def train_settings(self) -> TrainSettings:
         """Return the settings in common with the training of any model, which engine, checkpoints and workers read.

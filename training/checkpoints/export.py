@@ -28,7 +28,7 @@ def write_export(
     data = save_tensors(tensors | {NULL_TEXT: null_text.contiguous()})
     card = card.model_copy(update={"weights": storage.digest(data)})
     storage.write_bytes(storage.join(uri, WEIGHTS), data)
-    storage.write_bytes(storage.join(uri, CARD), (card.model_dump_json(indent=2) + "\n").encode())
+    storage.write_bytes(storage.join(uri, CARD), card.to_bytes())
     return card
 
 

@@ -22,6 +22,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "validate_every",
+        "export",
         "previews",
         "log_every",
         "trackers",

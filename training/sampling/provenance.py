@@ -47,6 +47,7 @@ def provenance(request: SampleRequest, shape: VideoShape, card: ModelCard, expor
             "export": storage.absolute(export_uri),
             "weights": card.weights,
             "step": card.step,
+            "val_loss": card.val_loss,
             "seed": card.seed,
             "data": card.data,
             "autoencoder": card.autoencoder_identity,

@@ -65,16 +65,17 @@ def read_settings(run_uri: str) -> Mapping[str, Any] | None:
     return settings
 
 
-def last_record(run_uri: str) -> Record | None:
-    """Return the newest record of a run, reading only the end of the file; None before the first record."""
+def last_records(run_uri: str) -> list[Record]:
+    """Return the newest records of a run, at least one if there are any, reading only the end of the file."""
     uri = storage.join(run_uri, METRICS_FILE)
     if not storage.exists(uri):
-        return None
+        return []
     with storage.open_input(uri) as handle:
-        handle.seek(max(0, handle.seek(0, 2) - MAX_RECORD_BYTES))
-        *lines, _ = handle.read().decode().split("\n")
-    record: Record | None = json.loads(lines[-1]) if lines else None
-    return record
+        start = max(0, handle.seek(0, 2) - MAX_RECORD_BYTES)
+        handle.seek(start)
+        *lines, _ = handle.read().split(b"\n")
+    # The first line may begin before the part that was read.
+    return [json.loads(line) for line in (lines[1:] if start else lines)]
 
 
 @contextlib.contextmanager
@@ -84,12 +85,15 @@ def progress_bar(run_uri: str, steps: int) -> Iterator[None]:
 
     def follow(bar: ProgressBar) -> None:
         shown_step = 0
+        validation = dict(loss_points(read_metrics(run_uri))[1])
         while True:
             is_last = ended.wait(POLL_S)
-            record = last_record(run_uri)
-            if record is not None and record["step"] > shown_step:
-                bar.advance(record["step"] - shown_step, progress_text(record))
-                shown_step = record["step"]
+            records = last_records(run_uri)
+            if records and records[-1]["step"] > shown_step:
+                new = [record for record in records if record["step"] > shown_step]
+                validation |= loss_points(new)[1]
+                bar.advance(new[-1]["step"] - shown_step, progress_text(new[-1], validation))
+                shown_step = new[-1]["step"]
             if is_last:
                 return
 
@@ -103,10 +107,18 @@ def progress_bar(run_uri: str, steps: int) -> Iterator[None]:
             follower.join()
 
 
-def progress_text(record: Record) -> str:
-    """Return a record's loss, throughput and MFU in a few words."""
+def progress_text(record: Record, validation: Mapping[int, float] | None = None) -> str:
+    """Return a record's loss, the newest and the lowest validation loss, throughput and MFU in a few words.
+
+    `validation` has the validation losses so far by step.
+    """
+    losses = f"loss {record['loss']:.4f}"
+    if validation:
+        last_step, best_step = max(validation), min(validation, key=validation.__getitem__)
+        losses += f", validation {validation[last_step]:.4f}"
+        losses += f" (best {validation[best_step]:.4f} at step {best_step})" if best_step < last_step else ""
     share = f", MFU {record['mfu']:.1%}" if "mfu" in record else ""
-    return f"loss {record['loss']:.4f}, {record['tokens_per_s']:,.0f} tokens/s{share}"
+    return f"{losses}, {record['tokens_per_s']:,.0f} tokens/s{share}"
 
 
 def tracker_values(record: Record) -> dict[str, float]:

@@ -100,14 +100,14 @@ def test_an_incomplete_curation_is_refused(tmp_path: Path, last_run: LastRun) ->
     assert files_of(tmp_path / "out") == before
 
 
-def test_an_out_without_a_run_or_of_another_folder_is_refused(tmp_path: Path, last_run: LastRun) -> None:
+def test_an_out_without_a_run_is_refused_but_not_a_moved_one(tmp_path: Path, last_run: LastRun) -> None:
     recipe = gc_recipe(tmp_path)
     with pytest.raises(ConfigError, match="nothing was run"):
         gc.survey(recipe)
     last_run.run(recipe)
-    last_run.recipe = recipe.model_copy(update={"out": str(tmp_path / "elsewhere")})
-    with pytest.raises(ConfigError, match="is of a run in"):
-        gc.survey(recipe)
+    before = gc.survey(recipe)
+    last_run.recipe = recipe.model_copy(update={"out": str(tmp_path / "where-it-was")})
+    assert gc.survey(recipe) == before
 
 
 def test_the_files_of_the_data_set_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

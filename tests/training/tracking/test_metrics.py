@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.tracking.metrics import METRICS_FILE, Metrics, last_record, progress_bar, read_metrics, read_settings
+from training.tracking.metrics import METRICS_FILE, Metrics, last_records, progress_bar, read_metrics, read_settings
 
 
 def record(step: int, loss: float = 1.0) -> dict[str, float]:
@@ -41,7 +41,7 @@ def test_a_line_that_a_kill_cut_off_is_ignored(tmp_path: Path) -> None:
     with (tmp_path / METRICS_FILE).open("a") as handle:
         handle.write('{"step": 2, "lo')
     assert [one["step"] for one in read_metrics(str(tmp_path))] == [1]
-    assert last_record(str(tmp_path)) == record(1)
+    assert last_records(str(tmp_path)) == [record(1)]
     with contextlib.closing(Metrics(str(tmp_path), 1, 1)) as metrics:
         metrics.add(record(2))
     assert [one["step"] for one in read_metrics(str(tmp_path))] == [1, 2]
@@ -58,7 +58,7 @@ def test_tensorboard_has_the_losses(tmp_path: Path) -> None:
 
 def test_a_run_without_steps_has_no_records(tmp_path: Path) -> None:
     assert read_metrics(str(tmp_path)) == []
-    assert last_record(str(tmp_path)) is None
+    assert last_records(str(tmp_path)) == []
 
 
 class RecordingBar:

@@ -103,7 +103,11 @@ def test_settings_are_flattened_to_one_level() -> None:
 
 def test_the_progress_bar_has_mfu_if_it_is_known() -> None:
     assert progress_text(RECORD) == "loss 1.5000, 1,234 tokens/s, MFU 25.0%"
-    assert progress_text({"loss": 1.5, "tokens_per_s": 2.0}) == "loss 1.5000, 2 tokens/s"
+    record = {"loss": 1.5, "tokens_per_s": 2.0}
+    assert progress_text(record) == "loss 1.5000, 2 tokens/s"
+    assert progress_text(record, {10: 1.25}) == "loss 1.5000, validation 1.2500, 2 tokens/s"
+    overfitted = "loss 1.5000, validation 1.5000 (best 1.2500 at step 10), 2 tokens/s"
+    assert progress_text(record, {10: 1.25, 20: 1.5}) == overfitted
 
 
 def test_tensorboard_has_each_step_once(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""The number of training workers: what `auto` means, and what a cluster has no room for."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.config import ConfigError, parse, parse_document
+from cluster.resources import ClusterSize
+from training.autoencoder_training.settings import AutoencoderTrainSettings, CropSettings
+from training.settings import TrainSettings
+from training.workers import WorkerRequest
+
+AUTO = WorkerRequest("auto")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "workers"),
+    [
+        (ClusterSize(cpus=1), 1),
+        (ClusterSize(cpus=2), 1),
+        (ClusterSize(cpus=3), 1),
+        (ClusterSize(cpus=16), 8),
+        (ClusterSize(cpus=16, gpus=1), 1),
+        (ClusterSize(cpus=4, gpus=8), 8),
+    ],
+    ids=str,
+)
+def test_auto_is_one_per_gpu_or_pair_of_cores(cluster: ClusterSize, workers: int) -> None:
+    assert AUTO.resolve(cluster) == workers
+    assert WorkerRequest(3).resolve(cluster) == 3
+    assert AUTO.check(cluster) is None
+
+
+def test_auto_makes_whole_groups() -> None:
+    assert WorkerRequest("auto", multiple_of=4).resolve(ClusterSize(cpus=8, gpus=7)) == 4
+    with pytest.raises(ValueError, match="at least 4 workers need one GPU each, and the cluster has 3"):
+        WorkerRequest("auto", multiple_of=4).check(ClusterSize(cpus=8, gpus=3))
+    crops = (CropSettings(batch=12), CropSettings(batch=8))
+    assert AutoencoderTrainSettings(crops=crops).worker_request.resolve(ClusterSize(cpus=20)) == 4
+
+
+@pytest.mark.parametrize(
+    ("request_", "cluster", "message"),
+    [
+        (WorkerRequest(2), ClusterSize(cpus=8, gpus=1), "at least 2 workers need one GPU each, and the cluster has 1;"),
+        (WorkerRequest(2), ClusterSize(cpus=1), "at least 2 workers need one CPU core each, and the cluster has 1;"),
+        (WorkerRequest(64, 3), ClusterSize(cpus=2), "at least 3 workers need one CPU core each, and the cluster has 2"),
+    ],
+    ids=str,
+)
+def test_too_many_workers_are_refused(request_: WorkerRequest, cluster: ClusterSize, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        request_.check(cluster)
+
+
+def test_a_cluster_that_may_grow_is_waited_for() -> None:
+    waits = WorkerRequest(8).check(ClusterSize(cpus=8, gpus=2, may_grow=True))
+    assert waits == "at least 8 workers need one GPU each, and the cluster has 2; training waits until it has grown"
+    assert WorkerRequest(8, min_workers=2).check(ClusterSize(cpus=8, gpus=2, may_grow=True)) is None
+
+
+def test_only_some_requests_can_fail() -> None:
+    fitting = (AUTO, WorkerRequest(1), WorkerRequest("auto", 1))
+    assert all(request.always_fits for request in fitting)
+    others = (WorkerRequest(2), WorkerRequest("auto", 2), WorkerRequest("auto", multiple_of=2))
+    assert not any(request.always_fits for request in others)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "true", "1.5", "null"])
+@pytest.mark.parametrize("model", [TrainSettings, AutoencoderTrainSettings])
+def test_other_values_get_one_message(model: type[TrainSettings], value: str) -> None:
+    with pytest.raises(ConfigError, match=r"^r:1: workers: write auto or a number from 1 \(got [^\n]*\)$"):
+        parse(model, parse_document(f"workers: {value}", "r"))
+    assert parse(model, parse_document("workers: auto", "r")).workers == "auto"
