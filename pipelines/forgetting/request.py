@@ -201,8 +201,7 @@ def _rows_of_uid(table: pa.Table, uid: str) -> list[dict[str, Any]]:
 
 def _check_not_named_in_recipe(recipe: Recipe, uri: str) -> None:
     for entry in recipe.sources:
-        pattern = entry.videos or entry.images or ""
-        if storage.absolute(pattern) == uri:
+        if storage.absolute(entry.pattern) == uri:
             raise ConfigError(
-                f"sources: the recipe itself names {pattern}; remove that entry first, or run.yaml would keep the name"
+                f"sources: the recipe itself names {entry.pattern}; remove that entry first, or run.yaml would keep the name"
             )
