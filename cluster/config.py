@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -248,7 +249,8 @@ def located_messages(
             yield location, "is required and missing"
         else:
             value = json.dumps(each["input"], default=str, ensure_ascii=False)[:120]
-            yield location, f"{each['msg']} (got {value}){_value_advice(each['type'], value)}"
+            keys = known_keys(model, each["loc"])
+            yield location, f"{each['msg']} (got {value}){_value_advice(each['type'], value, keys)}"
 
 
 def _key_advice(key: str, error: ErrorDetails) -> str:
@@ -260,12 +262,15 @@ def _key_advice(key: str, error: ErrorDetails) -> str:
     return ". If it is part of a text with a comma, quote the whole text"
 
 
-def _value_advice(kind: str, value: str) -> str:
-    """Return how to write a value of the right type, for a pydantic error of this type."""
+def _value_advice(kind: str, value: str, keys: Sequence[str]) -> str:
+    """Return how to write a value of the right type, for a pydantic error of this type and the keys known there."""
     if kind == "string_type" and value != "null" and value[:1] not in "[{":
         return f'; quote it: "{value}"'
+    if kind in ("float_type", "int_type") and (quantity := re.fullmatch(r'"([0-9.]+) *(%|[A-Za-z]+)"', value)):
+        number, unit = quantity.groups()
+        return f"; write {float(number) / 100:g}" if unit == "%" else f"; write {number}, without the unit"
     if kind in ("model_type", "model_attributes_type"):
-        return "; write keys with values, as in {key: value}"
+        return f"; write a mapping with keys {', '.join(keys)}" if keys else "; write a mapping of keys"
     return "; write true or false" if kind == "bool_type" else ""
 
 

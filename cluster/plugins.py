@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from cluster.config import NestedError, Settings, unknown_message, validate
+from cluster.telemetry import log
 
 ENTRY_POINTS = "worldloom.plugins"
 """Group of entry points that add plug-ins of other packages.
@@ -61,8 +63,8 @@ def _entry_points(folder: str) -> dict[str, str]:
 def load(folder: str, name: str, contract: type[P]) -> type[P]:
     """Return the class of a plug-in.
 
-    Raises `ValueError` if the name is unknown, if an entry point's module cannot be imported, or if the module has
-    not exactly one class that keeps the contract.
+    Raises `ValueError` if the name is unknown, if an entry point's module cannot be imported, whatever its error is, or
+    if the module has not exactly one class that keeps the contract.
     """
     entry_points = _entry_points(folder)
     module_name = entry_points.get(name, f"{folder}.{name}")
@@ -71,10 +73,10 @@ def load(folder: str, name: str, contract: type[P]) -> type[P]:
         raise ValueError(unknown_message("name", name, [known for known, _ in classes(folder, contract)]))
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # named, and raised again: a module of others may fail in any way
         if name not in entry_points:
             raise
-        raise ValueError(f"plug-in '{name}': its module '{module_name}' cannot be imported: {error}") from error
+        raise ValueError(f"plug-in '{name}': its module '{module_name}' cannot be imported: {_where(error)}") from error
     found = [
         value
         for value in vars(module).values()
@@ -91,13 +93,32 @@ def load(folder: str, name: str, contract: type[P]) -> type[P]:
     return found[0]
 
 
+def _where(error: Exception) -> str:
+    """Return what an error in an imported module says, with the last file and line that it came through."""
+    if isinstance(error, ImportError):
+        return str(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    # A syntax error names its own file and line.
+    position = "" if isinstance(error, SyntaxError) else f" ({last.filename}:{last.lineno})"
+    return f"{type(error).__name__}: {error}{position}"
+
+
 def classes(folder: str, contract: type[P]) -> Iterator[tuple[str, type[P]]]:
-    """Yield name and class of every plug-in of a folder that keeps the contract."""
+    """Yield name and class of every plug-in of a folder that keeps the contract.
+
+    One of another package that cannot be imported is left out, with a warning.
+    """
     for name in names(folder):
         try:
             yield name, load(folder, name, contract)
-        except ValueError:
-            continue
+        except ValueError as error:
+            if name in _entry_points(folder):
+                _warn_once(str(error))
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 def build(folder: str, contract: type[P], data: Any) -> P:

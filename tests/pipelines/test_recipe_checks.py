@@ -66,7 +66,10 @@ def test_the_recipe_without_a_change_is_valid() -> None:
         ({"keep": "camera: {min: 1}"}, "keep.camera.min: camera is text; write in: ["),
         ({"keep": "camera: {in: [1]}"}, "keep.camera.in.0: camera is text, so 1 keeps no row"),
         ({"keep": "camera: {in: [handhold]}"}, "keep.camera.in.0: unknown value 'handhold'; did you mean 'handheld'"),
-        ({"keep": "camera: handheld"}, "curate.2.keep.camera: Input should be an object"),
+        (
+            {"keep": "camera: handheld"},
+            'keep.camera: Input should be an object (got "handheld"); write a mapping with keys min, max, in',
+        ),
         ({"keep": "interlaced: {max: 0}"}, "keep.interlaced.max: interlaced is true or false; write in: [true]"),
         ({"keep": "interlaced: {in: [no]}"}, 'keep.interlaced.in.0: interlaced is true or false, so "no" keeps no row'),
         ({"keep": "luma: {in: [true]}"}, "keep.luma.in.0: luma is a number, so true keeps no row"),
