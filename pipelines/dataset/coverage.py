@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -65,7 +66,7 @@ class Coverage:
         return [*self._lost_clips(), *self._lost_seconds(), *self._empty_buckets()]
 
     def _lost_clips(self) -> Iterator[str]:
-        lost = Counter(self.unassigned)
+        lost = _joined(self.unassigned)
         if lost.total() <= MAX_LOST_CLIPS * self.n_clips:
             return
         listed = "; ".join(f"{count} because {reason}" for reason, count in lost.most_common(3))
@@ -97,6 +98,18 @@ class Coverage:
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "used_share": self.used_share, "warnings": self.warnings()}
+
+
+def _joined(reasons: Mapping[str, int]) -> Counter[str]:
+    """Return reasons with their counts; those that differ only in the clip's size or length are one."""
+    by_rest: dict[str, Counter[str]] = defaultdict(Counter)
+    for reason, count in reasons.items():
+        found = re.search(" is (?=shorter|smaller)", reason)
+        by_rest[f"they are {reason[found.end() :]}" if found else reason][reason] += count
+    joined: Counter[str] = Counter()
+    for rest, found in by_rest.items():
+        joined[rest if len(found) > 1 else next(iter(found))] += found.total()
+    return joined
 
 
 def _listed(uses: Sequence[BucketUse]) -> str:

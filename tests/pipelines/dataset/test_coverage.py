@@ -110,6 +110,10 @@ def test_clips_without_a_bucket_are_warned_of() -> None:
     assert warning.startswith("no bucket fits 2 of 3 clips (66.7%) that filters keep: 1 because 1.00 s is shorter than")
     assert "1 because 60x40 is smaller than 80x48" in warning
     assert warning.endswith("Add smaller or shorter buckets")
+    # Reasons that differ only in the clip's length are one.
+    short = of([clip(1.0), clip(1.1), clip(1.2), clip(6.0, 60, 40)]).warnings()[0]
+    assert "3 because they are shorter than 2.00 s, the duration of 17 frames at 8 fps" in short
+    assert "1 because 60x40 is smaller than 80x48" in short
     data = json.loads(json.dumps(of([clip(1.0), clip(6.0)]).as_json()))
     assert list(data["unassigned"].values()) == [1]
     assert len(data["warnings"]) == 4
