@@ -26,13 +26,13 @@ from cluster.config import Settings
 from pipelines.video import transnet
 from pipelines.video.boxes import box_shares
 from pipelines.video.content_hash import content_hash
-from pipelines.video.decode import DecodeError, Video, open_video
+from pipelines.video.decode import DecodedFrame, DecodeError, Video, open_video
 from pipelines.video.detailed_sample import DetailedSample, take_detailed_sample
 from pipelines.video.feature_builder import ANALYSIS_AREA, FeatureBuilder
 from pipelines.video.frame_features import FrameFeatures
 from pipelines.video.frame_hashes import HASH_INTERVAL_S, HashTimes, luma_thumbnail, shot_hashes
-from pipelines.video.gaps import find_gaps, with_gaps
-from pipelines.video.gop_segments import ANCHOR_INTERVAL_S, GopSegments, NotSplittableError, Window
+from pipelines.video.gaps import find_gaps, is_gap, with_gaps
+from pipelines.video.gop_segments import ANCHOR_INTERVAL_S, GopSegments, NotSplittableError, SegmentFrame, Window
 from pipelines.video.letterbox import crop_boxes
 from pipelines.video.media_info import MediaInfo
 from pipelines.video.orientation import UPRIGHT
@@ -185,12 +185,12 @@ def _finish(video: Video, settings: ScanSettings, measurements: Measurements | N
     info = video.info
     meter = _segment_meter(video, settings)
     features, found = _find_boundaries(video, settings, meter, measurements.features)
-    last_pts, _ = measurements.last_frame
-    end_pts = last_pts + _last_duration(measurements, info)
+    frame_interval_pts = usual_frame_interval(features)
+    last_pts, last_duration = measurements.last_frame
+    end_pts = last_pts + _last_duration(measurements, info, frame_interval_pts)
     # A fade out at the end of the file lasts as long as the last frame is shown.
     found = tuple(b if b.end_pts <= last_pts else dataclasses.replace(b, end_pts=end_pts) for b in found)
-    video.check_complete(end_pts)
-    frame_interval_pts = usual_frame_interval(features)
+    video.check_complete(max(end_pts, last_pts + last_duration))
     gaps = find_gaps(features, frame_interval_pts)
     boundaries = with_gaps(found, gaps)
     measurements = dataclasses.replace(measurements, features=features)
@@ -266,7 +266,23 @@ def _samples(video: Video, meter: SegmentMeter, measurements: Measurements, span
     # The shot is too short for a sample at the usual interval, and too much like the one before to trigger one.
     features = measurements.features.between(span.start_pts, span.end_pts)
     middle_pts = int(features.pts_N[len(features) // 2])
-    return [meter.sample_at(video.packets_from(middle_pts), middle_pts)]
+    return [meter.take_sample(SegmentFrame(_frame_at(video, middle_pts), 0, loop_filtered=True))]
+
+
+def _frame_at(video: Video, pts: int) -> DecodedFrame:
+    """Decode the frame at `pts` again. Raises `DecodeError`."""
+
+    def find(frames: Iterator[DecodedFrame]) -> DecodedFrame:
+        for decoded in frames:
+            if decoded.pts == pts:
+                return decoded
+        raise DecodeError(f"{video.uri}: the frame at PTS {pts} is missing when it is decoded again")
+
+    if video.seek(pts):
+        return find(video.decoded_frames())
+    # The container cannot seek: decode from the start.
+    with open_video(video.uri) as again:
+        return find(again.decoded_frames())
 
 
 def scan_image(uri: str, settings: ScanSettings | None = None) -> VideoScan:
@@ -368,17 +384,19 @@ def _nearby_groups(windows: Sequence[Window], max_gap_pts: int) -> Iterator[list
         yield group
 
 
-def _last_duration(measurements: Measurements, info: MediaInfo) -> int:
+def _last_duration(measurements: Measurements, info: MediaInfo, frame_interval_pts: float) -> int:
     """Return how long the last frame is shown.
 
-    It is the duration in the file, or else that of the frame before, or else one frame at the average rate.
+    It is the duration in the file, or else that of the frame before, or else one frame at the average rate. What would
+    be a gap counts as the usual time.
     """
     pts_N = measurements.features.pts_N
     n_skipped = int(measurements.features.skipped_N[-1])
     gap_pts = int(pts_N[-1] - pts_N[-2]) // (n_skipped + 1) if len(pts_N) > 1 else 0
     rate = Fraction(info.fps).limit_denominator(1001) if info.fps else 0
-    _, duration = measurements.last_frame
-    return max(1, duration or gap_pts or (round(1 / (rate * info.time_base)) if rate else 0))
+    last_pts, duration = measurements.last_frame
+    duration = max(1, duration or gap_pts or (round(1 / (rate * info.time_base)) if rate else 0))
+    return max(1, round(frame_interval_pts)) if is_gap(last_pts, last_pts + duration, info.time_base) else duration
 
 
 def _fields(info: MediaInfo) -> dict[str, Any]:

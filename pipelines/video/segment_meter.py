@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from cluster.arrays import Int64Array, UInt8Array
-from pipelines.video.decode import DecodedFrame, DecodeError, Video, VideoPacket
+from pipelines.video.decode import DecodedFrame, Video, VideoPacket
 from pipelines.video.detailed_sample import DetailedSample, take_detailed_sample
 from pipelines.video.feature_builder import ANALYSIS_AREA, FeatureBuilder
 from pipelines.video.frame_features import FrameFeatures
@@ -150,7 +150,7 @@ class SegmentMeter:
             if sampled_HW is None or self._is_sample_due(
                 float((decoded.pts - samples[-1].pts) * time_base), sampled_HW, luma_HW
             ):
-                samples.append(self._take_sample(item))
+                samples.append(self.take_sample(item))
                 sampled_HW = luma_HW
         if decoded is None or luma_HW is None:
             return None
@@ -179,12 +179,6 @@ class SegmentMeter:
                 builder.push(decoded.pts, 0, *self._analysis_images(decoded.frame))
             found.append(builder.features())
         return found
-
-    def sample_at(self, packets: Iterable[VideoPacket], pts: int) -> DetailedSample:
-        """Return a detailed sample of the frame at `pts`. `packets` begin with a key frame at or before it."""
-        for _, decoded in decode_windows(self._decoders, packets, [(pts, pts)]):
-            return self._take_sample(SegmentFrame(decoded, 0, loop_filtered=decoded.frame.key_frame))
-        raise DecodeError(f"{self._video.uri}: the frame at PTS {pts} is missing when it is decoded again")
 
     def transnet_frames(
         self, packets: Iterable[VideoPacket], start_pts: int, end_pts: int
@@ -222,7 +216,8 @@ class SegmentMeter:
             return True
         return bool(cv2.norm(sampled_HW, luma_HW, cv2.NORM_L1) >= NEW_IMAGE_CHANGE * luma_HW.size)
 
-    def _take_sample(self, item: SegmentFrame) -> DetailedSample:
+    def take_sample(self, item: SegmentFrame) -> DetailedSample:
+        """Return a detailed sample of a decoded frame."""
         info, frame = self._video.info, item.decoded.frame
         large = self._video.to_yuv420p(self._sample_scaler, frame, *self._sample_size)
         planes = upright_planes(large, info.orientation)

@@ -56,8 +56,8 @@ class Boundary:
 
     For a cut, `start_pts` and `end_pts` are both the first frame of the new shot. For a dissolve or fade, `start_pts`
     is the first mixed or plain frame and `end_pts` the first pure frame of the next shot (the end of the last frame if
-    the file ends first). A gap is a time without frames (`gaps.py`). `score` is a probability in [0, 1]; PySceneDetect's
-    detectors give 1.
+    the file ends first). A gap is a time without frames (`gaps.py`). `score` is a probability in [0, 1], and 1 for
+    gaps and PySceneDetect's detectors.
     """
 
     kind: TransitionKind

@@ -40,6 +40,12 @@ class FrameSeries:
     peak_N: Float32Array
     luma_N: Float32Array
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FrameSeries):
+            return NotImplemented
+        names = ("pts_N", "skipped_N", "peak_N", "luma_N")
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+
     @staticmethod
     def from_features(features: FrameFeatures, content: FractionalBox = WHOLE_FRAME) -> FrameSeries:
         """Return the series of a shot's frames, with luma inside the box `content` (shares of the frame's sides)."""
@@ -49,7 +55,7 @@ class FrameSeries:
         return FrameSeries(features.pts_N, features.skipped_N, features.peak_N, luma_N.astype(np.float32))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ShotSeries:
     """The measurements of one shot, in PTS; `end_pts` is exclusive.
 

@@ -29,7 +29,7 @@ from pipelines.video.still_images import encode_jpeg
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Thumbnail:
     """A JPEG file of the frame at `pts`, of the image without bars."""
 
@@ -37,7 +37,7 @@ class Thumbnail:
     jpeg: bytes
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Shot:
     """A run of frames without a transition, `end_pts` exclusive, and its measurements.
 

@@ -41,8 +41,8 @@ MIN_MOVING_CHANGE = 2.0
 changes, any frame may seem to repeat."""
 
 MIN_FREEZE_S = 0.2
-"""Repeats that last this long are a freeze, and so is a frame shown this much longer than usual. Shorter ones are frames
-shown more than once: animation on twos and threes at 24 fps, pull-up."""
+"""Repeats that last this long are a freeze, and so is a frame shown for so much longer than usual. Shorter ones are
+frames shown more than once: animation on twos and threes at 24 fps, pull-up."""
 
 
 @dataclass(frozen=True)

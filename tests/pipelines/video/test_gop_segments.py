@@ -83,7 +83,7 @@ def test_dark_piece_has_the_bars_of_the_whole(tmp_path: Path) -> None:
     path = write_film(tmp_path / "film.mp4", CLOSED, boxed)
     settings = ScanSettings()
     whole = scan_video(path, settings)
-    assert {shot.signals.crop for shot in whole.shots} == {(0, 16, 160, 112)}
+    assert {shot.crop for shot in whole.shots} == {(0, 16, 160, 112)}
     assert any(shot.signals.luma < 0.1 for shot in whole.shots)
     assert scan_in_pieces(path, settings, [0, 1, 2, None]) == whole
 

@@ -350,4 +350,4 @@ def test_trailer_is_cut_as_labelled(video_folder: Path) -> None:
             assert any(min(end, b) - max(start, a) > 0.7 * (end - start) for a, b in gradual), (start, end)
     # The file begins inside a fade in and ends inside a fade out; nothing else is found.
     assert len(gradual) - sum(kind != "cut" for kind, _, _ in expected) <= 2
-    assert scan.shots[1].signals.crop == (0, 58, 854, 422)
+    assert scan.shots[1].crop == (0, 58, 854, 422)
