@@ -24,7 +24,7 @@ from pipelines.cli import COMMANDS, app
 from pipelines.commands.train_autoencoder import AutoencoderRecipe
 from pipelines.engine.segments import SOURCE_FIELDS
 from pipelines.engine.sources import SourceSettings
-from pipelines.engine.step import FATE_FIELDS, FOLDER, Step
+from pipelines.engine.step import FATE_FIELDS, FOLDER, Step, limits_of
 from pipelines.export import format as export_format
 from pipelines.recipe import Recipe
 from training import autoencoder, model, objective
@@ -212,13 +212,21 @@ def _written(name: str, step: type[Step]) -> tuple[pa.Field, ...]:
 
 def _columns(fields: Iterable[pa.Field]) -> Iterator[str]:
     fields = list(fields)
-    docs = [(field.metadata or {}).get(b"doc", b"").decode() for field in fields]
+    docs = [(field.metadata or {}).get(b"doc", b"").decode() + _limits(field) for field in fields]
     meaning = (" meaning |", " --- |") if any(docs) else ("", "")
     yield f"| column | type |{meaning[0]}"
     yield f"| --- | --- |{meaning[1]}"
     for field, doc in zip(fields, docs, strict=True):
         cell = f" {_cell(doc)} |" if any(docs) else ""
         yield f"| `{field.name}` | {_cell(str(field.type))} |{cell}"
+
+
+def _limits(field: pa.Field) -> str:
+    """Return the limits of a column for its description, unless its own text has them in brackets."""
+    low, high = limits_of(field)
+    if (low is None and high is None) or b"[" in field.metadata[b"doc"]:
+        return ""
+    return f"; in [{low:g}, {high:g}]" if None not in (low, high) else f"; at least {low:g}"
 
 
 def _settings(settings: type[BaseModel], sections: bool = False) -> Iterator[str]:
