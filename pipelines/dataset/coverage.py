@@ -104,8 +104,8 @@ def _joined(reasons: Mapping[str, int]) -> Counter[str]:
     """Return reasons with their counts; those that differ only in the clip's size or length are one."""
     by_rest: dict[str, Counter[str]] = defaultdict(Counter)
     for reason, count in reasons.items():
-        found = re.search(" is (?=shorter|smaller)", reason)
-        by_rest[f"they are {reason[found.end() :]}" if found else reason][reason] += count
+        number = re.search(" is (?=shorter|smaller)", reason)
+        by_rest[f"they are {reason[number.end() :]}" if number else reason][reason] += count
     joined: Counter[str] = Counter()
     for rest, found in by_rest.items():
         joined[rest if len(found) > 1 else next(iter(found))] += found.total()

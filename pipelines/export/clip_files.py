@@ -18,7 +18,7 @@ from cluster import storage
 from cluster.config import Settings
 from pipelines.export.h264 import H264Settings, encode_span
 from pipelines.export.stream_copy import find_copyable_packets, write_packets
-from pipelines.video.decode import DecodeError, open_video, probe
+from pipelines.video.decode import DecodeError, VideoPacket, open_video, probe
 from pipelines.video.media_info import MediaInfo
 from pipelines.video.scale import Box
 from pipelines.video.still_images import read_image
@@ -79,6 +79,8 @@ def cut_video(
         info = video.info
         if crop == (0, 0, info.width, info.height):
             crop = None
+        packets: list[VideoPacket]
+        reason: str | None
         if crop is not None:
             packets, reason = [], "bars are cut off"
         elif settings.stream_copy:

@@ -122,10 +122,12 @@ class Encoder:
             try:
                 windows = windows_of(row, self._rules.samples)
             except ValueError as error:  # a crop outside the frame, recorded in the row's mark
-                windows, marks[index] = (), failure(error)
+                marks[index] = failure(error)
+                continue
             if isinstance(windows, str):
-                windows, marks[index] = (), Mark("dropped", windows)
-            samples[index] = samples_of(row, windows, self._rules.samples)
+                marks[index] = Mark("dropped", windows)
+            else:
+                samples[index] = samples_of(row, windows, self._rules.samples)
         clips = [
             ClipWindows(index, row, missing)
             for index, row in enumerate(rows)
