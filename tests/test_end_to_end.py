@@ -248,7 +248,11 @@ def kill_when(sets: Sequence[str], ready: Callable[[], bool], *options: str) -> 
     time.sleep(2)
 
 
-TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+TERMINAL = """
+import os, pty, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored by what a shell starts in the background
+sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))
+"""
 
 
 def interrupt_when(sets: Sequence[str], ready: Callable[[], bool], folder: Path) -> None:

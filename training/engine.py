@@ -349,7 +349,7 @@ def _exchange(tensors: list[Tensor], others: list[Tensor]) -> None:
 
 
 def _chunks(tensor: Tensor) -> tuple[Tensor, ...]:
-    return tensor.view(-1).split(EXCHANGED_ELEMENTS) if tensor.is_contiguous() else (tensor,)
+    return torch.split(tensor.view(-1), EXCHANGED_ELEMENTS) if tensor.is_contiguous() else (tensor,)
 
 
 def _is_on_meta(model: nn.Module) -> TypeGuard[VideoModel]:

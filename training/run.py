@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -26,6 +28,9 @@ from training.workers import WorkerRequest
 
 FAILURE_FILE = "failure.txt"
 """File with the error of a run that would fail again the same way, so that workers are not restarted."""
+
+ABORT_S = 3.0
+"""Longest wait for Ray Train's controller to end the workers after Ctrl-C."""
 
 
 def train(
@@ -126,7 +131,7 @@ def run_on_workers(
         raise NonFiniteLossError(storage.read_bytes(failure_uri).decode())
 
 
-class _Trainer(TorchTrainer):
+class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray is untyped
     """A trainer that leaves SIGINT to Python, so that Ctrl-C raises `KeyboardInterrupt` in `fit` at any time.
 
     Ray Train's own handler waits for its controller, which does not answer while it waits for resources; the process
@@ -134,7 +139,7 @@ class _Trainer(TorchTrainer):
     """
 
     controller: Any = None
-    """Actor that runs the training; its workers end with it."""
+    """Actor that runs the training."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self.controller = controller
@@ -143,8 +148,10 @@ class _Trainer(TorchTrainer):
         try:
             return super().fit()
         except KeyboardInterrupt:
+            # The workers end with the connection to Ray, and where that is kept when the controller has answered.
             if self.controller is not None:
-                ray.kill(self.controller)
+                with contextlib.suppress(RayError):
+                    ray.get(self.controller.abort.remote(), timeout=ABORT_S)
             raise
 
 
