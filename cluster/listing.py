@@ -67,14 +67,13 @@ def matches(pattern: str, uri: str) -> bool:
 
 def files_beside(folder: str, suffixes: Sequence[str]) -> Iterator[Entry]:
     """Yield the files of a folder itself whose names end in one of `suffixes` (lower case), in any case."""
+    endings = tuple(suffixes)
     if not storage.is_local(folder):
-        for entry in _infos(folder, recursive=False):
-            if entry.uri.lower().endswith(tuple(suffixes)):
-                yield entry
+        yield from (entry for entry in _infos(folder, recursive=False) if entry.uri.lower().endswith(endings))
         return
     left_out = LeftOut()  # without a warning: `glob` has warned of the same folder
     for child in _children(folder, left_out):
-        if child.name.lower().endswith(tuple(suffixes)) and (entry := _entry(child, folder, left_out)):
+        if child.name.lower().endswith(endings) and (entry := _entry(child, folder, left_out)):
             yield entry
 
 

@@ -173,6 +173,8 @@ def _use_of(windows: Sequence[WindowSamples], second: Fraction) -> dict[Bucket, 
 
 def _groups(clips: pa.Table) -> Iterator[dict[str, Any]]:
     """Yield a row for all clips of one size and length, with their number in `count_all`."""
+    if not len(clips):  # columns of no rows have no type to compute with
+        return
     whole, crops = (pa.scalar(0), pa.scalar(0), clips["width"], clips["height"]), clips["crop"].cast(CROP_TYPE)
     x0, y0, x1, y1 = (
         pc.cast(pc.coalesce(pc.list_element(crops, side), one), pa.int64()) for side, one in enumerate(whole)
