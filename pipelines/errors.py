@@ -25,6 +25,12 @@ UNEXPECTED = 70
 STOPPED = 130
 """Exit code after Ctrl-C, as shells give it."""
 
+SHARDS = "/tables/latents-"
+"""Part of the path of every latent shard."""
+MAKE_SHARD_AGAIN = (
+    "to make a shard again, remove it and the folders tables/encode-* and tables/manifest-*, and run "
+    "`worldloom curate`; clips in other shards are not encoded again"
+)
 PACKAGES = ("cluster", "captioning", "training", "pipelines")
 
 
@@ -45,6 +51,8 @@ def explain(error: Exception) -> Explanation | None:
     if isinstance(cause, DamagedFileError):
         again = "remove it, and the same command makes again what it held if a run wrote it"
         return Explanation(f"{text}; {again}", FAILED)
+    if isinstance(cause, DamagedError) and SHARDS in text:
+        return Explanation(f"{text}; {MAKE_SHARD_AGAIN}", FAILED)
     if isinstance(cause, DamagedError | NonFiniteLossError):
         return Explanation(text, FAILED)
     if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":

@@ -40,7 +40,7 @@ def write(recipe: Recipe, curation: Curation, manifest_uri: str) -> None:
 def read(recipe: Recipe) -> CurrentDataset:
     """Return the data set that a recipe trains on: its `manifest`, or else the one that curation built last.
 
-    Raises `ConfigError` if there is none, or if it was built by other settings than the recipe has now.
+    Raises `ConfigError` if there is none, or it was built by other settings than the recipe has now.
     """
     if recipe.manifest is not None:
         if not storage.exists(recipe.manifest):
@@ -58,7 +58,10 @@ def read(recipe: Recipe) -> CurrentDataset:
             f"{recipe.name}: the data set in {recipe.out_uri} was built by other sources, curate or splits than the "
             "recipe has now; run `worldloom curate` first"
         )
-    return CurrentDataset(storage.join(recipe.out_uri, found.manifest_uri), found.settings, found.content)
+    manifest_uri = storage.join(recipe.out_uri, found.manifest_uri)
+    if not storage.exists(manifest_uri):
+        raise ConfigError(f"{manifest_uri}: is gone; run `worldloom curate`, which writes it again")
+    return CurrentDataset(manifest_uri, found.settings, found.content)
 
 
 def remove(out_uri: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 
 from cluster import storage
 from cluster.telemetry import log
@@ -23,6 +24,12 @@ class Checkpoint:
     zero_stage: int
 
 
+@cache
+def _warn_once(message: str) -> None:
+    # Checkpoints are listed several times per run.
+    log.warning(message)
+
+
 def newest_checkpoint(run_uri: str) -> Checkpoint | None:
     """Return the complete checkpoint of a run with the most steps, or None."""
     found = complete_checkpoints(run_uri)
@@ -40,5 +47,5 @@ def complete_checkpoints(run_uri: str) -> list[Checkpoint]:
             marker = json.loads(storage.read_bytes(entry.uri))
             checkpoints.append(Checkpoint(folder_uri, marker["step"], marker["workers"], marker["zero_stage"]))
         except (ValueError, KeyError, TypeError):
-            log.warning(f"{entry.uri}: is damaged, and its checkpoint is not used")
+            _warn_once(f"{entry.uri}: is damaged, and its checkpoint is not used")
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)

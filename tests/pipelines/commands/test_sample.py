@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import pytest
 
-from cluster import storage
+from cluster import listing, storage
 from pipelines.video.decode import OPEN_LOG
 from tests.support.command_line import CommandLine
 from tests.support.paths import ROOT
@@ -51,7 +51,7 @@ def _no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(pattern: str) -> list[storage.Entry]:
         raise AssertionError(f"sampling lists {pattern}")
 
-    monkeypatch.setattr(storage, "glob", fail)
+    monkeypatch.setattr(listing, "glob", fail)
 
 
 @pytest.mark.slow

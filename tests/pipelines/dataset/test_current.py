@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from cluster import storage
@@ -23,7 +24,9 @@ def recipe(tmp_path: Path) -> Recipe:
     """Return a curated recipe of toys, whose data set is a made-up manifest."""
     write_toys(tmp_path, ["a-3", "b-2"])
     recipe = toy_recipe(tmp_path)
-    current.write(recipe, run_segments(recipe, inline), f"{recipe.out_uri}/tables/manifest-1/_manifest.parquet")
+    manifest_uri = f"{recipe.out_uri}/tables/manifest-1/_manifest.parquet"
+    storage.write_table(manifest_uri, pa.table({"uid": ["a"]}))
+    current.write(recipe, run_segments(recipe, inline), manifest_uri)
     return recipe
 
 
@@ -52,6 +55,12 @@ def test_other_settings_have_no_data_set(recipe: Recipe) -> None:
 def test_a_damaged_file_is_named(recipe: Recipe, content: bytes) -> None:
     storage.write_bytes(f"{recipe.out_uri}/dataset.json", content)
     with pytest.raises(ConfigError, match=r"dataset\.json: cannot be read .*; run `worldloom curate`"):
+        current.read(recipe)
+
+
+def test_a_manifest_that_is_gone_is_named(recipe: Recipe) -> None:
+    storage.remove(f"{recipe.out_uri}/tables/manifest-1")
+    with pytest.raises(ConfigError, match=r"_manifest\.parquet: is gone; run `worldloom curate`"):
         current.read(recipe)
 
 
