@@ -87,11 +87,12 @@ def look_up(uris: Sequence[str]) -> list[Entry | None]:
                 stat = os.stat(uri)
                 found[uri] = Entry(uri, stat.st_size, str(stat.st_mtime_ns), os.path.realpath(uri))
         else:
-            remote[uri.partition("://")[0]].append(uri)
-    for scheme, of_scheme in remote.items():
-        filesystem, _ = storage.resolve(of_scheme[0])
-        for start in range(0, len(of_scheme), INFOS_PER_REQUEST):
-            paths = [uri.partition("://")[2] for uri in of_scheme[start : start + INFOS_PER_REQUEST]]
+            remote["/".join(uri.split("/", 3)[:3])].append(uri)
+    for bucket, of_bucket in remote.items():
+        filesystem, _ = storage.resolve(of_bucket[0])
+        scheme = bucket.partition("://")[0]
+        for start in range(0, len(of_bucket), INFOS_PER_REQUEST):
+            paths = [uri.partition("://")[2] for uri in of_bucket[start : start + INFOS_PER_REQUEST]]
             for info in filesystem.get_file_info(paths):
                 if info.is_file:
                     uri = f"{scheme}://{info.path}"
