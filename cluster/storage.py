@@ -58,22 +58,28 @@ def join(uri: str, *names: str) -> str:
 
 
 @cache
-def _filesystem(scheme: str) -> pafs.FileSystem:
-    if scheme == "":
-        return pafs.LocalFileSystem()
-    return pafs.FileSystem.from_uri(f"{scheme}://bucket")[0]
+def _filesystem(scheme: str, bucket: str = "") -> pafs.FileSystem:
+    # By bucket, because buckets of S3 lie in different regions, and the region is looked up by the bucket's name.
+    return pafs.FileSystem.from_uri(f"{scheme}://{bucket}")[0] if scheme else pafs.LocalFileSystem()
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Return the filesystem of a URI and the path on it. Raises `ValueError` if the scheme is not supported."""
+    """Return the filesystem of a URI and the path on it.
+
+    Raises `ValueError` if the scheme is not supported, or the bucket cannot be reached.
+    """
     if is_local(uri):
         return _filesystem(""), str(local_path(uri))
     scheme, _, path = uri.partition("://")
     try:
-        return _filesystem(scheme), path
-    except (pa.ArrowInvalid, OSError) as error:
+        return _filesystem(scheme, path.partition("/")[0]), path
+    except pa.ArrowInvalid as error:
         raise ValueError(
             f"{uri}: cannot open '{scheme}://': {error}; local paths, s3:// and gs:// are supported"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"{uri}: cannot open '{scheme}://': {error}; check the bucket's name, the network and AWS_REGION"
         ) from error
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from yaml.reader import ReaderError
@@ -75,7 +75,7 @@ class _Loader(yaml.SafeLoader):
             raise YamlError(line, f"values are nested more than {MAX_DEPTH} deep")
         node = super().compose_node(parent, index)
         self._depth -= 1
-        return cast("yaml.Node | None", node)
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -109,7 +109,7 @@ def load(text: str) -> tuple[Any, dict[Location, int]]:
 
 def dump(data: Any) -> str:
     """Return plain data as YAML, keys in their order; `load` returns the same data."""
-    return cast(str, yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _problem(error: yaml.MarkedYAMLError) -> YamlError:
@@ -185,7 +185,7 @@ class _PlainData:
 
 def _scalar(node: yaml.ScalarNode) -> Any:
     """Return the value of a scalar. Raises `YamlError` for one that is not of its tag."""
-    kind, text = node.tag.removeprefix(_TAG), cast(str, node.value)
+    kind, text = node.tag.removeprefix(_TAG), node.value
     line = node.start_mark.line + 1
     if kind == "str":
         if "\0" in text:

@@ -126,7 +126,9 @@ def bucket_faults(steps: Sequence[Step]) -> Iterator[LocatedError]:
     What only the weights of an autoencoder tell is found when `encode` begins.
     """
     step = steps[-1]
-    for index, settings in enumerate(step.buckets) if isinstance(step, Encode) else ():
+    if not isinstance(step, Encode):
+        return
+    for index, settings in enumerate(step.buckets):
         location = ("curate", len(steps) - 1, "encode", "buckets", index)
         unit = step.autoencoder.space_factor or 1
         below = settings.size // settings.multiple * settings.multiple

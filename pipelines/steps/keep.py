@@ -66,8 +66,8 @@ def bound_faults(bound: Bound, field: pa.Field, location: Location) -> Iterator[
         if not is_number:
             example = ", ".join(values_of(field)[:2] or ["..."]) if is_text else "true"
             yield LocatedError((*location, key), f"{field.name} is {noun}; write in: [{example}]")
-        elif message := _outside(key, value, field):
-            yield LocatedError((*location, key), message)
+        elif outside := _outside(key, value, field):
+            yield LocatedError((*location, key), outside)
     known = values_of(field)
     for index, value in enumerate(bound.among or ()):
         suits = isinstance(value, str) == is_text and isinstance(value, bool) == (not is_number and not is_text)

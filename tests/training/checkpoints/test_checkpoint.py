@@ -190,7 +190,7 @@ def test_other_models_and_versions_are_refused(tmp_path: Path) -> None:
 def test_checkpoints_on_an_object_store_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system in memory stands for an object store: neither has folders, and nothing is renamed."""
     memory = pafs.PyFileSystem(pafs.FSSpecHandler(MemoryFileSystem()))
-    monkeypatch.setattr(storage, "_filesystem", {"memory": memory}.__getitem__)
+    monkeypatch.setattr(storage, "_filesystem", lambda scheme, bucket: {"memory": memory}[scheme])
     engine, ema = fresh()
     for step in (5, 10, 15):
         save_checkpoint("memory:///bucket/run", step, engine, ema, SETTINGS)

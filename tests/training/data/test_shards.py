@@ -178,7 +178,7 @@ def test_shards_are_written_to_and_read_from_object_stores(
     """A file system in memory stands for an object store; everything goes through `cluster.storage`."""
     memory = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(pytest.importorskip("fsspec").filesystem("memory")))
     monkeypatch.setattr(
-        storage, "_filesystem", lambda scheme: memory if scheme == "memory" else pa.fs.LocalFileSystem()
+        storage, "_filesystem", lambda scheme, bucket="": memory if scheme == "memory" else pa.fs.LocalFileSystem()
     )
     write_shard("memory://bucket/latents/part.parquet", clips[1], shard_info(CLIPS))
     reader = ShardReader("memory://bucket")
