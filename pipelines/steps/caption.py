@@ -116,7 +116,7 @@ class Caption(Step):
         load_prompt("levels", "describe"), description="Prompt that describes a clip; engine signals has none."
     )
     images: Literal["frames", "thumbnails"] = Field(
-        "frames", description="Column of images that are described: those of step frames, or the thumbnails of scan."
+        "frames", description="Column of images that are described: those of step frames, or the thumbnails of cut."
     )
     windows: WindowSettings = Field(
         WindowSettings(), description="How many images one question has, and how the answers of a long clip are merged."

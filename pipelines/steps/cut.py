@@ -25,7 +25,7 @@ from pipelines.video.shots import Thumbnail, spread
 from pipelines.video.signals import samples_of_span, span_signals
 
 CLIP_SPAN = (
-    column("uid", pa.string(), "identity of the clip: a hash of its source and span"),
+    column("uid", pa.string(), "identity of the clip: a hash of its source, its span, and its crop if it has bars"),
     column("source_uid", pa.string(), "identity of the source file"),
     column("start_pts", pa.int64(), "PTS of the clip's first frame, in units of the time base"),
     column("end_pts", pa.int64(), "end of the clip, exclusive, in units of the time base"),
@@ -162,7 +162,7 @@ class Cut(Expand):
         return "shots", "boundaries", "timed_captions", "listed_caption"
 
     def uid_columns(self) -> tuple[str, ...]:
-        return tuple(field.name for field in CLIP_SPAN)
+        return tuple(field.name for field in (*CLIP_SPAN, CROP))
 
     def expand(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | Mark:
         time_base = Fraction(row["time_base_num"], row["time_base_den"])
@@ -208,8 +208,10 @@ class Cut(Expand):
         shot = row["shots"][shot_index]
         time_base = Fraction(row["time_base_num"], row["time_base_den"])
         trim_pts = round(Fraction(self.trim_s) / time_base)
+        whole = [0, 0, row["width"], row["height"]]
+        crop = list(shot["crop"]) if self.bars == "crop" else whole
         return {
-            "uid": digest(row["uid"], str(start), str(end)),
+            "uid": digest(row["uid"], str(start), str(end), *(map(str, crop) if crop != whole else ())),
             "source_uid": row["uid"],
             "start_pts": start,
             "end_pts": end,
@@ -219,7 +221,7 @@ class Cut(Expand):
             # There is no transition between the parts of one shot.
             "transition_in": shot["transition_in"] if start <= shot["start_pts"] + trim_pts else None,
             "transition_out": shot["transition_out"] if end >= shot["end_pts"] - trim_pts else None,
-            "crop": shot["crop"] if self.bars == "crop" else [0, 0, row["width"], row["height"]],
+            "crop": crop,
             **asdict(span_signals(series, start, end)),
             "phash": clip_hash(shot["hashes"], start, end),
             "thumbnails": clip_thumbnails(shot["thumbnails"], self.thumbnails, start, end),

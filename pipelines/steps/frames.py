@@ -105,6 +105,6 @@ def stored_images(row: Mapping[str, Any], column: Literal["frames", "thumbnails"
     """Return the JPEG files in an image column of a row. Raises `ValueError` if there are none."""
     images: Sequence[bytes] | None = row[column]
     if not images:
-        fix = "; set thumbnails of scan to 1 or more" if column == "thumbnails" else ""
+        fix = "; set thumbnail_px of scan and thumbnails of cut above 0" if column == "thumbnails" else ""
         raise ValueError(f"the clip has no {column}{fix}")
     return images

@@ -23,7 +23,7 @@ MAX_CLIPPED_BLACK, MIN_CLIPPED_WHITE = 2, 253
 """8-bit values up to which, and from which, a pixel counts as clipped. Full range ends at 0 and 255, and scaling and
 rounding move both by 2."""
 
-_CODEC = pa.Codec("zstd", 1)
+_CODEC = pa.Codec("lz4")
 
 
 @dataclass(frozen=True)

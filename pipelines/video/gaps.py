@@ -16,9 +16,9 @@ MAX_FRAME_S = Fraction(10)
 jump (`-dts_delta_threshold`)."""
 
 
-def is_gap(pts: int, next_pts: int, time_base: Fraction) -> bool:
-    """Return whether the time from a frame to the next one is a gap."""
-    return (next_pts - pts) * time_base > MAX_FRAME_S
+def max_frame_pts(time_base: Fraction) -> int:
+    """Return the longest time for which one frame is footage, in units of the time base."""
+    return int(MAX_FRAME_S / time_base)
 
 
 def find_gaps(features: FrameFeatures, frame_interval_pts: float) -> list[Boundary]:
@@ -26,7 +26,7 @@ def find_gaps(features: FrameFeatures, frame_interval_pts: float) -> list[Bounda
 
     The frames beside a gap are always decoded (`gop_segments.always_decoded`), so none is skipped inside it.
     """
-    longest_pts = float(MAX_FRAME_S / features.time_base)
+    longest_pts = max_frame_pts(features.time_base)
     interval_pts = max(1, round(frame_interval_pts))
     before = np.flatnonzero(np.diff(features.pts_N) > longest_pts * (features.skipped_N[1:] + 1))
     pts_N = features.pts_N

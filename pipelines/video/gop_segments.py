@@ -24,7 +24,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from pipelines.video.content_hash import PacketDigests
 from pipelines.video.decode import MAX_BAD_PACKETS, DecodedFrame, DecodeError, Video, VideoPacket, decode_error
-from pipelines.video.gaps import is_gap
+from pipelines.video.gaps import max_frame_pts
 
 ANCHOR_INTERVAL_S = 5
 """Seconds of the intervals whose first key frames are anchors. Decoding an anchor twice, for both segments it joins,
@@ -353,8 +353,9 @@ def always_decoded(packets: Sequence[VideoPacket], shown_pts: Sequence[int], den
 
 def _beside_gaps(video: Video, shown_pts: Sequence[int]) -> frozenset[int]:
     """Return the PTS of the frames on either side of each gap, which tell where it is."""
-    gaps = (pair for pair in itertools.pairwise(shown_pts) if is_gap(*pair, video.info.time_base))
-    return frozenset(itertools.chain.from_iterable(gaps))
+    pts_N = np.array(shown_pts, np.int64)
+    before_N = np.flatnonzero(np.diff(pts_N) > max_frame_pts(video.info.time_base))
+    return frozenset(pts_N[np.concatenate([before_N, before_N + 1])].tolist())
 
 
 def _shown_pts(packets: Iterable[VideoPacket]) -> list[int]:

@@ -31,7 +31,7 @@ from pipelines.video.detailed_sample import DetailedSample, take_detailed_sample
 from pipelines.video.feature_builder import ANALYSIS_AREA, FeatureBuilder
 from pipelines.video.frame_features import FrameFeatures
 from pipelines.video.frame_hashes import HASH_INTERVAL_S, HashTimes, luma_thumbnail, shot_hashes
-from pipelines.video.gaps import find_gaps, is_gap, with_gaps
+from pipelines.video.gaps import find_gaps, max_frame_pts, with_gaps
 from pipelines.video.gop_segments import ANCHOR_INTERVAL_S, GopSegments, NotSplittableError, SegmentFrame, Window
 from pipelines.video.letterbox import crop_boxes
 from pipelines.video.media_info import MediaInfo
@@ -394,9 +394,9 @@ def _last_duration(measurements: Measurements, info: MediaInfo, frame_interval_p
     n_skipped = int(measurements.features.skipped_N[-1])
     gap_pts = int(pts_N[-1] - pts_N[-2]) // (n_skipped + 1) if len(pts_N) > 1 else 0
     rate = Fraction(info.fps).limit_denominator(1001) if info.fps else 0
-    last_pts, duration = measurements.last_frame
+    _, duration = measurements.last_frame
     duration = max(1, duration or gap_pts or (round(1 / (rate * info.time_base)) if rate else 0))
-    return max(1, round(frame_interval_pts)) if is_gap(last_pts, last_pts + duration, info.time_base) else duration
+    return duration if duration <= max_frame_pts(info.time_base) else max(1, round(frame_interval_pts))
 
 
 def _fields(info: MediaInfo) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class ImageScore(Step):
     """Settings that do not change results, and paths of weights, which `weights` identifies by their content."""
 
     images: Literal["frames", "thumbnails"] = Field(
-        "frames", description="Column of images that are scored: those of step frames, or the thumbnails of scan."
+        "frames", description="Column of images that are scored: those of step frames, or the thumbnails of cut."
     )
     gpu_batch_size: int = Field(32, ge=1, le=4096, description="Images per batch on a GPU; on the CPU a batch is one.")
     gpus: float = Field(

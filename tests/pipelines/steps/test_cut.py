@@ -195,4 +195,6 @@ def test_bars_are_cropped_unless_they_are_to_be_kept() -> None:
     (cropped,) = Cut(min_s=1, max_s=10).expand(row((0, 300)))  # type: ignore[misc]
     (kept,) = Cut(min_s=1, max_s=10, bars="keep").expand(row((0, 300)))  # type: ignore[misc]
     assert (cropped["crop"], kept["crop"]) == ([0, 10, 64, 38], [0, 0, 64, 48])
+    # What is stored of other pixels is not taken for the clip's.
+    assert cropped["uid"] != kept["uid"]
     assert {field.name for field in SIGNALS} <= cropped.keys()

@@ -194,7 +194,7 @@ def test_unreadable_images_fail_only_their_clip() -> None:
     assert rows[2]["fate_reason"] == "ValueError: the clip has no frames"
     assert rows[0]["text_area"] == rows[4]["text_area"]
     (row,) = run(TextArea(images="thumbnails"), table_of([[]], "thumbnails"))
-    assert row["fate_reason"].endswith("set thumbnails of scan to 1 or more")
+    assert row["fate_reason"].endswith("set thumbnail_px of scan and thumbnails of cut above 0")
 
 
 def test_digest_follows_settings_and_weights(tmp_path: Path) -> None:
