@@ -100,7 +100,10 @@ def main() -> NoReturn:
     try:
         check_arguments(arguments)
         app(standalone_mode=True)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ending:
+        # Typer turns Ctrl-C in a command into an exit, without a word.
+        if isinstance(ending, SystemExit) and ending.code != STOPPED:
+            raise
         console.print("stopped; finished work is kept, and the same command resumes")
         sys.exit(STOPPED)
     except Exception as error:  # explained, or printed with its traceback

@@ -111,3 +111,13 @@ def test_the_command_line_loads_no_ray_and_no_charts() -> None:
 def test_the_version_is_that_of_the_package(worldloom: CommandLine) -> None:
     ended = worldloom("--version")
     assert (ended.exit_code, ended.stdout) == (0, f"worldloom {importlib.metadata.version('worldloom')}\n")
+
+
+def test_ctrl_c_says_that_work_is_kept(worldloom: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(path: Path, assignments: list[str] | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan_command, "read_recipe", interrupt)
+    ended = worldloom("plan", "recipe.yaml")
+    assert ended.exit_code == 130
+    assert "stopped; finished work is kept, and the same command resumes" in ended.stderr
