@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from cluster.arrays import Pixels, UInt8Array
 from pipelines.video.boxes import box_shares
-from pipelines.video.detailed_sample import DetailedSample, StoredPlanes, colourfulness, sharpness, take_detailed_sample
+from pipelines.video.detailed_sample import (
+    DetailedSample,
+    PlaneValues,
+    SampleValues,
+    StoredPlanes,
+    colourfulness,
+    sharpness,
+    take_detailed_sample,
+)
 from pipelines.video.scale import YuvPlanes
 from pipelines.video.tiles import NativeArray
 from tests.support.images import blots
@@ -20,8 +28,12 @@ from tests.support.images import blots
 GREY = np.full((72, 128), 128, np.uint8)
 
 
-def sample(luma: UInt8Array, native: NativeArray | None = None) -> DetailedSample:
+def taken(luma: UInt8Array, native: NativeArray | None = None) -> DetailedSample:
     return take_detailed_sample(0, YuvPlanes(luma, GREY, GREY), native, True)
+
+
+def sample(luma: UInt8Array, native: NativeArray | None = None) -> SampleValues:
+    return taken(luma, native).inside()
 
 
 def test_luma_contrast_and_clipping_of_known_images() -> None:
@@ -106,14 +118,14 @@ def test_content_measures_like_the_image_without_bars(crop: tuple[int, int, int,
     inside = np.s_[5 * y0 : 5 * y1, 5 * x0 : 5 * x1]
     native[inside] = np.clip(blots(7)[inside] + rng.normal(0, 3, native[inside].shape), 20, 235)
     luma = cv2.resize(native, (256, 144), interpolation=cv2.INTER_AREA)
-    seen = sample(luma, native)
+    seen = taken(luma, native)
     share = box_shares(crop, 256, 144)
     values, alone = seen.inside(share, share), sample(np.ascontiguousarray(luma[y0:y1, x0:x1]))
     for name in ("luma", "contrast", "clipped_black", "clipped_white", "sharpness"):
         assert getattr(values, name) == pytest.approx(getattr(alone, name), rel=1e-6), name
     assert values.noise == pytest.approx(3, rel=0.15)
     assert values.blockiness == pytest.approx(1, abs=0.05)
-    assert seen.inside((0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)).luma == seen.luma < 0.95 * values.luma
+    assert seen.inside().luma < 0.95 * values.luma
 
 
 def test_planes_are_stored_without_loss() -> None:
@@ -124,5 +136,5 @@ def test_planes_are_stored_without_loss() -> None:
 
 
 def test_image_without_plain_borders_keeps_no_planes() -> None:
-    assert sample(blots(2)[:144, :256]).planes is None
-    assert sample(np.zeros((144, 256), np.uint8)).planes is not None
+    assert isinstance(taken(blots(2)[:144, :256]).image, PlaneValues)
+    assert isinstance(taken(np.zeros((144, 256), np.uint8)).image, StoredPlanes)

@@ -22,7 +22,7 @@ from pipelines.video.feature_builder import ANALYSIS_AREA
 from pipelines.video.phash import hamming
 from pipelines.video.scale import size_with_area
 from pipelines.video.scan import ScanSettings, VideoScan, scan_image, scan_video
-from pipelines.video.shots import Shot
+from pipelines.video.shots import Shot, spread
 from tests.support.images import soft_patches, tinted
 from tests.support.videos import LOSSLESS, encode, numbered, sliding
 
@@ -44,8 +44,9 @@ def only_shot(scan: VideoScan) -> Shot:
     return shot
 
 
-def decoded_thumbnails(shot: Shot) -> list[Image.Image]:
-    return [Image.open(io.BytesIO(data)) for data in shot.thumbnails]
+def decoded_thumbnails(shot: Shot, n: int = 16) -> list[Image.Image]:
+    thumbnails = spread(shot.thumbnails, n, shot.start_pts, shot.end_pts)
+    return [Image.open(io.BytesIO(thumbnail.jpeg)) for thumbnail in thumbnails]
 
 
 @pytest.mark.parametrize("detector", ["signature", "adaptive", "content"])
@@ -132,8 +133,10 @@ def test_thumbnails_are_spread_over_the_shot(tmp_path: Path) -> None:
     for k in range(n):
         frames[k, :, round(k * 152 / n) : round(k * 152 / n) + 8] = 255
     path = str(encode(tmp_path / "bar.mp4", frames, time_base=Fraction(1, 25), options=LOSSLESS))
+    assert only_shot(scan_video(path, ScanSettings(thumbnail_px=0))).thumbnails == ()
+    shot = only_shot(scan_video(path, ScanSettings(thumbnail_px=80)))
     for count in (0, 1, 3, 8):
-        images = decoded_thumbnails(only_shot(scan_video(path, ScanSettings(thumbnails=count, thumbnail_px=80))))
+        images = decoded_thumbnails(shot, count)
         assert [(image.format, image.size) for image in images] == [("JPEG", (80, 48))] * count
         times = [np.asarray(image).mean(axis=(0, 2)).argmax() / 78 for image in images]
         expected = [(i + 0.5) / count for i in range(count)]
@@ -284,7 +287,7 @@ def test_image_is_a_shot_of_one_frame(tmp_path: Path) -> None:
     [
         {"detector": "magic"},
         {"threshold": 0},
-        {"thumbnails": -1},
+        {"thumbnail_px": -1},
         {"thumbnail_px": 4000},
         {"min_shot_s": "0.3"},
         {"detecter": "content"},
@@ -313,7 +316,8 @@ def test_footage_scans_or_fails_as_it_should(video_folder: Path) -> None:
             assert 0 <= shot.signals.luma <= 1
             assert 0 <= shot.signals.contrast <= 0.5
             assert 0 <= (shot.signals.motion or 0) < 2
-            assert 1 <= len(shot.thumbnails) <= 3
+            seconds = (shot.end_pts - shot.start_pts) * scan.media.time_base
+            assert 1 <= len(shot.thumbnails) <= 1 + seconds / Fraction("0.3")
     assert len(scans) == 16
     # The times of the cuts were read off the frames.
     seconds = {

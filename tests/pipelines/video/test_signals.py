@@ -230,11 +230,10 @@ def test_loop_filtered_samples_are_preferred() -> None:
     blocks = np.kron(np.random.default_rng(0).integers(0, 8, (90, 160)), np.ones((8, 8))).astype(np.uint8) * 3 + 60
     unfiltered = sample(blots(1), blocks, loop_filtered=False)
     filtered = sample(blots(1), blots(1), pts=1)
-    assert unfiltered.blockiness is not None
-    assert unfiltered.blockiness > 5
+    assert unfiltered.inside().blockiness > 5
     features = features_of([5.0] * 9)
-    assert shot_signals(features, [], [unfiltered, filtered]).blockiness == filtered.blockiness
-    assert shot_signals(features, [], [unfiltered]).blockiness == unfiltered.blockiness
+    assert shot_signals(features, [], [unfiltered, filtered]).blockiness == filtered.inside().blockiness
+    assert shot_signals(features, [], [unfiltered]).blockiness == unfiltered.inside().blockiness
 
 
 def test_freezes_differ_from_frames_shown_twice() -> None:
