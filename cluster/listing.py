@@ -31,7 +31,7 @@ INFOS_PER_REQUEST = 4096
 Rest = tuple[str, ...]
 """Components of a pattern that are left below a folder."""
 States = frozenset[Rest]
-"""What may follow below a folder, for all patterns that match it."""
+"""The rests of patterns that may match below a folder."""
 
 
 def glob(pattern: str) -> list[Entry]:

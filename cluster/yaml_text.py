@@ -49,7 +49,7 @@ _ADVICE = {
     r"found undefined alias": "write &name before the value that *name repeats",
     r"but found another document": "a file holds one document; remove the line ---",
 }
-"""What to do about frequent problems, by an expression of the parser's message."""
+"""The fix of frequent problems, by an expression of the parser's message."""
 _AT_START = ("found unexpected end of stream", "<stream end>")
 """Parts of the messages of problems that are seen at the end of the file, far from the line to mend."""
 

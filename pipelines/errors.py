@@ -1,4 +1,4 @@
-"""What the command line says about an error: a sentence with an exit code, or how to report what is not expected."""
+"""Errors on the command line: a sentence with an exit code, or how to report an error that is not expected."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ REQUIRED = {
     "tensorboard": "tensorboard",
     "open_clip": "open-clip-torch",
 }
-"""What to install for a module that every installation has."""
+"""The package to install for a module that every installation has."""
 OPTIONAL = {
     "transformers": "worldloom[models]",
     "diffusers": "worldloom[models]",
@@ -40,7 +40,7 @@ OPTIONAL = {
     "wandb": "worldloom[wandb]",
     "mlflow": "worldloom[mlflow]",
 }
-"""What to install for a module that some settings need."""
+"""The package to install for a module that some settings need."""
 CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4")
 
 

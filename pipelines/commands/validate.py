@@ -27,7 +27,7 @@ PROBED = 20
 
 @dataclass(frozen=True)
 class SourceCheck:
-    """What a look at the files of one entry of `sources` found."""
+    """The result of a look at the files of one entry of `sources`."""
 
     n_files: int
     n_captions: int

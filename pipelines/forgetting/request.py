@@ -203,5 +203,6 @@ def _check_not_named_in_recipe(recipe: Recipe, uri: str) -> None:
     for entry in recipe.sources:
         if storage.absolute(entry.pattern) == uri:
             raise ConfigError(
-                f"sources: the recipe itself names {entry.pattern}; remove that entry first, or run.yaml would keep the name"
+                f"sources: the recipe itself names {entry.pattern}; remove that entry first, "
+                "or run.yaml would keep the name"
             )

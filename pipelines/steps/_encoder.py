@@ -16,9 +16,8 @@ from torch import Tensor
 
 from cluster import storage
 from pipelines.engine.step import Mark, RunError, failure, set_column, set_marks
-from pipelines.steps._samples import ClipSample, SampleRules, WindowSamples, samples_of, span_of, windows_of
+from pipelines.steps._samples import WRITES, ClipSample, SampleRules, WindowSamples, samples_of, span_of, windows_of
 from pipelines.steps._window_decoding import BATCH_VALUES, ClipWindows, DecodedWindow, batch_size, decode_ahead
-from pipelines.steps.encode import WRITES
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.data.buckets import Bucket
 from training.data.shard_writer import LatentRow, write_shard

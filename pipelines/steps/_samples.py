@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
+import pyarrow as pa
+
+from pipelines.engine.step import column
 from pipelines.video.content import content_box
 from training.data.buckets import BucketSettings, shorter_lengths
 from training.data.shards import sample_uid
 from training.data.windows import ClipSpan, Window, WindowRules, choose_windows
+
+WRITES = (
+    column("bucket", pa.string(), "width x height x frames of the clip's first sample"),
+    column("n_samples", pa.int32(), "number of samples of the clip: its windows, shorter lengths and mirror images"),
+    column("n_tokens", pa.int64(), "number of latent cells of all samples of the clip"),
+    column("used_s", pa.float64(), "seconds of the clip that are in a sample; 0 for an image"),
+)
 
 
 @dataclass(frozen=True)

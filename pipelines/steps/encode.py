@@ -16,8 +16,8 @@ from cluster import storage
 from cluster.plugins import PluginField
 from cluster.resources import Resources
 from pipelines.engine.source_versions import VERSION_COLUMNS
-from pipelines.engine.step import Context, RunError, Step, TableFunction, column
-from pipelines.steps._samples import SampleRules
+from pipelines.engine.step import Context, RunError, Step, TableFunction
+from pipelines.steps._samples import WRITES, SampleRules
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders.linear import Linear
@@ -27,12 +27,6 @@ from training.data.windows import WindowRules
 
 BUCKET_COLUMNS = ("width", "height", "crop", "kind", "start_pts", "end_pts", "time_base_num", "time_base_den")
 """Columns that decide on the windows and buckets of a clip."""
-WRITES = (
-    column("bucket", pa.string(), "width x height x frames of the clip's first sample"),
-    column("n_samples", pa.int32(), "number of samples of the clip: its windows, shorter lengths and mirror images"),
-    column("n_tokens", pa.int64(), "number of latent cells of all samples of the clip"),
-    column("used_s", pa.float64(), "seconds of the clip that are in a sample; 0 for an image"),
-)
 
 
 class Encode(Step):

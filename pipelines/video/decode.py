@@ -21,7 +21,6 @@ import av
 import av.error
 from av.codec.context import CodecContext
 from av.container import InputContainer
-from av.format import Flags as FormatFlags
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
@@ -45,6 +44,9 @@ cannot be decoded."""
 MAX_STEP_BACK_S = Fraction(1)
 """Longest step back of the clock that is taken for a few misplaced frames, which are left out; after a longer one, the
 frames are those of another recording, at times that were shown already."""
+
+AVFMT_TS_DISCONT = 0x200
+"""Flag of FFmpeg's containers whose timestamps may jump."""
 
 NO_PTS_FORMATS = frozenset({"avi"})
 """Containers that store no PTS. FFmpeg guesses them, wrongly for packed B-frames (54 of 164 frames out of order in an
@@ -133,7 +135,7 @@ class Video:
     @property
     def clock_may_jump(self) -> bool:
         """Whether the container allows for jumps of the clock, as transport streams do. Seeking may then skip some."""
-        return bool(self._container.format.flags & FormatFlags.ts_discont.value)
+        return bool(self._container.format.flags & AVFMT_TS_DISCONT)
 
     @property
     def can_skip(self) -> bool:

@@ -59,7 +59,7 @@ class MediaInfo:
 
     @property
     def orientation(self) -> Orientation:
-        """What makes a decoded frame upright."""
+        """The orientation of decoded frames."""
         return Orientation(self.rotation_deg, self.mirrored)
 
 

@@ -14,7 +14,7 @@ from cluster.arrays import UInt8Array
 
 @dataclass(frozen=True)
 class Orientation:
-    """What makes a decoded frame upright: a rotation counter-clockwise, then perhaps a flip from left to right.
+    """A rotation counter-clockwise, then perhaps a flip from left to right, which make a decoded frame upright.
 
     Frames are rotated by the nearest multiple of 90 degrees: the eight orientations of QuickTime and of EXIF.
     """

@@ -41,7 +41,6 @@ SubpixelBox = tuple[float, float, float, float]
 """(x0, y0, x1, y1) in pixels, which may be fractions."""
 
 
-
 def _lowest_frequencies() -> list[tuple[int, int]]:
     """Return (row, column) frequencies from low to high, without the mean: those within a quarter circle."""
     every = [(r, c) for r in range(SIDE_CELLS) for c in range(SIDE_CELLS) if r or c]

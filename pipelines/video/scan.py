@@ -38,7 +38,7 @@ from pipelines.video.media_info import MediaInfo
 from pipelines.video.orientation import UPRIGHT
 from pipelines.video.scale import YuvPlanes, rescale, size_with_area, upright_planes
 from pipelines.video.segment_meter import SAMPLE_AREA, Measurements, SegmentMeter
-from pipelines.video.shot_boundaries import Boundary, DetectorName, find_boundaries
+from pipelines.video.shot_boundaries import Boundary, DetectorName, find_boundaries, stitch_cuts
 from pipelines.video.shot_series import FrameSeries, ShotSeries, usual_frame_interval
 from pipelines.video.shots import Shot, ShotSpan, Thumbnail, crop_jpeg, make_shot, samples_within, shot_spans
 from pipelines.video.still_images import encode_jpeg, fit_long_side, read_image
@@ -244,19 +244,6 @@ def _find_boundaries(
     if settings.stitch is not None:
         boundaries = stitch_cuts(features, boundaries, settings.stitch)
     return features, boundaries
-
-
-def stitch_cuts(features: FrameFeatures, boundaries: Sequence[Boundary], min_distance: float) -> tuple[Boundary, ...]:
-    """Return the boundaries without cuts whose two sides show almost the same image.
-
-    The mean distance of their signatures is less than `min_distance` 8-bit values.
-    """
-    kept = []
-    for boundary in boundaries:
-        after = int(np.searchsorted(features.pts_N, boundary.start_pts))
-        if boundary.kind != "cut" or after == 0 or features.distance(after - 1, after) >= min_distance:
-            kept.append(boundary)
-    return tuple(kept)
 
 
 def _samples(video: Video, meter: SegmentMeter, measurements: Measurements, span: ShotSpan) -> Sequence[DetailedSample]:

@@ -9,7 +9,7 @@ Shape legend: N frames, C candidates for a cut, F features of a candidate, W fra
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -107,6 +107,19 @@ def find_boundaries(features: FrameFeatures, detector: str, threshold: float | N
     return Detection(
         drop_short_shots(found, min_shot_s, features.time_base), _spans_to_decode(features, signatures, spans), doubtful
     )
+
+
+def stitch_cuts(features: FrameFeatures, boundaries: Sequence[Boundary], min_distance: float) -> tuple[Boundary, ...]:
+    """Return the boundaries without cuts whose two sides show almost the same image.
+
+    The mean distance of their signatures is less than `min_distance` 8-bit values.
+    """
+    kept = []
+    for boundary in boundaries:
+        after = int(np.searchsorted(features.pts_N, boundary.start_pts))
+        if boundary.kind != "cut" or after == 0 or features.distance(after - 1, after) >= min_distance:
+            kept.append(boundary)
+    return tuple(kept)
 
 
 def drop_short_shots(boundaries: Iterable[Boundary], min_shot_s: float, time_base: Fraction) -> tuple[Boundary, ...]:

@@ -30,7 +30,7 @@ time, whatever its frame rate is called."""
 
 @dataclass(frozen=True, eq=False)
 class FrameSeries:
-    """What is kept of each decoded frame of a shot, in presentation order; all arrays have N entries.
+    """The stored features of each decoded frame of a shot, in presentation order; all arrays have N entries.
 
     `skipped_N` and `peak_N` are those of `FrameFeatures`. `luma_N` is the mean luma inside the shot's crop, in [0, 1].
     """

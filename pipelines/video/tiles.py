@@ -61,8 +61,13 @@ class TileSums:
         chosen = np.flatnonzero((x0 >= box[0]) & (y0 >= box[1]) & (x1 <= box[2]) & (y1 <= box[3]))
         if not len(chosen):
             return self
-        sums = (self.noise_n, self.variance_n, self.on_grid_n, self.off_grid_n)
-        return TileSums(*(array[chosen] for array in sums), self.boxes_n4[chosen])
+        return TileSums(
+            self.noise_n[chosen],
+            self.variance_n[chosen],
+            self.on_grid_n[chosen],
+            self.off_grid_n[chosen],
+            self.boxes_n4[chosen],
+        )
 
     def noise_sigma(self) -> float:
         """Return the standard deviation of noise in 8-bit values, from the flattest tiles.

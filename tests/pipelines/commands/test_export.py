@@ -22,9 +22,9 @@ def curated(worldloom: CommandLine, scan_recipe: Path) -> Path:
 
 @pytest.fixture
 def wide(curated: Path) -> Path:
-    """Return a recipe of the same `out` whose source matches every mp4 file, those under `out` included."""
+    """Return a recipe of the same `out` whose source also matches mp4 files under `out`, but not its own samples."""
     path = curated.with_name("wide.yaml")
-    path.write_text(curated.read_text().replace("/in/*.mp4", "/**/*.mp4"))
+    path.write_text(curated.read_text().replace("/in/*.mp4", "/**/[!s]*.mp4"))
     return path
 
 

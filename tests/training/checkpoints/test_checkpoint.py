@@ -245,7 +245,7 @@ def test_training_resumes_from_the_newest_whole_checkpoint(
     assert saved.uri in caplog.text
 
 
-def test_without_a_whole_checkpoint_training_does_not_start_over(tmp_path: Path) -> None:
+def test_training_does_not_start_over_without_a_checkpoint(tmp_path: Path) -> None:
     engine, ema = fresh()
     assert newest_whole_checkpoint(str(tmp_path)) is None
     saved = save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
