@@ -30,7 +30,10 @@ def select_clips(state: SegmentState, splits_uri: str, split: str) -> pa.Table:
     schema = state.segment.schema
     names = [field.name for field in schema if _is_exported(field)]
     caption = "caption" if "caption" in schema.names else "source_caption"
-    clips = state.rows.live().read(list(dict.fromkeys(["uid", "clip_index", *names, caption])))
+    columns = list(dict.fromkeys(["uid", "clip_index", *names, caption]))
+    clips = state.rows.live().read(columns)
+    if not len(clips):  # which has no types
+        clips = pa.schema([schema.field(name) for name in columns]).empty_table()
     clips = clips.filter(pc.is_valid(clips["clip_index"]))
     captions = clips[caption]
     clips = set_column(clips.select(names), pa.field("caption", pa.string()), captions)
