@@ -84,7 +84,7 @@ def facts_of(trained: TrainResult) -> list[tuple[str, str]]:
     by_step = dict(trained.validation)
     if by_step:
         losses += f"; validation loss {trained.validation[-1][1]:.3f}"
-    if trained.export_step in by_step:
+    if trained.export_step < trained.steps and trained.export_step in by_step:
         losses += f", {by_step[trained.export_step]:.3f} at step {trained.export_step}, which is exported"
     return [
         ("training", f"step {trained.steps}{losses}"),
