@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import time
@@ -62,6 +63,8 @@ N_THUMBNAILS = 50
 TICKS = 90_000
 """Ticks per second of the time base of every video."""
 HASH_EVERY = TICKS // 4
+FRAME_TICKS = TICKS // 25
+"""Ticks from frame to frame."""
 SIZES = ((1920, 1080), (1280, 720), (3840, 2160), (854, 480), (640, 480), (1080, 1920), (720, 1280), (1440, 1080))
 SIZE_SHARES = (0.34, 0.2, 0.08, 0.1, 0.08, 0.1, 0.06, 0.04)
 RATES = (24000 / 1001, 24.0, 25.0, 30000 / 1001, 30.0, 50.0, 60000 / 1001)
@@ -291,7 +294,7 @@ class _Draw:
 
     def _shots(self, video: Video, edges: Int64Array, width: int, height: int, still: bool) -> pa.Array:
         rng, n = self._rng, len(edges) - 1
-        columns = signals(rng, n, width, height, still)
+        columns = series(rng, edges, width, height, still)
         transition_in = pa.array([None] + ["cut" if u < 0.93 else "dissolve" for u in rng.random(n - 1)], pa.string())
         columns |= {"start_pts": pa.array(edges[:-1]), "end_pts": pa.array(edges[1:]), "transition_in": transition_in}
         columns["transition_out"] = pa.concat_arrays([transition_in.slice(1), pa.nulls(1, pa.string())])
@@ -312,9 +315,14 @@ class _Draw:
         columns["hashes"] = pa.ListArray.from_arrays(
             pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), hashes, field.type
         )
-        drawn = self._pool.take(pa.array(rng.integers(0, len(self._pool), n * (1 if still else 3))))
+        per_shot = 1 if still else 3
+        drawn = self._pool.take(pa.array(rng.integers(0, len(self._pool), n * per_shot)))
+        times = (edges[:-1, None] + np.diff(edges)[:, None] * np.arange(per_shot) // per_shot).ravel()
+        images = SHOTS.type.value_type.field("thumbnails").type
         columns["thumbnails"] = pa.ListArray.from_arrays(
-            pa.array(np.arange(n + 1) * (1 if still else 3), pa.int32()), drawn
+            pa.array(np.arange(n + 1) * per_shot, pa.int32()),
+            pa.StructArray.from_arrays([pa.array(times), drawn.cast(pa.binary())], fields=list(images.value_type)),
+            images,
         )
         fields = list(SHOTS.type.value_type)
         arrays = [columns[f.name].cast(f.type) if f.name in columns else pa.nulls(n, f.type) for f in fields]
@@ -339,15 +347,18 @@ def _media(codec: str, width: int, height: int, ticks: int) -> dict[str, Any]:
     return {**media, "pixel_format": "yuv420p", "bit_depth": 8, "interlaced": False}
 
 
-def signals(rng: np.random.Generator, n: int, width: int, height: int, still: bool) -> dict[str, pa.Array]:
-    """Return the signals of n shots, of which the thresholds of `RECIPE` drop about a fifth."""
+def series(rng: np.random.Generator, edges: Int64Array, width: int, height: int, still: bool) -> dict[str, pa.Array]:
+    """Return crops and measurements of the shots between edges, of which the thresholds of `RECIPE` drop a fifth.
+
+    Each shot has five frames, two motions and a sample, from which `cut` computes the signals that were drawn.
+    """
+    n = len(edges) - 1
     boxed = rng.random(n) < 0.08
     bar = np.where(boxed, height // 8, 0)
     crop = np.stack([np.zeros(n, np.int64), bar, np.full(n, width), height - bar], 1)
     motion = rng.lognormal(-3.7, 1.1, n)
     frozen = np.where(rng.random(n) < 0.85, 0.0, rng.uniform(0, 1, n))
-    repeated = np.where(rng.random(n) < 0.9, rng.uniform(0, 0.02, n), rng.uniform(0.1, 0.5, n))
-    drawn: dict[str, Float64Array] = {
+    statistics = {
         "luma": rng.beta(3.5, 4.5, n),
         "contrast": 0.5 * rng.beta(4, 5, n),
         "clipped_black": rng.beta(0.6, 12, n),
@@ -357,20 +368,52 @@ def signals(rng: np.random.Generator, n: int, width: int, height: int, still: bo
         "noise": rng.gamma(1.2, 0.9, n),
         "blockiness": 1 + rng.gamma(1.5, 0.15, n),
     }
-    moving = {
-        "motion": motion,
-        "local_motion": motion * rng.beta(4, 3, n),
-        "frozen_share": frozen,
-        "duplicate_share": repeated,
+    local, flicker = motion * rng.beta(4, 3, n), rng.lognormal(-7, 1.2, n)
+    camera = rng.choice(CAMERAS, n, p=CAMERA_SHARES).tolist()
+    kinds = {name: SHOTS.type.value_type.field(name).type for name in ("frames", "motions", "samples")}
+    frames, motions, samples = [], [], []
+    for i, (start, end) in enumerate(itertools.pairwise(edges.tolist())):
+        if still:
+            frames.append({"pts": [start], "skipped": [0], "peak": [0.0], "luma": [0.5]})
+        else:
+            frames.append(_frames(start, end, float(frozen[i]), float(flicker[i])))
+            motions.append(_motions(start, end, camera[i], float(motion[i]), float(local[i])))
+        sample = {name: [float(values[i])] for name, values in statistics.items()}
+        samples.append({"pts": [start], **sample, "loop_filtered": [True]})
+    return {
+        "crop": pa.ListArray.from_arrays(
+            pa.array(np.arange(n + 1) * 4, pa.int32()), pa.array(crop.ravel(), pa.int32())
+        ),
+        "frame_interval_pts": pa.array([float(FRAME_TICKS)] * n),
+        "frames": pa.array(frames, kinds["frames"]),
+        "motions": pa.nulls(n, kinds["motions"]) if still else pa.array(motions, kinds["motions"]),
+        "samples": pa.array(samples, kinds["samples"]),
+        "cut_in": pa.array([1.3 if one == "cut-in" and not still else None for one in camera], pa.float64()),
     }
-    moving["flicker"] = rng.lognormal(-7, 1.2, n)
-    columns = {name: pa.array(values) for name, values in {**drawn, **({} if still else moving)}.items()}
-    if not still:
-        columns["camera"] = pa.array(rng.choice(CAMERAS, n, p=CAMERA_SHARES).tolist(), pa.string())
-    columns["crop"] = pa.ListArray.from_arrays(
-        pa.array(np.arange(n + 1) * 4, pa.int32()), pa.array(crop.ravel(), pa.int32())
-    )
-    return columns
+
+
+def _frames(start: int, end: int, frozen: float, flicker: float) -> dict[str, list[Any]]:
+    """Return three neighbouring frames that flicker, and two that end a freeze and the shot."""
+    frozen_ticks = int(frozen * (end - start - 4 * FRAME_TICKS)) if frozen else FRAME_TICKS
+    pts = [start, start + FRAME_TICKS, start + 2 * FRAME_TICKS, start + 2 * FRAME_TICKS + frozen_ticks, end - 1]
+    pts = sorted(set(pts))
+    skipped = [max(0, round((b - a) / FRAME_TICKS) - 1) for a, b in itertools.pairwise([start, *pts])]
+    peaks = [30.0, 9.0, 9.0, 0.1 if frozen else 9.0, 9.0][: len(pts)]
+    return {"pts": pts, "skipped": skipped, "peak": peaks, "luma": [0.5, 0.5 + flicker, 0.5, 0.5, 0.5][: len(pts)]}
+
+
+def _motions(start: int, end: int, camera: str, speed: float, local: float) -> dict[str, list[Any]]:
+    """Return the motion of the two halves of a shot, whose camera moves as it is called."""
+    middle, moves = (start + end) // 2, max(speed, 0.02)
+    parts: dict[str, list[Any]] = {name: [0.0, 0.0] for name in ("pan", "tilt", "zoom", "roll")}
+    if camera in ("pan", "tilt"):
+        parts[camera] = [moves, moves]
+    elif camera == "zoom":
+        parts["zoom"] = [4 * moves, 4 * moves]
+    elif camera == "handheld":
+        parts["pan"] = [moves, -moves]
+    times = {"start_pts": [start, middle], "end_pts": [middle, end - 1]}
+    return {**times, "speed": [speed, speed], **parts, "local": [local, local], "known_share": [1.0, 1.0]}
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from pipelines.scenes.footage import make_footage
 from pipelines.video.decode import OPEN_LOG
 from tests.support.paths import ROOT
 from training.data.manifest import read_manifest
+from training.data.shards import clip_uid
 from training.data.verify import verify
 
 pytestmark = pytest.mark.slow
@@ -159,7 +160,9 @@ def test_the_manifest_is_sound_and_splits_keep_groups_apart(undisturbed: tuple[R
     assert verify(dataset.manifest_uri) == []
     table, _ = read_manifest(dataset.manifest_uri)
     assert dataset.n_val >= 1
-    assert len(table) == sum(row["fate"] == "kept" and row["clip_index"] is not None for row in rows_of(curation))
+    kept = [row for row in rows_of(curation) if row["fate"] == "kept" and row["clip_index"] is not None]
+    assert {clip_uid(uid) for uid in table["uid"].to_pylist()} == {row["uid"] for row in kept}
+    assert len(table) == sum(row["n_samples"] for row in kept)
     split_of: dict[str, set[str]] = {}
     for row in table.to_pylist():
         split_of.setdefault(row["cluster"], set()).add(row["split"])

@@ -80,10 +80,16 @@ def test_a_removed_file_has_no_rows(tmp_path: Path) -> None:
     assert len(rows) == 3 + 1 + 1 + 1 + 5
 
 
+class PickAgain(Pick):
+    """A step that picks once more, with a setting, since recipes refuse a step that repeats another as it is."""
+
+    again: bool = True
+
+
 def test_a_second_global_step_skips_marked_rows(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     once = final_rows(run_segments(toy_recipe(tmp_path, toy_steps()), inline))
-    twice = final_rows(run_segments(toy_recipe(tmp_path, [*toy_steps(), Pick()]), inline))
+    twice = final_rows(run_segments(toy_recipe(tmp_path, [*toy_steps(), PickAgain()]), inline))
     assert "duplicate" in {row["fate"] for row in once}
     assert twice == once
 

@@ -312,7 +312,7 @@ def test_another_prompt_decodes_and_encodes_nothing_again(tmp_path: Path, monkey
             Cut(min_s=0.3),
             Frames(),
             Caption(engine=Counting(calls=calls), prompt=load_prompt(prompt, "describe")),
-            Encode(buckets=(BucketSettings(size=32, frames=(1,), fps=8),)),
+            Encode(buckets=(BucketSettings(size=32, frames=(1,), fps=8),), stills=True),
         )
         recipe = Recipe(
             name="n",

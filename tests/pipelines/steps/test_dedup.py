@@ -249,6 +249,7 @@ def test_footage_compressed_twice(video_folder: Path) -> None:
             "source": str(path),
             "kind": "video",
             "sidecar": None,
+            "listed_caption": None,
             "size_bytes": path.stat().st_size,
         }
         scanned = map_rows(pa.Table.from_pylist([row]), Scan().writes(), Scan()._scan).to_pylist()[0]

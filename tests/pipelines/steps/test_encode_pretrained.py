@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 def pretrained_recipe(folder: Path, autoencoder: dict[str, Any], **bucket: Any) -> Recipe:
     # Random weights reconstruct nothing, so the check of fidelity is switched off.
-    return recipe_of(folder, bucket, autoencoder=autoencoder, min_psnr_db=0)
+    return recipe_of(folder, bucket, autoencoder=autoencoder, min_psnr_db=0, windows="first")
 
 
 @pytest.fixture(scope="module")
