@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
@@ -21,8 +20,8 @@ from pipelines.engine.step import Expand, Mark, column
 from pipelines.steps.scan import CROP, MEDIA, TRANSITIONS
 from pipelines.video.camera import CameraMotion
 from pipelines.video.shot_series import ShotSeries
-from pipelines.video.shots import Thumbnail, spread
-from pipelines.video.signals import samples_of_span, span_signals
+from pipelines.video.shots import spread
+from pipelines.video.signals import items_of_span, span_signals
 
 CLIP_SPAN = (
     column("uid", pa.string(), "identity of the clip: a hash of its source, its span, and its crop if it has bars"),
@@ -97,6 +96,8 @@ SOURCE_CAPTION = next(field for field in MEDIA if field.name == "source_caption"
 
 MAX_SHORTEST_S, MAX_LONGEST_S, MAX_TRIMMED_S = 600.0, 3600.0, 60.0
 """Largest `min_s`, `max_s` and `trim_s`. Longer clips are not trained on, and the number is one of milliseconds."""
+PTS = itemgetter("pts")
+"""Time of a stored hash or thumbnail."""
 
 
 class Cut(Expand):
@@ -168,9 +169,10 @@ class Cut(Expand):
         time_base = Fraction(row["time_base_num"], row["time_base_den"])
         clips = []
         for index, shot in enumerate(row["shots"]):
-            series = ShotSeries.from_columns(shot, time_base)
             spans = [(shot["start_pts"], shot["end_pts"])] if row["kind"] == "image" else self._spans(shot, time_base)
-            clips += [self._clip(row, index, series, start, end) for start, end in spans]
+            if spans:  # short shots need no signals
+                series = ShotSeries.from_columns(shot, time_base)
+                clips += [self._clip(row, index, series, start, end) for start, end in spans]
         if not clips:
             longest_s = max(
                 (float((shot["end_pts"] - shot["start_pts"]) * time_base) for shot in row["shots"]), default=0.0
@@ -205,8 +207,7 @@ class Cut(Expand):
         self, row: Mapping[str, Any], shot_index: int, series: ShotSeries, start: int, end: int
     ) -> dict[str, Any]:
         """Return the written columns of a clip of a source row, without its index and count."""
-        shot = row["shots"][shot_index]
-        time_base = Fraction(row["time_base_num"], row["time_base_den"])
+        shot, time_base = row["shots"][shot_index], series.time_base
         trim_pts = round(Fraction(self.trim_s) / time_base)
         whole = [0, 0, row["width"], row["height"]]
         crop = list(shot["crop"]) if self.bars == "crop" else whole
@@ -245,13 +246,11 @@ def clip_thumbnails(stored: Sequence[Mapping[str, Any]], n: int, start_pts: int,
 
     A span without any has the one nearest to its middle.
     """
-    thumbnails = [Thumbnail(item["pts"], item["jpeg"]) for item in stored]
-    inside = samples_of_span(thumbnails, start_pts, end_pts) if thumbnails else ()
-    return [thumbnail.jpeg for thumbnail in spread(inside, n, start_pts, end_pts)]
+    inside = items_of_span(stored, start_pts, end_pts, PTS) if stored else ()
+    return [item["jpeg"] for item in spread(inside, n, start_pts, end_pts, PTS)]
 
 
 def clip_hash(hashes: Sequence[Mapping[str, int]], start_pts: int, end_pts: int) -> bytes:
     """Return the hashes (in time order) that lie in a span, or the one nearest to its middle where none does."""
-    first, end = (bisect_left(hashes, pts, key=itemgetter("pts")) for pts in (start_pts, end_pts))
-    inside = hashes[first:end] or [min(hashes, key=lambda item: abs(2 * item["pts"] - start_pts - end_pts))]
+    inside = items_of_span(hashes, start_pts, end_pts, PTS)
     return np.array([item["phash"] for item in inside], "<u8").tobytes()

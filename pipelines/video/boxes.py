@@ -31,7 +31,7 @@ def coded_box(box: FractionalBox, orientation: Orientation) -> FractionalBox:
     x0, y0, x1, y1 = box
     if orientation.mirrored:
         x0, x1 = 1 - x1, 1 - x0
-    for _ in range(round(orientation.rotation_deg / 90) % 4):
+    for _ in range(orientation.quarter_turns):
         x0, y0, x1, y1 = 1 - y1, x0, 1 - y0, x1
     return x0, y0, x1, y1
 

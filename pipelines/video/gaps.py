@@ -24,7 +24,7 @@ def max_frame_pts(time_base: Fraction) -> int:
 def find_gaps(features: FrameFeatures, frame_interval_pts: float) -> list[Boundary]:
     """Return the gaps between frames as boundaries: from the usual end of the frame before to the frame after.
 
-    The frames beside a gap are always decoded (`gop_segments.always_decoded`), so none is skipped inside it.
+    The frames beside a gap are always decoded (`gop_segments.decode_segment`), so none is skipped inside it.
     """
     longest_pts = max_frame_pts(features.time_base)
     interval_pts = max(1, round(frame_interval_pts))

@@ -25,15 +25,16 @@ class Orientation:
     @property
     def sideways(self) -> bool:
         """Whether width and height of an upright frame are those of the decoded frame exchanged."""
-        return self._quarter_turns % 2 == 1
+        return self.quarter_turns % 2 == 1
 
     @property
-    def _quarter_turns(self) -> int:
+    def quarter_turns(self) -> int:
+        """Number of rotations by 90 degrees counter-clockwise, 0 to 3."""
         return round(self.rotation_deg / 90) % 4
 
     def upright(self, image: UInt8Array) -> UInt8Array:
         """Return an image `[H, W]` or `[H, W, 3]` as displayed. One that is upright already is not copied."""
-        turned = np.rot90(image, self._quarter_turns) if self._quarter_turns else image
+        turned = np.rot90(image, self.quarter_turns) if self.quarter_turns else image
         turned = turned[:, ::-1] if self.mirrored else turned
         return image if turned is image else np.ascontiguousarray(turned)
 

@@ -110,6 +110,7 @@ def make_shot(
         if motion.end_pts < span.end_pts
     ]
     split = split_at_held_frames(motions, info.time_base)
+    coded_content = coded_box(content, info.orientation)
     series = ShotSeries(
         span.start_pts,
         span.end_pts,
@@ -117,7 +118,7 @@ def make_shot(
         frame_interval_pts,
         FrameSeries.from_features(features, content),
         motions_of_content(split, content, info.width, info.height),
-        tuple(sample.inside(content, coded_box(content, info.orientation)) for sample in samples),
+        tuple(sample.inside(content, coded_content) for sample in samples),
         _cut_in_scale(features, span),
     )
     # A shot too short for a hash time has the signature that is kept of every frame.
@@ -147,13 +148,14 @@ def crop_jpeg(jpeg: bytes, content: FractionalBox) -> bytes:
         return encode_jpeg(np.asarray(image.crop(inner_pixels(content, image.width, image.height)), np.uint8))
 
 
-def spread(items: Sequence[T], n: int, start_pts: int, end_pts: int) -> list[T]:
-    """Return up to `n` of the items of a span (with a `pts`, rising), in time order.
+def spread(
+    items: Sequence[T], n: int, start_pts: int, end_pts: int, pts: Callable[[T], int] = attrgetter("pts")
+) -> list[T]:
+    """Return up to `n` of the items of a span, in time order; `pts` gives the time of an item.
 
     They are those nearest to times spread evenly over the span, each once.
     """
     chosen: dict[int, T] = {}
-    pts: Callable[[T], int] = attrgetter("pts")
     for i in range(n if items else 0):
         wanted = start_pts + (end_pts - start_pts) * (i + 0.5) / n
         item = min(items, key=lambda item: abs(pts(item) - wanted))

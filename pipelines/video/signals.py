@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -25,7 +25,6 @@ from pipelines.video.motion import PairMotion
 from pipelines.video.shot_series import FrameSeries, ShotSeries
 
 T = TypeVar("T")
-_PTS: Any = attrgetter("pts")
 
 MAX_FROZEN_CHANGE = 0.5
 """The image is frozen while no block of the analysis image differs by more than this from the frame before, in 8-bit
@@ -75,7 +74,7 @@ def span_signals(series: ShotSeries, start_pts: int, end_pts: int) -> Signals:
     samples are not, since samples are evenly spread. Where the shot continues the one before enlarged, the camera of a
     span at its start is "cut-in" where it would be "still".
     """
-    samples = samples_of_span(series.samples, start_pts, end_pts)
+    samples = items_of_span(series.samples, start_pts, end_pts)
     # The loop filter removes blocks, and with them some of what is taken for noise.
     filtered = [sample for sample in samples if sample.loop_filtered] or samples
     camera: CameraMotion | None = None
@@ -107,13 +106,15 @@ def span_signals(series: ShotSeries, start_pts: int, end_pts: int) -> Signals:
     )
 
 
-def samples_of_span(samples: Sequence[T], start_pts: int, end_pts: int) -> Sequence[T]:
-    """Return those of a shot's samples (with a `pts`, rising, at least one) that lie in a span.
+def items_of_span(
+    items: Sequence[T], start_pts: int, end_pts: int, pts: Callable[[T], int] = attrgetter("pts")
+) -> Sequence[T]:
+    """Return those of a shot's items, at least one and in time order, that lie in a span.
 
-    Where there is none, it is the one nearest to the span's middle.
+    Where there is none, it is the one nearest to the span's middle. `pts` gives the time of an item.
     """
-    first, end = (bisect_left(samples, pts, key=_PTS) for pts in (start_pts, end_pts))
-    return samples[first:end] or [min(samples, key=lambda sample: abs(2 * _PTS(sample) - start_pts - end_pts))]
+    first, end = (bisect_left(items, edge, key=pts) for edge in (start_pts, end_pts))
+    return items[first:end] or [min(items, key=lambda item: abs(2 * pts(item) - start_pts - end_pts))]
 
 
 def repeat_shares(series: ShotSeries, start_pts: int, end_pts: int) -> tuple[float, float | None]:
