@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import av
 from av.container import InputContainer
@@ -57,7 +58,7 @@ class MediaInfo:
         """Seconds per unit of PTS."""
         return Fraction(self.time_base_num, self.time_base_den)
 
-    @property
+    @cached_property
     def orientation(self) -> Orientation:
         """The orientation of decoded frames."""
         return Orientation(self.rotation_deg, self.mirrored)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class Orientation:
         """Whether width and height of an upright frame are those of the decoded frame exchanged."""
         return self.quarter_turns % 2 == 1
 
-    @property
+    @cached_property
     def quarter_turns(self) -> int:
         """Number of rotations by 90 degrees counter-clockwise, 0 to 3."""
         return round(self.rotation_deg / 90) % 4

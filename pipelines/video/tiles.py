@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,9 +37,23 @@ happen to lie on the grid (letterbox bars) must not pass for them."""
 GRID_PX = 8
 """Side of the blocks of MPEG-2, MPEG-4 and H.264's larger transforms, of JPEG, and of the deblocking grid of HEVC."""
 
-_IMMERKAER = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
-_ON_GRID = np.array([GRID_PX * k - 1 for k in range(1, TILE_PX // GRID_PX)])
-_OFF_GRID = np.array([i for i in range(TILE_PX - 1) if 1 <= i % GRID_PX <= 5])
+_SECOND_DIFFERENCE = np.array([1, -2, 1], np.float32)
+"""Immerkaer's filter is this one in both directions."""
+
+_STEPS = np.arange(TILE_PX)
+_ON_GRID = (_STEPS % GRID_PX == GRID_PX - 1) & (_STEPS < TILE_PX - 1)
+_OFF_GRID = (_STEPS % GRID_PX >= 1) & (_STEPS % GRID_PX <= 5)
+"""Which of the 32 steps of a line, each to the next pixel, cross an edge of blocks, and which lie inside a block. The
+last step leaves the tile."""
+
+
+def _step_masks(chosen: NDArray[np.bool_]) -> tuple[UInt8Array, UInt8Array]:
+    """Return masks `[32 * 32]` of the chosen steps of a tile: those across its columns, and those down its rows."""
+    columns = np.tile(chosen.astype(np.uint8), (TILE_PX, 1))
+    return columns.ravel(), columns.T.ravel()
+
+
+_ON_GRID_MASKS, _OFF_GRID_MASKS = _step_masks(_ON_GRID), _step_masks(_OFF_GRID)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +110,8 @@ class TileSums:
         the grid and not seen.
         """
         lines = 2 * len(self.on_grid_n) * TILE_PX
-        on_grid = float(self.on_grid_n.sum()) / (lines * len(_ON_GRID))
-        off_grid = float(self.off_grid_n.sum()) / (lines * len(_OFF_GRID))
+        on_grid = float(self.on_grid_n.sum()) / (lines * int(_ON_GRID.sum()))
+        off_grid = float(self.off_grid_n.sum()) / (lines * int(_OFF_GRID.sum()))
         # 0.05 on both sides, so that a flat image has 1 and not a ratio of rounding errors.
         return (on_grid + 0.05) / (off_grid + 0.05)
 
@@ -105,19 +121,15 @@ def measure_tiles(native_YX: NativeArray, bit_depth: int | None = None) -> TileS
 
     `bit_depth` is that of the values: by default 8 for uint8 and 10 for uint16. None for a frame smaller than a tile.
     """
-    height, width = native_YX.shape
-    ys, xs = _tile_starts(height), _tile_starts(width)
-    if not ys or not xs:
+    starts, boxes_n4 = _tile_grid(*native_YX.shape)
+    if not starts:
         return None
     # Tiles are stacked to [32 n, 32], so that each operation is one call.
-    stacked: NativeArray = np.empty((len(ys), len(xs), TILE_PX, TILE_PX), native_YX.dtype)
-    for i, y in enumerate(ys):
-        band = native_YX[y : y + TILE_PX]
-        for j, x in enumerate(xs):
-            stacked[i, j] = band[:, x : x + TILE_PX]
-    boxes = [(x / width, y / height, (x + TILE_PX) / width, (y + TILE_PX) / height) for y in ys for x in xs]
+    stacked: NativeArray = np.empty((len(starts), TILE_PX, TILE_PX), native_YX.dtype)
+    for tile, (y, x) in zip(stacked, starts, strict=True):
+        tile[:] = native_YX[y : y + TILE_PX, x : x + TILE_PX]
     scale = 1.0 if native_YX.dtype == np.uint8 else 2.0 ** ((bit_depth or 10) - 8)
-    return sum_tiles(stacked.reshape(-1, TILE_PX), np.array(boxes), scale)
+    return sum_tiles(stacked.reshape(-1, TILE_PX), boxes_n4, scale)
 
 
 def sum_tiles(tiles_YX: NativeArray, boxes_n4: Float64Array, scale: float = 1.0) -> TileSums:
@@ -127,30 +139,38 @@ def sum_tiles(tiles_YX: NativeArray, boxes_n4: Float64Array, scale: float = 1.0)
     """
     n = len(tiles_YX) // TILE_PX
     is_8_bit = tiles_YX.dtype == np.uint8
-    pixels_YX, sums = (tiles_YX, cv2.CV_32S) if is_8_bit else (tiles_YX.astype(np.float32), cv2.CV_32F)
-    response = cv2.filter2D(pixels_YX, cv2.CV_16S if is_8_bit else cv2.CV_32F, _IMMERKAER)
-    response = cv2.convertScaleAbs(response) if is_8_bit else np.abs(response)
-    # The response where two tiles meet is not noise.
-    response[:, 0] = response[:, -1] = response[::TILE_PX] = response[TILE_PX - 1 :: TILE_PX] = 0
+    pixels_YX = tiles_YX if is_8_bit else tiles_YX.astype(np.float32)
+    signed, sums = (cv2.CV_16S, cv2.CV_32S) if is_8_bit else (cv2.CV_32F, cv2.CV_32F)
+    # Everything is computed along the whole stack; what reaches from one line or tile to the next is left out after.
+    response = cv2.sepFilter2D(pixels_YX, signed, _SECOND_DIFFERENCE, _SECOND_DIFFERENCE)
+    noise_nYX = (cv2.convertScaleAbs(response) if is_8_bit else np.abs(response)).reshape(n, TILE_PX, TILE_PX)
+    noise_nYX[:, 0] = noise_nYX[:, -1] = noise_nYX[:, :, 0] = noise_nYX[:, :, -1] = 0
     size = TILE_PX // GRID_PX, n * TILE_PX // GRID_PX
     means_n = cv2.resize(pixels_YX, size, interpolation=cv2.INTER_AREA).reshape(n, -1)
-    max_step = MAX_GRID_STEP * scale
-    across = cv2.threshold(cv2.absdiff(pixels_YX[:, 1:], pixels_YX[:, :-1]), max_step, 0, cv2.THRESH_TRUNC)[1]
-    down = cv2.threshold(cv2.absdiff(pixels_YX[1:], pixels_YX[:-1]), max_step, 0, cv2.THRESH_TRUNC)[1]
-    # A last row, so that each tile has 32; the step from tile to tile is on neither list.
-    down_nYX = np.concatenate([down, down[-1:]]).reshape(n, TILE_PX, TILE_PX)
+    flat, limit = pixels_YX.ravel(), MAX_GRID_STEP * scale
+    across, down = (_limited_steps(flat, distance, limit).reshape(n, -1) for distance in (1, TILE_PX))
 
     def summed(values: NDArray[np.generic]) -> Float64Array:
         total = cv2.reduce(values.reshape(n, -1), 1, cv2.REDUCE_SUM, dtype=sums)  # type: ignore[arg-type]
-        return np.asarray(total, np.float64).ravel()
+        return np.asarray(total, np.float64).ravel() / scale
 
-    return TileSums(
-        summed(response) / scale,
-        means_n.var(axis=1) / scale**2,
-        (summed(across[:, _ON_GRID]) + summed(down_nYX[:, _ON_GRID])) / scale,
-        (summed(across[:, _OFF_GRID]) + summed(down_nYX[:, _OFF_GRID])) / scale,
-        boxes_n4,
-    )
+    on_grid, off_grid = (summed(across * columns + down * rows) for columns, rows in (_ON_GRID_MASKS, _OFF_GRID_MASKS))
+    return TileSums(summed(noise_nYX), means_n.var(axis=1) / scale**2, on_grid, off_grid, boxes_n4)
+
+
+def _limited_steps(flat: NDArray[Any], distance: int, limit: float) -> NDArray[Any]:
+    """Return the size of the step from each value to the one so far after it, at most `limit`."""
+    found = np.zeros_like(flat)
+    found[:-distance] = cv2.absdiff(flat[distance:], flat[:-distance]).ravel()
+    return np.asarray(cv2.threshold(found, limit, 0, cv2.THRESH_TRUNC)[1])
+
+
+@lru_cache(maxsize=16)
+def _tile_grid(height: int, width: int) -> tuple[list[tuple[int, int]], Float64Array]:
+    """Return the first row and column of each tile of a frame, and the tiles' boxes as shares of its sides `[n, 4]`."""
+    starts = [(y, x) for y in _tile_starts(height) for x in _tile_starts(width)]
+    boxes = [(x / width, y / height, (x + TILE_PX) / width, (y + TILE_PX) / height) for y, x in starts]
+    return starts, np.array(boxes).reshape(-1, 4)
 
 
 def _tile_starts(size: int) -> list[int]:
