@@ -151,11 +151,18 @@ class Divisible(Step):
 
     @abc.abstractmethod
     def run_piece(self, row: Mapping[str, Any], piece: Piece) -> bytes:
-        """Return the result of a piece, which only `join` reads. An exception fails the row."""
+        """Return the result of a piece as bytes for `read_piece`. An exception fails the row."""
 
     @abc.abstractmethod
-    def join(self, row: Mapping[str, Any], results: Sequence[bytes]) -> Mapping[str, Any] | Mark:
-        """Return the written columns of a row from the results of its pieces."""
+    def read_piece(self, data: bytes) -> Any:
+        """Return the result of a piece from its bytes. Whoever may write to the storage may have written them.
+
+        Raises `ValueError` for bytes that are no result of this version; the piece is then run again.
+        """
+
+    @abc.abstractmethod
+    def join(self, row: Mapping[str, Any], results: Sequence[Any]) -> Mapping[str, Any] | Mark:
+        """Return the written columns of a row from the results of its pieces, in order."""
 
 
 class Expand(Step):
@@ -234,6 +241,8 @@ def map_rows(
     for row in table.to_pylist():
         try:
             result = function(row)
+        except RunError:
+            raise
         except Exception as error:  # recorded in the row: its class and message are in the table and in the ledger
             result = failure(error)
         values.append({} if isinstance(result, Mark) else result)

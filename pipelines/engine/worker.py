@@ -150,8 +150,8 @@ class Worker:
         """Return the rows to work on: undivided ones, or those to be joined, with the function that joins them."""
         job = self._stage.job
         if pieces.is_join(table):
-            counts = dict(zip(table["uid"].to_pylist(), table[pieces.JOIN_COLUMN].to_pylist(), strict=True))
-            return table.drop_columns([pieces.JOIN_COLUMN]), pieces.join_function(step, job.folder, counts)
+            table, plans = pieces.split_plans(table)
+            return table, pieces.join_function(step, job.folder, plans)
         donor = job.cached.get(job.segment.labels[0])
         stored = pc.is_in(table["uid"], donor.index["uid"]) if donor else pa.array([False] * len(table))
         return pa.concat_tables(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -18,6 +17,8 @@ from pipelines.engine.source_versions import unchanged_source
 from pipelines.engine.step import Context, Divisible, Piece, TableFunction, column, map_rows
 from pipelines.video import scan
 from pipelines.video.gop_segments import NotSplittableError
+from pipelines.video.measurement_files import dump_measurements, load_measurements
+from pipelines.video.segment_meter import Measurements
 
 TIMED = pa.list_(pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("caption", pa.string())]))
 MEDIA = (
@@ -142,7 +143,7 @@ SHOTS = pa.field(
 MIN_DIVIDED_BYTES = 16 << 20
 """Smallest file that may be scanned in pieces. A smaller one takes at most a minute; its length is not looked up."""
 
-NOT_SPLITTABLE = "not splittable"
+NOT_SPLITTABLE = b"not splittable"
 """Result of a piece of a video that cannot be scanned in pieces."""
 
 
@@ -187,13 +188,15 @@ class Scan(scan.ScanSettings, Divisible):
             with unchanged_source(row):
                 part = scan.scan_piece(row["source"], self, piece.spec["first"], piece.spec["end"])
         except NotSplittableError:
-            return pickle.dumps(NOT_SPLITTABLE)
-        # Only `join` reads it, in the same run of the same version.
-        return pickle.dumps(part, protocol=pickle.HIGHEST_PROTOCOL)
+            return NOT_SPLITTABLE
+        return dump_measurements(part)
 
-    def join(self, row: Mapping[str, Any], results: Sequence[bytes]) -> dict[str, Any]:
-        parts = [pickle.loads(result) for result in results]
-        if NOT_SPLITTABLE in parts:
+    def read_piece(self, data: bytes) -> Measurements | bytes | None:
+        return data if data == NOT_SPLITTABLE else load_measurements(data)
+
+    def join(self, row: Mapping[str, Any], results: Sequence[Measurements | bytes | None]) -> dict[str, Any]:
+        parts = [part for part in results if not isinstance(part, bytes)]
+        if len(parts) < len(results):
             return self._scan(row)
         with unchanged_source(row):
             scanned = scan.join_pieces(row["source"], self, parts)

@@ -196,6 +196,9 @@ class LongMeasure(Divisible):
             os._exit(9)
         return str(piece.spec["adds"]).encode()
 
-    def join(self, row: Mapping[str, Any], results: Sequence[bytes]) -> Mapping[str, Any]:
+    def read_piece(self, data: bytes) -> int:
+        return int(data)
+
+    def join(self, row: Mapping[str, Any], results: Sequence[int]) -> Mapping[str, Any]:
         log_call(self.calls, f"{Path(row['source']).stem}:join")
-        return {"n_clips": sum(map(int, results))}
+        return {"n_clips": sum(results)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +26,16 @@ from tests.support.videos import encode, sliding
 pytestmark = pytest.mark.slow
 
 NAMES = ["a-3", "b-0", "c-8", "d-1", "e-5"]
+
+
+class Planted:
+    """An object that creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
 
 
 def clip_fates(rows: list[dict[str, Any]]) -> list[tuple[str, str, int | None, str]]:
@@ -87,6 +99,34 @@ def test_a_stopped_run_resumes_with_the_remaining_pieces(tmp_path: Path, stop_at
     done = logged_calls(calls)
     assert len(done) == len(set(done)), "no piece was done twice"
     assert leftovers(tmp_path) == []
+
+
+def test_planted_results_are_made_again_and_run_nothing(tmp_path: Path) -> None:
+    """Whoever may write to the storage may leave any bytes as the result of a piece that is not done."""
+    write_toys(tmp_path, ["c-8"])
+    calls = str(tmp_path / "calls")
+    with pytest.raises(RunError, match="disk is full"):
+        run_segments(toy_recipe(tmp_path, [LongMeasure(calls=calls, stop_at=6), Split()]), inline)
+    results = sorted(path for path in leftovers(tmp_path) if path.suffix == pieces.PIECE_SUFFIX)
+    (plan,) = set(leftovers(tmp_path)) - set(results)
+    line, _, rest = results[3].read_bytes().partition(b"\n")
+    header = json.loads(line)
+    planted = [
+        b"D" + pickle.dumps(Planted(tmp_path / "ran")),
+        pickle.dumps(Planted(tmp_path / "ran")),
+        b"",
+        json.dumps({**header, "number": 3, "version": header["version"] + 1}).encode() + b"\n" + rest,
+        json.dumps({**header, "number": 4, "count": 9}).encode() + b"\n" + rest,
+        json.dumps({**header, "number": 5}).encode() + b"\nnot a number",
+        b"[" * 100_000 + b"\n",
+        json.dumps([1, 2]).encode() + b"\n1",
+    ]
+    for number, data in enumerate(planted):
+        (plan.parent / f"{plan.name.removesuffix(pieces.PLAN_SUFFIX)}~{number}{pieces.PIECE_SUFFIX}").write_bytes(data)
+    rows = final_rows(run_segments(toy_recipe(tmp_path, [LongMeasure(calls=calls), Split()]), inline))
+    assert [row["fate"] for row in rows] == ["kept"] * 8
+    assert logged_calls(calls)[6:] == [*(f"c-8:{i}" for i in range(8)), "c-8:join"]
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_row_whose_division_raises_is_not_divided(tmp_path: Path) -> None:
