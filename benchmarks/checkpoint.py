@@ -3,9 +3,9 @@
     python -m benchmarks.checkpoint [--preset S] [--device cuda] [--out DIR]
 
 Opens an engine for a model of `--preset` (weights, Adam's moments and averages: 16 bytes per weight), writes
-checkpoints into a temporary folder below `--out`, and measures how long the training thread waits for each. Loading is
-measured too. There is one process, so the figures are those of one rank's part; with `--device cuda` the copy is from
-the GPU. Prints one line of JSON last.
+checkpoints into a temporary folder below `--out`, and measures how long the training thread waits for each. Checking
+and loading are measured too. There is one process, so the figures are those of one rank's part; with `--device cuda`
+the copy is from the GPU. Prints one line of JSON last.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch.distributed as dist
 from benchmarks.measuring import wall_s
 from cluster import storage
 from training.checkpoints.checkpoint import newest_checkpoint
-from training.checkpoints.reader import load_checkpoint
+from training.checkpoints.reader import load_checkpoint, newest_whole_checkpoint
 from training.checkpoints.writer import CheckpointWriter
 from training.ema import Ema
 from training.engine import DeepSpeedEngine, Engine
@@ -59,7 +59,7 @@ def measure(engine: DeepSpeedEngine, ema: Ema, settings: TrainSettings, out: str
     The first round, which allocates memory, is left out.
     """
     run_uri = storage.join(out, "run")
-    waits: dict[str, list[float]] = {"copy_s": [], "whole_s": [], "deepspeed_s": [], "load_s": []}
+    waits: dict[str, list[float]] = {"copy_s": [], "whole_s": [], "deepspeed_s": [], "check_s": [], "load_s": []}
     with contextlib.closing(CheckpointWriter(run_uri, engine, ema, settings)) as writer:
         for number in range(rounds + 1):
             start_s = time.perf_counter()
@@ -71,6 +71,7 @@ def measure(engine: DeepSpeedEngine, ema: Ema, settings: TrainSettings, out: str
                     lambda: engine._engine.save_checkpoint(str(Path(out) / "deepspeed"), tag="step", save_latest=False)
                 )
             )
+            waits["check_s"].append(wall_s(lambda: newest_whole_checkpoint(run_uri, engine)))
             waits["load_s"].append(wall_s(lambda: load_newest(run_uri, engine, ema)))
             print(f"round {number} of {rounds}: {waits['copy_s'][-1]:.3f} s of waiting", flush=True)
     size_gb = sum(entry.size_bytes for entry in storage.list_files(run_uri)) / 1e9

@@ -22,6 +22,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from cluster.unreadable import unreadable_errors
+
 TEMPORARY_PREFIX = ".part-"
 """Prefix of the name of a local file that is still being written. Listings leave such files out."""
 
@@ -108,15 +110,16 @@ def list_files(uri: str, suffix: str = "") -> list[Entry]:
 
 
 def open_input(uri: str) -> BinaryIO:
-    """Open a file for reading at any offset."""
+    """Open a file for reading at any offset. Raises `UnreadableError` if a store does not give it."""
     filesystem, path = resolve(uri)
-    handle: BinaryIO = filesystem.open_input_file(path)
+    with unreadable_errors(uri):
+        handle: BinaryIO = filesystem.open_input_file(path)
     return handle
 
 
 def read_bytes(uri: str) -> bytes:
-    """Read a whole file."""
-    with open_input(uri) as handle:
+    """Read a whole file. Raises `UnreadableError` if a store does not give it."""
+    with open_input(uri) as handle, unreadable_errors(uri):
         return handle.read()
 
 
@@ -194,6 +197,17 @@ def remove(uri: str) -> None:
         filesystem.delete_dir(path)
     elif kind == pafs.FileType.File:
         filesystem.delete_file(path)
+
+
+def file_digest(uri: str) -> str:
+    """Return `digest(read_bytes(uri))` without holding the file in memory."""
+    filesystem, path = resolve(uri)
+    state = hashlib.blake2b(digest_size=10)
+    state.update(filesystem.get_file_info(path).size.to_bytes(8, "little"))
+    with open_input(uri) as handle:
+        while data := handle.read(8 << 20):
+            state.update(data)
+    return state.hexdigest()
 
 
 def digest(*parts: str | bytes, size_bytes: int = 10) -> str:

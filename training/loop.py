@@ -80,7 +80,7 @@ def train_loop(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: i
     Raises `NonFiniteLossError`, and `Interrupted` after SIGINT or SIGTERM.
     """
     run = TrainingRun.open(settings, manifest_uri, run_uri, seed, device)
-    checkpoint = newest_whole_checkpoint(run_uri)
+    checkpoint = newest_whole_checkpoint(run_uri, run.engine)
     state = load_checkpoint(checkpoint, run.engine, run.ema) if checkpoint else {}
     best = BestExport(run_uri, run.engine, state.get("best"), settings.keep_checkpoints)
     if checkpoint is None or checkpoint.step < settings.steps:
@@ -94,11 +94,9 @@ def _export(run: TrainingRun, step: int, best: BestExport) -> str:
     Every rank calls it.
     """
     export_uri = storage.join(run.run_uri, "export")
-    if run.settings.export == "last" or best.best is None:
+    if run.settings.export == "last" or not best.copy_to(export_uri, step):
         about = {"trained_steps": step, "export": run.settings.export}
         _write_export(run, export_uri, run.model_card(step).model_copy(update=about))
-    elif run.engine.rank == 0:
-        best.copy_to(export_uri, step)
     run.engine.barrier()
     return export_uri
 

@@ -69,6 +69,13 @@ def test_digests_of_different_sequences_differ(a: list[str], b: list[str]) -> No
     assert (storage.digest(*a) == storage.digest(*b)) == (a == b)
 
 
+def test_the_digest_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
+    for size_bytes in (0, 5, (8 << 20) + 3):
+        data = bytes(range(256)) * (size_bytes // 256) + b"x" * (size_bytes % 256)
+        (tmp_path / "file").write_bytes(data)
+        assert storage.file_digest(str(tmp_path / "file")) == storage.digest(data)
+
+
 def test_remove_of_files_folders_and_missing_paths(tmp_path: Path) -> None:
     touch(tmp_path, "d/a", "f")
     for name in ("d", "f", "never"):

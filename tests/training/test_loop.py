@@ -403,6 +403,22 @@ def test_a_missing_export_of_the_best_step(
     assert "the export of the best step is missing" in caplog.text
 
 
+def test_a_damaged_export_of_the_best_step(
+    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last step is exported in its place; a finished run without its export writes it again."""
+    MeasuredLosses(monkeypatch, OVERFITTED)
+    trained = train(manifest, tmp_path, validate_every=2)
+    best = Path(trained.export_uri).parent / "best" / "step-00000006" / "model.safetensors"
+    damaged = bytearray(best.read_bytes())
+    damaged[-1] ^= 1
+    best.write_bytes(damaged)
+    shutil.rmtree(trained.export_uri)
+    assert train(manifest, tmp_path, validate_every=2).export_step == 12
+    assert "step-00000006: the export of the best step is damaged; the last step is exported" in caplog.text
+    read_export(trained.export_uri)
+
+
 def test_the_validation_loss_is_of_the_averaged_weights(manifest: str, tmp_path: Path) -> None:
     """Measuring it changes nothing: a run without validation has the same losses and weights."""
     measured = train(manifest, tmp_path / "measured", validate_every=3, export="last")

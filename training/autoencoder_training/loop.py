@@ -124,7 +124,7 @@ def train_autoencoder(
     """
     run = AutoencoderRun.open(settings, data, run_uri, seed, device)
     crops = run.crops()
-    checkpoint = newest_whole_checkpoint(run_uri)
+    checkpoint = newest_whole_checkpoint(run_uri, run.engine)
     if checkpoint is not None:
         load_checkpoint(checkpoint, run.engine, run.ema)
     step = checkpoint.step if checkpoint else 0

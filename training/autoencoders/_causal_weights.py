@@ -13,13 +13,19 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from cluster import storage
 from training.autoencoders._causal_network import CausalArchitecture, CausalNetwork
 
 HEADER = "worldloom.causal"
-"""Key of the header's JSON object with `format`, `shape` (the architecture) and `about`."""
+"""Key of the header's JSON object with `format`, `shape` (the architecture), `about` and `digest` (of the values)."""
 FORMAT = 1
 MEAN, STD = "latent.mean", "latent.std"
 """Names of the statistics among the tensors."""
+
+
+def _values(data: bytes) -> bytes:
+    """Return the values of the tensors of a safetensors file, which come after its header."""
+    return data[8 + int.from_bytes(data[:8], "little") :]
 
 
 def new_network(architecture: CausalArchitecture, seed: int, bf16: bool = False) -> CausalNetwork:
@@ -48,6 +54,7 @@ class TrainedNetwork:
         }
         tensors |= {MEAN: self.mean_2C.float().contiguous(), STD: self.std_2C.float().contiguous()}
         card = {"format": FORMAT, "shape": asdict(self.network.architecture), "about": dict(self.about)}
+        card["digest"] = storage.digest(_values(save_tensors(tensors)))
         data: bytes = save_tensors(tensors, {HEADER: json.dumps(card, sort_keys=True)})
         return data
 
@@ -63,6 +70,8 @@ class TrainedNetwork:
             card = json.loads(header["__metadata__"][HEADER])
             if card["format"] != FORMAT:
                 raise ValueError(f"format {card['format']}; this version reads {FORMAT}")
+            if card.get("digest") not in (None, storage.digest(_values(data))):
+                raise ValueError("it is damaged: its weights do not have the digest in its header")
             mean_2C, std_2C = tensors.pop(MEAN), tensors.pop(STD)
             network = new_network(CausalArchitecture(**card["shape"]), 0, bf16)
             network.load_state_dict({key: value.float() for key, value in tensors.items()})

@@ -63,17 +63,33 @@ class BestExport:
         self._named_steps.append(self.best.step)
         return asdict(self.best)
 
-    def copy_to(self, uri: str, trained_steps: int) -> None:
-        """Copy the best export to a URI, first the weights and then the card; rank 0 calls it."""
-        assert self.best is not None
-        source = self.uri(self.best.step)
+    def copy_to(self, uri: str, trained_steps: int) -> bool:
+        """Copy the best export to a URI and return whether it could be: there is one, and it is as it was written.
+
+        Every rank calls it.
+        """
+        copied = self._engine.rank == 0 and self.best is not None and self._copy(self.best.step, uri, trained_steps)
+        return self._engine.all_sum([copied])[0] > 0
+
+    def _copy(self, step: int, uri: str, trained_steps: int) -> bool:
+        """Copy the export of a step, first the weights and then the card, if the weights have its digest."""
+        source = self.uri(step)
+        try:
+            card = read_card(source)
+            is_whole = storage.file_digest(storage.join(source, WEIGHTS)) == card.weights
+        except (ValueError, FileNotFoundError):
+            is_whole = False
+        if not is_whole:
+            log.warning(f"{source}: the export of the best step is damaged; the last step is exported")
+            return False
         with (
             storage.open_input(storage.join(source, WEIGHTS)) as weights,
             storage.atomic_output(storage.join(uri, WEIGHTS)) as target,
         ):
             shutil.copyfileobj(weights, target, 16 << 20)
-        card = read_card(source).model_copy(update={"trained_steps": trained_steps, "export": "best"})
+        card = card.model_copy(update={"trained_steps": trained_steps, "export": "best"})
         storage.write_bytes(storage.join(uri, CARD), card.to_bytes())
+        return True
 
     def _found(self, best: BestStep) -> BestStep | None:
         """Return the step if its export is there. Rank 0 looks, so that all ranks agree."""

@@ -13,8 +13,12 @@ from torch import Tensor
 
 from cluster import storage
 from training.checkpoints.model_card import CARD, WEIGHTS, ModelCard, read_card
+from training.data.footer import DamagedError
 from training.network import VideoModel
 
+EXPORT_AGAIN = (
+    "copy the folder again, or remove it and run `worldloom train`, which exports a finished run from its checkpoint"
+)
 NULL_TEXT = "null_text"
 """Name of the null caption's embedding among the tensors."""
 
@@ -45,13 +49,16 @@ def model_from_card(card: ModelCard, weights: Mapping[str, Tensor]) -> VideoMode
 def read_export(uri: str, averaged: bool = True) -> tuple[ModelCard, VideoModel, Tensor]:
     """Return the card, the model on the CPU in evaluation mode, and the null caption's embedding `[N, E]`.
 
-    The model has the averaged weights, or the raw ones if not `averaged`. Raises `ValueError` if the file of weights
-    does not have the digest in the card.
+    The model has the averaged weights, or the raw ones if not `averaged`. Raises `DamagedError` if the file of weights
+    is missing or does not have the digest in the card.
     """
     card = read_card(uri)
-    data = storage.read_bytes(storage.join(uri, WEIGHTS))
+    weights_uri = storage.join(uri, WEIGHTS)
+    if not storage.exists(weights_uri):
+        raise DamagedError(f"{weights_uri}: is missing; {EXPORT_AGAIN}")
+    data = storage.read_bytes(weights_uri)
     if storage.digest(data) != card.weights:
-        raise ValueError(f"{uri}: {WEIGHTS} is not the file that {CARD} was written for; export the run again")
+        raise DamagedError(f"{weights_uri} is not the file that {CARD} was written for; {EXPORT_AGAIN}")
     tensors = load_tensors(data)
     prefix = "ema." if averaged else "raw."
     weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -2,8 +2,8 @@
 bytes it needs.
 
 Each rank's file is a `safetensors` file of four flat fp32 tensors, `weight`, `exp_avg`, `exp_avg_sq` and `ema`, whose
-elements belong to the same fragments of parameters. `index.json` lists the files with their fragments. Nothing in a
-file depends on the ZeRO stage.
+elements belong to the same fragments of parameters. `index.json` lists the files with their fragments and checksums.
+Nothing in a file depends on the ZeRO stage.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from zlib_ng.zlib_ng import crc32
 
 from cluster import storage
+from training.checkpoints.checkpoint import MARKER, Marker
 from training.checkpoints.fragments import Fragment, pack, rank_share
 from training.data.footer import DamagedError
 from training.ema import Ema
@@ -27,10 +29,14 @@ from training.optimizers import MOMENTS
 assert sys.byteorder == "little", "checkpoints are little-endian"
 
 INDEX = "index.json"
+VERSION = 2
+"""Version of the format of a checkpoint; readers refuse any other."""
 SECTIONS = ("weight", *MOMENTS, "ema")
 """Names of the tensors of a file."""
 ITEM_BYTES = 4
 """Size of one fp32 element."""
+CHECKED_BYTES = 8 << 20
+"""Bytes of a file that are held in memory while its checksum is computed."""
 
 Shards = Mapping[str, Sequence[Tensor]]
 """Per section of `SECTIONS` the tensors that fragments refer to by index."""
@@ -82,42 +88,60 @@ class Index:
     state: dict[str, Any]
     """Other state that the training loop resumes from, of JSON's types."""
     layouts: tuple[Layout, ...]
+    checksums: tuple[int, ...]
+    """CRC-32 of the file of each layout."""
 
-    def write(self, folder_uri: str) -> None:
-        """Write the index to a checkpoint's folder."""
-        content = {"version": 1, **asdict(self), "layouts": [layout.json() for layout in self.layouts]}
-        storage.write_bytes(storage.join(folder_uri, INDEX), json.dumps(content).encode())
+    def to_bytes(self) -> bytes:
+        """Return the content of `index.json`."""
+        content = {"version": VERSION, **asdict(self), "layouts": [layout.json() for layout in self.layouts]}
+        return json.dumps(content).encode()
 
     @classmethod
     def read(cls, folder_uri: str) -> Index:
-        """Return the index of a checkpoint. Raises `DamagedError` if it is no JSON object, and `ValueError` if it is
-        missing or has another format version.
+        """Return the index of a checkpoint. Raises `DamagedError` if it is missing or has not the digest in the marker,
+        and `ValueError` if it has another format version.
         """
         uri = storage.join(folder_uri, INDEX)
+        digest = Marker.read(folder_uri).index_digest
+        if not storage.exists(uri):
+            raise DamagedError(f"{uri}: is missing")
+        data = storage.read_bytes(uri)
+        if digest is not None and storage.digest(data) != digest:
+            raise DamagedError(f"{uri}: is damaged: its digest is not the one in {MARKER}")
         try:
-            content = dict(json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {})
+            content = dict(json.loads(data))
         except (ValueError, TypeError) as error:
             raise DamagedError(f"{uri}: is damaged: {error}") from error
-        if content.get("version") != 1:
+        if content.get("version") != VERSION:
             raise ValueError(
                 f"{folder_uri}: a checkpoint of another version of worldloom; resume with that version, "
                 "or remove the folder to start over"
             )
-        return cls(content["updates"], content["state"], tuple(Layout.from_json(text) for text in content["layouts"]))
+        if digest is None:
+            raise DamagedError(f"{storage.join(folder_uri, MARKER)}: is damaged: it has no digest")
+        layouts = tuple(Layout.from_json(text) for text in content["layouts"])
+        return cls(content["updates"], content["state"], layouts, tuple(content["checksums"]))
 
 
-def check_files(folder_uri: str) -> None:
-    """Raise `DamagedError` naming a file of a checkpoint that is missing or has another size than was written.
-
-    Sizes alone are compared: a power cut leaves empty or short files, and reading every byte would take minutes.
-    """
+def check_sizes(folder_uri: str, index: Index) -> None:
+    """Raise `DamagedError` naming a file of a checkpoint that is missing or has another size than was written."""
     sizes = {entry.uri: entry.size_bytes for entry in storage.list_files(folder_uri)}
-    for layout in Index.read(folder_uri).layouts:
+    for layout in index.layouts:
         uri = storage.join(folder_uri, layout.file)
         size_bytes = len(file_header(layout.elements)) + len(SECTIONS) * layout.elements * ITEM_BYTES
         if sizes.get(uri) != size_bytes:
             found = f"has {sizes[uri]} bytes of {size_bytes}" if uri in sizes else "is missing"
             raise DamagedError(f"{uri}: {found}")
+
+
+def check_checksum(uri: str, expected: int) -> None:
+    """Raise `DamagedError` naming a rank's file whose checksum is not `expected`; every byte is read."""
+    checksum = 0
+    with storage.open_input(uri) as handle:
+        while data := handle.read(CHECKED_BYTES):
+            checksum = crc32(data, checksum)
+    if checksum != expected:
+        raise DamagedError(f"{uri}: is damaged: its checksum is {checksum:08x}, and {expected:08x} was written")
 
 
 def training_shards(engine: Engine, ema: Ema) -> Shards:
@@ -148,14 +172,19 @@ class Snapshot:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    def write(self, folder_uri: str) -> None:
-        """Write the rank's file, which becomes visible under its name when it is complete."""
+    def write(self, folder_uri: str) -> int:
+        """Write the rank's file, which becomes visible under its name when it is complete, and return its CRC-32."""
         size_bytes = self._layout.elements * ITEM_BYTES
+        header = file_header(self._layout.elements)
+        checksum = crc32(header)
         with storage.atomic_output(storage.join(folder_uri, self._layout.file)) as handle:
-            handle.write(file_header(self._layout.elements))
+            handle.write(header)
             for name in SECTIONS:
                 assert self._sections[name].nbytes == size_bytes
-                handle.write(self._sections[name].view(torch.uint8).numpy().data)
+                data = self._sections[name].view(torch.uint8).numpy().data
+                handle.write(data)
+                checksum = crc32(data, checksum)
+        return checksum
 
 
 def file_header(elements: int) -> bytes:

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from cluster import storage
 from cluster.telemetry import log
-from training.checkpoints.checkpoint import Checkpoint, complete_checkpoints
+from training.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from training.checkpoints.files import (
     ITEM_BYTES,
     SECTIONS,
     Index,
     Layout,
     Shards,
-    check_files,
+    check_checksum,
+    check_sizes,
     file_header,
     training_shards,
 )
@@ -34,25 +35,41 @@ READERS = 8
 """Files that are read at the same time."""
 
 
-def newest_whole_checkpoint(run_uri: str) -> Checkpoint | None:
-    """Return the newest checkpoint of a run whose files are whole, or None if the run has none at all.
+def newest_whole_checkpoint(run_uri: str, engine: Engine) -> Checkpoint | None:
+    """Return the newest checkpoint of a run whose files are as they were written, or None if the run has none at all.
 
-    Each newer one is left out with a warning that names its damaged file. Raises `DamagedError` if all are damaged.
+    All ranks call it, and each checks a share of the files. Each newer checkpoint is left out with a warning that names
+    its damaged file. Raises `DamagedError` if all are damaged.
     """
-    checkpoints = complete_checkpoints(run_uri)
-    damages = []
-    for checkpoint in reversed(checkpoints):
-        try:
-            check_files(checkpoint.uri)
-        except DamagedError as error:
-            log.warning(f"{error}; the checkpoint of step {checkpoint.step} is not used")
-            damages.append(str(error))
-        else:
+    found = list(find_checkpoints(run_uri))
+    damages = [f"{error}, and its checkpoint is not used" for error in found if isinstance(error, DamagedError)]
+    checkpoints = [one for one in found if isinstance(one, Checkpoint)]
+    for checkpoint in sorted(checkpoints, key=lambda one: one.step, reverse=True):
+        of_all_ranks = dict.fromkeys(engine.all_gather(damages_on_this_rank(checkpoint, engine)))
+        if not of_all_ranks:
+            if engine.rank == 0:
+                for damage in damages:
+                    log.warning(f"{damage}; training resumes from step {checkpoint.step}")
             return checkpoint
+        damages += [f"{damage}; the checkpoint of step {checkpoint.step} is not used" for damage in of_all_ranks]
     if damages:
         folder = storage.join(run_uri, "checkpoints")
         raise DamagedError(f"{'; '.join(damages)}; no checkpoint is whole: remove {folder} to start over")
     return None
+
+
+def damages_on_this_rank(checkpoint: Checkpoint, engine: Engine) -> list[str]:
+    """Return the damage that this rank finds in a checkpoint: in the index, the files' sizes, or its share of files."""
+    try:
+        index = Index.read(checkpoint.uri)
+        check_sizes(checkpoint.uri, index)
+        uris = [storage.join(checkpoint.uri, layout.file) for layout in index.layouts]
+        share = slice(engine.rank, None, engine.world_size)
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(check_checksum, uris[share], index.checksums[share]))
+    except DamagedError as error:
+        return [str(error)]
+    return []
 
 
 def load_checkpoint(checkpoint: Checkpoint, engine: Engine, ema: Ema) -> dict[str, Any]:

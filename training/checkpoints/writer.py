@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from cluster import storage
-from training.checkpoints.checkpoint import MARKER, Checkpoint, complete_checkpoints
-from training.checkpoints.files import Index, Layout, Snapshot, training_shards
+from training.checkpoints.checkpoint import MARKER, Checkpoint, Marker, complete_checkpoints
+from training.checkpoints.files import INDEX, Index, Layout, Snapshot, training_shards
 from training.ema import Ema
 from training.engine import Engine
 from training.settings import TrainSettings
@@ -28,8 +27,8 @@ class CheckpointWriter:
     """A writer of a run's checkpoints; every rank has one and makes the same calls at the same steps.
 
     A checkpoint begins with a copy in host memory, for which training waits. A thread then writes the rank's file. When
-    `poll` finds that all ranks have done so, a thread of rank 0 writes the index and the marker, and removes old
-    checkpoints. One checkpoint is written at a time.
+    `poll` finds that all ranks have done so, a thread of rank 0 writes the index, with the checksums of all files, and
+    the marker, and removes old checkpoints. One checkpoint is written at a time.
     """
 
     def __init__(self, run_uri: str, engine: Engine, ema: Ema, settings: TrainSettings) -> None:
@@ -38,9 +37,9 @@ class CheckpointWriter:
         self._layouts = tuple(Layout.from_json(text) for text in engine.all_gather([layout.json()]))
         self._snapshot = Snapshot(layout, engine.device)
         self._pool = ThreadPoolExecutor(1, "checkpoint")
-        self._commit: Callable[[], None] | None = None
-        """Function that rank 0 calls when all files are written; None from that call on."""
-        self._job: Future[None] | None = None
+        self._commit: Callable[[list[str]], None] | None = None
+        """Function that rank 0 calls with the files' checksums when all are written; None from that call on."""
+        self._job: Future[int | None] | None = None
         self._newest: Checkpoint | None = None
 
     def start(self, step: int, state: Mapping[str, Any]) -> None:
@@ -55,7 +54,7 @@ class CheckpointWriter:
             storage.remove(uri)
         self._engine.barrier()
         checkpoint = Checkpoint(uri, step, self._engine.world_size, self._settings.zero_stage)
-        index = Index(self._engine.updates, dict(state), self._layouts)
+        index = Index(self._engine.updates, dict(state), self._layouts, ())
         self._snapshot.take(training_shards(self._engine, self._ema))
         self._newest = checkpoint
         self._commit = partial(_commit, self._run_uri, checkpoint, index, self._settings.keep_checkpoints)
@@ -82,9 +81,11 @@ class CheckpointWriter:
             raise CheckpointError(f"{failure}: {error}" if error else failure) from error
         if n_done < self._engine.world_size:
             return
-        commit, self._commit, self._job = self._commit, None, None
+        checksum, commit = self._job.result(), self._commit
+        self._commit = self._job = None
         if commit is not None:
-            self._job = self._pool.submit(commit if self._engine.rank == 0 else _do_nothing)
+            checksums = self._engine.all_gather([str(checksum)])
+            self._job = self._pool.submit(partial(commit, checksums) if self._engine.rank == 0 else _do_nothing)
 
     def wait(self) -> Checkpoint | None:
         """Wait until the newest checkpoint is complete, and return it, or None if none was begun. Raises as `poll`
@@ -104,11 +105,12 @@ def _do_nothing() -> None:
     pass
 
 
-def _commit(run_uri: str, checkpoint: Checkpoint, index: Index, keep: int) -> None:
-    """Write the index and the marker, which make the checkpoint complete, and remove old checkpoints."""
-    index.write(checkpoint.uri)
-    storage.write_bytes(storage.join(checkpoint.uri, MARKER), json.dumps(asdict(checkpoint)).encode())
-    _remove_old(run_uri, keep)
+def _commit(run_uri: str, checkpoint: Checkpoint, index: Index, keep: int, checksums: list[str]) -> None:
+    """Write the index and the marker, which make the checkpoint complete, and remove others."""
+    data = replace(index, checksums=tuple(int(checksum) for checksum in checksums)).to_bytes()
+    storage.write_bytes(storage.join(checkpoint.uri, INDEX), data)
+    storage.write_bytes(storage.join(checkpoint.uri, MARKER), Marker(checkpoint, storage.digest(data)).to_bytes())
+    _remove_others(run_uri, checkpoint.step, keep)
 
 
 def save_checkpoint(
@@ -122,9 +124,13 @@ def save_checkpoint(
     return written
 
 
-def _remove_old(run_uri: str, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints, and incomplete ones."""
-    kept = {checkpoint.uri for checkpoint in complete_checkpoints(run_uri)[-keep:]}
+def _remove_others(run_uri: str, step: int, keep: int) -> None:
+    """Remove all but the newest `keep` complete checkpoints up to `step`, the one just written.
+
+    Later ones are damaged, or the run would have resumed from them.
+    """
+    complete = [checkpoint.uri for checkpoint in complete_checkpoints(run_uri) if checkpoint.step <= step]
+    kept = set(complete[-keep:])
     for entry in storage.list_files(storage.join(run_uri, "checkpoints")):
         folder = re.sub(r"(/step-\d+)/.*", r"\1", entry.uri)
         if folder not in kept and storage.exists(folder):

@@ -39,8 +39,9 @@ def test_unknown_names_and_missing_files_are_refused(tmp_path: Path) -> None:
         b"nothing",
         (ROOT / "training/autoencoders/weights/linear16.safetensors").read_bytes(),
         random_weights()[:-7],
+        random_weights()[:-1] + bytes([random_weights()[-1] ^ 1]),
     ],
-    ids=["text", "linear", "truncated"],
+    ids=["text", "linear", "truncated", "bit flipped"],
 )
 def test_other_and_damaged_files_are_refused(tmp_path: Path, data: bytes) -> None:
     (path := tmp_path / "bad.safetensors").write_bytes(data)

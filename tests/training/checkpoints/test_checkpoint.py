@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,8 +19,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file
 
 from cluster import storage
-from training.checkpoints.checkpoint import complete_checkpoints, newest_checkpoint
-from training.checkpoints.reader import load_checkpoint, newest_whole_checkpoint
+from training.checkpoints.checkpoint import Checkpoint, Marker, complete_checkpoints, newest_checkpoint
+from training.checkpoints.files import Index, Layout
+from training.checkpoints.reader import damages_on_this_rank, load_checkpoint, newest_whole_checkpoint
 from training.checkpoints.run_folder import move_run
 from training.checkpoints.writer import CheckpointError, CheckpointWriter, save_checkpoint
 from training.data.footer import DamagedError
@@ -51,9 +53,17 @@ def test_a_checkpoint_restores_weights_and_averages(tmp_path: Path) -> None:
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     engine, ema = fresh()
+    for step in (5, 10, 100):
+        save_checkpoint(str(tmp_path), step, engine, ema, SETTINGS)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000100"]
+
+
+def test_later_checkpoints_give_way_to_the_one_written(tmp_path: Path) -> None:
+    """A run that did not resume from them found them damaged; counted as newest, they would push out whole ones."""
+    engine, ema = fresh()
     for step in (5, 10, 100, 15):
         save_checkpoint(str(tmp_path), step, engine, ema, SETTINGS)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000015", "step-00000100"]
+    assert [one.step for one in complete_checkpoints(str(tmp_path))] == [10, 15]
 
 
 @pytest.mark.parametrize("failing_file", ["rank-00000", "index", "complete"])
@@ -176,15 +186,26 @@ def test_other_models_and_versions_are_refused(tmp_path: Path) -> None:
         ValueError, match=r"step-00000005 is of another model: it holds \d+ weights, and this one has \d+$"
     ):
         load_checkpoint(saved, other, Ema(other.weight_shards(), 0.99))
-    index = Path(saved.uri) / "index.json"
-    index.write_text(index.read_text().replace("blocks.0.", "layers.0."))
+    index = Index.read(saved.uri)
+    renamed = [Layout.from_json(layout.json().replace("blocks.0.", "layers.0.")) for layout in index.layouts]
+    write_index(saved, replace(index, layouts=tuple(renamed)).to_bytes())
     with pytest.raises(
         ValueError, match=r"step-00000005 is of another model: parameter blocks\.0\.\S+ from element 0 is not in it"
     ):
         load_checkpoint(saved, engine, ema)
-    (Path(saved.uri) / "index.json").unlink()
+    write_index(saved, b'{"version": 1}')
     with pytest.raises(ValueError, match="a checkpoint of another version of worldloom"):
         load_checkpoint(saved, engine, ema)
+    # Markers of version 1 had no digests.
+    (Path(saved.uri) / "complete.json").write_text('{"step": 5, "workers": 1, "zero_stage": 0}')
+    with pytest.raises(ValueError, match="a checkpoint of another version of worldloom"):
+        newest_whole_checkpoint(str(tmp_path), engine)
+
+
+def write_index(checkpoint: Checkpoint, data: bytes) -> None:
+    """Replace the index of a checkpoint, with its digest in the marker."""
+    (Path(checkpoint.uri) / "index.json").write_bytes(data)
+    (Path(checkpoint.uri) / "complete.json").write_bytes(Marker(checkpoint, storage.digest(data)).to_bytes())
 
 
 def test_checkpoints_on_an_object_store_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +245,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
             r"safetensors: has 0 bytes of \d+; the checkpoint of step 10",
         ),
         ("rank-00000-of-00001.safetensors", None, r"safetensors: is missing; the checkpoint of step 10 is not used"),
+        ("index.json", None, r"index\.json: is missing; the checkpoint of step 10 is not used"),
     ],
 )
 def test_training_resumes_from_the_newest_whole_checkpoint(
@@ -238,17 +260,66 @@ def test_training_resumes_from_the_newest_whole_checkpoint(
     path.unlink()
     if size_bytes is not None:
         path.write_bytes(content[:size_bytes])
-    whole = newest_whole_checkpoint(str(tmp_path))
+    whole = newest_whole_checkpoint(str(tmp_path), engine)
     assert whole is not None
     assert whole.step == 5
     assert re.search(message, caplog.text)
     assert saved.uri in caplog.text
+    assert "training resumes from step 5" in caplog.text
 
 
-def test_training_does_not_start_over_without_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "position", "message"),
+    [
+        ("rank-00000-of-00001.safetensors", 60, r"safetensors: is damaged: its checksum is [0-9a-f]{8}, and "),
+        ("rank-00000-of-00001.safetensors", 4000, r"safetensors: is damaged: its checksum is [0-9a-f]{8}, and "),
+        ("rank-00000-of-00001.safetensors", -1, r"safetensors: is damaged: its checksum is [0-9a-f]{8}, and "),
+        ("index.json", 20, r"index\.json: is damaged: its digest is not the one in complete\.json"),
+        ("complete.json", 9, r"complete\.json: is damaged, and its checkpoint is not used"),
+    ],
+)
+def test_a_flipped_bit_is_found(
+    file: str, position: int, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     engine, ema = fresh()
-    assert newest_whole_checkpoint(str(tmp_path)) is None
+    for step in (5, 10):
+        saved = save_checkpoint(str(tmp_path), step, engine, ema, SETTINGS)
+    assert newest_whole_checkpoint(str(tmp_path), engine) == saved
+    content = bytearray((Path(saved.uri) / file).read_bytes())
+    content[position] ^= 1
+    (Path(saved.uri) / file).write_bytes(content)
+    whole = newest_whole_checkpoint(str(tmp_path), engine)
+    assert whole is not None
+    assert whole.step == 5
+    assert re.search(rf"{re.escape(saved.uri)}/\S*{message}.*training resumes from step 5", caplog.text)
+
+
+def test_each_rank_checks_a_share_of_the_files(tmp_path: Path) -> None:
+    """Two ranks of a checkpoint with three files: what one of them finds, both know."""
+    engine, ema = fresh()
     saved = save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
-    (Path(saved.uri) / "index.json").write_text("")
-    with pytest.raises(DamagedError, match=r"no checkpoint is whole: remove .*checkpoints to start over"):
-        newest_whole_checkpoint(str(tmp_path))
+    data = (Path(saved.uri) / "rank-00000-of-00001.safetensors").read_bytes()
+    index = Index.read(saved.uri)
+    layouts = tuple(replace(index.layouts[0], rank=rank, world_size=3) for rank in range(3))
+    for layout in layouts:
+        (Path(saved.uri) / layout.file).write_bytes(data)
+    write_index(saved, replace(index, layouts=layouts, checksums=index.checksums * 3).to_bytes())
+    (Path(saved.uri) / layouts[1].file).write_bytes(data[:-1] + b"\xff")
+    engine.world_size = 2
+    found = []
+    for rank in (0, 1):
+        engine.rank = rank
+        found.append(damages_on_this_rank(saved, engine))
+    assert found[0] == []
+    assert "rank-00001-of-00003.safetensors: is damaged" in found[1][0]
+
+
+@pytest.mark.parametrize("file", ["index.json", "complete.json", "rank-00000-of-00001.safetensors"])
+def test_training_does_not_start_over_without_a_checkpoint(file: str, tmp_path: Path) -> None:
+    engine, ema = fresh()
+    assert newest_whole_checkpoint(str(tmp_path), engine) is None
+    saved = save_checkpoint(str(tmp_path), 5, engine, ema, SETTINGS)
+    (Path(saved.uri) / file).write_text("")
+    with pytest.raises(DamagedError, match=r"no checkpoint is whole: remove .*checkpoints to start over") as raised:
+        newest_whole_checkpoint(str(tmp_path), engine)
+    assert f"{saved.uri}/{file}: " in str(raised.value)
