@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -16,14 +17,19 @@ from pipelines.dataset.caption_kinds import check_sources
 from pipelines.engine import pieces, tables
 from pipelines.engine.exclusions import read_exclusions
 from pipelines.engine.executor import Executor
+from pipelines.engine.pending import PendingRows
 from pipelines.engine.reuse import find_cached_rows
 from pipelines.engine.segments import Segment, segments_of
 from pipelines.engine.sources import FIELDS as SOURCE_FIELDS
 from pipelines.engine.sources import list_sources
-from pipelines.engine.step import FATE_FIELDS, Context, Divisible, Expand, Global
-from pipelines.engine.tables import Index
+from pipelines.engine.step import FATE_FIELDS, Context, Divisible, Global, RunError
+from pipelines.engine.table_index import Index, index_table, repair, store_index
 from pipelines.engine.worker import Job
 from pipelines.recipe import Recipe
+from pipelines.report.causes import error_class, error_message
+
+MAX_LISTED_REASONS = 3
+"""Number of reasons that the error of too many failed inputs names."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +151,12 @@ def _advance(recipe: Recipe, executor: Executor | None) -> Curation:
     for segment in segments:
         segment = segment.after(chain, inputs.digest() if isinstance(segment.first, Global) else "")
         chain = segment.fingerprint
-        state = segment_state(segment, recipe.tables_uri, inputs)
+        state = segment_state(segment, recipe.tables_uri, inputs, writes=executor is not None)
         if executor is not None:
             if state.n_pending:
                 state = run_segment(recipe, state, inputs, executor)
+            if not states:
+                check_failed_share(state, recipe.max_failed_share)
             for step, context in zip(segment.steps, contexts_of(recipe, segment), strict=True):
                 step.on_complete(context)
         states.append(state)
@@ -168,17 +176,29 @@ def _check_not_made_here(sources: pa.Table, out_uri: str) -> None:
             )
 
 
-def segment_state(segment: Segment, tables_uri: str, inputs: Inputs) -> SegmentState:
-    """Return how many of its input rows a segment's table holds."""
-    folder = segment.folder(tables_uri)
-    input_column = "source_uid" if isinstance(segment.first, Expand) else "uid"
-    rows = tables.index_table(folder, input_column).of_inputs(inputs.uids)
+def segment_state(segment: Segment, tables_uri: str, inputs: Inputs, writes: bool = False) -> SegmentState:
+    """Return how many of its input rows a segment's table holds.
+
+    With `writes`, rows that two writers did are removed from all parts but the first, and the index is stored.
+    """
+    folder, input_column = segment.folder(tables_uri), segment.input_column
+    index = index_table(folder, input_column)
+    if writes and index.n_doubled:
+        log.warning(
+            f"{segment.label}: {repair(folder, input_column)} rows were done by two writers; one of each is kept"
+        )
+        index = index_table(folder, input_column)
+    if writes and not index.is_stored:
+        store_index(folder, input_column)
+    rows = index.of_inputs(inputs.uids)
     return SegmentState(segment, folder, len(inputs.uids), len(set(rows.rows["input_uid"].to_pylist())), rows)
 
 
 def run_segment(recipe: Recipe, state: SegmentState, inputs: Inputs, executor: Executor) -> SegmentState:
-    """Run the pending rows of a segment and return its new state. Raises `RuntimeError` if rows are still pending."""
+    """Run the pending rows of a segment and return its new state. Raises `RunError` if rows are still pending."""
     start_s, cpu_s = time.monotonic(), 0.0
+    pending = PendingRows(state.segment.label)
+    tables.remove_end_markers(state.folder)
     job = prepare(recipe, state, inputs, executor)
     tasks = inputs.tasks(state.rows.rows["input_uid"], state.segment.first.rows_per_part)
     with progress(" > ".join(state.segment.labels), state.n_pending) as bar:
@@ -186,12 +206,9 @@ def run_segment(recipe: Recipe, state: SegmentState, inputs: Inputs, executor: E
             for report in executor.run_tasks(job, round_) if round_ else ():
                 cpu_s += sum(report["cpu_s"].to_pylist())
                 bar.advance(sum(report["n_inputs"].to_pylist()))
-    after = segment_state(state.segment, recipe.tables_uri, inputs)
-    if after.n_pending:
-        raise RuntimeError(
-            f"{state.segment.label}: {after.n_pending} of {after.n_inputs} rows have no result in {after.folder}; "
-            "run again"
-        )
+                pending.add(report)
+    after = segment_state(state.segment, recipe.tables_uri, inputs, writes=True)
+    pending.check_none(after.n_pending, after.n_inputs)
     return replace(after, n_done=state.n_done, seconds=time.monotonic() - start_s, cpu_s=cpu_s)
 
 
@@ -201,13 +218,30 @@ def _rounds(segment: Segment, folder: str, inputs: Inputs, tasks: list[pa.Table]
     if isinstance(segment.first, Divisible) and pieces.planned(folder):
 
         def pending() -> pa.Table:
-            return inputs.sources.filter(pc.invert(pc.is_in(inputs.uids, tables.index_table(folder).uids)))
+            return inputs.sources.filter(pc.invert(pc.is_in(inputs.uids, index_table(folder).uids)))
 
         parts = pieces.piece_tasks(folder, pending())
         log.info(f"{segment.label}: long rows are done in {len(parts)} pieces")
         yield parts
         yield pieces.join_tasks(folder, pending())
-        pieces.clear(folder)
+        if not len(pending()):
+            pieces.clear(folder)
+
+
+def check_failed_share(state: SegmentState, max_share: float) -> None:
+    """Raise `RunError` with the most frequent reasons if more than a share of a segment's inputs failed."""
+    failed = Index(state.rows.rows.filter(pc.equal(state.rows.rows["fate"], "failed")))
+    if len(failed) <= max_share * state.n_inputs:
+        return
+    reasons = failed.read(["uid", "fate_reason"])["fate_reason"].to_pylist()
+    examples = {error_class(reason): error_message(reason) for reason in reversed(reasons)}
+    counts = Counter(map(error_class, reasons)).most_common(MAX_LISTED_REASONS)
+    listed = "; ".join(f"{count} {name}, as {examples[name]}" for name, count in counts)
+    raise RunError(
+        f"{state.segment.label}: {len(failed)} of {state.n_inputs} inputs failed ({len(failed) / state.n_inputs:.0%}), "
+        f"more than max_failed_share {max_share:g}: {listed}. Mend them, leave them out of sources, or raise "
+        "max_failed_share"
+    )
 
 
 def prepare(recipe: Recipe, state: SegmentState, inputs: Inputs, executor: Executor) -> Job:

@@ -30,7 +30,7 @@ from cluster.ray_settings import RaySettings
 from cluster.yaml_text import dump
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import FOLDER, Step
-from pipelines.recipe_checks import bucket_faults, out_faults, sample_faults, step_faults
+from pipelines.recipe_checks import bucket_faults, out_faults, remote_code_faults, sample_faults, step_faults
 from pipelines.steps.caption import Caption
 from training.sampling.settings import SampleSettings
 from training.settings import TrainSettings
@@ -108,6 +108,12 @@ class Recipe(Settings):
     ray: RaySettings = RaySettings()
     sources: tuple[SourceSettings, ...] = ()
     curate: tuple[Annotated[Step, _StepItem()], ...] = ()
+    max_failed_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Largest share of source files that may fail in the first step; with more, curation ends there.",
+    )
     manifest: str | None = Field(
         None,
         min_length=1,
@@ -179,18 +185,22 @@ def labels_of(steps: Sequence[Step]) -> list[str]:
     return list(item_labels([{step.name: None} for step in steps]))
 
 
-def load_recipe(path: str | Path, assignments: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, assignments: Sequence[str] = (), allow_remote_code: bool = False) -> Recipe:
     """Read and check a recipe, or the one that was last run in a folder, with `--set` assignments.
 
-    The `run.yaml` of a run's folder has that folder as `out`, wherever it was moved. Raises `ConfigError` with every
-    fault, one per line.
+    The `run.yaml` of a run's folder has that folder as `out`, wherever it was moved. A recipe that brings code is
+    refused unless `allow_remote_code` is set. Raises `ConfigError` with every fault, one per line.
     """
     path = Path(path)
     path = path / RUN_FILE if path.is_dir() else path
     document = read_document(path)
     if path.name == RUN_FILE and isinstance(document.data, dict) and is_run_folder(path.parent):
         document = replace(document, data={**document.data, "out": str(path.parent.absolute())})
-    return parse(Recipe, override(document, assignments))
+    document = override(document, assignments)
+    recipe = parse(Recipe, document)
+    if not allow_remote_code and (faults := [document.error(*fault) for fault in remote_code_faults(recipe)]):
+        raise ConfigError("\n".join(map(str, faults)))
+    return recipe
 
 
 def is_run_folder(folder: Path) -> bool:

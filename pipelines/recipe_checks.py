@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from cluster import listing, plugins, storage
-from cluster.config import LocatedError, unknown_message
+from cluster.config import LocatedError, Settings, unknown_message
+from cluster.yaml_text import Location
 from pipelines.engine.sources import SCHEMA as SOURCE_SCHEMA
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import FOLDER, Expand, Global, Step
@@ -49,6 +51,29 @@ def step_faults(steps: Sequence[Step]) -> Iterator[LocatedError]:
         if isinstance(step, Expand):
             columns = {name: field for name, field in columns.items() if name not in step.consumes()}
         columns |= {field.name: field for field in step.writes()}
+
+
+def remote_code_faults(settings: Settings) -> Iterator[tuple[Location, str]]:
+    """Yield location and message of every value that brings code from outside, or names it (`Settings.remote_code`)."""
+    for location in _remote_code(settings):
+        yield (
+            location,
+            "brings code that is not part of an installed package, and a recipe is only data; "
+            "add --allow-remote-code to the command if you trust that code",
+        )
+
+
+def _remote_code(value: Any) -> Iterator[Location]:
+    inner: list[tuple[Location, Any]] = []
+    if isinstance(value, Settings):
+        yield from value.remote_code()
+        inner = [((field.alias or name,), getattr(value, name)) for name, field in type(value).model_fields.items()]
+    elif isinstance(value, tuple):
+        inner = [((i, item.name) if isinstance(item, Step) else (i,), item) for i, item in enumerate(value)]
+    elif isinstance(value, dict):
+        inner = [((name,), item) for name, item in value.items()]
+    for location, item in inner:
+        yield from ((*location, *rest) for rest in _remote_code(item))
 
 
 def _writer_of(name: str) -> str:

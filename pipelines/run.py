@@ -10,7 +10,7 @@ import importlib.util
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,11 +33,14 @@ from ray.util.annotations import RayDeprecationWarning
 from captioning.dialogue.conversation import Role
 from captioning.engine import EngineError
 from captioning.engines.vllm import PACKAGE, VLLM
+from cluster import storage
 from cluster.resources import Resources
 from cluster.telemetry import log
+from pipelines.engine.pieces import is_piece
 from pipelines.engine.shuffle import Rows, RowsFunction
 from pipelines.engine.step import RunError, TableFunction
-from pipelines.engine.tables import read_task, split_task
+from pipelines.engine.table_index import index_table
+from pipelines.engine.tables import new_end_marker, read_task, split_task, uids_of
 from pipelines.engine.worker import Job, Worker, failed_rows
 from pipelines.steps._bulk_captions import BulkCaptions, QuestionBatches, bulk_captions_of, returned_columns
 
@@ -47,29 +50,40 @@ WORKER_DEATHS = (WorkerCrashedError, ActorDiedError, ActorUnavailableError, OutO
 def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     """Run tasks on the connected Ray cluster and yield the report of each as it ends.
 
-    A worker that dies, for instance because a decoder crashes on one file, costs no other row: the tasks without a part
+    A worker that dies, for instance because a decoder crashes on one file, costs no other row: rows without a result
     are retried with one row per task, and rows whose worker dies again are written as failed. An error in our own code
     or in the storage ends the run instead, because no row causes it.
     """
     if bulk := bulk_captions_of(job):
         ask_in_bulk(bulk, tasks)
-    left = list(range(len(tasks)))
+    job = replace(job, end_marker=new_end_marker(job.folder))
+    left = dict.fromkeys(range(len(tasks)))
     try:
-        for number, report in _stream(job, tasks, left):
-            left.remove(number)
+        for number, report in _stream(job, tasks, list(left)):
+            del left[number]
             yield report
         return
     except RayError as error:
         if not _is_worker_death(error):
             raise
-    singles = [single for number in left for single in split_task(tasks[number])]
-    log.warning(f"{job.segment.label}: a worker died; its {len(singles)} rows are retried one by one")
-    waiting = list(range(len(singles)))
-    for number, report in _stream(job, singles, waiting, tolerate_deaths=True):
-        waiting.remove(number)
+    # Ray cannot end a running task for certain. From here on, none of this stream writes a part.
+    storage.write_bytes(job.end_marker, b"")
+    job = replace(job, end_marker=new_end_marker(job.folder))
+    singles = without_done(job, [single for number in left for single in split_task(tasks[number])])
+    log.warning(f"{job.segment.label}: a worker died; {len(singles)} rows without a result are retried one by one")
+    waiting = dict.fromkeys(range(len(singles)))
+    for number, report in _stream(job, singles, list(waiting), tolerate_deaths=True):
+        del waiting[number]
         yield report
-    for number in waiting:
-        yield failed_rows(job, singles[number], "WorkerDied: the process that worked on this row died twice")
+    storage.write_bytes(job.end_marker, b"")
+    for single in without_done(job, [singles[number] for number in waiting]):
+        yield failed_rows(job, single, "WorkerDied: the process that worked on this row died twice")
+
+
+def without_done(job: Job, singles: list[pa.Table]) -> list[pa.Table]:
+    """Return the tasks of one row whose row has no result yet, and pieces of long rows, which may be done again."""
+    done = set(index_table(job.folder, job.segment.input_column).rows["input_uid"].to_pylist())
+    return [single for single in singles if is_piece(single) or uids_of(single)[0] not in done]
 
 
 def _is_worker_death(error: BaseException | None) -> bool:
@@ -159,7 +173,7 @@ def _is_installed(settings: VLLM, gpus: float = 1) -> bool:
     options = {
         "num_cpus": 0,
         "num_gpus": gpus,
-        "runtime_env": settings.runtime_env,
+        "runtime_env": settings.ray_runtime_env,
         "accelerator_type": settings.accelerator_type,
     }
     found: bool = ray.get(ray.remote(find).options(**options).remote())

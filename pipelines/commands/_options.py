@@ -23,12 +23,22 @@ Assignments = Annotated[
 InProcess = Annotated[
     bool, typer.Option("--inline", help="Run in this process, without Ray and DeepSpeed: for debugging.")
 ]
+RemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-remote-code",
+        help="Let models that the recipe names run code that comes with them, where it says so: trust_remote_code.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def read_recipe(path: Path, assignments: Sequence[str] | None) -> Recipe:
-    """Read a recipe, or the one of a run's folder, as `load_recipe` does."""
-    return load_recipe(path, assignments or [])
+def read_recipe(path: Path, assignments: Sequence[str] | None, allow_remote_code: bool = True) -> Recipe:
+    """Read a recipe, or the one of a run's folder, as `load_recipe` does.
+
+    Commands that run or check a recipe pass their flag of that name; others run no model of it.
+    """
+    return load_recipe(path, assignments or [], allow_remote_code)
 
 
 def with_options(

@@ -22,7 +22,7 @@ from pipelines.dataset.splits import SPLITS, clip_rows, read_splits, splits_uri
 from pipelines.duplicates.across import closest_across
 from pipelines.duplicates.clip_hashes import READ_COLUMNS
 from pipelines.engine.executor import Executor
-from pipelines.engine.tables import Index
+from pipelines.engine.table_index import Index
 
 ROWS_PER_TASK = 4096
 MAX_EXAMPLES = 5

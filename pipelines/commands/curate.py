@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 import typer
 
 from cluster import storage
+from cluster.leases import lease
 from pipelines.commands._buckets import print_buckets
 from pipelines.commands._console import print_accounts, print_facts, print_segments
-from pipelines.commands._options import Assignments, InProcess, RecipeFile, read_recipe
+from pipelines.commands._options import Assignments, InProcess, RecipeFile, RemoteCode, read_recipe
 from pipelines.commands._session import Session, opened
 from pipelines.commands.report import try_report
 from pipelines.curation import Curation, run_segments
@@ -23,6 +24,9 @@ from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.ledger import Account, captioning, counted_noun, ledger, losses
 from pipelines.recipe import Recipe, write_resolved
 from pipelines.steps.encode import Encode
+
+TABLES = "tables"
+"""Scope of the lease of commands that write tables, latents and manifests."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,16 @@ def curate(recipe: Recipe, in_process: bool = False, session: Session | None = N
     """Bring every table of a recipe up to date and build its data set: finished work is not done again.
 
     `in_process` uses no Ray. Raises `ConfigError` for bad input and `RuntimeError` if the work cannot be finished;
-    `NothingKeptError` if no clip is left for a recipe that ends in `encode`, after its report is written.
+    `NothingKeptError` if no clip is left for a recipe that ends in `encode`, after its report is written;
+    `LeaseHeldError` while another command writes to the tables.
     """
-    start_s = time.monotonic()
     recipe.check_curates()
+    with lease(recipe.out_uri, TABLES):
+        return _curate(recipe, in_process, session)
+
+
+def _curate(recipe: Recipe, in_process: bool, session: Session | None) -> Curated:
+    start_s = time.monotonic()
     check_no_unfinished_removal(recipe.out_uri)
     write_resolved(recipe)
     with opened(session, recipe.ray, in_process) as executor:
@@ -114,9 +124,11 @@ def facts_of(curated: Curated) -> list[tuple[str, str]]:
     return facts
 
 
-def command(recipe: RecipeFile, set_: Assignments = None, inline: InProcess = False) -> None:
+def command(
+    recipe: RecipeFile, set_: Assignments = None, inline: InProcess = False, remote_code: RemoteCode = False
+) -> None:
     """Curate a recipe's footage: split, measure, filter, caption and encode it. Finished work is not done again."""
-    settings = read_recipe(recipe, set_)
+    settings = read_recipe(recipe, set_, remote_code)
     with printing_losses():
         curated = curate(settings, inline)
     print_curated(curated)

@@ -64,8 +64,7 @@ def command(
     """Remove a source or a clip from every table, shard, manifest and export under `out`, and from later runs.
 
     The removal is proved by reading every file. The source file itself stays, and models that were trained on it stay
-    as they are. With neither --source nor --uid, an interrupted removal is finished. No run may be active in the
-    same folder.
+    as they are. With neither --source nor --uid, an interrupted removal is finished.
     """
     settings = read_recipe(recipe, set_)
 

@@ -21,6 +21,7 @@ from rich.markup import escape
 
 from cluster import storage
 from cluster.config import ConfigError, parse, parse_document
+from cluster.leases import EVERYTHING, lease
 from pipelines.commands._console import console, print_line, table_of
 from pipelines.commands._options import Assignments, RecipeFile, read_recipe
 from pipelines.curation import Curation, inspect
@@ -160,7 +161,11 @@ def command(
     If earlier settings come back, such as thresholds, captions or buckets, their tables are computed again.
     """
     settings = read_recipe(recipe, set_)
-    folders = survey(settings)
-    if not dry_run:
-        collect(settings, folders)
+    if dry_run:
+        folders = survey(settings)
+    else:
+        # Training, too, must not run meanwhile: it reads manifests and latents.
+        with lease(settings.out_uri, EVERYTHING):
+            folders = survey(settings)
+            collect(settings, folders)
     print_folders(folders, dry_run)

@@ -19,15 +19,17 @@ from rich.markup import escape
 
 from cluster import storage
 from cluster.config import ConfigError
+from cluster.leases import lease
 from cluster.telemetry import log
 from pipelines.commands._console import console, print_line, table_of
-from pipelines.commands._options import AsJson, Assignments, InProcess, RecipeFile, read_recipe
-from pipelines.commands.curate import Curated, curate, print_curated
+from pipelines.commands._options import AsJson, Assignments, InProcess, RecipeFile, RemoteCode, read_recipe
+from pipelines.commands.curate import TABLES, Curated, curate, print_curated
 from pipelines.curation import Curation, inspect
 from pipelines.engine import tables
 from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.engine.pieces import PIECE_SUFFIX, PLAN_SUFFIX
 from pipelines.engine.step import Expand
+from pipelines.engine.table_index import Index
 from pipelines.forgetting.traces import is_in
 from pipelines.recipe import Recipe
 
@@ -56,7 +58,7 @@ def failures(curation: Curation) -> list[Failure]:
     """Return every failed row of a curation, complete or not, once, sorted by step, class, source and span."""
     found = []
     for state in curation.segments:
-        failed = tables.Index(state.rows.rows.filter(pc.equal(state.rows.rows["fate"], "failed")))
+        failed = Index(state.rows.rows.filter(pc.equal(state.rows.rows["fate"], "failed")))
         if not len(failed):
             continue
         span = ("clip_index", "start_pts", "end_pts", "first_pts", "time_base_num", "time_base_den")
@@ -125,12 +127,16 @@ def take_out(recipe: Recipe, wanted: Sequence[Failure]) -> int:
 
 
 def retry(recipe: Recipe, wanted: Sequence[Failure], in_process: bool = False) -> tuple[list[Failure], Curated]:
-    """Retry failed rows by curating again; return the failures of the same files after it, and its result."""
-    check_no_unfinished_removal(recipe.out_uri)
-    count = take_out(recipe, wanted)
-    log.info(f"{len(wanted)} failed rows are retried; {count} rows of tables were taken out")
-    curated = curate(recipe, in_process)
-    clear(recipe.tables_uri)
+    """Retry failed rows by curating again; return the failures of the same files after it, and its result.
+
+    Raises `LeaseHeldError` while another command writes to the tables.
+    """
+    with lease(recipe.out_uri, TABLES):
+        check_no_unfinished_removal(recipe.out_uri)
+        count = take_out(recipe, wanted)
+        log.info(f"{len(wanted)} failed rows are retried; {count} rows of tables were taken out")
+        curated = curate(recipe, in_process)
+        clear(recipe.tables_uri)
     sources = {failure.source for failure in wanted}
     return [failure for failure in failures(curated.curation) if failure.source in sources], curated
 
@@ -217,9 +223,10 @@ def command(
     ] = None,
     as_json: AsJson = False,
     inline: InProcess = False,
+    remote_code: RemoteCode = False,
 ) -> None:
     """List failed rows by step and error class; --retry runs them again. Exits 1 if a retried row failed again."""
-    settings = read_recipe(recipe, set_)
+    settings = read_recipe(recipe, set_, remote_code or not retry_)
     curation = inspect(settings)
     if not curation.complete:
         typer.echo(f"curation is not complete: {curation.progress}; `worldloom run` runs the rest", err=True)

@@ -11,7 +11,7 @@ from cluster.config import ConfigError
 from pipelines.commands import curate, sample, train
 from pipelines.commands._conditioning_images import check_images
 from pipelines.commands._console import print_facts
-from pipelines.commands._options import Assignments, InProcess, RecipeFile, read_recipe
+from pipelines.commands._options import Assignments, InProcess, RecipeFile, RemoteCode, read_recipe
 from pipelines.commands._session import Session
 from pipelines.commands.report import try_report
 from pipelines.recipe import Recipe
@@ -51,9 +51,11 @@ def run(recipe: Recipe, in_process: bool = False) -> Outcome:
     return Outcome(curated, training, samples, report_uri, time.monotonic() - start_s)
 
 
-def command(recipe: RecipeFile, set_: Assignments = None, inline: InProcess = False) -> None:
+def command(
+    recipe: RecipeFile, set_: Assignments = None, inline: InProcess = False, remote_code: RemoteCode = False
+) -> None:
     """Run a recipe: curate, train and sample. Finished work is not done again; a run that was stopped resumes."""
-    settings = read_recipe(recipe, set_)
+    settings = read_recipe(recipe, set_, remote_code)
     with curate.printing_losses():
         outcome = run(settings, inline)
     facts = []

@@ -13,7 +13,7 @@ from cluster import storage
 from cluster.config import ConfigError, parse_options
 from cluster.telemetry import progress
 from pipelines.commands._conditioning_images import check_images, read_conditioning_image
-from pipelines.commands._options import Assignments, read_recipe, with_options
+from pipelines.commands._options import Assignments, RemoteCode, read_recipe, with_options
 from pipelines.commands.train import find_trained
 from pipelines.dataset import current
 from pipelines.recipe import Recipe
@@ -69,11 +69,12 @@ def command(
         str | None, typer.Option(help="Folder to write to; out/samples of the recipe, or else samples, by default.")
     ] = None,
     set_: Assignments = None,
+    remote_code: RemoteCode = False,
 ) -> None:
     """Sample video and images from a model: those that the recipe lists, or one for --prompt."""
     if recipe is None and model is None:
         raise ConfigError("say which model: give a recipe, or --model with the folder of an export")
-    settings = read_recipe(recipe, set_) if recipe else None
+    settings = read_recipe(recipe, set_, remote_code) if recipe else None
     for uri in _samples(settings, model, out, options):
         print(uri)
 

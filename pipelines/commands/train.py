@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from cluster.config import ConfigError
+from cluster.leases import lease
 from cluster.telemetry import log
 from pipelines.commands._console import print_facts
 from pipelines.commands._options import Assignments, InProcess, RecipeFile, read_recipe
@@ -23,25 +24,28 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
     """Train a recipe's model on its data set, from the newest checkpoint if there is one.
 
     The data set is the recipe's `manifest`, or the one that `curate` built last. `in_process` trains on one worker
-    without Ray and DeepSpeed. Raises `ConfigError` if there is no data set or it was built by other settings.
+    without Ray and DeepSpeed. Raises `ConfigError` if there is no data set or it was built by other settings, and
+    `LeaseHeldError` while another command trains the same run or removes data.
     """
     settings = settings_for(recipe, in_process)
     check_no_unfinished_removal(recipe.out_uri)
     dataset = current.read(recipe)
     write_resolved(recipe)
     run_uri = run_folder(settings, dataset.manifest_uri, recipe.out_uri, recipe.seed)
-    if dataset.content:
-        adopt_run(recipe, dataset.content, run_uri)
-    if (done := find_result(settings, run_uri)) is not None:
-        return done
-    check_manifest(settings, dataset.manifest_uri)
-    if in_process and settings.precision == "bf16":
-        log.warning("training in this process computes in fp32: precision bf16 needs DeepSpeed")
-    from training import run  # imports Ray Train, which takes half a second
+    with lease(recipe.out_uri, run_uri.rpartition("/")[2]):
+        if dataset.content:
+            adopt_run(recipe, dataset.content, run_uri)
+        if (done := find_result(settings, run_uri)) is not None:
+            return done
+        check_manifest(settings, dataset.manifest_uri)
+        if in_process and settings.precision == "bf16":
+            log.warning("training in this process computes in fp32: precision bf16 needs DeepSpeed")
+        from training import run  # imports Ray Train, which takes half a second
 
-    with opened(session, recipe.ray, in_process) as opened_session:
-        opened_session.connect()
-        return run.train(settings, dataset.manifest_uri, recipe.out_uri, seed=recipe.seed, distributed=not in_process)
+        with opened(session, recipe.ray, in_process) as opened_session:
+            opened_session.connect()
+            manifest_uri = dataset.manifest_uri
+            return run.train(settings, manifest_uri, recipe.out_uri, seed=recipe.seed, distributed=not in_process)
 
 
 def check_workers(recipe: Recipe, session: Session) -> None:

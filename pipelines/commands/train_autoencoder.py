@@ -11,6 +11,7 @@ from pydantic import Field
 
 from cluster import storage
 from cluster.config import ConfigError, Settings, override, parse, read_document
+from cluster.leases import lease
 from cluster.ray_settings import RaySettings
 from pipelines.commands._options import Assignments, InProcess
 from pipelines.commands._session import Session
@@ -55,7 +56,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, in_process: bool = False) -> st
     from training.autoencoder_training.loop import find_result, run_folder
     from training.tracking.metrics import progress_bar
 
-    with Session(recipe.ray, in_process) as session:
+    with lease(storage.absolute(recipe.out), "autoencoder"), Session(recipe.ray, in_process) as session:
         session.check_workers(recipe.train.worker_request)
         data = make_data(recipe)
         settings = recipe.train.model_copy(update={"workers": 1}) if in_process else recipe.train

@@ -15,7 +15,7 @@ import typer
 from cluster.config import ConfigError
 from cluster.resources import ClusterSize
 from pipelines.commands._console import print_line
-from pipelines.commands._options import Assignments, RecipeFile, read_recipe
+from pipelines.commands._options import Assignments, RecipeFile, RemoteCode, read_recipe
 from pipelines.engine.sources import SourceSettings, list_sources
 from pipelines.recipe import Recipe
 from pipelines.video.decode import DecodeError, probe
@@ -101,9 +101,10 @@ def command(
             "--sources", help=f"Also list the files of each source and open up to {PROBED}: counts, and the first bad."
         ),
     ] = False,
+    remote_code: RemoteCode = False,
 ) -> None:
     """Check a recipe without starting anything. Exits 1 with --sources if all files of a source are bad."""
-    settings = read_recipe(recipe, set_)
+    settings = read_recipe(recipe, set_, remote_code)
     checks = check_sources(settings) if sources else []
     for warning in warnings_of(settings):
         print_line(f"warning: {warning}")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.encoder import NULL_CAPTION, text_key
 from cluster import storage
+from cluster.telemetry import log
 from pipelines.curation import Curation, SegmentState
 from pipelines.dataset import splits
 from pipelines.dataset.text_embeddings import embed_captions, find_missing
@@ -180,7 +182,17 @@ def shard_rows(tables_uri: str, latents_folder: str) -> pa.Table:
         for name, value in (("file", file), ("bucket", bucket)):
             index = index.append_column(name, pa.array([value] * len(index), pa.string()))
         tables.append(index)
-    return pa.concat_tables(tables)
+    return first_of_each_uid(pa.concat_tables(tables))
+
+
+def first_of_each_uid(samples: pa.Table) -> pa.Table:
+    """Return the samples without those that an earlier row has: two writers may have encoded the same clip."""
+    uids = samples["uid"].combine_chunks()
+    first = pc.equal(pc.index_in(uids, uids), pa.array(np.arange(len(uids)), pa.int32()))
+    found = samples.filter(first)
+    if len(found) < len(samples):
+        log.warning(f"{len(samples) - len(found)} samples are in two shards; the first one of each counts")
+    return found
 
 
 def manifest_rows(clips: pa.Table, samples: pa.Table, text_identity: str, n_text: Mapping[str, int]) -> pa.Table:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.curation import Curation
-from pipelines.engine.tables import Index
+from pipelines.engine.table_index import Index
 from pipelines.steps._samples import WindowSamples, samples_of, windows_of
 from pipelines.steps.encode import BUCKET_COLUMNS, Encode
 from training.data.buckets import Bucket

@@ -12,13 +12,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from cluster import storage
 from cluster.telemetry import log
-from pipelines.engine.step import PENDING, Divisible, Mark, Piece, RunError, TableFunction, failure, map_rows
+from cluster.unreadable import cannot_be_read
+from pipelines.engine.pending import retry
+from pipelines.engine.step import Divisible, Mark, Piece, RunError, TableFunction, failure, map_rows
 
 PLAN_SUFFIX = ".plan.json"
 PIECE_SUFFIX = ".piece"
@@ -85,11 +88,21 @@ def is_join(task: pa.Table) -> bool:
     return JOIN_COLUMN in task.column_names
 
 
-def run_piece(step: Divisible, folder: str, task: pa.Table) -> None:
-    """Run a piece and store its result. An error is a result too: it fails the row when the pieces are joined."""
+def run_piece(step: Divisible, folder: str, task: pa.Table) -> str:
+    """Run a piece and store its result. An error is a result too: it fails the row when the pieces are joined.
+
+    A piece whose source cannot be read has no result; return the reason, which is empty for any other.
+    """
     (row,) = task.to_pylist()
     piece = Piece(**json.loads(row.pop(PIECE_COLUMN)))
-    storage.write_bytes(storage.join(folder, _piece_name(row["uid"], piece.number)), _run(step, row, piece))
+    try:
+        result = retry(partial(_run, step, row, piece))
+    except Exception as error:
+        if not cannot_be_read(error):
+            raise
+        return failure(error).reason
+    storage.write_bytes(storage.join(folder, _piece_name(row["uid"], piece.number)), result)
+    return ""
 
 
 def _run(step: Divisible, row: Mapping[str, Any], piece: Piece) -> bytes:
@@ -103,10 +116,9 @@ def _run(step: Divisible, row: Mapping[str, Any], piece: Piece) -> bytes:
     except RunError:
         raise
     except Exception as error:  # recorded in the row when its pieces are joined
-        mark = failure(error)
-        if mark.fate in PENDING:
+        if cannot_be_read(error):
             raise
-        reason = mark.reason
+        reason = failure(error).reason
     return json.dumps({**_header(piece), "failed": reason}).encode() + b"\n" + result
 
 

@@ -16,6 +16,7 @@ from cluster import storage
 from pipelines.engine import tables
 from pipelines.engine.segments import Segment
 from pipelines.engine.step import Expand, Global
+from pipelines.engine.table_index import fates_of_table
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class CachedRows:
     """Stored rows that passed a step of the same lineage."""
 
     index: pa.Table
-    """Columns uid, part and row, one row per uid."""
+    """Columns uid and part, one row per uid."""
 
     def fetch(self, uids: pa.ChunkedArray, fields: list[pa.Field]) -> tuple[pa.Array, pa.Table]:
         """Return a mask of the uids that are stored, and a table with their values, in order."""
@@ -33,10 +34,10 @@ class CachedRows:
         names = [field.name for field in fields]
         pieces, positions = [], []
         parts = stored["part"].to_pylist()
-        rows = stored["row"].to_pylist()
+        uids = stored["uid"].to_pylist()
         for part in sorted(set(parts)):
             mine = [i for i, name in enumerate(parts) if name == part]
-            pieces.append(tables.read_rows(part, [rows[i] for i in mine], names))
+            pieces.append(tables.read_rows(part, [uids[i] for i in mine], names))
             positions += mine
         if not pieces:
             return found, pa.table({field.name: pa.array([], field.type) for field in fields})
@@ -58,37 +59,30 @@ def find_cached_rows(tables_uri: str, segment: Segment) -> dict[str, CachedRows]
     ):
         if (folder + "/").startswith(own):
             continue
-        parts = [entry.uri for entry in storage.list_files(folder, tables.PART_SUFFIX)]
-        metadata = tables.read_metadata(parts[0])
+        first = storage.list_files(folder, tables.PART_SUFFIX)[0].uri
+        metadata = tables.read_metadata(first)
         labels, lineages = cast(list[str], metadata.get("labels", [])), cast(list[str], metadata.get("lineages", []))
+        if not wanted.keys() & set(lineages):
+            continue
+        rows = fates_of_table(folder)
         for position, lineage in enumerate(lineages):
             if lineage in wanted:
-                passed = labels[position + 1 :]
-                found.setdefault(wanted[lineage], []).extend(_rows_past(part, passed) for part in parts)
+                found.setdefault(wanted[lineage], []).append(_rows_past(rows, labels[position + 1 :]))
     return {label: CachedRows(_first_of_each(pa.concat_tables(pieces))) for label, pieces in found.items()}
 
 
-def _rows_past(part: str, later_labels: list[str]) -> pa.Table:
-    """Return the rows of a part that were kept, or marked only by one of the later steps."""
-    rows = storage.read_table(part, ["uid", "fate", "fate_step"])
-    numbered = pa.table(
-        {
-            "uid": rows["uid"],
-            "part": pa.array([part] * len(rows), pa.string()),
-            "row": pa.array(range(len(rows)), pa.int64()),
-        }
+def _rows_past(rows: pa.Table, later_labels: list[str]) -> pa.Table:
+    """Return uid and part of the rows that were kept, or marked only by one of the later steps."""
+    passed = pc.or_(
+        pc.equal(rows["fate"], "kept"),
+        pc.fill_null(pc.is_in(rows["fate_step"], pa.array(later_labels, pa.string())), False),
     )
-    return numbered.filter(
-        pc.or_(
-            pc.equal(rows["fate"], "kept"),
-            pc.fill_null(pc.is_in(rows["fate_step"], pa.array(later_labels, pa.string())), False),
-        )
-    )
+    return rows.filter(passed).select(["uid", "part"])
 
 
 def _first_of_each(rows: pa.Table) -> pa.Table:
-    """Return one row per uid: the first by part and row, so that the choice does not depend on the listing."""
-    ordered = rows.sort_by([("uid", "ascending"), ("part", "ascending"), ("row", "ascending")]).combine_chunks()
+    """Return one row per uid: the first by part, so that the choice does not depend on the listing."""
+    ordered = rows.sort_by([("uid", "ascending"), ("part", "ascending")]).combine_chunks()
     uids = ordered["uid"]
     if len(ordered) < 2:
         return ordered

@@ -39,6 +39,11 @@ class Segment:
     def first(self) -> Step:
         return self.steps[0]
 
+    @property
+    def input_column(self) -> str:
+        """Column of its table that has the uid of the input row."""
+        return "source_uid" if isinstance(self.first, Expand) else "uid"
+
     def folder(self, tables_uri: str) -> str:
         """Return the URI of the segment's table."""
         return storage.join(tables_uri, f"{self.label.replace('#', '-')}-{self.fingerprint}")

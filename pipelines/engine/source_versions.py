@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from cluster import storage
+from cluster.unreadable import UnreadableError, unreadable_errors
 
 VERSION_COLUMNS = ("size_bytes", "version")
 """Columns of a row that identify the version of its source file."""
@@ -16,8 +17,10 @@ VERSION_COLUMNS = ("size_bytes", "version")
 NS_PER_S = 10**9
 
 
-class ChangedSourceError(ValueError):
-    """An error of a row whose source file is not the one that was listed. The next run lists the file as it is then."""
+class ChangedSourceError(UnreadableError):
+    """A row's source file is not the one that was listed. The row is pending: the next run lists the file as it is."""
+
+    may_pass_soon = False
 
 
 @contextlib.contextmanager
@@ -40,7 +43,8 @@ def _check(row: Mapping[str, Any], cause: Exception | None) -> None:
     if version is None:
         return
     filesystem, path = storage.resolve(uri)
-    info = filesystem.get_file_info(path)
+    with unreadable_errors(uri):
+        info = filesystem.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
         raise ChangedSourceError(f"{uri}: was removed since it was listed; run again") from cause
     if info.size != row["size_bytes"] or _time(uri, str(info.mtime_ns)) != _time(uri, version):

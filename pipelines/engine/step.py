@@ -22,12 +22,18 @@ import pyarrow.compute as pc
 from cluster.plugins import Plugin
 from cluster.resources import Resources
 from cluster.storage import digest
+from cluster.unreadable import cannot_be_read, may_pass_soon
 from pipelines.engine.shuffle import Rows
 
 FOLDER = "pipelines.steps"
 
 Fate = Literal["kept", "dropped", "failed", "duplicate"]
 FATES: tuple[Fate, ...] = ("kept", "dropped", "failed", "duplicate")
+
+PendingFate = Literal["unreadable", "pending"]
+PENDING: tuple[PendingFate, ...] = ("unreadable", "pending")
+"""Fates of rows that a worker leaves out of its part, so that the next run takes them again. One that is unreadable is
+tried again first, since what keeps it from being read may pass soon."""
 
 FATE_FIELDS = (
     pa.field("fate", pa.string(), metadata={"doc": "kept, dropped, failed or duplicate"}),
@@ -54,7 +60,7 @@ class RunError(RuntimeError):
 class Mark:
     """The fate of a row that is no longer kept, and the reason."""
 
-    fate: Fate
+    fate: Fate | PendingFate
     reason: str
     value: float | None = None
     bound: float | None = None
@@ -235,7 +241,7 @@ def values_of(field: pa.Field) -> tuple[str, ...]:
 def map_rows(
     table: pa.Table, writes: Sequence[pa.Field], function: Callable[[dict[str, Any]], Mapping[str, Any] | Mark]
 ) -> pa.Table:
-    """Apply a function to each row of a table of live rows. An exception marks its row as failed and no other."""
+    """Apply a function to each row of a table of live rows. An exception marks its row (`failure`) and no other."""
     values: list[Mapping[str, Any]] = []
     marks: list[Mark | None] = []
     for row in table.to_pylist():
@@ -253,8 +259,11 @@ def map_rows(
 
 
 def failure(error: BaseException) -> Mark:
-    """Return the mark of a row whose work raised an error."""
-    return Mark("failed", f"{type(error).__name__}: {str(error).strip() or 'no message'}"[:2000])
+    """Return the mark of a row whose work raised an error: pending if its source cannot be read, else failed."""
+    fate: Fate | PendingFate = "failed"
+    if cannot_be_read(error):
+        fate = "unreadable" if may_pass_soon(error) else "pending"
+    return Mark(fate, f"{type(error).__name__}: {str(error).strip() or 'no message'}"[:2000])
 
 
 def set_column(table: pa.Table, field: pa.Field, values: Sequence[Any] | pa.Array | pa.ChunkedArray) -> pa.Table:

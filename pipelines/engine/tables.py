@@ -1,83 +1,29 @@
-"""Tables on disk: parts that are complete or absent, an index of their rows, and tasks for work on some of them."""
+"""Tables on disk: parts that are complete or absent, and tasks for work on some of their rows."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import storage
+from pipelines.engine.step import RunError
 
 METADATA_KEY = b"worldloom"
 
 PART_SUFFIX = ".parquet"
 
-TASK_SCHEMA = pa.schema([("part", pa.string()), ("rows", pa.list_(pa.int64()))])
-"""A task for stored rows: row numbers by part. A task for new sources holds their rows themselves."""
+TASK_SCHEMA = pa.schema([("part", pa.string()), ("uids", pa.list_(pa.string()))])
+"""A task for stored rows: their uids by part. A task for new sources holds their rows themselves."""
+
+END_SUFFIX = ".ended"
+"""Suffix of the file that ends a stream of tasks: while it exists, no worker of that stream writes a part."""
 
 TARGET_TASKS = 16
 """Approximate number of tasks for a small input, so that all cores have work and a kill costs little."""
-
-
-@dataclass(frozen=True)
-class Index:
-    """An index of the rows of a table: uid, uid of the input row (`input_uid`), fate, part and row number."""
-
-    rows: pa.Table
-
-    @property
-    def uids(self) -> pa.ChunkedArray:
-        return self.rows["uid"]
-
-    def __len__(self) -> int:
-        return int(self.rows.num_rows)
-
-    def of_inputs(self, uids: pa.ChunkedArray | pa.Array) -> Index:
-        """Return the index of rows that came from these input rows."""
-        return Index(self.rows.filter(pc.is_in(self.rows["input_uid"], pa.array(uids.to_pylist(), pa.string()))))
-
-    def live(self) -> Index:
-        """Return the index of kept rows."""
-        return Index(self.rows.filter(pc.equal(self.rows["fate"], "kept")))
-
-    def without_inputs(self, done: pa.ChunkedArray) -> Index:
-        """Return the index of rows whose uid is not in `done`."""
-        return Index(self.rows.filter(pc.invert(pc.is_in(self.rows["uid"], pa.array(done.to_pylist(), pa.string())))))
-
-    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read the rows, sorted by uid, so that the result does not depend on how rows are divided into parts."""
-        tables = [read_rows(part, rows, columns) for part, rows in self.by_part()]
-        return (
-            pa.concat_tables(tables).sort_by("uid")
-            if tables
-            else pa.table({name: pa.array([], pa.string()) for name in columns or ["uid"]})
-        )
-
-    def by_part(self) -> Iterator[tuple[str, list[int]]]:
-        """Yield (part, row numbers), sorted by part."""
-        parts = self.rows["part"].to_pylist()
-        rows = self.rows["row"].to_pylist()
-        grouped: dict[str, list[int]] = {}
-        for part, row in zip(parts, rows, strict=True):
-            grouped.setdefault(part, []).append(row)
-        yield from sorted(grouped.items())
-
-    def tasks(self, rows_per_part: int) -> list[pa.Table]:
-        """Return tasks for these rows: about `TARGET_TASKS`, or more if `rows_per_part` is smaller."""
-        size = task_size(len(self), rows_per_part)
-        tasks: list[pa.Table] = []
-        pending: dict[str, list[int]] = {}
-        for part, rows in self.by_part():
-            for row in rows:
-                pending.setdefault(part, []).append(row)
-                if sum(map(len, pending.values())) == size:
-                    tasks.append(_task(pending))
-                    pending = {}
-        return [*tasks, _task(pending)] if pending else tasks
 
 
 def task_size(n_rows: int, rows_per_part: int) -> int:
@@ -85,59 +31,61 @@ def task_size(n_rows: int, rows_per_part: int) -> int:
     return max(1, min(rows_per_part, -(-n_rows // TARGET_TASKS)))
 
 
-def _task(rows_of_parts: Mapping[str, list[int]]) -> pa.Table:
-    return pa.table({"part": list(rows_of_parts), "rows": list(rows_of_parts.values())}, TASK_SCHEMA)
+def task_of(uids_of_parts: Mapping[str, list[str]]) -> pa.Table:
+    """Return the task for these rows of these parts."""
+    return pa.table({"part": list(uids_of_parts), "uids": list(uids_of_parts.values())}, TASK_SCHEMA)
 
 
 def split_task(task: pa.Table) -> list[pa.Table]:
     """Split a task into tasks of one row each."""
     if task.schema != TASK_SCHEMA:
         return [task.slice(i, 1) for i in range(len(task))]
-    return [_task({item["part"]: [row]}) for item in task.to_pylist() for row in item["rows"]]
+    return [task_of({item["part"]: [uid]}) for item in task.to_pylist() for uid in item["uids"]]
+
+
+def uids_of(task: pa.Table) -> list[str]:
+    """Return the uids of a task's rows."""
+    if task.schema != TASK_SCHEMA:
+        return list(task["uid"].to_pylist())
+    return [uid for item in task.to_pylist() for uid in item["uids"]]
 
 
 def read_task(task: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the rows of a task, all columns or some."""
+    """Read the rows of a task, all columns or some. Raises `RunError` if one is gone."""
     if task.schema != TASK_SCHEMA:
         return task
     return pa.concat_tables(
-        read_rows(item["part"], item["rows"], columns) for item in task.to_pylist()
+        read_rows(item["part"], item["uids"], columns) for item in task.to_pylist()
     ).combine_chunks()
 
 
-def read_rows(part: str, rows: Sequence[int], columns: Sequence[str] | None) -> pa.Table:
-    """Read rows of a part by their numbers, all columns or some."""
-    return storage.read_table(part, list(columns) if columns is not None else None).take(pa.array(rows, pa.int64()))
+def read_rows(part: str, uids: Sequence[str], columns: Sequence[str] | None) -> pa.Table:
+    """Read rows of a part by their uids, in this order, all columns or some.
+
+    Rows are not named by number: a part may be rewritten without some of its rows. Raises `RunError` if a row is gone.
+    """
+    names = None if columns is None else list(dict.fromkeys([*columns, "uid"]))
+    try:
+        table = storage.read_table(part, names)
+    except FileNotFoundError as error:
+        raise RunError(f"{part}: was removed while this command ran; run it again") from error
+    position = pc.index_in(pa.array(uids, pa.string()), table["uid"].combine_chunks())
+    if position.null_count:
+        gone = f"{position.null_count} of its rows were removed while this command ran"
+        raise RunError(f"{part}: {gone}; run it again")
+    table = table.take(position)
+    return table if columns is None else table.select(list(columns))
 
 
-def index_table(folder: str, input_column: str = "uid") -> Index:
-    """Return the index of every row in a table's visible parts."""
-    parts = [entry.uri for entry in storage.list_files(folder, PART_SUFFIX)]
-    tables = []
-    for part in parts:
-        columns = storage.read_table(part, ["uid", "fate"] + ([input_column] if input_column != "uid" else []))
-        tables.append(
-            pa.table(
-                {
-                    "uid": columns["uid"],
-                    "input_uid": columns[input_column],
-                    "fate": columns["fate"],
-                    "part": pa.array([part] * len(columns), pa.string()),
-                    "row": pa.array(np.arange(len(columns)), pa.int64()),
-                }
-            )
-        )
-    empty = pa.table({name: pa.array([], kind) for name, kind in _INDEX_TYPES.items()})
-    return Index(pa.concat_tables([empty, *tables]))
+def new_end_marker(folder: str) -> str:
+    """Return the URI of the file that would end a new stream of tasks."""
+    return storage.join(folder, f"stream-{secrets.token_hex(8)}{END_SUFFIX}")
 
 
-_INDEX_TYPES = {
-    "uid": pa.string(),
-    "input_uid": pa.string(),
-    "fate": pa.string(),
-    "part": pa.string(),
-    "row": pa.int64(),
-}
+def remove_end_markers(folder: str) -> None:
+    """Remove the files that ended streams, before the first stream of a run: those of earlier runs are over."""
+    for entry in storage.list_files(folder, END_SUFFIX):
+        storage.remove(entry.uri)
 
 
 def write_part(folder: str, table: pa.Table, metadata: Mapping[str, object]) -> str:

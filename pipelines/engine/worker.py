@@ -6,14 +6,17 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster import storage
 from cluster.resources import Resources
 from pipelines.engine import pieces, tables
 from pipelines.engine.exclusions import NO_EXCLUSIONS, Exclusions
+from pipelines.engine.pending import retry_rows, without_pending
 from pipelines.engine.reuse import CachedRows
 from pipelines.engine.segments import Segment, footer
 from pipelines.engine.step import (
@@ -34,9 +37,16 @@ from pipelines.engine.step import (
 )
 
 REPORT_SCHEMA = pa.schema(
-    [("part", pa.string()), ("n_inputs", pa.int64()), ("n_rows", pa.int64()), ("cpu_s", pa.float64())]
+    [
+        ("part", pa.string()),
+        ("n_inputs", pa.int64()),
+        ("n_rows", pa.int64()),
+        ("cpu_s", pa.float64()),
+        ("n_pending", pa.int64()),
+        ("pending_reason", pa.string()),
+    ]
 )
-"""Report of a finished task: the URI of its part (empty if it wrote none), and its cost."""
+"""Report of a finished task: the URI of its part (empty if it wrote none), its cost, and the inputs it left pending."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,8 @@ class Job:
     solved: pa.Table | None = None
     """The decisions of a `Global` step."""
     exclusions: Exclusions = NO_EXCLUSIONS
+    end_marker: str = ""
+    """URI of a file that ends this job's stream of tasks when it exists; empty for one that cannot be ended."""
 
     def stages(self) -> list[Stage]:
         """Group neighbouring steps with equal resources: they share a worker."""
@@ -119,8 +131,8 @@ class Worker:
             first = job.segment.first
             if isinstance(first, Divisible):
                 if pieces.is_piece(table):
-                    pieces.run_piece(first, job.folder, table)
-                    return report("", 0, 0, time.process_time() - start_s)
+                    reason = pieces.run_piece(first, job.folder, table)
+                    return report("", 0, 0, time.process_time() - start_s, (int(bool(reason)), reason))
                 table, joined = self._select_rows(first, table)
             costs.n_inputs = len(table)
             table = table if "fate" in table.column_names else start_fates(table)
@@ -137,9 +149,14 @@ class Worker:
         costs.cpu_s += time.process_time() - start_s
         if not stage.writes:
             return costs.attach_to(table)
-        table = job.exclusions.redact_shots(tables.conform(table, job.segment.schema))
+        table, *pending = without_pending(tables.conform(table, job.segment.schema), job.segment.input_column)
+        if not len(table):
+            return report("", costs.n_inputs, 0, costs.cpu_s, pending)
+        table = job.exclusions.redact_shots(table)
+        if job.end_marker and storage.exists(job.end_marker):
+            raise RunError(f"{job.segment.label}: this stream of tasks has ended, and another does its rows")
         part = tables.write_part(job.folder, table, {**footer(job.segment), **asdict(costs)})
-        return report(part, costs.n_inputs, len(table), costs.cpu_s)
+        return report(part, costs.n_inputs, len(table), costs.cpu_s, pending)
 
     def close(self) -> None:
         """Close the functions of steps that have a `close`."""
@@ -195,7 +212,7 @@ def run_step(
         positions.append(work_positions.filter(stored))
         work, work_positions = work.filter(pc.invert(stored)), work_positions.filter(pc.invert(stored))
     if len(work):
-        done = guarded(function, work, fields)
+        done = retry_rows(partial(guarded, function, fields=fields), work)
         assert done["uid"].equals(work["uid"]), f"{label} changed the rows or their order"
         marked = pc.invert(is_live(done))
         done = set_column(
@@ -207,7 +224,7 @@ def run_step(
 
 
 def guarded(function: TableFunction, table: pa.Table, fields: Sequence[pa.Field]) -> pa.Table:
-    """Return the function's result. If it raises, run each row alone, so that only the rows at fault are failed."""
+    """Return the function's result. If it raises, run each row alone, so that only the rows at fault are marked."""
     try:
         return function(table)
     except RunError:
@@ -282,6 +299,7 @@ def failed_rows(job: Job, task: pa.Table, reason: str) -> pa.Table:
     return report(part, len(rows), len(rows), 0.0)
 
 
-def report(part: str, n_inputs: int, n_rows: int, cpu_s: float) -> pa.Table:
-    """Return the report of a task as a table of one row."""
-    return pa.table({"part": [part], "n_inputs": [n_inputs], "n_rows": [n_rows], "cpu_s": [cpu_s]}, REPORT_SCHEMA)
+def report(part: str, n_inputs: int, n_rows: int, cpu_s: float, pending: Sequence[Any] = (0, "")) -> pa.Table:
+    """Return the report of a task as a table of one row; `pending` is the number of pending inputs and a reason."""
+    values = (part, n_inputs, n_rows, cpu_s, *pending)
+    return pa.table([[value] for value in values], schema=REPORT_SCHEMA)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from cluster import storage
 from cluster.plugins import PluginField
 from cluster.telemetry import progress
+from pipelines.engine.pending import PendingRows
 from pipelines.engine.segments import Segment
 from pipelines.engine.source_versions import unchanged_source
 from pipelines.engine.step import Context, RunError, Step, TableFunction, column, map_rows
@@ -45,13 +46,19 @@ REWRITE, NEW = "rewrite:", "new:"
 def run_step(
     step: Step, schema: pa.Schema, folder: str, tasks: list[pa.Table], n_rows: int, run_tasks: RunTasks
 ) -> None:
-    """Run tasks through a single step, as a segment whose table is in `folder`."""
+    """Run tasks through a single step, as a segment whose table is in `folder`.
+
+    Raises `RunError` if rows are left pending, as their sources cannot be read.
+    """
     segment = Segment(
         step.name, (step.name,), (step,), ("",), schema, storage.digest(step.model_dump_json(), size_bytes=8)
     )
+    pending = PendingRows(step.name)
     with progress(step.name, n_rows) as bar:
         for report in run_tasks(Job(segment, folder, (Context(folder, 0),)), tasks):
             bar.advance(sum(report["n_inputs"].to_pylist()))
+            pending.add(report)
+    pending.check_none(pending.n, n_rows)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from pipelines.engine import exclusions, tables
 from pipelines.engine.exclusions import Exclusions
 from pipelines.engine.pieces import PIECE_SUFFIX, PLAN_SUFFIX
 from pipelines.engine.step import set_column
+from pipelines.engine.table_index import remove_stored_indexes
 from pipelines.forgetting.proof import is_text, occur_in_file, temporary_files
 from pipelines.forgetting.removal_list import RemovalList, listed_sources, parquet_files, table_kind, table_name
 from pipelines.forgetting.traces import Identifiers, holds_text, is_in, payload_digest, text_cells
@@ -43,6 +44,7 @@ def remove(recipe: Recipe, removal: RemovalList) -> tuple[Counter[str], int]:
     out = recipe.out_uri
     redacted = Counter[str]()
     n_files = _remove_files(recipe, removal) + _remove_exports(out, removal)
+    n_files += remove_stored_indexes(recipe.tables_uri)
     for folder in sorted({entry.uri.rpartition("/")[0] for entry in storage.list_files(out, journal.SUFFIX)}):
         journal.filter_records(
             folder,

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster import storage
+from cluster import leases, storage
 from cluster.config import ConfigError
 from pipelines.dataset import current
 from pipelines.engine import exclusions
@@ -57,10 +57,17 @@ def forget(
 ) -> Outcome | None:
     """Remove a source (by URI or uid) or the span of a clip (by uid) from `recipe.out`.
 
-    With neither, an interrupted removal is finished. Returns None if `confirm` returns False. No other command may be
-    running in the same `out`. Raises `ConfigError` for an unknown source or uid, and `RuntimeError` listing the traces
-    that could not be removed.
+    With neither, an interrupted removal is finished. Returns None if `confirm` returns False. Raises `ConfigError` for
+    an unknown source or uid, `LeaseHeldError` while another command writes to `out`, and `RuntimeError` listing the
+    traces that could not be removed.
     """
+    with leases.lease(recipe.out_uri, leases.EVERYTHING):
+        return _forget(recipe, source, uid, confirm)
+
+
+def _forget(
+    recipe: Recipe, source: str | None, uid: str | None, confirm: Callable[[RemovalList], bool]
+) -> Outcome | None:
     out = recipe.out_uri
     unfinished = _unfinished_lists(out)
     removal = build_removal_list(recipe, *_find_target(recipe, source, uid, unfinished))

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from cluster.arrays import BoolArray, Float64Array, Int64Array
 from pipelines.engine import tables
-from pipelines.engine.tables import Index
+from pipelines.engine.table_index import Index
 from pipelines.report.causes import Cause, cause_of
 
-RowRef = tuple[str, int]
-"""Reference to a stored row: the URI of its part and its row number in the part."""
+RowRef = tuple[str, str]
+"""Reference to a stored row: the URI of its part and its uid."""
 
 SEPARATOR = "\x1f"
 """Separates the fields of a joined key: the unit separator, which no label contains."""
@@ -29,7 +29,6 @@ class Batch:
     """Rows of one part, N of them, with some of their columns."""
 
     part: str
-    row_numbers_N: Int64Array
     table: pa.Table
 
     def __len__(self) -> int:
@@ -94,8 +93,8 @@ class Batch:
 
 def read_batches(index: Index, columns: Sequence[str]) -> Iterator[Batch]:
     """Yield the rows of an index part by part. Only these columns are read, and one part is in memory at a time."""
-    for part, rows in index.by_part():
-        yield Batch(part, np.array(rows, np.int64), tables.read_rows(part, rows, columns))
+    for part, uids in index.by_part():
+        yield Batch(part, tables.read_rows(part, uids, columns))
 
 
 class SmallestRows:
@@ -106,7 +105,7 @@ class SmallestRows:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._items: list[tuple[object, str, str, int]] = []
+        self._items: list[tuple[object, str, str]] = []
 
     def add(self, batch: Batch, mask_N: BoolArray, keys_N: Float64Array | NDArray[np.str_]) -> None:
         """Add the rows of a batch that are in the mask. NaN is the largest key."""
@@ -116,22 +115,22 @@ class SmallestRows:
         if not len(found):
             return
         first = found[np.lexsort((batch.uids[found], keys_N[found]))[: self.size]]
-        new = [(keys_N[i].item(), str(batch.uids[i]), batch.part, int(batch.row_numbers_N[i])) for i in first]
+        new = [(keys_N[i].item(), str(batch.uids[i]), batch.part) for i in first]
         self._items = list(heapq.merge(self._items, new))[: self.size]
 
     @property
     def refs(self) -> list[RowRef]:
         """References to the rows, in the order of their keys."""
-        return [(part, row) for _, _, part, row in self._items]
+        return [(part, uid) for _, uid, part in self._items]
 
 
 def read_refs(refs: Sequence[RowRef], columns: Sequence[str]) -> dict[RowRef, dict[str, object]]:
     """Return the values of the referenced rows by column name. One part is in memory at a time."""
-    rows_of_part: dict[str, list[int]] = {}
-    for part, row in refs:
-        rows_of_part.setdefault(part, []).append(row)
+    uids_of_part: dict[str, list[str]] = {}
+    for part, uid in refs:
+        uids_of_part.setdefault(part, []).append(uid)
     found: dict[RowRef, dict[str, object]] = {}
-    for part, rows in sorted(rows_of_part.items()):
-        values = tables.read_rows(part, rows, columns).to_pylist()
-        found.update({(part, row): value for row, value in zip(rows, values, strict=True)})
+    for part, uids in sorted(uids_of_part.items()):
+        values = tables.read_rows(part, uids, columns).to_pylist()
+        found.update({(part, uid): value for uid, value in zip(uids, values, strict=True)})
     return found

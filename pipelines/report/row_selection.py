@@ -76,7 +76,8 @@ class DuplicateGroups:
         if not len(self._kept_uids):
             return
         for i in np.flatnonzero(pc.is_in(batch.table["uid"], self._kept_uids).to_numpy()).tolist():
-            self._kept[str(batch.uids[i])] = (batch.part, int(batch.row_numbers_N[i]))
+            uid = str(batch.uids[i])
+            self._kept[uid] = (batch.part, uid)
         duplicate_of = pc.fill_null(batch.table["duplicate_of"], "")
         duplicate_of_N = np.array(duplicate_of.to_pylist())
         for uid in pc.unique(duplicate_of.filter(pc.is_in(duplicate_of, self._kept_uids))).to_pylist():

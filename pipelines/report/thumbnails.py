@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipelines.curation import Curation
 from pipelines.engine import tables
+from pipelines.engine.table_index import Index
 
 MAX_CLIPS = 600
 """Largest number of clips with thumbnails."""
@@ -35,9 +36,9 @@ def read_thumbnails(curation: Curation, uids: Sequence[str]) -> dict[str, list[b
                 continue
             missing = pa.array([uid for uid in uids if uid not in found], pa.string())
             rows = state.rows.rows
-            index = tables.Index(rows.filter(pc.is_in(rows["uid"], missing)))
-            for part, row_numbers in index.by_part():
-                for row in tables.read_rows(part, row_numbers, ["uid", column]).to_pylist():
+            index = Index(rows.filter(pc.is_in(rows["uid"], missing)))
+            for part, found_uids in index.by_part():
+                for row in tables.read_rows(part, found_uids, ["uid", column]).to_pylist():
                     if row[column]:
                         images = evenly_spaced(row[column], MAX_PER_CLIP)
                         found[row["uid"]] = [small_thumbnail(image) for image in images]

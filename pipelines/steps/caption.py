@@ -101,6 +101,8 @@ class RewriteSettings(Settings):
 class Caption(Step):
     """Captions every live clip. One without a fit caption after all retries is failed, with the reason of each.
 
+    A clip is pending, and asked about again by the next run, if the server gave no answer in time or failed itself.
+
     An engine that answers prompts works in its own segment, and each of its answers is stored at arrival
     (`captioning.dialogue.journal`). So a run that is stopped asks no question twice.
     """
@@ -314,7 +316,7 @@ class ClipCaptioner:
             "caption_cost_usd": usage.cost_usd,
         }
         if isinstance(end, Failed):
-            return values, Mark("failed", end.reason[:2000])
+            return values, Mark("pending" if end.may_pass else "failed", end.reason[:2000])
         values |= {
             "caption": end.main_caption,
             "captions": [{"kind": kind, "text": text} for kind, text in end.captions.items()],

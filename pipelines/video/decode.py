@@ -29,6 +29,7 @@ from av.video.stream import VideoStream
 
 from cluster import storage
 from cluster.arrays import UInt8Array
+from cluster.unreadable import WatchedFile, check_readable
 from pipelines.video.media_info import MediaInfo, media_info
 from pipelines.video.scale import assumed_colorspace, packed_array, rescale
 
@@ -324,7 +325,7 @@ class Video:
 
 @contextlib.contextmanager
 def open_video(uri: str, threads: int = 1) -> Iterator[Video]:
-    """Open a local or remote video. Raises `DecodeError`; errors of remote storage pass through unchanged.
+    """Open a local or remote video. Raises `DecodeError`, and `OSError` if its bytes cannot be read.
 
     One decoder thread is the default: there is one worker per core, and more threads would compete with the other
     workers. The stream is the one that FFmpeg rates best, which excludes cover art.
@@ -333,18 +334,31 @@ def open_video(uri: str, threads: int = 1) -> Iterator[Video]:
         with open(log, "a", encoding="utf-8") as handle:
             handle.write(uri + "\n")
     with contextlib.ExitStack() as stack:
-        source: Any = (
-            str(storage.local_path(uri)) if storage.is_local(uri) else stack.enter_context(storage.open_input(uri))
-        )
+        watched: WatchedFile | None = None
+        if not storage.is_local(uri):
+            watched = WatchedFile(uri, stack.enter_context(storage.open_input(uri)))
         try:
-            container = stack.enter_context(
-                av.open(source, metadata_errors="ignore", options={"format_whitelist": CONTAINER_FORMATS})
-            )
-        except av.error.ArgumentError as error:
-            raise DecodeError(f"{file_name(uri)}: {type(error).__name__}: {NOT_A_VIDEO}") from error
-        except av.error.FFmpegError as error:
-            raise decode_error(uri, error) from error
-        yield Video(uri, container, threads)
+            yield Video(uri, _open_container(uri, watched or str(storage.local_path(uri)), stack), threads)
+        except Exception as error:
+            if watched and watched.error not in (None, error):
+                raise watched.error from error
+            if watched is None and isinstance(error, DecodeError | av.error.FFmpegError):
+                check_readable(str(storage.local_path(uri)), error)
+            raise
+        if watched and watched.error:
+            raise watched.error
+
+
+def _open_container(uri: str, source: Any, stack: contextlib.ExitStack) -> InputContainer:
+    """Open a container, which `stack` closes. Raises `DecodeError`."""
+    try:
+        return stack.enter_context(
+            av.open(source, metadata_errors="ignore", options={"format_whitelist": CONTAINER_FORMATS})
+        )
+    except av.error.ArgumentError as error:
+        raise DecodeError(f"{file_name(uri)}: {type(error).__name__}: {NOT_A_VIDEO}") from error
+    except av.error.FFmpegError as error:
+        raise decode_error(uri, error) from error
 
 
 def probe(uri: str) -> MediaInfo:

@@ -18,6 +18,7 @@ from pipelines.curation import Curation, SegmentState
 from pipelines.engine import tables
 from pipelines.engine.segments import Segment, segments_of
 from pipelines.engine.sources import SCHEMA as SOURCE_SCHEMA
+from pipelines.engine.table_index import index_table
 from pipelines.recipe import Recipe
 
 HOSTILE_TEXT = '</script><script>window.injected = 1</script><img src=x onerror="window.injected = 2"> & <!-- <script>'
@@ -169,7 +170,7 @@ def make_curation(folder: Path, rows: list[dict[str, Any]], n_parts: int = 3) ->
         uri = segment.folder(recipe.tables_uri)
         for part in range(n_parts):
             _write_part(segment, uri, rows[part::n_parts])
-        states.append(SegmentState(segment, uri, len(rows), len(rows), tables.index_table(uri)))
+        states.append(SegmentState(segment, uri, len(rows), len(rows), index_table(uri)))
     sources = {row["source_uid"]: {**row, "uid": row["source_uid"]} for row in rows}
     listed = pa.Table.from_pylist([sources[uid] for uid in sorted(sources)], SOURCE_SCHEMA)
     return recipe, Curation(listed, tuple(states), complete=True)

@@ -37,7 +37,7 @@ def tasks(folder: Path, n: int = 3000, parts: int = 7) -> list[pa.Table]:
     for part, numbers in enumerate(np.array_split(np.arange(n), parts)):
         path = str(folder / f"{part}.parquet")
         pq.write_table(pa.table({"uid": [f"{i:05d}" for i in numbers], "number": numbers, "other": numbers}), path)
-        made.append(pa.table({"part": [path], "rows": [list(range(0, len(numbers), 2))]}, TASK_SCHEMA))
+        made.append(pa.table({"part": [path], "uids": [[f"{i:05d}" for i in numbers[::2]]]}, TASK_SCHEMA))
     return made
 
 

@@ -25,6 +25,7 @@ from pipelines import inline
 from pipelines.curation import run_segments
 from pipelines.engine import tables
 from pipelines.engine.exclusions import Span, check_no_unfinished_removal
+from pipelines.engine.table_index import index_table
 from pipelines.forgetting.request import forget
 from pipelines.recipe import Recipe
 from tests.support.killing import Killed, Killer
@@ -60,7 +61,9 @@ def first_and_last_clip(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]
 
 def test_a_part_loses_all_rows_or_none(tmp_path: Path) -> None:
     folder = str(tmp_path / "table")
-    rows = pa.table({"uid": [f"u{i}" for i in range(6)], "fate": ["kept"] * 6, "size": list(range(6))})
+    rows = pa.table(
+        {"uid": [f"u{i}" for i in range(6)], "fate": ["kept"] * 6, "fate_step": [""] * 6, "size": list(range(6))}
+    )
     parts = [tables.write_part(folder, rows.slice(start, 3), {"label": "x"}) for start in (0, 3)]
     gone = pa.array(["u1", "u3", "u4", "u5"])
     for at in (*range(4), None):
@@ -69,10 +72,10 @@ def test_a_part_loses_all_rows_or_none(tmp_path: Path) -> None:
             for part in parts:
                 with contextlib.suppress(Killed):
                     tables.remove_rows(part, gone) if storage.exists(part) else None
-                seen = tables.index_table(folder).uids.to_pylist()
+                seen = index_table(folder).uids.to_pylist()
                 assert len(seen) == len(set(seen))
                 assert {"u0", "u2"} <= set(seen)
-    assert tables.index_table(folder).uids.to_pylist() == ["u0", "u2"]
+    assert index_table(folder).uids.to_pylist() == ["u0", "u2"]
     assert tables.read_metadata(parts[0]) == {"label": "x"}
     left = rows.filter(pc.is_in(rows["uid"], pa.array(["u0", "u2"])))
     written = tables.write_part(str(tmp_path / "other"), left, {"label": "x"})
