@@ -83,7 +83,10 @@ def load_clip(model: str, pretrained: str, revision: str, dtype: str, device: st
             loaded, transform = open_clip.create_model_from_pretrained(
                 name, None if name.startswith(LOCAL_DIR) else pretrained, precision=precision, device=device
             )
-        tokenizer = open_clip.get_tokenizer(name)
+        text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+        # The configuration beside the weights may ask transformers to run code that comes with the tokenizer.
+        options = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+        tokenizer = open_clip.get_tokenizer(name, **options)
     except Exception as error:
         raise EngineError(f"{label} cannot be loaded by open_clip: {type(error).__name__}: {error}") from error
     return loaded.eval(), transform, tokenizer

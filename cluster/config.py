@@ -28,6 +28,14 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
+    def remote_code(self) -> tuple[Location, ...]:
+        """Return the locations, in these settings, of values that bring code which is not installed, or that name it.
+
+        Examples are the Python files of a model's repository. A recipe with one is refused unless the command line has
+        --allow-remote-code. Settings inside these are asked on their own.
+        """
+        return ()
+
 
 class NestedError(ValueError):
     """An error that carries the errors of settings validated inside other settings, with their locations.

@@ -55,12 +55,11 @@ def step_faults(steps: Sequence[Step]) -> Iterator[LocatedError]:
 
 def remote_code_faults(settings: Settings) -> Iterator[tuple[Location, str]]:
     """Yield location and message of every value that brings code from outside, or names it (`Settings.remote_code`)."""
-    for location in _remote_code(settings):
-        yield (
-            location,
-            "brings code that is not part of an installed package, and a recipe is only data; "
-            "add --allow-remote-code to the command if you trust that code",
-        )
+    message = (
+        "brings code that is not part of an installed package, and a recipe is only data; "
+        "add --allow-remote-code to the command if you trust that code"
+    )
+    return ((location, message) for location in _remote_code(settings))
 
 
 def _remote_code(value: Any) -> Iterator[Location]:

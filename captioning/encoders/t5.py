@@ -161,11 +161,17 @@ def load_tokenizer(settings: T5) -> Any:
 
 
 def _pretrained_arguments(path: str, revision: str) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` for a folder or a hub name."""
+    """Return the arguments of `from_pretrained` for a folder or a hub name. Code in the folder is not run."""
     if not path.startswith(HUB_PREFIX):
-        return {"pretrained_model_name_or_path": path, "local_files_only": True}
+        # Left out, transformers would ask on a terminal whether to run code of the folder.
+        return {"pretrained_model_name_or_path": path, "local_files_only": True, "trust_remote_code": False}
     owner, name, *folder = path.removeprefix(HUB_PREFIX).strip("/").split("/")
-    return {"pretrained_model_name_or_path": f"{owner}/{name}", "revision": revision, "subfolder": "/".join(folder)}
+    return {
+        "pretrained_model_name_or_path": f"{owner}/{name}",
+        "revision": revision,
+        "subfolder": "/".join(folder),
+        "trust_remote_code": False,
+    }
 
 
 @contextlib.contextmanager

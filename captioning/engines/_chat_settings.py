@@ -10,6 +10,12 @@ from pydantic import Field, field_validator, model_validator
 from cluster import weight_files
 from cluster.config import Settings
 from cluster.weight_files import HUB_PREFIX
+from cluster.yaml_text import Location
+
+LOADING_OPTIONS = frozenset(
+    {"trust_remote_code", "revision", "code_revision", "subfolder", "cache_dir", "token", "local_files_only"}
+)
+"""Options of `from_pretrained` that choose which files and whose code are loaded, and so are no options of a model."""
 
 
 class ChatModelSettings(Settings):
@@ -49,7 +55,9 @@ class ChatModelSettings(Settings):
     template: dict[str, Any] = Field(
         default_factory=dict, description="Variables of the model's chat template, as {enable_thinking: false}."
     )
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model's weights.")
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the model's weights; needs --allow-remote-code."
+    )
 
     _absolute = field_validator("model")(weight_files.absolute)
 
@@ -62,6 +70,16 @@ class ChatModelSettings(Settings):
                 "device_map distributes a model over GPUs, but gpus is 0; set gpus to the number per worker"
             )
         return self
+
+    @field_validator("processor", "template")
+    @classmethod
+    def _has_no_loading_options(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if wrong := sorted(LOADING_OPTIONS & value.keys()):
+            raise ValueError(f"cannot set {', '.join(wrong)}, which choose files to load; see the keys of the engine")
+        return value
+
+    def remote_code(self) -> tuple[Location, ...]:
+        return (("trust_remote_code",),) if self.trust_remote_code else ()
 
     @property
     def device(self) -> Literal["cuda", "cpu"]:

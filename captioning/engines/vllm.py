@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,8 +21,10 @@ from pydantic import Field, field_validator, model_validator
 from captioning.engine import Answer, Captioner, CaptionerSettings, EngineError
 from captioning.engines._images import chat_items
 from cluster import weight_files
+from cluster.config import Settings
 from cluster.resources import Resources
 from cluster.weight_files import HUB_PREFIX
+from cluster.yaml_text import Location
 
 VERSION = 1
 
@@ -67,6 +70,53 @@ PERFORMANCE_ARGUMENTS = frozenset(
     }
 )
 """Arguments of vLLM that affect speed and memory only, and so are no part of the identity."""
+PLAIN_ARGUMENTS = (PERFORMANCE_ARGUMENTS - {"distributed_executor_backend"}) | {
+    "block_size",
+    "data_parallel_size",
+    "enable_expert_parallel",
+    "kv_cache_dtype",
+    "max_logprobs",
+    "quantization",
+    "seed",
+}
+"""Arguments of vLLM whose values are numbers and words. Others, as `worker_cls`, `logits_processors` and
+`distributed_executor_backend`, may name a class or a file that vLLM imports."""
+
+REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w.,-]+\])?\s*((===?|[<>~!]=|[<>])\s*[\w.*+!-]+\s*,?\s*)*", re.ASCII)
+"""A package of an index, with extras and versions, as `vllm[audio]>=0.11,<1`: no option, path or address."""
+IMAGE_URI = re.compile(r"[A-Za-z0-9][\w.:/@-]*", re.ASCII)
+
+
+class RuntimeEnv(Settings):
+    """Settings of the environment of the workers with vLLM: packages, or a container image.
+
+    Ray takes more keys, of which several run any command, such as `py_executable` and `worker_process_setup_hook`.
+    """
+
+    uv: tuple[str, ...] | None = Field(None, min_length=1, description="Packages that uv installs, as [vllm>=0.11].")
+    pip: tuple[str, ...] | None = Field(None, min_length=1, description="Packages that pip installs, as [vllm>=0.11].")
+    image_uri: str | None = Field(None, description="Container image of the workers, as a registry names it.")
+
+    @field_validator("uv", "pip")
+    @classmethod
+    def _are_requirements(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for each in value or ():
+            if not REQUIREMENT.fullmatch(each):
+                raise ValueError(f"'{each}' is no package with versions, as vllm>=0.11,<1")
+        return value
+
+    @field_validator("image_uri")
+    @classmethod
+    def _is_image(cls, value: str | None) -> str | None:
+        if value is not None and not IMAGE_URI.fullmatch(value):
+            raise ValueError(f"'{value}' is no name of an image, as docker.io/vllm/vllm-openai:v0.11.0")
+        return value
+
+    @model_validator(mode="after")
+    def _is_one(self) -> RuntimeEnv:
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("write one of uv, pip and image_uri")
+        return self
 
 
 class VLLM(CaptionerSettings):
@@ -126,13 +176,19 @@ class VLLM(CaptionerSettings):
         default_factory=dict, description="Variables of the model's chat template, as {enable_thinking: false}."
     )
     engine_args: dict[str, Any] = Field(
-        default_factory=dict, description="More arguments of the vLLM engine, as {gpu_memory_utilization: 0.85}."
+        default_factory=dict,
+        description=(
+            "More arguments of the vLLM engine, as {gpu_memory_utilization: 0.85}; "
+            "those that may name code need --allow-remote-code."
+        ),
     )
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model's weights.")
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the model's weights; needs --allow-remote-code."
+    )
     accelerator_type: str | None = Field(
         None, min_length=1, description="Ray's name of the GPU type, as H100, in a cluster with several types."
     )
-    runtime_env: dict[str, Any] | None = Field(
+    runtime_env: RuntimeEnv | None = Field(
         None,
         description=(
             "Ray runtime environment of the workers with vLLM, as {uv: [vllm]}, because vLLM pins its own torch; "
@@ -159,6 +215,19 @@ class VLLM(CaptionerSettings):
                 + ", ".join(f"{SETTING_BY_ARGUMENT[name]} instead of {name}" for name in reserved)
             )
         return self
+
+    def remote_code(self) -> tuple[Location, ...]:
+        trusted: tuple[Location, ...] = (("trust_remote_code",),) if self.trust_remote_code else ()
+        return trusted + tuple(
+            ("engine_args", name)
+            for name, value in self.engine_args.items()
+            if name not in PLAIN_ARGUMENTS or isinstance(value, dict | list)
+        )
+
+    @property
+    def ray_runtime_env(self) -> dict[str, Any] | None:
+        """The runtime environment as Ray takes it."""
+        return self.runtime_env and self.runtime_env.model_dump(mode="json", exclude_none=True)
 
     @property
     def is_remote(self) -> bool:
@@ -233,7 +302,7 @@ class VLLM(CaptionerSettings):
             "max_concurrent_batches": max(2, math.ceil(MIN_IN_FLIGHT / self.batch_size)),
             "concurrency": int(gpus // self.gpus) if self.replicas == "auto" else self.replicas,
             "accelerator_type": self.accelerator_type,
-            "runtime_env": self.runtime_env,
+            "runtime_env": self.ray_runtime_env,
             "should_continue_on_error": True,
             "prepare_multimodal_stage": {
                 "enabled": bool(self.max_images),

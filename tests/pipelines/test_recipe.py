@@ -147,3 +147,49 @@ def test_a_recipe_may_name_a_manifest(tmp_path: Path) -> None:
     assert load_recipe(path) == recipe
     with pytest.raises(ConfigError, match=r"mine: the recipe trains on data/_manifest\.parquet and curates nothing"):
         recipe.check_curates()
+
+
+CAPTIONED = """
+name: a
+out: out
+sources: [{videos: a.mp4}]
+curate:
+  - scan: {}
+  - cut: {}
+  - frames: {}
+  - caption:
+      engine: {name: vllm, model: hf-hub:a/b, ENGINE}
+      prompt: dense
+upsample:
+  engine: {name: transformers, model: hf-hub:a/b, trust_remote_code: true}
+"""
+
+
+def test_a_recipe_that_brings_code_needs_the_flag(tmp_path: Path) -> None:
+    """A recipe is data: who runs the command decides whether code that comes with a model is run."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(CAPTIONED.replace("ENGINE", "trust_remote_code: true, engine_args: {worker_cls: a.B, seed: 1}"))
+    with pytest.raises(ConfigError, match="add --allow-remote-code to the command") as raised:
+        load_recipe(path)
+    assert [line.split(": ")[:2] for line in str(raised.value).splitlines()] == [
+        [f"{path}:10", "curate.3.caption.engine.trust_remote_code"],
+        [f"{path}:10", "curate.3.caption.engine.engine_args.worker_cls"],
+        [f"{path}:13", "upsample.engine.trust_remote_code"],
+    ]
+    recipe = load_recipe(path, allow_remote_code=True)
+    path.write_text(resolved(recipe))
+    with pytest.raises(ConfigError, match="add --allow-remote-code"):
+        load_recipe(path)
+    path.write_text(CAPTIONED.replace("ENGINE", "revision: main").replace("trust_remote_code: true", "gpus: 1"))
+    load_recipe(path)
+
+
+def test_a_runtime_environment_holds_packages_only(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(CAPTIONED.replace("ENGINE", "runtime_env: {py_executable: id}"))
+    with pytest.raises(ConfigError) as raised:
+        load_recipe(path, allow_remote_code=True)
+    assert str(raised.value) == (
+        f"{path}:10: curate.3.caption.engine.runtime_env.py_executable: "
+        "unknown key 'py_executable'; Known keys: uv, pip, image_uri"
+    )

@@ -55,6 +55,15 @@ def test_identity_covers_what_answers_depend_on(model_folders: dict[str, Path], 
     assert Transformers(model=str(copy)).identity() != engine.identity()
 
 
+@pytest.mark.parametrize("key", ["processor", "template"])
+@pytest.mark.parametrize("option", ["trust_remote_code", "code_revision", "subfolder"])
+def test_options_cannot_choose_files_or_code(key: str, option: str) -> None:
+    with pytest.raises(ValidationError, match=f"cannot set {option}"):
+        Transformers(model="hf-hub:owner/name", **{key: {option: True}})  # type: ignore[arg-type]
+    assert Transformers(model="hf-hub:owner/name").remote_code() == ()
+    assert Transformers(model="hf-hub:owner/name", trust_remote_code=True).remote_code() == (("trust_remote_code",),)
+
+
 def test_identity_and_resources_of_a_hub_model() -> None:
     engine = Transformers(model="hf-hub:owner/name", revision="abc", gpus=0.5, batch_size=64)
     assert engine.identity() == "transformers-v1 hf-hub:owner/name@abc bf16 gpu"

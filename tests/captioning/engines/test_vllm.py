@@ -124,11 +124,42 @@ def test_cluster_without_the_needed_gpus_is_refused(
         ),
         ({"model": MODEL, "replicas": 0}, "1 or more, or auto"),
         ({"model": MODEL, "replicas": "all"}, "auto"),
+        ({"model": MODEL, "runtime_env": {"py_executable": "id; exec python"}}, "py_executable"),
+        ({"model": MODEL, "runtime_env": {"worker_process_setup_hook": "os.abort"}}, "worker_process_setup_hook"),
+        ({"model": MODEL, "runtime_env": {"working_dir": "s3://bucket/code.zip"}}, "working_dir"),
+        ({"model": MODEL, "runtime_env": {"uv": {"packages": ["vllm"]}}}, "tuple"),
+        ({"model": MODEL, "runtime_env": {}}, "one of uv, pip and image_uri"),
+        ({"model": MODEL, "runtime_env": {"uv": ["vllm"], "pip": ["vllm"]}}, "one of uv, pip and image_uri"),
+        ({"model": MODEL, "runtime_env": {"image_uri": "--privileged x"}}, "no name of an image"),
     ],
 )
 def test_inconsistent_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         VLLM(**settings)
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    ["--index-url=https://a.b", "-e .", "./folder", "https://a.b/c.whl", "vllm @ https://a.b/c.whl", "git+ssh://a", ""],
+)
+def test_only_plain_requirements_are_installed(requirement: str) -> None:
+    with pytest.raises(ValidationError, match="no package with versions"):
+        VLLM(model=MODEL, runtime_env={"pip": ["vllm", requirement]})  # type: ignore[arg-type]
+    plain = ["vllm", "vllm[audio,video]>=0.11, <1", "torch==2.9.0+cu130", "numpy~=2.1", "a!=1.*"]
+    engine = VLLM(model=MODEL, runtime_env={"uv": plain})  # type: ignore[arg-type]
+    assert engine.ray_runtime_env == {"uv": plain}
+
+
+def test_what_may_bring_code_is_known() -> None:
+    safe = {"gpu_memory_utilization": 0.9, "quantization": "fp8"}
+    assert VLLM(model=MODEL, engine_args=safe).remote_code() == ()
+    odd = {**safe, "worker_cls": "a.B", "quantization": {"module": "a"}, "distributed_executor_backend": "a.B"}
+    assert VLLM(model=MODEL, engine_args=odd, trust_remote_code=True).remote_code() == (
+        ("trust_remote_code",),
+        ("engine_args", "quantization"),
+        ("engine_args", "worker_cls"),
+        ("engine_args", "distributed_executor_backend"),
+    )
 
 
 def test_identity_covers_what_answers_depend_on(tmp_path: Path) -> None:
