@@ -60,6 +60,8 @@ class Answer:
     """Price of the answer, failed attempts included; 0 if the engine charges nothing."""
     error: str | None = None
     """Class and message of the error if there is no answer. It never contains an API key or a request header."""
+    may_pass: bool = False
+    """Whether the error says nothing about the question, such as a time-out: the next run asks it again."""
 
 
 class Captioner(abc.ABC):

@@ -139,6 +139,8 @@ class Failed:
 
     reason: str
     usage: ConversationUsage
+    may_pass: bool = False
+    """Whether an engine did not answer for a reason that may pass, so that the clip is not to blame."""
 
 
 def advance(
@@ -153,7 +155,7 @@ def advance(
     try:
         return conversation.state()
     except _UnfitError as error:
-        return Failed(str(error), conversation.usage)
+        return Failed(str(error), conversation.usage, error.may_pass)
 
 
 def split_windows(n_images: int, size: int, min_size: int) -> list[tuple[int, int]]:
@@ -185,7 +187,11 @@ def describe_span(span_s: tuple[float, float], duration_s: float) -> str:
 
 
 class _UnfitError(Exception):
-    """Ends a conversation: no attempt of a stage gave a fit answer."""
+    """Ends a conversation: no attempt of a stage gave a fit answer. See `Answer.may_pass`."""
+
+    def __init__(self, reason: str, may_pass: bool) -> None:
+        super().__init__(reason)
+        self.may_pass = may_pass
 
 
 @dataclass(frozen=True)
@@ -255,7 +261,7 @@ class _Conversation:
             except _UnfitError as error:  # raised after the loop, so that the usage includes the other windows
                 errors.append(error)
         if errors:
-            raise errors[0]
+            raise min(errors, key=lambda error: error.may_pass)
         if pending := tuple(item for each in results if isinstance(each, Pending) for item in each.questions):
             return Pending(pending)
         answers = [each for each in results if not isinstance(each, Pending)]
@@ -282,6 +288,7 @@ class _Conversation:
     def _answer_to(self, stage: _Stage) -> Pending | _FitAnswer:
         """Return the fit answer to a stage, or its next question. Raises `_UnfitError` with the fault of each try."""
         faults: list[str] = []
+        may_pass = False
         for question in self._attempts(stage):
             answer = self.answers.get(question.key)
             if answer is None:
@@ -290,6 +297,7 @@ class _Conversation:
             if answer.error is not None:
                 # The engine has already retried errors that may pass.
                 faults.append(f"unanswered question: {answer.error}")
+                may_pass = answer.may_pass
                 break
             parsed, fault = self._parse(stage.prompt, answer)
             fault = fault or self.rejected.get(question.key)
@@ -298,7 +306,7 @@ class _Conversation:
             faults.append(fault)
         is_only_window = len(self.clip.images) <= self.settings.window_size
         suffix = "" if stage.name in ("measured", "window 0") and is_only_window else f" ({stage.name})"
-        raise _UnfitError(quality.RETRY_SEPARATOR.join(faults) + suffix)
+        raise _UnfitError(quality.RETRY_SEPARATOR.join(faults) + suffix, may_pass)
 
     def _parse(self, prompt: Prompt | None, answer: Answer) -> tuple[ParsedAnswer, str | None]:
         """Return the captions and fields of an answer, and its first fault or None."""

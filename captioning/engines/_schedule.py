@@ -114,14 +114,15 @@ class Schedule:
         return self._release_with(self._answer(attempt, reply))
 
     def _release_with(self, answer: Answer) -> list[Answer]:
-        """Return the failures held back and this answer: the server works, so those failures are final."""
+        """Return the failures held back and this answer: the server works, so the run need not end for them."""
         released, self._held_failures = [*self._held_failures, answer], []
         return released
 
     def _give_up(self, attempt: Attempt, outcome: Failure) -> list[Answer]:
         """Hold a failure back until the next answer shows that the server works.
 
-        If the server is down, the clips must not be marked as failed: the run ends instead, and asks again next time.
+        If the server is down, the run ends. A failure that is released leaves its clip pending: the next run asks
+        again.
         """
         if outcome.unreachable:
             self._stop(f"{outcome.reason}; run again when it is up: nothing is asked twice")
@@ -141,13 +142,15 @@ class Schedule:
     def _answer(self, attempt: Attempt, outcome: Reply | Failure) -> Answer:
         """Return the answer to the question of an attempt, or its error."""
         usage = outcome.usage
-        question, text, truncated, error = attempt.question, "", False, None
+        question, text, truncated, error, may_pass = attempt.question, "", False, None, False
         if isinstance(outcome, Reply):
             text, truncated = outcome.text, outcome.truncated
         else:
             error = outcome.reason + (f" (after {attempt.number} attempts)" if attempt.number > 1 else "")
+            may_pass = outcome.kind in (FailureKind.TRANSIENT, FailureKind.RATE_LIMIT)
         tokens_in, tokens_out = (usage.tokens_in, usage.tokens_out) if usage else (0, 0)
-        return Answer(question.key, question.uid, text, truncated, tokens_in, tokens_out, attempt.cost_usd, error)
+        costs = tokens_in, tokens_out, attempt.cost_usd
+        return Answer(question.key, question.uid, text, truncated, *costs, error, may_pass)
 
     def _pause(self, sent_at_s: float, now_s: float, outcome: Failure) -> None:
         """Pause all requests after a refusal for too many, and log the first refusal of a pause."""

@@ -65,12 +65,12 @@ def test_an_error_in_a_batch_fails_the_row_at_fault() -> None:
 
     def batch(rows: pa.Table) -> pa.Table:
         if "b" in rows["uid"].to_pylist():
-            raise MemoryError("too large")
+            raise OverflowError("too large")
         return rows.append_column("score", pa.array([1.0] * len(rows)))
 
     result = guarded(batch, table, Score().writes())
     assert result["fate"].to_pylist() == ["kept", "failed", "kept"]
-    assert result["fate_reason"].to_pylist()[1] == "MemoryError: too large"
+    assert result["fate_reason"].to_pylist()[1] == "OverflowError: too large"
 
 
 def test_a_run_error_ends_the_run() -> None:
