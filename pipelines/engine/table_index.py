@@ -151,8 +151,10 @@ def _all_rows(folder: str, input_column: str | None) -> tuple[pa.Table, bool]:
 
     Without an input column, `input_uid` is undefined.
     """
-    entries = storage.list_files(folder, PART_SUFFIX)
-    stored = _read_stored(folder) if len(entries) > 1 else None
+    listed = storage.list_files(folder)
+    entries = [entry for entry in listed if entry.uri.endswith(PART_SUFFIX)]
+    has_index = any(_name(entry) == INDEX_FILE for entry in listed)
+    stored = _read_stored(folder) if has_index and len(entries) > 1 else None
     metadata = _metadata(stored) if stored is not None else {}
     known = metadata.get("parts", {}) if input_column in (None, metadata.get("input_column")) else {}
     found = [SCHEMA.empty_table()]

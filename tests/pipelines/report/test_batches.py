@@ -25,8 +25,8 @@ def test_smallest_rows_are_those_of_a_sort(items: list[tuple[int, int]], size: i
     for number in range(n_parts):
         part = items[number::n_parts]
         table = pa.table({"uid": pa.array([f"{uid:07d}" for _, uid in part], pa.string())})
-        batch = Batch(f"part-{number}", np.arange(len(part)), table)
-        uid_of.update({(batch.part, i): uid for i, uid in enumerate(batch.uids.tolist())})
+        batch = Batch(f"part-{number}", table)
+        uid_of.update({(batch.part, uid): uid for uid in batch.uids.tolist()})
         keys_N = np.array([key for key, _ in part], np.float64)
         smallest.add(batch, np.ones(len(part), np.bool_), keys_N)
     expected = [f"{uid:07d}" for _, uid in sorted(items)[:size]]

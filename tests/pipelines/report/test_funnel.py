@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -33,7 +32,7 @@ def totals_of(rows: list[dict[str, Any]], n_parts: int = 1) -> Totals:
     for number in range(n_parts):
         part = rows[number::n_parts]
         columns = {name: pa.array([row.get(name) for row in part], TYPES.get(name, pa.string())) for name in COLUMNS}
-        totals.add(Batch(f"part-{number}", np.arange(len(part)), pa.table(columns)))
+        totals.add(Batch(f"part-{number}", pa.table(columns)))
     return totals
 
 
