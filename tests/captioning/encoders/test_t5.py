@@ -181,6 +181,7 @@ def test_pretrained_arguments_of_hub_names() -> None:
         "pretrained_model_name_or_path": "owner/name",
         "revision": "abc",
         "subfolder": "",
+        "trust_remote_code": False,
     }
     assert _pretrained_arguments("hf-hub:owner/name/text/encoder", "abc")["subfolder"] == "text/encoder"
 

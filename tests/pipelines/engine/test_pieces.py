@@ -105,6 +105,7 @@ def test_planted_results_are_made_again_and_run_nothing(tmp_path: Path) -> None:
     """Whoever may write to the storage may leave any bytes as the result of a piece that is not done."""
     write_toys(tmp_path, ["c-8"])
     calls = str(tmp_path / "calls")
+    Path(calls).touch()
     with pytest.raises(RunError, match="disk is full"):
         run_segments(toy_recipe(tmp_path, [LongMeasure(calls=calls, stop_at=6), Split()]), inline)
     results = sorted(path for path in leftovers(tmp_path) if path.suffix == pieces.PIECE_SUFFIX)
