@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from cluster.stores import credentials_message, has_credentials
 from cluster.yaml_text import Location, YamlError, load
 
 T = TypeVar("T", bound=BaseModel)
@@ -206,12 +207,26 @@ def item_labels(items: Sequence[Any]) -> Iterator[str]:
 
 
 def parse(model: type[T], document: Document) -> T:
-    """Validate a document strictly against a settings class. Raises `ConfigError` with one line per error."""
+    """Validate a document strictly against a settings class. Raises `ConfigError` with one line per error.
+
+    A URI with credentials is refused first, as other errors repeat values, and a run stores its settings.
+    """
+    if errors := [document.error(location, message) for location, message in _credentials(document.data, ())]:
+        raise ConfigError("\n".join(map(str, errors)))
     try:
         return validate(model, document.data)
     except ValidationError as error:
         errors = [document.error(location, message) for location, message in located_messages(model, error)]
         raise ConfigError("\n".join(str(each) for each in errors)) from None
+
+
+def _credentials(data: Any, location: Location) -> Iterator[tuple[Location, str]]:
+    """Yield (location, message) of each URI with credentials in plain data."""
+    if isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from _credentials(value, (*location, key))
+    elif isinstance(data, str) and has_credentials(data):
+        yield location, credentials_message(data)
 
 
 def validate(model: type[T], data: Any) -> T:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from cluster import stores
 from cluster.unreadable import unreadable_errors
 
 TEMPORARY_PREFIX = ".part-"
@@ -59,30 +60,20 @@ def join(uri: str, *names: str) -> str:
     return "/".join([uri.rstrip("/"), *(name.strip("/") for name in names)])
 
 
-@cache
-def _filesystem(scheme: str, bucket: str = "") -> pafs.FileSystem:
-    # By bucket, because buckets of S3 lie in different regions, and the region is looked up by the bucket's name.
-    return pafs.FileSystem.from_uri(f"{scheme}://{bucket}")[0] if scheme else pafs.LocalFileSystem()
+LOCAL = pafs.LocalFileSystem()
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the filesystem of a URI and the path on it.
 
-    Raises `ValueError` if the scheme is not supported, or the bucket cannot be reached.
+    Raises `ValueError` if the scheme is not supported or the URI has credentials, and `UnreadableError` if the bucket
+    cannot be reached.
     """
     if is_local(uri):
-        return _filesystem(""), str(local_path(uri))
+        return LOCAL, str(local_path(uri))
+    stores.check_uri(uri)
     scheme, _, path = uri.partition("://")
-    try:
-        return _filesystem(scheme, path.partition("/")[0]), path
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"{uri}: cannot open '{scheme}://': {error}; local paths, s3:// and gs:// are supported"
-        ) from error
-    except OSError as error:
-        raise ValueError(
-            f"{uri}: cannot open '{scheme}://': {error}; check the bucket's name, the network and AWS_REGION"
-        ) from error
+    return stores.filesystem(scheme, path.partition("/")[0]), path
 
 
 def exists(uri: str) -> bool:
@@ -117,10 +108,35 @@ def open_input(uri: str) -> BinaryIO:
     return handle
 
 
-def read_bytes(uri: str) -> bytes:
-    """Read a whole file. Raises `UnreadableError` if a store does not give it."""
+class TooLargeError(ValueError):
+    """A file is larger than any that its reader is made for, and is not read."""
+
+
+def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
+    """Read a whole file. Raises `UnreadableError` if a store does not give it.
+
+    Raises `TooLargeError`, before anything is read, for a file of more than `max_bytes`.
+    """
     with open_input(uri) as handle, unreadable_errors(uri):
+        if max_bytes is not None and (size := handle.seek(0, os.SEEK_END)) > max_bytes:
+            raise TooLargeError(f"{uri}: has {size:,} bytes; at most {max_bytes:,} are read")
+        handle.seek(0)
         return handle.read()
+
+
+MAX_JSON_BYTES = 64 << 20
+"""Largest JSON file that is read. The largest that are written list row counts of tables, about 10 MB; parsed values
+take about ten times the bytes of their text."""
+
+
+def read_json(uri: str) -> Any:
+    """Return the value of a JSON file. Raises `ValueError` with its name if it is too large, too deep or no JSON."""
+    try:
+        return json.loads(read_bytes(uri, MAX_JSON_BYTES))
+    except TooLargeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{uri}: is not JSON: {error}") from error
 
 
 @contextlib.contextmanager

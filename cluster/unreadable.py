@@ -13,6 +13,10 @@ NOT_OF_CONTENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIM
 """Numbers of errors that FFmpeg passes on from the operating system, and never reports for damaged content."""
 
 
+REFUSALS = ("ACCESS_DENIED", "PERMISSION_DENIED", "SIGNATURE_DOES_NOT_MATCH", "INVALID_ACCESS_KEY", "UNAUTHENTICATED")
+"""Answers of stores that are the same a minute later."""
+
+
 class UnreadableError(OSError):
     """The bytes of a file cannot be had now: the store is away, the file is gone, or this user may not read it."""
 
@@ -46,8 +50,8 @@ def _is_decoders(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def unreadable_errors(uri: str) -> Iterator[None]:
-    """Turn an `OSError` without a number into `UnreadableError`, in a block that reads the bytes of a remote file.
+def unreadable_errors(uri: str, advice: str = "") -> Iterator[None]:
+    """Turn an `OSError` without a number into `UnreadableError`, in a block that asks a store for something.
 
     pyarrow raises such errors for all that a store answers but "not found".
     """
@@ -56,7 +60,9 @@ def unreadable_errors(uri: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None or isinstance(error, UnreadableError):
             raise
-        raise UnreadableError(f"{uri}: {error}") from error
+        unreadable = UnreadableError(f"{uri}: {error}{advice}")
+        unreadable.may_pass_soon = not any(answer in str(error) for answer in REFUSALS)
+        raise unreadable from error
 
 
 class WatchedFile:

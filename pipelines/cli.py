@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
+from cluster.stores import hide_credentials
 from cluster.telemetry import configure_logging, console
 from pipelines.commands import (
     audit,
@@ -89,7 +90,7 @@ for heading, modules in COMMANDS.items():
 
 def _print_error(kind: str, message: str) -> None:
     # Paths may hold what looks like markup.
-    console.print(f"[bold red]{kind}[/] {escape(message)}", highlight=False, soft_wrap=True)
+    console.print(f"[bold red]{kind}[/] {escape(hide_credentials(message))}", highlight=False, soft_wrap=True)
 
 
 def main() -> NoReturn:
@@ -110,8 +111,8 @@ def main() -> NoReturn:
         if explanation := explain(error):
             _print_error("error" if explanation.exit_code == BAD_INPUT else "failed", explanation.text)
             sys.exit(explanation.exit_code)
-        traceback.print_exception(error)
-        console.print(how_to_report(arguments), markup=False, highlight=False, soft_wrap=True)
+        report = "".join(traceback.format_exception(error)) + how_to_report(arguments)
+        console.print(hide_credentials(report), markup=False, highlight=False, soft_wrap=True)
         sys.exit(UNEXPECTED)
     raise AssertionError("typer exits by itself")
 

@@ -84,8 +84,8 @@ class PendingRows:
         self.n_in_a_row = row["n_pending"] + (0 if row["n_rows"] else self.n_in_a_row)
         if self.n_in_a_row >= MAX_IN_A_ROW:
             raise RunError(
-                f"{self.label}: {self.n_in_a_row} rows in a row cannot be read, the last: {row['pending_reason']}; mend "
-                "that and run again: what is done is kept"
+                f"{self.label}: {self.n_in_a_row} rows in a row cannot be read, the last: {row['pending_reason']}. "
+                "Mend that and run again: what is done is kept"
             )
 
     def check_none(self, n_pending: int, n_inputs: int) -> None:
@@ -96,6 +96,6 @@ class PendingRows:
         if not self.first_reason:
             raise RunError(f"{counts} have no result; run again")
         raise RunError(
-            f"{counts} are pending, as what they need cannot be had now; the first: {self.first_reason}. Run again to take "
-            "them; leave out of sources what stays so"
+            f"{counts} are pending, as what they need cannot be had now; the first: {self.first_reason}. Run again to "
+            "take them; leave out of sources what stays so"
         )

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from cluster import listing, storage
 from cluster.config import ConfigError, Settings
+from cluster.stores import check_uri
 from cluster.telemetry import log
 from pipelines.engine.sidecars import SUFFIXES, find_sidecars
 from pipelines.engine.source_hints import why_nothing_matches
@@ -47,6 +48,8 @@ class SourceSettings(Settings):
     def _one_pattern(self) -> SourceSettings:
         if (self.videos is None) == (self.images is None):
             raise ValueError("give either videos or images")
+        if not storage.is_local(self.pattern):
+            check_uri(self.pattern)
         return self
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from cluster import listing, storage
+from cluster import listing, storage, stores
 from cluster.config import ConfigError
 
 
@@ -141,7 +141,7 @@ def test_folders_that_cannot_match_are_not_opened(tmp_path: Path, monkeypatch: p
 def test_objects_of_a_store_are_found_by_the_same_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "bucket/a.mp4", "bucket/d/b.mp4", "bucket/.h/c.mp4", "bucket/d/.e.mp4")
     store = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    monkeypatch.setattr(storage, "_filesystem", lambda scheme, bucket: store)
+    monkeypatch.setattr(stores, "filesystem", lambda scheme, bucket: store)
     uris = {
         pattern: [entry.uri for entry in listing.glob(f"s3://{pattern}")]
         for pattern in ("bucket/**/*.mp4", "bucket/*.mp4", "bucket/a.mp4", "bucket/none/*.mp4")

@@ -147,7 +147,7 @@ def test_costs_are_counted_per_engine(tmp_path: Path) -> None:
 
 def test_object_store_gets_batches_and_the_rest_on_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "is_local", lambda uri: False)
-    monkeypatch.setattr(storage, "resolve", lambda uri: (storage._filesystem(""), uri))
+    monkeypatch.setattr(storage, "resolve", lambda uri: (storage.LOCAL, uri))
     folder = tmp_path / "answers"
     folder.mkdir()
     writer = Journal(str(folder))

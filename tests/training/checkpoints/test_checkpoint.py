@@ -18,7 +18,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file
 
-from cluster import storage
+from cluster import storage, stores
 from training.checkpoints.checkpoint import Checkpoint, Marker, complete_checkpoints, newest_checkpoint
 from training.checkpoints.files import Index, Layout
 from training.checkpoints.reader import damages_on_this_rank, load_checkpoint, newest_whole_checkpoint
@@ -211,7 +211,8 @@ def write_index(checkpoint: Checkpoint, data: bytes) -> None:
 def test_checkpoints_on_an_object_store_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system in memory stands for an object store: neither has folders, and nothing is renamed."""
     memory = pafs.PyFileSystem(pafs.FSSpecHandler(MemoryFileSystem()))
-    monkeypatch.setattr(storage, "_filesystem", lambda scheme, bucket: {"memory": memory}[scheme])
+    monkeypatch.setattr(stores, "filesystem", lambda scheme, bucket: {"memory": memory}[scheme])
+    monkeypatch.setattr(stores, "check_uri", lambda uri: None)
     engine, ema = fresh()
     for step in (5, 10, 15):
         save_checkpoint("memory:///bucket/run", step, engine, ema, SETTINGS)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cluster import storage
+from cluster import stores
 from tests.support.stored import AUTOENCODER, CLIPS, STILLS, bytes_of, latent_row, shard_info, write_dataset
 from training.data import byte_ranges, footer, shards
 from training.data.buckets import Bucket
@@ -177,12 +177,10 @@ def test_shards_are_written_to_and_read_from_object_stores(
 ) -> None:
     """A file system in memory stands for an object store; everything goes through `cluster.storage`."""
     memory = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(pytest.importorskip("fsspec").filesystem("memory")))
-    monkeypatch.setattr(
-        storage, "_filesystem", lambda scheme, bucket="": memory if scheme == "memory" else pa.fs.LocalFileSystem()
-    )
-    write_shard("memory://bucket/latents/part.parquet", clips[1], shard_info(CLIPS))
-    reader = ShardReader("memory://bucket")
-    assert read_info("memory://bucket/latents/part.parquet") == shard_info(CLIPS)
+    monkeypatch.setattr(stores, "filesystem", lambda scheme, bucket: memory)
+    write_shard("s3://bucket/latents/part.parquet", clips[1], shard_info(CLIPS))
+    reader = ShardReader("s3://bucket")
+    assert read_info("s3://bucket/latents/part.parquet") == shard_info(CLIPS)
     assert all(
         torch.equal(reader.read("latents/part.parquet", 0, number).latent, row.latent)
         for number, row in enumerate(clips[1])
