@@ -57,6 +57,8 @@ def faults(tree: ast.Module, may_trust: bool = False) -> Iterator[str]:
         name, given = dotted(node.func), {each.arg: each.value for each in node.keywords if each.arg}
         if name in FORBIDDEN_CALLS:
             yield f"{node.lineno}: calls {name}"
+        if name == "Image.open" and "formats" not in given:
+            yield f"{node.lineno}: Image.open without formats, which starts Ghostscript for PostScript"
         if name in ("torch.load", "load_state_dict_from_url") and "weights_only" not in given:
             yield f"{node.lineno}: {name} without weights_only"
         for keyword, allowed in KEYWORDS.items():
@@ -105,6 +107,7 @@ def test_only_engines_with_the_setting_trust_code() -> None:
         "torch.load(path, weights_only=False)",
         "yaml.load(text, Loader=yaml.Loader)",
         "yaml.unsafe_load(text)",
+        "Image.open(path)",
         "AutoModel.from_pretrained(name, trust_remote_code=True)",
     ],
 )
@@ -118,6 +121,7 @@ def test_the_guard_passes_safe_code() -> None:
         "np.load(path)",
         "torch.load(path, weights_only=True)",
         "yaml.safe_load(text)",
+        "Image.open(path, formats=('PNG',))",
         "model.eval()",
         "AutoModel.from_pretrained(name, trust_remote_code=False)",
     )

@@ -22,7 +22,7 @@ times are exact to a millisecond."""
 def size(jpeg: bytes) -> tuple[int, int]:
     """Return width and height from the header of a file. Raises `ValueError` if it cannot be read."""
     try:
-        with Image.open(io.BytesIO(jpeg)) as image:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
             return image.size
     except Exception as error:
         raise ValueError(f"an image cannot be read: {type(error).__name__}: {error}") from error
@@ -34,7 +34,7 @@ def decode(jpeg: bytes, max_pixels: int | None = None) -> Image.Image:
     Raises `ValueError` if the file is damaged.
     """
     try:
-        with Image.open(io.BytesIO(jpeg)) as file:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as file:
             image = file.convert("RGB")
     except Exception as error:
         raise ValueError(f"an image cannot be decoded: {type(error).__name__}: {error}") from error

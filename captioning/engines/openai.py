@@ -60,6 +60,8 @@ request that was just sent."""
 MIN_SECRET_CHARACTERS = 8
 """Smallest length of an API key that is removed from messages and captions. Shorter ones ('EMPTY', 'none') are no
 secrets, and may be words of a caption."""
+MAX_REPLY_BYTES = 16 << 20
+"""Largest body of a reply that is read. An answer of 32,768 tokens, the most that a prompt asks for, has 200 kB."""
 MAX_MESSAGE_CHARACTERS = 300
 """Largest length of the server's message in the reason of a failure."""
 
@@ -314,7 +316,11 @@ class OpenAICaptioner(Captioner):
         try:
             # A redirect is not followed: it would send key and images to an address that nobody configured.
             async with session.post(url, data=io.BytesIO(body), proxy=_proxy(url), allow_redirects=False) as response:
-                return read_reply(response.status, response.headers, await response.read(), self._clock.date())
+                reply = await _read_bounded(response.content)
+                if reply is None:
+                    reason = f"the reply has more than {MAX_REPLY_BYTES:,} bytes"
+                    return Failure(FailureKind.TRANSIENT, reason, maybe_charged=True)
+                return read_reply(response.status, response.headers, reply, self._clock.date())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             reason = f"{settings.base_url}: {type(error).__name__}: {error}"
             return Failure(FailureKind.TRANSIENT, reason, unreachable=True)
@@ -352,6 +358,16 @@ class OpenAICaptioner(Captioner):
     def _without_key(self, text: str) -> str:
         key = self._key.get_secret_value()
         return text.replace(key, "[key]") if len(key) >= MIN_SECRET_CHARACTERS else text
+
+
+async def _read_bounded(content: aiohttp.StreamReader) -> bytes | None:
+    """Return the body of a reply, or None if it is longer than `MAX_REPLY_BYTES`."""
+    body = bytearray()
+    async for chunk in content.iter_any():
+        body += chunk
+        if len(body) > MAX_REPLY_BYTES:
+            return None
+    return bytes(body)
 
 
 def _proxy(url: str) -> str | None:

@@ -360,7 +360,7 @@ class VLLM(CaptionerSettings):
             return f"ValueError: {len(images)} images are more than max_images: {self.max_images} of engine {self.name}"
         for image in images:
             try:
-                with Image.open(io.BytesIO(image)) as opened:
+                with Image.open(io.BytesIO(image), formats=("JPEG",)) as opened:
                     # Decoding at an eighth of the size reads every byte and computes few pixels.
                     opened.draft("RGB", (1, 1))
                     opened.load()

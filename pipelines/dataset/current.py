@@ -50,7 +50,7 @@ def read(recipe: Recipe) -> CurrentDataset:
     if not storage.exists(uri):
         raise ConfigError(f"{recipe.name}: {recipe.out_uri} has no data set yet; run `worldloom curate` first")
     try:
-        found = CurrentDataset(**json.loads(storage.read_bytes(uri)))
+        found = CurrentDataset(**storage.read_json(uri))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{uri}: cannot be read ({error}); run `worldloom curate`, which writes it again") from error
     if found.settings != _settings_digest(recipe):

@@ -196,7 +196,7 @@ def read_records(out_uri: str) -> list[RemovalRecord]:
 
 def _read_record(uri: str) -> RemovalRecord:
     try:
-        data = json.loads(storage.read_bytes(uri))
+        data = storage.read_json(uri)
         if (version := data.pop("version")) != VERSION:
             raise ValueError(f"its format version is {version}")
         span = Span.from_json(data.pop("span"))

@@ -189,10 +189,10 @@ def _plans(folder: str, rows: pa.Table) -> list[tuple[int, list[Piece]]]:
 def _read_plan(uri: str) -> list[Piece]:
     """Return the pieces of a stored plan. Raises `RunError` for a file that this run did not write."""
     try:
-        plan = [Piece(**piece) for piece in json.loads(storage.read_bytes(uri))]
+        plan = [Piece(**piece) for piece in storage.read_json(uri)]
         if [(piece.number, piece.count) for piece in plan] != [(i, len(plan)) for i in range(len(plan))]:
             raise ValueError("its numbers are wrong")
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise RunError(f"{uri}: is not a plan of pieces: {error}; remove it and run again") from error
     return plan
 

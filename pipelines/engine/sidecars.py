@@ -14,6 +14,10 @@ from cluster import listing, storage
 
 SUFFIXES = (".txt", ".caption", ".json")
 """Suffixes of sidecars, in any case, the preferred first."""
+MAX_BYTES = 16 << 20
+"""Largest sidecar that is read: 3 hours of footage with 5,000 shots of 1 kB each take 5 MB."""
+MAX_CHARACTERS = 100_000
+"""Longest caption; detailed ones of captioners have about 3,000 characters."""
 JSON_FORM = '{"caption": "...", "shots": [{"start_s": 0, "end_s": 2.5, "caption": "..."}]}, shots optional'
 
 
@@ -51,18 +55,21 @@ def read_sidecar(uri: str) -> Sidecar:
     """Read a caption file, which is UTF-8 text or JSON, and clean its captions (`captioning.cleaning`).
 
     JSON has the form `{"caption": "...", "shots": [{"start_s": 0, "end_s": 2.5, "caption": "..."}]}`; `shots` is
-    optional. Raises `ValueError` naming the file if it holds no caption, or a shot without a span of finite times.
+    optional. Raises `ValueError` naming the file if it holds no caption, a shot without a span of finite times, or more
+    than the bounds above.
     """
     try:
-        text = storage.read_bytes(uri).decode("utf-8-sig")
+        text = storage.read_bytes(uri, MAX_BYTES).decode("utf-8-sig")
         if not uri.lower().endswith(".json"):
-            return Sidecar(clean_caption(text))
+            return Sidecar(_clean(text))
         data = json.loads(text)
         timed = [_timed_caption(number, shot) for number, shot in enumerate(data.get("shots", []), 1)]
         return Sidecar(_clean(data["caption"]), tuple(timed))
+    except storage.TooLargeError:
+        raise
     except UnicodeDecodeError as error:
         raise ValueError(f"{uri}: no caption in it: it is not UTF-8 text ({error}); save it as UTF-8") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{uri}: no caption in it: {type(error).__name__}: {error}; a .json is {JSON_FORM}") from error
 
 
@@ -78,4 +85,6 @@ def _timed_caption(number: int, shot: Mapping[str, Any]) -> TimedCaption:
 def _clean(text: Any) -> str:
     if not isinstance(text, str):
         raise TypeError(f"a caption is {type(text).__name__}, not text")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"a caption has {len(text):,} characters; the longest that is read has {MAX_CHARACTERS:,}")
     return clean_caption(text)

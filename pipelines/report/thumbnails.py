@@ -66,8 +66,8 @@ def small_thumbnail(image: bytes) -> bytes:
 
 
 def scaled_jpeg(image: bytes, max_size: tuple[int, int], quality: int) -> bytes:
-    """Return an image file as a JPEG of at most this width and height. Raises `OSError` if it cannot be decoded."""
-    with Image.open(io.BytesIO(image)) as opened:
+    """Return a JPEG or PNG file as a JPEG of at most this width and height. Raises `OSError` for any other data."""
+    with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
         opened.draft("RGB", max_size)
         opened.thumbnail(max_size)
         handle = io.BytesIO()

@@ -144,7 +144,7 @@ def crop_jpeg(jpeg: bytes, content: FractionalBox) -> bytes:
     """Return a JPEG file cropped to a box; the file itself for the whole frame."""
     if content == WHOLE_FRAME:
         return jpeg
-    with Image.open(io.BytesIO(jpeg)) as image:
+    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
         return encode_jpeg(np.asarray(image.crop(inner_pixels(content, image.width, image.height)), np.uint8))
 
 

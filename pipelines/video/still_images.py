@@ -16,12 +16,19 @@ from cluster import storage
 from cluster.arrays import Pixels
 from pipelines.video.colour_profiles import to_srgb
 from pipelines.video.content_hash import content_hash
-from pipelines.video.decode import decode_error
+from pipelines.video.decode import MAX_PIXELS, DecodeError, decode_error, file_name
 from pipelines.video.scale import Box, scaled_size
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "PPM", "QOI", "TGA")
 """Formats that are read, whatever the file's name. Others are refused: PostScript would be run by Ghostscript, and
 metafiles by Windows."""
+
+MAX_IMAGE_BYTES = 8 * MAX_PIXELS
+"""Largest file of an image that is read, 512 MiB: `MAX_PIXELS` of 4 channels of 16 bits, without compression."""
+
+MAX_METADATA_BYTES = 4 << 20
+"""Largest block of metadata beside the pixels, such as a colour profile (ICC) or EXIF. Profiles of printers are the
+largest that are used, about 3 MB; in JPEG a block of EXIF has at most 64 kB."""
 
 ANIMATED_FORMATS = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 """Formats in which several images are an animation; in others they are pages or previews."""
@@ -40,9 +47,12 @@ def read_image(uri: str) -> Image.Image:
     """Decode an image to sRGB, rotated as its EXIF orientation asks, transparent parts over white.
 
     It is the first image of a file with several. The only `info` of the image is the `codec` and the `content_hash` of
-    the file. Raises `DecodeError`.
+    the file. Raises `DecodeError`, which a file or an image over the bounds above gets before it is read or decoded.
     """
-    data = storage.read_bytes(uri)
+    try:
+        data = storage.read_bytes(uri, MAX_IMAGE_BYTES)
+    except storage.TooLargeError as error:
+        raise DecodeError(f"{file_name(uri)}: {error}") from error
     try:
         with _open_image(io.BytesIO(data)) as image:
             codec = (image.format or "").lower()
@@ -86,12 +96,21 @@ def encode_jpeg(pixels: Pixels, quality: int = 85) -> bytes:
 
 
 def _open_image(file: IO[bytes]) -> Image.Image:
-    """Open an image of one of `FORMATS`. Raises `UnidentifiedImageError` for any other file."""
+    """Read the header of an image of one of `FORMATS`.
+
+    Raises `UnidentifiedImageError` for any other file, and `ValueError` for an image over the bounds.
+    """
     Image.init()
     try:
-        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError:
         raise UnidentifiedImageError(f"none of the formats that are read: {', '.join(FORMATS)}; convert it") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"the image is {image.width}x{image.height}, more than {MAX_PIXELS} pixels; scale it down")
+    for name, value in image.info.items():
+        if isinstance(value, bytes | str) and len(value) > MAX_METADATA_BYTES:
+            raise ValueError(f"{name} has {len(value):,} bytes, more than {MAX_METADATA_BYTES:,}; remove it")
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -69,6 +69,27 @@ def test_digests_of_different_sequences_differ(a: list[str], b: list[str]) -> No
     assert (storage.digest(*a) == storage.digest(*b)) == (a == b)
 
 
+def test_files_over_a_bound_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    assert storage.read_bytes(str(tmp_path / "a"), max_bytes=5) == b"12345"
+    with pytest.raises(storage.TooLargeError, match=r"a: has 5 bytes; at most 4 are read"):
+        storage.read_bytes(str(tmp_path / "a"), max_bytes=4)
+
+
+def test_json_is_bounded_and_errors_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "good.json").write_text('{"a": [1.5, null]}')
+    assert storage.read_json(str(tmp_path / "good.json")) == {"a": [1.5, None]}
+    large = tmp_path / "large.json"
+    with large.open("wb") as handle:
+        handle.truncate(storage.MAX_JSON_BYTES + 1)
+    texts = {"deep.json": "[" * 100_000, "cut.json": '{"a": ', "digits.json": "1" * 5000, "bytes.json": "\udcff"}
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
+    for name in (*texts, "large.json"):
+        with pytest.raises(ValueError, match=rf"{name}: (is not JSON: |has [\d,]+ bytes)"):
+            storage.read_json(str(tmp_path / name))
+
+
 def test_the_digest_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
     for size_bytes in (0, 5, (8 << 20) + 3):
         data = bytes(range(256)) * (size_bytes // 256) + b"x" * (size_bytes % 256)

@@ -103,7 +103,7 @@ def find_result(settings: AutoencoderTrainSettings, run_uri: str) -> Autoencoder
     uri = storage.join(run_uri, "export", REPORT)
     if not storage.exists(uri):
         return None
-    report = json.loads(storage.read_bytes(uri))
+    report = storage.read_json(uri)
     if report["steps"] < settings.steps:
         return None
     return AutoencoderResult(storage.join(run_uri, "export", WEIGHTS), report)

@@ -45,7 +45,7 @@ class Marker:
         """Return the marker of a checkpoint's folder. Raises `DamagedError` if it was altered."""
         uri = storage.join(folder_uri, MARKER)
         try:
-            fields = json.loads(storage.read_bytes(uri))
+            fields = storage.read_json(uri)
             digest = fields.pop("digest", None)
             marker = cls(Checkpoint(folder_uri, *(fields[key] for key in ("step", "workers", "zero_stage"))), digest)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -83,7 +83,7 @@ def find_upsampled(folder_uri: str, prompt: str, upsampler: str) -> str | None:
 
 def _read_record(uri: str) -> dict[str, Any] | None:
     try:
-        record = json.loads(storage.read_bytes(uri))
+        record = storage.read_json(uri)
     except ValueError:  # cut off, or no record of ours: the file is made again
         return None
     return record if isinstance(record, dict) else None

@@ -61,7 +61,7 @@ def read_settings(run_uri: str) -> Mapping[str, Any] | None:
     there are none.
     """
     uri = storage.join(run_uri, SETTINGS_FILE)
-    settings: Mapping[str, Any] | None = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
+    settings: Mapping[str, Any] | None = storage.read_json(uri) if storage.exists(uri) else None
     return settings
 
 

@@ -57,7 +57,7 @@ class TrackedRun:
 
     def _service_ids(self) -> dict[str, str]:
         uri = storage.join(self.uri, IDS_FILE)
-        ids: dict[str, str] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+        ids: dict[str, str] = storage.read_json(uri) if storage.exists(uri) else {}
         return ids
 
 

@@ -110,7 +110,7 @@ class PaletteCaptioner(Captioner):
 
 def colour_shares(jpeg: bytes) -> NDArray[np.float64]:
     """Return for each of `NAMES` the share of an image's pixels that are nearest to that colour."""
-    image = Image.open(io.BytesIO(jpeg)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+    image = Image.open(io.BytesIO(jpeg), formats=["JPEG"]).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
     pixels_N3 = _opponent(np.asarray(image, dtype=np.float64).reshape(-1, 3))
     named_M3 = _opponent(np.array(list(COLOURS.values()), dtype=np.float64))
     nearest_N = np.square(pixels_N3[:, None] - named_M3).sum(axis=-1).argmin(axis=1)

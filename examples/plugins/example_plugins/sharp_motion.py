@@ -50,7 +50,7 @@ class SharpMotion(Step):
 
 def luma(jpeg: bytes) -> NDArray[np.float64]:
     """Return the luma `[H, W]` of a JPEG file, in [0, 1]."""
-    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"), dtype=np.float64) / 255
+    return np.asarray(Image.open(io.BytesIO(jpeg), formats=["JPEG"]).convert("L"), dtype=np.float64) / 255
 
 
 def blur_effect(luma_HW: NDArray[np.float64], window: int) -> float:

@@ -139,5 +139,5 @@ class ImageScore(Step):
 
 def decode_jpeg(data: bytes) -> Pixels:
     """Return a JPEG file as uint8 `[H, W, 3]` RGB. Raises `OSError` if it is damaged."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         return np.asarray(image.convert("RGB"), np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import itertools
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from captioning.engines import openai
 from tests.support.misbehaving_server import Act, Server, completion, error, serving
 from tests.support.openai_engine import (
     DATE,
@@ -64,6 +66,19 @@ def test_refused_question_is_not_retried(server: Server, act: Act, reason: str) 
     assert str(answers["uid of a"].error).startswith(reason)
     assert answers["uid of b"].text == "answer to b"
     assert server.counts() == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+def test_a_reply_without_end_is_given_up(server: Server, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "MAX_REPLY_BYTES", 5000)
+    body = gzip.compress(bytes(1 << 20)) if encoding else bytes(1 << 20)
+    act = Act(body=body, headers={"Content-Encoding": encoding} if encoding else {})
+    server.reset({"a": [act] * 9})
+    (answer,) = captioner(server, retries=1).answer([question("a")])
+    assert str(answer.error).startswith("the reply has more than 5,000 bytes")
+    server.reset({"a": [act]})
+    (answer,) = captioner(server).answer([question("a")])
+    assert answer.text == "answer to a"
 
 
 @pytest.mark.slow

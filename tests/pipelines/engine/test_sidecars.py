@@ -53,6 +53,21 @@ def test_shots_without_a_finite_span_are_refused(tmp_path: Path, span: str) -> N
         read_sidecar(str(tmp_path / "a.json"))
 
 
+def test_sidecars_that_are_too_large_are_refused(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.txt", "word " * 20_001),
+        ("a.json", '{"caption": "' + "word " * 20_001 + '"}'),
+        ("deep.json", "[" * 100_000),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"{name}: no caption in it: .*(100,005 characters|RecursionError)"):
+            read_sidecar(str(tmp_path / name))
+    with (tmp_path / "b.txt").open("wb") as handle:
+        handle.truncate(60 << 20)
+    with pytest.raises(ValueError, match=r"b\.txt: has 62,914,560 bytes; at most 16,777,216 are read"):
+        read_sidecar(str(tmp_path / "b.txt"))
+
+
 def test_reasoning_that_is_cut_off_is_no_caption(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("<think>They want")
     with pytest.raises(ValueError, match=r"a\.txt: no caption in it: .*its reasoning has no end"):

@@ -10,6 +10,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from cluster.arrays import UInt8Array
+from pipelines.video import still_images
 from pipelines.video.decode import DecodeError
 from pipelines.video.still_images import encode_jpeg, fit_long_side, is_still_image, read_image, resize_image
 from tests.support.images import quarters
@@ -118,6 +119,40 @@ def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     Image.fromarray(quarters()).save(path, "EPS")
     with pytest.raises(
         DecodeError, match=r"a\.jpg: UnidentifiedImageError: none of the formats that are read: JPEG, PNG"
+    ):
+        read_image(str(path))
+
+
+def test_large_files_are_refused_unread(tmp_path: Path) -> None:
+    """A file without content takes no space on the disk, and may still say that it has 50 GB."""
+    path = tmp_path / "a.png"
+    with path.open("wb") as handle:
+        handle.truncate(50 << 30)
+    with pytest.raises(DecodeError, match=r"a\.png: .*a\.png: has 53,687,091,200 bytes; at most 536,870,912 are read"):
+        read_image(str(path))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "bmp", "qoi", "jpg"])
+def test_large_images_are_refused_undecoded(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(still_images, "MAX_PIXELS", 64 * 48 - 1)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(quarters()).save(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(
+        DecodeError, match=r"a\.\w+: ValueError: the image is 64x48, more than 3071 pixels; scale it down"
+    ):
+        read_image(str(path))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "block"), [("png", "exif"), ("webp", "exif"), ("webp", "icc_profile"), ("tiff", "icc_profile")]
+)
+def test_large_metadata_is_refused(tmp_path: Path, suffix: str, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(still_images, "MAX_METADATA_BYTES", 1000)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(quarters()).save(path, **{block: b"Exif\0\0" + bytes(2000)})
+    with pytest.raises(
+        DecodeError, match=rf"a\.{suffix}: ValueError: {block} has 2,00\d bytes, more than 1,000; remove it"
     ):
         read_image(str(path))
 
