@@ -27,6 +27,7 @@ def toy_recipe(folder: Path, steps: Sequence[Step] | None = None, out: str = "ou
         out=str(folder / out),
         sources=(SourceSettings(videos=str(folder / "in" / "*.toy")),),
         curate=default if steps is None else tuple(steps),
+        max_failed_share=1.0,
     )
 
 

@@ -153,7 +153,11 @@ def test_a_video_scanned_in_pieces_gives_the_same_row(tmp_path: Path, monkeypatc
     encode(tmp_path / "in" / "film.mp4", film, time_base=Fraction(1, 24), options={"bf": "3", "g": "60"})
     (tmp_path / "in" / "text.mp4").write_bytes(b"no video" * 100)
     sources = (SourceSettings(videos=str(tmp_path / "in" / "*.mp4")),)
-    whole = run_segments(Recipe(name="whole", out=str(tmp_path / "whole"), sources=sources, curate=(Scan(),)), inline)
+
+    def recipe(name: str) -> Recipe:
+        return Recipe(name=name, out=str(tmp_path / name), sources=sources, curate=(Scan(),), max_failed_share=0.5)
+
+    whole = run_segments(recipe("whole"), inline)
     done: list[int] = []
     run_piece = Scan.run_piece
 
@@ -164,9 +168,7 @@ def test_a_video_scanned_in_pieces_gives_the_same_row(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Scan, "run_piece", recorded)
     monkeypatch.setattr("pipelines.steps.scan.MIN_DIVIDED_BYTES", 0)
     monkeypatch.setattr("pipelines.video.scan.PIECE_COST", 160 * 96 * 24 * 6)
-    divided = run_segments(
-        Recipe(name="divided", out=str(tmp_path / "divided"), sources=sources, curate=(Scan(),)), inline
-    )
+    divided = run_segments(recipe("divided"), inline)
     assert sorted(done) == [0, 1, 2]
     assert final_rows(divided) == final_rows(whole)
     assert [row["fate"] for row in sorted(final_rows(divided), key=lambda row: row["source"])] == ["kept", "failed"]
