@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from cluster.stores import credentials_message, has_credentials
-from cluster.yaml_text import Location, YamlError, load
+from cluster.yaml_text import MAX_BYTES, Location, YamlError, load
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -103,7 +103,8 @@ class Document:
 def read_document(path: str | Path) -> Document:
     """Read a YAML file. Raises `ConfigError` if the file is missing, is not valid YAML or repeats a key."""
     try:
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as handle:
+            data = handle.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
@@ -113,6 +114,8 @@ def read_document(path: str | Path) -> Document:
 
 def decode_document(data: bytes, file: str) -> Document:
     """Parse the bytes of a YAML or JSON file as `read_document` does; `file` only names it in error messages."""
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{file}: has more than {MAX_BYTES:,} bytes, the most that a document may have")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

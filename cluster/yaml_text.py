@@ -20,6 +20,10 @@ MAX_DEPTH = 50
 """Most mappings and lists inside each other. A recipe has about 6."""
 MAX_VALUES = 100_000
 """Most values of a document, those of aliases counted each time: a few lines of nested aliases are billions."""
+MAX_BYTES = 1 << 20
+"""Largest document. A recipe has about 2 kB, and PyYAML takes a second and 100 MB per megabyte."""
+INTEGERS = range(-(2**63), 2**64)
+"""Integers that a document may hold: those that torch, Arrow and JSON readers take."""
 
 _TAG = "tag:yaml.org,2002:"
 _SCHEMA = (
@@ -54,6 +58,9 @@ _AT_START = ("found unexpected end of stream", "<stream end>")
 """Parts of the messages of problems that are seen at the end of the file, far from the line to mend."""
 
 
+TOO_MANY = f"has more than {MAX_VALUES} values, those of its aliases included"
+
+
 class YamlError(ValueError):
     """An error in YAML text, with the line it is on, from 1."""
 
@@ -63,16 +70,18 @@ class YamlError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """A composer of nodes whose scalars have the tags of YAML 1.2, and whose depth is bounded."""
+    """A composer of nodes whose scalars have the tags of YAML 1.2. Their depth and number are bounded."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
-    _depth = 0
+    _depth = _count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self._depth += 1
-        if self._depth > MAX_DEPTH:
+        self._count += 1
+        if self._depth > MAX_DEPTH or self._count > 2 * MAX_VALUES:  # keys are nodes, too
             line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
-            raise YamlError(line, f"values are nested more than {MAX_DEPTH} deep")
+            bound = f"values are nested more than {MAX_DEPTH} deep" if self._depth > MAX_DEPTH else TOO_MANY
+            raise YamlError(line, bound)
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -137,11 +146,13 @@ class _PlainData:
         self.lines.setdefault(location, line)
         self._count += 1
         if self._count > MAX_VALUES:
-            raise YamlError(line, f"has more than {MAX_VALUES} values, those of its aliases included")
+            raise YamlError(line, TOO_MANY)
         if id(node) in self._open:
             raise YamlError(line, "a value holds an alias of itself; remove the alias")
         if isinstance(node, yaml.ScalarNode):
             return _scalar(node)
+        if node.tag not in (_TAG + "map", _TAG + "seq"):
+            raise _unknown_tag(node)
         self._open.add(id(node))
         if isinstance(node, yaml.MappingNode):
             result: Any = self._mapping(node, location)
@@ -156,6 +167,7 @@ class _PlainData:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 raise YamlError(line, "a key is a list or a mapping; write it as text")
+            _check_text(key_node.value, line)
             if key_node.value in keys:
                 raise YamlError(line, f"key '{key_node.value}' is given twice; keep one of them")
             keys[key_node.value] = (line, value_node)
@@ -188,8 +200,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     kind, text = node.tag.removeprefix(_TAG), node.value
     line = node.start_mark.line + 1
     if kind == "str":
-        if "\0" in text:
-            raise YamlError(line, f"{text[:80]!r} holds a NUL character; remove it")
+        _check_text(text, line)
         return text
     if node.tag in _EXPRESSIONS and _EXPRESSIONS[node.tag].fullmatch(text) and len(text) < 1000:
         if kind == "null":
@@ -197,7 +208,24 @@ def _scalar(node: yaml.ScalarNode) -> Any:
         if kind == "bool":
             return text.lower() == "true"
         if kind == "int":
-            return int(text.replace("_", ""), {"0o": 8, "0x": 16}.get(text[:2], 10))
+            number = int(text.replace("_", ""), {"0o": 8, "0x": 16}.get(text[:2], 10))
+            if number not in INTEGERS:
+                raise YamlError(line, f"{text[:80]} is an integer of more than 64 bits")
+            return number
         if kind == "float":
             return float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
-    raise YamlError(line, f"{text[:80]!r} is no value of a recipe (tag {node.tag.split(':')[-1]})")
+    raise _unknown_tag(node)
+
+
+def _unknown_tag(node: yaml.Node) -> YamlError:
+    """Return the error of a value that is not of its tag, or whose tag is not of the core schema."""
+    text = f"{node.value[:80]!r}" if isinstance(node, yaml.ScalarNode) else "a mapping or list with a tag"
+    return YamlError(node.start_mark.line + 1, f"{text} is no value of a recipe (tag {node.tag.removeprefix(_TAG)})")
+
+
+def _check_text(text: str, line: int) -> None:
+    """Raise `YamlError` for text that no file name or table can hold."""
+    if "\0" in text:
+        raise YamlError(line, f"{text[:80]!r} holds a NUL character; remove it")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise YamlError(line, f"{text[:80]!r} holds half a surrogate pair; write the character itself")

@@ -97,6 +97,13 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         read_document(tmp_path / "none.yaml")
 
 
+def test_large_files_are_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "a.yaml").open("wb") as handle:
+        handle.truncate(50 << 30)
+    with pytest.raises(ConfigError, match=r"a\.yaml: has more than 1,048,576 bytes"):
+        read_document(tmp_path / "a.yaml")
+
+
 def test_override_of_mappings_lists_and_labelled_items() -> None:
     document = parse_document(
         "a: {b: 1}\nsteps:\n  - keep: {x: 1}\n  - cut: {}\n  - keep: {x: 2}\nlist: [{k: 1}, {k: 2}]\n", "f.yaml"

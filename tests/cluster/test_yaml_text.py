@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cluster import yaml_text
 from cluster.yaml_text import MAX_VALUES, YamlError, dump, load
 
 
@@ -75,6 +76,15 @@ def test_merged_mappings_have_the_lines_of_their_values() -> None:
         ("a: !!binary aGk=\n", 1, "no value of a recipe"),
         ("a: !date 3\n", 1, "no value of a recipe"),
         ("a: " + "9" * 5000, 1, "no value of a recipe"),
+        ("a: 0x" + "f" * 5000, 1, "no value of a recipe"),
+        ("a: 18446744073709551616\n", 1, "integer of more than 64 bits"),
+        ("a: -9223372036854775809\n", 1, "integer of more than 64 bits"),
+        ('a: "\\ud83d"\n', 1, "half a surrogate pair"),
+        ('a: 1\n"b\\0": 2\n', 2, "NUL"),
+        ("a: !!python/name:os.system\n", 1, "no value of a recipe"),
+        ("a: !!python/object/apply:os.system [ls]\n", 1, "no value of a recipe"),
+        ("a: !!python/object/new:subprocess.Popen {args: ls}\n", 1, "no value of a recipe"),
+        ("!!set {a: null}\n", 1, "no value of a recipe"),
     ],
 )
 def test_errors_name_the_line_and_the_fix(text: str, line: int, message: str) -> None:
@@ -89,6 +99,18 @@ def test_nested_aliases_are_bounded() -> None:
     lines += [f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]" for n in range(6)]
     with pytest.raises(YamlError, match=f"more than {MAX_VALUES} values"):
         load("\n".join(lines))
+
+
+def test_the_number_of_values_is_bounded_while_they_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_text, "MAX_VALUES", 100)
+    assert len(load("[" + "1," * 90 + "]")[0]) == 90
+    for text in ("[" + "1," * 201 + "[" * 60, "{" + "".join(f"k{n}: 1," for n in range(201)) + "[" * 60):
+        with pytest.raises(YamlError, match="values, those of its aliases included"):
+            load(text)
+
+
+def test_integers_of_64_bits_are_read() -> None:
+    assert load("[18446744073709551615, -9223372036854775808]")[0] == [2**64 - 1, -(2**63)]
 
 
 @pytest.mark.parametrize(
