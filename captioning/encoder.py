@@ -40,7 +40,10 @@ class TextEncoder(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, captions: Sequence[str]) -> list[TextEmbedding]:
-        """Return the embedding of each caption, which depends on the other captions by rounding errors only."""
+        """Return the embedding of each caption.
+
+        It depends on the other captions by rounding errors only, and on a CPU not at all.
+        """
 
 
 class TextEncoderSettings(Plugin):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,13 @@ from torch import Tensor
 from cluster import storage
 from pipelines.engine.step import Mark, RunError, failure, set_column, set_marks
 from pipelines.steps._samples import WRITES, ClipSample, SampleRules, WindowSamples, samples_of, span_of, windows_of
-from pipelines.steps._window_decoding import BATCH_VALUES, ClipWindows, DecodedWindow, batch_size, decode_ahead
+from pipelines.steps._window_decoding import AHEAD_VALUES, ClipWindows, DecodedWindow, batch_size, decode_ahead
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.data.buckets import Bucket
 from training.data.shard_writer import LatentRow, write_shard
 from training.data.shards import ShardInfo
 from training.data.windows import Window, covered_pts
+from training.device import computing_in_one_thread
 from training.pixels import from_uint8, psnr_db, ssim
 
 # Shape suffixes: B windows of a batch, C colours or latent channels, T frames, H height, W width.
@@ -133,7 +135,8 @@ class Encoder:
             if (missing := self._missing(samples[index]))
         ]
         work = _TableWork(self, clips)
-        with ThreadPoolExecutor(self._rules.decoder_threads, thread_name_prefix="decoder") as pool:
+        one_thread = computing_in_one_thread() if self._device.type == "cpu" else contextlib.nullcontext()
+        with one_thread, ThreadPoolExecutor(self._rules.decoder_threads, thread_name_prefix="decoder") as pool:
             try:
                 work.run(pool)
             finally:
@@ -281,8 +284,8 @@ class _TableWork:
         self._shards: dict[Bucket, PendingShard] = defaultdict(PendingShard)
 
     def run(self, pool: ThreadPoolExecutor) -> None:
-        """Encode and write all clips. As much as two batches hold is decoded while the device works."""
-        n_values = 2 * BATCH_VALUES[self._encoder.device.type]
+        """Encode and write all clips. The next ones are decoded while the device works."""
+        n_values = AHEAD_VALUES[self._encoder.device.type]
         for part, future in decode_ahead(pool, self._live_clips(), n_values, 1 + self._encoder.decoder_threads):
             try:
                 spans = future.result()

@@ -16,6 +16,7 @@ from captioning.encoders import clip
 from captioning.encoders.clip import Clip
 from captioning.engine import EngineError
 from pipelines.steps.score.embedding import Embedding
+from tests.support.text_batches import in_batches
 
 pytestmark = pytest.mark.slow
 
@@ -99,9 +100,12 @@ def test_embeddings_are_those_of_open_clip(custom: bool, text: dict[str, Any], t
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10**6])
 def test_other_captions_of_a_batch_have_no_effect(batch_tokens: int, folder: Path) -> None:
-    encoder = Clip(model=str(folder), batch_tokens=batch_tokens).open()
-    for caption, embedding in zip(CAPTIONS, encoder.encode(CAPTIONS), strict=True):
+    encoder, one_by_one = in_batches(Clip(model=str(folder)).open(), batch_tokens), Clip(model=str(folder)).open()
+    alone_of_all = one_by_one.encode(CAPTIONS)
+    for caption, embedding, of_all in zip(CAPTIONS, encoder.encode(CAPTIONS), alone_of_all, strict=True):
         (alone,) = encoder.encode([caption])
+        np.testing.assert_array_equal(alone.tokens, of_all.tokens)
+        np.testing.assert_array_equal(alone.pooled, of_all.pooled)
         np.testing.assert_allclose(embedding.tokens, alone.tokens, atol=1e-5)
         assert embedding.pooled is not None
         assert alone.pooled is not None

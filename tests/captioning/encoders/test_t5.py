@@ -23,6 +23,7 @@ from captioning.encoders import _batched, t5
 from captioning.encoders._batched import MAX_PADDED_SHARE, next_batch_size
 from captioning.encoders.t5 import T5, _pretrained_arguments
 from captioning.engine import EngineError
+from tests.support.text_batches import in_batches
 
 CAPTIONS = [
     "",
@@ -78,7 +79,7 @@ def test_embeddings_are_those_of_transformers(kind: Any, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10**6])
 def test_other_captions_of_a_batch_have_no_effect(batch_tokens: int, folder: Path) -> None:
-    encoder = tiny(folder, batch_tokens=batch_tokens).open()
+    encoder = in_batches(tiny(folder).open(), batch_tokens)
     together = encoder.encode(CAPTIONS)
     for caption, embedding in zip(CAPTIONS, together, strict=True):
         (alone,) = encoder.encode([caption])
@@ -103,8 +104,16 @@ def test_bfloat16_is_close_to_float32(folder: Path) -> None:
         assert (a.tokens * b.tokens).sum() / np.linalg.norm(a.tokens) / np.linalg.norm(b.tokens) > 0.999
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_other_captions_have_no_effect_at_all_on_a_cpu(dtype: str, folder: Path) -> None:
+    encoder = tiny(folder, dtype=dtype).open()
+    for caption, embedding in zip(CAPTIONS, encoder.encode(CAPTIONS), strict=True):
+        np.testing.assert_array_equal(embedding.tokens, encoder.encode([caption])[0].tokens)
+    assert encoder.padding_tokens == 0
+
+
 def test_padding_tokens_are_counted(folder: Path) -> None:
-    encoder = tiny(folder).open()
+    encoder = in_batches(tiny(folder).open())
     texts = [" ".join(["ba"] * n) for n in range(1, 60)]
     tokens = sum(len(embedding.tokens) for embedding in encoder.encode(texts))
     assert tokens == sum(range(2, 61))
@@ -241,7 +250,7 @@ def test_batches_are_halved_when_memory_runs_out(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = tiny(folder).open().encode(["ba bi bo"] * 9)
-    encoder = tiny(folder).open()
+    encoder = in_batches(tiny(folder).open())
     batch_sizes: list[int] = []
     forward = t5.T5Encoder.forward
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -32,6 +33,7 @@ from pipelines.video.spans import FrameGrid, SampledSpan, read_span
 from tests.support.encode_recipes import recipe_of
 from tests.support.videos import encode, sliding
 from training.autoencoder import Autoencoder
+from training.autoencoders.causal import Causal
 from training.autoencoders.linear import Linear
 from training.data.buckets import BucketSettings
 from training.data.manifest import CONTENT_COLUMNS, read_manifest
@@ -325,7 +327,44 @@ def test_undecodable_clip_fails_alone(footage: dict[str, Path], tmp_path: Path) 
     assert {clip_uid(uid) for uid in stored(tmp_path / "out")} == set(table["uid"].to_pylist()) - {at_fault}
 
 
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """Let torch compute in three threads, with which convolutions round differently than with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+def test_latents_do_not_depend_on_tasks_or_threads(
+    footage: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Whichever clips share a task, and whatever the number of threads, the CPU computes the same bits."""
+    table = clips(footage).slice(0, 6)
+    encoder(tmp_path / "together", autoencoder=Causal())(table)
+    request.getfixturevalue("three_threads")
+    function = encoder(tmp_path / "apart", autoencoder=Causal())
+    for start, length in ((3, 3), (0, 1), (1, 2)):
+        function(table.slice(start, length))
+    together, apart = stored(tmp_path / "together"), stored(tmp_path / "apart")
+    assert apart.keys() == together.keys()
+    for uid, (latent, last_frame) in together.items():
+        assert torch.equal(apart[uid][0], latent)
+        assert last_frame is None or torch.equal(apart[uid][1], last_frame)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_cpu_encodes_in_one_thread(footage: dict[str, Path], tmp_path: Path) -> None:
+    threads = []
+    scripted = ScriptedAutoencoder(before=lambda video: threads.append((len(video), torch.get_num_threads())))
+    with_autoencoder(encoder(tmp_path), scripted)(clips(footage))
+    assert set(threads) == {(1, 1)}
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("batches")
 def test_batch_too_large_for_the_device_goes_one_by_one(footage: dict[str, Path], tmp_path: Path) -> None:
     def small(video: Tensor) -> None:
         if len(video) > 1:
@@ -340,6 +379,13 @@ def test_batch_too_large_for_the_device_goes_one_by_one(footage: dict[str, Path]
     assert all(torch.equal(alone[uid][0], together[uid][0]) for uid in alone)
 
 
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU encode in batches, as a GPU does."""
+    monkeypatch.setitem(_window_decoding.BATCH_VALUES, "cpu", 2**22)
+
+
+@pytest.mark.usefixtures("batches")
 def test_latents_that_are_not_finite_fail_only_their_clip(footage: dict[str, Path], tmp_path: Path) -> None:
     def spoil(latent: Tensor) -> Tensor:
         return torch.cat((latent[:1] * torch.nan, latent[1:])) if len(latent) > 1 else latent
@@ -405,7 +451,7 @@ def test_clip_below_min_psnr_fails_and_all_others_are_checked(
 def test_next_batch_is_decoded_while_the_device_works(
     footage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(_window_decoding.BATCH_VALUES, "cpu", 1)
+    monkeypatch.setitem(_window_decoding.AHEAD_VALUES, "cpu", 1)
     decoded = threading.Semaphore(0)
     first = threading.Event()
     plain = _window_decoding.read_spans
