@@ -15,13 +15,19 @@ class RaySettings(Settings):
 
     address: str = Field(
         "local",
-        description="local: start Ray here; auto: the cluster this machine belongs to; ray://host:10001: a remote one.",
+        description="local: start Ray here, on 127.0.0.1; auto: the cluster that this machine belongs to.",
     )
     cpus: int | None = Field(None, ge=1, description="CPU cores that a local Ray may use; null uses all of them.")
 
     @field_validator("address")
     @classmethod
     def _is_known(cls, address: str) -> str:
-        if address not in ("local", "auto") and not address.startswith("ray://"):
-            raise ValueError(f"'{address}' is not an address; write local, auto or ray://host:10001")
+        if address.startswith("ray://"):
+            raise ValueError(
+                f"'{address}' is an address of Ray Client, over which Ray Data and Ray Train do not run; write auto "
+                "and run the command on the head node or send it there: ray job submit --address http://HEAD:8265 -- "
+                "worldloom run ..."
+            )
+        if address not in ("local", "auto"):
+            raise ValueError(f"'{address}' is not an address; write local or auto")
         return address

@@ -6,11 +6,16 @@ import contextlib
 import importlib
 import logging
 import os
+import secrets
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from cluster.ray_settings import RaySettings
 from cluster.resources import ClusterSize
@@ -39,20 +44,80 @@ def ray_connection(settings: RaySettings) -> Iterator[None]:
     logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(
         lambda record: "is enabled" not in record.getMessage()
     )
-    local = settings.address == "local"
-    log.info("starting Ray on this machine" if local else f"connecting to Ray at {settings.address}")
-    ray.init(
-        address=settings.address,
-        num_cpus=settings.cpus if local else None,
-        include_dashboard=False if local else None,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        runtime_env={"worker_process_setup_hook": worker_setup(str(Path(__file__).parents[1]))},
-    )
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.WARNING,
+        "runtime_env": {"worker_process_setup_hook": worker_setup(str(Path(__file__).parents[1]))},
+    }
+    if settings.address == "local":
+        log.info("starting Ray on this machine")
+        with _private_ray():
+            context = ray.init("local", num_cpus=settings.cpus, include_dashboard=False, **options)
+            try:
+                yield
+            finally:
+                ray.shutdown()
+                _remove_folder(Path(context.address_info["session_dir"]))
+        return
+    log.info(f"connecting to Ray at {settings.address}")
+    ray.init(settings.address, **options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private_ray() -> Iterator[None]:
+    """Let a Ray that is started in the block listen on 127.0.0.1 alone, with a token that only this user can read.
+
+    By default its servers listen on all interfaces, and the token, which is all that keeps others from running code
+    here, is readable by every user of the machine. Ray has a loopback mode, its default on macOS and Windows.
+    """
+    _protect_token(Path.home() / ".ray" / "auth_token")
+    with contextlib.ExitStack() as stack:
+        previous = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
+        if previous is None:  # the processes of Ray read it
+            os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+            stack.callback(os.environ.pop, ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, None)
+            stack.callback(setattr, ray_constants, "ENABLE_RAY_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER)
+            ray_constants.ENABLE_RAY_CLUSTER = False  # read when Ray was imported
+        yield
+
+
+def _protect_token(path: Path) -> None:
+    """Write the token with which Ray's processes know each other as Ray would, but so that only this user can read it.
+
+    One that is there stays, and gets these rights.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    wanted = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+    if wanted and not path.exists() and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        temporary = path.with_name(f"{path.name}-{os.getpid()}")
+        temporary.touch(mode=0o600)
+        temporary.write_text(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another run was faster
+            os.link(temporary, path)
+        temporary.unlink()
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # it may be the file of an administrator
+        path.chmod(0o600)
+        path.parent.chmod(0o700)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove the folder of a Ray that was stopped: its logs, sockets and spilled objects, about 1 MB at least.
+
+    Processes that end a moment later may still write to it.
+    """
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
+        time.sleep(0.1)
+    latest = folder.with_name("session_latest")
+    with contextlib.suppress(OSError):
+        if latest.is_symlink() and Path(os.readlink(latest)).name == folder.name:
+            latest.unlink()
 
 
 def worker_setup(root: str) -> Callable[[], None]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -17,8 +18,27 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
-console = Console(stderr=True, emoji=False)
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def visible(text: str) -> str:
+    """Return text with control characters as escapes of hexadecimal digits, except for line breaks and tabs.
+
+    File names and captions may hold any: ESC begins a command to the terminal, which may hide or rewrite its lines.
+    """
+    return CONTROL_CHARACTERS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+class VisibleConsole(Console):
+    """A console that shows control characters of the text it is given, in tables too, instead of obeying them."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        return super().render_str(visible(text), **options)
+
+
+console = VisibleConsole(stderr=True, emoji=False)
 """Console on standard error, for people. Standard output is reserved for results that programs read.
 
 Names of emoji, such as :x:, are parts of keys and paths here."""
@@ -55,7 +75,7 @@ class _RichBar:
         self._task = progress.add_task(description, total=total, note="")
 
     def advance(self, amount: float = 1.0, note: str = "") -> None:
-        self._progress.update(self._task, advance=amount, note=note)
+        self._progress.update(self._task, advance=amount, note=visible(note))
 
 
 class _LineBar:

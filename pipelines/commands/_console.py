@@ -6,21 +6,26 @@ import sys
 from collections.abc import Iterable, Sequence
 
 import pyarrow.compute as pc
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.telemetry import VisibleConsole, visible
 from pipelines.curation import SegmentState
 from pipelines.engine.step import FATES
 from pipelines.ledger import Account
 
-console = Console(width=None if sys.stdout.isatty() else 140, emoji=False)
+console = VisibleConsole(width=None if sys.stdout.isatty() else 140, emoji=False)
 """Standard output. Files and pipes get lines wide enough for the tables."""
 
 
 def print_line(text: str) -> None:
     """Print text that may hold what looks like markup, such as a path, on one line."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_value(text: str) -> None:
+    """Print a result for programs on a line of its own, exactly; on a terminal with control characters escaped."""
+    print(visible(text) if sys.stdout.isatty() else text)
 
 
 def table_of(title: str, columns: Sequence[str], numbers: Iterable[str] = ()) -> Table:

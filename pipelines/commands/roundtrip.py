@@ -9,7 +9,7 @@ import typer
 
 from cluster.config import ConfigError, Document, Settings, parse, parse_document, parse_options
 from cluster.plugins import PluginField
-from pipelines.commands._console import console
+from pipelines.commands._console import console, print_value
 from pipelines.commands._options import read_recipe, with_options
 from pipelines.steps.encode import Encode
 from pipelines.video.part import VideoPart
@@ -62,4 +62,4 @@ def command(
     shape = f"{made.frames} frames of {made.width}x{made.height} at {made.fps:g} fps"
     text = f"{made.autoencoder}: {shape}: PSNR {made.psnr_db:.2f} dB, SSIM {made.ssim:.4f}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-    print(made.uri)
+    print_value(made.uri)

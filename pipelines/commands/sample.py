@@ -13,6 +13,7 @@ from cluster import storage
 from cluster.config import ConfigError, parse_options
 from cluster.telemetry import progress
 from pipelines.commands._conditioning_images import check_images, read_conditioning_image
+from pipelines.commands._console import print_value
 from pipelines.commands._options import Assignments, RemoteCode, read_recipe, with_options
 from pipelines.commands.train import find_trained
 from pipelines.dataset import current
@@ -76,7 +77,7 @@ def command(
         raise ConfigError("say which model: give a recipe, or --model with the folder of an export")
     settings = read_recipe(recipe, set_, remote_code) if recipe else None
     for uri in _samples(settings, model, out, options):
-        print(uri)
+        print_value(uri)
 
 
 def _samples(recipe: Recipe | None, model: str | None, out: str | None, options: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from cluster import storage
 from cluster.config import ConfigError, Settings, override, parse, read_document
 from cluster.leases import lease
 from cluster.ray_settings import RaySettings
+from pipelines.commands._console import print_value
 from pipelines.commands._options import Assignments, InProcess
 from pipelines.commands._session import Session
 from pipelines.dataset.autoencoder_clips import ClipSettings
@@ -108,4 +109,4 @@ def command(
     if only not in (None, "clips"):
         raise ConfigError(f"--only {only}: write clips")
     settings = load_autoencoder_recipe(recipe, set_ or [])
-    print(make_data(settings) if only else train_autoencoder(settings, inline))
+    print_value(make_data(settings) if only else train_autoencoder(settings, inline))

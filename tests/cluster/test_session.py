@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ray import cloudpickle
 
-from cluster.session import PACKAGES, worker_setup
+from cluster.session import PACKAGES, _protect_token, _remove_folder, worker_setup
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -66,3 +68,53 @@ def test_ray_workers_are_set_up(ray_session: None) -> None:
     assert ray.get(ray.remote(lambda: os.readlink("/proc/self/fd/0")).remote()) == os.devnull
     size = cluster_size()
     assert (size.cpus, size.may_grow) == (2, False)
+    listening = set(listening_addresses(ray.get_runtime_context().get_session_name()))
+    assert {address[-8:] for address in listening} == {"0100007F"}, "a local Ray listens on 127.0.0.1 alone"
+    token = Path.home() / ".ray" / "auth_token"
+    assert (mode_of(token), mode_of(token.parent)) == (0o600, 0o700)
+
+
+def mode_of(path: Path) -> int:
+    """Return the rights of a file or folder."""
+    return path.stat().st_mode & 0o777
+
+
+def listening_addresses(session: str) -> Iterator[str]:
+    """Yield the address of each port on which a process of a Ray session listens, as /proc/net/tcp writes it."""
+    inodes = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if session.encode() in (process / "cmdline").read_bytes() or process.name == str(os.getpid()):
+                inodes |= {os.readlink(handle) for handle in (process / "fd").iterdir()}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                yield fields[1].partition(":")[0]
+
+
+def test_the_token_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "home" / ".ray" / "auth_token"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    _protect_token(path)
+    assert not path.exists()
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    _protect_token(path)
+    token = path.read_text()
+    assert (len(token), mode_of(path), mode_of(path.parent)) == (64, 0o600, 0o700)
+    path.chmod(0o644)
+    path.parent.chmod(0o755)
+    _protect_token(path)
+    assert (path.read_text(), mode_of(path), mode_of(path.parent)) == (token, 0o600, 0o700)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_folder_of_a_stopped_ray_is_removed(tmp_path: Path) -> None:
+    for name in ("session_1", "session_2"):
+        (tmp_path / name / "logs").mkdir(parents=True)
+        (tmp_path / name / "logs" / "raylet.out").write_text("a log")
+    (tmp_path / "session_latest").symlink_to(tmp_path / "session_2")
+    _remove_folder(tmp_path / "session_1")
+    assert {path.name for path in tmp_path.iterdir()} == {"session_2", "session_latest"}
+    _remove_folder(tmp_path / "session_2")
+    assert list(tmp_path.iterdir()) == []

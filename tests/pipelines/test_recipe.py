@@ -68,6 +68,7 @@ FAULTS = [
     ("train.stepz=1", "did you mean 'steps'"),
     ("train.captions={measurd: 1}", "train.captions.measurd: unknown caption kind 'measurd'; did you mean 'measured'"),
     ("ray.address=here", "ray.address: 'here' is not an address"),
+    ("ray.address='ray://head:10001'", "on the head node or send it there: ray job submit --address http://HEAD:8265"),
     ("sources=[{videos: a, images: b}]", "give either videos or images"),
     ("sample.0.size=big", "WIDTHxHEIGHT"),
     ("seed=-1", "seed"),
