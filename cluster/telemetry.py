@@ -72,7 +72,7 @@ class _RichBar:
 
     def __init__(self, progress: Progress, total: float | None, description: str) -> None:
         self._progress = progress
-        self._task = progress.add_task(description, total=total, note="")
+        self._task = progress.add_task(visible(description), total=total, note="")
 
     def advance(self, amount: float = 1.0, note: str = "") -> None:
         self._progress.update(self._task, advance=amount, note=visible(note))
