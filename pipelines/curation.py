@@ -15,6 +15,7 @@ from cluster.config import ConfigError, unknown_message
 from cluster.telemetry import log, progress
 from pipelines.dataset.caption_kinds import check_sources
 from pipelines.engine import pieces, tables
+from pipelines.engine.compaction import compact
 from pipelines.engine.exclusions import read_exclusions
 from pipelines.engine.executor import Executor
 from pipelines.engine.pending import PendingRows
@@ -207,8 +208,10 @@ def run_segment(recipe: Recipe, state: SegmentState, inputs: Inputs, executor: E
                 cpu_s += sum(report["cpu_s"].to_pylist())
                 bar.advance(sum(report["n_inputs"].to_pylist()))
                 pending.add(report)
-    after = segment_state(state.segment, recipe.tables_uri, inputs, writes=True)
+    after = segment_state(state.segment, recipe.tables_uri, inputs)
     pending.check_none(after.n_pending, after.n_inputs)
+    compact(state.folder, executor)
+    after = segment_state(state.segment, recipe.tables_uri, inputs, writes=True)
     return replace(after, n_done=state.n_done, seconds=time.monotonic() - start_s, cpu_s=cpu_s)
 
 

@@ -112,9 +112,10 @@ def _in_millions(count: int) -> str:
 
 
 def _clips_cut(curation: Curation) -> int:
-    """Count the clips in the table of the segment that cut them."""
+    """Count the clips in the table of the segment that cut them: its rows with a uid of their own."""
     first = next(state for state in curation.segments if "clip_index" in state.segment.schema.names)
-    return int(pc.sum(pc.is_valid(first.rows.read(["uid", "clip_index"])["clip_index"])).as_py() or 0)
+    rows = first.rows.rows
+    return int(pc.sum(pc.not_equal(rows["uid"], rows["input_uid"])).as_py() or 0)
 
 
 def _account(level: str, inputs: int, ends: Sequence[tuple[str, str | None, str | None]]) -> Account:

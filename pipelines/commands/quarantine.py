@@ -26,6 +26,7 @@ from pipelines.commands._options import AsJson, Assignments, InProcess, RecipeFi
 from pipelines.commands.curate import TABLES, Curated, curate, print_curated
 from pipelines.curation import Curation, inspect
 from pipelines.engine import tables
+from pipelines.engine.compaction import COST_KEYS
 from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.engine.pieces import PIECE_SUFFIX, PLAN_SUFFIX
 from pipelines.engine.step import Expand
@@ -35,9 +36,6 @@ from pipelines.recipe import Recipe
 
 ASIDE = "retried-"
 """Prefix of tables with the rows taken out, whose computed values the next run reuses (`pipelines.engine.reuse`)."""
-
-TASK_COST_KEYS = frozenset(("cpu_s", "n_inputs", "steps"))
-"""Keys of a part's footer that hold its costs; rows set aside must not be counted twice."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def _take_out(part: str, column: str, values: Collection[str], aside: bool) -> i
     if aside:
         table = storage.read_table(part)
         rows = table.filter(is_in(table[column], gone.to_pylist()))
-        about = {key: value for key, value in tables.read_metadata(part).items() if key not in TASK_COST_KEYS}
+        about = {key: value for key, value in tables.read_metadata(part).items() if key not in COST_KEYS}
         folder = part.rpartition("/")[0]
         # Beside the table: in it, the rows would be stored twice until they are taken out.
         tables.write_part(storage.join(folder.rpartition("/")[0], ASIDE + folder.rpartition("/")[2]), rows, about)
