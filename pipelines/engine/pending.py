@@ -10,13 +10,15 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.telemetry import log
 from cluster.unreadable import cannot_be_read, may_pass_soon
 from pipelines.engine.step import PENDING, RunError, TableFunction
 
-WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Seconds before each new try: a store that is away for less than a minute costs nothing but the time."""
+WAITS_S = (2.0, 8.0, 20.0)
+"""Seconds before each new try. Stores take about 6 s to report that they cannot be reached, so that a row that stays
+unreadable costs a minute, and an outage of less than that costs nothing but time."""
 
-MAX_IN_A_ROW = 16
+MAX_IN_A_ROW = 8
 """Number of rows in a row that cannot be read at which the run ends: the next ones would wait as long for nothing."""
 
 Result = TypeVar("Result")
@@ -41,6 +43,8 @@ def retry_rows(function: TableFunction, table: pa.Table) -> pa.Table:
         unreadable = pc.equal(done["fate"], "unreadable").combine_chunks()
         if not pc.any(unreadable).as_py():
             break
+        reasons = done["fate_reason"].filter(unreadable)
+        log.warning(f"{len(reasons)} rows cannot be read; next try in {wait_s:g} s. The first: {reasons[0]}")
         time.sleep(wait_s)
         again = function(table.filter(unreadable))
         numbers = pa.array(range(len(table)), pa.int64())
