@@ -227,7 +227,7 @@ class VLLM(CaptionerSettings):
     @property
     def ray_runtime_env(self) -> dict[str, Any] | None:
         """The runtime environment as Ray takes it."""
-        return self.runtime_env and self.runtime_env.model_dump(mode="json", exclude_none=True)
+        return self.runtime_env.model_dump(mode="json", exclude_none=True) if self.runtime_env else None
 
     @property
     def is_remote(self) -> bool:

@@ -109,4 +109,4 @@ def command(
     if only not in (None, "clips"):
         raise ConfigError(f"--only {only}: write clips")
     settings = load_autoencoder_recipe(recipe, set_ or [])
-    print_value(make_data(settings) if only else train_autoencoder(settings, inline))
+    print_value(str(make_data(settings) if only else train_autoencoder(settings, inline)))

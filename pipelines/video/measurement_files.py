@@ -33,7 +33,8 @@ def dump_measurements(measurements: Measurements | None) -> bytes:
     """Return measurements as the bytes of a file; None is kept too."""
     arrays: dict[str, NDArray[Any]] = {}
     tree = json.dumps([VERSION, _to_plain(measurements, Measurements | None, arrays)])
-    return save({TREE: np.frombuffer(tree.encode(), np.uint8), **arrays})
+    data: bytes = save({TREE: np.frombuffer(tree.encode(), np.uint8), **arrays})
+    return data
 
 
 def load_measurements(data: bytes) -> Measurements | None:
@@ -60,8 +61,8 @@ def _to_plain(value: Any, annotation: Any, arrays: dict[str, NDArray[Any]]) -> A
         return [number, _to_plain(value, arguments[number], arrays)]
     if typing.get_origin(annotation) is tuple:
         return [_to_plain(item, kind, arrays) for item, kind in zip(value, _item_types(arguments, value), strict=True)]
-    if dataclasses.is_dataclass(annotation):
-        return [_to_plain(getattr(value, name), kind, arrays) for name, kind in _fields(annotation).items()]
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return [_to_plain(getattr(value, name), kind, arrays) for name, kind in _types_of_fields(annotation).items()]
     if annotation is Fraction:
         return [value.numerator, value.denominator]
     if annotation is bytes:
@@ -84,9 +85,9 @@ def _from_plain(data: Any, annotation: Any, arrays: Mapping[str, NDArray[Any]]) 
         return tuple(
             _from_plain(item, kind, arrays) for item, kind in zip(data, _item_types(arguments, data), strict=True)
         )
-    if dataclasses.is_dataclass(annotation):
-        kinds = _fields(annotation).values()
-        return annotation(*(_from_plain(item, kind, arrays) for item, kind in zip(data, kinds, strict=True)))  # type: ignore[operator]
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        kinds = _types_of_fields(annotation).values()
+        return annotation(*(_from_plain(item, kind, arrays) for item, kind in zip(data, kinds, strict=True)))
     if annotation is Fraction:
         return Fraction(*data)
     if annotation is bytes:
@@ -108,7 +109,7 @@ def _item_types(arguments: tuple[Any, ...], items: Any) -> tuple[Any, ...]:
 
 
 @functools.cache
-def _fields(kind: Any) -> dict[str, Any]:
+def _types_of_fields(kind: Any) -> dict[str, Any]:
     """Return the fields of a dataclass and their types, in order."""
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
