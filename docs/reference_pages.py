@@ -42,7 +42,7 @@ def commands_page() -> str:
         "# Commands",
         "",
         GENERATED,
-        "Exit codes: 0 done, 1 something failed, 2 bad input, 130 stopped by Ctrl-C.",
+        "Exit codes: 0 done, 1 something failed, 2 bad input, 130 stopped by Ctrl-C or SIGTERM.",
         "",
     ]
     for heading, modules in COMMANDS.items():

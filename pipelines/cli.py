@@ -7,6 +7,7 @@ called: it takes 2 s, which commands that answer from tables need not wait for.
 from __future__ import annotations
 
 import importlib.metadata
+import signal
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -63,7 +64,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Raw video in, a trained text-to-video model out. Exit codes: 0 done, 1 something failed, 2 bad input, "
-    "70 an unexpected error, 130 stopped by Ctrl-C.",
+    "70 an unexpected error, 130 stopped by Ctrl-C or SIGTERM.",
 )
 
 
@@ -97,13 +98,15 @@ def main() -> NoReturn:
     """Run the command line: turn errors into messages and exit codes."""
     escape_what_terminals_cannot_show()
     configure_logging()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that everything is closed
     arguments = sys.argv[1:]
     try:
         check_arguments(arguments)
         app(standalone_mode=True)
     except (KeyboardInterrupt, SystemExit) as ending:
         # Typer turns Ctrl-C in a command into an exit, without a word.
-        if isinstance(ending, SystemExit) and ending.code != STOPPED:
+        # A connected Ray turns SIGTERM into an exit with the signal's number.
+        if isinstance(ending, SystemExit) and ending.code not in (STOPPED, signal.SIGTERM):
             raise
         console.print("stopped; finished work is kept, and the same command resumes")
         sys.exit(STOPPED)

@@ -23,7 +23,7 @@ BAD_INPUT = 2
 UNEXPECTED = 70
 """Exit code of an error that nobody foresaw (EX_SOFTWARE of sysexits.h); the traceback is printed."""
 STOPPED = 130
-"""Exit code after Ctrl-C, as shells give it."""
+"""Exit code after Ctrl-C, as shells give it, and after SIGTERM."""
 
 SHARDS = "/tables/latents-"
 """Part of the path of every latent shard."""

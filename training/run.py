@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ray
@@ -22,13 +25,21 @@ from training.engine import NonFiniteGradientError
 from training.loop import train_loop
 from training.result import TrainResult, find_result
 from training.settings import TrainSettings
-from training.stopping import NonFiniteLossError
+from training.stopping import REQUESTED, Interrupted, NonFiniteLossError, stop_signals
 from training.tracking.metrics import progress_bar
 from training.workers import WorkerRequest
 
 FAILURE_FILE = "failure.txt"
 """File with the error of a run that would fail again the same way, so that workers are not restarted."""
+STOPPED_FILE = "stopped.txt"
+"""File with the step after which workers stopped because they were asked to."""
+STOP_FILE = "stop-request"
+"""File by which this process asks the workers to stop. Rank 0 removes it as the answer."""
 
+POLL_S = 1.0
+"""Time between two looks of rank 0 for a request to stop, and of the driver for the answer."""
+ANSWER_S = 4.0
+"""Longest wait for the answer. Without one no worker trains yet, and the run ends without a checkpoint."""
 ABORT_S = 3.0
 """Longest wait for Ray Train's controller to end the workers after Ctrl-C."""
 
@@ -89,8 +100,9 @@ def run_on_workers(
 
     `loop` is a function of a module. Lost workers are replaced, and all start again; with `settings.min_workers`, as
     many start as there is room for. On CPUs each worker computes with `OMP_NUM_THREADS` threads if this process has
-    that variable, and otherwise with its share of its node's cores. Raises `NonFiniteLossError` if all workers do, and
-    `RuntimeError` with the workers' errors after `settings.max_failures` restarts.
+    that variable, and otherwise with its share of its node's cores. Raises `NonFiniteLossError` if all workers do,
+    `Interrupted` if they stopped after a signal to this process, and `RuntimeError` with the workers' errors after
+    `settings.max_failures` restarts.
     """
     cluster = cluster_size()
     if message := settings.worker_request.check(cluster):
@@ -118,10 +130,14 @@ def run_on_workers(
             worker_runtime_env=None if use_gpu else {"env_vars": memory_environment()},
         ),
     )
-    failure_uri = storage.join(run_uri, FAILURE_FILE)
-    storage.remove(failure_uri)
+    failure_uri, stopped_uri, stop_uri = (
+        storage.join(run_uri, file) for file in (FAILURE_FILE, STOPPED_FILE, STOP_FILE)
+    )
+    for uri in (failure_uri, stopped_uri, stop_uri):
+        storage.remove(uri)
     try:
-        trainer.fit()
+        with _stopping_workers(stop_uri):
+            trainer.fit()
     except WorkerGroupError as error:
         causes = "; ".join(
             f"worker {rank}: {type(cause).__name__}: {cause}" for rank, cause in sorted(error.worker_failures.items())
@@ -129,10 +145,39 @@ def run_on_workers(
         raise RuntimeError(f"training failed {1 + settings.max_failures} times, at last with {causes}") from error
     if storage.exists(failure_uri):
         raise NonFiniteLossError(storage.read_bytes(failure_uri).decode())
+    if storage.exists(stopped_uri):
+        message = storage.read_bytes(stopped_uri).decode()
+        log.warning(message)
+        raise Interrupted(message)
+
+
+@contextlib.contextmanager
+def _stopping_workers(stop_uri: str) -> Iterator[None]:
+    """Let SIGINT or SIGTERM in the block ask the workers to stop after a checkpoint.
+
+    If none answers, or at a second SIGINT, the block ends with `KeyboardInterrupt`.
+    """
+    ended = threading.Event()
+
+    def ask() -> None:
+        storage.write_bytes(stop_uri, b"")
+        deadline_s = time.monotonic() + ANSWER_S
+        while storage.exists(stop_uri):
+            if ended.wait(POLL_S):
+                return
+            if time.monotonic() > deadline_s:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    with stop_signals(threading.Thread(target=ask, name="stop-request", daemon=True).start):
+        try:
+            yield
+        finally:
+            ended.set()
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray is untyped
-    """A trainer that leaves SIGINT to Python, so that Ctrl-C raises `KeyboardInterrupt` in `fit` at any time.
+    """A trainer that leaves SIGINT to the handler of its caller, which may raise `KeyboardInterrupt` in `fit`.
 
     Ray Train's own handler waits for its controller, which does not answer while it waits for resources; the process
     ends at the third Ctrl-C, with exit code 1.
@@ -162,9 +207,27 @@ def _worker(config: dict[str, Any]) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config["threads"] or max(1, cores // context.get_local_world_size()))
     device = ray.train.torch.get_device()
+    ended, is_first = threading.Event(), context.get_world_rank() == 0
+    if is_first:
+        watch = (storage.join(config["run_uri"], STOP_FILE), ended)
+        threading.Thread(target=_watch_for_stop, args=watch, name="stop-request", daemon=True).start()
     try:
         config["loop"](device=device, **config["arguments"])
-    except (NonFiniteLossError, NonFiniteGradientError) as error:
+    except (NonFiniteLossError, NonFiniteGradientError, Interrupted) as error:
         # All ranks raise this error, and would again after a restart, so it must not look like a lost worker.
-        if context.get_world_rank() == 0:
-            storage.write_bytes(storage.join(config["run_uri"], FAILURE_FILE), str(error).encode())
+        if is_first:
+            file = STOPPED_FILE if isinstance(error, Interrupted) else FAILURE_FILE
+            storage.write_bytes(storage.join(config["run_uri"], file), str(error).encode())
+    finally:
+        ended.set()
+
+
+def _watch_for_stop(stop_uri: str, ended: threading.Event) -> None:
+    """Look for a request to stop until there is one or training has ended; pass it on to the loop of this process."""
+    REQUESTED.clear()
+    while not ended.wait(POLL_S):
+        with contextlib.suppress(OSError):  # of an object store; the next look may succeed
+            if storage.exists(stop_uri):
+                REQUESTED.set()
+                storage.remove(stop_uri)
+                return

@@ -19,15 +19,19 @@ class NonFiniteLossError(ArithmeticError):
     """The loss is infinite or not a number; the message names the samples. The weights were not updated with it."""
 
 
+REQUESTED = threading.Event()
+"""Set where another process asks this one to stop, as the driver asks Ray's workers, which receive no signals."""
+
+
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals(on_first: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether SIGINT or SIGTERM has arrived since the block began.
 
-    A second SIGINT raises `KeyboardInterrupt` immediately. Only the main thread receives signals; in another thread, as
-    on Ray's workers, the function always returns False.
+    `on_first` is called when the first arrives. A second SIGINT raises `KeyboardInterrupt` immediately. Only the main
+    thread receives signals; in another thread, as on Ray's workers, the function returns whether `REQUESTED` is set.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield REQUESTED.is_set
         return
     arrived: list[int] = []
 
@@ -35,7 +39,9 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         if arrived and number == signal.SIGINT:
             raise KeyboardInterrupt
         arrived.append(number)
-        log.warning("stop requested; writing a checkpoint after this step")
+        if len(arrived) == 1:
+            log.warning("stop requested; writing a checkpoint after this step; Ctrl-C once more stops without it")
+            on_first()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -113,9 +115,26 @@ def test_the_version_is_that_of_the_package(worldloom: CommandLine) -> None:
     assert (ended.exit_code, ended.stdout) == (0, f"worldloom {importlib.metadata.version('worldloom')}\n")
 
 
-def test_ctrl_c_says_that_work_is_kept(worldloom: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """Let SIGINT raise `KeyboardInterrupt`, which a process in the background ignores, and restore all handlers."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("under_ray", [False, True])
+def test_a_signal_says_that_work_is_kept(
+    number: signal.Signals, under_ray: bool, worldloom: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(path: Path, assignments: list[str] | None) -> None:
-        raise KeyboardInterrupt
+        if under_ray:  # Ray's own handlers
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        signal.raise_signal(number)
 
     monkeypatch.setattr(plan_command, "read_recipe", interrupt)
     ended = worldloom("plan", "recipe.yaml")

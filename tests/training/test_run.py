@@ -24,6 +24,7 @@ from training.data.shard_reader import ShardReader
 from training.loop import train_loop
 from training.models.dit import DiT
 from training.settings import TrainSettings
+from training.stopping import Interrupted
 from training.tracking.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
@@ -164,15 +165,19 @@ def press_ctrl_c_when(ready: Callable[[], bool]) -> threading.Thread:
 
 @pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_ends_training_on_workers(manifest: str, tmp_path: Path) -> None:
-    """The workers end too, so a run after it finds room."""
+    """The workers write a checkpoint and end, so a run after it finds room."""
     import ray
 
     changes = {"steps": 5000, "workers": 1, "zero_stage": 0, "checkpoint_every": 2, "validate_every": 0}
     settings = SETTINGS.model_copy(update=changes)
     run_uri = run_folder(settings, manifest, str(tmp_path), 0)
     thread = press_ctrl_c_when(lambda: newest_checkpoint(run_uri) is not None)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match=r"^stopped after step \d+ of 5000") as raised:
         run.train(settings, manifest, str(tmp_path), distributed=True)
+    newest = newest_checkpoint(run_uri)
+    assert newest is not None
+    assert str(raised.value).startswith(f"stopped after step {newest.step} of")
+    assert not Path(run_uri, run.STOP_FILE).exists()
     thread.join()
     deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU") != 2:
@@ -197,6 +202,7 @@ def test_ctrl_c_ends_the_wait_for_room(manifest: str, tmp_path: Path, monkeypatc
 
     other = Other.remote()
     assert ray.get(other.is_there.remote())
+    monkeypatch.setattr(run, "ANSWER_S", 1.0)
     start_s = time.monotonic()
     thread = press_ctrl_c_when(lambda: time.monotonic() > start_s + 4)
     with pytest.raises(KeyboardInterrupt):
