@@ -37,7 +37,7 @@ from pipelines.ledger import ledger
 from pipelines.recipe import Recipe
 from pipelines.steps.keep import Bound
 from tests.support.executors import InlineExecutor
-from tests.support.killing import Killed
+from tests.support.killing import Killed, void_leases
 from tests.support.toy_recipes import keep, toy_file, toy_recipe, write_toys
 from tests.support.toy_steps import Pick, Score, Split
 
@@ -228,8 +228,7 @@ class Chaos:
         else:
             self.curate()
         self.countdown, self.workers_die, self.store_is_away = None, False, False
-        # The lease of a killed process is void, which is not known here, where the process lives on.
-        shutil.rmtree(storage.join(self.recipe.out_uri, "leases"), ignore_errors=True)
+        void_leases(self.recipe.out_uri)
         self.wake_zombies(0.5)
         if unfinished_removals(self.recipe.out_uri):
             forget(self.recipe)

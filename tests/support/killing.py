@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
-from cluster import storage
+from cluster import leases, storage
 
 
 class Killed(BaseException):
@@ -55,6 +56,11 @@ class Killer:
     def _is_killed(self) -> bool:
         self.kill_points += 1
         return self.kill_points - 1 == self._at
+
+
+def void_leases(folder: str | Path) -> None:
+    """Remove the leases of `Killed` commands: they would be void if their process, which is this one, had ended."""
+    shutil.rmtree(Path(folder, leases.FOLDER), ignore_errors=True)
 
 
 def files_of(folder: str | Path) -> dict[str, bytes]:

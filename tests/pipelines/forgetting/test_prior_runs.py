@@ -16,7 +16,7 @@ from pipelines.curation import inspect
 from pipelines.forgetting.request import forget
 from pipelines.scenes.footage import make_footage
 from pipelines.video.decode import OPEN_LOG
-from tests.support.killing import Killed, Killer, files_of
+from tests.support.killing import Killed, Killer, files_of, void_leases
 from tests.support.quickstart import quickstart_recipe
 from tests.support.traces import files_naming, without_records
 from training.data.verify import verify
@@ -137,5 +137,6 @@ def test_killed_shard_rewrites_can_be_finished(trained: tuple[Path, Path], tmp_p
             Killer(patch, at)
             with pytest.raises(Killed):
                 forget(recipe, source=source)
+        void_leases(out)
         forget(recipe, source=source)
         assert without_records(files_of(out)) == undisturbed, at

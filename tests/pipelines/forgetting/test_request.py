@@ -27,7 +27,7 @@ from pipelines.forgetting.request import forget
 from pipelines.ledger import ledger
 from pipelines.recipe import Recipe, resolved
 from pipelines.steps.keep import Bound
-from tests.support.killing import Killed, Killer, files_of
+from tests.support.killing import Killed, Killer, files_of, void_leases
 from tests.support.toy_recipes import final_rows, keep, toy_file, toy_recipe, write_toys
 from tests.support.toy_steps import LongMeasure, Measure, Pick, Score, Split
 from tests.support.traces import files_naming, without_records
@@ -191,6 +191,7 @@ def test_a_removal_killed_anywhere_can_be_finished(tmp_path: Path) -> None:
             Killer(patch, at)
             with pytest.raises(Killed):
                 forget(recipe, source=source)
+        void_leases(recipe.out_uri)
         if exclusions.unfinished_removals(recipe.out_uri):
             with pytest.raises(ConfigError, match="was interrupted"):
                 check_no_unfinished_removal(recipe.out_uri)
