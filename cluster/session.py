@@ -23,6 +23,9 @@ from cluster.telemetry import log
 
 PACKAGES = ("cluster", "captioning", "training", "pipelines")
 """Packages that workers import from where this process has them."""
+OUT_OF_MEMORY_RETRIES = 3
+"""Times that Ray repeats a plain task after killing its worker for memory, after 1, 2 and 4 s. Then its rows are tried
+one by one, as those of other workers that died."""
 NODE_GROUP = "ray.io/node-group"
 """Label of nodes that something other than `ray start` manages."""
 
@@ -37,6 +40,8 @@ def ray_connection(settings: RaySettings) -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # By default Ray repeats a task for ever whose worker it kills because the node runs out of memory.
+    os.environ.setdefault("RAY_task_oom_retries", str(OUT_OF_MEMORY_RETRIES))
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # Ray logs at every start that its progress bars are disabled, and that token authentication is enabled. Only the
     # absence of authentication is worth a line.
