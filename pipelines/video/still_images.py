@@ -16,7 +16,7 @@ from cluster import storage
 from cluster.arrays import Pixels
 from pipelines.video.colour_profiles import to_srgb
 from pipelines.video.content_hash import content_hash
-from pipelines.video.decode import MAX_PIXELS, DecodeError, decode_error, file_name
+from pipelines.video.decode import MAX_PIXELS, DecodeError, decode_error
 from pipelines.video.scale import Box, scaled_size
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "PPM", "QOI", "TGA")
@@ -52,7 +52,7 @@ def read_image(uri: str) -> Image.Image:
     try:
         data = storage.read_bytes(uri, MAX_IMAGE_BYTES)
     except storage.TooLargeError as error:
-        raise DecodeError(f"{file_name(uri)}: {error}") from error
+        raise DecodeError(str(error)) from error
     try:
         with _open_image(io.BytesIO(data)) as image:
             codec = (image.format or "").lower()

@@ -128,7 +128,7 @@ def test_large_files_are_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     with path.open("wb") as handle:
         handle.truncate(50 << 30)
-    with pytest.raises(DecodeError, match=r"a\.png: .*a\.png: has 53,687,091,200 bytes; at most 536,870,912 are read"):
+    with pytest.raises(DecodeError, match=r"a\.png: has 53,687,091,200 bytes; at most 536,870,912 are read"):
         read_image(str(path))
 
 
