@@ -66,7 +66,8 @@ def test_ray_workers_are_set_up(ray_session: None) -> None:
     from cluster.session import cluster_size
 
     assert ray.get(ray.remote(lambda: os.readlink("/proc/self/fd/0")).remote()) == os.devnull
-    assert os.environ["RAY_task_oom_retries"] == "3", "by default Ray repeats tasks that lack memory for ever"
+    # By default Ray repeats tasks that lack memory for ever.
+    assert os.environ["RAY_task_oom_retries"] == "3"  # noqa: SIM112
     size = cluster_size()
     assert (size.cpus, size.may_grow) == (2, False)
     listening = set(listening_addresses(ray.get_runtime_context().get_session_name()))
