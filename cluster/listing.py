@@ -37,8 +37,8 @@ States = frozenset[Rest]
 def glob(pattern: str) -> list[Entry]:
     """Return the files that match a pattern, sorted by URI, a file behind several links once.
 
-    A local name that is not UTF-8, a link without a target and a folder that may not be read are left out, with one
-    warning that counts them. Raises `ConfigError` if a folder cannot be listed for another reason.
+    A local name that is not UTF-8, a link without a target, a pipe, socket or device, and a folder that may not be read
+    are left out, with one warning per reason that counts them. Raises `ConfigError` if a folder cannot be listed for another reason.
     """
     found: dict[str, Entry] = {}
     left_out = LeftOut()
@@ -124,6 +124,7 @@ class LeftOut:
 NOT_UTF8 = "the name is not UTF-8; rename it to use it"
 NO_PERMISSION = "it may not be read by this user"
 BROKEN_LINK = "a link without a target"
+NO_FILE = "it is a pipe, a socket or a device, and not a file"
 
 
 def _roots(pattern: str) -> dict[str, States]:
@@ -259,8 +260,7 @@ def _entry(child: os.DirEntry[str], folder: str, left_out: LeftOut, real: str | 
         return None
     try:
         if not child.is_file():
-            if child.is_symlink() and not os.path.exists(path):
-                left_out.add(BROKEN_LINK, path)
+            left_out.add(NO_FILE if os.path.exists(path) else BROKEN_LINK, path)
             return None
         stat = child.stat()
     except FileNotFoundError:  # deleted meanwhile

@@ -97,6 +97,9 @@ def test_files_left_out_are_counted_in_warnings(
     for name in (b"caf\xe9.mp4", b"caf\xe9.txt", b"\xff.mp4"):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_text("x")
     (tmp_path / "gone.mp4").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "pipes.mp4").symlink_to("pipe.mp4")
+    (tmp_path / "folder.mp4").mkdir()
     scandir = os.scandir
 
     def refusing(folder: str) -> os._ScandirIterator[str]:
@@ -112,6 +115,7 @@ def test_files_left_out_are_counted_in_warnings(
         rf"left out {tmp_path}/\xff.mp4 and 1 more: the name is not UTF-8; rename it to use it",
         f"left out {tmp_path}/c/lost+found and 1 more: it may not be read by this user",
         f"left out {tmp_path}/gone.mp4: a link without a target",
+        f"left out {tmp_path}/pipe.mp4 and 1 more: it is a pipe, a socket or a device, and not a file",
     ]
 
 
