@@ -38,7 +38,8 @@ def glob(pattern: str) -> list[Entry]:
     """Return the files that match a pattern, sorted by URI, a file behind several links once.
 
     A local name that is not UTF-8, a link without a target, a pipe, socket or device, and a folder that may not be read
-    are left out, with one warning per reason that counts them. Raises `ConfigError` if a folder cannot be listed for another reason.
+    are left out, with one warning per reason that counts them. Raises `ConfigError` if a folder cannot be listed for
+    another reason.
     """
     found: dict[str, Entry] = {}
     left_out = LeftOut()
