@@ -199,6 +199,20 @@ def read_schema(uri: str) -> pa.Schema:
         return file.schema_arrow
 
 
+def parse_metadata(uri: str, schema: pa.Schema, key: bytes) -> dict[str, Any]:
+    """Return the JSON object under a key of the metadata of a Parquet file's footer, empty if there is none.
+
+    Raises `DamagedFileError` for anything else than a JSON object.
+    """
+    try:
+        value = json.loads((schema.metadata or {}).get(key, b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{uri}: is damaged: the metadata in its footer is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DamagedFileError(f"{uri}: is damaged: the metadata in its footer is not a JSON object")
+    return value
+
+
 def write_table(uri: str, table: pa.Table, **options: Any) -> None:
     """Write one Parquet file atomically; `options` are those of `pyarrow.parquet.write_table`."""
     with atomic_output(uri) as handle:

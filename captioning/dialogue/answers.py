@@ -61,12 +61,16 @@ def _parse_object(text: str) -> dict[str, Any]:
         raise UnfitAnswerError("malformed answer: it is empty")
     try:
         values = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
+    except UnfitAnswerError:
+        raise
     except json.JSONDecodeError as error:
         # The error of a truncated object is at its end, or at the quotation mark of a string that is never closed.
         truncated = text.startswith("{") and (error.pos >= len(text) or error.msg.startswith("Unterminated string"))
         if truncated:
             raise UnfitAnswerError(f"truncated answer: its JSON breaks off after {text[-60:]!r}") from None
         raise UnfitAnswerError(f"malformed answer: not JSON ({error.msg}): {text[:80]!r}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        raise UnfitAnswerError(f"malformed answer: not JSON ({error}): {text[:80]!r}") from None
     if not isinstance(values, dict):
         raise UnfitAnswerError(f"malformed answer: JSON, but not an object: {text[:80]!r}")
     return values

@@ -210,7 +210,7 @@ def _file_records(uri: str) -> Iterator[dict[str, Any]]:
             try:
                 record = json.loads(line)
                 assert isinstance(record["key"], str)
-            except (ValueError, KeyError, TypeError, AssertionError):
+            except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
                 raise JournalError(
                     f"{uri}:{number}: is not the record of an answer; remove the file to ask its questions again"
                 ) from None

@@ -18,6 +18,13 @@ LOADING_OPTIONS = frozenset(
 """Options of `from_pretrained` that choose which files and whose code are loaded, and so are no options of a model."""
 
 
+def refuse_loading_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a processor or a chat template. Raises `ValueError` if one is of `LOADING_OPTIONS`."""
+    if wrong := sorted(LOADING_OPTIONS & options.keys()):
+        raise ValueError(f"cannot set {', '.join(wrong)}, which choose files to load; see the keys of the engine")
+    return options
+
+
 class ChatModelSettings(Settings):
     """Weights, precision and devices of a chat model, and how it receives images and prompts."""
 
@@ -60,6 +67,7 @@ class ChatModelSettings(Settings):
     )
 
     _absolute = field_validator("model")(weight_files.absolute)
+    _no_loading_options = field_validator("processor", "template")(refuse_loading_options)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> ChatModelSettings:
@@ -70,13 +78,6 @@ class ChatModelSettings(Settings):
                 "device_map distributes a model over GPUs, but gpus is 0; set gpus to the number per worker"
             )
         return self
-
-    @field_validator("processor", "template")
-    @classmethod
-    def _has_no_loading_options(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if wrong := sorted(LOADING_OPTIONS & value.keys()):
-            raise ValueError(f"cannot set {', '.join(wrong)}, which choose files to load; see the keys of the engine")
-        return value
 
     def remote_code(self) -> tuple[Location, ...]:
         return (("trust_remote_code",),) if self.trust_remote_code else ()

@@ -19,6 +19,7 @@ from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
 from captioning.engine import Answer, Captioner, CaptionerSettings, EngineError
+from captioning.engines._chat_settings import refuse_loading_options
 from captioning.engines._images import chat_items
 from cluster import weight_files
 from cluster.config import Settings
@@ -197,6 +198,8 @@ class VLLM(CaptionerSettings):
     )
 
     _absolute = field_validator("model")(weight_files.absolute)
+
+    _no_loading_options = field_validator("processor", "template")(refuse_loading_options)
 
     @field_validator("replicas")
     @classmethod

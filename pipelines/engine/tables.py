@@ -99,10 +99,8 @@ def write_part(folder: str, table: pa.Table, metadata: Mapping[str, object]) -> 
 
 
 def read_metadata(part: str) -> dict[str, object]:
-    """Read the metadata of a part's footer; empty for a file without."""
-    metadata = storage.read_schema(part).metadata or {}
-    loaded: dict[str, object] = json.loads(metadata.get(METADATA_KEY, b"{}"))
-    return loaded
+    """Read the metadata of a part's footer; empty for a file without. Raises `DamagedFileError` if it is no JSON."""
+    return storage.parse_metadata(part, storage.read_schema(part), METADATA_KEY)
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -61,8 +61,7 @@ def read(folder: str) -> tuple[pa.Table, dict[str, Any]]:
     if not storage.exists(uri):
         return SCHEMA.empty_table(), {}
     table = storage.read_table(uri)
-    settings: dict[str, Any] = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    return conform(table, SCHEMA), settings
+    return conform(table, SCHEMA), storage.parse_metadata(uri, table.schema, METADATA_KEY)
 
 
 def write(folder: str, rows: pa.Table, settings: Mapping[str, Any]) -> None:

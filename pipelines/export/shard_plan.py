@@ -40,7 +40,7 @@ def pending_settings(work: str) -> dict[str, Any] | None:
     uri = storage.join(work, PLAN)
     if not storage.exists(uri):
         return None
-    settings: dict[str, Any] = json.loads(storage.read_schema(uri).metadata[METADATA_KEY])["settings"]
+    settings: dict[str, Any] = storage.parse_metadata(uri, storage.read_schema(uri), METADATA_KEY)["settings"]
     return settings
 
 
@@ -109,7 +109,7 @@ def execute_plan(folder: str, work: str, export_format: ShardedFormat, run_tasks
     Raises `RuntimeError` if shards could not be written.
     """
     plan = storage.read_table(storage.join(work, PLAN))
-    about = json.loads(plan.schema.metadata[METADATA_KEY])
+    about = storage.parse_metadata(storage.join(work, PLAN), plan.schema, METADATA_KEY)
     if not storage.exists(storage.join(work, REWRITTEN)):
         for name in about["obsolete"]:
             storage.remove(storage.join(folder, name))

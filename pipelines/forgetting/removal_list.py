@@ -204,5 +204,4 @@ def table_name(out: str, part: str) -> str:
 
 def table_kind(part: str) -> str:
     """Return latents, texts or manifest as a part's footer says; empty for any other table."""
-    description = json.loads((storage.read_schema(part).metadata or {}).get(METADATA_KEY, b"{}"))
-    return str(description.get("kind", "")) if isinstance(description, dict) else ""
+    return str(storage.parse_metadata(part, storage.read_schema(part), METADATA_KEY).get("kind", ""))

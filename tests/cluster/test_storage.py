@@ -90,6 +90,14 @@ def test_json_is_bounded_and_errors_name_the_file(tmp_path: Path) -> None:
             storage.read_json(str(tmp_path / name))
 
 
+@pytest.mark.parametrize("data", [b"{", b"[" * 100_000, b"[1]", b"1" * 5000, b"\xff"], ids=lambda data: str(data[:4]))
+def test_odd_metadata_of_a_footer_is_damage(data: bytes) -> None:
+    with pytest.raises(storage.DamagedFileError, match=r"a\.parquet: is damaged: the metadata in its footer is not"):
+        storage.parse_metadata("a.parquet", pa.schema([], metadata={b"key": data}), b"key")
+    assert storage.parse_metadata("a.parquet", pa.schema([], metadata={b"key": b'{"a": 1}'}), b"key") == {"a": 1}
+    assert storage.parse_metadata("a.parquet", pa.schema([]), b"key") == {}
+
+
 def test_the_digest_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
     for size_bytes in (0, 5, (8 << 20) + 3):
         data = bytes(range(256)) * (size_bytes // 256) + b"x" * (size_bytes % 256)

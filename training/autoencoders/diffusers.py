@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ import torch
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
-from cluster import weight_files
+from cluster import storage, weight_files
 from cluster.config import unknown_message
 from cluster.weight_files import HUB_PREFIX
 from training.autoencoder import Autoencoder, AutoencoderSettings
@@ -220,7 +219,7 @@ def _class_in_config(folder: Path) -> str:
         fix = f"set subfolder: {inner[0]}" if inner else "give the folder that contains it"
         raise ValueError(f"path {folder}: there is no config.json in it; {fix}")
     try:
-        return str(json.loads(file.read_text(encoding="utf-8")).get("_class_name", ""))
+        return str(storage.read_json(str(file)).get("_class_name", ""))
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file}: not a configuration of diffusers: {error}") from error
 

@@ -32,7 +32,7 @@ def parse_metadata(schema: pa.Schema, kind: str, uri: str) -> dict[str, Any]:
     try:
         data: dict[str, Any] = json.loads((schema.metadata or {})[METADATA_KEY])
         found, version = data.pop("kind"), data.pop("version")
-    except (KeyError, ValueError, AttributeError, TypeError) as error:
+    except (KeyError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedError(f"{uri}: its footer has no description by worldloom, so it holds no {kind}") from error
     if found != kind:
         raise DamagedError(f"{uri}: is a file of {found}, not of {kind}")

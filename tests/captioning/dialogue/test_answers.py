@@ -71,6 +71,8 @@ def test_text_answer_loses_only_label_and_quotes(text: str, caption: str) -> Non
         ('"A dog"', "malformed answer: JSON, but not an object"),
         ('{"dense": "a", "dense": "b", "medium": "c", "short": "d"}', "malformed answer: it has a key twice"),
         ("A dog runs on a beach.", "malformed answer: not JSON"),
+        ('{"dense": ' + "9" * 5000 + "}", "malformed answer: not JSON"),
+        ("[" * 100_000, "malformed answer: not JSON"),
         ("Here you are: " + json.dumps(GOOD), "malformed answer: not JSON"),
         ("", "malformed answer: it is empty"),
         ('{"dense": "A dog runs', "truncated answer"),

@@ -127,7 +127,7 @@ def test_torn_last_line_is_ignored_and_pruned(tmp_path: Path, cut: int) -> None:
     assert set(read(str(folder)).answers) == {"k1"}
 
 
-@pytest.mark.parametrize("line", ["no json", "{}", "[1]", '{"key": 5}'])
+@pytest.mark.parametrize("line", ["no json", "{}", "[1]", '{"key": 5}', "[" * 100_000])
 def test_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
     folder = tmp_path / "answers"
     write_answers(folder, Answer("k1", "u1", "one"))

@@ -124,6 +124,7 @@ def test_cluster_without_the_needed_gpus_is_refused(
         ),
         ({"model": MODEL, "replicas": 0}, "1 or more, or auto"),
         ({"model": MODEL, "replicas": "all"}, "auto"),
+        ({"model": MODEL, "processor": {"trust_remote_code": True}}, "cannot set trust_remote_code"),
         ({"model": MODEL, "runtime_env": {"py_executable": "id; exec python"}}, "py_executable"),
         ({"model": MODEL, "runtime_env": {"worker_process_setup_hook": "os.abort"}}, "worker_process_setup_hook"),
         ({"model": MODEL, "runtime_env": {"working_dir": "s3://bucket/code.zip"}}, "working_dir"),
