@@ -25,5 +25,6 @@ def scan_recipe(tmp_path: Path) -> Path:
     (tmp_path / "in").mkdir()
     path = tmp_path / "my.yaml"
     sources = f"sources: [{{videos: '{tmp_path}/in/*.mp4'}}]"
-    path.write_text(f"name: mine\nout: {tmp_path / 'out'}\n{sources}\ncurate: [{{scan: {{}}}}, {{cut: {{}}}}]\n")
+    steps = "curate: [{scan: {}}, {cut: {}}]"
+    path.write_text(f"name: mine\nout: {tmp_path / 'out'}\n{sources}\n{steps}\nmax_failed_share: 1\n")
     return path

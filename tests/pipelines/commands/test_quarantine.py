@@ -103,7 +103,9 @@ class Bench:
             else [read, Split(), score, Pick(), weigh, keep]
         )
         sources = (SourceSettings(videos=str(folder / "in" / "*.toy")),)
-        self.recipe = Recipe(name="toy", out=str(folder / "out"), sources=sources, curate=tuple(steps))
+        self.recipe = Recipe(
+            name="toy", out=str(folder / "out"), sources=sources, curate=tuple(steps), max_failed_share=1.0
+        )
 
     def _log(self, name: str) -> str:
         return str(self.folder / f"calls.{name}")
