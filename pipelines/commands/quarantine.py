@@ -1,7 +1,8 @@
 """`worldloom quarantine`: failed rows by step and error class, and retrying them.
 
 A row that failed is done: no run retries it, since the same bytes fail in the same way. When the cause is gone (a file
-mended in place, a model that was missing, a machine with too little memory), `retry` runs it again.
+mended in place, a model that was missing), `retry` runs it again. Rows that could not be read are pending and not
+failed: every run takes them again.
 """
 
 from __future__ import annotations

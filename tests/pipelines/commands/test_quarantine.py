@@ -74,7 +74,7 @@ class Weigh(Step):
         def weigh(row: dict[str, Any]) -> dict[str, Any]:
             log_call(self.calls, row["uid"])
             if f"{Path(row['source']).stem}:{row['number']:g}" in Path(self.failing).read_text().split():
-                raise MemoryError("of the device")
+                raise ArithmeticError("of the device")
             return {"weight": 1.0 + row["number"]}
 
         return lambda table: map_rows(table, self.writes(), weigh)
@@ -149,12 +149,12 @@ def test_failures_are_listed_by_step_and_class(tmp_path: Path) -> None:
     assert source.message.endswith("cannot be decoded: broken")
     assert (clip.step, clip.error, clip.message, Path(clip.source).name) == (
         "weigh",
-        "MemoryError",
+        "ArithmeticError",
         "of the device",
         "b.toy",
     )
-    assert [failure.uid for failure in of_class([source, clip], "MemoryError")] == [clip.uid]
-    with pytest.raises(ConfigError, match=r"no failure of that class; there are MemoryError \(1\), ValueError \(1\)"):
+    assert [failure.uid for failure in of_class([source, clip], "ArithmeticError")] == [clip.uid]
+    with pytest.raises(ConfigError, match=r"no failure of that class; there are ArithmeticError \(1\), ValueError \(1\)"):
         of_class([source, clip], "OSError")
 
 
@@ -178,7 +178,7 @@ def test_a_failed_clip_is_retried_without_its_siblings(tmp_path: Path, segment: 
     n_rows = len(final_rows(run_segments(bench.recipe, inline)))
     bench.failing.write_text("")
     bench.calls()
-    again = bench.retry("MemoryError")
+    again = bench.retry("ArithmeticError")
     assert [failure.step for failure in failures(again)] == ["read"]
     # The score of the clip and the values of its siblings are reused.
     assert bench.calls() == {"read": 0, "score": 0, "weigh": 1}
