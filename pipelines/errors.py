@@ -28,8 +28,8 @@ STOPPED = 130
 SHARDS = "/tables/latents-"
 """Part of the path of every latent shard."""
 MAKE_SHARD_AGAIN = (
-    "to make a shard again, remove it and the folders tables/encode-* and tables/manifest-*, and run "
-    "`worldloom curate`; clips in other shards are not encoded again"
+    "to make a shard again, remove it if it is there and run `worldloom curate`; "
+    "clips in other shards are not encoded again"
 )
 PACKAGES = ("cluster", "captioning", "training", "pipelines")
 

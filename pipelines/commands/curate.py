@@ -20,6 +20,7 @@ from pipelines.commands.report import try_report
 from pipelines.curation import Curation, run_segments
 from pipelines.dataset import current, splits
 from pipelines.dataset.build import Dataset, build_dataset
+from pipelines.dataset.lost_shards import discard_rows_of_lost_shards
 from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.ledger import Account, captioning, counted_noun, ledger, losses
 from pipelines.recipe import Recipe, write_resolved
@@ -65,6 +66,8 @@ def _curate(recipe: Recipe, in_process: bool, session: Session | None) -> Curate
     write_resolved(recipe)
     with opened(session, recipe.ray, in_process) as executor:
         curation = run_segments(recipe, executor)
+        if discard_rows_of_lost_shards(recipe, curation):
+            curation = run_segments(recipe, executor)
         accounts = tuple(ledger(curation))
         data = json.dumps([asdict(account) for account in accounts], indent=1)
         storage.write_bytes(storage.join(recipe.out_uri, "ledger.json"), data.encode())

@@ -9,6 +9,7 @@ from cluster import storage
 from cluster.config import ConfigError
 from pipelines.commands._console import console
 from pipelines.commands._options import Assignments, RecipeFile, read_recipe
+from pipelines.errors import MAKE_SHARD_AGAIN
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
 
@@ -27,12 +28,15 @@ def manifests_of(recipe: Recipe) -> list[str]:
 
 def command(recipe: RecipeFile, set_: Assignments = None) -> None:
     """Load every shard as training does and check shapes, checksums and values. Exits 1 if anything is wrong."""
-    manifests = manifests_of(read_recipe(recipe, set_))
+    settings = read_recipe(recipe, set_)
+    manifests = manifests_of(settings)
     from training.data.verify import verify  # imports torch, which takes 2 s
 
     problems = [problem for uri in manifests for problem in verify(uri)]
     for problem in problems:
         console.print(f"[red]{escape(str(problem))}[/]", highlight=False, soft_wrap=True)
     console.print(f"{len(manifests)} manifest(s), {len(problems)} problem(s)")
+    if settings.manifest is None and any(problem.file.startswith("latents-") for problem in problems):
+        console.print(MAKE_SHARD_AGAIN, highlight=False, soft_wrap=True)
     if problems:
         raise typer.Exit(1)

@@ -59,7 +59,7 @@ def test_expected_errors_are_explained(error: Exception, exit_code: int) -> None
 def test_a_damaged_shard_says_how_to_make_it_again() -> None:
     explanation = explain(DamagedError("/out/tables/latents-1/bucket=80x48x9/part-1.parquet: cannot be opened: gone"))
     assert explanation is not None
-    assert "remove it and the folders tables/encode-* and tables/manifest-*, and run" in explanation.text
+    assert "remove it if it is there and run `worldloom curate`" in explanation.text
 
 
 def raised_by(call: Callable[[], object]) -> Exception:
