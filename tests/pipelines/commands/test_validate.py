@@ -79,3 +79,15 @@ def test_more_workers_than_cores_are_warned_of(
     assert ended.exit_code == 0, ended.stderr
     assert "warning: train.workers: on this machine, at least 64 workers need one CPU core each" in ended.stdout
     assert "warning" not in worldloom("validate", recipe, *sets, "--set", "ray.address=auto").stdout
+
+
+def test_code_of_a_model_needs_the_flag(recipe: Path, worldloom: CommandLine) -> None:
+    engine = "{name: vllm, model: hf-hub:a/b, trust_remote_code: true}"
+    recipe.write_text(
+        f"{recipe.read_text()}  - cut: {{}}\n  - frames: {{}}\n  - caption: {{engine: {engine}, prompt: dense}}\n"
+    )
+    ended = worldloom("validate", recipe)
+    assert ended.exit_code == 2
+    assert f"{recipe}:11: curate.3.caption.engine.trust_remote_code: brings code" in ended.stderr
+    assert worldloom("validate", recipe, "--allow-remote-code").exit_code == 0
+    assert worldloom("plan", recipe).exit_code == 0, "a command that runs no model needs no flag"
