@@ -83,7 +83,7 @@ def write_roundtrip(
     out_uri = out_uri or f"{PurePosixPath(video_uri).stem}-roundtrip.mp4"
     try:
         return _run(video_uri, settings, part, out_uri)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
 
 

@@ -54,9 +54,11 @@ def train_autoencoder(recipe: AutoencoderRecipe, in_process: bool = False) -> st
 
     `in_process` uses neither Ray nor DeepSpeed. Raises `ConfigError` if no clip is long and large enough for the crops.
     """
+    from pipelines.dataset.autoencoder_clips import check_local
     from training.autoencoder_training.loop import find_result, run_folder
     from training.tracking.metrics import progress_bar
 
+    check_local(recipe.out)
     with lease(storage.absolute(recipe.out), "autoencoder"), Session(recipe.ray, in_process) as session:
         session.check_workers(recipe.train.worker_request)
         data = make_data(recipe)

@@ -80,6 +80,12 @@ def sources_of(patterns: tuple[SourceSettings, ...], shares: SplitSettings) -> l
     return [source for source in found if source.split != "test"]
 
 
+def check_local(out_uri: str) -> None:
+    """Raise `ConfigError` if the folder of clips is not local, because they are memory-mapped."""
+    if not storage.is_local(out_uri):
+        raise ConfigError(f"out {out_uri}: clips are memory-mapped, so out must be a folder that all workers can reach")
+
+
 def make_clips(
     patterns: tuple[SourceSettings, ...], shares: SplitSettings, settings: ClipSettings, out_uri: str
 ) -> Path:
@@ -88,8 +94,7 @@ def make_clips(
     A file that cannot be decoded is named with its error in the log and in the index. Raises `ConfigError` if `out_uri`
     is not local, because clips are memory-mapped.
     """
-    if not storage.is_local(out_uri):
-        raise ConfigError(f"out {out_uri}: clips are memory-mapped, so out must be a folder that all workers can reach")
+    check_local(out_uri)
     sources = sources_of(patterns, shares)
     key = storage.digest(settings.model_dump_json(), *(f"{source.uid} {source.split}" for source in sources))
     folder = storage.local_path(storage.join(out_uri, f"clips-{key[:12]}"))

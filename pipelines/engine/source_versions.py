@@ -28,12 +28,13 @@ def unchanged_source(row: Mapping[str, Any]) -> Iterator[None]:
     """Run a block that reads a row's source, and raise `ChangedSourceError` if the file is another or gone.
 
     The file is looked up once, after the block, whether it failed or not. So a change before the block is noticed, and
-    one while it ran. A row without `version` is not checked.
+    one while it ran. It is not looked up in a store that does not answer. A row without `version` is not checked.
     """
     try:
         yield
     except Exception as error:
-        _check(row, error)
+        if not isinstance(error, UnreadableError):
+            _check(row, error)
         raise
     _check(row, None)
 
