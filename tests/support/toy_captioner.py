@@ -37,6 +37,8 @@ class Counting(CaptionerSettings):
     max_answers: int | None = Field(None, exclude=True)
     at_limit: Literal["kill", "raise"] = Field("kill", exclude=True)
     budget_usd: float | None = Field(None, exclude=True)
+    busy_for: int = Field(0, ge=0, exclude=True)
+    """Number of questions that get no answer at first, as from a server that is busy."""
 
     def identity(self) -> str:
         return f"counting-{self.says}"
@@ -54,6 +56,7 @@ class CountingCaptioner(Captioner):
     def __init__(self, settings: Counting) -> None:
         self._settings = settings
         self._spent_usd = 0.0
+        self._n_refused = 0
 
     def restore_spent_usd(self, usd: float) -> None:
         self._spent_usd = usd
@@ -61,6 +64,10 @@ class CountingCaptioner(Captioner):
     def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
         settings = self._settings
         for question in questions:
+            if self._n_refused < settings.busy_for:
+                self._n_refused += 1
+                yield Answer(question.key, question.uid, error="HTTP 503: busy (after 6 attempts)", may_pass=True)
+                continue
             if settings.max_answers is not None and len(logged_calls(settings.calls)) >= settings.max_answers:
                 if settings.at_limit == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)

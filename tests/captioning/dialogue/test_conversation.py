@@ -257,6 +257,21 @@ def test_error_of_the_engine_is_not_asked_again() -> None:
     assert len(history) == 1
 
 
+@pytest.mark.parametrize(("second", "may_pass"), [("part", True), ("", False)])
+def test_error_that_may_pass_leaves_the_clip_open(second: str, may_pass: bool) -> None:
+    """A clip with an unfit answer to another window is failed whatever the server does."""
+
+    def reply(pending: PendingQuestion, n: int) -> str | Answer:
+        if "from 4 to 8 seconds" in pending.question.text:
+            return levels(second) if second else ""
+        return Answer(pending.question.key, "u1", error="HTTP 503", may_pass=True)
+
+    end, _ = converse(clip(8), replace(SETTINGS, retries=0), reply)
+    assert isinstance(end, Failed)
+    assert end.may_pass == may_pass
+    assert end.reason.startswith("unanswered question: HTTP 503" if may_pass else "malformed answer")
+
+
 def test_truncated_answer_is_unfit_even_if_complete() -> None:
     def reply(pending: PendingQuestion, n: int) -> str | Answer:
         return Answer(pending.question.key, "u1", levels("a boat"), truncated=True) if n == 0 else levels("a boat")

@@ -90,6 +90,7 @@ def test_time_out_may_have_been_charged(server: Server) -> None:
     release.set()
     assert answers["uid of a"].text == "answer to a"
     assert answers["uid of b"].error == "TimeoutError: no answer within 0.7 s (timeout_s) (after 2 attempts)"
+    assert answers["uid of b"].may_pass
     # A request that timed out counts at its largest cost, and the retry is added.
     max_cost_usd = (1 + 64 + 500) / 1e6
     assert answers["uid of a"].cost_usd == pytest.approx(max_cost_usd + COST_USD)

@@ -418,6 +418,20 @@ def test_error_of_the_engine_ends_the_run_which_can_resume(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_clips_without_an_answer_are_pending_and_asked_again(tmp_path: Path) -> None:
+    write_toys(tmp_path, NAMES)
+    calls = str(tmp_path / "calls")
+    with pytest.raises(
+        RunError, match=r"^caption: \d+ of \d+ rows are pending, .*: unanswered question: HTTP 503: busy"
+    ):
+        run_segments(make_recipe(tmp_path, Caption(engine=Counting(calls=calls, busy_for=3))), inline)
+    assert len(logged_calls(calls)) == N_CLIPS - 3
+    done = clips_of(run_segments(make_recipe(tmp_path, Caption(engine=Counting(calls=calls))), inline))
+    assert Counter(logged_calls(calls)) == {row["uid"]: 1 for row in done}
+    assert {row["fate"] for row in done} == {"kept"}
+
+
+@pytest.mark.slow
 def test_budget_includes_the_cost_of_earlier_runs(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     calls = str(tmp_path / "calls")

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
+import os
+import resource
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 
 from cluster import storage
+from cluster.unreadable import UnreadableError, cannot_be_read
 from pipelines.video.decode import OPEN_LOG, DecodeError, open_video, probe, read_frames
 from pipelines.video.spans import FrameGrid, read_span
 from tests.support.videos import B_FRAMES, LOSSLESS, encode, number_of, numbered
@@ -289,6 +293,48 @@ def test_remote_file_reads_as_the_local_one(tmp_path: Path, monkeypatch: pytest.
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(remote, local, strict=True))
     start = local[17][0]
     assert number_of(read_span(path, start, start + 1, ONE_FRAME).frames[0]) == 17
+
+
+class _FailingStore(io.FileIO):
+    """A file whose reads fail from an offset on, as those of a store that goes away."""
+
+    fails_at = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() >= self.fails_at:
+            raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation")
+        return super().read(1024) or b""
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 0.9])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_outage_while_reading_is_not_bad_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, name: str
+) -> None:
+    path = encode(tmp_path / name, numbered(60), options=LOSSLESS)
+    monkeypatch.setattr(_FailingStore, "fails_at", share * path.stat().st_size)
+    monkeypatch.setattr(storage, "is_local", lambda uri: False)
+    monkeypatch.setattr(storage, "open_input", lambda uri: _FailingStore(path))
+    with pytest.raises(UnreadableError, match=f"^s3://bucket/{name}: AWS Error NETWORK_CONNECTION"):
+        list(read_frames(f"s3://bucket/{name}"))
+
+
+def test_too_many_open_files_are_not_bad_content(tmp_path: Path) -> None:
+    path = str(encode(tmp_path / "a.mp4", numbered(3), options=LOSSLESS))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    n_open = len(os.listdir("/proc/self/fd"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        held = [stack.enter_context(open(path, "rb")) for _ in range(4)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(n_open, held[-1].fileno() + 1), limits[1]))
+        while True:
+            try:
+                stack.enter_context(open(path, "rb"))
+            except OSError:
+                break
+        with pytest.raises(OSError, match="Too many open files") as raised:
+            probe(path)
+    assert cannot_be_read(raised.value)
 
 
 def test_decoding_uses_one_thread(tmp_path: Path) -> None:
