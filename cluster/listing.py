@@ -22,6 +22,7 @@ from cluster import storage
 from cluster.config import ConfigError
 from cluster.storage import Entry
 from cluster.telemetry import log
+from cluster.unreadable import unreadable_errors
 
 ANY_DEPTH = "**"
 MAGIC = re.compile(r"[*?\[]")
@@ -94,7 +95,9 @@ def look_up(uris: Sequence[str]) -> list[Entry | None]:
         scheme = bucket.partition("://")[0]
         for start in range(0, len(of_bucket), INFOS_PER_REQUEST):
             paths = [uri.partition("://")[2] for uri in of_bucket[start : start + INFOS_PER_REQUEST]]
-            for info in filesystem.get_file_info(paths):
+            with unreadable_errors(bucket):
+                infos = filesystem.get_file_info(paths)
+            for info in infos:
                 if info.is_file:
                     uri = f"{scheme}://{info.path}"
                     found[uri] = Entry(uri, info.size, str(info.mtime_ns), uri)
@@ -305,7 +308,9 @@ def _infos(root: str, recursive: bool) -> Iterator[Entry]:
     """Yield the objects below a prefix of a store."""
     filesystem, path = storage.resolve(root)
     scheme = root.partition("://")[0]
-    for info in filesystem.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True)):
+    with unreadable_errors(root):
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    for info in infos:
         if info.is_file:
             uri = f"{scheme}://{info.path}"
             yield Entry(uri, info.size, str(info.mtime_ns), uri)

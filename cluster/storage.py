@@ -79,7 +79,8 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
 def exists(uri: str) -> bool:
     """Return whether a file or folder exists."""
     filesystem, path = resolve(uri)
-    return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+    with unreadable_errors(uri):
+        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def list_files(uri: str, suffix: str = "") -> list[Entry]:
@@ -88,7 +89,8 @@ def list_files(uri: str, suffix: str = "") -> list[Entry]:
     A folder that does not exist has no files.
     """
     filesystem, path = resolve(uri)
-    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    with unreadable_errors(uri):
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     prefix = "" if is_local(uri) else uri.partition("://")[0] + "://"
     return sorted(
         (

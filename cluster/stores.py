@@ -22,8 +22,8 @@ CREDENTIAL_VARIABLES = {
 }
 
 HIDDEN = "[hidden]"
-CREDENTIALS = re.compile(r"([A-Za-z][\w+.-]*://)(?:[^\s/@]*@|[^\s/@]*:[^\s@]*@)")
-"""The beginning of a URI with credentials. A secret may hold slashes."""
+CREDENTIALS = re.compile(r"([A-Za-z][\w+.-]*:/{1,2})(?:[^\s/@]*@|[^\s/@]*:[^\s@]*@)")
+"""The beginning of a URI with credentials. A secret may hold slashes, and a URI that is taken for a path loses one."""
 
 
 def has_credentials(uri: str) -> bool:

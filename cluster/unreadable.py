@@ -60,7 +60,8 @@ def unreadable_errors(uri: str, advice: str = "") -> Iterator[None]:
     except OSError as error:
         if error.errno is not None or isinstance(error, UnreadableError):
             raise
-        unreadable = UnreadableError(f"{uri}: {error}{advice}")
+        # Google's client repeats the message in its metadata.
+        unreadable = UnreadableError(f"{uri}: {str(error).partition(' error_info=')[0]}{advice}")
         unreadable.may_pass_soon = not any(answer in str(error) for answer in REFUSALS)
         raise unreadable from error
 

@@ -47,9 +47,9 @@ def _check(row: Mapping[str, Any], cause: Exception | None) -> None:
     with unreadable_errors(uri):
         info = filesystem.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
-        raise ChangedSourceError(f"{uri}: was removed since it was listed; run again") from cause
+        raise ChangedSourceError(f"{uri}: was removed since it was listed") from cause
     if info.size != row["size_bytes"] or _time(uri, str(info.mtime_ns)) != _time(uri, version):
-        raise ChangedSourceError(f"{uri}: changed since it was listed; run again") from cause
+        raise ChangedSourceError(f"{uri}: changed since it was listed") from cause
 
 
 def _time(uri: str, version: str) -> str | int:

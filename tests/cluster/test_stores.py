@@ -31,6 +31,7 @@ def test_credentials_are_refused_and_not_repeated(uri: str) -> None:
 def test_texts_hide_credentials_and_nothing_else() -> None:
     hidden = stores.hide_credentials(f"worldloom run --set out=s3://KEY:{SECRET}@b/x s3://b/a@2x.png http://h:80/a")
     assert hidden == "worldloom run --set out=s3://[hidden]@b/x s3://b/a@2x.png http://h:80/a"
+    assert stores.hide_credentials(f"s3:/KEY:{SECRET}@b/x: no such file") == "s3:/[hidden]@b/x: no such file"
 
 
 class Out(Settings):

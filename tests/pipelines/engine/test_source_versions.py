@@ -99,9 +99,9 @@ def test_changed_source_leaves_rows_pending(
     out.mkdir()
     assert opener(row, out) is None
     replace(path)
-    assert opener(row, out) == f"ChangedSourceError: {path}: changed since it was listed; run again"
+    assert opener(row, out) == f"ChangedSourceError: {path}: changed since it was listed"
     path.unlink()
-    assert opener(row, out) == f"ChangedSourceError: {path}: was removed since it was listed; run again"
+    assert opener(row, out) == f"ChangedSourceError: {path}: was removed since it was listed"
 
 
 def test_change_during_the_read_is_noticed(tmp_path: Path) -> None:
