@@ -70,7 +70,7 @@ def without_pending(table: pa.Table, input_column: str) -> tuple[pa.Table, int, 
 
 @dataclass
 class PendingRows:
-    """What the reports of a segment's tasks say about the rows that they left pending."""
+    """A count of the rows that the tasks of a segment left pending, from their reports."""
 
     label: str
     n: int = 0

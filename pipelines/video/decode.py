@@ -351,10 +351,9 @@ def open_video(uri: str, threads: int = 1) -> Iterator[Video]:
 
 def _open_container(uri: str, source: Any, stack: contextlib.ExitStack) -> InputContainer:
     """Open a container, which `stack` closes. Raises `DecodeError`."""
+    options = {"format_whitelist": CONTAINER_FORMATS}
     try:
-        return stack.enter_context(
-            av.open(source, metadata_errors="ignore", options={"format_whitelist": CONTAINER_FORMATS})
-        )
+        return stack.enter_context(av.open(source, metadata_errors="ignore", options=options))
     except av.error.ArgumentError as error:
         raise DecodeError(f"{file_name(uri)}: {type(error).__name__}: {NOT_A_VIDEO}") from error
     except av.error.FFmpegError as error:
