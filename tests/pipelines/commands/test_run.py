@@ -54,6 +54,7 @@ def test_curate_neither_trains_nor_samples(scan_recipe: Path, worldloom: Command
     assert "videos: 1 = 0 kept + 0 dropped + 1 failed + 0 duplicate" in ended.stdout
     out = scan_recipe.parent / "out"
     assert {path.name for path in out.iterdir()} == {
+        "leases",
         "ledger.json",
         "report.html",
         "run.yaml",
