@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -201,12 +202,12 @@ def _read_stored(folder: str) -> pa.Table | None:
     return table if table.schema.remove_metadata().equals(SCHEMA) else None
 
 
-def _metadata(stored: pa.Table) -> dict[str, object]:
-    loaded: dict[str, object] = json.loads((stored.schema.metadata or {}).get(COVERED_KEY, b"{}"))
+def _metadata(stored: pa.Table) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((stored.schema.metadata or {}).get(COVERED_KEY, b"{}"))
     return loaded
 
 
-def _covered(entries: Sequence[storage.Entry], input_column: str) -> dict[str, object]:
+def _covered(entries: Sequence[storage.Entry], input_column: str) -> dict[str, Any]:
     return {"input_column": input_column, "parts": {_name(entry): _version(entry) for entry in entries}}
 
 
