@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
 """Columns of an index; `part` is the URI of a part, and its name alone in a stored index."""
 COVERED_KEY = b"worldloom_parts"
 """Metadata of a stored index: the input column, and the size and version of each part by name."""
+NOTHING_STORED: tuple[pa.Table, dict[str, Any]] = (SCHEMA.empty_table(), {})
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,11 @@ def _all_rows(folder: str, input_column: str | None) -> tuple[pa.Table, bool]:
     listed = storage.list_files(folder)
     entries = [entry for entry in listed if entry.uri.endswith(PART_SUFFIX)]
     has_index = any(_name(entry) == INDEX_FILE for entry in listed)
-    stored = _read_stored(folder) if has_index and len(entries) > 1 else None
-    metadata = _metadata(stored) if stored is not None else {}
+    stored, metadata = _read_stored(folder) if has_index and len(entries) > 1 else NOTHING_STORED
     known = metadata.get("parts", {}) if input_column in (None, metadata.get("input_column")) else {}
     found = [SCHEMA.empty_table()]
     current = {_name(entry) for entry in entries if known.get(_name(entry)) == _version(entry)}
-    if stored is not None and current:
+    if current:
         rows = stored.filter(pc.is_in(stored["part"], pa.array(sorted(current), pa.string())))
         parts = pc.binary_join_element_wise(folder.rstrip("/"), rows["part"], "/")
         found.append(rows.set_column(rows.schema.get_field_index("part"), "part", parts).cast(SCHEMA))
@@ -188,23 +188,20 @@ def _first_of_each_input(rows: pa.Table) -> pa.Table:
     return rows if mask.all() else rows.filter(pa.array(mask))
 
 
-def _read_stored(folder: str) -> pa.Table | None:
-    """Return the stored index, or None if there is none that can be read."""
+def _read_stored(folder: str) -> tuple[pa.Table, dict[str, Any]]:
+    """Return the stored index and its metadata, or `NOTHING_STORED` if it cannot be read."""
     uri = storage.join(folder, INDEX_FILE)
     try:
         with pa.ipc.open_file(pa.py_buffer(storage.read_bytes(uri))) as reader:
             table = reader.read_all()
+        if not table.schema.remove_metadata().equals(SCHEMA):
+            return NOTHING_STORED
+        return table, storage.parse_metadata(uri, table.schema, COVERED_KEY)
     except FileNotFoundError:
-        return None
+        return NOTHING_STORED
     except (pa.ArrowException, OSError, ValueError) as error:
         log.warning(f"{uri}: cannot be read, the parts are read instead: {error}")
-        return None
-    return table if table.schema.remove_metadata().equals(SCHEMA) else None
-
-
-def _metadata(stored: pa.Table) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((stored.schema.metadata or {}).get(COVERED_KEY, b"{}"))
-    return loaded
+        return NOTHING_STORED
 
 
 def _covered(entries: Sequence[storage.Entry], input_column: str) -> dict[str, Any]:
