@@ -107,8 +107,8 @@ def check_readable(path: str, error: Exception) -> None:
         with open(path, "rb", buffering=0) as handle:
             while handle.read(READ_BYTES):
                 pass
-    except OSError as cause:
-        raise cause from error
+    except OSError as reading:
+        raise reading from error
     cause = error.__cause__ or error
     if isinstance(cause, OSError) and cause.errno in NOT_OF_CONTENT:
         raise UnreadableError(f"{path}: {cause}") from error

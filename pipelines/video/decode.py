@@ -338,7 +338,8 @@ def open_video(uri: str, threads: int = 1) -> Iterator[Video]:
         if not storage.is_local(uri):
             watched = WatchedFile(uri, stack.enter_context(storage.open_input(uri)))
         try:
-            yield Video(uri, _open_container(uri, watched or str(storage.local_path(uri)), stack), threads)
+            container = _open_container(uri, watched or str(storage.local_path(uri)))
+            yield Video(uri, stack.enter_context(container), threads)
         except Exception as error:
             if watched and watched.error not in (None, error):
                 raise watched.error from error
@@ -349,11 +350,10 @@ def open_video(uri: str, threads: int = 1) -> Iterator[Video]:
             raise watched.error
 
 
-def _open_container(uri: str, source: Any, stack: contextlib.ExitStack) -> InputContainer:
-    """Open a container, which `stack` closes. Raises `DecodeError`."""
-    options = {"format_whitelist": CONTAINER_FORMATS}
+def _open_container(uri: str, source: Any) -> InputContainer:
+    """Open a container. Raises `DecodeError`."""
     try:
-        return stack.enter_context(av.open(source, metadata_errors="ignore", options=options))
+        return av.open(source, metadata_errors="ignore", options={"format_whitelist": CONTAINER_FORMATS})
     except av.error.ArgumentError as error:
         raise DecodeError(f"{file_name(uri)}: {type(error).__name__}: {NOT_A_VIDEO}") from error
     except av.error.FFmpegError as error:
