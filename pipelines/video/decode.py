@@ -350,8 +350,8 @@ def open_video(uri: str, threads: int = 1) -> Iterator[Video]:
             raise watched.error
 
 
-def _open_container(uri: str, source: Any) -> InputContainer:
-    """Open a container. Raises `DecodeError`."""
+def _open_container(uri: str, source: Any) -> Any:
+    """Return an `InputContainer`. Raises `DecodeError`."""
     try:
         return av.open(source, metadata_errors="ignore", options={"format_whitelist": CONTAINER_FORMATS})
     except av.error.ArgumentError as error:
