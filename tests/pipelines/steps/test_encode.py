@@ -312,17 +312,20 @@ def test_stored_samples_are_not_encoded_again(footage: dict[str, Path], tmp_path
     assert again(table).equals(whole)
 
 
-def test_undecodable_clip_fails_alone(footage: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "fate"), [("broken.mp4", "failed"), ("gone.mp4", "pending")])
+def test_clip_without_pixels_fails_alone(footage: dict[str, Path], tmp_path: Path, name: str, fate: str) -> None:
+    """A file that cannot be decoded fails its clip; one that is not there leaves it to the next run."""
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
     table = clips(footage)
     at_fault = table["uid"][2].as_py()
     sources = [
-        str(tmp_path / "gone.mp4") if uid == at_fault else source
+        str(tmp_path / name) if uid == at_fault else source
         for uid, source in zip(*(table[n].to_pylist() for n in ("uid", "source")), strict=True)
     ]
     broken = table.set_column(table.schema.get_field_index("source"), "source", [sources])
     done = encoder(tmp_path / "out")(broken).to_pylist()
-    assert [row["fate"] for row in done] == ["kept", "kept", "failed", *["kept"] * 7]
-    assert "gone.mp4" in done[2]["fate_reason"]
+    assert [row["fate"] for row in done] == ["kept", "kept", fate, *["kept"] * 7]
+    assert name in done[2]["fate_reason"]
     assert done[2]["bucket"] is None
     assert {clip_uid(uid) for uid in stored(tmp_path / "out")} == set(table["uid"].to_pylist()) - {at_fault}
 
