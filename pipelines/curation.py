@@ -210,7 +210,7 @@ def run_segment(recipe: Recipe, state: SegmentState, inputs: Inputs, executor: E
                 pending.add(report)
     after = segment_state(state.segment, recipe.tables_uri, inputs)
     pending.check_none(after.n_pending, after.n_inputs)
-    compact(state.folder, executor)
+    compact(state.folder, state.segment.input_column)
     after = segment_state(state.segment, recipe.tables_uri, inputs, writes=True)
     return replace(after, n_done=state.n_done, seconds=time.monotonic() - start_s, cpu_s=cpu_s)
 

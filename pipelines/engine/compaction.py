@@ -9,34 +9,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster import storage
-from cluster.resources import Resources
-from cluster.telemetry import log
 from pipelines.engine import tables
-from pipelines.engine.executor import Executor
-from pipelines.engine.step import TableFunction
 
 TARGET_BYTES = 64 << 20
 """Size of the parts that are made. A removal of one clip rewrites one."""
 MAX_JOINED_BYTES = TARGET_BYTES // 2
 """Parts above this size stay as they are, so that a table that grows is not written again and again."""
+N_THREADS = 4
+"""Parts that are made at the same time; each takes some hundred megabytes of memory."""
 
 COST_KEYS = ("cpu_s", "n_inputs", "steps")
 """Keys of a part's footer that hold the costs of its task."""
 
 
-def compact(folder: str, executor: Executor) -> None:
-    """Join the small parts of a table whose segment is complete. Only the holder of the tables' lease may call it."""
-    groups = groups_of(storage.list_files(folder, tables.PART_SUFFIX))
-    if not groups:
-        return
-    tasks = [pa.table({"part": [entry.uri for entry in group]}) for group in groups]
-    joined = sum(len(table) for table in executor.map_tables(_open_joiner, tasks, Resources()))
-    log.debug(f"{folder}: {sum(map(len, groups))} parts are {joined} now")
+def compact(folder: str, input_column: str) -> None:
+    """Join the small parts of a table whose segment is complete. Only the holder of the tables' lease may call it.
+
+    It is done by threads of the calling process, since reading and writing take the time: it needs no worker.
+    """
+    groups = [[entry.uri for entry in group] for group in groups_of(storage.list_files(folder, tables.PART_SUFFIX))]
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        for _ in pool.map(partial(join_parts, input_column=input_column), groups):
+            pass
 
 
 def groups_of(entries: Sequence[storage.Entry]) -> list[list[storage.Entry]]:
@@ -49,14 +51,18 @@ def groups_of(entries: Sequence[storage.Entry]) -> list[list[storage.Entry]]:
     return [group for group in groups if len(group) > 1]
 
 
-def _open_joiner() -> TableFunction:
-    return lambda task: pa.table({"part": [join_parts(task["part"].to_pylist())]})
+def join_parts(parts: Sequence[str], input_column: str) -> str:
+    """Write the rows of parts of one table as one part, sorted by uid, remove the parts, and return its URI.
 
-
-def join_parts(parts: Sequence[str]) -> str:
-    """Write the rows of parts of one table as one part, sorted by uid, remove the parts, and return its URI."""
-    read = [storage.read_table(part) for part in parts]
-    rows = pa.concat_tables([table.replace_schema_metadata() for table in read]).sort_by("uid")
+    Rows of an input row that an earlier of the parts holds are left out: within one part they could not be told apart.
+    """
+    inputs: set[str] = set()
+    kept = []
+    for part in parts:
+        table = storage.read_table(part).replace_schema_metadata()
+        kept.append(table.filter(pc.invert(pc.is_in(table[input_column], pa.array(sorted(inputs), pa.string())))))
+        inputs.update(table[input_column].to_pylist())
+    rows = pa.concat_tables(kept).sort_by("uid")
     new = tables.write_part(parts[0].rpartition("/")[0], rows, join_footers([tables.read_metadata(p) for p in parts]))
     for part in parts:
         if part != new:
