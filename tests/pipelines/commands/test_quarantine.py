@@ -154,7 +154,8 @@ def test_failures_are_listed_by_step_and_class(tmp_path: Path) -> None:
         "b.toy",
     )
     assert [failure.uid for failure in of_class([source, clip], "ArithmeticError")] == [clip.uid]
-    with pytest.raises(ConfigError, match=r"no failure of that class; there are ArithmeticError \(1\), ValueError \(1\)"):
+    message = r"no failure of that class; there are ArithmeticError \(1\), ValueError \(1\)"
+    with pytest.raises(ConfigError, match=message):
         of_class([source, clip], "OSError")
 
 
