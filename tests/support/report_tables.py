@@ -161,16 +161,19 @@ def _mark_duplicates(rows: list[dict[str, Any]]) -> None:
 
 
 def make_curation(folder: Path, rows: list[dict[str, Any]], n_parts: int = 3) -> tuple[Recipe, Curation]:
-    """Write the tables of `cut` and of the last segment, each in `n_parts` parts of every n-th row."""
+    """Write the tables of `cut` and of the last segment, each in `n_parts` parts with the rows of every n-th source."""
     recipe = make_recipe(folder)
     segments = segments_of(recipe.curate, recipe.labels)
+    source_uids = list(dict.fromkeys(row["source_uid"] for row in rows))
     states = []
     for number in (1, len(segments) - 1):
         segment = segments[number].after(f"made-{number}")
         uri = segment.folder(recipe.tables_uri)
         for part in range(n_parts):
-            _write_part(segment, uri, rows[part::n_parts])
-        states.append(SegmentState(segment, uri, len(rows), len(rows), index_table(uri)))
+            of_part = set(source_uids[part::n_parts])
+            if in_part := [row for row in rows if row["source_uid"] in of_part]:
+                _write_part(segment, uri, in_part)
+        states.append(SegmentState(segment, uri, len(rows), len(rows), index_table(uri, segment.input_column)))
     sources = {row["source_uid"]: {**row, "uid": row["source_uid"]} for row in rows}
     listed = pa.Table.from_pylist([sources[uid] for uid in sorted(sources)], SOURCE_SCHEMA)
     return recipe, Curation(listed, tuple(states), complete=True)
