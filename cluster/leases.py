@@ -115,13 +115,6 @@ def lease(folder: str, scope: str) -> Iterator[None]:
         held.release()
 
 
-def holders(folder: str) -> list[Holder]:
-    """Return who holds a lease in a folder now, sorted by id."""
-    seen = _list(folder)
-    now_ns = max((item.written_ns for item in seen), default=0)
-    return [item.holder for item in seen if item.holder.state == "holding" and not _is_void(item, now_ns)]
-
-
 class _Lease:
     """A lease of this process, and the thread that keeps it."""
 

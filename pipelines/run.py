@@ -6,6 +6,7 @@ It is the only module of this package that imports Ray.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import warnings
 import zlib
@@ -68,6 +69,7 @@ def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
             raise
     # Ray cannot end a running task for certain. From here on, none of this stream writes a part.
     storage.write_bytes(job.end_marker, b"")
+    _free_workers()
     job = replace(job, end_marker=new_end_marker(job.folder))
     singles = without_done(job, [single for number in left for single in split_task(tasks[number])])
     log.warning(f"{job.segment.label}: a worker died; {len(singles)} rows without a result are retried one by one")
@@ -76,6 +78,7 @@ def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
         del waiting[number]
         yield report
     storage.write_bytes(job.end_marker, b"")
+    _free_workers()
     for single in without_done(job, [singles[number] for number in waiting]):
         yield failed_rows(job, single, "WorkerDied: the process that worked on this row died twice")
 
@@ -84,6 +87,17 @@ def without_done(job: Job, singles: list[pa.Table]) -> list[pa.Table]:
     """Return the tasks of one row whose row has no result yet, and pieces of long rows, which may be done again."""
     done = set(index_table(job.folder, job.segment.input_column).rows["input_uid"].to_pylist())
     return [single for single in singles if is_piece(single) or uids_of(single)[0] not in done]
+
+
+def _free_workers() -> None:
+    """Let Ray end the workers of a stream in which one died, and free their cores.
+
+    Ray keeps an actor while the object references of its results live, as it could be asked to make them again. The
+    traceback of a worker's death holds some of them in a reference cycle, which only the garbage collector breaks.
+    Without this a pool kept its cores until the next collection, and on a small cluster the next segment waited for
+    them without end.
+    """
+    gc.collect()
 
 
 def _is_worker_death(error: BaseException | None) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,6 +15,7 @@ from pipelines.curation import Curation, SegmentState
 from pipelines.dataset import splits
 from pipelines.dataset.text_embeddings import embed_captions, find_missing
 from pipelines.engine.executor import Executor
+from pipelines.engine.tables import first_of_each
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
 from training.data import shards, text_tables
@@ -182,14 +182,8 @@ def shard_rows(tables_uri: str, latents_folder: str) -> pa.Table:
         for name, value in (("file", file), ("bucket", bucket)):
             index = index.append_column(name, pa.array([value] * len(index), pa.string()))
         tables.append(index)
-    return first_of_each_uid(pa.concat_tables(tables))
-
-
-def first_of_each_uid(samples: pa.Table) -> pa.Table:
-    """Return the samples without those that an earlier row has: two writers may have encoded the same clip."""
-    uids = samples["uid"].combine_chunks()
-    first = pc.equal(pc.index_in(uids, uids), pa.array(np.arange(len(uids)), pa.int32()))
-    found = samples.filter(first)
+    samples = pa.concat_tables(tables)
+    found = first_of_each(samples, "uid")
     if len(found) < len(samples):
         log.warning(f"{len(samples) - len(found)} samples are in two shards; the first one of each counts")
     return found

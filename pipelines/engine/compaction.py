@@ -7,11 +7,10 @@ of which readers count one and the next run removes the other (`table_index`).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -57,28 +56,31 @@ def join_parts(parts: Sequence[str], input_column: str) -> str:
     Rows of an input row that an earlier of the parts holds are left out: within one part they could not be told apart.
     """
     inputs: set[str] = set()
-    kept = []
+    kept, footers = [], []
     for part in parts:
-        table = storage.read_table(part).replace_schema_metadata()
+        table = storage.read_table(part)
+        footers.append(storage.parse_metadata(part, table.schema, tables.METADATA_KEY))
+        table = table.replace_schema_metadata()
         kept.append(table.filter(pc.invert(pc.is_in(table[input_column], pa.array(sorted(inputs), pa.string())))))
         inputs.update(table[input_column].to_pylist())
     rows = pa.concat_tables(kept).sort_by("uid")
-    new = tables.write_part(parts[0].rpartition("/")[0], rows, join_footers([tables.read_metadata(p) for p in parts]))
+    new = tables.write_part(parts[0].rpartition("/")[0], rows, join_footers(footers))
     for part in parts:
         if part != new:
             storage.remove(part)
     return new
 
 
-def join_footers(footers: Sequence[Mapping[str, object]]) -> dict[str, Any]:
+def join_footers(footers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the footer of joined parts: that of each but for the costs, which are added."""
-    joined: dict[str, Any] = {key: value for key, value in footers[0].items() if key not in COST_KEYS}
-    with_costs = [footer for footer in footers if "cpu_s" in footer]
-    if not with_costs:
-        return joined
-    steps: dict[str, Counter[int]] = {}
-    for footer in with_costs:
-        for label, costs in cast(Mapping[str, Sequence[float]], footer.get("steps", {})).items():
-            steps.setdefault(label, Counter()).update(dict(enumerate(costs)))
-    sums = {key: sum(cast(float, footer.get(key, 0)) for footer in with_costs) for key in ("cpu_s", "n_inputs")}
-    return joined | sums | {"steps": {label: [costs[i] for i in range(3)] for label, costs in steps.items()}}
+    joined = {key: value for key, value in footers[0].items() if key not in COST_KEYS}
+    return joined | add_costs(footers) if any("cpu_s" in footer for footer in footers) else joined
+
+
+def add_costs(footers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the sums of the costs in the footers of parts, under `COST_KEYS`."""
+    steps: dict[str, list[float]] = {}
+    for footer in footers:
+        for label, costs in footer.get("steps", {}).items():
+            steps[label] = [a + b for a, b in zip(steps.get(label, [0] * len(costs)), costs, strict=True)]
+    return {key: sum(footer.get(key, 0) for footer in footers) for key in ("cpu_s", "n_inputs")} | {"steps": steps}

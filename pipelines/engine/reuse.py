@@ -68,7 +68,10 @@ def find_cached_rows(tables_uri: str, segment: Segment) -> dict[str, CachedRows]
         for position, lineage in enumerate(lineages):
             if lineage in wanted:
                 found.setdefault(wanted[lineage], []).append(_rows_past(rows, labels[position + 1 :]))
-    return {label: CachedRows(_first_of_each(pa.concat_tables(pieces))) for label, pieces in found.items()}
+    return {
+        label: CachedRows(tables.first_of_each(pa.concat_tables(pieces).sort_by("part"), "uid"))
+        for label, pieces in found.items()
+    }
 
 
 def _rows_past(rows: pa.Table, later_labels: list[str]) -> pa.Table:
@@ -78,13 +81,3 @@ def _rows_past(rows: pa.Table, later_labels: list[str]) -> pa.Table:
         pc.fill_null(pc.is_in(rows["fate_step"], pa.array(later_labels, pa.string())), False),
     )
     return rows.filter(passed).select(["uid", "part"])
-
-
-def _first_of_each(rows: pa.Table) -> pa.Table:
-    """Return one row per uid: the first by part, so that the choice does not depend on the listing."""
-    ordered = rows.sort_by([("uid", "ascending"), ("part", "ascending")]).combine_chunks()
-    uids = ordered["uid"]
-    if len(ordered) < 2:
-        return ordered
-    changed = pc.not_equal(uids.slice(1), uids.slice(0, len(uids) - 1)).combine_chunks()
-    return ordered.filter(pa.concat_arrays([pa.array([True]), changed]))

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -176,16 +175,10 @@ def _rows_of_part(part: str, input_column: str) -> pa.Table:
 
 def _first_of_each_input(rows: pa.Table) -> pa.Table:
     """Return the rows without those of an input row that an earlier part, by name, also holds."""
-    if len(rows) < 2:
-        return rows
-    numbers = {part: number for number, part in enumerate(sorted(set(rows["part"].to_pylist())))}
-    part_number = pa.array([numbers[part] for part in rows["part"].to_pylist()], pa.int32())
-    pairs = pa.table({"input_uid": rows["input_uid"], "number": part_number})
-    firsts = pairs.group_by("input_uid").aggregate([("number", "min")])
-    position = pc.index_in(rows["input_uid"].combine_chunks(), firsts["input_uid"].combine_chunks())
-    first = firsts["number_min"].combine_chunks().take(position)
-    mask = np.asarray(pc.equal(part_number, first).to_numpy(zero_copy_only=False), np.bool_)
-    return rows if mask.all() else rows.filter(pa.array(mask))
+    ordered = rows.sort_by("part")
+    inputs = ordered["input_uid"].combine_chunks()
+    first_part = ordered["part"].take(pc.index_in(inputs, inputs))
+    return ordered.filter(pc.equal(ordered["part"], first_part))
 
 
 def _read_stored(folder: str) -> tuple[pa.Table, dict[str, Any]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, cast
+from typing import Any
 
 from pipelines.curation import Curation, SegmentState
 from pipelines.engine import tables
+from pipelines.engine.compaction import add_costs
 from pipelines.engine.step import Step
 from pipelines.recipe import Recipe, resolved
 from training.data.manifest import DatasetInfo
@@ -88,25 +89,17 @@ def segment_costs(states: Sequence[SegmentState]) -> list[dict[str, Any]]:
     """Return rows, CPU seconds and wall-clock seconds of each segment and step, from the footers of the parts."""
     found = []
     for state in states:
-        cpu_s, n_inputs = 0.0, 0
-        totals: dict[str, list[float]] = {}
-        for part in sorted(set(state.rows.rows["part"].to_pylist())):
-            footer = tables.read_metadata(part)
-            cpu_s += cast(float, footer.get("cpu_s", 0.0))
-            n_inputs += cast(int, footer.get("n_inputs", 0))
-            for label, costs in cast(dict[str, list[float]], footer.get("steps", {})).items():
-                before = totals.get(label, [0.0] * len(costs))
-                totals[label] = [a + b for a, b in zip(before, costs, strict=True)]
+        costs = add_costs([tables.read_metadata(part) for part in sorted(set(state.rows.rows["part"].to_pylist()))])
         steps = [
             {"label": label, "rows": int(rows), "cpu_s": round(step_cpu_s, 3), "wall_s": round(wall_s, 3)}
-            for label, (rows, step_cpu_s, wall_s) in totals.items()
+            for label, (rows, step_cpu_s, wall_s) in costs["steps"].items()
         ]
         found.append(
             {
                 "label": state.segment.label,
                 "labels": state.segment.labels,
-                "cpu_s": round(cpu_s, 3),
-                "rows": n_inputs,
+                "cpu_s": round(costs["cpu_s"], 3),
+                "rows": costs["n_inputs"],
                 "steps": steps,
             }
         )

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cluster import leases, storage
-from cluster.leases import EVERYTHING, Holder, LeaseHeldError, LeaseLostError, holders, lease
+from cluster.leases import EVERYTHING, Holder, LeaseHeldError, LeaseLostError, lease
 
 ELSEWHERE = Holder("0" * 16, "tables", "holding", "worldloom run", "elsewhere/1/2", 7, "1", "2026-01-01T00:00:00+00:00")
 """A command on another machine."""
@@ -36,6 +36,11 @@ def in_another_command(function: Callable[[], None]) -> list[BaseException]:
     thread.start()
     thread.join()
     return errors
+
+
+def holders(folder: str) -> list[Holder]:
+    """Return who holds or asks for a lease in a folder."""
+    return [Holder(**json.loads(path.read_bytes())) for path in Path(folder, leases.FOLDER).iterdir()]
 
 
 def take(folder: str, scope: str) -> None:

@@ -16,19 +16,20 @@ from tests.support.toy_steps import Measure, Pick, Score, Split
 
 @pytest.mark.slow
 def test_every_input_has_one_fate(tmp_path: Path) -> None:
-    write_toys(tmp_path, ["a-3", "b-0", "c-8", "broken-1", "d-1", "e-5"])
+    write_toys(tmp_path, ["a-3", "b-0", "c-8", "broken-1", "d-1", "e-5", "f-1"])
     steps = [Measure(), Split(), keep(number=Bound(max=5)), Score(), keep(score=Bound(max=9)), Pick()]
     curation = run_segments(toy_recipe(tmp_path, steps), inline)
     videos, images, clips = ledger(curation)
-    assert (videos.inputs, dict(videos.fates)) == (6, {"kept": 4, "dropped": 1, "failed": 1, "duplicate": 0})
+    assert (videos.inputs, dict(videos.fates)) == (7, {"kept": 5, "dropped": 1, "failed": 1, "duplicate": 0})
     assert images.inputs == 0
-    # 17 clips = 3 + 8 + 1 + 5. number > 5 drops 2 of c; score > 9 drops numbers 4 and 5 of c and 4 of e. One clip of
-    # each number from 0 to 3 is kept, and the others are duplicates.
-    assert (clips.inputs, dict(clips.fates)) == (17, {"kept": 4, "dropped": 5, "failed": 0, "duplicate": 8})
+    # 18 clips = 3 + 8 + 1 + 5 + 1. number > 5 drops 2 of c; score > 9 drops numbers 4 and 5 of c and 4 of e. One clip
+    # of each number from 0 to 3 is kept, and the others are duplicates.
+    assert (clips.inputs, dict(clips.fates)) == (18, {"kept": 4, "dropped": 5, "failed": 0, "duplicate": 9})
     assert all(account.balanced for account in (videos, images, clips))
     rows = {(Path(row["source"]).stem, row["clip_index"]): row for row in final_rows(curation)}
     with_kept_clips = {stem for (stem, index), row in rows.items() if index is not None and row["fate"] == "kept"}
-    assert 0 < len(with_kept_clips) < 4
+    # d and f have one clip each, number 0, of which one is a duplicate.
+    assert 0 < len(with_kept_clips) < 5
     assert (videos.contributing, images.contributing, clips.contributing) == (len(with_kept_clips), 0, None)
     assert rows["broken-1", None]["fate_reason"] == "OSError: cannot be decoded"
     assert (rows["broken-1", None]["fate"], rows["broken-1", None]["fate_step"]) == ("failed", "measure")
