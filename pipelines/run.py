@@ -37,13 +37,14 @@ from captioning.engines.vllm import PACKAGE, VLLM
 from cluster import storage
 from cluster.resources import Resources
 from cluster.telemetry import log
+from pipelines.engine.packed_tables import PackedWorker, SpreadWorker, pack, unpack
 from pipelines.engine.pieces import is_piece
 from pipelines.engine.shuffle import Rows, RowsFunction
 from pipelines.engine.step import RunError, TableFunction
 from pipelines.engine.table_index import index_table
 from pipelines.engine.tables import new_end_marker, read_task, split_task, uids_of
 from pipelines.engine.worker import Job, Worker, failed_rows
-from pipelines.steps._bulk_captions import BulkCaptions, QuestionBatches, bulk_captions_of, returned_columns
+from pipelines.steps._bulk_captions import BulkCaptions, bulk_captions_of, returned_columns
 
 WORKER_DEATHS = (WorkerCrashedError, ActorDiedError, ActorUnavailableError, OutOfMemoryError)
 
@@ -67,9 +68,7 @@ def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     except RayError as error:
         if not _is_worker_death(error):
             raise
-    # Ray cannot end a running task for certain. From here on, none of this stream writes a part.
-    storage.write_bytes(job.end_marker, b"")
-    _free_workers()
+    _end_stream(job)
     job = replace(job, end_marker=new_end_marker(job.folder))
     singles = without_done(job, [single for number in left for single in split_task(tasks[number])])
     log.warning(f"{job.segment.label}: a worker died; {len(singles)} rows without a result are retried one by one")
@@ -77,8 +76,7 @@ def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     for number, report in _stream(job, singles, list(waiting), tolerate_deaths=True):
         del waiting[number]
         yield report
-    storage.write_bytes(job.end_marker, b"")
-    _free_workers()
+    _end_stream(job)
     for single in without_done(job, [singles[number] for number in waiting]):
         yield failed_rows(job, single, "WorkerDied: the process that worked on this row died twice")
 
@@ -89,14 +87,13 @@ def without_done(job: Job, singles: list[pa.Table]) -> list[pa.Table]:
     return [single for single in singles if is_piece(single) or uids_of(single)[0] not in done]
 
 
-def _free_workers() -> None:
-    """Let Ray end the workers of a stream in which one died, and free their cores.
+def _end_stream(job: Job) -> None:
+    """Keep the workers of a stream in which one died from writing parts, and let Ray free their cores.
 
-    Ray keeps an actor while the object references of its results live, as it could be asked to make them again. The
-    traceback of a worker's death holds some of them in a reference cycle, which only the garbage collector breaks.
-    Without this a pool kept its cores until the next collection, and on a small cluster the next segment waited for
-    them without end.
+    Ray cannot end a running task for certain, and keeps an actor while references to its results live. The traceback
+    of a death holds some of them in a reference cycle.
     """
+    storage.write_bytes(job.end_marker, b"")
     gc.collect()
 
 
@@ -149,10 +146,8 @@ def ask_in_bulk(bulk: BulkCaptions, tasks: list[pa.Table]) -> None:
 def _processor(label: str, settings: VLLM) -> Callable[[ray.data.Dataset], ray.data.Dataset]:
     """Return the function from questions to answers. Raises `RunError` if a package or a GPU is missing."""
     try:
-        from ray.data.llm import (
-            build_processor,
-            vLLMEngineProcessorConfig,
-        )  # takes two seconds
+        # This import takes two seconds.
+        from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
         config = vLLMEngineProcessorConfig(**settings.processor_config(ray.cluster_resources()))
         if not _is_installed(settings):
@@ -225,60 +220,6 @@ def _context(max_errored_blocks: int = 0) -> Iterator[None]:
         yield
 
 
-PACKED_SCHEMA = pa.schema([("number", pa.int64()), ("rows", pa.large_binary()), ("fault", pa.string())])
-
-
-def pack(number: int, table: pa.Table) -> pa.Table:
-    """Pack a task, or the rows between two stages, into one row: Ray splits and joins blocks, but never one row.
-
-    So a part holds all rows of its task or does not exist, and a stage on a GPU gets one task per batch.
-    """
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return pa.table({"number": [number], "rows": [sink.getvalue().to_pybytes()], "fault": [None]}, PACKED_SCHEMA)
-
-
-def pack_fault(number: int, error: RunError) -> pa.Table:
-    """Pack an error that ends the run: raised in a worker, Ray would wrap it, or take it for the worker's death."""
-    return pa.table({"number": [number], "rows": [None], "fault": [str(error)]}, PACKED_SCHEMA)
-
-
-def unpack(packed: pa.Table) -> tuple[int, pa.Table]:
-    """Return the number and the rows of `pack`. Raises the `RunError` of `pack_fault`."""
-    if packed["fault"][0].is_valid:
-        raise RunError(packed["fault"][0].as_py())
-    with pa.ipc.open_stream(packed["rows"][0].as_buffer()) as reader:
-        return packed["number"][0].as_py(), reader.read_all()
-
-
-class PackedWorker:
-    """A table function on packed rows, loaded with the first of them."""
-
-    def __init__(self, load: Callable[[], TableFunction]) -> None:
-        self._load = load
-        self._function: TableFunction | None = None
-
-    def __call__(self, packed: pa.Table) -> pa.Table:
-        number = packed["number"][0].as_py()
-        try:
-            number, table = unpack(packed)
-            self._function = self._function or self._load()
-            return pack(number, self._function(table))
-        except RunError as error:
-            return pack_fault(number, error)
-
-
-class SpreadWorker:
-    """A function from packed rows to several tables of plain rows."""
-
-    def __init__(self, load: Callable[[], QuestionBatches]) -> None:
-        self._function = load()
-
-    def __call__(self, packed: pa.Table) -> Iterator[pa.Table]:
-        yield from self._function(unpack(packed)[1])
-
-
 LoadingWorker = type[PackedWorker] | type[SpreadWorker]
 
 
@@ -338,7 +279,7 @@ PARTITIONS_PER_CPU = 4
 def rows(tasks: list[pa.Table], columns: list[str]) -> RayRows:
     """Return these columns of the rows of tasks, in Ray's object store."""
     with _context():
-        packed = ray.data.from_arrow([pack(number, task) for number, task in enumerate(tasks)])
+        packed = _packed(tasks, range(len(tasks)))
     read = partial(_read_packed, columns=columns)
     return RayRows(
         packed.map_batches(read, batch_size=1, batch_format="pyarrow"),

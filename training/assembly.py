@@ -14,8 +14,10 @@ import torch
 from captioning.encoder import FOLDER as ENCODERS
 from captioning.encoder import TextEncoderSettings
 from cluster.plugins import build
+from cluster.telemetry import log
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
+from training.checkpoints.initial_weights import InitialWeights, load_initial_weights
 from training.checkpoints.model_card import ModelCard
 from training.conditioning import ConditioningRates
 from training.data.buckets import latent_size, parse_bucket_name
@@ -63,6 +65,23 @@ class TrainingRun:
         engine = open_untrained_engine(settings, dataset.info.channels, text_dim, seed, device)
         ema = Ema(engine.weight_shards(), settings.ema_decay)
         return cls(settings, manifest_uri, run_uri, dataset, step_config, engine, ema)
+
+    def start_from(self, weights: InitialWeights) -> None:
+        """Set the weights and their averages to those of an earlier model, where they fit; every rank calls it.
+
+        Raises as `load_initial_weights` does.
+        """
+        with torch.device("meta"):
+            model = self.settings.model.build(self.dataset.info.channels, self.step_config.null_text.shape[-1])
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        load_initial_weights(weights, self.engine, shapes)
+        self.ema.restart(self.engine.weight_shards())
+        if weights.card is not None and self.engine.rank == 0:
+            here = self.model_card(0)
+            for key in ("autoencoder_identity", "text_encoder_identity", "objective"):
+                before, now = getattr(weights.card, key), getattr(here, key)
+                if before != now:
+                    log.warning(f"init {weights.uri}: was trained with {key} {before}, and this run has {now}")
 
     def model_card(self, step: int) -> ModelCard:
         """Return the card of the model after `step` steps; see `make_model_card`."""
@@ -120,6 +139,7 @@ def make_model_card(settings: TrainSettings, dataset: Dataset, text_dim: int, st
         source_side=float(pc.quantile(source_sides, interpolation="lower")[0].as_py()),
         buckets=tuple(sorted(set(table["bucket"].to_pylist()))),
         step=step,
+        init=settings.init,
         seed=seed,
         data=info.fingerprint,
         weights="",

@@ -30,3 +30,8 @@ class Ema:
     def update(self, shards: list[Tensor], step: int) -> None:
         """Add the weights after step `step`, counted from 0, to the averages."""
         torch._foreach_lerp_(self.averages, shards, 1 - decay_at(step, self.decay))
+
+    @torch.no_grad()
+    def restart(self, shards: list[Tensor]) -> None:
+        """Set the averages to the weights."""
+        torch._foreach_copy_(self.averages, shards)

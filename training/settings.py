@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
+from cluster import weight_files
 from cluster.config import Settings
 from cluster.plugins import PluginField
 from training.conditioning import ConditioningRates
@@ -19,6 +20,10 @@ from training.objective import ObjectiveSettings
 from training.objectives.flow_matching import FlowMatching
 from training.tracking.trackers import TrackerName, check_trackers
 from training.workers import WORKERS_DESCRIPTION, WorkerRequest, Workers, check_is_workers
+
+
+def _absolute_init(init: str | None) -> str | None:
+    return init and weight_files.absolute(init)
 
 
 class PreviewSettings(Settings):
@@ -38,6 +43,13 @@ class TrainSettings(Settings):
     )
     objective: Annotated[ObjectiveSettings, PluginField(OBJECTIVES, ObjectiveSettings)] = Field(
         FlowMatching(), description="What the network predicts and how noise levels are drawn, by name."
+    )
+    init: str | None = Field(
+        None,
+        min_length=1,
+        description="Weights to start from: the name of a shipped model, or the path of an export or a checkpoint. "
+        "Its averaged weights are taken where name and shape are the same; steps, learning rate and averages start "
+        "anew.",
     )
     steps: int = Field(1000, ge=1, description="Optimizer steps of the whole run.")
     batch: PlanSettings = Field(PlanSettings(), description="How samples are grouped into steps.")
@@ -141,6 +153,7 @@ class TrainSettings(Settings):
     )
 
     _is_workers = field_validator("workers", mode="before")(check_is_workers)
+    _absolute = field_validator("init")(_absolute_init)
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:

@@ -15,6 +15,7 @@ from pipelines.dataset.caption_kinds import check_manifest
 from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.forgetting.prior_runs import adopt_run
 from pipelines.recipe import Recipe, write_resolved
+from training.checkpoints.checkpoint import newest_checkpoint
 from training.checkpoints.run_folder import run_folder
 from training.result import TrainResult, find_result
 from training.settings import TrainSettings
@@ -38,6 +39,8 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
         if (done := find_result(settings, run_uri)) is not None:
             return done
         check_manifest(settings, dataset.manifest_uri)
+        if newest_checkpoint(run_uri) is None:
+            check_init(settings)
         if in_process and settings.precision == "bf16":
             log.warning("training in this process computes in fp32: precision bf16 needs DeepSpeed")
         from training import run  # imports Ray Train, which takes half a second
@@ -46,6 +49,18 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
             opened_session.connect()
             manifest_uri = dataset.manifest_uri
             return run.train(settings, manifest_uri, recipe.out_uri, seed=recipe.seed, distributed=not in_process)
+
+
+def check_init(settings: TrainSettings) -> None:
+    """Raise `ConfigError` if the weights that training would start from do not exist."""
+    if settings.init is None:
+        return
+    from training.checkpoints.initial_weights import find_initial_weights  # imports torch, which takes 2 s
+
+    try:
+        find_initial_weights(settings.init)
+    except ValueError as error:
+        raise ConfigError(f"train.init: {error}") from error
 
 
 def check_workers(recipe: Recipe, session: Session) -> None:

@@ -16,6 +16,7 @@ from cluster.config import ConfigError
 from cluster.resources import ClusterSize
 from pipelines.commands._console import print_line
 from pipelines.commands._options import Assignments, RecipeFile, RemoteCode, read_recipe
+from pipelines.commands.train import check_init
 from pipelines.engine.sources import SourceSettings, list_sources
 from pipelines.recipe import Recipe
 from pipelines.video.decode import DecodeError, probe
@@ -105,6 +106,8 @@ def command(
 ) -> None:
     """Check a recipe without starting anything. Exits 1 with --sources if all files of a source are bad."""
     settings = read_recipe(recipe, set_, remote_code)
+    if settings.train is not None:
+        check_init(settings.train)
     checks = check_sources(settings) if sources else []
     for warning in warnings_of(settings):
         print_line(f"warning: {warning}")

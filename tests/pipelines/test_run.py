@@ -10,6 +10,7 @@ import pytest
 from cluster.resources import Resources
 from pipelines import inline, run
 from pipelines.curation import run_segments
+from pipelines.engine import packed_tables
 from pipelines.engine.step import RunError, Step
 from pipelines.steps.keep import Bound
 from tests.support.toy_recipes import final_rows, keep, toy_recipe, write_toys
@@ -56,11 +57,11 @@ def test_later_stages_pass_a_fault_to_the_driver() -> None:
     def refuse(table: pa.Table) -> pa.Table:
         raise AssertionError("there are no rows")
 
-    later = run.PackedWorker(lambda: refuse)
-    fault = later(run.pack_fault(3, RunError("the disk is full")))
+    later = packed_tables.PackedWorker(lambda: refuse)
+    fault = later(packed_tables.pack_fault(3, RunError("the disk is full")))
     assert fault["number"].to_pylist() == [3]
     with pytest.raises(RunError, match=r"^the disk is full$"):
-        run.unpack(fault)
+        packed_tables.unpack(fault)
 
 
 def test_pool_has_no_more_workers_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,14 +21,16 @@ EXPORT_AGAIN = (
 )
 NULL_TEXT = "null_text"
 """Name of the null caption's embedding among the tensors."""
+RAW_PREFIX, AVERAGED_PREFIX = "raw.", "ema."
+"""Prefixes of the parameters' names among the tensors, for the weights of the last step and for their averages."""
 
 
 def write_export(
     uri: str, raw: Mapping[str, Tensor], averaged: Mapping[str, Tensor], null_text: Tensor, card: ModelCard
 ) -> ModelCard:
     """Write both files, first the weights and then the card with their digest; return the card as written."""
-    tensors = {f"raw.{name}": value.contiguous() for name, value in raw.items()}
-    tensors |= {f"ema.{name}": value.contiguous() for name, value in averaged.items()}
+    tensors = {f"{RAW_PREFIX}{name}": value.contiguous() for name, value in raw.items()}
+    tensors |= {f"{AVERAGED_PREFIX}{name}": value.contiguous() for name, value in averaged.items()}
     data = save_tensors(tensors | {NULL_TEXT: null_text.contiguous()})
     card = card.model_copy(update={"weights": storage.digest(data)})
     storage.write_bytes(storage.join(uri, WEIGHTS), data)
@@ -46,6 +48,20 @@ def model_from_card(card: ModelCard, weights: Mapping[str, Tensor]) -> VideoMode
     return model.eval()
 
 
+def read_weights(uri: str, card: ModelCard) -> bytes:
+    """Return the content of an export's file of weights.
+
+    Raises `DamagedError` if the file is missing or does not have the digest in the card.
+    """
+    weights_uri = storage.join(uri, WEIGHTS)
+    if not storage.exists(weights_uri):
+        raise DamagedError(f"{weights_uri}: is missing; {EXPORT_AGAIN}")
+    data = storage.read_bytes(weights_uri)
+    if storage.digest(data) != card.weights:
+        raise DamagedError(f"{weights_uri} is not the file that {CARD} was written for; {EXPORT_AGAIN}")
+    return data
+
+
 def read_export(uri: str, averaged: bool = True) -> tuple[ModelCard, VideoModel, Tensor]:
     """Return the card, the model on the CPU in evaluation mode, and the null caption's embedding `[N, E]`.
 
@@ -53,13 +69,8 @@ def read_export(uri: str, averaged: bool = True) -> tuple[ModelCard, VideoModel,
     is missing or does not have the digest in the card.
     """
     card = read_card(uri)
-    weights_uri = storage.join(uri, WEIGHTS)
-    if not storage.exists(weights_uri):
-        raise DamagedError(f"{weights_uri}: is missing; {EXPORT_AGAIN}")
-    data = storage.read_bytes(weights_uri)
-    if storage.digest(data) != card.weights:
-        raise DamagedError(f"{weights_uri} is not the file that {CARD} was written for; {EXPORT_AGAIN}")
+    data = read_weights(uri, card)
     tensors = load_tensors(data)
-    prefix = "ema." if averaged else "raw."
+    prefix = AVERAGED_PREFIX if averaged else RAW_PREFIX
     weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     return card, model_from_card(card, weights), tensors[NULL_TEXT]

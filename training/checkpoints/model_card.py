@@ -46,6 +46,7 @@ class ModelCard(Settings):
     val_loss: float | None = Field(
         None, description="Validation loss of the averaged weights; null if it was not measured."
     )
+    init: str | None = Field(None, description="Weights that training started from; null for random ones.")
     seed: int = Field(description="Seed of the run.")
     data: str = Field(description="Fingerprint of the training data.")
     weights: str = Field(description="Digest of model.safetensors.")

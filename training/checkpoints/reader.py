@@ -63,13 +63,17 @@ def damages_on_this_rank(checkpoint: Checkpoint, engine: Engine) -> list[str]:
     try:
         index = Index.read(checkpoint.uri)
         check_sizes(checkpoint.uri, index)
-        uris = [storage.join(checkpoint.uri, layout.file) for layout in index.layouts]
-        share = slice(engine.rank, None, engine.world_size)
-        with ThreadPoolExecutor(READERS) as pool:
-            list(pool.map(check_checksum, uris[share], index.checksums[share]))
+        check_checksums(checkpoint.uri, index, slice(engine.rank, None, engine.world_size))
     except DamagedError as error:
         return [str(error)]
     return []
+
+
+def check_checksums(folder_uri: str, index: Index, share: slice = slice(None)) -> None:
+    """Raise `DamagedError` naming a file in a share of a checkpoint's files whose checksum is not the written one."""
+    uris = [storage.join(folder_uri, layout.file) for layout in index.layouts]
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(check_checksum, uris[share], index.checksums[share]))
 
 
 def load_checkpoint(checkpoint: Checkpoint, engine: Engine, ema: Ema) -> dict[str, Any]:
@@ -85,15 +89,18 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Engine, ema: Ema) -> dict[st
         raise ValueError(
             f"{checkpoint.uri} is of another model: it holds {n_written} weights, and this one has {n_expected:.0f}"
         )
-    _read_fragments(checkpoint.uri, index, engine.fragments(), training_shards(engine, ema))
+    read_fragments(checkpoint.uri, index, engine.fragments(), training_shards(engine, ema))
     engine.updates = index.updates
     engine.refresh_model_weights()
     engine.barrier()
     return index.state
 
 
-def _read_fragments(folder_uri: str, index: Index, fragments: Sequence[Fragment], shards: Shards) -> None:
-    """Read the elements of `fragments` into `shards`. Raises `ValueError` if the checkpoint lacks some."""
+def read_fragments(folder_uri: str, index: Index, fragments: Sequence[Fragment], shards: Shards) -> None:
+    """Read the elements of `fragments`, of the sections in `shards`, into these.
+
+    Raises `ValueError` if the checkpoint lacks some.
+    """
     try:
         copies = plan_copies(fragments, [layout.fragments for layout in index.layouts])
     except ValueError as error:
@@ -105,7 +112,8 @@ def _read_fragments(folder_uri: str, index: Index, fragments: Sequence[Fragment]
         layout = index.layouts[file[0]]
         data_start = len(file_header(layout.elements))
         with storage.open_input(storage.join(folder_uri, layout.file)) as handle:
-            for number, name in enumerate(SECTIONS):
+            for name in shards:
+                number = SECTIONS.index(name)
                 for copy in file[1]:
                     handle.seek(data_start + (number * layout.elements + copy.position) * ITEM_BYTES)
                     _read_into(handle, shards[name][copy.shard].view(-1)[copy.offset : copy.offset + copy.length])

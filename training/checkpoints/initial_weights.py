@@ -1,0 +1,195 @@
+"""Weights that a new run starts from: the averaged weights of an export, a checkpoint, or a shipped model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from cluster import storage
+from cluster.config import unknown_message
+from cluster.telemetry import log
+from cluster.weight_files import is_path
+from training.checkpoints.checkpoint import MARKER
+from training.checkpoints.export import AVERAGED_PREFIX, read_weights
+from training.checkpoints.files import Index, check_sizes
+from training.checkpoints.fragments import Fragment
+from training.checkpoints.model_card import CARD, WEIGHTS, ModelCard, read_card
+from training.checkpoints.reader import check_checksums, read_fragments
+from training.data.footer import DamagedError
+from training.engine import Engine
+
+SHIPPED = "training.shipped_models"
+"""Package with a folder per shipped model, which is an export."""
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""Types of exported weights, by their names in safetensors files."""
+MAX_NAMED = 6
+"""Most parameters that a message names."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights of an earlier model, of which each rank reads the ranges that it holds."""
+
+    uri: str
+    shapes: Mapping[str, Shape]
+    """Shape of each parameter; of a checkpoint, which records no shapes, its number of elements."""
+    card: ModelCard | None
+    """The card of an export."""
+    check: Callable[[], None]
+    """Raises `DamagedError` if a file is missing or was altered; every byte is read."""
+    read: Callable[[Sequence[Fragment], Sequence[Tensor]], None]
+    """Copies the elements of fragments into the shards that they refer to."""
+
+    def fits(self, name: str, shape: Shape) -> bool:
+        """Return whether a parameter of a model can start from these weights."""
+        found = self.shapes.get(name)
+        return found in (shape, (math.prod(shape),)) if found else False
+
+
+def shipped_models() -> dict[str, Path]:
+    """Return the folders of shipped models by name."""
+    folder = Path(str(resources.files(SHIPPED)))
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CARD}"))}
+
+
+def find_initial_weights(init: str) -> InitialWeights:
+    """Return the weights that the setting `init` names.
+
+    It is the name of a shipped model, the folder of an export or that of a checkpoint. Raises `ValueError` if it is
+    none of these.
+    """
+    if not is_path(init):
+        shipped = shipped_models()
+        if init not in shipped:
+            message = unknown_message("init", init, list(shipped))
+            raise ValueError(f"{message}; or give the path of an export or checkpoint")
+        return _of_export(str(shipped[init]))
+    if storage.exists(storage.join(init, CARD)):
+        return _of_export(init)
+    if storage.exists(storage.join(init, MARKER)):
+        return _of_checkpoint(init)
+    raise ValueError(
+        f"{init}: is neither an export, which has a file {CARD}, nor a checkpoint, which has {MARKER}; "
+        "give such a folder of an earlier run: run-*/export or run-*/checkpoints/*"
+    )
+
+
+def load_initial_weights(weights: InitialWeights, engine: Engine, shapes: Mapping[str, Shape]) -> None:
+    """Copy the weights that fit into an engine; all ranks call it. `shapes` are those of the engine's parameters.
+
+    Parameters of other names or shapes keep their random initial values, and a warning names them. Raises `ValueError`
+    if no parameter fits, and `DamagedError` on all ranks if a file was altered.
+    """
+    damages = []
+    if engine.rank == 0:
+        try:
+            weights.check()
+        except DamagedError as error:
+            damages.append(str(error))
+    if damages := engine.all_gather(damages):
+        raise DamagedError(damages[0])
+    fitting = {name for name, shape in shapes.items() if weights.fits(name, shape)}
+    if not fitting:
+        raise ValueError(f"{weights.uri}: no weight has the name and shape of one of this model")
+    with torch.no_grad():
+        weights.read([fragment for fragment in engine.fragments() if fragment.name in fitting], engine.weight_shards())
+    engine.refresh_model_weights()
+    engine.barrier()
+    if engine.rank == 0:
+        log.info(f"starting from {weights.uri}: {len(fitting)} of {len(shapes)} weights")
+        for warning in _misfits(weights, shapes, fitting):
+            log.warning(f"init {weights.uri}: {warning}")
+
+
+def _misfits(weights: InitialWeights, shapes: Mapping[str, Shape], fitting: set[str]) -> Iterator[str]:
+    """Yield sentences that name the weights that do not fit."""
+    other = [name for name in shapes if name not in fitting and name in weights.shapes]
+    if other:
+        first = other[0]
+        sizes = f"{first} is {list(weights.shapes[first])} there and {list(shapes[first])} here"
+        yield f"weights of another shape start from random values: {_named(other)}; {sizes}"
+    if new := [name for name in shapes if name not in weights.shapes]:
+        yield f"weights that it lacks start from random values: {_named(new)}"
+    if unused := [name for name in weights.shapes if name not in shapes]:
+        yield f"weights that this model lacks are not used: {_named(unused)}"
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
+
+
+def _of_export(uri: str) -> InitialWeights:
+    card = read_card(uri)
+    with _opened_export(uri) as (_, entries):
+        shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+    return InitialWeights(uri, shapes, card, partial(_check_export, uri, card), partial(_read_export, uri))
+
+
+def _check_export(uri: str, card: ModelCard) -> None:
+    read_weights(uri, card)
+
+
+@contextmanager
+def _opened_export(uri: str) -> Iterator[tuple[BinaryIO, dict[str, dict[str, Any]]]]:
+    """Yield the open file of an export's weights, and the header's entries of averaged weights by parameter.
+
+    The entries' offsets are from the start of the file.
+    """
+    weights_uri = storage.join(uri, WEIGHTS)
+    try:
+        with storage.open_input(weights_uri) as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            header = json.loads(handle.read(length))
+            yield (
+                handle,
+                {
+                    name.removeprefix(AVERAGED_PREFIX): entry | {"start": 8 + length + entry["data_offsets"][0]}
+                    for name, entry in header.items()
+                    if name.startswith(AVERAGED_PREFIX)
+                },
+            )
+    except FileNotFoundError as error:
+        raise DamagedError(f"{weights_uri}: is missing") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{weights_uri}: is damaged: {error}") from error
+
+
+def _read_export(uri: str, fragments: Sequence[Fragment], shards: Sequence[Tensor]) -> None:
+    with _opened_export(uri) as (handle, entries):
+        for fragment in fragments:
+            entry = entries[fragment.name]
+            dtype = DTYPES[entry["dtype"]]
+            handle.seek(entry["start"] + fragment.start * dtype.itemsize)
+            values = torch.frombuffer(bytearray(handle.read(fragment.length * dtype.itemsize)), dtype=dtype)
+            shards[fragment.shard].view(-1)[fragment.offset : fragment.offset + fragment.length].copy_(values)
+
+
+def _of_checkpoint(uri: str) -> InitialWeights:
+    index = Index.read(uri)
+    elements: dict[str, int] = {}
+    for layout in index.layouts:
+        for fragment in layout.fragments:
+            elements[fragment.name] = elements.get(fragment.name, 0) + fragment.length
+    shapes = {name: (count,) for name, count in elements.items()}
+
+    def check() -> None:
+        check_sizes(uri, index)
+        check_checksums(uri, index)
+
+    def read(fragments: Sequence[Fragment], shards: Sequence[Tensor]) -> None:
+        read_fragments(uri, index, fragments, {"ema": shards})
+
+    return InitialWeights(uri, shapes, None, check, read)

@@ -1,0 +1,1 @@
+"""Exports of models that are shipped, a folder each."""
