@@ -195,7 +195,9 @@ class _Lease:
             try:
                 if storage.exists(self._uri):
                     self._write()
-                    continue
+                    # A process that was stopped for long right before this write has put back a lease that was taken.
+                    if not any(rival.state == "holding" for rival, _ in self._rivals()):
+                        continue
             except (OSError, ValueError) as error:
                 log.warning(f"{self._uri}: cannot be written now, tried again in {HEARTBEAT_S:.0f} s: {error}")
                 continue

@@ -141,8 +141,23 @@ def test_who_lost_its_lease_is_stopped(tmp_path: Path, monkeypatch: pytest.Monke
 
     def work() -> None:
         with lease(str(tmp_path), "tables"):
-            (mine,) = (tmp_path / leases.FOLDER).iterdir()
-            mine.unlink()
+            (mine,) = (tmp_path / leases.FOLDER).glob(f"*{leases.SUFFIX}")
+            for _ in range(400):
+                # A heartbeat that had begun before may have written it again.
+                mine.unlink(missing_ok=True)
+                time.sleep(0.05)
+
+    with pytest.raises(LeaseLostError, match="run it again"):
+        work()
+
+
+def test_a_lease_that_was_put_back_beside_its_heir_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is stopped between the look for its lease and the next write of it puts back what was taken."""
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.02)
+
+    def work() -> None:
+        with lease(str(tmp_path), "tables"):
+            write_holder(str(tmp_path))
             time.sleep(20)
 
     with pytest.raises(LeaseLostError, match="run it again"):
