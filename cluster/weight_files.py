@@ -26,6 +26,11 @@ def absolute(value: str) -> str:
     return storage.absolute(value) if is_path(value) else value
 
 
+def absolute_or_none(value: str | None) -> str | None:
+    """Return `absolute` of a setting that may be None."""
+    return None if value is None else absolute(value)
+
+
 def package_file(package: str, *parts: str) -> Path:
     """Return the path of a file inside an installed package, without importing the package.
 

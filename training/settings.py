@@ -22,10 +22,6 @@ from training.tracking.trackers import TrackerName, check_trackers
 from training.workers import WORKERS_DESCRIPTION, WorkerRequest, Workers, check_is_workers
 
 
-def _absolute_init(init: str | None) -> str | None:
-    return init and weight_files.absolute(init)
-
-
 class PreviewSettings(Settings):
     """Settings of previews: samples during training, always of the same captions and from the same noise."""
 
@@ -153,7 +149,7 @@ class TrainSettings(Settings):
     )
 
     _is_workers = field_validator("workers", mode="before")(check_is_workers)
-    _absolute = field_validator("init")(_absolute_init)
+    _absolute = field_validator("init")(weight_files.absolute_or_none)
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:

@@ -22,6 +22,7 @@ from training.autoencoder_training.validation import Validation
 from training.autoencoders._causal_network import CHANNELS, PRESETS, CausalNetwork
 from training.autoencoders._causal_weights import TrainedNetwork, new_network
 from training.autoencoders._linear_weights import SPACE_FACTOR, TIME_FACTOR
+from training.autoencoders.causal import Causal
 from training.autoencoders.linear import Linear
 from training.checkpoints.reader import load_checkpoint, newest_whole_checkpoint
 from training.checkpoints.run_folder import CHANGEABLE_ON_RESUME
@@ -74,9 +75,12 @@ class AutoencoderRun:
     def open(
         cls, settings: AutoencoderTrainSettings, data: Path, run_uri: str, seed: int, device: torch.device
     ) -> AutoencoderRun:
-        """Return a run with the untrained network; every rank calls it. Raises `ValueError` for unusable clips."""
+        """Return a run with the untrained network, or with that of `settings.init`; every rank calls it.
+
+        Raises `ValueError` for unusable clips or weights.
+        """
         bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
-        network = new_network(PRESETS[settings.preset], seed, bf16)
+        network = _first_network(settings, seed, bf16)
         if settings.compile:
             network.encoder.compile()
             network.decoder.compile()
@@ -89,6 +93,18 @@ class AutoencoderRun:
     def crops(self, seed_offset: int = 0) -> Crops:
         """Return the random crops of the training clips."""
         return Crops(Clips(self.data, "train"), self.settings, self.seed + seed_offset)
+
+
+def _first_network(settings: AutoencoderTrainSettings, seed: int, bf16: bool) -> CausalNetwork:
+    """Return the network that training starts from. Raises `ValueError` if `init` has another size than `preset`."""
+    architecture = PRESETS[settings.preset]
+    if settings.init is None:
+        return new_network(architecture, seed, bf16)
+    file = Causal(weights=settings.init).weights_file()
+    network = TrainedNetwork.from_bytes(file.read_bytes(), settings.init, bf16).network
+    if network.architecture != architecture:
+        raise ValueError(f"init {settings.init}: has not the size of preset {settings.preset}; choose another preset")
+    return network.requires_grad_(True).train()
 
 
 def run_folder(settings: AutoencoderTrainSettings, data: Path, out_uri: str, seed: int) -> str:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from cluster import weight_files
 from cluster.config import Settings
 from training.autoencoders._linear_weights import SPACE_FACTOR, TIME_FACTOR
 from training.settings import TrainSettings
@@ -61,6 +62,12 @@ class AutoencoderTrainSettings(Settings):
     preset: Literal["tiny", "small", "large"] = Field(
         "small", description="Size of the network: small has 3.6 million weights, large 64 million."
     )
+    init: str | None = Field(
+        None,
+        min_length=1,
+        description="Weights to start from: the name of shipped weights, or the path of a file that train-autoencoder "
+        "wrote; null for random ones.",
+    )
     steps: int = Field(20000, ge=1, description="Optimizer steps of the whole run.")
     crops: tuple[CropSettings, ...] = Field(
         (
@@ -107,6 +114,8 @@ class AutoencoderTrainSettings(Settings):
 
     _is_workers = field_validator("workers", mode="before")(check_is_workers)
 
+    _absolute = field_validator("init")(weight_files.absolute_or_none)
+
     @model_validator(mode="after")
     def _consistent(self) -> AutoencoderTrainSettings:
         if min(self.strides) < 1:
@@ -129,5 +138,5 @@ class AutoencoderTrainSettings(Settings):
 
         Raises `ValueError` if they contradict each other.
         """
-        names = TrainSettings.model_fields.keys() & type(self).model_fields.keys() - {"precision"}
+        names = TrainSettings.model_fields.keys() & type(self).model_fields.keys() - {"precision", "init"}
         return TrainSettings(**{name: getattr(self, name) for name in names})

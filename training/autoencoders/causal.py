@@ -60,16 +60,16 @@ class Causal(AutoencoderSettings):
     _absolute = field_validator("weights")(weight_files.absolute)
 
     def identity(self) -> str:
-        name = f"causal-v{self.version}-{weight_files.identity(self._file())[:12]}"
+        name = f"causal-v{self.version}-{weight_files.identity(self.weights_file())[:12]}"
         return name if self.dtype == "auto" else f"{name}-{self.dtype}"
 
     def open(self, device: torch.device | str = "cpu") -> CausalAutoencoder:
         device = torch.device(device)
         bf16 = self.dtype == "bfloat16" or (self.dtype == "auto" and device.type == "cuda")
-        trained = TrainedNetwork.from_bytes(self._file().read_bytes(), self.weights, bf16)
+        trained = TrainedNetwork.from_bytes(self.weights_file().read_bytes(), self.weights, bf16)
         return CausalAutoencoder(trained, self.identity(), device, self.tile, self.chunk)
 
-    def _file(self) -> Path:
+    def weights_file(self) -> Path:
         """Return the path of the weights. Raises `ValueError` if there is no such file."""
         if weight_files.is_path(self.weights):
             path = Path(self.weights)
