@@ -76,6 +76,18 @@ def test_statistics_are_those_of_the_latents(undisturbed: str, data: Path) -> No
         assert torch.allclose(values.std(1, correction=0), trained.std_2C[row], rtol=1e-3)
 
 
+def test_a_run_can_start_from_trained_weights(undisturbed: str, data: Path) -> None:
+    init = f"{undisturbed}/export/{WEIGHTS}"
+    settings = AutoencoderTrainSettings(**SETTINGS.model_dump() | {"init": init})
+    run = loop.AutoencoderRun.open(settings, data, "unused", 1, CPU)
+    trained = dict(TrainedNetwork.from_bytes(weights_of(undisturbed), "weights").network.named_parameters())
+    found = run.engine.full_parameters()
+    assert found.keys() == trained.keys()
+    assert all(torch.equal(found[name], trained[name]) for name in found)
+    with pytest.raises(ValueError, match="choose another preset"):
+        loop.AutoencoderRun.open(settings.model_copy(update={"preset": "small"}), data, "unused", 1, CPU)
+
+
 def test_the_same_run_gives_the_same_weights(undisturbed: str, data: Path, tmp_path: Path) -> None:
     assert weights_of(train(data, tmp_path)) == weights_of(undisturbed)
 
