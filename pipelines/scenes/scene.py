@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from cluster.arrays import Pixels
+from cluster.arrays import Float64Array, Pixels
 from pipelines.scenes.draw import BACKGROUNDS, COLOURS, KINDS, Body, Camera, draw
 
 Action = Literal["bounce", "collide", "glide", "circle"]
@@ -99,21 +99,48 @@ def choose_background(rng: np.random.Generator, bodies: Sequence[Body], before: 
     return str(names[0])
 
 
-def render(scene: Scene, width: int, height: int, fps: float, seed: Sequence[int]) -> list[Pixels]:
-    """Return all frames of a scene. `seed` decides the starting positions and speeds of the shapes."""
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """The motion of a scene in each frame of a video, from which it is drawn."""
+
+    bodies: tuple[Body, ...]
+    """The shapes as they start; some actions make them smaller."""
+    floor_y: float | None
+    """Height of the floor, None without one."""
+    states_FB3: Float64Array
+    """x, y and angle of each shape."""
+    cameras: tuple[Camera, ...]
+
+
+def simulate(scene: Scene, width: int, height: int, fps: float, seed: Sequence[int]) -> Motion:
+    """Return the motion of a scene. `seed` decides the starting positions and speeds of the shapes."""
     rng = np.random.default_rng(list(seed))
     half_x, half_y = width / min(width, height) / 2, height / min(width, height) / 2
-    bodies = [copy.copy(body) for body in scene.bodies]
-    set_start(bodies, scene.action, half_x, half_y, rng)
+    start = [copy.copy(body) for body in scene.bodies]
+    set_start(start, scene.action, half_x, half_y, rng)
     floor_y = half_y - 0.12 if scene.action == "bounce" else None
-    frames = []
+    bodies = [copy.copy(body) for body in start]
+    states, cameras = [], []
     n_frames = round(scene.seconds * fps)
     steps = max(1, round(1 / fps / STEP_S))
     for k in range(n_frames):
-        camera = camera_at(scene.camera, k / max(1, n_frames - 1))
-        frames.append(draw(width, height, scene.background, floor_y, bodies, camera))
+        states.append([(body.x, body.y, body.angle) for body in bodies])
+        cameras.append(camera_at(scene.camera, k / max(1, n_frames - 1)))
         for _ in range(steps):
             advance(bodies, scene.action, half_x, floor_y if floor_y is not None else half_y, -half_y, 1 / fps / steps)
+    states_FB3 = np.array(states, np.float64).reshape(n_frames, len(bodies), 3)
+    return Motion(tuple(start), floor_y, states_FB3, tuple(cameras))
+
+
+def render(scene: Scene, width: int, height: int, fps: float, seed: Sequence[int]) -> list[Pixels]:
+    """Return all frames of a scene. `seed` decides the starting positions and speeds of the shapes."""
+    motion = simulate(scene, width, height, fps, seed)
+    frames = []
+    for camera, states_B3 in zip(motion.cameras, motion.states_FB3.tolist(), strict=True):
+        bodies = [
+            replace(body, x=x, y=y, angle=angle) for body, (x, y, angle) in zip(motion.bodies, states_B3, strict=True)
+        ]
+        frames.append(draw(width, height, scene.background, motion.floor_y, bodies, camera))
     return frames
 
 
