@@ -56,6 +56,10 @@ def command(
     With --world, draw a stream for training or evaluation instead, which resumes and can be made longer.
     """
     if world is None:
+        if ray is not RayAddress.LOCAL:
+            raise ConfigError(
+                f"--ray {ray.value}: only footage of --world is drawn on Ray; add --world or leave it out"
+            )
         _draw_demo(folder, videos, seed)
     else:
         _draw_world(folder, videos, Stream(seed, "train" if world is World.TRAIN else "held_out"), ray)

@@ -61,7 +61,8 @@ def draw_world(
     if progress is not None:
         progress.advance(kept, note="kept")
     tasks = list(_unfinished_parts(folder, stream, n_files, there))
-    for drawn in executor.map_tables(partial(PartDrawer, folder, stream), tasks, Resources()):
+    # Without tasks, no executor has to start.
+    for drawn in executor.map_tables(partial(PartDrawer, folder, stream), tasks, Resources()) if tasks else ():
         if progress is not None:
             progress.advance(int(drawn["drawn"][0].as_py()))
     return Drawn(videos, n_files - videos, kept)

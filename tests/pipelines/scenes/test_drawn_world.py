@@ -41,7 +41,7 @@ def frames_of(path: Path) -> list[Pixels]:
     if path.suffix != ".mp4":
         return [np.asarray(Image.open(path).convert("RGB"))]
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        return [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(video=0)]
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
@@ -106,6 +106,8 @@ def test_drawing_resumes_and_is_extended(
 
     other = worldloom("demo-footage", tmp_path, "--seed", 2, "--world", "held-out")
     assert (other.exit_code, "'seed': 1, 'split': 'held_out'" in other.stderr) == (2, True)
+    no_ray = worldloom("demo-footage", tmp_path, "--ray", "auto")
+    assert (no_ray.exit_code, "--ray auto: only footage of --world" in no_ray.stderr) == (2, True)
     store = worldloom("demo-footage", "s3://bucket/footage")
     assert (store.exit_code, "only --world draws to a store" in store.stderr) == (2, True)
 
