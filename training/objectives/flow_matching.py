@@ -16,14 +16,19 @@ if TYPE_CHECKING:
 MIN_DIVISOR = 0.02
 """Smallest t or 1 - t that a velocity is divided by. Near t = 0 the noise cannot be computed from the noisy latents,
 and near t = 1 the clean latents cannot."""
+MIN_LOSS_DIVISOR = 0.05
+"""Smallest t or 1 - t by which the loss of a velocity divides the error of x or e (Li and He 2025, "Back to basics: let
+denoising generative models denoise")."""
 
 
 class FlowMatching(ObjectiveSettings):
     """Settings of rectified flow (Liu et al. 2022, Lipman et al. 2022): x_t = (1 - t) x + t e, with velocity v = e - x.
 
     The model predicts v, the clean latents x, or the noise e. Sampling follows v in all three cases:
-    v = (x_t - x) / t = (e - x_t) / (1 - t). The loss is the squared error of the predicted quantity. Compared with v,
-    target x therefore weights the error of the velocity by t^2, and eps by (1 - t)^2.
+    v = (x_t - x) / t = (e - x_t) / (1 - t).
+
+    The loss is the squared error of v, whatever is predicted: that of x divided by t^2, and that of e by (1 - t)^2.
+    With `loss: target` it is that of the predicted quantity, which weights the error of v by t^2 or (1 - t)^2.
 
     Training times are logit-normal. Training and sampling times are shifted by t' = a t / (1 + (a - 1) t) with
     a = clip(sqrt(S / shift_tokens), 1, max_shift) for S tokens (Esser et al. 2024, sections 3.1 and 5.3.2).
@@ -32,6 +37,9 @@ class FlowMatching(ObjectiveSettings):
     name: str = "flow_matching"
     target: Literal["v", "x", "eps"] = Field(
         "v", description="What the model predicts: the velocity, the clean latents or the noise."
+    )
+    loss: Literal["v", "target"] = Field(
+        "v", description="Quantity whose squared error is the loss: the velocity, or what the model predicts."
     )
     time_mean: float = Field(
         0.0,
@@ -58,6 +66,12 @@ class FlowMatching(ObjectiveSettings):
 
     def training_target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         return {"v": noise - clean, "x": clean, "eps": noise}[self.target]
+
+    def loss_weight(self, time: Tensor) -> Tensor:
+        if self.loss == "target" or self.target == "v":
+            return super().loss_weight(time)
+        divisor = time if self.target == "x" else 1 - time
+        return divisor.clamp_min(MIN_LOSS_DIVISOR).square().reciprocal()
 
     def velocity(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
         if self.target == "x":

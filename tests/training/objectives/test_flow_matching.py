@@ -113,3 +113,19 @@ def test_schedules_fall_from_noise_to_data(steps: int, tokens: int) -> None:
     assert times[0] == 1.0
     assert times[-1] == 0.0
     assert all(later < earlier for earlier, later in itertools.pairwise(times))
+
+
+@pytest.mark.parametrize("target", ["v", "x", "eps"])
+@pytest.mark.parametrize("time", [0.06, 0.5, 0.94])
+def test_the_loss_is_the_error_of_the_velocity(target: Literal["v", "x", "eps"], time: float) -> None:
+    objective, at = FlowMatching(target=target), torch.tensor(time)
+    noisy, right, wrong = torch.randn(3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    of_velocity = (objective.velocity(right, noisy, at) - objective.velocity(wrong, noisy, at)).square()
+    torch.testing.assert_close(objective.loss_weight(at) * (right - wrong).square(), of_velocity)
+    assert FlowMatching(target=target, loss="target").loss_weight(at) == 1
+
+
+def test_the_weight_of_the_loss_is_bounded() -> None:
+    ends = torch.tensor([0.0, 1.0])
+    assert FlowMatching(target="x").loss_weight(ends).tolist() == pytest.approx([400.0, 1.0])
+    assert FlowMatching(target="eps").loss_weight(ends).tolist() == pytest.approx([1.0, 400.0])
