@@ -46,9 +46,7 @@ class TrainSettings(Settings):
         description="AdamW for all weights, or Muon for the matrices of the model's blocks and AdamW for all others; "
         "muon needs zero_stage 0.",
     )
-    lr: float = Field(
-        1e-4, gt=0, description="Peak learning rate; 1e-3 suits models of a few million parameters."
-    )
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate; 1e-3 suits models of a few million parameters.")
     warmup_steps: int = Field(100, ge=0, description="Steps over which the learning rate rises from 0 to `lr`.")
     decay_steps: int = Field(
         0, ge=0, description="Last steps, over which the learning rate falls to 0; 0 keeps it constant."
