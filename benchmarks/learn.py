@@ -129,7 +129,7 @@ def demo_recipe(out: Path, n_videos: int) -> Recipe:
         {"videos": f"{footage}/*.mp4", "captions": "sidecar"},
         {"images": f"{footage}/*.png", "captions": "sidecar"},
     ]
-    changed = {"out": str(out), "sources": sources, "splits": {"val": 0.2}}
+    changed = {"out": str(out / "data"), "sources": sources, "splits": {"val": 0.2}}
     return load_recipe(
         ROOT / "pipelines" / "recipes" / "quickstart.yaml",
         [f"{name}={json.dumps(value)}" for name, value in changed.items()],
