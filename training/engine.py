@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from training.checkpoints.fragments import Fragment
 from training.network import VideoModel
-from training.optimizers import MOMENTS, SkippableAdamW, set_lr
+from training.optimizers import MOMENTS, OPTIMIZERS, SkippableAdamW, set_lr
 from training.settings import TrainSettings
 from training.zero import JoinedOutput, initialise_sharded, zero_options
 
@@ -151,13 +151,9 @@ class Engine(abc.ABC):
                 self.refresh_model_weights()
 
 
-def open_engine(
-    model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: type[SkippableAdamW] = SkippableAdamW
-) -> Engine:
+def open_engine(model: nn.Module, settings: TrainSettings, device: torch.device) -> Engine:
     """Return the engine for these settings. With several workers or ZeRO, `torch.distributed` must be initialised;
     `workers: auto`, which `training.run` replaces by a number, is one process.
-
-    `optimizer` may be a subclass of `SkippableAdamW` if weights are not sharded, which is so with `zero_stage` 0.
 
     A `VideoModel` that was built under `torch.device("meta")` gets memory here, and initial weights from torch's global
     random state. With ZeRO-3 this happens one weight at a time and each rank keeps its shard of it, so the model may be
@@ -171,8 +167,8 @@ def open_engine(
         group, _ = dist.new_subgroups(group_size=settings.context_parallel)
         model.enable_context_parallel(group)
     if settings.workers in (1, "auto") and settings.zero_stage == 0:
-        return TorchEngine(model, settings, device, optimizer)
-    return DeepSpeedEngine(model, settings, device, optimizer)
+        return TorchEngine(model, settings, device)
+    return DeepSpeedEngine(model, settings, device)
 
 
 class TorchEngine(Engine):
@@ -180,12 +176,10 @@ class TorchEngine(Engine):
 
     replicated = True
 
-    def __init__(
-        self, model: nn.Module, settings: TrainSettings, device: torch.device, optimizer: type[SkippableAdamW]
-    ) -> None:
+    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device) -> None:
         self.rank, self.world_size, self.context_parallel, self.device = 0, 1, 1, device
         self._model = model.to(device)
-        self._optimizer = optimizer(self._model, settings)
+        self._optimizer = OPTIMIZERS[settings.optimizer](self._model, settings)
         self._clip_norm = settings.clip_norm
 
     def forward(self, *inputs: Any) -> Any:
@@ -226,13 +220,7 @@ class DeepSpeedEngine(Engine):
     sharded too).
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        settings: TrainSettings,
-        device: torch.device,
-        optimizer: type[SkippableAdamW] = SkippableAdamW,
-    ) -> None:
+    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device) -> None:
         deepspeed = _import_deepspeed(device)
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
         self.context_parallel = settings.context_parallel
@@ -257,7 +245,7 @@ class DeepSpeedEngine(Engine):
             model = model.to(device)
         if self._stage == 3:
             self._joined_output = JoinedOutput(model)
-        self._optimizer = optimizer(model, settings)
+        self._optimizer = OPTIMIZERS[settings.optimizer](model, settings)
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, dist_init_required=False, config=config
         )

@@ -59,6 +59,19 @@ class VideoModel(nn.Module, abc.ABC):
         memory.
         """
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Return the matrices between hidden layers, which the optimizer `muon` updates as matrices.
+
+        These are the weights with two axes in lists of repeated blocks, without tables.
+        """
+        return [
+            weight
+            for module in self.modules()
+            if isinstance(module, nn.ModuleList)
+            for name, weight in module.named_parameters()
+            if weight.ndim == 2 and "table" not in name
+        ]
+
     def enable_context_parallel(self, group: dist.ProcessGroup) -> None:
         """Share the tokens of each pack with the other ranks of a group from now on; all of them must be called with
         the same packs.

@@ -39,6 +39,10 @@ class ObjectiveSettings(Plugin):
     def training_target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """Return the prediction that the model should make for `corrupt(clean, noise, time)`."""
 
+    def loss_weight(self, time: Tensor) -> Tensor:
+        """Return the factor of the squared error at noise level `time`, of its shape; 1 unless a subclass differs."""
+        return time.new_ones(time.shape)
+
     @abc.abstractmethod
     def velocity(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
         """Return dx/dt of the sampling equation at `noisy`, from the model's prediction there."""

@@ -49,9 +49,12 @@ class TrainSettings(Settings):
     )
     steps: int = Field(1000, ge=1, description="Optimizer steps of the whole run.")
     batch: PlanSettings = Field(PlanSettings(), description="How samples are grouped into steps.")
-    lr: float = Field(
-        1e-4, gt=0, description="Peak learning rate of AdamW; 1e-3 suits models of a few million parameters."
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="AdamW for all weights, or Muon for the matrices of the model's blocks and AdamW for all others; "
+        "muon needs zero_stage 0.",
     )
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate; 1e-3 suits models of a few million parameters.")
     warmup_steps: int = Field(100, ge=0, description="Steps over which the learning rate rises from 0 to `lr`.")
     decay_steps: int = Field(
         0, ge=0, description="Last steps, over which the learning rate falls to 0; 0 keeps it constant."
@@ -62,7 +65,7 @@ class TrainSettings(Settings):
         "steps after warmup_steps.",
     )
     weight_decay: float = Field(
-        0.01, ge=0, description="AdamW's weight decay of matrices; biases, gains and modulation tables have none."
+        0.01, ge=0, description="Weight decay of matrices; biases, gains and modulation tables have none."
     )
     betas: tuple[float, float] = Field((0.9, 0.99), description="Decay rates of AdamW's two moments.")
     clip_norm: float = Field(1.0, gt=0, description="Global norm above which gradients are scaled down to it.")
@@ -157,6 +160,11 @@ class TrainSettings(Settings):
             raise ValueError(
                 "precision bf16 needs zero_stage 1, 2 or 3, which keep fp32 weights to update; "
                 "set zero_stage: 1, or precision: fp32"
+            )
+        if self.optimizer == "muon" and self.zero_stage:
+            raise ValueError(
+                f"optimizer muon needs whole matrices, which zero_stage {self.zero_stage} cuts into a part per worker; "
+                "set zero_stage: 0, or optimizer: adamw"
             )
         n_workers = None if self.workers == "auto" else self.workers
         if self.min_workers is not None and n_workers is not None and self.min_workers > n_workers:

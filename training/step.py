@@ -58,6 +58,8 @@ class NoisyBatch:
     """Noisy latents `[C, T, H, W]`, one per sample."""
     targets: list[Tensor]
     """Predictions `[C, T, H, W]` that the model should make, one per sample."""
+    loss_weights: list[Tensor]
+    """Factor `[T]` of the squared error of every latent frame, one tensor per sample."""
     times: list[float]
     """Noise level of each sample's generated frames."""
     condition: Condition
@@ -146,7 +148,7 @@ def make_noisy_batch(
     `quantile_of` is the result of `stratified_quantiles`. Random choices are keyed on each sample's pass, or on `epoch`
     if it is set. Raises `ValueError` for a video without a last-frame latent if any mask may use one.
     """
-    noisy, targets, times, conditions = [], [], [], []
+    noisy, targets, loss_weights, times, conditions = [], [], [], [], []
     for index, (latent_CTHW, last_frame_C1HW, uid) in enumerate(
         zip(batch.latents, batch.last_frame_latents, batch.uids, strict=True)
     ):
@@ -167,6 +169,7 @@ def make_noisy_batch(
             clean_CTHW = torch.cat((clean_CTHW, last_frame_C1HW.to(device, non_blocking=True)), dim=1)
         noisy.append(config.objective.corrupt(clean_CTHW, noise_CTHW, time_T[:, None, None]))
         targets.append(config.objective.training_target(clean_CTHW, noise_CTHW, time_T[:, None, None]))
+        loss_weights.append(config.objective.loss_weight(time_T))
         times.append(time)
         text_NE = config.null_text if choices.drop_caption else batch.texts[index]
         conditions.append(
@@ -180,7 +183,7 @@ def make_noisy_batch(
                 batch.framings[index],
             )
         )
-    return NoisyBatch(noisy, targets, times, stack_conditions(conditions, config.time_factor))
+    return NoisyBatch(noisy, targets, loss_weights, times, stack_conditions(conditions, config.time_factor))
 
 
 def mask_tensor(mask: ConditioningMask) -> Tensor:
@@ -227,11 +230,12 @@ def latent_seconds(n_frames: int, fps: float, time_factor: int, last_frame: bool
 
 
 def mse_losses(forward: Forward, batch: NoisyBatch) -> Tensor:
-    """Return the mean squared error `[B]` of each sample over its generated frames, in fp32."""
+    """Return the weighted mean squared error `[B]` of each sample over its generated frames, in fp32."""
     losses = []
-    for prediction_CTHW, target_CTHW, mask_T in zip(
-        forward(batch.noisy, batch.condition), batch.targets, batch.condition.conditioning_masks, strict=True
+    predictions, masks = forward(batch.noisy, batch.condition), batch.condition.conditioning_masks
+    for prediction_CTHW, target_CTHW, weight_T, mask_T in zip(
+        predictions, batch.targets, batch.loss_weights, masks, strict=True
     ):
-        error_T = (prediction_CTHW.to(torch.float32) - target_CTHW).square().mean(dim=(0, 2, 3))
+        error_T = weight_T * (prediction_CTHW.to(torch.float32) - target_CTHW).square().mean(dim=(0, 2, 3))
         losses.append((error_T * (1 - mask_T)).sum() / (1 - mask_T).sum())
     return torch.stack(losses)

@@ -58,22 +58,30 @@ def test_runs_resume_to_the_bit_or_with_equal_losses(manifest: str, tmp_path: Pa
 
     stop, end = {"steps": 7}, {"steps": 20}
     one, two = ({"workers": 2, "zero_stage": stage} for stage in (0, 2))
-    alone = train(manifest, uri("alone"), [end])
+    muon = {"optimizer": "muon"}
+    alone, alone_muon = train(manifest, uri("alone"), [end]), train(manifest, uri("alone-muon"), [muon | end])
     assert train(manifest, uri("alone-7"), [stop, end]) == alone
     assert weights_digest(uri("alone-7")) == weights_digest(uri("alone"))
     train(manifest, uri("from-alone"), [stop])
     runs: list[tuple[str, list[dict[str, Any]]]] = [
         (uri("zero0"), [one | end]),
         (uri("zero0-7"), [one | stop, one | end]),
+        (uri("muon"), [one | muon | end]),
+        (uri("muon-7"), [one | muon | stop, one | muon | end]),
         (uri("zero2"), [two | end]),
         (uri("zero2-7"), [two | stop, two | end]),
         (uri("from-alone"), [two | end]),
         (uri("to-alone"), [two | stop]),
     ]
-    zero0, zero0_resumed, zero2, zero2_resumed, from_alone, _ = run_ranks(train_all, 2, manifest, runs)[0]
+    zero0, zero0_resumed, on_muon, muon_resumed, zero2, zero2_resumed, from_alone, _ = run_ranks(
+        train_all, 2, manifest, runs
+    )[0]
     assert zero0_resumed == zero0
+    assert muon_resumed == on_muon
     assert zero2_resumed == zero2
-    for name in ("zero0", "zero2"):
+    assert alone_muon != alone
+    assert on_muon == pytest.approx(alone_muon, abs=1e-4)
+    for name in ("zero0", "muon", "zero2"):
         assert weights_digest(uri(f"{name}-7")) == weights_digest(uri(name))
     to_alone = train(manifest, uri("to-alone"), [end])
     for losses in (zero0, zero2, from_alone, to_alone):

@@ -26,6 +26,7 @@ def test_settings_survive_a_round_trip_through_json() -> None:
     [
         ("precision: bf16", "precision bf16 needs zero_stage 1, 2 or 3"),
         ("{steps: 10, warmup_steps: 8, decay_steps: 4}", "warmup_steps 8 \\+ decay_steps 4 exceed the 10 steps"),
+        ("{optimizer: muon, zero_stage: 1}", "optimizer muon needs whole matrices, which zero_stage 1 cuts"),
         ("cpu_offload: true", "cpu_offload needs zero_stage 1, 2 or 3"),
         ("{workers: 2, min_workers: 3}", "min_workers 3 is above workers 2"),
         (

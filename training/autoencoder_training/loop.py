@@ -29,7 +29,6 @@ from training.checkpoints.run_folder import CHANGEABLE_ON_RESUME
 from training.checkpoints.writer import save_checkpoint
 from training.ema import Ema
 from training.engine import Engine, open_engine
-from training.optimizers import SkippableMuon
 from training.rng import generator
 from training.settings import TrainSettings
 from training.stopping import Interrupted, NonFiniteLossError, stop_signals
@@ -85,7 +84,7 @@ class AutoencoderRun:
             network.encoder.compile()
             network.decoder.compile()
         train_settings = settings.train_settings()
-        engine = open_engine(network, train_settings, device, SkippableMuon)
+        engine = open_engine(network, train_settings, device)
         ema = Ema(engine.weight_shards(), settings.ema_decay)
         validation = Validation(Clips(data, "val"), settings, engine)
         return cls(settings, train_settings, data, run_uri, seed, validation, engine, ema)

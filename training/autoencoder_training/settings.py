@@ -139,4 +139,4 @@ class AutoencoderTrainSettings(Settings):
         Raises `ValueError` if they contradict each other.
         """
         names = TrainSettings.model_fields.keys() & type(self).model_fields.keys() - {"precision", "init"}
-        return TrainSettings(**{name: getattr(self, name) for name in names})
+        return TrainSettings(optimizer="muon", **{name: getattr(self, name) for name in names})
