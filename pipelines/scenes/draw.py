@@ -71,7 +71,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """What stays the same behind the shapes of a shot, and the light on them."""
+    """The wall and floor behind the shapes of a shot, and the light on them."""
 
     background: str
     """Name of the colour of the wall."""

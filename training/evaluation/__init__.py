@@ -1,1 +1,1 @@
-"""Evaluation: what a model makes, measured on its own and against the truth of drawn footage."""
+"""Evaluation of generated clips, on their own and against the truth of drawn footage."""

@@ -43,7 +43,7 @@ class World:
 
 @dataclass(frozen=True)
 class BodyTruth:
-    """What stays the same of a shape in a shot. `radius` is that of its circumscribed circle."""
+    """A shape of a shot. `radius` is that of its circumscribed circle."""
 
     kind: str
     colour: str
