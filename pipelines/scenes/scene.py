@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from cluster.arrays import Pixels
-from pipelines.scenes.draw import BACKGROUNDS, COLOURS, KINDS, Body, Camera, draw
+from cluster.arrays import Float64Array, Pixels
+from pipelines.scenes.draw import BACKGROUNDS, COLOURS, KINDS, Backdrop, Body, Camera, draw
 
 Action = Literal["bounce", "collide", "glide", "circle"]
 CameraMove = Literal["still", "pan_left", "pan_right", "zoom_in", "zoom_out"]
@@ -99,22 +99,61 @@ def choose_background(rng: np.random.Generator, bodies: Sequence[Body], before: 
     return str(names[0])
 
 
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """The motion of a scene in each frame of a video, from which it is drawn."""
+
+    bodies: tuple[Body, ...]
+    """The shapes as they start; some actions make them smaller."""
+    floor_y: float | None
+    """Height of the floor, None without one."""
+    states_FB3: Float64Array
+    """x, y and angle of each shape."""
+    cameras: tuple[Camera, ...]
+
+    def frames(self, width: int, height: int, backdrop: Backdrop) -> Iterator[Pixels]:
+        """Draw the frames one after another."""
+        for camera, states_B3 in zip(self.cameras, self.states_FB3.tolist(), strict=True):
+            bodies = [
+                replace(body, x=x, y=y, angle=angle) for body, (x, y, angle) in zip(self.bodies, states_B3, strict=True)
+            ]
+            yield draw(width, height, backdrop, bodies, camera)
+
+
 def render(scene: Scene, width: int, height: int, fps: float, seed: Sequence[int]) -> list[Pixels]:
     """Return all frames of a scene. `seed` decides the starting positions and speeds of the shapes."""
-    rng = np.random.default_rng(list(seed))
-    half_x, half_y = width / min(width, height) / 2, height / min(width, height) / 2
     bodies = [copy.copy(body) for body in scene.bodies]
-    set_start(bodies, scene.action, half_x, half_y, rng)
-    floor_y = half_y - 0.12 if scene.action == "bounce" else None
-    frames = []
+    half_x, half_y = half_sides(width, height)
+    set_start(bodies, scene.action, half_x, half_y, np.random.default_rng(list(seed)))
+    motion = simulate(scene, bodies, width, height, fps)
+    return list(motion.frames(width, height, Backdrop(scene.background, motion.floor_y)))
+
+
+def half_sides(width: float, height: float) -> tuple[float, float]:
+    """Return half the width and half the height of a frame in world units."""
+    return width / min(width, height) / 2, height / min(width, height) / 2
+
+
+def floor_of(action: Action, half_y: float) -> float | None:
+    """Return the height of the floor of an action, None without one."""
+    return half_y - 0.12 if action == "bounce" else None
+
+
+def simulate(scene: Scene, start: Sequence[Body], width: int, height: int, fps: float) -> Motion:
+    """Return the motion of a scene whose shapes start in these states, in a frame of these sides."""
+    half_x, half_y = half_sides(width, height)
+    floor_y = floor_of(scene.action, half_y)
+    bodies = [copy.copy(body) for body in start]
+    states, cameras = [], []
     n_frames = round(scene.seconds * fps)
     steps = max(1, round(1 / fps / STEP_S))
     for k in range(n_frames):
-        camera = camera_at(scene.camera, k / max(1, n_frames - 1))
-        frames.append(draw(width, height, scene.background, floor_y, bodies, camera))
+        states.append([(body.x, body.y, body.angle) for body in bodies])
+        cameras.append(camera_at(scene.camera, k / max(1, n_frames - 1)))
         for _ in range(steps):
             advance(bodies, scene.action, half_x, floor_y if floor_y is not None else half_y, -half_y, 1 / fps / steps)
-    return frames
+    states_FB3 = np.array(states, np.float64).reshape(n_frames, len(bodies), 3)
+    return Motion(tuple(start), floor_y, states_FB3, tuple(cameras))
 
 
 def camera_at(move: CameraMove, part: float) -> Camera:

@@ -37,6 +37,8 @@ class World:
     """Colours of the shapes, before light and shade."""
     backgrounds: dict[str, Rgb]
     """Colours of the backgrounds, before light and shade."""
+    held_out_pairs: tuple[tuple[str, str], ...] = ()
+    """Pairs of a kind with a colour or an action that training footage never has."""
 
 
 @dataclass(frozen=True)
@@ -200,8 +202,9 @@ def _read_world(uri: str) -> World:
         raise ValueError(f"{uri}: has no drawn world in its metadata; `worldloom demo-footage` writes it, draw again")
     try:
         palettes = {key: {name: tuple(rgb) for name, rgb in data[key].items()} for key in ("colours", "backgrounds")}
-        return World(**{**data, **palettes, "kinds": tuple(data["kinds"])})
-    except (KeyError, TypeError, AttributeError) as error:
+        pairs = tuple((kind, value) for kind, value in data["held_out_pairs"])
+        return World(**{**data, **palettes, "kinds": tuple(data["kinds"]), "held_out_pairs": pairs})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{uri}: its drawn world cannot be read: {error!r}; draw the footage again") from error
 
 

@@ -24,15 +24,15 @@ _BT709 = 1
 """The value of BT.709 as matrix, primaries and transfer in ITU-T H.273."""
 
 
-def write_mp4(uri: str, frames: Iterable[Pixels], fps: float, crf: int = 18) -> None:
+def write_mp4(uri: str, frames: Iterable[Pixels], fps: float, crf: int = 18, preset: str = "medium") -> None:
     """Write RGB frames, an array `[T, H, W, 3]` or an iterable of `[H, W, 3]`, as an mp4 that every player shows.
 
     The codec is H.264, or MPEG-4 part 2 where PyAV was built without x264: 4:2:0, limited range and BT.709, tagged as
-    such. The index comes first, so that the file streams. `crf` 18 is visually lossless, 0 lossless. The same frames
-    give the same bytes, because one thread encodes and no dates are written. Raises `ValueError` for no frames, odd
-    sides, or frames of another shape or type.
+    such. The index comes first, so that the file streams. `crf` 18 is visually lossless, 0 lossless; `preset` is
+    x264's trade of time for bytes. The same frames give the same bytes, because one thread encodes and no dates are
+    written. Raises `ValueError` for no frames, odd sides, or frames of another shape or type.
     """
-    storage.write_bytes(uri, _encode_mp4(frames, fps, crf))
+    storage.write_bytes(uri, _encode_mp4(frames, fps, crf, preset))
 
 
 def write_png(uri: str, image: Pixels) -> None:
@@ -43,7 +43,7 @@ def write_png(uri: str, image: Pixels) -> None:
     storage.write_bytes(uri, buffer.getvalue())
 
 
-def _encode_mp4(frames: Iterable[Pixels], fps: float, crf: int) -> bytes:
+def _encode_mp4(frames: Iterable[Pixels], fps: float, crf: int, preset: str) -> bytes:
     if not fps > 0:
         raise ValueError(f"{fps:g} fps: the frame rate must be positive")
     rate = Fraction(fps).limit_denominator(1001)
@@ -57,7 +57,7 @@ def _encode_mp4(frames: Iterable[Pixels], fps: float, crf: int) -> bytes:
         raise ValueError(f"{width}x{height}: both sides of an mp4 must be even")
     codec = _codec()
     # Without cpu-independent, x264's macroblock tree gives other bytes in each run: 14 runs gave 14 different files.
-    x264 = {"crf": str(crf), "preset": "medium", "x264-params": "cpu-independent=1"}
+    x264 = {"crf": str(crf), "preset": preset, "x264-params": "cpu-independent=1"}
     options = x264 if codec == "libx264" else {"qscale": str(1 + crf // 6)}
     reformatter = VideoReformatter()
     # On disk, not in memory: to move the index to the front, FFmpeg reads the file that it wrote.

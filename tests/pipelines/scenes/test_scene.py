@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.arrays import Float64Array
-from pipelines.scenes.draw import COLOURS, KINDS, Body, Camera, Kind, draw, polygon
+from pipelines.scenes.draw import COLOURS, KINDS, Backdrop, Body, Camera, Kind, draw, polygon
 from pipelines.scenes.scene import (
     ACTIONS,
     CAMERA_MOVES,
@@ -26,9 +26,9 @@ from pipelines.scenes.scene import (
 
 def coverage(kind: Kind, side: int = 200, radius: float = 0.4, angle: float = 0.0) -> float:
     """Return the share of a square frame that a shape covers, by the pixels that it changes."""
-    empty = draw(side, side, "dark blue", None, [], Camera()).astype(float)
+    empty = draw(side, side, Backdrop("dark blue"), [], Camera()).astype(float)
     body = Body(kind, "yellow", radius, angle=angle)
-    full = draw(side, side, "dark blue", None, [body], Camera()).astype(float)
+    full = draw(side, side, Backdrop("dark blue"), [body], Camera()).astype(float)
     return float((np.abs(full - empty).max(axis=-1) > 40).mean())
 
 
@@ -44,7 +44,7 @@ def test_shapes_have_their_area(kind: Kind, angle: float) -> None:
 
 
 def test_edges_are_antialiased() -> None:
-    frame = draw(100, 100, "dark blue", None, [Body("circle", "white", 0.3)], Camera()).astype(int)
+    frame = draw(100, 100, Backdrop("dark blue"), [Body("circle", "white", 0.3)], Camera()).astype(int)
     reds = np.unique(frame[50, :, 0])
     assert len(reds) >= 5
 
@@ -53,7 +53,7 @@ def test_camera_moves_and_scales_the_view() -> None:
     body = [Body("circle", "white", 0.15)]
 
     def centre(camera: Camera) -> tuple[float, float]:
-        bright = draw(200, 100, "dark blue", None, body, camera).min(axis=-1) > 150
+        bright = draw(200, 100, Backdrop("dark blue"), body, camera).min(axis=-1) > 150
         return float(np.nonzero(bright)[1].mean()), float(np.sqrt(bright.sum()))
 
     middle, size = centre(Camera())
