@@ -26,19 +26,19 @@ FLOOR_DROP = 0.85
 0.62."""
 FLOOR_ROWS = 3
 MIN_WALL = 0.3
-"""Smallest height of visible wall, in short sides of the frame, by which the magnification is measured."""
+"""Smallest height of visible wall, in world units, by which the magnification is measured."""
 PERIODS = (0.5, 1.9)
-"""Range of the stripes' period, twice their width, in short sides of the frame."""
+"""Range of the stripes' period, twice their width, in world units at zoom 1."""
 MAX_PAN = 0.7
 MAX_LOG_ZOOM = 0.7
 """Largest pan in world units, and largest change of the zoom's logarithm, that are searched within a clip."""
-MIN_CORRELATION = 0.6
+MIN_CORRELATION = 0.7
 """Correlation of the columns' light with the fitted stripes below which the camera cannot be judged."""
 MIN_PAN = 0.05
 MIN_LOG_ZOOM = 0.06
 """A clip shows a pan or a zoom if the camera moves by more than this."""
-ZOOM_ADVANTAGE = 0.005
-"""A zoom must correlate better than a pan or a still camera by this much."""
+AMBIGUOUS = 0.002
+"""A zoom and a pan whose correlations differ by less explain a clip equally well: too few edges of stripes are seen."""
 MIN_COLUMNS = 0.3
 """Smallest share of columns in which the background must be seen."""
 MAX_SEARCH_FRAMES = 5
@@ -84,9 +84,9 @@ UNSEEN = CameraPath(0.0, 0.0, 0.0, 0.0, False)
 """The camera of a clip without visible stripes: taken to be still, and not to be judged."""
 
 
-def find_camera(background: Background, short_side_px: int) -> CameraPath:
+def find_camera(background: Background, unit_px: float) -> CameraPath:
     """Return the camera whose view of stripes of any width and shift correlates best with the background's columns."""
-    fit = _Fit.of(background.columns_TW, short_side_px)
+    fit = _Fit.of(background.columns_TW, unit_px)
     if fit is None:
         return UNSEEN
     phases, periods = np.linspace(0, 1, 12, endpoint=False), np.geomspace(*PERIODS, 16)
@@ -95,10 +95,12 @@ def find_camera(background: Background, short_side_px: int) -> CameraPath:
         fit, _grid(phases, periods, np.zeros(1), MAX_LOG_ZOOM * np.linspace(-1, 1, 15)), (0.03, 0.03, 0.0, 0.03)
     )
     (pan_4, pan_score), (zoom_4, zoom_score) = pans, zooms
-    if zoom_score <= pan_score + ZOOM_ADVANTAGE or abs(zoom_4[3]) < MIN_LOG_ZOOM:
+    if abs(zoom_4[3]) < MIN_LOG_ZOOM or pan_score > zoom_score + AMBIGUOUS:
         return CameraPath(float(pan_4[2]), 0.0, 0.0, pan_score)
+    if zoom_score < pan_score + AMBIGUOUS:
+        return UNSEEN
     found = CameraPath(0.0, 0.0, float(zoom_4[3]), zoom_score)
-    log_zoom = _log_zoom(background.rows_TH, short_side_px, found)
+    log_zoom = _log_zoom(background.rows_TH, unit_px, found)
     return replace(found, log_zoom=log_zoom or 0.0, scale_is_seen=log_zoom is not None)
 
 
@@ -109,7 +111,7 @@ def floor_row(light_H: Float32Array) -> int | None:
     return row + FLOOR_ROWS // 2 + 1 if ratio_H[row] < FLOOR_DROP else None
 
 
-def _log_zoom(rows_TH: Float32Array, short_side_px: int, camera: CameraPath) -> float | None:
+def _log_zoom(rows_TH: Float32Array, unit_px: float, camera: CameraPath) -> float | None:
     """Return the logarithm of the magnification in the middle of a clip, from the slope of the wall's shade."""
     n_frames, height = rows_TH.shape
     relative_T = camera.positions(n_frames)[:, 1]
@@ -117,10 +119,10 @@ def _log_zoom(rows_TH: Float32Array, short_side_px: int, camera: CameraPath) -> 
     for light_H, relative in zip(rows_TH, relative_T, strict=True):
         floor = floor_row(light_H)
         end = height if floor is None else floor - FLOOR_ROWS
-        heights.append((np.arange(height)[:end] + 0.5 - height / 2) / (short_side_px * relative))
+        heights.append((np.arange(height)[:end] + 0.5 - height / 2) / (unit_px * relative))
         lights.append(light_H[:end])
     y, light = np.concatenate(heights), np.concatenate(lights)
-    if len(y) < MIN_WALL * short_side_px * n_frames:
+    if len(y) < MIN_WALL * unit_px * n_frames:
         return None
     slope, at_centre = np.polyfit(y, light, 1)
     ratio = slope / at_centre * SHADE_AT_CENTRE / SHADE_SLOPE
@@ -134,17 +136,17 @@ class _Fit:
     values_TW: Float64Array
     weights_TW: Float64Array
     part_T: Float64Array
-    short_side_px: int
+    unit_px: float
 
     @classmethod
-    def of(cls, light_TW: Float32Array, short_side_px: int) -> _Fit | None:
+    def of(cls, light_TW: Float32Array, unit_px: float) -> _Fit | None:
         known_TW = np.isfinite(light_TW)
         if known_TW.mean() < MIN_COLUMNS:
             return None
         values_TW = np.where(known_TW, light_TW, 0).astype(np.float64)
         weights_TW = known_TW.astype(np.float64)
         means_T1 = values_TW.sum(1, keepdims=True) / np.maximum(weights_TW.sum(1, keepdims=True), 1)
-        return cls((values_TW - means_T1) * weights_TW, weights_TW, _parts(len(light_TW)), short_side_px)
+        return cls((values_TW - means_T1) * weights_TW, weights_TW, _parts(len(light_TW)), unit_px)
 
     def thinned(self) -> _Fit:
         """Return the fit to a few frames, the first and the last among them."""
@@ -170,7 +172,7 @@ class _Fit:
         width = self.values_TW.shape[1]
         phase, period, pan, change = (cameras_N4[:, index, None, None].astype(np.float32) for index in range(4))
         part_T1 = self.part_T[:, None].astype(np.float32)
-        scale_NT1 = self.short_side_px * np.exp(change * part_T1)
+        scale_NT1 = self.unit_px * np.exp(change * part_T1)
         centred_W = (np.arange(width) + 0.5 - width / 2).astype(np.float32)
         wave = np.cos(2 * math.pi * ((centred_W / scale_NT1 + pan * part_T1) / period + phase))
         return np.asarray(np.clip(scale_NT1 * period / (3 * math.pi) * wave, -1, 1), np.float32)

@@ -52,11 +52,13 @@ class Clip:
     fps: float
     world: World | None = None
     expected: Expected | None = None
+    unit_px: float | None = None
+    """Pixels per world unit at zoom 1, if the frames were cropped."""
 
     @cached_property
     def tracks(self) -> ClipTracks | None:
         """What the tracker finds; None outside drawn worlds."""
-        return None if self.world is None else track(self.frames_THWC, self.fps, self.world)
+        return None if self.world is None else track(self.frames_THWC, self.fps, self.world, self.unit_px)
 
 
 class MetricSettings(Plugin):

@@ -191,12 +191,16 @@ class _Window:
         x0, x1 = (int(np.clip(shape.x + side * reach, 0, width)) for side in (-1, 1))
         y0, y1 = (int(np.clip(shape.y + side * reach, 0, height)) for side in (-1, 1))
         rows, columns = slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1))
-        x_W, y_H = np.arange(width)[columns] + 0.5, np.arange(height)[rows] + 0.5
+        x_W, y_H = _centres(width)[columns], _centres(height)[rows]
         weights = np.clip(weights_HW[rows, columns], 0, 1).astype(np.float64)
         return cls(x_W, y_H, weights, valid_HW[rows, columns])
 
     def residual(self, shape: ShapeFit) -> Float64Array:
         return np.asarray((render(shape, self.x_W, self.y_H) - self.weights_HW)[self.valid_HW], np.float64)
+
+
+def _centres(n_pixels: int) -> Float64Array:
+    return np.arange(n_pixels, dtype=np.float64) + 0.5
 
 
 def _moved(shape: ShapeFit, name: str, by: float) -> ShapeFit:
@@ -206,7 +210,7 @@ def _moved(shape: ShapeFit, name: str, by: float) -> ShapeFit:
 @cache
 def unit_moments(kind: str) -> tuple[complex, ...]:
     """Return the moments of a shape at angle 0, one for each of `ORDERS`."""
-    side = np.arange(400) + 0.5
+    side = _centres(400)
     coverage = render(ShapeFit(kind, 200.0, 200.0, 190.0, 0.0), side, side)
     return tuple(measure(coverage.astype(np.float32)).moments_O.tolist())
 
@@ -226,4 +230,4 @@ def _signed_distance(shape: ShapeFit, dx_HW: Float64Array, dy_HW: Float64Array) 
         # Even-odd rule: a ray to the right crosses this edge.
         crosses_HW = ((ay > v_HW) != (by > v_HW)) & (u_HW < ex * (v_HW - ay) / (ey if ey else 1.0) + ax)
         inside_HW ^= crosses_HW
-    return np.where(inside_HW, -1, 1) * np.sqrt(squared_HW) * shape.radius
+    return np.asarray(np.where(inside_HW, -1, 1) * np.sqrt(squared_HW) * shape.radius, np.float64)

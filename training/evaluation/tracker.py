@@ -86,6 +86,8 @@ class ClipTracks:
     width: int
     height: int
     fps: float
+    unit_px: float
+    """Pixels per world unit at zoom 1."""
     background: str | None
     background_share: float
     camera: CameraPath
@@ -94,7 +96,7 @@ class ClipTracks:
     @cached_property
     def scale(self) -> Float64Array:
         """Pixels per world unit in each frame."""
-        return min(self.width, self.height) * self.camera.positions(self.n_frames)[:, 1]
+        return self.unit_px * self.camera.positions(self.n_frames)[:, 1]
 
     def world_xy(self, body: BodyTrack) -> Float64Array:
         """Return the centre of a body in each frame in world units, `[T, 2]`, x up to a constant if the camera pans."""
@@ -106,22 +108,26 @@ class ClipTracks:
         return body.radius_T / self.scale
 
 
-def track(frames_THWC: Pixels, fps: float, world: World) -> ClipTracks:
+def track(frames_THWC: Pixels, fps: float, world: World, unit_px: float | None = None) -> ClipTracks:
     """Return the background, the camera and the tracks of all shapes in a clip, uint8 RGB `[T, H, W, 3]`.
 
+    `unit_px` is the number of pixels per world unit at zoom 1, which is the short side of frames that are not cropped.
     Raises `ValueError` for frames of another type or shape, and for a world with kinds of shapes that are not known.
     """
     if frames_THWC.dtype != np.uint8 or frames_THWC.ndim != 4 or frames_THWC.shape[-1] != 3:
         raise ValueError(f"frames are {frames_THWC.dtype} {list(frames_THWC.shape)}; they must be uint8 [T, H, W, 3]")
     check_kinds(world.kinds)
     n_frames, height, width = frames_THWC.shape[:3]
+    unit_px = unit_px or float(min(width, height))
     background = find_background(frames_THWC, world)
     if background is None:
-        return ClipTracks(n_frames, width, height, fps, None, 0.0, UNSEEN, ())
-    camera = find_camera(background, min(width, height))
+        return ClipTracks(n_frames, width, height, fps, unit_px, None, 0.0, UNSEEN, ())
+    camera = find_camera(background, unit_px)
     colours = find_parts(frames_THWC, background, world)
-    tracker = _Tracker(colours, fps, world, camera, (height, width))
-    return ClipTracks(n_frames, width, height, fps, background.name, background.share, camera, tuple(tracker.tracks()))
+    tracker = _Tracker(colours, (height, width), fps, world, unit_px * camera.positions(n_frames)[:, 1])
+    return ClipTracks(
+        n_frames, width, height, fps, unit_px, background.name, background.share, camera, tuple(tracker.tracks())
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,11 +143,10 @@ class _Tracker:
     """Links the parts of each colour over time, and measures the shapes."""
 
     def __init__(
-        self, colours: list[ColourParts], fps: float, world: World, camera: CameraPath, size: tuple[int, int]
+        self, colours: list[ColourParts], size: tuple[int, int], fps: float, world: World, scale_T: Float64Array
     ) -> None:
-        self._colours, self._fps, self._world, self._size = colours, fps, world, size
-        self._n_frames = len(colours[0].parts_T) if colours else 0
-        self._scale_T = min(size) * camera.positions(self._n_frames)[:, 1] if colours else np.zeros(0)
+        self._colours, self._size, self._fps, self._world, self._scale_T = colours, size, fps, world, scale_T
+        self._n_frames = len(scale_T)
         self._cores_THW = self._all_cores()
 
     def tracks(self) -> list[BodyTrack]:
@@ -227,10 +232,7 @@ class _Tracker:
                 spin = guess.spin
         else:
             kind, radius = self._fitted_kind(sightings)
-        body = BodyTrack(
-            colour, kind, spin, *(np.full(self._n_frames, np.nan) for _ in range(4)), np.zeros(self._n_frames),
-            np.full((self._n_frames, 3), np.nan),
-        )  # fmt: skip
+        body = self._unplaced(colour, kind, spin)
         previous: ShapeFit | None = None
         for frame in sorted(sightings):
             one = sightings[frame]
@@ -250,6 +252,21 @@ class _Tracker:
                 body.x_T[frame], body.y_T[frame] = shape.x, shape.y
                 body.angle_T[frame] = shape.angle if SYMMETRY[kind] else np.nan
         return body
+
+    def _unplaced(self, colour: str, kind: str | None, spin: float) -> BodyTrack:
+        """Return a track without positions, to be filled in."""
+        x_T, y_T, radius_T, angle_T = np.full((4, self._n_frames), np.nan)
+        return BodyTrack(
+            colour,
+            kind,
+            spin,
+            x_T,
+            y_T,
+            radius_T,
+            angle_T,
+            np.zeros(self._n_frames),
+            np.full((self._n_frames, 3), np.nan),
+        )
 
     def _guess(self, whole: dict[int, _Sighting]) -> KindGuess:
         """Return kind and spin from the moments of whole sightings."""

@@ -12,11 +12,7 @@ import pytest
 from cluster import storage
 from training.evaluation.truth import BodyTruth, FileTruth, ShotTruth, World, read_truth, write_truth
 
-<<<<<<< HEAD
-WORLD = World(2.4, 0.92, ("circle", "star"), {"red": (225, 35, 40)}, {"cream": (248, 236, 205)})
-=======
 WORLD = World(2.4, 0.92, ("circle", "star"), {"red": (225, 35, 40)}, {"cream": (248, 236, 205)}, (("star", "red"),))
->>>>>>> 335f6f908cec759c41f366ff52cc81eaedb92802
 
 
 def drawn_file(name: str, n_frames: int = 5) -> FileTruth:

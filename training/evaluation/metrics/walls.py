@@ -27,8 +27,7 @@ class Walls(MetricSettings):
         tracks = clip.tracks
         if tracks is None or tracks.n_frames < 2 or not (tracks.camera.is_seen and tracks.camera.scale_is_seen):
             return ()
-        short = min(tracks.width, tracks.height)
-        half_x, half_y = tracks.width / short / 2, tracks.height / short / 2
+        half_x, half_y = tracks.width / tracks.unit_px / 2, tracks.height / tracks.unit_px / 2
         floor = FLOOR_HEIGHT if clip.expected and clip.expected.action == "bounce" else 0.0
         results = []
         for body in tracks.bodies:
