@@ -26,6 +26,7 @@ from training.evaluation.truth import FileTruth, ShotTruth, World, read_truth
 if TYPE_CHECKING:
     # These import torch, which takes 2 s.
     from training.checkpoints.model_card import ModelCard
+    from training.evaluation.feature_distances import Features
     from training.evaluation.generation import Generation, Prompt
     from training.evaluation.memorisation import Memorisation
     from training.evaluation.results import ClipResult, SummaryRow
@@ -43,6 +44,8 @@ class Evaluation:
 
     rows: list[SummaryRow]
     memorisation: Memorisation | None
+    distances: dict[str, Any] | None
+    """Fréchet and kernel distance of generated to real clips, if there are features."""
     folder_uri: str
 
 
@@ -58,13 +61,14 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
     footage = _read_footage(settings.footage) if settings.footage else None
     export_uri = model_uri or find_trained(recipe).export_uri
     from training.evaluation import results as clip_results  # these import torch, which takes 2 s
+    from training.evaluation.feature_distances import distances as feature_distances
     from training.evaluation.generation import Generation
     from training.sampling.exported_model import ExportedModel
 
     model = ExportedModel(export_uri)
     folder_uri = storage.join(recipe.out_uri, "evaluation", model.card.weights or "model")
     metrics = clip_results.all_metrics()
-    generation = Generation(model, settings, metrics, folder_uri)
+    generation = Generation(model, settings, metrics, folder_uri, *_open_features(settings))
     world = footage[0] if footage else None
     found: list[ClipResult] = []
     if footage is None:
@@ -85,8 +89,24 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
         found += generation.run(prompts[:n_null], "null", lambda: bar.advance(note="without a caption"))
     rows = clip_results.summarise(found, metrics, world)
     memorisation = _memorisation(recipe, generation, prompts)
-    _write_summary(folder_uri, export_uri, rows, memorisation)
-    return Evaluation(rows, memorisation, folder_uri)
+    by_set = {clip_set: [one.features for one in found if one.clip_set == clip_set] for clip_set in clip_results.SETS}
+    distances = feature_distances(by_set["generated"], by_set["real"]) if settings.features else None
+    evaluation = Evaluation(rows, memorisation, distances, folder_uri)
+    _write_summary(evaluation, export_uri)
+    return evaluation
+
+
+def _open_features(settings: EvaluateSettings) -> tuple[Features | None, str]:
+    """Return the features of the network that settings name, and its digest. Raises `ConfigError`."""
+    if settings.features is None:
+        return None, ""
+    from training.evaluation.feature_distances import open_features
+
+    uri = storage.absolute(settings.features)
+    try:
+        return open_features(uri), storage.digest(storage.read_bytes(uri))
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def _read_footage(folder: str) -> tuple[World, list[FileTruth]]:
@@ -172,13 +192,16 @@ def _real_results(
     for file, shot, grid in chosen:
         name = _name_of(file)
         parts = (str(clip_results.VERSION), file.file, repr(shot.caption), str(grid), repr(world), *names)
-        key = storage.digest("real clip", *parts)
+        key = storage.digest("real clip", generation.features_digest, *parts)
         result = clip_results.read_result(generation.folder_uri, "real", name, key)
         if result is None:
             drawn = read_clip(storage.absolute(folder), file, shot, grid)
             clip = Clip(drawn.frames_THWC, drawn.fps, world, Expected.of(shot), drawn.unit_px)
             values = clip_results.measure(clip, generation.metrics)
-            result = clip_results.ClipResult("real", name, shot.caption, None, key, clip_results.found_in(clip), values)
+            features = generation.features_of(drawn.frames_THWC)
+            result = clip_results.ClipResult(
+                "real", name, shot.caption, None, key, clip_results.found_in(clip), values, features
+            )
             clip_results.write_result(generation.folder_uri, result)
         found.append(result)
         bar.advance(note="real")
@@ -203,24 +226,23 @@ def _memorisation(recipe: Recipe, generation: Generation, prompts: Sequence[Prom
     return memorisation.compare(memorisation.by_bucket(clips), manifest_uri)
 
 
-def _write_summary(
-    folder_uri: str, export_uri: str, rows: Sequence[SummaryRow], memorisation: Memorisation | None
-) -> None:
-    from training.evaluation.memorisation import chart
-    from training.evaluation.memorisation import rows as nearest_rows
+def _write_summary(evaluation: Evaluation, export_uri: str) -> None:
+    from training.evaluation.memorisation import chart, nearest_data
     from training.evaluation.results import summary_data
 
-    data: dict[str, Any] = {"model": storage.absolute(export_uri), "metrics": summary_data(rows)}
-    if memorisation is not None:
+    data: dict[str, Any] = {"model": storage.absolute(export_uri), "metrics": summary_data(evaluation.rows)}
+    if evaluation.distances is not None:
+        data["distances"] = evaluation.distances
+    if (found := evaluation.memorisation) is not None:
         data["memorisation"] = {
-            "share_nearer": memorisation.share_nearer,
-            "threshold": memorisation.threshold,
-            "generated": nearest_rows(memorisation.generated),
-            "held_out": nearest_rows(memorisation.held_out),
+            "share_nearer": found.share_nearer,
+            "threshold": found.threshold,
+            "generated": nearest_data(found.generated),
+            "held_out": nearest_data(found.held_out),
         }
-        storage.write_bytes(storage.join(folder_uri, CHART_FILE), chart(memorisation).encode())
+        storage.write_bytes(storage.join(evaluation.folder_uri, CHART_FILE), chart(found).encode())
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-    storage.write_bytes(storage.join(folder_uri, SUMMARY_FILE), text.encode())
+    storage.write_bytes(storage.join(evaluation.folder_uri, SUMMARY_FILE), text.encode())
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -236,8 +258,10 @@ def print_evaluation(evaluation: Evaluation) -> None:
         table.add_row(row.metric, row.unit, row.better, target, *cells)
     console.print(table)
     facts = [("results", evaluation.folder_uri)]
-    if evaluation.memorisation is not None:
-        found = evaluation.memorisation
+    if (distances := evaluation.distances) is not None:
+        counts = f"{distances['generated']} generated and {distances['real']} real clips"
+        facts.append(("distances", f"Fréchet {distances['frechet']:.4g}, kernel {distances['kernel']:.4g} of {counts}"))
+    if (found := evaluation.memorisation) is not None:
         text = f"{found.share_nearer:.1%} of {len(found.generated)} generated clips are nearer to a training clip than "
         text += f"95 % of {len(found.held_out)} held-out clips; 5 % is what chance gives"
         facts.append(("memorisation", text))

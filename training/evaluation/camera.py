@@ -1,8 +1,9 @@
 """The camera's move in a clip of a drawn world, from the stripes and the shade of its background.
 
 The wall has stripes of equal width, fixed to the world; their width and shift differ from shot to shot. A pan shifts
-them, and a zoom stretches them about the middle. The wall is lighter above and darker below, by a slope that is the
-same in all drawn footage, so that a zoomed view has another slope: this gives the magnification.
+them, and a zoom stretches them about the middle. The magnification of a zoom follows from the floor's height in the
+frame. Without a floor it follows from the shade: the wall is lighter above and darker below, by a slope that is the
+same in all drawn footage, so that a magnified view has a smaller one.
 Shape suffixes: T frames, H rows, W columns, N hypotheses.
 """
 
@@ -21,6 +22,8 @@ CameraMove = Literal["still", "pan_left", "pan_right", "zoom_in", "zoom_out"]
 
 SHADE_AT_CENTRE, SHADE_SLOPE = 0.97, -0.15
 """Light of the wall at y = 0, and its change per world unit down, in drawn footage."""
+FLOOR_HEIGHT = 0.12
+"""World units from the lower edge of the frame at zoom 1 up to the floor, in drawn footage."""
 FLOOR_DROP = 0.85
 """Ratio of the light of two rows, `FLOOR_ROWS` apart, below which the floor begins between them; drawn floors have
 0.62."""
@@ -104,21 +107,34 @@ def find_camera(background: Background, unit_px: float) -> CameraPath:
     return replace(found, log_zoom=log_zoom or 0.0, scale_is_seen=log_zoom is not None)
 
 
-def floor_row(light_H: Float32Array) -> int | None:
+def floor_row(light_H: Float32Array) -> float | None:
     """Return the row at which the floor begins in a frame, from the light of its rows; None without a floor."""
     ratio_H = light_H[FLOOR_ROWS:] / np.maximum(light_H[:-FLOOR_ROWS], 1e-6)
     row = int(np.argmin(ratio_H))
-    return row + FLOOR_ROWS // 2 + 1 if ratio_H[row] < FLOOR_DROP else None
+    if ratio_H[row] >= FLOOR_DROP:
+        return None
+    # Where the light passes the mean of both sides.
+    edge_H = light_H[row : row + FLOOR_ROWS + 1]
+    below = np.flatnonzero(edge_H < (edge_H[0] + edge_H[-1]) / 2)[0]
+    share = (edge_H[below - 1] - (edge_H[0] + edge_H[-1]) / 2) / (edge_H[below - 1] - edge_H[below])
+    return float(row + below - 0.5 + share)
 
 
 def _log_zoom(rows_TH: Float32Array, unit_px: float, camera: CameraPath) -> float | None:
-    """Return the logarithm of the magnification in the middle of a clip, from the slope of the wall's shade."""
+    """Return the logarithm of the magnification in the middle of a clip: by the floor if it is seen, else the shade."""
     n_frames, height = rows_TH.shape
     relative_T = camera.positions(n_frames)[:, 1]
+    floors = [floor_row(light_H) for light_H in rows_TH]
+    seen = [
+        (floor - height / 2) / relative
+        for floor, relative in zip(floors, relative_T.tolist(), strict=True)
+        if floor is not None
+    ]
+    if len(seen) >= n_frames / 2 and (ratio := float(np.median(seen)) / (height / 2 - FLOOR_HEIGHT * unit_px)) > 0.2:
+        return math.log(ratio)
     heights, lights = [], []
-    for light_H, relative in zip(rows_TH, relative_T, strict=True):
-        floor = floor_row(light_H)
-        end = height if floor is None else floor - FLOOR_ROWS
+    for light_H, floor, relative in zip(rows_TH, floors, relative_T, strict=True):
+        end = height if floor is None else max(0, int(floor) - FLOOR_ROWS)
         heights.append((np.arange(height)[:end] + 0.5 - height / 2) / (unit_px * relative))
         lights.append(light_H[:end])
     y, light = np.concatenate(heights), np.concatenate(lights)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cluster import storage
+from cluster.arrays import Pixels
+from training.evaluation.feature_distances import Features
 from training.evaluation.metric import Clip, Expected, MetricSettings
 from training.evaluation.results import VERSION, ClipResult, ClipSet, found_in, measure, read_result, write_result
 from training.evaluation.truth import World
@@ -39,6 +43,9 @@ class Generation:
     solver: SolverSettings
     metrics: Sequence[MetricSettings]
     folder_uri: str
+    features: Features | None = None
+    features_digest: str = ""
+    """Digest of the network of the features, empty without one."""
 
     def key(self, prompt: Prompt, clip_set: ClipSet) -> str:
         """Return the digest of everything that decides a clip and its values."""
@@ -53,7 +60,11 @@ class Generation:
             repr(prompt.expected),
             repr(prompt.world),
         )
-        return storage.digest(f"evaluation {VERSION}", clip_set, *parts, *names)
+        return storage.digest(f"evaluation {VERSION}", clip_set, self.features_digest, *parts, *names)
+
+    def features_of(self, frames_THWC: Pixels) -> tuple[float, ...]:
+        """Return the features of a clip; none without a network for them."""
+        return tuple(self.features(frames_THWC)) if self.features else ()
 
     def run(
         self, prompts: Sequence[Prompt], clip_set: ClipSet, advance: Callable[[], None] = lambda: None
@@ -88,8 +99,8 @@ class Generation:
         write_mp4(storage.join(self.folder_uri, video), frames_THWC, prompt.shape.fps)
         write_latent(self.folder_uri, clip_set, prompt.name, latent_BCTHW[0])
         clip = Clip(frames_THWC, prompt.shape.fps, prompt.world, prompt.expected)
-        values = measure(clip, self.metrics)
-        result = ClipResult(clip_set, prompt.name, prompt.text, video, key, found_in(clip), values)
+        values, features = measure(clip, self.metrics), self.features_of(frames_THWC)
+        result = ClipResult(clip_set, prompt.name, prompt.text, video, key, found_in(clip), values, features)
         # Written last: a result means that the clip and its latent are whole.
         write_result(self.folder_uri, result)
         return result
@@ -97,10 +108,6 @@ class Generation:
 
 def write_latent(folder_uri: str, clip_set: ClipSet, name: str, latent_CTHW: Tensor) -> None:
     """Write the latents of a generated clip beside it, as float16."""
-    import io
-
-    import numpy as np
-
     buffer = io.BytesIO()
     np.save(buffer, latent_CTHW.to("cpu", torch.float16).numpy())
     storage.write_bytes(storage.join(folder_uri, clip_set, name + LATENT_SUFFIX), buffer.getvalue())

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from cluster import storage
 from cluster.arrays import Float32Array
+from cluster.telemetry import log
 from training.data.buckets import parse_bucket_name
 from training.data.dataset import Dataset
 from training.evaluation.charts import cumulative_chart
@@ -89,7 +90,7 @@ def read_latent(uri: str) -> Tensor:
 def compare(generated: Mapping[str, Mapping[str, Tensor]], manifest_uri: str) -> Memorisation | None:
     """Return the nearest training clips of generated clips, by bucket and name, and of the validation split's.
 
-    None if no bucket has enough training clips, or there are no held-out clips of these buckets.
+    None, with the reason in the log, if no bucket has enough training clips, or there are no held-out clips of them.
     """
     training, held_out = Dataset.open(manifest_uri, "train"), Dataset.open(manifest_uri, "val")
     found: tuple[list[Nearest], list[Nearest]] = ([], [])
@@ -102,7 +103,13 @@ def compare(generated: Mapping[str, Mapping[str, Tensor]], manifest_uri: str) ->
         for queries, results in ((made, found[0]), (_thumbnails(held_out, bucket, MAX_HELD_OUT), found[1])):
             if queries.names:
                 results += nearest(_scaled(queries, scale), _scaled(stored, scale))
-    return Memorisation(tuple(found[0]), tuple(found[1])) if found[0] and found[1] else None
+    if not found[0] or not found[1]:
+        log.info(
+            f"generated clips are not compared with training clips: no bucket has {MIN_TRAINING} training clips and a "
+            "clip of the validation split"
+        )
+        return None
+    return Memorisation(tuple(found[0]), tuple(found[1]))
 
 
 def nearest(queries: Thumbnails, stored: Thumbnails) -> Iterator[Nearest]:
@@ -147,7 +154,7 @@ def by_bucket(clips: Iterable[tuple[str, str, Tensor]]) -> dict[str, dict[str, T
     return grouped
 
 
-def rows(found: Sequence[Nearest]) -> list[dict[str, str | float]]:
+def nearest_data(found: Sequence[Nearest]) -> list[dict[str, str | float]]:
     """Return nearest clips as JSON data."""
     return [
         {

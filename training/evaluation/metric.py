@@ -16,6 +16,9 @@ from cluster.storage import digest
 from training.evaluation.tracker import ClipTracks, track
 from training.evaluation.truth import ShotTruth, World
 
+Better = Literal["high", "low", "real"]
+"""Which values of a metric are better: high ones, low ones, or those near the ones of real clips."""
+
 FOLDER = "training.evaluation.metrics"
 N_RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -69,8 +72,7 @@ class MetricSettings(Plugin):
 
     unit: ClassVar[str] = ""
     """Unit of the values; empty for shares and ratios."""
-    better: ClassVar[Literal["high", "low", "real"]] = "high"
-    """Which values are better: high ones, low ones, or those near the ones of real clips."""
+    better: ClassVar[Better] = "high"
 
     @abc.abstractmethod
     def cases(self, clip: Clip) -> Sequence[Case]:

@@ -35,6 +35,8 @@ class ClipResult:
     """What the tracker found: background, camera, colours and kinds."""
     cases: Mapping[str, tuple[Case, ...]]
     """Judgements by the name of the metric."""
+    features: tuple[float, ...] = ()
+    """Features of the clip, if a network for them was named."""
 
 
 def all_metrics() -> list[MetricSettings]:
@@ -74,6 +76,7 @@ def write_result(folder_uri: str, result: ClipResult) -> None:
         "key": result.key,
         "found": result.found,
         "cases": {name: [list(case) for case in cases] for name, cases in result.cases.items()},
+        "features": list(result.features),
     }
     uri = result_uri(folder_uri, result.clip_set, result.name)
     storage.write_bytes(uri, (json.dumps(data, ensure_ascii=False) + "\n").encode())
@@ -87,7 +90,8 @@ def read_result(folder_uri: str, clip_set: ClipSet, name: str, key: str) -> Clip
     try:
         data = storage.read_json(uri)
         cases = {metric: tuple(Case(*case) for case in values) for metric, values in data["cases"].items()}
-        result = ClipResult(data["set"], data["name"], data["prompt"], data["video"], data["key"], data["found"], cases)
+        names = ("set", "name", "prompt", "video", "key", "found")
+        result = ClipResult(*(data[name] for name in names), cases, tuple(data["features"]))
     except (ValueError, KeyError, TypeError, AttributeError):  # cut off, or not ours: the clip is measured again
         return None
     return result if result.key == key else None

@@ -24,6 +24,14 @@ class EvaluateSettings(SolverSettings):
         64, ge=1, description="Videos of the footage whose captions are prompts; more give narrower intervals."
     )
 
+    features: str | None = Field(
+        None,
+        min_length=1,
+        description="TorchScript file of a network from videos [1, 3, T, H, W] in [-1, 1] to features [1, D], such as "
+        "I3D; with it, the Fréchet and the kernel distance of generated to real clips are computed.",
+    )
+
     def with_absolute_paths(self) -> EvaluateSettings:
-        """Return the settings with the absolute path of the footage."""
-        return self.model_copy(update={"footage": self.footage and storage.absolute(self.footage)})
+        """Return the settings with absolute paths of footage and features."""
+        paths = {"footage": self.footage, "features": self.features}
+        return self.model_copy(update={key: path and storage.absolute(path) for key, path in paths.items()})

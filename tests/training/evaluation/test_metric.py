@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -86,3 +87,30 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
         assert found is not None
         covered += found.low <= 0 <= found.high
     assert 86 <= covered <= 100
+
+
+def moving_square(step_px: int, n_frames: int = 5) -> np.ndarray:
+    """Return frames of a textured square that moves to the right."""
+    texture = np.random.default_rng(0).integers(0, 256, (24, 24, 3)).astype(np.uint8)
+    texture = cv2.GaussianBlur(texture, (0, 0), 2)
+    frames = np.full((n_frames, 48, 64, 3), 90, np.uint8)
+    for index in range(n_frames):
+        frames[index, 12:36, 8 + step_px * index : 32 + step_px * index] = texture
+    return frames
+
+
+def test_metrics_of_any_video_measure_motion_and_detail() -> None:
+    still, moving = Clip(moving_square(0), 8.0), Clip(moving_square(3), 8.0)
+    assert mean("flicker", still) == 1.0
+    assert mean("flicker", moving) < 1.0
+    assert mean("motion_amount", still) == pytest.approx(0, abs=0.01)
+    assert mean("motion_amount", moving) == pytest.approx(3 * 8 / 48, rel=0.25)
+    assert mean("motion_smoothness", still) == 1.0
+    jumping = replace(moving, frames_THWC=moving.frames_THWC[[0, 3, 1, 4, 2]])
+    assert mean("motion_smoothness", moving) > mean("motion_smoothness", jumping)
+    blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 2) for frame in still.frames_THWC])
+    assert mean("sharpness", Clip(blurred, 8.0)) < mean("sharpness", still)
+    assert mean("scene_consistency", still) == pytest.approx(1)
+    inverted = still.frames_THWC.copy()
+    inverted[2:] = 255 - inverted[2:]
+    assert mean("scene_consistency", Clip(inverted, 8.0)) < 0.5

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from training.evaluation.kinematics import bounces
-from training.evaluation.metric import Case, Clip, MetricSettings
+from training.evaluation.metric import Better, Case, Clip, MetricSettings
 from training.evaluation.truth import World
 
 
@@ -16,7 +17,7 @@ class BounceSpeed(MetricSettings):
     """
 
     name: str = "bounce"
-    better = "real"
+    better: ClassVar[Better] = "real"
 
     def cases(self, clip: Clip) -> Sequence[Case]:
         tracks = clip.tracks

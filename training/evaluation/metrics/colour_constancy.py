@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from training.evaluation.metric import Case, Clip, MetricSettings
+from training.evaluation.metric import Better, Case, Clip, MetricSettings
 
 MIN_FRAMES = 3
 
@@ -15,8 +16,8 @@ class ColourConstancy(MetricSettings):
     """Measures the root mean square distance in RGB of the colour of a whole shape from its mean over the clip."""
 
     name: str = "colour_constancy"
-    unit = "levels of 255"
-    better = "low"
+    unit: ClassVar[str] = "levels of 255"
+    better: ClassVar[Better] = "low"
 
     def cases(self, clip: Clip) -> Sequence[Case]:
         results = []

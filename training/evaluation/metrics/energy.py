@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from training.evaluation.kinematics import collisions
-from training.evaluation.metric import Case, Clip, MetricSettings
+from training.evaluation.metric import Better, Case, Clip, MetricSettings
 from training.evaluation.truth import World
 
 
@@ -19,7 +20,7 @@ class Energy(MetricSettings):
     """
 
     name: str = "energy"
-    better = "real"
+    better: ClassVar[Better] = "real"
 
     def cases(self, clip: Clip) -> Sequence[Case]:
         tracks = clip.tracks

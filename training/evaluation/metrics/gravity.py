@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from training.evaluation.kinematics import flights
-from training.evaluation.metric import Case, Clip, MetricSettings
+from training.evaluation.metric import Better, Case, Clip, MetricSettings
 from training.evaluation.truth import World
 
 
@@ -16,8 +17,8 @@ class Gravity(MetricSettings):
     """
 
     name: str = "gravity"
-    unit = "short sides / s²"
-    better = "real"
+    unit: ClassVar[str] = "short sides / s²"
+    better: ClassVar[Better] = "real"
 
     def cases(self, clip: Clip) -> Sequence[Case]:
         tracks = clip.tracks

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from training.evaluation.kinematics import collisions
-from training.evaluation.metric import Case, Clip, MetricSettings
+from training.evaluation.metric import Better, Case, Clip, MetricSettings
 
 
 class Momentum(MetricSettings):
@@ -17,7 +18,7 @@ class Momentum(MetricSettings):
     """
 
     name: str = "momentum"
-    better = "low"
+    better: ClassVar[Better] = "low"
 
     def cases(self, clip: Clip) -> Sequence[Case]:
         tracks = clip.tracks

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from training.evaluation.metric import Case, Clip, MetricSettings
+from training.evaluation.metric import Better, Case, Clip, MetricSettings
 
 MIN_FRAMES = 3
 
@@ -15,7 +16,7 @@ class SizeConstancy(MetricSettings):
     """Measures the standard deviation of a whole shape's radius over its mean, corrected for the camera's zoom."""
 
     name: str = "size_constancy"
-    better = "low"
+    better: ClassVar[Better] = "low"
 
     def cases(self, clip: Clip) -> Sequence[Case]:
         tracks = clip.tracks

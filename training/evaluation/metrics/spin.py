@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from training.evaluation.metric import Case, Clip, MetricSettings
+from training.evaluation.metric import Better, Case, Clip, MetricSettings
 from training.evaluation.shapes import SYMMETRY
 
 MIN_FRAMES = 5
@@ -19,7 +20,7 @@ class Spin(MetricSettings):
     """
 
     name: str = "spin"
-    better = "low"
+    better: ClassVar[Better] = "low"
 
     def cases(self, clip: Clip) -> Sequence[Case]:
         results = []

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from training.evaluation.camera import FLOOR_HEIGHT
 from training.evaluation.metric import Case, Clip, MetricSettings
 
 TOLERANCE = 0.06
 """World units by which a shape may pass a wall: frames are cropped by up to 0.03, and a bounce falls between frames."""
-FLOOR_HEIGHT = 0.12
-"""Height of the floor of a fall above the lower edge at zoom 1, in drawn footage."""
 
 
 class Walls(MetricSettings):
