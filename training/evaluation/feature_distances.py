@@ -60,10 +60,11 @@ def frechet_distance(a_ND: Float64Array, b_ND: Float64Array) -> float:
     """
     difference_D = a_ND.mean(0) - b_ND.mean(0)
     # trace((A B)^(1/2)) is the sum of the singular values of X Yᵀ for A = Xᵀ X and B = Yᵀ Y.
-    x_ND = (a_ND - a_ND.mean(0)) / np.sqrt(len(a_ND) - 1)
-    y_ND = (b_ND - b_ND.mean(0)) / np.sqrt(len(b_ND) - 1)
-    cross = np.linalg.svd(x_ND @ y_ND.T, compute_uv=False).sum()
-    return float(max(0.0, difference_D @ difference_D + (x_ND**2).sum() + (y_ND**2).sum() - 2 * cross))
+    # Rotations of the rows of X and Y change none of it, so the triangles of their QR decompositions take their place.
+    x = np.linalg.qr((a_ND - a_ND.mean(0)) / np.sqrt(len(a_ND) - 1), mode="r")
+    y = np.linalg.qr((b_ND - b_ND.mean(0)) / np.sqrt(len(b_ND) - 1), mode="r")
+    cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    return float(max(0.0, difference_D @ difference_D + (x**2).sum() + (y**2).sum() - 2 * cross))
 
 
 def kernel_distance(a_ND: Float64Array, b_ND: Float64Array) -> float:
