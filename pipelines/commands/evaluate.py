@@ -40,7 +40,7 @@ MIN_NULL = 8
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found, and where it was written."""
+    """The findings of an evaluation, and the folder with all of its files."""
 
     rows: list[SummaryRow]
     memorisation: Memorisation | None
@@ -71,6 +71,7 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
     generation = Generation(model, settings, metrics, folder_uri, *_open_features(settings))
     world = footage[0] if footage else None
     found: list[ClipResult] = []
+    chosen: list[tuple[FileTruth, ShotTruth, FrameGrid]] = []
     if footage is None:
         prompts = _prompts_of_samples(recipe, generation)
         n_null = 0

@@ -27,7 +27,9 @@ MIN_CLIPS = 2
 def open_features(uri: str) -> Features:
     """Return the features of a TorchScript network, on the CPU. Raises `ValueError` if the file cannot be loaded."""
     try:
-        network = torch.jit.load(io.BytesIO(storage.read_bytes(uri)), map_location="cpu").eval()
+        network = torch.jit.load(  # type: ignore[no-untyped-call]
+            io.BytesIO(storage.read_bytes(uri)), map_location="cpu"
+        ).eval()
     except (OSError, RuntimeError) as error:
         raise ValueError(f"evaluate.features: {uri} is no TorchScript file that can be loaded: {error}") from error
 
@@ -61,9 +63,9 @@ def frechet_distance(a_ND: Float64Array, b_ND: Float64Array) -> float:
     difference_D = a_ND.mean(0) - b_ND.mean(0)
     # trace((A B)^(1/2)) is the sum of the singular values of X Yᵀ for A = Xᵀ X and B = Yᵀ Y.
     # Rotations of the rows of X and Y change none of it, so the triangles of their QR decompositions take their place.
-    x = np.linalg.qr((a_ND - a_ND.mean(0)) / np.sqrt(len(a_ND) - 1), mode="r")
-    y = np.linalg.qr((b_ND - b_ND.mean(0)) / np.sqrt(len(b_ND) - 1), mode="r")
-    cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    _, x = np.linalg.qr((a_ND - a_ND.mean(0)) / np.sqrt(len(a_ND) - 1))
+    _, y = np.linalg.qr((b_ND - b_ND.mean(0)) / np.sqrt(len(b_ND) - 1))
+    cross = float(np.linalg.svd(x @ y.T, compute_uv=False).sum())
     return float(max(0.0, difference_D @ difference_D + (x**2).sum() + (y**2).sum() - 2 * cross))
 
 

@@ -90,8 +90,10 @@ def read_result(folder_uri: str, clip_set: ClipSet, name: str, key: str) -> Clip
     try:
         data = storage.read_json(uri)
         cases = {metric: tuple(Case(*case) for case in values) for metric, values in data["cases"].items()}
-        names = ("set", "name", "prompt", "video", "key", "found")
-        result = ClipResult(*(data[name] for name in names), cases, tuple(data["features"]))
+        features = tuple(data["features"])
+        result = ClipResult(
+            data["set"], data["name"], data["prompt"], data["video"], data["key"], data["found"], cases, features
+        )
     except (ValueError, KeyError, TypeError, AttributeError):  # cut off, or not ours: the clip is measured again
         return None
     return result if result.key == key else None

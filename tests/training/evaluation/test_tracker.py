@@ -68,6 +68,15 @@ def test_blurred_frames_are_measured_like_sharp_ones() -> None:
         assert np.nanmedian(np.abs(body.y_T - same.y_T)) < 0.3
 
 
+def test_a_blob_without_a_form_has_no_kind() -> None:
+    frames = np.broadcast_to(np.array(WORLD.backgrounds["dark blue"], np.uint8), (4, 56, 96, 3)).copy()
+    frames[:, 10:40, 40:46] = frames[:, 22:28, 30:60] = WORLD.colours["orange"]
+    (body,) = track(frames, FPS, WORLD).bodies
+    assert (body.colour, body.kind) == ("orange", None)
+    assert body.is_whole.all()
+    assert (body.x_T[0], body.y_T[0]) == pytest.approx((44, 25), abs=1.5)
+
+
 def test_an_empty_room_has_no_shapes() -> None:
     frames = np.repeat(np.array(WORLD.backgrounds["mint green"], np.uint8)[None, None, None], 4, 0)
     frames = np.ascontiguousarray(np.broadcast_to(frames, (4, 48, 64, 3)))

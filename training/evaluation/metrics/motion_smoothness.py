@@ -26,7 +26,7 @@ class MotionSmoothness(MetricSettings):
         errors = []
         for index in range(1, len(frames) - 1, 2):
             before, after = frames[index - 1], frames[index + 1]
-            motion = flow(before, after)
-            halfway = (moved(before, -motion / 2).astype(np.float32) + moved(after, motion / 2)) / 2
+            half_HW2 = np.asarray(flow(before, after) / 2, np.float32)
+            halfway = (moved(before, -half_HW2).astype(np.float32) + moved(after, half_HW2)) / 2
             errors.append(np.abs(halfway - frames[index]).mean())
         return (Case(float(1 - np.mean(errors) / 255)),) if errors else ()
