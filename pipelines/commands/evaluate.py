@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from training.evaluation.memorisation import Memorisation
     from training.evaluation.results import ClipResult, SummaryRow
 
+ChosenShot = tuple[FileTruth, ShotTruth, FrameGrid]
+"""A file, its shot whose caption is a prompt, and the grid at which it is read and generated."""
+
 SUMMARY_FILE = "summary.json"
 CHART_FILE = "memorisation.svg"
 NULL_SHARE = 4
@@ -71,7 +74,7 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
     generation = Generation(model, settings, metrics, folder_uri, *_open_features(settings))
     world = footage[0] if footage else None
     found: list[ClipResult] = []
-    chosen: list[tuple[FileTruth, ShotTruth, FrameGrid]] = []
+    chosen: list[ChosenShot] = []
     if footage is None:
         prompts = _prompts_of_samples(recipe, generation)
         n_null = 0
@@ -123,15 +126,13 @@ def _read_footage(folder: str) -> tuple[World, list[FileTruth]]:
     return world, held_out or videos
 
 
-def _choose_shots(
-    files: Sequence[FileTruth], settings: EvaluateSettings, card: ModelCard
-) -> list[tuple[FileTruth, ShotTruth, FrameGrid]]:
+def _choose_shots(files: Sequence[FileTruth], settings: EvaluateSettings, card: ModelCard) -> list[ChosenShot]:
     """Return the first shots that fit a video bucket of the model, one per file, each with its grid."""
     from pipelines.scenes.clips import fitting_grid
 
     sizes = [parse_bucket_name(bucket) for bucket in card.buckets]
     grids = [FrameGrid(card.fps, frames, width, height) for width, height, frames in sizes if frames > 1]
-    chosen = []
+    chosen: list[ChosenShot] = []
     for file in files:
         if len(chosen) == settings.clips:
             break
@@ -148,7 +149,7 @@ def _name_of(file: FileTruth) -> str:
     return file.file.rpartition("/")[2].rpartition(".")[0]
 
 
-def _prompts_of_footage(world: World, chosen: Sequence[tuple[FileTruth, ShotTruth, FrameGrid]]) -> list[Prompt]:
+def _prompts_of_footage(world: World, chosen: Sequence[ChosenShot]) -> list[Prompt]:
     from training.evaluation.generation import Prompt
     from training.evaluation.metric import Expected
     from training.sampling.settings import VideoShape
@@ -179,7 +180,7 @@ def _prompts_of_samples(recipe: Recipe, generation: Generation) -> list[Prompt]:
 def _real_results(
     folder: str,
     world: World,
-    chosen: Sequence[tuple[FileTruth, ShotTruth, FrameGrid]],
+    chosen: Sequence[ChosenShot],
     generation: Generation,
     bar: ProgressBar,
 ) -> list[ClipResult]:

@@ -191,7 +191,7 @@ class _Window:
         x0, x1 = (int(np.clip(shape.x + side * reach, 0, width)) for side in (-1, 1))
         y0, y1 = (int(np.clip(shape.y + side * reach, 0, height)) for side in (-1, 1))
         rows, columns = slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1))
-        x_W, y_H = _centres(width)[columns], _centres(height)[rows]
+        x_W, y_H = pixel_centres(width)[columns], pixel_centres(height)[rows]
         weights = np.clip(weights_HW[rows, columns], 0, 1).astype(np.float64)
         return cls(x_W, y_H, weights, valid_HW[rows, columns])
 
@@ -199,7 +199,8 @@ class _Window:
         return np.asarray((render(shape, self.x_W, self.y_H) - self.weights_HW)[self.valid_HW], np.float64)
 
 
-def _centres(n_pixels: int) -> Float64Array:
+def pixel_centres(n_pixels: int) -> Float64Array:
+    """Return the coordinates of the centres of a row of pixels, from 0.5."""
     return np.arange(n_pixels, dtype=np.float64) + 0.5
 
 
@@ -210,7 +211,7 @@ def _moved(shape: ShapeFit, name: str, by: float) -> ShapeFit:
 @cache
 def unit_moments(kind: str) -> tuple[complex, ...]:
     """Return the moments of a shape at angle 0, one for each of `ORDERS`."""
-    side = _centres(400)
+    side = pixel_centres(400)
     coverage = render(ShapeFit(kind, 200.0, 200.0, 190.0, 0.0), side, side)
     return tuple(measure(coverage.astype(np.float32)).moments_O.tolist())
 

@@ -27,6 +27,7 @@ from training.evaluation.shapes import (
     fit,
     guess_kind,
     measure,
+    pixel_centres,
     render,
     shape_of,
     unit_area,
@@ -144,6 +145,17 @@ class _Sighting:
     measured: Measure
 
 
+@dataclass(frozen=True)
+class _Form:
+    """The constants of a shape: its kind, the kind of outline that it is measured by, radius and spin."""
+
+    kind: str | None
+    outline: str
+    radius: float | None
+    """Radius in world units; None if it cannot be told."""
+    spin: float
+
+
 class _Tracker:
     """Links the parts of each colour over time, and measures the shapes."""
 
@@ -225,32 +237,18 @@ class _Tracker:
 
     def _measured(self, colour: str, sightings: dict[int, _Sighting]) -> BodyTrack:
         """Return the track of one shape: whole sightings decide its kind and size, by which others are fitted."""
-        whole = {frame: one for frame, one in sightings.items() if one.whole}
-        spin = math.nan
-        if len(whole) >= min(MIN_WHOLE_FRAMES, self._n_frames):
-            guess = self._guess(whole)
-            # A blob that looks like no kind is measured as a circle.
-            kind = guess.kind if _misfit(whole, guess.kind) <= MAX_MISFIT else None
-            form: str | None = kind or "circle"
-            radius = float(
-                np.median([shape_of(one.measured, form).radius / self._scale_T[t] for t, one in whole.items()])
-            )
-            if len(whole) >= MIN_SPIN_FRAMES and SYMMETRY[form] and kind:
-                spin = guess.spin
-        else:
-            kind, radius = self._fitted_kind(sightings)
-            form = kind
-        body = self._unplaced(colour, kind, spin)
+        form = self._form(sightings)
+        body = self._unplaced(colour, form)
         previous: ShapeFit | None = None
         for frame in sorted(sightings):
             one = sightings[frame]
             body.rgb_T3[frame] = one.part.rgb
-            if form is None or radius is None:
+            if form.radius is None:
                 body.visible_T[frame] = 0.5
                 continue
-            shape = shape_of(one.measured, form)
-            expected = radius * float(self._scale_T[frame])
-            body.visible_T[frame] = self._visible(one, form, expected)
+            shape = shape_of(one.measured, form.outline)
+            expected = form.radius * float(self._scale_T[frame])
+            body.visible_T[frame] = self._visible(one, form.outline, expected)
             if one.whole:
                 body.radius_T[frame] = shape.radius
             else:
@@ -258,14 +256,28 @@ class _Tracker:
             previous = shape
             if one.whole or (body.visible_T[frame] >= MIN_FITTED_SHARE and shape.error <= MAX_FIT_ERROR):
                 body.x_T[frame], body.y_T[frame] = shape.x, shape.y
-                body.angle_T[frame] = shape.angle if SYMMETRY[form] else np.nan
+                body.angle_T[frame] = shape.angle if SYMMETRY[form.outline] else np.nan
         return body
 
-    def _unplaced(self, colour: str, kind: str | None, spin: float) -> BodyTrack:
+    def _form(self, sightings: dict[int, _Sighting]) -> _Form:
+        """Return kind, size and spin of a shape from whole sightings, or else from fits to the most visible ones."""
+        whole = {frame: one for frame, one in sightings.items() if one.whole}
+        if len(whole) < min(MIN_WHOLE_FRAMES, self._n_frames):
+            kind, radius = self._fitted_kind(sightings)
+            return _Form(kind, kind or "circle", radius, math.nan)
+        guess = self._guess(whole)
+        kind = guess.kind if _misfit(whole, guess.kind) <= MAX_MISFIT else None
+        # A blob that looks like no kind is measured as a circle.
+        outline = kind or "circle"
+        radii = [shape_of(one.measured, outline).radius / self._scale_T[frame] for frame, one in whole.items()]
+        turns = len(whole) >= MIN_SPIN_FRAMES and SYMMETRY[outline] > 0
+        return _Form(kind, outline, float(np.median(radii)), guess.spin if turns else math.nan)
+
+    def _unplaced(self, colour: str, form: _Form) -> BodyTrack:
         """Return a track without positions, to be filled in."""
         x_T, y_T, radius_T, angle_T = np.full((4, self._n_frames), np.nan)
         visible_T, rgb_T3 = np.zeros(self._n_frames), np.full((self._n_frames, 3), np.nan)
-        return BodyTrack(colour, kind, spin, x_T, y_T, radius_T, angle_T, visible_T, rgb_T3)
+        return BodyTrack(colour, form.kind, form.spin, x_T, y_T, radius_T, angle_T, visible_T, rgb_T3)
 
     def _guess(self, whole: dict[int, _Sighting]) -> KindGuess:
         """Return kind and spin from the moments of whole sightings."""
@@ -315,7 +327,7 @@ def _misfit(whole: dict[int, _Sighting], kind: str) -> float:
     for one in whole.values():
         weights_HW = np.clip(one.part.weights_HW, 0, 1)
         height, width = weights_HW.shape
-        model_HW = render(shape_of(one.measured, kind), np.arange(width) + 0.5, np.arange(height) + 0.5)
+        model_HW = render(shape_of(one.measured, kind), pixel_centres(width), pixel_centres(height))
         errors.append(float(np.abs(model_HW - weights_HW).sum() / weights_HW.sum()))
     return float(np.median(errors))
 
