@@ -37,7 +37,7 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class Generation:
-    """What clips are generated with, and where they and their results are written."""
+    """The model, solver and metrics of generated clips, and the folder that they and their results are written to."""
 
     model: ExportedModel
     solver: SolverSettings

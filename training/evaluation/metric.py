@@ -26,7 +26,7 @@ CONFIDENCE = 0.95
 
 
 class Expected(NamedTuple):
-    """What a caption says of a clip of a drawn world."""
+    """The content of a clip of a drawn world by its caption."""
 
     background: str
     action: str
@@ -60,7 +60,7 @@ class Clip:
 
     @cached_property
     def tracks(self) -> ClipTracks | None:
-        """What the tracker finds; None outside drawn worlds."""
+        """The findings of the tracker; None outside drawn worlds."""
         return None if self.world is None else track(self.frames_THWC, self.fps, self.world, self.unit_px)
 
 

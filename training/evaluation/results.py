@@ -21,7 +21,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class ClipResult:
-    """What was measured of one clip."""
+    """The measurements of one clip."""
 
     clip_set: ClipSet
     name: str
@@ -32,7 +32,7 @@ class ClipResult:
     key: str
     """Digest of everything that decides the clip and its values."""
     found: Mapping[str, Any]
-    """What the tracker found: background, camera, colours and kinds."""
+    """The findings of the tracker: background, camera, colours and kinds."""
     cases: Mapping[str, tuple[Case, ...]]
     """Judgements by the name of the metric."""
     features: tuple[float, ...] = ()
