@@ -90,7 +90,7 @@ def measure_errors(
     errors = Errors()
     for drawn in clips:
         frames = drawn.frames_THWC if transform is None else transform(drawn.frames_THWC)
-        clip = Clip(frames, drawn.fps, world, Expected.of(drawn.shot), drawn.unit_px)
+        clip = Clip(frames, drawn.fps, world, Expected.of(drawn.shot), drawn.room)
         errors.cpu_s += cpu_s(lambda clip=clip: clip.tracks)  # type: ignore[misc]
         assert clip.tracks is not None
         _compare(clip.tracks, drawn, errors)
@@ -139,7 +139,7 @@ def _visible(drawn: DrawnClip) -> Float64Array:
     radii_B = np.array([body.radius for body in drawn.shot.bodies])
     for axis, side in ((0, width), (1, height)):
         centre_TB = (drawn.states_TB3[:, :, axis] - drawn.cameras_T3[:, axis, None]) * zoom_T1
-        half, reach_TB = side / drawn.unit_px / 2, radii_B * zoom_T1
+        half, reach_TB = side / drawn.room.unit_px / 2, radii_B * zoom_T1
         inside_TB = np.minimum(centre_TB + reach_TB, half) - np.maximum(centre_TB - reach_TB, -half)
         shares *= np.clip(inside_TB / (2 * reach_TB), 0, 1)
     return shares

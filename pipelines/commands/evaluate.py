@@ -198,7 +198,7 @@ def _real_results(
         result = clip_results.read_result(generation.folder_uri, "real", name, key)
         if result is None:
             drawn = read_clip(storage.absolute(folder), file, shot, grid)
-            clip = Clip(drawn.frames_THWC, drawn.fps, world, Expected.of(shot), drawn.unit_px)
+            clip = Clip(drawn.frames_THWC, drawn.fps, world, Expected.of(shot), drawn.room)
             values = clip_results.measure(clip, generation.metrics)
             features = generation.features_of(drawn.frames_THWC)
             result = clip_results.ClipResult(

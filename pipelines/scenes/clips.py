@@ -14,6 +14,7 @@ from cluster.arrays import Float32Array, Pixels
 from pipelines.video.decode import open_video
 from pipelines.video.scale import centre_crop
 from pipelines.video.spans import FrameGrid, read_span
+from training.evaluation.camera import Room
 from training.evaluation.truth import FileTruth, ShotTruth
 
 
@@ -25,8 +26,8 @@ class DrawnClip:
     shot: ShotTruth
     frames_THWC: Pixels
     fps: float
-    unit_px: float
-    """Pixels per world unit at zoom 1: the short side of the file before it was scaled and cropped."""
+    room: Room
+    """The room that the file shows, in pixels of the clip."""
     states_TB3: Float32Array
     """x, y and angle of each body in each frame."""
     cameras_T3: Float32Array
@@ -63,7 +64,8 @@ def read_clip(folder_uri: str, file: FileTruth, shot: ShotTruth, grid: FrameGrid
     """Return the start of a shot, decoded, scaled and cropped as `encode` does. Raises `DecodeError`."""
     uri = storage.join(folder_uri, file.file)
     _, top, _, bottom = centre_crop(file.width, file.height, grid.width, grid.height)
-    unit_px = min(file.width, file.height) * grid.height / (bottom - top)
+    room = Room.of_frame(file.width, file.height)
+    room = room._replace(unit_px=room.unit_px * grid.height / (bottom - top))
     if grid.frames == 1 and len(shot.states_FB3) == 1:
         span, indices = read_span(uri, 0, 1, grid, kind="image"), [0]
     else:
@@ -72,7 +74,7 @@ def read_clip(folder_uri: str, file: FileTruth, shot: ShotTruth, grid: FrameGrid
         first, last = (start_pts + round(frame / file.fps / time_base) for frame in (shot.start_frame, shot.end_frame))
         span = read_span(uri, first, last, grid)
         indices = [math.floor(k * file.fps / grid.fps + 1e-6) for k in range(grid.frames)]
-    return DrawnClip(file, shot, span.frames, grid.fps, unit_px, shot.states_FB3[indices], shot.cameras_F3[indices])
+    return DrawnClip(file, shot, span.frames, grid.fps, room, shot.states_FB3[indices], shot.cameras_F3[indices])
 
 
 def _lost(file: FileTruth, grid: FrameGrid) -> float:

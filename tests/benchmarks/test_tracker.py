@@ -11,6 +11,7 @@ import pytest
 from benchmarks.tracker import GRIDS, measure_errors
 from pipelines.scenes.clips import DrawnClip, fitting_grid
 from pipelines.scenes.stream import WORLD, Stream
+from training.evaluation.camera import Room
 
 INDICES = (0, 1, 2, 3, 4, 5)
 
@@ -31,8 +32,8 @@ def drawn_clips() -> Iterator[DrawnClip]:
         scaled = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames]
         video = np.stack([frame[top : top + grid.height, left : left + grid.width] for frame in scaled])
         shot = truth.shots[0]
-        unit_px = min(truth.width, truth.height) * scale
-        yield DrawnClip(truth, shot, video, grid.fps, unit_px, shot.states_FB3[chosen], shot.cameras_F3[chosen])
+        room = Room.of_frame(truth.width, truth.height)._replace(unit_px=min(truth.width, truth.height) * scale)
+        yield DrawnClip(truth, shot, video, grid.fps, room, shot.states_FB3[chosen], shot.cameras_F3[chosen])
 
 
 @pytest.mark.slow

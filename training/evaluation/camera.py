@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ CameraMove = Literal["still", "pan_left", "pan_right", "zoom_in", "zoom_out"]
 SHADE_AT_CENTRE, SHADE_SLOPE = 0.97, -0.15
 """Light of the wall at y = 0, and its change per world unit down, in drawn footage."""
 FLOOR_HEIGHT = 0.12
-"""World units from the lower edge of the frame at zoom 1 up to the floor, in drawn footage."""
+"""World units from the lower edge of a whole frame at zoom 1 up to the floor, in drawn footage."""
 FLOOR_DROP = 0.85
 """Ratio of the light of two rows, `FLOOR_ROWS` apart, below which the floor begins between them; drawn floors have
 0.62."""
@@ -47,6 +47,22 @@ MIN_COLUMNS = 0.3
 MAX_SEARCH_FRAMES = 5
 MAX_SEARCH_STEPS = 60
 """Frames by which hypotheses are compared at first, and the most steps of the search from the best one."""
+
+
+class Room(NamedTuple):
+    """The room of a drawn world, whose walls are the edges of frames that are not cropped, at zoom 1."""
+
+    unit_px: float
+    """Pixels per world unit at zoom 1."""
+    half_x: float
+    half_y: float
+    """World units from the middle to the walls at the sides, and to floor level and ceiling."""
+
+    @classmethod
+    def of_frame(cls, width: int, height: int) -> Room:
+        """Return the room that a whole frame of this size shows."""
+        unit_px = float(min(width, height))
+        return cls(unit_px, width / unit_px / 2, height / unit_px / 2)
 
 
 @dataclass(frozen=True)
@@ -87,9 +103,9 @@ UNSEEN = CameraPath(0.0, 0.0, 0.0, 0.0, False)
 """The camera of a clip without visible stripes: taken to be still, and not to be judged."""
 
 
-def find_camera(background: Background, unit_px: float) -> CameraPath:
+def find_camera(background: Background, room: Room) -> CameraPath:
     """Return the camera whose view of stripes of any width and shift correlates best with the background's columns."""
-    fit = _Fit.of(background.columns_TW, unit_px)
+    fit = _Fit.of(background.columns_TW, room.unit_px)
     if fit is None:
         return UNSEEN
     phases, periods = np.linspace(0, 1, 12, endpoint=False), np.geomspace(*PERIODS, 16)
@@ -103,7 +119,7 @@ def find_camera(background: Background, unit_px: float) -> CameraPath:
     if zoom_score < pan_score + AMBIGUOUS:
         return UNSEEN
     found = CameraPath(0.0, 0.0, float(zoom_4[3]), zoom_score)
-    log_zoom = _log_zoom(background.rows_TH, unit_px, found)
+    log_zoom = _log_zoom(background.rows_TH, room, found)
     return replace(found, log_zoom=log_zoom or 0.0, scale_is_seen=log_zoom is not None)
 
 
@@ -120,7 +136,7 @@ def floor_row(light_H: Float32Array) -> float | None:
     return float(row + below - 0.5 + share)
 
 
-def _log_zoom(rows_TH: Float32Array, unit_px: float, camera: CameraPath) -> float | None:
+def _log_zoom(rows_TH: Float32Array, room: Room, camera: CameraPath) -> float | None:
     """Return the logarithm of the magnification in the middle of a clip: by the floor if it is seen, else the shade."""
     n_frames, height = rows_TH.shape
     relative_T = camera.positions(n_frames)[:, 1]
@@ -130,15 +146,16 @@ def _log_zoom(rows_TH: Float32Array, unit_px: float, camera: CameraPath) -> floa
         for floor, relative in zip(floors, relative_T.tolist(), strict=True)
         if floor is not None
     ]
-    if len(seen) >= n_frames / 2 and (ratio := float(np.median(seen)) / (height / 2 - FLOOR_HEIGHT * unit_px)) > 0.2:
+    ratio = float(np.median(seen)) / ((room.half_y - FLOOR_HEIGHT) * room.unit_px) if seen else 0.0
+    if len(seen) >= n_frames / 2 and ratio > 0.2:
         return math.log(ratio)
     heights, lights = [], []
     for light_H, floor, relative in zip(rows_TH, floors, relative_T, strict=True):
         end = height if floor is None else max(0, int(floor) - FLOOR_ROWS)
-        heights.append((np.arange(height)[:end] + 0.5 - height / 2) / (unit_px * relative))
+        heights.append((np.arange(height)[:end] + 0.5 - height / 2) / (room.unit_px * relative))
         lights.append(light_H[:end])
     y, light = np.concatenate(heights), np.concatenate(lights)
-    if len(y) < MIN_WALL * unit_px * n_frames:
+    if len(y) < MIN_WALL * room.unit_px * n_frames:
         return None
     slope, at_centre = np.polyfit(y, light, 1)
     ratio = slope / at_centre * SHADE_AT_CENTRE / SHADE_SLOPE

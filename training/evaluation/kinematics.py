@@ -158,10 +158,9 @@ def _straight(tracks: ClipTracks, body: BodyTrack, frame: int, side: int) -> Flo
 def touches_wall(tracks: ClipTracks, body: BodyTrack) -> BoolArray:
     """Return the frames in which a body may touch a wall; at a panning camera the side walls' positions are unknown."""
     xy_T2, reach = tracks.world_xy(body), _reach(tracks, body)
-    half_x, half_y = tracks.width / tracks.unit_px / 2, tracks.height / tracks.unit_px / 2
-    near_T = np.abs(xy_T2[:, 1]) > half_y - reach - WALL_MARGIN
+    near_T = np.abs(xy_T2[:, 1]) > tracks.room.half_y - reach - WALL_MARGIN
     if tracks.camera.pan == 0:
-        near_T |= np.abs(xy_T2[:, 0]) > half_x - reach - WALL_MARGIN
+        near_T |= np.abs(xy_T2[:, 0]) > tracks.room.half_x - reach - WALL_MARGIN
     return np.asarray(near_T, bool)
 
 

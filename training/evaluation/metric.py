@@ -13,6 +13,7 @@ import numpy as np
 from cluster.arrays import Pixels
 from cluster.plugins import Plugin
 from cluster.storage import digest
+from training.evaluation.camera import Room
 from training.evaluation.tracker import ClipTracks, track
 from training.evaluation.truth import ShotTruth, World
 
@@ -55,13 +56,13 @@ class Clip:
     fps: float
     world: World | None = None
     expected: Expected | None = None
-    unit_px: float | None = None
-    """Pixels per world unit at zoom 1, if the frames were cropped."""
+    room: Room | None = None
+    """The room that is shown, if the frames were cropped."""
 
     @cached_property
     def tracks(self) -> ClipTracks | None:
         """The findings of the tracker; None outside drawn worlds."""
-        return None if self.world is None else track(self.frames_THWC, self.fps, self.world, self.unit_px)
+        return None if self.world is None else track(self.frames_THWC, self.fps, self.world, self.room)
 
 
 class MetricSettings(Plugin):

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from cluster.arrays import BoolArray, Float64Array, Pixels
-from training.evaluation.camera import UNSEEN, CameraPath, find_camera
+from training.evaluation.camera import UNSEEN, CameraPath, Room, find_camera
 from training.evaluation.segmentation import ColourParts, Part, find_background, find_parts
 from training.evaluation.shapes import (
     SYMMETRY,
@@ -92,8 +92,7 @@ class ClipTracks:
     width: int
     height: int
     fps: float
-    unit_px: float
-    """Pixels per world unit at zoom 1."""
+    room: Room
     background: str | None
     background_share: float
     camera: CameraPath
@@ -102,7 +101,7 @@ class ClipTracks:
     @cached_property
     def scale(self) -> Float64Array:
         """Pixels per world unit in each frame."""
-        return self.unit_px * self.camera.positions(self.n_frames)[:, 1]
+        return self.room.unit_px * self.camera.positions(self.n_frames)[:, 1]
 
     def world_xy(self, body: BodyTrack) -> Float64Array:
         """Return the centre of a body in each frame in world units, `[T, 2]`, x up to a constant if the camera pans."""
@@ -114,25 +113,25 @@ class ClipTracks:
         return body.radius_T / self.scale
 
 
-def track(frames_THWC: Pixels, fps: float, world: World, unit_px: float | None = None) -> ClipTracks:
+def track(frames_THWC: Pixels, fps: float, world: World, room: Room | None = None) -> ClipTracks:
     """Return the background, the camera and the tracks of all shapes in a clip, uint8 RGB `[T, H, W, 3]`.
 
-    `unit_px` is the number of pixels per world unit at zoom 1, which is the short side of frames that are not cropped.
+    `room` is by default that of frames that are not cropped.
     Raises `ValueError` for frames of another type or shape, and for a world with kinds of shapes that are not known.
     """
     if frames_THWC.dtype != np.uint8 or frames_THWC.ndim != 4 or frames_THWC.shape[-1] != 3:
         raise ValueError(f"frames are {frames_THWC.dtype} {list(frames_THWC.shape)}; they must be uint8 [T, H, W, 3]")
     check_kinds(world.kinds)
     n_frames, height, width = frames_THWC.shape[:3]
-    unit_px = unit_px or float(min(width, height))
+    room = room or Room.of_frame(width, height)
     background = find_background(frames_THWC, world)
     if background is None:
-        return ClipTracks(n_frames, width, height, fps, unit_px, None, 0.0, UNSEEN, ())
-    camera = find_camera(background, unit_px)
+        return ClipTracks(n_frames, width, height, fps, room, None, 0.0, UNSEEN, ())
+    camera = find_camera(background, room)
     colours = find_parts(frames_THWC, background, world)
-    tracker = _Tracker(colours, (height, width), fps, world, unit_px * camera.positions(n_frames)[:, 1])
+    tracker = _Tracker(colours, (height, width), fps, world, room.unit_px * camera.positions(n_frames)[:, 1])
     return ClipTracks(
-        n_frames, width, height, fps, unit_px, background.name, background.share, camera, tuple(tracker.tracks())
+        n_frames, width, height, fps, room, background.name, background.share, camera, tuple(tracker.tracks())
     )
 
 

@@ -11,8 +11,8 @@ from training.evaluation.metric import Case, Clip, MetricSettings
 
 TOLERANCE = 0.06
 CROPPED = 0.05
-"""World units by which a shape may pass a wall: a bounce falls between two frames. Frames are cropped along their longer
-side by `CROPPED` at most: 16:9 is 0.89 from the middle to the edge, and 80x48 pixels are 0.83."""
+"""World units by which a shape may pass a wall: a bounce falls between two frames. Walls along the longer side may be
+`CROPPED` outside: in 16:9 they are 0.89 from the middle, and a model's frames of 80x48 pixels end at 0.83."""
 
 
 class Walls(MetricSettings):
@@ -28,7 +28,7 @@ class Walls(MetricSettings):
         tracks = clip.tracks
         if tracks is None or tracks.n_frames < 2 or not (tracks.camera.is_seen and tracks.camera.scale_is_seen):
             return ()
-        half_x, half_y = tracks.width / tracks.unit_px / 2, tracks.height / tracks.unit_px / 2
+        _, half_x, half_y = tracks.room
         # The side walls of wide frames, and floor and ceiling of tall ones, may be outside.
         half_x, half_y = half_x + CROPPED * (half_x > half_y), half_y + CROPPED * (half_y > half_x)
         floor = FLOOR_HEIGHT if clip.expected and clip.expected.action == "bounce" else 0.0
