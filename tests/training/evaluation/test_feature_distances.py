@@ -11,7 +11,7 @@ import torch
 from training.evaluation.feature_distances import distances, frechet_distance, kernel_distance, open_features
 
 
-def test_the_frechet_distance_is_that_of_two_normal_distributions() -> None:
+def test_the_frechet_distance_of_two_normal_distributions() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(4000, 3)), rng.normal(size=(4000, 3)) * 2 + [1, 0, 0]
     # |1|² + trace(I + 4 I - 2 * 2 I) = 1 + 3
@@ -19,7 +19,7 @@ def test_the_frechet_distance_is_that_of_two_normal_distributions() -> None:
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
-def test_the_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
+def test_the_kernel_distance_of_one_distribution_is_zero() -> None:
     rng = np.random.default_rng(0)
     same = [kernel_distance(rng.normal(size=(50, 4)), rng.normal(size=(50, 4))) for _ in range(40)]
     assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(len(same))
