@@ -22,6 +22,7 @@ from pipelines.commands import (
     curate,
     demo_footage,
     doctor,
+    evaluate,
     export,
     forget,
     gc,
@@ -51,7 +52,7 @@ from pipelines.errors import (
 )
 
 COMMANDS = {
-    "Run a recipe": (run, curate, train, sample),
+    "Run a recipe": (run, curate, train, sample, evaluate),
     "Look before and after": (validate, plan, whatif, steps, schema, ledger, report, audit, verify, quarantine),
     "Give away and clean up": (export, forget, gc),
     "Autoencoders": (train_autoencoder, roundtrip),

@@ -32,6 +32,7 @@ from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import FOLDER, Step
 from pipelines.recipe_checks import bucket_faults, out_faults, remote_code_faults, sample_faults, step_faults
 from pipelines.steps.caption import Caption
+from training.evaluation.settings import EvaluateSettings
 from training.sampling.settings import SampleSettings
 from training.settings import TrainSettings
 
@@ -95,7 +96,8 @@ class SplitSettings(Settings):
 
 
 class Recipe(Settings):
-    """A whole run: the footage, how it is curated, which model is trained on it, and which samples are generated.
+    """A whole run: the footage, how it is curated, which model is trained on it, which samples are generated, and how
+    it is evaluated.
 
     A recipe has `sources` with `curate`, or the `manifest` of a data set that another recipe built.
     """
@@ -123,6 +125,7 @@ class Recipe(Settings):
     train: TrainSettings | None = None
     sample: tuple[SampleSettings, ...] = ()
     upsample: UpsampleSettings = Field(default_factory=UpsampleSettings)
+    evaluate: EvaluateSettings | None = None
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Recipe:
@@ -209,7 +212,7 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe with absolute paths of `out`, sources, manifest and conditioning images.
+    """Return the recipe with absolute paths of `out`, sources, manifest, conditioning images and footage of evaluation.
 
     Paths in the settings of steps stay as they are, because rows are cached under these settings.
     """
@@ -221,7 +224,14 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         for one in recipe.sample
     ]
     manifest = recipe.manifest and storage.absolute(recipe.manifest)
-    changes = {"out": recipe.out_uri, "sources": tuple(sources), "manifest": manifest, "sample": tuple(samples)}
+    evaluate = recipe.evaluate and recipe.evaluate.with_absolute_paths()
+    changes = {
+        "out": recipe.out_uri,
+        "sources": tuple(sources),
+        "manifest": manifest,
+        "sample": tuple(samples),
+        "evaluate": evaluate,
+    }
     return recipe.model_copy(update=changes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypedDict, Unpack
@@ -112,14 +113,21 @@ class ExportedModel:
 
         Raises `ValueError` if the encoder's weights are not those of training, `EngineError` if there are none.
         """
+        return self.embed_all([prompt])[0]
+
+    def embed_all(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Return the embeddings of prompts as `embed` does, with the text encoder opened once."""
         encoder, identity = self.card.text_encoder, self.card.text_encoder_identity
         if encoder.identity() != identity:
             raise ValueError(f"{self.uri} was trained with text encoder {identity}, but this is {encoder.identity()}")
-        (embedding,) = encoder.open(self.device.type).encode([prompt])
-        if embedding.truncated:
-            n_tokens = len(embedding.tokens)
-            log.warning(f"the prompt is too long for the text encoder and is cut after {n_tokens} tokens: {prompt!r}")
-        return torch.from_numpy(embedding.tokens)
+        embeddings = encoder.open(self.device.type).encode(list(prompts))
+        for prompt, embedding in zip(prompts, embeddings, strict=True):
+            if embedding.truncated:
+                n_tokens = len(embedding.tokens)
+                log.warning(
+                    f"the prompt is too long for the text encoder and is cut after {n_tokens} tokens: {prompt!r}"
+                )
+        return [torch.from_numpy(embedding.tokens) for embedding in embeddings]
 
     @torch.no_grad()
     def encode_images(self, first: Pixels | None, last: Pixels | None) -> ConditioningLatents:

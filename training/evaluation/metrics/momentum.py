@@ -1,0 +1,34 @@
+"""momentum: how much momentum is lost or gained when two shapes collide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from training.evaluation.kinematics import collisions
+from training.evaluation.metric import Better, Case, Clip, MetricSettings
+
+
+class Momentum(MetricSettings):
+    """Measures the change of momentum of two shapes that collide, over the sum of both momenta before; mass is area.
+
+    Falling shapes are not judged, because gravity and the floor change their momentum.
+    """
+
+    name: str = "momentum"
+    better: ClassVar[Better] = "low"
+
+    def cases(self, clip: Clip) -> Sequence[Case]:
+        tracks = clip.tracks
+        if tracks is None or clip.expected is None or clip.expected.action not in ("collide", "glide"):
+            return ()
+        results = []
+        for one in collisions(tracks) if tracks.camera.is_seen else ():
+            masses = np.array(one.masses)
+            change = masses @ (one.after - one.before)
+            total = float(masses @ np.hypot(*one.before.T))
+            if total > 0:
+                results.append(Case(float(np.hypot(*change)) / total))
+        return results

@@ -1,0 +1,37 @@
+"""Settings of an evaluation: the section `evaluate` of a recipe."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cluster import storage
+from training.sampling.settings import SolverSettings
+
+
+class EvaluateSettings(SolverSettings):
+    """Settings of the clips that are generated and measured. The model, its sizes and frame rate come from its export.
+
+    With `footage`, prompts and the real clips beside them come from the held-out files there. Without it, the videos of
+    the section `sample` are measured, by the metrics that need no truth.
+    """
+
+    footage: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder of drawn footage with its truth, such as `worldloom demo-footage --world held-out` draws.",
+    )
+    clips: int = Field(
+        64, ge=1, description="Videos of the footage whose captions are prompts; more give narrower intervals."
+    )
+
+    features: str | None = Field(
+        None,
+        min_length=1,
+        description="TorchScript file of a network from videos [1, 3, T, H, W] in [-1, 1] to features [1, D], such as "
+        "I3D; with it, the Fréchet and the kernel distance of generated to real clips are computed.",
+    )
+
+    def with_absolute_paths(self) -> EvaluateSettings:
+        """Return the settings with absolute paths of footage and features."""
+        paths = {"footage": self.footage, "features": self.features}
+        return self.model_copy(update={key: path and storage.absolute(path) for key, path in paths.items()})
