@@ -86,7 +86,10 @@ BEFORE: dict[str, Any] = {
     "lr": 2e-3,
     "ema_decay": 0.99,
 }
-VARIANTS: dict[str, dict[str, Any]] = {"before": {}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "before": {},
+    "small": {"objective": {"target": "x"}, "batch": {"tokens_per_step": 1500}},
+}
 """Changes of `BEFORE` by name; settings of parts are merged."""
 PROMPTS = (
     (
