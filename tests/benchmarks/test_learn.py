@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.learn import ROOT, variant_settings, velocity_errors
 from pipelines.recipe import Recipe, load_recipe
 from tests.support.step_samples import CONFIG, noisy_batch
+from training.models.dit import DiT
 from training.network import Condition
 from training.objectives.flow_matching import FlowMatching
 
@@ -47,4 +48,6 @@ def test_changes_are_merged_into_the_recipes_settings(recipe: Recipe) -> None:
     settings = variant_settings(recipe, {"model": {"depth": 2}, "objective": {"target": "x"}, "lr": 1e-3}, 100)
     assert (settings.model.depth, settings.model.dim) == (2, 192)  # type: ignore[attr-defined]
     assert settings.objective == FlowMatching(target="x", time_mean=0.4)
+    preset = variant_settings(recipe, {"model": DiT(preset="nano").model_dump(mode="json")}, 100)
+    assert preset.model == DiT(preset="nano")
     assert (settings.lr, settings.steps, settings.decay_steps) == (1e-3, 100, 67)
