@@ -1,6 +1,6 @@
 """Validation loss of training recipes at equal CPU seconds, on the demo's kind of footage.
 
-    python -m benchmarks.learn [OUT] [--budget 120 600] [--seeds 0 1] [--variants before small] [--videos 300]
+    python -m benchmarks.learn [OUT] [--budget 120 600] [--seeds 0 1] [--variants before x] [--videos 300]
         [--add NAME JSON] [--image PATH.png]
 
 Draws footage of the demo's kind and curates it without Ray. Then it trains every variant in this process, in one
@@ -90,7 +90,9 @@ BEFORE: dict[str, Any] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "before": {},
-    "small": {"objective": {"target": "x"}, "batch": {"tokens_per_step": 1500}},
+    "x": {"objective": {"target": "x"}},
+    "muon": {"optimizer": "muon"},
+    "small_steps": {"batch": {"tokens_per_step": 1500}},
 }
 """Changes of `BEFORE` by name; settings of parts are merged."""
 PROMPTS = (
