@@ -1,6 +1,6 @@
 """Validation loss of training recipes at equal CPU seconds, on the demo's kind of footage.
 
-    python -m benchmarks.learn [OUT] [--budget 120 600] [--seeds 0 1] [--variants before small] [--videos 300]
+    python -m benchmarks.learn [OUT] [--budget 120 600] [--seeds 0 1] [--variants before x] [--videos 300]
         [--add NAME JSON] [--image PATH.png]
 
 Draws footage of the demo's kind and curates it without Ray. Then it trains every variant in this process, in one
@@ -77,8 +77,10 @@ EVALUATION_MODEL = DiT()
 DECAY_SHARE = 0.67
 """Share of the steps over which the learning rate falls to 0, as in the quickstart recipe."""
 WARMUP_STEPS = 40
-TIMED_STEPS = (4, 24)
+TIMED_STEPS = (4, 16)
 """Steps of the two short runs whose difference gives the seconds per step."""
+TIMED_ROUNDS = 2
+"""Such pairs of runs per variant, of which the faster counts: other work on the machine only slows steps down."""
 BEFORE: dict[str, Any] = {
     "model": {"name": "dit", "depth": 6, "dim": 192, "heads": 6},
     "objective": {"name": "flow_matching", "time_mean": 0.4},
@@ -86,7 +88,12 @@ BEFORE: dict[str, Any] = {
     "lr": 2e-3,
     "ema_decay": 0.99,
 }
-VARIANTS: dict[str, dict[str, Any]] = {"before": {}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "before": {},
+    "x": {"objective": {"target": "x"}},
+    "muon": {"optimizer": "muon"},
+    "small_steps": {"batch": {"tokens_per_step": 1500}},
+}
 """Changes of `BEFORE` by name; settings of parts are merged."""
 PROMPTS = (
     (
@@ -161,17 +168,23 @@ def seconds_per_step(comparison: Comparison, case: Case) -> float:
     """Return the CPU seconds of a training step of this variant, measured once per variant and kept in `out`."""
     kept = comparison.out / "runs" / case.variant / "seconds_per_step.json"
     if not kept.exists():
-        spent_s = []
-        for steps in TIMED_STEPS:
-            settings = variant_settings(comparison.recipe, case.changes, steps)
-            run_uri = str(kept.parent / "timing")
-            start_s = time.process_time()
-            train_loop(settings, comparison.manifest_uri, run_uri, 0, CPU)
-            spent_s.append(time.process_time() - start_s)
-            shutil.rmtree(run_uri)
-        kept.write_text(json.dumps((spent_s[1] - spent_s[0]) / (TIMED_STEPS[1] - TIMED_STEPS[0])))
+        measured = []
+        for _ in range(TIMED_ROUNDS):
+            few_s, more_s = (timed_run_s(comparison, case, steps) for steps in TIMED_STEPS)
+            measured.append((more_s - few_s) / (TIMED_STEPS[1] - TIMED_STEPS[0]))
+        kept.write_text(json.dumps(min(measured)))
     seconds: float = json.loads(kept.read_text())
     return seconds
+
+
+def timed_run_s(comparison: Comparison, case: Case, steps: int) -> float:
+    """Return the CPU seconds of a run of this variant with so many steps, whose files are removed."""
+    run_uri = str(comparison.out / "runs" / case.variant / "timing")
+    start_s = time.process_time()
+    train_loop(variant_settings(comparison.recipe, case.changes, steps), comparison.manifest_uri, run_uri, 0, CPU)
+    spent_s = time.process_time() - start_s
+    shutil.rmtree(run_uri)
+    return spent_s
 
 
 def result_of(comparison: Comparison, case: Case) -> dict[str, Any]:

@@ -30,13 +30,14 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.learn import demo_recipe, demo_settings
+from benchmarks.learn import demo_recipe, variant_settings
 from cluster import storage
 from cluster.session import ray_connection
 from pipelines import inline
 from pipelines.curation import run_segments
 from pipelines.dataset.build import build_dataset
 from training.checkpoints.run_folder import run_folder
+from training.models.dit import DiT
 from training.run import train
 from training.settings import TrainSettings
 from training.tracking.metrics import read_metrics
@@ -81,7 +82,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         recipe = demo_recipe((arguments.out or Path(scratch)).absolute(), N_VIDEOS)
         manifest_uri = build_dataset(recipe, run_segments(recipe, inline), inline).manifest_uri
-        plain = demo_settings(recipe, arguments.preset, arguments.steps, arguments.cells)
+        model = DiT(preset=arguments.preset).model_dump(mode="json")
+        changes = {"model": model, "batch": {"tokens_per_step": arguments.cells}}
+        plain = variant_settings(recipe, changes, arguments.steps)
         found: dict[str, list[Times]] = {"plain": [], "ray": []}
         for number in range(arguments.rounds):
             for method, runs in found.items():

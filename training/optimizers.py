@@ -84,7 +84,7 @@ class SkippableMuon(SkippableAdamW):
         super().__init__(model, settings)
         self._weight_decay = settings.weight_decay
         weights = model.hidden_matrices() if isinstance(model, VideoModel) else list(model.parameters())
-        self._by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+        self._by_shape: dict[torch.Size, list[Tensor]] = {}
         for weight in weights:
             if weight.ndim > 1:
                 self._by_shape.setdefault(_as_matrix(weight.data).shape, []).append(weight)
@@ -128,10 +128,11 @@ def orthogonalised(x_KMN: Tensor) -> Tensor:
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
-    return (x.mT if is_tall else x).to(x_KMN.dtype)
+    result: Tensor = (x.mT if is_tall else x).to(x_KMN.dtype)
+    return result
 
 
-def _gradient(weight: nn.Parameter) -> Tensor:
+def _gradient(weight: Tensor) -> Tensor:
     assert weight.grad is not None
     return weight.grad
 

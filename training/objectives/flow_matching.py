@@ -27,23 +27,16 @@ class FlowMatching(ObjectiveSettings):
     The model predicts v, the clean latents x, or the noise e. Sampling follows v in all cases:
     v = (x_t - x) / t = (e - x_t) / (1 - t).
 
-    With target `residual` it predicts r = ((1 - t) e - t x) / sqrt(s), with s = (1 - t)^2 + t^2, and
-    v = ((2 t - 1) x_t + sqrt(s) r) / s. For latents of unit variance, the first term is the best linear prediction of v
-    from x_t, and r is what it leaves, scaled to unit variance (Karras et al. 2022, section 5). It is also the velocity
-    of the variance-preserving path (Salimans and Ho 2022).
-
-    The loss is the squared error of v, whatever is predicted: that of x divided by t^2, that of e by (1 - t)^2, and
-    that of r by s. With `loss: target` it is that of the predicted quantity.
+    The loss is the squared error of v, whatever is predicted: that of x divided by t^2, or that of e by (1 - t)^2.
+    With `loss: target` it is that of the predicted quantity.
 
     Training times are logit-normal. Training and sampling times are shifted by t' = a t / (1 + (a - 1) t) with
     a = clip(sqrt(S / shift_tokens), 1, max_shift) for S tokens (Esser et al. 2024, sections 3.1 and 5.3.2).
     """
 
     name: str = "flow_matching"
-    target: Literal["v", "x", "eps", "residual"] = Field(
-        "v",
-        description="What the model predicts: the velocity, the clean latents, the noise, or what the best linear "
-        "prediction of the velocity leaves.",
+    target: Literal["v", "x", "eps"] = Field(
+        "v", description="What the model predicts: the velocity, the clean latents or the noise."
     )
     loss: Literal["v", "target"] = Field(
         "v", description="Quantity whose squared error is the loss: the velocity, or what the model predicts."
@@ -72,15 +65,11 @@ class FlowMatching(ObjectiveSettings):
         return (1 - time) * clean + time * noise
 
     def training_target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        if self.target == "residual":
-            return ((1 - time) * noise - time * clean) / power(time).sqrt()
         return {"v": noise - clean, "x": clean, "eps": noise}[self.target]
 
     def loss_weight(self, time: Tensor) -> Tensor:
         if self.loss == "target" or self.target == "v":
             return super().loss_weight(time)
-        if self.target == "residual":
-            return power(time).reciprocal()
         divisor = time if self.target == "x" else 1 - time
         return divisor.clamp_min(MIN_LOSS_DIVISOR).square().reciprocal()
 
@@ -89,18 +78,11 @@ class FlowMatching(ObjectiveSettings):
             return (noisy - prediction) / time.clamp_min(MIN_DIVISOR)
         if self.target == "eps":
             return (prediction - noisy) / (1 - time).clamp_min(MIN_DIVISOR)
-        if self.target == "residual":
-            return ((2 * time - 1) * noisy + power(time).sqrt() * prediction) / power(time)
         return prediction
 
     def schedule(self, steps: int, n_tokens: int) -> tuple[float, ...]:
         shift = self.shift(n_tokens)
         return tuple(shift_time(1 - step / steps, shift) for step in range(steps + 1))
-
-
-def power(time: Tensor) -> Tensor:
-    """Return s = (1 - t)^2 + t^2, the variance of noisy latents whose clean ones have variance 1."""
-    return (1 - time).square() + time.square()
 
 
 def shift_time(time: float, shift: float) -> float:
