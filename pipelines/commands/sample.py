@@ -56,7 +56,22 @@ def sample_recipe(recipe: Recipe, model_uri: str | None = None, out_uri: str | N
     return sample(model_uri, recipe.sample, out_uri or storage.join(recipe.out_uri, "samples"), upsampler)
 
 
-FIELDS = ("prompt", "seconds", "size", "fps", "guidance", "steps", "seed", "first", "last", "upsample", "name")
+FIELDS = (
+    "prompt",
+    "negative",
+    "seconds",
+    "size",
+    "fps",
+    "guidance",
+    "guidance_method",
+    "solver",
+    "steps",
+    "seed",
+    "first",
+    "last",
+    "upsample",
+    "name",
+)
 
 
 @with_options(SampleSettings, FIELDS, optional=("prompt",))

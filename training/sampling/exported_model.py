@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -20,11 +20,19 @@ from training.framing import full_framing
 from training.network import VideoModel
 from training.pixels import from_uint8, to_uint8
 from training.rng import generator
+from training.sampling.guidance import VelocityPair
 from training.sampling.settings import SampleSettings, SolverSettings, VideoShape, size_units
-from training.sampling.solver import euler, guided
 from training.step import SampleCondition, mask_tensor, stack_conditions
 
 # Shape suffixes: B samples, C latent channels or colours, T H W frames, rows and columns, N text tokens, E text width.
+
+
+@dataclass(frozen=True)
+class WeakerModel:
+    """A weaker model on the same latents and texts, on the device of the model that it guides."""
+
+    card: ModelCard
+    model: VideoModel
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ class ModelParts:
     model: VideoModel
     autoencoder: Autoencoder
     null_text_NE: Tensor
+    weaker: WeakerModel | None = None
+    """The model that guidance leads away from; None without such guidance."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,10 @@ class SampleOptions(TypedDict, total=False):
     """Width and height in pixels."""
     fps: float | None
     guidance: float
+    guidance_method: str | dict[str, Any]
+    """Name, or a mapping of name and settings."""
+    negative: str | None
+    solver: str
     steps: int
     seed: int
 
@@ -81,6 +95,31 @@ class ExportedModel:
         _, model, null_text_NE = read_export(self.uri)
         return ModelParts(self.card, model.to(self.device), self.autoencoder, null_text_NE.to(self.device))
 
+    def guided_parts(self, settings: SampleSettings) -> ModelParts:
+        """Return the parts for these settings: with the negative prompt in place of the null caption, and with the
+        weaker model of their guidance.
+
+        Raises `ValueError` if the weaker model has other latents or texts than this one.
+        """
+        # The text encoder is released before the model is loaded, so that they never share the device.
+        negative = None if settings.negative is None else self.embed(settings.negative)
+        parts = self.parts if negative is None else replace(self.parts, null_text_NE=negative.to(self.device))
+        weaker_uri = settings.guidance_method.weaker_export
+        if weaker_uri is not None and settings.guidance != 1:
+            parts = replace(parts, weaker=self._open_weaker(weaker_uri))
+        return parts
+
+    def _open_weaker(self, uri: str) -> WeakerModel:
+        card = read_card(uri)
+        for part in ("autoencoder_identity", "text_encoder_identity"):
+            own, other = getattr(self.card, part), getattr(card, part)
+            if own != other:
+                raise ValueError(
+                    f"{uri} cannot guide {self.uri}: its {part} is {other}, but must be {own}; take an earlier or "
+                    "smaller model of the same latents and texts"
+                )
+        return WeakerModel(card, read_export(uri)[1].to(self.device))
+
     def sample(
         self, prompt: str, *, first: Pixels | None = None, last: Pixels | None = None, **options: Unpack[SampleOptions]
     ) -> UInt8Array:
@@ -95,7 +134,8 @@ class ExportedModel:
         settings = parse_options(SampleSettings, {"prompt": prompt, **values})
         shape = self.fit_shape(settings)
         images = self.encode_images(first, last)
-        return self.decode(generate(self.parts, self.embed(prompt), settings, shape, images))
+        text_NE = self.embed(prompt)
+        return self.decode(generate(self.guided_parts(settings), text_NE, settings, shape, images))
 
     def fit_shape(self, settings: SampleSettings) -> VideoShape:
         """Return the requested shape, with the number of frames nearest to `seconds` that the model can make.
@@ -182,30 +222,40 @@ def generate(
         start_BCTHW[0, :, :1] = images.first_C1HW
     if images.last_C1HW is not None:
         start_BCTHW = torch.cat((start_BCTHW, images.last_C1HW.to(start_BCTHW)[None]), dim=2)
-    texts = [text_NE.to(device)]
-    if settings.guidance != 1:
-        texts.append(parts.null_text_NE.to(device))
+    text_NE, null_text_NE = text_NE.to(device), parts.null_text_NE.to(device)
     mask_T = mask_tensor(mask).to(device)
     framing = full_framing(shape.width, shape.height, card.source_side)
+    guidance, size = settings.guidance_method, (shape.width, shape.height)
 
-    def velocity(x_BCTHW: Tensor, time: float) -> Tensor:
+    def predict(card: ModelCard, model: VideoModel, x_CTHW: Tensor, time: float, texts: list[Tensor]) -> list[Tensor]:
+        """Return the velocity of `x_CTHW` for each text."""
         time_T = torch.where(mask_T > 0, mask.time, time)
         condition = stack_conditions(
-            [
-                SampleCondition(text, time_T, mask_T, mask.last_frame, shape.fps, (shape.width, shape.height), framing)
-                for text in texts
-            ],
+            [SampleCondition(text, time_T, mask_T, mask.last_frame, shape.fps, size, framing) for text in texts],
             parts.autoencoder.time_factor,
         )
-        predictions = parts.model([x_BCTHW[0]] * len(texts), condition)
-        prediction = predictions[0] if len(texts) == 1 else guided(predictions[0], predictions[1], settings.guidance)
-        velocity_BCTHW = card.objective.velocity(prediction[None], x_BCTHW, torch.tensor(time, device=device))
+        predictions = model([x_CTHW] * len(texts), condition)
+        time_tensor = torch.tensor(time, device=device)
+        velocities = [card.objective.velocity(prediction, x_CTHW, time_tensor) for prediction in predictions]
         # Conditioning frames stay fixed. A factor of 0 would let NaN and infinity through.
-        return velocity_BCTHW.masked_fill(mask_T[:, None, None] > 0, 0.0)
+        return [velocity_CTHW.masked_fill(mask_T[:, None, None] > 0, 0.0) for velocity_CTHW in velocities]
+
+    def velocity(x_BCTHW: Tensor, time: float) -> Tensor:
+        (x_CTHW,) = x_BCTHW
+        if not guidance.active(time, settings.guidance):
+            return torch.stack(predict(card, parts.model, x_CTHW, time, [text_NE]))
+        if parts.weaker is None:
+            conditional, worse = predict(card, parts.model, x_CTHW, time, [text_NE, null_text_NE])
+        else:
+            (conditional,) = predict(card, parts.model, x_CTHW, time, [text_NE])
+            (worse,) = predict(parts.weaker.card, parts.weaker.model, x_CTHW, time, [text_NE])
+        noisy_CTHW = x_CTHW.masked_fill(mask_T[:, None, None] > 0, 0.0)
+        return guidance.guide(VelocityPair(conditional, worse, noisy_CTHW, time), settings.guidance)[None]
 
     # Noise levels are shifted by the generated tokens, as in training.
     n_tokens = card.model.tokens(grid[0], grid[1], grid[2])
-    return euler(velocity, start_BCTHW, card.objective.schedule(settings.steps, n_tokens))[:, :, : grid[0]]
+    times = card.objective.schedule(settings.steps, n_tokens)
+    return settings.solver.solve(velocity, start_BCTHW, times)[:, :, : grid[0]]
 
 
 @torch.no_grad()

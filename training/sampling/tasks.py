@@ -73,8 +73,9 @@ def sample(
         return uri
     # The text encoder is released before the model is loaded, so that they never share the device.
     text_NE = model.embed(prompt)
+    parts = model.guided_parts(settings)
     conditioning = model.encode_images(images.get("first"), images.get("last"))
-    video_THWC = model.decode(generate(model.parts, text_NE, settings, shape, conditioning))
+    video_THWC = model.decode(generate(parts, text_NE, settings, shape, conditioning))
     # A record means that its file is complete: an old record is removed first, and the new one is written last.
     storage.remove(provenance_uri(uri))
     if shape.frames == 1:

@@ -29,10 +29,13 @@ from training.sampling.exported_model import (
     ConditioningLatents,
     ExportedModel,
     ModelParts,
+    WeakerModel,
     generate,
     n_frames,
     to_pixels,
 )
+from training.sampling.guidances.autoguidance import Autoguidance
+from training.sampling.guidances.plain import Plain
 from training.sampling.settings import SampleSettings, VideoShape
 from training.step import make_noisy_batch, sample_key
 
@@ -129,6 +132,27 @@ def test_nan_does_not_spread_to_conditioning_frames() -> None:
     assert latent_BCTHW[0, :, :1].equal(batch.latents[0][:, :1])
 
 
+def test_outside_the_interval_only_the_prompt_is_evaluated() -> None:
+    """Steps are at times 1, 2/3 and 1/3."""
+    model, text_NE = RecordingModel(), torch.ones(2, 32)
+    settings = SETTINGS.model_copy(update={"guidance_method": Plain(interval=(0.5, 0.9))})
+    parts = ModelParts(MODEL_CARD, model, AUTOENCODER, torch.zeros(1, 32))
+    generate(parts, text_NE, settings, VideoShape(5, 32, 32, 8.0))
+    assert [[len(text) for text in condition.texts] for _, condition in model.inputs] == [[2], [2, 1], [2]]
+
+
+def test_a_weaker_model_guides_with_the_same_prompt() -> None:
+    """The model predicts 1 and the weaker one NaN, which shows in the result; both see the prompt and the same x."""
+    model, weaker, text_NE = RecordingModel(), NanModel(), torch.ones(2, 32)
+    settings = SETTINGS.model_copy(update={"guidance_method": Autoguidance(export="weaker"), "steps": 1})
+    parts = ModelParts(MODEL_CARD, model, AUTOENCODER, torch.zeros(1, 32), WeakerModel(MODEL_CARD, weaker))
+    latent_BCTHW = generate(parts, text_NE, settings, VideoShape(5, 32, 32, 8.0))
+    assert latent_BCTHW.isnan().all()
+    ((own,), own_condition), ((other,), other_condition) = model.inputs[0], weaker.inputs[0]
+    assert own.equal(other)
+    assert own_condition.texts[0].equal(other_condition.texts[0])
+
+
 def test_source_is_uncropped_and_of_the_usual_size_by_default() -> None:
     batch, model = one_clip(), RecordingModel()
     generate_like(batch, False, False, model, MODEL_CARD.model_copy(update={"source_side": 1440.0}))
@@ -188,6 +212,24 @@ def test_missing_weights_of_the_text_encoder_are_named(t5: T5, tmp_path: Path) -
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_untrained_export(tmp_path_factory.mktemp("export"))
+
+
+def test_a_negative_prompt_replaces_the_null_caption(export: str) -> None:
+    model = ExportedModel(export, "cpu")
+    negative = SampleSettings(prompt="a red circle", negative="a blue square", guidance=2.0)
+    assert model.guided_parts(negative).null_text_NE.equal(model.embed("a blue square"))
+    assert model.guided_parts(SETTINGS).null_text_NE.equal(model.parts.null_text_NE)
+
+
+def test_a_weaker_model_on_other_latents_is_refused(export: str, tmp_path: Path) -> None:
+    other = write_card(tmp_path / "weaker", untrained_card(autoencoder_identity="linear16-other"))
+    settings = SETTINGS.model_copy(update={"guidance_method": Autoguidance(export=other)})
+    with pytest.raises(
+        ValueError, match=r"weaker cannot guide .*: its autoencoder_identity is linear16-other, but must"
+    ):
+        ExportedModel(export, "cpu").guided_parts(settings)
+    itself = settings.model_copy(update={"guidance_method": Autoguidance(export=export)})
+    assert ExportedModel(export, "cpu").guided_parts(itself).weaker is not None
 
 
 @pytest.mark.slow
