@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from cluster.plugins import build, names
-from training.sampling.exported_model import ExportedModel, generate
+from training.sampling.exported_model import ExportedModel
+from training.sampling.generation import generate, video_timeline
 from training.sampling.media import write_png
 from training.sampling.settings import SampleSettings
 from training.sampling.solver import FOLDER, Solver
@@ -57,9 +58,8 @@ class Comparison:
         return [
             generate(
                 self.model.parts,
-                text,
+                video_timeline(self.model.parts, text, self.shape),
                 self.settings.model_copy(update={"solver": solver, "steps": steps, "seed": seed}),
-                self.shape,
             )
             for seed, text in enumerate(self.texts)
         ]

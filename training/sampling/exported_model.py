@@ -1,8 +1,8 @@
-"""An exported model with its autoencoder and text encoder, and the generation of latents from noise."""
+"""An exported model with its autoencoder and text encoder."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypedDict, Unpack
 
@@ -15,47 +15,11 @@ from cluster.telemetry import log
 from training.autoencoder import Autoencoder
 from training.checkpoints.export import read_export
 from training.checkpoints.model_card import ModelCard, read_card
-from training.conditioning import ConditioningMask
-from training.framing import full_framing
-from training.network import VideoModel
 from training.pixels import from_uint8, to_uint8
-from training.rng import generator
-from training.sampling.guidance import VelocityPair
-from training.sampling.settings import SampleSettings, SolverSettings, VideoShape, size_units
-from training.step import SampleCondition, mask_tensor, stack_conditions
+from training.sampling.generation import ConditioningLatents, ModelParts, WeakerModel, generate, video_timeline
+from training.sampling.settings import SampleSettings, VideoShape, size_units
 
 # Shape suffixes: B samples, C latent channels or colours, T H W frames, rows and columns, N text tokens, E text width.
-
-
-@dataclass(frozen=True)
-class WeakerModel:
-    """A weaker model on the same latents and texts, on the device of the model that it guides."""
-
-    card: ModelCard
-    model: VideoModel
-
-
-@dataclass(frozen=True)
-class ModelParts:
-    """The parts that generate latents: a model and the null caption on their device, its card, and its autoencoder."""
-
-    card: ModelCard
-    model: VideoModel
-    autoencoder: Autoencoder
-    null_text_NE: Tensor
-    weaker: WeakerModel | None = None
-    """The model that guidance leads away from; None without such guidance."""
-
-
-@dataclass(frozen=True)
-class ConditioningLatents:
-    """Latents `[C, 1, h, w]` of images that a video begins or ends with; None for a generated end."""
-
-    first_C1HW: Tensor | None = None
-    last_C1HW: Tensor | None = None
-
-
-UNCONDITIONED = ConditioningLatents()
 
 
 class SampleOptions(TypedDict, total=False):
@@ -135,7 +99,8 @@ class ExportedModel:
         shape = self.fit_shape(settings)
         images = self.encode_images(first, last)
         text_NE = self.embed(prompt)
-        return self.decode(generate(self.guided_parts(settings), text_NE, settings, shape, images))
+        parts = self.guided_parts(settings)
+        return self.decode(generate(parts, video_timeline(parts, text_NE, shape, images), settings))
 
     def fit_shape(self, settings: SampleSettings) -> VideoShape:
         """Return the requested shape, with the number of frames nearest to `seconds` that the model can make.
@@ -196,66 +161,6 @@ def n_frames(seconds: float, fps: float, time_factor: int) -> int:
         return 1
     # T frames last until the last one begins, (T - 1) / fps, as for buckets.
     return 1 + time_factor * max(1, round(seconds * fps / time_factor))
-
-
-@torch.no_grad()
-def generate(
-    parts: ModelParts,
-    text_NE: Tensor,
-    settings: SolverSettings,
-    shape: VideoShape,
-    images: ConditioningLatents = UNCONDITIONED,
-) -> Tensor:
-    """Generate latents `[1, C, t, h, w]` for a text embedding, on the model's device.
-
-    The last image is appended as one more latent frame, as in training (`ConditioningMask.last_frame`). That frame is
-    not part of the result.
-    """
-    card, device = parts.card, next(parts.model.parameters()).device
-    _, *grid = parts.autoencoder.latent_shape(shape.frames, shape.height, shape.width)
-    noise_BCTHW = torch.randn((1, card.channels, *grid), generator=generator(settings.seed, "sample"))
-    start_BCTHW = noise_BCTHW.to(device)
-    mask = ConditioningMask(
-        (images.first_C1HW is not None, *(False,) * (grid[0] - 1)), last_frame=images.last_C1HW is not None
-    )
-    if images.first_C1HW is not None:
-        start_BCTHW[0, :, :1] = images.first_C1HW
-    if images.last_C1HW is not None:
-        start_BCTHW = torch.cat((start_BCTHW, images.last_C1HW.to(start_BCTHW)[None]), dim=2)
-    text_NE, null_text_NE = text_NE.to(device), parts.null_text_NE.to(device)
-    mask_T = mask_tensor(mask).to(device)
-    framing = full_framing(shape.width, shape.height, card.source_side)
-    guidance, size = settings.guidance_method, (shape.width, shape.height)
-
-    def predict(card: ModelCard, model: VideoModel, x_CTHW: Tensor, time: float, texts: list[Tensor]) -> list[Tensor]:
-        """Return the velocity of `x_CTHW` for each text."""
-        time_T = torch.where(mask_T > 0, mask.time, time)
-        condition = stack_conditions(
-            [SampleCondition(text, time_T, mask_T, mask.last_frame, shape.fps, size, framing) for text in texts],
-            parts.autoencoder.time_factor,
-        )
-        predictions = model([x_CTHW] * len(texts), condition)
-        time_tensor = torch.tensor(time, device=device)
-        velocities = [card.objective.velocity(prediction, x_CTHW, time_tensor) for prediction in predictions]
-        # Conditioning frames stay fixed. A factor of 0 would let NaN and infinity through.
-        return [velocity_CTHW.masked_fill(mask_T[:, None, None] > 0, 0.0) for velocity_CTHW in velocities]
-
-    def velocity(x_BCTHW: Tensor, time: float) -> Tensor:
-        (x_CTHW,) = x_BCTHW
-        if not guidance.active(time, settings.guidance):
-            return torch.stack(predict(card, parts.model, x_CTHW, time, [text_NE]))
-        if parts.weaker is None:
-            conditional, worse = predict(card, parts.model, x_CTHW, time, [text_NE, null_text_NE])
-        else:
-            (conditional,) = predict(card, parts.model, x_CTHW, time, [text_NE])
-            (worse,) = predict(parts.weaker.card, parts.weaker.model, x_CTHW, time, [text_NE])
-        noisy_CTHW = x_CTHW.masked_fill(mask_T[:, None, None] > 0, 0.0)
-        return guidance.guide(VelocityPair(conditional, worse, noisy_CTHW, time), settings.guidance)[None]
-
-    # Noise levels are shifted by the generated tokens, as in training.
-    n_tokens = card.model.tokens(grid[0], grid[1], grid[2])
-    times = card.objective.schedule(settings.steps, n_tokens)
-    return settings.solver.solve(velocity, start_BCTHW, times)[:, :, : grid[0]]
 
 
 @torch.no_grad()

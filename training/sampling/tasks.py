@@ -7,7 +7,8 @@ from typing import Protocol
 
 from cluster import storage
 from cluster.arrays import Pixels
-from training.sampling.exported_model import ExportedModel, generate
+from training.sampling.exported_model import ExportedModel
+from training.sampling.generation import generate, video_timeline
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import (
     SampleRequest,
@@ -75,7 +76,7 @@ def sample(
     text_NE = model.embed(prompt)
     parts = model.guided_parts(settings)
     conditioning = model.encode_images(images.get("first"), images.get("last"))
-    video_THWC = model.decode(generate(parts, text_NE, settings, shape, conditioning))
+    video_THWC = model.decode(generate(parts, video_timeline(parts, text_NE, shape, conditioning), settings))
     # A record means that its file is complete: an old record is removed first, and the new one is written last.
     storage.remove(provenance_uri(uri))
     if shape.frames == 1:

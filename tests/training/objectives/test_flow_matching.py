@@ -76,7 +76,9 @@ def test_target_is_the_velocity_that_removes_the_noise() -> None:
 
 @pytest.mark.parametrize("time", [0.02, 0.3, 0.5, 0.98])
 @pytest.mark.parametrize("target", ["v", "x", "eps", "residual"])
-def test_velocity_is_the_same_for_every_kind_of_prediction(target: Literal["v", "x", "eps", "residual"], time: float) -> None:
+def test_velocity_is_the_same_for_every_kind_of_prediction(
+    target: Literal["v", "x", "eps", "residual"], time: float
+) -> None:
     objective = FlowMatching(target=target)
     clean, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
     time_tensor = torch.tensor(time)
