@@ -56,11 +56,12 @@ def with_options(
         added = []
         for name in fields:
             field = settings.model_fields[name]
-            is_plugin = isinstance(field.default, Plugin)
-            kind = str if is_plugin else field.annotation
-            kind = kind | None if name in optional else kind  # type: ignore[operator]
-            default = None if name in optional else inspect.Parameter.empty if field.is_required() else field.default
-            default = default.name if is_plugin else default
+            kind, value = field.annotation, field.default
+            if isinstance(value, Plugin):
+                kind, value = str, value.name
+            if name in optional:
+                kind = kind | None  # type: ignore[operator, assignment]
+            default = None if name in optional else inspect.Parameter.empty if field.is_required() else value
             annotation = Annotated[kind, typer.Option(help=field.description)]  # type: ignore[valid-type]
             added.append(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -90,24 +90,25 @@ def generate(parts: ModelParts, timeline: Timeline, settings: SolverSettings) ->
         clean_CTHW,
     )
     start_CTHW = torch.where(given_T[:, None, None], seen_CTHW, start_CTHW)
-    velocity = _GuidedVelocity(parts, timeline, settings, _FrameLevels(given_T, level_T))
+    velocity = _GuidedVelocity(parts, timeline, settings, _GivenFrames(given_T, level_T, seen_CTHW))
     # Noise levels are shifted by the generated tokens, as in training.
     times = card.objective.schedule(settings.steps, card.model.tokens(*timeline.grid))
     end_CTHW = settings.solver.solve(velocity, start_CTHW[None], times)[0]
     return torch.where(given_T[:, None, None], clean_CTHW, end_CTHW)[None, :, :n_frames]
 
 
-class _FrameLevels(NamedTuple):
-    """Which frames `[T]` are given, and the noise level of those."""
+class _GivenFrames(NamedTuple):
+    """Which frames `[T]` are given, the noise level of those, and the latents as the model sees them."""
 
     given_T: Tensor
     level_T: Tensor
+    seen_CTHW: Tensor
 
 
 class _GuidedVelocity:
     """The guided velocity of a timeline's latents `[1, C, T, H, W]`, 0 in given frames."""
 
-    def __init__(self, parts: ModelParts, timeline: Timeline, settings: SolverSettings, frames: _FrameLevels) -> None:
+    def __init__(self, parts: ModelParts, timeline: Timeline, settings: SolverSettings, frames: _GivenFrames) -> None:
         self._parts, self._timeline, self._frames = parts, timeline, frames
         self._guidance, self._scale = settings.guidance_method, settings.guidance
         device = frames.given_T.device
@@ -116,7 +117,8 @@ class _GuidedVelocity:
         self._framing = full_framing(*timeline.size, parts.card.source_side)
 
     def __call__(self, x_BCTHW: Tensor, time: float) -> Tensor:
-        (x_CTHW,) = x_BCTHW
+        # Solvers keep frames of velocity 0 up to rounding only.
+        x_CTHW = torch.where(self._frames.given_T[:, None, None], self._frames.seen_CTHW, x_BCTHW[0])
         own, weaker = self._parts, self._parts.weaker
         if not self._guidance.active(time, self._scale):
             return self._by_prompt(self._predict(own.card, own.model, x_CTHW, time, self._texts))[None]

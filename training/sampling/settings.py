@@ -18,7 +18,7 @@ from training.sampling.guidance import Guidance
 from training.sampling.guidances.plain import Plain
 from training.sampling.solver import FOLDER as SOLVERS
 from training.sampling.solver import Solver
-from training.sampling.solvers.euler import Euler
+from training.sampling.solvers.unipc import UniPC
 
 SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 MAX_WORDS_BYTES = 48
@@ -44,10 +44,10 @@ class SolverSettings(Settings):
     """Settings of the integration from noise to a sample."""
 
     solver: Annotated[Solver, PluginField(SOLVERS, Solver)] = Field(
-        Euler(), description="Solver of the sampling equation: euler, heun, dpmpp_2m or unipc."
+        UniPC(), description="Solver of the sampling equation: euler, heun, dpmpp_2m or unipc."
     )
     steps: int = Field(
-        50,
+        25,
         ge=1,
         le=1000,
         description="Solver steps; each evaluates the model once (heun: twice), and guidance doubles the cost.",
