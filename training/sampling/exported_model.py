@@ -15,7 +15,8 @@ from cluster.telemetry import log
 from training.autoencoder import Autoencoder
 from training.checkpoints.export import read_export
 from training.checkpoints.model_card import ModelCard, read_card
-from training.pixels import from_uint8, to_uint8
+from training.sampling.coding import decode_video, encode_video
+from training.sampling.continuation import DEFAULT_CONTEXT, Context, Continuation, Direction, connect, extend
 from training.sampling.generation import ConditioningLatents, ModelParts, WeakerModel, generate, video_timeline
 from training.sampling.settings import SampleSettings, VideoShape, size_units
 
@@ -92,15 +93,45 @@ class ExportedModel:
         `first` and `last` are RGB images `[H, W, 3]` of the sample's size that the video begins and ends with. Raises
         `ConfigError` for options that `SampleSettings` refuses, and `ValueError` for a size that the model cannot make.
         """
-        values = dict(options)
-        if "size" in options:
-            values["size"] = "{}x{}".format(*options["size"])
-        settings = parse_options(SampleSettings, {"prompt": prompt, **values})
+        settings = _settings(prompt, options)
         shape = self.fit_shape(settings)
         images = self.encode_images(first, last)
         text_NE = self.embed(prompt)
         parts = self.guided_parts(settings)
         return self.decode(generate(parts, video_timeline(parts, text_NE, shape, images), settings))
+
+    def extend(
+        self,
+        video: Pixels,
+        prompt: str,
+        *,
+        direction: Direction = "forward",
+        context: Context = DEFAULT_CONTEXT,
+        **options: Unpack[SampleOptions],
+    ) -> UInt8Array:
+        """Return a video `[T, H, W, 3]` in 8-bit RGB with about `seconds` of new frames after or before it.
+
+        The video has the size and the frame rate of the options. Its own frames are returned unchanged. Raises errors
+        as `sample`, and `ValueError` for a video of another size or one that is too short to extend backward.
+        """
+        return extend(self._continuation(prompt, options, context), video, direction)
+
+    def connect(
+        self,
+        before: Pixels,
+        after: Pixels,
+        prompt: str,
+        *,
+        context: Context = DEFAULT_CONTEXT,
+        **options: Unpack[SampleOptions],
+    ) -> UInt8Array:
+        """Return two videos `[T, H, W, 3]` as one, with about `seconds` of new frames between them; as `extend`."""
+        return connect(self._continuation(prompt, options, context), before, after)
+
+    def _continuation(self, prompt: str, options: SampleOptions, context: Context) -> Continuation:
+        settings = _settings(prompt, options)
+        shape, text_NE = self.fit_shape(settings), self.embed(prompt)
+        return Continuation(self.guided_parts(settings), text_NE, settings, shape, context)
 
     def fit_shape(self, settings: SampleSettings) -> VideoShape:
         """Return the requested shape, with the number of frames nearest to `seconds` that the model can make.
@@ -126,11 +157,10 @@ class ExportedModel:
             log.warning(f"the prompt is too long for the text encoder and is cut after {n_tokens} tokens: {prompt!r}")
         return torch.from_numpy(embedding.tokens)
 
-    @torch.no_grad()
     def encode_images(self, first: Pixels | None, last: Pixels | None) -> ConditioningLatents:
         """Return the latents of RGB images `[H, W, 3]`, each encoded as an image."""
         latents = [
-            None if image_HWC is None else self.autoencoder.encode(_as_video(image_HWC).to(self.device))[0]
+            None if image_HWC is None else encode_video(self.autoencoder, image_HWC[None], self.device)
             for image_HWC in (first, last)
         ]
         return ConditioningLatents(*latents)
@@ -140,8 +170,11 @@ class ExportedModel:
         return decode_video(self.autoencoder, latent_BCTHW)
 
 
-def _as_video(image_HWC: Pixels) -> Tensor:
-    return from_uint8(torch.from_numpy(image_HWC.copy())).permute(2, 0, 1)[None, :, None]
+def _settings(prompt: str, options: SampleOptions) -> SampleSettings:
+    values: dict[str, Any] = {"prompt": prompt, **options}
+    if "size" in options:
+        values["size"] = "{}x{}".format(*options["size"])
+    return parse_options(SampleSettings, values)
 
 
 def open_autoencoder(card: ModelCard, device: torch.device) -> Autoencoder:
@@ -161,15 +194,3 @@ def n_frames(seconds: float, fps: float, time_factor: int) -> int:
         return 1
     # T frames last until the last one begins, (T - 1) / fps, as for buckets.
     return 1 + time_factor * max(1, round(seconds * fps / time_factor))
-
-
-@torch.no_grad()
-def decode_video(autoencoder: Autoencoder, latent_BCTHW: Tensor) -> UInt8Array:
-    """Return the video `[T, H, W, 3]` of the latents of one sample."""
-    video_THWC: UInt8Array = to_pixels(autoencoder.decode(latent_BCTHW))[0].numpy()
-    return video_THWC
-
-
-def to_pixels(video_BCTHW: Tensor) -> Tensor:
-    """Return a decoded video in [-1, 1] as uint8 `[B, T, H, W, C]` on the CPU."""
-    return to_uint8(video_BCTHW).permute(0, 2, 3, 4, 1).contiguous().cpu()

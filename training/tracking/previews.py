@@ -21,7 +21,8 @@ from training.checkpoints.export import model_from_card
 from training.data.buckets import parse_bucket_name
 from training.data.dataset import Dataset, Sample
 from training.network import VideoModel
-from training.sampling.exported_model import decode_video, open_autoencoder
+from training.sampling.coding import decode_video
+from training.sampling.exported_model import open_autoencoder
 from training.sampling.generation import ModelParts, generate, video_timeline
 from training.sampling.grid import video_grid
 from training.sampling.media import write_mp4, write_png

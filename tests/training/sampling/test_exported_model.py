@@ -17,7 +17,7 @@ from cluster.plugins import build
 from tests.support.exported_models import untrained_card, write_untrained_export
 from training.autoencoders.linear import Linear
 from training.checkpoints.model_card import CARD, ModelCard
-from training.sampling.exported_model import ExportedModel, n_frames, to_pixels
+from training.sampling.exported_model import ExportedModel, n_frames
 from training.sampling.guidances.autoguidance import Autoguidance
 from training.sampling.settings import SampleSettings
 
@@ -135,8 +135,3 @@ def test_another_autoencoder_is_refused(export: str, tmp_path: Path) -> None:
 def test_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no model\.json; name the export folder"):
         ExportedModel(str(tmp_path))
-
-
-def test_pixels_are_rounded_and_clamped() -> None:
-    video = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).view(1, 1, 1, 1, 5).expand(1, 3, 1, 1, 5)
-    assert to_pixels(video)[0, 0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]

@@ -25,7 +25,7 @@ from training.data.dataset import Dataset
 from training.data.plan import PlanSettings
 from training.loop import train_loop
 from training.models.dit import DiT
-from training.sampling.exported_model import decode_video
+from training.sampling.coding import decode_video
 from training.sampling.generation import ModelParts, generate, video_timeline
 from training.sampling.settings import SolverSettings, VideoShape
 from training.settings import PreviewSettings, TrainSettings
