@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypedDict, Unpack
@@ -48,6 +49,7 @@ class ExportedModel:
         self.uri = uri
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = read_card(uri)
+        self._embeddings: dict[str, Tensor] = {}
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
@@ -144,18 +146,29 @@ class ExportedModel:
         return VideoShape(n_frames(settings.seconds, fps, self.autoencoder.time_factor), height, width, fps)
 
     def embed(self, prompt: str) -> Tensor:
-        """Return a prompt's embedding, float32 `[N, E]` on the CPU. The text encoder is released afterwards.
+        """Return a prompt's embedding, float32 `[N, E]` on the CPU, as `embed_all` does."""
+        self.embed_all([prompt])
+        return self._embeddings[prompt]
 
-        Raises `ValueError` if the encoder's weights are not those of training, `EngineError` if there are none.
+    def embed_all(self, prompts: Iterable[str]) -> None:
+        """Embed prompts for later calls of `embed`, with the text encoder loaded once and released afterwards.
+
+        Embeddings are kept. Raises `ValueError` if the encoder's weights are not those of training, `EngineError` if
+        there are none.
         """
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
+        if not new:
+            return
         encoder, identity = self.card.text_encoder, self.card.text_encoder_identity
         if encoder.identity() != identity:
             raise ValueError(f"{self.uri} was trained with text encoder {identity}, but this is {encoder.identity()}")
-        (embedding,) = encoder.open(self.device.type).encode([prompt])
-        if embedding.truncated:
-            n_tokens = len(embedding.tokens)
-            log.warning(f"the prompt is too long for the text encoder and is cut after {n_tokens} tokens: {prompt!r}")
-        return torch.from_numpy(embedding.tokens)
+        for prompt, embedding in zip(new, encoder.open(self.device.type).encode(new), strict=True):
+            if embedding.truncated:
+                log.warning(
+                    f"the prompt is too long for the text encoder and is cut after {len(embedding.tokens)} tokens: "
+                    f"{prompt!r}"
+                )
+            self._embeddings[prompt] = torch.from_numpy(embedding.tokens)
 
     def encode_images(self, first: Pixels | None, last: Pixels | None) -> ConditioningLatents:
         """Return the latents of RGB images `[H, W, 3]`, each encoded as an image."""

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.random_t5 import save_t5
 from captioning.encoder import FOLDER, TextEncoderSettings
+from captioning.encoders.hashing import HashingEncoder
 from captioning.encoders.t5 import T5
 from cluster.config import ConfigError
 from cluster.plugins import build
@@ -78,6 +79,18 @@ def test_missing_weights_of_the_text_encoder_are_named(t5: T5, tmp_path: Path) -
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_untrained_export(tmp_path_factory.mktemp("export"))
+
+
+def test_prompts_are_embedded_together_and_once(export: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    encode = HashingEncoder.encode
+    monkeypatch.setattr(HashingEncoder, "encode", lambda self, texts: calls.append(list(texts)) or encode(self, texts))
+    model = ExportedModel(export, "cpu")
+    model.embed_all(["a", "b", "a"])
+    assert calls == [["a", "b"]]
+    alone = ExportedModel(export, "cpu").embed("b")
+    assert model.embed("b").equal(alone)
+    assert calls == [["a", "b"], ["b"]]
 
 
 def test_a_negative_prompt_replaces_the_null_caption(export: str) -> None:
