@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypedDict, Unpack
@@ -16,6 +16,7 @@ from cluster.telemetry import log
 from training.autoencoder import Autoencoder
 from training.checkpoints.export import read_export
 from training.checkpoints.model_card import ModelCard, read_card
+from training.data.buckets import parse_bucket_name
 from training.sampling.coding import decode_video, encode_video
 from training.sampling.continuation import DEFAULT_CONTEXT, Context, Continuation, Direction, connect, extend
 from training.sampling.generation import ConditioningLatents, ModelParts, WeakerModel, generate, video_timeline
@@ -50,6 +51,7 @@ class ExportedModel:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = read_card(uri)
         self._embeddings: dict[str, Tensor] = {}
+        self._warnings: set[str] = set()
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
@@ -138,12 +140,16 @@ class ExportedModel:
     def fit_shape(self, settings: SampleSettings) -> VideoShape:
         """Return the requested shape, with the number of frames nearest to `seconds` that the model can make.
 
-        Raises `ValueError` for a size that it cannot make.
+        A shape outside those of training is logged once. Raises `ValueError` for a size that it cannot make.
         """
         settings.check_size(size_units(self.autoencoder.space_factor, self.card.model))
         fps = settings.fps or self.card.fps
         width, height = settings.pixels()
-        return VideoShape(n_frames(settings.seconds, fps, self.autoencoder.time_factor), height, width, fps)
+        shape = VideoShape(n_frames(settings.seconds, fps, self.autoencoder.time_factor), height, width, fps)
+        if (message := outside_training(shape, self.card.buckets)) and message not in self._warnings:
+            self._warnings.add(message)
+            log.warning(message)
+        return shape
 
     def embed(self, prompt: str) -> Tensor:
         """Return a prompt's embedding, float32 `[N, E]` on the CPU, as `embed_all` does."""
@@ -199,6 +205,30 @@ def open_autoencoder(card: ModelCard, device: torch.device) -> Autoencoder:
             f"{autoencoder.identity} here"
         )
     return autoencoder
+
+
+def outside_training(shape: VideoShape, buckets: Sequence[str]) -> str:
+    """Return a sentence if a sample is longer, larger, smaller, wider or taller than all training samples; else ''.
+
+    `buckets` are those of a model's card. Areas and aspects may differ from the nearest by a twentieth.
+    """
+    trained = [parse_bucket_name(bucket) for bucket in buckets]
+    width, height, frames = shape.width, shape.height, shape.frames
+    ranges = {
+        "frames": (frames, [bucket_frames for _, _, bucket_frames in trained]),
+        "pixels per frame": (width * height, [side * other for side, other, _ in trained]),
+        "width by height": (width / height, [side / other for side, other, _ in trained]),
+    }
+    faults = [
+        f"{name} {round(value, 2)}, trained on {round(min(found), 2)} to {round(max(found), 2)}"
+        for name, (value, found) in ranges.items()
+        if found and not min(found) / 1.05 <= value <= max(found) * 1.05
+    ]
+    if not faults:
+        return ""
+    return f"a sample of {width}x{height}x{frames} is outside what the model was trained on and may look worse: " + (
+        "; ".join(faults)
+    )
 
 
 def n_frames(seconds: float, fps: float, time_factor: int) -> int:
