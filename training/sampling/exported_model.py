@@ -214,7 +214,7 @@ def outside_training(shape: VideoShape, buckets: Sequence[str]) -> str:
     """
     trained = [parse_bucket_name(bucket) for bucket in buckets]
     width, height, frames = shape.width, shape.height, shape.frames
-    ranges = {
+    ranges: dict[str, tuple[float, list[float]]] = {
         "frames": (frames, [bucket_frames for _, _, bucket_frames in trained]),
         "pixels per frame": (width * height, [side * other for side, other, _ in trained]),
         "width by height": (width / height, [side / other for side, other, _ in trained]),
