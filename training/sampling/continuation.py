@@ -1,8 +1,7 @@
 """Videos that are extended forward or backward, and two videos that are connected.
 
-Given frames stay as they are. Only their context, the part nearest to the new frames, is encoded, and only the new
-frames with their context are decoded. So memory grows with neither the length of the given videos nor their number of
-pixels, beyond the arrays themselves.
+Given frames are returned unchanged. Only their context, the part nearest to the new frames, is encoded, and only the
+new frames with their context are decoded. So what is computed does not grow with the length of the given videos.
 """
 
 from __future__ import annotations
