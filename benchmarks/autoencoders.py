@@ -50,7 +50,7 @@ from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders.causal import Causal
 from training.autoencoders.linear import Linear
 from training.pixels import HALF_RANGE, from_uint8, psnr_db, ssim
-from training.sampling.exported_model import to_pixels
+from training.sampling.coding import to_pixels
 from training.sampling.media import write_png
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -30,6 +30,7 @@ from pipelines.recipe import Recipe
 from training import autoencoder, model, objective
 from training.data import shards
 from training.data.manifest import MANIFEST_SCHEMA
+from training.sampling import guidance, solver
 
 GENERATED = "*This page is generated from the code.*\n"
 
@@ -152,6 +153,8 @@ def plugins_page() -> str:
         ("Autoencoders", "encode.autoencoder", autoencoder.FOLDER, autoencoder.AutoencoderSettings),
         ("Models", "train.model", model.FOLDER, model.ModelSettings),
         ("Objectives", "train.objective", objective.FOLDER, objective.ObjectiveSettings),
+        ("Solvers", "sample.solver", solver.FOLDER, solver.Solver),
+        ("Guidance", "sample.guidance_method", guidance.FOLDER, guidance.Guidance),
         ("Export formats", "worldloom export --to", export_format.FOLDER, export_format.Format),
     ]
     lines = [

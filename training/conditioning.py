@@ -44,9 +44,10 @@ DEFAULT_RATES = {
     "prefix": 0.03,
     "suffix": 0.02,
     "middle": 0.01,
+    "ends": 0.0,
 }
 """Default shares of the kinds of conditioning: a quarter of the samples is conditioned, most of them on the first
-frame."""
+frame. A share of 0 at the end leaves the quantiles of all others, and so the masks of a seed, as they are."""
 
 KINDS = tuple(DEFAULT_RATES)
 
@@ -55,7 +56,7 @@ class ConditioningRates(Settings):
     """Settings of conditioning: the share of training samples with each kind of mask. The shares sum to 1.
 
     If any share is set, those that are not set are 0. Images are never conditioned, because they have no other frame. A
-    video that is too short for `middle` is conditioned on its first frame.
+    video that is too short for `middle` or `ends` is conditioned on its first frame.
     """
 
     none: float = Field(DEFAULT_RATES["none"], ge=0, le=1, description="No conditioning frame: text to video.")
@@ -77,6 +78,12 @@ class ConditioningRates(Settings):
         ge=0,
         le=1,
         description="Some frames with generated ones on both sides: extending both ways.",
+    )
+    ends: float = Field(
+        DEFAULT_RATES["ends"],
+        ge=0,
+        le=1,
+        description="Frames from the first on and up to the last, with generated ones between: connecting two videos.",
     )
     conditioning_noise: float = Field(
         0.0,
@@ -139,20 +146,22 @@ class ConditioningRates(Settings):
 def mask_of_kind(kind: str, n_frames: int, uniform: Uniform) -> ConditioningMask:
     """Return a mask of this kind for `n_frames` latent frames, with clean conditioning frames.
 
-    All lengths and positions of a prefix, suffix or middle are equally likely.
+    All lengths and positions of a prefix, suffix, middle or generated part between two ends are equally likely. A video
+    of two latent frames has none of the last two, and is conditioned on its first frame.
     """
     nothing = (False,) * n_frames
     if kind == "none" or n_frames == 1:
         return ConditioningMask(nothing)
     if kind == "last":
         return ConditioningMask(nothing, last_frame=True)
-    if kind == "middle" and n_frames == 2:
+    if kind in ("middle", "ends") and n_frames == 2:
         kind = "first"
-    if kind == "middle":
+    if kind in ("middle", "ends"):
+        # The frames inside: given ones of a middle, generated ones between two ends.
         length = 1 + int(uniform() * (n_frames - 2))
         start = 1 + int(uniform() * (n_frames - 1 - length))
     else:
         length = 1 if kind in ("first", "both") else 1 + int(uniform() * (n_frames - 1))
         start = n_frames - length if kind == "suffix" else 0
-    frames = tuple(start <= frame < start + length for frame in range(n_frames))
+    frames = tuple((start <= frame < start + length) != (kind == "ends") for frame in range(n_frames))
     return ConditioningMask(frames, last_frame=kind == "both")

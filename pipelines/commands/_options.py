@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.config import Settings
+from cluster.plugins import Plugin
 from pipelines.recipe import Recipe, load_recipe
 
 RecipeFile = Annotated[
@@ -47,7 +48,7 @@ def with_options(
     """Give a command an option for each of these fields, with the field's own default and description.
 
     The command receives them as one mapping, its parameter `options`. A field in `optional` has no default although the
-    settings require it, and is None if it is not given.
+    settings require it, and is None if it is not given. A plug-in is given by its name, and has its default settings.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -55,8 +56,12 @@ def with_options(
         added = []
         for name in fields:
             field = settings.model_fields[name]
-            kind = field.annotation | None if name in optional else field.annotation  # type: ignore[operator]
-            default = None if name in optional else inspect.Parameter.empty if field.is_required() else field.default
+            kind, value = field.annotation, field.default
+            if isinstance(value, Plugin):
+                kind, value = str, value.name
+            if name in optional:
+                kind = kind | None  # type: ignore[operator, assignment]
+            default = None if name in optional else inspect.Parameter.empty if field.is_required() else value
             annotation = Annotated[kind, typer.Option(help=field.description)]  # type: ignore[valid-type]
             added.append(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

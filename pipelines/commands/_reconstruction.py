@@ -32,7 +32,7 @@ from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders._linear_blocks import LinearAutoencoder
 from training.autoencoders.causal import CausalAutoencoder
 from training.pixels import SSIM_WINDOW, from_uint8, mean_squared_error, psnr_from_mse, ssim
-from training.sampling.exported_model import to_pixels
+from training.sampling.coding import to_pixels
 from training.sampling.media import write_mp4
 
 GREY, GAIN = 128, 4

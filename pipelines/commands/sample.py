@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,17 +32,36 @@ def sample(
     for a folder without a model, and for a size that the model cannot make.
     """
     check_images(samples)
-    from training.sampling import tasks  # imports torch, which takes 2 s
+    from training.sampling.exported_model import ExportedModel  # imports torch, which takes 2 s
+    from training.sampling.tasks import make, prepare
 
     uris = []
-    with progress("sampling", len(samples)) as bar:
-        for settings in samples:
-            try:
-                uris.append(tasks.sample(settings, model_uri, out_uri, upsampler, read_conditioning_image))
-            except ValueError as error:
-                raise ConfigError(str(error)) from error
-            bar.advance()
+    try:
+        model = ExportedModel(model_uri)
+        prompts = None if upsampler is None else OnceUpsampler(upsampler)
+        prepared = [prepare(settings, model, out_uri, prompts, read_conditioning_image) for settings in samples]
+        # All at once, before the model is loaded: the text encoder and the model never share the device.
+        model.embed_all([text for one in prepared for text in one.texts()])
+        with progress("sampling", len(samples)) as bar:
+            for one in prepared:
+                uris.append(make(one, model))
+                bar.advance()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return uris
+
+
+class OnceUpsampler:
+    """An upsampler that gives samples of one prompt and length, which differ by seed, the same detailed prompt."""
+
+    def __init__(self, upsampler: Upsampler) -> None:
+        self._upsampler = upsampler
+        self.upsample = functools.cache(upsampler.upsample)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Identity of the upsampler."""
+        return self._upsampler.identity
 
 
 def sample_recipe(recipe: Recipe, model_uri: str | None = None, out_uri: str | None = None) -> list[str]:
@@ -56,7 +76,34 @@ def sample_recipe(recipe: Recipe, model_uri: str | None = None, out_uri: str | N
     return sample(model_uri, recipe.sample, out_uri or storage.join(recipe.out_uri, "samples"), upsampler)
 
 
-FIELDS = ("prompt", "seconds", "size", "fps", "guidance", "steps", "seed", "first", "last", "upsample", "name")
+def with_seeds(settings: SampleSettings, count: int) -> list[SampleSettings]:
+    """Return a sample with its seed and those that follow; a name gets the seed at its end if there are several."""
+    if count == 1:
+        return [settings]
+    return [
+        settings.model_copy(
+            update={"seed": seed, "name": None if settings.name is None else f"{settings.name}-seed{seed}"}
+        )
+        for seed in range(settings.seed, settings.seed + count)
+    ]
+
+
+FIELDS = (
+    "prompt",
+    "negative",
+    "seconds",
+    "size",
+    "fps",
+    "guidance",
+    "guidance_method",
+    "solver",
+    "steps",
+    "seed",
+    "first",
+    "last",
+    "upsample",
+    "name",
+)
 
 
 @with_options(SampleSettings, FIELDS, optional=("prompt",))
@@ -66,6 +113,9 @@ def command(
         Path | None, typer.Argument(help="Recipe (YAML) or folder of a run whose model is sampled; or give --model.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Folder of an exported model: no recipe is needed.")] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Samples of each prompt, with as many seeds from --seed on.")
+    ] = 1,
     out: Annotated[
         str | None, typer.Option(help="Folder to write to; out/samples of the recipe, or else samples, by default.")
     ] = None,
@@ -76,11 +126,13 @@ def command(
     if recipe is None and model is None:
         raise ConfigError("say which model: give a recipe, or --model with the folder of an export")
     settings = read_recipe(recipe, set_, remote_code) if recipe else None
-    for uri in _samples(settings, model, out, options):
+    for uri in _samples(settings, model, out, options, seeds):
         print_value(uri)
 
 
-def _samples(recipe: Recipe | None, model: str | None, out: str | None, options: dict[str, Any]) -> list[str]:
+def _samples(
+    recipe: Recipe | None, model: str | None, out: str | None, options: dict[str, Any], seeds: int
+) -> list[str]:
     if options["prompt"] is None:
         if options["first"] or options["last"]:
             raise ConfigError("--first and --last belong to one video: describe it with --prompt")
@@ -91,6 +143,7 @@ def _samples(recipe: Recipe | None, model: str | None, out: str | None, options:
             samples = tuple(one.model_copy(update={"upsample": True}) for one in samples)
     else:
         samples = (parse_options(SampleSettings, options),)
+    samples = tuple(seeded for one in samples for seeded in with_seeds(one, seeds))
     out_uri = storage.absolute(out) if out else None
     if recipe is None:
         assert model is not None

@@ -21,7 +21,7 @@ from tests.support.command_line import CommandLine
 from tests.support.paths import ROOT
 from training.data.buckets import parse_bucket_name
 from training.data.footer import DamagedError
-from training.sampling.solver import euler
+from training.sampling.solvers.euler import Euler
 from training.stopping import NonFiniteLossError
 
 
@@ -72,7 +72,7 @@ def raised_by(call: Callable[[], object]) -> Exception:
 
 
 def test_an_error_that_our_code_raises_is_explained() -> None:
-    explanation = explain(raised_by(lambda: euler(lambda x, time: x, torch.zeros(1), [0.0])))
+    explanation = explain(raised_by(lambda: Euler().solve(lambda x, time: x, torch.zeros(1), [0.0])))
     assert explanation is not None
     assert "times must fall strictly" in explanation.text
     assert explanation.exit_code == BAD_INPUT

@@ -29,8 +29,13 @@ def test_a_mask_is_what_its_kind_says(kind: str, n_frames: int, seed: int) -> No
     if kind == "last":
         assert indices == []
         return
+    if kind == "ends" and n_frames > 2:
+        assert (indices[0], indices[-1]) == (0, n_frames - 1)
+        generated = [index for index in range(n_frames) if index not in indices]
+        assert generated == list(range(generated[0], generated[-1] + 1)), "generated frames are consecutive"
+        return
     assert indices == list(range(indices[0], indices[-1] + 1)), "conditioning frames are consecutive"
-    if kind in ("first", "both", "prefix") or (n_frames == 2 and kind == "middle"):
+    if kind in ("first", "both", "prefix") or (n_frames == 2 and kind in ("middle", "ends")):
         assert indices[0] == 0
     elif kind == "suffix":
         assert indices[-1] == n_frames - 1
@@ -39,9 +44,9 @@ def test_a_mask_is_what_its_kind_says(kind: str, n_frames: int, seed: int) -> No
     assert kind not in ("first", "both") or len(indices) == 1
 
 
-@pytest.mark.parametrize(("kind", "n_masks"), [("prefix", 4), ("suffix", 4), ("middle", 6)])
+@pytest.mark.parametrize(("kind", "n_masks"), [("prefix", 4), ("suffix", 4), ("middle", 6), ("ends", 6)])
 def test_every_length_and_position_occurs(kind: str, n_masks: int) -> None:
-    """Of 5 frames, 1 to 4 at an end, or 1 to 3 at any position inside."""
+    """Of 5 frames, 1 to 4 at an end, or 1 to 3 given or generated ones at any position inside."""
     rng = random.Random(0)
     seen = Counter(mask_of_kind(kind, 5, rng.random) for _ in range(4000))
     assert len(seen) == n_masks
@@ -87,6 +92,21 @@ def test_shares_that_are_not_set_are_0() -> None:
     default = validate(ConditioningRates, {"conditioning_noise": 0.1})
     assert default.model_dump() == DEFAULT_RATES | {"conditioning_noise": 0.1}
     assert validate(ConditioningRates, default.model_dump()) == default
+
+
+def test_a_kind_without_a_share_changes_no_mask() -> None:
+    """A seed's masks are the same as before the kind was there, so runs resume to the bit."""
+    kinds = [kind for kind in DEFAULT_RATES if kind != "ends"]
+    rates, ends = ConditioningRates(), [sum(DEFAULT_RATES[kind] for kind in kinds[: n + 1]) for n in range(len(kinds))]
+    for quantile in (0.0, 0.5, *(end - 1e-9 for end in ends)):
+        expected = next(kind for kind, end in zip(kinds, ends, strict=True) if quantile < end)
+        drawn, masked = (random.Random(1).random for _ in range(2))
+        assert rates.draw_mask(quantile, drawn, 6) == mask_of_kind(expected, 6, masked)
+    assert "ends" not in kinds
+    assert all(
+        ConditioningRates(ends=1.0).draw_mask(q, random.Random(0).random, 6).frames[::5] == (True, True)
+        for q in (0.0, 0.999)
+    )
 
 
 def test_rates_must_sum_to_one() -> None:

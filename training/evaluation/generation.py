@@ -17,7 +17,8 @@ from training.evaluation.feature_distances import Features
 from training.evaluation.metric import Clip, Expected, MetricSettings
 from training.evaluation.results import VERSION, ClipResult, ClipSet, found_in, measure, read_result, write_result
 from training.evaluation.truth import World
-from training.sampling.exported_model import ExportedModel, generate
+from training.sampling.exported_model import ExportedModel
+from training.sampling.generation import generate, video_timeline
 from training.sampling.media import write_mp4
 from training.sampling.settings import SolverSettings, VideoShape
 
@@ -93,7 +94,8 @@ class Generation:
 
     def _generate(self, prompt: Prompt, clip_set: ClipSet, key: str, text_NE: Tensor | None) -> ClipResult:
         text_NE = self.model.parts.null_text_NE if text_NE is None else text_NE
-        latent_BCTHW = generate(self.model.parts, text_NE, self._solver(prompt, clip_set), prompt.shape)
+        timeline = video_timeline(self.model.parts, text_NE, prompt.shape)
+        latent_BCTHW = generate(self.model.parts, timeline, self._solver(prompt, clip_set))
         frames_THWC = self.model.decode(latent_BCTHW)
         video = f"{clip_set}/{prompt.name}.mp4"
         write_mp4(storage.join(self.folder_uri, video), frames_THWC, prompt.shape.fps)

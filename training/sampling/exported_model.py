@@ -1,11 +1,11 @@
-"""An exported model with its autoencoder and text encoder, and the generation of latents from noise."""
+"""An exported model with its autoencoder and text encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -16,37 +16,13 @@ from cluster.telemetry import log
 from training.autoencoder import Autoencoder
 from training.checkpoints.export import read_export
 from training.checkpoints.model_card import ModelCard, read_card
-from training.conditioning import ConditioningMask
-from training.framing import full_framing
-from training.network import VideoModel
-from training.pixels import from_uint8, to_uint8
-from training.rng import generator
-from training.sampling.settings import SampleSettings, SolverSettings, VideoShape, size_units
-from training.sampling.solver import euler, guided
-from training.step import SampleCondition, mask_tensor, stack_conditions
+from training.data.buckets import parse_bucket_name
+from training.sampling.coding import decode_video, encode_video
+from training.sampling.continuation import DEFAULT_CONTEXT, Context, Continuation, Direction, connect, extend
+from training.sampling.generation import ConditioningLatents, ModelParts, WeakerModel, generate, video_timeline
+from training.sampling.settings import SampleSettings, VideoShape, size_units
 
 # Shape suffixes: B samples, C latent channels or colours, T H W frames, rows and columns, N text tokens, E text width.
-
-
-@dataclass(frozen=True)
-class ModelParts:
-    """The parts that generate latents: a model and the null caption on their device, its card, and its autoencoder."""
-
-    card: ModelCard
-    model: VideoModel
-    autoencoder: Autoencoder
-    null_text_NE: Tensor
-
-
-@dataclass(frozen=True)
-class ConditioningLatents:
-    """Latents `[C, 1, h, w]` of images that a video begins or ends with; None for a generated end."""
-
-    first_C1HW: Tensor | None = None
-    last_C1HW: Tensor | None = None
-
-
-UNCONDITIONED = ConditioningLatents()
 
 
 class SampleOptions(TypedDict, total=False):
@@ -58,6 +34,10 @@ class SampleOptions(TypedDict, total=False):
     """Width and height in pixels."""
     fps: float | None
     guidance: float
+    guidance_method: str | dict[str, Any]
+    """Name, or a mapping of name and settings."""
+    negative: str | None
+    solver: str
     steps: int
     seed: int
 
@@ -70,6 +50,8 @@ class ExportedModel:
         self.uri = uri
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = read_card(uri)
+        self._embeddings: dict[str, Tensor] = {}
+        self._warnings: set[str] = set()
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
@@ -82,6 +64,31 @@ class ExportedModel:
         _, model, null_text_NE = read_export(self.uri)
         return ModelParts(self.card, model.to(self.device), self.autoencoder, null_text_NE.to(self.device))
 
+    def guided_parts(self, settings: SampleSettings) -> ModelParts:
+        """Return the parts for these settings: with the negative prompt in place of the null caption, and with the
+        weaker model of their guidance.
+
+        Raises `ValueError` if the weaker model has other latents or texts than this one.
+        """
+        # The text encoder is released before the model is loaded, so that they never share the device.
+        negative = None if settings.negative is None else self.embed(settings.negative)
+        parts = self.parts if negative is None else replace(self.parts, null_text_NE=negative.to(self.device))
+        weaker_uri = settings.guidance_method.weaker_export
+        if weaker_uri is not None and settings.guidance != 1:
+            parts = replace(parts, weaker=self._open_weaker(weaker_uri))
+        return parts
+
+    def _open_weaker(self, uri: str) -> WeakerModel:
+        card = read_card(uri)
+        for part in ("autoencoder_identity", "text_encoder_identity"):
+            own, other = getattr(self.card, part), getattr(card, part)
+            if own != other:
+                raise ValueError(
+                    f"{uri} cannot guide {self.uri}: its {part} is {other}, but must be {own}; take an earlier or "
+                    "smaller model of the same latents and texts"
+                )
+        return WeakerModel(card, read_export(uri)[1].to(self.device))
+
     def sample(
         self, prompt: str, *, first: Pixels | None = None, last: Pixels | None = None, **options: Unpack[SampleOptions]
     ) -> UInt8Array:
@@ -90,50 +97,91 @@ class ExportedModel:
         `first` and `last` are RGB images `[H, W, 3]` of the sample's size that the video begins and ends with. Raises
         `ConfigError` for options that `SampleSettings` refuses, and `ValueError` for a size that the model cannot make.
         """
-        values = dict(options)
-        if "size" in options:
-            values["size"] = "{}x{}".format(*options["size"])
-        settings = parse_options(SampleSettings, {"prompt": prompt, **values})
+        settings = _settings(prompt, options)
         shape = self.fit_shape(settings)
         images = self.encode_images(first, last)
-        return self.decode(generate(self.parts, self.embed(prompt), settings, shape, images))
+        text_NE = self.embed(prompt)
+        parts = self.guided_parts(settings)
+        return self.decode(generate(parts, video_timeline(parts, text_NE, shape, images), settings))
+
+    def extend(
+        self,
+        video: Pixels,
+        prompt: str,
+        *,
+        direction: Direction = "forward",
+        context: Context = DEFAULT_CONTEXT,
+        **options: Unpack[SampleOptions],
+    ) -> UInt8Array:
+        """Return a video `[T, H, W, 3]` in 8-bit RGB with about `seconds` of new frames after or before it.
+
+        The video has the size and the frame rate of the options. Its own frames are returned unchanged. Raises errors
+        as `sample`, and `ValueError` for a video of another size or one that is too short to extend backward.
+        """
+        return extend(self._continuation(prompt, options, context), video, direction)
+
+    def connect(
+        self,
+        before: Pixels,
+        after: Pixels,
+        prompt: str,
+        *,
+        context: Context = DEFAULT_CONTEXT,
+        **options: Unpack[SampleOptions],
+    ) -> UInt8Array:
+        """Return two videos `[T, H, W, 3]` as one, with about `seconds` of new frames between them; as `extend`."""
+        return connect(self._continuation(prompt, options, context), before, after)
+
+    def _continuation(self, prompt: str, options: SampleOptions, context: Context) -> Continuation:
+        settings = _settings(prompt, options)
+        shape, text_NE = self.fit_shape(settings), self.embed(prompt)
+        return Continuation(self.guided_parts(settings), text_NE, settings, shape, context)
 
     def fit_shape(self, settings: SampleSettings) -> VideoShape:
         """Return the requested shape, with the number of frames nearest to `seconds` that the model can make.
 
-        Raises `ValueError` for a size that it cannot make.
+        A shape outside those of training is logged once. Raises `ValueError` for a size that it cannot make.
         """
         settings.check_size(size_units(self.autoencoder.space_factor, self.card.model))
         fps = settings.fps or self.card.fps
         width, height = settings.pixels()
-        return VideoShape(n_frames(settings.seconds, fps, self.autoencoder.time_factor), height, width, fps)
+        shape = VideoShape(n_frames(settings.seconds, fps, self.autoencoder.time_factor), height, width, fps)
+        if (message := outside_training(shape, self.card.buckets)) and message not in self._warnings:
+            self._warnings.add(message)
+            log.warning(message)
+        return shape
 
     def embed(self, prompt: str) -> Tensor:
-        """Return a prompt's embedding, float32 `[N, E]` on the CPU. The text encoder is released afterwards.
-
-        Raises `ValueError` if the encoder's weights are not those of training, `EngineError` if there are none.
-        """
+        """Return a prompt's embedding, float32 `[N, E]` on the CPU, as `embed_all` does."""
         return self.embed_all([prompt])[0]
 
     def embed_all(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Return the embeddings of prompts as `embed` does, with the text encoder opened once."""
+        """Return the embeddings of prompts, with the text encoder loaded once and released afterwards.
+
+        Embeddings are kept for later calls. Raises `ValueError` if the encoder's weights are not those of training,
+        `EngineError` if there are none.
+        """
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
+        if new:
+            self._embed_new(new)
+        return [self._embeddings[prompt] for prompt in prompts]
+
+    def _embed_new(self, prompts: list[str]) -> None:
         encoder, identity = self.card.text_encoder, self.card.text_encoder_identity
         if encoder.identity() != identity:
             raise ValueError(f"{self.uri} was trained with text encoder {identity}, but this is {encoder.identity()}")
-        embeddings = encoder.open(self.device.type).encode(list(prompts))
-        for prompt, embedding in zip(prompts, embeddings, strict=True):
+        for prompt, embedding in zip(prompts, encoder.open(self.device.type).encode(prompts), strict=True):
             if embedding.truncated:
-                n_tokens = len(embedding.tokens)
                 log.warning(
-                    f"the prompt is too long for the text encoder and is cut after {n_tokens} tokens: {prompt!r}"
+                    f"the prompt is too long for the text encoder and is cut after {len(embedding.tokens)} tokens: "
+                    f"{prompt!r}"
                 )
-        return [torch.from_numpy(embedding.tokens) for embedding in embeddings]
+            self._embeddings[prompt] = torch.from_numpy(embedding.tokens)
 
-    @torch.no_grad()
     def encode_images(self, first: Pixels | None, last: Pixels | None) -> ConditioningLatents:
         """Return the latents of RGB images `[H, W, 3]`, each encoded as an image."""
         latents = [
-            None if image_HWC is None else self.autoencoder.encode(_as_video(image_HWC).to(self.device))[0]
+            None if image_HWC is None else encode_video(self.autoencoder, image_HWC[None], self.device)
             for image_HWC in (first, last)
         ]
         return ConditioningLatents(*latents)
@@ -143,8 +191,11 @@ class ExportedModel:
         return decode_video(self.autoencoder, latent_BCTHW)
 
 
-def _as_video(image_HWC: Pixels) -> Tensor:
-    return from_uint8(torch.from_numpy(image_HWC.copy())).permute(2, 0, 1)[None, :, None]
+def _settings(prompt: str, options: SampleOptions) -> SampleSettings:
+    values: dict[str, Any] = {"prompt": prompt, **options}
+    if "size" in options:
+        values["size"] = "{}x{}".format(*options["size"])
+    return parse_options(SampleSettings, values)
 
 
 def open_autoencoder(card: ModelCard, device: torch.device) -> Autoencoder:
@@ -158,71 +209,33 @@ def open_autoencoder(card: ModelCard, device: torch.device) -> Autoencoder:
     return autoencoder
 
 
+def outside_training(shape: VideoShape, buckets: Sequence[str]) -> str:
+    """Return a sentence if a sample is longer, larger, smaller, wider or taller than all training samples; else ''.
+
+    `buckets` are those of a model's card. Areas and aspects may differ from the nearest by a twentieth.
+    """
+    trained = [parse_bucket_name(bucket) for bucket in buckets]
+    width, height, frames = shape.width, shape.height, shape.frames
+    ranges: dict[str, tuple[float, list[float]]] = {
+        "frames": (frames, [bucket_frames for _, _, bucket_frames in trained]),
+        "pixels per frame": (width * height, [side * other for side, other, _ in trained]),
+        "width by height": (width / height, [side / other for side, other, _ in trained]),
+    }
+    faults = [
+        f"{name} {round(value, 2)}, trained on {round(min(found), 2)} to {round(max(found), 2)}"
+        for name, (value, found) in ranges.items()
+        if found and not min(found) / 1.05 <= value <= max(found) * 1.05
+    ]
+    if not faults:
+        return ""
+    return f"a sample of {width}x{height}x{frames} is outside what the model was trained on and may look worse: " + (
+        "; ".join(faults)
+    )
+
+
 def n_frames(seconds: float, fps: float, time_factor: int) -> int:
     """Return the number of frames nearest to a length: 1 + k * time_factor with k >= 1; 1 for 0 seconds, an image."""
     if seconds == 0:
         return 1
     # T frames last until the last one begins, (T - 1) / fps, as for buckets.
     return 1 + time_factor * max(1, round(seconds * fps / time_factor))
-
-
-@torch.no_grad()
-def generate(
-    parts: ModelParts,
-    text_NE: Tensor,
-    settings: SolverSettings,
-    shape: VideoShape,
-    images: ConditioningLatents = UNCONDITIONED,
-) -> Tensor:
-    """Generate latents `[1, C, t, h, w]` for a text embedding, on the model's device.
-
-    The last image is appended as one more latent frame, as in training (`ConditioningMask.last_frame`). That frame is
-    not part of the result.
-    """
-    card, device = parts.card, next(parts.model.parameters()).device
-    _, *grid = parts.autoencoder.latent_shape(shape.frames, shape.height, shape.width)
-    noise_BCTHW = torch.randn((1, card.channels, *grid), generator=generator(settings.seed, "sample"))
-    start_BCTHW = noise_BCTHW.to(device)
-    mask = ConditioningMask(
-        (images.first_C1HW is not None, *(False,) * (grid[0] - 1)), last_frame=images.last_C1HW is not None
-    )
-    if images.first_C1HW is not None:
-        start_BCTHW[0, :, :1] = images.first_C1HW
-    if images.last_C1HW is not None:
-        start_BCTHW = torch.cat((start_BCTHW, images.last_C1HW.to(start_BCTHW)[None]), dim=2)
-    texts = [text_NE.to(device)]
-    if settings.guidance != 1:
-        texts.append(parts.null_text_NE.to(device))
-    mask_T = mask_tensor(mask).to(device)
-    framing = full_framing(shape.width, shape.height, card.source_side)
-
-    def velocity(x_BCTHW: Tensor, time: float) -> Tensor:
-        time_T = torch.where(mask_T > 0, mask.time, time)
-        condition = stack_conditions(
-            [
-                SampleCondition(text, time_T, mask_T, mask.last_frame, shape.fps, (shape.width, shape.height), framing)
-                for text in texts
-            ],
-            parts.autoencoder.time_factor,
-        )
-        predictions = parts.model([x_BCTHW[0]] * len(texts), condition)
-        prediction = predictions[0] if len(texts) == 1 else guided(predictions[0], predictions[1], settings.guidance)
-        velocity_BCTHW = card.objective.velocity(prediction[None], x_BCTHW, torch.tensor(time, device=device))
-        # Conditioning frames stay fixed. A factor of 0 would let NaN and infinity through.
-        return velocity_BCTHW.masked_fill(mask_T[:, None, None] > 0, 0.0)
-
-    # Noise levels are shifted by the generated tokens, as in training.
-    n_tokens = card.model.tokens(grid[0], grid[1], grid[2])
-    return euler(velocity, start_BCTHW, card.objective.schedule(settings.steps, n_tokens))[:, :, : grid[0]]
-
-
-@torch.no_grad()
-def decode_video(autoencoder: Autoencoder, latent_BCTHW: Tensor) -> UInt8Array:
-    """Return the video `[T, H, W, 3]` of the latents of one sample."""
-    video_THWC: UInt8Array = to_pixels(autoencoder.decode(latent_BCTHW))[0].numpy()
-    return video_THWC
-
-
-def to_pixels(video_BCTHW: Tensor) -> Tensor:
-    """Return a decoded video in [-1, 1] as uint8 `[B, T, H, W, C]` on the CPU."""
-    return to_uint8(video_BCTHW).permute(0, 2, 3, 4, 1).contiguous().cpu()

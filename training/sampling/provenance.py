@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.arrays import Pixels
-from training.checkpoints.model_card import ModelCard
+from training.checkpoints.model_card import ModelCard, read_card
 from training.sampling.settings import SampleSettings, VideoShape
 
 
@@ -35,6 +35,7 @@ class SampleRequest:
 def provenance(request: SampleRequest, shape: VideoShape, card: ModelCard, export_uri: str) -> dict[str, Any]:
     """Return all that is needed to generate a file again: the request, its shape, and the identity of every part."""
     settings = request.settings
+    weaker_uri = settings.guidance_method.weaker_export
     return {
         "prompt": request.prompt,
         "requested_prompt": settings.prompt,
@@ -53,6 +54,7 @@ def provenance(request: SampleRequest, shape: VideoShape, card: ModelCard, expor
             "autoencoder": card.autoencoder_identity,
             "text_encoder": card.text_encoder_identity,
         },
+        "weaker_weights": None if weaker_uri is None else read_card(weaker_uri).weights,
         "worldloom": version(),
     }
 

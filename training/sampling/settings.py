@@ -5,13 +5,20 @@ from __future__ import annotations
 import re
 import unicodedata
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from cluster.config import Settings
+from cluster.plugins import PluginField
 from cluster.storage import digest
 from training.model import ModelSettings
+from training.sampling.guidance import FOLDER as GUIDANCES
+from training.sampling.guidance import Guidance
+from training.sampling.guidances.plain import Plain
+from training.sampling.solver import FOLDER as SOLVERS
+from training.sampling.solver import Solver
+from training.sampling.solvers.unipc import UniPC
 
 SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 MAX_WORDS_BYTES = 48
@@ -34,15 +41,24 @@ class VideoShape(NamedTuple):
 
 
 class SolverSettings(Settings):
-    """Settings of the solver, which integrates from noise to a sample."""
+    """Settings of the integration from noise to a sample."""
 
+    solver: Annotated[Solver, PluginField(SOLVERS, Solver)] = Field(
+        UniPC(), description="Solver of the sampling equation: euler, heun, dpmpp_2m or unipc."
+    )
     steps: int = Field(
-        50, ge=1, le=1000, description="Solver steps; each evaluates the model once, or twice with guidance."
+        25,
+        ge=1,
+        le=1000,
+        description="Solver steps; each evaluates the model once (heun: twice), and guidance doubles the cost.",
     )
     guidance: float = Field(
         5.0,
         ge=0,
         description="Classifier-free guidance scale (Ho and Salimans 2022); 1 turns it off and halves the cost.",
+    )
+    guidance_method: Annotated[Guidance, PluginField(GUIDANCES, Guidance)] = Field(
+        Plain(), description="Kind of guidance: plain, cfg_zero_star, apg, or autoguidance with a weaker export."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial noise.")
 
@@ -51,6 +67,9 @@ class SampleSettings(SolverSettings):
     """Settings of one sample. The same settings and model give the same file."""
 
     prompt: str = Field(min_length=1, description="Text that describes the sample.")
+    negative: str | None = Field(
+        None, min_length=1, description="Text to guide away from, in place of the null caption (a negative prompt)."
+    )
     upsample: bool = Field(
         False, description="Make the prompt detailed first, with the settings of section `upsample`."
     )
@@ -85,6 +104,18 @@ class SampleSettings(SolverSettings):
         if not SIZE.fullmatch(size):
             raise ValueError(f"size '{size}' is not WIDTHxHEIGHT in pixels, such as 96x64")
         return size
+
+    @field_validator("negative")
+    @classmethod
+    def _negative_needs_guidance(cls, negative: str | None, others: ValidationInfo) -> str | None:
+        if negative is None:
+            return None
+        if others.data.get("guidance") == 1:
+            raise ValueError("a negative prompt has no effect with guidance: 1; raise guidance, or remove it")
+        method = others.data.get("guidance_method")
+        if method is not None and method.weaker_export:
+            raise ValueError(f"guidance_method {method.name} has no negative prompt; take plain, or remove it")
+        return negative
 
     @field_validator("first", "last")
     @classmethod

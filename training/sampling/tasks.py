@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from cluster import storage
 from cluster.arrays import Pixels
-from training.sampling.exported_model import ExportedModel, generate
+from training.sampling.exported_model import ExportedModel
+from training.sampling.generation import generate, video_timeline
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import (
     SampleRequest,
@@ -17,7 +19,7 @@ from training.sampling.provenance import (
     read_provenance,
     write_provenance,
 )
-from training.sampling.settings import SampleSettings
+from training.sampling.settings import SampleSettings, VideoShape
 
 ReadImage = Callable[[str, int, int], Pixels]
 """A function that reads an image file as RGB `[height, width, 3]`, from its URI, width and height."""
@@ -36,20 +38,42 @@ class PromptUpsampler(Protocol):
         ...
 
 
-def sample(
+@dataclass(frozen=True, eq=False)
+class PreparedSample:
+    """A sample with everything that is known before its model is loaded."""
+
+    settings: SampleSettings
+    shape: VideoShape
+    prompt: str
+    """The prompt that the model sees."""
+    images: Mapping[str, Pixels]
+    """RGB images `[H, W, 3]` by the end of the video, `first` or `last`."""
+    uri: str
+    """The file to write."""
+    record: dict[str, Any]
+    """The record to write beside it."""
+    is_made: bool
+    """Whether the file is there already, made by the same settings, images and weights."""
+
+    def texts(self) -> list[str]:
+        """Return the texts to embed."""
+        negative = self.settings.negative
+        return [] if self.is_made else [self.prompt] if negative is None else [self.prompt, negative]
+
+
+def prepare(
     settings: SampleSettings,
-    export_uri: str,
+    model: ExportedModel,
     out_uri: str,
     upsampler: PromptUpsampler | None = None,
     read_image: ReadImage | None = None,
-) -> str:
-    """Generate a sample, write `<out_uri>/<stem>.mp4` (`.png` for an image) and its record, and return its URI.
+) -> PreparedSample:
+    """Read the images of a sample, make its prompt detailed if it asks for that, and look for its file.
 
-    A file that the same settings, images and weights made before is kept, and its prompt is not upsampled again. Raises
-    `ValueError` for a size that the model cannot make, for an autoencoder or text encoder other than those of training,
-    and if `upsampler` or `read_image` is missing and needed.
+    A prompt that an earlier sample in the folder has is not upsampled again. Raises `ValueError` for a size that the
+    model cannot make, for an autoencoder other than that of training, and if `upsampler` or `read_image` is missing
+    and needed.
     """
-    model = ExportedModel(export_uri)
     shape = model.fit_shape(settings)
     out_uri = storage.absolute(out_uri)
     uri = storage.join(out_uri, settings.file_name())
@@ -68,18 +92,41 @@ def sample(
         length_s = 0.0 if shape.frames == 1 else settings.seconds
         found = find_upsampled(out_uri, settings.prompt, identity)
         prompt = upsampler.upsample(settings.prompt, length_s) if found is None else found
-    record = provenance(SampleRequest(settings, prompt, identity, images), shape, model.card, export_uri)
-    if storage.exists(uri) and read_provenance(uri) == record:
-        return uri
+    record = provenance(SampleRequest(settings, prompt, identity, images), shape, model.card, model.uri)
+    is_made = storage.exists(uri) and read_provenance(uri) == record
+    return PreparedSample(settings, shape, prompt, images, uri, record, is_made)
+
+
+def make(sample: PreparedSample, model: ExportedModel) -> str:
+    """Generate a sample, write its file and its record, and return the file's URI. One that is made is kept."""
+    if sample.is_made:
+        return sample.uri
     # The text encoder is released before the model is loaded, so that they never share the device.
-    text_NE = model.embed(prompt)
-    conditioning = model.encode_images(images.get("first"), images.get("last"))
-    video_THWC = model.decode(generate(model.parts, text_NE, settings, shape, conditioning))
+    text_NE, settings, shape = model.embed(sample.prompt), sample.settings, sample.shape
+    parts = model.guided_parts(settings)
+    conditioning = model.encode_images(sample.images.get("first"), sample.images.get("last"))
+    video_THWC = model.decode(generate(parts, video_timeline(parts, text_NE, shape, conditioning), settings))
     # A record means that its file is complete: an old record is removed first, and the new one is written last.
-    storage.remove(provenance_uri(uri))
+    storage.remove(provenance_uri(sample.uri))
     if shape.frames == 1:
-        write_png(uri, video_THWC[0])
+        write_png(sample.uri, video_THWC[0])
     else:
-        write_mp4(uri, video_THWC, shape.fps)
-    write_provenance(uri, record)
-    return uri
+        write_mp4(sample.uri, video_THWC, shape.fps)
+    write_provenance(sample.uri, sample.record)
+    return sample.uri
+
+
+def sample(
+    settings: SampleSettings,
+    export_uri: str,
+    out_uri: str,
+    upsampler: PromptUpsampler | None = None,
+    read_image: ReadImage | None = None,
+) -> str:
+    """Generate a sample, write `<out_uri>/<stem>.mp4` (`.png` for an image) and its record, and return its URI.
+
+    A file that the same settings, images and weights made before is kept. Raises `ValueError` as `prepare`, and for a
+    text encoder other than that of training.
+    """
+    model = ExportedModel(export_uri)
+    return make(prepare(settings, model, out_uri, upsampler, read_image), model)

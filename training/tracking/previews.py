@@ -21,7 +21,9 @@ from training.checkpoints.export import model_from_card
 from training.data.buckets import parse_bucket_name
 from training.data.dataset import Dataset, Sample
 from training.network import VideoModel
-from training.sampling.exported_model import ModelParts, decode_video, generate, open_autoencoder
+from training.sampling.coding import decode_video
+from training.sampling.exported_model import open_autoencoder
+from training.sampling.generation import ModelParts, generate, video_timeline
 from training.sampling.grid import video_grid
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import version, write_provenance
@@ -133,7 +135,7 @@ class Previews:
         videos = []
         for seed, sample in enumerate(self._samples):
             seeded = solver.model_copy(update={"seed": seed})
-            latent_BCTHW = generate(parts, sample.text.float(), seeded, _shape(sample))
+            latent_BCTHW = generate(parts, video_timeline(parts, sample.text.float(), _shape(sample)), seeded)
             videos.append(decode_video(autoencoder, latent_BCTHW))
         return videos
 

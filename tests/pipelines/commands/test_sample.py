@@ -76,6 +76,28 @@ def test_a_prompt_is_upsampled_from_stored_captions(trained: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_several_seeds_load_the_model_once(
+    export: Path, tmp_path: Path, worldloom: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.sampling import exported_model
+
+    reads: list[str] = []
+    read_export = exported_model.read_export
+    monkeypatch.setattr(exported_model, "read_export", lambda uri: reads.append(uri) or read_export(uri))
+    options = ("--model", export, "--prompt", "a star", *SHORT, "--out", tmp_path, "--solver", "heun", "--name", "star")
+    ended = worldloom("sample", *options, "--seed", "3", "--seeds", "2")
+    assert ended.exit_code == 0, ended.stderr
+    files = [Path(line) for line in ended.stdout.splitlines()]
+    assert [file.name for file in files] == ["star-seed3.mp4", "star-seed4.mp4"]
+    assert files[0].read_bytes() != files[1].read_bytes()
+    assert reads == [str(export)]
+    before = [file.stat().st_mtime_ns for file in files]
+    again = worldloom("sample", *options, "--seed", "3", "--seeds", "2")
+    assert (again.stdout, [file.stat().st_mtime_ns for file in files]) == (ended.stdout, before)
+    assert reads == [str(export)], "files that are made are kept, and nothing is loaded"
+
+
+@pytest.mark.slow
 def test_a_recipe_that_is_not_trained_names_the_fix(trained: Path, worldloom: CommandLine) -> None:
     ended = worldloom("sample", trained, "--prompt", "a star", "--set", "train.steps=4")
     assert ended.exit_code == 2
@@ -87,6 +109,21 @@ def test_a_model_or_a_recipe_is_required(export: Path, worldloom: CommandLine) -
     assert (neither.exit_code, "--model with the folder of an export" in neither.stderr) == (2, True)
     no_prompt = worldloom("sample", "--model", export)
     assert (no_prompt.exit_code, "give --prompt" in no_prompt.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--solver", "eulr"), "--solver eulr: "),
+        (("--guidance-method", "autoguidance"), "export"),
+        (("--negative", "blur", "--guidance", "1"), "a negative prompt has no effect with guidance: 1"),
+    ],
+)
+def test_wrong_solvers_and_guidance_are_bad_input(
+    options: tuple[str, ...], message: str, export: Path, worldloom: CommandLine
+) -> None:
+    ended = worldloom("sample", "--model", export, "--prompt", "a star", *options)
+    assert (ended.exit_code, message in ended.stderr) == (2, True), ended.stderr
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path, worldloom: CommandLine) -> None:

@@ -3,137 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from benchmarks.random_t5 import save_t5
 from captioning.encoder import FOLDER, TextEncoderSettings
+from captioning.encoders.hashing import HashingEncoder
 from captioning.encoders.t5 import T5
 from cluster.config import ConfigError
 from cluster.plugins import build
 from tests.support.exported_models import untrained_card, write_untrained_export
-from tests.support.step_samples import CONFIG, CPU, stored_batch
 from training.autoencoders.linear import Linear
 from training.checkpoints.model_card import CARD, ModelCard
-from training.conditioning import ConditioningRates
-from training.data.loader import Batch
-from training.framing import full_framing
-from training.network import Condition, VideoModel
-from training.sampling.exported_model import (
-    ConditioningLatents,
-    ExportedModel,
-    ModelParts,
-    generate,
-    n_frames,
-    to_pixels,
-)
+from training.sampling.exported_model import ExportedModel, n_frames, outside_training
+from training.sampling.guidances.autoguidance import Autoguidance
 from training.sampling.settings import SampleSettings, VideoShape
-from training.step import make_noisy_batch, sample_key
 
 AUTOENCODER = Linear().open()
 SETTINGS = SampleSettings(prompt="any", steps=3, guidance=2.0)
 MODEL_CARD = untrained_card()
-
-
-class RecordingModel(VideoModel):
-    """A model that predicts ones and records its inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-        self.inputs: list[tuple[list[Tensor], Condition]] = []
-
-    def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
-        self.inputs.append((list(latents), condition))
-        return [torch.ones_like(latent) for latent in latents]
-
-    def weight_initialiser(self) -> Callable[[nn.Parameter, str], None]:
-        return lambda parameter, name: None
-
-
-class NanModel(RecordingModel):
-    """A model that predicts NaN."""
-
-    def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
-        return [torch.full_like(latent, float("nan")) for latent in super().forward(latents, condition)]
-
-
-def generate_like(batch: Batch, first: bool, last: bool, model: VideoModel, card: ModelCard = MODEL_CARD) -> Tensor:
-    """Generate latents with the text, size, length and frame rate of the only sample of a batch, and with its first and
-    its last frame as conditioning images if `first` and `last`.
-    """
-    (latent_CTHW,), (last_frame_C1HW,), ((width, height),) = batch.latents, batch.last_frame_latents, batch.sizes
-    shape = VideoShape(1 + 4 * (latent_CTHW.shape[1] - 1), height, width, float(batch.fps[0]))
-    images = ConditioningLatents(latent_CTHW[:, :1] if first else None, last_frame_C1HW if last else None)
-    parts = ModelParts(card, model, AUTOENCODER, CONFIG.null_text)
-    return generate(parts, batch.texts[0], SETTINGS, shape, images)
-
-
-def one_clip() -> Batch:
-    """Return a batch of one clip with the channels and the source of `MODEL_CARD`."""
-    rng = torch.Generator().manual_seed(3)
-    batch = stored_batch([0])
-    return replace(
-        batch,
-        latents=[torch.randn(16, 3, 4, 4, generator=rng)],
-        last_frame_latents=[torch.randn(16, 1, 4, 4, generator=rng)],
-        framings=[full_framing(*batch.sizes[0], MODEL_CARD.source_side)],
-    )
-
-
-@pytest.mark.parametrize("kind", ["none", "first", "last", "both"])
-def test_model_sees_the_same_in_sampling_as_in_training(kind: str) -> None:
-    batch, model = one_clip(), RecordingModel()
-    generate_like(batch, kind in ("first", "both"), kind in ("last", "both"), model)
-    config = replace(CONFIG, conditioning=ConditioningRates(**{kind: 1.0}), caption_drop=0.0)
-    trained = make_noisy_batch(config, batch, {sample_key(0, batch.uids[0]): 0.5}, CPU)
-    mask_T = trained.condition.conditioning_masks[0] > 0
-    assert len(model.inputs) == SETTINGS.steps
-    for latents, condition in model.inputs:
-        for index in (0, 1):  # with the prompt, and with the null caption
-            assert latents[index].shape == trained.noisy[0].shape
-            assert latents[index][:, mask_T].equal(trained.noisy[0][:, mask_T])
-            assert condition.conditioning_masks[index].equal(trained.condition.conditioning_masks[0])
-            assert condition.seconds[index].equal(trained.condition.seconds[0])
-            time_T, trained_time_T = condition.times[index], trained.condition.times[0]
-            assert time_T[mask_T].equal(trained_time_T[mask_T])
-            assert len(time_T[~mask_T].unique()) == len(trained_time_T[~mask_T].unique()) == 1
-            for name in ("fps_B", "size_B2", "crop_B2", "source_B2"):
-                assert getattr(condition, name)[index].equal(getattr(trained.condition, name)[0]), name
-        assert condition.texts[0].equal(trained.condition.texts[0])
-
-
-def test_conditioning_frames_stay_and_all_latent_frames_return() -> None:
-    batch = one_clip()
-    free, with_last, with_both = (
-        generate_like(batch, first, last, RecordingModel())[0]
-        for first, last in ((False, False), (False, True), (True, True))
-    )
-    assert free.shape == with_last.shape == with_both.shape == (16, 3, 4, 4)
-    assert with_both[:, :1].equal(batch.latents[0][:, :1])
-    # A velocity of ones moves every generated frame by 1 from its noise, whatever the conditioning frames are.
-    assert with_last.equal(free)
-    assert with_both[:, 1:].equal(free[:, 1:])
-
-
-def test_nan_does_not_spread_to_conditioning_frames() -> None:
-    batch = one_clip()
-    latent_BCTHW = generate_like(batch, True, True, NanModel())
-    assert latent_BCTHW[0, :, 1:].isnan().all()
-    assert latent_BCTHW[0, :, :1].equal(batch.latents[0][:, :1])
-
-
-def test_source_is_uncropped_and_of_the_usual_size_by_default() -> None:
-    batch, model = one_clip(), RecordingModel()
-    generate_like(batch, False, False, model, MODEL_CARD.model_copy(update={"source_side": 1440.0}))
-    assert model.inputs[0][1].crop_B2.tolist() == [[0, 0]] * 2
-    assert model.inputs[0][1].source_B2.tolist() == [[1440, 1440]] * 2
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +81,36 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_untrained_export(tmp_path_factory.mktemp("export"))
 
 
+def test_prompts_are_embedded_together_and_once(export: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    encode = HashingEncoder.encode
+    monkeypatch.setattr(HashingEncoder, "encode", lambda self, texts: calls.append(list(texts)) or encode(self, texts))
+    model = ExportedModel(export, "cpu")
+    model.embed_all(["a", "b", "a"])
+    assert calls == [["a", "b"]]
+    alone = ExportedModel(export, "cpu").embed("b")
+    assert model.embed("b").equal(alone)
+    assert calls == [["a", "b"], ["b"]]
+
+
+def test_a_negative_prompt_replaces_the_null_caption(export: str) -> None:
+    model = ExportedModel(export, "cpu")
+    negative = SampleSettings(prompt="a red circle", negative="a blue square", guidance=2.0)
+    assert model.guided_parts(negative).null_text_NE.equal(model.embed("a blue square"))
+    assert model.guided_parts(SETTINGS).null_text_NE.equal(model.parts.null_text_NE)
+
+
+def test_a_weaker_model_on_other_latents_is_refused(export: str, tmp_path: Path) -> None:
+    other = write_card(tmp_path / "weaker", untrained_card(autoencoder_identity="linear16-other"))
+    settings = SETTINGS.model_copy(update={"guidance_method": Autoguidance(export=other)})
+    with pytest.raises(
+        ValueError, match=r"weaker cannot guide .*: its autoencoder_identity is linear16-other, but must"
+    ):
+        ExportedModel(export, "cpu").guided_parts(settings)
+    itself = settings.model_copy(update={"guidance_method": Autoguidance(export=export)})
+    assert ExportedModel(export, "cpu").guided_parts(itself).weaker is not None
+
+
 @pytest.mark.slow
 def test_sample_returns_pixels_of_the_requested_shape(export: str) -> None:
     model = ExportedModel(export, "cpu")
@@ -211,6 +132,28 @@ def test_lengths_are_whole_latent_frames(seconds: float, fps: float, frames: int
     assert n_frames(seconds, fps, 4) == frames
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (VideoShape(9, 32, 48, 8.0), ""),
+        (VideoShape(17, 32, 48, 8.0), "frames 17, trained on 1 to 9"),
+        (VideoShape(9, 64, 96, 8.0), "pixels per frame 6144, trained on 1536 to 2304"),
+        (VideoShape(9, 48, 32, 8.0), "width by height 0.67, trained on 1.0 to 1.5"),
+    ],
+)
+def test_shapes_outside_training_are_named(shape: VideoShape, message: str) -> None:
+    found = outside_training(shape, ("48x32x9", "48x32x1", "48x48x9"))
+    assert found.endswith(message)
+    assert bool(found) == bool(message)
+
+
+def test_a_shape_outside_training_is_logged_once(export: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = ExportedModel(export, "cpu")
+    for _ in range(2):
+        assert model.fit_shape(SETTINGS.model_copy(update={"size": "96x96", "seconds": 1.0})).width == 96
+    assert caplog.text.count("a sample of 96x96x9 is outside what the model was trained on") == 1
+
+
 def test_sizes_that_are_too_small_are_refused(export: str) -> None:
     message = "size 48x6: width and height must be multiples of 16 pixels, a latent cell times a patch of the model"
     with pytest.raises(ValueError, match=message):
@@ -227,8 +170,3 @@ def test_another_autoencoder_is_refused(export: str, tmp_path: Path) -> None:
 def test_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no model\.json; name the export folder"):
         ExportedModel(str(tmp_path))
-
-
-def test_pixels_are_rounded_and_clamped() -> None:
-    video = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).view(1, 1, 1, 1, 5).expand(1, 3, 1, 1, 5)
-    assert to_pixels(video)[0, 0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]

@@ -89,3 +89,26 @@ def test_sizes_between_multiples_are_refused(size: str, units: tuple[int, int], 
 def test_impossible_samples_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         validate(SampleSettings, {"prompt": "a", **bad})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"negative": "blur", "guidance": 1}, "no effect with guidance: 1"),
+        (
+            {"negative": "blur", "guidance_method": {"name": "autoguidance", "export": "weak"}},
+            "guidance_method autoguidance has no negative prompt",
+        ),
+        ({"solver": "eulr"}, "euler"),
+        ({"guidance_method": "autoguidance"}, "export"),
+    ],
+)
+def test_guidance_and_solvers_that_cannot_work_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample_settings(**values)
+
+
+def test_default_solver_and_guidance_do_not_show_in_file_names() -> None:
+    assert sample_settings(solver=sample_settings().solver.name).stem() == sample_settings().stem()
+    assert sample_settings(guidance_method="plain").stem() == sample_settings().stem()
+    assert sample_settings(guidance_method="apg").stem() != sample_settings().stem()

@@ -25,7 +25,8 @@ from training.data.dataset import Dataset
 from training.data.plan import PlanSettings
 from training.loop import train_loop
 from training.models.dit import DiT
-from training.sampling.exported_model import ModelParts, decode_video, generate
+from training.sampling.coding import decode_video
+from training.sampling.generation import ModelParts, generate, video_timeline
 from training.sampling.settings import SolverSettings, VideoShape
 from training.settings import PreviewSettings, TrainSettings
 from training.tracking import previews
@@ -107,7 +108,7 @@ def assert_shows_what_the_export_samples(folder: Path, manifest: str, name: str)
         shape = VideoShape(shown["frames"], shown["height"], shown["width"], shown["fps"])
         parts = ModelParts(card, model, Linear().open(), null_text)
         text = dataset.sample(rows[shown["uid"]]).text.float()
-        video = decode_video(parts.autoencoder, generate(parts, text, solver, shape))
+        video = decode_video(parts.autoencoder, generate(parts, video_timeline(parts, text, shape), solver))
         cell = poster[shown["y"] : shown["y"] + shown["height"], shown["x"] : shown["x"] + shown["width"]]
         np.testing.assert_array_equal(cell, video[min(2, len(video) - 1)])
 

@@ -1,0 +1,1 @@
+"""Kinds of guidance, one file each."""

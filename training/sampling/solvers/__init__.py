@@ -1,0 +1,1 @@
+"""Solvers of the sampling equation, one file each."""
