@@ -15,10 +15,9 @@ demo: .venv/installed
 fast: check
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
-# Files go to three processes, each of which has a Ray and models of its own: on two cores, two would leave a third of the
-# time of both idle. The order of files is kept: long ones are not last.
+# Files go to two processes, each of which has a Ray and models of its own. Their order is kept: long ones are not last.
 test: check
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed
 	$(BIN)/ruff check .
