@@ -6,10 +6,7 @@ It is the only module of this package that imports Ray.
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib.util
-import threading
-import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -47,9 +44,6 @@ from pipelines.engine.table_index import index_table
 from pipelines.engine.tables import new_end_marker, read_task, split_task, uids_of
 from pipelines.engine.worker import Job, Worker, failed_rows
 from pipelines.steps._bulk_captions import BulkCaptions, bulk_captions_of, returned_columns
-
-COLLECTIONS, COLLECTION_S = 60, 2.0
-"""Number of collections of garbage after a stream in which a worker died, and seconds between two of them."""
 
 WORKER_DEATHS = (WorkerCrashedError, ActorDiedError, ActorUnavailableError, OutOfMemoryError)
 
@@ -93,20 +87,8 @@ def without_done(job: Job, singles: list[pa.Table]) -> list[pa.Table]:
 
 
 def _end_stream(job: Job) -> None:
-    """Keep the workers of a stream in which one died from writing parts, and let Ray free their cores.
-
-    Ray cannot end a running task for certain, and keeps an actor while references to its results live. The traceback
-    of a death holds some of them in a reference cycle, and Ray Data drops others some time after the stream has ended.
-    So garbage is collected repeatedly, also while the next segment already waits for cores.
-    """
+    """Keep the workers of a stream in which one died from writing parts: Ray cannot end a running task for certain."""
     storage.write_bytes(job.end_marker, b"")
-    threading.Thread(target=_collect_garbage, name="free workers", daemon=True).start()
-
-
-def _collect_garbage() -> None:
-    for _ in range(COLLECTIONS):
-        gc.collect()
-        time.sleep(COLLECTION_S)
 
 
 def _is_worker_death(error: BaseException | None) -> bool:
