@@ -67,7 +67,8 @@ def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     except RayError as error:
         if not _is_worker_death(error):
             raise
-    _end_stream(job)
+    # Ray cannot end a running task for certain. From here on, none of this stream writes a part.
+    storage.write_bytes(job.end_marker, b"")
     job = replace(job, end_marker=new_end_marker(job.folder))
     singles = without_done(job, [single for number in left for single in split_task(tasks[number])])
     log.warning(f"{job.segment.label}: a worker died; {len(singles)} rows without a result are retried one by one")
@@ -75,7 +76,7 @@ def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     for number, report in _stream(job, singles, list(waiting), tolerate_deaths=True):
         del waiting[number]
         yield report
-    _end_stream(job)
+    storage.write_bytes(job.end_marker, b"")
     for single in without_done(job, [singles[number] for number in waiting]):
         yield failed_rows(job, single, "WorkerDied: the process that worked on this row died twice")
 
@@ -84,11 +85,6 @@ def without_done(job: Job, singles: list[pa.Table]) -> list[pa.Table]:
     """Return the tasks of one row whose row has no result yet, and pieces of long rows, which may be done again."""
     done = set(index_table(job.folder, job.segment.input_column).rows["input_uid"].to_pylist())
     return [single for single in singles if is_piece(single) or uids_of(single)[0] not in done]
-
-
-def _end_stream(job: Job) -> None:
-    """Keep the workers of a stream in which one died from writing parts: Ray cannot end a running task for certain."""
-    storage.write_bytes(job.end_marker, b"")
 
 
 def _is_worker_death(error: BaseException | None) -> bool:

@@ -88,7 +88,7 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
         )
     with progress("evaluation", len(prompts) * (1 if footage is None else 2) + n_null) as bar:
         if footage is not None:
-            found += _real_results(str(settings.footage), footage[0], chosen, generation, bar)
+            found += _real_results(str(settings.footage), chosen, prompts, generation, bar)
         found += generation.run(prompts, "generated", lambda: bar.advance(note="generated"))
         found += generation.run(prompts[:n_null], "null", lambda: bar.advance(note="without a caption"))
     rows = clip_results.summarise(found, metrics, world)
@@ -179,32 +179,26 @@ def _prompts_of_samples(recipe: Recipe, generation: Generation) -> list[Prompt]:
 
 def _real_results(
     folder: str,
-    world: World,
     chosen: Sequence[ChosenShot],
+    prompts: Sequence[Prompt],
     generation: Generation,
     bar: ProgressBar,
 ) -> list[ClipResult]:
-    """Return the results of real clips at the shapes of their prompts."""
+    """Return the results of real clips, each at the shape of its prompt."""
     from pipelines.scenes.clips import read_clip
     from training.evaluation import results as clip_results
-    from training.evaluation.metric import Clip, Expected
+    from training.evaluation.metric import Clip
 
     found = []
     names = [metric.model_dump_json() for metric in generation.metrics]
-    for file, shot, grid in chosen:
-        name = _name_of(file)
-        parts = (str(clip_results.VERSION), file.file, repr(shot.caption), str(grid), repr(world), *names)
+    for (file, shot, grid), prompt in zip(chosen, prompts, strict=True):
+        parts = (str(clip_results.VERSION), file.file, repr(shot.caption), str(grid), repr(prompt.world), *names)
         key = storage.digest("real clip", generation.features_digest, *parts)
-        result = clip_results.read_result(generation.folder_uri, "real", name, key)
+        result = clip_results.read_result(generation.folder_uri, "real", prompt.name, key)
         if result is None:
             drawn = read_clip(storage.absolute(folder), file, shot, grid)
-            clip = Clip(drawn.frames_THWC, drawn.fps, world, Expected.of(shot), drawn.room)
-            values = clip_results.measure(clip, generation.metrics)
-            features = generation.features_of(drawn.frames_THWC)
-            result = clip_results.ClipResult(
-                "real", name, shot.caption, None, key, clip_results.found_in(clip), values, features
-            )
-            clip_results.write_result(generation.folder_uri, result)
+            clip = Clip(drawn.frames_THWC, drawn.fps, prompt.world, prompt.expected, drawn.room)
+            result = generation.keep(clip, prompt, "real", key)
         found.append(result)
         bar.advance(note="real")
     return found

@@ -39,7 +39,7 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
         if (done := find_result(settings, run_uri)) is not None:
             return done
         check_manifest(settings, dataset.manifest_uri)
-        if newest_checkpoint(run_uri) is None:
+        if settings.init is not None and newest_checkpoint(run_uri) is None:
             check_init(settings)
         if in_process and settings.precision == "bf16":
             log.warning("training in this process computes in fp32: precision bf16 needs DeepSpeed")

@@ -24,6 +24,7 @@ from pipelines.scenes.scene import (
     choose_bodies,
     join_names,
     render,
+    still_caption,
 )
 from pipelines.video.still_images import encode_jpeg
 from training.sampling.media import write_mp4, write_png
@@ -271,7 +272,7 @@ def _make_image(folder: Path, index: int, seed: int) -> dict[str, Any]:
         _stamp(path)
     else:
         _write(path, encode_jpeg(pixels, quality=92))
-    caption = f"A picture of {join_names([body_name(body) for body in bodies])} on a {background} background."
+    caption = still_caption(bodies, background)
     _write(path.with_suffix(".txt"), (caption + "\n").encode())
     return {"file": path.name, "width": width, "height": height, "caption": caption}
 

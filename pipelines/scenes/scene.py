@@ -278,6 +278,11 @@ def body_name(body: Body) -> str:
     return f"{'an' if body.colour[0] in 'aeiou' else 'a'} {body.colour} {body.kind}"
 
 
+def still_caption(bodies: Sequence[Body], background: str) -> str:
+    """Return the caption of a still image of shapes."""
+    return f"A picture of {join_names([body_name(body) for body in bodies])} on a {background} background."
+
+
 def join_names(names: Sequence[str]) -> str:
     """Join names for a sentence: 'a', 'a and b', 'a, b and c'."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

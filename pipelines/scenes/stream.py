@@ -24,8 +24,7 @@ from pipelines.scenes.scene import (
     Motion,
     Scene,
     backgrounds_for,
-    body_name,
-    join_names,
+    still_caption,
 )
 from pipelines.scenes.starts import choose_motion
 from training.evaluation.truth import BodyTruth, Combination, FileTruth, ShotTruth, Split, World
@@ -172,9 +171,7 @@ def _choose_plan(is_image: bool, combination: Combination, rng: np.random.Genera
     background = names[rng.integers(len(names))]
     camera = "still" if is_image else CAMERA_MOVES[rng.integers(len(CAMERA_MOVES))]
     scene = Scene(action, camera, background, bodies, seconds)
-    caption = scene.caption
-    if is_image:
-        caption = f"A picture of {join_names([body_name(body) for body in bodies])} on a {background} background."
+    caption = still_caption(bodies, background) if is_image else scene.caption
     return Plan(scene, width, height, fps, caption)
 
 

@@ -23,7 +23,8 @@ def scene_of(
     action: Action, camera: CameraMove, *names: str, background: str = "cream", seconds: float = 2.125
 ) -> Scene:
     """Return a scene with shapes of radius 0.2 named by colour and kind: 'red star'."""
-    bodies = tuple(Body(kind, colour, 0.2) for colour, kind in (name.split() for name in names))  # type: ignore[arg-type]
+    pairs = [name.split() for name in names]
+    bodies = tuple(Body(kind, colour, 0.2) for colour, kind in pairs)  # type: ignore[arg-type]
     return Scene(action, camera, background, bodies, seconds)
 
 

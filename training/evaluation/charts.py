@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from training.tracking.loss_curve import ticks
+from training.tracking.loss_curve import BOTTOM, GRID, HEIGHT, LEFT, OPENING, RIGHT, TOP, WIDTH, ticks
 
-WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 44
 COLOURS = ("#1f5fa8", "#d1495b", "#4b8b3b", "#8a5fa8")
-FONT = 'font-family="sans-serif" font-size="12"'
-INK, GRID = "#333333", "#e4e4e4"
 
 
 def cumulative_chart(series: Mapping[str, Sequence[float]], label: str) -> str:
@@ -30,10 +26,7 @@ def cumulative_chart(series: Mapping[str, Sequence[float]], label: str) -> str:
     def y(share: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - share)
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {FONT} fill="{INK}">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-    ]
+    parts = [*OPENING]
     for share in (0, 0.25, 0.5, 0.75, 1):
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(share):.1f}" y2="{y(share):.1f}" stroke="{GRID}"/>'

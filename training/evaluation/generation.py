@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from cluster import storage
-from cluster.arrays import Pixels
 from training.evaluation.feature_distances import Features
 from training.evaluation.metric import Clip, Expected, MetricSettings
 from training.evaluation.results import VERSION, ClipResult, ClipSet, found_in, measure, read_result, write_result
@@ -63,9 +62,13 @@ class Generation:
         )
         return storage.digest(f"evaluation {VERSION}", clip_set, self.features_digest, *parts, *names)
 
-    def features_of(self, frames_THWC: Pixels) -> tuple[float, ...]:
-        """Return the features of a clip; none without a network for them."""
-        return tuple(self.features(frames_THWC)) if self.features else ()
+    def keep(self, clip: Clip, prompt: Prompt, clip_set: ClipSet, key: str, video: str | None = None) -> ClipResult:
+        """Measure a clip, write its result and return it. `video` is the clip's file, relative to the folder."""
+        features = tuple(self.features(clip.frames_THWC)) if self.features else ()
+        values = measure(clip, self.metrics)
+        result = ClipResult(clip_set, prompt.name, prompt.text, video, key, found_in(clip), values, features)
+        write_result(self.folder_uri, result)
+        return result
 
     def run(
         self, prompts: Sequence[Prompt], clip_set: ClipSet, advance: Callable[[], None] = lambda: None
@@ -101,11 +104,8 @@ class Generation:
         write_mp4(storage.join(self.folder_uri, video), frames_THWC, prompt.shape.fps)
         write_latent(self.folder_uri, clip_set, prompt.name, latent_BCTHW[0])
         clip = Clip(frames_THWC, prompt.shape.fps, prompt.world, prompt.expected)
-        values, features = measure(clip, self.metrics), self.features_of(frames_THWC)
-        result = ClipResult(clip_set, prompt.name, prompt.text, video, key, found_in(clip), values, features)
         # Written last: a result means that the clip and its latent are whole.
-        write_result(self.folder_uri, result)
-        return result
+        return self.keep(clip, prompt, clip_set, key, video)
 
 
 def write_latent(folder_uri: str, clip_set: ClipSet, name: str, latent_CTHW: Tensor) -> None:

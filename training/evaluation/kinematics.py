@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.arrays import BoolArray, Float64Array
+from training.evaluation.metric import Clip
 from training.evaluation.tracker import BodyTrack, ClipTracks
 
 TOUCH = 1.15
@@ -94,28 +95,38 @@ def bounces(tracks: ClipTracks, body: BodyTrack) -> Iterator[Bounce]:
 
 def collisions(tracks: ClipTracks) -> Iterator[Collision]:
     """Yield the collisions of two bodies that fly straight before and after."""
-    for a, b in itertools.combinations(tracks.bodies, 2):
-        xy_a, xy_b = tracks.world_xy(a), tracks.world_xy(b)
-        distance_T = np.hypot(*(xy_a - xy_b).T)
-        touch = _reach(tracks, a) + _reach(tracks, b)
-        if not np.isfinite(distance_T).any() or not np.isfinite(touch):
+    for pair, frame, _ in _meetings(tracks):
+        before = [_straight(tracks, body, frame, -1) for body in pair]
+        after = [_straight(tracks, body, frame, 1) for body in pair]
+        if any(velocity is None for velocity in (*before, *after)):
             continue
-        for frame in _near_approaches(distance_T, TOUCH * touch):
-            before = [_straight(tracks, body, frame, -1) for body in (a, b)]
-            after = [_straight(tracks, body, frame, 1) for body in (a, b)]
-            if any(velocity is None for velocity in (*before, *after)):
-                continue
-            yield Collision((_reach(tracks, a) ** 2, _reach(tracks, b) ** 2), np.array(before), np.array(after))
+        a, b = pair
+        yield Collision((_reach(tracks, a) ** 2, _reach(tracks, b) ** 2), np.array(before), np.array(after))
+
+
+def judged_collisions(clip: Clip) -> Iterator[Collision]:
+    """Yield the collisions of a clip whose caption says that shapes fly without weight, and whose camera is seen."""
+    tracks = clip.tracks
+    if tracks is None or clip.expected is None or clip.expected.action not in ("collide", "glide"):
+        return
+    if tracks.camera.is_seen:
+        yield from collisions(tracks)
 
 
 def near_approaches(tracks: ClipTracks) -> Iterator[float]:
     """Yield for each near approach of two bodies the smallest distance of centres over the sum of radii."""
+    for _, _, nearness in _meetings(tracks):
+        yield nearness
+
+
+def _meetings(tracks: ClipTracks) -> Iterator[tuple[tuple[BodyTrack, BodyTrack], int, float]]:
+    """Yield each near approach of two bodies: both, the frame, and the distance of centres over the sum of radii."""
     for a, b in itertools.combinations(tracks.bodies, 2):
         distance_T = np.hypot(*(tracks.world_xy(a) - tracks.world_xy(b)).T)
         touch = _reach(tracks, a) + _reach(tracks, b)
         if np.isfinite(distance_T).any() and np.isfinite(touch):
             for frame in _near_approaches(distance_T, TOUCH * touch):
-                yield float(distance_T[frame] / touch)
+                yield (a, b), frame, float(distance_T[frame] / touch)
 
 
 def _reach(tracks: ClipTracks, body: BodyTrack) -> float:

@@ -51,6 +51,7 @@ class ExportedModel:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = read_card(uri)
         self._embeddings: dict[str, Tensor] = {}
+        self._weaker: dict[str, WeakerModel] = {}
         self._warnings: set[str] = set()
 
     @cached_property
@@ -75,7 +76,9 @@ class ExportedModel:
         parts = self.parts if negative is None else replace(self.parts, null_text_NE=negative.to(self.device))
         weaker_uri = settings.guidance_method.weaker_export
         if weaker_uri is not None and settings.guidance != 1:
-            parts = replace(parts, weaker=self._open_weaker(weaker_uri))
+            if weaker_uri not in self._weaker:
+                self._weaker[weaker_uri] = self._open_weaker(weaker_uri)
+            parts = replace(parts, weaker=self._weaker[weaker_uri])
         return parts
 
     def _open_weaker(self, uri: str) -> WeakerModel:

@@ -10,6 +10,12 @@ Points = list[tuple[int, float]]
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 44
 RAW, SMOOTH, VALIDATION, INK, GRID = "#b9cfe8", "#1f5fa8", "#d1495b", "#333333", "#e4e4e4"
+FONT = 'font-family="sans-serif" font-size="12"'
+OPENING = (
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {FONT} fill="{INK}">',
+    f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
+)
+"""The first lines of a chart: its size, font and background."""
 MAX_POINTS = 2000
 """Most points of a drawn line: more than twice the chart's width in pixels would not show."""
 
@@ -42,11 +48,7 @@ def loss_curve(train: Points, validation: Points) -> str:
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round"/>'
         )
 
-    font = 'font-family="sans-serif" font-size="12"'
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {font} fill="{INK}">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-    ]
+    parts = [*OPENING]
     for tick in ticks(low, high):
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="{GRID}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')

@@ -58,7 +58,8 @@ def colours_at_centres(truth: FileTruth, frame: Pixels, k: int) -> list[float]:
         side = min(truth.width, truth.height) * zoom
         column, row = int(truth.width / 2 + (state[0] - x) * side), int(truth.height / 2 + (state[1] - y) * side)
         if 0 <= column < truth.width and 0 <= row < truth.height:
-            found.append(float(np.linalg.norm(frame[row, column].astype(float) - COLOURS[body.colour])))  # type: ignore[index]
+            colour = np.array(COLOURS[body.colour])  # type: ignore[index]
+            found.append(float(np.linalg.norm(frame[row, column].astype(float) - colour)))
     return found
 
 

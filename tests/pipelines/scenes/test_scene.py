@@ -97,7 +97,8 @@ def test_shapes_stay_inside_and_keep_moving(action: str) -> None:
 @pytest.mark.parametrize(("action", "camera"), list(itertools.product(ACTIONS, CAMERA_MOVES)))
 def test_every_scene_moves_and_is_reproducible(action: str, camera: str) -> None:
     bodies = choose_bodies(np.random.default_rng(1), 2)
-    scene = Scene(action, camera, choose_background(np.random.default_rng(1), bodies, None), bodies, 1.0)  # type: ignore[arg-type]
+    background = choose_background(np.random.default_rng(1), bodies, None)
+    scene = Scene(action, camera, background, bodies, 1.0)  # type: ignore[arg-type]
     frames = render(scene, 96, 64, 8, (0,))
     assert len(frames) == 8
     assert all(np.abs(a.astype(int) - b).mean() > 0.3 for a, b in itertools.pairwise(frames))

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from training.evaluation.kinematics import collisions
+from training.evaluation.kinematics import judged_collisions
 from training.evaluation.metric import Better, Case, Clip, MetricSettings
 from training.evaluation.truth import World
 
@@ -23,11 +23,8 @@ class Energy(MetricSettings):
     better: ClassVar[Better] = "real"
 
     def cases(self, clip: Clip) -> Sequence[Case]:
-        tracks = clip.tracks
-        if tracks is None or clip.expected is None or clip.expected.action not in ("collide", "glide"):
-            return ()
         results = []
-        for one in collisions(tracks) if tracks.camera.is_seen else ():
+        for one in judged_collisions(clip):
             masses = np.array(one.masses)
             before, after = (float(masses @ (speeds**2).sum(1)) for speeds in (one.before, one.after))
             if before > 0:

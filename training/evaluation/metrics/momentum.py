@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from training.evaluation.kinematics import collisions
+from training.evaluation.kinematics import judged_collisions
 from training.evaluation.metric import Better, Case, Clip, MetricSettings
 
 
@@ -21,11 +21,8 @@ class Momentum(MetricSettings):
     better: ClassVar[Better] = "low"
 
     def cases(self, clip: Clip) -> Sequence[Case]:
-        tracks = clip.tracks
-        if tracks is None or clip.expected is None or clip.expected.action not in ("collide", "glide"):
-            return ()
         results = []
-        for one in collisions(tracks) if tracks.camera.is_seen else ():
+        for one in judged_collisions(clip):
             masses = np.array(one.masses)
             change = masses @ (one.after - one.before)
             total = float(masses @ np.hypot(*one.before.T))
