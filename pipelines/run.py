@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import uuid
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -99,12 +100,39 @@ def _stream(
     job: Job, tasks: list[pa.Table], numbers: list[int], tolerate_deaths: bool = False
 ) -> Iterator[tuple[int, pa.Table]]:
     """Run tasks through Ray Data and yield the number and report of each as it ends."""
-    with _context(max_errored_blocks=-1 if tolerate_deaths else 0):
+    with _context(max_errored_blocks=-1 if tolerate_deaths else 0), _actor_names(kill=tolerate_deaths) as names:
         dataset = _packed(tasks, numbers)
         for stage in job.stages():
             # A worker that dies also fails the tasks that wait for it.
-            dataset = _map(dataset, partial(Worker, stage), stage.resources, in_flight=1 if tolerate_deaths else None)
+            in_flight = 1 if tolerate_deaths else None
+            dataset = _map(dataset, partial(Worker, stage), stage.resources, names, in_flight=in_flight)
         yield from _results(dataset)
+
+
+ActorOptions = Callable[[], dict[str, Any]]
+"""Returns the Ray options of one more actor of a stream."""
+
+
+@contextlib.contextmanager
+def _actor_names(kill: bool = False) -> Iterator[ActorOptions]:
+    """Name the actors of the block's stream, and kill them when it ends with an error or if `kill` is true.
+
+    Ray Data lets go of its actors instead of ending them. Ray then keeps an actor, with its CPUs and GPUs, for as long
+    as a reference to one of its results is alive, because the result may have to be computed again. The traceback of a
+    worker's death and Ray Data's queues can hold such references for minutes: on a full cluster the next dataset would
+    wait for these CPUs without end.
+    """
+    stream = uuid.uuid4().hex
+    failed = True
+    try:
+        yield lambda: {"name": f"{stream}-{uuid.uuid4().hex}"}
+        failed = False
+    finally:
+        for name in ray.util.list_named_actors() if (failed or kill) and ray.is_initialized() else []:
+            if name.startswith(stream):
+                # The actor may end in between.
+                with contextlib.suppress(ValueError):
+                    ray.kill(ray.get_actor(name))
 
 
 def ask_in_bulk(bulk: BulkCaptions, tasks: list[pa.Table]) -> None:
@@ -116,13 +144,15 @@ def ask_in_bulk(bulk: BulkCaptions, tasks: list[pa.Table]) -> None:
     resources = bulk.step.resources()
 
     def count(numbers: Sequence[int]) -> Iterator[tuple[int, pa.Table]]:
-        return _results(_map(_packed(tasks, numbers), bulk.open_counter, resources))
+        with _actor_names() as names:
+            yield from _results(_map(_packed(tasks, numbers), bulk.open_counter, resources, names))
 
     def put(role: Role, numbers: Sequence[int]) -> Iterator[pa.Table]:
-        questions = _map(_packed(tasks, numbers), partial(bulk.open_batches, role), resources, SpreadWorker)
         keep = partial(bulk.store, role=role, identity=bulk.identity(role))
-        kept = processors[role](questions).map_batches(keep, batch_size=None, batch_format="pyarrow")
-        yield from kept.iter_batches(batch_size=None, batch_format="pyarrow")
+        with _actor_names() as names:
+            questions = _map(_packed(tasks, numbers), partial(bulk.open_batches, role), resources, names, SpreadWorker)
+            kept = processors[role](questions).map_batches(keep, batch_size=None, batch_format="pyarrow")
+            yield from kept.iter_batches(batch_size=None, batch_format="pyarrow")
 
     try:
         with _context():
@@ -181,9 +211,9 @@ def _is_installed(settings: VLLM, gpus: float = 1) -> bool:
 
 def map_tables(load: Callable[[], TableFunction], wanted: list[pa.Table], resources: Resources) -> Iterator[pa.Table]:
     """Yield the function's result for each table as it ends. A worker that dies is replaced and its table retried."""
-    with _context():
+    with _context(), _actor_names() as names:
         packed = _packed(wanted, range(len(wanted)))
-        for _, result in _results(_map(packed, load, resources)):
+        for _, result in _results(_map(packed, load, resources, names)):
             yield result
 
 
@@ -222,6 +252,7 @@ def _map(
     dataset: ray.data.Dataset,
     load: Callable[[], Any],
     resources: Resources,
+    names: ActorOptions,
     worker: LoadingWorker = PackedWorker,
     in_flight: int | None = None,
 ) -> ray.data.Dataset:
@@ -236,7 +267,8 @@ def _map(
         "num_gpus": resources.gpus or None,
     }
     with warnings.catch_warnings():
-        # Until Ray 2.63 this is the only way to bound retries; unbounded, a row that kills its worker never ends.
+        # Until Ray 2.63 these arguments are the only way to bound retries and to name actors. With unbounded retries a
+        # row that kills its worker never ends.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         if not resources.pooled:
             return dataset.map_batches(
@@ -249,7 +281,13 @@ def _map(
         pool = ActorPoolStrategy(min_size=1, max_size=_pool_limit(resources), max_tasks_in_flight_per_actor=in_flight)
         # A task kills at most two workers. A bound on restarts would leave later tasks waiting without a worker.
         return dataset.map_batches(
-            worker, fn_constructor_args=(load,), compute=pool, max_restarts=-1, max_task_retries=1, **common
+            worker,
+            fn_constructor_args=(load,),
+            compute=pool,
+            ray_remote_args_fn=names,
+            max_restarts=-1,
+            max_task_retries=1,
+            **common,
         )
 
 
