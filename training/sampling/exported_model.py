@@ -10,6 +10,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from captioning.encoder import TextEncoder
 from cluster.arrays import Pixels, UInt8Array
 from cluster.config import parse_options
 from cluster.telemetry import log
@@ -45,9 +46,12 @@ class SampleOptions(TypedDict, total=False):
 class ExportedModel:
     """An exported model. Its card is read when it is opened; all other parts are read when they are first needed."""
 
-    def __init__(self, uri: str, device: torch.device | str | None = None) -> None:
-        """Open the folder of an export, on the GPU if there is one. Raises `ValueError` if it holds no export."""
-        self.uri = uri
+    def __init__(self, uri: str, device: torch.device | str | None = None, *, keep_text_encoder: bool = False) -> None:
+        """Open the folder of an export, on the GPU if there is one. Raises `ValueError` if it holds no export.
+
+        `keep_text_encoder` keeps the text encoder in memory beside the model, for prompts that come one after another.
+        """
+        self.uri, self._keep_text_encoder = uri, keep_text_encoder
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = read_card(uri)
         self._embeddings: dict[str, Tensor] = {}
@@ -159,7 +163,7 @@ class ExportedModel:
         return self.embed_all([prompt])[0]
 
     def embed_all(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Return the embeddings of prompts, with the text encoder loaded once and released afterwards.
+        """Return the embeddings of prompts, with the text encoder loaded once; it is released unless it is kept.
 
         Embeddings are kept for later calls. Raises `ValueError` if the encoder's weights are not those of training,
         `EngineError` if there are none.
@@ -173,13 +177,18 @@ class ExportedModel:
         encoder, identity = self.card.text_encoder, self.card.text_encoder_identity
         if encoder.identity() != identity:
             raise ValueError(f"{self.uri} was trained with text encoder {identity}, but this is {encoder.identity()}")
-        for prompt, embedding in zip(prompts, encoder.open(self.device.type).encode(prompts), strict=True):
+        opened = self._kept_text_encoder if self._keep_text_encoder else encoder.open(self.device.type)
+        for prompt, embedding in zip(prompts, opened.encode(prompts), strict=True):
             if embedding.truncated:
                 log.warning(
                     f"the prompt is too long for the text encoder and is cut after {len(embedding.tokens)} tokens: "
                     f"{prompt!r}"
                 )
             self._embeddings[prompt] = torch.from_numpy(embedding.tokens)
+
+    @cached_property
+    def _kept_text_encoder(self) -> TextEncoder:
+        return self.card.text_encoder.open(self.device.type)
 
     def encode_images(self, first: Pixels | None, last: Pixels | None) -> ConditioningLatents:
         """Return the latents of RGB images `[H, W, 3]`, each encoded as an image."""
