@@ -107,6 +107,7 @@ FIELDS = (
     "seed",
     "first",
     "last",
+    "format",
     "upsample",
     "name",
 )

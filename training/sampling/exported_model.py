@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypedDict, Unpack
@@ -18,8 +18,9 @@ from training.autoencoder import Autoencoder
 from training.checkpoints.export import read_export
 from training.checkpoints.model_card import ModelCard, read_card
 from training.data.buckets import parse_bucket_name
-from training.sampling.coding import decode_video, encode_video
+from training.sampling.coding import decode_frames, decode_video, encode_video
 from training.sampling.continuation import DEFAULT_CONTEXT, Context, Continuation, Direction, connect, extend
+from training.sampling.evaluation import model_dtype
 from training.sampling.generation import ConditioningLatents, ModelParts, WeakerModel, generate, video_timeline
 from training.sampling.settings import SampleSettings, VideoShape, size_units
 
@@ -65,9 +66,10 @@ class ExportedModel:
 
     @cached_property
     def parts(self) -> ModelParts:
-        """The model and the null caption on the device, with the autoencoder."""
+        """The model and the null caption on the device, with the autoencoder; on a GPU the model is in bfloat16."""
         _, model, null_text_NE = read_export(self.uri)
-        return ModelParts(self.card, model.to(self.device), self.autoencoder, null_text_NE.to(self.device))
+        model = model.to(self.device, model_dtype(self.device))
+        return ModelParts(self.card, model, self.autoencoder, null_text_NE.to(self.device))
 
     def guided_parts(self, settings: SampleSettings) -> ModelParts:
         """Return the parts for these settings: with the negative prompt in place of the null caption, and with the
@@ -94,7 +96,7 @@ class ExportedModel:
                     f"{uri} cannot guide {self.uri}: its {part} is {other}, but must be {own}; take an earlier or "
                     "smaller model of the same latents and texts"
                 )
-        return WeakerModel(card, read_export(uri)[1].to(self.device))
+        return WeakerModel(card, read_export(uri)[1].to(self.device, model_dtype(self.device)))
 
     def sample(
         self, prompt: str, *, first: Pixels | None = None, last: Pixels | None = None, **options: Unpack[SampleOptions]
@@ -201,6 +203,10 @@ class ExportedModel:
     def decode(self, latent_BCTHW: Tensor) -> UInt8Array:
         """Return the video `[T, H, W, 3]` of the latents of one sample."""
         return decode_video(self.autoencoder, latent_BCTHW)
+
+    def decode_frames(self, latent_BCTHW: Tensor) -> Iterator[UInt8Array]:
+        """Yield the frames `[H, W, 3]` of the latents of one sample, each as soon as it is decoded."""
+        return decode_frames(self.autoencoder, latent_BCTHW)
 
 
 def _settings(prompt: str, options: SampleOptions) -> SampleSettings:

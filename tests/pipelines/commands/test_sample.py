@@ -24,7 +24,8 @@ def test_a_model_is_sampled_in_an_empty_folder(export: Path, tmp_path: Path) -> 
     opened, folder = tmp_path / "opened", tmp_path / "empty"
     opened.touch()
     folder.mkdir()
-    command = [sys.executable, "-m", "pipelines.cli", "sample", "--model", str(export), "--prompt", "a red circle"]
+    program = [sys.executable, "-X", "importtime", "-m", "pipelines.cli"]
+    command = [*program, "sample", "--model", str(export), "--prompt", "a red circle"]
     ended = subprocess.run(
         [*command, *SHORT],
         capture_output=True,
@@ -42,6 +43,10 @@ def test_a_model_is_sampled_in_an_empty_folder(export: Path, tmp_path: Path) -> 
     assert shapes == [(32, 32, 3)] * 9
     assert [path.name for path in folder.iterdir()] == ["samples"], "nothing else is written"
     assert opened.read_text() == "", "a video was opened"
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+    assert "torch" in imported
+    # Seconds before the first solver step.
+    assert imported & {"ray", "pandas", "sympy", "triton", "torch._dynamo", "torch.distributed.fsdp"} == set()
 
 
 @pytest.fixture
