@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-import av
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cluster import storage
+from pipelines.commands._media import middle_frame
 
 COLUMNS = 8
 MAX_TILES = 200
@@ -46,18 +46,3 @@ def contact_sheet(tiles: Sequence[tuple[str, str]]) -> Image.Image:
             text = text[:-1]
         draw.text((x + 2, y + TILE_PX), text, "white", font)
     return sheet
-
-
-def middle_frame(uri: str) -> Image.Image:
-    """Return the middle frame of a video or animation in RGB, or the image itself."""
-    data = io.BytesIO(storage.read_bytes(uri))
-    if not uri.endswith(".mp4"):
-        with Image.open(data) as image:
-            image.seek(getattr(image, "n_frames", 1) // 2)
-            return image.convert("RGB")
-    with av.open(data) as container:
-        stream = container.streams.video[0]
-        # The key frame before the middle is enough, and spares decoding half of a long video.
-        if stream.duration:
-            container.seek(stream.duration // 2, stream=stream)
-        return next(container.decode(stream)).to_image()

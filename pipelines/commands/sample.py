@@ -17,6 +17,7 @@ from cluster.ray_settings import RaySettings
 from cluster.telemetry import log, progress
 from pipelines.commands._conditioning_images import check_images, read_conditioning_image
 from pipelines.commands._console import print_value
+from pipelines.commands._media import write_grid
 from pipelines.commands._options import Assignments, RemoteCode, read_recipe, with_options
 from pipelines.commands._prompt_batch import PromptBatch, sample_prompts
 from pipelines.commands._prompt_file import PromptRow, read_prompts
@@ -123,6 +124,9 @@ def command(
     seeds: Annotated[
         int, typer.Option(min=1, max=1000, help="Samples of each prompt, with as many seeds from --seed on.")
     ] = 1,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Also write the samples of each prompt side by side in one file.")
+    ] = False,
     out: Annotated[
         str | None, typer.Option(help="Folder to write to; out/samples of the recipe, or else samples, by default.")
     ] = None,
@@ -140,13 +144,28 @@ def command(
     if recipe is None and model is None:
         raise ConfigError("say which model: give a recipe, or --model with the folder of an export")
     settings = read_recipe(recipe, set_, remote_code) if recipe else None
+    if grid and (seeds == 1 or prompts is not None):
+        raise ConfigError(
+            "--grid shows the seeds of a prompt: give --seeds, and no --prompts, which have contact sheets"
+        )
     if prompts is not None:
         _sample_file(settings, model, options, _File(prompts, seeds, workers, out))
         return
     if workers is not None:
         raise ConfigError("--workers make the samples of a file; give --prompts")
-    for uri in _samples(settings, model, out, options, seeds):
+    uris = _samples(settings, model, out, options, seeds)
+    for uri in [*uris, *(_grids(uris, seeds) if grid else [])]:
         print_value(uri)
+
+
+def _grids(uris: Sequence[str], seeds: int) -> list[str]:
+    """Write the samples of every `seeds` files side by side, beside the first of them, and return the URIs."""
+    grids = []
+    for start in range(0, len(uris), seeds):
+        stem, _, suffix = uris[start].rpartition(".")
+        grids.append(f"{stem}-grid{seeds}.{suffix}")
+        write_grid(uris[start : start + seeds], grids[-1])
+    return grids
 
 
 @dataclass(frozen=True)
