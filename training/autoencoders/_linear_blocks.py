@@ -64,7 +64,7 @@ class LinearAutoencoder(Autoencoder):
     def decode_stream(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
         is_first = True
         for latent_BCTHW in latents:
-            for frame_BC1HW in latent_BCTHW.split(1, dim=2):
+            for frame_BC1HW in torch.split(latent_BCTHW, 1, dim=2):
                 yield self._first.decode(frame_BC1HW) if is_first else self._group.decode(frame_BC1HW)
                 is_first = False
 

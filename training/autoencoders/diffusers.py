@@ -146,7 +146,7 @@ class DiffusersAutoencoder(Autoencoder):
             yield from super().decode_stream(latents)
             return
         for latent_BCTHW in latents:
-            for frame_BC1HW in latent_BCTHW.split(1, dim=2):
+            for frame_BC1HW in torch.split(latent_BCTHW, 1, dim=2):
                 yield self.decode(frame_BC1HW)
 
     def _run_in_tiles(
