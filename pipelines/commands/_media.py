@@ -23,12 +23,12 @@ def middle_frame(uri: str) -> Image.Image:
         with Image.open(data) as image:
             image.seek(getattr(image, "n_frames", 1) // 2)
             return image.convert("RGB")
-    with av.open(data) as container:
+    with av.open(data, "r") as container:
         stream = container.streams.video[0]
         # The key frame before the middle is enough, and spares decoding half of a long video.
         if stream.duration:
             container.seek(stream.duration // 2, stream=stream)
-        return next(container.decode(stream)).to_image()
+        return Image.fromarray(next(container.decode(stream)).to_ndarray(format="rgb24"))
 
 
 def read_frames(uri: str) -> Pixels:
@@ -37,8 +37,10 @@ def read_frames(uri: str) -> Pixels:
     if not uri.endswith(".mp4"):
         with Image.open(data) as image:
             return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)])
-    with av.open(data) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    with av.open(data, "r") as container:
+        return np.stack(
+            [frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False) for frame in container.decode(video=0)]
+        )
 
 
 def write_grid(uris: Sequence[str], grid_uri: str) -> None:

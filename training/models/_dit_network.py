@@ -346,7 +346,7 @@ def _exclude_attention_of_many_sizes() -> None:
     Not by decorators where they are defined: torch's imports the compiler, for which all sampling would wait 2 s.
     """
     for attention in (GroupedAttention, UlyssesAttention):
-        attention.__call__ = torch.compiler.disable(attention.__call__)  # type: ignore[method-assign]
+        attention.__call__ = torch.compiler.disable(attention.__call__)  # type: ignore[method-assign, no-untyped-call]
 
 
 @cache

@@ -39,7 +39,10 @@ class Evaluator:
         """Return the model's prediction `[C, T, H, W]` for each condition."""
         if self._together:
             try:
-                return model([x_CTHW] * len(conditions), stack_conditions(conditions, self._time_factor))
+                together: list[Tensor] = model(
+                    [x_CTHW] * len(conditions), stack_conditions(conditions, self._time_factor)
+                )
+                return together
             except torch.OutOfMemoryError:
                 if len(conditions) == 1:
                     raise
