@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -79,10 +80,11 @@ class _RichBar:
 
 
 class _LineBar:
-    """A progress display for log files: one line per tenth of the total."""
+    """A progress display for log files: one line per tenth of the total, with the time left at the rate so far."""
 
     def __init__(self, total: float | None, description: str) -> None:
         self._total, self._description, self._done, self._tenths = total, description, 0.0, 0
+        self._start_s = time.monotonic()
 
     def advance(self, amount: float = 1.0, note: str = "") -> None:
         self._done += amount
@@ -91,9 +93,17 @@ class _LineBar:
         tenths = int(10 * self._done / self._total)
         if tenths > self._tenths:
             self._tenths = tenths
-            console.print(
-                f"{self._description}: {self._done:g} of {self._total:g} {note}".rstrip(), highlight=False, markup=False
-            )
+            left_s = (time.monotonic() - self._start_s) * (self._total / self._done - 1)
+            left = f", {_duration(left_s)} left" if left_s > 0 else ""
+            line = f"{self._description}: {self._done:g} of {self._total:g}{left} {note}".rstrip()
+            console.print(line, highlight=False, markup=False)
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration as people estimate it: 40 s, 3 min or 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 @contextlib.contextmanager
@@ -104,5 +114,6 @@ def progress(description: str, total: float | None) -> Iterator[ProgressBar]:
         return
     left = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     columns = (*left, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False))
-    with Progress(*columns, console=console) as display:
+    # By default the rate is that of the last 30 s, in which a long piece of work may have no end.
+    with Progress(*columns, console=console, speed_estimate_period=3600) as display:
         yield _RichBar(display, total, description)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from cluster.plugins import Plugin
@@ -39,6 +40,16 @@ class Autoencoder(abc.ABC):
     @abc.abstractmethod
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
         """Return the pixels `[B, 3, T, H, W]` of latents; values may leave [-1, 1] a little, and the caller clamps."""
+
+    def decode_stream(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield the pixels of one video whose latents come in pieces `[B, C, t, h, w]` of any length, in order.
+
+        Concatenated, they are those of `decode` for all latents, up to rounding. Here they are decoded as a whole;
+        autoencoders that need not wait for all latents yield pixels of few of them at a time.
+        """
+        import torch
+
+        yield self.decode(torch.cat(list(latents), dim=2))
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return the latent shape (C, t, h, w) of a video of this size.

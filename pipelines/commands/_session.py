@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cluster.config import ConfigError
 from cluster.ray_settings import RaySettings
-from cluster.resources import Resources
+from cluster.resources import ClusterSize, Resources
 from pipelines import inline
 from pipelines.engine.executor import Executor
 from pipelines.engine.shuffle import Rows
@@ -52,13 +52,19 @@ class Session:
         """
         if self.in_process or request.always_fits:
             return
-        from cluster.session import cluster_size  # imports Ray, which takes a third of a second
-
-        self.connect()
         try:
-            request.check(cluster_size())
+            request.check(self.cluster_size())
         except ValueError as error:
             raise ConfigError(f"train.workers: {error}") from error
+
+    def cluster_size(self) -> ClusterSize:
+        """Return the CPU cores and GPUs of the cluster, after connecting to it; one core for this process."""
+        if self.in_process:
+            return ClusterSize(1.0)
+        from cluster.session import cluster_size  # imports Ray, which takes a third of a second
+
+        self._executor()
+        return cluster_size()
 
     def run_tasks(self, job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
         return self._executor().run_tasks(job, tasks)
@@ -74,7 +80,8 @@ class Session:
     def _executor(self) -> Executor:
         if self.in_process:
             return inline
-        from pipelines import run  # imports Ray Data, which takes half a second
+        # Before connecting: this import, of half a second, resets the level at which Ray Data logs.
+        from pipelines import run
 
         self.connect()
         return run

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import typer
@@ -12,12 +13,18 @@ import typer
 from captioning.upsample import Upsampler, UpsampleSettings
 from cluster import storage
 from cluster.config import ConfigError, parse_options
-from cluster.telemetry import progress
+from cluster.ray_settings import RaySettings
+from cluster.telemetry import log, progress
 from pipelines.commands._conditioning_images import check_images, read_conditioning_image
 from pipelines.commands._console import print_value
+from pipelines.commands._media import write_grid
 from pipelines.commands._options import Assignments, RemoteCode, read_recipe, with_options
+from pipelines.commands._prompt_batch import PromptBatch, sample_prompts
+from pipelines.commands._prompt_file import PromptRow, read_prompts
+from pipelines.commands._session import Session
 from pipelines.commands.train import find_trained
 from pipelines.dataset import current
+from pipelines.engine.step import RunError
 from pipelines.recipe import Recipe
 from training.sampling.settings import SampleSettings
 
@@ -101,6 +108,7 @@ FIELDS = (
     "seed",
     "first",
     "last",
+    "format",
     "upsample",
     "name",
 )
@@ -116,8 +124,18 @@ def command(
     seeds: Annotated[
         int, typer.Option(min=1, max=1000, help="Samples of each prompt, with as many seeds from --seed on.")
     ] = 1,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Also write the samples of each prompt side by side in one file.")
+    ] = False,
     out: Annotated[
         str | None, typer.Option(help="Folder to write to; out/samples of the recipe, or else samples, by default.")
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="File of prompts, one sample a row: txt, csv, jsonl or parquet. Workers on Ray make them."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers that make --prompts; one per GPU, or one without, by default.")
     ] = None,
     set_: Assignments = None,
     remote_code: RemoteCode = False,
@@ -126,8 +144,66 @@ def command(
     if recipe is None and model is None:
         raise ConfigError("say which model: give a recipe, or --model with the folder of an export")
     settings = read_recipe(recipe, set_, remote_code) if recipe else None
-    for uri in _samples(settings, model, out, options, seeds):
+    if grid and (seeds == 1 or prompts is not None):
+        raise ConfigError(
+            "--grid shows the seeds of a prompt: give --seeds, and no --prompts, which have contact sheets"
+        )
+    if prompts is not None:
+        _sample_file(settings, model, options, _File(prompts, seeds, workers, out))
+        return
+    if workers is not None:
+        raise ConfigError("--workers make the samples of a file; give --prompts")
+    uris = _samples(settings, model, out, options, seeds)
+    for uri in [*uris, *(_grids(uris, seeds) if grid else [])]:
         print_value(uri)
+
+
+def _grids(uris: Sequence[str], seeds: int) -> list[str]:
+    """Write the samples of every `seeds` files side by side, beside the first of them, and return the URIs."""
+    grids = []
+    for start in range(0, len(uris), seeds):
+        stem, _, suffix = uris[start].rpartition(".")
+        grids.append(f"{stem}-grid{seeds}.{suffix}")
+        write_grid(uris[start : start + seeds], grids[-1])
+    return grids
+
+
+@dataclass(frozen=True)
+class _File:
+    """The file of `--prompts`, with the options that belong to it."""
+
+    path: str
+    seeds: int
+    workers: int | None
+    out: str | None
+
+
+def _sample_file(recipe: Recipe | None, model: str | None, options: dict[str, Any], file: _File) -> None:
+    """Make the samples of a file of prompts; print its ledger and contact sheets. Raises `RunError` if some fail."""
+    for option in ("prompt", "name"):
+        if options[option] is not None:
+            raise ConfigError(f"--{option} is of one sample, and --prompts has a sample per row; give one of the two")
+    defaults = {name: value for name, value in options.items() if value is not None}
+    rows = [
+        PromptRow(row.position, settings)
+        for row in read_prompts(file.path, defaults)
+        for settings in with_seeds(row.settings, file.seeds)
+    ]
+    if recipe is None:
+        assert model is not None
+        model_uri, out_uri, upsampler = model, storage.absolute("samples"), Upsampler(UpsampleSettings(), list)
+    else:
+        model_uri, out_uri = model or find_trained(recipe).export_uri, storage.join(recipe.out_uri, "samples")
+        upsampler = Upsampler(recipe.upsample, lambda: current.training_captions(recipe))
+    name = PurePosixPath(file.path).stem
+    batch = PromptBatch(model_uri, rows, storage.absolute(file.out) if file.out else out_uri, name, file.workers)
+    with Session(recipe.ray if recipe else RaySettings()) as session:
+        found = sample_prompts(batch, session, OnceUpsampler(upsampler))
+    for uri in (found.ledger_uri, *found.sheet_uris):
+        print_value(uri)
+    log.info(f"{found.made} samples made, {found.kept} kept, {found.failed} failed")
+    if found.failed:
+        raise RunError(f"{found.failed} samples failed; {found.ledger_uri} has their errors; run again to retry them")
 
 
 def _samples(

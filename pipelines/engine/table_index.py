@@ -36,7 +36,6 @@ SCHEMA = pa.schema(
 """Columns of an index; `part` is the URI of a part, and its name alone in a stored index."""
 COVERED_KEY = b"worldloom_parts"
 """Metadata of a stored index: the input column, and the size and version of each part by name."""
-NOTHING_STORED: tuple[pa.Table, dict[str, Any]] = (SCHEMA.empty_table(), {})
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def _all_rows(folder: str, input_column: str | None) -> tuple[pa.Table, bool]:
     listed = storage.list_files(folder)
     entries = [entry for entry in listed if entry.uri.endswith(PART_SUFFIX)]
     has_index = any(_name(entry) == INDEX_FILE for entry in listed)
-    stored, metadata = _read_stored(folder) if has_index and len(entries) > 1 else NOTHING_STORED
+    stored, metadata = _read_stored(folder) if has_index and len(entries) > 1 else _nothing_stored()
     known = metadata.get("parts", {}) if input_column in (None, metadata.get("input_column")) else {}
     found = [SCHEMA.empty_table()]
     current = {_name(entry) for entry in entries if known.get(_name(entry)) == _version(entry)}
@@ -182,19 +181,24 @@ def _first_of_each_input(rows: pa.Table) -> pa.Table:
 
 
 def _read_stored(folder: str) -> tuple[pa.Table, dict[str, Any]]:
-    """Return the stored index and its metadata, or `NOTHING_STORED` if it cannot be read."""
+    """Return the stored index and its metadata, or an empty one if it cannot be read."""
     uri = storage.join(folder, INDEX_FILE)
     try:
         with pa.ipc.open_file(pa.py_buffer(storage.read_bytes(uri))) as reader:
             table = reader.read_all()
         if not table.schema.remove_metadata().equals(SCHEMA):
-            return NOTHING_STORED
+            return _nothing_stored()
         return table, storage.parse_metadata(uri, table.schema, COVERED_KEY)
     except FileNotFoundError:
-        return NOTHING_STORED
+        return _nothing_stored()
     except (pa.ArrowException, OSError, ValueError) as error:
         log.warning(f"{uri}: cannot be read, the parts are read instead: {error}")
-        return NOTHING_STORED
+        return _nothing_stored()
+
+
+def _nothing_stored() -> tuple[pa.Table, dict[str, Any]]:
+    # Not a constant: the first table that pyarrow makes imports pandas, which takes 0.3 s that other commands save.
+    return SCHEMA.empty_table(), {}
 
 
 def _covered(entries: Sequence[storage.Entry], input_column: str) -> dict[str, Any]:

@@ -55,3 +55,16 @@ def test_log_lines_and_progress_obey_no_text(console: VisibleConsole, monkeypatc
         bar.advance(1, f"{ODD} note")
     for words in ("WARNING worldloom: " + SHOWN, SHOWN + " description: 1 of 1", SHOWN + " note"):
         assert words in written(console)
+
+
+def test_lines_of_progress_have_the_time_left(console: VisibleConsole, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 60.0, 7200.0, 9000.0])
+    monkeypatch.setattr(telemetry.time, "monotonic", lambda: next(clock))
+    with telemetry.progress("sampling", 10) as bar:
+        for amount in (1, 1, 8):
+            bar.advance(amount)
+    assert written(console).splitlines() == [
+        "sampling: 1 of 10, 9 min left",
+        "sampling: 2 of 10, 8.0 h left",
+        "sampling: 10 of 10",
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
@@ -58,6 +60,13 @@ class LinearAutoencoder(Autoencoder):
         if latent_BCTHW.shape[2] > 1:
             videos.append(self._group.decode(latent_BCTHW[:, :, 1:]))
         return torch.cat(videos, dim=2)
+
+    def decode_stream(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
+        is_first = True
+        for latent_BCTHW in latents:
+            for frame_BC1HW in torch.split(latent_BCTHW, 1, dim=2):
+                yield self._first.decode(frame_BC1HW) if is_first else self._group.decode(frame_BC1HW)
+                is_first = False
 
 
 class _BlockBasis:

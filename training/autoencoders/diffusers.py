@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -140,6 +140,14 @@ class DiffusersAutoencoder(Autoencoder):
             for latent in torch.split(raw_BCTHW, 1)
         ]
         return torch.cat(videos).to(latent_BCTHW.dtype)
+
+    def decode_stream(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
+        if self.time_factor > 1:  # a class for videos, whose frames depend on each other
+            yield from super().decode_stream(latents)
+            return
+        for latent_BCTHW in latents:
+            for frame_BC1HW in torch.split(latent_BCTHW, 1, dim=2):
+                yield self.decode(frame_BC1HW)
 
     def _run_in_tiles(
         self, run: Callable[[Model, Tensor], Tensor], x_1CTHW: Tensor, cell_in: int, cell_out: int

@@ -10,17 +10,15 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # varlen_attn is new in torch 2.10
-    varlen_attn = None  # type: ignore[assignment]
+if TYPE_CHECKING:
+    # The imports of both kernels bring the compiler of torch, and take 1.6 s; only GPUs need them.
+    from torch.nn.attention.flex_attention import BlockMask
 
 # Shape suffixes: S queries and N keys of the whole pack, A heads, K width of a head, B samples, 1 a batch of one.
 
@@ -41,13 +39,14 @@ def attention_kernel(
         EqualSamples(len(list(samples)), n_queries, n_keys)
         for (n_queries, n_keys), samples in itertools.groupby(zip(query_lengths, key_lengths, strict=True))
     )
-    varlen_available = varlen_attn is not None and device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    half = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    varlen_attn = _varlen_attn() if half and name in ("auto", "varlen") else None
     if name == "auto":
-        name = "varlen" if varlen_available and len(groups) > 1 else "sdpa"
+        name = "varlen" if varlen_attn is not None and len(groups) > 1 else "sdpa"
     if name == "sdpa":
         return BatchedAttention(len(query_lengths)) if len(groups) == 1 else GroupedAttention(groups)
     if name == "varlen":
-        if not varlen_available:
+        if varlen_attn is None:
             raise ValueError(
                 f"attention varlen needs a GPU, bf16 and torch 2.10 or newer; this is {device.type}, {dtype}; "
                 "set attention to auto or sdpa"
@@ -57,6 +56,7 @@ def attention_kernel(
             _cumulative(key_lengths, device),
             _power_of_two_at_least(max(query_lengths)),
             _power_of_two_at_least(max(key_lengths)),
+            varlen_attn,
         )
     assert name == "flex", name
     if device.type != "cuda":
@@ -95,8 +95,8 @@ class GroupedAttention:
 
     groups: tuple[EqualSamples, ...]
 
-    # Excluded from compiled graphs: lengths differ from pack to pack, and each combination would be compiled anew.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    # Excluded from compiled graphs (`compiled_block`): lengths differ from pack to pack, and each combination would be
+    # compiled anew.
     def __call__(self, q_SAK: Tensor, k_NAK: Tensor, v_NAK: Tensor) -> Tensor:
         query_splits = [group.n_samples * group.n_queries for group in self.groups]
         key_splits = [group.n_samples * group.n_keys for group in self.groups]
@@ -119,10 +119,10 @@ class VarlenAttention:
     """Cumulative sequence lengths, int32 `[B + 1]`: the first row of each sample, and the end of the last."""
     max_q: int
     max_k: int
+    varlen_attn: Callable[..., Any]
 
     def __call__(self, q_SAK: Tensor, k_NAK: Tensor, v_NAK: Tensor) -> Tensor:
-        assert varlen_attn is not None
-        y_SAK = varlen_attn(q_SAK, k_NAK, v_NAK, self.cu_seq_q, self.cu_seq_k, self.max_q, self.max_k)
+        y_SAK = self.varlen_attn(q_SAK, k_NAK, v_NAK, self.cu_seq_q, self.cu_seq_k, self.max_q, self.max_k)
         assert isinstance(y_SAK, Tensor)
         return y_SAK
 
@@ -149,6 +149,8 @@ def document_mask(query_lengths: Sequence[int], key_lengths: Sequence[int], devi
         for lengths in (query_lengths, key_lengths)
     )
 
+    from torch.nn.attention.flex_attention import create_block_mask
+
     def same_sample(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return sample_S[query] == sample_N[key]
 
@@ -156,7 +158,18 @@ def document_mask(query_lengths: Sequence[int], key_lengths: Sequence[int], devi
 
 
 @cache
+def _varlen_attn() -> Callable[..., Any] | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # it is new in torch 2.10
+        return None
+    return varlen_attn
+
+
+@cache
 def _compiled_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
     # Without compilation flex_attention holds all scores in memory.
     return torch.compile(flex_attention, dynamic=True)
 

@@ -97,8 +97,8 @@ class UlyssesAttention:
     """Kernel for the whole pack; it is called with a share of the heads."""
     token_slice: TokenSlice
 
-    # Excluded from compiled graphs: sizes differ by pack and by rank, and each combination would be compiled anew.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    # Excluded from compiled graphs (`compiled_block`): sizes differ by pack and by rank, and each combination would be
+    # compiled anew.
     def __call__(self, q_SAK: Tensor, k_SAK: Tensor, v_SAK: Tensor) -> Tensor:
         group, rank_tokens = self.token_slice.group, self.token_slice.rank_tokens
         n_ranks, n_tokens = len(rank_tokens), self.token_slice.n_tokens

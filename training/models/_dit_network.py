@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from training.models._attention import AttentionKernel, attention_kernel
+from training.models._attention import AttentionKernel, GroupedAttention, attention_kernel
 from training.models._context_parallel import TokenSlice, UlyssesAttention
 from training.models._dit_architecture import Architecture
 from training.models._layers import NORM_EPS, Attention, Rope, gate, mlp, modulate, rope_3d, sinusoidal_features
@@ -340,8 +340,19 @@ def run_block(
 
 
 @cache
+def _exclude_attention_of_many_sizes() -> None:
+    """Exclude two kinds of attention from compiled graphs.
+
+    Not by decorators where they are defined: torch's imports the compiler, for which all sampling would wait 2 s.
+    """
+    for attention in (GroupedAttention, UlyssesAttention):
+        attention.__call__ = torch.compiler.disable(attention.__call__)  # type: ignore[method-assign, no-untyped-call]
+
+
+@cache
 def compiled_block(mixed_shapes: bool) -> Callable[[nn.Module, Tensor, Tensor, Tensor, SequenceLayout], Tensor]:
     """Return `run_block` compiled anew for each shape, or, for packs of mixed shapes, once for all of them."""
+    _exclude_attention_of_many_sizes()
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILED_SHAPES)
     compiled = torch.compile(run_block, dynamic=mixed_shapes)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,17 @@ def decode_video(autoencoder: Autoencoder, latent_BCTHW: Tensor) -> UInt8Array:
     """Return the video `[T, H, W, 3]` of the latents of one sample."""
     video_THWC: UInt8Array = to_pixels(autoencoder.decode(latent_BCTHW))[0].numpy()
     return video_THWC
+
+
+@torch.no_grad()
+def decode_frames(autoencoder: Autoencoder, latent_BCTHW: Tensor) -> Iterator[UInt8Array]:
+    """Yield the frames `[H, W, 3]` of the latents of one sample, those of `decode_video` up to rounding.
+
+    With the autoencoders `linear` and `causal`, and with those that decode each frame alone, memory does not grow with
+    the number of frames.
+    """
+    for video_BCTHW in autoencoder.decode_stream([latent_BCTHW]):
+        yield from to_pixels(video_BCTHW)[0].numpy()
 
 
 def to_pixels(video_BCTHW: Tensor) -> Tensor:

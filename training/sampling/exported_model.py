@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypedDict, Unpack
@@ -10,6 +10,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from captioning.encoder import TextEncoder
 from cluster.arrays import Pixels, UInt8Array
 from cluster.config import parse_options
 from cluster.telemetry import log
@@ -17,8 +18,9 @@ from training.autoencoder import Autoencoder
 from training.checkpoints.export import read_export
 from training.checkpoints.model_card import ModelCard, read_card
 from training.data.buckets import parse_bucket_name
-from training.sampling.coding import decode_video, encode_video
+from training.sampling.coding import decode_frames, decode_video, encode_video
 from training.sampling.continuation import DEFAULT_CONTEXT, Context, Continuation, Direction, connect, extend
+from training.sampling.evaluation import model_dtype
 from training.sampling.generation import ConditioningLatents, ModelParts, WeakerModel, generate, video_timeline
 from training.sampling.settings import SampleSettings, VideoShape, size_units
 
@@ -45,9 +47,12 @@ class SampleOptions(TypedDict, total=False):
 class ExportedModel:
     """An exported model. Its card is read when it is opened; all other parts are read when they are first needed."""
 
-    def __init__(self, uri: str, device: torch.device | str | None = None) -> None:
-        """Open the folder of an export, on the GPU if there is one. Raises `ValueError` if it holds no export."""
-        self.uri = uri
+    def __init__(self, uri: str, device: torch.device | str | None = None, *, keep_text_encoder: bool = False) -> None:
+        """Open the folder of an export, on the GPU if there is one. Raises `ValueError` if it holds no export.
+
+        `keep_text_encoder` keeps the text encoder in memory beside the model, for prompts that come one after another.
+        """
+        self.uri, self._keep_text_encoder = uri, keep_text_encoder
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = read_card(uri)
         self._embeddings: dict[str, Tensor] = {}
@@ -61,9 +66,10 @@ class ExportedModel:
 
     @cached_property
     def parts(self) -> ModelParts:
-        """The model and the null caption on the device, with the autoencoder."""
+        """The model and the null caption on the device, with the autoencoder; on a GPU the model is in bfloat16."""
         _, model, null_text_NE = read_export(self.uri)
-        return ModelParts(self.card, model.to(self.device), self.autoencoder, null_text_NE.to(self.device))
+        model = model.to(self.device, model_dtype(self.device))
+        return ModelParts(self.card, model, self.autoencoder, null_text_NE.to(self.device))
 
     def guided_parts(self, settings: SampleSettings) -> ModelParts:
         """Return the parts for these settings: with the negative prompt in place of the null caption, and with the
@@ -90,7 +96,7 @@ class ExportedModel:
                     f"{uri} cannot guide {self.uri}: its {part} is {other}, but must be {own}; take an earlier or "
                     "smaller model of the same latents and texts"
                 )
-        return WeakerModel(card, read_export(uri)[1].to(self.device))
+        return WeakerModel(card, read_export(uri)[1].to(self.device, model_dtype(self.device)))
 
     def sample(
         self, prompt: str, *, first: Pixels | None = None, last: Pixels | None = None, **options: Unpack[SampleOptions]
@@ -159,7 +165,7 @@ class ExportedModel:
         return self.embed_all([prompt])[0]
 
     def embed_all(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Return the embeddings of prompts, with the text encoder loaded once and released afterwards.
+        """Return the embeddings of prompts, with the text encoder loaded once; it is released unless it is kept.
 
         Embeddings are kept for later calls. Raises `ValueError` if the encoder's weights are not those of training,
         `EngineError` if there are none.
@@ -173,13 +179,18 @@ class ExportedModel:
         encoder, identity = self.card.text_encoder, self.card.text_encoder_identity
         if encoder.identity() != identity:
             raise ValueError(f"{self.uri} was trained with text encoder {identity}, but this is {encoder.identity()}")
-        for prompt, embedding in zip(prompts, encoder.open(self.device.type).encode(prompts), strict=True):
+        opened = self._kept_text_encoder if self._keep_text_encoder else encoder.open(self.device.type)
+        for prompt, embedding in zip(prompts, opened.encode(prompts), strict=True):
             if embedding.truncated:
                 log.warning(
                     f"the prompt is too long for the text encoder and is cut after {len(embedding.tokens)} tokens: "
                     f"{prompt!r}"
                 )
             self._embeddings[prompt] = torch.from_numpy(embedding.tokens)
+
+    @cached_property
+    def _kept_text_encoder(self) -> TextEncoder:
+        return self.card.text_encoder.open(self.device.type)
 
     def encode_images(self, first: Pixels | None, last: Pixels | None) -> ConditioningLatents:
         """Return the latents of RGB images `[H, W, 3]`, each encoded as an image."""
@@ -192,6 +203,10 @@ class ExportedModel:
     def decode(self, latent_BCTHW: Tensor) -> UInt8Array:
         """Return the video `[T, H, W, 3]` of the latents of one sample."""
         return decode_video(self.autoencoder, latent_BCTHW)
+
+    def decode_frames(self, latent_BCTHW: Tensor) -> Iterator[UInt8Array]:
+        """Yield the frames `[H, W, 3]` of the latents of one sample, each as soon as it is decoded."""
+        return decode_frames(self.autoencoder, latent_BCTHW)
 
 
 def _settings(prompt: str, options: SampleOptions) -> SampleSettings:

@@ -1,13 +1,15 @@
-"""Writing frames as an mp4 or a png file, complete or not at all."""
+"""Writing frames as an mp4, gif, webp or png file, complete or not at all."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -24,6 +26,26 @@ _BT709 = 1
 """The value of BT.709 as matrix, primaries and transfer in ITU-T H.273."""
 
 
+VIDEO_FORMATS = ("mp4", "gif", "webp")
+MAX_GIF_FPS = 50.0
+"""Largest frame rate of a gif: frames last whole hundredths of a second, and browsers slow down shorter ones than 2."""
+
+
+def write_video(uri: str, frames: Iterable[Pixels], fps: float) -> None:
+    """Write RGB frames in the format that the URI's suffix names: `.mp4` as `write_mp4`, or `.gif` or `.webp`.
+
+    A gif has 256 colours per frame and at most `MAX_GIF_FPS`; both repeat without end, and hold all frames in memory
+    while they are written. Raises `ValueError` as `write_mp4`, for another suffix, and for a gif of a higher rate.
+    """
+    suffix = uri.lower().rpartition(".")[2]
+    if suffix == "mp4":
+        write_mp4(uri, frames, fps)
+    elif suffix in VIDEO_FORMATS:
+        storage.write_bytes(uri, _encode_animation(frames, fps, suffix))
+    else:
+        raise ValueError(f"{uri}: videos are written as .{', .'.join(VIDEO_FORMATS[:-1])} or .{VIDEO_FORMATS[-1]}")
+
+
 def write_mp4(uri: str, frames: Iterable[Pixels], fps: float, crf: int = 18, preset: str = "medium") -> None:
     """Write RGB frames, an array `[T, H, W, 3]` or an iterable of `[H, W, 3]`, as an mp4 that every player shows.
 
@@ -32,7 +54,12 @@ def write_mp4(uri: str, frames: Iterable[Pixels], fps: float, crf: int = 18, pre
     x264's trade of time for bytes. The same frames give the same bytes, because one thread encodes and no dates are
     written. Raises `ValueError` for no frames, odd sides, or frames of another shape or type.
     """
-    storage.write_bytes(uri, _encode_mp4(frames, fps, crf, preset))
+    # On disk, not in memory: to move the index to the front, FFmpeg reads the file that it wrote.
+    with tempfile.TemporaryDirectory(prefix="worldloom-") as folder:
+        path = Path(folder) / "video.mp4"
+        _encode_mp4(path, frames, fps, crf, preset)
+        with path.open("rb") as encoded, storage.atomic_output(uri) as file:
+            shutil.copyfileobj(encoded, file, 1 << 20)
 
 
 def write_png(uri: str, image: Pixels) -> None:
@@ -43,15 +70,44 @@ def write_png(uri: str, image: Pixels) -> None:
     storage.write_bytes(uri, buffer.getvalue())
 
 
-def _encode_mp4(frames: Iterable[Pixels], fps: float, crf: int, preset: str) -> bytes:
+def _encode_animation(frames: Iterable[Pixels], fps: float, suffix: str) -> bytes:
+    """Return the bytes of a gif or webp. Each frame ends at the possible time nearest to its own: no errors add up."""
+    if suffix == "gif" and fps > MAX_GIF_FPS:
+        raise ValueError(f"{fps:g} fps: a gif has at most {MAX_GIF_FPS:g}; take mp4 or webp")
+    _, images = _first_and_all(frames, fps)
+    pictures = [Image.fromarray(image) for image in images]
+    unit_ms = 10 if suffix == "gif" else 1
+    ends_ms = [round(1000 * index / fps / unit_ms) * unit_ms for index in range(len(pictures) + 1)]
+    durations_ms = [end - start for start, end in itertools.pairwise(ends_ms)]
+    options: dict[str, Any] = {} if suffix == "gif" else {"quality": 90}
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer, suffix, save_all=True, append_images=pictures[1:], duration=durations_ms, loop=0, **options
+    )
+    return buffer.getvalue()
+
+
+def _first_and_all(frames: Iterable[Pixels], fps: float) -> tuple[Pixels, Iterator[Pixels]]:
+    """Return the first frame, and an iterator of all frames that checks each. Raises `ValueError` as `write_mp4`."""
     if not fps > 0:
         raise ValueError(f"{fps:g} fps: the frame rate must be positive")
-    rate = Fraction(fps).limit_denominator(1001)
     iterator = iter(frames)
     first = next(iterator, None)
     if first is None:
         raise ValueError("no frames to write; a video needs at least one")
     _check(first, first.shape)
+
+    def checked() -> Iterator[Pixels]:
+        for image in itertools.chain([first], iterator):
+            _check(image, first.shape)
+            yield image
+
+    return first, checked()
+
+
+def _encode_mp4(path: Path, frames: Iterable[Pixels], fps: float, crf: int, preset: str) -> None:
+    first, images = _first_and_all(frames, fps)
+    rate = Fraction(fps).limit_denominator(1001)
     height, width = first.shape[:2]
     if height % 2 or width % 2:
         raise ValueError(f"{width}x{height}: both sides of an mp4 must be even")
@@ -60,23 +116,18 @@ def _encode_mp4(frames: Iterable[Pixels], fps: float, crf: int, preset: str) -> 
     x264 = {"crf": str(crf), "preset": preset, "x264-params": "cpu-independent=1"}
     options = x264 if codec == "libx264" else {"qscale": str(1 + crf // 6)}
     reformatter = VideoReformatter()
-    # On disk, not in memory: to move the index to the front, FFmpeg reads the file that it wrote.
-    with tempfile.TemporaryDirectory(prefix="worldloom-") as folder:
-        path = Path(folder) / "video.mp4"
-        with av.open(str(path), "w", options={"movflags": "faststart", "fflags": "bitexact"}) as container:
-            stream = container.add_stream(codec, rate=rate, options=options)
-            assert isinstance(stream, VideoStream)
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            context = stream.codec_context
-            context.time_base = 1 / rate
-            context.thread_count = 1
-            context.color_range, context.colorspace = int(ColorRange.MPEG), _BT709
-            context.color_primaries, context.color_trc = int(ColorPrimaries.BT709), int(ColorTrc.BT709)
-            for index, image in enumerate(itertools.chain([first], iterator)):
-                _check(image, first.shape)
-                container.mux(stream.encode(_frame(reformatter, image, index, rate)))
-            container.mux(stream.encode(None))
-        return path.read_bytes()
+    with av.open(str(path), "w", options={"movflags": "faststart", "fflags": "bitexact"}) as container:
+        stream = container.add_stream(codec, rate=rate, options=options)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        context = stream.codec_context
+        context.time_base = 1 / rate
+        context.thread_count = 1
+        context.color_range, context.colorspace = int(ColorRange.MPEG), _BT709
+        context.color_primaries, context.color_trc = int(ColorPrimaries.BT709), int(ColorTrc.BT709)
+        for index, image in enumerate(images):
+            container.mux(stream.encode(_frame(reformatter, image, index, rate)))
+        container.mux(stream.encode(None))
 
 
 def _frame(reformatter: VideoReformatter, image: Pixels, index: int, rate: Fraction) -> VideoFrame:

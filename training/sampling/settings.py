@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from pathlib import PurePosixPath
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -90,6 +90,7 @@ class SampleSettings(SolverSettings):
         min_length=1,
         description="Image file that the video ends with. With `first`, the video connects the two.",
     )
+    format: Literal["mp4", "gif", "webp"] = Field("mp4", description="File format of a video; an image is a png.")
     name: str | None = Field(
         None,
         pattern=r"^[\w][\w.-]*$",
@@ -157,7 +158,7 @@ class SampleSettings(SolverSettings):
 
     def file_name(self) -> str:
         """Return the file name, with the suffix of an image or a video."""
-        return f"{self.stem()}.{'png' if self.seconds == 0 else 'mp4'}"
+        return f"{self.stem()}.{'png' if self.seconds == 0 else self.format}"
 
 
 def _words(text: str) -> str:

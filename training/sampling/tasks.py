@@ -10,7 +10,7 @@ from cluster import storage
 from cluster.arrays import Pixels
 from training.sampling.exported_model import ExportedModel
 from training.sampling.generation import generate, video_timeline
-from training.sampling.media import write_mp4, write_png
+from training.sampling.media import write_png, write_video
 from training.sampling.provenance import (
     SampleRequest,
     find_upsampled,
@@ -105,13 +105,13 @@ def make(sample: PreparedSample, model: ExportedModel) -> str:
     text_NE, settings, shape = model.embed(sample.prompt), sample.settings, sample.shape
     parts = model.guided_parts(settings)
     conditioning = model.encode_images(sample.images.get("first"), sample.images.get("last"))
-    video_THWC = model.decode(generate(parts, video_timeline(parts, text_NE, shape, conditioning), settings))
+    frames = model.decode_frames(generate(parts, video_timeline(parts, text_NE, shape, conditioning), settings))
     # A record means that its file is complete: an old record is removed first, and the new one is written last.
     storage.remove(provenance_uri(sample.uri))
     if shape.frames == 1:
-        write_png(sample.uri, video_THWC[0])
+        write_png(sample.uri, next(frames))
     else:
-        write_mp4(sample.uri, video_THWC, shape.fps)
+        write_video(sample.uri, frames, shape.fps)
     write_provenance(sample.uri, sample.record)
     return sample.uri
 

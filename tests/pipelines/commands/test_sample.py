@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from cluster import listing, storage
+from pipelines.commands._media import read_frames
 from pipelines.video.decode import OPEN_LOG
 from tests.support.command_line import CommandLine
+from tests.support.exported_models import write_untrained_export
 from tests.support.paths import ROOT
 
 SHORT = ("--seconds", "1", "--size", "32x32", "--steps", "2")
@@ -24,7 +27,8 @@ def test_a_model_is_sampled_in_an_empty_folder(export: Path, tmp_path: Path) -> 
     opened, folder = tmp_path / "opened", tmp_path / "empty"
     opened.touch()
     folder.mkdir()
-    command = [sys.executable, "-m", "pipelines.cli", "sample", "--model", str(export), "--prompt", "a red circle"]
+    program = [sys.executable, "-X", "importtime", "-m", "pipelines.cli"]
+    command = [*program, "sample", "--model", str(export), "--prompt", "a red circle"]
     ended = subprocess.run(
         [*command, *SHORT],
         capture_output=True,
@@ -42,6 +46,10 @@ def test_a_model_is_sampled_in_an_empty_folder(export: Path, tmp_path: Path) -> 
     assert shapes == [(32, 32, 3)] * 9
     assert [path.name for path in folder.iterdir()] == ["samples"], "nothing else is written"
     assert opened.read_text() == "", "a video was opened"
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+    assert "torch" in imported
+    # Seconds before the first solver step.
+    assert imported & {"ray", "pandas", "sympy", "triton", "torch._dynamo", "torch.distributed.fsdp"} == set()
 
 
 @pytest.fixture
@@ -98,6 +106,25 @@ def test_several_seeds_load_the_model_once(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("suffix", "seconds"), [("mp4", "1"), ("gif", "1"), ("webp", "1"), ("png", "0")])
+def test_seeds_side_by_side(suffix: str, seconds: str, tmp_path: Path, worldloom: CommandLine) -> None:
+    model = write_untrained_export(tmp_path / "model")
+    short = ("--seconds", seconds, "--size", "32x32", "--steps", "1", "--guidance", "1", "--name", "star")
+    kind = () if suffix == "png" else ("--format", suffix)
+    options = ("--model", model, "--prompt", "a star", *short, *kind, "--out", tmp_path / "s")
+    ended = worldloom("sample", *options, "--seeds", "2", "--grid")
+    assert ended.exit_code == 0, ended.stderr
+    *files, grid = map(Path, ended.stdout.splitlines())
+    names = [f"star-seed0.{suffix}", f"star-seed1.{suffix}", f"star-seed0-grid2.{suffix}"]
+    assert [file.name for file in (*files, grid)] == names
+    frames_THWC = read_frames(str(grid))
+    assert frames_THWC.shape == (1 if suffix == "png" else 9, 32, 66, 3)
+    for column, file in enumerate(files):
+        shown = frames_THWC[:, :, 34 * column : 34 * column + 32].astype(int)
+        assert np.abs(shown - read_frames(str(file))).mean() < 8, "each is compressed once more"
+
+
+@pytest.mark.slow
 def test_a_recipe_that_is_not_trained_names_the_fix(trained: Path, worldloom: CommandLine) -> None:
     ended = worldloom("sample", trained, "--prompt", "a star", "--set", "train.steps=4")
     assert ended.exit_code == 2
@@ -117,6 +144,8 @@ def test_a_model_or_a_recipe_is_required(export: Path, worldloom: CommandLine) -
         (("--solver", "eulr"), "--solver eulr: "),
         (("--guidance-method", "autoguidance"), "export"),
         (("--negative", "blur", "--guidance", "1"), "a negative prompt has no effect with guidance: 1"),
+        (("--grid",), "--grid shows the seeds of a prompt: give --seeds"),
+        (("--format", "avi"), "avi"),
     ],
 )
 def test_wrong_solvers_and_guidance_are_bad_input(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cluster.arrays import Pixels
-from training.sampling.media import write_mp4, write_png
+from training.sampling.media import write_mp4, write_png, write_video
 
 
 def moving_gradient(n: int = 10, width: int = 64, height: int = 48) -> Pixels:
@@ -72,3 +72,37 @@ def test_png_is_lossless(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "sub" / "a.png")), moving_gradient()[0])
     with pytest.raises(ValueError, match="uint8"):
         write_png(str(tmp_path / "b.png"), np.zeros((4, 4), np.uint8))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_animations_repeat_and_last_as_long_as_the_video(tmp_path: Path, suffix: str) -> None:
+    frames, uri = moving_gradient(), str(tmp_path / f"a.{suffix}")
+    write_video(uri, iter(frames), 24)
+    write_video(str(tmp_path / f"b.{suffix}"), frames, 24.0)
+    assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+    with Image.open(uri) as animation:
+        assert (animation.n_frames, animation.info["loop"]) == (10, 0)
+        durations_ms, errors = [], []
+        for index, image in enumerate(frames):
+            animation.seek(index)
+            shown = np.asarray(animation.convert("RGB")).astype(int)
+            durations_ms.append(animation.info["duration"])
+            errors.append(np.abs(shown - image).mean())
+    assert sum(durations_ms) == pytest.approx(1000 * 10 / 24, abs=5)
+    assert max(durations_ms) - min(durations_ms) <= 10
+    # A gif has 256 colours.
+    assert max(errors) < 6
+
+
+def test_the_suffix_names_the_format(tmp_path: Path) -> None:
+    write_video(str(tmp_path / "a.MP4"), moving_gradient(), 8)
+    write_mp4(str(tmp_path / "b.mp4"), moving_gradient(), 8)
+    assert (tmp_path / "a.MP4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    for uri, fps, message in (
+        ("a.avi", 8, r"a.avi: videos are written as \.mp4, \.gif or \.webp"),
+        ("a.gif", 60, "60 fps: a gif has at most 50; take mp4 or webp"),
+        ("a.webp", 0, "0 fps: the frame rate must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_video(str(tmp_path / uri), moving_gradient(), fps)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.MP4", "b.mp4"]
