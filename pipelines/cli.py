@@ -24,6 +24,7 @@ from pipelines.commands import (
     doctor,
     evaluate,
     export,
+    export_model,
     forget,
     gc,
     ledger,
@@ -54,7 +55,7 @@ from pipelines.errors import (
 COMMANDS = {
     "Run a recipe": (run, curate, train, sample, evaluate),
     "Look before and after": (validate, plan, whatif, steps, schema, ledger, report, audit, verify, quarantine),
-    "Give away and clean up": (export, forget, gc),
+    "Give away and clean up": (export, export_model, forget, gc),
     "Autoencoders": (train_autoencoder, roundtrip),
     "Get started": (demo_footage, doctor),
 }

@@ -16,6 +16,7 @@ from cluster.telemetry import log
 from training.autoencoder import Autoencoder
 from training.checkpoints.export import read_export
 from training.checkpoints.model_card import ModelCard, read_card
+from training.checkpoints.shipped import find_export
 from training.data.buckets import parse_bucket_name
 from training.sampling.coding import decode_video, encode_video
 from training.sampling.continuation import DEFAULT_CONTEXT, Context, Continuation, Direction, connect, extend
@@ -46,8 +47,11 @@ class ExportedModel:
     """An exported model. Its card is read when it is opened; all other parts are read when they are first needed."""
 
     def __init__(self, uri: str, device: torch.device | str | None = None) -> None:
-        """Open the folder of an export, on the GPU if there is one. Raises `ValueError` if it holds no export."""
-        self.uri = uri
+        """Open an export, on the GPU if there is one: its folder, or the name of a shipped model.
+
+        Raises `ValueError` if there is no such export.
+        """
+        self.uri = uri = find_export(uri)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = read_card(uri)
         self._embeddings: dict[str, Tensor] = {}
