@@ -20,6 +20,7 @@ from cluster.telemetry import configure_logging, console
 from pipelines.commands import (
     audit,
     curate,
+    demo,
     demo_footage,
     doctor,
     evaluate,
@@ -57,7 +58,7 @@ COMMANDS = {
     "Look before and after": (validate, plan, whatif, steps, schema, ledger, report, audit, verify, quarantine),
     "Give away and clean up": (export, export_model, forget, gc),
     "Autoencoders": (train_autoencoder, roundtrip),
-    "Get started": (demo_footage, doctor),
+    "Get started": (demo, demo_footage, doctor),
 }
 """Modules of commands by the heading under which `worldloom --help` lists them."""
 
