@@ -50,7 +50,7 @@ def sample_sheet(prompts: Sequence[str], samples: Mapping[str, Sequence[str]]) -
 def _strip(uri: str) -> Pixels:
     """Return frames of a video, or an image, enlarged and next to each other."""
     if uri.endswith(".png"):
-        chosen = [np.asarray(Image.open(storage.local_path(uri)).convert("RGB"))]
+        chosen = [np.asarray(Image.open(storage.local_path(uri), formats=("PNG",)).convert("RGB"))]
     else:
         with av.open(str(storage.local_path(uri))) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

@@ -83,10 +83,10 @@ class Causal(AutoencoderSettings):
         folder = Path(str(resources.files("training.autoencoders.weights")))
         shipped = {file.stem.removeprefix(PREFIX): file for file in sorted(folder.glob(f"{PREFIX}*.safetensors"))}
         shipped |= {name: model / AUTOENCODER for name, model in shipped_models().items()}
-        if not (path := shipped.get(self.weights)) or not path.is_file():
+        if (found := shipped.get(self.weights)) is None or not found.is_file():
             message = unknown_message("weights", self.weights, list(shipped))
             raise ValueError(f"{message}; or give the path of a file that `worldloom train-autoencoder` wrote")
-        return path
+        return found
 
 
 @dataclass(frozen=True)

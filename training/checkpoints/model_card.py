@@ -76,6 +76,5 @@ def read_card(uri: str) -> ModelCard:
 def _resolve_inside(data: Any, uri: str) -> None:
     """Replace the path of the autoencoder's weights in a card's data if it is relative to the card's folder."""
     autoencoder = data.get("autoencoder") if isinstance(data, dict) else None
-    weights = autoencoder.get("weights") if isinstance(autoencoder, dict) else None
-    if isinstance(weights, str) and weights.startswith(INSIDE):
-        autoencoder["weights"] = storage.join(uri, weights.removeprefix(INSIDE))
+    if isinstance(autoencoder, dict) and str(weights := autoencoder.get("weights")).startswith(INSIDE):
+        autoencoder["weights"] = storage.join(uri, str(weights).removeprefix(INSIDE))
