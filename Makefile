@@ -8,8 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 .PHONY: demo fast test check docs versions format clean
 
 demo: .venv/installed
-	$(BIN)/worldloom demo-footage footage/demo --videos 24
-	$(BIN)/worldloom run pipelines/recipes/quickstart.yaml
+	$(BIN)/worldloom demo
 
 # Before each commit, in less than a minute on two cores: lint, types and the quickest tests.
 fast: check

@@ -20,10 +20,12 @@ from cluster.telemetry import configure_logging, console
 from pipelines.commands import (
     audit,
     curate,
+    demo,
     demo_footage,
     doctor,
     evaluate,
     export,
+    export_model,
     forget,
     gc,
     ledger,
@@ -54,9 +56,9 @@ from pipelines.errors import (
 COMMANDS = {
     "Run a recipe": (run, curate, train, sample, evaluate),
     "Look before and after": (validate, plan, whatif, steps, schema, ledger, report, audit, verify, quarantine),
-    "Give away and clean up": (export, forget, gc),
+    "Give away and clean up": (export, export_model, forget, gc),
     "Autoencoders": (train_autoencoder, roundtrip),
-    "Get started": (demo_footage, doctor),
+    "Get started": (demo, demo_footage, doctor),
 }
 """Modules of commands by the heading under which `worldloom --help` lists them."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from cluster import weight_files
+from cluster import storage, weight_files
 from cluster.config import Settings
 from cluster.plugins import PluginField
 from training.conditioning import ConditioningRates
@@ -29,6 +29,21 @@ class PreviewSettings(Settings):
     count: int = Field(4, ge=1, le=64, description="Samples per preview.")
     steps: int = Field(20, ge=1, le=1000, description="Solver steps per sample.")
     guidance: float = Field(5.0, ge=0, description="Classifier-free guidance scale; 1 is none, and halves the cost.")
+    footage: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder of drawn footage, such as `worldloom demo-footage --world held-out` draws. With it, each "
+        "preview also generates clips of its captions and records the shares that are as they say: score_background, "
+        "score_colours, score_kinds, score_number.",
+    )
+    scored: int = Field(
+        8, ge=1, description="Captions of `footage` that are scored; each costs as much as a sample of the preview."
+    )
+
+    @field_validator("footage")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value and storage.absolute(value)
 
 
 class TrainSettings(Settings):

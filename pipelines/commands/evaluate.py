@@ -55,8 +55,9 @@ class Evaluation:
 def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
     """Generate and measure the clips of a recipe's section `evaluate`; clips that were measured before are kept.
 
-    The model is `model_uri`, or else the recipe's own. Results are written to `out/evaluation/<weights>`. Raises
-    `ConfigError` if the recipe has no such section, if there is nothing to generate, and if there is no model.
+    The model is `model_uri`, an export or the name of a shipped model, or else the recipe's own. Results are written to
+    `out/evaluation/<weights>`. Raises `ConfigError` if the recipe has no such section, if there is nothing to generate,
+    and if there is no model.
     """
     settings = recipe.evaluate
     if settings is None:
@@ -96,7 +97,7 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
     by_set = {clip_set: [one.features for one in found if one.clip_set == clip_set] for clip_set in clip_results.SETS}
     distances = feature_distances(by_set["generated"], by_set["real"]) if settings.features else None
     evaluation = Evaluation(rows, memorisation, distances, folder_uri)
-    _write_summary(evaluation, export_uri)
+    _write_summary(evaluation, model.uri)
     return evaluation
 
 
@@ -267,7 +268,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
 def command(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML) with a section evaluate, or the folder of a run.")],
     model: Annotated[
-        str | None, typer.Option(help="Folder of an exported model, in place of the recipe's own.")
+        str | None, typer.Option(help="Folder of an export, or name of a shipped model, in place of the recipe's own.")
     ] = None,
     set_: Assignments = None,
     remote_code: RemoteCode = False,

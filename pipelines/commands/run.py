@@ -51,13 +51,8 @@ def run(recipe: Recipe, in_process: bool = False) -> Outcome:
     return Outcome(curated, training, samples, report_uri, time.monotonic() - start_s)
 
 
-def command(
-    recipe: RecipeFile, set_: Assignments = None, inline: InProcess = False, remote_code: RemoteCode = False
-) -> None:
-    """Run a recipe: curate, train and sample. Finished work is not done again; a run that was stopped resumes."""
-    settings = read_recipe(recipe, set_, remote_code)
-    with curate.printing_losses():
-        outcome = run(settings, inline)
+def print_outcome(recipe: Recipe, outcome: Outcome) -> None:
+    """Print the tables of the curation, and what the run made."""
     facts = []
     if outcome.curated:
         curate.print_curated(outcome.curated)
@@ -67,6 +62,16 @@ def command(
     facts += [("sample", uri) for uri in outcome.samples]
     if outcome.report_uri:
         facts.append(("report", outcome.report_uri))
-    print_facts([*facts, ("everything", settings.out_uri), ("took", f"{outcome.seconds:.0f} s")])
+    print_facts([*facts, ("everything", recipe.out_uri), ("took", f"{outcome.seconds:.0f} s")])
+
+
+def command(
+    recipe: RecipeFile, set_: Assignments = None, inline: InProcess = False, remote_code: RemoteCode = False
+) -> None:
+    """Run a recipe: curate, train and sample. Finished work is not done again; a run that was stopped resumes."""
+    settings = read_recipe(recipe, set_, remote_code)
+    with curate.printing_losses():
+        outcome = run(settings, inline)
+    print_outcome(settings, outcome)
     if outcome.curated and not outcome.curated.balanced:
         raise typer.Exit(1)

@@ -34,9 +34,9 @@ def sample(
 ) -> list[str]:
     """Generate samples from an exported model and return the URIs of the files.
 
-    `model_uri` is the folder of an export (`model.safetensors`, `model.json`). `upsampler` makes prompts detailed for
-    samples that ask for it. Raises `ConfigError` for a conditioning image that cannot be read, before anything is made,
-    for a folder without a model, and for a size that the model cannot make.
+    `model_uri` is the folder of an export (`model.safetensors`, `model.json`) or the name of a shipped model.
+    `upsampler` makes prompts detailed for samples that ask for it. Raises `ConfigError` for a conditioning image that
+    cannot be read, before anything is made, for a folder without a model, and for a size that the model cannot make.
     """
     check_images(samples)
     from training.sampling.exported_model import ExportedModel  # imports torch, which takes 2 s
@@ -120,7 +120,9 @@ def command(
     recipe: Annotated[
         Path | None, typer.Argument(help="Recipe (YAML) or folder of a run whose model is sampled; or give --model.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Folder of an exported model: no recipe is needed.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder of an export, or name of a shipped model: no recipe is needed.")
+    ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, max=1000, help="Samples of each prompt, with as many seeds from --seed on.")
     ] = 1,

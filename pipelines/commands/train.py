@@ -17,6 +17,7 @@ from pipelines.forgetting.prior_runs import adopt_run
 from pipelines.recipe import Recipe, write_resolved
 from training.checkpoints.checkpoint import newest_checkpoint
 from training.checkpoints.run_folder import run_folder
+from training.evaluation.truth import read_truth
 from training.result import TrainResult, find_result
 from training.settings import TrainSettings
 
@@ -41,6 +42,7 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
         check_manifest(settings, dataset.manifest_uri)
         if settings.init is not None and newest_checkpoint(run_uri) is None:
             check_init(settings)
+        check_scored_footage(settings)
         if in_process and settings.precision == "bf16":
             log.warning("training in this process computes in fp32: precision bf16 needs DeepSpeed")
         from training import run  # imports Ray Train, which takes half a second
@@ -61,6 +63,16 @@ def check_init(settings: TrainSettings) -> None:
         find_initial_weights(settings.init)
     except ValueError as error:
         raise ConfigError(f"train.init: {error}") from error
+
+
+def check_scored_footage(settings: TrainSettings) -> None:
+    """Raise `ConfigError` if the footage whose captions previews score has no truth."""
+    if settings.previews.footage is None:
+        return
+    try:
+        read_truth(settings.previews.footage)
+    except ValueError as error:
+        raise ConfigError(f"train.previews.footage: {error}") from error
 
 
 def check_workers(recipe: Recipe, session: Session) -> None:

@@ -30,6 +30,7 @@ for (const append of [
   duplicates,
   failures,
   training,
+  evaluation,
   costs,
   lineage,
 ])

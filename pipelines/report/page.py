@@ -41,6 +41,7 @@ SCRIPTS = (
     "duplicates.js",
     "training.js",
     "training_run.js",
+    "evaluation.js",
     "lineage.js",
     "page.js",
 )

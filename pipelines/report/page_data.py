@@ -24,6 +24,7 @@ from pipelines.report.balance import Balance
 from pipelines.report.batches import RowRef, read_batches, read_refs
 from pipelines.report.causes import Cause, error_message
 from pipelines.report.columns import MeasuredColumn, ValueSample, measured_columns, round_significant
+from pipelines.report.evaluation import evaluations
 from pipelines.report.funnel import RowTotal, Totals
 from pipelines.report.histograms import Axis, Histogram, make_axis
 from pipelines.report.lineage import lineage, package_versions, segment_costs
@@ -107,6 +108,7 @@ def page_data(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, A
         "lineage": lineage(recipe, curation, manifest[1] if manifest else None),
         "training": training_runs(recipe),
         "samples": find_samples(recipe),
+        "evaluations": evaluations(recipe, curation),
     }
 
 

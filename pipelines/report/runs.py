@@ -15,7 +15,14 @@ from pipelines.report.columns import round_significant
 from pipelines.report.thumbnails import scaled_jpeg
 from training.sampling.provenance import read_provenance
 from training.tracking.loss_curve import Points, running_mean
-from training.tracking.metrics import METRICS_FILE, PREVIEWS_FOLDER, Record, read_metrics, read_settings
+from training.tracking.metrics import (
+    MEASURED_PREFIXES,
+    METRICS_FILE,
+    PREVIEWS_FOLDER,
+    Record,
+    read_metrics,
+    read_settings,
+)
 from training.tracking.trackers import flatten_settings
 
 MAX_RUNS = 12
@@ -44,7 +51,7 @@ def training_runs(recipe: Recipe) -> dict[str, Any]:
 
     Each run has a `label` for people, and `different_settings`: those that are not equal in all runs of its kind. A
     curve is `[steps, values]`. The curve of a `RAW_METRICS` name has the value of each step, one of `mean/<name>` the
-    running mean, and one of `val_<name>` all values on the validation split.
+    running mean, and those of `val_<name>` and `score_<name>` all values on the validation split and of previews.
     """
     metrics_files = storage.list_files(recipe.out_uri, f"/{METRICS_FILE}")
     newest_first = sorted(metrics_files, key=lambda entry: (-int(entry.version), entry.uri))
@@ -114,7 +121,7 @@ def curves(records: Sequence[Record]) -> dict[str, list[list[Any]]]:
                 points.setdefault(name, []).append((record["step"], value))
     found = {name: downsample_min_max(points[name], MAX_RAW_POINTS) for name in RAW_METRICS if name in points}
     for name, values in points.items():
-        if name == "lr" or name.startswith("val_"):
+        if name == "lr" or name.startswith(MEASURED_PREFIXES):
             found[name] = downsample_strided(values, MAX_RAW_POINTS)
     for name, values in points.items():
         if name in MEAN_METRICS or name.startswith(LOSS_PARTS):

@@ -203,6 +203,9 @@ function metricCards(runs) {
     ['mean/mfu', 'Model FLOPs utilisation', { rangemode: 'tozero', tickformat: '.0%' }],
     ['mean/tflops', 'Model TFLOP/s per rank', { rangemode: 'tozero', nticks: 4 }],
     ['mean/idle_share', 'Idle share: ranks that wait for others', { rangemode: 'tozero', tickformat: '.0%' }],
+    ...[...new Set(runs.flatMap((run) => Object.keys(run.curves)))]
+      .filter((key) => key.startsWith('score_'))
+      .map((key) => [key, `Captions kept: ${key.slice(6)}`, { range: [0, 1.02], tickformat: '.0%' }]),
   ];
   return items
     .filter(([key]) => runs.some((run) => run.curves[key]))

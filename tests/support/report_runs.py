@@ -86,3 +86,49 @@ def write_failed_preview(out_uri: str, name: str, step: int, error: str) -> None
 
 def _preview_uri(out_uri: str, name: str, step: int) -> str:
     return storage.join(out_uri, name, "previews", f"step-{step:06d}")
+
+
+def write_evaluation(out_uri: str, name: str, training_uids: Sequence[str], prompt: str, n_clips: int = 24) -> None:
+    """Write the summary of an evaluation, and the nearest generated clip with its record.
+
+    Every clip in turn has one of the uids as its nearest training clip.
+    """
+    folder = storage.join(out_uri, "evaluation", name)
+    rng = np.random.default_rng(0)
+
+    def estimate(mean: float, spread: float) -> dict[str, float]:
+        return {"mean": mean, "low": mean - spread, "high": mean + spread, "cases": n_clips, "clips": n_clips}
+
+    rows = [
+        ("background", "", "high", None, 1.0, 0.92, 0.2),
+        ("camera", "", "high", None, 0.98, 0.71, 0.3),
+        ("gravity", "short sides/s²", "real", 2.4, 2.39, 1.7, None),
+        ("colour_constancy", "levels of 255", "low", 0.0, 2.1, 5.4, 6.2),
+    ]
+    metrics = [
+        {"metric": metric, "unit": unit, "better": better, "target": target}
+        | {
+            clip_set: estimate(mean, 0.06 * mean)
+            for clip_set, mean in zip(("real", "generated", "null"), means, strict=True)
+            if mean is not None
+        }
+        for metric, unit, better, target, *means in rows
+    ]
+
+    def nearest(ratios: Sequence[float]) -> list[dict[str, Any]]:
+        return [
+            {"clip": f"clip_{k:03d}", "training": f"{training_uids[k % len(training_uids)]}", "distance": 1, "ratio": r}
+            for k, r in enumerate(ratios)
+        ]
+
+    memorisation = {
+        "share_nearer": 0.083,
+        "threshold": 0.82,
+        "generated": nearest(rng.normal(0.9, 0.05, n_clips).round(3).tolist()),
+        "held_out": nearest(rng.normal(0.91, 0.05, n_clips).round(3).tolist()),
+    }
+    summary = {"model": storage.join(out_uri, "run-1", "export"), "metrics": metrics, "memorisation": memorisation}
+    storage.write_bytes(storage.join(folder, "summary.json"), json.dumps(summary).encode())
+    first = min(memorisation["generated"], key=lambda one: one["ratio"])["clip"]
+    write_mp4(storage.join(folder, "generated", f"{first}.mp4"), np.full((5, 56, 96, 3), 90, np.uint8), 8)
+    storage.write_bytes(storage.join(folder, "generated", f"{first}.json"), json.dumps({"prompt": prompt}).encode())

@@ -21,6 +21,8 @@ from training.autoencoders._causal_network import CHANNELS
 from training.autoencoders._causal_weights import TrainedNetwork
 from training.autoencoders._halo_tiles import run_in_halo_tiles
 from training.autoencoders._linear_weights import SPACE_FACTOR, TIME_FACTOR
+from training.checkpoints.model_card import AUTOENCODER
+from training.checkpoints.shipped import shipped_models
 
 # Shape suffixes: B videos, C latent channels or colours, T H W frames, rows and columns.
 
@@ -39,7 +41,9 @@ class Causal(AutoencoderSettings):
     space_factor: ClassVar[int | None] = SPACE_FACTOR
     name: str = "causal"
     weights: str = Field(
-        "small", min_length=1, description="Name of shipped weights, or path of a file that train-autoencoder wrote."
+        "small",
+        min_length=1,
+        description="Name of shipped weights or of a shipped model, or path of a file that train-autoencoder wrote.",
     )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Precision of the convolutions; auto is bfloat16 on a GPU, float32 on a CPU."
@@ -77,12 +81,12 @@ class Causal(AutoencoderSettings):
                 raise ValueError(f"weights {path}: no such file; give one that `worldloom train-autoencoder` wrote")
             return path
         folder = Path(str(resources.files("training.autoencoders.weights")))
-        path = folder / f"{PREFIX}{self.weights}.safetensors"
-        if not path.is_file():
-            shipped = [file.stem.removeprefix(PREFIX) for file in sorted(folder.glob(f"{PREFIX}*.safetensors"))]
-            message = unknown_message("weights", self.weights, shipped)
+        shipped = {file.stem.removeprefix(PREFIX): file for file in sorted(folder.glob(f"{PREFIX}*.safetensors"))}
+        shipped |= {name: model / AUTOENCODER for name, model in shipped_models().items()}
+        if (found := shipped.get(self.weights)) is None or not found.is_file():
+            message = unknown_message("weights", self.weights, list(shipped))
             raise ValueError(f"{message}; or give the path of a file that `worldloom train-autoencoder` wrote")
-        return path
+        return found
 
 
 @dataclass(frozen=True)

@@ -65,12 +65,14 @@ def read_weights(uri: str, card: ModelCard) -> bytes:
 def read_export(uri: str, averaged: bool = True) -> tuple[ModelCard, VideoModel, Tensor]:
     """Return the card, the model on the CPU in evaluation mode, and the null caption's embedding `[N, E]`.
 
-    The model has the averaged weights, or the raw ones if not `averaged`. Raises `DamagedError` if the file of weights
-    is missing or does not have the digest in the card.
+    The model has the averaged weights in fp32, or the raw ones if not `averaged`. Raises `DamagedError` if the file of
+    weights is missing or does not have the digest in the card, and `ValueError` for raw weights of a compact export.
     """
     card = read_card(uri)
     data = read_weights(uri, card)
     tensors = load_tensors(data)
     prefix = AVERAGED_PREFIX if averaged else RAW_PREFIX
-    weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    weights = {name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)}
+    if not weights:
+        raise ValueError(f"{uri}: is a compact export, which has the averaged weights alone")
     return card, model_from_card(card, weights), tensors[NULL_TEXT]

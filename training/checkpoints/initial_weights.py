@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -25,11 +23,10 @@ from training.checkpoints.files import Index, check_sizes
 from training.checkpoints.fragments import Fragment
 from training.checkpoints.model_card import CARD, WEIGHTS, ModelCard, read_card
 from training.checkpoints.reader import check_checksums, read_fragments
+from training.checkpoints.shipped import shipped_models
 from training.data.footer import DamagedError
 from training.engine import Engine
 
-SHIPPED = "training.shipped_models"
-"""Package with a folder per shipped model, which is an export."""
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Types of exported weights, by their names in safetensors files."""
 MAX_NAMED = 6
@@ -56,12 +53,6 @@ class InitialWeights:
         """Return whether a parameter of a model can start from these weights."""
         found = self.shapes.get(name)
         return found in (shape, (math.prod(shape),)) if found else False
-
-
-def shipped_models() -> dict[str, Path]:
-    """Return the folders of shipped models by name."""
-    folder = Path(str(resources.files(SHIPPED)))
-    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CARD}"))}
 
 
 def find_initial_weights(init: str) -> InitialWeights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,10 @@ from training.objective import ObjectiveSettings
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 """The two files of an export."""
+AUTOENCODER = "autoencoder.safetensors"
+"""File of the autoencoder's weights in a compact export."""
+INSIDE = "./"
+"""Prefix of paths in a card that are relative to its folder."""
 
 
 class ModelCard(Settings):
@@ -64,4 +68,13 @@ def read_card(uri: str) -> ModelCard:
     card_uri = storage.join(uri, CARD)
     if not storage.exists(card_uri):
         raise ValueError(f"{uri}: there is no {CARD}; name the export folder of a finished training run")
-    return config.parse(ModelCard, config.decode_document(storage.read_bytes(card_uri), card_uri))
+    document = config.decode_document(storage.read_bytes(card_uri), card_uri)
+    _resolve_inside(document.data, uri)
+    return config.parse(ModelCard, document)
+
+
+def _resolve_inside(data: Any, uri: str) -> None:
+    """Replace the path of the autoencoder's weights in a card's data if it is relative to the card's folder."""
+    autoencoder = data.get("autoencoder") if isinstance(data, dict) else None
+    if isinstance(autoencoder, dict) and str(weights := autoencoder.get("weights")).startswith(INSIDE):
+        autoencoder["weights"] = storage.join(uri, str(weights).removeprefix(INSIDE))

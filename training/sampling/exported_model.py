@@ -17,6 +17,7 @@ from cluster.telemetry import log
 from training.autoencoder import Autoencoder
 from training.checkpoints.export import read_export
 from training.checkpoints.model_card import ModelCard, read_card
+from training.checkpoints.shipped import find_export
 from training.data.buckets import parse_bucket_name
 from training.sampling.coding import decode_frames, decode_video, encode_video
 from training.sampling.continuation import DEFAULT_CONTEXT, Context, Continuation, Direction, connect, extend
@@ -48,11 +49,12 @@ class ExportedModel:
     """An exported model. Its card is read when it is opened; all other parts are read when they are first needed."""
 
     def __init__(self, uri: str, device: torch.device | str | None = None, *, keep_text_encoder: bool = False) -> None:
-        """Open the folder of an export, on the GPU if there is one. Raises `ValueError` if it holds no export.
+        """Open an export, on the GPU if there is one: its folder, or the name of a shipped model.
 
         `keep_text_encoder` keeps the text encoder in memory beside the model, for prompts that come one after another.
+        Raises `ValueError` if there is no such export.
         """
-        self.uri, self._keep_text_encoder = uri, keep_text_encoder
+        self.uri, self._keep_text_encoder = find_export(uri), keep_text_encoder
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = read_card(uri)
         self._embeddings: dict[str, Tensor] = {}

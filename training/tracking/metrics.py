@@ -45,6 +45,9 @@ SPEED_KEYS = frozenset(
 )
 """Keys of a record for the speed and memory of a step, which trackers show apart from what was learnt."""
 
+MEASURED_PREFIXES = ("val_", "score_")
+"""Prefixes of keys that only some steps have: losses of the validation split, and scores of generated clips."""
+
 
 def read_metrics(run_uri: str) -> list[Record]:
     """Return the records of a run by step, without a last line that a kill has cut off."""
@@ -130,7 +133,10 @@ def tracker_values(record: Record) -> dict[str, float]:
 def _tag(key: str) -> str:
     if key in SPEED_KEYS:
         return f"speed/{key}"
-    return f"val/{key.removeprefix('val_')}" if key.startswith("val_") else f"train/{key}"
+    for prefix in MEASURED_PREFIXES:
+        if key.startswith(prefix):
+            return f"{prefix.rstrip('_')}/{key.removeprefix(prefix)}"
+    return f"train/{key}"
 
 
 class Metrics:
@@ -152,7 +158,7 @@ class Metrics:
         """Open the records of a run that starts after `start_step` steps.
 
         `settings` are written to a file and sent to the trackers. These also get the record of every `log_every`-th
-        step and of steps with a validation.
+        step and of steps with a validation or with scores.
         """
         self._uri = run_uri
         self._log_every = log_every
@@ -177,7 +183,7 @@ class Metrics:
         if self._is_local:
             with storage.local_path(storage.join(self._uri, METRICS_FILE)).open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(record) + "\n")
-        if record["step"] % self._log_every == 0 or any(key.startswith("val_") for key in record):
+        if record["step"] % self._log_every == 0 or any(key.startswith(MEASURED_PREFIXES) for key in record):
             values = tracker_values(record)
             self._send(lambda tracker: tracker.log(record["step"], values))
 

@@ -20,6 +20,7 @@ from training.assembly import TrainingRun
 from training.checkpoints.export import model_from_card
 from training.data.buckets import parse_bucket_name
 from training.data.dataset import Dataset, Sample
+from training.evaluation.world_scores import WorldScores
 from training.network import VideoModel
 from training.sampling.coding import decode_video
 from training.sampling.exported_model import open_autoencoder
@@ -49,6 +50,8 @@ class Previews:
         self._run, self._settings, self._engine = run, run.settings, run.engine
         self._failure = ""
         self._given_up = False
+        footage = self._settings.previews.footage
+        self._scores = WorldScores(footage, self._settings.previews.scored) if footage else None
 
     def due(self, step: int) -> bool:
         """Return whether there is a preview after `step` steps."""
@@ -58,24 +61,32 @@ class Previews:
     def record(self, step: int, averages: list[Tensor], metrics: Metrics | None) -> dict[str, float]:
         """Write `previews/step-N.mp4` and `.png` (for images alone only the latter) with a JSON beside them.
 
-        Returns `preview_s`, the seconds that the preview took. A preview that fails does not stop the run: the failure
-        is logged and written to the JSON, the record has `preview_failed`, and the next preview is tried. After one
-        that takes longer than `LIMIT_S` there are no more until the run is started again.
+        Returns `preview_s`, the seconds that the preview took, and on rank 0 the scores of drawn footage, if the
+        settings name some. A preview that fails does not stop the run: the failure is logged and written to the JSON,
+        the record has `preview_failed`, and the next preview is tried. After one that takes longer than `LIMIT_S` there
+        are no more until the run is started again.
         """
         start_s = time.perf_counter()
         with self._engine.swapped_weights(averages):
             weights = self._engine.full_parameters()
-        error = self._attempt(step, weights, metrics) if self._engine.rank == 0 else None
+        scores: dict[str, float] = {}
+        error = self._attempt(step, weights, metrics, scores) if self._engine.rank == 0 else None
         (too_long,) = self._engine.all_sum([isinstance(error, TooSlowError)])
         self._given_up = too_long > 0
-        return {"preview_s": time.perf_counter() - start_s} | ({"preview_failed": 1} if error else {})
+        return {"preview_s": time.perf_counter() - start_s, **scores} | ({"preview_failed": 1} if error else {})
 
-    def _attempt(self, step: int, weights: Mapping[str, Tensor], metrics: Metrics | None) -> Exception | None:
-        """Make and write a preview; return the error if it failed."""
+    def _attempt(
+        self, step: int, weights: Mapping[str, Tensor], metrics: Metrics | None, scores: dict[str, float]
+    ) -> Exception | None:
+        """Make and write a preview, and add to `scores`; return the error if it failed."""
         uri = storage.join(self._run.run_uri, PREVIEWS_FOLDER, f"step-{step:06d}")
         try:
             with torch.random.fork_rng(devices=[]):
-                poster = self._write(uri, step, weights)
+                parts = self._parts(step, weights)
+                if self._scores:
+                    found = self._scores.measure(parts, self._solver)
+                    scores |= {f"score_{name}": value for name, value in found.items()}
+                poster = self._write(uri, step, parts)
             if metrics:
                 metrics.add_image("previews", poster, step)
         except Exception as error:  # training does not depend on previews
@@ -93,9 +104,9 @@ class Previews:
             return error
         return None
 
-    def _write(self, uri: str, step: int, weights: Mapping[str, Tensor]) -> UInt8Array:
+    def _write(self, uri: str, step: int, parts: ModelParts) -> UInt8Array:
         """Write all files of a preview; return its poster `[H, W, 3]`."""
-        videos = self._generate(step, weights)
+        videos = self._generate(parts)
         whole_THWC, fps, cells = video_grid(videos, [sample.fps for sample in self._samples])
         poster: UInt8Array = whole_THWC[len(whole_THWC) // 2]
         write_png(f"{uri}.png", poster)
@@ -122,21 +133,27 @@ class Previews:
         write_provenance(uri, record | {"worldloom": version()})
         return poster
 
-    def _generate(self, step: int, weights: Mapping[str, Tensor]) -> list[UInt8Array]:
-        """Return a video `[T, H, W, 3]` for each of the samples."""
-        settings, device, null_text = self._settings.previews, self._engine.device, self._run.step_config.null_text
-        card = self._run.model_card(step)
-        # Opened for each preview, so that in between neither takes memory from training.
-        autoencoder = open_autoencoder(card, device)
+    def _parts(self, step: int, weights: Mapping[str, Tensor]) -> ModelParts:
+        """Return the model with these weights, and the autoencoder.
+
+        They are opened for each preview, so that in between neither takes memory from training.
+        """
+        card, device = self._run.model_card(step), self._engine.device
         model = model_from_card(card, weights).to(device)
         _limit_time(model)
-        parts = ModelParts(card, model, autoencoder, null_text)
-        solver = SolverSettings(steps=settings.steps, guidance=settings.guidance)
+        return ModelParts(card, model, open_autoencoder(card, device), self._run.step_config.null_text)
+
+    @property
+    def _solver(self) -> SolverSettings:
+        return SolverSettings(steps=self._settings.previews.steps, guidance=self._settings.previews.guidance)
+
+    def _generate(self, parts: ModelParts) -> list[UInt8Array]:
+        """Return a video `[T, H, W, 3]` for each of the samples."""
         videos = []
         for seed, sample in enumerate(self._samples):
-            seeded = solver.model_copy(update={"seed": seed})
+            seeded = self._solver.model_copy(update={"seed": seed})
             latent_BCTHW = generate(parts, video_timeline(parts, sample.text.float(), _shape(sample)), seeded)
-            videos.append(decode_video(autoencoder, latent_BCTHW))
+            videos.append(decode_video(parts.autoencoder, latent_BCTHW))
         return videos
 
     @cached_property

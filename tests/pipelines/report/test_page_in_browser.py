@@ -13,7 +13,7 @@ import pytest
 
 from cluster import storage
 from pipelines.report.page import write_report
-from tests.support.report_runs import make_records, write_failed_preview, write_run
+from tests.support.report_runs import make_records, write_evaluation, write_failed_preview, write_run
 from tests.support.report_tables import HOSTILE_TEXT, WHEN, jpeg, make_curation, make_rows
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
@@ -28,7 +28,7 @@ TOO_WIDE = """[...document.querySelectorAll('main *')].filter(
   (node) => !node.closest('.scroll, pre, .plot, .bar') && node.getBoundingClientRect().right > innerWidth + 1).length"""
 UNNAMED = """[...document.querySelectorAll('button, select, input, .plot, a')].filter(
   (node) => !node.hidden && !(node.textContent.trim() || node.ariaLabel || node.labels?.length)).length"""
-SECTIONS = ("measures", "balance", "time", "training")
+SECTIONS = ("measures", "balance", "time", "training", "evaluation")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     for number in (1, 2):
         os.utime(storage.join(recipe.out_uri, f"run-{number}", "metrics.jsonl"), (9 - number, 9 - number))
     storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.png"), jpeg(7))
+    write_evaluation(recipe.out_uri, "weights-1", uids, HOSTILE_TEXT)
     return Path(write_report(recipe, curation, WHEN).uri).as_uri()
 
 
@@ -235,6 +236,20 @@ def test_the_slider_shows_previews_and_a_video_plays(page: Any) -> None:
     page.wait_for_function("() => document.querySelector('#training video').currentTime > 0")
     page.click("#training .slide button")
     assert preview.locator("video").count() == 0
+
+
+def test_evaluations_show_scores_and_the_nearest_training_clips(page: Any) -> None:
+    table = page.inner_text("#evaluation table")
+    assert "0.92 [0.865, 0.975]" in table
+    assert "colour constancy" in table
+    page.locator("#evaluation .plot.tall").scroll_into_view_if_needed()
+    page.wait_for_function(
+        "() => document.querySelectorAll('#evaluation .plot.tall .scatterlayer .trace').length === 2"
+    )
+    pairs = page.locator("#evaluation .nearest-pair")
+    assert pairs.count() == 6
+    assert HOSTILE_TEXT in pairs.nth(0).inner_text()
+    page.wait_for_function("() => document.querySelector('#evaluation video').videoWidth === 96")
 
 
 def test_thumbnails_are_still_with_reduced_motion(chromium: Any, report: str) -> None:

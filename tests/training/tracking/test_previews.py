@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipelines.scenes.stream import WORLD, Stream
 from tests.support.drawn import write_dataset
 from tests.support.ranks import run_ranks
 from training import run
@@ -23,6 +24,7 @@ from training.checkpoints.model_card import read_card
 from training.checkpoints.run_folder import run_folder
 from training.data.dataset import Dataset
 from training.data.plan import PlanSettings
+from training.evaluation.truth import write_truth
 from training.loop import train_loop
 from training.models.dit import DiT
 from training.sampling.coding import decode_video
@@ -140,6 +142,18 @@ def test_previews_without_videos_and_validation_split(tmp_path: Path) -> None:
     assert sorted(preview_files(folder)) == ["step-000002.json", "step-000002.png"]
     shown = [sample["uid"] for sample in json.loads(preview_files(folder)["step-000002.json"])["samples"]]
     assert sorted(shown) == [f"48x32x1-{i:04d}" for i in range(4)], "no more than the split has"
+
+
+def test_captions_of_drawn_footage_are_scored(manifest: str, tmp_path: Path) -> None:
+    file = next(file for file in map(Stream(0, "held_out").file, range(400)) if not file.is_image)
+    write_truth(str(tmp_path / "truth.parquet"), WORLD, [file.truth(file.name)])
+    scored = PreviewSettings(every=2, steps=1, count=1, footage=str(tmp_path))
+    folder = train(manifest, tmp_path / "out", steps=2, previews=scored)
+    record = read_metrics(str(folder))[-1]
+    assert "preview_failed" not in record
+    assert 0 <= record["score_number"] <= 1
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert "score/number" in events.Tags()["scalars"]
 
 
 def test_a_failed_preview_does_not_stop_the_run(

@@ -1,0 +1,60 @@
+"""A sheet of samples of several models, side by side, with headings and prompts."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cluster import storage
+from cluster.arrays import Pixels
+
+FRAMES = 3
+"""Frames that are shown of a video: the first, the middle and the last one."""
+SCALE = 2
+GAP = 12
+FONT, LINE = 15, 21
+"""Height of letters and of a line of text in pixels."""
+BACKGROUND, INK = (255, 255, 255), (25, 25, 25)
+
+
+def sample_sheet(prompts: Sequence[str], samples: Mapping[str, Sequence[str]]) -> Pixels:
+    """Return an image `[H, W, 3]` with a row per prompt and a column per model.
+
+    `samples` has the URIs of each model's videos and images, in the order of the prompts, by the column's heading.
+    """
+    strips = {heading: [_strip(uri) for uri in uris] for heading, uris in samples.items()}
+    column = max(strip.shape[1] for of_model in strips.values() for strip in of_model)
+    heights = [max(strip.shape[0] for strip in row) for row in zip(*strips.values(), strict=True)]
+    width = GAP + len(strips) * (column + GAP)
+    wrapped = [textwrap.wrap(prompt, max(20, (width - 2 * GAP) // (FONT // 2))) for prompt in prompts]
+    height = 2 * GAP + LINE + sum(LINE * len(lines) + tall + GAP for lines, tall in zip(wrapped, heights, strict=True))
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT)
+    for index, heading in enumerate(strips):
+        draw.text((GAP + index * (column + GAP), GAP // 2), heading, INK, font)
+    y = GAP + LINE
+    for row, (lines, tall) in enumerate(zip(wrapped, heights, strict=True)):
+        for line in lines:
+            draw.text((GAP, y), line, INK, font)
+            y += LINE
+        for index, of_model in enumerate(strips.values()):
+            sheet.paste(Image.fromarray(of_model[row]), (GAP + index * (column + GAP), y))
+        y += tall + GAP
+    return np.asarray(sheet)
+
+
+def _strip(uri: str) -> Pixels:
+    """Return frames of a video, or an image, enlarged and next to each other."""
+    if uri.endswith(".png"):
+        chosen = [np.asarray(Image.open(storage.local_path(uri), formats=("PNG",)).convert("RGB"))]
+    else:
+        with av.open(str(storage.local_path(uri))) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)]
+    padded = [np.pad(frame, ((0, 0), (0, 2), (0, 0)), constant_values=255) for frame in chosen]
+    strip: Pixels = np.concatenate(padded, axis=1).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+    return strip

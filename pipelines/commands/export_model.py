@@ -1,0 +1,75 @@
+"""`worldloom export-model`: a trained model as one small folder, to give away or to ship with a package."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster import storage
+from cluster.config import ConfigError
+from pipelines.commands._console import print_facts
+from pipelines.commands._options import Assignments, read_recipe
+from pipelines.commands.evaluate import SUMMARY_FILE
+from pipelines.commands.train import find_trained
+from pipelines.dataset import current
+from pipelines.recipe import Recipe
+from training.checkpoints.model_card import read_card
+from training.checkpoints.readme import README, Training, model_readme, read_scores
+from training.data.manifest import read_manifest
+from training.tracking.metrics import read_metrics, read_settings
+
+
+def export_model(recipe: Recipe, folder: str) -> int:
+    """Write the trained model of a recipe to a folder, which has all that sampling and `init` need.
+
+    Its README has the records of the training and, if these weights were evaluated in the run's folder, their scores.
+    Returns the size of its files in bytes. Raises `ConfigError` if no model is trained, or the file of the
+    autoencoder's weights is not that of the training.
+    """
+    from training.checkpoints.compact import write_compact_export  # these import torch, which takes 2 s
+    from training.checkpoints.initial_weights import find_initial_weights
+
+    uri = storage.absolute(folder)
+    export_uri = find_trained(recipe).export_uri
+    try:
+        card = write_compact_export(export_uri, uri)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    summaries = [
+        storage.join(recipe.out_uri, "evaluation", weights, SUMMARY_FILE)
+        for weights in (card.weights, read_card(export_uri).weights)
+    ]
+    found = next((summary for summary in summaries if storage.exists(summary)), None)
+    scores = read_scores(storage.read_bytes(found)) if found else []
+    n_weights = sum(math.prod(shape) for shape in find_initial_weights(uri).shapes.values())
+    text = model_readme(uri.rstrip("/").rpartition("/")[2], card, n_weights, _training(recipe, export_uri), scores)
+    storage.write_bytes(storage.join(uri, README), text.encode())
+    return sum(entry.size_bytes for entry in storage.list_files(uri))
+
+
+def _training(recipe: Recipe, export_uri: str) -> Training | None:
+    """Return the records of the run that wrote an export; None if they are gone."""
+    run_uri = export_uri.rpartition("/")[0]
+    settings, records = read_settings(run_uri), read_metrics(run_uri)
+    if settings is None or not records:
+        return None
+    table, _ = read_manifest(current.read(recipe).manifest_uri)
+    rows = zip(table["kind"].to_pylist(), table["split"].to_pylist(), strict=True)
+    return Training(settings, records, Counter(kind for kind, split in rows if split == "train"))
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML), or the folder of a run, whose model is trained.")],
+    out: Annotated[str, typer.Option(help="Folder to write to; its last part is the model's name in its README.")],
+    set_: Assignments = None,
+) -> None:
+    """Write a trained model as one small folder to give away: averaged weights in bfloat16, autoencoder, README.
+
+    `sample --model`, `evaluate --model` and `train: {init: ...}` take the folder.
+    """
+    size = export_model(read_recipe(recipe, set_), out)
+    print_facts([("model", storage.absolute(out)), ("size", f"{size / 1e6:.1f} MB")])

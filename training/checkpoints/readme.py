@@ -1,0 +1,112 @@
+"""The README of a compact export: what the model makes, and how it was trained, from the records of its run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.yaml_text import dump
+from training.checkpoints.model_card import ModelCard
+from training.settings import TrainSettings
+from training.tracking.metrics import Record
+
+README = "README.md"
+
+
+@dataclass(frozen=True)
+class Training:
+    """The records of a training run and the counts of its data."""
+
+    settings: Mapping[str, Any]
+    """Content of the run's `settings.json`."""
+    records: Sequence[Record]
+    """Records of its `metrics.jsonl`."""
+    data: Mapping[str, int]
+    """Number of training samples by kind, video or image."""
+
+
+def model_readme(
+    name: str, card: ModelCard, n_weights: int, training: Training | None, scores: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """Return the text of the README. `scores` are the `metrics` of an evaluation's `summary.json`."""
+    videos = [bucket for bucket in card.buckets if not bucket.endswith("x1")]
+    images = [bucket for bucket in card.buckets if bucket.endswith("x1")]
+    validation = "" if card.val_loss is None else f", validation loss {card.val_loss:.4f}"
+    lines = [
+        f"# {name}",
+        "",
+        f"A text-to-video model `{card.model.name}` of {n_weights / 1e6:.1f} million weights in bfloat16.",
+        "",
+        "```",
+        f'worldloom sample --model {name} --prompt "..."',
+        "```",
+        "",
+        f"To train on from its weights: `train: {{init: {name}}}`, on latents of the same autoencoder.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| weights | averages of step {card.step:,} of {card.trained_steps or card.step:,}{validation} |",
+        f"| videos, width x height x frames | {', '.join(videos) or 'none'} at {card.fps:g} frames per second |",
+        f"| images | {', '.join(bucket.removesuffix('x1') for bucket in images) or 'none'} |",
+        f"| autoencoder | `{card.autoencoder_identity}` |",
+        f"| text encoder | `{card.text_encoder_identity}` |",
+        f"| started from | {card.init or 'random weights'} |",
+        f"| seed | {card.seed} |",
+        f"| training data | fingerprint `{card.data}` |",
+        f"| written by | worldloom {card.worldloom} |",
+    ]
+    if training is not None:
+        lines += _training_lines(training)
+    if scores:
+        lines += _score_lines(scores)
+    return "\n".join(lines) + "\n"
+
+
+def _training_lines(training: Training) -> list[str]:
+    hours = sum(record["step_s"] for record in training.records) / 3600
+    counts = " and ".join(f"{count:,} {kind}s" for kind, count in sorted(training.data.items(), reverse=True))
+    tokens = sum(record.get("tokens", 0) for record in training.records)
+    values = {key: value for key, value in training.settings.items() if key in TrainSettings.model_fields}
+    changed = TrainSettings.model_validate(values).model_dump(mode="json", exclude_defaults=True)
+    return [
+        "",
+        "## Training",
+        "",
+        f"{len(training.records):,} steps with {tokens:,} latent tokens took {hours:.1f} hours, on {counts}.",
+        "",
+        "```yaml",
+        dump({"train": changed}).rstrip(),
+        "```",
+    ]
+
+
+def _score_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "",
+        "## Evaluation",
+        "",
+        "Means and 95 % intervals over held-out prompts, by `worldloom evaluate`.",
+        "",
+        "| metric | better | true | real clips | generated | without a caption |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in scores:
+        cells = [_cell(row.get(clip_set)) for clip_set in ("real", "generated", "null")]
+        target = "" if row["target"] is None else f"{row['target']:g}"
+        unit = f" ({row['unit']})" if row["unit"] else ""
+        lines.append(f"| {row['metric']}{unit} | {row['better']} | {target} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return ""
+    return f"{found['mean']:.3g} [{found['low']:.3g}, {found['high']:.3g}] of {found['cases']}"
+
+
+def read_scores(data: bytes) -> list[Mapping[str, Any]]:
+    """Return the metrics of an evaluation's `summary.json`."""
+    scores: list[Mapping[str, Any]] = json.loads(data)["metrics"]
+    return scores
