@@ -15,11 +15,13 @@ from cluster.config import ConfigError, parse_options
 from cluster.telemetry import progress
 from pipelines.commands._conditioning_images import check_images, read_conditioning_image
 from pipelines.commands._console import print_value
+from pipelines.commands._given_videos import check_videos, read_given_video
 from pipelines.commands._options import Assignments, RemoteCode, read_recipe, with_options
 from pipelines.commands.train import find_trained
 from pipelines.dataset import current
 from pipelines.recipe import Recipe
 from training.sampling.settings import SampleSettings
+from training.sampling.task_settings import TASKS
 
 
 def sample(
@@ -28,10 +30,11 @@ def sample(
     """Generate samples from an exported model and return the URIs of the files.
 
     `model_uri` is the folder of an export (`model.safetensors`, `model.json`). `upsampler` makes prompts detailed for
-    samples that ask for it. Raises `ConfigError` for a conditioning image that cannot be read, before anything is made,
-    for a folder without a model, and for a size that the model cannot make.
+    samples that ask for it. Raises `ConfigError` for an image or video that cannot be read, before anything is made,
+    for a folder without a model, for a size that the model cannot make, and for a video too short for its task.
     """
     check_images(samples)
+    check_videos(samples)
     from training.sampling.exported_model import ExportedModel  # imports torch, which takes 2 s
     from training.sampling.tasks import make, prepare
 
@@ -39,7 +42,10 @@ def sample(
     try:
         model = ExportedModel(model_uri)
         prompts = None if upsampler is None else OnceUpsampler(upsampler)
-        prepared = [prepare(settings, model, out_uri, prompts, read_conditioning_image) for settings in samples]
+        prepared = [
+            prepare(settings, model, out_uri, prompts, read_conditioning_image, read_given_video)
+            for settings in samples
+        ]
         # All at once, before the model is loaded: the text encoder and the model never share the device.
         model.embed_all([text for one in prepared for text in one.texts()])
         with progress("sampling", len(samples)) as bar:
@@ -68,9 +74,10 @@ def sample_recipe(recipe: Recipe, model_uri: str | None = None, out_uri: str | N
     """Generate the samples of a recipe and return their URIs.
 
     The model is `model_uri` or else the recipe's own; files are written to `out_uri` or else to `out/samples`. Raises
-    `ConfigError` for a conditioning image that cannot be read, before the model is looked for.
+    `ConfigError` for an image or video that cannot be read, before the model is looked for.
     """
     check_images(recipe.sample)
+    check_videos(recipe.sample)
     model_uri = model_uri or find_trained(recipe).export_uri
     upsampler = Upsampler(recipe.upsample, lambda: current.training_captions(recipe))
     return sample(model_uri, recipe.sample, out_uri or storage.join(recipe.out_uri, "samples"), upsampler)
@@ -101,9 +108,22 @@ FIELDS = (
     "seed",
     "first",
     "last",
+    "video",
+    "extend",
+    "connect",
+    "loop",
+    "edit",
+    "strength",
+    "source_prompt",
+    "window",
+    "context",
+    "context_noise",
     "upsample",
     "name",
 )
+
+ONE_SAMPLE = ("first", "last", "video", *TASKS, "spans")
+"""Options that mean one sample, and not those that a recipe lists."""
 
 
 @with_options(SampleSettings, FIELDS, optional=("prompt",))
@@ -116,6 +136,12 @@ def command(
     seeds: Annotated[
         int, typer.Option(min=1, max=1000, help="Samples of each prompt, with as many seeds from --seed on.")
     ] = 1,
+    spans: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Part with a prompt of its own, such as '4-8: A blue square spins.', in seconds. Repeatable."
+        ),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(help="Folder to write to; out/samples of the recipe, or else samples, by default.")
     ] = None,
@@ -126,6 +152,7 @@ def command(
     if recipe is None and model is None:
         raise ConfigError("say which model: give a recipe, or --model with the folder of an export")
     settings = read_recipe(recipe, set_, remote_code) if recipe else None
+    options["spans"] = tuple(spans or ())
     for uri in _samples(settings, model, out, options, seeds):
         print_value(uri)
 
@@ -134,8 +161,8 @@ def _samples(
     recipe: Recipe | None, model: str | None, out: str | None, options: dict[str, Any], seeds: int
 ) -> list[str]:
     if options["prompt"] is None:
-        if options["first"] or options["last"]:
-            raise ConfigError("--first and --last belong to one video: describe it with --prompt")
+        if unused := [f"--{key}" for key in ONE_SAMPLE if options[key]]:
+            raise ConfigError(f"{' and '.join(unused)} belong to one video: describe it with --prompt")
         if recipe is None or not recipe.sample:
             raise ConfigError("nothing to sample: give --prompt, or a recipe with a section sample")
         samples = recipe.sample
