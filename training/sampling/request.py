@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -122,11 +123,18 @@ class Generated:
     before_THWC: Pixels | None = None
     after_THWC: Pixels | None = None
 
+    def frames(self, decoded: Iterable[Pixels]) -> Iterator[Pixels]:
+        """Yield the frames `[H, W, 3]` of the video, from those that all of the latents were decoded to."""
+        if self.before_THWC is not None:
+            yield from self.before_THWC
+        yield from itertools.islice(decoded, self.start, self.stop)
+        if self.after_THWC is not None:
+            yield from self.after_THWC
+
     def video(self, autoencoder: Autoencoder) -> UInt8Array:
         """Return the frames `[T, H, W, 3]`."""
-        new_THWC = decode_video(autoencoder, self.latent_BCTHW)[self.start : self.stop]
-        parts = [part for part in (self.before_THWC, new_THWC, self.after_THWC) if part is not None]
-        return np.concatenate(parts) if len(parts) > 1 else new_THWC
+        video_THWC: UInt8Array = np.stack(list(self.frames(decode_video(autoencoder, self.latent_BCTHW))))
+        return video_THWC
 
 
 def new_video(request: Request, images: ConditioningLatents = UNCONDITIONED) -> Generated:

@@ -50,6 +50,8 @@ class PreparedSample:
     """A sample with everything that is known before its model is loaded."""
 
     settings: SampleSettings
+    shape: VideoShape
+    """Shape of the file."""
     prompt: str
     """The prompt that the model sees."""
     images: Mapping[str, Pixels]
@@ -109,7 +111,7 @@ def prepare(
         prompt = upsampler.upsample(settings.prompt, length_s) if found is None else found
     record = provenance(SampleRequest(settings, prompt, identity, images, videos), shape, model.card, model.uri)
     is_made = storage.exists(uri) and read_provenance(uri) == record
-    return PreparedSample(settings, prompt, images, videos, uri, record, is_made)
+    return PreparedSample(settings, shape, prompt, images, videos, uri, record, is_made)
 
 
 def check_lengths(settings: SampleSettings, shape: VideoShape, videos: Mapping[str, Pixels], time_factor: int) -> None:
@@ -143,14 +145,14 @@ def make(sample: PreparedSample, model: ExportedModel) -> str:
     """Generate a sample, write its file and its record, and return the file's URI. One that is made is kept."""
     if sample.is_made:
         return sample.uri
-    settings = sample.settings
-    video_THWC = perform(sample, model).video(model.autoencoder)
+    generated = perform(sample, model)
+    frames = generated.frames(model.decode(generated.latent_BCTHW))
     # A record means that its file is complete: an old record is removed first, and the new one is written last.
     storage.remove(provenance_uri(sample.uri))
-    if settings.seconds == 0:
-        write_png(sample.uri, video_THWC[0])
+    if sample.shape.frames == 1:
+        write_png(sample.uri, next(frames))
     else:
-        write_mp4(sample.uri, video_THWC, settings.fps or model.card.fps)
+        write_mp4(sample.uri, frames, sample.shape.fps)
     write_provenance(sample.uri, sample.record)
     return sample.uri
 
