@@ -42,9 +42,10 @@ def sample(
     try:
         model = ExportedModel(model_uri)
         prompts = None if upsampler is None else OnceUpsampler(upsampler)
+        # Samples that differ by seed share the frames of their videos.
+        read_video = functools.cache(read_given_video)
         prepared = [
-            prepare(settings, model, out_uri, prompts, read_conditioning_image, read_given_video)
-            for settings in samples
+            prepare(settings, model, out_uri, prompts, read_conditioning_image, read_video) for settings in samples
         ]
         # All at once, before the model is loaded: the text encoder and the model never share the device.
         model.embed_all([text for one in prepared for text in one.texts()])

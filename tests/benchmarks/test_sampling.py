@@ -16,7 +16,7 @@ def steps(*changes: int) -> Pixels:
     return np.broadcast_to(np.cumsum((0, *changes), dtype=np.uint8)[:, None, None, None], (len(changes) + 1, 2, 2, 3))
 
 
-def test_joins_are_compared_with_all_neighbours_and_with_those_between_groups() -> None:
+def test_joins_are_compared_with_usual_differences() -> None:
     frames = steps(3, 1, 1, 1, 3, 1, 1, 1, 6)
     assert joins(frames, 4, 8 - 4) == {"join": pytest.approx(3.0), "group_join": pytest.approx(1.0)}
     assert joins(frames, 4, 0, 8)["join"] == pytest.approx(6.0), "the largest"
@@ -27,7 +27,7 @@ def test_the_last_frame_joins_the_first_one() -> None:
     assert joins(steps(1, 1, 1, 1), 4, 4)["join"] == pytest.approx(4.0)
 
 
-def test_values_that_could_not_be_measured_are_not_within_the_bound() -> None:
+def test_unmeasured_values_are_not_within_the_bound() -> None:
     found = summary({"generated": {"moved": [0.05, math.nan, 0.2]}, "real": {"moved": [0.01]}})
     assert found["moved"] == {
         "generated": {"median": 0.125, "mean": 0.125, "values": [0.05, None, 0.2]},

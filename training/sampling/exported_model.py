@@ -174,16 +174,19 @@ class ExportedModel:
         *,
         window: float,
         spans: Sequence[str] = (),
+        first: Pixels | None = None,
         context: Context = DEFAULT_CONTEXT,
         **options: Unpack[SampleOptions],
     ) -> UInt8Array:
         """Return a video `[T, H, W, 3]` of `seconds`, generated in overlapping windows of `window` seconds.
 
         `spans` are parts with prompts of their own, such as "4-8: A blue square spins."; `prompt` holds elsewhere.
-        Raises errors as `sample`, and `ValueError` for a context that leaves nothing new in a window.
+        `first` is an RGB image `[H, W, 3]` of the sample's size that it begins with. Raises errors as `sample`, and
+        `ValueError` for a context that leaves nothing new in a window.
         """
         settings = _settings(prompt, options, window=window, spans=tuple(spans), context=context.seconds)
-        return self._video(long_video(self.request(settings, context), window))
+        images = self.encode_images(first, None)
+        return self._video(long_video(self.request(settings, context), window, images.first_C1HW))
 
     def request(self, settings: SampleSettings, context: Context = DEFAULT_CONTEXT, prompt: str = "") -> Request:
         """Return the request of these settings, with all texts embedded; `prompt` by default that of the settings."""

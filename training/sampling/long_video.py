@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
@@ -13,23 +14,22 @@ from training.sampling.timeline import Timeline, blank, prompts_between
 # Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns.
 
 
-def long_video(request: Request, window_seconds: float) -> Generated:
+def long_video(request: Request, window_seconds: float, first_C1HW: Tensor | None = None) -> Generated:
     """Return a video of `seconds`, generated in windows of `window_seconds` one after another.
+
+    It begins with the image of the latents `first_C1HW`, if they are not None.
 
     Each window sees the end of the one before it as its context. The latent frame of a first frame alone, with which
     every window begins, is generated with the others and left out, since no frame within a video is like it. Apart from
     the latents, memory does not grow with the length. Raises `ValueError` for windows that leave nothing to generate.
     """
     n_latents = 1 + request.new_latents
-    n_window, overlap = 1 + request.latents_in(window_seconds), request.latents_in(request.context.seconds)
-    if overlap > n_window - 2:
-        raise ValueError(
-            f"a context of {request.context.seconds:g} s leaves nothing new in windows of {window_seconds:g} s; "
-            "make it shorter, or the windows longer"
-        )
+    n_window, overlap = window_latents(window_seconds, request.context.seconds, request.latents_in)
     whole = request.blank(n_latents)
     done = min(n_latents, n_window)
     first = replace(request.blank(done), prompts=prompts_between(whole.prompts, 0, done))
+    if first_C1HW is not None:
+        first = first.given(0, first_C1HW)
     latents_BCTHW = generate(request.parts, first, request.settings)
     video_CTHW = whole.latent_CTHW.to(latents_BCTHW)
     video_CTHW[:, :done] = latents_BCTHW[0]
@@ -41,6 +41,23 @@ def long_video(request: Request, window_seconds: float) -> Generated:
         video_CTHW[:, start:stop] = generate(request.parts, timeline, request.settings, window)[0, :, 1:]
         done = stop
     return Generated(video_CTHW[None])
+
+
+def window_latents(
+    window_seconds: float, context_seconds: float, latents_in: Callable[[float], int]
+) -> tuple[int, int]:
+    """Return the numbers of latent frames of a window and of its overlap with the one before.
+
+    `latents_in` returns the number of a length in seconds, without a first frame. Raises `ValueError` if a window has
+    nothing new.
+    """
+    n_window, overlap = 1 + latents_in(window_seconds), latents_in(context_seconds)
+    if overlap > n_window - 2:
+        raise ValueError(
+            f"a context of {context_seconds:g} s leaves nothing new in windows of {window_seconds:g} s: they have "
+            f"{overlap} and {n_window - 1} latent frames; make it shorter, or the windows longer"
+        )
+    return n_window, overlap
 
 
 def _window(whole: Timeline, overlap_CTHW: Tensor, frames: tuple[int, int], level: float) -> Timeline:

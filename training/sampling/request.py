@@ -33,6 +33,11 @@ class Context:
 DEFAULT_CONTEXT = Context()
 
 
+def latents_in(seconds: float, fps: float, time_factor: int) -> int:
+    """Return the number of latent frames, after a first one, nearest to a length; at least one."""
+    return max(1, round(seconds * fps / time_factor))
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """One sample: by which model, for which prompts, of which shape, and how it sees given frames."""
@@ -61,7 +66,7 @@ class Request:
 
     def latents_in(self, seconds: float) -> int:
         """Return the number of latent frames nearest to a length, at least one."""
-        return max(1, round(seconds * self.shape.fps / self.time_factor))
+        return latents_in(seconds, self.shape.fps, self.time_factor)
 
     def check(self, video_THWC: Pixels, name: str, min_frames: int) -> None:
         """Raise `ValueError` unless a video has the size of the settings and enough frames."""

@@ -11,7 +11,7 @@ from cluster.arrays import Pixels
 from training.sampling.continuation import connect, extend
 from training.sampling.editing import Edit, edit
 from training.sampling.exported_model import ExportedModel
-from training.sampling.long_video import long_video
+from training.sampling.long_video import long_video, window_latents
 from training.sampling.loops import closed_loop, loop_frames, new_loop
 from training.sampling.media import write_mp4, write_png
 from training.sampling.provenance import (
@@ -22,7 +22,7 @@ from training.sampling.provenance import (
     read_provenance,
     write_provenance,
 )
-from training.sampling.request import Context, Generated, new_video
+from training.sampling.request import Context, Generated, latents_in, new_video
 from training.sampling.settings import SampleSettings, VideoShape
 
 ReadImage = Callable[[str, int, int], Pixels]
@@ -115,10 +115,14 @@ def prepare(
 
 
 def check_lengths(settings: SampleSettings, shape: VideoShape, videos: Mapping[str, Pixels], time_factor: int) -> None:
-    """Raise `ValueError` for a video that is shorter than its context or than its part to edit, naming the fix."""
+    """Raise `ValueError`, naming the fix, for a video that is shorter than its context or than its part to edit, and
+    for windows that have nothing new.
+    """
+    if settings.window:
+        window_latents(settings.window, settings.context, lambda length_s: latents_in(length_s, shape.fps, time_factor))
     key = "seconds" if settings.edit else "context"
     wanted_s = settings.seconds if settings.edit else settings.context
-    wanted = shape.frames if settings.edit else 1 + time_factor * max(1, round(wanted_s * shape.fps / time_factor))
+    wanted = shape.frames if settings.edit else 1 + time_factor * latents_in(wanted_s, shape.fps, time_factor)
     for name, video_THWC in videos.items():
         n_frames = len(video_THWC)
         if n_frames >= wanted:
@@ -163,6 +167,7 @@ def perform(sample: PreparedSample, model: ExportedModel) -> Generated:
     # The text encoder is released before the model is loaded, so that they never share the device.
     source_NE = None if settings.source_prompt is None else model.embed(settings.source_prompt)
     request = model.request(settings, Context(settings.context, settings.context_noise), sample.prompt)
+    images = model.encode_images(sample.images.get("first"), sample.images.get("last"))
     if settings.extend:
         return extend(request, videos["video"], settings.extend)
     if settings.connect:
@@ -172,8 +177,8 @@ def perform(sample: PreparedSample, model: ExportedModel) -> Generated:
     if settings.edit:
         return edit(request, videos["video"], Edit(settings.strength, source_NE))
     if settings.window:
-        return long_video(request, settings.window)
-    return new_video(request, model.encode_images(sample.images.get("first"), sample.images.get("last")))
+        return long_video(request, settings.window, images.first_C1HW)
+    return new_video(request, images)
 
 
 def sample(

@@ -120,6 +120,9 @@ def test_given_videos_are_continued_looped_and_edited(export: Path, tmp_path: Pa
         with av.open(str(file)) as container:
             assert len(list(container.decode(video=0))) == n_frames, options
         assert storage.read_json(f"{file}.json")["frames"] == n_frames
+    windows = ("--seconds", "3", "--window", "1", "--context", "0.9")
+    full = worldloom("sample", "--model", export, "--prompt", "a star", "--size", "32x32", *windows)
+    assert (full.exit_code, "a context of 0.9 s leaves nothing new in windows of 1 s" in full.stderr) == (2, True)
     short = worldloom("sample", "--model", export, "--prompt", "a star", "--video", f"{video}#t=0,1", "--loop")
     assert (short.exit_code, "video" in short.stderr) == (2, True)
     assert "has 8 frames at 8 fps, and context 1 takes 9; lower context to 0.5 or give a longer video" in short.stderr

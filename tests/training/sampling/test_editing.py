@@ -24,7 +24,7 @@ class TextModel(RecordingModel):
         return [torch.ones_like(latent) * text.mean() for latent, text in zip(latents, condition.texts, strict=True)]
 
 
-def test_sdedit_begins_with_the_video_at_the_noise_of_its_first_step() -> None:
+def test_sdedit_begins_with_the_noised_video() -> None:
     model = RecordingModel()
     job = request(model)
     job = replace(job, settings=job.settings.model_copy(update={"steps": 4}))

@@ -92,6 +92,14 @@ def test_a_video_of_one_window_is_a_plain_one() -> None:
     assert len(long_video(job, 2.0).video(AUTOENCODER)) == 9
 
 
+def test_an_image_begins_the_first_window() -> None:
+    model, image_C1HW = RecordingModel(), torch.full((16, 1, 2, 4), 7.0)
+    found = long_video(long_request(model, 3.0), 2.0, image_C1HW)
+    assert found.latent_BCTHW[0, :, :1].equal(image_C1HW)
+    masks = [condition.conditioning_masks[0][0].item() for _, condition in model.inputs[::2]]
+    assert masks == [1, 0]
+
+
 def test_windows_without_new_frames_are_refused() -> None:
-    with pytest.raises(ValueError, match="a context of 2 s leaves nothing new in windows of 2 s; make it shorter"):
+    with pytest.raises(ValueError, match="2 s leaves nothing new in windows of 2 s: they have 4 and 4 latent frames"):
         long_video(long_request(RecordingModel(), 9.0, Context(2.0)), 2.0)

@@ -25,6 +25,7 @@ def sample_settings(**values: Any) -> SampleSettings:
         {"video": "a.mp4", "edit": "sdedit", "strength": 0.4},
         {"video": "a.mp4", "edit": "flowedit", "source_prompt": "y"},
         {"window": 2, "seconds": 60, "spans": ["0-5: y", "5-7.5: z"]},
+        {"window": 2, "seconds": 9, "first": "a.png"},
         {"spans": ["0-1: y"]},
     ],
 )
@@ -43,6 +44,7 @@ def test_tasks_are_accepted(values: dict[str, Any]) -> None:
         ({"video": "a.mp4", "extend": "forward", "loop": True}, "loop", "extend and loop are two tasks; remove one"),
         ({"loop": True, "seconds": 0}, "seconds", "an image of 1 frame, and loop needs a length"),
         ({"loop": True, "first": "a.png"}, "first", "first is an image of a sample without loop"),
+        ({"window": 2, "seconds": 9, "last": "a.png"}, "last", "last is an image of a sample without window"),
         ({"video": "a.mp4", "edit": "flowedit"}, "edit", "flowedit needs source_prompt"),
         ({"source_prompt": "y"}, "source_prompt", "source_prompt is for edit: flowedit"),
         ({"strength": 0.5}, "strength", "strength is that of an edit"),
