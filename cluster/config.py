@@ -18,6 +18,8 @@ from cluster.stores import credentials_message, has_credentials
 from cluster.yaml_text import MAX_BYTES, Location, YamlError, load
 
 T = TypeVar("T", bound=BaseModel)
+MAX_SHOWN = 200
+"""Most characters of an option's value that an error message repeats."""
 
 
 class ConfigError(ValueError):
@@ -245,9 +247,15 @@ def parse_options(model: type[T], values: Mapping[str, Any]) -> T:
     try:
         return validate(model, dict(values))
     except ValidationError as error:
-        messages = [
-            f"--{str(each['loc'][-1]).replace('_', '-')} {each['input']}: {each['msg']}" for each in error.errors()
-        ]
+        messages = []
+        for each in error.errors():
+            cause = each.get("ctx", {}).get("error")
+            key, value = each["loc"][-1] if each["loc"] else "", each["input"]
+            if isinstance(cause, LocatedError):
+                key = cause.location[-1]
+                value = values.get(str(key))
+            shown = text if len(text := str(value)) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+            messages.append(f"--{str(key).replace('_', '-')} {shown}: {cause or each['msg']}")
         raise ConfigError("; ".join(messages)) from None
 
 

@@ -17,6 +17,7 @@ from cluster.ray_settings import RaySettings
 from cluster.telemetry import log, progress
 from pipelines.commands._conditioning_images import check_images, read_conditioning_image
 from pipelines.commands._console import print_value
+from pipelines.commands._given_videos import check_videos, read_given_video
 from pipelines.commands._media import write_grid
 from pipelines.commands._options import Assignments, RemoteCode, read_recipe, with_options
 from pipelines.commands._prompt_batch import PromptBatch, sample_prompts
@@ -27,6 +28,7 @@ from pipelines.dataset import current
 from pipelines.engine.step import RunError
 from pipelines.recipe import Recipe
 from training.sampling.settings import SampleSettings
+from training.sampling.task_settings import TASKS
 
 
 def sample(
@@ -35,10 +37,12 @@ def sample(
     """Generate samples from an exported model and return the URIs of the files.
 
     `model_uri` is the folder of an export (`model.safetensors`, `model.json`) or the name of a shipped model.
-    `upsampler` makes prompts detailed for samples that ask for it. Raises `ConfigError` for a conditioning image that
-    cannot be read, before anything is made, for a folder without a model, and for a size that the model cannot make.
+    `upsampler` makes prompts detailed for samples that ask for it. Raises `ConfigError` for an image or video that
+    cannot be read, before anything is made, for a folder without a model, for a size that the model cannot make, and
+    for a video too short for its task.
     """
     check_images(samples)
+    check_videos(samples)
     from training.sampling.exported_model import ExportedModel  # imports torch, which takes 2 s
     from training.sampling.tasks import make, prepare
 
@@ -46,7 +50,11 @@ def sample(
     try:
         model = ExportedModel(model_uri)
         prompts = None if upsampler is None else OnceUpsampler(upsampler)
-        prepared = [prepare(settings, model, out_uri, prompts, read_conditioning_image) for settings in samples]
+        # Samples that differ by seed share the frames of their videos.
+        read_video = functools.cache(read_given_video)
+        prepared = [
+            prepare(settings, model, out_uri, prompts, read_conditioning_image, read_video) for settings in samples
+        ]
         # All at once, before the model is loaded: the text encoder and the model never share the device.
         model.embed_all([text for one in prepared for text in one.texts()])
         with progress("sampling", len(samples)) as bar:
@@ -75,9 +83,10 @@ def sample_recipe(recipe: Recipe, model_uri: str | None = None, out_uri: str | N
     """Generate the samples of a recipe and return their URIs.
 
     The model is `model_uri` or else the recipe's own; files are written to `out_uri` or else to `out/samples`. Raises
-    `ConfigError` for a conditioning image that cannot be read, before the model is looked for.
+    `ConfigError` for an image or video that cannot be read, before the model is looked for.
     """
     check_images(recipe.sample)
+    check_videos(recipe.sample)
     model_uri = model_uri or find_trained(recipe).export_uri
     upsampler = Upsampler(recipe.upsample, lambda: current.training_captions(recipe))
     return sample(model_uri, recipe.sample, out_uri or storage.join(recipe.out_uri, "samples"), upsampler)
@@ -109,9 +118,22 @@ FIELDS = (
     "first",
     "last",
     "format",
+    "video",
+    "extend",
+    "connect",
+    "loop",
+    "edit",
+    "strength",
+    "source_prompt",
+    "window",
+    "context",
+    "context_noise",
     "upsample",
     "name",
 )
+
+ONE_SAMPLE = ("first", "last", "video", *TASKS, "spans")
+"""Options that mean one sample, and not those that a recipe lists."""
 
 
 @with_options(SampleSettings, FIELDS, optional=("prompt",))
@@ -129,6 +151,12 @@ def command(
     grid: Annotated[
         bool, typer.Option("--grid", help="Also write the samples of each prompt side by side in one file.")
     ] = False,
+    spans: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Part with a prompt of its own, such as '4-8: A blue square spins.', in seconds. Repeatable."
+        ),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(help="Folder to write to; out/samples of the recipe, or else samples, by default.")
     ] = None,
@@ -150,6 +178,7 @@ def command(
         raise ConfigError(
             "--grid shows the seeds of a prompt: give --seeds, and no --prompts, which have contact sheets"
         )
+    options["spans"] = tuple(spans or ())
     if prompts is not None:
         _sample_file(settings, model, options, _File(prompts, seeds, workers, out))
         return
@@ -182,8 +211,8 @@ class _File:
 
 def _sample_file(recipe: Recipe | None, model: str | None, options: dict[str, Any], file: _File) -> None:
     """Make the samples of a file of prompts; print its ledger and contact sheets. Raises `RunError` if some fail."""
-    for option in ("prompt", "name"):
-        if options[option] is not None:
+    for option in ("prompt", "name", "video", "spans"):
+        if options[option]:
             raise ConfigError(f"--{option} is of one sample, and --prompts has a sample per row; give one of the two")
     defaults = {name: value for name, value in options.items() if value is not None}
     rows = [
@@ -212,8 +241,8 @@ def _samples(
     recipe: Recipe | None, model: str | None, out: str | None, options: dict[str, Any], seeds: int
 ) -> list[str]:
     if options["prompt"] is None:
-        if options["first"] or options["last"]:
-            raise ConfigError("--first and --last belong to one video: describe it with --prompt")
+        if unused := [f"--{key}" for key in ONE_SAMPLE if options[key]]:
+            raise ConfigError(f"{' and '.join(unused)} belong to one video: describe it with --prompt")
         if recipe is None or not recipe.sample:
             raise ConfigError("nothing to sample: give --prompt, or a recipe with a section sample")
         samples = recipe.sample

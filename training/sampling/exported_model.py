@@ -20,10 +20,14 @@ from training.checkpoints.model_card import ModelCard, read_card
 from training.checkpoints.shipped import find_export
 from training.data.buckets import parse_bucket_name
 from training.sampling.coding import decode_frames, decode_video, encode_video
-from training.sampling.continuation import DEFAULT_CONTEXT, Context, Continuation, Direction, connect, extend
+from training.sampling.continuation import Direction, connect, extend
+from training.sampling.editing import DEFAULT_EDIT, Edit, edit
 from training.sampling.evaluation import model_dtype
-from training.sampling.generation import ConditioningLatents, ModelParts, WeakerModel, generate, video_timeline
-from training.sampling.settings import SampleSettings, VideoShape, size_units
+from training.sampling.generation import ConditioningLatents, ModelParts, WeakerModel
+from training.sampling.long_video import long_video
+from training.sampling.loops import closed_loop, new_loop
+from training.sampling.request import DEFAULT_CONTEXT, Context, Generated, Request, new_video
+from training.sampling.settings import SampleSettings, VideoShape, check_prompt, size_units
 
 # Shape suffixes: B samples, C latent channels or colours, T H W frames, rows and columns, N text tokens, E text width.
 
@@ -56,7 +60,7 @@ class ExportedModel:
         """
         self.uri, self._keep_text_encoder = find_export(uri), keep_text_encoder
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.card = read_card(uri)
+        self.card = read_card(self.uri)
         self._embeddings: dict[str, Tensor] = {}
         self._weaker: dict[str, WeakerModel] = {}
         self._warnings: set[str] = set()
@@ -108,12 +112,8 @@ class ExportedModel:
         `first` and `last` are RGB images `[H, W, 3]` of the sample's size that the video begins and ends with. Raises
         `ConfigError` for options that `SampleSettings` refuses, and `ValueError` for a size that the model cannot make.
         """
-        settings = _settings(prompt, options)
-        shape = self.fit_shape(settings)
-        images = self.encode_images(first, last)
-        text_NE = self.embed(prompt)
-        parts = self.guided_parts(settings)
-        return self.decode(generate(parts, video_timeline(parts, text_NE, shape, images), settings))
+        request = self.request(_settings(prompt, options))
+        return self._video(new_video(request, self.encode_images(first, last)))
 
     def extend(
         self,
@@ -129,7 +129,7 @@ class ExportedModel:
         The video has the size and the frame rate of the options. Its own frames are returned unchanged. Raises errors
         as `sample`, and `ValueError` for a video of another size or one that is too short to extend backward.
         """
-        return extend(self._continuation(prompt, options, context), video, direction)
+        return self._video(extend(self.request(_settings(prompt, options), context), video, direction))
 
     def connect(
         self,
@@ -141,12 +141,72 @@ class ExportedModel:
         **options: Unpack[SampleOptions],
     ) -> UInt8Array:
         """Return two videos `[T, H, W, 3]` as one, with about `seconds` of new frames between them; as `extend`."""
-        return connect(self._continuation(prompt, options, context), before, after)
+        return self._video(connect(self.request(_settings(prompt, options), context), before, after))
 
-    def _continuation(self, prompt: str, options: SampleOptions, context: Context) -> Continuation:
+    def loop(
+        self,
+        prompt: str,
+        *,
+        video: Pixels | None = None,
+        context: Context = DEFAULT_CONTEXT,
+        **options: Unpack[SampleOptions],
+    ) -> UInt8Array:
+        """Return a video `[T, H, W, 3]` of about `seconds` that repeats without a seam.
+
+        With a `video`, return that one with about `seconds` of new frames that lead back to its start; as `extend`.
+        """
+        request = self.request(_settings(prompt, options), context)
+        return self._video(new_loop(request) if video is None else closed_loop(request, video))
+
+    def edit(
+        self,
+        video: Pixels,
+        prompt: str,
+        *,
+        strength: float = DEFAULT_EDIT.strength,
+        source_prompt: str | None = None,
+        **options: Unpack[SampleOptions],
+    ) -> UInt8Array:
+        """Return the first `seconds` of a video `[T, H, W, 3]`, changed to fit the prompt (SDEdit).
+
+        With a `source_prompt`, which describes the video, the edit is in the manner of FlowEdit. `strength` in (0, 1]
+        is the share of the solver's steps that are taken: more changes more. Raises errors as `extend`.
+        """
         settings = _settings(prompt, options)
-        shape, text_NE = self.fit_shape(settings), self.embed(prompt)
-        return Continuation(self.guided_parts(settings), text_NE, settings, shape, context)
+        source_NE = None if source_prompt is None else self.embed(check_prompt(source_prompt))
+        return self._video(edit(self.request(settings), video, Edit(strength, source_NE)))
+
+    def long(
+        self,
+        prompt: str,
+        *,
+        window: float,
+        spans: Sequence[str] = (),
+        first: Pixels | None = None,
+        context: Context = DEFAULT_CONTEXT,
+        **options: Unpack[SampleOptions],
+    ) -> UInt8Array:
+        """Return a video `[T, H, W, 3]` of `seconds`, generated in overlapping windows of `window` seconds.
+
+        `spans` are parts with prompts of their own, such as "4-8: A blue square spins."; `prompt` holds elsewhere.
+        `first` is an RGB image `[H, W, 3]` of the sample's size that it begins with. Raises errors as `sample`, and
+        `ValueError` for a context that leaves nothing new in a window.
+        """
+        settings = _settings(prompt, options, window=window, spans=tuple(spans), context=context.seconds)
+        images = self.encode_images(first, None)
+        return self._video(long_video(self.request(settings, context), window, images.first_C1HW))
+
+    def request(self, settings: SampleSettings, context: Context = DEFAULT_CONTEXT, prompt: str = "") -> Request:
+        """Return the request of these settings, with all texts embedded; `prompt` by default that of the settings."""
+        shape = self.fit_shape(settings)
+        prompts = [span.prompt for span in settings.prompt_spans()]
+        text_NE, *texts = self.embed_all([prompt or settings.prompt, *prompts])
+        return Request(
+            self.guided_parts(settings), text_NE, settings, shape, context, dict(zip(prompts, texts, strict=True))
+        )
+
+    def _video(self, generated: Generated) -> UInt8Array:
+        return generated.video(self.autoencoder)
 
     def fit_shape(self, settings: SampleSettings) -> VideoShape:
         """Return the requested shape, with the number of frames nearest to `seconds` that the model can make.
@@ -157,7 +217,10 @@ class ExportedModel:
         fps = settings.fps or self.card.fps
         width, height = settings.pixels()
         shape = VideoShape(n_frames(settings.seconds, fps, self.autoencoder.time_factor), height, width, fps)
-        if (message := outside_training(shape, self.card.buckets)) and message not in self._warnings:
+        # The model sees one window of a long video at a time.
+        seen_s = min(settings.seconds, settings.window or settings.seconds)
+        seen = shape._replace(frames=n_frames(seen_s, fps, self.autoencoder.time_factor))
+        if (message := outside_training(seen, self.card.buckets)) and message not in self._warnings:
             self._warnings.add(message)
             log.warning(message)
         return shape
@@ -211,8 +274,8 @@ class ExportedModel:
         return decode_frames(self.autoencoder, latent_BCTHW)
 
 
-def _settings(prompt: str, options: SampleOptions) -> SampleSettings:
-    values: dict[str, Any] = {"prompt": prompt, **options}
+def _settings(prompt: str, options: SampleOptions, **task: Any) -> SampleSettings:
+    values: dict[str, Any] = {"prompt": prompt, **options, **task}
     if "size" in options:
         values["size"] = "{}x{}".format(*options["size"])
     return parse_options(SampleSettings, values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -16,11 +16,16 @@ from training.rng import generator
 from training.sampling.evaluation import Evaluator
 from training.sampling.guidance import VelocityPair
 from training.sampling.settings import SolverSettings, VideoShape
+from training.sampling.solvers.euler import Euler
 from training.sampling.timeline import Prompt, Timeline, blank
 from training.step import SampleCondition
 
 # Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns, N text tokens, E text width; T
 # includes an appended last-frame latent.
+
+SOURCE_GUIDANCE = 0.2
+"""Share of an edit's guidance beyond 1 with which the source prompt is guided: FlowEdit has 3.5 and 13.5 for Stable
+Diffusion 3."""
 
 
 @dataclass(frozen=True)
@@ -68,34 +73,82 @@ def video_timeline(
 
 
 @torch.no_grad()
-def generate(parts: ModelParts, timeline: Timeline, settings: SolverSettings) -> Tensor:
+def generate(parts: ModelParts, timeline: Timeline, settings: SolverSettings, window: int = 0) -> Tensor:
     """Return the latents `[1, C, t, h, w]` of a timeline, on the model's device: given frames, and generated ones.
 
     The last image is appended as one more latent frame, as in training (`ConditioningMask.last_frame`). That frame is
-    not part of the result.
+    not part of the result. Each `window` of a long video has noise of its own.
     """
     card, device = parts.card, next(parts.model.parameters()).device
     clean_CTHW = timeline.frames().to(device)
     given_T = torch.tensor([level is not None for level in timeline.frame_levels()], device=device)
     level_T = torch.tensor([level or 0.0 for level in timeline.frame_levels()], device=device)
-    n_frames, rows, columns = timeline.grid
-    # Noise has no value for the last-frame latent, so that the same seed gives the same noise with and without it.
-    noise_CTHW = torch.randn((1, card.channels, n_frames, rows, columns), generator=generator(settings.seed, "sample"))[
-        0
-    ]
-    start_CTHW = clean_CTHW.clone()
-    start_CTHW[:, :n_frames] = noise_CTHW.to(device)
+    given_T11 = given_T[:, None, None]
+    n_frames = timeline.grid[0]
+    noise_CTHW = clean_CTHW.clone()
+    noise_CTHW[:, :n_frames] = _noise(timeline, settings.seed, window).to(device)
     seen_CTHW = torch.where(
         level_T[:, None, None] > 0,
-        card.objective.corrupt(clean_CTHW, start_CTHW, level_T[:, None, None]),
+        card.objective.corrupt(clean_CTHW, noise_CTHW, level_T[:, None, None]),
         clean_CTHW,
     )
-    start_CTHW = torch.where(given_T[:, None, None], seen_CTHW, start_CTHW)
-    velocity = _GuidedVelocity(parts, timeline, settings, _GivenFrames(given_T, level_T, seen_CTHW))
+    frames = _GivenFrames(given_T, level_T, seen_CTHW)
     # Noise levels are shifted by the generated tokens, as in training.
-    times = card.objective.schedule(settings.steps, card.model.tokens(*timeline.grid))
-    end_CTHW = settings.solver.solve(velocity, start_CTHW[None], times)[0]
-    return torch.where(given_T[:, None, None], clean_CTHW, end_CTHW)[None, :, :n_frames]
+    schedule = card.objective.schedule(settings.steps, card.model.tokens(*timeline.grid))
+    times = schedule[-1 - max(1, round(timeline.strength * settings.steps)) :]
+    if timeline.source_prompts:
+        edit = _EditVelocity(parts, timeline, settings, frames)
+        end_CTHW = Euler().solve(edit, clean_CTHW[None], times)[0]
+        return torch.where(given_T11, clean_CTHW, end_CTHW)[None, :, :n_frames]
+    start_CTHW = noise_CTHW
+    if times[0] < 1:
+        start_CTHW = card.objective.corrupt(clean_CTHW, noise_CTHW, torch.tensor(times[0], device=device))
+    start_CTHW = torch.where(given_T11, seen_CTHW, start_CTHW)
+    velocity = _GuidedVelocity(parts, timeline, settings, frames)
+
+    def joined(x_BCTHW: Tensor, time: float) -> Tensor:
+        return _join(velocity(x_BCTHW, time)[0], timeline, noise_CTHW - clean_CTHW)[None]
+
+    end_CTHW = settings.solver.solve(joined, start_CTHW[None], times)[0]
+    return torch.where(given_T11, clean_CTHW, end_CTHW)[None, :, :n_frames]
+
+
+def _noise(timeline: Timeline, seed: int, window: int) -> Tensor:
+    """Return noise `[C, t, h, w]`; frames that are the same in a loop have the same noise.
+
+    Noise has no value for the last-frame latent, so that the same seed gives the same noise with and without it.
+    """
+    rng = generator(seed, "sample", window) if window else generator(seed, "sample")
+    noise_CTHW = torch.randn((1, *timeline.latent_CTHW.shape), generator=rng)[0]
+    if overlap := timeline.loop_overlap:
+        noise_CTHW[:, -overlap:] = noise_CTHW[:, 1 : 1 + overlap]
+    return noise_CTHW
+
+
+def _join(velocity_CTHW: Tensor, timeline: Timeline, straight_CTHW: Tensor) -> Tensor:
+    """Return a velocity that blends frames with their latents, and keeps equal the frames that a loop has twice.
+
+    `straight_CTHW` is the velocity that leads from the noise to the latents. Blending velocities instead of results
+    lets the model see the blend at every noise level, and fit the other frames to it.
+    """
+    if timeline.blends:
+        # An appended last-frame latent has no weight.
+        weights = [*timeline.blends, *[0.0] * (velocity_CTHW.shape[1] - len(timeline.blends))]
+        weight_T11 = velocity_CTHW.new_tensor(weights)[:, None, None]
+        velocity_CTHW = torch.where(
+            weight_T11 > 0, velocity_CTHW + weight_T11 * (straight_CTHW - velocity_CTHW), velocity_CTHW
+        )
+    if overlap := timeline.loop_overlap:
+        n_frames = timeline.grid[0]
+        first, last = slice(1, 1 + overlap), slice(n_frames - overlap, n_frames)
+        # The nearer a frame is to one end of the timeline, the less its prediction there counts.
+        weight_T11 = (torch.arange(1, overlap + 1) / (overlap + 1)).to(velocity_CTHW)[:, None, None]
+        velocity_CTHW = velocity_CTHW.clone()
+        velocity_CTHW[:, first] = velocity_CTHW[:, last] + weight_T11 * (
+            velocity_CTHW[:, first] - velocity_CTHW[:, last]
+        )
+        velocity_CTHW[:, last] = velocity_CTHW[:, first]
+    return velocity_CTHW
 
 
 class _GivenFrames(NamedTuple):
@@ -161,3 +214,29 @@ class _GuidedVelocity:
         ends = [*starts[1:], velocities[0].shape[1]]
         spans = [velocity[:, start:end] for velocity, start, end in zip(velocities, starts, ends, strict=True)]
         return spans[0] if len(spans) == 1 else torch.cat(spans, dim=1)
+
+
+class _EditVelocity:
+    """The velocity from the latents of a timeline to an edited version, without inversion to noise.
+
+    At each evaluation both versions are noised by the same new noise. Their difference changes by the difference of the
+    velocities for the target and the source prompts (Kulikov et al. 2024, "FlowEdit", algorithm 1).
+    """
+
+    def __init__(self, parts: ModelParts, timeline: Timeline, settings: SolverSettings, frames: _GivenFrames) -> None:
+        source_scale = 1 + SOURCE_GUIDANCE * (settings.guidance - 1)
+        self._target = _GuidedVelocity(parts, timeline, settings, frames)
+        self._source = _GuidedVelocity(
+            parts,
+            replace(timeline, prompts=timeline.source_prompts),
+            settings.model_copy(update={"guidance": source_scale}),
+            frames,
+        )
+        self._clean_BCTHW = timeline.frames().to(frames.seen_CTHW)[None]
+        self._corrupt, self._rng = parts.card.objective.corrupt, generator(settings.seed, "edit")
+
+    def __call__(self, x_BCTHW: Tensor, time: float) -> Tensor:
+        noise_BCTHW = torch.randn(x_BCTHW.shape, generator=self._rng).to(x_BCTHW)
+        source_BCTHW = self._corrupt(self._clean_BCTHW, noise_BCTHW, x_BCTHW.new_tensor(time))
+        target_BCTHW = x_BCTHW + source_BCTHW - self._clean_BCTHW
+        return self._target(target_BCTHW, time) - self._source(source_BCTHW, time)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import storage
@@ -30,6 +30,8 @@ class SampleRequest:
     """Identity of the upsampler that wrote `prompt` from the one in the settings; None if they are the same."""
     images: Mapping[str, Pixels]
     """RGB images `[H, W, 3]` by the end of the video, `first` or `last`."""
+    videos: Mapping[str, Pixels] = field(default_factory=dict)
+    """RGB videos `[T, H, W, 3]` by their setting, `video` or `connect`."""
 
 
 def provenance(request: SampleRequest, shape: VideoShape, card: ModelCard, export_uri: str) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def provenance(request: SampleRequest, shape: VideoShape, card: ModelCard, expor
         "requested_prompt": settings.prompt,
         "upsampler": request.upsampler,
         "images": {end: storage.digest(image_HWC.tobytes()) for end, image_HWC in request.images.items()},
+        "videos": {key: storage.digest(video_THWC.tobytes()) for key, video_THWC in request.videos.items()},
         "seed": settings.seed,
         "settings": settings.model_dump(mode="json"),
         **shape._asdict(),

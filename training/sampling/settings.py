@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cluster.config import Settings
 from cluster.plugins import PluginField
@@ -19,10 +19,28 @@ from training.sampling.guidances.plain import Plain
 from training.sampling.solver import FOLDER as SOLVERS
 from training.sampling.solver import Solver
 from training.sampling.solvers.unipc import UniPC
+from training.sampling.task_settings import TASKS, TaskSettings, check_task
 
 SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 MAX_WORDS_BYTES = 48
 """Most bytes of a prompt in a file name, of which file systems take 255."""
+MAX_PROMPT_CHARACTERS = 8000
+"""Longest prompt, about 1,300 English words. Text encoders read at most some hundreds."""
+
+
+def check_prompt(prompt: str) -> str:
+    """Return a prompt. Raises `ValueError` for one that is too long, or with a control character such as NUL."""
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise ValueError(
+            f"the prompt has {len(prompt)} characters, in {len(prompt.split())} words; at most "
+            f"{MAX_PROMPT_CHARACTERS} characters are allowed, and text encoders read some hundreds of words: shorten it"
+        )
+    control = next((letter for letter in prompt if unicodedata.category(letter) == "Cc" and letter not in "\t\n\r"), "")
+    if control:
+        raise ValueError(
+            f"the prompt has the control character U+{ord(control):04X} at position {prompt.index(control)}; remove it"
+        )
+    return prompt
 
 
 def size_units(space_factor: int, model: ModelSettings) -> tuple[int, int]:
@@ -63,7 +81,7 @@ class SolverSettings(Settings):
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial noise.")
 
 
-class SampleSettings(SolverSettings):
+class SampleSettings(TaskSettings, SolverSettings):
     """Settings of one sample. The same settings and model give the same file."""
 
     prompt: str = Field(min_length=1, description="Text that describes the sample.")
@@ -99,6 +117,11 @@ class SampleSettings(SolverSettings):
         "settings.",
     )
 
+    @field_validator("prompt", "negative", "source_prompt")
+    @classmethod
+    def _prompt_is_text(cls, prompt: str | None) -> str | None:
+        return None if prompt is None else check_prompt(prompt)
+
     @field_validator("size")
     @classmethod
     def _size(cls, size: str) -> str:
@@ -124,6 +147,11 @@ class SampleSettings(SolverSettings):
         if file is not None and others.data.get("seconds") == 0:
             raise ValueError("only a video begins or ends with an image, and seconds: 0 makes an image; raise seconds")
         return file
+
+    @model_validator(mode="after")
+    def _one_task(self) -> SampleSettings:
+        check_task(self, self.seconds, self.images())
+        return self
 
     def images(self) -> dict[str, str]:
         """Return the image files that the video begins or ends with, by `first` and `last`."""
@@ -153,6 +181,7 @@ class SampleSettings(SolverSettings):
         if self.name:
             return self.name
         images = "".join(f"-{end}-{_words(PurePosixPath(file).stem) or 'image'}" for end, file in self.images().items())
+        images += "".join(f"-{task}" for task in TASKS if getattr(self, task))
         settings = digest(self.model_dump_json(exclude_defaults=True), size_bytes=4)
         return f"{_words(self.prompt) or 'sample'}-{self.size}-seed{self.seed}{images}-{settings}"
 

@@ -8,8 +8,11 @@ from typing import Any, Protocol
 
 from cluster import storage
 from cluster.arrays import Pixels
+from training.sampling.continuation import connect, extend
+from training.sampling.editing import Edit, edit
 from training.sampling.exported_model import ExportedModel
-from training.sampling.generation import generate, video_timeline
+from training.sampling.long_video import long_video, window_latents
+from training.sampling.loops import closed_loop, loop_frames, new_loop
 from training.sampling.media import write_png, write_video
 from training.sampling.provenance import (
     SampleRequest,
@@ -19,10 +22,14 @@ from training.sampling.provenance import (
     read_provenance,
     write_provenance,
 )
+from training.sampling.request import Context, Generated, latents_in, new_video
 from training.sampling.settings import SampleSettings, VideoShape
 
 ReadImage = Callable[[str, int, int], Pixels]
 """A function that reads an image file as RGB `[height, width, 3]`, from its URI, width and height."""
+ReadVideo = Callable[[str, VideoShape], Pixels]
+"""A function that reads all frames of a video file as RGB `[T, height, width, 3]`, from its URI and the shape, whose
+number of frames does not count."""
 
 
 class PromptUpsampler(Protocol):
@@ -44,10 +51,13 @@ class PreparedSample:
 
     settings: SampleSettings
     shape: VideoShape
+    """Shape of the file."""
     prompt: str
     """The prompt that the model sees."""
     images: Mapping[str, Pixels]
     """RGB images `[H, W, 3]` by the end of the video, `first` or `last`."""
+    videos: Mapping[str, Pixels]
+    """RGB videos `[T, H, W, 3]` by their setting, `video` or `connect`."""
     uri: str
     """The file to write."""
     record: dict[str, Any]
@@ -57,8 +67,9 @@ class PreparedSample:
 
     def texts(self) -> list[str]:
         """Return the texts to embed."""
-        negative = self.settings.negative
-        return [] if self.is_made else [self.prompt] if negative is None else [self.prompt, negative]
+        settings = self.settings
+        others = (settings.negative, settings.source_prompt, *(span.prompt for span in settings.prompt_spans()))
+        return [] if self.is_made else [self.prompt, *(text for text in others if text is not None)]
 
 
 def prepare(
@@ -67,12 +78,13 @@ def prepare(
     out_uri: str,
     upsampler: PromptUpsampler | None = None,
     read_image: ReadImage | None = None,
+    read_video: ReadVideo | None = None,
 ) -> PreparedSample:
-    """Read the images of a sample, make its prompt detailed if it asks for that, and look for its file.
+    """Read the images and videos of a sample, make its prompt detailed if it asks for that, and look for its file.
 
     A prompt that an earlier sample in the folder has is not upsampled again. Raises `ValueError` for a size that the
-    model cannot make, for an autoencoder other than that of training, and if `upsampler` or `read_image` is missing
-    and needed.
+    model cannot make, for an autoencoder other than that of training, for a video that is too short for its task, and
+    if `upsampler`, `read_image` or `read_video` is missing and needed.
     """
     shape = model.fit_shape(settings)
     out_uri = storage.absolute(out_uri)
@@ -84,6 +96,11 @@ def prepare(
         if read_image
         else {}
     )
+    if settings.videos() and read_video is None:
+        raise ValueError(f"'{settings.prompt}' has given videos, but no function to read them was passed")
+    videos = {key: read_video(file, shape) for key, file in settings.videos().items()} if read_video else {}
+    check_lengths(settings, shape, videos, model.autoencoder.time_factor)
+    shape = shape._replace(frames=_output_frames(settings, shape, videos, model.autoencoder.time_factor))
     prompt, identity = settings.prompt, None
     if settings.upsample:
         if upsampler is None:
@@ -92,28 +109,76 @@ def prepare(
         length_s = 0.0 if shape.frames == 1 else settings.seconds
         found = find_upsampled(out_uri, settings.prompt, identity)
         prompt = upsampler.upsample(settings.prompt, length_s) if found is None else found
-    record = provenance(SampleRequest(settings, prompt, identity, images), shape, model.card, model.uri)
+    record = provenance(SampleRequest(settings, prompt, identity, images, videos), shape, model.card, model.uri)
     is_made = storage.exists(uri) and read_provenance(uri) == record
-    return PreparedSample(settings, shape, prompt, images, uri, record, is_made)
+    return PreparedSample(settings, shape, prompt, images, videos, uri, record, is_made)
+
+
+def check_lengths(settings: SampleSettings, shape: VideoShape, videos: Mapping[str, Pixels], time_factor: int) -> None:
+    """Raise `ValueError`, naming the fix, for a video that is shorter than its context or than its part to edit, and
+    for windows that have nothing new.
+    """
+    if settings.window:
+        window_latents(settings.window, settings.context, lambda length_s: latents_in(length_s, shape.fps, time_factor))
+    key = "seconds" if settings.edit else "context"
+    wanted_s = settings.seconds if settings.edit else settings.context
+    wanted = shape.frames if settings.edit else 1 + time_factor * latents_in(wanted_s, shape.fps, time_factor)
+    for name, video_THWC in videos.items():
+        n_frames = len(video_THWC)
+        if n_frames >= wanted:
+            continue
+        possible = (n_frames - 1) // time_factor * time_factor
+        fix = f"lower {key} to {possible / shape.fps:g} or " if possible else ""
+        raise ValueError(
+            f"{name} {settings.videos()[name]} is too short: it has {n_frames} frames at {shape.fps:g} fps, and {key} "
+            f"{wanted_s:g} takes {wanted}; {fix}give a longer video"
+        )
+
+
+def _output_frames(settings: SampleSettings, shape: VideoShape, videos: Mapping[str, Pixels], time_factor: int) -> int:
+    """Return the number of frames of a sample's file."""
+    n_new, n_given = shape.frames - 1, sum(map(len, videos.values()))
+    if settings.extend:
+        return n_given + n_new
+    if settings.connect or (settings.loop and videos):
+        return n_given + n_new - 1
+    return loop_frames(n_new // time_factor) * time_factor if settings.loop else shape.frames
 
 
 def make(sample: PreparedSample, model: ExportedModel) -> str:
     """Generate a sample, write its file and its record, and return the file's URI. One that is made is kept."""
     if sample.is_made:
         return sample.uri
-    # The text encoder is released before the model is loaded, so that they never share the device.
-    text_NE, settings, shape = model.embed(sample.prompt), sample.settings, sample.shape
-    parts = model.guided_parts(settings)
-    conditioning = model.encode_images(sample.images.get("first"), sample.images.get("last"))
-    frames = model.decode_frames(generate(parts, video_timeline(parts, text_NE, shape, conditioning), settings))
+    generated = perform(sample, model)
+    frames = generated.frames(model.decode_frames(generated.latent_BCTHW))
     # A record means that its file is complete: an old record is removed first, and the new one is written last.
     storage.remove(provenance_uri(sample.uri))
-    if shape.frames == 1:
+    if sample.shape.frames == 1:
         write_png(sample.uri, next(frames))
     else:
-        write_video(sample.uri, frames, shape.fps)
+        write_video(sample.uri, frames, sample.shape.fps)
     write_provenance(sample.uri, sample.record)
     return sample.uri
+
+
+def perform(sample: PreparedSample, model: ExportedModel) -> Generated:
+    """Generate the latents of a sample's task."""
+    settings, videos = sample.settings, sample.videos
+    # The text encoder is released before the model is loaded, so that they never share the device.
+    source_NE = None if settings.source_prompt is None else model.embed(settings.source_prompt)
+    request = model.request(settings, Context(settings.context, settings.context_noise), sample.prompt)
+    images = model.encode_images(sample.images.get("first"), sample.images.get("last"))
+    if settings.extend:
+        return extend(request, videos["video"], settings.extend)
+    if settings.connect:
+        return connect(request, videos["video"], videos["connect"])
+    if settings.loop:
+        return closed_loop(request, videos["video"]) if videos else new_loop(request)
+    if settings.edit:
+        return edit(request, videos["video"], Edit(settings.strength, source_NE))
+    if settings.window:
+        return long_video(request, settings.window, images.first_C1HW)
+    return new_video(request, images)
 
 
 def sample(
@@ -122,6 +187,7 @@ def sample(
     out_uri: str,
     upsampler: PromptUpsampler | None = None,
     read_image: ReadImage | None = None,
+    read_video: ReadVideo | None = None,
 ) -> str:
     """Generate a sample, write `<out_uri>/<stem>.mp4` (`.png` for an image) and its record, and return its URI.
 
@@ -129,4 +195,4 @@ def sample(
     text encoder other than that of training.
     """
     model = ExportedModel(export_uri)
-    return make(prepare(settings, model, out_uri, upsampler, read_image), model)
+    return make(prepare(settings, model, out_uri, upsampler, read_image, read_video), model)

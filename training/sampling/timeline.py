@@ -29,7 +29,7 @@ class Timeline:
     """
 
     latent_CTHW: Tensor
-    """Clean latents of the given frames; values of frames to generate are not used."""
+    """Clean latents of the given frames, and of frames that are edited or blended; others are not used."""
     levels: tuple[float | None, ...]
     """Noise level of each given latent frame, 0 for clean; None for a frame to generate."""
     prompts: tuple[Prompt, ...]
@@ -39,6 +39,17 @@ class Timeline:
     fps: float
     last_frame_C1HW: Tensor | None = None
     """The last-frame latent (`ConditioningMask.last_frame`) of an image that the video ends with."""
+    strength: float = 1.0
+    """Share of the solver's steps that are taken. Below 1, generation begins with the latents, noised to the level of
+    the first of those steps, instead of noise alone (SDEdit, Meng et al. 2022)."""
+    source_prompts: tuple[Prompt, ...] = ()
+    """Prompts that describe the latents. If there are any, the latents are edited towards `prompts` (FlowEdit)."""
+    blends: tuple[float, ...] = ()
+    """Weight, in [0, 1), of its own latent in each frame to generate, from the overlap with an earlier part; empty for
+    no such frame."""
+    loop_overlap: int = 0
+    """Number k of the last frames that are the same as frames 1 to k. Without the first frame and these, the timeline
+    is a loop."""
 
     def __post_init__(self) -> None:
         n_frames = self.latent_CTHW.shape[1]
@@ -54,6 +65,17 @@ class Timeline:
         if not starts or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= n_frames:
             raise ValueError(
                 f"prompts begin at latent frames {starts}; they must begin at 0, rise, and lie below {n_frames}"
+            )
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength {self.strength:g} must be above 0 and at most 1")
+        if self.blends and len(self.blends) != n_frames:
+            raise ValueError(f"{len(self.blends)} blends for {n_frames} latent frames; there must be one for each")
+        if any(not 0 <= weight < 1 for weight in self.blends):
+            raise ValueError(f"blends must lie in [0, 1); got {list(self.blends)}")
+        if not 0 <= self.loop_overlap <= (n_frames - 1) // 2:
+            raise ValueError(
+                f"a loop with an overlap of {self.loop_overlap} needs at least {1 + 2 * self.loop_overlap} latent "
+                f"frames; got {n_frames}"
             )
         last = self.last_frame_C1HW
         if last is not None and last.shape != self.latent_CTHW[:, :1].shape:
@@ -104,6 +126,13 @@ class Timeline:
         if self.last_frame_C1HW is None:
             return self.latent_CTHW
         return torch.cat((self.latent_CTHW, self.last_frame_C1HW.to(self.latent_CTHW)), dim=1)
+
+
+def prompts_between(prompts: Sequence[Prompt], start: int, stop: int) -> tuple[Prompt, ...]:
+    """Return the prompts of the latent frames from `start` to before `stop`, by their position after `start`."""
+    first = max(index for index, prompt in enumerate(prompts) if prompt.start <= start)
+    inside = [prompt for prompt in prompts[first:] if prompt.start < stop]
+    return tuple(Prompt(prompt.text_NE, max(0, prompt.start - start)) for prompt in inside)
 
 
 def blank(shape: Sequence[int], prompts: Sequence[Prompt], size: tuple[int, int], fps: float) -> Timeline:

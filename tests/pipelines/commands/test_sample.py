@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,6 +18,7 @@ from pipelines.video.decode import OPEN_LOG
 from tests.support.command_line import CommandLine
 from tests.support.exported_models import write_untrained_export
 from tests.support.paths import ROOT
+from tests.support.videos import encode, sliding
 
 SHORT = ("--seconds", "1", "--size", "32x32", "--steps", "2")
 """Options of a sample that takes less than a second."""
@@ -124,6 +126,34 @@ def test_seeds_side_by_side(suffix: str, seconds: str, tmp_path: Path, worldloom
         assert np.abs(shown - read_frames(str(file))).mean() < 8, "each is compressed once more"
 
 
+def test_given_videos_are_continued_looped_and_edited(export: Path, tmp_path: Path, worldloom: CommandLine) -> None:
+    video = tmp_path / "given.mp4"
+    encode(video, sliding(48, 1.0, 64, 64, seed=0), time_base=Fraction(1, 24))
+    tasks = [
+        (("--video", video, "--extend", "forward"), 16 + 8),
+        (("--video", f"{video}#t=0.5", "--extend", "backward"), 12 + 8),
+        (("--video", video, "--connect", f"{video}#t=0,1.5"), 16 + 7 + 12),
+        (("--video", video, "--loop"), 16 + 7),
+        (("--loop",), 8),
+        (("--video", video, "--edit", "sdedit"), 9),
+        (("--video", video, "--edit", "flowedit", "--source-prompt", "a circle"), 9),
+        (("--window", "1.5", "--seconds", "3", "--spans", "1-2: a star", "--spans", "2-3: a circle"), 25),
+    ]
+    for options, n_frames in tasks:
+        ended = worldloom("sample", "--model", export, "--prompt", "a star", *SHORT, "--out", tmp_path, *options)
+        assert ended.exit_code == 0, ended.stderr
+        file = Path(ended.stdout.strip())
+        with av.open(str(file)) as container:
+            assert len(list(container.decode(video=0))) == n_frames, options
+        assert storage.read_json(f"{file}.json")["frames"] == n_frames
+    windows = ("--seconds", "3", "--window", "1", "--context", "0.9")
+    full = worldloom("sample", "--model", export, "--prompt", "a star", "--size", "32x32", *windows)
+    assert (full.exit_code, "a context of 0.9 s leaves nothing new in windows of 1 s" in full.stderr) == (2, True)
+    short = worldloom("sample", "--model", export, "--prompt", "a star", "--video", f"{video}#t=0,1", "--loop")
+    assert (short.exit_code, "video" in short.stderr) == (2, True)
+    assert "has 8 frames at 8 fps, and context 1 takes 9; lower context to 0.5 or give a longer video" in short.stderr
+
+
 @pytest.mark.slow
 def test_a_recipe_that_is_not_trained_names_the_fix(trained: Path, worldloom: CommandLine) -> None:
     ended = worldloom("sample", trained, "--prompt", "a star", "--set", "train.steps=4")
@@ -141,6 +171,9 @@ def test_a_model_or_a_recipe_is_required(export: Path, worldloom: CommandLine) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--edit", "sdedit"), "--edit sdedit: edit needs a video; name its file with video"),
+        (("--loop", "--seconds", "0"), "--seconds 0.0: seconds: 0 makes an image of 1 frame, and loop needs a length"),
+        (("--spans", "0-2: a", "--spans", "1-2: b"), "spans 0-2 and 1-2 overlap; end one where the other begins"),
         (("--solver", "eulr"), "--solver eulr: "),
         (("--guidance-method", "autoguidance"), "export"),
         (("--negative", "blur", "--guidance", "1"), "a negative prompt has no effect with guidance: 1"),
@@ -148,7 +181,7 @@ def test_a_model_or_a_recipe_is_required(export: Path, worldloom: CommandLine) -
         (("--format", "avi"), "avi"),
     ],
 )
-def test_wrong_solvers_and_guidance_are_bad_input(
+def test_wrong_options_are_bad_input(
     options: tuple[str, ...], message: str, export: Path, worldloom: CommandLine
 ) -> None:
     ended = worldloom("sample", "--model", export, "--prompt", "a star", *options)

@@ -18,7 +18,7 @@ from cluster.plugins import build
 from tests.support.exported_models import untrained_card, write_untrained_export
 from training.autoencoders.linear import Linear
 from training.checkpoints.model_card import CARD, ModelCard
-from training.sampling.exported_model import ExportedModel, n_frames, outside_training
+from training.sampling.exported_model import ExportedModel, SampleOptions, n_frames, outside_training
 from training.sampling.guidances.autoguidance import Autoguidance
 from training.sampling.settings import SampleSettings, VideoShape
 
@@ -122,6 +122,17 @@ def test_sample_returns_pixels_of_the_requested_shape(export: str) -> None:
     assert model.sample("a red circle", seconds=0, size=(48, 32), steps=1).shape == (1, 32, 48, 3)
     with pytest.raises(ConfigError, match="steps"):
         model.sample("a red circle", steps=0)
+    options: SampleOptions = {"seconds": 1, "size": (48, 32), "steps": 1}
+    assert len(model.extend(video, "a star", direction="backward", **options)) == 8 + 9
+    assert len(model.connect(video, video, "a star", **options)) == 9 + 7 + 9
+    assert len(model.loop("a star", **options)) == 8
+    assert len(model.loop("a star", video=video, **options)) == 9 + 7
+    assert len(model.edit(video, "a star", strength=1, **options)) == 9
+    assert len(model.edit(video, "a star", source_prompt="a red circle", **options)) == 9
+    long = model.long("a star", window=1.5, spans=["1-2: a square"], **{**options, "seconds": 3})
+    assert len(long) == 25
+    with pytest.raises(ConfigError, match="spans 0-2 and 1-2 overlap"):
+        model.long("a star", window=1.5, spans=["0-2: a", "1-2: b"], seconds=3)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from training.sampling.timeline import (
     blank,
     connection,
     forward_extension,
+    prompts_between,
 )
 
 PROMPT = Prompt(torch.ones(2, 8))
@@ -61,6 +62,16 @@ def test_extensions_and_connections_fill_their_ends() -> None:
     assert values(both) == [1, 2, 0, 0, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("start", "stop", "starts"), [(0, 6, [0, 2, 4]), (0, 2, [0]), (1, 5, [0, 1, 3]), (2, 4, [0]), (5, 6, [0])]
+)
+def test_prompts_of_a_part_begin_with_the_part(start: int, stop: int, starts: list[int]) -> None:
+    prompts = [Prompt(torch.full((1, 8), float(begin)), begin) for begin in (0, 2, 4)]
+    found = prompts_between(prompts, start, stop)
+    assert [prompt.start for prompt in found] == starts
+    assert found[0].text_NE[0, 0] == start // 2 * 2
+
+
 def test_impossible_timelines_are_refused() -> None:
     with pytest.raises(ValueError, match="all 6 latent frames are given, so nothing is left"):
         empty().given(0, latents(6))
@@ -78,6 +89,14 @@ def test_impossible_timelines_are_refused() -> None:
         replace(empty(), levels=(None,) * 5)
     with pytest.raises(ValueError, match="the last-frame latent has the shape"):
         empty().ending_with(latents(2))
+    with pytest.raises(ValueError, match="5 blends for 6 latent frames"):
+        replace(empty(), blends=(0.0,) * 5)
+    with pytest.raises(ValueError, match=r"blends must lie in \[0, 1\)"):
+        replace(empty(), blends=(1.0,) * 6)
+    with pytest.raises(ValueError, match="a loop with an overlap of 3 needs at least 7 latent frames; got 6"):
+        replace(empty(), loop_overlap=3)
+    with pytest.raises(ValueError, match=r"strength 1\.5 must be above 0 and at most 1"):
+        replace(empty(), strength=1.5)
 
 
 @pytest.mark.parametrize("starts", [[], [1], [0, 0], [0, 3, 2], [0, 6]])
