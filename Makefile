@@ -4,6 +4,10 @@ BIN := .venv/bin
 # Test processes share cores: OpenMP threads that wait by spinning keep each other from working. Two trainings side by
 # side on two cores took 10 to 14 s with this and 60 to 66 s without.
 export OMP_WAIT_POLICY := PASSIVE
+# Files of tests are in memory where there is room for them: on a disk, each file that storage writes takes 10 ms to
+# sync, and more while packages are installed.
+export PYTEST_DEBUG_TEMPROOT := $(shell [ "$$(df -m --output=avail /dev/shm 2>/dev/null | tail -n 1)" -gt 8000 ] \
+	2>/dev/null && ! grep -q '^[^ ]* /dev/shm .*noexec' /proc/mounts && echo /dev/shm)
 
 .PHONY: demo fast test check docs versions format clean
 

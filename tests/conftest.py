@@ -22,6 +22,16 @@ from tests.support.paths import ROOT
 
 PRIVATE_FOOTAGE = Path(os.environ.get("WORLDLOOM_VIDEOS", ROOT.parent / "shared" / "videos"))
 
+LONGEST_FILES = (
+    "tests/test_end_to_end.py",
+    "tests/training/test_zero.py",
+    "tests/training/test_loop.py",
+    "tests/training/test_engine.py",
+    "tests/training/test_run.py",
+)
+"""Test files that take minutes each. They come first, so that the processes of `make test` end at about the same time;
+the two that use Ray longest are not side by side."""
+
 # The time of an example depends on the machine's load, so none has a deadline.
 settings.register_profile("worldloom", deadline=None)
 settings.load_profile("worldloom")
@@ -34,7 +44,9 @@ def global_random_state() -> tuple[object, bytes]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests of footage as slow: where there is none, drawing it takes half a minute."""
+    """Put the longest files first, and mark tests of footage as slow: drawn footage takes half a minute."""
+    rank = {ROOT / file: index for index, file in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
     for item in items:
         if "video_folder" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
