@@ -94,8 +94,8 @@ def test_noise_is_no_background_of_the_world() -> None:
     assert (found.background, found.bodies) == (None, ())
 
 
-def test_black_columns_of_a_dark_background_are_measured() -> None:
-    frames = np.full((3, 56, 96, 3), BACKGROUNDS["dark blue"], np.uint8)
+def test_black_columns_of_a_dark_background_divide_nothing() -> None:
+    frames = np.full((3, 56, 96, 3), BACKGROUNDS["dark green"], np.uint8)
     frames[:, :, 20:40] = 0
     background = find_background(frames, WORLD)
     assert background is not None
