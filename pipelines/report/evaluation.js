@@ -90,7 +90,9 @@ function intervalCards({ metrics }) {
       : '',
     others.length
       ? intervalCard('Relative to real clips', 'Each mean over that of real clips, which is 1.', others, (one) => one.real.mean, {
-          rangemode: 'tozero',
+          type: 'log',
+          tickformat: '~g',
+          dtick: 'D2',
         })
       : '',
   ].filter(Boolean);

@@ -17,6 +17,8 @@ from training.evaluation.truth import Rgb, World
 
 BACKGROUND_LIGHT = (0.4, 1.25)
 """Range of the light on a background; drawn footage has 0.48 (below the floor) to 1.18."""
+MIN_LIGHT = 0.05
+"""Light that darker pixels of a background are taken to have, so that nothing is divided by 0."""
 SHAPE_LIGHT = (0.6, 1.15)
 """Range of the light on a shape: darker at the rim, brighter at the top."""
 MAX_VOTE_DISTANCE = 40.0
@@ -91,7 +93,7 @@ def find_background(frames_THWC: Pixels, world: World) -> Background | None:
     # The brightest channels of pale backgrounds are cut off at 255.
     colour = np.where(np.array(rgb) * BACKGROUND_LIGHT[1] > 255 + 45, 0, np.array(rgb)).astype(np.float32)
     colour = np.array(rgb, np.float32) if not colour.any() else colour
-    light_THW = pixels_THWC @ colour / float(colour @ colour)
+    light_THW = np.maximum(pixels_THWC @ colour / float(colour @ colour), MIN_LIGHT)
     light_THW[nearest_THW != best] = np.nan
     rows_TH = _filled(_median(light_THW, axis=2))
     columns_TW = _median(light_THW / rows_TH[:, :, None], axis=1)

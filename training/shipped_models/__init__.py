@@ -1,1 +1,1 @@
-"""Exports of models that are shipped, a folder each."""
+"""Models that are shipped: a folder each, which `worldloom export-model` wrote."""

@@ -8,8 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
+from pipelines.scenes.draw import BACKGROUNDS
 from pipelines.scenes.scene import Scene, advance, camera_at, set_start
 from tests.support.drawn_world import FPS, WORLD, drawn_frames, scene_of
+from training.evaluation.segmentation import find_background
 from training.evaluation.tracker import track
 
 SCENES = [
@@ -90,6 +92,14 @@ def test_noise_is_no_background_of_the_world() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3)).astype(np.uint8)
     found = track(frames, FPS, WORLD)
     assert (found.background, found.bodies) == (None, ())
+
+
+def test_black_columns_of_a_dark_background_divide_nothing() -> None:
+    frames = np.full((3, 56, 96, 3), BACKGROUNDS["dark green"], np.uint8)
+    frames[:, :, 20:40] = 0
+    background = find_background(frames, WORLD)
+    assert background is not None
+    assert np.isfinite(background.image_THWC).all()
 
 
 def test_frames_of_another_shape_are_refused() -> None:
