@@ -34,7 +34,13 @@ def rows(tasks: list[pa.Table], columns: list[str]) -> LocalRows:
     return LocalRows([tables.read_task(task, columns) for task in tasks])
 
 
-def map_tables(load: Callable[[], TableFunction], wanted: list[pa.Table], resources: Resources) -> Iterator[pa.Table]:
+def map_tables(
+    load: Callable[[], TableFunction],
+    wanted: list[pa.Table],
+    resources: Resources,
+    *,
+    tolerate_deaths: bool = False,
+) -> Iterator[pa.Table]:
     """Yield the function's result for each table, in order."""
     function = load()
     for table in wanted:

@@ -209,11 +209,22 @@ def _is_installed(settings: VLLM, gpus: float = 1) -> bool:
     return found
 
 
-def map_tables(load: Callable[[], TableFunction], wanted: list[pa.Table], resources: Resources) -> Iterator[pa.Table]:
-    """Yield the function's result for each table as it ends. A worker that dies is replaced and its table retried."""
-    with _context(), _actor_names() as names:
+def map_tables(
+    load: Callable[[], TableFunction],
+    wanted: list[pa.Table],
+    resources: Resources,
+    *,
+    tolerate_deaths: bool = False,
+) -> Iterator[pa.Table]:
+    """Yield the function's result for each table as it ends. A worker that dies is replaced and its table retried.
+
+    With `tolerate_deaths` a table whose workers died twice has no result, and Ray logs the error.
+    """
+    with _context(max_errored_blocks=-1 if tolerate_deaths else 0), _actor_names(kill=tolerate_deaths) as names:
         packed = _packed(wanted, range(len(wanted)))
-        for _, result in _results(_map(packed, load, resources, names)):
+        # A worker that dies also fails the tables that wait for it. One must wait, or Ray starts no second worker.
+        mapped = _map(packed, load, resources, names, in_flight=2 if tolerate_deaths else None)
+        for _, result in _results(mapped):
             yield result
 
 

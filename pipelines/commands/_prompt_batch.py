@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from training.sampling.tasks import PreparedSample, PromptUpsampler
 
 LEASE = "samples"
+WORKER_DIED = "WorkerDied: the process that made this sample died twice, as when memory runs out; the log has the error"
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,14 @@ def _run(batch: PromptBatch, pending: Sequence[PreparedSample], session: Session
         return
     resources = worker_resources(batch.workers, session.cluster_size())
     tasks = [pa.table({"sample": pa.array([pickle.dumps(sample)], pa.large_binary())}) for sample in pending]
-    for table in session.map_tables(partial(_open_sampler, batch.model_uri), tasks, resources):
-        yield from table.to_pylist()
+    load = partial(_open_sampler, batch.model_uri)
+    without = {sample.settings.file_name() for sample in pending}
+    for table in session.map_tables(load, tasks, resources, tolerate_deaths=True):
+        for outcome in table.to_pylist():
+            without.remove(outcome["file"])
+            yield outcome
+    for file in sorted(without):
+        yield {"file": file, "error": WORKER_DIED, "worker": None, "took_s": None}
 
 
 def worker_resources(workers: int | None, size: ClusterSize) -> Resources:
@@ -175,6 +182,6 @@ def _account(row: PromptRow, outcome: dict[str, Any]) -> dict[str, Any]:
     settings = row.settings
     asked = {name: getattr(settings, name) for name in ("prompt", "negative", "seed", "seconds", "size")}
     file = settings.file_name()
-    made_by = {name: outcome[name] for name in ("worker", "took_s")} if outcome else {}
+    made_by = {name: outcome[name] for name in ("worker", "took_s")} if outcome.get("worker") else {}
     status = {"status": "failed", "error": outcome["error"]} if outcome.get("error") else {"status": "made"}
     return {"row": row.position, **asked, "file": file, **status, **made_by}

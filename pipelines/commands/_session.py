@@ -73,9 +73,14 @@ class Session:
         return self._executor().rows(tasks, columns)
 
     def map_tables(
-        self, load: Callable[[], TableFunction], inputs: list[pa.Table], resources: Resources
+        self,
+        load: Callable[[], TableFunction],
+        inputs: list[pa.Table],
+        resources: Resources,
+        *,
+        tolerate_deaths: bool = False,
     ) -> Iterator[pa.Table]:
-        return self._executor().map_tables(load, inputs, resources)
+        return self._executor().map_tables(load, inputs, resources, tolerate_deaths=tolerate_deaths)
 
     def _executor(self) -> Executor:
         if self.in_process:

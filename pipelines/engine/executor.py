@@ -25,7 +25,17 @@ class Executor(Protocol):
         ...
 
     def map_tables(
-        self, load: Callable[[], TableFunction], inputs: list[pa.Table], resources: Resources, /
+        self,
+        load: Callable[[], TableFunction],
+        inputs: list[pa.Table],
+        resources: Resources,
+        /,
+        *,
+        tolerate_deaths: bool = False,
     ) -> Iterator[pa.Table]:
-        """Yield the function's result for each table as it ends. Each worker calls `load` once for the function."""
+        """Yield the function's result for each table as it ends. Each worker calls `load` once for the function.
+
+        A table whose worker dies is retried once. If that worker dies too, the call fails, or, with `tolerate_deaths`,
+        the table has no result and the others have theirs.
+        """
         ...

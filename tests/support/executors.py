@@ -23,9 +23,15 @@ class InlineExecutor:
         return inline.rows(tasks, columns)
 
     def map_tables(
-        self, load: Callable[[], TableFunction], inputs: list[pa.Table], resources: Resources, /
+        self,
+        load: Callable[[], TableFunction],
+        inputs: list[pa.Table],
+        resources: Resources,
+        /,
+        *,
+        tolerate_deaths: bool = False,
     ) -> Iterator[pa.Table]:
-        return inline.map_tables(load, inputs, resources)
+        return inline.map_tables(load, inputs, resources, tolerate_deaths=tolerate_deaths)
 
 
 class IdleExecutor(InlineExecutor):

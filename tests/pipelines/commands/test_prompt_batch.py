@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+import os
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -19,6 +22,7 @@ from pipelines.commands import _prompt_batch
 from pipelines.commands._prompt_batch import PromptBatch, sample_prompts, worker_resources
 from pipelines.commands._prompt_file import PromptRow
 from pipelines.commands._session import Session
+from pipelines.engine.step import TableFunction
 from tests.support.command_line import CommandLine
 from tests.support.exported_models import write_untrained_export
 from tests.support.killing import Killed, void_leases
@@ -64,49 +68,58 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
     monkeypatch.setattr(_prompt_batch, "progress", lambda *_: contextlib.nullcontext(Bar()))
 
 
-def check_resumes(
-    session: Session, untrained: str, out: Path, stop: Callable[[], None], undo: Callable[[], None]
-) -> None:
-    """Stop a batch after two samples, run it again, and check that each sample was made once."""
-    batch = batch_of(untrained, out, rows_of(*"abcdef", "a"))
-    stop()
-    with pytest.raises(Killed), session:
-        sample_prompts(batch, session)
-    undo()
-    void_leases(out)
-    before = {record.name: record.stat().st_mtime_ns for record in out.glob("*.png.json")}
-    assert len(before) >= 2
-    with session:
-        result = sample_prompts(batch, session)
-    assert result.made + result.kept == 6
-    assert result.kept >= len(before)
-    assert result.failed == 0
-    assert {name: (out / name).stat().st_mtime_ns for name in before} == before, "a sample was made again"
-    assert len(list(out.glob("*.png"))) == len(list(out.glob("*.png.json"))) == 6
-    ledger = ledger_of(out)
-    assert [line["prompt"] for line in ledger] == [*"abcdef", "a"]
-    assert ledger[0]["file"] == ledger[6]["file"], "equal rows share a sample"
-    assert all((out / str(line["file"])).is_file() and line["status"] == "made" for line in ledger)
-
-
 def test_a_killed_batch_resumes(untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from training.sampling import exported_model
 
+    batch = batch_of(untrained, tmp_path, rows_of(*"abcdef", "a"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Killed):
+            sample_prompts(batch, in_process())
+    void_leases(tmp_path)
+    before = {record.name: record.stat().st_mtime_ns for record in tmp_path.glob("*.png.json")}
+    assert len(before) == 2
     reads: list[str] = []
     read_export = exported_model.read_export
-    with monkeypatch.context() as patch:
-        patch.setattr(exported_model, "read_export", lambda uri: reads.append(uri) or read_export(uri))
-        check_resumes(in_process(), untrained, tmp_path, lambda: stop_after(patch, 2), patch.undo)
-    assert reads == [untrained], "the model is read once per worker"
+    monkeypatch.setattr(exported_model, "read_export", lambda uri: reads.append(uri) or read_export(uri))
+    result = sample_prompts(batch, in_process())
+    assert (result.made, result.kept, result.failed) == (4, 2, 0)
+    assert reads == [untrained], "the model is read once"
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before, "a sample was made again"
+    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.png.json"))) == 6
+    ledger = ledger_of(tmp_path)
+    assert [line["prompt"] for line in ledger] == [*"abcdef", "a"]
+    assert ledger[0]["file"] == ledger[6]["file"], "equal rows share a sample"
+    assert all((tmp_path / str(line["file"])).is_file() and line["status"] == "made" for line in ledger)
 
 
 @pytest.mark.slow
-def test_a_killed_batch_resumes_on_ray(
+def test_a_sample_that_kills_its_worker_fails_alone(
     untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
 ) -> None:
-    session = Session(RaySettings())
-    check_resumes(session, untrained, tmp_path, lambda: stop_after(monkeypatch, 2), monkeypatch.undo)
-    assert len({line["worker"] for line in ledger_of(tmp_path) if "worker" in line}) == 1
+    opened = _prompt_batch._open_sampler
+
+    def open_crashing(model_uri: str) -> TableFunction:
+        make = opened(model_uri)
+
+        def run(table: pa.Table) -> pa.Table:
+            if b"crash" in table["sample"][0].as_py():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return make(table)
+
+        return run
+
+    batch = batch_of(untrained, tmp_path, rows_of("a", "crash", "b"))
+    with monkeypatch.context() as patch, Session(RaySettings()) as session:
+        patch.setattr(_prompt_batch, "_open_sampler", open_crashing)
+        result = sample_prompts(batch, session)
+    lines = {line["prompt"]: line for line in ledger_of(tmp_path)}
+    # One that waited behind it may share its fate twice, and is made by the next run.
+    assert result.made + result.failed == 3
+    assert lines["a"]["status"] == "made"
+    assert "WorkerDied" in str(lines["crash"]["error"])
+    again = sample_prompts(batch, in_process())
+    assert (again.made, again.kept, again.failed) == (result.failed, result.made, 0)
 
 
 def test_a_sample_that_fails_is_named_and_tried_again(
