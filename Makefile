@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTEST_DEBUG_TEMPROOT := $(shell [ "$$(df -m --output=avail /dev/shm 2>/dev/null | tail -n 1)" -gt 8000 ] \
 	2>/dev/null && ! grep -q '^[^ ]* /dev/shm .*noexec' /proc/mounts && echo /dev/shm)
 
-.PHONY: demo fast test check docs versions format clean
+.PHONY: demo fast test check docs oldest format clean
 
 demo: .venv/installed
 	$(BIN)/worldloom demo
@@ -31,10 +31,10 @@ check: .venv/installed
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --strict --quiet
 
-# The fast tests with the oldest and the newest allowed torch, torchvision, ray, av and pyarrow.
-versions: build/oldest/installed build/newest/installed
+# The fast tests with the oldest allowed torch, torchvision, ray, av and pyarrow. All tests run with the newest after
+# `PIP_CONSTRAINT=constraints/newest.txt make .venv/installed`.
+oldest: build/oldest/installed
 	build/oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
-	build/newest/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
@@ -48,10 +48,10 @@ format: .venv/installed
 	touch $@
 
 # An environment that finds in .venv whatever it does not install itself.
-build/%/installed: constraints/%.txt .venv/installed
-	$(PYTHON) -m venv build/$*
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(build/$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
-	PIP_CONSTRAINT=constraints/$*.txt build/$*/bin/python -m pip install --quiet -r constraints/$*.txt
+build/oldest/installed: constraints/oldest.txt .venv/installed
+	$(PYTHON) -m venv build/oldest
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(build/oldest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
+	PIP_CONSTRAINT=constraints/oldest.txt build/oldest/bin/python -m pip install --quiet -r constraints/oldest.txt
 	touch $@
 
 clean:

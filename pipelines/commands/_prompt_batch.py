@@ -25,6 +25,7 @@ from cluster.resources import ClusterSize, Resources
 from cluster.telemetry import log, progress
 from pipelines.commands._conditioning_images import check_images, read_conditioning_image
 from pipelines.commands._contact_sheet import write_contact_sheets
+from pipelines.commands._given_videos import check_videos, read_given_video
 from pipelines.commands._prompt_file import PromptRow
 from pipelines.commands._session import Session
 from pipelines.engine.step import RunError, TableFunction
@@ -101,6 +102,7 @@ def _prepare(batch: PromptBatch, upsampler: PromptUpsampler | None) -> dict[str,
     from training.sampling.tasks import prepare
 
     check_images([row.settings for row in batch.rows])
+    check_videos([row.settings for row in batch.rows])
     samples: dict[str, PreparedSample] = {}
     try:
         model = ExportedModel(batch.model_uri, "cpu")
@@ -111,7 +113,9 @@ def _prepare(batch: PromptBatch, upsampler: PromptUpsampler | None) -> dict[str,
         if file in samples:
             continue
         try:
-            samples[file] = prepare(row.settings, model, batch.out_uri, upsampler, read_conditioning_image)
+            samples[file] = prepare(
+                row.settings, model, batch.out_uri, upsampler, read_conditioning_image, read_given_video
+            )
         except ValueError as error:
             raise ConfigError(f"{row.position}: {error}") from error
     return samples

@@ -211,8 +211,8 @@ class _File:
 
 def _sample_file(recipe: Recipe | None, model: str | None, options: dict[str, Any], file: _File) -> None:
     """Make the samples of a file of prompts; print its ledger and contact sheets. Raises `RunError` if some fail."""
-    for option in ("prompt", "name", "video", "spans"):
-        if options[option]:
+    for option in ("prompt", "name"):
+        if options[option] is not None:
             raise ConfigError(f"--{option} is of one sample, and --prompts has a sample per row; give one of the two")
     defaults = {name: value for name, value in options.items() if value is not None}
     rows = [
