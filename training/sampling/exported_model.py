@@ -20,8 +20,8 @@ from training.checkpoints.model_card import ModelCard, read_card
 from training.data.buckets import parse_bucket_name
 from training.sampling.coding import decode_frames, decode_video, encode_video
 from training.sampling.continuation import DEFAULT_CONTEXT, Context, Continuation, Direction, connect, extend
-from training.sampling.evaluation import model_dtype
 from training.sampling.generation import ConditioningLatents, ModelParts, WeakerModel, generate, video_timeline
+from training.sampling.prediction import model_dtype
 from training.sampling.settings import SampleSettings, VideoShape, size_units
 
 # Shape suffixes: B samples, C latent channels or colours, T H W frames, rows and columns, N text tokens, E text width.

@@ -1,4 +1,4 @@
-"""Evaluations of a model in sampling: in which precision, and how many samples in one forward pass."""
+"""Predictions of a model in sampling: in which precision, and for how many conditions in one forward pass."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def model_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if bf16 else torch.float32
 
 
-class Evaluator:
-    """Evaluates the same latents under several conditions: in one forward pass, or, where memory is too small for it,
+class Predictor:
+    """Predicts for the same latents under several conditions: in one forward pass, or, where memory is too small for it,
     one after the other.
 
     The first pass finds out. Both give the same velocities up to rounding, and one pass is faster.
