@@ -27,7 +27,8 @@ def model_dtype(device: torch.device) -> torch.dtype:
 class Predictor:
     """A way to predict for the same latents under several conditions: in one forward pass, or in one for each.
 
-    The first pass finds out whether memory is large enough for all of them. Both ways give the same velocities up to rounding, and one pass is faster.
+    The first pass finds out whether memory is large enough for all of them. Both ways give the same velocities up to
+    rounding, and one pass is faster.
     """
 
     def __init__(self, time_factor: int) -> None:
