@@ -17,6 +17,7 @@ from training.result import TrainResult as TrainResult
 from training.sampling.exported_model import ExportedModel as ExportedModel
 from training.sampling.media import write_mp4 as write_mp4
 from training.sampling.media import write_png as write_png
+from training.sampling.media import write_video as write_video
 
 sample = _sample_recipe
 load_model = ExportedModel

@@ -22,10 +22,10 @@ from training.data.buckets import parse_bucket_name
 from training.sampling.coding import decode_frames, decode_video, encode_video
 from training.sampling.continuation import Direction, connect, extend
 from training.sampling.editing import DEFAULT_EDIT, Edit, edit
-from training.sampling.evaluation import model_dtype
 from training.sampling.generation import ConditioningLatents, ModelParts, WeakerModel
 from training.sampling.long_video import long_video
 from training.sampling.loops import closed_loop, new_loop
+from training.sampling.prediction import model_dtype
 from training.sampling.request import DEFAULT_CONTEXT, Context, Generated, Request, new_video
 from training.sampling.settings import SampleSettings, VideoShape, check_prompt, size_units
 

@@ -13,8 +13,8 @@ from training.checkpoints.model_card import ModelCard
 from training.framing import full_framing
 from training.network import VideoModel
 from training.rng import generator
-from training.sampling.evaluation import Evaluator
 from training.sampling.guidance import VelocityPair
+from training.sampling.prediction import Predictor
 from training.sampling.settings import SolverSettings, VideoShape
 from training.sampling.solvers.euler import Euler
 from training.sampling.timeline import Prompt, Timeline, blank
@@ -169,7 +169,7 @@ class _GuidedVelocity:
         self._texts = [prompt.text_NE.to(device) for prompt in timeline.prompts]
         self._null_text_NE = parts.null_text_NE.to(device)
         self._framing = full_framing(*timeline.size, parts.card.source_side)
-        self._evaluator = Evaluator(parts.autoencoder.time_factor)
+        self._predictor = Predictor(parts.autoencoder.time_factor)
 
     def __call__(self, x_BCTHW: Tensor, time: float) -> Tensor:
         # Solvers keep frames of velocity 0 up to rounding only.
@@ -199,7 +199,7 @@ class _GuidedVelocity:
             SampleCondition(text, time_T, given_T.float(), last_frame, timeline.fps, timeline.size, self._framing)
             for text in texts
         ]
-        predictions = self._evaluator.predict(model, x_CTHW, conditions)
+        predictions = self._predictor.predict(model, x_CTHW, conditions)
         time_tensor = torch.tensor(time, device=x_CTHW.device)
         velocities = [card.objective.velocity(prediction, x_CTHW, time_tensor) for prediction in predictions]
         # Given frames stay fixed. A factor of 0 would let NaN and infinity through.

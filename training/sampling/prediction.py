@@ -1,4 +1,4 @@
-"""Evaluations of a model in sampling: in which precision, and how many samples in one forward pass."""
+"""Predictions of a model in sampling: in which precision, and for how many conditions in one forward pass."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def model_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if bf16 else torch.float32
 
 
-class Evaluator:
-    """Evaluates the same latents under several conditions: in one forward pass, or, where memory is too small for it,
-    one after the other.
+class Predictor:
+    """A way to predict for the same latents under several conditions: in one forward pass, or in one for each.
 
-    The first pass finds out. Both give the same velocities up to rounding, and one pass is faster.
+    The first pass finds out whether memory is large enough for all of them. Both ways give the same velocities up to
+    rounding, and one pass is faster.
     """
 
     def __init__(self, time_factor: int) -> None:

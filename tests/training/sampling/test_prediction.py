@@ -1,4 +1,4 @@
-"""Evaluations: bfloat16 changes results by its rounding only, and too little memory by nothing."""
+"""Predictions in sampling: bfloat16 changes results by its rounding only, and too little memory by nothing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tests.support.exported_models import write_untrained_export
 from training.network import Condition, VideoModel
 from training.sampling import exported_model
-from training.sampling.evaluation import model_dtype
 from training.sampling.exported_model import ExportedModel
 from training.sampling.generation import generate, video_timeline
+from training.sampling.prediction import model_dtype
 from training.sampling.settings import SampleSettings
 
 SETTINGS = SampleSettings(prompt="a red circle", seconds=0.5, size="32x32", steps=4, guidance=2.0)
