@@ -53,13 +53,13 @@ def test_stored_notebook_is_small_and_has_no_absolute_paths() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # On busy cores, threads of a tiny model wait for each other.
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = read_notebook()
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert_clean(notebook)
     assert {"image/png", "image/svg+xml", "image/gif"} <= images_of(notebook)
     assert (tmp_path / "runs" / "notebook" / "sample.mp4").stat().st_size > 0

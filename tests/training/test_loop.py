@@ -160,14 +160,14 @@ def start(manifest: str, out: Path, steps: int, program: str = PROGRAM) -> subpr
 
 def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> str:
     """Wait until the process has recorded a step, and return the folder of its run."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         for folder in out.glob("run-*"):
             if any(record["step"] >= step for record in read_metrics(str(folder))):
                 return str(folder)
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
-    raise AssertionError(f"no step {step} in 60 s")
+    raise AssertionError(f"no step {step} in 300 s")
 
 
 def test_a_killed_run_resumes_with_the_same_losses(manifest: str, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_signal_stops_the_run_after_a_checkpoint(number: signal.Signals, manif
     process = start(manifest, tmp_path, 100_000)
     folder = wait_for_step(tmp_path, 5, process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "the same command resumes" in errors
     newest = newest_checkpoint(folder)

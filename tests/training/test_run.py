@@ -179,7 +179,7 @@ def test_ctrl_c_ends_training_on_workers(manifest: str, tmp_path: Path) -> None:
     assert str(raised.value).startswith(f"stopped after step {newest.step} of")
     assert not Path(run_uri, run.STOP_FILE).exists()
     thread.join()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while ray.available_resources().get("CPU") != 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -208,7 +208,7 @@ def test_ctrl_c_ends_the_wait_for_room(manifest: str, tmp_path: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run.train(SETTINGS, manifest, str(tmp_path), distributed=True)
     thread.join()
-    assert time.monotonic() - start_s < 15
+    assert time.monotonic() - start_s < 60
     ray.kill(other)
 
 

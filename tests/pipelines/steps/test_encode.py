@@ -468,8 +468,8 @@ def test_next_batch_is_decoded_while_the_device_works(
         if not first.is_set():
             first.set()
             # The first batch and one more are decoded before any clip is encoded.
-            assert decoded.acquire(timeout=30)
-            assert decoded.acquire(timeout=30)
+            assert decoded.acquire(timeout=120)
+            assert decoded.acquire(timeout=120)
 
     monkeypatch.setattr(_window_decoding, "read_spans", counted)
     table = clips(footage)

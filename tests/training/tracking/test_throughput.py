@@ -166,13 +166,13 @@ def test_a_step_takes_one_sum_and_the_next_starts_at_0() -> None:
     assert len(calls) == 1
     meter = Meter(SETTINGS, engine)
     with meter.forward(noisy_batch([0]), [1.0]):
-        time.sleep(0.2)
+        time.sleep(1.0)
     meter.read()
     meter.start()
     meter.loaded()
     empty = meter.read()
     assert empty["tflops"] == 0
-    assert empty["step_s"] < 0.1
+    assert empty["step_s"] < 0.9
     assert first["host_memory_gb"] <= empty["host_memory_gb"] == pytest.approx(host_memory_gb(), abs=0.01)
 
 
