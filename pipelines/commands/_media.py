@@ -15,12 +15,15 @@ from training.sampling.grid import video_grid
 from training.sampling.media import write_png, write_video
 from training.sampling.provenance import read_provenance
 
+FORMATS = ("PNG", "GIF", "WEBP")
+"""Formats of samples beside mp4, as Pillow names them."""
+
 
 def middle_frame(uri: str) -> Image.Image:
     """Return the middle frame of a video or animation in RGB, or the image itself."""
     data = io.BytesIO(storage.read_bytes(uri))
     if not uri.endswith(".mp4"):
-        with Image.open(data) as image:
+        with Image.open(data, formats=FORMATS) as image:
             image.seek(getattr(image, "n_frames", 1) // 2)
             return image.convert("RGB")
     with av.open(data, "r") as container:
@@ -35,7 +38,7 @@ def read_frames(uri: str) -> Pixels:
     """Return all frames `[T, H, W, 3]` of a video, an animation or an image."""
     data = io.BytesIO(storage.read_bytes(uri))
     if not uri.endswith(".mp4"):
-        with Image.open(data) as image:
+        with Image.open(data, formats=FORMATS) as image:
             return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)])
     with av.open(data, "r") as container:
         return np.stack(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from cluster import storage
@@ -29,6 +29,7 @@ from pipelines.commands._given_videos import check_videos, read_given_video
 from pipelines.commands._prompt_file import PromptRow
 from pipelines.commands._session import Session
 from pipelines.engine.step import RunError, TableFunction
+from training.sampling.settings import SampleSettings, VideoShape
 
 if TYPE_CHECKING:
     # These import torch, which takes 2 s.
@@ -126,7 +127,7 @@ def _run(batch: PromptBatch, pending: Sequence[PreparedSample], session: Session
     if not pending:
         return
     resources = worker_resources(batch.workers, session.cluster_size())
-    tasks = [pa.table({"sample": pa.array([pickle.dumps(sample)], pa.large_binary())}) for sample in pending]
+    tasks = [_to_table(sample) for sample in pending]
     load = partial(_open_sampler, batch.model_uri)
     without = {sample.settings.file_name() for sample in pending}
     for table in session.map_tables(load, tasks, resources, tolerate_deaths=True):
@@ -135,6 +136,36 @@ def _run(batch: PromptBatch, pending: Sequence[PreparedSample], session: Session
             yield outcome
     for file in sorted(without):
         yield {"file": file, "error": WORKER_DIED, "worker": None, "took_s": None}
+
+
+def _to_table(sample: PreparedSample) -> pa.Table:
+    """Return a sample as a table of one row: JSON, and the bytes of each image and video."""
+    arrays = {**sample.images, **sample.videos}
+    header = {
+        "settings": sample.settings.model_dump(mode="json"),
+        "shape": sample.shape,
+        "prompt": sample.prompt,
+        "uri": sample.uri,
+        "record": sample.record,
+        "arrays": {name: array.shape for name, array in arrays.items()},
+    }
+    data = {name: pa.array([array.tobytes()], pa.large_binary()) for name, array in arrays.items()}
+    return pa.table({"header": [json.dumps(header)], **data})
+
+
+def _from_table(table: pa.Table) -> PreparedSample:
+    """Return the sample of a table that `_to_table` made."""
+    from training.sampling.tasks import PreparedSample
+
+    header = json.loads(table["header"][0].as_py())
+    arrays = {
+        name: np.frombuffer(table[name][0].as_buffer(), np.uint8).reshape(shape)
+        for name, shape in header["arrays"].items()
+    }
+    settings = SampleSettings.model_validate(header["settings"])
+    images, videos = ({name: arrays[name] for name in named} for named in (settings.images(), settings.videos()))
+    shape, record = VideoShape(*header["shape"]), header["record"]
+    return PreparedSample(settings, shape, header["prompt"], images, videos, header["uri"], record, is_made=False)
 
 
 def worker_resources(workers: int | None, size: ClusterSize) -> Resources:
@@ -167,14 +198,14 @@ def _make_sample(model: ExportedModel, table: pa.Table) -> pa.Table:
     """
     from training.sampling.tasks import make
 
-    sample: PreparedSample = pickle.loads(table["sample"][0].as_py())
+    sample = _from_table(table)
     start_s, fault = time.monotonic(), ""
     try:
         make(sample, model)
-    except (ValueError, RuntimeError) as error:  # recorded in the ledger; torch raises RuntimeError
-        fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
     except OSError as error:
         raise RunError(f"{sample.uri}: cannot be written: {error}") from error
+    except Exception as error:  # Recorded in the ledger. Raised, it would look like the worker's death.
+        fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
     worker = f"{socket.gethostname()}:{os.getpid()}"
     took_s = round(time.monotonic() - start_s, 3)
     file = sample.settings.file_name()

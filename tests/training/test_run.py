@@ -208,7 +208,7 @@ def test_ctrl_c_ends_the_wait_for_room(manifest: str, tmp_path: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run.train(SETTINGS, manifest, str(tmp_path), distributed=True)
     thread.join()
-    assert time.monotonic() - start_s < 60
+    assert time.monotonic() - start_s < 15
     ray.kill(other)
 
 
