@@ -127,15 +127,22 @@ def _run(batch: PromptBatch, pending: Sequence[PreparedSample], session: Session
     if not pending:
         return
     resources = worker_resources(batch.workers, session.cluster_size())
-    tasks = [_to_table(sample) for sample in pending]
     load = partial(_open_sampler, batch.model_uri)
-    without = {sample.settings.file_name() for sample in pending}
-    for table in session.map_tables(load, tasks, resources, tolerate_deaths=True):
-        for outcome in table.to_pylist():
-            without.remove(outcome["file"])
-            yield outcome
-    for file in sorted(without):
-        yield {"file": file, "error": WORKER_DIED, "worker": None, "took_s": None}
+    waiting = {sample.settings.file_name(): sample for sample in pending}
+
+    def outcomes(samples: Sequence[PreparedSample]) -> Iterator[dict[str, Any]]:
+        tasks = [_to_table(sample) for sample in samples]
+        for table in session.map_tables(load, tasks, resources, tolerate_deaths=True):
+            for outcome in table.to_pylist():
+                del waiting[outcome["file"]]
+                yield outcome
+
+    yield from outcomes(pending)
+    # A sample that waits at a worker shares its death, so those without an outcome are tried again, each alone.
+    for file, sample in list(waiting.items()):
+        yield from outcomes([sample])
+        if file in waiting:
+            yield {"file": file, "error": WORKER_DIED, "worker": None, "took_s": None}
 
 
 def _to_table(sample: PreparedSample) -> pa.Table:
