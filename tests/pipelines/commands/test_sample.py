@@ -126,6 +126,7 @@ def test_seeds_side_by_side(suffix: str, seconds: str, tmp_path: Path, worldloom
         assert np.abs(shown - read_frames(str(file))).mean() < 8, "each is compressed once more"
 
 
+@pytest.mark.slow
 def test_given_videos_are_continued_looped_and_edited(export: Path, tmp_path: Path, worldloom: CommandLine) -> None:
     video = tmp_path / "given.mp4"
     encode(video, sliding(48, 1.0, 64, 64, seed=0), time_base=Fraction(1, 24))
