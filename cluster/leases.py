@@ -202,7 +202,10 @@ class _Lease:
                 log.warning(f"{self._uri}: cannot be written now, tried again in {HEARTBEAT_S:.0f} s: {error}")
                 continue
             self.lost = True
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # ends a wait, too
+            # A process that a shell started in the background ignores SIGINT. The command line takes SIGTERM as SIGINT.
+            is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            number = signal.SIGTERM if is_ignored else signal.SIGINT
+            signal.pthread_kill(threading.main_thread().ident or 0, number)  # ends a wait, too
             return
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextvars
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -136,6 +137,17 @@ def test_lease_of_another_version_is_held_until_void(tmp_path: Path) -> None:
     take(str(tmp_path), "run-1")
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def _command_signals(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Handle signals as the command line does, in a process that a shell started in the foreground or background."""
+    handlers = {signal.SIGINT: request.param, signal.SIGTERM: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_command_signals")
 def test_who_lost_its_lease_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "HEARTBEAT_S", 0.02)
 
@@ -151,6 +163,7 @@ def test_who_lost_its_lease_is_stopped(tmp_path: Path, monkeypatch: pytest.Monke
         work()
 
 
+@pytest.mark.usefixtures("_command_signals")
 def test_a_lease_that_was_put_back_beside_its_heir_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is stopped between the look for its lease and the next write of it puts back what was taken."""
     monkeypatch.setattr(leases, "HEARTBEAT_S", 0.02)
