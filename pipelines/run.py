@@ -218,13 +218,22 @@ def map_tables(
 ) -> Iterator[pa.Table]:
     """Yield the function's result for each table as it ends. A worker that dies is replaced and its table retried.
 
-    With `tolerate_deaths` a table whose workers died twice has no result, and Ray logs the error.
+    With `tolerate_deaths` a table that kills its worker twice, without others that wait for that worker, has no result,
+    and Ray logs the error.
     """
-    with _context(max_errored_blocks=-1 if tolerate_deaths else 0), _actor_names(kill=tolerate_deaths) as names:
-        packed = _packed(wanted, range(len(wanted)))
-        # A worker that dies also fails the tables that wait for it. One must wait, or Ray starts no second worker.
-        mapped = _map(packed, load, resources, names, in_flight=2 if tolerate_deaths else None)
-        for _, result in _results(mapped):
+
+    def mapped(numbers: Sequence[int]) -> Iterator[tuple[int, pa.Table]]:
+        with _context(max_errored_blocks=-1 if tolerate_deaths else 0), _actor_names(kill=tolerate_deaths) as names:
+            # A worker that dies also fails the tables that wait for it. One must wait, or Ray starts no second worker.
+            in_flight = 2 if tolerate_deaths else None
+            yield from _results(_map(_packed(wanted, numbers), load, resources, names, in_flight=in_flight))
+
+    waiting = dict.fromkeys(range(len(wanted)))
+    for number, result in mapped(list(waiting)):
+        del waiting[number]
+        yield result
+    for number in waiting:
+        for _, result in mapped([number]):
             yield result
 
 

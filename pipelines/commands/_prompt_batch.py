@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,6 +105,8 @@ def _prepare(batch: PromptBatch, upsampler: PromptUpsampler | None) -> dict[str,
     check_images([row.settings for row in batch.rows])
     check_videos([row.settings for row in batch.rows])
     samples: dict[str, PreparedSample] = {}
+    # Rows of one video share its frames.
+    read_video = cache(read_given_video)
     try:
         model = ExportedModel(batch.model_uri, "cpu")
     except ValueError as error:
@@ -114,9 +116,7 @@ def _prepare(batch: PromptBatch, upsampler: PromptUpsampler | None) -> dict[str,
         if file in samples:
             continue
         try:
-            samples[file] = prepare(
-                row.settings, model, batch.out_uri, upsampler, read_conditioning_image, read_given_video
-            )
+            samples[file] = prepare(row.settings, model, batch.out_uri, upsampler, read_conditioning_image, read_video)
         except ValueError as error:
             raise ConfigError(f"{row.position}: {error}") from error
     return samples
@@ -127,22 +127,15 @@ def _run(batch: PromptBatch, pending: Sequence[PreparedSample], session: Session
     if not pending:
         return
     resources = worker_resources(batch.workers, session.cluster_size())
+    tasks = [_to_table(sample) for sample in pending]
     load = partial(_open_sampler, batch.model_uri)
-    waiting = {sample.settings.file_name(): sample for sample in pending}
-
-    def outcomes(samples: Sequence[PreparedSample]) -> Iterator[dict[str, Any]]:
-        tasks = [_to_table(sample) for sample in samples]
-        for table in session.map_tables(load, tasks, resources, tolerate_deaths=True):
-            for outcome in table.to_pylist():
-                del waiting[outcome["file"]]
-                yield outcome
-
-    yield from outcomes(pending)
-    # A sample that waits at a worker shares its death, so those without an outcome are tried again, each alone.
-    for file, sample in list(waiting.items()):
-        yield from outcomes([sample])
-        if file in waiting:
-            yield {"file": file, "error": WORKER_DIED, "worker": None, "took_s": None}
+    waiting = {sample.settings.file_name() for sample in pending}
+    for table in session.map_tables(load, tasks, resources, tolerate_deaths=True):
+        for outcome in table.to_pylist():
+            waiting.remove(outcome["file"])
+            yield outcome
+    for file in sorted(waiting):
+        yield {"file": file, "error": WORKER_DIED, "worker": None, "took_s": None}
 
 
 def _to_table(sample: PreparedSample) -> pa.Table:

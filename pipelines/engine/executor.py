@@ -35,7 +35,7 @@ class Executor(Protocol):
     ) -> Iterator[pa.Table]:
         """Yield the function's result for each table as it ends. Each worker calls `load` once for the function.
 
-        A table whose worker dies is retried once. If that worker dies too, the call fails, or, with `tolerate_deaths`,
-        the table has no result and the others have theirs.
+        A table whose worker dies is retried once. If that worker dies too, the call fails. With `tolerate_deaths` the
+        table is tried again alone: only one that kills its workers itself has no result.
         """
         ...
