@@ -32,9 +32,8 @@ class GivenVideo(NamedTuple):
 
 def check_videos(samples: Iterable[SampleSettings]) -> None:
     """Open every given video of these samples once. Raises `ConfigError` as `read_given_video` does."""
-    for sample in samples:
-        for file in sample.videos().values():
-            find_given_video(file)
+    for file in dict.fromkeys(file for sample in samples for file in sample.videos().values()):
+        find_given_video(file)
 
 
 def read_given_video(file: str, shape: VideoShape) -> Pixels:

@@ -1,4 +1,4 @@
-"""Reading the files that sampling wrote: one frame of each for a contact sheet, all frames for a grid."""
+"""Reading the files that sampling wrote: one frame of each for a contact sheet, all frames for a grid or a sheet."""
 
 from __future__ import annotations
 

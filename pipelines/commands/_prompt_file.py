@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 
 from cluster import storage
 from cluster.config import ConfigError, located_messages, unknown_message, validate
+from pipelines.engine.csv_rows import read_csv
 from training.sampling.settings import SampleSettings
 
 COLUMNS = ("prompt", "negative", "seed", "seconds", "size")
@@ -92,14 +92,9 @@ def _read_rows(uri: str, data: bytes) -> Iterable[tuple[str, Cells]]:
 
 
 def _csv_rows(uri: str, text: str) -> Iterator[tuple[str, Cells]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    names = [name.strip().lower() for name in next(reader, [])]
+    names, rows = read_csv(uri, text)
     _check_columns(uri, names)
-    line = reader.line_num + 1
-    for values in reader:
-        position, line = f"{uri} line {line}", reader.line_num + 1
-        if not values:  # an empty line
-            continue
+    for position, values in rows:
         if len(values) != len(names):
             raise ConfigError(
                 f"{position}: {len(values)} cells, but the header names {len(names)} columns; "

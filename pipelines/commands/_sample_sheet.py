@@ -5,12 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cluster import storage
 from cluster.arrays import Pixels
+from pipelines.commands._media import read_frames
 
 FRAMES = 3
 """Frames that are shown of a video: the first, the middle and the last one."""
@@ -49,12 +48,8 @@ def sample_sheet(prompts: Sequence[str], samples: Mapping[str, Sequence[str]]) -
 
 def _strip(uri: str) -> Pixels:
     """Return frames of a video, or an image, enlarged and next to each other."""
-    if uri.endswith(".png"):
-        chosen = [np.asarray(Image.open(storage.local_path(uri), formats=("PNG",)).convert("RGB"))]
-    else:
-        with av.open(str(storage.local_path(uri))) as container:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)]
+    frames_THWC = read_frames(uri)
+    chosen = frames_THWC[np.linspace(0, len(frames_THWC) - 1, min(FRAMES, len(frames_THWC))).round().astype(int)]
     padded = [np.pad(frame, ((0, 0), (0, 2), (0, 0)), constant_values=255) for frame in chosen]
     strip: Pixels = np.concatenate(padded, axis=1).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
     return strip

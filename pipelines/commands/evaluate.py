@@ -20,7 +20,7 @@ from pipelines.dataset import current
 from pipelines.recipe import Recipe
 from pipelines.video.spans import FrameGrid
 from training.data.buckets import parse_bucket_name
-from training.evaluation.settings import EvaluateSettings
+from training.evaluation.settings import EVALUATIONS_FOLDER, SUMMARY_FILE, EvaluateSettings
 from training.evaluation.truth import FileTruth, ShotTruth, World, read_truth
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 ChosenShot = tuple[FileTruth, ShotTruth, FrameGrid]
 """A file, its shot whose caption is a prompt, and the grid at which it is read and generated."""
 
-SUMMARY_FILE = "summary.json"
 CHART_FILE = "memorisation.svg"
 NULL_SHARE = 4
 MIN_NULL = 8
@@ -70,7 +69,7 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
     from training.sampling.exported_model import ExportedModel
 
     model = ExportedModel(export_uri)
-    folder_uri = storage.join(recipe.out_uri, "evaluation", model.card.weights or "model")
+    folder_uri = storage.join(recipe.out_uri, EVALUATIONS_FOLDER, model.card.weights or "model")
     metrics = clip_results.all_metrics()
     generation = Generation(model, settings, metrics, folder_uri, *_open_features(settings))
     world = footage[0] if footage else None

@@ -13,13 +13,13 @@ from cluster import storage
 from cluster.config import ConfigError
 from pipelines.commands._console import print_facts
 from pipelines.commands._options import Assignments, read_recipe
-from pipelines.commands.evaluate import SUMMARY_FILE
 from pipelines.commands.train import find_trained
 from pipelines.dataset import current
 from pipelines.recipe import Recipe
 from training.checkpoints.model_card import read_card
-from training.checkpoints.readme import README, Training, model_readme, read_scores
+from training.checkpoints.readme import README, Training, model_readme
 from training.data.manifest import read_manifest
+from training.evaluation.settings import EVALUATIONS_FOLDER, SUMMARY_FILE
 from training.tracking.metrics import read_metrics, read_settings
 
 
@@ -40,11 +40,11 @@ def export_model(recipe: Recipe, folder: str) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     summaries = [
-        storage.join(recipe.out_uri, "evaluation", weights, SUMMARY_FILE)
+        storage.join(recipe.out_uri, EVALUATIONS_FOLDER, weights, SUMMARY_FILE)
         for weights in (card.weights, read_card(export_uri).weights)
     ]
     found = next((summary for summary in summaries if storage.exists(summary)), None)
-    scores = read_scores(storage.read_bytes(found)) if found else []
+    scores = storage.read_json(found)["metrics"] if found else []
     n_weights = sum(math.prod(shape) for shape in find_initial_weights(uri).shapes.values())
     text = model_readme(uri.rstrip("/").rpartition("/")[2], card, n_weights, _training(recipe, export_uri), scores)
     storage.write_bytes(storage.join(uri, README), text.encode())

@@ -41,8 +41,20 @@ def sample(
     cannot be read, before anything is made, for a folder without a model, for a size that the model cannot make, and
     for a video too short for its task.
     """
+    _check_inputs(samples)
+    return _make_samples(samples, model_uri, out_uri, upsampler)
+
+
+def _check_inputs(samples: Sequence[SampleSettings]) -> None:
+    """Raise `ConfigError` for an image or video that cannot be read."""
     check_images(samples)
     check_videos(samples)
+
+
+def _make_samples(
+    samples: Sequence[SampleSettings], model_uri: str, out_uri: str, upsampler: Upsampler | None
+) -> list[str]:
+    """Generate samples whose images and videos can be read, and return the URIs of the files."""
     from training.sampling.exported_model import ExportedModel  # imports torch, which takes 2 s
     from training.sampling.tasks import make, prepare
 
@@ -85,11 +97,21 @@ def sample_recipe(recipe: Recipe, model_uri: str | None = None, out_uri: str | N
     The model is `model_uri` or else the recipe's own; files are written to `out_uri` or else to `out/samples`. Raises
     `ConfigError` for an image or video that cannot be read, before the model is looked for.
     """
-    check_images(recipe.sample)
-    check_videos(recipe.sample)
-    model_uri = model_uri or find_trained(recipe).export_uri
+    _check_inputs(recipe.sample)
+    return _make_samples(recipe.sample, *_defaults(recipe, model_uri, out_uri))
+
+
+def _defaults(recipe: Recipe | None, model_uri: str | None, out_uri: str | None) -> tuple[str, str, Upsampler]:
+    """Return the model, the folder of samples and the upsampler: those given, or else those of the recipe, if any.
+
+    Raises `ConfigError` if the recipe's model is wanted and not trained.
+    """
+    if recipe is None:
+        assert model_uri is not None
+        return model_uri, out_uri or storage.absolute("samples"), Upsampler(UpsampleSettings(), list)
     upsampler = Upsampler(recipe.upsample, lambda: current.training_captions(recipe))
-    return sample(model_uri, recipe.sample, out_uri or storage.join(recipe.out_uri, "samples"), upsampler)
+    model_uri = model_uri or find_trained(recipe).export_uri
+    return model_uri, out_uri or storage.join(recipe.out_uri, "samples"), upsampler
 
 
 def with_seeds(settings: SampleSettings, count: int) -> list[SampleSettings]:
@@ -220,14 +242,8 @@ def _sample_file(recipe: Recipe | None, model: str | None, options: dict[str, An
         for row in read_prompts(file.path, defaults)
         for settings in with_seeds(row.settings, file.seeds)
     ]
-    if recipe is None:
-        assert model is not None
-        model_uri, out_uri, upsampler = model, storage.absolute("samples"), Upsampler(UpsampleSettings(), list)
-    else:
-        model_uri, out_uri = model or find_trained(recipe).export_uri, storage.join(recipe.out_uri, "samples")
-        upsampler = Upsampler(recipe.upsample, lambda: current.training_captions(recipe))
-    name = PurePosixPath(file.path).stem
-    batch = PromptBatch(model_uri, rows, storage.absolute(file.out) if file.out else out_uri, name, file.workers)
+    model_uri, out_uri, upsampler = _defaults(recipe, model, storage.absolute(file.out) if file.out else None)
+    batch = PromptBatch(model_uri, rows, out_uri, PurePosixPath(file.path).stem, file.workers)
     with Session(recipe.ray if recipe else RaySettings()) as session:
         found = sample_prompts(batch, session, OnceUpsampler(upsampler))
     for uri in (found.ledger_uri, *found.sheet_uris):
@@ -252,8 +268,5 @@ def _samples(
         samples = (parse_options(SampleSettings, options),)
     samples = tuple(seeded for one in samples for seeded in with_seeds(one, seeds))
     out_uri = storage.absolute(out) if out else None
-    if recipe is None:
-        assert model is not None
-        no_style = Upsampler(UpsampleSettings(), list)
-        return sample(model, samples, out_uri or storage.absolute("samples"), no_style)
-    return sample_recipe(recipe.model_copy(update={"sample": samples}), model, out_uri)
+    _check_inputs(samples)
+    return _make_samples(samples, *_defaults(recipe, model, out_uri))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 from captioning.cleaning import UnfitAnswerError, clean_caption
 from cluster import listing, storage
 from cluster.config import ConfigError
+from pipelines.engine.csv_rows import read_csv
 
 SUFFIXES = (".txt", ".csv", ".parquet")
 PATH_COLUMNS = ("source", "path", "url")
@@ -95,14 +95,9 @@ def _read_rows(uri: str, data: bytes) -> Iterable[_Row]:
 
 
 def _csv_rows(uri: str, text: str) -> Iterator[_Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    names = [name.strip().lower() for name in next(reader, [])]
+    names, rows = read_csv(uri, text)
     path_column, caption_column = _columns(uri, names)
-    line = reader.line_num + 1
-    for cells in reader:
-        position, line = f"{uri} line {line}", reader.line_num + 1
-        if not cells:  # an empty line
-            continue
+    for position, cells in rows:
         if len(cells) != len(names):
             raise ConfigError(f"sources: {position}: {len(cells)} cells, but the header names {len(names)} columns")
         yield _Row(position, cells[path_column].strip(), None if caption_column is None else cells[caption_column])

@@ -74,7 +74,8 @@ function scoresCard({ model, metrics, distances }) {
       ? el(
           'p',
           { class: 'note' },
-          `Distances of generated to real clips: Fréchet ${value(distances.frechet)}, kernel ${value(distances.kernel)}.`,
+          `Distances of generated to real clips: Fréchet ${value(distances.frechet)}, ` +
+            `kernel ${value(distances.kernel)}.`,
         )
       : '',
   );
@@ -86,14 +87,19 @@ function intervalCards({ metrics }) {
   const others = metrics.filter((metric) => !isShare(metric) && metric.real && metric.real.mean);
   return [
     shares.length
-      ? intervalCard('Shares', 'The share of cases that are right.', shares, () => 1, { range: [0, 1.02], tickformat: '.0%' })
+      ? intervalCard('Shares', 'The share of cases that are right.', shares, () => 1, {
+          range: [0, 1.02],
+          tickformat: '.0%',
+        })
       : '',
     others.length
-      ? intervalCard('Relative to real clips', 'Each mean over that of real clips, which is 1.', others, (one) => one.real.mean, {
-          type: 'log',
-          tickformat: '~g',
-          dtick: 'D2',
-        })
+      ? intervalCard(
+          'Relative to real clips',
+          'Each mean over that of real clips, which is 1.',
+          others,
+          (one) => one.real.mean,
+          { type: 'log', tickformat: '~g', dtick: 'D2' },
+        )
       : '',
   ].filter(Boolean);
 }

@@ -13,9 +13,8 @@ from pipelines.recipe import Recipe
 from pipelines.report.columns import round_significant
 from pipelines.report.thumbnails import read_thumbnails
 from training.data.shards import clip_uid
+from training.evaluation.settings import EVALUATIONS_FOLDER, SUMMARY_FILE
 
-FOLDER, SUMMARY = "evaluation", "summary.json"
-"""Folder of a run with the evaluations of its models, and the file with the findings of each."""
 MAX_EVALUATIONS = 6
 MAX_NEAREST = 6
 """Generated clips, nearest to a training clip first, that are shown beside it."""
@@ -28,12 +27,12 @@ def evaluations(recipe: Recipe, curation: Curation) -> list[dict[str, Any]]:
     Metrics and distances are as in `summary.json`. `memorisation` has the ratios of all clips, and those of the
     generated clips that come nearest to a training clip, with its thumbnails.
     """
-    folder = storage.join(recipe.out_uri, FOLDER)
-    summaries = storage.list_files(folder, f"/{SUMMARY}")
+    folder = storage.join(recipe.out_uri, EVALUATIONS_FOLDER)
+    summaries = storage.list_files(folder, f"/{SUMMARY_FILE}")
     newest_first = sorted(summaries, key=lambda entry: (-int(entry.version), entry.uri))
     found = []
     for entry in newest_first[:MAX_EVALUATIONS]:
-        uri = entry.uri.removesuffix(f"/{SUMMARY}")
+        uri = entry.uri.removesuffix(f"/{SUMMARY_FILE}")
         summary = storage.read_json(entry.uri)
         memorisation = summary.get("memorisation")
         found.append(
@@ -87,6 +86,6 @@ def _generated_clip(uri: str, name: str) -> dict[str, str | None]:
     """Return the link of a generated clip, relative to the page and None if the file is gone, and its prompt."""
     record_uri = storage.join(uri, "generated", f"{name}.json")
     record = storage.read_json(record_uri) if storage.exists(record_uri) else {}
-    link = "/".join(quote(part) for part in (FOLDER, uri.rpartition("/")[2], "generated", f"{name}.mp4"))
+    link = "/".join(quote(part) for part in (EVALUATIONS_FOLDER, uri.rpartition("/")[2], "generated", f"{name}.mp4"))
     is_there = storage.exists(storage.join(uri, "generated", f"{name}.mp4"))
     return {"video": link if is_there else None, "prompt": str(record.get("prompt", ""))[:MAX_PROMPT_CHARACTERS]}

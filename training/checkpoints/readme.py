@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,9 +103,3 @@ def _cell(found: Mapping[str, float] | None) -> str:
     if found is None:
         return ""
     return f"{found['mean']:.3g} [{found['low']:.3g}, {found['high']:.3g}] of {found['cases']}"
-
-
-def read_scores(data: bytes) -> list[Mapping[str, Any]]:
-    """Return the metrics of an evaluation's `summary.json`."""
-    scores: list[Mapping[str, Any]] = json.loads(data)["metrics"]
-    return scores

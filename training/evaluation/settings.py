@@ -7,6 +7,9 @@ from pydantic import Field
 from cluster import storage
 from training.sampling.settings import SolverSettings
 
+EVALUATIONS_FOLDER, SUMMARY_FILE = "evaluation", "summary.json"
+"""Folder of a run with the evaluations of its models, a folder each, and the file there with the findings."""
+
 
 class EvaluateSettings(SolverSettings):
     """Settings of the clips that are generated and measured. The model, its sizes and frame rate come from its export.

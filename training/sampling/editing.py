@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import Tensor
 
@@ -13,8 +12,6 @@ from training.sampling.request import Generated, Request
 from training.sampling.timeline import Prompt
 
 # Shape suffixes: T H W frames, rows and columns, N text tokens, E text width.
-
-EditMethod = Literal["sdedit", "flowedit"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,17 +102,11 @@ class Request:
             # The end of a span gives way to another span that begins there.
             starts[self._latent_at(span.start)] = self.span_texts[span.prompt]
             starts[self._latent_at(span.end)] = self.text_NE
-        return tuple(
-            Prompt(text_NE, start) for start, text_NE in sorted(starts.items(), key=_start) if start < n_latents
-        )
+        return tuple(Prompt(starts[start], start) for start in sorted(starts) if start < n_latents)
 
     def _latent_at(self, seconds: float) -> int:
         """Return the latent frame of a time; the first one covers one frame."""
         return -(-round(seconds * self.shape.fps) // self.time_factor)
-
-
-def _start(item: tuple[int, Tensor]) -> int:
-    return item[0]
 
 
 @dataclass(frozen=True, eq=False)
