@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -134,13 +134,17 @@ class Encoder:
             for index, row in enumerate(rows)
             if (missing := self._missing(samples[index]))
         ]
-        work = _TableWork(self, clips)
         one_thread = computing_in_one_thread() if self._device.type == "cpu" else contextlib.nullcontext()
-        with one_thread, ThreadPoolExecutor(self._rules.decoder_threads, thread_name_prefix="decoder") as pool:
+        with (
+            one_thread,
+            ThreadPoolExecutor(self._rules.decoder_threads, thread_name_prefix="decoder") as decoders,
+            ThreadPoolExecutor(1, thread_name_prefix="writer") as writer,
+        ):
+            work = _TableWork(self, clips, writer)
             try:
-                work.run(pool)
+                work.run(decoders)
             finally:
-                pool.shutdown(cancel_futures=True)
+                decoders.shutdown(cancel_futures=True)
         marks = [work.marks.get(index, mark) for index, mark in enumerate(marks)]
         values = [
             {} if mark else self._columns(row, parts) for row, parts, mark in zip(rows, samples, marks, strict=True)
@@ -262,10 +266,12 @@ class Encoder:
 class _TableWork:
     """The encoding of the clips of one table: what is decoded, waits for a batch, or waits to be written."""
 
-    def __init__(self, encoder: Encoder, clips: Sequence[ClipWindows]) -> None:
+    def __init__(self, encoder: Encoder, clips: Sequence[ClipWindows], writer: ThreadPoolExecutor) -> None:
         self.marks: dict[int, Mark] = {}
         """Marks of the clips that failed, by their index in the table."""
-        self._encoder = encoder
+        self._encoder, self._writer = encoder, writer
+        self._writing: Future[None] | None = None
+        """The last shard that was handed to the writer."""
         self._to_check = _windows_to_check(clips)
         # Clips of one shape together, so that few batches are incomplete; those that are checked first.
         self._clips = sorted(
@@ -301,6 +307,7 @@ class _TableWork:
             self._encode(bucket)
         for bucket in list(self._shards):
             self._write(bucket)
+        self._finish_writing()
 
     def _live_clips(self) -> Iterator[ClipWindows]:
         return (clip for clip in self._clips if clip.index not in self.marks)
@@ -335,7 +342,14 @@ class _TableWork:
         self._unfinished.pop(index, None)
 
     def _write(self, bucket: Bucket) -> None:
-        self._encoder.write(bucket, self._shards.pop(bucket))
+        """Hand a shard to the writer, so that the device need not wait for storage, once the one before is written."""
+        self._finish_writing()
+        self._writing = self._writer.submit(self._encoder.write, bucket, self._shards.pop(bucket))
+
+    def _finish_writing(self) -> None:
+        """Wait for the shard that is being written. Raises `RunError` if it cannot be written."""
+        if self._writing is not None:
+            self._writing.result()
 
 
 def _windows_to_check(clips: Sequence[ClipWindows]) -> set[str]:

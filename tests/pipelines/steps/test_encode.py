@@ -24,7 +24,7 @@ from pipelines import inline
 from pipelines.curation import inspect, run_segments
 from pipelines.dataset.build import build_dataset
 from pipelines.dataset.coverage import bucket_coverage, coverage
-from pipelines.engine.step import Context, start_fates
+from pipelines.engine.step import Context, RunError, start_fates
 from pipelines.steps import _encoder, _window_decoding
 from pipelines.steps._encoder import Encoder
 from pipelines.steps.encode import Encode
@@ -479,6 +479,59 @@ def test_next_batch_is_decoded_while_the_device_works(
     done = with_autoencoder(encoder(tmp_path), ScriptedAutoencoder(before=wait_for_the_next))(table)
     assert done["fate"].to_pylist() == ["kept"] * 4
     assert first.is_set()
+
+
+def test_as_many_clips_are_decoded_together_as_cpus(
+    footage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clips are of both shapes, so no bucket has enough of them alone."""
+    together = threading.Barrier(4)
+    plain = _window_decoding.read_spans
+
+    def waiting(*arguments: Any, **options: Any) -> list[SampledSpan]:
+        together.wait(timeout=120)  # a barrier that too few threads reach raises an error
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(_window_decoding, "read_spans", waiting)
+    table = clips(footage).slice(3, 4)
+    done = with_autoencoder(encoder(tmp_path, cpus=4), ScriptedAutoencoder())(table)
+    assert done["fate"].to_pylist() == ["kept"] * 4
+
+
+def test_a_shard_is_written_while_the_device_works(
+    footage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_encoder, "HELD_BYTES", 1)  # each window is a shard
+    writing, encoding = threading.Event(), threading.Event()
+    plain = _encoder.write_shard
+
+    def slow(*arguments: Any) -> None:
+        writing.set()
+        assert encoding.wait(timeout=120)
+        plain(*arguments)
+
+    def watch(video: Tensor) -> None:
+        if writing.is_set():
+            encoding.set()
+
+    monkeypatch.setattr(_encoder, "write_shard", slow)
+    table = clips(footage).slice(3, 2)
+    with_autoencoder(encoder(tmp_path), ScriptedAutoencoder(before=watch))(table)
+    assert encoding.is_set()
+    assert len(stored(tmp_path)) == sum(len(WINDOWS[index]) for index in (3, 4))
+
+
+@pytest.mark.parametrize("held_bytes", [1, 2**28])
+def test_a_shard_that_cannot_be_written_ends_the_run(
+    footage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_bytes: int
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(_encoder, "HELD_BYTES", held_bytes)
+    monkeypatch.setattr(_encoder, "write_shard", full)
+    with pytest.raises(RunError, match=r"a shard of bucket .* cannot be written: OSError: no space left"):
+        encoder(tmp_path)(clips(footage))
 
 
 def test_clips_without_a_bucket_are_dropped_and_counted(footage: dict[str, Path], tmp_path: Path) -> None:
