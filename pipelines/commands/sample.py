@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -54,28 +55,34 @@ def _check_inputs(samples: Sequence[SampleSettings]) -> None:
 def _make_samples(
     samples: Sequence[SampleSettings], model_uri: str, out_uri: str, upsampler: Upsampler | None
 ) -> list[str]:
-    """Generate samples whose images and videos can be read, and return the URIs of the files."""
-    from training.sampling.exported_model import ExportedModel  # imports torch, which takes 2 s
-    from training.sampling.tasks import make, prepare
+    """Generate samples whose images and videos can be read, and return the URIs of the files.
 
-    uris = []
-    try:
-        model = ExportedModel(model_uri)
+    Of processes that `torchrun` started to share each sample, all but the first return none.
+    """
+    from training.sampling.exported_model import ExportedModel  # imports torch, which takes 2 s
+    from training.sampling.ranks import sampling_ranks
+    from training.sampling.tasks import PreparedSample, make, prepare
+
+    def prepared() -> list[PreparedSample]:
         prompts = None if upsampler is None else OnceUpsampler(upsampler)
         # Samples that differ by seed share the frames of their videos.
         read_video = functools.cache(read_given_video)
-        prepared = [
-            prepare(settings, model, out_uri, prompts, read_conditioning_image, read_video) for settings in samples
-        ]
-        # All at once, before the model is loaded: the text encoder and the model never share the device.
-        model.embed_all([text for one in prepared for text in one.texts()])
-        with progress("sampling", len(samples)) as bar:
-            for one in prepared:
-                uris.append(make(one, model))
-                bar.advance()
+        return [prepare(settings, model, out_uri, prompts, read_conditioning_image, read_video) for settings in samples]
+
+    uris = []
+    try:
+        with sampling_ranks() as ranks:
+            model = ExportedModel(model_uri, ranks=ranks)
+            to_make = prepared() if ranks is None else ranks.from_first(prepared)
+            # All at once, before the model is loaded: the text encoder and the model never share the device.
+            model.embed_all([text for one in to_make for text in one.texts()])
+            with progress("sampling", len(samples)) as bar:
+                for one in to_make:
+                    uris.append(make(one, model))
+                    bar.advance()
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return uris
+    return uris if ranks is None or ranks.is_first else []
 
 
 class OnceUpsampler:
@@ -202,6 +209,8 @@ def command(
         )
     options["spans"] = tuple(spans or ())
     if prompts is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("--prompts has a worker per GPU: start it without torchrun")
         _sample_file(settings, model, options, _File(prompts, seeds, workers, out))
         return
     if workers is not None:

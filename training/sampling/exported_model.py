@@ -19,6 +19,7 @@ from training.checkpoints.export import read_export
 from training.checkpoints.model_card import ModelCard, read_card
 from training.checkpoints.shipped import find_export
 from training.data.buckets import parse_bucket_name
+from training.network import VideoModel
 from training.sampling.coding import decode_frames, decode_video, encode_video
 from training.sampling.continuation import Direction, connect, extend
 from training.sampling.editing import DEFAULT_EDIT, Edit, edit
@@ -26,6 +27,7 @@ from training.sampling.generation import ConditioningLatents, ModelParts, Weaker
 from training.sampling.long_video import long_video
 from training.sampling.loops import closed_loop, new_loop
 from training.sampling.prediction import model_dtype
+from training.sampling.ranks import SamplingRanks
 from training.sampling.request import DEFAULT_CONTEXT, Context, Generated, Request, new_video
 from training.sampling.settings import SampleSettings, VideoShape, check_prompt, size_units
 
@@ -52,15 +54,25 @@ class SampleOptions(TypedDict, total=False):
 class ExportedModel:
     """An exported model. Its card is read when it is opened; all other parts are read when they are first needed."""
 
-    def __init__(self, uri: str, device: torch.device | str | None = None, *, keep_text_encoder: bool = False) -> None:
+    def __init__(
+        self,
+        uri: str,
+        device: torch.device | str | None = None,
+        *,
+        keep_text_encoder: bool = False,
+        ranks: SamplingRanks | None = None,
+    ) -> None:
         """Open an export, on the GPU if there is one: its folder, or the name of a shipped model.
 
         `keep_text_encoder` keeps the text encoder in memory beside the model, for prompts that come one after another.
-        Raises `ValueError` if there is no such export.
+        `ranks` are the processes that share each sample's tokens. Raises `ValueError` if there is no such export, or
+        its model cannot be shared by as many processes.
         """
-        self.uri, self._keep_text_encoder = find_export(uri), keep_text_encoder
+        self.uri, self._keep_text_encoder, self.ranks = find_export(uri), keep_text_encoder, ranks
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = read_card(self.uri)
+        if ranks is not None:
+            self._check_ranks(self.card)
         self._embeddings: dict[str, Tensor] = {}
         self._weaker: dict[str, WeakerModel] = {}
         self._warnings: set[str] = set()
@@ -73,9 +85,23 @@ class ExportedModel:
     @cached_property
     def parts(self) -> ModelParts:
         """The model and the null caption on the device, with the autoencoder; on a GPU the model is in bfloat16."""
-        _, model, null_text_NE = read_export(self.uri)
-        model = model.to(self.device, model_dtype(self.device))
+        model, null_text_NE = self._load(self.uri)
         return ModelParts(self.card, model, self.autoencoder, null_text_NE.to(self.device))
+
+    def _load(self, uri: str) -> tuple[VideoModel, Tensor]:
+        """Return the model of an export on the device, shared by the ranks if there are any, and its null caption."""
+        _, model, null_text_NE = read_export(uri)
+        if self.ranks is not None:
+            model.enable_context_parallel(self.ranks.group)
+        return model.to(self.device, model_dtype(self.device)), null_text_NE
+
+    def _check_ranks(self, card: ModelCard) -> None:
+        """Raise `ValueError` if the ranks cannot share a sample's tokens of this model."""
+        assert self.ranks is not None
+        try:
+            card.model.check_context_parallel(n_ranks := self.ranks.group.size())
+        except ValueError as error:
+            raise ValueError(f"{n_ranks} processes cannot share a sample of {self.uri}: {error}") from error
 
     def guided_parts(self, settings: SampleSettings) -> ModelParts:
         """Return the parts for these settings: with the negative prompt in place of the null caption, and with the
@@ -102,7 +128,9 @@ class ExportedModel:
                     f"{uri} cannot guide {self.uri}: its {part} is {other}, but must be {own}; take an earlier or "
                     "smaller model of the same latents and texts"
                 )
-        return WeakerModel(card, read_export(uri)[1].to(self.device, model_dtype(self.device)))
+        if self.ranks is not None:
+            self._check_ranks(card)
+        return WeakerModel(card, self._load(uri)[0])
 
     def sample(
         self, prompt: str, *, first: Pixels | None = None, last: Pixels | None = None, **options: Unpack[SampleOptions]

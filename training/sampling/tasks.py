@@ -146,10 +146,15 @@ def _output_frames(settings: SampleSettings, shape: VideoShape, videos: Mapping[
 
 
 def make(sample: PreparedSample, model: ExportedModel) -> str:
-    """Generate a sample, write its file and its record, and return the file's URI. One that is made is kept."""
+    """Generate a sample, write its file and its record, and return the file's URI. One that is made is kept.
+
+    Of processes that share the sample, the first one writes.
+    """
     if sample.is_made:
         return sample.uri
     generated = perform(sample, model)
+    if model.ranks is not None and not model.ranks.is_first:
+        return sample.uri
     frames = generated.frames(model.decode_frames(generated.latent_BCTHW))
     # A record means that its file is complete: an old record is removed first, and the new one is written last.
     storage.remove(provenance_uri(sample.uri))
