@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +69,8 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
     from training.sampling.exported_model import ExportedModel
 
     model = ExportedModel(export_uri)
-    folder_uri = storage.join(recipe.out_uri, EVALUATIONS_FOLDER, model.card.weights or "model")
+    root_uri = storage.join(recipe.out_uri, EVALUATIONS_FOLDER)
+    folder_uri = storage.join(root_uri, model.card.weights or "model")
     metrics = clip_results.all_metrics()
     generation = Generation(model, settings, metrics, folder_uri, *_open_features(settings))
     world = footage[0] if footage else None
@@ -88,7 +89,9 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
         )
     with progress("evaluation", len(prompts) * (1 if footage is None else 2) + n_null) as bar:
         if footage is not None:
-            found += _real_results(str(settings.footage), chosen, prompts, generation, bar)
+            # They are the same for all models, which share their results.
+            measuring = replace(generation, folder_uri=root_uri)
+            found += _real_results(str(settings.footage), chosen, prompts, measuring, bar)
         found += generation.run(prompts, "generated", lambda: bar.advance(note="generated"))
         found += generation.run(prompts[:n_null], "null", lambda: bar.advance(note="without a caption"))
     rows = clip_results.summarise(found, metrics, world)

@@ -58,6 +58,7 @@ def test_an_evaluation_measures_and_resumes(
     assert by_name["gravity"].target == WORLD.gravity if "gravity" in by_name else True
     assert first.memorisation is None
     folder = Path(first.folder_uri)
+    assert len(list(folder.parent.glob("real/*.json"))) == N_CLIPS, "real clips are not shared by all models"
     assert len(list(folder.glob("generated/*.mp4"))) == len(list(folder.glob("null/*.mp4"))) == N_CLIPS
     summary = json.loads((folder / "summary.json").read_text())
     assert {row["metric"] for row in summary["metrics"]} == set(by_name)
