@@ -32,6 +32,9 @@ LONGEST_FILES = (
 """Test files that take minutes each. They come first, so that the processes of `make test` end at about the same time;
 the two that use Ray longest are not side by side."""
 
+# Ray's workers have a niceness of 15 by default. Beside the other test process and its children they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # The time of an example depends on the machine's load, so none has a deadline.
 settings.register_profile("worldloom", deadline=None)
 settings.load_profile("worldloom")

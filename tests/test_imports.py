@@ -97,13 +97,13 @@ def test_every_package_has_modules() -> None:
     assert len(FILES) > 40
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_imports_follow_the_order_of_packages(file: str) -> None:
-    allowed = set(PACKAGES[: PACKAGES.index(file.partition("/")[0]) + 1])
-    roots = {name.partition(".")[0] for name in imported_names(tree_of(file))}
-    assert roots & set(PACKAGES) <= allowed, f"{file} imports {roots & set(PACKAGES) - allowed}"
-    for package, files in MAY_IMPORT.items():
-        assert package not in roots or file in files, f"{file} imports {package}; only {sorted(files)} may"
+def test_imports_follow_the_order_of_packages() -> None:
+    for file in FILES:
+        allowed = set(PACKAGES[: PACKAGES.index(file.partition("/")[0]) + 1])
+        roots = {name.partition(".")[0] for name in imported_names(tree_of(file))}
+        assert roots & set(PACKAGES) <= allowed, f"{file} imports {roots & set(PACKAGES) - allowed}"
+        for package, files in MAY_IMPORT.items():
+            assert package not in roots or file in files, f"{file} imports {package}; only {sorted(files)} may"
 
 
 def test_files_that_may_import_a_package_do() -> None:
@@ -125,24 +125,28 @@ def test_circles_are_found() -> None:
     assert imported_modules(ast.parse(lazy)) == {"cluster.config", "pipelines.engine.step", "cluster.storage"}
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_files_stay_readable(file: str) -> None:
-    lines = (ROOT / file).read_text().splitlines()
-    assert len(lines) <= MAX_LINES
-    assert [number for number, line in enumerate(lines, 1) if len(line) > MAX_COLUMNS] == [], "lines are too long"
-    noun_phrases = [line for line, text in bare_strings(tree_of(file)) if text.startswith(("Of ", "What "))]
-    assert noun_phrases == [], "lines of docstrings without a subject and a verb"
-    if file.endswith("__init__.py"):
-        assert all(isinstance(node, ast.Expr) for node in tree_of(file).body), "an __init__ has a docstring at most"
+def test_files_stay_readable() -> None:
+    for file in FILES:
+        lines = (ROOT / file).read_text().splitlines()
+        assert len(lines) <= MAX_LINES, file
+        long = [number for number, line in enumerate(lines, 1) if len(line) > MAX_COLUMNS]
+        assert long == [], f"{file}: lines are too long"
+        noun_phrases = [line for line, text in bare_strings(tree_of(file)) if text.startswith(("Of ", "What "))]
+        assert noun_phrases == [], f"{file}: lines of docstrings without a subject and a verb"
+        if file.endswith("__init__.py"):
+            statements = [node for node in tree_of(file).body if not isinstance(node, ast.Expr)]
+            assert statements == [], f"{file}: an __init__ has a docstring at most"
 
 
-@pytest.mark.parametrize("file", TEST_FILES)
-def test_tests_have_short_names_and_types(file: str) -> None:
-    functions = [node for node in ast.walk(tree_of(file)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    long = [function.name for function in functions if len(function.name) >= MAX_NAME_LENGTH]
-    assert long == [], f"names have {MAX_NAME_LENGTH} characters or more"
-    untyped = [function.name for function in functions if not is_typed(function)]
-    assert untyped == [], "functions without types"
+def test_tests_have_short_names_and_types() -> None:
+    assert len(TEST_FILES) > 40
+    for file in TEST_FILES:
+        nodes = ast.walk(tree_of(file))
+        functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        long = [function.name for function in functions if len(function.name) >= MAX_NAME_LENGTH]
+        assert long == [], f"{file}: names have {MAX_NAME_LENGTH} characters or more"
+        untyped = [function.name for function in functions if not is_typed(function)]
+        assert untyped == [], f"{file}: functions without types"
 
 
 def test_untyped_functions_are_found() -> None:
