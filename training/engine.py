@@ -21,7 +21,7 @@ from training.checkpoints.fragments import Fragment
 from training.network import VideoModel
 from training.optimizers import MOMENTS, OPTIMIZERS, SkippableAdamW, set_lr
 from training.settings import TrainSettings
-from training.zero import JoinedOutput, initialise_sharded, zero_options
+from training.zero import JoinedOutput, deepspeed_config, initialise_sharded
 
 EXCHANGED_ELEMENTS = 16 << 20
 """Elements that weights and their averages exchange at a time: 64 MiB."""
@@ -226,18 +226,7 @@ class DeepSpeedEngine(Engine):
         self.context_parallel = settings.context_parallel
         self._stage, self._clip_norm = settings.zero_stage, settings.clip_norm
         self.replicated = self._stage == 0
-        config = {
-            # The loader makes the batches; DeepSpeed only checks that these two agree with each other.
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            # DeepSpeed reports no norm in stage 0, so `step` clips there.
-            "gradient_clipping": settings.clip_norm if settings.zero_stage else 0.0,
-            "bf16": {"enabled": settings.precision == "bf16"},
-            "zero_optimization": zero_options(settings, sum(parameter.numel() for parameter in model.parameters())),
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "steps_per_print": 10**9,
-        }
+        config = deepspeed_config(settings, sum(parameter.numel() for parameter in model.parameters()))
         if _is_on_meta(model):
             dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
             initialise_sharded(deepspeed, model, config, dtype, device)
@@ -246,9 +235,10 @@ class DeepSpeedEngine(Engine):
         if self._stage == 3:
             self._joined_output = JoinedOutput(model)
         self._optimizer = OPTIMIZERS[settings.optimizer](model, settings)
-        self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=self._optimizer, dist_init_required=False, config=config
-        )
+        with _reducing_during_backward(deepspeed):
+            self._engine, *_ = deepspeed.initialize(
+                model=model, optimizer=self._optimizer, dist_init_required=False, config=config
+            )
 
     def forward(self, *inputs: Any) -> Any:
         output = self._engine(*inputs)
@@ -361,6 +351,30 @@ def _checked_norm(norm: float) -> float:
     if not math.isfinite(norm):
         raise NonFiniteGradientError(f"the gradient's norm is {norm}")
     return norm
+
+
+@contextlib.contextmanager
+def _reducing_during_backward(deepspeed: Any) -> Iterator[None]:
+    """Let `deepspeed.initialize` in the block shard by the same class in stage 1 as in stage 2.
+
+    For bf16 weights with fp32 gradients in stage 1 without offload it takes `BF16_Optimizer` (DeepSpeed 0.19.8), which
+    reduces gradients only after the backward pass, so that communication does not overlap with computation. The class
+    of stage 2 handles this case too: with offload DeepSpeed takes it.
+    """
+    engine, name = deepspeed.DeepSpeedEngine, "_do_optimizer_sanity_check"
+    check = getattr(engine, name)
+
+    def wrapper_name(self: Any, optimizer: Any) -> str | None:
+        from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
+
+        chosen: str | None = check(self, optimizer)
+        return ZERO_OPTIMIZATION if self.zero_optimization() else chosen
+
+    setattr(engine, name, wrapper_name)
+    try:
+        yield
+    finally:
+        setattr(engine, name, check)
 
 
 def _import_deepspeed(device: torch.device) -> Any:

@@ -129,7 +129,7 @@ class TrainSettings(Settings):
         "1, 2 or 3.",
     )
     communication_bucket: int = Field(
-        500_000_000,
+        50_000_000,
         ge=1_000_000,
         description="Most elements that ZeRO reduces or gathers in one operation; smaller buckets overlap better with "
         "computation and take less memory.",

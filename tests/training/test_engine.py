@@ -15,7 +15,7 @@ from training.checkpoints.reader import load_checkpoint
 from training.checkpoints.writer import save_checkpoint
 from training.conditioning import ConditioningRates
 from training.ema import Ema
-from training.engine import open_engine
+from training.engine import DeepSpeedEngine, Engine, open_engine
 from training.models.dit import DiT
 from training.objectives.flow_matching import FlowMatching
 from training.settings import TrainSettings
@@ -79,7 +79,27 @@ def train(
     assert on_rank_0.keys() == averaged.keys() == (weights.keys() if engine.rank == 0 else set()), "one copy in all"
     assert all(weights[name].equal(on_rank_0[name]) for name in on_rank_0)
     gathered = engine.all_gather([f"rank {engine.rank}"])
-    return {"losses": losses, "norms": norms, "weights": weights, "averaged": averaged, "gathered": gathered}
+    return {
+        "losses": losses,
+        "norms": norms,
+        "weights": weights,
+        "averaged": averaged,
+        "gathered": gathered,
+        "reduction": reduction(engine),
+    }
+
+
+def reduction(engine: Engine) -> dict[str, Any]:
+    """Return how DeepSpeed sums gradients: the class that shards, and the types in which ranks and steps are summed."""
+    if not isinstance(engine, DeepSpeedEngine):
+        return {}
+    optimizer = engine._engine.optimizer
+    return {
+        "class": type(optimizer).__name__,
+        "communication": str(engine._engine.communication_data_type),
+        "accumulation": str(getattr(optimizer, "gradient_accumulation_dtype", None)),
+        "overlap": engine._engine.zero_overlap_comm(),
+    }
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:
@@ -111,9 +131,24 @@ def test_two_workers_train_like_one_and_resume(zero_stage: int, tmp_path: Path) 
     assert all(resumed["weights"][name].equal(first["weights"][name]) for name in first["weights"])
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_bf16_follows_fp32(zero_stage: int) -> None:
+def train_all(*runs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Train with each of several options in the same processes."""
+    return [train(options) for options in runs]
+
+
+def test_bf16_follows_fp32_with_fp32_gradients() -> None:
+    """Gradients are summed in fp32 over micro-batches and ranks, so that all stages train alike."""
     alone = train({})
-    first, _ = run_ranks(train, 2, {"workers": 2, "zero_stage": zero_stage, "precision": "bf16"})
-    assert first["losses"] == pytest.approx(alone["losses"], abs=5e-3)
-    assert all(value.dtype == torch.float32 for value in first["averaged"].values())
+    stages = [{"workers": 2, "zero_stage": stage, "precision": "bf16"} for stage in (1, 2, 3)]
+    results, _ = run_ranks(train_all, 2, *stages)
+    for stage, result in enumerate(results, 1):
+        assert result["losses"] == pytest.approx(alone["losses"], abs=5e-3)
+        assert result["losses"] == pytest.approx(results[0]["losses"], abs=1e-6)
+        assert result["norms"] == pytest.approx(results[0]["norms"], rel=1e-5)
+        assert all(value.dtype == torch.float32 for value in result["averaged"].values())
+        assert result["reduction"] == {
+            "class": "DeepSpeedZeroOptimizer_Stage3" if stage == 3 else "DeepSpeedZeroOptimizer",
+            "communication": "torch.float32",
+            "accumulation": "torch.float32",
+            "overlap": True,
+        }
