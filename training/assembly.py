@@ -24,7 +24,6 @@ from training.data.buckets import latent_size, parse_bucket_name
 from training.data.costs import SampleCosts, Work
 from training.data.dataset import Dataset
 from training.data.plan import LastFrameConditioning, Planner
-from training.data.step_times import StepTimes
 from training.ema import Ema
 from training.engine import Engine, open_engine
 from training.model import ModelSettings
@@ -147,25 +146,23 @@ def make_model_card(settings: TrainSettings, dataset: Dataset, text_dim: int, st
     )
 
 
-def make_planner(dataset: Dataset, settings: TrainSettings, seed: int, times: StepTimes | None = None) -> Planner:
+def make_planner(dataset: Dataset, settings: TrainSettings, seed: int) -> Planner:
     """Return the plan of a data set's steps: which samples each has, and which rank computes them.
 
-    Samples are assigned to ranks by the model's FLOPs, or by measured `times` if there are any.
+    Samples are assigned to ranks by the model's FLOPs.
     """
     table, info = dataset.table, dataset.info
     means = table.group_by("bucket").aggregate([("n_text", "mean")])
     n_text = dict(zip(means["bucket"].to_pylist(), means["n_text_mean"].to_pylist(), strict=True))
     sizes = {name: latent_size(*parse_bucket_name(name), info.time_factor, info.space_factor) for name in n_text}
-    costs = sample_costs(settings.model, sizes, n_text, times)
+    costs = sample_costs(settings.model, sizes, n_text)
     last_frames = None
     if settings.conditioning.uses_last_frame:
         last_frames = last_frame_conditioning(settings.conditioning, seed, sizes, table["uid"].to_pylist())
     return Planner(table["bucket"].to_pylist(), table["n_tokens"].to_pylist(), settings.batch, seed, costs, last_frames)
 
 
-def sample_costs(
-    model: ModelSettings, sizes: LatentSizes, n_text: Mapping[str, float], times: StepTimes | None = None
-) -> SampleCosts:
+def sample_costs(model: ModelSettings, sizes: LatentSizes, n_text: Mapping[str, float]) -> SampleCosts:
     """Return the costs of samples by bucket.
 
     `n_text` is the mean number of text tokens in the main captions of each bucket's samples; `sizes` may have more
@@ -181,7 +178,7 @@ def sample_costs(
         # The last-frame latent makes a video one latent frame longer; images have none.
         return work(name, frames, *area), work(name, frames + (frames > 1), *area)
 
-    return SampleCosts({name: without_and_with_last_frame(name) for name in n_text}, times)
+    return SampleCosts({name: without_and_with_last_frame(name) for name in n_text}, model.mixes_shapes)
 
 
 def last_frame_conditioning(

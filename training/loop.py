@@ -26,7 +26,6 @@ from training.checkpoints.reader import load_checkpoint, newest_whole_checkpoint
 from training.checkpoints.writer import CheckpointWriter
 from training.data.dataset import CaptionMix
 from training.data.loader import Batch, Loader, LoaderSettings
-from training.data.step_times import StepTimes, moments
 from training.engine import NonFiniteGradientError
 from training.settings import TrainSettings
 from training.step import make_noisy_batch, mse_losses, sample_key, stratified_quantiles
@@ -124,12 +123,9 @@ def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any], best: Be
         validation = Validation(run.manifest_uri, settings, run.step_config, engine)
     previews = Previews(run)
     spikes = SpikeDetector(settings.skip_grad_norm, state.get("norms", ()))
-    times = None
-    if settings.batch.measured_costs:
-        times = StepTimes.from_state(state["step_times"]) if "step_times" in state else StepTimes(start_step)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(contextlib.closing(CheckpointWriter(run.run_uri, engine, run.ema, settings)))
-        loader = stack.enter_context(_open_loader(run, start_step, times))
+        loader = stack.enter_context(_open_loader(run, start_step))
         metrics = stack.enter_context(_open_metrics(run, start_step)) if engine.rank == 0 else None
         stop_requested = stack.enter_context(stop_signals())
         batches_of_steps = iter(loader)
@@ -152,8 +148,6 @@ def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any], best: Be
                 run.ema.update(engine.weight_shards(), step)
             done = step + 1
             record |= meter.read()
-            if times:
-                times.add(step, engine.all_sum(moments(len(batches), meter.tokens, meter.forward_s)))
             if validation and (done % settings.validate_every == 0 or done == settings.steps):
                 record |= _validate(run, validation, best, done)
             if previews.due(done):
@@ -164,8 +158,8 @@ def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any], best: Be
             if stopping or done % settings.checkpoint_every == 0 or done == settings.steps:
                 if metrics:
                     metrics.flush()
-                others = {"step_times": times and times.state(), "best": best.checkpoint_state()}
-                writer.start(done, {"norms": spikes.norms} | {name: one for name, one in others.items() if one})
+                kept = best.checkpoint_state()
+                writer.start(done, {"norms": spikes.norms} | ({"best": kept} if kept else {}))
             writer.poll()
             if stopping and done < settings.steps:
                 writer.wait()
@@ -191,14 +185,12 @@ def _validate(run: TrainingRun, validation: Validation, best: BestExport, done: 
     return record
 
 
-def _open_loader(run: TrainingRun, start_step: int, times: StepTimes | None) -> Loader:
-    """Return the loader of this rank's batches from `start_step` on; measured `times` refine the assignment
-    to ranks.
-    """
+def _open_loader(run: TrainingRun, start_step: int) -> Loader:
+    """Return the loader of this rank's batches from `start_step` on."""
     seed, engine = run.step_config.seed, run.engine
     captions = CaptionMix(run.settings.captions, seed) if run.settings.captions else None
     settings = LoaderSettings(engine.data_rank, engine.data_world_size, start_step, captions=captions)
-    return Loader(run.dataset, make_planner(run.dataset, run.settings, seed, times), settings)
+    return Loader(run.dataset, make_planner(run.dataset, run.settings, seed), settings)
 
 
 def _open_metrics(run: TrainingRun, start_step: int) -> Metrics:

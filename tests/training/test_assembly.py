@@ -16,7 +16,6 @@ from tests.support.drawn import write_dataset
 from tests.support.step_samples import CONFIG, CPU
 from training.assembly import make_planner, open_untrained_engine
 from training.conditioning import ConditioningRates
-from training.data.assignment import Policy
 from training.data.costs import SampleCosts, Work
 from training.data.dataset import Dataset
 from training.data.loader import collate
@@ -48,7 +47,7 @@ class PlanCase:
     buckets: list[str]
     tokens_per_step: int
     max_tokens: int | None
-    policy: Policy = "pack"
+    mixes_shapes: bool = True
     weights: Mapping[str, float] | None = None
 
     def planner(self, with_last_frames: bool = True) -> Planner:
@@ -56,7 +55,6 @@ class PlanCase:
         plan = PlanSettings(
             tokens_per_step=self.tokens_per_step,
             max_tokens_per_micro=self.max_tokens,
-            policy=self.policy,
             weights={name: weight for name, weight in (self.weights or {}).items() if name in self.buckets},
         )
         rows = np.arange(len(self.buckets))
@@ -65,7 +63,9 @@ class PlanCase:
             {name: last_frame for name, (_, last_frame) in TOKENS.items()},
         )
         tokens = [TOKENS[name][0] for name in self.buckets]
-        return Planner(self.buckets, tokens, plan, 0, last_frames=last_frames if with_last_frames else None)
+        both = {name: (count, count + last_frame * with_last_frames) for name, (count, last_frame) in TOKENS.items()}
+        costs = replace(SampleCosts.from_tokens(both), mixes_shapes=self.mixes_shapes)
+        return Planner(self.buckets, tokens, plan, 0, costs, last_frames if with_last_frames else None)
 
 
 CASES = st.builds(
@@ -73,7 +73,7 @@ CASES = st.builds(
     buckets=st.lists(st.sampled_from(list(TOKENS)), min_size=1, max_size=80),
     tokens_per_step=st.integers(1, 9000),
     max_tokens=st.none() | st.integers(2560, 6000),
-    policy=st.sampled_from(["same", "bucketed", "pack"]),
+    mixes_shapes=st.booleans(),
     weights=st.sampled_from([{}, {"64x64x17": 1.5, "64x64x5": 3.0}]),
 )
 

@@ -82,10 +82,6 @@ class Meter:
         self._model, self._engine, self._stage = settings.model, engine, settings.zero_stage
         self._context_parallel = settings.context_parallel
         self._peak_tflops = settings.peak_tflops or peak_tflops(engine.device, settings.precision)
-        self.forward_s = 0.0
-        """Seconds of this rank's forward passes in the step that was read last."""
-        self.tokens: list[int] = []
-        """Tokens of each sample in those forward passes, last-frame latents included."""
         self.start()
 
     def start(self) -> None:
@@ -93,7 +89,7 @@ class Meter:
         self._started_s = time.perf_counter()
         self._data_wait_s = 0.0
         self._flops = 0.0, 0.0
-        self.tokens, self._n_counted = [], 0
+        self._n_counted = 0
         self._forwards: list[tuple[TimePoint, TimePoint]] = []
 
     def loaded(self) -> None:
@@ -112,7 +108,6 @@ class Meter:
         )
         self._flops = self._flops[0] + model_flops, self._flops[1] + hardware_flops
         tokens = [self._model.tokens(*latent.shape[1:]) for latent in batch.noisy]
-        self.tokens += tokens
         self._n_counted += sum(count for count, weight in zip(tokens, weights, strict=True) if weight > 0)
         before = self._now()
         yield
@@ -127,7 +122,6 @@ class Meter:
         memory_gb = torch.cuda.max_memory_allocated(engine.device) / 1e9 if on_gpu else 0.0
         own = [*self._flops, self._n_counted, self._data_wait_s, memory_gb, host_memory_gb()]
         seconds_M = [_seconds(before, after) for before, after in self._forwards]
-        self.forward_s = sum(seconds_M)
         ranks = gather_rows(engine, [*own, *self._parts(seconds_M)])
         step_s = time.perf_counter() - self._started_s
         if on_gpu:
