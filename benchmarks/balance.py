@@ -50,6 +50,7 @@ from training.data.costs import SampleCosts
 from training.data.pack import assign_packed
 from training.data.plan import LastFrameConditioning, Planner, PlanSettings, rank_micro_batches
 from training.models.dit import DiT
+from training.rng import uid_hashes
 
 MODEL = DiT(preset="XL")
 TIME_FACTOR, SPACE_FACTOR, PATCH = 4, 8, 2
@@ -143,7 +144,7 @@ def mix(n_samples: int) -> Mix:
             float,
         ),
         costs,
-        last_frame_conditioning(ConditioningRates(), 0, latents, [f"clip-{row}" for row in range(n_samples)]),
+        last_frame_conditioning(ConditioningRates(), 0, latents, uid_hashes(f"clip-{row}" for row in range(n_samples))),
     )
 
 

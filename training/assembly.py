@@ -5,7 +5,7 @@ model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
@@ -13,6 +13,7 @@ import torch
 
 from captioning.encoder import FOLDER as ENCODERS
 from captioning.encoder import TextEncoderSettings
+from cluster.arrays import UInt64Array
 from cluster.plugins import build
 from cluster.telemetry import log
 from training.autoencoder import FOLDER as AUTOENCODERS
@@ -27,10 +28,10 @@ from training.data.plan import LastFrameConditioning, Planner
 from training.ema import Ema
 from training.engine import Engine, open_engine
 from training.model import ModelSettings
-from training.rng import uid_hashes
 from training.sampling.provenance import version
 from training.settings import TrainSettings
 from training.step import StepConfig, samples_with_last_frame
+from training.tracking.breakdown import LossParts
 
 DEFAULT_FPS = 8.0
 """Frames per second in the card of a model trained on images alone, which have no frame rate; any value would do."""
@@ -50,6 +51,7 @@ class TrainingRun:
     dataset: Dataset
     """The training split."""
     step_config: StepConfig
+    loss_parts: LossParts
     engine: Engine
     ema: Ema
 
@@ -63,7 +65,8 @@ class TrainingRun:
         text_dim = step_config.null_text.shape[-1]
         engine = open_untrained_engine(settings, dataset.info.channels, text_dim, seed, device)
         ema = Ema(engine.weight_shards(), settings.ema_decay)
-        return cls(settings, manifest_uri, run_uri, dataset, step_config, engine, ema)
+        parts = LossParts(dataset.table["bucket"].to_pylist())
+        return cls(settings, manifest_uri, run_uri, dataset, step_config, parts, engine, ema)
 
     def start_from(self, weights: InitialWeights) -> None:
         """Set the weights and their averages to those of an earlier model, where they fit; every rank calls it.
@@ -158,7 +161,7 @@ def make_planner(dataset: Dataset, settings: TrainSettings, seed: int) -> Planne
     costs = sample_costs(settings.model, sizes, n_text)
     last_frames = None
     if settings.conditioning.uses_last_frame:
-        last_frames = last_frame_conditioning(settings.conditioning, seed, sizes, table["uid"].to_pylist())
+        last_frames = last_frame_conditioning(settings.conditioning, seed, sizes, dataset.uid_hashes)
     return Planner(table["bucket"].to_pylist(), table["n_tokens"].to_pylist(), settings.batch, seed, costs, last_frames)
 
 
@@ -182,12 +185,11 @@ def sample_costs(model: ModelSettings, sizes: LatentSizes, n_text: Mapping[str, 
 
 
 def last_frame_conditioning(
-    conditioning: ConditioningRates, seed: int, sizes: LatentSizes, uids: Sequence[str]
+    conditioning: ConditioningRates, seed: int, sizes: LatentSizes, hashes_N: UInt64Array
 ) -> LastFrameConditioning:
-    """Return which samples training with this seed conditions on their last-frame latent; `uids` name the rows of the
-    data set.
+    """Return which samples training with this seed conditions on their last-frame latent; `hashes_N` are the
+    `uid_hashes` of the rows of the data set.
     """
-    hashes_N = uid_hashes(uids)
     extra_tokens = {name: rows * columns * (frames > 1) for name, (frames, rows, columns) in sizes.items()}
     return LastFrameConditioning(
         lambda rows, times_seen: samples_with_last_frame(conditioning, seed, hashes_N[rows], times_seen), extra_tokens

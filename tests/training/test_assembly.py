@@ -20,9 +20,9 @@ from training.data.costs import SampleCosts, Work
 from training.data.dataset import Dataset
 from training.data.loader import collate
 from training.data.plan import LastFrameConditioning, Planner, PlanSettings, rank_micro_batches
+from training.inputs import make_noisy_batch
 from training.models.dit import DiT
 from training.settings import TrainSettings
-from training.step import random_choices
 
 TOKENS = {"64x64x17": (320, 64), "64x64x5": (128, 64), "64x64x1": (64, 0), "128x128x33": (2304, 256)}
 """Tokens of a sample and of its last-frame latent, by bucket."""
@@ -138,14 +138,11 @@ def test_planned_tokens_are_those_that_the_model_gets(manifest: str) -> None:
         tokens: list[int] = []
         for micro in rank_micro_batches(step, 0, 1):
             samples = [dataset.sample(row, seen) for row, seen in zip(micro.rows, micro.times_seen, strict=True)]
-            batch = collate(samples, micro, step.epoch, 8, pin=False)
-            noises = [
-                random_choices(config, latent.shape, seen, uid).noise_CTHW
-                for latent, seen, uid in zip(batch.latents, batch.times_seen, batch.uids, strict=True)
-            ]
-            sizes = [noise.shape[1:].numel() for noise in noises]
-            pairs = zip(noises, batch.latents, strict=True)
-            n_last_frames += sum(noise.shape[1] > latent.shape[1] for noise, latent in pairs)
+            batch = collate(samples, micro, step.epoch, 8)
+            noisy = make_noisy_batch(config, batch, np.full(len(micro.rows), 0.5), CPU).noisy
+            sizes = [latent.shape[1:].numel() for latent in noisy]
+            pairs = zip(noisy, batch.latents, strict=True)
+            n_last_frames += sum(one.shape[1] > latent.shape[1] for one, latent in pairs)
             assert sum(sizes) <= 100
             tokens += sizes
         assert sorted(tokens) == sorted(step.workload.tokens.tolist())

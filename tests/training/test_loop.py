@@ -30,7 +30,8 @@ from training.loop import MIN_NORMS, NORM_WINDOW, SpikeDetector, take_step
 from training.models.dit import DiT
 from training.settings import TrainSettings
 from training.stopping import NonFiniteLossError
-from training.tracking.metrics import Record, read_metrics
+from training.tracking.metrics import read_metrics
+from training.tracking.step_records import TakenStep
 from training.validation import Validation
 
 pytestmark = pytest.mark.slow
@@ -260,11 +261,11 @@ def test_a_signal_stops_the_run_after_a_checkpoint(number: signal.Signals, manif
 def test_a_non_finite_loss_names_the_sample(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poisoned: list[str] = []
 
-    def poison(state: Any, step: int, batches: Any, *rest: Any) -> Record:
+    def poison(state: Any, step: int, inputs: Any, *rest: Any) -> TakenStep:
         if step == 5:
-            batches[0].latents[0][0, 0, 0, 0] = float("nan")
-            poisoned.append(batches[0].uids[0])
-        return take_step(state, step, batches, *rest)
+            inputs.micro_batches[0].values[0] = float("nan")
+            poisoned.append(inputs.micro_batches[0].uids[0])
+        return take_step(state, step, inputs, *rest)
 
     monkeypatch.setattr("training.loop.take_step", poison)
     with pytest.raises(NonFiniteLossError, match="step 6: the loss is nan, from samples") as caught:

@@ -90,6 +90,8 @@ class GlobalStep:
 class MicroBatch:
     """The samples that one rank computes in one forward and backward pass."""
 
+    indices: tuple[int, ...]
+    """Positions of the samples in the step."""
     rows: tuple[int, ...]
     """Row numbers of the manifest's table."""
     times_seen: tuple[int, ...]
@@ -307,7 +309,10 @@ def _micro_batch(step: GlobalStep, indices: Int64Array) -> MicroBatch:
     if not len(indices):
         indices = np.array([np.argmin(step.workload.costs)])
     return MicroBatch(
-        tuple(step.rows[indices].tolist()), tuple(step.times_seen[indices].tolist()), (weight,) * len(indices)
+        tuple(indices.tolist()),
+        tuple(step.rows[indices].tolist()),
+        tuple(step.times_seen[indices].tolist()),
+        (weight,) * len(indices),
     )
 
 

@@ -17,7 +17,7 @@ from tests.support.stored import CLIPS, STILLS, bytes_of, flip_bit, latent_row, 
 from training.data.costs import SampleCosts
 from training.data.dataset import Dataset
 from training.data.footer import DamagedError
-from training.data.loader import Batch, Loader, LoaderSettings
+from training.data.loader import Batch, LoaderSettings, batch_loader
 from training.data.plan import Planner, PlanSettings, rank_micro_batches
 
 COUNTS = {CLIPS: 13, STILLS: 9}
@@ -48,7 +48,7 @@ def steps_of(
 ) -> list[list[Batch]]:
     """Return the batches of the first `count` steps that a loader yields."""
     settings = settings or LoaderSettings()
-    with Loader(dataset, planner_of(dataset, **plan_settings), settings) as loader:
+    with batch_loader(dataset, planner_of(dataset, **plan_settings), settings) as loader:
         found = list(itertools.islice(loader, count))
     assert [step for step, _ in found] == list(range(settings.start_step, settings.start_step + count))
     return [batches for _, batches in found]
@@ -81,7 +81,7 @@ def test_the_loader_yields_the_batches_of_the_plan(manifest_uri: str, mixes_shap
 
 
 @pytest.mark.slow
-def test_a_batch_has_float32_samples_of_any_shapes(manifest_uri: str) -> None:
+def test_a_batch_has_stored_samples_of_any_shapes(manifest_uri: str) -> None:
     """Texts are not padded."""
     dataset = Dataset.open(manifest_uri, "train")
     rows = {row["uid"]: row for row in dataset.table.to_pylist()}
@@ -106,17 +106,16 @@ def test_a_batch_has_float32_samples_of_any_shapes(manifest_uri: str) -> None:
             assert framing == sample.framing
             assert (last_frame is None) == (sample.last_frame_latent is None)
             if last_frame is not None and sample.last_frame_latent is not None:
-                assert last_frame.dtype == torch.float32
-                assert last_frame.equal(sample.last_frame_latent.float())
+                assert last_frame.equal(sample.last_frame_latent)
         for latent, text, size, name, uid in zip(
             batch.latents, batch.texts, batch.sizes, batch.buckets, batch.uids, strict=True
         ):
             bucket = CLIPS if name == CLIPS.name else STILLS
             assert name == bucket.name
             assert size == (bucket.width, bucket.height)
-            assert latent.dtype == text.dtype == torch.float32
+            assert latent.dtype == text.dtype == torch.bfloat16
             assert tuple(latent.shape) == shard_info(bucket).latent_shape
-            assert torch.equal(latent, latent_row(bucket, int(uid[-4:])).latent.float())
+            assert torch.equal(latent, latent_row(bucket, int(uid[-4:])).latent)
             assert text.shape == (rows[uid]["n_text"], 16)
     assert n_mixed
 
@@ -151,13 +150,6 @@ def test_ranks_together_read_the_samples_of_one(manifest_uri: str, world_size: i
         assert sorted(counted) == sorted(uid for batch in single for uid in batch.uids)
 
 
-def test_tensors_are_in_pinned_memory_with_cuda(manifest_uri: str) -> None:
-    (batch,) = steps_of(Dataset.open(manifest_uri, "train"), 1)[0]
-    last_frames = [latent for latent in batch.last_frame_latents if latent is not None]
-    tensors = (*batch.latents, *last_frames, *batch.texts, batch.weights, batch.fps)
-    assert {tensor.is_pinned() for tensor in tensors} == {torch.cuda.is_available()}
-
-
 def test_a_flipped_bit_is_an_error_and_never_in_a_batch(manifest_uri: str, tmp_path: Path) -> None:
     path = shard_path(tmp_path, CLIPS)
     bad = latent_row(CLIPS, 5)
@@ -165,7 +157,7 @@ def test_a_flipped_bit_is_an_error_and_never_in_a_batch(manifest_uri: str, tmp_p
     dataset = Dataset.open(manifest_uri, "train")
     expected = rf"{CLIPS.name}/part-0.parquet: row 5 of row group 0, sample {bad.uid}: .*not those that were written"
     read: list[str] = []
-    with Loader(dataset, planner_of(dataset)) as loader, pytest.raises(DamagedError, match=expected):
+    with batch_loader(dataset, planner_of(dataset)) as loader, pytest.raises(DamagedError, match=expected):
         read.extend(uid for _, batches in loader for batch in batches for uid in batch.uids)
     assert bad.uid not in read
 
@@ -182,7 +174,7 @@ def test_prefetch_bounds_the_steps_read_ahead(manifest_uri: str, monkeypatch: py
         return plan_step(index)
 
     monkeypatch.setattr(planner, "step", recorded)
-    with Loader(dataset, planner, LoaderSettings(prefetch=2)) as loader:
+    with batch_loader(dataset, planner, LoaderSettings(prefetch=2)) as loader:
         next(iter(loader))
         time.sleep(0.5)
         assert max(planned) <= 3  # one taken, two waiting, one being read
@@ -190,11 +182,11 @@ def test_prefetch_bounds_the_steps_read_ahead(manifest_uri: str, monkeypatch: py
 
 def test_a_loader_closes_promptly_at_any_time(manifest_uri: str) -> None:
     dataset = Dataset.open(manifest_uri, "train")
-    never_started = Loader(dataset, planner_of(dataset))
+    never_started = batch_loader(dataset, planner_of(dataset))
     never_started.close()
     started_s = time.perf_counter()
     for taken in range(4):
-        loader = Loader(dataset, planner_of(dataset))
+        loader = batch_loader(dataset, planner_of(dataset))
         list(itertools.islice(loader, taken))
         loader.close()
         loader.close()
@@ -210,7 +202,7 @@ def test_an_error_of_the_reading_thread_is_raised_once(manifest_uri: str, monkey
         raise OSError("Input/output error")
 
     monkeypatch.setattr(dataset, "sample", fail)
-    loader = Loader(dataset, planner_of(dataset))
+    loader = batch_loader(dataset, planner_of(dataset))
     with pytest.raises(OSError, match="Input/output error"):
         next(iter(loader))
     with pytest.raises(ValueError, match="closed"):
