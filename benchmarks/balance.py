@@ -1,4 +1,4 @@
-"""Measure how long workers wait for each other when resolutions and durations mix, by policy, and the cost of planning.
+"""Measure how long workers wait for each other when resolutions and durations mix, and the cost of planning.
 
     python -m benchmarks.balance [--samples 200000] [--steps 60]
 
@@ -14,11 +14,11 @@ patches of 2 x 2) and the autoencoder is 4 x 8 x 8, so samples have 252 to 76,23
 costs 3,000 times the cheapest. A sixteenth of the videos is conditioned on its last frame, by the default shares of
 `last` and `both`, and is a latent frame longer.
 
-A rank holds at most four of the longest samples (305,000 tokens, `max_tokens_per_micro`). In the cases `pack` and
-`same`, `tokens_per_step` is two of the longest samples per rank, which `pack` does in one micro-step. `bucketed`
-balances by sorting and needs several micro-steps, so its steps have eight per rank (about 8 micro-steps); `pack_8` is
-`pack` with steps of that size. `tight` is `pack` with steps of four and room for one and a half: there memory, not
-cost, decides which samples share a micro-batch.
+A rank holds at most four of the longest samples (305,000 tokens, `max_tokens_per_micro`). In the case `pack`,
+`tokens_per_step` is two of the longest samples per rank, which takes one micro-step. `bucketed` is for models that
+cannot compute several shapes together. It balances by sorting and needs several micro-steps, so its steps have eight
+per rank (about 8 micro-steps); `pack_8` is `pack` with steps of that size. `tight` is `pack` with steps of four and
+room for one and a half: there memory, not cost, decides which samples share a micro-batch.
 
 `random` is the method of Open-Sora: in every micro-step each rank draws a bucket, in proportion to its number of
 batches, with the batch size that Open-Sora's configuration has for the bucket's size and length.
@@ -37,18 +37,20 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.assembly import last_frame_conditioning, sample_costs
 from training.conditioning import ConditioningRates
-from training.data.assignment import Policy
+from training.data.bucketed import assign_bucketed
 from training.data.buckets import Bucket, BucketSettings, latent_size
 from training.data.costs import SampleCosts
-from training.data.plan import POLICIES, LastFrameConditioning, Planner, PlanSettings, rank_micro_batches
+from training.data.pack import assign_packed
+from training.data.plan import LastFrameConditioning, Planner, PlanSettings, rank_micro_batches
 from training.models.dit import DiT
+from training.rng import uid_hashes
 
 MODEL = DiT(preset="XL")
 TIME_FACTOR, SPACE_FACTOR, PATCH = 4, 8, 2
@@ -65,19 +67,18 @@ BATCH_SIZES = {256: {1: 130, 33: 14, 65: 10, 97: 7, 129: 6}, 768: {1: 38, 33: 6,
 
 @dataclass(frozen=True)
 class Case:
-    """A simulated policy, with the tokens of a step per rank and the most tokens of a rank, both in longest samples."""
+    """A kind of micro-batches, with the tokens of a step per rank and the most tokens of a rank, in longest samples."""
 
-    policy: Policy
+    mixes_shapes: bool
     step: float
     room: float
 
 
 CASES = {
-    "pack": Case("pack", 2, 4),
-    "bucketed": Case("bucketed", 8, 4),
-    "same": Case("same", 2, 4),
-    "pack_8": Case("pack", 8, 4),
-    "tight": Case("pack", 4, 1.5),
+    "pack": Case(True, 2, 4),
+    "bucketed": Case(False, 8, 4),
+    "pack_8": Case(True, 8, 4),
+    "tight": Case(True, 4, 1.5),
 }
 
 
@@ -143,17 +144,16 @@ def mix(n_samples: int) -> Mix:
             float,
         ),
         costs,
-        last_frame_conditioning(ConditioningRates(), 0, latents, [f"clip-{row}" for row in range(n_samples)]),
+        last_frame_conditioning(ConditioningRates(), 0, latents, uid_hashes(f"clip-{row}" for row in range(n_samples))),
     )
 
 
 def simulate(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
     """Plan an epoch, assign its first `steps` steps to ranks, and return idle share and times."""
     limit = int(case.room * LONGEST_CELLS)
-    settings = PlanSettings(
-        tokens_per_step=int(ranks * case.step * LONGEST_CELLS), max_tokens_per_micro=limit, policy=case.policy
-    )
-    planner = Planner(samples.buckets, samples.cells.tolist(), settings, 0, samples.costs, samples.last_frames)
+    settings = PlanSettings(tokens_per_step=int(ranks * case.step * LONGEST_CELLS), max_tokens_per_micro=limit)
+    costs = replace(samples.costs, mixes_shapes=case.mixes_shapes)
+    planner = Planner(samples.buckets, samples.cells.tolist(), settings, 0, costs, samples.last_frames)
     planner.step(0)
     start_s = time.thread_time()
     planner.step(planner.steps_in(0))
@@ -170,7 +170,9 @@ def simulate(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
     busy = longest = n_samples = placeholders = 0
     for step in map(planner.step, chosen):
         flops = samples.flops[step.rows, step.workload.shape_ids % 2]
-        loads = POLICIES[case.policy](step.workload, ranks, limit).loads(flops, ranks)
+        loads = (assign_packed if case.mixes_shapes else assign_bucketed)(step.workload, ranks, limit).loads(
+            flops, ranks
+        )
         busy, longest = busy + loads.sum(), longest + loads.max(axis=1).sum()
         placeholders += int((loads == 0).sum())
         n_samples += len(step.rows)

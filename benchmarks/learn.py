@@ -54,7 +54,8 @@ from training.checkpoints.export import read_export
 from training.checkpoints.run_folder import run_folder
 from training.conditioning import ConditioningRates
 from training.data.dataset import Dataset
-from training.data.loader import Loader
+from training.data.loader import batch_loader
+from training.inputs import make_noisy_batch
 from training.loop import train_loop
 from training.models.dit import DiT
 from training.network import VideoModel
@@ -63,7 +64,7 @@ from training.objectives.flow_matching import FlowMatching
 from training.sampling.settings import SampleSettings
 from training.sampling.tasks import sample
 from training.settings import TrainSettings
-from training.step import NoisyBatch, StepConfig, make_noisy_batch, sample_key, stratified_quantiles
+from training.step import NoisyBatch, StepConfig, stratified_quantiles
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -221,16 +222,18 @@ def evaluate(export_uri: str, settings: TrainSettings, manifest_uri: str) -> dic
     _, averaged, null_text = read_export(export_uri)
     _, raw, _ = read_export(export_uri, averaged=False)
     config = evaluation_config(settings, dataset)
-    keys = [sample_key(EPOCH, uid) for uid in dataset.table["uid"].to_pylist()]
-    quantile_of = stratified_quantiles(EVALUATION_SEED, keys)
+    uids = dataset.table["uid"].to_pylist()
+    row_of = {uid: row for row, uid in enumerate(uids)}
+    all_quantiles = stratified_quantiles(EVALUATION_SEED, dataset.uid_hashes, EPOCH)
     losses: dict[str, list[float]] = {"val_loss": [], "raw": [], "null": []}
     planner = make_planner(dataset, settings, seed=0)
-    with Loader(dataset, planner) as loader:
+    with batch_loader(dataset, planner) as loader:
         for _, batches in islice(loader, planner.steps_in(0)):
             for batch in batches:
-                with_captions = make_noisy_batch(config, batch, quantile_of, CPU, EPOCH)
+                quantiles = all_quantiles[[row_of[uid] for uid in batch.uids]]
+                with_captions = make_noisy_batch(config, batch, quantiles, CPU, EPOCH)
                 without = replace(batch, texts=[null_text] * len(batch.texts))
-                with_null = make_noisy_batch(config, without, quantile_of, CPU, EPOCH)
+                with_null = make_noisy_batch(config, without, quantiles, CPU, EPOCH)
                 losses["val_loss"] += velocity_errors(averaged, with_captions, config.objective)
                 losses["raw"] += velocity_errors(raw, with_captions, config.objective)
                 losses["null"] += velocity_errors(averaged, with_null, config.objective)

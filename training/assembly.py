@@ -5,7 +5,7 @@ model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
@@ -13,6 +13,7 @@ import torch
 
 from captioning.encoder import FOLDER as ENCODERS
 from captioning.encoder import TextEncoderSettings
+from cluster.arrays import UInt64Array
 from cluster.plugins import build
 from cluster.telemetry import log
 from training.autoencoder import FOLDER as AUTOENCODERS
@@ -24,14 +25,13 @@ from training.data.buckets import latent_size, parse_bucket_name
 from training.data.costs import SampleCosts, Work
 from training.data.dataset import Dataset
 from training.data.plan import LastFrameConditioning, Planner
-from training.data.step_times import StepTimes
 from training.ema import Ema
 from training.engine import Engine, open_engine
 from training.model import ModelSettings
-from training.rng import uid_hashes
 from training.sampling.provenance import version
 from training.settings import TrainSettings
 from training.step import StepConfig, samples_with_last_frame
+from training.tracking.breakdown import LossParts
 
 DEFAULT_FPS = 8.0
 """Frames per second in the card of a model trained on images alone, which have no frame rate; any value would do."""
@@ -51,6 +51,7 @@ class TrainingRun:
     dataset: Dataset
     """The training split."""
     step_config: StepConfig
+    loss_parts: LossParts
     engine: Engine
     ema: Ema
 
@@ -64,7 +65,8 @@ class TrainingRun:
         text_dim = step_config.null_text.shape[-1]
         engine = open_untrained_engine(settings, dataset.info.channels, text_dim, seed, device)
         ema = Ema(engine.weight_shards(), settings.ema_decay)
-        return cls(settings, manifest_uri, run_uri, dataset, step_config, engine, ema)
+        parts = LossParts(dataset.table["bucket"].to_pylist())
+        return cls(settings, manifest_uri, run_uri, dataset, step_config, parts, engine, ema)
 
     def start_from(self, weights: InitialWeights) -> None:
         """Set the weights and their averages to those of an earlier model, where they fit; every rank calls it.
@@ -147,25 +149,23 @@ def make_model_card(settings: TrainSettings, dataset: Dataset, text_dim: int, st
     )
 
 
-def make_planner(dataset: Dataset, settings: TrainSettings, seed: int, times: StepTimes | None = None) -> Planner:
+def make_planner(dataset: Dataset, settings: TrainSettings, seed: int) -> Planner:
     """Return the plan of a data set's steps: which samples each has, and which rank computes them.
 
-    Samples are assigned to ranks by the model's FLOPs, or by measured `times` if there are any.
+    Samples are assigned to ranks by the model's FLOPs.
     """
     table, info = dataset.table, dataset.info
     means = table.group_by("bucket").aggregate([("n_text", "mean")])
     n_text = dict(zip(means["bucket"].to_pylist(), means["n_text_mean"].to_pylist(), strict=True))
     sizes = {name: latent_size(*parse_bucket_name(name), info.time_factor, info.space_factor) for name in n_text}
-    costs = sample_costs(settings.model, sizes, n_text, times)
+    costs = sample_costs(settings.model, sizes, n_text)
     last_frames = None
     if settings.conditioning.uses_last_frame:
-        last_frames = last_frame_conditioning(settings.conditioning, seed, sizes, table["uid"].to_pylist())
+        last_frames = last_frame_conditioning(settings.conditioning, seed, sizes, dataset.uid_hashes)
     return Planner(table["bucket"].to_pylist(), table["n_tokens"].to_pylist(), settings.batch, seed, costs, last_frames)
 
 
-def sample_costs(
-    model: ModelSettings, sizes: LatentSizes, n_text: Mapping[str, float], times: StepTimes | None = None
-) -> SampleCosts:
+def sample_costs(model: ModelSettings, sizes: LatentSizes, n_text: Mapping[str, float]) -> SampleCosts:
     """Return the costs of samples by bucket.
 
     `n_text` is the mean number of text tokens in the main captions of each bucket's samples; `sizes` may have more
@@ -181,16 +181,15 @@ def sample_costs(
         # The last-frame latent makes a video one latent frame longer; images have none.
         return work(name, frames, *area), work(name, frames + (frames > 1), *area)
 
-    return SampleCosts({name: without_and_with_last_frame(name) for name in n_text}, times)
+    return SampleCosts({name: without_and_with_last_frame(name) for name in n_text}, model.mixes_shapes)
 
 
 def last_frame_conditioning(
-    conditioning: ConditioningRates, seed: int, sizes: LatentSizes, uids: Sequence[str]
+    conditioning: ConditioningRates, seed: int, sizes: LatentSizes, hashes_N: UInt64Array
 ) -> LastFrameConditioning:
-    """Return which samples training with this seed conditions on their last-frame latent; `uids` name the rows of the
-    data set.
+    """Return which samples training with this seed conditions on their last-frame latent; `hashes_N` are the
+    `uid_hashes` of the rows of the data set.
     """
-    hashes_N = uid_hashes(uids)
     extra_tokens = {name: rows * columns * (frames > 1) for name, (frames, rows, columns) in sizes.items()}
     return LastFrameConditioning(
         lambda rows, times_seen: samples_with_last_frame(conditioning, seed, hashes_N[rows], times_seen), extra_tokens

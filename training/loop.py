@@ -25,15 +25,16 @@ from training.checkpoints.model_card import ModelCard
 from training.checkpoints.reader import load_checkpoint, newest_whole_checkpoint
 from training.checkpoints.writer import CheckpointWriter
 from training.data.dataset import CaptionMix
-from training.data.loader import Batch, Loader, LoaderSettings
-from training.data.step_times import StepTimes, moments
-from training.engine import NonFiniteGradientError
+from training.data.loader import Loader, LoaderSettings
+from training.engine import Engine, NonFiniteGradientError
+from training.inputs import StepAssembler, StepInputs, add_noise
 from training.settings import TrainSettings
-from training.step import make_noisy_batch, mse_losses, sample_key, stratified_quantiles
+from training.step import mse_losses
 from training.stopping import Interrupted, NonFiniteLossError, stop_signals
-from training.tracking.breakdown import SampleLoss, breakdown, gather_losses, sample_losses
+from training.tracking.breakdown import weighted_sums
 from training.tracking.metrics import Metrics, Record
 from training.tracking.previews import Previews
+from training.tracking.step_records import StepRecords, TakenStep
 from training.tracking.throughput import Meter
 from training.validation import Validation
 
@@ -124,50 +125,49 @@ def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any], best: Be
         validation = Validation(run.manifest_uri, settings, run.step_config, engine)
     previews = Previews(run)
     spikes = SpikeDetector(settings.skip_grad_norm, state.get("norms", ()))
-    times = None
-    if settings.batch.measured_costs:
-        times = StepTimes.from_state(state["step_times"]) if "step_times" in state else StepTimes(start_step)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(contextlib.closing(CheckpointWriter(run.run_uri, engine, run.ema, settings)))
-        loader = stack.enter_context(_open_loader(run, start_step, times))
+        loader = stack.enter_context(_open_loader(run, start_step))
         metrics = stack.enter_context(_open_metrics(run, start_step)) if engine.rank == 0 else None
         stop_requested = stack.enter_context(stop_signals())
-        batches_of_steps = iter(loader)
+        inputs_of_steps = iter(loader)
         meter = Meter(settings, engine)
+        records = StepRecords(engine, run.loss_parts, meter, metrics)
         for step in range(start_step, settings.steps):
             meter.start()
-            planned, batches = next(batches_of_steps)
+            planned, inputs = next(inputs_of_steps)
             meter.loaded()
             assert planned == step
-            rank_weight = sum(float(batch.weights.sum()) for batch in batches)
-            total_weight, n_stopping = engine.all_sum([rank_weight, stop_requested()])
             try:
-                record = take_step(run, step, batches, total_weight, meter, spikes.limit())
+                taken = take_step(run, step, inputs, meter, spikes.limit())
+                # That of the step before, if it has not been read yet.
+                records.finish()
             except NonFiniteLossError:
-                # All ranks raise it, so they can finish the current checkpoint together.
+                # All ranks raise it, so they can finish the record and the current checkpoint together.
+                with contextlib.suppress(NonFiniteLossError):
+                    records.finish()
                 writer.wait()
                 raise
-            spikes.add(record["grad_norm"])
-            if not record["skipped"]:
+            spikes.add(taken.values["grad_norm"])
+            if not taken.values["skipped"]:
                 run.ema.update(engine.weight_shards(), step)
             done = step + 1
-            record |= meter.read()
-            if times:
-                times.add(step, engine.all_sum(moments(len(batches), meter.tokens, meter.forward_s)))
+            records.start(done, taken, stop_requested())
             if validation and (done % settings.validate_every == 0 or done == settings.steps):
-                record |= _validate(run, validation, best, done)
+                records.add(_validate(run, validation, best, done))
             if previews.due(done):
-                record |= previews.record(done, run.ema.averages, metrics)
-            if metrics:
-                metrics.add({"step": done, **record})
-            stopping = n_stopping > 0
-            if stopping or done % settings.checkpoint_every == 0 or done == settings.steps:
+                records.add(previews.record(done, run.ema.averages, metrics))
+            is_saved = done % settings.checkpoint_every == 0 or done == settings.steps
+            if is_saved or not reads_late(engine.device):
+                records.finish()
+            if records.stop_requested or is_saved:
+                records.finish()
                 if metrics:
                     metrics.flush()
-                others = {"step_times": times and times.state(), "best": best.checkpoint_state()}
-                writer.start(done, {"norms": spikes.norms} | {name: one for name, one in others.items() if one})
+                kept = best.checkpoint_state()
+                writer.start(done, {"norms": spikes.norms} | ({"best": kept} if kept else {}))
             writer.poll()
-            if stopping and done < settings.steps:
+            if records.stop_requested and done < settings.steps:
                 writer.wait()
                 raise Interrupted(f"stopped after step {done} of {settings.steps}; the same command resumes")
         checkpoint = writer.wait()
@@ -191,14 +191,13 @@ def _validate(run: TrainingRun, validation: Validation, best: BestExport, done: 
     return record
 
 
-def _open_loader(run: TrainingRun, start_step: int, times: StepTimes | None) -> Loader:
-    """Return the loader of this rank's batches from `start_step` on; measured `times` refine the assignment
-    to ranks.
-    """
+def _open_loader(run: TrainingRun, start_step: int) -> Loader[StepInputs]:
+    """Return the loader of this rank's inputs from `start_step` on."""
     seed, engine = run.step_config.seed, run.engine
     captions = CaptionMix(run.settings.captions, seed) if run.settings.captions else None
     settings = LoaderSettings(engine.data_rank, engine.data_world_size, start_step, captions=captions)
-    return Loader(run.dataset, make_planner(run.dataset, run.settings, seed, times), settings)
+    assembler = StepAssembler(run.step_config, run.dataset.uid_hashes, run.loss_parts)
+    return Loader(run.dataset, make_planner(run.dataset, run.settings, seed), settings, assembler)
 
 
 def _open_metrics(run: TrainingRun, start_step: int) -> Metrics:
@@ -210,65 +209,65 @@ def _open_metrics(run: TrainingRun, start_step: int) -> Metrics:
     return Metrics(run.run_uri, start_step, settings.log_every, settings.trackers, recorded)
 
 
-def take_step(
-    run: TrainingRun, step: int, batches: list[Batch], total_weight: float, meter: Meter, max_norm: float = math.inf
-) -> Record:
-    """Take one optimizer step over this rank's micro-batches and return its record; every rank calls it.
+def reads_late(device: torch.device) -> bool:
+    """Return whether a step's record is read only when the next step has been launched.
+
+    A GPU would otherwise idle from the end of each step until the host has read its sums and launched the next one.
+    Nothing that decides on the next step is read late: the gradient norm, which skips spikes and refuses losses that
+    are not finite, is read before each update. Only requests to stop take effect a step later.
+    """
+    return device.type == "cuda"
+
+
+def take_step(run: TrainingRun, step: int, inputs: StepInputs, meter: Meter, max_norm: float = math.inf) -> TakenStep:
+    """Take one optimizer step over this rank's micro-batches; every rank calls it.
 
     The loss is the weighted mean over the samples of all ranks and micro-batches, so it does not depend on the number
     of workers. Neither do the noise levels, which are spread evenly over the samples of the whole step.
 
-    `total_weight` is the sum of the samples' weights over all ranks. Workers that share samples each count them, in
-    `total_weight` as in the loss. If the gradient norm is above `max_norm`, the weights stay unchanged. Raises
-    `NonFiniteLossError` on all ranks, before any weight changes.
+    Workers that share samples each count them, in the number of samples as in the loss. If the gradient norm is above
+    `max_norm`, the weights stay unchanged. Raises `NonFiniteLossError` on all ranks, before any weight changes, if the
+    gradient is not finite. A loss that is not finite has such a gradient, so it need not be read before the update.
     """
     engine, config = run.engine, run.step_config
-    quantile_of = _step_quantiles(run, batches)
-    results: list[tuple[Batch, list[float], Tensor]] = []
-    for index, batch in enumerate(batches):
-        noisy = make_noisy_batch(config, batch, quantile_of, engine.device)
-        with meter.forward(noisy, batch.weights.tolist()):
+    total_weight = inputs.n_samples * engine.context_parallel
+    sums_P2 = torch.zeros(len(run.loss_parts.names), 2, dtype=torch.float64, device=engine.device)
+    losses: list[Tensor] = []
+    for index, micro_batch in enumerate(inputs.micro_batches):
+        noisy = add_noise(config, micro_batch, engine.device)
+        with meter.forward(noisy, micro_batch.weights):
             losses_B = mse_losses(engine.forward, noisy)
-        share_B = batch.weights.to(engine.device) / total_weight
+        share_B = noisy.weights_B / total_weight
         # A factor of 0 would let NaN through, so a sample of weight 0 is left out of the sum.
         loss = torch.where(share_B > 0, losses_B * share_B, torch.zeros_like(losses_B)).sum()
-        engine.backward(loss, last=index == len(batches) - 1)
-        results.append((batch, noisy.times, losses_B.detach()))
-    # Losses are copied to the host only here, so that micro-batches do not wait for the GPU.
-    rank_losses: list[SampleLoss] = []
-    for batch, times, losses_B in results:
-        rank_losses += sample_losses(config, batch, times, losses_B.tolist())
-    losses = gather_losses(rank_losses, engine)
-    parts = breakdown(losses, "loss")
-    if not math.isfinite(parts["loss"]):
-        names = ", ".join(one.uid for one in losses if not math.isfinite(one.loss))
-        raise NonFiniteLossError(
-            f"step {step + 1}: the loss is {parts['loss']}, from samples {names}; nothing was updated. "
-            "Lower lr, or run `worldloom verify`"
-        )
+        engine.backward(loss, last=index == len(inputs.micro_batches) - 1)
+        losses.append(losses_B.detach())
+        sums_P2 += weighted_sums(noisy.members_PB, losses[-1], noisy.weights_B)
     lr = run.settings.lr_at(step)
     try:
         norm = engine.step(lr, max_norm)
     except NonFiniteGradientError as error:
-        names = ", ".join(dict.fromkeys(engine.all_gather([uid for batch in batches for uid in batch.uids])))
-        raise NonFiniteLossError(
-            f"step {step + 1}: {error}, from samples {names}; nothing was updated. Lower lr"
-        ) from error
+        raise NonFiniteLossError(f"step {step + 1}: {_cause(engine, inputs, losses, error)}") from error
     if norm > max_norm and engine.rank == 0:
         log.warning("step %d skipped: the gradient norm is %.3g, over the limit of %.3g", step + 1, norm, max_norm)
-    record = {**parts, "skipped": int(norm > max_norm), "lr": lr, "grad_norm": norm}
-    return record | {"samples": len(losses), "epoch": batches[0].epoch}
+    values = {"skipped": int(norm > max_norm), "lr": lr, "grad_norm": norm}
+    return TakenStep(sums_P2, values | {"samples": inputs.n_samples, "epoch": inputs.epoch})
 
 
-def _step_quantiles(run: TrainingRun, batches: list[Batch]) -> dict[str, float]:
-    """Return the quantile of the noise level of each of this rank's samples, by `sample_key`."""
+def _cause(engine: Engine, inputs: StepInputs, losses: Sequence[Tensor], error: NonFiniteGradientError) -> str:
+    """Return which samples have a loss that is not finite, or else all that the gradient is of; every rank calls it."""
     samples = [
-        (sample_key(times_seen, uid), weight > 0)
-        for batch in batches
-        for uid, times_seen, weight in zip(batch.uids, batch.times_seen, batch.weights.tolist(), strict=True)
+        (uid, loss)
+        for micro_batch, losses_B in zip(inputs.micro_batches, losses, strict=True)
+        for uid, loss, weight in zip(micro_batch.uids, losses_B.tolist(), micro_batch.weights, strict=True)
+        if weight > 0
     ]
-    counted_keys = run.engine.all_gather([key for key, counts in samples if counts])
-    quantile_of = stratified_quantiles(run.step_config.seed, counted_keys)
-    # Samples of weight 0 only keep ranks in step. If they changed other samples' noise levels, results would depend on
-    # the number of workers.
-    return quantile_of | {key: 0.5 for key, _ in samples if key not in quantile_of}
+    (total,) = engine.all_sum([sum(loss for _, loss in samples)])
+    if math.isfinite(total):
+        names = dict.fromkeys(engine.all_gather([uid for uid, _ in samples]))
+        return f"{error}, from samples {', '.join(names)}; nothing was updated. Lower lr"
+    names = dict.fromkeys(engine.all_gather([uid for uid, loss in samples if not math.isfinite(loss)]))
+    return (
+        f"the loss is {total}, from samples {', '.join(names)}; nothing was updated. "
+        "Lower lr, or run `worldloom verify`"
+    )

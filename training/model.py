@@ -21,6 +21,10 @@ class ModelSettings(Plugin):
     """Settings that choose how the model is computed and not its result: a run may resume with other values, and its
     losses change by rounding only."""
 
+    mixes_shapes: ClassVar[bool] = True
+    """Whether the model computes samples of several shapes in one forward pass at no extra cost. If not, each
+    micro-batch has samples of one bucket, which leaves workers idle for longer; see docs/internals/batches.md."""
+
     @abc.abstractmethod
     def build(self, channels: int, text_dim: int) -> VideoModel:
         """Return a freshly initialised model for latents with `channels` channels and text tokens of width `text_dim`.

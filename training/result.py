@@ -8,7 +8,7 @@ from cluster import storage
 from training.checkpoints.checkpoint import newest_checkpoint
 from training.checkpoints.model_card import CARD, ModelCard, read_card
 from training.settings import TrainSettings
-from training.tracking.metrics import CURVE_FILE, METRICS_FILE, loss_points, read_metrics
+from training.tracking.metrics import METRICS_FILE, loss_points, read_metrics
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,6 @@ class TrainResult:
     """Newest checkpoint, from which a run with more steps resumes."""
     metrics_uri: str
     """`metrics.jsonl`, one line per step."""
-    curve_uri: str
-    """`loss_curve.svg`."""
     steps: int
     losses: tuple[float, ...]
     """Training loss of every step, those before a restart included."""
@@ -48,7 +46,6 @@ def find_result(settings: TrainSettings, run_uri: str) -> TrainResult | None:
         export_uri=export_uri,
         checkpoint_uri=newest.uri,
         metrics_uri=storage.join(run_uri, METRICS_FILE),
-        curve_uri=storage.join(run_uri, CURVE_FILE),
         steps=newest.step,
         losses=tuple(loss for _, loss in train_points),
         validation=tuple(validation_points),

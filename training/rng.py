@@ -18,7 +18,7 @@ from cluster.storage import digest
 
 def generator(seed: int, *keys: str | int) -> torch.Generator:
     """Return a CPU generator seeded by a hash of `seed` and `keys`."""
-    return torch.Generator().manual_seed(_hash64(seed, *keys) % 2**63)
+    return torch.Generator().manual_seed(hash64(seed, *keys) % 2**63)
 
 
 def uid_hashes(uids: Iterable[str]) -> UInt64Array:
@@ -33,7 +33,7 @@ def keyed_uniforms(hashes_N: UInt64Array, seed: int, *keys: str | int) -> Float6
     Takes 12 ns per sample; a generator per sample takes 11 µs. Hashes of samples and keys are mixed by the output
     function of SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators").
     """
-    mixed = hashes_N ^ np.uint64(_hash64(seed, *keys))
+    mixed = hashes_N ^ np.uint64(hash64(seed, *keys))
     # In place, because allocating new arrays takes longer than the arithmetic.
     shifted = np.empty_like(mixed)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -45,6 +45,6 @@ def keyed_uniforms(hashes_N: UInt64Array, seed: int, *keys: str | int) -> Float6
     return uniform
 
 
-def _hash64(seed: int, *keys: str | int) -> int:
+def hash64(seed: int, *keys: str | int) -> int:
     """Return a 64-bit hash of `seed` and `keys`."""
     return int(digest(str(seed), *(str(key) for key in keys), size_bytes=8), 16)

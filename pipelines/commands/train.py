@@ -119,7 +119,6 @@ def facts_of(trained: TrainResult) -> list[tuple[str, str]]:
         losses += f", {by_step[trained.export_step]:.3f} at step {trained.export_step}, which is exported"
     return [
         ("training", f"step {trained.steps}{losses}"),
-        ("loss curve", trained.curve_uri),
         ("model", trained.export_uri),
     ]
 

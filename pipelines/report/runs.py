@@ -14,11 +14,11 @@ from pipelines.recipe import Recipe
 from pipelines.report.columns import round_significant
 from pipelines.report.thumbnails import scaled_jpeg
 from training.sampling.provenance import read_provenance
-from training.tracking.loss_curve import Points, running_mean
 from training.tracking.metrics import (
     MEASURED_PREFIXES,
     METRICS_FILE,
     PREVIEWS_FOLDER,
+    Points,
     Record,
     read_metrics,
     read_settings,
@@ -82,7 +82,7 @@ def training_runs(recipe: Recipe) -> dict[str, Any]:
 
 
 def run_labels(names: Sequence[str], settings: Sequence[Mapping[str, Any] | None], steps: Sequence[int]) -> list[str]:
-    """Return labels such as `dit L, pack, 900 steps`.
+    """Return labels such as `dit L, 900 steps`.
 
     Runs that would have the same label also get the name of their folder. A run without settings has only that name.
     """
@@ -93,8 +93,8 @@ def run_labels(names: Sequence[str], settings: Sequence[Mapping[str, Any] | None
 def _label(settings: Mapping[str, Any], steps: int) -> str:
     model = settings.get("model", {"name": "autoencoder", "preset": settings.get("preset")})
     size = model.get("preset") or "x".join(str(model[key]) for key in ("depth", "dim", "heads") if key in model)
-    parts = [f"{model['name']} {size}".strip(), settings.get("batch", {}).get("policy"), f"{steps:,} steps"]
-    return ", ".join(part for part in parts if part)
+    parts = [f"{model['name']} {size}".strip(), f"{steps:,} steps"]
+    return ", ".join(parts)
 
 
 def different_settings(settings: Sequence[Mapping[str, Any] | None]) -> list[dict[str, str]]:
@@ -130,6 +130,16 @@ def curves(records: Sequence[Record]) -> dict[str, list[list[Any]]]:
         name: [[step for step, _ in line], [round_significant(value) for _, value in line]]
         for name, line in found.items()
     }
+
+
+def running_mean(points: Points) -> Points:
+    """Return the mean at each step over a window that ends there: a fiftieth of the run, but at least 5 steps."""
+    window = max(5, len(points) // 50)
+    total, result = 0.0, []
+    for index, (step, loss) in enumerate(points):
+        total += loss - (points[index - window][1] if index >= window else 0.0)
+        result.append((step, total / min(index + 1, window)))
+    return result
 
 
 def downsample_strided(items: Sequence[T], max_items: int) -> list[T]:

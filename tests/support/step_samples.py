@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from cluster.arrays import Float64Array
 from training.conditioning import ConditioningRates
 from training.data.loader import Batch
 from training.framing import Framing, full_framing
+from training.inputs import make_noisy_batch
 from training.models.dit import DiT
 from training.objectives.flow_matching import FlowMatching
-from training.step import NoisyBatch, StepConfig, make_noisy_batch, sample_key, stratified_quantiles
+from training.rng import uid_hashes
+from training.step import NoisyBatch, StepConfig, stratified_quantiles
 
 CPU = torch.device("cpu")
 SPACE_FACTOR = 8
@@ -74,5 +78,10 @@ def stored_batch(indices: Sequence[int], epoch: int = 0) -> Batch:
 
 def noisy_batch(indices: Sequence[int], epoch: int = 0, config: StepConfig = CONFIG) -> NoisyBatch:
     """Return the model's inputs for these samples, in a step that has all twelve."""
-    quantile_of = stratified_quantiles(config.seed, [sample_key(epoch, uid) for uid in UIDS])
-    return make_noisy_batch(config, stored_batch(indices, epoch), quantile_of, CPU)
+    quantiles = quantiles_of(UIDS, config.seed, epoch)
+    return make_noisy_batch(config, stored_batch(indices, epoch), quantiles[list(indices)], CPU)
+
+
+def quantiles_of(uids: Sequence[str], seed: int, epoch: int) -> Float64Array:
+    """Return the stratified quantiles of the samples of a step, all of which were seen `epoch` times before."""
+    return stratified_quantiles(seed, uid_hashes(uids), np.full(len(uids), epoch))

@@ -16,14 +16,13 @@ from tests.support.drawn import write_dataset
 from tests.support.step_samples import CONFIG, CPU
 from training.assembly import make_planner, open_untrained_engine
 from training.conditioning import ConditioningRates
-from training.data.assignment import Policy
 from training.data.costs import SampleCosts, Work
 from training.data.dataset import Dataset
 from training.data.loader import collate
 from training.data.plan import LastFrameConditioning, Planner, PlanSettings, rank_micro_batches
+from training.inputs import make_noisy_batch
 from training.models.dit import DiT
 from training.settings import TrainSettings
-from training.step import random_choices
 
 TOKENS = {"64x64x17": (320, 64), "64x64x5": (128, 64), "64x64x1": (64, 0), "128x128x33": (2304, 256)}
 """Tokens of a sample and of its last-frame latent, by bucket."""
@@ -48,7 +47,7 @@ class PlanCase:
     buckets: list[str]
     tokens_per_step: int
     max_tokens: int | None
-    policy: Policy = "pack"
+    mixes_shapes: bool = True
     weights: Mapping[str, float] | None = None
 
     def planner(self, with_last_frames: bool = True) -> Planner:
@@ -56,7 +55,6 @@ class PlanCase:
         plan = PlanSettings(
             tokens_per_step=self.tokens_per_step,
             max_tokens_per_micro=self.max_tokens,
-            policy=self.policy,
             weights={name: weight for name, weight in (self.weights or {}).items() if name in self.buckets},
         )
         rows = np.arange(len(self.buckets))
@@ -65,7 +63,9 @@ class PlanCase:
             {name: last_frame for name, (_, last_frame) in TOKENS.items()},
         )
         tokens = [TOKENS[name][0] for name in self.buckets]
-        return Planner(self.buckets, tokens, plan, 0, last_frames=last_frames if with_last_frames else None)
+        both = {name: (count, count + last_frame * with_last_frames) for name, (count, last_frame) in TOKENS.items()}
+        costs = replace(SampleCosts.from_tokens(both), mixes_shapes=self.mixes_shapes)
+        return Planner(self.buckets, tokens, plan, 0, costs, last_frames if with_last_frames else None)
 
 
 CASES = st.builds(
@@ -73,7 +73,7 @@ CASES = st.builds(
     buckets=st.lists(st.sampled_from(list(TOKENS)), min_size=1, max_size=80),
     tokens_per_step=st.integers(1, 9000),
     max_tokens=st.none() | st.integers(2560, 6000),
-    policy=st.sampled_from(["same", "bucketed", "pack"]),
+    mixes_shapes=st.booleans(),
     weights=st.sampled_from([{}, {"64x64x17": 1.5, "64x64x5": 3.0}]),
 )
 
@@ -138,14 +138,11 @@ def test_planned_tokens_are_those_that_the_model_gets(manifest: str) -> None:
         tokens: list[int] = []
         for micro in rank_micro_batches(step, 0, 1):
             samples = [dataset.sample(row, seen) for row, seen in zip(micro.rows, micro.times_seen, strict=True)]
-            batch = collate(samples, micro, step.epoch, 8, pin=False)
-            noises = [
-                random_choices(config, latent.shape, seen, uid).noise_CTHW
-                for latent, seen, uid in zip(batch.latents, batch.times_seen, batch.uids, strict=True)
-            ]
-            sizes = [noise.shape[1:].numel() for noise in noises]
-            pairs = zip(noises, batch.latents, strict=True)
-            n_last_frames += sum(noise.shape[1] > latent.shape[1] for noise, latent in pairs)
+            batch = collate(samples, micro, step.epoch, 8)
+            noisy = make_noisy_batch(config, batch, np.full(len(micro.rows), 0.5), CPU).noisy
+            sizes = [latent.shape[1:].numel() for latent in noisy]
+            pairs = zip(noisy, batch.latents, strict=True)
+            n_last_frames += sum(one.shape[1] > latent.shape[1] for one, latent in pairs)
             assert sum(sizes) <= 100
             tokens += sizes
         assert sorted(tokens) == sorted(step.workload.tokens.tolist())

@@ -9,17 +9,18 @@ import pytest
 import torch
 
 from tests.support.ranks import run_ranks
-from tests.support.step_samples import CPU, make_batch
+from tests.support.step_samples import CPU, make_batch, quantiles_of
 from training.checkpoints.checkpoint import newest_checkpoint
 from training.checkpoints.reader import load_checkpoint
 from training.checkpoints.writer import save_checkpoint
 from training.conditioning import ConditioningRates
 from training.ema import Ema
 from training.engine import DeepSpeedEngine, Engine, open_engine
+from training.inputs import make_noisy_batch
 from training.models.dit import DiT
 from training.objectives.flow_matching import FlowMatching
 from training.settings import TrainSettings
-from training.step import StepConfig, make_noisy_batch, mse_losses, sample_key, stratified_quantiles
+from training.step import StepConfig, mse_losses
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +51,7 @@ def train(
     for step in range(3 if resume_from else 0, steps):
         own = list(range(engine.rank, N_SAMPLES, engine.world_size))
         total = 0.0
-        quantile_of = stratified_quantiles(config.seed, [sample_key(step, str(index)) for index in range(N_SAMPLES)])
+        quantiles = quantiles_of([str(index) for index in range(N_SAMPLES)], config.seed, step)
         # Ranks have different numbers of samples per micro-batch, because plans divide work evenly and not samples.
         split = len(own) // 2 + engine.rank
         for part, last in ((own[:split], False), (own[split:], True)):
@@ -61,7 +62,7 @@ def train(
                 epoch=step,
                 last_frame_latents=[latents[i][:, -1:].neg() for i in part],
             )
-            noisy = make_noisy_batch(config, batch, quantile_of, CPU)
+            noisy = make_noisy_batch(config, batch, quantiles[part], CPU)
             loss = mse_losses(engine.forward, noisy).sum() / N_SAMPLES
             engine.backward(loss, last)
             total += loss.item()

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.step_samples import CPU, make_batch
+from tests.support.step_samples import CPU, make_batch, quantiles_of
 from training.assembly import open_untrained_engine
 from training.conditioning import ConditioningRates
+from training.inputs import make_noisy_batch
 from training.models.dit import DiT
 from training.objectives.flow_matching import FlowMatching
 from training.settings import TrainSettings
-from training.step import StepConfig, make_noisy_batch, mse_losses, sample_key, stratified_quantiles
+from training.step import StepConfig, mse_losses
 
 N_CLIPS, CHANNELS, TEXT_DIM, STEPS = 8, 4, 8, 400
 
@@ -48,8 +49,8 @@ def test_eight_clips_are_learnt_to_a_tenth_of_the_loss() -> None:
     losses = []
     for step in range(STEPS):
         batch = make_batch(clips, texts, uids, epoch=step)
-        quantile_of = stratified_quantiles(config.seed, [sample_key(step, uid) for uid in uids])
-        loss = mse_losses(engine.forward, make_noisy_batch(config, batch, quantile_of, engine.device)).mean()
+        quantiles = quantiles_of(uids, config.seed, step)
+        loss = mse_losses(engine.forward, make_noisy_batch(config, batch, quantiles, engine.device)).mean()
         engine.backward(loss, last=True)
         engine.step(settings.lr_at(step))
         losses.append(loss.item())

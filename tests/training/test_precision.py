@@ -30,7 +30,8 @@ def test_activations_are_bf16_and_predictions_fp32() -> None:
         if isinstance(module, (nn.Linear, nn.LayerNorm, nn.RMSNorm)):
             record(name)
     predictions = model(*random_pack(SHAPES, TEXT_LENGTHS))
-    assert seen and all(types == {BF16} for types in seen.values()), seen
+    assert seen
+    assert all(types == {BF16} for types in seen.values()), seen
     assert {one.dtype for one in predictions} == {torch.float32}
 
 

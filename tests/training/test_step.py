@@ -13,17 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.step_samples import CONFIG, CPU, LAST_FRAMES, SHAPES, UIDS, noisy_batch, stored_batch
+from tests.support.step_samples import CONFIG, CPU, LAST_FRAMES, UIDS, noisy_batch, quantiles_of, stored_batch
+from training.condition import latent_seconds
 from training.conditioning import ConditioningRates
+from training.inputs import make_noisy_batch
 from training.network import Condition
 from training.rng import generator, uid_hashes
 from training.step import (
     StepConfig,
-    latent_seconds,
-    make_noisy_batch,
     mse_losses,
     random_choices,
-    sample_key,
     samples_with_last_frame,
     stratified_quantiles,
 )
@@ -46,18 +45,18 @@ def test_a_sample_has_the_same_noise_in_any_batch() -> None:
 @pytest.mark.slow
 @given(n=st.integers(1, 60), seed=st.integers(0, 2**31), data=st.data())
 def test_each_stratum_has_one_quantile_in_any_order(n: int, seed: int, data: st.DataObject) -> None:
-    keys = [sample_key(0, f"sample {index}") for index in range(n)]
-    quantile_of = stratified_quantiles(seed, keys)
-    assert sorted(int(value * n) for value in quantile_of.values()) == list(range(n))
-    assert all(0 < value < 1 for value in quantile_of.values())
-    assert stratified_quantiles(seed, [*data.draw(st.permutations(keys)), keys[0]]) == quantile_of
+    hashes, epochs = uid_hashes(f"sample {index}" for index in range(n)), np.arange(n) % 3
+    quantiles = stratified_quantiles(seed, hashes, epochs)
+    assert sorted((quantiles * n).astype(int).tolist()) == list(range(n))
+    assert ((quantiles > 0) & (quantiles < 1)).all()
+    order = data.draw(st.permutations(range(n)))
+    assert stratified_quantiles(seed, hashes[order], epochs[order]).tolist() == quantiles[order].tolist()
 
 
 @pytest.mark.slow
 def test_a_samples_quantile_is_uniform_over_epochs() -> None:
     """The Kolmogorov-Smirnov distance of 4,000 quantiles; 1.63 / sqrt(n) is exceeded once in a hundred times."""
-    key_of = [{uid: sample_key(epoch, uid) for uid in UIDS} for epoch in range(4000)]
-    drawn = sorted(stratified_quantiles(3, keys.values())[keys["clip-4"]] for keys in key_of)
+    drawn = sorted(quantiles_of(UIDS, 3, epoch)[4] for epoch in range(4000))
     distance = max(max(abs(value - (rank + 1) / 4000), abs(value - rank / 4000)) for rank, value in enumerate(drawn))
     assert distance < 1.63 / 4000**0.5
 
@@ -67,9 +66,7 @@ def test_stratified_means_vary_far_less_than_independent_ones() -> None:
 
     Their variance is 250 times smaller than with independent quantiles, and 256 is the limit.
     """
-    means = [
-        statistics.fmean(q**2 for q in stratified_quantiles(seed, map(str, range(16))).values()) for seed in range(500)
-    ]
+    means = [float((quantiles_of([*map(str, range(16))], seed, 0) ** 2).mean()) for seed in range(500)]
     independent_variance = 4 / 45 / 16
     assert statistics.variance(means) < independent_variance / 100
     assert statistics.fmean(means) == pytest.approx(1 / 3, abs=5e-3)
@@ -77,10 +74,10 @@ def test_stratified_means_vary_far_less_than_independent_ones() -> None:
 
 def test_epochs_samples_and_seeds_have_different_noise() -> None:
     noises = [
-        random_choices(replace(CONFIG, seed=seed), (3, 1, 4, 4), epoch, uid).noise_CTHW
+        noisy_batch([index], epoch, replace(CONFIG, seed=seed)).targets[0] + stored_batch([index]).latents[0]
         for seed in (1, 2)
         for epoch in (0, 1)
-        for uid in ("a", "b")
+        for index in (0, 2)
     ]
     assert all(not first.equal(second) for index, first in enumerate(noises) for second in noises[:index])
 
@@ -94,18 +91,16 @@ def test_the_global_random_state_is_left_unchanged() -> None:
 def test_random_numbers_are_the_same_on_every_machine() -> None:
     """Golden values: if they change, so does the noise of every run, and runs cannot resume."""
     assert torch.rand(2, generator=generator(0, 1, "clip")).tolist() == [0.38539034128189087, 0.7468018531799316]
-    assert stratified_quantiles(0, ["0/a", "0/b", "1/a"]) == {
-        "0/b": 0.12234898039605469,
-        "1/a": 0.5954692204250023,
-        "0/a": 0.9039448992116377,
-    }
+    assert stratified_quantiles(0, uid_hashes("aba"), np.array([0, 0, 1])).tolist() == [
+        0.8185880921858674,
+        0.15002608054783195,
+        0.4317957036740457,
+    ]
 
 
 @pytest.mark.slow
 def test_captions_are_dropped_at_their_rate_in_each_epoch() -> None:
-    dropped = [
-        [random_choices(CONFIG, (1, 1, 2, 2), epoch, f"{i}").drop_caption for i in range(1000)] for epoch in range(2)
-    ]
+    dropped = [[random_choices(CONFIG, 1, epoch, f"{i}").drop_caption for i in range(1000)] for epoch in range(2)]
     assert sum(dropped[0]) / 1000 == pytest.approx(0.3, abs=0.05)
     assert dropped[0] != dropped[1]
     all_dropped = noisy_batch(range(12), config=replace(CONFIG, caption_drop=1.0))
@@ -134,10 +129,10 @@ def test_noisy_conditioning_frames_have_their_own_noise_level() -> None:
     levels = [float(time_T[0]) for time_T in batch.condition.times]
     assert len(set(levels)) == 3
     assert all(0 < level < 0.2 for level in levels)
-    for uid, noisy, clean, level in zip(
-        [UIDS[i] for i in (0, 2, 4)], batch.noisy, stored_batch([0, 2, 4]).latents, levels, strict=True
+    for target, noisy, clean, level in zip(
+        batch.targets, batch.noisy, stored_batch([0, 2, 4]).latents, levels, strict=True
     ):
-        noise = random_choices(config, clean.shape, 0, uid).noise_CTHW
+        noise = target + clean
         torch.testing.assert_close(noisy[:, 0], (1 - level) * clean[:, 0] + level * noise[:, 0])
 
 
@@ -174,25 +169,26 @@ def test_the_last_frame_changes_nothing_that_is_generated() -> None:
 
 def test_a_noisy_last_frame_has_its_own_noise() -> None:
     config = conditioned(both=1.0, noise=0.2)
-    batch, noise = noisy_batch([0], config=config), random_choices(config, SHAPES[0], 0, UIDS[0]).noise_CTHW
+    batch = noisy_batch([0], config=config)
+    noise = batch.targets[0] + torch.cat((stored_batch([0]).latents[0], LAST_FRAMES[0]), dim=1)
     level = float(batch.condition.times[0][3])
     assert 0 < level < 0.2
     assert float(batch.condition.times[0][0]) == level
     torch.testing.assert_close(batch.noisy[0][:, 3:], (1 - level) * LAST_FRAMES[0] + level * noise[:, 3:])
-    without = random_choices(conditioned(first=1.0, noise=0.2), SHAPES[0], 0, UIDS[0]).noise_CTHW
-    assert noise[:, :3].equal(without)
+    without = noisy_batch([0], config=conditioned(first=1.0, noise=0.2)).targets[0]
+    assert batch.targets[0][:, :3].equal(without)
 
 
 def test_a_video_without_last_frame_latent_is_refused_early() -> None:
     """Refused at the first sample, and not at the first sample that draws such a mask."""
     older = replace(stored_batch([0]), last_frame_latents=[None])
-    quantile_of = {sample_key(0, UIDS[0]): 0.5, sample_key(0, UIDS[1]): 0.5}
-    make_noisy_batch(CONFIG, older, quantile_of, CPU)
+    quantiles = np.array([0.5])
+    make_noisy_batch(CONFIG, older, quantiles, CPU)
     config = conditioned(none=0.999999, last=0.000001)
     message = r"clip-0 has no last-frame latent.*`last` and `both`.*encode its clips again, or set both to 0"
     with pytest.raises(ValueError, match=message):
-        make_noisy_batch(config, older, quantile_of, CPU)
-    make_noisy_batch(config, stored_batch([1]), quantile_of, CPU)
+        make_noisy_batch(config, older, quantiles, CPU)
+    make_noisy_batch(config, stored_batch([1]), quantiles, CPU)
 
 
 @pytest.mark.slow
@@ -205,7 +201,7 @@ def test_planned_last_frames_are_those_that_are_drawn(seed: int, samples: list[t
     hashes = uid_hashes(uid for uid, _, _ in samples)
     planned = np.array([samples_with_last_frame(config.conditioning, seed, hashes, epoch) for epoch in range(4)])
     assert [planned[epoch, index] for index, (_, epoch, _) in enumerate(samples)] == [
-        random_choices(config, (1, n_frames, 1, 1), epoch, uid).mask.last_frame for uid, epoch, n_frames in samples
+        random_choices(config, n_frames, epoch, uid).mask.last_frame for uid, epoch, n_frames in samples
     ]
 
 

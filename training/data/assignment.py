@@ -7,15 +7,15 @@ rank. So costs are balanced between the ranks of a micro-step, and micro-steps m
 Every rank computes the assignment of the whole step and takes its own part, so all ranks must get the same result on
 any machine. Costs are therefore integers, whose sums do not depend on the order of addition.
 
-This module has the common types and the policy `same`; `bucketed.py` and `pack.py` have the other policies.
+This module has the common types. `pack.py` assigns samples of any shapes together, and `bucketed.py` those of one
+bucket, for models that cannot compute several shapes in one forward pass.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,6 @@ from cluster.arrays import Int64Array
 # Shape suffixes: B buckets; 2: a sample without and with its last-frame latent.
 
 Number = TypeVar("Number", np.int64, np.float64)
-
-Policy = Literal["same", "bucketed", "pack"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,46 +53,26 @@ class Workload:
         return self.tokens_B2.ravel()[self.shape_ids]
 
 
-class Assignment(ABC):
+@dataclass(frozen=True, eq=False)
+class Assignment:
     """The rank and the micro-step of each sample of a step."""
 
     n_micro_steps: int
     """Number of micro-steps, the same on all ranks."""
-
-    @abstractmethod
-    def sample_indices(self, rank: int) -> list[Int64Array]:
-        """Return the ascending indices of one rank's samples for each micro-step; an array may be empty."""
-
-    def loads(self, costs: NDArray[Number], world_size: int) -> NDArray[Number]:
-        """Return the sum of the samples' costs by micro-step and rank, `[n_micro_steps, world_size]`."""
-        by_rank = [[costs[indices].sum() for indices in self.sample_indices(rank)] for rank in range(world_size)]
-        return np.array(by_rank).T
-
-
-@dataclass(frozen=True, eq=False)
-class AssignmentTable(Assignment):
-    """An assignment that lists the micro-step and the rank of every sample."""
-
-    n_micro_steps: int
     micro_steps: Int64Array
     ranks: Int64Array
 
     def sample_indices(self, rank: int) -> list[Int64Array]:
+        """Return the ascending indices of one rank's samples for each micro-step; an array may be empty."""
         of_rank = np.flatnonzero(self.ranks == rank)
         micro_steps = self.micro_steps[of_rank]
         return [of_rank[micro_steps == number] for number in range(self.n_micro_steps)]
 
-
-def assign_same(workload: Workload, world_size: int, max_tokens: int | None) -> AssignmentTable:
-    """Assign samples of one bucket to ranks in turn, so that their numbers differ by one at most.
-
-    No rank has more than `max_tokens` in a micro-step; None sets no limit and gives one micro-step.
-    """
-    assert (workload.shape_ids // 2 == workload.shape_ids[0] // 2).all()
-    indices = np.arange(len(workload.shape_ids))
-    per_rank = -(-len(indices) // world_size)
-    n_micro_steps = 1 if max_tokens is None else -(-per_rank // (max_tokens // int(workload.tokens.max())))
-    return AssignmentTable(n_micro_steps, indices // world_size % n_micro_steps, indices % world_size)
+    def loads(self, costs: NDArray[Number], world_size: int) -> NDArray[Number]:
+        """Return the sum of the samples' costs by micro-step and rank, `[n_micro_steps, world_size]`."""
+        loads = np.zeros((self.n_micro_steps, world_size), costs.dtype)
+        np.add.at(loads, (self.micro_steps, self.ranks), costs)
+        return loads
 
 
 def argsort_ascending(values: Int64Array) -> Int64Array:

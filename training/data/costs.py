@@ -1,4 +1,4 @@
-"""Costs of samples: FLOPs of the model's forward pass, or step times that were measured."""
+"""Costs of samples, in proportion to the FLOPs of the model's forward pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.arrays import Float64Array, Int64Array
-from training.data.step_times import StepTimes
 
 # Shape suffixes: B buckets; 2: a sample without and with its last-frame latent.
 
@@ -29,14 +28,15 @@ class Work:
 
 @dataclass(frozen=True)
 class SampleCosts:
-    """The work by bucket for a sample without and with its last-frame latent, and measured step times if there are any.
+    """The work by bucket for a sample without and with its last-frame latent, and which samples a model can compute
+    together.
 
     Both values are the same for images, which have no last-frame latent.
     """
 
     work: Mapping[str, tuple[Work, Work]]
-    times: StepTimes | None = None
-    """Measured times that costs follow; None for costs by FLOPs."""
+    mixes_shapes: bool = True
+    """Whether samples of any buckets may share a micro-batch; see `ModelSettings.mixes_shapes`."""
 
     @classmethod
     def from_tokens(cls, tokens: Mapping[str, tuple[int, int]]) -> SampleCosts:
@@ -48,29 +48,11 @@ class SampleCosts:
             }
         )
 
-    def table(self, buckets: Sequence[str]) -> CostTable:
-        """Return the costs of buckets by their index in `buckets`."""
-        work = [self.work[bucket] for bucket in buckets]
-        flops_B2 = np.array([[one.flops for one in both] for both in work], np.float64)
-        tokens_B2 = np.array([[one.tokens for one in both] for both in work], np.float64)
-        return CostTable(_to_integers(flops_B2), tokens_B2, self.times)
-
-
-@dataclass(frozen=True, eq=False)
-class CostTable:
-    """Costs as integers, scaled so that the costliest sample without a last-frame latent has `MAX_COST`."""
-
-    formula_costs_B2: Int64Array
-    """Costs in proportion to FLOPs."""
-    tokens_B2: Float64Array
-    times: StepTimes | None
-
-    def at(self, step: int) -> Int64Array:
-        """Return the costs `[B, 2]` in global step `step`: by measured times if they have a fit, else by FLOPs."""
-        fit = self.times.at(step) if self.times else None
-        if fit is None:
-            return self.formula_costs_B2
-        return _to_integers(fit.per_token_s * self.tokens_B2 + fit.per_square_s * self.tokens_B2**2)
+    def table(self, buckets: Sequence[str]) -> Int64Array:
+        """Return the costs `[B, 2]` of buckets by their index in `buckets`, as integers in proportion to FLOPs, scaled
+        so that the costliest sample without a last-frame latent has `MAX_COST`.
+        """
+        return _to_integers(np.array([[one.flops for one in self.work[bucket]] for bucket in buckets], np.float64))
 
 
 def _to_integers(costs_B2: Float64Array) -> Int64Array:

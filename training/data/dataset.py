@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from torch import Tensor
 
 from cluster import storage
+from cluster.arrays import UInt64Array
 from cluster.storage import digest
 from training.data.footer import DamagedError
 from training.data.manifest import CONTENT_COLUMNS, DatasetInfo, read_manifest, tables_root
@@ -19,6 +21,7 @@ from training.data.shard_reader import READER_THREADS, RowReference, ShardReader
 from training.data.shards import CROP_COLUMNS, is_mirrored
 from training.data.text_tables import TextTableReader
 from training.framing import Framing, crop_framing
+from training.rng import uid_hashes
 
 Split = Literal["train", "val", "test"]
 
@@ -134,6 +137,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @cached_property
+    def uid_hashes(self) -> UInt64Array:
+        """The `training.rng.uid_hashes` of all rows, from which random numbers of many samples are drawn together."""
+        return uid_hashes(self.table["uid"].to_pylist())
 
     def null_text(self) -> Tensor:
         """Return the embedding of the null caption, bfloat16 `[n, D]`."""

@@ -5,34 +5,38 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from training.data.dataset import CaptionMix, Dataset, Sample
-from training.data.plan import MicroBatch, Planner, rank_micro_batches
+from training.data.plan import GlobalStep, MicroBatch, Planner, rank_micro_batches
 from training.data.shard_reader import READER_THREADS
 from training.framing import Framing
 
 POLL_S = 0.1
 """Seconds between checks of a waiting thread whether it should stop."""
 
+T = TypeVar("T")
+"""What a rank computes in a step."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch of B samples, whose shapes may differ, in pinned memory if there is CUDA."""
+    """A micro-batch of B samples, whose shapes may differ. Latents and texts have the type that they are stored in."""
 
     latents: list[Tensor]
-    """float32 `[C, t, h, w]` of each sample."""
+    """`[C, t, h, w]` of each sample."""
     last_frame_latents: list[Tensor | None]
-    """The last frame of each sample encoded as an image, float32 `[C, 1, h, w]`; None for an image."""
+    """The last frame of each sample encoded as an image, `[C, 1, h, w]`; None for an image."""
     texts: list[Tensor]
-    """Embedding of each caption, float32 `[n, D]`, unpadded."""
+    """Embedding of each caption, `[n, D]`, unpadded."""
     uids: list[str]
     weights: Tensor
     """float32 `[B]`: 1, or 0 for a repeated sample that does not count; see `training.data.plan.MicroBatch`."""
@@ -67,26 +71,32 @@ class LoaderSettings:
             raise ValueError(f"prefetch {self.prefetch}: at least 1 step is read ahead")
 
 
-class Loader:
-    """The batches of one rank, step after step without an end, read ahead by a thread.
+class Loader(Generic[T]):
+    """The samples of one rank, step after step without an end, read ahead and prepared by a thread.
 
     A context manager that can be iterated once.
 
     ```python
-    with Loader(dataset, planner, LoaderSettings(rank, world_size, start_step)) as loader:
-        for step, batches in loader: ...
+    with Loader(dataset, planner, LoaderSettings(rank, world_size, start_step), prepare) as loader:
+        for step, prepared in loader: ...
     ```
     """
 
-    def __init__(self, dataset: Dataset, planner: Planner, settings: LoaderSettings | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        planner: Planner,
+        settings: LoaderSettings,
+        prepare: Callable[[GlobalStep, Sequence[MicroBatch], Sequence[Batch]], T],
+    ) -> None:
+        """`prepare` is called by the thread: with a step, this rank's micro-batches, and their samples."""
         self._dataset, self._planner = dataset, planner
-        self._settings = settings or LoaderSettings()
-        self._pin = torch.cuda.is_available()
-        self._ready: queue.Queue[tuple[int, list[Batch]] | BaseException] = queue.Queue(self._settings.prefetch)
+        self._settings, self._prepare = settings, prepare
+        self._ready: queue.Queue[tuple[int, T] | BaseException] = queue.Queue(self._settings.prefetch)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
 
-    def __enter__(self) -> Loader:
+    def __enter__(self) -> Loader[T]:
         return self
 
     def __exit__(
@@ -94,8 +104,8 @@ class Loader:
     ) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
-        """Yield (step, micro-batches of this rank). An error of the reading thread is raised here, at its step."""
+    def __iter__(self) -> Iterator[tuple[int, T]]:
+        """Yield (step, what `prepare` returned). An error of the reading thread is raised here, at its step."""
         if self._stop.is_set():
             raise ValueError("this loader is closed; make another one, with the step to start at")
         if self._thread.ident is None:
@@ -114,7 +124,7 @@ class Loader:
             self._thread.join()
 
     def _run(self) -> None:
-        item: tuple[int, list[Batch]] | BaseException
+        item: tuple[int, T] | BaseException
         with ThreadPoolExecutor(READER_THREADS, thread_name_prefix="loader") as pool:
             step = self._settings.start_step
             while not self._stop.is_set():
@@ -127,7 +137,7 @@ class Loader:
                     return
                 step += 1
 
-    def _put(self, item: tuple[int, list[Batch]] | BaseException) -> None:
+    def _put(self, item: tuple[int, T] | BaseException) -> None:
         while not self._stop.is_set():
             try:
                 self._ready.put(item, timeout=POLL_S)
@@ -135,7 +145,7 @@ class Loader:
             except queue.Full:
                 continue
 
-    def _read(self, step: int, pool: ThreadPoolExecutor) -> list[Batch]:
+    def _read(self, step: int, pool: ThreadPoolExecutor) -> T:
         planned = self._planner.step(step)
         micro_batches = rank_micro_batches(planned, self._settings.rank, self._settings.world_size)
         # All samples of a step in one map: a micro-batch of few samples would not keep the readers busy.
@@ -145,34 +155,27 @@ class Loader:
             [count for micro_batch in micro_batches for count in micro_batch.times_seen],
         )
         space_factor = self._dataset.info.space_factor
-        return [
-            collate(
-                list(itertools.islice(samples, len(micro_batch.rows))),
-                micro_batch,
-                planned.epoch,
-                space_factor,
-                self._pin,
-            )
+        batches = [
+            collate(list(itertools.islice(samples, len(micro_batch.rows))), micro_batch, planned.epoch, space_factor)
             for micro_batch in micro_batches
         ]
+        return self._prepare(planned, micro_batches, batches)
 
 
-def collate(samples: Sequence[Sample], micro_batch: MicroBatch, epoch: int, space_factor: int, pin: bool) -> Batch:
-    """Return the samples of a micro-batch as a batch; with `pin` its tensors are in pinned memory."""
+def batch_loader(dataset: Dataset, planner: Planner, settings: LoaderSettings | None = None) -> Loader[list[Batch]]:
+    """Return a loader of the micro-batches as they are read."""
+    return Loader(dataset, planner, settings or LoaderSettings(), lambda planned, micro_batches, batches: [*batches])
 
-    def converted(tensor: Tensor) -> Tensor:
-        tensor = tensor.to(torch.float32)
-        return tensor.pin_memory() if pin else tensor
 
+def collate(samples: Sequence[Sample], micro_batch: MicroBatch, epoch: int, space_factor: int) -> Batch:
+    """Return the samples of a micro-batch as a batch."""
     return Batch(
-        latents=[converted(sample.latent) for sample in samples],
-        last_frame_latents=[
-            None if sample.last_frame_latent is None else converted(sample.last_frame_latent) for sample in samples
-        ],
-        texts=[converted(sample.text) for sample in samples],
+        latents=[sample.latent for sample in samples],
+        last_frame_latents=[sample.last_frame_latent for sample in samples],
+        texts=[sample.text for sample in samples],
         uids=[sample.uid for sample in samples],
-        weights=converted(torch.tensor(micro_batch.weights)),
-        fps=converted(torch.tensor([sample.fps for sample in samples])),
+        weights=torch.tensor(micro_batch.weights),
+        fps=torch.tensor([sample.fps for sample in samples], dtype=torch.float32),
         sizes=[(sample.latent.shape[-1] * space_factor, sample.latent.shape[-2] * space_factor) for sample in samples],
         framings=[sample.framing for sample in samples],
         buckets=[sample.bucket for sample in samples],

@@ -1,11 +1,11 @@
-"""The policy `pack`: a rank computes any samples of the step together, as one sequence per micro-step."""
+"""Assignment of packs: a rank computes any samples of the step together, as one sequence per micro-step."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from cluster.arrays import Int64Array
-from training.data.assignment import AssignmentTable, Workload, argsort_ascending, argsort_descending
+from training.data.assignment import Assignment, Workload, argsort_ascending, argsort_descending
 
 SMALL_DIVISOR, TINY_DIVISOR = 128, 2048
 """Samples that cost less than a rank's mean load divided by these are small or tiny. Longest first would handle them
@@ -19,7 +19,7 @@ UNBOUNDED = 2**62
 """Value for no limit of cost or of tokens."""
 
 
-def assign_packed(workload: Workload, world_size: int, max_tokens: int | None) -> AssignmentTable:
+def assign_packed(workload: Workload, world_size: int, max_tokens: int | None) -> Assignment:
     """Assign samples of any shapes to ranks, in about as few micro-steps as possible.
 
     No rank has more than `max_tokens` in a micro-step. If all samples fit, or with None for no limit, there is one
@@ -36,7 +36,7 @@ def assign_packed(workload: Workload, world_size: int, max_tokens: int | None) -
     return second if _total_time(second, workload.costs, world_size) < first_time else first
 
 
-def _fill_micro_steps(workload: Workload, world_size: int, max_tokens: int | None, whole: bool) -> AssignmentTable:
+def _fill_micro_steps(workload: Workload, world_size: int, max_tokens: int | None, whole: bool) -> Assignment:
     """Fill micro-steps one after the other, starting with the costliest samples.
 
     In each micro-step all ranks are filled up to one cost: an even share of the remaining cost over the micro-steps
@@ -60,10 +60,10 @@ def _fill_micro_steps(workload: Workload, world_size: int, max_tokens: int | Non
         ranks[remaining[fits]], micro_steps[remaining[fits]] = rank_or_none[fits], n_micro_steps
         remaining = remaining[~fits]
         n_micro_steps += 1
-    return AssignmentTable(n_micro_steps, micro_steps, ranks)
+    return Assignment(n_micro_steps, micro_steps, ranks)
 
 
-def _total_time(assignment: AssignmentTable, costs: Int64Array, world_size: int) -> int:
+def _total_time(assignment: Assignment, costs: Int64Array, world_size: int) -> int:
     """Return the time of all micro-steps in units of cost; each takes as long as its rank with the highest load."""
     # Sums of integers stay exact in floats up to 2 ** 53.
     n_micro_steps = assignment.n_micro_steps

@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeFloat
 
 from cluster.arrays import BoolArray, Int64Array
 from cluster.config import Settings
-from training.data.assignment import Assignment, Policy, Workload, assign_same
+from training.data.assignment import Workload
 from training.data.bucketed import assign_bucketed
 from training.data.buckets import number_buckets, rows_by_number
 from training.data.costs import SampleCosts
@@ -28,13 +28,6 @@ from training.data.pack import assign_packed
 
 ShapeIds = NDArray[np.unsignedinteger[Any]]
 """Shape ids as in `Workload`, in the narrowest type that holds them, since looking them up is bound by memory reads."""
-
-POLICIES: Mapping[Policy, Callable[[Workload, int, int | None], Assignment]] = {
-    "same": assign_same,
-    "bucketed": assign_bucketed,
-    "pack": assign_packed,
-}
-"""Functions that assign a workload to `world_size` ranks, each with `max_tokens` per micro-step at most."""
 
 
 class PlanSettings(Settings):
@@ -52,21 +45,11 @@ class PlanSettings(Settings):
         "context_parallel) holds in one forward pass. What a worker has beyond that goes into further micro-batches; "
         "none sets no limit.",
     )
-    policy: Policy = Field(
-        "pack",
-        description="How samples are combined. same: one bucket per step; bucketed: one bucket per micro-batch; "
-        "pack: samples of any buckets in one sequence. See docs/internals/batches.md.",
-    )
     weights: dict[str, NonNegativeFloat] = Field(
         {},
         description="How often samples are seen per epoch, by pattern of bucket or size, as in {'*x1': 0.5, "
         "768x432: 2}: one half of the images in each epoch, the other half in the next, and 768x432 twice. Others "
         "have 1; where several patterns match, their weights multiply; 0 leaves a bucket out.",
-    )
-    measured_costs: bool = Field(
-        False,
-        description="Assign samples to workers by measured step times instead of computed FLOPs. Each step has the "
-        "same samples either way, but sums are taken in another order in each run, so losses differ in the last bits.",
     )
 
 
@@ -98,13 +81,17 @@ class GlobalStep:
     """
     workload: Workload
     """Costs and tokens of the samples, with the last-frame latents that condition them."""
-    settings: PlanSettings
+    max_tokens_per_micro: int | None
+    mixes_shapes: bool
+    """Whether samples of several buckets may share a micro-batch."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """The samples that one rank computes in one forward and backward pass."""
 
+    indices: tuple[int, ...]
+    """Positions of the samples in the step."""
     rows: tuple[int, ...]
     """Row numbers of the manifest's table."""
     times_seen: tuple[int, ...]
@@ -148,7 +135,9 @@ class Planner:
         with_last_frame = [one + more for one, more in zip(plain, extra, strict=True)]
         self._tokens_B2 = np.array((plain, with_last_frame)).T
         both = zip(plain, with_last_frame, strict=True)
-        self._costs = (costs or SampleCosts.from_tokens(dict(zip(names, both, strict=True)))).table(names)
+        costs = costs or SampleCosts.from_tokens(dict(zip(names, both, strict=True)))
+        self._mixes_shapes = costs.mixes_shapes
+        self._costs_B2 = costs.table(names)
         self._shape_ids: ShapeIds = (numbers * 2).astype(np.min_scalar_type(2 * len(names)))
         """Shape of each row's sample without its last-frame latent."""
         weights = bucket_weights(settings.weights, names)
@@ -177,8 +166,6 @@ class Planner:
         """Return the number of steps of an epoch, the same for all unless the weight of a bucket is a fraction."""
         counts = self._n_occurrences(epoch)
         n_groups = int((-(-counts // self._group_sizes)).sum())
-        if self._settings.policy == "same":
-            return n_groups
         return min(n_groups, -(-int(counts @ self._bucket_tokens) // self._settings.tokens_per_step))
 
     def step(self, index: int) -> GlobalStep:
@@ -199,8 +186,9 @@ class Planner:
         chosen = slice(plan.bounds[position], plan.bounds[position + 1])
         rows = plan.rows[chosen]
         times_seen = np.full(len(rows), epoch) if plan.times_seen is None else plan.times_seen[chosen]
-        workload = Workload(plan.shape_ids[chosen].astype(np.int64), self._costs.at(index), self._tokens_B2)
-        return GlobalStep(index, epoch, rows, times_seen, workload, self._settings)
+        workload = Workload(plan.shape_ids[chosen].astype(np.int64), self._costs_B2, self._tokens_B2)
+        limit = self._settings.max_tokens_per_micro
+        return GlobalStep(index, epoch, rows, times_seen, workload, limit, self._mixes_shapes)
 
     def _check_limit(self) -> None:
         """Raise `ValueError` if a sample of a bucket in use is larger than `max_tokens_per_micro`."""
@@ -221,28 +209,24 @@ class Planner:
     def _max_group_sizes(self) -> list[int]:
         """Return how many samples of each bucket at most stay together when an epoch is shuffled.
 
-        With `pack` that is one sample, with `same` all samples of a step. With `bucketed` it is as many as cost no more
-        than the costliest sample, so that there are micro-batches of one bucket to assign. Costs are those by formula,
-        since the samples of a step must not depend on measured times.
+        That is one sample if samples of any buckets may share a micro-batch. Otherwise it is as many as cost no more
+        than the costliest sample, so that there are micro-batches of one bucket to assign.
         """
-        settings = self._settings
-        if settings.policy == "pack":
+        if self._mixes_shapes:
             return [1] * len(self._buckets)
-        if settings.policy == "same":
-            return [max(1, settings.tokens_per_step // bucket.n_tokens) for bucket in self._buckets]
-        limit = settings.max_tokens_per_micro or settings.tokens_per_step
-        costs = self._costs.formula_costs_B2[self._used_buckets, 0].tolist()
+        limit = self._settings.max_tokens_per_micro or self._settings.tokens_per_step
+        costs = self._costs_B2[self._used_buckets, 0].tolist()
         return [
             max(1, min(max(costs) // cost, limit // bucket.n_tokens))
             for bucket, cost in zip(self._buckets, costs, strict=True)
         ]
 
     def _plan_epoch(self, epoch: int) -> _Epoch:
-        """Shuffle each bucket, cut it into groups, shuffle all groups and cut them into steps; with `pack`, shuffle all
-        samples and cut them into steps.
+        """Shuffle all samples and cut them into steps; or, if micro-batches must have one bucket, shuffle each bucket,
+        cut it into groups, shuffle all groups and cut them into steps.
         """
         rows, times_seen = self._shuffled_occurrences(epoch)
-        if self._settings.policy == "pack":
+        if self._mixes_shapes:
             bounds = _even_bounds(self._tokens_B2.ravel()[self._shape_ids[rows]], self.steps_in(epoch))
             return _Epoch(rows, times_seen, self._shape_ids_of(rows, times_seen, epoch), bounds.tolist())
         counts = self._n_occurrences(epoch)
@@ -251,10 +235,8 @@ class Planner:
         order_G = permutation(len(sizes_G), self._seed, epoch, "steps")
         starts_G = (sizes_G.cumsum() - sizes_G)[order_G]
         sizes_G = sizes_G[order_G]
-        bounds = np.append(0, sizes_G.cumsum())
-        if self._settings.policy == "bucketed":
-            tokens_G = np.repeat(self._bucket_tokens, n_groups)[order_G]
-            bounds = bounds[_even_bounds(sizes_G * tokens_G, self.steps_in(epoch))]
+        tokens_G = np.repeat(self._bucket_tokens, n_groups)[order_G]
+        bounds = np.append(0, sizes_G.cumsum())[_even_bounds(sizes_G * tokens_G, self.steps_in(epoch))]
         positions = _concatenated_ranges(starts_G, sizes_G)
         rows, times_seen = rows[positions], None if times_seen is None else times_seen[positions]
         return _Epoch(rows, times_seen, self._shape_ids_of(rows, times_seen, epoch), bounds.tolist())
@@ -280,7 +262,7 @@ class Planner:
 
     def _shuffled_occurrences(self, epoch: int) -> tuple[Int64Array, Int64Array | None]:
         """Return the rows of an epoch in random order and how often each was seen before; None if that is the epoch."""
-        purpose = "steps" if self._settings.policy == "pack" else "buckets"
+        purpose = "steps" if self._mixes_shapes else "buckets"
         if self._whole_epoch:
             return self._whole_epoch.shuffled(self._seed, epoch, purpose), None
         by_bucket = [bucket.occurrences(epoch) for bucket in self._buckets]
@@ -290,8 +272,11 @@ class Planner:
         return rows[positions], times_seen[positions]
 
     def _shuffle(self, counts: Int64Array, values: Int64Array) -> Shuffle:
-        """Return the shuffle of `counts` values of each bucket, bucket after bucket; with `pack` of all together."""
-        return Shuffle(np.repeat(np.arange(len(counts)), counts) * (self._settings.policy != "pack"), values)
+        """Return the shuffle of `counts` values of each bucket.
+
+        All are shuffled together, or bucket after bucket if micro-batches must have one bucket.
+        """
+        return Shuffle(np.repeat(np.arange(len(counts)), counts) * (not self._mixes_shapes), values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,7 +299,8 @@ def rank_micro_batches(step: GlobalStep, rank: int, world_size: int) -> list[Mic
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size} workers: ranks are 0 to world_size - 1")
-    assignment = POLICIES[step.settings.policy](step.workload, world_size, step.settings.max_tokens_per_micro)
+    assign = assign_packed if step.mixes_shapes else assign_bucketed
+    assignment = assign(step.workload, world_size, step.max_tokens_per_micro)
     return [_micro_batch(step, indices) for indices in assignment.sample_indices(rank)]
 
 
@@ -323,7 +309,10 @@ def _micro_batch(step: GlobalStep, indices: Int64Array) -> MicroBatch:
     if not len(indices):
         indices = np.array([np.argmin(step.workload.costs)])
     return MicroBatch(
-        tuple(step.rows[indices].tolist()), tuple(step.times_seen[indices].tolist()), (weight,) * len(indices)
+        tuple(indices.tolist()),
+        tuple(step.rows[indices].tolist()),
+        tuple(step.times_seen[indices].tolist()),
+        (weight,) * len(indices),
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-from training.tracking.loss_curve import BOTTOM, GRID, HEIGHT, LEFT, OPENING, RIGHT, TOP, WIDTH, ticks
-
+WIDTH, HEIGHT = 720, 400
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 44
+INK, GRID = "#333333", "#e4e4e4"
+FONT = 'font-family="sans-serif" font-size="12"'
 COLOURS = ("#1f5fa8", "#d1495b", "#4b8b3b", "#8a5fa8")
 
 
@@ -26,7 +29,10 @@ def cumulative_chart(series: Mapping[str, Sequence[float]], label: str) -> str:
     def y(share: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - share)
 
-    parts = [*OPENING]
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {FONT} fill="{INK}">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
+    ]
     for share in (0, 0.25, 0.5, 0.75, 1):
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(share):.1f}" y2="{y(share):.1f}" stroke="{GRID}"/>'
@@ -44,3 +50,11 @@ def cumulative_chart(series: Mapping[str, Sequence[float]], label: str) -> str:
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts.append(f'<text x="{LEFT + 12}" y="{TOP + 16 + 18 * index}" fill="{colour}">{name} ({len(values)})</text>')
     return "\n".join([*parts, "</svg>"])
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Return about 3 to 8 round numbers within the span, spaced by 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / 5
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    return [round(index * step, 12) for index in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from training.autoencoder import Autoencoder
 from training.checkpoints.model_card import ModelCard
+from training.condition import SampleCondition
 from training.framing import full_framing
 from training.network import VideoModel
 from training.rng import generator
@@ -18,7 +19,6 @@ from training.sampling.prediction import Predictor
 from training.sampling.settings import SolverSettings, VideoShape
 from training.sampling.solvers.euler import Euler
 from training.sampling.timeline import Prompt, Timeline, blank
-from training.step import SampleCondition
 
 # Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns, N text tokens, E text width; T
 # includes an appended last-frame latent.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cluster.telemetry import log
+from training.condition import SampleCondition, stack_conditions
 from training.network import VideoModel
-from training.step import SampleCondition, stack_conditions
 
 # Shape suffixes: C latent channels, T H W latent frames, rows and columns.
 

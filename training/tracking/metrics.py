@@ -1,6 +1,4 @@
-"""The records of a training run: `metrics.jsonl` with one line per step, a chart of the loss, and what trackers
-receive.
-"""
+"""The records of a training run: `metrics.jsonl` with one line per step, and the values that trackers receive."""
 
 from __future__ import annotations
 
@@ -14,10 +12,9 @@ from typing import Any
 from cluster import storage
 from cluster.arrays import UInt8Array
 from cluster.telemetry import ProgressBar, log, progress
-from training.tracking.loss_curve import Points, loss_curve
 from training.tracking.trackers import TrackedRun, Tracker, TrackerName, open_trackers
 
-METRICS_FILE, CURVE_FILE, SETTINGS_FILE = "metrics.jsonl", "loss_curve.svg", "settings.json"
+METRICS_FILE, SETTINGS_FILE = "metrics.jsonl", "settings.json"
 PREVIEWS_FOLDER = "previews"
 """Names in the folder of a run."""
 
@@ -28,6 +25,9 @@ POLL_S = 0.5
 
 Record = dict[str, Any]
 """Values of one step by name; `step` counts from 1."""
+
+Points = list[tuple[int, float]]
+"""Steps and values of a curve."""
 
 SPEED_KEYS = frozenset(
     (
@@ -192,11 +192,9 @@ class Metrics:
         self._send(lambda tracker: tracker.log_image(step, name, image))
 
     def flush(self) -> None:
-        """Write the chart of the loss and, on an object store, the records."""
+        """Write the records to an object store; a local file has them already."""
         if not self._is_local:
             self._rewrite()
-        if self.records:
-            storage.write_bytes(storage.join(self._uri, CURVE_FILE), loss_curve(*loss_points(self.records)).encode())
 
     def close(self, failed: bool = False) -> None:
         """End the run; `failed` if that is before its last step."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -18,6 +18,9 @@ class UNet(ModelSettings):
     Noise level, presentation time, conditioning mask and text scale and shift the channels of every block (FiLM, Perez
     et al. 2018).
     """
+
+    mixes_shapes: ClassVar[bool] = False
+    """The network pads the samples of a micro-batch to one size."""
 
     name: str = "unet"
     width: int = Field(64, ge=8, description="Channels of the finest level.")

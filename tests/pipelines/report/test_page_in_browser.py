@@ -39,7 +39,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     splits = {"uid": uids, "split": ["val" if i % 5 == 0 else "train" for i in range(len(uids))]}
     storage.write_table(storage.join(recipe.out_uri, "splits.parquet"), pa.table(splits))
     write_run(recipe.out_uri, "run-2", make_records(80, seed=1))
-    settings = {"model": {"name": "dit", "preset": HOSTILE_TEXT}, "batch": {"policy": "pack"}}
+    settings = {"model": {"name": "dit", "preset": HOSTILE_TEXT}}
     previews = dict.fromkeys((40, 80, 120), (HOSTILE_TEXT, "a lake"))
     write_run(recipe.out_uri, "run-1", make_records(120), settings, previews)
     write_failed_preview(recipe.out_uri, "run-1", 100, "ValueError: no weights")

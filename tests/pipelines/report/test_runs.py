@@ -24,6 +24,7 @@ from pipelines.report.runs import (
     downsample_min_max,
     downsample_strided,
     run_labels,
+    running_mean,
     training_runs,
 )
 from tests.support.report_runs import make_records, write_failed_preview, write_run
@@ -102,16 +103,16 @@ def test_labels_are_settings_and_folders_if_not_unique() -> None:
     settings = [
         stored_settings(model=DiT(preset="L")),
         stored_settings(1),
-        stored_settings(2, batch=PlanSettings(policy="bucketed")),
+        stored_settings(2, model=DiT(preset="S")),
         stored_settings(2),
         None,
         AutoencoderTrainSettings(steps=9, warmup_steps=0).model_dump(mode="json"),
     ]
     assert run_labels([f"run-{number}" for number in range(6)], settings, [900, 1200, 1200, 1200, 5, 9]) == [
-        "dit L, pack, 900 steps",
-        "dit 6x192x6, pack, 1,200 steps, run-1",
-        "dit 6x192x6, bucketed, 1,200 steps",
-        "dit 6x192x6, pack, 1,200 steps, run-3",
+        "dit L, 900 steps",
+        "dit 6x192x6, 1,200 steps, run-1",
+        "dit S, 1,200 steps",
+        "dit 6x192x6, 1,200 steps, run-3",
         "run-4",
         "autoencoder small, 9 steps",
     ]
@@ -153,8 +154,8 @@ def test_runs_have_labels_and_different_settings(tmp_path: Path) -> None:
     write_run(recipe.out_uri, "run-older", make_records(5))
     found = {run["name"]: (run["label"], run["different_settings"]) for run in training_runs(recipe)["runs"]}
     assert found == {
-        "run-0": ("dit 6x192x6, pack, 10 steps", {"lr": "0.001", "seed": "0"}),
-        "run-1": ("dit 6x192x6, pack, 11 steps", {"lr": "0.002", "seed": "1"}),
+        "run-0": ("dit 6x192x6, 10 steps", {"lr": "0.001", "seed": "0"}),
+        "run-1": ("dit 6x192x6, 11 steps", {"lr": "0.002", "seed": "1"}),
         "run-older": ("run-older", {}),
     }
 
@@ -197,3 +198,10 @@ def test_the_newest_runs_and_some_previews_are_shown(tmp_path: Path) -> None:
     assert 12 < len(steps) <= runs.MAX_PREVIEWS
     assert steps[-1] == 99
     assert len({b - a for a, b in itertools.pairwise(steps)}) == 1
+
+
+def test_the_running_mean_is_over_the_window() -> None:
+    points = [(step, float(step)) for step in range(1, 21)]
+    smooth = running_mean(points)
+    assert smooth[0] == (1, 1.0)
+    assert smooth[-1][1] == pytest.approx(math.fsum(range(16, 21)) / 5)

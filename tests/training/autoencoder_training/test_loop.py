@@ -51,7 +51,6 @@ def test_a_run_writes_all_its_files(undisturbed: str, data: Path) -> None:
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert [record["step"] for record in records if "val_psnr_db" in record] == [3, 6]
     assert {record["samples"] for record in records} == {2, 4}
-    assert (Path(undisturbed) / "loss_curve.svg").read_text().startswith("<svg")
     strip = Image.open(Path(undisturbed) / "strips" / "step-00000006.png")
     assert strip.size == (5 * 16, 2 * 16)
     done = loop.find_result(SETTINGS, undisturbed)

@@ -1,4 +1,4 @@
-"""Tests of the policy `bucketed`, against searches one by one."""
+"""Tests of micro-batches of one bucket, against searches one by one."""
 
 from __future__ import annotations
 
@@ -77,33 +77,10 @@ def test_the_best_ceiling_is_that_of_a_search_one_by_one(buckets: list[tuple[int
             max(fewest, -(-count // max(1, int(costs.max()) * ceiling // 64 // cost)))
             for cost, count, fewest in zip(costs.tolist(), counts.tolist(), min_batches.tolist(), strict=True)
         ]
-        for ceiling in bucketed.CEILINGS_64THS.tolist()
+        for ceiling in bucketed.CEILINGS_64THS
     ]
     found = bucketed._fastest_batches(costs, counts, min_batches, world_size)
     assert found.tolist() == min(tried, key=time_of)
-
-
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 60), st.integers(0, 40), st.lists(st.booleans(), min_size=1, max_size=50)),
-        min_size=1,
-        max_size=8,
-    ),
-    st.data(),
-)
-def test_no_fewer_micro_batches_would_fit(buckets: list[tuple[int, int, list[bool]]], data: st.DataObject) -> None:
-    """The reference gives each bucket's samples to micro-batches in turn, those with a last-frame latent first."""
-    sizes_by_bucket = [
-        sorted((size + last_frame * has_it for has_it in conditioned), reverse=True)
-        for size, last_frame, conditioned in buckets
-    ]
-    max_tokens = data.draw(st.integers(max(sizes[0] for sizes in sizes_by_bucket), 300))
-    tokens = np.array([(size, size + last_frame) for size, last_frame, _ in buckets])
-    counts = np.array([(conditioned.count(False), conditioned.count(True)) for _, _, conditioned in buckets])
-    found = bucketed._min_batches(tokens, counts, max_tokens).tolist()
-    for sizes, fewest in zip(sizes_by_bucket, found, strict=True):
-        fits = [max(sum(sizes[batch::n]) for batch in range(n)) <= max_tokens for n in range(1, len(sizes) + 1)]
-        assert fits == [n >= fewest for n in range(1, len(sizes) + 1)]
 
 
 def test_micro_batches_of_equal_cost_are_found() -> None:

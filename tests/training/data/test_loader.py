@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ import pytest
 import torch
 
 from tests.support.stored import CLIPS, STILLS, bytes_of, flip_bit, latent_row, shard_info, shard_path, write_dataset
-from training.data.assignment import Policy
+from training.data.costs import SampleCosts
 from training.data.dataset import Dataset
 from training.data.footer import DamagedError
-from training.data.loader import Batch, Loader, LoaderSettings
+from training.data.loader import Batch, LoaderSettings, batch_loader
 from training.data.plan import Planner, PlanSettings, rank_micro_batches
 
 COUNTS = {CLIPS: 13, STILLS: 9}
-POLICIES: tuple[Policy, ...] = ("same", "bucketed", "pack")
 
 
 @pytest.fixture
@@ -35,9 +35,12 @@ def _no_thread_is_left() -> Iterator[None]:
     assert set(threading.enumerate()) <= before
 
 
-def planner_of(dataset: Dataset, max_tokens: int | None = None, policy: Policy = "same", **weights: float) -> Planner:
-    settings = PlanSettings(tokens_per_step=100, max_tokens_per_micro=max_tokens, policy=policy, weights=weights)
-    return Planner(dataset.table["bucket"].to_pylist(), dataset.table["n_tokens"].to_pylist(), settings, seed=5)
+def planner_of(dataset: Dataset, max_tokens: int | None = None, mixes_shapes: bool = True, **weights: float) -> Planner:
+    settings = PlanSettings(tokens_per_step=100, max_tokens_per_micro=max_tokens, weights=weights)
+    buckets, tokens = dataset.table["bucket"].to_pylist(), dataset.table["n_tokens"].to_pylist()
+    sizes = {bucket: (count, count) for bucket, count in zip(buckets, tokens, strict=True)}
+    costs = replace(SampleCosts.from_tokens(sizes), mixes_shapes=mixes_shapes)
+    return Planner(buckets, tokens, settings, 5, costs)
 
 
 def steps_of(
@@ -45,17 +48,17 @@ def steps_of(
 ) -> list[list[Batch]]:
     """Return the batches of the first `count` steps that a loader yields."""
     settings = settings or LoaderSettings()
-    with Loader(dataset, planner_of(dataset, **plan_settings), settings) as loader:
+    with batch_loader(dataset, planner_of(dataset, **plan_settings), settings) as loader:
         found = list(itertools.islice(loader, count))
     assert [step for step, _ in found] == list(range(settings.start_step, settings.start_step + count))
     return [batches for _, batches in found]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_an_epoch_has_each_sample_once(manifest_uri: str, policy: Policy) -> None:
+@pytest.mark.parametrize("mixes_shapes", [False, True])
+def test_an_epoch_has_each_sample_once(manifest_uri: str, mixes_shapes: bool) -> None:
     dataset = Dataset.open(manifest_uri, "train")
-    n = planner_of(dataset, policy=policy).steps_in(0)
-    steps = steps_of(dataset, 2 * n, policy=policy)
+    n = planner_of(dataset, mixes_shapes=mixes_shapes).steps_in(0)
+    steps = steps_of(dataset, 2 * n, mixes_shapes=mixes_shapes)
     for epoch in range(2):
         batches = [batch for step in steps[epoch * n : (epoch + 1) * n] for batch in step]
         assert sorted(uid for batch in batches for uid in batch.uids) == dataset.table["uid"].to_pylist()
@@ -63,13 +66,13 @@ def test_an_epoch_has_each_sample_once(manifest_uri: str, policy: Policy) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", POLICIES)
-def test_the_loader_yields_the_batches_of_the_plan(manifest_uri: str, policy: Policy) -> None:
+@pytest.mark.parametrize("mixes_shapes", [False, True])
+def test_the_loader_yields_the_batches_of_the_plan(manifest_uri: str, mixes_shapes: bool) -> None:
     dataset = Dataset.open(manifest_uri, "train")
     uids = dataset.table["uid"].to_pylist()
-    planner = planner_of(dataset, max_tokens=48, policy=policy, **{"*x1": 2.0})
+    planner = planner_of(dataset, max_tokens=48, mixes_shapes=mixes_shapes, **{"*x1": 2.0})
     for rank in range(3):
-        steps = steps_of(dataset, 8, LoaderSettings(rank, 3), max_tokens=48, policy=policy, **{"*x1": 2.0})
+        steps = steps_of(dataset, 8, LoaderSettings(rank, 3), max_tokens=48, mixes_shapes=mixes_shapes, **{"*x1": 2.0})
         for index, batches in enumerate(steps):
             assert [(batch.uids, batch.times_seen, batch.weights.tolist()) for batch in batches] == [
                 ([uids[row] for row in micro_batch.rows], list(micro_batch.times_seen), list(micro_batch.weights))
@@ -78,12 +81,12 @@ def test_the_loader_yields_the_batches_of_the_plan(manifest_uri: str, policy: Po
 
 
 @pytest.mark.slow
-def test_a_batch_has_float32_samples_of_any_shapes(manifest_uri: str) -> None:
+def test_a_batch_has_stored_samples_of_any_shapes(manifest_uri: str) -> None:
     """Texts are not padded."""
     dataset = Dataset.open(manifest_uri, "train")
     rows = {row["uid"]: row for row in dataset.table.to_pylist()}
     n_mixed = 0
-    for (batch,) in steps_of(dataset, 12, policy="pack"):
+    for (batch,) in steps_of(dataset, 12):
         n_mixed += len(set(batch.sizes)) == 2
         assert batch.weights.dtype == batch.fps.dtype == torch.float32
         per_sample = (
@@ -103,26 +106,25 @@ def test_a_batch_has_float32_samples_of_any_shapes(manifest_uri: str) -> None:
             assert framing == sample.framing
             assert (last_frame is None) == (sample.last_frame_latent is None)
             if last_frame is not None and sample.last_frame_latent is not None:
-                assert last_frame.dtype == torch.float32
-                assert last_frame.equal(sample.last_frame_latent.float())
+                assert last_frame.equal(sample.last_frame_latent)
         for latent, text, size, name, uid in zip(
             batch.latents, batch.texts, batch.sizes, batch.buckets, batch.uids, strict=True
         ):
             bucket = CLIPS if name == CLIPS.name else STILLS
             assert name == bucket.name
             assert size == (bucket.width, bucket.height)
-            assert latent.dtype == text.dtype == torch.float32
+            assert latent.dtype == text.dtype == torch.bfloat16
             assert tuple(latent.shape) == shard_info(bucket).latent_shape
-            assert torch.equal(latent, latent_row(bucket, int(uid[-4:])).latent.float())
+            assert torch.equal(latent, latent_row(bucket, int(uid[-4:])).latent)
             assert text.shape == (rows[uid]["n_text"], 16)
     assert n_mixed
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_resuming_at_a_step_gives_the_same_batches(manifest_uri: str, policy: Policy) -> None:
+@pytest.mark.parametrize("mixes_shapes", [False, True])
+def test_resuming_at_a_step_gives_the_same_batches(manifest_uri: str, mixes_shapes: bool) -> None:
     dataset = Dataset.open(manifest_uri, "train")
-    whole = steps_of(dataset, 12, policy=policy)
-    resumed = steps_of(dataset, 5, LoaderSettings(start_step=7), policy=policy)
+    whole = steps_of(dataset, 12, mixes_shapes=mixes_shapes)
+    resumed = steps_of(dataset, 5, LoaderSettings(start_step=7), mixes_shapes=mixes_shapes)
     for step, again in zip(whole[7:], resumed, strict=True):
         for batch, other in zip(step, again, strict=True):
             assert (batch.uids, batch.times_seen) == (other.uids, other.times_seen)
@@ -130,13 +132,13 @@ def test_resuming_at_a_step_gives_the_same_batches(manifest_uri: str, policy: Po
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("mixes_shapes", [False, True])
 @pytest.mark.parametrize("world_size", [2, 3, 7])
-def test_ranks_together_read_the_samples_of_one(manifest_uri: str, world_size: int, policy: Policy) -> None:
+def test_ranks_together_read_the_samples_of_one(manifest_uri: str, world_size: int, mixes_shapes: bool) -> None:
     dataset = Dataset.open(manifest_uri, "train")
-    alone = steps_of(dataset, 6, policy=policy)
+    alone = steps_of(dataset, 6, mixes_shapes=mixes_shapes)
     ranks = [
-        steps_of(dataset, 6, LoaderSettings(rank, world_size), max_tokens=48, policy=policy)
+        steps_of(dataset, 6, LoaderSettings(rank, world_size), max_tokens=48, mixes_shapes=mixes_shapes)
         for rank in range(world_size)
     ]
     for number, single in enumerate(alone):
@@ -148,13 +150,6 @@ def test_ranks_together_read_the_samples_of_one(manifest_uri: str, world_size: i
         assert sorted(counted) == sorted(uid for batch in single for uid in batch.uids)
 
 
-def test_tensors_are_in_pinned_memory_with_cuda(manifest_uri: str) -> None:
-    (batch,) = steps_of(Dataset.open(manifest_uri, "train"), 1)[0]
-    last_frames = [latent for latent in batch.last_frame_latents if latent is not None]
-    tensors = (*batch.latents, *last_frames, *batch.texts, batch.weights, batch.fps)
-    assert {tensor.is_pinned() for tensor in tensors} == {torch.cuda.is_available()}
-
-
 def test_a_flipped_bit_is_an_error_and_never_in_a_batch(manifest_uri: str, tmp_path: Path) -> None:
     path = shard_path(tmp_path, CLIPS)
     bad = latent_row(CLIPS, 5)
@@ -162,7 +157,7 @@ def test_a_flipped_bit_is_an_error_and_never_in_a_batch(manifest_uri: str, tmp_p
     dataset = Dataset.open(manifest_uri, "train")
     expected = rf"{CLIPS.name}/part-0.parquet: row 5 of row group 0, sample {bad.uid}: .*not those that were written"
     read: list[str] = []
-    with Loader(dataset, planner_of(dataset)) as loader, pytest.raises(DamagedError, match=expected):
+    with batch_loader(dataset, planner_of(dataset)) as loader, pytest.raises(DamagedError, match=expected):
         read.extend(uid for _, batches in loader for batch in batches for uid in batch.uids)
     assert bad.uid not in read
 
@@ -179,7 +174,7 @@ def test_prefetch_bounds_the_steps_read_ahead(manifest_uri: str, monkeypatch: py
         return plan_step(index)
 
     monkeypatch.setattr(planner, "step", recorded)
-    with Loader(dataset, planner, LoaderSettings(prefetch=2)) as loader:
+    with batch_loader(dataset, planner, LoaderSettings(prefetch=2)) as loader:
         next(iter(loader))
         time.sleep(0.5)
         assert max(planned) <= 3  # one taken, two waiting, one being read
@@ -187,11 +182,11 @@ def test_prefetch_bounds_the_steps_read_ahead(manifest_uri: str, monkeypatch: py
 
 def test_a_loader_closes_promptly_at_any_time(manifest_uri: str) -> None:
     dataset = Dataset.open(manifest_uri, "train")
-    never_started = Loader(dataset, planner_of(dataset))
+    never_started = batch_loader(dataset, planner_of(dataset))
     never_started.close()
     started_s = time.perf_counter()
     for taken in range(4):
-        loader = Loader(dataset, planner_of(dataset))
+        loader = batch_loader(dataset, planner_of(dataset))
         list(itertools.islice(loader, taken))
         loader.close()
         loader.close()
@@ -207,7 +202,7 @@ def test_an_error_of_the_reading_thread_is_raised_once(manifest_uri: str, monkey
         raise OSError("Input/output error")
 
     monkeypatch.setattr(dataset, "sample", fail)
-    loader = Loader(dataset, planner_of(dataset))
+    loader = batch_loader(dataset, planner_of(dataset))
     with pytest.raises(OSError, match="Input/output error"):
         next(iter(loader))
     with pytest.raises(ValueError, match="closed"):

@@ -1,4 +1,4 @@
-"""Tests of the policy `pack`: against plain references, and never far from the best assignment."""
+"""Tests of the assignment of packs: against plain references, and never far from the best assignment."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,13 @@ from training.checkpoints.model_card import ModelCard
 from training.conditioning import ConditioningRates
 from training.data.loader import Batch
 from training.framing import full_framing
+from training.inputs import make_noisy_batch
 from training.network import Condition, VideoModel
 from training.sampling.generation import ConditioningLatents, ModelParts, WeakerModel, generate, video_timeline
 from training.sampling.guidances.autoguidance import Autoguidance
 from training.sampling.guidances.plain import Plain
 from training.sampling.settings import SampleSettings, VideoShape
 from training.sampling.timeline import Prompt, blank
-from training.step import make_noisy_batch, sample_key
 
 AUTOENCODER = Linear().open()
 SETTINGS = SampleSettings(prompt="any", steps=3, guidance=2.0)
@@ -80,7 +81,7 @@ def test_model_sees_the_same_in_sampling_as_in_training(kind: str) -> None:
     batch, model = one_clip(), RecordingModel()
     generate_like(batch, kind in ("first", "both"), kind in ("last", "both"), model)
     config = replace(CONFIG, conditioning=ConditioningRates(**{kind: 1.0}), caption_drop=0.0)
-    trained = make_noisy_batch(config, batch, {sample_key(0, batch.uids[0]): 0.5}, CPU)
+    trained = make_noisy_batch(config, batch, np.array([0.5]), CPU)
     mask_T = trained.condition.conditioning_masks[0] > 0
     assert len(model.inputs) == SETTINGS.steps
     for latents, condition in model.inputs:

@@ -30,9 +30,9 @@ def test_a_restart_drops_records_after_its_checkpoint(tmp_path: Path) -> None:
 def test_settings_are_those_of_the_last_start(tmp_path: Path) -> None:
     assert read_settings(str(tmp_path)) is None
     for steps in (5, 9):
-        with Metrics(str(tmp_path), 0, 1, (), {"steps": steps, "batch": {"policy": "pack"}}):
+        with Metrics(str(tmp_path), 0, 1, (), {"steps": steps, "batch": {"tokens_per_step": 64}}):
             pass
-        assert read_settings(str(tmp_path)) == {"steps": steps, "batch": {"policy": "pack"}}
+        assert read_settings(str(tmp_path)) == {"steps": steps, "batch": {"tokens_per_step": 64}}
 
 
 def test_a_line_that_a_kill_cut_off_is_ignored(tmp_path: Path) -> None:
