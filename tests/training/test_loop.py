@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from training.engine import TorchEngine
 from training.loop import MIN_NORMS, NORM_WINDOW, SpikeDetector, take_step
 from training.models.dit import DiT
 from training.settings import TrainSettings
-from training.stopping import NonFiniteLossError
+from training.stopping import Interrupted, NonFiniteLossError, stop_signals
 from training.tracking.metrics import read_metrics
 from training.tracking.step_records import TakenStep
 from training.validation import Validation
@@ -258,7 +260,10 @@ def test_a_signal_stops_the_run_after_a_checkpoint(number: signal.Signals, manif
     assert newest.step == read_metrics(folder)[-1]["step"]
 
 
-def test_a_non_finite_loss_names_the_sample(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_non_finite_loss_names_the_sample(
+    late: bool, manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     poisoned: list[str] = []
 
     def poison(state: Any, step: int, inputs: Any, *rest: Any) -> TakenStep:
@@ -268,6 +273,7 @@ def test_a_non_finite_loss_names_the_sample(manifest: str, tmp_path: Path, monke
         return take_step(state, step, inputs, *rest)
 
     monkeypatch.setattr("training.loop.take_step", poison)
+    monkeypatch.setattr("training.loop.reads_late", lambda device: late)
     with pytest.raises(NonFiniteLossError, match="step 6: the loss is nan, from samples") as caught:
         train(manifest, tmp_path)
     assert poisoned[0] in str(caught.value)
@@ -296,6 +302,32 @@ def test_bucketed_steps_resume_to_the_bit(manifest: str, tmp_path: Path, monkeyp
 def test_several_workers_need_ray(manifest: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="workers 2 with zero_stage 0 need Ray"):
         train(manifest, tmp_path, workers=2)
+
+
+def test_records_read_late_are_the_same(
+    undisturbed: run.TrainResult, manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the record of a step is read after the next one; a stop then comes a step later."""
+    monkeypatch.setattr("training.loop.reads_late", lambda device: True)
+    late = train(manifest, tmp_path / "whole")
+    assert (late.losses, late.validation) == (undisturbed.losses, undisturbed.validation)
+    assert read_card(late.export_uri).weights == read_card(undisturbed.export_uri).weights
+    folders = [Path(one.export_uri).parent for one in (late, undisturbed)]
+    keys = [[list(record) for record in read_metrics(str(folder))] for folder in folders]
+    assert keys[0] == keys[1]
+
+    asked: list[int] = []
+
+    @contextlib.contextmanager
+    def stop_after_two_steps() -> Iterator[Callable[[], bool]]:
+        yield lambda: len(asked) >= 2 or bool(asked.append(0))
+
+    monkeypatch.setattr("training.loop.stop_signals", stop_after_two_steps)
+    with pytest.raises(Interrupted, match="stopped after step 4 of 12"):
+        train(manifest, tmp_path / "stopped")
+    monkeypatch.setattr("training.loop.stop_signals", stop_signals)
+    resumed = train(manifest, tmp_path / "stopped")
+    assert (resumed.losses, resumed.validation) == (undisturbed.losses, undisturbed.validation)
 
 
 def test_a_run_overfits_a_tiny_data_set(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.models._packing import integer_tensor
+
 if TYPE_CHECKING:
     # The imports of both kernels bring the compiler of torch, and take 1.6 s; only GPUs need them.
     from torch.nn.attention.flex_attention import BlockMask
@@ -144,7 +146,7 @@ def document_mask(query_lengths: Sequence[int], key_lengths: Sequence[int], devi
     """Return FlexAttention's mask that is true where query and key belong to the same sample."""
     sample_S, sample_N = (
         torch.arange(len(lengths), device=device).repeat_interleave(
-            torch.tensor(lengths, device=device), output_size=sum(lengths)
+            integer_tensor(lengths, device), output_size=sum(lengths)
         )
         for lengths in (query_lengths, key_lengths)
     )
@@ -175,7 +177,7 @@ def _compiled_flex() -> Callable[..., Any]:
 
 
 def _cumulative(lengths: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+    return integer_tensor([0, *itertools.accumulate(lengths)], device, torch.int32)
 
 
 def _power_of_two_at_least(length: int) -> int:

@@ -22,7 +22,7 @@ from training.models._attention import AttentionKernel, GroupedAttention, attent
 from training.models._context_parallel import TokenSlice, UlyssesAttention
 from training.models._dit_architecture import Architecture
 from training.models._layers import NORM_EPS, Attention, Rope, gate, mlp, modulate, rope_3d, sinusoidal_features
-from training.models._packing import Packing, call_once, concatenate, patchify, stack_groups, unpatchify
+from training.models._packing import Packing, call_once, concatenate, integer_tensor, patchify, stack_groups, unpatchify
 from training.network import Condition, VideoModel
 
 # Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns (after patching: token frames,
@@ -222,7 +222,8 @@ class DiffusionTransformer(VideoModel):
         """Return a vector per sample `[B, D]`: its frame rate, size, crop, size of the source, and mean text token."""
         pooled_BD = torch.stack([text_ND.mean(dim=0) for text_ND in torch.split(text.tokens_ND, text.lengths)])
         parts = (condition.fps_B[:, None], condition.size_B2, CROP_SCALE * condition.crop_B2, condition.source_B2)
-        shape_B7 = torch.cat(parts, dim=-1)[packing.order]
+        order_B = integer_tensor(packing.order, condition.fps_B.device)
+        shape_B7 = torch.cat(parts, dim=-1).index_select(0, order_B)
         features_BD = sinusoidal_features(shape_B7, N_FEATURES).flatten(1).to(pooled_BD.dtype)
         sample_BD: Tensor = self.shape_in(features_BD) + self.pooled_in(pooled_BD)
         return sample_BD

@@ -61,9 +61,9 @@ class Packing:
 
     def frame_of_token(self, device: torch.device) -> Tensor:
         """Return `[S]`: the index of each token's frame among all token frames of the pack."""
-        frame_tokens = torch.tensor(
+        frame_tokens = integer_tensor(
             [tokens // frames for tokens, frames in zip(self.tokens, self.frames, strict=True) for _ in range(frames)],
-            device=device,
+            device,
         )
         return torch.arange(len(frame_tokens), device=device).repeat_interleave(
             frame_tokens, output_size=sum(self.tokens)
@@ -73,6 +73,12 @@ class Packing:
         """Split a packed sequence into the samples' parts and return them in the samples' own order."""
         parts = dict(zip(self.order, torch.split(x_SD, list(self.tokens)), strict=True))
         return [parts[sample] for sample in range(len(parts))]
+
+
+def integer_tensor(values: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Return the values on the device, for whose copy the host does not wait: `torch.tensor(device=...)` does."""
+    values_N = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda" and torch.cuda.is_available())
+    return values_N.to(device, non_blocking=True)
 
 
 def token_grid(shape: Sequence[int], patch: Patch) -> tuple[int, int, int]:

@@ -49,7 +49,8 @@ def idle_share(seconds_RM: Float64Array) -> float:
 
     `seconds_RM` is the time that each rank works in each part of a step.
     """
-    return max(0.0, 1 - float(seconds_RM.sum() / len(seconds_RM) / seconds_RM.max(axis=0).sum()))
+    slowest_s = float(seconds_RM.max(axis=0).sum())
+    return max(0.0, 1 - float(seconds_RM.sum()) / len(seconds_RM) / slowest_s) if slowest_s else 0.0
 
 
 def row_of_rank(engine: Engine, own: Sequence[float]) -> list[float]:
