@@ -27,6 +27,7 @@ from training.data.dataset import Dataset
 from training.data.plan import LastFrameConditioning, Planner
 from training.ema import Ema
 from training.engine import Engine, open_engine
+from training.fitting import fit_to_device
 from training.model import ModelSettings
 from training.sampling.provenance import version
 from training.settings import TrainSettings
@@ -59,10 +60,14 @@ class TrainingRun:
     def open(
         cls, settings: TrainSettings, manifest_uri: str, run_uri: str, seed: int, device: torch.device
     ) -> TrainingRun:
-        """Return a run with the untrained model; every rank calls it."""
+        """Return a run with the untrained model, fitted to the device's memory; every rank calls it.
+
+        Raises `DeviceMemoryError` if a step does not fit.
+        """
         dataset = Dataset.open(manifest_uri, "train")
+        text_dim = dataset.null_text().shape[-1]
+        settings = fit_to_device(settings, dataset, text_dim, device)
         step_config = make_step_config(settings, dataset, seed)
-        text_dim = step_config.null_text.shape[-1]
         engine = open_untrained_engine(settings, dataset.info.channels, text_dim, seed, device)
         ema = Ema(engine.weight_shards(), settings.ema_decay)
         parts = LossParts(dataset.table["bucket"].to_pylist())

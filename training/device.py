@@ -19,14 +19,20 @@ import torch
 MAX_KEPT_BYTES = 1 << 30
 """Size of the largest freed block that glibc keeps."""
 
+ALLOCATOR_SETTINGS = "PYTORCH_CUDA_ALLOC_CONF"
+"""Environment variable with the settings of torch's allocator of GPU memory."""
+
 THRESHOLDS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
 """glibc's limits on the blocks it keeps: environment variable, and the option number of `mallopt` (`malloc.h`)."""
 
 
 def default_device() -> torch.device:
-    """Return the GPU if there is one, otherwise the CPU. With the CPU, the main thread keeps freed memory
-    from now on.
+    """Return the GPU if there is one, otherwise the CPU.
+
+    With the CPU, the main thread keeps freed memory from now on. With the GPU, torch follows `gpu_environment`, unless
+    this process has used the GPU before.
     """
+    os.environ.update(gpu_environment())
     if torch.cuda.is_available():
         return torch.device("cuda")
     keep_freed_memory()
@@ -56,6 +62,15 @@ def memory_environment() -> dict[str, str]:
     # Only glibc's first arena can grow to any size, so all threads have to share it.
     wanted = {"MALLOC_ARENA_MAX": "1"} | dict.fromkeys(THRESHOLDS, str(MAX_KEPT_BYTES))
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def gpu_environment() -> dict[str, str]:
+    """Return environment variables with which torch extends segments of a GPU's memory instead of adding new ones.
+
+    Packs differ in size from step to step, and memory in segments of fixed sizes is lost between them. A value that the
+    user has set is kept.
+    """
+    return {ALLOCATOR_SETTINGS: os.environ.get(ALLOCATOR_SETTINGS, "expandable_segments:True")}
 
 
 def keep_freed_memory() -> None:

@@ -130,6 +130,11 @@ class Engine(abc.ABC):
         dist.all_gather_object(by_rank, values)
         return [value for rank_values in by_rank for value in rank_values]
 
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Fill a tensor of all ranks with the values that it has on rank `source`."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, source)
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:
@@ -158,7 +163,10 @@ def open_engine(model: nn.Module, settings: TrainSettings, device: torch.device)
     A `VideoModel` that was built under `torch.device("meta")` gets memory here, and initial weights from torch's global
     random state. With ZeRO-3 this happens one weight at a time and each rank keeps its shard of it, so the model may be
     larger than a device's memory.
+
+    Matrix products of fp32 in this process are in TF32 from now on if the precision is tf32, and otherwise exact.
     """
+    torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
     if settings.zero_stage != 3 and _is_on_meta(model):
         model.to_empty(device=device)
         model.initialise()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from cluster.plugins import Plugin
+from training.memory import MicroBatchSize
 
 if TYPE_CHECKING:
     # Every command reads settings, and importing torch takes 2 s.
@@ -60,3 +61,16 @@ class ModelSettings(Plugin):
         keep.
         """
         return 0.0
+
+    def fitted(self, size: MicroBatchSize, item_bytes: int, state_bytes: int, device_bytes: int) -> Self:
+        """Return these settings with the activation checkpointing that lets a micro-batch of this size fit into a
+        device's memory beside `state_bytes`.
+
+        `item_bytes` is the size of an activation. A model that does not know its activations returns itself. Raises
+        `DeviceMemoryError` if the micro-batch does not fit.
+        """
+        return self
+
+    def changes_from(self, other: ModelSettings) -> dict[str, Any]:
+        """Return the settings that differ from those of another model, by name."""
+        return {name: value for name, value in self if getattr(other, name, None) != value}

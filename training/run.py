@@ -20,9 +20,10 @@ from cluster import storage
 from cluster.session import cluster_size
 from cluster.telemetry import log
 from training.checkpoints.run_folder import run_folder
-from training.device import default_device, memory_environment
+from training.device import default_device, gpu_environment, memory_environment
 from training.engine import NonFiniteGradientError
 from training.loop import train_loop
+from training.memory import DeviceMemoryError
 from training.result import TrainResult, find_result
 from training.settings import TrainSettings
 from training.stopping import REQUESTED, Interrupted, NonFiniteLossError, stop_signals
@@ -30,7 +31,8 @@ from training.tracking.metrics import progress_bar
 from training.workers import WorkerRequest
 
 FAILURE_FILE = "failure.txt"
-"""File with the error of a run that would fail again the same way, so that workers are not restarted."""
+"""File with the name and message of an error of a run that would fail again the same way, so that workers are not
+restarted."""
 STOPPED_FILE = "stopped.txt"
 """File with the step after which workers stopped because they were asked to."""
 STOP_FILE = "stop-request"
@@ -100,8 +102,9 @@ def run_on_workers(
 
     `loop` is a function of a module. Lost workers are replaced, and all start again; with `settings.min_workers`, as
     many start as there is room for. On CPUs each worker computes with `OMP_NUM_THREADS` threads if this process has
-    that variable, and otherwise with its share of its node's cores. Raises `NonFiniteLossError` if all workers do,
-    `Interrupted` if they stopped after a signal to this process, and `RuntimeError` with the workers' errors after
+    that variable, and otherwise with its share of its node's cores. Raises `NonFiniteLossError` and
+    `DeviceMemoryError` if all workers do, `Interrupted` if they stopped after a signal to this process, and
+    `RuntimeError` with the workers' errors after
     `settings.max_failures` restarts.
     """
     cluster = cluster_size()
@@ -127,7 +130,7 @@ def run_on_workers(
             name="train",
             storage_path=ray_uri,
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            worker_runtime_env=None if use_gpu else {"env_vars": memory_environment()},
+            worker_runtime_env={"env_vars": gpu_environment() if use_gpu else memory_environment()},
         ),
     )
     failure_uri, stopped_uri, stop_uri = (
@@ -144,7 +147,8 @@ def run_on_workers(
         )
         raise RuntimeError(f"training failed {1 + settings.max_failures} times, at last with {causes}") from error
     if storage.exists(failure_uri):
-        raise NonFiniteLossError(storage.read_bytes(failure_uri).decode())
+        name, message = storage.read_bytes(failure_uri).decode().split("\n", 1)
+        raise DeviceMemoryError(message) if name == DeviceMemoryError.__name__ else NonFiniteLossError(message)
     if storage.exists(stopped_uri):
         message = storage.read_bytes(stopped_uri).decode()
         log.warning(message)
@@ -213,11 +217,13 @@ def _worker(config: dict[str, Any]) -> None:
         threading.Thread(target=_watch_for_stop, args=watch, name="stop-request", daemon=True).start()
     try:
         config["loop"](device=device, **config["arguments"])
-    except (NonFiniteLossError, NonFiniteGradientError, Interrupted) as error:
+    except (NonFiniteLossError, NonFiniteGradientError, DeviceMemoryError, Interrupted) as error:
         # All ranks raise this error, and would again after a restart, so it must not look like a lost worker.
         if is_first:
-            file = STOPPED_FILE if isinstance(error, Interrupted) else FAILURE_FILE
-            storage.write_bytes(storage.join(config["run_uri"], file), str(error).encode())
+            stopped = isinstance(error, Interrupted)
+            text = str(error) if stopped else f"{type(error).__name__}\n{error}"
+            file = STOPPED_FILE if stopped else FAILURE_FILE
+            storage.write_bytes(storage.join(config["run_uri"], file), text.encode())
     finally:
         ended.set()
 

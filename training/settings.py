@@ -25,7 +25,11 @@ from training.workers import WORKERS_DESCRIPTION, WorkerRequest, Workers, check_
 class PreviewSettings(Settings):
     """Settings of previews: samples during training, always of the same captions and from the same noise."""
 
-    every: int = Field(500, ge=0, description="Steps between previews; the last step always makes one. 0 for never.")
+    every: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        "auto",
+        description="Steps between previews; the last step always makes one. 0 for never. auto is a multiple of 500 "
+        "such that previews compute for at most 2% of the time.",
+    )
     count: int = Field(4, ge=1, le=64, description="Samples per preview.")
     steps: int = Field(20, ge=1, le=1000, description="Solver steps per sample.")
     guidance: float = Field(5.0, ge=0, description="Classifier-free guidance scale; 1 is none, and halves the cost.")
@@ -134,8 +138,11 @@ class TrainSettings(Settings):
         description="Most elements that ZeRO reduces or gathers in one operation; smaller buckets overlap better with "
         "computation and take less memory.",
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Arithmetic of the model; weights are kept and averaged in fp32 either way."
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="Arithmetic of the model; weights are kept and averaged in fp32 either way. tf32 is fp32 with the "
+        "factors of matrix products rounded to 10 bits of mantissa, which GPUs multiply faster; for models in fp32 "
+        "that do not need their last digits.",
     )
     max_failures: int = Field(
         2, ge=0, description="How often lost workers are replaced and training resumes from the newest checkpoint."

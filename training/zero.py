@@ -65,7 +65,7 @@ def deepspeed_config(settings: TrainSettings, n_weights: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration for a model with `n_weights` weights.
 
     Gradients are summed in fp32, over ranks and over micro-batches. In bf16 the sum over a ring of 512 ranks would be
-    wrong by 1% and more of a gradient's norm (`tests/training/test_zero_config.py`).
+    wrong by 2 to 8% of a gradient's norm (`tests/training/test_zero_config.py`).
     """
     return {
         # The loader makes the batches; DeepSpeed only checks that these two agree with each other.

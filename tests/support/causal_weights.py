@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from training.autoencoders._causal_network import CHANNELS, PRESETS
+from training.autoencoders._causal_convolutions import CHANNELS, PRESETS
 from training.autoencoders._causal_weights import TrainedNetwork, new_network
 
 

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from tests.support.model_packs import SHAPES, TEXT_LENGTHS, perturbed_model, random_pack
 from tests.support.step_samples import noisy_batch
+from training.engine import open_engine
 from training.models._layers import apply_rope, rope_3d
+from training.settings import TrainSettings
 from training.step import mse_losses
 
 BF16 = torch.bfloat16
@@ -62,3 +64,11 @@ def test_losses_are_fp32_for_bf16_predictions() -> None:
     losses_B = mse_losses(lambda *_: rounded, batch)
     assert losses_B.dtype == torch.float32
     assert torch.equal(losses_B, mse_losses(lambda *_: [one.float() for one in rounded], batch))
+
+
+def test_products_are_in_tf32_where_the_recipe_says_so() -> None:
+    device = torch.device("cpu")
+    open_engine(nn.Linear(2, 2), TrainSettings(precision="tf32"), device)
+    assert torch.get_float32_matmul_precision() == "high"
+    open_engine(nn.Linear(2, 2), TrainSettings(), device)
+    assert torch.get_float32_matmul_precision() == "highest"

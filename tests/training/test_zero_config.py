@@ -45,7 +45,7 @@ def test_gradients_are_exact_at_512_ranks(signal: float) -> None:
     config = deepspeed_config(TrainSettings(precision="bf16", zero_stage=2), 1000)
     assert relative_error(signal, DTYPES[config["communication_data_type"]]) < 5e-4
     assert DTYPES[config["data_types"]["grad_accum_dtype"]] is torch.float32
-    assert relative_error(signal, torch.bfloat16) > 0.01
+    assert relative_error(signal, torch.bfloat16) > 0.02
 
 
 @pytest.mark.parametrize("options", [{"zero_stage": stage, "precision": "bf16"} for stage in (1, 2, 3)], ids=str)

@@ -19,7 +19,8 @@ from training.autoencoder_training.crops import Clips, CropBatch, Crops, fingerp
 from training.autoencoder_training.losses import kl_divergence, reconstruction_loss
 from training.autoencoder_training.settings import AutoencoderTrainSettings
 from training.autoencoder_training.validation import Validation
-from training.autoencoders._causal_network import CHANNELS, PRESETS, CausalNetwork
+from training.autoencoders._causal_convolutions import CHANNELS, PRESETS
+from training.autoencoders._causal_network import CausalNetwork
 from training.autoencoders._causal_weights import TrainedNetwork, new_network
 from training.autoencoders._linear_weights import SPACE_FACTOR, TIME_FACTOR
 from training.autoencoders.causal import Causal

@@ -14,7 +14,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from cluster import storage
-from training.autoencoders._causal_network import CausalArchitecture, CausalNetwork
+from training.autoencoders._causal_convolutions import CausalArchitecture
+from training.autoencoders._causal_network import CausalNetwork
 
 HEADER = "worldloom.causal"
 """Key of the header's JSON object with `format`, `shape` (the architecture), `about` and `digest` (of the values)."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from cluster import weight_files
 from cluster.config import unknown_message
 from training.autoencoder import Autoencoder, AutoencoderSettings
+from training.autoencoders._causal_convolutions import CHANNELS
 from training.autoencoders._causal_layers import FrameCache
-from training.autoencoders._causal_network import CHANNELS
 from training.autoencoders._causal_weights import TrainedNetwork
 from training.autoencoders._halo_tiles import run_in_halo_tiles
 from training.autoencoders._linear_weights import SPACE_FACTOR, TIME_FACTOR

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster import plugins
+from cluster.arrays import Pixels, UInt8Array
 from training.checkpoints.model_card import ModelCard
 from training.data.buckets import parse_bucket_name
 from training.evaluation.metric import FOLDER, Case, Clip, Expected, MetricSettings, estimate
@@ -24,9 +25,9 @@ METRICS = ("background", "colours", "kinds", "number")
 
 
 class ScoredPrompt(NamedTuple):
-    """A held-out caption with its embedding `[N, E]`, the shape to generate, and what the clip must show."""
+    """A held-out caption, the shape to generate, and what the clip must show."""
 
-    text_NE: Tensor
+    caption: str
     shape: VideoShape
     expected: Expected
 
@@ -37,41 +38,50 @@ class WorldScores:
     def __init__(self, footage: str, count: int) -> None:
         self._footage, self._count = footage, count
         self._prompts: list[ScoredPrompt] = []
+        self._texts: list[Tensor] = []
         self._world: World | None = None
 
-    def measure(self, parts: ModelParts, solver: SolverSettings) -> dict[str, float]:
-        """Generate the clips and return the mean of each metric that judged some of them.
+    def prompts(self, card: ModelCard) -> list[ScoredPrompt]:
+        """Return the captions, in the shapes of a model's buckets.
 
-        Captions are embedded at the first call, by the text encoder of the model's card. Raises `ValueError` if the
-        folder has no truth, or no video that fits a bucket of the model.
+        Raises `ValueError` if the folder has no truth, or no video that fits a bucket of the model.
         """
         if self._world is None:
             self._world, files = read_truth(self._footage)
-            self._prompts = _prompts(files, parts.card, self._count, parts.null_text_NE.device)
+            shapes = [(file.shots[0], fitting_shape(file, file.shots[0], card)) for file in files]
+            fitting = [ScoredPrompt(shot.caption, shape, Expected.of(shot)) for shot, shape in shapes if shape]
+            self._prompts = fitting[: self._count]
         if not self._prompts:
             raise ValueError(f"{self._footage}: no video of it is as long as a bucket of the model")
+        return self._prompts
+
+    def clip(self, index: int, parts: ModelParts, solver: SolverSettings) -> UInt8Array:
+        """Return the clip `[T, H, W, 3]` of one caption.
+
+        Captions are embedded at the first call, by the text encoder of the model's card.
+        """
+        prompts, device = self.prompts(parts.card), parts.null_text_NE.device
+        if not self._texts:
+            embeddings = parts.card.text_encoder.open(device.type).encode([prompt.caption for prompt in prompts])
+            self._texts = [torch.from_numpy(embedding.tokens).to(device) for embedding in embeddings]
+        timeline = video_timeline(parts, self._texts[index], prompts[index].shape)
+        return decode_video(parts.autoencoder, generate(parts, timeline, solver.model_copy(update={"seed": index})))
+
+    def judge(self, clips: Sequence[Pixels]) -> dict[str, float]:
+        """Return the mean of each metric that judged some of the clips, one per caption."""
+        assert self._world is not None
         metrics = [plugins.build(FOLDER, MetricSettings, {"name": name}) for name in METRICS]
         cases: dict[str, list[Sequence[Case]]] = {name: [] for name in METRICS}
-        for seed, prompt in enumerate(self._prompts):
-            timeline = video_timeline(parts, prompt.text_NE, prompt.shape)
-            latent_BCTHW = generate(parts, timeline, solver.model_copy(update={"seed": seed}))
-            frames_THWC = decode_video(parts.autoencoder, latent_BCTHW)
+        for prompt, frames_THWC in zip(self._prompts, clips, strict=True):
             clip = Clip(frames_THWC, prompt.shape.fps, self._world, prompt.expected)
             for name, judged in measure(clip, metrics).items():
                 cases[name].append(judged)
         found = {name: estimate(of_clips) for name, of_clips in cases.items()}
         return {name: one.mean for name, one in found.items() if one is not None}
 
-
-def _prompts(files: Sequence[FileTruth], card: ModelCard, count: int, device: torch.device) -> list[ScoredPrompt]:
-    fitting = [(file.shots[0], shape) for file in files if (shape := fitting_shape(file, file.shots[0], card))][:count]
-    if not fitting:
-        return []
-    embeddings = card.text_encoder.open(device.type).encode([shot.caption for shot, _ in fitting])
-    return [
-        ScoredPrompt(torch.from_numpy(embedding.tokens).to(device), shape, Expected.of(shot))
-        for (shot, shape), embedding in zip(fitting, embeddings, strict=True)
-    ]
+    def measure(self, parts: ModelParts, solver: SolverSettings) -> dict[str, float]:
+        """Generate all clips and return their scores; raises as `prompts` does."""
+        return self.judge([self.clip(index, parts, solver) for index in range(len(self.prompts(parts.card)))])
 
 
 def fitting_shape(file: FileTruth, shot: ShotTruth, card: ModelCard) -> VideoShape | None:

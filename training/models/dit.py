@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from training.memory import Blocks, MicroBatchSize, check_fits, choose_checkpointing, n_recomputed, usable_bytes
 from training.model import ModelSettings
 from training.models._dit_architecture import PRESETS, Architecture, Size, flops
 
@@ -40,10 +41,10 @@ class DiT(ModelSettings):
         description="Attention kernel; varlen and flex need a GPU. "
         "auto takes varlen for samples of unequal lengths in bf16 on a GPU, and sdpa otherwise.",
     )
-    checkpointing: Literal["none", "blocks"] | Annotated[int, Field(ge=1, le=128)] = Field(
-        "none",
+    checkpointing: Literal["auto", "none", "blocks"] | Annotated[int, Field(ge=1, le=128)] = Field(
+        "auto",
         description="Blocks whose activations the backward pass recomputes, to save memory: none, all blocks, "
-        "or every n-th block for a number n.",
+        "or every n-th block for a number n. auto recomputes as few as the GPU's memory needs, and none on a CPU.",
     )
     compile: bool = Field(
         False,
@@ -91,7 +92,7 @@ class DiT(ModelSettings):
     def checkpoint_every(self) -> int:
         """The n of "the backward pass recomputes every n-th block", from the first block on; 0 for none."""
         if isinstance(self.checkpointing, str):
-            return {"none": 0, "blocks": 1}[self.checkpointing]
+            return {"auto": 0, "none": 0, "blocks": 1}[self.checkpointing]
         return self.checkpointing
 
     def build(self, channels: int, text_dim: int) -> VideoModel:
@@ -119,4 +120,16 @@ class DiT(ModelSettings):
 
     @property
     def recompute_share(self) -> float:
-        return len(range(0, self.depth, self.checkpoint_every)) / self.depth if self.checkpoint_every else 0.0
+        return n_recomputed(self.depth, self.checkpoint_every) / self.depth
+
+    def fitted(self, size: MicroBatchSize, item_bytes: int, state_bytes: int, device_bytes: int) -> DiT:
+        blocks = Blocks(self.depth, self.dim, self.mlp_ratio)
+        checkpointing = self.checkpointing
+        if checkpointing == "auto":
+            budget = usable_bytes(device_bytes) - state_bytes
+            every = choose_checkpointing(blocks, size, item_bytes, budget)
+            checkpointing = {0: "none", 1: "blocks", None: "blocks"}.get(every, every)
+        chosen = self.model_copy(update={"checkpointing": checkpointing})
+        activation_bytes = blocks.activation_bytes(size, chosen.checkpoint_every, item_bytes)
+        check_fits(size, state_bytes, activation_bytes, device_bytes)
+        return chosen

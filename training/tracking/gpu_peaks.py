@@ -60,12 +60,7 @@ def peak_of(name: str) -> Peak | None:
     return PEAKS[max(known, key=len)] if known else None
 
 
-def peak_tflops(device: torch.device, precision: Literal["fp32", "bf16"]) -> float | None:
-    """Return the peak TFLOP/s of a device in a run of this precision, or None if it is unknown, as for CPUs.
-
-    A run in fp32 multiplies in TF32 if torch is allowed to (`torch.set_float32_matmul_precision`).
-    """
+def peak_tflops(device: torch.device, precision: Literal["fp32", "tf32", "bf16"]) -> float | None:
+    """Return the peak TFLOP/s of a device in a run of this precision, or None if it is unknown, as for CPUs."""
     peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    if peak is None or precision == "bf16":
-        return peak and peak.bf16
-    return peak.fp32 if torch.get_float32_matmul_precision() == "highest" else peak.tf32
+    return None if peak is None else getattr(peak, precision)

@@ -23,7 +23,7 @@ from pipelines.video.spans import FrameGrid, read_span
 from tests.support.random_autoencoders import save_autoencoder
 from tests.support.videos import encode, sliding
 from training.autoencoder import AutoencoderSettings
-from training.autoencoders._causal_network import PRESETS
+from training.autoencoders._causal_convolutions import PRESETS
 from training.autoencoders._causal_weights import TrainedNetwork, new_network
 from training.autoencoders.causal import Causal
 from training.autoencoders.diffusers import Diffusers

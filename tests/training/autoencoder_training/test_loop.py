@@ -19,7 +19,7 @@ from training.autoencoder_training.crops import Clips, Crops
 from training.autoencoder_training.loop import WEIGHTS, run_folder, train_autoencoder
 from training.autoencoder_training.losses import kl_divergence, reconstruction_loss
 from training.autoencoder_training.settings import AutoencoderTrainSettings, LossSettings
-from training.autoencoders._causal_network import PRESETS
+from training.autoencoders._causal_convolutions import PRESETS
 from training.autoencoders._causal_weights import TrainedNetwork, new_network
 from training.autoencoders.causal import Causal
 from training.checkpoints.checkpoint import newest_checkpoint

@@ -21,8 +21,8 @@ from cluster.plugins import build
 from tests.support.causal_weights import random_weights
 from tests.support.noise import uniform_noise
 from training.autoencoder import FOLDER, AutoencoderSettings
+from training.autoencoders._causal_convolutions import PRESETS, Decoder, Encoder
 from training.autoencoders._causal_layers import FrameCache
-from training.autoencoders._causal_network import PRESETS, Decoder, Encoder
 from training.autoencoders._causal_weights import TrainedNetwork
 from training.autoencoders.causal import Causal, CausalAutoencoder
 from training.autoencoders.linear import Linear

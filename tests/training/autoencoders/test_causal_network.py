@@ -7,7 +7,7 @@ import torch
 
 from tests.support.causal_weights import random_weights
 from tests.support.noise import uniform_noise
-from training.autoencoders._causal_network import PRESETS
+from training.autoencoders._causal_convolutions import PRESETS
 from training.autoencoders._causal_weights import TrainedNetwork, new_network
 from training.autoencoders.linear import Linear
 

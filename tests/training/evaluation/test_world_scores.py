@@ -44,8 +44,7 @@ def test_clips_that_show_what_captions_say_score_one(tmp_path: Path, monkeypatch
     assert noise["number"] == 0
     drawn = iter(clips)
     monkeypatch.setattr(world_scores, "decode_video", lambda *_: next(drawn))
-    texts = [prompt.text_NE for prompt in scores._prompts]
-    assert not torch.equal(texts[0], texts[1])
+    assert not torch.equal(*scores._texts)
     assert scores.measure(model.parts, SOLVER) == {"background": 1, "colours": 1, "kinds": 1, "number": 1}
 
 

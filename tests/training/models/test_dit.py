@@ -14,7 +14,7 @@ N_WEIGHTS = {
     "S": 30_973_888,
     "B": 122_106_688,
     "L": 417_872_960,
-    "XL": 613_532_224,
+    "XL": 613_538_496,
     "1.3B": 1_164_928_576,
 }
 """Weights by preset, for 16 channels and text tokens of width 512; counted by hand, layer by layer."""
@@ -29,7 +29,7 @@ def test_presets_have_their_number_of_weights(preset: str) -> None:
 
 
 def test_preset_sets_depth_dim_and_heads() -> None:
-    by_preset, by_size = DiT(preset="XL"), DiT(depth=28, dim=1152, heads=16)
+    by_preset, by_size = DiT(preset="XL"), DiT(depth=28, dim=1152, heads=9)
     assert (by_preset.size, by_preset.flops(4096, 100)) == (by_size.size, by_size.flops(4096, 100))
     assert validate(DiT, by_preset.model_dump(mode="json")) == by_preset
     with pytest.raises(ValueError, match="preset XL has depth 28, and depth 4 is given; leave out one of them"):

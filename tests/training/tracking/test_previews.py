@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import av
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -194,6 +196,31 @@ def test_an_unwritable_folder_does_not_stop_the_run(whole: Path, manifest: str, 
     folder.mkdir()
     (folder / "previews").write_text("in the way")
     assert losses(train(manifest, tmp_path, previews=settings.previews)) == losses(whole)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tokens_per_step", "changes", "every"),
+    [
+        # 160 forward passes, and 3 * 100 of training in a step.
+        (1, 6400, {}, 500),
+        # 160 of one sample a step, whose training takes 3: 5,334 steps for 2%.
+        (1, 64, {"steps": 40}, 5500),
+        (1, 64, {"steps": 40, "guidance": 1.0}, 3000),
+        # Each of 4 ranks makes one of the samples, and trains with a quarter of the step.
+        (4, 64, {"steps": 40}, 5500),
+        (8, 64, {"steps": 40}, 11000),
+        (1, 64, {"steps": 40, "every": 7}, 7),
+    ],
+)
+def test_previews_take_two_percent_by_default(
+    ranks: int, tokens_per_step: int, changes: dict[str, Any], every: int
+) -> None:
+    settings = SETTINGS.model_copy(
+        update={"previews": PreviewSettings(**changes), "batch": PlanSettings(tokens_per_step=tokens_per_step)}
+    )
+    dataset = SimpleNamespace(table=pa.table({"n_tokens": [32, 96]}))
+    run_of_ranks = SimpleNamespace(settings=settings, dataset=dataset, engine=SimpleNamespace(world_size=ranks))
+    assert previews.Previews(cast(Any, run_of_ranks)).every == every
 
 
 SHORT = {"batch": PlanSettings(tokens_per_step=64), "steps": 3}
