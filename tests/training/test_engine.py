@@ -40,7 +40,7 @@ def train(
     engine = open_engine(model, settings, CPU)
     ema = Ema(engine.weight_shards(), settings.ema_decay)
     config = StepConfig(settings.model, FlowMatching(), ConditioningRates(), 0.1, torch.ones(1, 8), 4, seed=0)
-    rng = torch.Generator().manual_seed(5)
+    rng = torch.Generator().manual_seed(6)
     latents = torch.randn(N_SAMPLES, 4, 3, 4, 6, generator=rng)
     texts = [torch.randn(1 + index % 3, 8, generator=rng) for index in range(N_SAMPLES)]
     if resume_from:

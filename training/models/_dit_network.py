@@ -21,7 +21,17 @@ from torch.utils.checkpoint import checkpoint
 from training.models._attention import AttentionKernel, GroupedAttention, attention_kernel
 from training.models._context_parallel import TokenSlice, UlyssesAttention
 from training.models._dit_architecture import Architecture
-from training.models._layers import NORM_EPS, Attention, Rope, gate, mlp, modulate, rope_3d, sinusoidal_features
+from training.models._layers import (
+    NORM_EPS,
+    Attention,
+    Frames,
+    Rope,
+    add_gated,
+    mlp,
+    modulate,
+    rope_3d,
+    sinusoidal_features,
+)
 from training.models._packing import Packing, call_once, concatenate, integer_tensor, patchify, stack_groups, unpatchify
 from training.network import Condition, VideoModel
 
@@ -64,8 +74,8 @@ class SequenceLayout(NamedTuple):
     the block, and would compile each shape once more (torch 2.14).
     """
 
-    frame_S: Tensor | None
-    """Index of each token's frame; None if all frames have equally many tokens, in frame order."""
+    frames: Frames | None
+    """The frame of each token; None if all frames have equally many tokens, in frame order."""
     rope: Rope
     self_attention: AttentionKernel
     """Attention of each sample's tokens to the tokens of the same sample."""
@@ -107,13 +117,13 @@ class Block(nn.Module):
         self.feed_forward = mlp(dim, hidden, dim)
 
     def forward(self, x_SD: Tensor, modulation_FMD: Tensor, text_ND: Tensor, layout: SequenceLayout) -> Tensor:
-        frame_S, rope = layout.frame_S, layout.rope
+        frames = layout.frames
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (modulation_FMD + self.table_MD).unbind(dim=1)
-        y_SD = modulate(self.norm(x_SD), shift_a, scale_a, frame_S)
-        x_SD = x_SD + gate(self.attention(y_SD, y_SD, layout.self_attention, rope), gate_a, frame_S)
+        y_SD = modulate(self.norm(x_SD), shift_a, scale_a, frames)
+        x_SD = add_gated(x_SD, self.attention(y_SD, None, layout.self_attention, layout.rope), gate_a, frames)
         x_SD = x_SD + self.text_attention(self.text_norm(x_SD), text_ND, layout.text_attention)
-        y_SD = modulate(self.norm(x_SD), shift_f, scale_f, frame_S)
-        return x_SD + gate(self.feed_forward(y_SD), gate_f, frame_S)
+        y_SD = modulate(self.norm(x_SD), shift_f, scale_f, frames)
+        return add_gated(x_SD, self.feed_forward(y_SD), gate_f, frames)
 
 
 class DiffusionTransformer(VideoModel):
@@ -177,7 +187,7 @@ class DiffusionTransformer(VideoModel):
                 x_SD = run(block, x_SD, modulation_FMD, text_ND, layout)
 
         shift_FD, scale_FD = self.modulation_out(frame_FD).chunk(2, dim=-1)
-        y_SD = self.patch_out(modulate(self.norm_out(x_SD), shift_FD, scale_FD, layout.frame_S)).to(torch.float32)
+        y_SD = self.patch_out(modulate(self.norm_out(x_SD), shift_FD, scale_FD, layout.frames)).to(torch.float32)
         if token_slice is not None:
             y_SD = token_slice.all_gather(y_SD)
         return [
@@ -283,16 +293,19 @@ class DiffusionTransformer(VideoModel):
         kernel = self.execution.attention
         self_attention = by_name(kernel, packing.tokens, packing.tokens)
         if token_slice is None:
-            frame_S = None if packing.equal_frames else packing.frame_of_token(x_SD.device)
+            frames = None if packing.equal_frames else self._frames(packing.frame_of_token(x_SD.device), packing)
             text_attention = by_name(kernel, packing.tokens, text.lengths)
-            return x_SD, text.tokens_ND, SequenceLayout(frame_S, rope, self_attention, text_attention)
-        frame_S = token_slice.take(packing.frame_of_token(x_SD.device))
+            return x_SD, text.tokens_ND, SequenceLayout(frames, rope, self_attention, text_attention)
+        frames = self._frames(token_slice.take(packing.frame_of_token(x_SD.device)), packing)
         rope = Rope(token_slice.take(rope.cos), token_slice.take(rope.sin))
         text_ND, query_lengths, key_lengths = token_slice.take_texts(text.tokens_ND, text.lengths)
         # The varlen and flex kernels need at least one query.
         text_attention = by_name(kernel if any(query_lengths) else "sdpa", query_lengths, key_lengths)
-        layout = SequenceLayout(frame_S, rope, UlyssesAttention(self_attention, token_slice), text_attention)
+        layout = SequenceLayout(frames, rope, UlyssesAttention(self_attention, token_slice), text_attention)
         return token_slice.take(x_SD), text_ND, layout
+
+    def _frames(self, frame_S: Tensor, packing: Packing) -> Frames:
+        return Frames.of(frame_S, sum(packing.frames), self.patch_in.weight.dtype)
 
     def _recomputes(self, index: int) -> bool:
         """Return whether the backward pass recomputes the activations of this block."""

@@ -14,9 +14,10 @@ from torch import Tensor
 from training.models._attention import BatchedAttention
 from training.models._layers import (
     Attention,
+    Frames,
     Rope,
+    add_gated,
     apply_rope,
-    gate,
     modulate,
     rope_3d,
     rope_pairs,
@@ -70,9 +71,22 @@ def test_rope_is_complex_multiplication_and_keeps_norms() -> None:
     rope = rope_3d(seconds, torch.tensor([-1.0, 1.0]), torch.tensor([-2.0, 0.0, 2.0]), 8)
     x = torch.randn(24, 3, 16, generator=torch.Generator().manual_seed(0))
     got = apply_rope(x, rope)
-    as_complex = torch.complex(x[..., :8], x[..., 8:]) * torch.complex(rope.cos, rope.sin)
+    as_complex = torch.complex(x[..., :8], x[..., 8:]) * torch.complex(rope.cos[..., :8], rope.sin[..., 8:])
     torch.testing.assert_close(got, torch.cat((as_complex.real, as_complex.imag), dim=-1))
     torch.testing.assert_close(got.norm(dim=-1), x.norm(dim=-1))
+
+
+def test_gradient_of_rope_is_that_of_its_formula() -> None:
+    rng = torch.Generator().manual_seed(0)
+    rope = rope_3d(torch.tensor([[0.0, 0.5]]), torch.tensor([-1.0, 1.0]), torch.tensor([0.0, 2.0]), 8)
+    x, direction = torch.randn(2, 8, 3, 16, generator=rng).unbind()
+    x.requires_grad_()
+    swapped = torch.cat((x[..., 8:], x[..., :8]), dim=-1)
+    (expected,) = torch.autograd.grad(rope.cos * x + rope.sin * swapped, x, direction)
+    (got,) = torch.autograd.grad(apply_rope(x, rope), x, direction)
+    torch.testing.assert_close(got, expected)
+    (half,) = torch.autograd.grad(apply_rope(x.bfloat16(), rope), x, direction.bfloat16())
+    torch.testing.assert_close(half, expected, atol=0.05, rtol=0.02)
 
 
 def test_rope_orders_tokens_by_frame_row_and_column() -> None:
@@ -96,7 +110,7 @@ def naive_attention(layer: Attention, x: Tensor, context: Tensor, rope: Rope | N
         if rope is None:
             return value
         half = width // 2
-        cos, sin = rope.cos[token, 0].double(), rope.sin[token, 0].double()
+        cos, sin = rope.cos[token, 0, :half].double(), rope.sin[token, 0, half:].double()
         return torch.cat((value[:half] * cos - value[half:] * sin, value[half:] * cos + value[:half] * sin))
 
     x, context = x.double(), context.double()
@@ -121,7 +135,7 @@ def test_attention_matches_a_naive_implementation(cross: bool) -> None:
     context = torch.randn(4, 32) if cross else x
     rope = rope_3d(torch.tensor([[0.0, 0.7]]), torch.tensor([1.0]), torch.tensor([0.0, 2.0, 4.0]), 8)
     expected = naive_attention(layer, x, context, None if cross else rope)
-    got = layer(x, context, BatchedAttention(1), None if cross else rope)
+    got = layer(x, context if cross else None, BatchedAttention(1), None if cross else rope)
     torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -131,8 +145,23 @@ def test_modulation_and_gate_apply_to_tokens_of_each_frame() -> None:
     modulated = modulate(x, shift, gates - 1, None)
     np.testing.assert_allclose(modulated[:, 0], [1.5, 1.5, 1.5, 10.5, 10.5, 10.5])
     np.testing.assert_allclose(modulated[:, 1], [2.5, 2.5, 2.5, 20.5, 20.5, 20.5])
-    uneven = modulate(x, shift, gates - 1, torch.tensor([0, 1, 1, 1, 1, 1]))
+    uneven = modulate(x, shift, gates - 1, Frames.of(torch.tensor([0, 1, 1, 1, 1, 1]), 2, torch.float32))
     np.testing.assert_allclose(uneven[:, 0], [1.5, 10.5, 10.5, 10.5, 10.5, 10.5])
-    even = torch.tensor([0, 0, 0, 1, 1, 1])
-    np.testing.assert_allclose(gate(x, gates, None)[:, 1], [2, 2, 2, 20, 20, 20])
-    assert gate(x, gates, even).equal(gate(x, gates, None))
+    even = Frames.of(torch.tensor([0, 0, 0, 1, 1, 1]), 2, torch.float32)
+    np.testing.assert_allclose(add_gated(10 * x, x, gates, None)[:, 1], [12, 12, 12, 30, 30, 30])
+    assert add_gated(10 * x, x, gates, even).equal(add_gated(10 * x, x, gates, None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_expanding_frames_is_indexing(dtype: torch.dtype) -> None:
+    """In both ways of the backward pass: adding rows, and in bf16 a product, which sums in fp32."""
+    rng = torch.Generator().manual_seed(0)
+    index_S = torch.tensor([0, 2, 2, 2, 3]).repeat_interleave(100)
+    x_FD, grad_SD = torch.randn(4, 3, generator=rng).to(dtype), torch.randn(500, 3, generator=rng).to(dtype)
+    frames, x_FD = Frames.of(index_S, 4, dtype), x_FD.requires_grad_()
+    assert (frames.members_FS is None) == (dtype == torch.float32)
+    expanded_SD = frames.expand(x_FD)
+    assert expanded_SD.equal(x_FD[index_S])
+    (gradient,) = torch.autograd.grad(expanded_SD, x_FD, grad_SD)
+    expected = torch.zeros(4, 3, dtype=torch.float64).index_add_(0, index_S, grad_SD.double())
+    torch.testing.assert_close(gradient, expected.to(dtype))
