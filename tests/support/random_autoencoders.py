@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers.utils import logging
 
 FOUR_LEVELS = (8, 8, 8, 8)
 """Channels of the levels of resolution."""
@@ -106,6 +104,8 @@ IMAGE_KINDS = ["sd", "flux", "playground", "dc", "tiny"]
 
 def random_autoencoder(kind: str, seed: int = 0) -> Any:
     """Return a model of which every weight counts. The global random state does not change."""
+    import diffusers  # takes seconds, which not every process that collects tests should spend
+
     class_name, config = CONFIGS[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -121,6 +121,8 @@ def random_autoencoder(kind: str, seed: int = 0) -> Any:
 
 def save_autoencoder(folder: Path, kind: str, seed: int = 0) -> Path:
     """Write config.json and the weights of a model, and return the folder."""
+    from diffusers.utils import logging
+
     logging.disable_progress_bar()
     random_autoencoder(kind, seed).save_pretrained(folder)
     return folder

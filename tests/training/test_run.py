@@ -100,35 +100,6 @@ def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypa
         assert all((a - b).abs().max() < 1e-3 for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
-def test_elastic_runs_start_with_fewer_workers(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run with three workers starts with the two that fit, with the losses of one worker.
-
-    Workers compute with as many threads as this process.
-    """
-    worker, report = run._worker, tmp_path / "report"
-
-    def worker_with_report(config: dict[str, object]) -> None:
-        worker(config)
-        report.write_text(f"{torch.get_num_threads()} {os.environ['MALLOC_ARENA_MAX']}")
-
-    monkeypatch.setattr(run, "_worker", worker_with_report)
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    changes = {"steps": 6, "workers": 3, "min_workers": 1, "validate_every": 0}
-    alone = run.train(
-        SETTINGS.model_copy(update=changes | {"workers": 1, "zero_stage": 0}),
-        manifest,
-        str(tmp_path / "alone"),
-        distributed=False,
-    )
-    elastic = run.train(SETTINGS.model_copy(update=changes), manifest, str(tmp_path / "elastic"), distributed=True)
-    assert elastic.losses == pytest.approx(alone.losses, abs=1e-4)
-    newest = newest_checkpoint(elastic.checkpoint_uri.rpartition("/checkpoints/")[0])
-    assert newest is not None
-    assert newest.workers in (1, 2)
-    assert report.read_text() == "3 1"
-
-
 def test_errors_of_workers_reach_the_user(manifest: str, tmp_path: Path) -> None:
     broken = tmp_path / "data"
     target = write_dataset(broken, [(32, 32, 1, 6)], n_val=0)
@@ -164,28 +135,55 @@ def press_ctrl_c_when(ready: Callable[[], bool]) -> threading.Thread:
 
 
 @pytest.mark.usefixtures("_ctrl_c")
-def test_ctrl_c_ends_training_on_workers(manifest: str, tmp_path: Path) -> None:
-    """The workers write a checkpoint and end, so a run after it finds room."""
+def test_ctrl_c_ends_an_elastic_run(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with three workers starts with the two that fit, with the losses of one worker.
+
+    Workers compute with as many threads as this process. At Ctrl-C they write a checkpoint and end, so a run after it
+    finds room.
+    """
     import ray
 
-    changes = {"steps": 5000, "workers": 1, "zero_stage": 0, "checkpoint_every": 2, "validate_every": 0}
-    settings = SETTINGS.model_copy(update=changes)
+    worker, report = run._worker, tmp_path / "report"
+
+    def worker_with_report(config: dict[str, object]) -> None:
+        worker(config)
+        report.write_text(f"{torch.get_num_threads()} {os.environ['MALLOC_ARENA_MAX']}")
+
+    monkeypatch.setattr(run, "_worker", worker_with_report)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    settings = SETTINGS.model_copy(update={"decay_steps": 0, "checkpoint_every": 2, "validate_every": 0})
+    alone = run.train(
+        settings.model_copy(update={"steps": 6, "workers": 1, "zero_stage": 0}),
+        manifest,
+        str(tmp_path / "alone"),
+        distributed=False,
+    )
+    settings = settings.model_copy(update={"steps": 5000, "workers": 3, "min_workers": 1})
     run_uri = run_folder(settings, manifest, str(tmp_path), 0)
-    thread = press_ctrl_c_when(lambda: newest_checkpoint(run_uri) is not None)
+
+    def six_steps_are_done() -> bool:
+        checkpoint = newest_checkpoint(run_uri)
+        return checkpoint is not None and checkpoint.step >= 6
+
+    thread = press_ctrl_c_when(six_steps_are_done)
     with pytest.raises(Interrupted, match=r"^stopped after step \d+ of 5000") as raised:
         run.train(settings, manifest, str(tmp_path), distributed=True)
     newest = newest_checkpoint(run_uri)
     assert newest is not None
+    assert newest.workers in (1, 2)
     assert str(raised.value).startswith(f"stopped after step {newest.step} of")
     assert not Path(run_uri, run.STOP_FILE).exists()
+    assert report.read_text() == "3 1"
     thread.join()
     deadline = time.monotonic() + 120
     while ray.available_resources().get("CPU") != 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    n_steps = len(read_metrics(run_uri))
+    records = read_metrics(run_uri)
     time.sleep(1)
-    assert len(read_metrics(run_uri)) == n_steps < settings.steps
+    assert len(read_metrics(run_uri)) == len(records) < settings.steps
+    assert [record["loss"] for record in records[:6]] == pytest.approx(alone.losses, abs=1e-4)
 
 
 @pytest.mark.usefixtures("_ctrl_c")

@@ -20,8 +20,6 @@ from tests.support.text_batches import in_batches
 
 pytestmark = pytest.mark.slow
 
-open_clip = pytest.importorskip("open_clip")
-
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 CONFIG = {
     "embed_dim": 16,
@@ -43,6 +41,8 @@ CAPTIONS = [
 
 def save_model(folder: Path, seed: int = 0, custom: bool = False, **text: Any) -> Path:
     """Save a model, by default of class CLIP, with some settings of its text tower changed; return its folder."""
+    import open_clip  # takes seconds, which not every process that collects tests should spend
+
     folder.mkdir()
     model_cfg = CONFIG | {"text_cfg": TEXT | text} | ({"custom_text": True} if custom else {})
     preprocess = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -63,6 +63,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reference(folder: Path, captions: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return hidden states after the final norm, and `encode_text`, of each caption alone at full context length."""
+    import open_clip
+
     model = open_clip.create_model_from_pretrained(f"local-dir:{folder}")[0].eval()
     states: list[torch.Tensor] = []
     (model.text if hasattr(model, "text") else model).ln_final.register_forward_hook(

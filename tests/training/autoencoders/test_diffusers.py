@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers as library
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -254,6 +253,8 @@ def test_tiles_that_are_too_small_are_refused(folder_of: FolderOf) -> None:
 
 
 def test_hub_is_called_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    import diffusers as library
+
     arguments: dict[str, Any] = {}
 
     def offline(**kwargs: Any) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -220,6 +219,8 @@ def test_videos_of_other_sizes_are_refused_with_the_fix(kind: str, folder_of: Fo
 
 def test_every_class_is_tested_and_keeps_nothing_in_float32() -> None:
     """`to(bfloat16)` casts all of a model of these classes."""
+    import diffusers
+
     assert {class_name for class_name, _ in CONFIGS.values()} == set(CLASSES)
     for name in CLASSES:
         assert not getattr(diffusers, name)._keep_in_fp32_modules

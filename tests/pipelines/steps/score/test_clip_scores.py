@@ -32,8 +32,6 @@ from tests.support.score_rows import run, table_of, texture
 
 pytestmark = pytest.mark.slow
 
-open_clip = pytest.importorskip("open_clip")
-
 QUICKSTART = ROOT / "pipelines" / "recipes" / "quickstart.yaml"
 DIM = 16
 CONFIG = {
@@ -50,6 +48,8 @@ def random_like(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch.
 
 def save_model(folder: Path, seed: int = 0) -> Path:
     """Save a model in the layout of open_clip's folders and return its folder."""
+    import open_clip  # takes seconds, which not every process that collects tests should spend
+
     folder.mkdir(exist_ok=True)
     preprocess = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": preprocess}))
@@ -81,6 +81,8 @@ def embeddings(folder: Path, clips: list[Any] = CLIPS) -> np.ndarray:
 def test_embeddings_equal_those_of_open_clip(folder: Path) -> None:
     """The reference uses open_clip's own factory and transforms, batched by clip, and scales the mean of unit vectors
     to length 1."""
+    import open_clip
+
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     expected = []
     with torch.no_grad():
@@ -128,6 +130,8 @@ def test_second_score_of_a_worker_reuses_embeddings(folder: Path, monkeypatch: p
 
 
 def test_clip_text_is_a_hundred_times_the_cosine(folder: Path) -> None:
+    import open_clip
+
     captions = ["waves of colour", "a very long caption " * 40, "something else"]
     rows = run(ClipText(model=str(folder)), table_of(CLIPS, caption=captions))
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
