@@ -70,6 +70,7 @@ def faults(tree: ast.Module, may_trust: bool = False) -> Iterator[str]:
             yield f"{node.lineno}: trusts remote code"
 
 
+@pytest.mark.slow
 def test_no_source_runs_data() -> None:
     assert len(SOURCES) > 200
     found = [

@@ -91,6 +91,7 @@ def test_validate_names_what_a_recipe_does(worldloom: CommandLine, scan_recipe: 
     assert (ended.exit_code, ended.stdout) == (0, f"{scan_recipe}: ok: 2 steps, does not train\n")
 
 
+@pytest.mark.slow
 def test_the_schema_is_printed_as_json(worldloom: CommandLine) -> None:
     assert "curate" in json.loads(worldloom("schema").stdout)["properties"]
 

@@ -83,6 +83,7 @@ def away(tmp_path: Path) -> Path:
     return tmp_path / "away"
 
 
+@pytest.mark.slow
 def test_unreadable_sources_are_pending_and_taken_next_time(tmp_path: Path, away: Path) -> None:
     calls = tmp_path / "calls"
     recipe = toy_recipe(tmp_path, [RemoteMeasure(calls=str(calls), away=str(away)), Split()])

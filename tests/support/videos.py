@@ -51,11 +51,13 @@ def sliding(n: int, step: float, width: int = 256, height: int = 144, seed: int 
     y, x = np.mgrid[0:height, 0:width].astype(float)
     waves = [(*rng.uniform(0.05, 0.3, 2) * rng.choice([-1, 1], 2), rng.uniform(0, 6.28)) for _ in range(8)]
     scale = 256 / max(width, height)
-    frames = [
-        128 + 13 * sum(np.sin(scale * (fx * (x - k * step) + fy * y) + phase) for fx, fy, phase in waves)
-        for k in range(n)
-    ]
-    return np.repeat(np.clip(np.stack(frames), 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+    fx, fy, phase = np.array(waves).T[:, :, None]
+    # sin(a - b) by the sines and cosines of a, which is the pixel's, and b, which is the frame's.
+    pixel = scale * (fx * x.ravel() + fy * y.ravel()) + phase
+    frame = scale * fx.T * (step * np.arange(n))[:, None]
+    values = 128 + 13 * (np.cos(frame) @ np.sin(pixel) - np.sin(frame) @ np.cos(pixel))
+    grey = np.clip(values, 0, 255).astype(np.uint8).reshape(n, height, width)
+    return np.repeat(grey[..., None], 3, axis=-1)
 
 
 @contextlib.contextmanager

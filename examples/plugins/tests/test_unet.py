@@ -117,6 +117,7 @@ def test_flops_are_about_those_that_torch_counts() -> None:
     assert settings.flops(320, text_tokens=3) == pytest.approx(counter.get_total_flops(), rel=0.2)
 
 
+@pytest.mark.slow
 def test_loss_falls_when_one_batch_is_repeated() -> None:
     network = build()
     latents, condition = make_pack([(3, 6, 6), (3, 6, 6), (1, 6, 6)])

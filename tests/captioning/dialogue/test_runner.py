@@ -237,6 +237,7 @@ def test_engine_that_mixes_up_answers_ends_the_run(i: int, change: Callable[[int
 # Equal captions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("always", [False, True])
 def test_equal_captions_of_unrelated_clips_are_asked_again(always: bool) -> None:
     same = answer_about("x")

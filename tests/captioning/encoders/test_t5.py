@@ -97,6 +97,7 @@ def test_word_order_matters_and_white_space_does_not(folder: Path) -> None:
     assert encoder.encode([]) == []
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(folder: Path) -> None:
     bfloat16, float32 = (tiny(folder, dtype=dtype).open().encode(CAPTIONS) for dtype in ("bfloat16", "float32"))
     for a, b in zip(bfloat16, float32, strict=True):

@@ -21,7 +21,7 @@ from captioning.engines.transformers import Transformers
 from tests.support.chat_questions import answer_to, answers_by_key, question, random_jpeg
 from tests.support.tiny_models import END, IMAGE, VIDEO, WITH_VIDEO, WITH_VISION
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def changed_copy(folder: Path, target: Path, file: str, **settings: Any) -> Path:

@@ -24,6 +24,7 @@ def test_missing_packages_are_named_with_their_extra(worldloom: CommandLine, mon
     assert "MISSING: pip install torch" in ended.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_without_ray")
 def test_nothing_is_missing_here(worldloom: CommandLine) -> None:
     ended = worldloom("doctor")

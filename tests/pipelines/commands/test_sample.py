@@ -162,6 +162,7 @@ def test_a_recipe_that_is_not_trained_names_the_fix(trained: Path, worldloom: Co
     assert "no model is trained to step 4 yet; run `worldloom train` first" in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_model_or_a_recipe_is_required(export: Path, worldloom: CommandLine) -> None:
     neither = worldloom("sample", "--prompt", "a star")
     assert (neither.exit_code, "--model with the folder of an export" in neither.stderr) == (2, True)

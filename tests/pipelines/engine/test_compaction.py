@@ -29,6 +29,7 @@ def parts_of(folder: str) -> list[str]:
     return [entry.uri for entry in storage.list_files(folder, tables.PART_SUFFIX)]
 
 
+@pytest.mark.slow
 @given(groups=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5, unique=True), min_size=2, max_size=8))
 def test_every_row_is_in_the_joined_part_once(
     tmp_path_factory: pytest.TempPathFactory, groups: list[list[int]]

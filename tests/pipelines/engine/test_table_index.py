@@ -49,6 +49,7 @@ class Opened:
         return names
 
 
+@pytest.mark.slow
 @given(
     groups=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5, unique=True), min_size=1, max_size=8),
     clips=st.integers(1, 3),

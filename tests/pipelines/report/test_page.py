@@ -58,6 +58,7 @@ def elements(data: dict[str, Any]) -> Elements:
     return found
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing(elements: Elements) -> None:
     for tag, attributes in elements.tags:
         assert tag not in ("link", "iframe", "object", "embed", "img", "base", "form"), tag

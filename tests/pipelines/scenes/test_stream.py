@@ -48,6 +48,7 @@ def test_held_out_truth_says_what_is_unseen(seed: int, index: int) -> None:
     assert truth.split == "held_out"
 
 
+@pytest.mark.slow
 @given(SEEDS, INDICES)
 @settings(deadline=None, max_examples=10)
 def test_streams_and_indices_do_not_collide(seed: int, index: int) -> None:
@@ -64,6 +65,7 @@ def test_streams_and_indices_do_not_collide(seed: int, index: int) -> None:
     assert again.backdrop == files[0].backdrop
 
 
+@pytest.mark.slow
 def test_every_kind_colour_and_action_is_trained() -> None:
     assert len(HELD_OUT_PAIRS) == 8
     assert len(set(HELD_OUT_COLOURS.values())) == len(set(HELD_OUT_ACTIONS.values())) == len(KINDS)
@@ -84,6 +86,7 @@ def test_every_kind_colour_and_action_is_trained() -> None:
     assert sum(file.is_image for file in files) == 1200 / 8
 
 
+@pytest.mark.slow
 def test_files_fit_buckets_and_captions() -> None:
     for width, height in SIZES:
         assert (width % 8, height % 8) == (0, 0)
@@ -101,6 +104,7 @@ def test_files_fit_buckets_and_captions() -> None:
             assert np.linalg.norm(np.subtract(WORLD.colours[body.colour], wall)) >= MIN_CONTRAST
 
 
+@pytest.mark.slow
 def test_held_out_prompts_are_the_first_held_out_videos() -> None:
     prompts = held_out_prompts(32, seed=5)
     assert len(prompts) == 32

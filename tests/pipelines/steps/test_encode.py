@@ -238,6 +238,7 @@ def test_a_clip_is_decoded_once(footage: dict[str, Path], tmp_path: Path, monkey
     assert len(log.read_text().split()) == 4
 
 
+@pytest.mark.slow
 def test_long_clip_is_decoded_in_parts(
     footage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -40,14 +41,20 @@ UNFILTERED = {
 INTRA_REFRESH = {"preset": "veryfast", "x264-params": "keyint=60:intra-refresh=1"}
 
 
+@functools.cache
 def film(seconds: int = 21) -> Pixels:
-    """Draw shots of 2.5 to 4.5 s at 24 fps, none of which ends where a group of pictures does, and a dissolve."""
+    """Draw shots of 2.5 to 4.5 s at 24 fps, none of which ends where a group of pictures does, and a dissolve.
+
+    The frames are shared and cannot be changed.
+    """
     lengths = [70, 83, 95, 61, 107, 88]
     colours = [(255, 80, 60), (60, 120, 255), (240, 240, 90), (90, 220, 120), (200, 90, 220), (250, 250, 250)]
     shots = [tinted(n, colour, seed=seed) for seed, (n, colour) in enumerate(zip(lengths, colours, strict=True))]
     alpha = np.linspace(0, 1, 14)[1:-1, None, None, None]
     mixed = ((1 - alpha) * shots[2][-12:] + alpha * shots[3][:12]).astype(np.uint8)
-    return np.concatenate([*shots[:2], shots[2][:-12], mixed, shots[3][12:], *shots[4:]])[: seconds * 24]
+    frames = np.concatenate([*shots[:2], shots[2][:-12], mixed, shots[3][12:], *shots[4:]])[: seconds * 24]
+    frames.setflags(write=False)
+    return frames
 
 
 def write_film(path: Path, options: dict[str, str], frames: Pixels | None = None) -> str:

@@ -110,6 +110,7 @@ def shots(draw: st.DrawFn) -> ShotSeries:
     return shot(pts, peaks, pts[-1] + gaps[-1])
 
 
+@pytest.mark.slow
 @given(shots(), st.lists(st.floats(0, 1), min_size=1, max_size=4))
 def test_shares_of_spans_are_shares(series: ShotSeries, cuts: list[float]) -> None:
     """Spans that divide a shot have shares in [0, 1], and a wholly frozen shot has wholly frozen parts."""

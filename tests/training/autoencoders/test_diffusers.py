@@ -137,6 +137,7 @@ def test_tensors_of_other_shapes_are_refused(folder_of: FolderOf) -> None:
             autoencoder.decode(torch.zeros(shape))
 
 
+@pytest.mark.slow
 def test_identity_names_all_that_changes_latents(folder_of: FolderOf, tmp_path: Path) -> None:
     folder = folder_of("tiny")
     identity = settings(folder).identity()

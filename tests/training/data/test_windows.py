@@ -101,6 +101,7 @@ def greedy_s(frames: tuple[int, ...], fps: float, seconds: Fraction) -> Fraction
     return seconds - left
 
 
+@pytest.mark.slow
 @given(FRAMES, RATES, TIME_BASES, st.fractions(0, 700, max_denominator=1000), st.integers(-(10**6), 10**9))
 def test_windows_lie_in_the_clip_and_cover_it(
     frames: tuple[int, ...], fps: float, time_base: Fraction, seconds: Fraction, start_pts: int
@@ -133,6 +134,7 @@ def test_windows_lie_in_the_clip_and_cover_it(
     assert (span.pts - covered) + (total - covered) <= span.pts - greedy + rounding
 
 
+@pytest.mark.slow
 def test_ten_minutes_and_ten_hours_are_fast() -> None:
     for seconds in (600.0, 36000.0):
         span = clip(seconds + 0.3)
