@@ -249,7 +249,8 @@ def memory(machine: Machine) -> Iterator[Case]:
     cases = [("XL", "16k", 0), ("XL", "16k", 2), ("XL", "16k mixed", 0), ("XL", "16k", 1), ("1.3B", "76k", None)]
     for preset, shape, every in cases if machine.gpu else [("tiny", "mixed", 1)]:
         pack = (SHAPES if machine.gpu else TINY_SHAPES)[shape]
-        yield {"preset": preset, "shape": shape}, partial(measure_memory, preset, pack, every, machine)
+        case = {"preset": preset, "shape": shape, "checkpointing": "auto" if every is None else every}
+        yield case, partial(measure_memory, preset, pack, every, machine)
 
 
 def measure_memory(preset: str, pack: Sequence[Shape], every: int | None, machine: Machine) -> Figures:
