@@ -76,8 +76,8 @@ def keyed_normals(streams_B3: Tensor, n_counters: int, key: int) -> Tensor:
     for start in range(0, n_counters, CPU_CHUNK):
         counters = np.arange(start, min(start + CPU_CHUNK, n_counters), dtype=np.uint64)
         first, low, high = streams_3B[:, samples[start : start + CPU_CHUNK]]
-        random = philox_4x32((counters - first, np.zeros_like(counters), low, high), words)
-        for column, values in enumerate(_normals(np, [word.astype(np.float32) for word in random])):
+        found = philox_4x32((counters - first, np.zeros_like(counters), low, high), words)
+        for column, values in enumerate(_normals(np, [word.astype(np.float32) for word in found])):
             noise[start : start + CPU_CHUNK, column] = values
     return torch.from_numpy(noise.reshape(-1))
 
