@@ -19,46 +19,54 @@ from torch import Tensor
 from training.models._packing import integer_tensor
 
 if TYPE_CHECKING:
-    # The imports of both kernels bring the compiler of torch, and take 1.6 s; only GPUs need them.
+    # The import brings the compiler of torch, and takes 1.6 s; only GPUs need it.
     from torch.nn.attention.flex_attention import BlockMask
 
 # Shape suffixes: S queries and N keys of the whole pack, A heads, K width of a head, B samples, 1 a batch of one.
 
 AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A function from queries `[S, A, K]`, keys and values `[N, A, K]` to `[S, A, K]`."""
+MAX_FLASH_WIDTH = 256
+"""Largest width of a head that FlashAttention has kernels for."""
 
 
 def attention_kernel(
-    name: str, query_lengths: Sequence[int], key_lengths: Sequence[int], device: torch.device, dtype: torch.dtype
+    name: str,
+    query_lengths: Sequence[int],
+    key_lengths: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+    head_width: int,
 ) -> AttentionKernel:
     """Return the kernel for a pack whose samples have these numbers of queries and keys.
 
-    `name` is `sdpa`, `varlen`, `flex` or `auto`: `varlen` for samples of unequal lengths where it can run, or else
-    `sdpa`. Raises `ValueError` for a kernel that cannot run on this device or in this precision.
+    `name` is `sdpa`, `varlen`, `flex` or `auto`: `sdpa` for self-attention of samples of equal lengths and where
+    `varlen` cannot run, and `varlen` otherwise. Raises `ValueError` for a kernel that cannot run on this device, in
+    this precision or with heads of this width.
     """
     assert len(query_lengths) == len(key_lengths), (query_lengths, key_lengths)
     groups = tuple(
         EqualSamples(len(list(samples)), n_queries, n_keys)
         for (n_queries, n_keys), samples in itertools.groupby(zip(query_lengths, key_lengths, strict=True))
     )
-    half = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    varlen_attn = _varlen_attn() if half and name in ("auto", "varlen") else None
+    runs_varlen = can_run_varlen(device, dtype, head_width)
     if name == "auto":
-        name = "varlen" if varlen_attn is not None and len(groups) > 1 else "sdpa"
+        # Texts have many lengths, and cuDNN, which sdpa may choose, prepares anew for each.
+        is_equal = len(groups) == 1 and groups[0].n_queries == groups[0].n_keys
+        name = "varlen" if runs_varlen and not is_equal else "sdpa"
     if name == "sdpa":
         return BatchedAttention(len(query_lengths)) if len(groups) == 1 else GroupedAttention(groups)
     if name == "varlen":
-        if varlen_attn is None:
+        if not runs_varlen:
             raise ValueError(
-                f"attention varlen needs a GPU, bf16 and torch 2.10 or newer; this is {device.type}, {dtype}; "
-                "set attention to auto or sdpa"
+                "attention varlen needs a GPU, bf16 and heads whose width is a multiple of 8 and at most "
+                f"{MAX_FLASH_WIDTH}; this is {device.type}, {dtype}, width {head_width}; set attention to auto or sdpa"
             )
         return VarlenAttention(
             _cumulative(query_lengths, device),
             _cumulative(key_lengths, device),
             _power_of_two_at_least(max(query_lengths)),
             _power_of_two_at_least(max(key_lengths)),
-            varlen_attn,
         )
     assert name == "flex", name
     if device.type != "cuda":
@@ -66,6 +74,12 @@ def attention_kernel(
             f"attention flex needs a GPU to train, and this is {device.type}; set attention to auto or sdpa"
         )
     return FlexAttention(document_mask(query_lengths, key_lengths, device), _compiled_flex())
+
+
+def can_run_varlen(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """Return whether FlashAttention's kernel for samples of different lengths can run."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return device.type == "cuda" and half and head_width % 8 == 0 and head_width <= MAX_FLASH_WIDTH
 
 
 class EqualSamples(NamedTuple):
@@ -114,18 +128,33 @@ class GroupedAttention:
 
 @dataclass(frozen=True)
 class VarlenAttention:
-    """FlashAttention's kernel for sequences of different lengths, in one call."""
+    """FlashAttention's kernel for sequences of different lengths, in one call (Dao 2023).
+
+    `torch.nn.attention.varlen.varlen_attn` would choose cuDNN on Hopper and Blackwell GPUs (torch 2.14), which builds
+    a plan for each new set of lengths and keeps all of them. FlashAttention needs no plan. An implementation that
+    `torch.nn.attention.activate_flash_attention_impl` has set replaces torch's own here too.
+    """
 
     cu_seq_q: Tensor
     cu_seq_k: Tensor
     """Cumulative sequence lengths, int32 `[B + 1]`: the first row of each sample, and the end of the last."""
     max_q: int
     max_k: int
-    varlen_attn: Callable[..., Any]
+    """Bounds of the lengths."""
 
     def __call__(self, q_SAK: Tensor, k_NAK: Tensor, v_NAK: Tensor) -> Tensor:
-        y_SAK = self.varlen_attn(q_SAK, k_NAK, v_NAK, self.cu_seq_q, self.cu_seq_k, self.max_q, self.max_k)
-        assert isinstance(y_SAK, Tensor)
+        y_SAK: Tensor = torch.ops.aten._flash_attention_forward(
+            q_SAK,
+            k_NAK,
+            v_NAK,
+            self.cu_seq_q,
+            self.cu_seq_k,
+            self.max_q,
+            self.max_k,
+            dropout_p=0.0,
+            is_causal=False,
+            return_debug_mask=False,
+        )[0]
         return y_SAK
 
 
@@ -157,15 +186,6 @@ def document_mask(query_lengths: Sequence[int], key_lengths: Sequence[int], devi
         return sample_S[query] == sample_N[key]
 
     return create_block_mask(same_sample, B=None, H=None, Q_LEN=len(sample_S), KV_LEN=len(sample_N), device=device)
-
-
-@cache
-def _varlen_attn() -> Callable[..., Any] | None:
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:  # it is new in torch 2.10
-        return None
-    return varlen_attn
 
 
 @cache

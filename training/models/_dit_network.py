@@ -286,10 +286,10 @@ class DiffusionTransformer(VideoModel):
         token_slice: TokenSlice | None,
     ) -> tuple[Tensor, Tensor, SequenceLayout]:
         """Return the tokens `[S, D]` that this rank computes, the text `[N, D]` of their samples, and their layout."""
-        head_pairs = self.architecture.size.dim // self.architecture.size.heads // 2
-        ropes = [rope_3d(*position, head_pairs) for position in positions]
+        head_width = self.architecture.size.dim // self.architecture.size.heads
+        ropes = [rope_3d(*position, head_width // 2) for position in positions]
         rope = Rope(*(concatenate(parts) for parts in zip(*ropes, strict=True)))
-        by_name = partial(attention_kernel, device=x_SD.device, dtype=x_SD.dtype)
+        by_name = partial(attention_kernel, device=x_SD.device, dtype=x_SD.dtype, head_width=head_width)
         kernel = self.execution.attention
         self_attention = by_name(kernel, packing.tokens, packing.tokens)
         if token_slice is None:
