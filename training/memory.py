@@ -129,7 +129,7 @@ def choose_checkpointing(blocks: Blocks, size: MicroBatchSize, item_bytes: int, 
     """Return the `checkpoint_every` with the fewest recomputed blocks whose activations fit into `budget_bytes`: 0 for
     none; None if they do not even fit with all blocks recomputed.
     """
-    for every in (0, *range(blocks.depth, 0, -1)):
+    for every in [0, *range(blocks.depth, 0, -1)]:
         if blocks.activation_bytes(size, every, item_bytes) <= budget_bytes:
             return every
     return None
