@@ -122,14 +122,15 @@ class Sharding:
 
 def usable_bytes(device_bytes: int) -> int:
     """Return the bytes of a device's memory that a step may take."""
-    return round(device_bytes * (1 - RESERVED_SHARE)) - RESERVED_BYTES
+    return int(device_bytes * (1 - RESERVED_SHARE)) - RESERVED_BYTES
 
 
 def choose_checkpointing(blocks: Blocks, size: MicroBatchSize, item_bytes: int, budget_bytes: int) -> int | None:
     """Return the `checkpoint_every` with the fewest recomputed blocks whose activations fit into `budget_bytes`: 0 for
     none; None if they do not even fit with all blocks recomputed.
     """
-    for every in (0, *range(blocks.depth, 0, -1)):
+    candidates: list[int] = [0, *range(blocks.depth, 0, -1)]
+    for every in candidates:
         if blocks.activation_bytes(size, every, item_bytes) <= budget_bytes:
             return every
     return None

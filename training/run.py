@@ -147,12 +147,17 @@ def run_on_workers(
         )
         raise RuntimeError(f"training failed {1 + settings.max_failures} times, at last with {causes}") from error
     if storage.exists(failure_uri):
-        name, message = storage.read_bytes(failure_uri).decode().split("\n", 1)
-        raise DeviceMemoryError(message) if name == DeviceMemoryError.__name__ else NonFiniteLossError(message)
+        raise read_failure(failure_uri)
     if storage.exists(stopped_uri):
         message = storage.read_bytes(stopped_uri).decode()
         log.warning(message)
         raise Interrupted(message)
+
+
+def read_failure(failure_uri: str) -> NonFiniteLossError | DeviceMemoryError:
+    """Return the error that `FAILURE_FILE` describes."""
+    name, message = storage.read_bytes(failure_uri).decode().split("\n", 1)
+    return DeviceMemoryError(message) if name == DeviceMemoryError.__name__ else NonFiniteLossError(message)
 
 
 @contextlib.contextmanager

@@ -128,7 +128,8 @@ class DiT(ModelSettings):
         if checkpointing == "auto":
             budget = usable_bytes(device_bytes) - state_bytes
             every = choose_checkpointing(blocks, size, item_bytes, budget)
-            checkpointing = {0: "none", 1: "blocks", None: "blocks"}.get(every, every)
+            every = 1 if every is None else every
+            checkpointing = "none" if every == 0 else "blocks" if every == 1 else every
         chosen = self.model_copy(update={"checkpointing": checkpointing})
         activation_bytes = blocks.activation_bytes(size, chosen.checkpoint_every, item_bytes)
         check_fits(size, state_bytes, activation_bytes, device_bytes)
