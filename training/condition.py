@@ -58,7 +58,7 @@ def condition_of(
 
     Training and sampling both make it here.
     """
-    fps_B1, size_B2, crop_B2, source_B2 = shape_B7.split([1, 2, 2, 2], dim=1)
+    fps_B1, size_B2, crop_B2, source_B2 = torch.split(shape_B7, [1, 2, 2, 2], dim=1)
     return Condition(texts, times, masks, seconds, fps_B1[:, 0], size_B2, crop_B2, source_B2)
 
 
