@@ -35,7 +35,8 @@ def stack_conditions(samples: Sequence[SampleCondition], time_factor: int) -> Co
     """Return the model's condition for these samples."""
     device = samples[0].time_T.device
     seconds = [
-        latent_seconds(len(sample.time_T), sample.fps, time_factor, sample.last_frame).to(device) for sample in samples
+        latent_seconds(len(sample.time_T), sample.fps, time_factor, sample.last_frame).to(device, non_blocking=True)
+        for sample in samples
     ]
     scalars = [shape_scalars(sample.fps, sample.size, sample.framing) for sample in samples]
     return condition_of(
