@@ -36,7 +36,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,6 +99,8 @@ class Mix:
 
     buckets: list[str]
     cells: NDArray[np.int64]
+    text: list[int]
+    """Tokens of the row's text."""
     batch_sizes: NDArray[np.int64]
     """Batch size of Open-Sora for the row's bucket."""
     flops: NDArray[np.float64]
@@ -135,6 +137,7 @@ def mix(n_samples: int) -> Mix:
     return Mix(
         buckets,
         cells,
+        text,
         np.array(batch_sizes)[drawn],
         np.array(
             [
@@ -148,12 +151,18 @@ def mix(n_samples: int) -> Mix:
     )
 
 
+def planner_of(samples: Mix, case: Case, ranks: int) -> Planner:
+    """Return the plan of a case."""
+    settings = PlanSettings(
+        tokens_per_step=int(ranks * case.step * LONGEST_CELLS), max_tokens_per_micro=int(case.room * LONGEST_CELLS)
+    )
+    costs = replace(samples.costs, mixes_shapes=case.mixes_shapes)
+    return Planner(samples.buckets, samples.cells.tolist(), settings, 0, costs, samples.last_frames)
+
+
 def simulate(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
     """Plan an epoch, assign its first `steps` steps to ranks, and return idle share and times."""
-    limit = int(case.room * LONGEST_CELLS)
-    settings = PlanSettings(tokens_per_step=int(ranks * case.step * LONGEST_CELLS), max_tokens_per_micro=limit)
-    costs = replace(samples.costs, mixes_shapes=case.mixes_shapes)
-    planner = Planner(samples.buckets, samples.cells.tolist(), settings, 0, costs, samples.last_frames)
+    planner = planner_of(samples, case, ranks)
     planner.step(0)
     start_s = time.thread_time()
     planner.step(planner.steps_in(0))
@@ -170,9 +179,9 @@ def simulate(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
     busy = longest = n_samples = placeholders = 0
     for step in map(planner.step, chosen):
         flops = samples.flops[step.rows, step.workload.shape_ids % 2]
-        loads = (assign_packed if case.mixes_shapes else assign_bucketed)(step.workload, ranks, limit).loads(
-            flops, ranks
-        )
+        loads = (assign_packed if case.mixes_shapes else assign_bucketed)(
+            step.workload, ranks, step.max_tokens_per_micro
+        ).loads(flops, ranks)
         busy, longest = busy + loads.sum(), longest + loads.max(axis=1).sum()
         placeholders += int((loads == 0).sum())
         n_samples += len(step.rows)
@@ -184,6 +193,18 @@ def simulate(samples: Mix, case: Case, ranks: int, steps: int) -> Result:
         n_samples / len(chosen),
         placeholders / (n_micro * ranks),
     )
+
+
+def planned_packs(samples: Mix, case: Case, ranks: int, steps: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield the model's tokens and the text tokens of each sample of a pack, for all packs of rank 0 in these steps."""
+    planner = planner_of(samples, case, ranks)
+    for step in map(planner.step, range(steps)):
+        has_last_frame = (step.workload.shape_ids % 2).tolist()
+        for pack in rank_micro_batches(step, 0, ranks):
+            yield [
+                (samples.costs.work[samples.buckets[row]][has_last_frame[index]].tokens, samples.text[row])
+                for index, row in zip(pack.indices, pack.rows, strict=True)
+            ]
 
 
 def random_idle_share(samples: Mix, ranks: int, micro_steps: int) -> float:

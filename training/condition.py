@@ -35,7 +35,8 @@ def stack_conditions(samples: Sequence[SampleCondition], time_factor: int) -> Co
     """Return the model's condition for these samples."""
     device = samples[0].time_T.device
     seconds = [
-        latent_seconds(len(sample.time_T), sample.fps, time_factor, sample.last_frame).to(device) for sample in samples
+        latent_seconds(len(sample.time_T), sample.fps, time_factor, sample.last_frame).to(device, non_blocking=True)
+        for sample in samples
     ]
     scalars = [shape_scalars(sample.fps, sample.size, sample.framing) for sample in samples]
     return condition_of(
@@ -58,7 +59,7 @@ def condition_of(
 
     Training and sampling both make it here.
     """
-    fps_B1, size_B2, crop_B2, source_B2 = shape_B7.split([1, 2, 2, 2], dim=1)
+    fps_B1, size_B2, crop_B2, source_B2 = torch.split(shape_B7, [1, 2, 2, 2], dim=1)
     return Condition(texts, times, masks, seconds, fps_B1[:, 0], size_B2, crop_B2, source_B2)
 
 

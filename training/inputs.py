@@ -133,7 +133,7 @@ def assemble(
     shapes = [_frames_first(latent, mask) for latent, mask in zip(batch.latents, masks, strict=True)]
     sizes = [_padded(math.prod(shape)) for shape in shapes]
     values = _empty(sum(sizes) + sum(text.numel() for text in texts), batch.latents[0].dtype)
-    *latent_parts, _ = values.split([*sizes, len(values) - sum(sizes)])
+    *latent_parts, _ = torch.split(values, [*sizes, len(values) - sum(sizes)])
     for part, shape, index in zip(latent_parts, shapes, range(len(shapes)), strict=True):
         n_elements, n_frames = math.prod(shape), batch.latents[index].shape[1]
         part[n_elements:] = 0
@@ -183,16 +183,17 @@ def add_noise(config: StepConfig, inputs: HostInputs, device: torch.device) -> N
     values, scalars, integers = (
         tensor.to(device, non_blocking=True) for tensor in (inputs.values, inputs.scalars, inputs.integers)
     )
-    frames, shape_scalars_B7, weights_B, members_PB = scalars.split(
+    frames, shape_scalars_B7, weights_B, members_PB = torch.split(
+        scalars,
         [
             N_FRAME_SCALARS * n_frames,
             N_SHAPE_SCALARS * n_samples,
             n_samples,
             len(scalars) - N_FRAME_SCALARS * n_frames - (N_SHAPE_SCALARS + 1) * n_samples,
-        ]
+        ],
     )
     time_F, mask_F, seconds_F = frames.view(N_FRAME_SCALARS, n_frames)
-    streams, frame_sizes_F = integers.split([3 * n_samples, n_frames])
+    streams, frame_sizes_F = torch.split(integers, [3 * n_samples, n_frames])
     noise_L = keyed_normals(streams.view(n_samples, 3), n_elements // WORDS, hash64(config.seed, "noise"))
     clean_L = values[:n_elements].to(torch.float32)
     time_L = torch.repeat_interleave(time_F, frame_sizes_F, output_size=n_elements)
@@ -201,23 +202,23 @@ def add_noise(config: StepConfig, inputs: HostInputs, device: torch.device) -> N
     texts_NE = values[n_elements:].to(torch.float32).view(-1, text_dim)
     lengths = [shape[0] for shape in inputs.shapes]
     condition = condition_of(
-        texts_NE.split(inputs.text_lengths),
-        time_F.split(lengths),
-        mask_F.split(lengths),
-        seconds_F.split(lengths),
+        torch.split(texts_NE, inputs.text_lengths),
+        torch.split(time_F, lengths),
+        torch.split(mask_F, lengths),
+        torch.split(seconds_F, lengths),
         shape_scalars_B7.view(n_samples, N_SHAPE_SCALARS),
     )
 
     def samples(flat_L: Tensor) -> list[Tensor]:
         return [
             part[: math.prod(shape)].view(shape).transpose(0, 1)
-            for part, shape in zip(flat_L.split(sizes), inputs.shapes, strict=True)
+            for part, shape in zip(torch.split(flat_L, sizes), inputs.shapes, strict=True)
         ]
 
     return NoisyBatch(
         noisy=samples(objective.corrupt(clean_L, noise_L, time_L)),
         targets=samples(objective.training_target(clean_L, noise_L, time_L)),
-        loss_weights=list(objective.loss_weight(time_F).split(lengths)),
+        loss_weights=list(torch.split(objective.loss_weight(time_F), lengths)),
         times=inputs.times,
         condition=condition,
         weights_B=weights_B,

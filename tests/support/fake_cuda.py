@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ COPIES = ("_to_copy", "copy_", "lift_fresh_copy")
 SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "unique_dim")
 """Operations whose result the host needs, or whose shape depends on values."""
 CUDA = torch.device("cuda")
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class HostWaits(TorchDispatchMode):
@@ -47,7 +49,7 @@ def _devices(values: Any) -> set[str]:
     return {value.device.type for value in tree_leaves(values) if isinstance(value, Tensor) and value.numel()}
 
 
-def on_fake_cuda(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def on_fake_cuda(model: Model, dtype: torch.dtype) -> Model:
     """Give a model that was built under `torch.device("meta")` weights on the fake GPU, inside a `FakeTensorMode`."""
     for module in model.modules():
         for name, weight in module._parameters.items():

@@ -200,7 +200,8 @@ class _GuidedVelocity:
             for text in texts
         ]
         predictions = self._predictor.predict(model, x_CTHW, conditions)
-        time_tensor = torch.tensor(time, device=x_CTHW.device)
+        # Filled on the device, where a copy would wait for it.
+        time_tensor = x_CTHW.new_full((), time)
         velocities = [card.objective.velocity(prediction, x_CTHW, time_tensor) for prediction in predictions]
         # Given frames stay fixed. A factor of 0 would let NaN and infinity through.
         return [velocity_CTHW.masked_fill(given_T[:, None, None], 0.0) for velocity_CTHW in velocities]

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.support.exported_models import untrained_card
+from tests.support.fake_cuda import HostWaits, on_fake_cuda
 from tests.support.step_samples import CONFIG, CPU, stored_batch
 from training.autoencoders.linear import Linear
 from training.checkpoints.model_card import ModelCard
@@ -62,6 +64,21 @@ def generate_like(batch: Batch, first: bool, last: bool, model: VideoModel, card
     images = ConditioningLatents(latent_CTHW[:, :1] if first else None, last_frame_C1HW if last else None)
     parts = ModelParts(card, model, AUTOENCODER, CONFIG.null_text)
     return generate(parts, video_timeline(parts, batch.texts[0], shape, images), SETTINGS)
+
+
+def test_no_step_of_a_solver_waits_for_a_gpu() -> None:
+    """Only what is made before the first step is copied to the device in a way that waits for it."""
+    found = []
+    for steps in (3, 6):
+        with FakeTensorMode(allow_non_fake_inputs=True), HostWaits() as waits:
+            model = on_fake_cuda(RecordingModel(), torch.float32)
+            parts = ModelParts(MODEL_CARD, model, AUTOENCODER, CONFIG.null_text)
+            timeline = video_timeline(parts, torch.zeros(3, 8), VideoShape(9, 32, 32, 8.0))
+            latents = generate(parts, timeline, SETTINGS.model_copy(update={"steps": steps}))
+            assert latents.device.type == "cuda"
+        found.append(waits.found)
+    assert found[0] == found[1]
+    assert found[0].total() <= 6
 
 
 def one_clip() -> Batch:
