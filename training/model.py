@@ -55,6 +55,9 @@ class ModelSettings(Plugin):
                 "set context_parallel: 1"
             )
 
+    def check_zero_stage(self, stage: int) -> None:
+        """Raise `ValueError` if the model cannot be trained with this stage of ZeRO."""
+
     @property
     def recompute_share(self) -> float:
         """Share of `flops` that the backward pass computes a second time, for activations that the forward pass did not

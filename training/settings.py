@@ -188,6 +188,7 @@ class TrainSettings(Settings):
                 f"optimizer muon needs whole matrices, which zero_stage {self.zero_stage} cuts into a part per worker; "
                 "set zero_stage: 0, or optimizer: adamw"
             )
+        self.model.check_zero_stage(self.zero_stage)
         n_workers = None if self.workers == "auto" else self.workers
         if self.min_workers is not None and n_workers is not None and self.min_workers > n_workers:
             raise ValueError(f"min_workers {self.min_workers} is above workers {n_workers}; lower it, or raise workers")

@@ -24,7 +24,7 @@ def compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     monkeypatch.setattr(torch, "compile", lambda function, **options: plain(function, backend="aot_eager", **options))
     torch._dynamo.reset()
     compiled_block.cache_clear()
-    counters["stats"].clear()
+    counters.clear()
     yield counters["stats"]
     compiled_block.cache_clear()
     torch._dynamo.reset()

@@ -44,6 +44,7 @@ def test_settings_survive_a_round_trip_through_json() -> None:
         ("betas: [0.9, 1.0]", r"betas \[0.9, 1.0\] must lie"),
         ("zero_stage: 4", "zero_stage"),
         ("batch: {policy: pack}", "policy"),
+        ("{zero_stage: 3, model: {name: dit, compile: true}}", "model.compile true does not go with zero_stage 3"),
         ("batch: {weights: {'*x1': -1}}", "greater than or equal to 0"),
         ("model: {name: dit, deph: 3}", "unknown key 'deph'; did you mean 'depth'"),
         ("model: dot", "unknown name 'dot'; did you mean 'dit'"),

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -50,9 +50,6 @@ N_FEATURES = 128
 """Sinusoidal features per scalar of the condition."""
 N_SHAPE_SCALARS = 7
 """Scalars that describe a sample's shape: frame rate, and width and height of the sample, its crop and its source."""
-MAX_COMPILED_SHAPES = 256
-"""Shapes that a block is compiled for before torch gives up and runs it uncompiled; torch's default of 8 is fewer than
-a data set's buckets."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,8 @@ class Execution:
     """Name of the attention kernel, see `attention_kernel`."""
     checkpoint_every: int = 0
     """The backward pass recomputes the activations of every n-th block; 0 keeps those of all blocks."""
-    compiled: bool = False
-    """Whether blocks are compiled in training."""
+    compiled: bool | Literal["auto"] = False
+    """Whether blocks are compiled in training; auto does so on GPUs, unless ZeRO-3 shards their weights."""
 
 
 class SequenceLayout(NamedTuple):
@@ -175,8 +172,7 @@ class DiffusionTransformer(VideoModel):
         x_SD, text_ND, layout = self._lay_out(x_SD, text, packing, positions, token_slice)
 
         modulation_FMD = torch.unflatten(self.modulation(frame_FD), -1, (6, -1))
-        compiled = self.execution.compiled and self.training
-        run = compiled_block(mixed_shapes=len(packing.groups) > 1) if compiled else run_block
+        run = compiled_block() if self._is_compiled() else run_block
         for index, block in enumerate(self.blocks):
             if self._recomputes(index):
                 # Blocks draw no random numbers, so there is no random state to keep.
@@ -307,6 +303,14 @@ class DiffusionTransformer(VideoModel):
     def _frames(self, frame_S: Tensor, packing: Packing) -> Frames:
         return Frames.of(frame_S, sum(packing.frames), self.patch_in.weight.dtype)
 
+    def _is_compiled(self) -> bool:
+        """Return whether blocks are compiled in this forward pass; sampling would wait for it."""
+        if self.execution.compiled == "auto":
+            # DeepSpeed gives weights that ZeRO-3 shards this attribute.
+            is_sharded = hasattr(self.conditioning_D, "ds_shape")
+            return self.training and self.conditioning_D.is_cuda and not is_sharded
+        return self.training and self.execution.compiled
+
     def _recomputes(self, index: int) -> bool:
         """Return whether the backward pass recomputes the activations of this block."""
         every = self.execution.checkpoint_every
@@ -364,15 +368,15 @@ def _exclude_attention_of_many_sizes() -> None:
 
 
 @cache
-def compiled_block(mixed_shapes: bool) -> Callable[[nn.Module, Tensor, Tensor, Tensor, SequenceLayout], Tensor]:
-    """Return `run_block` compiled anew for each shape, or, for packs of mixed shapes, once for all of them."""
+def compiled_block() -> Callable[[nn.Module, Tensor, Tensor, Tensor, SequenceLayout], Tensor]:
+    """Return `run_block`, compiled for any number of tokens, frames, samples and text tokens.
+
+    There is one graph for packs of mixed shapes and one for several samples of one shape. torch takes 1 for a constant,
+    so a single sample is one graph more, and a single image another.
+    """
+    import torch.fx.experimental._config as shape_config
+
     _exclude_attention_of_many_sizes()
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILED_SHAPES)
-    compiled = torch.compile(run_block, dynamic=mixed_shapes)
-
-    def run(block: nn.Module, x_SD: Tensor, modulation_FMD: Tensor, text_ND: Tensor, layout: SequenceLayout) -> Tensor:
-        # Text lengths differ from batch to batch, whatever the shapes of the latents.
-        torch._dynamo.maybe_mark_dynamic(text_ND, 0)
-        return compiled(block, x_SD, modulation_FMD, text_ND, layout)
-
-    return run
+    # Otherwise two sizes that are equal in the first pack are taken for one, and the block is compiled again later.
+    shape_config.use_duck_shape = False
+    return torch.compile(run_block, dynamic=True)

@@ -46,10 +46,10 @@ class DiT(ModelSettings):
         description="Blocks whose activations the backward pass recomputes, to save memory: none, all blocks, "
         "or every n-th block for a number n. auto recomputes as few as the GPU's memory needs, and none on a CPU.",
     )
-    compile: bool = Field(
-        False,
-        description="Whether torch.compile compiles the blocks in training: "
-        "once per shape, and once for all packs of mixed shapes.",
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="Whether torch.compile compiles the blocks in training. "
+        "auto does so on a GPU, except with zero_stage 3, which compiled blocks do not go with.",
     )
 
     @model_validator(mode="after")
@@ -109,6 +109,13 @@ class DiT(ModelSettings):
 
     def flops(self, tokens: int, text_tokens: int) -> int:
         return flops(self.size, self.hidden, tokens, text_tokens)
+
+    def check_zero_stage(self, stage: int) -> None:
+        if stage == 3 and self.compile is True:
+            raise ValueError(
+                "model.compile true does not go with zero_stage 3, whose gathering of each layer's weights cannot be "
+                "compiled; set model.compile: auto or false, or zero_stage: 2"
+            )
 
     def check_context_parallel(self, parallel: int) -> None:
         if self.heads % parallel:

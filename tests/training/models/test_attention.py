@@ -8,13 +8,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.flex_attention import flex_attention
 
+from tests.support.flash_on_cpu import flash_on_cpu
 from training.models._attention import (
     BatchedAttention,
     EqualSamples,
     FlexAttention,
     GroupedAttention,
+    VarlenAttention,
     attention_kernel,
     document_mask,
 )
@@ -108,11 +111,50 @@ def test_mask_of_flex_attention_keeps_samples_apart(lengths: Lengths) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "message"), [("varlen", "needs a GPU, bf16 and heads whose width"), ("flex", "flex needs a GPU to train")]
+    ("kernel", "message"),
+    [("varlen", "needs a GPU, bf16 and heads whose width"), ("flex", "flex needs a GPU to train")],
 )
 def test_kernels_that_need_a_gpu_are_refused_on_a_cpu(kernel: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attention_kernel(kernel, [4], [4], CPU, torch.float32, 16)
+
+
+def test_flash_attention_keeps_samples_apart() -> None:
+    """The operator's arguments, with an implementation for a CPU."""
+    lengths = [(100, 20), (100, 7), (33, 64), (1, 1)]
+    inputs = random_inputs(lengths)
+    cumulative = (torch.tensor([0, 100, 200, 233, 234]), torch.tensor([0, 20, 27, 91, 92]))
+    with flash_on_cpu():
+        got = VarlenAttention(*(ends.int() for ends in cumulative), 128, 64)(*inputs)
+        direction = torch.linspace(-1, 1, got.numel()).view(got.shape)
+        gradients = torch.autograd.grad(got, inputs, direction)
+    expected = one_by_one(lengths, *inputs)
+    torch.testing.assert_close(got, expected)
+    for gradient, expected_gradient in zip(gradients, torch.autograd.grad(expected, inputs, direction), strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("query_lengths", "key_lengths", "dtype", "width", "kernel"),
+    [
+        ([256] * 4, [256] * 4, torch.bfloat16, 72, BatchedAttention),
+        ([256] * 4, [20] * 4, torch.bfloat16, 72, VarlenAttention),
+        ([16384], [200], torch.bfloat16, 128, VarlenAttention),
+        ([256, 1024], [256, 1024], torch.bfloat16, 72, VarlenAttention),
+        ([256, 1024], [256, 1024], torch.bfloat16, 36, GroupedAttention),
+        ([256, 1024], [256, 1024], torch.float32, 72, GroupedAttention),
+    ],
+)
+def test_auto_takes_flash_attention_for_many_lengths_on_gpus(
+    query_lengths: list[int], key_lengths: list[int], dtype: torch.dtype, width: int, kernel: type
+) -> None:
+    with FakeTensorMode():
+        chosen = attention_kernel("auto", query_lengths, key_lengths, torch.device("cuda"), dtype, width)
+        assert type(chosen) is kernel
+        q, k, v = (
+            torch.empty(sum(n), 4, width, device="cuda", dtype=dtype) for n in (query_lengths, *[key_lengths] * 2)
+        )
+        assert chosen(q, k, v).shape == q.shape
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
