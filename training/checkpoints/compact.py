@@ -13,6 +13,9 @@ from cluster.weight_files import is_path
 from training.checkpoints.export import AVERAGED_PREFIX, NULL_TEXT, read_export
 from training.checkpoints.model_card import AUTOENCODER, CARD, INSIDE, WEIGHTS, ModelCard, read_card
 
+INIT_PARTS = 3
+"""Parts of the path of the weights that training started from that are kept: run, `checkpoints` and step."""
+
 
 def write_compact_export(export_uri: str, uri: str) -> ModelCard:
     """Write the averaged weights of an export in bfloat16 to another folder; return the card that is written there.
@@ -26,6 +29,9 @@ def write_compact_export(export_uri: str, uri: str) -> ModelCard:
     tensors = {f"{AVERAGED_PREFIX}{name}": value.bfloat16().contiguous() for name, value in model.state_dict().items()}
     data = save_tensors(tensors | {NULL_TEXT: null_text.to(torch.float32).contiguous()})
     values = json.loads(card.to_bytes()) | {"weights": storage.digest(data)}
+    if card.init is not None:
+        # Folders of the machine that trained it mean nothing elsewhere.
+        values["init"] = "/".join(card.init.split("/")[-INIT_PARTS:])
     if autoencoder is not None:
         storage.write_bytes(storage.join(uri, AUTOENCODER), autoencoder.read_bytes())
         values["autoencoder"]["weights"] = INSIDE + AUTOENCODER

@@ -68,7 +68,16 @@ def _training_lines(training: Training) -> list[str]:
     counts = " and ".join(f"{count:,} {kind}s" for kind, count in sorted(training.data.items(), reverse=True))
     tokens = sum(record.get("tokens", 0) for record in training.records)
     values = {key: value for key, value in training.settings.items() if key in TrainSettings.model_fields}
-    changed = TrainSettings.model_validate(values).model_dump(mode="json", exclude_defaults=True)
+    settings = TrainSettings.model_validate(values)
+    changed = settings.model_dump(mode="json", exclude_defaults=True, exclude={"init"})
+    for part in ("model", "objective"):
+        named = getattr(settings, part)
+        if part in changed:
+            changed[part] = {"name": named.name} | named.model_dump(mode="json", exclude_defaults=True)
+    if "conditioning" in changed:
+        # A share that is not written would be 0, whatever the default.
+        shares = settings.conditioning.model_dump(mode="json")
+        changed["conditioning"] = {kind: share for kind, share in shares.items() if share}
     return [
         "",
         "## Training",

@@ -53,10 +53,12 @@ def test_the_autoencoder_travels_with_the_model(export: Path, tmp_path: Path, mo
     shutil.copytree(export, source)
     card = read_card(str(export))
     changes: dict[str, Any] = {"autoencoder": autoencoder, "autoencoder_identity": autoencoder.identity()}
+    changes["init"] = str(tmp_path / "run-0" / "checkpoints" / "step-00000005")
     (source / CARD).write_bytes(card.model_copy(update=changes).to_bytes())
     folder = tmp_path / "shipped" / "tiny-world"
     write_compact_export(str(source), str(folder))
     weights.unlink()
+    assert read_card(str(folder)).init == "run-0/checkpoints/step-00000005"
     assert str(tmp_path) not in (folder / CARD).read_text()
     moved = tmp_path / "elsewhere"
     shutil.move(folder.parent, moved)
