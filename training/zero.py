@@ -22,7 +22,7 @@ def without_compiled_muon(deepspeed: Any) -> Any:
     `deepspeed.initialize` imports it. Its functions are compiled when it is imported, for which torch's compiler is
     loaded: 4 s of CPU in each worker.
     """
-    compiler = importlib.import_module("deepspeed.runtime.compiler")
+    compiler: Any = importlib.import_module("deepspeed.runtime.compiler")
     compile_function, compiler.compile = compiler.compile, lambda: lambda function: function
     try:
         importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
