@@ -21,7 +21,7 @@ from training.checkpoints.fragments import Fragment
 from training.network import VideoModel
 from training.optimizers import MOMENTS, OPTIMIZERS, SkippableAdamW, set_lr
 from training.settings import TrainSettings
-from training.zero import JoinedOutput, deepspeed_config, initialise_sharded
+from training.zero import JoinedOutput, deepspeed_config, initialise_sharded, without_compiled_muon
 
 EXCHANGED_ELEMENTS = 16 << 20
 """Elements that weights and their averages exchange at a time: 64 MiB."""
@@ -397,4 +397,4 @@ def _import_deepspeed(device: torch.device) -> Any:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for handler in (logging.getLogger("DeepSpeed"), deepspeed.utils.logger):
         handler.setLevel(logging.WARNING)
-    return deepspeed
+    return without_compiled_muon(deepspeed)

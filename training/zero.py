@@ -1,10 +1,11 @@
 """Helpers of the DeepSpeed engine for ZeRO: sharded initial weights, joined outputs, and its configuration.
 
-This module does not import DeepSpeed.
+Nothing here imports DeepSpeed before the engine has.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,21 @@ from torch import Tensor, nn
 
 from training.network import VideoModel
 from training.settings import TrainSettings
+
+
+def without_compiled_muon(deepspeed: Any) -> Any:
+    """Return the module `deepspeed` after an import of its Muon, which is not used here, without `torch.compile`.
+
+    `deepspeed.initialize` imports it. Its functions are compiled when it is imported, for which torch's compiler is
+    loaded: 4 s of CPU in each worker.
+    """
+    compiler: Any = importlib.import_module("deepspeed.runtime.compiler")
+    compile_function, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compile_function
+    return deepspeed
 
 
 def initialise_sharded(

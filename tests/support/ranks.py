@@ -15,8 +15,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-PRELOADED = ("torch", "deepspeed", "training.loop", "tests.support.zero_runs")
-"""Modules that the process from which ranks are forked imports once. Each rank would take 4 s of CPU for them."""
+PRELOADED = ("torch", "torch._dynamo", "deepspeed", "training.loop", "tests.support.zero_runs")
+"""Modules that the process from which ranks are forked imports once. Each rank would take 6 s of CPU for them: the
+first optimizer imports `torch._dynamo`.
+"""
 
 TIMEOUT_S = 300
 """Seconds after which a rank is taken to hang; it then prints its stack and ends."""

@@ -59,6 +59,16 @@ def test_losses_are_the_golden_ones() -> None:
     assert sum(golden[-4:]) < 0.5 * sum(golden[:4])
 
 
+def compiler_is_loaded() -> bool:
+    """Return whether a run with ZeRO has imported torch's compiler, which takes 4 s of CPU."""
+    run(RunCase({"zero_stage": 1}, steps=1))
+    return "torch._inductor.compile_fx" in sys.modules
+
+
+def test_no_compiler_is_loaded_unless_asked_for() -> None:
+    assert run_ranks(compiler_is_loaded, 1) == [False]
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_every_sharding_trains_like_plain_pytorch(world_size: int) -> None:
     alone = run(RunCase())
