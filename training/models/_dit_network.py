@@ -371,8 +371,8 @@ def _exclude_attention_of_many_sizes() -> None:
 def compiled_block() -> Callable[[nn.Module, Tensor, Tensor, Tensor, SequenceLayout], Tensor]:
     """Return `run_block`, compiled for any number of tokens, frames, samples and text tokens.
 
-    There is one graph for packs of mixed shapes and one for several samples of one shape. torch takes 1 for a constant,
-    so a single sample is one graph more, and a single image another.
+    There are one or two graphs for packs of mixed shapes and one or two for several samples of one shape. torch takes 1
+    for a constant, so a single sample is one graph more, and a single image another.
     """
     import torch.fx.experimental._config as shape_config
 

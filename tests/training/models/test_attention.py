@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.flex_attention import flex_attention
 
+from benchmarks import balance
 from tests.support.flash_on_cpu import flash_on_cpu
+from training.data.plan import Planner, PlanSettings, rank_micro_batches
+from training.models import _attention
 from training.models._attention import (
     BatchedAttention,
     EqualSamples,
@@ -155,6 +160,29 @@ def test_auto_takes_flash_attention_for_many_lengths_on_gpus(
             torch.empty(sum(n), 4, width, device="cuda", dtype=dtype) for n in (query_lengths, *[key_lengths] * 2)
         )
         assert chosen(q, k, v).shape == q.shape
+
+
+@pytest.mark.slow
+def test_cudnn_prepares_few_shapes_over_1000_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It prepares for each shape that sdpa gets: 42 in a mix like Open-Sora's, however texts vary."""
+    monkeypatch.setattr(_attention, "can_run_varlen", lambda *_: True)
+    samples, rng = balance.mix(20_000), random.Random(0)
+    # Small steps, in which many packs have one shape; in larger ones nearly all are mixtures, for FlashAttention.
+    longest = balance.LONGEST_CELLS
+    settings = PlanSettings(tokens_per_step=2 * longest, max_tokens_per_micro=int(1.1 * longest))
+    planner = Planner(samples.buckets, samples.cells.tolist(), settings, 0, samples.costs, samples.last_frames)
+    shapes = set()
+    for index in range(1000):
+        for micro in rank_micro_batches(planner.step(index), 0, 8):
+            tokens = sorted(int(samples.cells[row]) // balance.PATCH**2 for row in micro.rows)
+            texts = [rng.randint(20, 300) for _ in tokens]
+            to_itself, to_text = (
+                attention_kernel("auto", tokens, keys, CPU, torch.bfloat16, 72) for keys in (tokens, texts)
+            )
+            assert isinstance(to_text, VarlenAttention)
+            if isinstance(to_itself, BatchedAttention):
+                shapes.add((to_itself.n_samples, tokens[0]))
+    assert len(shapes) <= 42
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -263,7 +263,9 @@ def test_checkpointing_recomputes_blocks_and_changes_no_bit(
 
 
 @pytest.mark.slow
-def test_blocks_compile_once_per_kind_of_pack(compiled_graphs: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_compile_at_most_twice_per_kind_of_pack(
+    compiled_graphs: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Checkpointed and plain blocks share the graphs; FlashAttention's operator runs on the CPU."""
     settings = DiT(depth=2, dim=32, heads=2)
     compiled_settings = settings.model_copy(update={"compile": True, "checkpointing": 2})
@@ -278,8 +280,8 @@ def test_blocks_compile_once_per_kind_of_pack(compiled_graphs: Counter[str], mon
         return compiled_graphs["unique_graphs"] - before
 
     with flash_on_cpu():
-        assert new_graphs([[rng.choice(shapes)] * rng.randint(2, 6) for _ in range(40)]) == 1
-        assert new_graphs([[*shapes[:2], *rng.choices(shapes, k=rng.randint(0, 4))] for _ in range(40)]) == 1
+        assert new_graphs([[rng.choice(shapes)] * rng.randint(2, 6) for _ in range(40)]) <= 2
+        assert new_graphs([[*shapes[:2], *rng.choices(shapes, k=rng.randint(0, 4))] for _ in range(40)]) <= 2
         assert not counters["graph_break"]
         for pack in [shapes[1], shapes[0], shapes[1], shapes[1]], [shapes[0]] * 3:
             latents, condition = random_pack(pack, TEXT_LENGTHS[: len(pack)])
