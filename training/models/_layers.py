@@ -103,7 +103,8 @@ class _Rotation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_SAK2: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return _rotate(grad_SAK2, *ctx.saved_tensors, direction=-1), None, None
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad_SAK2, cos, sin, direction=-1), None, None
 
 
 def _rotate(x_SAK2: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
