@@ -83,7 +83,7 @@ def main() -> None:
         grid = FrameGrid(fps, n_frames, width, height)
         real = read_clip(storage.absolute(arguments.footage), file, file.shots[0], grid)
         rows.append((data["prompt"], strip(real.frames_THWC), strip(generated_THWC)))
-    picture(rows).save(arguments.image, optimize=True)
+    picture(rows).quantize(256, dither=Image.Dither.NONE).save(arguments.image, optimize=True)
     print(json.dumps({"prompts": [prompt for prompt, _, _ in rows]}))
 
 

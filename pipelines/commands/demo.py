@@ -16,14 +16,13 @@ from pipelines.commands._console import print_facts
 from pipelines.commands._options import Assignments
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.scenes.footage import TRUTH_FILE, make_footage
-from training.checkpoints.shipped import shipped_models
 from training.result import TrainResult
 from training.tracking.metrics import read_metrics
 
 FOOTAGE = "footage/demo"
-"""Folder of the footage that both recipes read."""
+"""Folder of the footage that the recipe reads."""
 MODEL = "drawn-world"
-"""Shipped model that `from-weights` starts from. Without it, the demo is the recipe `quickstart`."""
+"""Shipped model that the recipe `from-weights` starts from."""
 LR_FROM_NOTHING = 2e-3
 """Learning rate of random weights, as in the recipe `quickstart`; weights that are trained on take a smaller one."""
 SHEET = "demo.png"
@@ -32,20 +31,17 @@ SHEET = "demo.png"
 def demo(videos: int = 24, assignments: Sequence[str] = ()) -> None:
     """Draw footage unless it is there, curate it, train, and sample; print the results.
 
-    With a shipped model, training starts from its weights. The same network is then trained from random weights for as
+    Training starts from the weights of the shipped model. The same network is then trained from random weights for as
     many steps, and a sheet shows the samples of both.
     """
     if not storage.exists(storage.join(FOOTAGE, TRUTH_FILE)):
         with progress("drawing", videos) as bar:
             make_footage(FOOTAGE, videos, 0, bar)
-    has_model = MODEL in shipped_models()
-    recipe = _recipe("from-weights" if has_model else "quickstart", assignments)
+    recipe = _recipe(assignments)
     outcome = run.run(recipe)
     run.print_outcome(recipe, outcome)
-    if not has_model:
-        return
     assert outcome.training is not None
-    nothing = _recipe("from-weights", [*assignments, "train.init=null", f"train.lr={LR_FROM_NOTHING}"])
+    nothing = _recipe([*assignments, "train.init=null", f"train.lr={LR_FROM_NOTHING}"])
     other = train.train(nothing)
     others = sample.sample_recipe(nothing, other.export_uri, storage.join(recipe.out_uri, "samples-from-nothing"))
     sheet_uri = _write_sheet(recipe, (outcome.training, outcome.samples), (other, others))
@@ -74,8 +70,8 @@ def _heading(start: str, training: TrainResult) -> str:
     return f"{start}: {training.steps} steps in {sum(record['step_s'] for record in records):.0f} s"
 
 
-def _recipe(name: str, assignments: Sequence[str]) -> Recipe:
-    return load_recipe(Path(str(resources.files("pipelines"))) / "recipes" / f"{name}.yaml", assignments)
+def _recipe(assignments: Sequence[str]) -> Recipe:
+    return load_recipe(Path(str(resources.files("pipelines"))) / "recipes" / "from-weights.yaml", assignments)
 
 
 def command(

@@ -25,7 +25,7 @@ def result(folder: Path) -> TrainResult:
     """Return the result of a run of two steps."""
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text('{"step": 1, "step_s": 3.0}\n{"step": 2, "step_s": 4.0}\n')
-    return TrainResult(str(folder / "export"), "", str(folder / "metrics.jsonl"), "", 2, (), (), 2)
+    return TrainResult(str(folder / "export"), "", str(folder / "metrics.jsonl"), 2, (), (), 2)
 
 
 @pytest.fixture
@@ -60,18 +60,7 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
 
 
 @pytest.mark.slow
-def test_without_a_shipped_model_quickstart_is_run(recipes: list[Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "shipped_models", dict)
-    demo.demo(assignments=["train.steps=700"])
-    (only,) = recipes
-    assert (only.name, only.train and only.train.steps) == ("quickstart", 700)
-
-
-@pytest.mark.slow
-def test_from_weights_and_from_nothing_stand_side_by_side(
-    recipes: list[Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo, "shipped_models", lambda: {demo.MODEL: tmp_path})
+def test_from_weights_and_from_nothing_stand_side_by_side(recipes: list[Recipe], tmp_path: Path) -> None:
     demo.demo()
     first, second = (recipe.train for recipe in recipes)
     assert first is not None
@@ -100,9 +89,8 @@ def test_a_sheet_has_a_row_per_prompt(tmp_path: Path) -> None:
     assert sheet.shape == (2 * GAP + LINE + 2 * (LINE + 16 + GAP), 3 * GAP + 2 * 2 * 102, 3)
 
 
-@pytest.mark.skipif(demo.MODEL not in shipped_models(), reason="no model is shipped")
 def test_the_recipe_has_the_network_of_the_shipped_model() -> None:
-    recipe = demo._recipe("from-weights", ())
+    recipe = demo._recipe(())
     card = read_card(str(shipped_models()[demo.MODEL]))
     assert recipe.train is not None
     assert recipe.train.model == card.model
