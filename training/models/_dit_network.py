@@ -286,22 +286,21 @@ class DiffusionTransformer(VideoModel):
         ropes = [rope_3d(*position, head_width // 2) for position in positions]
         rope = Rope(*(concatenate(parts) for parts in zip(*ropes, strict=True)))
         by_name = partial(attention_kernel, device=x_SD.device, dtype=x_SD.dtype, head_width=head_width)
+        # Not the type of a weight: ZeRO-3 gathers a weight that is read outside its layer, and not all ranks come here.
+        frames_of = partial(Frames.of, n_frames=sum(packing.frames), dtype=x_SD.dtype)
         kernel = self.execution.attention
         self_attention = by_name(kernel, packing.tokens, packing.tokens)
         if token_slice is None:
-            frames = None if packing.equal_frames else self._frames(packing.frame_of_token(x_SD.device), packing)
+            frames = None if packing.equal_frames else frames_of(packing.frame_of_token(x_SD.device))
             text_attention = by_name(kernel, packing.tokens, text.lengths)
             return x_SD, text.tokens_ND, SequenceLayout(frames, rope, self_attention, text_attention)
-        frames = self._frames(token_slice.take(packing.frame_of_token(x_SD.device)), packing)
+        frames = frames_of(token_slice.take(packing.frame_of_token(x_SD.device)))
         rope = Rope(token_slice.take(rope.cos), token_slice.take(rope.sin))
         text_ND, query_lengths, key_lengths = token_slice.take_texts(text.tokens_ND, text.lengths)
         # The varlen and flex kernels need at least one query.
         text_attention = by_name(kernel if any(query_lengths) else "sdpa", query_lengths, key_lengths)
         layout = SequenceLayout(frames, rope, UlyssesAttention(self_attention, token_slice), text_attention)
         return token_slice.take(x_SD), text_ND, layout
-
-    def _frames(self, frame_S: Tensor, packing: Packing) -> Frames:
-        return Frames.of(frame_S, sum(packing.frames), self.patch_in.weight.dtype)
 
     def _is_compiled(self) -> bool:
         """Return whether blocks are compiled in this forward pass; sampling would wait for it."""
