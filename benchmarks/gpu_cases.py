@@ -236,7 +236,7 @@ def measure_attention(lengths: Sequence[int], head_width: int, kernel: str, mach
     heads = ATTENTION_WIDTH // head_width
     shape = (sum(lengths), heads, head_width)
     q, k, v = (torch.randn(shape, device=machine.device, dtype=machine.dtype, requires_grad=True) for _ in range(3))
-    attend = attention_kernel(kernel, lengths, lengths, machine.device, machine.dtype)
+    attend = attention_kernel(kernel, lengths, lengths, machine.device, machine.dtype, head_width)
     direction = torch.randn_like(q)
     step_s = machine.seconds_per_call(lambda: attend(q, k, v).backward(direction), budget_s=0.2)
     # The forward pass has 4 S^2 d operations, the backward pass two and a half times as many.

@@ -60,7 +60,7 @@ class HostInputs:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What one rank computes in a training step."""
+    """The inputs of one rank in a training step."""
 
     micro_batches: list[HostInputs]
     n_samples: int

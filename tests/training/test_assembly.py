@@ -130,7 +130,7 @@ def settings_with(**rates: float) -> TrainSettings:
 def test_planned_tokens_are_those_that_the_model_gets(manifest: str) -> None:
     """Over two epochs, by the noise that training draws for each micro-batch."""
     dataset, train = Dataset.open(manifest, "train"), settings_with(none=0.4, last=0.4, both=0.2)
-    config = replace(CONFIG, conditioning=train.conditioning, seed=3)
+    config = replace(CONFIG, conditioning=train.conditioning, seed=3, null_text=dataset.null_text())
     plan = make_planner(dataset, train, seed=3)
     n_last_frames = 0
     for index in range(plan.steps_in(0) + plan.steps_in(1)):

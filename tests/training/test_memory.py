@@ -29,7 +29,7 @@ SHORT, LONG = MicroBatchSize(16_384, 800, mixed=True), MicroBatchSize(76_000, 80
 
 def count(depth: int, checkpointing: str, shapes: list[tuple[int, int, int]], n_text: int = 200) -> float:
     """Return the values per unit of width that a model of `depth` blocks keeps."""
-    settings = DiT(depth=depth, dim=1152, heads=9, checkpointing=checkpointing, attention="sdpa")  # type: ignore[arg-type]
+    settings = DiT(depth=depth, dim=1152, heads=9, checkpointing=checkpointing, attention="sdpa", compile=False)  # type: ignore[arg-type]
     return kept_bytes(settings, shapes, n_text) / (2 * 1152)
 
 

@@ -24,7 +24,7 @@ POLL_S = 0.1
 """Seconds between checks of a waiting thread whether it should stop."""
 
 T = TypeVar("T")
-"""What a rank computes in a step."""
+"""The inputs of a rank in a step, as `prepare` returns them."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def host_memory_gb() -> float:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one rank measured in a step."""
+    """The measurements of one rank in a step."""
 
     values: list[float]
     """FLOPs of the model and of the hardware, tokens, seconds of waiting for data, peak memory of device and host in

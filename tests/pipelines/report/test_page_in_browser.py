@@ -199,7 +199,7 @@ def test_runs_are_compared_and_one_can_be_hidden(page: Any) -> None:
 
 def test_a_run_without_settings_has_the_name_of_its_folder(page: Any) -> None:
     table = page.inner_text("#training table")
-    assert f"dit {HOSTILE_TEXT}, pack, 120 steps" in table
+    assert f"dit {HOSTILE_TEXT}, 120 steps" in table
     assert "run-1" in table
     assert table.count("run-2") == 1
 

@@ -212,11 +212,12 @@ def texts_read(
     planner = Planner(table["bucket"].to_pylist(), table["n_tokens"].to_pylist(), settings, seed=5)
     found = {}
     captions = CaptionMix(weights, seed=7) if weights else None
-    with Loader(dataset, planner, LoaderSettings(rank, world_size, captions=captions)) as loader:
+    ranks = LoaderSettings(rank, world_size, captions=captions)
+    with Loader(dataset, planner, ranks, lambda planned, micro_batches, batches: batches) as loader:
         for step, batches in loader:
             for batch in batches:
                 found |= {
-                    (uid, batch.epoch): hash(text.numpy().tobytes())
+                    (uid, batch.epoch): hash(text.view(torch.int16).numpy().tobytes())
                     for uid, text in zip(batch.uids, batch.texts, strict=True)
                 }
             if step == n_steps - 1:
