@@ -55,6 +55,7 @@ def test_without_a_limit_a_rank_may_get_twice_its_share() -> None:
     assert largest == MicroBatchSize(5 * 32 * 32, 150, mixed=False)
 
 
+@pytest.mark.slow
 def test_checkpointing_follows_memory_and_ranks() -> None:
     def fitted(gpu_gib: float, ranks: int = 8, model: DiT | None = None) -> object:
         whole = settings(model, max_tokens_per_micro=65_536)

@@ -40,6 +40,7 @@ def batch_of(shapes: list[tuple[int, int, int]], dtype: torch.dtype = torch.bflo
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PACKS)
 def test_a_micro_batch_on_a_gpu_is_never_waited_for(name: str) -> None:
     """Copies to the device, noise, forward pass and losses of a network in bf16. A backward pass needs a real GPU."""

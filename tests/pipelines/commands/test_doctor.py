@@ -46,6 +46,7 @@ def test_a_module_counts_whatever_package_brought_it(monkeypatch: pytest.MonkeyP
     assert doctor._version("no_such_module") is None
 
 
+@pytest.mark.slow
 def test_ray_that_does_not_start_is_reported(worldloom: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(settings: RaySettings) -> None:
         raise ConnectionError("port 6379 is taken")
