@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: .venv/installed
 	$(BIN)/worldloom demo
 
-# Before each commit, in less than a minute on two cores: lint, types and the quickest tests.
+# Before each commit, in about a minute on two cores: lint, types and the quickest tests.
 fast: check
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
