@@ -59,7 +59,8 @@ INSTALL_BY_UV = $(BIN)/python -m pip install --quiet uv \
 build/oldest/installed: constraints/oldest.txt .venv/installed
 	$(PYTHON) -m venv build/oldest
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(build/oldest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
-	PIP_CONSTRAINT=constraints/oldest.txt build/oldest/bin/python -m pip install --quiet --no-compile -r constraints/oldest.txt
+	PIP_CONSTRAINT=constraints/oldest.txt build/oldest/bin/python -m pip install --quiet --no-compile \
+		-r constraints/oldest.txt
 	touch $@
 
 clean:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -209,7 +208,9 @@ def command(
         )
     options["spans"] = tuple(spans or ())
     if prompts is not None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from training.sampling.ranks import is_shared  # imports torch, which takes 2 s
+
+        if is_shared():
             raise ConfigError("--prompts has a worker per GPU: start it without torchrun")
         _sample_file(settings, model, options, _File(prompts, seeds, workers, out))
         return

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.support.fake_cuda import on_fake_cuda
 from training.models.dit import DiT
 from training.network import Condition
 
@@ -41,10 +42,7 @@ def kept_bytes(settings: DiT, shapes: Sequence[tuple[int, int, int]], n_text: in
     with torch.device("meta"):
         model = settings.build(CHANNELS, TEXT_DIM)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
-        for module in model.modules():
-            for name, weight in list(module.named_parameters(recurse=False)):
-                fake = torch.nn.Parameter(torch.empty(weight.shape, dtype=torch.bfloat16))
-                module.register_parameter(name, fake)
+        on_fake_cuda(model, torch.bfloat16)
         frames = [torch.empty(shape[0]) for shape in shapes]
         pairs = [torch.empty(len(shapes), 2) for _ in range(3)]
         texts = [torch.empty(n_text, TEXT_DIM) for _ in shapes]

@@ -71,8 +71,7 @@ class ExportedModel:
         self.uri, self._keep_text_encoder, self.ranks = find_export(uri), keep_text_encoder, ranks
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = read_card(self.uri)
-        if ranks is not None:
-            self._check_ranks(self.card)
+        self._check_ranks(self.card)
         self._embeddings: dict[str, Tensor] = {}
         self._weaker: dict[str, WeakerModel] = {}
         self._warnings: set[str] = set()
@@ -96,8 +95,9 @@ class ExportedModel:
         return model.to(self.device, model_dtype(self.device)), null_text_NE
 
     def _check_ranks(self, card: ModelCard) -> None:
-        """Raise `ValueError` if the ranks cannot share a sample's tokens of this model."""
-        assert self.ranks is not None
+        """Raise `ValueError` if there are ranks that cannot share a sample's tokens of this model."""
+        if self.ranks is None:
+            return
         try:
             card.model.check_context_parallel(n_ranks := self.ranks.group.size())
         except ValueError as error:
@@ -128,8 +128,7 @@ class ExportedModel:
                     f"{uri} cannot guide {self.uri}: its {part} is {other}, but must be {own}; take an earlier or "
                     "smaller model of the same latents and texts"
                 )
-        if self.ranks is not None:
-            self._check_ranks(card)
+        self._check_ranks(card)
         return WeakerModel(card, self._load(uri)[0])
 
     def sample(

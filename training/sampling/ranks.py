@@ -42,13 +42,18 @@ class SamplingRanks:
         return value
 
 
+def is_shared() -> bool:
+    """Return whether `torchrun` started this process together with others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 @contextlib.contextmanager
 def sampling_ranks() -> Iterator[SamplingRanks | None]:
     """Join the processes that `torchrun` started together with this one; None if it was started alone.
 
     All but the first show neither progress nor warnings.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not is_shared():
         yield None
         return
     if torch.cuda.is_available():
