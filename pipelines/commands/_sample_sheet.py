@@ -1,4 +1,4 @@
-"""A sheet of samples of several models, side by side, with headings and prompts."""
+"""A sheet of clips side by side: a row per prompt, a column per model or source."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cluster.arrays import Pixels
-from pipelines.commands._media import read_frames
 
-FRAMES = 3
-"""Frames that are shown of a video: the first, the middle and the last one."""
 SCALE = 2
 GAP = 12
 FONT, LINE = 15, 21
@@ -20,13 +17,14 @@ FONT, LINE = 15, 21
 BACKGROUND, INK = (255, 255, 255), (25, 25, 25)
 
 
-def sample_sheet(prompts: Sequence[str], samples: Mapping[str, Sequence[str]]) -> Pixels:
-    """Return an image `[H, W, 3]` with a row per prompt and a column per model.
+def sample_sheet(prompts: Sequence[str], clips: Mapping[str, Sequence[Pixels]], n_frames: int = 3) -> Pixels:
+    """Return an image `[H, W, 3]` with a row per prompt, and a column per key of `clips`, which is its heading.
 
-    `samples` has the URIs of each model's videos and images, in the order of the prompts, by the column's heading.
+    Each column has the frames `[T, H, W, 3]` of one clip per prompt, in their order. Of a clip `n_frames` evenly spaced
+    ones are shown, the first and the last among them; an image has one.
     """
-    strips = {heading: [_strip(uri) for uri in uris] for heading, uris in samples.items()}
-    column = max(strip.shape[1] for of_model in strips.values() for strip in of_model)
+    strips = {heading: [_strip(frames, n_frames) for frames in of_column] for heading, of_column in clips.items()}
+    column = max(strip.shape[1] for of_column in strips.values() for strip in of_column)
     heights = [max(strip.shape[0] for strip in row) for row in zip(*strips.values(), strict=True)]
     width = GAP + len(strips) * (column + GAP)
     wrapped = [textwrap.wrap(prompt, max(20, (width - 2 * GAP) // (FONT // 2))) for prompt in prompts]
@@ -40,16 +38,15 @@ def sample_sheet(prompts: Sequence[str], samples: Mapping[str, Sequence[str]]) -
         for line in lines:
             draw.text((GAP, y), line, INK, font)
             y += LINE
-        for index, of_model in enumerate(strips.values()):
-            sheet.paste(Image.fromarray(of_model[row]), (GAP + index * (column + GAP), y))
+        for index, of_column in enumerate(strips.values()):
+            sheet.paste(Image.fromarray(of_column[row]), (GAP + index * (column + GAP), y))
         y += tall + GAP
     return np.asarray(sheet)
 
 
-def _strip(uri: str) -> Pixels:
-    """Return frames of a video, or an image, enlarged and next to each other."""
-    frames_THWC = read_frames(uri)
-    chosen = frames_THWC[np.linspace(0, len(frames_THWC) - 1, min(FRAMES, len(frames_THWC))).round().astype(int)]
+def _strip(frames_THWC: Pixels, n_frames: int) -> Pixels:
+    """Return frames of a clip, enlarged and next to each other."""
+    chosen = frames_THWC[np.linspace(0, len(frames_THWC) - 1, min(n_frames, len(frames_THWC))).round().astype(int)]
     padded = [np.pad(frame, ((0, 0), (0, 2), (0, 0)), constant_values=255) for frame in chosen]
     strip: Pixels = np.concatenate(padded, axis=1).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
     return strip

@@ -53,6 +53,7 @@ Trained = tuple[TrainResult, Sequence[str]]
 
 
 def _write_sheet(recipe: Recipe, from_weights: Trained, from_nothing: Trained) -> str:
+    from pipelines.commands._media import read_frames
     from pipelines.commands._sample_sheet import sample_sheet
     from training.sampling.media import write_png
 
@@ -60,8 +61,9 @@ def _write_sheet(recipe: Recipe, from_weights: Trained, from_nothing: Trained) -
         _heading(f"From the shipped model {MODEL}", from_weights[0]): from_weights[1],
         _heading("The same network from nothing", from_nothing[0]): from_nothing[1],
     }
+    clips = {heading: [read_frames(uri) for uri in uris] for heading, uris in samples.items()}
     sheet_uri = storage.join(recipe.out_uri, SHEET)
-    write_png(sheet_uri, sample_sheet([one.prompt for one in recipe.sample], samples))
+    write_png(sheet_uri, sample_sheet([one.prompt for one in recipe.sample], clips))
     return sheet_uri
 
 

@@ -15,7 +15,8 @@ from pipelines.video.decode import open_video
 from pipelines.video.scale import centre_crop
 from pipelines.video.spans import FrameGrid, read_span
 from training.evaluation.camera import Room
-from training.evaluation.truth import FileTruth, ShotTruth
+from training.evaluation.truth import FileTruth, ShotTruth, fitting_shape
+from training.sampling.settings import VideoShape
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,18 +36,10 @@ class DrawnClip:
 
 
 def fitting_grid(file: FileTruth, shot: ShotTruth, grids: Sequence[FrameGrid]) -> FrameGrid | None:
-    """Return the grid that loses the smallest share of a shot's frames by cropping, then the longest that fits it.
-
-    None if the shot is too short for all of them, or would be enlarged.
-    """
-    seconds = (shot.end_frame - shot.start_frame - 1) / file.fps
-    fitting = [
-        grid
-        for grid in grids
-        if (grid.frames - 1) / grid.fps <= seconds + 1e-6
-        and min(file.width, file.height) >= min(grid.width, grid.height)
-    ]
-    return min(fitting, key=lambda grid: (round(_lost(file, grid), 3), -grid.frames), default=None)
+    """Return the grid of the shape that `fitting_shape` finds; None if the shot fits none of them."""
+    shapes = {VideoShape(grid.frames, grid.height, grid.width, grid.fps): grid for grid in grids}
+    shape = fitting_shape(file, shot, tuple(shapes))
+    return None if shape is None else shapes[shape]
 
 
 def read_clips(folder_uri: str, files: Sequence[FileTruth], grids: Sequence[FrameGrid]) -> Iterator[DrawnClip]:
@@ -75,9 +68,3 @@ def read_clip(folder_uri: str, file: FileTruth, shot: ShotTruth, grid: FrameGrid
         span = read_span(uri, first, last, grid)
         indices = [math.floor(k * file.fps / grid.fps + 1e-6) for k in range(grid.frames)]
     return DrawnClip(file, shot, span.frames, grid.fps, room, shot.states_FB3[indices], shot.cameras_F3[indices])
-
-
-def _lost(file: FileTruth, grid: FrameGrid) -> float:
-    """Return the share of a file's frames that cropping to a grid's aspect takes away."""
-    left, top, right, bottom = centre_crop(file.width, file.height, grid.width, grid.height)
-    return 1 - (right - left) * (bottom - top) / (file.width * file.height)

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from cluster import storage
 from cluster.arrays import Float32Array
+from training.sampling.settings import VideoShape
 
 Rgb = tuple[int, int, int]
 Split = Literal["train", "held_out"]
@@ -159,6 +160,26 @@ def read_truth(folder_uri: str) -> tuple[World, list[FileTruth]]:
                 raise ValueError(f"{uri}: {file.file} is in another {TRUTH_PREFIX}*.parquet too; remove one of them")
             files[file.file] = file
     return worlds[0], [files[name] for name in sorted(files)]
+
+
+def fitting_shape(file: FileTruth, shot: ShotTruth, shapes: Sequence[VideoShape]) -> VideoShape | None:
+    """Return the shape that loses the smallest share of a frame by cropping, then the longest that a shot fills.
+
+    None if the shot is too short for all of them, or would be enlarged.
+    """
+    seconds = (shot.end_frame - shot.start_frame - 1) / file.fps
+    fitting = [
+        shape
+        for shape in shapes
+        if (shape.frames - 1) / shape.fps <= seconds + 1e-6
+        and min(file.width, file.height) >= min(shape.width, shape.height)
+    ]
+
+    def rank(shape: VideoShape) -> tuple[float, int]:
+        aspects = sorted((shape.width / shape.height, file.width / file.height))
+        return round(1 - aspects[0] / aspects[1], 3), -shape.frames
+
+    return min(fitting, key=rank, default=None)
 
 
 def truth_table(files: Sequence[FileTruth]) -> pa.Table:

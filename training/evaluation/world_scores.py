@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from training.checkpoints.model_card import ModelCard
 from training.data.buckets import parse_bucket_name
 from training.evaluation.metric import FOLDER, Case, Clip, Expected, MetricSettings, estimate
 from training.evaluation.results import measure
-from training.evaluation.truth import FileTruth, ShotTruth, World, read_truth
+from training.evaluation.truth import World, fitting_shape, read_truth
 from training.sampling.coding import decode_video
 from training.sampling.generation import ModelParts, generate, video_timeline
 from training.sampling.settings import SolverSettings, VideoShape
@@ -48,8 +47,10 @@ class WorldScores:
         """
         if self._world is None:
             self._world, files = read_truth(self._footage)
-            shapes = [(file.shots[0], fitting_shape(file, file.shots[0], card)) for file in files]
-            fitting = [ScoredPrompt(shot.caption, shape, Expected.of(shot)) for shot, shape in shapes if shape]
+            sizes = [parse_bucket_name(bucket) for bucket in card.buckets]
+            shapes = [VideoShape(frames, height, width, card.fps) for width, height, frames in sizes if frames > 1]
+            shots = [(file.shots[0], fitting_shape(file, file.shots[0], shapes)) for file in files]
+            fitting = [ScoredPrompt(shot.caption, shape, Expected.of(shot)) for shot, shape in shots if shape]
             self._prompts = fitting[: self._count]
         if not self._prompts:
             raise ValueError(f"{self._footage}: no video of it is as long as a bucket of the model")
@@ -82,22 +83,3 @@ class WorldScores:
     def measure(self, parts: ModelParts, solver: SolverSettings) -> dict[str, float]:
         """Generate all clips and return their scores; raises as `prompts` does."""
         return self.judge([self.clip(index, parts, solver) for index in range(len(self.prompts(parts.card)))])
-
-
-def fitting_shape(file: FileTruth, shot: ShotTruth, card: ModelCard) -> VideoShape | None:
-    """Return the video bucket of a model with the aspect nearest to a file's, then the longest that a shot fills.
-
-    None if the shot is shorter than all of them.
-    """
-    seconds = (shot.end_frame - shot.start_frame - 1) / file.fps
-    buckets = [parse_bucket_name(bucket) for bucket in card.buckets]
-    fitting = [
-        VideoShape(frames, height, width, card.fps)
-        for width, height, frames in buckets
-        if frames > 1 and (frames - 1) / card.fps <= seconds + 1e-6
-    ]
-
-    def distance(shape: VideoShape) -> tuple[float, int]:
-        return round(abs(math.log(shape.width / shape.height * file.height / file.width)), 3), -shape.frames
-
-    return min(fitting, key=distance, default=None)

@@ -71,7 +71,7 @@ class ExportedModel:
         self.uri, self._keep_text_encoder, self.ranks = find_export(uri), keep_text_encoder, ranks
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = read_card(self.uri)
-        self._check_ranks(self.card)
+        self._check_ranks(self.uri, self.card)
         self._embeddings: dict[str, Tensor] = {}
         self._weaker: dict[str, WeakerModel] = {}
         self._warnings: set[str] = set()
@@ -94,14 +94,14 @@ class ExportedModel:
             model.enable_context_parallel(self.ranks.group)
         return model.to(self.device, model_dtype(self.device)), null_text_NE
 
-    def _check_ranks(self, card: ModelCard) -> None:
-        """Raise `ValueError` if there are ranks that cannot share a sample's tokens of this model."""
+    def _check_ranks(self, uri: str, card: ModelCard) -> None:
+        """Raise `ValueError` if there are ranks that cannot share a sample's tokens of this export."""
         if self.ranks is None:
             return
         try:
             card.model.check_context_parallel(n_ranks := self.ranks.group.size())
         except ValueError as error:
-            raise ValueError(f"{n_ranks} processes cannot share a sample of {self.uri}: {error}") from error
+            raise ValueError(f"{n_ranks} processes cannot share a sample of {uri}: {error}") from error
 
     def guided_parts(self, settings: SampleSettings) -> ModelParts:
         """Return the parts for these settings: with the negative prompt in place of the null caption, and with the
@@ -128,7 +128,7 @@ class ExportedModel:
                     f"{uri} cannot guide {self.uri}: its {part} is {other}, but must be {own}; take an earlier or "
                     "smaller model of the same latents and texts"
                 )
-        self._check_ranks(card)
+        self._check_ranks(uri, card)
         return WeakerModel(card, self._load(uri)[0])
 
     def sample(

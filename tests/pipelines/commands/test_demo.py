@@ -81,11 +81,9 @@ def test_from_weights_and_from_nothing_stand_side_by_side(recipes: list[Recipe],
     assert min(near) > 0.4
 
 
-def test_a_sheet_has_a_row_per_prompt(tmp_path: Path) -> None:
-    image = np.full((8, 100, 3), RED, np.uint8)
-    write_png(str(tmp_path / "a.png"), image)
-    uris = [str(tmp_path / "a.png")] * 2
-    sheet = sample_sheet(["one", "two"], {"left": uris, "right": uris})
+def test_a_sheet_has_a_row_per_prompt() -> None:
+    images = [np.full((1, 8, 100, 3), RED, np.uint8)] * 2
+    sheet = sample_sheet(["one", "two"], {"left": images, "right": images})
     assert sheet.shape == (2 * GAP + LINE + 2 * (LINE + 16 + GAP), 3 * GAP + 2 * 2 * 102, 3)
 
 

@@ -10,7 +10,16 @@ import pyarrow as pa
 import pytest
 
 from cluster import storage
-from training.evaluation.truth import BodyTruth, FileTruth, ShotTruth, World, read_truth, write_truth
+from training.evaluation.truth import (
+    BodyTruth,
+    FileTruth,
+    ShotTruth,
+    World,
+    fitting_shape,
+    read_truth,
+    write_truth,
+)
+from training.sampling.settings import VideoShape
 
 WORLD = World(2.4, 0.92, ("circle", "star"), {"red": (225, 35, 40)}, {"cream": (248, 236, 205)}, (("star", "red"),))
 
@@ -83,3 +92,13 @@ def test_states_have_a_row_for_each_frame_and_body() -> None:
     shot = drawn_file("a.mp4").shots[0]
     with pytest.raises(ValueError, match=r"states_FB3 has the shape \(5, 2, 3\).* need \(6, 2, 3\)"):
         dataclasses.replace(shot, end_frame=6)
+
+
+def test_the_longest_shape_of_the_nearest_aspect_fits() -> None:
+    file = dataclasses.replace(drawn_file("a.mp4", n_frames=17), width=160, height=96, fps=8.0)
+    shot = dataclasses.replace(file.shots[0], start_frame=0, end_frame=17)
+    sizes = [(9, 64, 96), (17, 64, 96), (33, 64, 96), (17, 96, 64), (17, 96, 96)]
+    shapes = [VideoShape(frames, height, width, 8.0) for frames, height, width in sizes]
+    assert fitting_shape(file, shot, shapes) == VideoShape(17, 64, 96, 8.0)
+    assert fitting_shape(file, shot, [VideoShape(33, 64, 96, 8.0)]) is None
+    assert fitting_shape(file, shot, [VideoShape(17, 128, 192, 8.0)]) is None

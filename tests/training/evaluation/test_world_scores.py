@@ -13,9 +13,9 @@ from pipelines.scenes.stream import WORLD, Stream
 from tests.support.exported_models import write_untrained_export
 from training.evaluation import world_scores
 from training.evaluation.truth import write_truth
-from training.evaluation.world_scores import WorldScores, fitting_shape
+from training.evaluation.world_scores import WorldScores
 from training.sampling.exported_model import ExportedModel
-from training.sampling.settings import SolverSettings, VideoShape
+from training.sampling.settings import SolverSettings
 
 SOLVER = SolverSettings(steps=1, guidance=1.0)
 
@@ -46,16 +46,3 @@ def test_clips_that_show_what_captions_say_score_one(tmp_path: Path, monkeypatch
     monkeypatch.setattr(world_scores, "decode_video", lambda *_: next(drawn))
     assert not torch.equal(*scores._texts)
     assert scores.measure(model.parts, SOLVER) == {"background": 1, "colours": 1, "kinds": 1, "number": 1}
-
-
-@pytest.mark.slow
-def test_the_longest_bucket_of_the_nearest_aspect_is_taken(tmp_path: Path) -> None:
-    file = Stream(0, "held_out").file(0)
-    while file.is_image or file.plan.width <= file.plan.height:
-        file = Stream(0, "held_out").file(file.index + 1)
-    truth = file.truth(file.name)
-    card = ExportedModel(write_untrained_export(tmp_path)).card
-    buckets = ("96x96x9", "96x64x1", "96x64x9", "96x64x17", "96x64x999", "64x96x17")
-    shape = fitting_shape(truth, truth.shots[0], card.model_copy(update={"buckets": buckets}))
-    assert shape == VideoShape(17, 64, 96, 8.0)
-    assert fitting_shape(truth, truth.shots[0], card.model_copy(update={"buckets": ("96x64x999",)})) is None
