@@ -185,6 +185,23 @@ def test_cudnn_prepares_few_shapes_over_1000_steps(monkeypatch: pytest.MonkeyPat
     assert len(shapes) <= 42
 
 
+@pytest.mark.slow
+def test_flash_attention_has_7_keys_over_1000_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds of lengths, for steps as large as in the benchmark of the mix, on rank 0 of 8; nothing is computed.
+
+    Samples have 252 to 80,000 tokens and texts 20 to 300, so 10 times 5 powers of two could bound both.
+    """
+    monkeypatch.setattr(_attention, "can_run_varlen", lambda *_: True)
+    keys = set()
+    for pack in balance.planned_packs(balance.mix(20_000), balance.CASES["pack"], ranks=8, steps=1000):
+        tokens, texts = zip(*sorted(pack), strict=True)
+        for key_lengths in (tokens, texts):
+            kernel = attention_kernel("auto", tokens, key_lengths, CPU, torch.bfloat16, 128)
+            assert isinstance(kernel, VarlenAttention)
+            keys.add((key_lengths is texts, kernel.max_q, kernel.max_k))
+    assert len(keys) <= 7
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kernel", ["sdpa", "varlen", "flex"])
 def test_kernels_on_a_gpu_give_the_same_numbers(kernel: str) -> None:
