@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     # Every command reads settings, and importing torch takes 2 s.
     from training.network import VideoModel
 
+SUBFOLDER = "transformer"
+"""Folder of the transformer in that of a pipeline."""
+
 FAMILIES: Mapping[str, Family] = {family.class_name: family for family in (Wan(), LTX())}
 """Families by the class of their transformer."""
 
@@ -68,7 +71,7 @@ class Diffusers(ModelSettings):
             self._check_path()
             files = self.files
             config = {
-                "transformer": dict(files.config("transformer/config.json")),
+                "transformer": dict(files.config(f"{SUBFOLDER}/config.json")),
                 "pipeline": dict(files.config("model_index.json")),
                 "scheduler": dict(files.config("scheduler/scheduler_config.json")),
             }
