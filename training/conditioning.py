@@ -105,7 +105,7 @@ class ConditioningRates(Settings):
 
     @model_validator(mode="after")
     def _shares_sum_to_1(self) -> ConditioningRates:
-        rates = {kind: rate for kind, rate in self._rates().items() if rate}
+        rates = self.shares()
         total = sum(rates.values())
         if abs(total - 1) > 1e-6:
             terms = " + ".join(f"{kind} {rate:g}" for kind, rate in rates.items()) or "the sum of all"
@@ -119,6 +119,14 @@ class ConditioningRates(Settings):
 
     def _rates(self) -> dict[str, float]:
         return {kind: getattr(self, kind) for kind in DEFAULT_RATES}
+
+    def shares(self) -> dict[str, float]:
+        """Return the shares above 0 by kind."""
+        return {kind: rate for kind, rate in self._rates().items() if rate}
+
+    def kinds(self) -> frozenset[str]:
+        """Return the kinds of conditioning that samples have."""
+        return frozenset(self.shares())
 
     def draw_mask(self, quantile: float, uniform: Uniform, n_frames: int) -> ConditioningMask:
         """Return the mask of a sample of `n_frames` latent frames.

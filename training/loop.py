@@ -20,7 +20,7 @@ from training.assembly import TrainingRun, make_planner
 from training.checkpoints.best_export import BestExport
 from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.export import write_export
-from training.checkpoints.initial_weights import find_initial_weights
+from training.checkpoints.starting_weights import weights_to_start_from
 from training.checkpoints.model_card import ModelCard
 from training.checkpoints.reader import load_checkpoint, newest_whole_checkpoint
 from training.checkpoints.writer import CheckpointWriter
@@ -83,8 +83,8 @@ def train_loop(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: i
     """
     run = TrainingRun.open(settings, manifest_uri, run_uri, seed, device)
     checkpoint = newest_whole_checkpoint(run_uri, run.engine)
-    if checkpoint is None and settings.init is not None:
-        run.start_from(find_initial_weights(settings.init))
+    if checkpoint is None and (weights := weights_to_start_from(settings)) is not None:
+        run.start_from(weights)
     state = load_checkpoint(checkpoint, run.engine, run.ema) if checkpoint else {}
     best = BestExport(run_uri, run.engine, state.get("best"), settings.keep_checkpoints)
     if checkpoint is None or checkpoint.step < settings.steps:

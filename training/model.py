@@ -6,7 +6,10 @@ import abc
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from cluster.plugins import Plugin
+from training.conditioning import KINDS, ConditioningRates
 from training.memory import MicroBatchSize
+from training.objective import ObjectiveSettings
+from training.objectives.flow_matching import FlowMatching
 
 if TYPE_CHECKING:
     # Every command reads settings, and importing torch takes 2 s.
@@ -53,6 +56,31 @@ class ModelSettings(Plugin):
             raise ValueError(
                 f"context_parallel {parallel}: model {self.name} cannot share a sample's tokens among workers; "
                 "set context_parallel: 1"
+            )
+
+    def default_objective(self) -> ObjectiveSettings:
+        """Return the objective of training if the recipe sets none."""
+        return FlowMatching()
+
+    def default_conditioning(self) -> ConditioningRates:
+        """Return the shares of conditioning if the recipe sets none."""
+        return ConditioningRates()
+
+    def conditioning_kinds(self) -> frozenset[str]:
+        """Return the kinds of conditioning that the model can be trained with; see `ConditioningRates`."""
+        return frozenset(KINDS)
+
+    def check_objective(self, objective: ObjectiveSettings) -> None:
+        """Raise `ValueError` if the model cannot be trained with this objective."""
+
+    def check_conditioning(self, rates: ConditioningRates) -> None:
+        """Raise `ValueError` if the model cannot be trained with one of these kinds of conditioning."""
+        refused = sorted(rates.kinds() - self.conditioning_kinds())
+        if refused:
+            fix = ", ".join(f"{kind}: {share:g}" for kind, share in self.default_conditioning().shares().items())
+            raise ValueError(
+                f"conditioning {', '.join(refused)}: model {self.name} cannot be conditioned like this; leave out "
+                f"conditioning, or set conditioning: {{{fix}}}"
             )
 
     def check_zero_stage(self, stage: int) -> None:

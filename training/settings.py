@@ -177,6 +177,14 @@ class TrainSettings(Settings):
     _absolute = field_validator("init")(weight_files.absolute_or_none)
 
     @model_validator(mode="after")
+    def _unset_sections_are_the_models(self) -> TrainSettings:
+        for key in ("objective", "conditioning"):
+            if key not in self.model_fields_set:
+                # Settings are frozen only after this.
+                object.__setattr__(self, key, getattr(self.model, f"default_{key}")())
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError(
@@ -189,6 +197,8 @@ class TrainSettings(Settings):
                 "set zero_stage: 0, or optimizer: adamw"
             )
         self.model.check_zero_stage(self.zero_stage)
+        self.model.check_objective(self.objective)
+        self.model.check_conditioning(self.conditioning)
         n_workers = None if self.workers == "auto" else self.workers
         if self.min_workers is not None and n_workers is not None and self.min_workers > n_workers:
             raise ValueError(f"min_workers {self.min_workers} is above workers {n_workers}; lower it, or raise workers")

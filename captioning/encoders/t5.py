@@ -6,7 +6,8 @@ Shape legend: B captions of a batch, L tokens of the longest caption, D width of
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import html
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,8 +32,8 @@ CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5Encode
 class T5(BatchedSettings):
     """Settings of the encoder of T5 (Raffel et al. 2020), mT5 (Xue et al. 2021) or UMT5 (Chung et al. 2023).
 
-    Token embeddings are the last hidden states. White space of captions is normalised, and nothing else is changed. The
-    tokenizer adds an end token; the null caption is this token alone. A decoder in the checkpoint is not loaded.
+    Token embeddings are the last hidden states. Captions are cleaned first. The tokenizer adds an end token; the null
+    caption is this token alone. A decoder in the checkpoint is not loaded.
     """
 
     name: str = "t5"
@@ -55,12 +56,25 @@ class T5(BatchedSettings):
         "bfloat16", description="Precision of the network; float16 overflows in T5."
     )
 
+    cleaning: Literal["spaces", "html"] = Field(
+        "spaces",
+        description="What is cleaned in captions: spaces normalises white space alone; html also repairs broken "
+        "characters and resolves HTML entities, as pipelines of Wan do.",
+    )
+    padded: bool = Field(
+        False,
+        description="Whether the network sees captions padded to max_tokens and attends to the padding, as pipelines "
+        "of LTX-Video have it; embeddings of padding are removed either way.",
+    )
+
     _absolute = field_validator("model", "tokenizer")(weight_files.absolute)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> T5:
         if not find_spec("transformers"):
             raise ValueError("t5 needs the package transformers: pip install 'worldloom[models]'")
+        if self.cleaning == "html" and not find_spec("ftfy"):
+            raise ValueError("cleaning html needs the package ftfy: pip install ftfy")
         for key, path, file in (("model", self.model, "config.json"), ("tokenizer", self.tokenizer, "")):
             if path.startswith(HUB_PREFIX):
                 if len(path.removeprefix(HUB_PREFIX).strip("/").split("/")) < 2:
@@ -75,7 +89,11 @@ class T5(BatchedSettings):
 
     def identity(self) -> str:
         weights = [self._weights(path) for path in (self.model, self.tokenizer) if path]
-        return f"t5-v{VERSION} {' '.join(weights)} {self.dtype} {self.max_tokens} {self.device_kind()}"
+        # Identities of data sets from before these settings have none of them.
+        rules = [self.cleaning] * (self.cleaning != "spaces") + ["padded"] * self.padded
+        return " ".join(
+            (f"t5-v{VERSION}", *weights, self.dtype, str(self.max_tokens), self.device_kind(), *rules)
+        )
 
     def open(self, device: str | None = None) -> TextEncoder:
         return T5Encoder(self, self.device(device))
@@ -91,12 +109,13 @@ class T5Encoder(BatchedEncoder):
     def __init__(self, settings: T5, device: str) -> None:
         self._model = load_model(settings).to(device)
         self._tokenizer = load_tokenizer(settings)
-        self._max_tokens = settings.max_tokens
+        self._max_tokens, self._padded = settings.max_tokens, settings.padded
+        self._clean = CLEANING[settings.cleaning]
         self.dim = int(self._model.config.d_model)
         super().__init__(settings, device, int(self._model.config.pad_token_id))
 
     def tokenize(self, captions: Sequence[str]) -> list[Tokens]:
-        normalised = [" ".join(caption.split()) for caption in captions]
+        normalised = [self._clean(caption) for caption in captions]
         ids_of_all = self._tokenizer(normalised, verbose=False)["input_ids"] if normalised else []
         # A truncated caption keeps its end token, which is the last one.
         return [
@@ -109,8 +128,28 @@ class T5Encoder(BatchedEncoder):
     def forward(self, ids_BL: Tensor, lengths_B: Tensor) -> tuple[Tensor, None]:
         import torch
 
+        if self._padded:
+            missing = self._max_tokens - ids_BL.shape[1]
+            padded_BL = torch.nn.functional.pad(ids_BL, (0, missing), value=self._pad_id)
+            return self._model(input_ids=padded_BL).last_hidden_state[:, : ids_BL.shape[1]], None
         mask_BL = (torch.arange(ids_BL.shape[1], device=ids_BL.device) < lengths_B[:, None]).long()
         return self._model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state, None
+
+
+def normalise_spaces(caption: str) -> str:
+    """Return a caption with single spaces between words."""
+    return " ".join(caption.split())
+
+
+def clean_html(caption: str) -> str:
+    """Return a caption with repaired characters, without HTML entities, as `WanPipeline` cleans it with ftfy."""
+    import ftfy
+
+    return normalise_spaces(html.unescape(html.unescape(ftfy.fix_text(caption))))
+
+
+CLEANING: Mapping[str, Callable[[str], str]] = {"spaces": normalise_spaces, "html": clean_html}
+"""Functions by the name of the setting `cleaning`."""
 
 
 def load_model(settings: T5) -> Any:

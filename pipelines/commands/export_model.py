@@ -20,23 +20,28 @@ from training.checkpoints.model_card import read_card
 from training.checkpoints.readme import README, Training, model_readme
 from training.data.manifest import read_manifest
 from training.evaluation.settings import EVALUATIONS_FOLDER, SUMMARY_FILE
+from training.models.diffusers import Diffusers
 from training.tracking.metrics import read_metrics, read_settings
 
 
 def export_model(recipe: Recipe, folder: str) -> int:
     """Write the trained model of a recipe to a folder, which has all that sampling and `init` need.
 
+    A published model is also written to its folder `transformer`, as diffusers loads it.
     Its README has the records of the training and, if these weights were evaluated in the run's folder, their scores.
     Returns the size of its files in bytes. Raises `ConfigError` if no model is trained, or the file of the
     autoencoder's weights is not that of the training.
     """
     from training.checkpoints.compact import write_compact_export  # these import torch, which takes 2 s
     from training.checkpoints.initial_weights import find_initial_weights
+    from training.checkpoints.published_export import write_published_export
 
     uri = storage.absolute(folder)
     export_uri = find_trained(recipe).export_uri
     try:
         card = write_compact_export(export_uri, uri)
+        if isinstance(card.model, Diffusers):
+            write_published_export(uri, uri)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     summaries = [

@@ -18,6 +18,7 @@ from pipelines.recipe import Recipe, write_resolved
 from training.checkpoints.checkpoint import newest_checkpoint
 from training.checkpoints.run_folder import run_folder
 from training.evaluation.truth import read_truth
+from training.models.diffusers import Diffusers
 from training.result import TrainResult, find_result
 from training.settings import TrainSettings
 
@@ -40,8 +41,9 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
         if (done := find_result(settings, run_uri)) is not None:
             return done
         check_manifest(settings, dataset.manifest_uri)
-        if settings.init is not None and newest_checkpoint(run_uri) is None:
+        if newest_checkpoint(run_uri) is None:
             check_init(settings)
+        check_parts(settings, dataset.manifest_uri)
         check_scored_footage(settings)
         if in_process and settings.precision == "bf16":
             log.warning("training in this process computes in fp32: precision bf16 needs DeepSpeed")
@@ -55,14 +57,24 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
 
 def check_init(settings: TrainSettings) -> None:
     """Raise `ConfigError` if the weights that training would start from do not exist."""
-    if settings.init is None:
+    if settings.init is None and not isinstance(settings.model, Diffusers):
         return
-    from training.checkpoints.initial_weights import find_initial_weights  # imports torch, which takes 2 s
+    from training.checkpoints.starting_weights import weights_to_start_from  # imports torch, which takes 2 s
 
     try:
-        find_initial_weights(settings.init)
+        weights_to_start_from(settings)
     except ValueError as error:
-        raise ConfigError(f"train.init: {error}") from error
+        raise ConfigError(f"train.{'model' if settings.init is None else 'init'}: {error}") from error
+
+
+def check_parts(settings: TrainSettings, manifest_uri: str) -> None:
+    """Raise `ConfigError` if a published model does not take the latents and texts of a data set."""
+    if isinstance(settings.model, Diffusers):
+        from training.data.dataset import Dataset  # imports torch, which takes 2 s
+        from training.published_parts import part_faults
+
+        if faults := list(part_faults(settings.model, Dataset.open(manifest_uri, "train"))):
+            raise ConfigError("\n".join(f"train.model: {fault}" for fault in faults))
 
 
 def check_scored_footage(settings: TrainSettings) -> None:

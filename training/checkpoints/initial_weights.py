@@ -162,10 +162,16 @@ def _read_export(uri: str, fragments: Sequence[Fragment], shards: Sequence[Tenso
     with _opened_export(uri) as (handle, entries):
         for fragment in fragments:
             entry = entries[fragment.name]
-            dtype = DTYPES[entry["dtype"]]
-            handle.seek(entry["start"] + fragment.start * dtype.itemsize)
-            values = torch.frombuffer(bytearray(handle.read(fragment.length * dtype.itemsize)), dtype=dtype)
-            shards[fragment.shard].view(-1)[fragment.offset : fragment.offset + fragment.length].copy_(values)
+            copy_range(handle, entry["start"], DTYPES[entry["dtype"]], fragment, shards)
+
+
+def copy_range(
+    handle: BinaryIO, start: int, dtype: torch.dtype, fragment: Fragment, shards: Sequence[Tensor]
+) -> None:
+    """Copy a fragment of a parameter, whose values begin at byte `start` of a file, to its place in the shards."""
+    handle.seek(start + fragment.start * dtype.itemsize)
+    values = torch.frombuffer(bytearray(handle.read(fragment.length * dtype.itemsize)), dtype=dtype)
+    shards[fragment.shard].view(-1)[fragment.offset : fragment.offset + fragment.length].copy_(values)
 
 
 def _of_checkpoint(uri: str) -> InitialWeights:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from cluster.config import Settings
 from training.objective import ObjectiveSettings
 
 if TYPE_CHECKING:
@@ -21,6 +22,26 @@ MIN_LOSS_DIVISOR = 0.05
 denoising generative models denoise")."""
 
 
+class LogLinearShift(Settings):
+    """Settings of a shift whose logarithm is linear in the number of tokens, as of LTX-Video."""
+
+    tokens: tuple[int, int] = Field(description="Two numbers of tokens.")
+    log: tuple[float, float] = Field(description="Logarithm of the shift at these numbers.")
+    last: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Last noise level above 0 of a sampling schedule, to which it is stretched; without it, the shift "
+        "of the last one.",
+    )
+
+    def at(self, n_tokens: int) -> float:
+        """Return the shift for sequences of `n_tokens` tokens."""
+        (low, high), (log_low, log_high) = self.tokens, self.log
+        slope = (log_high - log_low) / (high - low)
+        return math.exp(log_low + slope * (n_tokens - low))
+
+
 class FlowMatching(ObjectiveSettings):
     """Settings of rectified flow (Liu et al. 2022, Lipman et al. 2022): x_t = (1 - t) x + t e, with velocity v = e - x.
 
@@ -31,7 +52,8 @@ class FlowMatching(ObjectiveSettings):
     With `loss: target` it is that of the predicted quantity.
 
     Training times are logit-normal. Training and sampling times are shifted by t' = a t / (1 + (a - 1) t) with
-    a = clip(sqrt(S / shift_tokens), 1, max_shift) for S tokens (Esser et al. 2024, sections 3.1 and 5.3.2).
+    a = clip(sqrt(S / shift_tokens), 1, max_shift) for S tokens (Esser et al. 2024, sections 3.1 and 5.3.2). Published
+    models have a shift of their own, which `shift` sets.
     """
 
     name: str = "flow_matching"
@@ -52,14 +74,23 @@ class FlowMatching(ObjectiveSettings):
         description="Tokens up to which times are not shifted; Esser et al. use 256, of 256x256 pixels.",
     )
     max_shift: float = Field(12.0, ge=1, description="Largest shift a, however long the sequence.")
+    shift: Annotated[float, Field(gt=0)] | LogLinearShift | None = Field(
+        None,
+        description="Shift a of all sequences, or one whose logarithm is linear in the tokens, in place of the one by "
+        "shift_tokens; a published model sets its own.",
+    )
 
-    def shift(self, n_tokens: int) -> float:
+    def shift_at(self, n_tokens: int) -> float:
         """Return the shift a for sequences of `n_tokens` tokens."""
+        if isinstance(self.shift, LogLinearShift):
+            return self.shift.at(n_tokens)
+        if self.shift is not None:
+            return self.shift
         return min(max(math.sqrt(n_tokens / self.shift_tokens), 1.0), self.max_shift)
 
     def time(self, quantile: float, n_tokens: int) -> float:
         normal = NormalDist(self.time_mean, self.time_std).inv_cdf(quantile)
-        return shift_time(1 / (1 + math.exp(-normal)), self.shift(n_tokens))
+        return shift_time(1 / (1 + math.exp(-normal)), self.shift_at(n_tokens))
 
     def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         return (1 - time) * clean + time * noise
@@ -81,8 +112,13 @@ class FlowMatching(ObjectiveSettings):
         return prediction
 
     def schedule(self, steps: int, n_tokens: int) -> tuple[float, ...]:
-        shift = self.shift(n_tokens)
-        return tuple(shift_time(1 - step / steps, shift) for step in range(steps + 1))
+        shift = self.shift_at(n_tokens)
+        times = [shift_time(1 - step / steps, shift) for step in range(steps)]
+        last = self.shift.last if isinstance(self.shift, LogLinearShift) else None
+        if last is not None and steps > 1:
+            stretch = (1 - last) / (1 - times[-1])
+            times = [1 - stretch * (1 - time) for time in times]
+        return (*times, 0.0)
 
 
 def shift_time(time: float, shift: float) -> float:

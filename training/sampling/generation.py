@@ -12,6 +12,7 @@ from training.autoencoder import Autoencoder
 from training.checkpoints.model_card import ModelCard
 from training.condition import SampleCondition
 from training.framing import full_framing
+from training.model import ModelSettings
 from training.network import VideoModel
 from training.rng import generator
 from training.sampling.guidance import VelocityPair
@@ -77,9 +78,11 @@ def generate(parts: ModelParts, timeline: Timeline, settings: SolverSettings, wi
     """Return the latents `[1, C, t, h, w]` of a timeline, on the model's device: given frames, and generated ones.
 
     The last image is appended as one more latent frame, as in training (`ConditioningMask.last_frame`). That frame is
-    not part of the result. Each `window` of a long video has noise of its own.
+    not part of the result. Each `window` of a long video has noise of its own. Raises `ValueError` if the model takes
+    no given frames.
     """
     card, device = parts.card, next(parts.model.parameters()).device
+    check_given(card.model, timeline)
     clean_CTHW = timeline.frames().to(device)
     given_T = torch.tensor([level is not None for level in timeline.frame_levels()], device=device)
     level_T = torch.tensor([level or 0.0 for level in timeline.frame_levels()], device=device)
@@ -111,6 +114,16 @@ def generate(parts: ModelParts, timeline: Timeline, settings: SolverSettings, wi
 
     end_CTHW = settings.solver.solve(joined, start_CTHW[None], times)[0]
     return torch.where(given_T11, clean_CTHW, end_CTHW)[None, :, :n_frames]
+
+
+def check_given(model: ModelSettings, timeline: Timeline) -> None:
+    """Raise `ValueError` if a timeline has given frames that a model cannot be conditioned on."""
+    kinds = model.conditioning_kinds()
+    given = any(level is not None for level in timeline.levels)
+    if timeline.last_frame_C1HW is not None and "last" not in kinds:
+        raise ValueError(f"model {model.name} cannot end a video in a given image; leave out last")
+    if given and "first" not in kinds:
+        raise ValueError(f"model {model.name} is of text to video and takes no given frames; sample from a prompt alone")
 
 
 def _noise(timeline: Timeline, seed: int, window: int) -> Tensor:

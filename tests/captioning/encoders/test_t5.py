@@ -283,3 +283,28 @@ def test_import_loads_no_neural_network_library() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(_batched.__file__).parents[2]
     )
     assert found.stdout.strip() == "[]"
+
+
+def test_cleaning_is_that_of_the_pipeline_of_wan(folder: Path) -> None:
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+    captions = ["  bada &amp;amp; kilo ", "ma&#39;na\n\tcaf\u00c3\u00a9 ", "&lt;b&gt;"]
+    assert [t5.clean_html(caption) for caption in captions] == [prompt_clean(caption) for caption in captions]
+    assert tiny(folder, cleaning="html").identity() == f"{tiny(folder).identity()} html"
+
+
+def test_padded_captions_are_encoded_like_those_of_ltx(folder: Path) -> None:
+    """`LTXPipeline` pads to the limit, gives no mask to the encoder, and masks the padding in the transformer."""
+    model = transformers.T5EncoderModel.from_pretrained(folder).eval()
+    tokenizer = transformers.T5Tokenizer.from_pretrained(folder)
+    settings = tiny(folder, max_tokens=12, padded=True)
+    captions = ["", "bada kilo", "mo na pi bada"]
+    for caption, found in zip(captions, settings.open().encode(captions), strict=True):
+        inputs = tokenizer(caption, padding="max_length", max_length=12, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            states = model(inputs.input_ids)[0][0]
+        expected = states[: int(inputs.attention_mask.sum())]
+        np.testing.assert_allclose(found.tokens, expected.numpy(), rtol=0, atol=1e-5)
+    alone = tiny(folder, max_tokens=12).open().encode(captions)[1].tokens
+    assert np.abs(alone - settings.open().encode(captions)[1].tokens).max() > 1e-4
+    assert settings.identity() == f"{tiny(folder, max_tokens=12).identity()} padded"

@@ -21,7 +21,7 @@ OBJECTIVE = FlowMatching()
     ("tokens", "shift"), [(1, 1.0), (256, 1.0), (1024, 2.0), (4096, 4.0), (256 * 144, 12.0), (10**7, 12.0)]
 )
 def test_shift_is_the_square_root_of_tokens_within_bounds(tokens: int, shift: float) -> None:
-    assert OBJECTIVE.shift(tokens) == pytest.approx(shift)
+    assert OBJECTIVE.shift_at(tokens) == pytest.approx(shift)
 
 
 @given(time=st.floats(0, 1), shift=st.floats(1, 12))

@@ -1,0 +1,178 @@
+"""Runs that start from published weights, resume, and are given back to diffusers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cluster.config import validate
+from tests.support.drawn import write_dataset
+from tests.support.published_models import write_published
+from tests.support.ranks import run_ranks
+from training.assembly import TrainingRun
+from training.checkpoints.export import read_export
+from training.checkpoints.published_export import write_published_export
+from training.checkpoints.published_weights import published_weights
+from training.checkpoints.starting_weights import weights_to_start_from
+from training.data.plan import PlanSettings
+from training.loop import train_loop
+from training.models.diffusers import Diffusers
+from training.settings import TrainSettings
+
+pytestmark = pytest.mark.slow
+
+CPU = torch.device("cpu")
+SIZES = {"wan": {"text_dim": 128}, "ltx": {"caption_channels": 128}}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("data"), [(32, 32, 5, 14), (64, 32, 1, 10)], n_val=3)
+
+
+def published(folder: Path, family: str = "wan") -> Path:
+    """Write a tiny model for the latents and texts of the drawn data set."""
+    return write_published(folder, family, in_channels=16, out_channels=16, **SIZES[family])
+
+
+def settings_of(folder: Path, **changes: Any) -> TrainSettings:
+    return TrainSettings(
+        **{
+            "model": validate(Diffusers, {"name": "diffusers", "path": str(folder)}),
+            "batch": PlanSettings(tokens_per_step=60),
+            "lr": 3e-3,
+            "steps": 8,
+            "warmup_steps": 0,
+            "ema_decay": 0.5,
+            "validate_every": 4,
+            "checkpoint_every": 4,
+            "previews": {"every": 0},
+        }
+        | changes
+    )
+
+
+@pytest.mark.parametrize("family", ["wan", "ltx"])
+def test_a_run_starts_from_published_weights(family: str, manifest: str, tmp_path: Path) -> None:
+    settings = settings_of(published(tmp_path / "model", family))
+    run = TrainingRun.open(settings, manifest, str(tmp_path), 0, CPU)
+    weights = weights_to_start_from(settings)
+    assert weights is not None
+    run.start_from(weights)
+    stored: dict[str, torch.Tensor] = {}
+    for file in (tmp_path / "model" / "transformer").glob("*.safetensors"):
+        stored |= load_file(file)
+    assert len(list((tmp_path / "model" / "transformer").glob("*.safetensors"))) > 1
+    found = run.engine.full_parameters()
+    assert found.keys() == {f"transformer.{name}" for name in stored}
+    assert all(found[f"transformer.{name}"].equal(value) for name, value in stored.items())
+
+
+@pytest.mark.parametrize("family", ["wan", "ltx"])
+def test_fine_tuning_lowers_the_loss_and_resumes(family: str, manifest: str, tmp_path: Path) -> None:
+    """A stopped run and one in one piece have the same weights, bit by bit; the base model is not needed to sample."""
+    folder = published(tmp_path / "model", family)
+    settings = settings_of(folder, steps=40, validate_every=20, checkpoint_every=20, export="last")
+    whole = train_loop(settings, manifest, str(tmp_path / "whole"), 0, CPU)
+    train_loop(settings.model_copy(update={"steps": 20}), manifest, str(tmp_path / "parts"), 0, CPU)
+    shutil.rmtree(tmp_path / "parts" / "export")
+    parts = train_loop(settings, manifest, str(tmp_path / "parts"), 0, CPU)
+    shutil.rmtree(folder)
+    one, other = (read_export(result.export_uri)[1].state_dict() for result in (whole, parts))
+    assert all(one[name].equal(other[name]) for name in one)
+    records = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["val_loss"] for record in records if "val_loss" in record]
+    assert losses[-1] < losses[0]
+    trained_loss = losses[-1]
+    assert trained_loss < 0.9 * records[0]["loss"]
+
+
+PREDICT = """
+import sys, torch, diffusers
+transformer = getattr(diffusers, sys.argv[1]).from_pretrained(sys.argv[2], subfolder="transformer")
+inputs = torch.load(sys.argv[3])
+torch.save(transformer(**inputs, return_dict=False)[0].detach(), sys.argv[4])
+"""
+
+
+def test_diffusers_loads_what_was_trained(manifest: str, tmp_path: Path) -> None:
+    """In a fresh process, with the prediction of our export; that of the base model differs."""
+    folder = published(tmp_path / "model")
+    trained = train_loop(settings_of(folder), manifest, str(tmp_path / "run"), 0, CPU)
+    write_published_export(trained.export_uri, str(tmp_path / "given"))
+    inputs = {
+        "hidden_states": torch.randn(1, 16, 2, 4, 4),
+        "timestep": torch.tensor([421.5]),
+        "encoder_hidden_states": torch.randn(1, 512, 128),
+    }
+    torch.save(inputs, tmp_path / "inputs")
+    found = {}
+    for name in ("given", "model"):
+        arguments = ["WanTransformer3DModel", str(tmp_path / name), str(tmp_path / "inputs"), f"{tmp_path / name}.pt"]
+        subprocess.run([sys.executable, "-W", "ignore", "-c", PREDICT, *arguments], check=True, capture_output=True)
+        found[name] = torch.load(f"{tmp_path / name}.pt")
+    ours: Any = read_export(trained.export_uri)[1].bfloat16().float()
+    with torch.no_grad():
+        expected = ours.transformer(**inputs, return_dict=False)[0]
+    torch.testing.assert_close(found["given"], expected, rtol=0, atol=1e-5)
+    assert float((found["model"] - expected).abs().max()) > 1e-3
+
+
+def weights_after_two_steps(settings: TrainSettings, manifest: str, out: str) -> dict[str, torch.Tensor]:
+    export_uri = train_loop(settings, manifest, out, 0, CPU).export_uri
+    return dict(read_export(export_uri, averaged=False)[1].state_dict())
+
+
+@pytest.mark.parametrize("family", ["wan", "ltx"])
+def test_zero_3_trains_like_one_process(family: str, manifest: str, tmp_path: Path) -> None:
+    settings = settings_of(published(tmp_path / "model", family), steps=2, validate_every=0, lr=1e-3)
+    alone = weights_after_two_steps(settings, manifest, str(tmp_path / "alone"))
+    sharded = settings.model_copy(update={"workers": 2, "zero_stage": 3})
+    first, _ = run_ranks(weights_after_two_steps, 2, sharded, manifest, str(tmp_path / "sharded"))
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], value, rtol=0, atol=1e-4)
+
+
+def test_damaged_folders_are_named_with_the_fix(tmp_path: Path) -> None:
+    model = published(tmp_path / "model")
+    settings = validate(Diffusers, {"name": "diffusers", "path": str(model)})
+    files = sorted((model / "transformer").glob("*.safetensors"))
+
+    def fault() -> str:
+        with pytest.raises(ValueError, match="transformer") as error:
+            published_weights(settings)
+        return str(error.value)
+
+    kept = files[1].read_bytes()
+    files[1].write_bytes(kept[:-7])
+    assert f"{files[1]}: has {len(kept) - 7} bytes, and {len(kept)} by its header; download the whole folder" in fault()
+    files[1].write_bytes(kept[:40])
+    assert "its header is damaged or cut off; download the whole folder again" in fault()
+    files[1].unlink()
+    assert f"1 of {len(files)} files of weights are missing: {files[1].name}; download" in fault()
+    files[1].write_bytes(kept)
+    tensors = load_file(files[1])
+    name = next(iter(tensors))
+    save_file(tensors | {name: torch.zeros(3)}, files[1])
+    assert f"transformer.{name} is [3], not {list(tensors[name].shape)}; put back the weights" in fault()
+    save_file({f"model.{key}": value for key, value in tensors.items()}, files[1])
+    assert f"they lack {sorted(tensors)[0]}" in fault()
+
+
+def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
+    wan, ltx = published(tmp_path / "wan"), published(tmp_path / "ltx", "ltx")
+    for file in (wan / "transformer").glob("*.safetensors*"):
+        file.unlink()
+    for file in (ltx / "transformer").glob("*.safetensors*"):
+        shutil.copy(file, wan / "transformer")
+    settings = validate(Diffusers, {"name": "diffusers", "path": str(wan)})
+    with pytest.raises(ValueError, match=r"they lack .* more; put back the weights of this WanTransformer3DModel"):
+        published_weights(settings)

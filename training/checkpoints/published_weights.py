@@ -1,0 +1,76 @@
+"""Weights of a published model as the initial weights of a run, read range by range from its safetensors files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from training.checkpoints.fragments import Fragment
+from training.checkpoints.initial_weights import DTYPES, InitialWeights, copy_range
+from training.models._published_files import PublishedFiles, StoredTensor, header_of
+from training.models.diffusers import SUBFOLDER, Diffusers
+
+PREFIX = "transformer."
+"""Prefix of the names of weights in our models; files of diffusers lack it."""
+MAX_NAMED = 3
+"""Most weights that a message names."""
+
+
+def published_weights(settings: Diffusers) -> InitialWeights:
+    """Return the weights of a published model, which are exactly those of its transformer.
+
+    Raises `ValueError` with the fix if a file is missing or cut off, or if a weight is missing, left over, or of
+    another shape or type.
+    """
+    tensors = stored_tensors(settings.files)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    _check(settings, tensors)
+    uri = f"{settings.path}/{SUBFOLDER}"
+    return InitialWeights(uri, shapes, None, lambda: None, partial(_read, tensors))
+
+
+def stored_tensors(files: PublishedFiles) -> dict[str, StoredTensor]:
+    """Return the tensors of a published transformer by the name of the weight in our model."""
+    return {
+        PREFIX + name: tensor
+        for file in files.weight_files(SUBFOLDER)
+        for name, tensor in header_of(file).items()
+    }
+
+
+def _check(settings: Diffusers, tensors: Mapping[str, StoredTensor]) -> None:
+    own = settings.architecture
+    with torch.device("meta"):
+        model = settings.build(own.channels, own.text_dim)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    where = f"{settings.path}: the weights in {SUBFOLDER} are not those of its config.json"
+    fix = f"put back the weights of this {settings.family.class_name}, or download the whole folder again"
+    for what, names in (
+        ("lack", shapes.keys() - tensors.keys()),
+        ("also have", tensors.keys() - shapes.keys()),
+    ):
+        if names:
+            raise ValueError(f"{where}: they {what} {_named(sorted(names))}; {fix}")
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes[name]:
+            raise ValueError(f"{where}: {name} is {list(tensor.shape)}, not {list(shapes[name])}; {fix}")
+        if tensor.dtype not in DTYPES:
+            raise ValueError(
+                f"{where}: {name} is of type {tensor.dtype}, and training starts from {', '.join(DTYPES)}; take the "
+                "weights that are not quantised"
+            )
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(name.removeprefix(PREFIX) for name in names[:MAX_NAMED]) + more
+
+
+def _read(tensors: Mapping[str, StoredTensor], fragments: Sequence[Fragment], shards: Sequence[Tensor]) -> None:
+    for fragment in fragments:
+        tensor = tensors[fragment.name]
+        with tensor.file.open("rb") as handle:
+            copy_range(handle, tensor.start, DTYPES[tensor.dtype], fragment, shards)

@@ -1,0 +1,94 @@
+"""The contract of a family of published transformers: how one class of diffusers is called as its own pipeline does."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from training.models._dit_architecture import Size
+
+if TYPE_CHECKING:
+    # Every command reads settings, and importing torch takes 2 s.
+    from torch import Tensor
+
+    from training.network import Condition
+    from training.objectives.flow_matching import FlowMatching
+
+Config = Mapping[str, Any]
+"""Content of a config file of diffusers."""
+
+IN_PLACE = frozenset(("none", "first", "prefix", "suffix", "middle", "ends"))
+"""Kinds of conditioning whose frames stay at their places. The others append a last-frame latent, for which published
+models have no place."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The configurations of a published model, which decide how its transformer is built and called."""
+
+    transformer: Config
+    """`config.json` of the transformer."""
+    pipeline: Config = field(default_factory=dict)
+    """`model_index.json`."""
+    scheduler: Config = field(default_factory=dict)
+    """`scheduler_config.json`."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes of a published transformer."""
+
+    size: Size
+    hidden: int
+    """Width of the feed-forward layers."""
+    patch: tuple[int, int, int]
+    """Latent frames, rows and columns per token."""
+    channels: int
+    """Latent channels."""
+    text_dim: int
+    """Width of text tokens."""
+
+
+@dataclass(frozen=True)
+class TextRule:
+    """How a family's pipeline encodes text, as settings of the encoder `t5`."""
+
+    max_tokens: int
+    cleaning: str
+    padded: bool
+
+
+class Family(abc.ABC):
+    """One class of diffusers and the conventions of its pipelines."""
+
+    class_name: ClassVar[str]
+    """Class of the transformer in diffusers."""
+    pipelines: ClassVar[tuple[str, ...]]
+    """Pipelines whose conventions are kept."""
+    text: ClassVar[TextRule]
+
+    @abc.abstractmethod
+    def architecture(self, config: Config) -> Architecture:
+        """Return the sizes that a transformer's configuration states."""
+
+    @abc.abstractmethod
+    def objective(self, published: Published) -> FlowMatching:
+        """Return the objective with the noise levels of the published scheduler."""
+
+    @abc.abstractmethod
+    def kinds(self, published: Published) -> frozenset[str]:
+        """Return the kinds of conditioning that the network can be trained with."""
+
+    def check(self, published: Published) -> None:
+        """Raise `ValueError` for a variant whose inputs training cannot give."""
+
+    def prepare(self, transformer: Any) -> None:
+        """Replace parts of a new transformer that would not survive `torch.device("meta")` or bfloat16."""
+
+    @abc.abstractmethod
+    def predict(
+        self, transformer: Any, latents_BCTHW: Tensor, condition: Condition, published: Published
+    ) -> Tensor:
+        """Return the prediction `[B, C, T, H, W]` for latents of one shape, in the transformer's type."""

@@ -1,0 +1,72 @@
+"""The network of a published model: a transformer of diffusers behind the contract of a `VideoModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from training.models._family import Family, Published
+from training.models._dit_network import initialise_weight
+from training.network import Condition, VideoModel
+
+
+class PublishedTransformer(VideoModel):
+    """A transformer of diffusers, whose weights are named `transformer.…` as in the files of LoRA for its pipelines."""
+
+    def __init__(self, family: Family, published: Published, recomputes: bool) -> None:
+        """Build the transformer of a configuration; the backward pass recomputes its blocks if `recomputes`."""
+        super().__init__()
+        import diffusers
+
+        self.family, self.published = family, published
+        self.transformer = getattr(diffusers, family.class_name).from_config(dict(published.transformer))
+        family.prepare(self.transformer)
+        if recomputes:
+            self.transformer.enable_gradient_checkpointing()
+
+    def weight_initialiser(self) -> Callable[[nn.Parameter, str], None]:
+        return partial(initialise_weight, model_seed=int(torch.randint(2**62, (), device="cpu")))
+
+    def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
+        """Return a float32 prediction `[C, T, H, W]` per latent; latents of one shape are computed together.
+
+        Raises `ValueError` for sides that the patch does not divide.
+        """
+        by_shape: dict[torch.Size, list[int]] = {}
+        for index, latent_CTHW in enumerate(latents):
+            by_shape.setdefault(latent_CTHW.shape, []).append(index)
+        predictions: dict[int, Tensor] = {}
+        for shape, indices in by_shape.items():
+            self._check_shape(shape)
+            batch_BCTHW = torch.stack([latents[index] for index in indices])
+            dtype = next(self.transformer.parameters()).dtype
+            prediction_BCTHW = self.family.predict(
+                self.transformer, batch_BCTHW.to(dtype), _chosen(condition, indices), self.published
+            )
+            predictions |= zip(indices, prediction_BCTHW.to(torch.float32), strict=True)
+        return [predictions[index] for index in range(len(latents))]
+
+    def _check_shape(self, shape: torch.Size) -> None:
+        patch = self.family.architecture(self.published.transformer).patch
+        if any(side % part for side, part in zip(shape[1:], patch, strict=True)):
+            raise ValueError(
+                f"latents of {list(shape[1:])} frames, rows and columns cannot be cut into patches of {list(patch)}; "
+                "set multiple of the buckets to a larger power of 2, or take another size of sample"
+            )
+
+
+def _chosen(condition: Condition, indices: Sequence[int]) -> Condition:
+    """Return the condition of some of its samples."""
+    if list(indices) == list(range(len(condition.texts))):
+        return condition
+    lists = ("texts", "times", "conditioning_masks", "seconds")
+    tensors = ("fps_B", "size_B2", "crop_B2", "source_B2")
+    return replace(
+        condition,
+        **{name: [getattr(condition, name)[index] for index in indices] for name in lists},
+        **{name: getattr(condition, name)[list(indices)] for name in tensors},
+    )

@@ -1,0 +1,96 @@
+"""Wan 2.1 and 2.2 (`WanTransformer3DModel`), called as `WanPipeline` does.
+
+Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns, S tokens, N text tokens, E text
+width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from training.models._dit_architecture import Size
+from training.models._family import IN_PLACE, Architecture, Config, Family, Published, TextRule
+from training.objectives.flow_matching import FlowMatching
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from training.network import Condition
+
+TEXT_TOKENS = 512
+"""Length to which texts are padded with zeros. Padding is attended to, so that it is part of the model."""
+
+
+class Wan(Family):
+    """Wan of text to video, and TI2V-5B (`expand_timesteps`), whose tokens have noise levels of their own."""
+
+    class_name = "WanTransformer3DModel"
+    pipelines = ("WanPipeline", "WanImageToVideoPipeline")
+    text = TextRule(TEXT_TOKENS, cleaning="html", padded=False)
+
+    def architecture(self, config: Config) -> Architecture:
+        heads = config["num_attention_heads"]
+        size = Size(config["num_layers"], heads * config["attention_head_dim"], heads)
+        frames, rows, columns = config["patch_size"]
+        return Architecture(
+            size, config["ffn_dim"], (frames, rows, columns), config["out_channels"], config["text_dim"]
+        )
+
+    def objective(self, published: Published) -> FlowMatching:
+        # UniPCMultistepScheduler has `flow_shift`, and FlowMatchEulerDiscreteScheduler `shift`.
+        scheduler = published.scheduler
+        return FlowMatching(shift=float(scheduler.get("flow_shift") or scheduler.get("shift") or 1.0))
+
+    def kinds(self, published: Published) -> frozenset[str]:
+        return IN_PLACE if published.pipeline.get("expand_timesteps") else frozenset(("none",))
+
+    def check(self, published: Published) -> None:
+        config = published.transformer
+        if config["in_channels"] != config["out_channels"] or config.get("image_dim") is not None:
+            raise ValueError(
+                f"the transformer takes {config['in_channels']} channels for {config['out_channels']} of latents: it "
+                "is of Wan image to video, whose condition is the encoding of a video that is grey after its first "
+                "frame; data sets have no such latents. Take a model of text to video, or TI2V-5B, which takes the "
+                "first frame itself"
+            )
+        if published.pipeline.get("boundary_ratio") is not None:
+            raise ValueError(
+                f"model_index.json has boundary_ratio {published.pipeline['boundary_ratio']}: the model is of two "
+                "experts, each for a part of the noise levels, which training does not support; take Wan 2.1, or "
+                "TI2V-5B of Wan 2.2"
+            )
+
+    def prepare(self, transformer: Any) -> None:
+        from training.models._wan_rotary import WanRotary
+
+        transformer.rope = WanRotary.like(transformer.rope)
+
+    def predict(
+        self, transformer: Any, latents_BCTHW: Tensor, condition: Condition, published: Published
+    ) -> Tensor:
+        import torch
+
+        time_BT = 1000 * torch.stack(list(condition.times))
+        timestep = time_BT[:, 0]
+        if published.pipeline.get("expand_timesteps"):
+            frames, rows, columns = transformer.config.patch_size
+            per_frame = (latents_BCTHW.shape[3] // rows) * (latents_BCTHW.shape[4] // columns)
+            timestep = time_BT[:, ::frames].repeat_interleave(per_frame, dim=1)
+        (prediction,) = transformer(
+            hidden_states=latents_BCTHW,
+            timestep=timestep,
+            encoder_hidden_states=_padded(condition.texts).to(latents_BCTHW.dtype),
+            return_dict=False,
+        )
+        result: Tensor = prediction
+        return result
+
+
+def _padded(texts: Any) -> Tensor:
+    """Return texts as `[B, 512, E]`, padded with zeros."""
+    import torch
+
+    longest = max(len(text_NE) for text_NE in texts)
+    if longest > TEXT_TOKENS:
+        raise ValueError(f"a text has {longest} tokens, and Wan takes {TEXT_TOKENS}; set max_tokens: {TEXT_TOKENS}")
+    return torch.stack([torch.nn.functional.pad(text_NE, (0, 0, 0, TEXT_TOKENS - len(text_NE))) for text_NE in texts])

@@ -1,0 +1,174 @@
+"""Model `diffusers`: a published video transformer of the library diffusers, from a folder or from the hub."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from cluster import weight_files
+from cluster.config import unknown_message
+from cluster.weight_files import HUB_PREFIX
+from training.conditioning import ConditioningRates
+from training.model import ModelSettings
+from training.models._dit_architecture import flops
+from training.models._family import Architecture, Family, Published
+from training.models._ltx import LTX
+from training.models._published_files import PublishedFiles
+from training.models._wan import Wan
+from training.objective import ObjectiveSettings
+from training.objectives.flow_matching import FlowMatching
+
+if TYPE_CHECKING:
+    # Every command reads settings, and importing torch takes 2 s.
+    from training.network import VideoModel
+
+SUBFOLDER = "transformer"
+"""Folder of the transformer in that of a pipeline."""
+
+FAMILIES: Mapping[str, Family] = {family.class_name: family for family in (Wan(), LTX())}
+"""Families by the class of their transformer."""
+
+
+class Diffusers(ModelSettings):
+    """Settings of a published model, which is trained on from its own weights and called as its pipeline calls it.
+
+    docs/guides/published-models.md lists the families, and the data sets that suit them.
+    """
+
+    changeable_on_resume: ClassVar[frozenset[str]] = frozenset(("checkpointing",))
+    mixes_shapes: ClassVar[bool] = False
+
+    name: str = "diffusers"
+    path: str = Field(
+        min_length=1,
+        description="Folder of a whole pipeline, as save_pretrained writes it, or hf-hub:owner/name.",
+    )
+    revision: str = Field(
+        "main",
+        min_length=1,
+        description="Commit, tag or branch of hf-hub:owner/name. Give a commit, because a branch can change.",
+    )
+    checkpointing: Literal["none", "blocks"] = Field(
+        "blocks", description="Blocks whose activations the backward pass recomputes, to save memory: none or all."
+    )
+    config: dict[str, dict[str, Any]] | None = Field(
+        None,
+        description="Content of the configurations in `path`; leave it out. Exports have it, so that they do not need "
+        "the path.",
+    )
+
+    _absolute = field_validator("path")(weight_files.absolute)
+
+    @model_validator(mode="after")
+    def _read_and_check(self) -> Diffusers:
+        if not find_spec("diffusers"):
+            raise ValueError("model diffusers needs the package diffusers: pip install 'worldloom[models]'")
+        if self.config is None:
+            self._check_path()
+            files = self.files
+            config = {
+                "transformer": dict(files.config(f"{SUBFOLDER}/config.json")),
+                "pipeline": dict(files.config("model_index.json")),
+                "scheduler": dict(files.config("scheduler/scheduler_config.json")),
+            }
+            # Settings are frozen only after this.
+            object.__setattr__(self, "config", config)
+        class_name = self.published.transformer.get("_class_name", "")
+        if class_name not in FAMILIES:
+            raise ValueError(f"path {self.path}: {unknown_message('class', class_name, list(FAMILIES))}")
+        pipeline = self.published.pipeline.get("_class_name", "")
+        if pipeline not in self.family.pipelines:
+            raise ValueError(
+                f"path {self.path}: model_index.json names {pipeline}, whose conventions are not known here; take a "
+                f"model of {' or '.join(self.family.pipelines)}"
+            )
+        try:
+            self.family.check(self.published)
+        except ValueError as error:
+            raise ValueError(f"path {self.path}: {error}") from error
+        return self
+
+    def _check_path(self) -> None:
+        if self.path.startswith(HUB_PREFIX):
+            if len(self.path.removeprefix(HUB_PREFIX).split("/")) != 2:
+                raise ValueError(f"path {self.path}: write {HUB_PREFIX}owner/name")
+        elif not weight_files.is_path(self.path):
+            raise ValueError(f"path {self.path}: write a path with a slash (./{self.path}), or {HUB_PREFIX}owner/name")
+
+    @property
+    def published(self) -> Published:
+        """The configurations of the model."""
+        assert self.config is not None, "validation fills it"
+        return Published(**self.config)
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return FAMILIES[self.published.transformer["_class_name"]]
+
+    @property
+    def architecture(self) -> Architecture:
+        """The sizes of the transformer."""
+        return self.family.architecture(self.published.transformer)
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns per token."""
+        return self.architecture.patch
+
+    @property
+    def files(self) -> PublishedFiles:
+        """The files that the model was published as."""
+        return PublishedFiles(self.path, self.revision)
+
+    def build(self, channels: int, text_dim: int) -> VideoModel:
+        """Return the model as `ModelSettings.build` does.
+
+        Raises `ValueError` if it was published for other latents or texts.
+        """
+        # Imports torch, which readers of settings need not wait for.
+        from training.models._published_network import PublishedTransformer
+
+        own = self.architecture
+        for what, found, wanted in (
+            ("channels of latents", channels, own.channels),
+            ("as width of text tokens", text_dim, own.text_dim),
+        ):
+            if found != wanted:
+                raise ValueError(
+                    f"the data set has {found} {what}, and {self.path} takes {wanted}; encode it with the model's own "
+                    "autoencoder and text encoder (docs/guides/published-models.md)"
+                )
+        return PublishedTransformer(self.family, self.published, self.checkpointing == "blocks")
+
+    def tokens(self, frames: int, height: int, width: int) -> int:
+        return math.prod(-(-size // patch) for size, patch in zip((frames, height, width), self.patch, strict=True))
+
+    def flops(self, tokens: int, text_tokens: int) -> int:
+        return flops(self.architecture.size, self.architecture.hidden, tokens, text_tokens)
+
+    @property
+    def recompute_share(self) -> float:
+        return 1.0 if self.checkpointing == "blocks" else 0.0
+
+    def default_objective(self) -> ObjectiveSettings:
+        return self.family.objective(self.published)
+
+    def default_conditioning(self) -> ConditioningRates:
+        kinds = self.conditioning_kinds()
+        return ConditioningRates(none=0.8, first=0.2) if "first" in kinds else ConditioningRates(none=1.0)
+
+    def conditioning_kinds(self) -> frozenset[str]:
+        return self.family.kinds(self.published)
+
+    def check_objective(self, objective: ObjectiveSettings) -> None:
+        if not isinstance(objective, FlowMatching) or objective.target != "v":
+            target = f", target {objective.target}" if isinstance(objective, FlowMatching) else ""
+            raise ValueError(
+                f"objective {objective.name}{target}: {self.path} predicts the velocity of flow matching; leave out "
+                "objective, or set objective: {name: flow_matching, target: v}"
+            )
