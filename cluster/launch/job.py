@@ -1,4 +1,4 @@
-"""What is launched: a recipe as text, and the command that runs it. Every target renders one of these."""
+"""A recipe as text, and the command that runs it: all that is launched. Every target renders one of these."""
 
 from __future__ import annotations
 

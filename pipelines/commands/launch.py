@@ -23,7 +23,7 @@ from pipelines.recipe import Recipe, resolved, with_absolute_paths
 
 
 class Target(StrEnum):
-    """What starts the job."""
+    """A system that starts the job."""
 
     RAY_JOB = "ray-job"
     KUBERAY = "kuberay"
