@@ -24,7 +24,7 @@ QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?")
 
 
 class Pod(Settings):
-    """What a pod reserves, and may use at most."""
+    """CPU cores and memory that a pod reserves, and may use at most."""
 
     cpus: int = Field(8, ge=1, description="CPU cores of a pod.")
     memory: str = Field("32Gi", description="Memory of a pod, such as 32Gi; Ray's object store is a part of it.")
