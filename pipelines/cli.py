@@ -28,6 +28,7 @@ from pipelines.commands import (
     export_model,
     forget,
     gc,
+    launch,
     ledger,
     plan,
     quarantine,
@@ -54,7 +55,7 @@ from pipelines.errors import (
 )
 
 COMMANDS = {
-    "Run a recipe": (run, curate, train, sample, evaluate),
+    "Run a recipe": (run, curate, train, sample, evaluate, launch),
     "Look before and after": (validate, plan, whatif, steps, schema, ledger, report, audit, verify, quarantine),
     "Give away and clean up": (export, export_model, forget, gc),
     "Autoencoders": (train_autoencoder, roundtrip),

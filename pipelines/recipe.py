@@ -26,6 +26,7 @@ from cluster.config import (
     read_document,
     unknown_message,
 )
+from cluster.launch.settings import LaunchSettings
 from cluster.ray_settings import RaySettings
 from cluster.yaml_text import dump
 from pipelines.engine.sources import SourceSettings
@@ -108,6 +109,7 @@ class Recipe(Settings):
     )
     seed: int = Field(0, ge=0, description="Seed of batches, noise, initial weights and steps that draw at random.")
     ray: RaySettings = RaySettings()
+    launch: LaunchSettings | None = None
     sources: tuple[SourceSettings, ...] = ()
     curate: tuple[Annotated[Step, _StepItem()], ...] = ()
     max_failed_share: float = Field(
