@@ -30,7 +30,8 @@ def part_faults(model: Diffusers, dataset: Dataset) -> Iterator[str]:
         sizes = latent_size(*parse_bucket_name(name), info.time_factor, info.space_factor)
         if any(size % patch for size, patch in zip(sizes, own.patch, strict=True)):
             unit = info.space_factor * max(own.patch[1:])
-            yield f"bucket {name} cannot be cut into patches of {list(own.patch)}; set multiple: {unit} in encode.buckets"
+            patch = list(own.patch)
+            yield f"bucket {name} cannot be cut into patches of {patch}; set multiple: {unit} in encode.buckets"
 
 
 def _text_faults(model: Diffusers, info: DatasetInfo, text_dim: int) -> Iterator[str]:
@@ -40,7 +41,7 @@ def _text_faults(model: Diffusers, info: DatasetInfo, text_dim: int) -> Iterator
         key: f"{key} {encoder.get(key)}, not {value}" for key, value in wanted.items() if encoder.get(key) != value
     }
     fix = (
-        f"encode the captions by text_encoder: {{name: t5, model: {model.path}/text_encoder, tokenizer: "
+        f"encode the captions by text: {{name: t5, model: {model.path}/text_encoder, tokenizer: "
         f"{model.path}/tokenizer, max_tokens: {rule.max_tokens}, cleaning: {rule.cleaning}, "
         f"padded: {str(rule.padded).lower()}}}"
     )

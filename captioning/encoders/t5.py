@@ -91,9 +91,7 @@ class T5(BatchedSettings):
         weights = [self._weights(path) for path in (self.model, self.tokenizer) if path]
         # Identities of data sets from before these settings have none of them.
         rules = [self.cleaning] * (self.cleaning != "spaces") + ["padded"] * self.padded
-        return " ".join(
-            (f"t5-v{VERSION}", *weights, self.dtype, str(self.max_tokens), self.device_kind(), *rules)
-        )
+        return " ".join((f"t5-v{VERSION}", *weights, self.dtype, str(self.max_tokens), self.device_kind(), *rules))
 
     def open(self, device: str | None = None) -> TextEncoder:
         return T5Encoder(self, self.device(device))

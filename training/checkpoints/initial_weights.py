@@ -165,9 +165,7 @@ def _read_export(uri: str, fragments: Sequence[Fragment], shards: Sequence[Tenso
             copy_range(handle, entry["start"], DTYPES[entry["dtype"]], fragment, shards)
 
 
-def copy_range(
-    handle: BinaryIO, start: int, dtype: torch.dtype, fragment: Fragment, shards: Sequence[Tensor]
-) -> None:
+def copy_range(handle: BinaryIO, start: int, dtype: torch.dtype, fragment: Fragment, shards: Sequence[Tensor]) -> None:
     """Copy a fragment of a parameter, whose values begin at byte `start` of a file, to its place in the shards."""
     handle.seek(start + fragment.start * dtype.itemsize)
     values = torch.frombuffer(bytearray(handle.read(fragment.length * dtype.itemsize)), dtype=dtype)

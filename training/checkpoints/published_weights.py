@@ -35,9 +35,7 @@ def published_weights(settings: Diffusers) -> InitialWeights:
 def stored_tensors(files: PublishedFiles) -> dict[str, StoredTensor]:
     """Return the tensors of a published transformer by the name of the weight in our model."""
     return {
-        PREFIX + name: tensor
-        for file in files.weight_files(SUBFOLDER)
-        for name, tensor in header_of(file).items()
+        PREFIX + name: tensor for file in files.weight_files(SUBFOLDER) for name, tensor in header_of(file).items()
     }
 
 

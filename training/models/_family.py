@@ -88,7 +88,5 @@ class Family(abc.ABC):
         """Replace parts of a new transformer that would not survive `torch.device("meta")` or bfloat16."""
 
     @abc.abstractmethod
-    def predict(
-        self, transformer: Any, latents_BCTHW: Tensor, condition: Condition, published: Published
-    ) -> Tensor:
+    def predict(self, transformer: Any, latents_BCTHW: Tensor, condition: Condition, published: Published) -> Tensor:
         """Return the prediction `[B, C, T, H, W]` for latents of one shape, in the transformer's type."""

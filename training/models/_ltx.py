@@ -58,9 +58,7 @@ class LTX(Family):
         if patch != (1, 1, 1):
             raise ValueError(f"the transformer has patches of {list(patch)}, and published models have [1, 1, 1]")
 
-    def predict(
-        self, transformer: Any, latents_BCTHW: Tensor, condition: Condition, published: Published
-    ) -> Tensor:
+    def predict(self, transformer: Any, latents_BCTHW: Tensor, condition: Condition, published: Published) -> Tensor:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 

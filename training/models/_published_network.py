@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,7 +14,7 @@ from training.network import Condition, VideoModel
 
 
 class PublishedTransformer(VideoModel):
-    """A transformer of diffusers, whose weights are named `transformer.…` as in the files of LoRA for its pipelines."""
+    """A transformer of diffusers, whose weights are named `transformer.` as in LoRA files of its pipelines."""
 
     def __init__(self, family: Family, published: Published, recomputes: bool) -> None:
         """Build the transformer of a configuration; the backward pass recomputes its blocks if `recomputes`."""
@@ -61,12 +60,18 @@ class PublishedTransformer(VideoModel):
 
 def _chosen(condition: Condition, indices: Sequence[int]) -> Condition:
     """Return the condition of some of its samples."""
-    if list(indices) == list(range(len(condition.texts))):
-        return condition
-    lists = ("texts", "times", "conditioning_masks", "seconds")
-    tensors = ("fps_B", "size_B2", "crop_B2", "source_B2")
-    return replace(
-        condition,
-        **{name: [getattr(condition, name)[index] for index in indices] for name in lists},
-        **{name: getattr(condition, name)[list(indices)] for name in tensors},
+
+    def of(values: Sequence[Tensor]) -> list[Tensor]:
+        return [values[index] for index in indices]
+
+    rows = list(indices)
+    return Condition(
+        of(condition.texts),
+        of(condition.times),
+        of(condition.conditioning_masks),
+        of(condition.seconds),
+        condition.fps_B[rows],
+        condition.size_B2[rows],
+        condition.crop_B2[rows],
+        condition.source_B2[rows],
     )

@@ -65,9 +65,7 @@ class Wan(Family):
 
         transformer.rope = WanRotary.like(transformer.rope)
 
-    def predict(
-        self, transformer: Any, latents_BCTHW: Tensor, condition: Condition, published: Published
-    ) -> Tensor:
+    def predict(self, transformer: Any, latents_BCTHW: Tensor, condition: Condition, published: Published) -> Tensor:
         import torch
 
         time_BT = 1000 * torch.stack(list(condition.times))

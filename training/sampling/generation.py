@@ -123,7 +123,7 @@ def check_given(model: ModelSettings, timeline: Timeline) -> None:
     if timeline.last_frame_C1HW is not None and "last" not in kinds:
         raise ValueError(f"model {model.name} cannot end a video in a given image; leave out last")
     if given and "first" not in kinds:
-        raise ValueError(f"model {model.name} is of text to video and takes no given frames; sample from a prompt alone")
+        raise ValueError(f"model {model.name} is of text to video and takes no given frames; leave out images")
 
 
 def _noise(timeline: Timeline, seed: int, window: int) -> Tensor:

@@ -126,19 +126,21 @@ def test_diffusers_loads_what_was_trained(manifest: str, tmp_path: Path) -> None
     assert float((found["model"] - expected).abs().max()) > 1e-3
 
 
-def weights_after_two_steps(settings: TrainSettings, manifest: str, out: str) -> dict[str, torch.Tensor]:
-    export_uri = train_loop(settings, manifest, out, 0, CPU).export_uri
-    return dict(read_export(export_uri, averaged=False)[1].state_dict())
+def losses_and_norms(settings: TrainSettings, manifest: str, out: str) -> list[float]:
+    """Train, and return the loss and the gradient norm of every step."""
+    train_loop(settings, manifest, out, 0, CPU)
+    records = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    return [record[key] for record in records for key in ("loss", "grad_norm")]
 
 
 @pytest.mark.parametrize("family", ["wan", "ltx"])
 def test_zero_3_trains_like_one_process(family: str, manifest: str, tmp_path: Path) -> None:
-    settings = settings_of(published(tmp_path / "model", family), steps=2, validate_every=0, lr=1e-3)
-    alone = weights_after_two_steps(settings, manifest, str(tmp_path / "alone"))
+    """Later losses and gradients depend on the first updates, and these on the weights that each rank has read."""
+    settings = settings_of(published(tmp_path / "model", family), steps=3, validate_every=0, lr=1e-3)
+    alone = losses_and_norms(settings, manifest, str(tmp_path / "alone"))
     sharded = settings.model_copy(update={"workers": 2, "zero_stage": 3})
-    first, _ = run_ranks(weights_after_two_steps, 2, sharded, manifest, str(tmp_path / "sharded"))
-    for name, value in alone.items():
-        torch.testing.assert_close(first[name], value, rtol=0, atol=1e-4)
+    for found in run_ranks(losses_and_norms, 2, sharded, manifest, str(tmp_path / "sharded")):
+        assert found == pytest.approx(alone, rel=1e-4)
 
 
 def test_damaged_folders_are_named_with_the_fix(tmp_path: Path) -> None:

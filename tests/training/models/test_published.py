@@ -80,9 +80,7 @@ def test_predictions_are_those_of_the_transformer(family: str, tmp_path: Path) -
     with torch.no_grad():
         predictions = model(latents, condition)
         for index, prediction in enumerate(predictions):
-            expected = reference(
-                family, transformer, latents[index], text[index], condition.times[index], fps[index]
-            )
+            expected = reference(family, transformer, latents[index], text[index], condition.times[index], fps[index])
             torch.testing.assert_close(prediction, expected, rtol=0, atol=1e-5)
             assert prediction.dtype == torch.float32
 
