@@ -26,6 +26,10 @@ class ModelSettings(Plugin):
     """Whether the model computes samples of several shapes in one forward pass at no extra cost. If not, each
     micro-batch has samples of one bucket, which leaves workers idle for longer; see docs/internals/batches.md."""
 
+    adapter_targets: ClassVar[tuple[str, ...]] = ()
+    """Last parts of the names of the linear layers that an adapter changes by default, those of attention and
+    feed-forward layers."""
+
     @abc.abstractmethod
     def build(self, channels: int, text_dim: int) -> VideoModel:
         """Return a freshly initialised model for latents with `channels` channels and text tokens of width `text_dim`.

@@ -24,6 +24,7 @@ class DiT(ModelSettings):
     """
 
     changeable_on_resume: ClassVar[frozenset[str]] = frozenset(("attention", "checkpointing", "compile"))
+    adapter_targets: ClassVar[tuple[str, ...]] = ("query", "key_value", "out", "feed_forward.0", "feed_forward.2")
 
     name: str = "dit"
     preset: Literal["nano", "S", "B", "L", "XL", "1.3B"] | None = Field(
