@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
 from cluster.config import ConfigError
 from cluster.leases import lease
@@ -16,10 +17,15 @@ from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.forgetting.prior_runs import adopt_run
 from pipelines.recipe import Recipe, write_resolved
 from training.checkpoints.checkpoint import newest_checkpoint
+from training.checkpoints.model_card import ModelCard
 from training.checkpoints.run_folder import run_folder
 from training.evaluation.truth import read_truth
 from training.result import TrainResult, find_result
 from training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    # Imports torch, which takes 2 s.
+    from training.checkpoints.initial_weights import InitialWeights
 
 
 def train(recipe: Recipe, in_process: bool = False, session: Session | None = None) -> TrainResult:
@@ -40,7 +46,7 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
         if (done := find_result(settings, run_uri)) is not None:
             return done
         check_manifest(settings, dataset.manifest_uri)
-        if settings.init is not None and newest_checkpoint(run_uri) is None:
+        if settings.init is not None and (settings.adapter is not None or newest_checkpoint(run_uri) is None):
             check_init(settings)
         check_scored_footage(settings)
         if in_process and settings.precision == "bf16":
@@ -60,9 +66,21 @@ def check_init(settings: TrainSettings) -> None:
     from training.checkpoints.initial_weights import find_initial_weights  # imports torch, which takes 2 s
 
     try:
-        find_initial_weights(settings.init)
+        weights = find_initial_weights(settings.init)
+        if settings.adapter is not None and weights.card is not None:
+            check_adapter(settings, weights, weights.card)
     except ValueError as error:
         raise ConfigError(f"train.init: {error}") from error
+
+
+def check_adapter(settings: TrainSettings, base: InitialWeights, card: ModelCard) -> None:
+    """Raise `ValueError` if the base of an adapter is another model than that of the settings, or lacks its targets."""
+    import torch
+
+    from training.assembly import adapt
+
+    with torch.device("meta"):
+        adapt(settings.model.build(card.channels, card.text_dim), settings, base, seed=0)
 
 
 def check_scored_footage(settings: TrainSettings) -> None:

@@ -154,7 +154,9 @@ def check_tensors(expected: Mapping[str, Sequence[int]], found: Mapping[str, Ten
     """
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing and unknown:
-        one = next((name for name in expected if unknown[0].endswith(f".{name}") or name.endswith(f".{unknown[0]}")), "")
+        one = next(
+            (name for name in expected if unknown[0].endswith(f".{name}") or name.endswith(f".{unknown[0]}")), ""
+        )
         if len(unknown[0]) > len(one) > 0:
             prefix = unknown[0].removesuffix(one)
             raise ValueError(f"its keys begin with {prefix}, and this model's do not; remove {prefix} from the keys")

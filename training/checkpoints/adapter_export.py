@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +17,23 @@ from torch import Tensor
 
 from cluster import storage
 from training.adapters.lora import file_name, lora_config, merge_adapter
+from training.adapters.settings import AdapterSettings
 from training.checkpoints.export import EXPORT_AGAIN, NULL_TEXT, model_from_card, read_weights
 from training.checkpoints.initial_weights import InitialWeights, find_initial_weights
-from training.checkpoints.model_card import ADAPTER_CONFIG, CARD, NULL_TEXT_FILE, AdapterCard, ModelCard, read_card
+from training.checkpoints.model_card import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CARD,
+    NULL_TEXT_FILE,
+    AdapterCard,
+    ModelCard,
+    read_card,
+)
 from training.data.footer import DamagedError
 from training.network import VideoModel
+
+WEIGHT_FILES = (ADAPTER_WEIGHTS, "adapter_model.safetensors")
+"""Names of an adapter's file of weights: ours, and that of peft."""
 
 
 def write_adapter_export(uri: str, averaged: Mapping[str, Tensor], null_text: Tensor, card: ModelCard) -> ModelCard:
@@ -71,6 +84,68 @@ def merged_model(card: ModelCard, tensors: Mapping[str, Tensor]) -> VideoModel:
     model = model_from_card(card, base.whole(_shapes(card)))
     merge_adapter(model, card.adapter, tensors, 1.0)
     return model
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter's files in a folder: an export, or what peft saved."""
+
+    uri: str
+    settings: AdapterSettings
+    file: str
+    """Name of the file of weights."""
+    card: ModelCard | None
+    """The card of an export."""
+
+    def check_base(self, model: ModelCard) -> None:
+        """Raise `ValueError` if the adapter was trained beside other weights than those of a model."""
+        if self.card is None or self.card.adapter is None:
+            return
+        base = model.identity if model.adapter is None else model.adapter.base_identity
+        trained = self.card.adapter
+        if trained.base_identity != base:
+            raise ValueError(
+                f"{self.uri}: was trained beside the weights {trained.base_identity} of {trained.base}, and this "
+                f"model has {base}; sample that one, or --model {self.uri} without --adapter"
+            )
+
+    @property
+    def identity(self) -> str:
+        """Digest of the weights."""
+        return storage.file_digest(storage.join(self.uri, self.file))
+
+    def merge_into(self, model: VideoModel, weight: float) -> None:
+        """Add `weight` times the adapter's change to a model's weights. Raises `ValueError` if it is of another."""
+        uri = storage.join(self.uri, self.file)
+        data = storage.read_bytes(uri) if self.card is None else read_weights(self.uri, self.card)
+        try:
+            merge_adapter(model, self.settings, load_tensors(data), weight)
+        except ValueError as error:
+            raise ValueError(f"{uri}: {error}") from error
+
+
+def find_adapter(uri: str) -> StoredAdapter:
+    """Return the adapter in a folder. Raises `ValueError` if there is none."""
+    if storage.exists(storage.join(uri, CARD)):
+        card = read_card(uri)
+        if card.adapter is None:
+            raise ValueError(f"{uri}: is a whole model and no adapter; give it by --model")
+        return StoredAdapter(uri, card.adapter, card.files[0], card)
+    config_uri = storage.join(uri, ADAPTER_CONFIG)
+    file = next((name for name in WEIGHT_FILES if storage.exists(storage.join(uri, name))), None)
+    if file is None or not storage.exists(config_uri):
+        raise ValueError(
+            f"{uri}: is no adapter, which has {ADAPTER_CONFIG} and {' or '.join(WEIGHT_FILES)}; give the export of a "
+            "run with train.adapter, or a folder that peft saved"
+        )
+    values = storage.read_json(config_uri)
+    targets = values.get("target_modules")
+    if not isinstance(targets, list):
+        raise ValueError(f"{config_uri}: target_modules is {targets!r}, and must be a list of names")
+    settings = AdapterSettings(
+        rank=values["r"], alpha=values["lora_alpha"], targets=tuple(targets), dora=bool(values.get("use_dora"))
+    )
+    return StoredAdapter(uri, settings, file, None)
 
 
 def find_base(init: str) -> InitialWeights:

@@ -72,8 +72,7 @@ class InitialWeights:
             parameter.copy_(values)
 
     def whole(self, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-        """Return the weights of a model whose parameters have these shapes. Raises `ValueError` if some are not there.
-        """
+        """Return the weights of a model whose parameters have these shapes. Raises `ValueError` if some are not there."""
         self.check_fits_all(shapes)
         tensors = {name: torch.empty(shape, dtype=torch.float32, device="cpu") for name, shape in shapes.items()}
         fragments = [
@@ -164,7 +163,9 @@ def _of_export(uri: str) -> InitialWeights:
         )
     with _opened_export(uri) as (_, entries):
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-    return InitialWeights(uri, shapes, card, card.identity, partial(_check_export, uri, card), partial(_read_export, uri))
+    return InitialWeights(
+        uri, shapes, card, card.identity, partial(_check_export, uri, card), partial(_read_export, uri)
+    )
 
 
 def _check_export(uri: str, card: ModelCard) -> None:

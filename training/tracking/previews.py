@@ -19,8 +19,8 @@ from cluster import storage
 from cluster.arrays import UInt8Array
 from cluster.storage import digest
 from cluster.telemetry import log
-from training.assembly import TrainingRun
 from training.adapters.lora import file_name
+from training.assembly import TrainingRun
 from training.checkpoints.adapter_export import merged_model
 from training.checkpoints.export import model_from_card
 from training.data.buckets import parse_bucket_name

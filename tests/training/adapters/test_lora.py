@@ -132,7 +132,9 @@ def test_gradients_are_those_of_the_adapter_alone() -> None:
     assert with_gradient == {name for name, _ in model.named_parameters() if ".lora_" in name}
     assert all(weight.grad.abs().sum() > 0 for weight in model.parameters() if weight.grad is not None)
     assert len(adapted_layers(model)) == 2 * 8
-    assert {id(weight) for weight in model.hidden_matrices()} == {id(weight) for weight in adapter_tensors(model).values()}
+    assert {id(weight) for weight in model.hidden_matrices()} == {
+        id(weight) for weight in adapter_tensors(model).values()
+    }
 
 
 @pytest.mark.parametrize("layer", ["query", "key_value", "out"])
