@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow.compute as pc
 import torch
@@ -16,10 +17,16 @@ from captioning.encoder import TextEncoderSettings
 from cluster.arrays import UInt64Array
 from cluster.plugins import build
 from cluster.telemetry import log
+from training.adapters.lora import adapter_initialiser, add_adapter
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
-from training.checkpoints.initial_weights import InitialWeights, load_initial_weights
-from training.checkpoints.model_card import ModelCard
+from training.checkpoints.initial_weights import (
+    InitialWeights,
+    check_on_rank_0,
+    load_initial_weights,
+)
+from training.checkpoints.model_card import AdapterCard, ModelCard
+from training.checkpoints.starting_weights import weights_to_start_from
 from training.conditioning import ConditioningRates
 from training.data.buckets import latent_size, parse_bucket_name
 from training.data.costs import SampleCosts, Work
@@ -29,6 +36,7 @@ from training.ema import Ema
 from training.engine import Engine, open_engine
 from training.fitting import fit_to_device
 from training.model import ModelSettings
+from training.network import InitialiseWeight, VideoModel
 from training.sampling.provenance import version
 from training.settings import TrainSettings
 from training.step import StepConfig, samples_with_last_frame
@@ -55,6 +63,8 @@ class TrainingRun:
     loss_parts: LossParts
     engine: Engine
     ema: Ema
+    base: InitialWeights | None
+    """The weights that an adapter changes; None if all weights train."""
 
     @classmethod
     def open(
@@ -68,10 +78,11 @@ class TrainingRun:
         text_dim = dataset.null_text().shape[-1]
         settings = fit_to_device(settings, dataset, text_dim, device)
         step_config = make_step_config(settings, dataset, seed)
+        base = base_of(settings)
         engine = open_untrained_engine(settings, dataset.info.channels, text_dim, seed, device)
         ema = Ema(engine.weight_shards(), settings.ema_decay)
         parts = LossParts(dataset.table["bucket"].to_pylist())
-        return cls(settings, manifest_uri, run_uri, dataset, step_config, parts, engine, ema)
+        return cls(settings, manifest_uri, run_uri, dataset, step_config, parts, engine, ema, base)
 
     def start_from(self, weights: InitialWeights) -> None:
         """Set the weights and their averages to those of an earlier model, where they fit; every rank calls it.
@@ -83,6 +94,26 @@ class TrainingRun:
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         load_initial_weights(weights, self.engine, shapes)
         self.ema.restart(self.engine.weight_shards())
+        self._warn_of_other_parts(weights)
+
+    def check_base(self, state: Mapping[str, Any]) -> None:
+        """Check the weights that an adapter changes, if there are some; every rank calls it.
+
+        `state` is that of the checkpoint that the run resumes from. Raises `DamagedError` if they were altered, and
+        `ValueError` if the checkpoint belongs to others.
+        """
+        if self.base is None:
+            return
+        if (trained := state.get("base", self.base.identity)) != self.base.identity:
+            raise ValueError(
+                f"{self.base.uri}: its weights are {self.base.identity}, and this run's adapter was trained beside "
+                f"{trained}; put those back, or remove {self.run_uri} to start over"
+            )
+        check_on_rank_0(self.base, self.engine)
+        if not state:
+            self._warn_of_other_parts(self.base)
+
+    def _warn_of_other_parts(self, weights: InitialWeights) -> None:
         if weights.card is not None and self.engine.rank == 0:
             here = self.model_card(0)
             for key in ("autoencoder_identity", "text_encoder_identity", "objective"):
@@ -93,7 +124,12 @@ class TrainingRun:
     def model_card(self, step: int) -> ModelCard:
         """Return the card of the model after `step` steps; see `make_model_card`."""
         text_dim = self.step_config.null_text.shape[-1]
-        return make_model_card(self.settings, self.dataset, text_dim, step, self.step_config.seed)
+        card = make_model_card(self.settings, self.dataset, text_dim, step, self.step_config.seed)
+        if self.settings.adapter is None or self.base is None:
+            return card
+        adapter = self.settings.adapter.resolved(self.settings.model)
+        about = {"base": self.settings.init or self.base.uri, "base_identity": self.base.identity}
+        return card.model_copy(update={"adapter": AdapterCard(**adapter.model_dump(), **about)})
 
 
 def make_step_config(settings: TrainSettings, dataset: Dataset, seed: int) -> StepConfig:
@@ -114,13 +150,34 @@ def open_untrained_engine(
 ) -> Engine:
     """Return an engine with the untrained model, whose weights are the same on every rank and in every kind of engine.
 
-    Torch's global random state is left unchanged.
+    With `settings.adapter` it is an untrained adapter of the weights that the settings start from. Torch's global random
+    state is left unchanged.
     """
     with torch.device("meta"):
         model = settings.model.build(channels, text_dim)
+    if (base := base_of(settings)) is not None:
+        initialise_weight = adapt(model, settings, base, seed)
+        return open_engine(model, settings, device, initialise_weight)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return open_engine(model, settings, device)
+
+
+def base_of(settings: TrainSettings) -> InitialWeights | None:
+    """Return the weights that the adapter of these settings changes; None without an adapter."""
+    return None if settings.adapter is None else weights_to_start_from(settings)
+
+
+def adapt(model: VideoModel, settings: TrainSettings, base: InitialWeights, seed: int) -> InitialiseWeight:
+    """Add an untrained adapter to a model without memory, in place; return what fills its weights and those of the
+    base.
+
+    Raises `ValueError` for a target that the model lacks, and if the base is another model.
+    """
+    assert settings.adapter is not None
+    base.check_fits_all({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+    add_adapter(model, settings.adapter.resolved(settings.model))
+    return adapter_initialiser(model, base.fill, seed)
 
 
 def make_model_card(settings: TrainSettings, dataset: Dataset, text_dim: int, step: int, seed: int) -> ModelCard:

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.checkpoints.fragments import Fragment
-from training.network import VideoModel
+from training.network import InitialiseWeight, VideoModel
 from training.optimizers import MOMENTS, OPTIMIZERS, SkippableAdamW, set_lr
 from training.settings import TrainSettings
-from training.zero import JoinedOutput, deepspeed_config, initialise_sharded, without_compiled_muon
+from training.zero import JoinedOutput, ShardedStart, deepspeed_config, initialise_sharded, without_compiled_muon
 
 EXCHANGED_ELEMENTS = 16 << 20
 """Elements that weights and their averages exchange at a time: 64 MiB."""
@@ -74,7 +74,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def weight_shards(self) -> list[Tensor]:
-        """Return this rank's part of the fp32 weights: the tensors themselves that are updated. Under ZeRO they are
+        """Return this rank's part of the fp32 weights that train: the tensors themselves that are updated. Under ZeRO they are
         flat and unnamed.
         """
 
@@ -84,7 +84,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def full_parameters(self, on_all_ranks: bool = False) -> dict[str, Tensor]:
-        """Return a copy of all weights by name, fp32 on the CPU, gathered from all ranks.
+        """Return a copy of all weights that train by name, fp32 on the CPU, gathered from all ranks.
 
         Ranks other than 0 get an empty dictionary unless `on_all_ranks`. Weights are gathered one at a time, so a rank
         that keeps no copy never holds more than one whole weight.
@@ -156,27 +156,35 @@ class Engine(abc.ABC):
                 self.refresh_model_weights()
 
 
-def open_engine(model: nn.Module, settings: TrainSettings, device: torch.device) -> Engine:
-    """Return the engine for these settings. With several workers or ZeRO, `torch.distributed` must be initialised;
+def open_engine(
+    model: nn.Module,
+    settings: TrainSettings,
+    device: torch.device,
+    initialise_weight: InitialiseWeight | None = None,
+) -> Engine:
+    """Return the engine for these settings, which trains the weights of the model that require a gradient. With several workers or ZeRO, `torch.distributed` must be initialised;
     `workers: auto`, which `training.run` replaces by a number, is one process.
 
-    A `VideoModel` that was built under `torch.device("meta")` gets memory here, and initial weights from torch's global
-    random state. With ZeRO-3 this happens one weight at a time and each rank keeps its shard of it, so the model may be
+    A `VideoModel` that was built under `torch.device("meta")` gets memory here, and initial weights by
+    `initialise_weight`, or else from torch's global random state. With ZeRO-3 this happens one weight at a time and each rank keeps its shard of it, so the model may be
     larger than a device's memory.
 
     Matrix products of fp32 in this process are in TF32 from now on if the precision is tf32, and otherwise exact.
     """
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
-    if settings.zero_stage != 3 and _is_on_meta(model):
-        model.to_empty(device=device)
-        model.initialise()
+    if _is_on_meta(model):
+        initialise_weight = initialise_weight or model.weight_initialiser()
+        if settings.zero_stage != 3:
+            model.to_empty(device=device)
+            for name, parameter in model.named_parameters():
+                initialise_weight(parameter, name)
     if settings.context_parallel > 1:
         assert isinstance(model, VideoModel)
         group, _ = dist.new_subgroups(group_size=settings.context_parallel)
         model.enable_context_parallel(group)
     if settings.workers in (1, "auto") and settings.zero_stage == 0:
         return TorchEngine(model, settings, device)
-    return DeepSpeedEngine(model, settings, device)
+    return DeepSpeedEngine(model, settings, device, initialise_weight)
 
 
 class TorchEngine(Engine):
@@ -213,14 +221,14 @@ class TorchEngine(Engine):
     def full_parameters(self, on_all_ranks: bool = False) -> dict[str, Tensor]:
         return {
             name: parameter.detach().to("cpu", torch.float32, copy=True)
-            for name, parameter in self._model.named_parameters()
+            for name, parameter in trained_parameters(self._model)
         }
 
     def refresh_model_weights(self) -> None:
         pass
 
     def _optimized_tensors(self) -> list[Tensor]:
-        return list(self._model.parameters())
+        return [parameter for _, parameter in trained_parameters(self._model)]
 
 
 class DeepSpeedEngine(Engine):
@@ -228,16 +236,26 @@ class DeepSpeedEngine(Engine):
     sharded too).
     """
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: TrainSettings,
+        device: torch.device,
+        initialise_weight: InitialiseWeight | None = None,
+    ) -> None:
+        """Open the engine; `initialise_weight` is needed for a model without memory, under ZeRO-3."""
         deepspeed = _import_deepspeed(device)
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
         self.context_parallel = settings.context_parallel
         self._stage, self._clip_norm = settings.zero_stage, settings.clip_norm
         self.replicated = self._stage == 0
-        config = deepspeed_config(settings, sum(parameter.numel() for parameter in model.parameters()))
+        # Stage 3 gathers frozen weights too; other stages communicate those that train.
+        communicated = [one for one in model.parameters() if one.requires_grad or self._stage == 3]
+        config = deepspeed_config(settings, sum(parameter.numel() for parameter in communicated))
         if _is_on_meta(model):
+            assert initialise_weight is not None
             dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-            initialise_sharded(deepspeed, model, config, dtype, device)
+            initialise_sharded(deepspeed, model, config, ShardedStart(initialise_weight, dtype, device))
         else:
             model = model.to(device)
         if self._stage == 3:
@@ -275,7 +293,7 @@ class DeepSpeedEngine(Engine):
     def fragments(self) -> list[Fragment]:
         if self._stage == 0:
             return _whole_parameters(self._engine.module)
-        held = [self._fragment(name, parameter) for name, parameter in self._engine.module.named_parameters()]
+        held = [self._fragment(name, parameter) for name, parameter in trained_parameters(self._engine.module)]
         return sorted((one for one in held if one and one.length > 0), key=lambda one: (one.shard, one.offset))
 
     def _fragment(self, name: str, parameter: Any) -> Fragment | None:
@@ -296,7 +314,7 @@ class DeepSpeedEngine(Engine):
         from deepspeed.utils import safe_get_full_fp32_param
 
         full: dict[str, Tensor] = {}
-        for name, parameter in self._engine.module.named_parameters():
+        for name, parameter in trained_parameters(self._engine.module):
             whole = parameter.detach() if self._stage == 0 else safe_get_full_fp32_param(parameter)
             if on_all_ranks or self.rank == 0:
                 full[name] = whole.to("cpu", torch.float32, copy=True)
@@ -316,7 +334,7 @@ class DeepSpeedEngine(Engine):
 
     def _optimized_tensors(self) -> list[Tensor]:
         if self._stage == 0:
-            return list(self._engine.module.parameters())
+            return [parameter for _, parameter in trained_parameters(self._engine.module)]
         optimizer = self._engine.optimizer
         flat: list[Tensor] = (
             optimizer.fp32_partitioned_groups_flat if self._stage == 3 else optimizer.single_partition_of_fp32_groups
@@ -343,11 +361,16 @@ def _is_on_meta(model: nn.Module) -> TypeGuard[VideoModel]:
     return isinstance(model, VideoModel) and any(parameter.is_meta for parameter in model.parameters())
 
 
+def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters that train with their names: those that require a gradient."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
 def _whole_parameters(model: nn.Module) -> list[Fragment]:
-    """Return one fragment per parameter, each in a shard of its own."""
+    """Return one fragment per parameter that trains, each in a shard of its own."""
     return [
         Fragment(name, 0, parameter.numel(), shard, 0)
-        for shard, (name, parameter) in enumerate(model.named_parameters())
+        for shard, (name, parameter) in enumerate(trained_parameters(model))
     ]
 
 

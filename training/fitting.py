@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.telemetry import log
+from training.adapters.lora import add_adapter
 from training.data.buckets import latent_size, parse_bucket_name
 from training.data.dataset import Dataset
 from training.memory import MicroBatchSize, Sharding
@@ -53,7 +54,11 @@ def fit_to_memory(
         settings.cpu_offload,
         settings.communication_bucket,
     )
-    state_bytes = sharding.state_bytes(sum(parameter.numel() for parameter in model.parameters()))
+    if settings.adapter is not None:
+        add_adapter(model, settings.adapter.resolved(settings.model))
+    n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    n_frozen = sum(parameter.numel() for parameter in model.parameters()) - n_trained
+    state_bytes = sharding.state_bytes(n_trained, n_frozen)
     size = largest_micro_batch(settings, dataset, ranks // settings.context_parallel)
     return settings.model_copy(
         update={"model": settings.model.fitted(size, sharding.item_bytes, state_bytes, device_bytes)}

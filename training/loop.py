@@ -17,12 +17,13 @@ from torch import Tensor
 from cluster import storage
 from cluster.telemetry import log
 from training.assembly import TrainingRun, make_planner
+from training.checkpoints.adapter_export import write_adapter_export
 from training.checkpoints.best_export import BestExport
 from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.export import write_export
-from training.checkpoints.starting_weights import weights_to_start_from
 from training.checkpoints.model_card import ModelCard
 from training.checkpoints.reader import load_checkpoint, newest_whole_checkpoint
+from training.checkpoints.starting_weights import weights_to_start_from
 from training.checkpoints.writer import CheckpointWriter
 from training.data.dataset import CaptionMix
 from training.data.loader import Loader, LoaderSettings
@@ -83,9 +84,10 @@ def train_loop(settings: TrainSettings, manifest_uri: str, run_uri: str, seed: i
     """
     run = TrainingRun.open(settings, manifest_uri, run_uri, seed, device)
     checkpoint = newest_whole_checkpoint(run_uri, run.engine)
-    if checkpoint is None and (weights := weights_to_start_from(settings)) is not None:
+    if checkpoint is None and run.base is None and (weights := weights_to_start_from(settings)) is not None:
         run.start_from(weights)
     state = load_checkpoint(checkpoint, run.engine, run.ema) if checkpoint else {}
+    run.check_base(state)
     best = BestExport(run_uri, run.engine, state.get("best"), settings.keep_checkpoints)
     if checkpoint is None or checkpoint.step < settings.steps:
         checkpoint = _train(run, checkpoint.step if checkpoint else 0, state, best)
@@ -110,8 +112,12 @@ def _write_export(run: TrainingRun, export_uri: str, card: ModelCard) -> None:
     raw = run.engine.full_parameters()
     with run.engine.swapped_weights(run.ema.averages):
         averaged = run.engine.full_parameters()
-    if run.engine.rank == 0:
+    if run.engine.rank > 0:
+        return
+    if card.adapter is None:
         write_export(export_uri, raw, averaged, run.step_config.null_text, card)
+    else:
+        write_adapter_export(export_uri, averaged, run.step_config.null_text, card)
 
 
 def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any], best: BestExport) -> Checkpoint:
@@ -165,7 +171,8 @@ def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any], best: Be
                 if metrics:
                     metrics.flush()
                 kept = best.checkpoint_state()
-                writer.start(done, {"norms": spikes.norms} | ({"best": kept} if kept else {}))
+                base = {"base": run.base.identity} if run.base else {}
+                writer.start(done, {"norms": spikes.norms} | base | ({"best": kept} if kept else {}))
             writer.poll()
             if records.stop_requested and done < settings.steps:
                 writer.wait()

@@ -102,22 +102,22 @@ class Sharding:
     cpu_offload: bool = False
     communication_bucket: int = 50_000_000
 
-    def state_bytes(self, n_weights: int) -> int:
+    def state_bytes(self, n_weights: int, n_frozen: int = 0) -> int:
         """Return the bytes on a device besides activations: weights, gradients, the optimizer's state and buffers.
 
-        The optimizer's state is, in fp32, two moments, averaged weights and, with ZeRO, the weights to update.
+        Of `n_frozen` weights besides the `n_weights` that train there are the weights alone. The optimizer's state is, in fp32, two moments, averaged weights and, with ZeRO, the weights to update.
         """
         weight, gradient, state = float(self.item_bytes), 4.0, 16.0
         if self.zero_stage == 0:
-            return round(n_weights * (weight + gradient + 12))
+            return round(n_weights * (weight + gradient + 12) + n_frozen * weight)
         state = 0.0 if self.cpu_offload else state / self.ranks
         buffers = BUCKET_BYTES * min(self.communication_bucket, n_weights)
         if self.zero_stage >= 2:
             gradient /= self.ranks
         if self.zero_stage == 3:
-            buffers += self.item_bytes * min(MAX_GATHERED_WEIGHTS, n_weights)
+            buffers += self.item_bytes * min(MAX_GATHERED_WEIGHTS, n_weights + n_frozen)
             weight /= self.ranks
-        return round(n_weights * (weight + gradient + state) + buffers)
+        return round(n_weights * (weight + gradient + state) + n_frozen * weight + buffers)
 
 
 def usable_bytes(device_bytes: int) -> int:

@@ -29,6 +29,9 @@ class ModelSettings(Plugin):
     """Whether the model computes samples of several shapes in one forward pass at no extra cost. If not, each
     micro-batch has samples of one bucket, which leaves workers idle for longer; see docs/internals/batches.md."""
 
+    starts_from_itself: ClassVar[bool] = False
+    """Whether the model has weights of its own, which a run without `init` starts from."""
+
     @abc.abstractmethod
     def build(self, channels: int, text_dim: int) -> VideoModel:
         """Return a freshly initialised model for latents with `channels` channels and text tokens of width `text_dim`.
@@ -85,6 +88,13 @@ class ModelSettings(Plugin):
 
     def check_zero_stage(self, stage: int) -> None:
         """Raise `ValueError` if the model cannot be trained with this stage of ZeRO."""
+
+    @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        """Last parts of the names of the linear layers that an adapter changes by default, those of attention and
+        feed-forward layers.
+        """
+        return ()
 
     @property
     def recompute_share(self) -> float:

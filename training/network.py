@@ -12,6 +12,10 @@ from torch import Tensor, nn
 # Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns, N text tokens, E text width.
 
 
+InitialiseWeight = Callable[[nn.Parameter, str], None]
+"""Fills a weight with its initial values, given the weight and its name."""
+
+
 @dataclass(frozen=True)
 class Condition:
     """The inputs of a denoising network besides the latents, one entry per sample. All tensors are on the model's
@@ -51,7 +55,7 @@ class VideoModel(nn.Module, abc.ABC):
         """Return a float32 prediction per latent `[C, T, H, W]`, of the same shape; T, H and W may be any size."""
 
     @abc.abstractmethod
-    def weight_initialiser(self) -> Callable[[nn.Parameter, str], None]:
+    def weight_initialiser(self) -> InitialiseWeight:
         """Return a function that fills a weight with its initial values, given the weight and its name.
 
         The values depend on the name and on one draw from torch's global random state. So a model that was built under
@@ -62,14 +66,14 @@ class VideoModel(nn.Module, abc.ABC):
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Return the matrices between hidden layers, which the optimizer `muon` updates as matrices.
 
-        These are the weights with two axes in lists of repeated blocks, without tables.
+        These are the weights with two axes in lists of repeated blocks that train, without tables.
         """
         return [
             weight
             for module in self.modules()
             if isinstance(module, nn.ModuleList)
             for name, weight in module.named_parameters()
-            if weight.ndim == 2 and "table" not in name
+            if weight.requires_grad and weight.ndim == 2 and "table" not in name
         ]
 
     def enable_context_parallel(self, group: dist.ProcessGroup) -> None:

@@ -20,13 +20,15 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two parameter groups: matrices, with weight decay, and vectors, without.
+    """Return two parameter groups of the weights that train: matrices, with weight decay, and vectors, without.
 
     Biases and gains are vectors, and so are the rows of modulation tables.
     """
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         # A weight that ZeRO-3 has sharded keeps its shape only in `ds_shape`.
         n_axes = len(getattr(parameter, "ds_shape", parameter.shape))
         (undecayed if n_axes < 2 or "table" in name else decayed).append(parameter)

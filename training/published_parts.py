@@ -37,9 +37,7 @@ def part_faults(model: Diffusers, dataset: Dataset) -> Iterator[str]:
 def _text_faults(model: Diffusers, info: DatasetInfo, text_dim: int) -> Iterator[str]:
     rule, encoder = model.family.text, info.text_encoder
     wanted = {"name": "t5", "max_tokens": rule.max_tokens, "cleaning": rule.cleaning, "padded": rule.padded}
-    own = {
-        key: f"{key} {encoder.get(key)}, not {value}" for key, value in wanted.items() if encoder.get(key) != value
-    }
+    own = {key: f"{key} {encoder.get(key)}, not {value}" for key, value in wanted.items() if encoder.get(key) != value}
     fix = (
         f"encode the captions by text: {{name: t5, model: {model.path}/text_encoder, tokenizer: "
         f"{model.path}/tokenizer, max_tokens: {rule.max_tokens}, cleaning: {rule.cleaning}, "

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 from cluster import storage, weight_files
 from cluster.config import Settings
 from cluster.plugins import PluginField
+from training.adapters.settings import AdapterSettings
 from training.conditioning import ConditioningRates
 from training.data.plan import PlanSettings
 from training.model import FOLDER as MODELS
@@ -65,6 +66,11 @@ class TrainSettings(Settings):
         description="Weights to start from: the name of a shipped model, or the path of an export or a checkpoint. "
         "Its averaged weights are taken where name and shape are the same; steps, learning rate and averages start "
         "anew.",
+    )
+    adapter: AdapterSettings | None = Field(
+        None,
+        description="Low-rank adapter (LoRA) that is trained beside the weights of `init`, which stay as they are; "
+        "{} for one with defaults. Without it all weights train.",
     )
     steps: int = Field(1000, ge=1, description="Optimizer steps of the whole run.")
     batch: PlanSettings = Field(PlanSettings(), description="How samples are grouped into steps.")
@@ -196,6 +202,13 @@ class TrainSettings(Settings):
                 f"optimizer muon needs whole matrices, which zero_stage {self.zero_stage} cuts into a part per worker; "
                 "set zero_stage: 0, or optimizer: adamw"
             )
+        if self.adapter is not None:
+            self.adapter.resolved(self.model)
+            if self.init is None and not self.model.starts_from_itself:
+                raise ValueError(
+                    "adapter changes trained weights, and there are none; set init to a shipped model such as "
+                    "drawn-world, or to an export or checkpoint, or remove adapter to train from nothing"
+                )
         self.model.check_zero_stage(self.zero_stage)
         self.model.check_objective(self.objective)
         self.model.check_conditioning(self.conditioning)

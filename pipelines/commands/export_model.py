@@ -24,14 +24,17 @@ from training.models.diffusers import Diffusers
 from training.tracking.metrics import read_metrics, read_settings
 
 
-def export_model(recipe: Recipe, folder: str) -> int:
+def export_model(recipe: Recipe, folder: str, merge: bool = False) -> int:
     """Write the trained model of a recipe to a folder, which has all that sampling and `init` need.
 
-    A published model is also written to its folder `transformer`, as diffusers loads it.
-    Its README has the records of the training and, if these weights were evaluated in the run's folder, their scores.
+    Of a run with `train.adapter` it is the adapter, or with `merge` the whole model. A published model is also written
+    to its folder `transformer`, as diffusers loads it. Its README has the records of the training and, if these weights
+    were evaluated in the run's folder, their scores.
     Returns the size of its files in bytes. Raises `ConfigError` if no model is trained, or the file of the
     autoencoder's weights is not that of the training.
     """
+    from safetensors.torch import load as load_tensors
+
     from training.checkpoints.compact import write_compact_export  # these import torch, which takes 2 s
     from training.checkpoints.initial_weights import find_initial_weights
     from training.checkpoints.published_export import write_published_export
@@ -39,8 +42,8 @@ def export_model(recipe: Recipe, folder: str) -> int:
     uri = storage.absolute(folder)
     export_uri = find_trained(recipe).export_uri
     try:
-        card = write_compact_export(export_uri, uri)
-        if isinstance(card.model, Diffusers):
+        card = write_compact_export(export_uri, uri, merge)
+        if isinstance(card.model, Diffusers) and card.adapter is None:
             write_published_export(uri, uri)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -50,8 +53,14 @@ def export_model(recipe: Recipe, folder: str) -> int:
     ]
     found = next((summary for summary in summaries if storage.exists(summary)), None)
     scores = storage.read_json(found)["metrics"] if found else []
-    n_weights = sum(math.prod(shape) for shape in find_initial_weights(uri).shapes.values())
-    text = model_readme(uri.rstrip("/").rpartition("/")[2], card, n_weights, _training(recipe, export_uri), scores)
+    if card.adapter is None:
+        n_weights = sum(math.prod(shape) for shape in find_initial_weights(uri).shapes.values())
+    else:
+        n_weights = sum(
+            tensor.numel() for tensor in load_tensors(storage.read_bytes(storage.join(uri, card.files[0]))).values()
+        )
+    name, dtype = uri.rstrip("/").rpartition("/")[2], "float32" if merge else "bfloat16"
+    text = model_readme(name, card, n_weights, _training(recipe, export_uri), scores, dtype)
     storage.write_bytes(storage.join(uri, README), text.encode())
     return sum(entry.size_bytes for entry in storage.list_files(uri))
 
@@ -70,11 +79,14 @@ def _training(recipe: Recipe, export_uri: str) -> Training | None:
 def command(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML), or the folder of a run, whose model is trained.")],
     out: Annotated[str, typer.Option(help="Folder to write to; its last part is the model's name in its README.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge an adapter into its base, and write the whole model in float32.")
+    ] = False,
     set_: Assignments = None,
 ) -> None:
     """Write a trained model as one small folder to give away: averaged weights in bfloat16, autoencoder, README.
 
     `sample --model`, `evaluate --model` and `train: {init: ...}` take the folder.
     """
-    size = export_model(read_recipe(recipe, set_), out)
+    size = export_model(read_recipe(recipe, set_), out, merge)
     print_facts([("model", storage.absolute(out)), ("size", f"{size / 1e6:.1f} MB")])

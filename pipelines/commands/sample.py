@@ -185,6 +185,12 @@ def command(
             help="Part with a prompt of its own, such as '4-8: A blue square spins.', in seconds. Repeatable."
         ),
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Adapter (LoRA) to merge into the model: FOLDER, or FOLDER:WEIGHT for a change other than 1. Repeatable."
+        ),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(help="Folder to write to; out/samples of the recipe, or else samples, by default.")
     ] = None,
@@ -206,7 +212,7 @@ def command(
         raise ConfigError(
             "--grid shows the seeds of a prompt: give --seeds, and no --prompts, which have contact sheets"
         )
-    options["spans"] = tuple(spans or ())
+    options["spans"], options["adapters"] = tuple(spans or ()), tuple(adapter or ())
     if prompts is not None:
         from training.sampling.ranks import is_shared  # imports torch, which takes 2 s
 
@@ -274,6 +280,9 @@ def _samples(
         samples = recipe.sample
         if options["upsample"]:
             samples = tuple(one.model_copy(update={"upsample": True}) for one in samples)
+        if options["adapters"]:
+            added = parse_options(SampleSettings, {"prompt": "adapters", "adapters": options["adapters"]}).adapters
+            samples = tuple(one.model_copy(update={"adapters": (*one.adapters, *added)}) for one in samples)
     else:
         samples = (parse_options(SampleSettings, options),)
     samples = tuple(seeded for one in samples for seeded in with_seeds(one, seeds))

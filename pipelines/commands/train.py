@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
 from cluster.config import ConfigError
 from cluster.leases import lease
@@ -16,11 +17,16 @@ from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.forgetting.prior_runs import adopt_run
 from pipelines.recipe import Recipe, write_resolved
 from training.checkpoints.checkpoint import newest_checkpoint
+from training.checkpoints.model_card import ModelCard
 from training.checkpoints.run_folder import run_folder
 from training.evaluation.truth import read_truth
 from training.models.diffusers import Diffusers
 from training.result import TrainResult, find_result
 from training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    # Imports torch, which takes 2 s.
+    from training.checkpoints.initial_weights import InitialWeights
 
 
 def train(recipe: Recipe, in_process: bool = False, session: Session | None = None) -> TrainResult:
@@ -41,7 +47,7 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
         if (done := find_result(settings, run_uri)) is not None:
             return done
         check_manifest(settings, dataset.manifest_uri)
-        if newest_checkpoint(run_uri) is None:
+        if settings.adapter is not None or newest_checkpoint(run_uri) is None:
             check_init(settings)
         check_parts(settings, dataset.manifest_uri)
         check_scored_footage(settings)
@@ -62,7 +68,9 @@ def check_init(settings: TrainSettings) -> None:
     from training.checkpoints.starting_weights import weights_to_start_from  # imports torch, which takes 2 s
 
     try:
-        weights_to_start_from(settings)
+        weights = weights_to_start_from(settings)
+        if settings.adapter is not None and weights is not None and weights.card is not None:
+            check_adapter(settings, weights, weights.card)
     except ValueError as error:
         raise ConfigError(f"train.{'model' if settings.init is None else 'init'}: {error}") from error
 
@@ -75,6 +83,16 @@ def check_parts(settings: TrainSettings, manifest_uri: str) -> None:
 
         if faults := list(part_faults(settings.model, Dataset.open(manifest_uri, "train"))):
             raise ConfigError("\n".join(f"train.model: {fault}" for fault in faults))
+
+
+def check_adapter(settings: TrainSettings, base: InitialWeights, card: ModelCard) -> None:
+    """Raise `ValueError` if the base of an adapter is another model than that of the settings, or lacks its targets."""
+    import torch
+
+    from training.assembly import adapt
+
+    with torch.device("meta"):
+        adapt(settings.model.build(card.channels, card.text_dim), settings, base, seed=0)
 
 
 def check_scored_footage(settings: TrainSettings) -> None:

@@ -51,9 +51,7 @@ def write_published(folder: Path, family: str, pipeline: dict[str, Any] | None =
         torch.manual_seed(0)
         if family == "wan":
             transformer = WanTransformer3DModel(**(WAN | config))
-            scheduler = UniPCMultistepScheduler(
-                use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"
-            )
+            scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction")
         else:
             transformer = LTXVideoTransformer3DModel(**(LTX | config))
             scheduler = FlowMatchEulerDiscreteScheduler(

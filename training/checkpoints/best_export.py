@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.telemetry import log
-from training.checkpoints.model_card import CARD, WEIGHTS, read_card
+from training.checkpoints.model_card import CARD, read_card
 from training.engine import Engine
 
 FOLDER = "best"
@@ -76,17 +76,18 @@ class BestExport:
         source = self.uri(step)
         try:
             card = read_card(source)
-            is_whole = storage.file_digest(storage.join(source, WEIGHTS)) == card.weights
+            is_whole = storage.file_digest(storage.join(source, card.files[0])) == card.weights
         except (ValueError, FileNotFoundError):
             is_whole = False
         if not is_whole:
             log.warning(f"{source}: the export of the best step is damaged; the last step is exported")
             return False
-        with (
-            storage.open_input(storage.join(source, WEIGHTS)) as weights,
-            storage.atomic_output(storage.join(uri, WEIGHTS)) as target,
-        ):
-            shutil.copyfileobj(weights, target, 16 << 20)
+        for name in card.files:
+            with (
+                storage.open_input(storage.join(source, name)) as file,
+                storage.atomic_output(storage.join(uri, name)) as target,
+            ):
+                shutil.copyfileobj(file, target, 16 << 20)
         card = card.model_copy(update={"trained_steps": trained_steps, "export": "best"})
         storage.write_bytes(storage.join(uri, CARD), card.to_bytes())
         return True

@@ -53,7 +53,7 @@ def read_weights(uri: str, card: ModelCard) -> bytes:
 
     Raises `DamagedError` if the file is missing or does not have the digest in the card.
     """
-    weights_uri = storage.join(uri, WEIGHTS)
+    weights_uri = storage.join(uri, card.files[0])
     if not storage.exists(weights_uri):
         raise DamagedError(f"{weights_uri}: is missing; {EXPORT_AGAIN}")
     data = storage.read_bytes(weights_uri)

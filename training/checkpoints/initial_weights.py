@@ -44,6 +44,8 @@ class InitialWeights:
     """Shape of each parameter; of a checkpoint, which records no shapes, its number of elements."""
     card: ModelCard | None
     """The card of an export."""
+    identity: str
+    """Identity of the weights: that of an export's card, or the digest of a checkpoint's index."""
     check: Callable[[], None]
     """Raises `DamagedError` if a file is missing or was altered; every byte is read."""
     read: Callable[[Sequence[Fragment], Sequence[Tensor]], None]
@@ -53,6 +55,31 @@ class InitialWeights:
         """Return whether a parameter of a model can start from these weights."""
         found = self.shapes.get(name)
         return found in (shape, (math.prod(shape),)) if found else False
+
+    def check_fits_all(self, shapes: Mapping[str, Shape]) -> None:
+        """Raise `ValueError` naming the parameters that cannot start from these weights, if there are some."""
+        if misfits := [name for name, shape in shapes.items() if not self.fits(name, shape)]:
+            raise ValueError(
+                f"{self.uri}: has no weights of the right shape for {_named(misfits)}; set `model` to the settings of "
+                f"that model, which are in its {CARD} or run.yaml, and take a data set of the same encoders"
+            )
+
+    def fill(self, parameter: Tensor, name: str) -> None:
+        """Fill a parameter, which may be in other memory and of another type, with its weights."""
+        values = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+        self.read([Fragment(name, 0, values.numel(), 0, 0)], [values])
+        with torch.no_grad():
+            parameter.copy_(values)
+
+    def whole(self, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+        """Return the weights of a model whose parameters have these shapes. Raises `ValueError` if some are not there."""
+        self.check_fits_all(shapes)
+        tensors = {name: torch.empty(shape, dtype=torch.float32, device="cpu") for name, shape in shapes.items()}
+        fragments = [
+            Fragment(name, 0, tensor.numel(), shard, 0) for shard, (name, tensor) in enumerate(tensors.items())
+        ]
+        self.read(fragments, list(tensors.values()))
+        return tensors
 
 
 def find_initial_weights(init: str) -> InitialWeights:
@@ -83,14 +110,7 @@ def load_initial_weights(weights: InitialWeights, engine: Engine, shapes: Mappin
     Parameters of other names or shapes keep their random initial values, and a warning names them. Raises `ValueError`
     if no parameter fits, and `DamagedError` on all ranks if a file was altered.
     """
-    damages = []
-    if engine.rank == 0:
-        try:
-            weights.check()
-        except DamagedError as error:
-            damages.append(str(error))
-    if damages := engine.all_gather(damages):
-        raise DamagedError(damages[0])
+    check_on_rank_0(weights, engine)
     fitting = {name for name, shape in shapes.items() if weights.fits(name, shape)}
     if not fitting:
         raise ValueError(f"{weights.uri}: no weight has the name and shape of one of this model")
@@ -102,6 +122,18 @@ def load_initial_weights(weights: InitialWeights, engine: Engine, shapes: Mappin
         log.info(f"starting from {weights.uri}: {len(fitting)} of {len(shapes)} weights")
         for warning in _misfits(weights, shapes, fitting):
             log.warning(f"init {weights.uri}: {warning}")
+
+
+def check_on_rank_0(weights: InitialWeights, engine: Engine) -> None:
+    """Read every byte of the weights on rank 0; all ranks call it. Raises `DamagedError` on all if some was altered."""
+    damages = []
+    if engine.rank == 0:
+        try:
+            weights.check()
+        except DamagedError as error:
+            damages.append(str(error))
+    if damages := engine.all_gather(damages):
+        raise DamagedError(damages[0])
 
 
 def _misfits(weights: InitialWeights, shapes: Mapping[str, Shape], fitting: set[str]) -> Iterator[str]:
@@ -124,9 +156,16 @@ def _named(names: Sequence[str]) -> str:
 
 def _of_export(uri: str) -> InitialWeights:
     card = read_card(uri)
+    if card.adapter is not None:
+        raise ValueError(
+            f"{uri}: is an adapter of {card.adapter.base}, and not a whole model; write one by "
+            "`worldloom export-model --merge`, or start from the base"
+        )
     with _opened_export(uri) as (_, entries):
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-    return InitialWeights(uri, shapes, card, partial(_check_export, uri, card), partial(_read_export, uri))
+    return InitialWeights(
+        uri, shapes, card, card.identity, partial(_check_export, uri, card), partial(_read_export, uri)
+    )
 
 
 def _check_export(uri: str, card: ModelCard) -> None:
@@ -187,4 +226,4 @@ def _of_checkpoint(uri: str) -> InitialWeights:
     def read(fragments: Sequence[Fragment], shards: Sequence[Tensor]) -> None:
         read_fragments(uri, index, fragments, {"ema": shards})
 
-    return InitialWeights(uri, shapes, None, check, read)
+    return InitialWeights(uri, shapes, None, storage.digest(index.to_bytes()), check, read)

@@ -11,6 +11,7 @@ from captioning.encoder import TextEncoderSettings
 from cluster import config, storage
 from cluster.config import Settings
 from cluster.plugins import PluginField
+from training.adapters.settings import AdapterSettings
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
 from training.model import FOLDER as MODELS
@@ -20,10 +21,20 @@ from training.objective import ObjectiveSettings
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 """The two files of an export."""
+ADAPTER_WEIGHTS, ADAPTER_CONFIG, NULL_TEXT_FILE = "adapter.safetensors", "adapter_config.json", "null_text.safetensors"
+"""Files of an adapter's export in place of `model.safetensors`: its weights, their settings as peft has them, and the
+null caption's embedding."""
 AUTOENCODER = "autoencoder.safetensors"
 """File of the autoencoder's weights in a compact export."""
 INSIDE = "./"
 """Prefix of paths in a card that are relative to its folder."""
+
+
+class AdapterCard(AdapterSettings):
+    """The description of exported weights that are an adapter of others."""
+
+    base: str = Field(description="Weights that the adapter changes, as `train.init` names them.")
+    base_identity: str = Field(description="Identity of these weights.")
 
 
 class ModelCard(Settings):
@@ -51,10 +62,26 @@ class ModelCard(Settings):
         None, description="Validation loss of the averaged weights; null if it was not measured."
     )
     init: str | None = Field(None, description="Weights that training started from; null for random ones.")
+    adapter: AdapterCard | None = Field(
+        None, description="Adapter that the weights are, whose file is adapter.safetensors; null for a whole model."
+    )
     seed: int = Field(description="Seed of the run.")
     data: str = Field(description="Fingerprint of the training data.")
-    weights: str = Field(description="Digest of model.safetensors.")
+    weights: str = Field(description="Digest of the file of weights.")
+    made_from: str | None = Field(
+        None, description="Digest of the weights that `export-model` made these from, the same model in fewer bits."
+    )
     worldloom: str = Field(description="Version of worldloom that wrote this file.")
+
+    @property
+    def identity(self) -> str:
+        """Identity of the model, which a compact copy of it shares."""
+        return self.made_from or self.weights
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files of the export besides the card; the first has the weights."""
+        return (WEIGHTS,) if self.adapter is None else (ADAPTER_WEIGHTS, ADAPTER_CONFIG, NULL_TEXT_FILE)
 
     def to_bytes(self) -> bytes:
         """Return the content of `model.json`."""

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from cluster import storage
 from training.checkpoints.fragments import Fragment
 from training.checkpoints.initial_weights import DTYPES, InitialWeights, copy_range
 from training.models._published_files import PublishedFiles, StoredTensor, header_of
@@ -15,6 +16,8 @@ from training.models.diffusers import SUBFOLDER, Diffusers
 
 PREFIX = "transformer."
 """Prefix of the names of weights in our models; files of diffusers lack it."""
+IDENTIFYING_BYTES = 1 << 20
+"""How much of each file decides the identity of weights."""
 MAX_NAMED = 3
 """Most weights that a message names."""
 
@@ -28,15 +31,25 @@ def published_weights(settings: Diffusers) -> InitialWeights:
     tensors = stored_tensors(settings.files)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     _check(settings, tensors)
-    uri = f"{settings.path}/{SUBFOLDER}"
-    return InitialWeights(uri, shapes, None, lambda: None, partial(_read, tensors))
+    identity = _identity(settings.files)
+    return InitialWeights(settings.path, shapes, None, identity, lambda: None, partial(_read, tensors))
 
 
 def stored_tensors(files: PublishedFiles) -> dict[str, StoredTensor]:
     """Return the tensors of a published transformer by the name of the weight in our model."""
-    return {
-        PREFIX + name: tensor for file in files.weight_files(SUBFOLDER) for name, tensor in header_of(file).items()
-    }
+    return {PREFIX + name: tensor for file in files.weight_files(SUBFOLDER) for name, tensor in header_of(file).items()}
+
+
+def _identity(files: PublishedFiles) -> str:
+    """Return a digest of the sizes of the files of weights and of the first megabyte of each, header included.
+
+    All bytes of 28 GB would take minutes, and other weights differ in the first ones already.
+    """
+    parts: list[str | bytes] = []
+    for file in files.weight_files(SUBFOLDER):
+        with file.open("rb") as handle:
+            parts += [file.name, str(file.stat().st_size), handle.read(IDENTIFYING_BYTES)]
+    return storage.digest(*parts)
 
 
 def _check(settings: Diffusers, tensors: Mapping[str, StoredTensor]) -> None:

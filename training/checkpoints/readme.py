@@ -27,7 +27,12 @@ class Training:
 
 
 def model_readme(
-    name: str, card: ModelCard, n_weights: int, training: Training | None, scores: Sequence[Mapping[str, Any]] = ()
+    name: str,
+    card: ModelCard,
+    n_weights: int,
+    training: Training | None,
+    scores: Sequence[Mapping[str, Any]] = (),
+    dtype: str = "bfloat16",
 ) -> str:
     """Return the text of the README. `scores` are the `metrics` of an evaluation's `summary.json`."""
     videos = [bucket for bucket in card.buckets if not bucket.endswith("x1")]
@@ -36,13 +41,7 @@ def model_readme(
     lines = [
         f"# {name}",
         "",
-        f"A text-to-video model `{card.model.name}` of {n_weights / 1e6:.1f} million weights in bfloat16.",
-        "",
-        "```",
-        f'worldloom sample --model {name} --prompt "..."',
-        "```",
-        "",
-        f"To train on from its weights: `train: {{init: {name}}}`, on latents of the same autoencoder.",
+        *_kind_lines(name, card, n_weights, dtype),
         "",
         "| | |",
         "| --- | --- |",
@@ -61,6 +60,31 @@ def model_readme(
     if scores:
         lines += _score_lines(scores)
     return "\n".join(lines) + "\n"
+
+
+def _kind_lines(name: str, card: ModelCard, n_weights: int, dtype: str) -> list[str]:
+    """Return what the weights are and how they are sampled."""
+    millions = f"{n_weights / 1e6:.3g} million" if card.adapter else f"{n_weights / 1e6:.1f} million"
+    if card.adapter is not None:
+        return [
+            f"An adapter (LoRA) of rank {card.adapter.rank} of the text-to-video model `{card.adapter.base}`, with "
+            f"{millions} weights in float32.",
+            "",
+            "```",
+            f'worldloom sample --model {card.adapter.base} --adapter {name} --prompt "..."',
+            "```",
+            "",
+            f"Its base has the weights `{card.adapter.base_identity}`.",
+        ]
+    return [
+        f"A text-to-video model `{card.model.name}` of {millions} weights in {dtype}.",
+        "",
+        "```",
+        f'worldloom sample --model {name} --prompt "..."',
+        "```",
+        "",
+        f"To train on from its weights: `train: {{init: {name}}}`, on latents of the same autoencoder.",
+    ]
 
 
 def _training_lines(training: Training) -> list[str]:

@@ -68,6 +68,8 @@ class Family(abc.ABC):
     pipelines: ClassVar[tuple[str, ...]]
     """Pipelines whose conventions are kept."""
     text: ClassVar[TextRule]
+    feed_forward: ClassVar[tuple[str, ...]]
+    """Last parts of the names of the linear layers of feed-forward networks."""
 
     @abc.abstractmethod
     def architecture(self, config: Config) -> Architecture:
@@ -81,10 +83,10 @@ class Family(abc.ABC):
     def kinds(self, published: Published) -> frozenset[str]:
         """Return the kinds of conditioning that the network can be trained with."""
 
-    def check(self, published: Published) -> None:
+    def check(self, published: Published) -> None:  # noqa: B027
         """Raise `ValueError` for a variant whose inputs training cannot give."""
 
-    def prepare(self, transformer: Any) -> None:
+    def prepare(self, transformer: Any) -> None:  # noqa: B027
         """Replace parts of a new transformer that would not survive `torch.device("meta")` or bfloat16."""
 
     @abc.abstractmethod

@@ -146,13 +146,17 @@ class Attention(nn.Module):
 
     def _project(self, x_SD: Tensor, context_ND: Tensor | None) -> tuple[Tensor, ...]:
         """Return queries `[S, D]`, and keys and values `[N, D]`."""
-        if context_ND is not None:
-            return self.query(x_SD), *self.key_value(context_ND).chunk(2, dim=-1)
+        if context_ND is not None or not self._is_plain():
+            return self.query(x_SD), *self.key_value(x_SD if context_ND is None else context_ND).chunk(2, dim=-1)
         # One product reads `x` once. The weights are stored apart, as those of cross-attention are and as Muon, which
         # makes each matrix orthogonal, needs them. The copy is 3 D rows, beside S rows of each activation.
         weight = torch.cat((self.query.weight, self.key_value.weight))
         bias = torch.cat((self.query.bias, self.key_value.bias))
         return F.linear(x_SD, weight, bias).chunk(3, dim=-1)
+
+    def _is_plain(self) -> bool:
+        """Return whether the weights alone are what the layers compute: those with an adapter compute more."""
+        return isinstance(self.query, nn.Linear) and isinstance(self.key_value, nn.Linear)
 
     def _split_heads(self, x_SD: Tensor) -> Tensor:
         return torch.unflatten(x_SD, -1, (self.heads, -1))

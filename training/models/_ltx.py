@@ -30,6 +30,7 @@ class LTX(Family):
     class_name = "LTXVideoTransformer3DModel"
     pipelines = ("LTXPipeline", "LTXImageToVideoPipeline")
     text = TextRule(TEXT_TOKENS, cleaning="spaces", padded=True)
+    feed_forward = ("ff.net.0.proj", "ff.net.2")
 
     def architecture(self, config: Config) -> Architecture:
         heads = config["num_attention_heads"]

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from training.models._family import Family, Published
 from training.models._dit_network import initialise_weight
+from training.models._family import Family, Published
 from training.network import Condition, VideoModel
 
 

@@ -27,6 +27,7 @@ class Wan(Family):
     class_name = "WanTransformer3DModel"
     pipelines = ("WanPipeline", "WanImageToVideoPipeline")
     text = TextRule(TEXT_TOKENS, cleaning="html", padded=False)
+    feed_forward = ("ffn.net.0.proj", "ffn.net.2")
 
     def architecture(self, config: Config) -> Architecture:
         heads = config["num_attention_heads"]

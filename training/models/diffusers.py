@@ -41,6 +41,7 @@ class Diffusers(ModelSettings):
 
     changeable_on_resume: ClassVar[frozenset[str]] = frozenset(("checkpointing",))
     mixes_shapes: ClassVar[bool] = False
+    starts_from_itself: ClassVar[bool] = True
 
     name: str = "diffusers"
     path: str = Field(
@@ -150,6 +151,10 @@ class Diffusers(ModelSettings):
 
     def flops(self, tokens: int, text_tokens: int) -> int:
         return flops(self.architecture.size, self.architecture.hidden, tokens, text_tokens)
+
+    @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        return "to_q", "to_k", "to_v", "to_out.0", *self.family.feed_forward
 
     @property
     def recompute_share(self) -> float:

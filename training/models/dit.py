@@ -126,6 +126,10 @@ class DiT(ModelSettings):
             )
 
     @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        return "query", "key_value", "out", "feed_forward.0", "feed_forward.2"
+
+    @property
     def recompute_share(self) -> float:
         return n_recomputed(self.depth, self.checkpoint_every) / self.depth
 

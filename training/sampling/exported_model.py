@@ -14,7 +14,9 @@ from captioning.encoder import TextEncoder
 from cluster.arrays import Pixels, UInt8Array
 from cluster.config import parse_options
 from cluster.telemetry import log
+from training.adapters.source import AdapterSource, parse_all
 from training.autoencoder import Autoencoder
+from training.checkpoints.adapter_export import StoredAdapter, find_adapter, read_model
 from training.checkpoints.export import read_export
 from training.checkpoints.model_card import ModelCard, read_card
 from training.checkpoints.shipped import find_export
@@ -45,6 +47,8 @@ class SampleOptions(TypedDict, total=False):
     guidance: float
     guidance_method: str | dict[str, Any]
     """Name, or a mapping of name and settings."""
+    adapters: tuple[str, ...]
+    """Adapters as FOLDER or FOLDER:WEIGHT, besides those of the model."""
     negative: str | None
     solver: str
     steps: int
@@ -59,11 +63,13 @@ class ExportedModel:
         uri: str,
         device: torch.device | str | None = None,
         *,
+        adapters: Sequence[str] = (),
         keep_text_encoder: bool = False,
         ranks: SamplingRanks | None = None,
     ) -> None:
         """Open an export, on the GPU if there is one: its folder, or the name of a shipped model.
 
+        `adapters` are merged into its weights for every sample, each a FOLDER or FOLDER:WEIGHT.
         `keep_text_encoder` keeps the text encoder in memory beside the model, for prompts that come one after another.
         `ranks` are the processes that share each sample's tokens. Raises `ValueError` if there is no such export, or
         its model cannot be shared by as many processes.
@@ -72,6 +78,8 @@ class ExportedModel:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = read_card(self.uri)
         self._check_ranks(self.uri, self.card)
+        self._adapters = parse_all(adapters)
+        self._loaded: tuple[tuple[AdapterSource, ...], ModelParts] | None = None
         self._embeddings: dict[str, Tensor] = {}
         self._weaker: dict[str, WeakerModel] = {}
         self._warnings: set[str] = set()
@@ -81,15 +89,40 @@ class ExportedModel:
         """The autoencoder that the model was trained with. Raises `ValueError` if its weights are not the same."""
         return open_autoencoder(self.card, self.device)
 
-    @cached_property
+    @property
     def parts(self) -> ModelParts:
         """The model and the null caption on the device, with the autoencoder; on a GPU the model is in bfloat16."""
-        model, null_text_NE = self._load(self.uri)
-        return ModelParts(self.card, model, self.autoencoder, null_text_NE.to(self.device))
+        return self._parts_with(self._adapters)
 
-    def _load(self, uri: str) -> tuple[VideoModel, Tensor]:
+    def adapters_for(self, settings: SampleSettings) -> dict[AdapterSource, StoredAdapter]:
+        """Return the adapters of a sample, those of the model first.
+
+        Raises `ValueError` if a folder has none, or one of another base.
+        """
+        sources = (*self._adapters, *parse_all(settings.adapters))
+        found = {source: find_adapter(source.uri) for source in sources}
+        for adapter in found.values():
+            adapter.check_base(self.card)
+        return found
+
+    def _parts_with(self, adapters: tuple[AdapterSource, ...]) -> ModelParts:
+        """Return the parts with these adapters. Those of the last adapters are kept in memory."""
+        if self._loaded is None or self._loaded[0] != adapters:
+            self._loaded = None
+            model, null_text_NE = self._load(self.uri, adapters)
+            parts = ModelParts(self.card, model, self.autoencoder, null_text_NE.to(self.device))
+            self._loaded = adapters, parts
+        return self._loaded[1]
+
+    def _load(self, uri: str, adapters: Sequence[AdapterSource] = ()) -> tuple[VideoModel, Tensor]:
         """Return the model of an export on the device, shared by the ranks if there are any, and its null caption."""
-        _, model, null_text_NE = read_export(uri)
+        card = read_card(uri)
+        _, model, null_text_NE = read_export(uri) if card.adapter is None else read_model(uri)
+        for source in adapters:
+            adapter = find_adapter(source.uri)
+            adapter.check_base(card)
+            # In float32, before the weights are rounded for sampling.
+            adapter.merge_into(model, source.weight)
         if self.ranks is not None:
             model.enable_context_parallel(self.ranks.group)
         return model.to(self.device, model_dtype(self.device)), null_text_NE
@@ -104,14 +137,16 @@ class ExportedModel:
             raise ValueError(f"{n_ranks} processes cannot share a sample of {uri}: {error}") from error
 
     def guided_parts(self, settings: SampleSettings) -> ModelParts:
-        """Return the parts for these settings: with the negative prompt in place of the null caption, and with the
-        weaker model of their guidance.
+        """Return the parts for these settings: with their adapters, with the negative prompt in place of the null
+        caption, and with the weaker model of their guidance.
 
-        Raises `ValueError` if the weaker model has other latents or texts than this one.
+        Raises `ValueError` as `adapters_for`, and if the weaker model has other latents or texts than this one.
         """
         # The text encoder is released before the model is loaded, so that they never share the device.
         negative = None if settings.negative is None else self.embed(settings.negative)
-        parts = self.parts if negative is None else replace(self.parts, null_text_NE=negative.to(self.device))
+        parts = self._parts_with(tuple(self.adapters_for(settings)))
+        if negative is not None:
+            parts = replace(parts, null_text_NE=negative.to(self.device))
         weaker_uri = settings.guidance_method.weaker_export
         if weaker_uri is not None and settings.guidance != 1:
             if weaker_uri not in self._weaker:

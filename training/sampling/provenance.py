@@ -34,8 +34,13 @@ class SampleRequest:
     """RGB videos `[T, H, W, 3]` by their setting, `video` or `connect`."""
 
 
-def provenance(request: SampleRequest, shape: VideoShape, card: ModelCard, export_uri: str) -> dict[str, Any]:
-    """Return all that is needed to generate a file again: the request, its shape, and the identity of every part."""
+def provenance(
+    request: SampleRequest, shape: VideoShape, card: ModelCard, export_uri: str, adapters: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return all that is needed to generate a file again: the request, its shape, and the identity of every part.
+
+    `adapters` are the digests of the adapters' weights by folder.
+    """
     settings = request.settings
     weaker_uri = settings.guidance_method.weaker_export
     return {
@@ -57,6 +62,7 @@ def provenance(request: SampleRequest, shape: VideoShape, card: ModelCard, expor
             "autoencoder": card.autoencoder_identity,
             "text_encoder": card.text_encoder_identity,
         },
+        "adapters": dict(adapters),
         "weaker_weights": None if weaker_uri is None else read_card(weaker_uri).weights,
         "worldloom": version(),
     }

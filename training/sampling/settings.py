@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from cluster.config import Settings
 from cluster.plugins import PluginField
 from cluster.storage import digest
+from training.adapters.source import parse_all
 from training.model import ModelSettings
 from training.sampling.guidance import FOLDER as GUIDANCES
 from training.sampling.guidance import Guidance
@@ -108,6 +109,11 @@ class SampleSettings(TaskSettings, SolverSettings):
         min_length=1,
         description="Image file that the video ends with. With `first`, the video connects the two.",
     )
+    adapters: tuple[str, ...] = Field(
+        (),
+        description="Adapters (LoRA) that are merged into the model: FOLDER, or FOLDER:WEIGHT for a weaker or stronger "
+        "change than 1.",
+    )
     format: Literal["mp4", "gif", "webp"] = Field("mp4", description="File format of a video; an image is a png.")
     name: str | None = Field(
         None,
@@ -121,6 +127,12 @@ class SampleSettings(TaskSettings, SolverSettings):
     @classmethod
     def _prompt_is_text(cls, prompt: str | None) -> str | None:
         return None if prompt is None else check_prompt(prompt)
+
+    @field_validator("adapters")
+    @classmethod
+    def _adapters_are_folders(cls, adapters: tuple[str, ...]) -> tuple[str, ...]:
+        parse_all(adapters)
+        return adapters
 
     @field_validator("size")
     @classmethod

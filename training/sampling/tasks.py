@@ -109,7 +109,9 @@ def prepare(
         length_s = 0.0 if shape.frames == 1 else settings.seconds
         found = find_upsampled(out_uri, settings.prompt, identity)
         prompt = upsampler.upsample(settings.prompt, length_s) if found is None else found
-    record = provenance(SampleRequest(settings, prompt, identity, images, videos), shape, model.card, model.uri)
+    request = SampleRequest(settings, prompt, identity, images, videos)
+    adapters = {f"{source.uri}:{source.weight:g}": one.identity for source, one in model.adapters_for(settings).items()}
+    record = provenance(request, shape, model.card, model.uri, adapters)
     is_made = storage.exists(uri) and read_provenance(uri) == record
     return PreparedSample(settings, shape, prompt, images, videos, uri, record, is_made)
 

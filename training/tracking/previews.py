@@ -19,7 +19,9 @@ from cluster import storage
 from cluster.arrays import UInt8Array
 from cluster.storage import digest
 from cluster.telemetry import log
+from training.adapters.lora import file_name
 from training.assembly import TrainingRun
+from training.checkpoints.adapter_export import merged_model
 from training.checkpoints.export import model_from_card
 from training.data.buckets import parse_bucket_name
 from training.data.dataset import Dataset
@@ -213,7 +215,11 @@ class Previews:
         They are opened for each preview, so that in between neither takes memory from training.
         """
         card, device = self._run.model_card(step), self._engine.device
-        model = model_from_card(card, weights).to(device, model_dtype(device))
+        if card.adapter is None:
+            model = model_from_card(card, weights)
+        else:
+            model = merged_model(card, {file_name(name): value for name, value in weights.items()})
+        model = model.to(device, model_dtype(device))
         _limit_time(model)
         return ModelParts(card, model, open_autoencoder(card, device), self._run.step_config.null_text)
 

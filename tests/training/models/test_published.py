@@ -64,9 +64,7 @@ def reference(family: str, transformer: Any, latent: Tensor, text: Tensor, time_
     embeds, mask = padded([text], 128)
     packed = LTXPipeline._pack_latents(latent[None], 1, 1)
     timestep = (time_T * 1000)[:, None].expand(frames, rows * columns).reshape(1, -1)
-    output = transformer(
-        packed, embeds, timestep, mask, frames, rows, columns, (8 / fps, 32, 32), return_dict=False
-    )[0]
+    output = transformer(packed, embeds, timestep, mask, frames, rows, columns, (8 / fps, 32, 32), return_dict=False)[0]
     return LTXPipeline._unpack_latents(output, frames, rows, columns, 1, 1)[0]
 
 
@@ -115,9 +113,7 @@ def denoised(folder: Path, transformer: Any, noise: Tensor, text: Sequence[Tenso
     options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent", "return_dict": False} | shape
     parts = {"tokenizer": None, "text_encoder": None, "vae": None, "transformer": transformer}
     if family == "wan":
-        pipeline: Any = WanPipeline(
-            **parts, scheduler=OurTimes(shift=3.0), expand_timesteps=expands
-        )
+        pipeline: Any = WanPipeline(**parts, scheduler=OurTimes(shift=3.0), expand_timesteps=expands)
         embeds, _ = padded(text, 512)
         masks = {}
         latents = noise[None]
@@ -136,16 +132,12 @@ def denoised(folder: Path, transformer: Any, noise: Tensor, text: Sequence[Tenso
 
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize(("family", "pipeline"), [("wan", {}), ("wan", {"expand_timesteps": True}), ("ltx", {})])
-def test_sampling_is_that_of_the_pipeline(
-    family: str, pipeline: dict[str, Any], frames: int, tmp_path: Path
-) -> None:
+def test_sampling_is_that_of_the_pipeline(family: str, pipeline: dict[str, Any], frames: int, tmp_path: Path) -> None:
     """Four steps with guidance through our sampler, from the same noise."""
     folder = write_published(tmp_path, family, pipeline)
     model, transformer = read_published(folder)
     settings = validate(Diffusers, {"name": "diffusers", "path": str(folder)})
-    card = untrained_card(
-        text_dim=TEXT_DIM, model=settings, objective=settings.default_objective(), channels=4
-    )
+    card = untrained_card(text_dim=TEXT_DIM, model=settings, objective=settings.default_objective(), channels=4)
     prompt, null = texts(11, 1)
     shape = (4, frames, 4, 6)
     pixels = (6 * SPACE_FACTOR[family], 4 * SPACE_FACTOR[family])

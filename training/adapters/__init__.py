@@ -1,0 +1,1 @@
+"""Low-rank adapters: trained beside frozen weights, and merged into them for sampling."""

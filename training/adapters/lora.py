@@ -1,0 +1,180 @@
+"""Adapters in a network, through peft: adding one to train, and merging trained ones into the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster.config import unknown_message
+from training.adapters.settings import AdapterSettings
+from training.network import InitialiseWeight, VideoModel
+from training.rng import generator
+
+ADAPTER = "default"
+"""Name of the adapter in the model; peft has it in the names of weights, and leaves it out in files."""
+BASE_LAYER, A, B, MAGNITUDE = "base_layer", "lora_A", "lora_B", "lora_magnitude_vector"
+"""Parts of the names of an adapted layer's weights: those of the layer itself, A, B, and the norms of DoRA."""
+MAX_NAMED = 4
+"""Most keys that a message names."""
+
+
+def peft_module() -> ModuleType:
+    """Return the module `peft`. Raises `ValueError` with the fix if it is not installed."""
+    try:
+        import peft  # of the extra `models`, and imports transformers, which takes seconds
+    except ImportError as error:
+        raise ValueError("adapters need the package peft: pip install 'worldloom[models]'") from error
+    module: ModuleType = peft
+    return module
+
+
+def lora_config(settings: AdapterSettings, base: str | None = None) -> Any:
+    """Return resolved settings as a `LoraConfig` of peft."""
+    assert settings.targets is not None
+    return peft_module().LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=list(settings.targets),
+        use_dora=settings.dora,
+        base_model_name_or_path=base,
+    )
+
+
+def add_adapter(model: VideoModel, settings: AdapterSettings) -> None:
+    """Freeze a model's weights and add an adapter with resolved settings to it, in place.
+
+    Raises `ValueError` for a target that no linear layer has.
+    """
+    check_targets(model, settings.targets or ())
+    model.requires_grad_(False)
+    peft_module().inject_adapter_in_model(lora_config(settings), model, ADAPTER, low_cpu_mem_usage=True)
+    for layer in adapted_layers(model).values():
+        # ZeRO-3 gathers all weights of the layer at once; DoRA reads some outside the modules that hold them.
+        layer._z3_leaf = True  # type: ignore[assignment]
+
+
+def check_targets(model: nn.Module, targets: Iterable[str]) -> None:
+    """Raise `ValueError` for a target that is not the last part of the name of a linear layer."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            endings = sorted({ending for name in names for ending in _endings(name)})
+            raise ValueError(f"adapter.targets: {unknown_message('linear layer', target, endings)}")
+
+
+def _endings(name: str) -> tuple[str, ...]:
+    """Return the last part of a layer's name that names a kind of layer, with the part before a number."""
+    parts = name.split(".")
+    return (".".join(parts[-2:]),) if parts[-1].isdigit() else (parts[-1],)
+
+
+def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the adapted layers of a model by name."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def adapter_initialiser(model: VideoModel, read_base: InitialiseWeight, seed: int) -> InitialiseWeight:
+    """Return a function that fills the weights of a model with an adapter, given each weight and its name.
+
+    `read_base` fills those of the base, by their names in it. A is drawn as peft does, from its name and the seed, so
+    that it is the same on every rank; B is 0, and the norms of DoRA are those of the base: nothing is changed yet.
+    """
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+
+    @torch.no_grad()
+    def initialise(parameter: nn.Parameter, name: str) -> None:
+        if f".{A}." in name:
+            values = torch.empty(parameter.shape, device="cpu")
+            nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator(seed, "adapter", name))
+            parameter.copy_(values)
+        elif f".{B}." in name:
+            parameter.zero_()
+        elif f".{MAGNITUDE}." in name:
+            weight = f"{name.partition(f'.{MAGNITUDE}.')[0]}.{BASE_LAYER}.weight"
+            values = nn.Parameter(torch.empty(shapes[weight], device="cpu"))
+            read_base(values, base_name(weight))
+            parameter.copy_(torch.linalg.norm(values, dim=1))
+        else:
+            read_base(parameter, base_name(name))
+
+    return initialise
+
+
+def base_name(name: str) -> str:
+    """Return the name that a weight of an adapted model has in the model without adapter."""
+    return name.replace(f".{BASE_LAYER}.", ".")
+
+
+def file_name(name: str) -> str:
+    """Return the name in files of an adapter's weight, as peft and diffusers have it."""
+    return name.replace(f".{ADAPTER}.weight", "") if f".{MAGNITUDE}." in name else name.replace(f".{ADAPTER}.", ".")
+
+
+@torch.no_grad()
+def merge_adapter(model: VideoModel, settings: AdapterSettings, tensors: Mapping[str, Tensor], weight: float) -> None:
+    """Add `weight` times the change of a trained adapter to a model's weights, in place.
+
+    `tensors` have the names of files; see `file_name`. Raises `ValueError` if they are not those of an adapter with
+    these settings of this model.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    peft = peft_module()
+    check_targets(model, settings.targets or ())
+    tuner = peft.LoraModel(model, lora_config(settings), ADAPTER)
+    check_tensors({name: tensor.shape for name, tensor in adapter_tensors(model).items()}, tensors)
+    peft.set_peft_model_state_dict(model, dict(tensors), ADAPTER)
+    for module in tuner.modules():
+        if isinstance(module, LoraLayer):
+            module.set_scale(ADAPTER, weight)
+    tuner.merge_and_unload()
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of the adapter of a model, by their names in files."""
+    parts = (f".{A}.", f".{B}.", f".{MAGNITUDE}.")
+    return {
+        file_name(name): parameter
+        for name, parameter in model.named_parameters()
+        if any(part in name for part in parts)
+    }
+
+
+def check_tensors(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` if an adapter's tensors have not the names and shapes that it has in the model.
+
+    `expected` are the shapes by name. A prefix that all names have in excess, or lack, is named.
+    """
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing and unknown:
+        one = next(
+            (name for name in expected if unknown[0].endswith(f".{name}") or name.endswith(f".{unknown[0]}")), ""
+        )
+        if len(unknown[0]) > len(one) > 0:
+            prefix = unknown[0].removesuffix(one)
+            raise ValueError(f"its keys begin with {prefix}, and this model's do not; remove {prefix} from the keys")
+        if one:
+            prefix = one.removesuffix(unknown[0])
+            raise ValueError(f"its keys lack {prefix}, with which this model's begin; put {prefix} before the keys")
+    if unknown:
+        raise ValueError(f"this model has no layer for its keys {_named(unknown)}; take the model it was trained for")
+    if missing:
+        raise ValueError(f"it lacks the keys {_named(missing)}; take the file as it was written")
+    for name, shape in expected.items():
+        if tuple(found[name].shape) != tuple(shape):
+            raise ValueError(
+                f"{name} is {list(found[name].shape)} there, and {list(shape)} in this model; "
+                "take the model it was trained for"
+            )
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more

@@ -1,0 +1,46 @@
+"""Settings of a low-rank adapter: the key `adapter` of the section `train`. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from cluster.config import Settings
+from training.model import ModelSettings
+
+
+class AdapterSettings(Settings):
+    """Settings of a LoRA (Hu et al. 2021): a layer's weight W becomes W + alpha / rank * B A, and only A and B train.
+
+    Names and defaults are those of peft and of the scripts of diffusers.
+    """
+
+    rank: int = Field(16, ge=1, le=1024, description="Rows of A and columns of B; 16 to 64 suit most footage.")
+    alpha: int | None = Field(
+        None, ge=1, description="Scale of the change, times rank; by default the rank, which is a scale of 1."
+    )
+    targets: tuple[Annotated[str, StringConstraints(min_length=1)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="Last parts of the names of the linear layers that change, such as query or feed_forward.0; by "
+        "default those of the model's attention and feed-forward layers.",
+    )
+    dora: bool = Field(
+        False,
+        description="Also train the norm of each row of the changed weights (DoRA, Liu et al. 2024); slower, and "
+        "better at low ranks.",
+    )
+
+    def resolved(self, model: ModelSettings) -> AdapterSettings:
+        """Return the settings with alpha, and with the targets that the model gives as default.
+
+        Raises `ValueError` if there are none.
+        """
+        targets = self.targets or model.adapter_targets
+        if not targets:
+            raise ValueError(
+                f"adapter: model {model.name} names no layers to adapt by default; "
+                "set adapter.targets to names of its linear layers"
+            )
+        return self.model_copy(update={"alpha": self.alpha or self.rank, "targets": targets})

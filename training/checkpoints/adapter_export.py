@@ -1,0 +1,167 @@
+"""The export of an adapter: its averaged weights and a file of peft, beside the card of the model that it makes.
+
+The names of the weights are those of peft and diffusers. The weights of the base are not in it: the card names them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from cluster import storage
+from training.adapters.lora import file_name, lora_config, merge_adapter
+from training.adapters.settings import AdapterSettings
+from training.checkpoints.export import EXPORT_AGAIN, NULL_TEXT, model_from_card, read_weights
+from training.checkpoints.initial_weights import InitialWeights, find_initial_weights
+from training.checkpoints.model_card import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CARD,
+    NULL_TEXT_FILE,
+    AdapterCard,
+    ModelCard,
+    read_card,
+)
+from training.checkpoints.published_weights import published_weights
+from training.data.footer import DamagedError
+from training.model import ModelSettings
+from training.models.diffusers import Diffusers
+from training.network import VideoModel
+
+WEIGHT_FILES = (ADAPTER_WEIGHTS, "adapter_model.safetensors")
+"""Names of an adapter's file of weights: ours, and that of peft."""
+
+
+def write_adapter_export(uri: str, averaged: Mapping[str, Tensor], null_text: Tensor, card: ModelCard) -> ModelCard:
+    """Write the files of an adapter, first the weights and at last the card with their digest; return the card.
+
+    `averaged` are its weights by their names in the model.
+    """
+    assert card.adapter is not None
+    data = save_tensors({file_name(name): value.contiguous() for name, value in averaged.items()})
+    card = card.model_copy(update={"weights": storage.digest(data)})
+    storage.write_bytes(storage.join(uri, card.files[0]), data)
+    storage.write_bytes(storage.join(uri, ADAPTER_CONFIG), _config_bytes(card.adapter))
+    storage.write_bytes(storage.join(uri, NULL_TEXT_FILE), save_tensors({NULL_TEXT: null_text.contiguous()}))
+    storage.write_bytes(storage.join(uri, CARD), card.to_bytes())
+    return card
+
+
+def _config_bytes(adapter: AdapterCard) -> bytes:
+    """Return the content of `adapter_config.json` as peft writes it."""
+    values: dict[str, Any] = lora_config(adapter, adapter.base).to_dict()
+    values = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
+    return (json.dumps(values | {"inference_mode": True}, indent=2, sort_keys=True) + "\n").encode()
+
+
+def read_model(uri: str) -> tuple[ModelCard, VideoModel, Tensor]:
+    """Return what `read_export` does of an adapter's export: its model is that of the base with the adapter merged.
+
+    Raises `ValueError` if the base is not there, or not the one of the training.
+    """
+    card = read_card(uri)
+    null_uri = storage.join(uri, NULL_TEXT_FILE)
+    tensors = load_tensors(read_weights(uri, card))
+    if not storage.exists(null_uri):
+        raise DamagedError(f"{null_uri}: is missing; {EXPORT_AGAIN}")
+    return card, merged_model(card, tensors), load_tensors(storage.read_bytes(null_uri))[NULL_TEXT]
+
+
+def merged_model(card: ModelCard, tensors: Mapping[str, Tensor]) -> VideoModel:
+    """Return the model of a card with an adapter's weights, by their names in files, merged into those of its base."""
+    assert card.adapter is not None
+    base = find_base(card.adapter.base, card.model)
+    if base.identity != card.adapter.base_identity:
+        raise ValueError(
+            f"{base.uri}: its weights are {base.identity}, and the adapter was trained beside "
+            f"{card.adapter.base_identity}; put those back, or name their folder as base in {CARD}"
+        )
+    base.check()
+    model = model_from_card(card, base.whole(_shapes(card)))
+    merge_adapter(model, card.adapter, tensors, 1.0)
+    return model
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter's files in a folder: an export, or what peft saved."""
+
+    uri: str
+    settings: AdapterSettings
+    file: str
+    """Name of the file of weights."""
+    card: ModelCard | None
+    """The card of an export."""
+
+    def check_base(self, model: ModelCard) -> None:
+        """Raise `ValueError` if the adapter was trained beside other weights than those of a model."""
+        if self.card is None or self.card.adapter is None:
+            return
+        base = model.identity if model.adapter is None else model.adapter.base_identity
+        trained = self.card.adapter
+        if trained.base_identity != base:
+            raise ValueError(
+                f"{self.uri}: was trained beside the weights {trained.base_identity} of {trained.base}, and this "
+                f"model has {base}; sample that one, or --model {self.uri} without --adapter"
+            )
+
+    @property
+    def identity(self) -> str:
+        """Digest of the weights."""
+        return storage.file_digest(storage.join(self.uri, self.file))
+
+    def merge_into(self, model: VideoModel, weight: float) -> None:
+        """Add `weight` times the adapter's change to a model's weights. Raises `ValueError` if it is of another."""
+        uri = storage.join(self.uri, self.file)
+        data = storage.read_bytes(uri) if self.card is None else read_weights(self.uri, self.card)
+        try:
+            merge_adapter(model, self.settings, load_tensors(data), weight)
+        except ValueError as error:
+            raise ValueError(f"{uri}: {error}") from error
+
+
+def find_adapter(uri: str) -> StoredAdapter:
+    """Return the adapter in a folder. Raises `ValueError` if there is none."""
+    if storage.exists(storage.join(uri, CARD)):
+        card = read_card(uri)
+        if card.adapter is None:
+            raise ValueError(f"{uri}: is a whole model and no adapter; give it by --model")
+        return StoredAdapter(uri, card.adapter, card.files[0], card)
+    config_uri = storage.join(uri, ADAPTER_CONFIG)
+    file = next((name for name in WEIGHT_FILES if storage.exists(storage.join(uri, name))), None)
+    if file is None or not storage.exists(config_uri):
+        raise ValueError(
+            f"{uri}: is no adapter, which has {ADAPTER_CONFIG} and {' or '.join(WEIGHT_FILES)}; give the export of a "
+            "run with train.adapter, or a folder that peft saved"
+        )
+    values = storage.read_json(config_uri)
+    targets = values.get("target_modules")
+    if not isinstance(targets, list):
+        raise ValueError(f"{config_uri}: target_modules is {targets!r}, and must be a list of names")
+    settings = AdapterSettings(
+        rank=values["r"], alpha=values["lora_alpha"], targets=tuple(targets), dora=bool(values.get("use_dora"))
+    )
+    return StoredAdapter(uri, settings, file, None)
+
+
+def find_base(init: str, model: ModelSettings) -> InitialWeights:
+    """Return the weights that an adapter of a model changes. Raises `ValueError` if there are none of this name."""
+    try:
+        if isinstance(model, Diffusers) and init == model.path:
+            return published_weights(model)
+        return find_initial_weights(init)
+    except FileNotFoundError as error:
+        raise ValueError(f"{init}: the adapter's base is missing: {error}") from error
+
+
+def _shapes(card: ModelCard) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        model = card.model.build(card.channels, card.text_dim)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
