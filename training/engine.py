@@ -21,7 +21,7 @@ from training.checkpoints.fragments import Fragment
 from training.network import InitialiseWeight, VideoModel
 from training.optimizers import MOMENTS, OPTIMIZERS, SkippableAdamW, set_lr
 from training.settings import TrainSettings
-from training.zero import JoinedOutput, ShardedStart, deepspeed_config, initialise_sharded, without_compiled_muon
+from training.zero import JoinedOutput, ShardedStart, deepspeed_config, initialise_sharded, require_input_gradients, without_compiled_muon
 
 EXCHANGED_ELEMENTS = 16 << 20
 """Elements that weights and their averages exchange at a time: 64 MiB."""
@@ -260,6 +260,8 @@ class DeepSpeedEngine(Engine):
             model = model.to(device)
         if self._stage == 3:
             self._joined_output = JoinedOutput(model)
+            if not all(parameter.requires_grad for parameter in model.parameters()):
+                require_input_gradients(model)
         self._optimizer = OPTIMIZERS[settings.optimizer](model, settings)
         with _reducing_during_backward(deepspeed):
             self._engine, *_ = deepspeed.initialize(

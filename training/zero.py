@@ -56,6 +56,23 @@ def initialise_sharded(deepspeed: Any, model: nn.Module, config: Mapping[str, An
         deepspeed.zero.Init(module=nn.ParameterList([weight]), config_dict_or_path=config)
 
 
+def require_input_gradients(model: nn.Module) -> None:
+    """Let the inputs of layers whose weights ZeRO-3 gathers at once require gradients, from now on.
+
+    In the backward pass DeepSpeed frees the weights of a layer when the gradients of its inputs are there; if no input
+    requires one, it does so before they are used. Before the first adapter of a frozen model nothing requires any.
+    """
+
+    def require(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        for value in inputs:
+            if torch.is_grad_enabled() and isinstance(value, Tensor) and value.is_floating_point():
+                value.requires_grad_()
+
+    for module in model.modules():
+        if getattr(module, "_z3_leaf", False):
+            module.register_forward_pre_hook(require)
+
+
 class JoinedOutput:
     """A wrapper that makes a model return its list of output tensors as one tensor, and splits that again.
 
