@@ -21,7 +21,14 @@ from training.checkpoints.fragments import Fragment
 from training.network import InitialiseWeight, VideoModel
 from training.optimizers import MOMENTS, OPTIMIZERS, SkippableAdamW, set_lr
 from training.settings import TrainSettings
-from training.zero import JoinedOutput, ShardedStart, deepspeed_config, initialise_sharded, require_input_gradients, without_compiled_muon
+from training.zero import (
+    JoinedOutput,
+    ShardedStart,
+    deepspeed_config,
+    initialise_sharded,
+    require_input_gradients,
+    without_compiled_muon,
+)
 
 EXCHANGED_ELEMENTS = 16 << 20
 """Elements that weights and their averages exchange at a time: 64 MiB."""
