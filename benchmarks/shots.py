@@ -1,4 +1,4 @@
-"""Measure shot detection: ours, ours with the network, PySceneDetect and TransNetV2 on the same edits.
+"""Measure shot detection: ours and PySceneDetect's two on the same edits.
 
     python -m benchmarks.shots [--seeds 100-119] [--videos FOLDER]
 
@@ -25,14 +25,13 @@ from scenedetect import AdaptiveDetector, ContentDetector, detect
 from scenedetect.detector import SceneDetector
 
 from benchmarks.edits import Label, make_edit
-from cluster.arrays import Float32Array, Int64Array, Pixels
-from pipelines.video.decode import open_video, read_frames
-from pipelines.video.frame_features import FrameFeatures, true_runs
+from cluster.arrays import Int64Array
+from pipelines.video.decode import open_video
+from pipelines.video.frame_features import FrameFeatures
 from pipelines.video.gop_segments import GopSegments
 from pipelines.video.scan import ScanSettings, scan_video, single_threaded_opencv
 from pipelines.video.segment_meter import Measurements, SegmentMeter
 from pipelines.video.shot_boundaries import Boundary, find_boundaries
-from pipelines.video.transnet import TransNet, refine
 
 TOLERANCE = 2
 SHORT = 6
@@ -128,54 +127,30 @@ def _pyscenedetect(path: Path, detector: SceneDetector) -> list[Predicted]:
     return [Predicted(True, start.frame_num, start.frame_num) for start, _ in detect(str(path), detector)[1:]]
 
 
-def _transnet(single_N: Float32Array, threshold: float = 0.5) -> list[Predicted]:
-    """Return the runs of marked frames.
-
-    The frame after the marked one is the first of the new shot, as in the authors' `predictions_to_scenes`.
-    """
-    return [
-        Predicted(end - start <= 2, start + 1 if end - start > 1 else end, end)
-        for start, end in true_runs(single_N > threshold)
-    ]
-
-
-def methods_of(path: Path, network: TransNet) -> dict[str, Callable[[], list[Predicted]]]:
+def methods_of(path: Path) -> dict[str, Callable[[], list[Predicted]]]:
     """Return the methods by name, each a function that predicts the transitions of a file."""
     features = features_of(path)
-    frames = list(read_frames(str(path), 48, 27))
-    pts_N, small = np.array([pts for pts, _ in frames]), np.stack([image for _, image in frames])
-
-    def read(start: int, end: int) -> tuple[Int64Array, Pixels]:
-        inside = (pts_N >= start) & (pts_N < end)
-        return pts_N[inside], small[inside]
 
     def skipping() -> list[Predicted]:
-        return _ours(pts_N, scan_video(str(path), ScanSettings(min_shot_s=MIN_SHOT_S)).boundaries)
+        return _ours(features.pts_N, scan_video(str(path), ScanSettings(min_shot_s=MIN_SHOT_S)).boundaries)
 
     def all_frames() -> list[Predicted]:
-        return _ours(pts_N, find_boundaries(features, "signature", None, MIN_SHOT_S).boundaries)
-
-    def with_network() -> list[Predicted]:
-        found = find_boundaries(features, "transnetv2", None, MIN_SHOT_S)
-        return _ours(pts_N, refine(found, features, read, network, MIN_SHOT_S))
+        return _ours(features.pts_N, find_boundaries(features, "signature", None, MIN_SHOT_S).boundaries)
 
     return {
         "signature, with skipped frames": skipping,
         "signature, all frames": all_frames,
-        "signature + transnetv2": with_network,
         "pyscenedetect content": lambda: _pyscenedetect(path, ContentDetector(min_scene_len=MIN_SHOT_S)),
         "pyscenedetect adaptive": lambda: _pyscenedetect(path, AdaptiveDetector(min_scene_len=MIN_SHOT_S)),
-        "transnetv2": lambda: _transnet(network.predict(small).single_N),
     }
 
 
 def run(seeds: Sequence[int], videos: Path, folder: Path) -> list[dict[str, float | str]]:
     """Make the edits of the seeds, run every method, and return a row per method."""
     tallies: dict[str, Tally] = {}
-    network = TransNet()
     for seed in seeds:
         edit = make_edit(seed, videos, folder)
-        for name, method in methods_of(edit.path, network).items():
+        for name, method in methods_of(edit.path).items():
             started = time.process_time()
             predictions = method()
             tally = tallies.setdefault(name, Tally(*({"hard": 0, "gradual": 0} for _ in range(3))))

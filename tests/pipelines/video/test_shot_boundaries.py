@@ -118,7 +118,7 @@ def test_boundaries_are_in_order_and_apart(seed: int, kinds: list[str]) -> None:
     edges = [pts for boundary in detection.boundaries for pts in (boundary.start_pts, boundary.end_pts)]
     assert edges == sorted(edges)
     assert all(0 < boundary.start_pts <= boundary.end_pts <= len(frames) for boundary in detection.boundaries)
-    assert all(0 <= boundary.score <= 1 for boundary in (*detection.boundaries, *detection.doubtful))
+    assert all(0 <= boundary.score <= 1 for boundary in detection.boundaries)
     assert detection.spans_to_decode == ()
 
 
