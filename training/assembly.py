@@ -150,8 +150,8 @@ def open_untrained_engine(
 ) -> Engine:
     """Return an engine with the untrained model, whose weights are the same on every rank and in every kind of engine.
 
-    With `settings.adapter` it is an untrained adapter of the weights that the settings start from. Torch's global random
-    state is left unchanged.
+    With `settings.adapter` it is an untrained adapter of the weights that the settings start from. Torch's global
+    random state is left unchanged.
     """
     with torch.device("meta"):
         model = settings.model.build(channels, text_dim)

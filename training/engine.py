@@ -81,8 +81,9 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def weight_shards(self) -> list[Tensor]:
-        """Return this rank's part of the fp32 weights that train: the tensors themselves that are updated. Under ZeRO they are
-        flat and unnamed.
+        """Return this rank's part of the fp32 weights that train: the tensors themselves that are updated.
+
+        Under ZeRO they are flat and unnamed.
         """
 
     @abc.abstractmethod
@@ -169,12 +170,14 @@ def open_engine(
     device: torch.device,
     initialise_weight: InitialiseWeight | None = None,
 ) -> Engine:
-    """Return the engine for these settings, which trains the weights of the model that require a gradient. With several workers or ZeRO, `torch.distributed` must be initialised;
-    `workers: auto`, which `training.run` replaces by a number, is one process.
+    """Return the engine for these settings, which trains the weights of the model that require a gradient.
+
+    With several workers or ZeRO, `torch.distributed` must be initialised; `workers: auto`, which `training.run` replaces
+    by a number, is one process.
 
     A `VideoModel` that was built under `torch.device("meta")` gets memory here, and initial weights by
-    `initialise_weight`, or else from torch's global random state. With ZeRO-3 this happens one weight at a time and each rank keeps its shard of it, so the model may be
-    larger than a device's memory.
+    `initialise_weight`, or else from torch's global random state. With ZeRO-3 this happens one weight at a time and
+    each rank keeps its shard of it, so the model may be larger than a device's memory.
 
     Matrix products of fp32 in this process are in TF32 from now on if the precision is tf32, and otherwise exact.
     """

@@ -105,7 +105,8 @@ class Sharding:
     def state_bytes(self, n_weights: int, n_frozen: int = 0) -> int:
         """Return the bytes on a device besides activations: weights, gradients, the optimizer's state and buffers.
 
-        Of `n_frozen` weights besides the `n_weights` that train there are the weights alone. The optimizer's state is, in fp32, two moments, averaged weights and, with ZeRO, the weights to update.
+        Of `n_frozen` weights besides the `n_weights` that train there are the weights alone. The optimizer's state is,
+        in fp32, two moments, averaged weights and, with ZeRO, the weights to update.
         """
         weight, gradient, state = float(self.item_bytes), 4.0, 16.0
         if self.zero_stage == 0:

@@ -72,7 +72,7 @@ class InitialWeights:
             parameter.copy_(values)
 
     def whole(self, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-        """Return the weights of a model whose parameters have these shapes. Raises `ValueError` if some are not there."""
+        """Return the weights of a model whose parameters have these shapes. Raises `ValueError` if some are missing."""
         self.check_fits_all(shapes)
         tensors = {name: torch.empty(shape, dtype=torch.float32, device="cpu") for name, shape in shapes.items()}
         fragments = [

@@ -67,8 +67,8 @@ def _kind_lines(name: str, card: ModelCard, n_weights: int, dtype: str) -> list[
     millions = f"{n_weights / 1e6:.3g} million" if card.adapter else f"{n_weights / 1e6:.1f} million"
     if card.adapter is not None:
         return [
-            f"An adapter (LoRA) of rank {card.adapter.rank} of the text-to-video model `{card.adapter.base}`, with "
-            f"{millions} weights in float32.",
+            f"An adapter (LoRA) of rank {card.adapter.rank} of the text-to-video model `{card.adapter.base}`.",
+            f"It has {millions} weights in float32.",
             "",
             "```",
             f'worldloom sample --model {card.adapter.base} --adapter {name} --prompt "..."',

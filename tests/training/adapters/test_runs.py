@@ -147,9 +147,9 @@ def test_the_base_may_be_a_checkpoint_but_not_another(
     checkpoint = newest_checkpoint(base.removesuffix("/export"))
     assert checkpoint is not None
     assert train(manifest, checkpoint.uri, str(tmp_path / "from-checkpoint"), [{}]) == alone[1]
-    with pytest.raises(ValueError, match="is an adapter of .*--merge"):
+    with pytest.raises(ValueError, match=r"is an adapter of .*--merge"):
         find_initial_weights(f"{alone[0]}/export")
-    with pytest.raises(ValueError, match="has no weights of the right shape for blocks.1"):
+    with pytest.raises(ValueError, match=r"has no weights of the right shape for blocks\.1"):
         train(manifest, base, str(tmp_path / "deep"), [{"model": {"name": "dit", "depth": 2, "dim": 48, "heads": 2}}])
 
 
