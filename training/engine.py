@@ -172,8 +172,8 @@ def open_engine(
 ) -> Engine:
     """Return the engine for these settings, which trains the weights of the model that require a gradient.
 
-    With several workers or ZeRO, `torch.distributed` must be initialised; `workers: auto`, which `training.run` replaces
-    by a number, is one process.
+    With several workers or ZeRO, `torch.distributed` must be initialised; `workers: auto`, which `training.run`
+    replaces by a number, is one process.
 
     A `VideoModel` that was built under `torch.device("meta")` gets memory here, and initial weights by
     `initialise_weight`, or else from torch's global random state. With ZeRO-3 this happens one weight at a time and

@@ -188,7 +188,7 @@ def command(
     adapter: Annotated[
         list[str] | None,
         typer.Option(
-            help="Adapter (LoRA) to merge into the model: FOLDER, or FOLDER:WEIGHT for another weight than 1. Repeatable."
+            help="Adapter (LoRA) merged into the model: FOLDER, or FOLDER:WEIGHT for a weight other than 1. Repeatable."
         ),
     ] = None,
     out: Annotated[

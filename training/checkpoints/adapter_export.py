@@ -44,11 +44,12 @@ def write_adapter_export(uri: str, averaged: Mapping[str, Tensor], null_text: Te
 
     `averaged` are its weights by their names in the model.
     """
-    assert card.adapter is not None
+    adapter = card.adapter
+    assert adapter is not None
     data = save_tensors({file_name(name): value.contiguous() for name, value in averaged.items()})
     card = card.model_copy(update={"weights": storage.digest(data)})
     storage.write_bytes(storage.join(uri, card.files[0]), data)
-    storage.write_bytes(storage.join(uri, ADAPTER_CONFIG), _config_bytes(card.adapter))
+    storage.write_bytes(storage.join(uri, ADAPTER_CONFIG), _config_bytes(adapter))
     storage.write_bytes(storage.join(uri, NULL_TEXT_FILE), save_tensors({NULL_TEXT: null_text.contiguous()}))
     storage.write_bytes(storage.join(uri, CARD), card.to_bytes())
     return card
