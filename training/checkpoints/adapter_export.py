@@ -29,6 +29,7 @@ from training.checkpoints.model_card import (
     ModelCard,
     read_card,
 )
+from training.checkpoints.published_weights import PREFIX as PUBLISHED_PREFIX
 from training.checkpoints.published_weights import published_weights
 from training.data.footer import DamagedError
 from training.model import ModelSettings
@@ -37,6 +38,8 @@ from training.network import VideoModel
 
 WEIGHT_FILES = (ADAPTER_WEIGHTS, "adapter_model.safetensors")
 """Names of an adapter's file of weights: ours, and that of peft."""
+DIFFUSERS_KEY = "lora_adapter_metadata"
+"""Key of an adapter's settings in the header of safetensors files, by diffusers."""
 
 
 def write_adapter_export(uri: str, averaged: Mapping[str, Tensor], null_text: Tensor, card: ModelCard) -> ModelCard:
@@ -46,20 +49,26 @@ def write_adapter_export(uri: str, averaged: Mapping[str, Tensor], null_text: Te
     """
     adapter = card.adapter
     assert adapter is not None
-    data = save_tensors({file_name(name): value.contiguous() for name, value in averaged.items()})
+    config = _config(adapter)
+    config_bytes = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    # diffusers reads the scale from there, and otherwise takes it for 1.
+    about = {f"{PUBLISHED_PREFIX}{name}": value for name, value in config.items()}
+    metadata = {DIFFUSERS_KEY: json.dumps(about)} if isinstance(card.model, Diffusers) else None
+    tensors = {file_name(name): value.contiguous() for name, value in averaged.items()}
+    data = save_tensors(tensors, metadata)
     card = card.model_copy(update={"weights": storage.digest(data)})
     storage.write_bytes(storage.join(uri, card.files[0]), data)
-    storage.write_bytes(storage.join(uri, ADAPTER_CONFIG), _config_bytes(adapter))
+    storage.write_bytes(storage.join(uri, ADAPTER_CONFIG), config_bytes)
     storage.write_bytes(storage.join(uri, NULL_TEXT_FILE), save_tensors({NULL_TEXT: null_text.contiguous()}))
     storage.write_bytes(storage.join(uri, CARD), card.to_bytes())
     return card
 
 
-def _config_bytes(adapter: AdapterCard) -> bytes:
+def _config(adapter: AdapterCard) -> dict[str, Any]:
     """Return the content of `adapter_config.json` as peft writes it."""
     values: dict[str, Any] = lora_config(adapter, adapter.base).to_dict()
     values = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
-    return (json.dumps(values | {"inference_mode": True}, indent=2, sort_keys=True) + "\n").encode()
+    return values | {"inference_mode": True}
 
 
 def read_model(uri: str) -> tuple[ModelCard, VideoModel, Tensor]:

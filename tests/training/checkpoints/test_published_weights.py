@@ -21,7 +21,7 @@ from tests.support.ranks import run_ranks
 from training.assembly import TrainingRun
 from training.checkpoints.adapter_export import read_model
 from training.checkpoints.export import read_export
-from training.checkpoints.model_card import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from training.checkpoints.model_card import ADAPTER_WEIGHTS
 from training.checkpoints.published_export import write_published_export
 from training.checkpoints.published_weights import published_weights
 from training.checkpoints.starting_weights import weights_to_start_from
@@ -187,20 +187,18 @@ def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
 def test_diffusers_loads_an_adapter(family: str, manifest: str, tmp_path: Path) -> None:
     """Its own loader makes the prediction of the adapter merged into the base, which differs from that of the base."""
     folder = published(tmp_path / "model", family)
-    settings = settings_of(folder, adapter={"rank": 4}, lr=3e-2)
+    settings = settings_of(folder, adapter={"rank": 4, "alpha": 8}, lr=3e-2)
     trained = train_loop(settings, manifest, str(tmp_path / "run"), 0, CPU)
     card, model, _ = read_model(trained.export_uri)
     assert isinstance(card.model, Diffusers)
     transformer: Any = getattr(diffusers, card.model.family.class_name).from_pretrained(folder, subfolder="transformer")
     base = {f"transformer.{name}": value.clone() for name, value in transformer.state_dict().items()}
     tensors = load_file(f"{trained.export_uri}/{ADAPTER_WEIGHTS}")
-    settings_of_peft = json.loads(Path(trained.export_uri, ADAPTER_CONFIG).read_text())
-    transformer.load_lora_adapter(tensors, prefix="transformer", metadata=None, network_alphas=None)
+    transformer.load_lora_adapter(trained.export_uri, weight_name=ADAPTER_WEIGHTS, prefix="transformer")
     transformer.fuse_lora()
     transformer.unload_lora()
     merged = {f"transformer.{name}": value for name, value in transformer.state_dict().items()}
     ours = dict(model.named_parameters())
-    assert settings_of_peft["lora_alpha"] == settings_of_peft["r"] == 4
     changed = {name for name, value in ours.items() if not value.equal(base[name])}
     assert changed == {f"{name.partition('.lora_')[0]}.weight" for name in tensors}
     for name, value in ours.items():
