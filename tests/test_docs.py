@@ -255,3 +255,11 @@ def test_python_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         if block.language == "python":
             exec(compile("\n" * (block.line - 1) + block.text, block.page, "exec"), namespace)
     assert list(tmp_path.glob("*.mp4")), "the guide writes a video"
+
+
+@pytest.mark.parametrize("page", ["cluster", "captioning", "training", "pipelines", "project"])
+def test_the_index_lists_all_decisions(page: str) -> None:
+    decisions = ROOT / "docs" / "decisions"
+    titles = re.findall(r"(?m)^## (.*)$", (decisions / f"{page}.md").read_text())
+    listed = re.findall(rf"(?m)^- \[(.*)\]\({page}\.md#.*\)$", (decisions / "index.md").read_text())
+    assert listed == titles
