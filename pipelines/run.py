@@ -36,6 +36,7 @@ from captioning.engine import EngineError
 from captioning.engines.vllm import PACKAGE, VLLM
 from cluster import storage
 from cluster.resources import Resources
+from cluster.session import cluster_size
 from cluster.telemetry import log
 from pipelines.engine.packed_tables import PackedWorker, SpreadWorker, pack, unpack
 from pipelines.engine.pieces import is_piece
@@ -311,11 +312,14 @@ def _map(
         )
 
 
-def _pool_limit(resources: Resources) -> int:
-    total = ray.cluster_resources()
-    by_gpu = total.get("GPU", 0) / resources.gpus if resources.gpus else float("inf")
+def _pool_limit(resources: Resources) -> int | None:
+    """Return the most workers of a pool: what the cluster has room for, or no limit where it may grow for them."""
+    cluster = cluster_size()
+    if cluster.may_grow:
+        return resources.max_workers
+    by_gpu = cluster.gpus / resources.gpus if resources.gpus else float("inf")
     limit = resources.max_workers or float("inf")
-    return max(1, int(min(total.get("CPU", 1) / max(resources.cpus, 0.01), by_gpu, limit)))
+    return max(1, int(min(cluster.cpus / max(resources.cpus, 0.01), by_gpu, limit)))
 
 
 PARTITION = "__partition"

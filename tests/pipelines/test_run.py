@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cluster.resources import Resources
+from cluster.resources import ClusterSize, Resources
 from pipelines import inline, run
 from pipelines.curation import run_segments
 from pipelines.engine import packed_tables
@@ -65,8 +65,10 @@ def test_later_stages_pass_a_fault_to_the_driver() -> None:
 
 
 def test_pool_has_no_more_workers_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
+    monkeypatch.setattr(run, "cluster_size", lambda: ClusterSize(16.0, 4.0))
     by_cpus = [Resources(cpus=2, pooled=True, max_workers=max_workers) for max_workers in (None, 1, 3, 99)]
     assert [run._pool_limit(resources) for resources in by_cpus] == [8, 1, 3, 8]
     by_gpus = [Resources(gpus=0.5, pooled=True, max_workers=max_workers) for max_workers in (None, 1)]
     assert [run._pool_limit(resources) for resources in by_gpus] == [8, 1]
+    monkeypatch.setattr(run, "cluster_size", lambda: ClusterSize(4.0, 0.0, may_grow=True))
+    assert [run._pool_limit(resources) for resources in (*by_cpus, *by_gpus)] == [None, 1, 3, 99, None, 1]
