@@ -323,7 +323,6 @@ def _pool_limit(resources: Resources) -> int | None:
 
 
 PARTITION = "__partition"
-
 PARTITIONS_PER_CPU = 4
 """More than one, so that a core with heavy keys does not delay the others for long."""
 

@@ -49,9 +49,6 @@ def settings_digest(settings: TrainSettings, seed: int) -> str:
 def _fixed_settings(settings: TrainSettings) -> str:
     """Return as JSON the settings that may not change when a run resumes."""
     fixed = {key: value for key, value in settings.model_dump(mode="json").items() if key not in CHANGEABLE_ON_RESUME}
-    if settings.adapter is None:
-        # Runs from before there were adapters keep their folders.
-        del fixed["adapter"]
     changeable = settings.model.changeable_on_resume
     fixed["model"] = {key: value for key, value in fixed["model"].items() if key not in changeable}
     return json.dumps(fixed, sort_keys=True)
