@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.checkpoints.fragments import Fragment
-from training.network import InitialiseWeight, VideoModel
+from training.network import InitialiseWeight, VideoModel, trained_parameters
 from training.optimizers import MOMENTS, OPTIMIZERS, SkippableAdamW, set_lr
 from training.settings import TrainSettings
 from training.zero import (
@@ -26,6 +26,7 @@ from training.zero import (
     ShardedStart,
     deepspeed_config,
     initialise_sharded,
+    reducing_during_backward,
     require_input_gradients,
     without_compiled_muon,
 )
@@ -165,10 +166,7 @@ class Engine(abc.ABC):
 
 
 def open_engine(
-    model: nn.Module,
-    settings: TrainSettings,
-    device: torch.device,
-    initialise_weight: InitialiseWeight | None = None,
+    model: nn.Module, settings: TrainSettings, device: torch.device, initialise_weight: InitialiseWeight | None = None
 ) -> Engine:
     """Return the engine for these settings, which trains the weights of the model that require a gradient.
 
@@ -273,7 +271,7 @@ class DeepSpeedEngine(Engine):
             if not all(parameter.requires_grad for parameter in model.parameters()):
                 require_input_gradients(model)
         self._optimizer = OPTIMIZERS[settings.optimizer](model, settings)
-        with _reducing_during_backward(deepspeed):
+        with reducing_during_backward(deepspeed):
             self._engine, *_ = deepspeed.initialize(
                 model=model, optimizer=self._optimizer, dist_init_required=False, config=config
             )
@@ -347,10 +345,8 @@ class DeepSpeedEngine(Engine):
     def _optimized_tensors(self) -> list[Tensor]:
         if self._stage == 0:
             return [parameter for _, parameter in trained_parameters(self._engine.module)]
-        optimizer = self._engine.optimizer
-        flat: list[Tensor] = (
-            optimizer.fp32_partitioned_groups_flat if self._stage == 3 else optimizer.single_partition_of_fp32_groups
-        )
+        name = "fp32_partitioned_groups_flat" if self._stage == 3 else "single_partition_of_fp32_groups"
+        flat: list[Tensor] = getattr(self._engine.optimizer, name)
         return flat
 
 
@@ -373,17 +369,10 @@ def _is_on_meta(model: nn.Module) -> TypeGuard[VideoModel]:
     return isinstance(model, VideoModel) and any(parameter.is_meta for parameter in model.parameters())
 
 
-def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters that train with their names: those that require a gradient."""
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
 def _whole_parameters(model: nn.Module) -> list[Fragment]:
     """Return one fragment per parameter that trains, each in a shard of its own."""
-    return [
-        Fragment(name, 0, parameter.numel(), shard, 0)
-        for shard, (name, parameter) in enumerate(trained_parameters(model))
-    ]
+    trained = enumerate(trained_parameters(model))
+    return [Fragment(name, 0, parameter.numel(), shard, 0) for shard, (name, parameter) in trained]
 
 
 def _is_accepted(norm: float, max_norm: float) -> bool:
@@ -394,30 +383,6 @@ def _checked_norm(norm: float) -> float:
     if not math.isfinite(norm):
         raise NonFiniteGradientError(f"the gradient's norm is {norm}")
     return norm
-
-
-@contextlib.contextmanager
-def _reducing_during_backward(deepspeed: Any) -> Iterator[None]:
-    """Let `deepspeed.initialize` in the block shard by the same class in stage 1 as in stage 2.
-
-    For bf16 weights with fp32 gradients in stage 1 without offload it takes `BF16_Optimizer` (DeepSpeed 0.19.8), which
-    reduces gradients only after the backward pass, so that communication does not overlap with computation. The class
-    of stage 2 handles this case too: with offload DeepSpeed takes it.
-    """
-    engine, name = deepspeed.DeepSpeedEngine, "_do_optimizer_sanity_check"
-    check = getattr(engine, name)
-
-    def wrapper_name(self: Any, optimizer: Any) -> str | None:
-        from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
-
-        chosen: str | None = check(self, optimizer)
-        return ZERO_OPTIMIZATION if self.zero_optimization() else chosen
-
-    setattr(engine, name, wrapper_name)
-    try:
-        yield
-    finally:
-        setattr(engine, name, check)
 
 
 def _import_deepspeed(device: torch.device) -> Any:

@@ -91,3 +91,8 @@ class VideoModel(nn.Module, abc.ABC):
         initialise_weight = self.weight_initialiser()
         for name, parameter in self.named_parameters():
             initialise_weight(parameter, name)
+
+
+def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters that train with their names: those that require a gradient."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -5,8 +5,9 @@ Nothing here imports DeepSpeed before the engine has.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,29 @@ def without_compiled_muon(deepspeed: Any) -> Any:
     finally:
         compiler.compile = compile_function
     return deepspeed
+
+
+@contextlib.contextmanager
+def reducing_during_backward(deepspeed: Any) -> Iterator[None]:
+    """Let `deepspeed.initialize` in the block shard by the same class in stage 1 as in stage 2.
+
+    For bf16 weights with fp32 gradients in stage 1 without offload it takes `BF16_Optimizer` (DeepSpeed 0.19.8), which
+    reduces gradients only after the backward pass, so that communication does not overlap with computation. The class
+    of stage 2 handles this case too: with offload DeepSpeed takes it.
+    """
+    engine, name = deepspeed.DeepSpeedEngine, "_do_optimizer_sanity_check"
+    check = getattr(engine, name)
+    zero: str = importlib.import_module("deepspeed.runtime.zero.config").ZERO_OPTIMIZATION
+
+    def wrapper_name(self: Any, optimizer: Any) -> str | None:
+        chosen: str | None = check(self, optimizer)
+        return zero if self.zero_optimization() else chosen
+
+    setattr(engine, name, wrapper_name)
+    try:
+        yield
+    finally:
+        setattr(engine, name, check)
 
 
 class ShardedStart(NamedTuple):
