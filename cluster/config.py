@@ -69,6 +69,12 @@ class FaultsError(ValueError):
         self.errors = tuple(errors)
 
 
+def list_names(names: Sequence[str], most: int) -> str:
+    """Return names for a message, after `most` of them only how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def unknown_message(noun: str, name: str, known: Sequence[str]) -> str:
     """Return "unknown key 'detecter'; did you mean 'detector'? Known keys: ..." for the noun "key"."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -36,7 +36,7 @@ from training.ema import Ema
 from training.engine import Engine, open_engine
 from training.fitting import fit_to_device
 from training.model import ModelSettings
-from training.network import InitialiseWeight, VideoModel
+from training.network import InitialiseWeight, VideoModel, parameter_shapes
 from training.sampling.provenance import version
 from training.settings import TrainSettings
 from training.step import StepConfig, samples_with_last_frame
@@ -78,8 +78,8 @@ class TrainingRun:
         text_dim = dataset.null_text().shape[-1]
         settings = fit_to_device(settings, dataset, text_dim, device)
         step_config = make_step_config(settings, dataset, seed)
-        base = base_of(settings)
-        engine = open_untrained_engine(settings, dataset.info.channels, text_dim, seed, device)
+        base = None if settings.adapter is None else weights_to_start_from(settings)
+        engine = open_untrained_engine(settings, dataset.info.channels, text_dim, seed, device, base)
         ema = Ema(engine.weight_shards(), settings.ema_decay)
         parts = LossParts(dataset.table["bucket"].to_pylist())
         return cls(settings, manifest_uri, run_uri, dataset, step_config, parts, engine, ema, base)
@@ -91,8 +91,7 @@ class TrainingRun:
         """
         with torch.device("meta"):
             model = self.settings.model.build(self.dataset.info.channels, self.step_config.null_text.shape[-1])
-        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        load_initial_weights(weights, self.engine, shapes)
+        load_initial_weights(weights, self.engine, parameter_shapes(model))
         self.ema.restart(self.engine.weight_shards())
         self._warn_of_other_parts(weights)
 
@@ -146,26 +145,25 @@ def make_step_config(settings: TrainSettings, dataset: Dataset, seed: int) -> St
 
 
 def open_untrained_engine(
-    settings: TrainSettings, channels: int, text_dim: int, seed: int, device: torch.device
+    settings: TrainSettings,
+    channels: int,
+    text_dim: int,
+    seed: int,
+    device: torch.device,
+    base: InitialWeights | None = None,
 ) -> Engine:
     """Return an engine with the untrained model, whose weights are the same on every rank and in every kind of engine.
 
-    With `settings.adapter` it is an untrained adapter of the weights that the settings start from. Torch's global
-    random state is left unchanged.
+    With `base` it is an untrained adapter of these weights. Torch's global random state is left unchanged.
     """
     with torch.device("meta"):
         model = settings.model.build(channels, text_dim)
-    if (base := base_of(settings)) is not None:
+    if base is not None:
         initialise_weight = adapt(model, settings, base, seed)
         return open_engine(model, settings, device, initialise_weight)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return open_engine(model, settings, device)
-
-
-def base_of(settings: TrainSettings) -> InitialWeights | None:
-    """Return the weights that the adapter of these settings changes; None without an adapter."""
-    return None if settings.adapter is None else weights_to_start_from(settings)
 
 
 def adapt(model: VideoModel, settings: TrainSettings, base: InitialWeights, seed: int) -> InitialiseWeight:
@@ -175,7 +173,7 @@ def adapt(model: VideoModel, settings: TrainSettings, base: InitialWeights, seed
     Raises `ValueError` for a target that the model lacks, and if the base is another model.
     """
     assert settings.adapter is not None
-    base.check_fits_all({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+    base.check_fits_all(parameter_shapes(model))
     add_adapter(model, settings.adapter.resolved(settings.model))
     return adapter_initialiser(model, base.fill, seed)
 

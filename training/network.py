@@ -93,6 +93,11 @@ class VideoModel(nn.Module, abc.ABC):
             initialise_weight(parameter, name)
 
 
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter by its name."""
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
 def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters that train with their names: those that require a gradient."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

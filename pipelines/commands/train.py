@@ -63,7 +63,7 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
 
 def check_init(settings: TrainSettings) -> None:
     """Raise `ConfigError` if the weights that training would start from do not exist."""
-    if settings.init is None and not isinstance(settings.model, Diffusers):
+    if settings.init is None and not settings.model.starts_from_itself:
         return
     from training.checkpoints.starting_weights import weights_to_start_from  # imports torch, which takes 2 s
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cluster.config import unknown_message
+from cluster.config import list_names, unknown_message
 from training.adapters.settings import AdapterSettings
 from training.network import InitialiseWeight, VideoModel
 from training.rng import generator
@@ -164,17 +164,14 @@ def check_tensors(expected: Mapping[str, Sequence[int]], found: Mapping[str, Ten
             prefix = one.removesuffix(unknown[0])
             raise ValueError(f"its keys lack {prefix}, with which this model's begin; put {prefix} before the keys")
     if unknown:
-        raise ValueError(f"this model has no layer for its keys {_named(unknown)}; take the model it was trained for")
+        raise ValueError(
+            f"this model has no layer for its keys {list_names(unknown, MAX_NAMED)}; take the model it was trained for"
+        )
     if missing:
-        raise ValueError(f"it lacks the keys {_named(missing)}; take the file as it was written")
+        raise ValueError(f"it lacks the keys {list_names(missing, MAX_NAMED)}; take the file as it was written")
     for name, shape in expected.items():
         if tuple(found[name].shape) != tuple(shape):
             raise ValueError(
                 f"{name} is {list(found[name].shape)} there, and {list(shape)} in this model; "
                 "take the model it was trained for"
             )
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more

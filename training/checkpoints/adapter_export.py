@@ -18,7 +18,7 @@ from torch import Tensor
 from cluster import storage
 from training.adapters.lora import file_name, lora_config, merge_adapter
 from training.adapters.settings import AdapterSettings
-from training.checkpoints.export import EXPORT_AGAIN, NULL_TEXT, model_from_card, read_weights
+from training.checkpoints.export import EXPORT_AGAIN, NULL_TEXT, model_from_card, read_export, read_weights
 from training.checkpoints.initial_weights import InitialWeights, find_initial_weights
 from training.checkpoints.model_card import (
     ADAPTER_CONFIG,
@@ -34,7 +34,7 @@ from training.checkpoints.published_weights import published_weights
 from training.data.footer import DamagedError
 from training.model import ModelSettings
 from training.models.diffusers import Diffusers
-from training.network import VideoModel
+from training.network import VideoModel, parameter_shapes
 
 WEIGHT_FILES = (ADAPTER_WEIGHTS, "adapter_model.safetensors")
 """Names of an adapter's file of weights: ours, and that of peft."""
@@ -72,11 +72,13 @@ def _config(adapter: AdapterCard) -> dict[str, Any]:
 
 
 def read_model(uri: str) -> tuple[ModelCard, VideoModel, Tensor]:
-    """Return what `read_export` does of an adapter's export: its model is that of the base with the adapter merged.
+    """Return what `read_export` does; an adapter's model is that of its base with the adapter merged.
 
     Raises `ValueError` if the base is not there, or not the one of the training.
     """
     card = read_card(uri)
+    if card.adapter is None:
+        return read_export(uri)
     null_uri = storage.join(uri, NULL_TEXT_FILE)
     tensors = load_tensors(read_weights(uri, card))
     if not storage.exists(null_uri):
@@ -173,5 +175,4 @@ def find_base(init: str, model: ModelSettings) -> InitialWeights:
 
 def _shapes(card: ModelCard) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        model = card.model.build(card.channels, card.text_dim)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        return parameter_shapes(card.model.build(card.channels, card.text_dim))

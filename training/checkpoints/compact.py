@@ -11,7 +11,7 @@ from safetensors.torch import save as save_tensors
 from cluster import storage
 from cluster.weight_files import is_path
 from training.checkpoints.adapter_export import read_model
-from training.checkpoints.export import AVERAGED_PREFIX, NULL_TEXT, read_export, read_weights
+from training.checkpoints.export import AVERAGED_PREFIX, NULL_TEXT, read_weights
 from training.checkpoints.model_card import AUTOENCODER, CARD, INSIDE, WEIGHTS, ModelCard, read_card
 
 INIT_PARTS = 3
@@ -54,8 +54,7 @@ def write_compact_export(export_uri: str, uri: str, merge: bool = False) -> Mode
 
 def _model_bytes(export_uri: str, dtype: torch.dtype) -> bytes:
     """Return the content of a file of averaged weights of this type, with the null caption."""
-    card = read_card(export_uri)
-    _, model, null_text = read_export(export_uri) if card.adapter is None else read_model(export_uri)
+    _, model, null_text = read_model(export_uri)
     tensors = {f"{AVERAGED_PREFIX}{name}": value.to(dtype).contiguous() for name, value in model.state_dict().items()}
     content: bytes = save_tensors(tensors | {NULL_TEXT: null_text.to(torch.float32).contiguous()})
     return content

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cluster import storage
-from cluster.config import unknown_message
+from cluster.config import list_names, unknown_message
 from cluster.telemetry import log
 from cluster.weight_files import is_path
 from training.checkpoints.checkpoint import MARKER
@@ -60,8 +60,9 @@ class InitialWeights:
         """Raise `ValueError` naming the parameters that cannot start from these weights, if there are some."""
         if misfits := [name for name, shape in shapes.items() if not self.fits(name, shape)]:
             raise ValueError(
-                f"{self.uri}: has no weights of the right shape for {_named(misfits)}; set `model` to the settings of "
-                f"that model, which are in its {CARD} or run.yaml, and take a data set of the same encoders"
+                f"{self.uri}: has no weights of the right shape for {list_names(misfits, MAX_NAMED)}; set `model` to "
+                f"the settings of that model, which are in its {CARD} or run.yaml, and take a data set of the same "
+                "encoders"
             )
 
     def fill(self, parameter: Tensor, name: str) -> None:
@@ -142,16 +143,11 @@ def _misfits(weights: InitialWeights, shapes: Mapping[str, Shape], fitting: set[
     if other:
         first = other[0]
         sizes = f"{first} is {list(weights.shapes[first])} there and {list(shapes[first])} here"
-        yield f"weights of another shape start from random values: {_named(other)}; {sizes}"
+        yield f"weights of another shape start from random values: {list_names(other, MAX_NAMED)}; {sizes}"
     if new := [name for name in shapes if name not in weights.shapes]:
-        yield f"weights that it lacks start from random values: {_named(new)}"
+        yield f"weights that it lacks start from random values: {list_names(new, MAX_NAMED)}"
     if unused := [name for name in weights.shapes if name not in shapes]:
-        yield f"weights that this model lacks are not used: {_named(unused)}"
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
+        yield f"weights that this model lacks are not used: {list_names(unused, MAX_NAMED)}"
 
 
 def _of_export(uri: str) -> InitialWeights:

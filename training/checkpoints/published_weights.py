@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from cluster import storage
+from cluster.config import list_names
 from training.checkpoints.fragments import Fragment
 from training.checkpoints.initial_weights import DTYPES, InitialWeights, copy_range
 from training.models._published_files import PublishedFiles, StoredTensor, header_of
 from training.models.diffusers import SUBFOLDER, Diffusers
+from training.network import parameter_shapes
 
 PREFIX = "transformer."
 """Prefix of the names of weights in our models; files of diffusers lack it."""
@@ -56,7 +58,7 @@ def _check(settings: Diffusers, tensors: Mapping[str, StoredTensor]) -> None:
     own = settings.architecture
     with torch.device("meta"):
         model = settings.build(own.channels, own.text_dim)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    shapes = parameter_shapes(model)
     where = f"{settings.path}: the weights in {SUBFOLDER} are not those of its config.json"
     fix = f"put back the weights of this {settings.family.class_name}, or download the whole folder again"
     for what, names in (
@@ -64,7 +66,8 @@ def _check(settings: Diffusers, tensors: Mapping[str, StoredTensor]) -> None:
         ("also have", tensors.keys() - shapes.keys()),
     ):
         if names:
-            raise ValueError(f"{where}: they {what} {_named(sorted(names))}; {fix}")
+            own_names = [name.removeprefix(PREFIX) for name in sorted(names)]
+            raise ValueError(f"{where}: they {what} {list_names(own_names, MAX_NAMED)}; {fix}")
     for name, tensor in tensors.items():
         if tensor.shape != shapes[name]:
             raise ValueError(f"{where}: {name} is {list(tensor.shape)}, not {list(shapes[name])}; {fix}")
@@ -73,11 +76,6 @@ def _check(settings: Diffusers, tensors: Mapping[str, StoredTensor]) -> None:
                 f"{where}: {name} is of type {tensor.dtype}, and training starts from {', '.join(DTYPES)}; take the "
                 "weights that are not quantised"
             )
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(name.removeprefix(PREFIX) for name in names[:MAX_NAMED]) + more
 
 
 def _read(tensors: Mapping[str, StoredTensor], fragments: Sequence[Fragment], shards: Sequence[Tensor]) -> None:

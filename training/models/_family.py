@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -88,6 +88,14 @@ class Family(abc.ABC):
 
     def prepare(self, transformer: Any) -> None:  # noqa: B027
         """Replace parts of a new transformer that would not survive `torch.device("meta")` or bfloat16."""
+
+    def check_texts(self, texts: Sequence[Tensor]) -> None:
+        """Raise `ValueError` for a text `[N, E]` of more tokens than the family takes."""
+        longest, most = max(len(text_NE) for text_NE in texts), self.text.max_tokens
+        if longest > most:
+            raise ValueError(
+                f"a text has {longest} tokens, and {type(self).__name__} takes {most}; set max_tokens: {most}"
+            )
 
     @abc.abstractmethod
     def predict(self, transformer: Any, latents_BCTHW: Tensor, condition: Condition, published: Published) -> Tensor:

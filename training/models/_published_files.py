@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,18 +101,14 @@ def header_of(file: Path) -> dict[str, StoredTensor]:
         length = int.from_bytes(handle.read(8), "little")
         text = handle.read(min(length, size))
     try:
+        entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
         tensors = {
             name: StoredTensor(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-            for name, entry in json.loads(text).items()
-            if name != "__metadata__"
+            for name, entry in entries.items()
         }
-        end = 8 + length + max((entry["data_offsets"][1] for entry in _entries(text)), default=0)
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: its header is damaged or cut off; {DOWNLOAD_AGAIN}") from error
     if size != end:
         raise ValueError(f"{file}: has {size} bytes, and {end} by its header; {DOWNLOAD_AGAIN}")
     return tensors
-
-
-def _entries(text: bytes) -> Iterator[dict[str, Any]]:
-    return (entry for name, entry in json.loads(text).items() if name != "__metadata__")

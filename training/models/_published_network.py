@@ -33,8 +33,9 @@ class PublishedTransformer(VideoModel):
     def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
         """Return a float32 prediction `[C, T, H, W]` per latent; latents of one shape are computed together.
 
-        Raises `ValueError` for sides that the patch does not divide.
+        Raises `ValueError` for sides that the patch does not divide, and for texts that are too long.
         """
+        self.family.check_texts(condition.texts)
         by_shape: dict[torch.Size, list[int]] = {}
         for index, latent_CTHW in enumerate(latents):
             by_shape.setdefault(latent_CTHW.shape, []).append(index)

@@ -17,7 +17,6 @@ from cluster.telemetry import log
 from training.adapters.source import AdapterSource, parse_all
 from training.autoencoder import Autoencoder
 from training.checkpoints.adapter_export import StoredAdapter, find_adapter, read_model
-from training.checkpoints.export import read_export
 from training.checkpoints.model_card import ModelCard, read_card
 from training.checkpoints.shipped import find_export
 from training.data.buckets import parse_bucket_name
@@ -116,8 +115,7 @@ class ExportedModel:
 
     def _load(self, uri: str, adapters: Sequence[AdapterSource] = ()) -> tuple[VideoModel, Tensor]:
         """Return the model of an export on the device, shared by the ranks if there are any, and its null caption."""
-        card = read_card(uri)
-        _, model, null_text_NE = read_export(uri) if card.adapter is None else read_model(uri)
+        card, model, null_text_NE = read_model(uri)
         for source in adapters:
             adapter = find_adapter(source.uri)
             adapter.check_base(card)
