@@ -80,8 +80,8 @@ def test_a_killed_batch_resumes(untrained: str, tmp_path: Path, monkeypatch: pyt
     before = {record.name: record.stat().st_mtime_ns for record in tmp_path.glob("*.png.json")}
     assert len(before) == 2
     reads: list[str] = []
-    read_export = exported_model.read_export
-    monkeypatch.setattr(exported_model, "read_export", lambda uri: reads.append(uri) or read_export(uri))
+    read_model = exported_model.read_model
+    monkeypatch.setattr(exported_model, "read_model", lambda uri: reads.append(uri) or read_model(uri))
     result = sample_prompts(batch, in_process())
     assert (result.made, result.kept, result.failed) == (4, 2, 0)
     assert reads == [untrained], "the model is read once"

@@ -92,8 +92,8 @@ def test_several_seeds_load_the_model_once(
     from training.sampling import exported_model
 
     reads: list[str] = []
-    read_export = exported_model.read_export
-    monkeypatch.setattr(exported_model, "read_export", lambda uri: reads.append(uri) or read_export(uri))
+    read_model = exported_model.read_model
+    monkeypatch.setattr(exported_model, "read_model", lambda uri: reads.append(uri) or read_model(uri))
     options = ("--model", export, "--prompt", "a star", *SHORT, "--out", tmp_path, "--solver", "heun", "--name", "star")
     ended = worldloom("sample", *options, "--seed", "3", "--seeds", "2")
     assert ended.exit_code == 0, ended.stderr
