@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.network import VideoModel
+from training.network import VideoModel, trained_parameters
 from training.settings import TrainSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -73,7 +73,7 @@ class SkippableAdamW(torch.optim.AdamW):
 class SkippableMuon(SkippableAdamW):
     """Muon (Jordan et al. 2024) for the matrices between hidden layers, AdamW for all other weights.
 
-    These matrices are the `hidden_matrices` of a `VideoModel`, and of other networks all weights with two axes and
+    These matrices are the `hidden_matrices` of a `VideoModel`, and of other networks all that train with two axes and
     more; the weights of a convolution form a matrix from all inputs of a position to its outputs. Updates are scaled
     to the size of AdamW's (Liu et al. 2025), so one learning rate serves both. Engines and checkpoints see the state of
     AdamW: Muon's momentum is the first moment, and a matrix's second moment stays 0.
@@ -85,7 +85,8 @@ class SkippableMuon(SkippableAdamW):
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
         super().__init__(model, settings)
         self._weight_decay = settings.weight_decay
-        weights = model.hidden_matrices() if isinstance(model, VideoModel) else list(model.parameters())
+        trained = [weight for _, weight in trained_parameters(model)]
+        weights = model.hidden_matrices() if isinstance(model, VideoModel) else trained
         self._by_shape: dict[torch.Size, list[Tensor]] = {}
         for weight in weights:
             if weight.ndim > 1:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster import storage
+from cluster import storage, weight_files
 from cluster.telemetry import log
 from training.autoencoder_training.crops import Clips, CropBatch, Crops, fingerprint
 from training.autoencoder_training.losses import kl_divergence, reconstruction_loss
@@ -70,6 +71,8 @@ class AutoencoderRun:
     validation: Validation
     engine: Engine
     ema: Ema
+    init: TrainedNetwork | None
+    """The weights that training starts from, and the statistics of their latents."""
 
     @classmethod
     def open(
@@ -80,7 +83,11 @@ class AutoencoderRun:
         Raises `ValueError` for unusable clips or weights.
         """
         bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
-        network = _first_network(settings, seed, bf16)
+        init = _read_init(settings, bf16)
+        network = init.network if init else new_network(PRESETS[settings.preset], seed, bf16)
+        network.requires_grad_(True).train()
+        if settings.decoder_noise:
+            network.encoder.requires_grad_(False)
         if settings.compile:
             network.encoder.compile()
             network.decoder.compile()
@@ -88,23 +95,22 @@ class AutoencoderRun:
         engine = open_engine(network, train_settings, device)
         ema = Ema(engine.weight_shards(), settings.ema_decay)
         validation = Validation(Clips(data, "val"), settings, engine)
-        return cls(settings, train_settings, data, run_uri, seed, validation, engine, ema)
+        return cls(settings, train_settings, data, run_uri, seed, validation, engine, ema, init)
 
     def crops(self, seed_offset: int = 0) -> Crops:
         """Return the random crops of the training clips."""
         return Crops(Clips(self.data, "train"), self.settings, self.seed + seed_offset)
 
 
-def _first_network(settings: AutoencoderTrainSettings, seed: int, bf16: bool) -> CausalNetwork:
-    """Return the network that training starts from. Raises `ValueError` if `init` has another size than `preset`."""
-    architecture = PRESETS[settings.preset]
+def _read_init(settings: AutoencoderTrainSettings, bf16: bool = False) -> TrainedNetwork | None:
+    """Return the content of the file of `init`. Raises `ValueError` if it has another size than `preset`."""
     if settings.init is None:
-        return new_network(architecture, seed, bf16)
+        return None
     file = Causal(weights=settings.init).weights_file()
-    network = TrainedNetwork.from_bytes(file.read_bytes(), settings.init, bf16).network
-    if network.architecture != architecture:
+    trained = TrainedNetwork.from_bytes(file.read_bytes(), settings.init, bf16)
+    if trained.network.architecture != PRESETS[settings.preset]:
         raise ValueError(f"init {settings.init}: has not the size of preset {settings.preset}; choose another preset")
-    return network.requires_grad_(True).train()
+    return trained
 
 
 def run_folder(settings: AutoencoderTrainSettings, data: Path, out_uri: str, seed: int) -> str:
@@ -218,7 +224,8 @@ def take_step(run: AutoencoderRun, step: int, batch: CropBatch) -> Record:
     video_BCTHW = batch.pixels(engine.device)
     noise = [_latent_noise(run.seed, step, index, video_BCTHW.shape) for index in batch.indices]
     noise_BCTHW = torch.stack(noise).to(engine.device)
-    made_BCTHW, mean_BCTHW, log_variance_BCTHW = engine.forward(video_BCTHW, noise_BCTHW)
+    added_std_BCTHW = _decoder_noise_std(run, step, batch.indices, noise_BCTHW.shape[2])
+    made_BCTHW, mean_BCTHW, log_variance_BCTHW = engine.forward(video_BCTHW, noise_BCTHW, added_std_BCTHW)
     pixels_B = reconstruction_loss(settings.loss, made_BCTHW, video_BCTHW)
     kl_B = kl_divergence(mean_BCTHW, log_variance_BCTHW)
     losses_B = pixels_B + settings.loss.kl * kl_B
@@ -253,6 +260,19 @@ def _latent_noise(seed: int, step: int, index: int, shape: torch.Size) -> Tensor
     return torch.randn(_latent_shape(shape), generator=generator(seed, "autoencoder", step, index))
 
 
+def _decoder_noise_std(run: AutoencoderRun, step: int, indices: Sequence[int], frames: int) -> Tensor | None:
+    """Return the standard deviations `[B, C, t, 1, 1]` of the noise that `decoder_noise` adds to latents of crops with
+    these indices and so many latent frames, or None without it. They are the same on every rank.
+    """
+    if not run.settings.decoder_noise:
+        return None
+    assert run.init is not None
+    draws = [torch.rand((), generator=generator(run.seed, "decoder noise", step, index)) for index in indices]
+    share_B1111 = run.settings.decoder_noise * torch.stack(draws)[:, None, None, None, None]
+    std_CT11 = run.init.std_2C[[0, *[1] * (frames - 1)]].T[..., None, None]
+    return (share_B1111 * std_CT11).to(run.engine.device)
+
+
 def _export(run: AutoencoderRun, step: int) -> AutoencoderResult:
     """Write the averaged weights with the statistics of their latents, and a report of their quality.
 
@@ -260,7 +280,8 @@ def _export(run: AutoencoderRun, step: int) -> AutoencoderResult:
     """
     with run.engine.swapped_weights(run.ema.averages):
         averaged = run.engine.full_parameters(on_all_ranks=True)
-    network = new_network(PRESETS[run.settings.preset], run.seed)
+    init = _read_init(run.settings)
+    network = init.network if init else new_network(PRESETS[run.settings.preset], run.seed)
     rounded = {name: value.to(torch.bfloat16).float() for name, value in averaged.items()}
     network.load_state_dict({**network.state_dict(), **rounded})
     network = network.to(run.engine.device).eval()
@@ -268,10 +289,17 @@ def _export(run: AutoencoderRun, step: int) -> AutoencoderResult:
     linear = Linear(channels=CHANNELS).open(run.engine.device)
     baseline = run.validation.measure(lambda video: linear.decode(linear.encode(video)))
     about = {"steps": step, "seed": run.seed, "preset": run.settings.preset, "data": fingerprint(run.data)}
+    if run.settings.init is not None:
+        about["init"] = weight_files.identity(Causal(weights=run.settings.init).weights_file())
+    if run.settings.decoder_noise:
+        about["decoder_noise"] = run.settings.decoder_noise
     report = {**about, **scores, "linear": baseline}
     weights_uri = storage.join(run.run_uri, "export", WEIGHTS)
     if run.engine.rank == 0:
-        mean_2C, std_2C = latent_statistics(network, run.crops(STATISTICS_SEED_OFFSET), run.engine.device)
+        if init and run.settings.decoder_noise:
+            mean_2C, std_2C = init.mean_2C, init.std_2C
+        else:
+            mean_2C, std_2C = latent_statistics(network, run.crops(STATISTICS_SEED_OFFSET), run.engine.device)
         weights = TrainedNetwork(network, mean_2C, std_2C, about).to_bytes()
         TrainedNetwork.from_bytes(weights, WEIGHTS)
         storage.write_bytes(weights_uri, weights)

@@ -68,6 +68,13 @@ class AutoencoderTrainSettings(Settings):
         description="Weights to start from: the name of shipped weights, or the path of a file that train-autoencoder "
         "wrote; null for random ones.",
     )
+    decoder_noise: float = Field(
+        0.0,
+        ge=0,
+        description="Above 0, only the decoder of `init` is trained, on latents with noise: for each crop a standard "
+        "deviation is drawn between 0 and this share of the latents' own. Such a decoder repairs errors of generated "
+        "latents, and the latents of videos stay as they are.",
+    )
     steps: int = Field(20000, ge=1, description="Optimizer steps of the whole run.")
     crops: tuple[CropSettings, ...] = Field(
         (
@@ -125,6 +132,10 @@ class AutoencoderTrainSettings(Settings):
                 raise ValueError(
                     f"batch {crop.batch} cannot be shared by {self.workers} workers; write a multiple of {self.workers}"
                 )
+        if self.decoder_noise and self.init is None:
+            raise ValueError(
+                f"decoder_noise {self.decoder_noise:g} trains the decoder of given weights: add init, as in init: small"
+            )
         self.train_settings()
         return self
 

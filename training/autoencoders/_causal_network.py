@@ -108,10 +108,19 @@ class CausalNetwork(nn.Module):
         video_BCTHW: Tensor = torch.cat(linear, dim=2) + correction_BCTHW
         return video_BCTHW
 
-    def forward(self, video_BCTHW: Tensor, noise_BCTHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the reconstruction from a sample of the posterior, and the posterior's mean and log-variance."""
+    def forward(
+        self, video_BCTHW: Tensor, noise_BCTHW: Tensor, added_std_BCTHW: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the reconstruction from a sample of the posterior, and the posterior's mean and log-variance.
+
+        `noise_BCTHW` is standard normal. The sample that is decoded has more variance by the square of
+        `added_std_BCTHW`, which is not normalised either.
+        """
         mean_BCTHW, log_variance_BCTHW = self.encode(video_BCTHW)
-        return self.decode(mean_BCTHW + (0.5 * log_variance_BCTHW).exp() * noise_BCTHW), mean_BCTHW, log_variance_BCTHW
+        std_BCTHW = (0.5 * log_variance_BCTHW).exp()
+        if added_std_BCTHW is not None:
+            std_BCTHW = torch.hypot(std_BCTHW, added_std_BCTHW.expand_as(std_BCTHW))
+        return self.decode(mean_BCTHW + std_BCTHW * noise_BCTHW), mean_BCTHW, log_variance_BCTHW
 
     def _precision(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bf16)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cluster import storage
+from cluster import storage, weight_files
 from tests.support.autoencoder_clips import SETTINGS, sliding_texture
 from tests.support.ranks import run_ranks
 from tests.support.step_samples import CPU
@@ -23,6 +23,7 @@ from training.autoencoders._causal_convolutions import PRESETS
 from training.autoencoders._causal_weights import TrainedNetwork, new_network
 from training.autoencoders.causal import Causal
 from training.checkpoints.checkpoint import newest_checkpoint
+from training.pixels import from_uint8, psnr_db
 from training.stopping import NonFiniteLossError
 from training.tracking.metrics import Record, read_metrics
 
@@ -85,6 +86,37 @@ def test_a_run_can_start_from_trained_weights(undisturbed: str, data: Path) -> N
     assert all(torch.equal(found[name], trained[name]) for name in found)
     with pytest.raises(ValueError, match="choose another preset"):
         loop.AutoencoderRun.open(settings.model_copy(update={"preset": "small"}), data, "unused", 1, CPU)
+
+
+def test_decoder_noise_leaves_latents_as_they_are(undisturbed: str, data: Path, tmp_path: Path) -> None:
+    changes = {"init": f"{undisturbed}/export/{WEIGHTS}", "decoder_noise": 0.5}
+    run_uri = train(data, tmp_path, AutoencoderTrainSettings(**SETTINGS.model_dump() | changes))
+    before, after = (TrainedNetwork.from_bytes(weights_of(uri), "weights") for uri in (undisturbed, run_uri))
+    assert torch.equal(after.mean_2C, before.mean_2C)
+    assert torch.equal(after.std_2C, before.std_2C)
+    old, new = before.network.state_dict(), after.network.state_dict()
+    changed = {name.partition(".")[0] for name in old if not torch.equal(old[name], new[name])}
+    assert changed == {"decoder"}
+    assert after.about["decoder_noise"] == 0.5
+    assert after.about["init"] == weight_files.identity(Path(undisturbed) / "export" / WEIGHTS)
+
+
+def test_a_decoder_that_met_noise_repairs_it(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        np.save(tmp_path / split / "a.npy", sliding_texture(5, 16, 16, 3))
+    settings = SETTINGS.model_copy(update={"steps": 60, "crops": SETTINGS.crops[:1], "lr": 5e-3, "ema_decay": 0.9})
+    plain = train(tmp_path, tmp_path / "plain", settings)
+    changes = {"init": f"{plain}/export/{WEIGHTS}", "decoder_noise": 1.0}
+    robust = train(tmp_path, tmp_path / "robust", settings.model_copy(update=changes))
+    video_BCTHW = from_uint8(torch.from_numpy(sliding_texture(5, 16, 16, 3)).movedim(-1, 0)[None])
+    noise = 0.5 * torch.randn((1, 16, 2, 2, 2), generator=torch.Generator().manual_seed(0))
+    psnrs = []
+    for run_uri in (plain, robust):
+        autoencoder = Causal(weights=f"{run_uri}/export/{WEIGHTS}").open()
+        made_BCTHW = autoencoder.decode(autoencoder.encode(video_BCTHW) + noise)
+        psnrs.append(float(psnr_db(made_BCTHW, video_BCTHW)))
+    assert psnrs[1] > psnrs[0] + 1, psnrs
 
 
 def test_the_same_run_gives_the_same_weights(undisturbed: str, data: Path, tmp_path: Path) -> None:
