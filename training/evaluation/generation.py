@@ -54,6 +54,7 @@ class Generation:
         text = "" if clip_set == "null" else prompt.text
         parts = (
             self.model.card.weights,
+            self.model.card.autoencoder_identity,
             solver,
             text,
             *map(str, prompt.shape),
