@@ -31,7 +31,14 @@ from cluster.ray_settings import RaySettings
 from cluster.yaml_text import dump
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import FOLDER, Step
-from pipelines.recipe_checks import bucket_faults, out_faults, remote_code_faults, sample_faults, step_faults
+from pipelines.recipe_checks import (
+    bucket_faults,
+    out_faults,
+    published_faults,
+    remote_code_faults,
+    sample_faults,
+    step_faults,
+)
 from pipelines.steps.caption import Caption
 from training.evaluation.settings import EvaluateSettings
 from training.sampling.settings import SampleSettings
@@ -154,6 +161,7 @@ class Recipe(Settings):
             return
         yield from step_faults(self.curate)
         yield from bucket_faults(self.curate)
+        yield from published_faults(self.curate, self.train.model if self.train else None)
         if self.train and self.curate[-1].name != "encode":
             yield LocatedError(("train",), "training reads latents, so 'encode' must be the last step of curate")
         kinds = [kind for step in self.curate if isinstance(step, Caption) for kind in step.kinds()]

@@ -17,6 +17,8 @@ from pipelines.engine.step import FOLDER, Expand, Global, Step
 from pipelines.steps.encode import Encode
 from pipelines.steps.keep import Keep, bound_faults
 from training.model import ModelSettings
+from training.models.diffusers import Diffusers
+from training.published_parts import encoder_faults
 from training.sampling.settings import SampleSettings, size_units
 
 WRITTEN_MEDIA = ("samples/sample.mp4", "samples/sample.png", "run-0/previews/step-0.mp4", "run-0/previews/step-0.png")
@@ -142,6 +144,14 @@ def sample_faults(
             yield LocatedError(("sample", index, "name"), message)
         elif first != index:
             yield LocatedError(("sample", index), f"is the same as sample.{first}; change its seed, or remove it")
+
+
+def published_faults(steps: Sequence[Step], model: ModelSettings | None) -> Iterator[LocatedError]:
+    """Yield an error for each encoder of `encode` that is not the one of the published model to train."""
+    step = steps[-1] if steps else None
+    if isinstance(step, Encode) and isinstance(model, Diffusers):
+        for key, message in encoder_faults(model, step.autoencoder, step.text):
+            yield LocatedError(("curate", len(steps) - 1, "encode", key), message)
 
 
 def bucket_faults(steps: Sequence[Step]) -> Iterator[LocatedError]:

@@ -15,7 +15,9 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
+from benchmarks.random_t5 import save_t5, save_tokenizer
 from cluster.config import validate
+from tests.support.random_autoencoders import save_autoencoder
 from training.models.diffusers import Diffusers
 from training.network import VideoModel
 
@@ -39,6 +41,8 @@ LTX: dict[str, Any] = {
     "num_layers": 2,
     "caption_channels": TEXT_DIM,
 }
+TEXT_KEYS = {"wan": "text_dim", "ltx": "caption_channels"}
+"""Key of the width of text tokens in the transformer's configuration."""
 PIPELINES = {"wan": "WanPipeline", "ltx": "LTXPipeline"}
 
 
@@ -66,6 +70,21 @@ def write_published(folder: Path, family: str, pipeline: dict[str, Any] | None =
     scheduler.save_pretrained(folder / "scheduler")
     index = {"_class_name": PIPELINES[family], "_diffusers_version": "0.42.0"} | (pipeline or {})
     (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_pipeline(folder: Path, family: str, **config: Any) -> Path:
+    """Write a tiny random model with autoencoder, text encoder and tokenizer that suit each other; return its folder.
+
+    `config` is that of `write_published`.
+    """
+    channels = {"wan": 16, "ltx": 8}[family]
+    sizes = {"in_channels": channels, "out_channels": channels, TEXT_KEYS[family]: 32}
+    write_published(folder, family, **sizes | config)
+    save_autoencoder(folder / "vae", family)
+    save_t5(folder / "text_encoder", {"wan": "umt5", "ltx": "t5"}[family], tokenizer=False)
+    (folder / "tokenizer").mkdir()
+    save_tokenizer(folder / "tokenizer")
     return folder
 
 

@@ -13,7 +13,7 @@ import torch
 
 from cluster.config import validate
 from tests.support.drawn import write_dataset
-from tests.support.published_models import write_published
+from tests.support.published_models import TEXT_KEYS, write_published
 from training.assembly import TrainingRun
 from training.autoencoders.causal import Causal
 from training.checkpoints.adapter_export import read_model
@@ -29,7 +29,6 @@ from training.validation import Validation
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-TEXT_KEYS = {"wan": "text_dim", "ltx": "caption_channels"}
 WAYS: dict[str, dict[str, Any]] = {
     "whole": {"lr": 3e-3},
     "LoRA": {"lr": 2e-2, "adapter": {"rank": 8}},

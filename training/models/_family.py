@@ -53,11 +53,27 @@ class Architecture:
 
 @dataclass(frozen=True)
 class TextRule:
-    """How a family's pipeline encodes text, as settings of the encoder `t5`."""
+    """How a family's pipeline encodes text, as settings of one of our text encoders."""
 
+    name: str
+    """Name of the encoder."""
     max_tokens: int
-    cleaning: str
-    padded: bool
+    """Most tokens of a text."""
+    options: tuple[tuple[str, Any], ...]
+    """Settings besides its folders that embeddings depend on."""
+    folders: Mapping[str, str]
+    """Folder of the pipeline by the setting that names it."""
+
+    @property
+    def weight_folders(self) -> tuple[str, ...]:
+        """The folders with weights."""
+        return tuple(folder for folder in self.folders.values() if folder.startswith("text_encoder"))
+
+
+def t5_rule(max_tokens: int, cleaning: str, padded: bool) -> TextRule:
+    """Return the rule of a pipeline whose texts are encoded by T5 or UMT5."""
+    options = (("max_tokens", max_tokens), ("cleaning", cleaning), ("padded", padded))
+    return TextRule("t5", max_tokens, options, {"model": "text_encoder", "tokenizer": "tokenizer"})
 
 
 class Family(abc.ABC):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from training.models._dit_architecture import Size
-from training.models._family import IN_PLACE, Architecture, Config, Family, Published, TextRule
+from training.models._family import IN_PLACE, Architecture, Config, Family, Published, t5_rule
 from training.objectives.flow_matching import FlowMatching
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Wan(Family):
 
     class_name = "WanTransformer3DModel"
     pipelines = ("WanPipeline", "WanImageToVideoPipeline")
-    text = TextRule(TEXT_TOKENS, cleaning="html", padded=False)
+    text = t5_rule(TEXT_TOKENS, cleaning="html", padded=False)
     feed_forward = ("ffn.net.0.proj", "ffn.net.2")
 
     def architecture(self, config: Config) -> Architecture:

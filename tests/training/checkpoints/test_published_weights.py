@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster.config import validate
 from tests.support.drawn import write_dataset
-from tests.support.published_models import write_published
+from tests.support.published_models import TEXT_KEYS, write_published
 from tests.support.ranks import run_ranks
 from training.assembly import TrainingRun
 from training.checkpoints.adapter_export import read_model
@@ -33,7 +33,6 @@ from training.settings import TrainSettings
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-SIZES = {"wan": {"text_dim": 128}, "ltx": {"caption_channels": 128}}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def published(folder: Path, family: str = "wan") -> Path:
     """Write a tiny model for the latents and texts of the drawn data set."""
-    return write_published(folder, family, in_channels=16, out_channels=16, **SIZES[family])
+    return write_published(folder, family, in_channels=16, out_channels=16, **{TEXT_KEYS[family]: 128})
 
 
 def settings_of(folder: Path, **changes: Any) -> TrainSettings:
@@ -149,8 +148,29 @@ def test_damaged_folders_are_named_with_the_fix(tmp_path: Path) -> None:
     name = next(iter(tensors))
     save_file(tensors | {name: torch.zeros(3)}, files[1])
     assert f"transformer.{name} is [3], not {list(tensors[name].shape)}; put back the weights" in fault()
-    save_file({f"model.{key}": value for key, value in tensors.items()}, files[1])
-    assert f"they lack {sorted(tensors)[0]}" in fault()
+    save_file({key: value.to(torch.int8) for key, value in tensors.items()}, files[1])
+    assert "is of type I8, and training starts from F32, BF16, F16; take the weights that are not quantised" in fault()
+    save_file({key: value for key, value in tensors.items() if key != name}, files[1])
+    assert f"they lack {name}; put back the weights of this WanTransformer3DModel" in fault()
+    save_file(tensors | {"blocks.9.extra": torch.zeros(1)}, files[1])
+    assert "they also have blocks.9.extra; put back" in fault()
+    files[1].write_bytes(kept)
+    index = model / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    kept_index = index.read_bytes()
+    index.write_bytes(kept_index[:-9])
+    assert f"transformer/{index.name} is damaged" in fault()
+    index.unlink()
+    assert "1 of 1 files of weights are missing: diffusion_pytorch_model.safetensors; download the whole" in fault()
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "transformer."])
+def test_another_prefix_is_named_with_the_fix(prefix: str, tmp_path: Path) -> None:
+    model = published(tmp_path / "model")
+    settings = validate(Diffusers, {"name": "diffusers", "path": str(model)})
+    for file in (model / "transformer").glob("*.safetensors"):
+        save_file({f"{prefix}{name}": value for name, value in load_file(file).items()}, file)
+    with pytest.raises(ValueError, match=f"its keys begin with {prefix}, .* remove {prefix} from the keys, or put"):
+        published_weights(settings)
 
 
 def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
