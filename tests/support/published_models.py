@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import diffusers
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
+    LTXPipeline,
     LTXVideoTransformer3DModel,
     UniPCMultistepScheduler,
     WanTransformer3DModel,
 )
+from torch import Tensor
 
 from benchmarks.random_t5 import save_t5, save_tokenizer
 from cluster.config import validate
@@ -88,12 +91,39 @@ def write_pipeline(folder: Path, family: str, **config: Any) -> Path:
     return folder
 
 
-def read_published(folder: Path) -> tuple[VideoModel, Any]:
+def read_published(folder: Path, checkpointing: str = "blocks") -> tuple[VideoModel, Any]:
     """Return a published model as training builds it, with its weights, and the transformer as diffusers loads it."""
-    settings = validate(Diffusers, {"name": "diffusers", "path": str(folder)})
+    settings = validate(Diffusers, {"name": "diffusers", "path": str(folder), "checkpointing": checkpointing})
     transformer = getattr(diffusers, settings.family.class_name).from_pretrained(folder, subfolder="transformer")
     with torch.device("meta"):
         model = settings.build(transformer.config["in_channels"], TEXT_DIM)
     weights = {f"transformer.{name}": value.clone() for name, value in transformer.state_dict().items()}
     model.load_state_dict(weights, assign=True)
     return model.eval(), transformer.eval()
+
+
+def padded(text: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
+    """Return texts padded with zeros, and their mask."""
+    filled, mask = torch.zeros(len(text), length, TEXT_DIM), torch.zeros(len(text), length)
+    for row, one in enumerate(text):
+        filled[row, : len(one)], mask[row, : len(one)] = one, 1
+    return filled, mask
+
+
+def pipeline_prediction(
+    family: str, transformer: Any, latent: Tensor, text: Tensor, time_T: Tensor, fps: float
+) -> Tensor:
+    """Return the prediction for one sample as the family's pipeline calls the transformer, with a time a frame."""
+    frames, rows, columns = latent.shape[1:]
+    if family == "wan":
+        embeds, _ = padded([text], 512)
+        timestep = (time_T * 1000)[:1]
+        if len(set(time_T.tolist())) > 1:
+            mask = time_T[:, None, None].expand(frames, rows, columns)
+            timestep = (mask[:, ::2, ::2] * 1000).flatten()[None]
+        return transformer(latent[None], timestep, embeds, return_dict=False)[0][0]
+    embeds, mask = padded([text], 128)
+    packed = LTXPipeline._pack_latents(latent[None], 1, 1)
+    timestep = (time_T * 1000)[:, None].expand(frames, rows * columns).reshape(1, -1)
+    output = transformer(packed, embeds, timestep, mask, frames, rows, columns, (8 / fps, 32, 32), return_dict=False)[0]
+    return LTXPipeline._unpack_latents(output, frames, rows, columns, 1, 1)[0]

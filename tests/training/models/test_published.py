@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cluster.config import validate
 from tests.support.exported_models import untrained_card
-from tests.support.published_models import TEXT_DIM, read_published, write_published
+from tests.support.published_models import TEXT_DIM, padded, pipeline_prediction, read_published, write_published
 from training.models.diffusers import Diffusers
 from training.network import Condition
 from training.rng import generator
@@ -43,31 +43,6 @@ def condition_of(text: Sequence[Tensor], times: Sequence[Sequence[float]], fps: 
     return Condition(text, [torch.tensor(time) for time in times], frames, frames, torch.tensor(fps), *[nothing] * 3)
 
 
-def padded(text: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
-    """Return texts padded with zeros, and their mask."""
-    filled, mask = torch.zeros(len(text), length, TEXT_DIM), torch.zeros(len(text), length)
-    for row, one in enumerate(text):
-        filled[row, : len(one)], mask[row, : len(one)] = one, 1
-    return filled, mask
-
-
-def reference(family: str, transformer: Any, latent: Tensor, text: Tensor, time_T: Tensor, fps: float) -> Tensor:
-    """Return the prediction for one sample as the family's pipeline calls the transformer, with a time a frame."""
-    frames, rows, columns = latent.shape[1:]
-    if family == "wan":
-        embeds, _ = padded([text], 512)
-        timestep = (time_T * 1000)[:1]
-        if len(set(time_T.tolist())) > 1:
-            mask = time_T[:, None, None].expand(frames, rows, columns)
-            timestep = (mask[:, ::2, ::2] * 1000).flatten()[None]
-        return transformer(latent[None], timestep, embeds, return_dict=False)[0][0]
-    embeds, mask = padded([text], 128)
-    packed = LTXPipeline._pack_latents(latent[None], 1, 1)
-    timestep = (time_T * 1000)[:, None].expand(frames, rows * columns).reshape(1, -1)
-    output = transformer(packed, embeds, timestep, mask, frames, rows, columns, (8 / fps, 32, 32), return_dict=False)[0]
-    return LTXPipeline._unpack_latents(output, frames, rows, columns, 1, 1)[0]
-
-
 @pytest.mark.parametrize("family", ["wan", "ltx"])
 def test_predictions_are_those_of_the_transformer(family: str, tmp_path: Path) -> None:
     """Images and videos, texts of several lengths and several frame rates in one call."""
@@ -78,7 +53,9 @@ def test_predictions_are_those_of_the_transformer(family: str, tmp_path: Path) -
     with torch.no_grad():
         predictions = model(latents, condition)
         for index, prediction in enumerate(predictions):
-            expected = reference(family, transformer, latents[index], text[index], condition.times[index], fps[index])
+            expected = pipeline_prediction(
+                family, transformer, latents[index], text[index], condition.times[index], fps[index]
+            )
             torch.testing.assert_close(prediction, expected, rtol=0, atol=1e-5)
             assert prediction.dtype == torch.float32
 
@@ -92,7 +69,7 @@ def test_every_frame_has_its_own_noise_level(family: str, pipeline: dict[str, An
         predictions = model(list(latents), condition_of(text, times, [FPS, FPS]))
         for index, prediction in enumerate(predictions):
             time_T = torch.tensor(times[index])
-            expected = reference(family, transformer, latents[index], text[index], time_T, FPS)
+            expected = pipeline_prediction(family, transformer, latents[index], text[index], time_T, FPS)
             torch.testing.assert_close(prediction, expected, rtol=0, atol=1e-5)
 
 
