@@ -40,6 +40,8 @@ class Condition:
     `training.framing`."""
     source_B2: Tensor
     """Width and height of the source in pixels."""
+    guidance: float = 1.0
+    """Guidance scale that a network with `takes_guidance` is told; 1 in training."""
 
 
 class VideoModel(nn.Module, abc.ABC):

@@ -13,7 +13,7 @@ import torch
 
 from cluster.config import validate
 from tests.support.drawn import write_dataset
-from tests.support.published_models import TEXT_KEYS, write_published
+from tests.support.published_models import ON_DRAWN, TEXT_KEYS, write_published
 from training.assembly import TrainingRun
 from training.autoencoders.causal import Causal
 from training.checkpoints.adapter_export import read_model
@@ -81,13 +81,13 @@ def settings_of(steps: int, **changes: Any) -> TrainSettings:
 
 
 @pytest.mark.parametrize("way", ["whole", "LoRA"])
-@pytest.mark.parametrize("family", ["wan", "ltx"])
+@pytest.mark.parametrize("family", ["wan", "ltx", "hunyuan"])
 def test_a_published_model_learns_the_clips(family: str, way: str, manifest: str, tmp_path: Path) -> None:
     sizes = {"in_channels": 16, "out_channels": 16, TEXT_KEYS[family]: 128}
     model = validate(
         Diffusers, {"name": "diffusers", "path": str(write_published(tmp_path / "model", family, **sizes))}
     )
-    settings = settings_of(40, model=model, **WAYS[way])
+    settings = settings_of(40, model=model, **WAYS[way], **ON_DRAWN[family])
     export_uri = check_fine_tuning(settings, manifest, tmp_path, share=0.9)
     if way == "whole":
         # Published weights are needed to start, and not to sample.

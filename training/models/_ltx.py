@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from training.models._dit_architecture import Size
-from training.models._family import IN_PLACE, Architecture, Config, Family, Published, t5_rule
+from training.models._dit_architecture import Architecture, Size
+from training.models._family import IN_PLACE, Config, Family, Published, t5_rule
 from training.objectives.flow_matching import FlowMatching, LogLinearShift
 
 if TYPE_CHECKING:

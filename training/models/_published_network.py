@@ -75,4 +75,5 @@ def _chosen(condition: Condition, indices: Sequence[int]) -> Condition:
         condition.size_B2[rows],
         condition.crop_B2[rows],
         condition.source_B2[rows],
+        condition.guidance,
     )

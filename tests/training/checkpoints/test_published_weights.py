@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster.config import validate
 from tests.support.drawn import write_dataset
-from tests.support.published_models import TEXT_KEYS, write_published
+from tests.support.published_models import ON_DRAWN, TEXT_KEYS, write_published
 from tests.support.ranks import run_ranks
 from training.assembly import TrainingRun
 from training.checkpoints.adapter_export import read_model
@@ -62,7 +62,7 @@ def settings_of(folder: Path, **changes: Any) -> TrainSettings:
     )
 
 
-@pytest.mark.parametrize("family", ["wan", "ltx"])
+@pytest.mark.parametrize("family", ["wan", "ltx", "hunyuan"])
 def test_a_run_starts_from_published_weights(family: str, manifest: str, tmp_path: Path) -> None:
     settings = settings_of(published(tmp_path / "model", family))
     run = TrainingRun.open(settings, manifest, str(tmp_path), 0, CPU)
@@ -116,10 +116,12 @@ def losses_and_norms(settings: TrainSettings, manifest: str, out: str) -> list[f
     return [record[key] for record in records for key in ("loss", "grad_norm")]
 
 
-@pytest.mark.parametrize("family", ["wan", "ltx"])
+@pytest.mark.parametrize("family", ["wan", "ltx", "hunyuan"])
 def test_zero_3_trains_like_one_process(family: str, manifest: str, tmp_path: Path) -> None:
     """Later losses and gradients depend on the first updates, and these on the weights that each rank has read."""
-    settings = settings_of(published(tmp_path / "model", family), steps=3, validate_every=0, lr=1e-3)
+    settings = settings_of(
+        published(tmp_path / "model", family), steps=3, validate_every=0, lr=1e-3, **ON_DRAWN[family]
+    )
     alone = losses_and_norms(settings, manifest, str(tmp_path / "alone"))
     sharded = settings.model_copy(update={"workers": 2, "zero_stage": 3})
     for found in run_ranks(losses_and_norms, 2, sharded, manifest, str(tmp_path / "sharded")):
@@ -184,11 +186,11 @@ def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
         published_weights(settings)
 
 
-@pytest.mark.parametrize("family", ["wan", "ltx"])
+@pytest.mark.parametrize("family", ["wan", "ltx", "hunyuan"])
 def test_diffusers_loads_an_adapter(family: str, manifest: str, tmp_path: Path) -> None:
     """Its own loader makes the prediction of the adapter merged into the base, which differs from that of the base."""
     folder = published(tmp_path / "model", family)
-    settings = settings_of(folder, adapter={"rank": 4, "alpha": 8}, lr=3e-2)
+    settings = settings_of(folder, adapter={"rank": 4, "alpha": 8}, lr=3e-2, **ON_DRAWN[family])
     trained = train_loop(settings, manifest, str(tmp_path / "run"), 0, CPU)
     card, model, _ = read_model(trained.export_uri)
     assert isinstance(card.model, Diffusers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,16 +11,26 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline, WanPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline, LTXPipeline, WanPipeline
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.config import validate
 from tests.support.exported_models import untrained_card
-from tests.support.published_models import TEXT_DIM, padded, pipeline_prediction, read_published, write_published
+from tests.support.published_models import (
+    GUIDANCE,
+    POOLED_DIM,
+    TEXT_DIM,
+    padded,
+    pipeline_prediction,
+    read_published,
+    write_published,
+)
 from training.models.diffusers import Diffusers
 from training.network import Condition
 from training.rng import generator
 from training.sampling.generation import ModelParts, generate
+from training.sampling.guidances.embedded import Embedded
 from training.sampling.settings import SolverSettings
 from training.sampling.solvers.euler import Euler
 from training.sampling.timeline import Prompt, blank
@@ -27,8 +38,14 @@ from training.sampling.timeline import Prompt, blank
 # Each test needs diffusers, which takes seconds to import.
 pytestmark = pytest.mark.slow
 
-TIME_FACTOR, SPACE_FACTOR = {"wan": 4, "ltx": 8}, {"wan": 8, "ltx": 32}
+TIME_FACTOR, SPACE_FACTOR = {"wan": 4, "ltx": 8, "hunyuan": 4}, {"wan": 8, "ltx": 32, "hunyuan": 8}
 FPS = 24.0
+SIZES: dict[str, dict[str, Any]] = {
+    "wan": {"ffn_dim": 512},
+    "ltx": {"cross_attention_dim": 128},
+    "hunyuan": {"rope_axes_dim": (8, 12, 12), "num_single_layers": 3},
+}
+"""Sizes of larger models, whose heads are 32 wide."""
 
 
 def texts(*lengths: int) -> list[Tensor]:
@@ -43,12 +60,12 @@ def condition_of(text: Sequence[Tensor], times: Sequence[Sequence[float]], fps: 
     return Condition(text, [torch.tensor(time) for time in times], frames, frames, torch.tensor(fps), *[nothing] * 3)
 
 
-@pytest.mark.parametrize("family", ["wan", "ltx"])
+@pytest.mark.parametrize("family", ["wan", "ltx", "hunyuan"])
 def test_predictions_are_those_of_the_transformer(family: str, tmp_path: Path) -> None:
     """Images and videos, texts of several lengths and several frame rates in one call."""
     model, transformer = read_published(write_published(tmp_path, family))
     latents = [torch.randn(4, frames, 4, 6) for frames in (3, 1, 3, 2)]
-    text, times, fps = texts(5, 1, 100, 31), [0.9371, 0.123456, 0.5, 1.0], [24.0, 8.0, 30.0, 12.5]
+    text, times, fps = texts(5, 2, 100, 31), [0.9371, 0.123456, 0.5, 1.0], [24.0, 8.0, 30.0, 12.5]
     condition = condition_of(text, [[time] * latent.shape[1] for time, latent in zip(times, latents, strict=True)], fps)
     with torch.no_grad():
         predictions = model(latents, condition)
@@ -84,7 +101,8 @@ class OurTimes(FlowMatchEulerDiscreteScheduler):
 def denoised(folder: Path, transformer: Any, noise: Tensor, text: Sequence[Tensor]) -> Tensor:
     """Return the latents of 4 steps with guidance 3 by the family's pipeline, for a prompt and the null caption."""
     index = json.loads((folder / "model_index.json").read_text())
-    family, expands = "wan" if index["_class_name"] == "WanPipeline" else "ltx", index.get("expand_timesteps", False)
+    names = {"WanPipeline": "wan", "LTXPipeline": "ltx", "HunyuanVideoPipeline": "hunyuan"}
+    family, expands = names[index["_class_name"]], index.get("expand_timesteps", False)
     size = [side * SPACE_FACTOR[family] for side in noise.shape[2:]]
     shape = {"height": size[0], "width": size[1], "num_frames": 1 + TIME_FACTOR[family] * (noise.shape[1] - 1)}
     options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent", "return_dict": False} | shape
@@ -94,6 +112,15 @@ def denoised(folder: Path, transformer: Any, noise: Tensor, text: Sequence[Tenso
         embeds, _ = padded(text, 512)
         masks = {}
         latents = noise[None]
+    elif family == "hunyuan":
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+        pipeline = HunyuanVideoPipeline(**parts, scheduler=scheduler, text_encoder_2=None, tokenizer_2=None)
+        embeds, mask = padded([one[1:] for one in text], 256)
+        pooled = [one[:1, :POOLED_DIM] for one in text]
+        masks = {"prompt_attention_mask": mask[:1], "negative_prompt_attention_mask": mask[1:]}
+        masks |= {"pooled_prompt_embeds": pooled[0], "negative_pooled_prompt_embeds": pooled[1]}
+        latents = noise[None]
+        options |= {"guidance_scale": GUIDANCE, "true_cfg_scale": 3.0}
     else:
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
         pipeline = LTXPipeline(**parts, scheduler=scheduler)
@@ -104,25 +131,47 @@ def denoised(folder: Path, transformer: Any, noise: Tensor, text: Sequence[Tenso
     (result,) = pipeline(
         prompt_embeds=embeds[:1], negative_prompt_embeds=embeds[1:], latents=latents, **masks, **options
     )
-    return result[0] if family == "wan" else LTXPipeline._unpack_latents(result, *noise.shape[1:], 1, 1)[0]
+    return result[0] if family != "ltx" else LTXPipeline._unpack_latents(result, *noise.shape[1:], 1, 1)[0]
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-@pytest.mark.parametrize(("family", "pipeline"), [("wan", {}), ("wan", {"expand_timesteps": True}), ("ltx", {})])
+@pytest.mark.parametrize(
+    ("family", "pipeline"), [("wan", {}), ("wan", {"expand_timesteps": True}), ("ltx", {}), ("hunyuan", {})]
+)
 def test_sampling_is_that_of_the_pipeline(family: str, pipeline: dict[str, Any], frames: int, tmp_path: Path) -> None:
     """Four steps with guidance through our sampler, from the same noise."""
     folder = write_published(tmp_path, family, pipeline)
     model, transformer = read_published(folder)
     settings = validate(Diffusers, {"name": "diffusers", "path": str(folder)})
     card = untrained_card(text_dim=TEXT_DIM, model=settings, objective=settings.default_objective(), channels=4)
-    prompt, null = texts(11, 1)
+    prompt, null = texts(11, 2)
     shape = (4, frames, 4, 6)
     pixels = (6 * SPACE_FACTOR[family], 4 * SPACE_FACTOR[family])
     autoencoder: Any = SimpleNamespace(time_factor=TIME_FACTOR[family])
     parts = ModelParts(card, model, autoencoder, null)
-    solver = SolverSettings(solver=Euler(), steps=4, guidance=3.0, seed=5)
+    guidance: dict[str, Any] = {"guidance": 3.0}
+    if family == "hunyuan":
+        guidance = {"guidance": GUIDANCE, "guidance_method": Embedded(true_cfg=3.0)}
+    solver = SolverSettings(solver=Euler(), steps=4, seed=5, **guidance)
     ours = generate(parts, blank(shape, [Prompt(prompt)], pixels, FPS), solver)[0]
     noise = torch.randn((1, *shape), generator=generator(5, "sample"))[0]
     theirs = denoised(folder, transformer, noise, [prompt, null])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert float((ours - noise).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("family", ["wan", "ltx", "hunyuan"])
+def test_flops_are_those_of_the_blocks(family: str, tmp_path: Path) -> None:
+    """Counted by torch; what does not grow with the tokens is left out, and the tiny model's share of it is small."""
+    sizes = {"num_attention_heads": 4, "attention_head_dim": 32, "num_layers": 2} | SIZES[family]
+    folder = write_published(tmp_path, family, **sizes)
+    settings = validate(Diffusers, {"name": "diffusers", "path": str(folder)})
+    model, rule = settings.build(4, TEXT_DIM), settings.family.text
+    text = texts(rule.max_tokens + rule.pooled_tokens)[0]
+    latents, condition = [torch.randn(4, 4, 24, 24)], condition_of([text], [[0.5] * 4], [FPS])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(latents, condition)
+    counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    blocks = [count for name, count in counts.items() if re.search(r"blocks\.\d+$", name) and "refiner" not in name]
+    expected = settings.flops(settings.tokens(4, 24, 24), rule.max_tokens)
+    assert sum(blocks) == pytest.approx(expected, rel=0.02)

@@ -23,7 +23,7 @@ from training.step import StepConfig, mse_losses
 
 pytestmark = pytest.mark.slow
 
-FRAMES, TEXT_LENGTHS, RATES = (3, 1, 3, 2), (5, 1, 40, 9), (24.0, 8.0, 30.0, 12.5)
+FRAMES, TEXT_LENGTHS, RATES = (3, 1, 3, 2), (5, 2, 40, 9), (24.0, 8.0, 30.0, 12.5)
 QUANTILES = (0.07, 0.39, 0.58, 0.91)
 """The samples' shares of the distribution of noise levels."""
 
@@ -31,8 +31,8 @@ QUANTILES = (0.07, 0.39, 0.58, 0.91)
 def shifted_sigmas(family: str, folder: Path) -> list[float]:
     """Return the samples' noise levels: logit-normal ones, shifted as by the published scheduler."""
     sigmas = torch.sigmoid(torch.special.ndtri(torch.tensor(QUANTILES, dtype=torch.float64)))
-    if family == "wan":
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    if family != "ltx":
+        scheduler = FlowMatchEulerDiscreteScheduler(shift={"wan": 3.0, "hunyuan": 7.0}[family])
         return [float(scheduler.shift * sigma / (1 + (scheduler.shift - 1) * sigma)) for sigma in sigmas]
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
     keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
@@ -69,7 +69,13 @@ def hand_written_loss(family: str, transformer: Any, sample: Sample) -> Tensor:
 @pytest.mark.parametrize("checkpointing", ["none", "blocks"])
 @pytest.mark.parametrize(
     ("family", "pipeline", "conditioned"),
-    [("wan", {}, False), ("wan", {"expand_timesteps": True}, True), ("ltx", {}, False), ("ltx", {}, True)],
+    [
+        ("wan", {}, False),
+        ("wan", {"expand_timesteps": True}, True),
+        ("ltx", {}, False),
+        ("ltx", {}, True),
+        ("hunyuan", {}, False),
+    ],
 )
 def test_loss_and_gradients_are_those_of_the_convention(
     family: str, pipeline: dict[str, Any], conditioned: bool, checkpointing: str, tmp_path: Path
@@ -79,7 +85,7 @@ def test_loss_and_gradients_are_those_of_the_convention(
     model, transformer = read_published(folder, checkpointing)
     settings = validate(Diffusers, {"name": "diffusers", "path": str(folder)})
     rates = ConditioningRates(first=1.0) if conditioned else ConditioningRates(none=1.0)
-    null = torch.zeros(1, TEXT_DIM)
+    null = torch.zeros(2, TEXT_DIM)
     config = StepConfig(settings, settings.default_objective(), rates, 0.0, null, time_factor=4, seed=3)
     rng = torch.Generator().manual_seed(1)
     clean = [torch.randn(4, frames, 4, 6, generator=rng) for frames in FRAMES]
