@@ -38,6 +38,7 @@ from pipelines.recipe_checks import (
     remote_code_faults,
     sample_faults,
     step_faults,
+    with_own_encoders,
 )
 from pipelines.steps.caption import Caption
 from training.evaluation.settings import EvaluateSettings
@@ -135,6 +136,13 @@ class Recipe(Settings):
     sample: tuple[SampleSettings, ...] = ()
     upsample: UpsampleSettings = Field(default_factory=UpsampleSettings)
     evaluate: EvaluateSettings | None = None
+
+    @model_validator(mode="after")
+    def _unset_encoders_are_the_models(self) -> Recipe:
+        if self.train is not None:
+            # Settings are frozen only after this.
+            object.__setattr__(self, "curate", with_own_encoders(self.curate, self.train.model))
+        return self
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Recipe:

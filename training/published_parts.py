@@ -27,7 +27,7 @@ def part_faults(model: Diffusers, dataset: Dataset) -> Iterator[str]:
     """Yield a sentence with the recipe lines that make it right for each part of a data set that does not match."""
     info = dataset.info
     own = model.architecture
-    lines = f"encode it by {autoencoder_lines(model)}"
+    lines = f"encode it by {_lines('autoencoder', own_autoencoder(model))}"
     if info.channels != own.channels:
         yield f"the data set has latents of {info.channels} channels, and {model.path} takes {own.channels}; {lines}"
     elif _differs(model, VAE, info.autoencoder_identity):
@@ -35,7 +35,7 @@ def part_faults(model: Diffusers, dataset: Dataset) -> Iterator[str]:
             f"the data set's latents are of {info.autoencoder_identity}, and {model.path} was trained with its own "
             f"autoencoder in the folder {VAE}; {lines}"
         )
-    fix = f"encode the captions by {text_lines(model)}"
+    fix = f"encode the captions by {_lines('text', own_text_encoder(model))}"
     text_dim = int(dataset.null_text().shape[-1])
     if text_dim != own.text_dim:
         yield f"the data set has text tokens of width {text_dim}, and {model.path} takes {own.text_dim}; {fix}"
@@ -67,10 +67,10 @@ def encoder_faults(
         if _differs(model, VAE, identity):
             message = (
                 f"{autoencoder.name} is not the autoencoder in the folder {VAE} of {model.path}, which train.model was "
-                f"trained with; set {autoencoder_lines(model)}"
+                f"trained with; set {_lines('autoencoder', own_autoencoder(model))}"
             )
             yield "autoencoder", message
-    fix = f"set {text_lines(model)}"
+    fix = f"set {_lines('text', own_text_encoder(model))}"
     values = text.model_dump(mode="json")
     if message := _rule_fault(model, values):
         yield "text", f"the text encoder has {message}, as {model.path}, which train.model names, was trained; {fix}"
@@ -82,17 +82,24 @@ def encoder_faults(
             yield "text", f"{key} {values[key]} has other weights than the folder {folder} of {model.path}; {fix}"
 
 
-def autoencoder_lines(model: Diffusers) -> str:
-    """Return the line of a recipe that encodes latents as the model takes them."""
-    return f"autoencoder: {{name: diffusers, path: {model.path}, subfolder: {VAE}}}"
+def own_autoencoder(model: Diffusers) -> dict[str, Any]:
+    """Return the settings of the autoencoder that a model was trained with."""
+    revision = {} if model.revision == "main" else {"revision": model.revision}
+    return {"name": "diffusers", "path": model.path, "subfolder": VAE} | revision
 
 
-def text_lines(model: Diffusers) -> str:
-    """Return the line of a recipe that encodes captions as the model takes them."""
+def own_text_encoder(model: Diffusers) -> dict[str, Any]:
+    """Return the settings of the text encoder that a model was trained with."""
     rule = model.family.text
-    settings = {"name": rule.name} | {key: f"{model.path}/{folder}" for key, folder in rule.folders.items()}
-    values = (f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in rule.options)
-    return f"text: {{{', '.join([*(f'{key}: {value}' for key, value in settings.items()), *values])}}}"
+    revision = {} if model.revision == "main" else {"revision": model.revision}
+    folders = {key: f"{model.path}/{folder}" for key, folder in rule.folders.items()}
+    return {"name": rule.name} | folders | revision | dict(rule.options)
+
+
+def _lines(key: str, settings: Mapping[str, Any]) -> str:
+    """Return settings as a line of a recipe."""
+    values = (f"{name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in settings.items())
+    return f"{key}: {{{', '.join(values)}}}"
 
 
 def _rule_fault(model: Diffusers, encoder: Mapping[str, Any]) -> str:

@@ -46,8 +46,8 @@ class Diffusers(ModelSettings):
 
     name: str = "diffusers"
     path: str = Field(
-        min_length=1,
-        description="Folder of a whole pipeline, as save_pretrained writes it, or hf-hub:owner/name.",
+        "",
+        description="Folder of a whole pipeline, as save_pretrained writes it, or hf-hub:owner/name; it must be set.",
     )
     revision: str = Field(
         "main",
@@ -95,6 +95,11 @@ class Diffusers(ModelSettings):
         return self
 
     def _check_path(self) -> None:
+        if not self.path:
+            raise ValueError(
+                "path is not set; name the folder of the published pipeline: --set train.model.path=FOLDER, or "
+                f"{HUB_PREFIX}owner/name"
+            )
         if self.path.startswith(HUB_PREFIX):
             if len(self.path.removeprefix(HUB_PREFIX).split("/")) != 2:
                 raise ValueError(f"path {self.path}: write {HUB_PREFIX}owner/name")
