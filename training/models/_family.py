@@ -98,6 +98,13 @@ class Family(abc.ABC):
     def check(self, published: Published) -> None:  # noqa: B027
         """Raise `ValueError` for a variant whose inputs training cannot give."""
 
+    def original_name(self, name: str) -> str:
+        """Return the name that a weight of the transformer has in the files of its authors, which ComfyUI reads.
+
+        Raises `ValueError` if the names of the family are not known here.
+        """
+        raise ValueError(f"the names that ComfyUI has for weights of {self.class_name} are not known here")
+
     def prepare(self, transformer: Any) -> None:  # noqa: B027
         """Replace parts of a new transformer that would not survive `torch.device("meta")` or bfloat16."""
 
