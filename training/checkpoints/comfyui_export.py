@@ -23,8 +23,8 @@ MODEL_PREFIX, ADAPTER_PREFIX = "model.diffusion_model.", "diffusion_model."
 def write_comfyui_export(export_uri: str, uri: str, merge: bool = False) -> None:
     """Write the averaged weights of an export, a whole model in bfloat16 or an adapter, to another folder.
 
-    An adapter has a scale per layer, if it is not 1; with `merge` the whole model is written. Raises `ValueError` for another model, for a family whose names
-    are not known, and for DoRA.
+    An adapter has a scale per layer, if it is not 1; with `merge` the whole model is written. Raises `ValueError` for
+    another model, for a family whose names are not known, and for a DoRA that is not merged.
     """
     card = read_card(export_uri)
     if not isinstance(card.model, Diffusers):
