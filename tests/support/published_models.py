@@ -100,10 +100,14 @@ def write_published(folder: Path, family: str, pipeline: dict[str, Any] | None =
     return folder
 
 
-def write_pipeline(folder: Path, family: str) -> Path:
-    """Write a tiny random model with autoencoder, text encoder and tokenizer that suit it; return its folder."""
+def write_pipeline(folder: Path, family: str, pipeline: dict[str, Any] | None = None) -> Path:
+    """Write a tiny random model with autoencoder, text encoder and tokenizer that suit it; return its folder.
+
+    `pipeline` adds keys to model_index.json.
+    """
     channels = {"wan": 16, "ltx": 8, "hunyuan": 4}[family]
-    write_published(folder, family, in_channels=channels, out_channels=channels, **{TEXT_KEYS[family]: 32})
+    sizes = {"in_channels": channels, "out_channels": channels, TEXT_KEYS[family]: 32}
+    write_published(folder, family, pipeline, **sizes)
     save_autoencoder(folder / "vae", family)
     if family == "hunyuan":
         return save_llama_clip(folder, clip_dim=POOLED_DIM)
@@ -118,7 +122,7 @@ def read_published(folder: Path, checkpointing: str = "blocks") -> tuple[VideoMo
     settings = validate(Diffusers, {"name": "diffusers", "path": str(folder), "checkpointing": checkpointing})
     transformer = getattr(diffusers, settings.family.class_name).from_pretrained(folder, subfolder="transformer")
     with torch.device("meta"):
-        model = settings.build(transformer.config["in_channels"], TEXT_DIM)
+        model = settings.build(settings.architecture.channels, settings.architecture.text_dim)
     weights = {f"transformer.{name}": value.clone() for name, value in transformer.state_dict().items()}
     model.load_state_dict(weights, assign=True)
     return model.eval(), transformer.eval()
@@ -126,7 +130,7 @@ def read_published(folder: Path, checkpointing: str = "blocks") -> tuple[VideoMo
 
 def padded(text: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
     """Return texts padded with zeros, and their mask."""
-    filled, mask = torch.zeros(len(text), length, TEXT_DIM), torch.zeros(len(text), length)
+    filled, mask = torch.zeros(len(text), length, text[0].shape[1]), torch.zeros(len(text), length)
     for row, one in enumerate(text):
         filled[row, : len(one)], mask[row, : len(one)] = one, 1
     return filled, mask

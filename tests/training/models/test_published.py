@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline, LTXPipeline, WanPipeline
+from diffusers import (
+    AutoencoderKLLTXVideo,
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    LTXImageToVideoPipeline,
+    LTXPipeline,
+    WanImageToVideoPipeline,
+    WanPipeline,
+)
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,8 +33,10 @@ from tests.support.published_models import (
     padded,
     pipeline_prediction,
     read_published,
+    write_pipeline,
     write_published,
 )
+from training.autoencoders.diffusers import Diffusers as Autoencoder
 from training.models.diffusers import Diffusers
 from training.network import Condition
 from training.rng import generator
@@ -158,6 +169,58 @@ def test_sampling_is_that_of_the_pipeline(family: str, pipeline: dict[str, Any],
     theirs = denoised(folder, transformer, noise, [prompt, null])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert float((ours - noise).abs().max()) > 0.1
+
+
+def denoised_from_image(folder: Path, transformer: Any, noise: Tensor, text: Sequence[Tensor], image: Tensor) -> Tensor:
+    """Return the latents of 4 steps with guidance 3 by the family's pipeline of image to video."""
+    shape = {"height": image.shape[2], "width": image.shape[3], "num_inference_steps": 4, "guidance_scale": 3.0}
+    options = {"output_type": "latent", "return_dict": False, "image": image} | shape
+    parts = {"tokenizer": None, "text_encoder": None, "transformer": transformer}
+    if transformer.config["_class_name"] == "WanTransformer3DModel":
+        vae: Any = AutoencoderKLWan.from_pretrained(folder / "vae")
+        pipeline: Any = WanImageToVideoPipeline(**parts, vae=vae, scheduler=OurTimes(shift=3.0), expand_timesteps=True)
+        pipeline.set_progress_bar_config(disable=True)
+        embeds, _ = padded(text, 512)
+        texts = {"prompt_embeds": embeds[:1], "negative_prompt_embeds": embeds[1:]}
+        return pipeline(latents=noise[None], num_frames=1 + 4 * (noise.shape[1] - 1), **texts, **options)[0][0]
+    vae = AutoencoderKLLTXVideo.from_pretrained(folder / "vae")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    pipeline = LTXImageToVideoPipeline(**parts, vae=vae, scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    n_frames = 1 + 8 * (noise.shape[1] - 1)
+    # The pipeline takes a random sample of the posterior; data sets have its mode.
+    mode = vae.encode(pipeline.video_processor.preprocess(image)[:, :, None]).latent_dist.mode()
+    first = pipeline._normalize_latents(mode, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
+    latents = torch.cat([first, noise[None, :, 1:]], dim=2)
+    embeds, mask = padded(text, 128)
+    texts = {"prompt_embeds": embeds[:1], "negative_prompt_embeds": embeds[1:], "frame_rate": FPS}
+    texts |= {"prompt_attention_mask": mask[:1], "negative_prompt_attention_mask": mask[1:]}
+    (result,) = pipeline(latents=LTXPipeline._pack_latents(latents, 1, 1), num_frames=n_frames, **texts, **options)
+    return LTXPipeline._unpack_latents(result, *noise.shape[1:], 1, 1)[0]
+
+
+@pytest.mark.parametrize(("family", "pipeline"), [("wan", {"expand_timesteps": True}), ("ltx", {})])
+def test_sampling_from_an_image_is_that_of_the_pipeline(family: str, pipeline: dict[str, Any], tmp_path: Path) -> None:
+    """The image is encoded by our autoencoder and by theirs, and is the first frame of four steps with guidance."""
+    folder = write_pipeline(tmp_path, family, pipeline)
+    model, transformer = read_published(folder)
+    settings = validate(Diffusers, {"name": "diffusers", "path": str(folder)})
+    own, cell = settings.architecture, SPACE_FACTOR[family]
+    autoencoder = Autoencoder(path=str(folder), subfolder="vae").open()
+    card = untrained_card(
+        text_dim=own.text_dim, model=settings, objective=settings.default_objective(), channels=own.channels
+    )
+    prompt, null = (torch.randn(length, own.text_dim) for length in (11, 1))
+    shape, image = (own.channels, 3, 4, 6), torch.rand(1, 3, 4 * cell, 6 * cell)
+    first_C1HW = autoencoder.encode(2 * image[:, :, None] - 1)[0]
+    timeline = blank(shape, [Prompt(prompt)], (6 * cell, 4 * cell), FPS).given(0, first_C1HW)
+    solver = SolverSettings(solver=Euler(), steps=4, guidance=3.0, seed=5)
+    ours = generate(ModelParts(card, model, autoencoder, null), timeline, solver)[0]
+    noise = torch.randn((1, *shape), generator=generator(5, "sample"))[0]
+    with torch.no_grad():
+        theirs = denoised_from_image(folder, transformer, noise, [prompt, null], image)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert ours[:, :1].equal(first_C1HW)
 
 
 @pytest.mark.parametrize("family", ["wan", "ltx", "hunyuan"])
