@@ -43,6 +43,25 @@ class Condition:
     guidance: float = 1.0
     """Guidance scale that a network with `takes_guidance` is told; 1 in training."""
 
+    def select(self, samples: Sequence[int]) -> Condition:
+        """Return the condition of the samples with these indices, in this order."""
+
+        def of(values: Sequence[Tensor]) -> list[Tensor]:
+            return [values[sample] for sample in samples]
+
+        rows = list(samples)
+        return Condition(
+            of(self.texts),
+            of(self.times),
+            of(self.conditioning_masks),
+            of(self.seconds),
+            self.fps_B[rows],
+            self.size_B2[rows],
+            self.crop_B2[rows],
+            self.source_B2[rows],
+            self.guidance,
+        )
+
 
 class VideoModel(nn.Module, abc.ABC):
     """A network that maps a pack of noisy latents and their condition to one prediction per latent, of the latent's
