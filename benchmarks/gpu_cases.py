@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -162,12 +162,12 @@ def predictions_and_gradients(
 
 def moved(condition: Condition, device: torch.device) -> Condition:
     """Return a condition on another device."""
-    return Condition(
-        *(
-            [one.to(device) for one in value] if isinstance(value, list) else value.to(device)
-            for value in vars(condition).values()
-        )
-    )
+    fields = {
+        name: [one.to(device) for one in value] if isinstance(value, list) else value.to(device)
+        for name, value in vars(condition).items()
+        if name != "guidance"
+    }
+    return replace(condition, **fields)
 
 
 class Training:

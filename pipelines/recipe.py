@@ -31,7 +31,15 @@ from cluster.ray_settings import RaySettings
 from cluster.yaml_text import dump
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import FOLDER, Step
-from pipelines.recipe_checks import bucket_faults, out_faults, remote_code_faults, sample_faults, step_faults
+from pipelines.recipe_checks import (
+    bucket_faults,
+    out_faults,
+    published_faults,
+    remote_code_faults,
+    sample_faults,
+    step_faults,
+    with_own_encoders,
+)
 from pipelines.steps.caption import Caption
 from training.evaluation.settings import EvaluateSettings
 from training.sampling.settings import SampleSettings
@@ -130,6 +138,13 @@ class Recipe(Settings):
     evaluate: EvaluateSettings | None = None
 
     @model_validator(mode="after")
+    def _unset_encoders_are_the_models(self) -> Recipe:
+        if self.train is not None:
+            # Settings are frozen only after this.
+            object.__setattr__(self, "curate", with_own_encoders(self.curate, self.train.model))
+        return self
+
+    @model_validator(mode="after")
     def _sections_fit_together(self) -> Recipe:
         if errors := list(self._faults()):
             raise FaultsError(errors)
@@ -154,6 +169,7 @@ class Recipe(Settings):
             return
         yield from step_faults(self.curate)
         yield from bucket_faults(self.curate)
+        yield from published_faults(self.curate, self.train.model if self.train else None)
         if self.train and self.curate[-1].name != "encode":
             yield LocatedError(("train",), "training reads latents, so 'encode' must be the last step of curate")
         kinds = [kind for step in self.curate if isinstance(step, Caption) for kind in step.kinds()]

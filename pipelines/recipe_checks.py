@@ -8,15 +8,21 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from captioning.encoder import FOLDER as ENCODERS
+from captioning.encoder import TextEncoderSettings
 from cluster import listing, plugins, storage
-from cluster.config import LocatedError, Settings, unknown_message
+from cluster.config import LocatedError, NestedError, Settings, located_messages, unknown_message
 from cluster.yaml_text import Location
 from pipelines.engine.sources import SCHEMA as SOURCE_SCHEMA
 from pipelines.engine.sources import SourceSettings
 from pipelines.engine.step import FOLDER, Expand, Global, Step
 from pipelines.steps.encode import Encode
 from pipelines.steps.keep import Keep, bound_faults
+from training.autoencoder import FOLDER as AUTOENCODERS
+from training.autoencoder import AutoencoderSettings
 from training.model import ModelSettings
+from training.models.diffusers import Diffusers
+from training.published_parts import encoder_faults, own_autoencoder, own_text_encoder
 from training.sampling.settings import SampleSettings, size_units
 
 WRITTEN_MEDIA = ("samples/sample.mp4", "samples/sample.png", "run-0/previews/step-0.mp4", "run-0/previews/step-0.png")
@@ -142,6 +148,37 @@ def sample_faults(
             yield LocatedError(("sample", index, "name"), message)
         elif first != index:
             yield LocatedError(("sample", index), f"is the same as sample.{first}; change its seed, or remove it")
+
+
+def with_own_encoders(steps: tuple[Step, ...], model: ModelSettings) -> tuple[Step, ...]:
+    """Return the steps, of which `encode` has the encoders of the published model to train where it names none.
+
+    They get the GPUs of the step. Raises `LocatedError` if the model's folder has no such encoder.
+    """
+    step = steps[-1] if steps else None
+    if not isinstance(step, Encode) or not isinstance(model, Diffusers):
+        return steps
+    own: dict[str, Any] = {}
+    try:
+        if "autoencoder" not in step.model_fields_set:
+            own["autoencoder"] = plugins.build(AUTOENCODERS, AutoencoderSettings, own_autoencoder(model))
+        if "text" not in step.model_fields_set:
+            settings = own_text_encoder(model) | {"gpus": step.gpus}
+            own["text"] = plugins.build(ENCODERS, TextEncoderSettings, settings)
+    except NestedError as error:
+        _, message = next(located_messages(error.model, error.error))
+        raise LocatedError(
+            ("train", "model", "path"), f"{message}; without it, name autoencoder and text in encode"
+        ) from error
+    return (*steps[:-1], step.model_copy(update=own))
+
+
+def published_faults(steps: Sequence[Step], model: ModelSettings | None) -> Iterator[LocatedError]:
+    """Yield an error for each encoder of `encode` that is not the one of the published model to train."""
+    step = steps[-1] if steps else None
+    if isinstance(step, Encode) and isinstance(model, Diffusers):
+        for key, message in encoder_faults(model, step.autoencoder, step.text):
+            yield LocatedError(("curate", len(steps) - 1, "encode", key), message)
 
 
 def bucket_faults(steps: Sequence[Step]) -> Iterator[LocatedError]:

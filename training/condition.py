@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class SampleCondition:
     size: tuple[int, int]
     """Width and height in pixels."""
     framing: Framing
+    guidance: float = 1.0
+    """Guidance scale that the model is told, the same for all samples of a stack."""
 
 
 def stack_conditions(samples: Sequence[SampleCondition], time_factor: int) -> Condition:
@@ -39,13 +41,14 @@ def stack_conditions(samples: Sequence[SampleCondition], time_factor: int) -> Co
         for sample in samples
     ]
     scalars = [shape_scalars(sample.fps, sample.size, sample.framing) for sample in samples]
-    return condition_of(
+    condition = condition_of(
         [sample.text_NE for sample in samples],
         [sample.time_T for sample in samples],
         [sample.mask_T for sample in samples],
         seconds,
         torch.tensor(scalars, dtype=torch.float32).to(device, non_blocking=True),
     )
+    return replace(condition, guidance=samples[0].guidance)
 
 
 def condition_of(

@@ -97,6 +97,11 @@ class ModelSettings(Plugin):
         return ()
 
     @property
+    def takes_guidance(self) -> bool:
+        """Whether the network is told a guidance scale, because it was distilled from a guided one."""
+        return False
+
+    @property
     def recompute_share(self) -> float:
         """Share of `flops` that the backward pass computes a second time, for activations that the forward pass did not
         keep.

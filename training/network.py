@@ -40,6 +40,27 @@ class Condition:
     `training.framing`."""
     source_B2: Tensor
     """Width and height of the source in pixels."""
+    guidance: float = 1.0
+    """Guidance scale that a network with `takes_guidance` is told; 1 in training."""
+
+    def select(self, samples: Sequence[int]) -> Condition:
+        """Return the condition of the samples with these indices, in this order."""
+
+        def of(values: Sequence[Tensor]) -> list[Tensor]:
+            return [values[sample] for sample in samples]
+
+        rows = list(samples)
+        return Condition(
+            of(self.texts),
+            of(self.times),
+            of(self.conditioning_masks),
+            of(self.seconds),
+            self.fps_B[rows],
+            self.size_B2[rows],
+            self.crop_B2[rows],
+            self.source_B2[rows],
+            self.guidance,
+        )
 
 
 class VideoModel(nn.Module, abc.ABC):

@@ -1,31 +1,50 @@
-"""Whether a data set was encoded by the autoencoder and the text encoder that a published model was trained with."""
+"""Whether latents and texts are those of the autoencoder and the text encoder that a published model was trained with.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cluster import weight_files
 from cluster.weight_files import HUB_PREFIX
 from training.data.buckets import latent_size, parse_bucket_name
-from training.data.dataset import Dataset
-from training.data.manifest import DatasetInfo
 from training.models.diffusers import Diffusers
+
+if TYPE_CHECKING:
+    from captioning.encoder import TextEncoderSettings
+    from training.autoencoder import AutoencoderSettings
+    from training.data.dataset import Dataset
+
+VAE = "vae"
+"""Folder of the autoencoder in that of a pipeline."""
 
 
 def part_faults(model: Diffusers, dataset: Dataset) -> Iterator[str]:
     """Yield a sentence with the recipe lines that make it right for each part of a data set that does not match."""
     info = dataset.info
     own = model.architecture
-    lines = _autoencoder_lines(model)
+    lines = f"encode it by {_lines('autoencoder', own_autoencoder(model))}"
     if info.channels != own.channels:
         yield f"the data set has latents of {info.channels} channels, and {model.path} takes {own.channels}; {lines}"
-    elif _differs(model, "vae", info.autoencoder_identity):
+    elif _differs(model, VAE, info.autoencoder_identity):
         yield (
             f"the data set's latents are of {info.autoencoder_identity}, and {model.path} was trained with its own "
-            f"autoencoder in the folder vae; {lines}"
+            f"autoencoder in the folder {VAE}; {lines}"
         )
-    yield from _text_faults(model, info, int(dataset.null_text().shape[-1]))
+    fix = f"encode the captions by {_lines('text', own_text_encoder(model))}"
+    text_dim = int(dataset.null_text().shape[-1])
+    if text_dim != own.text_dim:
+        yield f"the data set has text tokens of width {text_dim}, and {model.path} takes {own.text_dim}; {fix}"
+    elif message := _rule_fault(model, info.text_encoder):
+        yield f"the data set's text encoder has {message}, as {model.path} was trained; {fix}"
+    else:
+        for folder in model.family.text.weight_folders:
+            if _differs(model, folder, info.text_encoder_identity):
+                yield f"the data set's text encoder has other weights than the folder {folder} of {model.path}; {fix}"
     for name in sorted(set(dataset.table["bucket"].to_pylist())):
         sizes = latent_size(*parse_bucket_name(name), info.time_factor, info.space_factor)
         if any(size % patch for size, patch in zip(sizes, own.patch, strict=True)):
@@ -34,36 +53,74 @@ def part_faults(model: Diffusers, dataset: Dataset) -> Iterator[str]:
             yield f"bucket {name} cannot be cut into patches of {patch}; set multiple: {unit} in encode.buckets"
 
 
-def _text_faults(model: Diffusers, info: DatasetInfo, text_dim: int) -> Iterator[str]:
-    rule, encoder = model.family.text, info.text_encoder
-    wanted = {"name": "t5", "max_tokens": rule.max_tokens, "cleaning": rule.cleaning, "padded": rule.padded}
-    own = {key: f"{key} {encoder.get(key)}, not {value}" for key, value in wanted.items() if encoder.get(key) != value}
-    fix = (
-        f"encode the captions by text: {{name: t5, model: {model.path}/text_encoder, tokenizer: "
-        f"{model.path}/tokenizer, max_tokens: {rule.max_tokens}, cleaning: {rule.cleaning}, "
-        f"padded: {str(rule.padded).lower()}}}"
-    )
-    if text_dim != model.architecture.text_dim:
-        yield (
-            f"the data set has text tokens of width {text_dim}, and {model.path} takes {model.architecture.text_dim}; "
-            f"{fix}"
-        )
-    elif own:
-        yield f"the data set's text encoder has {'; '.join(own.values())}, as {model.path} was trained; {fix}"
-    elif _differs(model, "text_encoder", info.text_encoder_identity):
-        yield f"the data set's text encoder has other weights than the folder text_encoder of {model.path}; {fix}"
+def encoder_faults(
+    model: Diffusers, autoencoder: AutoencoderSettings, text: TextEncoderSettings
+) -> Iterator[tuple[str, str]]:
+    """Yield the key of a recipe's step `encode`, and a sentence with the lines that make it right, for each encoder
+    that is not the model's own.
+
+    Folders of the model itself are not read, and others are compared with them byte by byte.
+    """
+    if not _is_own_autoencoder(model, autoencoder) and _has(model, VAE):
+        # Other autoencoders need not be hashed to know that they differ.
+        identity = autoencoder.identity() if autoencoder.name == "diffusers" else ""
+        if _differs(model, VAE, identity):
+            message = (
+                f"{autoencoder.name} is not the autoencoder in the folder {VAE} of {model.path}, which train.model was "
+                f"trained with; set {_lines('autoencoder', own_autoencoder(model))}"
+            )
+            yield "autoencoder", message
+    fix = f"set {_lines('text', own_text_encoder(model))}"
+    values = text.model_dump(mode="json")
+    if message := _rule_fault(model, values):
+        yield "text", f"the text encoder has {message}, as {model.path}, which train.model names, was trained; {fix}"
+        return
+    rule = model.family.text
+    for key, folder in rule.folders.items():
+        is_own = values[key] == f"{model.path}/{folder}"
+        if folder in rule.weight_folders and not is_own and _differs(model, folder, text.identity()):
+            yield "text", f"{key} {values[key]} has other weights than the folder {folder} of {model.path}; {fix}"
 
 
-def _autoencoder_lines(model: Diffusers) -> str:
-    return f"encode it by autoencoder: {{name: diffusers, path: {model.path}, subfolder: vae}}"
+def own_autoencoder(model: Diffusers) -> dict[str, Any]:
+    """Return the settings of the autoencoder that a model was trained with."""
+    revision = {} if model.revision == "main" else {"revision": model.revision}
+    return {"name": "diffusers", "path": model.path, "subfolder": VAE} | revision
+
+
+def own_text_encoder(model: Diffusers) -> dict[str, Any]:
+    """Return the settings of the text encoder that a model was trained with."""
+    rule = model.family.text
+    revision = {} if model.revision == "main" else {"revision": model.revision}
+    folders = {key: f"{model.path}/{folder}" for key, folder in rule.folders.items()}
+    return {"name": rule.name} | folders | revision | dict(rule.options)
+
+
+def _lines(key: str, settings: Mapping[str, Any]) -> str:
+    """Return settings as a line of a recipe."""
+    values = (f"{name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in settings.items())
+    return f"{key}: {{{', '.join(values)}}}"
+
+
+def _rule_fault(model: Diffusers, encoder: Mapping[str, Any]) -> str:
+    """Return which settings of a text encoder are not those of the model's family; empty if all are."""
+    wanted = (("name", model.family.text.name), *model.family.text.options)
+    return "; ".join(f"{key} {encoder.get(key)}, not {value}" for key, value in wanted if encoder.get(key) != value)
+
+
+def _is_own_autoencoder(model: Diffusers, autoencoder: AutoencoderSettings) -> bool:
+    """Return whether an autoencoder is the folder `vae` of a local model, by its path."""
+    path, subfolder = (getattr(autoencoder, key, "") for key in ("path", "subfolder"))
+    return not model.path.startswith(HUB_PREFIX) and Path(path, subfolder) == Path(model.path, VAE)
+
+
+def _has(model: Diffusers, part: str) -> bool:
+    """Return whether a part of the model can be compared; a folder that was not downloaded cannot."""
+    return model.path.startswith(HUB_PREFIX) or Path(model.path, part).is_dir()
 
 
 def _differs(model: Diffusers, part: str, identity: str) -> bool:
-    """Return whether a folder of the published model has other weights than an identity names.
-
-    A folder that was not downloaded cannot be compared.
-    """
+    """Return whether a part of the model, if it can be compared, has other weights than an identity names."""
     if model.path.startswith(HUB_PREFIX):
         return model.path not in identity
-    folder = Path(model.path, part)
-    return folder.is_dir() and weight_files.identity(folder) not in identity
+    return _has(model, part) and weight_files.identity(Path(model.path, part)) not in identity

@@ -5,23 +5,19 @@ Shape legend: B captions of a batch, L tokens of the longest caption, D width of
 
 from __future__ import annotations
 
-import contextlib
 import html
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from captioning.encoder import TextEncoder
 from captioning.encoders._batched import BatchedEncoder, BatchedSettings, Tokens
-from captioning.engine import EngineError
+from captioning.encoders._transformers import check_folder, folder_identity, load_network, load_tokenizer
 from cluster import weight_files
-from cluster.weight_files import HUB_PREFIX
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 VERSION = 1
@@ -75,20 +71,13 @@ class T5(BatchedSettings):
             raise ValueError("t5 needs the package transformers: pip install 'worldloom[models]'")
         if self.cleaning == "html" and not find_spec("ftfy"):
             raise ValueError("cleaning html needs the package ftfy: pip install ftfy")
-        for key, path, file in (("model", self.model, "config.json"), ("tokenizer", self.tokenizer, "")):
-            if path.startswith(HUB_PREFIX):
-                if len(path.removeprefix(HUB_PREFIX).strip("/").split("/")) < 2:
-                    raise ValueError(f"{key} {path} is not a name on the hub: write {HUB_PREFIX}owner/name")
-            elif path and not weight_files.is_path(path):
-                raise ValueError(f"{key} {path}: write a path with a slash (./{path}), or {HUB_PREFIX}owner/name")
-            elif path and not (Path(path).is_dir() and Path(path, file).exists()):
-                raise ValueError(
-                    f"{key} {path}: " + ("no such folder" if not Path(path).is_dir() else f"it has no {file}")
-                )
+        check_folder("model", self.model, "config.json")
+        if self.tokenizer:
+            check_folder("tokenizer", self.tokenizer)
         return self
 
     def identity(self) -> str:
-        weights = [self._weights(path) for path in (self.model, self.tokenizer) if path]
+        weights = [folder_identity(path, self.revision) for path in (self.model, self.tokenizer) if path]
         # Identities of data sets from before these settings have none of them.
         rules = [self.cleaning] * (self.cleaning != "spaces") + ["padded"] * self.padded
         return " ".join((f"t5-v{VERSION}", *weights, self.dtype, str(self.max_tokens), self.device_kind(), *rules))
@@ -96,17 +85,13 @@ class T5(BatchedSettings):
     def open(self, device: str | None = None) -> TextEncoder:
         return T5Encoder(self, self.device(device))
 
-    def _weights(self, path: str) -> str:
-        """Return the identity of a folder or hub name."""
-        return f"{path}@{self.revision}" if path.startswith(HUB_PREFIX) else weight_files.identity(path)
-
 
 class T5Encoder(BatchedEncoder):
     """A text encoder with `T5` settings."""
 
     def __init__(self, settings: T5, device: str) -> None:
-        self._model = load_model(settings).to(device)
-        self._tokenizer = load_tokenizer(settings)
+        self._model = load_network("model", settings.model, settings.revision, settings.dtype, CLASSES).to(device)
+        self._tokenizer = load_tokenizer("tokenizer", settings.tokenizer or settings.model, settings.revision)
         self._max_tokens, self._padded = settings.max_tokens, settings.padded
         self._clean = CLEANING[settings.cleaning]
         self.dim = int(self._model.config.d_model)
@@ -148,93 +133,3 @@ def clean_html(caption: str) -> str:
 
 CLEANING: Mapping[str, Callable[[str], str]] = {"spaces": normalise_spaces, "html": clean_html}
 """Functions by the name of the setting `cleaning`."""
-
-
-def load_model(settings: T5) -> Any:
-    """Load the encoder on the CPU. Raises `EngineError` if it cannot be loaded, or if weights are missing."""
-    import torch
-    import transformers
-
-    arguments = _pretrained_arguments(settings.model, settings.revision)
-    dtype: torch.dtype = getattr(torch, settings.dtype)
-    with (
-        _as_engine_errors(
-            f"model {settings.model}",
-            "set it to a folder as save_pretrained writes it, or to a repository and revision that exist",
-        ),
-        _quiet(),
-    ):
-        kind = transformers.AutoConfig.from_pretrained(**arguments).model_type
-        if kind not in CLASSES:
-            raise EngineError(
-                f"model {settings.model}: its config.json has model_type {kind}; t5 takes {', '.join(CLASSES)}"
-            )
-        model, report = getattr(transformers, CLASSES[kind]).from_pretrained(
-            **arguments, dtype=dtype, output_loading_info=True
-        )
-    missing = sorted({*report["missing_keys"], *report["mismatched_keys"]})
-    if missing:
-        # Transformers would initialise them at random and continue.
-        raise EngineError(
-            f"model {settings.model}: {len(missing)} of its weights are missing, {missing[0]} first; "
-            "download the files again"
-        )
-    return model.eval()
-
-
-def load_tokenizer(settings: T5) -> Any:
-    """Load the tokenizer. Raises `EngineError` if it cannot be loaded, or has no vocabulary."""
-    import transformers
-
-    name = settings.tokenizer or settings.model
-    fix = "set tokenizer to a folder with tokenizer_config.json, and with tokenizer.json or spiece.model"
-    with _as_engine_errors(f"the tokenizer of {name}", fix), _quiet():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**_pretrained_arguments(name, settings.revision))
-    words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) - {"▁"}
-    if not words:
-        # Without a vocabulary file transformers creates an empty tokenizer and continues.
-        raise EngineError(f"the tokenizer of {name} has no vocabulary; {fix}")
-    return tokenizer
-
-
-def _pretrained_arguments(path: str, revision: str) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` for a folder or a hub name. Code in the folder is not run."""
-    if not path.startswith(HUB_PREFIX):
-        # Left out, transformers would ask on a terminal whether to run code of the folder.
-        return {"pretrained_model_name_or_path": path, "local_files_only": True, "trust_remote_code": False}
-    owner, name, *folder = path.removeprefix(HUB_PREFIX).strip("/").split("/")
-    return {
-        "pretrained_model_name_or_path": f"{owner}/{name}",
-        "revision": revision,
-        "subfolder": "/".join(folder),
-        "trust_remote_code": False,
-    }
-
-
-@contextlib.contextmanager
-def _as_engine_errors(subject: str, fix: str) -> Iterator[None]:
-    """Turn errors of transformers inside the block into an `EngineError` that ends with the fix."""
-    try:
-        yield
-    except EngineError:
-        raise
-    except Exception as error:
-        raise EngineError(
-            f"{subject} cannot be loaded by transformers: {type(error).__name__}: {str(error).strip()}; {fix}"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the progress bars of transformers, and its report of the decoder weights that are not loaded."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

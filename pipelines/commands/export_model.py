@@ -24,17 +24,18 @@ from training.models.diffusers import Diffusers
 from training.tracking.metrics import read_metrics, read_settings
 
 
-def export_model(recipe: Recipe, folder: str, merge: bool = False) -> int:
+def export_model(recipe: Recipe, folder: str, merge: bool = False, comfyui: bool = False) -> int:
     """Write the trained model of a recipe to a folder, which has all that sampling and `init` need.
 
     Of a run with `train.adapter` it is the adapter, or with `merge` the whole model. A published model is also written
-    to its folder `transformer`, as diffusers loads it. Its README has the records of the training and, if these weights
-    were evaluated in the run's folder, their scores.
-    Returns the size of its files in bytes. Raises `ConfigError` if no model is trained, or the file of the
-    autoencoder's weights is not that of the training.
+    to its folder `transformer`, as diffusers loads it, and with `comfyui` as ComfyUI does. Its README has the records
+    of the training and, if these weights were evaluated in the run's folder, their scores.
+    Returns the size of its files in bytes. Raises `ConfigError` if no model is trained, the file of the autoencoder's
+    weights is not that of the training, or ComfyUI has no such model.
     """
     from safetensors.torch import load as load_tensors
 
+    from training.checkpoints.comfyui_export import write_comfyui_export
     from training.checkpoints.compact import write_compact_export  # these import torch, which takes 2 s
     from training.checkpoints.initial_weights import find_initial_weights
     from training.checkpoints.published_export import write_published_export
@@ -42,6 +43,9 @@ def export_model(recipe: Recipe, folder: str, merge: bool = False) -> int:
     uri = storage.absolute(folder)
     export_uri = find_trained(recipe).export_uri
     try:
+        if comfyui:
+            # First, because it refuses models and adapters that the others take.
+            write_comfyui_export(export_uri, uri, merge)
         card = write_compact_export(export_uri, uri, merge)
         if isinstance(card.model, Diffusers) and card.adapter is None:
             write_published_export(uri, uri)
@@ -82,11 +86,14 @@ def command(
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge an adapter into its base, and write the whole model in float32.")
     ] = False,
+    comfyui: Annotated[
+        bool, typer.Option("--comfyui", help="Also write a published model, or its adapter, as ComfyUI loads it.")
+    ] = False,
     set_: Assignments = None,
 ) -> None:
     """Write a trained model as one small folder to give away: averaged weights in bfloat16, autoencoder, README.
 
     `sample --model`, `evaluate --model` and `train: {init: ...}` take the folder.
     """
-    size = export_model(read_recipe(recipe, set_), out, merge)
+    size = export_model(read_recipe(recipe, set_), out, merge, comfyui)
     print_facts([("model", storage.absolute(out)), ("size", f"{size / 1e6:.1f} MB")])

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
+from cluster import storage
 from cluster.config import ConfigError
 from cluster.resources import ClusterSize
 from pipelines.commands._console import print_line
 from pipelines.commands._options import Assignments, RecipeFile, RemoteCode, read_recipe
-from pipelines.commands.train import check_init
+from pipelines.commands.train import check_init, check_parts
 from pipelines.engine.sources import SourceSettings, list_sources
 from pipelines.recipe import Recipe
 from pipelines.video.decode import DecodeError, probe
@@ -108,6 +109,8 @@ def command(
     settings = read_recipe(recipe, set_, remote_code)
     if settings.train is not None:
         check_init(settings.train)
+        if settings.manifest is not None and storage.exists(settings.manifest):
+            check_parts(settings.train, storage.absolute(settings.manifest))
     checks = check_sources(settings) if sources else []
     for warning in warnings_of(settings):
         print_line(f"warning: {warning}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from benchmarks.published_memory import count_weights
+from benchmarks.published_memory import ADAPTER, WAN, Model, count_weights, kept_bytes, kept_on_fake_tensors
+from training.adapters.lora import add_adapter
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +26,7 @@ def test_weights_of_wan(model: str, dim: int, hidden: int, depth: int, channels:
     text = 4096 * dim + dim + dim * dim + dim
     time = 256 * dim + dim + dim * dim + dim + 6 * (dim * dim + dim)
     assert count_weights(model) == depth * block + patches + text + time + 2 * dim
+    assert count_weights(model, adapter=True) == 32 * depth * (8 * 2 * dim + 2 * (dim + hidden))
 
 
 def test_weights_of_ltx() -> None:
@@ -34,3 +37,20 @@ def test_weights_of_ltx() -> None:
     text = 4096 * dim + dim + dim * dim + dim
     time = 256 * dim + dim + dim * dim + dim + 6 * (dim * dim + dim)
     assert count_weights("LTX-Video") == depth * block + outside + text + time
+
+
+TINY = {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 96, "text_dim": 32, "freq_dim": 32}
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_fake_activations_are_those_of_real_tensors(adapter: bool) -> None:
+    """Each block adds the same, and one that is recomputed keeps its input alone."""
+    model = Model(WAN, TINY, (3, 8, 8))
+    fake = [kept_on_fake_tensors(model, adapter, depth) for depth in range(1, 4)]
+    assert fake[2] - fake[1] == fake[1] - fake[0] > 3 * 4 * 4 * 48 * 2
+    settings = model.settings(num_layers=3)
+    torch.manual_seed(0)
+    network = settings.build(16, 32)
+    if adapter:
+        add_adapter(network, ADAPTER.resolved(settings))
+    assert kept_bytes(network.to(torch.bfloat16), settings, model.latent) == fake[2]

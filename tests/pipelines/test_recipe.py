@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +12,21 @@ import jsonschema
 import pytest
 import yaml
 
+from cluster import weight_files
 from cluster.config import ConfigError
 from pipelines.engine.segments import segments_of
 from pipelines.recipe import Recipe, load_recipe, resolved
+from pipelines.steps.encode import Encode
 from tests.support.paths import ROOT
 from tests.support.quickstart import QUICKSTART
 
 OTHERS = {"autoencoder.yaml"}
 """YAML files that are no recipes of a run."""
 FOLDERS = ("pipelines", "docs", "benchmarks", "tests")
-RECIPES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.yaml") if path.name not in OTHERS)
+PUBLISHED = {"finetune-wan.yaml": "wan", "finetune-ltx.yaml": "ltx", "full-wan-zero3.yaml": "wan"}
+"""Recipes that train a published model, whose folder the user names, and the family of the model."""
+YAML = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.yaml") if path.name not in OTHERS)
+RECIPES = [path for path in YAML if path.name not in PUBLISHED]
 
 
 def test_recipes_are_found() -> None:
@@ -31,6 +37,29 @@ def test_recipes_are_found() -> None:
 def test_recipes_in_the_repository_are_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert len(recipe.curate) >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_of_published_models_need_their_folder(name: str, tmp_path: Path) -> None:
+    """With the folder alone they are valid, and encode by the model's own encoders."""
+    from tests.support.published_models import write_pipeline
+
+    (path,) = (path for path in YAML if path.name == name)
+    with pytest.raises(ConfigError, match=r"train\.model: path is not set; .*--set train\.model\.path=FOLDER"):
+        load_recipe(path)
+    folder = write_pipeline(tmp_path / "model", PUBLISHED[name])
+    recipe = load_recipe(path, [f"train.model.path={folder}"])
+    encode = recipe.curate[-1]
+    assert isinstance(encode, Encode)
+    assert encode.autoencoder.identity().startswith(f"diffusers-v1 {weight_files.identity(folder / 'vae')}")
+    assert encode.text.identity().startswith(f"t5-v1 {weight_files.identity(folder / 'text_encoder')}")
+    assert encode.text.resources().gpus == 1
+    (tmp_path / "run.yaml").write_text(resolved(recipe))
+    assert load_recipe(tmp_path / "run.yaml") == recipe
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(ConfigError, match=r"train\.model\.path: .*/tokenizer: no such folder; without it, name auto"):
+        load_recipe(path, [f"train.model.path={folder}"])
 
 
 def test_the_resolved_recipe_equals_the_recipe(tmp_path: Path) -> None:
@@ -46,7 +75,7 @@ def test_the_resolved_recipe_equals_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_schema_accepts_recipes_and_refuses_typos() -> None:
     validator = jsonschema.Draft202012Validator(Recipe.model_json_schema())
-    for path in RECIPES:
+    for path in YAML:
         validator.validate(yaml.safe_load(path.read_text()))
     bad = yaml.safe_load(QUICKSTART.read_text())
     bad["trian"] = bad.pop("train")

@@ -14,6 +14,7 @@ import torch
 from captioning.encoder import NULL_CAPTION, text_key
 from captioning.encoders.hashing import Hashing
 from cluster.arrays import Float32Array
+from training.autoencoder import AutoencoderSettings
 from training.autoencoders.linear import Linear
 from training.data.buckets import Bucket
 from training.data.manifest import OTHER_CAPTION, DatasetInfo, write_manifest
@@ -55,13 +56,19 @@ def draw_clip(rng: np.random.Generator, width: int, height: int, frames: int) ->
     return video.transpose(3, 0, 1, 2) / 127.5 - 1, caption
 
 
-def write_dataset(folder: Path, counts: Sequence[tuple[int, int, int, int]], n_val: int = 4, seed: int = 0) -> str:
-    """Write a data set and return the URI of its manifest.
+def write_dataset(
+    folder: Path,
+    counts: Sequence[tuple[int, int, int, int]],
+    n_val: int = 4,
+    seed: int = 0,
+    autoencoder_settings: AutoencoderSettings | None = None,
+) -> str:
+    """Write a data set, by default of the linear autoencoder, and return the URI of its manifest.
 
     Each entry of `counts` is (width, height, frames, number of samples). The first `n_val` samples of each entry are in
     the validation split.
     """
-    settings, encoder = Linear(), Hashing().open()
+    settings, encoder = autoencoder_settings or Linear(), Hashing().open()
     autoencoder = settings.open()
     rng = np.random.default_rng(seed)
     captions, tables = {NULL_CAPTION}, []

@@ -62,16 +62,6 @@ def random_pack(
     return latents, Condition(**lists, fps_B=fps_B, size_B2=size_B2, crop_B2=crop_B2, source_B2=source_B2)
 
 
-def select_samples(condition: Condition, samples: Sequence[int]) -> Condition:
-    """Return the condition of the samples with these indices, in this order."""
-    return Condition(
-        *(
-            [value[sample] for sample in samples] if isinstance(value, list) else value[list(samples)]
-            for value in vars(condition).values()
-        )
-    )
-
-
 def perturbed_model(
     settings: DiT = SMALL, channels: int = CHANNELS, text_dim: int = TEXT_DIM, seed: int = 0
 ) -> VideoModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,24 @@ import diffusers
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoTransformer3DModel,
+    LTXPipeline,
     LTXVideoTransformer3DModel,
     UniPCMultistepScheduler,
     WanTransformer3DModel,
 )
+from torch import Tensor
 
+from benchmarks.random_t5 import save_t5, save_tokenizer
 from cluster.config import validate
+from tests.support.random_autoencoders import save_autoencoder
+from tests.support.random_llama_clip import save_llama_clip
 from training.models.diffusers import Diffusers
 from training.network import VideoModel
 
-TEXT_DIM = 24
+TEXT_DIM, POOLED_DIM = 24, 10
+GUIDANCE = 6.0
+"""Scale that a distilled model is told."""
 WAN: dict[str, Any] = {
     "num_attention_heads": 2,
     "attention_head_dim": 12,
@@ -39,7 +48,28 @@ LTX: dict[str, Any] = {
     "num_layers": 2,
     "caption_channels": TEXT_DIM,
 }
-PIPELINES = {"wan": "WanPipeline", "ltx": "LTXPipeline"}
+HUNYUAN: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "num_refiner_layers": 1,
+    "text_embed_dim": TEXT_DIM,
+    "pooled_projection_dim": POOLED_DIM,
+    "rope_axes_dim": (4, 4, 4),
+}
+FAMILIES: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "wan": (WanTransformer3DModel, WAN, "WanPipeline"),
+    "ltx": (LTXVideoTransformer3DModel, LTX, "LTXPipeline"),
+    "hunyuan": (HunyuanVideoTransformer3DModel, HUNYUAN, "HunyuanVideoPipeline"),
+}
+"""Transformer, its configuration, and pipeline."""
+TEXT_KEYS = {"wan": "text_dim", "ltx": "caption_channels", "hunyuan": "text_embed_dim"}
+"""Key of the width of text tokens in the transformer's configuration."""
+ON_DRAWN: dict[str, dict[str, Any]] = {"wan": {}, "ltx": {}, "hunyuan": {"caption_drop": 0.0}}
+"""Settings of training on drawn data sets, whose null caption has no token after a pooled vector."""
 
 
 def write_published(folder: Path, family: str, pipeline: dict[str, Any] | None = None, **config: Any) -> Path:
@@ -47,34 +77,84 @@ def write_published(folder: Path, family: str, pipeline: dict[str, Any] | None =
 
     `pipeline` adds keys to model_index.json, and `config` replaces keys of the transformer's configuration.
     """
+    kind, sizes, pipeline_name = FAMILIES[family]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        if family == "wan":
-            transformer = WanTransformer3DModel(**(WAN | config))
-            scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction")
-        else:
-            transformer = LTXVideoTransformer3DModel(**(LTX | config))
-            scheduler = FlowMatchEulerDiscreteScheduler(
-                use_dynamic_shifting=True,
-                base_shift=0.95,
-                max_shift=2.05,
-                base_image_seq_len=1024,
-                max_image_seq_len=4096,
-                shift_terminal=0.1,
-            )
+        transformer = kind(**(sizes | config))
+    scheduler = {
+        "wan": lambda: UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"),
+        "ltx": lambda: FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_shift=0.95,
+            max_shift=2.05,
+            base_image_seq_len=1024,
+            max_image_seq_len=4096,
+            shift_terminal=0.1,
+        ),
+        "hunyuan": lambda: FlowMatchEulerDiscreteScheduler(shift=7.0),
+    }[family]()
     transformer.save_pretrained(folder / "transformer", max_shard_size="20KB")
     scheduler.save_pretrained(folder / "scheduler")
-    index = {"_class_name": PIPELINES[family], "_diffusers_version": "0.42.0"} | (pipeline or {})
+    index = {"_class_name": pipeline_name, "_diffusers_version": "0.42.0"} | (pipeline or {})
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 
-def read_published(folder: Path) -> tuple[VideoModel, Any]:
+def write_pipeline(folder: Path, family: str, pipeline: dict[str, Any] | None = None) -> Path:
+    """Write a tiny random model with autoencoder, text encoder and tokenizer that suit it; return its folder.
+
+    `pipeline` adds keys to model_index.json.
+    """
+    channels = {"wan": 16, "ltx": 8, "hunyuan": 4}[family]
+    sizes = {"in_channels": channels, "out_channels": channels, TEXT_KEYS[family]: 32}
+    write_published(folder, family, pipeline, **sizes)
+    save_autoencoder(folder / "vae", family)
+    if family == "hunyuan":
+        return save_llama_clip(folder, clip_dim=POOLED_DIM)
+    save_t5(folder / "text_encoder", {"wan": "umt5", "ltx": "t5"}[family], tokenizer=False)
+    (folder / "tokenizer").mkdir()
+    save_tokenizer(folder / "tokenizer")
+    return folder
+
+
+def read_published(folder: Path, checkpointing: str = "blocks") -> tuple[VideoModel, Any]:
     """Return a published model as training builds it, with its weights, and the transformer as diffusers loads it."""
-    settings = validate(Diffusers, {"name": "diffusers", "path": str(folder)})
+    settings = validate(Diffusers, {"name": "diffusers", "path": str(folder), "checkpointing": checkpointing})
     transformer = getattr(diffusers, settings.family.class_name).from_pretrained(folder, subfolder="transformer")
     with torch.device("meta"):
-        model = settings.build(transformer.config["in_channels"], TEXT_DIM)
+        model = settings.build(settings.architecture.channels, settings.architecture.text_dim)
     weights = {f"transformer.{name}": value.clone() for name, value in transformer.state_dict().items()}
     model.load_state_dict(weights, assign=True)
     return model.eval(), transformer.eval()
+
+
+def padded(text: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
+    """Return texts padded with zeros, and their mask."""
+    filled, mask = torch.zeros(len(text), length, text[0].shape[1]), torch.zeros(len(text), length)
+    for row, one in enumerate(text):
+        filled[row, : len(one)], mask[row, : len(one)] = one, 1
+    return filled, mask
+
+
+def pipeline_prediction(
+    family: str, transformer: Any, latent: Tensor, text: Tensor, time_T: Tensor, fps: float
+) -> Tensor:
+    """Return the prediction for one sample as the family's pipeline calls the transformer, with a time a frame."""
+    frames, rows, columns = latent.shape[1:]
+    if family == "wan":
+        embeds, _ = padded([text], 512)
+        timestep = (time_T * 1000)[:1]
+        if len(set(time_T.tolist())) > 1:
+            mask = time_T[:, None, None].expand(frames, rows, columns)
+            timestep = (mask[:, ::2, ::2] * 1000).flatten()[None]
+        return transformer(latent[None], timestep, embeds, return_dict=False)[0][0]
+    if family == "hunyuan":
+        embeds, mask = padded([text[1:]], 256)
+        pooled, guidance = text[:1, :POOLED_DIM], torch.tensor([1000.0])
+        (prediction,) = transformer(latent[None], time_T[:1] * 1000, embeds, mask, pooled, guidance, return_dict=False)
+        return prediction[0]
+    embeds, mask = padded([text], 128)
+    packed = LTXPipeline._pack_latents(latent[None], 1, 1)
+    timestep = (time_T * 1000)[:, None].expand(frames, rows * columns).reshape(1, -1)
+    output = transformer(packed, embeds, timestep, mask, frames, rows, columns, (8 / fps, 32, 32), return_dict=False)[0]
+    return LTXPipeline._unpack_latents(output, frames, rows, columns, 1, 1)[0]

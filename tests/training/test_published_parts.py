@@ -11,13 +11,16 @@ import pyarrow as pa
 import pytest
 import torch
 
+from captioning.encoders.llama_clip import LlamaClip
 from cluster import weight_files
 from cluster.config import validate
 from tests.support.drawn import write_dataset
-from tests.support.published_models import write_published
+from tests.support.published_models import POOLED_DIM, write_pipeline, write_published
+from tests.support.random_llama_clip import save_llama_clip
+from training.autoencoders.diffusers import Diffusers as Autoencoder
 from training.data.dataset import Dataset
 from training.models.diffusers import Diffusers
-from training.published_parts import part_faults
+from training.published_parts import encoder_faults, part_faults
 
 pytestmark = pytest.mark.slow
 
@@ -60,3 +63,25 @@ def test_parts_are_compared_by_rule_and_weights(tmp_path: Path) -> None:
     assert "other weights than the folder text_encoder" in faults(encoder="0000")[0]
     assert "has padded False, not True" in faults(padded=False)[0]
     assert "has max_tokens 512, not 128" in faults(max_tokens=512)[0]
+
+
+def test_encoders_of_hunyuan_are_named_with_recipe_lines(tmp_path: Path) -> None:
+    folder = write_pipeline(tmp_path / "model", "hunyuan")
+    model = validate(Diffusers, {"name": "diffusers", "path": str(folder)})
+    autoencoder = Autoencoder(path=str(folder), subfolder="vae")
+    paths = {
+        "model": "text_encoder",
+        "tokenizer": "tokenizer",
+        "clip": "text_encoder_2",
+        "clip_tokenizer": "tokenizer_2",
+    }
+    own = {key: f"{folder}/{name}" for key, name in paths.items()}
+    assert list(encoder_faults(model, autoencoder, LlamaClip(**own))) == []
+    lines = ", ".join(f"{key}: {path}" for key, path in own.items())
+    ((key, message),) = encoder_faults(model, autoencoder, LlamaClip(**own, max_tokens=77))
+    assert key == "text"
+    assert "has max_tokens 77, not 256" in message
+    assert message.endswith(f"set text: {{name: llama_clip, {lines}, max_tokens: 256}}")
+    other = save_llama_clip(tmp_path / "other", seed=1, clip_dim=POOLED_DIM)
+    ((_, message),) = encoder_faults(model, autoencoder, LlamaClip(**own | {"clip": f"{other}/text_encoder_2"}))
+    assert f"clip {other}/text_encoder_2 has other weights than the folder text_encoder_2 of {folder}" in message

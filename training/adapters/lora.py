@@ -14,6 +14,7 @@ from cluster.config import list_names, unknown_message
 from training.adapters.settings import AdapterSettings
 from training.network import InitialiseWeight, VideoModel
 from training.rng import generator
+from training.weight_names import prefix_fault
 
 ADAPTER = "default"
 """Name of the adapter in the model; peft has it in the names of weights, and leaves it out in files."""
@@ -153,16 +154,8 @@ def check_tensors(expected: Mapping[str, Sequence[int]], found: Mapping[str, Ten
     `expected` are the shapes by name. A prefix that all names have in excess, or lack, is named.
     """
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing and unknown:
-        one = next(
-            (name for name in expected if unknown[0].endswith(f".{name}") or name.endswith(f".{unknown[0]}")), ""
-        )
-        if len(unknown[0]) > len(one) > 0:
-            prefix = unknown[0].removesuffix(one)
-            raise ValueError(f"its keys begin with {prefix}, and this model's do not; remove {prefix} from the keys")
-        if one:
-            prefix = one.removesuffix(unknown[0])
-            raise ValueError(f"its keys lack {prefix}, with which this model's begin; put {prefix} before the keys")
+    if message := prefix_fault(expected, found):
+        raise ValueError(message)
     if unknown:
         raise ValueError(
             f"this model has no layer for its keys {list_names(unknown, MAX_NAMED)}; take the model it was trained for"

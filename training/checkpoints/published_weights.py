@@ -15,6 +15,7 @@ from training.checkpoints.initial_weights import DTYPES, InitialWeights, copy_ra
 from training.models._published_files import PublishedFiles, StoredTensor, header_of
 from training.models.diffusers import SUBFOLDER, Diffusers
 from training.network import parameter_shapes
+from training.weight_names import prefix_fault
 
 PREFIX = "transformer."
 """Prefix of the names of weights in our models; files of diffusers lack it."""
@@ -61,13 +62,15 @@ def _check(settings: Diffusers, tensors: Mapping[str, StoredTensor]) -> None:
     shapes = parameter_shapes(model)
     where = f"{settings.path}: the weights in {SUBFOLDER} are not those of its config.json"
     fix = f"put back the weights of this {settings.family.class_name}, or download the whole folder again"
+    own_names, file_names = ({name.removeprefix(PREFIX) for name in names} for names in (shapes, tensors))
+    if message := prefix_fault(own_names, file_names):
+        raise ValueError(f"{where}: {message}, or {fix}")
     for what, names in (
-        ("lack", shapes.keys() - tensors.keys()),
-        ("also have", tensors.keys() - shapes.keys()),
+        ("lack", own_names - file_names),
+        ("also have", file_names - own_names),
     ):
         if names:
-            own_names = [name.removeprefix(PREFIX) for name in sorted(names)]
-            raise ValueError(f"{where}: they {what} {list_names(own_names, MAX_NAMED)}; {fix}")
+            raise ValueError(f"{where}: they {what} {list_names(sorted(names), MAX_NAMED)}; {fix}")
     for name, tensor in tensors.items():
         if tensor.shape != shapes[name]:
             raise ValueError(f"{where}: {name} is {list(tensor.shape)}, not {list(shapes[name])}; {fix}")

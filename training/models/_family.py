@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from training.models._dit_architecture import Size
+from training.models._dit_architecture import Architecture, flops
 
 if TYPE_CHECKING:
     # Every command reads settings, and importing torch takes 2 s.
@@ -37,27 +37,30 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """The sizes of a published transformer."""
-
-    size: Size
-    hidden: int
-    """Width of the feed-forward layers."""
-    patch: tuple[int, int, int]
-    """Latent frames, rows and columns per token."""
-    channels: int
-    """Latent channels."""
-    text_dim: int
-    """Width of text tokens."""
-
-
-@dataclass(frozen=True)
 class TextRule:
-    """How a family's pipeline encodes text, as settings of the encoder `t5`."""
+    """How a family's pipeline encodes text, as settings of one of our text encoders."""
 
+    name: str
+    """Name of the encoder."""
     max_tokens: int
-    cleaning: str
-    padded: bool
+    """Most tokens of a text."""
+    options: tuple[tuple[str, Any], ...]
+    """Settings besides its folders that embeddings depend on."""
+    folders: Mapping[str, str]
+    """Folder of the pipeline by the setting that names it."""
+    pooled_tokens: int = 0
+    """Tokens before those of the text that hold vectors of all of it."""
+
+    @property
+    def weight_folders(self) -> tuple[str, ...]:
+        """The folders with weights."""
+        return tuple(folder for folder in self.folders.values() if folder.startswith("text_encoder"))
+
+
+def t5_rule(max_tokens: int, cleaning: str, padded: bool) -> TextRule:
+    """Return the rule of a pipeline whose texts are encoded by T5 or UMT5."""
+    options = (("max_tokens", max_tokens), ("cleaning", cleaning), ("padded", padded))
+    return TextRule("t5", max_tokens, options, {"model": "text_encoder", "tokenizer": "tokenizer"})
 
 
 class Family(abc.ABC):
@@ -83,19 +86,38 @@ class Family(abc.ABC):
     def kinds(self, published: Published) -> frozenset[str]:
         """Return the kinds of conditioning that the network can be trained with."""
 
+    def flops(self, config: Config, tokens: int, text_tokens: int) -> int:
+        """Return the floating-point operations of one sample's forward pass, by default those of cross-attention."""
+        own = self.architecture(config)
+        return flops(own.size, own.hidden, tokens, text_tokens)
+
+    def takes_guidance(self, config: Config) -> bool:
+        """Return whether the network is told a guidance scale; see `Condition.guidance`."""
+        return False
+
     def check(self, published: Published) -> None:  # noqa: B027
         """Raise `ValueError` for a variant whose inputs training cannot give."""
+
+    def original_name(self, name: str) -> str:
+        """Return the name that a weight of the transformer has in the files of its authors, which ComfyUI reads.
+
+        Raises `ValueError` if the names of the family are not known here.
+        """
+        raise ValueError(f"the names that ComfyUI has for weights of {self.class_name} are not known here")
 
     def prepare(self, transformer: Any) -> None:  # noqa: B027
         """Replace parts of a new transformer that would not survive `torch.device("meta")` or bfloat16."""
 
     def check_texts(self, texts: Sequence[Tensor]) -> None:
-        """Raise `ValueError` for a text `[N, E]` of more tokens than the family takes."""
-        longest, most = max(len(text_NE) for text_NE in texts), self.text.max_tokens
+        """Raise `ValueError` for a text `[N, E]` of more tokens than the family takes, or of no token."""
+        lengths = [len(text_NE) - self.text.pooled_tokens for text_NE in texts]
+        longest, most = max(lengths), self.text.max_tokens
         if longest > most:
             raise ValueError(
                 f"a text has {longest} tokens, and {type(self).__name__} takes {most}; set max_tokens: {most}"
             )
+        if min(lengths) < 1:
+            raise ValueError(f"a text has no tokens; encode texts by {self.text.name}, as {type(self).__name__} does")
 
     @abc.abstractmethod
     def predict(self, transformer: Any, latents_BCTHW: Tensor, condition: Condition, published: Published) -> Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from training.models._dit_architecture import Size
-from training.models._family import IN_PLACE, Architecture, Config, Family, Published, TextRule
+from training.models._dit_architecture import Architecture, Size
+from training.models._family import IN_PLACE, Config, Family, Published, t5_rule
 from training.objectives.flow_matching import FlowMatching, LogLinearShift
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class LTX(Family):
 
     class_name = "LTXVideoTransformer3DModel"
     pipelines = ("LTXPipeline", "LTXImageToVideoPipeline")
-    text = TextRule(TEXT_TOKENS, cleaning="spaces", padded=True)
+    text = t5_rule(TEXT_TOKENS, cleaning="spaces", padded=True)
     feed_forward = ("ff.net.0.proj", "ff.net.2")
 
     def architecture(self, config: Config) -> Architecture:

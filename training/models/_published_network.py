@@ -45,7 +45,7 @@ class PublishedTransformer(VideoModel):
             batch_BCTHW = torch.stack([latents[index] for index in indices])
             dtype = next(self.transformer.parameters()).dtype
             prediction_BCTHW = self.family.predict(
-                self.transformer, batch_BCTHW.to(dtype), _chosen(condition, indices), self.published
+                self.transformer, batch_BCTHW.to(dtype), condition.select(indices), self.published
             )
             predictions |= zip(indices, prediction_BCTHW.to(torch.float32), strict=True)
         return [predictions[index] for index in range(len(latents))]
@@ -57,22 +57,3 @@ class PublishedTransformer(VideoModel):
                 f"latents of {list(shape[1:])} frames, rows and columns cannot be cut into patches of {list(patch)}; "
                 "set multiple of the buckets to a larger power of 2, or take another size of sample"
             )
-
-
-def _chosen(condition: Condition, indices: Sequence[int]) -> Condition:
-    """Return the condition of some of its samples."""
-
-    def of(values: Sequence[Tensor]) -> list[Tensor]:
-        return [values[index] for index in indices]
-
-    rows = list(indices)
-    return Condition(
-        of(condition.texts),
-        of(condition.times),
-        of(condition.conditioning_masks),
-        of(condition.seconds),
-        condition.fps_B[rows],
-        condition.size_B2[rows],
-        condition.crop_B2[rows],
-        condition.source_B2[rows],
-    )

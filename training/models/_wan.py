@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from training.models._dit_architecture import Size
-from training.models._family import IN_PLACE, Architecture, Config, Family, Published, TextRule
+from training.models._dit_architecture import Architecture, Size
+from training.models._family import IN_PLACE, Config, Family, Published, t5_rule
+from training.models._wan_names import original_name
 from training.objectives.flow_matching import FlowMatching
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Wan(Family):
 
     class_name = "WanTransformer3DModel"
     pipelines = ("WanPipeline", "WanImageToVideoPipeline")
-    text = TextRule(TEXT_TOKENS, cleaning="html", padded=False)
+    text = t5_rule(TEXT_TOKENS, cleaning="html", padded=False)
     feed_forward = ("ffn.net.0.proj", "ffn.net.2")
 
     def architecture(self, config: Config) -> Architecture:
@@ -60,6 +61,9 @@ class Wan(Family):
                 "experts, each for a part of the noise levels, which training does not support; take Wan 2.1, or "
                 "TI2V-5B of Wan 2.2"
             )
+
+    def original_name(self, name: str) -> str:
+        return original_name(name)
 
     def prepare(self, transformer: Any) -> None:
         from training.models._wan_rotary import WanRotary

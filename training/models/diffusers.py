@@ -14,8 +14,9 @@ from cluster.config import unknown_message
 from cluster.weight_files import HUB_PREFIX
 from training.conditioning import ConditioningRates
 from training.model import ModelSettings
-from training.models._dit_architecture import flops
-from training.models._family import Architecture, Family, Published
+from training.models._dit_architecture import Architecture
+from training.models._family import Family, Published
+from training.models._hunyuan import HunyuanVideo
 from training.models._ltx import LTX
 from training.models._published_files import PublishedFiles
 from training.models._wan import Wan
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 SUBFOLDER = "transformer"
 """Folder of the transformer in that of a pipeline."""
 
-FAMILIES: Mapping[str, Family] = {family.class_name: family for family in (Wan(), LTX())}
+FAMILIES: Mapping[str, Family] = {family.class_name: family for family in (Wan(), LTX(), HunyuanVideo())}
 """Families by the class of their transformer."""
 
 
@@ -45,8 +46,8 @@ class Diffusers(ModelSettings):
 
     name: str = "diffusers"
     path: str = Field(
-        min_length=1,
-        description="Folder of a whole pipeline, as save_pretrained writes it, or hf-hub:owner/name.",
+        "",
+        description="Folder of a whole pipeline, as save_pretrained writes it, or hf-hub:owner/name; it must be set.",
     )
     revision: str = Field(
         "main",
@@ -94,6 +95,11 @@ class Diffusers(ModelSettings):
         return self
 
     def _check_path(self) -> None:
+        if not self.path:
+            raise ValueError(
+                "path is not set; name the folder of the published pipeline: --set train.model.path=FOLDER, or "
+                f"{HUB_PREFIX}owner/name"
+            )
         if self.path.startswith(HUB_PREFIX):
             if len(self.path.removeprefix(HUB_PREFIX).split("/")) != 2:
                 raise ValueError(f"path {self.path}: write {HUB_PREFIX}owner/name")
@@ -150,11 +156,15 @@ class Diffusers(ModelSettings):
         return math.prod(-(-size // patch) for size, patch in zip((frames, height, width), self.patch, strict=True))
 
     def flops(self, tokens: int, text_tokens: int) -> int:
-        return flops(self.architecture.size, self.architecture.hidden, tokens, text_tokens)
+        return self.family.flops(self.published.transformer, tokens, text_tokens)
 
     @property
     def adapter_targets(self) -> tuple[str, ...]:
         return "to_q", "to_k", "to_v", "to_out.0", *self.family.feed_forward
+
+    @property
+    def takes_guidance(self) -> bool:
+        return self.family.takes_guidance(self.published.transformer)
 
     @property
     def recompute_share(self) -> float:

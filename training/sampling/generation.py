@@ -83,6 +83,7 @@ def generate(parts: ModelParts, timeline: Timeline, settings: SolverSettings, wi
     """
     card, device = parts.card, next(parts.model.parameters()).device
     check_given(card.model, timeline)
+    check_guidance(card.model, settings)
     clean_CTHW = timeline.frames().to(device)
     given_T = torch.tensor([level is not None for level in timeline.frame_levels()], device=device)
     level_T = torch.tensor([level or 0.0 for level in timeline.frame_levels()], device=device)
@@ -124,6 +125,14 @@ def check_given(model: ModelSettings, timeline: Timeline) -> None:
         raise ValueError(f"model {model.name} cannot end a video in a given image; leave out last")
     if given and "first" not in kinds:
         raise ValueError(f"model {model.name} is of text to video and takes no given frames; leave out images")
+
+
+def check_guidance(model: ModelSettings, settings: SolverSettings) -> None:
+    """Raise `ValueError` if a guidance scale is to be told to a model that takes none."""
+    if settings.guidance_method.embedded(settings.guidance) != 1 and not model.takes_guidance:
+        raise ValueError(
+            f"guidance_method {settings.guidance_method.name}: model {model.name} is told no guidance scale; take plain"
+        )
 
 
 def _noise(timeline: Timeline, seed: int, window: int) -> Tensor:
@@ -207,9 +216,9 @@ class _GuidedVelocity:
         """Return the velocity of `x_CTHW` for each text."""
         given_T, timeline = self._frames.given_T, self._timeline
         time_T = torch.where(given_T, self._frames.level_T, time)
-        last_frame = timeline.last_frame_C1HW is not None
+        last_frame, told = timeline.last_frame_C1HW is not None, self._guidance.embedded(self._scale)
         conditions = [
-            SampleCondition(text, time_T, given_T.float(), last_frame, timeline.fps, timeline.size, self._framing)
+            SampleCondition(text, time_T, given_T.float(), last_frame, timeline.fps, timeline.size, self._framing, told)
             for text in texts
         ]
         predictions = self._predictor.predict(model, x_CTHW, conditions)

@@ -48,9 +48,17 @@ class Guidance(Plugin):
         return interval
 
     def active(self, time: float, scale: float) -> bool:
-        """Return whether there is guidance at this noise level; a scale of 1 turns it off."""
+        """Return whether there is guidance at this noise level."""
         low, high = self.interval
-        return scale != 1 and low <= time <= high
+        return self.is_on(scale) and low <= time <= high
+
+    def is_on(self, scale: float) -> bool:
+        """Return whether the prediction for the prompt is moved away from a worse one; a scale of 1 turns it off."""
+        return scale != 1
+
+    def embedded(self, scale: float) -> float:
+        """Return the scale that the model itself is told, as in training by default."""
+        return 1.0
 
     @property
     def weaker_export(self) -> str | None:

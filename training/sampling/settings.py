@@ -77,7 +77,8 @@ class SolverSettings(Settings):
         description="Classifier-free guidance scale (Ho and Salimans 2022); 1 turns it off and halves the cost.",
     )
     guidance_method: Annotated[Guidance, PluginField(GUIDANCES, Guidance)] = Field(
-        Plain(), description="Kind of guidance: plain, cfg_zero_star, apg, or autoguidance with a weaker export."
+        Plain(),
+        description="Kind of guidance: plain, cfg_zero_star, apg, autoguidance with a weaker export, or embedded.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial noise.")
 
@@ -146,10 +147,13 @@ class SampleSettings(TaskSettings, SolverSettings):
     def _negative_needs_guidance(cls, negative: str | None, others: ValidationInfo) -> str | None:
         if negative is None:
             return None
-        if others.data.get("guidance") == 1:
-            raise ValueError("a negative prompt has no effect with guidance: 1; raise guidance, or remove it")
-        method = others.data.get("guidance_method")
-        if method is not None and method.weaker_export:
+        scale, method = others.data.get("guidance"), others.data.get("guidance_method")
+        if scale is None or method is None:  # they have faults of their own
+            return negative
+        if not method.is_on(scale):
+            key = "true_cfg" if method.embedded(scale) != 1 else "guidance"
+            raise ValueError(f"a negative prompt has no effect with {key}: 1; raise {key}, or remove it")
+        if method.weaker_export:
             raise ValueError(f"guidance_method {method.name} has no negative prompt; take plain, or remove it")
         return negative
 

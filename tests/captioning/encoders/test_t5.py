@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from benchmarks.random_t5 import CLASSES, SYLLABLES, save_t5
 from captioning.encoders import _batched, t5
 from captioning.encoders._batched import MAX_PADDED_SHARE, next_batch_size
-from captioning.encoders.t5 import T5, _pretrained_arguments
+from captioning.encoders._transformers import pretrained_arguments
+from captioning.encoders.t5 import T5
 from captioning.engine import EngineError
 from tests.support.text_batches import in_batches
 
@@ -187,13 +188,13 @@ def test_identity_covers_what_embeddings_depend_on(folder: Path, tmp_path: Path)
 
 
 def test_pretrained_arguments_of_hub_names() -> None:
-    assert _pretrained_arguments("hf-hub:owner/name", "abc") == {
+    assert pretrained_arguments("hf-hub:owner/name", "abc") == {
         "pretrained_model_name_or_path": "owner/name",
         "revision": "abc",
         "subfolder": "",
         "trust_remote_code": False,
     }
-    assert _pretrained_arguments("hf-hub:owner/name/text/encoder", "abc")["subfolder"] == "text/encoder"
+    assert pretrained_arguments("hf-hub:owner/name/text/encoder", "abc")["subfolder"] == "text/encoder"
 
 
 ERRORS = [
@@ -243,7 +244,7 @@ def test_loading_errors_name_the_cause(tmp_path: Path, monkeypatch: pytest.Monke
         tiny(folder).open()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-    with pytest.raises(EngineError, match=r"its config.json has model_type bert; t5 takes t5, mt5, umt5"):
+    with pytest.raises(EngineError, match=r"its config.json has model_type bert; known here are t5, mt5, umt5"):
         tiny(folder).open()
 
 

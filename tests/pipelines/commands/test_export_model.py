@@ -70,3 +70,11 @@ def test_the_autoencoder_travels_with_the_model(export: Path, tmp_path: Path, mo
         ExportedModel("tiny-wrld")
     with pytest.raises(ValueError, match="no such file"):
         write_compact_export(str(source), str(tmp_path / "again"))
+
+
+@pytest.mark.slow
+def test_only_published_models_are_written_for_comfyui(trained: Path, tmp_path: Path, worldloom: CommandLine) -> None:
+    ended = worldloom("export-model", trained, "--out", tmp_path / "given", "--comfyui")
+    assert ended.exit_code == 2
+    assert "is of model dit, which ComfyUI does not have" in ended.stderr
+    assert not (tmp_path / "given").exists()

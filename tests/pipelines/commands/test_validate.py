@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cluster.resources import ClusterSize
 from pipelines.commands import validate
 from tests.support.command_line import CommandLine
+from tests.support.drawn import write_dataset
+from tests.support.published_models import write_pipeline
 
 RECIPE = """
 name: mine
@@ -91,3 +96,94 @@ def test_code_of_a_model_needs_the_flag(recipe: Path, worldloom: CommandLine) ->
     assert f"{recipe}:11: curate.3.caption.engine.trust_remote_code: brings code" in ended.stderr
     assert worldloom("validate", recipe, "--allow-remote-code").exit_code == 0
     assert worldloom("plan", recipe).exit_code == 0, "a command that runs no model needs no flag"
+
+
+PUBLISHED = """
+name: tuned
+out: {folder}/out
+sources:
+  - {{videos: "{folder}/in/*.mp4"}}
+curate:
+  - scan: {{}}
+  - cut: {{}}
+  - caption: {{engine: signals}}
+  - encode:
+      autoencoder: {{name: diffusers, path: {model}, subfolder: vae}}
+      text: {{name: t5, model: {model}/text_encoder, tokenizer: {model}/tokenizer, max_tokens: 512, cleaning: html}}
+      buckets: [{{size: 64, multiple: 16, frames: [9], fps: 8}}]
+train: {{model: {{name: diffusers, path: {model}}}}}
+"""
+
+
+@pytest.fixture
+def tuning(tmp_path: Path) -> Path:
+    """Return a recipe that fine-tunes a tiny published model on footage that its own encoders encode."""
+    path = tmp_path / "tuned.yaml"
+    path.write_text(PUBLISHED.format(folder=tmp_path, model=write_pipeline(tmp_path / "model", "wan")))
+    return path
+
+
+@pytest.mark.slow
+def test_encoders_of_another_model_are_refused(tuning: Path, worldloom: CommandLine) -> None:
+    """Before there is any data set; the lines that are named make the recipe right."""
+    model, encode = tuning.parent / "model", "curate.3.encode"
+    text = f"text: {{name: t5, model: {model}/text_encoder, tokenizer: {model}/tokenizer, max_tokens: 512"
+
+    def fault(*assignments: str) -> str:
+        ended = worldloom("validate", tuning, *(part for one in assignments for part in ("--set", one)))
+        assert ended.exit_code == 2, ended.stdout
+        return ended.stderr
+
+    assert worldloom("validate", tuning).exit_code == 0
+    found = fault(f"{encode}.autoencoder=linear")
+    assert f"{encode}.autoencoder: linear is not the autoencoder in the folder vae of {model}" in found
+    assert f"set autoencoder: {{name: diffusers, path: {model}, subfolder: vae}}" in found
+    found = fault(f"{encode}.text.cleaning=spaces", f"{encode}.text.max_tokens=226")
+    assert f"{encode}.text: the text encoder has max_tokens 226, not 512; cleaning spaces, not html" in found
+    assert f"set {text}, cleaning: html, padded: false}}" in found
+    assert "the text encoder has name hashing, not t5" in fault(f"{encode}.text=hashing")
+    other = tuning.parent / "other"
+    shutil.copytree(model, other)
+    same = [f"{encode}.autoencoder.path={other}", f"{encode}.text.model={other}/text_encoder"]
+    sets = [part for one in same for part in ("--set", one)]
+    assert worldloom("validate", tuning, *sets).exit_code == 0, "a copy of the model has the same weights"
+    for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
+        file = other / f"{part}.safetensors"
+        save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    assert "diffusers is not the autoencoder in the folder vae" in fault(same[0])
+    assert f"model {other}/text_encoder has other weights than the folder text_encoder of {model}" in fault(same[1])
+
+
+@pytest.mark.slow
+def test_damaged_published_models_are_refused(tuning: Path, worldloom: CommandLine) -> None:
+    transformer = tuning.parent / "model" / "transformer"
+    index = json.loads((transformer / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    shard = transformer / next(iter(index["weight_map"].values()))
+    whole = shard.read_bytes()
+    for damage, message in (
+        (whole[:-100], "bytes, and"),
+        (whole[:100], "its header is damaged or cut off"),
+        (None, "files of weights are missing"),
+    ):
+        shard.unlink() if damage is None else shard.write_bytes(damage)
+        ended = worldloom("validate", tuning)
+        assert ended.exit_code == 2
+        assert "train.model: " in ended.stderr
+        assert message in ended.stderr
+        assert "download the whole folder again" in ended.stderr
+    (transformer / "config.json").unlink()
+    assert "there is no transformer/config.json in it" in worldloom("validate", tuning).stderr
+
+
+@pytest.mark.slow
+def test_a_data_set_of_another_model_is_refused(tuning: Path, worldloom: CommandLine) -> None:
+    manifest = write_dataset(tuning.parent / "data", [(32, 32, 1, 3)], n_val=1)
+    recipe = tuning.parent / "trains.yaml"
+    recipe.write_text(
+        f"name: tuned\nout: {tuning.parent}/out\nmanifest: {manifest}\n"
+        f"train: {{model: {{name: diffusers, path: {tuning.parent}/model}}}}\n"
+    )
+    ended = worldloom("validate", recipe)
+    assert ended.exit_code == 2
+    assert "train.model: the data set's latents are of linear" in ended.stderr
+    assert "train.model: the data set has text tokens of width 128, and" in ended.stderr

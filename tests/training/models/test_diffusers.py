@@ -15,7 +15,9 @@ from tests.support.published_models import write_published
 from training.conditioning import ConditioningRates
 from training.models.diffusers import Diffusers
 from training.objectives.flow_matching import FlowMatching, LogLinearShift
-from training.sampling.generation import check_given
+from training.sampling.generation import check_given, check_guidance
+from training.sampling.guidances.embedded import Embedded
+from training.sampling.settings import SolverSettings
 from training.sampling.timeline import Prompt, blank
 from training.settings import TrainSettings
 
@@ -36,6 +38,8 @@ def test_unset_sections_are_those_of_the_published_model(tmp_path: Path) -> None
     shift = LogLinearShift(tokens=(1024, 4096), log=(0.95, 2.05), last=0.1)
     assert second.objective == FlowMatching(shift=shift)
     assert second.conditioning == ConditioningRates(none=0.8, first=0.2)
+    hunyuan = TrainSettings(model=read(write_published(tmp_path / "hunyuan", "hunyuan")))
+    assert (hunyuan.objective, hunyuan.conditioning) == (FlowMatching(shift=7.0), ConditioningRates(none=1.0))
     given = TrainSettings(model=wan, objective=FlowMatching(shift=5.0))
     assert given.objective == FlowMatching(shift=5.0)
     assert TrainSettings().objective == FlowMatching()
@@ -62,6 +66,11 @@ def test_what_a_family_cannot_do_is_refused_with_the_fix(tmp_path: Path) -> None
     check_given(model, timeline)
     with pytest.raises(ValueError, match="text to video and takes no given frames"):
         check_given(model, timeline.given(0, torch.zeros(4, 1, 4, 4)))
+    told = SolverSettings(guidance_method=Embedded())
+    with pytest.raises(ValueError, match="guidance_method embedded: model diffusers is told no guidance scale"):
+        check_guidance(model, told)
+    check_guidance(model, SolverSettings())
+    check_guidance(read(write_published(tmp_path / "hunyuan", "hunyuan")), told)
     ltx = read(write_published(tmp_path / "ltx", "ltx"))
     check_given(ltx, timeline.given(0, torch.zeros(4, 1, 4, 4)))
     with pytest.raises(ValueError, match="leave out last"):
@@ -69,18 +78,26 @@ def test_what_a_family_cannot_do_is_refused_with_the_fix(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "config", "message"),
+    ("family", "pipeline", "config", "message"),
     [
-        ({}, {"in_channels": 12}, "12 channels for 4 of latents: it is of Wan image to video"),
-        ({"boundary_ratio": 0.875}, {}, "boundary_ratio 0.875: the model is of two experts"),
-        ({"_class_name": "WanVACEPipeline"}, {}, "names WanVACEPipeline, whose conventions are not known here"),
+        ("wan", {}, {"in_channels": 12}, "12 channels for 4 of latents: it is of Wan image to video"),
+        ("wan", {"boundary_ratio": 0.875}, {}, "boundary_ratio 0.875: the model is of two experts"),
+        ("wan", {"_class_name": "WanVACEPipeline"}, {}, "names WanVACEPipeline, whose conventions are not known here"),
+        (
+            "hunyuan",
+            {},
+            {"in_channels": 9},
+            "9 channels for 4 of latents, with image_condition_type None: it is of Hun",
+        ),
+        ("hunyuan", {}, {"image_condition_type": "token_replace"}, "take the model of text to video"),
+        ("hunyuan", {"_class_name": "HunyuanVideoImageToVideoPipeline"}, {}, "take a model of HunyuanVideoPipeline"),
     ],
 )
 def test_other_variants_are_refused(
-    pipeline: dict[str, Any], config: dict[str, Any], message: str, tmp_path: Path
+    family: str, pipeline: dict[str, Any], config: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        read(write_published(tmp_path, "wan", pipeline, **config))
+        read(write_published(tmp_path, family, pipeline, **config))
 
 
 def test_incomplete_folders_are_named_with_the_fix(tmp_path: Path) -> None:
@@ -100,3 +117,13 @@ def test_incomplete_folders_are_named_with_the_fix(tmp_path: Path) -> None:
     config.unlink()
     with pytest.raises(ValueError, match=r"no transformer/config\.json in it; give the folder of a whole pipeline"):
         read(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "lengths"), [("wan", (513,)), ("ltx", (3, 129)), ("hunyuan", (258,)), ("hunyuan", (1,))]
+)
+def test_texts_of_the_wrong_length_are_refused(family: str, lengths: tuple[int, ...], tmp_path: Path) -> None:
+    texts = [torch.zeros(length, 24) for length in lengths]
+    message = "a text has no tokens; encode texts by llama_clip" if lengths == (1,) else "takes .*; set max_tokens: "
+    with pytest.raises(ValueError, match=message):
+        read(write_published(tmp_path, family)).family.check_texts(texts)

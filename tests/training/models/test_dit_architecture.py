@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cluster.config import validate
 from tests.support.model_packs import random_pack
 from training.models.dit import DiT
-from training.network import Condition, VideoModel
+from training.network import VideoModel
 
 pytestmark = pytest.mark.slow
 
@@ -34,9 +36,10 @@ def count_flops(model: VideoModel, shapes: list[Shape], text_lengths: list[int],
     fields = {
         name: [part.to("meta") for part in value] if isinstance(value, list) else value.to("meta")
         for name, value in vars(condition).items()
+        if name != "guidance"
     }
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model([latent.to("meta") for latent in latents], Condition(**fields))
+        model([latent.to("meta") for latent in latents], replace(condition, **fields))
     return sum(sum(counts.values()) for name, counts in counter.get_flop_counts().items() if name == module)
 
 

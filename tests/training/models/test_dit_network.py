@@ -27,7 +27,6 @@ from tests.support.model_packs import (
     predict,
     random_condition,
     random_pack,
-    select_samples,
 )
 from training.models import _attention
 from training.models._dit_network import DiffusionTransformer, initialise_weight
@@ -56,8 +55,7 @@ def test_forward_and_backward_match_a_dense_reference(patch: tuple[int, int, int
     condition = replace(condition, conditioning_masks=masks)
     weights = {name: value.detach().double().requires_grad_() for name, value in model.named_parameters()}
     expected = [
-        dense_prediction(dit, weights, latents[sample].double(), select_samples(condition, [sample]))
-        for sample in range(3)
+        dense_prediction(dit, weights, latents[sample].double(), condition.select([sample])) for sample in range(3)
     ]
     for prediction, expected_prediction in zip(model(latents, condition), expected, strict=True):
         torch.testing.assert_close(prediction.double(), expected_prediction, atol=1e-4, rtol=1e-4)
@@ -87,7 +85,7 @@ def test_prediction_does_not_depend_on_neighbours() -> None:
     model, (latents, condition) = perturbed_model(), random_pack(SHAPES, TEXT_LENGTHS)
     together = model(latents, condition)
     for sample, latent in enumerate(latents):
-        (alone,) = model([latent], select_samples(condition, [sample]))
+        (alone,) = model([latent], condition.select([sample]))
         torch.testing.assert_close(together[sample], alone, atol=2e-6, rtol=1e-5)
 
 
@@ -99,7 +97,7 @@ def test_any_pack_in_any_order(shapes: list[tuple[int, int, int]], data: st.Data
     order = data.draw(st.permutations(range(len(shapes))))
     model, (latents, condition) = perturbed_model(DiT(depth=1, dim=32, heads=2)), random_pack(shapes, text_lengths)
     predictions = model(latents, condition)
-    reordered = model([latents[sample] for sample in order], select_samples(condition, order))
+    reordered = model([latents[sample] for sample in order], condition.select(order))
     assert [prediction.shape for prediction in predictions] == [latent.shape for latent in latents]
     for sample, prediction in zip(order, reordered, strict=True):
         torch.testing.assert_close(prediction, predictions[sample], atol=2e-6, rtol=1e-5)
@@ -111,7 +109,7 @@ def test_order_of_different_samples_does_not_change_one_bit() -> None:
     latents, condition = random_pack([SHAPES[i] for i in samples], [TEXT_LENGTHS[i] for i in samples])
     model = perturbed_model()
     predictions = model(latents, condition)
-    backwards = model(latents[::-1], select_samples(condition, [3, 2, 1, 0]))
+    backwards = model(latents[::-1], condition.select([3, 2, 1, 0]))
     assert all(a.equal(b) for a, b in zip(predictions, reversed(backwards), strict=True))
 
 
@@ -119,7 +117,7 @@ def test_order_of_different_samples_does_not_change_one_bit() -> None:
 def test_gradients_do_not_depend_on_neighbours() -> None:
     model, (latents, condition) = perturbed_model(), random_pack(SHAPES, TEXT_LENGTHS)
     together = gradients(model, latents, condition)
-    alone = [gradients(model, [latents[i]], select_samples(condition, [i])) for i in range(len(latents))]
+    alone = [gradients(model, [latents[i]], condition.select([i])) for i in range(len(latents))]
     for name, gradient in together.items():
         scale = float(gradient.abs().max())
         total = torch.stack([gradient_alone[name] for gradient_alone in alone]).sum(0)

@@ -99,6 +99,7 @@ def test_impossible_samples_are_refused(bad: dict[str, object]) -> None:
             {"negative": "blur", "guidance_method": {"name": "autoguidance", "export": "weak"}},
             "guidance_method autoguidance has no negative prompt",
         ),
+        ({"negative": "blur", "guidance_method": "embedded"}, "no effect with true_cfg: 1; raise true_cfg"),
         ({"solver": "eulr"}, "euler"),
         ({"guidance_method": "autoguidance"}, "export"),
     ],
