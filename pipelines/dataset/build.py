@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.encoder import NULL_CAPTION, text_key
 from cluster import storage
+from cluster.large_tables import first_of_each
 from cluster.telemetry import log
 from pipelines.curation import Curation, SegmentState
 from pipelines.dataset import splits
 from pipelines.dataset.text_embeddings import embed_captions, find_missing
 from pipelines.engine.executor import Executor
-from pipelines.engine.tables import first_of_each
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
 from training.data import shards, text_tables
-from training.data.manifest import (
-    CONTENT_COLUMNS,
-    MANIFEST_SCHEMA,
-    OTHER_CAPTION,
-    DatasetInfo,
-    read_manifest,
-    write_manifest,
-)
+from training.data.index import index_uri
+from training.data.manifest import CONTENT_COLUMNS, MANIFEST_SCHEMA, OTHER_CAPTION, DatasetInfo, read_manifest
+from training.data.manifest_writer import write_manifest
 
 SAMPLE_COLUMNS = ("uid", "n_tokens", "row_group", "row", "checksum", "start_pts", "end_pts", "fps")
 """Columns of a shard's index that a manifest has, besides the crop box."""
+
+
+SHARD_THREADS = 16
+"""Shards whose rows are read at the same time."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def build_dataset(recipe: Recipe, curation: Curation, executor: Executor) -> Dat
         size_bytes=8,
     )
     manifest_uri = storage.join(recipe.tables_uri, f"manifest-{fingerprint}", "_manifest.parquet")
-    if not storage.exists(manifest_uri):
+    if not (storage.exists(manifest_uri) and storage.exists(index_uri(manifest_uri))):
         folder = texts_folder(identity)
         texts_uri = storage.join(recipe.tables_uri, folder)
         n_text = embed_captions(texts_uri, encode.text, distinct_captions(clips), executor)
@@ -173,20 +174,22 @@ def shard_rows(tables_uri: str, latents_folder: str) -> pa.Table:
     It holds the row reference (`file` relative to the tables, `row_group`, `row`), bucket, checksum, span, frame rate,
     tokens and crop box.
     """
-    tables = []
-    for entry in storage.list_files(latents_folder, ".parquet"):
-        index = shards.read_index(entry.uri)
-        index = index.select([*SAMPLE_COLUMNS, *shards.CROP_COLUMNS])
-        file = entry.uri.removeprefix(tables_uri.rstrip("/") + "/")
-        bucket = file.rpartition("/")[0].rpartition("bucket=")[2]
-        for name, value in (("file", file), ("bucket", bucket)):
-            index = index.append_column(name, pa.array([value] * len(index), pa.string()))
-        tables.append(index)
-    samples = pa.concat_tables(tables)
+    uris = [entry.uri for entry in storage.list_files(latents_folder, ".parquet")]
+    with ThreadPoolExecutor(SHARD_THREADS) as pool:
+        samples = pa.concat_tables(pool.map(partial(_rows_of_shard, tables_uri), uris))
     found = first_of_each(samples, "uid")
     if len(found) < len(samples):
         log.warning(f"{len(samples) - len(found)} samples are in two shards; the first one of each counts")
     return found
+
+
+def _rows_of_shard(tables_uri: str, uri: str) -> pa.Table:
+    rows = shards.read_index(uri).select([*SAMPLE_COLUMNS, *shards.CROP_COLUMNS])
+    file = uri.removeprefix(tables_uri.rstrip("/") + "/")
+    bucket = file.rpartition("/")[0].rpartition("bucket=")[2]
+    for name, value in (("file", file), ("bucket", bucket)):
+        rows = rows.append_column(name, pa.array([value] * len(rows), pa.string()))
+    return rows
 
 
 def manifest_rows(clips: pa.Table, samples: pa.Table, text_identity: str, n_text: Mapping[str, int]) -> pa.Table:

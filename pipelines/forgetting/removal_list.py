@@ -115,7 +115,7 @@ def build_removal_list(recipe: Recipe, uri: str, span: Span | None) -> RemovalLi
     text_keys = set[str]()
     for part in parquet_files(out):
         if table_kind(part) == "texts":
-            candidates = {text_key(caption, text_tables.read_encoder_identity(part)) for caption in captions}
+            candidates = {text_key(caption, text_tables.read_encoding(part).identity) for caption in captions}
             table = storage.read_table(part, ["key", "embedding", "pooled"])
             table = table.filter(is_in(table["key"], candidates))
             row_counts[table_name(out, part)] += len(table)
