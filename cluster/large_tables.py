@@ -40,13 +40,20 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
     return column.cast(large_type(column.type)).combine_chunks()
 
 
+def positions(keys: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray) -> pa.Array:
+    """Return the index of each key's first row in `values`, null for a key that is not among them."""
+    keys = keys if isinstance(keys, pa.ChunkedArray) else pa.chunked_array([keys])
+    return pc.index_in(one_array(keys), value_set=one_array(values))
+
+
 def take(table: pa.Table, indices: pa.Array) -> pa.Table:
     """Return rows of a table by their indices, in chunks of `ROWS_PER_CHUNK`, without metadata."""
-    columns = [_take_column(table[name], indices) for name in table.column_names]
+    columns = [take_column(table[name], indices) for name in table.column_names]
     return pa.Table.from_arrays(columns, schema=table.schema.remove_metadata())
 
 
-def _take_column(column: pa.ChunkedArray, indices: pa.Array) -> pa.ChunkedArray:
+def take_column(column: pa.ChunkedArray, indices: pa.Array) -> pa.ChunkedArray:
+    """Return cells of a column by their indices, null for null, in chunks of `ROWS_PER_CHUNK`."""
     whole = one_array(column)
     # A chunk is taken from the large array, so that its offsets begin at 0 and fit.
     chunks = [

@@ -31,7 +31,7 @@ from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
 from training.data.footer import DamagedError
 from training.data.manifest import read_manifest
-from training.data.shards import clip_uid
+from training.data.shards import clip_uids
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _manifests(recipe: Recipe, curation: Curation, encode: Encode, latents: str)
             continue
         folders = {file.partition("/")[0] for file in pc.unique(table["file"]).to_pylist()}
         # A clip may have several samples, all in its split.
-        clips = map(clip_uid, table["uid"].to_pylist())
+        clips = clip_uids(table["uid"]).to_pylist()
         same = dict(zip(clips, table["split"].to_pylist(), strict=True)) == wanted
         if same and folders == {latents} and info.text_encoder_identity == identity:
             found.append((entry.uri.split("/")[-2], info.text_folder))

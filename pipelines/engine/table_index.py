@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import part_index, storage
+from cluster.large_tables import positions, sort_by, take_column
 from cluster.part_index import PartRows
 from pipelines.engine import tables
 
@@ -64,7 +65,7 @@ class Index:
         """Read the rows, sorted by uid, so that the result does not depend on how rows are divided into parts."""
         parts = [tables.read_rows(part, uids, columns) for part, uids in self.by_part()]
         return (
-            pa.concat_tables(parts).sort_by("uid")
+            sort_by(pa.concat_tables(parts), "uid")
             if parts
             else pa.table({name: pa.array([], pa.string()) for name in columns or ["uid"]})
         )
@@ -136,7 +137,6 @@ def _rows_of_part(input_column: str, part: str) -> pa.Table:
 
 def _first_of_each_input(rows: pa.Table) -> pa.Table:
     """Return the rows without those of an input row that an earlier part, by name, also holds."""
-    ordered = rows.sort_by("part")
-    inputs = ordered["input_uid"].combine_chunks()
-    first_part = ordered["part"].take(pc.index_in(inputs, inputs))
+    ordered = sort_by(rows, "part")
+    first_part = take_column(ordered["part"], positions(ordered["input_uid"], ordered["input_uid"]))
     return ordered.filter(pc.equal(ordered["part"], first_part))

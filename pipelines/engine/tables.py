@@ -77,13 +77,6 @@ def read_rows(part: str, uids: Sequence[str], columns: Sequence[str] | None) -> 
     return table if columns is None else table.select(list(columns))
 
 
-def first_of_each(rows: pa.Table, column: str) -> pa.Table:
-    """Return the first row of each value of a column, in the order of the rows."""
-    values = rows[column].combine_chunks()
-    numbers = pa.array(range(len(values)), pa.int32())
-    return rows.filter(pc.equal(pc.index_in(values, values), numbers)).combine_chunks()
-
-
 def new_end_marker(folder: str) -> str:
     """Return the URI of the file that would end a new stream of tasks."""
     return storage.join(folder, f"stream-{secrets.token_hex(8)}{END_SUFFIX}")

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from cluster import storage
 from cluster.config import ConfigError
+from cluster.large_tables import positions, sort_by, take
 from cluster.telemetry import log
 from pipelines.engine import tables
 from pipelines.engine.step import FATE_FIELDS, set_column
@@ -164,7 +165,7 @@ def _cut_missing(clips: pa.Table, before: pa.Table, target: Target, run_tasks: R
         return 0
     # Clips of one file are in few tasks, so that it is opened seldom.
     sort_keys = [("source", "ascending"), ("start_pts", "ascending"), ("uid", "ascending")]
-    missing = missing.sort_by(sort_keys).combine_chunks()
+    missing = sort_by(missing, sort_keys)
     step = CutClips(format=target.format, cut=target.cut, folder=_clips_folder(target), stored=target.folder)
     size = tables.task_size(len(missing), step.rows_per_part)
     tasks = [missing.slice(start, size).combine_chunks() for start in range(0, len(missing), size)]
@@ -181,8 +182,8 @@ def _key_tuples(rows: pa.Table, names: list[str]) -> list[tuple[Any, ...]]:
 
 def _stored_columns(uids: pa.ChunkedArray, before: pa.Table) -> pa.Table:
     """Return `STORED_COLUMNS`, digest and split of these clips in the index; null for clips without a file."""
-    with_file = before.filter(pc.is_valid(before["file"])).combine_chunks()
-    found = with_file.take(pc.index_in(uids.combine_chunks(), value_set=with_file["uid"].combine_chunks()))
+    with_file = before.filter(pc.is_valid(before["file"]))
+    found = take(with_file, positions(uids, with_file["uid"]))
     values = {field.name: found[field.name.removeprefix("stored_")] for field in STORED_COLUMNS}
     return pa.table({**values, "description_digest": found["description_digest"], "split": found["split"]})
 

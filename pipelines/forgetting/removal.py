@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from captioning.dialogue import journal
 from cluster import part_index, storage
+from cluster.large_tables import ROWS_PER_CHUNK
 from cluster.telemetry import log, progress
 from pipelines.dataset import current
 from pipelines.engine import exclusions, tables
@@ -87,7 +88,11 @@ def _rewrite_manifest(uri: str, removal: RemovalList) -> int:
         _remove_manifest(uri)
         return 0
     root = tables_root(uri, info)
-    left, n_redacted = _redact(table.filter(pc.invert(removal.row_mask(table))), removal.identifiers)
+    # In pieces, whose columns are single arrays, of less than 2 GB.
+    pieces = [table.slice(start, ROWS_PER_CHUNK) for start in range(0, len(table), ROWS_PER_CHUNK)]
+    redacted = [_redact(piece.filter(pc.invert(removal.row_mask(piece))), removal.identifiers) for piece in pieces]
+    left = pa.concat_tables([table.schema.empty_table(), *(piece for piece, _ in redacted)])
+    n_redacted = sum(count for _, count in redacted)
     if not len(left):
         _remove_manifest(uri)
         return n_redacted

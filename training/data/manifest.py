@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import storage
+from cluster.large_tables import one_array
 from training.data.footer import READ_ERRORS, DamagedError, parse_metadata
 from training.data.shards import CROP_COLUMNS
 
@@ -134,4 +135,4 @@ def update_row_references(table: pa.Table, index: pa.Table) -> pa.Table:
 
 
 def _file_and_uid(table: pa.Table) -> pa.Array:
-    return pc.binary_join_element_wise(table["file"], table["uid"], "|").combine_chunks()
+    return one_array(pc.binary_join_element_wise(table["file"], table["uid"], "|"))

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import storage
-from cluster.large_tables import one_array, sort_by
+from cluster.large_tables import ROWS_PER_CHUNK, one_array, sort_by
 from training.data.footer import metadata
 from training.data.index import SPLITS
 from training.data.index_writer import write_index
@@ -39,5 +39,7 @@ def write_manifest(uri: str, table: pa.Table, info: DatasetInfo) -> None:
         if unknown:
             raise ValueError(f"{uri}: {name} holds {sorted(unknown)}; it is one of {sorted(known)}")
     table = table.cast(MANIFEST_SCHEMA)
-    storage.write_table(uri, table.replace_schema_metadata(metadata("manifest", dataclasses.asdict(info))))
+    described = table.replace_schema_metadata(metadata("manifest", dataclasses.asdict(info)))
+    # Arrow reads no row group with more than 2 GB of strings in lists.
+    storage.write_table(uri, described, row_group_size=ROWS_PER_CHUNK)
     write_index(uri, table, info)
