@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.compute as pc
+
 from cluster import weight_files
 from cluster.weight_files import HUB_PREFIX
 from training.data.buckets import latent_size, parse_bucket_name
@@ -26,7 +28,7 @@ def part_faults(model: Diffusers, dataset: Dataset) -> Iterator[str]:
             f"autoencoder in the folder vae; {lines}"
         )
     yield from _text_faults(model, info, int(dataset.null_text().shape[-1]))
-    for name in sorted(set(dataset.table["bucket"].to_pylist())):
+    for name in sorted(pc.unique(dataset.table["bucket"]).to_pylist()):
         sizes = latent_size(*parse_bucket_name(name), info.time_factor, info.space_factor)
         if any(size % patch for size, patch in zip(sizes, own.patch, strict=True)):
             unit = info.space_factor * max(own.patch[1:])

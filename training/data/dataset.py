@@ -138,6 +138,13 @@ class Dataset:
             [np.zeros(0, np.uint64), *(uid_hashes(batch["uid"].to_pylist()) for batch in self._batches)]
         )
 
+    def row(self, index: int) -> dict[str, Any]:
+        """Return `SAMPLE_COLUMNS` of a row."""
+        number = bisect_right(self._starts, index) - 1
+        row: dict[str, Any]
+        (row,) = self._batches[number].slice(index - self._starts[number], 1).to_pylist()
+        return row
+
     def null_text(self) -> Tensor:
         """Return the embedding of the null caption, bfloat16 `[n, D]`."""
         return self._text({**self._null_text, "text_key": self.info.null_text_key})
@@ -148,8 +155,7 @@ class Dataset:
         Raises `DamagedError` with file, row and uid if its bytes have changed, its shard is gone or of another
         autoencoder, or its crop box is not inside its source.
         """
-        number = bisect_right(self._starts, index) - 1
-        (row,) = self._batches[number].slice(index - self._starts[number], 1).to_pylist()
+        row = self.row(index)
         caption = captions.choose(row, times_seen) if captions else row
         try:
             stored = self._latents(row)

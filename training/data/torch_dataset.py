@@ -69,7 +69,7 @@ class LatentDataset(data.Dataset[Sample]):
         self.manifest_uri, self.split = storage.absolute(manifest), split
         dataset = Dataset.open(self.manifest_uri, split)
         self._opened: tuple[int, Dataset] | None = os.getpid(), dataset
-        names, numbers = number_buckets(dataset.table["bucket"].to_pylist())
+        names, numbers = number_buckets(dataset.table["bucket"])
         # Rows share one string per bucket, which keeps lists of millions of rows small, here and in a worker's pickle.
         self.buckets: list[str] = [names[number] for number in numbers.tolist()]
         """Name of each sample's bucket."""
