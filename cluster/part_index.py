@@ -24,8 +24,6 @@ FILE = "_index.arrow"
 PART_SUFFIX = ".parquet"
 PARTS_KEY = b"worldloom_parts"
 """Metadata of a stored index: what its rows are `about`, and the size and version of each part by name."""
-THREADS = 16
-"""Parts that are read at the same time: an object store answers each after tens of milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def read_parts(
         table = table.append_column("part", pa.array([entry.uri] * len(table), pa.string()))
         return table.select(schema.names).cast(schema)
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(storage.READER_THREADS) as pool:
         found += pool.map(read, [entry for entry in parts if _name(entry) not in current])
     rows = pa.concat_tables(found).replace_schema_metadata()
     return PartRows(rows, parts, len(current) == len(parts) or len(parts) < 2)

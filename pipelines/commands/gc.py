@@ -26,6 +26,7 @@ from pipelines.commands._console import console, print_line, table_of
 from pipelines.commands._options import Assignments, RecipeFile, read_recipe
 from pipelines.curation import Curation, inspect
 from pipelines.dataset.splits import read_splits
+from pipelines.engine import tables
 from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
@@ -112,9 +113,9 @@ def _manifests(recipe: Recipe, curation: Curation, encode: Encode, latents: str)
         }
     )
     identity, found = encode.text.identity(), []
-    for entry in storage.list_files(recipe.tables_uri, "_manifest.parquet"):
+    for uri in tables.manifests(recipe.tables_uri):
         try:
-            table, info = read_manifest(entry.uri)
+            table, info = read_manifest(uri)
         except DamagedError:
             continue
         folders = {file.partition("/")[0] for file in pc.unique(table["file"]).to_pylist()}
@@ -122,7 +123,7 @@ def _manifests(recipe: Recipe, curation: Curation, encode: Encode, latents: str)
         clips = clip_uids(table["uid"]).to_pylist()
         same = dict(zip(clips, table["split"].to_pylist(), strict=True)) == wanted
         if same and folders == {latents} and info.text_encoder_identity == identity:
-            found.append((entry.uri.split("/")[-2], info.text_folder))
+            found.append((uri.split("/")[-2], info.text_folder))
     return found
 
 

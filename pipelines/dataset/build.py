@@ -29,10 +29,6 @@ SAMPLE_COLUMNS = ("uid", "n_tokens", "row_group", "row", "checksum", "start_pts"
 """Columns of a shard's index that a manifest has, besides the crop box."""
 
 
-SHARD_THREADS = 16
-"""Shards whose rows are read at the same time."""
-
-
 @dataclass(frozen=True)
 class Dataset:
     """A finished data set: the URI of its manifest, and counts of what it holds."""
@@ -101,7 +97,7 @@ def describe(manifest_uri: str) -> Dataset:
     table, _ = read_manifest(manifest_uri)
     n_train, n_val, n_test = (int(pc.sum(pc.equal(table["split"], split)).as_py() or 0) for split in splits.SPLITS)
     other_keys = pc.struct_field(pc.list_flatten(table["other_captions"]), "text_key")
-    keys = pa.chunked_array([*table["text_key"].chunks, *other_keys.chunks], pa.large_string())
+    keys = pa.chunked_array([chunk for column in (table["text_key"], other_keys) for chunk in column.chunks])
     n_tokens = int(pc.sum(table["n_tokens"]).as_py())
     return Dataset(manifest_uri, n_train, n_val, n_test, n_tokens, len(pc.unique(keys)))
 
@@ -175,7 +171,7 @@ def shard_rows(tables_uri: str, latents_folder: str) -> pa.Table:
     tokens and crop box.
     """
     uris = [entry.uri for entry in storage.list_files(latents_folder, ".parquet")]
-    with ThreadPoolExecutor(SHARD_THREADS) as pool:
+    with ThreadPoolExecutor(storage.READER_THREADS) as pool:
         samples = pa.concat_tables(pool.map(partial(_rows_of_shard, tables_uri), uris))
     found = first_of_each(samples, "uid")
     if len(found) < len(samples):

@@ -12,7 +12,6 @@ from typing import cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster import storage
 from cluster.large_tables import first_of_each, positions, sort_by, take
 from pipelines.engine import tables
 from pipelines.engine.segments import Segment
@@ -55,12 +54,12 @@ def find_cached_rows(tables_uri: str, segment: Segment) -> dict[str, CachedRows]
     }
     found: dict[str, list[pa.Table]] = {}
     own = segment.folder(tables_uri) + "/"
-    for folder in sorted(
-        {entry.uri.rpartition("/")[0] for entry in storage.list_files(tables_uri, tables.PART_SUFFIX)}
-    ):
+    first_parts: dict[str, str] = {}
+    for part in tables.step_parts(tables_uri):
+        first_parts.setdefault(part.rpartition("/")[0], part)
+    for folder, first in sorted(first_parts.items()):
         if (folder + "/").startswith(own):
             continue
-        first = storage.list_files(folder, tables.PART_SUFFIX)[0].uri
         metadata = tables.read_metadata(first)
         labels, lineages = cast(list[str], metadata.get("labels", [])), cast(list[str], metadata.get("lineages", []))
         if not wanted.keys() & set(lineages):

@@ -9,6 +9,7 @@ The index of all parts is stored beside them (`cluster.part_index`), so that a c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,7 +64,9 @@ class Index:
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the rows, sorted by uid, so that the result does not depend on how rows are divided into parts."""
-        parts = [tables.read_rows(part, uids, columns) for part, uids in self.by_part()]
+        by_part = list(self.by_part())
+        with ThreadPoolExecutor(storage.READER_THREADS) as pool:
+            parts = list(pool.map(lambda item: tables.read_rows(item[0], item[1], columns), by_part))
         return (
             sort_by(pa.concat_tables(parts), "uid")
             if parts

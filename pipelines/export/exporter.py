@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -207,7 +208,8 @@ def _cut_rows(target: Target) -> pa.Table:
     """Return a row per clip and description that this run, or stopped runs before it, have cut."""
     schema = _cut_schema()
     parts = storage.list_files(_cut_folder(target), tables.PART_SUFFIX)
-    rows = [tables.conform(storage.read_table(part.uri), schema) for part in parts]
+    with ThreadPoolExecutor(storage.READER_THREADS) as pool:
+        rows = list(pool.map(lambda part: tables.conform(storage.read_table(part.uri), schema), parts))
     return pa.concat_tables([schema.empty_table(), *rows])
 
 

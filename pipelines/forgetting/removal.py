@@ -36,8 +36,6 @@ from training.data.row_groups import read_scalars
 
 IMAGE_COLUMNS = ("thumbnails", "shots")
 """Columns in which clips of one shot, and the row of their source, hold the same thumbnails."""
-READER_THREADS = 16
-"""Shards whose rows are read at the same time."""
 SUMMARIES = (current.FILE, "ledger.json", "report.html")
 """Files under `out` that describe the curated data; the next curation writes them."""
 
@@ -63,12 +61,11 @@ def remove(recipe: Recipe, removal: RemovalList) -> tuple[Counter[str], int]:
     for part in parquet_files(out):
         parts.setdefault(table_kind(part), []).append(part)
     with progress("forgetting", sum(map(len, parts.values()))) as bar:
-        for part in parts.get("latents", []):
-            shards.remove_rows(part, removal.uids)
-            bar.advance()
-        for part in parts.get("texts", []):
-            text_tables.remove_keys(part, removal.text_keys)
-            bar.advance()
+        with ThreadPoolExecutor(storage.READER_THREADS) as pool:
+            for _ in pool.map(lambda part: shards.remove_rows(part, removal.uids), parts.get("latents", [])):
+                bar.advance()
+            for _ in pool.map(lambda part: text_tables.remove_keys(part, removal.text_keys), parts.get("texts", [])):
+                bar.advance()
         for part in parts.get("manifest", []):
             redacted[table_name(out, part)] += _rewrite_manifest(part, removal)
             bar.advance()
@@ -96,7 +93,7 @@ def _rewrite_manifest(uri: str, removal: RemovalList) -> int:
     if not len(left):
         _remove_manifest(uri)
         return n_redacted
-    with ThreadPoolExecutor(READER_THREADS) as pool:
+    with ThreadPoolExecutor(storage.READER_THREADS) as pool:
         found = pool.map(partial(_row_references, root), pc.unique(left["file"]).to_pylist())
         indices = [index for index in found if index is not None]
     updated = update_row_references(left, pa.concat_tables(indices)) if indices else left

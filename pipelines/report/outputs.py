@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from cluster import storage
 from pipelines.dataset.splits import splits_uri
+from pipelines.engine import tables
 from pipelines.recipe import Recipe
 from training.data.footer import DamagedError
 from training.data.manifest import DatasetInfo, read_manifest
@@ -21,9 +22,9 @@ MAX_SAMPLES = 24
 def find_manifest(recipe: Recipe, kept_uids: pa.Array) -> tuple[pa.Table, DatasetInfo] | None:
     """Return the manifest of exactly these clips, or None if there is none, as before encoding."""
     wanted = kept_uids.sort()
-    for entry in storage.list_files(recipe.tables_uri, "_manifest.parquet"):
+    for uri in tables.manifests(recipe.tables_uri):
         try:
-            table, info = read_manifest(entry.uri)
+            table, info = read_manifest(uri)
         except DamagedError:  # `worldloom verify` reports it; for the page it does not exist
             continue
         # A clip has one or more samples.

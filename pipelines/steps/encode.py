@@ -29,9 +29,6 @@ from training.data.windows import WindowRules
 BUCKET_COLUMNS = ("width", "height", "crop", "kind", "start_pts", "end_pts", "time_base_num", "time_base_den")
 """Columns that decide on the windows and buckets of a clip."""
 
-READER_THREADS = 16
-"""Shards whose uids are read at the same time."""
-
 
 class Encode(Step):
     """Decodes each live clip once, at the sizes of its buckets, and writes its latents to shards.
@@ -126,7 +123,7 @@ class Encode(Step):
     def prepare(self, context: Context, pending: Collection[str]) -> pa.Array:
         """Return the uids of samples that shards hold already, from a run that was stopped or had other thresholds."""
         files = storage.list_files(self.latents_folder(context.tables_uri, context.lineage), ".parquet")
-        with ThreadPoolExecutor(READER_THREADS) as pool:
+        with ThreadPoolExecutor(storage.READER_THREADS) as pool:
             found = pool.map(lambda file: read_scalars(file.uri, ["uid"])["uid"].to_pylist(), files)
             return pa.array([uid for uids in found for uid in uids], pa.string())
 

@@ -25,9 +25,6 @@ from training.data.text_index import TextIndex, read_text_index
 
 # Shape suffixes: N rows of the manifest, F shards, G row groups of all shards.
 
-FOOTER_THREADS = 32
-"""Footers that are read at the same time: an object store answers each after tens of milliseconds."""
-
 ROWS_PER_BATCH = 1 << 16
 
 
@@ -149,7 +146,7 @@ def _with_shard_places(table: pa.Table, info: DatasetInfo, root: str) -> pa.Tabl
     """Return the rows of a manifest with the places of their latents, and with their files as a dictionary."""
     files = pc.unique(table["file"])
     code_N = np.asarray(pc.index_in(table["file"], value_set=files), np.int64)
-    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+    with ThreadPoolExecutor(storage.READER_THREADS) as pool:
         found = pool.map(partial(_usable_footer, info=info, root=root), files.to_pylist())
         shards = _ShardPlaces.of(list(found))
     buckets = pa.array(shards.buckets, pa.string()).take(pa.array(code_N))
