@@ -5,8 +5,8 @@
 The store is a stand-in (`slow_store.py`), whose every request takes `--latency-ms`. A data set of `--shards` shards is
 opened by `--ranks` ranks, 8 to a machine: the training and the validation split. Its manifest and index are real, of
 ten rows a shard with a caption each; of the shards only their layouts are. Then commands look at a complete curation of
-`--clips` clips (`synthetic.py`). Prints one line of JSON last: requests of the rank that makes most and of all ranks,
-seconds of the slowest, and by command.
+`--clips` clips (`synthetic.py`), with as many shards beside its tables. Prints one line of JSON last: requests of the
+rank that makes most and of all ranks, seconds of the slowest, and by command.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import sys
 import tempfile
@@ -129,9 +130,17 @@ def open_as_ranks(store: SlowStore, manifest_uri: str, n_ranks: int) -> dict[str
     }
 
 
-def run_commands(store: SlowStore, root: Path, n_clips: int) -> dict[str, dict[str, float]]:
-    """Return the requests and seconds of each command on a complete curation in the store."""
+def run_commands(store: SlowStore, root: Path, n_clips: int, n_shards: int) -> dict[str, dict[str, float]]:
+    """Return the requests and seconds of each command on a complete curation in the store.
+
+    Beside its tables are `n_shards` files that are no shards, so that a command that opens one fails.
+    """
     recipe = write_run(root / "bucket", n_clips)
+    folder = root / "bucket/out/tables/latents-0"
+    for number in range(n_shards):
+        path = folder / f"bucket={number % 10}/part-{number:06d}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     remote = recipe.with_name("remote.yaml")
     text = recipe.read_text()
     remote.write_text(text.replace(json.dumps(str(recipe.parent / "out")), "s3://bucket/out"))
@@ -184,11 +193,12 @@ def main() -> None:
                     found = open_as_ranks(store, "s3://bucket/manifest-0/_manifest.parquet", n_ranks)
                     result["open"].append({"shards": n_shards, "ranks": n_ranks, "index_mb": index_mb, **found})
                     print(result["open"][-1])
-    for n_clips in arguments.clips:
+    for n_clips, n_shards in itertools.product(arguments.clips, arguments.shards):
         with tempfile.TemporaryDirectory() as folder:
             store = SlowStore(Path(folder), arguments.latency_ms / 1000)
             with store.mounted():
-                result["commands"].append({"clips": n_clips, **run_commands(store, Path(folder), n_clips)})
+                found = run_commands(store, Path(folder), n_clips, n_shards)
+            result["commands"].append({"clips": n_clips, "shards": n_shards, **found})
     print(json.dumps(result))
 
 
