@@ -29,6 +29,10 @@ TEMPORARY_PREFIX = ".part-"
 """Prefix of the name of a local file that is still being written. Listings leave such files out."""
 
 
+READER_THREADS = 16
+"""Small files that one process reads at the same time: an object store answers each after tens of milliseconds."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file in a listing. `version` is its modification time in nanoseconds, which changes with its content."""
@@ -100,6 +104,15 @@ def list_files(uri: str, suffix: str = "") -> list[Entry]:
         ),
         key=lambda entry: entry.uri,
     )
+
+
+def list_folders(uri: str) -> list[str]:
+    """Return the URIs of the folders in a folder, sorted, however many files they hold; none if it does not exist."""
+    filesystem, path = resolve(uri)
+    with unreadable_errors(uri):
+        infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    prefix = "" if is_local(uri) else uri.partition("://")[0] + "://"
+    return sorted(prefix + info.path for info in infos if info.type == pafs.FileType.Directory)
 
 
 def open_input(uri: str) -> BinaryIO:

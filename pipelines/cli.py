@@ -28,6 +28,7 @@ from pipelines.commands import (
     export_model,
     forget,
     gc,
+    index,
     launch,
     ledger,
     plan,
@@ -56,7 +57,7 @@ from pipelines.errors import (
 
 COMMANDS = {
     "Run a recipe": (run, curate, train, sample, evaluate, launch),
-    "Look before and after": (validate, plan, whatif, steps, schema, ledger, report, audit, verify, quarantine),
+    "Look before and after": (validate, plan, whatif, steps, schema, ledger, report, audit, verify, index, quarantine),
     "Give away and clean up": (export, export_model, forget, gc),
     "Autoencoders": (train_autoencoder, roundtrip),
     "Get started": (demo, demo_footage, doctor),

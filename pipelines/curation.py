@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from cluster import storage
 from cluster.config import ConfigError, unknown_message
+from cluster.large_tables import sort_by
 from cluster.telemetry import log, progress
 from pipelines.dataset.caption_kinds import check_sources
 from pipelines.engine import pieces, tables
@@ -60,7 +61,7 @@ class Inputs:
             return self.upstream.without_inputs(done).tasks(rows_per_part)
         rows = self.sources.filter(pc.is_in(self.uids, pa.array(self.pending(done), pa.string())))
         # Largest first: the task that takes longest must not start last.
-        rows = rows.sort_by([("size_bytes", "descending"), ("uid", "ascending")])
+        rows = sort_by(rows, [("size_bytes", "descending"), ("uid", "ascending")])
         size = tables.task_size(len(rows), rows_per_part)
         return [rows.slice(start, size).combine_chunks() for start in range(0, len(rows), size)]
 

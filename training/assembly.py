@@ -4,7 +4,6 @@ model.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +80,7 @@ class TrainingRun:
         base = None if settings.adapter is None else weights_to_start_from(settings)
         engine = open_untrained_engine(settings, dataset.info.channels, text_dim, seed, device, base)
         ema = Ema(engine.weight_shards(), settings.ema_decay)
-        parts = LossParts(dataset.table["bucket"].to_pylist())
+        parts = LossParts(pc.unique(dataset.table["bucket"]).to_pylist())
         return cls(settings, manifest_uri, run_uri, dataset, step_config, parts, engine, ema, base)
 
     def start_from(self, weights: InitialWeights) -> None:
@@ -182,10 +181,8 @@ def make_model_card(settings: TrainSettings, dataset: Dataset, text_dim: int, st
     """Return the card of a model trained for `step` steps; `write_export` fills in the digest of the weights."""
     info = dataset.info
     table = dataset.table
-    video_fps = [
-        fps for fps, kind in zip(table["fps"].to_pylist(), table["kind"].to_pylist(), strict=True) if kind == "video"
-    ]
-    fps = Counter(video_fps).most_common(1)[0][0] if video_fps else DEFAULT_FPS
+    video_fps = pc.value_counts(table["fps"].filter(pc.equal(table["kind"], "video"))).to_pylist()
+    fps = max(video_fps, key=lambda found: found["counts"])["values"] if video_fps else DEFAULT_FPS
     width, height = (pc.subtract(table[f"content_{side}1"], table[f"content_{side}0"]) for side in "xy")
     source_sides = pc.sqrt(pc.multiply(width, height))
     return ModelCard(
@@ -199,7 +196,7 @@ def make_model_card(settings: TrainSettings, dataset: Dataset, text_dim: int, st
         text_encoder_identity=info.text_encoder_identity,
         fps=fps,
         source_side=float(pc.quantile(source_sides, interpolation="lower")[0].as_py()),
-        buckets=tuple(sorted(set(table["bucket"].to_pylist()))),
+        buckets=tuple(sorted(pc.unique(table["bucket"]).to_pylist())),
         step=step,
         init=settings.init,
         seed=seed,
@@ -222,7 +219,7 @@ def make_planner(dataset: Dataset, settings: TrainSettings, seed: int) -> Planne
     last_frames = None
     if settings.conditioning.uses_last_frame:
         last_frames = last_frame_conditioning(settings.conditioning, seed, sizes, dataset.uid_hashes)
-    return Planner(table["bucket"].to_pylist(), table["n_tokens"].to_pylist(), settings.batch, seed, costs, last_frames)
+    return Planner(table["bucket"], table["n_tokens"], settings.batch, seed, costs, last_frames)
 
 
 def sample_costs(model: ModelSettings, sizes: LatentSizes, n_text: Mapping[str, float]) -> SampleCosts:

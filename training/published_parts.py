@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
+
 from cluster import weight_files
 from cluster.weight_files import HUB_PREFIX
 from training.data.buckets import latent_size, parse_bucket_name
@@ -45,7 +47,7 @@ def part_faults(model: Diffusers, dataset: Dataset) -> Iterator[str]:
         for folder in model.family.text.weight_folders:
             if _differs(model, folder, info.text_encoder_identity):
                 yield f"the data set's text encoder has other weights than the folder {folder} of {model.path}; {fix}"
-    for name in sorted(set(dataset.table["bucket"].to_pylist())):
+    for name in sorted(pc.unique(dataset.table["bucket"]).to_pylist()):
         sizes = latent_size(*parse_bucket_name(name), info.time_factor, info.space_factor)
         if any(size % patch for size, patch in zip(sizes, own.patch, strict=True)):
             unit = info.space_factor * max(own.patch[1:])

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pyarrow.compute as pc
 import torch
 
 from cluster.telemetry import log
@@ -34,7 +35,7 @@ class Validation:
         # Text to video with every caption, whatever mixture is trained.
         self._config = replace(config, caption_drop=0.0, conditioning=ConditioningRates(none=1.0))
         self._quantiles = stratified_quantiles(config.seed, self._dataset.uid_hashes, EPOCH)
-        self._parts = LossParts(self._dataset.table["bucket"].to_pylist())
+        self._parts = LossParts(pc.unique(self._dataset.table["bucket"]).to_pylist())
         if len(self._dataset) == 0 and engine.rank == 0:
             log.info("the validation split is empty, so only the training loss is recorded")
 

@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 
 from cluster.config import ConfigError
+from cluster.large_tables import positions, take_column
 from pipelines import inline
 from pipelines.commands._console import console, table_of
 from pipelines.commands._options import AsJson, Assignments, RecipeFile, read_recipe
@@ -125,9 +126,9 @@ def audit(out_uri: str, curation: Curation, executor: Executor, limit: int = 10)
 
 def with_split(rows: pa.Table, stored: pa.Table) -> pa.Table:
     """Add the stored `split` and `source_split` to rows, null for a row without."""
-    index = pc.index_in(rows["uid"].combine_chunks(), stored["uid"].combine_chunks())
+    index = positions(rows["uid"], stored["uid"])
     for name in ("split", "source_split"):
-        rows = rows.append_column(name, stored[name].combine_chunks().take(index))
+        rows = rows.append_column(name, take_column(stored[name], index))
     return rows
 
 

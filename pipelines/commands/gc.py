@@ -26,12 +26,13 @@ from pipelines.commands._console import console, print_line, table_of
 from pipelines.commands._options import Assignments, RecipeFile, read_recipe
 from pipelines.curation import Curation, inspect
 from pipelines.dataset.splits import read_splits
+from pipelines.engine import tables
 from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
 from training.data.footer import DamagedError
 from training.data.manifest import read_manifest
-from training.data.shards import clip_uid
+from training.data.shards import clip_uids
 
 
 @dataclass(frozen=True)
@@ -112,17 +113,17 @@ def _manifests(recipe: Recipe, curation: Curation, encode: Encode, latents: str)
         }
     )
     identity, found = encode.text.identity(), []
-    for entry in storage.list_files(recipe.tables_uri, "_manifest.parquet"):
+    for uri in tables.manifests(recipe.tables_uri):
         try:
-            table, info = read_manifest(entry.uri)
+            table, info = read_manifest(uri)
         except DamagedError:
             continue
         folders = {file.partition("/")[0] for file in pc.unique(table["file"]).to_pylist()}
         # A clip may have several samples, all in its split.
-        clips = map(clip_uid, table["uid"].to_pylist())
+        clips = clip_uids(table["uid"]).to_pylist()
         same = dict(zip(clips, table["split"].to_pylist(), strict=True)) == wanted
         if same and folders == {latents} and info.text_encoder_identity == identity:
-            found.append((entry.uri.split("/")[-2], info.text_folder))
+            found.append((uri.split("/")[-2], info.text_folder))
     return found
 
 

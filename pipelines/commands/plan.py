@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 from cluster import storage
@@ -21,8 +22,9 @@ def cpu_per_row(tables_uri: str) -> dict[str, float | None]:
     """Return the CPU seconds per input row of each segment, averaged over all its tables in this `out`."""
     seconds: dict[str, float] = {}
     rows: dict[str, int] = {}
-    for entry in storage.list_files(tables_uri, tables.PART_SUFFIX):
-        metadata = tables.read_metadata(entry.uri)
+    with ThreadPoolExecutor(storage.READER_THREADS) as pool:
+        footers = list(pool.map(tables.read_metadata, tables.step_parts(tables_uri)))
+    for metadata in footers:
         if "cpu_s" in metadata:
             label = cast(str, metadata["segment"])
             seconds[label] = seconds.get(label, 0.0) + cast(float, metadata["cpu_s"])

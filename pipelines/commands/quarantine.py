@@ -142,18 +142,17 @@ def retry(recipe: Recipe, wanted: Sequence[Failure], in_process: bool = False) -
 
 def clear(tables_uri: str) -> None:
     """Remove the rows that were set aside, after the retry."""
-    for folder in sorted(
-        {entry.uri.rpartition("/")[0] for entry in storage.list_files(tables_uri) if f"/{ASIDE}" in entry.uri}
-    ):
+    uris = [entry.uri for folder in tables.step_folders(tables_uri) for entry in storage.list_files(folder)]
+    for folder in sorted({uri.rpartition("/")[0] for uri in uris if f"/{ASIDE}" in uri}):
         storage.remove(folder)
 
 
 def _parts(tables_uri: str) -> Iterator[tuple[str, list[str]]]:
     """Yield every part of a segment's table, of any recipe, with the labels of the segment's steps."""
-    for entry in storage.list_files(tables_uri, tables.PART_SUFFIX):
-        labels = cast(list[str], tables.read_metadata(entry.uri).get("labels", []))
-        if labels and f"/{ASIDE}" not in entry.uri:
-            yield entry.uri, labels
+    for part in tables.step_parts(tables_uri):
+        labels = cast(list[str], tables.read_metadata(part).get("labels", []))
+        if labels and f"/{ASIDE}" not in part:
+            yield part, labels
 
 
 def _failed_rows(part: str, step_of: Mapping[str, str]) -> pa.Table:

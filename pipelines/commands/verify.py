@@ -5,10 +5,10 @@ from __future__ import annotations
 import typer
 from rich.markup import escape
 
-from cluster import storage
 from cluster.config import ConfigError
 from pipelines.commands._console import console
 from pipelines.commands._options import Assignments, RecipeFile, read_recipe
+from pipelines.engine import tables
 from pipelines.errors import MAKE_SHARD_AGAIN
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
@@ -20,7 +20,7 @@ def manifests_of(recipe: Recipe) -> list[str]:
         return [recipe.manifest]
     if not isinstance(recipe.curate[-1], Encode):
         raise ConfigError(f"{recipe.name}: the recipe does not end in an encode step, so it has no shards to verify")
-    manifests = [entry.uri for entry in storage.list_files(recipe.tables_uri, "_manifest.parquet")]
+    manifests = tables.manifests(recipe.tables_uri)
     if not manifests:
         raise ConfigError(f"{recipe.tables_uri}: no manifest; run the recipe first")
     return manifests

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.encoder import NULL_CAPTION, text_key
 from cluster import storage
+from cluster.large_tables import ROWS_PER_CHUNK, first_of_each, positions, sort_by, take, take_column
 from cluster.telemetry import log
 from pipelines.curation import Curation, SegmentState
 from pipelines.dataset import splits
 from pipelines.dataset.text_embeddings import embed_captions, find_missing
 from pipelines.engine.executor import Executor
-from pipelines.engine.tables import first_of_each
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
 from training.data import shards, text_tables
-from training.data.manifest import (
-    CONTENT_COLUMNS,
-    MANIFEST_SCHEMA,
-    OTHER_CAPTION,
-    DatasetInfo,
-    read_manifest,
-    write_manifest,
-)
+from training.data.index import index_uri
+from training.data.manifest import CONTENT_COLUMNS, MANIFEST_SCHEMA, OTHER_CAPTION, DatasetInfo, read_manifest
+from training.data.manifest_writer import write_manifest
 
 SAMPLE_COLUMNS = ("uid", "n_tokens", "row_group", "row", "checksum", "start_pts", "end_pts", "fps")
 """Columns of a shard's index that a manifest has, besides the crop box."""
@@ -68,7 +65,7 @@ def build_dataset(recipe: Recipe, curation: Curation, executor: Executor) -> Dat
         size_bytes=8,
     )
     manifest_uri = storage.join(recipe.tables_uri, f"manifest-{fingerprint}", "_manifest.parquet")
-    if not storage.exists(manifest_uri):
+    if not (storage.exists(manifest_uri) and storage.exists(index_uri(manifest_uri))):
         folder = texts_folder(identity)
         texts_uri = storage.join(recipe.tables_uri, folder)
         n_text = embed_captions(texts_uri, encode.text, distinct_captions(clips), executor)
@@ -100,7 +97,7 @@ def describe(manifest_uri: str) -> Dataset:
     table, _ = read_manifest(manifest_uri)
     n_train, n_val, n_test = (int(pc.sum(pc.equal(table["split"], split)).as_py() or 0) for split in splits.SPLITS)
     other_keys = pc.struct_field(pc.list_flatten(table["other_captions"]), "text_key")
-    keys = pa.concat_arrays([table["text_key"].combine_chunks(), other_keys.combine_chunks()])
+    keys = pa.chunked_array([chunk for column in (table["text_key"], other_keys) for chunk in column.chunks])
     n_tokens = int(pc.sum(table["n_tokens"]).as_py())
     return Dataset(manifest_uri, n_train, n_val, n_test, n_tokens, len(pc.unique(keys)))
 
@@ -155,15 +152,15 @@ def kept_clips(state: SegmentState) -> pa.Table:
 
 def distinct_captions(clips: pa.Table) -> list[str]:
     """Return every text that a clip may be trained with, once."""
-    texts = pc.unique(pc.struct_field(pc.list_flatten(clips["captions"]), "text"))
-    return list(texts.to_pylist())
+    texts = pc.struct_field(pc.list_flatten(clips["captions"]), "text")
+    return list(pc.unique(texts.cast(pa.large_string())).to_pylist())
 
 
 def with_splits(clips: pa.Table, stored_splits: pa.Table) -> pa.Table:
     """Return the clips that are in a split, with their `split` and `cluster`."""
-    index = pc.index_in(clips["uid"].combine_chunks(), stored_splits["uid"].combine_chunks())
+    index = positions(clips["uid"], stored_splits["uid"])
     for name in ("split", "cluster"):
-        clips = clips.append_column(name, stored_splits[name].combine_chunks().take(index))
+        clips = clips.append_column(name, take_column(stored_splits[name], index))
     return clips.filter(pc.is_valid(clips["split"]))
 
 
@@ -173,20 +170,22 @@ def shard_rows(tables_uri: str, latents_folder: str) -> pa.Table:
     It holds the row reference (`file` relative to the tables, `row_group`, `row`), bucket, checksum, span, frame rate,
     tokens and crop box.
     """
-    tables = []
-    for entry in storage.list_files(latents_folder, ".parquet"):
-        index = shards.read_index(entry.uri)
-        index = index.select([*SAMPLE_COLUMNS, *shards.CROP_COLUMNS])
-        file = entry.uri.removeprefix(tables_uri.rstrip("/") + "/")
-        bucket = file.rpartition("/")[0].rpartition("bucket=")[2]
-        for name, value in (("file", file), ("bucket", bucket)):
-            index = index.append_column(name, pa.array([value] * len(index), pa.string()))
-        tables.append(index)
-    samples = pa.concat_tables(tables)
+    uris = [entry.uri for entry in storage.list_files(latents_folder, ".parquet")]
+    with ThreadPoolExecutor(storage.READER_THREADS) as pool:
+        samples = pa.concat_tables(pool.map(partial(_rows_of_shard, tables_uri), uris))
     found = first_of_each(samples, "uid")
     if len(found) < len(samples):
         log.warning(f"{len(samples) - len(found)} samples are in two shards; the first one of each counts")
     return found
+
+
+def _rows_of_shard(tables_uri: str, uri: str) -> pa.Table:
+    rows = shards.read_index(uri).select([*SAMPLE_COLUMNS, *shards.CROP_COLUMNS])
+    file = uri.removeprefix(tables_uri.rstrip("/") + "/")
+    bucket = file.rpartition("/")[0].rpartition("bucket=")[2]
+    for name, value in (("file", file), ("bucket", bucket)):
+        rows = rows.append_column(name, pa.array([value] * len(rows), pa.string()))
+    return rows
 
 
 def manifest_rows(clips: pa.Table, samples: pa.Table, text_identity: str, n_text: Mapping[str, int]) -> pa.Table:
@@ -194,16 +193,25 @@ def manifest_rows(clips: pa.Table, samples: pa.Table, text_identity: str, n_text
 
     `n_text` holds the number of tokens by text key. Raises `RuntimeError` if a kept clip has no sample in any shard.
     """
-    clip_uids = pa.array([shards.clip_uid(uid) for uid in samples["uid"].to_pylist()], pa.string())
-    index = pc.index_in(clip_uids, clips["uid"].combine_chunks())
-    samples = samples.append_column("clip", index).filter(pc.is_valid(index)).sort_by("uid").combine_chunks()
-    lost = clips["uid"].filter(pc.invert(pc.is_in(clips["uid"], samples["uid"]))).to_pylist()
+    index = positions(shards.clip_uids(samples["uid"]), clips["uid"])
+    samples = sort_by(samples.append_column("clip", index).filter(pc.is_valid(index)), "uid")
+    is_used = pc.is_in(pa.array(range(len(clips)), pa.int32()), value_set=samples["clip"].combine_chunks())
+    lost = clips["uid"].filter(pc.invert(is_used)).to_pylist()
     if lost:
         raise RuntimeError(
             f"{len(lost)} kept clips have no latents in any shard, {lost[0]} first; "
             "remove the encode table and run again"
         )
-    clips = clips.take(samples["clip"])
+    clips = take(clips, samples["clip"].combine_chunks())
+    pieces = [
+        _manifest_piece(clips.slice(start, ROWS_PER_CHUNK), samples.slice(start, ROWS_PER_CHUNK), text_identity, n_text)
+        for start in range(0, len(samples), ROWS_PER_CHUNK)
+    ]
+    return pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *pieces])
+
+
+def _manifest_piece(clips: pa.Table, samples: pa.Table, text_identity: str, n_text: Mapping[str, int]) -> pa.Table:
+    """Return rows of the manifest, of samples and of the clip of each."""
     columns = {name: clips[name] for name in clips.column_names} | {
         name: samples[name] for name in samples.column_names
     }

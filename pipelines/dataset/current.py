@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from dataclasses import asdict, dataclass
 
@@ -73,8 +74,9 @@ def training_captions(recipe: Recipe) -> list[str]:
     """Return up to `MAX_STYLE_CAPTIONS` main captions of the training split, the same ones each time."""
     table, _ = read_manifest(read(recipe).manifest_uri)
     train = table.filter(pc.equal(table["split"], "train"))
-    rows = zip(train["uid"].to_pylist(), train["caption"].to_pylist(), strict=True)
-    return [caption for _, caption in sorted(rows, key=lambda row: storage.digest(row[0]))[:MAX_STYLE_CAPTIONS]]
+    digests = [storage.digest(uid) for uid in train["uid"].to_pylist()]
+    rows = heapq.nsmallest(MAX_STYLE_CAPTIONS, range(len(digests)), key=digests.__getitem__)
+    return [train["caption"][row].as_py() for row in rows]
 
 
 def _settings_digest(recipe: Recipe) -> str:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from cluster import storage
 from cluster.arrays import BoolArray, Int64Array
 from cluster.config import ConfigError
+from cluster.large_tables import positions, sort_by, take_column
 from cluster.telemetry import log
 from pipelines.curation import Curation
 from pipelines.duplicates.components import components
@@ -123,7 +124,7 @@ def assign(rows: pa.Table, shares: SplitSettings, previous: pa.Table | None = No
             "source_split": _split_names(source_split_N),
         }
     )
-    return table.cast(SCHEMA).sort_by("uid").combine_chunks()
+    return sort_by(table.cast(SCHEMA), "uid").combine_chunks()
 
 
 def _previous_splits(sources: pa.Array, previous: pa.Table | None) -> Int64Array:
@@ -192,11 +193,7 @@ def clip_rows(curation: Curation) -> pa.Table:
             field.name for field in state.segment.first.writes()
         ]:
             stored = state.rows.read(["uid", "cluster"])
-            groups.append(
-                stored["cluster"]
-                .combine_chunks()
-                .take(pc.index_in(rows["uid"].combine_chunks(), stored["uid"].combine_chunks()))
-            )
+            groups.append(take_column(stored["cluster"], positions(rows["uid"], stored["uid"])).combine_chunks())
     table = rows.select(["uid", "source_uid"]).append_column("cluster", joined_groups(len(rows), groups))
     missing = pa.nulls(len(rows), pa.string())
     table = table.append_column("content_hash", rows["content_hash"] if "content_hash" in names else missing)
@@ -250,7 +247,7 @@ def store(recipe: Recipe, curation: Curation) -> pa.Table:
     if previous is not None:
         away = previous.filter(pc.invert(pc.is_in(previous["source_uid"], pc.unique(rows["source_uid"]))))
         away = away.set_column(2, SCHEMA.field("cluster"), pa.nulls(len(away), pa.string()))
-        table = pa.concat_tables([now, away]).sort_by("uid").combine_chunks()
+        table = sort_by(pa.concat_tables([now, away]), "uid").combine_chunks()
     if previous is None or not table.equals(previous):
         storage.write_table(splits_uri(recipe.out_uri), table, compression="zstd")
     _log_summary(now, rows, recipe.splits)

@@ -17,6 +17,7 @@ from pipelines import inline
 from pipelines.engine.executor import Executor
 from pipelines.engine.step import RunError, TableFunction
 from training.data import text_tables
+from training.data.text_index import read_text_index
 
 CAPTIONS_PER_PART = 4096
 BYTES_PER_PART = 2**18
@@ -55,7 +56,10 @@ def embed_captions(
             for report in executor.map_tables(work.open, list(tasks_of(missing)), resources):
                 reports.append(report)
                 bar.advance(report["captions"][0].as_py())
-    table = text_tables.read_text_tables(folder)
+    index = read_text_index(folder)
+    if not index.found.is_stored:
+        index.store()
+    table = index.rows
     table = table.filter(pc.is_in(table["key"], pa.array(list(wanted), pa.string())))
     if len(table) < len(wanted):
         raise RuntimeError(
@@ -68,7 +72,7 @@ def embed_captions(
 def find_missing(folder: str, identity: str, captions: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the distinct captions with the null caption by text key, and those of them that the folder lacks."""
     wanted = {text_key(caption, identity): caption for caption in [NULL_CAPTION, *captions]}
-    stored = set(text_tables.read_text_tables(folder)["key"].to_pylist())
+    stored = set(read_text_index(folder).rows["key"].to_pylist())
     return wanted, {key: caption for key, caption in wanted.items() if key not in stored}
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import storage
+from cluster.large_tables import sort_by
 from pipelines.engine import tables
 
 TARGET_BYTES = 64 << 20
@@ -63,7 +64,7 @@ def join_parts(parts: Sequence[str], input_column: str) -> str:
         table = table.replace_schema_metadata()
         kept.append(table.filter(pc.invert(pc.is_in(table[input_column], pa.array(sorted(inputs), pa.string())))))
         inputs.update(table[input_column].to_pylist())
-    rows = pa.concat_tables(kept).sort_by("uid")
+    rows = sort_by(pa.concat_tables(kept), "uid")
     new = tables.write_part(parts[0].rpartition("/")[0], rows, join_footers(footers))
     for part in parts:
         if part != new:

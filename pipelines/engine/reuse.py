@@ -12,7 +12,7 @@ from typing import cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster import storage
+from cluster.large_tables import first_of_each, positions, sort_by, take
 from pipelines.engine import tables
 from pipelines.engine.segments import Segment
 from pipelines.engine.step import Expand, Global
@@ -28,21 +28,21 @@ class CachedRows:
 
     def fetch(self, uids: pa.ChunkedArray, fields: list[pa.Field]) -> tuple[pa.Array, pa.Table]:
         """Return a mask of the uids that are stored, and a table with their values, in order."""
-        position = pc.index_in(uids.combine_chunks(), self.index["uid"].combine_chunks())
+        position = positions(uids, self.index["uid"])
         found = pc.is_valid(position)
-        stored = self.index.take(position.drop_null())
+        stored = take(self.index, position.drop_null())
         names = [field.name for field in fields]
-        pieces, positions = [], []
+        pieces, order = [], []
         parts = stored["part"].to_pylist()
         uids = stored["uid"].to_pylist()
         for part in sorted(set(parts)):
             mine = [i for i, name in enumerate(parts) if name == part]
             pieces.append(tables.read_rows(part, [uids[i] for i in mine], names))
-            positions += mine
+            order += mine
         if not pieces:
             return found, pa.table({field.name: pa.array([], field.type) for field in fields})
-        inverse = pc.sort_indices(pa.array(positions))
-        return found, pa.concat_tables(pieces).take(inverse)
+        inverse = pc.sort_indices(pa.array(order))
+        return found, take(pa.concat_tables(pieces), inverse)
 
 
 def find_cached_rows(tables_uri: str, segment: Segment) -> dict[str, CachedRows]:
@@ -54,12 +54,12 @@ def find_cached_rows(tables_uri: str, segment: Segment) -> dict[str, CachedRows]
     }
     found: dict[str, list[pa.Table]] = {}
     own = segment.folder(tables_uri) + "/"
-    for folder in sorted(
-        {entry.uri.rpartition("/")[0] for entry in storage.list_files(tables_uri, tables.PART_SUFFIX)}
-    ):
+    first_parts: dict[str, str] = {}
+    for part in tables.step_parts(tables_uri):
+        first_parts.setdefault(part.rpartition("/")[0], part)
+    for folder, first in sorted(first_parts.items()):
         if (folder + "/").startswith(own):
             continue
-        first = storage.list_files(folder, tables.PART_SUFFIX)[0].uri
         metadata = tables.read_metadata(first)
         labels, lineages = cast(list[str], metadata.get("labels", [])), cast(list[str], metadata.get("lineages", []))
         if not wanted.keys() & set(lineages):
@@ -69,7 +69,7 @@ def find_cached_rows(tables_uri: str, segment: Segment) -> dict[str, CachedRows]
             if lineage in wanted:
                 found.setdefault(wanted[lineage], []).append(_rows_past(rows, labels[position + 1 :]))
     return {
-        label: CachedRows(tables.first_of_each(pa.concat_tables(pieces).sort_by("part"), "uid"))
+        label: CachedRows(first_of_each(sort_by(pa.concat_tables(pieces), "part"), "uid"))
         for label, pieces in found.items()
     }
 

@@ -3,27 +3,24 @@
 Reading a table is idempotent. If two writers did the same input row, because a worker was taken for dead or a run was
 started twice, the rows in the first part by name count and the others do not, whoever reads them.
 
-The index of all parts is stored beside them, so that a command opens one file for a table and not each part. It names
-the parts that it was made from, with their sizes and times: a part that has changed since is read itself.
+The index of all parts is stored beside them (`cluster.part_index`), so that a command opens one file for a table.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster import storage
-from cluster.telemetry import log
+from cluster import part_index, storage
+from cluster.large_tables import positions, sort_by, take_column
+from cluster.part_index import PartRows
 from pipelines.engine import tables
-from pipelines.engine.tables import PART_SUFFIX
 
-INDEX_FILE = "_index.arrow"
-"""Name of the stored index, an Arrow IPC file."""
 SCHEMA = pa.schema(
     [
         ("uid", pa.string()),
@@ -33,9 +30,7 @@ SCHEMA = pa.schema(
         ("part", pa.string()),
     ]
 )
-"""Columns of an index; `part` is the URI of a part, and its name alone in a stored index."""
-COVERED_KEY = b"worldloom_parts"
-"""Metadata of a stored index: the input column, and the size and version of each part by name."""
+"""Columns of an index; `part` is the URI of a part."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +64,11 @@ class Index:
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the rows, sorted by uid, so that the result does not depend on how rows are divided into parts."""
-        parts = [tables.read_rows(part, uids, columns) for part, uids in self.by_part()]
+        by_part = list(self.by_part())
+        with ThreadPoolExecutor(storage.READER_THREADS) as pool:
+            parts = list(pool.map(lambda item: tables.read_rows(item[0], item[1], columns), by_part))
         return (
-            pa.concat_tables(parts).sort_by("uid")
+            sort_by(pa.concat_tables(parts), "uid")
             if parts
             else pa.table({name: pa.array([], pa.string()) for name in columns or ["uid"]})
         )
@@ -101,14 +98,14 @@ class Index:
 
 def index_table(folder: str, input_column: str = "uid") -> Index:
     """Return the index of every row in a table's visible parts, an input row's rows once."""
-    rows, is_stored = _all_rows(folder, input_column)
-    first = _first_of_each_input(rows)
-    return Index(first, len(rows) - len(first), is_stored)
+    found = _read_parts(folder, input_column)
+    first = _first_of_each_input(found.rows)
+    return Index(first, len(found.rows) - len(first), found.is_stored)
 
 
 def fates_of_table(folder: str) -> pa.Table:
     """Return uid, fate, step that gave it, and part of every row of a table, for tables of any step."""
-    return _all_rows(folder, None)[0].drop_columns(["input_uid"])
+    return _read_parts(folder, None).rows.drop_columns(["input_uid"])
 
 
 def repair(folder: str, input_column: str) -> int:
@@ -116,7 +113,7 @@ def repair(folder: str, input_column: str) -> int:
 
     Only a command that holds the lease of the tables may call it.
     """
-    rows, _ = _all_rows(folder, input_column)
+    rows = _read_parts(folder, input_column).rows
     first = _first_of_each_input(rows)
     kept, found = dict(Index(first).by_part()), dict(Index(rows).by_part())
     for part in (part for part in found if len(found[part]) > len(kept.get(part, []))):
@@ -127,87 +124,22 @@ def repair(folder: str, input_column: str) -> int:
 
 def store_index(folder: str, input_column: str) -> None:
     """Store the index of a table beside its parts. Only a command that holds the lease of the tables may call it."""
-    covered = _covered(storage.list_files(folder, PART_SUFFIX), input_column)
-    rows, _ = _all_rows(folder, input_column)
-    names = pc.utf8_slice_codeunits(rows["part"], len(folder) + 1)
-    rows = rows.set_column(rows.schema.get_field_index("part"), "part", names)
-    sink = pa.BufferOutputStream()
-    schema = rows.schema.with_metadata({COVERED_KEY: json.dumps(covered).encode()})
-    with pa.ipc.new_file(sink, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(rows.replace_schema_metadata(schema.metadata))
-    storage.write_bytes(storage.join(folder, INDEX_FILE), sink.getvalue().to_pybytes())
+    part_index.store(folder, _read_parts(folder, input_column), input_column)
 
 
-def remove_stored_indexes(tables_uri: str) -> int:
-    """Remove the stored index of every table; return their number. The next run writes them again."""
-    entries = storage.list_files(tables_uri, INDEX_FILE)
-    for entry in entries:
-        storage.remove(entry.uri)
-    return len(entries)
+def _read_parts(folder: str, input_column: str | None) -> PartRows:
+    """Return a row for each row of each part. Without an input column, `input_uid` is undefined."""
+    return part_index.read_parts(folder, SCHEMA, partial(_rows_of_part, input_column or "uid"), input_column)
 
 
-def _all_rows(folder: str, input_column: str | None) -> tuple[pa.Table, bool]:
-    """Return a row for each row of each part, from the stored index as far as it is current, and whether it all is.
-
-    Without an input column, `input_uid` is undefined.
-    """
-    listed = storage.list_files(folder)
-    entries = [entry for entry in listed if entry.uri.endswith(PART_SUFFIX)]
-    has_index = any(_name(entry) == INDEX_FILE for entry in listed)
-    stored, metadata = _read_stored(folder) if has_index and len(entries) > 1 else _nothing_stored()
-    known = metadata.get("parts", {}) if input_column in (None, metadata.get("input_column")) else {}
-    found = [SCHEMA.empty_table()]
-    current = {_name(entry) for entry in entries if known.get(_name(entry)) == _version(entry)}
-    if current:
-        rows = stored.filter(pc.is_in(stored["part"], pa.array(sorted(current), pa.string())))
-        parts = pc.binary_join_element_wise(folder.rstrip("/"), rows["part"], "/")
-        found.append(rows.set_column(rows.schema.get_field_index("part"), "part", parts).cast(SCHEMA))
-    found += [_rows_of_part(entry.uri, input_column or "uid") for entry in entries if _name(entry) not in current]
-    return pa.concat_tables(found).replace_schema_metadata(), len(current) == len(entries) or len(entries) < 2
-
-
-def _rows_of_part(part: str, input_column: str) -> pa.Table:
+def _rows_of_part(input_column: str, part: str) -> pa.Table:
     columns = storage.read_table(part, list(dict.fromkeys(["uid", input_column, "fate", "fate_step"])))
     values = [columns["uid"], columns[input_column], columns["fate"], columns["fate_step"]]
-    return pa.table([*values, pa.array([part] * len(columns), pa.string())], schema=SCHEMA)
+    return pa.table(values, names=SCHEMA.names[:-1])
 
 
 def _first_of_each_input(rows: pa.Table) -> pa.Table:
     """Return the rows without those of an input row that an earlier part, by name, also holds."""
-    ordered = rows.sort_by("part")
-    inputs = ordered["input_uid"].combine_chunks()
-    first_part = ordered["part"].take(pc.index_in(inputs, inputs))
+    ordered = sort_by(rows, "part")
+    first_part = take_column(ordered["part"], positions(ordered["input_uid"], ordered["input_uid"]))
     return ordered.filter(pc.equal(ordered["part"], first_part))
-
-
-def _read_stored(folder: str) -> tuple[pa.Table, dict[str, Any]]:
-    """Return the stored index and its metadata, or an empty one if it cannot be read."""
-    uri = storage.join(folder, INDEX_FILE)
-    try:
-        with pa.ipc.open_file(pa.py_buffer(storage.read_bytes(uri))) as reader:
-            table = reader.read_all()
-        if not table.schema.remove_metadata().equals(SCHEMA):
-            return _nothing_stored()
-        return table, storage.parse_metadata(uri, table.schema, COVERED_KEY)
-    except FileNotFoundError:
-        return _nothing_stored()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        log.warning(f"{uri}: cannot be read, the parts are read instead: {error}")
-        return _nothing_stored()
-
-
-def _nothing_stored() -> tuple[pa.Table, dict[str, Any]]:
-    # Not a constant: the first table that pyarrow makes imports pandas, which takes 0.3 s that other commands save.
-    return SCHEMA.empty_table(), {}
-
-
-def _covered(entries: Sequence[storage.Entry], input_column: str) -> dict[str, Any]:
-    return {"input_column": input_column, "parts": {_name(entry): _version(entry) for entry in entries}}
-
-
-def _name(entry: storage.Entry) -> str:
-    return entry.uri.rpartition("/")[2]
-
-
-def _version(entry: storage.Entry) -> list[str]:
-    return [str(entry.size_bytes), entry.version]

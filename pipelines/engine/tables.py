@@ -26,6 +26,32 @@ TARGET_TASKS = 16
 """Approximate number of tasks for a small input, so that all cores have work and a kill costs little."""
 
 
+DATA_SET_FOLDERS = ("latents-", "texts-", "manifest-")
+"""Beginnings of the names of folders below `tables` that are no tables of steps. There may be 100,000 shards."""
+
+MANIFEST_FILE = "_manifest.parquet"
+
+
+def step_folders(tables_uri: str) -> list[str]:
+    """Return the URIs of the folders of all tables of steps."""
+    folders = storage.list_folders(tables_uri)
+    return [folder for folder in folders if not folder.rpartition("/")[2].startswith(DATA_SET_FOLDERS)]
+
+
+def step_parts(tables_uri: str) -> list[str]:
+    """Return the URIs of the parts of all tables of steps."""
+    folders = step_folders(tables_uri)
+    return [entry.uri for folder in folders for entry in storage.list_files(folder, PART_SUFFIX)]
+
+
+def manifests(tables_uri: str) -> list[str]:
+    """Return the URIs of all manifests."""
+    folders = [
+        folder for folder in storage.list_folders(tables_uri) if folder.rpartition("/")[2].startswith("manifest-")
+    ]
+    return [entry.uri for folder in folders for entry in storage.list_files(folder, MANIFEST_FILE)]
+
+
 def task_size(n_rows: int, rows_per_part: int) -> int:
     """Return the number of rows per task."""
     return max(1, min(rows_per_part, -(-n_rows // TARGET_TASKS)))
@@ -75,13 +101,6 @@ def read_rows(part: str, uids: Sequence[str], columns: Sequence[str] | None) -> 
         raise RunError(f"{part}: {gone}; run it again")
     table = table.take(position)
     return table if columns is None else table.select(list(columns))
-
-
-def first_of_each(rows: pa.Table, column: str) -> pa.Table:
-    """Return the first row of each value of a column, in the order of the rows."""
-    values = rows[column].combine_chunks()
-    numbers = pa.array(range(len(values)), pa.int32())
-    return rows.filter(pc.equal(pc.index_in(values, values), numbers)).combine_chunks()
 
 
 def new_end_marker(folder: str) -> str:

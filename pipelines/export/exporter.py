@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 
 from cluster import storage
 from cluster.config import ConfigError
+from cluster.large_tables import positions, sort_by, take
 from cluster.telemetry import log
 from pipelines.engine import tables
 from pipelines.engine.step import FATE_FIELDS, set_column
@@ -164,7 +166,7 @@ def _cut_missing(clips: pa.Table, before: pa.Table, target: Target, run_tasks: R
         return 0
     # Clips of one file are in few tasks, so that it is opened seldom.
     sort_keys = [("source", "ascending"), ("start_pts", "ascending"), ("uid", "ascending")]
-    missing = missing.sort_by(sort_keys).combine_chunks()
+    missing = sort_by(missing, sort_keys)
     step = CutClips(format=target.format, cut=target.cut, folder=_clips_folder(target), stored=target.folder)
     size = tables.task_size(len(missing), step.rows_per_part)
     tasks = [missing.slice(start, size).combine_chunks() for start in range(0, len(missing), size)]
@@ -181,8 +183,8 @@ def _key_tuples(rows: pa.Table, names: list[str]) -> list[tuple[Any, ...]]:
 
 def _stored_columns(uids: pa.ChunkedArray, before: pa.Table) -> pa.Table:
     """Return `STORED_COLUMNS`, digest and split of these clips in the index; null for clips without a file."""
-    with_file = before.filter(pc.is_valid(before["file"])).combine_chunks()
-    found = with_file.take(pc.index_in(uids.combine_chunks(), value_set=with_file["uid"].combine_chunks()))
+    with_file = before.filter(pc.is_valid(before["file"]))
+    found = take(with_file, positions(uids, with_file["uid"]))
     values = {field.name: found[field.name.removeprefix("stored_")] for field in STORED_COLUMNS}
     return pa.table({**values, "description_digest": found["description_digest"], "split": found["split"]})
 
@@ -206,7 +208,8 @@ def _cut_rows(target: Target) -> pa.Table:
     """Return a row per clip and description that this run, or stopped runs before it, have cut."""
     schema = _cut_schema()
     parts = storage.list_files(_cut_folder(target), tables.PART_SUFFIX)
-    rows = [tables.conform(storage.read_table(part.uri), schema) for part in parts]
+    with ThreadPoolExecutor(storage.READER_THREADS) as pool:
+        rows = list(pool.map(lambda part: tables.conform(storage.read_table(part.uri), schema), parts))
     return pa.concat_tables([schema.empty_table(), *rows])
 
 

@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from cluster import storage
 from cluster.config import ConfigError
+from cluster.large_tables import positions, take_column
 from pipelines.curation import SegmentState
 from pipelines.engine.segments import is_heavy
 from pipelines.engine.step import FATE_COLUMNS, set_column
@@ -52,13 +53,13 @@ def _is_exported(field: pa.Field) -> bool:
     )
 
 
-def _splits_of(uids: pa.ChunkedArray, splits_uri: str) -> pa.Array:
+def _splits_of(uids: pa.ChunkedArray, splits_uri: str) -> pa.Array | pa.ChunkedArray:
     if not storage.exists(splits_uri):
         return pa.array(["train"] * len(uids), pa.string())
     splits = storage.read_table(splits_uri, ["uid", "split"])
-    row = pc.index_in(uids.combine_chunks(), value_set=splits["uid"].combine_chunks())
+    row = positions(uids, splits["uid"])
     if row.null_count:
         raise ConfigError(
             f"{splits_uri}: has no split for {row.null_count} of {len(uids)} kept clips; run `worldloom curate` first"
         )
-    return splits["split"].combine_chunks().take(row)
+    return take_column(splits["split"], row)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from cluster import storage
 from cluster.telemetry import log
-from pipelines.engine import exclusions
+from pipelines.engine import exclusions, tables
 from pipelines.engine.exclusions import RemovalRecord, TrainingRun
 from pipelines.recipe import Recipe
 from training.checkpoints.checkpoint import MARKER, newest_checkpoint
@@ -24,10 +24,10 @@ def prior_runs(
     affected, runs = set(affected_manifests), set[TrainingRun]()
     if recipe.train is not None:
         settings = settings_digest(recipe.train, recipe.seed)
-        for entry in storage.list_files(recipe.tables_uri, "_manifest.parquet"):
-            folder = run_folder(recipe.train, entry.uri, recipe.out_uri, recipe.seed)
+        for manifest in tables.manifests(recipe.tables_uri):
+            folder = run_folder(recipe.train, manifest, recipe.out_uri, recipe.seed)
             if newest_checkpoint(folder) is not None:
-                runs.add(TrainingRun(folder.rpartition("/")[2], settings, entry.uri in affected))
+                runs.add(TrainingRun(folder.rpartition("/")[2], settings, manifest in affected))
     # A run that no training has resumed since an earlier removal still has its old name.
     runs |= {
         run

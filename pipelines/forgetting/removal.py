@@ -7,27 +7,32 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.dialogue import journal
-from cluster import storage
+from cluster import part_index, storage
+from cluster.large_tables import ROWS_PER_CHUNK
 from cluster.telemetry import log, progress
 from pipelines.dataset import current
 from pipelines.engine import exclusions, tables
 from pipelines.engine.exclusions import Exclusions
 from pipelines.engine.pieces import PIECE_SUFFIX, PLAN_SUFFIX
 from pipelines.engine.step import set_column
-from pipelines.engine.table_index import remove_stored_indexes
 from pipelines.forgetting.proof import is_text, occur_in_file, temporary_files
 from pipelines.forgetting.removal_list import RemovalList, listed_sources, parquet_files, table_kind, table_name
 from pipelines.forgetting.traces import Identifiers, holds_text, is_in, payload_digest, text_cells
 from pipelines.recipe import Recipe, write_resolved
 from training.data import shards, text_tables
 from training.data.footer import DamagedError
-from training.data.manifest import read_manifest, tables_root, update_row_references, write_manifest
+from training.data.index import index_uri
+from training.data.manifest import read_manifest, tables_root, update_row_references
+from training.data.manifest_writer import write_manifest
+from training.data.row_groups import read_scalars
 
 IMAGE_COLUMNS = ("thumbnails", "shots")
 """Columns in which clips of one shot, and the row of their source, hold the same thumbnails."""
@@ -38,13 +43,13 @@ SUMMARIES = (current.FILE, "ledger.json", "report.html")
 def remove(recipe: Recipe, removal: RemovalList) -> tuple[Counter[str], int]:
     """Rewrite or remove every file with something on the list.
 
-    Returns the number of redacted cells by table, and the number of removed files. Shards are rewritten before the
-    manifests that say where their rows are.
+    Returns the number of redacted cells by table, and the number of removed files. Shards and text
+    tables are rewritten before the manifests, whose indexes say where their rows are.
     """
     out = recipe.out_uri
     redacted = Counter[str]()
     n_files = _remove_files(recipe, removal) + _remove_exports(out, removal)
-    n_files += remove_stored_indexes(recipe.tables_uri)
+    n_files += part_index.remove_all(recipe.tables_uri)
     for folder in sorted({entry.uri.rpartition("/")[0] for entry in storage.list_files(out, journal.SUFFIX)}):
         journal.filter_records(
             folder,
@@ -56,14 +61,13 @@ def remove(recipe: Recipe, removal: RemovalList) -> tuple[Counter[str], int]:
     for part in parquet_files(out):
         parts.setdefault(table_kind(part), []).append(part)
     with progress("forgetting", sum(map(len, parts.values()))) as bar:
-        for part in parts.get("latents", []):
-            shards.remove_rows(part, removal.uids)
-            bar.advance()
+        with ThreadPoolExecutor(storage.READER_THREADS) as pool:
+            for _ in pool.map(lambda part: shards.remove_rows(part, removal.uids), parts.get("latents", [])):
+                bar.advance()
+            for _ in pool.map(lambda part: text_tables.remove_keys(part, removal.text_keys), parts.get("texts", [])):
+                bar.advance()
         for part in parts.get("manifest", []):
             redacted[table_name(out, part)] += _rewrite_manifest(part, removal)
-            bar.advance()
-        for part in parts.get("texts", []):
-            text_tables.remove_keys(part, removal.text_keys)
             bar.advance()
         for part in parts.get("", []):
             redacted[table_name(out, part)] += _rewrite_part(part, removal)
@@ -78,22 +82,37 @@ def _rewrite_manifest(uri: str, removal: RemovalList) -> int:
     except DamagedError as error:
         # Where its rows are in the rewritten shards cannot be known; the next run writes a new manifest.
         log.warning(f"{error}; it is removed as a whole")
-        storage.remove(uri)
+        _remove_manifest(uri)
         return 0
     root = tables_root(uri, info)
-    left, n_redacted = _redact(table.filter(pc.invert(removal.row_mask(table))), removal.identifiers)
+    # In pieces, whose columns are single arrays, of less than 2 GB.
+    pieces = [table.slice(start, ROWS_PER_CHUNK) for start in range(0, len(table), ROWS_PER_CHUNK)]
+    redacted = [_redact(piece.filter(pc.invert(removal.row_mask(piece))), removal.identifiers) for piece in pieces]
+    left = pa.concat_tables([table.schema.empty_table(), *(piece for piece, _ in redacted)])
+    n_redacted = sum(count for _, count in redacted)
     if not len(left):
-        storage.remove(uri)
+        _remove_manifest(uri)
         return n_redacted
-    indices = []
-    for file in pc.unique(left["file"]).to_pylist():
-        if storage.exists(storage.join(root, file)):
-            index = shards.read_index(storage.join(root, file)).select(["uid", "row_group", "row"])
-            indices.append(index.append_column("file", pa.array([file] * len(index), pa.string())))
+    with ThreadPoolExecutor(storage.READER_THREADS) as pool:
+        found = pool.map(partial(_row_references, root), pc.unique(left["file"]).to_pylist())
+        indices = [index for index in found if index is not None]
     updated = update_row_references(left, pa.concat_tables(indices)) if indices else left
-    if not updated.equals(table):
-        write_manifest(uri, updated, info)
+    # Also if all its rows stay: those of its shards and text tables may have moved.
+    write_manifest(uri, updated, info)
     return n_redacted
+
+
+def _row_references(root: str, file: str) -> pa.Table | None:
+    """Return where the rows of a shard are, None if it was removed as a whole."""
+    if not storage.exists(storage.join(root, file)):
+        return None
+    index = read_scalars(storage.join(root, file), ["uid"])
+    return index.append_column("file", pa.array([file] * len(index), pa.string()))
+
+
+def _remove_manifest(uri: str) -> None:
+    for file in (index_uri(uri), uri):
+        storage.remove(file)
 
 
 def _rewrite_part(part: str, removal: RemovalList) -> int:

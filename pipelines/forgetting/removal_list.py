@@ -115,7 +115,9 @@ def build_removal_list(recipe: Recipe, uri: str, span: Span | None) -> RemovalLi
     text_keys = set[str]()
     for part in parquet_files(out):
         if table_kind(part) == "texts":
-            candidates = {text_key(caption, text_tables.read_encoder_identity(part)) for caption in captions}
+            candidates = {text_key(caption, text_tables.read_encoding(part).identity) for caption in captions}
+            if not pc.any(is_in(storage.read_table(part, ["key"])["key"], candidates)).as_py():
+                continue
             table = storage.read_table(part, ["key", "embedding", "pooled"])
             table = table.filter(is_in(table["key"], candidates))
             row_counts[table_name(out, part)] += len(table)
@@ -192,7 +194,9 @@ def unique_captions(table: pa.Table) -> pa.Array:
         if name in table.column_names
     ]
     return pc.unique(
-        pa.chunked_array([chunk.cast(pa.string()) for column in found for chunk in column.chunks], pa.string())
+        pa.chunked_array(
+            [chunk.cast(pa.large_string()) for column in found for chunk in column.chunks], pa.large_string()
+        )
     )
 
 

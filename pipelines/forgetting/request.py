@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from cluster import leases, storage
 from cluster.config import ConfigError
 from pipelines.dataset import current
-from pipelines.engine import exclusions
+from pipelines.engine import exclusions, tables
 from pipelines.engine.exclusions import RemovalRecord, Span
 from pipelines.forgetting.prior_runs import prior_runs
 from pipelines.forgetting.proof import Proof, prove_removed
@@ -122,8 +122,9 @@ def _describe(
     listed = {exclusions.uri_digest(uri): uid for uri, uid in listed_sources(recipe).items()}
     included = {digest: uid for digest, uid in listed.items() if digest not in before.files}
     remaining = [uid for digest, uid in included.items() if record.span or digest != record.source_digest]
-    manifests = [entry.uri for entry in storage.list_files(recipe.tables_uri, "_manifest.parquet")]
-    affected = [uri for uri in manifests if table_name(recipe.out_uri, uri) in removal.row_counts]
+    affected = [
+        uri for uri in tables.manifests(recipe.tables_uri) if table_name(recipe.out_uri, uri) in removal.row_counts
+    ]
     dataset_before = recipe.dataset_digest(included.values())
     return replace(
         record,

@@ -223,5 +223,6 @@ def _leaves(column: pa.Array | pa.ChunkedArray, rows: pa.Array | None = None) ->
 
 def is_in(column: pa.ChunkedArray | pa.Array, values: Collection[str]) -> pa.Array:
     """Return for each text of a column whether it is one of `values`; False for null."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return pc.fill_null(pc.is_in(array.cast(pa.string()), pa.array(sorted(values), pa.string())), False)
+    chunked = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+    kind = pa.large_string() if pa.types.is_large_string(chunked.type) else pa.string()
+    return pc.fill_null(pc.is_in(chunked.cast(kind), pa.array(sorted(values), kind)), False).combine_chunks()

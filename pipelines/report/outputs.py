@@ -5,13 +5,15 @@ from __future__ import annotations
 from urllib.parse import quote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster import storage
 from pipelines.dataset.splits import splits_uri
+from pipelines.engine import tables
 from pipelines.recipe import Recipe
 from training.data.footer import DamagedError
 from training.data.manifest import DatasetInfo, read_manifest
-from training.data.shards import clip_uid
+from training.data.shards import clip_uid, clip_uids
 from training.sampling.provenance import read_provenance
 
 MAX_SAMPLES = 24
@@ -19,14 +21,14 @@ MAX_SAMPLES = 24
 
 def find_manifest(recipe: Recipe, kept_uids: pa.Array) -> tuple[pa.Table, DatasetInfo] | None:
     """Return the manifest of exactly these clips, or None if there is none, as before encoding."""
-    wanted = set(kept_uids.to_pylist())
-    for entry in storage.list_files(recipe.tables_uri, "_manifest.parquet"):
+    wanted = kept_uids.sort()
+    for uri in tables.manifests(recipe.tables_uri):
         try:
-            table, info = read_manifest(entry.uri)
+            table, info = read_manifest(uri)
         except DamagedError:  # `worldloom verify` reports it; for the page it does not exist
             continue
         # A clip has one or more samples.
-        if {clip_uid(uid) for uid in table["uid"].to_pylist()} == wanted:
+        if pc.unique(clip_uids(table["uid"])).sort().equals(wanted):
             return table, info
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal
 
 import pyarrow as pa
@@ -21,8 +22,8 @@ from pipelines.steps._samples import WRITES, SampleRules
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders.linear import Linear
-from training.data import shards
 from training.data.buckets import BucketSettings
+from training.data.row_groups import read_scalars
 from training.data.windows import WindowRules
 
 BUCKET_COLUMNS = ("width", "height", "crop", "kind", "start_pts", "end_pts", "time_base_num", "time_base_den")
@@ -122,7 +123,9 @@ class Encode(Step):
     def prepare(self, context: Context, pending: Collection[str]) -> pa.Array:
         """Return the uids of samples that shards hold already, from a run that was stopped or had other thresholds."""
         files = storage.list_files(self.latents_folder(context.tables_uri, context.lineage), ".parquet")
-        return pa.array([uid for file in files for uid in shards.read_index(file.uri)["uid"].to_pylist()], pa.string())
+        with ThreadPoolExecutor(storage.READER_THREADS) as pool:
+            found = pool.map(lambda file: read_scalars(file.uri, ["uid"])["uid"].to_pylist(), files)
+            return pa.array([uid for uids in found for uid in uids], pa.string())
 
     def open(self, context: Context) -> TableFunction:
         # Every command reads settings, and importing torch takes 2 s.

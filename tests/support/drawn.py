@@ -17,7 +17,8 @@ from cluster.arrays import Float32Array
 from training.autoencoder import AutoencoderSettings
 from training.autoencoders.linear import Linear
 from training.data.buckets import Bucket
-from training.data.manifest import OTHER_CAPTION, DatasetInfo, write_manifest
+from training.data.manifest import OTHER_CAPTION, DatasetInfo
+from training.data.manifest_writer import write_manifest
 from training.data.shard_writer import LatentRow, write_shard
 from training.data.shards import ShardInfo, read_index
 from training.data.text_tables import write_text_table

@@ -12,10 +12,12 @@ from captioning.encoder import NULL_CAPTION, text_key
 from captioning.encoders.hashing import Hashing
 from training.autoencoders.linear import Linear
 from training.data.buckets import Bucket
-from training.data.manifest import DatasetInfo, write_manifest
+from training.data.manifest import DatasetInfo
+from training.data.manifest_writer import write_manifest
 from training.data.shard_writer import LatentRow, write_shard
 from training.data.shards import ShardInfo, read_index
-from training.data.text_tables import write_text_table
+from training.data.text_index import read_text_index
+from training.data.text_tables import TextReader, write_text_table
 
 SETTINGS = Linear()
 AUTOENCODER = SETTINGS.open()
@@ -132,3 +134,11 @@ def flip_bit(path: Path, offset: int) -> None:
 def bytes_of(latent: torch.Tensor) -> bytes:
     """Return the bytes of a bfloat16 tensor as shards store them."""
     return latent.contiguous().view(torch.int16).numpy().tobytes()
+
+
+def stored_texts(folder: Path) -> dict[str, torch.Tensor]:
+    """Return every embedding of a folder of text tables, by key."""
+    index = read_text_index(str(folder))
+    encoding = index.encoding()
+    reader = TextReader("" if encoding is None else encoding.identity)
+    return {place.key: reader.get(place) for place in index.places(index.rows)}

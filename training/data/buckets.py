@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
 from cluster.arrays import Int64Array
@@ -164,11 +166,15 @@ def shorter_lengths(buckets: Sequence[BucketSettings], bucket: Bucket) -> tuple[
     return tuple(replace(bucket, frames=count) for count in sorted(frames, reverse=True))
 
 
-def number_buckets(buckets: Sequence[str]) -> tuple[list[str], Int64Array]:
-    """Return the sorted names that occur, and the index into them for each row."""
-    names = sorted(set(buckets))
-    number_of = {name: number for number, name in enumerate(names)}
-    return names, np.fromiter((number_of[name] for name in buckets), np.int64, len(buckets))
+def number_buckets(buckets: Sequence[str] | pa.ChunkedArray) -> tuple[list[str], Int64Array]:
+    """Return the sorted names that occur, and the index into them for each row.
+
+    A column of Arrow is never a list of Python's strings, which take 80 bytes each.
+    """
+    column = buckets if isinstance(buckets, pa.ChunkedArray) else pa.chunked_array([buckets], pa.string())
+    names = sorted(pc.unique(column).to_pylist())
+    numbers = pc.index_in(column, value_set=pa.array(names, pa.string()))
+    return names, np.asarray(numbers, np.int64)
 
 
 def rows_by_number(numbers: Int64Array, count: int) -> list[Int64Array]:

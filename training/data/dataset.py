@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from torch import Tensor
 
 from cluster import storage
 from cluster.arrays import UInt64Array
 from cluster.storage import digest
+from training.data.buckets import latent_size, parse_bucket_name
+from training.data.byte_ranges import ByteRanges
 from training.data.footer import DamagedError
-from training.data.manifest import CONTENT_COLUMNS, DatasetInfo, read_manifest, tables_root
-from training.data.shard_reader import READER_THREADS, RowReference, ShardReader
+from training.data.index import SCHEMA, Index, Split, read_index
+from training.data.latent_reader import LatentReader, StoredLatents
+from training.data.manifest import CONTENT_COLUMNS, DatasetInfo, tables_root
+from training.data.shard_reader import ShardReader
 from training.data.shards import CROP_COLUMNS, is_mirrored
-from training.data.text_tables import TextTableReader
+from training.data.text_tables import TextPlace, TextReader
 from training.framing import Framing, crop_framing
 from training.rng import uid_hashes
 
-Split = Literal["train", "val", "test"]
-
-SAMPLE_COLUMNS = [
-    "uid",
-    "kind",
-    "bucket",
-    "file",
-    "row_group",
-    "row",
-    "checksum",
-    "fps",
-    *CROP_COLUMNS,
-    *CONTENT_COLUMNS,
-    "text_key",
-    "caption",
-    "caption_kind",
-    "other_captions",
-]
-"""Columns of the manifest that reading a sample needs."""
+SAMPLE_COLUMNS = [name for name in SCHEMA.names if name not in ("n_tokens", "n_text", "footer_checksum")]
+"""Columns of the index that reading a sample needs."""
 
 
 @dataclass(frozen=True)
@@ -110,30 +98,35 @@ def _framing(row: Mapping[str, Any]) -> Framing:
 
 
 class Dataset:
-    """The samples of one split, by row number."""
+    """The samples of one split, by row number. Shards and text tables are opened when samples of them are read."""
 
-    def __init__(self, table: pa.Table, info: DatasetInfo, shards: ShardReader, texts: TextTableReader) -> None:
-        self.table, self.info = table, info
-        self._shards, self._texts = shards, texts
-        self._rows = table.select(SAMPLE_COLUMNS)
+    def __init__(self, index: Index, split: Split, root: str) -> None:
+        """Read the samples of a split of a data set whose tables are below `root`."""
+        self.info = index.dataset
+        batches = index.batches[split]
+        self.table = pa.Table.from_batches(batches, SCHEMA)
+        """The rows, in `training.data.index.SCHEMA`."""
+        self._batches = [batch.select(SAMPLE_COLUMNS) for batch in batches]
+        self._starts = np.cumsum([0, *(len(batch) for batch in batches)]).tolist()
+        assert index.info.null_text is not None
+        self._null_text = index.info.null_text
+        self._root, self._texts_uri = root, storage.join(root, self.info.text_folder)
+        self._texts = TextReader(self.info.text_encoder_identity)
+        self._shards, self._ranges = ShardReader(root), ByteRanges()
+        self._readers: dict[str, LatentReader] = {}
+        self._moved: set[str] = set()
+        """Shards that were rewritten since the index was made."""
 
     @classmethod
     def open(cls, manifest_uri: str, split: Split) -> Dataset:
-        """Open a split; it may be empty.
+        """Open a split; it may be empty. It takes a few requests, however many shards and captions there are.
 
-        Raises `DamagedError` when a shard is missing, unreadable, or of another autoencoder or bucket than the manifest
-        says, and when text embeddings are of another encoder or missing.
+        Raises `DamagedError` if the index is missing or does not belong to the manifest, and when text embeddings are
+        missing or of another encoder than the manifest says.
         """
-        table, info = read_manifest(manifest_uri)
-        table = table.filter(pc.equal(table["split"], split)).combine_chunks()
-        root = tables_root(manifest_uri, info)
-        shards = ShardReader(root)
-        files = table.group_by("file").aggregate([("bucket", "distinct")]).to_pylist()
-        with ThreadPoolExecutor(READER_THREADS) as pool:
-            list(pool.map(lambda row: _check_shard(shards, row["file"], row["bucket_distinct"], info), files))
-        texts = TextTableReader(storage.join(root, info.text_folder))
-        _check_texts(texts, table, info, manifest_uri)
-        return cls(table, info, shards, texts)
+        index = read_index(manifest_uri)
+        _check_texts(index, manifest_uri)
+        return cls(index, split, tables_root(manifest_uri, index.dataset))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -141,25 +134,32 @@ class Dataset:
     @cached_property
     def uid_hashes(self) -> UInt64Array:
         """The `training.rng.uid_hashes` of all rows, from which random numbers of many samples are drawn together."""
-        return uid_hashes(self.table["uid"].to_pylist())
+        return np.concatenate(
+            [np.zeros(0, np.uint64), *(uid_hashes(batch["uid"].to_pylist()) for batch in self._batches)]
+        )
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Return `SAMPLE_COLUMNS` of a row."""
+        number = bisect_right(self._starts, index) - 1
+        row: dict[str, Any]
+        (row,) = self._batches[number].slice(index - self._starts[number], 1).to_pylist()
+        return row
 
     def null_text(self) -> Tensor:
         """Return the embedding of the null caption, bfloat16 `[n, D]`."""
-        return self._texts.get(self.info.null_text_key)
+        return self._text({**self._null_text, "text_key": self.info.null_text_key})
 
     def sample(self, index: int, times_seen: int = 0, captions: CaptionMix | None = None) -> Sample:
         """Return row `index` of `table`, with its main caption or the one that `captions` chooses.
 
-        Raises `DamagedError` with file, row and uid if its bytes have changed or its crop box is not inside its source.
+        Raises `DamagedError` with file, row and uid if its bytes have changed, its shard is gone or of another
+        autoencoder, or its crop box is not inside its source.
         """
-        (row,) = self._rows.slice(index, 1).to_pylist()
-        reference = RowReference(row["file"], row["row_group"], row["row"])
+        row = self.row(index)
         caption = captions.choose(row, times_seen) if captions else row
         try:
-            stored = self._shards.read(*reference)
-            if stored.checksum != row["checksum"]:
-                raise DamagedError("the latent's bytes are not those that were written")
-            text = self._texts.get(caption["text_key"])
+            stored = self._latents(row)
+            text = self._text(caption)
             framing = _framing(row)
         except (DamagedError, ValueError) as error:
             where = f"{row['file']}: row {row['row']} of row group {row['row_group']}, sample {row['uid']}"
@@ -176,32 +176,59 @@ class Dataset:
             framing=framing,
         )
 
+    def _text(self, caption: Mapping[str, Any]) -> Tensor:
+        uri = storage.join(self._texts_uri, caption["text_file"])
+        place = (caption[name] for name in ("text_row_group", "text_row", "text_checksum", "text_key"))
+        return self._texts.get(TextPlace(uri, *place))
 
-def _check_shard(shards: ShardReader, file: str, buckets: Sequence[str], info: DatasetInfo) -> None:
+    def _latents(self, row: Mapping[str, Any]) -> StoredLatents:
+        """Return the latents at the place that the index names, if they have the checksum of the row.
+
+        If not, the shard tells why: it is gone or damaged, or was rewritten, and is read as it is now.
+        """
+        file = row["file"]
+        if row["latent_start"] is not None and file not in self._moved:
+            reader = self._readers.get(row["bucket"]) or self._reader(row["bucket"])
+            with contextlib.suppress(DamagedError):
+                uri = storage.join(self._root, file)
+                (stored,) = reader.read(uri, row["latent_start"], row["last_frame_start"] or 0)
+                if stored.checksum == row["checksum"]:
+                    return stored
+        _check_shard(self._shards, file, row["bucket"], self.info)
+        stored = self._shards.read(file, row["row_group"], row["row"])
+        if stored.checksum != row["checksum"]:
+            raise DamagedError("the latent's bytes are not those that were written")
+        self._moved.add(file)
+        return stored
+
+    def _reader(self, bucket: str) -> LatentReader:
+        width, height, frames = parse_bucket_name(bucket)
+        t, h, w = latent_size(width, height, frames, self.info.time_factor, self.info.space_factor)
+        channels = self.info.channels
+        reader = LatentReader((channels, t, h, w), (channels, 1, h, w) if frames > 1 else None, self._ranges)
+        return self._readers.setdefault(bucket, reader)
+
+
+def _check_shard(shards: ShardReader, file: str, bucket: str, info: DatasetInfo) -> None:
     shard = shards.info(file)
     if shard.autoencoder_identity != info.autoencoder_identity:
         raise DamagedError(
-            f"{file}: its latents are by autoencoder {shard.autoencoder_identity}, those of the manifest by "
+            f"its latents are by autoencoder {shard.autoencoder_identity}, those of the manifest by "
             f"{info.autoencoder_identity}; latents of two autoencoders do not mix: curate again with one"
         )
-    if list(buckets) != [shard.bucket.name]:
-        raise DamagedError(
-            f"{file}: holds bucket {shard.bucket.name}, and the manifest says {' and '.join(sorted(buckets))}; "
-            "curate again"
-        )
+    if shard.bucket.name != bucket:
+        raise DamagedError(f"the shard holds bucket {shard.bucket.name}, and the manifest says {bucket}; curate again")
 
 
-def _check_texts(texts: TextTableReader, table: pa.Table, info: DatasetInfo, manifest_uri: str) -> None:
-    others = pc.struct_field(pc.list_flatten(table["other_captions"]), "text_key")
-    needed = {info.null_text_key, *pc.unique(table["text_key"]).to_pylist(), *pc.unique(others).to_pylist()}
-    missing = sorted(key for key in needed if key not in texts)
-    if missing:
+def _check_texts(index: Index, manifest_uri: str) -> None:
+    dataset, info = index.dataset, index.info
+    if info.n_missing_texts:
         raise DamagedError(
-            f"{manifest_uri}: {len(missing)} of {len(needed)} text embeddings are missing from {info.text_folder}, "
-            f"{missing[0]} first; curate again"
+            f"{manifest_uri}: {info.n_missing_texts} of {info.n_texts} text embeddings are missing from "
+            f"{dataset.text_folder}, {info.first_missing_text} first; curate again"
         )
-    if texts.identity != info.text_encoder_identity:
+    if info.text_encoder != dataset.text_encoder_identity:
         raise DamagedError(
-            f"{info.text_folder}: holds embeddings by {texts.identity}, and the manifest says "
-            f"{info.text_encoder_identity}; curate again"
+            f"{dataset.text_folder}: holds embeddings by {info.text_encoder}, and the manifest says "
+            f"{dataset.text_encoder_identity}; curate again"
         )

@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster import storage
+
 VERSION = 1
 """Version of the format; readers refuse any other."""
 
@@ -18,8 +20,32 @@ READ_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError)
 """Exceptions from reading a missing or altered Parquet file; the last comes from a column name with a flipped bit."""
 
 
+TAIL_BYTES = 2**16
+"""Bytes at the end of a file that are read first: nearly every footer is in them, so that it takes one read."""
+
+
 class DamagedError(ValueError):
     """A stored file or row differs from what was written; the message names it."""
+
+
+def read_footer(uri: str) -> tuple[bytes, int]:
+    """Return the footer of a Parquet file up to the file's end, and the file's size in bytes.
+
+    The bytes are whatever is there if the file is no Parquet file. Raises `DamagedError` if they cannot be read.
+    """
+    try:
+        with storage.open_input(uri) as handle:
+            size: int = handle.size()  # type: ignore[attr-defined]
+            tail = _read_end(handle, size, min(size, TAIL_BYTES))
+            length = min(size, int.from_bytes(tail[-8:-4], "little") + 8)
+            return (tail[-length:] if length <= len(tail) else _read_end(handle, size, length)), size
+    except READ_ERRORS as error:
+        raise DamagedError(f"{uri}: cannot be opened: {error}") from error
+
+
+def _read_end(handle: Any, size: int, length: int) -> bytes:
+    data: bytes = handle.read_at(length, size - length)
+    return data
 
 
 def metadata(kind: str, description: Mapping[str, Any]) -> dict[bytes, bytes]:

@@ -5,7 +5,6 @@ Everything that can change without encoding again (captions, near-duplicate grou
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import storage
-from training.data.footer import READ_ERRORS, DamagedError, metadata, parse_metadata
+from cluster.large_tables import one_array
+from training.data.footer import READ_ERRORS, DamagedError, parse_metadata
 from training.data.shards import CROP_COLUMNS
 
 OTHER_CAPTION = pa.struct(
@@ -89,33 +89,6 @@ class DatasetInfo:
     fingerprint: str
 
 
-def write_manifest(uri: str, table: pa.Table, info: DatasetInfo) -> None:
-    """Write a manifest atomically, sorted by uid, so that it does not depend on the order in which shards were written.
-
-    Raises `ValueError` for a missing column or value, a repeated uid, or an unknown kind or split.
-    """
-    missing = [name for name in MANIFEST_SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise ValueError(f"{uri}: the manifest lacks columns {missing}")
-    table = table.select(MANIFEST_SCHEMA.names).sort_by("uid")
-    empty = [field.name for field in MANIFEST_SCHEMA if not field.nullable and table[field.name].null_count]
-    if empty:
-        raise ValueError(f"{uri}: columns {empty} have rows without a value")
-    counts = pc.value_counts(table["uid"].combine_chunks())
-    if len(counts) < len(table):
-        repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-        raise ValueError(
-            f"{uri}: uid {repeated[0]['values']} is in {repeated[0]['counts']} rows; each sample has one row"
-        )
-    for name, known in (("kind", {"image", "video"}), ("split", {"train", "val", "test"})):
-        unknown = set(pc.unique(table[name]).to_pylist()) - known
-        if unknown:
-            raise ValueError(f"{uri}: {name} holds {sorted(unknown)}; it is one of {sorted(known)}")
-    storage.write_table(
-        uri, table.cast(MANIFEST_SCHEMA).replace_schema_metadata(metadata("manifest", dataclasses.asdict(info)))
-    )
-
-
 def read_manifest(uri: str) -> tuple[pa.Table, DatasetInfo]:
     """Return a manifest's rows, in `MANIFEST_SCHEMA`, and its description. Raises `DamagedError` for other files."""
     try:
@@ -162,4 +135,4 @@ def update_row_references(table: pa.Table, index: pa.Table) -> pa.Table:
 
 
 def _file_and_uid(table: pa.Table) -> pa.Array:
-    return pc.binary_join_element_wise(table["file"], table["uid"], "|").combine_chunks()
+    return one_array(pc.binary_join_element_wise(table["file"], table["uid"], "|"))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat
 
@@ -109,8 +110,8 @@ class Planner:
 
     def __init__(
         self,
-        buckets: Sequence[str],
-        n_tokens: Sequence[int],
+        buckets: Sequence[str] | pa.ChunkedArray,
+        n_tokens: Sequence[int] | pa.ChunkedArray,
         settings: PlanSettings,
         seed: int,
         costs: SampleCosts | None = None,

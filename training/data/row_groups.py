@@ -26,7 +26,8 @@ def read_scalars(uri: str, columns: Sequence[str]) -> pa.Table:
     """
     try:
         with storage.open_input(uri) as handle:
-            file = pq.ParquetFile(handle)
+            # A column chunk is a request to an object store, unless those that lie together are read together.
+            file = pq.ParquetFile(handle, pre_buffer=not storage.is_local(uri))
             table = file.read(list(columns))
             sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
             names = file.schema_arrow.names

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from zlib_ng.zlib_ng import crc32
 
@@ -148,6 +149,11 @@ def sample_uid(clip_uid: str, window: int = 0, frames: int | None = None, mirror
 def clip_uid(sample_uid: str) -> str:
     """Return the uid of the clip that a sample was encoded from."""
     return sample_uid.partition(".")[0]
+
+
+def clip_uids(sample_uids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the `clip_uid` of each sample."""
+    return pc.replace_substring_regex(sample_uids, r"\..*", "")
 
 
 def is_mirrored(sample_uid: str) -> bool:

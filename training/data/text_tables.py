@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from captioning.encoder import TextEmbedding
 from cluster import storage
 from training.data.footer import DamagedError, metadata, parse_metadata
-from training.data.row_groups import RowGroups, read_scalars, remove_values
+from training.data.row_groups import RowGroups, remove_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,106 +100,104 @@ def _write_rows(uri: str, table: pa.Table) -> None:
     )
 
 
-def read_text_tables(folder: str) -> pa.Table:
-    """Return `key`, `n` and `truncated` of every embedding in a folder of tables, each key once.
+@dataclass(frozen=True)
+class TextEncoding:
+    """The encoder and the dimensions of a text table, by its footer."""
 
-    A folder that does not exist gives no rows.
-    """
-    schema = pa.schema([SCHEMA.field(name) for name in ("key", "n", "truncated")])
-    tables = [
-        read_scalars(entry.uri, schema.names).select(schema.names).cast(schema)
-        for entry in storage.list_files(folder, ".parquet")
-    ]
-    table = pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
-    # Two runs at the same time may have written the same key.
-    first = (
-        table.append_column("row", pa.array(range(len(table)), pa.int64())).group_by("key").aggregate([("row", "min")])
-    )
-    return table.take(first["row_min"])
+    identity: str
+    """Identity of the text encoder."""
+    dim: int
+    """D of the embeddings."""
+    pooled_dim: int
+    """P of the pooled vectors; 0 if there are none."""
 
 
-class TextTableReader:
-    """A reader of embeddings by key, from any thread, that keeps only keys and the rows they refer to in memory."""
+def parse_encoding(schema: pa.Schema, uri: str) -> TextEncoding:
+    """Return what a table holds, by some of its columns. Raises `DamagedError` if it is no text table."""
+    description = parse_metadata(schema, "texts", uri)
+    try:
+        found = TextEncoding(str(description["identity"]), int(description["dim"]), int(description["pooled_dim"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"{uri}: its footer is incomplete: it has only {sorted(description)}") from error
+    if found.dim < 1:
+        raise DamagedError(f"{uri}: its footer is damaged: embeddings of {found.dim} dimensions")
+    return found
 
-    def __init__(self, folder: str) -> None:
-        """Read the keys of every table in the folder.
 
-        Raises `DamagedError` for tables of different encoders or of another version.
-        """
-        self._folder = folder
+def read_encoding(uri: str) -> TextEncoding:
+    """Return what the table at a URI holds. Raises `DamagedError` if it is no text table of this version."""
+    return _encoding_of_table(RowGroups([]).schema(uri), uri)
+
+
+def _encoding_of_table(schema: pa.Schema, uri: str) -> TextEncoding:
+    found = parse_encoding(schema, uri)
+    if schema.names != SCHEMA.names:
+        raise DamagedError(
+            f"{uri}: is not a text table of this version: its columns are {schema.names}; run curation again"
+        )
+    return found
+
+
+class TextPlace(NamedTuple):
+    """The place of an embedding."""
+
+    uri: str
+    """URI of the text table."""
+    row_group: int
+    row: int
+    checksum: int
+    key: str
+    """Key of the caption, for messages."""
+
+
+class TextReader:
+    """A reader of embeddings by their places, from any thread, that opens the tables it reads from and no others."""
+
+    def __init__(self, identity: str) -> None:
+        """Read embeddings by the text encoder of this identity."""
+        self._identity = identity
         self._groups = RowGroups(["embedding", "pooled"])
-        self._entries: dict[str, tuple[str, int, int, int, int]] = {}
-        """File, row group, row, number of tokens and checksum of each key."""
-        self.identity: str | None = None
-        """Identity of the text encoder; None for an empty folder."""
-        self.dim = 0
-        """D of the embeddings; 0 for an empty folder."""
-        self.pooled_dim = 0
-        """P of the pooled vectors; 0 if there are none."""
-        for entry in storage.list_files(folder, ".parquet"):
-            self._add(entry.uri)
+        self._encodings: dict[str, TextEncoding] = {}
+        """The encoding of each table that was read from, by its URI."""
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._entries
+    def get(self, place: TextPlace) -> Tensor:
+        """Return an embedding, bfloat16 `[n, D]`.
 
-    def get(self, key: str) -> Tensor:
-        """Return the embedding of a key, bfloat16 `[n, D]`. Raises `DamagedError` if it is missing or altered."""
-        embedding, _ = self._read(key)
-        return _from_bytes(embedding).reshape(-1, self.dim)
+        Raises `DamagedError` if it is altered, or its table is missing or by another encoder.
+        """
+        embedding, _ = self._read(place)
+        return _from_bytes(embedding).reshape(-1, self._encodings[place.uri].dim)
 
-    def pooled(self, key: str) -> Tensor | None:
-        """Return the pooled vector of a key, bfloat16 `[P]`, or None if the encoder has none. Raises as `get` does."""
-        _, pooled = self._read(key)
+    def pooled(self, place: TextPlace) -> Tensor | None:
+        """Return a pooled vector, bfloat16 `[P]`, or None if the encoder has none. Raises as `get` does."""
+        _, pooled = self._read(place)
         return None if pooled is None else _from_bytes(pooled)
 
-    def _read(self, key: str) -> tuple[pa.Buffer, pa.Buffer | None]:
+    def _read(self, place: TextPlace) -> tuple[pa.Buffer, pa.Buffer | None]:
         """Return the bytes of an embedding and of its pooled vector."""
-        if key not in self._entries:
-            raise DamagedError(f"{self._folder}: no embedding of text {key}; run curation again")
-        uri, row_group, row, n, checksum = self._entries[key]
+        uri, row_group, row, checksum, key = place
         table = self._groups.read(uri, row_group)
+        encoding = self._encodings.get(uri) or self._checked_encoding(uri)
         if row >= len(table):
             raise DamagedError(f"{uri}: row group {row_group} has no row {row}; it has {len(table)}")
         embedding, pooled = table["embedding"][row].as_buffer(), table["pooled"][row].as_buffer()
-        sizes = embedding.size, 0 if pooled is None else pooled.size
-        if _checksum(embedding, pooled) != checksum or sizes != (
-            n * self.dim * BYTES_PER_VALUE,
-            self.pooled_dim * BYTES_PER_VALUE,
+        if (
+            _checksum(embedding, pooled) != checksum
+            or embedding.size % (encoding.dim * BYTES_PER_VALUE)
+            or (0 if pooled is None else pooled.size) != encoding.pooled_dim * BYTES_PER_VALUE
         ):
             raise DamagedError(
                 f"{uri}: row {row} of row group {row_group}, text {key}: its bytes are not those that were written"
             )
         return embedding, pooled
 
-    def _add(self, uri: str) -> None:
-        schema = self._groups.schema(uri)
-        description = parse_metadata(schema, "texts", uri)
-        if schema.names != SCHEMA.names:
+    def _checked_encoding(self, uri: str) -> TextEncoding:
+        found = _encoding_of_table(self._groups.schema(uri), uri)
+        if found.identity != self._identity:
             raise DamagedError(
-                f"{uri}: is not a text table of this version: its columns are {schema.names}; run curation again"
+                f"{uri}: holds embeddings by {found.identity}, and the manifest says {self._identity}; curate again"
             )
-        if not {"identity", "dim", "pooled_dim"} <= description.keys():
-            raise DamagedError(f"{uri}: its footer is incomplete: it has only {sorted(description)}")
-        identity, dim, pooled_dim = (
-            str(description["identity"]),
-            int(description["dim"]),
-            int(description["pooled_dim"]),
-        )
-        if self.identity is not None and (identity, dim, pooled_dim) != (self.identity, self.dim, self.pooled_dim):
-            raise DamagedError(
-                f"{uri}: was written by text encoder {identity}, other tables of the folder by {self.identity}; "
-                "keep them in separate folders"
-            )
-        self.identity, self.dim, self.pooled_dim = identity, dim, pooled_dim
-        names = ("row_group", "row", "n", "checksum")
-        index = read_scalars(uri, ["key", "n", "checksum"])
-        entries = zip(*(index[name].to_pylist() for name in names), strict=True)
-        self._entries |= {key: (uri, *entry) for key, entry in zip(index["key"].to_pylist(), entries, strict=True)}
-
-
-def read_encoder_identity(uri: str) -> str:
-    """Return the identity of the text encoder of a table. Raises `DamagedError` for any other file."""
-    return str(parse_metadata(RowGroups([]).schema(uri), "texts", uri)["identity"])
+        return self._encodings.setdefault(uri, found)
 
 
 def remove_keys(uri: str, keys: Collection[str]) -> int:

@@ -13,8 +13,9 @@ from torch.utils import data
 
 from cluster import storage
 from training.data.buckets import number_buckets, rows_by_number
-from training.data.dataset import Dataset, Sample, Split
+from training.data.dataset import Dataset, Sample
 from training.data.epoch import permutation
+from training.data.index import Split
 
 # Shape suffixes: B samples, C latent channels, t h w latent frames, rows and columns, N text tokens, D text width.
 
@@ -63,12 +64,12 @@ class LatentDataset(data.Dataset[Sample]):
     def __init__(self, manifest: str, split: Split = "train") -> None:
         """Open the manifest at a path or URI; the split may be empty.
 
-        Raises `DamagedError` if shards or text embeddings are missing or do not match the manifest.
+        Raises `DamagedError` if its index or text embeddings are missing or do not match the manifest.
         """
         self.manifest_uri, self.split = storage.absolute(manifest), split
         dataset = Dataset.open(self.manifest_uri, split)
         self._opened: tuple[int, Dataset] | None = os.getpid(), dataset
-        names, numbers = number_buckets(dataset.table["bucket"].to_pylist())
+        names, numbers = number_buckets(dataset.table["bucket"])
         # Rows share one string per bucket, which keeps lists of millions of rows small, here and in a worker's pickle.
         self.buckets: list[str] = [names[number] for number in numbers.tolist()]
         """Name of each sample's bucket."""
@@ -80,7 +81,7 @@ class LatentDataset(data.Dataset[Sample]):
         """Return sample `index`, counted from 0.
 
         Raises `IndexError` outside the data set, and `DamagedError` with file, row and uid if the sample's bytes have
-        changed.
+        changed or are missing.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}: samples are counted from 0")

@@ -15,10 +15,14 @@ from cluster import storage
 from cluster.plugins import build
 from training.autoencoder import FOLDER, Autoencoder, AutoencoderSettings
 from training.data.footer import DamagedError
+from training.data.index_check import index_problems
+from training.data.latent_reader import StoredLatents
 from training.data.manifest import DatasetInfo, read_manifest, tables_root
-from training.data.shard_reader import RowReference, ShardReader, StoredLatents
-from training.data.shards import CROP_COLUMNS, ShardInfo, read_index
-from training.data.text_tables import TextTableReader
+from training.data.shard_reader import RowReference, ShardReader
+from training.data.shards import CROP_COLUMNS, ShardInfo
+from training.data.shards import read_index as read_shard_index
+from training.data.text_index import read_text_index
+from training.data.text_tables import TextReader
 from training.pixels import psnr_db
 
 MIN_PSNR_DB = 12.0
@@ -65,6 +69,7 @@ def verify(manifest_uri: str, n_decoded: int = 8) -> list[Problem]:
         if None not in affected:
             intact += [row for row in rows if row["uid"] not in affected]
     problems += _text_problems(storage.join(root, info.text_folder), table, info)
+    problems += [Problem(*found) for found in index_problems(manifest_uri, table, info, root)]
     problems += _decoding_problems(reader, intact, info, n_decoded)
     return problems
 
@@ -85,7 +90,7 @@ def _file_problems(
 ) -> Iterator[Problem]:
     try:
         shard = reader.info(file)
-        stored = {(row["row_group"], row["row"]): row for row in read_index(storage.join(root, file)).to_pylist()}
+        stored = {(row["row_group"], row["row"]): row for row in read_shard_index(storage.join(root, file)).to_pylist()}
     except DamagedError as error:
         yield Problem(file, f"{error}; its {len(rows)} samples are lost")
         return
@@ -94,7 +99,7 @@ def _file_problems(
             yield Problem(file, f"its {name} is {getattr(shard, name)}, and the manifest's {getattr(info, name)}")
     samples = reader.read_many(_reference(row) for row in rows)
     for row, sample in zip(rows, samples, strict=True):
-        message = _index_problem(shard, row, stored.get((row["row_group"], row["row"])))
+        message = _row_mismatch(shard, row, stored.get((row["row_group"], row["row"])))
         message = message or _latents_problem(shard, row, sample)
         if message is not None:
             yield _row_problem(row, message)
@@ -108,7 +113,7 @@ def _reference(row: Mapping[str, Any]) -> RowReference:
     return RowReference(row["file"], row["row_group"], row["row"])
 
 
-def _index_problem(shard: ShardInfo, row: Mapping[str, Any], stored: Mapping[str, Any] | None) -> str | None:
+def _row_mismatch(shard: ShardInfo, row: Mapping[str, Any], stored: Mapping[str, Any] | None) -> str | None:
     """Return how the scalars of a manifest's row differ from those in the shard, or None."""
     if stored is None:
         return "the shard has no such row"
@@ -143,26 +148,36 @@ def _latents_problem(shard: ShardInfo, row: Mapping[str, Any], sample: StoredLat
 
 def _text_problems(folder: str, table: pa.Table, info: DatasetInfo) -> Iterator[Problem]:
     try:
-        texts = TextTableReader(folder)
+        texts = read_text_index(folder)
+        encoding = texts.encoding()
     except DamagedError as error:
         yield Problem(info.text_folder, str(error))
         return
-    if texts.identity != info.text_encoder_identity:
+    identity = encoding and encoding.identity
+    if identity != info.text_encoder_identity:
         yield Problem(
-            info.text_folder,
-            f"holds embeddings by {texts.identity}, the manifest says {info.text_encoder_identity}",
+            info.text_folder, f"holds embeddings by {identity}, the manifest says {info.text_encoder_identity}"
         )
     lengths: dict[str, int | None] = {info.null_text_key: None}
     lengths |= dict(zip(table["text_key"].to_pylist(), table["n_text"].to_pylist(), strict=True))
     lengths |= {other["text_key"]: other["n_text"] for other in pc.list_flatten(table["other_captions"]).to_pylist()}
-    for key, length in sorted(lengths.items()):
+    rows = texts.rows.sort_by([(name, "ascending") for name in ("part", "row_group", "row")])
+    reader = TextReader(identity or "")
+    for place in texts.places(rows):
+        if place.key not in lengths:
+            continue
+        length = lengths.pop(place.key)
         try:
-            tokens = texts.get(key)
+            tokens = reader.get(place)
         except DamagedError as error:
             yield Problem(info.text_folder, str(error))
             continue
         if length not in (None, len(tokens)):
-            yield Problem(info.text_folder, f"text {key} has {len(tokens)} tokens, and the manifest says {length}")
+            yield Problem(
+                info.text_folder, f"text {place.key} has {len(tokens)} tokens, and the manifest says {length}"
+            )
+    for key in sorted(lengths):
+        yield Problem(info.text_folder, f"no embedding of text {key}; run curation again")
 
 
 def _decoding_problems(

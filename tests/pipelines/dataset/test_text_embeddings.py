@@ -24,8 +24,8 @@ from pipelines.engine.executor import Executor
 from pipelines.engine.step import RunError, TableFunction
 from tests.support.executors import InlineExecutor
 from tests.support.killing import Killed, Killer
+from tests.support.stored import stored_texts
 from tests.support.text_batches import in_batches
-from training.data.text_tables import TextTableReader, read_text_tables
 
 
 class RecordingExecutor(InlineExecutor):
@@ -71,10 +71,10 @@ def test_each_distinct_caption_is_embedded_once(tmp_path: Path) -> None:
     }
     assert executor.captions[51:] == ["something new"]
     assert executor.resources == {Resources(pooled=True)}
-    reader = TextTableReader(str(tmp_path))
+    stored = stored_texts(tmp_path)
     for caption in CAPTIONS:
         expected = torch.from_numpy(encoder.open().encode([caption])[0].tokens).to(torch.bfloat16)
-        assert torch.equal(reader.get(text_key(caption, encoder.identity())), expected)
+        assert torch.equal(stored[text_key(caption, encoder.identity())], expected)
 
 
 def test_a_light_encoder_embeds_few_captions_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_a_killed_run_keeps_its_finished_parts(tmp_path: Path, monkeypatch: pyte
             with pytest.raises(Killed):
                 embed(folder, encoder, CAPTIONS, first)
         assert killer.kill_points == at + 1
-        done = set(read_text_tables(str(folder))["key"].to_pylist())
+        done = set(stored_texts(folder))
         # Kill point 2k is before part k is visible, 2k + 1 right after.
         assert len(done) == min(51, 10 * ((at + 1) // 2))
         assert embed(folder, encoder, CAPTIONS, second) == whole
@@ -218,11 +218,11 @@ def test_ray_gives_the_embeddings_of_this_process(
     model = save_t5(tmp_path / "model")
     encoder = T5(model=str(model), dtype="float32")
     assert embed(tmp_path / "ray", encoder, CAPTIONS, ray) == embed(tmp_path / "here", encoder, CAPTIONS)
-    one, other = TextTableReader(str(tmp_path / "ray")), TextTableReader(str(tmp_path / "here"))
+    one, other = stored_texts(tmp_path / "ray"), stored_texts(tmp_path / "here")
     for caption in [NULL_CAPTION, *CAPTIONS]:
         key = text_key(caption, encoder.identity())
         # Up to half a step of bfloat16: with another number of threads, sums may be added in another order.
-        torch.testing.assert_close(one.get(key).float(), other.get(key).float(), rtol=2**-7, atol=1e-5)
+        torch.testing.assert_close(one[key].float(), other[key].float(), rtol=2**-7, atol=1e-5)
     (model / "model.safetensors").write_bytes(b"no tensors")
     message = (
         r"^model .*model cannot be loaded by transformers: .*; "

@@ -11,14 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import storage
+from cluster import part_index, storage
+from cluster.part_index import FILE
 from pipelines.engine import tables
 from pipelines.engine.step import RunError
 from pipelines.engine.table_index import (
-    INDEX_FILE,
     fates_of_table,
     index_table,
-    remove_stored_indexes,
     repair,
     store_index,
 )
@@ -89,10 +88,10 @@ def test_stored_index_stands_for_all_parts(tmp_path: Path, monkeypatch: pytest.M
     store_index(folder, "source_uid")
     opened.take()
     again = index_table(folder, "source_uid")
-    assert (opened.take(), again.is_stored) == ([INDEX_FILE], True)
+    assert (opened.take(), again.is_stored) == ([FILE], True)
     assert again.rows.equals(whole.rows)
     assert fates_of_table(folder).equals(whole.rows.drop_columns(["input_uid"]))
-    assert opened.take() == [INDEX_FILE]
+    assert opened.take() == [FILE]
 
 
 def test_parts_that_changed_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +103,7 @@ def test_parts_that_changed_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     new = tables.write_part(folder, rows_of([20]), {})
     opened = Opened(monkeypatch)
     index = index_table(folder, "source_uid")
-    assert sorted(opened.take()) == sorted([INDEX_FILE, parts[0].rpartition("/")[2], new.rpartition("/")[2]])
+    assert sorted(opened.take()) == sorted([FILE, parts[0].rpartition("/")[2], new.rpartition("/")[2]])
     assert sorted(index.uids.to_pylist()) == sorted(
         ["s10c0", "s20c0", *(f"s{i}c0" for i in (2, 3, 4)), *(f"s{i}c0" for i in (12, 13, 14))]
     )
@@ -126,9 +125,9 @@ def test_index_that_cannot_be_read_is_not_needed(tmp_path: Path) -> None:
         tables.write_part(folder, rows_of([i]), {})
     store_index(folder, "source_uid")
     whole = index_table(folder, "source_uid").rows
-    data = (tmp_path / INDEX_FILE).read_bytes()
+    data = (tmp_path / FILE).read_bytes()
     for damaged in (b"", b"nothing", data[:100], data[: len(data) // 2]):
-        (tmp_path / INDEX_FILE).write_bytes(damaged)
+        (tmp_path / FILE).write_bytes(damaged)
         assert index_table(folder, "source_uid").rows.equals(whole)
 
 
@@ -145,8 +144,8 @@ def test_stored_indexes_are_removed(tmp_path: Path) -> None:
         for i in range(2):
             tables.write_part(str(tmp_path / name), rows_of([i]), {})
         store_index(str(tmp_path / name), "uid")
-    assert remove_stored_indexes(str(tmp_path)) == 2
-    assert storage.list_files(str(tmp_path), INDEX_FILE) == []
+    assert part_index.remove_all(str(tmp_path)) == 2
+    assert storage.list_files(str(tmp_path), FILE) == []
 
 
 def test_task_of_rows_that_are_gone_ends_the_run(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ from training.data.buckets import Bucket
 from training.data.dataset import CaptionMix, Dataset, choose_caption
 from training.data.footer import DamagedError
 from training.data.loader import Loader, LoaderSettings
-from training.data.manifest import OTHER_CAPTION, read_manifest, write_manifest
+from training.data.manifest import OTHER_CAPTION, read_manifest
+from training.data.manifest_writer import write_manifest
 from training.data.plan import Planner, PlanSettings
 from training.data.shard_writer import write_shard
 from training.data.verify import verify
@@ -128,23 +129,25 @@ def test_no_flipped_bit_gives_a_wrong_tensor(manifest_uri: str, tmp_path: Path, 
 
 
 def test_another_autoencoder_or_bucket_is_refused(tmp_path: Path) -> None:
-    manifest_uri = write_dataset(tmp_path, {CLIPS: 4})
+    dataset = Dataset.open(write_dataset(tmp_path, {CLIPS: 4}), "train")
     path = shard_path(tmp_path, CLIPS)
-    rows = [latent_row(CLIPS, number) for number in range(4)]
+    rows = [latent_row(CLIPS, number) for number in range(10, 14)]
     write_shard(str(path), rows, replace(shard_info(CLIPS), autoencoder_identity="other-1"))
-    file = re.escape(str(path.relative_to(tmp_path)))
+    row = re.escape(f"{path.relative_to(tmp_path)}: row 0 of row group 0, sample {CLIPS.name}-0000: ")
     with pytest.raises(
         DamagedError,
-        match=rf"{file}: its latents are by autoencoder other-1, those of the manifest by linear16-",
+        match=rf"{row}its latents are by autoencoder other-1, those of the manifest by linear16-",
     ):
-        Dataset.open(manifest_uri, "train")
+        dataset.sample(0)
     other = Bucket(16, 32, 9, 8.0)
     write_shard(str(path), [latent_row(other, number) for number in range(4)], shard_info(other))
+    dataset = Dataset.open(str(tmp_path / "manifest-0/_manifest.parquet"), "train")
     with pytest.raises(DamagedError, match="holds bucket 16x32x9, and the manifest says 32x16x9"):
-        Dataset.open(manifest_uri, "train")
+        dataset.sample(0)
     path.unlink()
-    with pytest.raises(DamagedError, match=r"part-0.parquet: cannot be opened"):
-        Dataset.open(manifest_uri, "train")
+    dataset = Dataset.open(str(tmp_path / "manifest-0/_manifest.parquet"), "train")
+    with pytest.raises(DamagedError, match=rf"{row}.*part-0.parquet: cannot be opened.*Run `worldloom verify`"):
+        dataset.sample(0)
 
 
 def test_missing_texts_or_another_encoder_are_refused(manifest_uri: str) -> None:

@@ -12,7 +12,8 @@ import pytest
 from cluster import storage
 from tests.support.stored import CLIPS, STILLS, dataset_info, write_dataset
 from training.data.footer import DamagedError
-from training.data.manifest import MANIFEST_SCHEMA, read_manifest, tables_root, write_manifest
+from training.data.manifest import MANIFEST_SCHEMA, read_manifest, tables_root
+from training.data.manifest_writer import write_manifest
 
 
 def test_a_manifest_is_read_back_sorted(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from captioning.encoder import TextEmbedding
 from tests.support.stored import flip_bit
 from training.data import text_tables
 from training.data.footer import DamagedError
-from training.data.text_tables import TextTableReader, read_text_tables, write_text_table
+from training.data.text_index import read_text_index
+from training.data.text_tables import TextEncoding, TextPlace, TextReader, read_encoding, write_text_table
 
 
 def embeddings(lengths: list[int], dim: int, pooled_dim: int = 0, seed: int = 0) -> dict[str, TextEmbedding]:
@@ -39,7 +40,12 @@ def constant(value: float, n: int = 1, dim: int = 4, pooled: int | None = None) 
 
 
 def keys_of(folder: Path) -> set[str]:
-    return set(read_text_tables(str(folder))["key"].to_pylist())
+    return set(read_text_index(str(folder)).rows["key"].to_pylist())
+
+
+def places_of(folder: Path) -> dict[str, TextPlace]:
+    index = read_text_index(str(folder))
+    return {place.key: place for place in index.places(index.rows)}
 
 
 @pytest.mark.slow
@@ -58,19 +64,20 @@ def test_written_embeddings_are_read_unpadded(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_tables, "ROW_GROUP_BYTES", row_group_bytes)
         write_text_table(str(folder / "part.parquet"), stored, "encoder-1")
-    reader = TextTableReader(str(folder))
-    assert (reader.identity, reader.dim, reader.pooled_dim) == ("encoder-1", dim, pooled_dim)
+    reader, places = TextReader("encoder-1"), places_of(folder)
+    assert read_text_index(str(folder)).encoding() == TextEncoding("encoder-1", dim, pooled_dim)
     for key, embedding in stored.items():
-        found = reader.get(key)
+        found = reader.get(places[key])
         assert found.shape == embedding.tokens.shape
         assert torch.equal(found, torch.from_numpy(embedding.tokens).to(torch.bfloat16))
-        pooled = reader.pooled(key)
+        pooled = reader.pooled(places[key])
         assert (pooled is None) == (not pooled_dim)
         assert pooled is None or torch.equal(pooled, torch.from_numpy(embedding.pooled).to(torch.bfloat16))
     rows = [
         {"key": key, "n": len(embedding.tokens), "truncated": embedding.truncated} for key, embedding in stored.items()
     ]
-    assert read_text_tables(str(folder)).sort_by("key").to_pylist() == rows
+    found_rows = read_text_index(str(folder)).rows.select(["key", "n", "truncated"])
+    assert found_rows.sort_by("key").to_pylist() == rows
 
 
 def test_tables_are_read_as_one_without_unfinished_ones(tmp_path: Path) -> None:
@@ -78,16 +85,12 @@ def test_tables_are_read_as_one_without_unfinished_ones(tmp_path: Path) -> None:
     write_text_table(str(tmp_path / "b.parquet"), {"other": constant(1, dim=8)}, "e")
     (tmp_path / ".part-123-c.parquet").write_bytes(b"half")
     assert keys_of(tmp_path) == {"key-000", "key-001", "other"}
-    assert "other" in TextTableReader(str(tmp_path))
-    assert TextTableReader(str(tmp_path)).get("other").tolist() == [[1.0] * 8]
+    assert TextReader("e").get(places_of(tmp_path)["other"]).tolist() == [[1.0] * 8]
 
 
 def test_a_missing_folder_has_no_keys(tmp_path: Path) -> None:
     assert keys_of(tmp_path / "none") == set()
-    reader = TextTableReader(str(tmp_path / "none"))
-    assert reader.identity is None
-    with pytest.raises(DamagedError, match="none: no embedding of text k"):
-        reader.get("k")
+    assert read_text_index(str(tmp_path / "none")).encoding() is None
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,8 @@ def test_embeddings_that_cannot_be_stored_are_refused(
 def test_a_key_in_two_tables_counts_once(tmp_path: Path) -> None:
     write_text_table(str(tmp_path / "a.parquet"), {"x": constant(1), "y": constant(1)}, "e")
     write_text_table(str(tmp_path / "b.parquet"), {"y": constant(1), "z": constant(1, n=2)}, "e")
-    assert sorted(zip(*(read_text_tables(str(tmp_path))[name].to_pylist() for name in ("key", "n")), strict=True)) == [
+    rows = read_text_index(str(tmp_path)).rows
+    assert sorted(zip(*(rows[name].to_pylist() for name in ("key", "n")), strict=True)) == [
         ("x", 1),
         ("y", 1),
         ("z", 2),
@@ -129,11 +133,11 @@ def test_a_flipped_bit_is_reported_with_its_row(part: str, tmp_path: Path) -> No
     write_text_table(str(tmp_path / "a.parquet"), stored, "e")
     data = torch.from_numpy(getattr(stored["key-000"], part)).to(torch.bfloat16).view(torch.int16).numpy().tobytes()
     flip_bit(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes().index(data) + 100)
-    reader = TextTableReader(str(tmp_path))
+    reader, place = TextReader("e"), places_of(tmp_path)["key-000"]
     message = r"a.parquet: row 0 of row group 0, text key-000: its bytes are not those"
     for read in (reader.get, reader.pooled):
         with pytest.raises(DamagedError, match=message):
-            read("key-000")
+            read(place)
 
 
 def test_other_files_and_encoders_are_refused(tmp_path: Path) -> None:
@@ -142,15 +146,38 @@ def test_other_files_and_encoders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DamagedError, match=r"b.parquet: was written by text encoder f, other tables of the folder by e"
     ):
-        TextTableReader(str(tmp_path))
+        read_text_index(str(tmp_path)).encoding()
+    place = TextPlace(str(tmp_path / "b.parquet"), 0, 0, 0, "key-000")
+    with pytest.raises(DamagedError, match=r"b.parquet: holds embeddings by f, and the manifest says e; curate again"):
+        TextReader("e").get(place)
     names = r"\['key', 'n', 'embedding', 'checksum'\]"
     older = pq.read_table(tmp_path / "a.parquet").drop_columns(["truncated", "pooled"])
     pq.write_table(older, tmp_path / "b.parquet")
-    with pytest.raises(DamagedError, match=rf"b.parquet: is not a text table of this version: its columns are {names}"):
-        TextTableReader(str(tmp_path))
+    version = rf"b.parquet: is not a text table of this version: its columns are {names}"
+    with pytest.raises(DamagedError, match=version):
+        read_text_index(str(tmp_path))
+    with pytest.raises(DamagedError, match=version):
+        TextReader("e").get(place)
     pq.write_table(pa.table({"a": [1]}), tmp_path / "b.parquet")
     with pytest.raises(DamagedError, match=r"b.parquet: its footer has no description"):
-        TextTableReader(str(tmp_path))
+        read_text_index(str(tmp_path))
     (tmp_path / "b.parquet").write_bytes(b"PAR1 cut short")
     with pytest.raises(DamagedError, match=r"b.parquet: cannot be opened"):
-        TextTableReader(str(tmp_path))
+        read_text_index(str(tmp_path))
+
+
+def test_a_stored_index_stands_for_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, keys in (("a", [2, 3]), ("b", [4])):
+        stored = {f"{name}-{key}": value for key, value in embeddings(keys, 8).items()}
+        write_text_table(str(tmp_path / f"{name}.parquet"), stored, "e")
+    first = read_text_index(str(tmp_path))
+    assert not first.found.is_stored
+    first.store()
+    with monkeypatch.context() as patch:
+        patch.setattr("training.data.text_index.read_scalars", None)
+        again = read_text_index(str(tmp_path))
+    assert again.found.is_stored
+    assert again.rows.sort_by("key").equals(first.rows.sort_by("key"))
+    write_text_table(str(tmp_path / "b.parquet"), embeddings([1], 8, seed=1), "e")
+    assert keys_of(tmp_path) == {"a-key-000", "a-key-001", "key-000"}, "a table that was written anew is read itself"
+    assert first.encoding() == read_encoding(str(tmp_path / "a.parquet"))

@@ -246,11 +246,11 @@ def test_a_damaged_shard_raises_with_file_row_and_uid(tmp_path: Path, num_worker
 
 
 @pytest.mark.slow
-def test_a_missing_shard_is_refused_when_opening(tmp_path: Path) -> None:
-    manifest_uri = write_dataset(tmp_path, {CLIPS: 4})
+def test_a_missing_shard_is_refused_when_reading(tmp_path: Path) -> None:
+    dataset = LatentDataset(write_dataset(tmp_path, {CLIPS: 4}))
     shard_path(tmp_path, CLIPS).unlink()
     with pytest.raises(DamagedError, match=r"part-0.parquet: cannot be opened"):
-        LatentDataset(manifest_uri)
+        dataset[0]
 
 
 def test_samples_of_two_buckets_are_no_batch(dataset: LatentDataset) -> None:

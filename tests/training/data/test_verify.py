@@ -14,7 +14,8 @@ import torch
 
 from tests.support.stored import CLIPS, STILLS, bytes_of, flip_bit, latent_row, shard_file, shard_info, write_dataset
 from training.data import footer
-from training.data.manifest import read_manifest, write_manifest
+from training.data.manifest import read_manifest
+from training.data.manifest_writer import write_manifest
 from training.data.shard_writer import write_shard
 from training.data.verify import Problem, verify
 

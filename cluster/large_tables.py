@@ -1,0 +1,76 @@
+"""Tables with more than 2 GB in a column of strings.
+
+Arrow's `string` has 32-bit offsets, so no array of it holds more. A column of several chunks may, but `take`, `sort_by`
+and `combine_chunks` of a column make one array of it, and fail. The functions here do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+ROWS_PER_CHUNK = 1 << 16
+"""Rows of a chunk of what is taken: at 8 KB each they are 0.5 GB, which one array of strings holds."""
+
+Order = str | Sequence[tuple[str, str]]
+"""Name of the column to sort by, ascending, or pairs of a column and `ascending` or `descending`."""
+
+
+def large_type(kind: pa.DataType) -> pa.DataType:
+    """Return a type with 64-bit offsets in place of strings and binaries, in nested types too."""
+    if pa.types.is_string(kind):
+        return pa.large_string()
+    if pa.types.is_binary(kind):
+        return pa.large_binary()
+    if pa.types.is_list(kind):
+        return pa.list_(_large_field(kind.value_field))
+    if pa.types.is_struct(kind):
+        return pa.struct([_large_field(kind.field(i)) for i in range(kind.num_fields)])
+    return kind
+
+
+def _large_field(field: pa.Field) -> pa.Field:
+    return field.with_type(large_type(field.type))
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array, of its `large_type`."""
+    return column.cast(large_type(column.type)).combine_chunks()
+
+
+def positions(keys: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray) -> pa.Array:
+    """Return the index of each key's first row in `values`, null for a key that is not among them."""
+    keys = keys if isinstance(keys, pa.ChunkedArray) else pa.chunked_array([keys])
+    return pc.index_in(one_array(keys), value_set=one_array(values))
+
+
+def take(table: pa.Table, indices: pa.Array) -> pa.Table:
+    """Return rows of a table by their indices, in chunks of `ROWS_PER_CHUNK`, without metadata."""
+    columns = [take_column(table[name], indices) for name in table.column_names]
+    return pa.Table.from_arrays(columns, schema=table.schema.remove_metadata())
+
+
+def take_column(column: pa.ChunkedArray, indices: pa.Array) -> pa.ChunkedArray:
+    """Return cells of a column by their indices, null for null, in chunks of `ROWS_PER_CHUNK`."""
+    whole = one_array(column)
+    # A chunk is taken from the large array, so that its offsets begin at 0 and fit.
+    chunks = [
+        whole.take(indices.slice(start, ROWS_PER_CHUNK)).cast(column.type)
+        for start in range(0, len(indices), ROWS_PER_CHUNK)
+    ]
+    return pa.chunked_array(chunks, column.type)
+
+
+def sort_by(table: pa.Table, order: Order) -> pa.Table:
+    """Return a table sorted as `pa.Table.sort_by` does, without metadata."""
+    keys = [(order, "ascending")] if isinstance(order, str) else list(order)
+    return take(table, pc.sort_indices(table, sort_keys=keys))
+
+
+def first_of_each(table: pa.Table, column: str) -> pa.Table:
+    """Return the first row of each value of a column, in the order of the rows."""
+    values = one_array(table[column])
+    numbers = pa.array(range(len(values)), pa.int32())
+    return table.filter(pc.equal(pc.index_in(values, values), numbers))
