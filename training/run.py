@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +18,11 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import storage
+from cluster.nodes import check_nodes, living_nodes, wait_for_gpus
 from cluster.session import cluster_size
 from cluster.telemetry import log
 from training.checkpoints.run_folder import run_folder
-from training.device import default_device, gpu_environment, memory_environment
+from training.device import cpu_environment, device_for, gpu_environment
 from training.engine import NonFiniteGradientError
 from training.loop import train_loop
 from training.memory import DeviceMemoryError
@@ -79,19 +81,23 @@ def train(
             }
             run_on_workers(train_loop, arguments, settings, run_uri)
         else:
-            train_loop(settings, manifest_uri, run_uri, seed, default_device())
+            train_loop(settings, manifest_uri, run_uri, seed, device_for(settings.device))
     done = find_result(settings, run_uri)
     assert done is not None, run_uri
     return done
 
 
 def number_of_workers(request: WorkerRequest) -> int:
-    """Return the number of workers to train with on the connected Ray cluster.
+    """Return the number of workers to train with on the connected Ray cluster, which is given time to start GPUs.
 
-    Raises `ValueError` if the cluster has no room for them.
+    Raises `ValueError` if the cluster has no room for them, and `RuntimeError` if it has not started the GPUs that
+    `device: cuda` asks for.
     """
     cluster = cluster_size()
     request.check(cluster)
+    if request.device == "cuda" and cluster.gpus < request.fewest:
+        wait_for_gpus(request.fewest)
+        cluster = cluster_size()
     return request.resolve(cluster)
 
 
@@ -111,7 +117,12 @@ def run_on_workers(
     if message := settings.worker_request.check(cluster):
         log.warning(message)
     assert settings.workers != "auto", "number_of_workers comes first"
-    use_gpu = cluster.gpus > 0
+    if len(living_nodes()) > 1:  # some may have joined since this process did
+        check_nodes()
+    use_gpu = settings.worker_request.uses_gpus(cluster)
+    log.info(f"{settings.workers} workers train on {'one GPU each' if use_gpu else 'CPUs'}")
+    if settings.device == "auto" and not use_gpu and cluster.may_grow:
+        log.warning("the cluster has no GPU now; with train.device: cuda training waits for one")
     ray_uri = storage.join(run_uri, "ray")
     # Ray Train would resume its own state of an earlier try instead of our checkpoints.
     storage.remove(ray_uri)
@@ -123,14 +134,20 @@ def run_on_workers(
     num_workers = settings.workers if min_workers == settings.workers else (min_workers, settings.workers)
     trainer = _Trainer(
         _worker,
-        train_loop_config={"loop": loop, "arguments": dict(arguments), "run_uri": run_uri, "threads": threads},
+        train_loop_config={
+            "loop": loop,
+            "arguments": dict(arguments),
+            "run_uri": run_uri,
+            "threads": threads,
+            "device": "cuda" if use_gpu else "cpu",
+        },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="train",
             storage_path=ray_uri,
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            worker_runtime_env={"env_vars": gpu_environment() if use_gpu else memory_environment()},
+            worker_runtime_env={"env_vars": gpu_environment() if use_gpu else cpu_environment()},
         ),
     )
     failure_uri, stopped_uri, stop_uri = (
@@ -216,6 +233,11 @@ def _worker(config: dict[str, Any]) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config["threads"] or max(1, cores // context.get_local_world_size()))
     device = ray.train.torch.get_device()
+    if device.type != config["device"]:
+        raise RuntimeError(
+            f"torch {torch.__version__} on {socket.gethostname()} sees no GPU, and Ray gave this worker one; install "
+            "torch with CUDA and the driver there"
+        )
     ended, is_first = threading.Event(), context.get_world_rank() == 0
     if is_first:
         watch = (storage.join(config["run_uri"], STOP_FILE), ended)

@@ -20,7 +20,14 @@ from training.objective import FOLDER as OBJECTIVES
 from training.objective import ObjectiveSettings
 from training.objectives.flow_matching import FlowMatching
 from training.tracking.trackers import TrackerName, check_trackers
-from training.workers import WORKERS_DESCRIPTION, WorkerRequest, Workers, check_is_workers
+from training.workers import (
+    DEVICE_DESCRIPTION,
+    WORKERS_DESCRIPTION,
+    Device,
+    WorkerRequest,
+    Workers,
+    check_is_workers,
+)
 
 
 class PreviewSettings(Settings):
@@ -115,6 +122,7 @@ class TrainSettings(Settings):
     conditioning: ConditioningRates = Field(
         ConditioningRates(), description="Shares of samples by the frames that condition the model."
     )
+    device: Device = Field("auto", description=DEVICE_DESCRIPTION)
     workers: Workers = Field("auto", description=WORKERS_DESCRIPTION)
     min_workers: int | None = Field(
         None,
@@ -243,7 +251,7 @@ class TrainSettings(Settings):
     @property
     def worker_request(self) -> WorkerRequest:
         """The number of workers that the settings ask for."""
-        return WorkerRequest(self.workers, self.min_workers, self.context_parallel)
+        return WorkerRequest(self.workers, self.min_workers, self.context_parallel, device=self.device)
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of step `step`, counted from 0.

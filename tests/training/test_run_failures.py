@@ -26,6 +26,15 @@ def test_an_error_of_all_workers_is_passed_on(
     def loop(device: torch.device) -> None:
         raise error
 
-    _worker({"loop": loop, "arguments": {}, "run_uri": str(tmp_path), "threads": torch.get_num_threads()})
+    config = {"loop": loop, "arguments": {}, "run_uri": str(tmp_path), "threads": torch.get_num_threads()}
+    _worker(config | {"device": "cpu"})
     found = read_failure(str(tmp_path / FAILURE_FILE))
     assert (type(found), str(found)) == (type(error), str(error))
+
+
+def test_a_gpu_that_torch_does_not_see_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = SimpleNamespace(get_local_world_size=lambda: 1, get_world_rank=lambda: 0)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    with pytest.raises(RuntimeError, match=r"^torch [^ ]* on [^ ]* sees no GPU, and Ray gave this worker one; install"):
+        _worker({"threads": torch.get_num_threads(), "device": "cuda"})

@@ -12,6 +12,7 @@ from training.settings import TrainSettings
 CHANGEABLE_ON_RESUME = frozenset(
     (
         "steps",
+        "device",
         "workers",
         "min_workers",
         "context_parallel",
