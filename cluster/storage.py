@@ -102,6 +102,14 @@ def list_files(uri: str, suffix: str = "") -> list[Entry]:
     )
 
 
+def list_folders(uri: str) -> list[str]:
+    """Return the names of the folders that a folder holds itself, sorted; a folder that does not exist holds none."""
+    filesystem, path = resolve(uri)
+    with unreadable_errors(uri):
+        infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+
 def open_input(uri: str) -> BinaryIO:
     """Open a file for reading at any offset. Raises `UnreadableError` if a store does not give it."""
     filesystem, path = resolve(uri)

@@ -37,6 +37,7 @@ from pipelines.commands import (
     run,
     sample,
     schema,
+    status,
     steps,
     train,
     train_autoencoder,
@@ -56,7 +57,7 @@ from pipelines.errors import (
 
 COMMANDS = {
     "Run a recipe": (run, curate, train, sample, evaluate, launch),
-    "Look before and after": (validate, plan, whatif, steps, schema, ledger, report, audit, verify, quarantine),
+    "Look before and after": (validate, plan, status, whatif, steps, schema, ledger, report, audit, verify, quarantine),
     "Give away and clean up": (export, export_model, forget, gc),
     "Autoencoders": (train_autoencoder, roundtrip),
     "Get started": (demo, demo_footage, doctor),

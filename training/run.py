@@ -28,13 +28,10 @@ from training.loop import train_loop
 from training.memory import DeviceMemoryError
 from training.result import TrainResult, find_result
 from training.settings import TrainSettings
-from training.stopping import REQUESTED, Interrupted, NonFiniteLossError, stop_signals
+from training.stopping import FAILURE_FILE, REQUESTED, Interrupted, NonFiniteLossError, stop_signals
 from training.tracking.metrics import progress_bar
 from training.workers import WorkerRequest
 
-FAILURE_FILE = "failure.txt"
-"""File with the name and message of an error of a run that would fail again the same way, so that workers are not
-restarted."""
 STOPPED_FILE = "stopped.txt"
 """File with the step after which workers stopped because they were asked to."""
 STOP_FILE = "stop-request"
