@@ -20,6 +20,7 @@ PACKAGES = ("cluster", "captioning", "training", "pipelines")
 MAY_IMPORT = {
     "ray": {
         "cluster/session.py",
+        "cluster/metrics.py",
         "cluster/nodes.py",
         "cluster/launch/ray_job.py",
         "training/run.py",
