@@ -321,9 +321,7 @@ def record_metrics(segment: Segment, table: pa.Table, costs: Costs) -> None:
         step = segment.labels[-1] if group["fate"] == "kept" else group["fate_step"]
         if step in segment.labels:
             metrics.ROWS.record(group["count_all"], step=step, fate=group["fate"])
-            metrics.HOURS.record(
-                (group[f"{seconds}_sum"] or 0.0) / 3600 if seconds else 0.0, step=step, fate=group["fate"]
-            )
+            metrics.HOURS.record((group.get(f"{seconds}_sum") or 0.0) / 3600, step=step, fate=group["fate"])
     for step, (_, cpu_s, wall_s) in costs.steps.items():
         metrics.STEP_CPU_SECONDS.record(cpu_s, step=step)
         metrics.STEP_SECONDS.record(wall_s, step=step)
