@@ -1,4 +1,4 @@
-"""The nodes of the connected Ray cluster: whether all have the same packages, and waiting for those with GPUs."""
+"""The nodes of the connected Ray cluster: whether all have the same packages, waiting for GPUs, and nodes that go."""
 
 from __future__ import annotations
 
@@ -113,6 +113,13 @@ def _faults(here: Mapping[str, str], there: Mapping[str, str]) -> Iterator[str]:
             f"Python imports {there[name]} as the {name}, which hides that of worldloom; install worldloom in the "
             "Python of Ray there, and take the folder out of PYTHONPATH, or rename it"
         )
+
+
+def is_draining() -> bool:
+    """Return whether the node of this worker is about to be taken from the cluster."""
+    node: str = ray.get_runtime_context().get_node_id()
+    # Ray Train and Serve ask the same; there is no public function.
+    return node in ray._private.state.state.get_draining_nodes()
 
 
 def wait_for_gpus(count: int, bound_s: float = GPU_WAIT_S) -> None:

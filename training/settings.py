@@ -22,6 +22,7 @@ from training.objectives.flow_matching import FlowMatching
 from training.tracking.trackers import TrackerName, check_trackers
 from training.workers import (
     DEVICE_DESCRIPTION,
+    MAX_FAILURES_DESCRIPTION,
     WORKERS_DESCRIPTION,
     Device,
     WorkerRequest,
@@ -158,10 +159,11 @@ class TrainSettings(Settings):
         "factors of matrix products rounded to 10 bits of mantissa, which GPUs multiply faster; for models in fp32 "
         "that do not need their last digits.",
     )
-    max_failures: int = Field(
-        2, ge=0, description="How often lost workers are replaced and training resumes from the newest checkpoint."
-    )
+    max_failures: int = Field(2, ge=0, description=MAX_FAILURES_DESCRIPTION)
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints; the last step always writes one.")
+    checkpoint_every_s: float = Field(
+        1800.0, gt=0, description="Seconds after which a checkpoint is written, however few steps were taken."
+    )
     keep_checkpoints: int = Field(2, ge=1, description="Number of newest checkpoints that are kept.")
     validate_every: int = Field(
         500,

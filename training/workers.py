@@ -21,6 +21,11 @@ WORKERS_DESCRIPTION = (
 )
 
 
+MAX_FAILURES_DESCRIPTION = (
+    "How often in a row lost workers are replaced and training resumes from the newest checkpoint; a new checkpoint "
+    "begins the count anew."
+)
+
 Device = Literal["auto", "cuda", "cpu"]
 """Where a model trains."""
 

@@ -13,6 +13,7 @@ from training.settings import TrainSettings
 from training.tracking.trackers import TrackerName
 from training.workers import (
     DEVICE_DESCRIPTION,
+    MAX_FAILURES_DESCRIPTION,
     WORKERS_DESCRIPTION,
     Device,
     WorkerRequest,
@@ -108,9 +109,7 @@ class AutoencoderTrainSettings(Settings):
     loaders: int = Field(8, ge=1, description="Threads that read crops.")
     device: Device = Field("auto", description=DEVICE_DESCRIPTION)
     workers: Workers = Field("auto", description=WORKERS_DESCRIPTION)
-    max_failures: int = Field(
-        2, ge=0, description="How often lost workers are replaced and training resumes from the newest checkpoint."
-    )
+    max_failures: int = Field(2, ge=0, description=MAX_FAILURES_DESCRIPTION)
     checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints; the last step always writes one.")
     keep_checkpoints: int = Field(2, ge=1, description="Number of newest checkpoints that are kept.")
     validate_every: int = Field(1000, ge=0, description="Steps between measurements on held-out clips; 0 for never.")

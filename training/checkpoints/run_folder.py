@@ -21,6 +21,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "communication_bucket",
         "max_failures",
         "checkpoint_every",
+        "checkpoint_every_s",
         "keep_checkpoints",
         "validate_every",
         "export",
