@@ -64,7 +64,7 @@ class Fits:
     ("steps", "message"),
     [
         ([4, 8, 12, 16, 20], None),
-        ([4, 4, 4, 8, 8, 8], None),
+        ([4, 4, 8, 8], None),
         (
             [4, 8, 8, 8, 8, 12],
             "training failed 3 times without a new checkpoint, at last with worker 1: RuntimeError: gone",

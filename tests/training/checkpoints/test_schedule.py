@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from tests.support.drawn import write_dataset
+from training import loop
+from training.assembly import TrainingRun
 from training.checkpoints import schedule
 from training.checkpoints.checkpoint import complete_checkpoints
 from training.checkpoints.schedule import SAVE_REQUESTED, CheckpointSchedule
 from training.data.plan import PlanSettings
-from training.loop import train_loop
 from training.models.dit import DiT
 from training.settings import TrainSettings
+from training.tracking.step_records import TakenStep
 
 SETTINGS = TrainSettings(
     model=DiT(depth=1, dim=32, heads=2),
@@ -29,13 +32,19 @@ SETTINGS = TrainSettings(
 )
 
 
-def test_time_and_requests_ask_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr(schedule.time, "monotonic", lambda: clock[0])
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Return a clock that stands still unless its `now_s` is changed."""
+    clock = SimpleNamespace(now_s=100.0)
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    return clock
+
+
+def test_time_and_requests_ask_for_a_checkpoint(clock: SimpleNamespace) -> None:
     one = CheckpointSchedule(SETTINGS)
     assert [one.is_planned(done) for done in (11, 12, 100)] == [False, True, True]
     assert not one.asks()
-    clock[0] += 60
+    clock.now_s += 60
     assert one.asks()
     one.saved()
     assert not one.asks()
@@ -46,18 +55,19 @@ def test_time_and_requests_ask_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-def test_a_run_saves_by_time_and_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step takes 20 s of a clock that jumps, and after the seventh a node is about to go."""
+def test_a_run_saves_by_time_and_on_request(
+    tmp_path: Path, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step takes 20 s, and in the seventh a node says that it is about to go."""
     manifest = write_dataset(tmp_path / "data", [(32, 32, 5, 6)], n_val=0)
-    steps = itertools.count()
 
-    def asks(self: CheckpointSchedule) -> bool:
-        if (step := next(steps)) == 6:
+    def slow_step(run: TrainingRun, step: int, *arguments: Any) -> TakenStep:
+        clock.now_s += 20
+        if step == 6:
             SAVE_REQUESTED.set()
-        self._saved_s -= 20
-        return real(self) or step < 0
+        return take_step(run, step, *arguments)
 
-    real = CheckpointSchedule.asks
-    monkeypatch.setattr(CheckpointSchedule, "asks", asks)
-    train_loop(SETTINGS, manifest, str(tmp_path / "run"), 0, torch.device("cpu"))
+    take_step = loop.take_step
+    monkeypatch.setattr(loop, "take_step", slow_step)
+    loop.train_loop(SETTINGS, manifest, str(tmp_path / "run"), 0, torch.device("cpu"))
     assert [checkpoint.step for checkpoint in complete_checkpoints(str(tmp_path / "run"))] == [3, 6, 7, 10, 12]
