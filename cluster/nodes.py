@@ -105,10 +105,11 @@ def _faults(here: Mapping[str, str], there: Mapping[str, str]) -> Iterator[str]:
         found = there.get(name, "not installed")
         # Nodes with and without GPUs have torch 2.14.0+cu130 and 2.14.0+cpu.
         if found.partition("+")[0] != version.partition("+")[0]:
-            state = found if found == "not installed" else f"{found} there"
             fix = "start Ray there with this Python" if name == "Python" else f"pip install {name}=={version} there"
-            yield f"{name} is {state} and {version} here; {fix}, or start this command with the versions of the nodes"
-    for name in there.keys() - here.keys():
+            if version == "not installed":
+                fix = f"pip install {name}=={found} here"
+            yield f"{name} is {found} there and {version} here; {fix}, or start this command with what the nodes have"
+    for name in sorted(there.keys() - here.keys()):
         yield (
             f"Python imports {there[name]} as the {name}, which hides that of worldloom; install worldloom in the "
             "Python of Ray there, and take the folder out of PYTHONPATH, or rename it"

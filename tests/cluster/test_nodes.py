@@ -22,7 +22,9 @@ def test_versions_are_compared() -> None:
     python, ours, torch, hidden = _faults(HERE, there)
     assert python.startswith("Python is 3.12 there and 3.11 here; start Ray there with this Python")
     assert ours.startswith("worldloom is 0.2.0 there and 0.1.0 here; pip install worldloom==0.1.0 there")
-    assert torch.startswith("torch is not installed and 2.14.0+cpu here")
+    assert torch.startswith("torch is not installed there and 2.14.0+cpu here; pip install torch==2.14.0+cpu there")
+    (lacking,) = _faults({"ray": "not installed"}, {"ray": "2.60.0"})
+    assert lacking.startswith("ray is 2.60.0 there and not installed here; pip install ray==2.60.0 here")
     assert hidden.startswith("Python imports /home/me/training/__init__.py as the package training, which hides that")
 
 
