@@ -78,7 +78,7 @@ def measure(ranks: int, per_rank: int, steps: int) -> dict[str, float]:
         step = timed("plan", lambda index=index: plan_step(index))
         timed("quantiles", lambda step=step: stratified_quantiles(0, hashes[step.rows], step.times_seen))
         meter.start()
-        timed("start", lambda index=index: records.start(index + 1, taken, False))
+        timed("start", lambda index=index: records.start(index + 1, taken, False, False))
         timed("finish", records.finish)
         found["samples"] = len(step.rows)
     dist.destroy_process_group()

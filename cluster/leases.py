@@ -115,6 +115,26 @@ def lease(folder: str, scope: str) -> Iterator[None]:
         held.release()
 
 
+@dataclass(frozen=True)
+class Sighting:
+    """A lease in a folder, for those who only look."""
+
+    holder: Holder
+    age_s: float
+    """Seconds since it was written, by the clocks of the store and of this machine."""
+    alive: bool
+    """Whether its command may be alive: it wrote its lease lately, and is not known to have ended."""
+
+
+def look(folder: str) -> list[Sighting]:
+    """Return the leases in a folder, oldest first, and remove none."""
+    now_ns = time.time_ns()
+    seen = sorted(_list(folder), key=lambda item: item.holder.since)
+    return [
+        Sighting(item.holder, max(0.0, (now_ns - item.written_ns) / 1e9), not _is_void(item, now_ns)) for item in seen
+    ]
+
+
 class _Lease:
     """A lease of this process, and the thread that keeps it."""
 

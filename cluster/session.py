@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
+from cluster.nodes import check_nodes
 from cluster.ray_settings import RaySettings
 from cluster.resources import ClusterSize
 from cluster.telemetry import log
@@ -65,8 +66,11 @@ def ray_connection(settings: RaySettings) -> Iterator[None]:
                 _remove_folder(Path(context.address_info["session_dir"]))
         return
     log.info(f"connecting to Ray at {settings.address}")
-    ray.init(settings.address, **options)
+    context = ray.init(settings.address, **options)
     try:
+        if context.dashboard_url:
+            log.info(f"its dashboard is http://{context.dashboard_url}")
+        check_nodes()
         yield
     finally:
         ray.shutdown()

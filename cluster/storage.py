@@ -107,12 +107,11 @@ def list_files(uri: str, suffix: str = "") -> list[Entry]:
 
 
 def list_folders(uri: str) -> list[str]:
-    """Return the URIs of the folders in a folder, sorted, however many files they hold; none if it does not exist."""
+    """Return the names of the folders in a folder, sorted, however many files they hold; none if it does not exist."""
     filesystem, path = resolve(uri)
     with unreadable_errors(uri):
         infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    prefix = "" if is_local(uri) else uri.partition("://")[0] + "://"
-    return sorted(prefix + info.path for info in infos if info.type == pafs.FileType.Directory)
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
 
 def open_input(uri: str) -> BinaryIO:

@@ -35,16 +35,15 @@ from captioning.dialogue.conversation import Role
 from captioning.engine import EngineError
 from captioning.engines.vllm import PACKAGE, VLLM
 from cluster import storage
+from cluster.metrics import RETRIES
 from cluster.resources import Resources
 from cluster.session import cluster_size
 from cluster.telemetry import log
 from pipelines.engine.packed_tables import PackedWorker, SpreadWorker, pack, unpack
-from pipelines.engine.pieces import is_piece
 from pipelines.engine.shuffle import Rows, RowsFunction
 from pipelines.engine.step import RunError, TableFunction
-from pipelines.engine.table_index import index_table
-from pipelines.engine.tables import new_end_marker, read_task, split_task, uids_of
-from pipelines.engine.worker import Job, Worker, failed_rows
+from pipelines.engine.tables import new_end_marker, read_task, split_task
+from pipelines.engine.worker import Job, Worker, failed_rows, without_done
 from pipelines.steps._bulk_captions import BulkCaptions, bulk_captions_of, returned_columns
 
 WORKER_DEATHS = (WorkerCrashedError, ActorDiedError, ActorUnavailableError, OutOfMemoryError)
@@ -73,6 +72,7 @@ def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     storage.write_bytes(job.end_marker, b"")
     job = replace(job, end_marker=new_end_marker(job.folder))
     singles = without_done(job, [single for number in left for single in split_task(tasks[number])])
+    RETRIES.record(len(singles), of="rows")
     log.warning(f"{job.segment.label}: a worker died; {len(singles)} rows without a result are retried one by one")
     waiting = dict.fromkeys(range(len(singles)))
     for number, report in _stream(job, singles, list(waiting), tolerate_deaths=True):
@@ -81,12 +81,6 @@ def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     storage.write_bytes(job.end_marker, b"")
     for single in without_done(job, [singles[number] for number in waiting]):
         yield failed_rows(job, single, "WorkerDied: the process that worked on this row died twice")
-
-
-def without_done(job: Job, singles: list[pa.Table]) -> list[pa.Table]:
-    """Return the tasks of one row whose row has no result yet, and pieces of long rows, which may be done again."""
-    done = set(index_table(job.folder, job.segment.input_column).rows["input_uid"].to_pylist())
-    return [single for single in singles if is_piece(single) or uids_of(single)[0] not in done]
 
 
 def _is_worker_death(error: BaseException | None) -> bool:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 
 import torch
 
+from training.workers import Device
+
 MAX_KEPT_BYTES = 1 << 30
 """Size of the largest freed block that glibc keeps."""
 
@@ -37,6 +39,23 @@ def default_device() -> torch.device:
         return torch.device("cuda")
     keep_freed_memory()
     return torch.device("cpu")
+
+
+def device_for(choice: Device) -> torch.device:
+    """Return the device that the setting `device` of a training in this process names; auto is `default_device`.
+
+    Raises `ValueError` for cuda if torch sees no GPU.
+    """
+    if choice == "cpu":
+        keep_freed_memory()
+        return torch.device("cpu")
+    device = default_device()
+    if choice != "auto" and device.type != choice:
+        raise ValueError(
+            f"{choice}: torch {torch.__version__} sees no GPU on this machine; install torch with CUDA and the driver, "
+            "or write device: auto, or cpu"
+        )
+    return device
 
 
 @contextlib.contextmanager
@@ -62,6 +81,13 @@ def memory_environment() -> dict[str, str]:
     # Only glibc's first arena can grow to any size, so all threads have to share it.
     wanted = {"MALLOC_ARENA_MAX": "1"} | dict.fromkeys(THRESHOLDS, str(MAX_KEPT_BYTES))
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def cpu_environment() -> dict[str, str]:
+    """Return environment variables of a new process that trains on CPUs: those of `memory_environment`, and none of the
+    GPUs that the machine may have.
+    """
+    return memory_environment() | {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def gpu_environment() -> dict[str, str]:

@@ -23,6 +23,7 @@ from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.export import write_export
 from training.checkpoints.model_card import ModelCard
 from training.checkpoints.reader import load_checkpoint, newest_whole_checkpoint
+from training.checkpoints.schedule import CheckpointSchedule
 from training.checkpoints.starting_weights import weights_to_start_from
 from training.checkpoints.writer import CheckpointWriter
 from training.data.dataset import CaptionMix
@@ -136,6 +137,7 @@ def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any], best: Be
         loader = stack.enter_context(_open_loader(run, start_step))
         metrics = stack.enter_context(_open_metrics(run, start_step)) if engine.rank == 0 else None
         stop_requested = stack.enter_context(stop_signals())
+        schedule = CheckpointSchedule(settings)
         inputs_of_steps = iter(loader)
         meter = Meter(settings, engine)
         records = StepRecords(engine, run.loss_parts, meter, metrics)
@@ -158,21 +160,23 @@ def _train(run: TrainingRun, start_step: int, state: Mapping[str, Any], best: Be
             if not taken.values["skipped"]:
                 run.ema.update(engine.weight_shards(), step)
             done = step + 1
-            records.start(done, taken, stop_requested())
+            records.start(done, taken, stop_requested(), schedule.asks())
             if validation and (done % settings.validate_every == 0 or done == settings.steps):
                 records.add(_validate(run, validation, best, done))
             if previews.due(done):
                 records.add(previews.record(done, run.ema.averages, metrics))
-            is_saved = done % settings.checkpoint_every == 0 or done == settings.steps
+            is_saved = schedule.is_planned(done)
             if is_saved or not reads_late(engine.device):
                 records.finish()
-            if records.stop_requested or is_saved:
+            if records.stop_requested or records.save_requested or is_saved:
                 records.finish()
                 if metrics:
                     metrics.flush()
                 kept = best.checkpoint_state()
                 base = {"base": run.base.identity} if run.base else {}
                 writer.start(done, {"norms": spikes.norms} | base | ({"best": kept} if kept else {}))
+                records.save_requested = False
+                schedule.saved()
             writer.poll()
             if records.stop_requested and done < settings.steps:
                 writer.wait()

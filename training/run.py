@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,22 +19,23 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import storage
+from cluster.metrics import RETRIES
+from cluster.nodes import check_nodes, is_draining, living_nodes, wait_for_gpus
 from cluster.session import cluster_size
 from cluster.telemetry import log
+from training.checkpoints.checkpoint import newest_checkpoint
 from training.checkpoints.run_folder import run_folder
-from training.device import default_device, gpu_environment, memory_environment
+from training.checkpoints.schedule import SAVE_REQUESTED
+from training.device import cpu_environment, device_for, gpu_environment
 from training.engine import NonFiniteGradientError
 from training.loop import train_loop
 from training.memory import DeviceMemoryError
 from training.result import TrainResult, find_result
 from training.settings import TrainSettings
-from training.stopping import REQUESTED, Interrupted, NonFiniteLossError, stop_signals
+from training.stopping import FAILURE_FILE, REQUESTED, Interrupted, NonFiniteLossError, stop_signals
 from training.tracking.metrics import progress_bar
 from training.workers import WorkerRequest
 
-FAILURE_FILE = "failure.txt"
-"""File with the name and message of an error of a run that would fail again the same way, so that workers are not
-restarted."""
 STOPPED_FILE = "stopped.txt"
 """File with the step after which workers stopped because they were asked to."""
 STOP_FILE = "stop-request"
@@ -42,6 +45,8 @@ POLL_S = 1.0
 """Time between two looks of rank 0 for a request to stop, and of the driver for the answer."""
 ANSWER_S = 4.0
 """Longest wait for the answer. Without one no worker trains yet, and the run ends without a checkpoint."""
+DRAIN_POLL_S = 5.0
+"""Time between two looks of the first worker of each node whether the node is about to go."""
 ABORT_S = 3.0
 """Longest wait for Ray Train's controller to end the workers after Ctrl-C."""
 
@@ -79,19 +84,23 @@ def train(
             }
             run_on_workers(train_loop, arguments, settings, run_uri)
         else:
-            train_loop(settings, manifest_uri, run_uri, seed, default_device())
+            train_loop(settings, manifest_uri, run_uri, seed, device_for(settings.device))
     done = find_result(settings, run_uri)
     assert done is not None, run_uri
     return done
 
 
 def number_of_workers(request: WorkerRequest) -> int:
-    """Return the number of workers to train with on the connected Ray cluster.
+    """Return the number of workers to train with on the connected Ray cluster, which is given time to start GPUs.
 
-    Raises `ValueError` if the cluster has no room for them.
+    Raises `ValueError` if the cluster has no room for them, and `RuntimeError` if it has not started the GPUs that
+    `device: cuda` asks for.
     """
     cluster = cluster_size()
     request.check(cluster)
+    if request.device == "cuda" and cluster.gpus < request.fewest:
+        wait_for_gpus(request.fewest)
+        cluster = cluster_size()
     return request.resolve(cluster)
 
 
@@ -104,33 +113,42 @@ def run_on_workers(
     many start as there is room for. On CPUs each worker computes with `OMP_NUM_THREADS` threads if this process has
     that variable, and otherwise with its share of its node's cores. Raises `NonFiniteLossError` and
     `DeviceMemoryError` if all workers do, `Interrupted` if they stopped after a signal to this process, and
-    `RuntimeError` with the workers' errors after
-    `settings.max_failures` restarts.
+    `RuntimeError` with the workers' errors after `settings.max_failures` restarts without a new checkpoint.
     """
     cluster = cluster_size()
     if message := settings.worker_request.check(cluster):
         log.warning(message)
     assert settings.workers != "auto", "number_of_workers comes first"
-    use_gpu = cluster.gpus > 0
-    ray_uri = storage.join(run_uri, "ray")
-    # Ray Train would resume its own state of an earlier try instead of our checkpoints.
-    storage.remove(ray_uri)
+    if len(living_nodes()) > 1:  # some may have joined since this process did
+        check_nodes()
+    use_gpu = settings.worker_request.uses_gpus(cluster)
+    log.info(f"{settings.workers} workers train on {'one GPU each' if use_gpu else 'CPUs'}")
+    if settings.device == "auto" and not use_gpu and cluster.may_grow:
+        log.warning("the cluster has no GPU now; with train.device: cuda training waits for one")
     # Ray Train notices the end of a run at its next health check; by default these are 2 s apart.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # Ray sets OMP_NUM_THREADS in workers if the user has not, so workers cannot tell whose value it is.
     threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else None
     min_workers = settings.min_workers or settings.workers
     num_workers = settings.workers if min_workers == settings.workers else (min_workers, settings.workers)
-    trainer = _Trainer(
+    ray_uri = storage.join(run_uri, "ray")
+    make_trainer = partial(
+        _Trainer,
         _worker,
-        train_loop_config={"loop": loop, "arguments": dict(arguments), "run_uri": run_uri, "threads": threads},
+        train_loop_config={
+            "loop": loop,
+            "arguments": dict(arguments),
+            "run_uri": run_uri,
+            "threads": threads,
+            "device": "cuda" if use_gpu else "cpu",
+        },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="train",
             storage_path=ray_uri,
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-            worker_runtime_env={"env_vars": gpu_environment() if use_gpu else memory_environment()},
+            failure_config=FailureConfig(max_failures=0),
+            worker_runtime_env={"env_vars": gpu_environment() if use_gpu else cpu_environment()},
         ),
     )
     failure_uri, stopped_uri, stop_uri = (
@@ -138,20 +156,51 @@ def run_on_workers(
     )
     for uri in (failure_uri, stopped_uri, stop_uri):
         storage.remove(uri)
-    try:
-        with _stopping_workers(stop_uri):
-            trainer.fit()
-    except WorkerGroupError as error:
-        causes = "; ".join(
-            f"worker {rank}: {type(cause).__name__}: {cause}" for rank, cause in sorted(error.worker_failures.items())
-        )
-        raise RuntimeError(f"training failed {1 + settings.max_failures} times, at last with {causes}") from error
+    with _stopping_workers(stop_uri) as stop_asked:
+        _fit(make_trainer, run_uri, settings.max_failures, stop_asked)
     if storage.exists(failure_uri):
         raise read_failure(failure_uri)
     if storage.exists(stopped_uri):
         message = storage.read_bytes(stopped_uri).decode()
         log.warning(message)
         raise Interrupted(message)
+
+
+def _fit(make_trainer: Callable[[], _Trainer], run_uri: str, max_failures: int, stop_asked: Callable[[], bool]) -> None:
+    """Run the workers to the end, and again when some are lost: `max_failures` times, counted from the newest
+    checkpoint, since Ray Train counts over a whole run.
+
+    Raises `RuntimeError` with the errors of the workers, and `KeyboardInterrupt` if they were lost while they stopped.
+    """
+    step, failures = _newest_step(run_uri), 0
+    while True:
+        # Ray Train would resume its own state of an earlier try instead of our checkpoints.
+        storage.remove(storage.join(run_uri, "ray"))
+        try:
+            make_trainer().fit()
+            return
+        except WorkerGroupError as error:
+            causes = "; ".join(
+                f"worker {rank}: {type(cause).__name__}: {cause}"
+                for rank, cause in sorted(error.worker_failures.items())
+            )
+            if stop_asked():
+                raise KeyboardInterrupt from error
+            newest = _newest_step(run_uri)
+            step, failures = newest, 1 if newest > step else failures + 1
+            if failures > max_failures:
+                times = "" if failures == 1 else f" {failures} times without a new checkpoint"
+                raise RuntimeError(f"training failed{times}, at last with {causes}") from error
+            RETRIES.record(1, of="training")
+            log.warning(
+                f"workers were lost, time {failures} of {max_failures} since the newest checkpoint; training resumes "
+                f"after step {step}: {causes.partition(chr(10))[0]}"
+            )
+
+
+def _newest_step(run_uri: str) -> int:
+    checkpoint = newest_checkpoint(run_uri)
+    return checkpoint.step if checkpoint else 0
 
 
 def read_failure(failure_uri: str) -> NonFiniteLossError | DeviceMemoryError:
@@ -161,8 +210,8 @@ def read_failure(failure_uri: str) -> NonFiniteLossError | DeviceMemoryError:
 
 
 @contextlib.contextmanager
-def _stopping_workers(stop_uri: str) -> Iterator[None]:
-    """Let SIGINT or SIGTERM in the block ask the workers to stop after a checkpoint.
+def _stopping_workers(stop_uri: str) -> Iterator[Callable[[], bool]]:
+    """Let SIGINT or SIGTERM in the block ask the workers to stop after a checkpoint, and yield whether one arrived.
 
     If none answers, or at a second SIGINT, the block ends with `KeyboardInterrupt`.
     """
@@ -178,9 +227,9 @@ def _stopping_workers(stop_uri: str) -> Iterator[None]:
                 os.kill(os.getpid(), signal.SIGINT)
                 return
 
-    with stop_signals(threading.Thread(target=ask, name="stop-request", daemon=True).start):
+    with stop_signals(threading.Thread(target=ask, name="stop-request", daemon=True).start) as asked:
         try:
-            yield
+            yield asked
         finally:
             ended.set()
 
@@ -216,10 +265,17 @@ def _worker(config: dict[str, Any]) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config["threads"] or max(1, cores // context.get_local_world_size()))
     device = ray.train.torch.get_device()
+    if device.type != config["device"]:
+        raise RuntimeError(
+            f"torch {torch.__version__} on {socket.gethostname()} sees no GPU, and Ray gave this worker one; install "
+            "torch with CUDA and the driver there"
+        )
     ended, is_first = threading.Event(), context.get_world_rank() == 0
     if is_first:
         watch = (storage.join(config["run_uri"], STOP_FILE), ended)
         threading.Thread(target=_watch_for_stop, args=watch, name="stop-request", daemon=True).start()
+    if context.get_local_rank() == 0:
+        threading.Thread(target=_watch_for_drain, args=(ended,), name="drain", daemon=True).start()
     try:
         config["loop"](device=device, **config["arguments"])
     except (NonFiniteLossError, NonFiniteGradientError, DeviceMemoryError, Interrupted) as error:
@@ -242,3 +298,19 @@ def _watch_for_stop(stop_uri: str, ended: threading.Event) -> None:
                 REQUESTED.set()
                 storage.remove(stop_uri)
                 return
+
+
+def _watch_for_drain(ended: threading.Event) -> None:
+    """Ask all workers for a checkpoint when this node is about to be taken from the cluster, for a spot node mostly.
+
+    Training goes on until the node is gone, and then resumes from it on the other nodes.
+    """
+    SAVE_REQUESTED.clear()
+    draining = False
+    while not ended.wait(DRAIN_POLL_S):
+        with contextlib.suppress(RayError, RuntimeError):  # the head node may restart
+            draining = is_draining()
+        if draining:
+            log.warning(f"{socket.gethostname()} is about to leave the cluster; writing a checkpoint")
+            SAVE_REQUESTED.set()
+            return

@@ -20,7 +20,15 @@ from training.objective import FOLDER as OBJECTIVES
 from training.objective import ObjectiveSettings
 from training.objectives.flow_matching import FlowMatching
 from training.tracking.trackers import TrackerName, check_trackers
-from training.workers import WORKERS_DESCRIPTION, WorkerRequest, Workers, check_is_workers
+from training.workers import (
+    DEVICE_DESCRIPTION,
+    MAX_FAILURES_DESCRIPTION,
+    WORKERS_DESCRIPTION,
+    Device,
+    WorkerRequest,
+    Workers,
+    check_is_workers,
+)
 
 
 class PreviewSettings(Settings):
@@ -115,6 +123,7 @@ class TrainSettings(Settings):
     conditioning: ConditioningRates = Field(
         ConditioningRates(), description="Shares of samples by the frames that condition the model."
     )
+    device: Device = Field("auto", description=DEVICE_DESCRIPTION)
     workers: Workers = Field("auto", description=WORKERS_DESCRIPTION)
     min_workers: int | None = Field(
         None,
@@ -150,10 +159,11 @@ class TrainSettings(Settings):
         "factors of matrix products rounded to 10 bits of mantissa, which GPUs multiply faster; for models in fp32 "
         "that do not need their last digits.",
     )
-    max_failures: int = Field(
-        2, ge=0, description="How often lost workers are replaced and training resumes from the newest checkpoint."
-    )
+    max_failures: int = Field(2, ge=0, description=MAX_FAILURES_DESCRIPTION)
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints; the last step always writes one.")
+    checkpoint_every_s: float = Field(
+        1800.0, gt=0, description="Seconds after which a checkpoint is written, however few steps were taken."
+    )
     keep_checkpoints: int = Field(2, ge=1, description="Number of newest checkpoints that are kept.")
     validate_every: int = Field(
         500,
@@ -243,7 +253,7 @@ class TrainSettings(Settings):
     @property
     def worker_request(self) -> WorkerRequest:
         """The number of workers that the settings ask for."""
-        return WorkerRequest(self.workers, self.min_workers, self.context_parallel)
+        return WorkerRequest(self.workers, self.min_workers, self.context_parallel, device=self.device)
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of step `step`, counted from 0.

@@ -10,6 +10,10 @@ from types import FrameType
 
 from cluster.telemetry import log
 
+FAILURE_FILE = "failure.txt"
+"""File in a run's folder with the name and message of an error of a run that would fail again the same way, so that
+workers are not restarted."""
+
 
 class Interrupted(KeyboardInterrupt):
     """The run stopped after a signal, and wrote a checkpoint before."""

@@ -21,6 +21,20 @@ WORKERS_DESCRIPTION = (
 )
 
 
+MAX_FAILURES_DESCRIPTION = (
+    "How often in a row lost workers are replaced and training resumes from the newest checkpoint; a new checkpoint "
+    "begins the count anew."
+)
+
+Device = Literal["auto", "cuda", "cpu"]
+"""Where a model trains."""
+
+DEVICE_DESCRIPTION = (
+    "Where the model trains. auto: on GPUs if there are any when training starts, else on CPUs; cuda: on GPUs alone, "
+    "and a cluster that may grow has half an hour to start their nodes; cpu: on CPUs, although there may be GPUs."
+)
+
+
 def check_is_workers(value: object) -> object:
     """Return a value of the setting `workers`. Raises `ValueError` unless it is auto or a number from 1."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
@@ -40,17 +54,27 @@ class WorkerRequest:
     """The number must be a multiple of this, as workers that share samples are grouped."""
     divides: tuple[int, ...] = ()
     """The number must divide each of these, as crops per step are divided among workers."""
+    device: Device = "auto"
+
+    @property
+    def fewest(self) -> int:
+        """The number of workers without which training does not start."""
+        return self.min_workers or (self.multiple_of if self.workers == "auto" else self.workers)
 
     @property
     def always_fits(self) -> bool:
         """Whether every cluster has room for the workers."""
-        return (self.min_workers or self.multiple_of if self.workers == "auto" else self.workers) == 1
+        return self.device != "cuda" and self.workers in (1, "auto") and self.fewest == 1
+
+    def uses_gpus(self, cluster: ClusterSize) -> bool:
+        """Return whether each worker takes a GPU of the cluster as it is now."""
+        return self.device == "cuda" or (self.device == "auto" and cluster.gpus > 0)
 
     def resolve(self, cluster: ClusterSize) -> int:
         """Return `workers`, or for `auto` one per GPU and without GPUs one per two cores, but at least one."""
         if self.workers != "auto":
             return self.workers
-        room = int(cluster.gpus or cluster.cpus / CORES_PER_WORKER)
+        room = int(cluster.gpus if self.uses_gpus(cluster) else cluster.cpus / CORES_PER_WORKER)
         counts = range(self.multiple_of, room + 1, self.multiple_of)
         fitting = [count for count in counts if all(number % count == 0 for number in self.divides)]
         return max(fitting, default=self.multiple_of)
@@ -61,10 +85,13 @@ class WorkerRequest:
         Raises `ValueError` if the cluster has too few GPUs or cores and nothing may add some: Ray would wait for ever.
         """
         workers = self.min_workers or self.resolve(cluster)
-        noun, total = ("GPU", cluster.gpus) if cluster.gpus else ("CPU core", cluster.cpus)
+        noun, total = ("GPU", cluster.gpus) if self.uses_gpus(cluster) else ("CPU core", cluster.cpus)
         if workers <= total:
             return None
-        needed = f"at least {workers} workers need one {noun} each, and the cluster has {total:g}"
+        need = "1 worker needs a" if workers == 1 else f"{workers} workers need one"
+        needed = f"at least {need} {noun}{' each' if workers > 1 else ''}, and the cluster has {total:g}"
         if not cluster.may_grow:
-            raise ValueError(f"{needed}; lower workers or min_workers, or write workers: auto")
+            no_gpu = noun == "GPU" and not total
+            fix = "add nodes with GPUs, or write device: auto" if no_gpu else "lower workers or min_workers"
+            raise ValueError(f"{needed}; {fix}{'' if no_gpu else ', or write workers: auto'}")
         return f"{needed}; training waits until it has grown"

@@ -17,7 +17,7 @@ from pipelines.engine.executor import Executor
 from pipelines.engine.shuffle import Rows
 from pipelines.engine.step import TableFunction
 from pipelines.engine.worker import Job
-from training.workers import WorkerRequest
+from training.workers import Device, WorkerRequest
 
 
 class Session:
@@ -46,11 +46,14 @@ class Session:
             self._stack.enter_context(ray_connection(self._ray))
 
     def check_workers(self, request: WorkerRequest) -> None:
-        """Raise `ConfigError` if the cluster has no room for the workers of a training, before anything else is done.
+        """Raise `ConfigError` if there is no room for the workers of a training, before anything else is done.
 
         Connects to Ray unless any cluster has room, as for `workers: auto`.
         """
-        if self.in_process or request.always_fits:
+        if request.always_fits:
+            return
+        if self.in_process:
+            check_device(request.device)
             return
         try:
             request.check(self.cluster_size())
@@ -90,6 +93,17 @@ class Session:
 
         self.connect()
         return run
+
+
+def check_device(choice: Device) -> None:
+    """Raise `ConfigError` if this process cannot train on a device."""
+    if choice == "cuda":
+        from training.device import device_for  # imports torch, which takes 2 s
+
+        try:
+            device_for(choice)
+        except ValueError as error:
+            raise ConfigError(f"train.device: {error}") from error
 
 
 @contextlib.contextmanager

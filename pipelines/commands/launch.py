@@ -45,6 +45,20 @@ def launch_job(recipe: Recipe, part: Part = Part.RUN, allow_remote_code: bool = 
     return LaunchJob(recipe.name, ("worldloom", part, *flags), resolved(sent), time.strftime("%Y%m%d-%H%M%S"))
 
 
+def with_gpus_of(target: Target, recipe: Recipe) -> Recipe:
+    """Return the recipe for a target that starts nodes with GPUs: unless it names a device, it trains on those alone.
+
+    Such nodes may come up long after the job has begun, so with `device: auto` it would train on CPUs.
+    """
+    launch = recipe.launch or LaunchSettings()
+    starts_gpus = (target is Target.SLURM and launch.slurm.gpus_per_node > 0) or (
+        target is Target.KUBERAY and launch.kuberay is not None and launch.kuberay.gpu_pool.max_replicas > 0
+    )
+    if not starts_gpus or recipe.train is None or "device" in recipe.train.model_fields_set:
+        return recipe
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"device": "cuda"})})
+
+
 def render(recipe: Recipe, target: Target, job: LaunchJob) -> str:
     """Return what would be sent: JSON of a request, YAML of Kubernetes, or a batch script."""
     settings = recipe.launch or LaunchSettings()
@@ -97,5 +111,5 @@ def command(
 ) -> None:
     """Run a recipe on a cluster: as a Ray job, on Kubernetes by KubeRay, or as a batch job of Slurm."""
     settings = read_recipe(recipe, set_, remote_code)
-    job = launch_job(settings, part, remote_code)
+    job = launch_job(with_gpus_of(on, settings), part, remote_code)
     print_value(render(settings, on, job) if dry_run else submit(settings, on, job))

@@ -10,7 +10,7 @@ from cluster.leases import lease
 from cluster.telemetry import log
 from pipelines.commands._console import print_facts
 from pipelines.commands._options import Assignments, InProcess, RecipeFile, read_recipe
-from pipelines.commands._session import Session, opened
+from pipelines.commands._session import Session, check_device, opened
 from pipelines.dataset import current
 from pipelines.dataset.caption_kinds import check_manifest
 from pipelines.engine.exclusions import check_no_unfinished_removal
@@ -46,6 +46,8 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
             adopt_run(recipe, dataset.content, run_uri)
         if (done := find_result(settings, run_uri)) is not None:
             return done
+        if in_process:
+            check_device(settings.device)
         check_manifest(settings, dataset.manifest_uri)
         if settings.adapter is not None or newest_checkpoint(run_uri) is None:
             check_init(settings)

@@ -88,10 +88,10 @@ def check_crops_fit(data: Path, settings: AutoencoderTrainSettings) -> None:
 
 def _train(settings: AutoencoderTrainSettings, arguments: dict[str, Any], session: Session) -> None:
     from training.autoencoder_training import loop
-    from training.device import default_device
+    from training.device import device_for
 
     if session.in_process:
-        loop.train_autoencoder(settings=settings, device=default_device(), **arguments)
+        loop.train_autoencoder(settings=settings, device=device_for(settings.device), **arguments)
         return
     from training import run  # imports Ray Train, which takes half a second
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.metrics import RETRIES
 from cluster.telemetry import log
 from cluster.unreadable import cannot_be_read, may_pass_soon
 from pipelines.engine.step import PENDING, RunError, TableFunction
@@ -44,6 +45,7 @@ def retry_rows(function: TableFunction, table: pa.Table) -> pa.Table:
         if not pc.any(unreadable).as_py():
             break
         reasons = done["fate_reason"].filter(unreadable)
+        RETRIES.record(len(reasons), of="rows")
         log.warning(f"{len(reasons)} rows cannot be read; next try in {wait_s:g} s. The first: {reasons[0]}")
         time.sleep(wait_s)
         again = function(table.filter(unreadable))

@@ -34,8 +34,8 @@ MANIFEST_FILE = "_manifest.parquet"
 
 def step_folders(tables_uri: str) -> list[str]:
     """Return the URIs of the folders of all tables of steps."""
-    folders = storage.list_folders(tables_uri)
-    return [folder for folder in folders if not folder.rpartition("/")[2].startswith(DATA_SET_FOLDERS)]
+    names = storage.list_folders(tables_uri)
+    return [storage.join(tables_uri, name) for name in names if not name.startswith(DATA_SET_FOLDERS)]
 
 
 def step_parts(tables_uri: str) -> list[str]:
@@ -46,10 +46,10 @@ def step_parts(tables_uri: str) -> list[str]:
 
 def manifests(tables_uri: str) -> list[str]:
     """Return the URIs of all manifests."""
-    folders = [
-        folder for folder in storage.list_folders(tables_uri) if folder.rpartition("/")[2].startswith("manifest-")
+    names = [name for name in storage.list_folders(tables_uri) if name.startswith("manifest-")]
+    return [
+        entry.uri for name in names for entry in storage.list_files(storage.join(tables_uri, name), MANIFEST_FILE)
     ]
-    return [entry.uri for folder in folders for entry in storage.list_files(folder, MANIFEST_FILE)]
 
 
 def task_size(n_rows: int, rows_per_part: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster import storage
+from cluster import metrics, storage
 from cluster.resources import Resources
 from pipelines.engine import pieces, tables
 from pipelines.engine.exclusions import NO_EXCLUSIONS, Exclusions
@@ -35,6 +35,7 @@ from pipelines.engine.step import (
     set_marks,
     start_fates,
 )
+from pipelines.engine.table_index import index_table
 
 REPORT_SCHEMA = pa.schema(
     [
@@ -156,6 +157,7 @@ class Worker:
         if job.end_marker and storage.exists(job.end_marker):
             raise RunError(f"{job.segment.label}: this stream of tasks has ended, and another does its rows")
         part = tables.write_part(job.folder, table, {**footer(job.segment), **asdict(costs)})
+        record_metrics(job.segment, table, costs)
         return report(part, costs.n_inputs, len(table), costs.cpu_s, pending)
 
     def close(self) -> None:
@@ -286,6 +288,12 @@ def join_solved(step: Global, label: str, table: pa.Table, solved: pa.Table) -> 
     return table
 
 
+def without_done(job: Job, singles: list[pa.Table]) -> list[pa.Table]:
+    """Return the tasks of one row whose row has no result yet, and pieces of long rows, which may be done again."""
+    done = set(index_table(job.folder, job.segment.input_column).rows["input_uid"].to_pylist())
+    return [single for single in singles if pieces.is_piece(single) or tables.uids_of(single)[0] not in done]
+
+
 def failed_rows(job: Job, task: pa.Table, reason: str) -> pa.Table:
     """Write the part of rows whose worker died each time: live ones are failed with the reason. Return the report."""
     rows = tables.read_task(task)
@@ -295,8 +303,28 @@ def failed_rows(job: Job, task: pa.Table, reason: str) -> pa.Table:
         rows = set_column(rows, rows.schema.field(name), pc.if_else(dead, pa.scalar(value), rows[name]))
     if "source_uid" in job.segment.schema.names and "source_uid" not in rows.column_names:
         rows = rows.append_column("source_uid", rows["uid"])
-    part = tables.write_part(job.folder, tables.conform(rows, job.segment.schema), footer(job.segment))
+    rows = tables.conform(rows, job.segment.schema)
+    part = tables.write_part(job.folder, rows, footer(job.segment))
+    record_metrics(job.segment, rows, Costs())
     return report(part, len(rows), len(rows), 0.0)
+
+
+def record_metrics(segment: Segment, table: pa.Table, costs: Costs) -> None:
+    """Record the rows of a part by the step of this segment that gave them their fate, their hours, and the costs.
+
+    Rows that were marked before this segment are not counted again.
+    """
+    seconds = next((name for name in ("duration_s", "source_duration_s") if name in table.column_names), None)
+    rows = table.select(["fate", "fate_step", *([seconds] if seconds else [])])
+    totals = [([], "count_all"), *([(seconds, "sum")] if seconds else [])]
+    for group in rows.group_by(["fate", "fate_step"]).aggregate(totals).to_pylist():
+        step = segment.labels[-1] if group["fate"] == "kept" else group["fate_step"]
+        if step in segment.labels:
+            metrics.ROWS.record(group["count_all"], step=step, fate=group["fate"])
+            metrics.HOURS.record((group.get(f"{seconds}_sum") or 0.0) / 3600, step=step, fate=group["fate"])
+    for step, (_, cpu_s, wall_s) in costs.steps.items():
+        metrics.STEP_CPU_SECONDS.record(cpu_s, step=step)
+        metrics.STEP_SECONDS.record(wall_s, step=step)
 
 
 def report(part: str, n_inputs: int, n_rows: int, cpu_s: float, pending: Sequence[Any] = (0, "")) -> pa.Table:

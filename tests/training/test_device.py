@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from training.device import memory_environment
+from training.device import device_for, memory_environment
 
 pytestmark = [
     pytest.mark.slow,
@@ -69,3 +70,10 @@ def test_thresholds_of_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> Non
     assert memory_environment()["MALLOC_MMAP_THRESHOLD_"] == "1000000"
     assert memory_environment()["MALLOC_ARENA_MAX"] == "1"
     assert pages_per_step("keep", MALLOC_MMAP_THRESHOLD_="1000000") > 0.9 * PAGES_PER_STEP
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_an_error() -> None:
+    assert (device_for("auto").type, device_for("cpu").type) == ("cpu", "cpu")
+    with pytest.raises(ValueError, match=r"^cuda: torch [^ ]* sees no GPU on this machine; install torch with CUDA"):
+        device_for("cuda")

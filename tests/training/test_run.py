@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -48,12 +48,16 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_dataset(tmp_path_factory.mktemp("data"), [(32, 32, 5, 15), (48, 32, 1, 9)], n_val=2)
 
 
-def kill_a_worker_after(step: int, run_uri: str) -> None:
-    """Kill the process of rank 1 after a step, as the loss of its node would."""
-    while not any(record["step"] >= step for record in read_metrics(run_uri)):
-        time.sleep(0.05)
-    pid = int((Path(run_uri) / "pid-1").read_text())
-    os.kill(pid, signal.SIGKILL)
+def kill_a_worker_after(steps: Sequence[int], run_uri: str) -> None:
+    """Kill the process of rank 1 when there is a checkpoint of each of these steps, as the loss of its node would."""
+    killed = set()
+    for step in steps:
+        while (newest := newest_checkpoint(run_uri)) is None or newest.step < step:
+            time.sleep(0.05)
+        while (pid := int((Path(run_uri) / "pid-1").read_text() or 0)) in {0, *killed}:
+            time.sleep(0.05)
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
 
 
 def train_undisturbed(manifest: str, run_uri: str) -> None:
@@ -62,6 +66,7 @@ def train_undisturbed(manifest: str, run_uri: str) -> None:
 
 
 def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker is killed more often than `max_failures`, with a new checkpoint between."""
     alone = run.train(
         SETTINGS.model_copy(update={"workers": 1, "zero_stage": 0}),
         manifest,
@@ -80,15 +85,15 @@ def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypa
         worker(config)
 
     monkeypatch.setattr(run, "_worker", worker_with_pid)
-    killer = threading.Thread(target=kill_a_worker_after, args=(7, run_uri))
+    killer = threading.Thread(target=kill_a_worker_after, args=((4, 8), run_uri))
     killer.start()
-    two = run.train(SETTINGS, manifest, str(tmp_path / "two"), distributed=True)
+    lasting = SETTINGS.model_copy(update={"max_failures": 1})
+    two = run.train(lasting, manifest, str(tmp_path / "two"), distributed=True)
     killer.join()
     assert len(two.losses) == SETTINGS.steps
     assert two.losses == pytest.approx(alone.losses, abs=1e-4)
     assert [loss for _, loss in two.validation] == pytest.approx([loss for _, loss in alone.validation], abs=1e-4)
     assert [record["step"] for record in read_metrics(run_uri)] == list(range(1, SETTINGS.steps + 1))
-    # The first try reached step 7 and left a checkpoint at step 4, so the second began there or later.
     assert complete_checkpoints(run_uri)[-1].workers == 2
     # Two ranks without Ray and without a kill end with the same bits.
     undisturbed = str(tmp_path / "undisturbed")

@@ -72,3 +72,19 @@ def test_other_values_get_one_message(model: type[TrainSettings], value: str) ->
     with pytest.raises(ConfigError, match=r"^r:1: workers: write auto or a number from 1 \(got [^\n]*\)$"):
         parse(model, parse_document(f"workers: {value}", "r"))
     assert parse(model, parse_document("workers: auto", "r")).workers == "auto"
+
+
+def test_cuda_asks_for_gpus_and_cpu_leaves_them() -> None:
+    cluster = ClusterSize(cpus=8, gpus=4)
+    cuda, cpu = WorkerRequest("auto", device="cuda"), WorkerRequest("auto", device="cpu")
+    assert (cuda.resolve(cluster), cpu.resolve(cluster)) == (4, 4)
+    assert (cuda.resolve(ClusterSize(cpus=8)), cpu.resolve(ClusterSize(cpus=12, gpus=1))) == (1, 6)
+    assert (cuda.uses_gpus(ClusterSize(8)), cpu.uses_gpus(cluster), AUTO.uses_gpus(cluster)) == (True, False, True)
+    assert (cuda.always_fits, cpu.always_fits, WorkerRequest(4, 2, device="cuda").fewest) == (False, True, 2)
+
+
+def test_cuda_without_a_gpu_is_refused_or_waits() -> None:
+    with pytest.raises(ValueError, match="1 worker needs a GPU, and the cluster has 0; add nodes with GPUs, or"):
+        WorkerRequest("auto", device="cuda").check(ClusterSize(cpus=8))
+    message = WorkerRequest(8, device="cuda").check(ClusterSize(cpus=8, gpus=2, may_grow=True))
+    assert message == ("at least 8 workers need one GPU each, and the cluster has 2; training waits until it has grown")

@@ -11,7 +11,15 @@ from cluster.config import Settings
 from training.autoencoders._linear_weights import SPACE_FACTOR, TIME_FACTOR
 from training.settings import TrainSettings
 from training.tracking.trackers import TrackerName
-from training.workers import WORKERS_DESCRIPTION, WorkerRequest, Workers, check_is_workers
+from training.workers import (
+    DEVICE_DESCRIPTION,
+    MAX_FAILURES_DESCRIPTION,
+    WORKERS_DESCRIPTION,
+    Device,
+    WorkerRequest,
+    Workers,
+    check_is_workers,
+)
 
 
 class CropSettings(Settings):
@@ -106,10 +114,9 @@ class AutoencoderTrainSettings(Settings):
         description="Compile the network with torch.compile: the first steps take minutes, the others are faster.",
     )
     loaders: int = Field(8, ge=1, description="Threads that read crops.")
+    device: Device = Field("auto", description=DEVICE_DESCRIPTION)
     workers: Workers = Field("auto", description=WORKERS_DESCRIPTION)
-    max_failures: int = Field(
-        2, ge=0, description="How often lost workers are replaced and training resumes from the newest checkpoint."
-    )
+    max_failures: int = Field(2, ge=0, description=MAX_FAILURES_DESCRIPTION)
     checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints; the last step always writes one.")
     keep_checkpoints: int = Field(2, ge=1, description="Number of newest checkpoints that are kept.")
     validate_every: int = Field(1000, ge=0, description="Steps between measurements on held-out clips; 0 for never.")
@@ -142,7 +149,8 @@ class AutoencoderTrainSettings(Settings):
     @property
     def worker_request(self) -> WorkerRequest:
         """The number of workers that the settings ask for, among which the crops of every step can be shared."""
-        return WorkerRequest(self.workers, divides=tuple(crop.batch for crop in self.crops))
+        batches = tuple(crop.batch for crop in self.crops)
+        return WorkerRequest(self.workers, divides=batches, device=self.device)
 
     def train_settings(self) -> TrainSettings:
         """Return the settings in common with the training of any model, which engine, checkpoints and workers read.

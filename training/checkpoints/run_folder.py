@@ -12,6 +12,7 @@ from training.settings import TrainSettings
 CHANGEABLE_ON_RESUME = frozenset(
     (
         "steps",
+        "device",
         "workers",
         "min_workers",
         "context_parallel",
@@ -20,6 +21,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "communication_bucket",
         "max_failures",
         "checkpoint_every",
+        "checkpoint_every_s",
         "keep_checkpoints",
         "validate_every",
         "export",

@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.arrays import UInt8Array
+from cluster.metrics import OF_RECORDS
 from cluster.telemetry import ProgressBar, log, progress
 from training.tracking.trackers import TrackedRun, Tracker, TrackerName, open_trackers
 
@@ -160,7 +161,7 @@ class Metrics:
         `settings` are written to a file and sent to the trackers. These also get the record of every `log_every`-th
         step and of steps with a validation or with scores.
         """
-        self._uri = run_uri
+        self._uri, self._name = run_uri, run_uri.rpartition("/")[2]
         self._log_every = log_every
         self.records = [record for record in read_metrics(run_uri) if record["step"] <= start_step]
         self._rewrite()
@@ -180,6 +181,8 @@ class Metrics:
     def add(self, record: Record) -> None:
         """Record a step; `record["step"]` counts from 1."""
         self.records.append(record)
+        for key in OF_RECORDS.keys() & record.keys():
+            OF_RECORDS[key].record(record[key], run=self._name)
         if self._is_local:
             with storage.local_path(storage.join(self._uri, METRICS_FILE)).open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(record) + "\n")

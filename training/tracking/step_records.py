@@ -66,7 +66,7 @@ class _Unread:
 class StepRecords:
     """The records of a run's steps; every rank has one, and rank 0 writes them.
 
-    A step's losses, measurements and stop requests of all ranks are one sum of a vector: no step communicates Python
+    A step's losses, measurements and requests of all ranks are one sum of a vector: no step communicates Python
     objects. The sum is started after the step, and may be read after the next one has been launched.
     """
 
@@ -75,12 +75,16 @@ class StepRecords:
         self._unread: _Unread | None = None
         self.stop_requested = False
         """Whether a rank asked to stop in one of the steps whose records have been written."""
+        self.save_requested = False
+        """Whether a rank asked for a checkpoint in one of them; the loop resets it when one is written."""
 
-    def start(self, done: int, step: TakenStep, stop_requested: bool) -> None:
+    def start(self, done: int, step: TakenStep, stop_requested: bool, save_requested: bool) -> None:
         """End the measurement of a step, after which `done` steps are done, and start its sum over ranks."""
         assert self._unread is None
         measurement = self._meter.measure()
-        own = torch.tensor([stop_requested, *row_of_rank(self._engine, measurement.values)], dtype=torch.float64)
+        own = torch.tensor(
+            [stop_requested, save_requested, *row_of_rank(self._engine, measurement.values)], dtype=torch.float64
+        )
         own = own.to(step.sums_P2.device, non_blocking=True)
         sums = PendingSum(self._engine, torch.cat((step.sums_P2.flatten(), own)))
         self._unread = _Unread(done, sums, measurement, step.values, {})
@@ -100,9 +104,10 @@ class StepRecords:
         step, self._unread = self._unread, None
         sums, n_parts = step.sums.read(), len(self._parts.names)
         loss = self._parts.record(sums[: 2 * n_parts].reshape(n_parts, 2).tolist(), "loss")
-        rows_RK = sums[2 * n_parts + 1 :].reshape(self._engine.world_size, -1)
+        rows_RK = sums[2 * n_parts + 2 :].reshape(self._engine.world_size, -1)
         speed = self._meter.summary(rows_RK, step.measurement.step_s)
         self.stop_requested |= bool(sums[2 * n_parts] > 0)
+        self.save_requested |= bool(sums[2 * n_parts + 1] > 0)
         if not math.isfinite(loss["loss"]):
             raise NonFiniteLossError(
                 f"step {step.done}: the loss is {loss['loss']}, though its gradient is finite, so the weights were "

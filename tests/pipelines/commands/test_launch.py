@@ -70,3 +70,18 @@ def test_programs_get_the_file(
     ended = worldloom("launch", recipe, "--on", "slurm")
     assert (ended.exit_code, ended.stdout) == (0, "Submitted batch job 7\n")
     assert (tmp_path / "sbatch.stdin").read_text().startswith("#!/bin/bash\n#SBATCH ")
+
+
+def test_a_job_with_gpus_trains_on_them_alone(worldloom: CommandLine, recipe: Path) -> None:
+    def device(target: str, *changes: str) -> str:
+        sets = ("curate=[]", "sources=[]", "manifest=s3://bucket/m.parquet", "train.steps=500", *changes)
+        ended = worldloom("launch", recipe, "--on", target, "--dry-run", *(f"--set={change}" for change in sets))
+        assert ended.exit_code == 0, ended.stderr
+        (line,) = {line.strip() for line in ended.stdout.splitlines() if line.strip().startswith("device:")}
+        return line.removeprefix("device: ")
+
+    assert device("slurm", "launch.slurm.gpus_per_node=8") == "cuda"
+    assert device("slurm") == "auto"
+    assert device("kuberay") == "cuda"
+    assert device("kuberay", "train.device=cpu") == "cpu"
+    assert device("kuberay", "launch.kuberay.gpu_pool.max_replicas=0") == "auto"

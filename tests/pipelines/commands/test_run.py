@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from cluster.config import ConfigError
@@ -118,6 +120,16 @@ def test_too_many_workers_are_refused_before_curation(
     assert "train.workers: at least 3 workers need one CPU core each, and the cluster has 2" in ended.stderr
     assert "write workers: auto" in ended.stderr
     assert not (scan_recipe.parent / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("call", [run, train.train])
+def test_a_missing_gpu_is_refused_first(of_manifest: Path, call: Callable[..., object]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^train\.device: cuda: torch [^ ]* sees no GPU on this machine; install torch"
+    ):
+        call(load_recipe(of_manifest, ["train.device=cuda"]), in_process=True)
+    assert not list((of_manifest.parent / "out").glob("run-*"))
 
 
 def test_a_finished_training_needs_no_room(trained: Path, ray_session: None) -> None:

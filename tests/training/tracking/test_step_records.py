@@ -58,13 +58,13 @@ def take_steps(manifest: str, out: str) -> dict[str, Any]:
         for (step, inputs), _ in zip(loader, range(STEPS), strict=False):
             taken = take_step(run, step, inputs, meter)
             before = calls.copy()
-            records.start(step + 1, taken, stop_requested=step == 1)
+            records.start(step + 1, taken, stop_requested=step == 1, save_requested=step == 0)
             assert calls - before == {"all_reduce": 1}
             records.finish()
     return {
         "calls": dict(calls),
         "n_fragments": len(fragments),
-        "stop_requested": records.stop_requested,
+        "requests": (records.stop_requested, records.save_requested),
         "samples": [record["samples"] for record in written.records],
         "keys": sorted(written.records[0]),
     }
@@ -83,7 +83,7 @@ def test_no_step_of_512_ranks_sends_objects(tmp_path: Path) -> None:
     (found,) = run_ranks(take_steps, 1, manifest, str(tmp_path / "run"))
     assert not {name for name in found["calls"] if "object" in name or name == "barrier"}
     assert found["n_fragments"] <= 2, "a shard of a 512th of the weights"
-    assert found["stop_requested"]
+    assert found["requests"] == (True, True)
     assert len(found["samples"]) == STEPS
     assert min(found["samples"]) > 1, "samples of all ranks, though this rank has one at most"
     assert {"loss", "samples", "tokens", "step_s", "idle_share", "slowest_rank"} <= set(found["keys"])

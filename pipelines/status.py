@@ -1,0 +1,189 @@
+"""The status of a run: what its folder tells, while commands write to it or after. Reads only, and lists no sources."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeVar
+
+import pyarrow as pa
+
+from cluster import leases, storage
+from cluster.config import ConfigError, decode_document, parse
+from cluster.leases import Sighting
+from cluster.unreadable import UnreadableError
+from pipelines.curation import Inputs, SegmentState
+from pipelines.engine.segments import Segment, segments_of
+from pipelines.engine.sources import FIELDS as SOURCE_FIELDS
+from pipelines.engine.step import FATES, Global
+from pipelines.engine.table_index import index_table
+from pipelines.recipe import RUN_FILE, Recipe
+from training.data.footer import DamagedError
+from training.tracking.run_status import RunStatus, read_run
+
+TRAININGS = ("run-", "autoencoder-")
+"""Prefixes of the folders of training runs."""
+TRIES = 3
+"""A running command may remove a file between its listing and its reading."""
+
+State = Literal["running", "finished", "failed", "unfinished"]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class StepStatus:
+    """How far a step of `curate` is, and the fates of its rows."""
+
+    step: str
+    inputs: int | None
+    """Rows that its table is made of; None for the first table while it is the last one, as no sources are listed."""
+    done: int
+    kept: int
+    """Rows of its table that it and the steps before it kept."""
+    marked: dict[str, int]
+    """Rows that it dropped, failed or found to be duplicates, by fate."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Generated files."""
+
+    count: int = 0
+    newest: str | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """All that the folder of a run tells."""
+
+    uri: str
+    name: str | None
+    """Name of the recipe that was last run there."""
+    state: State
+    curation: tuple[StepStatus, ...]
+    trainings: tuple[RunStatus, ...]
+    leases: tuple[Sighting, ...]
+    samples: Samples
+    problems: tuple[str, ...]
+    """Files that are damaged or cannot be understood, and errors that ended a training."""
+
+
+def read_status(uri: str) -> Status:
+    """Return the status of a run from its folder, its `out`. Raises `ConfigError` if nothing was run there."""
+    uri = storage.absolute(uri)
+    problems: list[str] = []
+    recipe = _recipe(uri, problems)
+    folders = storage.list_folders(uri)
+    if recipe is None and not problems and not any(name == "tables" or _is_training(name) for name in folders):
+        raise ConfigError(f"{uri}: nothing was run here; name the folder that a recipe has as out")
+    curation = () if recipe is None else tuple(_guarded(problems, lambda: list(_curation(recipe, problems))) or ())
+    names = [name for name in folders if _is_training(name)]
+    now_s = time.time()
+    runs = [_guarded(problems, partial(read_run, storage.join(uri, name), now_s)) for name in names]
+    trainings = tuple(run for run in runs if run is not None)
+    problems += [problem for run in trainings for problem in run.problems]
+    held = tuple(_guarded(problems, lambda: leases.look(uri)) or ())
+    samples = _guarded(problems, lambda: _samples(uri)) or Samples()
+    state = _state(recipe, curation, trainings, held)
+    return Status(uri, recipe.name if recipe else None, state, curation, trainings, held, samples, tuple(problems))
+
+
+def _is_training(folder: str) -> bool:
+    return folder.startswith(TRAININGS)
+
+
+def _guarded(problems: list[str], read: Callable[[], Result]) -> Result | None:
+    """Return what a function reads, or None with the reason among the problems, where a file is damaged."""
+    for attempt in range(TRIES):
+        try:
+            return read()
+        except FileNotFoundError as error:
+            if attempt == TRIES - 1:
+                problems.append(str(error))
+        except (ConfigError, DamagedError, UnreadableError, pa.ArrowException, ValueError, KeyError) as error:
+            problems.append(str(error).strip() or type(error).__name__)
+            break
+    return None
+
+
+def _recipe(uri: str, problems: list[str]) -> Recipe | None:
+    """Return the recipe that was last run in a folder, wherever that was moved; None if there is none."""
+    file = storage.join(uri, RUN_FILE)
+    if not storage.exists(file):
+        return None
+    recipe = _guarded(problems, lambda: parse(Recipe, decode_document(storage.read_bytes(file), file)))
+    return recipe.model_copy(update={"out": uri}) if recipe else None
+
+
+def _curation(recipe: Recipe, problems: list[str]) -> Iterator[StepStatus]:
+    """Yield the status of each step, up to the first table that does not exist or cannot be read."""
+    chain, inputs = "", None
+    states: list[SegmentState] = []
+    for segment in segments_of(recipe.curate, recipe.labels) if recipe.manifest is None else ():
+        digest = inputs.digest() if inputs is not None and isinstance(segment.first, Global) else ""
+        segment = segment.after(chain, digest)
+        chain = segment.fingerprint
+        state = _guarded(problems, partial(_segment, recipe, segment, inputs))
+        if state is None or not state.n_done:
+            break
+        states.append(state)
+        inputs = Inputs(pa.schema(list(SOURCE_FIELDS)).empty_table(), state.rows)
+    for number, state in enumerate(states):
+        # That the next table was begun tells that this one is complete.
+        yield from _steps(state, state.n_inputs if number or len(states) > 1 else None)
+
+
+def _segment(recipe: Recipe, segment: Segment, inputs: Inputs | None) -> SegmentState:
+    """Return the state of a segment; the first one is taken to have as many inputs as its table holds."""
+    folder = segment.folder(recipe.tables_uri)
+    rows = index_table(folder, segment.input_column)
+    if inputs is not None:
+        rows = rows.of_inputs(inputs.uids)
+    done = len(set(rows.rows["input_uid"].to_pylist()))
+    return SegmentState(segment, folder, done if inputs is None else len(inputs.uids), done, rows)
+
+
+def _steps(state: SegmentState, inputs: int | None) -> Iterator[StepStatus]:
+    grouped = state.rows.rows.group_by(["fate", "fate_step"]).aggregate([([], "count_all")]).to_pylist()
+    counts = Counter({(row["fate"], row["fate_step"]): row["count_all"] for row in grouped})
+    kept = sum(count for (fate, step), count in counts.items() if fate == "kept" or step in state.segment.labels)
+    for label in state.segment.labels:
+        marked: dict[str, int] = {fate: counts[fate, label] for fate in FATES if fate != "kept"}
+        kept -= sum(marked.values())
+        yield StepStatus(label, inputs, state.n_done, kept, marked)
+
+
+def _samples(uri: str) -> Samples:
+    """Count the generated files, each of which has a JSON file of the same name beside it."""
+    entries = storage.list_files(storage.join(uri, "samples"))
+    names = {entry.uri for entry in entries}
+    made = [
+        entry
+        for entry in entries
+        if not entry.uri.endswith(".json") and f"{entry.uri.rpartition('.')[0]}.json" in names
+    ]
+    newest = max(made, key=lambda entry: int(entry.version), default=None)
+    return Samples(len(made), newest.uri if newest else None)
+
+
+def _state(
+    recipe: Recipe | None,
+    curation: tuple[StepStatus, ...],
+    trainings: tuple[RunStatus, ...],
+    held: tuple[Sighting, ...],
+) -> State:
+    """Return the state of all: `finished` if every step has its rows, and a training ended if the recipe has one."""
+    if any(sighting.alive and sighting.holder.state == "holding" for sighting in held):
+        return "running"
+    states = [run.state for run in trainings]
+    if "failed" in states:
+        return "failed"
+    if recipe is None:
+        return "finished" if states and set(states) == {"finished"} else "unfinished"
+    curated = recipe.manifest is not None or (
+        [step.step for step in curation] == recipe.labels and all(step.inputs in (None, step.done) for step in curation)
+    )
+    return "finished" if curated and (recipe.train is None or "finished" in states) else "unfinished"

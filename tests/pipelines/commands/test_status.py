@@ -1,0 +1,144 @@
+"""`worldloom status`: what it tells of runs that are finished, unfinished, running or damaged. It writes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import pytest
+
+from cluster import leases, storage, stores
+from cluster.leases import Holder, lease
+from pipelines.status import read_status
+from tests.support.command_line import CommandLine
+from training.tracking.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+
+ELSEWHERE = Holder("0" * 16, "tables", "holding", "worldloom run", "elsewhere/1/2", 7, "1", "2026-01-01T00:00:00+00:00")
+"""A command on another machine."""
+
+
+@pytest.fixture
+def out(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of the folder of a finished run, without its recipe's file and footage."""
+    return shutil.copytree(trained.parent / "out", tmp_path / "out")
+
+
+def only(out: Path, pattern: str) -> Path:
+    """Return the only path that matches a pattern."""
+    (path,) = out.glob(pattern)
+    return path
+
+
+def read(worldloom: CommandLine, out: object, exit_code: int = 0) -> dict[str, Any]:
+    """Return the JSON of a status."""
+    ended = worldloom("status", out, "--json")
+    assert ended.exit_code == exit_code, ended.stderr
+    status: dict[str, Any] = json.loads(ended.stdout)
+    return status
+
+
+def test_a_finished_run(out: Path, worldloom: CommandLine) -> None:
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    status = read(worldloom, out)
+    assert (status["name"], status["state"], status["problems"], status["leases"]) == ("trained", "finished", [], [])
+    assert [step["step"] for step in status["curation"]] == ["scan", "cut", "caption", "encode"]
+    assert {(step["done"], step["inputs"]) for step in status["curation"][:2]} == {(4, 4)}
+    # The fates of the last step are those of the last table, as its rows tell.
+    (part,) = (out / "tables").glob("encode-*/part-*.parquet")
+    fates = storage.read_table(str(part), ["fate", "fate_step"]).to_pylist()
+    last = status["curation"][-1]
+    assert last["kept"] == sum(row["fate"] == "kept" for row in fates)
+    assert sum(sum(step["marked"].values()) for step in status["curation"]) == len(fates) - last["kept"]
+    (run,) = status["trainings"]
+    records = read_metrics(str(only(out, "run-*")))
+    assert (run["state"], run["step"], run["steps"], run["checkpoints"]) == ("finished", 3, 3, [3])
+    assert (run["loss"], run["val_loss"]) == (records[-1]["loss"], records[-1]["val_loss"])
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    ended = worldloom("status", out)
+    assert (ended.exit_code, "encode" in ended.stdout, f"{records[-1]['loss']:.4f}" in ended.stdout) == (0, True, True)
+
+
+def test_an_unfinished_run(out: Path, worldloom: CommandLine) -> None:
+    shutil.rmtree(only(out, "tables/encode-*"))
+    shutil.rmtree(only(out, "run-*/export"))
+    with only(out, "run-*/metrics.jsonl").open("a") as handle:
+        handle.write('{"step": 4, "lo')  # cut off by a kill
+    status = read(worldloom, out)
+    assert (status["state"], status["trainings"][0]["state"]) == ("unfinished", "unfinished")
+    assert [step["step"] for step in status["curation"]] == ["scan", "cut", "caption"]
+    shutil.rmtree(only(out, "tables/cut-*"))
+    (scan,) = read(worldloom, out)["curation"]
+    assert (scan["done"], scan["inputs"]) == (4, None)
+
+
+def test_damaged_files_are_named(out: Path, worldloom: CommandLine) -> None:
+    run = only(out, "run-*")
+    part = only(out, "tables/encode-*/part-*.parquet")
+    part.write_bytes(b"PAR1 no footer")
+    (run / "metrics.jsonl").write_text("no json\n")
+    only(run, "checkpoints/*/complete.json").write_text("{}")
+    (run / "failure.txt").write_text("NonFiniteLossError\nstep 3: the loss is nan")
+    status = read(worldloom, out, exit_code=1)
+    assert status["state"] == "failed"
+    assert [step["step"] for step in status["curation"]] == ["scan", "cut", "caption"]
+    found = "\n".join(status["problems"])
+    assert len(status["problems"]) == 4
+    for text in (str(part), f"{run}/metrics.jsonl: is damaged", "complete.json: is damaged", "the loss is nan"):
+        assert text in found
+    assert worldloom("status", out).exit_code == 1
+    (out / "run.yaml").write_text("name: [")
+    assert any("run.yaml:1" in problem for problem in read(worldloom, out, exit_code=1)["problems"])
+
+
+def test_commands_that_write_are_shown(out: Path, worldloom: CommandLine) -> None:
+    path = out / leases.FOLDER / f"{ELSEWHERE.id}{leases.SUFFIX}"
+    with lease(str(out), "run-1"):
+        dead = {**asdict(ELSEWHERE), "host": leases.host_identity(), "process": "another"}
+        path.write_text(json.dumps(dead))
+        status = read(worldloom, out)
+        assert status["state"] == "running"
+        assert [(one["holder"]["scope"], one["alive"]) for one in status["leases"]] == [
+            ("tables", False),
+            ("run-1", True),
+        ]
+    path.write_text(json.dumps(asdict(ELSEWHERE)))
+    assert [one["alive"] for one in read(worldloom, out)["leases"]] == [True]
+    assert path.exists(), "a lease of another is not removed"
+
+
+def test_a_store_is_read_as_a_folder(out: Path, worldloom: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = read(worldloom, out)
+    store = pafs.SubTreeFileSystem(str(out.parent), pafs.LocalFileSystem())
+    monkeypatch.setattr(stores, "filesystem", lambda scheme, bucket: store)
+    remote = read(worldloom, "s3://out")
+    assert remote.pop("uri") == "s3://out"
+    local.pop("uri")
+    for status in (local, remote):
+        status["trainings"][0].pop("record_age_s")
+    assert remote == local
+
+
+def test_a_file_that_vanishes_is_read_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    list_files, calls = storage.list_files, []
+
+    def once_stale(uri: str, suffix: str = "") -> list[storage.Entry]:
+        calls.append(uri)
+        entries = list_files(uri, suffix)
+        if len(calls) == 1:
+            return [storage.Entry(f"{uri}/part-gone.parquet", 1, "0")]
+        return entries
+
+    monkeypatch.setattr(storage, "list_files", once_stale)
+    status = read_status(str(out))
+    assert (status.problems, len(status.curation), status.state) == ((), 4, "finished")
+
+
+def test_a_folder_without_a_run(tmp_path: Path, worldloom: CommandLine) -> None:
+    ended = worldloom("status", tmp_path)
+    assert (ended.exit_code, "nothing was run here" in ended.stderr) == (2, True)

@@ -1,0 +1,85 @@
+"""A node that is about to go: its workers write a checkpoint, on a cluster of two simulated nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.drawn import write_dataset
+from tests.support.paths import ROOT
+
+# In a process of its own: this one may be connected to another Ray.
+SIMULATED = """
+import json, os, subprocess, sys, threading, time
+from ray.cluster_utils import Cluster
+from cluster import session
+from cluster.ray_settings import RaySettings
+from training import run
+from training.checkpoints.checkpoint import complete_checkpoints
+from training.checkpoints.run_folder import run_folder
+from training.data.plan import PlanSettings
+from training.models.dit import DiT
+from training.settings import TrainSettings
+from training.tracking.metrics import read_metrics
+
+manifest, out = sys.argv[1:]
+settings = TrainSettings(
+    model=DiT(depth=1, dim=32, heads=2), steps=4000, batch=PlanSettings(tokens_per_step=100), warmup_steps=2,
+    workers=2, zero_stage=1, checkpoint_every=4000, validate_every=0, trackers=(),
+)
+run_uri = run_folder(settings, manifest, out, 0)
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+node = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+os.environ["RAY_ADDRESS"] = cluster.address
+said = {}
+
+def drain():
+    while len(read_metrics(run_uri)) < 3:
+        time.sleep(0.1)
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address]
+    deadline = ["--deadline-remaining-seconds", "600"]
+    subprocess.run([*command, "--node-id", node.node_id, *reason, *deadline], check=True, capture_output=True)
+    while not complete_checkpoints(run_uri):
+        time.sleep(0.1)
+    (checkpoint,) = complete_checkpoints(run_uri)
+    while len(read_metrics(run_uri)) < checkpoint.step + 3:
+        time.sleep(0.1)
+    said.update(step=checkpoint.step, goes_on=True)
+    os.kill(os.getpid(), 2)
+
+threading.Thread(target=drain, daemon=True).start()
+with session.ray_connection(RaySettings(address="auto")):
+    try:
+        run.train(settings, manifest, out)
+    except run.Interrupted as error:
+        said["ended"] = str(error)
+with open(out + "/said.json", "w") as file:
+    json.dump(said, file)
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_workers_save_when_their_node_is_drained(tmp_path: Path) -> None:
+    manifest = write_dataset(tmp_path / "data", [(32, 32, 5, 6)], n_val=0)
+    ended = subprocess.run(
+        [sys.executable, "-c", SIMULATED, manifest, str(tmp_path)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert ended.returncode == 0, ended.stderr
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said["goes_on"]
+    assert said["ended"].startswith("stopped after step ")
+    assert 0 < said["step"] < int(said["ended"].split()[3])
