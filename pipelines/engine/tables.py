@@ -47,9 +47,7 @@ def step_parts(tables_uri: str) -> list[str]:
 def manifests(tables_uri: str) -> list[str]:
     """Return the URIs of all manifests."""
     names = [name for name in storage.list_folders(tables_uri) if name.startswith("manifest-")]
-    return [
-        entry.uri for name in names for entry in storage.list_files(storage.join(tables_uri, name), MANIFEST_FILE)
-    ]
+    return [entry.uri for name in names for entry in storage.list_files(storage.join(tables_uri, name), MANIFEST_FILE)]
 
 
 def task_size(n_rows: int, rows_per_part: int) -> int:
