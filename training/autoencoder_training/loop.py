@@ -280,23 +280,25 @@ def _export(run: AutoencoderRun, step: int) -> AutoencoderResult:
     """
     with run.engine.swapped_weights(run.ema.averages):
         averaged = run.engine.full_parameters(on_all_ranks=True)
-    init = _read_init(run.settings)
-    network = init.network if init else new_network(PRESETS[run.settings.preset], run.seed)
+    settings = run.settings
+    init = _read_init(settings)
+    network = init.network if init else new_network(PRESETS[settings.preset], run.seed)
     rounded = {name: value.to(torch.bfloat16).float() for name, value in averaged.items()}
     network.load_state_dict({**network.state_dict(), **rounded})
     network = network.to(run.engine.device).eval()
     scores = run.validation.measure(lambda video: network.decode(network.encode(video)[0]))
     linear = Linear(channels=CHANNELS).open(run.engine.device)
     baseline = run.validation.measure(lambda video: linear.decode(linear.encode(video)))
-    about = {"steps": step, "seed": run.seed, "preset": run.settings.preset, "data": fingerprint(run.data)}
-    if run.settings.init is not None:
-        about["init"] = weight_files.identity(Causal(weights=run.settings.init).weights_file())
-    if run.settings.decoder_noise:
-        about["decoder_noise"] = run.settings.decoder_noise
+    data = fingerprint(run.data)
+    about: dict[str, Any] = {"steps": step, "seed": run.seed, "preset": settings.preset, "data": data}
+    if settings.init is not None:
+        about["init"] = weight_files.identity(Causal(weights=settings.init).weights_file())
+    if settings.decoder_noise:
+        about["decoder_noise"] = settings.decoder_noise
     report = {**about, **scores, "linear": baseline}
     weights_uri = storage.join(run.run_uri, "export", WEIGHTS)
     if run.engine.rank == 0:
-        if init and run.settings.decoder_noise:
+        if init and settings.decoder_noise:
             mean_2C, std_2C = init.mean_2C, init.std_2C
         else:
             mean_2C, std_2C = latent_statistics(network, run.crops(STATISTICS_SEED_OFFSET), run.engine.device)
