@@ -28,6 +28,7 @@ def save_llama_clip(folder: Path, seed: int = 0, llama_dim: int = 32, clip_dim: 
             transformers.CLIPTextConfig(
                 hidden_size=clip_dim,
                 num_hidden_layers=2,
+                bos_token_id=None,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
                 **sizes,

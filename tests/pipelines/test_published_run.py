@@ -1,0 +1,60 @@
+"""A shipped recipe of a published model from footage to a sample: the folder of the model is all that it needs."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from tests.support.command_line import CommandLine
+from tests.support.paths import ROOT
+from tests.support.published_models import write_pipeline
+from tests.support.videos import encode, sliding
+from training.checkpoints.model_card import read_card
+
+TINY = """
+curate.cut.min_s=0.5
+curate.keep={luma: {min: 0.01}}
+curate.encode={min_psnr_db: 0, buckets: [{size: 32, frames: [9], fps: 8, aspects: ["3:2"]}]}
+splits.val=0.3
+train.steps=2
+train.warmup_steps=1
+train.precision=fp32
+train.zero_stage=0
+train.batch.tokens_per_step=100
+"""
+"""Settings by which the recipe runs on a CPU in seconds."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "encoder", "guidance"), [("wan", "t5", "plain"), ("hunyuan", "llama_clip", "embedded")]
+)
+def test_footage_becomes_samples_by_the_models_own_encoders(
+    family: str, encoder: str, guidance: str, tmp_path: Path, worldloom: CommandLine
+) -> None:
+    model = write_pipeline(tmp_path / "model", family)
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        video = sliding(40, 1.0 + number, 96, 64, seed=number)
+        encode(tmp_path / "in" / f"{number}.mp4", video, time_base=Fraction(1, 24))
+        (tmp_path / "in" / f"{number}.txt").write_text(f"ball {number}")
+    sample = f"{{prompt: a ball, seconds: 1, size: 64x32, steps: 2, name: ball, guidance_method: {guidance}}}"
+    assignments = [
+        *TINY.strip().splitlines(),
+        f"out={tmp_path}/out",
+        f"train.model.path={model}",
+        f"sources=[{{videos: '{tmp_path}/in/*.mp4', captions: sidecar}}]",
+        f"sample=[{sample}]",
+    ]
+    sets = [part for one in assignments for part in ("--set", one)]
+    ended = worldloom("run", ROOT / "pipelines/recipes/finetune-wan.yaml", "--inline", *sets)
+    assert ended.exit_code == 0, ended.stderr
+    assert (tmp_path / "out" / "samples" / "ball.mp4").stat().st_size > 0
+    (export,) = (tmp_path / "out").glob("run-*/export")
+    card = read_card(str(export))
+    assert card.text_encoder.name == encoder
+    assert card.autoencoder.name == "diffusers"
+    assert card.adapter is not None
+    assert card.adapter.base == str(model)
