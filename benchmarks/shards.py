@@ -38,8 +38,9 @@ import torch
 
 from cluster import storage
 from training.data.buckets import Bucket
+from training.data.latent_reader import StoredLatents
 from training.data.layout import parse_layout
-from training.data.shard_reader import RowReference, ShardReader, StoredLatents
+from training.data.shard_reader import RowReference, ShardReader
 from training.data.shard_writer import LatentRow, write_shard
 from training.data.shards import ShardInfo, read_index
 

@@ -108,6 +108,10 @@ def list_files(uri: str, suffix: str = "") -> list[Entry]:
 
 def list_folders(uri: str) -> list[str]:
     """Return the names of the folders in a folder, sorted, however many files they hold; none if it does not exist."""
+    if uri.startswith("gs://"):
+        # Arrow's client of Google's store lists all files in any case, and knows no folders but by their files.
+        below = (entry.uri.removeprefix(f"{uri.rstrip('/')}/") for entry in list_files(uri))
+        return sorted({name.partition("/")[0] for name in below if "/" in name})
     filesystem, path = resolve(uri)
     with unreadable_errors(uri):
         infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))

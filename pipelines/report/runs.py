@@ -53,7 +53,9 @@ def training_runs(recipe: Recipe) -> dict[str, Any]:
     curve is `[steps, values]`. The curve of a `RAW_METRICS` name has the value of each step, one of `mean/<name>` the
     running mean, and those of `val_<name>` and `score_<name>` all values on the validation split and of previews.
     """
-    metrics_files = storage.list_files(recipe.out_uri, f"/{METRICS_FILE}")
+    # Not among the tables, where there may be 100,000 shards.
+    folders = [folder for folder in storage.list_folders(recipe.out_uri) if folder != recipe.tables_uri]
+    metrics_files = [entry for folder in folders for entry in storage.list_files(folder, f"/{METRICS_FILE}")]
     newest_first = sorted(metrics_files, key=lambda entry: (-int(entry.version), entry.uri))
     runs: list[dict[str, Any]] = []
     settings: list[Mapping[str, Any] | None] = []

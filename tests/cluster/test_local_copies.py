@@ -58,7 +58,7 @@ def test_an_interrupted_copy_is_made_again(store: SlowStore, tmp_path: Path, mon
         assert local_copy("s3://bucket/a").read_bytes() == b"whole"
 
 
-def test_ranks_of_a_machine_share_one_copy_of_an_index(store: SlowStore, tmp_path: Path) -> None:
+def test_a_remote_data_set_opens_in_few_requests(store: SlowStore, tmp_path: Path) -> None:
     manifest = write_dataset(tmp_path / "store/bucket", {CLIPS: 5, STILLS: 5})
     uri = f"s3://bucket/{Path(manifest).relative_to(tmp_path / 'store/bucket')}"
     with store.mounted():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,3 +111,17 @@ def test_remove_of_files_folders_and_missing_paths(tmp_path: Path) -> None:
     for name in ("d", "f", "never"):
         storage.remove(str(tmp_path / name))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme", ["", "s3://", "gs://"])
+def test_folders_are_listed_without_what_is_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    for name in ("tables/b/part-0", "tables/b/deep/part-1", "tables/a/x", "tables/file"):
+        (tmp_path / "bucket" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bucket" / name).touch()
+    root = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    monkeypatch.setattr("cluster.stores.filesystem", lambda scheme, bucket: root)
+    uri = f"{scheme or f'{tmp_path}/'}bucket/tables"
+    assert storage.list_folders(uri) == [f"{uri}/a", f"{uri}/b"]
+    assert storage.list_folders(f"{uri}/none") == []

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
-from zlib_ng.zlib_ng import crc32
 
 from cluster.local_copies import local_copy
-from training.data.footer import READ_ERRORS, DamagedError, parse_metadata, read_footer
+from training.data.footer import READ_ERRORS, DamagedError, parse_metadata, tail_checksum
 from training.data.manifest import CONTENT_COLUMNS, DatasetInfo
 from training.data.shards import CROP_COLUMNS
 
@@ -70,7 +69,7 @@ class IndexInfo:
     """The description of an index in its schema's metadata, besides that of the data set."""
 
     manifest_checksum: int
-    """CRC-32 of the footer of the manifest that the index was made from."""
+    """`tail_checksum` of the manifest that the index was made from."""
     n_batches: Mapping[Split, int]
     """Record batches of each split. They follow each other in the order of `SPLITS`, and rows in that of the
     manifest."""
@@ -101,11 +100,6 @@ def index_uri(manifest_uri: str) -> str:
     return f"{manifest_uri.removesuffix('.parquet')}.index.arrow"
 
 
-def manifest_checksum(manifest_uri: str) -> int:
-    """Return the CRC-32 of a manifest's footer, which another program's changes to the manifest change."""
-    return crc32(read_footer(manifest_uri)[0])
-
-
 def read_index(manifest_uri: str) -> Index:
     """Map the index of a data set into memory; from an object store, its copy on this machine (`local_copy`).
 
@@ -126,7 +120,7 @@ def read_index(manifest_uri: str) -> Index:
     if not reader.schema.remove_metadata().equals(SCHEMA):
         raise DamagedError(f"{uri}: was written by another version; {fix} again")
     dataset, info = _parse(parse_metadata(reader.schema, "index", uri), uri)
-    if info.manifest_checksum != manifest_checksum(manifest_uri):
+    if info.manifest_checksum != tail_checksum(manifest_uri):
         raise DamagedError(f"{uri}: was made from another manifest than {manifest_uri} is now; {fix} again")
     remaining = iter(batches)
     of_split = {split: [next(remaining) for _ in range(info.n_batches[split])] for split in SPLITS}

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from cluster import storage
 from cluster.arrays import Int64Array
 from cluster.large_tables import one_array
-from training.data.footer import DamagedError, metadata
-from training.data.index import OTHER_CAPTION, SCHEMA, SPLITS, TEXT_FIELDS, IndexInfo, index_uri, manifest_checksum
+from training.data.footer import DamagedError, metadata, tail_checksum
+from training.data.index import OTHER_CAPTION, SCHEMA, SPLITS, TEXT_FIELDS, IndexInfo, index_uri
 from training.data.manifest import DatasetInfo, tables_root
 from training.data.shard_footer import ShardFooter, read_shard_footer
 from training.data.text_index import TextIndex, read_text_index
@@ -74,7 +74,7 @@ class IndexBuilder:
         missing = needed.filter(pc.is_null(self._texts.numbers(needed)))
         (null_text,) = self._texts.places(self._texts.numbers(null)).to_pylist()
         return IndexInfo(
-            manifest_checksum=manifest_checksum(manifest_uri),
+            manifest_checksum=tail_checksum(manifest_uri),
             n_batches={split: len(spans) for split, spans in zip(SPLITS, self._spans, strict=True)},
             text_encoder=None if encoding is None else encoding.identity,
             null_text=null_text,

@@ -25,8 +25,9 @@ from training.data import byte_ranges, footer, layout, shards
 from training.data.buckets import Bucket
 from training.data.dataset import Dataset
 from training.data.footer import DamagedError
+from training.data.latent_reader import StoredLatents
 from training.data.manifest import read_manifest
-from training.data.shard_reader import RowReference, ShardReader, StoredLatents
+from training.data.shard_reader import RowReference, ShardReader
 from training.data.shard_writer import write_shard
 from training.data.shards import checksum_of, read_index
 from training.data.verify import verify
