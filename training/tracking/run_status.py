@@ -38,9 +38,9 @@ def read_run(run_uri: str, now_s: float) -> RunStatus:
     problems = []
     try:
         records = read_metrics(run_uri)
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         records = []
-        problems.append(f"{storage.join(run_uri, METRICS_FILE)}: is damaged: {error}")
+        problems.append(str(error))
     try:
         settings = read_settings(run_uri) or {}
     except ValueError as error:
