@@ -76,13 +76,16 @@ def list_names(names: Sequence[str], most: int) -> str:
 
 
 def unknown_message(noun: str, name: str, known: Sequence[str]) -> str:
-    """Return "unknown key 'detecter'; did you mean 'detector'? Known keys: ..." for the noun "key"."""
+    """Return "unknown key 'detecter'; did you mean 'detector'? Known keys: ..." for the noun "key".
+
+    A noun in the plural, as "weights", keeps its form.
+    """
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean '{close[0]}'?" if close else ";"
     plural = (
         noun[:-1] + "ies"
         if noun.endswith("y") and noun[-2] not in "aeiou"
-        else noun + ("es" if noun.endswith("ss") else "s")
+        else noun + ("es" if noun.endswith("ss") else "" if noun.endswith("s") else "s")
     )
     return f"unknown {noun} '{name}'{hint} Known {plural}: {', '.join(known) or 'none'}"
 

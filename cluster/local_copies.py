@@ -8,12 +8,18 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.fs as pafs
+
 from cluster import storage
-from cluster.unreadable import unreadable_errors
+from cluster.unreadable import UnreadableError, unreadable_errors
 
 PIECE_BYTES = 256 << 20
 """Bytes of a request. Stores send about 100 MB/s per request, so several are made at the same time."""
 THREADS = 4
+
+
+class CopyError(RuntimeError):
+    """The copy of a file cannot be kept on this machine."""
 
 
 def local_copy(uri: str) -> Path:
@@ -21,7 +27,7 @@ def local_copy(uri: str) -> Path:
 
     The first process that asks makes the copy, in the folder of temporary files, and others wait for it. A file that
     has changed is copied anew, and the copy of before is removed. Raises `FileNotFoundError` if there is no such file,
-    and `UnreadableError` if a store does not give it.
+    `UnreadableError` if a store does not give it, and `CopyError` if this machine has no room for it.
     """
     if storage.is_local(uri):
         return storage.local_path(uri)
@@ -30,10 +36,20 @@ def local_copy(uri: str) -> Path:
         info = filesystem.get_file_info(path)
     if not info.is_file:
         raise FileNotFoundError(f"{uri}: no such file")
+    try:
+        return _made_once(uri, info)
+    except UnreadableError:
+        raise
+    except OSError as error:
+        fix = "set TMPDIR to a folder of your own, with room for it"
+        raise CopyError(f"{uri}: cannot be copied to this machine: {error}; {fix}") from error
+
+
+def _made_once(uri: str, info: pafs.FileInfo) -> Path:
     folder = Path(tempfile.gettempdir()) / f"worldloom-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder}: belongs to another user; set TMPDIR to a folder of your own")
+        raise PermissionError(f"{folder} belongs to another user")
     name = storage.digest(uri)
     copy = folder / f"{name}-{storage.digest(str(info.size), str(info.mtime_ns))}"
     with (folder / f"{name}.lock").open("w") as lock:

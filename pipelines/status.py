@@ -22,6 +22,7 @@ from pipelines.engine.step import FATES, Global
 from pipelines.engine.table_index import index_table
 from pipelines.recipe import RUN_FILE, Recipe
 from training.data.footer import DamagedError
+from training.sampling.provenance import provenance_uri
 from training.tracking.run_status import RunStatus, read_run
 
 TRAININGS = ("run-", "autoencoder-")
@@ -76,7 +77,10 @@ def read_status(uri: str) -> Status:
     uri = storage.absolute(uri)
     problems: list[str] = []
     recipe = _recipe(uri, problems)
-    folders = storage.list_folders(uri)
+    try:
+        folders = storage.list_folders(uri)
+    except NotADirectoryError as error:
+        raise ConfigError(f"{uri}: is a file; name the folder that a recipe has as out") from error
     if recipe is None and not problems and not any(name == "tables" or _is_training(name) for name in folders):
         raise ConfigError(f"{uri}: nothing was run here; name the folder that a recipe has as out")
     curation = () if recipe is None else tuple(_guarded(problems, lambda: list(_curation(recipe, problems))) or ())
@@ -157,14 +161,10 @@ def _steps(state: SegmentState, inputs: int | None) -> Iterator[StepStatus]:
 
 
 def _samples(uri: str) -> Samples:
-    """Count the generated files, each of which has a JSON file of the same name beside it."""
+    """Count the generated files, each of which has its record beside it."""
     entries = storage.list_files(storage.join(uri, "samples"))
     names = {entry.uri for entry in entries}
-    made = [
-        entry
-        for entry in entries
-        if not entry.uri.endswith(".json") and f"{entry.uri.rpartition('.')[0]}.json" in names
-    ]
+    made = [entry for entry in entries if provenance_uri(entry.uri) in names]
     newest = max(made, key=lambda entry: int(entry.version), default=None)
     return Samples(len(made), newest.uri if newest else None)
 

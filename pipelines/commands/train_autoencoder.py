@@ -52,13 +52,15 @@ def make_data(recipe: AutoencoderRecipe) -> Path:
 def train_autoencoder(recipe: AutoencoderRecipe, in_process: bool = False) -> str:
     """Cut the clips and train on them, as far as that is not done; return the URI of the weights.
 
-    `in_process` uses neither Ray nor DeepSpeed. Raises `ConfigError` if no clip is long and large enough for the crops.
+    `in_process` uses neither Ray nor DeepSpeed. Raises `ConfigError` if no clip is long and large enough for the crops,
+    or `init` names no weights of the size of `preset`.
     """
     from pipelines.dataset.autoencoder_clips import check_local
     from training.autoencoder_training.loop import find_result, run_folder
     from training.tracking.metrics import progress_bar
 
     check_local(recipe.out)
+    check_init(recipe.train)
     with lease(storage.absolute(recipe.out), "autoencoder"), Session(recipe.ray, in_process) as session:
         session.check_workers(recipe.train.worker_request)
         data = make_data(recipe)
@@ -72,6 +74,18 @@ def train_autoencoder(recipe: AutoencoderRecipe, in_process: bool = False) -> st
             done = find_result(settings, run_uri)
     assert done is not None, run_uri
     return done.weights_uri
+
+
+def check_init(settings: AutoencoderTrainSettings) -> None:
+    """Raise `ConfigError` if there are no weights of that name to start from, or they have another size."""
+    if settings.init is None:
+        return
+    from training.autoencoder_training.loop import read_init  # imports torch, which takes 2 s
+
+    try:
+        read_init(settings)
+    except ValueError as error:
+        raise ConfigError(f"train.init: {error}") from error
 
 
 def check_crops_fit(data: Path, settings: AutoencoderTrainSettings) -> None:

@@ -65,10 +65,11 @@ def build_dataset(recipe: Recipe, curation: Curation, executor: Executor) -> Dat
         size_bytes=8,
     )
     manifest_uri = storage.join(recipe.tables_uri, f"manifest-{fingerprint}", "_manifest.parquet")
-    if not (storage.exists(manifest_uri) and storage.exists(index_uri(manifest_uri))):
-        folder = texts_folder(identity)
-        texts_uri = storage.join(recipe.tables_uri, folder)
-        n_text = embed_captions(texts_uri, encode.text, distinct_captions(clips), executor)
+    folder = texts_folder(identity)
+    texts_uri, captions = storage.join(recipe.tables_uri, folder), distinct_captions(clips)
+    _, missing = find_missing(texts_uri, identity, captions)  # a text table may have been removed since
+    if missing or not (storage.exists(manifest_uri) and storage.exists(index_uri(manifest_uri))):
+        n_text = embed_captions(texts_uri, encode.text, captions, executor)
         latents_folder = encode.latents_folder(recipe.tables_uri, state.segment.lineages[-1])
         table = manifest_rows(clips, shard_rows(recipe.tables_uri, latents_folder), identity, n_text)
         write_manifest(manifest_uri, table, _info(encode, identity, folder, fingerprint))

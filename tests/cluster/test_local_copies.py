@@ -10,10 +10,10 @@ import pytest
 
 from benchmarks.slow_store import SlowStore
 from cluster import local_copies
-from cluster.local_copies import local_copy
+from cluster.local_copies import CopyError, local_copy
 from tests.support.stored import CLIPS, STILLS, write_dataset
 from training.data.dataset import Dataset
-from training.data.index import index_uri
+from training.data.index import index_uri, read_index
 
 
 @pytest.fixture
@@ -46,6 +46,15 @@ def test_a_file_is_copied_once_and_anew_when_it_changes(
         assert not copy.exists()
         with pytest.raises(FileNotFoundError, match="s3://bucket/b"):
             local_copy("s3://bucket/b")
+
+
+def test_a_machine_without_room_is_named(store: SlowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "store/bucket/a.index.arrow").write_bytes(b"whole")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    # The index itself is sound, so the advice is not to write it again.
+    with store.mounted(), pytest.raises(CopyError, match=r"s3://bucket/a\.index\.arrow: cannot be copied.*set TMPDIR"):
+        read_index("s3://bucket/a.parquet")
 
 
 def test_an_interrupted_copy_is_made_again(store: SlowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from cluster import storage, weight_files
 from cluster.telemetry import log
 from training.autoencoder_training.crops import Clips, CropBatch, Crops, fingerprint
 from training.autoencoder_training.losses import kl_divergence, reconstruction_loss
-from training.autoencoder_training.settings import AutoencoderTrainSettings
+from training.autoencoder_training.settings import REPORT, AutoencoderTrainSettings
 from training.autoencoder_training.validation import Validation
 from training.autoencoders._causal_convolutions import CHANNELS, PRESETS
 from training.autoencoders._causal_network import CausalNetwork
@@ -36,8 +36,8 @@ from training.settings import TrainSettings
 from training.stopping import Interrupted, NonFiniteLossError, stop_signals
 from training.tracking.metrics import Metrics, Record
 
-WEIGHTS, REPORT = "causal.safetensors", "report.json"
-"""Files of the export."""
+WEIGHTS = "causal.safetensors"
+"""File of the exported weights."""
 
 STATISTICS_STEPS = 64
 """Number of batches of crops over which mean and standard deviation of latents are taken."""
@@ -83,7 +83,7 @@ class AutoencoderRun:
         Raises `ValueError` for unusable clips or weights.
         """
         bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
-        init = _read_init(settings, bf16)
+        init = read_init(settings, bf16)
         network = init.network if init else new_network(PRESETS[settings.preset], seed, bf16)
         network.requires_grad_(True).train()
         if settings.decoder_noise:
@@ -102,14 +102,19 @@ class AutoencoderRun:
         return Crops(Clips(self.data, "train"), self.settings, self.seed + seed_offset)
 
 
-def _read_init(settings: AutoencoderTrainSettings, bf16: bool = False) -> TrainedNetwork | None:
-    """Return the content of the file of `init`. Raises `ValueError` if it has another size than `preset`."""
+def read_init(settings: AutoencoderTrainSettings, bf16: bool = False) -> TrainedNetwork | None:
+    """Return the content of the file of `init`, None without one.
+
+    Raises `ValueError` if there is no such file, or it has another size than `preset`.
+    """
     if settings.init is None:
         return None
     file = Causal(weights=settings.init).weights_file()
     trained = TrainedNetwork.from_bytes(file.read_bytes(), settings.init, bf16)
     if trained.network.architecture != PRESETS[settings.preset]:
-        raise ValueError(f"init {settings.init}: has not the size of preset {settings.preset}; choose another preset")
+        fitting = [name for name, architecture in PRESETS.items() if architecture == trained.network.architecture]
+        fix = f"write preset: {fitting[0]}" if fitting else "choose other weights"
+        raise ValueError(f"{settings.init} has not the size of preset {settings.preset}; {fix}")
     return trained
 
 
@@ -281,7 +286,7 @@ def _export(run: AutoencoderRun, step: int) -> AutoencoderResult:
     with run.engine.swapped_weights(run.ema.averages):
         averaged = run.engine.full_parameters(on_all_ranks=True)
     settings = run.settings
-    init = _read_init(settings)
+    init = read_init(settings)
     network = init.network if init else new_network(PRESETS[settings.preset], run.seed)
     rounded = {name: value.to(torch.bfloat16).float() for name, value in averaged.items()}
     network.load_state_dict({**network.state_dict(), **rounded})

@@ -21,6 +21,9 @@ from training.workers import (
     check_is_workers,
 )
 
+REPORT = "report.json"
+"""File of an export, written last, that tells what was trained and its quality."""
+
 
 class CropSettings(Settings):
     """Settings of the random crops of clips that one kind of step takes."""

@@ -27,7 +27,7 @@ def index_problems(manifest_uri: str, table: pa.Table, info: DatasetInfo, root: 
     try:
         stored = read_index(manifest_uri)
     except DamagedError as error:
-        yield uri, str(error)
+        yield uri, str(error).removeprefix(f"{uri}: ")
         return
     try:
         builder = IndexBuilder(table, info, root)

@@ -51,21 +51,40 @@ MEASURED_PREFIXES = ("val_", "score_")
 
 
 def read_metrics(run_uri: str) -> list[Record]:
-    """Return the records of a run by step, without a last line that a kill has cut off."""
+    """Return the records of a run by step, without a last line that a kill has cut off.
+
+    Raises `ValueError` with the number of a line that is no record.
+    """
     uri = storage.join(run_uri, METRICS_FILE)
     if not storage.exists(uri):
         return []
     # Every complete line ends in a line break. Text after the last one was being written when the process died.
-    *lines, _ = storage.read_bytes(uri).decode().split("\n")
-    return [json.loads(line) for line in lines]
+    *lines, _ = storage.read_bytes(uri).decode(errors="replace").split("\n")
+    return [_parse_record(line, f"{uri}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _parse_record(line: str, where: str) -> Record:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        raise ValueError(f"{where}: is damaged: no record of a step, {line[:40]!r}; remove this line")
+    return record
 
 
 def read_settings(run_uri: str) -> Mapping[str, Any] | None:
     """Return the settings of a run's last start, with its seed and the fingerprint of its data; None if
     there are none.
+
+    Raises `ValueError` with the file's name if it is damaged.
     """
     uri = storage.join(run_uri, SETTINGS_FILE)
-    settings: Mapping[str, Any] | None = storage.read_json(uri) if storage.exists(uri) else None
+    if not storage.exists(uri):
+        return None
+    settings = storage.read_json(uri)
+    if not isinstance(settings, dict) or type(settings.get("steps", 0)) is not int:
+        raise ValueError(f"{uri}: is damaged: no settings of a training; remove it, and the next start writes it")
     return settings
 
 

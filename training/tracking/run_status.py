@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cluster import listing, storage
+from training.autoencoder_training.settings import REPORT
 from training.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from training.checkpoints.model_card import CARD
 from training.stopping import FAILURE_FILE
@@ -38,9 +39,9 @@ def read_run(run_uri: str, now_s: float) -> RunStatus:
     problems = []
     try:
         records = read_metrics(run_uri)
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         records = []
-        problems.append(f"{storage.join(run_uri, METRICS_FILE)}: is damaged: {error}")
+        problems.append(str(error))
     try:
         settings = read_settings(run_uri) or {}
     except ValueError as error:
@@ -56,7 +57,7 @@ def read_run(run_uri: str, now_s: float) -> RunStatus:
     validated = [record["val_loss"] for record in records if "val_loss" in record]
     step, steps = max(last.get("step", 0), *checkpoints, 0), settings.get("steps")
     (entry,) = listing.look_up([storage.join(run_uri, METRICS_FILE)])
-    exported = storage.exists(storage.join(run_uri, "export", CARD))
+    exported = any(storage.exists(storage.join(run_uri, "export", file)) for file in (CARD, REPORT))
     done = steps is not None and step >= steps and exported
     return RunStatus(
         name=run_uri.rpartition("/")[2],

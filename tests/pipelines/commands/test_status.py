@@ -15,6 +15,7 @@ from cluster import leases, storage, stores
 from cluster.leases import Holder, lease
 from pipelines.status import read_status
 from tests.support.command_line import CommandLine
+from training.sampling.provenance import write_provenance
 from training.tracking.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -82,14 +83,21 @@ def test_damaged_files_are_named(out: Path, worldloom: CommandLine) -> None:
     part = only(out, "tables/encode-*/part-*.parquet")
     part.write_bytes(b"PAR1 no footer")
     (run / "metrics.jsonl").write_text("no json\n")
+    (run / "settings.json").write_text("[]")
     only(run, "checkpoints/*/complete.json").write_text("{}")
     (run / "failure.txt").write_text("NonFiniteLossError\nstep 3: the loss is nan")
     status = read(worldloom, out, exit_code=1)
     assert status["state"] == "failed"
     assert [step["step"] for step in status["curation"]] == ["scan", "cut", "caption"]
     found = "\n".join(status["problems"])
-    assert len(status["problems"]) == 4
-    for text in (str(part), f"{run}/metrics.jsonl: is damaged", "complete.json: is damaged", "the loss is nan"):
+    assert len(status["problems"]) == 5
+    for text in (
+        str(part),
+        "metrics.jsonl:1: is damaged",
+        "settings.json: is damaged",
+        "complete.json: is damaged",
+        "the loss is nan",
+    ):
         assert text in found
     assert worldloom("status", out).exit_code == 1
     (out / "run.yaml").write_text("name: [")
@@ -139,6 +147,16 @@ def test_a_file_that_vanishes_is_read_again(out: Path, monkeypatch: pytest.Monke
     assert (status.problems, len(status.curation), status.state) == ((), 4, "finished")
 
 
+def test_samples_are_counted(out: Path, worldloom: CommandLine) -> None:
+    storage.write_bytes(str(out / "samples" / "one.png"), b"an image")
+    assert read(worldloom, out)["samples"]["count"] == 0, "it has no record"
+    write_provenance(str(out / "samples" / "one.png"), {})
+    assert read(worldloom, out)["samples"] == {"count": 1, "newest": str(out / "samples" / "one.png")}
+
+
 def test_a_folder_without_a_run(tmp_path: Path, worldloom: CommandLine) -> None:
     ended = worldloom("status", tmp_path)
     assert (ended.exit_code, "nothing was run here" in ended.stderr) == (2, True)
+    (tmp_path / "file").write_text("")
+    ended = worldloom("status", tmp_path / "file")
+    assert (ended.exit_code, "is a file; name the folder" in ended.stderr) == (2, True)

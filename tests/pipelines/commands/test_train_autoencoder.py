@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ def test_a_finished_training_prints_its_weights(weights: str, worldloom: Command
     assert (trained.exit_code, trained.stdout) == (0, f"{weights}\n"), trained.stderr
     assert Path(weights).stat().st_mtime_ns == before
     assert worldloom("train-autoencoder", recipe, "--only", "weights").exit_code == 2
+    status = json.loads(worldloom("status", recipe.parent / "out", "--json").stdout)
+    assert (status["state"], [run["state"] for run in status["trainings"]]) == ("finished", ["finished"])
 
 
 @pytest.mark.parametrize(
@@ -109,6 +112,8 @@ def test_a_finished_training_prints_its_weights(weights: str, worldloom: Command
     [
         ("train.crops=[{size: 64, frames: 5}]", r"train\.crops: .*train: of \d+ clips none has 5 frames of 64x64"),
         ("splits.val=0.0", r"leave none to train on or none to validate on"),
+        ("train.init=none", r"train\.init: unknown weights 'none'; Known weights: small"),
+        ("train.init=small", r"train\.init: small has not the size of preset tiny; write preset: small"),
         ("out=s3://bucket/x", r"out s3://bucket/x: clips are memory-mapped"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Shards that are gone are made again, and no others."""
+"""Shards and text tables that are gone are made again, and no others."""
 
 from __future__ import annotations
 
@@ -63,3 +63,12 @@ def test_only_a_lost_shard_is_made_again(
     assert len({shape[1:] for shape in shapes}) == 1, "one shape alone is encoded"
     assert storage.read_bytes(made.manifest_uri) == manifest
     assert verify(made.manifest_uri) == []
+
+
+def test_lost_text_tables_are_made_again(recipe: Recipe) -> None:
+    manifest_uri = build_dataset(recipe, run_segments(recipe, inline), inline).manifest_uri
+    for table in Path(recipe.tables_uri).glob("texts-*/*"):
+        table.unlink()
+    assert verify(manifest_uri)
+    assert build_dataset(recipe, run_segments(recipe, inline), inline).manifest_uri == manifest_uri
+    assert verify(manifest_uri) == []

@@ -84,7 +84,7 @@ def test_a_run_can_start_from_trained_weights(undisturbed: str, data: Path) -> N
     found = run.engine.full_parameters()
     assert found.keys() == trained.keys()
     assert all(torch.equal(found[name], trained[name]) for name in found)
-    with pytest.raises(ValueError, match="choose another preset"):
+    with pytest.raises(ValueError, match="write preset: tiny"):
         loop.AutoencoderRun.open(settings.model_copy(update={"preset": "small"}), data, "unused", 1, CPU)
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.tracking.metrics import METRICS_FILE, Metrics, last_records, progress_bar, read_metrics, read_settings
+from training.tracking.metrics import (
+    METRICS_FILE,
+    SETTINGS_FILE,
+    Metrics,
+    last_records,
+    progress_bar,
+    read_metrics,
+    read_settings,
+)
 
 
 def record(step: int, loss: float = 1.0) -> dict[str, float]:
@@ -45,6 +54,20 @@ def test_a_line_that_a_kill_cut_off_is_ignored(tmp_path: Path) -> None:
     with contextlib.closing(Metrics(str(tmp_path), 1, 1)) as metrics:
         metrics.add(record(2))
     assert [one["step"] for one in read_metrics(str(tmp_path))] == [1, 2]
+
+
+@pytest.mark.parametrize("line", ["no json", "null", "[1]", '{"step": "1"}', '{"loss": 1.0}', ""])
+def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / METRICS_FILE).write_text(f"{json.dumps(record(1))}\n{line}\n")
+    with pytest.raises(ValueError, match=f"{METRICS_FILE}:2: is damaged"):
+        read_metrics(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "", '{"steps": "3"}'])
+def test_damaged_settings_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / SETTINGS_FILE).write_text(text)
+    with pytest.raises(ValueError, match=f"{SETTINGS_FILE}: is "):
+        read_settings(str(tmp_path))
 
 
 def test_tensorboard_has_the_losses(tmp_path: Path) -> None:
