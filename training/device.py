@@ -13,10 +13,13 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
-from training.workers import Device
+if TYPE_CHECKING:
+    # Benchmarks of a GPU run where torch is installed and pydantic, which settings need, is not.
+    from training.workers import Device
 
 MAX_KEPT_BYTES = 1 << 30
 """Size of the largest freed block that glibc keeps."""

@@ -54,7 +54,8 @@ def training_runs(recipe: Recipe) -> dict[str, Any]:
     running mean, and those of `val_<name>` and `score_<name>` all values on the validation split and of previews.
     """
     # Not among the tables, where there may be 100,000 shards.
-    folders = [folder for folder in storage.list_folders(recipe.out_uri) if folder != recipe.tables_uri]
+    folders = [storage.join(recipe.out_uri, name) for name in storage.list_folders(recipe.out_uri)]
+    folders = [folder for folder in folders if folder != recipe.tables_uri]
     metrics_files = [entry for folder in folders for entry in storage.list_files(folder, f"/{METRICS_FILE}")]
     newest_first = sorted(metrics_files, key=lambda entry: (-int(entry.version), entry.uri))
     runs: list[dict[str, Any]] = []
