@@ -115,19 +115,7 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
     info = ShardInfo.from_autoencoder(autoencoder, opened, BUCKET, "benchmark")
     widths = {"latent": info.latent_bytes, "last_frame_latent": info.last_frame_bytes}
     layout = Layout(0, widths, array("q", [ROWS_PER_SHARD]), {name: array("q", [4]) for name in widths})
-    described = DatasetInfo(
-        tables_root="..",
-        autoencoder=autoencoder.model_dump(mode="json"),
-        autoencoder_identity=opened.identity,
-        channels=opened.channels,
-        time_factor=opened.time_factor,
-        space_factor=opened.space_factor,
-        text_encoder=encoder.model_dump(mode="json"),
-        text_encoder_identity=identity,
-        text_folder="texts",
-        null_text_key=null_key,
-        fingerprint="benchmark",
-    )
+    described = DatasetInfo.from_encoders(autoencoder, opened, encoder, "texts", "benchmark")
     caption_gb = pc.sum(pc.binary_length(pc.struct_field(pc.list_flatten(clips["captions"]), "text"))).as_py() / 1e9
     inputs_mb = peak_memory_mb()
     start_s = time.perf_counter()

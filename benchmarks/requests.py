@@ -63,19 +63,7 @@ def write_data_set(root: Path, n_shards: int) -> str:
     widths = {"latent": info.latent_bytes, "last_frame_latent": info.last_frame_bytes}
     starts = {"latent": array("q", [4]), "last_frame_latent": array("q", [4 + ROWS_PER_SHARD * info.latent_bytes])}
     layout = Layout(ROWS_PER_SHARD * sum(widths.values()) + 4, widths, array("q", [ROWS_PER_SHARD]), starts)
-    described = DatasetInfo(
-        tables_root="..",
-        autoencoder=autoencoder.model_dump(mode="json"),
-        autoencoder_identity=opened.identity,
-        channels=opened.channels,
-        time_factor=opened.time_factor,
-        space_factor=opened.space_factor,
-        text_encoder=encoder.model_dump(mode="json"),
-        text_encoder_identity=embedder.identity,
-        text_folder="texts",
-        null_text_key=null_key,
-        fingerprint="benchmark",
-    )
+    described = DatasetInfo.from_encoders(autoencoder, opened, encoder, "texts", "benchmark")
     uri = str(root / "manifest-0/_manifest.parquet")
     with mock.patch.object(index_writer, "read_shard_footer", return_value=ShardFooter(info, layout, 0)):
         write_manifest(uri, _rows(n_shards, keys, embedder.identity), described)

@@ -24,6 +24,23 @@ from rich.text import Text
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+@contextlib.contextmanager
+def silenced(library: Any, level: int) -> Iterator[None]:
+    """Turn off the progress bars of a Hugging Face library inside the block, and its log lines below a level.
+
+    `library` is its module `utils.logging`, and `level` one of Python's module `logging`.
+    """
+    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity(level)
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        if bars:
+            library.enable_progress_bar()
+
+
 def visible(text: str) -> str:
     """Return text with control characters as escapes of hexadecimal digits, except for line breaks and tabs.
 

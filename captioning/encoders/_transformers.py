@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioning.engine import EngineError
 from cluster import weight_files
+from cluster.telemetry import silenced
 from cluster.weight_files import HUB_PREFIX
 
 if TYPE_CHECKING:
@@ -103,17 +105,8 @@ def _as_engine_errors(subject: str, fix: str) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> AbstractContextManager[None]:
     """Silence the progress bars of transformers, and its report of the decoder weights that are not loaded."""
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    return silenced(logging, logging.ERROR)

@@ -10,7 +10,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captioning.encoder import NULL_CAPTION, text_key
+from captioning.encoder import text_key
 from cluster import storage
 from cluster.large_tables import ROWS_PER_CHUNK, first_of_each, positions, sort_by, take, take_column
 from cluster.telemetry import log
@@ -72,25 +72,10 @@ def build_dataset(recipe: Recipe, curation: Curation, executor: Executor) -> Dat
         n_text = embed_captions(texts_uri, encode.text, captions, executor)
         latents_folder = encode.latents_folder(recipe.tables_uri, state.segment.lineages[-1])
         table = manifest_rows(clips, shard_rows(recipe.tables_uri, latents_folder), identity, n_text)
-        write_manifest(manifest_uri, table, _info(encode, identity, folder, fingerprint))
+        autoencoder = encode.autoencoder.open()
+        info = DatasetInfo.from_encoders(encode.autoencoder, autoencoder, encode.text, folder, fingerprint)
+        write_manifest(manifest_uri, table, info)
     return describe(manifest_uri)
-
-
-def _info(encode: Encode, text_identity: str, text_folder: str, fingerprint: str) -> DatasetInfo:
-    autoencoder = encode.autoencoder.open()
-    return DatasetInfo(
-        tables_root="..",
-        autoencoder=encode.autoencoder.model_dump(mode="json"),
-        autoencoder_identity=autoencoder.identity,
-        channels=autoencoder.channels,
-        time_factor=autoencoder.time_factor,
-        space_factor=autoencoder.space_factor,
-        text_encoder=encode.text.model_dump(mode="json"),
-        text_encoder_identity=text_identity,
-        text_folder=text_folder,
-        null_text_key=text_key(NULL_CAPTION, text_identity),
-        fingerprint=fingerprint,
-    )
 
 
 def describe(manifest_uri: str) -> Dataset:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cluster.nodes import VERSIONED, _faults, _looking
-from tests.support.paths import ROOT
+from tests.support.python_process import run_python
 
 HERE = {"Python": "3.11", "worldloom": "0.1.0", "torch": "2.14.0+cpu"}
 
@@ -94,16 +91,7 @@ cluster.shutdown()
 @pytest.mark.slow
 def test_nodes_are_checked_and_gpus_waited_for(tmp_path: Path) -> None:
     answer = tmp_path / "said.json"
-    ended = subprocess.run(
-        [sys.executable, "-c", SIMULATED, str(answer)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert ended.returncode == 0, ended.stderr
+    run_python(SIMULATED, str(answer), folder=tmp_path, timeout_s=300)
     said = json.loads(answer.read_text())
     assert (said["same"], said["gpu"], said["asked"], said["left"]) == ("", "", 1, 0)
     faults = said["version"].splitlines()

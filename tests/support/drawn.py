@@ -5,6 +5,7 @@ curation does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,19 +123,7 @@ def write_dataset(
         tables.append(index_table)
     embeddings = {text_key(caption, encoder.identity): encoder.encode([caption])[0] for caption in sorted(captions)}
     write_text_table(str(folder / "texts/part-0.parquet"), embeddings, encoder.identity)
-    info = DatasetInfo(
-        tables_root="",
-        autoencoder=settings.model_dump(mode="json"),
-        autoencoder_identity=autoencoder.identity,
-        channels=autoencoder.channels,
-        time_factor=autoencoder.time_factor,
-        space_factor=autoencoder.space_factor,
-        text_encoder=Hashing().model_dump(mode="json"),
-        text_encoder_identity=encoder.identity,
-        text_folder="texts",
-        null_text_key=text_key(NULL_CAPTION, encoder.identity),
-        fingerprint="drawn",
-    )
+    info = replace(DatasetInfo.from_encoders(settings, autoencoder, Hashing(), "texts", "drawn"), tables_root="")
     manifest = str(folder / "_manifest.parquet")
     write_manifest(manifest, pa.concat_tables([table.select(tables[0].column_names) for table in tables]), info)
     return manifest

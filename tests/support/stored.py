@@ -61,19 +61,7 @@ def shard_info(bucket: Bucket) -> ShardInfo:
 
 def dataset_info() -> DatasetInfo:
     """Return the description of the data set that `write_dataset` writes."""
-    return DatasetInfo(
-        tables_root="..",
-        autoencoder=SETTINGS.model_dump(mode="json"),
-        autoencoder_identity=AUTOENCODER.identity,
-        channels=AUTOENCODER.channels,
-        time_factor=AUTOENCODER.time_factor,
-        space_factor=AUTOENCODER.space_factor,
-        text_encoder=Hashing(dim=16).model_dump(mode="json"),
-        text_encoder_identity=ENCODER.identity,
-        text_folder="texts",
-        null_text_key=text_key(NULL_CAPTION, ENCODER.identity),
-        fingerprint="stored",
-    )
+    return DatasetInfo.from_encoders(SETTINGS, AUTOENCODER, Hashing(dim=16), "texts", "stored")
 
 
 def shard_file(bucket: Bucket) -> str:

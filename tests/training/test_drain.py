@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.drawn import write_dataset
-from tests.support.paths import ROOT
+from tests.support.python_process import run_python
 
 # In a process of its own: this one may be connected to another Ray.
 SIMULATED = """
@@ -69,16 +66,7 @@ cluster.shutdown()
 @pytest.mark.slow
 def test_workers_save_when_their_node_is_drained(tmp_path: Path) -> None:
     manifest = write_dataset(tmp_path / "data", [(32, 32, 5, 6)], n_val=0)
-    ended = subprocess.run(
-        [sys.executable, "-c", SIMULATED, manifest, str(tmp_path)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
-    assert ended.returncode == 0, ended.stderr
+    run_python(SIMULATED, manifest, str(tmp_path), folder=tmp_path, timeout_s=400)
     said = json.loads((tmp_path / "said.json").read_text())
     assert said["goes_on"]
     assert said["ended"].startswith("stopped after step ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cluster import storage, weight_files
 from cluster.config import unknown_message
+from cluster.telemetry import silenced
 from cluster.weight_files import HUB_PREFIX
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders._blended_tiles import run_in_blended_tiles
@@ -246,17 +248,8 @@ def _load_errors(source: str) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
+def _silenced() -> AbstractContextManager[None]:
     """Turn off progress bars and logging of diffusers; errors are raised."""
     from diffusers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    return silenced(logging, logging.CRITICAL)

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from captioning.encoder import NULL_CAPTION, text_key
 from cluster import storage
 from cluster.large_tables import one_array
 from training.data.footer import READ_ERRORS, DamagedError, parse_metadata
 from training.data.shards import CROP_COLUMNS
+
+if TYPE_CHECKING:
+    # Every command reads manifests, and importing torch takes 2 s.
+    from captioning.encoder import TextEncoderSettings
+    from training.autoencoder import Autoencoder, AutoencoderSettings
 
 OTHER_CAPTION = pa.struct(
     [
@@ -87,6 +93,34 @@ class DatasetInfo:
     null_text_key: str
     """Key of the null caption's embedding."""
     fingerprint: str
+
+    @classmethod
+    def from_encoders(
+        cls,
+        settings: AutoencoderSettings,
+        autoencoder: Autoencoder,
+        text: TextEncoderSettings,
+        text_folder: str,
+        fingerprint: str,
+    ) -> DatasetInfo:
+        """Return the description of a data set that `autoencoder`, opened from `settings`, and a text encoder encode.
+
+        Its manifest is in a folder beside those of its tables.
+        """
+        text_identity = text.identity()
+        return cls(
+            tables_root="..",
+            autoencoder=settings.model_dump(mode="json"),
+            autoencoder_identity=autoencoder.identity,
+            channels=autoencoder.channels,
+            time_factor=autoencoder.time_factor,
+            space_factor=autoencoder.space_factor,
+            text_encoder=text.model_dump(mode="json"),
+            text_encoder_identity=text_identity,
+            text_folder=text_folder,
+            null_text_key=text_key(NULL_CAPTION, text_identity),
+            fingerprint=fingerprint,
+        )
 
 
 def read_manifest(uri: str) -> tuple[pa.Table, DatasetInfo]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,7 +87,12 @@ def test_the_index_has_the_rows_of_the_manifest(manifest_uri: str) -> None:
 def test_opening_reads_no_shard_and_no_text_table(manifest_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     open_input = storage.open_input
-    monkeypatch.setattr(storage, "open_input", lambda uri: opened.append(uri) or open_input(uri))  # type: ignore[func-returns-value]
+
+    def opening(uri: str) -> BinaryIO:
+        opened.append(uri)
+        return open_input(uri)
+
+    monkeypatch.setattr(storage, "open_input", opening)
     dataset = Dataset.open(manifest_uri, "train")
     assert opened == [manifest_uri]
     written = latent_row(STILLS, 0)
