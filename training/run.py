@@ -274,8 +274,9 @@ def _worker(config: dict[str, Any]) -> None:
     if is_first:
         watch = (storage.join(config["run_uri"], STOP_FILE), ended)
         threading.Thread(target=_watch_for_stop, args=watch, name="stop-request", daemon=True).start()
-    if context.get_local_rank() == 0:
-        threading.Thread(target=_watch_for_drain, args=(ended,), name="drain", daemon=True).start()
+    # In every worker: Ray's local ranks are those of an IP address, which several nodes may share behind a proxy, in
+    # containers or in a simulated cluster.
+    threading.Thread(target=_watch_for_drain, args=(ended,), name="drain", daemon=True).start()
     try:
         config["loop"](device=device, **config["arguments"])
     except (NonFiniteLossError, NonFiniteGradientError, DeviceMemoryError, Interrupted) as error:
