@@ -107,6 +107,10 @@ class VideoModel(nn.Module, abc.ABC):
         """
         raise NotImplementedError(type(self).__name__)
 
+    def compile_for_sampling(self) -> None:
+        """Compile the repeated blocks by `torch.compile` for all forward passes from now on that are not training."""
+        raise NotImplementedError(type(self).__name__)
+
     def initialise(self) -> None:
         """Fill all weights, which must have memory."""
         initialise_weight = self.weight_initialiser()

@@ -157,6 +157,7 @@ FIELDS = (
     "context",
     "context_noise",
     "upsample",
+    "compile",
     "name",
 )
 

@@ -130,6 +130,7 @@ class DiffusionTransformer(VideoModel):
         super().__init__()
         self.architecture, self.execution = architecture, execution or Execution()
         self._context_group: dist.ProcessGroup | None = None
+        self._compiles_sampling = False
         device, (depth, dim, heads) = torch.get_default_device(), architecture.size
         patch_dim = architecture.channels * math.prod(architecture.patch)
         # On "meta" layers skip their own random initialisation, so a model draws the same numbers whether it is built
@@ -156,6 +157,9 @@ class DiffusionTransformer(VideoModel):
 
     def enable_context_parallel(self, group: dist.ProcessGroup) -> None:
         self._context_group = group
+
+    def compile_for_sampling(self) -> None:
+        self._compiles_sampling = True
 
     def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
         """Return a float32 prediction `[C, T, H, W]` per latent.
@@ -303,12 +307,16 @@ class DiffusionTransformer(VideoModel):
         return token_slice.take(x_SD), text_ND, layout
 
     def _is_compiled(self) -> bool:
-        """Return whether blocks are compiled in this forward pass; sampling would wait for it."""
+        """Return whether blocks are compiled in this forward pass. A single sample would wait for it longer than it
+        gains.
+        """
+        if not self.training:
+            return self._compiles_sampling
         if self.execution.compiled == "auto":
             # DeepSpeed gives weights that ZeRO-3 shards this attribute.
             is_sharded = hasattr(self.conditioning_D, "ds_shape")
-            return self.training and self.conditioning_D.is_cuda and not is_sharded
-        return self.training and self.execution.compiled
+            return self.conditioning_D.is_cuda and not is_sharded
+        return self.execution.compiled
 
     def _recomputes(self, index: int) -> bool:
         """Return whether the backward pass recomputes the activations of this block."""

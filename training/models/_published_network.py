@@ -50,6 +50,9 @@ class PublishedTransformer(VideoModel):
             predictions |= zip(indices, prediction_BCTHW.to(torch.float32), strict=True)
         return [predictions[index] for index in range(len(latents))]
 
+    def compile_for_sampling(self) -> None:
+        self.transformer.compile_repeated_blocks(dynamic=True)
+
     def _check_shape(self, shape: torch.Size) -> None:
         patch = self.family.architecture(self.published.transformer).patch
         if any(side % part for side, part in zip(shape[1:], patch, strict=True)):

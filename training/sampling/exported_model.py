@@ -52,6 +52,7 @@ class SampleOptions(TypedDict, total=False):
     solver: str
     steps: int
     seed: int
+    compile: bool
 
 
 class ExportedModel:
@@ -150,6 +151,9 @@ class ExportedModel:
             if weaker_uri not in self._weaker:
                 self._weaker[weaker_uri] = self._open_weaker(weaker_uri)
             parts = replace(parts, weaker=self._weaker[weaker_uri])
+        if settings.compile:
+            for model in filter(None, (parts.model, parts.weaker and parts.weaker.model)):
+                model.compile_for_sampling()
         return parts
 
     def _open_weaker(self, uri: str) -> WeakerModel:

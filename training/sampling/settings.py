@@ -81,6 +81,11 @@ class SolverSettings(Settings):
         description="Kind of guidance: plain, cfg_zero_star, apg, autoguidance with a weaker export, or embedded.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial noise.")
+    compile: bool = Field(
+        False,
+        description="Compile the model's blocks by torch.compile before the first sample. It takes about a minute, so "
+        "it is for many samples or long ones.",
+    )
 
 
 class SampleSettings(TaskSettings, SolverSettings):

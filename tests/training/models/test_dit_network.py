@@ -289,6 +289,11 @@ def test_blocks_compile_at_most_twice_per_kind_of_pack(
         compiled_graphs.clear()
         compiled.eval()(latents, condition)
         assert not compiled_graphs, "sampling would wait for the compilation"
+        compiled.compile_for_sampling()
+        with torch.no_grad():
+            predictions = compiled(latents, condition)
+            torch.testing.assert_close(predictions, plain.eval()(latents, condition), atol=1e-5, rtol=1e-4)
+        assert len(compiled_graphs) <= 2
 
 
 def test_auto_compiles_on_gpus_only() -> None:
