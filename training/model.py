@@ -102,6 +102,11 @@ class ModelSettings(Plugin):
         return False
 
     @property
+    def boundary(self) -> float | None:
+        """Noise level at which sampling passes from one expert to another; None for one network at all levels."""
+        return None
+
+    @property
     def recompute_share(self) -> float:
         """Share of `flops` that the backward pass computes a second time, for activations that the forward pass did not
         keep.

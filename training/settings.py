@@ -219,6 +219,11 @@ class TrainSettings(Settings):
                     "adapter changes trained weights, and there are none; set init to a shipped model such as "
                     "drawn-world, or to an export or checkpoint, or remove adapter to train from nothing"
                 )
+        if self.model.boundary is not None and self.previews.every not in ("auto", 0):
+            raise ValueError(
+                f"previews.every {self.previews.every}: previews need both experts, and one of them is trained; set "
+                "previews: {every: 0}, and sample the export"
+            )
         self.model.check_zero_stage(self.zero_stage)
         self.model.check_objective(self.objective)
         self.model.check_conditioning(self.conditioning)

@@ -139,6 +139,7 @@ FIELDS = (
     "size",
     "fps",
     "guidance",
+    "guidance_low_noise",
     "guidance_method",
     "solver",
     "steps",
@@ -156,6 +157,7 @@ FIELDS = (
     "window",
     "context",
     "context_noise",
+    "other_expert",
     "upsample",
     "name",
 )

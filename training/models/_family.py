@@ -35,6 +35,14 @@ class Published:
     scheduler: Config = field(default_factory=dict)
     """`scheduler_config.json`."""
 
+    @property
+    def boundary(self) -> float | None:
+        """Noise level from which on a first transformer predicts, and a second one below it; None if one does at
+        all.
+        """
+        ratio = self.pipeline.get("boundary_ratio")
+        return None if ratio is None else float(ratio)
+
 
 @dataclass(frozen=True)
 class TextRule:

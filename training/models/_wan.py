@@ -23,7 +23,9 @@ TEXT_TOKENS = 512
 
 
 class Wan(Family):
-    """Wan of text to video, and TI2V-5B (`expand_timesteps`), whose tokens have noise levels of their own."""
+    """Wan of text to video, whose 2.2 A14B is two experts (`boundary_ratio`), and TI2V-5B (`expand_timesteps`), whose
+    tokens have noise levels of their own.
+    """
 
     class_name = "WanTransformer3DModel"
     pipelines = ("WanPipeline", "WanImageToVideoPipeline")
@@ -54,12 +56,6 @@ class Wan(Family):
                 "is of Wan image to video, whose condition is the encoding of a video that is grey after its first "
                 "frame; data sets have no such latents. Take a model of text to video, or TI2V-5B, which takes the "
                 "first frame itself"
-            )
-        if published.pipeline.get("boundary_ratio") is not None:
-            raise ValueError(
-                f"model_index.json has boundary_ratio {published.pipeline['boundary_ratio']}: the model is of two "
-                "experts, each for a part of the noise levels, which training does not support; take Wan 2.1, or "
-                "TI2V-5B of Wan 2.2"
             )
 
     def original_name(self, name: str) -> str:

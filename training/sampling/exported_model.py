@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from training.network import VideoModel
 from training.sampling.coding import decode_frames, decode_video, encode_video
 from training.sampling.continuation import Direction, connect, extend
 from training.sampling.editing import DEFAULT_EDIT, Edit, edit
+from training.sampling.experts import with_other_expert
 from training.sampling.generation import ConditioningLatents, ModelParts, WeakerModel
 from training.sampling.long_video import long_video
 from training.sampling.loops import closed_loop, new_loop
@@ -48,10 +49,19 @@ class SampleOptions(TypedDict, total=False):
     """Name, or a mapping of name and settings."""
     adapters: tuple[str, ...]
     """Adapters as FOLDER or FOLDER:WEIGHT, besides those of the model."""
+    other_expert: str | None
+    guidance_low_noise: float | None
     negative: str | None
     solver: str
     steps: int
     seed: int
+
+
+class _Additions(NamedTuple):
+    """What the weights of a sample have besides those of its export."""
+
+    adapters: tuple[AdapterSource, ...] = ()
+    other_expert: str | None = None
 
 
 class ExportedModel:
@@ -78,7 +88,7 @@ class ExportedModel:
         self.card = read_card(self.uri)
         self._check_ranks(self.uri, self.card)
         self._adapters = parse_all(adapters)
-        self._loaded: tuple[tuple[AdapterSource, ...], ModelParts] | None = None
+        self._loaded: tuple[_Additions, ModelParts] | None = None
         self._embeddings: dict[str, Tensor] = {}
         self._weaker: dict[str, WeakerModel] = {}
         self._warnings: set[str] = set()
@@ -91,7 +101,7 @@ class ExportedModel:
     @property
     def parts(self) -> ModelParts:
         """The model and the null caption on the device, with the autoencoder; on a GPU the model is in bfloat16."""
-        return self._parts_with(self._adapters)
+        return self._parts_with(_Additions(self._adapters))
 
     def adapters_for(self, settings: SampleSettings) -> dict[AdapterSource, StoredAdapter]:
         """Return the adapters of a sample, those of the model first.
@@ -104,23 +114,25 @@ class ExportedModel:
             adapter.check_base(self.card)
         return found
 
-    def _parts_with(self, adapters: tuple[AdapterSource, ...]) -> ModelParts:
-        """Return the parts with these adapters. Those of the last adapters are kept in memory."""
-        if self._loaded is None or self._loaded[0] != adapters:
+    def _parts_with(self, additions: _Additions) -> ModelParts:
+        """Return the parts with these additions. Those of the last ones are kept in memory."""
+        if self._loaded is None or self._loaded[0] != additions:
             self._loaded = None
-            model, null_text_NE = self._load(self.uri, adapters)
+            model, null_text_NE = self._load(self.uri, additions)
             parts = ModelParts(self.card, model, self.autoencoder, null_text_NE.to(self.device))
-            self._loaded = adapters, parts
+            self._loaded = additions, parts
         return self._loaded[1]
 
-    def _load(self, uri: str, adapters: Sequence[AdapterSource] = ()) -> tuple[VideoModel, Tensor]:
+    def _load(self, uri: str, additions: _Additions | None = None) -> tuple[VideoModel, Tensor]:
         """Return the model of an export on the device, shared by the ranks if there are any, and its null caption."""
+        additions = additions or _Additions()
         card, model, null_text_NE = read_model(uri)
-        for source in adapters:
+        for source in additions.adapters:
             adapter = find_adapter(source.uri)
             adapter.check_base(card)
             # In float32, before the weights are rounded for sampling.
             adapter.merge_into(model, source.weight)
+        model = with_other_expert(card, model, additions.other_expert)
         if self.ranks is not None:
             model.enable_context_parallel(self.ranks.group)
         return model.to(self.device, model_dtype(self.device)), null_text_NE
@@ -142,7 +154,7 @@ class ExportedModel:
         """
         # The text encoder is released before the model is loaded, so that they never share the device.
         negative = None if settings.negative is None else self.embed(settings.negative)
-        parts = self._parts_with(tuple(self.adapters_for(settings)))
+        parts = self._parts_with(_Additions(tuple(self.adapters_for(settings)), settings.other_expert))
         if negative is not None:
             parts = replace(parts, null_text_NE=negative.to(self.device))
         weaker_uri = settings.guidance_method.weaker_export

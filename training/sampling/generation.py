@@ -133,6 +133,10 @@ def check_guidance(model: ModelSettings, settings: SolverSettings) -> None:
         raise ValueError(
             f"guidance_method {settings.guidance_method.name}: model {model.name} is told no guidance scale; take plain"
         )
+    if settings.guidance_low_noise is not None and model.boundary is None:
+        raise ValueError(
+            f"guidance_low_noise {settings.guidance_low_noise:g}: model {model.name} has no experts; set guidance alone"
+        )
 
 
 def _noise(timeline: Timeline, seed: int, window: int) -> Tensor:
@@ -186,7 +190,7 @@ class _GuidedVelocity:
 
     def __init__(self, parts: ModelParts, timeline: Timeline, settings: SolverSettings, frames: _GivenFrames) -> None:
         self._parts, self._timeline, self._frames = parts, timeline, frames
-        self._guidance, self._scale = settings.guidance_method, settings.guidance
+        self._guidance, self._settings = settings.guidance_method, settings
         device = frames.given_T.device
         self._texts = [prompt.text_NE.to(device) for prompt in timeline.prompts]
         self._null_text_NE = parts.null_text_NE.to(device)
@@ -197,7 +201,8 @@ class _GuidedVelocity:
         # Solvers keep frames of velocity 0 up to rounding only.
         x_CTHW = torch.where(self._frames.given_T[:, None, None], self._frames.seen_CTHW, x_BCTHW[0])
         own, weaker = self._parts, self._parts.weaker
-        if not self._guidance.active(time, self._scale):
+        scale = self._settings.guidance_at(time, own.card.model.boundary)
+        if not self._guidance.active(time, scale):
             return self._by_prompt(self._predict(own.card, own.model, x_CTHW, time, self._texts))[None]
         if weaker is None:
             *conditional, worse_CTHW = self._predict(
@@ -208,7 +213,7 @@ class _GuidedVelocity:
             worse_CTHW = self._by_prompt(self._predict(weaker.card, weaker.model, x_CTHW, time, self._texts))
         noisy_CTHW = x_CTHW.masked_fill(self._frames.given_T[:, None, None], 0.0)
         pair = VelocityPair(self._by_prompt(conditional), worse_CTHW, noisy_CTHW, time)
-        return self._guidance.guide(pair, self._scale)[None]
+        return self._guidance.guide(pair, scale)[None]
 
     def _predict(
         self, card: ModelCard, model: VideoModel, x_CTHW: Tensor, time: float, texts: list[Tensor]
@@ -216,7 +221,7 @@ class _GuidedVelocity:
         """Return the velocity of `x_CTHW` for each text."""
         given_T, timeline = self._frames.given_T, self._timeline
         time_T = torch.where(given_T, self._frames.level_T, time)
-        last_frame, told = timeline.last_frame_C1HW is not None, self._guidance.embedded(self._scale)
+        last_frame, told = timeline.last_frame_C1HW is not None, self._guidance.embedded(self._settings.guidance)
         conditions = [
             SampleCondition(text, time_T, given_T.float(), last_frame, timeline.fps, timeline.size, self._framing, told)
             for text in texts
@@ -247,12 +252,13 @@ class _EditVelocity:
     """
 
     def __init__(self, parts: ModelParts, timeline: Timeline, settings: SolverSettings, frames: _GivenFrames) -> None:
-        source_scale = 1 + SOURCE_GUIDANCE * (settings.guidance - 1)
+        scales = {"guidance": settings.guidance, "guidance_low_noise": settings.guidance_low_noise}
+        source_scales = {key: 1 + SOURCE_GUIDANCE * (scale - 1) for key, scale in scales.items() if scale is not None}
         self._target = _GuidedVelocity(parts, timeline, settings, frames)
         self._source = _GuidedVelocity(
             parts,
             replace(timeline, prompts=timeline.source_prompts),
-            settings.model_copy(update={"guidance": source_scale}),
+            settings.model_copy(update=source_scales),
             frames,
         )
         self._clean_BCTHW = timeline.frames().to(frames.seen_CTHW)[None]

@@ -76,11 +76,23 @@ class SolverSettings(Settings):
         ge=0,
         description="Classifier-free guidance scale (Ho and Salimans 2022); 1 turns it off and halves the cost.",
     )
+    guidance_low_noise: float | None = Field(
+        None,
+        ge=0,
+        description="The scale where the expert of low noise levels predicts (`guidance_scale_2` of diffusers); by "
+        "default `guidance`.",
+    )
     guidance_method: Annotated[Guidance, PluginField(GUIDANCES, Guidance)] = Field(
         Plain(),
         description="Kind of guidance: plain, cfg_zero_star, apg, autoguidance with a weaker export, or embedded.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial noise.")
+
+    def guidance_at(self, time: float, boundary: float | None) -> float:
+        """Return the scale at a noise level of a model with experts on both sides of a boundary, or with none."""
+        if self.guidance_low_noise is None or boundary is None or time >= boundary:
+            return self.guidance
+        return self.guidance_low_noise
 
 
 class SampleSettings(TaskSettings, SolverSettings):
@@ -114,6 +126,11 @@ class SampleSettings(TaskSettings, SolverSettings):
         (),
         description="Adapters (LoRA) that are merged into the model: FOLDER, or FOLDER:WEIGHT for a weaker or stronger "
         "change than 1.",
+    )
+    other_expert: str | None = Field(
+        None,
+        min_length=1,
+        description="Export of the other expert of a model of two; by default the published one.",
     )
     format: Literal["mp4", "gif", "webp"] = Field("mp4", description="File format of a video; an image is a png.")
     name: str | None = Field(

@@ -10,6 +10,7 @@ from cluster import storage
 from cluster.arrays import Pixels
 from training.sampling.continuation import connect, extend
 from training.sampling.editing import Edit, edit
+from training.sampling.experts import check_other_expert
 from training.sampling.exported_model import ExportedModel
 from training.sampling.long_video import long_video, window_latents
 from training.sampling.loops import closed_loop, loop_frames, new_loop
@@ -109,6 +110,7 @@ def prepare(
         length_s = 0.0 if shape.frames == 1 else settings.seconds
         found = find_upsampled(out_uri, settings.prompt, identity)
         prompt = upsampler.upsample(settings.prompt, length_s) if found is None else found
+    check_other_expert(model.card, settings.other_expert)
     request = SampleRequest(settings, prompt, identity, images, videos)
     adapters = {f"{source.uri}:{source.weight:g}": one.identity for source, one in model.adapters_for(settings).items()}
     record = provenance(request, shape, model.card, model.uri, adapters)

@@ -80,7 +80,9 @@ class Previews:
 
     @cached_property
     def every(self) -> int:
-        """Steps between previews; 0 for never."""
+        """Steps between previews; 0 for never, as of a model whose other expert is not in training."""
+        if self._run.settings.model.boundary is not None:
+            return 0
         if self._settings.every != "auto":
             return self._settings.every
         return preview_interval(self._run.settings, self._run.dataset, self._engine.world_size)

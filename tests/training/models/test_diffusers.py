@@ -81,7 +81,6 @@ def test_what_a_family_cannot_do_is_refused_with_the_fix(tmp_path: Path) -> None
     ("family", "pipeline", "config", "message"),
     [
         ("wan", {}, {"in_channels": 12}, "12 channels for 4 of latents: it is of Wan image to video"),
-        ("wan", {"boundary_ratio": 0.875}, {}, "boundary_ratio 0.875: the model is of two experts"),
         ("wan", {"_class_name": "WanVACEPipeline"}, {}, "names WanVACEPipeline, whose conventions are not known here"),
         (
             "hunyuan",
