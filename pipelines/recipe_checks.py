@@ -22,7 +22,7 @@ from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
 from training.model import ModelSettings
 from training.models.diffusers import Diffusers
-from training.published_parts import encoder_faults, own_autoencoder, own_text_encoder
+from training.published_parts import IMAGE_FAULT, encoder_faults, own_autoencoder, own_text_encoder
 from training.sampling.settings import SampleSettings, size_units
 
 WRITTEN_MEDIA = ("samples/sample.mp4", "samples/sample.png", "run-0/previews/step-0.mp4", "run-0/previews/step-0.png")
@@ -179,6 +179,10 @@ def published_faults(steps: Sequence[Step], model: ModelSettings | None) -> Iter
     if isinstance(step, Encode) and isinstance(model, Diffusers):
         for key, message in encoder_faults(model, step.autoencoder, step.text):
             yield LocatedError(("curate", len(steps) - 1, "encode", key), message)
+        for index, settings in enumerate(step.buckets):
+            if model.image_channels and 1 in settings.frames:
+                location = ("curate", len(steps) - 1, "encode", "buckets", index, "frames")
+                yield LocatedError(location, f"{model.path}, which train.model names, {IMAGE_FAULT}")
 
 
 def bucket_faults(steps: Sequence[Step]) -> Iterator[LocatedError]:

@@ -70,6 +70,8 @@ TEXT_KEYS = {"wan": "text_dim", "ltx": "caption_channels", "hunyuan": "text_embe
 """Key of the width of text tokens in the transformer's configuration."""
 ON_DRAWN: dict[str, dict[str, Any]] = {"wan": {}, "ltx": {}, "hunyuan": {"caption_drop": 0.0}}
 """Settings of training on drawn data sets, whose null caption has no token after a pooled vector."""
+I2V_A14B: dict[str, Any] = {"_class_name": "WanImageToVideoPipeline", "boundary_ratio": 0.9}
+"""Keys of model_index.json of Wan 2.2 image to video."""
 
 
 def write_published(folder: Path, family: str, pipeline: dict[str, Any] | None = None, **config: Any) -> Path:
@@ -102,13 +104,13 @@ def write_published(folder: Path, family: str, pipeline: dict[str, Any] | None =
     return folder
 
 
-def write_pipeline(folder: Path, family: str, pipeline: dict[str, Any] | None = None) -> Path:
+def write_pipeline(folder: Path, family: str, pipeline: dict[str, Any] | None = None, **config: Any) -> Path:
     """Write a tiny random model with autoencoder, text encoder and tokenizer that suit it; return its folder.
 
-    `pipeline` adds keys to model_index.json.
+    `pipeline` adds keys to model_index.json, and `config` replaces keys of the transformer's configuration.
     """
     channels = {"wan": 16, "ltx": 8, "hunyuan": 4}[family]
-    sizes = {"in_channels": channels, "out_channels": channels, TEXT_KEYS[family]: 32}
+    sizes = {"in_channels": channels, "out_channels": channels, TEXT_KEYS[family]: 32} | config
     write_published(folder, family, pipeline, **sizes)
     save_autoencoder(folder / "vae", family)
     if family == "hunyuan":
@@ -125,7 +127,7 @@ def read_published(folder: Path, checkpointing: str = "blocks", expert: str | No
     settings = validate(Diffusers, values)
     transformer = getattr(diffusers, settings.family.class_name).from_pretrained(folder, subfolder=settings.subfolder)
     with torch.device("meta"):
-        model = settings.build(settings.architecture.channels, settings.architecture.text_dim)
+        model = settings.build(settings.latent_channels, settings.architecture.text_dim)
     weights = {f"transformer.{name}": value.clone() for name, value in transformer.state_dict().items()}
     model.load_state_dict(weights, assign=True)
     return model.eval(), transformer.eval()

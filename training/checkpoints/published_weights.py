@@ -57,9 +57,8 @@ def _identity(settings: Diffusers) -> str:
 
 
 def _check(settings: Diffusers, tensors: Mapping[str, StoredTensor]) -> None:
-    own = settings.architecture
     with torch.device("meta"):
-        model = settings.build(own.channels, own.text_dim)
+        model = settings.build(settings.latent_channels, settings.architecture.text_dim)
     shapes = parameter_shapes(model)
     where = f"{settings.path}: the weights in {settings.subfolder} are not those of its config.json"
     fix = f"put back the weights of this {settings.family.class_name}, or download the whole folder again"

@@ -94,6 +94,10 @@ class Family(abc.ABC):
     def kinds(self, published: Published) -> frozenset[str]:
         """Return the kinds of conditioning that the network can be trained with."""
 
+    def image_channels(self, config: Config) -> int:
+        """Return the number of channels of the image condition; see `ModelSettings.image_channels`."""
+        return 0
+
     def flops(self, config: Config, tokens: int, text_tokens: int) -> int:
         """Return the floating-point operations of one sample's forward pass, by default those of cross-attention."""
         own = self.architecture(config)

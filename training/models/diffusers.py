@@ -180,7 +180,7 @@ class Diffusers(ModelSettings):
 
         own = self.architecture
         for what, found, wanted in (
-            ("channels of latents", channels, own.channels),
+            ("channels of latents", channels, self.latent_channels),
             ("as width of text tokens", text_dim, own.text_dim),
         ):
             if found != wanted:
@@ -203,6 +203,15 @@ class Diffusers(ModelSettings):
     @property
     def takes_guidance(self) -> bool:
         return self.family.takes_guidance(self.published.transformer)
+
+    @property
+    def image_channels(self) -> int:
+        return self.family.image_channels(self.published.transformer)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents of a data set for this model."""
+        return self.architecture.channels + self.image_channels
 
     @property
     def recompute_share(self) -> float:

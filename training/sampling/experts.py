@@ -17,7 +17,7 @@ from training.models.diffusers import Diffusers, Expert
 from training.network import Condition, VideoModel, parameter_shapes
 
 SAME_PARTS = ("autoencoder_identity", "text_encoder_identity", "channels", "text_dim")
-"""What two experts share, by the names in their cards."""
+"""Fields of their cards in which two experts agree."""
 
 
 class TwoExperts(VideoModel):

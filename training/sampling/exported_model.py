@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypedDict, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -185,7 +186,7 @@ class ExportedModel:
         `ConfigError` for options that `SampleSettings` refuses, and `ValueError` for a size that the model cannot make.
         """
         request = self.request(_settings(prompt, options))
-        return self._video(new_video(request, self.encode_images(first, last)))
+        return self._video(new_video(request, self.encode_images(first, last, request.shape.frames)))
 
     def extend(
         self,
@@ -265,7 +266,7 @@ class ExportedModel:
         `ValueError` for a context that leaves nothing new in a window.
         """
         settings = _settings(prompt, options, window=window, spans=tuple(spans), context=context.seconds)
-        images = self.encode_images(first, None)
+        images = self.encode_images(first, None, 1)
         return self._video(long_video(self.request(settings, context), window, images.first_C1HW))
 
     def request(self, settings: SampleSettings, context: Context = DEFAULT_CONTEXT, prompt: str = "") -> Request:
@@ -329,8 +330,15 @@ class ExportedModel:
     def _kept_text_encoder(self) -> TextEncoder:
         return self.card.text_encoder.open(self.device.type)
 
-    def encode_images(self, first: Pixels | None, last: Pixels | None) -> ConditioningLatents:
-        """Return the latents of RGB images `[H, W, 3]`, each encoded as an image."""
+    def encode_images(self, first: Pixels | None, last: Pixels | None, frames: int) -> ConditioningLatents:
+        """Return the latents of RGB images `[H, W, 3]`, each encoded as an image; for a model with `image_channels`
+        those of the first one followed by grey, with the length of a video of `frames`.
+        """
+        if (n_channels := self.card.model.image_channels) and first is not None:
+            # Only the first frame counts for these channels.
+            video_THWC = np.repeat(first[None], frames, axis=0)
+            latent_CTHW = encode_video(self.autoencoder, video_THWC, self.device)
+            return ConditioningLatents(image_CTHW=latent_CTHW[-n_channels:])
         latents = [
             None if image_HWC is None else encode_video(self.autoencoder, image_HWC[None], self.device)
             for image_HWC in (first, last)

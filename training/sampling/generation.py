@@ -48,6 +48,11 @@ class ModelParts:
     weaker: WeakerModel | None = None
     """The model that guidance leads away from; None without such guidance."""
 
+    @property
+    def channels(self) -> int:
+        """Channels of the latents that are generated."""
+        return self.card.channels - self.card.model.image_channels
+
 
 @dataclass(frozen=True)
 class ConditioningLatents:
@@ -55,6 +60,9 @@ class ConditioningLatents:
 
     first_C1HW: Tensor | None = None
     last_C1HW: Tensor | None = None
+    image_CTHW: Tensor | None = None
+    """Latents of the image that the video begins with followed by grey, in place of the others for a model with
+    `image_channels`."""
 
 
 UNCONDITIONED = ConditioningLatents()
@@ -65,12 +73,10 @@ def video_timeline(
 ) -> Timeline:
     """Return the timeline of one prompt, with the images that the video begins and ends with."""
     latent_shape = parts.autoencoder.latent_shape(shape.frames, shape.height, shape.width)
-    timeline = blank(
-        (parts.card.channels, *latent_shape[1:]), [Prompt(text_NE)], (shape.width, shape.height), shape.fps
-    )
+    timeline = blank((parts.channels, *latent_shape[1:]), [Prompt(text_NE)], (shape.width, shape.height), shape.fps)
     if images.first_C1HW is not None:
         timeline = timeline.given(0, images.first_C1HW)
-    return timeline.ending_with(images.last_C1HW)
+    return replace(timeline.ending_with(images.last_C1HW), image_CTHW=images.image_CTHW)
 
 
 @torch.no_grad()
@@ -121,6 +127,8 @@ def check_given(model: ModelSettings, timeline: Timeline) -> None:
     """Raise `ValueError` if a timeline has given frames that a model cannot be conditioned on."""
     kinds = model.conditioning_kinds()
     given = any(level is not None for level in timeline.levels)
+    if model.image_channels and timeline.image_CTHW is None:
+        raise ValueError(f"model {model.name} makes a video of an image alone: give first, without another task")
     if timeline.last_frame_C1HW is not None and "last" not in kinds:
         raise ValueError(f"model {model.name} cannot end a video in a given image; leave out last")
     if given and "first" not in kinds:
@@ -194,6 +202,7 @@ class _GuidedVelocity:
         device = frames.given_T.device
         self._texts = [prompt.text_NE.to(device) for prompt in timeline.prompts]
         self._null_text_NE = parts.null_text_NE.to(device)
+        self._image_CTHW = None if timeline.image_CTHW is None else timeline.image_CTHW.to(device)
         self._framing = full_framing(*timeline.size, parts.card.source_side)
         self._predictor = Predictor(parts.autoencoder.time_factor)
 
@@ -223,7 +232,17 @@ class _GuidedVelocity:
         time_T = torch.where(given_T, self._frames.level_T, time)
         last_frame, told = timeline.last_frame_C1HW is not None, self._guidance.embedded(self._settings.guidance)
         conditions = [
-            SampleCondition(text, time_T, given_T.float(), last_frame, timeline.fps, timeline.size, self._framing, told)
+            SampleCondition(
+                text,
+                time_T,
+                given_T.float(),
+                last_frame,
+                timeline.fps,
+                timeline.size,
+                self._framing,
+                told,
+                self._image_CTHW,
+            )
             for text in texts
         ]
         predictions = self._predictor.predict(model, x_CTHW, conditions)

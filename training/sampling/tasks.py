@@ -25,6 +25,7 @@ from training.sampling.provenance import (
 )
 from training.sampling.request import Context, Generated, latents_in, new_video
 from training.sampling.settings import SampleSettings, VideoShape
+from training.sampling.task_settings import TASKS
 
 ReadImage = Callable[[str, int, int], Pixels]
 """A function that reads an image file as RGB `[height, width, 3]`, from its URI, width and height."""
@@ -111,6 +112,7 @@ def prepare(
         found = find_upsampled(out_uri, settings.prompt, identity)
         prompt = upsampler.upsample(settings.prompt, length_s) if found is None else found
     check_other_expert(model.card, settings.other_expert)
+    _check_image(settings, model)
     request = SampleRequest(settings, prompt, identity, images, videos)
     adapters = {f"{source.uri}:{source.weight:g}": one.identity for source, one in model.adapters_for(settings).items()}
     record = provenance(request, shape, model.card, model.uri, adapters)
@@ -137,6 +139,14 @@ def check_lengths(settings: SampleSettings, shape: VideoShape, videos: Mapping[s
             f"{name} {settings.videos()[name]} is too short: it has {n_frames} frames at {shape.fps:g} fps, and {key} "
             f"{wanted_s:g} takes {wanted}; {fix}give a longer video"
         )
+
+
+def _check_image(settings: SampleSettings, model: ExportedModel) -> None:
+    """Raise `ValueError` if a model of image to video is given no image, or something else to do."""
+    others = [key for key in (*TASKS, "last") if getattr(settings, key)]
+    if model.card.model.image_channels and (settings.first is None or others):
+        fix = f"remove {others[0]}" if others else "give first, the image that the video begins with"
+        raise ValueError(f"'{settings.prompt}': {model.uri} makes a video of an image alone; {fix}")
 
 
 def _output_frames(settings: SampleSettings, shape: VideoShape, videos: Mapping[str, Pixels], time_factor: int) -> int:
@@ -176,7 +186,7 @@ def perform(sample: PreparedSample, model: ExportedModel) -> Generated:
     # The text encoder is released before the model is loaded, so that they never share the device.
     source_NE = None if settings.source_prompt is None else model.embed(settings.source_prompt)
     request = model.request(settings, Context(settings.context, settings.context_noise), sample.prompt)
-    images = model.encode_images(sample.images.get("first"), sample.images.get("last"))
+    images = model.encode_images(sample.images.get("first"), sample.images.get("last"), sample.shape.frames)
     if settings.extend:
         return extend(request, videos["video"], settings.extend)
     if settings.connect:
