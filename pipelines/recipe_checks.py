@@ -131,11 +131,18 @@ def out_faults(out: str, sources: Sequence[SourceSettings]) -> Iterator[LocatedE
 def sample_faults(
     samples: Sequence[SampleSettings], curate: Sequence[Step], model: ModelSettings | None
 ) -> Iterator[LocatedError]:
-    """Yield an error for each sample of an impossible size, and for each that another one would overwrite."""
+    """Yield an error for each sample of an impossible size or that the model cannot make, and for each that another
+    one would overwrite.
+    """
     encode = curate[-1] if curate else None
     space_factor = encode.autoencoder.space_factor if isinstance(encode, Encode) else None
     files: dict[str, int] = {}
     for index, sample in enumerate(samples):
+        if model is not None:
+            try:
+                sample.check_model(model)
+            except ValueError as error:
+                yield LocatedError(("sample", index), str(error))
         if model is not None and space_factor is not None:
             try:
                 sample.check_size(size_units(space_factor, model))

@@ -84,7 +84,8 @@ def test_an_expert_of_image_to_video_makes_a_video_of_an_image(tmp_path: Path, w
         return worldloom("run", ROOT / "pipelines/recipes/finetune-wan.yaml", "--inline", *sets)
 
     ended = run(f"sample=[{{{sample}}}]")
-    assert "makes a video of an image alone; give first, the image that the video begins with" in ended.stderr
+    assert "sample.0: model diffusers makes a video of an image alone; give first, the image" in ended.stderr
+    assert not (tmp_path / "out").exists()
     ended = run(f"sample=[{{{sample}, first: {tmp_path}/first.png}}]")
     assert ended.exit_code == 0, ended.stderr
     assert (tmp_path / "out" / "samples" / "ball.mp4").stat().st_size > 0

@@ -20,7 +20,6 @@ from training.autoencoder import Autoencoder
 from training.checkpoints.adapter_export import StoredAdapter, find_adapter, read_model
 from training.checkpoints.model_card import ModelCard, read_card
 from training.checkpoints.shipped import find_export
-from training.data.buckets import parse_bucket_name
 from training.network import VideoModel
 from training.sampling.coding import decode_frames, decode_video, encode_video
 from training.sampling.continuation import Direction, connect, extend
@@ -33,6 +32,7 @@ from training.sampling.prediction import model_dtype
 from training.sampling.ranks import SamplingRanks
 from training.sampling.request import DEFAULT_CONTEXT, Context, Generated, Request, new_video
 from training.sampling.settings import SampleSettings, VideoShape, check_prompt, size_units
+from training.sampling.shape import n_frames, outside_training
 
 # Shape suffixes: B samples, C latent channels or colours, T H W frames, rows and columns, N text tokens, E text width.
 
@@ -153,6 +153,7 @@ class ExportedModel:
 
         Raises `ValueError` as `adapters_for`, and if the weaker model has other latents or texts than this one.
         """
+        settings.check_experts(self.card.model)
         # The text encoder is released before the model is loaded, so that they never share the device.
         negative = None if settings.negative is None else self.embed(settings.negative)
         parts = self._parts_with(_Additions(tuple(self.adapters_for(settings)), settings.other_expert))
@@ -370,35 +371,3 @@ def open_autoencoder(card: ModelCard, device: torch.device) -> Autoencoder:
             f"{autoencoder.identity} here"
         )
     return autoencoder
-
-
-def outside_training(shape: VideoShape, buckets: Sequence[str]) -> str:
-    """Return a sentence if a sample is longer, larger, smaller, wider or taller than all training samples; else ''.
-
-    `buckets` are those of a model's card. Areas and aspects may differ from the nearest by a twentieth.
-    """
-    trained = [parse_bucket_name(bucket) for bucket in buckets]
-    width, height, frames = shape.width, shape.height, shape.frames
-    ranges: dict[str, tuple[float, list[float]]] = {
-        "frames": (frames, [bucket_frames for _, _, bucket_frames in trained]),
-        "pixels per frame": (width * height, [side * other for side, other, _ in trained]),
-        "width by height": (width / height, [side / other for side, other, _ in trained]),
-    }
-    faults = [
-        f"{name} {round(value, 2)}, trained on {round(min(found), 2)} to {round(max(found), 2)}"
-        for name, (value, found) in ranges.items()
-        if found and not min(found) / 1.05 <= value <= max(found) * 1.05
-    ]
-    if not faults:
-        return ""
-    return f"a sample of {width}x{height}x{frames} is outside what the model was trained on and may look worse: " + (
-        "; ".join(faults)
-    )
-
-
-def n_frames(seconds: float, fps: float, time_factor: int) -> int:
-    """Return the number of frames nearest to a length: 1 + k * time_factor with k >= 1; 1 for 0 seconds, an image."""
-    if seconds == 0:
-        return 1
-    # T frames last until the last one begins, (T - 1) / fps, as for buckets.
-    return 1 + time_factor * max(1, round(seconds * fps / time_factor))

@@ -128,7 +128,7 @@ def check_given(model: ModelSettings, timeline: Timeline) -> None:
     kinds = model.conditioning_kinds()
     given = any(level is not None for level in timeline.levels)
     if model.image_channels and timeline.image_CTHW is None:
-        raise ValueError(f"model {model.name} makes a video of an image alone: give first, without another task")
+        raise ValueError(f"model {model.name} makes a video of an image alone; give first, without another task")
     if timeline.last_frame_C1HW is not None and "last" not in kinds:
         raise ValueError(f"model {model.name} cannot end a video in a given image; leave out last")
     if given and "first" not in kinds:
@@ -136,15 +136,12 @@ def check_given(model: ModelSettings, timeline: Timeline) -> None:
 
 
 def check_guidance(model: ModelSettings, settings: SolverSettings) -> None:
-    """Raise `ValueError` if a guidance scale is to be told to a model that takes none."""
+    """Raise `ValueError` if a guidance scale is to be told to a model that takes none, or to an expert of none."""
     if settings.guidance_method.embedded(settings.guidance) != 1 and not model.takes_guidance:
         raise ValueError(
             f"guidance_method {settings.guidance_method.name}: model {model.name} is told no guidance scale; take plain"
         )
-    if settings.guidance_low_noise is not None and model.boundary is None:
-        raise ValueError(
-            f"guidance_low_noise {settings.guidance_low_noise:g}: model {model.name} has no experts; set guidance alone"
-        )
+    settings.check_experts(model)
 
 
 def _noise(timeline: Timeline, seed: int, window: int) -> Tensor:

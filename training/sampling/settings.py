@@ -88,6 +88,13 @@ class SolverSettings(Settings):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial noise.")
 
+    def check_experts(self, model: ModelSettings) -> None:
+        """Raise `ValueError` for settings of experts if a model has none."""
+        if self.guidance_low_noise is not None and model.boundary is None:
+            raise ValueError(
+                f"guidance_low_noise {self.guidance_low_noise:g}: model {model.name} has no experts; set guidance alone"
+            )
+
     def guidance_at(self, time: float, boundary: float | None) -> float:
         """Return the scale at a noise level of a model with experts on both sides of a boundary, or with none."""
         if self.guidance_low_noise is None or boundary is None or time >= boundary:
@@ -185,6 +192,19 @@ class SampleSettings(TaskSettings, SolverSettings):
     def _one_task(self) -> SampleSettings:
         check_task(self, self.seconds, self.images())
         return self
+
+    def check_experts(self, model: ModelSettings) -> None:
+        super().check_experts(model)
+        if self.other_expert is not None and model.boundary is None:
+            raise ValueError(f"other_expert {self.other_expert}: model {model.name} has no experts; remove it")
+
+    def check_model(self, model: ModelSettings) -> None:
+        """Raise `ValueError` with the fix if a model cannot make this sample."""
+        self.check_experts(model)
+        others = [key for key in (*TASKS, "last") if getattr(self, key)]
+        if model.image_channels and (self.first is None or others):
+            fix = f"remove {others[0]}" if others else "give first, the image that the video begins with"
+            raise ValueError(f"model {model.name} makes a video of an image alone; {fix}")
 
     def images(self) -> dict[str, str]:
         """Return the image files that the video begins or ends with, by `first` and `last`."""

@@ -25,7 +25,6 @@ from training.sampling.provenance import (
 )
 from training.sampling.request import Context, Generated, latents_in, new_video
 from training.sampling.settings import SampleSettings, VideoShape
-from training.sampling.task_settings import TASKS
 
 ReadImage = Callable[[str, int, int], Pixels]
 """A function that reads an image file as RGB `[height, width, 3]`, from its URI, width and height."""
@@ -111,8 +110,8 @@ def prepare(
         length_s = 0.0 if shape.frames == 1 else settings.seconds
         found = find_upsampled(out_uri, settings.prompt, identity)
         prompt = upsampler.upsample(settings.prompt, length_s) if found is None else found
+    settings.check_model(model.card.model)
     check_other_expert(model.card, settings.other_expert)
-    _check_image(settings, model)
     request = SampleRequest(settings, prompt, identity, images, videos)
     adapters = {f"{source.uri}:{source.weight:g}": one.identity for source, one in model.adapters_for(settings).items()}
     record = provenance(request, shape, model.card, model.uri, adapters)
@@ -139,14 +138,6 @@ def check_lengths(settings: SampleSettings, shape: VideoShape, videos: Mapping[s
             f"{name} {settings.videos()[name]} is too short: it has {n_frames} frames at {shape.fps:g} fps, and {key} "
             f"{wanted_s:g} takes {wanted}; {fix}give a longer video"
         )
-
-
-def _check_image(settings: SampleSettings, model: ExportedModel) -> None:
-    """Raise `ValueError` if a model of image to video is given no image, or something else to do."""
-    others = [key for key in (*TASKS, "last") if getattr(settings, key)]
-    if model.card.model.image_channels and (settings.first is None or others):
-        fix = f"remove {others[0]}" if others else "give first, the image that the video begins with"
-        raise ValueError(f"'{settings.prompt}': {model.uri} makes a video of an image alone; {fix}")
 
 
 def _output_frames(settings: SampleSettings, shape: VideoShape, videos: Mapping[str, Pixels], time_factor: int) -> int:

@@ -195,5 +195,5 @@ def test_other_latents_and_tasks_are_refused_with_the_fix(tmp_path: Path) -> Non
     assert "is not of image to video; set autoencoder: " in faults["autoencoder"]
     with pytest.raises(ValueError, match=r"16 channels of latents, and .* takes 32"):
         model.build(16, 32)
-    with pytest.raises(ValueError, match="makes a video of an image alone: give first, without another task"):
+    with pytest.raises(ValueError, match="makes a video of an image alone; give first, without another task"):
         check_given(model, blank((16, 2, 4, 4), [Prompt(torch.zeros(1, 8))], (32, 32), 8.0))
