@@ -59,7 +59,7 @@ class SampleOptions(TypedDict, total=False):
 
 
 class _Additions(NamedTuple):
-    """What the weights of a sample have besides those of its export."""
+    """Additions to the weights of an export, for a sample."""
 
     adapters: tuple[AdapterSource, ...] = ()
     other_expert: str | None = None
