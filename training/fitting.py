@@ -13,6 +13,7 @@ from training.data.buckets import latent_size, parse_bucket_name
 from training.data.dataset import Dataset
 from training.memory import MicroBatchSize, Sharding
 from training.settings import TrainSettings
+from training.weight_patterns import freeze
 
 UNLIMITED_FACTOR = 2
 """Factor from a rank's mean share of a step's tokens to the most that it may get if `max_tokens_per_micro` sets no
@@ -56,6 +57,7 @@ def fit_to_memory(
     )
     if settings.adapter is not None:
         add_adapter(model, settings.adapter.resolved(settings.model))
+    freeze(model, settings.frozen)
     n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     n_frozen = sum(parameter.numel() for parameter in model.parameters()) - n_trained
     state_bytes = sharding.state_bytes(n_trained, n_frozen)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.config import list_names, unknown_message
+from training.adapters.dropout import TrainingDropout
 from training.adapters.settings import AdapterSettings
 from training.network import InitialiseWeight, VideoModel
 from training.rng import generator
@@ -41,6 +42,7 @@ def lora_config(settings: AdapterSettings, base: str | None = None) -> Any:
         r=settings.rank,
         lora_alpha=settings.alpha,
         target_modules=list(settings.targets),
+        lora_dropout=settings.dropout,
         use_dora=settings.dora,
         base_model_name_or_path=base,
     )
@@ -57,6 +59,8 @@ def add_adapter(model: VideoModel, settings: AdapterSettings) -> None:
     for layer in adapted_layers(model).values():
         # ZeRO-3 gathers all weights of the layer at once; DoRA reads some outside the modules that hold them.
         layer._z3_leaf = True  # type: ignore[assignment]
+        if settings.dropout:
+            layer.get_submodule("lora_dropout")[ADAPTER] = TrainingDropout(settings.dropout)  # type: ignore[index]
 
 
 def check_targets(model: nn.Module, targets: Iterable[str]) -> None:

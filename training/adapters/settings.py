@@ -26,6 +26,12 @@ class AdapterSettings(Settings):
         description="Last parts of the names of the linear layers that change, such as query or feed_forward.0; by "
         "default those of the model's attention and feed-forward layers.",
     )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the inputs of A that are set to 0 in each step, against learning few clips by heart.",
+    )
     dora: bool = Field(
         False,
         description="Also train the norm of each row of the changed weights (DoRA, Liu et al. 2024); slower, and "

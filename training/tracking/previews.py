@@ -218,7 +218,7 @@ class Previews:
         """
         card, device = self._run.model_card(step), self._engine.device
         if card.adapter is None:
-            model = model_from_card(card, weights)
+            model = model_from_card(card, self._run.with_frozen(weights))
         else:
             model = merged_model(card, {file_name(name): value for name, value in weights.items()})
         model = model.to(device, model_dtype(device))

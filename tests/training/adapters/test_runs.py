@@ -122,14 +122,32 @@ def test_shardings_agree_and_resume_elsewhere(
     runs += [(str(tmp_path / "moved"), [stages[3] | {"steps": 3}, stages[1]])]
     runs += [(str(tmp_path / "dora"), [stages[3] | {"adapter": {"rank": 2, "dora": True}, "steps": 2}])]
     runs += [(str(tmp_path / "bf16"), [stages[3] | {"precision": "bf16"}])]
+    dropout = {"adapter": {"rank": 4, "dropout": 0.5}}
+    runs += [(str(tmp_path / f"dropout{index}"), [stages[index] | dropout]) for index in (1, 3)]
     runs += [(str(tmp_path / "home"), [stages[2] | {"steps": 3}])]
-    *found, dora, bf16, _ = run_ranks(train_all, 2, manifest, base, runs)[0]
+    *found, dora, bf16, first, second, _ = run_ranks(train_all, 2, manifest, base, runs)[0]
     for result in (*found, train(manifest, base, str(tmp_path / "home"), [{}])):
         assert result == pytest.approx(losses, abs=1e-4)
     assert dora == pytest.approx(
         train(manifest, base, str(tmp_path / "dora-1"), [{"adapter": {"rank": 2, "dora": True}, "steps": 2}]), abs=1e-4
     )
     assert bf16 == pytest.approx(losses, abs=0.05)
+    assert first == pytest.approx(second, abs=1e-4)
+
+
+def test_dropout_resumes_and_recomputes_to_the_bit(
+    alone: tuple[str, list[float]], manifest: str, base: str, tmp_path: Path
+) -> None:
+    dropout = {"adapter": {"rank": 4, "dropout": 0.5}}
+    state = torch.random.get_rng_state()
+    whole = train(manifest, base, str(tmp_path / "whole"), [dropout])
+    assert torch.random.get_rng_state().equal(state)
+    assert train(manifest, base, str(tmp_path / "parts"), [dropout | {"steps": 3}, dropout]) == whole
+    # B is 0 in the first step, in which nothing can be dropped.
+    assert whole[0] == alone[1][0]
+    assert all(one != other for one, other in zip(whole[2:], alone[1][2:], strict=True))
+    model = {"name": "dit", "depth": 1, "dim": 48, "heads": 2, "checkpointing": "blocks"}
+    assert train(manifest, base, str(tmp_path / "blocks"), [dropout | {"model": model}]) == whole
 
 
 def test_the_base_may_be_a_checkpoint_but_not_another(
@@ -142,7 +160,7 @@ def test_the_base_may_be_a_checkpoint_but_not_another(
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, copy / "model.safetensors")
     digest = storage.file_digest(str(copy / "model.safetensors"))
     (copy / "model.json").write_bytes(read_card(base).model_copy(update={"weights": digest}).to_bytes())
-    with pytest.raises(ValueError, match=r"this run's adapter was trained beside .*put those back"):
+    with pytest.raises(ValueError, match=r"this run was trained beside .*put those back"):
         train(manifest, str(copy), str(tmp_path / "run"), [{"steps": 2}])
     checkpoint = newest_checkpoint(base.removesuffix("/export"))
     assert checkpoint is not None
