@@ -17,7 +17,7 @@ from captioning.encoder import TextEncoderSettings
 from cluster.arrays import UInt64Array
 from cluster.plugins import build
 from cluster.telemetry import log
-from training.adapters.lora import adapter_initialiser, add_adapter
+from training.adapters.lora import adapter_initialiser, add_adapter, starting_layers
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
 from training.checkpoints.initial_weights import (
@@ -186,8 +186,11 @@ def adapt(model: VideoModel, settings: TrainSettings, base: InitialWeights, seed
     """
     assert settings.adapter is not None
     base.check_fits_all(parameter_shapes(model))
-    add_adapter(model, settings.adapter.resolved(settings.model))
-    return adapter_initialiser(model, base.fill, seed)
+    adapter = settings.adapter.resolved(settings.model)
+    # Before the adapter is there, in which layers have other names.
+    start = starting_layers(adapter, model)
+    add_adapter(model, adapter)
+    return adapter_initialiser(model, base.fill, seed, start)
 
 
 def keep(model: VideoModel, settings: TrainSettings, base: InitialWeights, seed: int) -> InitialiseWeight:

@@ -190,7 +190,7 @@ def command(
     adapter: Annotated[
         list[str] | None,
         typer.Option(
-            help="Adapter (LoRA) merged into the model: FOLDER, or FOLDER:WEIGHT for a weight other than 1. Repeatable."
+            help="Adapter (LoRA) merged into the model: folder or file, FOLDER:WEIGHT for a weight but 1. Repeatable."
         ),
     ] = None,
     out: Annotated[

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from cluster import weight_files
 from cluster.config import Settings
 from training.model import ModelSettings
 
@@ -32,11 +33,25 @@ class AdapterSettings(Settings):
         lt=1,
         description="Share of the inputs of A that are set to 0 in each step, against learning few clips by heart.",
     )
+    init: str | None = Field(
+        None,
+        min_length=1,
+        description="Trained LoRA that training starts from, a safetensors file with the names of diffusers, ComfyUI "
+        "or kohya's trainers; without it, from no change.",
+    )
     dora: bool = Field(
         False,
         description="Also train the norm of each row of the changed weights (DoRA, Liu et al. 2024); slower, and "
         "better at low ranks.",
     )
+
+    _absolute = field_validator("init")(weight_files.absolute_or_none)
+
+    @model_validator(mode="after")
+    def _starts_from_a_lora(self) -> AdapterSettings:
+        if self.init is not None and self.dora:
+            raise ValueError("init is a LoRA, which has no norms of rows to start DoRA from; set dora: false")
+        return self
 
     def resolved(self, model: ModelSettings) -> AdapterSettings:
         """Return the settings with alpha, and with the targets that the model gives as default.

@@ -81,6 +81,8 @@ class Family(abc.ABC):
     text: ClassVar[TextRule]
     feed_forward: ClassVar[tuple[str, ...]]
     """Last parts of the names of the linear layers of feed-forward networks."""
+    has_original_names: ClassVar[bool] = False
+    """Whether `original_name` knows the names of the model's authors."""
 
     @abc.abstractmethod
     def architecture(self, config: Config) -> Architecture:

@@ -33,6 +33,7 @@ class Wan(Family):
     pipelines = ("WanPipeline", "WanImageToVideoPipeline")
     text = t5_rule(TEXT_TOKENS, cleaning="html", padded=False)
     feed_forward = ("ffn.net.0.proj", "ffn.net.2")
+    has_original_names = True
 
     def architecture(self, config: Config) -> Architecture:
         heads = config["num_attention_heads"]

@@ -17,7 +17,7 @@ from cluster.config import parse_options
 from cluster.telemetry import log
 from training.adapters.source import AdapterSource, parse_all
 from training.autoencoder import Autoencoder
-from training.checkpoints.adapter_export import StoredAdapter, find_adapter, read_model
+from training.checkpoints.adapter_export import AdapterFile, StoredAdapter, find_adapter, read_model
 from training.checkpoints.model_card import ModelCard, read_card
 from training.checkpoints.shipped import find_export
 from training.network import VideoModel
@@ -49,7 +49,7 @@ class SampleOptions(TypedDict, total=False):
     guidance_method: str | dict[str, Any]
     """Name, or a mapping of name and settings."""
     adapters: tuple[str, ...]
-    """Adapters as FOLDER or FOLDER:WEIGHT, besides those of the model."""
+    """Adapters as FOLDER or FOLDER:WEIGHT, or with a FILE, besides those of the model."""
     other_expert: str | None
     guidance_low_noise: float | None
     negative: str | None
@@ -104,7 +104,7 @@ class ExportedModel:
         """The model and the null caption on the device, with the autoencoder; on a GPU the model is in bfloat16."""
         return self._parts_with(_Additions(self._adapters))
 
-    def adapters_for(self, settings: SampleSettings) -> dict[AdapterSource, StoredAdapter]:
+    def adapters_for(self, settings: SampleSettings) -> dict[AdapterSource, StoredAdapter | AdapterFile]:
         """Return the adapters of a sample, those of the model first.
 
         Raises `ValueError` if a folder has none, or one of another base.

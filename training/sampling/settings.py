@@ -131,8 +131,8 @@ class SampleSettings(TaskSettings, SolverSettings):
     )
     adapters: tuple[str, ...] = Field(
         (),
-        description="Adapters (LoRA) that are merged into the model: FOLDER, or FOLDER:WEIGHT for a weaker or stronger "
-        "change than 1.",
+        description="Adapters (LoRA) that are merged into the model: a folder or a safetensors file, or FOLDER:WEIGHT "
+        "for a weaker or stronger change than 1.",
     )
     other_expert: str | None = Field(
         None,
