@@ -229,6 +229,11 @@ class TrainSettings(Settings):
                     "adapter changes trained weights, and there are none; set init to a shipped model such as "
                     "drawn-world, or to an export or checkpoint, or remove adapter to train from nothing"
                 )
+        if self.zero_stage == 3 and self.adapter is not None and self.adapter.base_bits is not None:
+            raise ValueError(
+                "adapter.base_bits: zero_stage 3 divides weights among the workers, which quantised ones do not allow; "
+                "set zero_stage: 2, or leave out base_bits"
+            )
         if self.frozen and self.adapter is not None:
             raise ValueError("frozen: an adapter leaves all weights of its base as they are already; remove frozen")
         if self.frozen and self.init is None and not self.model.starts_from_itself:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cluster.config import list_names, unknown_message
 from training.adapters.dropout import TrainingDropout
 from training.adapters.low_rank import LowRank, read_changes
+from training.adapters.quantised import CODES, SCALES, QuantisedLinear, check_quantisable, quantised
 from training.adapters.settings import AdapterSettings
 from training.network import InitialiseWeight, VideoModel
 from training.rng import generator
@@ -57,11 +58,16 @@ def add_adapter(model: VideoModel, settings: AdapterSettings) -> None:
     check_targets(model, settings.targets or ())
     model.requires_grad_(False)
     peft_module().inject_adapter_in_model(lora_config(settings), model, ADAPTER, low_cpu_mem_usage=True)
-    for layer in adapted_layers(model).values():
+    for name, layer in adapted_layers(model).items():
         # ZeRO-3 gathers all weights of the layer at once; DoRA reads some outside the modules that hold them.
         layer._z3_leaf = True  # type: ignore[assignment]
         if settings.dropout:
             layer.get_submodule("lora_dropout").add_module(ADAPTER, TrainingDropout(settings.dropout))
+        if settings.base_bits:
+            linear = layer.get_submodule(BASE_LAYER)
+            assert isinstance(linear, nn.Linear), "check_targets refuses others"
+            check_quantisable(name, linear, settings.base_bits)
+            layer.add_module(BASE_LAYER, QuantisedLinear(linear, settings.base_bits))
 
 
 def check_targets(model: nn.Module, targets: Iterable[str]) -> None:
@@ -96,12 +102,23 @@ def adapter_initialiser(
     DoRA are those of the base: nothing is changed yet.
     """
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    in_few_bits = {
+        f"{name}.{part}": module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantisedLinear)
+        for part in (CODES, SCALES)
+    }
 
     @torch.no_grad()
     def initialise(parameter: nn.Parameter, name: str) -> None:
         layer, _, part = name.partition(".lora_")
         if part and start:
             parameter.copy_(start[layer].a_RI if f".{A}." in name else start[layer].b_OR)
+        elif own := in_few_bits.get(name):
+            values = torch.empty(own.out_features, own.in_features, device="cpu")
+            read_base(nn.Parameter(values), base_name(f"{name.rpartition('.')[0]}.weight"))
+            codes, scales = quantised(values.to(parameter.device), own.bits)
+            parameter.copy_(codes if name.endswith(f".{CODES}") else scales)
         elif f".{A}." in name:
             values = torch.empty(parameter.shape, device="cpu")
             nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator(seed, "adapter", name))

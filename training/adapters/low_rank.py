@@ -58,7 +58,7 @@ class Changes:
     layers: Mapping[str, LowRank]
     """Low-rank changes, by the name of the layer in the model."""
     differences: Mapping[str, Tensor]
-    """What is added to other weights, by their names in the model."""
+    """Tensors that are added to other weights, by their names in the model."""
 
 
 def read_changes(uri: str, model: VideoModel) -> Changes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -39,6 +39,11 @@ class AdapterSettings(Settings):
         description="Trained LoRA that training starts from, a safetensors file with the names of diffusers, ComfyUI "
         "or kohya's trainers; without it, from no change.",
     )
+    base_bits: Literal[4, 8] | None = Field(
+        None,
+        description="Bits of the frozen weights of the changed layers in training, for less memory: 8, or 4 (NF4 of "
+        "QLoRA, Dettmers et al. 2023). Sampling takes the weights as they are.",
+    )
     dora: bool = Field(
         False,
         description="Also train the norm of each row of the changed weights (DoRA, Liu et al. 2024); slower, and "
@@ -48,9 +53,11 @@ class AdapterSettings(Settings):
     _absolute = field_validator("init")(weight_files.absolute_or_none)
 
     @model_validator(mode="after")
-    def _starts_from_a_lora(self) -> AdapterSettings:
+    def _consistent(self) -> AdapterSettings:
         if self.init is not None and self.dora:
             raise ValueError("init is a LoRA, which has no norms of rows to start DoRA from; set dora: false")
+        if self.base_bits is not None and self.dora:
+            raise ValueError("DoRA computes norms of the frozen weights in each step; leave out base_bits or dora")
         return self
 
     def resolved(self, model: ModelSettings) -> AdapterSettings:

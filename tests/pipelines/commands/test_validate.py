@@ -208,7 +208,9 @@ def test_names_of_no_weight_are_refused(tuning: Path, worldloom: CommandLine) ->
     assert "train: lr_scale: transformer.blocks.7.* matches no weight" in fault(
         "train.lr_scale={transformer.blocks.7.*: 0.5}"
     )
-    assert "adapter.targets: unknown linear layer 'to_queue'; did you mean 'to_q'?" in fault("train.adapter={targets: [to_queue]}")
+    assert "adapter.targets: unknown linear layer 'to_queue'; did you mean 'to_q'?" in fault(
+        "train.adapter={targets: [to_queue]}"
+    )
     lora = tuning.parent / "style.safetensors"
     save_file({"my.blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 24)}, lora)
     assert "style.safetensors: its keys begin with my." in fault(f"train.adapter={{init: {lora}}}")
