@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 
+from cluster.config import validate
 from tests.support.drawn import write_dataset
+from tests.support.published_models import TEXT_KEYS, write_published
 from tests.support.ranks import run_ranks
 from tests.support.step_samples import CPU
 from training.checkpoints.checkpoint import newest_checkpoint
 from training.checkpoints.export import read_export
 from training.checkpoints.files import Index
+from training.checkpoints.published_export import write_published_export
 from training.data.plan import PlanSettings
 from training.loop import train_loop
+from training.models.diffusers import Diffusers
 from training.models.dit import DiT
 from training.network import trained_parameters
 from training.optimizers import SkippableAdamW, set_lr
@@ -122,3 +127,21 @@ def test_runs_shard_resume_and_export_them(tmp_path: Path) -> None:
     sharded = read_export(f"{tmp_path}/zero/3/export")[1].state_dict()
     for name, value in after.items():
         torch.testing.assert_close(sharded[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_published_model_with_frozen_blocks_is_given_back_whole(tmp_path: Path) -> None:
+    sizes = {"in_channels": 16, "out_channels": 16, TEXT_KEYS["wan"]: 128}
+    folder = write_published(tmp_path / "model", "wan", **sizes)
+    manifest = write_dataset(tmp_path / "data", [(32, 32, 5, 6)], n_val=2)
+    model = validate(Diffusers, {"name": "diffusers", "path": str(folder)})
+    changes = {"model": model, "frozen": ("transformer.blocks.0.*",), "ema_decay": 0.0, "previews": {"every": 2}}
+    run = train_loop(TrainSettings(**options(**changes)), manifest, str(tmp_path / "run"), 0, CPU)
+    assert "preview_failed" not in str(read_metrics(str(tmp_path / "run")))
+    write_published_export(run.export_uri, str(tmp_path / "given"))
+    given, base = (
+        WanTransformer3DModel.from_pretrained(path, subfolder="transformer").state_dict()
+        for path in (tmp_path / "given", folder)
+    )
+    for name, value in base.items():
+        assert given[name].equal(value.bfloat16().float()) == name.startswith("blocks.0."), name

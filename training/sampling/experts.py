@@ -15,6 +15,7 @@ from training.checkpoints.model_card import ModelCard, read_card
 from training.checkpoints.published_weights import published_weights
 from training.models.diffusers import Diffusers, Expert
 from training.network import Condition, VideoModel, parameter_shapes
+from training.sampling.settings import is_high_noise
 
 SAME_PARTS = ("autoencoder_identity", "text_encoder_identity", "channels", "text_dim")
 """Fields of their cards in which two experts agree."""
@@ -30,9 +31,8 @@ class TwoExperts(VideoModel):
 
     def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
         """Return the prediction of one expert; all samples of a call have noise levels on the same side."""
-        # As WanPipeline does, in float32 and times 1000: rounding decides at the boundary itself.
-        time = max(float(1000 * time_T.max()) for time_T in condition.times)
-        predict = self._high if time >= 1000 * self._boundary else self._low
+        time = max(float(time_T.max()) for time_T in condition.times)
+        predict = self._high if is_high_noise(time, self._boundary) else self._low
         predictions: list[Tensor] = predict(latents, condition)
         return predictions
 

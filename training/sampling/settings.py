@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cluster.config import Settings
@@ -59,6 +60,14 @@ class VideoShape(NamedTuple):
     fps: float
 
 
+def is_high_noise(time: float, boundary: float) -> bool:
+    """Return whether the expert of high noise levels predicts at a level.
+
+    Times are compared in float32 and times 1000, as by WanPipeline: at the boundary itself rounding decides.
+    """
+    return bool(np.float32(1000) * np.float32(time) >= 1000 * boundary)
+
+
 class SolverSettings(Settings):
     """Settings of the integration from noise to a sample."""
 
@@ -97,7 +106,7 @@ class SolverSettings(Settings):
 
     def guidance_at(self, time: float, boundary: float | None) -> float:
         """Return the scale at a noise level of a model with experts on both sides of a boundary, or with none."""
-        if self.guidance_low_noise is None or boundary is None or time >= boundary:
+        if self.guidance_low_noise is None or boundary is None or is_high_noise(time, boundary):
             return self.guidance
         return self.guidance_low_noise
 

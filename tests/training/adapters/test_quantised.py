@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cluster.config import validate
+from tests.support.drawn import write_dataset
+from tests.support.published_models import TEXT_KEYS, write_published
 from training.adapters.quantised import BLOCK, NF4, Bits, QuantisedLinear, dequantised, quantised
+from training.data.plan import PlanSettings
+from training.loop import train_loop
+from training.models.diffusers import Diffusers
+from training.settings import TrainSettings
+from training.tracking.metrics import read_metrics
 
 
 def layer_of(weight_OI: Tensor, bits: Bits) -> QuantisedLinear:
@@ -58,3 +68,30 @@ def test_the_backward_pass_keeps_codes_alone() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
         layer(torch.randn(3, BLOCK, requires_grad=True))
     assert sum(one.nbytes for one in kept) == layer.codes.nbytes + layer.scales.nbytes
+
+
+@pytest.mark.slow
+def test_a_published_model_trains_beside_them(tmp_path: Path) -> None:
+    """The first loss is that of the rounded weights, near that of the weights as they are."""
+    sizes = {"in_channels": 16, "out_channels": 16, TEXT_KEYS["wan"]: 128}
+    heads = {"num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 128}
+    folder = write_published(tmp_path / "model", "wan", **sizes, **heads)
+    manifest = write_dataset(tmp_path / "data", [(32, 32, 5, 6)], n_val=2)
+    losses: dict[Bits | None, list[float]] = {}
+    choices: tuple[Bits | None, ...] = (None, 8, 4)
+    for bits in choices:
+        settings = TrainSettings(
+            model=validate(Diffusers, {"name": "diffusers", "path": str(folder)}),
+            batch=PlanSettings(tokens_per_step=60),
+            adapter={"rank": 4, "base_bits": bits},
+            lr=2e-2,
+            steps=4,
+            warmup_steps=0,
+            validate_every=0,
+            previews={"every": 0},
+        )
+        train_loop(settings, manifest, f"{tmp_path}/{bits}", 0, torch.device("cpu"))
+        losses[bits] = [record["loss"] for record in read_metrics(f"{tmp_path}/{bits}")]
+    assert losses[8] == pytest.approx(losses[None], rel=0.01)
+    assert losses[4] == pytest.approx(losses[None], rel=0.1)
+    assert losses[4][0] != losses[8][0] != losses[None][0]
