@@ -127,7 +127,8 @@ def test_shardings_agree_and_resume_elsewhere(
     runs += [(str(tmp_path / "home"), [stages[2] | {"steps": 3}])]
     eight = {"adapter": {"rank": 4, "base_bits": 8}}
     runs += [(str(tmp_path / f"bits{index}"), [stages[index] | eight]) for index in range(3)]
-    *found, dora, bf16, first, second, _, one, two, three = run_ranks(train_all, 2, manifest, base, runs)[0]
+    runs += [(str(tmp_path / "bits-bf16"), [stages[2] | eight | {"precision": "bf16"}])]
+    *found, dora, bf16, first, second, _, one, two, three, rounded = run_ranks(train_all, 2, manifest, base, runs)[0]
     few_bits = one, two, three
     for result in (*found, train(manifest, base, str(tmp_path / "home"), [{}])):
         assert result == pytest.approx(losses, abs=1e-4)
@@ -135,6 +136,7 @@ def test_shardings_agree_and_resume_elsewhere(
         train(manifest, base, str(tmp_path / "dora-1"), [{"adapter": {"rank": 2, "dora": True}, "steps": 2}]), abs=1e-4
     )
     assert bf16 == pytest.approx(losses, abs=0.05)
+    assert rounded == pytest.approx(losses, abs=0.05)
     for result in few_bits:
         assert result == pytest.approx(losses, rel=0.02)
         assert result != pytest.approx(losses, rel=1e-6)
