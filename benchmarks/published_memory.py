@@ -20,7 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cluster.config import validate
 from training.adapters.lora import add_adapter
+from training.adapters.quantised import Bits
 from training.adapters.settings import AdapterSettings
+from training.fitting import n_frozen
 from training.memory import GIB, Sharding
 from training.models.diffusers import FAMILIES, Diffusers
 from training.network import Condition, VideoModel, trained_parameters
@@ -69,6 +71,7 @@ MODELS = {
     "HunyuanVideo": Model("HunyuanVideoTransformer3DModel", {}, CLIP_480P, ("num_layers", "num_single_layers")),
 }
 ADAPTER = AdapterSettings(rank=32)
+FEW_BITS: tuple[Bits, ...] = (8, 4)
 
 
 def json_of(value: Any) -> Any:
@@ -76,12 +79,12 @@ def json_of(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def build(settings: Diffusers, adapter: bool) -> VideoModel:
-    """Return the model without memory, with an adapter beside frozen weights if wanted."""
+def build(settings: Diffusers, adapter: bool, bits: Bits | None = None) -> VideoModel:
+    """Return the model without memory, with an adapter beside frozen weights if wanted, and these in few bits."""
     with torch.device("meta"):
-        model = settings.build(settings.architecture.channels, settings.architecture.text_dim)
+        model = settings.build(settings.latent_channels, settings.architecture.text_dim)
         if adapter:
-            add_adapter(model, ADAPTER.resolved(settings))
+            add_adapter(model, ADAPTER.resolved(settings).model_copy(update={"base_bits": bits}))
     return model
 
 
@@ -143,6 +146,9 @@ def table_of(name: str) -> dict[str, float]:
     states["ZeRO 3, offloaded"] = Sharding(BYTES, 3, RANKS, cpu_offload=True).state_bytes(n_weights)
     states["activations"] = activation_bytes(MODELS[name], adapter=False)
     states["LoRA, one GPU"] = Sharding(BYTES, 2, 1).state_bytes(n_adapter, n_weights)
+    for bits in FEW_BITS:
+        frozen = n_frozen(build(MODELS[name].settings(), adapter=True, bits=bits), BYTES)
+        states[f"LoRA, one GPU, {bits} bits"] = Sharding(BYTES, 2, 1).state_bytes(n_adapter, frozen)
     states["LoRA, ZeRO 3"] = Sharding(BYTES, 3, RANKS).state_bytes(n_adapter, n_weights)
     states["LoRA, activations"] = activation_bytes(MODELS[name], adapter=True)
     in_gib = {key: round(value / GIB, 1) for key, value in states.items()}

@@ -22,7 +22,7 @@ from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
 from training.model import ModelSettings
 from training.models.diffusers import Diffusers
-from training.published_parts import encoder_faults, own_autoencoder, own_text_encoder
+from training.published_parts import IMAGE_FAULT, encoder_faults, own_autoencoder, own_text_encoder
 from training.sampling.settings import SampleSettings, size_units
 
 WRITTEN_MEDIA = ("samples/sample.mp4", "samples/sample.png", "run-0/previews/step-0.mp4", "run-0/previews/step-0.png")
@@ -131,11 +131,18 @@ def out_faults(out: str, sources: Sequence[SourceSettings]) -> Iterator[LocatedE
 def sample_faults(
     samples: Sequence[SampleSettings], curate: Sequence[Step], model: ModelSettings | None
 ) -> Iterator[LocatedError]:
-    """Yield an error for each sample of an impossible size, and for each that another one would overwrite."""
+    """Yield an error for each sample of an impossible size or that the model cannot make, and for each that another
+    one would overwrite.
+    """
     encode = curate[-1] if curate else None
     space_factor = encode.autoencoder.space_factor if isinstance(encode, Encode) else None
     files: dict[str, int] = {}
     for index, sample in enumerate(samples):
+        if model is not None:
+            try:
+                sample.check_model(model)
+            except ValueError as error:
+                yield LocatedError(("sample", index), str(error))
         if model is not None and space_factor is not None:
             try:
                 sample.check_size(size_units(space_factor, model))
@@ -179,6 +186,10 @@ def published_faults(steps: Sequence[Step], model: ModelSettings | None) -> Iter
     if isinstance(step, Encode) and isinstance(model, Diffusers):
         for key, message in encoder_faults(model, step.autoencoder, step.text):
             yield LocatedError(("curate", len(steps) - 1, "encode", key), message)
+        for index, settings in enumerate(step.buckets):
+            if model.image_channels and 1 in settings.frames:
+                location = ("curate", len(steps) - 1, "encode", "buckets", index, "frames")
+                yield LocatedError(location, f"{model.path}, which train.model names, {IMAGE_FAULT}")
 
 
 def bucket_faults(steps: Sequence[Step]) -> Iterator[LocatedError]:

@@ -10,13 +10,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
 from captioning.encoder import FOLDER as ENCODERS
 from captioning.encoder import TextEncoderSettings
 from cluster.arrays import UInt64Array
 from cluster.plugins import build
 from cluster.telemetry import log
-from training.adapters.lora import adapter_initialiser, add_adapter
+from training.adapters.lora import adapter_initialiser, add_adapter, starting_layers
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
 from training.checkpoints.initial_weights import (
@@ -40,6 +41,7 @@ from training.sampling.provenance import version
 from training.settings import TrainSettings
 from training.step import StepConfig, samples_with_last_frame
 from training.tracking.breakdown import LossParts
+from training.weight_patterns import freeze
 
 DEFAULT_FPS = 8.0
 """Frames per second in the card of a model trained on images alone, which have no frame rate; any value would do."""
@@ -63,7 +65,7 @@ class TrainingRun:
     engine: Engine
     ema: Ema
     base: InitialWeights | None
-    """The weights that an adapter changes; None if all weights train."""
+    """The weights that stay as they are, those of an adapter's base or frozen ones; None if all weights train."""
 
     @classmethod
     def open(
@@ -77,7 +79,8 @@ class TrainingRun:
         text_dim = dataset.null_text().shape[-1]
         settings = fit_to_device(settings, dataset, text_dim, device)
         step_config = make_step_config(settings, dataset, seed)
-        base = None if settings.adapter is None else weights_to_start_from(settings)
+        keeps = settings.adapter is not None or settings.frozen
+        base = weights_to_start_from(settings) if keeps else None
         engine = open_untrained_engine(settings, dataset.info.channels, text_dim, seed, device, base)
         ema = Ema(engine.weight_shards(), settings.ema_decay)
         parts = LossParts(pc.unique(dataset.table["bucket"]).to_pylist())
@@ -95,7 +98,7 @@ class TrainingRun:
         self._warn_of_other_parts(weights)
 
     def check_base(self, state: Mapping[str, Any]) -> None:
-        """Check the weights that an adapter changes, if there are some; every rank calls it.
+        """Check the weights that stay as they are, if there are some; every rank calls it.
 
         `state` is that of the checkpoint that the run resumes from. Raises `DamagedError` if they were altered, and
         `ValueError` if the checkpoint belongs to others.
@@ -104,12 +107,21 @@ class TrainingRun:
             return
         if (trained := state.get("base", self.base.identity)) != self.base.identity:
             raise ValueError(
-                f"{self.base.uri}: its weights are {self.base.identity}, and this run's adapter was trained beside "
-                f"{trained}; put those back, or remove {self.run_uri} to start over"
+                f"{self.base.uri}: its weights are {self.base.identity}, and this run was trained beside {trained}; "
+                f"put those back, or remove {self.run_uri} to start over"
             )
         check_on_rank_0(self.base, self.engine)
         if not state:
             self._warn_of_other_parts(self.base)
+
+    def with_frozen(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights that train together with those that stay as they are; none on a rank without any."""
+        if self.base is None or not self.settings.frozen or not weights:
+            return dict(weights)
+        with torch.device("meta"):
+            model = self.settings.model.build(self.dataset.info.channels, self.step_config.null_text.shape[-1])
+        frozen = {name: shape for name, shape in parameter_shapes(model).items() if name not in weights}
+        return {**weights, **self.base.whole(frozen)}
 
     def _warn_of_other_parts(self, weights: InitialWeights) -> None:
         if weights.card is not None and self.engine.rank == 0:
@@ -153,12 +165,13 @@ def open_untrained_engine(
 ) -> Engine:
     """Return an engine with the untrained model, whose weights are the same on every rank and in every kind of engine.
 
-    With `base` it is an untrained adapter of these weights. Torch's global random state is left unchanged.
+    With `base` it is an untrained adapter of these weights, or has them and trains those that are not frozen. Torch's
+    global random state is left unchanged.
     """
     with torch.device("meta"):
         model = settings.model.build(channels, text_dim)
     if base is not None:
-        initialise_weight = adapt(model, settings, base, seed)
+        initialise_weight = (keep if settings.adapter is None else adapt)(model, settings, base, seed)
         return open_engine(model, settings, device, initialise_weight)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -173,8 +186,21 @@ def adapt(model: VideoModel, settings: TrainSettings, base: InitialWeights, seed
     """
     assert settings.adapter is not None
     base.check_fits_all(parameter_shapes(model))
-    add_adapter(model, settings.adapter.resolved(settings.model))
-    return adapter_initialiser(model, base.fill, seed)
+    adapter = settings.adapter.resolved(settings.model)
+    # Before the adapter is there, in which layers have other names.
+    start = starting_layers(adapter, model)
+    add_adapter(model, adapter)
+    return adapter_initialiser(model, base.fill, seed, start)
+
+
+def keep(model: VideoModel, settings: TrainSettings, base: InitialWeights, seed: int) -> InitialiseWeight:
+    """Freeze weights of a model without memory, in place; return what fills all of them with those of the base.
+
+    Raises `ValueError` for a pattern that no weight matches, and if the base is another model.
+    """
+    base.check_fits_all(parameter_shapes(model))
+    freeze(model, settings.frozen)
+    return base.fill
 
 
 def make_model_card(settings: TrainSettings, dataset: Dataset, text_dim: int, step: int, seed: int) -> ModelCard:

@@ -31,6 +31,8 @@ class SampleCondition:
     framing: Framing
     guidance: float = 1.0
     """Guidance scale that the model is told, the same for all samples of a stack."""
+    image_CTHW: Tensor | None = None
+    """Latents of the first frame followed by grey, see `Condition.images`."""
 
 
 def stack_conditions(samples: Sequence[SampleCondition], time_factor: int) -> Condition:
@@ -48,7 +50,8 @@ def stack_conditions(samples: Sequence[SampleCondition], time_factor: int) -> Co
         seconds,
         torch.tensor(scalars, dtype=torch.float32).to(device, non_blocking=True),
     )
-    return replace(condition, guidance=samples[0].guidance)
+    images = [sample.image_CTHW for sample in samples if sample.image_CTHW is not None]
+    return replace(condition, guidance=samples[0].guidance, images=images)
 
 
 def condition_of(

@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from cluster.telemetry import log
 from training.adapters.lora import add_adapter
@@ -13,6 +14,7 @@ from training.data.buckets import latent_size, parse_bucket_name
 from training.data.dataset import Dataset
 from training.memory import MicroBatchSize, Sharding
 from training.settings import TrainSettings
+from training.weight_patterns import freeze
 
 UNLIMITED_FACTOR = 2
 """Factor from a rank's mean share of a step's tokens to the most that it may get if `max_tokens_per_micro` sets no
@@ -56,13 +58,21 @@ def fit_to_memory(
     )
     if settings.adapter is not None:
         add_adapter(model, settings.adapter.resolved(settings.model))
+    freeze(model, settings.frozen)
     n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    n_frozen = sum(parameter.numel() for parameter in model.parameters()) - n_trained
-    state_bytes = sharding.state_bytes(n_trained, n_frozen)
+    state_bytes = sharding.state_bytes(n_trained, n_frozen(model, sharding.item_bytes))
     size = largest_micro_batch(settings, dataset, ranks // settings.context_parallel)
     return settings.model_copy(
         update={"model": settings.model.fitted(size, sharding.item_bytes, state_bytes, device_bytes)}
     )
+
+
+def n_frozen(model: nn.Module, item_bytes: int) -> int:
+    """Return the number of frozen weights that have the bytes of a model's own, each of `item_bytes` or, if it is
+    quantised, of less.
+    """
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    return math.ceil(sum(one.numel() * min(one.itemsize, item_bytes) for one in frozen) / item_bytes)
 
 
 def largest_micro_batch(settings: TrainSettings, dataset: Dataset, data_ranks: int) -> MicroBatchSize:

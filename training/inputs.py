@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -176,7 +176,8 @@ def assemble(
 def add_noise(config: StepConfig, inputs: HostInputs, device: torch.device) -> NoisyBatch:
     """Copy a micro-batch to the device and noise it there.
 
-    Conditioning frames get their mask's noise level, all others the one of their sample.
+    Conditioning frames get their mask's noise level, all others the one of their sample. The model's `image_channels`
+    are not noised.
     """
     n_samples, n_frames = len(inputs.shapes), sum(shape[0] for shape in inputs.shapes)
     sizes, n_elements = inputs.padded_sizes, sum(inputs.padded_sizes)
@@ -197,7 +198,7 @@ def add_noise(config: StepConfig, inputs: HostInputs, device: torch.device) -> N
     noise_L = keyed_normals(streams.view(n_samples, 3), n_elements // WORDS, hash64(config.seed, "noise"))
     clean_L = values[:n_elements].to(torch.float32)
     time_L = torch.repeat_interleave(time_F, frame_sizes_F, output_size=n_elements)
-    objective = config.objective
+    objective, image_channels = config.objective, config.model.image_channels
     text_dim = config.null_text.shape[-1]
     texts_NE = values[n_elements:].to(torch.float32).view(-1, text_dim)
     lengths = [shape[0] for shape in inputs.shapes]
@@ -209,15 +210,18 @@ def add_noise(config: StepConfig, inputs: HostInputs, device: torch.device) -> N
         shape_scalars_B7.view(n_samples, N_SHAPE_SCALARS),
     )
 
-    def samples(flat_L: Tensor) -> list[Tensor]:
+    def samples(flat_L: Tensor, channels: slice) -> list[Tensor]:
         return [
-            part[: math.prod(shape)].view(shape).transpose(0, 1)
+            part[: math.prod(shape)].view(shape).transpose(0, 1)[channels]
             for part, shape in zip(torch.split(flat_L, sizes), inputs.shapes, strict=True)
         ]
 
+    generated = slice(-image_channels or None)
+    if image_channels:
+        condition = replace(condition, images=samples(clean_L, slice(-image_channels, None)))
     return NoisyBatch(
-        noisy=samples(objective.corrupt(clean_L, noise_L, time_L)),
-        targets=samples(objective.training_target(clean_L, noise_L, time_L)),
+        noisy=samples(objective.corrupt(clean_L, noise_L, time_L), generated),
+        targets=samples(objective.training_target(clean_L, noise_L, time_L), generated),
         loss_weights=list(torch.split(objective.loss_weight(time_F), lengths)),
         times=inputs.times,
         condition=condition,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cluster import storage
 from cluster.telemetry import log
+from training.adapters.dropout import keyed_dropout
 from training.assembly import TrainingRun, make_planner
 from training.checkpoints.adapter_export import write_adapter_export
 from training.checkpoints.best_export import BestExport
@@ -115,6 +116,7 @@ def _write_export(run: TrainingRun, export_uri: str, card: ModelCard) -> None:
         averaged = run.engine.full_parameters()
     if run.engine.rank > 0:
         return
+    raw, averaged = run.with_frozen(raw), run.with_frozen(averaged)
     if card.adapter is None:
         write_export(export_uri, raw, averaged, run.step_config.null_text, card)
     else:
@@ -246,12 +248,13 @@ def take_step(run: TrainingRun, step: int, inputs: StepInputs, meter: Meter, max
     losses: list[Tensor] = []
     for index, micro_batch in enumerate(inputs.micro_batches):
         noisy = add_noise(config, micro_batch, engine.device)
-        with meter.forward(noisy, micro_batch.weights):
-            losses_B = mse_losses(engine.forward, noisy)
-        share_B = noisy.weights_B / total_weight
-        # A factor of 0 would let NaN through, so a sample of weight 0 is left out of the sum.
-        loss = torch.where(share_B > 0, losses_B * share_B, torch.zeros_like(losses_B)).sum()
-        engine.backward(loss, last=index == len(inputs.micro_batches) - 1)
+        with keyed_dropout(run.settings.adapter, engine.device, config.seed, step, index, engine.rank):
+            with meter.forward(noisy, micro_batch.weights):
+                losses_B = mse_losses(engine.forward, noisy)
+            share_B = noisy.weights_B / total_weight
+            # A factor of 0 would let NaN through, so a sample of weight 0 is left out of the sum.
+            loss = torch.where(share_B > 0, losses_B * share_B, torch.zeros_like(losses_B)).sum()
+            engine.backward(loss, last=index == len(inputs.micro_batches) - 1)
         losses.append(losses_B.detach())
         sums_P2 += weighted_sums(noisy.members_PB, losses[-1], noisy.weights_B)
     lr = run.settings.lr_at(step)

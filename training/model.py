@@ -102,6 +102,18 @@ class ModelSettings(Plugin):
         return False
 
     @property
+    def image_channels(self) -> int:
+        """Number of the last channels of a data set's latents that are not generated: they are the latents of a video's
+        first frame followed by grey, on which the network is conditioned.
+        """
+        return 0
+
+    @property
+    def boundary(self) -> float | None:
+        """Noise level at which sampling passes from one expert to another; None for one network at all levels."""
+        return None
+
+    @property
     def recompute_share(self) -> float:
         """Share of `flops` that the backward pass computes a second time, for activations that the forward pass did not
         keep.

@@ -42,6 +42,9 @@ class Condition:
     """Width and height of the source in pixels."""
     guidance: float = 1.0
     """Guidance scale that a network with `takes_guidance` is told; 1 in training."""
+    images: Sequence[Tensor] = ()
+    """Latents `[C', T, H, W]` of each video's first frame followed by grey, for a network with `image_channels`; empty
+    for others."""
 
     def select(self, samples: Sequence[int]) -> Condition:
         """Return the condition of the samples with these indices, in this order."""
@@ -60,6 +63,7 @@ class Condition:
             self.crop_B2[rows],
             self.source_B2[rows],
             self.guidance,
+            of(self.images) if self.images else (),
         )
 
 

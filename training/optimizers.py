@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from training.network import VideoModel, trained_parameters
 from training.settings import TrainSettings
+from training.weight_patterns import lr_factors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's running means of gradients and of squared gradients, by PyTorch's names."""
@@ -17,29 +18,37 @@ MUON_MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's iteration a X + b (X X^T) X + c (X X^T)^2 X (Jordan et al. 2024)."""
 NEWTON_SCHULZ_STEPS = 5
+SCALE = "lr_scale"
+"""Key of a group's factor of the learning rate."""
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two parameter groups of the weights that train: matrices, with weight decay, and vectors, without.
+def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+    """Return parameter groups of the weights that train: for each factor of the learning rate matrices, with weight
+    decay, and vectors, without.
 
     Biases and gains are vectors, and so are the rows of modulation tables.
     """
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    factors = lr_factors(model, settings.lr_scale)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for factor in sorted({1.0, *factors.values()}):
+        groups |= {(factor, settings.weight_decay): [], (factor, 0.0): []}
+    for name, parameter in trained_parameters(model):
         # A weight that ZeRO-3 has sharded keeps its shape only in `ds_shape`.
         n_axes = len(getattr(parameter, "ds_shape", parameter.shape))
-        (undecayed if n_axes < 2 or "table" in name else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+        decay = 0.0 if n_axes < 2 or "table" in name else settings.weight_decay
+        groups[factors[name], decay].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, SCALE: factor}
+        for (factor, decay), parameters in groups.items()
+        if parameters
+    ]
 
 
 def set_lr(optimizer: Any, lr: float) -> None:
-    """Set the learning rate of every group of a PyTorch optimizer, or of DeepSpeed's wrapper of one."""
-    groups: list[Mapping[str, Any]] = optimizer.param_groups
+    """Set the learning rate, times a group's factor, of a PyTorch optimizer or of DeepSpeed's wrapper of one."""
+    groups: list[dict[str, Any]] = optimizer.param_groups
     for group in groups:
-        group["lr"] = lr  # type: ignore[index]
+        group["lr"] = lr * group.get(SCALE, 1.0)
 
 
 class SkippableAdamW(torch.optim.AdamW):
@@ -54,9 +63,7 @@ class SkippableAdamW(torch.optim.AdamW):
 
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
         """Optimize the parameters of a model that is on its device already."""
-        super().__init__(
-            parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True
-        )
+        super().__init__(parameter_groups(model, settings), lr=settings.lr, betas=settings.betas, fused=True)
 
     def step(self, closure: Any = None) -> Any:
         return None if self.skips_update() else super().step(closure)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 VAE = "vae"
 """Folder of the autoencoder in that of a pipeline."""
+IMAGE_FAULT = "makes a video of an image; leave 1 out of frames in encode.buckets"
+"""End of a sentence about images in the training data of such a model."""
 
 
 def part_faults(model: Diffusers, dataset: Dataset) -> Iterator[str]:
@@ -30,8 +32,11 @@ def part_faults(model: Diffusers, dataset: Dataset) -> Iterator[str]:
     info = dataset.info
     own = model.architecture
     lines = f"encode it by {_lines('autoencoder', own_autoencoder(model))}"
-    if info.channels != own.channels:
-        yield f"the data set has latents of {info.channels} channels, and {model.path} takes {own.channels}; {lines}"
+    if info.channels != model.latent_channels:
+        yield (
+            f"the data set has latents of {info.channels} channels, and {model.path} takes {model.latent_channels}; "
+            f"{lines}"
+        )
     elif _differs(model, VAE, info.autoencoder_identity):
         yield (
             f"the data set's latents are of {info.autoencoder_identity}, and {model.path} was trained with its own "
@@ -48,6 +53,8 @@ def part_faults(model: Diffusers, dataset: Dataset) -> Iterator[str]:
             if _differs(model, folder, info.text_encoder_identity):
                 yield f"the data set's text encoder has other weights than the folder {folder} of {model.path}; {fix}"
     for name in sorted(pc.unique(dataset.table["bucket"]).to_pylist()):
+        if model.image_channels and parse_bucket_name(name)[2] == 1:
+            yield f"bucket {name} has images, and {model.path} {IMAGE_FAULT}"
         sizes = latent_size(*parse_bucket_name(name), info.time_factor, info.space_factor)
         if any(size % patch for size, patch in zip(sizes, own.patch, strict=True)):
             unit = info.space_factor * max(own.patch[1:])
@@ -63,7 +70,13 @@ def encoder_faults(
 
     Folders of the model itself are not read, and others are compared with them byte by byte.
     """
-    if not _is_own_autoencoder(model, autoencoder) and _has(model, VAE):
+    if _has_image_condition(autoencoder) != (model.image_channels > 0):
+        wanted = "of image to video" if model.image_channels else "not of image to video"
+        yield (
+            "autoencoder",
+            f"{model.path}, which train.model names, is {wanted}; set {_lines('autoencoder', own_autoencoder(model))}",
+        )
+    elif not _is_own_autoencoder(model, autoencoder) and _has(model, VAE):
         # Other autoencoders need not be hashed to know that they differ.
         identity = autoencoder.identity() if autoencoder.name == "diffusers" else ""
         if _differs(model, VAE, identity):
@@ -87,7 +100,8 @@ def encoder_faults(
 def own_autoencoder(model: Diffusers) -> dict[str, Any]:
     """Return the settings of the autoencoder that a model was trained with."""
     revision = {} if model.revision == "main" else {"revision": model.revision}
-    return {"name": "diffusers", "path": model.path, "subfolder": VAE} | revision
+    image = {"image_condition": True} if model.image_channels else {}
+    return {"name": "diffusers", "path": model.path, "subfolder": VAE} | revision | image
 
 
 def own_text_encoder(model: Diffusers) -> dict[str, Any]:
@@ -114,6 +128,10 @@ def _is_own_autoencoder(model: Diffusers, autoencoder: AutoencoderSettings) -> b
     """Return whether an autoencoder is the folder `vae` of a local model, by its path."""
     path, subfolder = (getattr(autoencoder, key, "") for key in ("path", "subfolder"))
     return not model.path.startswith(HUB_PREFIX) and Path(path, subfolder) == Path(model.path, VAE)
+
+
+def _has_image_condition(autoencoder: AutoencoderSettings) -> bool:
+    return bool(getattr(autoencoder, "image_condition", False))
 
 
 def _has(model: Diffusers, part: str) -> bool:

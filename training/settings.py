@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, PositiveFloat, StringConstraints, field_validator, model_validator
 
 from cluster import storage, weight_files
 from cluster.config import Settings
@@ -96,6 +96,16 @@ class TrainSettings(Settings):
         "linear",
         description="Shape of the fall; for a cosine over the whole run, set `decay: cosine` and decay_steps to all "
         "steps after warmup_steps.",
+    )
+    frozen: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = Field(
+        (),
+        description="Weights of `init` or of a published model that stay as they are: patterns of their names, such as "
+        "blocks.0.*, in which * stands for any characters.",
+    )
+    lr_scale: dict[str, PositiveFloat] = Field(
+        {},
+        description="Factors of the learning rate by patterns of the names of weights, for example "
+        "{'blocks.0.*': 0.1}; needs optimizer adamw.",
     )
     weight_decay: float = Field(
         0.01, ge=0, description="Weight decay of matrices; biases, gains and modulation tables have none."
@@ -219,6 +229,22 @@ class TrainSettings(Settings):
                     "adapter changes trained weights, and there are none; set init to a shipped model such as "
                     "drawn-world, or to an export or checkpoint, or remove adapter to train from nothing"
                 )
+        if self.zero_stage == 3 and self.adapter is not None and self.adapter.base_bits is not None:
+            raise ValueError(
+                "adapter.base_bits: zero_stage 3 divides weights among the workers, which quantised ones do not allow; "
+                "set zero_stage: 2, or leave out base_bits"
+            )
+        if self.frozen and self.adapter is not None:
+            raise ValueError("frozen: an adapter leaves all weights of its base as they are already; remove frozen")
+        if self.frozen and self.init is None and not self.model.starts_from_itself:
+            raise ValueError("frozen keeps trained weights as they are, and there are none; set init, or remove frozen")
+        if self.lr_scale and self.optimizer == "muon":
+            raise ValueError("lr_scale needs optimizer: adamw; set that, or remove lr_scale")
+        if self.model.boundary is not None and self.previews.every not in ("auto", 0):
+            raise ValueError(
+                f"previews.every {self.previews.every}: previews need both experts, and one of them is trained; set "
+                "previews: {every: 0}, and sample the export"
+            )
         self.model.check_zero_stage(self.zero_stage)
         self.model.check_objective(self.objective)
         self.model.check_conditioning(self.conditioning)

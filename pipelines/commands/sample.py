@@ -139,6 +139,7 @@ FIELDS = (
     "size",
     "fps",
     "guidance",
+    "guidance_low_noise",
     "guidance_method",
     "solver",
     "steps",
@@ -156,6 +157,7 @@ FIELDS = (
     "window",
     "context",
     "context_noise",
+    "other_expert",
     "upsample",
     "compile",
     "name",
@@ -189,7 +191,7 @@ def command(
     adapter: Annotated[
         list[str] | None,
         typer.Option(
-            help="Adapter (LoRA) merged into the model: FOLDER, or FOLDER:WEIGHT for a weight other than 1. Repeatable."
+            help="Adapter (LoRA) merged into the model: folder or file, FOLDER:WEIGHT for a weight but 1. Repeatable."
         ),
     ] = None,
     out: Annotated[

@@ -17,12 +17,14 @@ from pipelines.engine.exclusions import check_no_unfinished_removal
 from pipelines.forgetting.prior_runs import adopt_run
 from pipelines.recipe import Recipe, write_resolved
 from training.checkpoints.checkpoint import newest_checkpoint
-from training.checkpoints.model_card import ModelCard
 from training.checkpoints.run_folder import run_folder
 from training.evaluation.truth import read_truth
 from training.models.diffusers import Diffusers
 from training.result import TrainResult, find_result
 from training.settings import TrainSettings
+
+SIZES = (16, 128)
+"""Any channels of latents and width of text."""
 
 if TYPE_CHECKING:
     # Imports torch, which takes 2 s.
@@ -49,7 +51,7 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
         if in_process:
             check_device(settings.device)
         check_manifest(settings, dataset.manifest_uri)
-        if settings.adapter is not None or newest_checkpoint(run_uri) is None:
+        if settings.adapter is not None or settings.frozen or newest_checkpoint(run_uri) is None:
             check_init(settings)
         check_parts(settings, dataset.manifest_uri)
         check_scored_footage(settings)
@@ -64,17 +66,22 @@ def train(recipe: Recipe, in_process: bool = False, session: Session | None = No
 
 
 def check_init(settings: TrainSettings) -> None:
-    """Raise `ConfigError` if the weights that training would start from do not exist."""
-    if settings.init is None and not settings.model.starts_from_itself:
+    """Raise `ConfigError` if the weights that training would start from do not exist, or if none has the name that a
+    setting says.
+    """
+    has_start = settings.init is not None or settings.model.starts_from_itself
+    if not has_start and not settings.lr_scale:
         return
     from training.checkpoints.starting_weights import weights_to_start_from  # imports torch, which takes 2 s
 
     try:
         weights = weights_to_start_from(settings)
-        if settings.adapter is not None and weights is not None and weights.card is not None:
-            check_adapter(settings, weights, weights.card)
     except ValueError as error:
         raise ConfigError(f"train.{'model' if settings.init is None else 'init'}: {error}") from error
+    try:
+        check_names(settings, weights)
+    except ValueError as error:
+        raise ConfigError(f"train: {error}") from error
 
 
 def check_parts(settings: TrainSettings, manifest_uri: str) -> None:
@@ -87,14 +94,29 @@ def check_parts(settings: TrainSettings, manifest_uri: str) -> None:
             raise ConfigError("\n".join(f"train.model: {fault}" for fault in faults))
 
 
-def check_adapter(settings: TrainSettings, base: InitialWeights, card: ModelCard) -> None:
-    """Raise `ValueError` if the base of an adapter is another model than that of the settings, or lacks its targets."""
+def check_names(settings: TrainSettings, weights: InitialWeights | None) -> None:
+    """Raise `ValueError` for a target of the adapter or a pattern that no weight has the name of, and for a base of
+    another model.
+    """
     import torch
 
-    from training.assembly import adapt
+    from training.assembly import adapt, keep
+    from training.weight_patterns import check_patterns
 
+    model, card = settings.model, None if weights is None else weights.card
+    # Names do not depend on these sizes.
+    channels, text_dim = SIZES if card is None else (card.channels, card.text_dim)
+    if isinstance(model, Diffusers):
+        channels, text_dim = model.latent_channels, model.architecture.text_dim
     with torch.device("meta"):
-        adapt(settings.model.build(card.channels, card.text_dim), settings, base, seed=0)
+        network = model.build(channels, text_dim)
+        if weights is not None and (card is not None or isinstance(model, Diffusers)):
+            if settings.adapter is not None:
+                adapt(network, settings, weights, seed=0)
+            elif settings.frozen:
+                keep(network, settings, weights, seed=0)
+        if settings.adapter is None or card is not None or isinstance(model, Diffusers):
+            check_patterns(settings, network)
 
 
 def check_scored_footage(settings: TrainSettings) -> None:

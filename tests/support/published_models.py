@@ -70,17 +70,22 @@ TEXT_KEYS = {"wan": "text_dim", "ltx": "caption_channels", "hunyuan": "text_embe
 """Key of the width of text tokens in the transformer's configuration."""
 ON_DRAWN: dict[str, dict[str, Any]] = {"wan": {}, "ltx": {}, "hunyuan": {"caption_drop": 0.0}}
 """Settings of training on drawn data sets, whose null caption has no token after a pooled vector."""
+I2V_A14B: dict[str, Any] = {"_class_name": "WanImageToVideoPipeline", "boundary_ratio": 0.9}
+"""Keys of model_index.json of Wan 2.2 image to video."""
 
 
 def write_published(folder: Path, family: str, pipeline: dict[str, Any] | None = None, **config: Any) -> Path:
     """Write a tiny random model as a pipeline saves it, without autoencoder and text encoder; return its folder.
 
-    `pipeline` adds keys to model_index.json, and `config` replaces keys of the transformer's configuration.
+    `pipeline` adds keys to model_index.json, of which `boundary_ratio` makes a second expert, and `config` replaces
+    keys of the transformer's configuration.
     """
     kind, sizes, pipeline_name = FAMILIES[family]
+    names = ["transformer", "transformer_2"] if (pipeline or {}).get("boundary_ratio") else ["transformer"]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        transformer = kind(**(sizes | config))
+        for name in names:
+            kind(**(sizes | config)).save_pretrained(folder / name, max_shard_size="20KB")
     scheduler = {
         "wan": lambda: UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"),
         "ltx": lambda: FlowMatchEulerDiscreteScheduler(
@@ -93,20 +98,19 @@ def write_published(folder: Path, family: str, pipeline: dict[str, Any] | None =
         ),
         "hunyuan": lambda: FlowMatchEulerDiscreteScheduler(shift=7.0),
     }[family]()
-    transformer.save_pretrained(folder / "transformer", max_shard_size="20KB")
     scheduler.save_pretrained(folder / "scheduler")
     index = {"_class_name": pipeline_name, "_diffusers_version": "0.42.0"} | (pipeline or {})
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 
-def write_pipeline(folder: Path, family: str, pipeline: dict[str, Any] | None = None) -> Path:
+def write_pipeline(folder: Path, family: str, pipeline: dict[str, Any] | None = None, **config: Any) -> Path:
     """Write a tiny random model with autoencoder, text encoder and tokenizer that suit it; return its folder.
 
-    `pipeline` adds keys to model_index.json.
+    `pipeline` adds keys to model_index.json, and `config` replaces keys of the transformer's configuration.
     """
     channels = {"wan": 16, "ltx": 8, "hunyuan": 4}[family]
-    sizes = {"in_channels": channels, "out_channels": channels, TEXT_KEYS[family]: 32}
+    sizes = {"in_channels": channels, "out_channels": channels, TEXT_KEYS[family]: 32} | config
     write_published(folder, family, pipeline, **sizes)
     save_autoencoder(folder / "vae", family)
     if family == "hunyuan":
@@ -117,12 +121,13 @@ def write_pipeline(folder: Path, family: str, pipeline: dict[str, Any] | None = 
     return folder
 
 
-def read_published(folder: Path, checkpointing: str = "blocks") -> tuple[VideoModel, Any]:
+def read_published(folder: Path, checkpointing: str = "blocks", expert: str | None = None) -> tuple[VideoModel, Any]:
     """Return a published model as training builds it, with its weights, and the transformer as diffusers loads it."""
-    settings = validate(Diffusers, {"name": "diffusers", "path": str(folder), "checkpointing": checkpointing})
-    transformer = getattr(diffusers, settings.family.class_name).from_pretrained(folder, subfolder="transformer")
+    values = {"name": "diffusers", "path": str(folder), "checkpointing": checkpointing, "expert": expert}
+    settings = validate(Diffusers, values)
+    transformer = getattr(diffusers, settings.family.class_name).from_pretrained(folder, subfolder=settings.subfolder)
     with torch.device("meta"):
-        model = settings.build(settings.architecture.channels, settings.architecture.text_dim)
+        model = settings.build(settings.latent_channels, settings.architecture.text_dim)
     weights = {f"transformer.{name}": value.clone() for name, value in transformer.state_dict().items()}
     model.load_state_dict(weights, assign=True)
     return model.eval(), transformer.eval()

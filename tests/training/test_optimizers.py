@@ -33,7 +33,7 @@ def fill_gradients(model: nn.Module) -> None:
 
 def test_only_matrices_decay() -> None:
     model = DiT(depth=1, dim=32, heads=2).build(4, 8)
-    decayed, undecayed = parameter_groups(model, 0.1)
+    decayed, undecayed = parameter_groups(model, SETTINGS.model_copy(update={"weight_decay": 0.1}))
     assert decayed["weight_decay"] == 0.1
     assert undecayed["weight_decay"] == 0.0
     assert all(parameter.ndim == 2 for parameter in decayed["params"])

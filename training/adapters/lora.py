@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cluster.config import list_names, unknown_message
+from training.adapters.dropout import TrainingDropout
+from training.adapters.low_rank import LowRank, read_changes
+from training.adapters.quantised import CODES, SCALES, QuantisedLinear, check_quantisable, quantised
 from training.adapters.settings import AdapterSettings
 from training.network import InitialiseWeight, VideoModel
 from training.rng import generator
@@ -41,6 +44,7 @@ def lora_config(settings: AdapterSettings, base: str | None = None) -> Any:
         r=settings.rank,
         lora_alpha=settings.alpha,
         target_modules=list(settings.targets),
+        lora_dropout=settings.dropout,
         use_dora=settings.dora,
         base_model_name_or_path=base,
     )
@@ -54,9 +58,16 @@ def add_adapter(model: VideoModel, settings: AdapterSettings) -> None:
     check_targets(model, settings.targets or ())
     model.requires_grad_(False)
     peft_module().inject_adapter_in_model(lora_config(settings), model, ADAPTER, low_cpu_mem_usage=True)
-    for layer in adapted_layers(model).values():
+    for name, layer in adapted_layers(model).items():
         # ZeRO-3 gathers all weights of the layer at once; DoRA reads some outside the modules that hold them.
         layer._z3_leaf = True  # type: ignore[assignment]
+        if settings.dropout:
+            layer.get_submodule("lora_dropout").add_module(ADAPTER, TrainingDropout(settings.dropout))
+        if settings.base_bits:
+            linear = layer.get_submodule(BASE_LAYER)
+            assert isinstance(linear, nn.Linear), "check_targets refuses others"
+            check_quantisable(name, linear, settings.base_bits)
+            layer.add_module(BASE_LAYER, QuantisedLinear(linear, settings.base_bits))
 
 
 def check_targets(model: nn.Module, targets: Iterable[str]) -> None:
@@ -81,17 +92,34 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def adapter_initialiser(model: VideoModel, read_base: InitialiseWeight, seed: int) -> InitialiseWeight:
+def adapter_initialiser(
+    model: VideoModel, read_base: InitialiseWeight, seed: int, start: Mapping[str, LowRank] | None = None
+) -> InitialiseWeight:
     """Return a function that fills the weights of a model with an adapter, given each weight and its name.
 
-    `read_base` fills those of the base, by their names in it. A is drawn as peft does, from its name and the seed, so
-    that it is the same on every rank; B is 0, and the norms of DoRA are those of the base: nothing is changed yet.
+    `read_base` fills those of the base, by their names in it. A and B are those of `start`, see `starting_layers`. Else
+    A is drawn as peft does, from its name and the seed, so that it is the same on every rank; B is 0, and the norms of
+    DoRA are those of the base: nothing is changed yet.
     """
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    in_few_bits = {
+        f"{name}.{part}": module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantisedLinear)
+        for part in (CODES, SCALES)
+    }
 
     @torch.no_grad()
     def initialise(parameter: nn.Parameter, name: str) -> None:
-        if f".{A}." in name:
+        layer, _, part = name.partition(".lora_")
+        if part and start:
+            parameter.copy_(start[layer].a_RI if f".{A}." in name else start[layer].b_OR)
+        elif own := in_few_bits.get(name):
+            values = torch.empty(own.out_features, own.in_features, device="cpu")
+            read_base(nn.Parameter(values), base_name(f"{name.rpartition('.')[0]}.weight"))
+            codes, scales = quantised(values.to(parameter.device), own.bits)
+            parameter.copy_(codes if name.endswith(f".{CODES}") else scales)
+        elif f".{A}." in name:
             values = torch.empty(parameter.shape, device="cpu")
             nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator(seed, "adapter", name))
             parameter.copy_(values)
@@ -106,6 +134,35 @@ def adapter_initialiser(model: VideoModel, read_base: InitialiseWeight, seed: in
             read_base(parameter, base_name(name))
 
     return initialise
+
+
+def starting_layers(settings: AdapterSettings, model: VideoModel) -> dict[str, LowRank]:
+    """Return the LoRA that an adapter with resolved settings starts from, by layer and in the scale of the settings;
+    none if they name none.
+
+    `model` is without an adapter. Raises `ValueError` with the fix for a LoRA of other layers or of another rank.
+    """
+    if settings.init is None:
+        return {}
+    changes = read_changes(settings.init, model)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    own = {name for name in linear if _is_target(name, settings)}
+    if differing := sorted((own ^ changes.layers.keys()) | changes.differences.keys()):
+        raise ValueError(
+            f"{settings.init}: this adapter and the LoRA that it starts from change other layers, of which some are "
+            f"{list_names(differing, MAX_NAMED)}; set adapter.targets to the layers of that file"
+        )
+    for name, one in changes.layers.items():
+        if len(one.a_RI) != settings.rank:
+            raise ValueError(
+                f"{settings.init}: {name} has rank {len(one.a_RI)} there; set adapter.rank: {len(one.a_RI)}"
+            )
+    scale = (settings.alpha or settings.rank) / settings.rank
+    return {name: LowRank(one.a_RI, one.b_OR * (one.scale / scale), scale) for name, one in changes.layers.items()}
+
+
+def _is_target(name: str, settings: AdapterSettings) -> bool:
+    return any(name == target or name.endswith(f".{target}") for target in settings.targets or ())
 
 
 def base_name(name: str) -> str:

@@ -21,6 +21,7 @@ from cluster.weight_files import HUB_PREFIX
 from training.autoencoder import Autoencoder, AutoencoderSettings
 from training.autoencoders._blended_tiles import run_in_blended_tiles
 from training.autoencoders._diffusers_classes import CLASSES, Model, latent_channels, latent_statistics
+from training.autoencoders._image_condition import ImageConditioned
 
 # Shape suffixes: B videos, C latent channels or colours, T H W frames, rows and columns.
 
@@ -62,6 +63,12 @@ class Diffusers(AutoencoderSettings):
         description="Largest side of a tile in pixels; larger frames are computed in overlapping tiles. 0: no tiles.",
     )
 
+    image_condition: bool = Field(
+        False,
+        description="Also encode the first frame followed by grey, as further channels: the condition of models of Wan "
+        "image to video.",
+    )
+
     _absolute = field_validator("path")(weight_files.absolute)
 
     @model_validator(mode="after")
@@ -83,12 +90,14 @@ class Diffusers(AutoencoderSettings):
             source = f"{self.path}@{self.revision}" + (f"/{self.subfolder}" if self.subfolder else "")
         else:
             source = weight_files.identity(self._folder())
+        image = "image" if self.image_condition else ""
         return " ".join(
-            filter(None, (f"diffusers-v{self.version}", source, self.class_name, self.dtype, f"tile{self.tile}"))
+            filter(None, (f"diffusers-v{self.version}", source, self.class_name, self.dtype, f"tile{self.tile}", image))
         )
 
     def open(self, device: torch.device | str = "cpu") -> Autoencoder:
-        return DiffusersAutoencoder(self, torch.device(device))
+        autoencoder = DiffusersAutoencoder(self, torch.device(device))
+        return ImageConditioned(autoencoder) if self.image_condition else autoencoder
 
     def _folder(self) -> Path:
         return Path(self.path, self.subfolder)

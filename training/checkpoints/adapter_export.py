@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cluster import storage
 from training.adapters.lora import file_name, lora_config, merge_adapter
+from training.adapters.low_rank import METADATA, merge_changes, read_changes
 from training.adapters.settings import AdapterSettings
 from training.checkpoints.export import EXPORT_AGAIN, NULL_TEXT, model_from_card, read_export, read_weights
 from training.checkpoints.initial_weights import InitialWeights, find_initial_weights
@@ -38,8 +39,7 @@ from training.network import VideoModel, parameter_shapes
 
 WEIGHT_FILES = (ADAPTER_WEIGHTS, "adapter_model.safetensors")
 """Names of an adapter's file of weights: ours, and that of peft."""
-DIFFUSERS_KEY = "lora_adapter_metadata"
-"""Key of an adapter's settings in the header of safetensors files, by diffusers."""
+FILE_SUFFIX = ".safetensors"
 
 
 def write_adapter_export(uri: str, averaged: Mapping[str, Tensor], null_text: Tensor, card: ModelCard) -> ModelCard:
@@ -53,7 +53,7 @@ def write_adapter_export(uri: str, averaged: Mapping[str, Tensor], null_text: Te
     config_bytes = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     # diffusers reads the scale from there, and otherwise takes it for 1.
     about = {f"{PUBLISHED_PREFIX}{name}": value for name, value in config.items()}
-    metadata = {DIFFUSERS_KEY: json.dumps(about)} if isinstance(card.model, Diffusers) else None
+    metadata = {METADATA: json.dumps(about)} if isinstance(card.model, Diffusers) else None
     tensors = {file_name(name): value.contiguous() for name, value in averaged.items()}
     data = save_tensors(tensors, metadata)
     card = card.model_copy(update={"weights": storage.digest(data)})
@@ -139,8 +139,34 @@ class StoredAdapter:
             raise ValueError(f"{uri}: {error}") from error
 
 
-def find_adapter(uri: str) -> StoredAdapter:
-    """Return the adapter in a folder. Raises `ValueError` if there is none."""
+@dataclass(frozen=True)
+class AdapterFile:
+    """A safetensors file of a LoRA, with the names of diffusers, of the model's authors or of kohya's trainers."""
+
+    uri: str
+
+    def check_base(self, model: ModelCard) -> None:
+        """Raise `ValueError` if its keys and shapes are not those of a model's layers."""
+        with torch.device("meta"):
+            built = model.model.build(model.channels, model.text_dim)
+        read_changes(self.uri, built)
+
+    @property
+    def identity(self) -> str:
+        """Digest of the file."""
+        return storage.file_digest(self.uri)
+
+    def merge_into(self, model: VideoModel, weight: float) -> None:
+        """Add `weight` times the LoRA's change to a model's weights. Raises `ValueError` if it is of another."""
+        merge_changes(model, read_changes(self.uri, model), weight)
+
+
+def find_adapter(uri: str) -> StoredAdapter | AdapterFile:
+    """Return the adapter in a folder or a safetensors file. Raises `ValueError` if there is none."""
+    if uri.endswith(FILE_SUFFIX):
+        if not storage.exists(uri):
+            raise ValueError(f"{uri}: there is no such file")
+        return AdapterFile(uri)
     if storage.exists(storage.join(uri, CARD)):
         card = read_card(uri)
         if card.adapter is None:
@@ -151,7 +177,7 @@ def find_adapter(uri: str) -> StoredAdapter:
     if file is None or not storage.exists(config_uri):
         raise ValueError(
             f"{uri}: is no adapter, which has {ADAPTER_CONFIG} and {' or '.join(WEIGHT_FILES)}; give the export of a "
-            "run with train.adapter, or a folder that peft saved"
+            f"run with train.adapter, a folder that peft saved, or a file of a LoRA (*{FILE_SUFFIX})"
         )
     values = storage.read_json(config_uri)
     targets = values.get("target_modules")

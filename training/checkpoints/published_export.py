@@ -11,11 +11,12 @@ from cluster import storage
 from training.checkpoints.export import read_export
 from training.checkpoints.published_weights import PREFIX
 from training.models._published_files import WEIGHTS
-from training.models.diffusers import SUBFOLDER, Diffusers
+from training.models.diffusers import Diffusers
 
 
 def write_published_export(export_uri: str, uri: str) -> None:
-    """Write the averaged weights of an export in bfloat16 to the folder `transformer` of another folder.
+    """Write the averaged weights of an export in bfloat16 to the folder `transformer` of another folder, or for an
+    expert of low noise levels to `transformer_2`.
 
     `from_pretrained(folder, subfolder="transformer")` of the transformer's class loads it. Raises as `read_export`, and
     `ValueError` for another model.
@@ -27,7 +28,7 @@ def write_published_export(export_uri: str, uri: str) -> None:
         name.removeprefix(PREFIX): value.to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()
     }
     config = json.dumps(dict(card.model.published.transformer), indent=2) + "\n"
-    folder = storage.join(uri, SUBFOLDER)
+    folder = storage.join(uri, card.model.subfolder)
     # Diffusers wants to know the framework of the file.
     storage.write_bytes(storage.join(folder, WEIGHTS), save_tensors(tensors, metadata={"format": "pt"}))
     storage.write_bytes(storage.join(folder, "config.json"), config.encode())

@@ -12,8 +12,8 @@ from cluster import storage
 from cluster.config import list_names
 from training.checkpoints.fragments import Fragment
 from training.checkpoints.initial_weights import DTYPES, InitialWeights, copy_range
-from training.models._published_files import PublishedFiles, StoredTensor, header_of
-from training.models.diffusers import SUBFOLDER, Diffusers
+from training.models._published_files import StoredTensor, header_of
+from training.models.diffusers import Diffusers
 from training.network import parameter_shapes
 from training.weight_names import prefix_fault
 
@@ -31,36 +31,36 @@ def published_weights(settings: Diffusers) -> InitialWeights:
     Raises `ValueError` with the fix if a file is missing or cut off, or if a weight is missing, left over, or of
     another shape or type.
     """
-    tensors = stored_tensors(settings.files)
+    tensors = stored_tensors(settings)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     _check(settings, tensors)
-    identity = _identity(settings.files)
+    identity = _identity(settings)
     return InitialWeights(settings.path, shapes, None, identity, lambda: None, partial(_read, tensors))
 
 
-def stored_tensors(files: PublishedFiles) -> dict[str, StoredTensor]:
+def stored_tensors(settings: Diffusers) -> dict[str, StoredTensor]:
     """Return the tensors of a published transformer by the name of the weight in our model."""
-    return {PREFIX + name: tensor for file in files.weight_files(SUBFOLDER) for name, tensor in header_of(file).items()}
+    files = settings.files.weight_files(settings.subfolder)
+    return {PREFIX + name: tensor for file in files for name, tensor in header_of(file).items()}
 
 
-def _identity(files: PublishedFiles) -> str:
+def _identity(settings: Diffusers) -> str:
     """Return a digest of the sizes of the files of weights and of the first megabyte of each, header included.
 
     All bytes of 28 GB would take minutes, and other weights differ in the first ones already.
     """
     parts: list[str | bytes] = []
-    for file in files.weight_files(SUBFOLDER):
+    for file in settings.files.weight_files(settings.subfolder):
         with file.open("rb") as handle:
             parts += [file.name, str(file.stat().st_size), handle.read(IDENTIFYING_BYTES)]
     return storage.digest(*parts)
 
 
 def _check(settings: Diffusers, tensors: Mapping[str, StoredTensor]) -> None:
-    own = settings.architecture
     with torch.device("meta"):
-        model = settings.build(own.channels, own.text_dim)
+        model = settings.build(settings.latent_channels, settings.architecture.text_dim)
     shapes = parameter_shapes(model)
-    where = f"{settings.path}: the weights in {SUBFOLDER} are not those of its config.json"
+    where = f"{settings.path}: the weights in {settings.subfolder} are not those of its config.json"
     fix = f"put back the weights of this {settings.family.class_name}, or download the whole folder again"
     own_names, file_names = ({name.removeprefix(PREFIX) for name in names} for names in (shapes, tensors))
     if message := prefix_fault(own_names, file_names):

@@ -179,9 +179,10 @@ class DiffusionTransformer(VideoModel):
         run = compiled_block() if self._is_compiled() else run_block
         for index, block in enumerate(self.blocks):
             if self._recomputes(index):
-                # Blocks draw no random numbers, so there is no random state to keep.
+                # A block without dropout draws no random numbers, so there is no random state to keep.
+                draws = any(isinstance(module, nn.Dropout) for module in block.modules())
                 x_SD = checkpoint(
-                    run, block, x_SD, modulation_FMD, text_ND, layout, use_reentrant=False, preserve_rng_state=False
+                    run, block, x_SD, modulation_FMD, text_ND, layout, use_reentrant=False, preserve_rng_state=draws
                 )
             else:
                 x_SD = run(block, x_SD, modulation_FMD, text_ND, layout)

@@ -35,6 +35,14 @@ class Published:
     scheduler: Config = field(default_factory=dict)
     """`scheduler_config.json`."""
 
+    @property
+    def boundary(self) -> float | None:
+        """Noise level from which on a first transformer predicts, and a second one below it; None if one does at
+        all.
+        """
+        ratio = self.pipeline.get("boundary_ratio")
+        return None if ratio is None else float(ratio)
+
 
 @dataclass(frozen=True)
 class TextRule:
@@ -73,6 +81,8 @@ class Family(abc.ABC):
     text: ClassVar[TextRule]
     feed_forward: ClassVar[tuple[str, ...]]
     """Last parts of the names of the linear layers of feed-forward networks."""
+    has_original_names: ClassVar[bool] = False
+    """Whether `original_name` knows the names of the model's authors."""
 
     @abc.abstractmethod
     def architecture(self, config: Config) -> Architecture:
@@ -85,6 +95,10 @@ class Family(abc.ABC):
     @abc.abstractmethod
     def kinds(self, published: Published) -> frozenset[str]:
         """Return the kinds of conditioning that the network can be trained with."""
+
+    def image_channels(self, config: Config) -> int:
+        """Return the number of channels of the image condition; see `ModelSettings.image_channels`."""
+        return 0
 
     def flops(self, config: Config, tokens: int, text_tokens: int) -> int:
         """Return the floating-point operations of one sample's forward pass, by default those of cross-attention."""

@@ -20,15 +20,20 @@ if TYPE_CHECKING:
 
 TEXT_TOKENS = 512
 """Length to which texts are padded with zeros. Padding is attended to, so that it is part of the model."""
+MASK_CHANNELS = 4
+"""Channels of image to video that say which frames are given: one for each frame that a latent frame covers."""
 
 
 class Wan(Family):
-    """Wan of text to video, and TI2V-5B (`expand_timesteps`), whose tokens have noise levels of their own."""
+    """Wan of text to video, of image to video without CLIP, and TI2V-5B (`expand_timesteps`), whose tokens have noise
+    levels of their own.
+    """
 
     class_name = "WanTransformer3DModel"
     pipelines = ("WanPipeline", "WanImageToVideoPipeline")
     text = t5_rule(TEXT_TOKENS, cleaning="html", padded=False)
     feed_forward = ("ffn.net.0.proj", "ffn.net.2")
+    has_original_names = True
 
     def architecture(self, config: Config) -> Architecture:
         heads = config["num_attention_heads"]
@@ -46,20 +51,22 @@ class Wan(Family):
     def kinds(self, published: Published) -> frozenset[str]:
         return IN_PLACE if published.pipeline.get("expand_timesteps") else frozenset(("none",))
 
+    def image_channels(self, config: Config) -> int:
+        return 0 if config["in_channels"] == config["out_channels"] else int(config["out_channels"])
+
     def check(self, published: Published) -> None:
         config = published.transformer
-        if config["in_channels"] != config["out_channels"] or config.get("image_dim") is not None:
+        latents, image = config["out_channels"], self.image_channels(config)
+        if config.get("image_dim") is not None:
             raise ValueError(
-                f"the transformer takes {config['in_channels']} channels for {config['out_channels']} of latents: it "
-                "is of Wan image to video, whose condition is the encoding of a video that is grey after its first "
-                "frame; data sets have no such latents. Take a model of text to video, or TI2V-5B, which takes the "
-                "first frame itself"
+                f"image_dim {config['image_dim']}: the transformer of Wan 2.1 image to video also sees the first frame "
+                "through CLIP, and data sets have no such embeddings; take Wan 2.2 I2V-A14B or TI2V-5B, which do "
+                "without"
             )
-        if published.pipeline.get("boundary_ratio") is not None:
+        if config["in_channels"] not in (latents, latents + MASK_CHANNELS + image):
             raise ValueError(
-                f"model_index.json has boundary_ratio {published.pipeline['boundary_ratio']}: the model is of two "
-                "experts, each for a part of the noise levels, which training does not support; take Wan 2.1, or "
-                "TI2V-5B of Wan 2.2"
+                f"the transformer takes {config['in_channels']} channels for {latents} of latents; text to video takes "
+                f"{latents}, and image to video {2 * latents + MASK_CHANNELS}; take a model of these"
             )
 
     def original_name(self, name: str) -> str:
@@ -79,8 +86,14 @@ class Wan(Family):
             frames, rows, columns = transformer.config.patch_size
             per_frame = (latents_BCTHW.shape[3] // rows) * (latents_BCTHW.shape[4] // columns)
             timestep = time_BT[:, ::frames].repeat_interleave(per_frame, dim=1)
+        hidden_BCTHW = latents_BCTHW
+        if condition.images:
+            mask_BCTHW = torch.zeros_like(latents_BCTHW[:, :1]).repeat(1, MASK_CHANNELS, 1, 1, 1)
+            mask_BCTHW[:, :, 0] = 1
+            image_BCTHW = torch.stack(list(condition.images)).to(latents_BCTHW.dtype)
+            hidden_BCTHW = torch.cat((latents_BCTHW, mask_BCTHW, image_BCTHW), dim=1)
         (prediction,) = transformer(
-            hidden_states=latents_BCTHW,
+            hidden_states=hidden_BCTHW,
             timestep=timestep,
             encoder_hidden_states=_padded(condition.texts).to(latents_BCTHW.dtype),
             return_dict=False,

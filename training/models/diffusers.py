@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     # Every command reads settings, and importing torch takes 2 s.
     from training.network import VideoModel
 
-SUBFOLDER = "transformer"
-"""Folder of the transformer in that of a pipeline."""
+Expert = Literal["high_noise", "low_noise"]
+SUBFOLDERS: Mapping[Expert, str] = {"high_noise": "transformer", "low_noise": "transformer_2"}
+"""Folder of an expert in that of a pipeline; a transformer at all noise levels is in the first one."""
 
 FAMILIES: Mapping[str, Family] = {family.class_name: family for family in (Wan(), LTX(), HunyuanVideo())}
 """Families by the class of their transformer."""
@@ -54,6 +55,11 @@ class Diffusers(ModelSettings):
         min_length=1,
         description="Commit, tag or branch of hf-hub:owner/name. Give a commit, because a branch can change.",
     )
+    expert: Expert | None = Field(
+        None,
+        description="Which expert of a model of two is trained, such as Wan 2.2 A14B: the one of high noise levels, or "
+        "that of the low ones.",
+    )
     checkpointing: Literal["none", "blocks"] = Field(
         "blocks", description="Blocks whose activations the backward pass recomputes, to save memory: none or all."
     )
@@ -72,11 +78,10 @@ class Diffusers(ModelSettings):
         if self.config is None:
             self._check_path()
             files = self.files
-            config = {
-                "transformer": dict(files.config(f"{SUBFOLDER}/config.json")),
-                "pipeline": dict(files.config("model_index.json")),
-                "scheduler": dict(files.config("scheduler/scheduler_config.json")),
-            }
+            config = {"pipeline": dict(files.config("model_index.json"))}
+            self._check_expert(Published({}, **config))
+            config["transformer"] = dict(files.config(f"{self.subfolder}/config.json"))
+            config["scheduler"] = dict(files.config("scheduler/scheduler_config.json"))
             # Settings are frozen only after this.
             object.__setattr__(self, "config", config)
         class_name = self.published.transformer.get("_class_name", "")
@@ -105,6 +110,39 @@ class Diffusers(ModelSettings):
                 raise ValueError(f"path {self.path}: write {HUB_PREFIX}owner/name")
         elif not weight_files.is_path(self.path):
             raise ValueError(f"path {self.path}: write a path with a slash (./{self.path}), or {HUB_PREFIX}owner/name")
+
+    def _check_expert(self, published: Published) -> None:
+        if published.boundary is None and self.expert is not None:
+            raise ValueError(
+                f"path {self.path}: one transformer predicts at all noise levels, and expert is {self.expert}; leave "
+                "out expert"
+            )
+        if published.boundary is not None and self.expert is None:
+            raise ValueError(
+                f"path {self.path}: the model is of two experts, one from noise level {published.boundary:g} on and "
+                "one below it; set expert: high_noise or expert: low_noise, and train one after the other"
+            )
+
+    @property
+    def subfolder(self) -> str:
+        """Folder of the transformer in that of the pipeline."""
+        return SUBFOLDERS[self.expert or "high_noise"]
+
+    @property
+    def other_expert(self) -> Expert:
+        """The expert of a model of two that is not trained."""
+        return "low_noise" if self.expert == "high_noise" else "high_noise"
+
+    @property
+    def boundary(self) -> float | None:
+        return self.published.boundary
+
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """Lowest and highest noise level that the transformer predicts at."""
+        if self.boundary is None:
+            return 0.0, 1.0
+        return (self.boundary, 1.0) if self.expert == "high_noise" else (0.0, self.boundary)
 
     @property
     def published(self) -> Published:
@@ -142,7 +180,7 @@ class Diffusers(ModelSettings):
 
         own = self.architecture
         for what, found, wanted in (
-            ("channels of latents", channels, own.channels),
+            ("channels of latents", channels, self.latent_channels),
             ("as width of text tokens", text_dim, own.text_dim),
         ):
             if found != wanted:
@@ -167,11 +205,20 @@ class Diffusers(ModelSettings):
         return self.family.takes_guidance(self.published.transformer)
 
     @property
+    def image_channels(self) -> int:
+        return self.family.image_channels(self.published.transformer)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents of a data set for this model."""
+        return self.architecture.channels + self.image_channels
+
+    @property
     def recompute_share(self) -> float:
         return 1.0 if self.checkpointing == "blocks" else 0.0
 
     def default_objective(self) -> ObjectiveSettings:
-        return self.family.objective(self.published)
+        return self.family.objective(self.published).model_copy(update={"time_range": self.time_range})
 
     def default_conditioning(self) -> ConditioningRates:
         kinds = self.conditioning_kinds()
@@ -186,4 +233,10 @@ class Diffusers(ModelSettings):
             raise ValueError(
                 f"objective {objective.name}{target}: {self.path} predicts the velocity of flow matching; leave out "
                 "objective, or set objective: {name: flow_matching, target: v}"
+            )
+        (low, high), (own_low, own_high) = objective.time_range, self.time_range
+        if low < own_low or high > own_high:
+            raise ValueError(
+                f"objective.time_range [{low:g}, {high:g}]: expert {self.expert} of {self.path} predicts at noise "
+                f"levels {own_low:g} to {own_high:g}; set objective.time_range: [{own_low:g}, {own_high:g}]"
             )

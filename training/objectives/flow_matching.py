@@ -6,7 +6,7 @@ import math
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster.config import Settings
 from training.objective import ObjectiveSettings
@@ -68,6 +68,11 @@ class FlowMatching(ObjectiveSettings):
         description="Mean of the normal distribution whose sigmoid is the training time; higher means noisier latents.",
     )
     time_std: float = Field(1.0, gt=0, description="Standard deviation of that normal distribution.")
+    time_range: tuple[float, float] = Field(
+        (0.0, 1.0),
+        description="Lowest and highest training time; within it, times are distributed as without a range. An expert "
+        "of a published model has that of its noise levels.",
+    )
     shift_tokens: int = Field(
         256,
         ge=1,
@@ -80,6 +85,14 @@ class FlowMatching(ObjectiveSettings):
         "shift_tokens; a published model sets its own.",
     )
 
+    @field_validator("time_range")
+    @classmethod
+    def _rises_within_0_and_1(cls, time_range: tuple[float, float]) -> tuple[float, float]:
+        low, high = time_range
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"time_range [{low:g}, {high:g}] must rise and lie within 0 and 1, such as [0, 0.9]")
+        return time_range
+
     def shift_at(self, n_tokens: int) -> float:
         """Return the shift a for sequences of `n_tokens` tokens."""
         if isinstance(self.shift, LogLinearShift):
@@ -89,8 +102,11 @@ class FlowMatching(ObjectiveSettings):
         return min(max(math.sqrt(n_tokens / self.shift_tokens), 1.0), self.max_shift)
 
     def time(self, quantile: float, n_tokens: int) -> float:
-        normal = NormalDist(self.time_mean, self.time_std).inv_cdf(quantile)
-        return shift_time(1 / (1 + math.exp(-normal)), self.shift_at(n_tokens))
+        normal, shift = NormalDist(self.time_mean, self.time_std), self.shift_at(n_tokens)
+        low, high = (normal.cdf(_log_odds(shift_time(end, 1 / shift))) for end in self.time_range)
+        drawn = normal.inv_cdf(low + quantile * (high - low))
+        time = shift_time(1 / (1 + math.exp(-drawn)), shift)
+        return min(max(time, self.time_range[0]), self.time_range[1])
 
     def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         return (1 - time) * clean + time * noise
@@ -126,3 +142,10 @@ def shift_time(time: float, shift: float) -> float:
     excess = (shift - 1) * time
     # In this form the result is between `time` and 1 in spite of rounding.
     return time + (1 - time) * (excess / (1 + excess))
+
+
+def _log_odds(time: float) -> float:
+    """Return log(t / (1 - t)), which is infinite at both ends."""
+    if time in (0, 1):
+        return math.inf if time else -math.inf
+    return math.log(time / (1 - time))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,14 +17,14 @@ from cluster.config import parse_options
 from cluster.telemetry import log
 from training.adapters.source import AdapterSource, parse_all
 from training.autoencoder import Autoencoder
-from training.checkpoints.adapter_export import StoredAdapter, find_adapter, read_model
+from training.checkpoints.adapter_export import AdapterFile, StoredAdapter, find_adapter, read_model
 from training.checkpoints.model_card import ModelCard, read_card
 from training.checkpoints.shipped import find_export
-from training.data.buckets import parse_bucket_name
 from training.network import VideoModel
 from training.sampling.coding import decode_frames, decode_video, encode_video
 from training.sampling.continuation import Direction, connect, extend
 from training.sampling.editing import DEFAULT_EDIT, Edit, edit
+from training.sampling.experts import with_other_expert
 from training.sampling.generation import ConditioningLatents, ModelParts, WeakerModel
 from training.sampling.long_video import long_video
 from training.sampling.loops import closed_loop, new_loop
@@ -31,6 +32,7 @@ from training.sampling.prediction import model_dtype
 from training.sampling.ranks import SamplingRanks
 from training.sampling.request import DEFAULT_CONTEXT, Context, Generated, Request, new_video
 from training.sampling.settings import SampleSettings, VideoShape, check_prompt, size_units
+from training.sampling.shape import n_frames, outside_training
 
 # Shape suffixes: B samples, C latent channels or colours, T H W frames, rows and columns, N text tokens, E text width.
 
@@ -47,12 +49,21 @@ class SampleOptions(TypedDict, total=False):
     guidance_method: str | dict[str, Any]
     """Name, or a mapping of name and settings."""
     adapters: tuple[str, ...]
-    """Adapters as FOLDER or FOLDER:WEIGHT, besides those of the model."""
+    """Adapters as FOLDER or FOLDER:WEIGHT, or with a FILE, besides those of the model."""
+    other_expert: str | None
+    guidance_low_noise: float | None
     negative: str | None
     solver: str
     steps: int
     seed: int
     compile: bool
+
+
+class _Additions(NamedTuple):
+    """Additions to the weights of an export, for a sample."""
+
+    adapters: tuple[AdapterSource, ...] = ()
+    other_expert: str | None = None
 
 
 class ExportedModel:
@@ -79,7 +90,7 @@ class ExportedModel:
         self.card = read_card(self.uri)
         self._check_ranks(self.uri, self.card)
         self._adapters = parse_all(adapters)
-        self._loaded: tuple[tuple[AdapterSource, ...], ModelParts] | None = None
+        self._loaded: tuple[_Additions, ModelParts] | None = None
         self._embeddings: dict[str, Tensor] = {}
         self._weaker: dict[str, WeakerModel] = {}
         self._warnings: set[str] = set()
@@ -92,9 +103,9 @@ class ExportedModel:
     @property
     def parts(self) -> ModelParts:
         """The model and the null caption on the device, with the autoencoder; on a GPU the model is in bfloat16."""
-        return self._parts_with(self._adapters)
+        return self._parts_with(_Additions(self._adapters))
 
-    def adapters_for(self, settings: SampleSettings) -> dict[AdapterSource, StoredAdapter]:
+    def adapters_for(self, settings: SampleSettings) -> dict[AdapterSource, StoredAdapter | AdapterFile]:
         """Return the adapters of a sample, those of the model first.
 
         Raises `ValueError` if a folder has none, or one of another base.
@@ -105,23 +116,25 @@ class ExportedModel:
             adapter.check_base(self.card)
         return found
 
-    def _parts_with(self, adapters: tuple[AdapterSource, ...]) -> ModelParts:
-        """Return the parts with these adapters. Those of the last adapters are kept in memory."""
-        if self._loaded is None or self._loaded[0] != adapters:
+    def _parts_with(self, additions: _Additions) -> ModelParts:
+        """Return the parts with these additions. Those of the last ones are kept in memory."""
+        if self._loaded is None or self._loaded[0] != additions:
             self._loaded = None
-            model, null_text_NE = self._load(self.uri, adapters)
+            model, null_text_NE = self._load(self.uri, additions)
             parts = ModelParts(self.card, model, self.autoencoder, null_text_NE.to(self.device))
-            self._loaded = adapters, parts
+            self._loaded = additions, parts
         return self._loaded[1]
 
-    def _load(self, uri: str, adapters: Sequence[AdapterSource] = ()) -> tuple[VideoModel, Tensor]:
+    def _load(self, uri: str, additions: _Additions | None = None) -> tuple[VideoModel, Tensor]:
         """Return the model of an export on the device, shared by the ranks if there are any, and its null caption."""
+        additions = additions or _Additions()
         card, model, null_text_NE = read_model(uri)
-        for source in adapters:
+        for source in additions.adapters:
             adapter = find_adapter(source.uri)
             adapter.check_base(card)
             # In float32, before the weights are rounded for sampling.
             adapter.merge_into(model, source.weight)
+        model = with_other_expert(card, model, additions.other_expert)
         if self.ranks is not None:
             model.enable_context_parallel(self.ranks.group)
         return model.to(self.device, model_dtype(self.device)), null_text_NE
@@ -141,9 +154,10 @@ class ExportedModel:
 
         Raises `ValueError` as `adapters_for`, and if the weaker model has other latents or texts than this one.
         """
+        settings.check_experts(self.card.model)
         # The text encoder is released before the model is loaded, so that they never share the device.
         negative = None if settings.negative is None else self.embed(settings.negative)
-        parts = self._parts_with(tuple(self.adapters_for(settings)))
+        parts = self._parts_with(_Additions(tuple(self.adapters_for(settings)), settings.other_expert))
         if negative is not None:
             parts = replace(parts, null_text_NE=negative.to(self.device))
         weaker_uri = settings.guidance_method.weaker_export
@@ -177,7 +191,7 @@ class ExportedModel:
         `ConfigError` for options that `SampleSettings` refuses, and `ValueError` for a size that the model cannot make.
         """
         request = self.request(_settings(prompt, options))
-        return self._video(new_video(request, self.encode_images(first, last)))
+        return self._video(new_video(request, self.encode_images(first, last, request.shape.frames)))
 
     def extend(
         self,
@@ -258,7 +272,7 @@ class ExportedModel:
         `ValueError` for a context that leaves nothing new in a window.
         """
         settings = _settings(prompt, options, window=window, spans=tuple(spans), context=context.seconds)
-        images = self.encode_images(first, None)
+        images = self.encode_images(first, None, 1)
         return self._video(long_video(self.request(settings, context), window, images.first_C1HW))
 
     def request(self, settings: SampleSettings, context: Context = DEFAULT_CONTEXT, prompt: str = "") -> Request:
@@ -322,8 +336,15 @@ class ExportedModel:
     def _kept_text_encoder(self) -> TextEncoder:
         return self.card.text_encoder.open(self.device.type)
 
-    def encode_images(self, first: Pixels | None, last: Pixels | None) -> ConditioningLatents:
-        """Return the latents of RGB images `[H, W, 3]`, each encoded as an image."""
+    def encode_images(self, first: Pixels | None, last: Pixels | None, frames: int) -> ConditioningLatents:
+        """Return the latents of RGB images `[H, W, 3]`, each encoded as an image; for a model with `image_channels`
+        those of the first one followed by grey, with the length of a video of `frames`.
+        """
+        if (n_channels := self.card.model.image_channels) and first is not None:
+            # Only the first frame counts for these channels.
+            video_THWC = np.repeat(first[None], frames, axis=0)
+            latent_CTHW = encode_video(self.autoencoder, video_THWC, self.device)
+            return ConditioningLatents(image_CTHW=latent_CTHW[-n_channels:])
         latents = [
             None if image_HWC is None else encode_video(self.autoencoder, image_HWC[None], self.device)
             for image_HWC in (first, last)
@@ -355,35 +376,3 @@ def open_autoencoder(card: ModelCard, device: torch.device) -> Autoencoder:
             f"{autoencoder.identity} here"
         )
     return autoencoder
-
-
-def outside_training(shape: VideoShape, buckets: Sequence[str]) -> str:
-    """Return a sentence if a sample is longer, larger, smaller, wider or taller than all training samples; else ''.
-
-    `buckets` are those of a model's card. Areas and aspects may differ from the nearest by a twentieth.
-    """
-    trained = [parse_bucket_name(bucket) for bucket in buckets]
-    width, height, frames = shape.width, shape.height, shape.frames
-    ranges: dict[str, tuple[float, list[float]]] = {
-        "frames": (frames, [bucket_frames for _, _, bucket_frames in trained]),
-        "pixels per frame": (width * height, [side * other for side, other, _ in trained]),
-        "width by height": (width / height, [side / other for side, other, _ in trained]),
-    }
-    faults = [
-        f"{name} {round(value, 2)}, trained on {round(min(found), 2)} to {round(max(found), 2)}"
-        for name, (value, found) in ranges.items()
-        if found and not min(found) / 1.05 <= value <= max(found) * 1.05
-    ]
-    if not faults:
-        return ""
-    return f"a sample of {width}x{height}x{frames} is outside what the model was trained on and may look worse: " + (
-        "; ".join(faults)
-    )
-
-
-def n_frames(seconds: float, fps: float, time_factor: int) -> int:
-    """Return the number of frames nearest to a length: 1 + k * time_factor with k >= 1; 1 for 0 seconds, an image."""
-    if seconds == 0:
-        return 1
-    # T frames last until the last one begins, (T - 1) / fps, as for buckets.
-    return 1 + time_factor * max(1, round(seconds * fps / time_factor))

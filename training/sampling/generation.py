@@ -48,6 +48,11 @@ class ModelParts:
     weaker: WeakerModel | None = None
     """The model that guidance leads away from; None without such guidance."""
 
+    @property
+    def channels(self) -> int:
+        """Channels of the latents that are generated."""
+        return self.card.channels - self.card.model.image_channels
+
 
 @dataclass(frozen=True)
 class ConditioningLatents:
@@ -55,6 +60,9 @@ class ConditioningLatents:
 
     first_C1HW: Tensor | None = None
     last_C1HW: Tensor | None = None
+    image_CTHW: Tensor | None = None
+    """Latents of the image that the video begins with followed by grey, in place of the others for a model with
+    `image_channels`."""
 
 
 UNCONDITIONED = ConditioningLatents()
@@ -65,12 +73,10 @@ def video_timeline(
 ) -> Timeline:
     """Return the timeline of one prompt, with the images that the video begins and ends with."""
     latent_shape = parts.autoencoder.latent_shape(shape.frames, shape.height, shape.width)
-    timeline = blank(
-        (parts.card.channels, *latent_shape[1:]), [Prompt(text_NE)], (shape.width, shape.height), shape.fps
-    )
+    timeline = blank((parts.channels, *latent_shape[1:]), [Prompt(text_NE)], (shape.width, shape.height), shape.fps)
     if images.first_C1HW is not None:
         timeline = timeline.given(0, images.first_C1HW)
-    return timeline.ending_with(images.last_C1HW)
+    return replace(timeline.ending_with(images.last_C1HW), image_CTHW=images.image_CTHW)
 
 
 @torch.no_grad()
@@ -121,6 +127,8 @@ def check_given(model: ModelSettings, timeline: Timeline) -> None:
     """Raise `ValueError` if a timeline has given frames that a model cannot be conditioned on."""
     kinds = model.conditioning_kinds()
     given = any(level is not None for level in timeline.levels)
+    if model.image_channels and timeline.image_CTHW is None:
+        raise ValueError(f"model {model.name} makes a video of an image alone; give first, without another task")
     if timeline.last_frame_C1HW is not None and "last" not in kinds:
         raise ValueError(f"model {model.name} cannot end a video in a given image; leave out last")
     if given and "first" not in kinds:
@@ -128,11 +136,12 @@ def check_given(model: ModelSettings, timeline: Timeline) -> None:
 
 
 def check_guidance(model: ModelSettings, settings: SolverSettings) -> None:
-    """Raise `ValueError` if a guidance scale is to be told to a model that takes none."""
+    """Raise `ValueError` if a guidance scale is to be told to a model that takes none, or to an expert of none."""
     if settings.guidance_method.embedded(settings.guidance) != 1 and not model.takes_guidance:
         raise ValueError(
             f"guidance_method {settings.guidance_method.name}: model {model.name} is told no guidance scale; take plain"
         )
+    settings.check_experts(model)
 
 
 def _noise(timeline: Timeline, seed: int, window: int) -> Tensor:
@@ -186,10 +195,11 @@ class _GuidedVelocity:
 
     def __init__(self, parts: ModelParts, timeline: Timeline, settings: SolverSettings, frames: _GivenFrames) -> None:
         self._parts, self._timeline, self._frames = parts, timeline, frames
-        self._guidance, self._scale = settings.guidance_method, settings.guidance
+        self._guidance, self._settings = settings.guidance_method, settings
         device = frames.given_T.device
         self._texts = [prompt.text_NE.to(device) for prompt in timeline.prompts]
         self._null_text_NE = parts.null_text_NE.to(device)
+        self._image_CTHW = None if timeline.image_CTHW is None else timeline.image_CTHW.to(device)
         self._framing = full_framing(*timeline.size, parts.card.source_side)
         self._predictor = Predictor(parts.autoencoder.time_factor)
 
@@ -197,7 +207,8 @@ class _GuidedVelocity:
         # Solvers keep frames of velocity 0 up to rounding only.
         x_CTHW = torch.where(self._frames.given_T[:, None, None], self._frames.seen_CTHW, x_BCTHW[0])
         own, weaker = self._parts, self._parts.weaker
-        if not self._guidance.active(time, self._scale):
+        scale = self._settings.guidance_at(time, own.card.model.boundary)
+        if not self._guidance.active(time, scale):
             return self._by_prompt(self._predict(own.card, own.model, x_CTHW, time, self._texts))[None]
         if weaker is None:
             *conditional, worse_CTHW = self._predict(
@@ -208,7 +219,7 @@ class _GuidedVelocity:
             worse_CTHW = self._by_prompt(self._predict(weaker.card, weaker.model, x_CTHW, time, self._texts))
         noisy_CTHW = x_CTHW.masked_fill(self._frames.given_T[:, None, None], 0.0)
         pair = VelocityPair(self._by_prompt(conditional), worse_CTHW, noisy_CTHW, time)
-        return self._guidance.guide(pair, self._scale)[None]
+        return self._guidance.guide(pair, scale)[None]
 
     def _predict(
         self, card: ModelCard, model: VideoModel, x_CTHW: Tensor, time: float, texts: list[Tensor]
@@ -216,9 +227,19 @@ class _GuidedVelocity:
         """Return the velocity of `x_CTHW` for each text."""
         given_T, timeline = self._frames.given_T, self._timeline
         time_T = torch.where(given_T, self._frames.level_T, time)
-        last_frame, told = timeline.last_frame_C1HW is not None, self._guidance.embedded(self._scale)
+        last_frame, told = timeline.last_frame_C1HW is not None, self._guidance.embedded(self._settings.guidance)
         conditions = [
-            SampleCondition(text, time_T, given_T.float(), last_frame, timeline.fps, timeline.size, self._framing, told)
+            SampleCondition(
+                text,
+                time_T,
+                given_T.float(),
+                last_frame,
+                timeline.fps,
+                timeline.size,
+                self._framing,
+                told,
+                self._image_CTHW,
+            )
             for text in texts
         ]
         predictions = self._predictor.predict(model, x_CTHW, conditions)
@@ -247,12 +268,13 @@ class _EditVelocity:
     """
 
     def __init__(self, parts: ModelParts, timeline: Timeline, settings: SolverSettings, frames: _GivenFrames) -> None:
-        source_scale = 1 + SOURCE_GUIDANCE * (settings.guidance - 1)
+        scales = {"guidance": settings.guidance, "guidance_low_noise": settings.guidance_low_noise}
+        source_scales = {key: 1 + SOURCE_GUIDANCE * (scale - 1) for key, scale in scales.items() if scale is not None}
         self._target = _GuidedVelocity(parts, timeline, settings, frames)
         self._source = _GuidedVelocity(
             parts,
             replace(timeline, prompts=timeline.source_prompts),
-            settings.model_copy(update={"guidance": source_scale}),
+            settings.model_copy(update=source_scales),
             frames,
         )
         self._clean_BCTHW = timeline.frames().to(frames.seen_CTHW)[None]

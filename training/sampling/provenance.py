@@ -63,6 +63,7 @@ def provenance(
             "text_encoder": card.text_encoder_identity,
         },
         "adapters": dict(adapters),
+        "other_expert_weights": None if settings.other_expert is None else read_card(settings.other_expert).weights,
         "weaker_weights": None if weaker_uri is None else read_card(weaker_uri).weights,
         "worldloom": version(),
     }

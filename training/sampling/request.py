@@ -94,7 +94,7 @@ class Request:
         frames = 1 + self.time_factor * (n_latents - 1)
         _, *grid = self.parts.autoencoder.latent_shape(frames, self.shape.height, self.shape.width)
         size = (self.shape.width, self.shape.height)
-        return blank((self.parts.card.channels, *grid), self.prompts(n_latents), size, self.shape.fps)
+        return blank((self.parts.channels, *grid), self.prompts(n_latents), size, self.shape.fps)
 
     def prompts(self, n_latents: int) -> tuple[Prompt, ...]:
         """Return the prompts of `n_latents` latent frames: those of the spans, and the prompt itself elsewhere."""

@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cluster.config import Settings
@@ -59,6 +60,14 @@ class VideoShape(NamedTuple):
     fps: float
 
 
+def is_high_noise(time: float, boundary: float) -> bool:
+    """Return whether the expert of high noise levels predicts at a level.
+
+    Times are compared in float32 and times 1000, as by WanPipeline: at the boundary itself rounding decides.
+    """
+    return bool(np.float32(1000) * np.float32(time) >= 1000 * boundary)
+
+
 class SolverSettings(Settings):
     """Settings of the integration from noise to a sample."""
 
@@ -76,6 +85,12 @@ class SolverSettings(Settings):
         ge=0,
         description="Classifier-free guidance scale (Ho and Salimans 2022); 1 turns it off and halves the cost.",
     )
+    guidance_low_noise: float | None = Field(
+        None,
+        ge=0,
+        description="The scale where the expert of low noise levels predicts (`guidance_scale_2` of diffusers); by "
+        "default `guidance`.",
+    )
     guidance_method: Annotated[Guidance, PluginField(GUIDANCES, Guidance)] = Field(
         Plain(),
         description="Kind of guidance: plain, cfg_zero_star, apg, autoguidance with a weaker export, or embedded.",
@@ -86,6 +101,19 @@ class SolverSettings(Settings):
         description="Compile the model's blocks by torch.compile before the first sample. It takes about a minute, so "
         "it is for many samples or long ones.",
     )
+
+    def check_experts(self, model: ModelSettings) -> None:
+        """Raise `ValueError` for settings of experts if a model has none."""
+        if self.guidance_low_noise is not None and model.boundary is None:
+            raise ValueError(
+                f"guidance_low_noise {self.guidance_low_noise:g}: model {model.name} has no experts; set guidance alone"
+            )
+
+    def guidance_at(self, time: float, boundary: float | None) -> float:
+        """Return the scale at a noise level of a model with experts on both sides of a boundary, or with none."""
+        if self.guidance_low_noise is None or boundary is None or is_high_noise(time, boundary):
+            return self.guidance
+        return self.guidance_low_noise
 
 
 class SampleSettings(TaskSettings, SolverSettings):
@@ -117,8 +145,13 @@ class SampleSettings(TaskSettings, SolverSettings):
     )
     adapters: tuple[str, ...] = Field(
         (),
-        description="Adapters (LoRA) that are merged into the model: FOLDER, or FOLDER:WEIGHT for a weaker or stronger "
-        "change than 1.",
+        description="Adapters (LoRA) that are merged into the model: a folder or a safetensors file, or FOLDER:WEIGHT "
+        "for a weaker or stronger change than 1.",
+    )
+    other_expert: str | None = Field(
+        None,
+        min_length=1,
+        description="Export of the other expert of a model of two; by default the published one.",
     )
     format: Literal["mp4", "gif", "webp"] = Field("mp4", description="File format of a video; an image is a png.")
     name: str | None = Field(
@@ -173,6 +206,19 @@ class SampleSettings(TaskSettings, SolverSettings):
     def _one_task(self) -> SampleSettings:
         check_task(self, self.seconds, self.images())
         return self
+
+    def check_experts(self, model: ModelSettings) -> None:
+        super().check_experts(model)
+        if self.other_expert is not None and model.boundary is None:
+            raise ValueError(f"other_expert {self.other_expert}: model {model.name} has no experts; remove it")
+
+    def check_model(self, model: ModelSettings) -> None:
+        """Raise `ValueError` with the fix if a model cannot make this sample."""
+        self.check_experts(model)
+        others = [key for key in (*TASKS, "last") if getattr(self, key)]
+        if model.image_channels and (self.first is None or others):
+            fix = f"remove {others[0]}" if others else "give first, the image that the video begins with"
+            raise ValueError(f"model {model.name} makes a video of an image alone; {fix}")
 
     def images(self) -> dict[str, str]:
         """Return the image files that the video begins or ends with, by `first` and `last`."""

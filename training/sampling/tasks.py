@@ -10,6 +10,7 @@ from cluster import storage
 from cluster.arrays import Pixels
 from training.sampling.continuation import connect, extend
 from training.sampling.editing import Edit, edit
+from training.sampling.experts import check_other_expert
 from training.sampling.exported_model import ExportedModel
 from training.sampling.long_video import long_video, window_latents
 from training.sampling.loops import closed_loop, loop_frames, new_loop
@@ -109,6 +110,8 @@ def prepare(
         length_s = 0.0 if shape.frames == 1 else settings.seconds
         found = find_upsampled(out_uri, settings.prompt, identity)
         prompt = upsampler.upsample(settings.prompt, length_s) if found is None else found
+    settings.check_model(model.card.model)
+    check_other_expert(model.card, settings.other_expert)
     request = SampleRequest(settings, prompt, identity, images, videos)
     adapters = {f"{source.uri}:{source.weight:g}": one.identity for source, one in model.adapters_for(settings).items()}
     record = provenance(request, shape, model.card, model.uri, adapters)
@@ -174,7 +177,7 @@ def perform(sample: PreparedSample, model: ExportedModel) -> Generated:
     # The text encoder is released before the model is loaded, so that they never share the device.
     source_NE = None if settings.source_prompt is None else model.embed(settings.source_prompt)
     request = model.request(settings, Context(settings.context, settings.context_noise), sample.prompt)
-    images = model.encode_images(sample.images.get("first"), sample.images.get("last"))
+    images = model.encode_images(sample.images.get("first"), sample.images.get("last"), sample.shape.frames)
     if settings.extend:
         return extend(request, videos["video"], settings.extend)
     if settings.connect:

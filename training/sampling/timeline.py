@@ -39,6 +39,8 @@ class Timeline:
     fps: float
     last_frame_C1HW: Tensor | None = None
     """The last-frame latent (`ConditioningMask.last_frame`) of an image that the video ends with."""
+    image_CTHW: Tensor | None = None
+    """Latents of the image that the video begins with followed by grey, for a model with `image_channels`."""
     strength: float = 1.0
     """Share of the solver's steps that are taken. Below 1, generation begins with the latents, noised to the level of
     the first of those steps, instead of noise alone (SDEdit, Meng et al. 2022)."""

@@ -80,7 +80,9 @@ class Previews:
 
     @cached_property
     def every(self) -> int:
-        """Steps between previews; 0 for never."""
+        """Steps between previews; 0 for never, as of a model whose other expert is not in training."""
+        if self._run.settings.model.boundary is not None:
+            return 0
         if self._settings.every != "auto":
             return self._settings.every
         return preview_interval(self._run.settings, self._run.dataset, self._engine.world_size)
@@ -216,7 +218,7 @@ class Previews:
         """
         card, device = self._run.model_card(step), self._engine.device
         if card.adapter is None:
-            model = model_from_card(card, weights)
+            model = model_from_card(card, self._run.with_frozen(weights))
         else:
             model = merged_model(card, {file_name(name): value for name, value in weights.items()})
         model = model.to(device, model_dtype(device))

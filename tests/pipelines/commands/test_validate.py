@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -187,3 +188,29 @@ def test_a_data_set_of_another_model_is_refused(tuning: Path, worldloom: Command
     assert ended.exit_code == 2
     assert "train.model: the data set's latents are of linear" in ended.stderr
     assert "train.model: the data set has text tokens of width 128, and" in ended.stderr
+
+
+@pytest.mark.slow
+def test_names_of_no_weight_are_refused(tuning: Path, worldloom: CommandLine) -> None:
+    """Before anything is decoded: of layers, of frozen weights, and of those with a learning rate of their own."""
+
+    def fault(*assignments: str) -> str:
+        ended = worldloom("validate", tuning, *(part for one in assignments for part in ("--set", one)))
+        assert ended.exit_code == 2, ended.stdout
+        return ended.stderr
+
+    names = "train.frozen=[transformer.blocks.0.*]", "train.lr_scale={transformer.patch_*: 0.1}"
+    ended = worldloom("validate", tuning, *(part for one in names for part in ("--set", one)))
+    assert ended.exit_code == 0, ended.stderr
+    assert "train: frozen: blocks.0.* matches no weight that trains; names are such as transformer." in fault(
+        "train.frozen=[blocks.0.*]"
+    )
+    assert "train: lr_scale: transformer.blocks.7.* matches no weight" in fault(
+        "train.lr_scale={transformer.blocks.7.*: 0.5}"
+    )
+    assert "adapter.targets: unknown linear layer 'to_queue'; did you mean 'to_q'?" in fault(
+        "train.adapter={targets: [to_queue]}"
+    )
+    lora = tuning.parent / "style.safetensors"
+    save_file({"my.blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 24)}, lora)
+    assert "style.safetensors: its keys begin with my." in fault(f"train.adapter={{init: {lora}}}")

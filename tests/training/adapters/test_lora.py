@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.support.model_packs import random_pack
+from training.adapters.dropout import keyed_dropout
 from training.adapters.lora import (
     adapted_layers,
     adapter_initialiser,
@@ -102,6 +104,23 @@ def test_the_forward_pass_is_the_formula(settings: AdapterSettings) -> None:
     expected = predictions(by_hand(tensors_of(model), settings))
     torch.testing.assert_close(predictions(model), expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(expected, predictions(base_model()), atol=1e-2)
+
+
+def test_dropout_is_that_of_the_input_of_a() -> None:
+    """In training alone; what is kept is divided by its share."""
+    model = trained(DEFAULT.model_copy(update={"dropout": 0.25}))
+    layer, x_SD = next(iter(adapted_layers(model).values())), torch.randn(50, 32)
+    a_RI, b_OR = (getattr(layer, part)["default"].weight for part in ("lora_A", "lora_B"))
+    settings = AdapterSettings(dropout=0.25)
+    with keyed_dropout(settings, torch.device("cpu"), 1, 2, 3):
+        found = layer(x_SD)
+    with keyed_dropout(settings, torch.device("cpu"), 1, 2, 3):
+        kept_SD = torch.nn.functional.dropout(x_SD, 0.25)
+    base: Any = layer.base_layer
+    torch.testing.assert_close(found, base(x_SD) + 2 * kept_SD @ a_RI.T @ b_OR.T, atol=1e-5, rtol=1e-5)
+    assert 0.2 < float((kept_SD == 0).float().mean()) < 0.3
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x_SD), base(x_SD) + 2 * x_SD @ a_RI.T @ b_OR.T, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [DEFAULT, DORA])

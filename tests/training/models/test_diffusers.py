@@ -80,8 +80,8 @@ def test_what_a_family_cannot_do_is_refused_with_the_fix(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("family", "pipeline", "config", "message"),
     [
-        ("wan", {}, {"in_channels": 12}, "12 channels for 4 of latents: it is of Wan image to video"),
-        ("wan", {"boundary_ratio": 0.875}, {}, "boundary_ratio 0.875: the model is of two experts"),
+        ("wan", {}, {"in_channels": 9}, "9 channels for 4 of latents; text to video takes 4, and image to video 12"),
+        ("wan", {}, {"in_channels": 12, "image_dim": 16}, "image_dim 16: .* take Wan 2.2 I2V-A14B or TI2V-5B"),
         ("wan", {"_class_name": "WanVACEPipeline"}, {}, "names WanVACEPipeline, whose conventions are not known here"),
         (
             "hunyuan",

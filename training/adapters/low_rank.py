@@ -1,0 +1,173 @@
+"""LoRA in files of other programs: which layers of a model their keys name, and how they change it.
+
+Keys are the name of a layer, with or without a prefix, and the part of the adapter. Layers have the names of diffusers
+or those of the model's authors, which ComfyUI and most trainers write.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from cluster import storage
+from cluster.config import list_names
+from training.models._published_network import PublishedTransformer
+from training.network import VideoModel, parameter_shapes
+from training.weight_names import prefix_fault
+
+# Shape suffixes: O outputs, I inputs, R rank.
+
+PREFIXES = ("diffusion_model.", "model.diffusion_model.", "transformer.", "base_model.model.", "")
+"""Prefixes of layers' names, of ComfyUI, diffusers and peft."""
+UNDERSCORED = "lora_unet_"
+"""Prefix of layers' names with underscores in place of dots, of kohya's trainers."""
+ENDINGS = {
+    ".lora_A.weight": "A",
+    ".lora_down.weight": "A",
+    ".lora_B.weight": "B",
+    ".lora_up.weight": "B",
+    ".alpha": "alpha",
+    ".diff": "weight",
+    ".diff_b": "bias",
+}
+"""Parts of an adapter by the ends of keys; the last two are added to a layer's own weights."""
+METADATA = "lora_adapter_metadata"
+"""Key of an adapter's settings in the header of safetensors files, by diffusers."""
+MAX_NAMED = 4
+"""Most keys that a message names."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The change scale B A of a layer's weight `[O, I]`."""
+
+    a_RI: Tensor
+    b_OR: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The change of a model by an adapter."""
+
+    layers: Mapping[str, LowRank]
+    """Low-rank changes, by the name of the layer in the model."""
+    differences: Mapping[str, Tensor]
+    """Tensors that are added to other weights, by their names in the model."""
+
+
+def read_changes(uri: str, model: VideoModel) -> Changes:
+    """Return the change of a model by a safetensors file of an adapter.
+
+    Raises `ValueError` with the fix for keys that name no layer of the model, for those of another kind of adapter, and
+    for other shapes.
+    """
+    data = storage.read_bytes(uri)
+    try:
+        tensors = load_tensors(data)
+    except Exception as error:  # safetensors has an exception of its own, which is no public name
+        raise ValueError(f"{uri}: is no whole safetensors file: {error}; download it again") from error
+    try:
+        return _changes(tensors, _scale_in(data), model)
+    except ValueError as error:
+        raise ValueError(f"{uri}: {error}") from error
+
+
+@torch.no_grad()
+def merge_changes(model: VideoModel, changes: Changes, weight: float) -> None:
+    """Add `weight` times the change of an adapter to a model's weights, in place."""
+    for layer, one in changes.layers.items():
+        own = model.get_parameter(f"{layer}.weight")
+        own.add_((weight * one.scale * one.b_OR.float() @ one.a_RI.float()).to(own))
+    for name, difference in changes.differences.items():
+        own = model.get_parameter(name)
+        own.add_((weight * difference.float()).to(own))
+
+
+def _scale_in(data: bytes) -> float | None:
+    """Return alpha / rank in the header of a file, where diffusers writes them; None if there are none."""
+    length = int.from_bytes(data[:8], "little")
+    text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(METADATA)
+    settings = {name.rpartition(".")[2]: value for name, value in json.loads(text or "{}").items()}
+    return settings["lora_alpha"] / settings["r"] if {"lora_alpha", "r"} <= settings.keys() else None
+
+
+def _changes(tensors: Mapping[str, Tensor], scale: float | None, model: VideoModel) -> Changes:
+    parts: dict[str, dict[str, Tensor]] = {}
+    other: list[str] = []
+    for key, tensor in tensors.items():
+        key = key.replace(".default.weight", ".weight")
+        ending = next((ending for ending in ENDINGS if key.endswith(ending)), None)
+        if ending is None:
+            other.append(key)
+        else:
+            parts.setdefault(key.removesuffix(ending), {})[ENDINGS[ending]] = tensor
+    if other or not parts:
+        raise ValueError(
+            f"its keys {list_names(sorted(other), MAX_NAMED) or 'are missing'} are not those of a LoRA; give a LoRA, "
+            "and merge an adapter of another kind into its model"
+        )
+    shapes = parameter_shapes(model)
+    layers = _layers(list(parts), model)
+    low_rank: dict[str, LowRank] = {}
+    differences: dict[str, Tensor] = {}
+    for key, found in parts.items():
+        layer = layers[key]
+        for part in ("weight", "bias"):
+            if part in found:
+                differences[f"{layer}.{part}"] = found[part]
+                _check_shape(f"{layer}.{part}", tuple(found[part].shape), shapes)
+        if "A" in found and "B" in found:
+            a_RI, b_OR = found["A"], found["B"]
+            own = float(found["alpha"]) / len(a_RI) if "alpha" in found else 1.0 if scale is None else scale
+            low_rank[layer] = LowRank(a_RI, b_OR, own)
+            product = (b_OR.shape[0], a_RI.shape[1]) if b_OR.shape[1:] == a_RI.shape[:1] else ()
+            _check_shape(f"{layer}.weight", product if a_RI.ndim == b_OR.ndim == 2 else (), shapes)
+        elif "A" in found or "B" in found:
+            raise ValueError(f"{key} has one of the two matrices of a LoRA; download the file again")
+    return Changes(low_rank, differences)
+
+
+def _check_shape(name: str, found: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if shapes.get(name) != found:
+        raise ValueError(
+            f"it changes {name} by a matrix of {list(found)}, and that is {list(shapes.get(name, ()))} in this model; "
+            "take the model it was trained for"
+        )
+
+
+def _layers(keys: list[str], model: VideoModel) -> dict[str, str]:
+    """Return the layer of the model that each key names. Raises `ValueError` for keys that name none."""
+    spelled = _spellings(model)
+    underscored = {name.replace(".", "_"): layer for name, layer in spelled.items()}
+    found: dict[str, str] = {}
+    for key in keys:
+        names = [key.removeprefix(prefix) for prefix in PREFIXES if key.startswith(prefix)]
+        layer = next((spelled[name] for name in names if name in spelled), None)
+        if layer is None and key.startswith(UNDERSCORED):
+            layer = underscored.get(key.removeprefix(UNDERSCORED))
+        if layer is not None:
+            found[key] = layer
+    if unknown := sorted(set(keys) - found.keys()):
+        raise ValueError(
+            prefix_fault(spelled, unknown)
+            or f"this model has no layer for its keys {list_names(unknown, MAX_NAMED)}; take the model it is for"
+        )
+    return found
+
+
+def _spellings(model: VideoModel) -> dict[str, str]:
+    """Return the layers of a model by their names in files: those of the model itself and of its authors."""
+    layers = [name.removesuffix(".weight") for name in parameter_shapes(model) if name.endswith(".weight")]
+    if not isinstance(model, PublishedTransformer):
+        return {layer: layer for layer in layers}
+    spelled = {layer.partition(".")[2]: layer for layer in layers}
+    if not model.family.has_original_names:
+        return spelled
+    original = {model.family.original_name(f"{name}.weight"): layer for name, layer in spelled.items()}
+    return {name.removesuffix(".weight"): layer for name, layer in original.items()} | spelled

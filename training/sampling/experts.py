@@ -1,0 +1,92 @@
+"""Models of two experts: sampling passes from the one of high noise levels to that of low ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from cluster.config import located_messages, validate
+from training.checkpoints.adapter_export import read_model
+from training.checkpoints.export import model_from_card
+from training.checkpoints.model_card import ModelCard, read_card
+from training.checkpoints.published_weights import published_weights
+from training.models.diffusers import Diffusers, Expert
+from training.network import Condition, VideoModel, parameter_shapes
+from training.sampling.settings import is_high_noise
+
+SAME_PARTS = ("autoencoder_identity", "text_encoder_identity", "channels", "text_dim")
+"""Fields of their cards in which two experts agree."""
+
+
+class TwoExperts(VideoModel):
+    """Two models, of which the noise level decides which one predicts."""
+
+    def __init__(self, by_expert: dict[Expert, VideoModel], boundary: float) -> None:
+        super().__init__()
+        self._high, self._low = by_expert["high_noise"], by_expert["low_noise"]
+        self._boundary = boundary
+
+    def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
+        """Return the prediction of one expert; all samples of a call have noise levels on the same side."""
+        time = max(float(time_T.max()) for time_T in condition.times)
+        predict = self._high if is_high_noise(time, self._boundary) else self._low
+        predictions: list[Tensor] = predict(latents, condition)
+        return predictions
+
+    def weight_initialiser(self) -> Callable[[nn.Parameter, str], None]:
+        raise NotImplementedError("experts are trained one at a time")
+
+
+def with_other_expert(card: ModelCard, model: VideoModel, other_uri: str | None) -> VideoModel:
+    """Return an expert together with the other one: that of an export, or else the published one.
+
+    A model that is no expert is returned as it is. Raises `ValueError` for an export that does not belong to this one,
+    and if the published expert is not there.
+    """
+    check_other_expert(card, other_uri)
+    settings = card.model
+    if not isinstance(settings, Diffusers) or settings.expert is None or settings.boundary is None:
+        return model
+    other = _published_expert(card, settings) if other_uri is None else read_model(other_uri)[1]
+    return TwoExperts({settings.expert: model, settings.other_expert: other}, settings.boundary)
+
+
+def check_other_expert(card: ModelCard, other_uri: str | None) -> None:
+    """Raise `ValueError` if an export is not of the other expert of a card's model."""
+    if other_uri is None:
+        return
+    own, other = card.model, read_card(other_uri)
+    assert isinstance(own, Diffusers), "`check_experts` refuses it for other models"
+    found = other.model.expert if isinstance(other.model, Diffusers) else None
+    if found != own.other_expert:
+        raise ValueError(
+            f"other_expert {other_uri}: is {f'expert {found}' if found else 'no expert'}, and this model needs "
+            f"{own.other_expert}; give the export of a run with model.expert: {own.other_expert}"
+        )
+    differing = [part for part in SAME_PARTS if getattr(card, part) != getattr(other, part)]
+    if differing:
+        part = differing[0]
+        raise ValueError(
+            f"other_expert {other_uri}: has {part} {getattr(other, part)}, and this model {getattr(card, part)}; give "
+            "the export of a run on the same latents and texts"
+        )
+
+
+def _published_expert(card: ModelCard, settings: Diffusers) -> VideoModel:
+    """Return the expert that was not trained. Raises `ValueError` if its weights are not there."""
+    values = {"path": settings.path, "revision": settings.revision, "expert": settings.other_expert}
+    try:
+        other = validate(Diffusers, values)
+        weights = published_weights(other)
+    except ValueError as error:
+        message = next(located_messages(Diffusers, error))[1] if isinstance(error, ValidationError) else error
+        raise ValueError(
+            f"sampling also needs expert {settings.other_expert}: {message}; or give the export of one by other_expert"
+        ) from error
+    other_card = card.model_copy(update={"model": other})
+    with torch.device("meta"):
+        shapes = parameter_shapes(other.build(card.channels, card.text_dim))
+    return model_from_card(other_card, weights.whole(shapes))
