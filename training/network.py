@@ -112,7 +112,10 @@ class VideoModel(nn.Module, abc.ABC):
         raise NotImplementedError(type(self).__name__)
 
     def compile_for_sampling(self) -> None:
-        """Compile the repeated blocks by `torch.compile` for all forward passes from now on that are not training."""
+        """Compile the repeated blocks by `torch.compile` for all forward passes from now on that are not training.
+
+        It does nothing the second time.
+        """
         raise NotImplementedError(type(self).__name__)
 
     def initialise(self) -> None:

@@ -22,6 +22,7 @@ class PublishedTransformer(VideoModel):
         import diffusers
 
         self.family, self.published = family, published
+        self._is_compiled = False
         self.transformer = getattr(diffusers, family.class_name).from_config(dict(published.transformer))
         family.prepare(self.transformer)
         if recomputes:
@@ -51,7 +52,9 @@ class PublishedTransformer(VideoModel):
         return [predictions[index] for index in range(len(latents))]
 
     def compile_for_sampling(self) -> None:
-        self.transformer.compile_repeated_blocks(dynamic=True)
+        if not self._is_compiled:
+            self.transformer.compile_repeated_blocks(dynamic=True)
+            self._is_compiled = True
 
     def _check_shape(self, shape: torch.Size) -> None:
         patch = self.family.architecture(self.published.transformer).patch

@@ -39,6 +39,10 @@ class TwoExperts(VideoModel):
     def weight_initialiser(self) -> Callable[[nn.Parameter, str], None]:
         raise NotImplementedError("experts are trained one at a time")
 
+    def compile_for_sampling(self) -> None:
+        self._high.compile_for_sampling()
+        self._low.compile_for_sampling()
+
 
 def with_other_expert(card: ModelCard, model: VideoModel, other_uri: str | None) -> VideoModel:
     """Return an expert together with the other one: that of an export, or else the published one.
