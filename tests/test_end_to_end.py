@@ -33,6 +33,7 @@ from pipelines.video.decode import OPEN_LOG
 from tests.support.command_line import CommandLine, Ended
 from tests.support.paths import ROOT
 from tests.support.ranks import run_ranks
+from tests.support.users_folder import start_in, write_users_folder
 from training.data.manifest import read_manifest
 from training.data.shards import clip_uid
 from training.data.verify import verify
@@ -223,11 +224,16 @@ def run_cli(name: str, sets: Sequence[str], *options: str) -> subprocess.Complet
     )
 
 
-def kill_when(sets: Sequence[str], ready: Callable[[], bool], *options: str) -> None:
-    """Start a run and kill -9 its driver as soon as something is there."""
+def kill_when(sets: Sequence[str], ready: Callable[[], bool], folder: Path) -> None:
+    """Start a run in a folder with packages named as ours, and kill -9 its driver as soon as something is there."""
     sets_ = [part for assignment in sets for part in ("--set", assignment)]
+    worldloom, environment = start_in(write_users_folder(folder))
     process = subprocess.Popen(
-        command("run", str(QUICKSTART), *options, *sets_), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [*worldloom, "run", str(QUICKSTART), *sets_],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 900
     while not ready():
@@ -252,18 +258,14 @@ sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))
 def interrupt_when(sets: Sequence[str], ready: Callable[[], bool], folder: Path) -> None:
     """Start a run at a terminal and press Ctrl-C as soon as something is there.
 
-    The current folder has packages of the user's own with names of ours, and `ffmpeg` changes the terminal's settings
-    as the real one does: the kernel stops a process in the background that does so.
+    `ffmpeg` changes the terminal's settings as the real one does: the kernel stops a process in the background that
+    does so.
     """
-    for package in ("training", "pipelines"):
-        (folder / package).mkdir()
-        (folder / package / "__init__.py").touch()
     ffmpeg = folder / "ffmpeg"
     ffmpeg.write_text("#!/bin/sh\nstty sane\n")
     ffmpeg.chmod(0o755)
     sets_ = [part for assignment in sets for part in ("--set", assignment)]
-    # -P: Python itself must not look for packages in the current folder.
-    worldloom = [sys.executable, "-P", "-m", "pipelines.cli", "run", str(QUICKSTART), *sets_]
+    worldloom = command("run", str(QUICKSTART), *sets_)
     # Nobody reads a pipe before the run has ended, and one that is full would stop the run: a progress bar is drawn
     # ten times per second.
     terminal = folder / "terminal.txt"
@@ -314,11 +316,11 @@ def test_rerun_of_a_killed_run_ends_as_if_undisturbed(
     sets = [*assignments(footage, out)[:2], "sample=[]", *TINY_TRAINING, "train.steps=20"]
     killed = recipe_for(footage, out)
     (terminal := tmp_path / "terminal").mkdir()
-    kill_when(sets, functools.partial(has_parts, killed, "scan"))
+    kill_when(sets, functools.partial(has_parts, killed, "scan"), tmp_path / "scanning")
     assert not inspect(killed).complete
     interrupt_when(sets, functools.partial(has_parts, killed, "encode"), terminal)
     assert not inspect(killed).complete
-    kill_when(sets, lambda: any(out.rglob("checkpoints/step-*")))
+    kill_when(sets, lambda: any(out.rglob("checkpoints/step-*")), tmp_path / "training")
     curation = inspect(killed)
     assert curation.complete
     # The killed runs were on Ray, the undisturbed one was not: their tables are the same.

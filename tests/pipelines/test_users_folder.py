@@ -1,4 +1,7 @@
-"""Commands that run in a folder with packages named as ours, on a Ray that they start and on a cluster."""
+"""Commands that run in a folder with packages named as ours, on a cluster.
+
+On a Ray that it starts, the killed run of `tests/test_end_to_end.py` runs in such a folder.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ def write_recipe(folder: Path) -> Path:
     recipe = {
         "name": "users-folder",
         "out": "out",
-        "ray": {"cpus": 2},
+        "ray": {"address": "auto"},
         "sources": [{"videos": "a.mp4"}],
         "curate": [
             {"scan": {}},
@@ -71,16 +74,11 @@ def write_recipe(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("on_cluster", [False, True], ids=["local", "cluster"])
-def test_packages_of_the_user_are_not_imported(tmp_path: Path, on_cluster: bool) -> None:
+def test_packages_of_the_user_are_not_imported(tmp_path: Path) -> None:
     folder = write_users_folder(tmp_path / "user")
     recipe = write_recipe(folder)
-    with contextlib.ExitStack() as stack:
-        arguments, environment = [], {}
-        if on_cluster:
-            environment["RAY_ADDRESS"] = stack.enter_context(cluster_of_two_nodes(folder))
-            arguments = ["--set", "ray={address: auto}"]
-        ended = worldloom_in(folder, "run", str(recipe), *arguments, **environment)
+    with cluster_of_two_nodes(folder) as address:
+        ended = worldloom_in(folder, "run", str(recipe), RAY_ADDRESS=address)
     assert ended.returncode == 0, ended.stderr
     assert len(list((folder / "out").glob("run-*/export/model.safetensors"))) == 1
 

@@ -20,14 +20,23 @@ def write_users_folder(folder: Path) -> Path:
     return folder
 
 
-def worldloom_in(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `worldloom` in a folder that is also first on the module path, as Ray puts the working folder of a job."""
+def start_in(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the command that starts `worldloom` in a folder, and its environment.
+
+    The folder is also first on the module path, as Ray puts the working folder of a job.
+    """
     # The last of the paths stands in for an installation.
     path = {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))}
+    return [sys.executable, "-c", COMMAND], os.environ | path
+
+
+def worldloom_in(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `worldloom` in a folder, as `start_in` starts it."""
+    command, own_environment = start_in(folder)
     return subprocess.run(
-        [sys.executable, "-c", COMMAND, *arguments],
+        [*command, *arguments],
         cwd=folder,
-        env=os.environ | path | environment,
+        env=own_environment | environment,
         capture_output=True,
         text=True,
         check=False,
