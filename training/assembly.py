@@ -171,7 +171,8 @@ def open_untrained_engine(
     with torch.device("meta"):
         model = settings.model.build(channels, text_dim)
     if base is not None:
-        initialise_weight = (keep if settings.adapter is None else adapt)(model, settings, base, seed)
+        has_adapter = settings.adapter is not None
+        initialise_weight = adapt(model, settings, base, seed) if has_adapter else keep(model, settings, base)
         return open_engine(model, settings, device, initialise_weight)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -193,7 +194,7 @@ def adapt(model: VideoModel, settings: TrainSettings, base: InitialWeights, seed
     return adapter_initialiser(model, base.fill, seed, start)
 
 
-def keep(model: VideoModel, settings: TrainSettings, base: InitialWeights, seed: int) -> InitialiseWeight:
+def keep(model: VideoModel, settings: TrainSettings, base: InitialWeights) -> InitialiseWeight:
     """Freeze weights of a model without memory, in place; return what fills all of them with those of the base.
 
     Raises `ValueError` for a pattern that no weight matches, and if the base is another model.

@@ -114,7 +114,7 @@ def check_names(settings: TrainSettings, weights: InitialWeights | None) -> None
             if settings.adapter is not None:
                 adapt(network, settings, weights, seed=0)
             elif settings.frozen:
-                keep(network, settings, weights, seed=0)
+                keep(network, settings, weights)
         if settings.adapter is None or card is not None or isinstance(model, Diffusers):
             check_patterns(settings, network)
 

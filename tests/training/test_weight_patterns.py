@@ -130,7 +130,7 @@ def test_runs_shard_resume_and_export_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_published_model_with_frozen_blocks_is_given_back_whole(tmp_path: Path) -> None:
+def test_published_models_with_frozen_blocks_are_whole(tmp_path: Path) -> None:
     sizes = {"in_channels": 16, "out_channels": 16, TEXT_KEYS["wan"]: 128}
     folder = write_published(tmp_path / "model", "wan", **sizes)
     manifest = write_dataset(tmp_path / "data", [(32, 32, 5, 6)], n_val=2)
