@@ -11,7 +11,8 @@ A join is the mean absolute difference of the two frames there, divided by the m
 Joins always lie between two latent frames, so `group_join` divides by the median one at such places.
 
 - `extend`, `backward`: the join with half of a clip. `connect`: both joins between the ends of a clip (`join` is the
-  larger one), and the PSNR of the context as it is decoded beside that of the autoencoder alone.
+  larger one), PSNR of the context as it is decoded beside that of the autoencoder alone, and whether the given frames
+  are in the result unchanged.
 - `loop`: a new loop's join of the last frame with the first one, and its motion, the mean difference of neighbouring
   frames, divided by that of a plain sample of the seed. `close`: the larger join of a clip that is closed.
 - `sdedit-0.6`, `sdedit-0.7`, `sdedit-0.8`, `flowedit`: the caption has another colour for one shape. `changed`: the
@@ -171,7 +172,8 @@ class Tasks:
         found = self.video(generated)
         decoded = self.model.decode(generated.latent_BCTHW)[:given]
         alone = self.model.decode(request.encode(before)[None])
-        context = {"context_psnr_db": psnr(decoded, before)}
+        unchanged = np.array_equal(found[:given], before) and np.array_equal(found[-given:], after)
+        context = {"context_psnr_db": psnr(decoded, before), "unchanged": float(unchanged)}
         ends = (given - 1, given + between - 1)
         real = self.joins(self.real, *ends) | {"context_psnr_db": psnr(alone, before)}
         return Measured(self.joins(found, *ends) | context, real, found)

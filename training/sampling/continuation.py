@@ -1,8 +1,7 @@
 """Videos that are extended forward or backward, and videos that are connected.
 
-Given frames are returned unchanged, except for those of one latent frame next to a join (`Generated`). Only their
-context, the part nearest to the new frames, is encoded, and only the new frames with their context are decoded. So what
-is computed does not grow with the length of the given videos.
+Given frames are returned unchanged. Only their context, the part nearest to the new frames, is encoded, and only the
+new frames with their context are decoded. So what is computed does not grow with the length of the given videos.
 """
 
 from __future__ import annotations
@@ -32,13 +31,12 @@ def extend(request: Request, video_THWC: Pixels, direction: Direction = "forward
         context_CTHW = request.encode(video_THWC[-n_context:])
         timeline = forward_extension(request.blank(context_CTHW.shape[1] + n_new), context_CTHW, level)
         latents = generate(request.parts, timeline, request.settings)
-        return Generated(latents, start=n_context, before_THWC=video_THWC, fade=request.time_factor)
+        return Generated(latents, start=n_context, before_THWC=video_THWC)
     context_CTHW = request.encode(video_THWC[:n_context])
     # The new part begins with a frame alone, and its last latent frame also covers the video's first frame.
     timeline = backward_extension(request.blank(n_new + context_CTHW.shape[1]), context_CTHW, level)
     latents = generate(request.parts, timeline, request.settings)
-    stop = request.time_factor * n_new
-    return Generated(latents, stop=stop, after_THWC=video_THWC, fade=request.time_factor)
+    return Generated(latents, stop=request.time_factor * n_new, after_THWC=video_THWC)
 
 
 def connect(request: Request, before_THWC: Pixels, after_THWC: Pixels) -> Generated:
@@ -56,4 +54,4 @@ def connect(request: Request, before_THWC: Pixels, after_THWC: Pixels) -> Genera
     timeline = connection(blank, before_CTHW, after_CTHW, request.context.noise_level)
     latents = generate(request.parts, timeline, request.settings)
     stop = n_before + request.time_factor * n_new - 1
-    return Generated(latents, n_before, stop, before_THWC, after_THWC, request.time_factor)
+    return Generated(latents, n_before, stop, before_THWC, after_THWC)

@@ -204,9 +204,8 @@ class ExportedModel:
     ) -> UInt8Array:
         """Return a video `[T, H, W, 3]` in 8-bit RGB with about `seconds` of new frames after or before it.
 
-        The video has the size and the frame rate of the options. Its own frames are returned unchanged but for
-        those of one latent frame next to the new ones, which lead to them. Raises errors as `sample`, and `ValueError`
-        for a video of another size or one that is too short to extend backward.
+        The video has the size and the frame rate of the options. Its own frames are returned unchanged. Raises errors
+        as `sample`, and `ValueError` for a video of another size or one that is too short to extend backward.
         """
         return self._video(extend(self.request(_settings(prompt, options), context), video, direction))
 

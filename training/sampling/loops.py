@@ -39,4 +39,4 @@ def closed_loop(request: Request, video_THWC: Pixels) -> Generated:
 
     Raises `ValueError` as `connect`, which connects the end of the video with its start.
     """
-    return replace(connect(request, video_THWC, video_THWC), after_THWC=None, is_loop=True)
+    return replace(connect(request, video_THWC, video_THWC), after_THWC=None)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -114,9 +113,7 @@ class Request:
 class Generated:
     """Generated latents, and the video that they complete.
 
-    The video consists of given frames, of the decoded frames from `start` to before `stop`, and of given frames. The
-    `fade` given frames next to a join are mixed with what they are decoded to, by a weight that falls with the distance
-    from the join. Without it, the detail that the autoencoder loses shows as a jump.
+    The video consists of given frames, of the decoded frames from `start` to before `stop`, and of given frames.
     """
 
     latent_BCTHW: Tensor
@@ -124,42 +121,19 @@ class Generated:
     stop: int | None = None
     before_THWC: Pixels | None = None
     after_THWC: Pixels | None = None
-    fade: int = 0
-    is_loop: bool = False
-    """Whether the first frame of `before_THWC` follows the last decoded one. These are then held in memory."""
 
     def frames(self, decoded: Iterable[Pixels]) -> Iterator[Pixels]:
         """Yield the frames `[H, W, 3]` of the video, from those that all of the latents were decoded to."""
-        before: Sequence[Pixels] = () if self.before_THWC is None else self.before_THWC
-        after: Sequence[Pixels] = () if self.after_THWC is None else self.after_THWC
-        if self.is_loop:
-            decoded = list(decoded)
-            before = [*_faded(before[: self.fade], decoded[self.stop :]), *before[self.fade :]]
-        decoded = iter(decoded)
-        # A first frame alone stays as it is: an image that a video begins with has no other frames to lead to it.
-        n_faded = min(self.fade, self.start - 1) if len(before) else 0
-        n_kept = len(before) - n_faded
-        yield from itertools.islice(before, n_kept)
-        context = deque(itertools.islice(decoded, self.start), maxlen=n_faded)
-        yield from reversed(_faded(before[n_kept:][::-1], reversed(context)))
-        yield from itertools.islice(decoded, None if self.stop is None else self.stop - self.start)
-        yield from _faded(after[: self.fade], decoded)
-        yield from itertools.islice(after, self.fade, None)
+        if self.before_THWC is not None:
+            yield from self.before_THWC
+        yield from itertools.islice(decoded, self.start, self.stop)
+        if self.after_THWC is not None:
+            yield from self.after_THWC
 
     def video(self, autoencoder: Autoencoder) -> UInt8Array:
         """Return the frames `[T, H, W, 3]`."""
         video_THWC: UInt8Array = np.stack(list(self.frames(decode_video(autoencoder, self.latent_BCTHW))))
         return video_THWC
-
-
-def _faded(given: Sequence[Pixels], decoded: Iterable[Pixels]) -> list[UInt8Array]:
-    """Return frames that lead from decoded ones `[H, W, 3]` to the given ones of the same times, in equal steps."""
-    n = len(given)
-    mixed = []
-    for k, (given_HWC, decoded_HWC) in enumerate(zip(given, decoded, strict=False)):
-        weight = (n - k) / (n + 1)
-        mixed.append(np.rint(weight * decoded_HWC + (1 - weight) * given_HWC).astype(np.uint8))
-    return mixed
 
 
 def new_video(request: Request, images: ConditioningLatents = UNCONDITIONED) -> Generated:

@@ -1,4 +1,4 @@
-"""Extending and connecting videos: given frames stay or fade, the model sees the right context, lengths add up."""
+"""Extending and connecting videos: given frames stay, the model sees the right context, and lengths add up."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.support.exported_models import untrained_card
 from tests.training.sampling.test_generation import AUTOENCODER, RecordingModel
 from training.network import Condition
 from training.sampling import continuation
-from training.sampling.coding import decode_video, encode_video
+from training.sampling.coding import encode_video
 from training.sampling.continuation import Direction
 from training.sampling.generation import ModelParts
-from training.sampling.request import Context, Generated, Request
+from training.sampling.request import Context, Request
 from training.sampling.settings import SampleSettings, VideoShape
 
 WIDTH, HEIGHT = 32, 16
@@ -59,25 +59,11 @@ def ramp(n_frames: int) -> UInt8Array:
     return np.broadcast_to(values[:, None, None, None], (n_frames, HEIGHT, WIDTH, 3)).astype(np.uint8)
 
 
-def decoded(video_THWC: Pixels) -> UInt8Array:
-    """Return what the autoencoder makes of a video."""
-    latents_CTHW = encode_video(AUTOENCODER, video_THWC, "cpu")
-    return np.stack(list(decode_video(AUTOENCODER, latents_CTHW[None])))
-
-
-def leads(frames_THWC: Pixels, given_THWC: Pixels, decoded_THWC: Pixels) -> bool:
-    """Return whether frames go from the given ones to the decoded ones in equal steps, to rounding."""
-    weights_T111 = (np.arange(1, 5) / 5)[:, None, None, None]
-    expected_THWC = (1 - weights_T111) * given_THWC + weights_T111 * decoded_THWC
-    return bool(np.abs(expected_THWC - frames_THWC).max() <= 0.5)
-
-
 def test_a_video_is_extended_forward_from_its_last_second() -> None:
     model, video = CopyingModel(), ramp(30)
     extended = extend(request(model), video)
     assert len(extended) == 30 + 8
-    assert np.array_equal(extended[:26], video[:26])
-    assert leads(extended[26:30], video[26:], decoded(video[-9:])[-4:])
+    assert np.array_equal(extended[:30], video)
     latents, condition = model.inputs[0][0][0], model.inputs[0][1]
     assert condition.conditioning_masks[0].tolist() == [1, 1, 1, 0, 0]
     assert latents[:, :3].equal(encode_video(AUTOENCODER, video[-9:], "cpu"))
@@ -87,8 +73,7 @@ def test_a_video_is_extended_backward_from_its_first_second() -> None:
     model, video = CopyingModel(), ramp(30)
     extended = extend(request(model), video, "backward")
     assert len(extended) == 8 + 30
-    assert np.array_equal(extended[12:], video[4:])
-    assert not np.array_equal(extended[8:12], video[:4])
+    assert np.array_equal(extended[8:], video)
     latents, condition = model.inputs[0][0][0], model.inputs[0][1]
     assert condition.conditioning_masks[0].tolist() == [0, 0, 0, 1, 1]
     assert latents[:, -2:].equal(encode_video(AUTOENCODER, video[:9], "cpu")[:, 1:])
@@ -98,10 +83,8 @@ def test_two_videos_are_connected() -> None:
     model, before, after = CopyingModel(), ramp(11), ramp(30)
     connected = connect(request(model), before, after)
     assert len(connected) == 11 + 7 + 30, "the last of 8 new frames is the second video's first one"
-    assert np.array_equal(connected[:7], before[:7])
-    assert leads(connected[7:11], before[7:], decoded(before[-9:])[-4:])
-    assert np.array_equal(connected[-26:], after[-26:])
-    assert not np.array_equal(connected[-30:-26], after[:4])
+    assert np.array_equal(connected[:11], before)
+    assert np.array_equal(connected[-30:], after)
     assert model.inputs[0][1].conditioning_masks[0].tolist() == [1, 1, 1, 0, 0, 1, 1]
 
 
@@ -127,20 +110,6 @@ def test_context_is_as_long_and_as_noisy_as_set() -> None:
     short = CopyingModel()
     extend(request(short, context=Context(seconds=2.0)), ramp(3))
     assert short.inputs[0][1].conditioning_masks[0].tolist() == [1, 0, 0], "a short video is an image"
-
-
-def test_an_image_that_a_video_begins_with_stays() -> None:
-    assert np.array_equal(extend(request(CopyingModel()), ramp(1))[:1], ramp(1))
-
-
-def test_given_frames_next_to_a_join_fade_in_equal_steps() -> None:
-    """Frames that were decoded to another constant show the weights themselves."""
-    before, after, dark = flat(9, 100), flat(9, 100), np.zeros((25, HEIGHT, WIDTH, 3), np.uint8)
-    found = Generated(torch.zeros(0), 9, 16, before, after, fade=4).frames(iter(dark))
-    values = [int(frame[0, 0, 0]) for frame in found]
-    assert values == [100] * 5 + [80, 60, 40, 20] + [0] * 7 + [20, 40, 60, 80] + [100] * 5
-    closed = Generated(torch.zeros(0), 9, 16, before, None, fade=4, is_loop=True).frames(iter(dark))
-    assert [int(frame[0, 0, 0]) for frame in closed] == [20, 40, 60, 80, 100, 80, 60, 40, 20] + [0] * 7
 
 
 def test_impossible_continuations_are_refused() -> None:

@@ -50,8 +50,7 @@ def test_a_given_video_leads_back_to_its_start() -> None:
     model, video = CopyingModel(), ramp(30)
     closed = closed_loop(request(model), video).video(AUTOENCODER)
     assert len(closed) == 30 + 7
-    assert np.array_equal(closed[4:26], video[4:26])
-    assert not np.array_equal(closed[:4], video[:4])
+    assert np.array_equal(closed[:30], video)
     assert model.inputs[0][1].conditioning_masks[0].tolist() == [1, 1, 1, 0, 0, 1, 1]
 
 
