@@ -18,7 +18,7 @@ from training.evaluation.results import VERSION, ClipResult, ClipSet, found_in, 
 from training.evaluation.truth import World
 from training.sampling.exported_model import ExportedModel
 from training.sampling.generation import generate, video_timeline
-from training.sampling.media import write_mp4
+from training.sampling.media import Finish, write_video
 from training.sampling.settings import SolverSettings, VideoShape
 
 LATENT_SUFFIX = ".latent.npy"
@@ -46,6 +46,8 @@ class Generation:
     features: Features | None = None
     features_digest: str = ""
     """Digest of the network of the features, empty without one."""
+    finish: Finish | None = None
+    """A function that marks the file of each clip."""
 
     def key(self, prompt: Prompt, clip_set: ClipSet) -> str:
         """Return the digest of everything that decides a clip and its values."""
@@ -102,7 +104,7 @@ class Generation:
         latent_BCTHW = generate(self.model.parts, timeline, self._solver(prompt, clip_set))
         frames_THWC = self.model.decode(latent_BCTHW)
         video = f"{clip_set}/{prompt.name}.mp4"
-        write_mp4(storage.join(self.folder_uri, video), frames_THWC, prompt.shape.fps)
+        write_video(storage.join(self.folder_uri, video), frames_THWC, prompt.shape.fps, self.finish)
         write_latent(self.folder_uri, clip_set, prompt.name, latent_BCTHW[0])
         clip = Clip(frames_THWC, prompt.shape.fps, prompt.world, prompt.expected)
         # Written last: a result means that the clip and its latent are whole.

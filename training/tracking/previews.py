@@ -31,7 +31,8 @@ from training.sampling.coding import decode_video
 from training.sampling.exported_model import open_autoencoder
 from training.sampling.generation import ModelParts, generate, video_timeline
 from training.sampling.grid import video_grid
-from training.sampling.media import write_mp4, write_png
+from training.sampling.marks import Marker
+from training.sampling.media import write_png, write_video
 from training.sampling.prediction import model_dtype
 from training.sampling.provenance import version, write_provenance
 from training.sampling.settings import SolverSettings, VideoShape
@@ -183,9 +184,10 @@ class Previews:
         videos = videos[: len(shown)]
         whole_THWC, fps, cells = video_grid(videos, [sample.shape.fps for sample in shown])
         poster: UInt8Array = whole_THWC[len(whole_THWC) // 2]
-        write_png(f"{uri}.png", poster)
+        finish = Marker(self._settings.marks).finish_sheet()
+        write_png(f"{uri}.png", poster, finish)
         if len(whole_THWC) > 1:
-            write_mp4(f"{uri}.mp4", whole_THWC, fps)
+            write_video(f"{uri}.mp4", whole_THWC, fps, finish)
         samples = [
             {
                 "uid": sample.uid,

@@ -99,7 +99,7 @@ def test_several_seeds_load_the_model_once(
     assert ended.exit_code == 0, ended.stderr
     files = [Path(line) for line in ended.stdout.splitlines()]
     assert [file.name for file in files] == ["star-seed3.mp4", "star-seed4.mp4"]
-    assert files[0].read_bytes() != files[1].read_bytes()
+    assert not np.array_equal(*(read_frames(str(file)) for file in files))
     assert reads == [str(export)]
     before = [file.stat().st_mtime_ns for file in files]
     again = worldloom("sample", *options, "--seed", "3", "--seeds", "2")

@@ -1,0 +1,100 @@
+"""Marks on generated files: signed credentials, the digital source type, and the invisible watermark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cluster import storage
+from cluster.telemetry import log
+from training.sampling import credentials
+from training.sampling.certificates import local_identity, read_identity
+from training.sampling.embedded_metadata import add_xmp
+from training.sampling.mark_settings import MarkSettings
+from training.sampling.media import Finish
+from training.sampling.provenance import version
+from training.sampling.settings import SampleSettings
+from training.sampling.source_type import COMPOSITE, GENERATED, xmp_packet
+
+
+class Marker:
+    """Marks generated files as settings say. It is made before a model is loaded.
+
+    Raises `ValueError` for a certificate, key or timestamp authority that does not sign, and for a watermark key that
+    cannot be read. Marks that are turned off or cannot be made are logged.
+    """
+
+    def __init__(self, settings: MarkSettings | None = None) -> None:
+        self.settings = settings or MarkSettings()
+        if missing := self.settings.missing:
+            log.warning(f"marks: {' and '.join(missing)} off: these files do not tell that they were generated")
+        self._signer = _open_signer(self.settings) if self.settings.credentials else None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the marks of a file as its record has them."""
+        settings = self.settings
+        return {"credentials": settings.credentials, "prompt": settings.prompt}
+
+    def ingredients(self, settings: SampleSettings) -> tuple[credentials.Ingredient, ...]:
+        """Return the images and videos of a sample as ingredients; a file that cannot be read is named in a warning."""
+        if self._signer is None:
+            return ()
+        # A video that is edited is generated again as a whole.
+        of_videos: credentials.Relationship = "inputTo" if settings.edit else "componentOf"
+        relationships = dict.fromkeys((file.partition("#t=")[0] for file in settings.videos().values()), of_videos)
+        relationships |= dict.fromkeys(settings.images().values(), "inputTo")
+        found = []
+        for file, relationship in relationships.items():
+            try:
+                found.append(credentials.read_ingredient(storage.absolute(file), relationship))
+            except OSError as error:
+                log.warning(f"{file}: is not named in the credentials of the sample: {error}")
+        return tuple(found)
+
+    def finish(self, origin: credentials.Origin) -> Finish | None:
+        """Return the function that adds metadata to a file and signs it; None if credentials are off."""
+        if not self.settings.credentials:
+            return None
+
+        def finish(path: Path) -> None:
+            add_xmp(path, xmp_packet(origin.source_type, f"worldloom {version()}"))
+            if self._signer is not None:
+                self._signer.sign(path, origin)
+
+        return finish
+
+    def finish_sheet(self) -> Finish | None:
+        """Return the function that marks a file that shows several generated ones, such as a grid."""
+        return self.finish(credentials.Origin(GENERATED))
+
+    def origin(
+        self, settings: SampleSettings, record: dict[str, Any], ingredients: tuple[credentials.Ingredient, ...]
+    ) -> credentials.Origin:
+        """Return what the credentials of a sample say, which was made as its record tells."""
+        has_given_frames = bool(settings.video and not settings.edit)
+        facts = {
+            "model": record["model"]["weights"],
+            "recipe": record_digest(record),
+            "prompt": record["prompt"] if self.settings.prompt else None,
+        }
+        return credentials.Origin(COMPOSITE if has_given_frames else GENERATED, facts, ingredients)
+
+
+def record_digest(record: dict[str, Any]) -> str:
+    """Return the hash of a file's record by which its credentials name the record."""
+    return storage.digest(json.dumps(record, sort_keys=True))
+
+
+def _open_signer(settings: MarkSettings) -> credentials.Signer | None:
+    if not credentials.is_installed():
+        log.warning(
+            "files are not signed, and only their XMP metadata tell that they were generated: c2pa-python is not "
+            "installed; `pip install c2pa-python` adds it"
+        )
+        return None
+    if settings.certificate and settings.private_key:
+        identity = read_identity(settings.certificate, settings.private_key)
+    else:
+        identity = local_identity()
+    return credentials.Signer(identity, settings.timestamp)
