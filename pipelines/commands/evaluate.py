@@ -23,7 +23,6 @@ from pipelines.video.spans import FrameGrid
 from training.data.buckets import parse_bucket_name
 from training.evaluation.settings import EVALUATIONS_FOLDER, SUMMARY_FILE, EvaluateSettings
 from training.evaluation.truth import FileTruth, ShotTruth, World, read_truth
-from training.sampling.source_type import GENERATED
 
 if TYPE_CHECKING:
     # These import torch, which takes 2 s.
@@ -69,15 +68,13 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
     from training.evaluation import results as clip_results  # these import torch, which takes 2 s
     from training.evaluation.feature_distances import distances as feature_distances
     from training.evaluation.generation import Generation
-    from training.sampling.credentials import Origin
     from training.sampling.exported_model import ExportedModel
 
     model = ExportedModel(export_uri)
     root_uri = storage.join(recipe.out_uri, EVALUATIONS_FOLDER)
     folder_uri = storage.join(root_uri, model.card.weights or "model")
     metrics = clip_results.all_metrics()
-    finish = marker.finish(Origin(GENERATED, {"model": model.card.weights}))
-    generation = Generation(model, settings, metrics, folder_uri, *_open_features(settings), finish=finish)
+    generation = Generation(model, settings, metrics, folder_uri, *_open_features(settings), marker=marker)
     world = footage[0] if footage else None
     found: list[ClipResult] = []
     chosen: list[ChosenShot] = []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cluster import storage
+from cluster.arrays import Pixels
 from cluster.telemetry import log
 from training.sampling import credentials
 from training.sampling.certificates import local_identity, read_identity
@@ -16,6 +18,9 @@ from training.sampling.media import Finish
 from training.sampling.provenance import version
 from training.sampling.settings import SampleSettings
 from training.sampling.source_type import COMPOSITE, GENERATED, xmp_packet
+from training.sampling.watermark import PUBLIC_KEY, Watermark
+
+MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 1 << 16
 
 
 class Marker:
@@ -30,11 +35,24 @@ class Marker:
         if missing := self.settings.missing:
             log.warning(f"marks: {' and '.join(missing)} off: these files do not tell that they were generated")
         self._signer = _open_signer(self.settings) if self.settings.credentials else None
+        self._key = read_key(self.settings.watermark_key)
 
-    def describe(self) -> dict[str, Any]:
-        """Return the marks of a file as its record has them."""
+    def describe(self, weights: str, batch: str) -> dict[str, Any]:
+        """Return the marks of a file, by a model of these weights and in this batch, as its record has them."""
         settings = self.settings
-        return {"credentials": settings.credentials, "prompt": settings.prompt}
+        watermark = f"{payload_of(weights, batch):08x}" if settings.watermark else None
+        return {"credentials": settings.credentials, "prompt": settings.prompt, "watermark": watermark}
+
+    def frames(
+        self, frames: Iterable[Pixels], fps: float, marks: Mapping[str, Any], first: int = 0
+    ) -> Iterator[Pixels]:
+        """Yield frames `[H, W, 3]` with the watermark of a file's `marks`, one by one.
+
+        `first` is the index in the file of the first of them; those before the file begins are not marked.
+        """
+        watermark = None if marks["watermark"] is None else Watermark(int(marks["watermark"], 16), self._key)
+        for index, frame in enumerate(frames, first):
+            yield frame if watermark is None or index < 0 else watermark.mark(frame, index, fps)
 
     def ingredients(self, settings: SampleSettings) -> tuple[credentials.Ingredient, ...]:
         """Return the images and videos of a sample as ingredients; a file that cannot be read is named in a warning."""
@@ -76,6 +94,7 @@ class Marker:
         facts = {
             "model": record["model"]["weights"],
             "recipe": record_digest(record),
+            "watermark": record["marks"]["watermark"],
             "prompt": record["prompt"] if self.settings.prompt else None,
         }
         return credentials.Origin(COMPOSITE if has_given_frames else GENERATED, facts, ingredients)
@@ -84,6 +103,28 @@ class Marker:
 def record_digest(record: dict[str, Any]) -> str:
     """Return the hash of a file's record by which its credentials name the record."""
     return storage.digest(json.dumps(record, sort_keys=True))
+
+
+def payload_of(weights: str, batch: str) -> int:
+    """Return the payload of the watermark: 16 bits of the hash of a model's weights, and 16 of that of a batch."""
+    model_bits, batch_bits = (int(storage.digest(part, size_bytes=2), 16) for part in (weights, batch))
+    return model_bits << 16 | batch_bits
+
+
+def read_key(uri: str | None) -> bytes:
+    """Return the watermark's key in a file, by default the public one. Raises `ValueError` for a file without one."""
+    if uri is None:
+        return PUBLIC_KEY
+    try:
+        key = storage.read_bytes(uri, MAX_KEY_BYTES).strip()
+    except OSError as error:
+        raise ValueError(f"{uri}: the key of the watermark cannot be read: {error}") from error
+    if len(key) < MIN_KEY_BYTES:
+        raise ValueError(
+            f"{uri}: the key of the watermark has {len(key)} bytes; it needs {MIN_KEY_BYTES} that nobody can guess, "
+            "such as those of `openssl rand -hex 32`"
+        )
+    return key
 
 
 def _open_signer(settings: MarkSettings) -> credentials.Signer | None:

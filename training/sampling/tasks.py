@@ -125,7 +125,8 @@ def prepare(
     request = SampleRequest(settings, prompt, identity, images, videos)
     adapters = {f"{source.uri}:{source.weight:g}": one.identity for source, one in model.adapters_for(settings).items()}
     record = provenance(request, shape, model.card, model.uri, adapters)
-    record["marks"] = marker.describe()
+    # A batch is one prompt and seed: files of other names or formats carry the same watermark.
+    record["marks"] = marker.describe(model.card.weights, storage.digest(prompt, str(settings.seed)))
     is_made = storage.exists(uri) and read_provenance(uri) == record
     ingredients = () if is_made else marker.ingredients(settings)
     return PreparedSample(settings, shape, prompt, images, videos, uri, record, is_made, ingredients)
@@ -173,7 +174,10 @@ def make(sample: PreparedSample, model: ExportedModel, marker: Marker) -> str:
     generated = perform(sample, model)
     if model.ranks is not None and not model.ranks.is_first:
         return sample.uri
-    frames = generated.frames(model.decode_frames(generated.latent_BCTHW))
+    decoded = model.decode_frames(generated.latent_BCTHW)
+    # Frames of given videos are returned unchanged.
+    marked = marker.frames(decoded, sample.shape.fps, sample.record["marks"], generated.first_index)
+    frames = generated.frames(marked)
     # A record means that its file is complete: an old record is removed first, and the new one is written last.
     storage.remove(provenance_uri(sample.uri))
     finish = marker.finish(marker.origin(sample.settings, sample.record, sample.ingredients))

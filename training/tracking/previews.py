@@ -184,10 +184,11 @@ class Previews:
         videos = videos[: len(shown)]
         whole_THWC, fps, cells = video_grid(videos, [sample.shape.fps for sample in shown])
         poster: UInt8Array = whole_THWC[len(whole_THWC) // 2]
-        finish = Marker(self._settings.marks).finish_sheet()
-        write_png(f"{uri}.png", poster, finish)
+        marker = Marker(self._settings.marks)
+        marks, finish = marker.describe(self._run.run_uri, str(step)), marker.finish_sheet()
+        write_png(f"{uri}.png", next(marker.frames([poster], fps, marks)), finish)
         if len(whole_THWC) > 1:
-            write_video(f"{uri}.mp4", whole_THWC, fps, finish)
+            write_video(f"{uri}.mp4", marker.frames(whole_THWC, fps, marks), fps, finish)
         samples = [
             {
                 "uid": sample.uid,
@@ -205,6 +206,7 @@ class Previews:
             "fps": fps,
             "frames": len(whole_THWC),
             "samples": samples,
+            "marks": marks,
         }
         write_provenance(uri, record | {"worldloom": version()})
         if metrics:
