@@ -52,7 +52,7 @@ def layout(key: bytes) -> Layout:
     signs = np.unpackbits(np.frombuffer(stream, np.uint8)).astype(np.int8) * 2 - 1
     slot, row, column = np.indices((SLOTS, CELLS, CELLS))
     # Every other cell, and steps by which each part of a frame carries all bits about equally often.
-    carried = (column // 2 + 31 * row + 67 * slot) % watermark_code.CODED_BITS
+    carried = (83 * (column // 2) + 40 * row + 2 * slot) % watermark_code.CODED_BITS
     return Layout(signs.reshape(SLOTS, CELLS, CELLS), np.where((row + column + slot) % 2 == 0, -1, carried))
 
 
@@ -96,4 +96,5 @@ def strength(luma: Floats) -> Floats:
     rough = np.abs(luma - cv2.blur(luma, (3, 3)))
     # Near an edge only one side is rough, and the flat one shows a change.
     rough = cv2.erode(cv2.blur(rough, (5, 5)), np.ones((7, 7), np.uint8))
-    return np.minimum(FLAT + rough, MAX_STRENGTH).astype(np.float32)
+    found: Floats = np.minimum(FLAT + rough, MAX_STRENGTH).astype(np.float32)
+    return found

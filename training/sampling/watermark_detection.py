@@ -44,6 +44,10 @@ KINDS_OF_PLACES = 4
 _WINDOWS = ((3.0, 5), (6.0, 9), (12.0, 17), (math.inf, 33))
 """Window of the local means in pixels, by the largest side of a cell that it is taken for."""
 _SIDE = 2 * CELLS
+_BY_CELLS = (SLOTS, CELLS, 2, CELLS, 2)
+"""Shape of values at half cells, by cell and position in it."""
+_IS_ODD = np.indices((SLOTS, CELLS, CELLS)).sum(0) % 2
+"""0 for cells of the pilot, and 1 for those of the payload."""
 OFFSETS = SLOTS * _SIDE**2
 """Offsets at which the mark is looked for: slots, and half cells in both directions."""
 
@@ -57,8 +61,10 @@ class Detection:
 
     log_p: float
     """Natural logarithm of the bound on the probability that a file without the mark gives this; 0 for none."""
-    payload: int | None
-    """The payload, if the mark is there and the payload's checksum holds."""
+    word: int
+    """The most likely payload."""
+    checksum_holds: bool
+    """Whether its checksum holds."""
     cell_px: float | None = None
     """Side of the mark's cells in pixels, where it is most likely."""
 
@@ -66,6 +72,14 @@ class Detection:
     def found(self) -> bool:
         """Whether the mark is there."""
         return self.log_p <= math.log(FALSE_POSITIVES)
+
+    @property
+    def payload(self) -> int | None:
+        """The payload, None if the mark is not there or the payload's checksum does not hold."""
+        return self.word if self.found and self.checksum_holds else None
+
+
+NOTHING = Detection(0.0, 0, False)
 
 
 class _Place(NamedTuple):
@@ -85,17 +99,16 @@ def detect(frames: Iterable[tuple[float, Pixels]], key: bytes = PUBLIC_KEY) -> D
     """
     means, factor = _bin_means(frames)
     if not means or min(next(iter(means.values())).shape) < 2 * MIN_CELL_PX:
-        return Detection(0.0, None)
+        return NOTHING
     search = _Search(means, key)
     usual = [cell / factor for cell in (4, 8)]
-    best = Detection(0.0, None)
+    best = NOTHING
     for stage in (search.as_written, search.moved, search.scaled):
         for tried, places in stage(usual):
             place = max(places, key=lambda one: one.z)
             log_p = math.log(KINDS_OF_PLACES * tried) - max(place.z, 0.0) ** 2 / 2
             if log_p < best.log_p:
-                payload = search.payload(place) if log_p <= math.log(FALSE_POSITIVES) else None
-                best = Detection(log_p, payload, place.cell * factor)
+                best = Detection(log_p, *search.payload(place), place.cell * factor)
         if best.payload is not None:
             break
     return best
@@ -117,7 +130,7 @@ def _bin_means(frames: Iterable[tuple[float, Pixels]]) -> tuple[dict[int, Floats
         index = int((time_s - start_s) / SLOT_S * PHASES + 1e-6)
         total, count = sums.get(index, (np.float32(0), 0))
         sums[index] = total + luma, count + 1
-    return {index: total / count for index, (total, count) in sums.items()}, factor
+    return {index: total / np.float32(count) for index, (total, count) in sums.items()}, factor
 
 
 class _Search:
@@ -126,11 +139,9 @@ class _Search:
     def __init__(self, means: dict[int, Floats], key: bytes) -> None:
         self._means, self._layout = means, layout(key)
         self.shape = next(iter(means.values())).shape
-        pilot = self._layout.bits < 0
         anchors = np.zeros((SLOTS, _SIDE, _SIDE), np.float32)
-        anchors[:, ::2, ::2] = np.where(pilot, self._layout.signs, 0)
+        anchors[:, ::2, ::2] = np.where(self._layout.bits < 0, self._layout.signs, 0)
         self._signs = np.conj(np.fft.rfftn(anchors))
-        self._pilot = np.conj(np.fft.rfftn(np.abs(anchors)))
         self._maps = lru_cache(2)(self._residuals)
 
     def as_written(self, usual: list[float]) -> Iterator[tuple[int, list[_Place]]]:
@@ -169,23 +180,20 @@ class _Search:
     def _at(self, cell: float, phase: int, centre: bool = False) -> tuple[_Place, _Place]:
         """Return the mark at no offset, and at the offset where it is largest."""
         values = self._folded(cell, phase, centre)
-        total = np.fft.irfftn(np.fft.rfftn(values) * self._signs, values.shape)
-        energy = np.fft.irfftn(np.fft.rfftn(np.square(values)) * self._pilot, values.shape)
-        # An offset with few cells has too little energy to be told from rounding.
-        z = np.where(energy > 1e-4 * energy.max(), total / np.sqrt(np.maximum(energy, 1e-12)), 0.0)
+        total = np.fft.irfftn(np.fft.rfftn(values) * self._signs, values.shape, axes=(0, 1, 2))
+        z = (total.reshape(_BY_CELLS) / np.sqrt(_pilot_energy(values))).reshape(values.shape)
         slot, row, column = map(int, np.unravel_index(int(z.argmax()), z.shape))
         whole = _Place(float(z[0, 0, 0]), cell, phase)
         return whole, _Place(float(z[slot, row, column]), cell, phase, (slot, row, column))
 
-    def payload(self, place: _Place) -> int | None:
-        """Return the payload of a mark, None if its checksum does not hold."""
+    def payload(self, place: _Place) -> tuple[int, bool]:
+        """Return the most likely payload of a mark, and whether its checksum holds."""
         values = self._folded(place.cell, place.phase)
         cells = np.roll(values, [-offset for offset in place.offset], (0, 1, 2))[:, ::2, ::2]
         soft = np.zeros(watermark_code.CODED_BITS)
         carries = self._layout.bits >= 0
         np.add.at(soft, self._layout.bits[carries], (cells * self._layout.signs)[carries])
-        payload, holds = watermark_code.decode(soft)
-        return payload if holds else None
+        return watermark_code.decode(soft)
 
     def _folded(self, cell: float, phase: int, centre: bool = False) -> Floats:
         """Return the sums over all periods of the mark, of the values of cells that begin at each half cell.
@@ -219,7 +227,8 @@ def _normalised(mean: Floats, window: int, noise: float) -> Floats:
     """Return fine structure over its local variance, to which that of `noise` in 8-bit values is added."""
     fine = mean - cv2.blur(mean, (window, window))
     deviation = np.sqrt(np.maximum(cv2.blur(fine * fine, (window, window)), 0))
-    return np.clip(fine, -2.5 * deviation, 2.5 * deviation) / np.square(deviation + noise)
+    normalised: Floats = np.clip(fine, -2.5 * deviation, 2.5 * deviation) / np.square(deviation + noise)
+    return normalised
 
 
 def _fold(residual: Floats, cell: float) -> Floats:
@@ -241,6 +250,17 @@ def _fold(residual: Floats, cell: float) -> Floats:
     return folded
 
 
+def _pilot_energy(values: Floats) -> Floats:
+    """Return the sum of the squares of the pilot's cells at each offset, as `_BY_CELLS`.
+
+    Every other cell is of the pilot, so there are two sums for each of the four positions inside a cell.
+    """
+    squares = np.square(values).reshape(_BY_CELLS).transpose(2, 4, 0, 1, 3).reshape(4, -1)
+    sums = (squares @ np.stack([_IS_ODD == 0, _IS_ODD == 1], axis=-1).reshape(-1, 2).astype(np.float32)).T
+    at_offsets: Floats = sums.reshape(2, 2, 2)[_IS_ODD].transpose(0, 1, 3, 2, 4)
+    return np.maximum(at_offsets, np.float32(1e-12))
+
+
 def _centre(residual: Floats) -> Floats:
     top, left = (max(0, (side - CENTRE_PX) // 2) for side in residual.shape)
     return np.ascontiguousarray(residual[top : top + CENTRE_PX, left : left + CENTRE_PX])
@@ -251,4 +271,4 @@ def _sizes(side: int) -> Iterator[float]:
     cell = MIN_CELL_PX
     while cell <= MAX_CELL_PX:
         yield cell
-        cell *= 1 + 1 / max(2.0, side / cell)
+        cell *= 1 + 1.5 / max(3.0, side / cell)
