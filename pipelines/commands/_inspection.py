@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import shutil
 import tempfile
@@ -12,23 +11,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image, ImageSequence
-
 from cluster import storage
-from cluster.arrays import Pixels
-from pipelines.video.decode import DecodeError, open_video
-from pipelines.video.still_images import MAX_IMAGE_BYTES, is_still_image, read_image
+from pipelines.video.generated import leading_frames
 from training.sampling import credentials
 from training.sampling.credentials import CredentialsReport
 from training.sampling.marks import record_digest
 from training.sampling.provenance import read_provenance
 from training.sampling.source_type import is_of_a_model, source_types
 from training.sampling.watermark import PUBLIC_KEY
-from training.sampling.watermark_detection import MAX_S, Detection, detect
+from training.sampling.watermark_detection import Detection, detect
 
 Verdict = Literal["generated", "changed", "unmarked"]
-ANIMATIONS = (".gif", ".webp")
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ def inspect_file(uri: str, key: bytes = PUBLIC_KEY, watermark: bool = True) -> I
     if credentials.is_installed():
         with _local(uri) as path:
             report = credentials.read_credentials(path)
-    found = detect(frames_of(uri), key) if watermark else None
+    found = detect(leading_frames(uri), key) if watermark else None
     return Inspection(uri, report, stated, found, read_provenance(uri))
 
 
@@ -138,30 +131,3 @@ def _local(uri: str) -> Iterator[Path]:
         with storage.open_input(uri) as source, path.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
         yield path
-
-
-def frames_of(uri: str) -> Iterator[tuple[float, Pixels]]:
-    """Yield the frames `[H, W, 3]` of a video, animation or image with their times in seconds, up to `MAX_S`."""
-    if is_still_image(uri):
-        yield 0.0, np.asarray(read_image(uri))
-    elif uri.lower().endswith(ANIMATIONS):
-        yield from _animation_frames(uri)
-    else:
-        with open_video(uri) as video:
-            info = video.info
-            for decoded in video.decoded_frames():
-                time_s = float((decoded.pts - info.start_pts) * info.time_base)
-                if time_s >= MAX_S:
-                    return
-                yield time_s, video.to_array(decoded.frame, info.width, info.height)
-
-
-def _animation_frames(uri: str) -> Iterator[tuple[float, Pixels]]:
-    try:
-        with Image.open(io.BytesIO(storage.read_bytes(uri, MAX_IMAGE_BYTES)), formats=("GIF", "WEBP")) as animation:
-            time_s = 0.0
-            for frame in ImageSequence.Iterator(animation):
-                yield time_s, np.asarray(frame.convert("RGB"))
-                time_s += animation.info.get("duration", 0) / 1000
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise DecodeError(f"{uri}: {type(error).__name__}: {error}") from error

@@ -14,7 +14,7 @@ from training.sampling import credentials
 from training.sampling.certificates import local_identity, read_identity
 from training.sampling.embedded_metadata import add_xmp
 from training.sampling.mark_settings import MarkSettings
-from training.sampling.media import Finish
+from training.sampling.media import Finish, write_png, write_video
 from training.sampling.provenance import version
 from training.sampling.settings import SampleSettings
 from training.sampling.source_type import COMPOSITE, GENERATED, xmp_packet
@@ -98,6 +98,25 @@ class Marker:
             "prompt": record["prompt"] if self.settings.prompt else None,
         }
         return credentials.Origin(COMPOSITE if has_given_frames else GENERATED, facts, ingredients)
+
+
+def save(
+    uri: str, frames: Pixels, fps: float = 8.0, *, weights: str = "", marks: MarkSettings | None = None
+) -> dict[str, Any]:
+    """Write generated frames `[T, H, W, 3]`, or an image `[H, W, 3]`, with the marks of samples, and return the marks.
+
+    The suffix of the URI names the format: mp4, gif, webp, or png for an image. `weights` is the hash of the model's
+    weights, `model.card.weights`. Frames of one model and content carry the same watermark. Raises `ValueError` as
+    `Marker` and `write_video`.
+    """
+    marker = Marker(marks)
+    described = marker.describe(weights, storage.digest(frames.tobytes()))
+    finish = marker.finish(credentials.Origin(GENERATED, {"model": weights, "watermark": described["watermark"]}))
+    if frames.ndim == 3:
+        write_png(uri, next(marker.frames([frames], fps, described)), finish)
+    else:
+        write_video(uri, marker.frames(frames, fps, described), fps, finish)
+    return described
 
 
 def record_digest(record: dict[str, Any]) -> str:
