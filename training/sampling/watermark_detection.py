@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from cluster.arrays import Pixels
 from training.sampling import watermark_code
@@ -44,13 +45,12 @@ KINDS_OF_PLACES = 4
 _WINDOWS = ((3.0, 5), (6.0, 9), (12.0, 17), (math.inf, 33))
 """Window of the local means in pixels, by the largest side of a cell that it is taken for."""
 _SIDE = 2 * CELLS
-_BY_CELLS = (SLOTS, CELLS, 2, CELLS, 2)
-"""Shape of values at half cells, by cell and position in it."""
-_IS_ODD = np.indices((SLOTS, CELLS, CELLS)).sum(0) % 2
-"""0 for cells of the pilot, and 1 for those of the payload."""
+_IS_ODD = np.indices((CELLS, CELLS)).sum(0) % 2
+"""In slot 0, 0 for cells of the pilot and 1 for those of the payload; in the next slot it is the other way."""
 OFFSETS = SLOTS * _SIDE**2
 """Offsets at which the mark is looked for: slots, and half cells in both directions."""
 
+Indices = NDArray[np.int64]
 Maps = list[tuple[int, Floats]]
 """Residuals by slot."""
 
@@ -141,7 +141,7 @@ class _Search:
         self.shape = next(iter(means.values())).shape
         anchors = np.zeros((SLOTS, _SIDE, _SIDE), np.float32)
         anchors[:, ::2, ::2] = np.where(self._layout.bits < 0, self._layout.signs, 0)
-        self._signs = np.conj(np.fft.rfftn(anchors))
+        self._spectra = np.conj(np.fft.rfft2(anchors))
         self._maps = lru_cache(2)(self._residuals)
 
     def as_written(self, usual: list[float]) -> Iterator[tuple[int, list[_Place]]]:
@@ -179,33 +179,39 @@ class _Search:
 
     def _at(self, cell: float, phase: int, centre: bool = False) -> tuple[_Place, _Place]:
         """Return the mark at no offset, and at the offset where it is largest."""
-        values = self._folded(cell, phase, centre)
-        total = np.fft.irfftn(np.fft.rfftn(values) * self._signs, values.shape, axes=(0, 1, 2))
-        z = (total.reshape(_BY_CELLS) / np.sqrt(_pilot_energy(values))).reshape(values.shape)
+        slots, values = self._folded(cell, phase, centre)
+        # At an offset of o slots, slot s of the mark is in slot s + o of the file.
+        spectra = self._spectra[(slots[:, None] - np.arange(SLOTS)) % SLOTS]
+        total = np.fft.irfft2((np.fft.rfft2(values)[:, None] * spectra).sum(0), values.shape[1:], axes=(1, 2))
+        z = total / np.sqrt(_pilot_energy(slots, values))
         slot, row, column = map(int, np.unravel_index(int(z.argmax()), z.shape))
         whole = _Place(float(z[0, 0, 0]), cell, phase)
         return whole, _Place(float(z[slot, row, column]), cell, phase, (slot, row, column))
 
     def payload(self, place: _Place) -> tuple[int, bool]:
         """Return the most likely payload of a mark, and whether its checksum holds."""
-        values = self._folded(place.cell, place.phase)
+        slots, parts = self._folded(place.cell, place.phase)
+        values = np.zeros((SLOTS, _SIDE, _SIDE), np.float32)
+        values[slots] = parts
         cells = np.roll(values, [-offset for offset in place.offset], (0, 1, 2))[:, ::2, ::2]
         soft = np.zeros(watermark_code.CODED_BITS)
         carries = self._layout.bits >= 0
         np.add.at(soft, self._layout.bits[carries], (cells * self._layout.signs)[carries])
         return watermark_code.decode(soft)
 
-    def _folded(self, cell: float, phase: int, centre: bool = False) -> Floats:
-        """Return the sums over all periods of the mark, of the values of cells that begin at each half cell.
+    def _folded(self, cell: float, phase: int, centre: bool = False) -> tuple[Indices, Floats]:
+        """Return the slots `[K]` of the mark's period that the file has, and their values `[K, 2 * CELLS, 2 * CELLS]`.
 
-        Shape `[SLOTS, 2 * CELLS, 2 * CELLS]`.
+        These are sums over all periods, of the values of cells that begin at each half cell.
         """
         window = next(window for largest, window in _WINDOWS if cell <= largest)
-        folded = np.zeros((SLOTS, _SIDE, _SIDE), np.float32)
+        sums: dict[int, Floats] = {}
         for slot, residual in self._maps(window, phase):
-            part = _centre(residual) if centre else residual
-            folded[slot % SLOTS] += _fold(part, cell)
-        return folded + np.roll(folded, -1, 1) + np.roll(folded, -1, 2) + np.roll(folded, (-1, -1), (1, 2))
+            part = _fold(_centre(residual) if centre else residual, cell)
+            sums[slot % SLOTS] = part if (before := sums.get(slot % SLOTS)) is None else before + part
+        folded = np.stack(list(sums.values()))
+        folded = folded + np.roll(folded, -1, 1)
+        return np.array(list(sums)), folded + np.roll(folded, -1, 2)
 
     def _residuals(self, window: int, phase: int) -> Maps:
         """Return by slot what is left of its mean without coarse structure, and without the slots around."""
@@ -250,15 +256,20 @@ def _fold(residual: Floats, cell: float) -> Floats:
     return folded
 
 
-def _pilot_energy(values: Floats) -> Floats:
-    """Return the sum of the squares of the pilot's cells at each offset, as `_BY_CELLS`.
+def _pilot_energy(slots: Indices, values: Floats) -> Floats:
+    """Return the sum of the squares of the pilot's cells at each offset, `[SLOTS, 2 * CELLS, 2 * CELLS]`.
 
     Every other cell is of the pilot, so there are two sums for each of the four positions inside a cell.
     """
-    squares = np.square(values).reshape(_BY_CELLS).transpose(2, 4, 0, 1, 3).reshape(4, -1)
-    sums = (squares @ np.stack([_IS_ODD == 0, _IS_ODD == 1], axis=-1).reshape(-1, 2).astype(np.float32)).T
-    at_offsets: Floats = sums.reshape(2, 2, 2)[_IS_ODD].transpose(0, 1, 3, 2, 4)
-    return np.maximum(at_offsets, np.float32(1e-12))
+    squares = np.square(values).reshape(-1, CELLS, 2, CELLS, 2).transpose(0, 2, 4, 1, 3).reshape(len(values), 4, -1)
+    weights = np.stack([_IS_ODD == 0, _IS_ODD == 1], axis=-1).reshape(-1, 2).astype(np.float32)
+    sums_K22P = (squares @ weights).reshape(-1, 2, 2, 2)
+    energy = np.zeros((2, 2, 2, 2), np.float32)
+    for slot, sums in zip(slots, sums_K22P, strict=True):
+        for offset, odd in np.ndindex(2, 2):
+            energy[offset, odd] += sums[..., (odd + slot + offset) % 2]
+    at_offsets = energy[:, _IS_ODD].transpose(0, 1, 3, 2, 4).reshape(2, _SIDE, _SIDE)
+    return np.maximum(np.tile(at_offsets, (SLOTS // 2, 1, 1)), np.float32(1e-12))
 
 
 def _centre(residual: Floats) -> Floats:
