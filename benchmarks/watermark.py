@@ -211,7 +211,11 @@ def main(arguments: argparse.Namespace) -> None:
             results[f"samples {size}"] = measure(samples)
     for name, figures in results.items():
         print(name, figures, flush=True)
-    tests = [detect([(0.0, part)]) for part in unmarked_parts(paths, arguments.unmarked, arguments.seed)]
+    tests: list[Detection] = []
+    for part in unmarked_parts(paths, arguments.unmarked, arguments.seed):
+        tests.append(detect([(0.0, part)]))
+        if len(tests) % 500 == 0:
+            print(f"{len(tests)} unmarked, of which {sum(one.found for one in tests)} are found", flush=True)
     result = {
         "benchmark": "watermark",
         "clips": arguments.clips,
