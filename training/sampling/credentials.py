@@ -43,7 +43,7 @@ def is_installed() -> bool:
 
 
 Relationship = Literal["inputTo", "componentOf"]
-"""What an ingredient is to a file, in C2PA's words: what a model saw, or what is in the file itself."""
+"""Relation of an ingredient to a file, in C2PA's words: a model saw it, or it is in the file itself."""
 
 
 class Ingredient(NamedTuple):

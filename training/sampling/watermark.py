@@ -36,7 +36,7 @@ Signs = NDArray[np.int8]
 
 
 class Layout(NamedTuple):
-    """What the key decides."""
+    """The signs and the use of all cells, which the key decides."""
 
     signs: Signs
     """Sign of each cell, `[SLOTS, CELLS, CELLS]`."""
