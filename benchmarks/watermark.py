@@ -161,12 +161,12 @@ def measure(clips: list[Pixels]) -> dict[str, object]:
 
 
 def unmarked_parts(paths: list[Path], count: int, seed: int) -> Iterator[Pixels]:
-    """Yield random parts of frames at random sizes, from 64x48 to 192x144; several of a frame if there are too few."""
+    """Yield random parts of frames at random sizes, from 64x48 to 192x144; 16 of a frame."""
     rng = np.random.default_rng(seed)
     while True:
         for path in paths:
             for frame in frames_of(path, fps=4):
-                for _ in range(2):
+                for _ in range(16):
                     if count == 0:
                         return
                     count -= 1
