@@ -42,6 +42,7 @@ from pipelines.recipe_checks import (
 )
 from pipelines.steps.caption import Caption
 from training.evaluation.settings import EvaluateSettings
+from training.sampling.mark_settings import MarkSettings
 from training.sampling.settings import SampleSettings
 from training.settings import TrainSettings
 
@@ -135,6 +136,7 @@ class Recipe(Settings):
     train: TrainSettings | None = None
     sample: tuple[SampleSettings, ...] = ()
     upsample: UpsampleSettings = Field(default_factory=UpsampleSettings)
+    marks: MarkSettings = MarkSettings()
     evaluate: EvaluateSettings | None = None
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from training.models.dit import DiT
 from training.objective import FOLDER as OBJECTIVES
 from training.objective import ObjectiveSettings
 from training.objectives.flow_matching import FlowMatching
+from training.sampling.mark_settings import MarkSettings
 from training.tracking.trackers import TrackerName, check_trackers
 from training.workers import (
     DEVICE_DESCRIPTION,
@@ -51,6 +52,10 @@ class PreviewSettings(Settings):
     )
     scored: int = Field(
         8, ge=1, description="Captions of `footage` that are scored; each costs as much as a sample of the preview."
+    )
+
+    marks: MarkSettings | None = Field(
+        None, description="Marks of their files; by default those of the recipe's section `marks`."
     )
 
     @field_validator("footage")

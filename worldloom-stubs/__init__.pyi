@@ -15,6 +15,8 @@ from training.data.torch_dataset import LatentDataset as LatentDataset
 from training.data.torch_dataset import latent_loader as latent_loader
 from training.result import TrainResult as TrainResult
 from training.sampling.exported_model import ExportedModel as ExportedModel
+from training.sampling.mark_settings import MarkSettings as MarkSettings
+from training.sampling.marks import save as save
 from training.sampling.media import write_mp4 as write_mp4
 from training.sampling.media import write_png as write_png
 from training.sampling.media import write_video as write_video

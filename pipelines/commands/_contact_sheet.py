@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from cluster import storage
 from pipelines.commands._media import middle_frame
+from training.sampling.media import Finish, write_file
 
 COLUMNS = 8
 MAX_TILES = 200
@@ -19,17 +19,17 @@ CAPTION_PX = 18
 """Height of the line below a frame."""
 
 
-def write_contact_sheets(tiles: Sequence[tuple[str, str]], stem_uri: str) -> list[str]:
+def write_contact_sheets(tiles: Sequence[tuple[str, str]], stem_uri: str, finish: Finish | None = None) -> list[str]:
     """Write sheets of samples, given as the URI of the file and the line below it, and return the URIs of the sheets.
 
-    They are `<stem>.jpg`, or `<stem>-1.jpg` and so on if one is not enough.
+    They are `<stem>.jpg`, or `<stem>-1.jpg` and so on if one is not enough. `finish` marks the files.
     """
     pages = [tiles[start : start + MAX_TILES] for start in range(0, len(tiles), MAX_TILES)]
     uris = [f"{stem_uri}.jpg"] if len(pages) == 1 else [f"{stem_uri}-{page + 1}.jpg" for page in range(len(pages))]
     for uri, page in zip(uris, pages, strict=True):
         buffer = io.BytesIO()
         contact_sheet(page).save(buffer, "JPEG", quality=85)
-        storage.write_bytes(uri, buffer.getvalue())
+        write_file(uri, buffer.getvalue(), finish)
     return uris
 
 

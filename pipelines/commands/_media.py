@@ -12,7 +12,7 @@ from PIL import Image, ImageSequence
 from cluster import storage
 from cluster.arrays import Pixels
 from training.sampling.grid import video_grid
-from training.sampling.media import write_png, write_video
+from training.sampling.media import Finish, write_png, write_video
 from training.sampling.provenance import read_provenance
 
 FORMATS = ("PNG", "GIF", "WEBP")
@@ -46,11 +46,14 @@ def read_frames(uri: str) -> Pixels:
         )
 
 
-def write_grid(uris: Sequence[str], grid_uri: str) -> None:
-    """Write samples side by side as one file, in the format of the URI's suffix; rates are those of their records."""
+def write_grid(uris: Sequence[str], grid_uri: str, finish: Finish | None = None) -> None:
+    """Write samples side by side as one file, in the format of the URI's suffix; rates are those of their records.
+
+    `finish` marks the file.
+    """
     rates = [(read_provenance(uri) or {}).get("fps", 1.0) for uri in uris]
     grid_THWC, fps, _ = video_grid([read_frames(uri) for uri in uris], rates)
     if grid_uri.endswith(".png"):
-        write_png(grid_uri, grid_THWC[0])
+        write_png(grid_uri, grid_THWC[0], finish)
     else:
-        write_video(grid_uri, grid_THWC, fps)
+        write_video(grid_uri, grid_THWC, fps, finish)

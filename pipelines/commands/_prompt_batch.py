@@ -26,14 +26,17 @@ from cluster.telemetry import log, progress
 from pipelines.commands._conditioning_images import check_images, read_conditioning_image
 from pipelines.commands._contact_sheet import write_contact_sheets
 from pipelines.commands._given_videos import check_videos, read_given_video
+from pipelines.commands._marks import open_marker
 from pipelines.commands._prompt_file import PromptRow
 from pipelines.commands._session import Session
 from pipelines.engine.step import RunError, TableFunction
+from training.sampling.mark_settings import MarkSettings
 from training.sampling.settings import SampleSettings, VideoShape
 
 if TYPE_CHECKING:
     # These import torch, which takes 2 s.
     from training.sampling.exported_model import ExportedModel
+    from training.sampling.marks import Marker
     from training.sampling.tasks import PreparedSample, PromptUpsampler
 
 LEASE = "samples"
@@ -51,6 +54,8 @@ class PromptBatch:
     """Name of the file of prompts without suffix, by which the ledger and the contact sheets are named."""
     workers: int | None = None
     """Number of workers; by default one per GPU of the cluster, and one on a cluster without GPUs."""
+    marks: MarkSettings | None = None
+    """Marks of the files; all of them by default."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,9 @@ def sample_prompts(batch: PromptBatch, session: Session, upsampler: PromptUpsamp
     settings share one sample. Raises `ConfigError` for a row that the model cannot make, before anything is made, and
     for more workers than the cluster has GPUs. Raises `LeaseHeldError` if another command samples to the folder.
     """
+    marker = open_marker(batch.marks)
     with lease(batch.out_uri, LEASE):
-        samples = _prepare(batch, upsampler)
+        samples = _prepare(batch, upsampler, marker)
         pending = [sample for sample in samples.values() if not sample.is_made]
         log.info(f"{len(samples)} samples, of which {len(samples) - len(pending)} are made")
         outcomes: dict[str, dict[str, Any]] = {}
@@ -92,21 +98,22 @@ def sample_prompts(batch: PromptBatch, session: Session, upsampler: PromptUpsamp
             for file, (number, prompt) in sorted(numbered.items(), key=lambda item: item[1])
             if not outcomes.get(file, {}).get("error")
         ]
-        sheets = write_contact_sheets(tiles, storage.join(batch.out_uri, f"contact-sheet-{batch.name}"))
+        finish = marker.finish_sheet()
+        sheets = write_contact_sheets(tiles, storage.join(batch.out_uri, f"contact-sheet-{batch.name}"), finish)
     failed = sum(bool(outcome["error"]) for outcome in outcomes.values())
     return BatchResult(ledger_uri, tuple(sheets), len(outcomes) - failed, len(samples) - len(pending), failed)
 
 
-def _prepare(batch: PromptBatch, upsampler: PromptUpsampler | None) -> dict[str, PreparedSample]:
+def _prepare(batch: PromptBatch, upsampler: PromptUpsampler | None, marker: Marker) -> dict[str, PreparedSample]:
     """Return the samples of a batch by file name. Raises `ConfigError` naming the row that cannot be made."""
     from training.sampling.exported_model import ExportedModel  # imports torch, which takes 2 s
-    from training.sampling.tasks import prepare
+    from training.sampling.tasks import Inputs, prepare
 
     check_images([row.settings for row in batch.rows])
     check_videos([row.settings for row in batch.rows])
     samples: dict[str, PreparedSample] = {}
     # Rows of one video share its frames.
-    read_video = cache(read_given_video)
+    inputs = Inputs(upsampler, read_conditioning_image, cache(read_given_video))
     try:
         model = ExportedModel(batch.model_uri, "cpu")
     except ValueError as error:
@@ -116,7 +123,7 @@ def _prepare(batch: PromptBatch, upsampler: PromptUpsampler | None) -> dict[str,
         if file in samples:
             continue
         try:
-            samples[file] = prepare(row.settings, model, batch.out_uri, upsampler, read_conditioning_image, read_video)
+            samples[file] = prepare(row.settings, model, batch.out_uri, inputs, marker)
         except ValueError as error:
             raise ConfigError(f"{row.position}: {error}") from error
     return samples
@@ -128,7 +135,7 @@ def _run(batch: PromptBatch, pending: Sequence[PreparedSample], session: Session
         return
     resources = worker_resources(batch.workers, session.cluster_size())
     tasks = [_to_table(sample) for sample in pending]
-    load = partial(_open_sampler, batch.model_uri)
+    load = partial(_open_sampler, batch.model_uri, batch.marks)
     waiting = {sample.settings.file_name() for sample in pending}
     for table in session.map_tables(load, tasks, resources, tolerate_deaths=True):
         for outcome in table.to_pylist():
@@ -139,7 +146,7 @@ def _run(batch: PromptBatch, pending: Sequence[PreparedSample], session: Session
 
 
 def _to_table(sample: PreparedSample) -> pa.Table:
-    """Return a sample as a table of one row: JSON, and the bytes of each image and video."""
+    """Return a sample as a table of one row: JSON, and the bytes of each image, video and ingredient."""
     arrays = {**sample.images, **sample.videos}
     header = {
         "settings": sample.settings.model_dump(mode="json"),
@@ -148,13 +155,17 @@ def _to_table(sample: PreparedSample) -> pa.Table:
         "uri": sample.uri,
         "record": sample.record,
         "arrays": {name: array.shape for name, array in arrays.items()},
+        "ingredients": [(one.label, one.relationship) for one in sample.ingredients],
     }
-    data = {name: pa.array([array.tobytes()], pa.large_binary()) for name, array in arrays.items()}
+    contents = {name: array.tobytes() for name, array in arrays.items()}
+    contents |= {one.label: one.archive for one in sample.ingredients}
+    data = {name: pa.array([content], pa.large_binary()) for name, content in contents.items()}
     return pa.table({"header": [json.dumps(header)], **data})
 
 
 def _from_table(table: pa.Table) -> PreparedSample:
     """Return the sample of a table that `_to_table` made."""
+    from training.sampling.credentials import Ingredient
     from training.sampling.tasks import PreparedSample
 
     header = json.loads(table["header"][0].as_py())
@@ -165,7 +176,9 @@ def _from_table(table: pa.Table) -> PreparedSample:
     settings = SampleSettings.model_validate(header["settings"])
     images, videos = ({name: arrays[name] for name in named} for named in (settings.images(), settings.videos()))
     shape, record = VideoShape(*header["shape"]), header["record"]
-    return PreparedSample(settings, shape, header["prompt"], images, videos, header["uri"], record, is_made=False)
+    ingredients = tuple(Ingredient(label, kind, table[label][0].as_py()) for label, kind in header["ingredients"])
+    uri = header["uri"]
+    return PreparedSample(settings, shape, header["prompt"], images, videos, uri, record, False, ingredients)
 
 
 def worker_resources(workers: int | None, size: ClusterSize) -> Resources:
@@ -184,14 +197,14 @@ def worker_resources(workers: int | None, size: ClusterSize) -> Resources:
     return Resources(cpus=float(int(share)) if share >= 1 else share, pooled=True, max_workers=count)
 
 
-def _open_sampler(model_uri: str) -> TableFunction:
+def _open_sampler(model_uri: str, marks: MarkSettings | None) -> TableFunction:
     """Return the function that makes samples, in a worker. Model and text encoder are loaded with the first one."""
     from training.sampling.exported_model import ExportedModel
 
-    return partial(_make_sample, ExportedModel(model_uri, keep_text_encoder=True))
+    return partial(_make_sample, ExportedModel(model_uri, keep_text_encoder=True), open_marker(marks))
 
 
-def _make_sample(model: ExportedModel, table: pa.Table) -> pa.Table:
+def _make_sample(model: ExportedModel, marker: Marker, table: pa.Table) -> pa.Table:
     """Make one sample and return its file, the error if it failed, the worker and the seconds that it took.
 
     Raises `RunError` if the storage fails, because then every sample would.
@@ -201,7 +214,7 @@ def _make_sample(model: ExportedModel, table: pa.Table) -> pa.Table:
     sample = _from_table(table)
     start_s, fault = time.monotonic(), ""
     try:
-        make(sample, model)
+        make(sample, model, marker)
     except OSError as error:
         raise RunError(f"{sample.uri}: cannot be written: {error}") from error
     except Exception as error:  # Recorded in the ledger. Raised, it would look like the worker's death.

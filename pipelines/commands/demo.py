@@ -13,6 +13,7 @@ from cluster import storage
 from cluster.telemetry import progress
 from pipelines.commands import curate, run, sample, train
 from pipelines.commands._console import print_facts
+from pipelines.commands._marks import open_marker
 from pipelines.commands._options import Assignments
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.scenes.footage import TRUTH_FILE, make_footage
@@ -63,7 +64,8 @@ def _write_sheet(recipe: Recipe, from_weights: Trained, from_nothing: Trained) -
     }
     clips = {heading: [read_frames(uri) for uri in uris] for heading, uris in samples.items()}
     sheet_uri = storage.join(recipe.out_uri, SHEET)
-    write_png(sheet_uri, sample_sheet([one.prompt for one in recipe.sample], clips))
+    sheet = sample_sheet([one.prompt for one in recipe.sample], clips)
+    write_png(sheet_uri, sheet, open_marker(recipe.marks).finish_sheet())
     return sheet_uri
 
 

@@ -29,6 +29,8 @@ REQUIRED = {
     "safetensors": "safetensors",
     "tensorboard": "tensorboard",
     "open_clip": "open-clip-torch",
+    "c2pa": "c2pa-python",
+    "cryptography": "cryptography",
 }
 """The package to install for a module that every installation has."""
 OPTIONAL = {

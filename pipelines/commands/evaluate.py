@@ -14,6 +14,7 @@ from cluster import storage
 from cluster.config import ConfigError
 from cluster.telemetry import ProgressBar, log, progress
 from pipelines.commands._console import console, print_facts, table_of
+from pipelines.commands._marks import open_marker
 from pipelines.commands._options import Assignments, RemoteCode, read_recipe
 from pipelines.commands.train import find_trained
 from pipelines.dataset import current
@@ -63,6 +64,7 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
         raise ConfigError(f"{recipe.name}: the recipe has no section evaluate; add one: evaluate: {{footage: DIR}}")
     footage = _read_footage(settings.footage) if settings.footage else None
     export_uri = model_uri or find_trained(recipe).export_uri
+    marker = open_marker(recipe.marks)
     from training.evaluation import results as clip_results  # these import torch, which takes 2 s
     from training.evaluation.feature_distances import distances as feature_distances
     from training.evaluation.generation import Generation
@@ -72,7 +74,7 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
     root_uri = storage.join(recipe.out_uri, EVALUATIONS_FOLDER)
     folder_uri = storage.join(root_uri, model.card.weights or "model")
     metrics = clip_results.all_metrics()
-    generation = Generation(model, settings, metrics, folder_uri, *_open_features(settings))
+    generation = Generation(model, settings, metrics, folder_uri, *_open_features(settings), marker=marker)
     world = footage[0] if footage else None
     found: list[ClipResult] = []
     chosen: list[ChosenShot] = []

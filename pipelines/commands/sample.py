@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from cluster.telemetry import log, progress
 from pipelines.commands._conditioning_images import check_images, read_conditioning_image
 from pipelines.commands._console import print_value
 from pipelines.commands._given_videos import check_videos, read_given_video
+from pipelines.commands._marks import open_marker, parse_marks
 from pipelines.commands._media import write_grid
 from pipelines.commands._options import Assignments, RemoteCode, read_recipe, with_options
 from pipelines.commands._prompt_batch import PromptBatch, sample_prompts
@@ -27,22 +28,40 @@ from pipelines.commands.train import find_trained
 from pipelines.dataset import current
 from pipelines.engine.step import RunError
 from pipelines.recipe import Recipe
+from training.sampling.mark_settings import MarkSettings
 from training.sampling.settings import SampleSettings
 from training.sampling.task_settings import TASKS
 
+if TYPE_CHECKING:
+    from training.sampling.marks import Marker
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The model that samples are made by, the folder of their files, and how prompts and files are treated."""
+
+    model_uri: str
+    out_uri: str
+    marker: Marker
+    upsampler: Upsampler | None = None
+
 
 def sample(
-    model_uri: str, samples: Sequence[SampleSettings], out_uri: str, upsampler: Upsampler | None = None
+    model_uri: str,
+    samples: Sequence[SampleSettings],
+    out_uri: str,
+    upsampler: Upsampler | None = None,
+    marks: MarkSettings | None = None,
 ) -> list[str]:
     """Generate samples from an exported model and return the URIs of the files.
 
     `model_uri` is the folder of an export (`model.safetensors`, `model.json`) or the name of a shipped model.
     `upsampler` makes prompts detailed for samples that ask for it. Raises `ConfigError` for an image or video that
-    cannot be read, before anything is made, for a folder without a model, for a size that the model cannot make, and
-    for a video too short for its task.
+    cannot be read, before anything is made, for a certificate that does not sign, for a folder without a model, for a
+    size that the model cannot make, and for a video too short for its task.
     """
     _check_inputs(samples)
-    return _make_samples(samples, model_uri, out_uri, upsampler)
+    return _make_samples(samples, Sampling(model_uri, out_uri, open_marker(marks), upsampler))
 
 
 def _check_inputs(samples: Sequence[SampleSettings]) -> None:
@@ -51,33 +70,31 @@ def _check_inputs(samples: Sequence[SampleSettings]) -> None:
     check_videos(samples)
 
 
-def _make_samples(
-    samples: Sequence[SampleSettings], model_uri: str, out_uri: str, upsampler: Upsampler | None
-) -> list[str]:
+def _make_samples(samples: Sequence[SampleSettings], sampling: Sampling) -> list[str]:
     """Generate samples whose images and videos can be read, and return the URIs of the files.
 
     Of processes that `torchrun` started to share each sample, all but the first return none.
     """
     from training.sampling.exported_model import ExportedModel  # imports torch, which takes 2 s
     from training.sampling.ranks import sampling_ranks
-    from training.sampling.tasks import PreparedSample, make, prepare
+    from training.sampling.tasks import Inputs, PreparedSample, make, prepare
 
     def prepared() -> list[PreparedSample]:
-        prompts = None if upsampler is None else OnceUpsampler(upsampler)
+        upsampler = None if sampling.upsampler is None else OnceUpsampler(sampling.upsampler)
         # Samples that differ by seed share the frames of their videos.
-        read_video = functools.cache(read_given_video)
-        return [prepare(settings, model, out_uri, prompts, read_conditioning_image, read_video) for settings in samples]
+        inputs = Inputs(upsampler, read_conditioning_image, functools.cache(read_given_video))
+        return [prepare(settings, model, sampling.out_uri, inputs, sampling.marker) for settings in samples]
 
     uris = []
     try:
         with sampling_ranks() as ranks:
-            model = ExportedModel(model_uri, ranks=ranks)
+            model = ExportedModel(sampling.model_uri, ranks=ranks)
             to_make = prepared() if ranks is None else ranks.from_first(prepared)
             # All at once, before the model is loaded: the text encoder and the model never share the device.
             model.embed_all([text for one in to_make for text in one.texts()])
             with progress("sampling", len(samples)) as bar:
                 for one in to_make:
-                    uris.append(make(one, model))
+                    uris.append(make(one, model, sampling.marker))
                     bar.advance()
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -104,20 +121,24 @@ def sample_recipe(recipe: Recipe, model_uri: str | None = None, out_uri: str | N
     `ConfigError` for an image or video that cannot be read, before the model is looked for.
     """
     _check_inputs(recipe.sample)
-    return _make_samples(recipe.sample, *_defaults(recipe, model_uri, out_uri))
+    return _make_samples(recipe.sample, _sampling(recipe, model_uri, out_uri))
 
 
-def _defaults(recipe: Recipe | None, model_uri: str | None, out_uri: str | None) -> tuple[str, str, Upsampler]:
-    """Return the model, the folder of samples and the upsampler: those given, or else those of the recipe, if any.
+def _sampling(
+    recipe: Recipe | None, model_uri: str | None, out_uri: str | None, marks: MarkSettings | None = None
+) -> Sampling:
+    """Return how samples are made: by the model, folder and marks given, or else by those of the recipe, if any.
 
-    Raises `ConfigError` if the recipe's model is wanted and not trained.
+    Raises `ConfigError` if the recipe's model is wanted and not trained, and for a certificate that does not sign.
     """
     if recipe is None:
         assert model_uri is not None
-        return model_uri, out_uri or storage.absolute("samples"), Upsampler(UpsampleSettings(), list)
+        upsampler = Upsampler(UpsampleSettings(), list)
+        return Sampling(model_uri, out_uri or storage.absolute("samples"), open_marker(marks), upsampler)
     upsampler = Upsampler(recipe.upsample, lambda: current.training_captions(recipe))
     model_uri = model_uri or find_trained(recipe).export_uri
-    return model_uri, out_uri or storage.join(recipe.out_uri, "samples"), upsampler
+    out_uri = out_uri or storage.join(recipe.out_uri, "samples")
+    return Sampling(model_uri, out_uri, open_marker(marks or recipe.marks), upsampler)
 
 
 def with_seeds(settings: SampleSettings, count: int) -> list[SampleSettings]:
@@ -201,6 +222,10 @@ def command(
         str | None,
         typer.Option(help="File of prompts, one sample a row: txt, csv, jsonl or parquet. Workers on Ray make them."),
     ] = None,
+    marks: Annotated[
+        str | None,
+        typer.Option(help="Marks of the files, as in a recipe: off, or settings such as '{prompt: true}'."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Workers that make --prompts; one per GPU, or one without, by default.")
     ] = None,
@@ -215,28 +240,34 @@ def command(
         raise ConfigError(
             "--grid shows the seeds of a prompt: give --seeds, and no --prompts, which have contact sheets"
         )
+    mark_settings = None if marks is None else parse_marks(marks)
     options["spans"], options["adapters"] = tuple(spans or ()), tuple(adapter or ())
     if prompts is not None:
         from training.sampling.ranks import is_shared  # imports torch, which takes 2 s
 
         if is_shared():
             raise ConfigError("--prompts has a worker per GPU: start it without torchrun")
-        _sample_file(settings, model, options, _File(prompts, seeds, workers, out))
+        out_uri = storage.absolute(out) if out else None
+        sampling = _sampling(settings, model, out_uri, mark_settings)
+        _sample_file(settings, sampling, options, _File(prompts, seeds, workers))
         return
     if workers is not None:
         raise ConfigError("--workers make the samples of a file; give --prompts")
-    uris = _samples(settings, model, out, options, seeds)
-    for uri in [*uris, *(_grids(uris, seeds) if grid else [])]:
+    samples = _samples(settings, options, seeds)
+    _check_inputs(samples)
+    sampling = _sampling(settings, model, storage.absolute(out) if out else None, mark_settings)
+    uris = _make_samples(samples, sampling)
+    for uri in [*uris, *(_grids(uris, seeds, sampling.marker) if grid else [])]:
         print_value(uri)
 
 
-def _grids(uris: Sequence[str], seeds: int) -> list[str]:
+def _grids(uris: Sequence[str], seeds: int, marker: Marker) -> list[str]:
     """Write the samples of every `seeds` files side by side, beside the first of them, and return the URIs."""
     grids = []
     for start in range(0, len(uris), seeds):
         stem, _, suffix = uris[start].rpartition(".")
         grids.append(f"{stem}-grid{seeds}.{suffix}")
-        write_grid(uris[start : start + seeds], grids[-1])
+        write_grid(uris[start : start + seeds], grids[-1], marker.finish_sheet())
     return grids
 
 
@@ -247,10 +278,9 @@ class _File:
     path: str
     seeds: int
     workers: int | None
-    out: str | None
 
 
-def _sample_file(recipe: Recipe | None, model: str | None, options: dict[str, Any], file: _File) -> None:
+def _sample_file(recipe: Recipe | None, sampling: Sampling, options: dict[str, Any], file: _File) -> None:
     """Make the samples of a file of prompts; print its ledger and contact sheets. Raises `RunError` if some fail."""
     for option in ("prompt", "name"):
         if options[option] is not None:
@@ -261,10 +291,11 @@ def _sample_file(recipe: Recipe | None, model: str | None, options: dict[str, An
         for row in read_prompts(file.path, defaults)
         for settings in with_seeds(row.settings, file.seeds)
     ]
-    model_uri, out_uri, upsampler = _defaults(recipe, model, storage.absolute(file.out) if file.out else None)
-    batch = PromptBatch(model_uri, rows, out_uri, PurePosixPath(file.path).stem, file.workers)
+    name, marks = PurePosixPath(file.path).stem, sampling.marker.settings
+    batch = PromptBatch(sampling.model_uri, rows, sampling.out_uri, name, file.workers, marks)
+    upsampler = None if sampling.upsampler is None else OnceUpsampler(sampling.upsampler)
     with Session(recipe.ray if recipe else RaySettings()) as session:
-        found = sample_prompts(batch, session, OnceUpsampler(upsampler))
+        found = sample_prompts(batch, session, upsampler)
     for uri in (found.ledger_uri, *found.sheet_uris):
         print_value(uri)
     log.info(f"{found.made} samples made, {found.kept} kept, {found.failed} failed")
@@ -272,9 +303,7 @@ def _sample_file(recipe: Recipe | None, model: str | None, options: dict[str, An
         raise RunError(f"{found.failed} samples failed; {found.ledger_uri} has their errors; run again to retry them")
 
 
-def _samples(
-    recipe: Recipe | None, model: str | None, out: str | None, options: dict[str, Any], seeds: int
-) -> list[str]:
+def _samples(recipe: Recipe | None, options: dict[str, Any], seeds: int) -> tuple[SampleSettings, ...]:
     if options["prompt"] is None:
         if unused := [f"--{key}" for key in ONE_SAMPLE if options[key]]:
             raise ConfigError(f"{' and '.join(unused)} belong to one video: describe it with --prompt")
@@ -288,7 +317,4 @@ def _samples(
             samples = tuple(one.model_copy(update={"adapters": (*one.adapters, *added)}) for one in samples)
     else:
         samples = (parse_options(SampleSettings, options),)
-    samples = tuple(seeded for one in samples for seeded in with_seeds(one, seeds))
-    out_uri = storage.absolute(out) if out else None
-    _check_inputs(samples)
-    return _make_samples(samples, *_defaults(recipe, model, out_uri))
+    return tuple(seeded for one in samples for seeded in with_seeds(one, seeds))

@@ -146,9 +146,12 @@ def settings_for(recipe: Recipe, in_process: bool = False) -> TrainSettings:
     """
     if recipe.train is None:
         raise ConfigError(f"{recipe.name}: the recipe has no section train")
+    previews = recipe.train.previews
+    previews = previews.model_copy(update={"marks": previews.marks or recipe.marks})
+    settings = recipe.train.model_copy(update={"previews": previews})
     if not in_process:
-        return recipe.train
-    return recipe.train.model_copy(update={"workers": 1, "context_parallel": 1, "zero_stage": 0})
+        return settings
+    return settings.model_copy(update={"workers": 1, "context_parallel": 1, "zero_stage": 0})
 
 
 def find_trained(recipe: Recipe) -> TrainResult:

@@ -7,12 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+from pydantic import Field
 
 from pipelines.engine.segments import HEAVY
 from pipelines.engine.sidecars import Sidecar, read_sidecar
 from pipelines.engine.source_versions import unchanged_source
 from pipelines.engine.step import Context, Divisible, Piece, TableFunction, column, map_rows
 from pipelines.video import scan
+from pipelines.video.generated import is_generated
 from pipelines.video.gop_segments import NotSplittableError
 from pipelines.video.measurement_files import dump_measurements, load_measurements
 from pipelines.video.segment_meter import Measurements
@@ -41,6 +43,12 @@ MEDIA = (
         "content_hash",
         pa.string(),
         "hash of the compressed packets of the stream, or of an image's file: the same for a remux",
+    ),
+    column(
+        "generated",
+        pa.bool_(),
+        "whether the file says that a model generated it or a part of it, by content credentials, XMP or, with "
+        "`watermark`, the invisible mark of worldloom's own samples",
     ),
     column("source_duration_s", pa.float64(), "seconds of footage as decoded, without gaps in time", within=(0, None)),
     column("n_frames", pa.int64(), "number of frames that are shown"),
@@ -149,7 +157,12 @@ class Scan(scan.ScanSettings, Divisible):
 
     name: str = "scan"
     rows_per_part = 16
-    version = 5
+    version = 6
+    watermark: bool = Field(
+        False,
+        description="Also look for the invisible watermark of samples in the first 8 seconds of each file, which "
+        "decodes them once more; content credentials and XMP are always read.",
+    )
 
     def reads(self) -> tuple[str, ...]:
         return "source", "kind", "sidecar", "listed_caption"
@@ -212,5 +225,6 @@ class Scan(scan.ScanSettings, Divisible):
             }
             for shot in scanned.shots
         ]
-        media = {**asdict(scanned.media), "first_pts": scanned.media.start_pts}
+        generated = is_generated(row["source"], self.watermark)
+        media = {**asdict(scanned.media), "first_pts": scanned.media.start_pts, "generated": generated}
         return {**media, **captions, "boundaries": list(map(asdict, scanned.boundaries)), "shots": shots}

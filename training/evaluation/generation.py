@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 
 from cluster import storage
+from cluster.arrays import Pixels
 from training.evaluation.feature_distances import Features
 from training.evaluation.metric import Clip, Expected, MetricSettings
 from training.evaluation.results import VERSION, ClipResult, ClipSet, found_in, measure, read_result, write_result
 from training.evaluation.truth import World
+from training.sampling.credentials import Origin
 from training.sampling.exported_model import ExportedModel
 from training.sampling.generation import generate, video_timeline
-from training.sampling.media import write_mp4
+from training.sampling.marks import Marker
+from training.sampling.media import write_video
 from training.sampling.settings import SolverSettings, VideoShape
+from training.sampling.source_type import GENERATED
 
 LATENT_SUFFIX = ".latent.npy"
 
@@ -46,6 +50,8 @@ class Generation:
     features: Features | None = None
     features_digest: str = ""
     """Digest of the network of the features, empty without one."""
+    marker: Marker | None = None
+    """Marks the file of each clip; the frames that are measured have no watermark."""
 
     def key(self, prompt: Prompt, clip_set: ClipSet) -> str:
         """Return the digest of everything that decides a clip and its values."""
@@ -102,11 +108,20 @@ class Generation:
         latent_BCTHW = generate(self.model.parts, timeline, self._solver(prompt, clip_set))
         frames_THWC = self.model.decode(latent_BCTHW)
         video = f"{clip_set}/{prompt.name}.mp4"
-        write_mp4(storage.join(self.folder_uri, video), frames_THWC, prompt.shape.fps)
+        self._write(storage.join(self.folder_uri, video), frames_THWC, prompt)
         write_latent(self.folder_uri, clip_set, prompt.name, latent_BCTHW[0])
         clip = Clip(frames_THWC, prompt.shape.fps, prompt.world, prompt.expected)
         # Written last: a result means that the clip and its latent are whole.
         return self.keep(clip, prompt, clip_set, key, video)
+
+    def _write(self, uri: str, frames_THWC: Pixels, prompt: Prompt) -> None:
+        fps, weights = prompt.shape.fps, self.model.card.weights
+        if self.marker is None:
+            write_video(uri, frames_THWC, fps)
+            return
+        marks = self.marker.describe(weights, storage.digest(prompt.text, str(prompt.seed)))
+        finish = self.marker.finish(Origin(GENERATED, {"model": weights, "watermark": marks["watermark"]}))
+        write_video(uri, self.marker.frames(frames_THWC, fps, marks), fps, finish)
 
 
 def write_latent(folder_uri: str, clip_set: ClipSet, name: str, latent_CTHW: Tensor) -> None:

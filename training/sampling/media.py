@@ -6,7 +6,8 @@ import io
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -29,21 +30,24 @@ _BT709 = 1
 VIDEO_FORMATS = ("mp4", "gif", "webp")
 MAX_GIF_FPS = 50.0
 """Largest frame rate of a gif: frames last whole hundredths of a second, and browsers slow down shorter ones than 2."""
+Finish = Callable[[Path], None]
+"""A function that changes a file in place once it is encoded, before it appears under its name."""
 
 
-def write_video(uri: str, frames: Iterable[Pixels], fps: float) -> None:
+def write_video(uri: str, frames: Iterable[Pixels], fps: float, finish: Finish | None = None) -> None:
     """Write RGB frames in the format that the URI's suffix names: `.mp4` as `write_mp4`, or `.gif` or `.webp`.
 
     A gif has 256 colours per frame and at most `MAX_GIF_FPS`; both repeat without end, and hold all frames in memory
     while they are written. Raises `ValueError` as `write_mp4`, for another suffix, and for a gif of a higher rate.
     """
     suffix = uri.lower().rpartition(".")[2]
-    if suffix == "mp4":
-        write_mp4(uri, frames, fps)
-    elif suffix in VIDEO_FORMATS:
-        storage.write_bytes(uri, _encode_animation(frames, fps, suffix))
-    else:
+    if suffix not in VIDEO_FORMATS:
         raise ValueError(f"{uri}: videos are written as .{', .'.join(VIDEO_FORMATS[:-1])} or .{VIDEO_FORMATS[-1]}")
+    if suffix == "mp4":
+        with _encoded(uri, finish) as path:
+            _encode_mp4(path, frames, fps, crf=18, preset="medium")
+    else:
+        write_file(uri, _encode_animation(frames, fps, suffix), finish)
 
 
 def write_mp4(uri: str, frames: Iterable[Pixels], fps: float, crf: int = 18, preset: str = "medium") -> None:
@@ -54,20 +58,40 @@ def write_mp4(uri: str, frames: Iterable[Pixels], fps: float, crf: int = 18, pre
     x264's trade of time for bytes. The same frames give the same bytes, because one thread encodes and no dates are
     written. Raises `ValueError` for no frames, odd sides, or frames of another shape or type.
     """
-    # On disk, not in memory: to move the index to the front, FFmpeg reads the file that it wrote.
-    with tempfile.TemporaryDirectory(prefix="worldloom-") as folder:
-        path = Path(folder) / "video.mp4"
+    with _encoded(uri) as path:
         _encode_mp4(path, frames, fps, crf, preset)
-        with path.open("rb") as encoded, storage.atomic_output(uri) as file:
-            shutil.copyfileobj(encoded, file, 1 << 20)
 
 
-def write_png(uri: str, image: Pixels) -> None:
+def write_png(uri: str, image: Pixels, finish: Finish | None = None) -> None:
     """Write an RGB image, uint8 `[H, W, 3]`, as a png file. Raises `ValueError` for another shape or type."""
     _check(image, image.shape)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
-    storage.write_bytes(uri, buffer.getvalue())
+    write_file(uri, buffer.getvalue(), finish)
+
+
+def write_file(uri: str, data: bytes, finish: Finish | None = None) -> None:
+    """Write the bytes of a media file, changed by `finish`."""
+    if finish is None:
+        storage.write_bytes(uri, data)
+        return
+    with _encoded(uri, finish) as path:
+        path.write_bytes(data)
+
+
+@contextmanager
+def _encoded(uri: str, finish: Finish | None = None) -> Iterator[Path]:
+    """Yield a path of the URI's suffix, whose file is then changed by `finish` and stored under the URI.
+
+    It is on disk, not in memory: FFmpeg and C2PA read the file that they wrote.
+    """
+    with tempfile.TemporaryDirectory(prefix="worldloom-") as folder:
+        path = Path(folder) / f"media.{uri.lower().rpartition('.')[2]}"
+        yield path
+        if finish is not None:
+            finish(path)
+        with path.open("rb") as encoded, storage.atomic_output(uri) as file:
+            shutil.copyfileobj(encoded, file, 1 << 20)
 
 
 def _encode_animation(frames: Iterable[Pixels], fps: float, suffix: str) -> bytes:

@@ -122,6 +122,11 @@ class Generated:
     before_THWC: Pixels | None = None
     after_THWC: Pixels | None = None
 
+    @property
+    def first_index(self) -> int:
+        """Index in the video of the first decoded frame, below 0 if that frame is left out."""
+        return (0 if self.before_THWC is None else len(self.before_THWC)) - self.start
+
     def frames(self, decoded: Iterable[Pixels]) -> Iterator[Pixels]:
         """Yield the frames `[H, W, 3]` of the video, from those that all of the latents were decoded to."""
         if self.before_THWC is not None:

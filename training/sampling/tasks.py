@@ -9,11 +9,14 @@ from typing import Any, Protocol
 from cluster import storage
 from cluster.arrays import Pixels
 from training.sampling.continuation import connect, extend
+from training.sampling.credentials import Ingredient
 from training.sampling.editing import Edit, edit
 from training.sampling.experts import check_other_expert
 from training.sampling.exported_model import ExportedModel
 from training.sampling.long_video import long_video, window_latents
 from training.sampling.loops import closed_loop, loop_frames, new_loop
+from training.sampling.mark_settings import MarkSettings
+from training.sampling.marks import Marker
 from training.sampling.media import write_png, write_video
 from training.sampling.provenance import (
     SampleRequest,
@@ -47,6 +50,18 @@ class PromptUpsampler(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Inputs:
+    """The functions that read the images and videos of samples, and the upsampler of their prompts."""
+
+    upsampler: PromptUpsampler | None = None
+    read_image: ReadImage | None = None
+    read_video: ReadVideo | None = None
+
+
+NO_INPUTS = Inputs()
+
+
+@dataclass(frozen=True, eq=False)
 class PreparedSample:
     """A sample with everything that is known before its model is loaded."""
 
@@ -64,7 +79,9 @@ class PreparedSample:
     record: dict[str, Any]
     """The record to write beside it."""
     is_made: bool
-    """Whether the file is there already, made by the same settings, images and weights."""
+    """Whether the file is there already, made by the same settings, images and weights, with the same marks."""
+    ingredients: tuple[Ingredient, ...] = ()
+    """The files of its images and videos, with their own credentials."""
 
     def texts(self) -> list[str]:
         """Return the texts to embed."""
@@ -74,19 +91,15 @@ class PreparedSample:
 
 
 def prepare(
-    settings: SampleSettings,
-    model: ExportedModel,
-    out_uri: str,
-    upsampler: PromptUpsampler | None = None,
-    read_image: ReadImage | None = None,
-    read_video: ReadVideo | None = None,
+    settings: SampleSettings, model: ExportedModel, out_uri: str, inputs: Inputs, marker: Marker
 ) -> PreparedSample:
     """Read the images and videos of a sample, make its prompt detailed if it asks for that, and look for its file.
 
     A prompt that an earlier sample in the folder has is not upsampled again. Raises `ValueError` for a size that the
     model cannot make, for an autoencoder other than that of training, for a video that is too short for its task, and
-    if `upsampler`, `read_image` or `read_video` is missing and needed.
+    if one of `inputs` is missing and needed.
     """
+    read_image, read_video = inputs.read_image, inputs.read_video
     shape = model.fit_shape(settings)
     out_uri = storage.absolute(out_uri)
     uri = storage.join(out_uri, settings.file_name())
@@ -104,7 +117,7 @@ def prepare(
     shape = shape._replace(frames=_output_frames(settings, shape, videos, model.autoencoder.time_factor))
     prompt, identity = settings.prompt, None
     if settings.upsample:
-        if upsampler is None:
+        if (upsampler := inputs.upsampler) is None:
             raise ValueError(f"'{settings.prompt}' is to be upsampled, but no upsampler was passed")
         identity = upsampler.identity
         length_s = 0.0 if shape.frames == 1 else settings.seconds
@@ -115,8 +128,11 @@ def prepare(
     request = SampleRequest(settings, prompt, identity, images, videos)
     adapters = {f"{source.uri}:{source.weight:g}": one.identity for source, one in model.adapters_for(settings).items()}
     record = provenance(request, shape, model.card, model.uri, adapters)
+    # A batch is one prompt and seed: files of other names or formats carry the same watermark.
+    record["marks"] = marker.describe(model.card.weights, storage.digest(prompt, str(settings.seed)))
     is_made = storage.exists(uri) and read_provenance(uri) == record
-    return PreparedSample(settings, shape, prompt, images, videos, uri, record, is_made)
+    ingredients = () if is_made else marker.ingredients(settings)
+    return PreparedSample(settings, shape, prompt, images, videos, uri, record, is_made, ingredients)
 
 
 def check_lengths(settings: SampleSettings, shape: VideoShape, videos: Mapping[str, Pixels], time_factor: int) -> None:
@@ -150,8 +166,9 @@ def _output_frames(settings: SampleSettings, shape: VideoShape, videos: Mapping[
     return loop_frames(n_new // time_factor) * time_factor if settings.loop else shape.frames
 
 
-def make(sample: PreparedSample, model: ExportedModel) -> str:
-    """Generate a sample, write its file and its record, and return the file's URI. One that is made is kept.
+def make(sample: PreparedSample, model: ExportedModel, marker: Marker) -> str:
+    """Generate a sample, write its file with its marks and its record, and return the file's URI. One that is made is
+    kept.
 
     Of processes that share the sample, the first one writes.
     """
@@ -160,13 +177,17 @@ def make(sample: PreparedSample, model: ExportedModel) -> str:
     generated = perform(sample, model)
     if model.ranks is not None and not model.ranks.is_first:
         return sample.uri
-    frames = generated.frames(model.decode_frames(generated.latent_BCTHW))
+    decoded = model.decode_frames(generated.latent_BCTHW)
+    # Frames of given videos are returned unchanged.
+    marked = marker.frames(decoded, sample.shape.fps, sample.record["marks"], generated.first_index)
+    frames = generated.frames(marked)
     # A record means that its file is complete: an old record is removed first, and the new one is written last.
     storage.remove(provenance_uri(sample.uri))
+    finish = marker.finish(marker.origin(sample.settings, sample.record, sample.ingredients))
     if sample.shape.frames == 1:
-        write_png(sample.uri, next(frames))
+        write_png(sample.uri, next(frames), finish)
     else:
-        write_video(sample.uri, frames, sample.shape.fps)
+        write_video(sample.uri, frames, sample.shape.fps, finish)
     write_provenance(sample.uri, sample.record)
     return sample.uri
 
@@ -195,14 +216,14 @@ def sample(
     settings: SampleSettings,
     export_uri: str,
     out_uri: str,
-    upsampler: PromptUpsampler | None = None,
-    read_image: ReadImage | None = None,
-    read_video: ReadVideo | None = None,
+    inputs: Inputs = NO_INPUTS,
+    marks: MarkSettings | None = None,
 ) -> str:
     """Generate a sample, write `<out_uri>/<stem>.mp4` (`.png` for an image) and its record, and return its URI.
 
     A file that the same settings, images and weights made before is kept. Raises `ValueError` as `prepare`, and for a
     text encoder other than that of training.
     """
+    marker = Marker(marks)
     model = ExportedModel(export_uri)
-    return make(prepare(settings, model, out_uri, upsampler, read_image, read_video), model)
+    return make(prepare(settings, model, out_uri, inputs, marker), model, marker)

@@ -31,7 +31,8 @@ from training.sampling.coding import decode_video
 from training.sampling.exported_model import open_autoencoder
 from training.sampling.generation import ModelParts, generate, video_timeline
 from training.sampling.grid import video_grid
-from training.sampling.media import write_mp4, write_png
+from training.sampling.marks import Marker
+from training.sampling.media import write_png, write_video
 from training.sampling.prediction import model_dtype
 from training.sampling.provenance import version, write_provenance
 from training.sampling.settings import SolverSettings, VideoShape
@@ -185,9 +186,11 @@ class Previews:
         videos = videos[: len(shown)]
         whole_THWC, fps, cells = video_grid(videos, [sample.shape.fps for sample in shown])
         poster: UInt8Array = whole_THWC[len(whole_THWC) // 2]
-        write_png(f"{uri}.png", poster)
+        marker = Marker(self._settings.marks)
+        marks, finish = marker.describe(self._run.run_uri, str(step)), marker.finish_sheet()
+        write_png(f"{uri}.png", next(marker.frames([poster], fps, marks)), finish)
         if len(whole_THWC) > 1:
-            write_mp4(f"{uri}.mp4", whole_THWC, fps)
+            write_video(f"{uri}.mp4", marker.frames(whole_THWC, fps, marks), fps, finish)
         samples = [
             {
                 "uid": sample.uid,
@@ -205,6 +208,7 @@ class Previews:
             "fps": fps,
             "frames": len(whole_THWC),
             "samples": samples,
+            "marks": marks,
         }
         write_provenance(uri, record | {"worldloom": version()})
         if metrics:

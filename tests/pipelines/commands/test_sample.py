@@ -19,6 +19,7 @@ from tests.support.command_line import CommandLine
 from tests.support.exported_models import write_untrained_export
 from tests.support.paths import ROOT
 from tests.support.videos import encode, sliding
+from training.sampling.credentials import read_credentials
 
 SHORT = ("--seconds", "1", "--size", "32x32", "--steps", "2")
 """Options of a sample that takes less than a second."""
@@ -99,7 +100,7 @@ def test_several_seeds_load_the_model_once(
     assert ended.exit_code == 0, ended.stderr
     files = [Path(line) for line in ended.stdout.splitlines()]
     assert [file.name for file in files] == ["star-seed3.mp4", "star-seed4.mp4"]
-    assert files[0].read_bytes() != files[1].read_bytes()
+    assert not np.array_equal(*(read_frames(str(file)) for file in files))
     assert reads == [str(export)]
     before = [file.stat().st_mtime_ns for file in files]
     again = worldloom("sample", *options, "--seed", "3", "--seeds", "2")
@@ -124,6 +125,27 @@ def test_seeds_side_by_side(suffix: str, seconds: str, tmp_path: Path, worldloom
     for column, file in enumerate(files):
         shown = frames_THWC[:, :, 34 * column : 34 * column + 32].astype(int)
         assert np.abs(shown - read_frames(str(file))).mean() < 8, "each is compressed once more"
+    for path in (*files, grid):
+        report = read_credentials(path)
+        assert report is not None
+        assert report.hold
+
+
+@pytest.mark.slow
+def test_marks_are_set_before_a_model_is_read(tmp_path: Path, worldloom: CommandLine) -> None:
+    options = ("--model", tmp_path / "no-model", "--prompt", "a star", *SHORT)
+    for marks, message in (
+        ("on", "--marks:1: marks are a mapping such as {prompt: true}, or off; got 'on'"),
+        ("{promt: true}", "unknown key 'promt'"),
+        (f"{{certificate: {tmp_path}/a.pem, private_key: {tmp_path}/b.pem}}", "a.pem: cannot be read"),
+    ):
+        ended = worldloom("sample", *options, "--marks", marks)
+        assert ended.exit_code == 2
+        assert message in ended.stderr + ended.stdout
+    model = write_untrained_export(tmp_path / "model")
+    ended = worldloom("sample", "--model", model, *options[2:], "--out", tmp_path, "--marks", "off")
+    assert ended.exit_code == 0
+    assert read_credentials(ended.stdout.strip()) is None
 
 
 @pytest.mark.slow
