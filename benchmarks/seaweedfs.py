@@ -43,6 +43,9 @@ class SeaweedFS:
             "s3.config": folder / "s3.json",
             "s3.port": self.port,
             "master.telemetry": "false",
+            # So that it answers soon after it was killed.
+            "master.electionTimeout": "1s",
+            "master.heartbeatInterval": "200ms",
             "volume.max": 20,
             "master.volumeSizeLimitMB": 1000,
             **dict(zip(("master.port", "volume.port", "filer.port"), others, strict=True)),

@@ -6,19 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.quality import fault_classes
-from cluster.large_tables import is_among, positions, take_column
 from pipelines.curation import Curation
 from pipelines.engine.step import FATES
 from pipelines.report.causes import Cause, cause_of
 
 LEVELS = ("videos", "images", "clips")
 MAX_LISTED_LOSSES = 12
-END_COLUMNS = ("fate", "fate_step", "fate_reason")
-"""Columns of how a row ended."""
 
 
 @dataclass(frozen=True)
@@ -55,33 +51,24 @@ def ledger(curation: Curation) -> list[Account]:
     them; fates are counted in the last table. A source is kept if it gave at least one clip, whatever its clips' fates,
     and contributes if one of them is kept.
     """
-    columns = ["uid", "source_uid", "kind", "clip_index", *END_COLUMNS]
+    columns = ["uid", "source_uid", "kind", "clip_index", "fate", "fate_step", "fate_reason"]
     last = curation.final.rows.read(columns)
     of_clips = pc.is_valid(last["clip_index"])
     clips, alone = last.filter(of_clips), last.filter(pc.invert(of_clips))
-    sources = _ends_of_sources(curation.sources.select(["uid", "kind"]), clips, alone)
+    fate_of_source = dict.fromkeys(clips["source_uid"].to_pylist(), ("kept", None, None))
+    for row in alone.to_pylist():
+        fate_of_source[row["source_uid"]] = (row["fate"], row["fate_step"], row["fate_reason"])
+    contributing = set(clips.filter(pc.equal(clips["fate"], "kept"))["source_uid"].to_pylist())
+    kinds = dict(zip(curation.sources["uid"].to_pylist(), curation.sources["kind"].to_pylist(), strict=True))
     accounts = []
     for level, kind in (("videos", "video"), ("images", "image")):
-        rows = sources.filter(pc.equal(sources["kind"], kind))
-        account = _account(level, len(rows), rows.filter(pc.is_valid(rows["fate"])))
-        accounts.append(replace(account, contributing=pc.sum(rows["contributes"]).as_py() or 0))
-    accounts.append(_account("clips", _clips_cut(curation), clips))
+        uids = [uid for uid, its_kind in kinds.items() if its_kind == kind]
+        ends = [fate_of_source[uid] for uid in uids if uid in fate_of_source]
+        account = _account(level, len(uids), ends)
+        accounts.append(replace(account, contributing=sum(uid in contributing for uid in uids)))
+    ends = list(zip(*(clips[name].to_pylist() for name in ("fate", "fate_step", "fate_reason")), strict=True))
+    accounts.append(_account("clips", _clips_cut(curation), ends))
     return accounts
-
-
-def _ends_of_sources(sources: pa.Table, clips: pa.Table, alone: pa.Table) -> pa.Table:
-    """Return sources with `END_COLUMNS`, null for a source without rows, and whether each contributes a kept clip.
-
-    `alone` are the rows of sources that were not cut.
-    """
-    uids, at = sources["uid"], positions(sources["uid"], alone["source_uid"])
-    for name in END_COLUMNS:
-        sources = sources.append_column(name, take_column(alone[name], at))
-    is_cut = pc.and_(is_among(uids, clips["source_uid"]), pc.is_null(at))
-    number = sources.column_names.index("fate")
-    sources = sources.set_column(number, "fate", pc.if_else(is_cut, "kept", sources["fate"]))
-    kept = clips.filter(pc.equal(clips["fate"], "kept"))
-    return sources.append_column("contributes", is_among(uids, kept["source_uid"]))
 
 
 def losses(accounts: Sequence[Account]) -> str:
@@ -131,13 +118,8 @@ def _clips_cut(curation: Curation) -> int:
     return int(pc.sum(pc.not_equal(rows["uid"], rows["input_uid"])).as_py() or 0)
 
 
-def _account(level: str, inputs: int, ends: pa.Table) -> Account:
-    """Return the account of rows by their `END_COLUMNS`."""
-    fates, reasons = Counter[str](), Counter[tuple[str, str, str]]()
-    for group in ends.group_by(list(END_COLUMNS)).aggregate([([], "count_all")]).to_pylist():
-        fate, step, reason = (group[name] for name in END_COLUMNS)
-        fates[fate] += group["count_all"]
-        if fate != "kept":
-            reasons[fate, step or "", fault_classes(reason or "")] += group["count_all"]
+def _account(level: str, inputs: int, ends: Sequence[tuple[str, str | None, str | None]]) -> Account:
+    fates = Counter(fate for fate, _, _ in ends)
+    reasons = Counter((fate, step or "", fault_classes(reason or "")) for fate, step, reason in ends if fate != "kept")
     ordered = sorted(((*key, count) for key, count in reasons.items()), key=lambda item: (-item[3], item))
     return Account(level, inputs, {fate: fates.get(fate, 0) for fate in FATES}, tuple(ordered))

@@ -40,8 +40,8 @@ from tests.support.toy_recipes import logged_calls
 
 folder = Path(sys.argv[1])
 store = {"object_store_memory": 80 << 20}
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **store})
-nodes = [cluster.add_node(num_cpus=1, **store) for _ in range(3)]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **store})
+nodes = [cluster.add_node(num_cpus=1, **store) for _ in range(2)]
 cluster.wait_for_nodes()
 os.environ["RAY_ADDRESS"] = cluster.address
 said = {"failed": ""}
