@@ -70,7 +70,7 @@ def only_reads(fault: str, number: int, method: str, path: str) -> str | None:
 @pytest.mark.parametrize("fault", ["busy", "broken", "slow", "refuse", "drop"])
 def test_every_operation_is_tried_again(proxy: FaultyProxy, fault: str) -> None:
     uri, data = storage.join(BUCKET, fault, "a +%ü[1].bin"), os.urandom(100_000)
-    proxy.fault_of = every([fault], 9 if fault == "slow" else 4)
+    proxy.fault_of = every([fault], 9 if fault == "slow" else 6)
     storage.write_bytes(uri, data)
     assert storage.read_bytes(uri) == data
     assert storage.exists(uri)

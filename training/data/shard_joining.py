@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster import storage
 from cluster.large_tables import first_of_each
@@ -36,7 +37,9 @@ def join_shards(uri: str, parts: Sequence[str]) -> None:
     schema = shard_schema(joined)
     rows = pa.concat_tables(table.select(schema.names).cast(schema) for table in found)
     found.clear()
-    write_rows(uri, first_of_each(rows, "uid").combine_chunks(), joined)
+    if pc.count_distinct(rows["uid"]).as_py() < len(rows):
+        rows = first_of_each(rows, "uid")
+    write_rows(uri, rows, joined)
 
 
 def join_fidelity(infos: Sequence[ShardInfo]) -> Mapping[str, float] | None:

@@ -9,6 +9,7 @@ import pytest
 
 from cluster.storage import DamagedFileError
 from tests.support.stored import CLIPS, STILLS, latent_row, shard_info
+from training.data import shards
 from training.data.footer import DamagedError
 from training.data.shard_footer import read_shard_footer
 from training.data.shard_joining import join_fidelity, join_shards
@@ -23,8 +24,12 @@ def shard_of(folder: Path, numbers: list[int], info: ShardInfo) -> str:
     return path
 
 
-def test_a_joined_shard_is_that_of_its_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows_per_group", [1, 2, 3, 100])
+def test_a_joined_shard_is_that_of_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_group: int
+) -> None:
     info = shard_info(CLIPS)
+    monkeypatch.setattr(shards, "ROW_GROUP_BYTES", rows_per_group * (info.latent_bytes + info.last_frame_bytes))
     parts = [shard_of(tmp_path, numbers, info) for numbers in ([3, 1], [2], [1, 5, 2])]
     join_shards(str(tmp_path / "joined.parquet"), parts)
     expected = shard_of(tmp_path, [3, 1, 2, 5], info)
