@@ -21,6 +21,7 @@ from pipelines.engine.sources import SourceSettings
 from tests.support.encode_recipes import recipe_of
 from tests.support.faulty_proxy import FaultyProxy, proxy_to
 from tests.support.videos import encode, sliding
+from training.data.byte_ranges import ByteRanges
 from training.data.footer import DamagedError
 from training.data.manifest import read_manifest
 from training.data.row_groups import read_scalars
@@ -90,6 +91,7 @@ def test_a_busy_store_is_no_damage(proxy: FaultyProxy, monkeypatch: pytest.Monke
         lambda: read_scalars(uri, ["uid"]),
         lambda: storage.read_table(uri),
         lambda: read_manifest(uri),
+        lambda: ByteRanges().read_into(uri, 0, [memoryview(bytearray(8))]),
     )
     for fault in ("busy", "refuse"):
         proxy.fault_of = partial(only_reads, fault)
