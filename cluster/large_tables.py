@@ -46,6 +46,11 @@ def positions(keys: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray) -> pa.A
     return pc.index_in(one_array(keys), value_set=one_array(values))
 
 
+def is_among(keys: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    """Return for each key whether it is among `values`."""
+    return pc.is_valid(positions(keys, values))
+
+
 def take(table: pa.Table, indices: pa.Array) -> pa.Table:
     """Return rows of a table by their indices, in chunks of `ROWS_PER_CHUNK`, without metadata."""
     columns = [take_column(table[name], indices) for name in table.column_names]

@@ -23,7 +23,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from cluster import stores
-from cluster.unreadable import unreadable_errors
+from cluster.unreadable import comes_from_store, unreadable, unreadable_errors
 
 TEMPORARY_PREFIX = ".part-"
 """Prefix of the name of a local file that is still being written. Listings leave such files out."""
@@ -167,7 +167,7 @@ def atomic_output(uri: str) -> Iterator[BinaryIO]:
         with tempfile.TemporaryFile() as spool:
             yield spool
             spool.seek(0)
-            with filesystem.open_output_stream(path) as stream:
+            with unreadable_errors(uri), filesystem.open_output_stream(path) as stream:
                 shutil.copyfileobj(spool, stream, 1 << 20)
         return
     target = Path(path)
@@ -200,8 +200,8 @@ def _parquet_file(uri: str) -> Iterator[pq.ParquetFile]:
             yield pq.ParquetFile(handle)
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             # The last of them is how pyarrow reports pages that cannot be decompressed, and a lost connection.
-            if isinstance(error, OSError) and not is_local(uri):
-                raise
+            if comes_from_store(error):
+                raise unreadable(f"{uri}: {error}") from error
             raise DamagedFileError(f"{uri}: is damaged: {' '.join(str(error).split())}") from error
 
 
@@ -240,19 +240,21 @@ def write_table(uri: str, table: pa.Table, **options: Any) -> None:
 def remove(uri: str) -> None:
     """Remove a file, or a folder with its content. Removing a path that does not exist is no error."""
     filesystem, path = resolve(uri)
-    kind = filesystem.get_file_info(path).type
-    if kind == pafs.FileType.Directory:
-        filesystem.delete_dir(path)
-    elif kind == pafs.FileType.File:
-        filesystem.delete_file(path)
+    with unreadable_errors(uri):
+        kind = filesystem.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            filesystem.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            filesystem.delete_file(path)
 
 
 def file_digest(uri: str) -> str:
     """Return `digest(read_bytes(uri))` without holding the file in memory."""
     filesystem, path = resolve(uri)
     state = hashlib.blake2b(digest_size=10)
-    state.update(filesystem.get_file_info(path).size.to_bytes(8, "little"))
-    with open_input(uri) as handle:
+    with unreadable_errors(uri):
+        state.update(filesystem.get_file_info(path).size.to_bytes(8, "little"))
+    with open_input(uri) as handle, unreadable_errors(uri):
         while data := handle.read(8 << 20):
             state.update(data)
     return state.hexdigest()

@@ -13,8 +13,27 @@ NOT_OF_CONTENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIM
 """Numbers of errors that FFmpeg passes on from the operating system, and never reports for damaged content."""
 
 
-REFUSALS = ("ACCESS_DENIED", "PERMISSION_DENIED", "SIGNATURE_DOES_NOT_MATCH", "INVALID_ACCESS_KEY", "UNAUTHENTICATED")
-"""Answers of stores that are the same a minute later."""
+KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+CLOCK = "set this machine's clock, which is off"
+BUCKET = "create the bucket, or check its name and AWS_ENDPOINT_URL"
+GOOGLE = "check GOOGLE_APPLICATION_CREDENTIALS, and what its account may do"
+
+REFUSALS = {
+    "INVALID_ACCESS_KEY": f"the store does not know the access key: check {KEYS}",
+    "SIGNATURE_DOES_NOT_MATCH": f"the secret key is wrong: check {KEYS}",
+    # Answers to HEAD have no text, so that these three cannot be told apart.
+    "ACCESS_DENIED": f"check {KEYS}, what that key may do, and this machine's clock",
+    "REQUEST_TIME_TOO_SKEWED": CLOCK,
+    "RequestTimeTooSkewed": CLOCK,
+    "REQUEST_EXPIRED": CLOCK,
+    "NO_SUCH_BUCKET": BUCKET,
+    "PERMISSION_DENIED": GOOGLE,
+    "UNAUTHENTICATED": GOOGLE,
+}
+"""Answers of stores that are the same a minute later, and what to do about each."""
+
+STORE_ANSWERS = ("AWS Error", "google::cloud::Status")
+"""Parts of pyarrow's messages about what a store answered, or that it did not."""
 
 
 class UnreadableError(OSError):
@@ -53,17 +72,30 @@ def _is_decoders(error: BaseException) -> bool:
 def unreadable_errors(uri: str, advice: str = "") -> Iterator[None]:
     """Turn an `OSError` without a number into `UnreadableError`, in a block that asks a store for something.
 
-    pyarrow raises such errors for all that a store answers but "not found".
+    pyarrow raises such errors for all that a store answers but "not found". A refusal is told with its fix.
     """
     try:
         yield
     except OSError as error:
         if error.errno is not None or isinstance(error, UnreadableError):
             raise
-        # Google's client repeats the message in its metadata.
-        unreadable = UnreadableError(f"{uri}: {str(error).partition(' error_info=')[0]}{advice}")
-        unreadable.may_pass_soon = not any(answer in str(error) for answer in REFUSALS)
-        raise unreadable from error
+        raise unreadable(f"{uri}: {error}", advice) from error
+
+
+def unreadable(message: str, advice: str = "") -> UnreadableError:
+    """Return the error with the message about what a store answered, and with the fix for a refusal."""
+    text = message.partition(" error_info=")[0]  # Google's client repeats the message in its metadata
+    fix = next((fix for answer, fix in REFUSALS.items() if answer in text), "")
+    error = UnreadableError(f"{text}; {fix}" if fix else f"{text}{advice}")
+    error.may_pass_soon = not fix
+    return error
+
+
+def comes_from_store(error: BaseException) -> bool:
+    """Return whether an error is about an object store, and says nothing about the content of a file."""
+    return isinstance(error, UnreadableError) or (
+        isinstance(error, OSError) and error.errno is None and any(part in str(error) for part in STORE_ANSWERS)
+    )
 
 
 class WatchedFile:

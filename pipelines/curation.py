@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from cluster import storage
 from cluster.config import ConfigError, unknown_message
-from cluster.large_tables import sort_by
+from cluster.large_tables import is_among, sort_by
 from cluster.telemetry import log, progress
 from pipelines.dataset.caption_kinds import check_sources
 from pipelines.engine import pieces, tables
@@ -52,14 +52,13 @@ class Inputs:
 
     def pending(self, done: pa.ChunkedArray) -> list[str]:
         """Return the uids that are not among `done`."""
-        finished = set(done.to_pylist())
-        return [uid for uid in self.uids.to_pylist() if uid not in finished]
+        return list(self.uids.filter(pc.invert(is_among(self.uids, done))).to_pylist())
 
     def tasks(self, done: pa.ChunkedArray, rows_per_part: int) -> list[pa.Table]:
         """Return tasks for the rows whose uids are not among `done`."""
         if self.upstream is not None:
             return self.upstream.without_inputs(done).tasks(rows_per_part)
-        rows = self.sources.filter(pc.is_in(self.uids, pa.array(self.pending(done), pa.string())))
+        rows = self.sources.filter(pc.invert(is_among(self.uids, done)))
         # Largest first: the task that takes longest must not start last.
         rows = sort_by(rows, [("size_bytes", "descending"), ("uid", "ascending")])
         size = tables.task_size(len(rows), rows_per_part)
@@ -193,7 +192,7 @@ def segment_state(segment: Segment, tables_uri: str, inputs: Inputs, writes: boo
     if writes and not index.is_stored:
         store_index(folder, input_column)
     rows = index.of_inputs(inputs.uids)
-    return SegmentState(segment, folder, len(inputs.uids), len(set(rows.rows["input_uid"].to_pylist())), rows)
+    return SegmentState(segment, folder, len(inputs.uids), pc.count_distinct(rows.rows["input_uid"]).as_py(), rows)
 
 
 def run_segment(recipe: Recipe, state: SegmentState, inputs: Inputs, executor: Executor) -> SegmentState:

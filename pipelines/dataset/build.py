@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from cluster.large_tables import ROWS_PER_CHUNK, first_of_each, positions, sort_
 from cluster.telemetry import log
 from pipelines.curation import Curation, SegmentState
 from pipelines.dataset import splits
+from pipelines.dataset.shard_compaction import compact_shards, is_unfinished
 from pipelines.dataset.text_embeddings import embed_captions, find_missing
 from pipelines.engine.executor import Executor
 from pipelines.recipe import Recipe
@@ -46,8 +47,8 @@ class Dataset:
 def build_dataset(recipe: Recipe, curation: Curation, executor: Executor) -> Dataset:
     """Write the text embeddings that are missing and the manifest of the kept clips, each in its split.
 
-    A clip that is left out of all splits (`dataset.splits`) is not in the manifest. Raises `RuntimeError` if no clip
-    was kept.
+    Small shards are joined first (`shard_compaction`). A clip that is left out of all splits (`dataset.splits`) is not
+    in the manifest. Raises `RuntimeError` if no clip was kept.
     """
     state = curation.final
     encode = _encode_of(state)
@@ -68,13 +69,17 @@ def build_dataset(recipe: Recipe, curation: Curation, executor: Executor) -> Dat
     folder = texts_folder(identity)
     texts_uri, captions = storage.join(recipe.tables_uri, folder), distinct_captions(clips)
     _, missing = find_missing(texts_uri, identity, captions)  # a text table may have been removed since
-    if missing or not (storage.exists(manifest_uri) and storage.exists(index_uri(manifest_uri))):
+    latents_folder = encode.latents_folder(recipe.tables_uri, state.segment.lineages[-1])
+    is_written = storage.exists(manifest_uri) and storage.exists(index_uri(manifest_uri))
+    if missing or not is_written or is_unfinished(latents_folder):
         n_text = embed_captions(texts_uri, encode.text, captions, executor)
-        latents_folder = encode.latents_folder(recipe.tables_uri, state.segment.lineages[-1])
-        table = manifest_rows(clips, shard_rows(recipe.tables_uri, latents_folder), identity, n_text)
+        compaction = compact_shards(latents_folder, recipe.tables_uri, executor)
+        samples = shard_rows(recipe.tables_uri, latents_folder, compaction.joined)
+        table = manifest_rows(clips, samples, identity, n_text)
         autoencoder = encode.autoencoder.open()
         info = DatasetInfo.from_encoders(encode.autoencoder, autoencoder, encode.text, folder, fingerprint)
         write_manifest(manifest_uri, table, info)
+        compaction.finish()
     return describe(manifest_uri)
 
 
@@ -150,13 +155,14 @@ def with_splits(clips: pa.Table, stored_splits: pa.Table) -> pa.Table:
     return clips.filter(pc.is_valid(clips["split"]))
 
 
-def shard_rows(tables_uri: str, latents_folder: str) -> pa.Table:
-    """Return a row for each sample in the shards of a folder.
+def shard_rows(tables_uri: str, latents_folder: str, left_out: Collection[str] = ()) -> pa.Table:
+    """Return a row for each sample in the shards of a folder, but for those whose URIs are left out.
 
     It holds the row reference (`file` relative to the tables, `row_group`, `row`), bucket, checksum, span, frame rate,
     tokens and crop box.
     """
-    uris = [entry.uri for entry in storage.list_files(latents_folder, ".parquet")]
+    listed = storage.list_files(latents_folder, ".parquet")
+    uris = [entry.uri for entry in listed if entry.uri not in left_out]
     with ThreadPoolExecutor(storage.READER_THREADS) as pool:
         samples = pa.concat_tables(pool.map(partial(_rows_of_shard, tables_uri), uris))
     found = first_of_each(samples, "uid")

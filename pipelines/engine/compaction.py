@@ -21,8 +21,6 @@ from pipelines.engine import tables
 
 TARGET_BYTES = 64 << 20
 """Size of the parts that are made. A removal of one clip rewrites one."""
-MAX_JOINED_BYTES = TARGET_BYTES // 2
-"""Parts above this size stay as they are, so that a table that grows is not written again and again."""
 N_THREADS = 4
 """Parts that are made at the same time; each takes some hundred megabytes of memory."""
 
@@ -35,19 +33,26 @@ def compact(folder: str, input_column: str) -> None:
 
     It is done by threads of the calling process, since reading and writing take the time: it needs no worker.
     """
-    groups = [[entry.uri for entry in group] for group in groups_of(storage.list_files(folder, tables.PART_SUFFIX))]
+    entries = storage.list_files(folder, tables.PART_SUFFIX)
+    groups = [[entry.uri for entry in group] for group in groups_of(entries, TARGET_BYTES)]
     with ThreadPoolExecutor(N_THREADS) as pool:
         for _ in pool.map(partial(join_parts, input_column=input_column), groups):
             pass
 
 
-def groups_of(entries: Sequence[storage.Entry]) -> list[list[storage.Entry]]:
-    """Return groups of small parts, each to be joined: neighbours by name, of about `TARGET_BYTES` together."""
+def groups_of(entries: Sequence[storage.Entry], target_bytes: int) -> list[list[storage.Entry]]:
+    """Return groups of small parts, each to be joined: neighbours by name, of about `target_bytes` together.
+
+    Parts of more than half of it stay as they are, so that a table that grows is not written again and again.
+    """
     groups: list[list[storage.Entry]] = [[]]
-    for entry in (entry for entry in entries if entry.size_bytes <= MAX_JOINED_BYTES):
-        if sum(other.size_bytes for other in groups[-1]) + entry.size_bytes > TARGET_BYTES:
+    n_bytes = 0
+    for entry in (entry for entry in entries if entry.size_bytes <= target_bytes // 2):
+        if n_bytes + entry.size_bytes > target_bytes:
             groups.append([])
+            n_bytes = 0
         groups[-1].append(entry)
+        n_bytes += entry.size_bytes
     return [group for group in groups if len(group) > 1]
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import part_index, storage
-from cluster.large_tables import positions, sort_by, take_column
+from cluster.large_tables import is_among, positions, sort_by, take_column
 from cluster.part_index import PartRows
 from pipelines.engine import tables
 
@@ -50,9 +50,9 @@ class Index:
     def __len__(self) -> int:
         return int(self.rows.num_rows)
 
-    def of_inputs(self, uids: pa.ChunkedArray | pa.Array) -> Index:
+    def of_inputs(self, uids: pa.ChunkedArray) -> Index:
         """Return the index of rows that came from these input rows."""
-        return Index(self.rows.filter(pc.is_in(self.rows["input_uid"], pa.array(uids.to_pylist(), pa.string()))))
+        return Index(self.rows.filter(is_among(self.rows["input_uid"], uids)))
 
     def live(self) -> Index:
         """Return the index of kept rows."""
@@ -60,7 +60,7 @@ class Index:
 
     def without_inputs(self, done: pa.ChunkedArray) -> Index:
         """Return the index of rows whose uid is not in `done`."""
-        return Index(self.rows.filter(pc.invert(pc.is_in(self.rows["uid"], pa.array(done.to_pylist(), pa.string())))))
+        return Index(self.rows.filter(pc.invert(is_among(self.uids, done))))
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the rows, sorted by uid, so that the result does not depend on how rows are divided into parts."""

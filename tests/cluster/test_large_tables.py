@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import large_tables
-from cluster.large_tables import first_of_each, large_type, one_array, positions, sort_by, take
+from cluster.large_tables import first_of_each, is_among, large_type, one_array, positions, sort_by, take
 
 CAPTIONS = pa.list_(pa.struct([pa.field("kind", pa.string(), nullable=False), pa.field("text", pa.string())]))
 ROWS = st.lists(
@@ -59,6 +59,7 @@ def test_positions_are_those_of_the_first_equal_value() -> None:
     values = pa.chunked_array([["b", "a"], ["b", "c"]])
     assert positions(pa.array(["c", "x", "b"]), values).to_pylist() == [3, None, 0]
     assert positions(pa.chunked_array([["a"], ["c"]]), values).to_pylist() == [1, 3]
+    assert is_among(pa.chunked_array([["a"], ["x", None]]), values).to_pylist() == [True, False, False]
 
 
 def test_types_are_large_in_nested_types_too() -> None:

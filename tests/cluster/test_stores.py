@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
@@ -60,7 +62,7 @@ def test_other_uris_are_refused_with_a_sentence(uri: str, message: str) -> None:
         storage.resolve(uri)
 
 
-def test_each_bucket_is_opened_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_bucket_is_opened_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
     class Stores:
@@ -71,13 +73,17 @@ def test_each_bucket_is_opened_by_its_own_name(monkeypatch: pytest.MonkeyPatch) 
                 raise OSError("AWS Error NETWORK_CONNECTION during HeadBucket operation")
             if "bad name" in uri:
                 raise pa.ArrowInvalid("Cannot parse URI")
-            return pafs.LocalFileSystem(), ""
+            return pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), ""
 
+    for bucket in ("one", "two"):
+        (tmp_path / bucket).mkdir()
     monkeypatch.setattr(pafs, "FileSystem", Stores)
     for uri in ("s3://one/a", "s3://two/a", "s3://one/b", "gs://one/a"):
         storage.resolve(uri)
     assert opened == ["s3://one", "s3://two", f"gs://one?retry_limit_seconds={stores.GS_RETRY_S}"]
     with pytest.raises(UnreadableError, match=r"^s3://away: .*; check the bucket's name, the network and AWS_REGION$"):
         storage.resolve("s3://away/a")
+    with pytest.raises(ValueError, match=r"^s3://three: there is no such bucket; create the bucket, or check"):
+        storage.resolve("s3://three/a")
     with pytest.raises(ValueError, match="is no name of a bucket: Cannot parse URI"):
         storage.resolve("s3://bad name/a")

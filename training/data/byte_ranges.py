@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from cluster import storage
-from training.data.footer import READ_ERRORS, DamagedError
+from training.data.footer import READ_ERRORS, DamagedError, reading_error
 
 MAX_OPEN_FILES = 128
 """Largest number of files kept open, well below the usual limit of 1,024 per process."""
@@ -78,7 +78,7 @@ class ByteRanges:
         try:
             found = (self._files.get(uri) or self._open(uri)).read_into(offset, targets, wanted)
         except READ_ERRORS as error:
-            raise DamagedError(f"{uri}: {wanted} bytes at {offset} cannot be read: {error}") from error
+            raise reading_error(f"{uri}: {wanted} bytes at {offset} cannot be read", error) from error
         if found != wanted:
             raise DamagedError(f"{uri}: {wanted} bytes at {offset} cannot be read: the file has only {found} of them")
 

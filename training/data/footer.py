@@ -10,6 +10,7 @@ import pyarrow as pa
 from zlib_ng.zlib_ng import crc32
 
 from cluster import storage
+from cluster.unreadable import UnreadableError, comes_from_store, unreadable
 
 VERSION = 1
 """Version of the format; readers refuse any other."""
@@ -29,6 +30,12 @@ class DamagedError(ValueError):
     """A stored file or row differs from what was written; the message names it."""
 
 
+def reading_error(message: str, error: BaseException) -> DamagedError | UnreadableError:
+    """Return what to raise for one of `READ_ERRORS`: what an object store answers is no damage of a file."""
+    text = f"{message}: {error}"
+    return unreadable(text) if comes_from_store(error) else DamagedError(text)
+
+
 def tail_checksum(uri: str) -> int:
     """Return the CRC-32 of a file's size and of its last `TAIL_BYTES`: most of a footer, in one read.
 
@@ -39,7 +46,7 @@ def tail_checksum(uri: str) -> int:
             size: int = handle.size()  # type: ignore[attr-defined]
             return crc32(_read_end(handle, size, min(size, TAIL_BYTES)), crc32(str(size).encode()))
     except READ_ERRORS as error:
-        raise DamagedError(f"{uri}: cannot be opened: {error}") from error
+        raise reading_error(f"{uri}: cannot be opened", error) from error
 
 
 def read_footer(uri: str) -> tuple[bytes, int]:
@@ -54,7 +61,7 @@ def read_footer(uri: str) -> tuple[bytes, int]:
             length = min(size, int.from_bytes(tail[-8:-4], "little") + 8)
             return (tail[-length:] if length <= len(tail) else _read_end(handle, size, length)), size
     except READ_ERRORS as error:
-        raise DamagedError(f"{uri}: cannot be opened: {error}") from error
+        raise reading_error(f"{uri}: cannot be opened", error) from error
 
 
 def _read_end(handle: Any, size: int, length: int) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from cluster.local_copies import local_copy
+from cluster.unreadable import UnreadableError
 from training.data.footer import READ_ERRORS, DamagedError, parse_metadata, tail_checksum
 from training.data.manifest import CONTENT_COLUMNS, DatasetInfo
 from training.data.shards import CROP_COLUMNS
@@ -115,6 +116,8 @@ def read_index(manifest_uri: str) -> Index:
         raise DamagedError(
             f"{uri}: is missing, as the data set was written by an earlier version, or in part: {fix}"
         ) from error
+    except UnreadableError:
+        raise
     except READ_ERRORS as error:
         raise DamagedError(f"{uri}: cannot be read: {error}; {fix} again") from error
     if not reader.schema.remove_metadata().equals(SCHEMA):

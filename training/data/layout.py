@@ -74,7 +74,7 @@ def parse_layout(metadata: Mapping[bytes, bytes] | None, uri: str) -> Layout | N
     return Layout(found["data_end"], found["widths"], array("q", found["n_rows"]), starts)
 
 
-def locate(metadata: pq.FileMetaData, size_bytes: int, widths: Mapping[str, int]) -> Layout | None:
+def locate(metadata: pq.FileMetaData, data_end: int, widths: Mapping[str, int]) -> Layout | None:
     """Return the layout of a file that was just written, or None if its chunks are not one page of plain values each.
 
     Call it only for files of this process: on a damaged footer, pyarrow's accessors may abort the process.
@@ -90,7 +90,7 @@ def locate(metadata: pq.FileMetaData, size_bytes: int, widths: Mapping[str, int]
             if start is None:
                 return None
             starts[name].append(start)
-    return Layout(size_bytes - metadata.serialized_size - 8, widths, n_rows, starts)
+    return Layout(data_end, widths, n_rows, starts)
 
 
 def _values_start(chunk: pq.ColumnChunkMetaData, n_bytes: int, n_rows: int) -> int | None:

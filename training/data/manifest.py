@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from captioning.encoder import NULL_CAPTION, text_key
 from cluster import storage
 from cluster.large_tables import one_array
-from training.data.footer import READ_ERRORS, DamagedError, parse_metadata
+from training.data.footer import READ_ERRORS, DamagedError, parse_metadata, reading_error
 from training.data.shards import CROP_COLUMNS
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def read_manifest(uri: str) -> tuple[pa.Table, DatasetInfo]:
         table = storage.read_table(uri)
         table.validate(full=True)
     except READ_ERRORS as error:
-        raise DamagedError(f"{uri}: cannot be read: {error}") from error
+        raise reading_error(f"{uri}: cannot be read", error) from error
     data = parse_metadata(table.schema, "manifest", uri)
     missing = [name for name in MANIFEST_SCHEMA.names if name not in table.column_names]
     if missing:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from training.data.byte_ranges import MAX_OPEN_FILES
-from training.data.footer import READ_ERRORS, DamagedError
+from training.data.footer import READ_ERRORS, DamagedError, reading_error
 
 CACHE_BYTES = 64 * 2**20
 """Bytes of row groups kept in memory: a small data set is read once, and neighbouring rows cost one read."""
@@ -34,7 +34,7 @@ def read_scalars(uri: str, columns: Sequence[str]) -> pa.Table:
         # A flipped bit can give text that is not UTF-8, which Arrow reads and Python cannot.
         table.validate(full=True)
     except READ_ERRORS as error:
-        raise DamagedError(f"{uri}: cannot be read: {error}") from error
+        raise reading_error(f"{uri}: cannot be read", error) from error
     if table.column_names != list(columns) or len(table) != sum(sizes):
         raise DamagedError(f"{uri}: has {sum(sizes)} rows of {names}; {len(table)} of {list(columns)} can be read")
     groups = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
@@ -115,7 +115,7 @@ class _OpenFile:
             self._parquet = pq.ParquetFile(storage.open_input(uri), pre_buffer=not storage.is_local(uri))
             self.schema: pa.Schema = self._parquet.schema_arrow
         except READ_ERRORS as error:
-            raise DamagedError(f"{uri}: cannot be opened: {error}") from error
+            raise reading_error(f"{uri}: cannot be opened", error) from error
 
     def read(self, row_group: int, columns: list[str]) -> pa.Table:
         count = self._parquet.num_row_groups
@@ -126,4 +126,4 @@ class _OpenFile:
             try:
                 return self._parquet.read_row_group(row_group, columns, use_threads=False)
             except READ_ERRORS as error:
-                raise DamagedError(f"{self._uri}: row group {row_group} cannot be read: {error}") from error
+                raise reading_error(f"{self._uri}: row group {row_group} cannot be read", error) from error

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from zlib_ng.zlib_ng import crc32
 
-from training.data.footer import READ_ERRORS, DamagedError, read_footer
+from training.data.footer import READ_ERRORS, DamagedError, read_footer, reading_error
 from training.data.layout import Layout, parse_layout
 from training.data.shards import ShardInfo, parse_shard_info
 
@@ -35,7 +35,7 @@ def read_shard_footer(uri: str) -> ShardFooter:
         parquet = pq.ParquetFile(pa.BufferReader(b"PAR1" + data))
         schema, metadata = parquet.schema_arrow, parquet.metadata
     except READ_ERRORS as error:
-        raise DamagedError(f"{uri}: cannot be opened: {error}") from error
+        raise reading_error(f"{uri}: cannot be opened", error) from error
     info = parse_shard_info(schema, uri)
     widths = {"latent": info.latent_bytes, "last_frame_latent": info.last_frame_bytes}
     for name, width in widths.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -175,19 +176,40 @@ def write_rows(uri: str, table: pa.Table, info: ShardInfo) -> None:
     last_frame_bytes = info.last_frame_bytes if info.bucket.frames > 1 else 0
     rows_per_group = max(1, ROW_GROUP_BYTES // (info.latent_bytes + last_frame_bytes))
     # Written twice: the offsets of the values are known only then, and a longer footer does not move them.
-    trial = pa.BufferOutputStream()
-    with pq.ParquetWriter(trial, table.schema, **PARQUET_OPTIONS) as writer:
+    trial = _Trial()
+    footers: list[pq.FileMetaData] = []
+    with pq.ParquetWriter(trial, table.schema, metadata_collector=footers, **PARQUET_OPTIONS) as writer:
         writer.write_table(table, rows_per_group)
-    buffer = trial.getvalue()
-    layout = locate(
-        pq.ParquetFile(buffer).metadata,
-        buffer.size,
-        {"latent": info.latent_bytes, "last_frame_latent": last_frame_bytes},
-    )
+    widths = {"latent": info.latent_bytes, "last_frame_latent": last_frame_bytes}
+    layout = locate(footers[0], trial.data_end, widths)
     with storage.atomic_output(uri) as handle, pq.ParquetWriter(handle, table.schema, **PARQUET_OPTIONS) as writer:
         writer.write_table(table, rows_per_group)
         if layout is not None:
             writer.add_key_value_metadata(layout.dump())
+
+
+class _Trial(io.RawIOBase):
+    """A Parquet file that is written and not kept, but for its size and its end."""
+
+    def __init__(self) -> None:
+        self._n_bytes, self._end = 0, b""
+
+    @property
+    def data_end(self) -> int:
+        """Offset of the footer, whose size in 4 bytes and a magic number of 4 bytes end the file."""
+        return self._n_bytes - 8 - int.from_bytes(self._end[:4], "little")
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._n_bytes += len(view)
+        self._end = (self._end + bytes(view[-8:]))[-8:]
+        return len(view)
+
+    def tell(self) -> int:
+        return self._n_bytes
 
 
 def shard_schema(info: ShardInfo) -> pa.Schema:

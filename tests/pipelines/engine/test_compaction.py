@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import storage
-from pipelines.engine import compaction, tables
+from pipelines.engine import tables
 from pipelines.engine.compaction import compact, groups_of, join_footers
 from pipelines.engine.table_index import index_table
 from tests.support.killing import Killed, Killer
@@ -66,11 +66,9 @@ def test_a_kill_at_any_point_loses_no_row(tmp_path: Path) -> None:
     assert at > 4
 
 
-def test_large_parts_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compaction, "TARGET_BYTES", 100)
-    monkeypatch.setattr(compaction, "MAX_JOINED_BYTES", 50)
+def test_large_parts_stay_as_they_are() -> None:
     sizes = {"a": 40, "b": 51, "c": 50, "d": 20, "e": 90, "f": 30, "g": 60}
-    groups = groups_of([storage.Entry(name, size, "1") for name, size in sizes.items()])
+    groups = groups_of([storage.Entry(name, size, "1") for name, size in sizes.items()], 100)
     assert [[entry.uri for entry in group] for group in groups] == [["a", "c"], ["d", "f"]]
 
 

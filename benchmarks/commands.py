@@ -1,0 +1,72 @@
+"""Measure the commands that read a whole curation: seconds and peak memory of each, the start of Python included.
+
+    python -m benchmarks.commands [100000] [--folder DIR] [--only plan ledger ...]
+
+Writes the curation first (see `synthetic.py`), to `--folder` if it holds none yet, or else to a temporary folder. Then
+runs each command in a process of its own. Prints one line of JSON last: wall seconds and peak memory in MB by command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.synthetic import write_run
+
+COMMANDS = {
+    "curate": ("curate", "--inline"),
+    "plan": ("plan",),
+    "ledger": ("ledger",),
+    "whatif": ("whatif", "--no-curves", "--set", "curate.keep.motion.min=0.02"),
+    "report": ("report",),
+}
+MEASURED = """
+import sys
+from benchmarks.measuring import peak_memory_mb
+from pipelines import cli
+try:
+    cli.main()
+finally:
+    print(f"peak_mb={peak_memory_mb():.0f}", file=sys.stderr)
+"""
+
+
+def measure(recipe: Path, name: str) -> dict[str, float]:
+    """Run a command once; return its wall seconds, and its peak memory in MB."""
+    command, *options = COMMANDS[name]
+    start_s = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", MEASURED, command, str(recipe), *options], capture_output=True, text=True, check=False
+    )
+    if ended.returncode:
+        raise SystemExit(f"worldloom {command} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
+    peak_mb = int(ended.stderr.rpartition("peak_mb=")[2])
+    return {"seconds": round(time.monotonic() - start_s, 1), "peak_mb": peak_mb}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clips", type=int, nargs="?", default=100_000)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--only", nargs="*", choices=COMMANDS, default=list(COMMANDS))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        recipe = (arguments.folder or Path(temporary)) / "recipe.yaml"
+        if not recipe.exists():
+            start_s = time.monotonic()
+            write_run(recipe.parent, arguments.clips)
+            print(f"wrote a curation of {arguments.clips} clips in {time.monotonic() - start_s:.1f} s")
+        found = {}
+        for name in arguments.only:
+            found[name] = measure(recipe, name)
+            print(name, found[name], flush=True)
+    print(json.dumps({"clips": arguments.clips, **found}))
+
+
+if __name__ == "__main__":
+    main()
