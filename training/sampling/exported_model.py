@@ -166,8 +166,9 @@ class ExportedModel:
                 self._weaker[weaker_uri] = self._open_weaker(weaker_uri)
             parts = replace(parts, weaker=self._weaker[weaker_uri])
         if settings.compile:
-            for model in filter(None, (parts.model, parts.weaker and parts.weaker.model)):
-                model.compile_for_sampling()
+            parts.model.compile_for_sampling()
+            if parts.weaker is not None:
+                parts.weaker.model.compile_for_sampling()
         return parts
 
     def _open_weaker(self, uri: str) -> WeakerModel:
