@@ -31,6 +31,7 @@ from training.loop import train_loop
 from training.models.dit import DiT
 from training.sampling.coding import decode_video
 from training.sampling.generation import ModelParts, generate, video_timeline
+from training.sampling.mark_settings import MarkSettings
 from training.sampling.settings import SolverSettings, VideoShape
 from training.settings import PreviewSettings, TrainSettings
 from training.tracking import previews
@@ -47,7 +48,8 @@ SETTINGS = TrainSettings(
     warmup_steps=2,
     checkpoint_every=4,
     validate_every=0,
-    previews=PreviewSettings(every=4, steps=3),
+    # The pixels are compared, to the bit.
+    previews=PreviewSettings(every=4, steps=3, marks=MarkSettings(watermark=False)),
 )
 
 
