@@ -21,9 +21,10 @@ demo: .venv/installed
 fast: check
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
-# Files go to two processes, each of which has a Ray and models of its own. Their order is kept: long ones are not last.
+# Files go to three processes, each of which has a Ray and models of its own: tests of Ray wait half of their time. The
+# order of files is kept, so that long ones are not last.
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed
 	$(BIN)/ruff check .
