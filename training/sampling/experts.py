@@ -68,7 +68,7 @@ def check_other_expert(card: ModelCard, other_uri: str | None) -> None:
         if own.boundary is not None:
             _published_weights(card)
         return
-    assert isinstance(own, Diffusers), "`check_experts` refuses it for other models"
+    assert isinstance(own, Diffusers), "`check_guidance` refuses it for other models"
     try:
         other = read_card(other_uri)
     except ValueError as error:

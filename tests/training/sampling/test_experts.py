@@ -28,7 +28,7 @@ from training.models.diffusers import Diffusers
 from training.rng import generator
 from training.sampling.experts import check_other_expert
 from training.sampling.exported_model import ExportedModel
-from training.sampling.generation import check_guidance, generate
+from training.sampling.generation import generate
 from training.sampling.settings import SampleSettings, SolverSettings
 from training.sampling.solvers.euler import Euler
 from training.sampling.timeline import Prompt, blank
@@ -165,7 +165,7 @@ def test_what_experts_need_is_named_with_the_fix(tmp_path: Path) -> None:
         settings_of(folder, "high_noise", previews={"footage": "./drawn"})
     one = validate(Diffusers, {"name": "diffusers", "path": str(single)})
     with pytest.raises(ValueError, match="guidance_low_noise 2: model diffusers has no experts; set guidance alone"):
-        check_guidance(one, SolverSettings(guidance_low_noise=2.0))
+        SolverSettings(guidance_low_noise=2.0).check_guidance(one)
 
 
 @pytest.mark.parametrize("ratio", [None, "0.9", 875, 0])
