@@ -20,6 +20,7 @@ from tests.support.step_samples import CPU, make_batch
 from training.checkpoints.adapter_export import read_model
 from training.checkpoints.model_card import read_card
 from training.checkpoints.published_export import write_published_export
+from training.checkpoints.starting_weights import weights_to_start_from
 from training.conditioning import ConditioningRates
 from training.data.plan import PlanSettings
 from training.inputs import make_noisy_batch
@@ -195,6 +196,10 @@ def test_experts_of_two_models_are_refused(manifest: str, tmp_path: Path) -> Non
         check_other_expert(other, run.export_uri)
     with pytest.raises(ValueError, match=r"other_expert .*/run: there is no model\.json"):
         check_other_expert(high, f"{tmp_path}/run")
+    with pytest.raises(
+        ValueError, match=r"is expert low_noise, and model\.expert is high_noise; set model\.expert: low"
+    ):
+        weights_to_start_from(settings_of(folder, "high_noise", init=run.export_uri))
     shutil.rmtree(folder / "transformer_2")
     with pytest.raises(ValueError, match=r"sampling also needs expert low_noise: .* or give the export of one by"):
         check_other_expert(high, None)
