@@ -166,7 +166,7 @@ class ExportedModel:
                 self._weaker[weaker_uri] = self._open_weaker(weaker_uri)
             parts = replace(parts, weaker=self._weaker[weaker_uri])
         if settings.compile:
-            for model in filter(None, (parts.model, parts.weaker and parts.weaker.model)):
+            for model in [parts.model] if parts.weaker is None else [parts.model, parts.weaker.model]:
                 model.compile_for_sampling()
         return parts
 
