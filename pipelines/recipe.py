@@ -41,7 +41,7 @@ from pipelines.recipe_checks import (
     with_own_encoders,
 )
 from pipelines.steps.caption import Caption
-from training.evaluation.settings import EvaluateSettings
+from training.evaluation.settings import NO_EVALUATION, EvaluateSettings
 from training.sampling.mark_settings import MarkSettings
 from training.sampling.settings import SampleSettings
 from training.settings import TrainSettings
@@ -161,6 +161,8 @@ class Recipe(Settings):
         elif not self.manifest.endswith(".parquet"):
             yield LocatedError(("manifest",), "must be the path of a _manifest.parquet; dataset.json of a run names it")
         yield from sample_faults(self.sample, self.curate, self.train.model if self.train else None)
+        if self.evaluate is not None and self.train is not None and self.train.model.image_channels:
+            yield LocatedError(("evaluate",), f"model {self.train.model.name} {NO_EVALUATION}")
 
     def _curation_faults(self) -> Iterator[LocatedError]:
         for key, section in (("sources", self.sources), ("curate", self.curate)):

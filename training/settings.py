@@ -245,7 +245,8 @@ class TrainSettings(Settings):
             raise ValueError("frozen keeps trained weights as they are, and there are none; set init, or remove frozen")
         if self.lr_scale and self.optimizer == "muon":
             raise ValueError("lr_scale needs optimizer: adamw; set that, or remove lr_scale")
-        if self.model.boundary is not None and self.previews.every not in ("auto", 0):
+        asks_for_previews = self.previews.every != "auto" or self.previews.footage is not None
+        if self.model.boundary is not None and self.previews.every != 0 and asks_for_previews:
             raise ValueError(
                 f"previews.every {self.previews.every}: previews need both experts, and one of them is trained; set "
                 "previews: {every: 0}, and sample the export"

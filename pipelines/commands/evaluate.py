@@ -21,7 +21,7 @@ from pipelines.dataset import current
 from pipelines.recipe import Recipe
 from pipelines.video.spans import FrameGrid
 from training.data.buckets import parse_bucket_name
-from training.evaluation.settings import EVALUATIONS_FOLDER, SUMMARY_FILE, EvaluateSettings
+from training.evaluation.settings import EVALUATIONS_FOLDER, NO_EVALUATION, SUMMARY_FILE, EvaluateSettings
 from training.evaluation.truth import FileTruth, ShotTruth, World, read_truth
 
 if TYPE_CHECKING:
@@ -68,9 +68,17 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
     from training.evaluation import results as clip_results  # these import torch, which takes 2 s
     from training.evaluation.feature_distances import distances as feature_distances
     from training.evaluation.generation import Generation
+    from training.sampling.experts import check_other_expert
     from training.sampling.exported_model import ExportedModel
 
     model = ExportedModel(export_uri)
+    if model.card.model.image_channels:
+        raise ConfigError(f"{export_uri}: {NO_EVALUATION}")
+    try:
+        settings.check_guidance(model.card.model)
+        check_other_expert(model.card, None)
+    except ValueError as error:
+        raise ConfigError(f"{export_uri}: {error}") from error
     root_uri = storage.join(recipe.out_uri, EVALUATIONS_FOLDER)
     folder_uri = storage.join(root_uri, model.card.weights or "model")
     metrics = clip_results.all_metrics()

@@ -85,6 +85,8 @@ def test_an_expert_of_image_to_video_makes_a_video_of_an_image(tmp_path: Path, w
 
     ended = run(f"sample=[{{{sample}}}]")
     assert "sample.0: model diffusers makes a video of an image alone; give first, the image" in ended.stderr
+    ended = run("evaluate={clips: 1}")
+    assert "evaluate: model diffusers makes a video of an image alone, and evaluate gives it none" in ended.stderr
     assert not (tmp_path / "out").exists()
     ended = run(f"sample=[{{{sample}, first: {tmp_path}/first.png}}]")
     assert ended.exit_code == 0, ended.stderr

@@ -100,6 +100,7 @@ def write_published(folder: Path, family: str, pipeline: dict[str, Any] | None =
     }[family]()
     scheduler.save_pretrained(folder / "scheduler")
     index = {"_class_name": pipeline_name, "_diffusers_version": "0.42.0"} | (pipeline or {})
+    index |= {name: ["diffusers", kind.__name__] for name in names}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 

@@ -144,7 +144,10 @@ def starting_layers(settings: AdapterSettings, model: VideoModel) -> dict[str, L
     """
     if settings.init is None:
         return {}
-    changes = read_changes(settings.init, model)
+    try:
+        changes = read_changes(settings.init, model)
+    except ValueError as error:
+        raise ValueError(f"adapter.init: {error}") from error
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     own = {name for name in linear if _is_target(name, settings)}
     if differing := sorted((own ^ changes.layers.keys()) | changes.differences.keys()):

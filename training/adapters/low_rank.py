@@ -7,8 +7,11 @@ or those of the model's authors, which ComfyUI and most trainers write.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from cluster import storage
 from cluster.config import list_names
+from training.adapters.settings import ADAPTER_CONFIG
 from training.models._published_network import PublishedTransformer
 from training.network import VideoModel, parameter_shapes
 from training.weight_names import prefix_fault
@@ -64,16 +68,20 @@ class Changes:
 def read_changes(uri: str, model: VideoModel) -> Changes:
     """Return the change of a model by a safetensors file of an adapter.
 
-    Raises `ValueError` with the fix for keys that name no layer of the model, for those of another kind of adapter, and
-    for other shapes.
+    Scales are those of its keys, or else of the settings in its header or in the `adapter_config.json` of peft beside
+    it. Raises `ValueError` with the fix if there is no such file, for keys that name no layer of the model, for those
+    of another kind of adapter, and for other shapes.
     """
-    data = storage.read_bytes(uri)
+    try:
+        data = storage.read_bytes(uri)
+    except OSError as error:
+        raise ValueError(f"{uri}: cannot be read: {error}; give the safetensors file of a LoRA") from error
     try:
         tensors = load_tensors(data)
     except Exception as error:  # safetensors has an exception of its own, which is no public name
         raise ValueError(f"{uri}: is no whole safetensors file: {error}; download it again") from error
     try:
-        return _changes(tensors, _scale_in(data), model)
+        return _changes(tensors, _config(uri, data), model)
     except ValueError as error:
         raise ValueError(f"{uri}: {error}") from error
 
@@ -89,15 +97,43 @@ def merge_changes(model: VideoModel, changes: Changes, weight: float) -> None:
         own.add_((weight * difference.float()).to(own))
 
 
-def _scale_in(data: bytes) -> float | None:
-    """Return alpha / rank in the header of a file, where diffusers writes them; None if there are none."""
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for settings of peft that are not those of a LoRA, or by which layers differ in alpha."""
+    if (kind := config.get("peft_type", "LORA")) != "LORA":
+        raise ValueError(f"peft_type {kind} is no LoRA; merge the adapter into its model by peft")
+    if config.get("alpha_pattern"):
+        raise ValueError("alpha_pattern is not read; merge the adapter into its model by peft")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(value := config.get(key), int | float) or value <= 0:
+            raise ValueError(f"{key} is {value!r}, and must be a number above 0; take the file as it was written")
+
+
+def _config(uri: str, data: bytes) -> dict[str, Any]:
+    """Return the settings of peft in the header of a file, where diffusers writes them, or beside it; empty if there
+    are none.
+    """
     length = int.from_bytes(data[:8], "little")
     text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(METADATA)
-    settings = {name.rpartition(".")[2]: value for name, value in json.loads(text or "{}").items()}
-    return settings["lora_alpha"] / settings["r"] if {"lora_alpha", "r"} <= settings.keys() else None
+    beside = storage.join(uri.rpartition("/")[0], ADAPTER_CONFIG)
+    if text is None and not storage.exists(beside):
+        return {}
+    try:
+        found = dict(storage.read_json(beside) if text is None else json.loads(text))
+    except ValueError as error:
+        raise ValueError(f"{METADATA if text else beside} is damaged: {error}; download it again") from error
+    config = {name.rpartition(".")[2]: value for name, value in found.items()}
+    check_config(config)
+    return config
 
 
-def _changes(tensors: Mapping[str, Tensor], scale: float | None, model: VideoModel) -> Changes:
+def _scale(config: Mapping[str, Any], rank: int) -> float:
+    """Return the scale of a layer by settings of peft: 1 without any."""
+    if not config:
+        return 1.0
+    return float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _changes(tensors: Mapping[str, Tensor], config: Mapping[str, Any], model: VideoModel) -> Changes:
     parts: dict[str, dict[str, Tensor]] = {}
     other: list[str] = []
     for key, tensor in tensors.items():
@@ -124,12 +160,14 @@ def _changes(tensors: Mapping[str, Tensor], scale: float | None, model: VideoMod
                 _check_shape(f"{layer}.{part}", tuple(found[part].shape), shapes)
         if "A" in found and "B" in found:
             a_RI, b_OR = found["A"], found["B"]
-            own = float(found["alpha"]) / len(a_RI) if "alpha" in found else 1.0 if scale is None else scale
+            own = float(found["alpha"]) / len(a_RI) if "alpha" in found else _scale(config, len(a_RI))
             low_rank[layer] = LowRank(a_RI, b_OR, own)
             product = (b_OR.shape[0], a_RI.shape[1]) if b_OR.shape[1:] == a_RI.shape[:1] else ()
             _check_shape(f"{layer}.weight", product if a_RI.ndim == b_OR.ndim == 2 else (), shapes)
         elif "A" in found or "B" in found:
             raise ValueError(f"{key} has one of the two matrices of a LoRA; download the file again")
+        elif set(found) == {"alpha"}:
+            raise ValueError(f"{key} has an alpha and no matrices; download the file again")
     return Changes(low_rank, differences)
 
 
@@ -158,6 +196,8 @@ def _layers(keys: list[str], model: VideoModel) -> dict[str, str]:
             prefix_fault(spelled, unknown)
             or f"this model has no layer for its keys {list_names(unknown, MAX_NAMED)}; take the model it is for"
         )
+    if twice := sorted(layer for layer, count in Counter(found.values()).items() if count > 1):
+        raise ValueError(f"it changes {list_names(twice, MAX_NAMED)} by keys of several spellings; remove one of them")
     return found
 
 

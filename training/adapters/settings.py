@@ -10,6 +10,9 @@ from cluster import weight_files
 from cluster.config import Settings
 from training.model import ModelSettings
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""File beside an adapter's weights with their settings, as peft has them."""
+
 
 class AdapterSettings(Settings):
     """Settings of a LoRA (Hu et al. 2021): a layer's weight W becomes W + alpha / rank * B A, and only A and B train.

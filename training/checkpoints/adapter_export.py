@@ -17,12 +17,11 @@ from torch import Tensor
 
 from cluster import storage
 from training.adapters.lora import file_name, lora_config, merge_adapter
-from training.adapters.low_rank import METADATA, merge_changes, read_changes
-from training.adapters.settings import AdapterSettings
+from training.adapters.low_rank import METADATA, check_config, merge_changes, read_changes
+from training.adapters.settings import ADAPTER_CONFIG, AdapterSettings
 from training.checkpoints.export import EXPORT_AGAIN, NULL_TEXT, model_from_card, read_export, read_weights
 from training.checkpoints.initial_weights import InitialWeights, find_initial_weights
 from training.checkpoints.model_card import (
-    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     CARD,
     NULL_TEXT_FILE,
@@ -183,6 +182,12 @@ def find_adapter(uri: str) -> StoredAdapter | AdapterFile:
     targets = values.get("target_modules")
     if not isinstance(targets, list):
         raise ValueError(f"{config_uri}: target_modules is {targets!r}, and must be a list of names")
+    try:
+        check_config(values)
+    except ValueError as error:
+        raise ValueError(f"{config_uri}: {error}") from error
+    if own := [key for key in ("use_rslora", "rank_pattern") if values.get(key)]:
+        raise ValueError(f"{config_uri}: {own[0]} is read with a file alone; give {storage.join(uri, file)}")
     settings = AdapterSettings(
         rank=values["r"], alpha=values["lora_alpha"], targets=tuple(targets), dora=bool(values.get("use_dora"))
     )

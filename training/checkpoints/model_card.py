@@ -11,7 +11,7 @@ from captioning.encoder import TextEncoderSettings
 from cluster import config, storage
 from cluster.config import Settings
 from cluster.plugins import PluginField
-from training.adapters.settings import AdapterSettings
+from training.adapters.settings import ADAPTER_CONFIG, AdapterSettings
 from training.autoencoder import FOLDER as AUTOENCODERS
 from training.autoencoder import AutoencoderSettings
 from training.model import FOLDER as MODELS
@@ -21,9 +21,8 @@ from training.objective import ObjectiveSettings
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 """The two files of an export."""
-ADAPTER_WEIGHTS, ADAPTER_CONFIG, NULL_TEXT_FILE = "adapter.safetensors", "adapter_config.json", "null_text.safetensors"
-"""Files of an adapter's export in place of `model.safetensors`: its weights, their settings as peft has them, and the
-null caption's embedding."""
+ADAPTER_WEIGHTS, NULL_TEXT_FILE = "adapter.safetensors", "null_text.safetensors"
+"""Files of an adapter's export in place of `model.safetensors`: its weights, and the null caption's embedding."""
 AUTOENCODER = "autoencoder.safetensors"
 """File of the autoencoder's weights in a compact export."""
 INSIDE = "./"

@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.yaml_text import dump
 from training.checkpoints.model_card import ModelCard
+from training.models.diffusers import Diffusers
 from training.settings import TrainSettings
 from training.tracking.metrics import Record
 
@@ -50,7 +51,7 @@ def model_readme(
         f"| images | {', '.join(bucket.removesuffix('x1') for bucket in images) or 'none'} |",
         f"| autoencoder | `{card.autoencoder_identity}` |",
         f"| text encoder | `{card.text_encoder_identity}` |",
-        f"| started from | {card.init or 'random weights'} |",
+        f"| started from | {card.init or _published(card) or 'random weights'} |",
         f"| seed | {card.seed} |",
         f"| training data | fingerprint `{card.data}` |",
         f"| written by | worldloom {card.worldloom} |",
@@ -62,16 +63,23 @@ def model_readme(
     return "\n".join(lines) + "\n"
 
 
+def _published(card: ModelCard) -> str | None:
+    """Return the path of the published model that training began with; None if it did not."""
+    return card.model.path if card.init is None and isinstance(card.model, Diffusers) else None
+
+
 def _kind_lines(name: str, card: ModelCard, n_weights: int, dtype: str) -> list[str]:
     """Return what the weights are and how they are sampled."""
     millions = f"{n_weights / 1e6:.3g} million" if card.adapter else f"{n_weights / 1e6:.1f} million"
     if card.adapter is not None:
+        # A published model is no export, and the adapter's card names it.
+        command = f"--model {name}" if _published(card) else f"--model {card.adapter.base} --adapter {name}"
         return [
             f"An adapter (LoRA) of rank {card.adapter.rank} of the text-to-video model `{card.adapter.base}`.",
             f"It has {millions} weights in float32.",
             "",
             "```",
-            f'worldloom sample --model {card.adapter.base} --adapter {name} --prompt "..."',
+            f'worldloom sample {command} --prompt "..."',
             "```",
             "",
             f"Its base has the weights `{card.adapter.base_identity}`.",

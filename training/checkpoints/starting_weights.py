@@ -13,6 +13,13 @@ def weights_to_start_from(settings: TrainSettings) -> InitialWeights | None:
 
     Raises `ValueError` with the fix if they cannot be used.
     """
-    if settings.init is not None:
-        return find_initial_weights(settings.init)
-    return published_weights(settings.model) if isinstance(settings.model, Diffusers) else None
+    if settings.init is None:
+        return published_weights(settings.model) if isinstance(settings.model, Diffusers) else None
+    weights = find_initial_weights(settings.init)
+    own, other = (getattr(model, "expert", None) for model in (settings.model, weights.card and weights.card.model))
+    if None not in (own, other) and own != other:
+        raise ValueError(
+            f"{weights.uri}: is expert {other}, and model.expert is {own}; set model.expert: {other}, or init to an "
+            "export of that expert"
+        )
+    return weights

@@ -100,10 +100,13 @@ class Generation:
         changes: dict[str, object] = {"seed": self.solver.seed + prompt.seed}
         if clip_set == "null":
             changes["guidance"] = 1.0
-        return SolverSettings(steps=self.solver.steps, guidance=self.solver.guidance).model_copy(update=changes)
+        own = {name: getattr(self.solver, name) for name in SolverSettings.model_fields}
+        return SolverSettings.model_construct(**own).model_copy(update=changes)
 
     def _generate(self, prompt: Prompt, clip_set: ClipSet, key: str, text_NE: Tensor | None) -> ClipResult:
         text_NE = self.model.parts.null_text_NE if text_NE is None else text_NE
+        if self.solver.compile:
+            self.model.parts.model.compile_for_sampling()
         timeline = video_timeline(self.model.parts, text_NE, prompt.shape)
         latent_BCTHW = generate(self.model.parts, timeline, self._solver(prompt, clip_set))
         frames_THWC = self.model.decode(latent_BCTHW)

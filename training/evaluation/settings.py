@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster import storage
+from training.sampling.guidance import Guidance
 from training.sampling.settings import SolverSettings
 
 EVALUATIONS_FOLDER, SUMMARY_FILE = "evaluation", "summary.json"
 """Folder of a run with the evaluations of its models, a folder each, and the file there with the findings."""
+NO_EVALUATION = "makes a video of an image alone, and evaluate gives it none; remove evaluate, and look at samples"
+"""End of a sentence about a model of image to video."""
 
 
 class EvaluateSettings(SolverSettings):
@@ -33,6 +36,13 @@ class EvaluateSettings(SolverSettings):
         description="TorchScript file of a network from videos [1, 3, T, H, W] in [-1, 1] to features [1, D], such as "
         "I3D; with it, the Fréchet and the kernel distance of generated to real clips are computed.",
     )
+
+    @field_validator("guidance_method")
+    @classmethod
+    def _is_of_one_model(cls, method: Guidance) -> Guidance:
+        if method.weaker_export is not None:
+            raise ValueError(f"{method.name} samples with a second model, and evaluate has one; take another")
+        return method
 
     def with_absolute_paths(self) -> EvaluateSettings:
         """Return the settings with absolute paths of footage and features."""

@@ -112,6 +112,17 @@ class Diffusers(ModelSettings):
             raise ValueError(f"path {self.path}: write a path with a slash (./{self.path}), or {HUB_PREFIX}owner/name")
 
     def _check_expert(self, published: Published) -> None:
+        ratio = published.pipeline.get("boundary_ratio")
+        if ratio is None and any(published.pipeline.get("transformer_2") or ()):
+            raise ValueError(
+                f"path {self.path}: model_index.json names a transformer_2 and no boundary_ratio, the noise level "
+                "between two experts; put it back, which is 0.875 for Wan 2.2 T2V-A14B and 0.9 for I2V-A14B"
+            )
+        if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio < 1):
+            raise ValueError(
+                f"path {self.path}: model_index.json has boundary_ratio {ratio}, and must have a noise level between 0 "
+                "and 1; put back the file as it was published"
+            )
         if published.boundary is None and self.expert is not None:
             raise ValueError(
                 f"path {self.path}: one transformer predicts at all noise levels, and expert is {self.expert}; leave "

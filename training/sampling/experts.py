@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cluster.config import located_messages, validate
 from training.checkpoints.adapter_export import read_model
 from training.checkpoints.export import model_from_card
+from training.checkpoints.initial_weights import InitialWeights
 from training.checkpoints.model_card import ModelCard, read_card
 from training.checkpoints.published_weights import published_weights
 from training.models.diffusers import Diffusers, Expert
@@ -54,16 +55,24 @@ def with_other_expert(card: ModelCard, model: VideoModel, other_uri: str | None)
     settings = card.model
     if not isinstance(settings, Diffusers) or settings.expert is None or settings.boundary is None:
         return model
-    other = _published_expert(card, settings) if other_uri is None else read_model(other_uri)[1]
+    other = _published_expert(card) if other_uri is None else read_model(other_uri)[1]
     return TwoExperts({settings.expert: model, settings.other_expert: other}, settings.boundary)
 
 
 def check_other_expert(card: ModelCard, other_uri: str | None) -> None:
-    """Raise `ValueError` if an export is not of the other expert of a card's model."""
+    """Raise `ValueError` if an export is not of the other expert of a card's model, or without one if the published
+    expert is not there.
+    """
+    own = card.model
     if other_uri is None:
+        if own.boundary is not None:
+            _published_weights(card)
         return
-    own, other = card.model, read_card(other_uri)
-    assert isinstance(own, Diffusers), "`check_experts` refuses it for other models"
+    assert isinstance(own, Diffusers), "`check_guidance` refuses it for other models"
+    try:
+        other = read_card(other_uri)
+    except ValueError as error:
+        raise ValueError(f"other_expert {error}") from error
     found = other.model.expert if isinstance(other.model, Diffusers) else None
     if found != own.other_expert:
         raise ValueError(
@@ -77,20 +86,37 @@ def check_other_expert(card: ModelCard, other_uri: str | None) -> None:
             f"other_expert {other_uri}: has {part} {getattr(other, part)}, and this model {getattr(card, part)}; give "
             "the export of a run on the same latents and texts"
         )
+    assert isinstance(other.model, Diffusers), "it is an expert"
+    for what, ours, theirs in (
+        ("boundary_ratio", own.boundary, other.model.boundary),
+        ("channels of an image", own.image_channels, other.model.image_channels),
+    ):
+        if ours != theirs:
+            raise ValueError(
+                f"other_expert {other_uri}: has {what} {theirs}, and this model {ours}; give the export of a run on "
+                "the same published model"
+            )
 
 
-def _published_expert(card: ModelCard, settings: Diffusers) -> VideoModel:
+def _published_expert(card: ModelCard) -> VideoModel:
     """Return the expert that was not trained. Raises `ValueError` if its weights are not there."""
+    other, weights = _published_weights(card)
+    other_card = card.model_copy(update={"model": other})
+    with torch.device("meta"):
+        shapes = parameter_shapes(other.build(card.channels, card.text_dim))
+    return model_from_card(other_card, weights.whole(shapes))
+
+
+def _published_weights(card: ModelCard) -> tuple[Diffusers, InitialWeights]:
+    """Return the settings of the expert that was not trained, and its weights, of which none are read."""
+    settings = card.model
+    assert isinstance(settings, Diffusers), "others have no boundary"
     values = {"path": settings.path, "revision": settings.revision, "expert": settings.other_expert}
     try:
         other = validate(Diffusers, values)
-        weights = published_weights(other)
+        return other, published_weights(other)
     except ValueError as error:
         message = next(located_messages(Diffusers, error))[1] if isinstance(error, ValidationError) else error
         raise ValueError(
             f"sampling also needs expert {settings.other_expert}: {message}; or give the export of one by other_expert"
         ) from error
-    other_card = card.model_copy(update={"model": other})
-    with torch.device("meta"):
-        shapes = parameter_shapes(other.build(card.channels, card.text_dim))
-    return model_from_card(other_card, weights.whole(shapes))

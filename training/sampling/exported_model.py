@@ -154,7 +154,7 @@ class ExportedModel:
 
         Raises `ValueError` as `adapters_for`, and if the weaker model has other latents or texts than this one.
         """
-        settings.check_experts(self.card.model)
+        settings.check_guidance(self.card.model)
         # The text encoder is released before the model is loaded, so that they never share the device.
         negative = None if settings.negative is None else self.embed(settings.negative)
         parts = self._parts_with(_Additions(tuple(self.adapters_for(settings)), settings.other_expert))

@@ -89,7 +89,7 @@ def generate(parts: ModelParts, timeline: Timeline, settings: SolverSettings, wi
     """
     card, device = parts.card, next(parts.model.parameters()).device
     check_given(card.model, timeline)
-    check_guidance(card.model, settings)
+    settings.check_guidance(card.model)
     clean_CTHW = timeline.frames().to(device)
     given_T = torch.tensor([level is not None for level in timeline.frame_levels()], device=device)
     level_T = torch.tensor([level or 0.0 for level in timeline.frame_levels()], device=device)
@@ -133,15 +133,6 @@ def check_given(model: ModelSettings, timeline: Timeline) -> None:
         raise ValueError(f"model {model.name} cannot end a video in a given image; leave out last")
     if given and "first" not in kinds:
         raise ValueError(f"model {model.name} is of text to video and takes no given frames; leave out images")
-
-
-def check_guidance(model: ModelSettings, settings: SolverSettings) -> None:
-    """Raise `ValueError` if a guidance scale is to be told to a model that takes none, or to an expert of none."""
-    if settings.guidance_method.embedded(settings.guidance) != 1 and not model.takes_guidance:
-        raise ValueError(
-            f"guidance_method {settings.guidance_method.name}: model {model.name} is told no guidance scale; take plain"
-        )
-    settings.check_experts(model)
 
 
 def _noise(timeline: Timeline, seed: int, window: int) -> Tensor:

@@ -102,8 +102,12 @@ class SolverSettings(Settings):
         "it is for many samples or long ones.",
     )
 
-    def check_experts(self, model: ModelSettings) -> None:
-        """Raise `ValueError` for settings of experts if a model has none."""
+    def check_guidance(self, model: ModelSettings) -> None:
+        """Raise `ValueError` if a guidance scale is to be told to a model that takes none, or to an expert of none."""
+        if self.guidance_method.embedded(self.guidance) != 1 and not model.takes_guidance:
+            raise ValueError(
+                f"guidance_method {self.guidance_method.name}: model {model.name} is told no guidance scale; take plain"
+            )
         if self.guidance_low_noise is not None and model.boundary is None:
             raise ValueError(
                 f"guidance_low_noise {self.guidance_low_noise:g}: model {model.name} has no experts; set guidance alone"
@@ -207,18 +211,35 @@ class SampleSettings(TaskSettings, SolverSettings):
         check_task(self, self.seconds, self.images())
         return self
 
-    def check_experts(self, model: ModelSettings) -> None:
-        super().check_experts(model)
+    def check_guidance(self, model: ModelSettings) -> None:
+        super().check_guidance(model)
         if self.other_expert is not None and model.boundary is None:
             raise ValueError(f"other_expert {self.other_expert}: model {model.name} has no experts; remove it")
 
     def check_model(self, model: ModelSettings) -> None:
         """Raise `ValueError` with the fix if a model cannot make this sample."""
-        self.check_experts(model)
+        self.check_guidance(model)
         others = [key for key in (*TASKS, "last") if getattr(self, key)]
         if model.image_channels and (self.first is None or others):
             fix = f"remove {others[0]}" if others else "give first, the image that the video begins with"
+            fix += " and raise seconds" * (self.seconds == 0)
             raise ValueError(f"model {model.name} makes a video of an image alone; {fix}")
+        kinds = model.conditioning_kinds()
+        if self.last is not None and "last" not in kinds:
+            raise ValueError(f"model {model.name} cannot end a video in a given image; remove last")
+        given = [key for key, is_given in self._given_frames().items() if is_given]
+        if given and "first" not in kinds and not model.image_channels:
+            raise ValueError(f"model {model.name} is of text to video and takes no given frames; remove {given[0]}")
+
+    def _given_frames(self) -> dict[str, bool]:
+        """Return whether settings give the model frames, by their names."""
+        return {
+            "first": self.first is not None,
+            "extend": self.extend is not None,
+            "connect": self.connect is not None,
+            "loop": self.loop and self.video is not None,
+            "window": self.window is not None and self.window < self.seconds,
+        }
 
     def images(self) -> dict[str, str]:
         """Return the image files that the video begins or ends with, by `first` and `last`."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import WanPipeline
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,7 +17,9 @@ from cluster.config import validate
 from tests.support.drawn import write_dataset
 from tests.support.published_models import TEXT_KEYS, read_published, write_published
 from tests.support.step_samples import CPU
+from training.adapters.lora import starting_layers
 from training.adapters.low_rank import merge_changes, read_changes
+from training.adapters.settings import AdapterSettings
 from training.checkpoints.adapter_export import find_adapter, read_model
 from training.checkpoints.comfyui_export import write_comfyui_export
 from training.checkpoints.model_card import read_card
@@ -109,6 +113,46 @@ def test_the_change_is_that_of_diffusers_own_loader(style: str, folder: Path, tm
         torch.testing.assert_close(model.state_dict()[f"transformer.{name}"], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("header", [True, False])
+def test_scales_by_the_settings_of_peft_are_its_own(header: bool, folder: Path, tmp_path: Path) -> None:
+    """They are in the header of the file or beside it, of layers of two ranks and with alpha over the root of these."""
+    model, transformer = read_published(folder)
+    config = LoraConfig(
+        r=4, lora_alpha=6, target_modules=["to_q", "to_k"], use_rslora=True, rank_pattern={"blocks.0.attn1.to_q": 2}
+    )
+    transformer.add_adapter(config)
+    for name, weight in transformer.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(weight)
+    transformer.save_lora_adapter(str(tmp_path), weight_name="adapter_model.safetensors")
+    file = tmp_path / "adapter_model.safetensors"
+    if not header:
+        save_file(load_file(file), file)
+        config.save_pretrained(str(tmp_path))
+    transformer.fuse_lora()
+    transformer.unload_lora()
+    merge_changes(model, read_changes(str(file), model), 1.0)
+    for name, value in transformer.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[f"transformer.{name}"], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type LOHA is no LoRA; merge the adapter into its model"),
+        ({"alpha_pattern": {"to_q": 2}}, "alpha_pattern is not read; merge"),
+        ({"lora_alpha": None}, "lora_alpha is None, and must be a number above 0"),
+        ({"use_rslora": True}, r"use_rslora is read with a file alone; give .*adapter_model\.safetensors"),
+    ],
+)
+def test_settings_of_peft_are_not_ignored(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["to_q"]} | changes
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(ValueError, match=rf"adapter_config\.json: {message}"):
+        find_adapter(str(tmp_path))
+
+
 def test_differences_of_weights_are_added(folder: Path, tmp_path: Path) -> None:
     model, before = wan(folder), wan(folder).state_dict()
     norm, bias = torch.randn(24), torch.randn(24)
@@ -141,11 +185,18 @@ def test_keys_that_do_not_fit_are_named_with_the_fix(folder: Path, tmp_path: Pat
     assert "are not those of a LoRA; give a LoRA" in fault({"diffusion_model.blocks.0.ffn.0.hada_w1_a": torch.zeros(1)})
     name = "diffusion_model.blocks.0.self_attn.q"
     assert "one of the two matrices" in fault({f"{name}.lora_A.weight": torch.zeros(2, 24)})
+    assert f"{name} has an alpha and no matrices" in fault({f"{name}.alpha": torch.tensor(4.0)})
+    twice = good | {key.replace("diffusion_model.", "transformer."): value.clone() for key, value in good.items()}
+    assert "it changes transformer.blocks.0.attn1.to_k, " in fault(twice)
     wide = {f"{name}.lora_A.weight": torch.zeros(2, 25), f"{name}.lora_B.weight": torch.zeros(24, 2)}
     assert "by a matrix of [24, 25], and that is [24, 24] in this model" in fault(wide)
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(ValueError, match=r"is no whole safetensors file: .* download it again"):
         read_changes(str(file), model)
+    with pytest.raises(
+        ValueError, match=r"adapter\.init: .*/other\.safetensors: cannot be read: .* give the safetensors"
+    ):
+        starting_layers(AdapterSettings(init=f"{tmp_path}/other.safetensors"), model)
     with pytest.raises(ValueError, match="there is no such file"):
         find_adapter(f"{tmp_path}/other.safetensors")
 

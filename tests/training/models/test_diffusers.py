@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.config import validate
+from cluster.config import parse_options, validate
 from tests.support.published_models import write_published
 from training.conditioning import ConditioningRates
 from training.models.diffusers import Diffusers
 from training.objectives.flow_matching import FlowMatching, LogLinearShift
-from training.sampling.generation import check_given, check_guidance
+from training.sampling.generation import check_given
 from training.sampling.guidances.embedded import Embedded
-from training.sampling.settings import SolverSettings
+from training.sampling.settings import SampleSettings, SolverSettings
 from training.sampling.timeline import Prompt, blank
 from training.settings import TrainSettings
 
@@ -68,13 +68,39 @@ def test_what_a_family_cannot_do_is_refused_with_the_fix(tmp_path: Path) -> None
         check_given(model, timeline.given(0, torch.zeros(4, 1, 4, 4)))
     told = SolverSettings(guidance_method=Embedded())
     with pytest.raises(ValueError, match="guidance_method embedded: model diffusers is told no guidance scale"):
-        check_guidance(model, told)
-    check_guidance(model, SolverSettings())
-    check_guidance(read(write_published(tmp_path / "hunyuan", "hunyuan")), told)
+        told.check_guidance(model)
+    SolverSettings().check_guidance(model)
+    told.check_guidance(read(write_published(tmp_path / "hunyuan", "hunyuan")))
     ltx = read(write_published(tmp_path / "ltx", "ltx"))
     check_given(ltx, timeline.given(0, torch.zeros(4, 1, 4, 4)))
     with pytest.raises(ValueError, match="leave out last"):
         check_given(ltx, timeline.ending_with(torch.zeros(4, 1, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "message"),
+    [
+        ("wan", {"first": "a.png"}, "takes no given frames; remove first"),
+        ("wan", {"extend": "forward", "video": "a.mp4"}, "takes no given frames; remove extend"),
+        ("wan", {"loop": True, "video": "a.mp4"}, "takes no given frames; remove loop"),
+        ("wan", {"window": 1.5, "seconds": 4}, "takes no given frames; remove window"),
+        ("wan", {"guidance_method": {"name": "embedded"}}, "is told no guidance scale; take plain"),
+        ("ltx", {"last": "a.png"}, "cannot end a video in a given image; remove last"),
+        ("wan", {"loop": True}, None),
+        ("wan", {"window": 2.5, "seconds": 2}, None),
+        ("ltx", {"first": "a.png"}, None),
+    ],
+)
+def test_samples_it_cannot_make_are_refused_early(
+    family: str, values: dict[str, Any], message: str | None, tmp_path: Path
+) -> None:
+    settings = parse_options(SampleSettings, {"prompt": "a ball"} | values)
+    model = read(write_published(tmp_path, family))
+    if message is None:
+        settings.check_model(model)
+        return
+    with pytest.raises(ValueError, match=f"model diffusers .*{message}"):
+        settings.check_model(model)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,18 @@ from tests.support.drawn import write_dataset
 from tests.support.published_models import TEXT_KEYS, padded, read_published, write_published
 from tests.support.step_samples import CPU, make_batch
 from training.checkpoints.adapter_export import read_model
+from training.checkpoints.model_card import read_card
 from training.checkpoints.published_export import write_published_export
+from training.checkpoints.starting_weights import weights_to_start_from
 from training.conditioning import ConditioningRates
 from training.data.plan import PlanSettings
 from training.inputs import make_noisy_batch
 from training.loop import train_loop
 from training.models.diffusers import Diffusers
 from training.rng import generator
+from training.sampling.experts import check_other_expert
 from training.sampling.exported_model import ExportedModel
-from training.sampling.generation import check_guidance, generate
+from training.sampling.generation import generate
 from training.sampling.settings import SampleSettings, SolverSettings
 from training.sampling.solvers.euler import Euler
 from training.sampling.timeline import Prompt, blank
@@ -157,9 +162,47 @@ def test_what_experts_need_is_named_with_the_fix(tmp_path: Path) -> None:
         settings_of(folder, "high_noise", objective={"name": "flow_matching", "shift": 5.0})
     with pytest.raises(ValueError, match=r"previews need both experts, .* set previews: \{every: 0\}"):
         settings_of(folder, "high_noise", previews={"every": 10})
+    with pytest.raises(ValueError, match="previews need both experts"):
+        settings_of(folder, "high_noise", previews={"footage": "./drawn"})
     one = validate(Diffusers, {"name": "diffusers", "path": str(single)})
     with pytest.raises(ValueError, match="guidance_low_noise 2: model diffusers has no experts; set guidance alone"):
-        check_guidance(one, SolverSettings(guidance_low_noise=2.0))
+        SolverSettings(guidance_low_noise=2.0).check_guidance(one)
+
+
+@pytest.mark.parametrize("ratio", [None, "0.9", 875, 0])
+def test_a_boundary_that_is_none_is_named(ratio: object, tmp_path: Path) -> None:
+    folder = published(tmp_path)
+    index = json.loads((folder / "model_index.json").read_text()) | {"boundary_ratio": ratio}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    message = "and no boundary_ratio, .* which is 0.875 for" if ratio is None else f"has boundary_ratio {ratio}, and"
+    for expert in (None, "low_noise"):
+        with pytest.raises(ValueError, match=f"model_index.json .*{message}"):
+            validate(Diffusers, {"name": "diffusers", "path": str(folder), "expert": expert})
+
+
+def test_experts_of_two_models_are_refused(manifest: str, tmp_path: Path) -> None:
+    folder = published(tmp_path / "model")
+    run = train_loop(settings_of(folder, "low_noise", steps=1), manifest, f"{tmp_path}/run", 0, CPU)
+    low = read_card(run.export_uri)
+    assert isinstance(low.model, Diffusers)
+    high = low.model_copy(update={"model": low.model.model_copy(update={"expert": "high_noise"})})
+    check_other_expert(high, run.export_uri)
+    config = dict(low.model.config or {})
+    config["pipeline"] = config["pipeline"] | {"boundary_ratio": 0.9}
+    other = high.model_copy(update={"model": high.model.model_copy(update={"config": config})})
+    with pytest.raises(
+        ValueError, match=r"has boundary_ratio 0\.875, and this model 0\.9; give the export of a run on"
+    ):
+        check_other_expert(other, run.export_uri)
+    with pytest.raises(ValueError, match=r"other_expert .*/run: there is no model\.json"):
+        check_other_expert(high, f"{tmp_path}/run")
+    with pytest.raises(
+        ValueError, match=r"is expert low_noise, and model\.expert is high_noise; set model\.expert: low"
+    ):
+        weights_to_start_from(settings_of(folder, "high_noise", init=run.export_uri))
+    shutil.rmtree(folder / "transformer_2")
+    with pytest.raises(ValueError, match=r"sampling also needs expert low_noise: .* or give the export of one by"):
+        check_other_expert(high, None)
 
 
 def test_an_expert_is_given_back_in_its_folder(manifest: str, tmp_path: Path) -> None:
