@@ -163,7 +163,7 @@ def predictions_and_gradients(
 def moved(condition: Condition, device: torch.device) -> Condition:
     """Return a condition on another device."""
     fields = {
-        name: [one.to(device) for one in value] if isinstance(value, list) else value.to(device)
+        name: value.to(device) if isinstance(value, Tensor) else [one.to(device) for one in value]
         for name, value in vars(condition).items()
         if name != "guidance"
     }

@@ -10,6 +10,7 @@ from PIL import Image, ImageSequence
 
 from cluster import storage
 from cluster.arrays import Pixels
+from cluster.unreadable import unreadable_errors
 from pipelines.video.decode import DecodeError, open_video
 from pipelines.video.still_images import MAX_IMAGE_BYTES, is_still_image, read_image
 from training.sampling.source_type import says_generated
@@ -24,7 +25,7 @@ def is_generated(uri: str, watermark: bool = False) -> bool:
     With `watermark`, its first seconds are decoded and searched for the public watermark too. Raises `OSError` for a
     file that cannot be read and, with `watermark`, `DecodeError` for one that cannot be decoded.
     """
-    with storage.open_input(uri) as file:
+    with unreadable_errors(uri), storage.open_input(uri) as file:
         if says_generated(file):
             return True
     return watermark and detect(leading_frames(uri)).found

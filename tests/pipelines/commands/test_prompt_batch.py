@@ -26,6 +26,7 @@ from pipelines.engine.step import TableFunction
 from tests.support.command_line import CommandLine
 from tests.support.exported_models import write_untrained_export
 from tests.support.killing import Killed, void_leases
+from training.sampling.mark_settings import MarkSettings
 from training.sampling.settings import SampleSettings
 
 
@@ -99,8 +100,8 @@ def test_a_sample_that_kills_its_worker_fails_alone(
 ) -> None:
     opened = _prompt_batch._open_sampler
 
-    def open_crashing(model_uri: str) -> TableFunction:
-        make = opened(model_uri)
+    def open_crashing(model_uri: str, marks: MarkSettings | None) -> TableFunction:
+        make = opened(model_uri, marks)
 
         def run(table: pa.Table) -> pa.Table:
             if '"crash"' in table["header"][0].as_py():
@@ -128,10 +129,10 @@ def test_a_sample_that_fails_is_named_and_tried_again(
 
     make = tasks.make
 
-    def fail(sample: tasks.PreparedSample, model: tasks.ExportedModel) -> str:
+    def fail(sample: tasks.PreparedSample, model: tasks.ExportedModel, marker: tasks.Marker) -> str:
         if sample.prompt == "b":
             raise RuntimeError("out of memory:\n 80 GB")
-        return make(sample, model)
+        return make(sample, model, marker)
 
     batch = batch_of(untrained, tmp_path, rows_of("a", "b", "c"))
     with monkeypatch.context() as patch:

@@ -34,7 +34,7 @@ def count_flops(model: VideoModel, shapes: list[Shape], text_lengths: list[int],
     """
     latents, condition = random_pack(shapes, text_lengths, CHANNELS, TEXT_DIM)
     fields = {
-        name: [part.to("meta") for part in value] if isinstance(value, list) else value.to("meta")
+        name: value.to("meta") if isinstance(value, torch.Tensor) else [part.to("meta") for part in value]
         for name, value in vars(condition).items()
         if name != "guidance"
     }

@@ -33,11 +33,13 @@ def frames_of(path: Path) -> Pixels:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def sample_as_rank(export: str, out: str, port: int) -> tuple[list[str], bool]:
+def sample_as_rank(export: str, out: str, ports: tuple[int, int]) -> tuple[list[str], bool]:
     """Sample as a process that `torchrun` started, with a process group of its own."""
     dist.destroy_process_group()  # that of the tests
-    os.environ["MASTER_PORT"] = str(port)
+    os.environ["MASTER_PORT"] = str(ports[0])
     uris = sample(export, SAMPLES, f"{out}-{os.environ['RANK']}" if os.environ["RANK"] != "0" else out)
+    # At the same port, this process might still find the store of the group that the other one is closing.
+    os.environ["MASTER_PORT"] = str(ports[1])
     dist.init_process_group("gloo")
     return uris, console.quiet
 
@@ -46,10 +48,11 @@ def sample_as_rank(export: str, out: str, port: int) -> tuple[list[str], bool]:
 def test_two_processes_make_the_samples_of_one(tmp_path: Path) -> None:
     export = write_untrained_export(tmp_path / "export")
     alone = sample(export, SAMPLES, str(tmp_path / "alone"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (uris, quiet), (no_uris, other_quiet) = run_ranks(sample_as_rank, 2, export, str(tmp_path / "shared"), port)
+    with socket.socket() as probe, socket.socket() as other:
+        for one in (probe, other):
+            one.bind(("127.0.0.1", 0))
+        ports = probe.getsockname()[1], other.getsockname()[1]
+    (uris, quiet), (no_uris, other_quiet) = run_ranks(sample_as_rank, 2, export, str(tmp_path / "shared"), ports)
     assert [Path(uri).name for uri in uris] == [Path(uri).name for uri in alone]
     assert no_uris == []
     assert not quiet

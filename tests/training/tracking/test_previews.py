@@ -40,6 +40,8 @@ from training.tracking.metrics import read_metrics
 pytestmark = pytest.mark.slow
 
 OFF = PreviewSettings(every=0)
+UNMARKED = MarkSettings(credentials=False, watermark=False)
+"""Pixels and files are compared, to the bit."""
 SETTINGS = TrainSettings(
     model=DiT(depth=1, dim=48, heads=2),
     steps=10,
@@ -48,8 +50,7 @@ SETTINGS = TrainSettings(
     warmup_steps=2,
     checkpoint_every=4,
     validate_every=0,
-    # The pixels are compared, to the bit.
-    previews=PreviewSettings(every=4, steps=3, marks=MarkSettings(watermark=False)),
+    previews=PreviewSettings(every=4, steps=3, marks=UNMARKED),
 )
 
 
@@ -232,7 +233,7 @@ STAGES = (0, 2, 3)
 def train_with_and_without(manifest: str, out: str) -> None:
     """Train the same run with and without previews, under each stage."""
     for stage in STAGES:
-        for name, chosen in (("on", PreviewSettings(every=2, steps=3)), ("off", OFF)):
+        for name, chosen in (("on", PreviewSettings(every=2, steps=3, marks=UNMARKED)), ("off", OFF)):
             settings = SETTINGS.model_copy(update=SHORT | {"workers": 2, "zero_stage": stage, "previews": chosen})
             train_loop(settings, manifest, f"{out}/{stage}-{name}", 3, torch.device("cpu"))
 
