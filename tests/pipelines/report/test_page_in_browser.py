@@ -79,12 +79,16 @@ def page(chromium: Any, report: str, request: pytest.FixtureRequest) -> Iterator
 
 
 def scroll(page: Any) -> None:
-    """Scroll down the whole page, so that every chart comes into view."""
-    at = 0
-    while at < page.evaluate("document.documentElement.scrollHeight"):
-        page.evaluate(f"window.scrollTo({{top: {at}, behavior: 'instant'}})")
-        page.wait_for_timeout(40)
-        at += 500
+    """Scroll down the whole page, to the next chart as soon as one is drawn."""
+    page.wait_for_function(
+        """() => {
+            const missing = [...document.querySelectorAll('.plot')].find(plot => !plot.querySelector('svg'))
+            missing?.scrollIntoView({behavior: 'instant', block: 'center'})
+            return !missing
+        }""",
+        polling=20,
+        timeout=120_000,
+    )
 
 
 def shown(page: Any) -> list[int]:
@@ -101,7 +105,6 @@ def column(page: Any, name: str) -> list[Any]:
 def test_charts_are_drawn_in_view_and_the_page_fits(page: Any) -> None:
     assert page.evaluate("document.querySelectorAll('#balance .plot svg').length") == 0, "not before they are needed"
     scroll(page)
-    page.wait_for_function("() => [...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg'))")
     for name in SECTIONS:
         assert page.locator(f"#{name} .plot svg").count() > 0, name
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "no horizontal scrolling"

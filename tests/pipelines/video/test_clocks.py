@@ -129,6 +129,15 @@ def check_readers(path: str, scan: VideoScan, frames: list[tuple[int, Pixels]], 
         assert images.times_s == (max(0.0, float((middle - start) * scan.media.time_base)),)
 
 
+def test_a_last_frame_of_guessed_length_is_not_missing(tmp_path: Path) -> None:
+    """FFmpeg takes this file for one frame per second, and its last frame for one second long."""
+    times = [Fraction(ms, 1000) for ms in (0, 2767, 6898, 6906, 6914, 6986, 6994, 7002, 7012)]
+    path, wanted_pts = write(tmp_path, CLOCKS["ts"], times)
+    frames = all_frames(path)
+    assert not isinstance(frames, DecodeError), frames
+    assert len(frames) == len(wanted_pts)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLOCKS)
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
