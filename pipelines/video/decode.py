@@ -269,14 +269,12 @@ class Video:
         if not stream.duration or stream.time_base is None:
             return
         declared_s = float(stream.duration * stream.time_base)
+        decoded_s = float((end_pts - (stream.start_time or 0)) * stream.time_base)
         # FFmpeg guesses how long the last frame of some formats is shown, such as MPEG-TS.
         guessed_s = 1 / float(stream.guessed_rate) if stream.guessed_rate else 0.0
-        decoded_s = float((end_pts - (stream.start_time or 0)) * stream.time_base)
         if declared_s - decoded_s > max(MAX_MISSING_S, MAX_MISSING_SHARE * declared_s) + guessed_s:
-            raise DecodeError(
-                f"{file_name(self.uri)}: truncated: frames end at {decoded_s:.2f} s "
-                f"of the {declared_s:.2f} s the header declares"
-            )
+            name, ends = file_name(self.uri), f"frames end at {decoded_s:.2f} s"
+            raise DecodeError(f"{name}: truncated: {ends} of the {declared_s:.2f} s the header declares")
 
     def _coded_size(self, width: int, height: int) -> tuple[int, int]:
         """Return a displayed size as (width, height) of the frame as coded, before rotation."""
