@@ -12,11 +12,10 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.synthetic import write_run
+from benchmarks.synthetic import curation_for
 
 COMMANDS = {
     "curate": ("curate", "--inline"),
@@ -55,12 +54,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--only", nargs="*", choices=COMMANDS, default=list(COMMANDS))
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        recipe = (arguments.folder or Path(temporary)) / "recipe.yaml"
-        if not recipe.exists():
-            start_s = time.monotonic()
-            write_run(recipe.parent, arguments.clips)
-            print(f"wrote a curation of {arguments.clips} clips in {time.monotonic() - start_s:.1f} s")
+    with curation_for(arguments.clips, arguments.folder) as recipe:
         found = {}
         for name in arguments.only:
             found[name] = measure(recipe, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,6 @@ from training.memory import Blocks, MicroBatchSize, choose_checkpointing, usable
 from training.models._attention import attention_kernel
 from training.models._dit_architecture import PRESETS, Architecture, Size
 from training.models._dit_network import DiffusionTransformer, Execution
-from training.network import Condition
 
 Figures = dict[str, Any]
 """Names of a case, or its figures."""
@@ -153,21 +152,11 @@ def predictions_and_gradients(
     """Return all predictions for the same random pack and the gradients of their loss, each as one vector in fp32."""
     torch.manual_seed(1)
     latents, condition = random_pack(shapes, torch.device("cpu"))
-    latents, condition = [one.to(device) for one in latents], moved(condition, device)
+    latents, condition = [one.to(device) for one in latents], condition.to(device)
     predictions = model(latents, condition)
     mean_squares(predictions, latents).backward()
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     return [torch.cat([one.detach().float().cpu().flatten() for one in part]) for part in (predictions, gradients)]
-
-
-def moved(condition: Condition, device: torch.device) -> Condition:
-    """Return a condition on another device."""
-    fields = {
-        name: value.to(device) if isinstance(value, Tensor) else [one.to(device) for one in value]
-        for name, value in vars(condition).items()
-        if name != "guidance"
-    }
-    return replace(condition, **fields)
 
 
 class Training:

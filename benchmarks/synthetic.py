@@ -11,12 +11,14 @@ and are empty. The distributions are plausible but not fitted to footage. Prints
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import itertools
 import json
 import os
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,21 @@ class Video:
     seconds_S: Float64Array
     hashes_H: UInt64Array
     firsts_S: Int64Array
+
+
+@contextlib.contextmanager
+def curation_for(n_clips: int, folder: Path | None = None) -> Iterator[Path]:
+    """Yield the recipe of a synthetic curation in a folder, which is written if there is none yet.
+
+    Without a folder it is in a temporary one, which is removed at the end.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        recipe = (folder or Path(temporary)) / "recipe.yaml"
+        if not recipe.exists():
+            start_s = time.monotonic()
+            write_run(recipe.parent, n_clips)
+            print(f"wrote a curation of {n_clips} clips in {time.monotonic() - start_s:.1f} s")
+        yield recipe
 
 
 def write_run(out_folder: str | Path, n_clips: int, seed: int = 0) -> Path:

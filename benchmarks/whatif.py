@@ -15,11 +15,10 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.synthetic import write_run
+from benchmarks.synthetic import curation_for
 
 QUESTION = ("--set", "curate.keep.motion.min=0.02")
 
@@ -50,12 +49,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        recipe = (arguments.folder or Path(temporary)) / "recipe.yaml"
-        if not recipe.exists():
-            start_s = time.monotonic()
-            write_run(recipe.parent, arguments.clips)
-            print(f"wrote a curation of {arguments.clips} clips in {time.monotonic() - start_s:.1f} s")
+    with curation_for(arguments.clips, arguments.folder) as recipe:
         times = [run_whatif(recipe) for _ in range(arguments.repeats)]
     seconds, cpu_s = (round(statistics.median(values), 2) for values in zip(*times, strict=True))
     print(json.dumps({"clips": arguments.clips, "seconds": seconds, "cpu_s": cpu_s, "repeats": arguments.repeats}))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -46,6 +48,15 @@ class Condition:
     """Latents `[C', T, H, W]` of each video's first frame followed by grey, for a network with `image_channels`; empty
     for others."""
 
+    def to(self, device: torch.device | str) -> Condition:
+        """Return the condition on another device."""
+        moved: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else [one.to(device) for one in value]
+            for name, value in vars(self).items()
+            if name != "guidance"
+        }
+        return replace(self, **moved)
+
     def select(self, samples: Sequence[int]) -> Condition:
         """Return the condition of the samples with these indices, in this order."""
 
@@ -74,6 +85,10 @@ class VideoModel(nn.Module, abc.ABC):
     Samples of a pack may differ in T, H, W and in the length of their text. Up to rounding, a sample's prediction
     depends neither on the other samples nor on their order.
     """
+
+    draws_random_numbers = False
+    """Whether blocks draw random numbers in training, as the dropout of an adapter does: a backward pass that computes
+    a block again must draw the same ones."""
 
     @abc.abstractmethod
     def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:

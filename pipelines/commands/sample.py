@@ -42,8 +42,13 @@ class Sampling:
 
     model_uri: str
     out_uri: str
-    marker: Marker
     upsampler: Upsampler | None = None
+    marks: MarkSettings | None = None
+
+    @functools.cached_property
+    def marker(self) -> Marker:
+        """The marker of the files. Raises `ConfigError` for a certificate that does not sign."""
+        return open_marker(self.marks)
 
 
 def sample(
@@ -61,7 +66,7 @@ def sample(
     size that the model cannot make, and for a video too short for its task.
     """
     _check_inputs(samples)
-    return _make_samples(samples, Sampling(model_uri, out_uri, open_marker(marks), upsampler))
+    return _make_samples(samples, Sampling(model_uri, out_uri, upsampler, marks))
 
 
 def _check_inputs(samples: Sequence[SampleSettings]) -> None:
@@ -79,11 +84,14 @@ def _make_samples(samples: Sequence[SampleSettings], sampling: Sampling) -> list
     from training.sampling.ranks import sampling_ranks
     from training.sampling.tasks import Inputs, PreparedSample, make, prepare
 
+    # Before anything of the model is read.
+    marker = sampling.marker
+
     def prepared() -> list[PreparedSample]:
         upsampler = None if sampling.upsampler is None else OnceUpsampler(sampling.upsampler)
         # Samples that differ by seed share the frames of their videos.
         inputs = Inputs(upsampler, read_conditioning_image, functools.cache(read_given_video))
-        return [prepare(settings, model, sampling.out_uri, inputs, sampling.marker) for settings in samples]
+        return [prepare(settings, model, sampling.out_uri, inputs, marker) for settings in samples]
 
     uris = []
     try:
@@ -94,7 +102,7 @@ def _make_samples(samples: Sequence[SampleSettings], sampling: Sampling) -> list
             model.embed_all([text for one in to_make for text in one.texts()])
             with progress("sampling", len(samples)) as bar:
                 for one in to_make:
-                    uris.append(make(one, model, sampling.marker))
+                    uris.append(make(one, model, marker))
                     bar.advance()
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -129,16 +137,16 @@ def _sampling(
 ) -> Sampling:
     """Return how samples are made: by the model, folder and marks given, or else by those of the recipe, if any.
 
-    Raises `ConfigError` if the recipe's model is wanted and not trained, and for a certificate that does not sign.
+    Raises `ConfigError` if the recipe's model is wanted and not trained.
     """
     if recipe is None:
         assert model_uri is not None
         upsampler = Upsampler(UpsampleSettings(), list)
-        return Sampling(model_uri, out_uri or storage.absolute("samples"), open_marker(marks), upsampler)
+        return Sampling(model_uri, out_uri or storage.absolute("samples"), upsampler, marks)
     upsampler = Upsampler(recipe.upsample, lambda: current.training_captions(recipe))
     model_uri = model_uri or find_trained(recipe).export_uri
     out_uri = out_uri or storage.join(recipe.out_uri, "samples")
-    return Sampling(model_uri, out_uri, open_marker(marks or recipe.marks), upsampler)
+    return Sampling(model_uri, out_uri, upsampler, marks or recipe.marks)
 
 
 def with_seeds(settings: SampleSettings, count: int) -> list[SampleSettings]:
@@ -241,13 +249,13 @@ def command(
             "--grid shows the seeds of a prompt: give --seeds, and no --prompts, which have contact sheets"
         )
     mark_settings = None if marks is None else parse_marks(marks)
+    out_uri = storage.absolute(out) if out else None
     options["spans"], options["adapters"] = tuple(spans or ()), tuple(adapter or ())
     if prompts is not None:
         from training.sampling.ranks import is_shared  # imports torch, which takes 2 s
 
         if is_shared():
             raise ConfigError("--prompts has a worker per GPU: start it without torchrun")
-        out_uri = storage.absolute(out) if out else None
         sampling = _sampling(settings, model, out_uri, mark_settings)
         _sample_file(settings, sampling, options, _File(prompts, seeds, workers))
         return
@@ -255,7 +263,7 @@ def command(
         raise ConfigError("--workers make the samples of a file; give --prompts")
     samples = _samples(settings, options, seeds)
     _check_inputs(samples)
-    sampling = _sampling(settings, model, storage.absolute(out) if out else None, mark_settings)
+    sampling = _sampling(settings, model, out_uri, mark_settings)
     uris = _make_samples(samples, sampling)
     for uri in [*uris, *(_grids(uris, seeds, sampling.marker) if grid else [])]:
         print_value(uri)
@@ -291,8 +299,8 @@ def _sample_file(recipe: Recipe | None, sampling: Sampling, options: dict[str, A
         for row in read_prompts(file.path, defaults)
         for settings in with_seeds(row.settings, file.seeds)
     ]
-    name, marks = PurePosixPath(file.path).stem, sampling.marker.settings
-    batch = PromptBatch(sampling.model_uri, rows, sampling.out_uri, name, file.workers, marks)
+    name = PurePosixPath(file.path).stem
+    batch = PromptBatch(sampling.model_uri, rows, sampling.out_uri, name, file.workers, sampling.marks)
     upsampler = None if sampling.upsampler is None else OnceUpsampler(sampling.upsampler)
     with Session(recipe.ray if recipe else RaySettings()) as session:
         found = sample_prompts(batch, session, upsampler)

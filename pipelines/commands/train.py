@@ -110,12 +110,13 @@ def check_names(settings: TrainSettings, weights: InitialWeights | None) -> None
         channels, text_dim = model.latent_channels, model.architecture.text_dim
     with torch.device("meta"):
         network = model.build(channels, text_dim)
-        if weights is not None and (card is not None or isinstance(model, Diffusers)):
+        has_own_sizes = card is not None or isinstance(model, Diffusers)
+        if weights is not None and has_own_sizes:
             if settings.adapter is not None:
                 adapt(network, settings, weights, seed=0)
             elif settings.frozen:
                 keep(network, settings, weights)
-        if settings.adapter is None or card is not None or isinstance(model, Diffusers):
+        if settings.adapter is None or has_own_sizes:
             check_patterns(settings, network)
 
 

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.support.served import served
+
 SLOW_S = 4.0
 """Seconds until a slow answer begins: more than the 3 s after which the client of S3 gives up by default."""
 
@@ -136,11 +138,6 @@ class _Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def proxy_to(port: int) -> Iterator[FaultyProxy]:
     """Run a proxy to a port of this machine while the block runs."""
-    with FaultyProxy(port) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        try:
-            yield proxy
-        finally:
-            proxy.shutdown()
-            thread.join()
+    proxy = FaultyProxy(port)
+    with served(proxy):
+        yield proxy

@@ -134,6 +134,13 @@ def read_published(folder: Path, checkpointing: str = "blocks", expert: str | No
     return model.eval(), transformer.eval()
 
 
+def assert_gradients_equal(model: VideoModel, transformer: Any) -> None:
+    """Assert that a model's gradients are those of the transformer of diffusers, but for rounding."""
+    expected = {f"transformer.{name}": parameter.grad for name, parameter in transformer.named_parameters()}
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
 def padded(text: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
     """Return texts padded with zeros, and their mask."""
     filled, mask = torch.zeros(len(text), length, text[0].shape[1]), torch.zeros(len(text), length)

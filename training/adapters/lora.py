@@ -58,6 +58,7 @@ def add_adapter(model: VideoModel, settings: AdapterSettings) -> None:
     check_targets(model, settings.targets or ())
     model.requires_grad_(False)
     peft_module().inject_adapter_in_model(lora_config(settings), model, ADAPTER, low_cpu_mem_usage=True)
+    model.draws_random_numbers = settings.dropout > 0
     for name, layer in adapted_layers(model).items():
         # ZeRO-3 gathers all weights of the layer at once; DoRA reads some outside the modules that hold them.
         layer._z3_leaf = True  # type: ignore[assignment]
@@ -74,7 +75,7 @@ def check_targets(model: nn.Module, targets: Iterable[str]) -> None:
     """Raise `ValueError` for a target that is not the last part of the name of a linear layer."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        if not any(_ends_with(name, target) for name in names):
             endings = sorted({ending for name in names for ending in _endings(name)})
             raise ValueError(f"adapter.targets: {unknown_message('linear layer', target, endings)}")
 
@@ -149,7 +150,7 @@ def starting_layers(settings: AdapterSettings, model: VideoModel) -> dict[str, L
     except ValueError as error:
         raise ValueError(f"adapter.init: {error}") from error
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    own = {name for name in linear if _is_target(name, settings)}
+    own = {name for name in linear if any(_ends_with(name, target) for target in settings.targets or ())}
     if differing := sorted((own ^ changes.layers.keys()) | changes.differences.keys()):
         raise ValueError(
             f"{settings.init}: this adapter and the LoRA that it starts from change other layers, of which some are "
@@ -164,8 +165,9 @@ def starting_layers(settings: AdapterSettings, model: VideoModel) -> dict[str, L
     return {name: LowRank(one.a_RI, one.b_OR * (one.scale / scale), scale) for name, one in changes.layers.items()}
 
 
-def _is_target(name: str, settings: AdapterSettings) -> bool:
-    return any(name == target or name.endswith(f".{target}") for target in settings.targets or ())
+def _ends_with(name: str, target: str) -> bool:
+    """Return whether a target is a layer's name or the last part of it."""
+    return name == target or name.endswith(f".{target}")
 
 
 def base_name(name: str) -> str:

@@ -17,13 +17,11 @@ from training.evaluation.feature_distances import Features
 from training.evaluation.metric import Clip, Expected, MetricSettings
 from training.evaluation.results import VERSION, ClipResult, ClipSet, found_in, measure, read_result, write_result
 from training.evaluation.truth import World
-from training.sampling.credentials import Origin
 from training.sampling.exported_model import ExportedModel
 from training.sampling.generation import generate, video_timeline
 from training.sampling.marks import Marker
 from training.sampling.media import write_video
 from training.sampling.settings import SolverSettings, VideoShape
-from training.sampling.source_type import GENERATED
 
 LATENT_SUFFIX = ".latent.npy"
 
@@ -106,7 +104,7 @@ class Generation:
     def _generate(self, prompt: Prompt, clip_set: ClipSet, key: str, text_NE: Tensor | None) -> ClipResult:
         text_NE = self.model.parts.null_text_NE if text_NE is None else text_NE
         if self.solver.compile:
-            self.model.parts.model.compile_for_sampling()
+            self.model.parts.compile_for_sampling()
         timeline = video_timeline(self.model.parts, text_NE, prompt.shape)
         latent_BCTHW = generate(self.model.parts, timeline, self._solver(prompt, clip_set))
         frames_THWC = self.model.decode(latent_BCTHW)
@@ -118,13 +116,11 @@ class Generation:
         return self.keep(clip, prompt, clip_set, key, video)
 
     def _write(self, uri: str, frames_THWC: Pixels, prompt: Prompt) -> None:
-        fps, weights = prompt.shape.fps, self.model.card.weights
         if self.marker is None:
-            write_video(uri, frames_THWC, fps)
-            return
-        marks = self.marker.describe(weights, storage.digest(prompt.text, str(prompt.seed)))
-        finish = self.marker.finish(Origin(GENERATED, {"model": weights, "watermark": marks["watermark"]}))
-        write_video(uri, self.marker.frames(frames_THWC, fps, marks), fps, finish)
+            write_video(uri, frames_THWC, prompt.shape.fps)
+        else:
+            batch = storage.digest(prompt.text, str(prompt.seed))
+            self.marker.write(uri, frames_THWC, prompt.shape.fps, self.model.card.weights, batch)
 
 
 def write_latent(folder_uri: str, clip_set: ClipSet, name: str, latent_CTHW: Tensor) -> None:

@@ -179,10 +179,15 @@ class DiffusionTransformer(VideoModel):
         run = compiled_block() if self._is_compiled() else run_block
         for index, block in enumerate(self.blocks):
             if self._recomputes(index):
-                # A block without dropout draws no random numbers, so there is no random state to keep.
-                draws = any(isinstance(module, nn.Dropout) for module in block.modules())
                 x_SD = checkpoint(
-                    run, block, x_SD, modulation_FMD, text_ND, layout, use_reentrant=False, preserve_rng_state=draws
+                    run,
+                    block,
+                    x_SD,
+                    modulation_FMD,
+                    text_ND,
+                    layout,
+                    use_reentrant=False,
+                    preserve_rng_state=self.draws_random_numbers,
                 )
             else:
                 x_SD = run(block, x_SD, modulation_FMD, text_ND, layout)

@@ -22,6 +22,7 @@ from PIL import Image
 from cluster import storage
 from training.sampling.certificates import SigningIdentity
 from training.sampling.provenance import version
+from training.sampling.source_type import GENERATED
 
 if TYPE_CHECKING:
     import c2pa
@@ -100,7 +101,7 @@ class Signer:
         with tempfile.TemporaryDirectory(prefix="worldloom-") as folder:
             path = Path(folder) / "pixel.png"
             Image.new("RGB", (1, 1)).save(path)
-            self.sign(path, Origin("http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"))
+            self.sign(path, Origin(GENERATED))
             report = read_credentials(path)
         return ["nothing was signed"] if report is None else list(report.problems)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypedDict, Unpack
@@ -110,7 +110,12 @@ class ExportedModel:
 
         Raises `ValueError` if a folder has none, or one of another base.
         """
-        sources = (*self._adapters, *parse_all(settings.adapters))
+        return self._checked(self._sources(settings))
+
+    def _sources(self, settings: SampleSettings) -> tuple[AdapterSource, ...]:
+        return tuple(dict.fromkeys((*self._adapters, *parse_all(settings.adapters))))
+
+    def _checked(self, sources: Sequence[AdapterSource]) -> dict[AdapterSource, StoredAdapter | AdapterFile]:
         found = {source: find_adapter(source.uri) for source in sources}
         for adapter in found.values():
             adapter.check_base(self.card)
@@ -119,22 +124,26 @@ class ExportedModel:
     def _parts_with(self, additions: _Additions) -> ModelParts:
         """Return the parts with these additions. Those of the last ones are kept in memory."""
         if self._loaded is None or self._loaded[0] != additions:
+            # Before any weights are read, and not again for the next sample with the same ones.
+            adapters = self._checked(additions.adapters)
             self._loaded = None
-            model, null_text_NE = self._load(self.uri, additions)
+            model, null_text_NE = self._load(self.uri, adapters, additions.other_expert)
             parts = ModelParts(self.card, model, self.autoencoder, null_text_NE.to(self.device))
             self._loaded = additions, parts
         return self._loaded[1]
 
-    def _load(self, uri: str, additions: _Additions | None = None) -> tuple[VideoModel, Tensor]:
+    def _load(
+        self,
+        uri: str,
+        adapters: Mapping[AdapterSource, StoredAdapter | AdapterFile] | None = None,
+        other_expert: str | None = None,
+    ) -> tuple[VideoModel, Tensor]:
         """Return the model of an export on the device, shared by the ranks if there are any, and its null caption."""
-        additions = additions or _Additions()
         card, model, null_text_NE = read_model(uri)
-        for source in additions.adapters:
-            adapter = find_adapter(source.uri)
-            adapter.check_base(card)
+        for source, adapter in (adapters or {}).items():
             # In float32, before the weights are rounded for sampling.
             adapter.merge_into(model, source.weight)
-        model = with_other_expert(card, model, additions.other_expert)
+        model = with_other_expert(card, model, other_expert)
         if self.ranks is not None:
             model.enable_context_parallel(self.ranks.group)
         return model.to(self.device, model_dtype(self.device)), null_text_NE
@@ -157,7 +166,7 @@ class ExportedModel:
         settings.check_guidance(self.card.model)
         # The text encoder is released before the model is loaded, so that they never share the device.
         negative = None if settings.negative is None else self.embed(settings.negative)
-        parts = self._parts_with(_Additions(tuple(self.adapters_for(settings)), settings.other_expert))
+        parts = self._parts_with(_Additions(self._sources(settings), settings.other_expert))
         if negative is not None:
             parts = replace(parts, null_text_NE=negative.to(self.device))
         weaker_uri = settings.guidance_method.weaker_export
@@ -166,9 +175,7 @@ class ExportedModel:
                 self._weaker[weaker_uri] = self._open_weaker(weaker_uri)
             parts = replace(parts, weaker=self._weaker[weaker_uri])
         if settings.compile:
-            parts.model.compile_for_sampling()
-            if parts.weaker is not None:
-                parts.weaker.model.compile_for_sampling()
+            parts.compile_for_sampling()
         return parts
 
     def _open_weaker(self, uri: str) -> WeakerModel:

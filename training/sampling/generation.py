@@ -53,6 +53,12 @@ class ModelParts:
         """Channels of the latents that are generated."""
         return self.card.channels - self.card.model.image_channels
 
+    def compile_for_sampling(self) -> None:
+        """Compile the blocks of the models, as `VideoModel.compile_for_sampling`."""
+        self.model.compile_for_sampling()
+        if self.weaker is not None:
+            self.weaker.model.compile_for_sampling()
+
 
 @dataclass(frozen=True)
 class ConditioningLatents:

@@ -82,6 +82,20 @@ class Marker:
 
         return finish
 
+    def write(self, uri: str, frames: Pixels, fps: float, weights: str, batch: str) -> dict[str, Any]:
+        """Write generated frames `[T, H, W, 3]`, or an image `[H, W, 3]`, and return the marks, as `describe` does.
+
+        The suffix of the URI names the format: mp4, gif, webp, or png for an image. Raises `ValueError` as
+        `write_video`.
+        """
+        marks = self.describe(weights, batch)
+        finish = self.finish(credentials.Origin(GENERATED, {"model": weights, "watermark": marks["watermark"]}))
+        if frames.ndim == 3:
+            write_png(uri, next(self.frames([frames], fps, marks)), finish)
+        else:
+            write_video(uri, self.frames(frames, fps, marks), fps, finish)
+        return marks
+
     def finish_sheet(self) -> Finish | None:
         """Return the function that marks a file that shows several generated ones, such as a grid."""
         return self.finish(credentials.Origin(GENERATED))
@@ -109,14 +123,7 @@ def save(
     weights, `model.card.weights`. Frames of one model and content carry the same watermark. Raises `ValueError` as
     `Marker` and `write_video`.
     """
-    marker = Marker(marks)
-    described = marker.describe(weights, storage.digest(frames.tobytes()))
-    finish = marker.finish(credentials.Origin(GENERATED, {"model": weights, "watermark": described["watermark"]}))
-    if frames.ndim == 3:
-        write_png(uri, next(marker.frames([frames], fps, described)), finish)
-    else:
-        write_video(uri, marker.frames(frames, fps, described), fps, finish)
-    return described
+    return Marker(marks).write(uri, frames, fps, weights, storage.digest(frames.tobytes()))
 
 
 def record_digest(record: dict[str, Any]) -> str:

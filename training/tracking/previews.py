@@ -179,6 +179,11 @@ class Previews:
             videos.append(video.cpu().numpy())
         return videos
 
+    @cached_property
+    def _marker(self) -> Marker:
+        """The marker of the files of all previews, whose certificate is tried once."""
+        return Marker(self._settings.marks)
+
     def _write(self, step: int, videos: Sequence[UInt8Array], metrics: Metrics | None) -> dict[str, float]:
         """Write all files of a preview and add its poster to trackers; return the scores."""
         shown, uri = self._shown, self._uri(step)
@@ -186,7 +191,7 @@ class Previews:
         videos = videos[: len(shown)]
         whole_THWC, fps, cells = video_grid(videos, [sample.shape.fps for sample in shown])
         poster: UInt8Array = whole_THWC[len(whole_THWC) // 2]
-        marker = Marker(self._settings.marks)
+        marker = self._marker
         marks, finish = marker.describe(self._run.run_uri, str(step)), marker.finish_sheet()
         write_png(f"{uri}.png", next(marker.frames([poster], fps, marks)), finish)
         if len(whole_THWC) > 1:

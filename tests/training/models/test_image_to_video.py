@@ -18,6 +18,7 @@ from tests.support.exported_models import untrained_card
 from tests.support.published_models import (
     I2V_A14B,
     TEXT_KEYS,
+    assert_gradients_equal,
     padded,
     read_published,
     write_pipeline,
@@ -153,9 +154,7 @@ def test_loss_and_gradients_are_those_of_the_convention(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     ours.sum().backward()
     expected.sum().backward()
-    gradients = {f"transformer.{name}": parameter.grad for name, parameter in transformer.named_parameters()}
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert_gradients_equal(model, transformer)
 
 
 def test_a_run_needs_videos_of_such_latents(tmp_path: Path) -> None:

@@ -14,7 +14,13 @@ from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from torch import Tensor
 
 from cluster.config import validate
-from tests.support.published_models import TEXT_DIM, pipeline_prediction, read_published, write_published
+from tests.support.published_models import (
+    TEXT_DIM,
+    assert_gradients_equal,
+    pipeline_prediction,
+    read_published,
+    write_published,
+)
 from tests.support.step_samples import CPU, make_batch
 from training.conditioning import ConditioningRates
 from training.inputs import make_noisy_batch
@@ -104,6 +110,4 @@ def test_loss_and_gradients_are_those_of_the_convention(
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     ours.sum().backward()
     theirs.sum().backward()
-    expected = {f"transformer.{name}": parameter.grad for name, parameter in transformer.named_parameters()}
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert_gradients_equal(model, transformer)
