@@ -19,6 +19,7 @@ from cluster.stores import hide_credentials
 from cluster.telemetry import configure_logging, console
 from pipelines.commands import (
     audit,
+    card,
     curate,
     demo,
     demo_footage,
@@ -74,7 +75,7 @@ COMMANDS = {
         inspect,
         quarantine,
     ),
-    "Give away and clean up": (export, export_model, forget, gc),
+    "Give away and clean up": (export, export_model, card, forget, gc),
     "Autoencoders": (train_autoencoder, roundtrip),
     "Get started": (demo, demo_footage, doctor),
 }

@@ -31,6 +31,9 @@ RemoteCode = Annotated[
         help="Let models that the recipe names run code that comes with them, where it says so: trust_remote_code.",
     ),
 ]
+License = Annotated[
+    str | None, typer.Option("--license", help="Licence of the model, as Hugging Face names it: apache-2.0.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

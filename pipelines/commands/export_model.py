@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,19 +11,17 @@ import typer
 from cluster import storage
 from cluster.config import ConfigError
 from pipelines.commands._console import print_facts
-from pipelines.commands._options import Assignments, read_recipe
+from pipelines.commands._model_record import model_record
+from pipelines.commands._options import Assignments, License, read_recipe
 from pipelines.commands.train import find_trained
-from pipelines.dataset import current
 from pipelines.recipe import Recipe
-from training.checkpoints.model_card import read_card
-from training.checkpoints.readme import README, Training, model_readme
-from training.data.manifest import read_manifest
-from training.evaluation.settings import EVALUATIONS_FOLDER, SUMMARY_FILE
+from training.checkpoints.readme import README, model_readme
 from training.models.diffusers import Diffusers
-from training.tracking.metrics import read_metrics, read_settings
 
 
-def export_model(recipe: Recipe, folder: str, merge: bool = False, comfyui: bool = False) -> int:
+def export_model(
+    recipe: Recipe, folder: str, merge: bool = False, comfyui: bool = False, license_: str | None = None
+) -> int:
     """Write the trained model of a recipe to a folder, which has all that sampling and `init` need.
 
     Of a run with `train.adapter` it is the adapter, or with `merge` the whole model. A published model is also written
@@ -33,11 +30,8 @@ def export_model(recipe: Recipe, folder: str, merge: bool = False, comfyui: bool
     Returns the size of its files in bytes. Raises `ConfigError` if no model is trained, the file of the autoencoder's
     weights is not that of the training, or ComfyUI has no such model.
     """
-    from safetensors.torch import load as load_tensors
-
     from training.checkpoints.comfyui_export import write_comfyui_export
     from training.checkpoints.compact import write_compact_export  # these import torch, which takes 2 s
-    from training.checkpoints.initial_weights import find_initial_weights
     from training.checkpoints.published_export import write_published_export
 
     uri = storage.absolute(folder)
@@ -51,33 +45,10 @@ def export_model(recipe: Recipe, folder: str, merge: bool = False, comfyui: bool
             write_published_export(uri, uri)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    summaries = [
-        storage.join(recipe.out_uri, EVALUATIONS_FOLDER, weights, SUMMARY_FILE)
-        for weights in (card.weights, read_card(export_uri).weights)
-    ]
-    found = next((summary for summary in summaries if storage.exists(summary)), None)
-    scores = storage.read_json(found)["metrics"] if found else []
-    if card.adapter is None:
-        n_weights = sum(math.prod(shape) for shape in find_initial_weights(uri).shapes.values())
-    else:
-        n_weights = sum(
-            tensor.numel() for tensor in load_tensors(storage.read_bytes(storage.join(uri, card.files[0]))).values()
-        )
     name, dtype = uri.rstrip("/").rpartition("/")[2], "float32" if merge else "bfloat16"
-    text = model_readme(name, card, n_weights, _training(recipe, export_uri), scores, dtype)
-    storage.write_bytes(storage.join(uri, README), text.encode())
+    record = replace(model_record(recipe, export_uri, name, license_, uri), dtype=dtype)
+    storage.write_bytes(storage.join(uri, README), model_readme(record).encode())
     return sum(entry.size_bytes for entry in storage.list_files(uri))
-
-
-def _training(recipe: Recipe, export_uri: str) -> Training | None:
-    """Return the records of the run that wrote an export; None if they are gone."""
-    run_uri = export_uri.rpartition("/")[0]
-    settings, records = read_settings(run_uri), read_metrics(run_uri)
-    if settings is None or not records:
-        return None
-    table, _ = read_manifest(current.read(recipe).manifest_uri)
-    rows = zip(table["kind"].to_pylist(), table["split"].to_pylist(), strict=True)
-    return Training(settings, records, Counter(kind for kind, split in rows if split == "train"))
 
 
 def command(
@@ -89,11 +60,12 @@ def command(
     comfyui: Annotated[
         bool, typer.Option("--comfyui", help="Also write a published model, or its adapter, as ComfyUI loads it.")
     ] = False,
+    license_: License = None,
     set_: Assignments = None,
 ) -> None:
     """Write a trained model as one small folder to give away: averaged weights in bfloat16, autoencoder, README.
 
     `sample --model`, `evaluate --model` and `train: {init: ...}` take the folder.
     """
-    size = export_model(read_recipe(recipe, set_), out, merge, comfyui)
+    size = export_model(read_recipe(recipe, set_), out, merge, comfyui, license_)
     print_facts([("model", storage.absolute(out)), ("size", f"{size / 1e6:.1f} MB")])

@@ -1,4 +1,4 @@
-"""Sidecar files, which hold the captions of the source file beside them."""
+"""Sidecar files, which hold the captions of the source file beside them, and its licence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ MAX_BYTES = 16 << 20
 """Largest sidecar that is read: 3 hours of footage with 5,000 shots of 1 kB each take 5 MB."""
 MAX_CHARACTERS = 100_000
 """Longest caption; detailed ones of captioners have about 3,000 characters."""
-JSON_FORM = '{"caption": "...", "shots": [{"start_s": 0, "end_s": 2.5, "caption": "..."}]}, shots optional'
+MAX_LICENSE_CHARACTERS = 200
+"""Longest licence: an identifier or an address, not its text."""
+JSON_FORM = (
+    '{"caption": "...", "shots": [{"start_s": 0, "end_s": 2.5, "caption": "..."}], "license": "cc-by-4.0"}, '
+    "shots and license optional"
+)
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,12 @@ class TimedCaption:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """The captions of a file: one of the whole file, and any of spans."""
+    """The captions of a file: one of the whole file, and any of spans; and its licence."""
 
     caption: str
     timed: tuple[TimedCaption, ...] = ()
+    license: str | None = None
+    """Identifier or address of the licence; None if the sidecar states none."""
 
 
 def find_sidecars(uris: Iterable[str]) -> dict[str, storage.Entry]:
@@ -54,9 +61,9 @@ def find_sidecars(uris: Iterable[str]) -> dict[str, storage.Entry]:
 def read_sidecar(uri: str) -> Sidecar:
     """Read a caption file, which is UTF-8 text or JSON, and clean its captions (`captioning.cleaning`).
 
-    JSON has the form `{"caption": "...", "shots": [{"start_s": 0, "end_s": 2.5, "caption": "..."}]}`; `shots` is
-    optional. Raises `ValueError` naming the file if it holds no caption, a shot without a span of finite times, or more
-    than the bounds above.
+    JSON has the form `{"caption": "...", "shots": [{"start_s": 0, "end_s": 2.5, "caption": "..."}], "license": "..."}`.
+    `shots` and `license` are optional, and so is `caption` beside a licence. Raises `ValueError` naming the file if it
+    holds neither, a shot without a span of finite times, or more than the bounds above.
     """
     try:
         text = storage.read_bytes(uri, MAX_BYTES).decode("utf-8-sig")
@@ -64,7 +71,9 @@ def read_sidecar(uri: str) -> Sidecar:
             return Sidecar(_clean(text))
         data = json.loads(text)
         timed = [_timed_caption(number, shot) for number, shot in enumerate(data.get("shots", []), 1)]
-        return Sidecar(_clean(data["caption"]), tuple(timed))
+        license_ = _license(data.get("license"))
+        caption = "" if license_ and "caption" not in data else _clean(data["caption"])
+        return Sidecar(caption, tuple(timed), license_)
     except storage.TooLargeError:
         raise
     except UnicodeDecodeError as error:
@@ -80,6 +89,17 @@ def _timed_caption(number: int, shot: Mapping[str, Any]) -> TimedCaption:
             f"shot {number} is from {start_s} to {end_s} s; times are finite, and the start is before the end"
         )
     return TimedCaption(start_s, end_s, _clean(shot["caption"]))
+
+
+def _license(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip() or len(value) > MAX_LICENSE_CHARACTERS:
+        shown = repr(value)[:MAX_LICENSE_CHARACTERS]
+        raise ValueError(
+            f"license is {shown}; write its name or address in 1 to {MAX_LICENSE_CHARACTERS} characters, as cc-by-4.0"
+        )
+    return " ".join(value.split())
 
 
 def _clean(text: Any) -> str:

@@ -46,14 +46,19 @@ def lineage(recipe: Recipe, curation: Curation, dataset: DatasetInfo | None) -> 
         "python": platform.python_version(),
     }
     if dataset is not None:
-        found["dataset"] = {
-            "fingerprint": dataset.fingerprint,
-            "autoencoder": dataset.autoencoder.get("name", ""),
-            "autoencoder_identity": dataset.autoencoder_identity,
-            "text_encoder": dataset.text_encoder.get("name", ""),
-            "text_encoder_identity": dataset.text_encoder_identity,
-        }
+        found["dataset"] = dataset_facts(dataset)
     return found
+
+
+def dataset_facts(dataset: DatasetInfo) -> dict[str, str]:
+    """Return the identity of a data set, and of what encoded it."""
+    return {
+        "fingerprint": dataset.fingerprint,
+        "autoencoder": dataset.autoencoder.get("name", ""),
+        "autoencoder_identity": dataset.autoencoder_identity,
+        "text_encoder": dataset.text_encoder.get("name", ""),
+        "text_encoder_identity": dataset.text_encoder_identity,
+    }
 
 
 def _segment(state: SegmentState) -> dict[str, Any]:

@@ -59,6 +59,7 @@ MEDIA = (
         "caption in the list or the sidecar file; from cut on, that of the clip's span if the file has one",
     ),
     column("timed_captions", TIMED, "captions of spans in the sidecar file, in seconds from the first frame"),
+    column("license", pa.string(), "licence of the source file that its sidecar states, as cc-by-4.0"),
 )
 
 TRANSITIONS = (
@@ -157,7 +158,7 @@ class Scan(scan.ScanSettings, Divisible):
 
     name: str = "scan"
     rows_per_part = 16
-    version = 6
+    version = 7
     watermark: bool = Field(
         False,
         description="Also look for the invisible watermark of samples in the first 8 seconds of each file, which "
@@ -208,9 +209,10 @@ class Scan(scan.ScanSettings, Divisible):
 
     def _columns(self, row: Mapping[str, Any], scanned: scan.VideoScan) -> dict[str, Any]:
         sidecar = read_sidecar(row["sidecar"]) if row["sidecar"] else Sidecar("")
-        captions = {
+        stated = {
             "source_caption": row["listed_caption"] or sidecar.caption or None,
             "timed_captions": [asdict(timed) for timed in sidecar.timed],
+            "license": sidecar.license,
         }
         shots = [
             {
@@ -227,4 +229,4 @@ class Scan(scan.ScanSettings, Divisible):
         ]
         generated = is_generated(row["source"], self.watermark)
         media = {**asdict(scanned.media), "first_pts": scanned.media.start_pts, "generated": generated}
-        return {**media, **captions, "boundaries": list(map(asdict, scanned.boundaries)), "shots": shots}
+        return {**media, **stated, "boundaries": list(map(asdict, scanned.boundaries)), "shots": shots}

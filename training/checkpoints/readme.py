@@ -1,12 +1,14 @@
-"""The README of a compact export: what the model makes, and how it was trained, from the records of its run."""
+"""The README of a model: what it makes, how it was trained and what was measured, from the records of its run."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.yaml_text import dump
+from training.checkpoints.hub_metadata import TAGS, front_matter, hub_id, license_keys
 from training.checkpoints.model_card import ModelCard
 from training.models.diffusers import Diffusers
 from training.settings import TrainSettings
@@ -27,22 +29,45 @@ class Training:
     """Number of training samples by kind, video or image."""
 
 
-def model_readme(
-    name: str,
-    card: ModelCard,
-    n_weights: int,
-    training: Training | None,
-    scores: Sequence[Mapping[str, Any]] = (),
-    dtype: str = "bfloat16",
-) -> str:
-    """Return the text of the README. `scores` are the `metrics` of an evaluation's `summary.json`."""
+@dataclass(frozen=True)
+class ModelRecord:
+    """Everything that the card of a model says."""
+
+    name: str
+    card: ModelCard
+    n_weights: int
+    training: Training | None = None
+    """None if the records of the run are gone."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """Content of an evaluation's `summary.json`; empty if these weights were not evaluated."""
+    dtype: str = "bfloat16"
+    license: str | None = None
+    """Licence that the model is given away under."""
+    unmarked: Sequence[str] = ()
+    """Marks that the recipe leaves out of its samples."""
+
+    @property
+    def published(self) -> str | None:
+        """Path of the published model that training began with; None if it did not."""
+        return self.card.model.path if self.card.init is None and isinstance(self.card.model, Diffusers) else None
+
+    @property
+    def base(self) -> str | None:
+        """Path or name of the weights that these were made from; None if training began at random ones."""
+        return self.card.adapter.base if self.card.adapter else self.card.init or self.published
+
+
+def model_readme(record: ModelRecord) -> str:
+    """Return the text of the README, with the metadata of Hugging Face at its head."""
+    card = record.card
     videos = [bucket for bucket in card.buckets if not bucket.endswith("x1")]
     images = [bucket for bucket in card.buckets if bucket.endswith("x1")]
     validation = "" if card.val_loss is None else f", validation loss {card.val_loss:.4f}"
+    marks = " and ".join(f"no {mark}" for mark in record.unmarked) or "content credentials and an invisible watermark"
     lines = [
-        f"# {name}",
+        f"# {record.name}",
         "",
-        *_kind_lines(name, card, n_weights, dtype),
+        *_kind_lines(record),
         "",
         "| | |",
         "| --- | --- |",
@@ -51,29 +76,67 @@ def model_readme(
         f"| images | {', '.join(bucket.removesuffix('x1') for bucket in images) or 'none'} |",
         f"| autoencoder | `{card.autoencoder_identity}` |",
         f"| text encoder | `{card.text_encoder_identity}` |",
-        f"| started from | {card.init or _published(card) or 'random weights'} |",
+        f"| started from | {card.init or record.published or 'random weights'} |",
         f"| seed | {card.seed} |",
         f"| training data | fingerprint `{card.data}` |",
+        f"| marks of its samples | {marks} |",
         f"| written by | worldloom {card.worldloom} |",
     ]
-    if training is not None:
-        lines += _training_lines(training)
-    if scores:
+    if record.training is not None:
+        lines += _training_lines(record.training)
+    if scores := record.evaluation.get("metrics"):
         lines += _score_lines(scores)
-    return "\n".join(lines) + "\n"
+    if memorisation := record.evaluation.get("memorisation"):
+        lines += _memorisation_lines(memorisation)
+    return front_matter(_metadata(record)) + "\n".join(lines) + "\n"
 
 
-def _published(card: ModelCard) -> str | None:
-    """Return the path of the published model that training began with; None if it did not."""
-    return card.model.path if card.init is None and isinstance(card.model, Diffusers) else None
+def model_data(record: ModelRecord) -> dict[str, Any]:
+    """Return what the README says as JSON data."""
+    training = record.training
+    return {
+        "name": record.name,
+        "license": record.license,
+        "weights": record.n_weights,
+        "card": json.loads(record.card.to_bytes()),
+        "training": training and {**_totals(training), "settings": _changed_settings(training)},
+        "evaluation": record.evaluation.get("metrics") or None,
+        "memorisation": _memorisation_facts(record.evaluation.get("memorisation")),
+        "unmarked": list(record.unmarked),
+    }
 
 
-def _kind_lines(name: str, card: ModelCard, n_weights: int, dtype: str) -> list[str]:
+def _metadata(record: ModelRecord) -> dict[str, Any]:
+    """Return the metadata of Hugging Face: `base_model` only if it has the form of an id there."""
+    base = hub_id(record.base)
+    metrics = [
+        {"type": row["metric"], "name": row["metric"], "value": round(row["generated"]["mean"], 4)}
+        for row in record.evaluation.get("metrics", ())
+        if row.get("generated") is not None
+    ]
+    result = {
+        "task": {"type": "text-to-video"},
+        "dataset": {"type": "held-out", "name": "held-out prompts of worldloom evaluate"},
+        "metrics": metrics,
+    }
+    return {
+        **license_keys([record.license] if record.license else []),
+        "library_name": "worldloom",
+        "pipeline_tag": "text-to-video",
+        "tags": list(TAGS),
+        "base_model": base,
+        "base_model_relation": base and ("adapter" if record.card.adapter else "finetune"),
+        "model-index": [{"name": record.name, "results": [result]}] if metrics else None,
+    }
+
+
+def _kind_lines(record: ModelRecord) -> list[str]:
     """Return what the weights are and how they are sampled."""
+    name, card, n_weights = record.name, record.card, record.n_weights
     millions = f"{n_weights / 1e6:.3g} million" if card.adapter else f"{n_weights / 1e6:.1f} million"
     if card.adapter is not None:
         # A published model is no export, and the adapter's card names it.
-        command = f"--model {name}" if _published(card) else f"--model {card.adapter.base} --adapter {name}"
+        command = f"--model {name}" if record.published else f"--model {card.adapter.base} --adapter {name}"
         return [
             f"An adapter (LoRA) of rank {card.adapter.rank} of the text-to-video model `{card.adapter.base}`.",
             f"It has {millions} weights in float32.",
@@ -85,7 +148,7 @@ def _kind_lines(name: str, card: ModelCard, n_weights: int, dtype: str) -> list[
             f"Its base has the weights `{card.adapter.base_identity}`.",
         ]
     return [
-        f"A text-to-video model `{card.model.name}` of {millions} weights in {dtype}.",
+        f"A text-to-video model `{card.model.name}` of {millions} weights in {record.dtype}.",
         "",
         "```",
         f'worldloom sample --model {name} --prompt "..."',
@@ -95,10 +158,18 @@ def _kind_lines(name: str, card: ModelCard, n_weights: int, dtype: str) -> list[
     ]
 
 
-def _training_lines(training: Training) -> list[str]:
-    hours = sum(record["step_s"] for record in training.records) / 3600
-    counts = " and ".join(f"{count:,} {kind}s" for kind, count in sorted(training.data.items(), reverse=True))
-    tokens = sum(record.get("tokens", 0) for record in training.records)
+def _totals(training: Training) -> dict[str, Any]:
+    """Return the sums over a run: steps, tokens, hours and training samples by kind."""
+    return {
+        "steps": len(training.records),
+        "tokens": sum(record.get("tokens", 0) for record in training.records),
+        "hours": round(sum(record["step_s"] for record in training.records) / 3600, 4),
+        "samples": dict(training.data),
+    }
+
+
+def _changed_settings(training: Training) -> dict[str, Any]:
+    """Return the settings of a run that are not the defaults, as a recipe's section `train` has them."""
     values = {key: value for key, value in training.settings.items() if key in TrainSettings.model_fields}
     settings = TrainSettings.model_validate(values)
     changed = settings.model_dump(mode="json", exclude_defaults=True, exclude={"init"})
@@ -110,14 +181,21 @@ def _training_lines(training: Training) -> list[str]:
         # A share that is not written would be 0, whatever the default.
         shares = settings.conditioning.model_dump(mode="json")
         changed["conditioning"] = {kind: share for kind, share in shares.items() if share}
+    return changed
+
+
+def _training_lines(training: Training) -> list[str]:
+    totals = _totals(training)
+    counts = " and ".join(f"{count:,} {kind}s" for kind, count in sorted(training.data.items(), reverse=True))
+    tokens = f"{totals['tokens']:,} latent tokens"
     return [
         "",
         "## Training",
         "",
-        f"{len(training.records):,} steps with {tokens:,} latent tokens took {hours:.1f} hours, on {counts}.",
+        f"{totals['steps']:,} steps with {tokens} took {totals['hours']:.1f} hours, on {counts}.",
         "",
         "```yaml",
-        dump({"train": changed}).rstrip(),
+        dump({"train": _changed_settings(training)}).rstrip(),
         "```",
     ]
 
@@ -138,6 +216,21 @@ def _score_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
         unit = f" ({row['unit']})" if row["unit"] else ""
         lines.append(f"| {row['metric']}{unit} | {row['better']} | {target} | {' | '.join(cells)} |")
     return lines
+
+
+def _memorisation_facts(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the counts of an evaluation's comparison with training clips."""
+    return found and {
+        "share_nearer": found["share_nearer"],
+        "generated": len(found["generated"]),
+        "held_out": len(found["held_out"]),
+    }
+
+
+def _memorisation_lines(found: Mapping[str, Any]) -> list[str]:
+    generated, held_out = len(found["generated"]), len(found["held_out"])
+    text = f"{found['share_nearer']:.1%} of {generated} generated clips are nearer to a training clip than 95 % of "
+    return ["", "## Memorisation", "", text + f"{held_out} held-out clips are; 5 % is what chance gives."]
 
 
 def _cell(found: Mapping[str, float] | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     assert curate(load_recipe(path), in_process=True).dataset is not None
-    shutil.rmtree(folder / "in")
+    (folder / "in").rename(folder / "away")
     train(load_recipe(path), in_process=True)
     return path
+
+
+@pytest.fixture
+def footage(trained: Path) -> Iterator[Path]:
+    """Yield the folder of the trained recipe's footage, which is there during the test alone."""
+    folder = trained.parent / "in"
+    (trained.parent / "away").rename(folder)
+    yield folder
+    folder.rename(trained.parent / "away")
 
 
 @pytest.fixture(scope="session")

@@ -72,3 +72,14 @@ def test_reasoning_that_is_cut_off_is_no_caption(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("<think>They want")
     with pytest.raises(ValueError, match=r"a\.txt: no caption in it: .*its reasoning has no end"):
         read_sidecar(str(tmp_path / "a.txt"))
+
+
+def test_json_sidecars_state_a_licence(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"caption": "x", "license": " cc-by-4.0\\n"}')
+    (tmp_path / "b.json").write_text('{"license": "cc0-1.0"}')
+    assert read_sidecar(str(tmp_path / "a.json")) == Sidecar("x", (), "cc-by-4.0")
+    assert read_sidecar(str(tmp_path / "b.json")) == Sidecar("", (), "cc0-1.0")
+    for text in ("3", '""', '" "', f'"{"x" * 201}"'):
+        (tmp_path / "c.json").write_text(f'{{"caption": "x", "license": {text}}}')
+        with pytest.raises(ValueError, match=r"c\.json: .*license is .*1 to 200 characters"):
+            read_sidecar(str(tmp_path / "c.json"))
