@@ -1,4 +1,4 @@
-"""What is known of a trained model: its card, the records of its run, and its evaluation in the run's folder."""
+"""Collects what is known of a trained model: its card, the records of its run, and its evaluation in that folder."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from captioning.cleaning import clean_caption
 from cluster import listing, storage
+from training.checkpoints.hub_metadata import UNKNOWN
 
 SUFFIXES = (".txt", ".caption", ".json")
 """Suffixes of sidecars, in any case, the preferred first."""
@@ -41,8 +42,8 @@ class Sidecar:
 
     caption: str
     timed: tuple[TimedCaption, ...] = ()
-    license: str | None = None
-    """Identifier or address of the licence; None if the sidecar states none."""
+    license: str = UNKNOWN
+    """Identifier or address of the licence; `UNKNOWN` if the sidecar states none."""
 
 
 def find_sidecars(uris: Iterable[str]) -> dict[str, storage.Entry]:
@@ -72,7 +73,7 @@ def read_sidecar(uri: str) -> Sidecar:
         data = json.loads(text)
         timed = [_timed_caption(number, shot) for number, shot in enumerate(data.get("shots", []), 1)]
         license_ = _license(data.get("license"))
-        caption = "" if license_ and "caption" not in data else _clean(data["caption"])
+        caption = "" if license_ != UNKNOWN and "caption" not in data else _clean(data["caption"])
         return Sidecar(caption, tuple(timed), license_)
     except storage.TooLargeError:
         raise
@@ -91,9 +92,9 @@ def _timed_caption(number: int, shot: Mapping[str, Any]) -> TimedCaption:
     return TimedCaption(start_s, end_s, _clean(shot["caption"]))
 
 
-def _license(value: Any) -> str | None:
+def _license(value: Any) -> str:
     if value is None:
-        return None
+        return UNKNOWN
     if not isinstance(value, str) or not value.strip() or len(value) > MAX_LICENSE_CHARACTERS:
         shown = repr(value)[:MAX_LICENSE_CHARACTERS]
         raise ValueError(

@@ -24,6 +24,7 @@ from pipelines.report.funnel import MICROSECONDS_PER_HOUR
 from pipelines.report.lineage import dataset_facts, package_versions
 from pipelines.report.outputs import find_manifest, read_split_names
 from pipelines.report.page_data import account_json
+from training.checkpoints.hub_metadata import UNKNOWN
 from training.data.manifest import DatasetInfo
 
 VERSION = 1
@@ -59,7 +60,7 @@ def data_card(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, A
     manifest = find_manifest(recipe, index.live().uids.combine_chunks())
     split_of = read_split_names(recipe, manifest[0] if manifest else None)
     splits = [name for name in ("train", "val", "test") if name in set(split_of.values())]
-    balanced, licenses, n_generated = Balance(sample, splits, split_of), dict[str | None, LicenseTotal](), 0
+    balanced, licenses, n_generated = Balance(sample, splits, split_of), dict[str, LicenseTotal](), 0
     for batch in read_batches(index, columns):
         balanced.add(batch)
         _add_licenses(licenses, batch)
@@ -97,19 +98,19 @@ def _stated(batch: Batch, name: str, rows: Sequence[int]) -> list[Any]:
     return batch.table[name].take(rows).to_pylist() if batch.has(name) else [None] * len(rows)
 
 
-def _add_licenses(totals: dict[str | None, LicenseTotal], batch: Batch) -> None:
+def _add_licenses(totals: dict[str, LicenseTotal], batch: Batch) -> None:
     rows, us_N = _kept_clips(batch), batch.microseconds("duration_s")
     sources = batch.texts("source_uid")
     for row, name in zip(rows, _stated(batch, "license", rows), strict=True):
-        total = totals.setdefault(name, LicenseTotal())
+        total = totals.setdefault(name or UNKNOWN, LicenseTotal())
         total.clips += 1
         total.microseconds += float(us_N[row])
         total.sources.add(sources[row])
 
 
-def _license_rows(totals: Mapping[str | None, LicenseTotal]) -> list[dict[str, Any]]:
-    """Return the licences, the one with most clips first; `license` is None for clips without one."""
-    ordered = sorted(totals.items(), key=lambda item: (-item[1].clips, item[0] or ""))
+def _license_rows(totals: Mapping[str, LicenseTotal]) -> list[dict[str, Any]]:
+    """Return the licences, the one with most clips first."""
+    ordered = sorted(totals.items(), key=lambda item: (-item[1].clips, item[0]))
     return [
         {
             "license": name,

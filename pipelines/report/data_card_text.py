@@ -17,7 +17,6 @@ MAX_LISTED = 12
 """Classes of a group, and licences, that are listed; the JSON has all."""
 RARE_SHARE = 0.01
 """A class with a smaller share of the clips is named as rare."""
-NOT_STATED = "not stated"
 TITLES = {"duration_s": "duration of videos, s", "motion": "motion", "luma": "brightness (luma)"}
 
 
@@ -63,7 +62,7 @@ def _split_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def _source_lines(facts: Mapping[str, Any]) -> list[str]:
     licenses = [
-        (_safe(row["license"] or NOT_STATED), f"{row['sources']:,}", f"{row['clips']:,}", f"{row['hours']:,.4g}")
+        (_safe(row["license"]), f"{row['sources']:,}", f"{row['clips']:,}", f"{row['hours']:,.4g}")
         for row in facts["licenses"][:MAX_LISTED]
     ]
     more = len(facts["licenses"]) - MAX_LISTED

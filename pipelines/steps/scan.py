@@ -59,7 +59,7 @@ MEDIA = (
         "caption in the list or the sidecar file; from cut on, that of the clip's span if the file has one",
     ),
     column("timed_captions", TIMED, "captions of spans in the sidecar file, in seconds from the first frame"),
-    column("license", pa.string(), "licence of the source file that its sidecar states, as cc-by-4.0"),
+    column("license", pa.string(), "licence of the source file that its sidecar states, as cc-by-4.0, or unknown"),
 )
 
 TRANSITIONS = (

@@ -6,21 +6,22 @@ The keys are those of `DatasetCardData` and `ModelCardData` in the package `hugg
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from cluster.yaml_text import dump
 
+UNKNOWN = "unknown"
+"""Licence of content that states none, as Hugging Face names it."""
 TAGS = ("worldloom", "text-to-video", "video")
-UNKNOWN, OTHER = "unknown", "other"
-"""Licences of Hugging Face for content whose licence is not known, and for one that is not in its list."""
+OTHER = "other"
+"""Licence of Hugging Face for one that is not in its list."""
 LICENSES = frozenset(
     """
     apache-2.0 mit bsd-2-clause bsd-3-clause cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0
     cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
     cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 pddl odc-by odbl gfdl
     openrail openrail++ creativeml-openrail-m bigscience-openrail-m gpl-3.0 lgpl-3.0 agpl-3.0 mpl-2.0 unlicense
-    unknown other
     """.split()  # noqa: SIM905  a list of words reads as one
 )
 """Identifiers of Hugging Face's list that footage and models of video have."""
@@ -43,16 +44,16 @@ def front_matter(metadata: Mapping[str, Any]) -> str:
     return f"---\n{dump(given).rstrip()}\n---\n\n"
 
 
-def license_keys(stated: Sequence[str | None]) -> dict[str, Any]:
-    """Return the keys of the licences of a whole; None stands for a part without one, which makes it unknown.
+def license_keys(stated: Collection[str]) -> dict[str, Any]:
+    """Return the keys of the licences of a whole, which is unknown if that of a part is.
 
     Licences that Hugging Face's list lacks are `other`, with their names in `license_name`.
     """
     if not stated:
         return {}
-    if None in stated:
+    if UNKNOWN in stated:
         return {"license": UNKNOWN}
-    names = sorted({str(name) for name in stated})
+    names = sorted(set(stated))
     listed = sorted({name.lower() if name.lower() in LICENSES else OTHER for name in names})
     others = [name for name in names if name.lower() not in LICENSES]
     found: dict[str, Any] = {"license": listed[0] if len(listed) == 1 else listed}

@@ -43,7 +43,9 @@ def test_a_manifest_without_a_model_has_no_card(
     trained: Path, manifest: Path, tmp_path: Path, worldloom: CommandLine
 ) -> None:
     recipe = tmp_path / "again.yaml"
-    recipe.write_text(f"name: again\nout: {tmp_path / 'out'}\nmanifest: {manifest}\ntrain: {{steps: 2, warmup_steps: 0}}\n")
+    recipe.write_text(
+        f"name: again\nout: {tmp_path / 'out'}\nmanifest: {manifest}\ntrain: {{steps: 2, warmup_steps: 0}}\n"
+    )
     ended = worldloom("card", recipe)
     assert ended.exit_code == 2
     assert "no model is trained to step 2 yet" in ended.stderr

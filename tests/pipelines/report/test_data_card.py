@@ -26,10 +26,10 @@ def kept_clips(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_licences_and_generated_files_are_counted(tmp_path: Path) -> None:
     rows = make_rows()
-    names = ("cc-by-4.0", "CC0-1.0", None)
+    names = ("cc-by-4.0", "CC0-1.0", "unknown")
     for row in rows:
         row["license"] = names[int(row["source_uid"], 16) % 3]
-        row["generated"] = row["license"] is None
+        row["generated"] = row["license"] == "unknown"
     facts, kept = card_of(rows, tmp_path), kept_clips(rows)
     for found in facts["licenses"]:
         chosen = [row for row in kept if row["license"] == found["license"]]
@@ -37,10 +37,10 @@ def test_licences_and_generated_files_are_counted(tmp_path: Path) -> None:
         assert found["sources"] == len({row["source_uid"] for row in chosen})
         assert abs(found["hours"] - sum(row["duration_s"] for row in chosen) / 3600) < 1e-4
     assert sum(found["clips"] for found in facts["licenses"]) == sum(facts["clips"].values()) == len(kept)
-    assert facts["generated"] == sum(row["license"] is None for row in kept)
+    assert facts["generated"] == sum(row["license"] == "unknown" for row in kept)
     text = data_card_text(facts)
     assert DatasetCard(text).data.license == "unknown"
-    assert "| not stated |" in text
+    assert "| unknown |" in text
     assert json.loads(json.dumps(facts)) == facts
 
 
