@@ -220,7 +220,9 @@ def _score_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _memorisation_facts(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return the counts of an evaluation's comparison with training clips."""
-    return found and {
+    if found is None:
+        return None
+    return {
         "share_nearer": found["share_nearer"],
         "generated": len(found["generated"]),
         "held_out": len(found["held_out"]),
