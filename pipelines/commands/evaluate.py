@@ -46,6 +46,8 @@ class Evaluation:
     """The findings of an evaluation, and the folder with all of its files."""
 
     rows: list[SummaryRow]
+    groups: list[dict[str, Any]]
+    """Numbers of real and of generated clips by what they show (`training.evaluation.groups`)."""
     memorisation: Memorisation | None
     distances: dict[str, Any] | None
     """Fréchet and kernel distance of generated to real clips, if there are features."""
@@ -68,6 +70,7 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
     from training.evaluation import results as clip_results  # these import torch, which takes 2 s
     from training.evaluation.feature_distances import distances as feature_distances
     from training.evaluation.generation import Generation
+    from training.evaluation.groups import group_counts
     from training.sampling.experts import check_other_expert
     from training.sampling.exported_model import ExportedModel
 
@@ -108,7 +111,7 @@ def evaluate(recipe: Recipe, model_uri: str | None = None) -> Evaluation:
     memorisation = _memorisation(recipe, generation, prompts)
     by_set = {clip_set: [one.features for one in found if one.clip_set == clip_set] for clip_set in clip_results.SETS}
     distances = feature_distances(by_set["generated"], by_set["real"]) if settings.features else None
-    evaluation = Evaluation(rows, memorisation, distances, folder_uri)
+    evaluation = Evaluation(rows, group_counts(found), memorisation, distances, folder_uri)
     _write_summary(evaluation, model.uri)
     return evaluation
 
@@ -239,7 +242,11 @@ def _write_summary(evaluation: Evaluation, export_uri: str) -> None:
     from training.evaluation.memorisation import chart, nearest_data
     from training.evaluation.results import summary_data
 
-    data: dict[str, Any] = {"model": storage.absolute(export_uri), "metrics": summary_data(evaluation.rows)}
+    data: dict[str, Any] = {
+        "model": storage.absolute(export_uri),
+        "metrics": summary_data(evaluation.rows),
+        "groups": evaluation.groups,
+    }
     if evaluation.distances is not None:
         data["distances"] = evaluation.distances
     if (found := evaluation.memorisation) is not None:

@@ -17,7 +17,12 @@ function evaluation() {
   const node = el('div', { class: 'stack' });
   const show = (item) =>
     node.replaceChildren(
-      ...[scoresCard(item), el('div', { class: 'grid two' }, intervalCards(item)), ...memorisationCards(item)].flat(),
+      ...[
+        scoresCard(item),
+        el('div', { class: 'grid two' }, intervalCards(item)),
+        groupsCard(item),
+        ...memorisationCards(item),
+      ].flat(),
     );
   const choice =
     found.length > 1
@@ -156,6 +161,49 @@ function intervalCard(title, note, metrics, scale, xaxis) {
     el('p', { class: 'note' }, note),
     plot,
     legend(CLIP_SETS.map(([, name, tone]) => [`var(--${tone})`, name])),
+  );
+}
+
+/** Return charts of what generated clips show how often, beside the real clips of the same captions. */
+function groupsCard({ groups }) {
+  if (!groups.length) return '';
+  const sets = CLIP_SETS.slice(0, 2);
+  const tone = (set) => sets.find(([key]) => key === set)[2];
+  const share = (group, set, k) => group.counts[set][k] / sum(group.counts[set]);
+  const excess = (group, k) => share(group, 'generated', k) - share(group, 'real', k);
+  const differs = ({ distances: { generated: found } }) => found.distance > 0.1 && found.distance > 2 * found.expected;
+  const most = (group) => {
+    const order = group.labels.map((_, k) => k).sort((a, b) => excess(group, b) - excess(group, a));
+    const text = (k) => `${group.labels[k]} ${excess(group, k) < 0 ? '−' : '+'}${percent(Math.abs(excess(group, k)))}`;
+    return `Most too many: ${text(order[0])}. Most too few: ${text(order[order.length - 1])}.`;
+  };
+  const card = (group) => {
+    const { distance, expected } = group.distances.generated;
+    return el(
+      'div',
+      {},
+      el('h4', {}, group.title),
+      shareChart(
+        group,
+        sets.map(([key]) => key),
+        tone,
+      ),
+      el('p', { class: 'note' }, `Distance ${percent(distance)}; ${percent(expected)} is expected by chance.`),
+      differs(group) ? el('p', { class: 'note' }, el('strong', {}, most(group))) : '',
+    );
+  };
+  return el(
+    'div',
+    { class: 'card' },
+    el('h3', {}, 'What clips show'),
+    el(
+      'p',
+      { class: 'note' },
+      'Shares of the real clips, and of the clips that are generated from their captions. What is common in training ' +
+        'is often made too often.',
+    ),
+    legend(sets.map(([, name, tone_]) => [`var(--${tone_})`, name])),
+    el('div', { class: 'grid' }, groups.map(card)),
   );
 }
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from cluster import storage
 from pipelines.curation import Curation
 from pipelines.recipe import Recipe
+from pipelines.report.balance import split_distances
 from pipelines.report.columns import round_significant
 from pipelines.report.thumbnails import read_thumbnails
 from training.data.shards import clip_uid
@@ -40,11 +41,17 @@ def evaluations(recipe: Recipe, curation: Curation) -> list[dict[str, Any]]:
                 "name": uri.removeprefix(folder).strip("/"),
                 "model": str(summary["model"]).removeprefix(recipe.out_uri).strip("/"),
                 "metrics": [_rounded(row) for row in summary["metrics"]],
+                "groups": [_group(group) for group in summary.get("groups", [])],
                 "distances": _rounded(summary["distances"]) if summary.get("distances") else None,
                 "memorisation": memorisation and _memorisation_json(uri, memorisation, curation),
             }
         )
     return found
+
+
+def _group(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a group of clips with the distance of the generated clips' distribution to that of the real ones."""
+    return {**group, "distances": split_distances(group["counts"], reference="real")}
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,15 @@ def write_evaluation(out_uri: str, name: str, training_uids: Sequence[str], prom
         "generated": nearest(rng.normal(0.9, 0.05, n_clips).round(3).tolist()),
         "held_out": nearest(rng.normal(0.91, 0.05, n_clips).round(3).tolist()),
     }
-    summary = {"model": storage.join(out_uri, "run-1", "export"), "metrics": metrics, "memorisation": memorisation}
+    colours = {"real": [30, 20, 10], "generated": [50, 9, 1]}
+    summary = {
+        "model": storage.join(out_uri, "run-1", "export"),
+        "metrics": metrics,
+        "groups": [
+            {"name": "main_colour", "title": "Main colour", "labels": ["red", "green", "grey"], "counts": colours}
+        ],
+        "memorisation": memorisation,
+    }
     storage.write_bytes(storage.join(folder, "summary.json"), json.dumps(summary).encode())
     first = min(memorisation["generated"], key=lambda one: one["ratio"])["clip"]
     write_mp4(storage.join(folder, "generated", f"{first}.mp4"), np.full((5, 56, 96, 3), 90, np.uint8), 8)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster import plugins, storage
+from training.evaluation.main_colour import main_colour
 from training.evaluation.metric import FOLDER, Case, Clip, Estimate, MetricSettings, estimate
 from training.evaluation.truth import World
 
@@ -50,11 +51,12 @@ def measure(clip: Clip, metrics: Sequence[MetricSettings]) -> dict[str, tuple[Ca
 
 
 def found_in(clip: Clip) -> dict[str, Any]:
-    """Return what the tracker found in a clip, for its JSON file."""
+    """Return what a clip shows, for its JSON file: its main colour, and what the tracker found in a drawn world."""
+    shown = {"main_colour": main_colour(clip.frames_THWC)}
     tracks = clip.tracks
     if tracks is None:
-        return {}
-    return {
+        return shown
+    return shown | {
         "background": tracks.background,
         "camera": tracks.camera.move if tracks.camera.is_seen else None,
         "bodies": [f"{body.colour} {body.kind or 'shape'}" for body in tracks.bodies],

@@ -25,6 +25,8 @@ def test_the_newest_evaluation_is_first(tmp_path: Path) -> None:
     first, second = evaluations(recipe, curation)
     assert (first["name"], second["name"]) == ("new", "old")
     assert first["model"] == "run-1/export"
+    (group,) = first["groups"]
+    assert group["distances"]["generated"]["distance"] == pytest.approx(50 / 60 - 30 / 60, abs=1e-4)
     found = first["memorisation"]
     assert found["generated"] == sorted(found["generated"])
     ratios = [one["ratio"] for one in found["nearest"]]
