@@ -174,8 +174,8 @@ function groupsCard({ groups }) {
   const differs = ({ distances: { generated: found } }) => found.distance > 0.1 && found.distance > 2 * found.expected;
   const most = (group) => {
     const order = group.labels.map((_, k) => k).sort((a, b) => excess(group, b) - excess(group, a));
-    const text = (k) => `${group.labels[k]} ${excess(group, k) < 0 ? '−' : '+'}${percent(Math.abs(excess(group, k)))}`;
-    return `Most too many: ${text(order[0])}. Most too few: ${text(order[order.length - 1])}.`;
+    const text = (k) => `${group.labels[k]} by ${value(100 * Math.abs(excess(group, k)))} points`;
+    return `Over-represented most: ${text(order[0])}; under-represented most: ${text(order[order.length - 1])}.`;
   };
   const card = (group) => {
     const { distance, expected } = group.distances.generated;

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from training.evaluation.main_colour import COLOURS
-from training.evaluation.results import ClipResult, ClipSet
+from training.evaluation.results import NO_FORM, ClipResult, ClipSet
 
 SETS: tuple[ClipSet, ...] = ("real", "generated")
 QUANTILES = (0.2, 0.4, 0.6, 0.8)
@@ -49,19 +49,23 @@ def _shown(found: Mapping[str, Any]) -> dict[str, list[str]]:
     return {
         **single,
         "shape_colours": [words[0] for words in bodies],
-        "shape_forms": [words[-1] for words in bodies],
+        "shape_forms": [words[-1] if words[-1] != NO_FORM else "not told" for words in bodies],
         "n_shapes": [str(len(bodies))] if "bodies" in found else [],
     }
 
 
 def _named(name: str, title: str, shown: Mapping[ClipSet, Sequence[Mapping[str, Sequence[str]]]]) -> dict[str, Any]:
-    """Return a group of `SHOWN`: colours in the order of the spectrum, others by frequency among real clips."""
+    """Return a group of `SHOWN`: colours and numbers in their order, others by frequency among real clips."""
     counted = {clip_set: Counter(value for one in of_set for value in one[name]) for clip_set, of_set in shown.items()}
     seen = counted["real"] + counted["generated"]
-    ordered = COLOURS if name == "main_colour" else sorted(seen, key=lambda label: (-counted["real"][label], label))
-    labels = [label for label in ordered if seen[label]]
+    if name == "main_colour":
+        labels = [label for label in COLOURS if seen[label]]
+    elif name == "n_shapes":
+        labels = sorted(seen, key=int)
+    else:
+        labels = sorted(seen, key=lambda label: (-counted["real"][label], label))
     counts = {clip_set: [counter[label] for label in labels] for clip_set, counter in counted.items()}
-    return {"name": name, "title": title, "labels": labels, "counts": counts}
+    return {"name": name, "title": title, "labels": [label.replace("_", " ") for label in labels], "counts": counts}
 
 
 def _fifths(name: str, title: str, by_set: Mapping[ClipSet, Sequence[ClipResult]]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ ClipSet = Literal["real", "generated", "null"]
 """Real held-out clips, clips generated from their captions, and clips generated from no caption."""
 
 SETS: tuple[ClipSet, ...] = ("real", "generated", "null")
+NO_FORM = "shape"
+"""Name of a shape whose form the tracker cannot tell."""
 VERSION = 1
 """Version of what metrics measure. It goes up with every change after which a clip has other values."""
 
@@ -59,7 +61,7 @@ def found_in(clip: Clip) -> dict[str, Any]:
     return shown | {
         "background": tracks.background,
         "camera": tracks.camera.move if tracks.camera.is_seen else None,
-        "bodies": [f"{body.colour} {body.kind or 'shape'}" for body in tracks.bodies],
+        "bodies": [f"{body.colour} {body.kind or NO_FORM}" for body in tracks.bodies],
     }
 
 

@@ -64,11 +64,11 @@ def test_shapes_are_counted_and_null_clips_are_not() -> None:
     assert groups["main_colour"]["labels"] == ["red", "blue"]
     assert groups["main_colour"]["counts"] == {"real": [0, 1], "generated": [2, 0]}
     assert groups["background"]["counts"] == {"real": [1, 0], "generated": [1, 1]}
-    assert groups["shape_forms"]["labels"] == ["shape", "star"]
+    assert groups["shape_forms"]["labels"] == ["not told", "star"]
     assert groups["n_shapes"] == {
         "name": "n_shapes",
         "title": "Number of shapes",
-        "labels": ["2", "0", "1"],
-        "counts": {"real": [1, 0, 0], "generated": [0, 1, 1]},
+        "labels": ["0", "1", "2"],
+        "counts": {"real": [0, 0, 1], "generated": [1, 1, 0]},
     }
     assert "camera" not in groups, "no camera of a real clip is known"
