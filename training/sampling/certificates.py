@@ -44,7 +44,8 @@ class SigningIdentity:
     """A certificate with those of its issuers, and its private key, which no text of this object shows."""
 
     certificates_pem: bytes
-    private_key_pem: bytes = field(repr=False)
+    private_key_pem: bytes | None = field(repr=False)
+    """None if a program signs with it (`training.sampling.sign_command`)."""
     algorithm: str
     """Name of the signature's algorithm in C2PA, such as `es256`."""
     name: str
@@ -67,31 +68,32 @@ def local_identity() -> SigningIdentity:
         raise ValueError(f"{error}. Remove the folder {folder}, and a new one is made") from error
 
 
-def read_identity(certificate_uri: str, key_uri: str) -> SigningIdentity:
-    """Read the PEM files of a certificate, with those of its issuers, and of its private key.
+def read_identity(certificate_uri: str, key_uri: str | None) -> SigningIdentity:
+    """Read the PEM files of a certificate, with those of its issuers, and of its private key if a file has that.
 
     Raises `ValueError`, naming the file and the fix, if one cannot be read, if they do not belong together, and if the
     certificate is not valid now or signed by itself.
     """
-    certificates_pem, key_pem = _read(certificate_uri), _read(key_uri)
+    certificates_pem = _read(certificate_uri)
     try:
         certificates = x509.load_pem_x509_certificates(certificates_pem)
     except ValueError as error:
         raise ValueError(f"{certificate_uri}: is no certificate in PEM: {error}") from error
-    key = _load_key(key_uri, key_pem)
-    leaf = certificates[0]
-    if _public_bytes(leaf.public_key()) != _public_bytes(key.public_key()):
-        raise ValueError(
-            f"{certificate_uri}: the first certificate is not that of the key {key_uri}; the signer's certificate "
-            "comes first, then those of its issuers"
-        )
+    leaf, pkcs8 = certificates[0], None
+    if key_uri is not None:
+        key = _load_key(key_uri, _read(key_uri))
+        if _public_bytes(leaf.public_key()) != _public_bytes(key.public_key()):
+            raise ValueError(
+                f"{certificate_uri}: the first certificate is not that of the key {key_uri}; the signer's certificate "
+                "comes first, then those of its issuers"
+            )
+        pkcs8 = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     _check_validity(leaf, certificate_uri)
     if leaf.issuer == leaf.subject:
         raise ValueError(f"{certificate_uri}: the certificate signs itself, which C2PA refuses; take one of an issuer")
-    pkcs8 = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     names = leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     name = str(names[0].value) if names else leaf.subject.rfc4514_string()
-    return SigningIdentity(certificates_pem, pkcs8, _algorithm(key, key_uri), name)
+    return SigningIdentity(certificates_pem, pkcs8, _algorithm(leaf.public_key(), certificate_uri), name)
 
 
 def _read(uri: str) -> bytes:
@@ -124,12 +126,12 @@ def _check_validity(leaf: x509.Certificate, uri: str) -> None:
         )
 
 
-def _algorithm(key: PrivateKeyTypes, uri: str) -> str:
-    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in CURVES:
+def _algorithm(key: PublicKeyTypes, uri: str) -> str:
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in CURVES:
         return CURVES[key.curve.name]
-    if isinstance(key, ed25519.Ed25519PrivateKey):
+    if isinstance(key, ed25519.Ed25519PublicKey):
         return "ed25519"
-    if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= 2048:
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
         return "ps256"
     raise ValueError(f"{uri}: C2PA signs with keys of P-256, P-384, P-521, Ed25519 or RSA from 2048 bits on")
 

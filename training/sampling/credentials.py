@@ -22,6 +22,7 @@ from PIL import Image
 from cluster import storage
 from training.sampling.certificates import SigningIdentity
 from training.sampling.provenance import version
+from training.sampling.sign_command import sign_by_command
 from training.sampling.source_type import GENERATED
 
 if TYPE_CHECKING:
@@ -78,19 +79,37 @@ class Signer:
         import c2pa
 
         self._identity, self._timestamp = identity, timestamp
+        self._command_error: Exception | None = None
         try:
-            info = c2pa.C2paSignerInfo(
-                identity.algorithm.encode(),
-                identity.certificates_pem,
-                identity.private_key_pem,
-                timestamp and timestamp.encode(),
-            )
-            self._signer = c2pa.Signer.from_info(info)
+            self._signer = self._open()
             problems = self._try()
         except (c2pa.C2paError, RuntimeError) as error:
-            raise ValueError(f"{self._named()} does not sign: {error}") from error
+            raise ValueError(f"{self._named()} does not sign: {self._command_error or error}") from error
         if problems:
             raise ValueError(f"{self._named()} does not sign as C2PA demands: {', '.join(problems)}")
+
+    def _open(self) -> c2pa.Signer:
+        import c2pa
+
+        identity, timestamp = self._identity, self._timestamp
+        if identity.private_key_pem is None:
+            algorithm = c2pa.C2paSigningAlg[identity.algorithm.upper()]
+            return c2pa.Signer.from_callback(self._by_command, algorithm, identity.certificates_pem.decode(), timestamp)
+        info = c2pa.C2paSignerInfo(
+            identity.algorithm.encode(),
+            identity.certificates_pem,
+            identity.private_key_pem,
+            timestamp and timestamp.encode(),
+        )
+        return c2pa.Signer.from_info(info)
+
+    def _by_command(self, data: bytes) -> bytes:
+        """Sign data by the user's program. An error is kept, and an empty signature tells c2pa that there is one."""
+        try:
+            return sign_by_command(data, self._identity.algorithm)
+        except RuntimeError as error:
+            self._command_error = error
+            return b""
 
     def _named(self) -> str:
         authority = f" with the timestamp authority {self._timestamp}" if self._timestamp else ""
@@ -117,7 +136,8 @@ class Signer:
             builder.sign_file(path, signed, self._signer)
             signed.replace(path)
         except c2pa.C2paError as error:
-            raise RuntimeError(f"{path.name} cannot be signed by {self._named()}: {error}") from error
+            reason = self._command_error or error
+            raise RuntimeError(f"{path.name} cannot be signed by {self._named()}: {reason}") from error
         finally:
             signed.unlink(missing_ok=True)
 

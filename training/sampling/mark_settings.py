@@ -28,7 +28,10 @@ class MarkSettings(Settings):
         "once, in the user's configuration folder.",
     )
     private_key: str | None = Field(
-        None, min_length=1, description="PEM file of the certificate's private key, without a password."
+        None,
+        min_length=1,
+        description="PEM file of the certificate's private key, without a password; without it, the program in the "
+        "environment variable WORLDLOOM_SIGN_COMMAND signs.",
     )
     timestamp: str | None = Field(
         None,
@@ -57,10 +60,9 @@ class MarkSettings(Settings):
         return uri and storage.absolute(uri)
 
     @model_validator(mode="after")
-    def _certificate_has_its_key(self) -> MarkSettings:
-        for key, other in (("certificate", "private_key"), ("private_key", "certificate")):
-            if getattr(self, key) and not getattr(self, other):
-                raise LocatedError((key,), f"{key} signs together with {other}; name that file too")
+    def _keys_belong_together(self) -> MarkSettings:
+        if self.private_key and not self.certificate:
+            raise LocatedError(("private_key",), "private_key signs together with certificate; name that file too")
         signing = [key for key in ("certificate", "timestamp") if getattr(self, key)]
         if not self.credentials and (signing or self.prompt):
             key = signing[0] if signing else "prompt"

@@ -17,6 +17,7 @@ from training.sampling.mark_settings import MarkSettings
 from training.sampling.media import Finish, write_png, write_video
 from training.sampling.provenance import version
 from training.sampling.settings import SampleSettings
+from training.sampling.sign_command import VARIABLE, sign_command
 from training.sampling.source_type import COMPOSITE, GENERATED, xmp_packet
 from training.sampling.watermark import PUBLIC_KEY, Watermark
 
@@ -160,8 +161,13 @@ def _open_signer(settings: MarkSettings) -> credentials.Signer | None:
             "installed; `pip install c2pa-python` adds it"
         )
         return None
-    if settings.certificate and settings.private_key:
-        identity = read_identity(settings.certificate, settings.private_key)
-    else:
+    if settings.certificate is None:
         identity = local_identity()
+    elif settings.private_key is None and not sign_command():
+        raise ValueError(
+            f"{settings.certificate}: nothing signs with this certificate: name the file of its key as private_key, "
+            f"or set {VARIABLE} to a program that signs with it"
+        )
+    else:
+        identity = read_identity(settings.certificate, settings.private_key)
     return credentials.Signer(identity, settings.timestamp)

@@ -35,7 +35,6 @@ def test_settings_are_on_unless_a_word_says_off() -> None:
     assert validate(MarkSettings, "off").missing == ["credentials", "watermark"]
     for data, message in (
         ("on", "marks are a mapping such as {prompt: true}, or off; got 'on'"),
-        ({"certificate": "a.pem"}, "certificate signs together with private_key"),
         ({"private_key": "a.pem"}, "private_key signs together with certificate"),
         ({"credentials": False, "timestamp": "http://a"}, "timestamp has no effect with credentials: false"),
         ({"credentials": False, "prompt": True}, "prompt has no effect with credentials: false"),
