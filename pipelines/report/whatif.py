@@ -24,6 +24,7 @@ from pipelines.curation import Curation, SegmentState
 from pipelines.engine.step import Step
 from pipelines.recipe import Recipe
 from pipelines.report.batches import SEPARATOR
+from pipelines.report.funnel import MICROSECONDS_PER_HOUR
 from pipelines.report.thresholds import bound_sides
 from pipelines.steps.keep import Bound, Keep
 
@@ -94,12 +95,13 @@ def whatif(curation: Curation, before: Recipe, after: Recipe) -> Comparison:
     table = pa.concat_tables(rows.filter(pc.is_valid(rows["clip_index"])).select(names) for _, rows in pieces)
     ends = Ends.from_table(table, labels)
     measured = table.select(["duration_s", *stored])
-    clips = _Clips(measured, ends, np.nan_to_num(measured["duration_s"].to_numpy().astype(np.float64)) / 3600)
+    # Sums of whole microseconds do not depend on the order of parts.
+    clips = _Clips(measured, ends, np.rint(np.nan_to_num(measured["duration_s"].to_numpy().astype(np.float64)) * 1e6))
     changed = apply_thresholds(measured, ends, labels, [steps[label] for label in labels])
     return Comparison(
         state.folder,
-        _totals_by_fate(ends, clips.hours_N),
-        _totals_by_fate(changed, clips.hours_N),
+        _totals_by_fate(ends, clips.microseconds_N),
+        _totals_by_fate(changed, clips.microseconds_N),
         tuple(_changes(ends, changed)),
         tuple(_yield_curves(clips, labels, steps)),
     )
@@ -142,11 +144,11 @@ def _kind(fate: str, step: str, reason: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Clips:
-    """The measured columns of the clips of a table, their stored ends and durations."""
+    """The measured columns of the clips of a table, their stored ends, and durations in whole microseconds."""
 
     table: pa.Table
     stored: Ends
-    hours_N: Float64Array
+    microseconds_N: Float64Array
 
 
 def _changes(before: Ends, after: Ends) -> Iterator[FateChange]:
@@ -242,7 +244,10 @@ def _yield_curves(clips: _Clips, labels: Sequence[str], steps: Mapping[str, Step
                 quantiles = np.quantile(values_N[others_keep_N], np.linspace(0, 1, CURVE_POINTS)).tolist()
                 thresholds = sorted({*quantiles, current})
                 kept = [others_keep_N & (values_N >= t if side == "min" else values_N <= t) for t in thresholds]
-                totals = [ClipTotal(int(kept_N.sum()), float(clips.hours_N[kept_N].sum())) for kept_N in kept]
+                totals = [
+                    ClipTotal(int(kept_N.sum()), float(clips.microseconds_N[kept_N].sum()) / MICROSECONDS_PER_HOUR)
+                    for kept_N in kept
+                ]
                 curves.append(YieldCurve(label, column, side, current, tuple(zip(thresholds, totals, strict=True))))
     return curves
 
@@ -277,11 +282,11 @@ def _reason_kind(fate: str, reason: str) -> str:
     return "duplicate" if fate == "duplicate" else f"failed, {reason.partition(':')[0]}" if fate == "failed" else reason
 
 
-def _totals_by_fate(ends: Ends, hours_N: Float64Array) -> dict[str, ClipTotal]:
+def _totals_by_fate(ends: Ends, microseconds_N: Float64Array) -> dict[str, ClipTotal]:
     clips_K = np.bincount(ends.kind_N, minlength=len(ends.kinds))
-    hours_K = np.bincount(ends.kind_N, hours_N, minlength=len(ends.kinds))
+    us_K = np.bincount(ends.kind_N, microseconds_N, minlength=len(ends.kinds))
     totals = {}
     for fate in ("kept", OPEN, "dropped", "failed", "duplicate"):
         is_fate_K = np.array(ends.fates) == fate
-        totals[fate] = ClipTotal(int(clips_K[is_fate_K].sum()), float(hours_K[is_fate_K].sum()))
+        totals[fate] = ClipTotal(int(clips_K[is_fate_K].sum()), float(us_K[is_fate_K].sum()) / MICROSECONDS_PER_HOUR)
     return totals
