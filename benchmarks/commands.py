@@ -23,7 +23,11 @@ COMMANDS = {
     "ledger": ("ledger",),
     "whatif": ("whatif", "--no-curves", "--set", "curate.keep.motion.min=0.02"),
     "report": ("report",),
+    "audit": ("audit", "--pairs", "0"),
+    "status": ("status",),
 }
+"""Arguments of each command beside the recipe, or beside the run's folder for `status`. `curate` has nothing to do but
+to write the splits, which `audit` reads."""
 MEASURED = """
 import sys
 from benchmarks.measuring import peak_memory_mb
@@ -38,10 +42,10 @@ finally:
 def measure(recipe: Path, name: str) -> dict[str, float]:
     """Run a command once; return its wall seconds, and its peak memory in MB."""
     command, *options = COMMANDS[name]
+    subject = recipe.parent / "out" if name == "status" else recipe
+    arguments = [sys.executable, "-c", MEASURED, command, str(subject), *options]
     start_s = time.monotonic()
-    ended = subprocess.run(
-        [sys.executable, "-c", MEASURED, command, str(recipe), *options], capture_output=True, text=True, check=False
-    )
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise SystemExit(f"worldloom {command} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
     peak_mb = int(ended.stderr.rpartition("peak_mb=")[2])

@@ -1,22 +1,25 @@
 """Measure the end of curation, and the start of training, on many captions: seconds and memory.
 
-    python -m benchmarks.large_manifest [--clips 1000000] [--caption-bytes 200] [--captions 1000000]
+    python -m benchmarks.large_manifest [--clips 1000000] [--caption-bytes 200] [--captions 1000000] [--repeats 1]
 
 `--clips` clips, each with one sample in a shard of 1,000 and one of `--captions` texts of `--caption-bytes`, become a
 manifest with its index, as at curation's end. Shards and text tables are not there: their layouts are made up. Then
 another process opens the training split and plans its first steps, as a rank does; it reads the captions of 1,000
-random rows. Prints one line of JSON last. `rank_private_mb` is memory of that rank alone; `rank_shared_mb` is that of
+random rows. With `--repeats`, the index that it opens holds all rows that often. Prints one line of JSON last.
+`rank_private_mb` is memory of that rank alone; `rank_shared_mb` is that of
 the index, which ranks of a machine share.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import tempfile
 import time
 from array import array
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -30,9 +33,10 @@ from captioning.encoders.hashing import Hashing
 from cluster.part_index import PartRows
 from pipelines.dataset.build import manifest_rows
 from training.autoencoders.linear import Linear
-from training.data import index_writer
+from training.data import index, index_writer
 from training.data.buckets import Bucket
 from training.data.dataset import Dataset
+from training.data.footer import metadata, parse_metadata
 from training.data.layout import Layout
 from training.data.manifest import DatasetInfo
 from training.data.manifest_writer import write_manifest
@@ -111,7 +115,7 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
     places = {name: pa.repeat(pa.scalar(1), len(keys)) for name in ("n", "checksum", "row_group", "row", "encoding")}
     parts = pa.array([f"texts/part-{number // 4096:08d}.parquet" for number in range(len(keys))])
     rows = pa.table({"key": keys, "truncated": pa.repeat(False, len(keys)), "part": parts, **places})
-    index = TextIndex("texts", PartRows(rows.select(TEXT_SCHEMA.names), (), True))
+    text_index = TextIndex("texts", PartRows(rows.select(TEXT_SCHEMA.names), (), True))
     info = ShardInfo.from_autoencoder(autoencoder, opened, BUCKET, "benchmark")
     widths = {"latent": info.latent_bytes, "last_frame_latent": info.last_frame_bytes}
     layout = Layout(0, widths, array("q", [ROWS_PER_SHARD]), {name: array("q", [4]) for name in widths})
@@ -121,7 +125,7 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
     start_s = time.perf_counter()
     with (
         mock.patch.object(index_writer, "read_shard_footer", return_value=ShardFooter(info, layout, 0)),
-        mock.patch.object(index_writer, "read_text_index", return_value=index),
+        mock.patch.object(index_writer, "read_text_index", return_value=text_index),
         mock.patch.object(TextIndex, "encoding", return_value=TextEncoding(identity, 16, 0)),
     ):
         table = manifest_rows(clips, samples, identity, n_text)
@@ -135,14 +139,31 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
     }
 
 
+def repeat_index(uri: str, repeats: int) -> None:
+    """Write the index of a manifest again with all its rows several times, batch by batch."""
+    path = Path(index.index_uri(uri))
+    longer = path.with_suffix(".longer")
+    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+        batches = iter([reader.get_batch(number) for number in range(reader.num_record_batches)])
+        about = parse_metadata(reader.schema, "index", str(path))
+        counts = about["n_batches"]
+        of_split = [[next(batches) for _ in range(counts[split])] * repeats for split in index.SPLITS]
+        about["n_batches"] = {split: count * repeats for split, count in counts.items()}
+        schema = reader.schema.with_metadata(metadata("index", about))
+        with pa.ipc.new_file(str(longer), schema) as writer:
+            for batch in itertools.chain(*of_split):
+                writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+    longer.rename(path)
+
+
 def memory_mb() -> tuple[float, float]:
     """Return the private and the file-backed resident memory of this process in MiB."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines["RssAnon"].split()[0]) / 1024, int(lines["RssFile"].split()[0]) / 1024
 
 
-def start_rank(uri: str, queue: multiprocessing.Queue[dict[str, float]]) -> None:
-    """Open the data set and plan as a rank does."""
+def start_rank(uri: str) -> dict[str, float]:
+    """Open the data set and plan as a rank does; return seconds and memory."""
     before, start_s = memory_mb(), time.perf_counter()
     dataset = Dataset.open(uri, "train")
     opened_s = time.perf_counter() - start_s
@@ -154,16 +175,14 @@ def start_rank(uri: str, queue: multiprocessing.Queue[dict[str, float]]) -> None
     start_s = time.perf_counter()
     for row in rows.tolist():
         dataset.row(row)
-    queue.put(
-        {
-            "open_seconds": round(opened_s, 2),
-            "first_step_seconds": round(planned_s, 2),
-            "rank_private_mb": round(private),
-            "rank_peak_mb": round(peak_memory_mb()),
-            "rank_shared_mb": round(memory_mb()[1] - before[1]),
-            "row_us": round((time.perf_counter() - start_s) * 1000),
-        }
-    )
+    return {
+        "open_seconds": round(opened_s, 2),
+        "first_step_seconds": round(planned_s, 2),
+        "rank_private_mb": round(private),
+        "rank_peak_mb": round(peak_memory_mb()),
+        "rank_shared_mb": round(memory_mb()[1] - before[1]),
+        "row_us": round((time.perf_counter() - start_s) * 1000),
+    }
 
 
 def main() -> None:
@@ -171,19 +190,18 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1_000_000)
     parser.add_argument("--caption-bytes", type=int, default=200)
     parser.add_argument("--captions", type=int, default=1_000_000)
+    parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         uri = str(Path(folder, "manifest-0/_manifest.parquet"))
         result = vars(arguments) | write(uri, arguments.clips, arguments.captions, arguments.caption_bytes)
+        if arguments.repeats > 1:
+            repeat_index(uri, arguments.repeats)
         sizes = {path.suffix[1:]: path.stat().st_size for path in Path(uri).parent.iterdir()}
         result |= {f"{name}_mb": round(size / 1e6) for name, size in sizes.items()}
         print(result)
-        queue: multiprocessing.Queue[dict[str, float]] = context.Queue()
-        rank = context.Process(target=start_rank, args=(uri, queue))
-        rank.start()
-        result |= queue.get()
-        rank.join()
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            result |= pool.submit(start_rank, uri).result()
     print(json.dumps(result))
 
 

@@ -20,7 +20,7 @@ from ray._private import ray_constants
 from cluster.nodes import check_nodes
 from cluster.ray_settings import RaySettings
 from cluster.resources import ClusterSize
-from cluster.telemetry import log
+from cluster.telemetry import LOG_VARIABLE, log
 
 PACKAGES = ("cluster", "captioning", "training", "pipelines")
 """Packages that workers import from where this process has them."""
@@ -53,7 +53,10 @@ def ray_connection(settings: RaySettings) -> Iterator[None]:
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.WARNING,
-        "runtime_env": {"worker_process_setup_hook": worker_setup(str(Path(__file__).parents[1]))},
+        "runtime_env": {
+            "worker_process_setup_hook": worker_setup(str(Path(__file__).parents[1])),
+            "env_vars": {name: os.environ[name] for name in (LOG_VARIABLE,) if name in os.environ},
+        },
     }
     if settings.address == "local":
         log.info("starting Ray on this machine")
@@ -135,7 +138,7 @@ def worker_setup(root: str) -> Callable[[], None]:
     It points standard input at /dev/null: a worker, or a program that it starts, would be stopped by the kernel for
     touching the terminal, and its tasks would never end. It also imports the four packages from the folder `root`,
     where it exists: Ray puts the driver's current directory in front of the module path, and a user's own folder
-    `training` there would hide ours.
+    `training` there would hide ours. With a JSON log the worker's own lines, which Ray keeps in files, are JSON too.
     """
 
     # A local function is pickled by value, so that a worker can call it before it can import this module.
@@ -148,6 +151,9 @@ def worker_setup(root: str) -> Callable[[], None]:
             # A worker with a runtime environment of its own may lack them, and an error here would end it.
             with contextlib.suppress(ImportError):
                 importlib.import_module(package)
+        if os.environ.get(LOG_VARIABLE) == "json":
+            with contextlib.suppress(ImportError):
+                importlib.import_module("cluster.telemetry").configure_logging()
         sys.path.remove(root)
 
     return setup

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -265,6 +265,11 @@ def digest(*parts: str | bytes, size_bytes: int = 10) -> str:
 
     Each string is hashed with its length, so `digest("a", "b")` and `digest("ab")` differ.
     """
+    return digest_of(parts, size_bytes)
+
+
+def digest_of(parts: Iterable[str | bytes], size_bytes: int = 10) -> str:
+    """Return the `digest` of strings that need not be in memory together."""
     state = hashlib.blake2b(digest_size=size_bytes)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

@@ -1,15 +1,20 @@
-"""Log lines and progress bars, for a terminal or a log file."""
+"""Log lines and progress bars, for a terminal, a log file or a collector of JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import os
 import re
+import socket
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +26,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+LOG_VARIABLE = "WORLDLOOM_LOG"
+"""Environment variable with the form of the log: `text`, the default, or `json`."""
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -71,11 +78,63 @@ class _ConsoleHandler(logging.Handler):
         console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
-def configure_logging(verbose: bool = False) -> None:
-    """Send the log lines of this process, those of libraries included, to standard error, above any progress bar."""
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(handlers=[_ConsoleHandler()], format=form, datefmt="%H:%M:%S")
-    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+class JsonFormatter(logging.Formatter):
+    """Makes each record one line, a JSON object.
+
+    It has `time` (UTC), `level`, `logger`, `message`, `host` and `process`; `exception`, the traceback, if there is
+    one; and the record's attribute `facts`, a mapping, if it has one.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "host": socket.gethostname(),
+            "process": record.process,
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def logs_json() -> bool:
+    """Return whether the log is JSON."""
+    return os.environ.get(LOG_VARIABLE) == "json"
+
+
+def configure_logging() -> None:
+    """Send the log lines of this process, those of libraries included, to standard error, above any progress bar.
+
+    In a JSON log there are no bars, and warnings of Python are lines too. Raises `ValueError` for an unknown form.
+    """
+    form = os.environ.get(LOG_VARIABLE, "")
+    if form not in ("", "text", "json"):
+        raise ValueError(f"{LOG_VARIABLE}={form}: write text or json")
+    handler: logging.Handler
+    if logs_json():
+        handler = logging.StreamHandler()
+        handler.setFormatter(JsonFormatter())
+        logging.captureWarnings(True)
+    else:
+        handler = _ConsoleHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
+    log.setLevel(logging.INFO)
+
+
+def tell(message: str, level: int = logging.INFO, kind: str = "", **facts: float) -> None:
+    """Write a line that has no time and level on the console: `kind`, in red, and a message that may hold markup.
+
+    In a JSON log it is a record of `level`, with `facts`.
+    """
+    if logs_json():
+        log.log(level, message, extra={"facts": facts})
+    else:
+        label = f"[bold red]{kind}[/] " if kind else ""
+        console.print(f"{label}{escape(message)}", highlight=False, soft_wrap=True)
 
 
 class ProgressBar(Protocol):
@@ -113,7 +172,7 @@ class _LineBar:
             left_s = (time.monotonic() - self._start_s) * (self._total / self._done - 1)
             left = f", {_duration(left_s)} left" if left_s > 0 else ""
             line = f"{self._description}: {self._done:g} of {self._total:g}{left} {note}".rstrip()
-            console.print(line, highlight=False, markup=False)
+            tell(line, done=self._done, total=self._total)
 
 
 def _duration(seconds: float) -> str:
@@ -125,8 +184,8 @@ def _duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def progress(description: str, total: float | None) -> Iterator[ProgressBar]:
-    """Show a progress bar on a terminal, or print a line per tenth of `total` elsewhere. None: the total is unknown."""
-    if not console.is_terminal:
+    """Show a progress bar on a terminal, or write a line per tenth of `total` elsewhere. None: the total is unknown."""
+    if logs_json() or not console.is_terminal:
         yield _LineBar(total, description)
         return
     left = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())

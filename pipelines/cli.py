@@ -7,16 +7,16 @@ called: it takes 2 s, which commands that answer from tables need not wait for.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import signal
 import sys
 import traceback
 from typing import Annotated, NoReturn
 
 import typer
-from rich.markup import escape
 
 from cluster.stores import hide_credentials
-from cluster.telemetry import configure_logging, console
+from cluster.telemetry import configure_logging, tell
 from pipelines.commands import (
     audit,
     card,
@@ -111,18 +111,13 @@ for heading, modules in COMMANDS.items():
         app.command(name, rich_help_panel=heading)(module.command)
 
 
-def _print_error(kind: str, message: str) -> None:
-    # Paths may hold what looks like markup.
-    console.print(f"[bold red]{kind}[/] {escape(hide_credentials(message))}", highlight=False, soft_wrap=True)
-
-
 def main() -> NoReturn:
     """Run the command line: turn errors into messages and exit codes."""
     escape_what_terminals_cannot_show()
-    configure_logging()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that everything is closed
     arguments = sys.argv[1:]
     try:
+        configure_logging()
         check_arguments(arguments)
         app(standalone_mode=True)
     except (KeyboardInterrupt, SystemExit) as ending:
@@ -130,14 +125,15 @@ def main() -> NoReturn:
         # A connected Ray turns SIGTERM into an exit with the signal's number.
         if isinstance(ending, SystemExit) and ending.code not in (STOPPED, signal.SIGTERM):
             raise
-        console.print("stopped; finished work is kept, and the same command resumes")
+        tell("stopped; finished work is kept, and the same command resumes", logging.WARNING)
         sys.exit(STOPPED)
     except Exception as error:  # explained, or printed with its traceback
         if explanation := explain(error):
-            _print_error("error" if explanation.exit_code == BAD_INPUT else "failed", explanation.text)
+            kind = "error" if explanation.exit_code == BAD_INPUT else "failed"
+            tell(hide_credentials(explanation.text), logging.ERROR, kind)
             sys.exit(explanation.exit_code)
         report = "".join(traceback.format_exception(error)) + how_to_report(arguments)
-        console.print(hide_credentials(report), markup=False, highlight=False, soft_wrap=True)
+        tell(hide_credentials(report), logging.CRITICAL)
         sys.exit(UNEXPECTED)
     raise AssertionError("typer exits by itself")
 

@@ -6,14 +6,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.quality import fault_classes
+from cluster.large_tables import is_among, positions, take_column
 from pipelines.curation import Curation
 from pipelines.engine.step import FATES
 from pipelines.report.causes import Cause, cause_of
 
 LEVELS = ("videos", "images", "clips")
+END_COLUMNS = ("fate", "fate_step", "fate_reason")
+"""Columns of how a row ended, as far as an account tells it."""
 MAX_LISTED_LOSSES = 12
 
 
@@ -51,24 +55,40 @@ def ledger(curation: Curation) -> list[Account]:
     them; fates are counted in the last table. A source is kept if it gave at least one clip, whatever its clips' fates,
     and contributes if one of them is kept.
     """
-    columns = ["uid", "source_uid", "kind", "clip_index", "fate", "fate_step", "fate_reason"]
-    last = curation.final.rows.read(columns)
-    of_clips = pc.is_valid(last["clip_index"])
-    clips, alone = last.filter(of_clips), last.filter(pc.invert(of_clips))
-    fate_of_source = dict.fromkeys(clips["source_uid"].to_pylist(), ("kept", None, None))
-    for row in alone.to_pylist():
-        fate_of_source[row["source_uid"]] = (row["fate"], row["fate_step"], row["fate_reason"])
-    contributing = set(clips.filter(pc.equal(clips["fate"], "kept"))["source_uid"].to_pylist())
-    kinds = dict(zip(curation.sources["uid"].to_pylist(), curation.sources["kind"].to_pylist(), strict=True))
+    columns = ["source_uid", "clip_index", *END_COLUMNS]
+    of_clips: list[pa.Table] = []
+    alone = [pa.schema([("source_uid", pa.string()), *((name, pa.string()) for name in END_COLUMNS)]).empty_table()]
+    with_clips, contributing = [pa.array([], pa.string())], [pa.array([], pa.string())]
+    for _, rows in curation.final.rows.pieces(columns):
+        is_clip = pc.is_valid(rows["clip_index"])
+        clips = rows.filter(is_clip)
+        of_clips.append(_counted(clips))
+        with_clips.append(pc.unique(clips["source_uid"]))
+        contributing.append(pc.unique(clips.filter(pc.equal(clips["fate"], "kept"))["source_uid"]))
+        alone.append(rows.filter(pc.invert(is_clip)).drop_columns(["clip_index"]))
+    sources = _ends_of_sources(curation.sources, pa.concat_tables(alone), pa.chunked_array(with_clips))
+    contributes = is_among(sources["uid"], pa.chunked_array(contributing))
     accounts = []
     for level, kind in (("videos", "video"), ("images", "image")):
-        uids = [uid for uid, its_kind in kinds.items() if its_kind == kind]
-        ends = [fate_of_source[uid] for uid in uids if uid in fate_of_source]
-        account = _account(level, len(uids), ends)
-        accounts.append(replace(account, contributing=sum(uid in contributing for uid in uids)))
-    ends = list(zip(*(clips[name].to_pylist() for name in ("fate", "fate_step", "fate_reason")), strict=True))
-    accounts.append(_account("clips", _clips_cut(curation), ends))
-    return accounts
+        is_kind = pc.equal(sources["kind"], kind)
+        listed = sources.filter(is_kind)
+        account = _account(level, len(listed), [_counted(listed.filter(pc.is_valid(listed["fate"])))])
+        accounts.append(replace(account, contributing=pc.sum(pc.and_(is_kind, contributes)).as_py() or 0))
+    return [*accounts, _account("clips", _clips_cut(curation), of_clips)]
+
+
+def _ends_of_sources(sources: pa.Table, alone: pa.Table, with_clips: pa.ChunkedArray) -> pa.Table:
+    """Return the fate columns of sources: of their own row among `alone`, or `kept` if they have clips, else null."""
+    index = positions(sources["uid"], alone["source_uid"])
+    ends = {name: take_column(alone[name], index) for name in END_COLUMNS}
+    is_cut = is_among(sources["uid"], with_clips)
+    ends["fate"] = pc.coalesce(ends["fate"], pc.if_else(is_cut, pa.scalar("kept"), pa.scalar(None, pa.string())))
+    return pa.table({"uid": sources["uid"], "kind": sources["kind"], **ends})
+
+
+def _counted(rows: pa.Table) -> pa.Table:
+    """Return the distinct values of the fate columns, with the number of rows of each in `count_all`."""
+    return rows.group_by(list(END_COLUMNS)).aggregate([([], "count_all")])
 
 
 def losses(accounts: Sequence[Account]) -> str:
@@ -118,8 +138,14 @@ def _clips_cut(curation: Curation) -> int:
     return int(pc.sum(pc.not_equal(rows["uid"], rows["input_uid"])).as_py() or 0)
 
 
-def _account(level: str, inputs: int, ends: Sequence[tuple[str, str | None, str | None]]) -> Account:
-    fates = Counter(fate for fate, _, _ in ends)
-    reasons = Counter((fate, step or "", fault_classes(reason or "")) for fate, step, reason in ends if fate != "kept")
+def _account(level: str, inputs: int, counts: Sequence[pa.Table]) -> Account:
+    """Return the account of a level from tables of `_counted`."""
+    fates: Counter[str] = Counter()
+    reasons: Counter[tuple[str, str, str]] = Counter()
+    for row in (row for table in counts for row in table.to_pylist()):
+        fate, count = row["fate"], row["count_all"]
+        fates[fate] += count
+        if fate != "kept":
+            reasons[fate, row["fate_step"] or "", fault_classes(row["fate_reason"] or "")] += count
     ordered = sorted(((*key, count) for key, count in reasons.items()), key=lambda item: (-item[3], item))
     return Account(level, inputs, {fate: fates.get(fate, 0) for fate in FATES}, tuple(ordered))

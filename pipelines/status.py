@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster import leases, storage
 from cluster.config import ConfigError, decode_document, parse
@@ -19,7 +20,8 @@ from pipelines.curation import Inputs, SegmentState
 from pipelines.engine.segments import Segment, segments_of
 from pipelines.engine.sources import FIELDS as SOURCE_FIELDS
 from pipelines.engine.step import FATES, Global
-from pipelines.engine.table_index import index_table
+from pipelines.engine.table_index import Index, index_table
+from pipelines.engine.tables import PART_SUFFIX
 from pipelines.recipe import RUN_FILE, Recipe
 from training.data.footer import DamagedError
 from training.sampling.provenance import provenance_uri
@@ -27,6 +29,8 @@ from training.tracking.run_status import RunStatus, read_run
 
 TRAININGS = ("run-", "autoencoder-")
 """Prefixes of the folders of training runs."""
+RATE_S = 600
+"""The speed of a step is that of the parts of its last ten minutes."""
 TRIES = 3
 """A running command may remove a file between its listing and its reading."""
 
@@ -46,6 +50,12 @@ class StepStatus:
     """Rows of its table that it and the steps before it kept."""
     marked: dict[str, int]
     """Rows that it dropped, failed or found to be duplicates, by fate."""
+    rows_per_s: float | None
+    """Input rows a second by the times of the newest parts of its table; None if that is complete, or has one part."""
+    record_age_s: float | None
+    """Seconds since a part of its table was written."""
+    failure: str | None
+    """Reason of a row that failed in it, among those in the newest part with one."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +145,11 @@ def _curation(recipe: Recipe, problems: list[str]) -> Iterator[StepStatus]:
             break
         states.append(state)
         inputs = Inputs(pa.schema(list(SOURCE_FIELDS)).empty_table(), state.rows)
+    now_s = time.time()
     for number, state in enumerate(states):
         # That the next table was begun tells that this one is complete.
-        yield from _steps(state, state.n_inputs if number or len(states) > 1 else None)
+        is_known = number > 0 or len(states) > 1
+        yield from _guarded(problems, partial(_steps, state, is_known, now_s)) or ()
 
 
 def _segment(recipe: Recipe, segment: Segment, inputs: Inputs | None) -> SegmentState:
@@ -146,18 +158,50 @@ def _segment(recipe: Recipe, segment: Segment, inputs: Inputs | None) -> Segment
     rows = index_table(folder, segment.input_column)
     if inputs is not None:
         rows = rows.of_inputs(inputs.uids)
-    done = len(set(rows.rows["input_uid"].to_pylist()))
+    done = pc.count_distinct(rows.rows["input_uid"]).as_py()
     return SegmentState(segment, folder, done if inputs is None else len(inputs.uids), done, rows)
 
 
-def _steps(state: SegmentState, inputs: int | None) -> Iterator[StepStatus]:
+def _steps(state: SegmentState, is_known: bool, now_s: float) -> list[StepStatus]:
+    """Return the status of the steps of a segment; `is_known` says whether the number of its inputs is."""
     grouped = state.rows.rows.group_by(["fate", "fate_step"]).aggregate([([], "count_all")]).to_pylist()
     counts = Counter({(row["fate"], row["fate_step"]): row["count_all"] for row in grouped})
     kept = sum(count for (fate, step), count in counts.items() if fate == "kept" or step in state.segment.labels)
+    written = {entry.uri: int(entry.version) / 1e9 for entry in storage.list_files(state.folder, PART_SUFFIX)}
+    rate = None if is_known and not state.n_pending else _rows_per_s(state.rows, written)
+    age_s = max(0.0, now_s - max(written.values())) if written else None
+    found = []
     for label in state.segment.labels:
         marked: dict[str, int] = {fate: counts[fate, label] for fate in FATES if fate != "kept"}
         kept -= sum(marked.values())
-        yield StepStatus(label, inputs, state.n_done, kept, marked)
+        failure = _newest_failure(state.rows, label, written) if marked["failed"] else None
+        inputs = state.n_inputs if is_known else None
+        found.append(StepStatus(label, inputs, state.n_done, kept, marked, rate, age_s, failure))
+    return found
+
+
+def _rows_per_s(rows: Index, written: Mapping[str, float]) -> float | None:
+    """Return the input rows a second of the parts of the last `RATE_S` seconds, from the oldest of them to the newest.
+
+    `written` has the time of each part in seconds.
+    """
+    newest_s = max(written.values(), default=0.0)
+    parts = sorted((at_s, part) for part, at_s in written.items() if at_s >= newest_s - RATE_S)
+    if len(parts) < 2 or parts[0][0] == newest_s:
+        return None
+    later = pa.array([part for at_s, part in parts if at_s > parts[0][0]])
+    inputs = rows.rows.filter(pc.is_in(rows.rows["part"], value_set=later))["input_uid"]
+    return float(pc.count_distinct(inputs).as_py() / (newest_s - parts[0][0]))
+
+
+def _newest_failure(rows: Index, label: str, written: Mapping[str, float]) -> str | None:
+    """Return the reason of a row that failed in a step, of the newest part that has one."""
+    is_failed = pc.and_(pc.equal(rows.rows["fate"], "failed"), pc.equal(rows.rows["fate_step"], label))
+    failed = rows.rows.filter(is_failed)
+    newest = max(pc.unique(failed["part"]).to_pylist(), key=lambda part: written.get(part, 0.0))
+    first = failed.filter(pc.equal(failed["part"], newest)).slice(0, 1)
+    (reason,) = Index(first).read(["uid", "fate_reason"])["fate_reason"].to_pylist()
+    return None if reason is None else str(reason)
 
 
 def _samples(uri: str) -> Samples:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
 
+from cluster.telemetry import tell
 from pipelines.commands._console import print_accounts
 from pipelines.commands._options import Assignments, RecipeFile, read_recipe
 from pipelines.curation import inspect
@@ -20,7 +22,7 @@ def command(
     """Print every input's fate. Exits 1 unless inputs = kept + dropped + failed + duplicate."""
     curation = inspect(read_recipe(recipe, set_))
     if not curation.complete:
-        typer.echo(f"curation is not complete: {curation.progress}", err=True)
+        tell(f"curation is not complete: {curation.progress}", logging.ERROR)
         raise typer.Exit(1)
     accounts = ledger(curation)
     print_accounts(accounts, reasons)

@@ -8,6 +8,7 @@ failed: every run takes them again.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from rich.markup import escape
 from cluster import storage
 from cluster.config import ConfigError
 from cluster.leases import lease
-from cluster.telemetry import log
+from cluster.telemetry import log, tell
 from pipelines.commands._console import console, print_line, table_of
 from pipelines.commands._options import AsJson, Assignments, InProcess, RecipeFile, RemoteCode, read_recipe
 from pipelines.commands.curate import TABLES, Curated, curate, print_curated
@@ -227,7 +228,7 @@ def command(
     settings = read_recipe(recipe, set_, remote_code or not retry_)
     curation = inspect(settings)
     if not curation.complete:
-        typer.echo(f"curation is not complete: {curation.progress}; `worldloom run` runs the rest", err=True)
+        tell(f"curation is not complete: {curation.progress}; `worldloom run` runs the rest", logging.WARNING)
     found = of_class(failures(curation), error)
     failed_again: list[Failure] = []
     if retry_ and found:

@@ -13,26 +13,34 @@ from pipelines.commands._console import console, print_facts, print_line, table_
 from pipelines.commands._options import AsJson
 from pipelines.engine.step import FATES
 from pipelines.errors import FAILED
-from pipelines.status import Status, read_status
+from pipelines.status import Status, StepStatus, read_status
+from training.tracking.run_status import RunStatus
 
 
 def print_status(status: Status) -> None:
     """Print the tables of a status, and its problems."""
     print_facts([("run", status.name or "without a recipe"), ("folder", status.uri), ("state", status.state)])
     if status.curation:
-        numbers = ("done", "of", *FATES)
+        numbers = ("done", "of", *FATES, "rows/s", "last part")
         table = table_of("Curation", ("step", *numbers), numbers)
         for step in status.curation:
             inputs = "?" if step.inputs is None else str(step.inputs)
             counts = [str(step.marked.get(fate, step.kept)) for fate in FATES]
-            table.add_row(step.step, str(step.done), inputs, *counts)
+            table.add_row(step.step, str(step.done), inputs, *counts, _number(step.rows_per_s, ",.1f"), _age(step))
         console.print(table)
+        for step in status.curation:
+            if step.failure is not None:
+                print_line(f"failed in {step.step}, as: {step.failure}")
     if status.trainings:
         numbers = ("step", "of", "loss", "val loss", "tokens/s", "last record")
         table = table_of("Training", ("run", "state", *numbers, "checkpoints"), numbers)
         for run in status.trainings:
-            age = "" if run.record_age_s is None else f"{run.record_age_s:,.0f} s ago"
-            values = (_number(run.loss, ".4f"), _number(run.val_loss, ".4f"), _number(run.tokens_per_s, ",.0f"), age)
+            values = (
+                _number(run.loss, ".4f"),
+                _number(run.val_loss, ".4f"),
+                _number(run.tokens_per_s, ",.0f"),
+                _age(run),
+            )
             steps = "?" if run.steps is None else str(run.steps)
             table.add_row(run.name, run.state, str(run.step), steps, *values, ", ".join(map(str, run.checkpoints)))
         console.print(table)
@@ -48,6 +56,10 @@ def print_status(status: Status) -> None:
         print_line(f"{status.samples.count} samples, the newest is {status.samples.newest}")
     for problem in status.problems:
         print_line(f"problem: {problem}")
+
+
+def _age(measured: StepStatus | RunStatus) -> str:
+    return "" if measured.record_age_s is None else f"{measured.record_age_s:,.0f} s ago"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -8,16 +8,18 @@ The index of all parts is stored beside them (`cluster.part_index`), so that a c
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import part_index, storage
-from cluster.large_tables import is_among, positions, sort_by, take_column
+from cluster.large_tables import is_among, one_array, positions, sort_by, take_column
 from cluster.part_index import PartRows
 from pipelines.engine import tables
 
@@ -64,32 +66,52 @@ class Index:
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the rows, sorted by uid, so that the result does not depend on how rows are divided into parts."""
-        by_part = list(self.by_part())
-        with ThreadPoolExecutor(storage.READER_THREADS) as pool:
-            parts = list(pool.map(lambda item: tables.read_rows(item[0], item[1], columns), by_part))
+        parts = [rows for _, rows in self.pieces(columns)]
         return (
             sort_by(pa.concat_tables(parts), "uid")
             if parts
             else pa.table({name: pa.array([], pa.string()) for name in columns or ["uid"]})
         )
 
-    def by_part(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield (part, uids of its rows), sorted by part."""
-        grouped: dict[str, list[str]] = {}
-        for part, uid in zip(self.rows["part"].to_pylist(), self.uids.to_pylist(), strict=True):
-            grouped.setdefault(part, []).append(uid)
-        yield from sorted(grouped.items())
+    def pieces(self, columns: Sequence[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
+        """Yield (part, its rows), sorted by part. `READER_THREADS` parts are read ahead; no others are in memory."""
+        with ThreadPoolExecutor(storage.READER_THREADS) as pool:
+            ahead: deque[tuple[str, Future[pa.Table]]] = deque()
+            for part, uids in self.by_part():
+                ahead.append((part, pool.submit(tables.read_rows, part, uids, columns)))
+                if len(ahead) > storage.READER_THREADS:
+                    first, rows = ahead.popleft()
+                    yield first, rows.result()
+            while ahead:
+                first, rows = ahead.popleft()
+                yield first, rows.result()
+
+    def by_part(self) -> Iterator[tuple[str, pa.Array]]:
+        """Yield (part, uids of its rows in the order of the index), sorted by part."""
+        if not len(self):
+            return
+        parts = self.rows["part"].dictionary_encode().unify_dictionaries()
+        names = parts.chunk(0).dictionary.to_pylist()
+        code_N = np.concatenate([chunk.indices.to_numpy() for chunk in parts.chunks])
+        order_N = np.argsort(code_N, kind="stable")
+        ends = np.bincount(code_N, minlength=len(names)).cumsum().tolist()
+        uids = one_array(self.uids)
+        for code in sorted(range(len(names)), key=names.__getitem__):
+            rows = order_N[ends[code - 1] if code else 0 : ends[code]]
+            yield names[code], uids.take(pa.array(rows)).cast(pa.string())
 
     def tasks(self, rows_per_part: int) -> list[pa.Table]:
         """Return tasks for these rows: about `TARGET_TASKS`, or more if `rows_per_part` is smaller."""
         size = tables.task_size(len(self), rows_per_part)
         tasks: list[pa.Table] = []
-        pending: dict[str, list[str]] = {}
+        pending: dict[str, pa.Array] = {}
         n_pending = 0
         for part, uids in self.by_part():
-            for uid in uids:
-                pending.setdefault(part, []).append(uid)
-                n_pending += 1
+            start = 0
+            while start < len(uids):
+                pending[part] = uids.slice(start, size - n_pending)
+                start += len(pending[part])
+                n_pending += len(pending[part])
                 if n_pending == size:
                     tasks.append(tables.task_of(pending))
                     pending, n_pending = {}, 0
@@ -115,10 +137,12 @@ def repair(folder: str, input_column: str) -> int:
     """
     rows = _read_parts(folder, input_column).rows
     first = _first_of_each_input(rows)
-    kept, found = dict(Index(first).by_part()), dict(Index(rows).by_part())
-    for part in (part for part in found if len(found[part]) > len(kept.get(part, []))):
-        table = storage.read_table(part)
-        tables.replace_part(part, table.filter(pc.is_in(table["uid"], pa.array(kept.get(part, []), pa.string()))))
+    kept, none = dict(Index(first).by_part()), pa.array([], pa.string())
+    for part, uids in Index(rows).by_part():
+        left = kept.get(part, none)
+        if len(left) < len(uids):
+            table = storage.read_table(part)
+            tables.replace_part(part, table.filter(pc.is_in(table["uid"], left)))
     return len(rows) - len(first)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 from collections.abc import Mapping, Sequence
@@ -55,9 +56,12 @@ def task_size(n_rows: int, rows_per_part: int) -> int:
     return max(1, min(rows_per_part, -(-n_rows // TARGET_TASKS)))
 
 
-def task_of(uids_of_parts: Mapping[str, list[str]]) -> pa.Table:
+def task_of(uids_of_parts: Mapping[str, Sequence[str] | pa.Array]) -> pa.Table:
     """Return the task for these rows of these parts."""
-    return pa.table({"part": list(uids_of_parts), "uids": list(uids_of_parts.values())}, TASK_SCHEMA)
+    uids = [pa.array(uids, pa.string()) for uids in uids_of_parts.values()]
+    starts = pa.array([0, *itertools.accumulate(map(len, uids))], pa.int32())
+    lists = pa.ListArray.from_arrays(starts, pa.concat_arrays(uids))
+    return pa.table([pa.array(uids_of_parts), lists], TASK_SCHEMA)
 
 
 def split_task(task: pa.Table) -> list[pa.Table]:
@@ -78,12 +82,11 @@ def read_task(task: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
     """Read the rows of a task, all columns or some. Raises `RunError` if one is gone."""
     if task.schema != TASK_SCHEMA:
         return task
-    return pa.concat_tables(
-        read_rows(item["part"], item["uids"], columns) for item in task.to_pylist()
-    ).combine_chunks()
+    parts = zip(task["part"].to_pylist(), task["uids"], strict=True)
+    return pa.concat_tables(read_rows(part, uids.values, columns) for part, uids in parts).combine_chunks()
 
 
-def read_rows(part: str, uids: Sequence[str], columns: Sequence[str] | None) -> pa.Table:
+def read_rows(part: str, uids: Sequence[str] | pa.Array, columns: Sequence[str] | None) -> pa.Table:
     """Read rows of a part by their uids, in this order, all columns or some.
 
     Rows are not named by number: a part may be rewritten without some of its rows. Raises `RunError` if a row is gone.
@@ -93,11 +96,13 @@ def read_rows(part: str, uids: Sequence[str], columns: Sequence[str] | None) -> 
         table = storage.read_table(part, names)
     except FileNotFoundError as error:
         raise RunError(f"{part}: was removed while this command ran; run it again") from error
-    position = pc.index_in(pa.array(uids, pa.string()), table["uid"].combine_chunks())
-    if position.null_count:
-        gone = f"{position.null_count} of its rows were removed while this command ran"
-        raise RunError(f"{part}: {gone}; run it again")
-    table = table.take(position)
+    wanted, stored = pa.array(uids, pa.string()), table["uid"].combine_chunks()
+    if not wanted.equals(stored):
+        position = pc.index_in(wanted, stored)
+        if position.null_count:
+            gone = f"{position.null_count} of its rows were removed while this command ran"
+            raise RunError(f"{part}: {gone}; run it again")
+        table = table.take(position)
     return table if columns is None else table.select(list(columns))
 
 

@@ -92,9 +92,9 @@ class Batch:
 
 
 def read_batches(index: Index, columns: Sequence[str]) -> Iterator[Batch]:
-    """Yield the rows of an index part by part. Only these columns are read, and one part is in memory at a time."""
-    for part, uids in index.by_part():
-        yield Batch(part, tables.read_rows(part, uids, columns))
+    """Yield the rows of an index part by part. Only these columns are read, and a few parts are in memory."""
+    for part, rows in index.pieces(columns):
+        yield Batch(part, rows)
 
 
 class SmallestRows:

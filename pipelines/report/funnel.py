@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.arrays import Float64Array
 from pipelines.engine.step import FATES
@@ -33,6 +34,8 @@ COLUMNS = (
 """Columns that `Totals` reads."""
 
 MICROSECONDS_PER_HOUR = 3.6e9
+MAX_PENDING_ROWS = 1 << 20
+"""Rows of clips and sources after which the sums of sources are made: a page of few clips makes them once."""
 IN_NO_CLIP = "in no clip: transitions, short shots, remainders"
 
 
@@ -53,15 +56,6 @@ class RowTotal:
 
 
 @dataclass
-class SourceTotal:
-    """Duration of a source with clips and of all its clips, in whole microseconds."""
-
-    microseconds: float = 0.0
-    clip_microseconds: float = 0.0
-    is_image: bool = False
-
-
-@dataclass
 class Totals:
     """Sums over all rows of the last table. They do not depend on how it is divided into parts."""
 
@@ -69,8 +63,8 @@ class Totals:
     """Sources without clips, by (is an image, cause)."""
     clips: dict[tuple[bool, Cause], RowTotal] = field(default_factory=dict)
     """Clips, by (is an image, cause)."""
-    sources: dict[str, SourceTotal] = field(default_factory=dict)
-    """Sources with clips, by uid."""
+    _sources: list[pa.Table] = field(default_factory=list, compare=False)
+    """Sums over the clips of each source, of some of the batches each."""
     unknown_durations: int = 0
     """Number of videos that were lost before their duration was known."""
 
@@ -95,16 +89,23 @@ class Totals:
         columns = {
             "source_uid": batch.table["source_uid"],
             "image": pa.array(batch.is_image),
-            "source": pa.array(source_us_N),
-            "clips": pa.array(clip_us_N),
+            "microseconds": pa.array(source_us_N),
+            "clip_microseconds": pa.array(clip_us_N),
         }
-        clips = pa.table(columns).filter(pa.array(batch.is_clip))
-        sums = [("source", "max"), ("clips", "sum"), ("image", "max")]
-        for row in clips.group_by("source_uid", use_threads=False).aggregate(sums).to_pylist():
-            total = self.sources.setdefault(row["source_uid"], SourceTotal())
-            total.microseconds = max(total.microseconds, row["source_max"])
-            total.clip_microseconds += row["clips_sum"]
-            total.is_image = total.is_image or row["image_max"]
+        self._sources.append(pa.table(columns).filter(pa.array(batch.is_clip)))
+        if sum(map(len, self._sources)) > MAX_PENDING_ROWS:
+            self._sources = [self.sources()]
+
+    def sources(self) -> pa.Table:
+        """Return a row per source with clips: whether it is an image, its microseconds, and those of all its clips."""
+        names = ["source_uid", "image", "microseconds", "clip_microseconds"]
+        sums = [("image", "max"), ("microseconds", "max"), ("clip_microseconds", "sum")]
+        if not self._sources:
+            kinds = (pa.string(), pa.bool_(), pa.float64(), pa.float64())
+            return pa.schema(zip(names, kinds, strict=True)).empty_table()
+        rows = pa.concat_tables(self._sources)
+        found = rows.group_by("source_uid", use_threads=False).aggregate(sums)
+        return found.select(["source_uid", *("_".join(one) for one in sums)]).rename_columns(names)
 
     def by_cause(self) -> dict[Cause, RowTotal]:
         """Return the total of all rows, clips and sources without clips, by cause."""
@@ -123,9 +124,11 @@ def funnel(totals: Totals, labels: Sequence[str], cut_label: str, images: bool) 
     """
     files = {cause: total for (is_image, cause), total in totals.files.items() if is_image == images}
     clips = {cause: total for (is_image, cause), total in totals.clips.items() if is_image == images}
-    sources = [total for total in totals.sources.values() if total.is_image == images]
+    sources = totals.sources()
+    sources = sources.filter(pc.equal(sources["image"], images))
+    source_us_S, clips_us_S = (sources[name].to_numpy() for name in ("microseconds", "clip_microseconds"))
     # Rounding can make the clips of a source longer than the source.
-    sources_us = sum(max(total.microseconds, total.clip_microseconds) for total in sources)
+    sources_us = float(np.maximum(source_us_S, clips_us_S).sum())
     input_us = sources_us + sum(total.microseconds for total in files.values())
     n_files = len(sources) + sum(total.rows for total in files.values())
     n_clips = sum(total.rows for total in clips.values())
@@ -143,7 +146,7 @@ def funnel(totals: Totals, labels: Sequence[str], cut_label: str, images: bool) 
         left_clips -= sum(total.rows for total in lost_clips.values())
         if label == cut_label:
             left_clips += n_clips
-            uncut_us = sources_us - sum(total.clip_microseconds for total in sources)
+            uncut_us = sources_us - float(clips_us_S.sum())
             left_us -= uncut_us
             if uncut_us > 0:
                 losses.append(_loss(Cause("uncut", label, IN_NO_CLIP), "", RowTotal(0, uncut_us)))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import pyarrow.compute as pc
+
 from pipelines.curation import Curation, SegmentState
 from pipelines.engine import tables
 from pipelines.engine.compaction import add_costs
@@ -93,7 +95,9 @@ def segment_costs(states: Sequence[SegmentState]) -> list[dict[str, Any]]:
     """Return rows, CPU seconds and wall-clock seconds of each segment and step, from the footers of the parts."""
     found = []
     for state in states:
-        costs = add_costs([tables.read_metadata(part) for part in sorted(set(state.rows.rows["part"].to_pylist()))])
+        costs = add_costs(
+            [tables.read_metadata(part) for part in sorted(pc.unique(state.rows.rows["part"]).to_pylist())]
+        )
         steps = [
             {"label": label, "rows": int(rows), "cpu_s": round(step_cpu_s, 3), "wall_s": round(wall_s, 3)}
             for label, (rows, step_cpu_s, wall_s) in costs["steps"].items()

@@ -11,7 +11,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.config import ConfigError
 from pipelines.curation import Curation
@@ -85,7 +89,6 @@ def page_data(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, A
     images = thumbnails.read_thumbnails(curation, clip_uids[: thumbnails.MAX_CLIPS])
     position = {ref: i for i, ref in enumerate(refs)}
     causes = first.totals.by_cause()
-    sources = {row["uid"]: row["source"] for row in curation.sources.select(["uid", "source"]).to_pylist()}
     has_duplicates = "duplicate_of" in schema.names
     return {
         "name": recipe.name,
@@ -100,7 +103,7 @@ def page_data(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, A
         ],
         "histograms": [histogram.as_json() for histogram in second.histograms],
         "thresholds": thresholds_json(recipe, curation, first.thresholds, causes, position),
-        "balance": second.balance.as_json(lambda uid: os.path.basename(sources.get(uid, uid))),
+        "balance": second.balance.as_json(partial(_name_of_source, curation.sources)),
         "duplicates": duplicates_json(first.candidates, second.groups, position) if has_duplicates else None,
         "failures": failures_json(first.candidates, position, rows, causes),
         "rows": rows_json([rows[ref] for ref in refs], columns, images),
@@ -120,6 +123,12 @@ class _FirstPass:
     thresholds: list[Threshold]
     totals: Totals = field(default_factory=Totals)
     candidates: Candidates = field(default_factory=Candidates)
+
+
+def _name_of_source(sources: pa.Table, uid: str) -> str:
+    """Return the name of a source's file, or its uid if it is not listed."""
+    found = sources.filter(pc.equal(sources["uid"], uid))["source"].to_pylist()
+    return os.path.basename(found[0]) if found else uid
 
 
 def _first_pass(curation: Curation, columns: Sequence[MeasuredColumn]) -> _FirstPass:
@@ -192,7 +201,7 @@ def funnels_json(recipe: Recipe, curation: Curation, totals: Totals) -> dict[str
     """Return the funnels of videos and of images, if the sources have any."""
     steps = zip(recipe.labels, recipe.curate, strict=True)
     cut_label = next((label for label, step in steps if isinstance(step, Expand)), "")
-    kinds = set(curation.sources["kind"].to_pylist())
+    kinds = pc.unique(curation.sources["kind"]).to_pylist()
     return {
         name: funnel.funnel(totals, recipe.labels, cut_label, images=kind == "image")
         for name, kind in (("videos", "video"), ("images", "image"))

@@ -14,6 +14,7 @@ import pytest
 from ray import cloudpickle
 
 from cluster.session import PACKAGES, _protect_token, _remove_folder, worker_setup
+from cluster.telemetry import LOG_VARIABLE
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -46,6 +47,20 @@ def test_workers_have_no_terminal_and_our_packages(tmp_path: Path) -> None:
     assert training == str(ROOT / "training" / "__init__.py")
     assert mine == str(tmp_path / "mine" / "__init__.py")
     assert str(ROOT) not in path[:1]
+
+
+def test_workers_log_as_the_command(tmp_path: Path) -> None:
+    logs = "import sys, pickle; pickle.loads(sys.stdin.buffer.read())(); import logging; logging.error('gone')"
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", logs],
+        input=cloudpickle.dumps(worker_setup(str(ROOT))),
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, LOG_VARIABLE: "json"},
+    )
+    line = json.loads(ended.stderr)
+    assert (line["level"], line["message"]) == ("ERROR", "gone")
 
 
 def test_a_worker_may_lack_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

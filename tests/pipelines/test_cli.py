@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -114,6 +115,25 @@ def test_the_command_line_loads_no_ray_and_no_charts() -> None:
 def test_the_version_is_that_of_the_package(worldloom: CommandLine) -> None:
     ended = worldloom("--version")
     assert (ended.exit_code, ended.stdout) == (0, f"worldloom {importlib.metadata.version('worldloom')}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["json", "xml"])
+def test_errors_are_lines_of_a_json_log(form: str, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "plan", str(tmp_path / "none.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "WORLDLOOM_LOG": form},
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    if form == "json":
+        line = json.loads(ended.stderr)
+        assert (line["level"], "none.yaml" in line["message"]) == ("ERROR", True)
+    else:
+        assert ended.stderr == "error WORLDLOOM_LOG=xml: write text or json\n"
 
 
 @pytest.fixture

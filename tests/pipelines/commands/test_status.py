@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
@@ -78,6 +81,29 @@ def test_an_unfinished_run(out: Path, worldloom: CommandLine) -> None:
     assert (scan["done"], scan["inputs"]) == (4, None)
 
 
+def test_the_speed_of_a_step_and_a_failure(out: Path, worldloom: CommandLine) -> None:
+    shutil.rmtree(only(out, "tables/cut-*"))
+    (part,) = only(out, "tables").glob("scan-*/part-*.parquet")
+    rows, now_s = storage.read_table(str(part)), int(time.time())
+    part.unlink()
+    failed, end = rows, {"fate": "failed", "fate_step": "scan", "fate_reason": "DecodeError: a.mp4: cut short"}
+    for name, value in end.items():
+        failed = failed.set_column(rows.schema.get_field_index(name), name, pa.array([value] * len(rows)))
+    # A part an hour ago, and one row a part 40, 30 and 20 s ago: two rows in 20 s.
+    for number, (table, age_s) in enumerate(((rows, 3600), (failed, 40), (rows, 30), (rows, 20))):
+        path = part.with_name(f"part-{number}.parquet")
+        storage.write_table(str(path), table.slice(number, 1))
+        os.utime(path, (now_s - age_s, now_s - age_s))
+    (scan,) = read(worldloom, out)["curation"]
+    assert (scan["done"], scan["inputs"], scan["marked"]["failed"]) == (4, None, 1)
+    assert scan["rows_per_s"] == pytest.approx(2 / 20)
+    assert 20 <= scan["record_age_s"] < 80
+    assert scan["failure"] == "DecodeError: a.mp4: cut short"
+    printed = worldloom("status", out).stdout
+    assert "failed in scan, as: DecodeError: a.mp4: cut short" in printed
+    assert " 0.1 " in printed
+
+
 def test_damaged_files_are_named(out: Path, worldloom: CommandLine) -> None:
     run = only(out, "run-*")
     part = only(out, "tables/encode-*/part-*.parquet")
@@ -128,7 +154,8 @@ def test_a_store_is_read_as_a_folder(out: Path, worldloom: CommandLine, monkeypa
     assert remote.pop("uri") == "s3://out"
     local.pop("uri")
     for status in (local, remote):
-        status["trainings"][0].pop("record_age_s")
+        for measured in (*status["trainings"], *status["curation"]):
+            measured.pop("record_age_s")
     assert remote == local
 
 

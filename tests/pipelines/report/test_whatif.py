@@ -17,7 +17,7 @@ from pipelines import inline
 from pipelines.curation import inspect, run_segments
 from pipelines.engine.step import Context, Step, TableFunction, column, map_rows
 from pipelines.recipe import Recipe
-from pipelines.report.whatif import OPEN, ClipTotal, Comparison, FateChange, StoredFates, violates, whatif
+from pipelines.report.whatif import OPEN, ClipTotal, Comparison, Ends, FateChange, violates, whatif
 from pipelines.steps.keep import Bound
 from tests.support.toy_recipes import final_rows, keep, toy_recipe, write_toys
 from tests.support.toy_steps import Measure, Pick, Score, Split
@@ -118,9 +118,14 @@ def test_reasons_that_name_files_are_one_kind() -> None:
         ("kept", None, None),
     ]
     table = pa.table(dict(zip(("fate", "fate_step", "fate_reason"), map(list, zip(*rows, strict=True)), strict=True)))
-    stored = StoredFates.from_table(table, ["scan", "keep", "dedup", "encode"])
-    assert stored.reasons_N.tolist() == ["dedup: duplicate", "encode: failed, DecodeError", "keep: luma under 0.1", ""]
-    assert stored.positions_N.tolist() == [2, 3, 1, 4]
+    ends = Ends.from_table(table, ["scan", "keep", "dedup", "encode"])
+    assert [ends.kinds[kind] for kind in ends.kind_N] == [
+        ("duplicate", "dedup: duplicate"),
+        ("failed", "encode: failed, DecodeError"),
+        ("dropped", "keep: luma under 0.1"),
+        ("kept", ""),
+    ]
+    assert ends.position_N.tolist() == [2, 3, 1, 4]
 
 
 def test_clips_that_later_steps_have_not_seen_are_open(tmp_path: Path) -> None:
