@@ -34,6 +34,8 @@ class Published:
     """`model_index.json`."""
     scheduler: Config = field(default_factory=dict)
     """`scheduler_config.json`."""
+    image_encoder: Config = field(default_factory=dict)
+    """`config.json` of CLIP's vision model, if the network sees the first frame through it."""
 
     @property
     def boundary(self) -> float | None:
@@ -99,6 +101,10 @@ class Family(abc.ABC):
     def image_channels(self, config: Config) -> int:
         """Return the number of channels of the image condition; see `ModelSettings.image_channels`."""
         return 0
+
+    def sees_image(self, config: Config) -> bool:
+        """Return whether the network also takes CLIP's embeddings of the first frame; see `Condition.image_tokens`."""
+        return False
 
     def flops(self, config: Config, tokens: int, text_tokens: int) -> int:
         """Return the floating-point operations of one sample's forward pass, by default those of cross-attention."""

@@ -18,7 +18,7 @@ from training.models._dit_architecture import Architecture
 from training.models._family import Family, Published
 from training.models._hunyuan import HunyuanVideo
 from training.models._ltx import LTX
-from training.models._published_files import PublishedFiles
+from training.models._published_files import IMAGE_ENCODER, PublishedFiles
 from training.models._wan import Wan
 from training.objective import ObjectiveSettings
 from training.objectives.flow_matching import FlowMatching
@@ -82,6 +82,9 @@ class Diffusers(ModelSettings):
             self._check_expert(Published({}, **config))
             config["transformer"] = dict(files.config(f"{self.subfolder}/config.json"))
             config["scheduler"] = dict(files.config("scheduler/scheduler_config.json"))
+            family = FAMILIES.get(config["transformer"].get("_class_name", ""))
+            if family is not None and family.sees_image(config["transformer"]):
+                config[IMAGE_ENCODER] = dict(files.config(f"{IMAGE_ENCODER}/config.json"))
             # Settings are frozen only after this.
             object.__setattr__(self, "config", config)
         class_name = self.published.transformer.get("_class_name", "")
@@ -187,6 +190,7 @@ class Diffusers(ModelSettings):
         Raises `ValueError` if it was published for other latents or texts.
         """
         # Imports torch, which readers of settings need not wait for.
+        from training.models._image_encoder import ImageEncoder
         from training.models._published_network import PublishedTransformer
 
         own = self.architecture
@@ -199,7 +203,8 @@ class Diffusers(ModelSettings):
                     f"the data set has {found} {what}, and {self.path} takes {wanted}; encode it with the model's own "
                     "autoencoder and text encoder (docs/guides/published-models.md)"
                 )
-        return PublishedTransformer(self.family, self.published, self.checkpointing == "blocks")
+        image_encoder = ImageEncoder(self.files) if self.sees_image else None
+        return PublishedTransformer(self.family, self.published, self.checkpointing == "blocks", image_encoder)
 
     def tokens(self, frames: int, height: int, width: int) -> int:
         return math.prod(-(-size // patch) for size, patch in zip((frames, height, width), self.patch, strict=True))
@@ -218,6 +223,11 @@ class Diffusers(ModelSettings):
     @property
     def image_channels(self) -> int:
         return self.family.image_channels(self.published.transformer)
+
+    @property
+    def sees_image(self) -> bool:
+        """Whether the network also takes CLIP's embeddings of the first frame."""
+        return self.family.sees_image(self.published.transformer)
 
     @property
     def latent_channels(self) -> int:

@@ -351,7 +351,7 @@ class ExportedModel:
             # Only the first frame counts for these channels.
             video_THWC = np.repeat(first[None], frames, axis=0)
             latent_CTHW = encode_video(self.autoencoder, video_THWC, self.device)
-            return ConditioningLatents(image_CTHW=latent_CTHW[-n_channels:])
+            return ConditioningLatents(image_CTHW=latent_CTHW[-n_channels:], image_HWC=first)
         latents = [
             None if image_HWC is None else encode_video(self.autoencoder, image_HWC[None], self.device)
             for image_HWC in (first, last)
