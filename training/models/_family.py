@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from training.network import Condition
-    from training.objectives.flow_matching import FlowMatching
+    from training.objective import ObjectiveSettings
 
 Config = Mapping[str, Any]
 """Content of a config file of diffusers."""
@@ -67,9 +67,11 @@ class TextRule:
         return tuple(folder for folder in self.folders.values() if folder.startswith("text_encoder"))
 
 
-def t5_rule(max_tokens: int, cleaning: str, padded: bool) -> TextRule:
+def t5_rule(max_tokens: int, cleaning: str, padded: bool, keep_padding: bool = False) -> TextRule:
     """Return the rule of a pipeline whose texts are encoded by T5 or UMT5."""
-    options = (("max_tokens", max_tokens), ("cleaning", cleaning), ("padded", padded))
+    options: tuple[tuple[str, Any], ...] = (("max_tokens", max_tokens), ("cleaning", cleaning), ("padded", padded))
+    if keep_padding:
+        options += (("keep_padding", True),)
     return TextRule("t5", max_tokens, options, {"model": "text_encoder", "tokenizer": "tokenizer"})
 
 
@@ -91,7 +93,7 @@ class Family(abc.ABC):
         """Return the sizes that a transformer's configuration states."""
 
     @abc.abstractmethod
-    def objective(self, published: Published) -> FlowMatching:
+    def objective(self, published: Published) -> ObjectiveSettings:
         """Return the objective with the noise levels of the published scheduler."""
 
     @abc.abstractmethod

@@ -14,6 +14,7 @@ from cluster.config import unknown_message
 from cluster.weight_files import HUB_PREFIX
 from training.conditioning import ConditioningRates
 from training.model import ModelSettings
+from training.models._cogvideox import CogVideoX
 from training.models._dit_architecture import Architecture
 from training.models._family import Family, Published
 from training.models._hunyuan import HunyuanVideo
@@ -31,7 +32,7 @@ Expert = Literal["high_noise", "low_noise"]
 SUBFOLDERS: Mapping[Expert, str] = {"high_noise": "transformer", "low_noise": "transformer_2"}
 """Folder of an expert in that of a pipeline; a transformer at all noise levels is in the first one."""
 
-FAMILIES: Mapping[str, Family] = {family.class_name: family for family in (Wan(), LTX(), HunyuanVideo())}
+FAMILIES: Mapping[str, Family] = {family.class_name: family for family in (Wan(), LTX(), HunyuanVideo(), CogVideoX())}
 """Families by the class of their transformer."""
 
 
@@ -239,7 +240,8 @@ class Diffusers(ModelSettings):
         return 1.0 if self.checkpointing == "blocks" else 0.0
 
     def default_objective(self) -> ObjectiveSettings:
-        return self.family.objective(self.published).model_copy(update={"time_range": self.time_range})
+        own = self.family.objective(self.published)
+        return own if self.boundary is None else own.model_copy(update={"time_range": self.time_range})
 
     def default_conditioning(self) -> ConditioningRates:
         kinds = self.conditioning_kinds()
@@ -249,6 +251,13 @@ class Diffusers(ModelSettings):
         return self.family.kinds(self.published)
 
     def check_objective(self, objective: ObjectiveSettings) -> None:
+        if not isinstance(own := self.default_objective(), FlowMatching):
+            if objective != own:
+                raise ValueError(
+                    f"objective {objective.name}: {self.path} predicts at the noise levels of its own scheduler; leave "
+                    "out objective"
+                )
+            return
         if not isinstance(objective, FlowMatching) or objective.target != "v":
             target = f", target {objective.target}" if isinstance(objective, FlowMatching) else ""
             raise ValueError(
