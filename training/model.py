@@ -115,7 +115,7 @@ class ModelSettings(Plugin):
 
     @property
     def lacks_in_training(self) -> str:
-        """What samples need and a training does not have, so that it makes no previews; empty if nothing."""
+        """Parts that samples need and training lacks, so that it makes no previews; empty if there are none."""
         if self.boundary is not None:
             return "both experts, and one of them is trained"
         return "images that videos begin with, and training has none" if self.image_channels else ""

@@ -22,9 +22,9 @@ class VPrediction(ObjectiveSettings):
     flow matching, and Euler's solver takes the steps of DDIM. `scale` returns a + s, by which a network that was
     trained on x_k multiplies its input.
 
-    The levels are those of betas whose roots are linear. Then s^2 / a^2 is multiplied by `snr_shift`, and a is stretched
-    to end at 0 (Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed", algorithm 1). In
-    training all levels are equally likely, and the loss is the squared error of v.
+    The levels are those of betas whose roots are linear. Then s^2 / a^2 is multiplied by `snr_shift`, and a is
+    stretched to end at 0 (Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed", algorithm
+    1). In training all levels are equally likely, and the loss is the squared error of v.
     """
 
     name: str = "v_prediction"
