@@ -10,7 +10,8 @@ is JSON.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
@@ -24,6 +25,7 @@ from training.adapters.quantised import Bits
 from training.adapters.settings import AdapterSettings
 from training.fitting import n_frozen
 from training.memory import GIB, Sharding
+from training.models._cogvideox import SCHEDULER
 from training.models.diffusers import FAMILIES, Diffusers
 from training.network import Condition, VideoModel, trained_parameters
 
@@ -43,6 +45,8 @@ class Model:
     """Frames, rows and columns."""
     depth_keys: tuple[str, ...] = ("num_layers",)
     """Settings with the number of blocks."""
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the scheduler that a family asks for."""
 
     def settings(self, **config: Any) -> Diffusers:
         """Return the settings of the model, without files; `config` replaces parts of its configuration."""
@@ -50,15 +54,17 @@ class Model:
             transformer = getattr(diffusers, self.class_name)(**self.config | config)
         stored = dict(transformer.config) | {"_class_name": self.class_name}
         pipeline = {"_class_name": FAMILIES[self.class_name].pipelines[0]}
-        files = {"transformer": stored, "pipeline": pipeline, "scheduler": {}}
+        files = {"transformer": stored, "pipeline": pipeline, "scheduler": dict(self.scheduler)}
         return validate(
             Diffusers, {"name": "diffusers", "path": "./none", "checkpointing": "none", "config": json_of(files)}
         )
 
 
-WAN = "WanTransformer3DModel"
+WAN, COGVIDEOX = "WanTransformer3DModel", "CogVideoXTransformer3DModel"
 CLIP_480P = (21, 60, 106)
 """81 frames of 848x480 in cells of 4 frames and 8x8 pixels."""
+COGVIDEOX_CLIP = (13, 60, 90)
+"""49 frames of 720x480."""
 MODELS = {
     "Wan 1.3B": Model(WAN, {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}, CLIP_480P),
     "Wan TI2V-5B": Model(
@@ -69,6 +75,13 @@ MODELS = {
     "Wan 14B": Model(WAN, {}, CLIP_480P),
     "LTX-Video": Model("LTXVideoTransformer3DModel", {}, (13, 14, 24)),
     "HunyuanVideo": Model("HunyuanVideoTransformer3DModel", {}, CLIP_480P, ("num_layers", "num_single_layers")),
+    "CogVideoX-2B": Model(COGVIDEOX, {}, COGVIDEOX_CLIP, scheduler=SCHEDULER),
+    "CogVideoX-5B": Model(
+        COGVIDEOX,
+        {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True},
+        COGVIDEOX_CLIP,
+        scheduler=SCHEDULER,
+    ),
 }
 ADAPTER = AdapterSettings(rank=32)
 FEW_BITS: tuple[Bits, ...] = (8, 4)

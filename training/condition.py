@@ -33,6 +33,8 @@ class SampleCondition:
     """Guidance scale that the model is told, the same for all samples of a stack."""
     image_CTHW: Tensor | None = None
     """Latents of the first frame followed by grey, see `Condition.images`."""
+    image_NE: Tensor | None = None
+    """Embeddings of the first frame, see `Condition.image_tokens`."""
 
 
 def stack_conditions(samples: Sequence[SampleCondition], time_factor: int) -> Condition:
@@ -51,7 +53,8 @@ def stack_conditions(samples: Sequence[SampleCondition], time_factor: int) -> Co
         torch.tensor(scalars, dtype=torch.float32).to(device, non_blocking=True),
     )
     images = [sample.image_CTHW for sample in samples if sample.image_CTHW is not None]
-    return replace(condition, guidance=samples[0].guidance, images=images)
+    tokens = [sample.image_NE for sample in samples if sample.image_NE is not None]
+    return replace(condition, guidance=samples[0].guidance, images=images, image_tokens=tokens)
 
 
 def condition_of(

@@ -114,6 +114,13 @@ class ModelSettings(Plugin):
         return None
 
     @property
+    def lacks_in_training(self) -> str:
+        """Parts that samples need and training lacks, so that it makes no previews; empty if there are none."""
+        if self.boundary is not None:
+            return "both experts, and one of them is trained"
+        return "images that videos begin with, and training has none" if self.image_channels else ""
+
+    @property
     def recompute_share(self) -> float:
         """Share of `flops` that the backward pass computes a second time, for activations that the forward pass did not
         keep.

@@ -1,4 +1,4 @@
-"""The contract of a denoising network: its inputs and outputs. This module imports torch alone."""
+"""The contract of a denoising network: its inputs and outputs. Besides names of types it imports torch alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from cluster.arrays import Pixels
 
 # Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns, N text tokens, E text width.
 
@@ -47,6 +49,9 @@ class Condition:
     images: Sequence[Tensor] = ()
     """Latents `[C', T, H, W]` of each video's first frame followed by grey, for a network with `image_channels`; empty
     for others."""
+    image_tokens: Sequence[Tensor] = ()
+    """Embeddings `[N', E']` of each video's first frame, see `VideoModel.embed_image`. If they are empty, as in
+    training, a network that takes them computes them from `images`."""
 
     def to(self, device: torch.device | str) -> Condition:
         """Return the condition on another device."""
@@ -75,6 +80,7 @@ class Condition:
             self.source_B2[rows],
             self.guidance,
             of(self.images) if self.images else (),
+            of(self.image_tokens) if self.image_tokens else (),
         )
 
 
@@ -115,6 +121,12 @@ class VideoModel(nn.Module, abc.ABC):
             for name, weight in module.named_parameters()
             if weight.requires_grad and weight.ndim == 2 and "table" not in name
         ]
+
+    def embed_image(self, image_HWC: Pixels) -> Tensor | None:
+        """Return the embeddings `[N', E']` of an RGB image of 8 bits, on the model's device, for a network that takes
+        those of a video's first frame besides its latents; None for others.
+        """
+        return None
 
     def enable_context_parallel(self, group: dist.ProcessGroup) -> None:
         """Share the tokens of each pack with the other ranks of a group from now on; all of them must be called with

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from cluster import weight_files
 from cluster.weight_files import HUB_PREFIX
 from training.data.buckets import latent_size, parse_bucket_name
+from training.models._published_files import VAE
 from training.models.diffusers import Diffusers
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from training.autoencoder import AutoencoderSettings
     from training.data.dataset import Dataset
 
-VAE = "vae"
-"""Folder of the autoencoder in that of a pipeline."""
 IMAGE_FAULT = "makes a video of an image; leave 1 out of frames in encode.buckets"
 """End of a sentence about images in the training data of such a model."""
 

@@ -246,9 +246,9 @@ class TrainSettings(Settings):
         if self.lr_scale and self.optimizer == "muon":
             raise ValueError("lr_scale needs optimizer: adamw; set that, or remove lr_scale")
         asks_for_previews = self.previews.every != "auto" or self.previews.footage is not None
-        if self.model.boundary is not None and self.previews.every != 0 and asks_for_previews:
+        if self.model.lacks_in_training and self.previews.every != 0 and asks_for_previews:
             raise ValueError(
-                f"previews.every {self.previews.every}: previews need both experts, and one of them is trained; set "
+                f"previews.every {self.previews.every}: previews need {self.model.lacks_in_training}; set "
                 "previews: {every: 0}, and sample the export"
             )
         self.model.check_zero_stage(self.zero_stage)

@@ -63,6 +63,12 @@ class T5(BatchedSettings):
         "of LTX-Video have it; embeddings of padding are removed either way.",
     )
 
+    keep_padding: bool = Field(
+        False,
+        description="Whether the embeddings of padding are kept, so that every caption has max_tokens, as pipelines of "
+        "CogVideoX have it; needs padded.",
+    )
+
     _absolute = field_validator("model", "tokenizer")(weight_files.absolute)
 
     @model_validator(mode="after")
@@ -71,6 +77,8 @@ class T5(BatchedSettings):
             raise ValueError("t5 needs the package transformers: pip install 'worldloom[models]'")
         if self.cleaning == "html" and not find_spec("ftfy"):
             raise ValueError("cleaning html needs the package ftfy: pip install ftfy")
+        if self.keep_padding and not self.padded:
+            raise ValueError("keep_padding keeps what padded adds; set padded: true, or leave out keep_padding")
         check_folder("model", self.model, "config.json")
         if self.tokenizer:
             check_folder("tokenizer", self.tokenizer)
@@ -79,7 +87,7 @@ class T5(BatchedSettings):
     def identity(self) -> str:
         weights = [folder_identity(path, self.revision) for path in (self.model, self.tokenizer) if path]
         # Identities of data sets from before these settings have none of them.
-        rules = [self.cleaning] * (self.cleaning != "spaces") + ["padded"] * self.padded
+        rules = [self.cleaning] * (self.cleaning != "spaces") + ["padded"] * self.padded + ["kept"] * self.keep_padding
         return " ".join((f"t5-v{VERSION}", *weights, self.dtype, str(self.max_tokens), self.device_kind(), *rules))
 
     def open(self, device: str | None = None) -> TextEncoder:
@@ -93,6 +101,7 @@ class T5Encoder(BatchedEncoder):
         self._model = load_network("model", settings.model, settings.revision, settings.dtype, CLASSES).to(device)
         self._tokenizer = load_tokenizer("tokenizer", settings.tokenizer or settings.model, settings.revision)
         self._max_tokens, self._padded = settings.max_tokens, settings.padded
+        self._kept = settings.keep_padding
         self._clean = CLEANING[settings.cleaning]
         self.dim = int(self._model.config.d_model)
         super().__init__(settings, device, int(self._model.config.pad_token_id))
@@ -100,13 +109,14 @@ class T5Encoder(BatchedEncoder):
     def tokenize(self, captions: Sequence[str]) -> list[Tokens]:
         normalised = [self._clean(caption) for caption in captions]
         ids_of_all = self._tokenizer(normalised, verbose=False)["input_ids"] if normalised else []
-        # A truncated caption keeps its end token, which is the last one.
-        return [
-            Tokens([*ids[: self._max_tokens - 1], ids[-1]], truncated=True)
-            if len(ids) > self._max_tokens
-            else Tokens(ids, truncated=False)
-            for ids in ids_of_all
-        ]
+        return [self._fitted(ids) for ids in ids_of_all]
+
+    def _fitted(self, ids: list[int]) -> Tokens:
+        """Return the tokens of a caption, at most `max_tokens`; a truncated one keeps its end token, the last one."""
+        truncated = len(ids) > self._max_tokens
+        ids = [*ids[: self._max_tokens - 1], ids[-1]] if truncated else ids
+        n_padding = self._max_tokens - len(ids) if self._kept else 0
+        return Tokens([*ids, *[self._pad_id] * n_padding], truncated)
 
     def forward(self, ids_BL: Tensor, lengths_B: Tensor) -> tuple[Tensor, None]:
         import torch

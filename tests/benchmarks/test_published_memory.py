@@ -39,6 +39,18 @@ def test_weights_of_ltx() -> None:
     assert count_weights("LTX-Video") == depth * block + outside + text + time
 
 
+@pytest.mark.parametrize(("model", "heads", "depth"), [("CogVideoX-2B", 30, 30), ("CogVideoX-5B", 48, 42)])
+def test_weights_of_cogvideox(model: str, heads: int, depth: int) -> None:
+    dim, head, channels, time = 64 * heads, 64, 16, 512
+    attention = 4 * (dim * dim + dim) + 4 * head
+    norms = 2 * (time * 6 * dim + 6 * dim + 2 * dim)
+    block = attention + norms + 8 * dim * dim + 5 * dim
+    patches = (4 * channels * dim + dim) + (4 * channels * dim + 4 * channels)
+    text_and_time = 4096 * dim + dim + (dim * time + time) + (time * time + time)
+    last = 2 * dim + (time * 2 * dim + 2 * dim) + 2 * dim
+    assert count_weights(model) == depth * block + patches + text_and_time + last
+
+
 TINY = {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 96, "text_dim": 32, "freq_dim": 32}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from captioning.encoder import NULL_CAPTION, text_key
+from captioning.encoder import NULL_CAPTION, TextEncoderSettings, text_key
 from captioning.encoders.hashing import Hashing
 from cluster.arrays import Float32Array
 from training.autoencoder import AutoencoderSettings
@@ -64,14 +64,15 @@ def write_dataset(
     n_val: int = 4,
     seed: int = 0,
     autoencoder_settings: AutoencoderSettings | None = None,
+    text_settings: TextEncoderSettings | None = None,
 ) -> str:
-    """Write a data set, by default of the linear autoencoder, and return the URI of its manifest.
+    """Write a data set, by default of the linear autoencoder and hashed words, and return the URI of its manifest.
 
     Each entry of `counts` is (width, height, frames, number of samples). The first `n_val` samples of each entry are in
     the validation split.
     """
-    settings, encoder = autoencoder_settings or Linear(), Hashing().open()
-    autoencoder = settings.open()
+    settings, text = autoencoder_settings or Linear(), text_settings or Hashing()
+    autoencoder, encoder = settings.open(), text.open()
     rng = np.random.default_rng(seed)
     captions, tables = {NULL_CAPTION}, []
     for width, height, frames, count in counts:
@@ -123,7 +124,7 @@ def write_dataset(
         tables.append(index_table)
     embeddings = {text_key(caption, encoder.identity): encoder.encode([caption])[0] for caption in sorted(captions)}
     write_text_table(str(folder / "texts/part-0.parquet"), embeddings, encoder.identity)
-    info = replace(DatasetInfo.from_encoders(settings, autoencoder, Hashing(), "texts", "drawn"), tables_root="")
+    info = replace(DatasetInfo.from_encoders(settings, autoencoder, text, "texts", "drawn"), tables_root="")
     manifest = str(folder / "_manifest.parquet")
     write_manifest(manifest, pa.concat_tables([table.select(tables[0].column_names) for table in tables]), info)
     return manifest

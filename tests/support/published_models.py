@@ -10,6 +10,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoTransformer3DModel,
     LTXPipeline,
@@ -60,13 +62,31 @@ HUNYUAN: dict[str, Any] = {
     "pooled_projection_dim": POOLED_DIM,
     "rope_axes_dim": (4, 4, 4),
 }
+COGVIDEOX: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 2,
+    "time_embed_dim": 16,
+    "text_embed_dim": TEXT_DIM,
+    "sample_width": 8,
+    "sample_height": 6,
+    "sample_frames": 9,
+}
 FAMILIES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "wan": (WanTransformer3DModel, WAN, "WanPipeline"),
     "ltx": (LTXVideoTransformer3DModel, LTX, "LTXPipeline"),
     "hunyuan": (HunyuanVideoTransformer3DModel, HUNYUAN, "HunyuanVideoPipeline"),
+    "cogvideox": (CogVideoXTransformer3DModel, COGVIDEOX, "CogVideoXPipeline"),
 }
 """Transformer, its configuration, and pipeline."""
-TEXT_KEYS = {"wan": "text_dim", "ltx": "caption_channels", "hunyuan": "text_embed_dim"}
+TEXT_KEYS = {
+    "wan": "text_dim",
+    "ltx": "caption_channels",
+    "hunyuan": "text_embed_dim",
+    "cogvideox": "text_embed_dim",
+}
 """Key of the width of text tokens in the transformer's configuration."""
 ON_DRAWN: dict[str, dict[str, Any]] = {"wan": {}, "ltx": {}, "hunyuan": {"caption_drop": 0.0}}
 """Settings of training on drawn data sets, whose null caption has no token after a pooled vector."""
@@ -97,6 +117,13 @@ def write_published(folder: Path, family: str, pipeline: dict[str, Any] | None =
             shift_terminal=0.1,
         ),
         "hunyuan": lambda: FlowMatchEulerDiscreteScheduler(shift=7.0),
+        "cogvideox": lambda: CogVideoXDDIMScheduler(
+            prediction_type="v_prediction",
+            clip_sample=False,
+            timestep_spacing="trailing",
+            rescale_betas_zero_snr=True,
+            snr_shift_scale=3.0,
+        ),
     }[family]()
     scheduler.save_pretrained(folder / "scheduler")
     index = {"_class_name": pipeline_name, "_diffusers_version": "0.42.0"} | (pipeline or {})
@@ -110,13 +137,13 @@ def write_pipeline(folder: Path, family: str, pipeline: dict[str, Any] | None = 
 
     `pipeline` adds keys to model_index.json, and `config` replaces keys of the transformer's configuration.
     """
-    channels = {"wan": 16, "ltx": 8, "hunyuan": 4}[family]
+    channels = {"wan": 16, "ltx": 8, "hunyuan": 4, "cogvideox": 4}[family]
     sizes = {"in_channels": channels, "out_channels": channels, TEXT_KEYS[family]: 32} | config
     write_published(folder, family, pipeline, **sizes)
     save_autoencoder(folder / "vae", family)
     if family == "hunyuan":
         return save_llama_clip(folder, clip_dim=POOLED_DIM)
-    save_t5(folder / "text_encoder", {"wan": "umt5", "ltx": "t5"}[family], tokenizer=False)
+    save_t5(folder / "text_encoder", "umt5" if family == "wan" else "t5", tokenizer=False)
     (folder / "tokenizer").mkdir()
     save_tokenizer(folder / "tokenizer")
     return folder

@@ -12,7 +12,7 @@ from cluster import storage
 from cluster.config import list_names
 from training.checkpoints.fragments import Fragment
 from training.checkpoints.initial_weights import DTYPES, InitialWeights, copy_range
-from training.models._published_files import StoredTensor, header_of
+from training.models._published_files import CLIP_WEIGHTS, IMAGE_ENCODER, StoredTensor, header_of
 from training.models.diffusers import Diffusers
 from training.network import parameter_shapes
 from training.weight_names import prefix_fault
@@ -45,12 +45,14 @@ def stored_tensors(settings: Diffusers) -> dict[str, StoredTensor]:
 
 
 def _identity(settings: Diffusers) -> str:
-    """Return a digest of the sizes of the files of weights and of the first megabyte of each, header included.
+    """Return a digest of the sizes of the files of weights and of the first megabyte of each, header included; with
+    those of CLIP, if the network sees the first frame through it.
 
     All bytes of 28 GB would take minutes, and other weights differ in the first ones already.
     """
     parts: list[str | bytes] = []
-    for file in settings.files.weight_files(settings.subfolder):
+    image_encoder = settings.files.weight_files(IMAGE_ENCODER, CLIP_WEIGHTS) if settings.sees_image else []
+    for file in [*settings.files.weight_files(settings.subfolder), *image_encoder]:
         with file.open("rb") as handle:
             parts += [file.name, str(file.stat().st_size), handle.read(IDENTIFYING_BYTES)]
     return storage.digest(*parts)

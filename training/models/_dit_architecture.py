@@ -55,3 +55,11 @@ def flops(size: Size, hidden: int, tokens: int, text_tokens: int) -> int:
     depth, dim, _ = size
     linear = (12 * dim * dim + 4 * dim * hidden) * tokens + 4 * dim * dim * text_tokens
     return depth * (linear + 4 * dim * tokens * (tokens + text_tokens))
+
+
+def joint_flops(size: Size, hidden: int, tokens: int) -> int:
+    """Return the operations of blocks through which text and latents pass in one sequence of `tokens`: with the letters
+    of `flops`, L [(8 d^2 + 4 d h) S + 4 d S^2].
+    """
+    depth, dim, _ = size
+    return depth * ((8 * dim * dim + 4 * dim * hidden) * tokens + 4 * dim * tokens * tokens)

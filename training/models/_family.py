@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from training.network import Condition
-    from training.objectives.flow_matching import FlowMatching
+    from training.objective import ObjectiveSettings
 
 Config = Mapping[str, Any]
 """Content of a config file of diffusers."""
@@ -34,6 +34,8 @@ class Published:
     """`model_index.json`."""
     scheduler: Config = field(default_factory=dict)
     """`scheduler_config.json`."""
+    image_encoder: Config = field(default_factory=dict)
+    """`config.json` of CLIP's vision model, if the network sees the first frame through it."""
 
     @property
     def boundary(self) -> float | None:
@@ -65,9 +67,11 @@ class TextRule:
         return tuple(folder for folder in self.folders.values() if folder.startswith("text_encoder"))
 
 
-def t5_rule(max_tokens: int, cleaning: str, padded: bool) -> TextRule:
+def t5_rule(max_tokens: int, cleaning: str, padded: bool, keep_padding: bool = False) -> TextRule:
     """Return the rule of a pipeline whose texts are encoded by T5 or UMT5."""
-    options = (("max_tokens", max_tokens), ("cleaning", cleaning), ("padded", padded))
+    options: tuple[tuple[str, Any], ...] = (("max_tokens", max_tokens), ("cleaning", cleaning), ("padded", padded))
+    if keep_padding:
+        options += (("keep_padding", True),)
     return TextRule("t5", max_tokens, options, {"model": "text_encoder", "tokenizer": "tokenizer"})
 
 
@@ -89,7 +93,7 @@ class Family(abc.ABC):
         """Return the sizes that a transformer's configuration states."""
 
     @abc.abstractmethod
-    def objective(self, published: Published) -> FlowMatching:
+    def objective(self, published: Published) -> ObjectiveSettings:
         """Return the objective with the noise levels of the published scheduler."""
 
     @abc.abstractmethod
@@ -99,6 +103,10 @@ class Family(abc.ABC):
     def image_channels(self, config: Config) -> int:
         """Return the number of channels of the image condition; see `ModelSettings.image_channels`."""
         return 0
+
+    def sees_image(self, config: Config) -> bool:
+        """Return whether the network also takes CLIP's embeddings of the first frame; see `Condition.image_tokens`."""
+        return False
 
     def flops(self, config: Config, tokens: int, text_tokens: int) -> int:
         """Return the floating-point operations of one sample's forward pass, by default those of cross-attention."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from training.models._dit_architecture import Architecture, Size
+from training.models._dit_architecture import Architecture, Size, joint_flops
 from training.models._family import Config, Family, Published, TextRule
 from training.objectives.flow_matching import FlowMatching
 
@@ -48,12 +48,8 @@ class HunyuanVideo(Family):
         return Architecture(size, hidden, patch, config["out_channels"], config["text_embed_dim"])
 
     def flops(self, config: Config, tokens: int, text_tokens: int) -> int:
-        """Return the operations of the blocks, L [(8 d^2 + 4 d h) (S + N) + 4 d (S + N)^2] with the letters of
-        `training.models._dit_architecture.flops`: text and latents pass through all layers, in one sequence.
-        """
-        (depth, dim, _), hidden = self.architecture(config).size, self.architecture(config).hidden
-        both = tokens + text_tokens
-        return depth * ((8 * dim * dim + 4 * dim * hidden) * both + 4 * dim * both * both)
+        own = self.architecture(config)
+        return joint_flops(own.size, own.hidden, tokens + text_tokens)
 
     def objective(self, published: Published) -> FlowMatching:
         return FlowMatching(shift=float(published.scheduler.get("shift") or 1.0))

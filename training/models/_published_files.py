@@ -11,7 +11,9 @@ from typing import Any
 from cluster.weight_files import HUB_PREFIX
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
+VAE, IMAGE_ENCODER, IMAGE_PROCESSOR = "vae", "image_encoder", "image_processor"
+"""Folders of a pipeline: those of the autoencoder, of CLIP, and of the settings of CLIP's images."""
+CLIP_WEIGHTS = "model.safetensors"
 DOWNLOAD_AGAIN = "download the whole folder again"
 
 
@@ -60,20 +62,23 @@ class PublishedFiles:
                 "name a repository and revision that exist, or without a network give a folder"
             ) from error
 
-    def weight_files(self, subfolder: str) -> list[Path]:
+    def weight_files(self, subfolder: str, name: str = WEIGHTS) -> list[Path]:
         """Return the safetensors files of a subfolder, which are all there and as long as their headers say.
+
+        `name` is that of the file, if there is one for all weights.
 
         Raises `ValueError` with the fix if one is missing or cut off.
         """
         folder = self.folder(f"{subfolder}/*") / subfolder
-        if (folder / INDEX).is_file():
-            index = self.config(f"{subfolder}/{INDEX}")
+        index_name = f"{name}.index.json"
+        if (folder / index_name).is_file():
+            index = self.config(f"{subfolder}/{index_name}")
             files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
         else:
-            files = [folder / WEIGHTS]
+            files = [folder / name]
         missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
-            named = ", ".join(missing[:3]) or INDEX
+            named = ", ".join(missing[:3]) or index_name
             raise ValueError(
                 f"{folder}: {len(missing)} of {len(files)} files of weights are missing: {named}; {DOWNLOAD_AGAIN}"
             )

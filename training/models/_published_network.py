@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from cluster.arrays import Pixels
 from training.models._dit_network import initialise_weight
 from training.models._family import Family, Published
+from training.models._image_encoder import ImageEncoder
 from training.network import Condition, VideoModel
 
 
 class PublishedTransformer(VideoModel):
     """A transformer of diffusers, whose weights are named `transformer.` as in LoRA files of its pipelines."""
 
-    def __init__(self, family: Family, published: Published, recomputes: bool) -> None:
+    def __init__(
+        self, family: Family, published: Published, recomputes: bool, image_encoder: ImageEncoder | None = None
+    ) -> None:
         """Build the transformer of a configuration; the backward pass recomputes its blocks if `recomputes`."""
         super().__init__()
         import diffusers
 
         self.family, self.published = family, published
-        self._is_compiled = False
+        self._is_compiled, self._image_encoder = False, image_encoder
         self.transformer = getattr(diffusers, family.class_name).from_config(dict(published.transformer))
         family.prepare(self.transformer)
         if recomputes:
@@ -37,6 +42,9 @@ class PublishedTransformer(VideoModel):
         Raises `ValueError` for sides that the patch does not divide, and for texts that are too long.
         """
         self.family.check_texts(condition.texts)
+        if self._image_encoder is not None and not condition.image_tokens:
+            tokens = [self._image_encoder.embed_latents(image_CTHW) for image_CTHW in condition.images]
+            condition = replace(condition, image_tokens=tokens)
         by_shape: dict[torch.Size, list[int]] = {}
         for index, latent_CTHW in enumerate(latents):
             by_shape.setdefault(latent_CTHW.shape, []).append(index)
@@ -50,6 +58,11 @@ class PublishedTransformer(VideoModel):
             )
             predictions |= zip(indices, prediction_BCTHW.to(torch.float32), strict=True)
         return [predictions[index] for index in range(len(latents))]
+
+    def embed_image(self, image_HWC: Pixels) -> Tensor | None:
+        if self._image_encoder is None:
+            return None
+        return self._image_encoder.embed(image_HWC, next(self.transformer.parameters()).device)
 
     def compile_for_sampling(self) -> None:
         if not self._is_compiled:

@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2 (`WanTransformer3DModel`), called as `WanPipeline` does.
+"""Wan 2.1 and 2.2 (`WanTransformer3DModel`), called as `WanPipeline` and `WanImageToVideoPipeline` do.
 
 Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns, S tokens, N text tokens, E text
 width.
@@ -25,8 +25,8 @@ MASK_CHANNELS = 4
 
 
 class Wan(Family):
-    """Wan of text to video, of image to video without CLIP, and TI2V-5B (`expand_timesteps`), whose tokens have noise
-    levels of their own.
+    """Wan of text to video, of image to video with and without CLIP, and TI2V-5B (`expand_timesteps`), whose tokens
+    have noise levels of their own.
     """
 
     class_name = "WanTransformer3DModel"
@@ -54,20 +54,29 @@ class Wan(Family):
     def image_channels(self, config: Config) -> int:
         return 0 if config["in_channels"] == config["out_channels"] else int(config["out_channels"])
 
+    def sees_image(self, config: Config) -> bool:
+        return config.get("image_dim") is not None
+
     def check(self, published: Published) -> None:
         config = published.transformer
         latents, image = config["out_channels"], self.image_channels(config)
-        if config.get("image_dim") is not None:
-            raise ValueError(
-                f"image_dim {config['image_dim']}: the transformer of Wan 2.1 image to video also sees the first frame "
-                "through CLIP, and data sets have no such embeddings; take Wan 2.2 I2V-A14B or TI2V-5B, which do "
-                "without"
-            )
         if config["in_channels"] not in (latents, latents + MASK_CHANNELS + image):
             raise ValueError(
                 f"the transformer takes {config['in_channels']} channels for {latents} of latents; text to video takes "
                 f"{latents}, and image to video {2 * latents + MASK_CHANNELS}; take a model of these"
             )
+        if self.sees_image(config):
+            width = published.image_encoder.get("hidden_size")
+            if config["image_dim"] != width or not image:
+                raise ValueError(
+                    f"the transformer takes {config['in_channels']} channels and embeddings of an image of width "
+                    f"{config['image_dim']}, and image_encoder has {width}; put back the folders as they were published"
+                )
+            if config.get("pos_embed_seq_len") is not None:
+                raise ValueError(
+                    "pos_embed_seq_len is set: the transformer takes a first and a last image, which is not trained "
+                    "here; take the model of a first image"
+                )
 
     def original_name(self, name: str) -> str:
         return original_name(name)
@@ -92,10 +101,12 @@ class Wan(Family):
             mask_BCTHW[:, :, 0] = 1
             image_BCTHW = torch.stack(list(condition.images)).to(latents_BCTHW.dtype)
             hidden_BCTHW = torch.cat((latents_BCTHW, mask_BCTHW, image_BCTHW), dim=1)
+        tokens_BNE = torch.stack(list(condition.image_tokens)) if condition.image_tokens else None
         (prediction,) = transformer(
             hidden_states=hidden_BCTHW,
             timestep=timestep,
             encoder_hidden_states=_padded(condition.texts).to(latents_BCTHW.dtype),
+            encoder_hidden_states_image=None if tokens_BNE is None else tokens_BNE.to(latents_BCTHW.dtype),
             return_dict=False,
         )
         result: Tensor = prediction

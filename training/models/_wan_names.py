@@ -10,6 +10,10 @@ OUTSIDE_BLOCKS: Mapping[str, str] = {
     "condition_embedder.text_embedder.linear_1": "text_embedding.0",
     "condition_embedder.text_embedder.linear_2": "text_embedding.2",
     "condition_embedder.time_proj": "time_projection.1",
+    "condition_embedder.image_embedder.norm1": "img_emb.proj.0",
+    "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
+    "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3",
+    "condition_embedder.image_embedder.norm2": "img_emb.proj.4",
     "patch_embedding": "patch_embedding",
     "proj_out": "head.head",
     "scale_shift_table": "head.modulation",
@@ -23,6 +27,9 @@ IN_ATTENTION: Mapping[str, str] = {
     "to_out.0": "o",
     "norm_q": "norm_q",
     "norm_k": "norm_k",
+    "add_k_proj": "k_img",
+    "add_v_proj": "v_img",
+    "norm_added_k": "norm_k_img",
 }
 IN_BLOCKS: Mapping[str, str] = {
     **{f"{ours}.{part}": f"{own}.{name}" for ours, own in ATTENTIONS.items() for part, name in IN_ATTENTION.items()},

@@ -14,11 +14,12 @@ from cluster.config import unknown_message
 from cluster.weight_files import HUB_PREFIX
 from training.conditioning import ConditioningRates
 from training.model import ModelSettings
+from training.models._cogvideox import CogVideoX
 from training.models._dit_architecture import Architecture
 from training.models._family import Family, Published
 from training.models._hunyuan import HunyuanVideo
 from training.models._ltx import LTX
-from training.models._published_files import PublishedFiles
+from training.models._published_files import IMAGE_ENCODER, PublishedFiles
 from training.models._wan import Wan
 from training.objective import ObjectiveSettings
 from training.objectives.flow_matching import FlowMatching
@@ -31,7 +32,7 @@ Expert = Literal["high_noise", "low_noise"]
 SUBFOLDERS: Mapping[Expert, str] = {"high_noise": "transformer", "low_noise": "transformer_2"}
 """Folder of an expert in that of a pipeline; a transformer at all noise levels is in the first one."""
 
-FAMILIES: Mapping[str, Family] = {family.class_name: family for family in (Wan(), LTX(), HunyuanVideo())}
+FAMILIES: Mapping[str, Family] = {family.class_name: family for family in (Wan(), LTX(), HunyuanVideo(), CogVideoX())}
 """Families by the class of their transformer."""
 
 
@@ -82,6 +83,9 @@ class Diffusers(ModelSettings):
             self._check_expert(Published({}, **config))
             config["transformer"] = dict(files.config(f"{self.subfolder}/config.json"))
             config["scheduler"] = dict(files.config("scheduler/scheduler_config.json"))
+            family = FAMILIES.get(config["transformer"].get("_class_name", ""))
+            if family is not None and family.sees_image(config["transformer"]):
+                config[IMAGE_ENCODER] = dict(files.config(f"{IMAGE_ENCODER}/config.json"))
             # Settings are frozen only after this.
             object.__setattr__(self, "config", config)
         class_name = self.published.transformer.get("_class_name", "")
@@ -187,6 +191,7 @@ class Diffusers(ModelSettings):
         Raises `ValueError` if it was published for other latents or texts.
         """
         # Imports torch, which readers of settings need not wait for.
+        from training.models._image_encoder import ImageEncoder
         from training.models._published_network import PublishedTransformer
 
         own = self.architecture
@@ -199,7 +204,8 @@ class Diffusers(ModelSettings):
                     f"the data set has {found} {what}, and {self.path} takes {wanted}; encode it with the model's own "
                     "autoencoder and text encoder (docs/guides/published-models.md)"
                 )
-        return PublishedTransformer(self.family, self.published, self.checkpointing == "blocks")
+        image_encoder = ImageEncoder(self.files) if self.sees_image else None
+        return PublishedTransformer(self.family, self.published, self.checkpointing == "blocks", image_encoder)
 
     def tokens(self, frames: int, height: int, width: int) -> int:
         return math.prod(-(-size // patch) for size, patch in zip((frames, height, width), self.patch, strict=True))
@@ -220,6 +226,11 @@ class Diffusers(ModelSettings):
         return self.family.image_channels(self.published.transformer)
 
     @property
+    def sees_image(self) -> bool:
+        """Whether the network also takes CLIP's embeddings of the first frame."""
+        return self.family.sees_image(self.published.transformer)
+
+    @property
     def latent_channels(self) -> int:
         """Channels of the latents of a data set for this model."""
         return self.architecture.channels + self.image_channels
@@ -229,7 +240,8 @@ class Diffusers(ModelSettings):
         return 1.0 if self.checkpointing == "blocks" else 0.0
 
     def default_objective(self) -> ObjectiveSettings:
-        return self.family.objective(self.published).model_copy(update={"time_range": self.time_range})
+        own = self.family.objective(self.published)
+        return own if self.boundary is None else own.model_copy(update={"time_range": self.time_range})
 
     def default_conditioning(self) -> ConditioningRates:
         kinds = self.conditioning_kinds()
@@ -239,6 +251,13 @@ class Diffusers(ModelSettings):
         return self.family.kinds(self.published)
 
     def check_objective(self, objective: ObjectiveSettings) -> None:
+        if not isinstance(own := self.default_objective(), FlowMatching):
+            if objective != own:
+                raise ValueError(
+                    f"objective {objective.name}: {self.path} predicts at the noise levels of its own scheduler; leave "
+                    "out objective"
+                )
+            return
         if not isinstance(objective, FlowMatching) or objective.target != "v":
             target = f", target {objective.target}" if isinstance(objective, FlowMatching) else ""
             raise ValueError(

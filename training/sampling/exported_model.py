@@ -351,12 +351,12 @@ class ExportedModel:
             # Only the first frame counts for these channels.
             video_THWC = np.repeat(first[None], frames, axis=0)
             latent_CTHW = encode_video(self.autoencoder, video_THWC, self.device)
-            return ConditioningLatents(image_CTHW=latent_CTHW[-n_channels:])
-        latents = [
+            return ConditioningLatents(image_CTHW=latent_CTHW[-n_channels:], image_HWC=first)
+        first_C1HW, last_C1HW = (
             None if image_HWC is None else encode_video(self.autoencoder, image_HWC[None], self.device)
             for image_HWC in (first, last)
-        ]
-        return ConditioningLatents(*latents)
+        )
+        return ConditioningLatents(first_C1HW, last_C1HW)
 
     def decode(self, latent_BCTHW: Tensor) -> UInt8Array:
         """Return the video `[T, H, W, 3]` of the latents of one sample."""

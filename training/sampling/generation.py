@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cluster.arrays import Pixels
 from training.autoencoder import Autoencoder
 from training.checkpoints.model_card import ModelCard
 from training.condition import SampleCondition
@@ -69,6 +70,8 @@ class ConditioningLatents:
     image_CTHW: Tensor | None = None
     """Latents of the image that the video begins with followed by grey, in place of the others for a model with
     `image_channels`."""
+    image_HWC: Pixels | None = None
+    """That image itself."""
 
 
 UNCONDITIONED = ConditioningLatents()
@@ -82,7 +85,8 @@ def video_timeline(
     timeline = blank((parts.channels, *latent_shape[1:]), [Prompt(text_NE)], (shape.width, shape.height), shape.fps)
     if images.first_C1HW is not None:
         timeline = timeline.given(0, images.first_C1HW)
-    return replace(timeline.ending_with(images.last_C1HW), image_CTHW=images.image_CTHW)
+    image_NE = None if images.image_HWC is None else parts.model.embed_image(images.image_HWC)
+    return replace(timeline.ending_with(images.last_C1HW), image_CTHW=images.image_CTHW, image_NE=image_NE)
 
 
 @torch.no_grad()
@@ -197,6 +201,7 @@ class _GuidedVelocity:
         self._texts = [prompt.text_NE.to(device) for prompt in timeline.prompts]
         self._null_text_NE = parts.null_text_NE.to(device)
         self._image_CTHW = None if timeline.image_CTHW is None else timeline.image_CTHW.to(device)
+        self._image_NE = None if timeline.image_NE is None else timeline.image_NE.to(device)
         self._framing = full_framing(*timeline.size, parts.card.source_side)
         self._predictor = Predictor(parts.autoencoder.time_factor)
 
@@ -236,6 +241,7 @@ class _GuidedVelocity:
                 self._framing,
                 told,
                 self._image_CTHW,
+                self._image_NE,
             )
             for text in texts
         ]

@@ -41,6 +41,8 @@ class Timeline:
     """The last-frame latent (`ConditioningMask.last_frame`) of an image that the video ends with."""
     image_CTHW: Tensor | None = None
     """Latents of the image that the video begins with followed by grey, for a model with `image_channels`."""
+    image_NE: Tensor | None = None
+    """Embeddings of that image, see `VideoModel.embed_image`."""
     strength: float = 1.0
     """Share of the solver's steps that are taken. Below 1, generation begins with the latents, noised to the level of
     the first of those steps, instead of noise alone (SDEdit, Meng et al. 2022)."""

@@ -81,8 +81,8 @@ class Previews:
 
     @cached_property
     def every(self) -> int:
-        """Steps between previews; 0 for never, as of a model whose other expert is not in training."""
-        if self._run.settings.model.boundary is not None:
+        """Steps between previews; 0 for never, as of a model that cannot make samples in training."""
+        if self._run.settings.model.lacks_in_training:
             return 0
         if self._settings.every != "auto":
             return self._settings.every

@@ -13,6 +13,7 @@ import pytest
 import sentencepiece
 import torch
 import transformers
+from diffusers import CogVideoXPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -309,3 +310,20 @@ def test_padded_captions_are_encoded_like_those_of_ltx(folder: Path) -> None:
     alone = tiny(folder, max_tokens=12).open().encode(captions)[1].tokens
     assert np.abs(alone - settings.open().encode(captions)[1].tokens).max() > 1e-4
     assert settings.identity() == f"{tiny(folder, max_tokens=12).identity()} padded"
+
+
+def test_kept_padding_is_encoded_like_that_of_cogvideox(folder: Path) -> None:
+    """`CogVideoXPipeline` pads to the limit, and gives no mask to the encoder or to the transformer."""
+    parts = {"text_encoder": transformers.T5EncoderModel.from_pretrained(folder).eval()}
+    parts |= {"tokenizer": transformers.T5Tokenizer.from_pretrained(folder)}
+    pipeline = CogVideoXPipeline(**parts, vae=None, transformer=None, scheduler=None)
+    settings = tiny(folder, max_tokens=12, padded=True, keep_padding=True)
+    captions = ["", "bada kilo", "mo na pi bada", "mo na pi bada " * 9]
+    with torch.no_grad():
+        expected, _ = pipeline.encode_prompt(captions, None, False, max_sequence_length=12)
+    found = settings.open().encode(captions)
+    np.testing.assert_allclose(np.stack([one.tokens for one in found]), expected.numpy(), rtol=0, atol=1e-5)
+    assert [one.truncated for one in found] == [False, False, False, True]
+    assert settings.identity() == f"{tiny(folder, max_tokens=12).identity()} padded kept"
+    with pytest.raises(ValueError, match="set padded: true, or leave out keep_padding"):
+        tiny(folder, keep_padding=True)
