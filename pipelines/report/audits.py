@@ -37,7 +37,7 @@ def audits(recipe: Recipe, curation: Curation) -> list[dict[str, Any]]:
         found.append(
             {
                 "name": uri.removeprefix(folder).strip("/"),
-                "model": str(summary["model"]).removeprefix(recipe.out_uri).strip("/"),
+                "model": str(summary["model"]).removeprefix(f"{recipe.out_uri}/"),
                 **{key: summary[key] for key in ("rate", "clips", "seeds")},
                 "n_flagged": len(summary["flagged"]),
                 "flagged": [

@@ -58,7 +58,7 @@ function verdictCard({ model, rate, clips, seeds, n_flagged: nFlagged, flagged }
       'tr',
       {},
       el('td', { class: 'mono' }, clip),
-      el('td', {}, tests.join(', ')),
+      el('td', { class: 'size' }, tests.join(', ')),
       el('td', { class: 'caption-cell' }, caption),
     );
   return el(
@@ -71,7 +71,7 @@ function verdictCard({ model, rate, clips, seeds, n_flagged: nFlagged, flagged }
     el(
       'p',
       { class: 'note' },
-      `Of audits of a model that has learnt nothing by heart, at most ${percent(rate)} flag a clip.`,
+      `Of audits of a model that has learnt nothing by heart, at most ${value(100 * rate)}% flag a clip.`,
     ),
   );
 }

@@ -92,16 +92,31 @@ function clipPair(item) {
   return node;
 }
 
+/** Return a video without controls, which would hide most of a small one; the button of thumbnails stops it. */
 const clipVideo = (src, label) =>
-  el('video', { class: 'media', src, 'aria-label': label, controls: true, loop: true, preload: 'metadata' });
+  el('video', { class: 'media', src, 'aria-label': label, loop: true, playsinline: true, preload: 'metadata' });
 
-/** Plays both videos of a pair from their start while it is on the screen, unless moving thumbnails are off. */
+const visiblePairs = new Set();
 const pairObserver = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries)
-    for (const video of target.querySelectorAll('video')) {
-      video.muted = true;
-      video.currentTime = 0;
-      if (isIntersecting && playing) video.play().catch(() => {});
-      else video.pause();
-    }
+    if (isIntersecting) visiblePairs.add(target);
+    else visiblePairs.delete(target);
+  playPairs();
 });
+
+/** Play both videos of each pair on the screen in step, or stop them while thumbnails stand still. */
+function playPairs() {
+  for (const node of document.querySelectorAll('.nearest-pair')) {
+    const videos = [...node.querySelectorAll('video')];
+    const plays = playing && visiblePairs.has(node);
+    if (plays !== videos.some((video) => video.paused)) continue;
+    for (const video of videos) {
+      video.muted = true;
+      if (!plays) video.pause();
+      else {
+        video.currentTime = 0;
+        video.play().catch(() => {});
+      }
+    }
+  }
+}
