@@ -1,4 +1,6 @@
-"""`worldloom audit`: check the stored splits against the tables, independently of the code that assigned them."""
+"""`worldloom audit`: check the stored splits against the tables, independently of the code that assigned them, or ask
+what a model has learnt by heart.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from cluster.config import ConfigError
 from cluster.large_tables import positions, take_column
 from pipelines import inline
 from pipelines.commands._console import console, table_of
-from pipelines.commands._options import AsJson, Assignments, RecipeFile, read_recipe
+from pipelines.commands._memorisation import audit_model, print_model_audit
+from pipelines.commands._options import AsJson, Assignments, RecipeFile, RemoteCode, read_recipe
 from pipelines.curation import Curation, inspect
 from pipelines.dataset.splits import SPLITS, clip_rows, read_splits, splits_uri
 from pipelines.duplicates.across import closest_across
@@ -26,6 +29,7 @@ from pipelines.engine.executor import Executor
 from pipelines.engine.table_index import Index
 
 ROWS_PER_TASK = 4096
+DEFAULT_PAIRS, DEFAULT_CLIPS, DEFAULT_SEEDS = 10, 64, 2
 MAX_EXAMPLES = 5
 """Clips that are named for each straddle."""
 MAX_STRADDLES = 20
@@ -220,15 +224,40 @@ def _print_pairs(pairs: tuple[ClosePair, ...]) -> None:
 def command(
     recipe: RecipeFile,
     set_: Assignments = None,
-    pairs: Annotated[int, typer.Option(min=0, help="How many of the closest pairs across splits to list.")] = 10,
+    pairs: Annotated[
+        int | None, typer.Option(min=0, help="How many of the closest pairs across splits to list.  [default: 10]")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Audit a model in place of the splits: folder of an export, or name of a shipped model."),
+    ] = None,
+    clips: Annotated[
+        int | None, typer.Option(min=1, help="With --model: training clips that are tested.  [default: 64]")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="With --model: samples of each clip's caption.  [default: 2]")
+    ] = None,
+    remote_code: RemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check that no source, near-duplicate group or content is in two splits; exits 1 if one is.
+    """Check that no source, near-duplicate group or content is in two splits, and list the closest clips across splits.
 
-    Also lists the closest clips across splits.
+    With --model: test which training clips a model has learnt by heart, by samples of their captions and by what it
+    predicts of them, beside held-out clips. Exits 1 if something is in two splits, or learnt by heart.
     """
-    settings = read_recipe(recipe, set_)
-    found = audit(settings.out_uri, inspect(settings), inline, pairs)
+    settings = read_recipe(recipe, set_, remote_code)
+    if model is not None:
+        if pairs is not None:
+            raise ConfigError("--pairs belongs to the audit of splits, which --model replaces; leave one out")
+        data = audit_model(settings, model, clips or DEFAULT_CLIPS, seeds or DEFAULT_SEEDS)
+        if as_json:
+            print(json.dumps(data, indent=1))
+        else:
+            print_model_audit(data)
+        raise typer.Exit(1 if data["flagged"] else 0)
+    if clips is not None or seeds is not None:
+        raise ConfigError(f"--{'seeds' if clips is None else 'clips'} belongs to the audit of a model; add --model")
+    found = audit(settings.out_uri, inspect(settings), inline, DEFAULT_PAIRS if pairs is None else pairs)
     if as_json:
         print(json.dumps(found.as_json(), indent=1))
     else:

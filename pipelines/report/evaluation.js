@@ -24,29 +24,12 @@ function evaluation() {
         ...memorisationCards(item),
       ].flat(),
     );
-  const choice =
-    found.length > 1
-      ? el(
-          'div',
-          { class: 'choices' },
-          el(
-            'label',
-            {},
-            'Model',
-            el(
-              'select',
-              { onchange: (event) => show(found[Number(event.target.value)]) },
-              found.map((item, k) => el('option', { value: k }, item.model || item.name)),
-            ),
-          ),
-        )
-      : '';
   section(
     'evaluation',
     'Evaluation',
     'Clips generated from captions that were held out, measured beside the real clips of these captions. ' +
       'Brackets and bars are 95% intervals of a bootstrap over clips.',
-    el('div', { class: 'stack' }, choice, node),
+    el('div', { class: 'stack' }, modelChoice(found, show), node),
   );
   show(found[0]);
 }
@@ -210,91 +193,25 @@ function groupsCard({ groups }) {
 /** Return the distribution of the distances to training clips, and the generated clips that come nearest to one. */
 function memorisationCards({ memorisation: found }) {
   if (!found) return [];
-  const lines = [
-    ['held_out', 'held-out clips', 'kept'],
-    ['generated', 'generated', 'train'],
-  ];
   const text =
     `${percent(found.share_nearer)} of ${plural(found.generated.length, 'generated clip')} come nearer to a training ` +
     `clip than 95% of ${plural(found.held_out.length, 'held-out clip')}; 5% is what chance gives.`;
-  const plot = chart('tall', `Distances to the nearest training clip. ${text}`, () => ({
-    traces: lines.map(([key, name, tone]) => ({
-      type: 'scatter',
-      mode: 'lines',
-      name,
-      x: found[key],
-      y: found[key].map((_, k) => (k + 1) / found[key].length),
-      line: { shape: 'hv', width: 2, color: color(tone) },
-      hovertemplate: '%{y:.0%} up to %{x:.3f}<extra>%{fullData.name}</extra>',
-    })),
-    layout: {
-      margin: { l: 44, r: 20, t: 10, b: 34 },
-      xaxis: { nticks: 6 },
-      yaxis: { range: [0, 1.02], tickformat: '.0%' },
-      shapes: [
-        {
-          type: 'line',
-          x0: found.threshold,
-          x1: found.threshold,
-          yref: 'paper',
-          y0: 0,
-          y1: 1,
-          line: { color: color('muted'), width: 1, dash: 'dot' },
-        },
-      ],
-    },
-  }));
-  const pair = (item) =>
-    el(
-      'figure',
-      { class: 'nearest-pair' },
-      el(
-        'div',
-        {},
-        item.video
-          ? el('video', {
-              class: 'media',
-              src: item.video,
-              'aria-label': item.prompt || 'generated clip',
-              controls: true,
-              loop: true,
-              muted: true,
-              preload: 'metadata',
-            })
-          : el('p', { class: 'note' }, 'no file'),
-        item.images.length
-          ? el('img', {
-              class: 'media',
-              src: `data:image/jpeg;base64,${item.images[Math.floor(item.images.length / 2)]}`,
-              alt: 'nearest training clip',
-            })
-          : el('p', { class: 'note' }, 'no thumbnail'),
-      ),
-      el('figcaption', {}, el('strong', {}, value(item.ratio)), ` ${item.prompt} · training clip ${item.training}`),
-    );
   return [
-    el(
-      'div',
-      { class: 'card' },
-      el('h3', {}, 'Distance to the nearest training clip'),
-      el('p', { class: 'note' }, text),
-      plot,
-      legend(lines.map(([, name, tone]) => [`var(--${tone})`, name])),
-      el(
-        'p',
-        { class: 'note' },
-        'Share of clips up to a distance, which is divided by the mean to the ten nearest: a copy is near 0. ' +
-          'Dotted: below it are 5% of held-out clips.',
-      ),
+    cumulativeCard(
+      'Distance to the nearest training clip',
+      text,
+      [
+        ['held-out clips', 'kept', found.held_out],
+        ['generated', 'train', found.generated],
+      ],
+      found.threshold,
+      'Share of clips up to a distance, which is divided by the mean to the ten nearest: a copy is near 0. ' +
+        'Dotted: below it are 5% of held-out clips.',
     ),
-    found.nearest.length
-      ? el(
-          'div',
-          { class: 'card' },
-          el('h3', {}, 'Nearest to a training clip'),
-          el('p', { class: 'note' }, 'Left: generated. Right: the training clip that is nearest to it.'),
-          el('div', { class: 'grid' }, found.nearest.map(pair)),
-        )
-      : '',
+    pairsCard(
+      'Nearest to a training clip',
+      'Left: generated. Right: the training clip that is nearest to it.',
+      found.nearest,
+    ),
   ].filter(Boolean);
 }

@@ -31,6 +31,7 @@ for (const append of [
   failures,
   training,
   evaluation,
+  memorisation,
   costs,
   lineage,
 ])

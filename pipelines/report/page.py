@@ -41,7 +41,9 @@ SCRIPTS = (
     "duplicates.js",
     "training.js",
     "training_run.js",
+    "nearest.js",
     "evaluation.js",
+    "memorisation.js",
     "lineage.js",
     "page.js",
 )

@@ -24,6 +24,7 @@ from pipelines.engine.step import FATE_COLUMNS, Expand
 from pipelines.ledger import Account, ledger
 from pipelines.recipe import Recipe
 from pipelines.report import balance, funnel, row_selection, thumbnails
+from pipelines.report.audits import audits
 from pipelines.report.balance import Balance
 from pipelines.report.batches import RowRef, read_batches, read_refs
 from pipelines.report.causes import Cause, error_message
@@ -112,6 +113,7 @@ def page_data(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, A
         "training": training_runs(recipe),
         "samples": find_samples(recipe),
         "evaluations": evaluations(recipe, curation),
+        "audits": audits(recipe, curation),
     }
 
 

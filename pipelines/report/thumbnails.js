@@ -69,6 +69,7 @@ function startThumbnails() {
   button.addEventListener('click', () => {
     playing = !playing;
     show();
+    playPairs();
   });
   setInterval(() => {
     if (playing && !document.hidden) showNextImages();

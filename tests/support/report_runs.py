@@ -140,3 +140,39 @@ def write_evaluation(out_uri: str, name: str, training_uids: Sequence[str], prom
     first = min(memorisation["generated"], key=lambda one: one["ratio"])["clip"]
     write_mp4(storage.join(folder, "generated", f"{first}.mp4"), np.full((5, 56, 96, 3), 90, np.uint8), 8)
     storage.write_bytes(storage.join(folder, "generated", f"{first}.json"), json.dumps({"prompt": prompt}).encode())
+
+
+def write_audit(out_uri: str, name: str, training_uids: Sequence[str], caption: str, n_clips: int = 24) -> None:
+    """Write the summary of an audit that flags its first two clips, and the files of the first sample.
+
+    Every clip in turn has one of the uids as its nearest training clip.
+    """
+    folder = storage.join(out_uri, "audit", name)
+    rng = np.random.default_rng(0)
+
+    def test(kind: str) -> dict[str, Any]:
+        values = [0.04, 0.08, *np.sort(rng.normal(0.9, 0.05, n_clips - 2)).round(3).tolist()]
+        findings: list[dict[str, Any]] = [
+            {"clip": f"clip_{k:03d}", "value": one, "probability": 1e-9 if k < 2 else 0.5, "flagged": k < 2}
+            for k, one in enumerate(values)
+        ]
+        if kind != "recall":
+            for k, finding in enumerate(findings):
+                finding |= {"sample": f"clip_{k:03d}-0", "training": training_uids[k % len(training_uids)]}
+        return {"bound": 0.6, "findings": findings, "held_out": np.sort(rng.normal(0.9, 0.05, 60)).round(3).tolist()}
+
+    kinds = ("content", "motion", "recall")
+    summary = {
+        "model": storage.join(out_uri, "run-1", "export"),
+        "folder": folder,
+        "rate": 0.05,
+        "clips": n_clips,
+        "seeds": 2,
+        "flagged": [{"clip": f"clip_{k:03d}", "caption": caption, "tests": list(kinds)} for k in range(2)],
+        "tests": {kind: test(kind) for kind in kinds},
+    }
+    storage.write_bytes(storage.join(folder, "summary.json"), json.dumps(summary).encode())
+    write_mp4(storage.join(folder, "generated", "clip_000-0.mp4"), np.full((5, 56, 96, 3), 90, np.uint8), 8)
+    storage.write_bytes(storage.join(folder, "generated", "clip_000-0.json"), json.dumps({"prompt": caption}).encode())
+    training = storage.join(folder, "training", f"{training_uids[0]}.mp4")
+    write_mp4(training, np.full((5, 56, 96, 3), 90, np.uint8), 8)

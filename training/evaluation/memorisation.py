@@ -1,13 +1,4 @@
-"""Memorisation: how near generated clips come to training clips, beside how near clips that were held out come.
-
-Clips are compared as thumbnails of their latents: averaged over space to at most `CELLS` x `CELLS` cells, each channel
-divided by its standard deviation over training clips. The distance is the root mean square difference, between clips of
-the same shape. A generated clip that lacks detail is near to everything, so the distance to the nearest training clip
-is divided by the mean distance to the `NEIGHBOURS` nearest, as Carlini et al. 2023 ("Extracting Training Data from
-Diffusion Models") scale by the distances to neighbours: a copy has a ratio near 0, any other clip one near 1.
-
-Shape suffixes: N clips, D values of a thumbnail.
-"""
+"""Memorisation: how near generated clips come to training clips, beside how near clips that were held out come."""
 
 from __future__ import annotations
 
@@ -19,34 +10,18 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cluster import storage
-from cluster.arrays import Float32Array
 from cluster.telemetry import log
 from training.data.buckets import parse_bucket_name
 from training.data.dataset import Dataset
 from training.evaluation.charts import cumulative_chart
+from training.evaluation.nearest import MIN_TRAINING, Nearest, TrainingClips
 
-CELLS = 8
-NEIGHBOURS = 10
 HELD_OUT_QUANTILE = 0.05
 """A clip whose ratio is below this quantile of held-out clips' ratios is nearer than such clips are by chance."""
 MAX_HELD_OUT = 256
 """Most held-out clips that are compared, the first of the split."""
-MIN_TRAINING = 2 * NEIGHBOURS
-"""Training clips of a shape below which clips of that shape are not compared."""
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """The nearest training clip of a clip."""
-
-    name: str
-    training_uid: str
-    distance: float
-    ratio: float
-    """The distance over the mean of those to the nearest training clips."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +42,6 @@ class Memorisation:
         return float(np.mean([one.ratio < self.threshold for one in self.generated]))
 
 
-@dataclass(frozen=True)
-class Thumbnails:
-    """Thumbnails `[N, D]` of clips of one shape, with their names."""
-
-    names: tuple[str, ...]
-    values_ND: Float32Array
-
-
-def thumbnail(latent_CTHW: Tensor) -> Float32Array:
-    """Return the thumbnail `[C, t, h, w]` of latents, averaged over space."""
-    _, _, height, width = latent_CTHW.shape
-    pooled = F.adaptive_avg_pool3d(latent_CTHW.float(), (latent_CTHW.shape[1], min(height, CELLS), min(width, CELLS)))
-    return pooled.numpy()
-
-
 def read_latent(uri: str) -> Tensor:
     """Read latents `[C, t, h, w]` from an `.npy` file."""
     return torch.from_numpy(np.load(io.BytesIO(storage.read_bytes(uri))).astype(np.float32))
@@ -95,14 +55,13 @@ def compare(generated: Mapping[str, Mapping[str, Tensor]], manifest_uri: str) ->
     training, held_out = Dataset.open(manifest_uri, "train"), Dataset.open(manifest_uri, "val")
     found: tuple[list[Nearest], list[Nearest]] = ([], [])
     for bucket, latents in generated.items():
-        stored = _thumbnails(training, bucket)
-        if len(stored.names) < MIN_TRAINING or parse_bucket_name(bucket)[2] == 1:
+        rows = rows_of(training, bucket)
+        if len(rows) < MIN_TRAINING or parse_bucket_name(bucket)[2] == 1:
             continue
-        scale = np.maximum(stored.values_ND.std(axis=(0, *range(2, stored.values_ND.ndim)), keepdims=True), 1e-6)
-        made = Thumbnails(tuple(latents), np.stack([thumbnail(latent) for latent in latents.values()]))
-        for queries, results in ((made, found[0]), (_thumbnails(held_out, bucket, MAX_HELD_OUT), found[1])):
-            if queries.names:
-                results += nearest(_scaled(queries, scale), _scaled(stored, scale))
+        clips = TrainingClips(latents_of(training, rows), ["content"])
+        found[0].extend(clips.nearest(latents.items(), "content"))
+        held_out_rows = rows_of(held_out, bucket)[:MAX_HELD_OUT]
+        found[1].extend(clips.nearest(latents_of(held_out, held_out_rows), "content"))
     if not found[0] or not found[1]:
         log.info(
             f"generated clips are not compared with training clips: no bucket has {MIN_TRAINING} training clips and a "
@@ -112,29 +71,17 @@ def compare(generated: Mapping[str, Mapping[str, Tensor]], manifest_uri: str) ->
     return Memorisation(tuple(found[0]), tuple(found[1]))
 
 
-def nearest(queries: Thumbnails, stored: Thumbnails) -> Iterator[Nearest]:
-    """Yield the nearest of the stored clips for each query, of thumbnails `[N, D]`."""
-    squares_N = (stored.values_ND**2).mean(1)
-    for name, query_D in zip(queries.names, queries.values_ND, strict=True):
-        squared_N = squares_N - 2 * stored.values_ND @ query_D / len(query_D) + (query_D**2).mean()
-        order = np.argsort(squared_N)[:NEIGHBOURS]
-        distances = np.sqrt(np.maximum(squared_N[order], 0))
-        mean = float(distances.mean())
-        yield Nearest(name, stored.names[order[0]], float(distances[0]), float(distances[0]) / mean if mean else 0.0)
+def rows_of(dataset: Dataset, bucket: str) -> list[int]:
+    """Return the rows of a bucket's samples."""
+    of_bucket = pc.equal(dataset.table["bucket"], bucket).to_numpy(zero_copy_only=False)
+    return np.flatnonzero(of_bucket).tolist()  # type: ignore[no-any-return]
 
 
-def _scaled(thumbnails: Thumbnails, scale: Float32Array) -> Thumbnails:
-    values = thumbnails.values_ND / scale
-    return Thumbnails(thumbnails.names, values.reshape(len(values), -1).astype(np.float32))
-
-
-def _thumbnails(dataset: Dataset, bucket: str, max_clips: int | None = None) -> Thumbnails:
-    """Return the thumbnails of a bucket's clips, at most `max_clips` of them."""
-    rows = np.flatnonzero(pc.equal(dataset.table["bucket"], bucket).to_numpy(zero_copy_only=False))[:max_clips]
-    samples = [dataset.sample(int(row)) for row in rows]
-    if not samples:
-        return Thumbnails((), np.zeros((0, 1), np.float32))
-    return Thumbnails(tuple(sample.uid for sample in samples), np.stack([thumbnail(one.latent) for one in samples]))
+def latents_of(dataset: Dataset, rows: Iterable[int]) -> Iterator[tuple[str, Tensor]]:
+    """Yield uid and latents `[C, t, h, w]` of the samples in rows."""
+    for row in rows:
+        sample = dataset.sample(row)
+        yield sample.uid, sample.latent
 
 
 def chart(found: Memorisation) -> str:

@@ -10,6 +10,8 @@ from training.sampling.settings import SolverSettings
 
 EVALUATIONS_FOLDER, SUMMARY_FILE = "evaluation", "summary.json"
 """Folder of a run with the evaluations of its models, a folder each, and the file there with the findings."""
+AUDITS_FOLDER, TRAINING_CLIPS_FOLDER = "audit", "training"
+"""Folder of a run with the audits of models, a folder each, and the folder there with training clips as videos."""
 NO_EVALUATION = "makes a video of an image alone, and evaluate gives it none; remove evaluate, and look at samples"
 """End of a sentence about a model of image to video."""
 

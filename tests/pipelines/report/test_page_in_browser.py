@@ -13,7 +13,7 @@ import pytest
 
 from cluster import storage
 from pipelines.report.page import write_report
-from tests.support.report_runs import make_records, write_evaluation, write_failed_preview, write_run
+from tests.support.report_runs import make_records, write_audit, write_evaluation, write_failed_preview, write_run
 from tests.support.report_tables import HOSTILE_TEXT, WHEN, jpeg, make_curation, make_rows
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
@@ -28,7 +28,7 @@ TOO_WIDE = """[...document.querySelectorAll('main *')].filter(
   (node) => !node.closest('.scroll, pre, .plot, .bar') && node.getBoundingClientRect().right > innerWidth + 1).length"""
 UNNAMED = """[...document.querySelectorAll('button, select, input, .plot, a')].filter(
   (node) => !node.hidden && !(node.textContent.trim() || node.ariaLabel || node.labels?.length)).length"""
-SECTIONS = ("measures", "balance", "time", "training", "evaluation")
+SECTIONS = ("measures", "balance", "time", "training", "evaluation", "memorisation")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
         os.utime(storage.join(recipe.out_uri, f"run-{number}", "metrics.jsonl"), (9 - number, 9 - number))
     storage.write_bytes(storage.join(recipe.out_uri, "samples", "a b.png"), jpeg(7))
     write_evaluation(recipe.out_uri, "weights-1", uids, HOSTILE_TEXT)
+    write_audit(recipe.out_uri, "weights-1", uids, HOSTILE_TEXT)
     return Path(write_report(recipe, curation, WHEN).uri).as_uri()
 
 
@@ -253,6 +254,21 @@ def test_evaluations_show_scores_and_the_nearest_training_clips(page: Any) -> No
     assert pairs.count() == 6
     assert HOSTILE_TEXT in pairs.nth(0).inner_text()
     page.wait_for_function("() => document.querySelector('#evaluation video').videoWidth === 96")
+
+
+def test_an_audit_shows_flagged_captions_and_moving_pairs(page: Any) -> None:
+    assert "2 of 24 clips learnt by heart" in page.inner_text("#memorisation")
+    assert HOSTILE_TEXT in page.inner_text("#memorisation table")
+    page.locator("#memorisation .plot.tall").first.scroll_into_view_if_needed()
+    page.wait_for_function(
+        "() => document.querySelectorAll('#memorisation .plot.tall .scatterlayer .trace').length >= 2"
+    )
+    pair = page.locator("#memorisation .nearest-pair").first
+    pair.scroll_into_view_if_needed()
+    moving = "() => [...document.querySelectorAll('#memorisation .nearest-pair')][0].querySelectorAll('video')"
+    page.wait_for_function(f"() => [...({moving})()].filter((video) => !video.paused).length === 2")
+    page.click("#motion")
+    page.wait_for_function(f"() => [...({moving})()].filter((video) => !video.paused).length === 0")
 
 
 def test_thumbnails_are_still_with_reduced_motion(chromium: Any, report: str) -> None:

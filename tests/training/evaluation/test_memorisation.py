@@ -6,34 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.support.drawn import write_dataset
 from training.data.dataset import Dataset
-from training.evaluation.memorisation import (
-    HELD_OUT_QUANTILE,
-    Memorisation,
-    Nearest,
-    Thumbnails,
-    by_bucket,
-    chart,
-    compare,
-    nearest,
-    read_latent,
-    thumbnail,
-)
-
-
-def test_the_nearest_clip_and_its_ratio_are_found() -> None:
-    rng = np.random.default_rng(0)
-    stored = Thumbnails(tuple(f"t{index}" for index in range(40)), rng.normal(size=(40, 64)).astype(np.float32))
-    queries = np.stack([stored.values_ND[7], rng.normal(size=64)]).astype(np.float32)
-    copy, other = nearest(Thumbnails(("copy", "other"), queries), stored)
-    assert (copy.training_uid, copy.distance) == ("t7", pytest.approx(0, abs=1e-3))
-    assert copy.ratio < 0.01
-    assert 0.8 < other.ratio <= 1
-    brute = np.sqrt(((stored.values_ND - queries[1]) ** 2).mean(1))
-    assert (other.training_uid, other.distance) == (f"t{brute.argmin()}", pytest.approx(float(brute.min()), rel=1e-4))
+from training.evaluation.memorisation import HELD_OUT_QUANTILE, Memorisation, by_bucket, chart, compare, read_latent
+from training.evaluation.nearest import Nearest
 
 
 def test_the_share_counts_clips_below_what_held_out_clips_reach() -> None:
@@ -43,13 +20,6 @@ def test_the_share_counts_clips_below_what_held_out_clips_reach() -> None:
     assert np.mean([one.ratio < found.threshold for one in held_out]) == pytest.approx(HELD_OUT_QUANTILE)
     assert found.share_nearer == 0.5
     assert chart(found).count("<polyline") == 2
-
-
-def test_thumbnails_are_averages_over_space_alone() -> None:
-    latent = torch.arange(2 * 3 * 16 * 24, dtype=torch.float32).reshape(2, 3, 16, 24)
-    small = thumbnail(latent)
-    assert small.shape == (2, 3, 8, 8)
-    assert small.mean(axis=(2, 3)) == pytest.approx(latent.mean(dim=(2, 3)).numpy())
 
 
 @pytest.mark.slow
