@@ -1,4 +1,4 @@
-"""Collects what is known of a trained model: its card, the records of its run, and its evaluation in that folder."""
+"""Collects what is known of a trained model: its card, and its training, evaluation and audit in the run's folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.recipe import Recipe
 from training.checkpoints.model_card import ModelCard, read_card
 from training.checkpoints.readme import ModelRecord, Training
 from training.data.manifest import read_manifest
-from training.evaluation.settings import EVALUATIONS_FOLDER, SUMMARY_FILE
+from training.evaluation.settings import AUDITS_FOLDER, EVALUATIONS_FOLDER, SUMMARY_FILE
 from training.tracking.metrics import read_metrics, read_settings
 
 
@@ -22,12 +22,14 @@ def model_record(
     """Return what is known of a recipe's trained model, or of a copy of it that is given away."""
     uri = copy_uri or export_uri
     card = read_card(uri)
+    digests = (card.weights, read_card(export_uri).weights)
     return ModelRecord(
         name,
         card,
         _count_weights(uri, card),
         _training(recipe, export_uri),
-        _evaluation(recipe, (card.weights, read_card(export_uri).weights)),
+        _summary(recipe, EVALUATIONS_FOLDER, digests),
+        _summary(recipe, AUDITS_FOLDER, digests),
         dtype="float32",
         license=license_,
         unmarked=recipe.marks.missing,
@@ -45,9 +47,9 @@ def _count_weights(uri: str, card: ModelCard) -> int:
     return sum(tensor.numel() for tensor in tensors.values())
 
 
-def _evaluation(recipe: Recipe, digests: tuple[str, ...]) -> dict[str, Any]:
-    """Return the summary of the evaluation of these weights; empty if there is none."""
-    uris = [storage.join(recipe.out_uri, EVALUATIONS_FOLDER, digest, SUMMARY_FILE) for digest in digests]
+def _summary(recipe: Recipe, folder: str, digests: tuple[str, ...]) -> dict[str, Any]:
+    """Return the summary of the evaluation or audit of these weights; empty if there is none."""
+    uris = [storage.join(recipe.out_uri, folder, digest, SUMMARY_FILE) for digest in digests]
     found: dict[str, Any] = next((storage.read_json(uri) for uri in uris if storage.exists(uri)), {})
     return found
 

@@ -40,6 +40,8 @@ class ModelRecord:
     """None if the records of the run are gone."""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     """Content of an evaluation's `summary.json`; empty if these weights were not evaluated."""
+    audit: Mapping[str, Any] = field(default_factory=dict)
+    """Content of the `summary.json` of an audit of what was learnt by heart; empty if these weights were not audited."""
     dtype: str = "bfloat16"
     license: str | None = None
     """Licence that the model is given away under."""
@@ -86,8 +88,8 @@ def model_readme(record: ModelRecord) -> str:
         lines += _training_lines(record.training)
     if scores := record.evaluation.get("metrics"):
         lines += _score_lines(scores)
-    if memorisation := record.evaluation.get("memorisation"):
-        lines += _memorisation_lines(memorisation)
+    if sentences := _memorisation_sentences(record):
+        lines += ["", "## Memorisation", "", *sentences]
     return front_matter(_metadata(record)) + "\n".join(lines) + "\n"
 
 
@@ -102,6 +104,7 @@ def model_data(record: ModelRecord) -> dict[str, Any]:
         "training": training and {**_totals(training), "settings": _changed_settings(training)},
         "evaluation": record.evaluation.get("metrics") or None,
         "memorisation": _memorisation_facts(record.evaluation.get("memorisation")),
+        "audit": _audit_facts(record.audit),
         "unmarked": list(record.unmarked),
     }
 
@@ -229,10 +232,27 @@ def _memorisation_facts(found: Mapping[str, Any] | None) -> dict[str, Any] | Non
     }
 
 
-def _memorisation_lines(found: Mapping[str, Any]) -> list[str]:
-    generated, held_out = len(found["generated"]), len(found["held_out"])
-    text = f"{found['share_nearer']:.1%} of {generated} generated clips are nearer to a training clip than 95 % of "
-    return ["", "## Memorisation", "", text + f"{held_out} held-out clips are; 5 % is what chance gives."]
+def _audit_facts(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the counts of an audit of what was learnt by heart."""
+    if not found:
+        return None
+    return {name: found[name] for name in ("rate", "clips", "seeds")} | {"flagged": len(found["flagged"])}
+
+
+def _memorisation_sentences(record: ModelRecord) -> list[str]:
+    sentences = []
+    if found := _audit_facts(record.audit):
+        flags = f"{found['flagged']:,} of them are flagged" if found["flagged"] else "none of them is flagged"
+        sentences.append(
+            f"Of {found['clips']:,} training clips that `worldloom audit --model` tested for being learnt by heart, "
+            f"{flags}; at most {found['rate']:.0%} of audits flag a clip if none is."
+        )
+    if near := _memorisation_facts(record.evaluation.get("memorisation")):
+        sentences.append(
+            f"{near['share_nearer']:.1%} of {near['generated']:,} clips generated from held-out captions are nearer to a "
+            f"training clip than 95 % of {near['held_out']:,} held-out clips are; 5 % is what chance gives."
+        )
+    return sentences
 
 
 def _cell(found: Mapping[str, float] | None) -> str:

@@ -42,10 +42,16 @@ def test_a_readme_says_what_was_measured_and_marked() -> None:
     row = {"metric": "number", "unit": "", "better": "high", "target": None, "generated": estimate}
     nearest = [{"ratio": 1.0}] * 20
     found = {"metrics": [row], "memorisation": {"share_nearer": 0.05, "generated": nearest, "held_out": nearest}}
-    record = ModelRecord("tiny", untrained_card(), 1000, None, found, license="apache-2.0", unmarked=("watermark",))
+    audit = {"rate": 0.05, "clips": 64, "seeds": 2, "flagged": [], "tests": {}}
+    record = ModelRecord(
+        "tiny", untrained_card(), 1000, None, found, audit, license="apache-2.0", unmarked=("watermark",)
+    )
     text, data = model_readme(record), model_data(record)
     assert "| number | high |  |  | 0.75 [0.7, 0.8] of 40 |  |" in text
-    assert "5.0% of 20 generated clips are nearer" in text
+    assert "5.0% of 20 clips generated from held-out captions are nearer" in text
+    assert "Of 64 training clips that `worldloom audit --model` tested" in text
+    assert "none of them is flagged; at most 5% of audits" in text
+    assert data["audit"] == {"rate": 0.05, "clips": 64, "seeds": 2, "flagged": 0}
     assert "| marks of its samples | no watermark |" in text
     assert data["memorisation"] == {"share_nearer": 0.05, "generated": 20, "held_out": 20}
     assert data["license"] == "apache-2.0"
