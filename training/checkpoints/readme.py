@@ -41,7 +41,7 @@ class ModelRecord:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     """Content of an evaluation's `summary.json`; empty if these weights were not evaluated."""
     audit: Mapping[str, Any] = field(default_factory=dict)
-    """Content of the `summary.json` of an audit of what was learnt by heart; empty if these weights were not audited."""
+    """Content of the `summary.json` of an audit of what was learnt by heart; empty if there was none."""
     dtype: str = "bfloat16"
     license: str | None = None
     """Licence that the model is given away under."""
@@ -249,8 +249,8 @@ def _memorisation_sentences(record: ModelRecord) -> list[str]:
         )
     if near := _memorisation_facts(record.evaluation.get("memorisation")):
         sentences.append(
-            f"{near['share_nearer']:.1%} of {near['generated']:,} clips generated from held-out captions are nearer to a "
-            f"training clip than 95 % of {near['held_out']:,} held-out clips are; 5 % is what chance gives."
+            f"{near['share_nearer']:.1%} of {near['generated']:,} clips generated from held-out captions are nearer to "
+            f"a training clip than 95 % of {near['held_out']:,} held-out clips are; 5 % is what chance gives."
         )
     return sentences
 
