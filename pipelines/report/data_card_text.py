@@ -115,15 +115,11 @@ def _caption_lines(facts: Mapping[str, Any]) -> list[str]:
     kinds = (facts.get("dataset") or {}).get("caption_kinds", {})
     lines = ["## Captions", "", f"{n:,} of {sum(facts['clips'].values()):,} clips and images have a caption."]
     if kinds:
-        lines.append("Main captions by kind: " + ", ".join(f"{_safe(kind)} {count:,}" for kind, count in kinds.items()))
-        lines[-1] += "."
+        counts = ", ".join(f"{_safe(kind)} {count:,}" for kind, count in kinds.items())
+        lines.append(f"Main captions by kind: {counts}.")
     if n:
-        common = list(words.items())[:MAX_WORDS]
-        lines.append(
-            "Most frequent words, with the share of captions that have each: "
-            + ", ".join(f"{_safe(word)} {count / n:.0%}" for word, count in common)
-            + "."
-        )
+        shares = ", ".join(f"{_safe(word)} {count / n:.0%}" for word, count in list(words.items())[:MAX_WORDS])
+        lines.append(f"Most frequent words, with the share of captions that have each: {shares}.")
     return [*lines, ""]
 
 
