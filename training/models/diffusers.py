@@ -163,7 +163,7 @@ class Diffusers(ModelSettings):
     def published(self) -> Published:
         """The configurations of the model."""
         assert self.config is not None, "validation fills it"
-        return Published(**self.config)
+        return Published(**self.config, subfolder=self.subfolder)
 
     @property
     def family(self) -> Family:
