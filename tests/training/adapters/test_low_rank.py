@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cluster.config import validate
+from cluster.storage import file_digest
 from tests.support.drawn import write_dataset
 from tests.support.published_models import TEXT_KEYS, read_published, write_published
 from tests.support.step_samples import CPU
@@ -230,9 +232,13 @@ def test_training_goes_on_from_a_lora(folder: Path, tmp_path: Path) -> None:
     write_comfyui_export(first, str(tmp_path / "given"))
     file = str(tmp_path / "given" / "comfyui" / "lora.safetensors")
     base = wan(folder)
-    adapter, card = find_adapter(file), read_card(first)
+    # A file is read once.
+    copy = Path(shutil.copy(file, tmp_path / "copy.safetensors"))
+    adapter, card = find_adapter(str(copy)), read_card(first)
+    copy.unlink()
     adapter.check_base(card)
     adapter.merge_into(base, 1.0)
+    assert adapter.identity == file_digest(file)
     for one, other in zip(base.parameters(), read_model(first)[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     for start in (file, f"{first}/adapter.safetensors"):
