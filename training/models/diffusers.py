@@ -19,7 +19,7 @@ from training.models._dit_architecture import Architecture
 from training.models._family import Family, Published
 from training.models._hunyuan import HunyuanVideo
 from training.models._ltx import LTX
-from training.models._published_files import IMAGE_ENCODER, PublishedFiles
+from training.models._published_files import IMAGE_ENCODER, IMAGE_PROCESSOR, VAE, PublishedFiles
 from training.models._wan import Wan
 from training.objective import ObjectiveSettings
 from training.objectives.flow_matching import FlowMatching
@@ -86,6 +86,8 @@ class Diffusers(ModelSettings):
             family = FAMILIES.get(config["transformer"].get("_class_name", ""))
             if family is not None and family.sees_image(config["transformer"]):
                 config[IMAGE_ENCODER] = dict(files.config(f"{IMAGE_ENCODER}/config.json"))
+                for name in (f"{IMAGE_PROCESSOR}/preprocessor_config.json", f"{VAE}/config.json"):
+                    files.config(name)  # which are needed in training too
             # Settings are frozen only after this.
             object.__setattr__(self, "config", config)
         class_name = self.published.transformer.get("_class_name", "")
