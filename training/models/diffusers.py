@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cluster import weight_files
-from cluster.config import unknown_message
 from cluster.weight_files import HUB_PREFIX
 from training.conditioning import ConditioningRates
 from training.model import ModelSettings
@@ -92,7 +91,10 @@ class Diffusers(ModelSettings):
             object.__setattr__(self, "config", config)
         class_name = self.published.transformer.get("_class_name", "")
         if class_name not in FAMILIES:
-            raise ValueError(f"path {self.path}: {unknown_message('class', class_name, list(FAMILIES))}")
+            raise ValueError(
+                f"path {self.path}: its transformer is of class '{class_name}', whose conventions are not known here; "
+                f"take a model of {', '.join(FAMILIES)}"
+            )
         pipeline = self.published.pipeline.get("_class_name", "")
         if pipeline not in self.family.pipelines:
             raise ValueError(
