@@ -144,7 +144,7 @@ def read_lora(uri: str) -> LoraFile:
 
 def check_values(tensors: Mapping[str, Tensor]) -> None:
     """Raise `ValueError` naming a tensor of an adapter that is empty, as of rank 0, or not finite."""
-    for key, tensor in tensors.items():
+    for key, tensor in sorted(tensors.items()):
         if tensor.numel() == 0:
             raise ValueError(f"{key} is {list(tensor.shape)}, and changes nothing; take a LoRA of rank 1 or more")
         if not tensor.float().isfinite().all():

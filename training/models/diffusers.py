@@ -79,7 +79,7 @@ class Diffusers(ModelSettings):
             self._check_path()
             files = self.files
             config = {"pipeline": dict(files.config("model_index.json"))}
-            self._check_expert(Published({}, **config))
+            self._check_expert(Published({}, config["pipeline"]))
             config["transformer"] = dict(files.config(f"{self.subfolder}/config.json"))
             config["scheduler"] = dict(files.config("scheduler/scheduler_config.json"))
             family = FAMILIES.get(config["transformer"].get("_class_name", ""))
