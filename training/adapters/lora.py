@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cluster.config import list_names, unknown_message
 from training.adapters.dropout import TrainingDropout
-from training.adapters.low_rank import LowRank, read_changes
+from training.adapters.low_rank import LowRank, read_lora
 from training.adapters.quantised import CODES, SCALES, QuantisedLinear, check_quantisable, quantised
 from training.adapters.settings import AdapterSettings
 from training.network import InitialiseWeight, VideoModel
@@ -146,7 +146,7 @@ def starting_layers(settings: AdapterSettings, model: VideoModel) -> dict[str, L
     if settings.init is None:
         return {}
     try:
-        changes = read_changes(settings.init, model)
+        changes = read_lora(settings.init).changes(model)
     except ValueError as error:
         raise ValueError(f"adapter.init: {error}") from error
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]

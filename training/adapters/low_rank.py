@@ -44,6 +44,8 @@ METADATA = "lora_adapter_metadata"
 """Key of an adapter's settings in the header of safetensors files, by diffusers."""
 MAX_NAMED = 4
 """Most keys that a message names."""
+FIRST, SECOND = "transformer", "transformer_2"
+"""Folders of two experts in a pipeline, and the prefixes of their keys in a file for both."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,65 @@ class Changes:
     """Tensors that are added to other weights, by their names in the model."""
 
 
-def read_changes(uri: str, model: VideoModel) -> Changes:
-    """Return the change of a model by a safetensors file of an adapter.
+@dataclass(frozen=True, eq=False)
+class LoraFile:
+    """The content of a safetensors file of a LoRA, which is read once."""
 
-    Scales are those of its keys, or else of the settings in its header or in the `adapter_config.json` of peft beside
-    it. Raises `ValueError` with the fix if there is no such file, for keys that name no layer of the model, for those
-    of another kind of adapter, and for other shapes.
+    uri: str
+    tensors: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+    """Settings of peft in its header or beside it, as they are named there; empty if there are none."""
+    identity: str
+    """Digest of the file."""
+
+    @property
+    def subfolders(self) -> frozenset[str]:
+        """The experts that a file has keys for, if it names the second one; empty if it does not say which."""
+        named = {key.partition(".")[0] for key in self.tensors} & {FIRST, SECOND}
+        return frozenset(named) if SECOND in named else frozenset()
+
+    def changes(self, model: VideoModel) -> Changes:
+        """Return the change of a model; of an expert that of its own keys, if the file has keys of both.
+
+        Scales are those of the keys, or else of the settings of peft. Raises `ValueError` with the fix for keys that
+        name no layer of the model, for those of another kind of adapter, and for other shapes.
+        """
+        try:
+            prefix = self._prefix(model)
+            own = {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+            # Settings beside a file have no prefix.
+            named = [key for key in self.settings if key.startswith(prefix) or "." not in key]
+            config = {key.rpartition(".")[2]: self.settings[key] for key in named}
+            if config:
+                check_config(config)
+            return _changes(own, config, model)
+        except ValueError as error:
+            raise ValueError(f"{self.uri}: {error}") from error
+
+    def _prefix(self, model: VideoModel) -> str:
+        """Return the prefix of the keys for a model in a file for two experts; empty for another file."""
+        if not self.subfolders:
+            return ""
+        published = model.published if isinstance(model, PublishedTransformer) else None
+        if published is None or published.boundary is None:
+            raise ValueError(
+                f"it has keys of {SECOND}, the second of two experts, and this model is one transformer; take the "
+                "model it is for"
+            )
+        if published.subfolder not in self.subfolders:
+            raise ValueError(f"it has no keys of {published.subfolder}; take the expert it is for")
+        if other := sorted(key for key in self.tensors if key.partition(".")[0] not in self.subfolders):
+            raise ValueError(
+                f"its keys {list_names(other, MAX_NAMED)} begin with neither {FIRST}. nor {SECOND}.; take the file as "
+                "it was written"
+            )
+        return f"{published.subfolder}."
+
+
+def read_lora(uri: str) -> LoraFile:
+    """Return the content of a safetensors file of a LoRA.
+
+    Raises `ValueError` with the fix if there is no such file, if it is damaged, and as `check_values`.
     """
     try:
         data = storage.read_bytes(uri)
@@ -81,9 +136,19 @@ def read_changes(uri: str, model: VideoModel) -> Changes:
     except Exception as error:  # safetensors has an exception of its own, which is no public name
         raise ValueError(f"{uri}: is no whole safetensors file: {error}; download it again") from error
     try:
-        return _changes(tensors, _config(uri, data), model)
+        check_values(tensors)
+        return LoraFile(uri, tensors, _settings(uri, data), storage.digest(data))
     except ValueError as error:
         raise ValueError(f"{uri}: {error}") from error
+
+
+def check_values(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` naming a tensor of an adapter that is empty, as of rank 0, or not finite."""
+    for key, tensor in sorted(tensors.items()):
+        if tensor.numel() == 0:
+            raise ValueError(f"{key} is {list(tensor.shape)}, and changes nothing; take a LoRA of rank 1 or more")
+        if not tensor.float().isfinite().all():
+            raise ValueError(f"{key} has values that are not finite; take an earlier step of its training")
 
 
 @torch.no_grad()
@@ -108,9 +173,9 @@ def check_config(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} is {value!r}, and must be a number above 0; take the file as it was written")
 
 
-def _config(uri: str, data: bytes) -> dict[str, Any]:
-    """Return the settings of peft in the header of a file, where diffusers writes them, or beside it; empty if there
-    are none.
+def _settings(uri: str, data: bytes) -> dict[str, Any]:
+    """Return the settings of peft in the header of a file, where diffusers writes them with the prefixes of keys, or
+    beside it; empty if there are none.
     """
     length = int.from_bytes(data[:8], "little")
     text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(METADATA)
@@ -118,12 +183,9 @@ def _config(uri: str, data: bytes) -> dict[str, Any]:
     if text is None and not storage.exists(beside):
         return {}
     try:
-        found = dict(storage.read_json(beside) if text is None else json.loads(text))
+        return dict(storage.read_json(beside) if text is None else json.loads(text))
     except ValueError as error:
         raise ValueError(f"{METADATA if text else beside} is damaged: {error}; download it again") from error
-    config = {name.rpartition(".")[2]: value for name, value in found.items()}
-    check_config(config)
-    return config
 
 
 def _scale(config: Mapping[str, Any], rank: int) -> float:

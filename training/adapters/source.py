@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,5 +34,15 @@ class AdapterSource(NamedTuple):
 
 
 def parse_all(texts: Sequence[str]) -> tuple[AdapterSource, ...]:
-    """Return the adapters of several texts."""
-    return tuple(AdapterSource.parse(text) for text in texts)
+    """Return the adapters of several texts. Raises `ValueError` as `check_given_once`."""
+    sources = tuple(AdapterSource.parse(text) for text in texts)
+    check_given_once(sources)
+    return sources
+
+
+def check_given_once(sources: Sequence[AdapterSource]) -> None:
+    """Raise `ValueError` for an adapter that is given twice: it may be meant to count once or twice."""
+    for uri, count in Counter(source.uri for source in sources).items():
+        if count > 1:
+            total = sum(source.weight for source in sources if source.uri == uri)
+            raise ValueError(f"adapter {uri} is given {count} times; give it once, with the sum: {uri}:{total:g}")

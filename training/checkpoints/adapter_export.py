@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cluster import storage
 from training.adapters.lora import file_name, lora_config, merge_adapter
-from training.adapters.low_rank import METADATA, check_config, merge_changes, read_changes
+from training.adapters.low_rank import METADATA, LoraFile, check_config, check_values, merge_changes, read_lora
 from training.adapters.settings import ADAPTER_CONFIG, AdapterSettings
 from training.checkpoints.export import EXPORT_AGAIN, NULL_TEXT, model_from_card, read_export, read_weights
 from training.checkpoints.initial_weights import InitialWeights, find_initial_weights
@@ -33,7 +33,7 @@ from training.checkpoints.published_weights import PREFIX as PUBLISHED_PREFIX
 from training.checkpoints.published_weights import published_weights
 from training.data.footer import DamagedError
 from training.model import ModelSettings
-from training.models.diffusers import Diffusers
+from training.models.diffusers import SUBFOLDERS, Diffusers
 from training.network import VideoModel, parameter_shapes
 
 WEIGHT_FILES = (ADAPTER_WEIGHTS, "adapter_model.safetensors")
@@ -110,6 +110,8 @@ class StoredAdapter:
     """Name of the file of weights."""
     card: ModelCard | None
     """The card of an export."""
+    subfolders: ClassVar[frozenset[str]] = frozenset()
+    """The experts that it says it is for: none, so that it is for the one that a model names."""
 
     def check_base(self, model: ModelCard) -> None:
         """Raise `ValueError` if the adapter was trained beside other weights than those of a model."""
@@ -132,8 +134,10 @@ class StoredAdapter:
         """Add `weight` times the adapter's change to a model's weights. Raises `ValueError` if it is of another."""
         uri = storage.join(self.uri, self.file)
         data = storage.read_bytes(uri) if self.card is None else read_weights(self.uri, self.card)
+        tensors = load_tensors(data)
         try:
-            merge_adapter(model, self.settings, load_tensors(data), weight)
+            check_values(tensors)
+            merge_adapter(model, self.settings, tensors, weight)
         except ValueError as error:
             raise ValueError(f"{uri}: {error}") from error
 
@@ -142,22 +146,33 @@ class StoredAdapter:
 class AdapterFile:
     """A safetensors file of a LoRA, with the names of diffusers, of the model's authors or of kohya's trainers."""
 
-    uri: str
+    file: LoraFile
 
     def check_base(self, model: ModelCard) -> None:
-        """Raise `ValueError` if its keys and shapes are not those of a model's layers."""
-        with torch.device("meta"):
-            built = model.model.build(model.channels, model.text_dim)
-        read_changes(self.uri, built)
+        """Raise `ValueError` if its keys and shapes are not those of a model's layers, or of both experts' layers if it
+        has keys of both.
+        """
+        own = model.model
+        experts = [expert for expert, folder in SUBFOLDERS.items() if folder in self.subfolders]
+        two = isinstance(own, Diffusers) and own.expert is not None
+        for one in [own.model_copy(update={"expert": expert}) for expert in experts] if two and experts else [own]:
+            with torch.device("meta"):
+                built = one.build(model.channels, model.text_dim)
+            self.file.changes(built)
 
     @property
     def identity(self) -> str:
         """Digest of the file."""
-        return storage.file_digest(self.uri)
+        return self.file.identity
+
+    @property
+    def subfolders(self) -> frozenset[str]:
+        """As `LoraFile.subfolders`."""
+        return self.file.subfolders
 
     def merge_into(self, model: VideoModel, weight: float) -> None:
         """Add `weight` times the LoRA's change to a model's weights. Raises `ValueError` if it is of another."""
-        merge_changes(model, read_changes(self.uri, model), weight)
+        merge_changes(model, self.file.changes(model), weight)
 
 
 def find_adapter(uri: str) -> StoredAdapter | AdapterFile:
@@ -165,7 +180,7 @@ def find_adapter(uri: str) -> StoredAdapter | AdapterFile:
     if uri.endswith(FILE_SUFFIX):
         if not storage.exists(uri):
             raise ValueError(f"{uri}: there is no such file")
-        return AdapterFile(uri)
+        return AdapterFile(read_lora(uri))
     if storage.exists(storage.join(uri, CARD)):
         card = read_card(uri)
         if card.adapter is None:

@@ -17,6 +17,7 @@ from cluster import storage
 from cluster.config import list_names, unknown_message
 from cluster.telemetry import log
 from cluster.weight_files import is_path
+from training.adapters.lora import A
 from training.checkpoints.checkpoint import MARKER
 from training.checkpoints.export import AVERAGED_PREFIX, read_weights
 from training.checkpoints.files import Index, check_sizes
@@ -214,6 +215,12 @@ def _of_checkpoint(uri: str) -> InitialWeights:
         for fragment in layout.fragments:
             elements[fragment.name] = elements.get(fragment.name, 0) + fragment.length
     shapes = {name: (count,) for name, count in elements.items()}
+    if any(f".{A}." in name for name in shapes):
+        raise ValueError(
+            f"{uri}: is a checkpoint of an adapter, without the weights of its base; merge the export of that run by "
+            "`worldloom export-model --merge`, or start from the base with adapter.init: the adapter.safetensors of "
+            "that export"
+        )
 
     def check() -> None:
         check_sizes(uri, index)

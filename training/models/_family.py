@@ -36,6 +36,8 @@ class Published:
     """`scheduler_config.json`."""
     image_encoder: Config = field(default_factory=dict)
     """`config.json` of CLIP's vision model, if the network sees the first frame through it."""
+    subfolder: str = "transformer"
+    """Folder of the transformer in that of the pipeline."""
 
     @property
     def boundary(self) -> float | None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 TEXT_TOKENS = 512
 """Length to which texts are padded with zeros. Padding is attended to, so that it is part of the model."""
+IMAGE_TOKENS = 257
+"""Tokens of an image by CLIP: 16 x 16 patches and the class."""
 MASK_CHANNELS = 4
 """Channels of image to video that say which frames are given: one for each frame that a latent frame covers."""
 
@@ -56,6 +58,10 @@ class Wan(Family):
 
     def sees_image(self, config: Config) -> bool:
         return config.get("image_dim") is not None
+
+    def flops(self, config: Config, tokens: int, text_tokens: int) -> int:
+        """Return the operations of the blocks, in which tokens of an image cost as much as those of text."""
+        return super().flops(config, tokens, text_tokens + (IMAGE_TOKENS if self.sees_image(config) else 0))
 
     def check(self, published: Published) -> None:
         config = published.transformer

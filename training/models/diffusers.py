@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cluster import weight_files
-from cluster.config import unknown_message
 from cluster.weight_files import HUB_PREFIX
 from training.conditioning import ConditioningRates
 from training.model import ModelSettings
@@ -19,7 +18,7 @@ from training.models._dit_architecture import Architecture
 from training.models._family import Family, Published
 from training.models._hunyuan import HunyuanVideo
 from training.models._ltx import LTX
-from training.models._published_files import IMAGE_ENCODER, PublishedFiles
+from training.models._published_files import IMAGE_ENCODER, IMAGE_PROCESSOR, VAE, PublishedFiles
 from training.models._wan import Wan
 from training.objective import ObjectiveSettings
 from training.objectives.flow_matching import FlowMatching
@@ -80,17 +79,22 @@ class Diffusers(ModelSettings):
             self._check_path()
             files = self.files
             config = {"pipeline": dict(files.config("model_index.json"))}
-            self._check_expert(Published({}, **config))
+            self._check_expert(Published({}, config["pipeline"]))
             config["transformer"] = dict(files.config(f"{self.subfolder}/config.json"))
             config["scheduler"] = dict(files.config("scheduler/scheduler_config.json"))
             family = FAMILIES.get(config["transformer"].get("_class_name", ""))
             if family is not None and family.sees_image(config["transformer"]):
                 config[IMAGE_ENCODER] = dict(files.config(f"{IMAGE_ENCODER}/config.json"))
+                for name in (f"{IMAGE_PROCESSOR}/preprocessor_config.json", f"{VAE}/config.json"):
+                    files.config(name)  # which are needed in training too
             # Settings are frozen only after this.
             object.__setattr__(self, "config", config)
         class_name = self.published.transformer.get("_class_name", "")
         if class_name not in FAMILIES:
-            raise ValueError(f"path {self.path}: {unknown_message('class', class_name, list(FAMILIES))}")
+            raise ValueError(
+                f"path {self.path}: its transformer is of class '{class_name}', whose conventions are not known here; "
+                f"take a model of {', '.join(FAMILIES)}"
+            )
         pipeline = self.published.pipeline.get("_class_name", "")
         if pipeline not in self.family.pipelines:
             raise ValueError(
@@ -163,7 +167,7 @@ class Diffusers(ModelSettings):
     def published(self) -> Published:
         """The configurations of the model."""
         assert self.config is not None, "validation fills it"
-        return Published(**self.config)
+        return Published(**self.config, subfolder=self.subfolder)
 
     @property
     def family(self) -> Family:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cluster.config import located_messages, validate
-from training.checkpoints.adapter_export import read_model
+from training.adapters.source import AdapterSource
+from training.checkpoints.adapter_export import AdapterFile, StoredAdapter, read_model
 from training.checkpoints.export import model_from_card
 from training.checkpoints.initial_weights import InitialWeights
 from training.checkpoints.model_card import ModelCard, read_card
 from training.checkpoints.published_weights import published_weights
-from training.models.diffusers import Diffusers, Expert
+from training.models.diffusers import SUBFOLDERS, Diffusers, Expert
 from training.network import Condition, VideoModel, parameter_shapes
 from training.sampling.settings import is_high_noise
 
@@ -29,6 +30,10 @@ class TwoExperts(VideoModel):
         super().__init__()
         self._high, self._low = by_expert["high_noise"], by_expert["low_noise"]
         self._boundary = boundary
+
+    def in_folder(self, subfolder: str) -> VideoModel:
+        """Return the expert whose weights a pipeline has in this folder."""
+        return self._high if subfolder == SUBFOLDERS["high_noise"] else self._low
 
     def forward(self, latents: Sequence[Tensor], condition: Condition) -> list[Tensor]:
         """Return the prediction of one expert; all samples of a call have noise levels on the same side."""
@@ -57,6 +62,22 @@ def with_other_expert(card: ModelCard, model: VideoModel, other_uri: str | None)
         return model
     other = _published_expert(card) if other_uri is None else read_model(other_uri)[1]
     return TwoExperts({settings.expert: model, settings.other_expert: other}, settings.boundary)
+
+
+def merge_adapters(
+    card: ModelCard, model: VideoModel, adapters: Mapping[AdapterSource, StoredAdapter | AdapterFile]
+) -> None:
+    """Add the changes of adapters to the weights of a card's model, in place.
+
+    Of two experts, they change those that a file names in its keys, and otherwise the one of the card.
+    """
+    own = card.model
+    for source, adapter in adapters.items():
+        changed = [model]
+        if isinstance(model, TwoExperts) and isinstance(own, Diffusers):
+            changed = [model.in_folder(subfolder) for subfolder in adapter.subfolders or {own.subfolder}]
+        for one in changed:
+            adapter.merge_into(one, source.weight)
 
 
 def check_other_expert(card: ModelCard, other_uri: str | None) -> None:

@@ -15,7 +15,7 @@ from captioning.encoder import TextEncoder
 from cluster.arrays import Pixels, UInt8Array
 from cluster.config import parse_options
 from cluster.telemetry import log
-from training.adapters.source import AdapterSource, parse_all
+from training.adapters.source import AdapterSource, check_given_once, parse_all
 from training.autoencoder import Autoencoder
 from training.checkpoints.adapter_export import AdapterFile, StoredAdapter, find_adapter, read_model
 from training.checkpoints.model_card import ModelCard, read_card
@@ -24,7 +24,7 @@ from training.network import VideoModel
 from training.sampling.coding import decode_frames, decode_video, encode_video
 from training.sampling.continuation import Direction, connect, extend
 from training.sampling.editing import DEFAULT_EDIT, Edit, edit
-from training.sampling.experts import with_other_expert
+from training.sampling.experts import merge_adapters, with_other_expert
 from training.sampling.generation import ConditioningLatents, ModelParts, WeakerModel
 from training.sampling.long_video import long_video
 from training.sampling.loops import closed_loop, new_loop
@@ -90,6 +90,7 @@ class ExportedModel:
         self.card = read_card(self.uri)
         self._check_ranks(self.uri, self.card)
         self._adapters = parse_all(adapters)
+        self._found: dict[str, StoredAdapter | AdapterFile] = {}
         self._loaded: tuple[_Additions, ModelParts] | None = None
         self._embeddings: dict[str, Tensor] = {}
         self._weaker: dict[str, WeakerModel] = {}
@@ -113,13 +114,17 @@ class ExportedModel:
         return self._checked(self._sources(settings))
 
     def _sources(self, settings: SampleSettings) -> tuple[AdapterSource, ...]:
-        return tuple(dict.fromkeys((*self._adapters, *parse_all(settings.adapters))))
+        sources = (*self._adapters, *parse_all(settings.adapters))
+        check_given_once(sources)
+        return sources
 
     def _checked(self, sources: Sequence[AdapterSource]) -> dict[AdapterSource, StoredAdapter | AdapterFile]:
-        found = {source: find_adapter(source.uri) for source in sources}
-        for adapter in found.values():
-            adapter.check_base(self.card)
-        return found
+        for source in sources:
+            if source.uri not in self._found:
+                adapter = find_adapter(source.uri)
+                adapter.check_base(self.card)
+                self._found[source.uri] = adapter
+        return {source: self._found[source.uri] for source in sources}
 
     def _parts_with(self, additions: _Additions) -> ModelParts:
         """Return the parts with these additions. Those of the last ones are kept in memory."""
@@ -140,10 +145,9 @@ class ExportedModel:
     ) -> tuple[VideoModel, Tensor]:
         """Return the model of an export on the device, shared by the ranks if there are any, and its null caption."""
         card, model, null_text_NE = read_model(uri)
-        for source, adapter in (adapters or {}).items():
-            # In float32, before the weights are rounded for sampling.
-            adapter.merge_into(model, source.weight)
         model = with_other_expert(card, model, other_expert)
+        # In float32, before the weights are rounded for sampling.
+        merge_adapters(card, model, adapters or {})
         if self.ranks is not None:
             model.enable_context_parallel(self.ranks.group)
         return model.to(self.device, model_dtype(self.device)), null_text_NE

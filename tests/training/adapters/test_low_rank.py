@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cluster.config import validate
+from cluster.storage import file_digest
 from tests.support.drawn import write_dataset
 from tests.support.published_models import TEXT_KEYS, read_published, write_published
 from tests.support.step_samples import CPU
 from training.adapters.lora import starting_layers
-from training.adapters.low_rank import merge_changes, read_changes
+from training.adapters.low_rank import merge_changes, read_lora
 from training.adapters.settings import AdapterSettings
 from training.checkpoints.adapter_export import find_adapter, read_model
 from training.checkpoints.comfyui_export import write_comfyui_export
@@ -90,7 +92,7 @@ def file_of(path: Path, style: str, model: VideoModel) -> Path:
 @pytest.mark.parametrize("style", ["diffusers", "peft", "comfyui", "kohya", "plain"])
 def test_every_spelling_is_the_same_change(style: str, folder: Path, tmp_path: Path) -> None:
     model, before = wan(folder), {name: value.clone() for name, value in wan(folder).state_dict().items()}
-    merge_changes(model, read_changes(str(file_of(tmp_path / "lora.safetensors", style, model)), model), 0.5)
+    merge_changes(model, read_lora(str(file_of(tmp_path / "lora.safetensors", style, model))).changes(model), 0.5)
     scale = 2.0 if style in ("comfyui", "kohya") else 1.0
     for name, value in model.state_dict().items():
         expected = before[name]
@@ -108,7 +110,7 @@ def test_the_change_is_that_of_diffusers_own_loader(style: str, folder: Path, tm
     pipeline.load_lora_weights(str(tmp_path), weight_name=file.name)
     pipeline.fuse_lora(components=["transformer"])
     pipeline.unload_lora_weights()
-    merge_changes(model, read_changes(str(file), model), 1.0)
+    merge_changes(model, read_lora(str(file)).changes(model), 1.0)
     for name, value in transformer.state_dict().items():
         torch.testing.assert_close(model.state_dict()[f"transformer.{name}"], value, rtol=1e-5, atol=1e-5)
 
@@ -131,7 +133,7 @@ def test_scales_by_the_settings_of_peft_are_its_own(header: bool, folder: Path, 
         config.save_pretrained(str(tmp_path))
     transformer.fuse_lora()
     transformer.unload_lora()
-    merge_changes(model, read_changes(str(file), model), 1.0)
+    merge_changes(model, read_lora(str(file)).changes(model), 1.0)
     for name, value in transformer.state_dict().items():
         torch.testing.assert_close(model.state_dict()[f"transformer.{name}"], value, rtol=1e-5, atol=1e-5)
 
@@ -161,7 +163,7 @@ def test_differences_of_weights_are_added(folder: Path, tmp_path: Path) -> None:
         "diffusion_model.blocks.0.self_attn.q.diff_b": bias,
     }
     save_file(tensors, tmp_path / "lora.safetensors")
-    merge_changes(model, read_changes(f"{tmp_path}/lora.safetensors", model), 0.5)
+    merge_changes(model, read_lora(f"{tmp_path}/lora.safetensors").changes(model), 0.5)
     for name, change in (("norm_q.weight", norm), ("to_q.bias", bias)):
         own = f"transformer.blocks.0.attn1.{name}"
         torch.testing.assert_close(model.get_parameter(own).data, before[own] + 0.5 * change)
@@ -174,7 +176,7 @@ def test_keys_that_do_not_fit_are_named_with_the_fix(folder: Path, tmp_path: Pat
     def fault(tensors: dict[str, Tensor]) -> str:
         save_file(tensors, file)
         with pytest.raises(ValueError, match=r"lora\.safetensors: ") as caught:
-            read_changes(str(file), model)
+            read_lora(str(file)).changes(model)
         return str(caught.value)
 
     longer = {f"my.{key}": value for key, value in good.items()}
@@ -190,9 +192,16 @@ def test_keys_that_do_not_fit_are_named_with_the_fix(folder: Path, tmp_path: Pat
     assert "it changes transformer.blocks.0.attn1.to_k, " in fault(twice)
     wide = {f"{name}.lora_A.weight": torch.zeros(2, 25), f"{name}.lora_B.weight": torch.zeros(24, 2)}
     assert "by a matrix of [24, 25], and that is [24, 24] in this model" in fault(wide)
+    key = f"{name}.lora_B.weight"
+    assert f"{key} has values that are not finite; take an earlier" in fault(
+        good | {key: torch.full((24, 3), torch.nan)}
+    )
+    empty = {f"{name}.lora_A.weight": torch.zeros(0, 24), key: torch.zeros(24, 0)}
+    assert f"{name}.lora_A.weight is [0, 24], and changes nothing; take a LoRA of rank 1" in fault(good | empty)
+    save_file(good, file)
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(ValueError, match=r"is no whole safetensors file: .* download it again"):
-        read_changes(str(file), model)
+        read_lora(str(file)).changes(model)
     with pytest.raises(
         ValueError, match=r"adapter\.init: .*/other\.safetensors: cannot be read: .* give the safetensors"
     ):
@@ -223,9 +232,13 @@ def test_training_goes_on_from_a_lora(folder: Path, tmp_path: Path) -> None:
     write_comfyui_export(first, str(tmp_path / "given"))
     file = str(tmp_path / "given" / "comfyui" / "lora.safetensors")
     base = wan(folder)
-    adapter, card = find_adapter(file), read_card(first)
+    # A file is read once.
+    copy = Path(shutil.copy(file, tmp_path / "copy.safetensors"))
+    adapter, card = find_adapter(str(copy)), read_card(first)
+    copy.unlink()
     adapter.check_base(card)
     adapter.merge_into(base, 1.0)
+    assert adapter.identity == file_digest(file)
     for one, other in zip(base.parameters(), read_model(first)[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     for start in (file, f"{first}/adapter.safetensors"):

@@ -195,6 +195,10 @@ def test_the_base_may_be_a_checkpoint_but_not_another(
     assert train(manifest, checkpoint.uri, str(tmp_path / "from-checkpoint"), [{}]) == alone[1]
     with pytest.raises(ValueError, match=r"is an adapter of .*--merge"):
         find_initial_weights(f"{alone[0]}/export")
+    of_adapter = newest_checkpoint(alone[0])
+    assert of_adapter is not None
+    with pytest.raises(ValueError, match=r"is a checkpoint of an adapter, without the weights of its base; merge the"):
+        find_initial_weights(of_adapter.uri)
     with pytest.raises(ValueError, match=r"has no weights of the right shape for blocks\.1"):
         train(manifest, base, str(tmp_path / "deep"), [{"model": {"name": "dit", "depth": 2, "dim": 48, "heads": 2}}])
 
@@ -209,6 +213,8 @@ def test_exports_sample_alike_merged_or_not(alone: tuple[str, list[float]], base
     model = ExportedModel(base)
     plain = model.sample("A red ball.", **OPTIONS)
     assert np.array_equal(model.sample("A red ball.", adapters=(f"{export}:1",), **OPTIONS), expected)
+    with pytest.raises(ValueError, match=r"is given 2 times; give it once, with the sum: .*/export:1\.5"):
+        ExportedModel(base, adapters=[export]).sample("A red ball.", adapters=(f"{export}:0.5",), **OPTIONS)
     assert np.array_equal(model.sample("A red ball.", adapters=(f"{export}:0",), **OPTIONS), plain)
     assert not np.array_equal(plain, expected)
     write_compact_export(export, str(tmp_path / "merged"), merge=True)

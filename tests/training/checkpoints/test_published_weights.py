@@ -62,7 +62,7 @@ def settings_of(folder: Path, **changes: Any) -> TrainSettings:
     )
 
 
-@pytest.mark.parametrize("family", ["wan", "ltx", "hunyuan"])
+@pytest.mark.parametrize("family", ["wan", "ltx", "hunyuan", "cogvideox"])
 def test_a_run_starts_from_published_weights(family: str, manifest: str, tmp_path: Path) -> None:
     settings = settings_of(published(tmp_path / "model", family))
     run = TrainingRun.open(settings, manifest, str(tmp_path), 0, CPU)

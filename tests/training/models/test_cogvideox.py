@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline
+from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,6 +25,8 @@ from tests.support.published_models import (
     write_published,
 )
 from tests.support.step_samples import CPU, make_batch
+from training.checkpoints.export import read_export
+from training.checkpoints.published_export import write_published_export
 from training.conditioning import ConditioningRates
 from training.data.dataset import Dataset
 from training.data.plan import PlanSettings
@@ -197,8 +199,12 @@ def test_a_run_trains_on_texts_with_their_padding(tmp_path: Path) -> None:
         previews={"every": 0},
     )
     assert settings.objective == VPrediction()
-    train_loop(settings, manifest, str(tmp_path / "run"), 0, CPU)
-    assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+    export_uri = train_loop(settings, manifest, str(tmp_path / "run"), 0, CPU).export_uri
+    write_published_export(export_uri, str(tmp_path / "given"))
+    given = CogVideoXTransformer3DModel.from_pretrained(tmp_path / "given", subfolder="transformer")
+    trained: Any = read_export(export_uri)[1].bfloat16().float()
+    for name, weight in trained.transformer.named_parameters():
+        assert given.get_parameter(name).float().equal(weight)
     cut = own.model_copy(update={"keep_padding": False})
     other = write_dataset(tmp_path / "cut", [(32, 32, 5, 6)], n_val=2, text_settings=cut)
     faults = " ".join(part_faults(model, Dataset.open(other, "train")))

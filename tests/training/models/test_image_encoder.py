@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from training.models.diffusers import Diffusers
 from training.pixels import from_uint8
 from training.published_parts import own_autoencoder
 from training.rng import generator
+from training.sampling.exported_model import ExportedModel
 from training.sampling.generation import ConditioningLatents, ModelParts, generate, video_timeline
 from training.sampling.settings import SolverSettings, VideoShape
 from training.sampling.solvers.euler import Euler
@@ -149,27 +151,30 @@ def test_loss_and_gradients_are_those_of_the_convention(tmp_path: Path) -> None:
     assert_gradients_equal(model, transformer)
 
 
-def test_a_run_trains_an_adapter_on_videos(tmp_path: Path) -> None:
-    """The drawn latents of 16 channels are those of 8 and their condition."""
-    sizes = {"in_channels": 20, "out_channels": 8, TEXT_KEYS["wan"]: 128}
-    folder = write_i2v_clip(tmp_path / "model", **sizes)
-    normalisation = {"latents_mean": [0.0] * 8, "latents_std": [1.0] * 8}
-    vae = AutoencoderKLWan(base_dim=8, z_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **normalisation)
-    vae.save_pretrained(folder / "vae")
-    model = settings_of(folder)
-    manifest = write_dataset(tmp_path / "data", [(32, 32, 5, 6)], n_val=2)
+def test_a_run_trains_an_adapter_that_samples_images(tmp_path: Path) -> None:
+    """Clips and their conditions are encoded by the model's own autoencoder, and a video begins with an image."""
+    model = settings_of(write_i2v_clip(tmp_path / "model", **{TEXT_KEYS["wan"]: 128}))
+    own = validate(Autoencoder, own_autoencoder(model))
+    manifest = write_dataset(tmp_path / "data", [(32, 32, 5, 6)], n_val=2, autoencoder_settings=own)
     settings = TrainSettings(
         model=model,
         batch=PlanSettings(tokens_per_step=60),
-        lr=1e-3,
+        lr=1e-2,
         steps=2,
         warmup_steps=0,
         validate_every=2,
         adapter={"rank": 2},
     )
-    train_loop(settings, manifest, str(tmp_path / "run"), 0, CPU)
-    assert list((tmp_path / "run" / "export").glob("adapter.safetensors"))
+    export_uri = train_loop(settings, manifest, str(tmp_path / "run"), 0, CPU).export_uri
     assert not (tmp_path / "run" / "previews").exists()
+    sampled = ExportedModel(export_uri, "cpu")
+    options = {"seconds": 1.0, "size": (48, 32), "fps": 8.0, "steps": 2, "guidance": 2.0}
+    videos = [sampled.sample("a red ball", first=image, **options) for image in (random_image(), random_image() // 2)]
+    assert videos[0].shape == (9, HEIGHT, WIDTH, 3)
+    assert (videos[0] != videos[1]).any()
+    images = sampled.encode_images(random_image(), None, FRAMES)
+    assert images.image_HWC is not None
+    assert np.array_equal(images.image_HWC, random_image())
     with pytest.raises(ValueError, match=r"previews need images that videos begin with, .* set previews: \{every: 0\}"):
         TrainSettings(model=model, previews={"every": 500})
 
@@ -187,9 +192,10 @@ def test_missing_and_other_parts_are_named(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(ValueError, match=r"1 of 1 files of weights are missing: model\.safetensors"):
         published_weights(settings_of(folder))
-    (folder / "image_encoder" / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"there is no image_encoder/config\.json in it"):
-        settings_of(folder)
+    for name in ("vae/config.json", "image_processor/preprocessor_config.json", "image_encoder/config.json"):
+        (folder / name).unlink()
+        with pytest.raises(ValueError, match=f"there is no {re.escape(name)} in it"):
+            settings_of(folder)
     with pytest.raises(ValueError, match="width 8, and image_encoder has 16; put back the folders"):
         settings_of(write_i2v_clip(tmp_path / "other", image_dim=8))
     with pytest.raises(ValueError, match="takes a first and a last image, which is not trained here"):

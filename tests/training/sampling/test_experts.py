@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cluster.config import validate
 from tests.support.drawn import write_dataset
 from tests.support.published_models import TEXT_KEYS, padded, read_published, write_published
 from tests.support.step_samples import CPU, make_batch
+from training.adapters.low_rank import read_lora
 from training.checkpoints.adapter_export import read_model
 from training.checkpoints.model_card import read_card
 from training.checkpoints.published_export import write_published_export
@@ -123,6 +126,54 @@ def test_sampling_is_that_of_the_pipeline(boundary: float, steps: int, manifest:
     (folder / "transformer" / "config.json").unlink()
     with pytest.raises(ValueError, match=r"sampling also needs expert high_noise: .* or give the export of one by"):
         sampled(whole.export_uri, steps, text)
+
+
+def write_lora_of_both(path: Path, transformers: dict[str, Any]) -> str:
+    """Add random adapters of another alpha to both experts, and write them to one file with their settings."""
+    tensors: dict[str, Tensor] = {}
+    settings: dict[str, Any] = {}
+    for alpha, (subfolder, transformer) in zip((8, 2), transformers.items(), strict=True):
+        transformer.add_adapter(LoraConfig(r=4, lora_alpha=alpha, target_modules=["to_q", "to_v"]))
+        for name, weight in transformer.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(weight)
+        tensors |= {f"{subfolder}.{key}": value for key, value in get_peft_model_state_dict(transformer).items()}
+        settings |= {f"{subfolder}.{key}": value for key, value in (("r", 4), ("lora_alpha", alpha))}
+    save_file(tensors, path, {"lora_adapter_metadata": json.dumps(settings)})
+    return str(path)
+
+
+def test_a_file_for_both_experts_changes_both(manifest: str, tmp_path: Path) -> None:
+    """Each by its own keys and settings. Files without such keys change the expert that the model names."""
+    folder = published(tmp_path / "model")
+    export = train_loop(settings_of(folder, "low_noise", steps=1), manifest, f"{tmp_path}/low", 0, CPU).export_uri
+    high = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer")
+    low: Any = read_model(export)[1].transformer
+    text, null_text = torch.randn(11, 128), read_model(export)[2]
+    noise = torch.randn((1, *SHAPE), generator=generator(5, "sample"))[0]
+    file = write_lora_of_both(tmp_path / "both.safetensors", {"transformer": high, "transformer_2": low})
+
+    def compare() -> Tensor:
+        ours = sampled(export, 4, text, adapters=(file,))
+        theirs = denoised((high, low), 0.875, 4, noise, [text, null_text])
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        return ours
+
+    first, both = compare(), load_file(file)
+    own = {f"transformer.{key[14:]}": value for key, value in both.items() if key.startswith("transformer_2.")}
+    save_file(own, file)
+    high.disable_adapters()
+    low.set_adapters("default", 2.0)  # without settings the scale is 1, and not 2 / 4
+    assert float((first - compare()).abs().max()) > 1e-3
+    save_file(both | {"text_encoder.q.lora_A.weight": torch.ones(1, 1)}, file)
+    with pytest.raises(ValueError, match=r"text_encoder\.q\.lora_A\.weight begin with neither transformer\. nor"):
+        sampled(export, 4, text, adapters=(file,))
+    save_file({key: value for key, value in both.items() if key.startswith("transformer_2.")}, file)
+    single = write_published(tmp_path / "one", "wan", **SIZES)
+    with pytest.raises(ValueError, match="keys of transformer_2, the second of two experts, and this model is one"):
+        read_lora(file).changes(read_published(single)[0])
+    with pytest.raises(ValueError, match=r"it has no keys of transformer; take the expert it is for"):
+        read_lora(file).changes(read_published(folder, expert="high_noise")[0])
 
 
 def test_an_expert_is_trained_at_its_noise_levels(tmp_path: Path) -> None:
