@@ -89,7 +89,7 @@ def test_only_engines_with_the_setting_trust_code() -> None:
         if "trust_remote_code" in path.read_text().replace("trust_remote_code=False", "")
     }
     allowed = TRUSTING | {
-        "captioning/encoders/_transformers.py",
+        "captioning/pretrained.py",
         "captioning/clip_weights.py",
         "pipelines/commands/_options.py",
     }

@@ -15,8 +15,8 @@ from pydantic import Field, field_validator, model_validator
 
 from captioning.encoder import TextEmbedding, TextEncoder
 from captioning.encoders._batched import BatchedEncoder, BatchedSettings, Tokens
-from captioning.encoders._transformers import check_folder, folder_identity, load_network, load_tokenizer
 from captioning.engine import EngineError
+from captioning.pretrained import check_folder, folder_identity, load_network, load_tokenizer
 from cluster import weight_files
 
 if TYPE_CHECKING:

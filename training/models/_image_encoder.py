@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioning.encoders._transformers import load_network
+from captioning.pretrained import load_network
 from cluster.arrays import Pixels
 from training.autoencoder import Autoencoder
 from training.autoencoders.diffusers import Diffusers as AutoencoderSettings

@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from benchmarks.random_t5 import CLASSES, SYLLABLES, save_t5
 from captioning.encoders import _batched, t5
 from captioning.encoders._batched import MAX_PADDED_SHARE, next_batch_size
-from captioning.encoders._transformers import pretrained_arguments
 from captioning.encoders.t5 import T5
 from captioning.engine import EngineError
+from captioning.pretrained import pretrained_arguments
 from tests.support.text_batches import in_batches
 
 CAPTIONS = [
