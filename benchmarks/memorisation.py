@@ -31,7 +31,7 @@ from training.data.buckets import parse_bucket_name
 from training.data.manifest import read_manifest
 from training.data.manifest_writer import write_manifest
 from training.evaluation.memorisation_audit import RATE
-from training.evaluation.outliers import Ordinary, flagged
+from training.evaluation.outliers import flagged
 from training.models.dit import DiT
 from training.run import train
 from training.settings import TrainSettings
@@ -83,7 +83,7 @@ def summary(data: Mapping[str, Any]) -> dict[str, Any]:
         name: {
             "flagged": sum(one["flagged"] for one in test["findings"]),
             "lowest": [test["findings"][0]["value"], test["held_out"][0]],
-            "bound": test["bound"],
+            "fewest": test["fewest"],
         }
         for name, test in data["tests"].items()
     }
@@ -97,8 +97,8 @@ def false_alarms(held_out: Mapping[str, Sequence[float]], n_clips: int) -> dict[
     for _ in range(N_AUDITS):
         for name, values in held_out.items():
             shuffled = rng.permutation(np.asarray(values))
-            probabilities = Ordinary(shuffled[n_clips:]).probabilities(shuffled[:n_clips])
-            alarms[name].append(bool(flagged(probabilities, RATE / len(held_out)).any()))
+            found = flagged(shuffled[:n_clips].tolist(), shuffled[n_clips:].tolist(), RATE / len(held_out))
+            alarms[name].append(bool(found.any()))
     rates = {name: float(np.mean(found)) for name, found in alarms.items()}
     return rates | {"any": float(np.mean(np.any(list(alarms.values()), axis=0)))}
 

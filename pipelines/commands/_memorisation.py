@@ -103,14 +103,14 @@ def _write_training_clips(found: MemorisationAudit, model: ExportedModel, traini
 
 def print_model_audit(data: dict[str, Any]) -> None:
     """Print the tests of a model, the captions that they flag, and what that means."""
-    numbers = ("clips", "lowest", "flagged alone below", "held-out, lowest", "held-out, median", "flagged")
+    numbers = ("clips", "lowest", "held-out, lowest", "held-out, median", "below all held-out", "flagged", "from")
     table = table_of("Learnt by heart: 0 is a copy", ("test", *numbers), numbers)
     for name, test in data["tests"].items():
         values, ordinary = [one["value"] for one in test["findings"]], test["held_out"]
-        middle = ordinary[len(ordinary) // 2]
-        cells = [f"{value:.3g}" for value in (values[0], test["bound"], ordinary[0], middle)]
+        cells = [f"{value:.3g}" for value in (values[0], ordinary[0], ordinary[len(ordinary) // 2])]
+        lower = sum(value < ordinary[0] for value in values)
         n_flagged = sum(one["flagged"] for one in test["findings"])
-        table.add_row(TITLES[name], str(len(values)), *cells, str(n_flagged))
+        table.add_row(TITLES[name], str(len(values)), *cells, str(lower), str(n_flagged), str(test["fewest"]))
     console.print(table)
     _print_flagged(data["flagged"])
     rate = f"at most {data['rate']:.0%} of audits flag a clip if none is"

@@ -225,17 +225,17 @@ def command(
     recipe: RecipeFile,
     set_: Assignments = None,
     pairs: Annotated[
-        int | None, typer.Option(min=0, help="How many of the closest pairs across splits to list.  [default: 10]")
+        int | None, typer.Option(min=0, help="How many of the closest pairs across splits to list. By default 10.")
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="Audit a model in place of the splits: folder of an export, or name of a shipped model."),
     ] = None,
     clips: Annotated[
-        int | None, typer.Option(min=1, help="With --model: training clips that are tested.  [default: 64]")
+        int | None, typer.Option(min=1, help="With --model: training clips that are tested. By default 64.")
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="With --model: samples of each clip's caption.  [default: 2]")
+        int | None, typer.Option(min=1, help="With --model: samples of each clip's caption. By default 2.")
     ] = None,
     remote_code: RemoteCode = False,
     as_json: AsJson = False,

@@ -54,7 +54,7 @@ def _test_json(uri: str, test: Mapping[str, Any], curation: Curation) -> dict[st
     findings = test["findings"]
     nearest = [one for one in findings if "sample" in one][:MAX_PAIRS]
     return {
-        "bound": round_significant(test["bound"]),
+        "fewest": test["fewest"],
         "values": _rounded([one["value"] for one in findings]),
         "held_out": _rounded(test["held_out"]),
         "n_flagged": sum(one["flagged"] for one in findings),

@@ -76,7 +76,7 @@ function verdictCard({ model, rate, clips, seeds, n_flagged: nFlagged, flagged }
   );
 }
 
-function testCard(name, { bound, values, held_out: heldOut, n_flagged: nFlagged }, seeds) {
+function testCard(name, { fewest, values, held_out: heldOut, n_flagged: nFlagged }, seeds) {
   const [title, text, note] = TESTS[name];
   const best = name !== 'recall' && seeds > 1 ? ` Of the ${seeds} samples of a caption the nearest one counts.` : '';
   return cumulativeCard(
@@ -86,7 +86,7 @@ function testCard(name, { bound, values, held_out: heldOut, n_flagged: nFlagged 
       ['held-out clips', 'kept', heldOut],
       [name === 'recall' ? 'training clips' : 'samples', 'train', values],
     ],
-    bound,
-    `${note}${best} Dotted: below it a clip alone is flagged.`,
+    heldOut[0],
+    `${note}${best} Dotted: the lowest held-out clip. From ${count(fewest)} below it on they are flagged.`,
   );
 }

@@ -153,13 +153,12 @@ def write_audit(out_uri: str, name: str, training_uids: Sequence[str], caption: 
     def test(kind: str) -> dict[str, Any]:
         values = [0.04, 0.08, *np.sort(rng.normal(0.9, 0.05, n_clips - 2)).round(3).tolist()]
         findings: list[dict[str, Any]] = [
-            {"clip": f"clip_{k:03d}", "value": one, "probability": 1e-9 if k < 2 else 0.5, "flagged": k < 2}
-            for k, one in enumerate(values)
+            {"clip": f"clip_{k:03d}", "value": one, "flagged": k < 2} for k, one in enumerate(values)
         ]
         if kind != "recall":
             for k, finding in enumerate(findings):
                 finding |= {"sample": f"clip_{k:03d}-0", "training": training_uids[k % len(training_uids)]}
-        return {"bound": 0.6, "findings": findings, "held_out": np.sort(rng.normal(0.9, 0.05, 60)).round(3).tolist()}
+        return {"fewest": 2, "findings": findings, "held_out": np.sort(rng.normal(0.9, 0.05, 60)).round(3).tolist()}
 
     kinds = ("content", "motion", "recall")
     summary = {

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from torch import Tensor
 
 from cluster import storage
@@ -24,15 +23,15 @@ from training.evaluation.caption_recall import caption_recall
 from training.evaluation.generation import LATENT_SUFFIX, Generation, Prompt
 from training.evaluation.memorisation import latents_of, read_latent, rows_of
 from training.evaluation.nearest import MIN_TRAINING, VIEWS, Nearest, TrainingClips
-from training.evaluation.outliers import MIN_ORDINARY, Ordinary, flagged
+from training.evaluation.outliers import fewest, flagged
 from training.sampling.settings import VideoShape
 
 Test = Literal["content", "motion", "recall"]
 TESTS: tuple[Test, ...] = (*VIEWS, "recall")
 RATE = 0.05
 """Largest probability that any clip is flagged if none is learnt by heart, over all tests."""
-MAX_HELD_OUT = 512
-"""Most held-out clips that say what is ordinary."""
+MIN_HELD_OUT, MAX_HELD_OUT = 20, 256
+"""Fewest and most held-out clips that say what is ordinary."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,6 @@ class Finding:
     caption: str
     value: float
     """The ratio of distances, or the recall: low if learnt by heart."""
-    probability: float
-    """Probability that a clip that was not learnt by heart has a value as low."""
     flagged: bool
     sample: str | None = None
     """Name of the sample that comes nearest to a training clip; None in the test of recall."""
@@ -72,17 +69,17 @@ class MemorisationAudit:
                     found[finding.uid] = (*found.get(finding.uid, ()), test)
         return found
 
-    def bound(self, test: Test) -> float:
-        """Return the value below which a clip is flagged in a test, whatever the others are."""
+    def fewest(self, test: Test) -> int:
+        """Return the number of clips lower than all held-out ones from which on a test flags them."""
         tries = 1 if test == "recall" else self.seeds
-        return Ordinary(self.held_out[test]).value_at(RATE / len(TESTS) / len(self.findings[test]) / tries)
+        return fewest(tries * len(self.findings[test]), len(self.held_out[test]), RATE / len(TESTS))
 
 
 def choose_clips(training: Dataset, held_out: Dataset, n_clips: int) -> tuple[list[int], list[int]]:
     """Return the rows of `n_clips` captioned training clips and of held-out clips of their shapes, chosen by a hash.
 
     Of each clip one sample is taken, because those of one clip resemble each other. Raises `ConfigError` if no shape
-    has `MIN_TRAINING` training clips, or none of them a caption, or if fewer than `MIN_ORDINARY` clips are held out.
+    has `MIN_TRAINING` training clips, or none of them a caption, or if fewer than `MIN_HELD_OUT` clips are held out.
     """
     counts = {bucket: len(rows_of(training, bucket)) for bucket in training.table["bucket"].unique().to_pylist()}
     videos = {bucket: count for bucket, count in counts.items() if parse_bucket_name(bucket)[2] > 1}
@@ -98,10 +95,10 @@ def choose_clips(training: Dataset, held_out: Dataset, n_clips: int) -> tuple[li
         raise ConfigError("no training clip has a caption, and samples are made from captions; add a caption step")
     buckets = sorted({training.row(row)["bucket"] for row in chosen})
     ordinary = _one_per_clip(held_out, buckets, MAX_HELD_OUT)
-    if len(ordinary) < MIN_ORDINARY:
+    if len(ordinary) < MIN_HELD_OUT:
         raise ConfigError(
             f"the split val has {len(ordinary)} captioned video clips of the shapes {', '.join(buckets)}, and what is "
-            f"ordinary is told by {MIN_ORDINARY} or more; hold out more with splits: {{val: SHARE}}"
+            f"ordinary is told by {MIN_HELD_OUT} or more; hold out more with splits: {{val: SHARE}}"
         )
     return chosen, ordinary
 
@@ -176,30 +173,23 @@ def judge_samples(
 ) -> tuple[Finding, ...]:
     """Return the findings of a view: of each clip the sample that comes nearest to a training clip.
 
-    `nearest` has the samples of each clip by its uid, `ordinary` the ratios of held-out clips. A clip of which several
-    samples were made has as many chances to come near one, so its probability is as many times larger.
+    `nearest` has the samples of each clip by its uid, as many of each, and `ordinary` the ratios of held-out clips.
     """
     best = [min(nearest[clip.uid], key=lambda one: one.ratio) for clip in clips]
-    probabilities = Ordinary(ordinary).probabilities([one.ratio for one in best])
-    tries = np.array([len(nearest[clip.uid]) for clip in clips])
-    return _findings(clips, [one.ratio for one in best], np.minimum(1.0, probabilities * tries).tolist(), best)
+    ratios = [one.ratio for one in best]
+    marks = flagged(ratios, ordinary, RATE / len(TESTS), tries=len(nearest[clips[0].uid])).tolist()
+    found = [
+        Finding(clip.uid, clip.caption, one.ratio, mark, one.name, one.training_uid)
+        for clip, one, mark in zip(clips, best, marks, strict=True)
+    ]
+    return tuple(sorted(found, key=lambda finding: (finding.value, finding.uid)))
 
 
 def judge_recall(clips: Sequence[Sample], values: Sequence[float], ordinary: Sequence[float]) -> tuple[Finding, ...]:
     """Return the findings of caption recall, given that of each clip and of held-out clips."""
-    return _findings(clips, values, Ordinary(ordinary).probabilities(values).tolist(), [None] * len(clips))
-
-
-def _findings(
-    clips: Sequence[Sample],
-    values: Sequence[float],
-    probabilities: Sequence[float],
-    nearest: Sequence[Nearest | None],
-) -> tuple[Finding, ...]:
-    marks = flagged(probabilities, RATE / len(TESTS)).tolist()
+    marks = flagged(values, ordinary, RATE / len(TESTS)).tolist()
     found = [
-        Finding(clip.uid, clip.caption, value, probability, mark, one and one.name, one and one.training_uid)
-        for clip, value, probability, mark, one in zip(clips, values, probabilities, marks, nearest, strict=True)
+        Finding(clip.uid, clip.caption, value, mark) for clip, value, mark in zip(clips, values, marks, strict=True)
     ]
     return tuple(sorted(found, key=lambda finding: (finding.value, finding.uid)))
 
@@ -209,7 +199,7 @@ def audit_data(found: MemorisationAudit) -> dict[str, Any]:
     captions = {finding.uid: finding.caption for finding in found.findings["recall"]}
     tests = {
         test: {
-            "bound": round(found.bound(test), 5),
+            "fewest": found.fewest(test),
             "findings": [_finding_data(finding) for finding in found.findings[test]],
             "held_out": sorted(round(value, 5) for value in found.held_out[test]),
         }
@@ -220,7 +210,7 @@ def audit_data(found: MemorisationAudit) -> dict[str, Any]:
 
 
 def _finding_data(finding: Finding) -> dict[str, Any]:
-    data = {"clip": finding.uid, "value": round(finding.value, 5), "probability": float(f"{finding.probability:.3g}")}
+    data = {"clip": finding.uid, "value": round(finding.value, 5)}
     if finding.sample is not None:
         data |= {"sample": finding.sample, "training": finding.nearest}
     return data | {"flagged": finding.flagged}

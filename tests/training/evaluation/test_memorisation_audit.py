@@ -41,42 +41,44 @@ def ratios(*values: float) -> list[Nearest]:
     return [Nearest(f"sample-{index}", f"t{index}", value, value) for index, value in enumerate(values)]
 
 
-def test_a_copy_among_ordinary_samples_is_flagged() -> None:
-    nearest = {f"u{index}": ratios(0.9, 0.88) for index in range(64)} | {"u5": ratios(0.91, 0.1)}
+def test_copies_among_ordinary_samples_are_flagged() -> None:
+    nearest = {f"u{index}": ratios(0.9, 0.88) for index in range(64)}
+    nearest |= {f"u{index}": ratios(0.91, 0.1 + index / 100) for index in range(5)}
     found = judge_samples(clips(64), nearest, ORDINARY)
-    assert [finding.uid for finding in found if finding.flagged] == ["u5"]
+    assert [finding.uid for finding in found if finding.flagged] == [f"u{index}" for index in range(5)]
     first = found[0]
-    assert (first.caption, first.sample, first.nearest, first.value) == ("caption 5", "sample-1", "t1", 0.1)
+    assert (first.caption, first.sample, first.nearest, first.value) == ("caption 0", "sample-1", "t1", 0.1)
 
 
 def test_several_samples_have_as_many_chances() -> None:
-    one = judge_samples(clips(1), {"u0": ratios(0.8)}, ORDINARY)[0]
-    three = judge_samples(clips(1), {"u0": ratios(0.95, 0.8, 0.93)}, ORDINARY)[0]
-    assert three.probability == pytest.approx(3 * one.probability)
+    copies = {f"u{index}": [0.1] if index < 3 else [0.9] for index in range(64)}
+    for seeds, n_flagged in ((1, 3), (8, 0)):
+        nearest = {uid: ratios(*values, *[0.95] * (seeds - 1)) for uid, values in copies.items()}
+        assert sum(finding.flagged for finding in judge_samples(clips(64), nearest, ORDINARY)) == n_flagged
 
 
-def test_a_value_below_the_bound_alone_is_flagged() -> None:
-    held_out = dict.fromkeys(TESTS, tuple(ORDINARY))
+def test_tests_flag_from_the_fewest_clips_on() -> None:
     recall = judge_recall(clips(64), [0.9] * 64, ORDINARY)
-    audit = MemorisationAudit(dict.fromkeys(TESTS, recall), held_out, seeds=2)
-    for step, flags in ((-1e-6, 1), (1e-6, 0)):
-        values = [audit.bound("recall") + step, *[0.9] * 63]
-        assert sum(finding.flagged for finding in judge_recall(clips(64), values, ORDINARY)) == flags
-        nearest = {f"u{index}": ratios(0.95, 0.9) for index in range(64)}
-        nearest["u0"] = ratios(0.95, audit.bound("content") + step)
-        assert sum(finding.flagged for finding in judge_samples(clips(64), nearest, ORDINARY)) == flags
+    audit = MemorisationAudit(dict.fromkeys(TESTS, recall), dict.fromkeys(TESTS, tuple(ORDINARY)), seeds=2)
+    for n_lower in (audit.fewest("recall") - 1, audit.fewest("recall")):
+        values = [0.1] * n_lower + [0.9] * (64 - n_lower)
+        n_flagged = sum(finding.flagged for finding in judge_recall(clips(64), values, ORDINARY))
+        assert n_flagged == (n_lower if n_lower == audit.fewest("recall") else 0)
+    assert audit.fewest("content") > audit.fewest("recall"), "two samples are two tries"
 
 
 def test_a_clip_is_listed_with_all_tests_that_flag_it() -> None:
     recall = judge_recall(clips(10), [0.1, 0.2, *[0.9] * 8], ORDINARY)
-    content = judge_samples(clips(10), {f"u{index}": ratios(0.9 if index else 0.1) for index in range(10)}, ORDINARY)
+    content = judge_samples(
+        clips(10), {f"u{index}": ratios(0.1 if index in (0, 2) else 0.9) for index in range(10)}, ORDINARY
+    )
     motion = judge_samples(clips(10), {f"u{index}": ratios(0.9) for index in range(10)}, ORDINARY)
     held_out = dict.fromkeys(TESTS, tuple(ORDINARY))
     found = MemorisationAudit({"content": content, "motion": motion, "recall": recall}, held_out, seeds=1)
-    assert found.flagged == {"u0": ("content", "recall"), "u1": ("recall",)}
+    assert found.flagged == {"u0": ("content", "recall"), "u2": ("content",), "u1": ("recall",)}
     data = audit_data(found)
     assert (data["rate"], data["clips"], data["seeds"]) == (RATE, 10, 1)
-    assert data["flagged"][1] == {"clip": "u1", "caption": "caption 1", "tests": ["recall"]}
+    assert data["flagged"][2] == {"clip": "u1", "caption": "caption 1", "tests": ["recall"]}
     assert data["tests"]["content"]["findings"][0]["sample"] == "sample-0"
     assert "sample" not in data["tests"]["recall"]["findings"][0]
 

@@ -40,7 +40,7 @@ def test_motion_is_the_size_of_the_change_between_frames() -> None:
     assert thumbnail(latent, "motion") == pytest.approx(expected[None], rel=1e-5)
 
 
-def test_the_same_motion_in_other_colours_is_found_by_motion_alone() -> None:
+def test_motion_in_other_colours_is_found_by_motion_alone() -> None:
     stored = clips(20)
     recoloured = -stored["clip-3"].flip(0) + torch.tensor([3.0, -2.0, 1.0, 4.0])[:, None, None, None]
     training = TrainingClips(stored.items())
