@@ -1,15 +1,16 @@
-"""Measure the commands that read a whole curation: seconds and peak memory of each, the start of Python included.
+"""Measure the commands that read a whole curation: seconds, CPU seconds and peak memory of each, with Python's start.
 
     python -m benchmarks.commands [100000] [--folder DIR] [--only plan ledger ...]
 
 Writes the curation first (see `synthetic.py`), to `--folder` if it holds none yet, or else to a temporary folder. Then
-runs each command in a process of its own. Prints one line of JSON last: wall seconds and peak memory in MB by command.
+runs each command in a process of its own. Prints one line of JSON last: the figures of each command.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -40,16 +41,23 @@ finally:
 
 
 def measure(recipe: Path, name: str) -> dict[str, float]:
-    """Run a command once; return its wall seconds, and its peak memory in MB."""
+    """Run a command once; return its seconds on the clock and of CPUs, and its peak memory in MB."""
     command, *options = COMMANDS[name]
     subject = recipe.parent / "out" if name == "status" else recipe
     arguments = [sys.executable, "-c", MEASURED, command, str(subject), *options]
-    start_s = time.monotonic()
+    start_s, cpu_s = time.monotonic(), cpu_of_children_s()
     ended = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise SystemExit(f"worldloom {command} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
     peak_mb = int(ended.stderr.rpartition("peak_mb=")[2])
-    return {"seconds": round(time.monotonic() - start_s, 1), "peak_mb": peak_mb}
+    seconds = {"seconds": time.monotonic() - start_s, "cpu_s": cpu_of_children_s() - cpu_s}
+    return {**{key: round(value, 1) for key, value in seconds.items()}, "peak_mb": peak_mb}
+
+
+def cpu_of_children_s() -> float:
+    """Return the CPU seconds of all processes that this one has started and waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:

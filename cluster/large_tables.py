@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from cluster.arrays import Int64Array
 
 ROWS_PER_CHUNK = 1 << 16
 """Rows of a chunk of what is taken: at 8 KB each they are 0.5 GB, which one array of strings holds."""
@@ -49,6 +52,15 @@ def positions(keys: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray) -> pa.A
 def is_among(keys: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
     """Return for each key whether it is among `values`."""
     return pc.is_valid(positions(keys, values))
+
+
+def codes(column: pa.ChunkedArray) -> tuple[Int64Array, pa.Array]:
+    """Return the index of each string of a column into its distinct strings, and these in order. There are no nulls."""
+    encoded = one_array(column).dictionary_encode()
+    order = pc.sort_indices(encoded.dictionary)
+    rank = np.empty(len(order), np.int64)
+    rank[order.to_numpy()] = np.arange(len(order))
+    return rank[encoded.indices.to_numpy()], encoded.dictionary.take(order)
 
 
 def take(table: pa.Table, indices: pa.Array) -> pa.Table:

@@ -53,7 +53,9 @@ def read_parts(
     current = {_name(entry) for entry in parts if known.get(_name(entry)) == _version(entry)}
     found = [schema.empty_table()]
     if current:
-        rows = stored.filter(pc.is_in(stored["part"], pa.array(sorted(current), pa.string())))
+        rows = stored
+        if current != known.keys():
+            rows = stored.filter(pc.is_in(stored["part"], pa.array(sorted(current), pa.string())))
         uris = pc.binary_join_element_wise(folder.rstrip("/"), rows["part"], "/")
         found.append(rows.set_column(schema.get_field_index("part"), "part", uris).cast(schema))
 

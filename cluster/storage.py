@@ -211,6 +211,15 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
         return file.read(columns)
 
 
+def read_batches(uri: str, columns: list[str] | None, rows_per_batch: int) -> Iterator[pa.Table]:
+    """Yield the rows of one Parquet file, some at a time. Raises `DamagedFileError` if it cannot be read."""
+    with _parquet_file(uri) as file:
+        names = columns or file.schema_arrow.names
+        yield file.schema_arrow.empty_table().select(names)
+        for batch in file.iter_batches(rows_per_batch, columns=columns):
+            yield pa.Table.from_batches([batch]).select(names)
+
+
 def read_schema(uri: str) -> pa.Schema:
     """Read the schema of one Parquet file, with the metadata of its footer, as `read_table` does."""
     with _parquet_file(uri) as file:

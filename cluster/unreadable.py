@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterator
-from typing import BinaryIO
+
+from cluster.block_file import BlockFile, RandomAccess
 
 READ_BYTES = 4 << 20
 
@@ -101,12 +102,14 @@ def comes_from_store(error: BaseException) -> bool:
 class WatchedFile:
     """A remote file that is open for a decoder, which may take an error of reading for the end of the file.
 
-    `error` is the first error of reading.
+    It is read in blocks (`BlockFile`). `error` is the first error of reading.
     """
 
-    def __init__(self, uri: str, handle: BinaryIO) -> None:
+    def __init__(self, uri: str, handle: RandomAccess) -> None:
         self.error: OSError | None = None
-        self._uri, self._handle = uri, handle
+        self._uri = uri
+        with self._watched():
+            self._handle = BlockFile(handle)
 
     def read(self, size: int = -1) -> bytes:
         with self._watched():

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import part_index, storage
-from cluster.large_tables import is_among, one_array, positions, sort_by, take_column
+from cluster.large_tables import codes, is_among, one_array, sort_by
 from cluster.part_index import PartRows
 from pipelines.engine import tables
 
@@ -54,7 +54,8 @@ class Index:
 
     def of_inputs(self, uids: pa.ChunkedArray) -> Index:
         """Return the index of rows that came from these input rows."""
-        return Index(self.rows.filter(is_among(self.rows["input_uid"], uids)))
+        wanted = is_among(self.rows["input_uid"], uids)
+        return Index(self.rows if pc.all(wanted, min_count=0).as_py() else self.rows.filter(wanted))
 
     def live(self) -> Index:
         """Return the index of kept rows."""
@@ -88,17 +89,12 @@ class Index:
 
     def by_part(self) -> Iterator[tuple[str, pa.Array]]:
         """Yield (part, uids of its rows in the order of the index), sorted by part."""
-        if not len(self):
-            return
-        parts = self.rows["part"].dictionary_encode().unify_dictionaries()
-        names = parts.chunk(0).dictionary.to_pylist()
-        code_N = np.concatenate([chunk.indices.to_numpy() for chunk in parts.chunks])
+        code_N, names = codes(self.rows["part"])
         order_N = np.argsort(code_N, kind="stable")
         ends = np.bincount(code_N, minlength=len(names)).cumsum().tolist()
         uids = one_array(self.uids)
-        for code in sorted(range(len(names)), key=names.__getitem__):
-            rows = order_N[ends[code - 1] if code else 0 : ends[code]]
-            yield names[code], uids.take(pa.array(rows)).cast(pa.string())
+        for start, end, name in zip([0, *ends], ends, names.to_pylist(), strict=False):
+            yield name, uids.take(pa.array(order_N[start:end])).cast(pa.string())
 
     def tasks(self, rows_per_part: int) -> list[pa.Table]:
         """Return tasks for these rows: about `TARGET_TASKS`, or more if `rows_per_part` is smaller."""
@@ -163,7 +159,12 @@ def _rows_of_part(input_column: str, part: str) -> pa.Table:
 
 
 def _first_of_each_input(rows: pa.Table) -> pa.Table:
-    """Return the rows without those of an input row that an earlier part, by name, also holds."""
-    ordered = sort_by(rows, "part")
-    first_part = take_column(ordered["part"], positions(ordered["input_uid"], ordered["input_uid"]))
-    return ordered.filter(pc.equal(ordered["part"], first_part))
+    """Return the rows, sorted by part, without those of an input row that an earlier part, by name, also holds."""
+    part_N, _ = codes(rows["part"])
+    if (part_N[1:] < part_N[:-1]).any():
+        rows, part_N = sort_by(rows, "part"), np.sort(part_N)
+    input_N, inputs = codes(rows["input_uid"])
+    first_S = np.full(len(inputs), len(rows))
+    np.minimum.at(first_S, input_N, part_N)
+    is_first_N = part_N == first_S[input_N]
+    return rows if is_first_N.all() else rows.filter(pa.array(is_first_N))

@@ -23,6 +23,9 @@ TASK_SCHEMA = pa.schema([("part", pa.string()), ("uids", pa.list_(pa.string()))]
 END_SUFFIX = ".ended"
 """Suffix of the file that ends a stream of tasks: while it exists, no worker of that stream writes a part."""
 
+FEW_ROWS = 4096
+"""Rows up to which the others of their part, with the images of 200,000 clips perhaps, are not held in memory."""
+
 TARGET_TASKS = 16
 """Approximate number of tasks for a small input, so that all cores have work and a kill costs little."""
 
@@ -92,11 +95,16 @@ def read_rows(part: str, uids: Sequence[str] | pa.Array, columns: Sequence[str] 
     Rows are not named by number: a part may be rewritten without some of its rows. Raises `RunError` if a row is gone.
     """
     names = None if columns is None else list(dict.fromkeys([*columns, "uid"]))
+    wanted = pa.array(uids, pa.string())
     try:
-        table = storage.read_table(part, names)
+        if len(wanted) > FEW_ROWS:
+            table = storage.read_table(part, names)
+        else:
+            batches = storage.read_batches(part, names, FEW_ROWS)
+            table = pa.concat_tables(rows.filter(pc.is_in(rows["uid"], wanted)) for rows in batches)
     except FileNotFoundError as error:
         raise RunError(f"{part}: was removed while this command ran; run it again") from error
-    wanted, stored = pa.array(uids, pa.string()), table["uid"].combine_chunks()
+    stored = table["uid"].combine_chunks()
     if not wanted.equals(stored):
         position = pc.index_in(wanted, stored)
         if position.null_count:

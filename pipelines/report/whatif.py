@@ -212,7 +212,7 @@ def violates(column: pa.ChunkedArray, bound: Bound) -> BoolArray:
         allowed = [str(value) if isinstance(value, str) else float(value) for value in bound.among]
         distinct = pc.unique(column).drop_null()
         outside = [(one if isinstance(one, str) else float(one)) not in allowed for one in distinct.to_pylist()]
-        code_N = pc.fill_null(pc.index_in(column, value_set=distinct), len(outside)).to_numpy()
+        code_N = np.asarray(pc.fill_null(pc.index_in(column, value_set=distinct), len(outside)).to_numpy(), np.int64)
         return measured_N & np.array([*outside, False], np.bool_)[code_N]
     values_N = np.asarray(pc.fill_null(column.cast(pa.float64()), 0.0).to_numpy(), np.float64)
     low, high = (-np.inf if bound.min is None else bound.min), (np.inf if bound.max is None else bound.max)

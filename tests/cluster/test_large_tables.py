@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import large_tables
-from cluster.large_tables import first_of_each, is_among, large_type, one_array, positions, sort_by, take
+from cluster.large_tables import codes, first_of_each, is_among, large_type, one_array, positions, sort_by, take
 
 CAPTIONS = pa.list_(pa.struct([pa.field("kind", pa.string(), nullable=False), pa.field("text", pa.string())]))
 ROWS = st.lists(
@@ -82,3 +82,11 @@ def test_more_than_2_gb_of_strings_are_one_array() -> None:
     with pytest.raises(pa.ArrowInvalid, match="offset overflow"):
         table.take(pa.array([0]))
     assert pc.binary_length(take(table, pa.array([len(table) - 1]))["text"]).to_pylist() == [1 << 20]
+
+
+def test_codes_of_strings_are_their_ranks() -> None:
+    column = pa.chunked_array([["b", "a"], ["c", "b"]])
+    found, names = codes(column)
+    assert (found.tolist(), names.to_pylist()) == ([1, 0, 2, 1], ["a", "b", "c"])
+    found, names = codes(pa.chunked_array([], pa.string()))
+    assert (found.tolist(), names.to_pylist()) == ([], [])

@@ -97,7 +97,7 @@ def test_watched_file_remembers_an_error_of_reading() -> None:
 
     whole = WatchedFile("s3://b/a", io.BytesIO(b"abc"))
     assert (whole.seek(1), whole.read(1), whole.tell(), whole.error) == (1, b"b", 2, None)
-    broken = WatchedFile("s3://b/a", Broken())
+    broken = WatchedFile("s3://b/a", Broken(b"abc"))
     with pytest.raises(UnreadableError):
         broken.read(3)
     assert isinstance(broken.error, UnreadableError)

@@ -11,7 +11,7 @@ import pytest
 
 from cluster import storage
 from pipelines import inline
-from pipelines.curation import inspect, run_segments
+from pipelines.curation import Inputs, inspect, run_segments
 from pipelines.engine.step import Step
 from pipelines.engine.worker import Job
 from pipelines.steps.keep import Bound
@@ -132,3 +132,9 @@ def test_footage_may_be_in_the_folder_of_the_run(tmp_path: Path) -> None:
     )
     storage.write_bytes(f"{recipe.out_uri}/in/a-3.toy", b"a")
     assert len(run_segments(inside, inline).sources) == 1
+
+
+def test_the_digest_of_inputs_is_that_of_their_sorted_uids() -> None:
+    uids = [f"{i * 7919 % 100_003:x}" for i in range(70_000)]
+    sources = pa.table({"uid": pa.chunked_array([uids[:9], uids[9:]])})
+    assert Inputs(sources).digest() == storage.digest(*sorted(uids))

@@ -18,6 +18,7 @@ from cluster.unreadable import UnreadableError
 from pipelines.commands.curate import Curated, curate
 from pipelines.dataset.shard_compaction import PLAN_FILE
 from pipelines.engine.sources import SourceSettings
+from pipelines.status import read_status
 from tests.support.encode_recipes import recipe_of
 from tests.support.faulty_proxy import FaultyProxy, proxy_to
 from tests.support.videos import encode, sliding
@@ -165,6 +166,10 @@ def test_curation_on_a_faulty_store_is_that_on_a_disk(
     assert content_of(found) == content_of(expected)
     assert found.dataset is not None
     assert verify(found.dataset.manifest_uri) == []
+    status = read_status(f"{BUCKET}/out")
+    assert (status.state, status.problems) == ("finished", ())
+    assert [step.kept for step in status.curation][-1] == found.accounts[-1].fates["kept"]
+    assert all(step.record_age_s is not None and step.record_age_s < 3600 for step in status.curation)
     assert not [entry for entry in storage.list_files(f"{BUCKET}/out") if entry.uri.endswith(PLAN_FILE)]
 
 
