@@ -1,5 +1,5 @@
-"""`worldloom audit`: check the stored splits against the tables, independently of the code that assigned them, or ask
-what a model has learnt by heart.
+"""`worldloom audit`: check the stored splits against the tables, independently of the code that assigned them; ask what
+a model has learnt by heart; or look for a benchmark's files among the clips.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,13 +20,16 @@ from cluster.large_tables import positions, take_column
 from pipelines import inline
 from pipelines.commands._console import console, table_of
 from pipelines.commands._memorisation import audit_model, print_model_audit
-from pipelines.commands._options import AsJson, Assignments, RecipeFile, RemoteCode, read_recipe
+from pipelines.commands._options import AsJson, Assignments, InProcess, RecipeFile, RemoteCode, read_recipe
+from pipelines.commands._reference import audit_reference, print_reference_audit
+from pipelines.commands._session import opened
 from pipelines.curation import Curation, inspect
 from pipelines.dataset.splits import SPLITS, clip_rows, read_splits, splits_uri
 from pipelines.duplicates.across import closest_across
 from pipelines.duplicates.clip_hashes import READ_COLUMNS
 from pipelines.engine.executor import Executor
 from pipelines.engine.table_index import Index
+from pipelines.recipe import Recipe
 
 ROWS_PER_TASK = 4096
 DEFAULT_PAIRS, DEFAULT_CLIPS, DEFAULT_SEEDS = 10, 64, 2
@@ -221,6 +224,21 @@ def _print_pairs(pairs: tuple[ClosePair, ...]) -> None:
     console.print(table)
 
 
+def _audit_reference(
+    recipe: Recipe, reference: str, in_process: bool, as_json: bool, others: tuple[str | int | None, ...]
+) -> NoReturn:
+    """Print the audit of a reference set and end the command. `others` are options that do not belong to it."""
+    if any(value is not None for value in others):
+        raise ConfigError("--reference is an audit of its own; leave out --model, --pairs, --clips and --seeds")
+    with opened(None, recipe.ray, in_process) as executor:
+        found = audit_reference(recipe, reference, executor)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        print_reference_audit(found)
+    raise typer.Exit(1 if found.matches else 0)
+
+
 def command(
     recipe: RecipeFile,
     set_: Assignments = None,
@@ -237,15 +255,26 @@ def command(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="With --model: samples of each clip's caption. By default 2.")
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Look for these files among the clips in place of auditing the splits: a folder or pattern of videos "
+            "and images, such as a benchmark's."
+        ),
+    ] = None,
+    in_process: InProcess = False,
     remote_code: RemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Check that no source, near-duplicate group or content is in two splits, and list the closest clips across splits.
 
     With --model: test which training clips a model has learnt by heart, by samples of their captions and by what it
-    predicts of them, beside held-out clips. Exits 1 if something is in two splits, or learnt by heart.
+    predicts of them, beside held-out clips. With --reference: find the clips that a benchmark's files show too. Exits 1
+    if something is in two splits, learnt by heart, or in the reference.
     """
     settings = read_recipe(recipe, set_, remote_code)
+    if reference is not None:
+        _audit_reference(settings, reference, in_process, as_json, (model, pairs, clips, seeds))
     if model is not None:
         if pairs is not None:
             raise ConfigError("--pairs belongs to the audit of splits, which --model replaces; leave one out")

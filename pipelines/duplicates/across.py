@@ -32,15 +32,15 @@ def closest_across(rows: Rows, column: str, limit: int = 10) -> pa.Table:
     """
     if limit < 1:
         raise ValueError(f"limit={limit}: it must be at least 1")
-    clips = rows.map(partial(_clips_with_groups, column=column))
+    clips = rows.map(partial(clips_of_groups, column=column))
     found = verified_pairs(clips, LOOSE, FRAME_DISTANCE, LOOSE.image_max_distance).map(partial(_closest, limit=limit))
     pairs = _closest(nearest(found.collect()), limit)
     share = pc.max_element_wise(pairs["share_a"], pairs["share_b"])
     return pa.table([pairs["a_uid"], pairs["b_uid"], pairs["distance"], share], schema=CLOSEST)
 
 
-def _clips_with_groups(rows: pa.Table, column: str) -> pa.Table:
-    """Return rows of `CLIPS` whose origin is the group, so that only clips of different groups are compared.
+def clips_of_groups(rows: pa.Table, column: str) -> pa.Table:
+    """Return rows of `CLIPS` whose origin is the group in a string column, so that only clips of two are compared.
 
     Exact copies get numbers of their own, because they may be in different groups.
     """
