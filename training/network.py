@@ -5,13 +5,14 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cluster.arrays import Pixels
+if TYPE_CHECKING:
+    from cluster.arrays import Pixels
 
 # Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns, N text tokens, E text width.
 
