@@ -99,9 +99,8 @@ def _reference_recipe(recipe: Recipe, reference: str) -> Recipe:
 
 def _sources(reference: str, folder_uri: str) -> Iterator[SourceSettings]:
     """Yield the videos and the images that a folder or pattern names, each as a list that is written for it."""
-    is_pattern = any(character in reference for character in "*?[{") or "." in reference.rpartition("/")[2]
-    pattern = reference if is_pattern else storage.join(reference, "**", "*")
-    uris = [entry.uri for entry in listing.glob(pattern)]
+    entries = listing.glob(reference) or listing.glob(storage.join(reference, "**", "*"))
+    uris = [entry.uri for entry in entries]
     kinds = [(mimetypes.guess_type(uri)[0] or "").partition("/")[0] for uri in uris]
     for kind, key in (("video", "videos"), ("image", "images")):
         chosen = [uri for uri, its_kind in zip(uris, kinds, strict=True) if its_kind == kind]
@@ -110,7 +109,7 @@ def _sources(reference: str, folder_uri: str) -> Iterator[SourceSettings]:
             storage.write_table(list_uri, pa.table({"source": chosen}))
             yield SourceSettings.model_validate({key: list_uri})
     if not {"video", "image"} & set(kinds):
-        raise ConfigError(f"--reference: no video and no image matches {storage.absolute(pattern)}")
+        raise ConfigError(f"--reference: no video and no image matches {storage.absolute(reference)}")
 
 
 def _matches(recipe: Recipe, own: Index, reference: Index, executor: Executor) -> tuple[Match, ...]:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def benchmark(footage: Path, tmp_path: Path) -> Path:
     """Return a folder with a darker copy of a training video, a video of its own, a broken one and a text."""
-    folder = tmp_path / "benchmark" / "part"
+    folder = tmp_path / "benchmark.v2" / "part"
     folder.mkdir(parents=True)
     encode(folder / "copy.mp4", sliding(40, 2.0, 96, 64, seed=1) // 10 * 9, time_base=Fraction(1, 24))
     encode(folder / "new.mp4", sliding(40, 7.0, 96, 64, seed=77), time_base=Fraction(1, 24))
