@@ -30,6 +30,8 @@ from training.data.manifest import DatasetInfo
 VERSION = 1
 """Version of the format of the facts."""
 MEASURES = ("duration_s", "motion", "luma")
+PATH_PARTS = 3
+"""Parts of a path of this machine that a card shows."""
 QUANTILES = (0.05, 0.5, 0.95)
 STATED_COLUMNS = ("license", "generated")
 """Columns of what files state of themselves, from the step `scan`."""
@@ -74,7 +76,7 @@ def data_card(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, A
         "worldloom": package_versions().get("worldloom", ""),
         "clips": found["clips"],
         "hours": {split: round_significant(hours) for split, hours in found["hours"].items()},
-        "sources": [entry.pattern for entry in recipe.sources],
+        "sources": [_published(entry.pattern) for entry in recipe.sources],
         "licenses": _license_rows(licenses),
         "generated": n_generated if "generated" in schema.names else None,
         "ledger": [account_json(account) for account in accounts],
@@ -83,10 +85,24 @@ def data_card(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, A
         "groups": [_group(chart) for chart in found["charts"] if "edges" not in chart],
         "words": _words(found["words"]),
         "dataset": None if manifest is None else _samples(*manifest),
-        "recipe": recipe.model_dump(
-            mode="json", include={"sources", "curate", "splits"}, exclude_none=True, by_alias=True
+        "recipe": _published(
+            recipe.model_dump(mode="json", include={"sources", "curate", "splits"}, exclude_none=True, by_alias=True)
         ),
     }
+
+
+def _published(value: Any) -> Any:
+    """Return JSON data in which absolute paths of this machine are cut to their last `PATH_PARTS` parts.
+
+    The folders above mean nothing elsewhere, and may name a person.
+    """
+    if isinstance(value, dict):
+        return {key: _published(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_published(one) for one in value]
+    if isinstance(value, str) and value.startswith("/"):
+        return "/".join(value.strip("/").split("/")[-PATH_PARTS:])
+    return value
 
 
 def _kept_clips(batch: Batch) -> list[int]:

@@ -190,12 +190,13 @@ def _changed_settings(training: Training) -> dict[str, Any]:
 def _training_lines(training: Training) -> list[str]:
     totals = _totals(training)
     counts = " and ".join(f"{count:,} {kind}s" for kind, count in sorted(training.data.items(), reverse=True))
-    tokens = f"{totals['tokens']:,} latent tokens"
+    tokens, hours = f"{totals['tokens']:,} latent tokens", totals["hours"]
+    time = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"
     return [
         "",
         "## Training",
         "",
-        f"{totals['steps']:,} steps with {tokens} took {totals['hours']:.1f} hours, on {counts}.",
+        f"{totals['steps']:,} steps with {tokens} took {time}, on {counts}.",
         "",
         "```yaml",
         dump({"train": _changed_settings(training)}).rstrip(),

@@ -87,3 +87,9 @@ def test_splits_have_their_own_counts(tmp_path: Path) -> None:
     facts = data_card(recipe, curation, WHEN)
     assert facts["clips"] == {"train": splits.count("train"), "val": splits.count("val")}
     assert f"| val | {splits.count('val')} |" in data_card_text(facts)
+
+
+def test_folders_of_this_machine_are_left_out(tmp_path: Path) -> None:
+    facts = card_of(make_rows(), tmp_path)
+    assert facts["sources"] == ["/".join((tmp_path / "*.mp4").parts[-3:])]
+    assert f"{tmp_path.parent.parent}" not in json.dumps(facts) + data_card_text(facts)
