@@ -9,6 +9,7 @@ from typing import Any
 from cluster import storage
 from pipelines.dataset import current
 from pipelines.recipe import Recipe
+from training.checkpoints.hub_metadata import public_path
 from training.checkpoints.model_card import ModelCard, read_card
 from training.checkpoints.readme import ModelRecord, Training
 from training.data.manifest import read_manifest
@@ -23,6 +24,8 @@ def model_record(
     uri = copy_uri or export_uri
     card = read_card(uri)
     digests = (card.weights, read_card(export_uri).weights)
+    if card.init is not None:
+        card = card.model_copy(update={"init": public_path(card.init)})
     return ModelRecord(
         name,
         card,

@@ -24,14 +24,12 @@ from pipelines.report.funnel import MICROSECONDS_PER_HOUR
 from pipelines.report.lineage import dataset_facts, package_versions
 from pipelines.report.outputs import find_manifest, read_split_names
 from pipelines.report.page_data import account_json
-from training.checkpoints.hub_metadata import UNKNOWN
+from training.checkpoints.hub_metadata import UNKNOWN, public_path
 from training.data.manifest import DatasetInfo
 
 VERSION = 1
 """Version of the format of the facts."""
 MEASURES = ("duration_s", "motion", "luma")
-PATH_PARTS = 3
-"""Parts of a path of this machine that a card shows."""
 QUANTILES = (0.05, 0.5, 0.95)
 STATED_COLUMNS = ("license", "generated")
 """Columns of what files state of themselves, from the step `scan`."""
@@ -92,16 +90,13 @@ def data_card(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, A
 
 
 def _published(value: Any) -> Any:
-    """Return JSON data in which absolute paths of this machine are cut to their last `PATH_PARTS` parts.
-
-    The folders above mean nothing elsewhere, and may name a person.
-    """
+    """Return JSON data in which absolute paths of this machine are cut to their last parts."""
     if isinstance(value, dict):
         return {key: _published(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_published(one) for one in value]
     if isinstance(value, str) and value.startswith("/"):
-        return "/".join(value.strip("/").split("/")[-PATH_PARTS:])
+        return public_path(value)
     return value
 
 

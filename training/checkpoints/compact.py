@@ -12,10 +12,8 @@ from cluster import storage
 from cluster.weight_files import is_path
 from training.checkpoints.adapter_export import read_model
 from training.checkpoints.export import AVERAGED_PREFIX, NULL_TEXT, read_weights
+from training.checkpoints.hub_metadata import public_path
 from training.checkpoints.model_card import AUTOENCODER, CARD, INSIDE, WEIGHTS, ModelCard, read_card
-
-INIT_PARTS = 3
-"""Parts of the path of the weights that training started from that are kept: run, `checkpoints` and step."""
 
 
 def write_compact_export(export_uri: str, uri: str, merge: bool = False) -> ModelCard:
@@ -41,8 +39,7 @@ def write_compact_export(export_uri: str, uri: str, merge: bool = False) -> Mode
         read_weights(export_uri, card)
         files = {name: storage.read_bytes(storage.join(export_uri, name)) for name in card.files}
     if card.init is not None:
-        # Folders of the machine that trained it mean nothing elsewhere.
-        values["init"] = "/".join(card.init.split("/")[-INIT_PARTS:])
+        values["init"] = public_path(card.init)
     if autoencoder is not None:
         storage.write_bytes(storage.join(uri, AUTOENCODER), autoencoder.read_bytes())
         values["autoencoder"]["weights"] = INSIDE + AUTOENCODER

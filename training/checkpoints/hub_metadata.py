@@ -35,6 +35,8 @@ SIZES = {
     10**9: "100M<n<1B",
 }
 """Categories of sizes by the number of samples that they stay below."""
+PATH_PARTS = 3
+"""Parts of a path that are published, such as run, `checkpoints` and step."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -68,3 +70,8 @@ def size_category(n: int) -> str:
 def hub_id(path: str | None) -> str | None:
     """Return a path if it has the form of an id, `owner/name`; None otherwise."""
     return path if path and HUB_ID.fullmatch(path) else None
+
+
+def public_path(path: str) -> str:
+    """Return the last parts of a path: the folders above mean nothing elsewhere, and may name a person."""
+    return "/".join(path.rstrip("/").split("/")[-PATH_PARTS:])
