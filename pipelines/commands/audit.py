@@ -21,7 +21,7 @@ from pipelines import inline
 from pipelines.commands._console import console, table_of
 from pipelines.commands._memorisation import audit_model, print_model_audit
 from pipelines.commands._options import AsJson, Assignments, InProcess, RecipeFile, RemoteCode, read_recipe
-from pipelines.commands._reference import audit_reference, print_reference_audit
+from pipelines.commands._reference import ROWS_PER_TASK, audit_reference, print_reference_audit
 from pipelines.commands._session import opened
 from pipelines.curation import Curation, inspect
 from pipelines.dataset.splits import SPLITS, clip_rows, read_splits, splits_uri
@@ -31,7 +31,6 @@ from pipelines.engine.executor import Executor
 from pipelines.engine.table_index import Index
 from pipelines.recipe import Recipe
 
-ROWS_PER_TASK = 4096
 DEFAULT_PAIRS, DEFAULT_CLIPS, DEFAULT_SEEDS = 10, 64, 2
 MAX_EXAMPLES = 5
 """Clips that are named for each straddle."""

@@ -163,9 +163,12 @@ def _log_choose(n: int, k: int) -> float:
 
 
 class Balance:
-    """Kept clips by split in many respects. `split_of` holds the split of each uid, `""` if it is in none."""
+    """Kept clips by split in many respects. `split_of` holds the split of each uid, `""` if it is in none.
 
-    def __init__(self, sample: ValueSample, splits: Sequence[str], split_of: Mapping[str, str]) -> None:
+    `sample` decides the ranges of durations, motion and brightness; without it these are left out.
+    """
+
+    def __init__(self, sample: ValueSample | None, splits: Sequence[str], split_of: Mapping[str, str]) -> None:
         self._splits, self._split_of = list(splits), split_of
         self._n_clips: Counter[str] = Counter()
         self._microseconds: dict[str, float] = {}
@@ -183,7 +186,7 @@ class Balance:
         """Classes of the media, each with a column that has no value if the class is unknown, and a function."""
         self._measures: list[ClassCounts] = []
         for name, title in (("duration_s", "Duration, seconds"), ("motion", "Motion"), ("luma", "Brightness (luma)")):
-            values = sample.values(name, only_kept=True)
+            values = () if sample is None else sample.values(name, only_kept=True)
             if len(values):
                 axis = make_axis(values[values > 0] if name == "duration_s" else values, max_bins=MAX_BINS)
                 self._measures.append(ClassCounts(name, title, [f"{edge:.3g}" for edge in axis.edges[:-1]], axis))

@@ -1,6 +1,6 @@
 """The facts of a data set's card: what it holds, where it came from, what was left out, and what is rare in it.
 
-No video is opened. The last table is read twice, part by part, in a few columns.
+No video is opened. The last table is read once, part by part, in a few columns.
 """
 
 from __future__ import annotations
@@ -54,14 +54,13 @@ def data_card(recipe: Recipe, curation: Curation, when: datetime) -> dict[str, A
     if "clip_index" not in schema.names:
         raise ConfigError(f"{recipe.name}: no step of curate makes clips, so there is no data set to describe; add cut")
     columns = [name for name in dict.fromkeys((*balance.COLUMNS, *STATED_COLUMNS)) if name in schema.names]
-    sample = ValueSample(MEASURES)
-    for batch in read_batches(index, columns):
-        sample.add(batch)
     manifest = find_manifest(recipe, index.live().uids.combine_chunks())
     split_of = read_split_names(recipe, manifest[0] if manifest else None)
     splits = [name for name in ("train", "val", "test") if name in set(split_of.values())]
-    balanced, licenses, n_generated = Balance(sample, splits, split_of), dict[str, LicenseTotal](), 0
+    sample, balanced = ValueSample(MEASURES), Balance(None, splits, split_of)
+    licenses, n_generated = dict[str, LicenseTotal](), 0
     for batch in read_batches(index, columns):
+        sample.add(batch)
         balanced.add(batch)
         _add_licenses(licenses, batch)
         n_generated += sum(value is True for value in _stated(batch, "generated", _kept_clips(batch)))

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 from cluster import storage
 from pipelines.curation import Curation
 from pipelines.recipe import Recipe
 from pipelines.report.balance import split_distances
 from pipelines.report.columns import round_significant
+from pipelines.report.generated_clips import as_base64, link, newest_summaries, prompt_of, rounded
 from pipelines.report.thumbnails import read_thumbnails
 from training.data.shards import clip_uid
-from training.evaluation.settings import EVALUATIONS_FOLDER, SUMMARY_FILE
+from training.evaluation.settings import EVALUATIONS_FOLDER
 
 MAX_EVALUATIONS = 6
 MAX_NEAREST = 6
 """Generated clips, nearest to a training clip first, that are shown beside it."""
-MAX_PROMPT_CHARACTERS = 300
 
 
 def evaluations(recipe: Recipe, curation: Curation) -> list[dict[str, Any]]:
@@ -29,12 +27,8 @@ def evaluations(recipe: Recipe, curation: Curation) -> list[dict[str, Any]]:
     generated clips that come nearest to a training clip, with its thumbnails.
     """
     folder = storage.join(recipe.out_uri, EVALUATIONS_FOLDER)
-    summaries = storage.list_files(folder, f"/{SUMMARY_FILE}")
-    newest_first = sorted(summaries, key=lambda entry: (-int(entry.version), entry.uri))
     found = []
-    for entry in newest_first[:MAX_EVALUATIONS]:
-        uri = entry.uri.removesuffix(f"/{SUMMARY_FILE}")
-        summary = storage.read_json(entry.uri)
+    for uri, summary in newest_summaries(folder, MAX_EVALUATIONS):
         memorisation = summary.get("memorisation")
         found.append(
             {
@@ -72,27 +66,15 @@ def _memorisation_json(uri: str, memorisation: Mapping[str, Any], curation: Cura
     return {
         "share_nearer": memorisation["share_nearer"],
         "threshold": round_significant(memorisation["threshold"]),
-        **{name: _ratios(memorisation[name]) for name in ("generated", "held_out")},
+        **{name: rounded(one["ratio"] for one in memorisation[name]) for name in ("generated", "held_out")},
         "nearest": [
             {
-                **_generated_clip(uri, one["clip"]),
+                "video": link(uri, "generated", one["clip"]),
+                "prompt": prompt_of(uri, one["clip"]),
                 "training": one["training"],
                 "ratio": round_significant(one["ratio"]),
-                "images": [base64.b64encode(image).decode() for image in images.get(clip_uid(one["training"]), [])],
+                "images": as_base64(images.get(clip_uid(one["training"]), [])),
             }
             for one in nearest
         ],
     }
-
-
-def _ratios(found: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    return [round_significant(ratio) for ratio in sorted(one["ratio"] for one in found)]
-
-
-def _generated_clip(uri: str, name: str) -> dict[str, str | None]:
-    """Return the link of a generated clip, relative to the page and None if the file is gone, and its prompt."""
-    record_uri = storage.join(uri, "generated", f"{name}.json")
-    record = storage.read_json(record_uri) if storage.exists(record_uri) else {}
-    link = "/".join(quote(part) for part in (EVALUATIONS_FOLDER, uri.rpartition("/")[2], "generated", f"{name}.mp4"))
-    is_there = storage.exists(storage.join(uri, "generated", f"{name}.mp4"))
-    return {"video": link if is_there else None, "prompt": str(record.get("prompt", ""))[:MAX_PROMPT_CHARACTERS]}

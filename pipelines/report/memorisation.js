@@ -64,7 +64,11 @@ function verdictCard({ model, rate, clips, seeds, n_flagged: nFlagged, flagged }
   return el(
     'div',
     { class: 'card' },
-    el('h3', {}, nFlagged ? `${count(nFlagged)} of ${plural(clips, 'clip')} learnt by heart` : 'Nothing learnt by heart'),
+    el(
+      'h3',
+      {},
+      nFlagged ? `${count(nFlagged)} of ${plural(clips, 'clip')} learnt by heart` : 'Nothing learnt by heart',
+    ),
     el('p', { class: 'note' }, `${model ? `${model} · ` : ''}${tested}`),
     nFlagged ? dataTable(['clip', 'flagged by', 'caption'], () => false, flagged.map(row)) : '',
     flagged.length < nFlagged ? el('p', { class: 'note' }, `The first ${count(flagged.length)} are shown.`) : '',
