@@ -186,8 +186,7 @@ class Balance:
         """Classes of the media, each with a column that has no value if the class is unknown, and a function."""
         self._measures: list[ClassCounts] = []
         for name, title in (("duration_s", "Duration, seconds"), ("motion", "Motion"), ("luma", "Brightness (luma)")):
-            values = () if sample is None else sample.values(name, only_kept=True)
-            if len(values):
+            if sample is not None and len(values := sample.values(name, only_kept=True)):
                 axis = make_axis(values[values > 0] if name == "duration_s" else values, max_bins=MAX_BINS)
                 self._measures.append(ClassCounts(name, title, [f"{edge:.3g}" for edge in axis.edges[:-1]], axis))
 
