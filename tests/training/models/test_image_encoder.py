@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
+from diffusers import WanImageToVideoPipeline
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionModel
@@ -18,14 +18,13 @@ from cluster.arrays import UInt8Array
 from cluster.config import validate
 from tests.support.drawn import write_dataset
 from tests.support.exported_models import untrained_card
-from tests.support.published_models import TEXT_KEYS, assert_gradients_equal, padded, read_published
+from tests.support.image_to_video import assert_losses_of_the_convention, pipeline_of
+from tests.support.published_models import TEXT_KEYS, padded, read_published
 from tests.support.random_clip_vision import IMAGE_DIM, IMAGE_TOKENS, write_i2v_clip
-from tests.support.step_samples import CPU, make_batch
+from tests.support.step_samples import CPU
 from training.autoencoders.diffusers import Diffusers as Autoencoder
 from training.checkpoints.published_weights import published_weights
-from training.conditioning import ConditioningRates
 from training.data.plan import PlanSettings
-from training.inputs import make_noisy_batch
 from training.loop import train_loop
 from training.models._wan_names import original_name
 from training.models.diffusers import Diffusers
@@ -37,7 +36,6 @@ from training.sampling.generation import ConditioningLatents, ModelParts, genera
 from training.sampling.settings import SolverSettings, VideoShape
 from training.sampling.solvers.euler import Euler
 from training.settings import TrainSettings
-from training.step import StepConfig, mse_losses
 
 # Each test needs diffusers, which takes seconds to import.
 pytestmark = pytest.mark.slow
@@ -53,26 +51,13 @@ def random_image() -> UInt8Array:
     return np.random.default_rng(3).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
-class OurTimes(FlowMatchEulerDiscreteScheduler):
-    """Euler's scheduler at our noise levels."""
-
-    def set_timesteps(self, num_inference_steps: int, device: Any = None, **options: Any) -> None:
-        sigmas = [1 - step / num_inference_steps for step in range(num_inference_steps)]
-        super().set_timesteps(device=device, sigmas=sigmas)
-
-
-def pipeline_of(folder: Path, transformer: Any) -> WanImageToVideoPipeline:
-    pipeline = WanImageToVideoPipeline(
-        tokenizer=None,
-        text_encoder=None,
+def pipeline_with_clip(folder: Path, transformer: Any) -> WanImageToVideoPipeline:
+    return pipeline_of(
+        folder,
         transformer=transformer,
-        vae=AutoencoderKLWan.from_pretrained(folder / "vae"),
-        scheduler=OurTimes(shift=3.0),
         image_encoder=CLIPVisionModel.from_pretrained(folder / "image_encoder"),
         image_processor=CLIPImageProcessor.from_pretrained(folder / "image_processor"),
     )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def test_sampling_is_that_of_the_pipeline(tmp_path: Path) -> None:
@@ -98,7 +83,7 @@ def test_sampling_is_that_of_the_pipeline(tmp_path: Path) -> None:
     ours = video(image_HWC=image_HWC)
     noise = torch.randn((1, *ours.shape), generator=generator(5, "sample"))
     embeds, _ = padded([prompt, null], 512)
-    (theirs,) = pipeline_of(folder, transformer)(
+    (theirs,) = pipeline_with_clip(folder, transformer)(
         image=Image.fromarray(image_HWC),
         height=HEIGHT,
         width=WIDTH,
@@ -116,39 +101,21 @@ def test_sampling_is_that_of_the_pipeline(tmp_path: Path) -> None:
 
 
 def test_loss_and_gradients_are_those_of_the_convention(tmp_path: Path) -> None:
-    """CLIP sees the first frame as its latents decode; texts and videos have several lengths."""
+    """CLIP sees the first frame as its latents decode."""
     folder = write_i2v_clip(tmp_path)
-    model, transformer = read_published(folder)
-    settings, rates = settings_of(folder), ConditioningRates(none=1.0)
-    config = StepConfig(settings, settings.default_objective(), rates, 0.0, torch.zeros(2, 32), 4, seed=3)
-    stored = [torch.randn(32, frames, 4, 6) for frames in (3, 2)]
-    texts = [torch.randn(length, 32) for length in (5, 9)]
-    batch = make_batch(stored, texts, ["a", "b"], fps=torch.tensor([16.0, 16.0]))
-    inputs = make_noisy_batch(config, batch, np.array([0.3, 0.8]), CPU)
-    ours = mse_losses(model.train(), inputs)
-    pipeline = pipeline_of(folder, None)
+    pipeline = pipeline_with_clip(folder, None)
     own = pipeline.vae.config
     mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (own.latents_mean, own.latents_std))
-    theirs: list[Tensor] = []
-    parts = zip(stored, texts, inputs.noisy, inputs.targets, inputs.times, strict=True)
-    for latent, text, noisy, target, time in parts:
-        noise = target + latent[:16]
-        torch.testing.assert_close(noisy, (1 - time) * latent[:16] + time * noise, rtol=1e-5, atol=1e-5)
-        with torch.no_grad():
-            frame = pipeline.vae.decode(latent[None, 16:, :1] * std + mean).sample[:, :, 0]
-            (image,) = pipeline.video_processor.postprocess(frame, output_type="pil")
-            seen = pipeline.encode_image(image)
+
+    @torch.no_grad()
+    def see(latent_CTHW: Tensor) -> tuple[Tensor]:
+        frame = pipeline.vae.decode(latent_CTHW[None, 16:, :1] * std + mean).sample[:, :, 0]
+        (image,) = pipeline.video_processor.postprocess(frame, output_type="pil")
+        seen = pipeline.encode_image(image)
         assert seen.shape == (1, IMAGE_TOKENS, IMAGE_DIM)
-        mask = torch.zeros(4, *latent.shape[1:])
-        mask[:, 0] = 1
-        hidden, (embeds, _) = torch.cat((noisy, mask, latent[16:])), padded([text], 512)
-        (prediction,) = transformer(hidden[None], torch.tensor([1000 * time]), embeds, seen, return_dict=False)
-        theirs.append(torch.nn.functional.mse_loss(prediction[0], noise - latent[:16]))
-    expected = torch.stack(theirs)
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
-    ours.sum().backward()
-    expected.sum().backward()
-    assert_gradients_equal(model, transformer)
+        return (seen,)
+
+    assert_losses_of_the_convention(settings_of(folder), *read_published(folder), see)
 
 
 def test_a_run_trains_an_adapter_that_samples_images(tmp_path: Path) -> None:

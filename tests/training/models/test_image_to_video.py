@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
-from torch import Tensor
 
 from captioning.encoders.t5 import T5
 from cluster.config import validate
 from tests.support.drawn import write_dataset
 from tests.support.exported_models import untrained_card
+from tests.support.image_to_video import assert_losses_of_the_convention, pipeline_of
 from tests.support.published_models import (
     I2V_A14B,
     TEXT_KEYS,
-    assert_gradients_equal,
     padded,
     read_published,
     write_pipeline,
     write_published,
 )
-from tests.support.step_samples import CPU, make_batch
+from tests.support.step_samples import CPU
 from training.autoencoders.diffusers import Diffusers as Autoencoder
-from training.conditioning import ConditioningRates
 from training.data.dataset import Dataset
 from training.data.plan import PlanSettings
-from training.inputs import make_noisy_batch
 from training.loop import train_loop
 from training.models.diffusers import Diffusers
 from training.published_parts import encoder_faults, own_autoencoder, own_text_encoder, part_faults
@@ -40,7 +34,6 @@ from training.sampling.settings import SolverSettings, VideoShape
 from training.sampling.solvers.euler import Euler
 from training.sampling.timeline import Prompt, blank
 from training.settings import TrainSettings
-from training.step import StepConfig, mse_losses
 
 # Each test needs diffusers, which takes seconds to import.
 pytestmark = pytest.mark.slow
@@ -56,22 +49,6 @@ def settings_of(folder: Path, expert: str = "high_noise") -> Diffusers:
     return validate(Diffusers, {"name": "diffusers", "path": str(folder), "expert": expert})
 
 
-class OurTimes(FlowMatchEulerDiscreteScheduler):
-    """Euler's scheduler at our noise levels."""
-
-    def set_timesteps(self, num_inference_steps: int, device: Any = None, **options: Any) -> None:
-        sigmas = [1 - step / num_inference_steps for step in range(num_inference_steps)]
-        super().set_timesteps(device=device, sigmas=sigmas)
-
-
-def pipeline_of(folder: Path, **parts: Any) -> WanImageToVideoPipeline:
-    vae = AutoencoderKLWan.from_pretrained(folder / "vae")
-    none = {"tokenizer": None, "text_encoder": None, "transformer": None}
-    pipeline = WanImageToVideoPipeline(**none | parts, vae=vae, scheduler=OurTimes(shift=3.0), boundary_ratio=0.9)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 def test_latents_hold_the_condition_of_the_pipeline(tmp_path: Path) -> None:
     folder = published(tmp_path)
     settings = validate(Autoencoder, own_autoencoder(settings_of(folder)))
@@ -80,7 +57,8 @@ def test_latents_hold_the_condition_of_the_pipeline(tmp_path: Path) -> None:
     video = 2 * torch.rand(2, 3, FRAMES, SIDE, SIDE) - 1
     latents = autoencoder.encode(video)
     sizes = (FRAMES, SIDE, SIDE, torch.float32, CPU)
-    _, condition = pipeline_of(folder).prepare_latents(video[:1, :, 0], 1, 16, SIDE, SIDE, *sizes[:1], *sizes[3:])
+    pipeline = pipeline_of(folder, boundary_ratio=0.9)
+    _, condition = pipeline.prepare_latents(video[:1, :, 0], 1, 16, SIDE, SIDE, *sizes[:1], *sizes[3:])
     assert latents[:, :16].equal(plain.encode(video))
     torch.testing.assert_close(latents[:1, 16:], condition[:, 4:], rtol=0, atol=1e-5)
     assert autoencoder.decode(latents).equal(plain.decode(latents[:, :16]))
@@ -109,7 +87,7 @@ def test_sampling_is_that_of_the_pipeline(tmp_path: Path) -> None:
     noise = torch.randn((1, *ours.shape), generator=generator(5, "sample"))
     embeds, _ = padded([prompt, null], 512)
     transformers = {"transformer": models["high_noise"][1], "transformer_2": models["low_noise"][1]}
-    (theirs,) = pipeline_of(folder, **transformers)(
+    (theirs,) = pipeline_of(folder, **transformers, boundary_ratio=0.9)(
         image=image,
         height=SIDE,
         width=SIDE,
@@ -128,33 +106,9 @@ def test_sampling_is_that_of_the_pipeline(tmp_path: Path) -> None:
 
 
 def test_loss_and_gradients_are_those_of_the_convention(tmp_path: Path) -> None:
-    """Only the latents of the clip are noised and predicted; the mask is 1 in the first latent frame."""
     folder = published(tmp_path)
-    model, transformer = read_published(folder, expert="low_noise")
-    settings, rates = settings_of(folder, "low_noise"), ConditioningRates(none=1.0)
-    config = StepConfig(settings, settings.default_objective(), rates, 0.0, torch.zeros(2, 32), 4, seed=3)
-    stored = [torch.randn(32, frames, 4, 6) for frames in (3, 2)]
-    texts = [torch.randn(length, 32) for length in (5, 9)]
-    batch = make_batch(stored, texts, ["a", "b"], fps=torch.tensor([16.0, 16.0]))
-    inputs = make_noisy_batch(config, batch, np.array([0.3, 0.8]), CPU)
-    ours = mse_losses(model.train(), inputs)
-    theirs: list[Tensor] = []
-    parts = zip(stored, texts, inputs.noisy, inputs.targets, inputs.times, strict=True)
-    for latent, text, noisy, target, time in parts:
-        clean = latent[:16]
-        noise = target + clean
-        torch.testing.assert_close(noisy, (1 - time) * clean + time * noise, rtol=1e-5, atol=1e-5)
-        mask = torch.zeros(4, *clean.shape[1:])
-        mask[:, 0] = 1
-        hidden = torch.cat((noisy, mask, latent[16:]))
-        embeds, _ = padded([text], 512)
-        (prediction,) = transformer(hidden[None], torch.tensor([1000 * time]), embeds, return_dict=False)
-        theirs.append(torch.nn.functional.mse_loss(prediction[0], noise - clean))
-    expected = torch.stack(theirs)
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
-    ours.sum().backward()
-    expected.sum().backward()
-    assert_gradients_equal(model, transformer)
+    settings = settings_of(folder, "low_noise")
+    assert_losses_of_the_convention(settings, *read_published(folder, expert="low_noise"))
 
 
 def test_a_run_needs_videos_of_such_latents(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import WanPipeline, WanTransformer3DModel
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cluster.config import validate
 from tests.support.drawn import write_dataset
+from tests.support.image_to_video import OurTimes
 from tests.support.published_models import TEXT_KEYS, padded, read_published, write_published
 from tests.support.step_samples import CPU, make_batch
 from training.adapters.low_rank import read_lora
@@ -59,14 +60,6 @@ def settings_of(folder: Path, expert: str, **changes: Any) -> TrainSettings:
     model = validate(Diffusers, {"name": "diffusers", "path": str(folder), "expert": expert})
     options: dict[str, Any] = {"lr": 3e-2, "steps": 3, "warmup_steps": 0, "ema_decay": 0.0, "validate_every": 0}
     return TrainSettings(model=model, batch=PlanSettings(tokens_per_step=60), **options | changes)
-
-
-class OurTimes(FlowMatchEulerDiscreteScheduler):
-    """Euler's scheduler at our noise levels."""
-
-    def set_timesteps(self, num_inference_steps: int, device: Any = None, **options: Any) -> None:
-        sigmas = [1 - step / num_inference_steps for step in range(num_inference_steps)]
-        super().set_timesteps(device=device, sigmas=sigmas)
 
 
 def denoised(by_folder: tuple[Any, Any], boundary: float, steps: int, noise: Tensor, texts: list[Tensor]) -> Tensor:
