@@ -28,18 +28,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks.measuring import peak_memory_mb
-from captioning.encoder import NULL_CAPTION, text_key
 from captioning.encoders.hashing import Hashing
 from cluster.part_index import PartRows
-from pipelines.dataset.build import manifest_rows
+from pipelines.dataset.build import manifest_pieces
+from pipelines.dataset.captions import Captions
 from training.autoencoders.linear import Linear
 from training.data import index, index_writer
 from training.data.buckets import Bucket
 from training.data.dataset import Dataset
 from training.data.footer import metadata, parse_metadata
+from training.data.index_writer import write_index
 from training.data.layout import Layout
 from training.data.manifest import DatasetInfo
-from training.data.manifest_writer import write_manifest
+from training.data.manifest_writer import write_manifest_pieces
 from training.data.plan import Planner, PlanSettings
 from training.data.shard_footer import ShardFooter
 from training.data.shards import CROP_COLUMNS, ShardInfo
@@ -83,24 +84,29 @@ def clips_of(n: int, n_captions: int, caption_bytes: int) -> pa.Table:
     return pa.concat_tables(pieces)
 
 
+def same(value: str, count: int) -> pa.DictionaryArray:
+    """Return a string that many times."""
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([value]))
+
+
 def samples_of(n: int) -> pa.Table:
     """Return a sample of each clip, as `shard_rows` does."""
-    numbers = np.arange(n)
-    columns = {name: pa.repeat(pa.scalar(1), n) for name in ("checksum", "start_pts", "end_pts", *CROP_COLUMNS)}
-    return pa.table(
-        {
-            "uid": numbered(0, n, n, "%020x"),
-            "n_tokens": pa.repeat(pa.scalar(18 * 32 * 5), n),
-            "row_group": pa.repeat(pa.scalar(0), n),
-            "row": pa.array(numbers % ROWS_PER_SHARD),
-            "fps": pa.repeat(8.0, n),
-            **columns,
-            "file": pa.array(
-                [f"latents/bucket={BUCKET.name}/part-{i // ROWS_PER_SHARD:012d}.parquet" for i in range(n)]
-            ),
-            "bucket": pa.repeat(BUCKET.name, n),
+    numbers = ("checksum", "start_pts", "end_pts", *CROP_COLUMNS)
+    shards = []
+    for start in range(0, n, ROWS_PER_SHARD):
+        count = min(ROWS_PER_SHARD, n - start)
+        columns = {
+            "uid": numbered(start, count, n, "%020x"),
+            "n_tokens": pa.repeat(pa.scalar(18 * 32 * 5), count),
+            "row_group": pa.repeat(pa.scalar(0), count),
+            "row": pa.array(range(count)),
+            "fps": pa.repeat(8.0, count),
+            **{name: pa.repeat(pa.scalar(1), count) for name in numbers},
+            "file": same(f"latents/bucket={BUCKET.name}/part-{start // ROWS_PER_SHARD:012d}.parquet", count),
+            "bucket": same(BUCKET.name, count),
         }
-    )
+        shards.append(pa.table(columns))
+    return pa.concat_tables(shards)
 
 
 def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, float]:
@@ -108,12 +114,12 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
     autoencoder, encoder = Linear(), Hashing(dim=16)
     opened, identity = autoencoder.open(), encoder.identity()
     clips, samples = clips_of(n, n_captions, caption_bytes), samples_of(n)
-    texts = pc.unique(pc.struct_field(pc.list_flatten(clips["captions"]), "text").cast(pa.large_string()))
-    n_text = {text_key(caption.as_py(), identity): 30 for caption in texts}
-    null_key = text_key(NULL_CAPTION, identity)
-    keys = pa.array([null_key, *n_text])
+    captions = Captions.of_clips(clips["captions"], identity)
+    keys = captions.key_N.take(pa.array(captions.distinct())).combine_chunks()
+    n_text = pa.table({"key": keys, "n": pa.repeat(pa.scalar(30), len(keys))})
     places = {name: pa.repeat(pa.scalar(1), len(keys)) for name in ("n", "checksum", "row_group", "row", "encoding")}
-    parts = pa.array([f"texts/part-{number // 4096:08d}.parquet" for number in range(len(keys))])
+    numbers = pa.array(np.arange(len(keys)) // 4096)
+    parts = pa.array([f"texts/part-{number:08d}.parquet" for number in range(len(keys) // 4096 + 1)]).take(numbers)
     rows = pa.table({"key": keys, "truncated": pa.repeat(False, len(keys)), "part": parts, **places})
     text_index = TextIndex("texts", PartRows(rows.select(TEXT_SCHEMA.names), (), True))
     info = ShardInfo.from_autoencoder(autoencoder, opened, BUCKET, "benchmark")
@@ -128,9 +134,9 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
         mock.patch.object(index_writer, "read_text_index", return_value=text_index),
         mock.patch.object(TextIndex, "encoding", return_value=TextEncoding(identity, 16, 0)),
     ):
-        table = manifest_rows(clips, samples, identity, n_text)
-        del clips, samples
-        write_manifest(uri, table, described)
+        write_manifest_pieces(uri, manifest_pieces(clips, samples, captions, n_text), described)
+        del clips, samples, captions, n_text
+        write_index(uri)
     return {
         "caption_gb": round(caption_gb, 2),
         "write_seconds": round(time.perf_counter() - start_s, 1),

@@ -9,7 +9,6 @@ from pipelines.commands.curate import TABLES
 from pipelines.commands.verify import manifests_of
 from training.data.index import index_uri
 from training.data.index_writer import write_index
-from training.data.manifest import read_manifest
 
 
 def command(recipe: RecipeFile, set_: Assignments = None) -> None:
@@ -21,5 +20,5 @@ def command(recipe: RecipeFile, set_: Assignments = None) -> None:
     settings = read_recipe(recipe, set_)
     with lease(settings.out_uri, TABLES):
         for uri in manifests_of(settings):
-            write_index(uri, *read_manifest(uri))
+            write_index(uri)
             print_line(index_uri(uri))

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captioning.encoder import text_key
 from cluster import storage
-from cluster.large_tables import ROWS_PER_CHUNK, first_of_each, positions, sort_by, take, take_column
+from cluster.large_tables import ROWS_PER_CHUNK, first_of_each, one_array, positions, take, take_column
 from cluster.telemetry import log
 from pipelines.curation import Curation, SegmentState
 from pipelines.dataset import splits
+from pipelines.dataset.captions import Captions
 from pipelines.dataset.shard_compaction import compact_shards, is_unfinished
-from pipelines.dataset.text_embeddings import embed_captions, find_missing
+from pipelines.dataset.text_embeddings import embed_captions
 from pipelines.engine.executor import Executor
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
 from training.data import shards, text_tables
 from training.data.index import index_uri
-from training.data.manifest import CONTENT_COLUMNS, MANIFEST_SCHEMA, OTHER_CAPTION, DatasetInfo, read_manifest
-from training.data.manifest_writer import write_manifest
+from training.data.index_writer import write_index
+from training.data.manifest import (
+    CONTENT_COLUMNS,
+    MANIFEST_SCHEMA,
+    OTHER_CAPTION,
+    DatasetInfo,
+    read_manifest_pieces,
+)
+from training.data.manifest_writer import write_manifest_pieces
+from training.data.text_index import read_text_index
 
 SAMPLE_COLUMNS = ("uid", "n_tokens", "row_group", "row", "checksum", "start_pts", "end_pts", "fps")
 """Columns of a shard's index that a manifest has, besides the crop box."""
@@ -56,41 +67,48 @@ def build_dataset(recipe: Recipe, curation: Curation, executor: Executor) -> Dat
     if not len(clips):
         raise RuntimeError("no clip was kept, so there is nothing to train on; `worldloom ledger` lists the reasons")
     identity = encode.text.identity()
-    split_values = [value for name in ("uid", "split", "cluster") for value in clips[name].to_pylist()]
-    fingerprint = storage.digest(
-        str(MANIFEST_SCHEMA),
-        str(text_tables.SCHEMA),
-        state.segment.fingerprint,
-        identity,
-        *split_values,
+    captions = Captions.of_clips(clips["captions"], identity)
+    fingerprint = storage.digest_of(
+        itertools.chain(
+            (str(MANIFEST_SCHEMA), str(text_tables.SCHEMA), state.segment.fingerprint, identity),
+            *(_values(clips[name]) for name in ("uid", "split", "cluster")),
+        ),
         size_bytes=8,
     )
     manifest_uri = storage.join(recipe.tables_uri, f"manifest-{fingerprint}", "_manifest.parquet")
     folder = texts_folder(identity)
-    texts_uri, captions = storage.join(recipe.tables_uri, folder), distinct_captions(clips)
-    _, missing = find_missing(texts_uri, identity, captions)  # a text table may have been removed since
+    texts_uri = storage.join(recipe.tables_uri, folder)
+    missing_M = captions.missing(read_text_index(texts_uri).rows["key"])  # a text table may have been removed since
     latents_folder = encode.latents_folder(recipe.tables_uri, state.segment.lineages[-1])
     is_written = storage.exists(manifest_uri) and storage.exists(index_uri(manifest_uri))
-    if missing or not is_written or is_unfinished(latents_folder):
+    if len(missing_M) or not is_written or is_unfinished(latents_folder):
         n_text = embed_captions(texts_uri, encode.text, captions, executor)
         compaction = compact_shards(latents_folder, recipe.tables_uri, executor)
         samples = shard_rows(recipe.tables_uri, latents_folder, compaction.joined)
-        table = manifest_rows(clips, samples, identity, n_text)
         autoencoder = encode.autoencoder.open()
         info = DatasetInfo.from_encoders(encode.autoencoder, autoencoder, encode.text, folder, fingerprint)
-        write_manifest(manifest_uri, table, info)
+        write_manifest_pieces(manifest_uri, manifest_pieces(clips, samples, captions, n_text), info)
+        # The index needs the memory of these.
+        del clips, samples, captions, n_text
+        write_index(manifest_uri)
         compaction.finish()
     return describe(manifest_uri)
 
 
+def _values(column: pa.ChunkedArray) -> Iterator[str]:
+    for start in range(0, len(column), ROWS_PER_CHUNK):
+        yield from column.slice(start, ROWS_PER_CHUNK).to_pylist()
+
+
 def describe(manifest_uri: str) -> Dataset:
     """Count the samples, latent cells and captions of a manifest."""
-    table, _ = read_manifest(manifest_uri)
-    n_train, n_val, n_test = (int(pc.sum(pc.equal(table["split"], split)).as_py() or 0) for split in splits.SPLITS)
-    other_keys = pc.struct_field(pc.list_flatten(table["other_captions"]), "text_key")
-    keys = pa.chunked_array([chunk for column in (table["text_key"], other_keys) for chunk in column.chunks])
-    n_tokens = int(pc.sum(table["n_tokens"]).as_py())
-    return Dataset(manifest_uri, n_train, n_val, n_test, n_tokens, len(pc.unique(keys)))
+    counts, keys, n_tokens = Counter[str](), [], 0
+    for rows in read_manifest_pieces(manifest_uri, ["split", "n_tokens", "text_key", "other_captions"]):
+        counts.update(rows["split"].to_pylist())
+        n_tokens += int(pc.sum(rows["n_tokens"]).as_py() or 0)
+        keys += [rows["text_key"], pc.struct_field(pc.list_flatten(rows["other_captions"]), "text_key")]
+    distinct = pc.unique(pa.chunked_array([chunk for column in keys for chunk in column.chunks], pa.string()))
+    return Dataset(manifest_uri, *(counts[split] for split in splits.SPLITS), n_tokens, len(distinct))
 
 
 def _encode_of(state: SegmentState) -> Encode:
@@ -120,9 +138,9 @@ def inspect_texts(recipe: Recipe, curation: Curation) -> TextsState | None:
     clips, stored_splits = kept_clips(curation.final), splits.read_splits(recipe.out_uri)
     clips = clips if stored_splits is None else with_splits(clips, stored_splits)
     identity = _encode_of(curation.final).text.identity()
-    folder = texts_folder(identity)
-    captions, missing = find_missing(storage.join(recipe.tables_uri, folder), identity, distinct_captions(clips))
-    return TextsState(folder, len(captions), len(missing))
+    captions, folder = Captions.of_clips(clips["captions"], identity), texts_folder(identity)
+    stored = read_text_index(storage.join(recipe.tables_uri, folder)).rows["key"]
+    return TextsState(folder, len(captions.distinct()), len(captions.missing(stored)))
 
 
 def kept_clips(state: SegmentState) -> pa.Table:
@@ -139,12 +157,6 @@ def kept_clips(state: SegmentState) -> pa.Table:
             "end_pts": "clip_end_pts",
         }
     )
-
-
-def distinct_captions(clips: pa.Table) -> list[str]:
-    """Return every text that a clip may be trained with, once."""
-    texts = pc.struct_field(pc.list_flatten(clips["captions"]), "text")
-    return list(pc.unique(texts.cast(pa.large_string())).to_pylist())
 
 
 def with_splits(clips: pa.Table, stored_splits: pa.Table) -> pa.Table:
@@ -175,47 +187,61 @@ def _rows_of_shard(tables_uri: str, uri: str) -> pa.Table:
     rows = shards.read_index(uri).select([*SAMPLE_COLUMNS, *shards.CROP_COLUMNS])
     file = uri.removeprefix(tables_uri.rstrip("/") + "/")
     bucket = file.rpartition("/")[0].rpartition("bucket=")[2]
+    zeros = pa.array(np.zeros(len(rows), np.int32))
     for name, value in (("file", file), ("bucket", bucket)):
-        rows = rows.append_column(name, pa.array([value] * len(rows), pa.string()))
+        rows = rows.append_column(name, pa.DictionaryArray.from_arrays(zeros, pa.array([value], pa.string())))
     return rows
 
 
-def manifest_rows(clips: pa.Table, samples: pa.Table, text_identity: str, n_text: Mapping[str, int]) -> pa.Table:
-    """Return the manifest's rows: one for each sample of a kept clip, sorted by uid.
+def manifest_pieces(clips: pa.Table, samples: pa.Table, captions: Captions, n_text: pa.Table) -> Iterator[pa.Table]:
+    """Return the rows of the manifest, one for each sample of a kept clip, sorted by uid, as tables of some rows each.
 
-    `n_text` holds the number of tokens by text key. Raises `RuntimeError` if a kept clip has no sample in any shard.
+    `captions` are those of `clips`, and `n_text` has the `key` and the tokens `n` of each.
+    Raises `RuntimeError` if a kept clip has no sample in any shard.
     """
-    index = positions(shards.clip_uids(samples["uid"]), clips["uid"])
-    samples = sort_by(samples.append_column("clip", index).filter(pc.is_valid(index)), "uid")
-    is_used = pc.is_in(pa.array(range(len(clips)), pa.int32()), value_set=samples["clip"].combine_chunks())
-    lost = clips["uid"].filter(pc.invert(is_used)).to_pylist()
-    if lost:
+    clip = positions(shards.clip_uids(samples["uid"]), clips["uid"])
+    order = pc.sort_indices(samples["uid"])
+    order = order.filter(pc.is_valid(clip).take(order))
+    clip_S = np.asarray(clip.take(order), np.int64)
+    lost = np.setdiff1d(np.arange(len(clips)), clip_S)
+    if len(lost):
         raise RuntimeError(
-            f"{len(lost)} kept clips have no latents in any shard, {lost[0]} first; "
+            f"{len(lost)} kept clips have no latents in any shard, {clips['uid'][int(lost[0])]} first; "
             "remove the encode table and run again"
         )
-    clips = take(clips, samples["clip"].combine_chunks())
-    pieces = [
-        _manifest_piece(clips.slice(start, ROWS_PER_CHUNK), samples.slice(start, ROWS_PER_CHUNK), text_identity, n_text)
-        for start in range(0, len(samples), ROWS_PER_CHUNK)
-    ]
-    return pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *pieces])
+    n_text_N = take_column(n_text["n"], positions(captions.key_N, n_text["key"]))
+    ends_C = np.asarray(pc.list_value_length(clips["captions"]), np.int64).cumsum()
+    columns = {name: one_array(samples[name]) for name in samples.column_names}
+    for start in range(0, len(order), ROWS_PER_CHUNK):
+        # Clips are sorted as their samples are, so those of a piece are near each other.
+        here_S = clip_S[start : start + ROWS_PER_CHUNK]
+        first, n_clips = int(here_S.min()), int(here_S.max() - here_S.min()) + 1
+        near = clips.slice(first, n_clips)
+        span = slice(int(ends_C[first - 1]) if first else 0, int(ends_C[first + n_clips - 1]))
+        stored = (captions.key_N[span], n_text_N[span])
+        lists = _with_embeddings(near["captions"].combine_chunks(), *(column.combine_chunks() for column in stored))
+        near = near.set_column(near.column_names.index("captions"), "captions", lists)
+        rows = order[start : start + ROWS_PER_CHUNK]
+        of_samples = {name: column.take(rows) for name, column in columns.items()}
+        yield _manifest_piece(take(near, pa.array(here_S - first)), of_samples)
 
 
-def _manifest_piece(clips: pa.Table, samples: pa.Table, text_identity: str, n_text: Mapping[str, int]) -> pa.Table:
-    """Return rows of the manifest, of samples and of the clip of each."""
-    columns = {name: clips[name] for name in clips.column_names} | {
-        name: samples[name] for name in samples.column_names
-    }
+def _with_embeddings(lists: pa.ListArray, keys: pa.Array, n_text: pa.Array) -> pa.ListArray:
+    """Return the captions of clips as lists of `OTHER_CAPTION`, by the keys and token counts of all of them."""
+    kind, text = (pc.struct_field(lists.flatten(), name) for name in ("kind", "text"))
+    values = pa.StructArray.from_arrays([kind, text, keys, n_text], fields=list(OTHER_CAPTION))
+    ends = np.asarray(pc.list_value_length(lists)).cumsum()
+    return pa.ListArray.from_arrays(pa.array([0, *ends.tolist()], pa.int32()), values)
+
+
+def _manifest_piece(clips: pa.Table, samples: Mapping[str, pa.Array]) -> pa.Table:
+    """Return rows of the manifest, of columns of samples and of the clip of each."""
+    columns = {name: clips[name] for name in clips.column_names} | dict(samples)
+    main = pc.list_element(clips["captions"], 0)
+    columns |= {name: pc.struct_field(main, name) for name in ("caption", "text_key", "n_text")}
+    columns |= {"caption_kind": pc.struct_field(main, "kind"), "other_captions": pc.list_slice(clips["captions"], 1)}
     columns |= _content_columns(clips)
-    captions = [
-        [_caption_columns(caption, text_identity, n_text) for caption in of_clip]
-        for of_clip in clips["captions"].to_pylist()
-    ]
-    columns |= {name: pa.array([main[name] for main, *_ in captions]) for name in ("caption", "text_key", "n_text")}
-    columns["caption_kind"] = pa.array([main["kind"] for main, *_ in captions])
-    columns["other_captions"] = pa.array([others for _, *others in captions], pa.list_(OTHER_CAPTION))
-    return pa.table(columns).select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
+    return pa.table(columns).select(MANIFEST_SCHEMA.names)
 
 
 def _content_columns(clips: pa.Table) -> dict[str, pa.ChunkedArray]:
@@ -225,8 +251,3 @@ def _content_columns(clips: pa.Table) -> dict[str, pa.ChunkedArray]:
         name: pc.coalesce(pc.list_element(clips["crop"], side), one)
         for side, (name, one) in enumerate(zip(CONTENT_COLUMNS, whole, strict=True))
     }
-
-
-def _caption_columns(caption: Mapping[str, str], text_identity: str, n_text: Mapping[str, int]) -> dict[str, str | int]:
-    key = text_key(caption["text"], text_identity)
-    return {"kind": caption["kind"], "caption": caption["text"], "text_key": key, "n_text": n_text[key]}

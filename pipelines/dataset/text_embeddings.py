@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captioning.encoder import NULL_CAPTION, TextEncoderSettings, text_key
+from captioning.encoder import TextEncoderSettings
 from captioning.engine import EngineError
 from cluster import storage
+from cluster.arrays import Int64Array
+from cluster.large_tables import is_among
 from cluster.telemetry import log, progress
 from pipelines import inline
+from pipelines.dataset.captions import Captions
 from pipelines.engine.executor import Executor
 from pipelines.engine.step import RunError, TableFunction
 from training.data import text_tables
@@ -37,66 +41,50 @@ REPORT_SCHEMA = pa.schema([("captions", pa.int64()), ("tokens", pa.int64()), ("p
 """Report of a task: captions embedded, their tokens, and padding tokens that were computed besides."""
 
 
-def embed_captions(
-    folder: str, settings: TextEncoderSettings, captions: Sequence[str], executor: Executor
-) -> dict[str, int]:
-    """Embed the distinct captions and the null caption, as far as the folder lacks them; return token counts by key.
+def embed_captions(folder: str, settings: TextEncoderSettings, captions: Captions, executor: Executor) -> pa.Table:
+    """Embed the distinct captions as far as the folder lacks them; return the `key` and the tokens `n` of each.
 
     Embeddings of a run that was stopped are kept. Raises `RunError` if the encoder cannot be loaded.
     """
     identity = settings.identity()
-    wanted, missing = find_missing(folder, identity, captions)
-    if settings.lightweight and len(missing) < MAX_LOCAL_CAPTIONS:
+    missing_M = captions.missing(read_text_index(folder).rows["key"])
+    if settings.lightweight and len(missing_M) < MAX_LOCAL_CAPTIONS:
         executor = inline
     reports = [REPORT_SCHEMA.empty_table()]
-    if missing:
+    if len(missing_M):
         resources = replace(settings.resources(), pooled=True)
-        with progress("text embeddings", len(missing)) as bar:
+        with progress("text embeddings", len(missing_M)) as bar:
             work = Embedding(settings, identity, folder)
-            for report in executor.map_tables(work.open, list(tasks_of(missing)), resources):
+            for report in executor.map_tables(work.open, list(tasks_of(captions, missing_M)), resources):
                 reports.append(report)
                 bar.advance(report["captions"][0].as_py())
     index = read_text_index(folder)
     if not index.found.is_stored:
         index.store()
-    table = index.rows
-    table = table.filter(pc.is_in(table["key"], pa.array(list(wanted), pa.string())))
-    if len(table) < len(wanted):
-        raise RuntimeError(
-            f"{folder}: {len(wanted) - len(table)} of {len(wanted)} captions have no embedding; run again"
-        )
-    _log_summary(table, len(missing), pa.concat_tables(reports))
-    return dict(zip(table["key"].to_pylist(), table["n"].to_pylist(), strict=True))
+    table = index.rows.select(["key", "n", "truncated"])
+    table = table.filter(is_among(table["key"], captions.key_N))
+    n_wanted = len(captions.distinct())
+    if len(table) < n_wanted:
+        raise RuntimeError(f"{folder}: {n_wanted - len(table)} of {n_wanted} captions have no embedding; run again")
+    _log_summary(table, len(missing_M), pa.concat_tables(reports))
+    return table.select(["key", "n"])
 
 
-def find_missing(folder: str, identity: str, captions: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the distinct captions with the null caption by text key, and those of them that the folder lacks."""
-    wanted = {text_key(caption, identity): caption for caption in [NULL_CAPTION, *captions]}
-    stored = set(read_text_index(folder).rows["key"].to_pylist())
-    return wanted, {key: caption for key, caption in wanted.items() if key not in stored}
-
-
-def tasks_of(captions: Mapping[str, str]) -> Iterator[pa.Table]:
-    """Yield tasks of captions by key, the longest captions first: batches of similar length need little padding.
+def tasks_of(captions: Captions, index_M: Int64Array) -> Iterator[pa.Table]:
+    """Yield tasks of captions, the longest captions first: batches of similar length need little padding.
 
     A task holds at most `CAPTIONS_PER_PART` captions of at most `BYTES_PER_PART` bytes together, and at least one.
     """
-    rows: list[tuple[str, str]] = []
-    size_bytes = 0
-    for n_bytes, key in sorted(
-        ((len(caption.encode()), key) for key, caption in captions.items()), key=lambda row: (-row[0], row[1])
-    ):
-        if rows and (len(rows) == CAPTIONS_PER_PART or size_bytes + n_bytes > BYTES_PER_PART):
-            yield _task(rows)
-            rows, size_bytes = [], 0
-        rows.append((key, captions[key]))
-        size_bytes += n_bytes
-    if rows:
-        yield _task(rows)
-
-
-def _task(rows: list[tuple[str, str]]) -> pa.Table:
-    return pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], TASK_SCHEMA)
+    index_M = captions.longest_first(index_M)
+    ends_M = captions.sizes()[index_M].cumsum()
+    start = 0
+    while start < len(index_M):
+        before = int(ends_M[start - 1]) if start else 0
+        n_small = int(np.searchsorted(ends_M, before + BYTES_PER_PART, "right")) - start
+        end = start + min(max(n_small, 1), CAPTIONS_PER_PART)
+        columns = zip(*captions.rows(index_M[start:end]), strict=True)
+        yield pa.table([pa.array(column, pa.string()) for column in columns], TASK_SCHEMA)
+        start = end
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from training.data.footer import DamagedError
 from training.data.index import SCHEMA, SPLITS, index_uri, read_index
 from training.data.index_writer import IndexBuilder
-from training.data.manifest import DatasetInfo
 
 SHARD_PLACES = ("latent_start", "last_frame_start", "footer_checksum")
 TEXT_PLACE = ("text_file", "text_row_group", "text_row", "text_checksum", "text_key")
@@ -18,10 +17,10 @@ TEXT_PLACE = ("text_file", "text_row_group", "text_row", "text_checksum", "text_
 FIX = "run `worldloom index` with the recipe, which writes it again"
 
 
-def index_problems(manifest_uri: str, table: pa.Table, info: DatasetInfo, root: str) -> Iterator[tuple[str, str]]:
+def index_problems(manifest_uri: str) -> Iterator[tuple[str, str]]:
     """Yield (file, problem) for what the stored index says otherwise than one that is made now.
 
-    `table` has the manifest's rows. Shards and text tables that cannot be read are problems of their own.
+    Shards and text tables that cannot be read are problems of their own.
     """
     uri = index_uri(manifest_uri)
     try:
@@ -30,12 +29,12 @@ def index_problems(manifest_uri: str, table: pa.Table, info: DatasetInfo, root: 
         yield uri, str(error).removeprefix(f"{uri}: ")
         return
     try:
-        builder = IndexBuilder(table, info, root)
+        builder = IndexBuilder(manifest_uri)
     except DamagedError:
         return
     batches = [batch for split in SPLITS for batch in stored.batches[split]]
     current = list(builder.batches())
-    if (stored.dataset, list(map(len, batches))) != (info, list(map(len, current))):
+    if (stored.dataset, list(map(len, batches))) != (builder.dataset, list(map(len, current))):
         yield uri, f"does not describe the rows of the manifest; {FIX}"
         return
     differing, moved, n_lost_texts = set[str](), set[str](), 0

@@ -6,6 +6,7 @@ Loads without torch.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,27 +20,28 @@ from cluster.arrays import Int64Array
 from cluster.large_tables import one_array
 from training.data.footer import DamagedError, metadata, tail_checksum
 from training.data.index import OTHER_CAPTION, SCHEMA, SPLITS, TEXT_FIELDS, IndexInfo, index_uri
-from training.data.manifest import DatasetInfo, tables_root
+from training.data.manifest import MANIFEST_SCHEMA, DatasetInfo, read_info, read_manifest_pieces, tables_root
 from training.data.shard_footer import ShardFooter, read_shard_footer
 from training.data.text_index import TextIndex, read_text_index
 
 # Shape suffixes: N rows of the manifest, F shards, G row groups of all shards.
 
-ROWS_PER_BATCH = 1 << 16
+PLACE_COLUMNS = ["split", "bucket", "file", "row_group", "row"]
+"""Columns of a manifest that say where latents are."""
 
 
-def write_index(manifest_uri: str, table: pa.Table, info: DatasetInfo) -> None:
-    """Write the index of a manifest atomically. `table` has the manifest's rows.
+def write_index(manifest_uri: str) -> None:
+    """Write the index of a manifest atomically, with a part of the manifest in memory at a time.
 
     Of each shard the footer is read, and no latents. Rows whose shard cannot be read, or is of another autoencoder or
     bucket than the manifest says, have no place; whoever reads them learns the reason. Raises `DamagedError` for a file
-    among the text tables that is none, or tables of different encoders.
+    that is no manifest, a file among the text tables that is none, or tables of different encoders.
     """
-    builder = IndexBuilder(table, info, tables_root(manifest_uri, info))
-    about = metadata("index", {"dataset": dataclasses.asdict(info), **dataclasses.asdict(builder.info(manifest_uri))})
+    builder = IndexBuilder(manifest_uri)
+    about = {"dataset": dataclasses.asdict(builder.dataset), **dataclasses.asdict(builder.info())}
     with (
         storage.atomic_output(index_uri(manifest_uri)) as handle,
-        pa.ipc.new_file(handle, SCHEMA.with_metadata(about)) as writer,
+        pa.ipc.new_file(handle, SCHEMA.with_metadata(metadata("index", about))) as writer,
     ):
         for batch in builder.batches():
             writer.write_batch(batch)
@@ -48,47 +50,81 @@ def write_index(manifest_uri: str, table: pa.Table, info: DatasetInfo) -> None:
 class IndexBuilder:
     """The index of a manifest, by the shards and text tables that are there."""
 
-    def __init__(self, table: pa.Table, info: DatasetInfo, root: str) -> None:
+    def __init__(self, manifest_uri: str) -> None:
         """Read the footers of all shards and the index of the text tables. Raises as `write_index` does."""
-        self._dataset = info
-        self._index = read_text_index(storage.join(root, info.text_folder))
+        self._uri = manifest_uri
+        self.dataset = read_info(manifest_uri)
+        """Description of the data set."""
+        root = tables_root(manifest_uri, self.dataset)
+        self._index = read_text_index(storage.join(root, self.dataset.text_folder))
         self._texts = _TextPlaces(self._index)
-        table = _with_shard_places(table, info, root)
-        others = table["other_captions"]
-        main = self._texts.numbers(table["text_key"])
-        further = self._texts.numbers(pc.struct_field(pc.list_flatten(others), "text_key"))
-        table = table.append_column("text", main).append_column("other_texts", _as_lists(others, further))
-        self._table = table
-        """The manifest's rows, with the places of bytes and the numbers of their texts."""
-        # The rows of a split in a batch's span of the manifest are a batch.
-        split_N = np.asarray(pc.index_in(table["split"], value_set=pa.array(SPLITS)))
-        self._spans = [np.unique(np.flatnonzero(split_N == number) // ROWS_PER_BATCH) for number in range(len(SPLITS))]
+        places, main, further, counts = [], [], [], []
+        for piece in read_manifest_pieces(manifest_uri, [*PLACE_COLUMNS, "text_key", "other_captions"]):
+            others = piece["other_captions"]
+            places.append(piece.select(PLACE_COLUMNS))
+            main += piece["text_key"].chunks
+            further += pc.struct_field(pc.list_flatten(others), "text_key").chunks
+            counts.append(np.asarray(pc.list_value_length(others), np.int64))
+        self._places = _with_shard_places(pa.concat_tables(places), self.dataset, root)
+        """Where the latents of the manifest's rows are."""
+        self._spans = list(itertools.pairwise(itertools.accumulate(map(len, places), initial=0)))
+        """First row of each piece of the manifest, and the row after its last. Its rows of a split are a batch."""
+        self._split_N = np.asarray(pc.index_in(self._places["split"], value_set=pa.array(SPLITS)))
+        self._other_end_N = np.concatenate(counts).cumsum()
+        keys = pa.chunked_array([*main, *further], pa.string())
+        numbers = self._texts.numbers(keys)
+        self._numbers, self._other_numbers = numbers[: len(self._places)], numbers[len(self._places) :]
+        """Numbers of the texts of main captions, and of other captions one after the other."""
+        self._lost_keys = keys.filter(pc.is_null(numbers))
 
-    def info(self, manifest_uri: str) -> IndexInfo:
+    def info(self) -> IndexInfo:
         """Return the description of the index."""
         encoding = self._index.encoding()
-        main = self._table["text_key"]
-        others = pc.struct_field(pc.list_flatten(self._table["other_captions"]), "text_key")
-        null = pa.chunked_array([[self._dataset.null_text_key]])
-        needed = pc.unique(pa.chunked_array([chunk for column in (main, others, null) for chunk in column.chunks]))
-        missing = needed.filter(pc.is_null(self._texts.numbers(needed)))
-        (null_text,) = self._texts.places(self._texts.numbers(null)).to_pylist()
+        null = pa.chunked_array([[self.dataset.null_text_key]])
+        null_number = self._texts.numbers(null)
+        lost_null = null.filter(pc.is_null(null_number))
+        lost = pc.unique(pa.chunked_array([*self._lost_keys.chunks, *lost_null.chunks], pa.string()))
+        numbers = [self._numbers, self._other_numbers, null_number]
+        found = pc.unique(pa.chunked_array([chunk for column in numbers for chunk in column.chunks])).drop_null()
+        (null_text,) = self._texts.places(null_number).to_pylist()
         return IndexInfo(
-            manifest_checksum=tail_checksum(manifest_uri),
-            n_batches={split: len(spans) for split, spans in zip(SPLITS, self._spans, strict=True)},
+            manifest_checksum=tail_checksum(self._uri),
+            n_batches={
+                split: sum(bool((self._split_N[start:end] == number).any()) for start, end in self._spans)
+                for number, split in enumerate(SPLITS)
+            },
             text_encoder=None if encoding is None else encoding.identity,
             null_text=null_text,
-            n_texts=len(needed),
-            n_missing_texts=len(missing),
-            first_missing_text=pc.min(missing).as_py(),
+            n_texts=len(found) + len(lost),
+            n_missing_texts=len(lost),
+            first_missing_text=pc.min(lost).as_py(),
         )
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the record batches, in `SCHEMA`."""
-        for split, spans in zip(SPLITS, self._spans, strict=True):
-            for span in spans.tolist():
-                rows = self._table.slice(span * ROWS_PER_BATCH, ROWS_PER_BATCH)
-                yield self._batch(rows.filter(pc.equal(rows["split"], split)).combine_chunks())
+        """Yield the record batches, in `SCHEMA`. Those of validation and test wait in memory for those of training."""
+        waiting: list[list[pa.RecordBatch]] = [[] for _ in SPLITS]
+        pieces = read_manifest_pieces(self._uri, MANIFEST_SCHEMA.names)
+        for (start, end), piece in zip(self._spans, pieces, strict=True):
+            rows = self._with_places(piece, start, end)
+            for number in range(len(SPLITS)):
+                of_split = self._split_N[start:end] == number
+                if of_split.any():
+                    batch = self._batch(rows.filter(pa.array(of_split)).combine_chunks())
+                    waiting[number].append(batch)
+            yield from waiting[0]
+            waiting[0].clear()
+        yield from itertools.chain(*waiting)
+
+    def _with_places(self, piece: pa.Table, start: int, end: int) -> pa.Table:
+        """Return rows of the manifest with the places of their latents and the numbers of their texts."""
+        places = self._places.slice(start, end - start).drop_columns(["split"])
+        columns = dict(zip(piece.column_names, piece.columns, strict=True))
+        columns |= dict(zip(places.column_names, places.columns, strict=True))
+        first = int(self._other_end_N[start - 1]) if start else 0
+        ends = self._other_end_N[start:end] - first
+        numbers = self._other_numbers[first : first + int(ends[-1] if len(ends) else 0)]
+        columns |= {"text": self._numbers[start:end], "other_texts": _lists(ends, numbers.combine_chunks())}
+        return pa.table(columns)
 
     def text_places(self) -> list[pa.ChunkedArray]:
         """Return file, row group, row, checksum and key of every embedding in the text tables."""
@@ -105,7 +141,8 @@ class IndexBuilder:
         further |= {name: other_places[name] for name in other_places.column_names}
         values = [further[field.name].combine_chunks().cast(field.type) for field in OTHER_CAPTION]
         structs = pa.StructArray.from_arrays(values, fields=list(OTHER_CAPTION))
-        columns["other_captions"] = _as_lists(rows["other_captions"], pa.chunked_array([structs]))
+        ends = np.asarray(pc.list_value_length(rows["other_captions"]), np.int64).cumsum()
+        columns["other_captions"] = pa.chunked_array([_lists(ends, structs)])
         return pa.record_batch(
             [columns[name].combine_chunks().cast(SCHEMA.field(name).type) for name in SCHEMA.names], SCHEMA
         )
@@ -130,16 +167,9 @@ class _TextPlaces:
         return pa.table([column.take(numbers.combine_chunks()) for column in self._columns], names=self._names)
 
 
-def _as_lists(lists: pa.ChunkedArray, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return lists of the lengths of other lists, with these values one after the other."""
-    chunks, start = [], 0
-    for chunk in lists.chunks:
-        lengths = np.asarray(pc.list_value_length(chunk), np.int64)
-        ends = np.concatenate(([0], lengths.cumsum())).astype(np.int32)
-        part = values.slice(start, int(ends[-1])).combine_chunks()
-        chunks.append(pa.ListArray.from_arrays(pa.array(ends), part))
-        start += int(ends[-1])
-    return pa.chunked_array(chunks, pa.list_(values.type))
+def _lists(ends: Int64Array, values: pa.Array) -> pa.ListArray:
+    """Return lists of values that follow each other, by the end of each."""
+    return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], ends)), pa.int32()), values)
 
 
 def _with_shard_places(table: pa.Table, info: DatasetInfo, root: str) -> pa.Table:

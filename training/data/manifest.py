@@ -5,7 +5,7 @@ Everything that can change without encoding again (captions, near-duplicate grou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from captioning.encoder import NULL_CAPTION, text_key
 from cluster import storage
-from cluster.large_tables import one_array
+from cluster.large_tables import ROWS_PER_CHUNK, one_array
 from training.data.footer import READ_ERRORS, DamagedError, parse_metadata, reading_error
 from training.data.shards import CROP_COLUMNS
 
@@ -130,17 +130,41 @@ def read_manifest(uri: str) -> tuple[pa.Table, DatasetInfo]:
         table.validate(full=True)
     except READ_ERRORS as error:
         raise reading_error(f"{uri}: cannot be read", error) from error
-    data = parse_metadata(table.schema, "manifest", uri)
-    missing = [name for name in MANIFEST_SCHEMA.names if name not in table.column_names]
+    info = _info_of(table.schema, uri)
+    try:
+        return table.cast(MANIFEST_SCHEMA), info
+    except (pa.ArrowException, ValueError) as error:
+        raise DamagedError(f"{uri}: is not a manifest of this version: {error}") from error
+
+
+def read_info(uri: str) -> DatasetInfo:
+    """Return a manifest's description. Raises `DamagedError` for other files."""
+    try:
+        return _info_of(storage.read_schema(uri), uri)
+    except READ_ERRORS as error:
+        raise reading_error(f"{uri}: cannot be read", error) from error
+
+
+def read_manifest_pieces(uri: str, columns: list[str]) -> Iterator[pa.Table]:
+    """Yield these columns of a manifest, some rows at a time. Raises `DamagedError` for other files."""
+    read_info(uri)
+    try:
+        yield from storage.read_batches(uri, columns, ROWS_PER_CHUNK)
+    except READ_ERRORS as error:
+        raise reading_error(f"{uri}: cannot be read", error) from error
+
+
+def _info_of(schema: pa.Schema, uri: str) -> DatasetInfo:
+    data = parse_metadata(schema, "manifest", uri)
+    missing = [name for name in MANIFEST_SCHEMA.names if name not in schema.names]
     if missing:
         raise DamagedError(
             f"{uri}: was written by an earlier version, without columns {missing}; run the recipe again, which writes "
             "a new one"
         )
     try:
-        info = DatasetInfo(**data)
-        return table.cast(MANIFEST_SCHEMA), info
-    except (TypeError, pa.ArrowException, ValueError) as error:
+        return DatasetInfo(**data)
+    except TypeError as error:
         raise DamagedError(f"{uri}: is not a manifest of this version: {error}") from error
 
 

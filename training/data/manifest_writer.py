@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from cluster import storage
-from cluster.large_tables import ROWS_PER_CHUNK, one_array, sort_by
+from cluster.large_tables import ROWS_PER_CHUNK, sort_by
 from training.data.footer import metadata
 from training.data.index import SPLITS
 from training.data.index_writer import write_index
@@ -25,21 +27,45 @@ def write_manifest(uri: str, table: pa.Table, info: DatasetInfo) -> None:
     if missing:
         raise ValueError(f"{uri}: the manifest lacks columns {missing}")
     table = sort_by(table.select(MANIFEST_SCHEMA.names), "uid")
-    empty = [field.name for field in MANIFEST_SCHEMA if not field.nullable and table[field.name].null_count]
+    pieces = [table.slice(start, ROWS_PER_CHUNK) for start in range(0, len(table), ROWS_PER_CHUNK)]
+    write_manifest_pieces(uri, pieces, info)
+    write_index(uri)
+
+
+def write_manifest_pieces(uri: str, pieces: Iterable[pa.Table], info: DatasetInfo) -> None:
+    """Write a manifest atomically without its index, from tables of at most `ROWS_PER_CHUNK` rows each.
+
+    Their rows, in the columns of `MANIFEST_SCHEMA`, are sorted by uid over all tables. Raises `ValueError` for a row
+    without a value, a repeated uid, uids that are not sorted, or an unknown kind or split.
+    """
+    schema = MANIFEST_SCHEMA.with_metadata(metadata("manifest", dataclasses.asdict(info)))
+    last = pa.array([], pa.string())
+    # Arrow reads no row group with more than 2 GB of strings in lists.
+    with storage.atomic_output(uri) as handle, pq.ParquetWriter(handle, schema) as writer:
+        for rows in pieces:
+            _check_values(uri, rows)
+            piece = rows.cast(MANIFEST_SCHEMA)
+            uids = pa.concat_arrays([last, *piece["uid"].chunks])
+            _check_order(uri, uids)
+            last = uids[-1:]
+            writer.write_table(piece.replace_schema_metadata(schema.metadata))
+
+
+def _check_values(uri: str, rows: pa.Table) -> None:
+    empty = [field.name for field in MANIFEST_SCHEMA if not field.nullable and rows[field.name].null_count]
     if empty:
         raise ValueError(f"{uri}: columns {empty} have rows without a value")
-    counts = pc.value_counts(one_array(table["uid"]))
-    if len(counts) < len(table):
-        repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-        raise ValueError(
-            f"{uri}: uid {repeated[0]['values']} is in {repeated[0]['counts']} rows; each sample has one row"
-        )
     for name, known in (("kind", {"image", "video"}), ("split", set(SPLITS))):
-        unknown = set(pc.unique(table[name]).to_pylist()) - known
+        unknown = set(pc.unique(rows[name]).to_pylist()) - known
         if unknown:
             raise ValueError(f"{uri}: {name} holds {sorted(unknown)}; it is one of {sorted(known)}")
-    table = table.cast(MANIFEST_SCHEMA)
-    described = table.replace_schema_metadata(metadata("manifest", dataclasses.asdict(info)))
-    # Arrow reads no row group with more than 2 GB of strings in lists.
-    storage.write_table(uri, described, row_group_size=ROWS_PER_CHUNK)
-    write_index(uri, table, info)
+
+
+def _check_order(uri: str, uids: pa.Array) -> None:
+    before, after = uids[:-1], uids[1:]
+    repeated = after.filter(pc.equal(before, after))
+    if len(repeated):
+        raise ValueError(f"{uri}: uid {repeated[0]} is in several rows; each sample has one row")
+    wrong = after.filter(pc.greater(before, after))
+    if len(wrong):
+        raise ValueError(f"{uri}: the rows are not sorted by uid: {wrong[0]} is after a larger one")

@@ -69,7 +69,7 @@ def verify(manifest_uri: str, n_decoded: int = 8) -> list[Problem]:
         if None not in affected:
             intact += [row for row in rows if row["uid"] not in affected]
     problems += _text_problems(storage.join(root, info.text_folder), table, info)
-    problems += [Problem(*found) for found in index_problems(manifest_uri, table, info, root)]
+    problems += [Problem(*found) for found in index_problems(manifest_uri)]
     problems += _decoding_problems(reader, intact, info, n_decoded)
     return problems
 

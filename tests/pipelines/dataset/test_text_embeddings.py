@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -19,6 +20,7 @@ from captioning.encoders.t5 import T5
 from cluster.resources import Resources
 from pipelines import inline
 from pipelines.dataset import text_embeddings
+from pipelines.dataset.captions import Captions
 from pipelines.dataset.text_embeddings import Embedding, embed_captions, tasks_of
 from pipelines.engine.executor import Executor
 from pipelines.engine.step import RunError, TableFunction
@@ -53,7 +55,14 @@ class HeavyHashing(Hashing):
 def embed(
     folder: Path, encoder: TextEncoderSettings, captions: list[str], executor: Executor = inline
 ) -> dict[str, int]:
-    return embed_captions(str(folder), encoder, captions, executor)
+    """Embed captions, and return the number of tokens of each by its key."""
+    table = embed_captions(str(folder), encoder, captions_of(captions, encoder.identity()), executor)
+    return dict(zip(table["key"].to_pylist(), table["n"].to_pylist(), strict=True))
+
+
+def captions_of(captions: list[str], identity: str = "me") -> Captions:
+    half = len(captions) // 2
+    return Captions.of(pa.chunked_array([captions[:half], captions[half:]], pa.string()), identity)
 
 
 CAPTIONS = [f"a boat {'very ' * (i % 7)}far number {i}" for i in range(50)]
@@ -86,26 +95,28 @@ def test_a_light_encoder_embeds_few_captions_in_this_process(tmp_path: Path, mon
     assert len(executor.captions) == 10
 
 
-def rows_of_tasks(captions: dict[str, str]) -> list[list[tuple[str, str]]]:
-    """Return (key, caption) of each row of each task."""
-    return [list(zip(task["key"].to_pylist(), task["caption"].to_pylist(), strict=True)) for task in tasks_of(captions)]
+def rows_of_tasks(texts: list[str]) -> list[list[tuple[str, str]]]:
+    """Return (key, caption) of each row of each task of distinct captions and the null caption."""
+    captions = captions_of(texts)
+    tasks = tasks_of(captions, captions.distinct())
+    return [list(zip(task["key"].to_pylist(), task["caption"].to_pylist(), strict=True)) for task in tasks]
 
 
 @pytest.mark.slow
 @settings(max_examples=60)
 @given(
-    captions=st.lists(st.text(max_size=40), max_size=60, unique=True),
+    captions=st.lists(st.text(max_size=40), max_size=60),
     max_captions=st.integers(1, 20),
     n_bytes=st.integers(1, 300),
 )
 def test_tasks_hold_every_caption_the_longest_first(captions: list[str], max_captions: int, n_bytes: int) -> None:
-    by_key = {text_key(caption, "me"): caption for caption in captions}
+    by_key = {text_key(caption, "me"): caption for caption in [*captions, NULL_CAPTION]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_embeddings, "CAPTIONS_PER_PART", max_captions)
         patch.setattr(text_embeddings, "BYTES_PER_PART", n_bytes)
-        tasks = rows_of_tasks(by_key)
+        tasks = rows_of_tasks(captions)
         # The tasks do not depend on the order of captions.
-        assert tasks == rows_of_tasks(dict(sorted(by_key.items(), reverse=True)))
+        assert tasks == rows_of_tasks(sorted(captions, reverse=True))
     flat = [row for task in tasks for row in task]
     assert dict(flat) == by_key
     assert len(flat) == len(by_key)
@@ -188,7 +199,7 @@ def test_a_part_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     # A file has the name of the folder.
     (tmp_path / "file").write_text("a file")
     work = Embedding(Hashing(), Hashing().identity(), str(tmp_path / "file"))
-    (task,) = tasks_of({"k": "a boat"})
+    (task,) = tasks_of(captions_of(["a boat"]), np.array([0]))
     with pytest.raises(RunError, match=r"file/part-.*: cannot be written: "):
         work.open()(task)
 

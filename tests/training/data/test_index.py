@@ -25,7 +25,7 @@ from tests.support.stored import (
     shard_path,
     write_dataset,
 )
-from training.data import index_writer, shards
+from training.data import manifest, manifest_writer, shards
 from training.data.dataset import Dataset
 from training.data.footer import DamagedError
 from training.data.index import SPLITS, index_uri, read_index
@@ -41,7 +41,8 @@ COUNTS = {CLIPS: 13, STILLS: 9}
 def manifest_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The manifest of shards of several row groups, with an index of several batches."""
     monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 4 * 24 * 16 * 2)
-    monkeypatch.setattr(index_writer, "ROWS_PER_BATCH", 5)
+    for module in (manifest, manifest_writer):
+        monkeypatch.setattr(module, "ROWS_PER_CHUNK", 5)
     return write_dataset(tmp_path, COUNTS)
 
 
@@ -129,7 +130,7 @@ def test_a_data_set_without_an_index_names_the_command(manifest_uri: str) -> Non
         Dataset.open(manifest_uri, "train")
     (problem,) = verify(manifest_uri)
     assert "is missing" in problem.message
-    write_index(manifest_uri, *read_manifest(manifest_uri))
+    write_index(manifest_uri)
     assert verify(manifest_uri) == []
 
 
@@ -170,7 +171,7 @@ def test_verify_names_a_shard_that_was_replaced(manifest_uri: str, tmp_path: Pat
     (problem,) = verify(manifest_uri)
     assert problem.file == shard_file(STILLS)
     assert "is another file than the index was made from" in problem.message
-    write_index(manifest_uri, *read_manifest(manifest_uri))
+    write_index(manifest_uri)
     assert verify(manifest_uri) == []
 
 
@@ -185,7 +186,7 @@ def test_verify_reports_a_changed_value_of_the_index(manifest_uri: str) -> None:
 def test_a_row_without_a_place_is_read_by_its_footer(manifest_uri: str, tmp_path: Path) -> None:
     path = shard_path(tmp_path, STILLS)
     aside = path.rename(path.with_suffix(".away"))
-    write_index(manifest_uri, *read_manifest(manifest_uri))
+    write_index(manifest_uri)
     dataset = Dataset.open(manifest_uri, "train")
     with pytest.raises(DamagedError, match="cannot be opened"):
         dataset.sample(0)

@@ -13,7 +13,7 @@ from cluster import storage
 from tests.support.stored import CLIPS, STILLS, dataset_info, write_dataset
 from training.data.footer import DamagedError
 from training.data.manifest import MANIFEST_SCHEMA, read_manifest, tables_root
-from training.data.manifest_writer import write_manifest
+from training.data.manifest_writer import write_manifest, write_manifest_pieces
 
 
 def test_a_manifest_is_read_back_sorted(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_wrong_manifests_are_refused(tmp_path: Path) -> None:
     uri = str(tmp_path / "bad.parquet")
     with pytest.raises(ValueError, match=r"lacks columns \['n_text'\]"):
         write_manifest(uri, table.drop_columns(["n_text"]), info)
-    with pytest.raises(ValueError, match=r"uid 32x16x9-0001 is in 2 rows"):
+    with pytest.raises(ValueError, match=r"uid 32x16x9-0001 is in several rows"):
         write_manifest(uri, pa.concat_tables([table, table.slice(1, 1)]), info)
     for name, value, message in [
         ("split", "holdout", r"split holds \['holdout'\]"),
@@ -54,6 +54,8 @@ def test_wrong_manifests_are_refused(tmp_path: Path) -> None:
     nulls = table.set_column(0, pa.field("uid", pa.string()), pa.array(["a", None, "b", "c"]))
     with pytest.raises(ValueError, match=r"columns \['uid'\] have rows without a value"):
         write_manifest(uri, nulls, info)
+    with pytest.raises(ValueError, match=r"not sorted by uid: 32x16x9-0000 is after a larger one"):
+        write_manifest_pieces(uri, [table.slice(1), table.slice(0, 1)], info)
     assert not Path(uri).exists()
 
 
