@@ -106,7 +106,16 @@ def samples_of(n: int) -> pa.Table:
             "bucket": same(BUCKET.name, count),
         }
         shards.append(pa.table(columns))
-    return pa.concat_tables(shards)
+    return pa.concat_tables(shards).combine_chunks()
+
+
+def text_index(keys: pa.Array) -> TextIndex:
+    """Return the index of text tables with these keys, 4,096 in each."""
+    places = {name: pa.repeat(pa.scalar(1), len(keys)) for name in ("n", "checksum", "row_group", "row", "encoding")}
+    numbers = pa.array(np.arange(len(keys)) // 4096)
+    parts = pa.array([f"texts/part-{number:08d}.parquet" for number in range(len(keys) // 4096 + 1)]).take(numbers)
+    rows = pa.table({"key": keys, "truncated": pa.repeat(False, len(keys)), "part": parts, **places})
+    return TextIndex("texts", PartRows(rows.select(TEXT_SCHEMA.names), (), True))
 
 
 def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, float]:
@@ -117,11 +126,6 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
     captions = Captions.of_clips(clips["captions"], identity)
     keys = captions.key_N.take(pa.array(captions.distinct())).combine_chunks()
     n_text = pa.table({"key": keys, "n": pa.repeat(pa.scalar(30), len(keys))})
-    places = {name: pa.repeat(pa.scalar(1), len(keys)) for name in ("n", "checksum", "row_group", "row", "encoding")}
-    numbers = pa.array(np.arange(len(keys)) // 4096)
-    parts = pa.array([f"texts/part-{number:08d}.parquet" for number in range(len(keys) // 4096 + 1)]).take(numbers)
-    rows = pa.table({"key": keys, "truncated": pa.repeat(False, len(keys)), "part": parts, **places})
-    text_index = TextIndex("texts", PartRows(rows.select(TEXT_SCHEMA.names), (), True))
     info = ShardInfo.from_autoencoder(autoencoder, opened, BUCKET, "benchmark")
     widths = {"latent": info.latent_bytes, "last_frame_latent": info.last_frame_bytes}
     layout = Layout(0, widths, array("q", [ROWS_PER_SHARD]), {name: array("q", [4]) for name in widths})
@@ -131,7 +135,7 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
     start_s = time.perf_counter()
     with (
         mock.patch.object(index_writer, "read_shard_footer", return_value=ShardFooter(info, layout, 0)),
-        mock.patch.object(index_writer, "read_text_index", return_value=text_index),
+        mock.patch.object(index_writer, "read_text_index", side_effect=lambda folder: text_index(keys)),
         mock.patch.object(TextIndex, "encoding", return_value=TextEncoding(identity, 16, 0)),
     ):
         write_manifest_pieces(uri, manifest_pieces(clips, samples, captions, n_text), described)

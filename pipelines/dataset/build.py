@@ -171,16 +171,17 @@ def shard_rows(tables_uri: str, latents_folder: str, left_out: Collection[str] =
     """Return a row for each sample in the shards of a folder, but for those whose URIs are left out.
 
     It holds the row reference (`file` relative to the tables, `row_group`, `row`), bucket, checksum, span, frame rate,
-    tokens and crop box.
+    tokens and crop box. Each column is one array.
     """
     listed = storage.list_files(latents_folder, ".parquet")
     uris = [entry.uri for entry in listed if entry.uri not in left_out]
     with ThreadPoolExecutor(storage.READER_THREADS) as pool:
         samples = pa.concat_tables(pool.map(partial(_rows_of_shard, tables_uri), uris))
-    found = first_of_each(samples, "uid")
-    if len(found) < len(samples):
-        log.warning(f"{len(samples) - len(found)} samples are in two shards; the first one of each counts")
-    return found
+    n_rows = len(samples)
+    samples = first_of_each(samples, "uid")
+    if len(samples) < n_rows:
+        log.warning(f"{n_rows - len(samples)} samples are in two shards; the first one of each counts")
+    return pa.table({name: one_array(samples[name]) for name in samples.column_names})
 
 
 def _rows_of_shard(tables_uri: str, uri: str) -> pa.Table:
