@@ -108,7 +108,8 @@ def describe(manifest_uri: str) -> Dataset:
         n_tokens += int(pc.sum(rows["n_tokens"]).as_py() or 0)
         keys += [rows["text_key"], pc.struct_field(pc.list_flatten(rows["other_captions"]), "text_key")]
     distinct = pc.unique(pa.chunked_array([chunk for column in keys for chunk in column.chunks], pa.string()))
-    return Dataset(manifest_uri, *(counts[split] for split in splits.SPLITS), n_tokens, len(distinct))
+    n_train, n_val, n_test = (counts[split] for split in splits.SPLITS)
+    return Dataset(manifest_uri, n_train, n_val, n_test, n_tokens, len(distinct))
 
 
 def _encode_of(state: SegmentState) -> Encode:

@@ -52,7 +52,8 @@ class Captions:
         """Return indices of captions `[M]` by size in UTF-8 bytes, the largest first, and then by key."""
         columns = {"size": self.sizes()[index_M], "key": one_array(self.key_N).take(pa.array(index_M))}
         order = pc.sort_indices(pa.table(columns), sort_keys=[("size", "descending"), ("key", "ascending")])
-        return index_M[np.asarray(order)]
+        sorted_M: Int64Array = index_M[np.asarray(order)]
+        return sorted_M
 
     def sizes(self) -> Int64Array:
         """Return the UTF-8 bytes of each caption `[N]`."""
