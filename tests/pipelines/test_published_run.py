@@ -39,7 +39,8 @@ def write_footage(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "encoder", "guidance"), [("wan", "t5", "plain"), ("hunyuan", "llama_clip", "embedded")]
+    ("family", "encoder", "guidance"),
+    [("wan", "t5", "plain"), ("ltx2", "gemma", "plain"), ("hunyuan", "llama_clip", "embedded")],
 )
 def test_footage_becomes_samples_by_the_models_own_encoders(
     family: str, encoder: str, guidance: str, tmp_path: Path, worldloom: CommandLine

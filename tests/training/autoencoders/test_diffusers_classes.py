@@ -24,6 +24,7 @@ FACTORS = {
     "wan22": (4, 16, 4),
     "ltx": (8, 32, 8),
     "ltx091": (8, 32, 8),
+    "ltx2": (8, 32, 8),
     "hunyuan": (4, 8, 4),
     "cogvideox": (4, 8, 4),
     "sd": (1, 8, 4),
@@ -97,7 +98,7 @@ def decode_like_its_pipeline(kind: str, model: Any, latent_BCTHW: Tensor) -> Ten
         raw = latent_BCTHW * per_channel(model.latents_std) / config.scaling_factor + per_channel(model.latents_mean)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            video = model.decode(raw, *([] if kind == "ltx" else [torch.tensor([0.0])])).sample
+            video = model.decode(raw, *([torch.tensor([0.0])] if kind == "ltx091" else [])).sample
         return video
     if kind in ("hunyuan", "cogvideox"):
         video = model.decode(latent_BCTHW / config.scaling_factor).sample
