@@ -56,7 +56,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "latent_channels": 8,
             "block_out_channels": FOUR_LEVELS,
-            "decoder_block_out_channels": (8, 8, 8),
+            "decoder_block_out_channels": (8, 16, 32),
             "layers_per_block": (1,) * 5,
             "decoder_layers_per_block": (1,) * 4,
             "spatial_compression_ratio": 32,
