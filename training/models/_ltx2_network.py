@@ -105,15 +105,19 @@ class VideoPart(ModelMixin):  # type: ignore[misc]
 
 def _modulations(table_MD: Tensor, time_BTM: Tensor) -> tuple[Tensor, ...]:
     """Return the modulations `[B, T, D]` of a block: those of its table added to those of the noise levels."""
-    return (table_MD + time_BTM.unflatten(-1, table_MD.shape)).unbind(2)
+    return (table_MD + time_BTM.reshape(*time_BTM.shape[:2], *table_MD.shape)).unbind(2)
 
 
 def _modulated(hidden_BSD: Tensor, scale_BTD: Tensor, shift_BTD: Tensor) -> Tensor:
     """Return tokens that are scaled and shifted as their frame is."""
-    frames_BTPD = hidden_BSD.unflatten(1, (scale_BTD.shape[1], -1))
-    return (frames_BTPD * (1 + scale_BTD[:, :, None]) + shift_BTD[:, :, None]).flatten(1, 2)
+    return (_by_frame(hidden_BSD, scale_BTD) * (1 + scale_BTD[:, :, None]) + shift_BTD[:, :, None]).flatten(1, 2)
 
 
 def _gated(hidden_BSD: Tensor, gate_BTD: Tensor) -> Tensor:
     """Return tokens that are multiplied by the gate of their frame."""
-    return (hidden_BSD.unflatten(1, (gate_BTD.shape[1], -1)) * gate_BTD[:, :, None]).flatten(1, 2)
+    return (_by_frame(hidden_BSD, gate_BTD) * gate_BTD[:, :, None]).flatten(1, 2)
+
+
+def _by_frame(hidden_BSD: Tensor, modulation_BTD: Tensor) -> Tensor:
+    """Return tokens `[B, T, S / T, D]` of the frames of a modulation."""
+    return hidden_BSD.reshape(*modulation_BTD.shape[:2], -1, hidden_BSD.shape[-1])
