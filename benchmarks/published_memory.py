@@ -3,19 +3,21 @@
     python -m benchmarks.published_memory
 
 Weights are counted without memory. Activations are those that the backward pass needs, in bf16, of one clip with all
-blocks recomputed: they are counted on fake tensors. The sizes are those of the published configurations. The last line
-is JSON.
+blocks recomputed: they are counted on fake tensors. The sizes are those of the published configurations. Networks that
+do not train and are beside the model in training are counted too. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import diffusers
 import torch
+import transformers
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -26,12 +28,36 @@ from training.adapters.settings import AdapterSettings
 from training.fitting import n_frozen
 from training.memory import GIB, Sharding
 from training.models._cogvideox import SCHEDULER
+from training.models._published_network import PublishedTransformer
+from training.models._wan import IMAGE_TOKENS
 from training.models.diffusers import FAMILIES, Diffusers
 from training.network import Condition, VideoModel, trained_parameters
 
 RANKS = 8
 BYTES = 2
 """Bytes of a number in bfloat16."""
+
+
+CLIP_DIM = 1280
+
+
+def clip_and_autoencoder() -> int:
+    """Return the bytes of Wan's CLIP, in fp32, and of its autoencoder."""
+    sizes = {"hidden_size": CLIP_DIM, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+    with torch.device("meta"):
+        clip = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**sizes, patch_size=14))
+        return 4 * numbers(clip) + BYTES * numbers(diffusers.AutoencoderKLWan())
+
+
+def text_connector() -> int:
+    """Return the bytes of the network that fills texts of LTX-2 up with registers."""
+    with torch.device("meta"):
+        return BYTES * numbers(LTX2TextConnectors().video_connector)
+
+
+def numbers(network: nn.Module) -> int:
+    """Return the number of weights of a network."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 @dataclass(frozen=True)
@@ -47,6 +73,8 @@ class Model:
     """Settings with the number of blocks."""
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the scheduler that a family asks for."""
+    beside: Callable[[], int] | None = None
+    """Returns the bytes of the networks that do not train beside the model."""
 
     def settings(self, **config: Any) -> Diffusers:
         """Return the settings of the model, without files; `config` replaces parts of its configuration."""
@@ -55,6 +83,8 @@ class Model:
         stored = dict(transformer.config) | {"_class_name": self.class_name}
         pipeline = {"_class_name": FAMILIES[self.class_name].pipelines[0]}
         files = {"transformer": stored, "pipeline": pipeline, "scheduler": dict(self.scheduler)}
+        if stored.get("image_dim"):
+            files["image_encoder"] = {"hidden_size": CLIP_DIM}
         return validate(
             Diffusers, {"name": "diffusers", "path": "./none", "checkpointing": "none", "config": json_of(files)}
         )
@@ -73,7 +103,14 @@ MODELS = {
         (21, 30, 52),
     ),
     "Wan 14B": Model(WAN, {}, CLIP_480P),
+    "Wan 2.1 I2V 14B": Model(
+        WAN,
+        {"in_channels": 36, "image_dim": CLIP_DIM, "added_kv_proj_dim": 5120},
+        CLIP_480P,
+        beside=clip_and_autoencoder,
+    ),
     "LTX-Video": Model("LTXVideoTransformer3DModel", {}, (13, 14, 24)),
+    "LTX-2": Model("LTX2VideoTransformer3DModel", {}, (16, 16, 24), beside=text_connector),
     "HunyuanVideo": Model("HunyuanVideoTransformer3DModel", {}, CLIP_480P, ("num_layers", "num_single_layers")),
     "CogVideoX-2B": Model(COGVIDEOX, {}, COGVIDEOX_CLIP, scheduler=SCHEDULER),
     "CogVideoX-5B": Model(
@@ -95,7 +132,7 @@ def json_of(value: Any) -> Any:
 def build(settings: Diffusers, adapter: bool, bits: Bits | None = None) -> VideoModel:
     """Return the model without memory, with an adapter beside frozen weights if wanted, and these in few bits."""
     with torch.device("meta"):
-        model = settings.build(settings.latent_channels, settings.architecture.text_dim)
+        model = PublishedTransformer(settings.family, settings.published, recomputes=False)
         if adapter:
             add_adapter(model, ADAPTER.resolved(settings).model_copy(update={"base_bits": bits}))
     return model
@@ -116,6 +153,10 @@ def kept_bytes(model: VideoModel, settings: Diffusers, latent: tuple[int, int, i
     frames, pair = torch.zeros(latent[0]), torch.zeros(1, 2)
     text_NE = torch.zeros(rule.max_tokens + rule.pooled_tokens, own.text_dim)
     condition = Condition([text_NE], [frames], [frames], [frames], torch.full((1,), 16.0), pair, pair, pair)
+    if settings.image_channels:
+        condition = replace(condition, images=[torch.zeros(settings.image_channels, *latent)])
+    if settings.sees_image:
+        condition = replace(condition, image_tokens=[torch.zeros(IMAGE_TOKENS, CLIP_DIM)])
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -164,6 +205,8 @@ def table_of(name: str) -> dict[str, float]:
         states[f"LoRA, one GPU, {bits} bits"] = Sharding(BYTES, 2, 1).state_bytes(n_adapter, frozen)
     states["LoRA, ZeRO 3"] = Sharding(BYTES, 3, RANKS).state_bytes(n_adapter, n_weights)
     states["LoRA, activations"] = activation_bytes(MODELS[name], adapter=True)
+    if (beside := MODELS[name].beside) is not None:
+        states["beside the model"] = beside()
     in_gib = {key: round(value / GIB, 1) for key, value in states.items()}
     return {"weights": n_weights, "adapter": n_adapter, **in_gib}
 

@@ -14,6 +14,7 @@ from diffusers import (
     CogVideoXTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoTransformer3DModel,
+    LTX2VideoTransformer3DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     UniPCMultistepScheduler,
@@ -24,6 +25,7 @@ from torch import Tensor
 from benchmarks.random_t5 import save_t5, save_tokenizer
 from cluster.config import validate
 from tests.support.random_autoencoders import save_autoencoder
+from tests.support.random_gemma import save_connectors, save_gemma
 from tests.support.random_llama_clip import save_llama_clip
 from training.models.diffusers import Diffusers
 from training.network import VideoModel
@@ -50,6 +52,30 @@ LTX: dict[str, Any] = {
     "num_layers": 2,
     "caption_channels": TEXT_DIM,
 }
+LTX2: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "cross_attention_dim": 24,
+    "audio_in_channels": 8,
+    "audio_out_channels": 8,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 8,
+    "audio_cross_attention_dim": 16,
+    "num_layers": 2,
+    "caption_channels": TEXT_DIM,
+}
+LTX23: dict[str, Any] = {
+    "gated_attn": True,
+    "cross_attn_mod": True,
+    "audio_gated_attn": True,
+    "audio_cross_attn_mod": True,
+    "use_prompt_embeddings": False,
+    "perturbed_attn": True,
+    "rope_type": "split",
+}
+"""What the configuration of LTX-2.3 has besides that of LTX-2."""
 HUNYUAN: dict[str, Any] = {
     "in_channels": 4,
     "out_channels": 4,
@@ -77,6 +103,7 @@ COGVIDEOX: dict[str, Any] = {
 FAMILIES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "wan": (WanTransformer3DModel, WAN, "WanPipeline"),
     "ltx": (LTXVideoTransformer3DModel, LTX, "LTXPipeline"),
+    "ltx2": (LTX2VideoTransformer3DModel, LTX2, "LTX2Pipeline"),
     "hunyuan": (HunyuanVideoTransformer3DModel, HUNYUAN, "HunyuanVideoPipeline"),
     "cogvideox": (CogVideoXTransformer3DModel, COGVIDEOX, "CogVideoXPipeline"),
 }
@@ -84,11 +111,12 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any], str]] = {
 TEXT_KEYS = {
     "wan": "text_dim",
     "ltx": "caption_channels",
+    "ltx2": "caption_channels",
     "hunyuan": "text_embed_dim",
     "cogvideox": "text_embed_dim",
 }
 """Key of the width of text tokens in the transformer's configuration."""
-ON_DRAWN: dict[str, dict[str, Any]] = {"wan": {}, "ltx": {}, "hunyuan": {"caption_drop": 0.0}}
+ON_DRAWN: dict[str, dict[str, Any]] = {"wan": {}, "ltx": {}, "ltx2": {}, "hunyuan": {"caption_drop": 0.0}}
 """Settings of training on drawn data sets, whose null caption has no token after a pooled vector."""
 I2V_A14B: dict[str, Any] = {"_class_name": "WanImageToVideoPipeline", "boundary_ratio": 0.9}
 """Keys of model_index.json of Wan 2.2 image to video."""
@@ -106,16 +134,13 @@ def write_published(folder: Path, family: str, pipeline: dict[str, Any] | None =
         torch.manual_seed(0)
         for name in names:
             kind(**(sizes | config)).save_pretrained(folder / name, max_shard_size="20KB")
+        if family == "ltx2":
+            save_connectors(folder / "connectors", sizes | config)
+    by_tokens = {"base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024, "max_image_seq_len": 4096}
     scheduler = {
         "wan": lambda: UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"),
-        "ltx": lambda: FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True,
-            base_shift=0.95,
-            max_shift=2.05,
-            base_image_seq_len=1024,
-            max_image_seq_len=4096,
-            shift_terminal=0.1,
-        ),
+        "ltx": lambda: FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1, **by_tokens),
+        "ltx2": lambda: FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1, **by_tokens),
         "hunyuan": lambda: FlowMatchEulerDiscreteScheduler(shift=7.0),
         "cogvideox": lambda: CogVideoXDDIMScheduler(
             prediction_type="v_prediction",
@@ -137,12 +162,14 @@ def write_pipeline(folder: Path, family: str, pipeline: dict[str, Any] | None = 
 
     `pipeline` adds keys to model_index.json, and `config` replaces keys of the transformer's configuration.
     """
-    channels = {"wan": 16, "ltx": 8, "hunyuan": 4, "cogvideox": 4}[family]
+    channels = {"wan": 16, "ltx": 8, "ltx2": 8, "hunyuan": 4, "cogvideox": 4}[family]
     sizes = {"in_channels": channels, "out_channels": channels, TEXT_KEYS[family]: 32} | config
     write_published(folder, family, pipeline, **sizes)
     save_autoencoder(folder / "vae", family)
     if family == "hunyuan":
         return save_llama_clip(folder, clip_dim=POOLED_DIM)
+    if family == "ltx2":
+        return save_gemma(folder)
     save_t5(folder / "text_encoder", "umt5" if family == "wan" else "t5", tokenizer=False)
     (folder / "tokenizer").mkdir()
     save_tokenizer(folder / "tokenizer")
@@ -156,7 +183,11 @@ def read_published(folder: Path, checkpointing: str = "blocks", expert: str | No
     transformer = getattr(diffusers, settings.family.class_name).from_pretrained(folder, subfolder=settings.subfolder)
     with torch.device("meta"):
         model = settings.build(settings.latent_channels, settings.architecture.text_dim)
-    weights = {f"transformer.{name}": value.clone() for name, value in transformer.state_dict().items()}
+    weights = {
+        f"transformer.{name}": value.clone()
+        for name, value in transformer.state_dict().items()
+        if not settings.family.leaves_out(name)
+    }
     model.load_state_dict(weights, assign=True)
     return model.eval(), transformer.eval()
 

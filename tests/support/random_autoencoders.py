@@ -51,6 +51,18 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "AutoencoderKLLTXVideo",
         {**LTX, "timestep_conditioning": True, "decoder_inject_noise": (True, True, True, False, False)},
     ),
+    "ltx2": (
+        "AutoencoderKLLTX2Video",
+        {
+            "latent_channels": 8,
+            "block_out_channels": FOUR_LEVELS,
+            "decoder_block_out_channels": (8, 16, 32),
+            "layers_per_block": (1,) * 5,
+            "decoder_layers_per_block": (1,) * 4,
+            "spatial_compression_ratio": 32,
+            "temporal_compression_ratio": 8,
+        },
+    ),
     "hunyuan": (
         "AutoencoderKLHunyuanVideo",
         {"latent_channels": 4, "block_out_channels": FOUR_LEVELS, "layers_per_block": 1, "norm_num_groups": 4},
@@ -96,7 +108,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Class in diffusers and its configuration, by a name that the tests use."""
-VIDEO_KINDS = ["wan", "wan22", "ltx", "ltx091", "hunyuan", "cogvideox"]
+VIDEO_KINDS = ["wan", "wan22", "ltx", "ltx091", "ltx2", "hunyuan", "cogvideox"]
 """Autoencoders that encode a video in one pass."""
 IMAGE_KINDS = ["sd", "flux", "playground", "dc", "tiny"]
 """Autoencoders that encode each frame alone."""

@@ -17,6 +17,7 @@ from tests.support.step_samples import CPU
 from training.checkpoints.checkpoint import newest_checkpoint
 from training.checkpoints.export import read_export
 from training.checkpoints.files import Index
+from training.checkpoints.initial_weights import find_initial_weights
 from training.checkpoints.published_export import write_published_export
 from training.data.plan import PlanSettings
 from training.loop import train_loop
@@ -114,6 +115,8 @@ def test_runs_shard_resume_and_export_them(tmp_path: Path) -> None:
     checkpoint = newest_checkpoint(f"{tmp_path}/alone/0")
     assert checkpoint is not None
     index = Index.read(checkpoint.uri)
+    with pytest.raises(ValueError, match=r"a run with frozen weights, which are not in it; start from the export of"):
+        find_initial_weights(checkpoint.uri)
     names = {fragment.name for layout in index.layouts for fragment in layout.fragments}
     before, after = read_export(base)[1].state_dict(), read_export(f"{tmp_path}/alone/0/export")[1].state_dict()
     assert before.keys() == after.keys()

@@ -39,7 +39,7 @@ def latent_statistics(model: Model) -> tuple[Tensor, Tensor]:
 
     It computes (latent - mean) / std. The mean is `latents_mean`, or else `shift_factor`, or else 0. The standard
     deviation is `latents_std / scaling_factor`, each 1 if it is missing. They are in config.json, or in the weights
-    file for AutoencoderKLLTXVideo.
+    file for AutoencoderKLLTXVideo and AutoencoderKLLTX2Video.
     """
     stored = {**model.config, **dict(model.named_buffers())}
     mean = stored.get("latents_mean") if stored.get("latents_mean") is not None else stored.get("shift_factor") or 0.0
@@ -109,6 +109,7 @@ def _cogvideox_factors(model: Model) -> tuple[int, int]:
 CLASSES: Mapping[str, ClassAdapter] = {
     "AutoencoderKLWan": ClassAdapter(_wan_factors, _encode_video, _decode_video),
     "AutoencoderKLLTXVideo": ClassAdapter(_compression_ratios, _encode_video, _decode_ltx),
+    "AutoencoderKLLTX2Video": ClassAdapter(_compression_ratios, _encode_video, _decode_ltx),
     "AutoencoderKLHunyuanVideo": ClassAdapter(_compression_ratios, _encode_video, _decode_video),
     "AutoencoderKLCogVideoX": ClassAdapter(_cogvideox_factors, _encode_video, _decode_cogvideox),
     "AutoencoderKL": ClassAdapter(

@@ -221,6 +221,11 @@ def _of_checkpoint(uri: str) -> InitialWeights:
             "`worldloom export-model --merge`, or start from the base with adapter.init: the adapter.safetensors of "
             "that export"
         )
+    if "base" in index.state:
+        raise ValueError(
+            f"{uri}: is a checkpoint of a run with frozen weights, which are not in it; start from the export of that "
+            "run, run-*/export, which has all"
+        )
 
     def check() -> None:
         check_sizes(uri, index)

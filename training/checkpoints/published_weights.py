@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from cluster import storage
 from cluster.config import list_names
 from training.checkpoints.fragments import Fragment
 from training.checkpoints.initial_weights import DTYPES, InitialWeights, copy_range
-from training.models._published_files import CLIP_WEIGHTS, IMAGE_ENCODER, StoredTensor, header_of
+from training.models._published_files import CLIP_WEIGHTS, CONNECTORS, IMAGE_ENCODER, StoredTensor, header_of
 from training.models.diffusers import Diffusers
 from training.network import parameter_shapes
 from training.weight_names import prefix_fault
@@ -26,7 +27,8 @@ MAX_NAMED = 3
 
 
 def published_weights(settings: Diffusers) -> InitialWeights:
-    """Return the weights of a published model, which are exactly those of its transformer.
+    """Return the weights of a published model, which are exactly those of its transformer but for a part that the
+    family leaves out.
 
     Raises `ValueError` with the fix if a file is missing or cut off, or if a weight is missing, left over, or of
     another shape or type.
@@ -40,19 +42,38 @@ def published_weights(settings: Diffusers) -> InitialWeights:
 
 def stored_tensors(settings: Diffusers) -> dict[str, StoredTensor]:
     """Return the tensors of a published transformer by the name of the weight in our model."""
-    files = settings.files.weight_files(settings.subfolder)
-    return {PREFIX + name: tensor for file in files for name, tensor in header_of(file).items()}
+    return {
+        PREFIX + name: tensor
+        for file in settings.files.weight_files(settings.subfolder)
+        for name, tensor in header_of(file).items()
+        if not settings.family.leaves_out(name)
+    }
+
+
+def left_out_tensors(settings: Diffusers) -> dict[str, Tensor]:
+    """Return the published weights of the part that the family leaves out, by their names in files of diffusers.
+
+    Raises `ValueError` with the fix if a file is missing or cut off.
+    """
+    tensors: dict[str, Tensor] = {}
+    # Exports of most families do not need the published files.
+    for file in settings.files.weight_files(settings.subfolder) if settings.family.left_out else []:
+        with safe_open(file, framework="pt") as opened:
+            names = [name for name in opened.keys() if settings.family.leaves_out(name)]  # noqa: SIM118
+            tensors |= {name: opened.get_tensor(name) for name in names}
+    return tensors
 
 
 def _identity(settings: Diffusers) -> str:
     """Return a digest of the sizes of the files of weights and of the first megabyte of each, header included; with
-    those of CLIP, if the network sees the first frame through it.
+    those of CLIP and of the text connectors, if the network sees the first frame or the texts through them.
 
     All bytes of 28 GB would take minutes, and other weights differ in the first ones already.
     """
     parts: list[str | bytes] = []
     image_encoder = settings.files.weight_files(IMAGE_ENCODER, CLIP_WEIGHTS) if settings.sees_image else []
-    for file in [*settings.files.weight_files(settings.subfolder), *image_encoder]:
+    connectors = settings.files.weight_files(CONNECTORS) if settings.family.connects_texts else []
+    for file in [*settings.files.weight_files(settings.subfolder), *image_encoder, *connectors]:
         with file.open("rb") as handle:
             parts += [file.name, str(file.stat().st_size), handle.read(IDENTIFYING_BYTES)]
     return storage.digest(*parts)

@@ -36,6 +36,8 @@ class Published:
     """`scheduler_config.json`."""
     image_encoder: Config = field(default_factory=dict)
     """`config.json` of CLIP's vision model, if the network sees the first frame through it."""
+    connectors: Config = field(default_factory=dict)
+    """`config.json` of the networks between text encoder and transformer, if the family has them."""
     subfolder: str = "transformer"
     """Folder of the transformer in that of the pipeline."""
 
@@ -66,7 +68,7 @@ class TextRule:
     @property
     def weight_folders(self) -> tuple[str, ...]:
         """The folders with weights."""
-        return tuple(folder for folder in self.folders.values() if folder.startswith("text_encoder"))
+        return tuple(folder for folder in self.folders.values() if not folder.startswith("tokenizer"))
 
 
 def t5_rule(max_tokens: int, cleaning: str, padded: bool, keep_padding: bool = False) -> TextRule:
@@ -87,8 +89,14 @@ class Family(abc.ABC):
     text: ClassVar[TextRule]
     feed_forward: ClassVar[tuple[str, ...]]
     """Last parts of the names of the linear layers of feed-forward networks."""
+    attention: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Last parts of the names of the linear layers of attention."""
     has_original_names: ClassVar[bool] = False
     """Whether `original_name` knows the names of the model's authors."""
+    left_out: ClassVar[tuple[str, ...]] = ()
+    """Parts of the names of weights of the published transformer that neither train nor predict here."""
+    connects_texts: ClassVar[bool] = False
+    """Whether texts pass through a network that does not train before the transformer; see `TextConnector`."""
 
     @abc.abstractmethod
     def architecture(self, config: Config) -> Architecture:
@@ -128,6 +136,16 @@ class Family(abc.ABC):
         Raises `ValueError` if the names of the family are not known here.
         """
         raise ValueError(f"the names that ComfyUI has for weights of {self.class_name} are not known here")
+
+    def leaves_out(self, name: str) -> bool:
+        """Return whether a weight of the published transformer neither trains nor predicts here; see `left_out`."""
+        return any(part in name for part in self.left_out)
+
+    def build(self, config: Config) -> Any:
+        """Return the transformer of a configuration, without the weights that are left out."""
+        import diffusers
+
+        return getattr(diffusers, self.class_name).from_config(dict(config))
 
     def prepare(self, transformer: Any) -> None:  # noqa: B027
         """Replace parts of a new transformer that would not survive `torch.device("meta")` or bfloat16."""

@@ -40,16 +40,8 @@ class LTX(Family):
         return Architecture(size, MLP_RATIO * dim, patch, config["out_channels"], config["caption_channels"])
 
     def objective(self, published: Published) -> FlowMatching:
-        scheduler = published.scheduler
-        if not scheduler.get("use_dynamic_shifting"):
-            return FlowMatching(shift=float(scheduler.get("shift") or 1.0))
         # The defaults are those of LTXPipeline.
-        shift = LogLinearShift(
-            tokens=(scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)),
-            log=(scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)),
-            last=scheduler.get("shift_terminal"),
-        )
-        return FlowMatching(shift=shift)
+        return shifted_by_tokens(published.scheduler, tokens=(256, 4096), log=(0.5, 1.15))
 
     def kinds(self, published: Published) -> frozenset[str]:
         return IN_PLACE
@@ -85,3 +77,15 @@ class LTX(Family):
         )
         result: Tensor = prediction_BSC.transpose(1, 2).unflatten(2, (frames, rows, columns))
         return result
+
+
+def shifted_by_tokens(scheduler: Config, tokens: tuple[int, int], log: tuple[float, float]) -> FlowMatching:
+    """Return the objective of a scheduler that shifts noise levels by the tokens; the pipeline's defaults are given."""
+    if not scheduler.get("use_dynamic_shifting"):
+        return FlowMatching(shift=float(scheduler.get("shift") or 1.0))
+    shift = LogLinearShift(
+        tokens=(scheduler.get("base_image_seq_len", tokens[0]), scheduler.get("max_image_seq_len", tokens[1])),
+        log=(scheduler.get("base_shift", log[0]), scheduler.get("max_shift", log[1])),
+        last=scheduler.get("shift_terminal"),
+    )
+    return FlowMatching(shift=shift)

@@ -11,8 +11,9 @@ from typing import Any
 from cluster.weight_files import HUB_PREFIX
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-VAE, IMAGE_ENCODER, IMAGE_PROCESSOR = "vae", "image_encoder", "image_processor"
-"""Folders of a pipeline: those of the autoencoder, of CLIP, and of the settings of CLIP's images."""
+VAE, IMAGE_ENCODER, IMAGE_PROCESSOR, CONNECTORS = "vae", "image_encoder", "image_processor", "connectors"
+"""Folders of a pipeline: those of the autoencoder, of CLIP, of the settings of CLIP's images, and of the networks
+between text encoder and transformer."""
 CLIP_WEIGHTS = "model.safetensors"
 DOWNLOAD_AGAIN = "download the whole folder again"
 

@@ -13,6 +13,7 @@ from cluster.arrays import Pixels
 from training.models._dit_network import initialise_weight
 from training.models._family import Family, Published
 from training.models._image_encoder import ImageEncoder
+from training.models._text_connector import TextConnector
 from training.network import Condition, VideoModel
 
 
@@ -20,15 +21,18 @@ class PublishedTransformer(VideoModel):
     """A transformer of diffusers, whose weights are named `transformer.` as in LoRA files of its pipelines."""
 
     def __init__(
-        self, family: Family, published: Published, recomputes: bool, image_encoder: ImageEncoder | None = None
+        self,
+        family: Family,
+        published: Published,
+        recomputes: bool,
+        image_encoder: ImageEncoder | None = None,
+        text_connector: TextConnector | None = None,
     ) -> None:
         """Build the transformer of a configuration; the backward pass recomputes its blocks if `recomputes`."""
         super().__init__()
-        import diffusers
-
         self.family, self.published = family, published
-        self._is_compiled, self._image_encoder = False, image_encoder
-        self.transformer = getattr(diffusers, family.class_name).from_config(dict(published.transformer))
+        self._is_compiled, self._image_encoder, self._text_connector = False, image_encoder, text_connector
+        self.transformer = family.build(published.transformer)
         family.prepare(self.transformer)
         if recomputes:
             self.transformer.enable_gradient_checkpointing()
@@ -45,6 +49,9 @@ class PublishedTransformer(VideoModel):
         if self._image_encoder is not None and not condition.image_tokens:
             tokens = [self._image_encoder.embed_latents(image_CTHW) for image_CTHW in condition.images]
             condition = replace(condition, image_tokens=tokens)
+        dtype = next(self.transformer.parameters()).dtype
+        if self._text_connector is not None:
+            condition = replace(condition, texts=self._text_connector.connect(condition.texts, dtype))
         by_shape: dict[torch.Size, list[int]] = {}
         for index, latent_CTHW in enumerate(latents):
             by_shape.setdefault(latent_CTHW.shape, []).append(index)
@@ -52,7 +59,6 @@ class PublishedTransformer(VideoModel):
         for shape, indices in by_shape.items():
             self._check_shape(shape)
             batch_BCTHW = torch.stack([latents[index] for index in indices])
-            dtype = next(self.transformer.parameters()).dtype
             prediction_BCTHW = self.family.predict(
                 self.transformer, batch_BCTHW.to(dtype), condition.select(indices), self.published
             )

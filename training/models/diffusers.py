@@ -18,7 +18,8 @@ from training.models._dit_architecture import Architecture
 from training.models._family import Family, Published
 from training.models._hunyuan import HunyuanVideo
 from training.models._ltx import LTX
-from training.models._published_files import IMAGE_ENCODER, IMAGE_PROCESSOR, VAE, PublishedFiles
+from training.models._ltx2 import LTX2
+from training.models._published_files import CONNECTORS, IMAGE_ENCODER, IMAGE_PROCESSOR, VAE, PublishedFiles
 from training.models._wan import Wan
 from training.objective import ObjectiveSettings
 from training.objectives.flow_matching import FlowMatching
@@ -31,7 +32,9 @@ Expert = Literal["high_noise", "low_noise"]
 SUBFOLDERS: Mapping[Expert, str] = {"high_noise": "transformer", "low_noise": "transformer_2"}
 """Folder of an expert in that of a pipeline; a transformer at all noise levels is in the first one."""
 
-FAMILIES: Mapping[str, Family] = {family.class_name: family for family in (Wan(), LTX(), HunyuanVideo(), CogVideoX())}
+FAMILIES: Mapping[str, Family] = {
+    family.class_name: family for family in (Wan(), LTX(), LTX2(), HunyuanVideo(), CogVideoX())
+}
 """Families by the class of their transformer."""
 
 
@@ -87,6 +90,8 @@ class Diffusers(ModelSettings):
                 config[IMAGE_ENCODER] = dict(files.config(f"{IMAGE_ENCODER}/config.json"))
                 for name in (f"{IMAGE_PROCESSOR}/preprocessor_config.json", f"{VAE}/config.json"):
                     files.config(name)  # which are needed in training too
+            if family is not None and family.connects_texts:
+                config[CONNECTORS] = dict(files.config(f"{CONNECTORS}/config.json"))
             # Settings are frozen only after this.
             object.__setattr__(self, "config", config)
         class_name = self.published.transformer.get("_class_name", "")
@@ -197,6 +202,7 @@ class Diffusers(ModelSettings):
         # Imports torch, which readers of settings need not wait for.
         from training.models._image_encoder import ImageEncoder
         from training.models._published_network import PublishedTransformer
+        from training.models._text_connector import TextConnector
 
         own = self.architecture
         for what, found, wanted in (
@@ -209,7 +215,9 @@ class Diffusers(ModelSettings):
                     "autoencoder and text encoder (docs/guides/published-models.md)"
                 )
         image_encoder = ImageEncoder(self.files) if self.sees_image else None
-        return PublishedTransformer(self.family, self.published, self.checkpointing == "blocks", image_encoder)
+        connector = TextConnector(self.files, self.family.text.max_tokens) if self.family.connects_texts else None
+        recomputes = self.checkpointing == "blocks"
+        return PublishedTransformer(self.family, self.published, recomputes, image_encoder, connector)
 
     def tokens(self, frames: int, height: int, width: int) -> int:
         return math.prod(-(-size // patch) for size, patch in zip((frames, height, width), self.patch, strict=True))
@@ -219,7 +227,7 @@ class Diffusers(ModelSettings):
 
     @property
     def adapter_targets(self) -> tuple[str, ...]:
-        return "to_q", "to_k", "to_v", "to_out.0", *self.family.feed_forward
+        return self.family.attention + self.family.feed_forward
 
     @property
     def takes_guidance(self) -> bool:
