@@ -52,9 +52,9 @@ def watched_head() -> Iterator[None]:
     watch = _Watch(ray.get_runtime_context().gcs_address)
     try:
         yield
-    except (KeyboardInterrupt, RayError) as error:
-        if _lost.is_set() or (isinstance(error, RayError) and watch.is_gone()):
-            raise HeadLostError(watch.message) from (error if isinstance(error, RayError) else None)
+    except BaseException as error:  # passed on, unless the loss is its cause
+        if head_is_lost() or (isinstance(error, RayError) and watch.is_gone()):
+            raise HeadLostError(watch.message) from (error if isinstance(error, Exception) else None)
         raise
     finally:
         watch.end()
@@ -67,7 +67,6 @@ class _Watch:
         self._address, self._cluster = address, GcsClient(address=address).cluster_id.hex()
         self._bound_s = LOST_SHARE * float(os.environ.get(RAY_WAITS, RAY_WAITS_S))
         self._ended = threading.Event()
-        _lost.clear()
         threading.Thread(target=self._watch, name="head-node", daemon=True).start()
 
     @property
@@ -79,7 +78,9 @@ class _Watch:
         )
 
     def end(self) -> None:
+        """Look no more; there may be another cluster next."""
         self._ended.set()
+        _lost.clear()
 
     def is_gone(self) -> bool:
         """Return whether the head node does not answer until it would be lost, or is that of another cluster now."""

@@ -103,7 +103,7 @@ def lease(folder: str, scope: str) -> Iterator[None]:
     token = _held.set((*mine, (folder, scope)))
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the latter where a connected Ray handles SIGTERM
         if held.lost:
             raise LeaseLostError(
                 f"{folder}: this command did not write its lease for over {VOID_AFTER_S:.0f} s, and another took it; "

@@ -59,14 +59,17 @@ def _ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
 def wait_after(call: Callable[[], None]) -> None:
     """Call a function and wait, as a command waits for its cluster."""
     call()
-    time.sleep(60)
+    try:
+        time.sleep(60)
+    finally:
+        assert head_is_lost()
 
 
 def test_a_lost_head_node_ends_the_command(server: Head) -> None:
     message = r"lost its head node \(127.*run the same command: finished work is kept$"
     with pytest.raises(HeadLostError, match=message), watched_head():
         wait_after(server.lose)
-    assert head_is_lost()
+    assert not head_is_lost()
 
 
 def test_a_restarted_head_node_knows_nothing(server: Head) -> None:
@@ -125,7 +128,7 @@ with head.watched_head():
 def test_a_command_that_does_not_end_is_ended() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), head.RAY_WAITS: "1"}
     ended = subprocess.run(
-        [sys.executable, "-c", STUCK], env=environment, capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-c", STUCK], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert ended.returncode == 1
     assert ended.stderr.startswith("failed the Ray cluster lost its head node (127.0.0.1:")

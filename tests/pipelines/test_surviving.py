@@ -91,9 +91,11 @@ try:
         for step, n_done in (("scan", 2), ("scan", 6), ("encode", 4), ("encode", 12)):
             while n_called(folder / step) < n_done and working.is_alive():
                 time.sleep(0.1)
+            (folder / "hold").touch()
             cluster.remove_node(nodes.pop(0), allow_graceful=False)
             said["done"].append((step, n_called(folder / step)))
             nodes.append(cluster.add_node(num_cpus=1, **store))
+            (folder / "hold").unlink()
         working.join()
         found = re.search(r"Spilled (\\d+) MiB", memory_summary(cluster.address, stats_only=True))
         said["spilled_mb"] = int(found[1]) if found else 0
@@ -115,8 +117,9 @@ cluster.shutdown()
 
 def recipe_of(folder: Path, out: str, pause_s: float) -> Recipe:
     """Return a recipe of plain tasks, of clips, and of a pool of workers."""
-    scan = Heavy(name="scan", calls=str(folder / "scan"), pause_s=pause_s, payload_bytes=PAYLOAD_BYTES)
-    encode = Heavy(name="encode", calls=str(folder / "encode"), pause_s=pause_s, pooled=True)
+    common = {"pause_s": pause_s, "hold": str(folder / "hold")}
+    scan = Heavy(name="scan", calls=str(folder / "scan"), payload_bytes=PAYLOAD_BYTES, **common)
+    encode = Heavy(name="encode", calls=str(folder / "encode"), pooled=True, **common)
     return toy_recipe(folder, [scan, Split(), encode], out)
 
 
@@ -129,7 +132,7 @@ def hungry_recipe(folder: Path) -> Recipe:
 def test_lost_nodes_memory_and_a_lost_head(tmp_path: Path) -> None:
     write_toys(tmp_path, NAMES)
     write_toys(tmp_path / "hungry", HUNGRY)
-    run_python(SIMULATED, str(tmp_path), folder=tmp_path, timeout_s=850)
+    run_python(SIMULATED, str(tmp_path), folder=tmp_path, timeout_s=600)
     said = json.loads((tmp_path / "said.json").read_text())
     print(said["seconds"])
     n_rows = {"scan": len(NAMES), "encode": 2 * len(NAMES)}

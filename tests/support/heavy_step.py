@@ -39,6 +39,8 @@ class Heavy(Step):
     payload_bytes: int = 0
     calls: str = Field("", exclude=True)
     pause_s: float = Field(0.0, exclude=True)
+    hold: str = Field("", exclude=True)
+    """File as long as which exists rows wait."""
 
     def reads(self) -> tuple[str, ...]:
         return ("source", "payload") if self.pooled else ("source",)
@@ -55,6 +57,8 @@ class Heavy(Step):
         def work(row: dict[str, Any]) -> dict[str, Any]:
             log_call(self.calls, row["uid"])
             time.sleep(self.pause_s)
+            while self.hold and Path(self.hold).exists():
+                time.sleep(0.05)
             if self.pooled:
                 return {"size": len(row["payload"])}
             name, n_clips = Path(row["source"]).stem.split("-")
