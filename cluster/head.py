@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 
 import ray
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of a compiled module
 from ray.exceptions import RayError
 
 from cluster.interrupts import interrupt_main_thread
@@ -71,7 +71,7 @@ class _Watch:
 
     @property
     def message(self) -> str:
-        """What happened, and what to do."""
+        """The error, with what to do."""
         return (
             f"the Ray cluster lost its head node ({self._address}) and all work that was under way; start the cluster "
             "again and run the same command: finished work is kept"
@@ -102,9 +102,10 @@ class _Watch:
     def _is_same(self) -> bool:
         """Return whether the head node knows this cluster; one that restarts without a store begins another."""
         try:
-            return GcsClient(address=self._address).cluster_id.hex() == self._cluster
+            cluster: str = GcsClient(address=self._address).cluster_id.hex()
         except RayError:
             return True  # it was lost since, which the next look finds
+        return cluster == self._cluster
 
     def _watch(self) -> None:
         while not self._ended.wait(POLL_S):

@@ -49,9 +49,8 @@ def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     """Run tasks on the connected Ray cluster and yield the report of each as it ends.
 
     A worker that dies, for instance because a decoder crashes on one file, costs no other row: rows without a result
-    are retried with one row per task, and rows whose worker dies again are written as failed. A worker that dies with
-    its node is no fault of a row: its tasks are begun again. An error in our own code or in the storage ends the run
-    instead, because no row causes it.
+    are retried with one row per task, and rows whose worker dies again are written as failed. For a lost node no row is
+    failed: its tasks are begun again. An error in our own code or in the storage ends the run, as no row causes it.
     """
     if bulk := bulk_captions_of(job):
         ask_in_bulk(bulk, tasks)
