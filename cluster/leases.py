@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import secrets
-import signal
 import socket
 import sys
 import threading
@@ -30,6 +29,7 @@ from typing import Literal
 
 from cluster import storage
 from cluster.config import ConfigError
+from cluster.interrupts import interrupt_main_thread
 from cluster.telemetry import log
 
 FOLDER = "leases"
@@ -103,7 +103,7 @@ def lease(folder: str, scope: str) -> Iterator[None]:
     token = _held.set((*mine, (folder, scope)))
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the latter where a connected Ray handles SIGTERM
         if held.lost:
             raise LeaseLostError(
                 f"{folder}: this command did not write its lease for over {VOID_AFTER_S:.0f} s, and another took it; "
@@ -222,10 +222,7 @@ class _Lease:
                 log.warning(f"{self._uri}: cannot be written now, tried again in {HEARTBEAT_S:.0f} s: {error}")
                 continue
             self.lost = True
-            # A process that a shell started in the background ignores SIGINT. The command line takes SIGTERM as SIGINT.
-            is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-            number = signal.SIGTERM if is_ignored else signal.SIGINT
-            signal.pthread_kill(threading.main_thread().ident or 0, number)  # ends a wait, too
+            interrupt_main_thread()
             return
 
 

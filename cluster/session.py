@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
+from cluster.head import watched_head
 from cluster.nodes import check_nodes
 from cluster.ray_settings import RaySettings
 from cluster.resources import ClusterSize
@@ -63,7 +64,8 @@ def ray_connection(settings: RaySettings) -> Iterator[None]:
         with _private_ray():
             context = ray.init("local", num_cpus=settings.cpus, include_dashboard=False, **options)
             try:
-                yield
+                with watched_head():
+                    yield
             finally:
                 ray.shutdown()
                 _remove_folder(Path(context.address_info["session_dir"]))
@@ -74,7 +76,8 @@ def ray_connection(settings: RaySettings) -> Iterator[None]:
         if context.dashboard_url:
             log.info(f"its dashboard is http://{context.dashboard_url}")
         check_nodes()
-        yield
+        with watched_head():
+            yield
     finally:
         ray.shutdown()
 

@@ -21,20 +21,15 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.data.context import ShuffleStrategy
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    OutOfMemoryError,
-    RayError,
-    RuntimeEnvSetupError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayError, RuntimeEnvSetupError
 from ray.util.annotations import RayDeprecationWarning
 
 from captioning.dialogue.conversation import Role
 from captioning.engine import EngineError
 from captioning.engines.vllm import PACKAGE, VLLM
 from cluster import storage
+from cluster.head import head_is_lost
+from cluster.lost_workers import dead_nodes, is_worker_death, node_was_lost
 from cluster.metrics import RETRIES
 from cluster.resources import Resources
 from cluster.session import cluster_size
@@ -46,49 +41,59 @@ from pipelines.engine.tables import new_end_marker, read_task, split_task
 from pipelines.engine.worker import Job, Worker, failed_rows, without_done
 from pipelines.steps._bulk_captions import BulkCaptions, bulk_captions_of, returned_columns
 
-WORKER_DEATHS = (WorkerCrashedError, ActorDiedError, ActorUnavailableError, OutOfMemoryError)
+MAX_TRIES = 5
+"""Times that work is begun again without a result in between because nodes were lost."""
 
 
 def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     """Run tasks on the connected Ray cluster and yield the report of each as it ends.
 
     A worker that dies, for instance because a decoder crashes on one file, costs no other row: rows without a result
-    are retried with one row per task, and rows whose worker dies again are written as failed. An error in our own code
-    or in the storage ends the run instead, because no row causes it.
+    are retried with one row per task, and rows whose worker dies again are written as failed. For a lost node no row is
+    failed: its tasks are begun again. An error in our own code or in the storage ends the run, as no row causes it.
     """
     if bulk := bulk_captions_of(job):
         ask_in_bulk(bulk, tasks)
-    job = replace(job, end_marker=new_end_marker(job.folder))
-    left = dict.fromkeys(range(len(tasks)))
-    try:
-        for number, report in _stream(job, tasks, list(left)):
-            del left[number]
-            yield report
-        return
-    except RayError as error:
-        if not _is_worker_death(error):
-            raise
-    # Ray cannot end a running task for certain. From here on, none of this stream writes a part.
-    storage.write_bytes(job.end_marker, b"")
-    job = replace(job, end_marker=new_end_marker(job.folder))
-    singles = without_done(job, [single for number in left for single in split_task(tasks[number])])
+    tries, lost = 0, True
+    while lost and tries < MAX_TRIES:
+        stream, dead = replace(job, end_marker=new_end_marker(job.folder)), dead_nodes()
+        left = dict.fromkeys(range(len(tasks)))
+        try:
+            for number, report in _stream(stream, tasks, list(left)):
+                del left[number]
+                yield report
+            return
+        except RayError as error:
+            if not is_worker_death(error):
+                raise
+        # Ray cannot end a running task for certain. From here on, none of this stream writes a part.
+        storage.write_bytes(stream.end_marker, b"")
+        tries = 1 if len(left) < len(tasks) else tries + 1
+        tasks = without_done(job, [tasks[number] for number in left])
+        if not tasks:
+            return
+        if lost := node_was_lost(dead):
+            RETRIES.record(sum(map(len, tasks)), of="rows")
+            log.warning(f"{job.segment.label}: a node was lost; {len(tasks)} tasks without a result are begun again")
+    yield from _run_singles(job, [single for task in tasks for single in split_task(task)])
+
+
+def _run_singles(job: Job, singles: list[pa.Table]) -> Iterator[pa.Table]:
+    """Run tasks of one row each, whose workers may die, and yield the report of each as it ends."""
     RETRIES.record(len(singles), of="rows")
     log.warning(f"{job.segment.label}: a worker died; {len(singles)} rows without a result are retried one by one")
-    waiting = dict.fromkeys(range(len(singles)))
-    for number, report in _stream(job, singles, list(waiting), tolerate_deaths=True):
-        del waiting[number]
-        yield report
-    storage.write_bytes(job.end_marker, b"")
-    for single in without_done(job, [singles[number] for number in waiting]):
+    for _ in range(MAX_TRIES):
+        stream, dead = replace(job, end_marker=new_end_marker(job.folder)), dead_nodes()
+        left = dict.fromkeys(range(len(singles)))
+        for number, report in _stream(stream, singles, list(left), tolerate_deaths=True):
+            del left[number]
+            yield report
+        storage.write_bytes(stream.end_marker, b"")
+        singles = without_done(job, [singles[number] for number in left])
+        if not singles or not node_was_lost(dead):
+            break
+    for single in singles:
         yield failed_rows(job, single, "WorkerDied: the process that worked on this row died twice")
-
-
-def _is_worker_death(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, WORKER_DEATHS):
-            return True
-        error = getattr(error, "cause", None) or error.__cause__
-    return False
 
 
 def _stream(
@@ -123,7 +128,8 @@ def _actor_names(kill: bool = False) -> Iterator[ActorOptions]:
         yield lambda: {"name": f"{stream}-{uuid.uuid4().hex}"}
         failed = False
     finally:
-        for name in ray.util.list_named_actors() if (failed or kill) and ray.is_initialized() else []:
+        ends = (failed or kill) and ray.is_initialized() and not head_is_lost()
+        for name in ray.util.list_named_actors() if ends else []:
             if name.startswith(stream):
                 # The actor may end in between.
                 with contextlib.suppress(ValueError):

@@ -20,6 +20,8 @@ PACKAGES = ("cluster", "captioning", "training", "pipelines")
 MAY_IMPORT = {
     "ray": {
         "cluster/session.py",
+        "cluster/head.py",
+        "cluster/lost_workers.py",
         "cluster/metrics.py",
         "cluster/nodes.py",
         "cluster/launch/ray_job.py",

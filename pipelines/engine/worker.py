@@ -288,10 +288,13 @@ def join_solved(step: Global, label: str, table: pa.Table, solved: pa.Table) -> 
     return table
 
 
-def without_done(job: Job, singles: list[pa.Table]) -> list[pa.Table]:
-    """Return the tasks of one row whose row has no result yet, and pieces of long rows, which may be done again."""
+def without_done(job: Job, tasks: list[pa.Table]) -> list[pa.Table]:
+    """Return the tasks that have no result yet, and pieces of long rows, which may be done again.
+
+    A task is done if any of its rows is: its part becomes visible at once.
+    """
     done = set(index_table(job.folder, job.segment.input_column).rows["input_uid"].to_pylist())
-    return [single for single in singles if pieces.is_piece(single) or tables.uids_of(single)[0] not in done]
+    return [task for task in tasks if pieces.is_piece(task) or done.isdisjoint(tables.uids_of(task))]
 
 
 def failed_rows(job: Job, task: pa.Table, reason: str) -> pa.Table:

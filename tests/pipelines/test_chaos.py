@@ -135,6 +135,8 @@ class Chaos:
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # takes most of the time, and no machine fails here
         monkeypatch.setattr(pending, "WAITS_S", ())
         monkeypatch.setattr(run, "_stream", self.stream)
+        # A worker may have died with its node.
+        monkeypatch.setattr(run, "node_was_lost", lambda before: self.rng.random() < 0.5)
 
     def count(self) -> None:
         if self.countdown is not None and threading.current_thread() is threading.main_thread():
