@@ -28,7 +28,7 @@ from training.sampling.watermark_method import FrameMarker, WatermarkMethod
 READ_EVERY_S = 1.0
 """Seconds between frames that are read: a network takes up to some seconds for each."""
 MIN_PILOT = 24
-"""Smallest pilot in bits: of 17, all must be right for the stated rate of false positives, and of 24 one may be wrong."""
+"""Smallest pilot in bits: of 17 all must be right for the stated rate of false positives, of 24 one may be wrong."""
 
 Bits = NDArray[np.int8]
 """Bits as -1 and 1."""
