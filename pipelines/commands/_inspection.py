@@ -120,8 +120,11 @@ def _watermark_line(watermarks: Mapping[str, Detection]) -> str:
 
 def usable_methods() -> list[WatermarkMethod]:
     """Return the kinds of watermarks that this machine can look for without settings, our own first."""
-    kinds = [kind for _, kind in plugins.classes(FOLDER, WatermarkMethod)]
-    methods = [kind() for kind in kinds if not any(field.is_required() for field in kind.model_fields.values())]
+    methods = [
+        kind(name=name)
+        for name, kind in plugins.classes(FOLDER, WatermarkMethod)
+        if not any(field.is_required() for field in kind.model_fields.values())
+    ]
     usable = [method for method in methods if method.missing() is None]
     return sorted(usable, key=lambda method: method != SpreadSpectrum())
 

@@ -62,7 +62,8 @@ class _Network:
         data = (word[None] > 0).astype(np.float32)
         (marked_BCTHW,) = self._encoder.run(None, {"frame": _scaled(frame_HWC), "data": data})
         marked = np.rint((marked_BCTHW[0, :, 0].transpose(1, 2, 0) + 1) * 127.5)
-        return np.clip(marked, 0, 255, out=marked).astype(np.uint8)
+        frame: Pixels = np.clip(marked, 0, 255, out=marked).astype(np.uint8)
+        return frame
 
     def read(self, frame_HWC: Pixels) -> Soft:
         (values,) = self._decoder.run(None, {"frame": _scaled(frame_HWC)})

@@ -62,7 +62,8 @@ class _Network:
         with torch.inference_mode():
             message = torch.from_numpy((word[None] > 0).astype(np.float32))
             marked_BCHW = self._network.embed(self._tensor(frame_HWC), message)
-            return (marked_BCHW[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+            marked: Pixels = (marked_BCHW[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+        return marked
 
     def read(self, frame_HWC: Pixels) -> Soft:
         with self._torch.inference_mode():
