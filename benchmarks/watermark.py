@@ -1,16 +1,18 @@
 """The invisible watermark: how often it is found and read after edits, how often where there is none, and its cost.
 
     python -m benchmarks.watermark --footage FOLDER [--model drawn-world] [--sizes 64x48 96x64 320x240]
-                                   [--seconds 2] [--clips 6] [--unmarked 10000] [--seed 0]
+                                   [--methods spread_spectrum rivagan] [--edits none h264-28] [--seconds 2]
+                                   [--clips 6] [--unmarked 10000] [--seed 0]
 
 Marks clips of the footage at each size, and as many samples of the model if one is named, edits them, and looks for the
 mark. Footage that is reduced to a small size is the hardest: it is rougher than anything a small model makes. All edits
 but `none` and `frame` end with H.264 at crf 18, unless they name another codec. `unmarked` frames are random parts of
-frames of the footage, at random sizes, each a test of its own. Prints a line per source and size, and last JSON:
-by source, size and edit the share of clips in which the mark is `found`, in which the whole payload is `read`, and the
-share of right `bits`; the median and lowest `psnr` in dB of marked to unmarked clips; `mark_ms` and `find_s`, the CPU
-time of marking a frame and of a search in an unmarked clip; and `false_positives` of `unmarked` frames, beside the
-stated bound.
+frames of the footage, at random sizes, each a test of its own. `methods` are kinds of watermarks, by default all that
+this machine can use; one that refuses a size has no figures there. Prints a line per source, size and kind, and last
+JSON: by these and by edit the share of clips in which the mark is `found`, in which the whole payload is
+`read`, and the share of right `bits`, of the payload or of the network's word; the median and lowest `psnr` in dB of
+marked to unmarked clips; `mark_ms` and `find_s`, the CPU time of marking a frame and of a search in an unmarked clip;
+and by kind the `false_positives` of `unmarked` frames, beside the stated bound.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import argparse
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import av
@@ -28,10 +30,14 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from benchmarks.measuring import cpu_s, video_files
+from cluster import plugins
 from cluster.arrays import Pixels
+from pipelines.commands._inspection import usable_methods
 from training.sampling.exported_model import ExportedModel
-from training.sampling.watermark import Watermark
-from training.sampling.watermark_detection import FALSE_POSITIVES, Detection, detect
+from training.sampling.learned_watermark import LearnedWatermark, judge, word_of
+from training.sampling.watermark import PUBLIC_KEY
+from training.sampling.watermark_detection import FALSE_POSITIVES, Detection
+from training.sampling.watermark_method import FOLDER, WatermarkMethod
 
 FPS = 8
 PAYLOAD = 0xC0FFEE42
@@ -128,14 +134,21 @@ def covering(frame: Pixels, width: int, height: int) -> Pixels:
     return frame[top : top + height, left : left + width]
 
 
-def find(frames: Pixels, fps: float) -> Detection:
-    """Return what is found in frames."""
-    return detect((index / fps, frame) for index, frame in enumerate(frames))
+def find(method: WatermarkMethod, frames: Pixels, fps: float) -> tuple[Detection, float]:
+    """Return what is found in frames, and the share of the bits that are those of `PAYLOAD`."""
+    timed = ((index / fps, frame) for index, frame in enumerate(frames))
+    if isinstance(method, LearnedWatermark):
+        word = method.read_word(timed)
+        right = word * word_of(PAYLOAD, method.word_bits, PUBLIC_KEY) > 0
+        return judge(word, PUBLIC_KEY), float(right.mean())
+    found = method.detect(timed, PUBLIC_KEY)
+    return found, 1 - (found.word ^ PAYLOAD).bit_count() / 32
 
 
-def measure(clips: list[Pixels]) -> dict[str, object]:
-    """Return the figures of clips of one size."""
-    mark, marked, found = Watermark(PAYLOAD), list[Pixels](), dict[str, list[Detection]]()
+def measure(clips: list[Pixels], method: WatermarkMethod, edits: Sequence[str]) -> dict[str, object]:
+    """Return the figures of clips of one size and a kind of watermark."""
+    mark, marked = method.marker(PAYLOAD, PUBLIC_KEY), list[Pixels]()
+    found = dict[str, list[tuple[Detection, float]]]()
 
     def mark_all() -> None:
         marked.extend(np.stack([mark.mark(frame, index, FPS) for index, frame in enumerate(clip)]) for clip in clips)
@@ -143,16 +156,17 @@ def measure(clips: list[Pixels]) -> dict[str, object]:
     mark_s = cpu_s(mark_all)
     errors = [np.mean((one.astype(float) - clip) ** 2) for one, clip in zip(marked, clips, strict=True)]
     psnrs = [10 * math.log10(255**2 / error) for error in errors]
-    for name, edit in EDITS.items():
-        found[name] = [find(*edit(clip)) for clip in marked]
-    find_s = cpu_s(lambda: [find(clip, FPS) for clip in clips])
-    right = {name: [(one.word ^ PAYLOAD).bit_count() for one in ones] for name, ones in found.items()}
+    for name in edits:
+        found[name] = [find(method, *EDITS[name](clip)) for clip in marked]
+    find_s = cpu_s(lambda: [find(method, clip, FPS) for clip in clips])
+
+    def shares(of: Callable[[Detection, float], float]) -> dict[str, float]:
+        return {name: round(float(np.mean([of(*one) for one in ones])), 3) for name, ones in found.items()}
+
     return {
-        "found": {name: round(float(np.mean([one.found for one in ones])), 3) for name, ones in found.items()},
-        "read": {
-            name: round(float(np.mean([one.payload == PAYLOAD for one in ones])), 3) for name, ones in found.items()
-        },
-        "bits": {name: round(1 - float(np.mean(wrong)) / 32, 3) for name, wrong in right.items()},
+        "found": shares(lambda one, _: one.found),
+        "read": shares(lambda one, _: one.payload == PAYLOAD),
+        "bits": shares(lambda _, right: right),
         "psnr": round(float(np.median(psnrs)), 1),
         "psnr_lowest": round(min(psnrs), 1),
         "mark_ms": round(1000 * mark_s / sum(map(len, clips)), 2),
@@ -180,7 +194,17 @@ def main(arguments: argparse.Namespace) -> None:
     """Measure marked clips and unmarked frames, and print the figures."""
     cv2.setNumThreads(1)
     paths = video_files(arguments.footage)
+    methods = usable_methods()
+    if arguments.methods:
+        methods = [plugins.build(FOLDER, WatermarkMethod, name) for name in arguments.methods]
     results: dict[str, dict[str, object]] = {}
+
+    def add(source: str, clips: list[Pixels]) -> None:
+        for method in methods:
+            if clips[0].shape[1] * clips[0].shape[2] >= method.min_pixels:
+                results[f"{source} {method.name}"] = measure(clips, method, arguments.edits)
+                print(f"{source} {method.name}", results[f"{source} {method.name}"], flush=True)
+
     for size in arguments.sizes:
         width, height = map(int, size.split("x"))
         clips, n_frames = [], 1 + round(arguments.seconds * FPS)
@@ -189,7 +213,7 @@ def main(arguments: argparse.Namespace) -> None:
                 covering(frame, width, height) for _, frame in zip(range(n_frames), frames_of(path), strict=False)
             ]
             clips += [np.stack(frames)] if len(frames) == n_frames else []
-        results[f"footage {size}"] = measure(clips[: arguments.clips])
+        add(f"footage {size}", clips[: arguments.clips])
         if arguments.model and max(width, height) <= 128:
             model = ExportedModel(arguments.model)
             prompts = (
@@ -208,22 +232,22 @@ def main(arguments: argparse.Namespace) -> None:
                 )
                 for seed in range(arguments.clips)
             ]
-            results[f"samples {size}"] = measure(samples)
-    for name, figures in results.items():
-        print(name, figures, flush=True)
-    tests: list[Detection] = []
-    for part in unmarked_parts(paths, arguments.unmarked, arguments.seed):
-        tests.append(detect([(0.0, part)]))
-        if len(tests) % 500 == 0:
-            print(f"{len(tests)} unmarked, of which {sum(one.found for one in tests)} are found", flush=True)
+            add(f"samples {size}", samples)
+    tests: dict[str, list[Detection]] = {method.name: [] for method in methods}
+    for number, part in enumerate(unmarked_parts(paths, arguments.unmarked, arguments.seed), 1):
+        for method in methods:
+            tests[method.name].append(method.detect([(0.0, part)], PUBLIC_KEY))
+        if number % 500 == 0:
+            n_found = {name: sum(one.found for one in ones) for name, ones in tests.items()}
+            print(f"{number} unmarked, of which are found: {n_found}", flush=True)
     result = {
         "benchmark": "watermark",
         "clips": arguments.clips,
         "results": results,
-        "unmarked": len(tests),
-        "false_positives": sum(one.found for one in tests),
+        "unmarked": arguments.unmarked,
+        "false_positives": {name: sum(one.found for one in ones) for name, ones in tests.items()},
         "bound": FALSE_POSITIVES,
-        "lowest_log_p": round(min((one.log_p for one in tests), default=0.0), 1),
+        "lowest_log_p": {name: round(min((one.log_p for one in ones), default=0.0), 1) for name, ones in tests.items()},
     }
     print(json.dumps(result))
 
@@ -233,6 +257,8 @@ if __name__ == "__main__":
     parser.add_argument("--footage", type=Path, required=True)
     parser.add_argument("--model", help="export, or name of a shipped model, whose samples are marked too")
     parser.add_argument("--sizes", nargs="*", default=["64x48", "96x64", "320x240"])
+    parser.add_argument("--methods", nargs="*", help="kinds of watermarks, by default all that can be used here")
+    parser.add_argument("--edits", nargs="*", default=list(EDITS), choices=list(EDITS))
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--clips", type=int, default=6)
     parser.add_argument("--unmarked", type=int, default=10_000)

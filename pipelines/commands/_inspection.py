@@ -6,12 +6,12 @@ import contextlib
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster import storage
+from cluster import plugins, storage
 from pipelines.video.generated import leading_frames
 from training.sampling import credentials
 from training.sampling.credentials import CredentialsReport
@@ -19,7 +19,9 @@ from training.sampling.marks import record_digest
 from training.sampling.provenance import read_provenance
 from training.sampling.source_type import is_of_a_model, source_types
 from training.sampling.watermark import PUBLIC_KEY
-from training.sampling.watermark_detection import Detection, detect
+from training.sampling.watermark_detection import Detection
+from training.sampling.watermark_method import FOLDER, WatermarkMethod
+from training.sampling.watermarks.spread_spectrum import SpreadSpectrum
 
 Verdict = Literal["generated", "changed", "unmarked"]
 
@@ -33,8 +35,8 @@ class Inspection:
     """None without any, and without the package that reads them."""
     stated: dict[str, list[str]]
     """Digital source types by where they are stated, `c2pa` or `xmp`."""
-    watermark: Detection | None
-    """None if it was not looked for."""
+    watermarks: dict[str, Detection]
+    """The findings of each kind of watermark that was looked for; one that is found ends the search."""
     record: dict[str, Any] | None
     """The record beside the file."""
 
@@ -44,7 +46,12 @@ class Inspection:
         if self.credentials is not None and not self.credentials.hold:
             return "changed"
         says_so = any(is_of_a_model(term) for terms in self.stated.values() for term in terms)
-        return "generated" if says_so or (self.watermark is not None and self.watermark.found) else "unmarked"
+        return "generated" if says_so or self.found_watermark else "unmarked"
+
+    @property
+    def found_watermark(self) -> str | None:
+        """The kind of watermark that was found."""
+        return next((name for name, detection in self.watermarks.items() if detection.found), None)
 
     @property
     def record_fits(self) -> bool | None:
@@ -54,13 +61,15 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """Return the findings as plain data."""
-        found = self.watermark
         watermark = None
-        if found is not None:
+        if self.watermarks:
+            likeliest = min(self.watermarks.values(), key=lambda detection: detection.log_p)
             watermark = {
-                "found": found.found,
-                "false_positive_probability": math.exp(max(found.log_p, -700.0)),
-                "payload": None if found.payload is None else f"{found.payload:08x}",
+                "found": self.found_watermark is not None,
+                "method": self.found_watermark,
+                "methods": list(self.watermarks),
+                "false_positive_probability": math.exp(max(likeliest.log_p, -700.0)),
+                "payload": None if likeliest.payload is None else f"{likeliest.payload:08x}",
             }
         shown = self.credentials
         return {
@@ -81,7 +90,7 @@ class Inspection:
             ("verdict", self.verdict),
             ("credentials", _credentials_line(self.credentials)),
             ("source type", ", ".join(stated) or "not stated"),
-            ("watermark", _watermark_line(self.watermark)),
+            ("watermark", _watermark_line(self.watermarks)),
             ("record", "none" if self.record is None else record[self.record_fits]),
         ]
 
@@ -98,17 +107,35 @@ def _credentials_line(report: CredentialsReport | None) -> str:
     return "; ".join(part for part in parts if part) + made_of
 
 
-def _watermark_line(found: Detection | None) -> str:
-    if found is None:
+def _watermark_line(watermarks: Mapping[str, Detection]) -> str:
+    if not watermarks:
         return "not looked for"
-    if not found.found:
-        return "not found"
-    payload = "no payload can be read" if found.payload is None else f"payload {found.payload:08x}"
-    return f"found; without a mark, the probability of this is at most 10^{found.log_p / math.log(10):.0f}; {payload}"
+    for name, found in watermarks.items():
+        if found.found:
+            payload = "no payload can be read" if found.payload is None else f"payload {found.payload:08x}"
+            bound = f"10^{math.ceil(found.log_p / math.log(10))}"
+            return f"found by {name}; without a mark, the probability of this is at most {bound}; {payload}"
+    return f"not found by {', '.join(watermarks)}"
 
 
-def inspect_file(uri: str, key: bytes = PUBLIC_KEY, watermark: bool = True) -> Inspection:
-    """Inspect a file. Raises `OSError` if it cannot be read, and `DecodeError` if it is no video and no image."""
+def usable_methods() -> list[WatermarkMethod]:
+    """Return the kinds of watermarks that this machine can look for without settings, our own first."""
+    methods = [
+        kind(name=name)
+        for name, kind in plugins.classes(FOLDER, WatermarkMethod)
+        if not any(field.is_required() for field in kind.model_fields.values())
+    ]
+    usable = [method for method in methods if method.missing() is None]
+    return sorted(usable, key=lambda method: method != SpreadSpectrum())
+
+
+def inspect_file(
+    uri: str, key: bytes = PUBLIC_KEY, methods: Sequence[WatermarkMethod] = (SpreadSpectrum(),)
+) -> Inspection:
+    """Inspect a file, and look for watermarks of these kinds until one is found.
+
+    Raises `OSError` if it cannot be read, and `DecodeError` if it is no video and no image.
+    """
     uri = storage.absolute(uri)
     with storage.open_input(uri) as file:
         stated = source_types(file)
@@ -116,8 +143,12 @@ def inspect_file(uri: str, key: bytes = PUBLIC_KEY, watermark: bool = True) -> I
     if credentials.is_installed():
         with _local(uri) as path:
             report = credentials.read_credentials(path)
-    found = detect(leading_frames(uri), key) if watermark else None
-    return Inspection(uri, report, stated, found, read_provenance(uri))
+    watermarks: dict[str, Detection] = {}
+    for method in methods:
+        watermarks[method.name] = found = method.detect(leading_frames(uri), key)
+        if found.found:
+            break
+    return Inspection(uri, report, stated, watermarks, read_provenance(uri))
 
 
 @contextlib.contextmanager

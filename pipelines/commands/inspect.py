@@ -24,7 +24,7 @@ def command(
         str | None, typer.Option(metavar="FILE", help="Secret of the watermark, if it was written with one.")
     ] = None,
     watermark: Annotated[
-        bool, typer.Option("--watermark/--no-watermark", help="Look for the invisible watermark, which decodes frames.")
+        bool, typer.Option("--watermark/--no-watermark", help="Look for invisible watermarks, which decodes frames.")
     ] = True,
 ) -> None:
     """Show what files say of how they were made: signed credentials, source type, invisible watermark and record.
@@ -32,17 +32,18 @@ def command(
     Exits 0 if all files say that they were generated, 3 if one does not, and 1 if one was changed after it was signed
     or cannot be read.
     """
-    from pipelines.commands._inspection import inspect_file  # imports cryptography, which other commands need not
+    from pipelines.commands._inspection import inspect_file, usable_methods  # import cryptography
     from training.sampling.marks import read_key
 
     try:
         secret = read_key(key)
     except ValueError as error:
         raise ConfigError(f"--key: {error}") from error
+    methods = usable_methods() if watermark else []
     found: list[dict[str, Any]] = []
     for file in files:
         try:
-            one = inspect_file(file, secret, watermark)
+            one = inspect_file(file, secret, methods)
             found.append(one.to_json())
             lines = one.lines()
         except (DecodeError, OSError, RuntimeError) as error:

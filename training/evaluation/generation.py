@@ -78,12 +78,18 @@ class Generation:
     def run(
         self, prompts: Sequence[Prompt], clip_set: ClipSet, advance: Callable[[], None] = lambda: None
     ) -> list[ClipResult]:
-        """Return the results for prompts, generating those that are not there yet. `null` clips ignore their texts."""
+        """Return the results for prompts, generating those that are not there yet. `null` clips ignore their texts.
+
+        Raises `ValueError` for a size that cannot be marked, before anything is generated.
+        """
         keys = [self.key(prompt, clip_set) for prompt in prompts]
         there = [
             read_result(self.folder_uri, clip_set, prompt.name, key) for prompt, key in zip(prompts, keys, strict=True)
         ]
         missing = [prompt for prompt, found in zip(prompts, there, strict=True) if found is None]
+        if self.marker is not None:
+            for prompt in missing:
+                self.marker.check_size(prompt.shape.width, prompt.shape.height)
         texts: dict[str, Tensor] = {}
         if missing and clip_set != "null":
             embeddings = self.model.embed_all([prompt.text for prompt in missing])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from cluster import storage
 from cluster.config import LocatedError, Settings
+from cluster.plugins import PluginField
+from training.sampling.watermark_method import FOLDER, WatermarkMethod
+from training.sampling.watermarks.spread_spectrum import SpreadSpectrum
 
 OFF = "off"
 FILES = ("certificate", "private_key", "watermark_key")
@@ -20,6 +23,11 @@ class MarkSettings(Settings):
         True, description="Sign each file and say in it that it was generated, by which model: C2PA and XMP metadata."
     )
     watermark: bool = Field(True, description="Mark the pixels invisibly, so that the mark outlives the metadata.")
+    watermark_method: Annotated[WatermarkMethod, PluginField(FOLDER, WatermarkMethod)] = Field(
+        SpreadSpectrum(),
+        description="Kind of watermark: spread_spectrum, which is our own, or the network of a package that you have: "
+        "rivagan, trustmark or videoseal.",
+    )
     prompt: bool = Field(False, description="Write the prompt into the credentials, which go wherever the file goes.")
     certificate: str | None = Field(
         None,
@@ -67,8 +75,9 @@ class MarkSettings(Settings):
         if not self.credentials and (signing or self.prompt):
             key = signing[0] if signing else "prompt"
             raise LocatedError((key,), f"{key} has no effect with credentials: false; remove one of them")
-        if not self.watermark and self.watermark_key:
-            raise LocatedError(("watermark_key",), "has no effect with watermark: false; remove one of them")
+        if not self.watermark and (self.watermark_key or self.watermark_method != SpreadSpectrum()):
+            key = "watermark_key" if self.watermark_key else "watermark_method"
+            raise LocatedError((key,), "has no effect with watermark: false; remove one of them")
         return self
 
     @property

@@ -19,7 +19,7 @@ from training.sampling.provenance import version
 from training.sampling.settings import SampleSettings
 from training.sampling.sign_command import VARIABLE, sign_command
 from training.sampling.source_type import COMPOSITE, GENERATED, xmp_packet
-from training.sampling.watermark import PUBLIC_KEY, Watermark
+from training.sampling.watermark import PUBLIC_KEY
 
 MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 1 << 16
 
@@ -27,33 +27,52 @@ MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 1 << 16
 class Marker:
     """Marks generated files as settings say. It is made before a model is loaded.
 
-    Raises `ValueError` for a certificate, key or timestamp authority that does not sign, and for a watermark key that
-    cannot be read. Marks that are turned off or cannot be made are logged.
+    Raises `ValueError` for a certificate, key or timestamp authority that does not sign, for a watermark key that
+    cannot be read, and for a kind of watermark whose package or weights are missing. Marks that are turned off or
+    cannot be made are logged.
     """
 
     def __init__(self, settings: MarkSettings | None = None) -> None:
         self.settings = settings or MarkSettings()
-        if missing := self.settings.missing:
-            log.warning(f"marks: {' and '.join(missing)} off: these files do not tell that they were generated")
+        if off := self.settings.missing:
+            log.warning(f"marks: {' and '.join(off)} off: these files do not tell that they were generated")
         self._signer = _open_signer(self.settings) if self.settings.credentials else None
         self._key = read_key(self.settings.watermark_key)
+        method = self.settings.watermark_method
+        if self.settings.watermark and (missing := method.missing()):
+            raise ValueError(f"watermark_method {method.name}: {missing}")
 
     def describe(self, weights: str, batch: str) -> dict[str, Any]:
         """Return the marks of a file, by a model of these weights and in this batch, as its record has them."""
-        settings = self.settings
-        watermark = f"{payload_of(weights, batch):08x}" if settings.watermark else None
-        return {"credentials": settings.credentials, "prompt": settings.prompt, "watermark": watermark}
+        settings, method = self.settings, self.settings.watermark_method
+        payload = f"{payload_of(weights, batch):08x}" if settings.watermark and method.has_payload else None
+        return {
+            "credentials": settings.credentials,
+            "prompt": settings.prompt,
+            "watermark": payload,
+            "watermark_method": method.name if settings.watermark else None,
+        }
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise `ValueError` for frames of a size in pixels that the watermark cannot mark."""
+        if self.settings.watermark:
+            self.settings.watermark_method.check_size(width, height)
 
     def frames(
         self, frames: Iterable[Pixels], fps: float, marks: Mapping[str, Any], first: int = 0
     ) -> Iterator[Pixels]:
         """Yield frames `[H, W, 3]` with the watermark of a file's `marks`, one by one.
 
-        `first` is the index in the file of the first of them; those before the file begins are not marked.
+        `first` is the index in the file of the first of them; those before the file begins are not marked. Raises
+        `ValueError` as `check_size`.
         """
-        watermark = None if marks["watermark"] is None else Watermark(int(marks["watermark"], 16), self._key)
+        if not self.settings.watermark:
+            yield from frames
+            return
+        watermark = self.settings.watermark_method.marker(int(marks["watermark"] or "0", 16), self._key)
         for index, frame in enumerate(frames, first):
-            yield frame if watermark is None or index < 0 else watermark.mark(frame, index, fps)
+            self.check_size(frame.shape[1], frame.shape[0])
+            yield frame if index < 0 else watermark.mark(frame, index, fps)
 
     def ingredients(self, settings: SampleSettings) -> tuple[credentials.Ingredient, ...]:
         """Return the images and videos of a sample as ingredients; a file that cannot be read is named in a warning."""

@@ -96,11 +96,12 @@ def prepare(
     """Read the images and videos of a sample, make its prompt detailed if it asks for that, and look for its file.
 
     A prompt that an earlier sample in the folder has is not upsampled again. Raises `ValueError` for a size that the
-    model cannot make, for an autoencoder other than that of training, for a video that is too short for its task, and
-    if one of `inputs` is missing and needed.
+    model cannot make or that cannot be marked, for an autoencoder other than that of training, for a video that is too
+    short for its task, and if one of `inputs` is missing and needed.
     """
     read_image, read_video = inputs.read_image, inputs.read_video
     shape = model.fit_shape(settings)
+    marker.check_size(shape.width, shape.height)
     out_uri = storage.absolute(out_uri)
     uri = storage.join(out_uri, settings.file_name())
     if settings.images() and read_image is None:

@@ -20,7 +20,7 @@ from cluster.arrays import Pixels
 from training.sampling import watermark_code
 
 SLOTS, CELLS = 8, 32
-SLOT_S = 0.5
+SLOT_S = 0.25
 PUBLIC_KEY = b"worldloom watermark 1"
 """Key without a secret, so that everybody can find the mark."""
 SMALL_SIDE = 256

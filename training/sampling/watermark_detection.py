@@ -42,6 +42,8 @@ MIN_CELL_PX, MAX_CELL_PX = 1.9, 16.5
 """Sides of a cell that are looked for: those of files of half to twice the size."""
 KINDS_OF_PLACES = 4
 """Kinds of places that the probability of a false positive is shared among: as written, moved, scaled, and both."""
+CHANGE_WEIGHT = np.float32(2)
+"""Weight of what is left without the slots around, beside what is left of a slot by itself."""
 _WINDOWS = ((3.0, 5), (6.0, 9), (12.0, 17), (math.inf, 33))
 """Window of the local means in pixels, by the largest side of a cell that it is taken for."""
 _SIDE = 2 * CELLS
@@ -222,9 +224,10 @@ class _Search:
         maps = []
         for slot, mean in means.items():
             residual = _normalised(mean, window, noise=2.5)
-            others = [other for number, other in means.items() if 0 < abs(number - slot) <= 2]
+            others = [other for number, other in means.items() if abs(number - slot) == 1]
             if others:
-                residual = residual + _normalised(mean - np.mean(others, axis=0), window, noise=1.5)
+                change = _normalised(mean - np.mean(others, axis=0), window, noise=1.5)
+                residual = residual + CHANGE_WEIGHT * change
             maps.append((slot, residual))
         return maps
 

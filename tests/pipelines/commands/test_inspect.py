@@ -13,12 +13,15 @@ from pipelines.commands._given_videos import read_given_video
 from pipelines.commands._inspection import inspect_file
 from pipelines.commands._media import read_frames
 from tests.support.command_line import CommandLine
+from tests.support.watermark_networks import flat_frames, install
 from tests.training.sampling.test_media import moving_gradient
 from training.sampling.mark_settings import MarkSettings
-from training.sampling.marks import payload_of
+from training.sampling.marks import Marker, payload_of
 from training.sampling.media import write_mp4, write_png
 from training.sampling.settings import SampleSettings
 from training.sampling.tasks import Inputs, sample
+from training.sampling.watermarks.rivagan import RivaGAN
+from training.sampling.watermarks.trustmark import TrustMark
 
 MODEL = "drawn-world"
 """The shipped model: an untrained one makes noise, in which no mark is found."""
@@ -101,9 +104,8 @@ def test_marks_that_are_off_and_secrets(tmp_path: Path, caplog: pytest.LogCaptur
     marks = MarkSettings(credentials=False, watermark_key=str(secret))
     hidden = sample(SETTINGS, MODEL, str(tmp_path / "hidden"), marks=marks)
     assert inspect_file(hidden).verdict == "unmarked"
-    found = inspect_file(hidden, secret.read_bytes()).watermark
+    found = inspect_file(hidden, secret.read_bytes()).watermarks["spread_spectrum"]
     record = json.loads(Path(f"{hidden}.json").read_text())
-    assert found is not None
     assert found.payload == int(record["marks"]["watermark"], 16)
     assert found.payload >> 16 == payload_of(record["model"]["weights"], "any batch") >> 16
     assert "0123456789abcdef" not in Path(f"{hidden}.json").read_text() + caplog.text
@@ -120,8 +122,38 @@ def test_given_frames_are_not_marked(tmp_path: Path) -> None:
     assert found.credentials.hold
     assert found.credentials.ingredients == ("given.mp4",)
     assert found.credentials.source_types == ("compositeWithTrainedAlgorithmicMedia",)
-    assert found.watermark is not None
-    assert found.watermark.found
+    assert found.found_watermark == "spread_spectrum"
     with Image.open(file) as animation:
         first = np.asarray(animation.convert("RGB")).astype(int)
     assert np.ptp(first) <= 2
+
+
+@pytest.mark.slow
+def test_marks_of_installed_networks_are_found(
+    tmp_path: Path, worldloom: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("trustmark", tmp_path / "site", monkeypatch)
+    file = str(tmp_path / "a.png")
+    marker = Marker(MarkSettings(credentials=False, watermark_method=TrustMark()))
+    marks = marker.write(file, flat_frames()[0], 8, "weights", "batch")
+    ended = worldloom("inspect", file, "--json")
+    assert ended.exit_code == 0, ended.stderr
+    (found,) = json.loads(ended.stdout)
+    assert (found["verdict"], found["watermark"]["method"]) == ("generated", "trustmark")
+    assert found["watermark"]["methods"] == ["spread_spectrum", "trustmark"]
+    assert found["watermark"]["payload"] == marks["watermark"]
+    assert found["watermark"]["false_positive_probability"] == pytest.approx(2.0**-29)
+    assert (
+        "found by trustmark; without a mark, the probability of this is at most 10^-8"
+        in worldloom("inspect", file).stdout
+    )
+    write_png(str(tmp_path / "plain.png"), flat_frames()[0])
+    ended = worldloom("inspect", tmp_path / "plain.png")
+    assert (ended.exit_code, "not found by spread_spectrum, trustmark" in ended.stdout) == (3, True)
+
+
+def test_samples_too_small_for_a_network_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("rivagan", tmp_path / "site", monkeypatch)
+    marks = MarkSettings(credentials=False, watermark_method=RivaGAN())
+    with pytest.raises(ValueError, match="watermark_method rivagan: frames of 112x64 are too small"):
+        sample(SETTINGS, MODEL, str(tmp_path), marks=marks)

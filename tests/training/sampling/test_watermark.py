@@ -66,8 +66,8 @@ def test_keys_decide_the_layout() -> None:
     assert abs(float(np.mean(ours.signs * other.signs))) < 0.05
     assert abs(float(np.mean(ours.signs))) < 0.05
     assert np.mean(ours.bits < 0) == 0.5
-    counts = np.bincount(ours.bits[:4, :12, :16][ours.bits[:4, :12, :16] >= 0], minlength=watermark_code.CODED_BITS)
-    assert counts.min() >= 2, "two seconds of 64x48 carry every bit more than once"
+    counts = np.bincount(ours.bits[:, :12, :16][ours.bits[:, :12, :16] >= 0], minlength=watermark_code.CODED_BITS)
+    assert counts.min() >= 4, "two seconds of 64x48 carry every bit more than once"
 
 
 def test_changes_are_small_and_smallest_on_flat_areas() -> None:
@@ -89,8 +89,8 @@ def test_frames_are_marked_alone_and_alike() -> None:
     whole = marked(clip)
     for index in (8, 0, 5):
         assert np.array_equal(watermark.mark(clip[index], index, FPS), whole[index])
-    assert not np.array_equal(watermark.mark(clip[0], 4, FPS), whole[0]), "the mark changes every half second"
-    later = SLOTS * FPS // 2
+    assert not np.array_equal(watermark.mark(clip[0], 2, FPS), whole[0]), "the mark changes four times a second"
+    later = SLOTS * FPS // 4
     assert np.array_equal(watermark.mark(clip[0], later, FPS), whole[0]), "and returns"
 
 

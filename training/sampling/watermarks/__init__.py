@@ -1,0 +1,1 @@
+"""Kinds of invisible watermarks, one file each."""
