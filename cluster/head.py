@@ -105,7 +105,7 @@ class _Watch:
             cluster: str = GcsClient(address=self._address).cluster_id.hex()
         except RayError:
             return True  # it was lost since, which the next look finds
-        return cluster == self._cluster
+        return bool(cluster == self._cluster)
 
     def _watch(self) -> None:
         while not self._ended.wait(POLL_S):
