@@ -80,16 +80,16 @@ def load_tokenizer(key: str, path: str, revision: str) -> Any:
 
 def pretrained_arguments(path: str, revision: str) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` for a folder or a hub name. Code in the folder is not run."""
+    # Left out, transformers would ask on a terminal whether to run code of the folder.
+    return {**place_arguments(path, revision), "trust_remote_code": False}
+
+
+def place_arguments(path: str, revision: str) -> dict[str, Any]:
+    """Return those of `pretrained_arguments` that say where the files are, for libraries that run no code of folders."""
     if not path.startswith(HUB_PREFIX):
-        # Left out, transformers would ask on a terminal whether to run code of the folder.
-        return {"pretrained_model_name_or_path": path, "local_files_only": True, "trust_remote_code": False}
+        return {"pretrained_model_name_or_path": path, "local_files_only": True}
     owner, name, *folder = path.removeprefix(HUB_PREFIX).strip("/").split("/")
-    return {
-        "pretrained_model_name_or_path": f"{owner}/{name}",
-        "revision": revision,
-        "subfolder": "/".join(folder),
-        "trust_remote_code": False,
-    }
+    return {"pretrained_model_name_or_path": f"{owner}/{name}", "revision": revision, "subfolder": "/".join(folder)}
 
 
 @contextlib.contextmanager

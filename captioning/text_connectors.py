@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from captioning.engine import EngineError
-from captioning.pretrained import pretrained_arguments
+from captioning.pretrained import place_arguments
 from cluster.telemetry import silenced
 
 
@@ -22,14 +22,11 @@ def load_connectors(path: str, revision: str, dtype_name: str) -> Any:
     from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
     from diffusers.utils import logging
 
-    arguments = {
-        key: value for key, value in pretrained_arguments(path, revision).items() if key != "trust_remote_code"
-    }
     fix = "set it to the folder connectors of a pipeline of LTX-2, or download its files again"
     try:
         with silenced(logging, logging.CRITICAL), torch.random.fork_rng(devices=[]):
             network, report = LTX2TextConnectors.from_pretrained(
-                **arguments, torch_dtype=getattr(torch, dtype_name), output_loading_info=True
+                **place_arguments(path, revision), torch_dtype=getattr(torch, dtype_name), output_loading_info=True
             )
     except Exception as error:  # errors of diffusers have many classes
         message = " ".join(str(error).split())
