@@ -85,7 +85,7 @@ def pretrained_arguments(path: str, revision: str) -> dict[str, Any]:
 
 
 def place_arguments(path: str, revision: str) -> dict[str, Any]:
-    """Return those of `pretrained_arguments` that say where the files are, for libraries that run no code of folders."""
+    """Return the arguments that say where the files are, for libraries that never run code of a folder."""
     if not path.startswith(HUB_PREFIX):
         return {"pretrained_model_name_or_path": path, "local_files_only": True}
     owner, name, *folder = path.removeprefix(HUB_PREFIX).strip("/").split("/")

@@ -21,11 +21,11 @@ from training.step import StepConfig, mse_losses
 
 
 class OurTimes(FlowMatchEulerDiscreteScheduler):
-    """Euler's scheduler at our noise levels."""
+    """Euler's scheduler at our noise levels, for pipelines that leave them to the scheduler."""
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None, **options: Any) -> None:
         sigmas = [1 - step / num_inference_steps for step in range(num_inference_steps)]
-        super().set_timesteps(device=device, sigmas=sigmas)
+        super().set_timesteps(device=device, **{"sigmas": sigmas} | options)
 
 
 def pipeline_of(folder: Path, **parts: Any) -> WanImageToVideoPipeline:

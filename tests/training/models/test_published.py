@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.config import validate
 from tests.support.exported_models import untrained_card
+from tests.support.image_to_video import OurTimes
 from tests.support.published_models import (
     GUIDANCE,
     POOLED_DIM,
@@ -99,14 +100,6 @@ def test_every_frame_has_its_own_noise_level(family: str, pipeline: dict[str, An
             time_T = torch.tensor(times[index])
             expected = pipeline_prediction(family, transformer, latents[index], text[index], time_T, FPS)
             torch.testing.assert_close(prediction, expected, rtol=0, atol=1e-5)
-
-
-class OurTimes(FlowMatchEulerDiscreteScheduler):
-    """Euler's scheduler at the noise levels that LTXPipeline asks for; WanPipeline leaves them to the scheduler."""
-
-    def set_timesteps(self, num_inference_steps: int, device: Any = None, **options: Any) -> None:
-        sigmas = [1 - step / num_inference_steps for step in range(num_inference_steps)]
-        super().set_timesteps(device=device, **{"sigmas": sigmas} | options)
 
 
 def denoised(folder: Path, transformer: Any, noise: Tensor, text: Sequence[Tensor]) -> Tensor:
