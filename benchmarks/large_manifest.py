@@ -124,7 +124,7 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
     opened, identity = autoencoder.open(), encoder.identity()
     clips, samples = clips_of(n, n_captions, caption_bytes), samples_of(n)
     captions = Captions.of_clips(clips["captions"], identity)
-    keys = captions.key_N.take(pa.array(captions.distinct())).combine_chunks()
+    keys = captions.key_N.take(pa.array(captions.distinct)).combine_chunks()
     n_text = pa.table({"key": keys, "n": pa.repeat(pa.scalar(30), len(keys))})
     info = ShardInfo.from_autoencoder(autoencoder, opened, BUCKET, "benchmark")
     widths = {"latent": info.latent_bytes, "last_frame_latent": info.last_frame_bytes}

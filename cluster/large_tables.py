@@ -6,7 +6,8 @@ and `combine_chunks` of a column make one array of it, and fail. The functions h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,8 @@ from cluster.arrays import Int64Array
 
 ROWS_PER_CHUNK = 1 << 16
 """Rows of a chunk of what is taken: at 8 KB each they are 0.5 GB, which one array of strings holds."""
+
+Rows = TypeVar("Rows", pa.Table, pa.ChunkedArray, pa.Array)
 
 Order = str | Sequence[tuple[str, str]]
 """Name of the column to sort by, ascending, or pairs of a column and `ascending` or `descending`."""
@@ -63,6 +66,23 @@ def codes(column: pa.ChunkedArray) -> tuple[Int64Array, pa.Array]:
     return rank[encoded.indices.to_numpy()], encoded.dictionary.take(order)
 
 
+def in_chunks(rows: Rows) -> Iterator[Rows]:
+    """Yield the rows of a table, a column or an array, `ROWS_PER_CHUNK` at a time."""
+    for start in range(0, len(rows), ROWS_PER_CHUNK):
+        yield rows.slice(start, ROWS_PER_CHUNK)
+
+
+def values_of(column: pa.ChunkedArray | pa.Array) -> Iterator[Any]:
+    """Yield the values of a column as Python's, with `ROWS_PER_CHUNK` of them in memory at a time."""
+    for chunk in in_chunks(column):
+        yield from chunk.to_pylist()
+
+
+def list_array(values: pa.Array, ends: Int64Array) -> pa.ListArray:
+    """Return lists of values that follow each other, by the index after the last value of each list."""
+    return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], ends)), pa.int32()), values)
+
+
 def take(table: pa.Table, indices: pa.Array) -> pa.Table:
     """Return rows of a table by their indices, in chunks of `ROWS_PER_CHUNK`, without metadata."""
     columns = [take_column(table[name], indices) for name in table.column_names]
@@ -73,11 +93,7 @@ def take_column(column: pa.ChunkedArray, indices: pa.Array) -> pa.ChunkedArray:
     """Return cells of a column by their indices, null for null, in chunks of `ROWS_PER_CHUNK`."""
     whole = one_array(column)
     # A chunk is taken from the large array, so that its offsets begin at 0 and fit.
-    chunks = [
-        whole.take(indices.slice(start, ROWS_PER_CHUNK)).cast(column.type)
-        for start in range(0, len(indices), ROWS_PER_CHUNK)
-    ]
-    return pa.chunked_array(chunks, column.type)
+    return pa.chunked_array([whole.take(chunk).cast(column.type) for chunk in in_chunks(indices)], column.type)
 
 
 def sort_by(table: pa.Table, order: Order) -> pa.Table:

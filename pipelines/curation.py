@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from cluster import storage
 from cluster.config import ConfigError, unknown_message
-from cluster.large_tables import ROWS_PER_CHUNK, is_among, one_array, sort_by
+from cluster.large_tables import is_among, one_array, sort_by, values_of
 from cluster.telemetry import log, progress
 from pipelines.dataset.caption_kinds import check_sources
 from pipelines.engine import pieces, tables
@@ -50,8 +50,7 @@ class Inputs:
         live = self.uids if self.upstream is None else self.upstream.live().uids
         uids = one_array(live)
         ordered = uids.take(pc.sort_indices(uids))
-        starts = range(0, len(ordered), ROWS_PER_CHUNK)
-        return storage.digest_of(uid for start in starts for uid in ordered.slice(start, ROWS_PER_CHUNK).to_pylist())
+        return storage.digest_of(values_of(ordered))
 
     def pending(self, done: pa.ChunkedArray) -> list[str]:
         """Return the uids that are not among `done`."""

@@ -14,7 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import storage
-from cluster.large_tables import ROWS_PER_CHUNK, first_of_each, one_array, positions, take, take_column
+from cluster.large_tables import (
+    first_of_each,
+    in_chunks,
+    list_array,
+    one_array,
+    positions,
+    take,
+    take_column,
+    values_of,
+)
 from cluster.telemetry import log
 from pipelines.curation import Curation, SegmentState
 from pipelines.dataset import splits
@@ -32,6 +41,7 @@ from training.data.manifest import (
     MANIFEST_SCHEMA,
     OTHER_CAPTION,
     DatasetInfo,
+    read_info,
     read_manifest_pieces,
 )
 from training.data.manifest_writer import write_manifest_pieces
@@ -71,7 +81,7 @@ def build_dataset(recipe: Recipe, curation: Curation, executor: Executor) -> Dat
     fingerprint = storage.digest_of(
         itertools.chain(
             (str(MANIFEST_SCHEMA), str(text_tables.SCHEMA), state.segment.fingerprint, identity),
-            *(_values(clips[name]) for name in ("uid", "split", "cluster")),
+            *(values_of(clips[name]) for name in ("uid", "split", "cluster")),
         ),
         size_bytes=8,
     )
@@ -95,13 +105,9 @@ def build_dataset(recipe: Recipe, curation: Curation, executor: Executor) -> Dat
     return describe(manifest_uri)
 
 
-def _values(column: pa.ChunkedArray) -> Iterator[str]:
-    for start in range(0, len(column), ROWS_PER_CHUNK):
-        yield from column.slice(start, ROWS_PER_CHUNK).to_pylist()
-
-
 def describe(manifest_uri: str) -> Dataset:
     """Count the samples, latent cells and captions of a manifest."""
+    read_info(manifest_uri)
     counts, keys, n_tokens = Counter[str](), [], 0
     for rows in read_manifest_pieces(manifest_uri, ["split", "n_tokens", "text_key", "other_captions"]):
         counts.update(rows["split"].to_pylist())
@@ -141,7 +147,7 @@ def inspect_texts(recipe: Recipe, curation: Curation) -> TextsState | None:
     identity = _encode_of(curation.final).text.identity()
     captions, folder = Captions.of_clips(clips["captions"], identity), texts_folder(identity)
     stored = read_text_index(storage.join(recipe.tables_uri, folder)).rows["key"]
-    return TextsState(folder, len(captions.distinct()), len(captions.missing(stored)))
+    return TextsState(folder, len(captions.distinct), len(captions.missing(stored)))
 
 
 def kept_clips(state: SegmentState) -> pa.Table:
@@ -196,16 +202,15 @@ def _rows_of_shard(tables_uri: str, uri: str) -> pa.Table:
 
 
 def manifest_pieces(clips: pa.Table, samples: pa.Table, captions: Captions, n_text: pa.Table) -> Iterator[pa.Table]:
-    """Return the rows of the manifest, one for each sample of a kept clip, sorted by uid, as tables of some rows each.
+    """Yield the rows of the manifest, one for each sample of a kept clip, sorted by uid, as tables of some rows each.
 
-    `captions` are those of `clips`, and `n_text` has the `key` and the tokens `n` of each.
-    Raises `RuntimeError` if a kept clip has no sample in any shard.
+    `captions` are those of `clips`, and `n_text` has the `key` and the tokens `n` of each. Raises `RuntimeError` if a
+    kept clip has no sample in any shard.
     """
     clip = positions(shards.clip_uids(samples["uid"]), clips["uid"])
     order = pc.sort_indices(samples["uid"])
     order = order.filter(pc.is_valid(clip).take(order))
-    clip_S = np.asarray(clip.take(order), np.int64)
-    lost = np.setdiff1d(np.arange(len(clips)), clip_S)
+    lost = np.setdiff1d(np.arange(len(clips)), np.asarray(clip.drop_null(), np.int64))
     if len(lost):
         raise RuntimeError(
             f"{len(lost)} kept clips have no latents in any shard, {clips['uid'][int(lost[0])]} first; "
@@ -214,16 +219,15 @@ def manifest_pieces(clips: pa.Table, samples: pa.Table, captions: Captions, n_te
     n_text_N = take_column(n_text["n"], positions(captions.key_N, n_text["key"]))
     ends_C = np.asarray(pc.list_value_length(clips["captions"]), np.int64).cumsum()
     columns = {name: one_array(samples[name]) for name in samples.column_names}
-    for start in range(0, len(order), ROWS_PER_CHUNK):
+    for rows in in_chunks(order):
         # Clips are sorted as their samples are, so those of a piece are near each other.
-        here_S = clip_S[start : start + ROWS_PER_CHUNK]
+        here_S = np.asarray(clip.take(rows), np.int64)
         first, n_clips = int(here_S.min()), int(here_S.max() - here_S.min()) + 1
         near = clips.slice(first, n_clips)
         span = slice(int(ends_C[first - 1]) if first else 0, int(ends_C[first + n_clips - 1]))
         stored = (captions.key_N[span], n_text_N[span])
         lists = _with_embeddings(near["captions"].combine_chunks(), *(column.combine_chunks() for column in stored))
         near = near.set_column(near.column_names.index("captions"), "captions", lists)
-        rows = order[start : start + ROWS_PER_CHUNK]
         of_samples = {name: column.take(rows) for name, column in columns.items()}
         yield _manifest_piece(take(near, pa.array(here_S - first)), of_samples)
 
@@ -232,8 +236,7 @@ def _with_embeddings(lists: pa.ListArray, keys: pa.Array, n_text: pa.Array) -> p
     """Return the captions of clips as lists of `OTHER_CAPTION`, by the keys and token counts of all of them."""
     kind, text = (pc.struct_field(lists.flatten(), name) for name in ("kind", "text"))
     values = pa.StructArray.from_arrays([kind, text, keys, n_text], fields=list(OTHER_CAPTION))
-    ends = np.asarray(pc.list_value_length(lists)).cumsum()
-    return pa.ListArray.from_arrays(pa.array([0, *ends.tolist()], pa.int32()), values)
+    return list_array(values, np.asarray(pc.list_value_length(lists), np.int64).cumsum())
 
 
 def _manifest_piece(clips: pa.Table, samples: Mapping[str, pa.Array]) -> pa.Table:

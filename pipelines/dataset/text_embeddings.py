@@ -63,7 +63,7 @@ def embed_captions(folder: str, settings: TextEncoderSettings, captions: Caption
         index.store()
     table = index.rows.select(["key", "n", "truncated"])
     table = table.filter(is_among(table["key"], captions.key_N))
-    n_wanted = len(captions.distinct())
+    n_wanted = len(captions.distinct)
     if len(table) < n_wanted:
         raise RuntimeError(f"{folder}: {n_wanted - len(table)} of {n_wanted} captions have no embedding; run again")
     _log_summary(table, len(missing_M), pa.concat_tables(reports))
@@ -76,7 +76,7 @@ def tasks_of(captions: Captions, index_M: Int64Array) -> Iterator[pa.Table]:
     A task holds at most `CAPTIONS_PER_PART` captions of at most `BYTES_PER_PART` bytes together, and at least one.
     """
     index_M = captions.longest_first(index_M)
-    ends_M = captions.sizes()[index_M].cumsum()
+    ends_M = captions.sizes[index_M].cumsum()
     start = 0
     while start < len(index_M):
         before = int(ends_M[start - 1]) if start else 0

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from captioning.dialogue import journal
 from cluster import part_index, storage
-from cluster.large_tables import ROWS_PER_CHUNK
+from cluster.large_tables import in_chunks
 from cluster.telemetry import log, progress
 from pipelines.dataset import current
 from pipelines.engine import exclusions, tables
@@ -86,8 +86,8 @@ def _rewrite_manifest(uri: str, removal: RemovalList) -> int:
         return 0
     root = tables_root(uri, info)
     # In pieces, whose columns are single arrays, of less than 2 GB.
-    pieces = [table.slice(start, ROWS_PER_CHUNK) for start in range(0, len(table), ROWS_PER_CHUNK)]
-    redacted = [_redact(piece.filter(pc.invert(removal.row_mask(piece))), removal.identifiers) for piece in pieces]
+    kept = (piece.filter(pc.invert(removal.row_mask(piece))) for piece in in_chunks(table))
+    redacted = [_redact(piece, removal.identifiers) for piece in kept]
     left = pa.concat_tables([table.schema.empty_table(), *(piece for piece, _ in redacted)])
     n_redacted = sum(count for _, count in redacted)
     if not len(left):

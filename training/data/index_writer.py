@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from cluster import storage
 from cluster.arrays import Int64Array
-from cluster.large_tables import one_array
+from cluster.large_tables import list_array, one_array
 from training.data.footer import DamagedError, metadata, tail_checksum
 from training.data.index import OTHER_CAPTION, SCHEMA, SPLITS, TEXT_FIELDS, IndexInfo, index_uri
 from training.data.manifest import MANIFEST_SCHEMA, DatasetInfo, read_info, read_manifest_pieces, tables_root
@@ -123,7 +123,7 @@ class IndexBuilder:
         first = int(self._other_end_N[start - 1]) if start else 0
         ends = self._other_end_N[start:end] - first
         numbers = self._other_numbers[first : first + int(ends[-1] if len(ends) else 0)]
-        columns |= {"text": self._numbers[start:end], "other_texts": _lists(ends, numbers.combine_chunks())}
+        columns |= {"text": self._numbers[start:end], "other_texts": list_array(numbers.combine_chunks(), ends)}
         return pa.table(columns)
 
     def text_places(self) -> list[pa.ChunkedArray]:
@@ -142,7 +142,7 @@ class IndexBuilder:
         values = [further[field.name].combine_chunks().cast(field.type) for field in OTHER_CAPTION]
         structs = pa.StructArray.from_arrays(values, fields=list(OTHER_CAPTION))
         ends = np.asarray(pc.list_value_length(rows["other_captions"]), np.int64).cumsum()
-        columns["other_captions"] = pa.chunked_array([_lists(ends, structs)])
+        columns["other_captions"] = pa.chunked_array([list_array(structs, ends)])
         return pa.record_batch(
             [columns[name].combine_chunks().cast(SCHEMA.field(name).type) for name in SCHEMA.names], SCHEMA
         )
@@ -165,11 +165,6 @@ class _TextPlaces:
     def places(self, numbers: pa.ChunkedArray) -> pa.Table:
         """Return the columns of the places of texts by their numbers, with nulls for nulls."""
         return pa.table([column.take(numbers.combine_chunks()) for column in self._columns], names=self._names)
-
-
-def _lists(ends: Int64Array, values: pa.Array) -> pa.ListArray:
-    """Return lists of values that follow each other, by the end of each."""
-    return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], ends)), pa.int32()), values)
 
 
 def _with_shard_places(table: pa.Table, info: DatasetInfo, root: str) -> pa.Table:

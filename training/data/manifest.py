@@ -146,8 +146,10 @@ def read_info(uri: str) -> DatasetInfo:
 
 
 def read_manifest_pieces(uri: str, columns: list[str]) -> Iterator[pa.Table]:
-    """Yield these columns of a manifest, some rows at a time. Raises `DamagedError` for other files."""
-    read_info(uri)
+    """Yield these columns of a manifest that `read_info` accepts, some rows at a time.
+
+    Raises `DamagedError` for a file that cannot be read.
+    """
     try:
         yield from storage.read_batches(uri, columns, ROWS_PER_CHUNK)
     except READ_ERRORS as error:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster import storage
-from cluster.large_tables import ROWS_PER_CHUNK, sort_by
+from cluster.large_tables import in_chunks, sort_by
 from training.data.footer import metadata
 from training.data.index import SPLITS
 from training.data.index_writer import write_index
@@ -27,8 +27,7 @@ def write_manifest(uri: str, table: pa.Table, info: DatasetInfo) -> None:
     if missing:
         raise ValueError(f"{uri}: the manifest lacks columns {missing}")
     table = sort_by(table.select(MANIFEST_SCHEMA.names), "uid")
-    pieces = [table.slice(start, ROWS_PER_CHUNK) for start in range(0, len(table), ROWS_PER_CHUNK)]
-    write_manifest_pieces(uri, pieces, info)
+    write_manifest_pieces(uri, in_chunks(table), info)
     write_index(uri)
 
 

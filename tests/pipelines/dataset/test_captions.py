@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioning.encoder import NULL_CAPTION, text_key
-from pipelines.dataset import captions as module
+from cluster import large_tables
 from pipelines.dataset.captions import Captions
 
 CAPTION = pa.struct([("kind", pa.string()), ("text", pa.string())])
@@ -22,14 +22,14 @@ def test_columns_say_what_strings_say(chunks: list[list[list[str]]], stored: lis
     texts = [text for chunk in chunks for clip in chunk for text in clip] + [NULL_CAPTION]
     stored_keys = pa.chunked_array([[text_key(text, "me") for text in stored]], pa.string())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ROWS_PER_CHUNK", 2)
+        patch.setattr(large_tables, "ROWS_PER_CHUNK", 2)
         captions = Captions.of_clips(pa.chunked_array(columns, pa.list_(CAPTION)), "me")
-        distinct = list(captions.rows(captions.distinct()))
+        distinct = list(captions.rows(captions.distinct))
         missing = list(captions.rows(captions.missing(stored_keys)))
     assert captions.key_N.to_pylist() == [text_key(text, "me") for text in texts]
     assert distinct == [(text_key(text, "me"), text) for text in dict.fromkeys(texts)]
     assert missing == [row for row in distinct if row[1] not in stored]
-    longest = list(captions.rows(captions.longest_first(captions.distinct())))
+    longest = list(captions.rows(captions.longest_first(captions.distinct)))
     assert longest == sorted(distinct, key=lambda row: (-len(row[1].encode()), row[0]))
 
 

@@ -98,7 +98,7 @@ def test_a_light_encoder_embeds_few_captions_in_this_process(tmp_path: Path, mon
 def rows_of_tasks(texts: list[str]) -> list[list[tuple[str, str]]]:
     """Return (key, caption) of each row of each task of distinct captions and the null caption."""
     captions = captions_of(texts)
-    tasks = tasks_of(captions, captions.distinct())
+    tasks = tasks_of(captions, captions.distinct)
     return [list(zip(task["key"].to_pylist(), task["caption"].to_pylist(), strict=True)) for task in tasks]
 
 

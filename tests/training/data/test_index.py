@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from captioning.encoder import NULL_CAPTION, text_key
-from cluster import storage
+from cluster import large_tables, storage
 from tests.support.stored import (
     CLIPS,
     ENCODER,
@@ -25,7 +25,7 @@ from tests.support.stored import (
     shard_path,
     write_dataset,
 )
-from training.data import manifest, manifest_writer, shards
+from training.data import manifest, shards
 from training.data.dataset import Dataset
 from training.data.footer import DamagedError
 from training.data.index import SPLITS, index_uri, read_index
@@ -41,7 +41,7 @@ COUNTS = {CLIPS: 13, STILLS: 9}
 def manifest_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The manifest of shards of several row groups, with an index of several batches."""
     monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 4 * 24 * 16 * 2)
-    for module in (manifest, manifest_writer):
+    for module in (manifest, large_tables):
         monkeypatch.setattr(module, "ROWS_PER_CHUNK", 5)
     return write_dataset(tmp_path, COUNTS)
 
