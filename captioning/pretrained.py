@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from captioning.engine import EngineError
 from cluster import weight_files
@@ -15,6 +18,16 @@ from cluster.weight_files import HUB_PREFIX
 
 if TYPE_CHECKING:
     import torch
+
+
+Revision = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="Commit, tag or branch of hf-hub: names; prefer a commit, because a branch may change.",
+    ),
+]
+"""The setting of an encoder with several names on the hub, of which all have this revision."""
 
 
 def check_folder(key: str, path: str, file: str = "") -> None:
@@ -28,6 +41,19 @@ def check_folder(key: str, path: str, file: str = "") -> None:
         raise ValueError(f"{key} {path}: no such folder")
     elif not Path(path, file).exists():
         raise ValueError(f"{key} {path}: it has no {file}")
+
+
+def check_pipeline_parts(name: str, networks: Mapping[str, str], tokenizers: Mapping[str, str]) -> None:
+    """Check the packages and the folders, by key, of an encoder that a pipeline of diffusers has.
+
+    Raises `ValueError` for a missing package or folder, and for a network without config.json.
+    """
+    if not (find_spec("transformers") and find_spec("diffusers")):
+        raise ValueError(f"{name} needs transformers and diffusers: pip install 'worldloom[models]'")
+    for key, path in networks.items():
+        check_folder(key, path, "config.json")
+    for key, path in tokenizers.items():
+        check_folder(key, path)
 
 
 def folder_identity(path: str, revision: str) -> str:

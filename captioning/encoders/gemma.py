@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from captioning.encoder import TextEncoder
 from captioning.encoders._batched import BatchedEncoder, BatchedSettings, Tokens
-from captioning.pretrained import check_folder, folder_identity, load_network, load_tokenizer
+from captioning.pretrained import (
+    Revision,
+    check_pipeline_parts,
+    folder_identity,
+    load_network,
+    load_tokenizer,
+)
 from captioning.text_connectors import load_connectors
 from cluster import weight_files
 
@@ -40,11 +45,7 @@ class Gemma(BatchedSettings):
     )
     tokenizer: str = Field(min_length=1, description="Folder or hub name of its tokenizer.")
     connectors: str = Field(min_length=1, description="Folder or hub name of the connectors of LTX-2.")
-    revision: str = Field(
-        "main",
-        min_length=1,
-        description="Commit, tag or branch of hf-hub: names; prefer a commit, because a branch may change.",
-    )
+    revision: Revision = "main"
     max_tokens: int = Field(
         1024, ge=2, description="Tokens per caption; a longer caption is cut off and marked as truncated."
     )
@@ -54,11 +55,8 @@ class Gemma(BatchedSettings):
 
     @model_validator(mode="after")
     def _packages_and_paths_exist(self) -> Gemma:
-        if not (find_spec("transformers") and find_spec("diffusers")):
-            raise ValueError("gemma needs transformers and diffusers: pip install 'worldloom[models]'")
-        for key in ("model", "connectors"):
-            check_folder(key, getattr(self, key), "config.json")
-        check_folder("tokenizer", self.tokenizer)
+        networks = {"model": self.model, "connectors": self.connectors}
+        check_pipeline_parts("gemma", networks, {"tokenizer": self.tokenizer})
         return self
 
     def identity(self) -> str:

@@ -7,7 +7,6 @@ pooled embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,7 +15,13 @@ from pydantic import Field, field_validator, model_validator
 from captioning.encoder import TextEmbedding, TextEncoder
 from captioning.encoders._batched import BatchedEncoder, BatchedSettings, Tokens
 from captioning.engine import EngineError
-from captioning.pretrained import check_folder, folder_identity, load_network, load_tokenizer
+from captioning.pretrained import (
+    Revision,
+    check_pipeline_parts,
+    folder_identity,
+    load_network,
+    load_tokenizer,
+)
 from cluster import weight_files
 
 if TYPE_CHECKING:
@@ -46,11 +51,7 @@ class LlamaClip(BatchedSettings):
     tokenizer: str = Field(min_length=1, description="Folder or hub name of its tokenizer.")
     clip: str = Field(min_length=1, description="Folder or hub name of CLIP's text model.")
     clip_tokenizer: str = Field(min_length=1, description="Folder or hub name of its tokenizer.")
-    revision: str = Field(
-        "main",
-        min_length=1,
-        description="Commit, tag or branch of hf-hub: names; prefer a commit, because a branch may change.",
-    )
+    revision: Revision = "main"
     max_tokens: int = Field(
         256,
         ge=2,
@@ -63,12 +64,8 @@ class LlamaClip(BatchedSettings):
 
     @model_validator(mode="after")
     def _packages_and_paths_exist(self) -> LlamaClip:
-        if not (find_spec("transformers") and find_spec("diffusers")):
-            raise ValueError("llama_clip needs transformers and diffusers: pip install 'worldloom[models]'")
-        for key in ("model", "clip"):
-            check_folder(key, getattr(self, key), "config.json")
-        for key in ("tokenizer", "clip_tokenizer"):
-            check_folder(key, getattr(self, key))
+        tokenizers = {"tokenizer": self.tokenizer, "clip_tokenizer": self.clip_tokenizer}
+        check_pipeline_parts("llama_clip", {"model": self.model, "clip": self.clip}, tokenizers)
         return self
 
     def identity(self) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
 from tests.support.published_models import write_pipeline
+from tests.support.random_networks import save_random
 
 IMAGE_DIM, IMAGE_SIZE, IMAGE_TOKENS = 16, 28, 5
 """Width of embeddings, side of CLIP's images, and tokens of one: four patches and the class."""
@@ -26,11 +26,7 @@ def save_clip_vision(folder: Path, seed: int = 0) -> Path:
         image_size=IMAGE_SIZE,
         patch_size=14,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = transformers.CLIPVisionModel(config)
-    transformers.utils.logging.disable_progress_bar()
-    model.save_pretrained(folder / "image_encoder")
+    save_random(transformers.CLIPVisionModel, config, folder / "image_encoder", seed)
     size = {"shortest_edge": IMAGE_SIZE}
     crop = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     transformers.CLIPImageProcessor(size=size, crop_size=crop).save_pretrained(folder / "image_processor")

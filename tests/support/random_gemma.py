@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
 from benchmarks.random_t5 import save_tokenizer
+from tests.support.random_networks import save_random
 
 GEMMA_DIM, GEMMA_LAYERS = 32, 3
 
@@ -33,11 +33,7 @@ def save_gemma(folder: Path, seed: int = 0) -> Path:
         vision_config=vision | {"image_size": 28, "patch_size": 14},
         mm_tokens_per_image=4,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = transformers.Gemma3ForConditionalGeneration(config)
-    transformers.utils.logging.disable_progress_bar()
-    model.save_pretrained(folder / "text_encoder")
+    save_random(transformers.Gemma3ForConditionalGeneration, config, folder / "text_encoder", seed)
     (folder / "tokenizer").mkdir()
     save_tokenizer(folder / "tokenizer")
     return folder

@@ -14,6 +14,7 @@ from diffusers import HunyuanVideoPipeline
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from pydantic import ValidationError
 
+from captioning import pretrained
 from captioning.encoders import llama_clip
 from captioning.encoders.llama_clip import LlamaClip
 from captioning.engine import EngineError
@@ -105,6 +106,6 @@ def test_faults_are_named(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     wide = save_llama_clip(tmp_path / "wide", clip_dim=48)
     with pytest.raises(EngineError, match="vectors of 48 numbers do not fit into tokens of 32; take the folders"):
         tiny(folder, clip=f"{wide}/text_encoder_2").open()
-    monkeypatch.setattr(llama_clip, "find_spec", lambda name: None)
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
     with pytest.raises(ValidationError, match=r"needs transformers and diffusers: pip install 'worldloom\[models\]'"):
         tiny(folder)
