@@ -151,7 +151,8 @@ def perceptual_distance() -> Distance | None:
     """Return LPIPS with AlexNet as a mean over frames, or None if its weights are missing; nothing is downloaded."""
     if not find_spec("lpips") or not any(Path(torch.hub.get_dir(), "checkpoints").glob("alexnet-owt-*.pth")):
         return None
-    import lpips  # an optional package of this benchmark alone
+    # An optional package of this benchmark alone.
+    import lpips  # type: ignore[import-not-found,unused-ignore]
 
     network = lpips.LPIPS(net="alex", verbose=False).eval()
 

@@ -39,7 +39,9 @@ from pipelines.steps.cut import Cut
 from pipelines.steps.frames import FRAMES, Frames
 from pipelines.steps.scan import Scan
 from pipelines.video import frame_images
-from pipelines.video.decode import OPEN_LOG
+from pipelines.video.decode import OPEN_LOG, Video
+from pipelines.video.frame_images import FrameImages, FrameSampling
+from pipelines.video.scale import Box
 
 IMAGE_BYTES = 23_000
 SECONDS, FPS = 250, 8
@@ -133,9 +135,11 @@ def recorded_spans() -> Iterator[list[tuple[str, int, int]]]:
     spans: list[tuple[str, int, int]] = []
     read_images = frame_images._read_images
 
-    def recording(video: Any, reader: Any, start_pts: int, end_pts: int, sampling: Any) -> Any:
-        spans.append((video.uri, start_pts, end_pts))
-        return read_images(video, reader, start_pts, end_pts, sampling)
+    def recording(
+        video: Video, reader: Any, span: tuple[int, int], box: Box | None, sampling: FrameSampling
+    ) -> FrameImages:
+        spans.append((video.uri, *span))
+        return read_images(video, reader, span, box, sampling)
 
     frame_images._read_images = recording
     try:

@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,7 +64,7 @@ def measure(engine: DeepSpeedEngine, ema: Ema, settings: TrainSettings, out: str
     with contextlib.closing(CheckpointWriter(run_uri, engine, ema, settings)) as writer:
         for number in range(rounds + 1):
             start_s = time.perf_counter()
-            waits["copy_s"].append(wall_s(lambda step=number + 1: writer.start(step, {})))
+            waits["copy_s"].append(wall_s(partial(writer.start, number + 1, {})))
             writer.wait()
             waits["whole_s"].append(time.perf_counter() - start_s)
             waits["deepspeed_s"].append(

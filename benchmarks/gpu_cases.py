@@ -154,7 +154,7 @@ def predictions_and_gradients(
     latents, condition = random_pack(shapes, torch.device("cpu"))
     latents, condition = [one.to(device) for one in latents], condition.to(device)
     predictions = model(latents, condition)
-    mean_squares(predictions, latents).backward()
+    torch.autograd.backward(mean_squares(predictions, latents))
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     return [torch.cat([one.detach().float().cpu().flatten() for one in part]) for part in (predictions, gradients)]
 
@@ -179,7 +179,7 @@ class Training:
 
     def step(self) -> None:
         """Take one step."""
-        mean_squares(self.model(self._latents, self._condition), self._latents).backward()
+        torch.autograd.backward(mean_squares(self.model(self._latents, self._condition), self._latents))
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -227,7 +227,7 @@ def measure_attention(lengths: Sequence[int], head_width: int, kernel: str, mach
     q, k, v = (torch.randn(shape, device=machine.device, dtype=machine.dtype, requires_grad=True) for _ in range(3))
     attend = attention_kernel(kernel, lengths, lengths, machine.device, machine.dtype, head_width)
     direction = torch.randn_like(q)
-    step_s = machine.seconds_per_call(lambda: attend(q, k, v).backward(direction), budget_s=0.2)
+    step_s = machine.seconds_per_call(lambda: torch.autograd.backward(attend(q, k, v), direction), budget_s=0.2)
     # The forward pass has 4 S^2 d operations, the backward pass two and a half times as many.
     operations = 3.5 * 4 * ATTENTION_WIDTH * sum(length**2 for length in lengths)
     return {"step_s": round(step_s, 5), "tflops": round(operations / step_s / 1e12, 1)}

@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -75,10 +76,10 @@ def measure(ranks: int, per_rank: int, steps: int) -> dict[str, float]:
         return step
 
     for index in range(min(steps, planner.steps_in(0))):
-        step = timed("plan", lambda index=index: plan_step(index))
-        timed("quantiles", lambda step=step: stratified_quantiles(0, hashes[step.rows], step.times_seen))
+        step = timed("plan", partial(plan_step, index))
+        timed("quantiles", partial(stratified_quantiles, 0, hashes[step.rows], step.times_seen))
         meter.start()
-        timed("start", lambda index=index: records.start(index + 1, taken, False, False))
+        timed("start", partial(records.start, index + 1, taken, False, False))
         timed("finish", records.finish)
         found["samples"] = len(step.rows)
     dist.destroy_process_group()

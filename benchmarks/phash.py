@@ -123,8 +123,8 @@ def _filtered(frames: Sequence[VideoFrame], time_base: Fraction, edit: Edit) -> 
     if not edit.filter:
         yield from frames
         return
-    graph = Graph()
-    source = graph.add_buffer(width=frames[0].width, height=frames[0].height, format="yuv420p", time_base=time_base)
+    graph, pixel_format = Graph(), av.VideoFormat("yuv420p")
+    source = graph.add_buffer(width=frames[0].width, height=frames[0].height, format=pixel_format, time_base=time_base)
     filtering = graph.add(edit.filter, edit.filter_arguments) if edit.filter_arguments else graph.add(edit.filter)
     sink = graph.add("buffersink")
     source.link_to(filtering)

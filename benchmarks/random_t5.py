@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 Kind = Literal["t5", "mt5", "umt5"]
 CLASSES = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
 SYLLABLES = [first + last for first in "bdfgklmnprst" for last in "aeiou"]
@@ -26,7 +28,6 @@ def save_t5(folder: Path, kind: Kind = "t5", seed: int = 0, tokenizer: bool = Tr
 
     `sizes` are passed to the config class of transformers.
     """
-    import torch
     import transformers
 
     tiny: dict[str, Any] = {

@@ -178,8 +178,8 @@ def main() -> None:
             store = SlowStore(Path(folder), arguments.latency_ms / 1000)
             with store.mounted():
                 for n_ranks in arguments.ranks:
-                    found = open_as_ranks(store, "s3://bucket/manifest-0/_manifest.parquet", n_ranks)
-                    result["open"].append({"shards": n_shards, "ranks": n_ranks, "index_mb": index_mb, **found})
+                    opened = open_as_ranks(store, "s3://bucket/manifest-0/_manifest.parquet", n_ranks)
+                    result["open"].append({"shards": n_shards, "ranks": n_ranks, "index_mb": index_mb, **opened})
                     print(result["open"][-1])
     for n_clips, n_shards in itertools.product(arguments.clips, arguments.shards):
         with tempfile.TemporaryDirectory() as folder:

@@ -19,8 +19,8 @@ from benchmarks.measuring import peak_memory_mb, reset_peak_memory, wall_s
 from cluster.plugins import build
 from training.autoencoder import FOLDER, Autoencoder, AutoencoderSettings
 from training.sampling.coding import decode_frames, decode_video
-from training.sampling.exported_model import n_frames
 from training.sampling.media import write_mp4
+from training.sampling.shape import n_frames
 
 
 def measure(autoencoder: Autoencoder, arguments: argparse.Namespace, seconds: float) -> dict[str, float]:

@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import open_clip  # type: ignore[import-untyped,unused-ignore]
 import pyarrow as pa
 import pyarrow.compute as pc
+from safetensors.torch import save_file
 
 from benchmarks.measuring import cpu_s
 from benchmarks.scan import decode
@@ -118,9 +120,6 @@ def recall(table: pa.Table) -> dict[str, float]:
 
 def random_model(name: str, folder: str) -> str:
     """Save a model of open_clip with random weights and return its folder."""
-    import open_clip
-    from safetensors.torch import save_file
-
     (Path(folder) / "open_clip_config.json").write_text(json.dumps({"model_cfg": open_clip.get_model_config(name)}))
     save_file(open_clip.create_model(name).state_dict(), str(Path(folder) / "open_clip_model.safetensors"))
     return folder

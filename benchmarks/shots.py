@@ -16,8 +16,9 @@ import json
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,9 @@ class Predicted:
 class Tally:
     """The counts of a method over all edits."""
 
-    found: dict[str, int]
-    labelled: dict[str, int]
-    false: dict[str, int]
+    found: Counter[str] = field(default_factory=Counter)
+    labelled: Counter[str] = field(default_factory=Counter)
+    false: Counter[str] = field(default_factory=Counter)
     overlap: float = 0.0
     cpu_s: float = 0.0
 
@@ -153,7 +154,7 @@ def run(seeds: Sequence[int], videos: Path, folder: Path) -> list[dict[str, floa
         for name, method in methods_of(edit.path).items():
             started = time.process_time()
             predictions = method()
-            tally = tallies.setdefault(name, Tally(*({"hard": 0, "gradual": 0} for _ in range(3))))
+            tally = tallies.setdefault(name, Tally())
             tally.cpu_s += time.process_time() - started
             add(tally, edit.labels, predictions)
         edit.path.unlink()

@@ -2,9 +2,9 @@
 
     python -m benchmarks.texts [300] [--dim 256] [--layers 4] [--max-tokens 512] [--repeats 3]
 
-Each clip has a dense caption of about 120 words, and the caption of its source, which eight clips share. All captions
-are embedded by `embed_captions` in this process, in float32. Prints one line of JSON last: `distinct` of `total`
-captions, and the padding's share of the tokens computed (`padded_share`), which `padded_share_unsorted` has for
+Each clip has a dense caption of about 120 words, and the caption of its source, which eight clips share. They and the
+empty caption are embedded by `embed_captions` in this process, in float32. Prints one line of JSON last: `distinct` of
+`total` captions, and the padding's share of the tokens computed (`padded_share`), which `padded_share_unsorted` has for
 unsorted batches of 32. `tokens_per_s` and `tokens_per_s_unsorted` count the captions' tokens without padding; they
 are medians of alternating runs.
 """
@@ -16,16 +16,17 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from benchmarks.random_t5 import SYLLABLES, save_t5
 from captioning.encoders.t5 import T5
 from pipelines import inline
+from pipelines.dataset.captions import Captions
 from pipelines.dataset.text_embeddings import embed_captions, tasks_of
 
 BATCH = 32
@@ -47,11 +48,12 @@ def make_captions(clips: int, seed: int = 0) -> list[str]:
     ]
 
 
-def encode_unsorted(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
+def encode_unsorted(encoder: Any, captions: Captions) -> tuple[int, int]:
     """Encode captions in batches of `BATCH`, unsorted. Return the numbers of their tokens and of padding tokens."""
+    texts = captions.text_N.take(captions.distinct).to_pylist()
     tokens = padding = 0
-    for start in range(0, len(captions), BATCH):
-        ids = [list(text.ids) for text in encoder.tokenize(captions[start : start + BATCH])]
+    for start in range(0, len(texts), BATCH):
+        ids = [list(text.ids) for text in encoder.tokenize(texts[start : start + BATCH])]
         lengths = [len(one) for one in ids]
         with torch.inference_mode():
             encoder.forward(torch.tensor([one + [0] * (max(lengths) - len(one)) for one in ids]), torch.tensor(lengths))
@@ -60,10 +62,10 @@ def encode_unsorted(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
     return tokens, padding
 
 
-def encode_sorted(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
+def encode_sorted(encoder: Any, captions: Captions) -> tuple[int, int]:
     """Encode captions in the tasks of `embed_captions`, which sort by length. Return tokens and padding tokens."""
     before = encoder.padding_tokens
-    tasks = tasks_of({str(number): caption for number, caption in enumerate(captions)})
+    tasks = tasks_of(captions, captions.distinct)
     tokens = sum(len(embedding.tokens) for task in tasks for embedding in encoder.encode(task["caption"].to_pylist()))
     return tokens, encoder.padding_tokens - before
 
@@ -76,8 +78,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    captions = make_captions(arguments.clips)
-    distinct = sorted(set(captions), key=captions.index)
+    texts = make_captions(arguments.clips)
     with tempfile.TemporaryDirectory() as temporary:
         sizes = {
             "d_model": arguments.dim,
@@ -88,6 +89,7 @@ def main() -> None:
         }
         model = save_t5(Path(temporary) / "model", **sizes, relative_attention_max_distance=128)
         settings = T5(model=str(model), dtype="float32", max_tokens=arguments.max_tokens)
+        captions = Captions.of(pa.chunked_array([texts], pa.string()), settings.identity())
         start_s = time.monotonic()
         embed_captions(str(Path(temporary) / "texts"), settings, captions, inline)
         seconds = time.monotonic() - start_s
@@ -97,12 +99,12 @@ def main() -> None:
         for _ in range(arguments.repeats):
             for encode in (encode_sorted, encode_unsorted):
                 start_s = time.monotonic()
-                tokens, padding = encode(encoder, distinct)
+                tokens, padding = encode(encoder, captions)
                 speeds[encode.__name__].append(tokens / (time.monotonic() - start_s))
                 shares[encode.__name__] = padding / (tokens + padding)
     result = {
-        "total": len(captions),
-        "distinct": len(distinct),
+        "total": len(captions.text_N),
+        "distinct": len(captions.distinct),
         "tokens": tokens,
         "embed_captions_s": round(seconds, 1),
         "padded_share": round(shares["encode_sorted"], 4),

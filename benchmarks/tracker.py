@@ -22,16 +22,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.measuring import cpu_s
 from cluster.arrays import Float64Array, Pixels
 from pipelines.scenes.clips import DrawnClip, read_clips
 from pipelines.video.spans import FrameGrid
+from training.autoencoders.causal import Causal
 from training.evaluation.metric import Case, Clip, Expected, estimate
 from training.evaluation.metrics.bounce import BounceSpeed
 from training.evaluation.metrics.gravity import Gravity
 from training.evaluation.tracker import BodyTrack, ClipTracks
 from training.evaluation.truth import FileTruth, World, read_truth
+from training.pixels import from_uint8
+from training.sampling.coding import to_pixels
 
 GRIDS = tuple(
     FrameGrid(8, frames, width, height)
@@ -155,12 +159,6 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
 
 
 def _autoencoder(weights: str) -> Callable[[Pixels], Pixels]:
-    import torch
-
-    from training.autoencoders.causal import Causal
-    from training.pixels import from_uint8
-    from training.sampling.exported_model import to_pixels
-
     autoencoder = Causal(weights=weights).open()
 
     @torch.inference_mode()

@@ -149,9 +149,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     def step() -> None:
         predictions = model(latents, condition)
-        torch.stack(
-            [(prediction - latent).square().mean() for prediction, latent in zip(predictions, latents, strict=True)]
-        ).mean().backward()
+        losses = [
+            (prediction - latent).square().mean() for prediction, latent in zip(predictions, latents, strict=True)
+        ]
+        torch.autograd.backward(torch.stack(losses).mean())
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -189,7 +190,8 @@ def run_case(case: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
     command += ["--repeats", str(options.repeats), "--peak-tflops", str(options.peak_tflops)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
-        return case | json.loads(done.stdout.splitlines()[-1])
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return case | found
     return case | {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:300]}
 
 

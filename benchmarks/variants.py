@@ -69,7 +69,8 @@ def _colour(image: Pixels, number: int) -> Pixels:
     x = 255 * (image / 255.0) ** 0.75
     x = (x - 128) * 1.2 + 128
     grey = x.mean(axis=2, keepdims=True)
-    return np.clip(grey + (x - grey) * 0.5, 0, 255).astype(np.uint8)
+    coloured: Pixels = np.clip(grey + (x - grey) * 0.5, 0, 255).astype(np.uint8)
+    return coloured
 
 
 def _logo(image: Pixels, number: int) -> Pixels:

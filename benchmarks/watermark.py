@@ -22,6 +22,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import av
@@ -61,8 +62,12 @@ def encoded(frames: Pixels, codec: str = "h264", crf: int = 18, fps: float = FPS
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")))
         container.mux(stream.encode(None))
     file.seek(0)
-    with av.open(file) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]), fps
+    with av.open(file, "r") as source:
+        return np.stack([_pixels(frame) for frame in source.decode(video=0)]), fps
+
+
+def _pixels(frame: av.VideoFrame) -> Pixels:
+    return frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
 
 def scaled(frames: Pixels, factor: float) -> Pixels:
@@ -71,6 +76,11 @@ def scaled(frames: Pixels, factor: float) -> Pixels:
     size = 2 * round(width * factor / 2), 2 * round(height * factor / 2)
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     return np.stack([cv2.resize(frame, size, interpolation=method) for frame in frames])
+
+
+def scaled_and_encoded(frames: Pixels, factor: float) -> tuple[Pixels, float]:
+    """Return frames at another size, as they are after encoding."""
+    return encoded(scaled(frames, factor))
 
 
 def cropped(frames: Pixels, share: float = 0.8) -> Pixels:
@@ -93,13 +103,10 @@ def with_gamma(frames: Pixels, gamma: float) -> Pixels:
 
 EDITS: Mapping[str, Edit] = {
     "none": lambda frames: (frames, FPS),
-    **{f"h264-{crf}": lambda frames, crf=crf: encoded(frames, crf=crf) for crf in (18, 23, 28, 35)},
+    **{f"h264-{crf}": partial(encoded, crf=crf) for crf in (18, 23, 28, 35)},
     "hevc-28": lambda frames: encoded(frames, "hevc", 28),
     "vp9-32": lambda frames: encoded(frames, "vp9", 32),
-    **{
-        f"scale-{factor}": lambda frames, factor=factor: encoded(scaled(frames, factor))
-        for factor in (0.5, 0.75, 1.5, 2)
-    },
+    **{f"scale-{factor}": partial(scaled_and_encoded, factor=factor) for factor in (0.5, 0.75, 1.5, 2)},
     "crop-0.8": lambda frames: encoded(cropped(frames)),
     "cut-0.4s": lambda frames: encoded(frames[3:]),
     "6fps": lambda frames: at_rate(frames, 6),
@@ -118,7 +125,7 @@ def frames_of(path: Path, fps: float = FPS) -> Iterator[Pixels]:
             due_s = -math.inf
             for frame in container.decode(video=0):
                 if (frame.time or 0.0) >= due_s:
-                    yield frame.to_ndarray(format="rgb24")
+                    yield _pixels(frame)
                     due_s = (frame.time or 0.0) + 1 / fps - 1e-3
     except av.error.FFmpegError:
         return
