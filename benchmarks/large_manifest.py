@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 from benchmarks.measuring import peak_memory_mb
 from captioning.encoders.hashing import Hashing
 from cluster.part_index import PartRows
-from pipelines.dataset.build import manifest_pieces
+from pipelines.dataset.build import join_samples, manifest_pieces
 from pipelines.dataset.captions import Captions
 from training.autoencoders.linear import Linear
 from training.data import index, index_writer
@@ -92,8 +92,8 @@ def same(value: str, count: int) -> pa.DictionaryArray:
 def samples_of(n: int) -> pa.Table:
     """Return a sample of each clip, as `shard_rows` does."""
     numbers = ("checksum", "start_pts", "end_pts", *CROP_COLUMNS)
-    shards = []
-    for start in range(0, n, ROWS_PER_SHARD):
+
+    def rows_of_shard(start: int) -> pa.Table:
         count = min(ROWS_PER_SHARD, n - start)
         columns = {
             "uid": numbered(start, count, n, "%020x"),
@@ -105,8 +105,9 @@ def samples_of(n: int) -> pa.Table:
             "file": same(f"latents/bucket={BUCKET.name}/part-{start // ROWS_PER_SHARD:012d}.parquet", count),
             "bucket": same(BUCKET.name, count),
         }
-        shards.append(pa.table(columns))
-    return pa.concat_tables(shards).combine_chunks()
+        return pa.table(columns)
+
+    return join_samples(map(rows_of_shard, range(0, n, ROWS_PER_SHARD)))
 
 
 def text_index(keys: pa.Array) -> TextIndex:
@@ -122,10 +123,12 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
     """Write the manifest and the index; return seconds and memory."""
     autoencoder, encoder = Linear(), Hashing(dim=16)
     opened, identity = autoencoder.open(), encoder.identity()
-    clips, samples = clips_of(n, n_captions, caption_bytes), samples_of(n)
+    clips = clips_of(n, n_captions, caption_bytes)
     captions = Captions.of_clips(clips["captions"], identity)
-    keys = captions.key_N.take(pa.array(captions.distinct)).combine_chunks()
-    n_text = pa.table({"key": keys, "n": pa.repeat(pa.scalar(30), len(keys))})
+    key_N, keys = captions.key_N, captions.key_N.take(pa.array(captions.distinct)).combine_chunks()
+    n_text_N = pa.chunked_array([pa.repeat(pa.scalar(30), len(key_N))])
+    del captions
+    samples = samples_of(n)
     info = ShardInfo.from_autoencoder(autoencoder, opened, BUCKET, "benchmark")
     widths = {"latent": info.latent_bytes, "last_frame_latent": info.last_frame_bytes}
     layout = Layout(0, widths, array("q", [ROWS_PER_SHARD]), {name: array("q", [4]) for name in widths})
@@ -138,8 +141,8 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
         mock.patch.object(index_writer, "read_text_index", side_effect=lambda folder: text_index(keys)),
         mock.patch.object(TextIndex, "encoding", return_value=TextEncoding(identity, 16, 0)),
     ):
-        write_manifest_pieces(uri, manifest_pieces(clips, samples, captions, n_text), described)
-        del clips, samples, captions, n_text
+        write_manifest_pieces(uri, manifest_pieces(clips, samples, key_N, n_text_N), described)
+        del clips, samples, key_N, n_text_N
         write_index(uri)
     return {
         "caption_gb": round(caption_gb, 2),

@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from benchmarks.random_t5 import SYLLABLES, save_t5
 from captioning.encoders.t5 import T5
 from pipelines import inline
+from pipelines.dataset.captions import Captions
 from pipelines.dataset.text_embeddings import embed_captions, tasks_of
 
 BATCH = 32
@@ -63,7 +65,8 @@ def encode_unsorted(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
 def encode_sorted(encoder: Any, captions: Sequence[str]) -> tuple[int, int]:
     """Encode captions in the tasks of `embed_captions`, which sort by length. Return tokens and padding tokens."""
     before = encoder.padding_tokens
-    tasks = tasks_of({str(number): caption for number, caption in enumerate(captions)})
+    wanted = Captions.of(pa.chunked_array([captions]), "benchmark")
+    tasks = tasks_of(wanted, wanted.distinct)
     tokens = sum(len(embedding.tokens) for task in tasks for embedding in encoder.encode(task["caption"].to_pylist()))
     return tokens, encoder.padding_tokens - before
 
@@ -89,7 +92,8 @@ def main() -> None:
         model = save_t5(Path(temporary) / "model", **sizes, relative_attention_max_distance=128)
         settings = T5(model=str(model), dtype="float32", max_tokens=arguments.max_tokens)
         start_s = time.monotonic()
-        embed_captions(str(Path(temporary) / "texts"), settings, captions, inline)
+        wanted = Captions.of(pa.chunked_array([captions]), settings.identity())
+        embed_captions(str(Path(temporary) / "texts"), settings, wanted, wanted.distinct, inline)
         seconds = time.monotonic() - start_s
         encoder = settings.open()
         speeds: dict[str, list[float]] = {"encode_sorted": [], "encode_unsorted": []}

@@ -6,14 +6,15 @@ and `combine_chunks` of a column make one array of it, and fail. The functions h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.arrays import Int64Array
+from cluster.arrays import BoolArray, Int64Array
 
 ROWS_PER_CHUNK = 1 << 16
 """Rows of a chunk of what is taken: at 8 KB each they are 0.5 GB, which one array of strings holds."""
@@ -42,14 +43,33 @@ def _large_field(field: pa.Field) -> pa.Field:
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array, of its `large_type`."""
-    return column.cast(large_type(column.type)).combine_chunks()
+    """Return a column as one array, of its `large_type`. Values of a column of one chunk are not copied."""
+    column = column.cast(large_type(column.type))
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def positions(keys: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray) -> pa.Array:
     """Return the index of each key's first row in `values`, null for a key that is not among them."""
     keys = keys if isinstance(keys, pa.ChunkedArray) else pa.chunked_array([keys])
     return pc.index_in(one_array(keys), value_set=one_array(values))
+
+
+def sorted_positions(keys: Iterable[pa.ChunkedArray | pa.Array], values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return what `positions` does, for sorted strings as `values` and pieces of keys that are near each other in them.
+
+    Of each piece, only the values from its smallest to its largest key are looked up: a table of all takes more memory
+    than the values.
+    """
+    found = []
+    for piece in keys:
+        smallest, largest = pc.min_max(piece).as_py().values()
+        if smallest is None:  # there is no key
+            found.append(pa.nulls(len(piece), pa.int32()))
+            continue
+        start = bisect_left(range(len(values)), smallest, key=lambda row: values[row].as_py())
+        end = bisect_right(range(len(values)), largest, key=lambda row: values[row].as_py())
+        found.append(pc.add(positions(piece, values.slice(start, end - start)), pa.scalar(start, pa.int32())))
+    return pa.chunked_array(found, pa.int32())
 
 
 def is_among(keys: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
@@ -102,8 +122,14 @@ def sort_by(table: pa.Table, order: Order) -> pa.Table:
     return take(table, pc.sort_indices(table, sort_keys=keys))
 
 
+def is_first(column: pa.ChunkedArray) -> BoolArray:
+    """Return for each row of a column `[N]` whether no row before it has its value."""
+    values = one_array(column)
+    first_N: BoolArray = np.asarray(pc.index_in(values, value_set=values)) == np.arange(len(values), dtype=np.int32)
+    return first_N
+
+
 def first_of_each(table: pa.Table, column: str) -> pa.Table:
     """Return the first row of each value of a column, in the order of the rows."""
-    values = one_array(table[column])
-    numbers = pa.array(range(len(values)), pa.int32())
-    return table.filter(pc.equal(pc.index_in(values, values), numbers))
+    first_N = is_first(table[column])
+    return table if first_N.all() else table.filter(pa.array(first_N))

@@ -28,6 +28,7 @@ from tests.support.executors import InlineExecutor
 from tests.support.killing import Killed, Killer
 from tests.support.stored import stored_texts
 from tests.support.text_batches import in_batches
+from training.data.text_index import read_text_index
 
 
 class RecordingExecutor(InlineExecutor):
@@ -56,8 +57,10 @@ def embed(
     folder: Path, encoder: TextEncoderSettings, captions: list[str], executor: Executor = inline
 ) -> dict[str, int]:
     """Embed captions, and return the number of tokens of each by its key."""
-    table = embed_captions(str(folder), encoder, captions_of(captions, encoder.identity()), executor)
-    return dict(zip(table["key"].to_pylist(), table["n"].to_pylist(), strict=True))
+    wanted = captions_of(captions, encoder.identity())
+    missing_M = wanted.missing(read_text_index(str(folder)).rows["key"])
+    n_text_N = embed_captions(str(folder), encoder, wanted, missing_M, executor)
+    return dict(zip(wanted.key_N.to_pylist(), n_text_N.to_pylist(), strict=True))
 
 
 def captions_of(captions: list[str], identity: str = "me") -> Captions:
