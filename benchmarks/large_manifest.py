@@ -113,8 +113,8 @@ def samples_of(n: int) -> pa.Table:
 def text_index(keys: pa.Array) -> TextIndex:
     """Return the index of text tables with these keys, 4,096 in each."""
     places = {name: pa.repeat(pa.scalar(1), len(keys)) for name in ("n", "checksum", "row_group", "row", "encoding")}
-    numbers = pa.array(np.arange(len(keys)) // 4096)
-    parts = pa.array([f"texts/part-{number:08d}.parquet" for number in range(len(keys) // 4096 + 1)]).take(numbers)
+    uris = pa.array([f"texts/part-{number:08d}.parquet" for number in range(len(keys) // 4096 + 1)])
+    parts = pa.DictionaryArray.from_arrays(pa.array(np.arange(len(keys), dtype=np.int32) // 4096), uris)
     rows = pa.table({"key": keys, "truncated": pa.repeat(False, len(keys)), "part": parts, **places})
     return TextIndex("texts", PartRows(rows.select(TEXT_SCHEMA.names), (), True))
 

@@ -78,7 +78,10 @@ def is_among(keys: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray) -> pa.Ch
 
 
 def codes(column: pa.ChunkedArray) -> tuple[Int64Array, pa.Array]:
-    """Return the index of each string of a column into its distinct strings, and these in order. There are no nulls."""
+    """Return the index of each string of a column into its distinct strings, and these in order. There are no nulls.
+
+    A column that is a dictionary may have strings that no row has.
+    """
     encoded = one_array(column).dictionary_encode()
     order = pc.sort_indices(encoded.dictionary)
     rank = np.empty(len(order), np.int64)
@@ -117,9 +120,13 @@ def take_column(column: pa.ChunkedArray, indices: pa.Array) -> pa.ChunkedArray:
 
 
 def sort_by(table: pa.Table, order: Order) -> pa.Table:
-    """Return a table sorted as `pa.Table.sort_by` does, without metadata."""
+    """Return a table sorted as `pa.Table.sort_by` does, without metadata; also by dictionaries, by their strings."""
     keys = [(order, "ascending")] if isinstance(order, str) else list(order)
-    return take(table, pc.sort_indices(table, sort_keys=keys))
+    columns = {name: table[name] for name, _ in keys}
+    for name, column in columns.items():
+        if pa.types.is_dictionary(column.type):
+            columns[name] = pa.array(codes(column)[0])
+    return take(table, pc.sort_indices(pa.table(columns), sort_keys=keys))
 
 
 def is_first(column: pa.ChunkedArray) -> BoolArray:

@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         ("input_uid", pa.string()),
         ("fate", pa.string()),
         ("fate_step", pa.string()),
-        ("part", pa.string()),
+        ("part", part_index.PART),
     ]
 )
 """Columns of an index; `part` is the URI of a part."""
@@ -94,7 +94,8 @@ class Index:
         ends = np.bincount(code_N, minlength=len(names)).cumsum().tolist()
         uids = one_array(self.uids)
         for start, end, name in zip([0, *ends], ends, names.to_pylist(), strict=False):
-            yield name, uids.take(pa.array(order_N[start:end])).cast(pa.string())
+            if start < end:
+                yield name, uids.take(pa.array(order_N[start:end])).cast(pa.string())
 
     def tasks(self, rows_per_part: int) -> list[pa.Table]:
         """Return tasks for these rows: about `TARGET_TASKS`, or more if `rows_per_part` is smaller."""
