@@ -55,7 +55,7 @@ def embed_captions(
         resources = replace(settings.resources(), pooled=True)
         with progress("text embeddings", len(missing_M)) as bar:
             work = Embedding(settings, settings.identity(), folder)
-            for report in executor.map_tables(work.open, list(tasks_of(captions, missing_M)), resources):
+            for report in executor.map_tables(work.open, tasks_of(captions, missing_M), resources):
                 reports.append(report)
                 bar.advance(report["captions"][0].as_py())
     index = read_text_index(folder)

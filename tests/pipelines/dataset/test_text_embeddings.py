@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +39,13 @@ class RecordingExecutor(InlineExecutor):
         self.resources: set[Resources] = set()
 
     def map_tables(
-        self, load: Callable[[], TableFunction], inputs: list[pa.Table], resources: Resources, /
+        self, load: Callable[[], TableFunction], inputs: Iterable[pa.Table], resources: Resources, /
     ) -> Iterator[pa.Table]:
         self.resources.add(resources)
-        for table in inputs:
+        tables = list(inputs)
+        for table in tables:
             self.captions += table["caption"].to_pylist()
-        return inline.map_tables(load, inputs, resources)
+        return inline.map_tables(load, tables, resources)
 
 
 class HeavyHashing(Hashing):
@@ -211,7 +212,7 @@ class LosingExecutor(InlineExecutor):
     """An executor that returns no result for any table."""
 
     def map_tables(
-        self, load: Callable[[], TableFunction], inputs: list[pa.Table], resources: Resources, /
+        self, load: Callable[[], TableFunction], inputs: Iterable[pa.Table], resources: Resources, /
     ) -> Iterator[pa.Table]:
         return iter(())
 
