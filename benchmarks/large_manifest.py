@@ -26,6 +26,7 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from benchmarks.measuring import peak_memory_mb
 from captioning.encoders.hashing import Hashing
@@ -39,7 +40,7 @@ from training.data.dataset import Dataset
 from training.data.footer import metadata, parse_metadata
 from training.data.index_writer import write_index
 from training.data.layout import Layout
-from training.data.manifest import DatasetInfo
+from training.data.manifest import DatasetInfo, read_info
 from training.data.manifest_writer import write_manifest_pieces
 from training.data.plan import Planner, PlanSettings
 from training.data.shard_footer import ShardFooter
@@ -110,8 +111,10 @@ def samples_of(n: int) -> pa.Table:
     return join_samples(map(rows_of_shard, range(0, n, ROWS_PER_SHARD)))
 
 
-def text_index(keys: pa.Array) -> TextIndex:
-    """Return the index of text tables with these keys, 4,096 in each."""
+def text_index(uri: str, n_captions: int) -> TextIndex:
+    """Return the index of text tables with the texts of a manifest that `write` writes, 4,096 in each."""
+    main = pq.read_table(uri, columns=["text_key"])["text_key"].slice(0, n_captions)
+    keys = pa.chunked_array([*main.chunks, [read_info(uri).null_text_key]])
     places = {name: pa.repeat(pa.scalar(1), len(keys)) for name in ("n", "checksum", "row_group", "row", "encoding")}
     uris = pa.array([f"texts/part-{number:08d}.parquet" for number in range(len(keys) // 4096 + 1)])
     parts = pa.DictionaryArray.from_arrays(pa.array(np.arange(len(keys), dtype=np.int32) // 4096), uris)
@@ -125,8 +128,8 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
     opened, identity = autoencoder.open(), encoder.identity()
     clips = clips_of(n, n_captions, caption_bytes)
     captions = Captions.of_clips(clips["captions"], identity)
-    key_N, keys = captions.key_N, captions.key_N.take(pa.array(captions.distinct)).combine_chunks()
-    n_text_N = pa.chunked_array([pa.repeat(pa.scalar(30), len(key_N))])
+    assert len(captions.missing(pa.chunked_array([], pa.string()))) == min(n, n_captions) + 1
+    key_N, n_text_N = captions.key_N, pa.chunked_array([pa.repeat(pa.scalar(30), len(captions.key_N))])
     del captions
     samples = samples_of(n)
     info = ShardInfo.from_autoencoder(autoencoder, opened, BUCKET, "benchmark")
@@ -138,7 +141,7 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
     start_s = time.perf_counter()
     with (
         mock.patch.object(index_writer, "read_shard_footer", return_value=ShardFooter(info, layout, 0)),
-        mock.patch.object(index_writer, "read_text_index", side_effect=lambda folder: text_index(keys)),
+        mock.patch.object(index_writer, "read_text_index", side_effect=lambda folder: text_index(uri, n_captions)),
         mock.patch.object(TextIndex, "encoding", return_value=TextEncoding(identity, 16, 0)),
     ):
         write_manifest_pieces(uri, manifest_pieces(clips, samples, key_N, n_text_N), described)

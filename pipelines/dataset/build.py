@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from cluster import storage
 from cluster.large_tables import (
     in_chunks,
+    is_among,
     list_array,
     one_array,
     sorted_positions,
@@ -30,6 +31,7 @@ from pipelines.dataset.captions import Captions
 from pipelines.dataset.shard_compaction import compact_shards, is_unfinished
 from pipelines.dataset.text_embeddings import embed_captions
 from pipelines.engine.executor import Executor
+from pipelines.engine.table_index import Index
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
 from training.data import shards, text_tables
@@ -72,7 +74,7 @@ def build_dataset(recipe: Recipe, curation: Curation, executor: Executor) -> Dat
     """
     state = curation.final
     encode = _encode_of(state)
-    clips = with_splits(kept_clips(state), splits.store(recipe, curation))
+    clips = clips_in_splits(state.rows.live(), splits.store(recipe, curation))
     if not len(clips):
         raise RuntimeError("no clip was kept, so there is nothing to train on; `worldloom ledger` lists the reasons")
     identity = encode.text.identity()
@@ -141,21 +143,25 @@ def inspect_texts(recipe: Recipe, curation: Curation) -> TextsState | None:
     """Return how many text embeddings are missing; None if curation is not complete, so that captions are not known."""
     if not curation.complete:
         return None
-    clips, stored_splits = kept_clips(curation.final), splits.read_splits(recipe.out_uri)
-    clips = clips if stored_splits is None else with_splits(clips, stored_splits)
+    live, stored_splits = curation.final.rows.live(), splits.read_splits(recipe.out_uri)
+    clips = kept_clips(live) if stored_splits is None else clips_in_splits(live, stored_splits)
     identity = _encode_of(curation.final).text.identity()
-    captions, folder = Captions.of_clips(clips["captions"], identity), texts_folder(identity)
+    folder = texts_folder(identity)
+    if not len(clips):
+        return TextsState(folder, 0, 0)
+    captions = Captions.of_clips(clips["captions"], identity)
     stored = read_text_index(storage.join(recipe.tables_uri, folder)).rows["key"]
     return TextsState(folder, len(captions.distinct), len(captions.missing(stored)))
 
 
-def kept_clips(state: SegmentState) -> pa.Table:
+def kept_clips(live: Index) -> pa.Table:
     """Return the rows of kept clips, sorted by uid."""
     span = ("start_pts", "end_pts", "time_base_num", "time_base_den")
     names = ["uid", "kind", "captions", "source", *span, "width", "height", "crop", "clip_index"]
-    rows = state.rows.live().read(names)
-    clips = rows.filter(pc.is_valid(rows["clip_index"])).drop_columns(["clip_index"])
-    return clips.rename_columns(
+    clips = live.read(names)
+    if clips["clip_index"].null_count:
+        clips = clips.filter(pc.is_valid(clips["clip_index"]))
+    return clips.drop_columns(["clip_index"]).rename_columns(
         {
             "width": "source_width",
             "height": "source_height",
@@ -165,12 +171,14 @@ def kept_clips(state: SegmentState) -> pa.Table:
     )
 
 
-def with_splits(clips: pa.Table, stored_splits: pa.Table) -> pa.Table:
-    """Return the clips that are in a split, with their `split` and `cluster`."""
-    index = sorted_positions(in_chunks(clips["uid"]), stored_splits["uid"])
+def clips_in_splits(live: Index, stored_splits: pa.Table) -> pa.Table:
+    """Return the rows of kept clips that are in a split, sorted by uid, with their `split` and `cluster`."""
+    stored = stored_splits.filter(pc.is_valid(stored_splits["split"]))
+    clips = kept_clips(Index(live.rows.filter(is_among(live.uids, stored["uid"]))))
+    index = sorted_positions(in_chunks(clips["uid"]), stored["uid"])
     for name in ("split", "cluster"):
-        clips = clips.append_column(name, take_column(stored_splits[name], index))
-    return clips.filter(pc.is_valid(clips["split"])) if clips["split"].null_count else clips
+        clips = clips.append_column(name, take_column(stored[name], index))
+    return clips
 
 
 def shard_rows(tables_uri: str, latents_folder: str, left_out: Collection[str] = ()) -> pa.Table:

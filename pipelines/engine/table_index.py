@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import part_index, storage
-from cluster.large_tables import codes, is_among, one_array, sort_by
+from cluster.large_tables import codes, is_among, join_sorted, one_array, sort_by
 from cluster.part_index import PartRows
 from pipelines.engine import tables
 
@@ -67,12 +67,9 @@ class Index:
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the rows, sorted by uid, so that the result does not depend on how rows are divided into parts."""
-        parts = [rows for _, rows in self.pieces(columns)]
-        return (
-            sort_by(pa.concat_tables(parts), "uid")
-            if parts
-            else pa.table({name: pa.array([], pa.string()) for name in columns or ["uid"]})
-        )
+        if not len(self):
+            return pa.table({name: pa.array([], pa.string()) for name in columns or ["uid"]})
+        return join_sorted((rows for _, rows in self.pieces(columns)), "uid")
 
     def pieces(self, columns: Sequence[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
         """Yield (part, its rows), sorted by part. `READER_THREADS` parts are read ahead; no others are in memory."""
