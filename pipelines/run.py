@@ -223,12 +223,11 @@ def map_tables(
     and Ray logs the error.
     """
 
-    def mapped(packed: Sequence[ray.ObjectRef]) -> Iterator[tuple[int, pa.Table]]:
+    def mapped(packed: list[ray.ObjectRef]) -> Iterator[tuple[int, pa.Table]]:
         with _context(max_errored_blocks=-1 if tolerate_deaths else 0), _actor_names(kill=tolerate_deaths) as names:
             # A worker that dies also fails the tables that wait for it. One must wait, or Ray starts no second worker.
             in_flight = 2 if tolerate_deaths else None
-            dataset = ray.data.from_arrow_refs(list(packed))
-            yield from _results(_map(dataset, load, resources, names, in_flight=in_flight))
+            yield from _results(_map(ray.data.from_arrow_refs(packed), load, resources, names, in_flight=in_flight))
 
     # Ray's object store, which spills to disk, has the tables, and this process one of them at a time.
     waiting = {number: ray.put(pack(number, table)) for number, table in enumerate(wanted)}
@@ -236,8 +235,7 @@ def map_tables(
         del waiting[number]
         yield result
     for packed in waiting.values():
-        for _, result in mapped([packed]):
-            yield result
+        yield from (result for _, result in mapped([packed]))
 
 
 def _packed(wanted: Sequence[pa.Table], numbers: Sequence[int]) -> ray.data.Dataset:
