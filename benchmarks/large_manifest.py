@@ -26,11 +26,12 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from benchmarks.measuring import peak_memory_mb
 from captioning.encoders.hashing import Hashing
 from cluster.part_index import PartRows
-from pipelines.dataset.build import manifest_pieces
+from pipelines.dataset.build import join_samples, manifest_pieces
 from pipelines.dataset.captions import Captions
 from training.autoencoders.linear import Linear
 from training.data import index, index_writer
@@ -39,7 +40,7 @@ from training.data.dataset import Dataset
 from training.data.footer import metadata, parse_metadata
 from training.data.index_writer import write_index
 from training.data.layout import Layout
-from training.data.manifest import DatasetInfo
+from training.data.manifest import DatasetInfo, read_info
 from training.data.manifest_writer import write_manifest_pieces
 from training.data.plan import Planner, PlanSettings
 from training.data.shard_footer import ShardFooter
@@ -92,8 +93,8 @@ def same(value: str, count: int) -> pa.DictionaryArray:
 def samples_of(n: int) -> pa.Table:
     """Return a sample of each clip, as `shard_rows` does."""
     numbers = ("checksum", "start_pts", "end_pts", *CROP_COLUMNS)
-    shards = []
-    for start in range(0, n, ROWS_PER_SHARD):
+
+    def rows_of_shard(start: int) -> pa.Table:
         count = min(ROWS_PER_SHARD, n - start)
         columns = {
             "uid": numbered(start, count, n, "%020x"),
@@ -105,15 +106,18 @@ def samples_of(n: int) -> pa.Table:
             "file": same(f"latents/bucket={BUCKET.name}/part-{start // ROWS_PER_SHARD:012d}.parquet", count),
             "bucket": same(BUCKET.name, count),
         }
-        shards.append(pa.table(columns))
-    return pa.concat_tables(shards).combine_chunks()
+        return pa.table(columns)
+
+    return join_samples(map(rows_of_shard, range(0, n, ROWS_PER_SHARD)))
 
 
-def text_index(keys: pa.Array) -> TextIndex:
-    """Return the index of text tables with these keys, 4,096 in each."""
+def text_index(uri: str, n_captions: int) -> TextIndex:
+    """Return the index of text tables with the texts of a manifest that `write` writes, 4,096 in each."""
+    main = pq.read_table(uri, columns=["text_key"])["text_key"].slice(0, n_captions)
+    keys = pa.chunked_array([*main.chunks, [read_info(uri).null_text_key]])
     places = {name: pa.repeat(pa.scalar(1), len(keys)) for name in ("n", "checksum", "row_group", "row", "encoding")}
-    numbers = pa.array(np.arange(len(keys)) // 4096)
-    parts = pa.array([f"texts/part-{number:08d}.parquet" for number in range(len(keys) // 4096 + 1)]).take(numbers)
+    uris = pa.array([f"texts/part-{number:08d}.parquet" for number in range(len(keys) // 4096 + 1)])
+    parts = pa.DictionaryArray.from_arrays(pa.array(np.arange(len(keys), dtype=np.int32) // 4096), uris)
     rows = pa.table({"key": keys, "truncated": pa.repeat(False, len(keys)), "part": parts, **places})
     return TextIndex("texts", PartRows(rows.select(TEXT_SCHEMA.names), (), True))
 
@@ -122,10 +126,12 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
     """Write the manifest and the index; return seconds and memory."""
     autoencoder, encoder = Linear(), Hashing(dim=16)
     opened, identity = autoencoder.open(), encoder.identity()
-    clips, samples = clips_of(n, n_captions, caption_bytes), samples_of(n)
+    clips = clips_of(n, n_captions, caption_bytes)
     captions = Captions.of_clips(clips["captions"], identity)
-    keys = captions.key_N.take(pa.array(captions.distinct)).combine_chunks()
-    n_text = pa.table({"key": keys, "n": pa.repeat(pa.scalar(30), len(keys))})
+    assert len(captions.missing(pa.chunked_array([], pa.string()))) == min(n, n_captions) + 1
+    key_N, n_text_N = captions.key_N, pa.chunked_array([pa.repeat(pa.scalar(30), len(captions.key_N))])
+    del captions
+    samples = samples_of(n)
     info = ShardInfo.from_autoencoder(autoencoder, opened, BUCKET, "benchmark")
     widths = {"latent": info.latent_bytes, "last_frame_latent": info.last_frame_bytes}
     layout = Layout(0, widths, array("q", [ROWS_PER_SHARD]), {name: array("q", [4]) for name in widths})
@@ -135,11 +141,11 @@ def write(uri: str, n: int, n_captions: int, caption_bytes: int) -> dict[str, fl
     start_s = time.perf_counter()
     with (
         mock.patch.object(index_writer, "read_shard_footer", return_value=ShardFooter(info, layout, 0)),
-        mock.patch.object(index_writer, "read_text_index", side_effect=lambda folder: text_index(keys)),
+        mock.patch.object(index_writer, "read_text_index", side_effect=lambda folder: text_index(uri, n_captions)),
         mock.patch.object(TextIndex, "encoding", return_value=TextEncoding(identity, 16, 0)),
     ):
-        write_manifest_pieces(uri, manifest_pieces(clips, samples, captions, n_text), described)
-        del clips, samples, captions, n_text
+        write_manifest_pieces(uri, manifest_pieces(clips, samples, key_N, n_text_N), described)
+        del clips, samples, key_N, n_text_N
         write_index(uri)
     return {
         "caption_gb": round(caption_gb, 2),

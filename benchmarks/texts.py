@@ -91,7 +91,7 @@ def main() -> None:
         settings = T5(model=str(model), dtype="float32", max_tokens=arguments.max_tokens)
         captions = Captions.of(pa.chunked_array([texts], pa.string()), settings.identity())
         start_s = time.monotonic()
-        embed_captions(str(Path(temporary) / "texts"), settings, captions, inline)
+        embed_captions(str(Path(temporary) / "texts"), settings, captions, captions.distinct, inline)
         seconds = time.monotonic() - start_s
         encoder = settings.open()
         speeds: dict[str, list[float]] = {"encode_sorted": [], "encode_unsorted": []}

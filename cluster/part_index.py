@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -24,6 +25,8 @@ FILE = "_index.arrow"
 PART_SUFFIX = ".parquet"
 PARTS_KEY = b"worldloom_parts"
 """Metadata of a stored index: what its rows are `about`, and the size and version of each part by name."""
+PART = pa.dictionary(pa.int32(), pa.string())
+"""Type of the column `part`: as text of its own in each row, URIs would take more memory than all other columns."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ def read_parts(
 ) -> PartRows:
     """Return the rows of all parts, from the stored index as far as it is current.
 
-    `schema` is that of the rows, with `part`. `read_part` returns the rows of one part without it, and is called by
-    several threads. A stored index about something else than `about` is not used; None takes any.
+    `schema` is that of the rows, with `part` of type `PART`. `read_part` returns the rows of one part without it, and
+    is called by several threads. A stored index about something else than `about` is not used; None takes any.
     """
     listed = storage.list_files(folder)
     parts = [entry for entry in listed if entry.uri.endswith(PART_SUFFIX)]
@@ -56,23 +59,24 @@ def read_parts(
         rows = stored
         if current != known.keys():
             rows = stored.filter(pc.is_in(stored["part"], pa.array(sorted(current), pa.string())))
-        uris = pc.binary_join_element_wise(folder.rstrip("/"), rows["part"], "/")
-        found.append(rows.set_column(schema.get_field_index("part"), "part", uris).cast(schema))
+        uris = renamed(rows["part"], lambda names: pc.binary_join_element_wise(folder.rstrip("/"), names, "/"))
+        found.append(rows.set_column(schema.get_field_index("part"), "part", uris))
 
     def read(entry: Entry) -> pa.Table:
         table = read_part(entry.uri)
-        table = table.append_column("part", pa.array([entry.uri] * len(table), pa.string()))
+        zeros = pa.array(np.zeros(len(table), np.int32))
+        table = table.append_column("part", pa.DictionaryArray.from_arrays(zeros, pa.array([entry.uri])))
         return table.select(schema.names).cast(schema)
 
     with ThreadPoolExecutor(storage.READER_THREADS) as pool:
         found += pool.map(read, [entry for entry in parts if _name(entry) not in current])
-    rows = pa.concat_tables(found).replace_schema_metadata()
+    rows = pa.concat_tables(found).replace_schema_metadata().unify_dictionaries()
     return PartRows(rows, parts, len(current) == len(parts) or len(parts) < 2)
 
 
 def store(folder: str, found: PartRows, about: str | None = None) -> None:
     """Store the rows of all parts beside them. Only a command that holds the lease of the folder may call it."""
-    names = pc.utf8_slice_codeunits(found.rows["part"], len(folder.rstrip("/")) + 1)
+    names = relative_to(folder, found.rows["part"])
     rows = found.rows.set_column(found.rows.schema.get_field_index("part"), "part", names)
     covered = {"about": about, "parts": {_name(entry): _version(entry) for entry in found.parts}}
     rows = rows.replace_schema_metadata({PARTS_KEY: json.dumps(covered).encode()})
@@ -82,6 +86,21 @@ def store(folder: str, found: PartRows, about: str | None = None) -> None:
         pa.ipc.new_file(handle, rows.schema, options=options) as writer,
     ):
         writer.write_table(rows)
+
+
+def renamed(parts: pa.ChunkedArray, rename: Callable[[pa.Array], pa.Array]) -> pa.DictionaryArray:
+    """Return a column `part` with other names.
+
+    Its dictionary has the parts of its rows and no others, in the order of their first rows.
+    """
+    column = parts.combine_chunks()
+    used = column.indices.dictionary_encode()
+    return pa.DictionaryArray.from_arrays(used.indices, rename(column.dictionary.take(used.dictionary)))
+
+
+def relative_to(folder: str, parts: pa.ChunkedArray) -> pa.DictionaryArray:
+    """Return a column `part` of URIs as names relative to their folder."""
+    return renamed(parts, lambda uris: pc.utf8_slice_codeunits(uris, len(folder.rstrip("/")) + 1))
 
 
 def remove_all(root: str) -> int:

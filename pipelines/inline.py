@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
 
@@ -36,7 +36,7 @@ def rows(tasks: list[pa.Table], columns: list[str]) -> LocalRows:
 
 def map_tables(
     load: Callable[[], TableFunction],
-    wanted: list[pa.Table],
+    wanted: Iterable[pa.Table],
     resources: Resources,
     *,
     tolerate_deaths: bool = False,

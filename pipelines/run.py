@@ -10,7 +10,7 @@ import importlib.util
 import uuid
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -212,7 +212,7 @@ def _is_installed(settings: VLLM, gpus: float = 1) -> bool:
 
 def map_tables(
     load: Callable[[], TableFunction],
-    wanted: list[pa.Table],
+    wanted: Iterable[pa.Table],
     resources: Resources,
     *,
     tolerate_deaths: bool = False,
@@ -223,19 +223,19 @@ def map_tables(
     and Ray logs the error.
     """
 
-    def mapped(numbers: Sequence[int]) -> Iterator[tuple[int, pa.Table]]:
+    def mapped(packed: list[ray.ObjectRef]) -> Iterator[tuple[int, pa.Table]]:
         with _context(max_errored_blocks=-1 if tolerate_deaths else 0), _actor_names(kill=tolerate_deaths) as names:
             # A worker that dies also fails the tables that wait for it. One must wait, or Ray starts no second worker.
             in_flight = 2 if tolerate_deaths else None
-            yield from _results(_map(_packed(wanted, numbers), load, resources, names, in_flight=in_flight))
+            yield from _results(_map(ray.data.from_arrow_refs(packed), load, resources, names, in_flight=in_flight))
 
-    waiting = dict.fromkeys(range(len(wanted)))
-    for number, result in mapped(list(waiting)):
+    # Ray's object store, which spills to disk, has the tables, and this process one of them at a time.
+    waiting = {number: ray.put(pack(number, table)) for number, table in enumerate(wanted)}
+    for number, result in mapped(list(waiting.values())):
         del waiting[number]
         yield result
-    for number in waiting:
-        for _, result in mapped([number]):
-            yield result
+    for packed in waiting.values():
+        yield from (result for _, result in mapped([packed]))
 
 
 def _packed(wanted: Sequence[pa.Table], numbers: Sequence[int]) -> ray.data.Dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -78,7 +78,7 @@ class Session:
     def map_tables(
         self,
         load: Callable[[], TableFunction],
-        inputs: list[pa.Table],
+        inputs: Iterable[pa.Table],
         resources: Resources,
         *,
         tolerate_deaths: bool = False,

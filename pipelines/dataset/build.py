@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 
 from cluster import storage
 from cluster.large_tables import (
-    first_of_each,
     in_chunks,
+    is_among,
     list_array,
     one_array,
-    positions,
+    sorted_positions,
     take,
     take_column,
     values_of,
@@ -31,6 +31,7 @@ from pipelines.dataset.captions import Captions
 from pipelines.dataset.shard_compaction import compact_shards, is_unfinished
 from pipelines.dataset.text_embeddings import embed_captions
 from pipelines.engine.executor import Executor
+from pipelines.engine.table_index import Index
 from pipelines.recipe import Recipe
 from pipelines.steps.encode import Encode
 from training.data import shards, text_tables
@@ -73,7 +74,7 @@ def build_dataset(recipe: Recipe, curation: Curation, executor: Executor) -> Dat
     """
     state = curation.final
     encode = _encode_of(state)
-    clips = with_splits(kept_clips(state), splits.store(recipe, curation))
+    clips = clips_in_splits(state.rows.live(), splits.store(recipe, curation))
     if not len(clips):
         raise RuntimeError("no clip was kept, so there is nothing to train on; `worldloom ledger` lists the reasons")
     identity = encode.text.identity()
@@ -92,14 +93,14 @@ def build_dataset(recipe: Recipe, curation: Curation, executor: Executor) -> Dat
     latents_folder = encode.latents_folder(recipe.tables_uri, state.segment.lineages[-1])
     is_written = storage.exists(manifest_uri) and storage.exists(index_uri(manifest_uri))
     if len(missing_M) or not is_written or is_unfinished(latents_folder):
-        n_text = embed_captions(texts_uri, encode.text, captions, executor)
+        n_text_N = embed_captions(texts_uri, encode.text, captions, missing_M, executor)
         compaction = compact_shards(latents_folder, recipe.tables_uri, executor)
         samples = shard_rows(recipe.tables_uri, latents_folder, compaction.joined)
         autoencoder = encode.autoencoder.open()
         info = DatasetInfo.from_encoders(encode.autoencoder, autoencoder, encode.text, folder, fingerprint)
-        write_manifest_pieces(manifest_uri, manifest_pieces(clips, samples, captions, n_text), info)
+        write_manifest_pieces(manifest_uri, manifest_pieces(clips, samples, captions.key_N, n_text_N), info)
         # The index needs the memory of these.
-        del clips, samples, captions, n_text
+        del clips, samples, captions, n_text_N
         write_index(manifest_uri)
         compaction.finish()
     return describe(manifest_uri)
@@ -142,21 +143,25 @@ def inspect_texts(recipe: Recipe, curation: Curation) -> TextsState | None:
     """Return how many text embeddings are missing; None if curation is not complete, so that captions are not known."""
     if not curation.complete:
         return None
-    clips, stored_splits = kept_clips(curation.final), splits.read_splits(recipe.out_uri)
-    clips = clips if stored_splits is None else with_splits(clips, stored_splits)
+    live, stored_splits = curation.final.rows.live(), splits.read_splits(recipe.out_uri)
+    clips = kept_clips(live) if stored_splits is None else clips_in_splits(live, stored_splits)
     identity = _encode_of(curation.final).text.identity()
-    captions, folder = Captions.of_clips(clips["captions"], identity), texts_folder(identity)
+    folder = texts_folder(identity)
+    if not len(clips):
+        return TextsState(folder, 0, 0)
+    captions = Captions.of_clips(clips["captions"], identity)
     stored = read_text_index(storage.join(recipe.tables_uri, folder)).rows["key"]
     return TextsState(folder, len(captions.distinct), len(captions.missing(stored)))
 
 
-def kept_clips(state: SegmentState) -> pa.Table:
+def kept_clips(live: Index) -> pa.Table:
     """Return the rows of kept clips, sorted by uid."""
     span = ("start_pts", "end_pts", "time_base_num", "time_base_den")
     names = ["uid", "kind", "captions", "source", *span, "width", "height", "crop", "clip_index"]
-    rows = state.rows.live().read(names)
-    clips = rows.filter(pc.is_valid(rows["clip_index"])).drop_columns(["clip_index"])
-    return clips.rename_columns(
+    clips = live.read(names)
+    if clips["clip_index"].null_count:
+        clips = clips.filter(pc.is_valid(clips["clip_index"]))
+    return clips.drop_columns(["clip_index"]).rename_columns(
         {
             "width": "source_width",
             "height": "source_height",
@@ -166,12 +171,14 @@ def kept_clips(state: SegmentState) -> pa.Table:
     )
 
 
-def with_splits(clips: pa.Table, stored_splits: pa.Table) -> pa.Table:
-    """Return the clips that are in a split, with their `split` and `cluster`."""
-    index = positions(clips["uid"], stored_splits["uid"])
+def clips_in_splits(live: Index, stored_splits: pa.Table) -> pa.Table:
+    """Return the rows of kept clips that are in a split, sorted by uid, with their `split` and `cluster`."""
+    stored = stored_splits.filter(pc.is_valid(stored_splits["split"]))
+    clips = kept_clips(Index(live.rows.filter(is_among(live.uids, stored["uid"]))))
+    index = sorted_positions(in_chunks(clips["uid"]), stored["uid"])
     for name in ("split", "cluster"):
-        clips = clips.append_column(name, take_column(stored_splits[name], index))
-    return clips.filter(pc.is_valid(clips["split"]))
+        clips = clips.append_column(name, take_column(stored[name], index))
+    return clips
 
 
 def shard_rows(tables_uri: str, latents_folder: str, left_out: Collection[str] = ()) -> pa.Table:
@@ -183,12 +190,17 @@ def shard_rows(tables_uri: str, latents_folder: str, left_out: Collection[str] =
     listed = storage.list_files(latents_folder, ".parquet")
     uris = [entry.uri for entry in listed if entry.uri not in left_out]
     with ThreadPoolExecutor(storage.READER_THREADS) as pool:
-        samples = pa.concat_tables(pool.map(partial(_rows_of_shard, tables_uri), uris))
-    n_rows = len(samples)
-    samples = first_of_each(samples, "uid")
-    if len(samples) < n_rows:
-        log.warning(f"{n_rows - len(samples)} samples are in two shards; the first one of each counts")
-    return pa.table({name: one_array(samples[name]) for name in samples.column_names})
+        return join_samples(pool.map(partial(_rows_of_shard, tables_uri), uris))
+
+
+def join_samples(tables: Iterable[pa.Table]) -> pa.Table:
+    """Return the rows of shards as a table of which each column is one array."""
+    samples, columns = pa.concat_tables(tables), {}
+    for name in samples.column_names:
+        # Only one column is in memory twice.
+        columns[name] = one_array(samples[name])
+        samples = samples.drop_columns([name])
+    return pa.table(columns)
 
 
 def _rows_of_shard(tables_uri: str, uri: str) -> pa.Table:
@@ -201,35 +213,49 @@ def _rows_of_shard(tables_uri: str, uri: str) -> pa.Table:
     return rows
 
 
-def manifest_pieces(clips: pa.Table, samples: pa.Table, captions: Captions, n_text: pa.Table) -> Iterator[pa.Table]:
+def manifest_pieces(
+    clips: pa.Table, samples: pa.Table, key_N: pa.ChunkedArray, n_text_N: pa.ChunkedArray
+) -> Iterator[pa.Table]:
     """Yield the rows of the manifest, one for each sample of a kept clip, sorted by uid, as tables of some rows each.
 
-    `captions` are those of `clips`, and `n_text` has the `key` and the tokens `n` of each. Raises `RuntimeError` if a
-    kept clip has no sample in any shard.
+    `clips` are sorted by uid. Their captions, one after the other, have keys `key_N` and tokens `n_text_N`. Raises
+    `RuntimeError` if a kept clip has no sample in any shard.
     """
-    clip = positions(shards.clip_uids(samples["uid"]), clips["uid"])
-    order = pc.sort_indices(samples["uid"])
-    order = order.filter(pc.is_valid(clip).take(order))
-    lost = np.setdiff1d(np.arange(len(clips)), np.asarray(clip.drop_null(), np.int64))
-    if len(lost):
-        raise RuntimeError(
-            f"{len(lost)} kept clips have no latents in any shard, {clips['uid'][int(lost[0])]} first; "
-            "remove the encode table and run again"
-        )
-    n_text_N = take_column(n_text["n"], positions(captions.key_N, n_text["key"]))
-    ends_C = np.asarray(pc.list_value_length(clips["captions"]), np.int64).cumsum()
     columns = {name: one_array(samples[name]) for name in samples.column_names}
-    for rows in in_chunks(order):
+    order = _order_of_first(columns["uid"])
+    of_clips = (shards.clip_uids(columns["uid"].take(rows)) for rows in in_chunks(order))
+    clip = sorted_positions(of_clips, clips["uid"])
+    order, clip = order.filter(pc.is_valid(clip).combine_chunks()), one_array(clip.drop_null())
+    is_lost_C = np.ones(len(clips), np.bool_)
+    is_lost_C[np.asarray(clip)] = False
+    if is_lost_C.any():
+        raise RuntimeError(
+            f"{is_lost_C.sum()} kept clips have no latents in any shard, {clips['uid'][int(is_lost_C.argmax())]} "
+            "first; remove the encode table and run again"
+        )
+    ends_C = np.asarray(pc.list_value_length(clips["captions"]), np.int64).cumsum()
+    for rows, here in zip(in_chunks(order), in_chunks(clip), strict=True):
         # Clips are sorted as their samples are, so those of a piece are near each other.
-        here_S = np.asarray(clip.take(rows), np.int64)
+        here_S = np.asarray(here, np.int64)
         first, n_clips = int(here_S.min()), int(here_S.max() - here_S.min()) + 1
         near = clips.slice(first, n_clips)
         span = slice(int(ends_C[first - 1]) if first else 0, int(ends_C[first + n_clips - 1]))
-        stored = (captions.key_N[span], n_text_N[span])
+        stored = (key_N[span], n_text_N[span])
         lists = _with_embeddings(near["captions"].combine_chunks(), *(column.combine_chunks() for column in stored))
         near = near.set_column(near.column_names.index("captions"), "captions", lists)
         of_samples = {name: column.take(rows) for name, column in columns.items()}
         yield _manifest_piece(take(near, pa.array(here_S - first)), of_samples)
+
+
+def _order_of_first(uids: pa.Array) -> pa.Array:
+    """Return the index of the first sample of each uid, sorted by uid."""
+    order = pc.sort_indices(uids)
+    ordered = uids.take(order)
+    is_repeated = pc.equal(ordered[1:], ordered[:-1])
+    if n_repeated := is_repeated.true_count:
+        log.warning(f"{n_repeated} samples are in two shards; the first one of each counts")
+        order = pa.concat_arrays([order[:1], order[1:].filter(pc.invert(is_repeated))])
+    return order
 
 
 def _with_embeddings(lists: pa.ListArray, keys: pa.Array, n_text: pa.Array) -> pa.ListArray:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from captioning.encoder import NULL_CAPTION, text_key
 from cluster.arrays import Int64Array
-from cluster.large_tables import in_chunks, is_among, one_array
+from cluster.large_tables import in_chunks, is_among, is_first, one_array
 
 # Shape suffixes: N captions, M some of them.
 
@@ -42,8 +42,7 @@ class Captions:
     @cached_property
     def distinct(self) -> Int64Array:
         """The index of the first of each distinct caption `[M]`, in order."""
-        keys = one_array(self.key_N)
-        return np.flatnonzero(np.asarray(pc.index_in(keys, value_set=keys)) == np.arange(len(keys)))
+        return np.flatnonzero(is_first(self.key_N))
 
     def missing(self, stored_keys: pa.ChunkedArray) -> Int64Array:
         """Return the index of the first of each distinct caption `[M]` whose key is not stored, in order."""

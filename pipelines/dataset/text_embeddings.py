@@ -14,7 +14,7 @@ from captioning.encoder import TextEncoderSettings
 from captioning.engine import EngineError
 from cluster import storage
 from cluster.arrays import Int64Array
-from cluster.large_tables import is_among
+from cluster.large_tables import positions, take_column
 from cluster.telemetry import log, progress
 from pipelines import inline
 from pipelines.dataset.captions import Captions
@@ -41,33 +41,32 @@ REPORT_SCHEMA = pa.schema([("captions", pa.int64()), ("tokens", pa.int64()), ("p
 """Report of a task: captions embedded, their tokens, and padding tokens that were computed besides."""
 
 
-def embed_captions(folder: str, settings: TextEncoderSettings, captions: Captions, executor: Executor) -> pa.Table:
-    """Embed the distinct captions as far as the folder lacks them; return the `key` and the tokens `n` of each.
+def embed_captions(
+    folder: str, settings: TextEncoderSettings, captions: Captions, missing_M: Int64Array, executor: Executor
+) -> pa.ChunkedArray:
+    """Embed the captions that the folder lacks (`Captions.missing`); return the number of tokens of each caption `[N]`.
 
     Embeddings of a run that was stopped are kept. Raises `RunError` if the encoder cannot be loaded.
     """
-    identity = settings.identity()
-    missing_M = captions.missing(read_text_index(folder).rows["key"])
     if settings.lightweight and len(missing_M) < MAX_LOCAL_CAPTIONS:
         executor = inline
     reports = [REPORT_SCHEMA.empty_table()]
     if len(missing_M):
         resources = replace(settings.resources(), pooled=True)
         with progress("text embeddings", len(missing_M)) as bar:
-            work = Embedding(settings, identity, folder)
-            for report in executor.map_tables(work.open, list(tasks_of(captions, missing_M)), resources):
+            work = Embedding(settings, settings.identity(), folder)
+            for report in executor.map_tables(work.open, tasks_of(captions, missing_M), resources):
                 reports.append(report)
                 bar.advance(report["captions"][0].as_py())
     index = read_text_index(folder)
     if not index.found.is_stored:
         index.store()
-    table = index.rows.select(["key", "n", "truncated"])
-    table = table.filter(is_among(table["key"], captions.key_N))
-    n_wanted = len(captions.distinct)
-    if len(table) < n_wanted:
-        raise RuntimeError(f"{folder}: {n_wanted - len(table)} of {n_wanted} captions have no embedding; run again")
-    _log_summary(table, len(missing_M), pa.concat_tables(reports))
-    return table.select(["key", "n"])
+    index_N = positions(captions.key_N, index.rows["key"])
+    index_M = index_N.take(pa.array(captions.distinct))
+    if index_M.null_count:
+        raise RuntimeError(f"{folder}: {index_M.null_count} of {len(index_M)} captions have no embedding; run again")
+    _log_summary(take_column(index.rows["truncated"], index_M), len(missing_M), pa.concat_tables(reports))
+    return take_column(index.rows["n"], index_N)
 
 
 def tasks_of(captions: Captions, index_M: Int64Array) -> Iterator[pa.Table]:
@@ -132,14 +131,14 @@ def _engine_errors_end_the_run() -> Iterator[None]:
         raise RunError(str(error)) from error
 
 
-def _log_summary(table: pa.Table, n_new: int, reports: pa.Table) -> None:
-    """Log one line about the embeddings. `table` holds a row for each distinct caption, the null caption included."""
-    n_truncated = int(pc.sum(table["truncated"]).as_py() or 0)
+def _log_summary(truncated_M: pa.ChunkedArray, n_new: int, reports: pa.Table) -> None:
+    """Log one line about the embeddings of the distinct captions, the null caption included."""
+    n_truncated = int(pc.sum(truncated_M).as_py() or 0)
     tokens, padding = (int(pc.sum(reports[name]).as_py() or 0) for name in ("tokens", "padding"))
-    share = n_truncated / len(table)
+    share = n_truncated / len(truncated_M)
     write: Callable[[str], None] = log.warning if share > MAX_TRUNCATED_SHARE else log.info
     write(
-        f"text embeddings: {len(table)} distinct captions, {n_new} of them embedded now; "
+        f"text embeddings: {len(truncated_M)} distinct captions, {n_new} of them embedded now; "
         f"{n_truncated} truncated to the encoder's max_tokens ({share:.1%}); "
         f"padding {padding / max(1, tokens + padding):.1%} of computed tokens"
     )

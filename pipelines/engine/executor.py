@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import pyarrow as pa
@@ -27,7 +27,7 @@ class Executor(Protocol):
     def map_tables(
         self,
         load: Callable[[], TableFunction],
-        inputs: list[pa.Table],
+        inputs: Iterable[pa.Table],
         resources: Resources,
         /,
         *,

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import part_index, storage
-from cluster.large_tables import codes, is_among, one_array, sort_by
+from cluster.large_tables import codes, is_among, join_sorted, one_array, sort_by
 from cluster.part_index import PartRows
 from pipelines.engine import tables
 
@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         ("input_uid", pa.string()),
         ("fate", pa.string()),
         ("fate_step", pa.string()),
-        ("part", pa.string()),
+        ("part", part_index.PART),
     ]
 )
 """Columns of an index; `part` is the URI of a part."""
@@ -67,12 +67,9 @@ class Index:
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the rows, sorted by uid, so that the result does not depend on how rows are divided into parts."""
-        parts = [rows for _, rows in self.pieces(columns)]
-        return (
-            sort_by(pa.concat_tables(parts), "uid")
-            if parts
-            else pa.table({name: pa.array([], pa.string()) for name in columns or ["uid"]})
-        )
+        if not len(self):
+            return pa.table({name: pa.array([], pa.string()) for name in columns or ["uid"]})
+        return join_sorted((rows for _, rows in self.pieces(columns)), "uid")
 
     def pieces(self, columns: Sequence[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
         """Yield (part, its rows), sorted by part. `READER_THREADS` parts are read ahead; no others are in memory."""
@@ -94,7 +91,8 @@ class Index:
         ends = np.bincount(code_N, minlength=len(names)).cumsum().tolist()
         uids = one_array(self.uids)
         for start, end, name in zip([0, *ends], ends, names.to_pylist(), strict=False):
-            yield name, uids.take(pa.array(order_N[start:end])).cast(pa.string())
+            if start < end:
+                yield name, uids.take(pa.array(order_N[start:end])).cast(pa.string())
 
     def tasks(self, rows_per_part: int) -> list[pa.Table]:
         """Return tasks for these rows: about `TARGET_TASKS`, or more if `rows_per_part` is smaller."""

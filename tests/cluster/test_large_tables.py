@@ -5,11 +5,22 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster import large_tables
-from cluster.large_tables import codes, first_of_each, is_among, large_type, one_array, positions, sort_by, take
+from cluster.large_tables import (
+    codes,
+    first_of_each,
+    is_among,
+    join_sorted,
+    large_type,
+    one_array,
+    positions,
+    sort_by,
+    sorted_positions,
+    take,
+)
 
 CAPTIONS = pa.list_(pa.struct([pa.field("kind", pa.string(), nullable=False), pa.field("text", pa.string())]))
 ROWS = st.lists(
@@ -60,6 +71,37 @@ def test_positions_are_those_of_the_first_equal_value() -> None:
     assert positions(pa.array(["c", "x", "b"]), values).to_pylist() == [3, None, 0]
     assert positions(pa.chunked_array([["a"], ["c"]]), values).to_pylist() == [1, 3]
     assert is_among(pa.chunked_array([["a"], ["x", None]]), values).to_pylist() == [True, False, False]
+
+
+@settings(max_examples=40)
+@given(
+    values=st.sets(st.text("ab.é", max_size=3)),
+    pieces=st.lists(st.lists(st.none() | st.text("ab.é", max_size=3), max_size=4), max_size=4),
+)
+def test_positions_in_sorted_values_are_the_same(values: set[str], pieces: list[list[str | None]]) -> None:
+    in_order = pa.array(sorted(values, key=str.encode), pa.string())
+    column = pa.chunked_array([in_order.slice(0, 2), in_order.slice(2)])
+    keys = [pa.array(piece, pa.string()) for piece in pieces]
+    found = sorted_positions(keys, column)
+    assert found.to_pylist() == [position for piece in keys for position in positions(piece, column).to_pylist()]
+
+
+def test_joined_tables_are_sorted() -> None:
+    table = table_of([("b", 1, None), ("a", 2, [{"kind": "x", "text": "z"}]), ("c", 3, [])], 2)
+    assert join_sorted(iter([table.slice(2), table.slice(0, 2)]), "name").equals(table.sort_by("name"))
+
+
+def test_dictionaries_are_sorted_by_their_strings() -> None:
+    names = pa.chunked_array([pa.array(["b", "c"]).dictionary_encode(), pa.array(["a", "b"]).dictionary_encode()])
+    table = pa.table({"name": names, "number": [3, 2, 1, 0]})
+    assert sort_by(table, [("name", "descending"), ("number", "ascending")])["number"].to_pylist() == [2, 0, 3, 1]
+    assert sort_by(table, "name")["name"].to_pylist() == ["a", "b", "b", "c"]
+
+
+def test_a_column_of_one_chunk_is_not_copied() -> None:
+    chunk = pa.array(["a", "b"])
+    joined = one_array(pa.chunked_array([chunk]))
+    assert (joined.type, joined.buffers()[2].address) == (pa.large_string(), chunk.buffers()[2].address)
 
 
 def test_types_are_large_in_nested_types_too() -> None:

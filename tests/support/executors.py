@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
 
@@ -25,7 +25,7 @@ class InlineExecutor:
     def map_tables(
         self,
         load: Callable[[], TableFunction],
-        inputs: list[pa.Table],
+        inputs: Iterable[pa.Table],
         resources: Resources,
         /,
         *,
@@ -44,6 +44,6 @@ class IdleExecutor(InlineExecutor):
         raise AssertionError(f"columns {columns} of {len(tasks)} tasks are read, but everything was done")
 
     def map_tables(
-        self, load: Callable[[], TableFunction], inputs: list[pa.Table], resources: Resources, /
+        self, load: Callable[[], TableFunction], inputs: Iterable[pa.Table], resources: Resources, /
     ) -> Iterator[pa.Table]:
-        raise AssertionError(f"{len(inputs)} tables are mapped, but everything was done")
+        raise AssertionError("tables are mapped, but everything was done")

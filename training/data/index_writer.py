@@ -153,9 +153,9 @@ class _TextPlaces:
 
     def __init__(self, texts: TextIndex) -> None:
         rows = texts.rows
-        columns = [texts.names(rows).dictionary_encode(), rows["row_group"], rows["row"], rows["checksum"]]
         self._names = [field.name for field in TEXT_FIELDS[2:]]
-        self._columns = [column.combine_chunks() for column in columns]
+        numbers = [rows[name].combine_chunks() for name in ("row_group", "row", "checksum")]
+        self._columns = [texts.names(rows), *numbers]
         self._keys = one_array(rows["key"])
 
     def numbers(self, keys: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

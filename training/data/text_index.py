@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         ("row_group", pa.int64()),
         ("row", pa.int64()),
         ("encoding", pa.int64()),
-        ("part", pa.string()),
+        ("part", part_index.PART),
     ]
 )
 """Columns of an index: those of a text table besides the embeddings, the row reference, a hash of the table's
@@ -48,9 +48,9 @@ class TextIndex:
         """The rows, in `SCHEMA`."""
         return first_of_each(self.found.rows, "key")
 
-    def names(self, rows: pa.Table) -> pa.ChunkedArray:
+    def names(self, rows: pa.Table) -> pa.DictionaryArray:
         """Return the table of each row, relative to the folder."""
-        return pc.utf8_slice_codeunits(rows["part"], len(self.folder.rstrip("/")) + 1)
+        return part_index.relative_to(self.folder, rows["part"])
 
     def encoding(self) -> TextEncoding | None:
         """Return what the tables hold, None if there are none. Raises `DamagedError` if they differ."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cluster import storage
+from cluster.large_tables import sort_by
 from cluster.plugins import build
 from training.autoencoder import FOLDER, Autoencoder, AutoencoderSettings
 from training.data.footer import DamagedError
@@ -161,7 +162,7 @@ def _text_problems(folder: str, table: pa.Table, info: DatasetInfo) -> Iterator[
     lengths: dict[str, int | None] = {info.null_text_key: None}
     lengths |= dict(zip(table["text_key"].to_pylist(), table["n_text"].to_pylist(), strict=True))
     lengths |= {other["text_key"]: other["n_text"] for other in pc.list_flatten(table["other_captions"]).to_pylist()}
-    rows = texts.rows.sort_by([(name, "ascending") for name in ("part", "row_group", "row")])
+    rows = sort_by(texts.rows, [(name, "ascending") for name in ("part", "row_group", "row")])
     reader = TextReader(identity or "")
     for place in texts.places(rows):
         if place.key not in lengths:

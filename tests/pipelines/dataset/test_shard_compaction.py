@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,14 +182,15 @@ class Recording(InlineExecutor):
     def map_tables(
         self,
         load: Callable[[], TableFunction],
-        inputs: list[pa.Table],
+        inputs: Iterable[pa.Table],
         resources: Resources,
         /,
         *,
         tolerate_deaths: bool = False,
     ) -> Iterator[pa.Table]:
-        self.n_tables += len(inputs)
-        return super().map_tables(load, inputs, resources, tolerate_deaths=tolerate_deaths)
+        tables = list(inputs)
+        self.n_tables += len(tables)
+        return super().map_tables(load, tables, resources, tolerate_deaths=tolerate_deaths)
 
 
 def test_workers_join_large_data_sets(encoded: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from cluster.config import ConfigError
 from pipelines import inline
 from pipelines.curation import run_segments
-from pipelines.dataset.build import with_splits
+from pipelines.dataset.build import clips_in_splits
 from pipelines.dataset.splits import SCHEMA, SPLITS, assign, clip_rows, joined_groups, read_splits, splits_uri, store
+from pipelines.engine import tables
 from pipelines.engine.step import Step
+from pipelines.engine.table_index import index_table
 from pipelines.recipe import SplitSettings, load_recipe
 from pipelines.steps.keep import Bound
 from tests.support.toy_recipes import keep, toy_file, toy_recipe, write_toys
@@ -263,10 +265,17 @@ def test_a_share_that_is_missed_by_far_is_logged(tmp_path: Path, caplog: pytest.
     assert "splits: val has 0.3% of the clips instead of 10.0%" in caplog.text
 
 
-def test_clips_without_a_split_are_not_in_the_manifest() -> None:
-    stored = pa.table({"uid": ["a", "b", "c"], "split": ["train", None, "val"], "cluster": ["a", "k", "k"]})
-    clips = with_splits(pa.table({"uid": ["c", "b"], "caption": ["caption of c", "caption of b"]}), stored)
-    assert clips.to_pylist() == [{"uid": "c", "caption": "caption of c", "split": "val", "cluster": "k"}]
+def test_clips_without_a_split_are_not_in_the_manifest(tmp_path: Path) -> None:
+    stored = pa.table({"uid": ["a", "b", "c", "d"], "split": ["train", None, "val", "val"], "cluster": list("akkd")})
+    rows = {name: pa.array([0, 0, 0]) for name in ("start_pts", "end_pts", "time_base_num", "time_base_den")}
+    rows |= {name: pa.array([8, 8, 8]) for name in ("width", "height", "crop", "clip_index")}
+    rows |= {"uid": ["d", "c", "b"], "fate": ["dropped", "kept", "kept"], "fate_step": ["keep", None, None]}
+    rows |= {name: [f"{name} of {uid}" for uid in rows["uid"]] for name in ("kind", "captions", "source")}
+    tables.write_part(str(tmp_path), pa.table(rows), {})
+    clips = clips_in_splits(index_table(str(tmp_path)).live(), stored)
+    assert clips.select(["uid", "captions", "split", "cluster"]).to_pylist() == [
+        {"uid": "c", "captions": "captions of c", "split": "val", "cluster": "k"}
+    ]
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from tests.support.executors import InlineExecutor
 from tests.support.killing import Killed, Killer
 from tests.support.stored import stored_texts
 from tests.support.text_batches import in_batches
+from training.data.text_index import read_text_index
 
 
 class RecordingExecutor(InlineExecutor):
@@ -38,12 +39,13 @@ class RecordingExecutor(InlineExecutor):
         self.resources: set[Resources] = set()
 
     def map_tables(
-        self, load: Callable[[], TableFunction], inputs: list[pa.Table], resources: Resources, /
+        self, load: Callable[[], TableFunction], inputs: Iterable[pa.Table], resources: Resources, /
     ) -> Iterator[pa.Table]:
         self.resources.add(resources)
-        for table in inputs:
+        tables = list(inputs)
+        for table in tables:
             self.captions += table["caption"].to_pylist()
-        return inline.map_tables(load, inputs, resources)
+        return inline.map_tables(load, tables, resources)
 
 
 class HeavyHashing(Hashing):
@@ -56,8 +58,10 @@ def embed(
     folder: Path, encoder: TextEncoderSettings, captions: list[str], executor: Executor = inline
 ) -> dict[str, int]:
     """Embed captions, and return the number of tokens of each by its key."""
-    table = embed_captions(str(folder), encoder, captions_of(captions, encoder.identity()), executor)
-    return dict(zip(table["key"].to_pylist(), table["n"].to_pylist(), strict=True))
+    wanted = captions_of(captions, encoder.identity())
+    missing_M = wanted.missing(read_text_index(str(folder)).rows["key"])
+    n_text_N = embed_captions(str(folder), encoder, wanted, missing_M, executor)
+    return dict(zip(wanted.key_N.to_pylist(), n_text_N.to_pylist(), strict=True))
 
 
 def captions_of(captions: list[str], identity: str = "me") -> Captions:
@@ -208,7 +212,7 @@ class LosingExecutor(InlineExecutor):
     """An executor that returns no result for any table."""
 
     def map_tables(
-        self, load: Callable[[], TableFunction], inputs: list[pa.Table], resources: Resources, /
+        self, load: Callable[[], TableFunction], inputs: Iterable[pa.Table], resources: Resources, /
     ) -> Iterator[pa.Table]:
         return iter(())
 
