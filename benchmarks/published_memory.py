@@ -9,6 +9,7 @@ do not train and are beside the model in training are counted too. The last line
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -213,6 +214,7 @@ def table_of(name: str) -> dict[str, float]:
 
 def main() -> None:
     """Print the table, and the same as JSON."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     result = {name: table_of(name) for name in MODELS}
     for name, values in result.items():
         print(f"{name}, GiB per GPU of {RANKS}: {values}")

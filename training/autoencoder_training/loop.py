@@ -18,6 +18,7 @@ from cluster import storage, weight_files
 from cluster.telemetry import log
 from training.autoencoder_training.crops import Clips, CropBatch, Crops, fingerprint
 from training.autoencoder_training.losses import kl_divergence, reconstruction_loss
+from training.autoencoder_training.pixel_scale import change_coordinates, pixel_coordinates, pixel_metric
 from training.autoencoder_training.settings import REPORT, AutoencoderTrainSettings
 from training.autoencoder_training.validation import Validation
 from training.autoencoders._causal_convolutions import CHANNELS, PRESETS
@@ -41,6 +42,8 @@ WEIGHTS = "causal.safetensors"
 
 STATISTICS_STEPS = 64
 """Number of batches of crops over which mean and standard deviation of latents are taken."""
+METRIC_STEPS = 8
+"""Number of these batches over which the effect of latents on pixels is taken."""
 STATISTICS_SEED_OFFSET = 1
 """Number added to the run's seed, so that these are not the crops of the first steps."""
 
@@ -288,9 +291,13 @@ def _export(run: AutoencoderRun, step: int) -> AutoencoderResult:
     settings = run.settings
     init = read_init(settings)
     network = init.network if init else new_network(PRESETS[settings.preset], run.seed)
-    rounded = {name: value.to(torch.bfloat16).float() for name, value in averaged.items()}
-    network.load_state_dict({**network.state_dict(), **rounded})
+    network.load_state_dict({**network.state_dict(), **averaged})
     network = network.to(run.engine.device).eval()
+    crops = run.crops(STATISTICS_SEED_OFFSET)
+    if settings.latents == "pixels":
+        batches = (crops.batch(step).pixels(run.engine.device) for step in range(METRIC_STEPS))
+        change_coordinates(network, pixel_coordinates(pixel_metric(network, batches)))
+    round_weights(network)
     scores = run.validation.measure(lambda video: network.decode(network.encode(video)[0]))
     linear = Linear(channels=CHANNELS).open(run.engine.device)
     baseline = run.validation.measure(lambda video: linear.decode(linear.encode(video)))
@@ -303,10 +310,13 @@ def _export(run: AutoencoderRun, step: int) -> AutoencoderResult:
     report = {**about, **scores, "linear": baseline}
     weights_uri = storage.join(run.run_uri, "export", WEIGHTS)
     if run.engine.rank == 0:
-        if init and settings.decoder_noise:
+        if init and settings.decoder_noise and settings.latents == "channels":
             mean_2C, std_2C = init.mean_2C, init.std_2C
         else:
-            mean_2C, std_2C = latent_statistics(network, run.crops(STATISTICS_SEED_OFFSET), run.engine.device)
+            mean_2C, std_2C = latent_statistics(network, crops, run.engine.device)
+        if settings.latents == "pixels":
+            about["latents"] = settings.latents
+            std_2C = std_2C.square().mean(dim=1, keepdim=True).sqrt().expand_as(std_2C)
         weights = TrainedNetwork(network, mean_2C, std_2C, about).to_bytes()
         TrainedNetwork.from_bytes(weights, WEIGHTS)
         storage.write_bytes(weights_uri, weights)
@@ -315,6 +325,13 @@ def _export(run: AutoencoderRun, step: int) -> AutoencoderResult:
         log.info(f"{after}; linear{CHANNELS} has {baseline['val_psnr_db']:.2f} dB, {baseline['val_ssim']:.4f}")
     run.engine.barrier()
     return AutoencoderResult(weights_uri, report)
+
+
+@torch.no_grad()
+def round_weights(network: CausalNetwork) -> None:
+    """Round the trained weights to those that a file has, which are bfloat16."""
+    for weight in network.parameters():
+        weight.copy_(weight.to(torch.bfloat16))
 
 
 @torch.no_grad()

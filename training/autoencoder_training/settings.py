@@ -84,7 +84,13 @@ class AutoencoderTrainSettings(Settings):
         ge=0,
         description="Above 0, only the decoder of `init` is trained, on latents with noise: for each crop a standard "
         "deviation is drawn between 0 and this share of the latents' own. Such a decoder repairs errors of generated "
-        "latents, and the latents of videos stay as they are.",
+        "latents, and the latents of videos stay as they are, unless `latents` changes them.",
+    )
+    latents: Literal["channels", "pixels"] = Field(
+        "channels",
+        description="What exported latents are normalised by: channels gives each channel unit variance; pixels maps "
+        "the channels so that equal changes of any of them change pixels equally, and gives all together unit "
+        "variance. Reconstructions are the same, and small diffusion models learn more from pixels.",
     )
     steps: int = Field(20000, ge=1, description="Optimizer steps of the whole run.")
     crops: tuple[CropSettings, ...] = Field(

@@ -101,6 +101,20 @@ def test_decoder_noise_leaves_latents_as_they_are(undisturbed: str, data: Path, 
     assert after.about["init"] == weight_files.identity(Path(undisturbed) / "export" / WEIGHTS)
 
 
+def test_latents_in_pixels_keep_reconstructions(undisturbed: str, data: Path, tmp_path: Path) -> None:
+    run_uri = train(data, tmp_path, SETTINGS.model_copy(update={"latents": "pixels"}))
+    before, after = (TrainedNetwork.from_bytes(weights_of(uri), "weights") for uri in (undisturbed, run_uri))
+    assert after.about["latents"] == "pixels"
+    assert (after.std_2C == after.std_2C[:, :1]).all()
+    video_BCTHW = from_uint8(torch.from_numpy(sliding_texture(9, 32, 40, 5)).movedim(-1, 0)[None])
+    made = [trained.network.decode(trained.network.encode(video_BCTHW)[0]) for trained in (before, after)]
+    assert (made[0] - made[1]).abs().max() < 0.05
+    latent_BCTHW = Causal(weights=f"{run_uri}/export/{WEIGHTS}").open().encode(video_BCTHW)
+    # Unlike normalised channels, these differ in scale: large ones are those that change pixels much.
+    std_C = latent_BCTHW.std(dim=(0, 2, 3, 4))
+    assert std_C.max() > 4 * std_C.min()
+
+
 def test_a_decoder_that_met_noise_repairs_it(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
