@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.train_step import CHANNELS, PATCH, TEXT_DIM, WEIGHT_NOISE, Shape, cost, random_pack
+from benchmarks.train_step import CHANNELS, PATCH, TEXT_DIM, WEIGHT_NOISE, Shape, cost, mean_squares, random_pack
 from training.autoencoders._causal_convolutions import CHANNELS as LATENT_CHANNELS
 from training.autoencoders._causal_convolutions import PRESETS as AUTOENCODERS
 from training.autoencoders._causal_convolutions import Decoder, Encoder
@@ -109,12 +109,6 @@ def size_of(preset: str, shape: str = "") -> Size:
     """Return the size of a preset, with fewer blocks for the longest clip."""
     size = PRESETS.get(preset, TINY)
     return size._replace(depth=size.depth // LONG_SHARE) if shape == "76k" else size
-
-
-def mean_squares(predictions: Sequence[Tensor], latents: Sequence[Tensor]) -> Tensor:
-    """Return a loss that all weights influence."""
-    pairs = zip(predictions, latents, strict=True)
-    return torch.stack([(prediction - latent).square().mean() for prediction, latent in pairs]).mean()
 
 
 def correctness(machine: Machine) -> Iterator[Case]:

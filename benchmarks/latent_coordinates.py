@@ -26,15 +26,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captioning.encoders.hashing import Hashing
-from cluster import plugins
 from cluster.arrays import Pixels, UInt8Array
 from pipelines.scenes.stream import IMAGE_EVERY, WORLD, Stream, StreamFile
 from training.autoencoder_training.pixel_scale import pixel_coordinates, pixel_metric
 from training.autoencoders._causal_weights import TrainedNetwork
 from training.autoencoders.causal import Causal
-from training.evaluation.metric import FOLDER, Case, Clip, Expected, MetricSettings, estimate
-from training.evaluation.results import measure
-from training.evaluation.world_scores import METRICS
+from training.evaluation.metric import Clip, Expected
+from training.evaluation.world_scores import world_scores
 from training.models.dit import DiT
 from training.network import Condition, VideoModel
 from training.objectives.flow_matching import FlowMatching
@@ -142,15 +140,16 @@ def train(
         time_B1111 = time_B[:, None, None, None, None]
         texts = [embed(None if rng.random() < NULL_SHARE else captions[row]) for row in rows]
         predicted = model(list(objective.corrupt(clean, noise, time_B1111)), condition(texts, time_B))
-        (torch.stack(predicted) - (noise - clean)).square().mean().backward()  # type: ignore[no-untyped-call]
+        target = objective.training_target(clean, noise, time_B1111)
+        torch.autograd.backward((torch.stack(predicted) - target).square().mean())
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, 1 - min(MAX_EMA_DECAY, (1 + step) / (10 + step)))
-            if (share := (time.process_time() - start_s) / seconds) >= 1:
-                torch._foreach_copy_(weights, averages)
-        step += 1
+        step, share = step + 1, (time.process_time() - start_s) / seconds
+    with torch.no_grad():
+        torch._foreach_copy_(weights, averages)
     return step
 
 
@@ -169,17 +168,14 @@ def sample(model: VideoModel, files: Sequence[StreamFile], shape: torch.Size, gu
 
 
 def judge(images: Sequence[Pixels], files: Sequence[StreamFile]) -> dict[str, float]:
-    """Return the mean of each metric over images of the captions of files."""
-    metrics = [plugins.build(FOLDER, MetricSettings, {"name": name}) for name in METRICS]
-    cases: dict[str, list[Sequence[Case]]] = {name: [] for name in METRICS}
-    for file, image_HWC in zip(files, images, strict=True):
-        expected = Expected.of(file.truth(file.name).shots[0])
-        # The tracker follows shapes over frames, so it gets a clip that stands still.
-        clip = Clip(np.repeat(image_HWC[None], 3, axis=0), FPS, WORLD, expected)
-        for name, judged in measure(clip, metrics).items():
-            cases[name].append(judged)
-    found = {name: estimate(of_clips) for name, of_clips in cases.items()}
-    return {name: round(one.mean, 3) for name, one in found.items() if one is not None}
+    """Return the scores of images of the captions of files."""
+    expected = [Expected.of(file.truth(file.name).shots[0]) for file in files]
+    # The tracker follows shapes over frames, so it gets clips that stand still.
+    clips = (
+        Clip(np.repeat(image_HWC[None], 3, axis=0), FPS, WORLD, one)
+        for image_HWC, one in zip(images, expected, strict=True)
+    )
+    return {name: round(score, 3) for name, score in world_scores(clips).items()}
 
 
 def main() -> None:

@@ -138,6 +138,12 @@ class MatrixProducts:
             torch.matmul(self._left, self._right, out=self._out)
 
 
+def mean_squares(predictions: Sequence[Tensor], latents: Sequence[Tensor]) -> Tensor:
+    """Return a loss that all weights influence."""
+    pairs = zip(predictions, latents, strict=True)
+    return torch.stack([(prediction - latent).square().mean() for prediction, latent in pairs]).mean()
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of one case, measured in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -148,11 +154,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     latents, condition = random_pack(shapes, device)
 
     def step() -> None:
-        predictions = model(latents, condition)
-        losses = [
-            (prediction - latent).square().mean() for prediction, latent in zip(predictions, latents, strict=True)
-        ]
-        torch.autograd.backward(torch.stack(losses).mean())
+        torch.autograd.backward(mean_squares(model(latents, condition), latents))
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

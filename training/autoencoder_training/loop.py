@@ -307,6 +307,8 @@ def _export(run: AutoencoderRun, step: int) -> AutoencoderResult:
         about["init"] = weight_files.identity(Causal(weights=settings.init).weights_file())
     if settings.decoder_noise:
         about["decoder_noise"] = settings.decoder_noise
+    if settings.latents == "pixels":
+        about["latents"] = settings.latents
     report = {**about, **scores, "linear": baseline}
     weights_uri = storage.join(run.run_uri, "export", WEIGHTS)
     if run.engine.rank == 0:
@@ -315,7 +317,6 @@ def _export(run: AutoencoderRun, step: int) -> AutoencoderResult:
         else:
             mean_2C, std_2C = latent_statistics(network, crops, run.engine.device)
         if settings.latents == "pixels":
-            about["latents"] = settings.latents
             std_2C = std_2C.square().mean(dim=1, keepdim=True).sqrt().expand_as(std_2C)
         weights = TrainedNetwork(network, mean_2C, std_2C, about).to_bytes()
         TrainedNetwork.from_bytes(weights, WEIGHTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,17 @@ from training.sampling.settings import SolverSettings, VideoShape
 
 METRICS = ("background", "colours", "kinds", "number")
 """Names of the metrics, whose values are shares."""
+
+
+def world_scores(clips: Iterable[Clip]) -> dict[str, float]:
+    """Return the mean of each of `METRICS` that judged some of the clips."""
+    metrics = [plugins.build(FOLDER, MetricSettings, {"name": name}) for name in METRICS]
+    cases: dict[str, list[Sequence[Case]]] = {name: [] for name in METRICS}
+    for clip in clips:
+        for name, judged in measure(clip, metrics).items():
+            cases[name].append(judged)
+    found = {name: estimate(of_clips) for name, of_clips in cases.items()}
+    return {name: one.mean for name, one in found.items() if one is not None}
 
 
 class ScoredPrompt(NamedTuple):
@@ -71,14 +82,10 @@ class WorldScores:
     def judge(self, clips: Sequence[Pixels]) -> dict[str, float]:
         """Return the mean of each metric that judged some of the clips, one per caption."""
         assert self._world is not None
-        metrics = [plugins.build(FOLDER, MetricSettings, {"name": name}) for name in METRICS]
-        cases: dict[str, list[Sequence[Case]]] = {name: [] for name in METRICS}
-        for prompt, frames_THWC in zip(self._prompts, clips, strict=True):
-            clip = Clip(frames_THWC, prompt.shape.fps, self._world, prompt.expected)
-            for name, judged in measure(clip, metrics).items():
-                cases[name].append(judged)
-        found = {name: estimate(of_clips) for name, of_clips in cases.items()}
-        return {name: one.mean for name, one in found.items() if one is not None}
+        return world_scores(
+            Clip(frames_THWC, prompt.shape.fps, self._world, prompt.expected)
+            for prompt, frames_THWC in zip(self._prompts, clips, strict=True)
+        )
 
     def measure(self, parts: ModelParts, solver: SolverSettings) -> dict[str, float]:
         """Generate all clips and return their scores; raises as `prompts` does."""
