@@ -15,8 +15,10 @@ from pipelines.commands._console import print_line
 from pipelines.commands._session import Session
 from pipelines.scenes.drawn_world import FILES_PER_PART, draw_world
 from pipelines.scenes.footage import make_footage
-from pipelines.scenes.stream import Stream, n_files_of
+from pipelines.scenes.stream import Selection, Stream
 
+MIN_DEMO_VIDEOS = 6
+"""Fewest videos of footage without `--world`: fewer show too little of what curation finds."""
 MAX_PARTS_IN_PROCESS = 4
 """Parts of the world that are drawn in this process: they take half a minute, and starting Ray several seconds."""
 
@@ -37,7 +39,13 @@ class RayAddress(StrEnum):
 
 def command(
     folder: Annotated[str, typer.Argument(help="Folder to write to; with --world also s3:// or gs://.")],
-    videos: Annotated[int, typer.Option(min=6, help="How many videos.")] = 12,
+    videos: Annotated[
+        int, typer.Option(min=0, help=f"How many videos; at least {MIN_DEMO_VIDEOS} without --world.")
+    ] = 12,
+    images: Annotated[
+        int | None,
+        typer.Option(min=0, help="How many still images, with --world; without it, one for each seven videos."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other footage.")] = 0,
     world: Annotated[
         World | None,
@@ -56,13 +64,18 @@ def command(
     With --world, draw a stream for training or evaluation instead, which resumes and can be made longer.
     """
     if world is None:
+        if videos < MIN_DEMO_VIDEOS:
+            raise ConfigError(f"--videos {videos}: footage without --world has at least {MIN_DEMO_VIDEOS} videos")
+        if images is not None:
+            raise ConfigError(f"--images {images}: only footage of --world has a number of images; add --world")
         if ray is not RayAddress.LOCAL:
             raise ConfigError(
                 f"--ray {ray.value}: only footage of --world is drawn on Ray; add --world or leave it out"
             )
         _draw_demo(folder, videos, seed)
     else:
-        _draw_world(folder, videos, Stream(seed, "train" if world is World.TRAIN else "held_out"), ray)
+        selection = Selection.with_images_between(videos) if images is None else Selection(videos, images)
+        _draw_world(folder, selection, Stream(seed, "train" if world is World.TRAIN else "held_out"), ray)
 
 
 def _draw_demo(folder: str, videos: int, seed: int) -> None:
@@ -74,11 +87,12 @@ def _draw_demo(folder: str, videos: int, seed: int) -> None:
     print_line(f"{folder}: {counts}; {storage.join(folder, 'truth.json')} lists their contents")
 
 
-def _draw_world(folder: str, videos: int, stream: Stream, address: RayAddress) -> None:
-    n_files = n_files_of(videos)
+def _draw_world(folder: str, selection: Selection, stream: Stream, address: RayAddress) -> None:
+    n_files = selection.n_files
     few = n_files <= MAX_PARTS_IN_PROCESS * FILES_PER_PART and address is RayAddress.LOCAL
     with Session(RaySettings(address=address.value), in_process=few) as session, progress("drawing", n_files) as bar:
-        drawn = draw_world(folder, stream, videos, session, bar)
-    kept = f" ({drawn.kept:,} files were there)" if drawn.kept else ""
+        kept = draw_world(folder, stream, selection, session, bar)
+    kept_words = f" ({kept:,} files were there)" if kept else ""
     truth = storage.join(folder, "truth-*.parquet")
-    print_line(f"{folder}: {drawn.videos:,} videos and {drawn.images:,} images{kept}; {truth} list their contents")
+    counts = f"{selection.videos:,} videos and {selection.images:,} images"
+    print_line(f"{folder}: {counts}{kept_words}; {truth} list their contents")

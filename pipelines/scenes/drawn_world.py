@@ -7,10 +7,10 @@ that is there is whole, and is kept.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ from cluster.resources import Resources
 from cluster.telemetry import ProgressBar
 from pipelines.engine.executor import Executor
 from pipelines.scenes.footage import MTIME_S
-from pipelines.scenes.stream import VERSION, WORLD, Stream, StreamFile, n_files_of
+from pipelines.scenes.stream import VERSION, WORLD, Selection, Stream, StreamFile
 from pipelines.video.still_images import encode_jpeg
 from training.evaluation.truth import TRUTH_PREFIX, write_truth
 from training.sampling.media import write_mp4, write_png
@@ -32,40 +32,28 @@ STREAM_FILE = "stream.json"
 """Name of the file that says which stream a folder has."""
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """The numbers of files of a drawing."""
-
-    videos: int
-    images: int
-    kept: int
-    """Files that were there before, of both kinds."""
-
-
 def draw_world(
-    folder: str, stream: Stream, videos: int, executor: Executor, progress: ProgressBar | None = None
-) -> Drawn:
-    """Draw the first files of a stream into a folder, with this many videos among them.
+    folder: str, stream: Stream, selection: Selection, executor: Executor, progress: ProgressBar | None = None
+) -> int:
+    """Draw files of a stream into a folder, and return how many of them were there before.
 
     `00000/clip_0000000.mp4` has its caption in the `.txt` beside it, and `truth-00000.parquet` has the truth of all
-    files of `00000` (`training.evaluation.truth`). A file depends on the stream and its index alone, so more videos can
-    be added later. Raises `ConfigError` if the folder has another stream, and `ValueError` if `videos` is below 1.
+    files of `00000` (`training.evaluation.truth`). A file depends on the stream and its index alone, so more files can
+    be added later. Raises `ConfigError` if the folder has another stream.
     """
-    if videos < 1:
-        raise ValueError(f"videos={videos}: it must be at least 1")
     folder = storage.absolute(folder)
-    n_files = n_files_of(videos)
     _claim(folder, stream)
     there = {entry.uri.removeprefix(f"{folder}/") for entry in storage.list_files(folder)}
-    kept = sum(_path(stream.file(index)) in there for index in range(n_files))
+    wanted = selection.indices()
+    kept = sum(_path(stream.file(index)) in there for index in wanted)
     if progress is not None:
         progress.advance(kept, note="kept")
-    tasks = list(_unfinished_parts(folder, stream, n_files, there))
+    tasks = list(_unfinished_parts(folder, stream, wanted, there))
     # Without tasks, no executor has to start.
     for drawn in executor.map_tables(partial(PartDrawer, folder, stream), tasks, Resources()) if tasks else ():
         if progress is not None:
             progress.advance(int(drawn["drawn"][0].as_py()))
-    return Drawn(videos, n_files - videos, kept)
+    return kept
 
 
 def _claim(folder: str, stream: Stream) -> None:
@@ -77,12 +65,13 @@ def _claim(folder: str, stream: Stream) -> None:
         raise ConfigError(f"{folder}: has the footage of {found}, not of {wanted}; draw it into another folder")
 
 
-def _unfinished_parts(folder: str, stream: Stream, n_files: int, there: set[str]) -> Iterator[pa.Table]:
+def _unfinished_parts(folder: str, stream: Stream, wanted: list[int], there: set[str]) -> Iterator[pa.Table]:
     """Yield the parts with a file or a truth that is not there: the indices of a part, and which are to be drawn."""
-    for start in range(0, n_files, FILES_PER_PART):
+    for part, chosen in itertools.groupby(wanted, lambda index: index // FILES_PER_PART):
+        start = part * FILES_PER_PART
         paths = {index: _path(stream.file(index)) for index in range(start, start + FILES_PER_PART)}
-        # Files beyond `n_files` stay part of the truth if they were drawn before.
-        indices = [index for index, path in paths.items() if index < n_files or path in there]
+        # Files that are not wanted stay part of the truth if they were drawn before.
+        indices = sorted({*chosen} | {index for index, path in paths.items() if path in there})
         missing = [paths[index] not in there for index in indices]
         truth = _truth_name(start)
         listed = storage.read_table(storage.join(folder, truth), ["file"])["file"] if truth in there else []

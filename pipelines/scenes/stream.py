@@ -70,9 +70,33 @@ class Stream:
         return StreamFile(self, index)
 
 
-def n_files_of(videos: int) -> int:
-    """Return how many files of a stream have this many videos among them, and the images between and after them."""
-    return videos + videos // (IMAGE_EVERY - 1)
+@dataclass(frozen=True)
+class Selection:
+    """The first videos and the first images of a stream; one of them may be none."""
+
+    videos: int
+    images: int
+
+    def __post_init__(self) -> None:
+        if min(self.videos, self.images) < 0 or self.n_files == 0:
+            raise ValueError(
+                f"videos={self.videos}, images={self.images}: both must be at least 0, and one of them at least 1"
+            )
+
+    @classmethod
+    def with_images_between(cls, videos: int) -> Selection:
+        """Return the selection of the first videos, and of the images between them and directly after them."""
+        return cls(videos, videos // (IMAGE_EVERY - 1))
+
+    @property
+    def n_files(self) -> int:
+        return self.videos + self.images
+
+    def indices(self) -> list[int]:
+        """Return the indices of the files in the stream, in ascending order."""
+        of_videos = (number + number // (IMAGE_EVERY - 1) for number in range(self.videos))
+        of_images = (number * IMAGE_EVERY + IMAGE_EVERY - 1 for number in range(self.images))
+        return sorted([*of_videos, *of_images])
 
 
 @dataclass(frozen=True)
@@ -218,7 +242,7 @@ class HeldOutPrompt:
 def held_out_prompts(n: int, seed: int = 0) -> list[HeldOutPrompt]:
     """Return the first n videos of the held-out stream of a seed as prompts; 1 in 16 has an unseen combination."""
     stream = Stream(seed, "held_out")
-    files = [file for file in (stream.file(index) for index in range(n_files_of(n))) if not file.is_image]
+    files = [stream.file(index) for index in Selection(n, 0).indices()]
     return [
         HeldOutPrompt(
             plan.caption, plan.width, plan.height, (len(file.motion.cameras) - 1) / plan.fps, file.truth(file.name)

@@ -16,9 +16,9 @@ from pipelines import inline
 from pipelines.engine.sidecars import read_sidecar
 from pipelines.scenes import drawn_world
 from pipelines.scenes.draw import COLOURS
-from pipelines.scenes.drawn_world import Drawn, draw_file, draw_world
+from pipelines.scenes.drawn_world import draw_file, draw_world
 from pipelines.scenes.footage import MTIME_S
-from pipelines.scenes.stream import WORLD, Stream
+from pipelines.scenes.stream import WORLD, Selection, Stream
 from tests.support.command_line import CommandLine
 from training.evaluation.truth import FileTruth, read_truth
 
@@ -33,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawn_world, "FILES_PER_PART", 5)
-        assert draw_world(str(folder), HELD_OUT, 7, inline) == Drawn(videos=7, images=1, kept=0)
+        assert draw_world(str(folder), HELD_OUT, Selection(7, 1), inline) == 0
     return folder
 
 
@@ -105,6 +105,17 @@ def test_drawing_resumes_and_is_extended(
     assert "6 videos and 0 images (6 files were there); " in worldloom(*arguments, "--videos", 6).stdout
     assert hashes_of(tmp_path) == hashes_of(world)
 
+    # Images without videos: the first of the stream, with those of the folder listed beside them in the truth.
+    assert "0 videos and 3 images (1 files were there); " in worldloom(*arguments, "--videos", 0, "--images", 3).stdout
+    assert {HELD_OUT.file(index).name for index in (7, 15, 23)} < hashes_of(tmp_path).keys()
+    assert {truth.file for truth in read_truth(str(tmp_path))[1]} == {
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.suffix in (".mp4", ".png", ".jpg")
+    }
+
+    few = worldloom("demo-footage", tmp_path, "--videos", 5)
+    assert (few.exit_code, "--videos 5: footage without --world has at least 6" in few.stderr) == (2, True)
+    images = worldloom("demo-footage", tmp_path, "--images", 5)
+    assert (images.exit_code, "--images 5: only footage of --world" in images.stderr) == (2, True)
     other = worldloom("demo-footage", tmp_path, "--seed", 2, "--world", "held-out")
     assert (other.exit_code, "'seed': 1, 'split': 'held_out'" in other.stderr) == (2, True)
     no_ray = worldloom("demo-footage", tmp_path, "--ray", "auto")
@@ -114,7 +125,7 @@ def test_drawing_resumes_and_is_extended(
 
 
 def test_bad_counts_and_folders_are_refused(world: Path) -> None:
-    with pytest.raises(ValueError, match="videos=0: it must be at least 1"):
-        draw_world(str(world), HELD_OUT, 0, inline)
+    with pytest.raises(ValueError, match="videos=0, images=0: both must be at least 0, and one of them at least 1"):
+        Selection(0, 0)
     with pytest.raises(ConfigError, match="draw it into another folder"):
-        draw_world(str(world), Stream(1, "train"), 7, inline)
+        draw_world(str(world), Stream(1, "train"), Selection(7, 1), inline)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipelines.scenes.combinations import HELD_OUT_ACTIONS, HELD_OUT_COLOURS, HELD_OUT_PAIRS, has_held_out_pair
 from pipelines.scenes.draw import COLOURS, KINDS
 from pipelines.scenes.scene import ACTIONS, CAMERA_MOVES, MIN_CONTRAST
-from pipelines.scenes.stream import SIZES, WORLD, Stream, StreamFile, held_out_prompts, n_files_of
+from pipelines.scenes.stream import SIZES, WORLD, Selection, Stream, StreamFile, held_out_prompts
 from training.evaluation.truth import FileTruth
 
 SEEDS = st.integers(0, 2**64)
@@ -110,7 +110,7 @@ def test_held_out_prompts_are_the_first_held_out_videos() -> None:
     assert len(prompts) == 32
     assert Counter(prompt.truth.combination for prompt in prompts) == {"seen": 30, "unseen": 2}
     stream = Stream(5, "held_out")
-    videos = [file for file in map(stream.file, range(n_files_of(32))) if not file.is_image]
+    videos = [stream.file(index) for index in Selection(32, 0).indices()]
     for prompt, file in zip(prompts, videos, strict=True):
         assert same(prompt.truth, file.truth(file.name))
         assert (prompt.caption, prompt.width, prompt.height) == (file.plan.caption, file.plan.width, file.plan.height)
@@ -118,11 +118,18 @@ def test_held_out_prompts_are_the_first_held_out_videos() -> None:
     assert [prompt.caption for prompt in held_out_prompts(4, seed=5)] == [prompt.caption for prompt in prompts[:4]]
 
 
+@pytest.mark.parametrize(("videos", "images"), [(1, 0), (0, 1), (7, 1), (8, 5), (57, 3), (20, 40)])
+def test_selections_are_the_first_of_each_kind(videos: int, images: int) -> None:
+    files = [Stream(0, "train").file(index) for index in range(400)]
+    of_videos = [file.index for file in files if not file.is_image][:videos]
+    of_images = [file.index for file in files if file.is_image][:images]
+    assert Selection(videos, images).indices() == sorted(of_videos + of_images)
+
+
 @pytest.mark.parametrize("videos", [1, 6, 7, 8, 56, 57, 1000])
-def test_files_have_the_wanted_number_of_videos(videos: int) -> None:
-    files = [Stream(0, "train").file(index) for index in range(n_files_of(videos))]
-    assert sum(not file.is_image for file in files) == videos
-    assert len({file.name for file in files}) == len(files)
+def test_images_lie_between_and_after_the_videos(videos: int) -> None:
+    selection = Selection.with_images_between(videos)
+    assert selection.indices() == list(range(selection.n_files))
 
 
 def test_bad_streams_are_refused() -> None:
