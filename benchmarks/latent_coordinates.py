@@ -16,8 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,23 +24,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.stills import FPS, SIDE, drawn, judge, still_images
 from captioning.encoders.hashing import Hashing
-from cluster.arrays import Pixels, UInt8Array
-from pipelines.scenes.stream import IMAGE_EVERY, WORLD, Stream, StreamFile
+from cluster.arrays import UInt8Array
+from pipelines.scenes.stream import StreamFile
 from training.autoencoder_training.pixel_scale import pixel_coordinates, pixel_metric
 from training.autoencoders._causal_weights import TrainedNetwork
 from training.autoencoders.causal import Causal
-from training.evaluation.metric import Clip, Expected
-from training.evaluation.world_scores import world_scores
 from training.models.dit import DiT
 from training.network import Condition, VideoModel
 from training.objectives.flow_matching import FlowMatching
-from training.pixels import from_uint8
 from training.sampling.coding import to_pixels
 
 # Shape suffixes: B samples, C latent channels, T H W latent frames, rows and columns, N text tokens, E text width.
 
-SIDE = 80
 BATCH = 32
 WARMUP_STEPS = 100
 DECAY_SHARE = 0.7
@@ -52,7 +48,6 @@ STEPS = 30
 TIME_MEANS = {"channels": 0.0, "pixels": 0.7}
 """Means of the noise level's logit: what is large in coordinates of pixels is hidden by more noise."""
 METRIC_IMAGES = 96
-FPS = 8.0
 
 
 class Coordinates(NamedTuple):
@@ -96,22 +91,6 @@ class Captions:
         if key not in self._known:
             self._known[key] = torch.from_numpy(self._encoder.encode([key])[0].tokens)
         return self._known[key]
-
-
-def still_images(split: str, count: int) -> list[StreamFile]:
-    """Return the first still images of a stream, planned for squares of `SIDE` pixels."""
-    files = [Stream(0, split).file(IMAGE_EVERY * (n + 1) - 1) for n in range(count)]  # type: ignore[arg-type]
-    for file in files:
-        # `plan` is a cached property, from which everything else of the file follows.
-        file.__dict__["plan"] = replace(file.plan, width=SIDE, height=SIDE)
-    return files
-
-
-def drawn(files: Sequence[StreamFile]) -> Iterator[Tensor]:
-    """Yield the pixels `[B, 3, 1, H, W]` of still images."""
-    for start in range(0, len(files), 64):
-        images = [next(file.motion.frames(SIDE, SIDE, file.backdrop)) for file in files[start : start + 64]]
-        yield from_uint8(torch.from_numpy(np.stack(images))).permute(0, 3, 1, 2)[:, :, None]
 
 
 def condition(texts: Sequence[Tensor], time_B: Tensor) -> Condition:
@@ -165,17 +144,6 @@ def sample(model: VideoModel, files: Sequence[StreamFile], shape: torch.Size, gu
         told, untold = (torch.stack(model(list(noisy), condition(one, time_B))) for one in (texts, nulls))
         noisy -= (untold + guidance * (told - untold)) / STEPS
     return noisy
-
-
-def judge(images: Sequence[Pixels], files: Sequence[StreamFile]) -> dict[str, float]:
-    """Return the scores of images of the captions of files."""
-    expected = [Expected.of(file.truth(file.name).shots[0]) for file in files]
-    # The tracker follows shapes over frames, so it gets clips that stand still.
-    clips = (
-        Clip(np.repeat(image_HWC[None], 3, axis=0), FPS, WORLD, one)
-        for image_HWC, one in zip(images, expected, strict=True)
-    )
-    return {name: round(score, 3) for name, score in world_scores(clips).items()}
 
 
 def main() -> None:
