@@ -23,8 +23,12 @@ NULL_TOKEN = "\x00null"
 class Hashing(TextEncoderSettings):
     """Settings of feature hashing (Weinberger et al. 2009) with dense signs; embeddings of words are near-orthogonal.
 
-    The encoder represents neither meaning nor word order. It needs no weights and is the same on every machine. The
-    embedding of a word is `dim` signs from the SHAKE-128 hash of the lower-cased word; the null caption is one token.
+    The encoder does not represent meaning. It needs no weights and is the same on every machine. The embedding of a
+    word is `dim` signs from the SHAKE-128 hash of the lower-cased word; the null caption is one token.
+
+    Embeddings do not depend on the other words, unless `word_pairs` adds the word before, as a bag of bigrams does
+    (Joulin et al. 2016, "Bag of tricks for efficient text classification"): that of word w after u is
+    (v(w) + reversed v(u)) / sqrt(2).
     """
 
     lightweight: ClassVar[bool] = True
@@ -35,8 +39,15 @@ class Hashing(TextEncoderSettings):
         256, ge=1, description="Words per caption; a longer caption is cut off, and its row is marked as truncated."
     )
 
+    word_pairs: bool = Field(
+        False,
+        description="Whether a word is embedded together with the word before it. Then `a red circle and a blue "
+        "square` differs from `a blue circle and a red square` in its words, not in their places alone.",
+    )
+
     def identity(self) -> str:
-        return f"hashing-v{VERSION}-{self.dim}-{self.max_tokens}"
+        pairs = "-pairs" if self.word_pairs else ""
+        return f"hashing-v{VERSION}-{self.dim}-{self.max_tokens}{pairs}"
 
     def open(self, device: str | None = None) -> TextEncoder:
         """Return the encoder, which computes with numpy on every device."""
@@ -49,7 +60,7 @@ class HashingEncoder(TextEncoder):
     def __init__(self, settings: Hashing) -> None:
         self.dim = settings.dim
         self.identity = settings.identity()
-        self._max_tokens = settings.max_tokens
+        self._max_tokens, self._word_pairs = settings.max_tokens, settings.word_pairs
 
     def encode(self, captions: Sequence[str]) -> list[TextEmbedding]:
         return [self._encode(caption) for caption in captions]
@@ -57,7 +68,11 @@ class HashingEncoder(TextEncoder):
     def _encode(self, caption: str) -> TextEmbedding:
         words = WORD.findall(caption.lower()) or [NULL_TOKEN]
         kept = words[: self._max_tokens]
-        return TextEmbedding(np.stack([word_vector(word, self.dim) for word in kept]), truncated=len(words) > len(kept))
+        vectors_ND = np.stack([word_vector(word, self.dim) for word in kept])
+        if self._word_pairs:
+            # In reverse, so that a word and the one before it can be told apart.
+            vectors_ND[1:] = (vectors_ND[1:] + vectors_ND[:-1, ::-1]) / np.float32(2**0.5)
+        return TextEmbedding(vectors_ND, truncated=len(words) > len(kept))
 
 
 @lru_cache(maxsize=65536)

@@ -46,6 +46,27 @@ def test_null_caption_has_an_embedding_of_its_own() -> None:
     assert not np.array_equal(null.tokens, word.tokens)
 
 
+def test_word_pairs_tell_which_colour_a_thing_has() -> None:
+    def embedded(caption: str, word_pairs: bool) -> set[bytes]:
+        (embedding,) = Hashing(word_pairs=word_pairs).open().encode([caption])
+        return {token.tobytes() for token in embedding.tokens}
+
+    first, second = "a red circle and a blue square", "a blue circle and a red square"
+    assert embedded(first, word_pairs=False) == embedded(second, word_pairs=False)
+    # Those of "red circle" and "blue square".
+    assert len(embedded(first, word_pairs=True) - embedded(second, word_pairs=True)) == 2
+
+
+def test_word_pairs_are_a_sum_of_both_words() -> None:
+    encoder = Hashing(word_pairs=True).open()
+    (embedding,) = encoder.encode(["red circle"])
+    red, circle = (word_vector(word, 128) for word in ("red", "circle"))
+    np.testing.assert_array_equal(embedding.tokens[0], red)
+    np.testing.assert_allclose(embedding.tokens[1], (circle + red[::-1]) / 2**0.5, rtol=1e-6)
+    assert embedding.tokens.dtype == np.float32
+    assert Hashing(word_pairs=True).identity() == f"{Hashing().identity()}-pairs"
+
+
 def test_truncation_is_recorded() -> None:
     (long,) = Hashing(max_tokens=3).open().encode(["one two three four"])
     assert long.truncated
