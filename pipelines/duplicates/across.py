@@ -33,9 +33,8 @@ def closest_across(rows: Rows, column: str, limit: int = 10) -> pa.Table:
     if limit < 1:
         raise ValueError(f"limit={limit}: it must be at least 1")
     clips = rows.map(partial(clips_of_groups, column=column)).stored()
-    found = verified_pairs(clips, LOOSE, FRAME_DISTANCE, LOOSE.image_max_distance).map(
-        partial(_closest, limit=2 * limit)
-    )
+    verified = verified_pairs(clips, LOOSE, FRAME_DISTANCE, LOOSE.image_max_distance)
+    found = verified.map(partial(_closest, limit=2 * limit))
     # Of a pair that is alike both as it is and mirrored there are two rows up to here.
     pairs = _closest(nearest(found.collect()), limit)
     share = pc.max_element_wise(pairs["share_a"], pairs["share_b"])

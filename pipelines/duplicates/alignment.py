@@ -83,9 +83,9 @@ def may_align(
     """Return for K pairs of clips whether `align` may find a run of at least `min_length` frames, which is above 0, and
     of at most a distance.
 
-    It says yes wherever such a run is found, and no to nearly all pairs of unrelated clips, for a hundredth of the time
+    It says yes wherever such a run is found, and no to nearly all pairs of unrelated clips, for a fiftieth of the time
     of `align`. The sum of the best run is bounded from above by leaving out the two factors, of at least 1, of
-    `frame_distances`; a run that is wanted has at least `NEUTRAL_DISTANCE` less the distance for each frame that counts.
+    `frame_distances`. A wanted run has at least `NEUTRAL_DISTANCE` less the distance for each frame that counts.
     """
     informative_a, informative_b = is_informative(a_KA), is_informative(b_KB)
     b_KB = np.where(mirror_K[:, None], mirrored(b_KB), b_KB)

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from cluster.arrays import BoolArray, Float64Array, Int64Array, UInt64Array
 from cluster.config import Settings
+from cluster.large_tables import byte_strings
 from pipelines.duplicates.alignment import align, may_align
 from pipelines.duplicates.candidates import candidates, count_pairs
 from pipelines.duplicates.clip_hashes import CLIPS, RANK_COLUMNS, numbers_of, unpack_hashes
@@ -109,7 +110,7 @@ def compare_pairs(clips: Rows, pairs: Sequence[tuple[str, str]], thresholds: Nea
             "mirrored": pa.array([value for value in mirror for _ in (*a, *b)], pa.bool_()),
         }
     )
-    sequences = clips.map(partial(_sequences_by_uid, requests=requests))
+    sequences = clips.map(partial(_sequences_by_uid, requests=requests.sort_by("uid").combine_chunks()))
     return nearest(sequences.grouped("pair", partial(_compare, thresholds=thresholds)).collect())
 
 
@@ -183,13 +184,21 @@ def _answer_requests(sides: pa.Table) -> pa.Table:
 
 
 def _sequences_by_uid(clips: pa.Table, requests: pa.Table) -> pa.Table:
-    """Return rows of `_SEQUENCES` for those requests (`uid`, `other`, `mirrored`) whose `uid` is among these clips."""
-    requests = requests.filter(pc.is_in(requests["uid"], value_set=clips["uid"].combine_chunks()))
-    rows = clips.take(pc.index_in(requests["uid"].combine_chunks(), clips["uid"].combine_chunks()))
+    """Return rows of `_SEQUENCES` for those requests whose `uid` is among these clips.
+
+    Requests (`uid`, `other`, `mirrored`) are sorted by uid, so that few are looked at where there are few clips.
+    """
+    uids, requested = byte_strings(clips["uid"]), byte_strings(requests["uid"])
+    start, end = (np.searchsorted(requested, uids, side) for side in ("left", "right"))
+    counts = end - start
+    row = np.repeat(np.arange(len(counts)), counts)
+    # The requests of a row follow each other.
+    requests = requests.take(pa.array(np.arange(len(row)) + (start - np.cumsum(counts) + counts)[row]))
+    rows = clips.take(pa.array(row))
     # Here the number of a clip is that of its uid, because exact copies, which share the other number, must not be
     # mixed up.
     clip, other = numbers_of(requests["uid"].to_pylist()), numbers_of(requests["other"].to_pylist())
-    mirror = np.asarray(requests["mirrored"].to_numpy(), bool)
+    mirror = np.asarray(requests["mirrored"].to_numpy(zero_copy_only=False), bool)
     pair = _pair_numbers(clip, other, mirror)
     return _sequence_rows(rows.set_column(0, "clip", pa.array(clip)), pair, other, mirror, np.zeros_like(clip))
 
@@ -249,9 +258,10 @@ def _that_may_align(
     max_distance: Float64Array,
     min_share: float,
 ) -> list[int]:
-    """Return those rows whose clip may be aligned with that of the next row, in order. `edges` bound the hashes of each.
+    """Return those rows whose clip may be aligned with that of the next row, in order.
 
-    Pairs of clips of the same lengths are looked at together.
+    The hashes of a row are those between its edge and the next. Pairs of clips of the same lengths are looked at
+    together.
     """
     counts = np.diff(edges)
     rows = rows[np.lexsort((counts[rows + 1], counts[rows]))]
