@@ -103,7 +103,8 @@ def may_align(
     flat_K = np.minimum((~informative_a).sum(axis=1), (~informative_b).sum(axis=1))
     counted_K = np.maximum(min_length - flat_K, min_length * MIN_INFORMATIVE_SHARE)
     # Half a 64th for the rounding of each frame's gain, and one for that of the mean.
-    return best_K >= counted_K * (64 * (NEUTRAL_DISTANCE - max_distance_K) - 0.5) - 1
+    may_K: BoolArray = best_K >= counted_K * (64 * (NEUTRAL_DISTANCE - max_distance_K) - 0.5) - 1
+    return may_K
 
 
 def frame_distances(a: UInt64Array, b: UInt64Array) -> Float64Array:

@@ -33,9 +33,8 @@ def candidates(keys: pa.Table, frame_distance: int, still_distance: int) -> pa.T
     hashes = bits.view(np.uint64)
     max_distance = np.where(still, still_distance, frame_distance)
     chosen = _interleaved(_worth_comparing(key, origin, hashes, max_distance), key, clip, origin, bits)
-    key, clip, origin, hashes, is_mirrored, max_distance = (
-        column[chosen] for column in (key, clip, origin, hashes, is_mirrored, max_distance)
-    )
+    key, clip, origin, max_distance = (column[chosen] for column in (key, clip, origin, max_distance))
+    hashes, is_mirrored = hashes[chosen], is_mirrored[chosen]
     found = []
     for first, second in _neighbours(key):
         near = hamming_distances(hashes[first], hashes[second]) <= max_distance[first]

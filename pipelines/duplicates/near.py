@@ -238,7 +238,7 @@ def _compare(sides: pa.Table, thresholds: NearThresholds) -> pa.Table:
     rows = rows[np.asarray(pc.fill_null(differ, False))]
     max_distance = np.where(still, float(thresholds.image_max_distance), thresholds.max_distance)
     matches: list[_Match] = []
-    for i in _that_may_align(rows, hashes, edges, mirror, max_distance, thresholds.min_share):
+    for i in _that_may_align(rows, hashes, edges, mirror, max_distance, thresholds.min_share).tolist():
         a, b = (hashes[edges[k] : edges[k + 1]] for k in (i, i + 1))
         is_mirrored = bool(mirror[i])
         aligned = align(a, b, is_mirrored)
@@ -257,7 +257,7 @@ def _that_may_align(
     mirror: BoolArray,
     max_distance: Float64Array,
     min_share: float,
-) -> list[int]:
+) -> Int64Array:
     """Return those rows whose clip may be aligned with that of the next row, in order.
 
     The hashes of a row are those between its edge and the next. Pairs of clips of the same lengths are looked at
@@ -274,7 +274,7 @@ def _that_may_align(
             some = alike[start : start + size]
             a, b = (hashes[edges[some + side][:, None] + np.arange(n)] for side, n in ((0, n_a), (1, n_b)))
             found.append(some[may_align(a, b, mirror[some], max_distance[some], min_share * min(n_a, n_b))])
-    return np.sort(np.concatenate(found)).tolist()
+    return np.sort(np.concatenate(found))
 
 
 def _pair_rows(sides: pa.Table, matches: Sequence[_Match]) -> pa.Table:
