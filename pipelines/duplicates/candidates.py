@@ -102,9 +102,9 @@ def _interleaved(
 def _worth_comparing(key: Int64Array, origin: Int64Array, hashes: UInt64Array, max_distance: Int64Array) -> Int64Array:
     """Return positions of the rows of every key under which a pair of rows can be found.
 
-    Among many clips most hashes share their keys with unrelated ones: half of them among a million clips of 16 hashes.
-    Nearly all such keys have two or three rows, which are compared here before anything is sorted by more than the
-    key. A key of so many rows that not all pairs of them are compared stays.
+    Among a million clips of 16 hashes, unrelated clips share about a third of the keys. Nearly all such keys have two
+    or three rows, which are compared here before anything is sorted by more than the key. A key of so many rows that
+    not all pairs of them are compared stays.
     """
     row, group = _rows_with_shared_keys(key)
     stays = np.bincount(group) > MAX_NEIGHBOURS + 1
