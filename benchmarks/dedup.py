@@ -1,6 +1,6 @@
 """Recall and false pairs of near-duplicate search on edited footage, and its CPU time for a million hashes.
 
-    python -m benchmarks.dedup DIR [--hashes 1000000] [--demo 24] [--only growth|footage]
+    python -m benchmarks.dedup DIR [--hashes 1000000] [--demo 24] [--only growth|splits|footage]
 
 Copies of every video in `DIR` that can be decoded, of the kinds in `benchmarks/variants.py`, go through the scan, `cut`
 and `dedup` with their default settings, one kind at a time beside the originals. Recall is the share of copied clips
@@ -10,7 +10,9 @@ footage, whose scenes look alike. `DIR` may itself be written by `worldloom demo
 used.
 
 Growth is the CPU time of `dedup` for `--hashes` synthetic hashes over that for 10,000, divided by the ratio of their
-numbers: 1 is linear. There are sequences of 16 hashes, of which 5% are planted copies. Prints one line of JSON last.
+numbers: 1 is linear. There are sequences of 16 hashes, of which 5% are planted copies. A run over a million hashes is
+done once, others three times. `--only splits` finds the closest pairs of clips across splits, as `audit` does, with a
+sixteenth of the files in `val`. Prints one line of JSON last.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from benchmarks.measuring import video_files
 from benchmarks.variants import KINDS, Variant, write_variants
 from cluster.arrays import UInt64Array
+from pipelines.duplicates.across import closest_across
 from pipelines.duplicates.clip_hashes import READ_COLUMNS, as_clips
 from pipelines.duplicates.near import NearThresholds, near_pairs
 from pipelines.engine.shuffle import LocalRows
@@ -59,6 +63,10 @@ PART_ROWS = 4096
 SEQUENCE_LENGTH = 16
 COPY_FLIPS, NEXT_FLIPS = 0.04, 0.05
 """Probability of each bit to differ between a synthetic sequence and its copy, and between one hash and the next."""
+VAL_DIGIT = "7"
+"""Last digit of the content hash of synthetic files in `val`."""
+MAX_REPEATED = 1_000_000
+"""Largest number of hashes for which the growth is the median of several runs."""
 MIN_OVERLAP = 0.6
 """Smallest share of the shorter clip that a copy and its original have in common."""
 
@@ -274,7 +282,7 @@ def growth(n_hashes: int) -> dict[str, Any]:
     """Return the growth of CPU time from 10,000 to `n_hashes` hashes, and peak memory."""
     small = statistics.median(cost(10_000)[0] for _ in range(7))
     before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    times = [cost(n_hashes) for _ in range(3)]
+    times = [cost(n_hashes) for _ in range(3 if n_hashes <= MAX_REPEATED else 1)]
     large = statistics.median(seconds for seconds, _ in times)
     return {
         "growth_10k_to_1M" if n_hashes == 1_000_000 else "growth": round(large / small / (n_hashes / 10_000), 3),
@@ -287,19 +295,42 @@ def growth(n_hashes: int) -> dict[str, Any]:
     }
 
 
+def splits(n_hashes: int) -> dict[str, Any]:
+    """Return the CPU time and peak memory of the search for the closest pairs across splits."""
+    rows, _ = synthetic(n_hashes)
+    before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    start = time.process_time()
+    found = closest_across(rows.map(with_split), "split")
+    return {
+        "splits_hashes": n_hashes,
+        "splits_cpu_s": round(time.process_time() - start, 2),
+        "splits_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "splits_peak_mb_before": before_mb,
+        "splits_distances": [round(distance, 3) for distance in found["distance"].to_pylist()],
+    }
+
+
+def with_split(rows: pa.Table) -> pa.Table:
+    """Add the split to synthetic clips: `val` for a sixteenth of the files."""
+    in_val = pc.equal(pc.utf8_slice_codeunits(rows["content_hash"], -1), VAL_DIGIT)
+    return rows.append_column("split", pc.if_else(in_val, "val", "train"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hashes", type=int, default=1_000_000)
     parser.add_argument("--demo", type=int, default=24, help="number of generated demo videos; 0 for none")
-    parser.add_argument("--only", choices=("growth", "footage"))
+    parser.add_argument("--only", choices=("growth", "splits", "footage"))
     arguments = parser.parse_args()
     assert set(FIELDS) == set(READ_COLUMNS)
     result: dict[str, Any] = {}
-    if arguments.only != "footage":
+    if arguments.only in (None, "growth"):
         result |= growth(arguments.hashes)
         print(result, flush=True)
-    if arguments.only != "growth":
+    if arguments.only == "splits":
+        result |= splits(arguments.hashes)
+    if arguments.only in (None, "footage"):
         with tempfile.TemporaryDirectory() as work:
             result |= footage(arguments.folder, arguments.demo, Path(work))
     print(json.dumps(result))

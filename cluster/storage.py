@@ -33,7 +33,7 @@ READER_THREADS = 16
 """Small files that one process reads at the same time: an object store answers each after tens of milliseconds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A file in a listing. `version` is its modification time in nanoseconds, which changes with its content."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import pyarrow as pa
 
@@ -30,8 +31,8 @@ def run_tasks(job: Job, tasks: list[pa.Table]) -> Iterator[pa.Table]:
 
 
 def rows(tasks: list[pa.Table], columns: list[str]) -> LocalRows:
-    """Read these columns of the rows of tasks."""
-    return LocalRows([tables.read_task(task, columns) for task in tasks])
+    """Return these columns of the rows of tasks, which are read from their parts each time."""
+    return LocalRows(tasks).map(partial(tables.read_task, columns=columns))
 
 
 def map_tables(

@@ -9,13 +9,11 @@ import contextlib
 import importlib.util
 import uuid
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -35,7 +33,7 @@ from cluster.resources import Resources
 from cluster.session import cluster_size
 from cluster.telemetry import log
 from pipelines.engine.packed_tables import PackedWorker, SpreadWorker, pack, unpack
-from pipelines.engine.shuffle import Rows, RowsFunction
+from pipelines.engine.shuffle import Rows, RowsFunction, partition_numbers
 from pipelines.engine.step import RunError, TableFunction
 from pipelines.engine.tables import new_end_marker, read_task, split_task
 from pipelines.engine.worker import Job, Worker, failed_rows, without_done
@@ -375,6 +373,10 @@ class RayRows:
         datasets = [other.dataset for other in others if isinstance(other, RayRows)]
         return RayRows(self.dataset.union(*datasets), self.empty)
 
+    def stored(self) -> RayRows:
+        with _context():
+            return RayRows(self.dataset.materialize(), self.empty)
+
     def collect(self) -> pa.Table:
         with _context():
             tables = [
@@ -385,15 +387,7 @@ class RayRows:
 
 def _number(table: pa.Table, key: str, n: int) -> pa.Table:
     """Add the partition of each row's key to a table."""
-    keys = table[key].combine_chunks()
-    if pa.types.is_string(keys.type):
-        numbers = np.array([zlib.crc32(value.encode()) for value in keys.to_pylist()], np.uint64)
-    else:
-        # Neighbouring keys are spread by a multiplication with 2^64 / golden ratio (Knuth, TAOCP vol. 3, 6.4).
-        numbers = (keys.to_numpy(zero_copy_only=False).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(
-            33
-        )
-    return table.append_column(PARTITION, pa.array((numbers % np.uint64(n)).astype(np.int64)))
+    return table.append_column(PARTITION, pa.array(partition_numbers(table[key], n)))
 
 
 def _ungrouped(table: pa.Table, function: RowsFunction) -> pa.Table:

@@ -116,7 +116,7 @@ def _matches(recipe: Recipe, own: Index, reference: Index, executor: Executor) -
     if not len(own) or not len(reference):
         return ()
     rows = _hashes(own, executor, "own").union(_hashes(reference, executor, "reference"))
-    pairs = near_pairs(rows.map(partial(clips_of_groups, column=GROUP)), NearThresholds())
+    pairs = near_pairs(rows.map(partial(clips_of_groups, column=GROUP)).stored(), NearThresholds())
     reference_uids = set(reference.uids.to_pylist())
     found = [_sides(pair, reference_uids) for pair in pairs.to_pylist()]
     split_of = _splits(recipe, [own_side["uid"] for _, own_side, _ in found])

@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any, NoReturn
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 from rich.markup import escape
 
+from cluster.arrays import BytesArray
 from cluster.config import ConfigError
-from cluster.large_tables import positions, take_column
+from cluster.large_tables import byte_strings, positions, take_column
 from pipelines import inline
 from pipelines.commands._console import console, table_of
 from pipelines.commands._memorisation import audit_model, print_model_audit
@@ -161,20 +163,24 @@ def _straddle(kind: str, name: str, rows: list[dict[str, str]]) -> Straddle:
 def closest_pairs(
     curation: Curation, kept: pa.Table, executor: Executor, limit: int
 ) -> tuple[tuple[ClosePair, ...], str]:
-    """Return the closest pairs of kept clips of different splits, or else why none were compared."""
+    """Return the closest pairs of kept clips of different splits, or else why none were compared.
+
+    `kept` are sorted by uid.
+    """
     state = curation.final
     if missing := [name for name in READ_COLUMNS if name not in state.segment.schema.names]:
         return (), f"the tables lack {', '.join(missing)}"
     if len(pc.unique(kept["split"])) < 2:
         return (), "all clips are in one split"
-    split_rows = kept.select(["uid", "split"]).combine_chunks()
+    uids_with_split, splits = byte_strings(kept["uid"]), kept["split"].combine_chunks()
     tasks = state.rows.live().tasks(ROWS_PER_TASK)
-    rows = executor.rows(tasks, list(READ_COLUMNS)).map(partial(_add_split, split_rows=split_rows))
+    rows = executor.rows(tasks, list(READ_COLUMNS)).map(partial(_add_split, uids=uids_with_split, splits=splits))
     found = closest_across(rows, "split", limit).to_pylist()
     uids = pa.array(sorted({row[side] for row in found for side in ("uid_a", "uid_b")}), pa.string())
     index = state.rows.rows.filter(pc.is_in(state.rows.rows["uid"], uids))
     sources = {row["uid"]: row["source"] for row in Index(index).read(["uid", "source"]).to_pylist()} if found else {}
-    split_of = {row["uid"]: row["split"] for row in split_rows.filter(pc.is_in(split_rows["uid"], uids)).to_pylist()}
+    of_pairs = kept.filter(pc.is_in(kept["uid"], uids))
+    split_of = dict(zip(of_pairs["uid"].to_pylist(), of_pairs["split"].to_pylist(), strict=True))
     pairs = [
         ClosePair(a, b, sources[a], sources[b], split_of[a], split_of[b], row["distance"], row["share"])
         for row in found
@@ -183,10 +189,11 @@ def closest_pairs(
     return tuple(pairs), ""
 
 
-def _add_split(rows: pa.Table, split_rows: pa.Table) -> pa.Table:
-    """Add the split to rows, null for a row without."""
-    index = pc.index_in(rows["uid"], value_set=split_rows["uid"].combine_chunks())
-    return rows.append_column("split", split_rows["split"].combine_chunks().take(index.combine_chunks()))
+def _add_split(rows: pa.Table, uids: BytesArray, splits: pa.Array) -> pa.Table:
+    """Add the split to rows, null for a row without. `splits` are those of the sorted `uids`."""
+    wanted = byte_strings(rows["uid"])
+    index = np.minimum(np.searchsorted(uids, wanted), len(uids) - 1)
+    return rows.append_column("split", splits.take(pa.array(index, mask=uids[index] != wanted)))
 
 
 def print_audit(found: Audit) -> None:

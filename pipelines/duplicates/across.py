@@ -32,8 +32,10 @@ def closest_across(rows: Rows, column: str, limit: int = 10) -> pa.Table:
     """
     if limit < 1:
         raise ValueError(f"limit={limit}: it must be at least 1")
-    clips = rows.map(partial(clips_of_groups, column=column))
-    found = verified_pairs(clips, LOOSE, FRAME_DISTANCE, LOOSE.image_max_distance).map(partial(_closest, limit=limit))
+    clips = rows.map(partial(clips_of_groups, column=column)).stored()
+    verified = verified_pairs(clips, LOOSE, FRAME_DISTANCE, LOOSE.image_max_distance)
+    found = verified.map(partial(_closest, limit=2 * limit))
+    # Of a pair that is alike both as it is and mirrored there are two rows up to here.
     pairs = _closest(nearest(found.collect()), limit)
     share = pc.max_element_wise(pairs["share_a"], pairs["share_b"])
     return pa.table([pairs["a_uid"], pairs["b_uid"], pairs["distance"], share], schema=CLOSEST)

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from cluster.arrays import BoolArray, Int64Array
+from cluster.arrays import BoolArray, Float64Array, Int64Array, UInt64Array
 from cluster.config import Settings
-from pipelines.duplicates.alignment import align
+from cluster.large_tables import byte_strings
+from pipelines.duplicates.alignment import align, may_align
 from pipelines.duplicates.candidates import candidates, count_pairs
 from pipelines.duplicates.clip_hashes import CLIPS, RANK_COLUMNS, numbers_of, unpack_hashes
 from pipelines.duplicates.keys import key_rows, splitmix64
@@ -32,6 +33,10 @@ MAX_RANK, MAX_REQUESTS = 32, 256
 """A pair is compared if it is among the first 32 of one of its clips, by the number of shared keys, and among the
 first 256 of the other. Of thousands of copies, each has to be paired with only some others to be found:
 `pipelines.steps.dedup` then compares those with the best."""
+
+MAX_CELLS = 1 << 18
+"""Frames of one clip times those of the other, over the pairs that are looked at together: arrays of 2 MB, which fit in
+a core's cache."""
 
 
 class NearThresholds(Settings):
@@ -105,7 +110,7 @@ def compare_pairs(clips: Rows, pairs: Sequence[tuple[str, str]], thresholds: Nea
             "mirrored": pa.array([value for value in mirror for _ in (*a, *b)], pa.bool_()),
         }
     )
-    sequences = clips.map(partial(_sequences_by_uid, requests=requests))
+    sequences = clips.map(partial(_sequences_by_uid, requests=requests.sort_by("uid").combine_chunks()))
     return nearest(sequences.grouped("pair", partial(_compare, thresholds=thresholds)).collect())
 
 
@@ -179,13 +184,21 @@ def _answer_requests(sides: pa.Table) -> pa.Table:
 
 
 def _sequences_by_uid(clips: pa.Table, requests: pa.Table) -> pa.Table:
-    """Return rows of `_SEQUENCES` for those requests (`uid`, `other`, `mirrored`) whose `uid` is among these clips."""
-    requests = requests.filter(pc.is_in(requests["uid"], value_set=clips["uid"].combine_chunks()))
-    rows = clips.take(pc.index_in(requests["uid"].combine_chunks(), clips["uid"].combine_chunks()))
+    """Return rows of `_SEQUENCES` for those requests whose `uid` is among these clips.
+
+    Requests (`uid`, `other`, `mirrored`) are sorted by uid, so that few are looked at where there are few clips.
+    """
+    uids, requested = byte_strings(clips["uid"]), byte_strings(requests["uid"])
+    start, end = (np.searchsorted(requested, uids, side) for side in ("left", "right"))
+    counts = end - start
+    row = np.repeat(np.arange(len(counts)), counts)
+    # The requests of a row follow each other.
+    requests = requests.take(pa.array(np.arange(len(row)) + (start - np.cumsum(counts) + counts)[row]))
+    rows = clips.take(pa.array(row))
     # Here the number of a clip is that of its uid, because exact copies, which share the other number, must not be
     # mixed up.
     clip, other = numbers_of(requests["uid"].to_pylist()), numbers_of(requests["other"].to_pylist())
-    mirror = np.asarray(requests["mirrored"].to_numpy(), bool)
+    mirror = np.asarray(requests["mirrored"].to_numpy(zero_copy_only=False), bool)
     pair = _pair_numbers(clip, other, mirror)
     return _sequence_rows(rows.set_column(0, "clip", pa.array(clip)), pair, other, mirror, np.zeros_like(clip))
 
@@ -214,22 +227,54 @@ def _compare(sides: pa.Table, thresholds: NearThresholds) -> pa.Table:
     clip, other, pair, rank = (
         np.asarray(sides[name].to_numpy(), np.int64) for name in ("clip", "other", "pair", "rank")
     )
-    mirror, still, sources, origins = (sides[name].to_pylist() for name in ("mirrored", "still", "source", "origin"))
+    mirror, still = (np.asarray(sides[name].to_numpy(zero_copy_only=False), bool) for name in ("mirrored", "still"))
+    origin = np.asarray(sides["origin"].to_numpy(), np.int64)
     is_pair = (pair[1:] == pair[:-1]) & (clip[1:] == other[:-1]) & (clip[:-1] == other[1:])
+    is_pair &= np.minimum(rank[1:], rank[:-1]) < MAX_RANK
+    is_pair &= (mirror[1:] == mirror[:-1]) & (origin[1:] != origin[:-1]) & (still[1:] == still[:-1])
+    rows = np.flatnonzero(is_pair)
+    sources = sides["source"].combine_chunks()
+    differ = pc.not_equal(sources.take(pa.array(rows)), sources.take(pa.array(rows + 1)))
+    rows = rows[np.asarray(pc.fill_null(differ, False))]
+    max_distance = np.where(still, float(thresholds.image_max_distance), thresholds.max_distance)
     matches: list[_Match] = []
-    for i in np.flatnonzero(is_pair & (np.minimum(rank[1:], rank[:-1]) < MAX_RANK)).tolist():
-        j = i + 1
-        if mirror[i] != mirror[j] or sources[i] == sources[j] or origins[i] == origins[j] or still[i] != still[j]:
-            continue
-        a, b = (hashes[edges[k] : edges[k + 1]] for k in (i, j))
-        aligned = align(a, b, mirror[i])
-        max_distance = thresholds.image_max_distance if still[i] else thresholds.max_distance
-        if aligned is None or aligned.distance > max_distance:
+    for i in _that_may_align(rows, hashes, edges, mirror, max_distance, thresholds.min_share).tolist():
+        a, b = (hashes[edges[k] : edges[k + 1]] for k in (i, i + 1))
+        is_mirrored = bool(mirror[i])
+        aligned = align(a, b, is_mirrored)
+        if aligned is None or aligned.distance > max_distance[i]:
             continue
         if aligned.length < thresholds.min_share * min(len(a), len(b)):
             continue
-        matches.append(_Match(i, mirror[i], aligned.distance, aligned.length / len(a), aligned.length / len(b)))
+        matches.append(_Match(i, is_mirrored, aligned.distance, aligned.length / len(a), aligned.length / len(b)))
     return _pair_rows(sides, matches)
+
+
+def _that_may_align(
+    rows: Int64Array,
+    hashes: UInt64Array,
+    edges: Int64Array,
+    mirror: BoolArray,
+    max_distance: Float64Array,
+    min_share: float,
+) -> Int64Array:
+    """Return those rows whose clip may be aligned with that of the next row, in order.
+
+    The hashes of a row are those between its edge and the next. Pairs of clips of the same lengths are looked at
+    together.
+    """
+    counts = np.diff(edges)
+    rows = rows[np.lexsort((counts[rows + 1], counts[rows]))]
+    new_lengths = (np.diff(counts[rows]) != 0) | (np.diff(counts[rows + 1]) != 0)
+    found = [np.zeros(0, np.int64)]
+    for alike in np.split(rows, np.flatnonzero(new_lengths) + 1):
+        n_a, n_b = (int(counts[alike + side].max(initial=0)) for side in (0, 1))
+        size = max(1, MAX_CELLS // max(1, n_a * n_b))
+        for start in range(0, len(alike) if n_a and n_b else 0, size):
+            some = alike[start : start + size]
+            a, b = (hashes[edges[some + side][:, None] + np.arange(n)] for side, n in ((0, n_a), (1, n_b)))
+            found.append(some[may_align(a, b, mirror[some], max_distance[some], min_share * min(n_a, n_b))])
+    return np.sort(np.concatenate(found))
 
 
 def _pair_rows(sides: pa.Table, matches: Sequence[_Match]) -> pa.Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
@@ -73,11 +73,13 @@ def list_sources(settings: tuple[SourceSettings, ...]) -> pa.Table:
         files = list(_files_of(entry))
         if not files:
             raise ConfigError(_no_file(entry))
-        beside = find_sidecars(file.uri for file, _ in files) if entry.captions == "sidecar" else {}
-        sidecars = [beside.get(os.path.splitext(file.uri)[0]) for file, _ in files]
+        beside: Mapping[str, storage.Entry] = {}
         if entry.captions == "sidecar":
-            _log_sidecars(entry, sum(sidecar is not None for sidecar in sidecars), len(files))
-        for (file, caption), sidecar in zip(files, sidecars, strict=True):
+            beside = find_sidecars(file.uri for file, _ in files)
+            _log_sidecars(entry, sum(_stem(file) in beside for file, _ in files), len(files))
+        files.reverse()
+        while files:  # each is let go when its row is made
+            file, caption = files.pop()
             identity = file.real or file.uri
             known = rows.get(identity)
             if known and known.kind != entry.kind:
@@ -86,9 +88,10 @@ def list_sources(settings: tuple[SourceSettings, ...]) -> pa.Table:
                 )
             if known and known.source != file.uri and file.uri != file.real:
                 continue  # another link to a file that is listed
-            rows[identity] = _row(file, entry.kind, sidecar, caption)
-    columns = zip(*sorted(rows.values(), key=lambda row: row.source), strict=True)
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, FIELDS, strict=True)], SCHEMA)
+            rows[identity] = _row(file, entry.kind, beside.get(_stem(file)), caption)
+    ordered = sorted(rows.values(), key=lambda row: row.source)
+    columns = [pa.array([row[i] for row in ordered], field.type) for i, field in enumerate(FIELDS)]
+    return pa.table(columns, SCHEMA)
 
 
 class _Row(NamedTuple):
@@ -101,6 +104,10 @@ class _Row(NamedTuple):
     version: str
     sidecar: str | None
     listed_caption: str | None
+
+
+def _stem(file: storage.Entry) -> str:
+    return os.path.splitext(file.uri)[0]
 
 
 def _row(file: storage.Entry, kind: str, sidecar: storage.Entry | None, caption: str) -> _Row:

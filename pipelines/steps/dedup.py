@@ -105,7 +105,7 @@ class Dedup(Global):
     def solve(self, rows: Rows) -> pa.Table:
         if self.method == "semantic":
             return self._solve_semantic(rows)
-        clips = rows.map(as_clips)
+        clips = rows.map(as_clips).stored()
         same = exact_copies(clips)
         members = members_of(same)
         identities = dict(zip(same["uid"].to_pylist(), same["identity"].to_pylist(), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from cluster import large_tables
 from cluster.large_tables import (
+    byte_strings,
     codes,
     first_of_each,
     is_among,
@@ -84,6 +86,15 @@ def test_positions_in_sorted_values_are_the_same(values: set[str], pieces: list[
     keys = [pa.array(piece, pa.string()) for piece in pieces]
     found = sorted_positions(keys, column)
     assert found.to_pylist() == [position for piece in keys for position in positions(piece, column).to_pylist()]
+
+
+@given(st.lists(st.text("ab\u00e9\u4e16", max_size=4), max_size=12), st.integers(0, 12), st.text("ab", max_size=4))
+def test_byte_strings_sort_and_search_as_strings(values: list[str], start: int, key: str) -> None:
+    column = pa.chunked_array([values[:start], values[start:], [key]], pa.string()).slice(min(start, len(values)))
+    padded = byte_strings(column)
+    assert [value.decode() for value in padded.tolist()] == column.to_pylist()
+    assert np.sort(padded).tolist() == [value.encode() for value in column.take(pc.sort_indices(column)).to_pylist()]
+    assert len(byte_strings(column.slice(0, 0))) == 0
 
 
 def test_joined_tables_are_sorted() -> None:

@@ -91,6 +91,9 @@ class ScatteredRows:
     def union(self, *others: Rows) -> ScatteredRows:
         return self._next([*self.tables, *(other.collect() for other in others)])
 
+    def stored(self) -> ScatteredRows:
+        return self
+
     def collect(self) -> pa.Table:
         return self._shuffled()
 

@@ -61,3 +61,12 @@ def test_pairs_are_found_beyond_the_bound_of_dedup() -> None:
     found = closest_across(LocalRows([clip_table([film, far], split=["train", "val"])]), "split").to_pylist()
     assert len(found) == 1
     assert 9 < found[0]["distance"] < 14
+
+
+def test_pairs_that_are_also_alike_mirrored_count_once() -> None:
+    rng = np.random.default_rng(6)
+    films = [np.concatenate([film, mirrored(film)]) for film in unrelated_hashes(rng, 3, 8)]
+    table = clip_table(films * 2, split=["train"] * 3 + ["val"] * 3)
+    found = closest_across(LocalRows([table]), "split", 3)
+    assert found["uid_a"].to_pylist() == ["0000", "0001", "0002"]
+    assert found["distance"].to_pylist() == [0.0, 0.0, 0.0]

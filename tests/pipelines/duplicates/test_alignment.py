@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.arrays import UInt64Array
-from pipelines.duplicates.alignment import MIN_STEADY_BITS, NEUTRAL_DISTANCE, align, best_run, frame_distances
+from pipelines.duplicates.alignment import (
+    MIN_STEADY_BITS,
+    NEUTRAL_DISTANCE,
+    align,
+    best_run,
+    frame_distances,
+    may_align,
+)
 from pipelines.video.phash import is_informative, mirrored
 from tests.support.clip_rows import noisy, unrelated_hashes
 
@@ -68,6 +75,37 @@ def test_no_run_at_any_offset_scores_higher(seed: int, n_a: int, n_b: int) -> No
     ]
     assert sum(round((NEUTRAL_DISTANCE - distances[k]) * 64) for k in counted) == wanted
     assert found.distance == pytest.approx(np.mean([distances[k] for k in counted]))
+
+
+@pytest.mark.slow
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.1, 0.5, 1.0]))
+def test_no_pair_that_aligns_is_screened_out(seed: int, n_a: int, n_b: int, min_share: float) -> None:
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for _ in range(20):
+        film = unrelated_hashes(rng, 1, 16)[0]
+        start_a, start_b = rng.integers(0, 17 - n_a), rng.integers(0, 17 - n_b)
+        level = rng.choice([0.0, 0.03, 0.1, 0.2, 0.3])
+        a, b = film[start_a : start_a + n_a].copy(), noisy(rng, film[start_b : start_b + n_b], level)
+        a[rng.random(n_a) < 0.2] = 0
+        b[rng.random(n_b) < rng.choice([0.0, 0.5])] = 0
+        pairs.append((a, b, rng.random() < 0.3, rng.choice([0.0, 4.0, 9.0, 15.0])))
+    a_KA, b_KB, mirror_K, max_distance_K = (np.array(values) for values in zip(*pairs, strict=True))
+    min_length = min_share * min(n_a, n_b)
+    screened = may_align(a_KA, b_KB, mirror_K, max_distance_K, min_length)
+    for (a, b, mirror, max_distance), may in zip(pairs, screened, strict=True):
+        found = align(a, b, mirror)
+        wanted = found is not None and found.length >= min_length and found.distance <= max_distance
+        assert may or not wanted
+
+
+def test_unrelated_pairs_are_screened_out() -> None:
+    rng = np.random.default_rng(3)
+    many = np.array(unrelated_hashes(rng, 400, 16))
+    copies = np.array([noisy(rng, film) for film in many[:200]])
+    for a, b, share in ((many[:200], many[200:], 0.0), (many[:200], copies, 1.0)):
+        assert may_align(a, b, np.zeros(200, bool), np.full(200, 9.0), 8).mean() == share
 
 
 @settings(max_examples=50)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from cluster.arrays import UInt64Array
 from pipelines.duplicates.alignment import align
 from pipelines.duplicates.clip_hashes import READ_COLUMNS
+from pipelines.engine import shuffle
 from pipelines.engine.shuffle import LocalRows
 from pipelines.engine.step import FATE_FIELDS, Mark, map_rows
 from pipelines.engine.tables import TASK_SCHEMA
@@ -77,6 +78,19 @@ def test_result_does_not_depend_on_order_and_parts(seed: int) -> None:
     rows = table.take(pa.array(np.random.default_rng(seed).permutation(len(table))))
     assert Dedup().solve(LocalRows([rows.slice(0, 5), rows.slice(5)])).to_pylist() == wanted
     assert Dedup().solve(ScatteredRows([rows], seed % 1000)).to_pylist() == wanted
+
+
+@pytest.mark.slow
+def test_result_does_not_depend_on_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(9)
+    film = unrelated_hashes(rng, 1, 8)[0]
+    # Of a hundred copies of one film, some are compared by their uids after all.
+    table = pa.concat_tables([library(9, 60)[0], clip_table([noisy(rng, film, 0.02) for _ in range(100)])])
+    table = table.set_column(0, "uid", pa.array([f"{i:04d}" for i in range(len(table))]))
+    parts = [table.slice(start, 8) for start in range(0, len(table), 8)]
+    wanted = Dedup().solve(LocalRows([table])).to_pylist()
+    monkeypatch.setattr(shuffle, "MAX_BLOCK_BYTES", 20_000)
+    assert Dedup().solve(LocalRows(parts)).to_pylist() == wanted
 
 
 def test_keys_lose_no_pair_that_alignment_finds() -> None:
