@@ -17,12 +17,14 @@ import torch
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 
 from cluster import storage
 from cluster.metrics import RETRIES
 from cluster.nodes import check_nodes, is_draining, living_nodes, wait_for_gpus
 from cluster.session import cluster_size
 from cluster.telemetry import log
+from training import stopping
 from training.checkpoints.checkpoint import newest_checkpoint
 from training.checkpoints.run_folder import run_folder
 from training.checkpoints.schedule import SAVE_REQUESTED
@@ -32,7 +34,7 @@ from training.loop import train_loop
 from training.memory import DeviceMemoryError
 from training.result import TrainResult, find_result
 from training.settings import TrainSettings
-from training.stopping import FAILURE_FILE, REQUESTED, Interrupted, NonFiniteLossError, stop_signals
+from training.stopping import FAILURE_FILE, Interrupted, NonFiniteLossError, leave_on_sigterm, stop_signals
 from training.tracking.metrics import progress_bar
 from training.workers import WorkerRequest
 
@@ -142,7 +144,7 @@ def run_on_workers(
             "threads": threads,
             "device": "cuda" if use_gpu else "cpu",
         },
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=_TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="train",
@@ -258,6 +260,26 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray is untyped
             raise
 
 
+class _Backend(_TorchBackend):  # type: ignore[misc]  # Ray is untyped
+    """PyTorch's process group, in workers that SIGTERM does not end before a checkpoint.
+
+    A handler has to be set in the main thread, in which workers run what they are told here; `_worker` runs in another.
+    The setup hook of a worker comes too early: Ray sets its own handler after it.
+    """
+
+    def on_training_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        super().on_training_start(worker_group, backend_config)
+        worker_group.execute(leave_on_sigterm)
+
+
+class _TorchConfig(TorchConfig):  # type: ignore[misc]  # Ray is untyped
+    """A process group of `_Backend`."""
+
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
+
+
 def _worker(config: dict[str, Any]) -> None:
     """Run the training loop of one rank in a process of Ray Train."""
     context = ray.train.get_context()
@@ -272,6 +294,7 @@ def _worker(config: dict[str, Any]) -> None:
         )
     ended, is_first = threading.Event(), context.get_world_rank() == 0
     if is_first:
+        stopping.REQUESTED.clear()
         watch = (storage.join(config["run_uri"], STOP_FILE), ended)
         threading.Thread(target=_watch_for_stop, args=watch, name="stop-request", daemon=True).start()
     # In every worker: Ray's local ranks are those of an IP address, which several nodes may share behind a proxy, in
@@ -279,24 +302,26 @@ def _worker(config: dict[str, Any]) -> None:
     threading.Thread(target=_watch_for_drain, args=(ended,), name="drain", daemon=True).start()
     try:
         config["loop"](device=device, **config["arguments"])
-    except (NonFiniteLossError, NonFiniteGradientError, DeviceMemoryError, Interrupted) as error:
+    except Interrupted as error:
+        if stopping.LEAVING.is_set():  # to the driver, this is a lost worker
+            raise RuntimeError(f"{socket.gethostname()}: SIGTERM; it left after a checkpoint") from error
+        if is_first and stopping.REQUESTED.is_set():  # and not by another worker, which leaves
+            storage.write_bytes(storage.join(config["run_uri"], STOPPED_FILE), str(error).encode())
+    except (NonFiniteLossError, NonFiniteGradientError, DeviceMemoryError) as error:
         # All ranks raise this error, and would again after a restart, so it must not look like a lost worker.
         if is_first:
-            stopped = isinstance(error, Interrupted)
-            text = str(error) if stopped else f"{type(error).__name__}\n{error}"
-            file = STOPPED_FILE if stopped else FAILURE_FILE
-            storage.write_bytes(storage.join(config["run_uri"], file), text.encode())
+            text = f"{type(error).__name__}\n{error}"
+            storage.write_bytes(storage.join(config["run_uri"], FAILURE_FILE), text.encode())
     finally:
         ended.set()
 
 
 def _watch_for_stop(stop_uri: str, ended: threading.Event) -> None:
     """Look for a request to stop until there is one or training has ended; pass it on to the loop of this process."""
-    REQUESTED.clear()
     while not ended.wait(POLL_S):
         with contextlib.suppress(OSError):  # of an object store; the next look may succeed
             if storage.exists(stop_uri):
-                REQUESTED.set()
+                stopping.REQUESTED.set()
                 storage.remove(stop_uri)
                 return
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +25,11 @@ class NonFiniteLossError(ArithmeticError):
 
 
 REQUESTED = threading.Event()
-"""Set where another process asks this one to stop, as the driver asks Ray's workers, which receive no signals."""
+"""Set where another process asks this one to stop, as the driver asks Ray's workers."""
+LEAVING = threading.Event()
+"""Set in a worker of Ray that has received SIGTERM: all workers stop after a checkpoint, and this one leaves."""
+LEAVE_S = 25.0
+"""Longest time from SIGTERM to the end of a worker. Kubernetes kills what is still there after 30 s by default."""
 
 
 @contextlib.contextmanager
@@ -32,10 +37,11 @@ def stop_signals(on_first: Callable[[], None] = lambda: None) -> Iterator[Callab
     """Yield a function that returns whether SIGINT or SIGTERM has arrived since the block began.
 
     `on_first` is called when the first arrives. A second SIGINT raises `KeyboardInterrupt` immediately. Only the main
-    thread receives signals; in another thread, as on Ray's workers, the function returns whether `REQUESTED` is set.
+    thread receives signals; in another thread, as on Ray's workers, the function returns whether `REQUESTED` or
+    `LEAVING` is set.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield REQUESTED.is_set
+        yield lambda: REQUESTED.is_set() or LEAVING.is_set()
         return
     arrived: list[int] = []
 
@@ -53,3 +59,24 @@ def stop_signals(on_first: Callable[[], None] = lambda: None) -> Iterator[Callab
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave_on_sigterm() -> None:
+    """Let SIGTERM set `LEAVING` in this process, a worker of Ray; call it in the main thread.
+
+    A second SIGTERM, or the end of `LEAVE_S`, does what SIGTERM did before: it ends the process at once.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    assert callable(before), "Ray's workers have a handler of their own"
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if LEAVING.is_set():
+            before(number, frame)
+            return
+        LEAVING.set()
+        log.warning(f"SIGTERM: this worker leaves after a checkpoint of all workers, or in {LEAVE_S:.0f} s without one")
+        deadline = threading.Timer(LEAVE_S, os.kill, (os.getpid(), signal.SIGTERM))
+        deadline.daemon = True
+        deadline.start()
+
+    signal.signal(signal.SIGTERM, handle)

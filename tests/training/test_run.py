@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,16 +48,25 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_dataset(tmp_path_factory.mktemp("data"), [(32, 32, 5, 15), (48, 32, 1, 9)], n_val=2)
 
 
-def kill_a_worker_after(steps: Sequence[int], run_uri: str) -> None:
-    """Kill the process of rank 1 when there is a checkpoint of each of these steps, as the loss of its node would."""
-    killed = set()
-    for step in steps:
-        while (newest := newest_checkpoint(run_uri)) is None or newest.step < step:
+def lose_workers(run_uri: str, left: list[tuple[int, int]]) -> None:
+    """Send SIGTERM to the process of rank 1 after its first step, and SIGKILL when there is a checkpoint of step 8.
+
+    The last step and the newest checkpoint after each go to `left`.
+    """
+    pid_file = Path(run_uri, "pid-1")
+
+    def newest_step() -> int:
+        newest = newest_checkpoint(run_uri)
+        return newest.step if newest else 0
+
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        while not read_metrics(run_uri) or (number == signal.SIGKILL and newest_step() < 8):
             time.sleep(0.05)
-        while (pid := int((Path(run_uri) / "pid-1").read_text() or 0)) in {0, *killed}:
+        pid = pid_file.read_text()
+        os.kill(int(pid), number)
+        while pid_file.read_text() in ("", pid):  # until another worker begins in its place
             time.sleep(0.05)
-        os.kill(pid, signal.SIGKILL)
-        killed.add(pid)
+        left.append((read_metrics(run_uri)[-1]["step"], newest_step()))
 
 
 def train_undisturbed(manifest: str, run_uri: str) -> None:
@@ -65,8 +74,8 @@ def train_undisturbed(manifest: str, run_uri: str) -> None:
     train_loop(SETTINGS, manifest, run_uri, 0, torch.device("cpu"))
 
 
-def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker is killed more often than `max_failures`, with a new checkpoint between."""
+def test_a_lost_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are lost more often than `max_failures`, with a new checkpoint between. At SIGTERM nothing is lost."""
     alone = run.train(
         SETTINGS.model_copy(update={"workers": 1, "zero_stage": 0}),
         manifest,
@@ -85,11 +94,15 @@ def test_a_killed_worker_changes_no_loss(manifest: str, tmp_path: Path, monkeypa
         worker(config)
 
     monkeypatch.setattr(run, "_worker", worker_with_pid)
-    killer = threading.Thread(target=kill_a_worker_after, args=((4, 8), run_uri))
+    left: list[tuple[int, int]] = []
+    killer = threading.Thread(target=lose_workers, args=(run_uri, left), daemon=True)
     killer.start()
-    lasting = SETTINGS.model_copy(update={"max_failures": 1})
+    lasting = SETTINGS.model_copy(update={"max_failures": 1, "checkpoint_every": 8})
     two = run.train(lasting, manifest, str(tmp_path / "two"), distributed=True)
     killer.join()
+    trained, saved = left[0]
+    assert saved == trained > 0
+    assert left[1][1] >= 8
     assert len(two.losses) == SETTINGS.steps
     assert two.losses == pytest.approx(alone.losses, abs=1e-4)
     assert [loss for _, loss in two.validation] == pytest.approx([loss for _, loss in alone.validation], abs=1e-4)
