@@ -28,6 +28,8 @@ REQUESTED = threading.Event()
 """Set where another process asks this one to stop, as the driver asks Ray's workers."""
 LEAVING = threading.Event()
 """Set in a worker of Ray that has received SIGTERM: all workers stop after a checkpoint, and this one leaves."""
+LISTENING = threading.Event()
+"""Set in a process in which a loop outside the main thread stops when it is asked to."""
 LEAVE_S = 25.0
 """Longest time from SIGTERM to the end of a worker. Kubernetes kills what is still there after 30 s by default."""
 
@@ -41,7 +43,11 @@ def stop_signals(on_first: Callable[[], None] = lambda: None) -> Iterator[Callab
     `LEAVING` is set.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: REQUESTED.is_set() or LEAVING.is_set()
+        LISTENING.set()
+        try:
+            yield lambda: REQUESTED.is_set() or LEAVING.is_set()
+        finally:
+            LISTENING.clear()
         return
     arrived: list[int] = []
 
@@ -62,15 +68,16 @@ def stop_signals(on_first: Callable[[], None] = lambda: None) -> Iterator[Callab
 
 
 def leave_on_sigterm() -> None:
-    """Let SIGTERM set `LEAVING` in this process, a worker of Ray; call it in the main thread.
+    """Let SIGTERM set `LEAVING` in this process, a worker of Ray, while it trains; call it in the main thread.
 
-    A second SIGTERM, or the end of `LEAVE_S`, does what SIGTERM did before: it ends the process at once.
+    A second SIGTERM, the end of `LEAVE_S`, and SIGTERM of a worker that does not train do what SIGTERM did before: they
+    end the process at once.
     """
     before = signal.getsignal(signal.SIGTERM)
     assert callable(before), "Ray's workers have a handler of their own"
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if LEAVING.is_set():
+        if LEAVING.is_set() or not LISTENING.is_set():
             before(number, frame)
             return
         LEAVING.set()

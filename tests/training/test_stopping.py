@@ -25,34 +25,50 @@ def ends() -> Iterator[list[int]]:
     LEAVING.clear()
 
 
-def stop_is_requested() -> bool:
-    """Return whether a loop that begins now, in a thread that is not the main one, is asked to stop."""
-    asked: list[bool] = []
+class Loop:
+    """A loop outside the main thread, which runs until the block ends."""
 
-    def loop() -> None:
-        with stop_signals() as stop_requested:
-            asked.append(stop_requested())
+    def __enter__(self) -> Loop:
+        self._begun, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        self._begun.wait()
+        return self
 
-    thread = threading.Thread(target=loop)
-    thread.start()
-    thread.join()
-    return asked[0]
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with stop_signals() as self.stop_requested:
+            self._begun.set()
+            self._ended.wait()
 
 
 def test_sigterm_asks_to_stop_and_the_next_one_ends(ends: list[int]) -> None:
-    assert not stop_is_requested()
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert stop_is_requested()
-    assert ends == []
+    with Loop() as loop:
+        assert not loop.stop_requested()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert loop.stop_requested()
+        assert ends == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ends == [signal.SIGTERM]
+
+
+def test_sigterm_ends_a_worker_that_does_not_train(ends: list[int]) -> None:
+    with Loop():
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
     assert ends == [signal.SIGTERM]
+    assert not LEAVING.is_set()
 
 
 def test_a_worker_leaves_in_time_in_a_long_step(ends: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "LEAVE_S", 0.3)
-    start_s = time.monotonic()
-    os.kill(os.getpid(), signal.SIGTERM)
-    while not ends:
-        assert time.monotonic() < start_s + 30
-        time.sleep(0.01)
-    assert time.monotonic() >= start_s + 0.3
+    with Loop():
+        start_s = time.monotonic()
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not ends:
+            assert time.monotonic() < start_s + 30
+            time.sleep(0.01)
+        assert time.monotonic() >= start_s + 0.3
