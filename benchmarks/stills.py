@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster.arrays import Pixels
-from pipelines.scenes.stream import IMAGE_EVERY, WORLD, Stream, StreamFile
+from pipelines.scenes.stream import WORLD, Selection, Stream, StreamFile
 from training.evaluation.metric import Clip, Expected
 from training.evaluation.truth import Split
 from training.evaluation.world_scores import world_scores
@@ -25,7 +25,7 @@ FPS = 8.0
 
 def still_images(split: Split, count: int) -> list[StreamFile]:
     """Return the first still images of a stream, planned for squares of `SIDE` pixels."""
-    files = [Stream(0, split).file(IMAGE_EVERY * (n + 1) - 1) for n in range(count)]
+    files = [Stream(0, split).file(index) for index in Selection(0, count).indices()]
     for file in files:
         # `plan` is a cached property, from which everything else of the file follows.
         file.__dict__["plan"] = replace(file.plan, width=SIDE, height=SIDE)

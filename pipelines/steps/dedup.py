@@ -141,6 +141,7 @@ class Dedup(Global):
 
     def _solve_semantic(self, rows: Rows) -> pa.Table:
         """Solve by embeddings. Clusters of an earlier dedup that a pair joins become one."""
+        rows = rows.stored()
         found = semantic_pairs(rows, self.min_cosine, self.seed)
         uids = {**members_of(found, "a_"), **members_of(found, "b_")}
         columns = (found[name].to_pylist() for name in ("a_uid", "b_uid", "cosine"))
